@@ -1,0 +1,151 @@
+"""The fold: how events become the summary of a country-day. Pure: no I/O, no clock.
+
+It is a join. For each city the ledger keeps the entry of the highest revision (a retraction stays, as a tombstone),
+of equal revisions the one with the greater canonical bytes; of two plans it keeps the higher revision. So it is
+commutative, associative and idempotent on any input, and as the encoding is canonical and nothing comes from the
+folding service, a summary is the same byte for byte whatever the order, the duplicates and the batches of its events.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+
+import msgspec
+
+from shared.contribution import NOTHING
+from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, Event
+from shared.identity import CityId, CountrySlug
+from shared.objects import LedgerEntry, PlanChunks, Summary
+
+StatEvent = CityDayStats | CityDayRetracted | CountryDayPlanned
+
+_PlanKey = tuple[int, int]
+_encoder = msgspec.json.Encoder(order="deterministic")
+
+
+def empty_summary(date: dt.date, country: CountrySlug) -> Summary:
+    """Return the summary that nothing has been folded into: the identity of the join."""
+    return Summary(date=date, country=country)
+
+
+def fold(summary: Summary, folded: Iterable[StatEvent]) -> Summary:
+    """Fold events of one country-day into its summary.
+
+    Returns ``summary`` itself if they change nothing. Raises ValueError for an event of another country-day.
+    """
+    ledger = dict(summary.ledger)
+    plans = {(plan.revision, plan.chunks): dict(plan.cities) for plan in summary.plans}
+    name = summary.country_name
+    for event in folded:
+        if (event.date, event.country) != (summary.date, summary.country):
+            raise ValueError(f"{event.key} is not an event of {summary.date}/{summary.country}")
+        match event:
+            case CityDayStats():
+                name = max(name, event.country_name)
+                _keep_greater(ledger, event.city_id, _entry_of(event))
+            case CityDayRetracted():
+                _keep_greater(ledger, event.city_id, LedgerEntry(revision=event.revision))
+            case CountryDayPlanned():
+                name = max(name, event.country_name)
+                chunks = plans.setdefault((event.plan_revision, event.chunks), {})
+                if event.chunk < event.chunks:
+                    cities = tuple(sorted(set(event.city_ids)))
+                    chunks[event.chunk] = max(chunks.get(event.chunk, ()), cities)
+    kept = _without_superseded(plans)
+    if ledger == summary.ledger and kept == summary.plans and name == summary.country_name:
+        return summary
+    return _with_totals(summary.date, summary.country, name, ledger, kept)
+
+
+def expected_cities(summary: Summary) -> frozenset[CityId] | None:
+    """Return the cities that the plan in force expects, or None while no whole plan is known."""
+    plan = _in_force(summary.plans)
+    return None if plan is None else frozenset(city for cities in plan.cities.values() for city in cities)
+
+
+def superseded(summary: Summary, event: StatEvent) -> bool:
+    """Tell whether the summary already holds a higher revision of what ``event`` is about."""
+    if isinstance(event, CountryDayPlanned):
+        return summary.plan_revision > event.plan_revision
+    entry = summary.ledger.get(event.city_id)
+    return entry is not None and entry.revision > event.revision
+
+
+def is_stat_event(event: Event) -> StatEvent:
+    """Return ``event`` as one that can be folded; its topic holds no other types."""
+    assert isinstance(event, CityDayStats | CityDayRetracted | CountryDayPlanned)
+    return event
+
+
+def _entry_of(event: CityDayStats) -> LedgerEntry:
+    return LedgerEntry(
+        revision=event.revision,
+        city_name=event.city_name,
+        contribution=event.contribution,
+        trips_on_other_dates=event.trips_on_other_dates,
+        sha256=event.sha256,
+        ingested_at=event.ingested_at,
+    )
+
+
+def _keep_greater(ledger: dict[CityId, LedgerEntry], city_id: CityId, entry: LedgerEntry) -> None:
+    known = ledger.get(city_id)
+    if known is None or _rank(entry) > _rank(known):
+        ledger[city_id] = entry
+
+
+def _rank(entry: LedgerEntry) -> tuple[int, bytes]:
+    return entry.revision, _encoder.encode(entry)
+
+
+def _without_superseded(plans: dict[_PlanKey, dict[int, tuple[CityId, ...]]]) -> tuple[PlanChunks, ...]:
+    """Keep the highest plan that is whole, and those above it that may become so; the highest first."""
+    kept = []
+    for (revision, chunks), cities in sorted(plans.items(), reverse=True):
+        plan = PlanChunks(revision=revision, chunks=chunks, cities=dict(sorted(cities.items())))
+        kept.append(plan)
+        if plan.whole:
+            break
+    return tuple(kept)
+
+
+def _in_force(plans: tuple[PlanChunks, ...]) -> PlanChunks | None:
+    return plans[-1] if plans and plans[-1].whole else None
+
+
+def _with_totals(
+    date: dt.date,
+    country: CountrySlug,
+    name: str,
+    ledger: dict[CityId, LedgerEntry],
+    plans: tuple[PlanChunks, ...],
+) -> Summary:
+    totals = NOTHING
+    reported = set()
+    last_ingested_at: dt.datetime | None = None
+    for city_id, entry in ledger.items():
+        if entry.contribution is None:
+            continue
+        reported.add(city_id)
+        totals += entry.contribution
+        if entry.ingested_at is not None and (last_ingested_at is None or entry.ingested_at > last_ingested_at):
+            last_ingested_at = entry.ingested_at
+    plan = _in_force(plans)
+    expected = {city for cities in plan.cities.values() for city in cities} if plan else set()
+    plan_revision = plan.revision if plan else 0
+    return Summary(
+        date=date,
+        country=country,
+        country_name=name,
+        version=sum(entry.revision for entry in ledger.values()) + plan_revision,
+        totals=totals,
+        has_data=bool(reported),
+        cities_reported=len(expected & reported),
+        cities_expected=len(expected),
+        complete=plan is not None and expected <= reported,
+        last_ingested_at=last_ingested_at,
+        plan_revision=plan_revision,
+        plans=plans,
+        ledger=dict(sorted(ledger.items())),
+    )

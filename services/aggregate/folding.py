@@ -1,0 +1,209 @@
+"""Folding a batch of events into the summaries of their country-days.
+
+The order of effects, and why it loses and repeats nothing:
+
+1. take a batch, then read which generations are live and building (in this order: a rebuild that sets its pointer
+   before it takes the end of the topic then knows that every later batch is folded into both);
+2. for each country-day and generation: fold, and swap the summary in; lost the race → read again, fold again;
+3. publish the live summaries, and for records that were already superseded when they came, what the bucket holds
+   (the compacted topic would otherwise end in a stale record);
+4. publish ``CityFolded`` for every event that a request caused, also when it changed nothing;
+5. commit.
+
+A crash after any step leaves a batch that comes again, and folding it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import msgspec
+
+from services.aggregate.fold import StatEvent, empty_summary, fold, is_stat_event, superseded
+from shared import health, keys, objects
+from shared.consuming import decode_batch
+from shared.events import Cause, CityFolded, CountryDayPlanned, CountryDaySummary, Event, cause_of
+from shared.identity import CountrySlug
+from shared.objects import Current, Manifest, Plan, Summary
+from shared.outbox import events_of_manifest, events_of_plan
+from shared.publishing import Outgoing, Publisher, Received
+from shared.store import LostRace, ObjectStore
+
+FOLDS_AT_ONCE_MAX = 16
+
+
+class _Cached(msgspec.Struct):
+    summary: Summary
+    etag: str
+    size_bytes: int
+    published: bool = False
+
+
+class SummaryCache:
+    """The summaries that this process wrote or read last, so that a steady state costs one PUT a fold.
+
+    Bounded in bytes of JSON; the least recently used goes first. A stale entry is harmless: its swap loses.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._entries: OrderedDict[str, _Cached] = OrderedDict()
+
+    def get(self, key: str) -> _Cached | None:
+        """Return what was kept last under ``key``."""
+        if key in self._entries:
+            self._entries.move_to_end(key)
+        return self._entries.get(key)
+
+    def keep(self, key: str, entry: _Cached) -> None:
+        """Keep an entry in place of the one before it."""
+        self.drop(key)
+        self._entries[key] = entry
+        self._bytes += entry.size_bytes
+        while self._bytes > self._bytes_max and self._entries:
+            _, oldest = self._entries.popitem(last=False)
+            self._bytes -= oldest.size_bytes
+
+    def drop(self, key: str) -> None:
+        """Forget ``key``."""
+        known = self._entries.pop(key, None)
+        if known is not None:
+            self._bytes -= known.size_bytes
+
+
+class _Caused(msgspec.Struct, frozen=True):
+    event: StatEvent
+    cause: Cause | None
+
+
+class Folder:
+    """Folds batches of ``city-stats``. Any number can run side by side: the swap of each summary decides."""
+
+    def __init__(self, store: ObjectStore, publisher: Publisher, *, cache_bytes: int) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._cache = SummaryCache(cache_bytes)
+
+    async def process(self, batch: Sequence[Received]) -> None:
+        """Fold a batch. When it returns, all its effects have happened and it can be committed."""
+        groups: dict[tuple[str, CountrySlug], list[_Caused]] = {}
+        for record, event in (
+            (item.record, is_stat_event(item.event)) for item in await decode_batch(batch, self._publisher)
+        ):
+            caused = _Caused(event, cause_of(dict(record.headers)))
+            groups.setdefault((event.date.isoformat(), event.country), []).append(caused)
+        current = await read_current(self._store)
+        room = asyncio.Semaphore(FOLDS_AT_ONCE_MAX)
+
+        async def fold_one(group: list[_Caused]) -> None:
+            async with room:
+                await self._fold_group(group, current)
+
+        async with asyncio.TaskGroup() as tasks:
+            for group in groups.values():
+                tasks.create_task(fold_one(group))
+        await self._publisher.publish(
+            Outgoing(_folded(item.event, item.cause))
+            for group in groups.values()
+            for item in group
+            if item.cause is not None and not isinstance(item.event, CountryDayPlanned)
+        )
+
+    async def _fold_group(self, group: list[_Caused], current: Current) -> None:
+        events = [item.event for item in group]
+        for generation in reversed(current.folded):
+            entry = await self._fold_into(generation, events)
+        outgoing: list[Event] = await self._current_of_superseded(events, entry.summary)
+        if not entry.published:
+            outgoing.append(summary_event(entry.summary))
+        await self._publisher.publish(map(Outgoing, outgoing))
+        entry.published = True
+
+    async def _fold_into(self, generation: int, events: Sequence[StatEvent]) -> _Cached:
+        key = keys.summary(generation, events[0].date, events[0].country)
+        while True:
+            known = self._cache.get(key) or await self._read(key)
+            before = known.summary if known else empty_summary(events[0].date, events[0].country)
+            after = fold(before, events)
+            if known and after is before:
+                return known
+            body = objects.encode(after)
+            try:
+                etag = await self._store.swap(key, body, etag=known.etag if known else None)
+            except LostRace:
+                health.lost_races.labels("summary").inc()
+                self._cache.drop(key)
+                continue
+            except BaseException:
+                self._cache.drop(key)
+                raise
+            written = _Cached(after, etag, len(body))
+            self._cache.keep(key, written)
+            return written
+
+    async def _read(self, key: str) -> _Cached | None:
+        found = await self._store.get(key)
+        if found is None:
+            return None
+        entry = _Cached(objects.decode(Summary, found.body, key), found.etag, len(found.body))
+        self._cache.keep(key, entry)
+        return entry
+
+    async def _current_of_superseded(self, events: Sequence[StatEvent], summary: Summary) -> list[Event]:
+        """Return what the bucket holds for each key whose last record of this batch is already superseded."""
+        last_of_key = {event.key: event for event in events}
+        stale = [event for event in last_of_key.values() if superseded(summary, event)]
+        current: list[Event] = []
+        if any(isinstance(event, CountryDayPlanned) for event in stale):
+            key = keys.plan(summary.date)
+            found = await self._store.get(key)
+            plan = objects.decode(Plan, found.body, key) if found else None
+            if plan and (summary.country in plan.countries or summary.country in plan.gone):
+                current += events_of_plan(plan, summary.country)
+        for event in stale:
+            if isinstance(event, CountryDayPlanned):
+                continue
+            key = keys.manifest(event.date, event.city_id)
+            found = await self._store.get(key)
+            if found is not None:
+                manifest = objects.decode(Manifest, found.body, key)
+                current += (again for again in events_of_manifest(manifest) if again.key == event.key)
+        return current
+
+
+async def read_current(store: ObjectStore) -> Current:
+    """Read which generations are live and building; the first one is, until something else is said."""
+    found = await store.get(keys.CURRENT)
+    return objects.decode(Current, found.body, keys.CURRENT) if found else Current()
+
+
+def summary_event(summary: Summary) -> CountryDaySummary:
+    """Return what downstream consumers are told of a summary: its totals, not its ledger."""
+    return CountryDaySummary(
+        date=summary.date,
+        country=summary.country,
+        country_name=summary.country_name,
+        version=summary.version,
+        totals=summary.totals,
+        cities_reported=summary.cities_reported,
+        cities_expected=summary.cities_expected,
+        complete=summary.complete,
+        last_ingested_at=summary.last_ingested_at,
+    )
+
+
+def _folded(event: StatEvent, cause: Cause | None) -> CityFolded:
+    assert cause is not None
+    assert not isinstance(event, CountryDayPlanned)
+    return CityFolded(
+        request_id=cause.request_id,
+        date=event.date,
+        city_id=event.city_id,
+        plan_revision=cause.plan_revision,
+        position=cause.position,
+        country=event.country,
+        revision=event.revision,
+    )

@@ -1,0 +1,130 @@
+"""Folding progress events into the records of their requests, and sending stuck requests on their way again.
+
+A record is written at most once in ``interval_s``: what came since is one batch. A request that has made no progress
+for long is published again, with the same id, so whatever the broker lost comes back by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import msgspec
+
+from services.aggregate.progress import ProgressEvent, fold_progress, is_progress_event, new_record
+from shared import health, keys, objects
+from shared.consuming import decode_batch
+from shared.events import ProcessRequested
+from shared.identity import RequestId
+from shared.objects import RequestRecord
+from shared.patience import Patience
+from shared.publishing import Outgoing, Publisher, Received
+from shared.requests import status_of
+from shared.store import LostRace, ObjectStore
+
+SWEEP_INTERVAL_S = 60.0
+SWEEP_REQUESTS_MAX = 1_000
+SWEEP_AGE_MAX = dt.timedelta(days=7)
+
+Clock = Callable[[], dt.datetime]
+
+
+class ProgressFolder:
+    """Folds batches of ``request-progress``. Any number can run side by side: the swap of each record decides."""
+
+    def __init__(
+        self, store: ObjectStore, publisher: Publisher, *, clock: Clock, patience: Patience, interval_s: float
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._clock = clock
+        self._patience = patience
+        self._interval_s = interval_s
+        self._written_at_s = 0.0
+
+    async def process(self, batch: Sequence[Received]) -> None:
+        """Fold a batch. When it returns, all its effects have happened and it can be committed."""
+        groups: dict[RequestId, list[ProgressEvent]] = {}
+        for item in await decode_batch(batch, self._publisher):
+            event = is_progress_event(item.event)
+            groups.setdefault(event.request_id, []).append(event)
+        await asyncio.gather(*(self._fold_group(request_id, events) for request_id, events in groups.items()))
+        now_s = time.monotonic()
+        # What comes meanwhile waits in Kafka, and is the next batch.
+        await self._patience.pause(max(0.0, self._written_at_s + self._interval_s - now_s))
+        self._written_at_s = time.monotonic()
+
+    async def _fold_group(self, request_id: RequestId, events: Sequence[ProgressEvent]) -> None:
+        key = keys.request(request_id)
+        while True:
+            found = await self._store.get(key)
+            now = self._clock()
+            if found is None:
+                before = new_record(request_id, events[0].date, now)
+            else:
+                before = objects.decode(RequestRecord, found.body, key)
+            after = fold_progress(before, events, now)
+            if found is not None and after is before:
+                return
+            try:
+                await self._store.swap(key, objects.encode(after), etag=found.etag if found else None)
+            except LostRace:
+                health.lost_races.labels("request").inc()
+                continue
+            return
+
+
+class Sweep:
+    """Publishes requests again that have stopped making progress."""
+
+    def __init__(self, store: ObjectStore, publisher: Publisher, *, clock: Clock, after: dt.timedelta) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._clock = clock
+        self._after = after
+
+    async def run(self, patience: Patience) -> None:
+        """Sweep once a minute until asked to stop."""
+        while not patience.stopping.is_set():
+            await patience.pause(SWEEP_INTERVAL_S)
+            if not patience.stopping.is_set():
+                await patience.wait_out("sweeping requests", self.once)
+
+    async def once(self) -> int:
+        """Publish every stuck request again; return how many there were. Looks at the latest requests alone."""
+        now = self._clock()
+        resent = 0
+        async for key, record, etag in self._latest(now):
+            if status_of(record).ended:
+                continue
+            if now - max(record.updated_at, record.resent_at or record.updated_at) < self._after:
+                continue
+            requested = ProcessRequested(
+                request_id=record.request_id, date=record.date, requested_at=record.requested_at
+            )
+            await self._publisher.publish([Outgoing(requested)])
+            try:
+                marked = msgspec.structs.replace(record, resent_at=now)
+                await self._store.swap(key, objects.encode(marked), etag=etag)
+            except LostRace:
+                pass  # it made progress, or another sweep sent it too: twice is harmless
+            resent += 1
+        return resent
+
+    async def _latest(self, now: dt.datetime) -> AsyncIterator[tuple[str, RequestRecord, str]]:
+        seen = 0
+        async for listed in self._store.list(keys.REQUESTS):
+            seen += 1
+            if seen > SWEEP_REQUESTS_MAX:
+                return
+            if now - listed.last_modified < self._after:
+                continue
+            found = await self._store.get(listed.key)
+            if found is None:
+                continue
+            record = objects.decode(RequestRecord, found.body, listed.key)
+            if now - record.requested_at > SWEEP_AGE_MAX:
+                return
+            yield listed.key, record, found.etag

@@ -1,0 +1,154 @@
+"""The ``tripfold`` command."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from services.ingest.app import Role
+from shared.health import configure_logging
+from shared.patience import SurroundingsFault
+from shared.settings import InvalidSettings, Settings, load_settings
+from shared.store import S3Store
+from shared.topics_admin import apply_topics, check_topics
+
+app = typer.Typer(
+    help="Folds a transit authority's raw trip files into exact per-country, per-day statistics.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+serve_commands = typer.Typer(help="Run one service against the Kafka and S3 of the settings.", no_args_is_help=True)
+topics_commands = typer.Typer(help="The topics on the Kafka of the settings.", no_args_is_help=True)
+bucket_commands = typer.Typer(help="The bucket on the S3 of the settings.", no_args_is_help=True)
+app.add_typer(serve_commands, name="serve")
+app.add_typer(topics_commands, name="topics")
+app.add_typer(bucket_commands, name="bucket")
+
+console = Console()
+
+
+@serve_commands.command("api")
+def serve_api() -> None:
+    """Serve the REST API on TRIPFOLD_API_HOST and TRIPFOLD_API_PORT."""
+    from services.api.app import serve  # noqa: PLC0415  # each service is loaded alone: it keeps a process small
+
+    serve(_settings())
+
+
+@serve_commands.command("ingest")
+def serve_ingest(
+    role: Annotated[Role, typer.Option(help="Run the planner, the worker, or both in one process.")] = Role.ALL,
+) -> None:
+    """Plan requests, and stream city-days into S3 while folding them."""
+    from services.ingest.app import create_app  # noqa: PLC0415  # as above
+    from shared.service import serve  # noqa: PLC0415  # as above
+
+    settings = _settings()
+    serve(create_app(settings, role), settings)
+
+
+@serve_commands.command("aggregate")
+def serve_aggregate() -> None:
+    """Fold city statistics into the summaries of country-days."""
+    from services.aggregate.app import create_app  # noqa: PLC0415  # as above
+    from shared.service import serve  # noqa: PLC0415  # as above
+
+    settings = _settings()
+    serve(create_app(settings), settings)
+
+
+@topics_commands.command("apply")
+def topics_apply() -> None:
+    """Make the topics that are missing. Safe to run again."""
+    made = _run(apply_topics(_settings()))
+    console.print(f"made {', '.join(made)}" if made else "all topics are there")
+
+
+@topics_commands.command("check")
+def topics_check() -> None:
+    """Say where the topics on the cluster are not as they should be; exit 1 if any is not."""
+    differences = _run(check_topics(_settings()))
+    if not differences:
+        console.print("all topics are as they should be")
+        return
+    table = Table("topic", "setting", "found", "expected")
+    for one in differences:
+        table.add_row(one.topic, one.what, one.found, one.expected)
+    console.print(table)
+    raise typer.Exit(1)
+
+
+@bucket_commands.command("apply")
+def bucket_apply() -> None:
+    """Make the bucket unless it is there. Safe to run again."""
+    settings = _settings()
+
+    async def make() -> None:
+        async with S3Store(settings) as store:
+            await store.create_bucket()
+
+    _run(make())
+    console.print(f"bucket {settings.s3_bucket} is there")
+
+
+@app.command("upstream")
+def upstream(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.", min=0, max=65535)] = 8090,
+    seed: Annotated[int, typer.Option(help="The same seed and date give the same bytes.")] = 1,
+    cities: Annotated[int, typer.Option(help="How many cities there are.", min=0)] = 30,
+    countries: Annotated[int, typer.Option(help="How many countries they lie in.", min=1)] = 5,
+    trips_per_city: Annotated[
+        int | None, typer.Option(help="Trips in each file. Unset: files of 1 to 20 MB, and one of over 100 MB.", min=0)
+    ] = None,
+    missing_days: Annotated[
+        int, typer.Option(help="Of 100 days of a city, how many answer 404.", min=0, max=100)
+    ] = 0,
+    etag: Annotated[bool, typer.Option(help="Send an ETag and honour If-None-Match.")] = True,
+    ranges: Annotated[bool, typer.Option(help="Honour Range and If-Range.")] = True,
+) -> None:
+    """Serve made-up cities and trip files of any size, as a transit authority's server does.
+
+    Example: tripfold upstream --cities 3 --trips-per-city 10000
+    """
+    from services.local.trip_files import UpstreamOptions  # noqa: PLC0415  # needed here alone
+    from services.local.upstream import serve  # noqa: PLC0415  # needed here alone
+
+    options = UpstreamOptions(
+        seed=seed,
+        cities=cities,
+        countries=countries,
+        trips_per_city=trips_per_city,
+        missing_days=missing_days,
+        etag=etag,
+        ranges=ranges,
+    )
+    console.print(f"upstream at http://{host}:{port}/cities; Ctrl-C stops it")
+    serve(options, host, port)
+
+
+def _settings() -> Settings:
+    settings = load_settings()
+    configure_logging(settings)
+    return settings
+
+
+def _run(work: Coroutine[Any, Any, _Result]) -> _Result:
+    return asyncio.run(work)
+
+
+def main() -> None:
+    """Run the command; say in one sentence what went wrong, if something did."""
+    try:
+        app()
+    except (InvalidSettings, SurroundingsFault, Stopped) as error:
+        Console(stderr=True).print(f"[red]tripfold:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,79 @@
+"""The ingest service: a planner of requests and a worker of city-days, as one process or as two."""
+
+from __future__ import annotations
+
+import enum
+from concurrent.futures import ThreadPoolExecutor
+
+from faststream.asgi import AsgiFastStream
+
+from services.ingest.city_day import CityDayIngest
+from services.ingest.planner import Planner
+from services.ingest.upstream import HttpUpstream, Persistence
+from services.ingest.worker import Worker
+from shared.consuming import consume, make_broker
+from shared.identity import utc_now
+from shared.service import Surroundings, make_app
+from shared.settings import Settings
+from shared.topics import Topic
+
+PLANNER_LINGER_MS = 50
+WORKER_LINGER_MS = 50
+
+
+class Role(enum.Enum):
+    """Which part of the ingest a process runs."""
+
+    ALL = "all"
+    PLANNER = "planner"
+    WORKER = "worker"
+
+
+def create_app(settings: Settings, role: Role = Role.ALL) -> AsgiFastStream:
+    """Wire the ingest service over the Kafka, S3 and upstream of the settings."""
+    surroundings = Surroundings(settings, source="ingest")
+    patience = surroundings.patience
+    upstream = HttpUpstream(settings)
+    persistence = Persistence(
+        patience, attempts_max=settings.upstream_attempts, outage_limit_s=settings.upstream_outage_limit_s
+    )
+    broker = make_broker(settings)
+    topics = []
+    if role in {Role.ALL, Role.PLANNER}:
+        planner = Planner(surroundings.store, surroundings.publisher, upstream, clock=utc_now, persistence=persistence)
+        topics.append(Topic.PROCESS_REQUESTS)
+        consume(
+            broker,
+            Topic.PROCESS_REQUESTS,
+            planner.process,
+            settings=settings,
+            patience=patience,
+            group="planner",
+            batch_records_max=1,
+            linger_ms=PLANNER_LINGER_MS,
+            deadline_s=settings.upstream_outage_limit_s,
+        )
+    if role in {Role.ALL, Role.WORKER}:
+        ingest = CityDayIngest(
+            surroundings.store,
+            surroundings.publisher,
+            upstream,
+            clock=utc_now,
+            persistence=persistence,
+            threads=ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="fold"),
+            deadline_s=settings.ingest_deadline_s,
+        )
+        worker = Worker(ingest, surroundings.publisher, patience=patience, streams=settings.ingest_streams)
+        topics.append(Topic.CITY_TASKS)
+        consume(
+            broker,
+            Topic.CITY_TASKS,
+            worker.process,
+            settings=settings,
+            patience=patience,
+            group="worker",
+            batch_records_max=settings.ingest_batch,
+            linger_ms=WORKER_LINGER_MS,
+            deadline_s=settings.ingest_deadline_s * settings.upstream_attempts,
+        )
+    return make_app(surroundings, broker, topics=tuple(topics), resources=(upstream,))

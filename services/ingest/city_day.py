@@ -1,0 +1,252 @@
+"""The ingest of one city-day.
+
+The order of effects:
+
+1. read the manifest; if this task's request already made its revision, go on at 7: no download;
+2. ask the upstream, on condition that the file changed;
+3. stream it to a raw key of this attempt's own, hashed, validated and folded as the bytes pass;
+4. decide: unchanged (the upload is aborted), or a next revision;
+5. complete the upload;
+6. swap the manifest in; lost the race → start again at 1, and leave the raw object to the clean-up;
+7. publish what the manifest says, also when nothing changed;
+8. publish ``CityFinished``;
+9. commit (by the caller).
+
+The manifest is the outbox: a crash anywhere leaves a task that comes again and finds in it what to publish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Executor
+
+import msgspec
+import structlog
+
+from services.ingest.lineage import read_lineage
+from services.ingest.parser import InvalidTripFile
+from services.ingest.planner import read_plan
+from services.ingest.revision import NewFile, Place, next_manifest, validators_of
+from services.ingest.streaming import Meter, stream_file
+from services.ingest.upstream import AnswerBroke, CityFailed, Download, Persistence, Upstream
+from shared import health, keys, objects
+from shared.events import Cause, CityFinished, CityProgressed, IngestCity, Outcome, Published
+from shared.objects import Manifest
+from shared.outbox import events_of_manifest
+from shared.publishing import LogUnavailable, Outgoing, Publisher
+from shared.store import LostRace, ObjectStore
+
+PROGRESS_INTERVAL_S = 1.0
+
+_log = structlog.get_logger()
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """How a city-day ended: a manifest to publish, or the reason that there is none."""
+
+    outcome: Outcome
+    manifest: Manifest | None = None
+    reason: str | None = None
+
+
+class CityDayIngest:
+    """Ingests city-days. Any number can run side by side, also of one city-day: the manifest's swap decides."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        publisher: Publisher,
+        upstream: Upstream,
+        *,
+        clock: Callable[[], dt.datetime],
+        persistence: Persistence,
+        threads: Executor,
+        deadline_s: float,
+        mint_attempt: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._upstream = upstream
+        self._clock = clock
+        self._persistence = persistence
+        self._threads = threads
+        self._deadline_s = deadline_s
+        self._mint_attempt = mint_attempt
+
+    async def run(self, tasks: Sequence[IngestCity]) -> None:
+        """Ingest one city-day, for all the tasks that ask for it. When it returns, they can be committed.
+
+        The task of the highest plan is the one that is carried out; what it finds is published for each of them.
+        """
+        chosen = max(tasks, key=lambda task: task.plan_revision)
+        log = _log.bind(date=str(chosen.date), city_id=chosen.city_id, request_id=chosen.request_id)
+        try:
+            finished = await self._persistence.fetch(lambda: self._ingest(chosen))
+        except (CityFailed, InvalidTripFile) as error:
+            finished = Finished(outcome=Outcome.FAILED, reason=str(error)[:2_000])
+        log.info("city finished", outcome=finished.outcome.value, reason=finished.reason)
+        for task in tasks:
+            await self._publish(task, finished)
+
+    async def _publish(self, task: IngestCity, finished: Finished) -> None:
+        manifest = finished.manifest
+        events = events_of_manifest(manifest) if manifest else ()
+        cause = Cause(request_id=task.request_id, plan_revision=task.plan_revision, position=task.position)
+        await self._publisher.publish(Outgoing(event, cause) for event in events)
+        ended = CityFinished(
+            request_id=task.request_id,
+            date=task.date,
+            city_id=task.city_id,
+            city_name=task.city_name,
+            plan_revision=task.plan_revision,
+            position=task.position,
+            outcome=finished.outcome,
+            reason=finished.reason,
+            size_bytes=manifest.size_bytes if manifest else 0,
+            trips=manifest.contribution.trips if manifest else 0,
+            published=tuple(Published(country=event.country, revision=event.revision) for event in events),
+        )
+        await self._publisher.publish([Outgoing(ended)])
+
+    async def _ingest(self, task: IngestCity) -> Finished:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                while True:
+                    finished = await self._try_once(task)
+                    if finished is not None:
+                        return finished
+        except TimeoutError as error:
+            raise AnswerBroke(f"the city-day took longer than its deadline of {self._deadline_s:.0f} s") from error
+
+    async def _try_once(self, task: IngestCity) -> Finished | None:
+        """Go through steps 1 to 6 once. Returns None if the race for the manifest was lost."""
+        key = keys.manifest(task.date, task.city_id)
+        found = await self._store.get(key)
+        previous = objects.decode(Manifest, found.body, key) if found else None
+        etag = found.etag if found else None
+        attempt = self._mint_attempt()
+        if previous is not None and _made_for(previous, task):
+            place = await self._place_after_move(previous)
+            if place is None:
+                return Finished(outcome=Outcome.STORED, manifest=previous)
+            return await self._swap(key, etag, await self._next(previous, task, place, None, attempt))
+        place = await self._place(task, previous)
+        known = validators_of(previous, self._upstream.city_url(task.upstream_id, task.date))
+        async with self._upstream.download(task.upstream_id, task.date, known) as download:
+            if download.chunks is None:
+                manifest = await self._next(previous, task, place, None, attempt)
+                return await self._swap(key, etag, manifest) if manifest else _unchanged(previous)
+            raw_key = keys.raw(task.date, task.city_id, attempt)
+            upload = self._store.upload(raw_key)
+            try:
+                async with self._reported(task, download) as meter:
+                    streamed = await stream_file(
+                        download.chunks, upload, date=task.date.isoformat(), meter=meter, threads=self._threads
+                    )
+                file = NewFile(raw_key=raw_key, url=download.url, validators=download.validators, streamed=streamed)
+                manifest = await self._next(previous, task, place, file, attempt)
+                if manifest is None:
+                    return _unchanged(previous)
+                if manifest.raw_key == raw_key:
+                    await upload.complete()
+            finally:
+                await upload.abort()
+        return await self._swap(key, etag, manifest)
+
+    async def _next(
+        self, previous: Manifest | None, task: IngestCity, place: Place, file: NewFile | None, attempt: str
+    ) -> Manifest | None:
+        lineage = await read_lineage(self._store, self._clock)
+        return next_manifest(previous, task, place, file, attempt=attempt, now=self._clock(), base=lineage.base)
+
+    async def _swap(self, key: str, etag: str | None, manifest: Manifest | None) -> Finished | None:
+        assert manifest is not None
+        try:
+            await self._store.swap(key, objects.encode(manifest), etag=etag)
+        except LostRace:
+            health.lost_races.labels("manifest").inc()
+            found = await self._store.get(key)
+            current = objects.decode(Manifest, found.body, key) if found else None
+            # A swap whose answer was lost may have happened, and others may have built on it.
+            if current is None or not current.made_by(manifest.attempt):
+                return None
+            manifest = current
+        if manifest.retracted and await self._place_after_move(manifest) is not None:
+            return None
+        return Finished(outcome=Outcome.STORED, manifest=manifest)
+
+    async def _place(self, task: IngestCity, previous: Manifest | None) -> Place:
+        """Choose the country: the task's own, unless it would undo what a newer plan says."""
+        asked = Place(country=task.country, country_name=task.country_name, plan_revision=task.plan_revision)
+        if previous is None or previous.country == task.country:
+            return asked
+        if task.plan_revision < previous.plan_revision:
+            return _place_of(previous)
+        return await self._place_in_newer_plan(task, task.plan_revision) or asked
+
+    async def _place_after_move(self, manifest: Manifest) -> Place | None:
+        """Return where the city belongs if a plan newer than a move says otherwise, or None if it stays.
+
+        A task of that newer plan may have passed before the move was swapped in, and found nothing to do.
+        """
+        if not manifest.retracted:
+            return None
+        place = await self._place_in_newer_plan(manifest, manifest.plan_revision)
+        return place if place is not None and place.country != manifest.country else None
+
+    async def _place_in_newer_plan(self, city: IngestCity | Manifest, plan_revision: int) -> Place | None:
+        plan = await read_plan(self._store, city.date)
+        if plan is None or plan.revision <= plan_revision:
+            return None
+        for country, planned in plan.countries.items():
+            if any(one.city_id == city.city_id for one in planned.cities):
+                return Place(country=country, country_name=planned.name, plan_revision=plan.revision)
+        return None
+
+    @contextlib.asynccontextmanager
+    async def _reported(self, task: IngestCity, download: Download) -> AsyncIterator[Meter]:
+        """Publish how far the stream is, once a second while it lasts. Nothing depends on these events."""
+        meter = Meter()
+        meter.bytes_total = download.bytes_total
+
+        async def report() -> None:
+            while True:
+                await asyncio.sleep(PROGRESS_INTERVAL_S)
+                progressed = CityProgressed(
+                    request_id=task.request_id,
+                    date=task.date,
+                    city_id=task.city_id,
+                    plan_revision=task.plan_revision,
+                    position=task.position,
+                    bytes_done=meter.bytes_done,
+                    bytes_total=meter.bytes_total,
+                    trips_done=meter.trips_done,
+                )
+                with contextlib.suppress(LogUnavailable):
+                    await self._publisher.publish([Outgoing(progressed)])
+
+        reporting = asyncio.create_task(report())
+        try:
+            yield meter
+        finally:
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
+
+
+def _made_for(manifest: Manifest, task: IngestCity) -> bool:
+    """Tell whether the task's own request made this revision, and the task asks for no move since."""
+    settled = manifest.country == task.country or manifest.plan_revision >= task.plan_revision
+    return manifest.request_id == task.request_id and settled
+
+
+def _place_of(manifest: Manifest) -> Place:
+    return Place(country=manifest.country, country_name=manifest.country_name, plan_revision=manifest.plan_revision)
+
+
+def _unchanged(previous: Manifest | None) -> Finished:
+    assert previous is not None
+    return Finished(outcome=Outcome.UNCHANGED, manifest=previous)

@@ -1,0 +1,202 @@
+"""Planning a requested date: which cities it expects, and one task for each.
+
+The order of effects:
+
+1. the list of cities from the upstream, and a slug for each country (``state/countries.json``, compare-and-swap);
+2. the plan (compare-and-swap, revision + 1); a plan that this request already made is taken as it is;
+3. ``CountryDayPlanned`` for each country of the plan, and an empty one for each that has no city left;
+4. ``RequestPlanned``;
+5. the tasks;
+6. the plan again: if it moved on meanwhile, the newer one's countries are published after ours;
+7. commit.
+
+A crash after any step leaves a request that comes again, and finds its own plan.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterator, Sequence
+
+import structlog
+
+from services.ingest.identity import CityList, InvalidCityList, mint_slugs, parse_city_list
+from services.ingest.lineage import next_revision, read_lineage
+from services.ingest.upstream import CityFailed, Persistence, Upstream
+from shared import health, keys, objects
+from shared.consuming import decode_batch
+from shared.events import CountryDayPlanned, IngestCity, ProcessRequested, RequestFailed, RequestPlanned
+from shared.identity import CountrySlug
+from shared.objects import Countries, Plan, PlannedCity, PlannedCountry
+from shared.outbox import events_of_plan
+from shared.publishing import Outgoing, Publisher, Received
+from shared.store import LostRace, ObjectStore
+
+_log = structlog.get_logger()
+
+
+class Planner:
+    """Plans the requests of ``process-requests``. Any number can run side by side: the plan's swap decides."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        publisher: Publisher,
+        upstream: Upstream,
+        *,
+        clock: Callable[[], dt.datetime],
+        persistence: Persistence,
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._upstream = upstream
+        self._clock = clock
+        self._persistence = persistence
+
+    async def process(self, batch: Sequence[Received]) -> None:
+        """Plan the requests of a batch, one after the other. When it returns, it can be committed."""
+        for item in await decode_batch(batch, self._publisher):
+            assert isinstance(item.event, ProcessRequested)
+            await self._plan_request(item.event)
+
+    async def _plan_request(self, request: ProcessRequested) -> None:
+        log = _log.bind(request_id=request.request_id, date=str(request.date))
+        try:
+            plan = await self._plan_of(request)
+        except (CityFailed, InvalidCityList) as error:
+            log.warning("request failed", reason=str(error))
+            failed = RequestFailed(
+                request_id=request.request_id,
+                date=request.date,
+                requested_at=request.requested_at,
+                reason=f"the list of cities could not be had: {error}"[:2_000],
+            )
+            await self._publisher.publish([Outgoing(failed)])
+            return
+        await self._publish_countries(plan)
+        tasks = list(_tasks(plan, request))
+        planned = RequestPlanned(
+            request_id=request.request_id,
+            date=request.date,
+            requested_at=request.requested_at,
+            plan_revision=plan.revision,
+            cities=len(tasks),
+            countries=len(plan.countries),
+            bad_cities_count=plan.bad_cities_count,
+            bad_cities=plan.bad_cities,
+        )
+        await self._publisher.publish([Outgoing(planned)])
+        await self._publisher.publish(map(Outgoing, tasks))
+        log.info("planned", cities=len(tasks), countries=len(plan.countries), plan_revision=plan.revision)
+        # Our countries may have been published after those of a newer plan: the topic is to end in the newest.
+        latest = await read_plan(self._store, request.date)
+        while latest is not None and latest.revision > plan.revision:
+            plan = latest
+            await self._publish_countries(plan)
+            latest = await read_plan(self._store, request.date)
+
+    async def _publish_countries(self, plan: Plan) -> None:
+        events: list[CountryDayPlanned] = []
+        for country in sorted({*plan.countries, *plan.gone}):
+            events += events_of_plan(plan, country)
+        await self._publisher.publish(map(Outgoing, events))
+
+    async def _plan_of(self, request: ProcessRequested) -> Plan:
+        key = keys.plan(request.date)
+        found = await self._store.get(key)
+        if found is not None:
+            plan = objects.decode(Plan, found.body, key)
+            if plan.request_id == request.request_id:
+                return plan
+        body = await self._persistence.fetch(self._upstream.cities)
+        listed = parse_city_list(body)
+        slugs = (await self._mint(listed)).slugs
+        lineage = await read_lineage(self._store, self._clock)
+        while True:
+            found = await self._store.get(key)
+            before = objects.decode(Plan, found.body, key) if found else None
+            if before is not None and before.request_id == request.request_id:
+                return before
+            plan = next_plan(before, request, listed, slugs, now=self._clock(), base=lineage.base)
+            try:
+                await self._store.swap(key, objects.encode(plan), etag=found.etag if found else None)
+            except LostRace:
+                health.lost_races.labels("plan").inc()
+                continue
+            return plan
+
+    async def _mint(self, listed: CityList) -> Countries:
+        while True:
+            found = await self._store.get(keys.COUNTRIES)
+            known = objects.decode(Countries, found.body, keys.COUNTRIES) if found else Countries()
+            minted = mint_slugs(known, (city.country_name for city in listed.cities))
+            if minted is known:
+                return known
+            try:
+                await self._store.swap(keys.COUNTRIES, objects.encode(minted), etag=found.etag if found else None)
+            except LostRace:
+                health.lost_races.labels("countries").inc()
+                continue
+            return minted
+
+
+def next_plan(
+    before: Plan | None,
+    request: ProcessRequested,
+    listed: CityList,
+    slugs: dict[str, CountrySlug],
+    *,
+    now: dt.datetime,
+    base: int,
+) -> Plan:
+    """Return the plan that follows ``before``: the listed cities by country, and the countries that have none left."""
+    cities: dict[CountrySlug, list[PlannedCity]] = {}
+    names: dict[CountrySlug, str] = {}
+    for entry in listed.cities:
+        country = slugs[entry.country_name]
+        names[country] = entry.country_name
+        cities.setdefault(country, []).append(entry.city)
+    countries = {
+        country: PlannedCountry(
+            name=names[country], cities=tuple(sorted(cities[country], key=lambda city: city.city_id))
+        )
+        for country in sorted(cities)
+    }
+    gone: dict[CountrySlug, str] = {}
+    if before is not None:
+        gone = before.gone | {country: planned.name for country, planned in before.countries.items()}
+    return Plan(
+        date=request.date,
+        revision=next_revision(before.revision if before else None, base),
+        request_id=request.request_id,
+        planned_at=now,
+        countries=countries,
+        gone={country: name for country, name in sorted(gone.items()) if country not in countries},
+        bad_cities_count=listed.bad_cities_count,
+        bad_cities=listed.bad_cities,
+    )
+
+
+async def read_plan(store: ObjectStore, date: dt.date) -> Plan | None:
+    """Read the plan of a date, or None if it was never requested."""
+    key = keys.plan(date)
+    found = await store.get(key)
+    return objects.decode(Plan, found.body, key) if found else None
+
+
+def _tasks(plan: Plan, request: ProcessRequested) -> Iterator[IngestCity]:
+    position = 0
+    for country, planned in plan.countries.items():
+        for city in planned.cities:
+            yield IngestCity(
+                request_id=request.request_id,
+                date=plan.date,
+                city_id=city.city_id,
+                upstream_id=city.upstream_id,
+                city_name=city.name,
+                country=country,
+                country_name=planned.name,
+                plan_revision=plan.revision,
+                position=position,
+            )
+            position += 1

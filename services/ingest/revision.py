@@ -1,0 +1,141 @@
+"""What a city-day's next revision is, given the one before and what was found. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import msgspec
+
+from services.ingest.lineage import next_revision
+from services.ingest.streaming import Streamed
+from services.ingest.trips import RULE_VERSION
+from services.ingest.upstream import Validators
+from shared.events import IngestCity
+from shared.identity import CountrySlug
+from shared.objects import HISTORY_LENGTH_MAX, Manifest, PastRevision
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """The country that a city-day counts for, and the plan that says so."""
+
+    country: CountrySlug
+    country_name: str
+    plan_revision: int
+
+
+class NewFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was streamed: what passed, and where it lies."""
+
+    raw_key: str
+    url: str
+    validators: Validators
+    streamed: Streamed
+
+
+def validators_of(manifest: Manifest | None, url: str) -> Validators | None:
+    """Return what a conditional GET may name, or None if the file has to be read anew.
+
+    Validators count only at the URL that gave them, and only if the file was folded by the present rules.
+    """
+    if manifest is None or manifest.upstream_url != url or manifest.rule_version != RULE_VERSION:
+        return None
+    if manifest.etag is None and manifest.last_modified is None:
+        return None
+    return Validators(etag=manifest.etag, last_modified=manifest.last_modified)
+
+
+def next_manifest(
+    previous: Manifest | None,
+    task: IngestCity,
+    place: Place,
+    file: NewFile | None,
+    *,
+    attempt: str,
+    now: dt.datetime,
+    base: int,
+) -> Manifest | None:
+    """Return the revision that follows ``previous``, or None if nothing changed.
+
+    ``file`` is None when the upstream says that the stored file is the current one. Unchanged means equal bytes, equal
+    country and equal parsing rules; a move alone is a revision that names the same raw object.
+    """
+    if file is None:
+        assert previous is not None, "only a stored file can be unchanged"
+        same_file = True
+    else:
+        same_file = (
+            previous is not None and previous.sha256 == file.streamed.sha256 and previous.rule_version == RULE_VERSION
+        )
+    succession = _succeed(previous, task, place, base)
+    if previous is not None and same_file:
+        if previous.country == place.country:
+            return None
+        return msgspec.structs.replace(
+            previous,
+            country=place.country,
+            country_name=place.country_name,
+            revision=succession.revision,
+            plan_revision=succession.plan_revision,
+            retracted=succession.retracted,
+            history=succession.history,
+            attempt=attempt,
+            request_id=task.request_id,
+            city_name=task.city_name,
+            ingested_at=now,
+        )
+    assert file is not None
+    return Manifest(
+        date=task.date,
+        city_id=task.city_id,
+        city_name=task.city_name,
+        contribution=file.streamed.folded.contribution,
+        trips_on_other_dates=file.streamed.folded.trips_on_other_dates,
+        attempt=attempt,
+        raw_key=file.raw_key,
+        sha256=file.streamed.sha256,
+        size_bytes=file.streamed.size_bytes,
+        upstream_url=file.url,
+        etag=file.validators.etag,
+        last_modified=file.validators.last_modified,
+        request_id=task.request_id,
+        rule_version=RULE_VERSION,
+        ingested_at=now,
+        country=place.country,
+        country_name=place.country_name,
+        revision=succession.revision,
+        plan_revision=succession.plan_revision,
+        retracted=succession.retracted,
+        history=succession.history,
+    )
+
+
+class _Succession(msgspec.Struct, frozen=True, kw_only=True):
+    """What ties a revision to the one before it."""
+
+    revision: int
+    plan_revision: int
+    retracted: dict[CountrySlug, int]
+    history: tuple[PastRevision, ...]
+
+
+def _succeed(previous: Manifest | None, task: IngestCity, place: Place, base: int) -> _Succession:
+    revision = next_revision(previous.revision if previous else None, base)
+    plan_revision = max(place.plan_revision, task.plan_revision)
+    if previous is None:
+        return _Succession(revision=revision, plan_revision=plan_revision, retracted={}, history=())
+    past = PastRevision(
+        revision=previous.revision,
+        attempt=previous.attempt,
+        raw_key=previous.raw_key,
+        country=previous.country,
+        request_id=previous.request_id,
+        ingested_at=previous.ingested_at,
+    )
+    left = {previous.country: revision} if previous.country != place.country else {}
+    retracted = {country: at for country, at in (previous.retracted | left).items() if country != place.country}
+    return _Succession(
+        revision=revision,
+        plan_revision=max(plan_revision, previous.plan_revision),
+        retracted=dict(sorted(retracted.items())),
+        history=(past, *previous.history)[:HISTORY_LENGTH_MAX],
+    )

@@ -1,0 +1,161 @@
+"""Consuming topics with FastStream, at least once: a batch is committed only after all its effects have happened.
+
+FastStream's defaults would lose messages in several ways (acknowledge first, start at the latest offset, skip a
+record whose headers are not UTF-8). Everything that matters is therefore written out here, once: a parser that never
+fails, a decoder that hands on raw records, and a handler that ends only by a commit or with the process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import structlog
+from aiokafka import ConsumerRecord
+from aiokafka.errors import KafkaError
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker, KafkaMessage
+
+from shared import events, health
+from shared.events import Event, PoisonRecord
+from shared.patience import Patience, Stopping
+from shared.publishing import Publisher, Received
+from shared.settings import Settings
+from shared.topics import RECORD_BYTES_MAX, Topic
+
+SHUTDOWN_GRACE_S = 8.0
+POLL_INTERVAL_SLACK_S = 120.0
+
+_log = structlog.get_logger()
+
+
+class Decoded(msgspec.Struct, frozen=True):
+    """A record and the event it holds."""
+
+    record: Received
+    event: Event
+
+
+Process = Callable[[Sequence[Received]], Awaitable[None]]
+
+
+def make_broker(settings: Settings) -> KafkaBroker:
+    """Return a FastStream broker for consuming; publishing has a producer of its own."""
+    return KafkaBroker(
+        settings.kafka_bootstrap_servers.split(","),
+        client_id="tripfold",
+        consumer_only=True,  # topics are provisioned by a command; services never create one by accident
+        allow_auto_create_topics=False,
+        apply_types=False,
+        graceful_timeout=SHUTDOWN_GRACE_S,
+        logger=None,
+    )
+
+
+def consume(
+    broker: KafkaBroker,
+    topic: Topic,
+    process: Process,
+    *,
+    settings: Settings,
+    patience: Patience,
+    group: str,
+    batch_records_max: int,
+    linger_ms: int,
+    deadline_s: float = 180.0,
+) -> None:
+    """Subscribe ``process`` to a topic: it gets batches of records, and a batch is committed when it returns.
+
+    ``process`` is called again with the same batch until it ends without a fault. ``deadline_s`` is the longest that
+    it takes without one: how long Kafka is told to expect no poll.
+    """
+    poll_interval_ms = int((deadline_s + POLL_INTERVAL_SLACK_S) * 1000)
+    instance = f"{settings.consumer_instance}-{topic.value}" if settings.consumer_instance else None
+    subscriber = broker.subscriber(
+        settings.topic_prefix + topic.value,
+        group_id=f"{settings.topic_prefix}tripfold-{group}",
+        group_instance_id=instance,
+        auto_offset_reset="earliest",
+        ack_policy=AckPolicy.MANUAL,
+        batch=True,
+        max_records=batch_records_max,
+        batch_timeout_ms=linger_ms,
+        session_timeout_ms=int(settings.session_timeout_s * 1000),
+        heartbeat_interval_ms=int(settings.session_timeout_s * 1000 / 10),
+        max_poll_interval_ms=poll_interval_ms,
+        rebalance_timeout_ms=poll_interval_ms,
+        max_partition_fetch_bytes=RECORD_BYTES_MAX,
+        no_reply=True,
+        parser=_parse,
+        decoder=_keep,
+    )
+
+    async def handle(message: KafkaMessage) -> None:
+        began = time.monotonic()
+        batch = received(topic, message.raw_message)
+        health.events_consumed.labels(topic.value).inc(len(batch))
+        health.last_poll.labels(topic.value).set_to_current_time()
+        try:
+            await patience.wait_out(f"{group}: handling a batch", lambda: process(batch))
+        except Stopping:
+            return  # without a commit: another process, or the next start, takes the batch again
+        try:
+            await message.ack()
+        except KafkaError as error:
+            health.commit_failures.inc()
+            _log.warning("commit failed, the batch will come again", topic=topic.value, error=str(error))
+        health.batch_seconds.labels(topic.value).observe(time.monotonic() - began)
+
+    subscriber(handle)
+
+
+async def decode_batch(batch: Sequence[Received], publisher: Publisher) -> list[Decoded]:
+    """Decode the events of a batch in order; bury what is poison.
+
+    Raises NewerContract for an event of a later version: the service stops being ready and waits to be upgraded.
+    """
+    decoded = []
+    for record in batch:
+        try:
+            decoded.append(Decoded(record, events.decode(record.topic, record.value)))
+        except PoisonRecord as error:
+            _log.error(
+                "poison record",
+                topic=record.topic.value,
+                partition=record.partition,
+                offset=record.offset,
+                error=str(error),
+            )
+            await publisher.bury(record, str(error))
+    return decoded
+
+
+def received(topic: Topic, records: Sequence[ConsumerRecord[Any, Any]]) -> list[Received]:
+    """Return aiokafka's records as ours, nothing decoded."""
+    return [
+        Received(
+            topic=topic,
+            partition=record.partition,
+            offset=record.offset,
+            key=record.key,
+            value=record.value,
+            headers=tuple((name, bytes(value or b"")) for name, value in record.headers),
+        )
+        for record in records
+    ]
+
+
+async def _parse(
+    records: tuple[ConsumerRecord[Any, Any], ...], original: Callable[[Any], Awaitable[KafkaMessage]]
+) -> KafkaMessage:
+    # FastStream's parser decodes headers as UTF-8 and skips a batch in which one is not: it gets to see none.
+    message = await original(tuple(replace(record, headers=()) for record in records))
+    message.raw_message = records
+    return message
+
+
+async def _keep(message: KafkaMessage) -> KafkaMessage:
+    return message

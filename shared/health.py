@@ -1,0 +1,83 @@
+"""What a service says of itself: alive, ready and why not, metrics; and how it writes its log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+from shared.settings import Settings
+
+events_consumed = Counter("tripfold_events_consumed_total", "Events taken from a topic", ["topic"])
+events_published = Counter("tripfold_events_published_total", "Events acknowledged by Kafka", ["topic"])
+dead_letters = Counter("tripfold_dead_letters_total", "Records that could not be processed", ["topic"])
+commit_failures = Counter("tripfold_commit_failures_total", "Offset commits that failed; redelivery heals them")
+lost_races = Counter("tripfold_lost_races_total", "Compare-and-swaps that somebody else won", ["object"])
+faults = Counter("tripfold_faults_total", "Faults of the surroundings that were waited out", ["what"])
+ready = Gauge("tripfold_ready", "1 while the service can do its work")
+last_poll = Gauge("tripfold_last_poll_timestamp_seconds", "When the service last took a batch or found none", ["topic"])
+batch_seconds = Histogram("tripfold_batch_seconds", "Time from taking a batch to its commit", ["topic"])
+
+__all__ = ["REGISTRY", "Health", "configure_logging"]
+
+
+class Health:
+    """What is wrong now, by name. A service is ready once it has started and nothing is wrong."""
+
+    def __init__(self) -> None:
+        self.started = False
+        self._faults: dict[str, str] = {}
+        ready.set_function(lambda: float(self.ready))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the service can do its work."""
+        return self.started and not self._faults
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """What is wrong now: by what it concerns, in a sentence."""
+        return dict(self._faults)
+
+    def failing(self, what: str, reason: str) -> None:
+        """Note that ``what`` does not work, for ``reason``."""
+        faults.labels(what).inc()
+        self._faults[what] = reason
+
+    def recovered(self, what: str) -> None:
+        """Note that ``what`` works."""
+        self._faults.pop(what, None)
+
+
+def configure_logging(settings: Settings) -> None:
+    """Write logs to standard error, one event a line, as JSON or as text."""
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer()
+    )
+    shared_steps: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    tail = [structlog.processors.format_exc_info] if settings.log_format == "json" else []
+    structlog.configure(
+        processors=[*shared_steps, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared_steps,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    for noisy in ("httpx", "httpcore", "botocore", "aiobotocore", "aiokafka.consumer.group_coordinator"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,60 @@
+"""The names of things: what a date, a country, a city, a request and a revision are called everywhere."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import re
+from typing import Annotated, NewType
+
+import msgspec
+
+CountrySlug = NewType("CountrySlug", str)
+CityId = NewType("CityId", str)
+RequestId = NewType("RequestId", str)
+
+SLUG_LENGTH_MAX = 80 + 1 + 8  # the slug, a dash, and eight digits of a hash
+CITY_ID_LENGTH_MAX = 160
+NAME_LENGTH_MAX = 300
+
+# The same names as fields of events and stored objects: checked whenever one is decoded.
+CountryField = Annotated[
+    CountrySlug, msgspec.Meta(pattern=r"^[a-z0-9-]+$", max_length=SLUG_LENGTH_MAX, examples=["armenia"])
+]
+CityField = Annotated[CityId, msgspec.Meta(pattern=r"^[^/\s]+$", max_length=CITY_ID_LENGTH_MAX, examples=["7"])]
+RequestField = Annotated[
+    RequestId,
+    msgspec.Meta(
+        pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+        examples=["018f3d2a-5c00-7aaa-8bbb-0123456789ab"],
+    ),
+]
+NameField = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
+RevisionField = Annotated[int, msgspec.Meta(ge=1)]
+CountField = Annotated[int, msgspec.Meta(ge=0)]
+
+_REQUEST_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+def mint_request_id(now: dt.datetime) -> RequestId:
+    """Mint a request id: a UUID of version 7 (RFC 9562, 5.7), so that ids sort by the time in their first 48 bits."""
+    milliseconds = int(now.timestamp() * 1000)
+    noise = int.from_bytes(os.urandom(10), "big")
+    value = milliseconds << 80 | 0x7 << 76 | (noise >> 68) << 64 | 0b10 << 62 | noise & (1 << 62) - 1
+    digits = f"{value:032x}"
+    return RequestId(f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}")
+
+
+def parse_request_id(text: str) -> RequestId | None:
+    """Return the request id that ``text`` spells, or None if no request can have it."""
+    return RequestId(text) if _REQUEST_ID.fullmatch(text) else None
+
+
+def request_time_ms(request_id: RequestId) -> int:
+    """Return the milliseconds since 1970 that a request id carries."""
+    return int(request_id[:8] + request_id[9:13], 16)
+
+
+def utc_now() -> dt.datetime:
+    """Return the time, in UTC: the one clock of the services, passed in wherever time matters."""
+    return dt.datetime.now(dt.UTC)

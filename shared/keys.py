@@ -1,0 +1,56 @@
+"""The keys of the bucket, in Hive style, so that query engines find dates, cities and countries as columns."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from shared.identity import CityId, CountrySlug, RequestId, request_time_ms
+
+LINEAGE = "state/lineage.json"
+COUNTRIES = "state/countries.json"
+CURRENT = "state/current.json"
+REQUESTS = "requests/"
+
+_TIME_MS_END = 1 << 48  # the time of a UUID of version 7 has 48 bits
+
+
+def raw(date: dt.date, city_id: CityId, attempt: str) -> str:
+    """Return the key of one attempt's upstream bytes: written once, never overwritten."""
+    return f"raw/date={date}/city={city_id}/{attempt}.json"
+
+
+def manifest(date: dt.date, city_id: CityId) -> str:
+    """Return the key of the object that names a city-day's current revision."""
+    return f"manifests/date={date}/city={city_id}.json"
+
+
+def plan(date: dt.date) -> str:
+    """Return the key of the object that says which cities a date expects."""
+    return f"plans/date={date}.json"
+
+
+def summary(generation: int, date: dt.date, country: CountrySlug) -> str:
+    """Return the key of one country-day's summary in a generation."""
+    return f"summaries/generation={generation}/date={date}/country={country}.json"
+
+
+def summaries_of_month(generation: int, month: str) -> str:
+    """Return the prefix of a month's summaries; ``month`` is ``YYYY-MM``."""
+    return f"summaries/generation={generation}/date={month}-"
+
+
+def parse_summary(key: str) -> tuple[dt.date, CountrySlug] | None:
+    """Return the date and country that a summary's key names, or None for any other key."""
+    parts = key.split("/")
+    if len(parts) != 4 or not parts[2].startswith("date=") or not parts[3].startswith("country="):
+        return None
+    try:
+        date = dt.date.fromisoformat(parts[2].removeprefix("date="))
+    except ValueError:
+        return None
+    return date, CountrySlug(parts[3].removeprefix("country=").removesuffix(".json"))
+
+
+def request(request_id: RequestId) -> str:
+    """Return the key of a request's progress: the time in it is inverted, so that a listing has the latest first."""
+    return f"{REQUESTS}{_TIME_MS_END - 1 - request_time_ms(request_id):012x}-{request_id}.json"

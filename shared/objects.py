@@ -1,0 +1,279 @@
+"""Every small JSON object of the bucket that two services need, as typed structs with one canonical encoding."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TypeVar
+
+import msgspec
+
+from shared.contribution import NOTHING, Contribution
+from shared.events import BadCity, Outcome
+from shared.identity import CityId, CountrySlug, RequestId
+
+SCHEMA_VERSION = 1
+HISTORY_LENGTH_MAX = 100
+EPOCH = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
+
+_Stored = TypeVar("_Stored", bound="StoredObject")
+
+
+class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
+    """What all stored objects have: the version of the layout they were written under."""
+
+    schema_version: int = SCHEMA_VERSION
+
+
+class CorruptObject(RuntimeError):
+    """An object of the bucket that does not decode, or was written by a later version: nothing may be built on it."""
+
+
+class Lineage(StoredObject, frozen=True, kw_only=True):
+    """The bucket's birth. No revision of this bucket is lower than ``base``: seconds since 2020-01-01."""
+
+    base: int
+    born_at: dt.datetime
+
+
+class Countries(StoredObject, frozen=True, kw_only=True):
+    """The slug of every country ever seen, by its name in NFC. A slug is minted once and never changes."""
+
+    slugs: dict[str, CountrySlug] = {}
+
+
+class Current(StoredObject, frozen=True, kw_only=True):
+    """Which generation of summaries is live, and which one is being built, by whose token.
+
+    ``highest`` is the highest number ever given out: generations are never reused.
+    """
+
+    live: int = 1
+    building: int | None = None
+    token: str | None = None
+    highest: int = 1
+
+    @property
+    def folded(self) -> tuple[int, ...]:
+        """The generations that an aggregate folds into: live first."""
+        return (self.live,) if self.building is None else (self.live, self.building)
+
+
+class PlannedCity(msgspec.Struct, frozen=True, kw_only=True):
+    """A city a date expects. ``upstream_id`` is its id as the upstream writes it, for the URL."""
+
+    city_id: CityId
+    upstream_id: str
+    name: str
+
+
+class PlannedCountry(msgspec.Struct, frozen=True, kw_only=True):
+    """The cities of one country that a date expects, sorted by id."""
+
+    name: str
+    cities: tuple[PlannedCity, ...]
+
+
+class Plan(StoredObject, frozen=True, kw_only=True):
+    """Which cities, by country, a date expects. ``gone`` names the countries of earlier plans that have none left."""
+
+    date: dt.date
+    revision: int
+    request_id: RequestId
+    planned_at: dt.datetime
+    countries: dict[CountrySlug, PlannedCountry]
+    gone: dict[CountrySlug, str] = {}
+    bad_cities_count: int = 0
+    bad_cities: tuple[BadCity, ...] = ()
+
+
+class PastRevision(msgspec.Struct, frozen=True, kw_only=True):
+    """A revision that a manifest named before, and the attempt that made it."""
+
+    revision: int
+    attempt: str
+    raw_key: str
+    country: CountrySlug
+    request_id: RequestId
+    ingested_at: dt.datetime
+
+
+class Manifest(StoredObject, frozen=True, kw_only=True):
+    """The current revision of a city-day, and the one record of truth about it.
+
+    ``retracted`` maps each country the city left to the revision that took it away. ``history`` holds the revisions
+    before this one, the latest first, at most HISTORY_LENGTH_MAX of them.
+    """
+
+    date: dt.date
+    city_id: CityId
+    city_name: str
+    country: CountrySlug
+    country_name: str
+    revision: int
+    contribution: Contribution
+    trips_on_other_dates: int
+    attempt: str
+    raw_key: str
+    sha256: str
+    size_bytes: int
+    upstream_url: str
+    etag: str | None
+    last_modified: str | None
+    plan_revision: int
+    request_id: RequestId
+    rule_version: int
+    ingested_at: dt.datetime
+    retracted: dict[CountrySlug, int] = {}
+    history: tuple[PastRevision, ...] = ()
+
+    def made_by(self, attempt: str) -> bool:
+        """Tell whether ``attempt`` made this revision or one before it: whether its swap happened."""
+        return attempt == self.attempt or any(past.attempt == attempt for past in self.history)
+
+
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a summary knows of one city: its contribution, or that it was retracted (a tombstone)."""
+
+    revision: int
+    city_name: str = ""
+    contribution: Contribution | None = None
+    trips_on_other_dates: int = 0
+    sha256: str = ""
+    ingested_at: dt.datetime | None = None
+
+
+class PlanChunks(msgspec.Struct, frozen=True, kw_only=True):
+    """The expected cities of a country-day under one plan revision: the chunks seen, by number, of ``chunks``."""
+
+    revision: int
+    chunks: int
+    cities: dict[int, tuple[CityId, ...]]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every chunk has been seen, so that the plan can be in force."""
+        return len(self.cities) == self.chunks
+
+
+class Summary(StoredObject, frozen=True, kw_only=True):
+    """One country-day: totals first, then the plan, then the ledger they are computed from.
+
+    The order of the fields is the order of the bytes: a reader of totals takes the first few KiB alone.
+    """
+
+    date: dt.date
+    country: CountrySlug
+    country_name: str = ""
+    version: int = 0
+    totals: Contribution = NOTHING
+    has_data: bool = False
+    cities_reported: int = 0
+    cities_expected: int = 0
+    complete: bool = False
+    last_ingested_at: dt.datetime | None = None
+    plan_revision: int = 0
+    plans: tuple[PlanChunks, ...] = ()
+    ledger: dict[CityId, LedgerEntry] = {}
+
+
+class SummaryHead(StoredObject, frozen=True, kw_only=True):
+    """What the first bytes of a Summary say: everything but the plan and the ledger."""
+
+    date: dt.date
+    country: CountrySlug
+    country_name: str
+    version: int
+    totals: Contribution
+    has_data: bool
+    cities_reported: int
+    cities_expected: int
+    complete: bool
+    last_ingested_at: dt.datetime | None
+    plan_revision: int
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A city-day that failed, and why."""
+
+    city_id: CityId
+    city_name: str
+    reason: str
+
+
+class CityUnderWay(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A city-day of a request that is started and not yet served.
+
+    ``published`` and ``folded`` map countries to the highest revision published and folded.
+    """
+
+    bytes_done: int = 0
+    bytes_total: int | None = None
+    trips_done: int = 0
+    published: dict[CountrySlug, int] = {}
+    folded: dict[CountrySlug, int] = {}
+
+
+class RequestRecord(StoredObject, frozen=True, kw_only=True):
+    """The progress of one request: bitmaps over the plan's order, and what is under way.
+
+    ``outcomes`` holds a bitmap for each outcome, and ``served`` one of the cities whose revisions are all folded in
+    the live generation: integers in hexadecimal, bit n for position n. ``version`` grows with every change.
+    """
+
+    request_id: RequestId
+    date: dt.date
+    requested_at: dt.datetime
+    updated_at: dt.datetime
+    version: int = 1
+    plan_revision: int = 0
+    planned: bool = False
+    cities: int = 0
+    countries: int = 0
+    bad_cities_count: int = 0
+    bad_cities: tuple[BadCity, ...] = ()
+    failed_reason: str | None = None
+    outcomes: dict[Outcome, str] = {}
+    served: str = "0"
+    under_way: dict[int, CityUnderWay] = {}
+    bytes_done: int = 0
+    trips_done: int = 0
+    failures: dict[int, Failure] = {}
+    resent_at: dt.datetime | None = None
+
+
+_PLANS_MARK = b',"plans":'
+_encoder = msgspec.json.Encoder(order="deterministic")
+_decoders: dict[type[StoredObject], msgspec.json.Decoder[StoredObject]] = {}
+
+
+def encode(stored: StoredObject) -> bytes:
+    """Encode a stored object canonically: equal objects are equal bytes."""
+    return _encoder.encode(stored)
+
+
+def decode(kind: type[_Stored], body: bytes, key: str) -> _Stored:
+    """Decode a stored object of ``kind``; ``key`` is named in errors.
+
+    Raises CorruptObject for a body that does not decode, and for one of a later schema version.
+    """
+    decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
+    try:
+        stored = decoder.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise CorruptObject(f"{key} is not a readable {kind.__name__}: {error}") from error
+    if stored.schema_version > SCHEMA_VERSION:
+        raise CorruptObject(
+            f"{key} has schema version {stored.schema_version}; this build knows {SCHEMA_VERSION}: upgrade it"
+        )
+    return stored  # type: ignore[return-value]  # the decoder of this kind made it
+
+
+def decode_head(first_bytes: bytes, key: str) -> SummaryHead:
+    """Decode the totals of a summary from its first bytes, without the plan and the ledger.
+
+    A quote inside a JSON string is always escaped, so the mark of the next field cannot stand inside a name.
+    """
+    end = first_bytes.find(_PLANS_MARK)
+    if end < 0:
+        raise CorruptObject(f"{key} does not begin like a summary: no field 'plans' in {len(first_bytes)} bytes")
+    return decode(SummaryHead, first_bytes[:end] + b"}", key)

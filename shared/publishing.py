@@ -1,0 +1,135 @@
+"""Publishing events: a port, and its adapter over Kafka. It returns once all replicas acknowledged every event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Protocol, Self
+
+import msgspec
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+
+from shared import events, health
+from shared.events import Cause, Event
+from shared.patience import SurroundingsFault
+from shared.settings import Settings
+from shared.topics import RECORD_BYTES_MAX, Topic, partition_of
+
+BATCH_EVENTS_MAX = 5_000
+ERROR_HEADER_LENGTH_MAX = 1_000
+
+
+class LogUnavailable(SurroundingsFault):
+    """Kafka did not acknowledge an event. It may have taken it all the same: publishing again is harmless."""
+
+
+class Received(msgspec.Struct, frozen=True, kw_only=True):
+    """A record as it came from a topic, nothing decoded."""
+
+    topic: Topic
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class Outgoing(msgspec.Struct, frozen=True):
+    """An event to be published, and the task that caused it, if one did."""
+
+    event: Event
+    cause: Cause | None = None
+
+
+class Publisher(Protocol):
+    """What the services need to publish. Both methods raise LogUnavailable when an acknowledgement is missing."""
+
+    async def publish(self, outgoing: Iterable[Outgoing]) -> None:
+        """Publish events, in order for each key, and wait until all are acknowledged."""
+
+    async def bury(self, record: Received, error: str) -> None:
+        """Publish a record that cannot be processed to the dead letters, as it came, with its origin and ``error``."""
+
+
+class KafkaPublisher:
+    """A Publisher on Kafka. Use it as an async context manager. ``source`` names the service in event headers."""
+
+    def __init__(self, settings: Settings, *, source: str) -> None:
+        self._settings = settings
+        self._source = source
+        self._producer: AIOKafkaProducer | None = None
+        self._starting = asyncio.Lock()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._producer is not None:
+            await self._producer.stop()
+
+    async def check(self) -> None:
+        """Raise LogUnavailable if Kafka cannot be reached."""
+        await self._started()
+
+    async def publish(self, outgoing: Iterable[Outgoing]) -> None:
+        batch: list[tuple[Topic, bytes, bytes, list[tuple[str, bytes]]]] = []
+        for item in outgoing:
+            headers = events.headers_of(item.event, source=self._source, cause=item.cause)
+            batch.append((item.event.topic, item.event.key.encode(), events.encode(item.event), headers))
+            if len(batch) == BATCH_EVENTS_MAX:
+                await self._send(batch)
+                batch = []
+        await self._send(batch)
+
+    async def bury(self, record: Received, error: str) -> None:
+        origin = {
+            "tripfold_origin_topic": record.topic.value,
+            "tripfold_origin_partition": str(record.partition),
+            "tripfold_origin_offset": str(record.offset),
+            "tripfold_error": error[:ERROR_HEADER_LENGTH_MAX],
+        }
+        headers = [*record.headers, *((name, text.encode()) for name, text in origin.items())]
+        await self._send([(Topic.DEAD_LETTERS, record.key, record.value, headers)])
+        health.dead_letters.labels(record.topic.value).inc()
+
+    async def _send(self, batch: Iterable[tuple[Topic, bytes | None, bytes | None, list[tuple[str, bytes]]]]) -> None:
+        producer = await self._started()
+        try:
+            sent = [
+                (topic, await producer.send(self._settings.topic_prefix + topic.value, value, key, headers=headers))
+                for topic, key, value, headers in batch
+            ]
+            await asyncio.gather(*(future for _, future in sent))
+        except (KafkaError, OSError) as error:
+            raise LogUnavailable(f"Kafka did not acknowledge: {type(error).__name__}: {error}") from error
+        for topic, _ in sent:
+            health.events_published.labels(topic.value).inc()
+
+    async def _started(self) -> AIOKafkaProducer:
+        async with self._starting:
+            if self._producer is None:
+                self._producer = await self._start()
+            return self._producer
+
+    async def _start(self) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=self._settings.kafka_bootstrap_servers,
+            acks="all",
+            enable_idempotence=False,  # every effect is idempotent, and one batch is in flight per partition
+            partitioner=partition_of,
+            max_request_size=RECORD_BYTES_MAX,
+            request_timeout_ms=20_000,
+            linger_ms=2,
+        )
+        try:
+            await producer.start()
+        except (KafkaError, OSError) as error:
+            await producer.stop()
+            raise LogUnavailable(
+                f"Kafka at {self._settings.kafka_bootstrap_servers} cannot be reached: {error}"
+            ) from error
+        return producer

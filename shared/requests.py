@@ -1,0 +1,69 @@
+"""What the record of a request's progress means: its status, and how far it has come. Pure."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from shared import bitmap
+from shared.events import Outcome
+from shared.objects import RequestRecord
+
+
+class Status(enum.Enum):
+    """Where a request is. The last three are ends; only a retry of failed cities can move *with failures* on."""
+
+    ACCEPTED = "accepted"
+    PLANNED = "planned"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    COMPLETED_WITH_FAILURES = "completed with failures"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self in {Status.COMPLETED, Status.COMPLETED_WITH_FAILURES, Status.FAILED}
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a request has come. A city is done when it failed or its numbers are served."""
+
+    cities_total: int
+    cities_done: int
+    cities_failed: int
+    cities_skipped: int
+    cities_unchanged: int
+    cities_stored: int
+    bytes_done: int
+    bytes_total: int
+    trips_done: int
+
+
+def counts_of(record: RequestRecord) -> Counts:
+    """Count what is done. ``bytes_total`` is of the files begun so far: nobody knows the others' sizes."""
+    failed = bitmap.size(record.outcomes.get(Outcome.FAILED, "0"))
+    skipped = bitmap.size(record.outcomes.get(Outcome.SKIPPED, "0"))
+    under_way = record.under_way.values()
+    return Counts(
+        cities_total=record.cities,
+        cities_done=failed + skipped + bitmap.size(record.served),
+        cities_failed=failed,
+        cities_skipped=skipped,
+        cities_unchanged=bitmap.size(record.outcomes.get(Outcome.UNCHANGED, "0")),
+        cities_stored=bitmap.size(record.outcomes.get(Outcome.STORED, "0")),
+        bytes_done=record.bytes_done + sum(city.bytes_done for city in under_way),
+        bytes_total=record.bytes_done + sum(city.bytes_total or city.bytes_done for city in under_way),
+        trips_done=record.trips_done + sum(city.trips_done for city in under_way),
+    )
+
+
+def status_of(record: RequestRecord) -> Status:
+    """Say where a request is. Completed means served: every city has failed or is folded in the live generation."""
+    if not record.planned:
+        return Status.FAILED if record.failed_reason is not None else Status.ACCEPTED
+    counts = counts_of(record)
+    if counts.cities_done == counts.cities_total:
+        return Status.COMPLETED_WITH_FAILURES if counts.cities_failed else Status.COMPLETED
+    return Status.RUNNING if record.outcomes or record.under_way else Status.PLANNED

@@ -1,0 +1,130 @@
+"""The settings: one typed class, read from the environment, with the prefix ``TRIPFOLD_``.
+
+The credentials for S3 are the usual AWS variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, profiles,
+instance roles): the S3 client finds them by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "TRIPFOLD_"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class InvalidSettings(ValueError):
+    """A variable of the environment has a value that cannot be used. The message names both, and the remedy."""
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, with its default. Units stand at the end of a name."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    upstream_url: str = Field(default="http://127.0.0.1:8090", description="where the trip files come from")
+    upstream_attempts: int = Field(
+        default=5, ge=1, le=100, description="how often a city's file is tried before it fails"
+    )
+    upstream_outage_limit_s: float = Field(
+        default=900, ge=0, description="how long an upstream that is down is waited for before its cities fail"
+    )
+    upstream_read_timeout_s: float = Field(default=30, gt=0, description="how long one read from the upstream may take")
+    upstream_file_bytes_max: int = Field(
+        default=16 * 1024**3, ge=1, description="the largest trip file that is taken, in bytes after content-encoding"
+    )
+
+    kafka_bootstrap_servers: str = Field(
+        default="127.0.0.1:9092", description="brokers to begin with, separated by commas"
+    )
+    kafka_partitions: int = Field(default=12, ge=1, le=10_000, description="partitions of a topic that is provisioned")
+    kafka_replication: int = Field(default=1, ge=1, le=32_767, description="replicas of a topic that is provisioned")
+    topic_prefix: str = Field(
+        default="", pattern=r"^[A-Za-z0-9._-]*$", description="put before the name of every topic"
+    )
+    consumer_instance: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="this process's name in its consumer groups; empty: no static one",
+    )
+    session_timeout_s: float = Field(default=30, ge=6, description="after this silence a consumer is taken for dead")
+
+    s3_endpoint_url: str | None = Field(default=None, description="the S3 server; unset: AWS")
+    s3_bucket: str = Field(default="tripfold", min_length=3, description="the bucket that holds everything")
+    s3_region: str = Field(default="us-east-1", description="the bucket's region")
+    s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
+        default="path", description="how a bucket is named in URLs"
+    )
+    s3_checksums: Literal["when_required", "when_supported"] = Field(
+        default="when_required",
+        description="when the S3 client adds and checks checksums: some stores refuse the newer ones",
+    )
+    s3_pool_size: int = Field(default=32, ge=1, le=1000, description="connections to S3 of one process")
+
+    ingest_streams: int = Field(default=4, ge=1, le=64, description="city-days that one worker streams side by side")
+    ingest_batch: int = Field(default=16, ge=1, le=1000, description="tasks that one worker takes at a time")
+    ingest_deadline_s: float = Field(default=3600, ge=1, description="the longest that one city-day may take")
+    aggregate_batch: int = Field(default=500, ge=1, le=100_000, description="events that are folded at a time")
+    aggregate_linger_ms: int = Field(
+        default=100, ge=1, le=60_000, description="how long events are gathered for one fold"
+    )
+    aggregate_cache_bytes: int = Field(
+        default=64 * 1024**2, ge=0, description="summaries that the aggregate keeps in memory, in bytes of their JSON"
+    )
+    progress_interval_s: float = Field(
+        default=1.0, ge=0, le=60, description="the shortest time between two writes of a request's progress"
+    )
+    sweep_after_s: float = Field(
+        default=600, ge=1, description="a request without progress for so long is published again, with the same id"
+    )
+
+    api_host: str = Field(default="127.0.0.1", description="the address that the API listens on")
+    api_port: Port = Field(default=8080, description="the port that the API listens on")
+    api_range_days_max: int = Field(default=366, ge=1, le=36_600, description="the longest range of one query, in days")
+    api_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="summary heads that the API keeps in memory")
+
+    health_host: str = Field(default="127.0.0.1", description="where ingest and aggregate answer health and metrics")
+    health_port: Port = Field(default=8081, description="their port; 0: any free one")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="the least that is logged"
+    )
+    log_format: Literal["json", "text"] = Field(default="json", description="how a log line is written")
+    retry_wait_max_s: float = Field(
+        default=30, gt=0, description="the longest wait between two tries when S3 or Kafka is down"
+    )
+
+    @field_validator("upstream_url", "s3_endpoint_url")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("expected a URL that begins with http:// or https://")
+        return None if value is None else value.rstrip("/")
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        for server in value.split(","):
+            host, _, port = server.strip().rpartition(":")
+            if not host or not port.isdecimal():
+                raise ValueError("expected host:port, or several separated by commas")
+        return value
+
+
+def load_settings() -> Settings:
+    """Read the settings from the environment.
+
+    Raises InvalidSettings with a line for each wrong variable: its name, its value and what was expected.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [
+            f"{PREFIX}{'_'.join(map(str, fault['loc'])).upper()}={fault['input']!r}: "
+            f"{fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
+        ]
+        raise InvalidSettings("\n".join(lines)) from error

@@ -1,0 +1,294 @@
+"""The bucket: a port that the services use, and its adapter over S3.
+
+Two things about S3 shape this port. Compare-and-swap is a PutObject with ``If-Match`` or ``If-None-Match``, used on
+small objects alone: racing conditional multipart uploads are not exact on every store. And an answer can be lost: a
+write that failed may have happened, so whoever loses a race reads again before deciding anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import aioboto3
+import msgspec
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from shared.patience import SurroundingsFault
+from shared.settings import Settings
+
+UPLOAD_PART_BYTES = 8 * 1024 * 1024
+UPLOAD_PARTS_IN_FLIGHT_MAX = 2
+UPLOAD_PARTS_MAX = 10_000
+
+
+class StoreUnavailable(SurroundingsFault):
+    """The store cannot be used now: unreachable, throttling, refusing the credentials. Wait, then try again."""
+
+
+class LostRace(RuntimeError):
+    """Somebody else wrote the object first, or an earlier try of ours did: read it again."""
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """An object as it was read: its bytes, and the ETag that a swap has to name."""
+
+    body: bytes
+    etag: str
+
+
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """An object as a listing shows it."""
+
+    key: str
+    etag: str
+    size_bytes: int
+    last_modified: dt.datetime
+
+
+class Upload(Protocol):
+    """A new object under way, written from front to back. Nothing is visible before ``complete``."""
+
+    async def write(self, chunk: bytes) -> None:
+        """Append ``chunk``; waits while too many parts are in flight."""
+
+    async def complete(self) -> None:
+        """Make the object visible, whole."""
+
+    async def abort(self) -> None:
+        """Give the upload up and leave nothing. Safe to call at any time, also after ``complete``."""
+
+
+class ObjectStore(Protocol):
+    """What the services need of a bucket. Every method raises StoreUnavailable when the store cannot be used."""
+
+    async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
+        """Read an object, or its first bytes, or return None if there is none."""
+
+    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        """Write an object only if its ETag still is ``etag`` (None: only if there is none); return the new ETag.
+
+        Raises LostRace if it is not so.
+        """
+
+    async def put(self, key: str, body: bytes) -> None:
+        """Write an object whose key nobody else writes."""
+
+    def list(self, prefix: str) -> AsyncIterator[Listed]:
+        """List the objects under ``prefix``, page by page, in the store's order."""
+
+    def upload(self, key: str) -> Upload:
+        """Begin a new object of unknown size, whose key nobody else writes."""
+
+
+class S3Store:
+    """An ObjectStore in an S3 bucket. Use it as an async context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.bucket = settings.s3_bucket
+        self._exit = contextlib.AsyncExitStack()
+        self._client: Any = None
+
+    async def __aenter__(self) -> Self:
+        settings = self._settings
+        config = Config(
+            connect_timeout=5,
+            read_timeout=30,  # racing writers of one key can be made to wait for seconds by the store
+            max_pool_connections=settings.s3_pool_size,
+            retries={"mode": "standard", "total_max_attempts": 3},
+            request_checksum_calculation=settings.s3_checksums,
+            response_checksum_validation=settings.s3_checksums,
+            signature_version="s3v4",
+            s3={"addressing_style": settings.s3_addressing_style},
+        )
+        self._client = await self._exit.enter_async_context(
+            aioboto3.Session().client(
+                "s3",
+                endpoint_url=settings.s3_endpoint_url,
+                region_name=settings.s3_region,
+                config=config,
+            )
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exit.aclose()
+
+    async def check(self) -> None:
+        """Raise StoreUnavailable if the bucket cannot be reached with these credentials."""
+        with _faults("HeadBucket", self.bucket):
+            await self._client.head_bucket(Bucket=self.bucket)
+
+    async def create_bucket(self) -> None:
+        """Create the bucket unless it is there."""
+        try:
+            await self._client.head_bucket(Bucket=self.bucket)
+        except ClientError as error:
+            if _status(error) != 404:
+                raise _unavailable("HeadBucket", self.bucket, error) from error
+        except BotoCoreError as error:
+            raise _unavailable("HeadBucket", self.bucket, error) from error
+        else:
+            return
+        location = {"LocationConstraint": self._settings.s3_region}
+        extra = {} if self._settings.s3_region == "us-east-1" else {"CreateBucketConfiguration": location}
+        with _faults("CreateBucket", self.bucket):
+            await self._client.create_bucket(Bucket=self.bucket, **extra)
+
+    async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
+        extra = {} if first_bytes is None else {"Range": f"bytes=0-{first_bytes - 1}"}
+        try:
+            answer = await self._client.get_object(Bucket=self.bucket, Key=key, **extra)
+            async with answer["Body"] as stream:
+                body = await stream.read()
+        except ClientError as error:
+            if _status(error) == 404 and _code(error) in {"NoSuchKey", "404"}:
+                return None
+            raise _unavailable("GetObject", key, error) from error
+        except (TimeoutError, BotoCoreError, OSError) as error:
+            raise _unavailable("GetObject", key, error) from error
+        return Found(body=body, etag=answer["ETag"])
+
+    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        for wait_s in (0.05, 0.2, 0.8, None):
+            try:
+                answer = await self._client.put_object(
+                    Bucket=self.bucket, Key=key, Body=body, ContentType="application/json", **condition
+                )
+            except ClientError as error:
+                if _status(error) == 409 and wait_s is not None:
+                    await asyncio.sleep(wait_s)  # a conflicting write is under way: not decided yet
+                    continue
+                # Stores differ on If-Match for a missing key: 404 here, 412 there.
+                if _status(error) in {409, 412} or (_status(error) == 404 and _code(error) == "NoSuchKey"):
+                    raise LostRace(key) from error
+                raise _unavailable("PutObject", key, error) from error
+            except (TimeoutError, BotoCoreError, OSError) as error:
+                raise _unavailable("PutObject", key, error) from error
+            return str(answer["ETag"])
+        raise AssertionError("the last try neither answered nor raised")
+
+    async def put(self, key: str, body: bytes) -> None:
+        with _faults("PutObject", key):
+            await self._client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType="application/json")
+
+    async def list(self, prefix: str) -> AsyncIterator[Listed]:
+        with _faults("ListObjectsV2", prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            async for page in pages:
+                for entry in page.get("Contents", ()):
+                    yield Listed(
+                        key=entry["Key"],
+                        etag=entry["ETag"],
+                        size_bytes=entry["Size"],
+                        last_modified=entry["LastModified"],
+                    )
+
+    def upload(self, key: str) -> Upload:
+        return _S3Upload(self._client, self.bucket, key)
+
+
+class _S3Upload:
+    """A multipart upload with a bounded number of parts in flight; an object of one part is one PutObject."""
+
+    def __init__(self, client: Any, bucket: str, key: str) -> None:
+        self._client = client
+        self._target = {"Bucket": bucket, "Key": key}
+        self._key = key
+        self._upload_id: str | None = None
+        self._buffer = bytearray()
+        self._parts: list[asyncio.Task[dict[str, Any]]] = []
+        self._room = asyncio.Semaphore(UPLOAD_PARTS_IN_FLIGHT_MAX)
+        self._done = False
+
+    async def write(self, chunk: bytes) -> None:
+        self._buffer += chunk
+        while len(self._buffer) > UPLOAD_PART_BYTES:
+            with memoryview(self._buffer) as view:
+                part = bytes(view[:UPLOAD_PART_BYTES])
+            del self._buffer[:UPLOAD_PART_BYTES]
+            await self._send(part)
+
+    async def complete(self) -> None:
+        last = bytes(self._buffer)
+        self._buffer.clear()
+        if self._upload_id is None:
+            with _faults("PutObject", self._key):
+                await self._client.put_object(**self._target, Body=last, ContentType="application/json")
+            self._done = True
+            return
+        await self._send(last)
+        parts = await asyncio.gather(*self._parts)
+        with _faults("CompleteMultipartUpload", self._key):
+            await self._client.complete_multipart_upload(
+                **self._target, UploadId=self._upload_id, MultipartUpload={"Parts": parts}
+            )
+        self._done = True
+
+    async def abort(self) -> None:
+        if self._done:
+            return
+        self._done = True
+        for task in self._parts:
+            task.cancel()
+        await asyncio.gather(*self._parts, return_exceptions=True)
+        self._buffer.clear()
+        if self._upload_id is not None:
+            # What cannot be aborted now is an unfinished upload, which the clean-up takes by its age.
+            with contextlib.suppress(ClientError, BotoCoreError, OSError, asyncio.TimeoutError):
+                await self._client.abort_multipart_upload(**self._target, UploadId=self._upload_id)
+
+    async def _send(self, part: bytes) -> None:
+        if self._upload_id is None:
+            with _faults("CreateMultipartUpload", self._key):
+                answer = await self._client.create_multipart_upload(**self._target, ContentType="application/json")
+            self._upload_id = answer["UploadId"]
+        number = len(self._parts) + 1
+        if number > UPLOAD_PARTS_MAX:
+            raise ValueError(
+                f"{self._key} has more than {UPLOAD_PARTS_MAX} parts of {UPLOAD_PART_BYTES} bytes: S3 takes no more"
+            )
+        await self._room.acquire()
+        for task in self._parts:
+            if task.done():
+                task.result()  # a part that failed ends the upload at once
+        self._parts.append(asyncio.create_task(self._send_part(number, part)))
+
+    async def _send_part(self, number: int, part: bytes) -> dict[str, Any]:
+        try:
+            with _faults("UploadPart", self._key):
+                answer = await self._client.upload_part(
+                    **self._target, UploadId=self._upload_id, PartNumber=number, Body=part
+                )
+        finally:
+            self._room.release()
+        return {"PartNumber": number, "ETag": answer["ETag"]}
+
+
+@contextlib.contextmanager
+def _faults(operation: str, name: str) -> Any:
+    try:
+        yield
+    except (TimeoutError, ClientError, BotoCoreError, OSError) as error:
+        raise _unavailable(operation, name, error) from error
+
+
+def _unavailable(operation: str, name: str, error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(f"S3 {operation} of {name}: {error or type(error).__name__}")
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

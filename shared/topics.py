@@ -1,0 +1,87 @@
+"""The topics: one table of what they are called, how they are keyed, kept and partitioned."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from aiokafka.partitioner import murmur2
+
+DAY_MS = 24 * 60 * 60 * 1000
+RECORD_BYTES_MAX = 4 * 1024 * 1024
+
+
+class Topic(enum.Enum):
+    """A topic's name, without the prefix from the settings."""
+
+    PROCESS_REQUESTS = "process-requests"
+    CITY_TASKS = "city-tasks"
+    CITY_STATS = "city-stats"
+    COUNTRY_DAY_SUMMARIES = "country-day-summaries"
+    REQUEST_PROGRESS = "request-progress"
+    DEAD_LETTERS = "dead-letters"
+
+
+class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How a topic is to be on a cluster. ``config`` holds Kafka's topic settings, by their own names."""
+
+    topic: Topic
+    key: str
+    holds: str
+    config: Mapping[str, str]
+
+    def name(self, prefix: str) -> str:
+        """Return the name on the cluster, with the prefix of the settings."""
+        return f"{prefix}{self.topic.value}"
+
+
+def _kept_for(days: int) -> dict[str, str]:
+    return {
+        "cleanup.policy": "delete",
+        "retention.ms": str(days * DAY_MS),
+        "max.message.bytes": str(RECORD_BYTES_MAX),
+    }
+
+
+def _compacted(**extra: str) -> dict[str, str]:
+    config = {"cleanup.policy": "compact", "retention.ms": "-1", "max.message.bytes": str(RECORD_BYTES_MAX)}
+    return config | {name.replace("_", "."): value for name, value in extra.items()}
+
+
+TOPICS: tuple[TopicSpec, ...] = (
+    TopicSpec(topic=Topic.PROCESS_REQUESTS, key="{date}", holds="ProcessRequested", config=_kept_for(30)),
+    TopicSpec(topic=Topic.CITY_TASKS, key="{date}/{city_id}", holds="IngestCity", config=_kept_for(30)),
+    TopicSpec(
+        topic=Topic.CITY_STATS,
+        key="{date}/{country}/{city_id}",
+        holds="CityDayStats, CityDayRetracted; CountryDayPlanned, keyed {date}/{country}",
+        config=_compacted(min_compaction_lag_ms=str(7 * DAY_MS)),
+    ),
+    TopicSpec(
+        topic=Topic.COUNTRY_DAY_SUMMARIES,
+        key="{date}/{country}",
+        holds="CountryDaySummary",
+        config=_compacted(),
+    ),
+    TopicSpec(
+        topic=Topic.REQUEST_PROGRESS,
+        key="{request_id}",
+        holds="RequestPlanned, CityProgressed, CityFinished, CityFolded, RequestFailed",
+        config=_kept_for(30),
+    ),
+    TopicSpec(topic=Topic.DEAD_LETTERS, key="as it came", holds="what could not be processed", config=_kept_for(90)),
+)
+
+
+def partition_of(key: bytes | None, partitions: Sequence[int], available: Sequence[int]) -> int:
+    """Choose the partition of a key by its first two parts, so that one consumer folds all of a country-day.
+
+    The hash is Kafka's murmur2 over those parts. A record without a key goes to the first partition: only dead
+    letters can have none.
+    """
+    del available  # A partition that is away is waited for: another one would break the order of a key.
+    if key is None:
+        return partitions[0]
+    affinity = b"/".join(key.split(b"/", 2)[:2])
+    return partitions[(int(murmur2(affinity)) & 0x7FFFFFFF) % len(partitions)]

@@ -1,0 +1,101 @@
+"""The topics on a cluster: made as the table in ``shared.topics`` has them, and compared with it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+
+from shared.patience import SurroundingsFault
+from shared.settings import Settings
+from shared.topics import TOPICS, Topic, TopicSpec
+
+
+class TopicsMissing(SurroundingsFault):
+    """Topics that the service needs are not on the cluster. ``tripfold topics apply`` makes them."""
+
+
+class TopicDifference(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a topic on the cluster is not as it should be."""
+
+    topic: str
+    what: str
+    found: str
+    expected: str
+
+
+@contextlib.asynccontextmanager
+async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Connect to the cluster as an administrator. Raises SurroundingsFault if it cannot be reached."""
+    client = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers, request_timeout_ms=20_000)
+    try:
+        try:
+            await client.start()
+        except (KafkaError, OSError) as error:
+            raise SurroundingsFault(
+                f"Kafka at {settings.kafka_bootstrap_servers} cannot be reached: {error}"
+            ) from error
+        yield client
+    finally:
+        await client.close()
+
+
+async def require_topics(settings: Settings, topics: Sequence[Topic]) -> None:
+    """Raise TopicsMissing unless all of ``topics`` are on the cluster."""
+    async with admin_client(settings) as client:
+        present = set(await client.list_topics())
+    missing = [name for topic in topics if (name := settings.topic_prefix + topic.value) not in present]
+    if missing:
+        raise TopicsMissing(f"no topic {', '.join(missing)} on the cluster: run 'tripfold topics apply'")
+
+
+async def apply_topics(settings: Settings) -> list[str]:
+    """Make the topics that are missing; return their names. Topics that are there are left as they are."""
+    async with admin_client(settings) as client:
+        present = set(await client.list_topics())
+        made = []
+        for spec in TOPICS:
+            name = spec.name(settings.topic_prefix)
+            if name in present:
+                continue
+            new = NewTopic(
+                name=name,
+                num_partitions=settings.kafka_partitions,
+                replication_factor=settings.kafka_replication,
+                topic_configs=dict(spec.config),
+            )
+            answer = await client.create_topics([new])
+            for _, code, *message in answer.topic_errors:
+                error = for_code(code)
+                if code and error is not TopicAlreadyExistsError:
+                    raise SurroundingsFault(f"topic {name} could not be made: {error.__name__} {message}")
+            made.append(name)
+        return made
+
+
+async def check_topics(settings: Settings) -> list[TopicDifference]:
+    """Compare the topics on the cluster with the table, and say where they differ."""
+    differences = []
+    async with admin_client(settings) as client:
+        present = set(await client.list_topics())
+        for spec in TOPICS:
+            name = spec.name(settings.topic_prefix)
+            if name not in present:
+                differences.append(TopicDifference(topic=name, what="topic", found="missing", expected="present"))
+            else:
+                differences += await _config_differences(client, name, spec)
+    return differences
+
+
+async def _config_differences(client: AIOKafkaAdminClient, name: str, spec: TopicSpec) -> list[TopicDifference]:
+    answers = await client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
+    found = {entry[0]: entry[1] for answer in answers for resource in answer.resources for entry in resource[4]}
+    return [
+        TopicDifference(topic=name, what=setting, found=str(found.get(setting)), expected=expected)
+        for setting, expected in spec.config.items()
+        if found.get(setting) != expected
+    ]
