@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Coroutine
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -31,6 +31,8 @@ app.add_typer(topics_commands, name="topics")
 app.add_typer(bucket_commands, name="bucket")
 
 console = Console()
+
+_Result = TypeVar("_Result")
 
 
 @serve_commands.command("api")
@@ -107,9 +109,7 @@ def upstream(
     trips_per_city: Annotated[
         int | None, typer.Option(help="Trips in each file. Unset: files of 1 to 20 MB, and one of over 100 MB.", min=0)
     ] = None,
-    missing_days: Annotated[
-        int, typer.Option(help="Of 100 days of a city, how many answer 404.", min=0, max=100)
-    ] = 0,
+    missing_days: Annotated[int, typer.Option(help="Of 100 days of a city, how many answer 404.", min=0, max=100)] = 0,
     etag: Annotated[bool, typer.Option(help="Send an ETag and honour If-None-Match.")] = True,
     ranges: Annotated[bool, typer.Option(help="Honour Range and If-Range.")] = True,
 ) -> None:
@@ -147,7 +147,7 @@ def main() -> None:
     """Run the command; say in one sentence what went wrong, if something did."""
     try:
         app()
-    except (InvalidSettings, SurroundingsFault, Stopped) as error:
+    except (InvalidSettings, SurroundingsFault) as error:
         Console(stderr=True).print(f"[red]tripfold:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:

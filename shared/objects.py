@@ -242,12 +242,12 @@ class RequestRecord(StoredObject, frozen=True, kw_only=True):
 
 
 _PLANS_MARK = b',"plans":'
-_encoder = msgspec.json.Encoder(order="deterministic")
+_encoder = msgspec.json.Encoder()  # msgspec's own sorting takes no maps by number or by enum
 _decoders: dict[type[StoredObject], msgspec.json.Decoder[StoredObject]] = {}
 
 
 def encode(stored: StoredObject) -> bytes:
-    """Encode a stored object canonically: equal objects are equal bytes."""
+    """Encode a stored object. Whoever makes one sorts its maps, so equal objects are equal bytes."""
     return _encoder.encode(stored)
 
 

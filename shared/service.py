@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import structlog
 import uvicorn
-from faststream.asgi import AsgiFastStream, AsgiResponse, get
 from faststream.kafka import KafkaBroker
-from prometheus_client import make_asgi_app
+from litestar import Litestar, Response, get
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from shared.consuming import SHUTDOWN_GRACE_S
-from shared.health import REGISTRY, Health
+from shared.health import Health
 from shared.patience import Patience, Stopping
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
@@ -45,42 +45,26 @@ def make_app(
     topics: tuple[Topic, ...],
     background: tuple[Background, ...] = (),
     resources: tuple[contextlib.AbstractAsyncContextManager[object], ...] = (),
-) -> AsgiFastStream:
-    """Return the service as an ASGI app: health and metrics over HTTP, and the broker's subscribers.
+) -> Litestar:
+    """Return the service as an ASGI app: health and metrics over HTTP, and the broker's subscribers behind them.
 
     The order in which things start does not matter: before it subscribes, the service waits for S3, for Kafka and
-    for ``topics``, alive but not ready.
+    for ``topics``, alive but not ready. (FastStream's own ASGI app would end when Kafka is away at the start.)
     """
     patience = surroundings.patience
-    health = surroundings.health
-
-    @get
-    async def live(_scope: object) -> AsgiResponse:
-        return AsgiResponse(b"", status_code=204)
-
-    @get
-    async def ready(_scope: object) -> AsgiResponse:
-        body = json.dumps({"ready": health.ready, "started": health.started, "faults": health.faults}).encode()
-        headers = {"content-type": "application/json"}
-        return AsgiResponse(body, status_code=200 if health.ready else 503, headers=headers)
 
     async def begin() -> None:
-        try:
-            await patience.wait_out("S3", surroundings.store.check)
-            await patience.wait_out("Kafka", surroundings.publisher.check)
-            await patience.wait_out("topics", lambda: require_topics(surroundings.settings, topics))
-            await patience.wait_out("consuming", broker.start)
-        except Stopping:
-            return
-        health.started = True
+        await patience.wait_out("S3", surroundings.store.check)
+        await patience.wait_out("Kafka", surroundings.publisher.check)
+        await patience.wait_out("topics", lambda: require_topics(surroundings.settings, topics))
+        await patience.wait_out("consuming", broker.start)
+        surroundings.health.started = True
         _log.info("ready")
 
     @contextlib.asynccontextmanager
-    async def lifespan() -> AsyncIterator[None]:
+    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(surroundings.store)
-            await stack.enter_async_context(surroundings.publisher)
-            for resource in resources:
+            for resource in (surroundings.store, surroundings.publisher, *resources):
                 await stack.enter_async_context(resource)
             tasks = [asyncio.create_task(begin())]
             tasks += [asyncio.create_task(_run(job, patience)) for job in background]
@@ -93,15 +77,28 @@ def make_app(
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    return AsgiFastStream(
-        asgi_routes=[
-            ("/health/live", live),
-            ("/health/ready", ready),
-            ("/metrics", make_asgi_app(registry=REGISTRY)),
-        ],
-        lifespan=lifespan,
-        logger=None,
-    )
+    return Litestar(health_routes(surroundings.health), lifespan=[lifespan], openapi_config=None, logging_config=None)
+
+
+def health_routes(health: Health) -> list[Any]:
+    """Return what every service answers of itself: ``/health/live``, ``/health/ready`` and ``/metrics``."""
+
+    @get("/health/live", sync_to_thread=False)
+    def live() -> None:
+        """Say that the process runs."""
+
+    @get("/health/ready", sync_to_thread=False)
+    def ready() -> Response[dict[str, Any]]:
+        """Say whether the service can do its work, and if not, why."""
+        body = {"ready": health.ready, "started": health.started, "faults": health.faults}
+        return Response(body, status_code=200 if health.ready else 503)
+
+    @get("/metrics", sync_to_thread=False)
+    def metrics() -> Response[bytes]:
+        """Return the metrics in Prometheus' text format."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return [live, ready, metrics]
 
 
 async def _run(job: Background, patience: Patience) -> None:
@@ -109,7 +106,7 @@ async def _run(job: Background, patience: Patience) -> None:
         await job(patience)
 
 
-def serve(app: AsgiFastStream, settings: Settings) -> None:
+def serve(app: Litestar, settings: Settings) -> None:
     """Run a service until it is asked to stop by SIGTERM or SIGINT."""
     uvicorn.run(
         app,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from faststream.asgi import AsgiFastStream
+from litestar import Litestar
 
 from services.aggregate.folding import Folder
 from services.aggregate.progress_folding import ProgressFolder, Sweep
@@ -18,7 +18,7 @@ PROGRESS_BATCH_MAX = 5_000
 PROGRESS_LINGER_MS = 100
 
 
-def create_app(settings: Settings) -> AsgiFastStream:
+def create_app(settings: Settings) -> Litestar:
     """Wire the aggregate service over the Kafka and S3 of the settings."""
     surroundings = Surroundings(settings, source="aggregate")
     store, publisher, patience = surroundings.store, surroundings.publisher, surroundings.patience

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from concurrent.futures import ThreadPoolExecutor
 
-from faststream.asgi import AsgiFastStream
+from litestar import Litestar
 
 from services.ingest.city_day import CityDayIngest
 from services.ingest.planner import Planner
@@ -29,7 +29,7 @@ class Role(enum.Enum):
     WORKER = "worker"
 
 
-def create_app(settings: Settings, role: Role = Role.ALL) -> AsgiFastStream:
+def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
     """Wire the ingest service over the Kafka, S3 and upstream of the settings."""
     surroundings = Surroundings(settings, source="ingest")
     patience = surroundings.patience

@@ -8,30 +8,41 @@ delays is slower, never larger.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import date as calendar_date
+from datetime import datetime, time, timedelta
 from typing import Final
 
-from services.ingest.trips import Trip, delay_ms, departure_date
+from services.ingest.trips import DatedTrip, Trip, delay_ms, departure_date
 from shared.contribution import Contribution
 
 DELAYS_MAX: Final = 65_536
 DEPARTURES_MAX: Final = 100_000
 """More than a day has seconds, so a file of whole seconds never empties the dictionary."""
+DEPARTURE_KEPT_MAX_CHARACTERS: Final = 64
 
 
 class Tally:
-    """What the trips seen so far add up to. A trip that breaks a rule raises `InvalidTrip` and changes nothing."""
+    """What the trips seen so far add up to, for a file of one date (``YYYY-MM-DD``).
+
+    A trip that breaks a rule raises `InvalidTrip` and changes nothing.
+    """
 
     def __init__(self, date: str) -> None:
+        day = calendar_date.fromisoformat(date)
+        if day.isoformat() != date:
+            raise ValueError(f"expected a date such as 2024-05-01, got {date!r}")
         self.trips = 0
         self.trips_on_other_dates = 0
         self._passengers = 0
         self._accidents = 0
         self._delay_total_ms = 0
         self._delays = _Delays()
-        self._elsewhen = _Elsewhen(date)
-        self._first_moment = datetime.fromisoformat(f"{date}T00:00:00")
-        self._last_moment = self._first_moment + (timedelta(days=1) - timedelta(microseconds=1))
+        self._on_another_date = _OnAnotherDate(date)
+        self._first_moment = datetime.combine(day, time.min)
+        self._last_moment = datetime.combine(day, time.max)
+        self._midnights = [self._first_moment]
+        if day < calendar_date.max:
+            self._midnights.append(self._first_moment + timedelta(days=1))
 
     @property
     def contribution(self) -> Contribution:
@@ -46,7 +57,7 @@ class Tally:
     def add(self, trip: Trip) -> None:
         """Add one trip."""
         delay = self._delays[trip.delay]
-        on_another_date = self._elsewhen[trip.departure_time]
+        on_another_date = self._on_another_date[trip.departure_time]
         self.trips += 1
         self.trips_on_other_dates += on_another_date
         self._passengers += trip.passengers
@@ -55,27 +66,54 @@ class Tally:
 
     def add_all(self, trips: Sequence[Trip]) -> None:
         """Add all of these trips, or none if one breaks a rule."""
-        on_other_dates = sum(map(self._elsewhen.__getitem__, [trip.departure_time for trip in trips]))
-        self._add_sums(trips, on_other_dates)
+        departures = [trip.departure_time for trip in trips]
+        self._add_sums(trips, on_other_dates=sum(map(self._on_another_date.__getitem__, departures)))
 
-    def add_dated(self, trips: Sequence[DatedTrip], *, fractions: bool) -> bool:
-        """Add all of these trips, or none; return whether their dates could be told.
+    def add_all_dated(self, trips: Sequence[DatedTrip], *, rounded: bool) -> bool:
+        """Add all of these trips, or none; return whether it could be told which are on other dates.
 
-        `fractions` says that some departure may have been written with a fraction of a second. Rounded to
-        the microsecond it can have become midnight of the day after, and the date that was written is lost.
+        `rounded` says that departures may have been written with fractions, which the decoder rounds: what
+        is midnight in `trips` may then have been written as the last moment of the date before.
         """
         departures = [trip.departure_time for trip in trips]
-        first, last = self._first_moment, self._last_moment
-        if fractions and any(departure.time() == _MIDNIGHT for departure in departures):
+        if rounded and any(midnight in departures for midnight in self._midnights):
             return False
+        first, last = self._first_moment, self._last_moment
         on_this_date = sum([first <= departure <= last for departure in departures])
-        self._add_sums(trips, len(trips) - on_this_date)
+        self._add_sums(trips, on_other_dates=len(trips) - on_this_date)
         return True
 
-    def _add_sums(self, trips: Sequence[Trip | DatedTrip], on_other_dates: int) -> None:
+    def _add_sums(self, trips: Sequence[Trip] | Sequence[DatedTrip], *, on_other_dates: int) -> None:
         delay_total_ms = sum(map(self._delays.__getitem__, [trip.delay for trip in trips]))
         self.trips += len(trips)
         self.trips_on_other_dates += on_other_dates
         self._passengers += sum([trip.passengers for trip in trips])
         self._accidents += sum([trip.accident for trip in trips])
         self._delay_total_ms += delay_total_ms
+
+
+class _Delays(dict[str, int]):
+    """Milliseconds by written delay, each worked out when it is first asked for."""
+
+    def __missing__(self, written: str) -> int:
+        if len(self) >= DELAYS_MAX:
+            self.clear()
+        self[written] = delay = delay_ms(written)
+        return delay
+
+
+class _OnAnotherDate(dict[str, bool]):
+    """Whether a written departure time is on another date than the file, worked out when it is first asked for."""
+
+    def __init__(self, date: str) -> None:
+        super().__init__()
+        self._date = date
+
+    def __missing__(self, written: str) -> bool:
+        on_another_date = departure_date(written) != self._date
+        if len(self) >= DEPARTURES_MAX:
+            self.clear()
+        # A departure of many fractional digits is valid and may be long: it is not worth keeping.
+        if len(written) <= DEPARTURE_KEPT_MAX_CHARACTERS:
+            self[written] = on_another_date
+        return on_another_date

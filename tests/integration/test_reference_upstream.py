@@ -277,12 +277,7 @@ async def test_one_stream_does_not_hold_up_another() -> None:
     async with serving(ENDLESS) as client, client.stream("GET", PATH) as response:
         chunks = response.aiter_raw()
         await anext(chunks)
-
-        async def take_all() -> None:
-            async for _ in chunks:
-                pass
-
-        taking = asyncio.create_task(take_all())
+        taking = asyncio.create_task(read_all(chunks))
         assert (await client.get("/health")).status_code == 200
         assert not taking.done()
         taking.cancel()
@@ -306,8 +301,7 @@ async def test_serve_stops_in_the_middle_of_a_stream() -> None:
                 await anext(chunks)
                 process.terminate()
                 with pytest.raises(httpx.TransportError):
-                    async for _ in chunks:
-                        pass
+                    await asyncio.wait_for(read_all(chunks), DEADLINE_S)
         _, complaint = await asyncio.wait_for(process.communicate(), DEADLINE_S)
     finally:
         if process.returncode is None:
@@ -315,6 +309,11 @@ async def test_serve_stops_in_the_middle_of_a_stream() -> None:
             await process.wait()
     assert complaint == b""
     assert process.returncode == -signal.SIGTERM
+
+
+async def read_all(chunks: AsyncIterator[bytes]) -> None:
+    async for _ in chunks:
+        pass
 
 
 async def until_healthy(client: httpx.AsyncClient, process: asyncio.subprocess.Process) -> None:

@@ -1,0 +1,60 @@
+# Everything runs in .venv, made on first use from pinned and hashed requirements.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up test lint unit format test-containers test-kafka requirements clean
+
+help: ## Show what can be made
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.local ## Process three dates on an embedded stack and print the statistics (ARGS=--exit: then stop)
+	@$(BIN)/tripfold demo $(ARGS)
+
+up: $(VENV)/.local ## Run the embedded stack until Ctrl-C (ARGS: see tripfold up --help)
+	@$(BIN)/tripfold up $(ARGS)
+
+test: lint unit ## Lint, check types, run the tests
+
+lint: $(VENV)/.dev ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev ## Run the tests alone (ARGS: for pytest)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+requirements: ## Pin the requirements again, with hashes (needs uv)
+	uv pip compile -q $(COMPILE) -o requirements/runtime.txt
+	uv pip compile -q $(COMPILE) --extra local --extra build -o requirements/local.txt
+	uv pip compile -q $(COMPILE) --extra dev -o requirements/dev.txt
+
+COMPILE := pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-emit-find-links --custom-compile-command "make requirements"
+
+clean: ## Remove the virtual environment and the demo's data
+	rm -rf $(VENV) .data
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Tripfold needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V). Set PYTHON to one." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.local: $(VENV)/bin/python requirements/local.txt pyproject.toml
+	@echo "installing what the demo needs into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements/local.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python requirements/dev.txt pyproject.toml
+	@echo "installing what the tests need into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@

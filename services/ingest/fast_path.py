@@ -1,0 +1,169 @@
+"""The fast path: whole windows of records through one typed decoder.
+
+A window is a stretch of the file that ends in ``}``. Between square brackets it is decoded as an array of
+trips; JSON is read from left to right, so if that succeeds the window is a run of whole records, wherever its end
+came from. If it does not, the end was inside a string or a nested object, and an earlier ``}`` is tried.
+
+This path never judges. Whatever it cannot read, or would read otherwise than the reference path, it declines:
+it leaves the bytes unfolded, and the reference path goes on from there. It may therefore only accept what the
+reference path accepts too, with the same sums, and these are the places where its decoder is not enough:
+
+- it skips the fields it does not know, without looking at their UTF-8, their depth or the length of their numbers;
+- a departure time that it reads itself loses what `DatedTrip` says, so a window with a backslash, or with fractions
+  about midnight, is decoded again with departures as text, and so is all of a file that has departures only the
+  rules know.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from services.ingest.tally import Tally
+from services.ingest.trip_file import ParserLimits, UnfoldedBytes, may_have_long_number
+from services.ingest.trips import DatedTrip, InvalidTrip, Trip
+
+_WHITE_SPACE = re.compile(rb"[ \t\r\n]*")
+_OPENING = re.compile(rb'\{[ \t\r\n]*"[^"\\]{0,100}"')
+
+_BRACKETS_AS_BRACES = bytes.maketrans(b"[]", b"{}")
+_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def fold_windows(
+    unfolded: UnfoldedBytes,
+    tally: Tally,
+    limits: ParserLimits,
+    progress: Callable[[int], None],
+) -> bool:
+    """Fold records into the tally for as long as they are plain; `unfolded` stands after the array's ``[``.
+
+    Returns whether the file is folded to its end. If not, `unfolded` stands after the last record folded.
+    """
+    windows = _Windows(tally, limits)
+    opening = b""
+    while True:
+        unfolded.fill(limits.window_bytes)
+        start = _next_record(unfolded)
+        if start is None:
+            return _is_closed(unfolded)
+        cut = windows.fold_one(unfolded.pending, start, opening)
+        if cut is None:
+            return False
+        if not opening:
+            match = _OPENING.match(unfolded.pending, start)
+            opening = match[0] if match else b""
+        unfolded.drop(cut)
+        unfolded.inside = True
+        progress(tally.trips)
+
+
+def _next_record(unfolded: UnfoldedBytes) -> int | None:
+    """Return where the next record begins among the pending bytes, after exactly one comma unless it is the first."""
+    pending = unfolded.pending
+    start = _after_white_space(pending, 0)
+    if unfolded.inside:
+        if not pending.startswith(b",", start):
+            return None
+        start = _after_white_space(pending, start + 1)
+    return start if pending.startswith(b"{", start) else None
+
+
+def _is_closed(unfolded: UnfoldedBytes) -> bool:
+    pending = unfolded.pending
+    close = _after_white_space(pending, 0)
+    if not (unfolded.ended and pending.startswith(b"]", close)):
+        return False
+    return _after_white_space(pending, close + 1) == len(pending)
+
+
+def _after_white_space(pending: bytearray, start: int) -> int:
+    match = _WHITE_SPACE.match(pending, start)
+    assert match is not None
+    return match.end()
+
+
+class _Windows:
+    """Decodes and adds up one window after the other."""
+
+    def __init__(self, tally: Tally, limits: ParserLimits) -> None:
+        self._tally = tally
+        self._limits = limits
+        self._dated = msgspec.json.Decoder(list[DatedTrip])
+        self._written = msgspec.json.Decoder(list[Trip])
+        self._try_dated = True
+
+    def fold_one(self, pending: bytearray, start: int, opening: bytes) -> int | None:
+        """Fold the records from `start` on; return where the next one's comma is looked for, or ``None`` to decline."""
+        end = min(len(pending), start + self._limits.window_bytes)
+        for cut in self._cuts(pending, start, end, opening):
+            window = bytes(pending[start:cut])
+            try:
+                return cut if self._fold(window) else None
+            except (msgspec.ValidationError, InvalidTrip, UnicodeDecodeError):
+                return None
+            except (msgspec.DecodeError, RecursionError):
+                continue
+        return None
+
+    def _cuts(self, pending: bytearray, start: int, end: int, opening: bytes) -> Iterator[int]:
+        """Yield ends to try, each after a ``}``: before the last record that opens like the first, then from the last.
+
+        In files with nested objects the last ``}`` is seldom a record's; the first guess finds the one that is.
+        """
+        last_opening = pending.rfind(opening, start + 1, end) if opening else -1
+        guess = pending.rfind(b"}", start, last_opening) + 1 if last_opening > 0 else 0
+        if guess:
+            yield guess
+        cut = end
+        for _ in range(self._limits.retreats + 1):
+            brace = pending.rfind(b"}", start, cut)
+            if brace < 0:
+                return
+            cut = brace
+            yield brace + 1
+
+    def _fold(self, window: bytes) -> bool:
+        """Add up a window of whole records; return ``False`` if the reference path has to look at it."""
+        document = b"[%b]" % window
+        if self._try_dated and b"\\" not in window:
+            try:
+                dated = self._dated.decode(document)
+            except msgspec.ValidationError:
+                self._try_dated = False
+            else:
+                if not self._is_plain(window, len(dated)):
+                    return False
+                if self._tally.add_all_dated(dated, rounded=b"." in window):
+                    return True
+        written = self._written.decode(document)
+        if not self._is_plain(window, len(written)):
+            return False
+        self._tally.add_all(written)
+        return True
+
+    def _is_plain(self, window: bytes, records: int) -> bool:
+        """Tell whether the fields that the decoder skipped are such as the reference path accepts."""
+        if not window.isascii():
+            window.decode()
+        nested = window.count(b"{") - records
+        if b"[" in window:
+            nested += window.count(b"[")
+        depth_left = self._limits.depth - 2
+        if nested > depth_left and _is_nested_deeper(window, depth_left + 1):
+            return False
+        return not may_have_long_number(window)
+
+
+def _is_nested_deeper(window: bytes, depth: int) -> bool:
+    """Tell whether brackets outside of strings, in a run of whole JSON values, are nested deeper than `depth`."""
+    without_escapes = window.replace(b"\\\\", b"").replace(b'\\"', b"")
+    outside_strings = b"".join(without_escapes.split(b'"')[::2])
+    braces = outside_strings.translate(_BRACKETS_AS_BRACES, _NOT_BRACKETS)
+    for _ in range(depth):
+        if not braces:
+            return False
+        braces = braces.replace(b"{}", b"")
+    return bool(braces)

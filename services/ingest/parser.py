@@ -1,0 +1,82 @@
+"""Folds one trip file, as it streams by, into what its city-day contributes.
+
+`fold_trip_file` is synchronous and touches nothing but the `read` it is given, so it runs in a worker thread and
+in a test alike. The fast path folds what it can; from the first byte it declines, the reference path goes on,
+and it alone finds fault. So there is one verdict on any file, however the bytes were cut on their way.
+
+A file is one JSON array of trips. Other forms (records under a path of an object, one record a line) belong into
+`_enter_records`, which brings the bytes to where the first record is awaited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+import msgspec
+
+from services.ingest.fast_path import fold_windows
+from services.ingest.reference_path import fold_events
+from services.ingest.tally import Tally
+from services.ingest.trip_file import InvalidTripFile, ParserLimits, UnfoldedBytes, shortened
+from shared.contribution import Contribution
+
+__all__ = ["DEFAULT_LIMITS", "FoldedFile", "InvalidTripFile", "ParserLimits", "fold_trip_file"]
+
+DEFAULT_LIMITS: Final = ParserLimits()
+
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+
+
+class FoldedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What a valid file adds up to, how many of its trips depart on another date, and the path that read its end."""
+
+    contribution: Contribution
+    trips_on_other_dates: int
+    path: Literal["fast", "reference"]
+
+
+def fold_trip_file(
+    read: Callable[[], bytes],
+    *,
+    date: str,
+    limits: ParserLimits = DEFAULT_LIMITS,
+    progress: Callable[[int], None] | None = None,
+    force_reference: bool = False,
+) -> FoldedFile:
+    """Fold the file of one city on one date (``YYYY-MM-DD``).
+
+    `read` returns the next bytes, as many as it likes, and ``b""`` at the end; it may block, and what it raises
+    is passed on. `progress` is told the number of trips folded so far, now and then. With `force_reference` the
+    fast path is left out: slower, and the same answer.
+
+    Raises `InvalidTripFile` if the file or a record in it breaks a rule, and nothing else for any bytes.
+    """
+    tally = Tally(date)
+    unfolded = UnfoldedBytes(read)
+    report = progress or (lambda _trips: None)
+    _enter_records(unfolded)
+    path: Literal["fast", "reference"] = "fast"
+    if force_reference or not fold_windows(unfolded, tally, limits, report):
+        path = "reference"
+        fold_events(unfolded, tally, limits, report)
+    return FoldedFile(contribution=tally.contribution, trips_on_other_dates=tally.trips_on_other_dates, path=path)
+
+
+def _enter_records(unfolded: UnfoldedBytes) -> None:
+    """Go past a byte order mark, white space and the bracket that opens the array of trips."""
+    unfolded.fill(len(_BYTE_ORDER_MARK))
+    if unfolded.pending.startswith(_BYTE_ORDER_MARK):
+        unfolded.drop(len(_BYTE_ORDER_MARK))
+    while not (text := unfolded.pending.lstrip(b" \t\r\n")):
+        if unfolded.ended:
+            raise InvalidTripFile("empty document", byte_offset=unfolded.offset)
+        unfolded.drop(len(unfolded.pending))
+        unfolded.fill(1)
+    unfolded.drop(len(unfolded.pending) - len(text))
+    first = bytes(unfolded.pending[:1])
+    if first == b"{":
+        raise InvalidTripFile("expected an array of trips, got an object", byte_offset=unfolded.offset)
+    if first != b"[":
+        raise InvalidTripFile("expected an array of trips", byte_offset=unfolded.offset, value=shortened(first))
+    unfolded.drop(1)

@@ -1,0 +1,269 @@
+"""The reference path: any file, event by event, and every verdict.
+
+The parser is ijson on yajl, taken as a stream of events. Around it stand the bounds it does not have itself (how
+deep, how long a record, how long a number) and two checks it leaves out: yajl accepts an unfinished token after the
+end of the document, and does not look at numbers before Python converts them. Long integers must not reach it:
+the conversion fails, and ijson goes on with an event that holds no object.
+
+Of what yajl reads otherwise than most, all of it in text that no sum is made of: a high surrogate without its
+low half is read as ``?``, and vertical tabs and form feeds count as white space.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from decimal import InvalidOperation, localcontext
+from typing import Any, Final
+
+import ijson
+
+from services.ingest.record_locator import RecordLocator
+from services.ingest.tally import Tally
+from services.ingest.trip_file import (
+    NUMBER_MAX_DIGITS,
+    InvalidTripFile,
+    ParserLimits,
+    UnfoldedBytes,
+    may_have_long_number,
+    shortened,
+)
+from services.ingest.trips import FIELD_NAMES, InvalidTrip, parse_trip
+
+_YAJL = ijson.get_backend("yajl2_c")
+
+_SCALARS: Final = frozenset({"string", "number", "boolean", "null"})
+_OPENERS: Final = frozenset({"start_map", "start_array"})
+_DIGITS = re.compile(rb"[0-9]+")
+
+
+def fold_events(
+    unfolded: UnfoldedBytes,
+    tally: Tally,
+    limits: ParserLimits,
+    progress: Callable[[int], None],
+) -> None:
+    """Fold all records that `unfolded` still has, to the end of the file; it stands inside the array's ``[``.
+
+    Raises `InvalidTripFile` for the first thing that a trip file may not hold, and what reading raises.
+    """
+    records = _Records(tally, limits)
+    feed = _Feed(unfolded, limits, records, lambda: progress(tally.trips))
+    events = _YAJL.basic_parse(feed, buf_size=limits.piece_bytes, use_float=False)
+    with localcontext() as context:
+        # A number in an ignored field may have an exponent beyond any Decimal: it is JSON, so it is ignored too.
+        context.traps[InvalidOperation] = False
+        try:
+            records.fold(iter(events), skip_first=unfolded.inside)
+        except InvalidTrip as error:
+            raise InvalidTripFile(
+                error.reason,
+                byte_offset=feed.record_offset(),
+                record_number=tally.trips + 1,
+                field=error.field,
+                value=None if error.value is None else shortened(error.value),
+            ) from error
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            if error is feed.read_error:
+                raise
+            raise InvalidTripFile(
+                _syntax_reason(error), byte_offset=feed.record_offset(), record_number=tally.trips + 1
+            ) from error
+
+
+def _syntax_reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8: {error.reason}"
+    [text] = error.args
+    line = (text.decode(errors="replace") if isinstance(text, bytes) else str(text)).partition("\n")[0]
+    if "premature EOF" in line:
+        return "the file ends inside its array of trips"
+    return f"not JSON: {line}"
+
+
+class _Records:
+    """Builds one record at a time from events and adds it up; of nested values it keeps no more than their depth."""
+
+    def __init__(self, tally: Tally, limits: ParserLimits) -> None:
+        self._tally = tally
+        self._depth_max = limits.depth
+        self._trips_before = tally.trips
+        self._record: dict[str, Any] | None = None
+        self.folded = 0
+        self.ended = False
+
+    @property
+    def between(self) -> bool:
+        """Whether no record is open."""
+        return self._record is None
+
+    def number_of(self, record: int) -> int:
+        """Return a record's number in the file, from 1, by its place among those folded here, from 0."""
+        return self._trips_before + record + 1
+
+    def fold(self, events: Iterator[tuple[str, Any]], *, skip_first: bool) -> None:
+        """Fold the records of the array that the events describe; `skip_first` passes over its first value."""
+        for _ in range(1 + skip_first):
+            next(events)
+        record: dict[str, Any] | None = None
+        nested = 0
+        key = ""
+        for event, value in events:
+            if event == "map_key":
+                if not nested:
+                    key = value
+            elif event in _SCALARS:
+                if record is None:
+                    raise InvalidTrip("expected an object for a trip", value=value)
+                if not nested and key in FIELD_NAMES:
+                    record[key] = value
+            elif event in _OPENERS:
+                if record is None:
+                    record = self._open(event)
+                else:
+                    nested += 1
+                    self._check_depth(2 + nested)
+                    if nested == 1 and key in FIELD_NAMES:
+                        record[key] = {} if event == "start_map" else []
+            elif nested:
+                nested -= 1
+            else:
+                record = self._close(record)
+
+    def _open(self, event: str) -> dict[str, Any]:
+        if event != "start_map":
+            raise InvalidTrip("expected an object for a trip, got an array")
+        self._record = {}
+        return self._record
+
+    def _close(self, record: dict[str, Any] | None) -> None:
+        """End a record, or the array if none is open."""
+        if record is None:
+            self.ended = True
+            return
+        self._tally.add(parse_trip(record))
+        self._record = None
+        self.folded += 1
+
+    def _check_depth(self, depth: int) -> None:
+        if depth > self._depth_max:
+            raise InvalidTrip(f"values are nested deeper than {self._depth_max}")
+
+
+class _Feed:
+    """The file that the parser reads from, piece by piece, each cut after a ``}`` if it has one.
+
+    When the parser asks for the next piece, all events of the pieces before have been folded. So if a piece
+    ended in ``}`` and a record ended in it, the two are the same, and where the next record begins is known. If
+    records are too long for that, their places are followed by bracket and quote.
+    """
+
+    def __init__(
+        self, unfolded: UnfoldedBytes, limits: ParserLimits, records: _Records, progress: Callable[[], None]
+    ) -> None:
+        self.read_error: Exception | None = None
+        self._unfolded = unfolded
+        self._limits = limits
+        self._records = records
+        self._progress = progress
+        self._opened = False
+        self._folded = 0
+        self._piece = b""
+        self._last_bytes = b""
+        self._locator = RecordLocator(unfolded.offset, record=0)
+        self._unscanned = bytearray()
+        """What the parser has been given and the locator has not."""
+
+    def read(self, size: int) -> bytes:
+        """Return the next piece, of at most `size` bytes."""
+        if size == 0:
+            return b""
+        if not self._opened:
+            self._opened = True
+            # After a record the parser has to be where a record is behind it, or `[{…},]` would pass for `[]`.
+            return b"[null " if self._unfolded.inside else b"["
+        self._settle()
+        self._progress()
+        self._piece = b"" if self._records.ended else self._next_piece(size)
+        return self._piece
+
+    def record_offset(self) -> int:
+        """Return where the record that is being read begins, or what has been read ends."""
+        self._scan_to(self._unfolded.offset)
+        start = self._locator.start_of(self._records.folded)
+        return self._unfolded.offset if start is None else start
+
+    def _next_piece(self, size: int) -> bytes:
+        self._fill()
+        pending = self._unfolded.pending
+        end = min(size, len(pending))
+        piece = bytes(pending[: pending.rfind(b"}", 0, end) + 1 or end])
+        self._unfolded.drop(len(piece))
+        self._unscanned += piece
+        self._refuse_long_number(piece)
+        return piece
+
+    def _fill(self) -> None:
+        try:
+            self._unfolded.fill(1)
+        except Exception as error:
+            self.read_error = error
+            raise
+
+    def _settle(self) -> None:
+        """Draw the conclusions from all events of the last piece having been folded."""
+        records = self._records
+        if records.ended:
+            self._expect_nothing_more()
+        elif records.between and records.folded > self._folded and self._piece.endswith(b"}"):
+            self._locator = RecordLocator(self._unfolded.offset, record=records.folded)
+            self._unscanned.clear()
+        elif self._locator.offset + len(self._unscanned) - self._locator.began > self._limits.record_bytes:
+            self._scan_to(self._unfolded.offset)
+            self._refuse_long_record()
+            self._locator.forget_before(records.folded)
+        self._folded = records.folded
+
+    def _expect_nothing_more(self) -> None:
+        """Read to the end of the file: yajl would accept an unfinished token there, such as `"` or `tru`."""
+        self._scan_to(self._unfolded.offset)
+        while self._locator.array_end is not None and not self._locator.more_after_array:
+            self._fill()
+            pending = self._unfolded.pending
+            if not pending:
+                return
+            self._locator.scan(bytes(pending))
+            self._unfolded.drop(len(pending))
+        raise InvalidTripFile("something follows the array of trips", byte_offset=self._locator.array_end)
+
+    def _refuse_long_record(self) -> None:
+        longest = self._locator.longest
+        if longest.size_bytes > self._limits.record_bytes:
+            raise InvalidTripFile(
+                f"a record is longer than {self._limits.record_bytes} bytes",
+                byte_offset=longest.offset,
+                record_number=self._records.number_of(longest.record),
+            )
+
+    def _refuse_long_number(self, piece: bytes) -> None:
+        """Keep numbers from the parser that Python may refuse to convert."""
+        data = self._last_bytes + piece
+        offset = self._unfolded.offset - len(data)
+        self._last_bytes = data[-NUMBER_MAX_DIGITS:]
+        if not may_have_long_number(data):
+            return
+        for digits in _DIGITS.finditer(data):
+            if digits.end() - digits.start() > NUMBER_MAX_DIGITS:
+                self._scan_to(offset + digits.end() - 1)
+                if not self._locator.in_string:
+                    latest = self._locator.latest
+                    raise InvalidTripFile(
+                        f"a number has more than {NUMBER_MAX_DIGITS} digits in a row",
+                        byte_offset=latest.offset,
+                        record_number=self._records.number_of(latest.record),
+                    )
+
+    def _scan_to(self, offset: int) -> None:
+        size = offset - self._locator.offset
+        self._locator.scan(bytes(self._unscanned[:size]))
+        del self._unscanned[:size]

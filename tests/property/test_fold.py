@@ -1,0 +1,318 @@
+"""The laws of the fold, on any input: colliding revisions, contradicting plans, missing chunks, odd time zones."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.aggregate.fold import StatEvent, empty_summary, expected_cities, fold, superseded
+from shared import events, objects
+from shared.contribution import Contribution
+from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned
+from shared.identity import CityId, CountrySlug
+from shared.objects import Summary
+from shared.topics import Topic
+
+DATE = dt.date(2024, 5, 1)
+COUNTRY = CountrySlug("armenia")
+CITIES = [CityId(name) for name in ("1", "2", "~old%20port")]
+TIMES = [
+    dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC),
+    dt.datetime(2024, 5, 2, 12, tzinfo=dt.timezone(dt.timedelta(hours=2))),  # the same instant, written otherwise
+    dt.datetime(2024, 5, 2, 10, 0, 1, tzinfo=dt.UTC),
+]
+
+revisions = st.integers(1, 5)
+contributions = st.builds(
+    Contribution,
+    trips=st.integers(0, 3),
+    passengers=st.integers(0, 50),
+    accidents=st.integers(0, 2),
+    delay_total_ms=st.integers(-5_000, 5_000),
+)
+stats = st.builds(
+    CityDayStats,
+    date=st.just(DATE),
+    country=st.just(COUNTRY),
+    country_name=st.sampled_from(["Armenia", "Armenien"]),
+    city_id=st.sampled_from(CITIES),
+    city_name=st.sampled_from(["Port Tina", 'North "},"plans":[]']),
+    revision=revisions,
+    contribution=contributions,
+    trips_on_other_dates=st.integers(0, 2),
+    raw_key=st.just("raw/date=2024-05-01/city=1/a.json"),
+    sha256=st.sampled_from(["aa", "bb"]),
+    size_bytes=st.just(2),
+    rule_version=st.just(1),
+    ingested_at=st.sampled_from(TIMES),
+)
+retractions = st.builds(
+    CityDayRetracted,
+    date=st.just(DATE),
+    country=st.just(COUNTRY),
+    city_id=st.sampled_from(CITIES),
+    revision=revisions,
+)
+plans = st.builds(
+    CountryDayPlanned,
+    date=st.just(DATE),
+    country=st.just(COUNTRY),
+    country_name=st.sampled_from(["Armenia", "Armenien"]),
+    plan_revision=revisions,
+    city_ids=st.lists(st.sampled_from(CITIES), max_size=3).map(tuple),
+    chunk=st.integers(0, 3),
+    chunks=st.integers(1, 3),
+)
+stat_events = st.lists(st.one_of(stats, retractions, plans), max_size=12)
+
+
+def fold_all(folded: Sequence[StatEvent]) -> Summary:
+    return fold(empty_summary(DATE, COUNTRY), folded)
+
+
+def fold_in_batches(folded: Sequence[StatEvent], sizes: Sequence[int]) -> Summary:
+    """Fold batch by batch, as a service would that stores and reads the summary in between."""
+    summary = empty_summary(DATE, COUNTRY)
+    start = 0
+    for size in [*sizes, len(folded)]:
+        after = fold(summary, folded[start : start + size])
+        start += size
+        summary = objects.decode(Summary, objects.encode(after), "a summary")
+    return summary
+
+
+def made_distinct(folded: Sequence[StatEvent]) -> list[StatEvent]:
+    """Keep the first event of each city and revision: what a bucket that never mints a revision twice publishes."""
+    first: dict[object, StatEvent] = {}
+    for event in folded:
+        if isinstance(event, CountryDayPlanned):
+            first.setdefault((event.plan_revision, event.chunk), event)
+        else:
+            first.setdefault((event.city_id, event.revision), event)
+    return list(first.values())
+
+
+@given(stat_events, st.data())
+def test_order_duplicates_and_batches_do_not_show(folded: list[StatEvent], data: st.DataObject) -> None:
+    """Any order, any duplicates and any split into batches give the same summary, byte for byte."""
+    again = data.draw(st.lists(st.sampled_from(folded), max_size=6)) if folded else []
+    shuffled = data.draw(st.permutations(folded + again))
+    sizes = data.draw(st.lists(st.integers(0, 4), max_size=6))
+    assert objects.encode(fold_in_batches(shuffled, sizes)) == objects.encode(fold_all(folded))
+
+
+@given(stat_events, stat_events)
+def test_folding_again_returns_the_very_summary(folded: list[StatEvent], more: list[StatEvent]) -> None:
+    """Events that were folded before change nothing, and the fold says so by returning the same object."""
+    summary = fold_all(folded + more)
+    assert fold(summary, folded) is summary
+    assert fold(summary, ()) is summary
+
+
+@given(stat_events)
+def test_a_different_summary_is_different_bytes(folded: list[StatEvent]) -> None:
+    """Whenever the fold returns another object, its bytes are others too: no write without a change."""
+    summary = empty_summary(DATE, COUNTRY)
+    for event in folded:
+        after = fold(summary, [event])
+        assert (after is summary) == (objects.encode(after) == objects.encode(summary))
+        summary = after
+
+
+@given(stat_events)
+def test_totals_are_those_of_the_ledger(folded: list[StatEvent]) -> None:
+    """Totals, counts, version and completeness are what anyone computes from the ledger and the plan in force."""
+    summary = fold_all(folded)
+    current = [entry for entry in summary.ledger.values() if entry.contribution is not None]
+    sums = [0, 0, 0, 0]
+    for entry in current:
+        assert entry.contribution is not None
+        sums = [total + part for total, part in zip(sums, msgspec.structs.astuple(entry.contribution), strict=True)]
+    assert list(msgspec.structs.astuple(summary.totals)) == sums
+    assert summary.has_data == bool(current)
+    assert summary.version == sum(entry.revision for entry in summary.ledger.values()) + summary.plan_revision
+    newest = max((entry.ingested_at for entry in current if entry.ingested_at), default=None)
+    assert summary.last_ingested_at == newest
+    expected = expected_cities(summary)
+    reported = {city for city, entry in summary.ledger.items() if entry.contribution is not None}
+    assert summary.cities_expected == len(expected or ())
+    assert summary.cities_reported == len((expected or frozenset()) & reported)
+    assert summary.complete == (expected is not None and expected <= reported)
+
+
+@given(stat_events)
+def test_the_highest_revision_of_each_city_stands(folded: list[StatEvent]) -> None:
+    """The ledger holds an entry of each city's highest revision, as some event of that revision said it."""
+    summary = fold_all(folded)
+    about_cities = [event for event in folded if not isinstance(event, CountryDayPlanned)]
+    assert set(summary.ledger) == {event.city_id for event in about_cities}
+    for city_id, entry in summary.ledger.items():
+        revision = max(event.revision for event in about_cities if event.city_id == city_id)
+        assert entry.revision == revision
+        highest = [event for event in about_cities if (event.city_id, event.revision) == (city_id, revision)]
+        assert entry.contribution in [
+            event.contribution if isinstance(event, CityDayStats) else None for event in highest
+        ]
+
+
+@given(stat_events, stats)
+def test_a_higher_revision_replaces(folded: list[StatEvent], correction: CityDayStats) -> None:
+    """A revision above all others of its city is what counts for the city, and changes no other city."""
+    correction = msgspec.structs.replace(correction, revision=10)
+    before = fold_all(folded)
+    after = fold(before, [correction])
+    assert after.ledger[correction.city_id].contribution == correction.contribution
+    others = {city: entry for city, entry in before.ledger.items() if city != correction.city_id}
+    assert {city: entry for city, entry in after.ledger.items() if city != correction.city_id} == others
+
+
+@given(stat_events, st.sampled_from(CITIES))
+def test_a_retraction_removes(folded: list[StatEvent], city_id: CityId) -> None:
+    """A retraction takes the city out of the totals and leaves a tombstone, which an older revision cannot lift."""
+    retraction = CityDayRetracted(date=DATE, country=COUNTRY, city_id=city_id, revision=10)
+    summary = fold(fold_all(folded), [retraction])
+    assert summary.ledger[city_id].contribution is None
+    without = [event for event in folded if isinstance(event, CountryDayPlanned) or event.city_id != city_id]
+    assert summary.totals == fold_all(without).totals
+    assert fold(summary, folded) is summary
+
+
+@given(stat_events)
+def test_the_version_grows_with_every_change_of_the_totals(folded: list[StatEvent]) -> None:
+    """Where no revision means two things, whatever a reader sees change comes with a higher version."""
+    summary = empty_summary(DATE, COUNTRY)
+    for event in made_distinct(folded):
+        after = fold(summary, [event])
+        assert after.version >= summary.version
+        if after.totals != summary.totals or after.has_data != summary.has_data:
+            assert after.version > summary.version
+        summary = after
+
+
+@given(st.lists(st.one_of(stats, retractions), max_size=12), st.permutations(range(5)))
+def test_completeness_changes_only_with_the_version(folded: list[StatEvent], revisions_: list[int]) -> None:
+    """With plans as the planner makes them, complete and the counts of cities change only with the version."""
+    planned: list[StatEvent] = [
+        CountryDayPlanned(
+            date=DATE,
+            country=COUNTRY,
+            country_name="Armenia",
+            plan_revision=revision + 1,
+            city_ids=(CITIES[revision % 3],) if chunk else (CITIES[0],),
+            chunk=chunk,
+            chunks=2,
+        )
+        for revision in revisions_
+        for chunk in (1, 0)
+    ]
+    mixed = [event for pair in zip(planned, made_distinct(folded), strict=False) for event in pair] + planned
+    summary = empty_summary(DATE, COUNTRY)
+    for event in mixed:
+        after = fold(summary, [event])
+        seen = (after.complete, after.cities_expected, after.cities_reported)
+        if seen != (summary.complete, summary.cities_expected, summary.cities_reported):
+            assert after.version > summary.version
+        summary = after
+
+
+@given(st.lists(plans, max_size=12))
+def test_the_highest_whole_plan_is_in_force(folded: list[CountryDayPlanned]) -> None:
+    """A plan counts once all its chunks are known, and the highest such plan counts."""
+    known: dict[tuple[int, int], set[int]] = {}
+    for event in folded:
+        if event.chunk < event.chunks:
+            known.setdefault((event.plan_revision, event.chunks), set()).add(event.chunk)
+    whole = [plan for plan, chunks in known.items() if len(chunks) == plan[1]]
+    assert fold_all(folded).plan_revision == (max(whole)[0] if whole else 0)
+
+
+@given(stat_events)
+def test_superseded_is_what_a_higher_revision_stands_above(folded: list[StatEvent]) -> None:
+    """An event is superseded exactly if a higher revision of its city, or a higher whole plan, was folded."""
+    summary = fold_all(folded)
+    for event in folded:
+        if isinstance(event, CountryDayPlanned):
+            assert superseded(summary, event) == (summary.plan_revision > event.plan_revision)
+        else:
+            rivals = [
+                other.revision
+                for other in folded
+                if not isinstance(other, CountryDayPlanned) and other.city_id == event.city_id
+            ]
+            assert superseded(summary, event) == (max(rivals) > event.revision)
+
+
+@given(stat_events)
+def test_a_summary_survives_its_encoding(folded: list[StatEvent]) -> None:
+    """A stored summary reads back as it was written, and its head says what the whole says."""
+    summary = fold_all(folded)
+    body = objects.encode(summary)
+    assert objects.encode(objects.decode(Summary, body, "a summary")) == body
+    head = objects.decode_head(body, "a summary")
+    assert msgspec.structs.asdict(head) == {field: getattr(summary, field) for field in head.__struct_fields__}
+
+
+@pytest.mark.parametrize(
+    "written", ["2024-05-02T10:00:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "2024-05-02T10:00:00Z"]
+)
+def test_every_event_that_decodes_can_be_folded(written: str) -> None:
+    """An event is either poison or can be folded beside any other: no time in it stops the fold."""
+    bodies = [
+        events.encode(
+            CityDayStats(
+                date=DATE,
+                country=COUNTRY,
+                country_name="Armenia",
+                city_id=city_id,
+                city_name="Port Tina",
+                revision=1,
+                contribution=Contribution(trips=1, passengers=1, accidents=0, delay_total_ms=0),
+                trips_on_other_dates=0,
+                raw_key="raw/a.json",
+                sha256="aa",
+                size_bytes=2,
+                rule_version=1,
+                ingested_at=TIMES[0],
+            )
+        )
+        for city_id in CITIES[:2]
+    ]
+    bodies[1] = bodies[1].replace(b"2024-05-02T10:00:00Z", written.encode())
+    decoded: list[StatEvent] = []
+    for body in bodies:
+        try:
+            event = events.decode(Topic.CITY_STATS, body)
+        except events.PoisonRecord:
+            continue
+        assert isinstance(event, CityDayStats)
+        decoded.append(event)
+    assert objects.encode(fold_all(decoded)) == objects.encode(fold_all(decoded[::-1]))
+
+
+def test_an_event_of_another_country_day_is_refused() -> None:
+    """Folding an event into a summary of another country is an error, whatever the batch."""
+    retraction = CityDayRetracted(date=DATE, country=CountrySlug("brasil"), city_id=CITIES[0], revision=1)
+    with pytest.raises(ValueError, match="brasil"):
+        fold_all([retraction])
+
+
+def test_an_empty_plan_is_complete() -> None:
+    """A country-day of which nothing is expected is complete, and has no data."""
+    summary = fold_all(
+        [CountryDayPlanned(date=DATE, country=COUNTRY, country_name="Armenia", plan_revision=3, city_ids=())]
+    )
+    assert (summary.complete, summary.has_data, summary.version) == (True, False, 3)
+
+
+def test_without_a_whole_plan_nothing_is_complete() -> None:
+    """A country-day whose plan is not whole is not complete, even if every city that was named has reported."""
+    chunk = CountryDayPlanned(
+        date=DATE, country=COUNTRY, country_name="Armenia", plan_revision=3, city_ids=(), chunk=0, chunks=2
+    )
+    assert not fold_all([chunk]).complete
+    assert fold_all([chunk, msgspec.structs.replace(chunk, chunk=1)]).complete
