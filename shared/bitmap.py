@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 
-def contains(bitmap: str, member: int) -> bool:
-    """Tell whether ``member`` is in the set."""
-    return bool(int(bitmap, 16) >> member & 1)
+def decode(digits: str) -> int:
+    """Return the bitmap that hexadecimal digits spell."""
+    return int(digits, 16)
 
 
-def with_member(bitmap: str, member: int) -> str:
-    """Return the set with ``member`` in it."""
-    return f"{int(bitmap, 16) | 1 << member:x}"
+def encode(bitmap: int) -> str:
+    """Return a bitmap in hexadecimal digits."""
+    return f"{bitmap:x}"
 
 
-def without_member(bitmap: str, member: int) -> str:
-    """Return the set without ``member``."""
-    return f"{int(bitmap, 16) & ~(1 << member):x}"
+def member(position: int) -> int:
+    """Return the set of ``position`` alone."""
+    return 1 << position
 
 
-def size(bitmap: str) -> int:
-    """Return how many members the set has."""
-    return int(bitmap, 16).bit_count()
+def contains(bitmap: int, position: int) -> bool:
+    """Tell whether ``position`` is in the set."""
+    return bool(bitmap >> position & 1)
+
+
+def size(digits: str) -> int:
+    """Return how many members a set in hexadecimal digits has."""
+    return int(digits, 16).bit_count()

@@ -19,6 +19,7 @@ from shared.identity import (
     CityField,
     CountField,
     CountryField,
+    InstantField,
     NameField,
     RequestField,
     RequestId,
@@ -71,7 +72,7 @@ class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"
     topic: ClassVar[Topic] = Topic.PROCESS_REQUESTS
     request_id: RequestField
     date: dt.date
-    requested_at: dt.datetime
+    requested_at: InstantField
 
     @property
     def key(self) -> str:
@@ -121,7 +122,7 @@ class CityDayStats(Event, frozen=True, kw_only=True, tag="city-day-stats"):
     sha256: str
     size_bytes: CountField
     rule_version: int
-    ingested_at: dt.datetime
+    ingested_at: InstantField
 
     @property
     def key(self) -> str:
@@ -185,7 +186,7 @@ class CountryDaySummary(Event, frozen=True, kw_only=True, tag="country-day-summa
     cities_reported: CountField
     cities_expected: CountField
     complete: bool
-    last_ingested_at: dt.datetime | None
+    last_ingested_at: InstantField | None
 
     @property
     def key(self) -> str:
@@ -209,7 +210,7 @@ class RequestPlanned(Event, frozen=True, kw_only=True, tag="request-planned"):
     topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
     request_id: RequestField
     date: dt.date
-    requested_at: dt.datetime
+    requested_at: InstantField
     plan_revision: RevisionField
     cities: CountField
     countries: CountField
@@ -307,7 +308,7 @@ class RequestFailed(Event, frozen=True, kw_only=True, tag="request-failed"):
     topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
     request_id: RequestField
     date: dt.date
-    requested_at: dt.datetime
+    requested_at: InstantField
     reason: ReasonField
 
     @property

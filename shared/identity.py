@@ -17,21 +17,23 @@ SLUG_LENGTH_MAX = 80 + 1 + 8  # the slug, a dash, and eight digits of a hash
 CITY_ID_LENGTH_MAX = 160
 NAME_LENGTH_MAX = 300
 
-# The same names as fields of events and stored objects: checked whenever one is decoded.
+# The same names as fields of events and stored objects: checked whenever one is decoded. Python's ``$`` matches
+# before a final newline too, hence ``(?!\n)``; a request id begins with 0 until the year 2527.
 CountryField = Annotated[
-    CountrySlug, msgspec.Meta(pattern=r"^[a-z0-9-]+$", max_length=SLUG_LENGTH_MAX, examples=["armenia"])
+    CountrySlug, msgspec.Meta(pattern=r"^[a-z0-9-]+$(?!\n)", max_length=SLUG_LENGTH_MAX, examples=["armenia"])
 ]
-CityField = Annotated[CityId, msgspec.Meta(pattern=r"^[^/\s]+$", max_length=CITY_ID_LENGTH_MAX, examples=["7"])]
+CityField = Annotated[CityId, msgspec.Meta(pattern=r"^[^/\s]+$(?!\n)", max_length=CITY_ID_LENGTH_MAX, examples=["7"])]
 RequestField = Annotated[
     RequestId,
     msgspec.Meta(
-        pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$",
+        pattern=r"^0[0-9a-f]{7}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$(?!\n)",
         examples=["018f3d2a-5c00-7aaa-8bbb-0123456789ab"],
     ),
 ]
 NameField = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
 RevisionField = Annotated[int, msgspec.Meta(ge=1)]
 CountField = Annotated[int, msgspec.Meta(ge=0)]
+InstantField = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 _REQUEST_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 

@@ -44,7 +44,7 @@ def make_app(
     *,
     topics: tuple[Topic, ...],
     background: tuple[Background, ...] = (),
-    resources: tuple[contextlib.AbstractAsyncContextManager[object], ...] = (),
+    resources: tuple[contextlib.AbstractAsyncContextManager[Any], ...] = (),
 ) -> Litestar:
     """Return the service as an ASGI app: health and metrics over HTTP, and the broker's subscribers behind them.
 
@@ -64,7 +64,9 @@ def make_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            for resource in (surroundings.store, surroundings.publisher, *resources):
+            await stack.enter_async_context(surroundings.store)
+            await stack.enter_async_context(surroundings.publisher)
+            for resource in resources:
                 await stack.enter_async_context(resource)
             tasks = [asyncio.create_task(begin())]
             tasks += [asyncio.create_task(_run(job, patience)) for job in background]

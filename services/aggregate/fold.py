@@ -37,15 +37,16 @@ def fold(summary: Summary, folded: Iterable[StatEvent]) -> Summary:
     ledger = dict(summary.ledger)
     plans = {(plan.revision, plan.chunks): dict(plan.cities) for plan in summary.plans}
     name = summary.country_name
+    changed = False
     for event in folded:
         if (event.date, event.country) != (summary.date, summary.country):
             raise ValueError(f"{event.key} is not an event of {summary.date}/{summary.country}")
         match event:
             case CityDayStats():
                 name = max(name, event.country_name)
-                _keep_greater(ledger, event.city_id, _entry_of(event))
+                changed |= _keep_greater(ledger, event.city_id, _entry_of(event))
             case CityDayRetracted():
-                _keep_greater(ledger, event.city_id, LedgerEntry(revision=event.revision))
+                changed |= _keep_greater(ledger, event.city_id, LedgerEntry(revision=event.revision))
             case CountryDayPlanned():
                 name = max(name, event.country_name)
                 chunks = plans.setdefault((event.plan_revision, event.chunks), {})
@@ -53,7 +54,7 @@ def fold(summary: Summary, folded: Iterable[StatEvent]) -> Summary:
                     cities = tuple(sorted(set(event.city_ids)))
                     chunks[event.chunk] = max(chunks.get(event.chunk, ()), cities)
     kept = _without_superseded(plans)
-    if ledger == summary.ledger and kept == summary.plans and name == summary.country_name:
+    if not changed and kept == summary.plans and name == summary.country_name:
         return summary
     return _with_totals(summary.date, summary.country, name, ledger, kept)
 
@@ -89,14 +90,21 @@ def _entry_of(event: CityDayStats) -> LedgerEntry:
     )
 
 
-def _keep_greater(ledger: dict[CityId, LedgerEntry], city_id: CityId, entry: LedgerEntry) -> None:
+def _keep_greater(ledger: dict[CityId, LedgerEntry], city_id: CityId, entry: LedgerEntry) -> bool:
     known = ledger.get(city_id)
-    if known is None or _rank(entry) > _rank(known):
-        ledger[city_id] = entry
+    if known is not None and _rank(entry) <= _rank(known):
+        return False
+    ledger[city_id] = entry
+    return True
 
 
 def _rank(entry: LedgerEntry) -> tuple[int, bytes]:
     return entry.revision, _encoder.encode(entry)
+
+
+def _instant(written: dt.datetime) -> tuple[dt.datetime, str]:
+    """Order instants, and the ways to write one (``10:00Z``, ``12:00+02:00``) among each other."""
+    return written, written.isoformat()
 
 
 def _without_superseded(plans: dict[_PlanKey, dict[int, tuple[CityId, ...]]]) -> tuple[PlanChunks, ...]:
@@ -129,7 +137,9 @@ def _with_totals(
             continue
         reported.add(city_id)
         totals += entry.contribution
-        if entry.ingested_at is not None and (last_ingested_at is None or entry.ingested_at > last_ingested_at):
+        if entry.ingested_at is not None and (
+            last_ingested_at is None or _instant(entry.ingested_at) > _instant(last_ingested_at)
+        ):
             last_ingested_at = entry.ingested_at
     plan = _in_force(plans)
     expected = {city for cities in plan.cities.values() for city in cities} if plan else set()

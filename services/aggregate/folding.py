@@ -28,6 +28,7 @@ from shared.events import Cause, CityFolded, CountryDayPlanned, CountryDaySummar
 from shared.identity import CountrySlug
 from shared.objects import Current, Manifest, Plan, Summary
 from shared.outbox import events_of_manifest, events_of_plan
+from shared.patience import run_all
 from shared.publishing import Outgoing, Publisher, Received
 from shared.store import LostRace, ObjectStore
 
@@ -102,9 +103,7 @@ class Folder:
             async with room:
                 await self._fold_group(group, current)
 
-        async with asyncio.TaskGroup() as tasks:
-            for group in groups.values():
-                tasks.create_task(fold_one(group))
+        await run_all(fold_one(group) for group in groups.values())
         await self._publisher.publish(
             Outgoing(_folded(item.event, item.cause))
             for group in groups.values()
@@ -117,7 +116,8 @@ class Folder:
         for generation in reversed(current.folded):
             entry = await self._fold_into(generation, events)
         outgoing: list[Event] = await self._current_of_superseded(events, entry.summary)
-        if not entry.published:
+        # Version 0 is a country-day of which only a part of a plan is known: there is nothing to tell.
+        if entry.summary.version and not entry.published:
             outgoing.append(summary_event(entry.summary))
         await self._publisher.publish(map(Outgoing, outgoing))
         entry.published = True
@@ -162,7 +162,7 @@ class Folder:
             found = await self._store.get(key)
             plan = objects.decode(Plan, found.body, key) if found else None
             if plan and (summary.country in plan.countries or summary.country in plan.gone):
-                current += events_of_plan(plan, summary.country)
+                current += (again for again in events_of_plan(plan, summary.country) if not superseded(summary, again))
         for event in stale:
             if isinstance(event, CountryDayPlanned):
                 continue
@@ -170,7 +170,11 @@ class Folder:
             found = await self._store.get(key)
             if found is not None:
                 manifest = objects.decode(Manifest, found.body, key)
-                current += (again for again in events_of_manifest(manifest) if again.key == event.key)
+                current += (
+                    again
+                    for again in events_of_manifest(manifest)
+                    if again.key == event.key and not superseded(summary, again)
+                )
         return current
 
 

@@ -2,7 +2,7 @@
 
 Like the fold of summaries it is a join: of two plans the higher revision counts and begins anew, of two outcomes of
 a city the higher one (failed < skipped < unchanged < stored), of published and folded revisions the highest for each
-country. Events may come twice and in any order; display figures (bytes, trips) are taken from the best outcome.
+country. Events may come twice and in any order. The bytes and trips shown are those of the first end that was served.
 """
 
 from __future__ import annotations
@@ -31,15 +31,20 @@ def new_record(request_id: RequestId, date: dt.date, now: dt.datetime) -> Reques
 
 def fold_progress(record: RequestRecord, folded: Iterable[ProgressEvent], now: dt.datetime) -> RequestRecord:
     """Fold events of one request into its record. Returns ``record`` itself if they change nothing."""
-    result = record
+    working = _Working(record)
     for event in folded:
-        match event:
-            case RequestPlanned():
-                result = _plan(result, event)
-            case RequestFailed():
-                result = result if result.failed_reason else msgspec.structs.replace(result, failed_reason=event.reason)
-            case _:
-                result = _city(result, event)
+        if isinstance(event, RequestFailed):
+            working.fail(event)
+            continue
+        if event.plan_revision > working.plan_revision:
+            working = _Working(_begun_anew(working.record(), event.plan_revision))
+        if event.plan_revision < working.plan_revision:
+            continue
+        if isinstance(event, RequestPlanned):
+            working.plan(event)
+        else:
+            working.city(event)
+    result = working.record()
     if result == record:
         return record
     return msgspec.structs.replace(result, version=record.version + 1, updated_at=now)
@@ -51,25 +56,8 @@ def is_progress_event(event: Event) -> ProgressEvent:
     return event
 
 
-def _plan(record: RequestRecord, event: RequestPlanned) -> RequestRecord:
-    if event.plan_revision < record.plan_revision or (record.planned and event.plan_revision == record.plan_revision):
-        return record
-    return msgspec.structs.replace(
-        _at_plan(record, event.plan_revision),
-        planned=True,
-        failed_reason=None,
-        requested_at=event.requested_at,
-        cities=event.cities,
-        countries=event.countries,
-        bad_cities_count=event.bad_cities_count,
-        bad_cities=event.bad_cities,
-    )
-
-
-def _at_plan(record: RequestRecord, plan_revision: int) -> RequestRecord:
-    """Begin anew under a higher plan: positions mean other cities there."""
-    if plan_revision == record.plan_revision:
-        return record
+def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
+    """Return the record under a higher plan, where positions mean other cities: nothing of it is known yet."""
     return RequestRecord(
         request_id=record.request_id,
         date=record.date,
@@ -77,85 +65,127 @@ def _at_plan(record: RequestRecord, plan_revision: int) -> RequestRecord:
         updated_at=record.updated_at,
         version=record.version,
         resent_at=record.resent_at,
+        failed_reason=record.failed_reason,
         plan_revision=plan_revision,
     )
 
 
-def _city(record: RequestRecord, event: _CityEvent) -> RequestRecord:
-    if event.plan_revision < record.plan_revision:
-        return record
-    record = _at_plan(record, event.plan_revision)
-    if bitmap.contains(record.served, event.position):
-        return record
-    city = record.under_way.get(event.position, CityUnderWay())
-    match event:
-        case CityProgressed():
-            if _outcome_of(record, event.position) is not None:
-                return record
-            city = msgspec.structs.replace(
-                city,
-                bytes_done=max(city.bytes_done, event.bytes_done),
-                bytes_total=event.bytes_total,
-                trips_done=max(city.trips_done, event.trips_done),
-            )
-        case CityFolded():
-            city = msgspec.structs.replace(city, folded=_highest(city.folded, ((event.country, event.revision),)))
-        case CityFinished():
-            record = _with_outcome(record, event)
-            pairs = tuple((pair.country, pair.revision) for pair in event.published)
-            city = msgspec.structs.replace(
-                city,
-                bytes_done=max(city.bytes_done, event.size_bytes),
-                bytes_total=max(city.bytes_done, event.size_bytes),
-                trips_done=max(city.trips_done, event.trips),
-                published=_highest(city.published, pairs),
-            )
-    return _settle(record, event.position, city)
+class _Working:
+    """A record that is being changed: its bitmaps as integers and its maps as dictionaries, encoded once at the end."""
 
+    def __init__(self, record: RequestRecord) -> None:
+        self._fixed = record
+        self._outcomes = {outcome: bitmap.decode(record.outcomes.get(outcome, "0")) for outcome in Outcome}
+        self._served = bitmap.decode(record.served)
+        self._under_way = dict(record.under_way)
+        self._failures = dict(record.failures)
+        self._bytes_done = record.bytes_done
+        self._trips_done = record.trips_done
 
-def _settle(record: RequestRecord, position: int, city: CityUnderWay) -> RequestRecord:
-    """Put a city back, or count it as served, or as failed, once it is."""
-    outcome = _outcome_of(record, position)
-    others = {place: other for place, other in record.under_way.items() if place != position}
-    ended = outcome in {Outcome.UNCHANGED, Outcome.STORED}
-    served = ended and all(city.folded.get(country, 0) >= revision for country, revision in city.published.items())
-    if served:
+    @property
+    def plan_revision(self) -> int:
+        """The revision of the plan that positions belong to; 0 before any is known."""
+        return self._fixed.plan_revision
+
+    def record(self) -> RequestRecord:
+        """Return the record as it has become."""
         return msgspec.structs.replace(
-            record,
-            under_way=others,
-            served=bitmap.with_member(record.served, position),
-            bytes_done=record.bytes_done + city.bytes_done,
-            trips_done=record.trips_done + city.trips_done,
+            self._fixed,
+            outcomes={outcome: bitmap.encode(members) for outcome, members in self._outcomes.items() if members},
+            served=bitmap.encode(self._served),
+            under_way=dict(sorted(self._under_way.items())),
+            failures=dict(sorted(self._failures.items())[:FAILURES_MAX]),
+            bytes_done=self._bytes_done,
+            trips_done=self._trips_done,
         )
-    if outcome in {Outcome.FAILED, Outcome.SKIPPED} and not city.folded:
-        return msgspec.structs.replace(record, under_way=others)
-    return msgspec.structs.replace(record, under_way=dict(sorted((others | {position: city}).items())))
 
+    def fail(self, event: RequestFailed) -> None:
+        """Note that the request as a whole cannot be served; a plan found later counts for more."""
+        if self._fixed.failed_reason is None and not self._fixed.planned:
+            self._fixed = msgspec.structs.replace(self._fixed, failed_reason=event.reason)
 
-def _outcome_of(record: RequestRecord, position: int) -> Outcome | None:
-    for outcome, members in record.outcomes.items():
-        if bitmap.contains(members, position):
-            return outcome
-    return None
-
-
-def _with_outcome(record: RequestRecord, event: CityFinished) -> RequestRecord:
-    known = _outcome_of(record, event.position)
-    if known is not None and known.rank >= event.outcome.rank:
-        return record
-    outcomes = dict(record.outcomes)
-    if known is not None:
-        outcomes[known] = bitmap.without_member(outcomes[known], event.position)
-    outcomes[event.outcome] = bitmap.with_member(outcomes.get(event.outcome, "0"), event.position)
-    failures = {place: failure for place, failure in record.failures.items() if place != event.position}
-    if event.outcome is Outcome.FAILED and len(failures) < FAILURES_MAX:
-        failures[event.position] = Failure(
-            city_id=event.city_id, city_name=event.city_name, reason=event.reason or "no reason was given"
+    def plan(self, event: RequestPlanned) -> None:
+        """Take over what the plan says, if it is not known yet."""
+        if self._fixed.planned:
+            return
+        self._fixed = msgspec.structs.replace(
+            self._fixed,
+            planned=True,
+            failed_reason=None,
+            requested_at=event.requested_at,
+            cities=event.cities,
+            countries=event.countries,
+            bad_cities_count=event.bad_cities_count,
+            bad_cities=event.bad_cities,
         )
+
+    def city(self, event: _CityEvent) -> None:
+        """Fold an event of one city."""
+        position = event.position
+        if isinstance(event, CityFinished):
+            self._note_outcome(event)
+        if bitmap.contains(self._served, position):
+            return
+        outcome = self._outcome_of(position)
+        known = self._under_way.get(position, CityUnderWay())
+        match event:
+            case CityProgressed():
+                city = known if outcome else _progressed(known, event)
+            case CityFolded():
+                folded = _highest(known.folded, ((event.country, event.revision),))
+                city = msgspec.structs.replace(known, folded=folded)
+            case CityFinished():
+                city = _finished(known, event)
+        self._settle(position, self._outcome_of(position), city)
+
+    def _outcome_of(self, position: int) -> Outcome | None:
+        return next((one for one, members in self._outcomes.items() if bitmap.contains(members, position)), None)
+
+    def _note_outcome(self, event: CityFinished) -> None:
+        known = self._outcome_of(event.position)
+        if known is not None and known.rank >= event.outcome.rank:
+            return
+        member = bitmap.member(event.position)
+        if known is not None:
+            self._outcomes[known] &= ~member
+        self._outcomes[event.outcome] |= member
+        self._failures.pop(event.position, None)
+        if event.outcome is Outcome.FAILED:
+            self._failures[event.position] = Failure(
+                city_id=event.city_id, city_name=event.city_name, reason=event.reason or "no reason was given"
+            )
+
+    def _settle(self, position: int, outcome: Outcome | None, city: CityUnderWay) -> None:
+        """Put a city back, or count it as served, or drop it as failed, once it is."""
+        ended = outcome in {Outcome.UNCHANGED, Outcome.STORED}
+        if ended and all(city.folded.get(country, 0) >= revision for country, revision in city.published.items()):
+            self._under_way.pop(position, None)
+            self._served |= bitmap.member(position)
+            self._bytes_done += city.bytes_done
+            self._trips_done += city.trips_done
+        elif outcome in {Outcome.FAILED, Outcome.SKIPPED} and not city.folded:
+            self._under_way.pop(position, None)
+        else:
+            self._under_way[position] = city
+
+
+def _progressed(city: CityUnderWay, event: CityProgressed) -> CityUnderWay:
     return msgspec.structs.replace(
-        record,
-        outcomes={outcome: outcomes[outcome] for outcome in Outcome if outcome in outcomes},
-        failures=dict(sorted(failures.items())),
+        city,
+        bytes_done=max(city.bytes_done, event.bytes_done),
+        bytes_total=event.bytes_total,
+        trips_done=max(city.trips_done, event.trips_done),
+    )
+
+
+def _finished(city: CityUnderWay, event: CityFinished) -> CityUnderWay:
+    size_bytes = max(city.bytes_done, event.size_bytes)
+    return msgspec.structs.replace(
+        city,
+        bytes_done=size_bytes,
+        bytes_total=size_bytes,
+        trips_done=max(city.trips_done, event.trips),
+        published=_highest(city.published, ((pair.country, pair.revision) for pair in event.published)),
     )
 
 

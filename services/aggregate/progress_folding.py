@@ -6,7 +6,6 @@ for long is published again, with the same id, so whatever the broker lost comes
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -19,7 +18,7 @@ from shared.consuming import decode_batch
 from shared.events import ProcessRequested
 from shared.identity import RequestId
 from shared.objects import RequestRecord
-from shared.patience import Patience
+from shared.patience import Patience, run_all
 from shared.publishing import Outgoing, Publisher, Received
 from shared.requests import status_of
 from shared.store import LostRace, ObjectStore
@@ -50,7 +49,7 @@ class ProgressFolder:
         for item in await decode_batch(batch, self._publisher):
             event = is_progress_event(item.event)
             groups.setdefault(event.request_id, []).append(event)
-        await asyncio.gather(*(self._fold_group(request_id, events) for request_id, events in groups.items()))
+        await run_all(self._fold_group(request_id, events) for request_id, events in groups.items())
         now_s = time.monotonic()
         # What comes meanwhile waits in Kafka, and is the next batch.
         await self._patience.pause(max(0.0, self._written_at_s + self._interval_s - now_s))

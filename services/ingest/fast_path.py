@@ -9,27 +9,28 @@ it leaves the bytes unfolded, and the reference path goes on from there. It may 
 reference path accepts too, with the same sums, and these are the places where its decoder is not enough:
 
 - it skips the fields it does not know, without looking at their UTF-8, their depth or the length of their numbers;
-- a departure time that it reads itself loses what `DatedTrip` says, so a window with a backslash, or with fractions
-  about midnight, is decoded again with departures as text, and so is all of a file that has departures only the
-  rules know.
+- what it does to a departure time, `DatedTrip` says.
+
+Three decoders stand on a ladder: `PlainTrip` is the quickest and forbids other fields, `DatedTrip` skips them, and
+`Trip` leaves the departure time to the rules. A file steps down when it brings a window that its decoder refuses.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from services.ingest.tally import Tally
 from services.ingest.trip_file import ParserLimits, UnfoldedBytes, may_have_long_number
-from services.ingest.trips import DatedTrip, InvalidTrip, Trip
+from services.ingest.trips import DatedTrip, InvalidTrip, PlainTrip, Trip
 
 _WHITE_SPACE = re.compile(rb"[ \t\r\n]*")
 _OPENING = re.compile(rb'\{[ \t\r\n]*"[^"\\]{0,100}"')
 
 _BRACKETS_AS_BRACES = bytes.maketrans(b"[]", b"{}")
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_NEITHER_BRACKET_NOR_QUOTE = bytes(set(range(256)) - set(b'[]{}"'))
 
 
 def fold_windows(
@@ -91,9 +92,10 @@ class _Windows:
     def __init__(self, tally: Tally, limits: ParserLimits) -> None:
         self._tally = tally
         self._limits = limits
+        self._plain = msgspec.json.Decoder(list[PlainTrip])
         self._dated = msgspec.json.Decoder(list[DatedTrip])
         self._written = msgspec.json.Decoder(list[Trip])
-        self._try_dated = True
+        self._rungs = [self._fold_plain, self._fold_dated, self._fold_written]
 
     def fold_one(self, pending: bytearray, start: int, opening: bytes) -> int | None:
         """Fold the records from `start` on; return where the next one's comma is looked for, or ``None`` to decline."""
@@ -101,11 +103,12 @@ class _Windows:
         for cut in self._cuts(pending, start, end, opening):
             window = bytes(pending[start:cut])
             try:
-                return cut if self._fold(window) else None
-            except (msgspec.ValidationError, InvalidTrip, UnicodeDecodeError):
+                self._fold(window)
+            except (msgspec.ValidationError, InvalidTrip, UnicodeDecodeError, _NotForThisPath):
                 return None
             except (msgspec.DecodeError, RecursionError):
                 continue
+            return cut
         return None
 
     def _cuts(self, pending: bytearray, start: int, end: int, opening: bytes) -> Iterator[int]:
@@ -125,43 +128,66 @@ class _Windows:
             cut = brace
             yield brace + 1
 
-    def _fold(self, window: bytes) -> bool:
-        """Add up a window of whole records; return ``False`` if the reference path has to look at it."""
+    def _fold(self, window: bytes) -> None:
+        """Add up a window of whole records, on the highest rung that takes it."""
         document = b"[%b]" % window
-        if self._try_dated and b"\\" not in window:
+        while len(self._rungs) > 1:
             try:
-                dated = self._dated.decode(document)
+                self._rungs[0](window, document)
             except msgspec.ValidationError:
-                self._try_dated = False
+                del self._rungs[0]
             else:
-                if not self._is_plain(window, len(dated)):
-                    return False
-                if self._tally.add_all_dated(dated, rounded=b"." in window):
-                    return True
-        written = self._written.decode(document)
-        if not self._is_plain(window, len(written)):
-            return False
-        self._tally.add_all(written)
-        return True
+                return
+        self._rungs[0](window, document)
 
-    def _is_plain(self, window: bytes, records: int) -> bool:
-        """Tell whether the fields that the decoder skipped are such as the reference path accepts."""
+    def _fold_plain(self, window: bytes, document: bytes) -> None:
+        trips = self._plain.decode(document)
+        self._add_dated(window, document, trips)
+
+    def _fold_dated(self, window: bytes, document: bytes) -> None:
+        trips = self._dated.decode(document)
+        self._check_skipped(window, len(trips))
+        self._add_dated(window, document, trips)
+
+    def _fold_written(self, window: bytes, document: bytes) -> None:
+        trips = self._written.decode(document)
+        self._check_skipped(window, len(trips))
+        self._tally.add_all(trips)
+
+    def _add_dated(self, window: bytes, document: bytes, trips: Sequence[DatedTrip]) -> None:
+        escapes = b"\\" in window
+        if (escapes and b"\\u0000" in window) or not self._tally.add_all_dated(
+            trips, rounded=escapes or b"." in window
+        ):
+            self._fold_written(window, document)
+
+    def _check_skipped(self, window: bytes, records: int) -> None:
+        """Raise `_NotForThisPath` if a field that the decoder skipped may be one that the reference path refuses."""
         if not window.isascii():
             window.decode()
         nested = window.count(b"{") - records
         if b"[" in window:
             nested += window.count(b"[")
-        depth_left = self._limits.depth - 2
-        if nested > depth_left and _is_nested_deeper(window, depth_left + 1):
-            return False
-        return not may_have_long_number(window)
+        if nested > self._limits.depth - 2 and _is_nested_deeper(window, self._limits.depth - 1):
+            raise _NotForThisPath
+        if may_have_long_number(window):
+            raise _NotForThisPath
+
+
+class _NotForThisPath(Exception):
+    """A window holds what the decoder accepts and the reference path may not."""
 
 
 def _is_nested_deeper(window: bytes, depth: int) -> bool:
-    """Tell whether brackets outside of strings, in a run of whole JSON values, are nested deeper than `depth`."""
-    without_escapes = window.replace(b"\\\\", b"").replace(b'\\"', b"")
-    outside_strings = b"".join(without_escapes.split(b'"')[::2])
-    braces = outside_strings.translate(_BRACKETS_AS_BRACES, _NOT_BRACKETS)
+    """Tell whether brackets outside of strings, in a run of whole JSON values, are nested deeper than `depth`.
+
+    Two quotes side by side go without changing on which side of a string any bracket is, and mostly no other
+    quotes are left once all else has gone.
+    """
+    if b"\\" in window:
+        window = window.replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks = window.translate(_BRACKETS_AS_BRACES, _NEITHER_BRACKET_NOR_QUOTE).replace(b'""', b"")
+    braces = b"".join(marks.split(b'"')[::2])
     for _ in range(depth):
         if not braces:
             return False

@@ -85,7 +85,7 @@ def _parse_entry(entry: msgspec.Raw, before: Container[CityId]) -> ListedCity:
         raise _BadEntry("not an object with id, name and country")
     city_id, upstream_id = identify_city(fields.get("id"))
     if city_id in before:
-        raise _BadEntry(f"a city with id {upstream_id!r} came before it")
+        raise _BadEntry(f"a city with id {upstream_id!r:.100} came before it")
     name = _name(fields, "name")
     country_name = _name(fields, "country")
     return ListedCity(city=PlannedCity(city_id=city_id, upstream_id=upstream_id, name=name), country_name=country_name)

@@ -103,20 +103,15 @@ class Planner:
 
     async def _plan_of(self, request: ProcessRequested) -> Plan:
         key = keys.plan(request.date)
-        found = await self._store.get(key)
-        if found is not None:
-            plan = objects.decode(Plan, found.body, key)
-            if plan.request_id == request.request_id:
-                return plan
-        body = await self._persistence.fetch(self._upstream.cities)
-        listed = parse_city_list(body)
-        slugs = (await self._mint(listed)).slugs
         lineage = await read_lineage(self._store, self._clock)
         while True:
+            # The plan is read before the list is fetched: so a list never replaces a plan made from a later one.
             found = await self._store.get(key)
             before = objects.decode(Plan, found.body, key) if found else None
             if before is not None and before.request_id == request.request_id:
                 return before
+            listed = parse_city_list(await self._persistence.fetch(self._upstream.cities))
+            slugs = (await self._mint(listed)).slugs
             plan = next_plan(before, request, listed, slugs, now=self._clock(), base=lineage.base)
             try:
                 await self._store.swap(key, objects.encode(plan), etag=found.etag if found else None)

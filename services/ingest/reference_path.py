@@ -89,6 +89,7 @@ class _Records:
         self._depth_max = limits.depth
         self._trips_before = tally.trips
         self._record: dict[str, Any] | None = None
+        self._nested = 0
         self.folded = 0
         self.ended = False
 
@@ -106,48 +107,45 @@ class _Records:
         for _ in range(1 + skip_first):
             next(events)
         record: dict[str, Any] | None = None
-        nested = 0
         key = ""
         for event, value in events:
             if event == "map_key":
-                if not nested:
+                if not self._nested:
                     key = value
             elif event in _SCALARS:
                 if record is None:
                     raise InvalidTrip("expected an object for a trip", value=value)
-                if not nested and key in FIELD_NAMES:
+                if key in FIELD_NAMES and not self._nested:
                     record[key] = value
-            elif event in _OPENERS:
-                if record is None:
-                    record = self._open(event)
-                else:
-                    nested += 1
-                    self._check_depth(2 + nested)
-                    if nested == 1 and key in FIELD_NAMES:
-                        record[key] = {} if event == "start_map" else []
-            elif nested:
-                nested -= 1
             else:
-                record = self._close(record)
+                record = self._open(event, key) if event in _OPENERS else self._close()
 
-    def _open(self, event: str) -> dict[str, Any]:
-        if event != "start_map":
-            raise InvalidTrip("expected an object for a trip, got an array")
-        self._record = {}
+    def _open(self, event: str, key: str) -> dict[str, Any]:
+        """Begin a record, or a value nested in it; return the record."""
+        if self._record is None:
+            if event != "start_map":
+                raise InvalidTrip("expected an object for a trip, got an array")
+            self._record = {}
+            return self._record
+        self._nested += 1
+        if 2 + self._nested > self._depth_max:
+            raise InvalidTrip(f"values are nested deeper than {self._depth_max}")
+        if self._nested == 1 and key in FIELD_NAMES:
+            self._record[key] = {} if event == "start_map" else []
         return self._record
 
-    def _close(self, record: dict[str, Any] | None) -> None:
-        """End a record, or the array if none is open."""
-        if record is None:
+    def _close(self) -> dict[str, Any] | None:
+        """End a nested value, the record or the array; return the record if it is still open."""
+        if self._nested:
+            self._nested -= 1
+            return self._record
+        if self._record is None:
             self.ended = True
-            return
-        self._tally.add(parse_trip(record))
+            return None
+        self._tally.add(parse_trip(self._record))
         self._record = None
         self.folded += 1
-
-    def _check_depth(self, depth: int) -> None:
-        if depth > self._depth_max:
-            raise InvalidTrip(f"values are nested deeper than {self._depth_max}")
+        return None
 
 
 class _Feed:
@@ -213,15 +211,15 @@ class _Feed:
     def _settle(self) -> None:
         """Draw the conclusions from all events of the last piece having been folded."""
         records = self._records
+        if self._unfolded.offset - self._locator.began > self._limits.record_bytes:
+            self._scan_to(self._unfolded.offset)
+            self._refuse_long_record()
+            self._locator.forget_before(records.folded)
         if records.ended:
             self._expect_nothing_more()
         elif records.between and records.folded > self._folded and self._piece.endswith(b"}"):
             self._locator = RecordLocator(self._unfolded.offset, record=records.folded)
             self._unscanned.clear()
-        elif self._locator.offset + len(self._unscanned) - self._locator.began > self._limits.record_bytes:
-            self._scan_to(self._unfolded.offset)
-            self._refuse_long_record()
-            self._locator.forget_before(records.folded)
         self._folded = records.folded
 
     def _expect_nothing_more(self) -> None:

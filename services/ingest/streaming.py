@@ -11,6 +11,7 @@ import hashlib
 import queue
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
+from typing import Any
 
 import msgspec
 
@@ -106,7 +107,8 @@ async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 async def _put_unless_parsed(bridge: _Bridge, chunk: bytes, parsing: asyncio.Future[FoldedFile]) -> None:
     """Queue a chunk for the thread; if it ended meanwhile, its verdict on the file is raised here."""
     putting = asyncio.ensure_future(bridge.put(chunk))
-    await asyncio.wait([putting, parsing], return_when=asyncio.FIRST_COMPLETED)
+    either: list[asyncio.Future[Any]] = [putting, parsing]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if not putting.done():
         putting.cancel()
     if parsing.done():

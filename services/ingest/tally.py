@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date as calendar_date
-from datetime import datetime, time, timedelta
+from datetime import time
 from typing import Final
 
 from services.ingest.trips import DatedTrip, Trip, delay_ms, departure_date
@@ -31,6 +31,7 @@ class Tally:
         day = calendar_date.fromisoformat(date)
         if day.isoformat() != date:
             raise ValueError(f"expected a date such as 2024-05-01, got {date!r}")
+        self._day = day
         self.trips = 0
         self.trips_on_other_dates = 0
         self._passengers = 0
@@ -38,11 +39,6 @@ class Tally:
         self._delay_total_ms = 0
         self._delays = _Delays()
         self._on_another_date = _OnAnotherDate(date)
-        self._first_moment = datetime.combine(day, time.min)
-        self._last_moment = datetime.combine(day, time.max)
-        self._midnights = [self._first_moment]
-        if day < calendar_date.max:
-            self._midnights.append(self._first_moment + timedelta(days=1))
 
     @property
     def contribution(self) -> Contribution:
@@ -76,10 +72,9 @@ class Tally:
         is midnight in `trips` may then have been written as the last moment of the date before.
         """
         departures = [trip.departure_time for trip in trips]
-        if rounded and any(midnight in departures for midnight in self._midnights):
+        if rounded and any(departure.time() == time.min for departure in departures):
             return False
-        first, last = self._first_moment, self._last_moment
-        on_this_date = sum([first <= departure <= last for departure in departures])
+        on_this_date = [departure.date() for departure in departures].count(self._day)
         self._add_sums(trips, on_other_dates=len(trips) - on_this_date)
         return True
 

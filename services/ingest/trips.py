@@ -54,11 +54,15 @@ class DatedTrip(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
     away: the decoder stops reading a departure time at an escaped NUL, and rounds fractions to microseconds.
     """
 
-    departure_time: Annotated[datetime, msgspec.Meta(tz=False)]
+    departure_time: datetime
     bus_type: str
     passengers: Passengers
     delay: str
     accident: bool
+
+
+class PlainTrip(DatedTrip, frozen=True, gc=False, rename="kebab", forbid_unknown_fields=True):
+    """The same record with nothing else in it, so that the decoder passes over nothing unread."""
 
 
 class InvalidTrip(ValueError):

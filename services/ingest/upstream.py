@@ -188,7 +188,7 @@ class Persistence:
             else:
                 self._patience.health.recovered(_HEALTH)
                 return result
-            await self._patience.pause(max(at_least_s, min(WAIT_MAX_S, WAIT_FIRST_S * 2**waits)))
+            await self._patience.pause(max(at_least_s, min(WAIT_MAX_S, WAIT_FIRST_S * 2 ** min(waits, 20))))
             waits += 1
 
 

@@ -27,10 +27,12 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -44,6 +46,7 @@ RESTART_WAIT_MIN_S = 0.1
 RESTART_WAIT_MAX_S = 5.0
 LOG_BYTES_MAX = 16 * 1024**2
 LOG_CHECK_INTERVAL_S = 5.0
+STATUS_LINE_BYTES_MAX = 4096
 LOG_TAIL_BYTES = 8 * 1024
 LOG_TAIL_LINES = 8
 # Wrappers such as package runners pass on a Ctrl-C that the terminal has already sent to everybody.
@@ -88,11 +91,11 @@ class ChildEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: EventKind
     name: str
-    pid: int
+    pid: int | None
     text: str
 
 
-class StopRequested(Exception):  # noqa: N818  # somebody asked for it: nothing has gone wrong
+class StopRequested(Exception):
     """Somebody asked the supervisor to stop while it was starting a child."""
 
 
@@ -114,6 +117,30 @@ class ChildDied(RuntimeError):
         self.name = name
         self.exit_code = exit_code
         self.log_lines = tuple(log_lines)
+
+
+def http_probe(url: str, *, method: str = "GET", headers: Callable[[], Mapping[str, str]] | None = None) -> Probe:
+    """Make a probe that says ready once ``url``, plain HTTP, answers with the status 200.
+
+    ``headers`` is called for each request, because a signature holds the time.
+    """
+    parts = urlsplit(url)
+    target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+
+    async def probe() -> bool:
+        sent = {**(headers() if headers else {}), "Host": parts.netloc, "Connection": "close"}
+        lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items())]
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80, limit=STATUS_LINE_BYTES_MAX)
+        try:
+            writer.write("\r\n".join([*lines, "", ""]).encode())
+            return (await reader.readline()).split()[1:2] == [b"200"]
+        except ValueError:
+            # The line is longer than the limit: whatever answers there does not speak HTTP.
+            return False
+        finally:
+            writer.close()
+
+    return probe
 
 
 class Supervisor:
@@ -178,13 +205,15 @@ class Supervisor:
         for child in group:
             child.life = asyncio.create_task(self._live(child), name=f"life of {child.spec.name}")
             child.life.add_done_callback(self._on_life_done)
-        all_ready = asyncio.gather(*(child.ready.wait() for child in group))
-        ending = asyncio.ensure_future(self._ending.wait())
+        waits: list[asyncio.Future[Any]] = [
+            asyncio.gather(*(child.ready.wait() for child in group)),
+            asyncio.ensure_future(self._ending.wait()),
+        ]
         try:
-            await asyncio.wait({all_ready, ending}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            all_ready.cancel()
-            ending.cancel()
+            for wait in waits:
+                wait.cancel()
         self._raise_if_ending()
 
     async def wait(self) -> None:
@@ -325,27 +354,22 @@ class Supervisor:
 
     async def _stop_group(self, group: Sequence[_Child], grace_s: float) -> None:
         lives = {child.life: child for child in group if child.life is not None and not child.life.done()}
-        for child in lives.values():
-            if child.running:
-                self._say(child, EventKind.STOPPING, f"stopping {child.spec.name}")
-                _signal_group(child.pid, signal.SIGTERM)
-        if not lives:
-            return
+        stopping = {life for life, child in lives.items() if child.running}
+        for life in stopping:
+            self._say(lives[life], EventKind.STOPPING, f"stopping {lives[life].spec.name}")
+            _signal_group(lives[life].pid, signal.SIGTERM)
         asked_at_s = time.monotonic()
         waiting = set(lives)
-        deadline_s = asked_at_s + grace_s
-        while waiting and time.monotonic() < deadline_s:
-            done, waiting = await asyncio.wait(
-                waiting, timeout=max(0.0, deadline_s - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
-            )
-            for life in done:
+        while waiting and (left_s := asked_at_s + grace_s - time.monotonic()) > 0:
+            done, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+            for life in done & stopping:
                 took_s = time.monotonic() - asked_at_s
                 self._say(lives[life], EventKind.STOPPED, f"{lives[life].spec.name} stopped in {took_s:.1f} s")
         for life in waiting:
-            child = lives[life]
-            self._say(child, EventKind.KILLED, f"{child.spec.name} did not stop in {grace_s:.1f} s: killed")
-            if child.running:
-                _signal_group(child.pid, signal.SIGKILL)
+            name = lives[life].spec.name
+            self._say(lives[life], EventKind.KILLED, f"{name} did not stop within {grace_s:.1f} s and is killed")
+            if lives[life].running:
+                _signal_group(lives[life].pid, signal.SIGKILL)
         if waiting:
             await asyncio.wait(waiting, timeout=KILL_DEADLINE_S)
 
@@ -372,7 +396,9 @@ class Supervisor:
 
     def _say(self, child: _Child, kind: EventKind, text: str) -> None:
         if self._on_event is not None:
-            self._on_event(ChildEvent(kind=kind, name=child.spec.name, pid=child.pid, text=text))
+            self._on_event(
+                ChildEvent(kind=kind, name=child.spec.name, pid=child.pid if child.running else None, text=text)
+            )
 
     def _start_watchdog(self) -> None:
         program = Path(__file__).with_name("watchdog.py")
@@ -411,16 +437,15 @@ class BackgroundSupervisor:
     """A Supervisor in a thread of its own, for callers without an event loop, such as synchronous test fixtures."""
 
     def __init__(self, *, on_event: Callable[[ChildEvent], None] | None = None, held_fds: Sequence[int] = ()) -> None:
-        self._supervisor: Supervisor
-        self._loop: asyncio.AbstractEventLoop
-        self._stop_asked: asyncio.Event
         self._on_event = on_event
         self._held_fds = tuple(held_fds)
-        self._entered = threading.Event()
+        self._loop: asyncio.AbstractEventLoop
+        self._stop_asked: asyncio.Event
+        entered: Future[Supervisor] = Future()
         # A daemon: a program that forgets to stop it still ends, and the watchdog then stops the children.
-        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(entered,), name="supervisor", daemon=True)
         self._thread.start()
-        self._entered.wait()
+        self._supervisor = entered.result()
 
     def __enter__(self) -> Self:
         return self
@@ -457,18 +482,20 @@ class BackgroundSupervisor:
         self._loop.call_soon_threadsafe(self._stop_asked.set)
         self._thread.join()
 
-    def _run(self) -> None:
-        asyncio.run(self._supervise())
+    def _run(self, entered: Future[Supervisor]) -> None:
+        try:
+            asyncio.run(self._supervise(entered))
+        except BaseException as error:
+            if entered.done():
+                raise
+            entered.set_exception(error)
 
-    async def _supervise(self) -> None:
+    async def _supervise(self, entered: Future[Supervisor]) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop_asked = asyncio.Event()
-        try:
-            async with Supervisor(on_event=self._on_event, held_fds=self._held_fds) as self._supervisor:
-                self._entered.set()
-                await self._stop_asked.wait()
-        finally:
-            self._entered.set()
+        async with Supervisor(on_event=self._on_event, held_fds=self._held_fds) as supervisor:
+            entered.set_result(supervisor)
+            await self._stop_asked.wait()
 
 
 class _Child:

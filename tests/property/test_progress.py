@@ -142,8 +142,8 @@ def expected_meaning(history: History) -> tuple[Status, int, dict[Outcome, int]]
     """Compute the same from the history as a set: the highest plan alone, the best outcome, the highest revisions."""
     revision = max(history.cities)
     outcomes: dict[Outcome, int] = {}
-    served = failed = started = 0
-    order = list(Outcome)
+    served = done = 0
+    started = False
     for position in range(history.cities[revision]):
         about = [
             event
@@ -151,32 +151,177 @@ def expected_meaning(history: History) -> tuple[Status, int, dict[Outcome, int]]
             if isinstance(event, CityFinished | CityFolded | CityProgressed)
             and (event.plan_revision, event.position) == (revision, position)
         ]
-        started |= bool(about)
+        started = started or bool(about)
         ends = [event for event in about if isinstance(event, CityFinished)]
         if not ends:
             continue
-        best = max((end.outcome for end in ends), key=order.index)
+        best = max((end.outcome for end in ends), key=list(Outcome).index)
         outcomes[best] = outcomes.get(best, 0) | 1 << position
-        pairs = {(pair.country, pair.revision) for end in ends for pair in end.published}
-        folds = {(event.country, event.revision) for event in about if isinstance(event, CityFolded)}
-        highest = {(country, max(at for other, at in pairs if other == country)) for country, _ in pairs}
         if best in {Outcome.FAILED, Outcome.SKIPPED}:
-            failed += best is Outcome.FAILED
-            served += best is Outcome.SKIPPED
-        elif all(any(c == country and at >= needed for c, at in folds) for country, needed in highest):
-            served |= 0
-    bits = 0
-    done = 0
-    for position in range(history.cities[revision]):
-        bit = 1 << position
-        outcome = next((outcome for outcome, members in outcomes.items() if members & bit), None)
-        if outcome in {Outcome.FAILED, Outcome.SKIPPED}:
             done += 1
-        elif outcome is not None and _all_folded(history, revision, position):
+        elif all_folded(about):
             done += 1
-            bits |= bit
+            served |= 1 << position
     if done == history.cities[revision]:
-        status = Status.COMPLETED_WITH_FAILURES if outcomes.get(Outcome.FAILED) else Status.COMPLETED
-    else:
-        status = Status.RUNNING if started else Status.PLANNED
-    return status, bits, outcomes
+        return (Status.COMPLETED_WITH_FAILURES if outcomes.get(Outcome.FAILED) else Status.COMPLETED), served, outcomes
+    return (Status.RUNNING if started else Status.PLANNED), served, outcomes
+
+
+def all_folded(about: Sequence[ProgressEvent]) -> bool:
+    """Tell whether the highest revision published for each country is folded."""
+    folds = [(event.country, event.revision) for event in about if isinstance(event, CityFolded)]
+    return all(
+        any(country == pair.country and at >= pair.revision for country, at in folds)
+        for event in about
+        if isinstance(event, CityFinished)
+        for pair in event.published
+    )
+
+
+@given(histories(), st.data())
+def test_order_duplicates_and_batches_do_not_show(history: History, data: st.DataObject) -> None:
+    """Any order, duplicates and batches of all that happened end in the same status, cities served and outcomes."""
+    again = data.draw(st.lists(st.sampled_from(history.events), max_size=5))
+    happened = data.draw(st.permutations([*history.events, *again]))
+    sizes = data.draw(st.lists(st.integers(0, 4), max_size=5))
+    assert meaning(fold_in_batches(happened, sizes)) == expected_meaning(history)
+
+
+@given(histories(ends_max=1, folds_missing=True), st.data())
+def test_a_request_waits_for_what_is_not_folded(history: History, data: st.DataObject) -> None:
+    """A request of which some revisions are not folded yet is not completed, in whatever order its events came."""
+    happened = data.draw(st.permutations(history.events))
+    assert meaning(fold_in_batches(happened)) == expected_meaning(history)
+
+
+@given(histories(folds_missing=True), st.data())
+def test_completed_means_served(history: History, data: st.DataObject) -> None:
+    """At no moment is a request completed with a city that neither failed nor has a revision folded as published."""
+    happened = data.draw(st.permutations(history.events))
+    record = new_record(REQUEST, DATE, NOW)
+    for count, event in enumerate(happened, 1):
+        record = fold_progress(record, [event], NOW)
+        if status_of(record) not in {Status.COMPLETED, Status.COMPLETED_WITH_FAILURES}:
+            continue
+        so_far = happened[:count]
+        folds = {
+            (event.position, event.country): max(
+                other.revision
+                for other in so_far
+                if isinstance(other, CityFolded)
+                and (other.plan_revision, other.position, other.country)
+                == (record.plan_revision, event.position, event.country)
+            )
+            for event in so_far
+            if isinstance(event, CityFolded) and event.plan_revision == record.plan_revision
+        }
+        for position in range(record.cities):
+            ends = [
+                event
+                for event in so_far
+                if isinstance(event, CityFinished)
+                and (event.plan_revision, event.position) == (record.plan_revision, position)
+            ]
+            assert any(
+                end.outcome in {Outcome.FAILED, Outcome.SKIPPED}
+                or all(folds.get((position, pair.country), 0) >= pair.revision for pair in end.published)
+                for end in ends
+            )
+
+
+@given(histories(), st.data())
+def test_folding_again_changes_nothing(history: History, data: st.DataObject) -> None:
+    """What was folded before leaves the very record, unless it ranks above what the record has kept."""
+    record = fold_in_batches(history.events)
+    for event in history.events:
+        after = fold_progress(record, [event], NOW)
+        assert meaning(after) == meaning(record)
+
+
+@given(histories(), st.data())
+def test_every_change_has_a_higher_version(history: History, data: st.DataObject) -> None:
+    """A record that differs has a higher version and the time of the change; one that does not is the same object."""
+    record = new_record(REQUEST, DATE, NOW)
+    later = NOW + dt.timedelta(minutes=1)
+    for event in data.draw(st.permutations(history.events)):
+        after = fold_progress(record, [event], later)
+        if after is not record:
+            assert after.version == record.version + 1
+            assert after.updated_at == later
+        record = after
+
+
+def test_a_failed_city_that_is_stored_later_completes_its_request() -> None:
+    """A retry turns *completed with failures* into *completed*, and the failure is no longer named."""
+    record = fold_in_batches([planned(7, 1), finished(7, 0, Outcome.FAILED, {})])
+    assert status_of(record) is Status.COMPLETED_WITH_FAILURES
+    assert [failure.reason for failure in record.failures.values()] == ["it answered 404"]
+    record = fold_progress(record, [finished(7, 0, Outcome.STORED, {COUNTRIES[0]: 3})], NOW)
+    assert status_of(record) is Status.RUNNING
+    record = fold_progress(record, [folded(7, 0, COUNTRIES[0], 3)], NOW)
+    assert status_of(record) is Status.COMPLETED
+    assert record.failures == {}
+
+
+def test_a_failure_after_a_success_is_not_one() -> None:
+    """A city that is served stays served when a later try fails."""
+    stored = [planned(7, 1), folded(7, 0, COUNTRIES[0], 3), finished(7, 0, Outcome.STORED, {COUNTRIES[0]: 3})]
+    record = fold_in_batches([*stored, finished(7, 0, Outcome.FAILED, {})])
+    assert status_of(record) is Status.COMPLETED
+
+
+def test_a_move_is_served_once_both_countries_are_folded() -> None:
+    """A city that moved waits for its new country's statistics and for its old country's retraction."""
+    moved = finished(7, 0, Outcome.STORED, {COUNTRIES[0]: 2, COUNTRIES[1]: 2})
+    record = fold_in_batches([planned(7, 1), moved, folded(7, 0, COUNTRIES[1], 2)])
+    assert status_of(record) is Status.RUNNING
+    assert status_of(fold_progress(record, [folded(7, 0, COUNTRIES[0], 2)], NOW)) is Status.COMPLETED
+
+
+def test_a_request_without_cities_is_completed() -> None:
+    """A plan without any city completes its request at once."""
+    assert status_of(fold_in_batches([planned(7, 0)])) is Status.COMPLETED
+
+
+def test_a_request_that_failed_can_still_be_planned() -> None:
+    """A request whose city list could not be had is failed, until a later try plans it."""
+    failed = RequestFailed(request_id=REQUEST, date=DATE, requested_at=NOW, reason="/cities answered 500")
+    record = fold_in_batches([failed])
+    assert status_of(record) is Status.FAILED
+    assert status_of(fold_progress(record, [planned(7, 1)], NOW)) is Status.PLANNED
+    assert status_of(fold_in_batches([planned(7, 1), failed])) is Status.PLANNED
+
+
+def test_a_higher_plan_begins_anew() -> None:
+    """Events of an older plan say nothing about the cities of a newer one, whichever came first."""
+    old = [planned(7, 2), finished(7, 0, Outcome.FAILED, {}), finished(7, 1, Outcome.FAILED, {})]
+    record = fold_in_batches([planned(8, 1), *old])
+    assert (status_of(record), record.failures) == (Status.PLANNED, {})
+    assert meaning(fold_in_batches([*old, planned(8, 1)])) == meaning(record)
+
+
+def test_failures_are_named_up_to_a_bound() -> None:
+    """Every failure counts, and the record names no more of them than its bound."""
+    count = FAILURES_MAX + 5
+    record = fold_in_batches([planned(7, count), *(finished(7, at, Outcome.FAILED, {}) for at in range(count))])
+    assert status_of(record) is Status.COMPLETED_WITH_FAILURES
+    assert counts_of(record).cities_failed == count
+    assert len(record.failures) == FAILURES_MAX
+
+
+def test_bytes_and_trips_add_up() -> None:
+    """The bytes and trips done are those of the files that ended and of those under way."""
+    record = fold_in_batches([planned(7, 2), progressed(7, 0), finished(7, 1, Outcome.STORED, {COUNTRIES[0]: 3})])
+    assert (counts_of(record).bytes_done, counts_of(record).trips_done) == (150, 15)
+    assert counts_of(record).bytes_total == 200
+    record = fold_progress(record, [folded(7, 1, COUNTRIES[0], 3)], NOW)
+    assert (counts_of(record).bytes_done, counts_of(record).cities_done) == (150, 1)
+
+
+def test_a_bitmap_is_a_set() -> None:
+    """Members put into a bitmap are in it, and none other."""
+    members = "0"
+    for member in (0, 3, 200):
+        members = bitmap.with_member(members, member)
+    assert [at for at in range(300) if bitmap.contains(members, at)] == [0, 3, 200]
+    assert bitmap.size(bitmap.without_member(members, 3)) == 2

@@ -1,0 +1,114 @@
+"""The API service, wired."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import structlog
+import uvicorn
+from litestar import Litestar
+from litestar.di import Provide
+
+from services.api import health
+from services.api.access_log import log_access
+from services.api.docs import docs_handlers, openapi_config
+from services.api.health import Check, Readiness, kafka_check
+from services.api.problems import exception_handlers
+from services.api.reader import SummaryReader
+from services.api.requests import Requests
+from services.api.routes import api_router
+from shared.health import Health, configure_logging
+from shared.identity import utc_now
+from shared.publishing import KafkaPublisher, Publisher
+from shared.settings import Settings
+from shared.store import ObjectStore, S3Store
+
+SHUTDOWN_GRACE_S = 5
+CLOSE_TIMEOUT_S = 2.0
+
+_log = structlog.get_logger()
+
+
+def create_app(settings: Settings) -> Litestar:
+    """Return the API over the S3 and the Kafka of the settings. It starts without either, and says so when asked."""
+    store = S3Store(settings)
+    publisher = KafkaPublisher(settings, source="api")
+
+    @contextlib.asynccontextmanager
+    async def connected() -> AsyncIterator[None]:
+        async with store:
+            try:
+                yield
+            finally:
+                # A producer that Kafka has left alone would wait for it.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                        await publisher.__aexit__(None, None, None)
+
+    return assemble(
+        settings,
+        store=store,
+        publisher=publisher,
+        checks={"s3": store.check, "kafka": kafka_check(settings)},
+        connected=connected,
+    )
+
+
+def assemble(
+    settings: Settings,
+    *,
+    store: ObjectStore,
+    publisher: Publisher,
+    checks: Mapping[str, Check],
+    connected: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
+    clock: Callable[[], dt.datetime] = utc_now,
+) -> Litestar:
+    """Return the API over any store and publisher; it serves while it is inside of ``connected``."""
+    state = Health()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        async with connected():
+            state.started = True
+            yield
+
+    app = Litestar(
+        route_handlers=[api_router(), health.live, health.ready, health.metrics, *docs_handlers()],
+        dependencies={
+            "requests": _provided(Requests(store, publisher, clock=clock)),
+            "reader": _provided(SummaryReader(store, cache_bytes=settings.api_cache_bytes)),
+            "days_max": _provided(settings.api_range_days_max),
+            "readiness": _provided(Readiness(state, checks)),
+        },
+        exception_handlers=exception_handlers(),
+        lifespan=[lifespan],
+        openapi_config=openapi_config(),
+        logging_config=None,  # structlog is configured once, for the whole process
+    )
+    app.asgi_handler = log_access(app.asgi_handler)  # around the router, so that a path of no route is logged too
+    return app
+
+
+def serve(settings: Settings) -> None:
+    """Serve the API until the process is asked to stop; then end what is under way within a few seconds."""
+    configure_logging(settings)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.api_host,
+        port=settings.api_port,
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
+    )
+
+
+def _provided(thing: object) -> Provide:
+    return Provide(lambda: thing, sync_to_thread=False)

@@ -1,0 +1,116 @@
+"""The documentation: the OpenAPI document at ``/schema/openapi.json``, and a page at ``/docs`` that shows it.
+
+The page is Swagger UI, from a package that ships its script: nothing is loaded from anywhere else.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from litestar import MediaType, Request, Response, Router, get
+from litestar.datastructures import CacheControlHeader
+from litestar.exceptions import NotFoundException
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+from litestar.openapi.spec import Tag
+from litestar.response import File, Redirect
+
+API_VERSION = "1.0.0"
+DOCUMENT_PATH = "/schema/openapi.json"
+ASSET_AGE_MAX_S = 24 * 60 * 60
+
+_ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
+_PAGE = f"""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Tripfold API</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="/docs/swagger-ui.css">
+</head>
+<body>
+<div id="documentation"></div>
+<noscript>This page needs JavaScript. The OpenAPI document is at <a href="{DOCUMENT_PATH}">{DOCUMENT_PATH}</a>.</noscript>
+<script src="/docs/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+_START = f"""\
+SwaggerUIBundle({{
+  url: "{DOCUMENT_PATH}",
+  dom_id: "#documentation",
+  validatorUrl: null,
+  displayRequestDuration: true,
+  tryItOutEnabled: true,
+}});
+"""
+# Swagger UI styles its elements in place and draws from data URLs; nothing comes from other hosts.
+_CONTENT_SECURITY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+def openapi_config() -> OpenAPIConfig:
+    """Return how the OpenAPI document is made and served."""
+    return OpenAPIConfig(
+        title="Tripfold",
+        version=API_VERSION,
+        summary="Exact per-country, per-day statistics of a transit authority's trips.",
+        description="Ask for a date, watch it being processed, read its numbers. Dates are the upstream's local dates. "
+        "Errors are `application/problem+json` (RFC 9457).",
+        tags=[
+            Tag(name="requests", description="Asking for dates, and watching them being processed."),
+            Tag(name="statistics", description="The numbers, and where they come from."),
+            Tag(name="operating", description="For those who run Tripfold."),
+        ],
+        render_plugins=[JsonRenderPlugin()],
+        openapi_router=Router(
+            path="/schema", route_handlers=[], include_in_schema=False, before_request=_only_the_document
+        ),
+    )
+
+
+def docs_handlers() -> list[HTTPRouteHandler]:
+    """Return the handlers of the page, of its assets, and of the way to it."""
+    return [to_docs, page, start, asset]
+
+
+async def _only_the_document(request: Request[object, object, object]) -> None:
+    # Litestar would answer other paths under /schema with a page of its own.
+    if request.url.path != DOCUMENT_PATH:
+        raise NotFoundException
+
+
+@get("/", include_in_schema=False)
+async def to_docs() -> Redirect:
+    return Redirect("/docs")
+
+
+@get("/docs", media_type=MediaType.HTML, include_in_schema=False)
+async def page() -> Response[str]:
+    return Response(_PAGE, headers={"Content-Security-Policy": _CONTENT_SECURITY})
+
+
+@get("/docs/start.js", media_type="text/javascript", include_in_schema=False)
+async def start() -> str:
+    return _START
+
+
+@get(
+    "/docs/{name:str}", include_in_schema=False, cache_control=CacheControlHeader(max_age=ASSET_AGE_MAX_S, public=True)
+)
+async def asset(name: str) -> File:
+    if name not in _ASSETS:
+        raise NotFoundException
+    return File(
+        Path(str(files("swagger_ui"))) / "static" / name,
+        filename=name,
+        content_disposition_type="inline",
+        media_type=_ASSETS[name],
+    )

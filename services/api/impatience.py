@@ -1,0 +1,23 @@
+"""Giving up early. Elsewhere faults of the surroundings are waited out; here somebody is waiting for the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from shared.patience import SurroundingsFault
+
+
+class TookTooLong(SurroundingsFault):
+    """S3 or Kafka did not answer in the time that a client can be made to wait. What was asked may have happened."""
+
+
+@contextlib.asynccontextmanager
+async def within(limit_s: float, what: str) -> AsyncIterator[None]:
+    """Raise TookTooLong if the body of the ``async with`` takes longer than ``limit_s``; ``what`` says what it does."""
+    try:
+        async with asyncio.timeout(limit_s):
+            yield
+    except TimeoutError as error:
+        raise TookTooLong(f"{what} took longer than {limit_s:g} s") from error

@@ -1,0 +1,160 @@
+"""What can go wrong with a request, and how it is told: as ``application/problem+json`` (RFC 9457), always."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import msgspec
+import structlog
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.types import ExceptionHandlersMap
+
+from services.api.errors import InvalidParameter, InvalidRequest, NothingThere, StatusNotWritten, shown
+from services.api.parameters import declared_of, unusable
+from shared.patience import SurroundingsFault
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 5
+
+_log = structlog.get_logger()
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What went wrong, as RFC 9457 has it, with two members of our own: ``invalid_parameters`` and ``request_id``."""
+
+    type: Annotated[
+        str, msgspec.Meta(description="The kind of problem.", examples=["urn:problem-type:tripfold:invalid-parameter"])
+    ]
+    title: Annotated[str, msgspec.Meta(description="The kind of problem, in words.", examples=["Invalid parameter"])]
+    status: Annotated[int, msgspec.Meta(description="The HTTP status.", ge=400, le=599, examples=[400])]
+    detail: Annotated[
+        str,
+        msgspec.Meta(
+            description="What is wrong with this request, and what to do.",
+            examples=["from: 2024-05-02 is after to=2024-05-01: swap the two"],
+        ),
+    ]
+    invalid_parameters: Annotated[
+        tuple[InvalidParameter, ...], msgspec.Meta(description="Each parameter that cannot be used, and why.")
+    ] = ()
+    request_id: Annotated[
+        str | None,
+        msgspec.Meta(description="The request that was published all the same, though its status cannot be shown."),
+    ] = None
+
+
+def exception_handlers() -> ExceptionHandlersMap:
+    """Return what turns each exception into a problem."""
+    return {
+        InvalidRequest: _invalid_request,
+        NothingThere: _nothing_there,
+        SurroundingsFault: _unavailable,
+        HTTPException: _http_exception,
+        Exception: _unexpected,
+    }
+
+
+def responses(**problems: str) -> dict[int, ResponseSpec]:
+    """Describe the problems of an operation for its documentation: ``responses(bad_request="When …")``."""
+    return {
+        HTTPStatus[name.upper()]: ResponseSpec(
+            Problem, generate_examples=False, description=description, media_type=MEDIA_TYPE
+        )
+        for name, description in problems.items()
+    }
+
+
+def _answer(problem: Problem, headers: Mapping[str, str] | None = None) -> Response[Any]:
+    return Response(problem, status_code=problem.status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
+
+
+def _invalid(error: InvalidRequest) -> Response[Any]:
+    return _answer(
+        Problem(
+            type="urn:problem-type:tripfold:invalid-parameter",
+            title="Invalid parameter",
+            status=HTTPStatus.BAD_REQUEST,
+            detail=str(error),
+            invalid_parameters=error.parameters,
+        )
+    )
+
+
+def _invalid_request(_: Request[Any, Any, Any], error: InvalidRequest) -> Response[Any]:
+    return _invalid(error)
+
+
+def _nothing_there(_: Request[Any, Any, Any], error: NothingThere) -> Response[Any]:
+    return _answer(
+        Problem(
+            type="urn:problem-type:tripfold:not-found",
+            title="Nothing there",
+            status=HTTPStatus.NOT_FOUND,
+            detail=str(error),
+        )
+    )
+
+
+def _unavailable(_: Request[Any, Any, Any], error: SurroundingsFault) -> Response[Any]:
+    _log.warning("unavailable", error=str(error))
+    return _answer(
+        Problem(
+            type="urn:problem-type:tripfold:unavailable",
+            title="Unavailable",
+            status=HTTPStatus.SERVICE_UNAVAILABLE,
+            detail=f"{error}. Try again in a few seconds.",
+            request_id=error.request_id if isinstance(error, StatusNotWritten) else None,
+        ),
+        {"Retry-After": str(RETRY_AFTER_S)},
+    )
+
+
+def _http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+    """Tell what Litestar itself refused: an unknown path or method, a parameter of the wrong type."""
+    if isinstance(error, ValidationException):
+        return _invalid(_as_invalid_request(request, error))
+    status = HTTPStatus(error.status_code)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return _unexpected(request, error)
+    details = {
+        HTTPStatus.NOT_FOUND: f"There is nothing at {shown(request.url.path)}. The documentation is at /docs.",
+        HTTPStatus.METHOD_NOT_ALLOWED: f"{shown(request.url.path)} takes no {request.method}. "
+        "The documentation is at /docs.",
+    }
+    return _answer(
+        Problem(
+            type="about:blank",
+            title=status.phrase,
+            status=status,
+            detail=details.get(status, error.detail),
+        ),
+        error.headers,
+    )
+
+
+def _as_invalid_request(request: Request[Any, Any, Any], error: ValidationException) -> InvalidRequest:
+    declared = {parameter.argument: parameter for parameter in declared_of(request)}
+    faults = error.extra if isinstance(error.extra, list) else []
+    return InvalidRequest(
+        *(
+            unusable(parameter, request.query_params.get(parameter.name, ""), fault["message"])
+            for fault in faults
+            if (parameter := declared.get(fault.get("key", "")))
+        )
+    )
+
+
+def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    _log.error("unexpected error", method=request.method, path=request.url.path, exc_info=error)
+    return _answer(
+        Problem(
+            type="about:blank",
+            title=HTTPStatus.INTERNAL_SERVER_ERROR.phrase,
+            status=HTTPStatus.INTERNAL_SERVER_ERROR,
+            detail="This is a fault of the service. Its log says more.",
+        )
+    )

@@ -1,0 +1,54 @@
+"""Ranges of dates: which there can be, their days and their months. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+import msgspec
+
+from services.api.errors import InvalidParameter, InvalidRequest
+
+
+class DateRange(msgspec.Struct, frozen=True):
+    """The days from ``first`` to ``last``, both included; ``first`` is not after ``last``."""
+
+    first: dt.date
+    last: dt.date
+
+    def __contains__(self, date: dt.date) -> bool:
+        return self.first <= date <= self.last
+
+    @property
+    def days(self) -> int:
+        """How many days the range has: at least one."""
+        return (self.last - self.first).days + 1
+
+    def dates(self) -> Iterator[dt.date]:
+        """Yield the days in order."""
+        return (self.first + dt.timedelta(days=place) for place in range(self.days))
+
+    def months(self) -> Iterator[str]:
+        """Yield the months that the range touches, in order, as ``YYYY-MM``."""
+        months = range(self.first.year * 12 + self.first.month - 1, self.last.year * 12 + self.last.month)
+        return (f"{month // 12:04d}-{month % 12 + 1:02d}" for month in months)
+
+
+def date_range(first: dt.date, last: dt.date, *, days_max: int) -> DateRange:
+    """Return the range that a query asks for.
+
+    Raises InvalidRequest if it ends before it begins, or has more than ``days_max`` days.
+    """
+    if first > last:
+        raise InvalidRequest(InvalidParameter(name="from", reason=f"{first} is after to={last}: swap the two"))
+    days = DateRange(first, last)
+    if days.days > days_max:
+        latest = first + dt.timedelta(days=days_max - 1)
+        raise InvalidRequest(
+            InvalidParameter(
+                name="to",
+                reason=f"from {first} to {last} are {days.days} days, and one query takes at most {days_max}: "
+                f"ask for to={latest} and for the rest in another query",
+            )
+        )
+    return days

@@ -1,0 +1,180 @@
+"""Requests: taking one in, and showing how far it has come.
+
+The order of effects of taking one in: Kafka acknowledges ``ProcessRequested``; its record is put if there is none;
+then the client is answered. So an answered request is carried out, and its status can be read.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+
+from services.api.bounded import map_bounded
+from services.api.errors import NothingThere, StatusNotWritten, shown
+from services.api.impatience import within
+from shared import keys, objects
+from shared.events import ProcessRequested
+from shared.identity import mint_request_id, parse_request_id, request_time_ms
+from shared.objects import RequestRecord
+from shared.patience import SurroundingsFault
+from shared.publishing import Outgoing, Publisher
+from shared.requests import Counts, Status, counts_of, status_of
+from shared.store import LostRace, ObjectStore
+
+ACKNOWLEDGE_DEADLINE_S = 10.0
+RECORD_DEADLINE_S = 10.0
+LISTING_DEADLINE_S = 30.0
+GETS_AT_ONCE_MAX = 16
+
+
+class RequestOverview(msgspec.Struct, frozen=True, kw_only=True):
+    """A request, and how far it has come."""
+
+    id: Annotated[str, msgspec.Meta(examples=["018f3d2a-5c00-7aaa-8bbb-0123456789ab"])]
+    date: Annotated[dt.date, msgspec.Meta(description="The date that was asked for.")]
+    status: Annotated[
+        Status, msgspec.Meta(description="The last three are ends. Completed means that the numbers are served.")
+    ]
+    requested_at: dt.datetime
+    updated_at: Annotated[dt.datetime, msgspec.Meta(description="When the request last made progress.")]
+    version: Annotated[int, msgspec.Meta(ge=1, description="Grows with every change.", examples=[12])]
+    countries: Annotated[int, msgspec.Meta(ge=0, description="Countries of the date's plan.", examples=[3])]
+    counts: Annotated[
+        Counts,
+        msgspec.Meta(
+            description="A city is done when it failed, was skipped, or its numbers are served. bytes_total is of "
+            "the files begun so far: nobody knows the sizes of the others."
+        ),
+    ]
+    failed_reason: Annotated[
+        str | None, msgspec.Meta(description="Why the request as a whole failed; null: it did not.")
+    ]
+
+
+class CityFailure(msgspec.Struct, frozen=True, kw_only=True):
+    """A city that failed, and why."""
+
+    city_id: Annotated[str, msgspec.Meta(examples=["7"])]
+    city_name: Annotated[str, msgspec.Meta(examples=["Port Tina"])]
+    reason: Annotated[str, msgspec.Meta(examples=["the upstream answered 404"])]
+
+
+class LeftOutCity(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of the upstream's list of cities that could not be used, and why."""
+
+    entry: Annotated[str, msgspec.Meta(examples=['{"id": null, "name": "Port Tina", "country": "Armenia"}'])]
+    reason: Annotated[str, msgspec.Meta(examples=["its id is None; expected an integer or a non-empty string"])]
+
+
+class RequestDetail(RequestOverview, frozen=True, kw_only=True):
+    """A request, how far it has come, and what went wrong on the way."""
+
+    failures: Annotated[
+        tuple[CityFailure, ...],
+        msgspec.Meta(description="The cities that failed: the first hundred; counts.cities_failed has their number."),
+    ]
+    bad_cities_count: Annotated[int, msgspec.Meta(ge=0, description="Entries of the list of cities left out.")]
+    bad_cities: Annotated[
+        tuple[LeftOutCity, ...], msgspec.Meta(description="The entries that were left out: the first hundred.")
+    ]
+
+
+class RequestList(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests, the latest first."""
+
+    requests: tuple[RequestOverview, ...]
+
+
+class Requests:
+    """The requests of the bucket, and the way to make one."""
+
+    def __init__(self, store: ObjectStore, publisher: Publisher, *, clock: Callable[[], dt.datetime]) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._clock = clock
+
+    async def accept(self, date: dt.date) -> RequestRecord:
+        """Ask for a date to be processed; return the request's record.
+
+        Raises a SurroundingsFault if Kafka does not acknowledge: the request may then happen all the same, and asking
+        again is harmless. Raises StatusNotWritten if Kafka does, but the record cannot be written.
+        """
+        request_id = mint_request_id(self._clock())
+        requested_at = dt.datetime.fromtimestamp(request_time_ms(request_id) / 1000, dt.UTC)
+        requested = ProcessRequested(request_id=request_id, date=date, requested_at=requested_at)
+        async with within(ACKNOWLEDGE_DEADLINE_S, "waiting for Kafka to acknowledge the request"):
+            await self._publisher.publish([Outgoing(requested)])
+        record = RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=requested_at)
+        try:
+            async with within(RECORD_DEADLINE_S, "writing the request's status"):
+                return await self._put_if_absent(record)
+        except SurroundingsFault as error:
+            raise StatusNotWritten(
+                f"request {request_id} was published and will be carried out, but its status cannot be written: "
+                f"{error}",
+                request_id,
+            ) from error
+
+    async def read(self, text: str) -> RequestRecord:
+        """Return the record of the request whose id ``text`` spells. Raises NothingThere if there is none."""
+        request_id = parse_request_id(text)
+        if request_id is not None:
+            async with within(RECORD_DEADLINE_S, "reading the request's status"):
+                record = await self._read(keys.request(request_id))
+            if record is not None:
+                return record
+        raise NothingThere(f"There is no request with the id {shown(text)}. GET /process-requests lists them.")
+
+    async def latest(self, limit: int) -> list[RequestRecord]:
+        """Return the records of the latest requests, the latest first, at most ``limit`` of them."""
+        async with within(LISTING_DEADLINE_S, "reading the latest requests"):
+            latest: list[str] = []
+            async for listed in self._store.list(keys.REQUESTS):
+                latest.append(listed.key)
+                if len(latest) == limit:
+                    break
+            records = await map_bounded(self._read, latest, at_once_max=GETS_AT_ONCE_MAX)
+        return [record for record in records if record is not None]
+
+    async def _put_if_absent(self, record: RequestRecord) -> RequestRecord:
+        key = keys.request(record.request_id)
+        try:
+            await self._store.swap(key, objects.encode(record), etag=None)
+        except LostRace:
+            return await self._read(key) or record  # its progress was faster
+        return record
+
+    async def _read(self, key: str) -> RequestRecord | None:
+        found = await self._store.get(key)
+        return objects.decode(RequestRecord, found.body, key) if found else None
+
+
+def overview_of(record: RequestRecord) -> RequestOverview:
+    """Return what a list shows of a request."""
+    return RequestOverview(
+        id=record.request_id,
+        date=record.date,
+        status=status_of(record),
+        requested_at=record.requested_at,
+        updated_at=record.updated_at,
+        version=record.version,
+        countries=record.countries,
+        counts=counts_of(record),
+        failed_reason=record.failed_reason,
+    )
+
+
+def detail_of(record: RequestRecord) -> RequestDetail:
+    """Return all that is shown of a request."""
+    return RequestDetail(
+        **msgspec.structs.asdict(overview_of(record)),
+        failures=tuple(
+            CityFailure(city_id=failure.city_id, city_name=failure.city_name, reason=failure.reason)
+            for failure in record.failures.values()
+        ),
+        bad_cities_count=record.bad_cities_count,
+        bad_cities=tuple(LeftOutCity(entry=bad.entry, reason=bad.reason) for bad in record.bad_cities),
+    )

@@ -1,0 +1,228 @@
+"""The operations of the REST API. Each parses nothing itself and decides nothing: it hands on and shapes the answer."""
+
+from __future__ import annotations
+
+import datetime as dt
+from http import HTTPStatus
+from typing import Annotated, Literal, NewType
+
+from litestar import Response, Router, get, post
+from litestar.datastructures import ResponseHeader
+from litestar.di import NamedDependency
+from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Example
+from litestar.params import PathParameter, QueryParameter, SkipValidation
+
+from services.api import examples
+from services.api.errors import NothingThere, shown
+from services.api.first_version import accept_first_version
+from services.api.ledger import Ledger, ledger_of, page_of
+from services.api.parameters import refuse_undeclared
+from services.api.problems import responses
+from services.api.ranges import date_range
+from services.api.reader import SummaryReader
+from services.api.requests import RequestDetail, RequestList, Requests, detail_of, overview_of
+from services.api.statistics import CountryStats, country_stats
+from shared.identity import CountrySlug
+
+LISTED_REQUESTS_MAX = 500
+LEDGER_CITIES_MAX = 1_000
+
+DaysMax = NewType("DaysMax", int)
+
+RequestsPort = NamedDependency[SkipValidation[Requests]]
+ReaderPort = NamedDependency[SkipValidation[SummaryReader]]
+
+BAD_REQUEST = "A parameter is missing, unknown, given twice, or cannot be used; the answer names it."
+S3_DOWN = "S3 cannot be reached. `Retry-After` says when to try again."
+
+
+def _date(name: str, description: str, example: str) -> QueryParameter:
+    return QueryParameter(name=name, description=description, examples=[Example(value=example)])
+
+
+@post(
+    "/process-request",
+    status_code=HTTPStatus.ACCEPTED,
+    summary="Ask for a date to be processed",
+    description="Answers once Kafka has acknowledged the request and its status can be read at `Location`. Asking "
+    "for a date again fetches only what changed upstream.",
+    operation_id="processRequest",
+    tags=["requests"],
+    response_description="The request is taken in, and will be carried out.",
+    response_headers=[
+        ResponseHeader(
+            name="Location",
+            description="Where the request's status is.",
+            documentation_only=True,
+        )
+    ],
+    responses=responses(
+        bad_request=BAD_REQUEST,
+        service_unavailable="Kafka did not acknowledge, or S3 cannot be reached. `Retry-After` says when to try again; "
+        "asking twice is harmless.",
+    ),
+)
+async def process_request(
+    requests: RequestsPort,
+    date: Annotated[dt.date, _date("date", "The date to process, in the upstream's local time.", "2024-05-01")],
+) -> Response[RequestDetail]:
+    record = await requests.accept(date)
+    return Response(
+        detail_of(record),
+        status_code=HTTPStatus.ACCEPTED,
+        headers={"Location": f"/process-requests/{record.request_id}"},
+    )
+
+
+@get(
+    "/process-requests/{request_id:str}",
+    summary="See how far a request has come",
+    operation_id="getProcessRequest",
+    tags=["requests"],
+    responses=responses(not_found="There is no such request.", service_unavailable=S3_DOWN),
+)
+async def process_request_status(
+    requests: RequestsPort,
+    request_id: Annotated[
+        str,
+        PathParameter(
+            description="The id that the request was given.",
+            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
+        ),
+    ],
+) -> RequestDetail:
+    return detail_of(await requests.read(request_id))
+
+
+@get(
+    "/process-requests",
+    summary="List the latest requests",
+    operation_id="listProcessRequests",
+    tags=["requests"],
+    responses=responses(bad_request=BAD_REQUEST, service_unavailable=S3_DOWN),
+)
+async def latest_process_requests(
+    requests: RequestsPort,
+    limit: Annotated[
+        int,
+        QueryParameter(
+            description="How many are listed at most.",
+            ge=1,
+            le=LISTED_REQUESTS_MAX,
+            examples=[Example(value=50)],
+        ),
+    ] = 50,
+) -> RequestList:
+    return RequestList(requests=tuple(overview_of(record) for record in await requests.latest(limit)))
+
+
+@get(
+    "/country-stats",
+    middleware=[accept_first_version],
+    summary="Get the statistics of a range of dates, by country",
+    description="A country with data on any day of the range has every day of it; a day without data is zeros and "
+    "`false`. Countries and dates are sorted; countries are named by their slugs.",
+    operation_id="getCountryStats",
+    tags=["statistics"],
+    responses={
+        HTTPStatus.OK: ResponseSpec(
+            CountryStats,
+            generate_examples=False,
+            description="The statistics, by country and date. With `detail=full` each day also says how complete it is.",
+            examples=[
+                Example(summary="as it is", value=examples.COUNTRY_STATS),
+                Example(summary="with detail=full", value=examples.COUNTRY_STATS_IN_FULL),
+            ],
+        ),
+        **responses(bad_request=BAD_REQUEST, service_unavailable=S3_DOWN),
+    },
+)
+async def statistics_by_country(
+    reader: ReaderPort,
+    days_max: NamedDependency[SkipValidation[DaysMax]],
+    from_: Annotated[dt.date, _date("from", "The first day.", "2024-05-01")],
+    to: Annotated[dt.date, _date("to", "The last day, included.", "2024-05-31")],
+    country: Annotated[
+        str | None,
+        QueryParameter(
+            description="The slug of one country; without it, all. An unknown one has no statistics.",
+            min_length=1,
+            examples=[Example(value="armenia")],
+        ),
+    ] = None,
+    detail: Annotated[
+        Literal["full"] | None,
+        QueryParameter(
+            description="`full` adds to each day how complete it is, and what its figures are computed from.",
+            examples=[Example(value="full")],
+        ),
+    ] = None,
+) -> CountryStats:
+    days = date_range(from_, to, days_max=days_max)
+    heads = await reader.heads(days, None if country is None else CountrySlug(country))
+    return country_stats(heads, days, detailed=detail == "full")
+
+
+@get(
+    "/country-stats/{country:str}/{date:str}",
+    summary="Get the ledger of a country-day: every city's contribution, and where it comes from",
+    operation_id="getCountryDayLedger",
+    tags=["statistics"],
+    responses=responses(
+        bad_request=BAD_REQUEST, not_found="Nothing is known of this country-day.", service_unavailable=S3_DOWN
+    ),
+)
+async def ledger_of_country_day(
+    reader: ReaderPort,
+    country: Annotated[str, PathParameter(description="The country's slug.", examples=[Example(value="armenia")])],
+    date: Annotated[
+        str,
+        PathParameter(description="The date.", schema_extra={"format": "date"}, examples=[Example(value="2024-05-01")]),
+    ],
+    limit: Annotated[
+        int,
+        QueryParameter(
+            description="How many cities a page has at most.",
+            ge=1,
+            le=LEDGER_CITIES_MAX,
+            examples=[Example(value=100)],
+        ),
+    ] = 100,
+    after: Annotated[
+        str,
+        QueryParameter(
+            description="The city id that the page begins after: `next` has it.", examples=[Example(value="7")]
+        ),
+    ] = "",
+) -> Ledger:
+    day = _parse_date(date)
+    summary = await reader.summary(CountrySlug(country), day) if day else None
+    page = page_of(summary, after=after, limit=limit) if summary else None
+    if day is None or summary is None or page is None:
+        raise NothingThere(f"Nothing is known of the country {shown(country)} on {shown(date)}.")
+    manifests = await reader.manifests(day, list(page.city_ids))
+    return ledger_of(summary, page, manifests, limit=limit)
+
+
+def api_router() -> Router:
+    """Return the operations under one router, which refuses queries that they do not declare."""
+    return Router(
+        path="/",
+        route_handlers=[
+            process_request,
+            process_request_status,
+            latest_process_requests,
+            statistics_by_country,
+            ledger_of_country_day,
+        ],
+        before_request=refuse_undeclared,
+    )
+
+
+def _parse_date(text: str) -> dt.date | None:
+    try:
+        date = dt.date.fromisoformat(text)
+    except ValueError:
+        return None
+    return date if date.isoformat() == text else None

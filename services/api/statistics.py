@@ -1,0 +1,132 @@
+"""What the API says of a country-day, from the head of its summary. Pure.
+
+Everything is an integer until the last step: sums are exact, and an average is rounded once, half to even.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from typing import Annotated
+
+import msgspec
+
+from services.api.ranges import DateRange
+from shared.contribution import NOTHING, Contribution
+from shared.identity import CountrySlug
+from shared.objects import Summary, SummaryHead
+
+
+class DayStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The statistics of one country on one date. A day without data is zeros and ``false``."""
+
+    bus_count: Annotated[int, msgspec.Meta(ge=0, description="Bus trips of the day.", examples=[1250])]
+    passenger_count: Annotated[int, msgspec.Meta(ge=0, description="Passengers of all trips.", examples=[48211])]
+    exist_accident: Annotated[bool, msgspec.Meta(description="Whether any trip had an accident.", examples=[True])]
+    average_delay_s: Annotated[
+        float,
+        msgspec.Meta(
+            description="Total delay divided by trips, in seconds, rounded half to even to the millisecond; "
+            "negative when buses were early on the whole; 0 without trips.",
+            examples=[61.304],
+        ),
+    ]
+
+
+class DayDetail(DayStats, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The statistics of one country on one date, how complete they are, and what they are computed from."""
+
+    country_name: Annotated[
+        str, msgspec.Meta(description="The country's name, as the upstream writes it.", examples=["Armenia"])
+    ]
+    accident_count: Annotated[int, msgspec.Meta(ge=0, description="Trips that had an accident.", examples=[3])]
+    delay_total_ms: Annotated[
+        int, msgspec.Meta(description="The sum of all delays, in milliseconds: exact.", examples=[76630000])
+    ]
+    cities_reported: Annotated[
+        int, msgspec.Meta(ge=0, description="Cities of the plan whose file is counted.", examples=[11])
+    ]
+    cities_expected: Annotated[
+        int, msgspec.Meta(ge=0, description="Cities that the date's plan expects.", examples=[12])
+    ]
+    complete: Annotated[bool, msgspec.Meta(description="Whether every expected city is counted.", examples=[False])]
+    version: Annotated[
+        int, msgspec.Meta(ge=0, description="Grows with every change of the day; 0: nothing is known.", examples=[271])
+    ]
+    last_ingested_at: Annotated[
+        dt.datetime | None, msgspec.Meta(description="When the newest file that is counted was taken in.")
+    ]
+
+
+CountryStats = dict[str, dict[str, DayStats | DayDetail]]
+
+
+def round_half_even(numerator: int, denominator: int) -> int:
+    """Divide two integers and round to the nearest one, a tie to the even one. ``denominator`` is positive."""
+    quotient, remainder = divmod(numerator, denominator)
+    above_half = 2 * remainder > denominator
+    tie = 2 * remainder == denominator
+    return quotient + 1 if above_half or (tie and quotient % 2) else quotient
+
+
+def average_delay_s(totals: Contribution) -> float:
+    """Return the average delay in seconds, exact to the millisecond; 0 without trips."""
+    return round_half_even(totals.delay_total_ms, totals.trips) / 1000 if totals.trips else 0.0
+
+
+def country_stats(heads: Iterable[SummaryHead], days: DateRange, *, detailed: bool) -> CountryStats:
+    """Arrange heads by country and date, both sorted.
+
+    A country that has data on any day of the range gets every day of it; other countries are left out.
+    """
+    by_country: dict[CountrySlug, dict[dt.date, SummaryHead]] = {}
+    with_data = set()
+    for head in heads:
+        by_country.setdefault(head.country, {})[head.date] = head
+        if head.has_data:
+            with_data.add(head.country)
+    dates = [(date, date.isoformat()) for date in days.dates()]
+    stats: CountryStats = {}
+    for country in sorted(with_data):
+        of_country = by_country[country]
+        if detailed:
+            name = of_country[max(of_country)].country_name
+            stats[country] = {text: day_detail(of_country.get(date), country_name=name) for date, text in dates}
+        else:
+            stats[country] = {text: day_stats(of_country.get(date)) for date, text in dates}
+    return stats
+
+
+def day_stats(head: SummaryHead | None) -> DayStats:
+    """Return the statistics of a day; None stands for a day that nothing is known of."""
+    if head is None:
+        return _NO_DATA
+    totals = head.totals
+    return DayStats(
+        bus_count=totals.trips,
+        passenger_count=totals.passengers,
+        exist_accident=totals.accidents > 0,
+        average_delay_s=average_delay_s(totals),
+    )
+
+
+def day_detail(head: SummaryHead | Summary | None, *, country_name: str) -> DayDetail:
+    """Return all that is known of a day; ``country_name`` is for a day that does not say it itself."""
+    totals = head.totals if head else NOTHING
+    return DayDetail(
+        bus_count=totals.trips,
+        passenger_count=totals.passengers,
+        exist_accident=totals.accidents > 0,
+        average_delay_s=average_delay_s(totals),
+        country_name=head.country_name if head else country_name,
+        accident_count=totals.accidents,
+        delay_total_ms=totals.delay_total_ms,
+        cities_reported=head.cities_reported if head else 0,
+        cities_expected=head.cities_expected if head else 0,
+        complete=head.complete if head else False,
+        version=head.version if head else 0,
+        last_ingested_at=head.last_ingested_at if head else None,
+    )
+
+
+_NO_DATA = DayStats(bus_count=0, passenger_count=0, exist_accident=False, average_delay_s=0.0)

@@ -1,0 +1,550 @@
+"""Fakes of everything that stands around the services, in memory and in one process.
+
+`MemoryStore`, `MemoryLog` with `MemoryPublisher`, `MemoryUpstream` and `Clock` do what the real ones do, at once.
+`Crossings` breaks calls across these ports: it counts them, and a schedule says which one fails and how. `Oracle` says
+what the summaries must be, from what the upstream holds and what was requested, by arithmetic of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import enum
+import functools
+import hashlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from services.ingest.upstream import AnswerBroke, CityFailed, Download, Upstream, UpstreamDown, Validators
+from shared import events
+from shared.identity import RequestId
+from shared.publishing import LogUnavailable, Outgoing, Publisher, Received
+from shared.store import Found, Listed, LostRace, ObjectStore, StoreUnavailable, Upload
+from shared.topics import Topic, partition_of
+
+PARTITIONS = 3
+
+_Result = TypeVar("_Result")
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self, now: dt.datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> dt.datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let ``seconds`` pass."""
+        self.now += dt.timedelta(seconds=seconds)
+
+
+class StoredObject(msgspec.Struct, frozen=True):
+    """An object as `MemoryStore` holds it."""
+
+    body: bytes
+    etag: str
+    last_modified: dt.datetime
+
+
+class MemoryStore:
+    """An ObjectStore whose ETags are MD5 sums, as S3's are, so that equal bytes have equal ETags."""
+
+    def __init__(self, clock: Callable[[], dt.datetime]) -> None:
+        self._clock = clock
+        self.objects: dict[str, StoredObject] = {}
+
+    def copy(self, clock: Callable[[], dt.datetime]) -> MemoryStore:
+        """Return a store of its own with the same objects."""
+        copied = MemoryStore(clock)
+        copied.objects = dict(self.objects)
+        return copied
+
+    def bodies(self, prefix: str) -> dict[str, bytes]:
+        """Return what lies under ``prefix``, by key."""
+        return {key: self.objects[key].body for key in sorted(self.objects) if key.startswith(prefix)}
+
+    async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
+        await asyncio.sleep(0)
+        stored = self.objects.get(key)
+        return None if stored is None else Found(body=stored.body[:first_bytes], etag=stored.etag)
+
+    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        await asyncio.sleep(0)
+        stored = self.objects.get(key)
+        if (stored.etag if stored else None) != etag:
+            raise LostRace(key)
+        return self.write(key, body)
+
+    async def put(self, key: str, body: bytes) -> None:
+        await asyncio.sleep(0)
+        self.write(key, body)
+
+    async def list(self, prefix: str) -> AsyncIterator[Listed]:
+        await asyncio.sleep(0)
+        for key in sorted(self.objects):
+            stored = self.objects.get(key)
+            if stored is not None and key.startswith(prefix):
+                yield Listed(key=key, etag=stored.etag, size_bytes=len(stored.body), last_modified=stored.last_modified)
+
+    def upload(self, key: str) -> Upload:
+        return _MemoryUpload(self, key)
+
+    def write(self, key: str, body: bytes) -> str:
+        """Write an object whatever was there, and return its ETag."""
+        etag = f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
+        self.objects[key] = StoredObject(body, etag, self._clock())
+        return etag
+
+
+class _MemoryUpload:
+    def __init__(self, store: MemoryStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._body = bytearray()
+
+    async def write(self, chunk: bytes) -> None:
+        await asyncio.sleep(0)
+        self._body += chunk
+
+    async def complete(self) -> None:
+        await asyncio.sleep(0)
+        self._store.write(self._key, bytes(self._body))
+
+    async def abort(self) -> None:
+        await asyncio.sleep(0)
+        self._body.clear()
+
+
+class MemoryLog:
+    """Topics of `PARTITIONS` partitions each, and the offsets that consumer groups have committed."""
+
+    def __init__(self) -> None:
+        self._records: dict[tuple[Topic, int], list[Received]] = {}
+        self._committed: dict[tuple[str, Topic, int], int] = {}
+
+    def copy(self) -> MemoryLog:
+        """Return a log of its own with the same records and offsets."""
+        copied = MemoryLog()
+        copied._records = {place: list(records) for place, records in self._records.items()}
+        copied._committed = dict(self._committed)
+        return copied
+
+    def append(
+        self,
+        topic: Topic,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> Received:
+        """Append a record to the partition of its key and return it."""
+        partition = partition_of(key, range(PARTITIONS), range(PARTITIONS))
+        records = self._records.setdefault((topic, partition), [])
+        record = Received(
+            topic=topic, partition=partition, offset=len(records), key=key, value=value, headers=tuple(headers)
+        )
+        records.append(record)
+        return record
+
+    def take(self, group: str, topic: Topic, records_max: int) -> list[Received]:
+        """Return the next records after those committed: the same again until they are."""
+        taken: list[Received] = []
+        for partition in range(PARTITIONS):
+            begin = self._committed.get((group, topic, partition), 0)
+            taken += self._records.get((topic, partition), ())[begin : begin + records_max - len(taken)]
+        return taken
+
+    def commit(self, group: str, batch: Iterable[Received]) -> None:
+        """Commit a batch for a group."""
+        for record in batch:
+            place = (group, record.topic, record.partition)
+            self._committed[place] = max(self._committed.get(place, 0), record.offset + 1)
+
+    def records(self, topic: Topic) -> list[Received]:
+        """Return all records of a topic, partition by partition."""
+        return [record for partition in range(PARTITIONS) for record in self._records.get((topic, partition), ())]
+
+
+class BrokenContract(BaseException):  # nothing that waits out faults may catch it
+    """An event was published that its own contract refuses."""
+
+
+class MemoryPublisher:
+    """A Publisher into a `MemoryLog`. Every event it takes is read back, as a consumer would."""
+
+    def __init__(self, log: MemoryLog, *, source: str = "test") -> None:
+        self._log = log
+        self._source = source
+
+    async def publish(self, outgoing: Iterable[Outgoing]) -> None:
+        for item in list(outgoing):
+            await asyncio.sleep(0)
+            value = events.encode(item.event)
+            try:
+                read_back = events.decode(item.event.topic, value)
+            except (events.PoisonRecord, events.NewerContract) as error:
+                raise BrokenContract(f"{item.event} was published, but {error}") from error
+            if read_back != item.event:
+                raise BrokenContract(f"{item.event} was published, but {read_back} is read")
+            headers = events.headers_of(item.event, source=self._source, cause=item.cause)
+            self._log.append(item.event.topic, item.event.key.encode(), value, headers)
+
+    async def bury(self, record: Received, error: str) -> None:
+        await asyncio.sleep(0)
+        self._log.append(
+            Topic.DEAD_LETTERS, record.key, record.value, [*record.headers, ("tripfold_error", error.encode())]
+        )
+
+
+class MemoryUpstream:
+    """An Upstream whose list and files are set by the test; a fault in place of bytes is raised when asked for.
+
+    ``cuts`` holds, for a city, after how many bytes each of its next downloads breaks off.
+    """
+
+    def __init__(self, *, chunk_bytes: int = 64 * 1024, etags: bool = True) -> None:
+        self.city_list: bytes | Exception = b"[]"
+        self.files: dict[str, bytes | Exception] = {}
+        self.cuts: dict[str, list[int]] = {}
+        self.downloads: list[str] = []
+        self._chunk_bytes = chunk_bytes
+        self._etags = etags
+
+    async def cities(self) -> bytes:
+        await asyncio.sleep(0)
+        if isinstance(self.city_list, Exception):
+            raise self.city_list
+        return self.city_list
+
+    def city_url(self, upstream_id: str, date: dt.date) -> str:
+        return f"http://upstream.test/cities/{upstream_id}/stats?date={date}"
+
+    @contextlib.asynccontextmanager
+    async def download(self, upstream_id: str, date: dt.date, known: Validators | None) -> AsyncIterator[Download]:
+        await asyncio.sleep(0)
+        url = self.city_url(upstream_id, date)
+        file = self.files.get(upstream_id, CityFailed(f"{url} answered 404"))
+        if isinstance(file, Exception):
+            raise file
+        etag = f'"{hashlib.sha256(file).hexdigest()}"' if self._etags else None
+        if etag is not None and known is not None and known.etag == etag:
+            yield Download(url=url, chunks=None)
+            return
+        self.downloads.append(upstream_id)
+        cuts = self.cuts.get(upstream_id)
+        cut = cuts.pop(0) if cuts else None
+        chunks = self._chunks(url, file, cut)
+        yield Download(url=url, chunks=chunks, validators=Validators(etag=etag), bytes_total=len(file))
+
+    async def _chunks(self, url: str, file: bytes, cut: int | None) -> AsyncIterator[bytes]:
+        sent = file[:cut]
+        for begin in range(0, len(sent), self._chunk_bytes):
+            await asyncio.sleep(0)
+            yield sent[begin : begin + self._chunk_bytes]
+        if cut is not None:
+            raise AnswerBroke(f"{url} broke off after {cut} bytes")
+
+
+class Crash(BaseException):  # nothing that waits out faults may catch it
+    """The process died at this call."""
+
+
+class Break(enum.Enum):
+    """How a call across a port breaks."""
+
+    DIE_BEFORE = "the process dies before the call happens"
+    DIE_AFTER = "the call happens, and the process dies before it knows"
+    LOST_ANSWER = "the call happens, its answer is lost, and the process sees a fault"
+    REFUSED = "the call does not happen, and the process sees a fault"
+    PAUSE = "the process stands still before the call happens, until everybody takes it for dead"
+
+
+class Crossing(msgspec.Struct, frozen=True):
+    """A call across a port: who made it, what it was, and whether it had an effect outside its process."""
+
+    life: str
+    what: str
+    effect: bool
+
+
+class Crossings:
+    """Counts all calls across ports, and breaks those that the schedule names by their number."""
+
+    def __init__(self, schedule: Mapping[int, Break] | None = None) -> None:
+        self.made: list[Crossing] = []
+        self._schedule = schedule or {}
+
+    def next_break(self, crossing: Crossing) -> Break | None:
+        """Count a call and say how it breaks, if it does."""
+        self.made.append(crossing)
+        return self._schedule.get(len(self.made) - 1)
+
+
+class Life:
+    """One life of a process: a dead process makes no more calls, whatever tasks of it still run."""
+
+    def __init__(self, name: str, crossings: Crossings) -> None:
+        self.name = name
+        self.dead = False
+        self.paused = asyncio.Event()
+        self.resumed = asyncio.Event()
+        self._crossings = crossings
+
+    async def cross(
+        self,
+        what: str,
+        call: Callable[[], Awaitable[_Result]],
+        fault: Callable[[str], Exception],
+        *,
+        effect: bool,
+        refusal: Callable[[str], Exception] | None = None,
+    ) -> _Result:
+        """Make a call across a port, or break it as scheduled: with ``fault``, or ``refusal`` if it never happened."""
+        if self.paused.is_set():
+            await self.resumed.wait()
+        if self.dead:
+            raise Crash(f"{self.name} is dead")
+        broken = self._crossings.next_break(Crossing(self.name, what, effect))
+        match broken:
+            case Break.DIE_BEFORE:
+                self.dead = True
+                raise Crash(what)
+            case Break.REFUSED:
+                raise (refusal or fault)(f"{what} was refused")
+            case Break.PAUSE:
+                self.paused.set()
+                await self.resumed.wait()
+        result = await call()
+        if broken is Break.DIE_AFTER:
+            self.dead = True
+            raise Crash(what)
+        if broken is Break.LOST_ANSWER:
+            raise fault(f"the answer to {what} was lost")
+        return result
+
+
+class BreakableStore:
+    """An ObjectStore whose calls cross through a `Life`."""
+
+    def __init__(self, store: ObjectStore, life: Life) -> None:
+        self._store = store
+        self._life = life
+
+    async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
+        return await self._life.cross(
+            f"get {key}", lambda: self._store.get(key, first_bytes=first_bytes), StoreUnavailable, effect=False
+        )
+
+    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        return await self._life.cross(
+            f"swap {key}", lambda: self._store.swap(key, body, etag=etag), StoreUnavailable, effect=True
+        )
+
+    async def put(self, key: str, body: bytes) -> None:
+        await self._life.cross(f"put {key}", lambda: self._store.put(key, body), StoreUnavailable, effect=True)
+
+    async def list(self, prefix: str) -> AsyncIterator[Listed]:
+        async for listed in self._store.list(prefix):
+            await self._life.cross(f"list {prefix}", _nothing, StoreUnavailable, effect=False)
+            yield listed
+
+    def upload(self, key: str) -> Upload:
+        return _BreakableUpload(self._store.upload(key), key, self._life)
+
+
+class _BreakableUpload:
+    def __init__(self, upload: Upload, key: str, life: Life) -> None:
+        self._upload = upload
+        self._key = key
+        self._life = life
+
+    async def write(self, chunk: bytes) -> None:
+        await self._life.cross(f"write {self._key}", lambda: self._upload.write(chunk), StoreUnavailable, effect=False)
+
+    async def complete(self) -> None:
+        await self._life.cross(f"complete {self._key}", self._upload.complete, StoreUnavailable, effect=True)
+
+    async def abort(self) -> None:
+        with contextlib.suppress(StoreUnavailable):  # the port says that giving up never fails
+            await self._life.cross(f"abort {self._key}", self._upload.abort, StoreUnavailable, effect=False)
+
+
+class _EventRefused(LogUnavailable):
+    pass
+
+
+class BreakablePublisher:
+    """A Publisher whose every event crosses through a `Life`, so that a batch can break in its middle.
+
+    After a lost answer the events that follow are not published; a refused event alone is missing.
+    """
+
+    def __init__(self, publisher: Publisher, life: Life) -> None:
+        self._publisher = publisher
+        self._life = life
+
+    async def publish(self, outgoing: Iterable[Outgoing]) -> None:
+        refused: _EventRefused | None = None
+        for item in list(outgoing):
+            try:
+                await self._life.cross(
+                    f"publish {type(item.event).__name__} {item.event.key}",
+                    functools.partial(self._publisher.publish, [item]),
+                    LogUnavailable,
+                    effect=True,
+                    refusal=_EventRefused,
+                )
+            except _EventRefused as error:
+                refused = error
+        if refused is not None:
+            raise refused
+
+    async def bury(self, record: Received, error: str) -> None:
+        await self._life.cross("bury", lambda: self._publisher.bury(record, error), LogUnavailable, effect=True)
+
+
+class BreakableUpstream:
+    """An Upstream whose calls and chunks cross through a `Life`."""
+
+    def __init__(self, upstream: Upstream, life: Life) -> None:
+        self._upstream = upstream
+        self._life = life
+
+    async def cities(self) -> bytes:
+        return await self._life.cross("GET /cities", self._upstream.cities, UpstreamDown, effect=False)
+
+    def city_url(self, upstream_id: str, date: dt.date) -> str:
+        return self._upstream.city_url(upstream_id, date)
+
+    @contextlib.asynccontextmanager
+    async def download(self, upstream_id: str, date: dt.date, known: Validators | None) -> AsyncIterator[Download]:
+        await self._life.cross(f"GET file {upstream_id}", _nothing, UpstreamDown, effect=False)
+        async with self._upstream.download(upstream_id, date, known) as download:
+            if download.chunks is not None:
+                download.chunks = self._chunks(download.chunks, upstream_id)
+            yield download
+
+    async def _chunks(self, chunks: AsyncIterator[bytes], upstream_id: str) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            await self._life.cross(f"read file {upstream_id}", _nothing, AnswerBroke, effect=False)
+            yield chunk
+
+
+async def _nothing() -> None:
+    return
+
+
+class Trip(msgspec.Struct, frozen=True, kw_only=True):
+    """A trip as the upstream has it; ``delay_ms`` is whole and written as an ISO 8601 duration."""
+
+    passengers: int
+    delay_ms: int
+    accident: bool = False
+
+
+def trip_file(trips: Iterable[Trip], date: dt.date) -> bytes:
+    """Write a trip file of one date."""
+    records = [
+        {
+            "departure-time": f"{date}T{minute // 60:02}:{minute % 60:02}:00",
+            "bus-type": f"BUS-{minute}",
+            "passengers": trip.passengers,
+            "delay": f"PT{trip.delay_ms // 1000}.{trip.delay_ms % 1000:03}S",
+            "accident": trip.accident,
+        }
+        for minute, trip in enumerate(trips)
+    ]
+    return json.dumps(records, separators=(",", ":")).encode()
+
+
+class City(msgspec.Struct, frozen=True):
+    """A city as the upstream lists it. Its country's name is one lower-case word with a capital: the slug is plain."""
+
+    id: int
+    country: str
+    name: str = "Port Tina"
+
+
+class Truth(msgspec.Struct, frozen=True, kw_only=True):
+    """What the upstream holds of a date. A city without a file answers 404; a file of bytes is not a valid one.
+
+    ``cities`` is None when the list cannot be had.
+    """
+
+    cities: tuple[City, ...] | None
+    files: Mapping[int, tuple[Trip, ...] | bytes]
+
+    def write_into(self, upstream: MemoryUpstream, date: dt.date) -> None:
+        """Make the upstream answer with this."""
+        if self.cities is None:
+            upstream.city_list = CityFailed("http://upstream.test/cities answered 403")
+        else:
+            upstream.city_list = json.dumps([msgspec.to_builtins(city) for city in self.cities]).encode()
+        upstream.files = {
+            str(city_id): file if isinstance(file, bytes) else trip_file(file, date)
+            for city_id, file in self.files.items()
+        }
+
+
+class ExpectedDay(msgspec.Struct, frozen=True, kw_only=True):
+    """What the summary of a country-day must say."""
+
+    trips: int = 0
+    passengers: int = 0
+    accidents: int = 0
+    delay_total_ms: int = 0
+    has_data: bool = False
+    cities_reported: int = 0
+    cities_expected: int = 0
+    complete: bool = False
+
+
+class Oracle:
+    """Knows what one date's summaries and its requests' ends must be, once all is at rest."""
+
+    def __init__(self) -> None:
+        self.statuses: dict[RequestId, str] = {}
+        self._cities: tuple[City, ...] | None = None
+        self._placed: dict[int, tuple[str, tuple[Trip, ...]]] = {}
+        self._countries: set[str] = set()
+
+    def requested(self, request_id: RequestId, truth: Truth) -> None:
+        """Take note of a request that is served while the upstream holds ``truth``."""
+        if truth.cities is None:
+            self.statuses[request_id] = "failed"
+            return
+        self._cities = truth.cities
+        failed = False
+        for city in truth.cities:
+            self._countries.add(city.country)
+            file = truth.files.get(city.id)
+            if isinstance(file, tuple):
+                self._placed[city.id] = (city.country, file)
+            else:
+                failed = True
+        self.statuses[request_id] = "completed with failures" if failed else "completed"
+
+    def days(self) -> dict[str, ExpectedDay]:
+        """Return what each country's summary must say, by slug."""
+        return {country.lower(): self._day(country) for country in sorted(self._countries)}
+
+    def _day(self, country: str) -> ExpectedDay:
+        here = {city_id: trips for city_id, (where, trips) in self._placed.items() if where == country}
+        trips = [trip for file in here.values() for trip in file]
+        expected = {city.id for city in self._cities or () if city.country == country}
+        return ExpectedDay(
+            trips=len(trips),
+            passengers=sum(trip.passengers for trip in trips),
+            accidents=sum(trip.accident for trip in trips),
+            delay_total_ms=sum(trip.delay_ms for trip in trips),
+            has_data=bool(here),
+            cities_reported=len(expected & set(here)),
+            cities_expected=len(expected),
+            complete=expected <= set(here),
+        )
