@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -12,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from services.ingest.app import Role
+from shared.errors import OperatorError
 from shared.health import configure_logging
-from shared.patience import SurroundingsFault
-from shared.settings import InvalidSettings, Settings, load_settings
+from shared.settings import Settings, load_settings
 from shared.store import S3Store
 from shared.topics_admin import apply_topics, check_topics
 
@@ -133,6 +134,53 @@ def upstream(
     serve(options, host, port)
 
 
+@app.command("up")
+def up(
+    upstream_url: Annotated[
+        str | None, typer.Option("--upstream", help="Where the trip files come from. Unset: the reference upstream.")
+    ] = None,
+    data_dir: Annotated[Path, typer.Option(help="Where everything is kept; made if need be.")] = Path(".data/up"),
+    host: Annotated[str, typer.Option(help="The address that the API listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port that the API listens on.", min=1, max=65535)] = 8080,
+) -> None:
+    """Run all of Tripfold on this machine until Ctrl-C: S3, Kafka, planner, worker, aggregate and API.
+
+    Started again on the same data directory it goes on where it stopped.
+
+    Example: tripfold up --upstream http://transit.example.com:5000
+    """
+    from services.local.stack import StackOptions  # noqa: PLC0415  # only installed with tripfold[local]
+    from services.local.terminal import run_up  # noqa: PLC0415  # as above
+
+    options = StackOptions(data_dir=data_dir, host=host, port=port, upstream_url=_upstream_url(upstream_url))
+    _run(run_up(options, console))
+
+
+@app.command("demo")
+def demo(
+    leave: Annotated[bool, typer.Option("--exit", help="Check every number, then stop by itself.")] = False,
+    data_dir: Annotated[Path, typer.Option(help="Where everything is kept; made if need be.")] = Path(".data/demo"),
+    port: Annotated[int, typer.Option(help="The port that the API listens on.", min=1, max=65535)] = 8080,
+) -> None:
+    """Run all of Tripfold, process three dates of thirty cities, and print the country statistics.
+
+    With --exit every number is compared with an independent recomputation from the raw files; the exit code is 0 only
+    if all are equal.
+    """
+    from services.local.stack import StackOptions  # noqa: PLC0415  # only installed with tripfold[local]
+    from services.local.terminal import run_demo  # noqa: PLC0415  # as above
+
+    _run(run_demo(StackOptions(data_dir=data_dir, port=port), console, leave=leave))
+
+
+def _upstream_url(value: str | None) -> str | None:
+    if value is not None and not value.startswith(("http://", "https://")):
+        raise typer.BadParameter(
+            f"{value!r}: expected a URL that begins with http:// or https://", param_hint="--upstream"
+        )
+    return None if value is None else value.rstrip("/")
+
+
 def _settings() -> Settings:
     settings = load_settings()
     configure_logging(settings)
@@ -147,8 +195,8 @@ def main() -> None:
     """Run the command; say in one sentence what went wrong, if something did."""
     try:
         app()
-    except (InvalidSettings, SurroundingsFault) as error:
-        Console(stderr=True).print(f"[red]tripfold:[/red] {error}", highlight=False, soft_wrap=True)
+    except OperatorError as error:
+        Console(stderr=True).print("[red]tripfold:[/red]", str(error), highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from shared.errors import OperatorError
 from shared.health import Health
 
 WAIT_FIRST_S = 0.2
@@ -17,7 +18,7 @@ _Result = TypeVar("_Result")
 _log = structlog.get_logger()
 
 
-class SurroundingsFault(RuntimeError):
+class SurroundingsFault(OperatorError):
     """Something that Tripfold needs cannot be used now. It is never the fault of the message being handled."""
 
 

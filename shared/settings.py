@@ -6,17 +6,20 @@ instance roles): the S3 client finds them by itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import OperatorError
 
 PREFIX = "TRIPFOLD_"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-class InvalidSettings(ValueError):
+class InvalidSettings(OperatorError):
     """A variable of the environment has a value that cannot be used. The message names both, and the remedy."""
 
 
@@ -114,13 +117,18 @@ class Settings(BaseSettings):
         return value
 
 
-def load_settings() -> Settings:
-    """Read the settings from the environment.
+def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from the environment of the process, or from the one given.
 
     Raises InvalidSettings with a line for each wrong variable: its name, its value and what was expected.
     """
     try:
-        return Settings()
+        if environment is None:
+            return Settings()
+        given = {name.upper(): value for name, value in environment.items()}
+        return Settings.model_validate(
+            {field: given[name] for field in Settings.model_fields if (name := f"{PREFIX}{field}".upper()) in given}
+        )
     except ValidationError as error:
         lines = [
             f"{PREFIX}{'_'.join(map(str, fault['loc'])).upper()}={fault['input']!r}: "

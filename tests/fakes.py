@@ -60,12 +60,6 @@ class MemoryStore:
         self._clock = clock
         self.objects: dict[str, StoredObject] = {}
 
-    def copy(self, clock: Callable[[], dt.datetime]) -> MemoryStore:
-        """Return a store of its own with the same objects."""
-        copied = MemoryStore(clock)
-        copied.objects = dict(self.objects)
-        return copied
-
     def bodies(self, prefix: str) -> dict[str, bytes]:
         """Return what lies under ``prefix``, by key."""
         return {key: self.objects[key].body for key in sorted(self.objects) if key.startswith(prefix)}
@@ -513,6 +507,15 @@ class Oracle:
         self._cities: tuple[City, ...] | None = None
         self._placed: dict[int, tuple[str, tuple[Trip, ...]]] = {}
         self._countries: set[str] = set()
+
+    def copy(self) -> Oracle:
+        """Return an oracle of its own that knows the same."""
+        copied = Oracle()
+        copied.statuses = dict(self.statuses)
+        copied._cities = self._cities
+        copied._placed = dict(self._placed)
+        copied._countries = set(self._countries)
+        return copied
 
     def requested(self, request_id: RequestId, truth: Truth) -> None:
         """Take note of a request that is served while the upstream holds ``truth``."""

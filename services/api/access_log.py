@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import structlog
+from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import Histogram
 
@@ -20,7 +21,7 @@ def log_access(app: ASGIApp) -> ASGIApp:
     """Return an ASGI app that passes on to ``app`` and logs each HTTP request: its path, never its query."""
 
     async def logged(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != ScopeType.HTTP:
             await app(scope, receive, send)
             return
         began_s = time.perf_counter()
@@ -30,7 +31,7 @@ def log_access(app: ASGIApp) -> ASGIApp:
         async def watching(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = int(message["status"])
             await send(message)
 
         try:

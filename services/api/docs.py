@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from litestar import MediaType, Request, Response, Router, get
 from litestar.datastructures import CacheControlHeader
@@ -34,7 +35,8 @@ _PAGE = f"""\
 </head>
 <body>
 <div id="documentation"></div>
-<noscript>This page needs JavaScript. The OpenAPI document is at <a href="{DOCUMENT_PATH}">{DOCUMENT_PATH}</a>.</noscript>
+<noscript>This page needs JavaScript. The document it shows is at <a href="{DOCUMENT_PATH}">{DOCUMENT_PATH}</a>.
+</noscript>
 <script src="/docs/swagger-ui-bundle.js"></script>
 <script src="/docs/start.js"></script>
 </body>
@@ -69,6 +71,7 @@ def openapi_config() -> OpenAPIConfig:
             Tag(name="statistics", description="The numbers, and where they come from."),
             Tag(name="operating", description="For those who run Tripfold."),
         ],
+        use_handler_docstrings=True,
         render_plugins=[JsonRenderPlugin()],
         openapi_router=Router(
             path="/schema", route_handlers=[], include_in_schema=False, before_request=_only_the_document
@@ -81,7 +84,7 @@ def docs_handlers() -> list[HTTPRouteHandler]:
     return [to_docs, page, start, asset]
 
 
-async def _only_the_document(request: Request[object, object, object]) -> None:
+async def _only_the_document(request: Request[Any, Any, Any]) -> None:
     # Litestar would answer other paths under /schema with a page of its own.
     if request.url.path != DOCUMENT_PATH:
         raise NotFoundException
@@ -89,16 +92,19 @@ async def _only_the_document(request: Request[object, object, object]) -> None:
 
 @get("/", include_in_schema=False)
 async def to_docs() -> Redirect:
+    """Lead to the documentation."""
     return Redirect("/docs")
 
 
 @get("/docs", media_type=MediaType.HTML, include_in_schema=False)
 async def page() -> Response[str]:
+    """Show the documentation."""
     return Response(_PAGE, headers={"Content-Security-Policy": _CONTENT_SECURITY})
 
 
 @get("/docs/start.js", media_type="text/javascript", include_in_schema=False)
 async def start() -> str:
+    """Return the script that starts Swagger UI: a file, so that the page needs no script in place."""
     return _START
 
 
@@ -106,6 +112,7 @@ async def start() -> str:
     "/docs/{name:str}", include_in_schema=False, cache_control=CacheControlHeader(max_age=ASSET_AGE_MAX_S, public=True)
 )
 async def asset(name: str) -> File:
+    """Return a file of Swagger UI."""
     if name not in _ASSETS:
         raise NotFoundException
     return File(

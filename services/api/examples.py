@@ -6,11 +6,11 @@ import datetime as dt
 
 import msgspec
 
-from services.api.statistics import CountryStats, DayDetail, DayStats
+from services.api.statistics import CountryStats, DayStats
 
 _DAY = DayStats(bus_count=1250, passenger_count=48211, exist_accident=True, average_delay_s=61.304)
-_IN_FULL = DayDetail(
-    **msgspec.structs.asdict(_DAY),
+_IN_FULL = msgspec.structs.replace(
+    _DAY,
     country_name="Armenia",
     accident_count=3,
     delay_total_ms=76630000,

@@ -30,7 +30,7 @@ Check = Callable[[], Awaitable[None]]
 class Liveness(msgspec.Struct, frozen=True, kw_only=True):
     """The process answers."""
 
-    alive: bool = True
+    alive: bool
 
 
 class ReadinessReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,9 +103,16 @@ def kafka_check(settings: Settings) -> Check:
 ReadinessPort = NamedDependency[SkipValidation[Readiness]]
 
 
-@get("/health/live", summary="Ask whether the process answers", operation_id="getLiveness", tags=["operating"])
+@get(
+    "/health/live",
+    summary="Ask whether the process answers",
+    operation_id="getLiveness",
+    tags=["operating"],
+    response_description="It does.",
+)
 async def live() -> Liveness:
-    return Liveness()
+    """Answer. A process that does not is to be started again."""
+    return Liveness(alive=True)
 
 
 @get(
@@ -113,6 +120,7 @@ async def live() -> Liveness:
     summary="Ask whether S3 and Kafka can be reached",
     operation_id="getReadiness",
     tags=["operating"],
+    response_description="Both can.",
     responses={
         HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec(
             ReadinessReport, generate_examples=False, description="Something cannot be reached; `faults` says what."
@@ -120,11 +128,13 @@ async def live() -> Liveness:
     },
 )
 async def ready(readiness: ReadinessPort) -> Response[ReadinessReport]:
+    """Answer 503 with the reasons while something cannot be reached: such an API still serves what it can."""
     report = await readiness.report()
     return Response(report, status_code=HTTPStatus.OK if report.ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 @get("/metrics", include_in_schema=False)
 async def metrics(readiness: ReadinessPort) -> Response[bytes]:
+    """Return the metrics in the text format of Prometheus."""
     await readiness.report()  # so that tripfold_ready tells of now
     return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from services.api.statistics import DayDetail, day_detail
+from services.api.statistics import DayStats, day_detail
 from shared.contribution import Contribution
 from shared.identity import CityId
 from shared.objects import LedgerEntry, Manifest, Summary
@@ -79,7 +79,7 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
 
     country: Annotated[str, msgspec.Meta(examples=["armenia"])]
     date: dt.date
-    totals: DayDetail
+    totals: DayStats
     cities: tuple[LedgerCity, ...]
     next: Annotated[
         str | None,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -29,7 +30,7 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     example: str
 
 
-async def refuse_undeclared(request: Request[object, object, object]) -> None:
+async def refuse_undeclared(request: Request[Any, Any, Any]) -> None:
     """Refuse a query that does not fit the declaration of its route, before anything is read from it.
 
     Raises InvalidRequest, naming each parameter that is missing, unknown or given more than once.
@@ -83,7 +84,7 @@ def unusable(parameter: Declared, value: str, reason: str) -> InvalidParameter:
     )
 
 
-def declared_of(request: Request[object, object, object]) -> list[Declared]:
+def declared_of(request: Request[Any, Any, Any]) -> list[Declared]:
     """Return the query parameters that the route of a request declares."""
     return declared_in(request.route_handler.parsed_fn_signature.parameters)
 
@@ -93,7 +94,9 @@ def declared_in(signature: Mapping[str, FieldDefinition]) -> list[Declared]:
     declared = []
     for argument, field in signature.items():
         definition = field.kwarg_definition
-        if isinstance(definition, ParameterKwarg) and definition.param_type is ParamType.QUERY:
+        if field.is_di_field or not isinstance(definition, ParameterKwarg):
+            continue
+        if definition.param_type is ParamType.QUERY:
             example = definition.examples[0].value if definition.examples else ""
             declared.append(
                 Declared(

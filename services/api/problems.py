@@ -16,6 +16,8 @@ from litestar.types import ExceptionHandlersMap
 from services.api.errors import InvalidParameter, InvalidRequest, NothingThere, StatusNotWritten, shown
 from services.api.parameters import declared_of, unusable
 from shared.patience import SurroundingsFault
+from shared.publishing import LogUnavailable
+from shared.store import StoreUnavailable
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
@@ -106,11 +108,24 @@ def _unavailable(_: Request[Any, Any, Any], error: SurroundingsFault) -> Respons
             type="urn:problem-type:tripfold:unavailable",
             title="Unavailable",
             status=HTTPStatus.SERVICE_UNAVAILABLE,
-            detail=f"{error}. Try again in a few seconds.",
+            detail=f"{_outage(error)} Try again in a few seconds.",
             request_id=error.request_id if isinstance(error, StatusNotWritten) else None,
         ),
         {"Retry-After": str(RETRY_AFTER_S)},
     )
+
+
+def _outage(error: SurroundingsFault) -> str:
+    """Say what cannot be used, without the addresses that the error itself may name: those are for the log."""
+    match error:
+        case StatusNotWritten():
+            return f"Request {error.request_id} was published and will be carried out; its status cannot be read yet."
+        case LogUnavailable():
+            return "Kafka did not acknowledge the request. It may happen all the same, and asking twice is harmless."
+        case StoreUnavailable():
+            return "S3 cannot be used."
+        case _:
+            return f"{error}."
 
 
 def _http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:

@@ -113,9 +113,7 @@ class Requests:
                 return await self._put_if_absent(record)
         except SurroundingsFault as error:
             raise StatusNotWritten(
-                f"request {request_id} was published and will be carried out, but its status cannot be written: "
-                f"{error}",
-                request_id,
+                f"request {request_id} was published without its record: {error}", request_id
             ) from error
 
     async def read(self, text: str) -> RequestRecord:

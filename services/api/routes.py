@@ -45,16 +45,16 @@ def _date(name: str, description: str, example: str) -> QueryParameter:
     "/process-request",
     status_code=HTTPStatus.ACCEPTED,
     summary="Ask for a date to be processed",
-    description="Answers once Kafka has acknowledged the request and its status can be read at `Location`. Asking "
-    "for a date again fetches only what changed upstream.",
     operation_id="processRequest",
     tags=["requests"],
     response_description="The request is taken in, and will be carried out.",
     response_headers=[
         ResponseHeader(
             name="Location",
+            value="/process-requests/018f3d2a-5c00-7aaa-8bbb-0123456789ab",
             description="Where the request's status is.",
             documentation_only=True,
+            required=True,
         )
     ],
     responses=responses(
@@ -67,6 +67,10 @@ async def process_request(
     requests: RequestsPort,
     date: Annotated[dt.date, _date("date", "The date to process, in the upstream's local time.", "2024-05-01")],
 ) -> Response[RequestDetail]:
+    """Answer once Kafka has acknowledged the request and its status can be read at `Location`.
+
+    Asking for a date again fetches only what changed upstream.
+    """
     record = await requests.accept(date)
     return Response(
         detail_of(record),
@@ -80,7 +84,8 @@ async def process_request(
     summary="See how far a request has come",
     operation_id="getProcessRequest",
     tags=["requests"],
-    responses=responses(not_found="There is no such request.", service_unavailable=S3_DOWN),
+    response_description="The request, and how far it has come.",
+    responses=responses(bad_request=BAD_REQUEST, not_found="There is no such request.", service_unavailable=S3_DOWN),
 )
 async def process_request_status(
     requests: RequestsPort,
@@ -92,6 +97,7 @@ async def process_request_status(
         ),
     ],
 ) -> RequestDetail:
+    """Return what is done of the total, and every failure with its reason."""
     return detail_of(await requests.read(request_id))
 
 
@@ -100,6 +106,7 @@ async def process_request_status(
     summary="List the latest requests",
     operation_id="listProcessRequests",
     tags=["requests"],
+    response_description="The latest requests, the latest first.",
     responses=responses(bad_request=BAD_REQUEST, service_unavailable=S3_DOWN),
 )
 async def latest_process_requests(
@@ -114,6 +121,7 @@ async def latest_process_requests(
         ),
     ] = 50,
 ) -> RequestList:
+    """Return the latest requests first, without their failures."""
     return RequestList(requests=tuple(overview_of(record) for record in await requests.latest(limit)))
 
 
@@ -121,15 +129,13 @@ async def latest_process_requests(
     "/country-stats",
     middleware=[accept_first_version],
     summary="Get the statistics of a range of dates, by country",
-    description="A country with data on any day of the range has every day of it; a day without data is zeros and "
-    "`false`. Countries and dates are sorted; countries are named by their slugs.",
     operation_id="getCountryStats",
     tags=["statistics"],
     responses={
         HTTPStatus.OK: ResponseSpec(
             CountryStats,
             generate_examples=False,
-            description="The statistics, by country and date. With `detail=full` each day also says how complete it is.",
+            description="The statistics. With `detail=full`, each day also says how complete it is.",
             examples=[
                 Example(summary="as it is", value=examples.COUNTRY_STATS),
                 Example(summary="with detail=full", value=examples.COUNTRY_STATS_IN_FULL),
@@ -139,6 +145,7 @@ async def latest_process_requests(
     },
 )
 async def statistics_by_country(
+    *,
     reader: ReaderPort,
     days_max: NamedDependency[SkipValidation[DaysMax]],
     from_: Annotated[dt.date, _date("from", "The first day.", "2024-05-01")],
@@ -159,6 +166,10 @@ async def statistics_by_country(
         ),
     ] = None,
 ) -> CountryStats:
+    """Return the statistics by country slug and date, both sorted.
+
+    A country with data on any day of the range has every day of it; a day without data is zeros and `false`.
+    """
     days = date_range(from_, to, days_max=days_max)
     heads = await reader.heads(days, None if country is None else CountrySlug(country))
     return country_stats(heads, days, detailed=detail == "full")
@@ -169,6 +180,7 @@ async def statistics_by_country(
     summary="Get the ledger of a country-day: every city's contribution, and where it comes from",
     operation_id="getCountryDayLedger",
     tags=["statistics"],
+    response_description="The totals of the day, and a page of its cities.",
     responses=responses(
         bad_request=BAD_REQUEST, not_found="Nothing is known of this country-day.", service_unavailable=S3_DOWN
     ),
@@ -196,6 +208,7 @@ async def ledger_of_country_day(
         ),
     ] = "",
 ) -> Ledger:
+    """Return the totals of the day, and its cities page by page, sorted by city id."""
     day = _parse_date(date)
     summary = await reader.summary(CountrySlug(country), day) if day else None
     page = page_of(summary, after=after, limit=limit) if summary else None

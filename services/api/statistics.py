@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from services.api.ranges import DateRange
 from shared.contribution import NOTHING, Contribution
@@ -17,8 +18,12 @@ from shared.identity import CountrySlug
 from shared.objects import Summary, SummaryHead
 
 
-class DayStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The statistics of one country on one date. A day without data is zeros and ``false``."""
+class DayStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The statistics of one country on one date. A day without data is zeros and ``false``.
+
+    The first four are always there; the others, which say what the day is made of and how complete it is, only where
+    details are asked for, and in a ledger.
+    """
 
     bus_count: Annotated[int, msgspec.Meta(ge=0, description="Bus trips of the day.", examples=[1250])]
     passenger_count: Annotated[int, msgspec.Meta(ge=0, description="Passengers of all trips.", examples=[48211])]
@@ -31,34 +36,38 @@ class DayStats(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             examples=[61.304],
         ),
     ]
-
-
-class DayDetail(DayStats, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The statistics of one country on one date, how complete they are, and what they are computed from."""
-
     country_name: Annotated[
-        str, msgspec.Meta(description="The country's name, as the upstream writes it.", examples=["Armenia"])
-    ]
-    accident_count: Annotated[int, msgspec.Meta(ge=0, description="Trips that had an accident.", examples=[3])]
+        str | UnsetType,
+        msgspec.Meta(description="The country's name, as the upstream writes it.", examples=["Armenia"]),
+    ] = UNSET
+    accident_count: Annotated[
+        int | UnsetType, msgspec.Meta(description="Trips that had an accident.", examples=[3])
+    ] = UNSET
     delay_total_ms: Annotated[
-        int, msgspec.Meta(description="The sum of all delays, in milliseconds: exact.", examples=[76630000])
-    ]
+        int | UnsetType, msgspec.Meta(description="The sum of all delays, in milliseconds: exact.", examples=[76630000])
+    ] = UNSET
     cities_reported: Annotated[
-        int, msgspec.Meta(ge=0, description="Cities of the plan whose file is counted.", examples=[11])
-    ]
+        int | UnsetType, msgspec.Meta(description="Cities of the plan whose file is counted.", examples=[11])
+    ] = UNSET
     cities_expected: Annotated[
-        int, msgspec.Meta(ge=0, description="Cities that the date's plan expects.", examples=[12])
-    ]
-    complete: Annotated[bool, msgspec.Meta(description="Whether every expected city is counted.", examples=[False])]
+        int | UnsetType, msgspec.Meta(description="Cities that the date's plan expects.", examples=[12])
+    ] = UNSET
+    complete: Annotated[
+        bool | UnsetType, msgspec.Meta(description="Whether every expected city is counted.", examples=[False])
+    ] = UNSET
     version: Annotated[
-        int, msgspec.Meta(ge=0, description="Grows with every change of the day; 0: nothing is known.", examples=[271])
-    ]
+        int | UnsetType,
+        msgspec.Meta(
+            description="Grows with every change of the day; 0: nothing is known of it.", examples=[1680934212]
+        ),
+    ] = UNSET
     last_ingested_at: Annotated[
-        dt.datetime | None, msgspec.Meta(description="When the newest file that is counted was taken in.")
-    ]
+        dt.datetime | UnsetType | None,
+        msgspec.Meta(description="When the newest file that is counted was taken in; null: none is."),
+    ] = UNSET
 
 
-CountryStats = dict[str, dict[str, DayStats | DayDetail]]
+CountryStats = dict[str, dict[str, DayStats]]
 
 
 def round_half_even(numerator: int, denominator: int) -> int:
@@ -110,10 +119,10 @@ def day_stats(head: SummaryHead | None) -> DayStats:
     )
 
 
-def day_detail(head: SummaryHead | Summary | None, *, country_name: str) -> DayDetail:
+def day_detail(head: SummaryHead | Summary | None, *, country_name: str) -> DayStats:
     """Return all that is known of a day; ``country_name`` is for a day that does not say it itself."""
     totals = head.totals if head else NOTHING
-    return DayDetail(
+    return DayStats(
         bus_count=totals.trips,
         passenger_count=totals.passengers,
         exist_accident=totals.accidents > 0,

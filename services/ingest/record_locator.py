@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-_BETWEEN_RECORDS = re.compile(rb"[ \t\r\n\v\f,]*")
+_BETWEEN_RECORDS = re.compile(rb"[ \t\r\n,]*")
 _BRACKET_OR_QUOTE = re.compile(rb'["{}\[\]]')
 _QUOTE_OR_BACKSLASH = re.compile(rb'["\\]')
-_WHITE_SPACE = b" \t\r\n\v\f"
+_WHITE_SPACE = b" \t\r\n"
 
 
 class Located(NamedTuple):
@@ -55,14 +55,6 @@ class RecordLocator:
         """Return the offset of a record, if it has been seen to begin and is not forgotten."""
         index = record - self._first_record
         return self._starts[index] if 0 <= index < len(self._starts) else None
-
-    @property
-    def latest(self) -> Located:
-        """The last record that has been seen to begin."""
-        if not self._starts:
-            return Located(self._first_record, self.offset, 0)
-        start = self._starts[-1]
-        return Located(self._first_record + len(self._starts) - 1, start, self.offset - start)
 
     def forget_before(self, record: int) -> None:
         """Forget where earlier records began."""

@@ -1,12 +1,12 @@
 """The reference path: any file, event by event, and every verdict.
 
 The parser is ijson on yajl, taken as a stream of events. Around it stand the bounds it does not have itself (how
-deep, how long a record, how long a number) and two checks it leaves out: yajl accepts an unfinished token after the
-end of the document, and does not look at numbers before Python converts them. Long integers must not reach it:
-the conversion fails, and ijson goes on with an event that holds no object.
+deep, how long a record, how long a number) and the checks it leaves out: yajl accepts an unfinished token after
+the end of the document, and vertical tabs and form feeds for white space. Long integers must not reach it: when
+Python refuses to convert one, ijson goes on with an event that holds no object.
 
-Of what yajl reads otherwise than most, all of it in text that no sum is made of: a high surrogate without its
-low half is read as ``?``, and vertical tabs and form feeds count as white space.
+One thing is left as yajl has it, in text that no sum is made of: the escape of a high surrogate without its low half
+is read as ``?``, the escape of a low one alone is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from services.ingest.trips import FIELD_NAMES, InvalidTrip, parse_trip
 _YAJL = ijson.get_backend("yajl2_c")
 
 _SCALARS: Final = frozenset({"string", "number", "boolean", "null"})
+_SOMETHING_FOLLOWS: Final = "something follows the array of trips"
 _OPENERS: Final = frozenset({"start_map", "start_array"})
+_FALSE_WHITE_SPACE = re.compile(rb"[\v\f]")
 _DIGITS = re.compile(rb"[0-9]+")
 
 
@@ -56,28 +58,33 @@ def fold_events(
         try:
             records.fold(iter(events), skip_first=unfolded.inside)
         except InvalidTrip as error:
-            raise InvalidTripFile(
-                error.reason,
-                byte_offset=feed.record_offset(),
-                record_number=tally.trips + 1,
-                field=error.field,
-                value=None if error.value is None else shortened(error.value),
-            ) from error
+            fault = error
+            cause: Exception = error
         except (ijson.JSONError, UnicodeDecodeError) as error:
             if error is feed.read_error:
                 raise
-            raise InvalidTripFile(
-                _syntax_reason(error), byte_offset=feed.record_offset(), record_number=tally.trips + 1
-            ) from error
+            fault = InvalidTrip(_syntax_reason(error))
+            cause = error
+        else:
+            return
+    raise InvalidTripFile(
+        fault.reason,
+        byte_offset=feed.fault_offset(),
+        record_number=None if records.ended else tally.trips + 1,
+        field=fault.field,
+        value=None if fault.value is None else shortened(fault.value),
+    ) from cause
 
 
 def _syntax_reason(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8: {error.reason}"
+        return f"a string is not Unicode: {error.reason}"
     [text] = error.args
     line = (text.decode(errors="replace") if isinstance(text, bytes) else str(text)).partition("\n")[0]
     if "premature EOF" in line:
         return "the file ends inside its array of trips"
+    if "trailing garbage" in line:
+        return _SOMETHING_FOLLOWS
     return f"not JSON: {line}"
 
 
@@ -185,25 +192,31 @@ class _Feed:
         self._piece = b"" if self._records.ended else self._next_piece(size)
         return self._piece
 
-    def record_offset(self) -> int:
-        """Return where the record that is being read begins, or what has been read ends."""
+    def fault_offset(self) -> int:
+        """Return where the record that is being read begins, or else what has been read ends."""
         self._scan_to(self._unfolded.offset)
         start = self._locator.start_of(self._records.folded)
-        return self._unfolded.offset if start is None else start
+        return (self._locator.array_end or self._unfolded.offset) if start is None else start
 
     def _next_piece(self, size: int) -> bytes:
-        self._fill()
+        """Take what may go to the parser, up to the next byte that may not; raise `InvalidTrip` if that is the first.
+
+        The parser begins an unfinished token anew with every piece, so a piece is as large as it may be.
+        """
+        self._fill(size)
         pending = self._unfolded.pending
         end = min(size, len(pending))
         piece = bytes(pending[: pending.rfind(b"}", 0, end) + 1 or end])
-        self._unfolded.drop(len(piece))
         self._unscanned += piece
-        self._refuse_long_number(piece)
-        return piece
+        safe = self._before_long_number(_before_false_white_space(piece))
+        del self._unscanned[len(self._unscanned) - len(piece) + len(safe) :]
+        self._unfolded.drop(len(safe))
+        self._last_bytes = (self._last_bytes + safe)[-NUMBER_MAX_DIGITS:]
+        return safe
 
-    def _fill(self) -> None:
+    def _fill(self, size: int) -> None:
         try:
-            self._unfolded.fill(1)
+            self._unfolded.fill(size)
         except Exception as error:
             self.read_error = error
             raise
@@ -226,13 +239,13 @@ class _Feed:
         """Read to the end of the file: yajl would accept an unfinished token there, such as `"` or `tru`."""
         self._scan_to(self._unfolded.offset)
         while self._locator.array_end is not None and not self._locator.more_after_array:
-            self._fill()
+            self._fill(1)
             pending = self._unfolded.pending
             if not pending:
                 return
             self._locator.scan(bytes(pending))
             self._unfolded.drop(len(pending))
-        raise InvalidTripFile("something follows the array of trips", byte_offset=self._locator.array_end)
+        raise InvalidTrip(_SOMETHING_FOLLOWS)
 
     def _refuse_long_record(self) -> None:
         longest = self._locator.longest
@@ -243,25 +256,32 @@ class _Feed:
                 record_number=self._records.number_of(longest.record),
             )
 
-    def _refuse_long_number(self, piece: bytes) -> None:
-        """Keep numbers from the parser that Python may refuse to convert."""
+    def _before_long_number(self, piece: bytes) -> bytes:
+        """Return the piece up to the first number that Python may refuse to convert."""
         data = self._last_bytes + piece
-        offset = self._unfolded.offset - len(data)
-        self._last_bytes = data[-NUMBER_MAX_DIGITS:]
         if not may_have_long_number(data):
-            return
+            return piece
         for digits in _DIGITS.finditer(data):
             if digits.end() - digits.start() > NUMBER_MAX_DIGITS:
-                self._scan_to(offset + digits.end() - 1)
+                start = max(0, digits.start() - len(self._last_bytes))
+                self._scan_to(self._unfolded.offset + start)
                 if not self._locator.in_string:
-                    latest = self._locator.latest
-                    raise InvalidTripFile(
-                        f"a number has more than {NUMBER_MAX_DIGITS} digits in a row",
-                        byte_offset=latest.offset,
-                        record_number=self._records.number_of(latest.record),
-                    )
+                    if start == 0:
+                        raise InvalidTrip(f"a number has more than {NUMBER_MAX_DIGITS} digits in a row")
+                    return piece[:start]
+        return piece
 
     def _scan_to(self, offset: int) -> None:
         size = offset - self._locator.offset
         self._locator.scan(bytes(self._unscanned[:size]))
         del self._unscanned[:size]
+
+
+def _before_false_white_space(piece: bytes) -> bytes:
+    """Return the piece up to a byte that yajl takes for white space; JSON has it nowhere."""
+    match = _FALSE_WHITE_SPACE.search(piece)
+    if match is None:
+        return piece
+    if match.start() == 0:
+        raise InvalidTrip("not JSON: a vertical tab or form feed")
+    return piece[: match.start()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Final
 
 import msgspec
@@ -72,7 +73,10 @@ class InvalidTripFile(ValueError):
 
 def shortened(value: object) -> str:
     """Return a value as Python writes it, in at most `VALUE_MAX_CHARACTERS`."""
-    text = repr(value[:VALUE_MAX_CHARACTERS] if isinstance(value, str) else value)
+    if isinstance(value, Decimal):
+        text = str(value)
+    else:
+        text = repr(value[:VALUE_MAX_CHARACTERS] if isinstance(value, str) else value)
     return text if len(text) <= VALUE_MAX_CHARACTERS else text[: VALUE_MAX_CHARACTERS - 1] + "…"
 
 

@@ -9,18 +9,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from services.local.recompute import CountryDay, recompute
+from shared.errors import OperatorError
 
 POLL_INTERVAL_S = 0.25
 REQUEST_DEADLINE_S = 1800.0
 ENDED = {"completed", "completed with failures", "failed", "cancelled"}
 
 
-class DemoFailed(RuntimeError):
+class DemoFailed(OperatorError):
     """The demo did not come to its end, or a number is not what it should be. The message says which."""
 
 
@@ -29,8 +31,7 @@ async def process_dates(api_url: str, dates: Sequence[dt.date], console: Console
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.fields[date]}"),
-        BarColumn(bar_width=28),
-        TaskProgressColumn(),
+        BarColumn(bar_width=16),
         TextColumn("{task.fields[detail]}"),
         TimeElapsedColumn(),
         console=console,
@@ -60,8 +61,8 @@ async def _process_date(client: httpx.AsyncClient, date: dt.date, progress: Prog
             bar,
             total=counts["cities_total"] or None,
             completed=counts["cities_done"],
-            detail=f"{counts['cities_done']}/{counts['cities_total']} cities, {counts['bytes_done'] / 1e6:,.0f} MB, "
-            f"{counts['trips_done']:,} trips, {request['status']}",
+            detail=f"{counts['cities_done']}/{counts['cities_total']} cities {counts['bytes_done'] / 1e6:,.0f} MB "
+            f"{counts['trips_done'] / 1e6:.2f} M trips",
         )
         if ended:
             return request
@@ -82,11 +83,11 @@ async def read_statistics(api_url: str, dates: Sequence[dt.date]) -> dict[str, d
 
 def statistics_table(statistics: dict[str, dict[str, dict[str, Any]]]) -> Table:
     """Return the statistics as a table, a line for each country-day."""
-    table = Table(title="Country statistics")
-    for heading in ("country", "date"):
-        table.add_column(heading)
-    for heading in ("buses", "passengers", "accident", "average delay", "cities"):
-        table.add_column(heading, justify="right")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("country", overflow="fold")
+    table.add_column("date", no_wrap=True)
+    for heading in ("buses", "passengers", "accident", "delay, mean", "cities"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for country, days in statistics.items():
         for day, (date, one) in enumerate(days.items()):
             table.add_row(

@@ -38,6 +38,7 @@ from botocore.credentials import Credentials
 
 from services.local.ports import GRPC_OFFSET, EmbeddedPorts, free_ports, ports_with_grpc, release_ports
 from services.local.supervisor import BackgroundSupervisor, ChildEvent, ChildProcess, Probe, http_probe
+from shared.errors import OperatorError
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"
@@ -52,7 +53,7 @@ LOCK_POLL_INTERVAL_S = 0.05
 Binary = Literal["weed", "noida-db"]
 
 
-class MissingBinary(RuntimeError):
+class MissingBinary(OperatorError):
     """A program of the embedded stack is not installed."""
 
     def __init__(self, name: str, problem: str) -> None:
@@ -60,7 +61,7 @@ class MissingBinary(RuntimeError):
         self.name = name
 
 
-class DataDirInUse(RuntimeError):
+class DataDirInUse(OperatorError):
     """Another stack runs on the data directory."""
 
     def __init__(self, data_dir: Path, holder_pid: int | None) -> None:
@@ -72,7 +73,7 @@ class DataDirInUse(RuntimeError):
         self.holder_pid = holder_pid
 
 
-class DataDirDamaged(RuntimeError):
+class DataDirDamaged(OperatorError):
     """The file with the stack's keys cannot be read."""
 
     def __init__(self, path: Path, reason: str) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import msgspec
 
+from shared.errors import OperatorError
+
 GRPC_OFFSET = 10_000
 PORT_MIN = 11_000
 # With its gRPC port, 10,000 above, it stays below 32,768, where Linux begins to hand out ports to outgoing
@@ -25,7 +27,7 @@ FIXED_PORT_MAX = 65_535 - GRPC_OFFSET
 ATTEMPTS_MAX = 200
 
 
-class PortTaken(RuntimeError):
+class PortTaken(OperatorError):
     """Another program uses the port that was asked for."""
 
     def __init__(self, port: int, what: str) -> None:
@@ -36,7 +38,7 @@ class PortTaken(RuntimeError):
         self.what = what
 
 
-class PortOutOfRange(ValueError):
+class PortOutOfRange(OperatorError):
     """The port that was asked for cannot be used at all."""
 
     def __init__(self, port: int, what: str, port_max: int) -> None:

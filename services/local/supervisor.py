@@ -36,6 +36,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from shared.errors import OperatorError
+
 STOP_DEADLINE_S = 9.0
 KILL_DEADLINE_S = 2.0
 PROBE_TIMEOUT_S = 2.0
@@ -99,7 +101,7 @@ class StopRequested(Exception):
     """Somebody asked the supervisor to stop while it was starting a child."""
 
 
-class ChildFailed(RuntimeError):
+class ChildFailed(OperatorError):
     """A child never became ready. ``exit_code`` is None if it ran but was not ready in time, or never ran."""
 
     def __init__(self, name: str, exit_code: int | None, reason: str, log_path: Path, log_lines: Sequence[str]) -> None:
@@ -109,7 +111,7 @@ class ChildFailed(RuntimeError):
         self.log_lines = tuple(log_lines)
 
 
-class ChildDied(RuntimeError):
+class ChildDied(OperatorError):
     """A child that was ready ended for good, without being asked to. ``exit_code`` is negative for a signal."""
 
     def __init__(self, name: str, exit_code: int, reason: str, log_path: Path, log_lines: Sequence[str]) -> None:
@@ -205,9 +207,9 @@ class Supervisor:
         for child in group:
             child.life = asyncio.create_task(self._live(child), name=f"life of {child.spec.name}")
             child.life.add_done_callback(self._on_life_done)
-        waits: list[asyncio.Future[Any]] = [
-            asyncio.gather(*(child.ready.wait() for child in group)),
-            asyncio.ensure_future(self._ending.wait()),
+        waits: list[asyncio.Task[Any]] = [
+            asyncio.create_task(_all_ready(group)),
+            asyncio.create_task(self._ending.wait()),
         ]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -464,7 +466,11 @@ class BackgroundSupervisor:
             raise
 
     def stop(self) -> None:
-        """Stop all children and the thread; the second time nothing happens. Raises ChildDied if a child had."""
+        """Stop all children and the thread; the second time nothing happens.
+
+        Raises ChildDied if a child had been seen to die for good before. A death in the same instant as the stop
+        is taken for the stop.
+        """
         if self._thread.is_alive():
             self._join()
             if self._supervisor.failure is not None:
@@ -540,6 +546,11 @@ class _Child:
         except OSError:
             return []
         return [line.rstrip() for line in text.splitlines() if line.strip()][-LOG_TAIL_LINES:]
+
+
+async def _all_ready(group: Sequence[_Child]) -> None:
+    for child in group:
+        await child.ready.wait()
 
 
 def _signal_group(process_group: int, number: signal.Signals) -> None:

@@ -1,0 +1,79 @@
+"""What ``tripfold up`` and ``tripfold demo`` show in a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import Callable
+
+from rich.console import Console
+
+from services.local.demo import DemoFailed, process_dates, read_statistics, statistics_table, verify
+from services.local.stack import RunningStack, StackOptions, local_stack
+from services.local.supervisor import ChildEvent, EventKind
+
+DEMO_DATES = tuple(dt.date(2024, 5, day) for day in (1, 2, 3))
+
+
+async def run_up(options: StackOptions, console: Console) -> None:
+    """Run the stack until Ctrl-C."""
+    async with local_stack(options, on_event=_teller(console)) as stack:
+        _print_urls(stack, options, console)
+        console.print("Ctrl-C stops it; started again on the same data directory it goes on where it stopped")
+        await stack.supervisor.wait()
+
+
+async def run_demo(options: StackOptions, console: Console, *, leave: bool) -> None:
+    """Run the stack, process the demo's dates and print what comes out; then leave, or stay until Ctrl-C.
+
+    Raises DemoFailed if a date does not complete, or, when leaving, if a number differs from the recomputed one.
+    """
+    async with local_stack(options, on_event=_teller(console)) as stack:
+        work = asyncio.create_task(_demonstrate(stack, options, console, check=leave))
+        stopped = asyncio.create_task(stack.supervisor.wait())
+        try:
+            await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+                if not leave:
+                    console.print("Ctrl-C stops it")
+                    await stopped
+            else:
+                stopped.result()
+                if leave:
+                    raise DemoFailed("stopped before the end")
+        finally:
+            work.cancel()
+            stopped.cancel()
+            await asyncio.gather(work, stopped, return_exceptions=True)
+
+
+async def _demonstrate(stack: RunningStack, options: StackOptions, console: Console, *, check: bool) -> None:
+    began_s = time.monotonic()
+    console.print(f"requesting {', '.join(map(str, DEMO_DATES))}")
+    await process_dates(stack.api_url, DEMO_DATES, console)
+    statistics = await read_statistics(stack.api_url, DEMO_DATES)
+    console.print(statistics_table(statistics))
+    console.print(f"three dates in {time.monotonic() - began_s:.0f} s")
+    _print_urls(stack, options, console)
+    if check:
+        compared = await asyncio.to_thread(verify, stack.upstream_url, DEMO_DATES, statistics)
+        console.print(f"[green]every number of {compared} country-days equals its recomputation from the raw files")
+
+
+def _print_urls(stack: RunningStack, options: StackOptions, console: Console) -> None:
+    console.print(f"API       {stack.api_url}", highlight=False)
+    console.print(f"docs      {stack.api_url}/docs", highlight=False)
+    console.print(f"upstream  {stack.upstream_url}/cities", highlight=False)
+    console.print(f"data      {options.data_dir} (logs in {options.data_dir / 'logs'})", highlight=False)
+
+
+def _teller(console: Console) -> Callable[[ChildEvent], None]:
+    """Return what prints a line for each thing that happens to a child, but for the expected ones of its end."""
+
+    def tell(event: ChildEvent) -> None:
+        if event.kind in {EventKind.READY, EventKind.ENDED, EventKind.RESTARTING, EventKind.KILLED}:
+            console.print(f"[dim]{event.text}[/dim]", highlight=False)
+
+    return tell
