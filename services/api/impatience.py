@@ -14,10 +14,10 @@ class TookTooLong(SurroundingsFault):
 
 
 @contextlib.asynccontextmanager
-async def within(limit_s: float, what: str) -> AsyncIterator[None]:
-    """Raise TookTooLong if the body of the ``async with`` takes longer than ``limit_s``; ``what`` says what it does."""
+async def within(limit_s: float, what: str, fault: type[SurroundingsFault] = TookTooLong) -> AsyncIterator[None]:
+    """Raise ``fault`` if the body of the ``async with`` takes longer than ``limit_s``; ``what`` says what it does."""
     try:
         async with asyncio.timeout(limit_s):
             yield
     except TimeoutError as error:
-        raise TookTooLong(f"{what} took longer than {limit_s:g} s") from error
+        raise fault(f"{what} took longer than {limit_s:g} s") from error

@@ -11,7 +11,7 @@ import asyncio
 import datetime as dt
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from services.api.bounded import map_bounded
 from services.api.impatience import within
@@ -28,7 +28,7 @@ LEDGER_DEADLINE_S = 30.0
 RANGES_AT_ONCE_MAX = 8
 LISTINGS_AT_ONCE_MAX = 8
 GETS_AT_ONCE_MAX = 16
-ENTRY_OVERHEAD_BYTES = 900  # what a head takes in memory beyond its key and ETag, measured
+ENTRY_OVERHEAD_BYTES = 750  # what a head takes in memory beyond the characters of its key and ETag, measured
 
 _Result = TypeVar("_Result")
 
@@ -68,6 +68,11 @@ class HeadCache:
             self._bytes -= _entry_bytes(oldest, oldest_etag)
 
 
+class _Month(NamedTuple):
+    seen: list[SummaryHead]
+    unseen: list[Listed]
+
+
 class SummaryReader:
     """Reads the summaries of the live generation."""
 
@@ -78,17 +83,17 @@ class SummaryReader:
 
     async def heads(self, days: DateRange, country: CountrySlug | None = None) -> list[SummaryHead]:
         """Return the heads of all country-days in a range, or of one country's, in no particular order."""
-        async with within(RANGE_DEADLINE_S, f"reading the summaries from {days.first} to {days.last}"), self._ranges:
+        async with within(RANGE_DEADLINE_S, f"Reading the summaries from {days.first} to {days.last}"), self._ranges:
             return await self._of_one_generation(lambda generation: self._heads(generation, days, country))
 
     async def summary(self, country: CountrySlug, date: dt.date) -> Summary | None:
         """Return one country-day with its ledger, or None if there is none."""
-        async with within(LEDGER_DEADLINE_S, f"reading the ledger of {country} on {date}"):
+        async with within(LEDGER_DEADLINE_S, f"Reading the ledger of {country} on {date}"):
             return await self._of_one_generation(lambda generation: self._summary(generation, country, date))
 
     async def manifests(self, date: dt.date, city_ids: list[CityId]) -> dict[CityId, Manifest]:
         """Return the manifests of those of the cities that have one on ``date``."""
-        async with within(LEDGER_DEADLINE_S, f"reading {len(city_ids)} manifests of {date}"):
+        async with within(LEDGER_DEADLINE_S, f"Reading {len(city_ids)} manifests of {date}"):
             found = await map_bounded(
                 lambda city_id: self._manifest(date, city_id), city_ids, at_once_max=GETS_AT_ONCE_MAX
             )
@@ -109,28 +114,28 @@ class SummaryReader:
 
     async def _heads(self, generation: int, days: DateRange, country: CountrySlug | None) -> list[SummaryHead]:
         months = await map_bounded(
-            lambda month: self._listed(generation, month, days, country),
+            lambda month: self._month(generation, month, days, country),
             list(days.months()),
             at_once_max=LISTINGS_AT_ONCE_MAX,
         )
-        heads: list[SummaryHead] = []
+        unseen = [listed for month in months for listed in month.unseen]
+        fetched = await map_bounded(self._fetch, unseen, at_once_max=GETS_AT_ONCE_MAX)
+        heads = [head for month in months for head in month.seen]
+        return heads + [head for head in fetched if head is not None]
+
+    async def _month(self, generation: int, month: str, days: DateRange, country: CountrySlug | None) -> _Month:
+        seen: list[SummaryHead] = []
         unseen: list[Listed] = []
-        for listed in (listed for month in months for listed in month):
+        async for listed in self._store.list(keys.summaries_of_month(generation, month)):
+            named = keys.parse_summary(listed.key)
+            if named is None or named[0] not in days or country not in {None, named[1]}:
+                continue
             head = self._cache.get(listed.key, listed.etag)
             if head is None:
                 unseen.append(listed)
             else:
-                heads.append(head)
-        fetched = await map_bounded(self._fetch, unseen, at_once_max=GETS_AT_ONCE_MAX)
-        return heads + [head for head in fetched if head is not None]
-
-    async def _listed(self, generation: int, month: str, days: DateRange, country: CountrySlug | None) -> list[Listed]:
-        wanted = []
-        async for listed in self._store.list(keys.summaries_of_month(generation, month)):
-            named = keys.parse_summary(listed.key)
-            if named is not None and named[0] in days and country in {None, named[1]}:
-                wanted.append(listed)
-        return wanted
+                seen.append(head)
+        return _Month(seen, unseen)
 
     async def _fetch(self, listed: Listed) -> SummaryHead | None:
         found = await self._store.get(listed.key, first_bytes=HEAD_BYTES)

@@ -20,7 +20,7 @@ from shared.events import ProcessRequested
 from shared.identity import mint_request_id, parse_request_id, request_time_ms
 from shared.objects import RequestRecord
 from shared.patience import SurroundingsFault
-from shared.publishing import Outgoing, Publisher
+from shared.publishing import LogUnavailable, Outgoing, Publisher
 from shared.requests import Counts, Status, counts_of, status_of
 from shared.store import LostRace, ObjectStore
 
@@ -105,11 +105,11 @@ class Requests:
         request_id = mint_request_id(self._clock())
         requested_at = dt.datetime.fromtimestamp(request_time_ms(request_id) / 1000, dt.UTC)
         requested = ProcessRequested(request_id=request_id, date=date, requested_at=requested_at)
-        async with within(ACKNOWLEDGE_DEADLINE_S, "waiting for Kafka to acknowledge the request"):
+        async with within(ACKNOWLEDGE_DEADLINE_S, "Waiting for Kafka to acknowledge", LogUnavailable):
             await self._publisher.publish([Outgoing(requested)])
         record = RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=requested_at)
         try:
-            async with within(RECORD_DEADLINE_S, "writing the request's status"):
+            async with within(RECORD_DEADLINE_S, "Writing the request's status"):
                 return await self._put_if_absent(record)
         except SurroundingsFault as error:
             raise StatusNotWritten(
@@ -120,7 +120,7 @@ class Requests:
         """Return the record of the request whose id ``text`` spells. Raises NothingThere if there is none."""
         request_id = parse_request_id(text)
         if request_id is not None:
-            async with within(RECORD_DEADLINE_S, "reading the request's status"):
+            async with within(RECORD_DEADLINE_S, "Reading the request's status"):
                 record = await self._read(keys.request(request_id))
             if record is not None:
                 return record
@@ -128,7 +128,7 @@ class Requests:
 
     async def latest(self, limit: int) -> list[RequestRecord]:
         """Return the records of the latest requests, the latest first, at most ``limit`` of them."""
-        async with within(LISTING_DEADLINE_S, "reading the latest requests"):
+        async with within(LISTING_DEADLINE_S, "Reading the latest requests"):
             latest: list[str] = []
             async for listed in self._store.list(keys.REQUESTS):
                 latest.append(listed.key)

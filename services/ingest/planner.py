@@ -3,7 +3,7 @@
 The order of effects:
 
 1. the list of cities from the upstream, and a slug for each country (``state/countries.json``, compare-and-swap);
-2. the plan (compare-and-swap, revision + 1); a plan that this request already made is taken as it is;
+2. the plan (compare-and-swap, revision + 1); one that this request already made, or that expects the same, stays;
 3. ``CountryDayPlanned`` for each country of the plan, and an empty one for each that has no city left;
 4. ``RequestPlanned``;
 5. the tasks;
@@ -113,6 +113,8 @@ class Planner:
             listed = parse_city_list(await self._persistence.fetch(self._upstream.cities))
             slugs = (await self._mint(listed)).slugs
             plan = next_plan(before, request, listed, slugs, now=self._clock(), base=lineage.base)
+            if before is not None and _expects_the_same(before, plan):
+                return before
             try:
                 await self._store.swap(key, objects.encode(plan), etag=found.etag if found else None)
             except LostRace:
@@ -170,6 +172,11 @@ def next_plan(
         bad_cities_count=listed.bad_cities_count,
         bad_cities=listed.bad_cities,
     )
+
+
+def _expects_the_same(before: Plan, plan: Plan) -> bool:
+    """Tell whether a plan says nothing new: then the one before stays, and no summary changes for its sake."""
+    return (before.countries, before.gone, before.bad_cities) == (plan.countries, plan.gone, plan.bad_cities)
 
 
 async def read_plan(store: ObjectStore, date: dt.date) -> Plan | None:

@@ -24,7 +24,7 @@ class ParserLimits(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     window_bytes: int = 256 * 1024
-    piece_bytes: int = 64 * 1024
+    piece_bytes: int = 16 * 1024
     record_bytes: int = 1024 * 1024
     depth: int = 64
     retreats: int = 4

@@ -35,8 +35,7 @@ from shared import events
 from shared.events import Event
 from shared.objects import Summary
 from shared.publishing import Outgoing, Publisher, Received
-from shared.store import Found
-from tests.fakes import Break, City, Clock, Crossing, MemoryStore, Trip, Truth
+from tests.fakes import Break, City, Crossing, MemoryStore, Trip, Truth
 from tests.fault.world import ROUNDS_MAX, Handler, Process, World, differences, summaries
 
 ARMENIA, BRASIL = "Armenia", "Brasil"
@@ -257,27 +256,6 @@ class BlindSwap(World):
         return BlindStore(self.clock)
 
 
-class ForgetfulStore(MemoryStore):
-    """A store that takes a manifest and has lost it when it is read for the first time."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(clock)
-        self._lost: set[str] = set()
-
-    async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
-        if key.startswith("manifests/") and key in self.objects and key not in self._lost:
-            self._lost.add(key)
-            del self.objects[key]
-        return await super().get(key, first_bytes=first_bytes)
-
-
-class LostManifests(World):
-    """Has a store that loses what it acknowledged."""
-
-    def make_store(self) -> MemoryStore:
-        return ForgetfulStore(self.clock)
-
-
 class OncePublisher:
     """Publishes each event to a topic at most once: what was tried before is taken for published."""
 
@@ -331,7 +309,6 @@ class StaleTopic(World):
         (AtMostOnce, broken_anywhere, "expected 'completed', found"),
         (BlindSwap, paused_anywhere, "armenia: expected"),
         (StaleTopic, paused_anywhere, "the last record of"),
-        (LostManifests, paused_anywhere, "the highest record of"),
     ],
 )
 async def test_a_broken_promise_is_noticed(

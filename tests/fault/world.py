@@ -299,7 +299,9 @@ def differences(world: World) -> list[str]:
 
 
 def _against_the_oracle(world: World) -> list[str]:
-    said = {summary.country: _day_of(summary) for summary in _stored(world, "summaries/", Summary)}
+    said: dict[str, ExpectedDay] = {
+        summary.country: _day_of(summary) for summary in _stored(world, "summaries/", Summary)
+    }
     expected = world.oracle.days()
     return [
         f"{country}: expected {expected.get(country)}, found {said.get(country)}"
@@ -331,7 +333,7 @@ def _requests_against_the_oracle(world: World) -> list[str]:
 
 def _summaries_against_manifests(world: World) -> list[str]:
     """Compare every ledger with the manifests, entry by entry: each names what the other does."""
-    ledgers = {
+    ledgers: dict[tuple[str, str], object] = {
         (summary.country, city_id): (entry.revision, entry.contribution, entry.sha256)
         for summary in _stored(world, "summaries/", Summary)
         for city_id, entry in summary.ledger.items()

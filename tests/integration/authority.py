@@ -23,7 +23,7 @@ class Authority:
     """
 
     def __init__(self, *, content_type: str = "text/html", etags: bool = False) -> None:
-        self.cities: list[dict[str, Any]] = []
+        self.cities: list[Any] = []
         self.files: dict[tuple[str, str], bytes | int] = {}
         self.content_type = content_type
         self.etags = etags
@@ -31,7 +31,9 @@ class Authority:
         self.requests: list[str] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(self._app, log_config=None, lifespan="off", ws="none"))
+        self._server = uvicorn.Server(
+            uvicorn.Config(self._app, log_config=None, lifespan="off", ws="none", interface="asgi3")
+        )
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     def __enter__(self) -> Self:

@@ -74,7 +74,7 @@ def folded(revision: int, position: int, country: CountrySlug, at: int) -> CityF
     )
 
 
-def progressed(revision: int, position: int) -> CityProgressed:
+def progressed(revision: int, position: int) -> ProgressEvent:
     return CityProgressed(
         request_id=REQUEST,
         date=DATE,
@@ -229,13 +229,12 @@ def test_completed_means_served(history: History, data: st.DataObject) -> None:
             )
 
 
-@given(histories(), st.data())
-def test_folding_again_changes_nothing(history: History, data: st.DataObject) -> None:
-    """What was folded before leaves the very record, unless it ranks above what the record has kept."""
+@given(histories())
+def test_folding_again_changes_nothing(history: History) -> None:
+    """What was folded before may come again without a change of what a user is told."""
     record = fold_in_batches(history.events)
     for event in history.events:
-        after = fold_progress(record, [event], NOW)
-        assert meaning(after) == meaning(record)
+        assert meaning(fold_progress(record, [event], NOW)) == meaning(record)
 
 
 @given(histories(), st.data())
@@ -265,7 +264,11 @@ def test_a_failed_city_that_is_stored_later_completes_its_request() -> None:
 
 def test_a_failure_after_a_success_is_not_one() -> None:
     """A city that is served stays served when a later try fails."""
-    stored = [planned(7, 1), folded(7, 0, COUNTRIES[0], 3), finished(7, 0, Outcome.STORED, {COUNTRIES[0]: 3})]
+    stored: list[ProgressEvent] = [
+        planned(7, 1),
+        folded(7, 0, COUNTRIES[0], 3),
+        finished(7, 0, Outcome.STORED, {COUNTRIES[0]: 3}),
+    ]
     record = fold_in_batches([*stored, finished(7, 0, Outcome.FAILED, {})])
     assert status_of(record) is Status.COMPLETED
 
@@ -294,7 +297,7 @@ def test_a_request_that_failed_can_still_be_planned() -> None:
 
 def test_a_higher_plan_begins_anew() -> None:
     """Events of an older plan say nothing about the cities of a newer one, whichever came first."""
-    old = [planned(7, 2), finished(7, 0, Outcome.FAILED, {}), finished(7, 1, Outcome.FAILED, {})]
+    old: list[ProgressEvent] = [planned(7, 2), finished(7, 0, Outcome.FAILED, {}), finished(7, 1, Outcome.FAILED, {})]
     record = fold_in_batches([planned(8, 1), *old])
     assert (status_of(record), record.failures) == (Status.PLANNED, {})
     assert meaning(fold_in_batches([*old, planned(8, 1)])) == meaning(record)
@@ -320,8 +323,7 @@ def test_bytes_and_trips_add_up() -> None:
 
 def test_a_bitmap_is_a_set() -> None:
     """Members put into a bitmap are in it, and none other."""
-    members = "0"
-    for member in (0, 3, 200):
-        members = bitmap.with_member(members, member)
+    members = bitmap.member(0) | bitmap.member(3) | bitmap.member(200)
     assert [at for at in range(300) if bitmap.contains(members, at)] == [0, 3, 200]
-    assert bitmap.size(bitmap.without_member(members, 3)) == 2
+    assert bitmap.decode(bitmap.encode(members)) == members
+    assert bitmap.size(bitmap.encode(members)) == 3

@@ -1,0 +1,127 @@
+"""Tripfold's services as processes, against the surroundings of a test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+
+from services.local.ports import free_port, release_ports
+from services.local.supervisor import ChildProcess, Supervisor, http_probe
+from shared.settings import PREFIX, Settings
+from shared.store import S3Store
+from shared.topics_admin import apply_topics
+
+ROLES = {
+    "planner": ("serve", "ingest", "--role", "planner"),
+    "worker": ("serve", "ingest", "--role", "worker"),
+    "aggregate": ("serve", "aggregate"),
+}
+DEADLINE_S = 60.0
+_Result = TypeVar("_Result")
+ENDED = {"completed", "completed with failures", "failed"}
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Return the variables that make a process use ``settings``."""
+    values = settings.model_dump(exclude_none=True)
+    return {**os.environ, **{f"{PREFIX}{name}".upper(): str(value) for name, value in values.items()}}
+
+
+class Running(msgspec.Struct, frozen=True):
+    """The services of a test: a client of their API, their bucket, and their supervisor."""
+
+    client: httpx.AsyncClient
+    store: S3Store
+    supervisor: Supervisor
+    settings: Settings
+    logs: Path
+
+    async def request(self, date: str) -> str:
+        """Request a date; return where its progress is."""
+        answer = await self.client.post("/process-request", params={"date": date})
+        assert answer.status_code == 202, answer.text
+        return answer.headers["location"]
+
+    async def ended(self, where: str) -> dict[str, Any]:
+        """Wait until a request has ended, and return it."""
+
+        async def look() -> dict[str, Any] | None:
+            answer = await self.client.get(where)
+            assert answer.status_code == 200, answer.text
+            request: dict[str, Any] = answer.json()
+            return request if request["status"] in ENDED else None
+
+        return await eventually(look, f"{where} to end; logs in {self.logs}")
+
+    async def process(self, date: str) -> dict[str, Any]:
+        """Request a date and wait until that has ended."""
+        return await self.ended(await self.request(date))
+
+    async def stats(self, first: str, last: str | None = None, **query: str) -> dict[str, Any]:
+        """Ask for the statistics of a range, or of one date."""
+        answer = await self.client.get("/country-stats", params={"from": first, "to": last or first, **query})
+        assert answer.status_code == 200, answer.text
+        statistics: dict[str, Any] = answer.json()
+        return statistics
+
+
+async def eventually(look: Callable[[], Awaitable[_Result | None]], what: str) -> _Result:
+    """Call ``look`` until it returns something; fail loudly after DEADLINE_S."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while True:
+        result = await look()
+        if result is not None:
+            return result
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"waited {DEADLINE_S:.0f} s for {what}")
+        await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings, logs: Path, *, workers: int = 1) -> AsyncIterator[Running]:
+    """Provision the topics and the bucket, start the services, and stop them at the end."""
+    api_port = free_port("the API of a test")
+    ports = [api_port]
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(lambda: release_ports(*ports))
+        store = await stack.enter_async_context(S3Store(settings))
+        await store.create_bucket()
+        await apply_topics(settings)
+        environment = {**environment_of(settings), f"{PREFIX}API_PORT": str(api_port), f"{PREFIX}LOG_FORMAT": "text"}
+        children = []
+        for name, arguments in ROLES.items():
+            for number in range(workers if name == "worker" else 1):
+                port = free_port(name)
+                ports.append(port)
+                own = {f"{PREFIX}HEALTH_PORT": str(port)}
+                if number:
+                    own[f"{PREFIX}CONSUMER_INSTANCE"] = f"{settings.consumer_instance}-{number}"
+                url = f"http://127.0.0.1:{port}/health/ready"
+                children.append(_child(f"{name}{number or ''}", arguments, environment | own, logs, url))
+        api_url = f"http://127.0.0.1:{api_port}"
+        children.append(_child("api", ("serve", "api"), environment, logs, f"{api_url}/health/ready"))
+        supervisor = await stack.enter_async_context(Supervisor())
+        await supervisor.start(*children)
+        client = await stack.enter_async_context(httpx.AsyncClient(base_url=api_url, timeout=30, trust_env=False))
+        yield Running(client, store, supervisor, settings, logs)
+
+
+def _child(name: str, arguments: tuple[str, ...], environment: dict[str, str], logs: Path, url: str) -> ChildProcess:
+    return ChildProcess(
+        name=name,
+        argv=(sys.executable, "-m", "services", *arguments),
+        env=environment,
+        log_path=logs / f"{name}.log",
+        ready=http_probe(url),
+        ready_deadline_s=60,
+        restart=True,
+    )

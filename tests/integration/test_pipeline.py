@@ -1,0 +1,276 @@
+"""The whole of Tripfold by its services as processes: what analysts see, whatever the upstream does to its data."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import hashlib
+import json
+import random
+from collections.abc import AsyncIterator
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from services.local.embedded import EmbeddedServices
+from shared import keys, objects
+from shared.identity import CityId
+from shared.objects import Manifest
+from tests.integration.authority import Authority
+from tests.integration.conftest import isolated_settings
+from tests.integration.running import Running, eventually, running
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest.fixture(scope="module")
+def authority() -> Any:
+    """One upstream for the module; each test uses dates of its own."""
+    with Authority() as server:
+        yield server
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def tripfold(
+    authority: Authority, embedded: EmbeddedServices, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Running]:
+    """Run the services against that upstream."""
+    settings = isolated_settings(embedded, UPSTREAM_URL=authority.url, UPSTREAM_ATTEMPTS="2")
+    async with running(settings, tmp_path_factory.mktemp("logs")) as services:
+        yield services
+
+
+@pytest.fixture(autouse=True)
+def _only_its_own_cities(authority: Authority) -> None:
+    authority.cities = []
+    authority.etags = False
+    authority.pace_s = 0.0
+
+
+def make_trips(seed: int, count: int, date: str) -> list[dict[str, Any]]:
+    """Make trips as the upstream writes them."""
+    draw = random.Random(seed)
+    return [
+        {
+            "departure-time": f"{date}T{draw.randrange(24):02}:{draw.randrange(60):02}:00",
+            "bus-type": f"BUS-{draw.randrange(200)}",
+            "passengers": draw.randrange(90),
+            "delay": f"PT{draw.randrange(5000)}S",
+            "accident": draw.random() < 0.05,
+        }
+        for _ in range(count)
+    ]
+
+
+def figures_of(*files: list[dict[str, Any]]) -> dict[str, Any]:
+    """Work out what the API has to say of a country-day whose cities have these files."""
+    trips = [trip for file in files for trip in file]
+    delay_s = sum(int(trip["delay"].removeprefix("PT").removesuffix("S")) for trip in trips)
+    return {
+        "bus_count": len(trips),
+        "passenger_count": sum(trip["passengers"] for trip in trips),
+        "exist_accident": any(trip["accident"] for trip in trips),
+        "average_delay_s": round(Fraction(delay_s * 1000, len(trips))) / 1000 if trips else 0,
+    }
+
+
+async def test_numbers_are_exact_when_the_request_says_completed(authority: Authority, tripfold: Running) -> None:
+    """Cities of one name, an empty file and strange country names all count, the moment the request is completed."""
+    date = "2024-05-01"
+    one, two, three, four = (make_trips(seed, 400 + seed, date) for seed in range(4))
+    authority.add_city(0, "Port Tina", "Armenia")
+    authority.add_city(1, "Port Tina", "Armenia")
+    authority.add_city(2, "Nowhere", "Armenia")
+    authority.add_city("san/josé", "San José", "Россия")
+    authority.add_city(4, "Х", "Rossiia")
+    authority.add_city(5, "Paris", "🇫🇷")
+    for city, trips in ((0, one), (1, two), (2, []), ("san/josé", three), (4, four), (5, one)):
+        authority.put(city, date, trips)
+    request = await tripfold.process(date)
+    statistics = await tripfold.stats(date, detail="full")
+    assert request["status"] == "completed"
+    assert len(statistics) == 4
+    by_name = {days[date]["country_name"]: days[date] for days in statistics.values()}
+    for name, files in {"Armenia": (one, two), "Россия": (three,), "Rossiia": (four,), "🇫🇷": (one,)}.items():
+        assert {key: by_name[name][key] for key in figures_of(*files)} == figures_of(*files)
+        assert by_name[name]["complete"] is True
+    assert {"armenia", "rossiia"} <= statistics.keys()
+
+
+async def test_a_corrected_file_replaces_its_numbers(authority: Authority, tripfold: Running) -> None:
+    """Numbers of a re-requested date whose upstream data changed are replaced, not added."""
+    date = "2024-05-02"
+    before, after = make_trips(1, 300, date), make_trips(2, 200, date)
+    authority.add_city(0, "A", "Peru")
+    authority.put(0, date, before)
+    await tripfold.process(date)
+    assert (await tripfold.stats(date))["peru"][date] == figures_of(before)
+    authority.put(0, date, after)
+    await tripfold.process(date)
+    assert (await tripfold.stats(date))["peru"][date] == figures_of(after)
+
+
+@pytest.mark.parametrize("etags", [False, True])
+async def test_an_unchanged_file_leaves_everything_untouched(
+    authority: Authority, tripfold: Running, etags: bool
+) -> None:
+    """A repeated request of the same data completes, and neither plan, manifest, raw objects nor summary change."""
+    date = f"2024-05-{3 + etags:02}"
+    authority.etags = etags
+    authority.add_city(0, "A", "Peru")
+    authority.put(0, date, make_trips(1, 300, date))
+    await tripfold.process(date)
+    before = await _objects(tripfold, date)
+    again = await tripfold.process(date)
+    assert again["status"] == "completed"
+    assert again["counts"]["cities_unchanged"] == 1
+    assert await _objects(tripfold, date) == before
+
+
+async def _objects(tripfold: Running, date: str) -> dict[str, str]:
+    return {one.key: one.etag async for one in tripfold.store.list("") if f"date={date}" in one.key}
+
+
+async def test_a_city_that_moves_counts_in_one_country(authority: Authority, tripfold: Running) -> None:
+    """A city that moves, with and without new bytes, and back, counts for the country it is in, and only there."""
+    date = "2024-05-05"
+    first, second = make_trips(1, 300, date), make_trips(2, 100, date)
+    authority.add_city(0, "A", "Peru")
+    authority.put(0, date, first)
+    await tripfold.process(date)
+    for country, file in (("Japan", first), ("Malta", second), ("Peru", second)):
+        authority.add_city(0, "A", country)
+        authority.put(0, date, file)
+        request = await tripfold.process(date)
+        assert request["status"] == "completed"
+        assert await tripfold.stats(date) == {country.lower(): {date: figures_of(file)}}
+    manifest_key = keys.manifest(dt.date.fromisoformat(date), CityId("0"))
+    found = await tripfold.store.get(manifest_key)
+    assert found is not None
+    manifest = objects.decode(Manifest, found.body, manifest_key)
+    raw = [one async for one in tripfold.store.list(f"raw/date={date}/")]
+    assert len(raw) == 2, "a move alone names the same raw object"
+    stored = await tripfold.store.get(manifest.raw_key)
+    assert stored is not None
+    assert hashlib.sha256(stored.body).hexdigest() == manifest.sha256
+
+
+async def test_a_city_that_fails_is_named_and_the_others_count(authority: Authority, tripfold: Running) -> None:
+    """A city of 404, one of 500 and one with a bad record are failures with reasons; the rest is served."""
+    date = "2024-05-06"
+    good = make_trips(1, 300, date)
+    bad = [*make_trips(2, 10, date), {"departure-time": f"{date}T01:00:00", "bus-type": "B", "passengers": "many"}]
+    for city in range(4):
+        authority.add_city(city, f"City {city}", "Peru")
+    authority.put(0, date, good)
+    authority.files["1", date] = 404
+    authority.files["2", date] = 500
+    authority.put(3, date, bad)
+    request = await tripfold.process(date)
+    assert request["status"] == "completed with failures"
+    reasons = {failure["city_id"]: failure["reason"] for failure in request["failures"]}
+    assert reasons.keys() == {"1", "2", "3"}
+    assert "404" in reasons["1"]
+    assert "500" in reasons["2"]
+    assert "passengers" in reasons["3"]
+    assert "record 11" in reasons["3"]
+    day = (await tripfold.stats(date, detail="full"))["peru"][date]
+    assert (day["bus_count"], day["cities_reported"], day["cities_expected"], day["complete"]) == (300, 1, 4, False)
+    authority.put(1, date, good)
+    authority.put(2, date, good)
+    authority.put(3, date, good)
+    assert (await tripfold.process(date))["status"] == "completed"
+    assert (await tripfold.stats(date))["peru"][date] == figures_of(good, good, good, good)
+
+
+async def test_a_404_keeps_the_good_revision_before_it(authority: Authority, tripfold: Running) -> None:
+    """A file that disappeared is a failure of the request, and its numbers stay."""
+    date = "2024-05-07"
+    good = make_trips(1, 300, date)
+    authority.add_city(0, "A", "Peru")
+    authority.put(0, date, good)
+    await tripfold.process(date)
+    authority.files["0", date] = 404
+    assert (await tripfold.process(date))["status"] == "completed with failures"
+    assert (await tripfold.stats(date))["peru"][date] == figures_of(good)
+
+
+async def test_a_date_requested_twice_at_once_counts_once(authority: Authority, tripfold: Running) -> None:
+    """Two requests of one date side by side both complete, and no trip counts twice."""
+    date = "2024-05-08"
+    files = [make_trips(seed, 300, date) for seed in range(5)]
+    for city, file in enumerate(files):
+        authority.add_city(city, f"City {city}", "Peru")
+        authority.put(city, date, file)
+    places = await asyncio.gather(tripfold.request(date), tripfold.request(date))
+    ends = await asyncio.gather(*(tripfold.ended(place) for place in places))
+    assert [end["status"] for end in ends] == ["completed", "completed"]
+    assert (await tripfold.stats(date))["peru"][date] == figures_of(*files)
+
+
+async def test_no_cities_at_all_complete_the_request(tripfold: Running) -> None:
+    """A date of an upstream without cities is completed, with nothing to show."""
+    request = await tripfold.process("2024-05-09")
+    assert request["status"] == "completed"
+    assert await tripfold.stats("2024-05-09") == {}
+
+
+async def test_bad_cities_are_reported_and_the_rest_go_on(authority: Authority, tripfold: Running) -> None:
+    """Entries without id, name or country, and second ones of an id, are left out and named."""
+    date = "2024-05-10"
+    good = make_trips(1, 50, date)
+    authority.add_city(0, "A", "Peru")
+    authority.put(0, date, good)
+    authority.cities += [{"id": 0, "name": "B", "country": "Peru"}, {"id": 1.5, "name": "C", "country": "Peru"}, 7]
+    request = await tripfold.process(date)
+    assert request["status"] == "completed"
+    assert request["bad_cities_count"] == 3
+    assert (await tripfold.stats(date))["peru"][date] == figures_of(good)
+
+
+@pytest.mark.parametrize("victim", ["planner", "worker", "aggregate", "api"])
+async def test_a_service_killed_in_the_middle_loses_nothing(
+    authority: Authority, tripfold: Running, victim: str
+) -> None:
+    """A service that is killed with -9 while cities stream is started again, and the request completes exactly."""
+    date = f"2024-06-{['planner', 'worker', 'aggregate', 'api'].index(victim) + 1:02}"
+    files = [make_trips(seed, 4000, date) for seed in range(6)]
+    for city, file in enumerate(files):
+        authority.add_city(city, f"City {city}", "Peru")
+        authority.put(city, date, file)
+    authority.pace_s = 0.02
+    asked_before = len(authority.requests)
+    place = await tripfold.request(date)
+    if victim != "planner":
+        await eventually(partial(_asked_for_files, authority, asked_before), "the first download")
+    tripfold.supervisor.kill(victim)
+    if victim == "api":
+        await eventually(partial(_alive, tripfold), "the API to come back")
+    request = await tripfold.ended(place)
+    assert request["status"] == "completed"
+    assert (await tripfold.stats(date))["peru"][date] == figures_of(*files)
+
+
+async def _asked_for_files(authority: Authority, asked_before: int) -> bool | None:
+    return any("/stats" in path for path in authority.requests[asked_before:]) or None
+
+
+async def _alive(tripfold: Running) -> bool | None:
+    with contextlib.suppress(httpx.TransportError):
+        return (await tripfold.client.get("/health/live")).is_success
+    return None
+
+
+async def test_a_post_is_accepted_with_its_place(tripfold: Running) -> None:
+    """A request is answered with 202 and where its status is, which can be read at once."""
+    answer = await tripfold.client.post("/process-request", params={"date": "2024-05-11"})
+    assert answer.status_code == 202
+    status = await tripfold.client.get(answer.headers["location"])
+    assert status.status_code == 200
+    assert status.json()["id"] == answer.json()["id"]
+    assert json.loads(answer.text)["date"] == "2024-05-11"
