@@ -19,6 +19,7 @@ from shared.topics import RECORD_BYTES_MAX, Topic, partition_of
 
 BATCH_EVENTS_MAX = 5_000
 ERROR_HEADER_LENGTH_MAX = 1_000
+CHECK_TIMEOUT_S = 5.0
 
 
 class LogUnavailable(SurroundingsFault):
@@ -72,8 +73,13 @@ class KafkaPublisher:
             await self._producer.stop()
 
     async def check(self) -> None:
-        """Raise LogUnavailable if Kafka cannot be reached."""
-        await self._started()
+        """Raise LogUnavailable if Kafka does not answer now."""
+        producer = await self._started()
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                await producer.client.fetch_all_metadata()
+        except (KafkaError, OSError, TimeoutError) as error:
+            raise LogUnavailable(f"Kafka does not answer: {type(error).__name__} {error}") from error
 
     async def publish(self, outgoing: Iterable[Outgoing]) -> None:
         batch: list[tuple[Topic, bytes, bytes, list[tuple[str, bytes]]]] = []

@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from shared.consuming import SHUTDOWN_GRACE_S
 from shared.health import Health
-from shared.patience import Patience, Stopping
+from shared.patience import Patience, Stopping, SurroundingsFault
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
 from shared.store import S3Store
@@ -23,6 +23,8 @@ from shared.topics import Topic
 from shared.topics_admin import require_topics
 
 Background = Callable[[Patience], Awaitable[None]]
+
+WATCH_INTERVAL_S = 3.0
 
 _log = structlog.get_logger()
 
@@ -60,6 +62,7 @@ def make_app(
         await patience.wait_out("consuming", broker.start)
         surroundings.health.started = True
         _log.info("ready")
+        await _watch(surroundings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
@@ -101,6 +104,20 @@ def health_routes(health: Health) -> list[Any]:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return [live, ready, metrics]
+
+
+async def _watch(surroundings: Surroundings) -> None:
+    """Look at S3 and Kafka every few seconds, so that an idle service, too, says the truth about being ready."""
+    health = surroundings.health
+    while not surroundings.patience.stopping.is_set():
+        for what, check in (("S3", surroundings.store.check), ("Kafka", surroundings.publisher.check)):
+            try:
+                await check()
+            except SurroundingsFault as error:
+                health.failing(what, str(error))
+            else:
+                health.recovered(what)
+        await surroundings.patience.pause(WATCH_INTERVAL_S)
 
 
 async def _run(job: Background, patience: Patience) -> None:

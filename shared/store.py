@@ -22,7 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from shared.patience import SurroundingsFault
 from shared.settings import Settings
 
-UPLOAD_PART_BYTES = 8 * 1024 * 1024
+UPLOAD_PART_BYTES = 5 * 1024 * 1024
 UPLOAD_PARTS_IN_FLIGHT_MAX = 2
 UPLOAD_PARTS_MAX = 10_000
 
@@ -205,22 +205,19 @@ class _S3Upload:
         self._target = {"Bucket": bucket, "Key": key}
         self._key = key
         self._upload_id: str | None = None
-        self._buffer = bytearray()
+        self._filling = bytearray()
         self._parts: list[asyncio.Task[dict[str, Any]]] = []
         self._room = asyncio.Semaphore(UPLOAD_PARTS_IN_FLIGHT_MAX)
         self._done = False
 
     async def write(self, chunk: bytes) -> None:
-        self._buffer += chunk
-        while len(self._buffer) > UPLOAD_PART_BYTES:
-            with memoryview(self._buffer) as view:
-                part = bytes(view[:UPLOAD_PART_BYTES])
-            del self._buffer[:UPLOAD_PART_BYTES]
-            await self._send(part)
+        # A full part is sent only once more has come: a file of exactly one part is one PutObject too.
+        if len(self._filling) >= UPLOAD_PART_BYTES:
+            await self._send(self._take())
+        self._filling += chunk
 
     async def complete(self) -> None:
-        last = bytes(self._buffer)
-        self._buffer.clear()
+        last = self._take()
         if self._upload_id is None:
             with _faults("PutObject", self._key):
                 await self._client.put_object(**self._target, Body=last, ContentType="application/json")
@@ -241,13 +238,17 @@ class _S3Upload:
         for task in self._parts:
             task.cancel()
         await asyncio.gather(*self._parts, return_exceptions=True)
-        self._buffer.clear()
+        self._take()
         if self._upload_id is not None:
             # What cannot be aborted now is an unfinished upload, which the clean-up takes by its age.
             with contextlib.suppress(ClientError, BotoCoreError, OSError, asyncio.TimeoutError):
                 await self._client.abort_multipart_upload(**self._target, UploadId=self._upload_id)
 
-    async def _send(self, part: bytes) -> None:
+    def _take(self) -> bytearray:
+        part, self._filling = self._filling, bytearray()
+        return part
+
+    async def _send(self, part: bytearray) -> None:
         if self._upload_id is None:
             with _faults("CreateMultipartUpload", self._key):
                 answer = await self._client.create_multipart_upload(**self._target, ContentType="application/json")
@@ -263,7 +264,7 @@ class _S3Upload:
                 task.result()  # a part that failed ends the upload at once
         self._parts.append(asyncio.create_task(self._send_part(number, part)))
 
-    async def _send_part(self, number: int, part: bytes) -> dict[str, Any]:
+    async def _send_part(self, number: int, part: bytearray) -> dict[str, Any]:
         try:
             with _faults("UploadPart", self._key):
                 answer = await self._client.upload_part(

@@ -14,7 +14,7 @@ import enum
 import functools
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -117,15 +117,22 @@ class _MemoryUpload:
 
 
 class MemoryLog:
-    """Topics of `PARTITIONS` partitions each, and the offsets that consumer groups have committed."""
+    """Topics of `PARTITIONS` partitions each, and the offsets that consumer groups have committed.
 
-    def __init__(self) -> None:
+    Of the records appended since it was made, it acknowledges and loses those whose number is in ``losing``.
+    """
+
+    def __init__(self, losing: Collection[int] = ()) -> None:
+        self.appended: list[Received] = []
+        self._losing = frozenset(losing)
+        self._lost: set[tuple[Topic, int, int]] = set()
         self._records: dict[tuple[Topic, int], list[Received]] = {}
         self._committed: dict[tuple[str, Topic, int], int] = {}
 
-    def copy(self) -> MemoryLog:
+    def copy(self, losing: Collection[int] = ()) -> MemoryLog:
         """Return a log of its own with the same records and offsets."""
-        copied = MemoryLog()
+        copied = MemoryLog(losing)
+        copied._lost = set(self._lost)
         copied._records = {place: list(records) for place, records in self._records.items()}
         copied._committed = dict(self._committed)
         return copied
@@ -144,6 +151,9 @@ class MemoryLog:
             topic=topic, partition=partition, offset=len(records), key=key, value=value, headers=tuple(headers)
         )
         records.append(record)
+        if len(self.appended) in self._losing:
+            self._lost.add(_place_of(record))
+        self.appended.append(record)
         return record
 
     def take(self, group: str, topic: Topic, records_max: int) -> list[Received]:
@@ -151,7 +161,10 @@ class MemoryLog:
         taken: list[Received] = []
         for partition in range(PARTITIONS):
             begin = self._committed.get((group, topic, partition), 0)
-            taken += self._records.get((topic, partition), ())[begin : begin + records_max - len(taken)]
+            there = [
+                record for record in self._records.get((topic, partition), ())[begin:] if not self._is_lost(record)
+            ]
+            taken += there[: records_max - len(taken)]
         return taken
 
     def commit(self, group: str, batch: Iterable[Received]) -> None:
@@ -162,7 +175,19 @@ class MemoryLog:
 
     def records(self, topic: Topic) -> list[Received]:
         """Return all records of a topic, partition by partition."""
-        return [record for partition in range(PARTITIONS) for record in self._records.get((topic, partition), ())]
+        return [
+            record
+            for partition in range(PARTITIONS)
+            for record in self._records.get((topic, partition), ())
+            if not self._is_lost(record)
+        ]
+
+    def _is_lost(self, record: Received) -> bool:
+        return _place_of(record) in self._lost
+
+
+def _place_of(record: Received) -> tuple[Topic, int, int]:
+    return record.topic, record.partition, record.offset
 
 
 class BrokenContract(BaseException):  # nothing that waits out faults may catch it
@@ -273,6 +298,10 @@ class Crossings:
     def __init__(self, schedule: Mapping[int, Break] | None = None) -> None:
         self.made: list[Crossing] = []
         self._schedule = schedule or {}
+
+    def heal(self) -> None:
+        """Break nothing from here on."""
+        self._schedule = {}
 
     def next_break(self, crossing: Crossing) -> Break | None:
         """Count a call and say how it breaks, if it does."""

@@ -16,6 +16,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Tag
+from litestar.params import FromPath
 from litestar.response import File, Redirect
 
 API_VERSION = "1.0.0"
@@ -111,7 +112,7 @@ async def start() -> str:
 @get(
     "/docs/{name:str}", include_in_schema=False, cache_control=CacheControlHeader(max_age=ASSET_AGE_MAX_S, public=True)
 )
-async def asset(name: str) -> File:
+async def asset(name: FromPath[str]) -> File:
     """Return a file of Swagger UI."""
     if name not in _ASSETS:
         raise NotFoundException

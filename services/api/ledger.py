@@ -13,7 +13,7 @@ import msgspec
 
 from services.api.statistics import DayStats, day_detail
 from shared.contribution import Contribution
-from shared.identity import CityId
+from shared.identity import CityId, CountryField, CountrySlug
 from shared.objects import LedgerEntry, Manifest, Summary
 
 
@@ -95,6 +95,14 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
     city_ids: tuple[CityId, ...]
     last: bool
+
+
+def parse_country_day(country: str, date: str) -> tuple[CountrySlug, dt.date] | None:
+    """Return the country-day that a path names, or None if no country-day can be called that."""
+    try:
+        return msgspec.convert(country, CountryField), msgspec.convert(date, dt.date)
+    except msgspec.ValidationError:
+        return None
 
 
 def expected_cities(summary: Summary) -> frozenset[CityId]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 from services.api.bounded import map_bounded
@@ -91,7 +91,7 @@ class SummaryReader:
         async with within(LEDGER_DEADLINE_S, f"Reading the ledger of {country} on {date}"):
             return await self._of_one_generation(lambda generation: self._summary(generation, country, date))
 
-    async def manifests(self, date: dt.date, city_ids: list[CityId]) -> dict[CityId, Manifest]:
+    async def manifests(self, date: dt.date, city_ids: Sequence[CityId]) -> dict[CityId, Manifest]:
         """Return the manifests of those of the cities that have one on ``date``."""
         async with within(LEDGER_DEADLINE_S, f"Reading {len(city_ids)} manifests of {date}"):
             found = await map_bounded(

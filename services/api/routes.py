@@ -18,7 +18,7 @@ from litestar.params import PathParameter, QueryParameter, SkipValidation
 from services.api import examples
 from services.api.errors import NothingThere, shown
 from services.api.first_version import accept_first_version
-from services.api.ledger import Ledger, ledger_of, page_of
+from services.api.ledger import Ledger, ledger_of, page_of, parse_country_day
 from services.api.parameters import refuse_undeclared
 from services.api.problems import responses
 from services.api.ranges import date_range
@@ -213,12 +213,12 @@ async def ledger_of_country_day(
     ] = "",
 ) -> Ledger:
     """Return the totals of the day, and its cities page by page, sorted by city id."""
-    day = _parse_date(date)
-    summary = await reader.summary(CountrySlug(country), day) if day else None
-    page = page_of(summary, after=after, limit=limit) if summary else None
-    if day is None or summary is None or page is None:
+    named = parse_country_day(country, date)
+    summary = await reader.summary(*named) if named else None
+    if summary is None:
         raise NothingThere(f"Nothing is known of the country {shown(country)} on {shown(date)}.")
-    manifests = await reader.manifests(day, list(page.city_ids))
+    page = page_of(summary, after=after, limit=limit)
+    manifests = await reader.manifests(summary.date, page.city_ids)
     return ledger_of(summary, page, manifests, limit=limit)
 
 
@@ -235,11 +235,3 @@ def api_router() -> Router:
         ],
         before_request=refuse_undeclared,
     )
-
-
-def _parse_date(text: str) -> dt.date | None:
-    try:
-        date = dt.date.fromisoformat(text)
-    except ValueError:
-        return None
-    return date if date.isoformat() == text else None

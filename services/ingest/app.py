@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from litestar import Litestar
 
 from services.ingest.city_day import CityDayIngest
+from services.ingest.memory import return_large_buffers
 from services.ingest.planner import Planner
 from services.ingest.upstream import HttpUpstream, Persistence
 from services.ingest.worker import Worker
@@ -31,6 +32,7 @@ class Role(enum.Enum):
 
 def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
     """Wire the ingest service over the Kafka, S3 and upstream of the settings."""
+    return_large_buffers()
     surroundings = Surroundings(settings, source="ingest")
     patience = surroundings.patience
     upstream = HttpUpstream(settings)

@@ -1,6 +1,6 @@
 """The fast path: whole windows of records through one typed decoder.
 
-A window is a stretch of the file that ends in ``}``. Between square brackets it is decoded as an array of
+A window is a stretch of the file that ends in ``}``. Between square brackets it is a document, decoded as an array of
 trips; JSON is read from left to right, so if that succeeds the window is a run of whole records, wherever its end
 came from. If it does not, the end was inside a string or a nested object, and an earlier ``}`` is tried.
 
@@ -101,9 +101,10 @@ class _Windows:
         """Fold the records from `start` on; return where the next one's comma is looked for, or ``None`` to decline."""
         end = min(len(pending), start + self._limits.window_bytes)
         for cut in self._cuts(pending, start, end, opening):
-            window = bytes(pending[start:cut])
+            with memoryview(pending) as view:
+                document = b"".join((b"[", view[start:cut], b"]"))
             try:
-                self._fold(window)
+                self._fold(document)
             except (msgspec.ValidationError, InvalidTrip, UnicodeDecodeError, _NotForThisPath):
                 return None
             except (msgspec.DecodeError, RecursionError):
@@ -128,49 +129,47 @@ class _Windows:
             cut = brace
             yield brace + 1
 
-    def _fold(self, window: bytes) -> None:
-        """Add up a window of whole records, on the highest rung that takes it."""
-        document = b"[%b]" % window
+    def _fold(self, document: bytes) -> None:
+        """Add up an array of whole records, on the highest rung that takes it."""
         while len(self._rungs) > 1:
             try:
-                self._rungs[0](window, document)
+                self._rungs[0](document)
             except msgspec.ValidationError:
                 del self._rungs[0]
             else:
                 return
-        self._rungs[0](window, document)
+        self._rungs[0](document)
 
-    def _fold_plain(self, window: bytes, document: bytes) -> None:
-        trips = self._plain.decode(document)
-        self._add_dated(window, document, trips)
+    def _fold_plain(self, document: bytes) -> None:
+        self._add_dated(document, self._plain.decode(document))
 
-    def _fold_dated(self, window: bytes, document: bytes) -> None:
+    def _fold_dated(self, document: bytes) -> None:
         trips = self._dated.decode(document)
-        self._check_skipped(window, len(trips))
-        self._add_dated(window, document, trips)
+        self._check_skipped(document, len(trips))
+        self._add_dated(document, trips)
 
-    def _fold_written(self, window: bytes, document: bytes) -> None:
+    def _fold_written(self, document: bytes) -> None:
         trips = self._written.decode(document)
-        self._check_skipped(window, len(trips))
+        self._check_skipped(document, len(trips))
         self._tally.add_all(trips)
 
-    def _add_dated(self, window: bytes, document: bytes, trips: Sequence[DatedTrip]) -> None:
-        escapes = b"\\" in window
-        if (escapes and b"\\u0000" in window) or not self._tally.add_all_dated(
-            trips, rounded=escapes or b"." in window
-        ):
-            self._fold_written(window, document)
+    def _add_dated(self, document: bytes, trips: Sequence[DatedTrip]) -> None:
+        escapes = b"\\" in document
+        cut_short = escapes and b"\\u0000" in document
+        if cut_short or not self._tally.add_all_dated(trips, rounded=escapes or b"." in document):
+            self._fold_written(document)
 
-    def _check_skipped(self, window: bytes, records: int) -> None:
+    def _check_skipped(self, document: bytes, records: int) -> None:
         """Raise `_NotForThisPath` if a field that the decoder skipped may be one that the reference path refuses."""
-        if not window.isascii():
-            window.decode()
-        nested = window.count(b"{") - records
-        if b"[" in window:
-            nested += window.count(b"[")
-        if nested > self._limits.depth - 2 and _is_nested_deeper(window, self._limits.depth - 1):
+        if not document.isascii():
+            document.decode()
+        # Deeper than the array and its records is only what has brackets beyond theirs.
+        more_brackets = document.count(b"{") - records
+        if document.find(b"[", 1) > 0:
+            more_brackets += document.count(b"[") - 1
+        if more_brackets > self._limits.depth - 2 and _is_deeper(document, self._limits.depth):
             raise _NotForThisPath
-        if may_have_long_number(window):
+        if may_have_long_number(document):
             raise _NotForThisPath
 
 
@@ -178,15 +177,15 @@ class _NotForThisPath(Exception):
     """A window holds what the decoder accepts and the reference path may not."""
 
 
-def _is_nested_deeper(window: bytes, depth: int) -> bool:
-    """Tell whether brackets outside of strings, in a run of whole JSON values, are nested deeper than `depth`.
+def _is_deeper(document: bytes, depth: int) -> bool:
+    """Tell whether the brackets of a JSON document, those outside of strings, are nested deeper than `depth`.
 
     Two quotes side by side go without changing on which side of a string any bracket is, and mostly no other
-    quotes are left once all else has gone.
+    quotes are left once all else has gone. Then each round takes off the innermost brackets.
     """
-    if b"\\" in window:
-        window = window.replace(b"\\\\", b"").replace(b'\\"', b"")
-    marks = window.translate(_BRACKETS_AS_BRACES, _NEITHER_BRACKET_NOR_QUOTE).replace(b'""', b"")
+    if b"\\" in document:
+        document = document.replace(b"\\\\", b"").replace(b'\\"', b"")
+    marks = document.translate(_BRACKETS_AS_BRACES, _NEITHER_BRACKET_NOR_QUOTE).replace(b'""', b"")
     braces = b"".join(marks.split(b'"')[::2])
     for _ in range(depth):
         if not braces:

@@ -44,7 +44,7 @@ class Worker:
         finally:
             stopping.cancel()
             everything.cancel()
-            await asyncio.gather(stopping, *running, return_exceptions=True)
+            await asyncio.gather(everything, stopping, *running, return_exceptions=True)
 
     async def _run(self, tasks: Sequence[IngestCity]) -> None:
         async with self._room:

@@ -6,12 +6,13 @@ One data directory holds one stack::
     DATA_DIR/embedded.lock    held while a stack uses the directory
     DATA_DIR/s3               what SeaweedFS stores
     DATA_DIR/kafka            the broker's snapshot
-    DATA_DIR/logs             s3.log, kafka.log, and SeaweedFS's own logs in s3/
+    DATA_DIR/logs             s3.log, broker.log, kafka.log, and SeaweedFS's own logs in s3/
 
 What this broker cannot do is known here and nowhere else: it never evicts a dead member of a consumer group, and a
 second consumer that joins while the first commits can deadlock the group. So each group has exactly one consumer,
 with a ``group_instance_id``. It writes its snapshot when it is told to stop; killed with -9 it may lose its last
-seconds, which a new request or a rebuild from S3 brings back.
+seconds, which a new request or a rebuild from S3 brings back. It has no long polling either: a relay before it
+(``services.local.long_poll``) does that, so that idle consumers cost nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import importlib.metadata
 import os
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,7 +144,8 @@ class EmbeddedStack:
             )
             self.children = (
                 seaweedfs(weed, data_dir, keys=keys, ports=ports, endpoints=self.endpoints),
-                embedded_broker(broker, data_dir, port=ports.kafka),
+                embedded_broker(broker, data_dir, port=ports.broker),
+                broker_relay(data_dir, port=ports.kafka, broker_port=ports.broker),
             )
             self.held_fds = (self._lock_fd,)
             self._undo = undo.pop_all()
@@ -301,11 +304,11 @@ def seaweedfs(
 
 
 def embedded_broker(binary: Path, data_dir: Path, *, port: int) -> ChildProcess:
-    """Describe the Kafka broker: on loopback only, and nothing of it but Kafka."""
+    """Describe the Kafka broker, which the relay hides: on loopback only, and nothing of it but Kafka."""
     directory = data_dir / "kafka"
     directory.mkdir(mode=0o700, exist_ok=True)
     return ChildProcess(
-        name="kafka",
+        name="broker",
         argv=(
             str(binary),
             "start",
@@ -320,6 +323,29 @@ def embedded_broker(binary: Path, data_dir: Path, *, port: int) -> ChildProcess:
         ),
         env=_plain_environment(directory),
         cwd=directory,
+        log_path=data_dir / "logs" / "broker.log",
+        ready=broker_probe(port),
+        ready_deadline_s=READY_DEADLINE_S,
+        restart=True,
+    )
+
+
+def broker_relay(data_dir: Path, *, port: int, broker_port: int) -> ChildProcess:
+    """Describe what clients take for Kafka: the relay that gives the broker the long polling it lacks."""
+    return ChildProcess(
+        name="kafka",
+        argv=(
+            sys.executable,
+            "-m",
+            "services.local.long_poll",
+            "--host",
+            HOST,
+            "--port",
+            str(port),
+            "--broker-port",
+            str(broker_port),
+        ),
+        env={**_plain_environment(data_dir), "PYTHONPATH": os.pathsep.join(sys.path)},
         log_path=data_dir / "logs" / "kafka.log",
         ready=broker_probe(port),
         ready_deadline_s=READY_DEADLINE_S,

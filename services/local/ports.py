@@ -56,6 +56,7 @@ class EmbeddedPorts(msgspec.Struct, frozen=True, kw_only=True):
     filer: int
     admin: int
     kafka: int
+    broker: int
 
 
 def free_ports(
@@ -85,6 +86,7 @@ def free_ports(
             filer=choose("the S3 server's filer", "filer"),
             admin=choose("the S3 server's maintenance", "admin"),
             kafka=kafka_port,
+            broker=choose("the broker behind Kafka's port", "broker", with_grpc=False),
         )
     except Exception:
         release_ports(*claimed)
@@ -126,7 +128,7 @@ def release_ports(*ports: int) -> None:
 def ports_with_grpc(ports: EmbeddedPorts) -> list[int]:
     """List every port of a stack, the gRPC ports included."""
     pairs = [ports.s3, ports.master, ports.volume, ports.filer, ports.admin]
-    return [*pairs, *(port + GRPC_OFFSET for port in pairs), ports.kafka]
+    return [*pairs, *(port + GRPC_OFFSET for port in pairs), ports.kafka, ports.broker]
 
 
 _claimed: set[int] = set()

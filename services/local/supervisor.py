@@ -40,6 +40,7 @@ from shared.errors import OperatorError
 
 STOP_DEADLINE_S = 9.0
 KILL_DEADLINE_S = 2.0
+GROUP_POLL_INTERVAL_S = 0.01
 PROBE_TIMEOUT_S = 2.0
 PROBE_INTERVAL_S = 0.03
 RESTARTS_MAX = 5
@@ -347,7 +348,10 @@ class Supervisor:
     async def _clear_away(self, child: _Child) -> int:
         """See the child's end, and the end of what it started; return its exit code."""
         exit_code = await child.wait()
-        _signal_group(child.pid, signal.SIGKILL)
+        deadline_s = time.monotonic() + KILL_DEADLINE_S
+        while _group_runs(child.pid) and time.monotonic() < deadline_s:
+            _signal_group(child.pid, signal.SIGKILL)
+            await asyncio.sleep(GROUP_POLL_INTERVAL_S)
         child.running = False
         self._tell_watchdog()
         for path in child.spec.leftovers:
@@ -557,6 +561,27 @@ def _signal_group(process_group: int, number: signal.Signals) -> None:
     # A child leads the group of its session; macOS answers PermissionError when only zombies are left in it.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process_group, number)
+
+
+def _group_runs(process_group: int) -> bool:
+    """Say whether a group whose leader has been collected still has a process that runs.
+
+    Its orphans stay zombies until the first process of the system collects them, which may take seconds: only where
+    /proc tells zombies apart are those not waited for.
+    """
+    try:
+        os.killpg(process_group, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    if not Path("/proc/self/stat").exists():
+        return True
+    for stat_path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # After the name in parentheses: state, parent, process group.
+            state, _, group = stat_path.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            if int(group) == process_group and state != "Z":
+                return True
+    return False
 
 
 def _bound_log(path: Path) -> None:

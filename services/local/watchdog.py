@@ -32,13 +32,27 @@ def main() -> None:
 
 
 def _stop_together(process_groups: list[int]) -> None:
-    running = {group for group in process_groups if _send(group, signal.SIGTERM)}
+    asked = [group for group in process_groups if _send(group, signal.SIGTERM)]
     deadline = time.monotonic() + GROUP_GRACE_S
-    while running and time.monotonic() < deadline:
+    while any(_runs(group) for group in asked) and time.monotonic() < deadline:
         time.sleep(POLL_INTERVAL_S)
-        running = {group for group in running if _send(group, 0)}
-    for group in running:
+    # The leader may have ended and left children of its own behind.
+    for group in asked:
         _send(group, signal.SIGKILL)
+
+
+def _runs(process_group: int) -> bool:
+    """Say whether the leader of a group runs.
+
+    A zombie does not. The orphans are collected by the first process of the system, which may take seconds, and in
+    a container may never do it.
+    """
+    try:
+        with open(f"/proc/{process_group}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123  # pathlib takes longer to import than all the rest
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        # Gone; or a system without /proc, where only a signal can tell.
+        return not os.path.exists("/proc/self") and _send(process_group, 0)  # noqa: PTH110  # as above
 
 
 def _send(process_group: int, number: int) -> bool:

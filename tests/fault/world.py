@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
 
 import msgspec
 
 from services.aggregate.folding import Folder, summary_event
-from services.aggregate.progress_folding import ProgressFolder
+from services.aggregate.progress_folding import ProgressFolder, Sweep
 from services.ingest.city_day import CityDayIngest
 from services.ingest.planner import Planner
 from services.ingest.upstream import Persistence
@@ -48,6 +48,7 @@ from tests.fakes import (
 DATE = dt.date(2024, 5, 1)
 ROUNDS_MAX = 500
 PAUSES_MAX = 500
+SWEEP_AFTER = dt.timedelta(minutes=10)
 
 Handler = Callable[[Sequence[Received]], Awaitable[None]]
 
@@ -147,12 +148,12 @@ class World:
         """Build what a process publishes with."""
         return BreakablePublisher(MemoryPublisher(self.log, source=process.role), process)
 
-    def continued(self, broken: Mapping[int, Break] | None = None) -> Self:
-        """Return a world of its own that begins, with new processes, where this one rests."""
+    def continued(self, broken: Mapping[int, Break] | None = None, *, losing: Collection[int] = ()) -> Self:
+        """Return a world of its own that begins, with new processes, where this one rests; its log may lose records."""
         world = type(self)(broken, etags=self._etags)
         world.clock.now = self.clock.now
         world.store.objects = dict(self.store.objects)
-        world.log = self.log.copy()
+        world.log = self.log.copy(losing)
         world.oracle = self.oracle.copy()
         world.attempts = self.attempts
         world.requests = self.requests
@@ -188,13 +189,15 @@ class World:
                 ).process
 
     def request(self, truth: Truth) -> RequestId:
-        """Ask for the date while the upstream holds ``truth``; nothing runs yet."""
+        """Ask for the date while the upstream holds ``truth``, as the API does; nothing runs yet."""
         truth.write_into(self.upstream, DATE)
         self.requests += 1
         request_id = RequestId(f"018f38bf-1d00-7000-8000-{self.requests:012x}")
         requested = ProcessRequested(request_id=request_id, date=DATE, requested_at=self.clock())
         headers = events.headers_of(requested, source="api")
         self.log.append(requested.topic, requested.key.encode(), events.encode(requested), headers)
+        accepted = RequestRecord(request_id=request_id, date=DATE, requested_at=self.clock(), updated_at=self.clock())
+        self.store.write(keys.request(request_id), objects.encode(accepted))
         self.oracle.requested(request_id, truth)
         return request_id
 
@@ -219,6 +222,12 @@ class World:
             process.resumed.set()
             process.paused.clear()
             await task
+
+    async def sweep(self) -> None:
+        """Send every request on its way again that has made no progress for long."""
+        self.clock.advance(SWEEP_AFTER.total_seconds())
+        publisher = MemoryPublisher(self.log, source="sweep")
+        await Sweep(self.store, publisher, clock=self.clock, after=SWEEP_AFTER).once()
 
     async def _turn(self, role: str) -> bool:
         process = self._living.get(role)
@@ -298,6 +307,15 @@ def differences(world: World) -> list[str]:
     ]
 
 
+def unfinished(world: World) -> list[str]:
+    """Name the requests that have not come to an end."""
+    return [
+        f"{record.request_id} is {status_of(record).value}"
+        for record in _stored(world, keys.REQUESTS, RequestRecord)
+        if not status_of(record).ended
+    ]
+
+
 def _against_the_oracle(world: World) -> list[str]:
     said: dict[str, ExpectedDay] = {
         summary.country: _day_of(summary) for summary in _stored(world, "summaries/", Summary)
@@ -322,13 +340,13 @@ def _day_of(summary: Summary) -> ExpectedDay:
 
 def _requests_against_the_oracle(world: World) -> list[str]:
     said = {record.request_id: status_of(record) for record in _stored(world, keys.REQUESTS, RequestRecord)}
-    wrong = []
     last = max(world.oracle.statuses)
-    for request_id, expected in world.oracle.statuses.items():
-        found = said.get(request_id)
-        if found is None or not found.ended or (found.value != expected and (request_id == last or not world.resumed)):
-            wrong.append(f"{request_id}: expected {expected!r}, found {found}")
-    return wrong
+    wrong = [
+        f"{request_id}: expected {expected!r}, found {said[request_id].value!r}"
+        for request_id, expected in world.oracle.statuses.items()
+        if said[request_id].value != expected and (request_id == last or not world.resumed)
+    ]
+    return wrong + unfinished(world)
 
 
 def _summaries_against_manifests(world: World) -> list[str]:

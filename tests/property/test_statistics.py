@@ -1,0 +1,157 @@
+"""The laws of the statistics: exact sums, one rounding, every day of a country; of ranges; of first-version queries."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+from decimal import ROUND_HALF_EVEN, Decimal
+from fractions import Fraction
+from urllib.parse import parse_qsl
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.api.first_version import whole_query
+from services.api.ranges import DateRange
+from services.api.statistics import average_delay_s, country_stats, round_half_even
+from shared.contribution import Contribution
+from shared.identity import CountrySlug
+from shared.objects import SummaryHead
+
+# Every decimal of 15 digits survives being a float: averages are exact to the millisecond up to 31,000 years.
+delays_ms = st.integers(-(10**15) + 1, 10**15 - 1)
+trip_counts = st.integers(1, 10**9)
+dates = st.dates(dt.date(2023, 12, 25), dt.date(2024, 3, 5))
+countries = st.sampled_from([CountrySlug(slug) for slug in ("armenia", "belgium", "chad")])
+contributions = st.builds(
+    Contribution,
+    trips=st.integers(0, 10**6),
+    passengers=st.integers(0, 10**9),
+    accidents=st.integers(0, 3),
+    delay_total_ms=st.integers(-(10**12), 10**12),
+)
+
+
+@st.composite
+def heads(draw: st.DrawFn) -> SummaryHead:
+    """Return the head of any country-day, as a fold leaves it: without data, its totals are nothing."""
+    has_data = draw(st.booleans())
+    expected = draw(st.integers(0, 5))
+    reported = draw(st.integers(0, expected)) if has_data else 0
+    nothing = Contribution(trips=0, passengers=0, accidents=0, delay_total_ms=0)
+    country = draw(countries)
+    return SummaryHead(
+        date=draw(dates),
+        country=country,
+        country_name=country.title(),
+        version=draw(st.integers(1, 100)),
+        totals=draw(contributions) if has_data else nothing,
+        has_data=has_data,
+        cities_reported=reported,
+        cities_expected=expected,
+        complete=reported == expected,
+        last_ingested_at=None,
+        plan_revision=1,
+    )
+
+
+head_lists = st.lists(heads(), unique_by=lambda head: (head.country, head.date))
+
+
+@st.composite
+def ranges(draw: st.DrawFn) -> DateRange:
+    """Return any range of at least a day."""
+    first, last = sorted((draw(dates), draw(dates)))
+    return DateRange(first, last)
+
+
+@given(st.integers(), st.integers(min_value=1))
+def test_rounding(numerator: int, denominator: int) -> None:
+    """Rounding is that of exact fractions: to the nearest, a tie to the even one."""
+    assert round_half_even(numerator, denominator) == round(Fraction(numerator, denominator))
+
+
+@given(st.integers(-(10**6), 10**6), st.integers(1, 1_000))
+def test_ties(half: int, denominator: int) -> None:
+    """A tie goes to the even one, on both sides of zero."""
+    assert round_half_even((2 * half + 1) * denominator, 2 * denominator) == (half if half % 2 == 0 else half + 1)
+
+
+@given(delays_ms, trip_counts)
+def test_average_as_it_is_written(delay_total_ms: int, trips: int) -> None:
+    """The number in the answer is, digit for digit, the exact average rounded half to even to the millisecond."""
+    totals = Contribution(trips=trips, passengers=0, accidents=0, delay_total_ms=delay_total_ms)
+    written = Decimal(msgspec.json.encode(average_delay_s(totals)).decode())
+    exact_ms = Fraction(delay_total_ms, trips)
+    assert written == Decimal(round(exact_ms)).scaleb(-3)
+    assert written == written.quantize(Decimal("0.001"), rounding=ROUND_HALF_EVEN)
+
+
+@given(head_lists, ranges())
+def test_every_day_of_every_country_with_data(drawn: list[SummaryHead], days: DateRange) -> None:
+    """A country is there if it has data on any day of the range, with every day of it; all is sorted."""
+    inside = [head for head in drawn if head.date in days]
+    stats = country_stats(inside, days, detailed=False)
+    assert list(stats) == sorted({head.country for head in inside if head.has_data})
+    for of_country in stats.values():
+        assert list(of_country) == [date.isoformat() for date in days.dates()]
+
+
+@given(head_lists, ranges())
+def test_nothing_is_lost(drawn: list[SummaryHead], days: DateRange) -> None:
+    """The figures of all days add up to the totals of all heads, and accidents are shown where there are any."""
+    inside = [head for head in drawn if head.date in days]
+    stats = country_stats(inside, days, detailed=True)
+    shown = [day for of_country in stats.values() for day in of_country.values()]
+    assert sum(day.bus_count for day in shown) == sum(head.totals.trips for head in inside)
+    assert sum(day.passenger_count for day in shown) == sum(head.totals.passengers for head in inside)
+    assert all(day.exist_accident == (day.accident_count != 0) for day in shown)
+
+
+@given(head_lists, ranges(), st.randoms(use_true_random=False))
+def test_order_of_heads(drawn: list[SummaryHead], days: DateRange, chance: random.Random) -> None:
+    """The answer does not depend on the order in which heads were read."""
+    inside = [head for head in drawn if head.date in days]
+    shuffled = chance.sample(inside, len(inside))
+    for detailed in (False, True):
+        assert msgspec.json.encode(country_stats(shuffled, days, detailed=detailed)) == msgspec.json.encode(
+            country_stats(inside, days, detailed=detailed)
+        )
+
+
+@given(head_lists, ranges())
+def test_details_only_add(drawn: list[SummaryHead], days: DateRange) -> None:
+    """The brief answer is the detailed one without the details."""
+    inside = [head for head in drawn if head.date in days]
+    brief = msgspec.to_builtins(country_stats(inside, days, detailed=False))
+    full = msgspec.to_builtins(country_stats(inside, days, detailed=True))
+    assert brief == {
+        country: {
+            date: {name: day[name] for name in ("bus_count", "passenger_count", "exist_accident", "average_delay_s")}
+            for date, day in of_country.items()
+        }
+        for country, of_country in full.items()
+    }
+
+
+@given(ranges())
+def test_days_and_months_of_a_range(days: DateRange) -> None:
+    """A range has its days in order, and just the months that they are in."""
+    drawn = list(days.dates())
+    assert (drawn[0], drawn[-1], len(drawn)) == (days.first, days.last, days.days)
+    assert list(days.months()) == sorted({date.isoformat()[:7] for date in drawn})
+    assert all(date in days for date in drawn)
+    assert days.first - dt.timedelta(days=1) not in days
+    assert days.last + dt.timedelta(days=1) not in days
+
+
+@given(st.binary(max_size=60), st.dates())
+def test_whole_query(rest: bytes, last: dt.date) -> None:
+    """A query of the first version means what it meant with the equals sign, and a whole one stays as it is."""
+    before = rest.replace(b"&", b"").replace(b"to", b"") + b"&" if rest else b""
+    odd = before + f"to{last}".encode()
+    whole = before + f"to={last}".encode()
+    assert whole_query(odd) == whole
+    assert whole_query(whole) == whole
+    assert ("to", last.isoformat()) in parse_qsl(whole_query(odd).decode("latin-1"))

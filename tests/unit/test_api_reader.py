@@ -1,0 +1,295 @@
+"""The reader of summaries: what it fetches, what it keeps, and that an answer is of one generation."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.aggregate.fold import empty_summary, fold
+from services.api import reader as reader_module
+from services.api.bounded import map_bounded
+from services.api.impatience import TookTooLong
+from services.api.ranges import DateRange
+from services.api.reader import HeadCache, SummaryReader
+from shared import keys, objects
+from shared.identity import CountrySlug
+from shared.objects import SummaryHead
+from shared.store import Found, Listed, StoreUnavailable
+from tests.unit.api_world import DAY, ObservedStore, World, planned, stats
+
+MAY = DateRange(dt.date(2024, 5, 1), dt.date(2024, 5, 31))
+PLENTY_BYTES = 1 << 20
+
+
+def reader_of(world: World, *, cache_bytes: int = PLENTY_BYTES) -> SummaryReader:
+    """Return a reader of the world's bucket."""
+    return SummaryReader(world.store, cache_bytes=cache_bytes)
+
+
+def heads_read(world: World) -> list[str]:
+    """Return the keys of the summaries read so far, and forget them."""
+    read = sorted(key for key in world.store.reads if key.startswith("summaries/"))
+    world.store.reads.clear()
+    return read
+
+
+def trips(heads: list[SummaryHead]) -> dict[tuple[str, str], int]:
+    """Return the trips by country and date."""
+    return {(head.country, head.date.isoformat()): head.totals.trips for head in heads}
+
+
+async def test_only_the_range() -> None:
+    """The summaries of a range are read, and no others, though a month is listed whole."""
+    world = World()
+    for day in (1, 2, 3):
+        world.fold_in(stats("armenia", dt.date(2024, 5, day), trips=day))
+    heads = await reader_of(world).heads(DateRange(dt.date(2024, 5, 2), dt.date(2024, 5, 2)))
+    assert trips(heads) == {("armenia", "2024-05-02"): 2}
+    assert heads_read(world) == [keys.summary(1, dt.date(2024, 5, 2), CountrySlug("armenia"))]
+
+
+async def test_only_the_country() -> None:
+    """Of other countries than the one asked for nothing is read."""
+    world = World()
+    world.fold_in(stats("armenia"))
+    world.fold_in(stats("belgium"))
+    heads = await reader_of(world).heads(MAY, CountrySlug("belgium"))
+    assert [head.country for head in heads] == ["belgium"]
+    assert heads_read(world) == [keys.summary(1, DAY, CountrySlug("belgium"))]
+
+
+async def test_only_the_head_is_fetched() -> None:
+    """A summary with a long ledger is read by its first bytes alone."""
+    sizes: list[int] = []
+
+    class Measuring(ObservedStore):
+        async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
+            found = await super().get(key, first_bytes=first_bytes)
+            if found is not None:
+                sizes.append(len(found.body))
+            return found
+
+    world = World(Measuring())
+    city_ids = [str(number) for number in range(1_000)]
+    world.fold_in(*(stats("armenia", city_id=city_id) for city_id in city_ids), planned("armenia", city_ids=city_ids))
+    (head,) = await reader_of(world).heads(MAY)
+    assert (head.cities_reported, head.totals.trips) == (1_000, 8_000)
+    assert sizes == [4096]
+
+
+async def test_unchanged_summaries_are_not_fetched_again() -> None:
+    """What was seen is not fetched again; what changed is, and what is new."""
+    world = World()
+    reader = reader_of(world)
+    world.fold_in(stats("armenia", trips=1))
+    world.fold_in(stats("belgium", trips=2))
+    assert len(await reader.heads(MAY)) == 2
+    heads_read(world)
+    assert len(await reader.heads(MAY)) == 2
+    assert heads_read(world) == []
+    world.fold_in(stats("belgium", trips=3, revision=6))
+    world.fold_in(stats("chad", trips=4))
+    assert trips(await reader.heads(MAY)) == {
+        ("armenia", "2024-05-01"): 1,
+        ("belgium", "2024-05-01"): 3,
+        ("chad", "2024-05-01"): 4,
+    }
+    assert heads_read(world) == [keys.summary(1, DAY, CountrySlug(country)) for country in ("belgium", "chad")]
+
+
+async def test_summary_that_changes_after_its_listing() -> None:
+    """A summary that changes between listing and fetching is shown as fetched, and kept under what was fetched."""
+
+    class Changing(ObservedStore):
+        async def list(self, prefix: str) -> AsyncIterator[Listed]:
+            listed = [listed async for listed in super().list(prefix)]
+            if len(self.reads) == 1:
+                world.fold_in(stats("armenia", trips=2, revision=6))
+            for entry in listed:
+                yield entry
+
+    world = World(Changing())
+    world.fold_in(stats("armenia", trips=1))
+    reader = reader_of(world)
+    assert trips(await reader.heads(MAY)) == {("armenia", "2024-05-01"): 2}
+    heads_read(world)
+    assert trips(await reader.heads(MAY)) == {("armenia", "2024-05-01"): 2}
+    assert heads_read(world) == []
+
+
+async def test_summary_that_is_gone_after_its_listing() -> None:
+    """A summary that is deleted between listing and fetching is no data."""
+
+    class Deleting(ObservedStore):
+        async def list(self, prefix: str) -> AsyncIterator[Listed]:
+            listed = [listed async for listed in super().list(prefix)]
+            self.objects.clear()
+            for entry in listed:
+                yield entry
+
+    world = World(Deleting())
+    world.fold_in(stats("armenia"))
+    assert await reader_of(world).heads(MAY) == []
+
+
+async def test_other_keys_are_passed_over() -> None:
+    """What lies among the summaries and is none is passed over."""
+    world = World()
+    world.fold_in(stats("armenia"))
+    world.store.write("summaries/generation=1/date=2024-05-01/_SUCCESS", b"")
+    world.store.write("summaries/generation=1/date=2024-05-99/country=x.json", b"")
+    assert len(await reader_of(world).heads(MAY)) == 1
+
+
+async def test_cache_is_bounded() -> None:
+    """A cache that holds two heads forgets the one used least recently."""
+    world = World()
+    entry_bytes = len(keys.summary(1, DAY, CountrySlug("armenia"))) + 34 + reader_module.ENTRY_OVERHEAD_BYTES
+    reader = reader_of(world, cache_bytes=2 * entry_bytes)
+    for country in ("armenia", "belgium", "estonia"):
+        world.fold_in(stats(country))
+        await reader.heads(MAY, CountrySlug(country))
+    heads_read(world)
+    await reader.heads(MAY, CountrySlug("estonia"))
+    await reader.heads(MAY, CountrySlug("belgium"))
+    assert heads_read(world) == []
+    await reader.heads(MAY, CountrySlug("armenia"))
+    assert len(heads_read(world)) == 1
+    await reader.heads(MAY, CountrySlug("belgium"))
+    assert heads_read(world) == []
+    await reader.heads(MAY, CountrySlug("estonia"))
+    assert len(heads_read(world)) == 1
+
+
+async def test_no_cache() -> None:
+    """A cache of no bytes keeps nothing, and everything is still served."""
+    world = World()
+    world.fold_in(stats("armenia"))
+    reader = reader_of(world, cache_bytes=0)
+    assert len(await reader.heads(MAY)) == len(await reader.heads(MAY)) == 1
+    assert len(heads_read(world)) == 2
+
+
+def test_cache_keeps_one_head_of_a_key() -> None:
+    """A head replaces the one before it, which is never found again."""
+    summary = fold(empty_summary(DAY, CountrySlug("armenia")), [stats("armenia")])
+    head = objects.decode_head(objects.encode(summary), "a")
+    cache = HeadCache(PLENTY_BYTES)
+    cache.keep("a", '"1"', head)
+    cache.keep("a", '"2"', head)
+    assert (cache.get("a", '"1"'), cache.get("a", '"2"'), len(cache)) == (None, head, 1)
+
+
+async def test_live_generation() -> None:
+    """The generation that the pointer names is served; without a pointer, the first."""
+    world = World()
+    world.fold_in(stats("armenia", trips=1), generation=1)
+    world.fold_in(stats("armenia", trips=2), generation=2)
+    reader = reader_of(world)
+    assert trips(await reader.heads(MAY)) == {("armenia", "2024-05-01"): 1}
+    world.make_live(2)
+    assert trips(await reader.heads(MAY)) == {("armenia", "2024-05-01"): 2}
+
+
+class FlippingStore(ObservedStore):
+    """A store in which a rebuild goes live while summaries are listed, as often as ``flips`` says."""
+
+    def __init__(self, flips: int) -> None:
+        super().__init__()
+        self.flips = flips
+        self.live = 1
+        self.world: World | None = None
+
+    async def list(self, prefix: str) -> AsyncIterator[Listed]:
+        async for listed in super().list(prefix):
+            yield listed
+        if self.flips > 0:
+            assert self.world is not None
+            self.flips -= 1
+            self.live += 1
+            self.world.fold_in(stats("belgium", trips=self.live), generation=self.live)
+            self.world.make_live(self.live)
+
+
+def flipping_world(flips: int) -> World:
+    """Return a world in which so many rebuilds go live, each while the one before is being read."""
+    store = FlippingStore(flips)
+    world = World(store)
+    store.world = world
+    world.fold_in(stats("armenia", trips=1), generation=1)
+    return world
+
+
+async def test_generation_that_changes_while_it_is_read() -> None:
+    """When a rebuild goes live while summaries are being read, the answer is of the new generation, whole."""
+    heads = await reader_of(flipping_world(2)).heads(MAY)
+    assert trips(heads) == {("belgium", "2024-05-01"): 3}
+
+
+async def test_generation_that_changes_for_ever() -> None:
+    """A generation that changes every time is not read for ever."""
+    with pytest.raises(StoreUnavailable, match="changed"):
+        await reader_of(flipping_world(1_000)).heads(MAY)
+
+
+async def test_range_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A range that cannot be read in time is given up."""
+
+    class Silent(ObservedStore):
+        async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
+            await asyncio.Event().wait()
+            return await super().get(key, first_bytes=first_bytes)
+
+    monkeypatch.setattr(reader_module, "RANGE_DEADLINE_S", 0.01)
+    with pytest.raises(TookTooLong, match="2024-05-01 to 2024-05-31"):
+        await reader_of(World(Silent())).heads(MAY)
+
+
+async def test_bounded_concurrency() -> None:
+    """No more heads are fetched side by side than the bound, and no fewer when there are more."""
+    running = most = 0
+
+    class Slow(ObservedStore):
+        async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            running -= 1
+            return await super().get(key, first_bytes=first_bytes)
+
+    world = World(Slow())
+    for day in MAY.dates():
+        world.fold_in(stats("armenia", day))
+    assert len(await reader_of(world).heads(MAY)) == 31
+    assert most == reader_module.GETS_AT_ONCE_MAX
+
+
+async def test_map_bounded_keeps_the_order() -> None:
+    """Results come in the order of the items, whatever the order they were ready in."""
+
+    async def slower_at_first(item: int) -> int:
+        for _ in range(10 - item):
+            await asyncio.sleep(0)
+        return item * item
+
+    assert await map_bounded(slower_at_first, range(10), at_once_max=4) == [item * item for item in range(10)]
+    assert await map_bounded(slower_at_first, [], at_once_max=4) == []
+
+
+async def test_map_bounded_raises_the_error_itself() -> None:
+    """The first error is raised as it is, and ends the rest."""
+    begun: list[int] = []
+
+    async def failing(item: int) -> None:
+        begun.append(item)
+        await asyncio.sleep(0)
+        raise StoreUnavailable(str(item))
+
+    with pytest.raises(StoreUnavailable, match="0"):
+        await map_bounded(failing, range(100), at_once_max=3)
+    assert begun == [0, 1, 2]

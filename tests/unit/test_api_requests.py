@@ -1,0 +1,283 @@
+"""Asking for a date, and following the request."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Iterable, Iterator
+
+import msgspec
+import pytest
+
+from services.api import requests as requests_module
+from shared import keys, objects
+from shared.events import BadCity, Outcome, ProcessRequested
+from shared.identity import CityId, mint_request_id, parse_request_id
+from shared.objects import CityUnderWay, Failure, RequestRecord
+from shared.publishing import Outgoing
+from shared.store import StoreUnavailable
+from shared.topics import Topic
+from tests.fakes import Clock
+from tests.unit.api_world import DAY, NOW, REQUEST, Client, ObservedPublisher, ObservedStore, World
+
+
+@pytest.fixture(name="world")
+def _world() -> World:
+    return World()
+
+
+@pytest.fixture(name="client")
+def _client(world: World) -> Iterator[Client]:
+    with world.client() as client:
+        yield client
+
+
+def record_of(at: dt.datetime = NOW) -> RequestRecord:
+    """Return the record of a request that was made at ``at``."""
+    return RequestRecord(request_id=mint_request_id(at), date=DAY, requested_at=at, updated_at=at)
+
+
+def write(world: World, record: RequestRecord) -> None:
+    """Put a record into the bucket."""
+    world.store.write(keys.request(record.request_id), objects.encode(record))
+
+
+def test_accepted(world: World, client: Client) -> None:
+    """An accepted date is published, its record is in the bucket, and Location leads to what the answer says."""
+    answer = client.post("/process-request?date=2024-05-01")
+    assert answer.status_code == 202
+    body = answer.json()
+    assert answer.headers["location"] == f"/process-requests/{body['id']}"
+    assert (body["date"], body["status"], body["version"]) == ("2024-05-01", "accepted", 1)
+    assert body["requested_at"] == body["updated_at"] == "2024-06-01T12:30:00Z"
+    assert parse_request_id(body["id"]) is not None
+    assert client.get(answer.headers["location"]).json() == body
+    assert world.published(Topic.PROCESS_REQUESTS) == [
+        ProcessRequested(request_id=body["id"], date=DAY, requested_at=NOW)
+    ]
+
+
+def test_each_request_is_its_own(client: Client) -> None:
+    """The same date asked for twice is two requests."""
+    first, second = (client.post("/process-request?date=2024-05-01").json()["id"] for _ in range(2))
+    assert first != second
+
+
+@pytest.mark.parametrize("query", ["", "date=", "date=tomorrow", "date=2024-05-01&date=2024-05-02", "day=2024-05-01"])
+def test_invalid_date(world: World, client: Client, query: str) -> None:
+    """A date that is missing or cannot be used is answered 400, and nothing is published."""
+    answer = client.post(f"/process-request?{query}")
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+    assert "date" in [fault["name"] for fault in answer.json()["invalid_parameters"]]
+    assert world.published(Topic.PROCESS_REQUESTS) == []
+    assert world.store.bodies(keys.REQUESTS) == {}
+
+
+def test_kafka_down(world: World, client: Client) -> None:
+    """While Kafka does not acknowledge, the answer is 503 with Retry-After, and the bucket knows of no request."""
+    world.publisher.down = True
+    answer = client.post("/process-request?date=2024-05-01")
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+    assert int(answer.headers["retry-after"]) > 0
+    assert "Kafka" in answer.json()["detail"]
+    assert "internal" not in answer.text
+    assert world.store.bodies(keys.REQUESTS) == {}
+
+
+def test_kafka_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Kafka that says nothing is waited for only so long."""
+
+    class Silent(ObservedPublisher):
+        async def publish(self, outgoing: Iterable[Outgoing]) -> None:
+            del outgoing
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(requests_module, "ACKNOWLEDGE_DEADLINE_S", 0.01)
+    world = World()
+    world.publisher = Silent(world.log)
+    with world.client() as client:
+        answer = client.post("/process-request?date=2024-05-01")
+    assert answer.status_code == 503
+    assert "Kafka" in answer.json()["detail"]
+
+
+def test_store_down_when_accepting(world: World, client: Client) -> None:
+    """When the record cannot be written the answer is 503, and names the request that was published all the same."""
+    world.store.down = True
+    answer = client.post("/process-request?date=2024-05-01")
+    assert answer.status_code == 503
+    assert "retry-after" in answer.headers
+    (published,) = world.published(Topic.PROCESS_REQUESTS)
+    assert isinstance(published, ProcessRequested)
+    assert answer.json()["request_id"] == published.request_id
+
+
+def test_published_before_written() -> None:
+    """The record is written only after Kafka has acknowledged."""
+
+    class Ordered(ObservedPublisher):
+        async def publish(self, outgoing: Iterable[Outgoing]) -> None:
+            assert world.store.bodies(keys.REQUESTS) == {}
+            await super().publish(outgoing)
+
+    world = World()
+    world.publisher = Ordered(world.log)
+    with world.client() as client:
+        assert client.post("/process-request?date=2024-05-01").status_code == 202
+    assert len(world.store.bodies(keys.REQUESTS)) == 1
+
+
+def test_progress_was_faster() -> None:
+    """If the request's progress was written first, that record stays, and is the answer."""
+
+    class Faster(ObservedPublisher):
+        async def publish(self, outgoing: Iterable[Outgoing]) -> None:
+            for item in outgoing:
+                event = item.event
+                assert isinstance(event, ProcessRequested)
+                record = msgspec.structs.replace(
+                    record_of(), request_id=event.request_id, version=2, planned=True, cities=4
+                )
+                write(world, record)
+
+    world = World()
+    world.publisher = Faster(world.log)
+    with world.client() as client:
+        body = client.post("/process-request?date=2024-05-01").json()
+        assert (body["status"], body["version"], body["counts"]["cities_total"]) == ("planned", 2, 4)
+        assert client.get(f"/process-requests/{body['id']}").json() == body
+
+
+def test_progress(world: World, client: Client) -> None:
+    """A request says what is done of the total, and names what failed."""
+    record = msgspec.structs.replace(
+        record_of(),
+        version=7,
+        planned=True,
+        plan_revision=3,
+        cities=5,
+        countries=2,
+        outcomes={Outcome.FAILED: "1", Outcome.UNCHANGED: "2", Outcome.STORED: "4"},
+        served="2",
+        under_way={2: CityUnderWay(bytes_done=50, bytes_total=60, trips_done=6), 3: CityUnderWay(bytes_done=10)},
+        bytes_done=100,
+        trips_done=9,
+        failures={0: Failure(city_id=CityId("7"), city_name="Port Tina", reason="the upstream answered 404")},
+        bad_cities_count=1,
+        bad_cities=(BadCity(entry="{}", reason="its id is None"),),
+    )
+    write(world, record)
+    assert client.get(f"/process-requests/{record.request_id}").json() == {
+        "id": record.request_id,
+        "date": "2024-05-01",
+        "status": "running",
+        "requested_at": "2024-06-01T12:30:00Z",
+        "updated_at": "2024-06-01T12:30:00Z",
+        "version": 7,
+        "countries": 2,
+        "counts": {
+            "cities_total": 5,
+            "cities_done": 2,
+            "cities_failed": 1,
+            "cities_skipped": 0,
+            "cities_unchanged": 1,
+            "cities_stored": 1,
+            "bytes_done": 160,
+            "bytes_total": 170,
+            "trips_done": 15,
+        },
+        "failed_reason": None,
+        "failures": [{"city_id": "7", "city_name": "Port Tina", "reason": "the upstream answered 404"}],
+        "bad_cities_count": 1,
+        "bad_cities": [{"entry": "{}", "reason": "its id is None"}],
+    }
+
+
+def test_failed_request(world: World, client: Client) -> None:
+    """A request that failed as a whole says why."""
+    record = msgspec.structs.replace(record_of(), failed_reason="the list of cities could not be had")
+    write(world, record)
+    body = client.get(f"/process-requests/{record.request_id}").json()
+    assert (body["status"], body["failed_reason"]) == ("failed", "the list of cities could not be had")
+
+
+@pytest.mark.parametrize("text", [REQUEST, REQUEST.upper(), "1", "..%2f..%2fstate%2fcurrent", "%00", "a" * 3000])
+def test_unknown_request(client: Client, text: str) -> None:
+    """An unknown or malformed id is answered 404, as a problem."""
+    answer = client.get(f"/process-requests/{text}")
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert len(answer.text) < 1_000
+
+
+def test_latest_first(world: World, client: Client) -> None:
+    """Requests are listed the latest first, at most as many as asked for, without their failures."""
+    records = [record_of(NOW + dt.timedelta(milliseconds=place)) for place in range(60)]
+    for record in records:
+        write(world, record)
+    latest = [record.request_id for record in reversed(records)]
+    listed = client.get("/process-requests").json()["requests"]
+    assert [request["id"] for request in listed] == latest[:50]
+    assert "failures" not in listed[0]
+    assert [request["id"] for request in client.get("/process-requests?limit=2").json()["requests"]] == latest[:2]
+    assert len(client.get("/process-requests?limit=500").json()["requests"]) == 60
+
+
+def test_no_requests(client: Client) -> None:
+    """A bucket without requests lists none."""
+    assert client.get("/process-requests").json() == {"requests": []}
+
+
+@pytest.mark.parametrize("limit", ["0", "501", "-1", "many", "1.5", ""])
+def test_invalid_limit(client: Client, limit: str) -> None:
+    """A limit out of its bounds is answered 400 and named."""
+    answer = client.get(f"/process-requests?limit={limit}")
+    assert answer.status_code == 400
+    assert answer.json()["invalid_parameters"][0]["name"] == "limit"
+
+
+def test_store_down_when_reading(world: World, client: Client) -> None:
+    """While S3 is down neither a request nor the list of them can be read: 503 with Retry-After."""
+    world.store.down = True
+    for path in (f"/process-requests/{REQUEST}", "/process-requests"):
+        answer = client.get(path)
+        assert answer.status_code == 503
+        assert "retry-after" in answer.headers
+
+
+async def test_time_of_a_request_is_in_its_id() -> None:
+    """The time of a request is cut to the milliseconds that its id can hold."""
+    world = World()
+    clock = Clock(NOW + dt.timedelta(microseconds=1_999))
+    record = await requests_module.Requests(world.store, world.publisher, clock=clock).accept(DAY)
+    assert record.requested_at == NOW + dt.timedelta(milliseconds=1)
+
+
+async def test_record_of_a_lost_race_that_is_gone() -> None:
+    """A record that was there for the swap and is gone for the read does not make an accepted request fail."""
+
+    class Vanishing(ObservedStore):
+        async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+            self.write(key, body)
+            try:
+                return await super().swap(key, body, etag=etag)
+            finally:
+                del self.objects[key]
+
+    world = World(Vanishing())
+    record = await requests_module.Requests(world.store, world.publisher, clock=world.clock).accept(DAY)
+    assert record.date == DAY
+
+
+async def test_error_of_one_read_ends_the_list() -> None:
+    """A list of which one record cannot be read is an error, not a shorter list."""
+
+    class Failing(ObservedStore):
+        def _refuse_if_down(self) -> None:
+            if len(self.reads) == 3:
+                raise StoreUnavailable("one read failed")
+
+    world = World(Failing())
+    for place in range(8):
+        write(world, record_of(NOW + dt.timedelta(milliseconds=place)))
+    with pytest.raises(StoreUnavailable):
+        await requests_module.Requests(world.store, world.publisher, clock=world.clock).latest(8)

@@ -1,0 +1,295 @@
+"""What the API is beside its operations: its errors, its health, its log, its documentation."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from openapi_spec_validator import validate
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.api import access_log, health, problems
+from services.api.health import Readiness, kafka_check
+from shared.health import Health
+from shared.publishing import LogUnavailable
+from shared.settings import Settings
+from shared.store import StoreUnavailable
+from tests.unit.api_world import Client, World, stats
+
+PROBLEM = "application/problem+json"
+UNUSED_PORT = 1  # nobody listens there
+
+
+@pytest.fixture(name="client", scope="module")
+def _client() -> Iterator[Client]:
+    with World().client() as client:
+        yield client
+
+
+@pytest.fixture(name="document", scope="module")
+def _document(client: Client) -> dict[str, Any]:
+    answer = client.get("/schema/openapi.json")
+    assert answer.status_code == 200
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+class Recorder:
+    """A logger that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, dict[str, Any]]] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Keep an entry."""
+        self.entries.append((event, fields))
+
+    error = info
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/schema", 404),
+        ("GET", "/schema/redoc", 404),
+        ("GET", "/docs/nothing.js", 404),
+        ("GET", "/docs/..%2f..%2fcore.py", 404),
+        ("GET", "/process-request", 405),
+        ("DELETE", "/country-stats", 405),
+        ("POST", "/docs", 405),
+    ],
+)
+def test_refusals_of_the_framework(client: Client, method: str, path: str, status: int) -> None:
+    """What no route takes is answered as a problem like everything else."""
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM)
+    problem = answer.json()
+    assert problem["status"] == status
+    assert set(problem) == {"type", "title", "status", "detail"}
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+def test_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody foresaw is a 500 that tells nothing of it; the log tells all."""
+    recorder = Recorder()
+    monkeypatch.setattr(problems, "_log", recorder)
+    world = World()
+    world.store.objects = None  # type: ignore[assignment]  # to be broken in a way that nobody foresaw
+    with world.client() as client:
+        answer = client.get("/process-requests")
+    assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
+    assert "NoneType" not in answer.text
+    ((event, fields),) = recorder.entries
+    assert event == "unexpected error"
+    assert isinstance(fields["exc_info"], TypeError)
+
+
+def test_alive(client: Client) -> None:
+    """A process that answers is alive, whatever it can reach."""
+    assert client.get("/health/live").json() == {"alive": True}
+
+
+async def _reachable() -> None:
+    return
+
+
+async def _unreachable() -> None:
+    raise LogUnavailable("no broker answers")
+
+
+def test_ready() -> None:
+    """An API that can reach everything is ready."""
+    with World().client(checks={"s3": _reachable, "kafka": _reachable}) as client:
+        answer = client.get("/health/ready")
+    assert (answer.status_code, answer.json()) == (200, {"ready": True, "faults": {}})
+
+
+def test_not_ready() -> None:
+    """An API that cannot reach Kafka is not ready, says why, and still serves what can be read."""
+    world = World()
+    world.fold_in(stats("armenia"))
+    with world.client(checks={"s3": _reachable, "kafka": _unreachable}) as client:
+        answer = client.get("/health/ready")
+        assert (answer.status_code, answer.json()) == (
+            503,
+            {"ready": False, "faults": {"kafka": "no broker answers"}},
+        )
+        assert client.get("/country-stats?from=2024-05-01&to=2024-05-01").status_code == 200
+        assert metric(client, "tripfold_ready") == 0.0
+
+
+async def test_probes_are_shared() -> None:
+    """Many that ask at once cause one probe, and a probe is good for a second."""
+    probes = 0
+    now_s = 100.0
+
+    async def counting() -> None:
+        nonlocal probes
+        probes += 1
+        await asyncio.sleep(0)
+
+    readiness = Readiness(Health(), {"s3": counting}, clock=lambda: now_s)
+    await asyncio.gather(*(readiness.report() for _ in range(10)))
+    assert probes == 1
+    now_s += health.PROBE_AGE_MAX_S
+    await readiness.report()
+    assert probes == 2
+
+
+async def test_readiness_recovers() -> None:
+    """A fault is reported as long as it lasts, and no longer."""
+    now_s = 100.0
+    faults = [StoreUnavailable("S3 is down"), ValueError("odd"), None]
+    state = Health()
+    state.started = True
+
+    async def check() -> None:
+        fault = faults.pop(0)
+        if fault is not None:
+            raise fault
+
+    readiness = Readiness(state, {"s3": check}, clock=lambda: now_s)
+    reports = []
+    for _ in range(3):
+        reports.append(await readiness.report())
+        now_s += health.PROBE_AGE_MAX_S
+    assert [report.faults for report in reports] == [{"s3": "S3 is down"}, {"s3": "odd"}, {}]
+    assert [report.ready for report in reports] == [False, False, True]
+
+
+async def test_silent_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not answer in time cannot be reached."""
+    monkeypatch.setattr(health, "PROBE_TIMEOUT_S", 0.01)
+
+    async def silent() -> None:
+        await asyncio.Event().wait()
+
+    report = await Readiness(Health(), {"s3": silent, "kafka": _reachable}).report()
+    assert list(report.faults) == ["s3"]
+
+
+async def test_kafka_that_nobody_runs() -> None:
+    """The check of Kafka fails when no broker listens."""
+    settings = Settings.model_validate({"kafka_bootstrap_servers": f"127.0.0.1:{UNUSED_PORT}"})
+    with pytest.raises(LogUnavailable, match=f"127.0.0.1:{UNUSED_PORT}"):
+        await kafka_check(settings)()
+
+
+def test_access_log(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request is one line: method, path, status and time, never the query."""
+    recorder = Recorder()
+    monkeypatch.setattr(access_log, "_log", recorder)
+    client.get("/country-stats?from=2024-05-01&to=2024-05-01&token=secret")
+    client.get("/nothing?token=secret")
+    assert [event for event, _ in recorder.entries] == ["request", "request"]
+    fields = [fields for _, fields in recorder.entries]
+    assert [(entry["method"], entry["path"], entry["status"]) for entry in fields] == [
+        ("GET", "/country-stats", 400),
+        ("GET", "/nothing", 404),
+    ]
+    assert all(entry["duration_ms"] >= 0 for entry in fields)
+    assert "secret" not in str(recorder.entries)
+
+
+def test_metrics(client: Client) -> None:
+    """Requests are counted by route, not by path; what no route takes is counted together."""
+    before = metric(client, "tripfold_http_request_seconds_count", method="other", route="unmatched", status="405")
+    client.get("/process-requests/one")
+    client.get("/process-requests/two")
+    client.request("BREW", "/process-requests")
+    after = metric(client, "tripfold_http_request_seconds_count", method="other", route="unmatched", status="405")
+    assert after == before + 1
+    routes = {labels["route"] for labels in labels_of(client, "tripfold_http_request_seconds_count")}
+    assert "/process-requests/{request_id}" in routes
+    assert "/process-requests/one" not in routes
+
+
+def labels_of(client: Client, name: str) -> list[dict[str, str]]:
+    """Return the labels of every sample of a metric."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return [sample.labels for family in families for sample in family.samples if sample.name == name]
+
+
+def metric(client: Client, name: str, **labels: str) -> float:
+    """Return the value of a metric's sample, or 0 if there is none."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if sample.labels == labels)
+
+
+def test_document_is_openapi(document: dict[str, Any]) -> None:
+    """The document is valid OpenAPI 3.1."""
+    assert document["openapi"].startswith("3.1.")
+    validate(document)
+
+
+def test_documented_operations(document: dict[str, Any]) -> None:
+    """Every operation is documented, with a summary and a description."""
+    operations = {
+        (method, path): operation for path, item in document["paths"].items() for method, operation in item.items()
+    }
+    assert set(operations) == {
+        ("post", "/process-request"),
+        ("get", "/process-requests"),
+        ("get", "/process-requests/{request_id}"),
+        ("get", "/country-stats"),
+        ("get", "/country-stats/{country}/{date}"),
+        ("get", "/health/live"),
+        ("get", "/health/ready"),
+    }
+    assert all(operation["summary"] and operation["description"] for operation in operations.values())
+
+
+def test_documented_parameters(document: dict[str, Any]) -> None:
+    """Parameters are documented as the operation takes them: ``from`` and ``to`` are required dates."""
+    parameters = {
+        parameter["name"]: parameter for parameter in document["paths"]["/country-stats"]["get"]["parameters"]
+    }
+    assert set(parameters) == {"from", "to", "country", "detail"}
+    assert [name for name, parameter in parameters.items() if parameter["required"]] == ["from", "to"]
+    assert parameters["to"]["schema"]["format"] == "date"
+    assert all(parameter["description"] and parameter["examples"] for parameter in parameters.values())
+
+
+def test_documented_problems(document: dict[str, Any]) -> None:
+    """Every error of an operation is documented as a problem."""
+    for path, item in document["paths"].items():
+        if path.startswith("/health"):
+            continue
+        for operation in item.values():
+            errors = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
+            assert {"400", "503"} <= set(errors)
+            assert all(set(answer["content"]) == {PROBLEM} for answer in errors.values()), path
+
+
+def test_documented_answer(document: dict[str, Any]) -> None:
+    """The four figures of a day are required; the details are documented, and optional."""
+    day = document["components"]["schemas"]["DayStats"]
+    assert set(day["required"]) == {"bus_count", "passenger_count", "exist_accident", "average_delay_s"}
+    assert {"complete", "cities_reported", "cities_expected", "version"} <= set(day["properties"])
+    content = document["paths"]["/country-stats"]["get"]["responses"]["200"]["content"]["application/json"]
+    assert [set(example["value"]) for example in content["examples"].values()] == [{"armenia"}, {"armenia"}]
+
+
+def test_docs_need_nobody_else(client: Client) -> None:
+    """The page of the documentation loads what it needs from this service alone."""
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert {"/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/start.js"} <= set(loaded)
+    assert all(address.startswith(("/", "data:")) for address in loaded)
+    for address in loaded:
+        if address.startswith("/"):
+            assert client.get(address).status_code == 200, address
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert '"/schema/openapi.json"' in client.get("/docs/start.js").text
+
+
+def test_root_leads_to_the_docs(client: Client) -> None:
+    """The root leads to the documentation."""
+    answer = client.get("/", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (302, "/docs")
