@@ -50,12 +50,12 @@ def fold_windows(
         start = _next_record(unfolded)
         if start is None:
             return _is_closed(unfolded)
-        cut = windows.fold_one(unfolded.pending, start, opening)
-        if cut is None:
-            return False
         if not opening:
             match = _OPENING.match(unfolded.pending, start)
             opening = match[0] if match else b""
+        cut = windows.fold_one(unfolded.pending, start, opening)
+        if cut is None:
+            return False
         unfolded.drop(cut)
         unfolded.inside = True
         progress(tally.trips)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 _BETWEEN_RECORDS = re.compile(rb"[ \t\r\n,]*")
 _BRACKET_OR_QUOTE = re.compile(rb'["{}\[\]]')
-_QUOTE_OR_BACKSLASH = re.compile(rb'["\\]')
+_QUOTE = re.compile(rb'"')
+_STRING_CONTENT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _WHITE_SPACE = b" \t\r\n"
 
 
@@ -72,29 +73,42 @@ class RecordLocator:
             return position + 1
         self._starts.append(self.offset + position)
         self._inside = True
-        self._depth = 0
-        return position
+        self._depth = int(data[position] in b"{[")
+        return position + self._depth
 
     def _scan_record(self, data: bytes, position: int) -> int:
         if self._escaped:
             self._escaped = False
             return position + 1
-        match = (_QUOTE_OR_BACKSLASH if self.in_string else _BRACKET_OR_QUOTE).search(data, position)
+        if self.in_string:
+            return self._scan_string(data, position)
+        # A value that is no record never ends here: the parser refuses it when it ends, or its length does before.
+        match = (_BRACKET_OR_QUOTE if self._depth else _QUOTE).search(data, position)
         if match is None:
             return len(data)
         character = match[0]
         if character == b'"':
-            self.in_string = not self.in_string
-        elif character == b"\\":
-            self._escaped = True
+            self.in_string = True
         elif character in b"{[":
             self._depth += 1
         else:
             self._depth -= 1
-            if self._depth <= 0:
+            if self._depth == 0:
                 self._measure(self.offset + match.end())
                 self._inside = False
         return match.end()
+
+    def _scan_string(self, data: bytes, position: int) -> int:
+        match = _STRING_CONTENT.match(data, position)
+        assert match is not None
+        position = match.end()
+        if position == len(data):
+            return position
+        if data[position] == ord('"'):
+            self.in_string = False
+        else:
+            self._escaped = True
+        return position + 1
 
     def _measure(self, end: int) -> None:
         start = self._starts[-1]

@@ -223,6 +223,14 @@ class World:
             process.paused.clear()
             await task
 
+    def living(self, role: str) -> Process:
+        """Return the process of a role."""
+        return self._living[role]
+
+    def replace(self, role: str, process: Process | None = None) -> None:
+        """Give a role to another process: a new one, or one that had it before."""
+        self._living[role] = process or Process(self, role, self.deaths + 1)
+
     async def sweep(self) -> None:
         """Send every request on its way again that has made no progress for long."""
         self.clock.advance(SWEEP_AFTER.total_seconds())

@@ -174,13 +174,16 @@ async def test_no_cache() -> None:
 
 
 def test_cache_keeps_one_head_of_a_key() -> None:
-    """A head replaces the one before it, which is never found again."""
+    """A head replaces the one before it, which is never found again and takes no room."""
     summary = fold(empty_summary(DAY, CountrySlug("armenia")), [stats("armenia")])
     head = objects.decode_head(objects.encode(summary), "a")
-    cache = HeadCache(PLENTY_BYTES)
-    cache.keep("a", '"1"', head)
-    cache.keep("a", '"2"', head)
-    assert (cache.get("a", '"1"'), cache.get("a", '"2"'), len(cache)) == (None, head, 1)
+    cache = HeadCache(2 * (reader_module.ENTRY_OVERHEAD_BYTES + len("a") + len('"1"')))
+    for etag in ('"1"', '"2"', '"3"'):
+        cache.keep("a", etag, head)
+    cache.keep("b", '"1"', head)
+    assert [cache.get("a", etag) for etag in ('"1"', '"2"', '"3"')] == [None, None, head]
+    assert cache.get("b", '"1"') == head
+    assert len(cache) == 2
 
 
 async def test_live_generation() -> None:

@@ -1,0 +1,174 @@
+"""What the services need of a bucket, tried on the in-memory fake, on moto's server and on SeaweedFS alike."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+from moto.server import ThreadedMotoServer
+
+from services.local.embedded import EmbeddedServices
+from shared.identity import utc_now
+from shared.settings import Settings, load_settings
+from shared.store import UPLOAD_PART_BYTES, LostRace, ObjectStore, S3Store, StoreUnavailable
+from tests.fakes import MemoryStore
+
+
+@pytest.fixture(scope="module")
+def moto_url() -> Iterator[str]:
+    """Run moto's S3 on a free port."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def settings_of(url: str) -> Settings:
+    """Return settings for a bucket of its own at ``url``."""
+    return load_settings({"TRIPFOLD_S3_ENDPOINT_URL": url, "TRIPFOLD_S3_BUCKET": f"b{uuid.uuid4().hex}"})
+
+
+@pytest_asyncio.fixture(params=["memory", "moto", "seaweedfs"])
+async def store(
+    request: pytest.FixtureRequest, embedded: EmbeddedServices, moto_url: str
+) -> AsyncIterator[ObjectStore]:
+    """Open an empty bucket of each kind of store."""
+    if request.param == "memory":
+        yield MemoryStore(utc_now)
+        return
+    url = moto_url if request.param == "moto" else embedded.s3_endpoint_url
+    async with S3Store(settings_of(url)) as real:
+        await real.create_bucket()
+        yield real
+
+
+async def keys_of(store: ObjectStore) -> list[str]:
+    """List every key of a bucket, sorted."""
+    return sorted([one.key async for one in store.list("")])
+
+
+async def test_a_missing_object_is_none(store: ObjectStore) -> None:
+    """A key that was never written reads as None."""
+    assert await store.get("state/nothing.json") is None
+
+
+async def test_only_the_first_creation_wins(store: ObjectStore) -> None:
+    """An object that has to be new is written once; the second write loses and changes nothing."""
+    await store.swap("a.json", b"1", etag=None)
+    with pytest.raises(LostRace):
+        await store.swap("a.json", b"2", etag=None)
+    found = await store.get("a.json")
+    assert found is not None
+    assert found.body == b"1"
+
+
+async def test_a_swap_needs_the_current_etag(store: ObjectStore) -> None:
+    """A swap that names the ETag last read wins; one that names an older ETag, or a missing object, loses."""
+    first = await store.swap("a.json", b"1", etag=None)
+    second = await store.swap("a.json", b"2", etag=first)
+    for key, etag in (("a.json", first), ("missing.json", second)):
+        with pytest.raises(LostRace):
+            await store.swap(key, b"3", etag=etag)
+    found = await store.get("a.json")
+    assert found is not None
+    assert (found.body, found.etag) == (b"2", second)
+
+
+async def test_of_racing_swaps_one_wins(store: ObjectStore) -> None:
+    """Of several writers that read the same object, exactly one swaps it."""
+    etag = await store.swap("a.json", b"start", etag=None)
+
+    async def write(number: int) -> int | None:
+        try:
+            await store.swap("a.json", f"{number}".encode(), etag=etag)
+        except LostRace:
+            return None
+        return number
+
+    winners = [one for one in await asyncio.gather(*map(write, range(4))) if one is not None]
+    found = await store.get("a.json")
+    assert found is not None
+    assert [found.body] == [f"{winner}".encode() for winner in winners]
+
+
+async def test_the_first_bytes_are_enough(store: ObjectStore) -> None:
+    """A reader of an object's head gets no more than it asked for, and all of a shorter object."""
+    await store.put("a.json", b"0123456789")
+    for first_bytes, body in ((4, b"0123"), (100, b"0123456789")):
+        found = await store.get("a.json", first_bytes=first_bytes)
+        assert found is not None
+        assert found.body == body
+
+
+async def test_a_listing_has_the_prefix_alone(store: ObjectStore) -> None:
+    """A listing names every object under its prefix, with its size and the ETag that reading gives."""
+    for key in ("raw/date=1/city=~S%C3%A3o/1.json", "raw/date=1/city=2/1.json", "raw/date=2/city=2/1.json"):
+        await store.put(key, b"12345")
+    listed = [one async for one in store.list("raw/date=1/")]
+    assert sorted(one.key for one in listed) == ["raw/date=1/city=2/1.json", "raw/date=1/city=~S%C3%A3o/1.json"]
+    for one in listed:
+        found = await store.get(one.key)
+        assert found is not None
+        assert (one.size_bytes, one.etag) == (5, found.etag)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 10, UPLOAD_PART_BYTES, UPLOAD_PART_BYTES + 1, 2 * UPLOAD_PART_BYTES + 7])
+async def test_an_upload_is_visible_once_complete(store: ObjectStore, size_bytes: int) -> None:
+    """An upload of any size, written in chunks, appears whole at its completion and not before."""
+    body = bytes(number % 251 for number in range(1000)) * (size_bytes // 1000 + 1)
+    body = body[:size_bytes]
+    upload = store.upload("raw/one.json")
+    for start in range(0, size_bytes, 700_001):
+        await upload.write(body[start : start + 700_001])
+    assert await store.get("raw/one.json") is None
+    await upload.complete()
+    await upload.abort()
+    found = await store.get("raw/one.json")
+    assert found is not None
+    assert found.body == body
+
+
+async def test_an_aborted_upload_leaves_nothing(store: ObjectStore) -> None:
+    """An upload that is given up leaves no object, whatever was written of it."""
+    upload = store.upload("raw/one.json")
+    await upload.write(bytes(UPLOAD_PART_BYTES))
+    await upload.write(bytes(UPLOAD_PART_BYTES))
+    await upload.abort()
+    await upload.abort()
+    assert await keys_of(store) == []
+
+
+async def test_wrong_credentials_and_a_missing_bucket_are_faults_of_the_surroundings(
+    embedded: EmbeddedServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither looks like a missing object: what cannot be read now is not taken for nothing."""
+    async with S3Store(settings_of(embedded.s3_endpoint_url)) as missing:
+        with pytest.raises(StoreUnavailable):
+            await missing.get("a.json")
+        with pytest.raises(StoreUnavailable):
+            await missing.check()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    settings = settings_of(embedded.s3_endpoint_url).model_copy(update={"s3_bucket": embedded.bucket})
+    async with S3Store(settings) as refused:
+        with pytest.raises(StoreUnavailable):
+            await refused.get("a.json")
+        with pytest.raises(StoreUnavailable):
+            await refused.swap("a.json", b"1", etag=None)
+
+
+async def test_a_store_that_is_away_is_a_fault_of_the_surroundings(unused_tcp_port: int) -> None:
+    """A store that nobody listens for is unavailable, in every method."""
+    async with S3Store(settings_of(f"http://127.0.0.1:{unused_tcp_port}")) as away:
+        for attempt in (
+            away.get("a"),
+            away.swap("a", b"", etag=None),
+            away.put("a", b""),
+            away.upload("a").complete(),
+            keys_of(away),
+        ):
+            with pytest.raises(StoreUnavailable):
+                await attempt
