@@ -31,13 +31,23 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+test-containers: $(VENV)/.dev ## Run the integration tests against Apache Kafka in a container (needs Docker)
+	$(BIN)/python -m tests.containers $(ARGS)
+
+test-kafka: $(VENV)/.dev ## Run the integration tests against a real Apache Kafka without Docker (needs Java 17 and Maven)
+	address=$$(scripts/apache-kafka start --data-dir .data/test-kafka --port 19092) && \
+	trap 'scripts/apache-kafka stop --data-dir .data/test-kafka' EXIT && \
+	TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS=$$address $(BIN)/python -m pytest -n $(WORKERS) tests/integration $(ARGS)
+
 requirements: ## Pin the requirements again, with hashes (needs uv)
 	uv pip compile -q $(COMPILE) -o requirements/runtime.txt
 	uv pip compile -q $(COMPILE) --extra local --extra build -o requirements/local.txt
 	uv pip compile -q $(COMPILE) --extra dev -o requirements/dev.txt
+	sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | uv pip compile -q - $(COMPILE_OPTIONS) -o requirements/build.txt
 
-COMPILE := pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	--no-emit-find-links --custom-compile-command "make requirements"
+COMPILE_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--custom-compile-command "make requirements"
+COMPILE := pyproject.toml $(COMPILE_OPTIONS)
 
 clean: ## Remove the virtual environment and the demo's data
 	rm -rf $(VENV) .data

@@ -12,12 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from services.ingest.app import Role
+from services.ingest.role import Role
 from shared.errors import OperatorError
-from shared.health import configure_logging
 from shared.settings import Settings, load_settings
-from shared.store import S3Store
-from shared.topics_admin import apply_topics, check_topics
 
 app = typer.Typer(
     help="Folds a transit authority's raw trip files into exact per-country, per-day statistics.",
@@ -39,9 +36,10 @@ _Result = TypeVar("_Result")
 @serve_commands.command("api")
 def serve_api() -> None:
     """Serve the REST API on TRIPFOLD_API_HOST and TRIPFOLD_API_PORT."""
-    from services.api.app import serve  # noqa: PLC0415  # each service is loaded alone: it keeps a process small
+    settings = _settings()
+    from services.api.app import serve
 
-    serve(_settings())
+    serve(settings)
 
 
 @serve_commands.command("ingest")
@@ -49,26 +47,28 @@ def serve_ingest(
     role: Annotated[Role, typer.Option(help="Run the planner, the worker, or both in one process.")] = Role.ALL,
 ) -> None:
     """Plan requests, and stream city-days into S3 while folding them."""
-    from services.ingest.app import create_app  # noqa: PLC0415  # as above
-    from shared.service import serve  # noqa: PLC0415  # as above
-
     settings = _settings()
+    from services.ingest.app import create_app
+    from shared.service import serve
+
     serve(create_app(settings, role), settings)
 
 
 @serve_commands.command("aggregate")
 def serve_aggregate() -> None:
     """Fold city statistics into the summaries of country-days."""
-    from services.aggregate.app import create_app  # noqa: PLC0415  # as above
-    from shared.service import serve  # noqa: PLC0415  # as above
-
     settings = _settings()
+    from services.aggregate.app import create_app
+    from shared.service import serve
+
     serve(create_app(settings), settings)
 
 
 @topics_commands.command("apply")
 def topics_apply() -> None:
     """Make the topics that are missing. Safe to run again."""
+    from shared.topics_admin import apply_topics
+
     made = _run(apply_topics(_settings()))
     console.print(f"made {', '.join(made)}" if made else "all topics are there")
 
@@ -76,6 +76,8 @@ def topics_apply() -> None:
 @topics_commands.command("check")
 def topics_check() -> None:
     """Say where the topics on the cluster are not as they should be; exit 1 if any is not."""
+    from shared.topics_admin import check_topics
+
     differences = _run(check_topics(_settings()))
     if not differences:
         console.print("all topics are as they should be")
@@ -90,6 +92,8 @@ def topics_check() -> None:
 @bucket_commands.command("apply")
 def bucket_apply() -> None:
     """Make the bucket unless it is there. Safe to run again."""
+    from shared.store import S3Store
+
     settings = _settings()
 
     async def make() -> None:
@@ -118,8 +122,8 @@ def upstream(
 
     Example: tripfold upstream --cities 3 --trips-per-city 10000
     """
-    from services.local.trip_files import UpstreamOptions  # noqa: PLC0415  # needed here alone
-    from services.local.upstream import serve  # noqa: PLC0415  # needed here alone
+    from services.local.trip_files import UpstreamOptions
+    from services.local.upstream import serve
 
     options = UpstreamOptions(
         seed=seed,
@@ -149,8 +153,8 @@ def up(
 
     Example: tripfold up --upstream http://transit.example.com:5000
     """
-    from services.local.stack import StackOptions  # noqa: PLC0415  # only installed with tripfold[local]
-    from services.local.terminal import run_up  # noqa: PLC0415  # as above
+    from services.local.stack import StackOptions
+    from services.local.terminal import run_up
 
     options = StackOptions(data_dir=data_dir, host=host, port=port, upstream_url=_upstream_url(upstream_url))
     _run(run_up(options, console))
@@ -167,8 +171,8 @@ def demo(
     With --exit every number is compared with an independent recomputation from the raw files; the exit code is 0 only
     if all are equal.
     """
-    from services.local.stack import StackOptions  # noqa: PLC0415  # only installed with tripfold[local]
-    from services.local.terminal import run_demo  # noqa: PLC0415  # as above
+    from services.local.stack import StackOptions
+    from services.local.terminal import run_demo
 
     _run(run_demo(StackOptions(data_dir=data_dir, port=port), console, leave=leave))
 
@@ -183,6 +187,8 @@ def _upstream_url(value: str | None) -> str | None:
 
 def _settings() -> Settings:
     settings = load_settings()
+    from shared.health import configure_logging
+
     configure_logging(settings)
     return settings
 

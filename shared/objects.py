@@ -175,6 +175,13 @@ class Summary(StoredObject, frozen=True, kw_only=True):
     plans: tuple[PlanChunks, ...] = ()
     ledger: dict[CityId, LedgerEntry] = {}
 
+    @property
+    def expected_cities(self) -> frozenset[CityId]:
+        """The cities that the plan in force, the last of ``plans`` if it is whole, expects."""
+        if not self.plans or not self.plans[-1].whole:
+            return frozenset()
+        return frozenset(city for cities in self.plans[-1].cities.values() for city in cities)
+
 
 class SummaryHead(StoredObject, frozen=True, kw_only=True):
     """What the first bytes of a Summary say: everything but the plan and the ledger."""

@@ -16,8 +16,10 @@ from typing import Any, Protocol, Self
 
 import aioboto3
 import msgspec
+from aiobotocore.session import AioSession, get_session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.utils import parse_timestamp
 
 from shared.patience import SurroundingsFault
 from shared.settings import Settings
@@ -108,7 +110,7 @@ class S3Store:
             s3={"addressing_style": settings.s3_addressing_style},
         )
         self._client = await self._exit.enter_async_context(
-            aioboto3.Session().client(
+            aioboto3.Session(botocore_session=_botocore_session()).client(
                 "s3",
                 endpoint_url=settings.s3_endpoint_url,
                 region_name=settings.s3_region,
@@ -195,6 +197,21 @@ class S3Store:
 
     def upload(self, key: str) -> Upload:
         return _S3Upload(self._client, self.bucket, key)
+
+
+def _botocore_session() -> AioSession:
+    """Return a session that reads the times of listings fast: botocore's own way costs 70 ms a page of 1,000 keys."""
+    session = get_session()
+    factory = session.get_component("response_parser_factory")
+    factory.set_parser_defaults(timestamp_parser=_parse_time)
+    return session
+
+
+def _parse_time(value: str) -> dt.datetime:
+    try:
+        return dt.datetime.fromisoformat(value)
+    except ValueError:  # in headers, times are written as in HTTP
+        return parse_timestamp(value)  # type: ignore[no-any-return]  # botocore publishes no types
 
 
 class _S3Upload:

@@ -59,12 +59,6 @@ def fold(summary: Summary, folded: Iterable[StatEvent]) -> Summary:
     return _with_totals(summary.date, summary.country, name, ledger, kept)
 
 
-def expected_cities(summary: Summary) -> frozenset[CityId] | None:
-    """Return the cities that the plan in force expects, or None while no whole plan is known."""
-    plan = _in_force(summary.plans)
-    return None if plan is None else frozenset(city for cities in plan.cities.values() for city in cities)
-
-
 def superseded(summary: Summary, event: StatEvent) -> bool:
     """Tell whether the summary already holds a higher revision of what ``event`` is about."""
     if isinstance(event, CountryDayPlanned):

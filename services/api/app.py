@@ -15,7 +15,7 @@ from litestar.di import Provide
 from services.api import health
 from services.api.access_log import log_access
 from services.api.docs import docs_handlers, openapi_config
-from services.api.health import Check, Readiness, kafka_check
+from services.api.health import Check, Readiness
 from services.api.problems import exception_handlers
 from services.api.reader import SummaryReader
 from services.api.requests import Requests
@@ -52,7 +52,7 @@ def create_app(settings: Settings) -> Litestar:
         settings,
         store=store,
         publisher=publisher,
-        checks={"s3": store.check, "kafka": kafka_check(settings)},
+        checks={"s3": store.check, "kafka": publisher.check},
         connected=connected,
     )
 

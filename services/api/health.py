@@ -9,8 +9,6 @@ from http import HTTPStatus
 from typing import Annotated
 
 import msgspec
-from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaError
 from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
@@ -18,8 +16,6 @@ from litestar.params import SkipValidation
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from shared.health import REGISTRY, Health
-from shared.publishing import LogUnavailable
-from shared.settings import Settings
 
 PROBE_AGE_MAX_S = 1.0
 PROBE_TIMEOUT_S = 1.5
@@ -76,28 +72,6 @@ class Readiness:
             self._health.failing(what, str(error) or type(error).__name__)
         else:
             self._health.recovered(what)
-
-
-def kafka_check(settings: Settings) -> Check:
-    """Return a check that asks a broker for its metadata over a connection of its own.
-
-    A producer that was connected once says nothing of the present, and would wait out an outage.
-    """
-
-    async def check() -> None:
-        client = AIOKafkaClient(
-            bootstrap_servers=settings.kafka_bootstrap_servers,
-            client_id="tripfold-api-readiness",
-            request_timeout_ms=int(PROBE_TIMEOUT_S * 1000),
-        )
-        try:
-            await client.bootstrap()
-        except KafkaError as error:
-            raise LogUnavailable(f"Kafka at {settings.kafka_bootstrap_servers} cannot be reached") from error
-        finally:
-            await client.close()
-
-    return check
 
 
 ReadinessPort = NamedDependency[SkipValidation[Readiness]]

@@ -105,22 +105,16 @@ def parse_country_day(country: str, date: str) -> tuple[CountrySlug, dt.date] | 
         return None
 
 
-def expected_cities(summary: Summary) -> frozenset[CityId]:
-    """Return the cities that the plan in force expects; none while no whole plan is known."""
-    plans = [plan for plan in summary.plans if plan.whole]
-    return frozenset(city for plan in plans for cities in plan.cities.values() for city in cities)
-
-
 def page_of(summary: Summary, *, after: str, limit: int) -> Page:
     """Choose the first ``limit`` cities whose ids are greater than ``after``, of those in the ledger or expected."""
-    city_ids = sorted(summary.ledger.keys() | expected_cities(summary))
+    city_ids = sorted(summary.ledger.keys() | summary.expected_cities)
     start = bisect_right(city_ids, after)
     return Page(city_ids=tuple(city_ids[start : start + limit]), last=start + limit >= len(city_ids))
 
 
 def ledger_of(summary: Summary, page: Page, manifests: Mapping[CityId, Manifest], *, limit: int) -> Ledger:
     """Return a page of a country-day's ledger."""
-    expected = expected_cities(summary)
+    expected = summary.expected_cities
     path = f"/country-stats/{summary.country}/{summary.date}"
     return Ledger(
         country=summary.country,

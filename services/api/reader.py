@@ -17,8 +17,9 @@ from services.api.bounded import map_bounded
 from services.api.impatience import within
 from services.api.ranges import DateRange
 from shared import keys, objects
+from shared.current import read_current
 from shared.identity import CityId, CountrySlug
-from shared.objects import Current, Manifest, Summary, SummaryHead
+from shared.objects import Manifest, Summary, SummaryHead
 from shared.store import Listed, ObjectStore, StoreUnavailable
 
 HEAD_BYTES = 4096
@@ -109,8 +110,7 @@ class SummaryReader:
         raise StoreUnavailable(f"the live generation changed {GENERATION_READS_MAX} times while it was being read")
 
     async def _live(self) -> int:
-        found = await self._store.get(keys.CURRENT)
-        return (objects.decode(Current, found.body, keys.CURRENT) if found else Current()).live
+        return (await read_current(self._store)).live
 
     async def _heads(self, generation: int, days: DateRange, country: CountrySlug | None) -> list[SummaryHead]:
         months = await map_bounded(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from concurrent.futures import ThreadPoolExecutor
 
 from litestar import Litestar
@@ -10,6 +9,7 @@ from litestar import Litestar
 from services.ingest.city_day import CityDayIngest
 from services.ingest.memory import return_large_buffers
 from services.ingest.planner import Planner
+from services.ingest.role import Role
 from services.ingest.upstream import HttpUpstream, Persistence
 from services.ingest.worker import Worker
 from shared.consuming import consume, make_broker
@@ -20,14 +20,6 @@ from shared.topics import Topic
 
 PLANNER_LINGER_MS = 50
 WORKER_LINGER_MS = 50
-
-
-class Role(enum.Enum):
-    """Which part of the ingest a process runs."""
-
-    ALL = "all"
-    PLANNER = "planner"
-    WORKER = "worker"
 
 
 def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:

@@ -12,9 +12,9 @@ from openapi_spec_validator import validate
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.api import access_log, health, problems
-from services.api.health import Readiness, kafka_check
+from services.api.health import Readiness
 from shared.health import Health
-from shared.publishing import LogUnavailable
+from shared.publishing import KafkaPublisher, LogUnavailable
 from shared.settings import Settings
 from shared.store import StoreUnavailable
 from tests.unit.api_world import Client, World, stats
@@ -176,7 +176,7 @@ async def test_kafka_that_nobody_runs() -> None:
     """The check of Kafka fails when no broker listens."""
     settings = Settings.model_validate({"kafka_bootstrap_servers": f"127.0.0.1:{UNUSED_PORT}"})
     with pytest.raises(LogUnavailable, match=f"127.0.0.1:{UNUSED_PORT}"):
-        await kafka_check(settings)()
+        await KafkaPublisher(settings, source="test").check()
 
 
 def test_access_log(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

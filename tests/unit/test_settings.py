@@ -1,0 +1,72 @@
+"""The settings: one class, the environment, and what a wrong value is told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.settings import PREFIX, InvalidSettings, Settings, load_settings
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("API_PORT", "http", "integer"),
+        ("API_PORT", "70000", "65535"),
+        ("UPSTREAM_URL", "ftp://files.example.com", "http://"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "broker", "host:port"),
+        ("TOPIC_PREFIX", "a b", "pattern"),
+        ("S3_BUCKET", "", "3 characters"),
+        ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+        ("INGEST_STREAMS", "0", "greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_value_is_named(variable: str, value: str, expected: str) -> None:
+    """A wrong value is refused with the variable, the value and what was expected."""
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings({f"{PREFIX}{variable}": value})
+    message = str(refused.value)
+    assert message.startswith(f"{PREFIX}{variable}={value!r}: ")
+    assert expected in message
+
+
+def test_every_wrong_value_is_named_at_once() -> None:
+    """Two wrong values make two lines."""
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings({"TRIPFOLD_API_PORT": "x", "TRIPFOLD_LOG_LEVEL": "x"})
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_a_process_with_a_wrong_value_does_not_start() -> None:
+    """A service ends with code 1 and one clear line, without a traceback."""
+    environment = {**os.environ, "TRIPFOLD_API_PORT": "eighty"}
+    for service in ("api", "ingest", "aggregate"):
+        ended = subprocess.run(
+            [sys.executable, "-m", "services", "serve", service],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ended.returncode == 1
+        assert "TRIPFOLD_API_PORT='eighty'" in ended.stderr
+        assert "Traceback" not in ended.stderr
+
+
+def test_the_readme_lists_every_setting_with_its_default() -> None:
+    """The table in the README has a row for each setting, and none for another."""
+    lines = README.read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip().strip("`") for cell in line.split("|")] for line in lines if line.startswith(f"| `{PREFIX}")]
+    rows = {variable: default for _, variable, default, *_ in cells}
+    defaults = {
+        f"{PREFIX}{name}".upper(): "" if field.default is None else str(field.default)
+        for name, field in Settings.model_fields.items()
+    }
+    assert rows == defaults
