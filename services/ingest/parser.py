@@ -46,9 +46,9 @@ def fold_trip_file(
 ) -> FoldedFile:
     """Fold the file of one city on one date (``YYYY-MM-DD``).
 
-    `read` returns the next bytes, as many as it likes, and ``b""`` at the end; it may block, and what it raises
-    is passed on. `progress` is told the number of trips folded so far, now and then. With `force_reference` the
-    fast path is left out: slower, and the same answer.
+    `read` returns the next bytes, as many as it likes, and ``b""`` at the end; it may block, and what it raises is
+    passed on. A valid file is read to its end. `progress` is told the number of trips folded so far, now and then. With
+    `force_reference` the fast path is left out: slower, and the same answer.
 
     Raises `InvalidTripFile` if the file or a record in it breaks a rule, and nothing else for any bytes.
     """

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 _BETWEEN_RECORDS = re.compile(rb"[ \t\r\n,]*")
 _BRACKET_OR_QUOTE = re.compile(rb'["{}\[\]]')
-_QUOTE = re.compile(rb'"')
 _STRING_CONTENT = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _WHITE_SPACE = b" \t\r\n"
 
@@ -82,8 +81,7 @@ class RecordLocator:
             return position + 1
         if self.in_string:
             return self._scan_string(data, position)
-        # A value that is no record never ends here: the parser refuses it when it ends, or its length does before.
-        match = (_BRACKET_OR_QUOTE if self._depth else _QUOTE).search(data, position)
+        match = _BRACKET_OR_QUOTE.search(data, position)
         if match is None:
             return len(data)
         character = match[0]
@@ -92,6 +90,7 @@ class RecordLocator:
         elif character in b"{[":
             self._depth += 1
         else:
+            # A value that is no record begins at depth 0 and so never ends here; its length is bounded all the same.
             self._depth -= 1
             if self._depth == 0:
                 self._measure(self.offset + match.end())

@@ -79,7 +79,7 @@ def fold_events(
 def _syntax_reason(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"a string is not Unicode: {error.reason}"
-    [text] = error.args
+    text = error.args[0] if error.args else ""
     line = (text.decode(errors="replace") if isinstance(text, bytes) else str(text)).partition("\n")[0]
     if "premature EOF" in line:
         return "the file ends inside its array of trips"
@@ -117,8 +117,7 @@ class _Records:
         key = ""
         for event, value in events:
             if event == "map_key":
-                if not self._nested:
-                    key = value
+                key = value
             elif event in _SCALARS:
                 if record is None:
                     raise InvalidTrip("expected an object for a trip", value=value)

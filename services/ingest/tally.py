@@ -71,10 +71,9 @@ class Tally:
         `rounded` says that departures may have been written with fractions, which the decoder rounds: what
         is midnight in `trips` may then have been written as the last moment of the date before.
         """
-        departures = [trip.departure_time for trip in trips]
-        if rounded and any(departure.time() == time.min for departure in departures):
+        if rounded and any(trip.departure_time.time() == time.min for trip in trips):
             return False
-        on_this_date = [departure.date() for departure in departures].count(self._day)
+        on_this_date = [trip.departure_time.date() for trip in trips].count(self._day)
         self._add_sums(trips, on_other_dates=len(trips) - on_this_date)
         return True
 
@@ -83,7 +82,7 @@ class Tally:
         self.trips += len(trips)
         self.trips_on_other_dates += on_other_dates
         self._passengers += sum([trip.passengers for trip in trips])
-        self._accidents += sum([trip.accident for trip in trips])
+        self._accidents += len([trip for trip in trips if trip.accident])
         self._delay_total_ms += delay_total_ms
 
 

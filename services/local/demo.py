@@ -83,10 +83,10 @@ async def read_statistics(api_url: str, dates: Sequence[dt.date]) -> dict[str, d
 
 def statistics_table(statistics: dict[str, dict[str, dict[str, Any]]]) -> Table:
     """Return the statistics as a table, a line for each country-day."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("country", overflow="fold")
     table.add_column("date", no_wrap=True)
-    for heading in ("buses", "passengers", "accident", "delay, mean", "cities"):
+    for heading in ("buses", "passengers", "accident", "delay (s)", "cities"):
         table.add_column(heading, justify="right", no_wrap=True)
     for country, days in statistics.items():
         for day, (date, one) in enumerate(days.items()):
@@ -96,7 +96,7 @@ def statistics_table(statistics: dict[str, dict[str, dict[str, Any]]]) -> Table:
                 f"{one['bus_count']:,}",
                 f"{one['passenger_count']:,}",
                 "yes" if one["exist_accident"] else "no",
-                f"{one['average_delay_s']:,.3f} s",
+                f"{one['average_delay_s']:,.3f}",
                 f"{one['cities_reported']}/{one['cities_expected']}",
                 end_section=day == len(days) - 1,
             )

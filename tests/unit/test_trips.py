@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.ingest.tally import DELAYS_MAX, Tally
+from services.ingest.tally import Tally
 from services.ingest.trips import DatedTrip, InvalidTrip, Trip, delay_ms, departure_date, parse_trip
 
 RECORD: dict[str, Any] = {
@@ -233,11 +233,19 @@ def test_a_trip_that_breaks_a_rule_changes_no_sum() -> None:
     assert (tally.contribution, tally.trips_on_other_dates) == before
 
 
-def test_a_tally_forgets_delays_before_it_grows() -> None:
-    """A file of nothing but different delays adds up, and its dictionary stays within its bound."""
+def test_a_tally_forgets_before_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of nothing but different delays and departures adds up, and its dictionaries stay within their bounds."""
+    monkeypatch.setattr("services.ingest.tally.DELAYS_MAX", 50)
+    monkeypatch.setattr("services.ingest.tally.DEPARTURES_MAX", 60)
     tally = Tally("2024-05-01")
-    trip = msgspec.convert(RECORD, Trip)
-    count = DELAYS_MAX + 10
-    tally.add_all([msgspec.structs.replace(trip, delay=f"PT{second}S") for second in range(count)])
-    assert tally.contribution.delay_total_ms == 1000 * count * (count - 1) // 2
-    assert len(tally._delays) <= DELAYS_MAX
+    trips = [
+        msgspec.convert(
+            RECORD | {"delay": f"PT{number}S", "departure-time": f"2024-05-0{number % 2 + 1}T01:00:00.{number}"}, Trip
+        )
+        for number in range(1000)
+    ]
+    tally.add_all(trips)
+    assert tally.contribution.delay_total_ms == 1000 * 999 * 1000 // 2
+    assert tally.trips_on_other_dates == 500
+    assert len(tally._delays) <= 50
+    assert len(tally._on_another_date) <= 60
