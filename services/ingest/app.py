@@ -9,8 +9,9 @@ from litestar import Litestar
 
 from services.ingest.city_day import CityDayIngest
 from services.ingest.memory import return_large_buffers
+from services.ingest.persistence import Circuit, Persistence
 from services.ingest.planner import Planner
-from services.ingest.upstream import HttpUpstream, Persistence
+from services.ingest.upstream import HttpUpstream
 from services.ingest.worker import Worker
 from shared.consuming import consume, make_broker
 from shared.identity import utc_now
@@ -35,9 +36,14 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
     return_large_buffers()
     surroundings = Surroundings(settings, source="ingest")
     patience = surroundings.patience
-    upstream = HttpUpstream(settings)
+    circuit = Circuit(patience, retry_after_max_s=settings.upstream_retry_after_max_s)
+    upstream = HttpUpstream(settings, circuit)
     persistence = Persistence(
-        patience, attempts_max=settings.upstream_attempts, outage_limit_s=settings.upstream_outage_limit_s
+        patience,
+        circuit,
+        attempts_max=settings.upstream_attempts,
+        outage_limit_s=settings.upstream_outage_limit_s,
+        concurrency_max=settings.upstream_concurrency_max,
     )
     broker = make_broker(settings)
     topics = []
