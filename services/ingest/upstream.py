@@ -406,12 +406,20 @@ class _translated:  # noqa: N801  # a context manager that reads as a phrase: wi
     ) -> None:
         match error:
             case httpx.ConnectError() | httpx.ConnectTimeout():
-                raise UpstreamDown(f"{self._url} cannot be reached: {error or type(error).__name__}") from error
+                raise UpstreamDown(f"{self._url} cannot be reached: {_root_of(error)}"[:1_000]) from error
             case httpx.TimeoutException() | TimeoutError():
                 raise AnswerBroke(f"{self._url} stalled: {type(error).__name__}") from error
             case Exception():
                 # Not only its own errors: an answer that trips the client up is no fault of our own.
                 raise AnswerBroke(f"{self._url} broke off: {type(error).__name__}: {error}"[:1_000]) from error
+
+
+def _root_of(error: BaseException) -> str:
+    """Say what is behind an error: the operating system's own words tell a refused connection from a lost one."""
+    root = error
+    while (deeper := root.__cause__ or root.__context__) is not None:
+        root = deeper
+    return str(root) or type(root).__name__
 
 
 def _count(outcome: str) -> None:
