@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 
@@ -34,7 +35,9 @@ event_loop_lag = Histogram(
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
 
-__all__ = ["REGISTRY", "Health", "configure_logging"]
+__all__ = ["REGISTRY", "Health", "configure_logging", "measure_loop_lag"]
+
+LAG_INTERVAL_S = 0.25
 
 
 class Health:
@@ -63,6 +66,15 @@ class Health:
     def recovered(self, what: str) -> None:
         """Note that ``what`` works."""
         self._faults.pop(what, None)
+
+
+async def measure_loop_lag() -> None:
+    """Measure for ever how late the event loop wakes a task: what holds the loop holds every stream of the process."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due_s = loop.time() + LAG_INTERVAL_S
+        await asyncio.sleep(LAG_INTERVAL_S)
+        event_loop_lag.observe(max(0.0, loop.time() - due_s))
 
 
 def configure_logging(settings: Settings) -> None:

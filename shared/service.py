@@ -14,7 +14,7 @@ from litestar import Litestar, Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from shared.consuming import SHUTDOWN_GRACE_S
-from shared.health import Health, event_loop_lag
+from shared.health import Health, measure_loop_lag
 from shared.patience import Patience, Stopping, SurroundingsFault
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
@@ -25,7 +25,6 @@ from shared.topics_admin import require_topics
 Background = Callable[[Patience], Awaitable[None]]
 
 WATCH_INTERVAL_S = 3.0
-LAG_INTERVAL_S = 0.25
 
 _log = structlog.get_logger()
 
@@ -106,15 +105,6 @@ def health_routes(health: Health) -> list[Any]:
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return [live, ready, metrics]
-
-
-async def measure_loop_lag() -> None:
-    """Measure for ever how late the event loop wakes a task: what holds the loop holds every stream of the process."""
-    loop = asyncio.get_running_loop()
-    while True:
-        due_s = loop.time() + LAG_INTERVAL_S
-        await asyncio.sleep(LAG_INTERVAL_S)
-        event_loop_lag.observe(max(0.0, loop.time() - due_s))
 
 
 async def _watch(surroundings: Surroundings) -> None:
