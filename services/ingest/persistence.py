@@ -45,7 +45,7 @@ class Circuit:
         self._reason = ""
         self._probes_failed = 0
         self._probe_at_s = 0.0
-        self._probing = False
+        self._probe: object | None = None
 
     @contextlib.asynccontextmanager
     async def turn(self, *, since_s: float, outage_limit_s: float) -> AsyncIterator[None]:
@@ -58,49 +58,53 @@ class Circuit:
         try:
             yield
         except UpstreamDown as error:
-            self.down(str(error))
+            self._down(str(error), probe)
             raise
         except AnswerBroke as error:
-            self.reached()
-            self.hold(error.retry_after_s)
+            self._answered(probe)
+            self._hold(error.retry_after_s)
             raise
         except CityFailed:
-            self.reached()
+            self._answered(probe)
             raise
         else:
-            self.reached()
+            self._answered(probe)
         finally:
-            if probe:
-                self._probing = False
+            if self._probe is probe:
+                self._probe = None
 
     def reached(self) -> None:
-        """Note that the upstream has answered: everybody may ask it."""
+        """Note that the upstream has answered, if only with the head of an answer: everybody may ask it."""
         self._open_since_s = None
         self._probes_failed = 0
-        self._probing = False
+        self._probe = None
         self.patience.health.recovered(_HEALTH)
         health.upstream_reachable.set(1)
 
-    def down(self, reason: str) -> None:
-        """Note that the upstream cannot be reached; after a while one stream may look again."""
+    def _answered(self, probe: object | None) -> None:
+        # What was asked before the circuit opened says nothing about the upstream as it is.
+        if probe is not None:
+            self.reached()
+
+    def _down(self, reason: str, probe: object | None) -> None:
         now_s = self.patience.now_s()
-        if self._open_since_s is None:
-            self._open_since_s = now_s
         self._reason = reason
-        self._probe_at_s = now_s + jittered_s(self._probes_failed)
-        self._probes_failed += 1
-        self._probing = False
         self.patience.health.failing(_HEALTH, reason)
         health.upstream_reachable.set(0)
+        if self._open_since_s is None:
+            self._open_since_s = now_s
+        elif probe is None:
+            return  # asked before the circuit opened: no probe has failed
+        self._probe_at_s = now_s + jittered_s(self._probes_failed)
+        self._probes_failed += 1
 
-    def hold(self, seconds: float) -> None:
-        """Note that the upstream asked to be left alone for so long (Retry-After), within a bound of ours."""
+    def _hold(self, seconds: float) -> None:
         if seconds > 0:
             until_s = self.patience.now_s() + min(seconds, self._retry_after_max_s)
             self._held_until_s = max(self._held_until_s, until_s)
 
-    async def _admission(self, since_s: float, outage_limit_s: float) -> bool:
-        """Wait for a turn; return whether it is the probe of an open circuit."""
+    async def _admission(self, since_s: float, outage_limit_s: float) -> object | None:
+        """Wait for a turn; return what stands for the probe of an open circuit, or None if it is closed."""
         while True:
             self.patience.raise_if_stopping()
             now_s = self.patience.now_s()
@@ -111,14 +115,14 @@ class Circuit:
                 # A little later than asked, and not all at once.
                 await self.patience.sleep(self._held_until_s - now_s + jittered_s(0))
             elif self._open_since_s is None:
-                return False
-            elif self._probing:
+                return None
+            elif self._probe is not None:
                 await self.patience.sleep(PROBE_LOOK_S)
             elif now_s < self._probe_at_s:
                 await self.patience.sleep(min(self._probe_at_s, give_up_at_s) - now_s)
             else:
-                self._probing = True
-                return True
+                self._probe = object()
+                return self._probe
 
 
 class Persistence:

@@ -41,9 +41,9 @@ from services.ingest.streaming import Meter, Streamed, stream_file
 from services.ingest.upstream import AnswerBroke, CityFailed, HttpUpstream, UpstreamDown, Validators
 from shared import events
 from shared.events import IngestCity, ProcessRequested, RequestFailed, RequestPlanned
-from shared.health import Health
+from shared.health import REGISTRY, Health
 from shared.identity import RequestId
-from shared.patience import Patience
+from shared.patience import Patience, Stopping
 from shared.settings import Settings
 from shared.topics import Topic
 from tests.fakes import Clock, MemoryLog, MemoryPublisher, MemoryStore
@@ -170,6 +170,12 @@ async def client_of(url: str, patience: Patience | None = None, **changes: objec
     with ThreadPoolExecutor(8) as threads:
         async with HttpUpstream(settings, circuit) as http:
             yield Client(http, keeping, patience, MemoryStore(Clock(NOW)), threads)
+
+
+def counted(outcome: str) -> float:
+    """Return how many requests have ended so."""
+    value = REGISTRY.get_sample_value("tripfold_upstream_requests_total", {"outcome": outcome})
+    return value or 0.0
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -730,22 +736,77 @@ async def test_of_many_streams_one_asks_whether_the_upstream_is_back() -> None:
     assert not patience.health.faults
 
 
+async def fail_in_turn(circuit: Circuit, error: Exception, *before: Exception) -> None:
+    """Let a request end with ``error``; while it was under way, others ended with those ``before``."""
+    async with circuit.turn(since_s=0, outage_limit_s=60):
+        for other in before:
+            with contextlib.suppress(type(other)):
+                await fail_in_turn(circuit, other)
+        raise error
+
+
 async def test_a_probe_that_is_cancelled_lets_another_probe() -> None:
     """A stream that is aborted while it probes leaves the circuit as it was."""
-    patience = Patience(health=Health(), wait_max_s=1)
-    circuit = Circuit(patience)
-    circuit.down("nobody there")
+    circuit = Circuit(Patience(health=Health(), wait_max_s=1))
+    with pytest.raises(UpstreamDown):
+        await fail_in_turn(circuit, UpstreamDown("nobody there"))
 
     async def never() -> None:
         async with circuit.turn(since_s=0, outage_limit_s=60):
             await asyncio.sleep(3600)
 
     probing = asyncio.create_task(never())
-    await until(lambda: circuit._probing)
+    await until(lambda: circuit._probe is not None)
     probing.cancel()
     await asyncio.gather(probing, return_exceptions=True)
+    assert circuit.patience.health.faults
     async with asyncio.timeout(10), circuit.turn(since_s=0, outage_limit_s=60):
         pass
+    assert not circuit.patience.health.faults
+
+
+async def test_what_was_asked_before_an_outage_does_not_end_it() -> None:
+    """A download that breaks when the upstream goes does not send the waiting streams ahead."""
+    patience = VirtualPatience()
+    circuit = Circuit(patience)
+    with pytest.raises(AnswerBroke):
+        await fail_in_turn(circuit, AnswerBroke("cut"), UpstreamDown("nobody there"))
+    assert patience.health.faults == {"upstream": "nobody there"}
+
+
+async def test_a_stream_that_waits_gives_up_when_the_process_stops() -> None:
+    """Waiting for the upstream ends at once when the process is asked to stop."""
+    patience = Patience(health=Health(), wait_max_s=1)
+    async with client_of("http://127.0.0.1:1", patience, outage_limit_s=3600) as client:
+        fetching = asyncio.create_task(client.fetch())
+        await until(lambda: bool(patience.health.faults))
+        patience.stopping.set()
+        with pytest.raises(Stopping):
+            await fetching
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (GOOD, "complete"),
+        (raw(head_of(304)), "unchanged"),
+        (whole(b"", 404), "refused"),
+        (whole(b"", 500), "broke"),
+        (raw(head_of(content_length="9") + b"["), "broke"),
+        (whole(b"{}" + b" " * 5_000_000), "abandoned"),
+        (whole(b"", 302, location="http://example.com/"), "redirected"),
+    ],
+)
+async def test_requests_are_counted_once_by_how_they_ended(answer: Answer, outcome: str) -> None:
+    """One request is one in the metric, under what became of it."""
+    outcomes = ("complete", "unchanged", "redirected", "refused", "broke", "down", "abandoned")
+    before = {name: counted(name) for name in outcomes}
+    async with HostileServer(answer) as server, client_of(server.url) as client:
+        with contextlib.suppress(AnswerBroke, CityFailed, InvalidTripFile):
+            await client.attempt(known=Validators(etag='"v1"'))
+    assert {name: counted(name) - before[name] for name in outcomes} == {
+        name: float(name == outcome) for name in outcomes
+    }
 
 
 @given(st.binary(max_size=300), st.booleans(), st.sampled_from([b"", b"HTTP/1.1 ", b"HTTP/1.1 200 OK\r\n", head_of()]))
