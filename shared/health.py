@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 
@@ -19,8 +20,24 @@ faults = Counter("tripfold_faults_total", "Faults of the surroundings that were 
 ready = Gauge("tripfold_ready", "1 while the service can do its work")
 last_poll = Gauge("tripfold_last_poll_timestamp_seconds", "When the service last took a batch or found none", ["topic"])
 batch_seconds = Histogram("tripfold_batch_seconds", "Time from taking a batch to its commit", ["topic"])
+upstream_requests = Counter(
+    "tripfold_upstream_requests_total",
+    "Requests to the upstream, by how they ended: complete, unchanged, redirected, refused, broke, down, abandoned",
+    ["outcome"],
+)
+upstream_bytes = Counter("tripfold_upstream_bytes_total", "Bytes of bodies that came from the upstream, still coded")
+upstream_resumptions = Counter("tripfold_upstream_resumptions_total", "Broken downloads that went on where they broke")
+upstream_reachable = Gauge("tripfold_upstream_reachable", "0 while the upstream cannot be reached")
+upstream_reachable.set(1)
+event_loop_lag = Histogram(
+    "tripfold_event_loop_lag_seconds",
+    "How much later than asked for the event loop woke a task",
+    buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
+)
 
-__all__ = ["REGISTRY", "Health", "configure_logging"]
+__all__ = ["REGISTRY", "Health", "configure_logging", "measure_loop_lag"]
+
+LAG_INTERVAL_S = 0.25
 
 
 class Health:
@@ -49,6 +66,15 @@ class Health:
     def recovered(self, what: str) -> None:
         """Note that ``what`` works."""
         self._faults.pop(what, None)
+
+
+async def measure_loop_lag() -> None:
+    """Measure for ever how late the event loop wakes a task: what holds the loop holds every stream of the process."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due_s = loop.time() + LAG_INTERVAL_S
+        await asyncio.sleep(LAG_INTERVAL_S)
+        event_loop_lag.observe(max(0.0, loop.time() - due_s))
 
 
 def configure_logging(settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
@@ -58,13 +59,21 @@ class Patience:
                 self.health.recovered(what)
                 return result
 
-    async def pause(self, seconds: float) -> None:
-        """Sleep up to ``seconds``, with jitter; end at once when asked to stop."""
+    def now_s(self) -> float:
+        """Return the time by the clock that the waiting goes by: seconds from any origin, never backwards."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep for ``seconds``; end at once when asked to stop."""
         try:
-            async with asyncio.timeout(seconds * random.uniform(0.5, 1.0)):  # noqa: S311  # jitter, not a secret
+            async with asyncio.timeout(seconds):
                 await self.stopping.wait()
         except TimeoutError:
             return
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep up to ``seconds``, with jitter; end at once when asked to stop."""
+        await self.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
 
     def raise_if_stopping(self) -> None:
         """Raise Stopping if the process was asked to stop."""

@@ -14,7 +14,7 @@ from litestar import Litestar, Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from shared.consuming import SHUTDOWN_GRACE_S
-from shared.health import Health
+from shared.health import Health, measure_loop_lag
 from shared.patience import Patience, Stopping, SurroundingsFault
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
@@ -73,6 +73,7 @@ def make_app(
                 await stack.enter_async_context(resource)
             tasks = [asyncio.create_task(begin())]
             tasks += [asyncio.create_task(_run(job, patience)) for job in background]
+            tasks.append(asyncio.create_task(measure_loop_lag()))
             try:
                 yield
             finally:

@@ -32,12 +32,41 @@ class Settings(BaseSettings):
     upstream_attempts: int = Field(
         default=5, ge=1, le=100, description="how often a city's file is tried before it fails"
     )
+    upstream_resumptions: int = Field(
+        default=10, ge=0, le=1000, description="how often in one attempt a broken download goes on where it broke"
+    )
     upstream_outage_limit_s: float = Field(
         default=900, ge=0, description="how long an upstream that is down is waited for before its cities fail"
     )
+    upstream_retry_after_max_s: float = Field(
+        default=300, ge=0, description="the longest wait that the upstream may ask for (`Retry-After`)"
+    )
     upstream_read_timeout_s: float = Field(default=30, gt=0, description="how long one read from the upstream may take")
+    upstream_deadline_s: float = Field(
+        default=3600, gt=0, description="how long one answer of the upstream may take, resumptions included"
+    )
+    upstream_bytes_per_s_min: float = Field(
+        default=1024, ge=0, description="a download slower than this is broken off; 0: none is"
+    )
+    upstream_speed_window_s: float = Field(
+        default=60, gt=0, description="the time over which a download's speed is measured"
+    )
+    upstream_concurrency_max: int = Field(
+        default=8, ge=1, le=1000, description="requests to the upstream that one process makes side by side"
+    )
+    upstream_requests_per_s: float = Field(
+        default=20, gt=0, le=10_000, description="requests to the upstream that one process makes in a second"
+    )
+    upstream_redirect_hosts: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9.:,_\[\]-]*$",
+        description="other hosts, or `host:port`, that the upstream may redirect to, separated by commas",
+    )
     upstream_file_bytes_max: int = Field(
         default=16 * 1024**3, ge=1, description="the largest trip file that is taken, in bytes after content-encoding"
+    )
+    upstream_ratio_max: float = Field(
+        default=200, ge=1, description="how many times larger than it came a compressed body may become"
     )
 
     kafka_bootstrap_servers: str = Field(

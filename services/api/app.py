@@ -20,7 +20,7 @@ from services.api.problems import exception_handlers
 from services.api.reader import SummaryReader
 from services.api.requests import Requests
 from services.api.routes import api_router
-from shared.health import Health, configure_logging
+from shared.health import Health, configure_logging, measure_loop_lag
 from shared.identity import utc_now
 from shared.publishing import KafkaPublisher, Publisher
 from shared.settings import Settings
@@ -71,9 +71,13 @@ def assemble(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        async with connected():
-            state.started = True
-            yield
+        measuring = asyncio.create_task(measure_loop_lag())
+        try:
+            async with connected():
+                state.started = True
+                yield
+        finally:
+            measuring.cancel()
 
     app = Litestar(
         route_handlers=[api_router(), health.live, health.ready, health.metrics, *docs_handlers()],

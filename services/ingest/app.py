@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 from litestar import Litestar
 
 from services.ingest.city_day import CityDayIngest
 from services.ingest.memory import return_large_buffers
+from services.ingest.persistence import WAIT_MAX_S, Circuit, Persistence
 from services.ingest.planner import Planner
 from services.ingest.role import Role
-from services.ingest.upstream import HttpUpstream, Persistence
+from services.ingest.upstream import HttpUpstream
 from services.ingest.worker import Worker
 from shared.consuming import consume, make_broker
 from shared.identity import utc_now
@@ -20,6 +22,8 @@ from shared.topics import Topic
 
 PLANNER_LINGER_MS = 50
 WORKER_LINGER_MS = 50
+POLL_INTERVAL_S_MAX = 20 * 86_400.0
+"""Kafka counts it in milliseconds, in 31 bits."""
 
 
 def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
@@ -27,9 +31,14 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
     return_large_buffers()
     surroundings = Surroundings(settings, source="ingest")
     patience = surroundings.patience
-    upstream = HttpUpstream(settings)
+    circuit = Circuit(patience, retry_after_max_s=settings.upstream_retry_after_max_s)
+    upstream = HttpUpstream(settings, circuit)
     persistence = Persistence(
-        patience, attempts_max=settings.upstream_attempts, outage_limit_s=settings.upstream_outage_limit_s
+        patience,
+        circuit,
+        attempts_max=settings.upstream_attempts,
+        outage_limit_s=settings.upstream_outage_limit_s,
+        concurrency_max=settings.upstream_concurrency_max,
     )
     broker = make_broker(settings)
     topics = []
@@ -45,7 +54,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             group="planner",
             batch_records_max=1,
             linger_ms=PLANNER_LINGER_MS,
-            deadline_s=settings.upstream_outage_limit_s,
+            deadline_s=min(longest_fetch_s(settings, settings.upstream_deadline_s), POLL_INTERVAL_S_MAX),
         )
     if role in {Role.ALL, Role.WORKER}:
         ingest = CityDayIngest(
@@ -59,6 +68,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
         )
         worker = Worker(ingest, surroundings.publisher, patience=patience, streams=settings.ingest_streams)
         topics.append(Topic.CITY_TASKS)
+        rounds = math.ceil(settings.ingest_batch / min(settings.ingest_streams, settings.upstream_concurrency_max))
         consume(
             broker,
             Topic.CITY_TASKS,
@@ -68,6 +78,12 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             group="worker",
             batch_records_max=settings.ingest_batch,
             linger_ms=WORKER_LINGER_MS,
-            deadline_s=settings.ingest_deadline_s * settings.upstream_attempts,
+            deadline_s=min(longest_fetch_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
         )
     return make_app(surroundings, broker, topics=tuple(topics), resources=(upstream,))
+
+
+def longest_fetch_s(settings: Settings, attempt_s: float) -> float:
+    """Return how long a fetch may take with all its attempts and waits: so long Kafka is to expect no poll."""
+    waits_s = settings.upstream_outage_limit_s + settings.upstream_retry_after_max_s + WAIT_MAX_S
+    return settings.upstream_attempts * (attempt_s + waits_s)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import json
 import re
 import unicodedata
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from urllib.parse import quote
 
 import msgspec
@@ -22,7 +24,9 @@ BAD_CITIES_NAMED_MAX = 100
 UPSTREAM_ID_LENGTH_MAX = 1_000
 
 _INTEGER_DIGITS_MAX = 40
-_entries_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_SHOWN_LENGTH_MAX = 200
+_DECODED_AT_ONCE_BYTES = 1024**2
+_WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 _SLUG = re.compile(r"[a-z0-9-]*")
 
 
@@ -52,35 +56,92 @@ class _BadEntry(ValueError):
 def parse_city_list(body: bytes) -> CityList:
     """Parse ``[{"id": 0, "name": "Port Tina", "country": "Armenia"}, …]``; fields not listed are ignored.
 
-    A bad entry is reported and left out. Raises InvalidCityList if ``body`` is not a JSON array, or too long a one.
+    A bad entry is reported and left out; what is no Unicode makes its entry bad, not the list. Raises InvalidCityList
+    if ``body`` is not a JSON array, or too long a one. Never holds the interpreter for long, so that a thread can do it
+    beside an event loop.
     """
-    try:
-        entries = _entries_decoder.decode(body.removeprefix(b"\xef\xbb\xbf"))
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise InvalidCityList(f"the list of cities is not a JSON array: {error}") from error
-    if len(entries) > CITIES_MAX:
-        raise InvalidCityList(f"the list of cities has {len(entries)} entries; at most {CITIES_MAX} are taken")
+    text = _decoded(body.removeprefix(b"\xef\xbb\xbf"))
     cities: dict[CityId, ListedCity] = {}
     bad: list[BadCity] = []
     bad_count = 0
-    for entry in entries:
+    for number, (value, start, end) in enumerate(_entries(text)):
+        if number == CITIES_MAX:
+            raise InvalidCityList(f"the list of cities has too many entries; at most {CITIES_MAX} are taken")
         try:
-            listed = _parse_entry(entry, cities)
+            listed = _parse_entry(value, cities)
         except _BadEntry as error:
             bad_count += 1
             if len(bad) < BAD_CITIES_NAMED_MAX:
-                shown = bytes(entry)[:200].decode(errors="replace")
-                bad.append(BadCity(entry=shown, reason=str(error)))
+                shown = text[start : min(end, start + _SHOWN_LENGTH_MAX)]
+                bad.append(BadCity(entry=_printable(shown), reason=_printable(str(error))))
         else:
             cities[listed.city.city_id] = listed
     return CityList(cities=tuple(cities.values()), bad_cities=tuple(bad), bad_cities_count=bad_count)
 
 
-def _parse_entry(entry: msgspec.Raw, before: Container[CityId]) -> ListedCity:
+def _entries(text: str) -> Iterator[tuple[object, int, int]]:
+    """Yield the values of a JSON array one by one, each with where it begins and ends; raise InvalidCityList."""
+    at = _after_white_space(text, 0)
+    if text[at : at + 1] != "[":
+        raise InvalidCityList("the list of cities is not a JSON array")
+    at = _after_white_space(text, at + 1)
+    closed = text[at : at + 1] == "]"
+    while not closed:
+        try:
+            value, end = _decoder.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            raise InvalidCityList(f"the list of cities is not a JSON array: {error}"[:500]) from error
+        yield value, at, end
+        at = _after_white_space(text, end)
+        if text[at : at + 1] not in {",", "]"}:
+            raise InvalidCityList(f"the list of cities is not a JSON array: no comma at character {at}")
+        closed = text[at] == "]"
+        at = at if closed else _after_white_space(text, at + 1)
+    if _after_white_space(text, at + 1) != len(text):
+        raise InvalidCityList(f"the list of cities is not a JSON array: more comes after it, at character {at}")
+
+
+def _decoded(body: bytes) -> str:
+    """Return UTF-8 as text. Bytes that are none become lone surrogates, like those that are written with escapes."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="surrogateescape")
+    starts = range(0, len(body), _DECODED_AT_ONCE_BYTES)
+    return "".join(decoder.decode(body[start : start + _DECODED_AT_ONCE_BYTES]) for start in starts) + decoder.decode(
+        b"", final=True
+    )
+
+
+def _after_white_space(text: str, at: int) -> int:
+    match = _WHITE_SPACE.match(text, at)
+    assert match is not None, "no white space is white space"
+    return match.end()
+
+
+def _integer(digits: str) -> object:
+    # Longer ones are bad as an id, and cost more than they are worth; elsewhere they are ignored.
+    return int(digits) if len(digits) <= 2 * _INTEGER_DIGITS_MAX else float("inf")
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(f"{name} is no number")
+
+
+_decoder = json.JSONDecoder(parse_int=_integer, parse_constant=_no_number)
+
+
+def _printable(text: str) -> str:
+    """Return text that can be written as UTF-8, in the length that an event has room for."""
+    return text.encode(errors="backslashreplace").decode()[:_SHOWN_LENGTH_MAX]
+
+
+def _is_unicode(text: str) -> bool:
     try:
-        fields = msgspec.json.decode(entry)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise _BadEntry(f"not readable: {error}") from error
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _parse_entry(fields: object, before: Container[CityId]) -> ListedCity:
     if not isinstance(fields, dict):
         raise _BadEntry("not an object with id, name and country")
     city_id, upstream_id = identify_city(fields.get("id"))
@@ -105,6 +166,8 @@ def identify_city(value: object) -> tuple[CityId, str]:
     if isinstance(value, str) and value:
         if len(value) > UPSTREAM_ID_LENGTH_MAX:
             raise _BadEntry(f"its id has {len(value)} characters; at most {UPSTREAM_ID_LENGTH_MAX} are taken")
+        if not _is_unicode(value):
+            raise _BadEntry(f"its id is {value!r:.100}, which is no Unicode")
         encoded = f"~{quote(value, safe='')}"
         if len(encoded) > CITY_ID_BYTES_MAX:
             encoded = f"~+{hashlib.sha256(value.encode()).hexdigest()}"
@@ -116,6 +179,10 @@ def _name(fields: dict[str, object], field: str) -> str:
     value = fields.get(field)
     if not isinstance(value, str) or not value.strip():
         raise _BadEntry(f"its {field} is {value!r:.100}; expected a non-empty string")
+    if len(value) > 4 * NAME_LENGTH_MAX:
+        raise _BadEntry(f"its {field} has {len(value)} characters; at most {NAME_LENGTH_MAX} are taken")
+    if not _is_unicode(value):
+        raise _BadEntry(f"its {field} is {value!r:.100}, which is no Unicode")
     name = unicodedata.normalize("NFC", value)
     if len(name) > NAME_LENGTH_MAX:
         raise _BadEntry(f"its {field} has {len(name)} characters; at most {NAME_LENGTH_MAX} are taken")

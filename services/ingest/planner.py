@@ -15,6 +15,7 @@ A crash after any step leaves a request that comes again, and finds its own plan
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Callable, Iterator, Sequence
 
@@ -74,20 +75,20 @@ class Planner:
             await self._publisher.publish([Outgoing(failed)])
             return
         await self._publish_countries(plan)
-        tasks = list(_tasks(plan, request))
+        cities = sum(len(planned.cities) for planned in plan.countries.values())
         planned = RequestPlanned(
             request_id=request.request_id,
             date=request.date,
             requested_at=request.requested_at,
             plan_revision=plan.revision,
-            cities=len(tasks),
+            cities=cities,
             countries=len(plan.countries),
             bad_cities_count=plan.bad_cities_count,
             bad_cities=plan.bad_cities,
         )
         await self._publisher.publish([Outgoing(planned)])
-        await self._publisher.publish(map(Outgoing, tasks))
-        log.info("planned", cities=len(tasks), countries=len(plan.countries), plan_revision=plan.revision)
+        await self._publisher.publish(map(Outgoing, _tasks(plan, request)))
+        log.info("planned", cities=cities, countries=len(plan.countries), plan_revision=plan.revision)
         # Our countries may have been published after those of a newer plan: the topic is to end in the newest.
         latest = await read_plan(self._store, request.date)
         while latest is not None and latest.revision > plan.revision:
@@ -110,9 +111,13 @@ class Planner:
             before = objects.decode(Plan, found.body, key) if found else None
             if before is not None and before.request_id == request.request_id:
                 return before
-            listed = parse_city_list(await self._persistence.fetch(self._upstream.cities))
+            body = await self._persistence.fetch(self._upstream.cities)
+            # A list may hold 100,000 cities: threads keep the event loop free for heartbeats and streams.
+            listed = await asyncio.to_thread(parse_city_list, body)
             slugs = (await self._mint(listed)).slugs
-            plan = next_plan(before, request, listed, slugs, now=self._clock(), base=lineage.base)
+            plan = await asyncio.to_thread(
+                next_plan, before, request, listed, slugs, now=self._clock(), base=lineage.base
+            )
             if before is not None and _expects_the_same(before, plan):
                 return before
             try:
@@ -126,7 +131,7 @@ class Planner:
         while True:
             found = await self._store.get(keys.COUNTRIES)
             known = objects.decode(Countries, found.body, keys.COUNTRIES) if found else Countries()
-            minted = mint_slugs(known, (city.country_name for city in listed.cities))
+            minted = await asyncio.to_thread(mint_slugs, known, {city.country_name for city in listed.cities})
             if minted is known:
                 return known
             try:

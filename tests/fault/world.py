@@ -78,9 +78,13 @@ class QuickPatience(Patience):
     def __init__(self, health: Health) -> None:
         super().__init__(health=health, wait_max_s=1)
         self._pauses = 0
+        self._now_s = 0.0
 
-    async def pause(self, seconds: float) -> None:
-        del seconds
+    def now_s(self) -> float:
+        return self._now_s
+
+    async def sleep(self, seconds: float) -> None:
+        self._now_s += seconds
         self._pauses += 1
         if self._pauses > PAUSES_MAX:
             raise Stuck(f"after {PAUSES_MAX} waits: {self.health.faults}")

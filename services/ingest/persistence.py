@@ -1,0 +1,170 @@
+"""How an upstream with faults is treated: how often it is asked again, when, and when it is left alone.
+
+All streams of a process share one `Circuit`. It is open while the upstream cannot be reached: then one stream at a
+time asks whether it is back, and the others wait. Waiting is all they do, so Kafka hears their heartbeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+from services.ingest.faults import AnswerBroke, CityFailed, UpstreamDown
+from shared import health
+from shared.patience import Patience
+
+WAIT_FIRST_S = 0.5
+WAIT_MAX_S = 30.0
+PROBE_LOOK_S = 0.25
+"""How often a stream looks whether another one's probe has reached the upstream."""
+
+_HEALTH = "upstream"
+_Result = TypeVar("_Result")
+
+
+class OutageTooLong(UpstreamDown):
+    """The upstream has been down for longer than it is waited for."""
+
+
+def jittered_s(tries: int) -> float:
+    """Return how long to wait after ``tries`` failed ones: full jitter, so that streams do not come back together."""
+    return random.uniform(0, min(WAIT_MAX_S, WAIT_FIRST_S * 2 ** min(tries, 20)))  # noqa: S311  # not a secret
+
+
+class Circuit:
+    """Whether the upstream can be reached, and until when it asked to be left alone: one for all streams."""
+
+    def __init__(self, patience: Patience, *, retry_after_max_s: float = 300.0) -> None:
+        self.patience = patience
+        self._retry_after_max_s = retry_after_max_s
+        self._held_until_s = 0.0
+        self._open_since_s: float | None = None
+        self._reason = ""
+        self._probes_failed = 0
+        self._probe_at_s = 0.0
+        self._probe: object | None = None
+
+    @contextlib.asynccontextmanager
+    async def turn(self, *, since_s: float, outage_limit_s: float) -> AsyncIterator[None]:
+        """Wait until the upstream may be asked; how the block ends says how the upstream is.
+
+        Raises OutageTooLong if the upstream has been down for ``outage_limit_s``, of which only what came after
+        ``since_s`` counts (by the clock of the patience), and Stopping.
+        """
+        probe = await self._admission(since_s, outage_limit_s)
+        try:
+            yield
+        except UpstreamDown as error:
+            self._down(str(error), probe)
+            raise
+        except AnswerBroke as error:
+            self._answered(probe)
+            self._hold(error.retry_after_s)
+            raise
+        except CityFailed:
+            self._answered(probe)
+            raise
+        else:
+            self._answered(probe)
+        finally:
+            if self._probe is probe:
+                self._probe = None
+
+    def reached(self) -> None:
+        """Note that the upstream has answered, if only with the head of an answer: everybody may ask it."""
+        self._open_since_s = None
+        self._probes_failed = 0
+        self._probe = None
+        self.patience.health.recovered(_HEALTH)
+        health.upstream_reachable.set(1)
+
+    def _answered(self, probe: object | None) -> None:
+        # What was asked before the circuit opened says nothing about the upstream as it is.
+        if probe is not None:
+            self.reached()
+
+    def _down(self, reason: str, probe: object | None) -> None:
+        now_s = self.patience.now_s()
+        self._reason = reason
+        self.patience.health.failing(_HEALTH, reason)
+        health.upstream_reachable.set(0)
+        if self._open_since_s is None:
+            self._open_since_s = now_s
+        elif probe is None:
+            return  # asked before the circuit opened: no probe has failed
+        self._probe_at_s = now_s + jittered_s(self._probes_failed)
+        self._probes_failed += 1
+
+    def _hold(self, seconds: float) -> None:
+        if seconds > 0:
+            until_s = self.patience.now_s() + min(seconds, self._retry_after_max_s)
+            self._held_until_s = max(self._held_until_s, until_s)
+
+    async def _admission(self, since_s: float, outage_limit_s: float) -> object | None:
+        """Wait for a turn; return what stands for the probe of an open circuit, or None if it is closed."""
+        while True:
+            self.patience.raise_if_stopping()
+            now_s = self.patience.now_s()
+            give_up_at_s = max(since_s, self._open_since_s or since_s) + outage_limit_s
+            if self._open_since_s is not None and now_s >= give_up_at_s:
+                raise OutageTooLong(self._reason)
+            if now_s < self._held_until_s:
+                # A little later than asked, and not all at once.
+                await self.patience.sleep(self._held_until_s - now_s + jittered_s(0))
+            elif self._open_since_s is None:
+                return None
+            elif self._probe is not None:
+                await self.patience.sleep(PROBE_LOOK_S)
+            elif now_s < self._probe_at_s:
+                await self.patience.sleep(min(self._probe_at_s, give_up_at_s) - now_s)
+            else:
+                self._probe = object()
+                return self._probe
+
+
+class Persistence:
+    """How long and how often an upstream with faults is tried again, before a city fails."""
+
+    def __init__(
+        self,
+        patience: Patience,
+        circuit: Circuit | None = None,
+        *,
+        attempts_max: int,
+        outage_limit_s: float,
+        concurrency_max: int = 64,
+    ) -> None:
+        self._patience = patience
+        self._circuit = circuit or Circuit(patience)
+        self._attempts_max = attempts_max
+        self._outage_limit_s = outage_limit_s
+        self._slots = asyncio.Semaphore(concurrency_max)
+
+    async def fetch(self, attempt: Callable[[], Awaitable[_Result]]) -> _Result:
+        """Run ``attempt`` until it ends without a fault of the upstream.
+
+        An upstream that is down costs no attempt. Raises CityFailed after the attempts, or after an outage that is
+        longer than the limit, with the last reason; and Stopping.
+        """
+        attempts = 0
+        since_s = self._patience.now_s()
+        while True:
+            try:
+                async with (
+                    self._slots,
+                    self._circuit.turn(since_s=since_s, outage_limit_s=self._outage_limit_s),
+                ):
+                    return await attempt()
+            except OutageTooLong as error:
+                raise CityFailed(f"{error} (for {self._outage_limit_s:.0f} s)") from error
+            except UpstreamDown:
+                continue
+            except AnswerBroke as error:
+                attempts += 1
+                since_s = self._patience.now_s()
+                if attempts >= self._attempts_max:
+                    raise CityFailed(f"{error} ({attempts} attempts)") from error
+            await self._patience.sleep(jittered_s(attempts - 1))
