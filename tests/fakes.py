@@ -29,6 +29,7 @@ from shared.store import (
     LostRace,
     ObjectMissing,
     ObjectStore,
+    OperatedStore,
     StoreUnavailable,
     UnfinishedUpload,
     Upload,
@@ -416,6 +417,39 @@ class BreakableStore:
 
     def upload(self, key: str) -> Upload:
         return _BreakableUpload(self._store.upload(key), key, self._life)
+
+
+class BreakableOperatedStore(BreakableStore):
+    """An OperatedStore whose calls cross through a `Life`."""
+
+    def __init__(self, store: OperatedStore, life: Life) -> None:
+        super().__init__(store, life)
+        self._operated = store
+        self._operator = life
+
+    async def stream(self, key: str) -> AsyncIterator[bytes]:
+        async for chunk in self._operated.stream(key):
+            await self._operator.cross(f"stream {key}", _nothing, StoreUnavailable, effect=False)
+            yield chunk
+
+    async def delete(self, key: str) -> None:
+        await self._operator.cross(f"delete {key}", lambda: self._operated.delete(key), StoreUnavailable, effect=True)
+
+    async def now(self) -> dt.datetime:
+        return await self._operator.cross("now", self._operated.now, StoreUnavailable, effect=False)
+
+    async def unfinished_uploads(self, prefix: str) -> AsyncIterator[UnfinishedUpload]:
+        async for upload in self._operated.unfinished_uploads(prefix):
+            await self._operator.cross(f"list uploads {prefix}", _nothing, StoreUnavailable, effect=False)
+            yield upload
+
+    async def abort_upload(self, unfinished: UnfinishedUpload) -> None:
+        await self._operator.cross(
+            f"abort upload {unfinished.key}",
+            lambda: self._operated.abort_upload(unfinished),
+            StoreUnavailable,
+            effect=True,
+        )
 
 
 class _BreakableUpload:

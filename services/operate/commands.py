@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-from collections.abc import Coroutine, Iterable
-from typing import Annotated, Any, TypeVar
+import enum
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 import typer
@@ -15,7 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from services.aggregate.bucket import Dates
+from services.aggregate.change import Side
+from services.aggregate.generations import Generation, drop, list_generations
+from services.aggregate.rebuilding import Rebuild, Rebuilt, Report
 from services.aggregate.repairing import Repaired, repair_dates
+from services.aggregate.replay import KafkaReplay
 from services.aggregate.verify import Difference
 from services.aggregate.verifying import verify_dates
 from shared.errors import OperatorError
@@ -24,16 +31,22 @@ from shared.objects import CorruptObject
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings, load_settings
 from shared.store import S3Store
+from shared.topics import Topic
 
 LINES_MAX = 1_000
 
+GRACE_S = 900
+
 operate_commands = typer.Typer(no_args_is_help=True)
+generations_commands = typer.Typer(help="The generations of summaries in the bucket.", no_args_is_help=True)
+operate_commands.add_typer(generations_commands, name="generations")
 console = Console()
 progress_console = Console(stderr=True)  # so that what is printed can be piped
 
 _Result = TypeVar("_Result")
 _Date = Annotated[dt.datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="The first date. Unset: all.")]
 _Last = Annotated[dt.datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="The last date. Unset: all.")]
+_TakeOver = Annotated[bool, typer.Option(help="Take over from a rebuild that has died.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
 
 
@@ -110,6 +123,184 @@ def repair(first: _Date = None, last: _Last = None, as_json: _Json = False) -> N
         console.print("nothing to repair")
     if any(one.refused is not None for one in done):
         raise typer.Exit(1)
+
+
+class Source(enum.Enum):
+    """What a rebuild reads."""
+
+    S3 = "s3"
+    KAFKA = "kafka"
+
+
+@operate_commands.command("rebuild")
+def rebuild(
+    source: Annotated[
+        Source,
+        typer.Option("--from", help="s3: plans and manifests. kafka: the topic city-stats, then plans and manifests."),
+    ],
+    dry_run: Annotated[bool, typer.Option(help="Build and compare, then delete what was built.")] = False,
+    take_over: _TakeOver = False,
+    as_json: _Json = False,
+) -> None:
+    """Build a generation of all summaries beside the live one, compare the two, and make it live.
+
+    Services go on meanwhile. Exit 1 if the generation was refused: something in it would be older than what is live.
+    From s3, the compacted topics are then filled again, as after a loss of Kafka.
+
+    Example: tripfold rebuild --from s3 --dry-run
+    """
+    settings = _settings()
+
+    async def run() -> Rebuilt:
+        async with _rebuilding(settings) as (store, publisher, report):
+            if source is Source.S3:
+                return await Rebuild(store, publisher, token=uuid.uuid4().hex, report=report).run(
+                    take_over=take_over, dry_run=dry_run
+                )
+            replay = KafkaReplay(settings, Topic.CITY_STATS)
+            try:
+                return await Rebuild(store, publisher, token=uuid.uuid4().hex, report=report, replay=replay).run(
+                    take_over=take_over, dry_run=dry_run
+                )
+            finally:
+                await replay.close()
+
+    _tell(_run(run()), dry_run=dry_run, as_json=as_json)
+
+
+@generations_commands.command("list")
+def generations_list(as_json: _Json = False) -> None:
+    """Show the generations of summaries, and which one is live or being built."""
+    settings = _settings()
+
+    async def run() -> list[Generation]:
+        async with S3Store(settings) as store:
+            return await list_generations(store)
+
+    found = _run(run())
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("generation", "state", "summaries", "bytes")
+    for one in found:
+        table.add_row(str(one.number), one.state.value, f"{one.summaries:,}", f"{one.size_bytes:,}")
+    console.print(table)
+
+
+@generations_commands.command("drop")
+def generations_drop(
+    number: Annotated[int, typer.Argument(min=1)],
+    grace_s: Annotated[
+        int, typer.Option(min=0, help="How long the pointer must have stood, so that nobody still reads the old one.")
+    ] = GRACE_S,
+) -> None:
+    """Delete the summaries of an old generation.
+
+    Example: tripfold generations drop 1
+    """
+    settings = _settings()
+
+    async def run() -> int:
+        async with S3Store(settings) as store:
+            return await drop(store, number, grace=dt.timedelta(seconds=grace_s))
+
+    console.print(f"{_run(run())} summaries of generation {number} deleted")
+
+
+@generations_commands.command("activate")
+def generations_activate(
+    number: Annotated[int, typer.Argument(min=1)],
+    dry_run: Annotated[bool, typer.Option(help="Build and compare, then delete what was built.")] = False,
+    take_over: _TakeOver = False,
+    as_json: _Json = False,
+) -> None:
+    """Make a generation that begins with the summaries of an old one, joined with plans and manifests, the live one.
+
+    Example: tripfold generations activate 1
+    """
+    settings = _settings()
+
+    async def run() -> Rebuilt:
+        async with _rebuilding(settings) as (store, publisher, report):
+            return await Rebuild(store, publisher, token=uuid.uuid4().hex, report=report, seed=number).run(
+                take_over=take_over, dry_run=dry_run
+            )
+
+    _tell(_run(run()), dry_run=dry_run, as_json=as_json)
+
+
+@contextlib.asynccontextmanager
+async def _rebuilding(settings: Settings) -> AsyncIterator[tuple[S3Store, KafkaPublisher, Report]]:
+    async with S3Store(settings) as store, KafkaPublisher(settings, source="rebuild") as publisher:
+        await publisher.check()
+        with _Steps() as steps:
+            yield store, publisher, steps.report
+
+
+class _Steps:
+    """Shows the steps of a rebuild, each with a bar, events per second and the time left."""
+
+    def __init__(self) -> None:
+        self._bars = contextlib.ExitStack()
+        self._step = ""
+        self._show: Callable[..., None] = lambda *_: None
+        self._begun_s = 0.0
+        self._events_before = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.close()
+
+    def report(self, step: str, done: int, total: int, events: int) -> None:
+        """Show how far a step is."""
+        if step != self._step:
+            self._bars.close()
+            self._show = self._bars.enter_context(_bar(step, ""))
+            self._step, self._begun_s, self._events_before = step, time.monotonic(), events
+        elapsed_s = max(time.monotonic() - self._begun_s, 1e-3)
+        self._show(done, total, f"{(events - self._events_before) / elapsed_s:,.0f} events/s")
+
+
+def _tell(rebuilt: Rebuilt, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        _print_json(rebuilt)
+    else:
+        _tell_in_words(rebuilt, dry_run=dry_run)
+    if rebuilt.refused is not None:
+        raise typer.Exit(1)
+
+
+def _tell_in_words(rebuilt: Rebuilt, *, dry_run: bool) -> None:
+    if rebuilt.changes:
+        table = Table("date", "country", "", "version", "trips", "passengers", "accidents", "delay ms", "cities")
+        for change in rebuilt.changes[:LINES_MAX]:
+            for name, side in (("live", change.live), ("built", change.built)):
+                table.add_row(str(change.date), change.country, name, *_row_of(side))
+        console.print(table)
+    console.print(
+        f"generation {rebuilt.generation} was built from {rebuilt.events:,} events: {rebuilt.country_days:,} "
+        f"country-days, {rebuilt.changes_total:,} of them other than in generation {rebuilt.live_before}"
+    )
+    if rebuilt.poison_records:
+        console.print(f"{rebuilt.poison_records} records of the topic could not be decoded, and count nowhere")
+    if rebuilt.refused is not None:
+        console.print(f"[red]it was not made live:[/red] {rebuilt.refused}", highlight=False, soft_wrap=True)
+    elif dry_run:
+        console.print("a dry run: it was deleted, and nothing has changed")
+    else:
+        console.print(
+            f"it is live; 'tripfold generations drop {rebuilt.live_before}' deletes the one before, once it is not read"
+        )
+
+
+def _row_of(side: Side | None) -> tuple[str, ...]:
+    if side is None:
+        return ("none",)
+    totals = side.totals
+    numbers = (side.version, totals.trips, totals.passengers, totals.accidents, totals.delay_total_ms)
+    return (*map(str, numbers), f"{side.cities_reported} of {side.cities_expected}")
 
 
 def _dates(first: dt.datetime | None, last: dt.datetime | None) -> Dates:
