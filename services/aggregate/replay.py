@@ -35,10 +35,14 @@ class Replay(Protocol):
 
 
 class KafkaReplay:
-    """A Replay over Kafka: a consumer in no group, which commits nothing and disturbs no service."""
+    """A Replay over Kafka: a consumer in no group, which commits nothing and disturbs no service.
 
-    def __init__(self, settings: Settings, topic: Topic) -> None:
+    With ``last_records_max`` it begins so many records before the end of each partition.
+    """
+
+    def __init__(self, settings: Settings, topic: Topic, *, last_records_max: int | None = None) -> None:
         self._topic = topic
+        self._last_records_max = last_records_max
         self._name = settings.topic_prefix + topic.value
         self._consumer = AIOKafkaConsumer(
             self._name,
@@ -59,6 +63,10 @@ class KafkaReplay:
                 raise TopicUnreadable(f"topic {self._name} is not on the cluster: run 'tripfold topics apply'")
             begins = await self._consumer.beginning_offsets(partitions)
             ends = await self._consumer.end_offsets(partitions)
+            if self._last_records_max is not None:
+                begins = {one: max(begin, ends[one] - self._last_records_max) for one, begin in begins.items()}
+                for partition, begin in begins.items():
+                    self._consumer.seek(partition, begin)
         except (KafkaError, OSError) as error:
             raise TopicUnreadable(f"topic {self._name} cannot be read: {type(error).__name__}: {error}") from error
         self._ends = {partition: end for partition, end in ends.items() if end > begins[partition]}

@@ -25,6 +25,8 @@ from services.aggregate.repairing import Repaired, repair_dates
 from services.aggregate.replay import KafkaReplay
 from services.aggregate.verify import Difference
 from services.aggregate.verifying import verify_dates
+from services.operate.cleaning import Swept, clean, parse_age
+from services.operate.doctor import Examined, examine
 from shared.errors import OperatorError
 from shared.health import configure_logging
 from shared.objects import CorruptObject
@@ -301,6 +303,64 @@ def _row_of(side: Side | None) -> tuple[str, ...]:
     totals = side.totals
     numbers = (side.version, totals.trips, totals.passengers, totals.accidents, totals.delay_total_ms)
     return (*map(str, numbers), f"{side.cities_reported} of {side.cities_expected}")
+
+
+@operate_commands.command("gc")
+def gc(
+    older_than: Annotated[
+        str, typer.Option(help="Only what is older, by the store's clock: a number and s, m, h or d.")
+    ] = "7d",
+    dry_run: Annotated[bool, typer.Option(help="Say what would be deleted.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Delete raw attempts that no manifest names, now or in its history, and uploads that were never ended.
+
+    Example: tripfold gc --older-than 14d --dry-run
+    """
+    settings = _settings()
+
+    async def run() -> list[Swept]:
+        async with S3Store(settings) as store:
+            swept = clean(
+                store, older_than=parse_age(older_than), deadline_s=settings.ingest_deadline_s, dry_run=dry_run
+            )
+            return [one async for one in swept]
+
+    found = _run(run())
+    if as_json:
+        _print_json({"dry_run": dry_run, "found": found})
+        return
+    if found:
+        table = Table("key", "what", "bytes", "written")
+        for one in found[:LINES_MAX]:
+            table.add_row(one.key, one.verdict.value, f"{one.size_bytes:,}", f"{one.written_at:%Y-%m-%d %H:%M}")
+        console.print(table)
+    deleted = [one for one in found if one.verdict.deleted]
+    size_bytes = sum(one.size_bytes for one in deleted)
+    console.print(f"{len(deleted)} {'would be ' if dry_run else ''}deleted, {size_bytes:,} bytes")
+
+
+@operate_commands.command("doctor")
+def doctor(as_json: _Json = False) -> None:
+    """Examine S3 (does it really compare and swap?), Kafka, topics, upstream and lineage; exit 1 if any is at fault.
+
+    Example: tripfold doctor
+    """
+    settings = _settings()
+
+    async def run() -> list[Examined]:
+        return [one async for one in examine(settings)]
+
+    found = _run(run())
+    if as_json:
+        _print_json(found)
+    else:
+        table = Table("what", "", "found", "remedy")
+        for one in found:
+            table.add_row(one.what, "[green]ok[/green]" if one.ok else "[red]failed[/red]", one.found, one.remedy)
+        console.print(table)
+    if not all(one.ok for one in found):
+        raise typer.Exit(1)
 
 
 def _dates(first: dt.datetime | None, last: dt.datetime | None) -> Dates:
