@@ -226,9 +226,6 @@ class S3Store:
                         last_modified=entry["LastModified"],
                     )
 
-    def upload(self, key: str) -> Upload:
-        return _S3Upload(self._client, self.bucket, key)
-
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         try:
             answer = await self._client.get_object(Bucket=self.bucket, Key=key)
@@ -275,6 +272,9 @@ class S3Store:
                 raise _unavailable("AbortMultipartUpload", unfinished.key, error) from error
         except (TimeoutError, BotoCoreError, OSError) as error:
             raise _unavailable("AbortMultipartUpload", unfinished.key, error) from error
+
+    def upload(self, key: str) -> Upload:
+        return _S3Upload(self._client, self.bucket, key)
 
 
 class _S3Upload:

@@ -14,10 +14,11 @@ import msgspec
 
 from services.aggregate.bucket import Dates, known_dates
 from services.aggregate.fold import empty_summary
-from services.aggregate.folding import read_current, summary_event
+from services.aggregate.folding import summary_event
 from services.aggregate.verify import Difference
 from services.aggregate.verifying import Look, Wait, settled_look_at
 from shared import keys, objects
+from shared.current import read_current
 from shared.identity import CountrySlug
 from shared.objects import CorruptObject, Summary
 from shared.patience import SurroundingsFault

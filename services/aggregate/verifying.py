@@ -14,11 +14,11 @@ import msgspec
 
 from services.aggregate import verify
 from services.aggregate.bucket import DateEvents, Dates, known_dates, read_events, read_summaries
-from services.aggregate.folding import read_current
 from services.aggregate.recount import Counter, NotCountable, Recount
 from services.aggregate.verify import Difference
 from shared import keys, objects
 from shared.bounded import map_bounded
+from shared.current import read_current
 from shared.events import CityDayStats
 from shared.identity import CountrySlug
 from shared.objects import CorruptObject, Summary

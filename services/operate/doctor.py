@@ -22,7 +22,7 @@ from shared.topics import Topic
 from shared.topics_admin import check_topics
 
 RACE_ROUNDS = 3
-RACE_WRITERS = 8
+RACE_WRITERS = 4
 LINEAGE_RECORDS_MAX = 2_000
 GETS_AT_ONCE_MAX = 16
 

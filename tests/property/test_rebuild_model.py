@@ -20,11 +20,12 @@ import pytest
 
 from services.aggregate.bucket import read_events
 from services.aggregate.fold import StatEvent
-from services.aggregate.folding import Folder, read_current
+from services.aggregate.folding import Folder
 from services.aggregate.rebuilding import Rebuild, Rebuilt
 from services.api.ranges import DateRange
 from services.api.reader import SummaryReader
 from shared import keys, objects
+from shared.current import read_current
 from shared.events import Event
 from shared.objects import Summary
 from shared.publishing import Received

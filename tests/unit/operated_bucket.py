@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import msgspec
 
 from services.aggregate.bucket import Dates, read_events
-from services.aggregate.folding import Folder, read_current
+from services.aggregate.folding import Folder
 from shared import events, keys, objects
 from shared.contribution import Contribution
+from shared.current import read_current
 from shared.events import Event
 from shared.identity import CityId, CountrySlug, RequestId
 from shared.objects import Manifest, PastRevision, Plan, PlannedCity, PlannedCountry, Summary

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from services.aggregate import generations
-from services.aggregate.folding import read_current
 from services.aggregate.generations import GenerationInUse, GenerationState, NoSuchGeneration, RebuildUnderWay
 from services.aggregate.rebuilding import Rebuild, Rebuilt, Unrebuildable
 from shared import keys, objects
 from shared.contribution import NOTHING
+from shared.current import read_current
 from shared.identity import CityId
 from shared.objects import Current, LedgerEntry
 from shared.publishing import Received
