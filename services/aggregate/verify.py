@@ -50,7 +50,7 @@ def differences(expected: Summary | None, found: Summary | None) -> list[Differe
         return told
     # The same ledger under the same plan: whatever else differs was computed or written wrong.
     return [
-        _difference(expected, what=field, found=str(getattr(found, field)), expected=str(getattr(expected, field)))
+        _difference(expected, what=field, found=_text(getattr(found, field)), expected=_text(getattr(expected, field)))
         for field in expected.__struct_fields__
         if field not in {"ledger", "plans", "schema_version"} and getattr(found, field) != getattr(expected, field)
     ]
@@ -123,13 +123,11 @@ def _of_city(expected: Summary, city_id: CityId, found: LedgerEntry | None) -> D
             expected=NOTHING if entry is None else str(entry.revision),
             in_flight=ahead,
         )
-    return _difference(
-        expected, city_id=city_id, what="ledger entry", found=_entry_text(found), expected=_entry_text(entry)
-    )
+    return _difference(expected, city_id=city_id, what="ledger entry", found=_text(found), expected=_text(entry))
 
 
-def _entry_text(entry: LedgerEntry) -> str:
-    return msgspec.json.encode(entry, order="deterministic").decode()
+def _text(value: object) -> str:
+    return msgspec.json.encode(value, order="deterministic").decode()
 
 
 def _difference(

@@ -15,6 +15,7 @@ from shared.bounded import map_bounded
 from shared.errors import OperatorError
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, NewerContract, PoisonRecord
 from shared.objects import CorruptObject, Lineage, Manifest, Plan
+from shared.patience import SurroundingsFault
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
 from shared.store import LostRace, ObjectStore, OperatedStore, S3Store
@@ -25,6 +26,8 @@ RACE_ROUNDS = 3
 RACE_WRITERS = 4
 LINEAGE_RECORDS_MAX = 2_000
 GETS_AT_ONCE_MAX = 16
+REACHED = frozenset({"S3", "Kafka"})
+"""What is examined by reaching for it; all else needs these."""
 
 
 class Examined(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +82,9 @@ async def examine(settings: Settings) -> AsyncIterator[Examined]:
 async def _examined(what: str, examination: Callable[[], Awaitable[str]], remedy: str) -> Examined:
     try:
         return Examined(what=what, ok=True, found=await examination())
+    except SurroundingsFault as error:
+        unknown = "this could not be examined: see first to what failed above"
+        return Examined(what=what, ok=False, found=str(error), remedy=remedy if what in REACHED else unknown)
     except (OperatorError, CorruptObject) as error:
         return Examined(what=what, ok=False, found=str(error), remedy=remedy)
 

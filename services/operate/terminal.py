@@ -64,7 +64,7 @@ def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: 
     elif told:
         console.print(_table_of(told))
         console.print(
-            f"{len(told)} differences in {country_days} country-days; 'tripfold repair' makes summaries again"
+            f"{len(told)} found wrong in {country_days} country-days; 'tripfold repair' makes summaries again"
         )
     else:
         console.print(f"{country_days} country-days of {dates_done} dates are as the manifests say")
@@ -330,7 +330,9 @@ def _print_json(value: object) -> None:
 
 def _settings() -> Settings:
     settings = load_settings()
-    configure_logging(settings)
+    # At a terminal a log is noise, unless somebody looks for a fault.
+    quiet = {"log_level": "warning", "log_format": "text"} if settings.log_level == "info" else {}
+    configure_logging(settings.model_copy(update=quiet))
     return settings
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
-from services.operate.doctor import Unfit, lineage, race
+from services.operate.doctor import Unfit, examine, lineage, race
 from shared import keys, objects
 from shared.objects import Lineage
+from shared.settings import Settings
 from shared.store import LostRace
 from shared.topics import Topic
 from tests.fakes import MemoryStore
@@ -69,3 +72,26 @@ async def test_a_restored_backup_is_found_out() -> None:
         await lineage(bucket.store, MemoryReplay(records))
     bucket.store.write(keys.LINEAGE, objects.encode(Lineage(base=12, born_at=NOON)))
     assert "none of a revision" in await lineage(bucket.store, MemoryReplay(records))
+
+
+async def test_nothing_in_reach_is_told_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With S3, Kafka and upstream away, each examination fails with a sentence, and says which to see to first."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    ports = [closed_port() for _ in range(3)]
+    settings = Settings(
+        s3_endpoint_url=f"http://127.0.0.1:{ports[0]}",
+        kafka_bootstrap_servers=f"127.0.0.1:{ports[1]}",
+        upstream_url=f"http://127.0.0.1:{ports[2]}",
+    )
+    found = {one.what: one async for one in examine(settings)}
+    assert set(found) == {"S3", "compare-and-swap", "Kafka", "topics", "upstream", "lineage"}
+    assert not any(one.ok for one in found.values())
+    assert "TRIPFOLD_S3_" in found["S3"].remedy
+    assert "see first to what failed above" in found["compare-and-swap"].remedy
+
+
+def closed_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
