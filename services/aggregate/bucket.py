@@ -22,6 +22,8 @@ from shared.store import Found, ObjectStore
 
 GETS_AT_ONCE_MAX = 16
 KEYS_AT_ONCE_MAX = 1_000
+TRUTH = (keys.PLANS, keys.MANIFESTS)
+"""The prefixes of all that summaries are made from."""
 
 
 class Dates(msgspec.Struct, frozen=True):
@@ -92,10 +94,16 @@ async def read_summaries(store: ObjectStore, generation: int, date: dt.date) -> 
     return read
 
 
-async def known_dates(store: ObjectStore, dates: Dates, *generations: int) -> list[dt.date]:
-    """Return the dates of the range that any plan, manifest, or summary of ``generations`` is about, in order."""
+async def known_dates(store: ObjectStore, dates: Dates, *prefixes: str) -> list[dt.date]:
+    """Return the dates of the range that any key under ``prefixes`` is about, in order.
+
+    Of a range with both ends it returns every date, unlisted: the bucket may hold many more.
+    """
+    if dates.first is not None and dates.last is not None:
+        days = (dates.last - dates.first).days + 1
+        return [dates.first + dt.timedelta(days=day) for day in range(days)]
     found: set[dt.date] = set()
-    for prefix in (keys.PLANS, keys.MANIFESTS, *map(keys.summaries_of_generation, generations)):
+    for prefix in prefixes:
         async for listed in store.list(prefix):
             date = keys.parse_date(listed.key)
             if date is not None and date in dates:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from services.aggregate import generations
-from services.aggregate.bucket import Dates, known_dates, read_events, read_summaries
+from services.aggregate.bucket import TRUTH, Dates, known_dates, read_events, read_summaries
 from services.aggregate.change import Change, change_of
 from services.aggregate.fold import StatEvent, is_stat_event
 from services.aggregate.folding import SummaryWriter
@@ -164,7 +164,7 @@ class Rebuild:
         return decoded
 
     async def _join_seed(self, seed: int, number: int) -> None:
-        dates = await known_dates(self._store, EVERY_DATE, seed)
+        dates = await known_dates(self._store, EVERY_DATE, keys.summaries_of_generation(seed))
         for done, date in enumerate(dates, 1):
             for country, found in (await read_summaries(self._store, seed, date)).items():
                 summary = _decode(found, keys.summary(seed, date, country))
@@ -173,7 +173,7 @@ class Rebuild:
             self._report(f"copying generation {seed}", done, len(dates), self._events)
 
     async def _fold_bucket(self, number: int) -> None:
-        dates = await known_dates(self._store, EVERY_DATE)
+        dates = await known_dates(self._store, EVERY_DATE, *TRUTH)
         for done, date in enumerate(dates, 1):
             await self._fold(number, await self._bucket_events(date))
             self._report("reading plans and manifests", done, len(dates), self._events)
@@ -195,7 +195,7 @@ class Rebuild:
 
     async def _compare(self, live: int, built: int) -> tuple[int, list[Change], int, str | None]:
         """Compare all country-days; return how many there are, the changes, their number, and what goes back."""
-        dates = await known_dates(self._store, EVERY_DATE, live, built)
+        dates = await known_dates(self._store, EVERY_DATE, *map(keys.summaries_of_generation, (live, built)))
         country_days = total = 0
         changes: list[Change] = []
         back: list[str] = []
@@ -224,7 +224,7 @@ class Rebuild:
 
         A record may come after a newer one of its key: the aggregates see that and publish the newer again.
         """
-        dates = await known_dates(self._store, EVERY_DATE, number)
+        dates = await known_dates(self._store, EVERY_DATE, *TRUTH, keys.summaries_of_generation(number))
         for done, date in enumerate(dates, 1):
             await self._publisher.publish(map(Outgoing, await self._bucket_events(date)))
             countries = sorted(await read_summaries(self._store, number, date))

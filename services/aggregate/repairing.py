@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from services.aggregate.bucket import Dates, known_dates
+from services.aggregate.bucket import TRUTH, Dates, known_dates
 from services.aggregate.fold import empty_summary
 from services.aggregate.folding import summary_event
 from services.aggregate.verify import Difference
@@ -55,7 +55,8 @@ async def repair_dates(
     store: OperatedStore, publisher: Publisher, dates: Dates, *, wait: Wait
 ) -> AsyncIterator[RepairedDate]:
     """Repair date by date. A summary that is right is not written."""
-    known = await known_dates(store, dates, (await read_current(store)).live)
+    live = (await read_current(store)).live
+    known = await known_dates(store, dates, *TRUTH, keys.summaries_of_generation(live))
     for done, date in enumerate(known, 1):
         repaired = await repair_date(store, publisher, date, wait=wait)
         yield RepairedDate(country_days=repaired, dates_done=done, dates_total=len(known))

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from services.aggregate import verify
-from services.aggregate.bucket import DateEvents, Dates, known_dates, read_events, read_summaries
+from services.aggregate.bucket import TRUTH, DateEvents, Dates, known_dates, read_events, read_summaries
 from services.aggregate.recount import Counter, NotCountable, Recount
 from services.aggregate.verify import Difference
 from shared import keys, objects
@@ -95,7 +95,7 @@ async def settled_look_at(store: OperatedStore, date: dt.date, wait: Wait) -> tu
 async def verify_dates(store: OperatedStore, dates: Dates, *, deep: bool, wait: Wait) -> AsyncIterator[Verified]:
     """Verify date by date; with ``deep`` also read every raw object that a manifest names."""
     live = (await read_current(store)).live
-    known = await known_dates(store, dates, live)
+    known = await known_dates(store, dates, *TRUTH, keys.summaries_of_generation(live))
     for done, date in enumerate(known, 1):
         look, told = await settled_look_at(store, date, wait)
         if deep:

@@ -35,6 +35,8 @@ from shared.store import S3Store
 from shared.topics import Topic
 
 LINES_MAX = 1_000
+KEPT_MAX = 10_000
+"""What is told at most, in JSON: the rest is only counted."""
 
 console = Console()
 progress_console = Console(stderr=True)  # so that what is printed can be piped
@@ -46,26 +48,27 @@ def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: 
     """Verify a range of dates, and say what differs."""
     settings = _settings()
 
-    async def run() -> tuple[int, int, list[Difference]]:
-        dates_done = country_days = 0
+    async def run() -> tuple[int, int, int, list[Difference]]:
+        dates_done = country_days = total = 0
         told: list[Difference] = []
         async with S3Store(settings) as store:
             with _bar("verifying", "dates") as show:
                 async for verified in verify_dates(store, Dates(first, last), deep=deep, wait=_wait):
                     dates_done += 1
                     country_days += verified.country_days
-                    told += verified.differences
+                    total += len(verified.differences)
+                    told += verified.differences[: KEPT_MAX - len(told)]
                     show(verified.dates_done, verified.dates_total)
-        return dates_done, country_days, told
+        return dates_done, country_days, total, told
 
-    dates_done, country_days, told = _run(run())
+    dates_done, country_days, total, told = _run(run())
     if as_json:
-        _print_json({"dates": dates_done, "country_days": country_days, "differences": told})
+        _print_json(
+            {"dates": dates_done, "country_days": country_days, "differences_total": total, "differences": told}
+        )
     elif told:
         console.print(_table_of(told))
-        console.print(
-            f"{len(told)} found wrong in {country_days} country-days; 'tripfold repair' makes summaries again"
-        )
+        console.print(f"{total:,} found wrong in {country_days} country-days; 'tripfold repair' makes summaries again")
     else:
         console.print(f"{country_days} country-days of {dates_done} dates are as the manifests say")
     if told:
@@ -76,19 +79,22 @@ def repair(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> Non
     """Repair a range of dates, and say what was wrong."""
     settings = _settings()
 
-    async def run() -> list[Repaired]:
+    async def run() -> tuple[int, int, list[Repaired]]:
+        total = refused = 0
         done: list[Repaired] = []
         async with S3Store(settings) as store, KafkaPublisher(settings, source="repair") as publisher:
             await publisher.check()
             with _bar("repairing", "dates") as show:
                 async for repaired in repair_dates(store, publisher, Dates(first, last), wait=_wait):
-                    done += repaired.country_days
+                    total += len(repaired.country_days)
+                    refused += sum(one.refused is not None for one in repaired.country_days)
+                    done += repaired.country_days[: KEPT_MAX - len(done)]
                     show(repaired.dates_done, repaired.dates_total)
-        return done
+        return total, refused, done
 
-    done = _run(run())
+    total, refused, done = _run(run())
     if as_json:
-        _print_json(done)
+        _print_json({"repaired": total - refused, "refused": refused, "country_days": done})
     elif done:
         table = Table("date", "country", "version before", "version", "what was wrong")
         for one in done[:LINES_MAX]:
@@ -96,9 +102,10 @@ def repair(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> Non
             wrong = "; ".join(_sentence_of(difference) for difference in one.differences[:3])
             table.add_row(str(one.date), one.country, str(one.version_before), version, wrong)
         console.print(table)
+        console.print(f"{total - refused:,} summaries made again, {refused:,} refused")
     else:
         console.print("nothing to repair")
-    if any(one.refused is not None for one in done):
+    if refused:
         raise typer.Exit(1)
 
 
@@ -243,25 +250,28 @@ def gc(*, older_than: str, dry_run: bool, as_json: bool) -> None:
     """Clean up, and say what went."""
     settings = _settings()
 
-    async def run() -> list[Swept]:
+    async def run() -> tuple[int, int, list[Swept]]:
+        deleted = size_bytes = 0
+        found: list[Swept] = []
         async with S3Store(settings) as store:
-            swept = clean(
+            async for one in clean(
                 store, older_than=parse_age(older_than), deadline_s=settings.ingest_deadline_s, dry_run=dry_run
-            )
-            return [one async for one in swept]
+            ):
+                deleted += one.verdict.deleted
+                size_bytes += one.size_bytes if one.verdict.deleted else 0
+                found += [one][: KEPT_MAX - len(found)]
+        return deleted, size_bytes, found
 
-    found = _run(run())
+    deleted, size_bytes, found = _run(run())
     if as_json:
-        _print_json({"dry_run": dry_run, "found": found})
+        _print_json({"dry_run": dry_run, "deleted": deleted, "size_bytes": size_bytes, "found": found})
         return
     if found:
         table = Table("key", "what", "bytes", "written")
         for one in found[:LINES_MAX]:
             table.add_row(one.key, one.verdict.value, f"{one.size_bytes:,}", f"{one.written_at:%Y-%m-%d %H:%M}")
         console.print(table)
-    deleted = [one for one in found if one.verdict.deleted]
-    size_bytes = sum(one.size_bytes for one in deleted)
-    console.print(f"{len(deleted)} {'would be ' if dry_run else ''}deleted, {size_bytes:,} bytes")
+    console.print(f"{deleted:,} {'would be ' if dry_run else ''}deleted, {size_bytes:,} bytes")
 
 
 def doctor(*, as_json: bool) -> None:
@@ -312,7 +322,7 @@ def _table_of(differences: Iterable[Difference]) -> Table:
     table = Table("date", "country", "city", "what", "found", "expected")
     for number, one in enumerate(differences):
         if number == LINES_MAX:
-            table.caption = f"the first {LINES_MAX} of more; --json prints all"
+            table.caption = f"the first {LINES_MAX}; --json prints up to {KEPT_MAX}"
             break
         found = f"{one.found} (still in flight)" if one.in_flight else one.found
         table.add_row(str(one.date), one.country, one.city_id or "", one.what, found, one.expected)

@@ -229,9 +229,12 @@ async def test_wherever_it_dies_nothing_changes_and_the_next_one_succeeds(bucket
                 await rebuild(bucket, store=BreakableOperatedStore(bucket.store, life))
             current = await read_current(bucket.store)
             assert bodies(bucket, current.live) == right, (number, broken)
+            await bucket.fold(bucket.store_file(1, 50, trips(9)))
+            corrected = bodies(bucket, current.live)
+            assert corrected != right
             rebuilt = await rebuild(bucket, token="token-2", take_over=True)
             assert rebuilt.generation == current.highest + 1
-            assert bodies(bucket, rebuilt.generation) == right
+            assert bodies(bucket, rebuilt.generation) == corrected
 
 
 async def test_activate_begins_with_an_old_generation(bucket: OperatedBucket) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from fractions import Fraction
 
 import msgspec
 import pytest
 
+from services.aggregate.bucket import Dates
 from services.aggregate.recount import Counter, NotCountable
 from services.aggregate.repairing import Repaired, repair_dates
 from services.aggregate.verify import Difference
@@ -54,6 +56,17 @@ async def bucket() -> OperatedBucket:
 async def test_a_bucket_at_rest_has_no_difference(bucket: OperatedBucket) -> None:
     """What the services leave behind is as the manifests say, and its raw objects hold what the manifests say."""
     assert await verified(bucket, deep=True) == []
+
+
+async def test_a_range_leaves_the_other_dates_alone(bucket: OperatedBucket) -> None:
+    """Of a range, each date of it is looked at, and no other."""
+    await bucket.damage(totals=NOTHING)
+    before, after = DAY - dt.timedelta(days=1), DAY + dt.timedelta(days=1)
+    for first, last, count in ((before, after, 3), (after, None, 0), (None, DAY, 1), (after, after, 1)):
+        dates = [date async for date in verify_dates(bucket.store, Dates(first, last), deep=False, wait=no_wait)]
+        assert len(dates) == count
+        told = [difference.country for date in dates for difference in date.differences]
+        assert told == ["armenia"] * (first != after)
 
 
 async def test_a_wrong_contribution_is_named_by_its_city(bucket: OperatedBucket) -> None:
