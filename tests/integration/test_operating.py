@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import multiprocessing
+import os
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from services import cli
 from services.local.embedded import EmbeddedServices
 from shared import keys, objects
 from shared.contribution import NOTHING
@@ -36,17 +41,32 @@ TRIPS = [
 ]
 
 
+# Each command is a process of its own, forked from one that has loaded the command: loading takes longer than running.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["services.operate.terminal", "services.cli"])
+
+
+def _run(arguments: tuple[str, ...], environment: dict[str, str], folder: str) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for name, descriptor in (("out", 1), ("err", 2)):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.argv = ["tripfold", *arguments]
+    cli.main()
+
+
+def _run_process(arguments: tuple[str, ...], environment: dict[str, str]) -> tuple[int, str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        process = _processes.Process(target=_run, args=(arguments, environment, folder))
+        process.start()
+        process.join(60)
+        assert process.exitcode is not None, f"{arguments} did not end"
+        return process.exitcode, Path(folder, "out").read_text(), Path(folder, "err").read_text()
+
+
 async def tripfold(services: Running, *arguments: str) -> tuple[int, str, str]:
     """Run the command as a process of its own; return its exit code and what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "services", *arguments),
-        env=environment_of(services.settings) | {"COLUMNS": "200"},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    return process.returncode or 0, out.decode(), err.decode()
+    return await asyncio.to_thread(_run_process, arguments, environment_of(services.settings))
 
 
 async def told(services: Running, *arguments: str) -> tuple[int, Any]:
