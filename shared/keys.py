@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 
 from shared.identity import CityId, CountrySlug, RequestId, request_time_ms
 
@@ -10,7 +11,11 @@ LINEAGE = "state/lineage.json"
 COUNTRIES = "state/countries.json"
 CURRENT = "state/current.json"
 REQUESTS = "requests/"
+PLANS = "plans/"
+MANIFESTS = "manifests/"
+RAW = "raw/"
 
+_DATE = re.compile(r"/date=(\d{4}-\d{2}-\d{2})[/.]")
 _TIME_MS_END = 1 << 48  # the time of a UUID of version 7 has 48 bits
 
 
@@ -34,9 +39,38 @@ def summary(generation: int, date: dt.date, country: CountrySlug) -> str:
     return f"summaries/generation={generation}/date={date}/country={country}.json"
 
 
+def manifests_of(date: dt.date) -> str:
+    """Return the prefix of a date's manifests."""
+    return f"manifests/date={date}/"
+
+
+def raw_of(date: dt.date) -> str:
+    """Return the prefix of all attempts' bytes of a date."""
+    return f"raw/date={date}/"
+
+
+def summaries_of_generation(generation: int) -> str:
+    """Return the prefix of all summaries of a generation."""
+    return f"summaries/generation={generation}/"
+
+
+def summaries_of_date(generation: int, date: dt.date) -> str:
+    """Return the prefix of a date's summaries."""
+    return f"summaries/generation={generation}/date={date}/"
+
+
 def summaries_of_month(generation: int, month: str) -> str:
     """Return the prefix of a month's summaries; ``month`` is ``YYYY-MM``."""
     return f"summaries/generation={generation}/date={month}-"
+
+
+def parse_date(key: str) -> dt.date | None:
+    """Return the date that a key names, or None if it names none."""
+    match = _DATE.search(key)
+    try:
+        return dt.date.fromisoformat(match[1]) if match else None
+    except ValueError:
+        return None
 
 
 def parse_summary(key: str) -> tuple[dt.date, CountrySlug] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import email.utils
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -27,6 +28,7 @@ from shared.settings import Settings
 UPLOAD_PART_BYTES = 5 * 1024 * 1024
 UPLOAD_PARTS_IN_FLIGHT_MAX = 2
 UPLOAD_PARTS_MAX = 10_000
+STREAM_CHUNK_BYTES = 1024 * 1024
 
 
 class StoreUnavailable(SurroundingsFault):
@@ -88,8 +90,39 @@ class ObjectStore(Protocol):
         """Begin a new object of unknown size, whose key nobody else writes."""
 
 
+class ObjectMissing(RuntimeError):
+    """There is no object under the key."""
+
+
+class UnfinishedUpload(msgspec.Struct, frozen=True, kw_only=True):
+    """A multipart upload that was begun, and neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+    begun_at: dt.datetime
+
+
+class OperatedStore(ObjectStore, Protocol):
+    """What an operator's commands need of a bucket beyond the services: no service deletes anything."""
+
+    def stream(self, key: str) -> AsyncIterator[bytes]:
+        """Read an object of any size, chunk by chunk. Raises ObjectMissing if there is none."""
+
+    async def delete(self, key: str) -> None:
+        """Delete an object; it is no fault if there is none."""
+
+    async def now(self) -> dt.datetime:
+        """Return the time by the store's own clock, which ``last_modified`` and ``begun_at`` are of too."""
+
+    def unfinished_uploads(self, prefix: str) -> AsyncIterator[UnfinishedUpload]:
+        """List the multipart uploads under ``prefix`` that were begun and not ended."""
+
+    async def abort_upload(self, unfinished: UnfinishedUpload) -> None:
+        """Give up an upload that whoever began it has left behind; it is no fault if it has ended since."""
+
+
 class S3Store:
-    """An ObjectStore in an S3 bucket. Use it as an async context manager."""
+    """An OperatedStore in an S3 bucket. Use it as an async context manager."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -194,6 +227,53 @@ class S3Store:
                         size_bytes=entry["Size"],
                         last_modified=entry["LastModified"],
                     )
+
+    async def stream(self, key: str) -> AsyncIterator[bytes]:
+        try:
+            answer = await self._client.get_object(Bucket=self.bucket, Key=key)
+        except ClientError as error:
+            if _status(error) == 404 and _code(error) in {"NoSuchKey", "404"}:
+                raise ObjectMissing(key) from error
+            raise _unavailable("GetObject", key, error) from error
+        except (TimeoutError, BotoCoreError, OSError) as error:
+            raise _unavailable("GetObject", key, error) from error
+        body = answer["Body"]
+        try:
+            with _faults("GetObject", key):
+                async for chunk in body.iter_chunks(STREAM_CHUNK_BYTES):
+                    yield chunk
+        finally:
+            body.close()
+
+    async def delete(self, key: str) -> None:
+        with _faults("DeleteObject", key):
+            await self._client.delete_object(Bucket=self.bucket, Key=key)
+
+    async def now(self) -> dt.datetime:
+        with _faults("HeadBucket", self.bucket):
+            answer = await self._client.head_bucket(Bucket=self.bucket)
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        if date is None:
+            raise StoreUnavailable("S3 HeadBucket answered without a Date: the store's clock cannot be read")
+        return email.utils.parsedate_to_datetime(date)
+
+    async def unfinished_uploads(self, prefix: str) -> AsyncIterator[UnfinishedUpload]:
+        with _faults("ListMultipartUploads", prefix):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
+            async for page in pages:
+                for entry in page.get("Uploads", ()):
+                    yield UnfinishedUpload(key=entry["Key"], upload_id=entry["UploadId"], begun_at=entry["Initiated"])
+
+    async def abort_upload(self, unfinished: UnfinishedUpload) -> None:
+        try:
+            await self._client.abort_multipart_upload(
+                Bucket=self.bucket, Key=unfinished.key, UploadId=unfinished.upload_id
+            )
+        except ClientError as error:
+            if _status(error) != 404:
+                raise _unavailable("AbortMultipartUpload", unfinished.key, error) from error
+        except (TimeoutError, BotoCoreError, OSError) as error:
+            raise _unavailable("AbortMultipartUpload", unfinished.key, error) from error
 
     def upload(self, key: str) -> Upload:
         return _S3Upload(self._client, self.bucket, key)

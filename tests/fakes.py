@@ -23,10 +23,21 @@ from services.ingest.upstream import AnswerBroke, CityFailed, Download, Upstream
 from shared import events
 from shared.identity import RequestId
 from shared.publishing import LogUnavailable, Outgoing, Publisher, Received
-from shared.store import Found, Listed, LostRace, ObjectStore, StoreUnavailable, Upload
+from shared.store import (
+    Found,
+    Listed,
+    LostRace,
+    ObjectMissing,
+    ObjectStore,
+    OperatedStore,
+    StoreUnavailable,
+    UnfinishedUpload,
+    Upload,
+)
 from shared.topics import Topic, partition_of
 
 PARTITIONS = 3
+STREAM_CHUNK_BYTES = 7  # so that a record is cut anywhere
 
 _Result = TypeVar("_Result")
 
@@ -54,11 +65,12 @@ class StoredObject(msgspec.Struct, frozen=True):
 
 
 class MemoryStore:
-    """An ObjectStore whose ETags are MD5 sums, as S3's are, so that equal bytes have equal ETags."""
+    """An OperatedStore whose ETags are MD5 sums, as S3's are, so that equal bytes have equal ETags."""
 
     def __init__(self, clock: Callable[[], dt.datetime]) -> None:
         self._clock = clock
         self.objects: dict[str, StoredObject] = {}
+        self.unfinished: list[UnfinishedUpload] = []
 
     def bodies(self, prefix: str) -> dict[str, bytes]:
         """Return what lies under ``prefix``, by key."""
@@ -89,6 +101,32 @@ class MemoryStore:
 
     def upload(self, key: str) -> Upload:
         return _MemoryUpload(self, key)
+
+    async def stream(self, key: str) -> AsyncIterator[bytes]:
+        await asyncio.sleep(0)
+        if key not in self.objects:
+            raise ObjectMissing(key)
+        body = self.objects[key].body
+        for begin in range(0, len(body), STREAM_CHUNK_BYTES):
+            yield body[begin : begin + STREAM_CHUNK_BYTES]
+
+    async def delete(self, key: str) -> None:
+        await asyncio.sleep(0)
+        self.objects.pop(key, None)
+
+    async def now(self) -> dt.datetime:
+        await asyncio.sleep(0)
+        return self._clock()
+
+    async def unfinished_uploads(self, prefix: str) -> AsyncIterator[UnfinishedUpload]:
+        await asyncio.sleep(0)
+        for upload in list(self.unfinished):
+            if upload.key.startswith(prefix):
+                yield upload
+
+    async def abort_upload(self, unfinished: UnfinishedUpload) -> None:
+        await asyncio.sleep(0)
+        self.unfinished = [upload for upload in self.unfinished if upload != unfinished]
 
     def write(self, key: str, body: bytes) -> str:
         """Write an object whatever was there, and return its ETag."""
@@ -379,6 +417,39 @@ class BreakableStore:
 
     def upload(self, key: str) -> Upload:
         return _BreakableUpload(self._store.upload(key), key, self._life)
+
+
+class BreakableOperatedStore(BreakableStore):
+    """An OperatedStore whose calls cross through a `Life`."""
+
+    def __init__(self, store: OperatedStore, life: Life) -> None:
+        super().__init__(store, life)
+        self._operated = store
+        self._operator = life
+
+    async def stream(self, key: str) -> AsyncIterator[bytes]:
+        async for chunk in self._operated.stream(key):
+            await self._operator.cross(f"stream {key}", _nothing, StoreUnavailable, effect=False)
+            yield chunk
+
+    async def delete(self, key: str) -> None:
+        await self._operator.cross(f"delete {key}", lambda: self._operated.delete(key), StoreUnavailable, effect=True)
+
+    async def now(self) -> dt.datetime:
+        return await self._operator.cross("now", self._operated.now, StoreUnavailable, effect=False)
+
+    async def unfinished_uploads(self, prefix: str) -> AsyncIterator[UnfinishedUpload]:
+        async for upload in self._operated.unfinished_uploads(prefix):
+            await self._operator.cross(f"list uploads {prefix}", _nothing, StoreUnavailable, effect=False)
+            yield upload
+
+    async def abort_upload(self, unfinished: UnfinishedUpload) -> None:
+        await self._operator.cross(
+            f"abort upload {unfinished.key}",
+            lambda: self._operated.abort_upload(unfinished),
+            StoreUnavailable,
+            effect=True,
+        )
 
 
 class _BreakableUpload:

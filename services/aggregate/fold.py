@@ -35,7 +35,7 @@ def fold(summary: Summary, folded: Iterable[StatEvent]) -> Summary:
     Returns ``summary`` itself if they change nothing. Raises ValueError for an event of another country-day.
     """
     ledger = dict(summary.ledger)
-    plans = {(plan.revision, plan.chunks): dict(plan.cities) for plan in summary.plans}
+    plans = _chunks_of(summary)
     name = summary.country_name
     changed = False
     for event in folded:
@@ -53,10 +53,26 @@ def fold(summary: Summary, folded: Iterable[StatEvent]) -> Summary:
                 if event.chunk < event.chunks:
                     cities = tuple(sorted(set(event.city_ids)))
                     chunks[event.chunk] = max(chunks.get(event.chunk, ()), cities)
-    kept = _without_superseded(plans)
-    if not changed and kept == summary.plans and name == summary.country_name:
-        return summary
-    return _with_totals(summary.date, summary.country, name, ledger, kept)
+    return _joined(summary, name, ledger, plans, changed=changed)
+
+
+def join(summary: Summary, other: Summary) -> Summary:
+    """Join two summaries of one country-day: as if the events of both had been folded.
+
+    Returns ``summary`` itself if the other changes nothing. Raises ValueError for one of another country-day.
+    """
+    if (other.date, other.country) != (summary.date, summary.country):
+        raise ValueError(f"{other.date}/{other.country} is not {summary.date}/{summary.country}")
+    ledger = dict(summary.ledger)
+    plans = _chunks_of(summary)
+    changed = False
+    for city_id, entry in other.ledger.items():
+        changed |= _keep_greater(ledger, city_id, entry)
+    for plan, others in _chunks_of(other).items():
+        chunks = plans.setdefault(plan, {})
+        for chunk, cities in others.items():
+            chunks[chunk] = max(chunks.get(chunk, ()), cities)
+    return _joined(summary, max(summary.country_name, other.country_name), ledger, plans, changed=changed)
 
 
 def superseded(summary: Summary, event: StatEvent) -> bool:
@@ -99,6 +115,24 @@ def _rank(entry: LedgerEntry) -> tuple[int, bytes]:
 def _instant(written: dt.datetime) -> tuple[dt.datetime, str]:
     """Order instants, and the ways to write one (``10:00Z``, ``12:00+02:00``) among each other."""
     return written, written.isoformat()
+
+
+def _chunks_of(summary: Summary) -> dict[_PlanKey, dict[int, tuple[CityId, ...]]]:
+    return {(plan.revision, plan.chunks): dict(plan.cities) for plan in summary.plans}
+
+
+def _joined(
+    summary: Summary,
+    name: str,
+    ledger: dict[CityId, LedgerEntry],
+    plans: dict[_PlanKey, dict[int, tuple[CityId, ...]]],
+    *,
+    changed: bool,
+) -> Summary:
+    kept = _without_superseded(plans)
+    if not changed and kept == summary.plans and name == summary.country_name:
+        return summary
+    return _with_totals(summary.date, summary.country, name, ledger, kept)
 
 
 def _without_superseded(plans: dict[_PlanKey, dict[int, tuple[CityId, ...]]]) -> tuple[PlanChunks, ...]:

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
-from services.aggregate.fold import StatEvent, empty_summary, fold, is_stat_event, superseded
+from services.aggregate.fold import StatEvent, empty_summary, fold, is_stat_event, join, superseded
 from shared import health, keys, objects
 from shared.consuming import decode_batch
 from shared.current import read_current
@@ -81,54 +81,28 @@ class _Caused(msgspec.Struct, frozen=True):
     cause: Cause | None
 
 
-class Folder:
-    """Folds batches of ``city-stats``. Any number can run side by side: the swap of each summary decides."""
+class SummaryWriter:
+    """Changes summaries by compare-and-swap: lost the race → read again, change again."""
 
-    def __init__(self, store: ObjectStore, publisher: Publisher, *, cache_bytes: int) -> None:
+    def __init__(self, store: ObjectStore, *, cache_bytes: int) -> None:
         self._store = store
-        self._publisher = publisher
         self._cache = SummaryCache(cache_bytes)
 
-    async def process(self, batch: Sequence[Received]) -> None:
-        """Fold a batch. When it returns, all its effects have happened and it can be committed."""
-        groups: dict[tuple[str, CountrySlug], list[_Caused]] = {}
-        for record, event in (
-            (item.record, is_stat_event(item.event)) for item in await decode_batch(batch, self._publisher)
-        ):
-            caused = _Caused(event, cause_of(dict(record.headers)))
-            groups.setdefault((event.date.isoformat(), event.country), []).append(caused)
-        current = await read_current(self._store)
-        room = asyncio.Semaphore(FOLDS_AT_ONCE_MAX)
+    async def fold(self, generation: int, events: Sequence[StatEvent]) -> _Cached:
+        """Fold events of one country-day into its summary of a generation; return what is stored then."""
+        date, country = events[0].date, events[0].country
+        return await self._change(generation, empty_summary(date, country), lambda before: fold(before, events))
 
-        async def fold_one(group: list[_Caused]) -> None:
-            async with room:
-                await self._fold_group(group, current)
+    async def join(self, generation: int, other: Summary) -> None:
+        """Join another summary into that of its country-day in a generation."""
+        await self._change(generation, empty_summary(other.date, other.country), lambda before: join(before, other))
 
-        await run_all(fold_one(group) for group in groups.values())
-        await self._publisher.publish(
-            Outgoing(_folded(item.event, item.cause))
-            for group in groups.values()
-            for item in group
-            if item.cause is not None and not isinstance(item.event, CountryDayPlanned)
-        )
-
-    async def _fold_group(self, group: list[_Caused], current: Current) -> None:
-        events = [item.event for item in group]
-        for generation in reversed(current.folded):
-            entry = await self._fold_into(generation, events)
-        outgoing: list[Event] = await self._current_of_superseded(events, entry.summary)
-        # Version 0 is a country-day of which only a part of a plan is known: there is nothing to tell.
-        if entry.summary.version and not entry.published:
-            outgoing.append(summary_event(entry.summary))
-        await self._publisher.publish(map(Outgoing, outgoing))
-        entry.published = True
-
-    async def _fold_into(self, generation: int, events: Sequence[StatEvent]) -> _Cached:
-        key = keys.summary(generation, events[0].date, events[0].country)
+    async def _change(self, generation: int, empty: Summary, change: Callable[[Summary], Summary]) -> _Cached:
+        key = keys.summary(generation, empty.date, empty.country)
         while True:
             known = self._cache.get(key) or await self._read(key)
-            before = known.summary if known else empty_summary(events[0].date, events[0].country)
-            after = fold(before, events)
+            before = known.summary if known else empty
+            after = change(before)
             if known and after is before:
                 # A cached summary ages, and what is superseded is asked of the present one.
                 found = await self._store.get(key, first_bytes=1)
@@ -157,6 +131,50 @@ class Folder:
         entry = _Cached(objects.decode(Summary, found.body, key), found.etag, len(found.body))
         self._cache.keep(key, entry)
         return entry
+
+
+class Folder:
+    """Folds batches of ``city-stats``. Any number can run side by side: the swap of each summary decides."""
+
+    def __init__(self, store: ObjectStore, publisher: Publisher, *, cache_bytes: int) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._summaries = SummaryWriter(store, cache_bytes=cache_bytes)
+
+    async def process(self, batch: Sequence[Received]) -> None:
+        """Fold a batch. When it returns, all its effects have happened and it can be committed."""
+        groups: dict[tuple[str, CountrySlug], list[_Caused]] = {}
+        for record, event in (
+            (item.record, is_stat_event(item.event)) for item in await decode_batch(batch, self._publisher)
+        ):
+            caused = _Caused(event, cause_of(dict(record.headers)))
+            groups.setdefault((event.date.isoformat(), event.country), []).append(caused)
+        current = await read_current(self._store)
+        room = asyncio.Semaphore(FOLDS_AT_ONCE_MAX)
+
+        async def fold_one(group: list[_Caused]) -> None:
+            async with room:
+                await self._fold_group(group, current)
+
+        await run_all(fold_one(group) for group in groups.values())
+        await self._publisher.publish(
+            Outgoing(_folded(item.event, item.cause))
+            for group in groups.values()
+            for item in group
+            if item.cause is not None and not isinstance(item.event, CountryDayPlanned)
+        )
+
+    async def _fold_group(self, group: list[_Caused], current: Current) -> None:
+        events = [item.event for item in group]
+        # Live comes last: whoever compares the two after a look at the live one never finds it ahead.
+        for generation in reversed(current.folded):
+            entry = await self._summaries.fold(generation, events)
+        outgoing: list[Event] = await self._current_of_superseded(events, entry.summary)
+        # Version 0 is a country-day of which only a part of a plan is known: there is nothing to tell.
+        if entry.summary.version and not entry.published:
+            outgoing.append(summary_event(entry.summary))
+        await self._publisher.publish(map(Outgoing, outgoing))
+        entry.published = True
 
     async def _current_of_superseded(self, events: Sequence[StatEvent], summary: Summary) -> list[Event]:
         """Return what the bucket holds for each key whose last record of this batch is already superseded."""

@@ -13,10 +13,10 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from services.api.bounded import map_bounded
 from services.api.impatience import within
 from services.api.ranges import DateRange
 from shared import keys, objects
+from shared.bounded import map_bounded
 from shared.current import read_current
 from shared.identity import CityId, CountrySlug
 from shared.objects import Manifest, Summary, SummaryHead

@@ -12,10 +12,10 @@ from typing import Annotated
 
 import msgspec
 
-from services.api.bounded import map_bounded
 from services.api.errors import NothingThere, StatusNotWritten, shown
 from services.api.impatience import within
 from shared import keys, objects
+from shared.bounded import map_bounded
 from shared.events import ProcessRequested
 from shared.identity import mint_request_id, parse_request_id, request_time_ms
 from shared.objects import RequestRecord

@@ -10,11 +10,11 @@ import pytest
 
 from services.aggregate.fold import empty_summary, fold
 from services.api import reader as reader_module
-from services.api.bounded import map_bounded
 from services.api.impatience import TookTooLong
 from services.api.ranges import DateRange
 from services.api.reader import HeadCache, SummaryReader
 from shared import keys, objects
+from shared.bounded import map_bounded
 from shared.identity import CountrySlug
 from shared.objects import SummaryHead
 from shared.store import Found, Listed, StoreUnavailable

@@ -1,0 +1,179 @@
+"""The pointer to the live generation of summaries, and to the one being built: ``state/current.json``.
+
+Every change of it is a compare-and-swap. A rebuild owns the building generation by its token: if another took over,
+the token is another's, and all that the first still does goes into a generation that nobody will ever read.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+
+import msgspec
+
+from shared import keys, objects
+from shared.bounded import map_bounded
+from shared.errors import OperatorError
+from shared.objects import Current
+from shared.store import LostRace, ObjectStore, OperatedStore
+
+DELETES_AT_ONCE_MAX = 16
+
+
+class RebuildUnderWay(OperatorError):
+    """The pointer names a building generation, so another rebuild runs, or died and left it."""
+
+
+class RebuildLost(OperatorError):
+    """This rebuild's token is no longer the pointer's: another rebuild took over, so this one must not flip."""
+
+
+class GenerationInUse(OperatorError):
+    """The generation is read or written, or may still be, so it cannot be dropped."""
+
+
+class NoSuchGeneration(OperatorError):
+    """There are no summaries of this generation."""
+
+
+class GenerationState(enum.Enum):
+    """What a generation is to the pointer."""
+
+    LIVE = "live"
+    BUILDING = "building"
+    OLD = "old"
+
+
+class Generation(msgspec.Struct, frozen=True, kw_only=True):
+    """A generation that has summaries or is named by the pointer."""
+
+    number: int
+    state: GenerationState
+    summaries: int
+    size_bytes: int
+
+
+async def begin(store: ObjectStore, token: str, *, take_over: bool) -> Current:
+    """Make a number that was never used the building generation, under ``token``; return the pointer.
+
+    Raises RebuildUnderWay if another is being built, unless it is to be taken over.
+    """
+    while True:
+        current, etag = await _read(store)
+        if current.token == token:
+            return current  # an earlier try of this very swap had happened
+        if current.building is not None and not take_over:
+            raise RebuildUnderWay(
+                f"a rebuild is under way, into generation {current.building}. If it has died, start this one with "
+                f"--take-over; if it has not, it will then fail without harm"
+            )
+        number = current.highest + 1
+        begun = Current(live=current.live, building=number, token=token, highest=number)
+        try:
+            await store.swap(keys.CURRENT, objects.encode(begun), etag=etag)
+        except LostRace:
+            continue
+        return begun
+
+
+async def flip(store: ObjectStore, token: str, number: int) -> None:
+    """Make the generation that was built under ``token`` the live one. Raises RebuildLost if it is another's turn."""
+    while True:
+        current, etag = await _read(store)
+        if current.live == number:
+            return  # an earlier try of this very swap had happened
+        if current.token != token or current.building != number:
+            raise RebuildLost(
+                f"generation {number} is not made live: another rebuild took over while it was being built"
+            )
+        flipped = Current(live=number, highest=current.highest)
+        try:
+            await store.swap(keys.CURRENT, objects.encode(flipped), etag=etag)
+        except LostRace:
+            continue
+        return
+
+
+async def abandon(store: ObjectStore, token: str) -> None:
+    """Take the building generation back if it still is that of ``token``; the live one stays."""
+    while True:
+        current, etag = await _read(store)
+        if current.building is None or current.token != token:
+            return
+        try:
+            await store.swap(
+                keys.CURRENT, objects.encode(Current(live=current.live, highest=current.highest)), etag=etag
+            )
+        except LostRace:
+            continue
+        return
+
+
+async def list_generations(store: ObjectStore) -> list[Generation]:
+    """Return the generations that there are, with the number and size of their summaries."""
+    current, _ = await _read(store)
+    found = []
+    for number in range(1, current.highest + 1):
+        summaries = size_bytes = 0
+        async for listed in store.list(keys.summaries_of_generation(number)):
+            summaries += 1
+            size_bytes += listed.size_bytes
+        if summaries or number in current.folded:
+            found.append(
+                Generation(number=number, state=_state(current, number), summaries=summaries, size_bytes=size_bytes)
+            )
+    return found
+
+
+async def drop(store: OperatedStore, number: int, *, grace: dt.timedelta) -> int:
+    """Delete the summaries of an old generation, and return how many there were.
+
+    Raises GenerationInUse for the live and the building one, and while the pointer has stood for less than ``grace``:
+    a reader or an aggregate that is slow may not have seen it yet.
+    """
+    current, _ = await _read(store)
+    state = _state(current, number)
+    if state is not GenerationState.OLD:
+        raise GenerationInUse(f"generation {number} is {state.value}: it cannot be dropped")
+    async for listed in store.list(keys.CURRENT):
+        age = await store.now() - listed.last_modified
+        if age < grace:
+            raise GenerationInUse(
+                f"generation {number} may still be read: {keys.CURRENT} was changed {age.total_seconds():.0f} s ago; "
+                f"try again when that is {grace.total_seconds():.0f} s, or give a shorter --grace-s"
+            )
+    return await delete_summaries(store, number)
+
+
+async def delete_summaries(store: OperatedStore, number: int) -> int:
+    """Delete all summaries of a generation, and return how many there were."""
+    deleted = 0
+    batch: list[str] = []
+    async for listed in store.list(keys.summaries_of_generation(number)):
+        batch.append(listed.key)
+        if len(batch) == 1_000:
+            await map_bounded(store.delete, batch, at_once_max=DELETES_AT_ONCE_MAX)
+            deleted += len(batch)
+            batch = []
+    await map_bounded(store.delete, batch, at_once_max=DELETES_AT_ONCE_MAX)
+    return deleted + len(batch)
+
+
+async def require_seed(store: ObjectStore, number: int) -> None:
+    """Raise NoSuchGeneration unless there is a summary of the generation."""
+    async for _ in store.list(keys.summaries_of_generation(number)):
+        return
+    raise NoSuchGeneration(f"there are no summaries of generation {number}; 'tripfold generations list' shows all")
+
+
+def _state(current: Current, number: int) -> GenerationState:
+    if number == current.live:
+        return GenerationState.LIVE
+    return GenerationState.BUILDING if number == current.building else GenerationState.OLD
+
+
+async def _read(store: ObjectStore) -> tuple[Current, str | None]:
+    found = await store.get(keys.CURRENT)
+    if found is None:
+        return Current(), None
+    return objects.decode(Current, found.body, keys.CURRENT), found.etag

@@ -1,0 +1,248 @@
+"""Building a generation of summaries anew, beside the live one, and making it live.
+
+The order of effects, and why no reader sees a half-built answer and nothing is lost:
+
+1. the pointer gets a building generation, of a number never used, under this rebuild's token;
+2. from then on aggregates, who read the pointer after they received a batch, fold into both before they commit;
+3. only then the end of the topic is taken (or plans and manifests are listed), and everything before it is folded
+   into the building generation. A batch that an aggregate received without seeing the pointer lies before that end,
+   and its manifests were written before it was published. From Kafka, too, the manifests are joined at the end;
+4. both generations are compared, the live one read first: aggregates write it last, so it is never ahead;
+5. the pointer is flipped, under the token, unless anything would go back;
+6. from S3, the compacted topics are filled again.
+
+A rebuild that dies changes nothing that is read. What it built is left, and its number is never used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from services.aggregate import generations
+from services.aggregate.bucket import TRUTH, Dates, known_dates, read_events, read_summaries
+from services.aggregate.change import Change, change_of
+from services.aggregate.fold import StatEvent, is_stat_event
+from services.aggregate.folding import SummaryWriter
+from services.aggregate.repairing import publish_summary
+from services.aggregate.replay import Replay
+from shared import events, keys, objects
+from shared.bounded import map_bounded
+from shared.errors import OperatorError
+from shared.events import NewerContract, PoisonRecord
+from shared.identity import CountrySlug
+from shared.objects import CorruptObject, Summary
+from shared.patience import SurroundingsFault
+from shared.publishing import Outgoing, Publisher, Received
+from shared.store import Found, OperatedStore
+
+CACHE_BYTES = 256 * 1024 * 1024
+FOLDS_AT_ONCE_MAX = 16
+CHANGES_KEPT_MAX = 10_000
+
+EVERY_DATE = Dates()
+
+Report = Callable[[str, int, int, int], None]
+"""Told how far a step is: its name, how much is done, of how much, and the events that were read so far."""
+
+
+class Unrebuildable(OperatorError):
+    """Something that the summaries are made from cannot be read, so a generation without it would be wrong."""
+
+
+class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rebuild built, and what it did with it.
+
+    ``changes`` holds at most CHANGES_KEPT_MAX of ``changes_total``. ``refused`` says why the generation was not made
+    live: something in it would be older than what is live.
+    """
+
+    generation: int
+    live_before: int
+    events: int
+    poison_records: int
+    country_days: int
+    changes: list[Change]
+    changes_total: int
+    flipped: bool
+    refused: str | None = None
+
+
+class Rebuild:
+    """One rebuild. ``token`` is its own; ``replay`` is the topic to read, ``seed`` a generation to begin with."""
+
+    def __init__(
+        self,
+        store: OperatedStore,
+        publisher: Publisher,
+        *,
+        token: str,
+        report: Report,
+        replay: Replay | None = None,
+        seed: int | None = None,
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._token = token
+        self._report = report
+        self._replay = replay
+        self._seed = seed
+        self._writer = SummaryWriter(store, cache_bytes=CACHE_BYTES)
+        self._events = 0
+        self._poison_records = 0
+
+    async def run(self, *, take_over: bool = False, dry_run: bool = False) -> Rebuilt:
+        """Rebuild. With ``dry_run`` it ends before the flip, and what was built is deleted.
+
+        Raises RebuildUnderWay, RebuildLost, Unrebuildable, and whatever S3 and Kafka raise; the live generation is
+        then as it was.
+        """
+        if self._seed is not None:
+            await generations.require_seed(self._store, self._seed)
+        try:
+            rebuilt = await self._build(take_over=take_over, dry_run=dry_run)
+        except generations.RebuildUnderWay:
+            raise
+        except (Exception, asyncio.CancelledError):
+            with contextlib.suppress(SurroundingsFault):
+                await generations.abandon(self._store, self._token)
+            raise
+        if not rebuilt.flipped:
+            await generations.abandon(self._store, self._token)
+            await generations.delete_summaries(self._store, rebuilt.generation)
+        elif self._replay is None:
+            await self._fill_topics(rebuilt.generation)
+        return rebuilt
+
+    async def _build(self, *, take_over: bool, dry_run: bool) -> Rebuilt:
+        pointer = await generations.begin(self._store, self._token, take_over=take_over)
+        number = pointer.building
+        assert number is not None
+        if self._replay is not None:
+            await self._fold_topic(self._replay, number)
+        if self._seed is not None:
+            await self._join_seed(self._seed, number)
+        await self._fold_bucket(number)
+        country_days, changes, total, refused = await self._compare(pointer.live, number)
+        flipped = not dry_run and refused is None
+        if flipped:
+            await generations.flip(self._store, self._token, number)
+        return Rebuilt(
+            generation=number,
+            live_before=pointer.live,
+            events=self._events,
+            poison_records=self._poison_records,
+            country_days=country_days,
+            changes=changes,
+            changes_total=total,
+            flipped=flipped,
+            refused=refused,
+        )
+
+    async def _fold_topic(self, replay: Replay, number: int) -> None:
+        total = await replay.take_end()
+        done = 0
+        self._report("reading the topic", done, total, self._events)
+        async for batch in replay.read():
+            await self._fold(number, self._decoded(batch))
+            done += len(batch)
+            self._report("reading the topic", done, total, self._events)
+
+    def _decoded(self, batch: Sequence[Received]) -> list[StatEvent]:
+        decoded = []
+        for record in batch:
+            try:
+                decoded.append(is_stat_event(events.decode(record.topic, record.value)))
+            except PoisonRecord:
+                self._poison_records += 1  # the aggregate has buried it; it is in no summary
+            except NewerContract as error:
+                raise Unrebuildable(str(error)) from error
+        return decoded
+
+    async def _join_seed(self, seed: int, number: int) -> None:
+        dates = await known_dates(self._store, EVERY_DATE, keys.summaries_of_generation(seed))
+        for done, date in enumerate(dates, 1):
+            for country, found in (await read_summaries(self._store, seed, date)).items():
+                summary = _decode(found, keys.summary(seed, date, country))
+                if summary is not None:
+                    await self._writer.join(number, summary)
+            self._report(f"copying generation {seed}", done, len(dates), self._events)
+
+    async def _fold_bucket(self, number: int) -> None:
+        dates = await known_dates(self._store, EVERY_DATE, *TRUTH)
+        for done, date in enumerate(dates, 1):
+            await self._fold(number, await self._bucket_events(date))
+            self._report("reading plans and manifests", done, len(dates), self._events)
+
+    async def _bucket_events(self, date: dt.date) -> list[StatEvent]:
+        read = await read_events(self._store, date)
+        if read.unreadable:
+            raise Unrebuildable("; ".join(reason for _, reason in sorted(read.unreadable.items())))
+        return [event for country in sorted(read.by_country) for event in read.by_country[country]]
+
+    async def _fold(self, number: int, folded: Sequence[StatEvent]) -> None:
+        groups: dict[tuple[dt.date, CountrySlug], list[StatEvent]] = {}
+        for event in folded:
+            groups.setdefault((event.date, event.country), []).append(event)
+        await map_bounded(
+            lambda group: self._writer.fold(number, group), list(groups.values()), at_once_max=FOLDS_AT_ONCE_MAX
+        )
+        self._events += len(folded)
+
+    async def _compare(self, live: int, built: int) -> tuple[int, list[Change], int, str | None]:
+        """Compare all country-days; return how many there are, the changes, their number, and what goes back."""
+        dates = await known_dates(self._store, EVERY_DATE, *map(keys.summaries_of_generation, (live, built)))
+        country_days = total = 0
+        changes: list[Change] = []
+        back: list[str] = []
+        for done, date in enumerate(dates, 1):
+            of_live = await read_summaries(self._store, live, date)
+            of_built = await read_summaries(self._store, built, date)
+            for country in sorted({*of_live, *of_built}):
+                country_days += 1
+                change = change_of(
+                    _decode(of_live.get(country), keys.summary(live, date, country)),
+                    _decode(of_built.get(country), keys.summary(built, date, country)),
+                )
+                if change is None:
+                    continue
+                total += 1
+                if len(changes) < CHANGES_KEPT_MAX:
+                    changes.append(change)
+                if change.goes_back and len(back) < 5:
+                    back.append(f"{date}/{country}: {', '.join(change.goes_back)}")
+            self._report("comparing with the live generation", done, len(dates), self._events)
+        refused = f"the live generation knows newer revisions than manifests and plans: {'; '.join(back)}"
+        return country_days, changes, total, refused if back else None
+
+    async def _fill_topics(self, number: int) -> None:
+        """Publish the events of all manifests and plans, and all live summaries, so that the topics hold them again.
+
+        A record may come after a newer one of its key: the aggregates see that and publish the newer again.
+        """
+        dates = await known_dates(self._store, EVERY_DATE, *TRUTH, keys.summaries_of_generation(number))
+        for done, date in enumerate(dates, 1):
+            await self._publisher.publish(map(Outgoing, await self._bucket_events(date)))
+            countries = sorted(await read_summaries(self._store, number, date))
+            await map_bounded(
+                lambda country, date=date: publish_summary(  # type: ignore[misc]  # the default binds this date
+                    self._store, self._publisher, number, date, country
+                ),
+                countries,
+                at_once_max=FOLDS_AT_ONCE_MAX,
+            )
+            self._report("filling the topics", done, len(dates), self._events)
+
+
+def _decode(found: Found | None, key: str) -> Summary | None:
+    """Decode a summary; one that cannot be read counts as missing, which is why it is being rebuilt."""
+    if found is None:
+        return None
+    try:
+        return objects.decode(Summary, found.body, key)
+    except CorruptObject:
+        return None

@@ -1,0 +1,95 @@
+"""Reading a topic from its beginning to where it ended at one moment: a port, and its adapter over Kafka."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from aiokafka import AIOKafkaConsumer
+from aiokafka.errors import KafkaError
+
+from shared.consuming import received
+from shared.patience import SurroundingsFault
+from shared.publishing import Received
+from shared.settings import Settings
+from shared.topics import RECORD_BYTES_MAX, Topic
+
+BATCH_RECORDS_MAX = 5_000
+POLL_MS = 500
+SILENCE_MAX_S = 60.0
+
+
+class TopicUnreadable(SurroundingsFault):
+    """The topic cannot be read to its end now."""
+
+
+class Replay(Protocol):
+    """A topic to be read once more."""
+
+    async def take_end(self) -> int:
+        """Note where the topic ends now; return how many offsets lie before that."""
+
+    def read(self) -> AsyncIterator[Sequence[Received]]:
+        """Read all records before the end that was taken, in batches."""
+
+
+class KafkaReplay:
+    """A Replay over Kafka: a consumer in no group, which commits nothing and disturbs no service.
+
+    With ``last_records_max`` it begins so many records before the end of each partition.
+    """
+
+    def __init__(self, settings: Settings, topic: Topic, *, last_records_max: int | None = None) -> None:
+        self._topic = topic
+        self._last_records_max = last_records_max
+        self._name = settings.topic_prefix + topic.value
+        self._consumer = AIOKafkaConsumer(
+            self._name,
+            bootstrap_servers=settings.kafka_bootstrap_servers,
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_partition_fetch_bytes=RECORD_BYTES_MAX,
+            request_timeout_ms=20_000,
+        )
+        self._ends: dict[object, int] = {}
+
+    async def take_end(self) -> int:
+        try:
+            await self._consumer.start()
+            partitions = self._consumer.assignment()
+            if not partitions:
+                raise TopicUnreadable(f"topic {self._name} is not on the cluster: run 'tripfold topics apply'")
+            begins = await self._consumer.beginning_offsets(partitions)
+            ends = await self._consumer.end_offsets(partitions)
+            if self._last_records_max is not None:
+                begins = {one: max(begin, ends[one] - self._last_records_max) for one, begin in begins.items()}
+                for partition, begin in begins.items():
+                    self._consumer.seek(partition, begin)
+        except (KafkaError, OSError) as error:
+            raise TopicUnreadable(f"topic {self._name} cannot be read: {type(error).__name__}: {error}") from error
+        self._ends = {partition: end for partition, end in ends.items() if end > begins[partition]}
+        return sum(end - begins[partition] for partition, end in ends.items())
+
+    async def read(self) -> AsyncIterator[Sequence[Received]]:
+        heard_s = time.monotonic()
+        while self._ends:
+            try:
+                polled = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=BATCH_RECORDS_MAX)
+                for partition in list(self._ends):
+                    # The position, not the last record: compaction may have taken the records before the end.
+                    if await self._consumer.position(partition) >= self._ends[partition]:
+                        del self._ends[partition]
+            except (KafkaError, OSError) as error:
+                raise TopicUnreadable(f"topic {self._name} broke off: {type(error).__name__}: {error}") from error
+            records = [record for records in polled.values() for record in records]
+            if records:
+                heard_s = time.monotonic()
+                yield received(self._topic, records)
+            elif time.monotonic() - heard_s > SILENCE_MAX_S:
+                raise TopicUnreadable(f"topic {self._name} gave nothing for {SILENCE_MAX_S:.0f} s before its end")
+
+    async def close(self) -> None:
+        """Leave the cluster. Safe to call at any time."""
+        await self._consumer.stop()

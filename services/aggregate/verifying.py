@@ -1,0 +1,131 @@
+"""Verifying the live summaries against the bucket's manifests, plans and raw objects, date by date.
+
+Of each date the summaries are read first, then the plan and the manifests: so these alone can be ahead, by events
+that are on their way. Whatever is ahead is looked at again after a wait, a bounded number of times, before it counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+
+from services.aggregate import verify
+from services.aggregate.bucket import TRUTH, DateEvents, Dates, known_dates, read_events, read_summaries
+from services.aggregate.recount import Counter, NotCountable, Recount
+from services.aggregate.verify import Difference
+from shared import keys, objects
+from shared.bounded import map_bounded
+from shared.current import read_current
+from shared.events import CityDayStats
+from shared.identity import CountrySlug
+from shared.objects import CorruptObject, Summary
+from shared.store import Found, ObjectMissing, OperatedStore
+
+LOOKS_MAX = 6
+RAW_OBJECTS_AT_ONCE_MAX = 4
+
+Wait = Callable[[int], Awaitable[None]]
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found on one date, and how far the verifying has come."""
+
+    date: dt.date
+    country_days: int
+    differences: list[Difference]
+    dates_done: int
+    dates_total: int
+
+
+class Look(msgspec.Struct, frozen=True):
+    """One date as it was read: its live summaries, and what the bucket says they must be."""
+
+    generation: int
+    found: dict[CountrySlug, Found]
+    events: DateEvents
+
+    def differences(self) -> list[Difference]:
+        """Compare all country-days of the date."""
+        told = [
+            Difference(date=self.events.date, country=CountrySlug(""), what=key, found=reason, expected="readable")
+            for key, reason in sorted(self.events.unreadable.items())
+        ]
+        for country in sorted({*self.found, *self.events.by_country}):
+            told += self.of_country(country)
+        return told
+
+    def of_country(self, country: CountrySlug) -> list[Difference]:
+        """Compare one country-day."""
+        found = self.found.get(country)
+        key = keys.summary(self.generation, self.events.date, country)
+        try:
+            summary = objects.decode(Summary, found.body, key) if found else None
+        except CorruptObject as error:
+            return [
+                Difference(
+                    date=self.events.date, country=country, what="summary", found=str(error), expected="readable"
+                )
+            ]
+        return verify.differences(self.events.summary(country), summary)
+
+
+async def look_at(store: OperatedStore, date: dt.date) -> Look:
+    """Read the live summaries of a date, then what the bucket says of it."""
+    while True:
+        live = (await read_current(store)).live
+        found = await read_summaries(store, live, date)
+        if (await read_current(store)).live == live:
+            return Look(live, found, await read_events(store, date))
+
+
+async def settled_look_at(store: OperatedStore, date: dt.date, wait: Wait) -> tuple[Look, list[Difference]]:
+    """Look at a date until nothing is in flight, at most LOOKS_MAX times; return the last look and what it found."""
+    for look_number in range(1, LOOKS_MAX + 1):
+        look = await look_at(store, date)
+        told = look.differences()
+        if look_number == LOOKS_MAX or not any(difference.in_flight for difference in told):
+            break
+        await wait(look_number)
+    return look, told
+
+
+async def verify_dates(store: OperatedStore, dates: Dates, *, deep: bool, wait: Wait) -> AsyncIterator[Verified]:
+    """Verify date by date; with ``deep`` also read every raw object that a manifest names."""
+    live = (await read_current(store)).live
+    known = await known_dates(store, dates, *TRUTH, keys.summaries_of_generation(live))
+    for done, date in enumerate(known, 1):
+        look, told = await settled_look_at(store, date, wait)
+        if deep:
+            of_files = await map_bounded(
+                lambda stats: _verify_raw_object(store, stats),
+                look.events.statistics(),
+                at_once_max=RAW_OBJECTS_AT_ONCE_MAX,
+            )
+            told += [difference for of_file in of_files for difference in of_file]
+        yield Verified(
+            date=date,
+            country_days=len({*look.found, *look.events.by_country}),
+            differences=told,
+            dates_done=done,
+            dates_total=len(known),
+        )
+
+
+async def _verify_raw_object(store: OperatedStore, stats: CityDayStats) -> list[Difference]:
+    try:
+        recount = await _recount(store, stats)
+    except ObjectMissing:
+        return [verify.of_raw_object(stats, what="raw object", found="nothing", expected=stats.raw_key)]
+    except NotCountable as error:
+        return [verify.of_raw_object(stats, what="raw object", found=str(error), expected="a trip file")]
+    return verify.raw_differences(stats, recount)
+
+
+async def _recount(store: OperatedStore, stats: CityDayStats) -> Recount:
+    counter = Counter(stats.date.isoformat())
+    async for chunk in store.stream(stats.raw_key):
+        await asyncio.to_thread(counter.feed, chunk)
+    return await asyncio.to_thread(counter.end)

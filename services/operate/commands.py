@@ -1,0 +1,159 @@
+"""The commands of an operator: audit the summaries, make them again, clean up, look for what is wrong."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from typing import Annotated
+
+import typer
+
+GRACE_S = 900
+
+operate_commands = typer.Typer(no_args_is_help=True)
+generations_commands = typer.Typer(help="The generations of summaries in the bucket.", no_args_is_help=True)
+operate_commands.add_typer(generations_commands, name="generations")
+
+_First = Annotated[dt.datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="The first date. Unset: all.")]
+_Last = Annotated[dt.datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="The last date. Unset: all.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Build and compare, then delete what was built.")]
+_TakeOver = Annotated[bool, typer.Option("--take-over", help="Take over from a rebuild that has died.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
+
+
+class Source(enum.Enum):
+    """What a rebuild reads."""
+
+    S3 = "s3"
+    KAFKA = "kafka"
+
+
+@operate_commands.command("verify")
+def verify(
+    first: _First = None,
+    last: _Last = None,
+    *,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also read every raw object again, with an independent parser.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Recompute every country-day from the bucket's manifests and plans; exit 1 if a live summary differs.
+
+    A manifest ahead of its summary may be on its way: it is looked at again for some seconds before it counts.
+
+    Example: tripfold verify --from 2024-05-01 --to 2024-05-31 --deep
+    """
+    from services.operate import terminal  # noqa: PLC0415  # loaded when it runs, so that --help answers at once
+
+    terminal.verify(*_range(first, last), deep=deep, as_json=as_json)
+
+
+@operate_commands.command("repair")
+def repair(first: _First = None, last: _Last = None, *, as_json: _Json = False) -> None:
+    """Make again, from manifests and plans, every live summary that verify finds wrong; exit 1 if one cannot be.
+
+    Example: tripfold repair --from 2024-05-01 --to 2024-05-31
+    """
+    from services.operate import terminal  # noqa: PLC0415  # as above
+
+    terminal.repair(*_range(first, last), as_json=as_json)
+
+
+@operate_commands.command("rebuild")
+def rebuild(
+    *,
+    source: Annotated[
+        Source,
+        typer.Option("--from", help="s3: plans and manifests. kafka: the topic city-stats, then plans and manifests."),
+    ],
+    dry_run: _DryRun = False,
+    take_over: _TakeOver = False,
+    as_json: _Json = False,
+) -> None:
+    """Build a generation of all summaries beside the live one, compare the two, and make it live.
+
+    Services go on meanwhile. Exit 1 if the generation was refused: something in it would be older than what is live.
+    From s3, the compacted topics are then filled again, as after a loss of Kafka.
+
+    Example: tripfold rebuild --from s3 --dry-run
+    """
+    from services.operate import terminal  # noqa: PLC0415  # as above
+
+    terminal.rebuild(from_kafka=source is Source.KAFKA, dry_run=dry_run, take_over=take_over, as_json=as_json)
+
+
+@generations_commands.command("list")
+def generations_list(*, as_json: _Json = False) -> None:
+    """Show the generations of summaries, and which one is live or being built."""
+    from services.operate import terminal  # noqa: PLC0415  # as above
+
+    terminal.list_all(as_json=as_json)
+
+
+@generations_commands.command("drop")
+def generations_drop(
+    number: Annotated[int, typer.Argument(min=1)],
+    grace_s: Annotated[
+        int, typer.Option(min=0, help="How long the pointer must have stood, so that nobody still reads the old one.")
+    ] = GRACE_S,
+) -> None:
+    """Delete the summaries of an old generation.
+
+    Example: tripfold generations drop 1
+    """
+    from services.operate import terminal  # noqa: PLC0415  # as above
+
+    terminal.drop_one(number, grace_s=grace_s)
+
+
+@generations_commands.command("activate")
+def generations_activate(
+    number: Annotated[int, typer.Argument(min=1)],
+    *,
+    dry_run: _DryRun = False,
+    take_over: _TakeOver = False,
+    as_json: _Json = False,
+) -> None:
+    """Make a generation that begins with the summaries of an old one, joined with plans and manifests, the live one.
+
+    Example: tripfold generations activate 1
+    """
+    from services.operate import terminal  # noqa: PLC0415  # as above
+
+    terminal.activate(number, dry_run=dry_run, take_over=take_over, as_json=as_json)
+
+
+@operate_commands.command("gc")
+def gc(
+    *,
+    older_than: Annotated[
+        str, typer.Option(help="Only what is older, by the store's clock: a number and s, m, h or d.")
+    ] = "7d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Delete raw attempts that no manifest names, now or in its history, and uploads that were never ended.
+
+    Example: tripfold gc --older-than 14d --dry-run
+    """
+    from services.operate import terminal  # noqa: PLC0415  # as above
+
+    terminal.gc(older_than=older_than, dry_run=dry_run, as_json=as_json)
+
+
+@operate_commands.command("doctor")
+def doctor(*, as_json: _Json = False) -> None:
+    """Examine S3 (does it really compare and swap?), Kafka, topics, upstream and lineage; exit 1 if any is at fault.
+
+    Example: tripfold doctor
+    """
+    from services.operate import terminal  # noqa: PLC0415  # as above
+
+    terminal.doctor(as_json=as_json)
+
+
+def _range(first: dt.datetime | None, last: dt.datetime | None) -> tuple[dt.date | None, dt.date | None]:
+    if first and last and first > last:
+        raise typer.BadParameter(f"{first.date()} is after {last.date()}", param_hint="--from")
+    return first.date() if first else None, last.date() if last else None

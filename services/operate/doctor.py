@@ -1,0 +1,202 @@
+"""Looking at everything that Tripfold stands on, as it is now: each examination says what it found, and the remedy."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+
+from services.aggregate.replay import KafkaReplay, Replay
+from services.ingest.upstream import AnswerBroke, CityFailed, HttpUpstream, UpstreamDown
+from shared import events, keys, objects
+from shared.bounded import map_bounded
+from shared.errors import OperatorError
+from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, NewerContract, PoisonRecord
+from shared.objects import CorruptObject, Lineage, Manifest, Plan
+from shared.patience import SurroundingsFault
+from shared.publishing import KafkaPublisher
+from shared.settings import Settings
+from shared.store import LostRace, ObjectStore, OperatedStore, S3Store
+from shared.topics import Topic
+from shared.topics_admin import check_topics
+
+RACE_ROUNDS = 3
+RACE_WRITERS = 4
+LINEAGE_RECORDS_MAX = 2_000
+GETS_AT_ONCE_MAX = 16
+REACHED = frozenset({"S3", "Kafka"})
+"""What is examined by reaching for it; all else needs these."""
+
+
+class Examined(msgspec.Struct, frozen=True, kw_only=True):
+    """What was looked at, whether it is as it should be, what was found, and what to do if it is not."""
+
+    what: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+class Unfit(OperatorError):
+    """What was examined is not as it should be; the message says how."""
+
+
+async def examine(settings: Settings) -> AsyncIterator[Examined]:
+    """Examine S3, its compare-and-swap, Kafka, the topics, the upstream and the lineage, one after the other."""
+    async with S3Store(settings) as store, KafkaPublisher(settings, source="doctor") as publisher:
+
+        async def s3() -> str:
+            await store.check()
+            return f"bucket {store.bucket} answers"
+
+        async def kafka() -> str:
+            await publisher.check()
+            return f"{settings.kafka_bootstrap_servers} answers"
+
+        examinations: list[tuple[str, Callable[[], Awaitable[str]], str]] = [
+            ("S3", s3, "see TRIPFOLD_S3_* and the AWS credentials; 'tripfold bucket apply' makes the bucket"),
+            (
+                "compare-and-swap",
+                lambda: race(store),
+                "this store must not be used: racing writers would lose each other's changes",
+            ),
+            ("Kafka", kafka, "see TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS, and whether the brokers run"),
+            (
+                "topics",
+                lambda: _topics(settings),
+                "'tripfold topics apply' makes what is missing; set the rest",
+            ),
+            ("upstream", lambda: _upstream(settings), "see TRIPFOLD_UPSTREAM_URL, and whether that server runs"),
+            (
+                "lineage",
+                lambda: _lineage_of(settings, store),
+                "stop the services, raise 'base' in state/lineage.json above that revision, start them again",
+            ),
+        ]
+        for what, examination, remedy in examinations:
+            yield await _examined(what, examination, remedy)
+
+
+async def _examined(what: str, examination: Callable[[], Awaitable[str]], remedy: str) -> Examined:
+    try:
+        return Examined(what=what, ok=True, found=await examination())
+    except SurroundingsFault as error:
+        unknown = "this could not be examined: see first to what failed above"
+        return Examined(what=what, ok=False, found=str(error), remedy=remedy if what in REACHED else unknown)
+    except (OperatorError, CorruptObject) as error:
+        return Examined(what=what, ok=False, found=str(error), remedy=remedy)
+
+
+async def race(store: OperatedStore) -> str:
+    """Let writers race for one key, to make it and to change it; raise Unfit unless one of them wins each time.
+
+    A winner whose answer was lost counts as the winner if its bytes are what is stored.
+    """
+    key = f"state/probe-{uuid.uuid4().hex}.json"
+    try:
+        for number in range(RACE_ROUNDS):
+            etag = await _race_once(store, key, f"{number}-made", None)
+            await _race_once(store, key, f"{number}-changed", etag)
+            await store.delete(key)
+    finally:
+        await store.delete(key)
+    return f"one of {RACE_WRITERS} writers won each of {2 * RACE_ROUNDS} races"
+
+
+async def _race_once(store: ObjectStore, key: str, name: str, etag: str | None) -> str:
+    async def write(number: int) -> bool:
+        try:
+            await store.swap(key, _probe(name, number), etag=etag)
+        except LostRace:
+            return False
+        return True
+
+    won = await asyncio.gather(*(write(number) for number in range(RACE_WRITERS)))
+    winners = [number for number, one in enumerate(won) if one]
+    if len(winners) > 1:
+        raise Unfit(f"{len(winners)} of {RACE_WRITERS} racing writers were each told that they had won")
+    stored = await store.get(key)
+    written = [number for number in range(RACE_WRITERS) if stored and stored.body == _probe(name, number)]
+    if stored is None or not written or (winners and winners != written):
+        raise Unfit("after a race the object is not what its winner wrote")
+    return stored.etag
+
+
+def _probe(name: str, number: int) -> bytes:
+    return f'{{"probe":"{name}","writer":{number}}}'.encode()
+
+
+async def _topics(settings: Settings) -> str:
+    differences = await check_topics(settings)
+    if differences:
+        raise Unfit("; ".join(f"{one.topic}: {one.what} is {one.found}, not {one.expected}" for one in differences))
+    return "all are as they should be"
+
+
+async def _upstream(settings: Settings) -> str:
+    url = f"{settings.upstream_url}/cities"
+    async with HttpUpstream(settings) as upstream:
+        try:
+            cities = msgspec.json.decode(await upstream.cities())
+        except (UpstreamDown, AnswerBroke, CityFailed) as error:
+            raise Unfit(str(error)) from error
+        except msgspec.DecodeError as error:
+            raise Unfit(f"{url} does not answer with JSON: {error}") from error
+    if not isinstance(cities, list):
+        raise Unfit(f"{url} does not answer with a list of cities")
+    return f"{url} lists {len(cities)} cities"
+
+
+async def _lineage_of(settings: Settings, store: ObjectStore) -> str:
+    replay = KafkaReplay(settings, Topic.CITY_STATS, last_records_max=LINEAGE_RECORDS_MAX)
+    try:
+        return await lineage(store, replay)
+    finally:
+        await replay.close()
+
+
+async def lineage(store: ObjectStore, replay: Replay) -> str:
+    """Compare the revisions at the end of the topic with what the bucket would mint next.
+
+    Raises Unfit if the bucket would mint a revision that the topic has seen, as after a restored backup: consumers
+    would then keep the other one.
+    """
+    found = await store.get(keys.LINEAGE)
+    base = objects.decode(Lineage, found.body, keys.LINEAGE).base if found else 0
+    seen: dict[str, int] = {}
+    await replay.take_end()
+    async for batch in replay.read():
+        for record in batch:
+            try:
+                event = events.decode(record.topic, record.value)
+            except PoisonRecord:
+                continue
+            except NewerContract as error:
+                raise Unfit(str(error)) from error
+            match event:
+                case CityDayStats() | CityDayRetracted():
+                    key, revision = keys.manifest(event.date, event.city_id), event.revision
+                case CountryDayPlanned():
+                    key, revision = keys.plan(event.date), event.plan_revision
+                case _:
+                    continue
+            seen[key] = max(seen.get(key, 0), revision)
+
+    async def next_of(key: str) -> int:
+        held = await store.get(key)
+        kind: type[Plan | Manifest] = Plan if key.startswith(keys.PLANS) else Manifest
+        return max(objects.decode(kind, held.body, key).revision + 1 if held else 0, base)
+
+    nexts = await map_bounded(next_of, list(seen), at_once_max=GETS_AT_ONCE_MAX)
+    repeated = {
+        key: revision for (key, revision), coming in zip(seen.items(), nexts, strict=True) if revision >= coming
+    }
+    if repeated:
+        key = max(repeated, key=lambda one: repeated[one])
+        raise Unfit(
+            f"the topic knows higher revisions than the bucket, of {len(repeated)} city-days and plans: {key} has "
+            f"revision {repeated[key]} in the topic"
+        )
+    return f"{len(seen)} city-days and plans at the end of the topic, none of a revision that the bucket would repeat"

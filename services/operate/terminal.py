@@ -1,0 +1,353 @@
+"""What an operator's commands do and print. Loaded by a command when it runs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from typing import Any, Self, TypeVar
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from services.aggregate.bucket import Dates
+from services.aggregate.change import Side
+from services.aggregate.generations import Generation, drop, list_generations
+from services.aggregate.rebuilding import Rebuild, Rebuilt, Report
+from services.aggregate.repairing import Repaired, repair_dates
+from services.aggregate.replay import KafkaReplay
+from services.aggregate.verify import Difference
+from services.aggregate.verifying import verify_dates
+from services.operate.cleaning import Swept, clean, parse_age
+from services.operate.doctor import Examined, examine
+from shared.errors import OperatorError
+from shared.health import configure_logging
+from shared.objects import CorruptObject
+from shared.publishing import KafkaPublisher
+from shared.settings import Settings, load_settings
+from shared.store import S3Store
+from shared.topics import Topic
+
+LINES_MAX = 1_000
+KEPT_MAX = 10_000
+"""What is told at most, in JSON: the rest is only counted."""
+
+console = Console()
+progress_console = Console(stderr=True)  # so that what is printed can be piped
+
+_Result = TypeVar("_Result")
+
+
+def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: bool) -> None:
+    """Verify a range of dates, and say what differs."""
+    settings = _settings()
+
+    async def run() -> tuple[int, int, int, list[Difference]]:
+        dates_done = country_days = total = 0
+        told: list[Difference] = []
+        async with S3Store(settings) as store:
+            with _bar("verifying", "dates") as show:
+                async for verified in verify_dates(store, Dates(first, last), deep=deep, wait=_wait):
+                    dates_done += 1
+                    country_days += verified.country_days
+                    total += len(verified.differences)
+                    told += verified.differences[: KEPT_MAX - len(told)]
+                    show(verified.dates_done, verified.dates_total)
+        return dates_done, country_days, total, told
+
+    dates_done, country_days, total, told = _run(run())
+    if as_json:
+        _print_json(
+            {"dates": dates_done, "country_days": country_days, "differences_total": total, "differences": told}
+        )
+    elif told:
+        console.print(_table_of(told))
+        console.print(f"{total:,} found wrong in {country_days} country-days; 'tripfold repair' makes summaries again")
+    else:
+        console.print(f"{country_days} country-days of {dates_done} dates are as the manifests say")
+    if told:
+        raise typer.Exit(1)
+
+
+def repair(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> None:
+    """Repair a range of dates, and say what was wrong."""
+    settings = _settings()
+
+    async def run() -> tuple[int, int, list[Repaired]]:
+        total = refused = 0
+        done: list[Repaired] = []
+        async with S3Store(settings) as store, KafkaPublisher(settings, source="repair") as publisher:
+            await publisher.check()
+            with _bar("repairing", "dates") as show:
+                async for repaired in repair_dates(store, publisher, Dates(first, last), wait=_wait):
+                    total += len(repaired.country_days)
+                    refused += sum(one.refused is not None for one in repaired.country_days)
+                    done += repaired.country_days[: KEPT_MAX - len(done)]
+                    show(repaired.dates_done, repaired.dates_total)
+        return total, refused, done
+
+    total, refused, done = _run(run())
+    if as_json:
+        _print_json({"repaired": total - refused, "refused": refused, "country_days": done})
+    elif done:
+        table = Table("date", "country", "version before", "version", "what was wrong")
+        for one in done[:LINES_MAX]:
+            version = str(one.version_after) if one.refused is None else f"not repaired: {one.refused}"
+            wrong = "; ".join(_sentence_of(difference) for difference in one.differences[:3])
+            table.add_row(str(one.date), one.country, str(one.version_before), version, wrong)
+        console.print(table)
+        console.print(f"{total - refused:,} summaries made again, {refused:,} refused")
+    else:
+        console.print("nothing to repair")
+    if refused:
+        raise typer.Exit(1)
+
+
+def rebuild(*, from_kafka: bool, dry_run: bool, take_over: bool, as_json: bool) -> None:
+    """Rebuild all summaries from the topic or from the bucket, and say what changed."""
+    settings = _settings()
+
+    async def run() -> Rebuilt:
+        async with _rebuilding(settings) as (store, publisher, report):
+            if not from_kafka:
+                return await Rebuild(store, publisher, token=uuid.uuid4().hex, report=report).run(
+                    take_over=take_over, dry_run=dry_run
+                )
+            replay = KafkaReplay(settings, Topic.CITY_STATS)
+            try:
+                return await Rebuild(store, publisher, token=uuid.uuid4().hex, report=report, replay=replay).run(
+                    take_over=take_over, dry_run=dry_run
+                )
+            finally:
+                await replay.close()
+
+    _tell(_run(run()), dry_run=dry_run, as_json=as_json)
+
+
+def list_all(*, as_json: bool) -> None:
+    """Show all generations."""
+    settings = _settings()
+
+    async def run() -> list[Generation]:
+        async with S3Store(settings) as store:
+            return await list_generations(store)
+
+    found = _run(run())
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("generation", "state", "summaries", "bytes")
+    for one in found:
+        table.add_row(str(one.number), one.state.value, f"{one.summaries:,}", f"{one.size_bytes:,}")
+    console.print(table)
+
+
+def drop_one(number: int, *, grace_s: int) -> None:
+    """Delete the summaries of an old generation."""
+    settings = _settings()
+
+    async def run() -> int:
+        async with S3Store(settings) as store:
+            return await drop(store, number, grace=dt.timedelta(seconds=grace_s))
+
+    console.print(f"{_run(run())} summaries of generation {number} deleted")
+
+
+def activate(number: int, *, dry_run: bool, take_over: bool, as_json: bool) -> None:
+    """Make a generation that begins with an old one the live one, and say what changed."""
+    settings = _settings()
+
+    async def run() -> Rebuilt:
+        async with _rebuilding(settings) as (store, publisher, report):
+            return await Rebuild(store, publisher, token=uuid.uuid4().hex, report=report, seed=number).run(
+                take_over=take_over, dry_run=dry_run
+            )
+
+    _tell(_run(run()), dry_run=dry_run, as_json=as_json)
+
+
+@contextlib.asynccontextmanager
+async def _rebuilding(settings: Settings) -> AsyncIterator[tuple[S3Store, KafkaPublisher, Report]]:
+    async with S3Store(settings) as store, KafkaPublisher(settings, source="rebuild") as publisher:
+        await publisher.check()
+        with _Steps() as steps:
+            yield store, publisher, steps.report
+
+
+class _Steps:
+    """Shows the steps of a rebuild, each with a bar, events per second and the time left."""
+
+    def __init__(self) -> None:
+        self._bars = contextlib.ExitStack()
+        self._step = ""
+        self._show: Callable[..., None] = lambda *_: None
+        self._begun_s = 0.0
+        self._events_before = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.close()
+
+    def report(self, step: str, done: int, total: int, events: int) -> None:
+        """Show how far a step is."""
+        if step != self._step:
+            self._bars.close()
+            self._show = self._bars.enter_context(_bar(step, ""))
+            self._step, self._begun_s, self._events_before = step, time.monotonic(), events
+        elapsed_s = max(time.monotonic() - self._begun_s, 1e-3)
+        self._show(done, total, f"{(events - self._events_before) / elapsed_s:,.0f} events/s")
+
+
+def _tell(rebuilt: Rebuilt, *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        _print_json(rebuilt)
+    else:
+        _tell_in_words(rebuilt, dry_run=dry_run)
+    if rebuilt.refused is not None:
+        raise typer.Exit(1)
+
+
+def _tell_in_words(rebuilt: Rebuilt, *, dry_run: bool) -> None:
+    if rebuilt.changes:
+        table = Table("date", "country", "", "version", "trips", "passengers", "accidents", "delay ms", "cities")
+        for change in rebuilt.changes[:LINES_MAX]:
+            for name, side in (("live", change.live), ("built", change.built)):
+                table.add_row(str(change.date), change.country, name, *_row_of(side))
+        console.print(table)
+    console.print(
+        f"generation {rebuilt.generation} was built from {rebuilt.events:,} events: {rebuilt.country_days:,} "
+        f"country-days, {rebuilt.changes_total:,} of them other than in generation {rebuilt.live_before}"
+    )
+    if rebuilt.poison_records:
+        console.print(f"{rebuilt.poison_records} records of the topic could not be decoded, and count nowhere")
+    if rebuilt.refused is not None:
+        console.print(f"[red]it was not made live:[/red] {rebuilt.refused}", highlight=False, soft_wrap=True)
+    elif dry_run:
+        console.print("a dry run: it was deleted, and nothing has changed")
+    else:
+        console.print(
+            f"it is live; 'tripfold generations drop {rebuilt.live_before}' deletes the one before, once it is not read"
+        )
+
+
+def _row_of(side: Side | None) -> tuple[str, ...]:
+    if side is None:
+        return ("none",)
+    totals = side.totals
+    numbers = (side.version, totals.trips, totals.passengers, totals.accidents, totals.delay_total_ms)
+    return (*map(str, numbers), f"{side.cities_reported} of {side.cities_expected}")
+
+
+def gc(*, older_than: str, dry_run: bool, as_json: bool) -> None:
+    """Clean up, and say what went."""
+    settings = _settings()
+
+    async def run() -> tuple[int, int, list[Swept]]:
+        deleted = size_bytes = 0
+        found: list[Swept] = []
+        async with S3Store(settings) as store:
+            async for one in clean(
+                store, older_than=parse_age(older_than), deadline_s=settings.ingest_deadline_s, dry_run=dry_run
+            ):
+                deleted += one.verdict.deleted
+                size_bytes += one.size_bytes if one.verdict.deleted else 0
+                found += [one][: KEPT_MAX - len(found)]
+        return deleted, size_bytes, found
+
+    deleted, size_bytes, found = _run(run())
+    if as_json:
+        _print_json({"dry_run": dry_run, "deleted": deleted, "size_bytes": size_bytes, "found": found})
+        return
+    if found:
+        table = Table("key", "what", "bytes", "written")
+        for one in found[:LINES_MAX]:
+            table.add_row(one.key, one.verdict.value, f"{one.size_bytes:,}", f"{one.written_at:%Y-%m-%d %H:%M}")
+        console.print(table)
+    console.print(f"{deleted:,} {'would be ' if dry_run else ''}deleted, {size_bytes:,} bytes")
+
+
+def doctor(*, as_json: bool) -> None:
+    """Examine the surroundings, and say what is at fault."""
+    settings = _settings()
+
+    async def run() -> list[Examined]:
+        return [one async for one in examine(settings)]
+
+    found = _run(run())
+    if as_json:
+        _print_json(found)
+    else:
+        table = Table("what", "", "found", "remedy")
+        for one in found:
+            table.add_row(one.what, "[green]ok[/green]" if one.ok else "[red]failed[/red]", one.found, one.remedy)
+        console.print(table)
+    if not all(one.ok for one in found):
+        raise typer.Exit(1)
+
+
+async def _wait(look: int) -> None:
+    await asyncio.sleep(0.5 * look)
+
+
+@contextlib.contextmanager
+def _bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
+    """Show a progress bar; give a function that takes how much is done, of how much, and a remark."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit}{{task.fields[remark]}}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=progress_console, transient=True) as progress:
+        task = progress.add_task(what, total=None, remark="")
+
+        def show(done: int, total: int, remark: str = "") -> None:
+            progress.update(task, completed=done, total=total, remark=remark)
+
+        yield show
+
+
+def _table_of(differences: Iterable[Difference]) -> Table:
+    table = Table("date", "country", "city", "what", "found", "expected")
+    for number, one in enumerate(differences):
+        if number == LINES_MAX:
+            table.caption = f"the first {LINES_MAX}; --json prints up to {KEPT_MAX}"
+            break
+        found = f"{one.found} (still in flight)" if one.in_flight else one.found
+        table.add_row(str(one.date), one.country, one.city_id or "", one.what, found, one.expected)
+    return table
+
+
+def _sentence_of(difference: Difference) -> str:
+    where = f"city {difference.city_id}: " if difference.city_id else ""
+    return f"{where}{difference.what} {difference.found}, expected {difference.expected}"
+
+
+def _print_json(value: object) -> None:
+    typer.echo(msgspec.json.format(msgspec.json.encode(value)))
+
+
+def _settings() -> Settings:
+    settings = load_settings()
+    # At a terminal a log is noise, unless somebody looks for a fault.
+    quiet = {"log_level": "warning", "log_format": "text"} if settings.log_level == "info" else {}
+    configure_logging(settings.model_copy(update=quiet))
+    return settings
+
+
+def _run(work: Coroutine[Any, Any, _Result]) -> _Result:
+    try:
+        return asyncio.run(work)
+    except CorruptObject as error:
+        raise OperatorError(str(error)) from error

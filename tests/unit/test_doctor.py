@@ -1,0 +1,97 @@
+"""The doctor: what it finds fault with, over fakes that are at fault."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from services.operate.doctor import Unfit, examine, lineage, race
+from shared import keys, objects
+from shared.objects import Lineage
+from shared.settings import Settings
+from shared.store import LostRace
+from shared.topics import Topic
+from tests.fakes import MemoryStore
+from tests.unit.operated_bucket import NOON, OperatedBucket, trips
+from tests.unit.test_rebuild import MemoryReplay
+
+
+class Careless(MemoryStore):
+    """Looks at the ETag too early, as a store does whose check and write are two steps."""
+
+    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        stored = self.objects.get(key)
+        if (stored.etag if stored else None) != etag:
+            raise LostRace(key)
+        await self.get(key)
+        return self.write(key, body)
+
+
+class Forgetful(MemoryStore):
+    """Loses the answer to every write that it makes, so that its writer tries again and is told it lost."""
+
+    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        await super().swap(key, body, etag=etag)
+        raise LostRace(key)
+
+
+async def test_a_store_that_compares_and_swaps_passes() -> None:
+    """One winner in every race is what is asked for, and no probe is left behind."""
+    store = OperatedBucket().store
+    assert "won each of 6 races" in await race(store)
+    assert store.objects == {}
+
+
+async def test_two_winners_are_one_too_many() -> None:
+    """A store that lets several racing writers win is told unfit, and no probe is left behind."""
+    store = Careless(lambda: NOON)
+    with pytest.raises(Unfit, match="4 of 4 racing writers"):
+        await race(store)
+    assert store.objects == {}
+
+
+async def test_a_lost_answer_is_not_held_against_the_store() -> None:
+    """A race whose winner never heard of it is still won by one."""
+    await race(Forgetful(lambda: NOON))
+
+
+async def test_a_restored_backup_is_found_out() -> None:
+    """A topic with a revision that the bucket would mint again is told, by the object and the revision."""
+    bucket = OperatedBucket()
+    bucket.store.write(keys.LINEAGE, objects.encode(Lineage(base=5, born_at=NOON)))
+    await bucket.fold([*bucket.plan(5, {"armenia": [1]}), *bucket.store_file(1, 10, trips(1))])
+    backup = dict(bucket.store.objects)
+    records = bucket.log.records(Topic.CITY_STATS)
+    records += [bucket.record_of(event) for event in bucket.plan(5, {"armenia": [1]})]
+    assert "none of a revision" in await lineage(bucket.store, MemoryReplay(records))
+    records += [bucket.record_of(event) for event in bucket.store_file(1, 11, trips(2))]
+    assert "none of a revision" in await lineage(bucket.store, MemoryReplay(records))
+    bucket.store.objects = backup
+    with pytest.raises(Unfit, match=r"city=1\.json has revision 11 in the topic"):
+        await lineage(bucket.store, MemoryReplay(records))
+    bucket.store.write(keys.LINEAGE, objects.encode(Lineage(base=12, born_at=NOON)))
+    assert "none of a revision" in await lineage(bucket.store, MemoryReplay(records))
+
+
+async def test_nothing_in_reach_is_told_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With S3, Kafka and upstream away, each examination fails with a sentence, and says which to see to first."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    ports = [closed_port() for _ in range(3)]
+    settings = Settings(
+        s3_endpoint_url=f"http://127.0.0.1:{ports[0]}",
+        kafka_bootstrap_servers=f"127.0.0.1:{ports[1]}",
+        upstream_url=f"http://127.0.0.1:{ports[2]}",
+    )
+    found = {one.what: one async for one in examine(settings)}
+    assert set(found) == {"S3", "compare-and-swap", "Kafka", "topics", "upstream", "lineage"}
+    assert not any(one.ok for one in found.values())
+    assert "TRIPFOLD_S3_" in found["S3"].remedy
+    assert "see first to what failed above" in found["compare-and-swap"].remedy
+
+
+def closed_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

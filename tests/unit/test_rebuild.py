@@ -1,0 +1,269 @@
+"""Rebuilding: what becomes live, what is refused, and what is left by one that dies."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import random
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+import pytest
+
+from services.aggregate import generations
+from services.aggregate.generations import GenerationInUse, GenerationState, NoSuchGeneration, RebuildUnderWay
+from services.aggregate.rebuilding import Rebuild, Rebuilt, Unrebuildable
+from shared import keys, objects
+from shared.contribution import NOTHING
+from shared.current import read_current
+from shared.identity import CityId
+from shared.objects import Current, LedgerEntry
+from shared.publishing import Received
+from shared.store import OperatedStore, StoreUnavailable
+from shared.topics import Topic
+from tests.fakes import Break, BreakableOperatedStore, Crash, Crossings, Life, MemoryLog, MemoryPublisher
+from tests.unit.operated_bucket import DAY, OperatedBucket, trips
+
+NEXT_DAY = DAY + dt.timedelta(days=1)
+TOKEN = "token-1"
+
+
+class MemoryReplay:
+    """A Replay over records in memory, in batches of a few, in the order given."""
+
+    def __init__(self, records: Sequence[Received]) -> None:
+        self._records = records
+        self._end = 0
+
+    async def take_end(self) -> int:
+        self._end = len(self._records)
+        return self._end
+
+    async def read(self) -> AsyncIterator[Sequence[Received]]:
+        for begin in range(0, self._end, 4):
+            yield self._records[begin : min(begin + 4, self._end)]
+
+
+def unseen(_step: str, _done: int, _total: int, _events: int) -> None:
+    return
+
+
+async def rebuild(
+    bucket: OperatedBucket,
+    *,
+    records: Sequence[Received] | None = None,
+    seed: int | None = None,
+    token: str = TOKEN,
+    take_over: bool = False,
+    dry_run: bool = False,
+    store: OperatedStore | None = None,
+) -> Rebuilt:
+    replay = None if records is None else MemoryReplay(records)
+    job = Rebuild(store or bucket.store, bucket.publisher, token=token, report=unseen, replay=replay, seed=seed)
+    return await job.run(take_over=take_over, dry_run=dry_run)
+
+
+def bodies(bucket: OperatedBucket, generation: int) -> dict[str, bytes]:
+    """Return the bytes of a generation's summaries, by the rest of their keys."""
+    prefix = keys.summaries_of_generation(generation)
+    return {key.removeprefix(prefix): body for key, body in bucket.store.bodies(prefix).items()}
+
+
+@pytest.fixture
+async def bucket() -> OperatedBucket:
+    """Two dates, folded; on the first, city 1 was corrected and city 2 has moved."""
+    bucket = OperatedBucket()
+    await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3]}), bucket.plan(1, {"chad": [4]}, NEXT_DAY))
+    for city, country in ((1, "armenia"), (2, "armenia"), (3, "brasil")):
+        await bucket.fold(bucket.store_file(city, city + 10, trips(city), country))
+    await bucket.fold(bucket.plan(2, {"armenia": [1], "brasil": [2, 3]}))
+    await bucket.fold(bucket.store_file(2, 20, trips(2), "brasil"), bucket.store_file(1, 21, trips(6)))
+    await bucket.fold(bucket.store_file(4, 14, trips(3), "chad", NEXT_DAY))
+    return bucket
+
+
+async def test_from_s3_the_same_bytes_come_out(bucket: OperatedBucket) -> None:
+    """A rebuild from plans and manifests makes every summary byte for byte, under a number never used."""
+    rebuilt = await rebuild(bucket)
+    assert (rebuilt.generation, rebuilt.flipped, rebuilt.changes, rebuilt.country_days) == (2, True, [], 3)
+    assert bodies(bucket, 2) == bodies(bucket, 1)
+    assert await read_current(bucket.store) == Current(live=2, highest=2)
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_a_topic_replayed_thrice_in_any_order_gives_the_same_bytes(bucket: OperatedBucket, seed: int) -> None:
+    """A topic read three times, shuffled and with duplicates, gives the summaries byte for byte."""
+    records = bucket.log.records(Topic.CITY_STATS) * 3
+    shuffler = random.Random(seed)
+    records += shuffler.choices(records, k=10)
+    shuffler.shuffle(records)
+    for key in [key for key in bucket.store.objects if key.startswith(("plans/", "manifests/"))]:
+        del bucket.store.objects[key]  # so that the topic alone has to do it
+    rebuilt = await rebuild(bucket, records=records)
+    assert (rebuilt.flipped, rebuilt.changes) == (True, [])
+    assert bodies(bucket, 2) == bodies(bucket, 1)
+
+
+async def test_from_kafka_the_manifests_are_joined(bucket: OperatedBucket) -> None:
+    """What the topic has lost, the manifests and plans still bring; what cannot be decoded is counted."""
+    poison = bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia/1", b"{")
+    rebuilt = await rebuild(bucket, records=[poison])
+    assert (rebuilt.flipped, rebuilt.poison_records) == (True, 1)
+    assert bodies(bucket, 2) == bodies(bucket, 1)
+
+
+async def test_a_wrong_summary_is_told_and_replaced(bucket: OperatedBucket) -> None:
+    """Where the live generation is wrong, the difference is told by country-day, and the flip puts it right."""
+    right = bodies(bucket, 1)
+    await bucket.damage(totals=NOTHING)
+    del bucket.store.objects[await bucket.summary_key("brasil")]
+    rebuilt = await rebuild(bucket)
+    assert [(change.country, change.goes_back) for change in rebuilt.changes] == [("armenia", ()), ("brasil", ())]
+    armenia, brasil = rebuilt.changes
+    assert armenia.live is not None
+    assert armenia.built is not None
+    assert (armenia.live.totals, armenia.built.totals.trips) == (NOTHING, 6)
+    assert brasil.live is None
+    assert bodies(bucket, 2) == right
+
+
+async def test_a_dry_run_changes_nothing(bucket: OperatedBucket) -> None:
+    """A dry run tells what would change, and leaves no summary, no live pointer and no event other than before."""
+    await bucket.damage(totals=NOTHING)
+    before = {key: stored.body for key, stored in bucket.store.objects.items()}
+    records = len(bucket.log.appended)
+    rebuilt = await rebuild(bucket, dry_run=True)
+    assert (rebuilt.flipped, len(rebuilt.changes), rebuilt.refused) == (False, 1, None)
+    after = {key: stored.body for key, stored in bucket.store.objects.items()}
+    assert after.pop(keys.CURRENT) == objects.encode(Current(live=1, highest=2))
+    assert (after, len(bucket.log.appended)) == (before, records)
+
+
+async def test_a_flip_that_goes_back_is_refused(bucket: OperatedBucket) -> None:
+    """If the live generation knows a newer revision or plan than the bucket, it stays, and both are named."""
+    summary = await bucket.summary()
+    await bucket.damage(ledger={**summary.ledger, CityId("1"): LedgerEntry(revision=99)}, plan_revision=7)
+    rebuilt = await rebuild(bucket)
+    assert not rebuilt.flipped
+    assert rebuilt.changes[0].goes_back == ("plan: revision 2 after 7", "city 1: revision 21 after 99")
+    assert "city 1: revision 21 after 99" in (rebuilt.refused or "")
+    assert await read_current(bucket.store) == Current(live=1, highest=2)
+    assert bodies(bucket, 2) == {}
+
+
+async def test_an_unreadable_manifest_stops_it(bucket: OperatedBucket) -> None:
+    """A manifest that cannot be read is named, and the live generation stays: one without its city would be wrong."""
+    bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
+    with pytest.raises(Unrebuildable, match=r"city=1\.json"):
+        await rebuild(bucket)
+    assert await read_current(bucket.store) == Current(live=1, highest=2)
+
+
+async def test_after_the_loss_of_kafka_the_topics_are_filled(bucket: OperatedBucket) -> None:
+    """From S3 an empty Kafka gets back what compaction would have kept: every current event and every summary."""
+    kept = {record.key: record.value for topic in FILLED for record in bucket.log.records(topic)}
+    bucket.log = MemoryLog()
+    bucket.publisher = MemoryPublisher(bucket.log)
+    await rebuild(bucket)
+    assert {record.key: record.value for topic in FILLED for record in bucket.log.records(topic)} == kept
+
+
+FILLED = (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES)
+
+
+async def test_from_kafka_nothing_is_published(bucket: OperatedBucket) -> None:
+    """A rebuild from the topic adds nothing to it."""
+    before = len(bucket.log.appended)
+    await rebuild(bucket, records=bucket.log.records(Topic.CITY_STATS))
+    assert len(bucket.log.appended) == before
+
+
+async def test_a_second_rebuild_is_refused_until_it_takes_over(bucket: OperatedBucket) -> None:
+    """While a building pointer stands a rebuild says so; told to take over it builds under another number."""
+    await generations.begin(bucket.store, "token-of-the-dead", take_over=False)
+    with pytest.raises(RebuildUnderWay, match="a rebuild is under way"):
+        await rebuild(bucket)
+    assert (await read_current(bucket.store)).token == "token-of-the-dead"
+    rebuilt = await rebuild(bucket, take_over=True)
+    assert (rebuilt.generation, rebuilt.flipped) == (3, True)
+
+
+async def test_a_zombie_cannot_flip(bucket: OperatedBucket) -> None:
+    """A rebuild that was taken over fails at its flip, and takes nothing from the one that took over."""
+    await generations.begin(bucket.store, "zombie", take_over=False)
+    await generations.begin(bucket.store, "another", take_over=True)
+    with pytest.raises(generations.RebuildLost, match="another rebuild took over"):
+        await generations.flip(bucket.store, "zombie", 2)
+    await generations.abandon(bucket.store, "zombie")
+    current = await read_current(bucket.store)
+    assert (current.live, current.building, current.token) == (1, 3, "another")
+    await generations.flip(bucket.store, "another", 3)
+    await generations.flip(bucket.store, "another", 3)  # as after a lost answer
+    assert await read_current(bucket.store) == Current(live=3, highest=3)
+
+
+async def test_a_failed_rebuild_gives_the_pointer_back(bucket: OperatedBucket) -> None:
+    """A rebuild that ends by a fault leaves no building pointer, so the next one needs not take over."""
+    bucket.store.write(keys.plan(DAY), b"{")
+    with pytest.raises(Unrebuildable):
+        await rebuild(bucket)
+    bucket.plan(2, {"armenia": [1], "brasil": [2, 3]})
+    assert (await rebuild(bucket, token="token-2")).generation == 3
+
+
+async def test_wherever_it_dies_nothing_changes_and_the_next_one_succeeds(bucket: OperatedBucket) -> None:
+    """Killed before or after any of its calls, a rebuild leaves a live generation with the right bytes; the next,
+    taking over, ends as if nothing had happened.
+    """
+    right = bodies(bucket, 1)
+    begin = dict(bucket.store.objects)
+    crossings = Crossings()
+    await rebuild(bucket, store=BreakableOperatedStore(bucket.store, Life("rebuild", crossings)))
+    calls = len(crossings.made)
+    assert calls > 30
+    for number in range(calls):
+        for broken in (Break.DIE_BEFORE, Break.DIE_AFTER, Break.LOST_ANSWER, Break.REFUSED):
+            bucket.store.objects = dict(begin)
+            life = Life("rebuild", Crossings({number: broken}))
+            with contextlib.suppress(Crash, BaseExceptionGroup, StoreUnavailable):
+                await rebuild(bucket, store=BreakableOperatedStore(bucket.store, life))
+            current = await read_current(bucket.store)
+            assert bodies(bucket, current.live) == right, (number, broken)
+            await bucket.fold(bucket.store_file(1, 50, trips(9)))
+            corrected = bodies(bucket, current.live)
+            assert corrected != right
+            rebuilt = await rebuild(bucket, token="token-2", take_over=True)
+            assert rebuilt.generation == current.highest + 1
+            assert bodies(bucket, rebuilt.generation) == corrected
+
+
+async def test_activate_begins_with_an_old_generation(bucket: OperatedBucket) -> None:
+    """Activating a generation makes one that holds its summaries and what has come since."""
+    await rebuild(bucket)
+    await bucket.fold(bucket.store_file(1, 40, trips(9)))
+    await bucket.damage(totals=NOTHING)
+    rebuilt = await rebuild(bucket, seed=1, token="token-2")
+    assert (rebuilt.generation, rebuilt.flipped) == (3, True)
+    assert (await bucket.summary()).totals.trips == 9
+    with pytest.raises(NoSuchGeneration, match="generation 7"):
+        await rebuild(bucket, seed=7)
+
+
+async def test_generations_are_listed_and_dropped(bucket: OperatedBucket) -> None:
+    """An old generation can be dropped once the pointer has stood for the grace period; the live one never."""
+    await rebuild(bucket)
+    listed = await generations.list_generations(bucket.store)
+    assert [(one.number, one.state, one.summaries) for one in listed] == [
+        (1, GenerationState.OLD, 3),
+        (2, GenerationState.LIVE, 3),
+    ]
+    grace = dt.timedelta(minutes=15)
+    with pytest.raises(GenerationInUse, match="is live"):
+        await generations.drop(bucket.store, 2, grace=grace)
+    bucket.clock.advance(60)
+    with pytest.raises(GenerationInUse, match="changed 60 s ago"):
+        await generations.drop(bucket.store, 1, grace=grace)
+    bucket.clock.advance(900)
+    assert await generations.drop(bucket.store, 1, grace=grace) == 3
+    assert [one.number for one in await generations.list_generations(bucket.store)] == [2]
+    assert msgspec.structs.asdict(await read_current(bucket.store))["live"] == 2

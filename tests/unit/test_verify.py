@@ -1,0 +1,260 @@
+"""Verify and repair: what they name, what they leave alone, and what is in flight."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from fractions import Fraction
+
+import msgspec
+import pytest
+
+from services.aggregate.bucket import Dates
+from services.aggregate.recount import Counter, NotCountable
+from services.aggregate.repairing import Repaired, repair_dates
+from services.aggregate.verify import Difference
+from services.aggregate.verifying import verify_dates
+from shared import keys, objects
+from shared.contribution import NOTHING
+from shared.identity import CityId
+from shared.objects import LedgerEntry
+from tests.unit.operated_bucket import ALL, DAY, OperatedBucket, trips
+
+
+async def no_wait(_look: int) -> None:
+    return
+
+
+async def verified(bucket: OperatedBucket, *, deep: bool = False) -> list[Difference]:
+    return [
+        difference
+        async for date in verify_dates(bucket.store, ALL, deep=deep, wait=no_wait)
+        for difference in date.differences
+    ]
+
+
+async def repaired(bucket: OperatedBucket) -> list[Repaired]:
+    return [
+        one
+        async for date in repair_dates(bucket.store, bucket.publisher, ALL, wait=no_wait)
+        for one in date.country_days
+    ]
+
+
+@pytest.fixture
+async def bucket() -> OperatedBucket:
+    """Two countries of a date, folded; city 2 has moved from Armenia to Brasil."""
+    bucket = OperatedBucket()
+    await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3]}))
+    for city, country in ((1, "armenia"), (2, "armenia"), (3, "brasil")):
+        await bucket.fold(bucket.store_file(city, city + 10, trips(city), country))
+    await bucket.fold(bucket.plan(2, {"armenia": [1], "brasil": [2, 3]}))
+    await bucket.fold(bucket.store_file(2, 20, trips(2), "brasil"))
+    return bucket
+
+
+async def test_a_bucket_at_rest_has_no_difference(bucket: OperatedBucket) -> None:
+    """What the services leave behind is as the manifests say, and its raw objects hold what the manifests say."""
+    assert await verified(bucket, deep=True) == []
+
+
+async def test_a_range_leaves_the_other_dates_alone(bucket: OperatedBucket) -> None:
+    """Of a range, each date of it is looked at, and no other."""
+    await bucket.damage(totals=NOTHING)
+    before, after = DAY - dt.timedelta(days=1), DAY + dt.timedelta(days=1)
+    for first, last, count in ((before, after, 3), (after, None, 0), (None, DAY, 1), (after, after, 1)):
+        dates = [date async for date in verify_dates(bucket.store, Dates(first, last), deep=False, wait=no_wait)]
+        assert len(dates) == count
+        told = [difference.country for date in dates for difference in date.differences]
+        assert told == ["armenia"] * (first != after)
+
+
+async def test_a_wrong_contribution_is_named_by_its_city(bucket: OperatedBucket) -> None:
+    """A ledger entry that is not its manifest's is named with country-day and city, and both values."""
+    summary = await bucket.summary()
+    entry = msgspec.structs.replace(summary.ledger[CityId("1")], contribution=NOTHING)
+    await bucket.damage(ledger={**summary.ledger, CityId("1"): entry})
+    [one] = await verified(bucket)
+    assert (one.date, one.country, one.city_id, one.what) == (DAY, "armenia", "1", "ledger entry")
+    assert '"passengers":0' in one.found
+    assert '"passengers":10' in one.expected
+
+
+async def test_wrong_totals_are_named_by_their_field(bucket: OperatedBucket) -> None:
+    """Totals that are not those of the ledger are a difference of the country-day."""
+    await bucket.damage(totals=NOTHING)
+    assert [(one.country, one.what) for one in await verified(bucket)] == [("armenia", "totals")]
+
+
+async def test_a_lost_summary_and_a_stray_one_are_told(bucket: OperatedBucket) -> None:
+    """A country-day without its summary is a difference, and so is a summary that nothing stands for."""
+    body = bucket.store.objects.pop(await bucket.summary_key("armenia")).body
+    stray = body.replace(b'"country":"armenia"', b'"country":"chad"')
+    bucket.store.write(await bucket.summary_key("chad"), stray)
+    assert [(one.country, one.what, one.found) for one in await verified(bucket)] == [
+        ("armenia", "summary", "nothing"),
+        ("chad", "summary", "version 33"),
+    ]
+
+
+async def test_an_unreadable_object_is_a_difference(bucket: OperatedBucket) -> None:
+    """A summary or a manifest that does not decode is named, and stops nothing."""
+    bucket.store.write(await bucket.summary_key("brasil"), b"{")
+    bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
+    told = await verified(bucket)
+    assert [one.what for one in told if not one.country] == ["manifests/date=2024-05-01/city=1.json"]
+    assert ("brasil", "summary") in [(one.country, one.what) for one in told]
+
+
+async def test_a_manifest_ahead_is_looked_at_again(bucket: OperatedBucket) -> None:
+    """A revision that is folded while verify waits is no difference; one that never is, is one."""
+    published = bucket.store_file(1, 30, trips(4))
+    looks = []
+
+    async def fold_at_second_look(look: int) -> None:
+        looks.append(look)
+        if look == 2:
+            await bucket.fold(published)
+
+    dates = [date async for date in verify_dates(bucket.store, ALL, deep=False, wait=fold_at_second_look)]
+    assert (dates[0].differences, looks) == ([], [1, 2])
+    bucket.store_file(1, 31, trips(5))
+    [one] = await verified(bucket)
+    assert (one.city_id, one.found, one.expected, one.in_flight) == ("1", "30", "31", True)
+
+
+async def test_a_ledger_ahead_of_its_manifest_counts_at_once(bucket: OperatedBucket) -> None:
+    """A manifest that went back, as from a restored backup, is not in flight."""
+    manifest = bucket.manifest(1)
+    assert manifest is not None
+    older = msgspec.structs.replace(manifest, revision=5)
+    bucket.store.write(keys.manifest(DAY, CityId("1")), objects.encode(older))
+    [one] = await verified(bucket)
+    assert (one.found, one.expected, one.in_flight) == ("11", "5", False)
+
+
+async def test_deep_reads_the_raw_bytes(bucket: OperatedBucket) -> None:
+    """With --deep a raw object that is not what its manifest says is named by its city: wrong, lost or no trip file."""
+    for city, body in ((1, b"[]"), (2, None), (3, b"[{}]")):
+        manifest = bucket.manifest(city)
+        assert manifest is not None
+        if body is None:
+            del bucket.store.objects[manifest.raw_key]
+        else:
+            bucket.store.write(manifest.raw_key, body)
+    assert await verified(bucket) == []
+    told = [(one.city_id, one.what, one.found) for one in await verified(bucket, deep=True)]
+    assert ("1", "raw object: trips", "0") in told
+    assert ("2", "raw object", "nothing") in told
+    assert ("3", "raw object", "trip 1 cannot be counted: KeyError 'delay'") in told
+
+
+async def test_repair_makes_wrong_summaries_again_and_no_others(bucket: OperatedBucket) -> None:
+    """A repaired summary is byte for byte the one before the damage, and is published; the others are not written."""
+    right = {key: bucket.store.objects[key].body for key in bucket.store.objects}
+    untouched = bucket.store.objects[await bucket.summary_key("brasil")]
+    summary = await bucket.summary()
+    ledger = {**summary.ledger, CityId("1"): LedgerEntry(revision=99)}  # higher: publishing again could not mend it
+    await bucket.damage(ledger=ledger, version=500)
+    told = bucket.published_versions()
+    [one] = await repaired(bucket)
+    assert (one.country, one.version_before, one.version_after) == ("armenia", 500, summary.version)
+    assert {key: bucket.store.objects[key].body for key in bucket.store.objects} == right
+    assert bucket.published_versions() == [*told, summary.version]
+    assert bucket.store.objects[await bucket.summary_key("brasil")] is untouched
+    assert await repaired(bucket) == []
+
+
+async def test_repair_leaves_a_stray_summary_without_data(bucket: OperatedBucket) -> None:
+    """A summary that nothing stands for is emptied, and verify then has nothing to say."""
+    body = bucket.store.objects[await bucket.summary_key("armenia")].body
+    bucket.store.write(await bucket.summary_key("chad"), body.replace(b'"country":"armenia"', b'"country":"chad"'))
+    assert [one.country for one in await repaired(bucket)] == ["chad"]
+    assert not (await bucket.summary("chad")).has_data
+    assert await verified(bucket) == []
+
+
+async def test_repair_does_not_drop_a_city_whose_manifest_is_unreadable(bucket: OperatedBucket) -> None:
+    """While a manifest of the date cannot be read, its summaries stay as they are, and the reason is told."""
+    bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
+    before = await bucket.summary()
+    assert all("city=1.json" in (one.refused or "") for one in await repaired(bucket))
+    assert await bucket.summary() == before
+
+
+async def test_repair_yields_to_an_aggregate(bucket: OperatedBucket) -> None:
+    """A summary that an aggregate writes after it was found wrong is looked at again, and nothing folded is lost."""
+    await bucket.damage(totals=NOTHING)
+    published = bucket.store_file(1, 30, trips(4))
+    swap = bucket.store.swap
+    raced: list[str] = []
+
+    async def swap_second(key: str, body: bytes, *, etag: str | None) -> str:
+        if not raced:
+            raced.append(key)
+            await bucket.fold(published)
+        return await swap(key, body, etag=etag)
+
+    bucket.store.swap = swap_second  # type: ignore[method-assign]  # the aggregate comes first, once
+    await repaired(bucket)
+    assert (await bucket.summary()).ledger[CityId("1")].revision == 30
+    assert await verified(bucket) == []
+
+
+def count(body: bytes, chunk_bytes: int = 5) -> tuple[int, int, int, int, int]:
+    counter = Counter(str(DAY))
+    for begin in range(0, len(body), chunk_bytes):
+        counter.feed(body[begin : begin + chunk_bytes])
+    read = counter.end()
+    return read.trips, read.passengers, read.accidents, read.delay_total_ms, read.trips_on_other_dates
+
+
+def record(delay: str = "PT1S", departure: str = "2024-05-01T01:00:00", **more: object) -> dict[str, object]:
+    return {
+        "departure-time": departure,
+        "bus-type": 'a "}], \\ 🚌',
+        "passengers": 3,
+        "delay": delay,
+        "accident": True,
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("written", "delay_ms"),
+    [
+        ("PT4080S", 4_080_000),
+        ("-PT1M30.5S", -90_500),
+        ("PT-4080S", -4_080_000),
+        ("-PT-1S", 1_000),
+        ("P1W", 604_800_000),
+        ("P1DT2H", 93_600_000),
+        ("PT0,0005S", 0),
+        ("PT0.0015S", 2),
+        ("PT-0.0025S", -2),
+    ],
+)
+def test_the_recount_reads_delays_by_itself(written: str, delay_ms: int) -> None:
+    """Weeks, signs, fractions and rounding half to even are read as the documents say."""
+    assert count(json.dumps([record(written)]).encode()) == (1, 3, 1, delay_ms, 0)
+    assert round(Fraction(delay_ms)) == delay_ms
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 100, 100_000])
+def test_the_recount_is_the_same_however_a_file_is_cut(chunk_bytes: int) -> None:
+    """A file with a byte order mark, white space and nested values counts the same in any chunks."""
+    records = [record(stops=[{"name": "]}"}, [1]]), record(departure="2024-05-02T00:10"), record()]
+    body = b"\xef\xbb\xbf \n" + json.dumps(records, indent=1, ensure_ascii=False).encode() + b"\n "
+    assert count(body, chunk_bytes) == (3, 9, 3, 3_000, 1)
+
+
+@pytest.mark.parametrize("body", [b"", b"[", b"{}", b'[{"a"', b"[] x", b"[1]", b"[\xff]", b'[{"delay": "x"}]'])
+def test_what_is_no_trip_file_is_not_counted(body: bytes) -> None:
+    """A file that stops, or holds something else, is named as such, and never counted in part."""
+    with pytest.raises(NotCountable):
+        count(body)
+
+
+def test_an_empty_array_counts_nothing() -> None:
+    """A file may hold no trips."""
+    assert count(b" [ ] ") == (0, 0, 0, 0, 0)
