@@ -20,6 +20,7 @@ from services.api.problems import exception_handlers
 from services.api.reader import SummaryReader
 from services.api.requests import Requests
 from services.api.routes import api_router
+from services.api.web_page import page_handlers
 from shared.health import Health, configure_logging
 from shared.identity import utc_now
 from shared.publishing import KafkaPublisher, Publisher
@@ -76,7 +77,7 @@ def assemble(
             yield
 
     app = Litestar(
-        route_handlers=[api_router(), health.live, health.ready, health.metrics, *docs_handlers()],
+        route_handlers=[api_router(), health.live, health.ready, health.metrics, *docs_handlers(), *page_handlers()],
         dependencies={
             "requests": _provided(Requests(store, publisher, clock=clock)),
             "reader": _provided(SummaryReader(store, cache_bytes=settings.api_cache_bytes)),

@@ -17,7 +17,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Tag
 from litestar.params import FromPath
-from litestar.response import File, Redirect
+from litestar.response import File
 
 API_VERSION = "1.0.0"
 DOCUMENT_PATH = "/schema/openapi.json"
@@ -81,20 +81,14 @@ def openapi_config() -> OpenAPIConfig:
 
 
 def docs_handlers() -> list[HTTPRouteHandler]:
-    """Return the handlers of the page, of its assets, and of the way to it."""
-    return [to_docs, page, start, asset]
+    """Return the handlers of the page and of its assets."""
+    return [page, start, asset]
 
 
 async def _only_the_document(request: Request[Any, Any, Any]) -> None:
     # Litestar would answer other paths under /schema with a page of its own.
     if request.url.path != DOCUMENT_PATH:
         raise NotFoundException
-
-
-@get("/", include_in_schema=False)
-async def to_docs() -> Redirect:
-    """Lead to the documentation."""
-    return Redirect("/docs")
 
 
 @get("/docs", media_type=MediaType.HTML, include_in_schema=False)

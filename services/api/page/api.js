@@ -1,0 +1,40 @@
+// The REST API, as this page uses it.
+
+/** An answer that was not what was asked for, in words for the reader. */
+export class Problem extends Error {
+  constructor(title, detail, { status = 0 } = {}) {
+    super(detail);
+    this.title = title;
+    this.status = status;
+  }
+}
+
+async function fetched(path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, { headers: { Accept: "application/json" }, ...options });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem("The service cannot be reached", "Is it running, and is this machine connected to it?");
+  }
+  const body = await answer.json().catch(() => null);
+  if (!answer.ok) {
+    throw new Problem(body?.title ?? `Status ${answer.status}`, body?.detail ?? answer.statusText, answer);
+  }
+  return body;
+}
+
+/** The statistics of a range, by country slug and date, with all details. */
+export function countryStats({ from, to, country }, signal) {
+  const query = new URLSearchParams({ from, to, detail: "full" });
+  if (country) query.set("country", country);
+  return fetched(`/country-stats?${query}`, { signal });
+}
+
+/** A page of a country-day's cities; `next` is the path that the page before named. */
+export const ledger = (country, date, next) =>
+  fetched(next ?? `/country-stats/${encodeURIComponent(country)}/${date}?limit=100`);
+
+export const latestRequests = async (limit) => (await fetched(`/process-requests?limit=${limit}`)).requests;
+export const request = (id) => fetched(`/process-requests/${id}`);
+export const ask = (date) => fetched(`/process-request?${new URLSearchParams({ date })}`, { method: "POST" });
