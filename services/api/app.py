@@ -15,6 +15,7 @@ from litestar.di import Provide
 from services.api import health
 from services.api.access_log import log_access
 from services.api.docs import docs_handlers, openapi_config
+from services.api.following import Following
 from services.api.health import Check, Readiness
 from services.api.problems import exception_handlers
 from services.api.reader import SummaryReader
@@ -69,6 +70,7 @@ def assemble(
 ) -> Litestar:
     """Return the API over any store and publisher; it serves while it is inside of ``connected``."""
     state = Health()
+    requests = Requests(store, publisher, clock=clock)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -79,7 +81,8 @@ def assemble(
     app = Litestar(
         route_handlers=[api_router(), health.live, health.ready, health.metrics, *docs_handlers(), *page_handlers()],
         dependencies={
-            "requests": _provided(Requests(store, publisher, clock=clock)),
+            "requests": _provided(requests),
+            "following": _provided(Following(requests)),
             "reader": _provided(SummaryReader(store, cache_bytes=settings.api_cache_bytes)),
             "days_max": _provided(settings.api_range_days_max),
             "readiness": _provided(Readiness(state, checks)),

@@ -5,26 +5,31 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from http import HTTPStatus
-from typing import Annotated, Literal, NewType
+from typing import Annotated, Any, Literal, NewType
 
-import msgspec
-from litestar import MediaType, Response, Router, get, post
+from litestar import Request, Response, Router, get, post
 from litestar.datastructures import ResponseHeader
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import PathParameter, QueryParameter, SkipValidation
+from litestar.params import HeaderParameter, PathParameter, QueryParameter, SkipValidation
+from litestar.response import Stream
 
-from services.api import examples
+from services.api import examples, formats
 from services.api.errors import NothingThere, shown
 from services.api.first_version import accept_first_version
+from services.api.following import Following, ended
 from services.api.ledger import Ledger, ledger_of, page_of, parse_country_day
+from services.api.negotiation import content_coding, media_type
+from services.api.operations import StatisticsOperation
 from services.api.parameters import refuse_undeclared
+from services.api.preferences import WAIT_MAX_S, wait_s
 from services.api.problems import responses
 from services.api.ranges import date_range
 from services.api.reader import SummaryReader
 from services.api.requests import RequestDetail, RequestList, Requests, detail_of, overview_of
 from services.api.statistics import CountryStats, country_stats
+from services.api.validators import is_known, strong_etag
 from shared.identity import CountrySlug
 
 LISTED_REQUESTS_MAX = 500
@@ -33,6 +38,7 @@ LEDGER_CITIES_MAX = 1_000
 DaysMax = NewType("DaysMax", int)
 
 RequestsPort = NamedDependency[SkipValidation[Requests]]
+FollowingPort = NamedDependency[SkipValidation[Following]]
 ReaderPort = NamedDependency[SkipValidation[SummaryReader]]
 
 BAD_REQUEST = "A parameter is missing, unknown, given twice, or cannot be used; the answer names it."
@@ -59,26 +65,43 @@ def _date(name: str, description: str, example: str) -> QueryParameter:
             required=True,
         )
     ],
-    responses=responses(
-        bad_request=BAD_REQUEST,
-        service_unavailable="Kafka did not acknowledge, or S3 cannot be reached. `Retry-After` says when to try again; "
-        "asking twice is harmless.",
-    ),
+    responses={
+        HTTPStatus.OK: ResponseSpec(
+            RequestDetail, generate_examples=False, description="With `Prefer: wait`: the request has ended."
+        ),
+        **responses(
+            bad_request=BAD_REQUEST,
+            service_unavailable="Kafka did not acknowledge, or S3 cannot be reached. `Retry-After` says when to try "
+            "again; asking twice is harmless.",
+        ),
+    },
 )
 async def process_request(
     requests: RequestsPort,
+    following: FollowingPort,
     date: Annotated[dt.date, _date("date", "The date to process, in the upstream's local time.", "2024-05-01")],
+    prefer: Annotated[
+        str,
+        HeaderParameter(
+            name="Prefer",
+            description=f"`wait=N` holds the answer until the request has ended, for at most N seconds, and at most "
+            f"{WAIT_MAX_S} of them.",
+            examples=[Example(value="wait=30")],
+        ),
+    ] = "",
 ) -> Response[RequestDetail]:
     """Answer once Kafka has acknowledged the request and its status can be read at `Location`.
 
     Asking for a date again fetches only what changed upstream.
     """
     record = await requests.accept(date)
-    return Response(
-        detail_of(record),
-        status_code=HTTPStatus.ACCEPTED,
-        headers={"Location": f"/process-requests/{record.request_id}"},
-    )
+    headers = {"Location": f"/process-requests/{record.request_id}"}
+    limit_s = wait_s(prefer)
+    if limit_s is not None:
+        record = await following.until_ended(record, limit_s)
+        headers["Preference-Applied"] = f"wait={limit_s}"
+    status = HTTPStatus.OK if limit_s is not None and ended(record) else HTTPStatus.ACCEPTED
+    return Response(detail_of(record), status_code=status, headers=headers)
 
 
 @get(
@@ -101,6 +124,61 @@ async def process_request_status(
 ) -> RequestDetail:
     """Return what is done of the total, and every failure with its reason."""
     return detail_of(await requests.read(request_id))
+
+
+@get(
+    "/process-requests/{request_id:str}/events",
+    summary="Follow a request until its end",
+    operation_id="followProcessRequest",
+    tags=["requests"],
+    responses={
+        HTTPStatus.OK: ResponseSpec(
+            str,
+            generate_examples=False,
+            description="Server-sent events. Each `progress` event is the request as "
+            "`GET /process-requests/{request_id}` shows it, and its id is the request's version. The stream ends after "
+            "the event that the request ended in.",
+            media_type="text/event-stream",
+        ),
+        HTTPStatus.NO_CONTENT: ResponseSpec(
+            None, generate_examples=False, description="The request has ended, and its last event was seen."
+        ),
+        **responses(
+            bad_request=BAD_REQUEST,
+            not_found="There is no such request.",
+            service_unavailable="S3 cannot be reached, or too many clients follow requests. `Retry-After` says when to "
+            "try again.",
+        ),
+    },
+)
+async def process_request_events(
+    requests: RequestsPort,
+    following: FollowingPort,
+    request_id: Annotated[
+        str,
+        PathParameter(
+            description="The id that the request was given.",
+            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
+        ),
+    ],
+    last_event_id: Annotated[
+        str,
+        HeaderParameter(
+            name="Last-Event-ID",
+            description="The id of the last event that was seen: the stream goes on after it.",
+            examples=[Example(value="12")],
+        ),
+    ] = "",
+) -> Response[Any]:
+    """Send an event whenever the request makes progress, from its present state on.
+
+    Comments are sent while nothing changes, so that a connection that is gone is found out.
+    """
+    events = following.events(await requests.read(request_id), last_event_id)
+    if events is None:
+        return Response(None, status_code=HTTPStatus.NO_CONTENT)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return Stream(events, media_type="text/event-stream", headers=headers)
 
 
 @get(
@@ -133,6 +211,7 @@ async def latest_process_requests(
     summary="Get the statistics of a range of dates, by country",
     operation_id="getCountryStats",
     tags=["statistics"],
+    operation_class=StatisticsOperation,
     responses={
         HTTPStatus.OK: ResponseSpec(
             CountryStats,
@@ -143,11 +222,19 @@ async def latest_process_requests(
                 Example(summary="with detail=full", value=examples.COUNTRY_STATS_IN_FULL),
             ],
         ),
-        **responses(bad_request=BAD_REQUEST, service_unavailable=S3_DOWN),
+        HTTPStatus.NOT_MODIFIED: ResponseSpec(
+            None, generate_examples=False, description="The answer still is the one whose ETag `If-None-Match` has."
+        ),
+        **responses(
+            bad_request=BAD_REQUEST,
+            not_acceptable="`Accept` takes none of JSON, NDJSON and CSV.",
+            service_unavailable=S3_DOWN,
+        ),
     },
 )
 async def statistics_by_country(
     *,
+    request: Request[Any, Any, Any],
     reader: ReaderPort,
     days_max: NamedDependency[SkipValidation[DaysMax]],
     from_: Annotated[dt.date, _date("from", "The first day.", "2024-05-01")],
@@ -171,12 +258,29 @@ async def statistics_by_country(
     """Return the statistics by country slug and date, both sorted.
 
     A country with data on any day of the range has every day of it; a day without data is zeros and `false`.
+    `Accept` chooses JSON, NDJSON or CSV (a line for each country-day), `Accept-Encoding` zstd or gzip. The ETag is
+    strong: ask again with `If-None-Match`, and the answer is 304 until a number changes.
     """
     days = date_range(from_, to, days_max=days_max)
-    heads = await reader.heads(days, None if country is None else CountrySlug(country))
+    form = media_type(request.headers.get("accept", ""), formats.MEDIA_TYPES)
+    coding = content_coding(request.headers.get("accept-encoding", ""), formats.CODINGS)
+    tagged = await reader.heads(days, None if country is None else CountrySlug(country))
+    query = (days.first.isoformat(), days.last.isoformat(), country or "", detail or "")
+    summaries = sorted(f"{head.date} {head.country} {etag}" for etag, head in tagged)
+    etag = strong_etag([formats.VERSION, *query, form, coding, *summaries])
+    headers = {"ETag": etag, "Vary": "Accept, Accept-Encoding", "Cache-Control": "no-cache"}
+    if is_known(request.headers.get("if-none-match", ""), etag):
+        return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+
+    def answer() -> bytes:
+        stats = country_stats((head for _, head in tagged), days, detailed=detail == "full")
+        return formats.coded(formats.written(stats, form, detailed=detail == "full"), coding)
+
+    if coding != "identity":
+        headers["Content-Encoding"] = coding
     # A year of two hundred countries takes long enough to hold up the event loop.
-    body = await asyncio.to_thread(lambda: msgspec.json.encode(country_stats(heads, days, detailed=detail == "full")))
-    return Response(body, media_type=MediaType.JSON)
+    body = await asyncio.to_thread(answer)
+    return Response(body, media_type=formats.content_type(form), headers=headers)
 
 
 @get(
@@ -229,6 +333,7 @@ def api_router() -> Router:
         route_handlers=[
             process_request,
             process_request_status,
+            process_request_events,
             latest_process_requests,
             statistics_by_country,
             ledger_of_country_day,

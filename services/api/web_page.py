@@ -20,9 +20,9 @@ from litestar.params import FromPath
 DOCUMENT = "index.html"
 
 _MEDIA_TYPES = {
-    "html": "text/html; charset=utf-8",
-    "css": "text/css; charset=utf-8",
-    "js": "text/javascript; charset=utf-8",
+    "html": "text/html",
+    "css": "text/css",
+    "js": "text/javascript",
     "svg": "image/svg+xml",
 }
 _HEADERS = {

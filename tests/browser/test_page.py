@@ -165,6 +165,23 @@ def test_asking_and_watching(world: World, page: Page, address: str) -> None:
     expect(cell(page, "Armenia", 1)).to_have_text("1.1")
 
 
+def test_progress_is_streamed(world: World, page: Page, address: str) -> None:
+    """Progress comes by itself, without the list being asked for again; after the end the numbers are read."""
+    fill(world)
+    running = under_way()
+    write(world, running)
+    page.goto(f"{address}/?from=2024-05-01&to=2024-05-01")
+    row = page.locator(".requests > li")
+    expect(row).to_contain_text("running")
+    page.route("**/process-requests?limit=*", lambda route: route.abort())
+    running = msgspec.structs.replace(running, version=6, trips_done=500)
+    write(world, running)
+    expect(row).to_contain_text("506 trips")
+    with page.expect_response("**/country-stats?*"):
+        write(world, ended(running))
+        expect(row).to_contain_text("completed with failures")
+
+
 def test_store_down(world: World, page: Page, address: str) -> None:
     """While S3 is down the page says so and lets one try again; then it shows the numbers."""
     fill(world)

@@ -237,6 +237,7 @@ def test_documented_operations(document: dict[str, Any]) -> None:
         ("post", "/process-request"),
         ("get", "/process-requests"),
         ("get", "/process-requests/{request_id}"),
+        ("get", "/process-requests/{request_id}/events"),
         ("get", "/country-stats"),
         ("get", "/country-stats/{country}/{date}"),
         ("get", "/health/live"),

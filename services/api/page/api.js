@@ -24,6 +24,14 @@ async function fetched(path, options = {}) {
   return body;
 }
 
+/** The statistics of a range in another form, as a file. */
+export async function statsFile({ from, to, country }, type) {
+  const query = new URLSearchParams({ from, to, detail: "full", ...(country && { country }) });
+  const answer = await fetch(`/country-stats?${query}`, { headers: { Accept: type } });
+  if (!answer.ok) throw new Problem("The numbers cannot be had", `The service answered ${answer.status}.`, answer);
+  return answer.blob();
+}
+
 /** The statistics of a range, by country slug and date, with all details. */
 export function countryStats({ from, to, country }, signal) {
   const query = new URLSearchParams({ from, to, detail: "full" });
@@ -37,4 +45,23 @@ export const ledger = (country, date, next) =>
 
 export const latestRequests = async (limit) => (await fetched(`/process-requests?limit=${limit}`)).requests;
 export const request = (id) => fetched(`/process-requests/${id}`);
+
+/** Follow a request: `onevent` is called with each state of it. Ends with the stream; whoever calls begins again. */
+export async function follow(id, onevent, signal) {
+  const answer = await fetch(`/process-requests/${id}/events`, { headers: { Accept: "text/event-stream" }, signal });
+  if (!answer.ok || !answer.body) return;
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const parts = (rest + value).split("\n\n");
+    rest = parts.pop();
+    for (const part of parts) {
+      const data = part.split("\n").find((line) => line.startsWith("data: "));
+      if (data) onevent(JSON.parse(data.slice(6)));
+    }
+  }
+}
+
 export const ask = (date) => fetched(`/process-request?${new URLSearchParams({ date })}`, { method: "POST" });

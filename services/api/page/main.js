@@ -1,6 +1,6 @@
 // The page: what is shown stands in its address, so it can be kept, sent, and gone back to.
 
-import { countryStats } from "./api.js";
+import { countryStats, statsFile } from "./api.js";
 import { openCountryDay } from "./country_day.js";
 import { button, element, hideHint, notice, tell } from "./dom.js";
 import { count, daysIn, delay, moved, plural } from "./format.js";
@@ -201,9 +201,24 @@ function measures(redraw) {
 }
 
 function downloads() {
-  const query = new URLSearchParams({ from: shown.from, to: shown.to, detail: "full" });
-  if (shown.country) query.set("country", shown.country);
-  return element("p", {}, element("a", { href: `/country-stats?${query}` }, "The same numbers as JSON"));
+  const save = async (type, ending) => {
+    try {
+      const href = URL.createObjectURL(await statsFile(shown, type));
+      const name = [shown.country || "countries", shown.from, shown.to].join("_");
+      element("a", { href, download: `${name}.${ending}` }).click();
+      setTimeout(() => URL.revokeObjectURL(href), 60_000);
+    } catch (problem) {
+      answer.append(notice("error", problem.title ?? "That failed", problem.message));
+    }
+  };
+  return element(
+    "p",
+    { class: "downloads" },
+    "The same numbers as a file: ",
+    button("CSV", () => save("text/csv", "csv")),
+    button("JSON", () => save("application/json", "json")),
+    button("NDJSON", () => save("application/x-ndjson", "ndjson")),
+  );
 }
 
 form.addEventListener("submit", (event) => {

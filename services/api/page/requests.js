@@ -1,12 +1,13 @@
 // Asking for dates, and watching the requests.
 
-import { ask, latestRequests, request } from "./api.js";
+import { ask, follow, latestRequests, request } from "./api.js";
 import { button, element, notice, tell } from "./dom.js";
 import { bytes, count, dates, daysIn, instant, plural } from "./format.js";
 
 const DATES_AT_ONCE_MAX = 31;
 const LISTED = 20;
-const POLL_UNDER_WAY_MS = 1_000;
+const POLL_UNDER_WAY_MS = 2_000;
+const STREAMS_MAX = 3; // a browser opens six connections to a host, and the other requests need some
 const POLL_IDLE_MS = 15_000;
 const ENDS = new Set(["completed", "completed with failures", "failed"]);
 const MARKS = { completed: "✓", "completed with failures": "!", failed: "✕" };
@@ -18,6 +19,7 @@ export function watchRequests({ onserved, onfirst }) {
   const form = document.getElementById("ask");
   const place = document.getElementById("latest");
   const rows = new Map();
+  const streams = new Map();
   let timer = null;
   let first = true;
 
@@ -28,6 +30,7 @@ export function watchRequests({ onserved, onfirst }) {
       const listed = await latestRequests(LISTED);
       show(listed);
       if (listed.some((one) => !ended(one))) wait = POLL_UNDER_WAY_MS;
+      listed.filter((one) => !ended(one)).forEach(({ id }) => stream(id));
       if (first) onfirst(listed);
       first = false;
     } catch (problem) {
@@ -40,17 +43,32 @@ export function watchRequests({ onserved, onfirst }) {
     if (!document.hidden) timer = setTimeout(look, wait);
   }
 
+  // What is not streamed, or whose stream broke, is still looked at in the list.
+  function stream(id) {
+    if (streams.has(id) || streams.size >= STREAMS_MAX) return;
+    const stopping = new AbortController();
+    streams.set(id, stopping);
+    follow(id, update, stopping.signal)
+      .catch(() => {})
+      .finally(() => streams.delete(id));
+  }
+
+  function update(one) {
+    const row = rows.get(one.id);
+    if (!row || row.shown?.version > one.version) return;
+    const ranBefore = row.shown && !ended(row.shown);
+    row.show(one);
+    if (ranBefore && ended(one)) {
+      tell(`The request for ${one.date} is ${one.status}.`);
+      onserved(one.date);
+    }
+  }
+
   function show(listed) {
     const list = place.querySelector("ul") ?? element("ul", { class: "requests" });
     for (const one of listed) {
-      const row = rows.get(one.id) ?? rowOf();
-      const ranBefore = row.shown && !ended(row.shown);
-      rows.set(one.id, row);
-      row.show(one);
-      if (ranBefore && ended(one)) {
-        tell(`The request for ${one.date} is ${one.status}.`);
-        onserved(one.date);
-      }
+      if (!rows.has(one.id)) rows.set(one.id, rowOf());
+      update(one);
     }
     const ids = new Set(listed.map((one) => one.id));
     for (const id of rows.keys()) if (!ids.has(id)) rows.delete(id);
@@ -89,7 +107,10 @@ export function watchRequests({ onserved, onfirst }) {
     }
     look();
   });
-  document.addEventListener("visibilitychange", () => !document.hidden && look());
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) for (const stopping of streams.values()) stopping.abort();
+    else look();
+  });
   look();
 }
 
