@@ -6,6 +6,7 @@ instance roles): the S3 client finds them by itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -89,6 +90,11 @@ class Settings(BaseSettings):
     api_range_days_max: int = Field(default=366, ge=1, le=36_600, description="the longest range of one query, in days")
     api_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="summary heads that the API keeps in memory")
 
+    api_cors_origins: str = Field(
+        default="",
+        description="origins whose pages may use the API, separated by commas; `*`: any; empty: none but its own",
+    )
+
     health_host: str = Field(default="127.0.0.1", description="where ingest and aggregate answer health and metrics")
     health_port: Port = Field(default=8081, description="their port; 0: any free one")
 
@@ -106,6 +112,14 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("expected a URL that begins with http:// or https://")
         return None if value is None else value.rstrip("/")
+
+    @field_validator("api_cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for origin in filter(None, (part.strip() for part in value.split(","))):
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError("expected origins like https://dashboard.example.com, without a path, or *")
+        return value
 
     @field_validator("kafka_bootstrap_servers")
     @classmethod

@@ -14,6 +14,7 @@ from litestar.di import Provide
 
 from services.api import health
 from services.api.access_log import log_access
+from services.api.cross_origin import cors_config
 from services.api.docs import docs_handlers, openapi_config
 from services.api.following import Following
 from services.api.health import Check, Readiness
@@ -89,6 +90,7 @@ def assemble(
         },
         exception_handlers=exception_handlers(),
         lifespan=[lifespan],
+        cors_config=cors_config(settings.api_cors_origins),
         openapi_config=openapi_config(),
         logging_config=None,  # structlog is configured once, for the whole process
     )

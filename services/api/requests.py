@@ -1,7 +1,8 @@
 """Requests: taking one in, and showing how far it has come.
 
-The order of effects of taking one in: Kafka acknowledges ``ProcessRequested``; its record is put if there is none;
-then the client is answered. So an answered request is carried out, and its status can be read.
+The order of effects of taking one in: its idempotency key, if it has one, is claimed; Kafka acknowledges
+``ProcessRequested``; its record is put if there is none; then the client is answered. So an answered request is carried
+out, and its status can be read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import msgspec
 
 from services.api.bounded import map_bounded
 from services.api.errors import NothingThere, StatusNotWritten, shown
+from services.api.idempotency import Claims
 from services.api.impatience import within
 from shared import keys, objects
 from shared.events import ProcessRequested
@@ -95,14 +97,22 @@ class Requests:
         self._store = store
         self._publisher = publisher
         self._clock = clock
+        self._claims = Claims(store, clock=clock)
 
-    async def accept(self, date: dt.date) -> RequestRecord:
-        """Ask for a date to be processed; return the request's record.
+    async def accept(self, date: dt.date, *, idempotency_key: str = "") -> RequestRecord:
+        """Ask for a date to be processed; return the request's record. The same key again gives the same request.
 
         Raises a SurroundingsFault if Kafka does not acknowledge: the request may then happen all the same, and asking
-        again is harmless. Raises StatusNotWritten if Kafka does, but the record cannot be written.
+        again is harmless. Raises StatusNotWritten if Kafka does, but the record cannot be written. Raises
+        InvalidRequest for a key that cannot be one, and KeyUsedOtherwise for one that came with another date.
         """
         request_id = mint_request_id(self._clock())
+        if idempotency_key:
+            async with within(RECORD_DEADLINE_S, "Claiming the idempotency key"):
+                request_id = await self._claims.claim(idempotency_key, f"date={date}", request_id)
+                record = await self._read(keys.request(request_id))
+            if record is not None:
+                return record
         requested_at = dt.datetime.fromtimestamp(request_time_ms(request_id) / 1000, dt.UTC)
         requested = ProcessRequested(request_id=request_id, date=date, requested_at=requested_at)
         async with within(ACKNOWLEDGE_DEADLINE_S, "Waiting for Kafka to acknowledge", LogUnavailable):

@@ -19,6 +19,7 @@ from services.api import examples, formats
 from services.api.errors import NothingThere, shown
 from services.api.first_version import accept_first_version
 from services.api.following import Following, ended
+from services.api.idempotency import HEADER as IDEMPOTENCY_HEADER
 from services.api.ledger import Ledger, ledger_of, page_of, parse_country_day
 from services.api.negotiation import content_coding, media_type
 from services.api.operations import StatisticsOperation
@@ -71,6 +72,7 @@ def _date(name: str, description: str, example: str) -> QueryParameter:
         ),
         **responses(
             bad_request=BAD_REQUEST,
+            unprocessable_entity="The `Idempotency-Key` was used with another date within the last 24 hours.",
             service_unavailable="Kafka did not acknowledge, or S3 cannot be reached. `Retry-After` says when to try "
             "again; asking twice is harmless.",
         ),
@@ -89,12 +91,21 @@ async def process_request(
             examples=[Example(value="wait=30")],
         ),
     ] = "",
+    idempotency_key: Annotated[
+        str,
+        HeaderParameter(
+            name=IDEMPOTENCY_HEADER,
+            description="A name for this request that you make up. The same again within 24 hours gives the same "
+            "request, so that asking again after a lost answer asks once.",
+            examples=[Example(value="5f0c8a52-0d1f-4f8e-9a53-7f4b1f6f0a11")],
+        ),
+    ] = "",
 ) -> Response[RequestDetail]:
     """Answer once Kafka has acknowledged the request and its status can be read at `Location`.
 
     Asking for a date again fetches only what changed upstream.
     """
-    record = await requests.accept(date)
+    record = await requests.accept(date, idempotency_key=idempotency_key)
     headers = {"Location": f"/process-requests/{record.request_id}"}
     limit_s = wait_s(prefer)
     if limit_s is not None:

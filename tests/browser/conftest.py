@@ -1,25 +1,17 @@
-"""A browser, and the API over a bucket in memory, served on a free port by a thread."""
+"""A browser, and a page of it on the API over a bucket in memory."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from services.api.app import assemble
-from shared.settings import Settings
+from tests.serving import served
 from tests.unit.api_world import World
-
-START_DEADLINE_S = 15.0
 
 
 def chromium() -> str | None:
@@ -31,31 +23,6 @@ def chromium() -> str | None:
     with sync_playwright() as playwright:
         installed = playwright.chromium.executable_path
     return installed if Path(installed).exists() else None
-
-
-@contextlib.contextmanager
-def served(world: World) -> Iterator[str]:
-    """Serve the API over a world while the block lasts; yield its address."""
-    app = assemble(
-        Settings.model_validate({}), store=world.store, publisher=world.publisher, checks={}, clock=world.clock
-    )
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(
-            uvicorn.Config(app, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1)
-        )
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        deadline_s = time.monotonic() + START_DEADLINE_S
-        while not server.started:
-            assert thread.is_alive(), "the API did not start"
-            assert time.monotonic() < deadline_s, "the API took too long to start"
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(START_DEADLINE_S)
-            assert not thread.is_alive(), "the API did not stop"
 
 
 @pytest.fixture(name="browser", scope="package")  # beside it, no test with an event loop of its own can run
