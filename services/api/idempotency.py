@@ -22,7 +22,7 @@ HEADER = "Idempotency-Key"
 VALID_FOR = dt.timedelta(hours=24)
 RACES_MAX = 5
 
-_KEY = re.compile(r"[!-~]{1,255}")
+KEY_PATTERN = "^[!-~]{1,255}$"
 
 
 class Claim(StoredObject, frozen=True, kw_only=True):
@@ -45,7 +45,7 @@ class Claims:
 
         Raises KeyUsedOtherwise if it was claimed with another fingerprint less than VALID_FOR ago.
         """
-        if not _KEY.fullmatch(key):
+        if not re.fullmatch(KEY_PATTERN, key):
             reason = "it has to be 1 to 255 visible ASCII characters, without spaces"
             raise InvalidRequest(InvalidParameter(name=HEADER, reason=reason))
         place = keys.idempotency(hashlib.sha256(key.encode()).hexdigest())

@@ -99,7 +99,7 @@ class Requests:
         self._clock = clock
         self._claims = Claims(store, clock=clock)
 
-    async def accept(self, date: dt.date, *, idempotency_key: str = "") -> RequestRecord:
+    async def accept(self, date: dt.date, *, idempotency_key: str | None = None) -> RequestRecord:
         """Ask for a date to be processed; return the request's record. The same key again gives the same request.
 
         Raises a SurroundingsFault if Kafka does not acknowledge: the request may then happen all the same, and asking
@@ -107,7 +107,7 @@ class Requests:
         InvalidRequest for a key that cannot be one, and KeyUsedOtherwise for one that came with another date.
         """
         request_id = mint_request_id(self._clock())
-        if idempotency_key:
+        if idempotency_key is not None:
             async with within(RECORD_DEADLINE_S, "Claiming the idempotency key"):
                 request_id = await self._claims.claim(idempotency_key, f"date={date}", request_id)
                 record = await self._read(keys.request(request_id))

@@ -20,6 +20,7 @@ from services.api.errors import NothingThere, shown
 from services.api.first_version import accept_first_version
 from services.api.following import Following, ended
 from services.api.idempotency import HEADER as IDEMPOTENCY_HEADER
+from services.api.idempotency import KEY_PATTERN
 from services.api.ledger import Ledger, ledger_of, page_of, parse_country_day
 from services.api.negotiation import content_coding, media_type
 from services.api.operations import StatisticsOperation
@@ -92,14 +93,15 @@ async def process_request(
         ),
     ] = "",
     idempotency_key: Annotated[
-        str,
+        str | None,
         HeaderParameter(
             name=IDEMPOTENCY_HEADER,
             description="A name for this request that you make up. The same again within 24 hours gives the same "
             "request, so that asking again after a lost answer asks once.",
+            schema_extra={"pattern": KEY_PATTERN},
             examples=[Example(value="5f0c8a52-0d1f-4f8e-9a53-7f4b1f6f0a11")],
         ),
-    ] = "",
+    ] = None,
 ) -> Response[RequestDetail]:
     """Answer once Kafka has acknowledged the request and its status can be read at `Location`.
 

@@ -88,9 +88,9 @@ def test_claimed_before_published(world: World, client: Client) -> None:
     assert published_ids(world) == []
 
 
-@pytest.mark.parametrize("key", ["two words", "x" * 256])
+@pytest.mark.parametrize("key", ["", "two words", "x" * 256])
 def test_what_is_no_key(world: World, client: Client, key: str) -> None:
-    """A key with spaces or without end is refused, and nothing is published."""
+    """A key that is empty, with spaces, or without end is refused, and nothing is published."""
     answer = client.post(PATH, headers={"Idempotency-Key": key})
     assert answer.status_code == 400
     assert [fault["name"] for fault in answer.json()["invalid_parameters"]] == ["Idempotency-Key"]
