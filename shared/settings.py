@@ -90,6 +90,18 @@ class Settings(BaseSettings):
     api_range_days_max: int = Field(default=366, ge=1, le=36_600, description="the longest range of one query, in days")
     api_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="summary heads that the API keeps in memory")
 
+    api_access: Literal["keys", "open"] = Field(
+        default="keys", description="who may use the API: those with a key, or everybody"
+    )
+    api_keys: str = Field(
+        default="",
+        repr=False,
+        description="keys as name:scopes:sha256, separated by commas; scopes are read, process or read+process",
+    )
+    api_keys_file: str = Field(default="", description="a file of such keys, one a line; empty: none")
+    api_requests_per_minute: int = Field(
+        default=600, ge=1, le=1_000_000, description="how often one key may ask in a minute"
+    )
     api_cors_origins: str = Field(
         default="",
         description="origins whose pages may use the API, separated by commas; `*`: any; empty: none but its own",

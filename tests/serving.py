@@ -18,10 +18,14 @@ START_DEADLINE_S = 15.0
 
 
 @contextlib.contextmanager
-def served(world: World) -> Iterator[str]:
+def served(world: World, **settings: object) -> Iterator[str]:
     """Serve the API over a world while the block lasts; yield its address."""
     app = assemble(
-        Settings.model_validate({}), store=world.store, publisher=world.publisher, checks={}, clock=world.clock
+        Settings.model_validate({"api_access": "open", **settings}),
+        store=world.store,
+        publisher=world.publisher,
+        checks={},
+        clock=world.clock,
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(

@@ -13,10 +13,12 @@ from litestar import Litestar
 from litestar.di import Provide
 
 from services.api import health
+from services.api.access import access_of
 from services.api.access_log import log_access
 from services.api.cross_origin import cors_config
 from services.api.docs import docs_handlers, openapi_config
 from services.api.following import Following
+from services.api.hardening import harden
 from services.api.health import Check, Readiness
 from services.api.problems import exception_handlers
 from services.api.reader import SummaryReader
@@ -71,6 +73,7 @@ def assemble(
 ) -> Litestar:
     """Return the API over any store and publisher; it serves while it is inside of ``connected``."""
     state = Health()
+    access = access_of(settings)
     requests = Requests(store, publisher, clock=clock)
 
     @contextlib.asynccontextmanager
@@ -80,7 +83,14 @@ def assemble(
             yield
 
     app = Litestar(
-        route_handlers=[api_router(), health.live, health.ready, health.metrics, *docs_handlers(), *page_handlers()],
+        route_handlers=[
+            api_router(access),
+            health.live,
+            health.ready,
+            health.metrics,
+            *docs_handlers(),
+            *page_handlers(),
+        ],
         dependencies={
             "requests": _provided(requests),
             "following": _provided(Following(requests)),
@@ -94,7 +104,9 @@ def assemble(
         openapi_config=openapi_config(),
         logging_config=None,  # structlog is configured once, for the whole process
     )
-    app.asgi_handler = log_access(app.asgi_handler)  # around the router, so that a path of no route is logged too
+    app.asgi_handler = log_access(
+        harden(app.asgi_handler)
+    )  # around the router, so that a path of no route is logged too
     return app
 
 

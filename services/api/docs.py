@@ -15,9 +15,11 @@ from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Tag
+from litestar.openapi.spec import Components, SecurityScheme, Tag
 from litestar.params import FromPath
 from litestar.response import File
+
+from services.api.access import KEY_HEADER
 
 API_VERSION = "1.0.0"
 DOCUMENT_PATH = "/schema/openapi.json"
@@ -72,6 +74,17 @@ def openapi_config() -> OpenAPIConfig:
             Tag(name="statistics", description="The numbers, and where they come from."),
             Tag(name="operating", description="For those who run Tripfold."),
         ],
+        components=Components(
+            security_schemes={
+                "key": SecurityScheme(
+                    type="apiKey",
+                    security_scheme_in="header",
+                    name=KEY_HEADER,
+                    description="Not needed where the service is open to everybody.",
+                ),
+                "bearer": SecurityScheme(type="http", scheme="bearer", description="The same key, as a bearer token."),
+            }
+        ),
         use_handler_docstrings=True,
         render_plugins=[JsonRenderPlugin()],
         openapi_router=Router(

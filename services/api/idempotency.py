@@ -40,7 +40,7 @@ class Claims:
         self._store = store
         self._clock = clock
 
-    async def claim(self, key: str, fingerprint: str, request_id: RequestId) -> RequestId:
+    async def claim(self, key: str, fingerprint: str, request_id: RequestId, *, caller: str = "") -> RequestId:
         """Claim a key for a request; return the id of the request that has it, which is another if it was claimed.
 
         Raises KeyUsedOtherwise if it was claimed with another fingerprint less than VALID_FOR ago.
@@ -48,7 +48,7 @@ class Claims:
         if not re.fullmatch(KEY_PATTERN, key):
             reason = "it has to be 1 to 255 visible ASCII characters, without spaces"
             raise InvalidRequest(InvalidParameter(name=HEADER, reason=reason))
-        place = keys.idempotency(hashlib.sha256(key.encode()).hexdigest())
+        place = keys.idempotency(hashlib.sha256(f"{caller} {key}".encode()).hexdigest())
         mine = Claim(fingerprint=fingerprint, request_id=request_id, claimed_at=self._clock())
         for _ in range(RACES_MAX):
             found = await self._store.get(place)

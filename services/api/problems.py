@@ -29,6 +29,12 @@ from shared.store import StoreUnavailable
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
 
+_REFUSALS = {
+    "unauthorized": "There is no API key, or it is not known.",
+    "forbidden": "The API key has not got the scope that this needs.",
+    "too_many_requests": "The API key is used too often. `Retry-After` says when to try again.",
+}
+
 _log = structlog.get_logger()
 
 
@@ -74,7 +80,7 @@ def responses(**problems: str) -> dict[int, ResponseSpec]:
         HTTPStatus[name.upper()]: ResponseSpec(
             Problem, generate_examples=False, description=description, media_type=MEDIA_TYPE
         )
-        for name, description in problems.items()
+        for name, description in {**problems, **_REFUSALS}.items()
     }
 
 

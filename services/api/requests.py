@@ -99,8 +99,10 @@ class Requests:
         self._clock = clock
         self._claims = Claims(store, clock=clock)
 
-    async def accept(self, date: dt.date, *, idempotency_key: str | None = None) -> RequestRecord:
+    async def accept(self, date: dt.date, *, idempotency_key: str | None = None, caller: str = "") -> RequestRecord:
         """Ask for a date to be processed; return the request's record. The same key again gives the same request.
+
+        ``caller`` is who asks: each has idempotency keys of their own.
 
         Raises a SurroundingsFault if Kafka does not acknowledge: the request may then happen all the same, and asking
         again is harmless. Raises StatusNotWritten if Kafka does, but the record cannot be written. Raises
@@ -109,7 +111,7 @@ class Requests:
         request_id = mint_request_id(self._clock())
         if idempotency_key is not None:
             async with within(RECORD_DEADLINE_S, "Claiming the idempotency key"):
-                request_id = await self._claims.claim(idempotency_key, f"date={date}", request_id)
+                request_id = await self._claims.claim(idempotency_key, f"date={date}", request_id, caller=caller)
                 record = await self._read(keys.request(request_id))
             if record is not None:
                 return record

@@ -16,6 +16,7 @@ from litestar.params import HeaderParameter, PathParameter, QueryParameter, Skip
 from litestar.response import Stream
 
 from services.api import examples, formats
+from services.api.access import CALLER, SCOPE, Access, Scope
 from services.api.errors import NothingThere, shown
 from services.api.first_version import accept_first_version
 from services.api.following import Following, ended
@@ -53,6 +54,7 @@ def _date(name: str, description: str, example: str) -> QueryParameter:
 
 @post(
     "/process-request",
+    opt={SCOPE: Scope.PROCESS},
     status_code=HTTPStatus.ACCEPTED,
     summary="Ask for a date to be processed",
     operation_id="processRequest",
@@ -80,6 +82,8 @@ def _date(name: str, description: str, example: str) -> QueryParameter:
     },
 )
 async def process_request(
+    *,
+    request: Request[Any, Any, Any],
     requests: RequestsPort,
     following: FollowingPort,
     date: Annotated[dt.date, _date("date", "The date to process, in the upstream's local time.", "2024-05-01")],
@@ -107,7 +111,7 @@ async def process_request(
 
     Asking for a date again fetches only what changed upstream.
     """
-    record = await requests.accept(date, idempotency_key=idempotency_key)
+    record = await requests.accept(date, idempotency_key=idempotency_key, caller=request.state.get(CALLER, ""))
     headers = {"Location": f"/process-requests/{record.request_id}"}
     limit_s = wait_s(prefer)
     if limit_s is not None:
@@ -339,8 +343,8 @@ async def ledger_of_country_day(
     return ledger_of(summary, page, manifests, limit=limit)
 
 
-def api_router() -> Router:
-    """Return the operations under one router, which refuses queries that they do not declare."""
+def api_router(access: Access) -> Router:
+    """Return the operations under one router, which refuses who may not use them, and queries they do not declare."""
     return Router(
         path="/",
         route_handlers=[
@@ -352,4 +356,6 @@ def api_router() -> Router:
             ledger_of_country_day,
         ],
         before_request=refuse_undeclared,
+        guards=[access.guard],
+        security=[{"key": []}, {"bearer": []}],
     )

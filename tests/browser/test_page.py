@@ -8,9 +8,11 @@ import msgspec
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from services.api.access import digest_of, mint_key
 from shared.events import Outcome
 from shared.identity import CityId
 from shared.objects import CityUnderWay, Failure, RequestRecord
+from tests.serving import served
 from tests.unit.api_world import DAY, NOW, World, manifest_of, planned, stats
 from tests.unit.test_api_requests import record_of, write
 
@@ -192,6 +194,20 @@ def test_store_down(world: World, page: Page, address: str) -> None:
     world.store.down = False
     alert.get_by_role("button", name="Try again").click()
     expect(cell(page, "Armenia", 1)).to_be_visible()
+
+
+def test_a_key(world: World, page: Page) -> None:
+    """Where a key is needed the page asks for one, and keeps it while the window is open."""
+    fill(world)
+    key = mint_key()
+    with served(world, api_access="keys", api_keys=f"page:read:{digest_of(key)}") as address:
+        page.goto(f"{address}/{RANGE}")
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Use this key").click()
+        expect(cell(page, "Armenia", 1)).to_be_visible()
+        page.reload()
+        expect(cell(page, "Armenia", 1)).to_be_visible()
+        page.goto("about:blank")
 
 
 def test_a_refused_range(world: World, page: Page, address: str) -> None:

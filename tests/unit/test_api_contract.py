@@ -15,6 +15,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from services.api import preferences
+from services.api.access import KEY_HEADER, digest_of, mint_key
 from shared.events import Outcome
 from tests.serving import served
 from tests.unit.api_world import NOW, World, manifest_of, planned, stats
@@ -22,6 +23,8 @@ from tests.unit.test_api_requests import record_of, write
 
 EXAMPLES_MAX = 25
 TIMEOUT_S = 20
+KEY = mint_key()
+KEYS = f"test:read+process:{digest_of(KEY)}"
 # Those that take a parameter that can be wrong, and those that take none.
 FALLIBLE = ["/process-request", "/process-requests", "/country-stats", "/country-stats/{country}/{date}"]
 INFALLIBLE = [
@@ -44,7 +47,10 @@ def _api_schema() -> Iterator[OpenApiSchema]:
         record_of(NOW), planned=True, cities=1, countries=1, outcomes={Outcome.STORED: "1"}, served="1"
     )
     write(world, completed)
-    with pytest.MonkeyPatch.context() as patched, served(world) as address:
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        served(world, api_access="keys", api_keys=KEYS, api_requests_per_minute=1_000_000) as address,
+    ):
         patched.setattr(preferences, "WAIT_MAX_S", 0)  # nobody carries these requests out
         yield schemathesis.openapi.from_url(f"{address}/schema/openapi.json")
 
@@ -75,7 +81,7 @@ def try_out(api_schema: OpenApiSchema, path: str, mode: GenerationMode, *, witho
         )
         @given(operation.as_strategy(generation_mode=mode))
         def every_answer(case: schemathesis.Case[Any]) -> None:
-            case.call_and_validate(timeout=TIMEOUT_S, excluded_checks=without)
+            case.call_and_validate(headers={KEY_HEADER: KEY}, timeout=TIMEOUT_S, excluded_checks=without)
 
         every_answer()
 

@@ -9,10 +9,20 @@ export class Problem extends Error {
   }
 }
 
+const KEPT = "tripfold-key";
+
+/** Keep an API key for as long as this window is open. */
+export const keepKey = (key) => sessionStorage.setItem(KEPT, key);
+
+function headers(accept) {
+  const key = sessionStorage.getItem(KEPT);
+  return { Accept: accept, ...(key && { "X-API-Key": key }) };
+}
+
 async function fetched(path, options = {}) {
   let answer;
   try {
-    answer = await fetch(path, { headers: { Accept: "application/json" }, ...options });
+    answer = await fetch(path, { headers: headers("application/json"), ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem("The service cannot be reached", "Is it running, and is this machine connected to it?");
@@ -27,7 +37,7 @@ async function fetched(path, options = {}) {
 /** The statistics of a range in another form, as a file. */
 export async function statsFile({ from, to, country }, type) {
   const query = new URLSearchParams({ from, to, detail: "full", ...(country && { country }) });
-  const answer = await fetch(`/country-stats?${query}`, { headers: { Accept: type } });
+  const answer = await fetch(`/country-stats?${query}`, { headers: headers(type) });
   if (!answer.ok) throw new Problem("The numbers cannot be had", `The service answered ${answer.status}.`, answer);
   return answer.blob();
 }
@@ -48,7 +58,7 @@ export const request = (id) => fetched(`/process-requests/${id}`);
 
 /** Follow a request: `onevent` is called with each state of it. Ends with the stream; whoever calls begins again. */
 export async function follow(id, onevent, signal) {
-  const answer = await fetch(`/process-requests/${id}/events`, { headers: { Accept: "text/event-stream" }, signal });
+  const answer = await fetch(`/process-requests/${id}/events`, { headers: headers("text/event-stream"), signal });
   if (!answer.ok || !answer.body) return;
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";

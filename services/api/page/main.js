@@ -1,6 +1,6 @@
 // The page: what is shown stands in its address, so it can be kept, sent, and gone back to.
 
-import { countryStats, statsFile } from "./api.js";
+import { countryStats, keepKey, statsFile } from "./api.js";
 import { openCountryDay } from "./country_day.js";
 import { button, element, hideHint, notice, tell } from "./dom.js";
 import { count, daysIn, delay, moved, plural } from "./format.js";
@@ -58,13 +58,29 @@ async function load({ quietly = false } = {}) {
   } catch (problem) {
     if (problem.name === "AbortError") return;
     if (!problem.title) console.error(problem);
-    answer.replaceChildren(
-      notice("error", problem.title ?? "That failed", problem.message, button("Try again", () => load())),
-    );
+    const remedy = problem.status === 401 ? keyForm() : button("Try again", () => load());
+    answer.replaceChildren(notice("error", problem.title ?? "That failed", problem.message, remedy));
   } finally {
     clearTimeout(mine.slow);
     if (mine === loading) answer.setAttribute("aria-busy", "false");
   }
+}
+
+function keyForm() {
+  const key = element("input", { type: "password", name: "key", autocomplete: "off", required: true });
+  return element(
+    "form",
+    {
+      class: "controls",
+      onsubmit: (event) => {
+        event.preventDefault();
+        keepKey(key.value.trim());
+        location.reload();
+      },
+    },
+    element("label", {}, "API key", key),
+    element("button", { class: "primary" }, "Use this key"),
+  );
 }
 
 function show(stats) {
