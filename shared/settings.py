@@ -88,6 +88,9 @@ class Settings(BaseSettings):
     api_host: str = Field(default="127.0.0.1", description="the address that the API listens on")
     api_port: Port = Field(default=8080, description="the port that the API listens on")
     api_range_days_max: int = Field(default=366, ge=1, le=36_600, description="the longest range of one query, in days")
+    api_request_days_max: int = Field(
+        default=31, ge=1, le=366, description="the most dates that one request may ask for"
+    )
     api_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="summary heads that the API keeps in memory")
 
     api_access: Literal["keys", "open"] = Field(

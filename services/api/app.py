@@ -21,6 +21,7 @@ from services.api.following import Following
 from services.api.hardening import harden
 from services.api.health import Check, Readiness
 from services.api.problems import exception_handlers
+from services.api.range_requests import RangeRequests
 from services.api.reader import SummaryReader
 from services.api.requests import Requests
 from services.api.routes import api_router
@@ -93,6 +94,8 @@ def assemble(
         ],
         dependencies={
             "requests": _provided(requests),
+            "ranges": _provided(RangeRequests(store, requests, clock=clock)),
+            "request_days_max": _provided(settings.api_request_days_max),
             "following": _provided(Following(requests)),
             "reader": _provided(SummaryReader(store, cache_bytes=settings.api_cache_bytes)),
             "days_max": _provided(settings.api_range_days_max),

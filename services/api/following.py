@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from services.api.errors import NothingThere
+from services.api.range_requests import RangeDetail, RangeRequests
 from services.api.requests import Requests, detail_of
 from shared.objects import RequestRecord
 from shared.patience import SurroundingsFault
@@ -44,6 +45,17 @@ class Following:
             except SurroundingsFault:
                 continue  # the request was taken in: that answer is good whatever S3 does
         return record
+
+    async def until_range_ended(self, ranges: RangeRequests, detail: RangeDetail, limit_s: float) -> RangeDetail:
+        """Return a range once all its requests have ended, or as it is after ``limit_s``."""
+        deadline_s = time.monotonic() + limit_s
+        while not detail.status.ended and (left_s := deadline_s - time.monotonic()) > 0:
+            await asyncio.sleep(min(LOOK_INTERVAL_S, left_s))
+            try:
+                detail = await ranges.read(detail.id)
+            except SurroundingsFault:
+                continue
+        return detail
 
     def events(self, record: RequestRecord, last_seen: str) -> AsyncIterator[bytes] | None:
         """Return the events of a request from its present state on, or None if all of them were seen.

@@ -19,7 +19,7 @@ from services.api import examples, formats
 from services.api.access import CALLER, SCOPE, Access, Scope
 from services.api.errors import NothingThere, shown
 from services.api.first_version import accept_first_version
-from services.api.following import Following, ended
+from services.api.following import Following
 from services.api.idempotency import HEADER as IDEMPOTENCY_HEADER
 from services.api.idempotency import KEY_PATTERN
 from services.api.ledger import Ledger, ledger_of, page_of, parse_country_day
@@ -28,12 +28,14 @@ from services.api.operations import StatisticsOperation
 from services.api.parameters import refuse_undeclared
 from services.api.preferences import WAIT_MAX_S, wait_s
 from services.api.problems import responses
-from services.api.ranges import date_range
+from services.api.range_requests import RangeDetail, RangeRequests
+from services.api.ranges import asked_range, date_range
 from services.api.reader import SummaryReader
 from services.api.requests import RequestDetail, RequestList, Requests, detail_of, overview_of
 from services.api.statistics import CountryStats, country_stats
 from services.api.validators import is_known, strong_etag
 from shared.identity import CountrySlug
+from shared.requests import Status, status_of
 
 LISTED_REQUESTS_MAX = 500
 LEDGER_CITIES_MAX = 1_000
@@ -41,6 +43,7 @@ LEDGER_CITIES_MAX = 1_000
 DaysMax = NewType("DaysMax", int)
 
 RequestsPort = NamedDependency[SkipValidation[Requests]]
+RangesPort = NamedDependency[SkipValidation[RangeRequests]]
 FollowingPort = NamedDependency[SkipValidation[Following]]
 ReaderPort = NamedDependency[SkipValidation[SummaryReader]]
 
@@ -71,7 +74,9 @@ def _date(name: str, description: str, example: str) -> QueryParameter:
     ],
     responses={
         HTTPStatus.OK: ResponseSpec(
-            RequestDetail, generate_examples=False, description="With `Prefer: wait`: the request has ended."
+            RequestDetail | RangeDetail,  # type: ignore[arg-type]  # a union documents well, though it is no type[Any]
+            generate_examples=False,
+            description="With `Prefer: wait`: the request has ended.",
         ),
         **responses(
             bad_request=BAD_REQUEST,
@@ -86,7 +91,13 @@ async def process_request(
     request: Request[Any, Any, Any],
     requests: RequestsPort,
     following: FollowingPort,
-    date: Annotated[dt.date, _date("date", "The date to process, in the upstream's local time.", "2024-05-01")],
+    ranges: RangesPort,
+    request_days_max: NamedDependency[SkipValidation[DaysMax]],
+    date: Annotated[
+        dt.date | None, _date("date", "The date to process, in the upstream's local time.", "2024-05-01")
+    ] = None,
+    from_: Annotated[dt.date | None, _date("from", "Instead of `date`: the first of several.", "2024-05-01")] = None,
+    to: Annotated[dt.date | None, _date("to", "With `from`: the last of them, included.", "2024-05-07")] = None,
     prefer: Annotated[
         str,
         HeaderParameter(
@@ -106,19 +117,57 @@ async def process_request(
             examples=[Example(value="5f0c8a52-0d1f-4f8e-9a53-7f4b1f6f0a11")],
         ),
     ] = None,
-) -> Response[RequestDetail]:
+) -> Response[RequestDetail | RangeDetail]:
     """Answer once Kafka has acknowledged the request and its status can be read at `Location`.
 
-    Asking for a date again fetches only what changed upstream.
+    Asking for a date again fetches only what changed upstream. With `from` and `to` instead of `date`, each date of the
+    range becomes a request, and `Location` is where the range's status is.
     """
-    record = await requests.accept(date, idempotency_key=idempotency_key, caller=request.state.get(CALLER, ""))
-    headers = {"Location": f"/process-requests/{record.request_id}"}
+    caller = request.state.get(CALLER, "")
     limit_s = wait_s(prefer)
-    if limit_s is not None:
-        record = await following.until_ended(record, limit_s)
-        headers["Preference-Applied"] = f"wait={limit_s}"
-    status = HTTPStatus.OK if limit_s is not None and ended(record) else HTTPStatus.ACCEPTED
-    return Response(detail_of(record), status_code=status, headers=headers)
+    applied = {} if limit_s is None else {"Preference-Applied": f"wait={limit_s}"}
+    if date is None or from_ is not None or to is not None:
+        days = asked_range(date, from_, to, days_max=request_days_max)
+        detail = await ranges.accept(days, idempotency_key=idempotency_key, caller=caller)
+        detail = await following.until_range_ended(ranges, detail, limit_s or 0)
+        return Response(
+            detail,
+            status_code=_status_of_wait(detail.status, limit_s),
+            headers={"Location": f"/process-ranges/{detail.id}", **applied},
+        )
+    record = await requests.accept(date, idempotency_key=idempotency_key, caller=caller)
+    record = await following.until_ended(record, limit_s or 0)
+    return Response(
+        detail_of(record),
+        status_code=_status_of_wait(status_of(record), limit_s),
+        headers={"Location": f"/process-requests/{record.request_id}", **applied},
+    )
+
+
+def _status_of_wait(status: Status, limit_s: int | None) -> HTTPStatus:
+    return HTTPStatus.OK if limit_s is not None and status.ended else HTTPStatus.ACCEPTED
+
+
+@get(
+    "/process-ranges/{range_id:str}",
+    summary="See how far a range of dates has come",
+    operation_id="getProcessRange",
+    tags=["requests"],
+    response_description="The range, and the request of each date.",
+    responses=responses(bad_request=BAD_REQUEST, not_found="There is no such range.", service_unavailable=S3_DOWN),
+)
+async def process_range_status(
+    ranges: RangesPort,
+    range_id: Annotated[
+        str,
+        PathParameter(
+            description="The id that the range was given.",
+            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
+        ),
+    ],
+) -> RangeDetail:
+    """Return what is done of all its dates together, and the request of each."""
+    return await ranges.read(range_id)
 
 
 @get(
@@ -350,6 +399,7 @@ def api_router(access: Access) -> Router:
         route_handlers=[
             process_request,
             process_request_status,
+            process_range_status,
             process_request_events,
             latest_process_requests,
             statistics_by_country,

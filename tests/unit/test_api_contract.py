@@ -30,6 +30,7 @@ FALLIBLE = ["/process-request", "/process-requests", "/country-stats", "/country
 INFALLIBLE = [
     "/process-requests/{request_id}",
     "/process-requests/{request_id}/events",
+    "/process-ranges/{range_id}",
     "/health/live",
     "/health/ready",
 ]

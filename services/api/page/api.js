@@ -74,4 +74,7 @@ export async function follow(id, onevent, signal) {
   }
 }
 
-export const ask = (date) => fetched(`/process-request?${new URLSearchParams({ date })}`, { method: "POST" });
+
+/** Ask for the dates from one to another to be processed. */
+export const ask = (from, to) =>
+  fetched(`/process-request?${new URLSearchParams(from === to ? { date: from } : { from, to })}`, { method: "POST" });

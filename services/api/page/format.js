@@ -46,9 +46,6 @@ export function moved(date, days) {
 /** How many days lie between two dates, both counted. */
 export const daysIn = (from, to) => Math.round((Date.parse(to) - Date.parse(from)) / 86_400_000) + 1;
 
-/** The dates from one to another. */
-export const dates = (from, to) => Array.from({ length: Math.max(0, daysIn(from, to)) }, (_, day) => moved(from, day));
-
 const weekday = new Intl.DateTimeFormat("en", { weekday: "short", timeZone: "UTC" });
 const monthName = new Intl.DateTimeFormat("en", { month: "short", timeZone: "UTC" });
 const utc = (date) => new Date(`${date}T00:00:00Z`);
