@@ -140,6 +140,24 @@ def upstream(
     serve(options, host, port)
 
 
+@app.command("api-key")
+def api_key(
+    name: Annotated[str, typer.Argument(help="Who it is for: letters, digits, dots, dashes and underscores.")],
+    scope: Annotated[list[str] | None, typer.Option(help="read, process, or both by giving it twice.")] = None,
+) -> None:
+    """Make a key for the API: print it, and the line that the settings need.
+
+    Example: tripfold api-key nightly --scope read --scope process
+    """
+    from services.api.access import digest_of, mint_key, parse_keys
+
+    key = mint_key()
+    line = f"{name}:{'+'.join(sorted(set(scope or ['read']), reverse=True))}:{digest_of(key)}"
+    parse_keys([line])
+    console.print(f"the key, which is shown this once: {key}", soft_wrap=True, highlight=False)
+    console.print(f"for TRIPFOLD_API_KEYS or its file: {line}", soft_wrap=True, highlight=False)
+
+
 @app.command("up")
 def up(
     upstream_url: Annotated[

@@ -85,6 +85,16 @@ def parse_summary(key: str) -> tuple[dt.date, CountrySlug] | None:
     return date, CountrySlug(parts[3].removeprefix("country=").removesuffix(".json"))
 
 
+def idempotency(digest: str) -> str:
+    """Return the key of what an idempotency key was used for; ``digest`` is the key's SHA-256 in hexadecimal."""
+    return f"idempotency/{digest}.json"
+
+
+def range_request(range_id: RequestId) -> str:
+    """Return the key of a request for a range of dates."""
+    return f"range-requests/{range_id}.json"
+
+
 def request(request_id: RequestId) -> str:
     """Return the key of a request's progress: the time in it is inverted, so that a listing has the latest first."""
     return f"{REQUESTS}{_TIME_MS_END - 1 - request_time_ms(request_id):012x}-{request_id}.json"

@@ -6,6 +6,7 @@ instance roles): the S3 client finds them by itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -116,7 +117,27 @@ class Settings(BaseSettings):
     api_host: str = Field(default="127.0.0.1", description="the address that the API listens on")
     api_port: Port = Field(default=8080, description="the port that the API listens on")
     api_range_days_max: int = Field(default=366, ge=1, le=36_600, description="the longest range of one query, in days")
+    api_request_days_max: int = Field(
+        default=31, ge=1, le=366, description="the most dates that one request may ask for"
+    )
     api_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="summary heads that the API keeps in memory")
+
+    api_access: Literal["keys", "open"] = Field(
+        default="keys", description="who may use the API: those with a key, or everybody"
+    )
+    api_keys: str = Field(
+        default="",
+        repr=False,
+        description="keys as name:scopes:sha256, separated by commas; scopes are read, process or read+process",
+    )
+    api_keys_file: str = Field(default="", description="a file of such keys, one a line; empty: none")
+    api_requests_per_minute: int = Field(
+        default=600, ge=1, le=1_000_000, description="how often one key may ask in a minute"
+    )
+    api_cors_origins: str = Field(
+        default="",
+        description="origins whose pages may use the API, separated by commas; `*`: any; empty: none but its own",
+    )
 
     health_host: str = Field(default="127.0.0.1", description="where ingest and aggregate answer health and metrics")
     health_port: Port = Field(default=8081, description="their port; 0: any free one")
@@ -135,6 +156,14 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("expected a URL that begins with http:// or https://")
         return None if value is None else value.rstrip("/")
+
+    @field_validator("api_cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for origin in filter(None, (part.strip() for part in value.split(","))):
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError("expected origins like https://dashboard.example.com, without a path, or *")
+        return value
 
     @field_validator("kafka_bootstrap_servers")
     @classmethod

@@ -13,13 +13,19 @@ from litestar import Litestar
 from litestar.di import Provide
 
 from services.api import health
+from services.api.access import access_of
 from services.api.access_log import log_access
+from services.api.cross_origin import cors_config
 from services.api.docs import docs_handlers, openapi_config
+from services.api.following import Following
+from services.api.hardening import harden
 from services.api.health import Check, Readiness
 from services.api.problems import exception_handlers
+from services.api.range_requests import RangeRequests
 from services.api.reader import SummaryReader
 from services.api.requests import Requests
 from services.api.routes import api_router
+from services.api.web_page import page_handlers
 from shared.health import Health, configure_logging, measure_loop_lag
 from shared.identity import utc_now
 from shared.publishing import KafkaPublisher, Publisher
@@ -68,6 +74,8 @@ def assemble(
 ) -> Litestar:
     """Return the API over any store and publisher; it serves while it is inside of ``connected``."""
     state = Health()
+    access = access_of(settings)
+    requests = Requests(store, publisher, clock=clock)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -80,19 +88,32 @@ def assemble(
             measuring.cancel()
 
     app = Litestar(
-        route_handlers=[api_router(), health.live, health.ready, health.metrics, *docs_handlers()],
+        route_handlers=[
+            api_router(access),
+            health.live,
+            health.ready,
+            health.metrics,
+            *docs_handlers(),
+            *page_handlers(),
+        ],
         dependencies={
-            "requests": _provided(Requests(store, publisher, clock=clock)),
+            "requests": _provided(requests),
+            "ranges": _provided(RangeRequests(store, requests, clock=clock)),
+            "request_days_max": _provided(settings.api_request_days_max),
+            "following": _provided(Following(requests)),
             "reader": _provided(SummaryReader(store, cache_bytes=settings.api_cache_bytes)),
             "days_max": _provided(settings.api_range_days_max),
             "readiness": _provided(Readiness(state, checks)),
         },
         exception_handlers=exception_handlers(),
         lifespan=[lifespan],
+        cors_config=cors_config(settings.api_cors_origins),
         openapi_config=openapi_config(),
         logging_config=None,  # structlog is configured once, for the whole process
     )
-    app.asgi_handler = log_access(app.asgi_handler)  # around the router, so that a path of no route is logged too
+    app.asgi_handler = log_access(
+        harden(app.asgi_handler)
+    )  # around the router, so that a path of no route is logged too
     return app
 
 

@@ -15,9 +15,11 @@ from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import Tag
+from litestar.openapi.spec import Components, SecurityScheme, Tag
 from litestar.params import FromPath
-from litestar.response import File, Redirect
+from litestar.response import File
+
+from services.api.access import KEY_HEADER
 
 API_VERSION = "1.0.0"
 DOCUMENT_PATH = "/schema/openapi.json"
@@ -72,6 +74,17 @@ def openapi_config() -> OpenAPIConfig:
             Tag(name="statistics", description="The numbers, and where they come from."),
             Tag(name="operating", description="For those who run Tripfold."),
         ],
+        components=Components(
+            security_schemes={
+                "key": SecurityScheme(
+                    type="apiKey",
+                    security_scheme_in="header",
+                    name=KEY_HEADER,
+                    description="Not needed where the service is open to everybody.",
+                ),
+                "bearer": SecurityScheme(type="http", scheme="bearer", description="The same key, as a bearer token."),
+            }
+        ),
         use_handler_docstrings=True,
         render_plugins=[JsonRenderPlugin()],
         openapi_router=Router(
@@ -81,20 +94,14 @@ def openapi_config() -> OpenAPIConfig:
 
 
 def docs_handlers() -> list[HTTPRouteHandler]:
-    """Return the handlers of the page, of its assets, and of the way to it."""
-    return [to_docs, page, start, asset]
+    """Return the handlers of the page and of its assets."""
+    return [page, start, asset]
 
 
 async def _only_the_document(request: Request[Any, Any, Any]) -> None:
     # Litestar would answer other paths under /schema with a page of its own.
     if request.url.path != DOCUMENT_PATH:
         raise NotFoundException
-
-
-@get("/", include_in_schema=False)
-async def to_docs() -> Redirect:
-    """Lead to the documentation."""
-    return Redirect("/docs")
 
 
 @get("/docs", media_type=MediaType.HTML, include_in_schema=False)

@@ -31,6 +31,10 @@ class NothingThere(LookupError):
     """What was asked for does not exist. The message says what."""
 
 
+class KeyUsedOtherwise(ValueError):
+    """An idempotency key that came with other parameters before. The message says with which."""
+
+
 class StatusNotWritten(SurroundingsFault):
     """A request was published, but its status could not be written."""
 

@@ -13,7 +13,14 @@ from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import ExceptionHandlersMap
 
-from services.api.errors import InvalidParameter, InvalidRequest, NothingThere, StatusNotWritten, shown
+from services.api.errors import (
+    InvalidParameter,
+    InvalidRequest,
+    KeyUsedOtherwise,
+    NothingThere,
+    StatusNotWritten,
+    shown,
+)
 from services.api.parameters import declared_of, unusable
 from shared.patience import SurroundingsFault
 from shared.publishing import LogUnavailable
@@ -21,6 +28,12 @@ from shared.store import StoreUnavailable
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+
+_REFUSALS = {
+    "unauthorized": "There is no API key, or it is not known.",
+    "forbidden": "The API key has not got the scope that this needs.",
+    "too_many_requests": "The API key is used too often. `Retry-After` says when to try again.",
+}
 
 _log = structlog.get_logger()
 
@@ -54,6 +67,7 @@ def exception_handlers() -> ExceptionHandlersMap:
     return {
         InvalidRequest: _invalid_request,
         NothingThere: _nothing_there,
+        KeyUsedOtherwise: _key_used_otherwise,
         SurroundingsFault: _unavailable,
         HTTPException: _http_exception,
         Exception: _unexpected,
@@ -66,7 +80,7 @@ def responses(**problems: str) -> dict[int, ResponseSpec]:
         HTTPStatus[name.upper()]: ResponseSpec(
             Problem, generate_examples=False, description=description, media_type=MEDIA_TYPE
         )
-        for name, description in problems.items()
+        for name, description in {**problems, **_REFUSALS}.items()
     }
 
 
@@ -96,6 +110,17 @@ def _nothing_there(_: Request[Any, Any, Any], error: NothingThere) -> Response[A
             type="urn:problem-type:tripfold:not-found",
             title="Nothing there",
             status=HTTPStatus.NOT_FOUND,
+            detail=str(error),
+        )
+    )
+
+
+def _key_used_otherwise(_: Request[Any, Any, Any], error: KeyUsedOtherwise) -> Response[Any]:
+    return _answer(
+        Problem(
+            type="urn:problem-type:tripfold:idempotency-key-used-otherwise",
+            title="Idempotency key used otherwise",
+            status=HTTPStatus.UNPROCESSABLE_ENTITY,
             detail=str(error),
         )
     )

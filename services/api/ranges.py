@@ -52,3 +52,19 @@ def date_range(first: dt.date, last: dt.date, *, days_max: int) -> DateRange:
             )
         )
     return days
+
+
+def asked_range(date: dt.date | None, first: dt.date | None, last: dt.date | None, *, days_max: int) -> DateRange:
+    """Return the range that is asked for by ``from`` and ``to`` instead of ``date``.
+
+    Raises InvalidRequest unless it is exactly these two, in order, and at most ``days_max`` days.
+    """
+    if date is not None:
+        raise InvalidRequest(InvalidParameter(name="date", reason="it is given beside from or to: leave it out"))
+    if first is None and last is None:
+        reason = "it is required, and is missing; for example: date=2024-05-01, or from=2024-05-01&to=2024-05-07"
+        raise InvalidRequest(InvalidParameter(name="date", reason=reason))
+    if first is None or last is None:
+        missing = "from" if first is None else "to"
+        raise InvalidRequest(InvalidParameter(name=missing, reason="it is missing: from and to come together"))
+    return date_range(first, last, days_max=days_max)

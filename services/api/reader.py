@@ -69,8 +69,15 @@ class HeadCache:
             self._bytes -= _entry_bytes(oldest, oldest_etag)
 
 
+class TaggedHead(NamedTuple):
+    """A head, and the ETag of the summary it was read from."""
+
+    etag: str
+    head: SummaryHead
+
+
 class _Month(NamedTuple):
-    seen: list[SummaryHead]
+    seen: list[TaggedHead]
     unseen: list[Listed]
 
 
@@ -82,7 +89,7 @@ class SummaryReader:
         self._cache = HeadCache(cache_bytes)
         self._ranges = asyncio.Semaphore(RANGES_AT_ONCE_MAX)
 
-    async def heads(self, days: DateRange, country: CountrySlug | None = None) -> list[SummaryHead]:
+    async def heads(self, days: DateRange, country: CountrySlug | None = None) -> list[TaggedHead]:
         """Return the heads of all country-days in a range, or of one country's, in no particular order."""
         async with within(RANGE_DEADLINE_S, f"Reading the summaries from {days.first} to {days.last}"), self._ranges:
             return await self._of_one_generation(lambda generation: self._heads(generation, days, country))
@@ -112,7 +119,7 @@ class SummaryReader:
     async def _live(self) -> int:
         return (await read_current(self._store)).live
 
-    async def _heads(self, generation: int, days: DateRange, country: CountrySlug | None) -> list[SummaryHead]:
+    async def _heads(self, generation: int, days: DateRange, country: CountrySlug | None) -> list[TaggedHead]:
         months = await map_bounded(
             lambda month: self._month(generation, month, days, country),
             list(days.months()),
@@ -124,7 +131,7 @@ class SummaryReader:
         return heads + [head for head in fetched if head is not None]
 
     async def _month(self, generation: int, month: str, days: DateRange, country: CountrySlug | None) -> _Month:
-        seen: list[SummaryHead] = []
+        seen: list[TaggedHead] = []
         unseen: list[Listed] = []
         async for listed in self._store.list(keys.summaries_of_month(generation, month)):
             named = keys.parse_summary(listed.key)
@@ -134,16 +141,16 @@ class SummaryReader:
             if head is None:
                 unseen.append(listed)
             else:
-                seen.append(head)
+                seen.append(TaggedHead(listed.etag, head))
         return _Month(seen, unseen)
 
-    async def _fetch(self, listed: Listed) -> SummaryHead | None:
+    async def _fetch(self, listed: Listed) -> TaggedHead | None:
         found = await self._store.get(listed.key, first_bytes=HEAD_BYTES)
         if found is None:
             return None  # deleted since it was listed: with its whole generation, which the pointer will tell
         head = objects.decode_head(found.body, listed.key)
         self._cache.keep(listed.key, found.etag, head)
-        return head
+        return TaggedHead(found.etag, head)
 
     async def _summary(self, generation: int, country: CountrySlug, date: dt.date) -> Summary | None:
         key = keys.summary(generation, date, country)

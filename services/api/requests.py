@@ -1,23 +1,25 @@
 """Requests: taking one in, and showing how far it has come.
 
-The order of effects of taking one in: Kafka acknowledges ``ProcessRequested``; its record is put if there is none;
-then the client is answered. So an answered request is carried out, and its status can be read.
+The order of effects of taking one in: its idempotency key, if it has one, is claimed; Kafka acknowledges
+``ProcessRequested``; its record is put if there is none; then the client is answered. So an answered request is carried
+out, and its status can be read.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import msgspec
 
 from services.api.errors import NothingThere, StatusNotWritten, shown
+from services.api.idempotency import Claims
 from services.api.impatience import within
 from shared import keys, objects
 from shared.bounded import map_bounded
 from shared.events import ProcessRequested
-from shared.identity import mint_request_id, parse_request_id, request_time_ms
+from shared.identity import RequestId, mint_request_id, parse_request_id, request_time_ms
 from shared.objects import RequestRecord
 from shared.patience import SurroundingsFault
 from shared.publishing import LogUnavailable, Outgoing, Publisher
@@ -95,26 +97,50 @@ class Requests:
         self._store = store
         self._publisher = publisher
         self._clock = clock
+        self.claims = Claims(store, clock=clock)
 
-    async def accept(self, date: dt.date) -> RequestRecord:
-        """Ask for a date to be processed; return the request's record.
+    async def accept(self, date: dt.date, *, idempotency_key: str | None = None, caller: str = "") -> RequestRecord:
+        """Ask for a date to be processed; return the request's record. The same key again gives the same request.
+
+        ``caller`` is who asks: each has idempotency keys of their own.
 
         Raises a SurroundingsFault if Kafka does not acknowledge: the request may then happen all the same, and asking
-        again is harmless. Raises StatusNotWritten if Kafka does, but the record cannot be written.
+        again is harmless. Raises StatusNotWritten if Kafka does, but the record cannot be written. Raises
+        InvalidRequest for a key that cannot be one, and KeyUsedOtherwise for one that came with another date.
         """
         request_id = mint_request_id(self._clock())
-        requested_at = dt.datetime.fromtimestamp(request_time_ms(request_id) / 1000, dt.UTC)
-        requested = ProcessRequested(request_id=request_id, date=date, requested_at=requested_at)
+        if idempotency_key is not None:
+            async with within(RECORD_DEADLINE_S, "Claiming the idempotency key"):
+                request_id = await self.claims.claim(idempotency_key, f"date={date}", request_id, caller=caller)
+                record = await self._read(keys.request(request_id))
+            if record is not None:
+                return record
+        (record,) = await self.start([(request_id, date)])
+        return record
+
+    async def start(self, asked: Sequence[tuple[RequestId, dt.date]]) -> list[RequestRecord]:
+        """Publish requests under their ids, put the records that are not there, and return them."""
+        records = [new_record(request_id, date) for request_id, date in asked]
+        if not records:
+            return []
+        requested = [
+            Outgoing(ProcessRequested(request_id=record.request_id, date=record.date, requested_at=record.requested_at))
+            for record in records
+        ]
         async with within(ACKNOWLEDGE_DEADLINE_S, "Waiting for Kafka to acknowledge", LogUnavailable):
-            await self._publisher.publish([Outgoing(requested)])
-        record = RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=requested_at)
+            await self._publisher.publish(requested)
         try:
             async with within(RECORD_DEADLINE_S, "Writing the request's status"):
-                return await self._put_if_absent(record)
+                return await map_bounded(self._put_if_absent, records, at_once_max=GETS_AT_ONCE_MAX)
         except SurroundingsFault as error:
+            request_id = records[0].request_id
             raise StatusNotWritten(
                 f"request {request_id} was published without its record: {error}", request_id
             ) from error
+
+    async def find(self, request_id: RequestId) -> RequestRecord | None:
+        """Return a request's record, or None if there is none."""
+        return await self._read(keys.request(request_id))
 
     async def read(self, text: str) -> RequestRecord:
         """Return the record of the request whose id ``text`` spells. Raises NothingThere if there is none."""
@@ -148,6 +174,12 @@ class Requests:
     async def _read(self, key: str) -> RequestRecord | None:
         found = await self._store.get(key)
         return objects.decode(RequestRecord, found.body, key) if found else None
+
+
+def new_record(request_id: RequestId, date: dt.date) -> RequestRecord:
+    """Return the record of a request that was just made: its id says when."""
+    requested_at = dt.datetime.fromtimestamp(request_time_ms(request_id) / 1000, dt.UTC)
+    return RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=requested_at)
 
 
 def overview_of(record: RequestRecord) -> RequestOverview:

@@ -5,27 +5,37 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from http import HTTPStatus
-from typing import Annotated, Literal, NewType
+from typing import Annotated, Any, Literal, NewType
 
-import msgspec
-from litestar import MediaType, Response, Router, get, post
+from litestar import Request, Response, Router, get, post
 from litestar.datastructures import ResponseHeader
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
-from litestar.params import PathParameter, QueryParameter, SkipValidation
+from litestar.params import HeaderParameter, PathParameter, QueryParameter, SkipValidation
+from litestar.response import Stream
 
-from services.api import examples
+from services.api import examples, formats
+from services.api.access import CALLER, SCOPE, Access, Scope
 from services.api.errors import NothingThere, shown
 from services.api.first_version import accept_first_version
+from services.api.following import Following
+from services.api.idempotency import HEADER as IDEMPOTENCY_HEADER
+from services.api.idempotency import KEY_PATTERN
 from services.api.ledger import Ledger, ledger_of, page_of, parse_country_day
+from services.api.negotiation import content_coding, media_type
+from services.api.operations import StatisticsOperation
 from services.api.parameters import refuse_undeclared
+from services.api.preferences import WAIT_MAX_S, wait_s
 from services.api.problems import responses
-from services.api.ranges import date_range
+from services.api.range_requests import RangeDetail, RangeRequests
+from services.api.ranges import asked_range, date_range
 from services.api.reader import SummaryReader
 from services.api.requests import RequestDetail, RequestList, Requests, detail_of, overview_of
 from services.api.statistics import CountryStats, country_stats
+from services.api.validators import is_known, strong_etag
 from shared.identity import CountrySlug
+from shared.requests import Status, status_of
 
 LISTED_REQUESTS_MAX = 500
 LEDGER_CITIES_MAX = 1_000
@@ -33,6 +43,8 @@ LEDGER_CITIES_MAX = 1_000
 DaysMax = NewType("DaysMax", int)
 
 RequestsPort = NamedDependency[SkipValidation[Requests]]
+RangesPort = NamedDependency[SkipValidation[RangeRequests]]
+FollowingPort = NamedDependency[SkipValidation[Following]]
 ReaderPort = NamedDependency[SkipValidation[SummaryReader]]
 
 BAD_REQUEST = "A parameter is missing, unknown, given twice, or cannot be used; the answer names it."
@@ -45,6 +57,7 @@ def _date(name: str, description: str, example: str) -> QueryParameter:
 
 @post(
     "/process-request",
+    opt={SCOPE: Scope.PROCESS},
     status_code=HTTPStatus.ACCEPTED,
     summary="Ask for a date to be processed",
     operation_id="processRequest",
@@ -59,26 +72,102 @@ def _date(name: str, description: str, example: str) -> QueryParameter:
             required=True,
         )
     ],
-    responses=responses(
-        bad_request=BAD_REQUEST,
-        service_unavailable="Kafka did not acknowledge, or S3 cannot be reached. `Retry-After` says when to try again; "
-        "asking twice is harmless.",
-    ),
+    responses={
+        HTTPStatus.OK: ResponseSpec(
+            RequestDetail | RangeDetail,  # type: ignore[arg-type]  # a union documents well, though it is no type[Any]
+            generate_examples=False,
+            description="With `Prefer: wait`: the request has ended.",
+        ),
+        **responses(
+            bad_request=BAD_REQUEST,
+            unprocessable_entity="The `Idempotency-Key` was used with another date within the last 24 hours.",
+            service_unavailable="Kafka did not acknowledge, or S3 cannot be reached. `Retry-After` says when to try "
+            "again; asking twice is harmless.",
+        ),
+    },
 )
 async def process_request(
+    *,
+    request: Request[Any, Any, Any],
     requests: RequestsPort,
-    date: Annotated[dt.date, _date("date", "The date to process, in the upstream's local time.", "2024-05-01")],
-) -> Response[RequestDetail]:
+    following: FollowingPort,
+    ranges: RangesPort,
+    request_days_max: NamedDependency[SkipValidation[DaysMax]],
+    date: Annotated[
+        dt.date | None, _date("date", "The date to process, in the upstream's local time.", "2024-05-01")
+    ] = None,
+    from_: Annotated[dt.date | None, _date("from", "Instead of `date`: the first of several.", "2024-05-01")] = None,
+    to: Annotated[dt.date | None, _date("to", "With `from`: the last of them, included.", "2024-05-07")] = None,
+    prefer: Annotated[
+        str,
+        HeaderParameter(
+            name="Prefer",
+            description=f"`wait=N` holds the answer until the request has ended, for at most N seconds, and at most "
+            f"{WAIT_MAX_S} of them.",
+            examples=[Example(value="wait=30")],
+        ),
+    ] = "",
+    idempotency_key: Annotated[
+        str | None,
+        HeaderParameter(
+            name=IDEMPOTENCY_HEADER,
+            description="A name for this request that you make up. The same again within 24 hours gives the same "
+            "request, so that asking again after a lost answer asks once.",
+            schema_extra={"pattern": KEY_PATTERN},
+            examples=[Example(value="5f0c8a52-0d1f-4f8e-9a53-7f4b1f6f0a11")],
+        ),
+    ] = None,
+) -> Response[RequestDetail | RangeDetail]:
     """Answer once Kafka has acknowledged the request and its status can be read at `Location`.
 
-    Asking for a date again fetches only what changed upstream.
+    Asking for a date again fetches only what changed upstream. With `from` and `to` instead of `date`, each date of the
+    range becomes a request, and `Location` is where the range's status is.
     """
-    record = await requests.accept(date)
+    caller = request.state.get(CALLER, "")
+    limit_s = wait_s(prefer)
+    applied = {} if limit_s is None else {"Preference-Applied": f"wait={limit_s}"}
+    if date is None or from_ is not None or to is not None:
+        days = asked_range(date, from_, to, days_max=request_days_max)
+        detail = await ranges.accept(days, idempotency_key=idempotency_key, caller=caller)
+        detail = await following.until_range_ended(ranges, detail, limit_s or 0)
+        return Response(
+            detail,
+            status_code=_status_of_wait(detail.status, limit_s),
+            headers={"Location": f"/process-ranges/{detail.id}", **applied},
+        )
+    record = await requests.accept(date, idempotency_key=idempotency_key, caller=caller)
+    record = await following.until_ended(record, limit_s or 0)
     return Response(
         detail_of(record),
-        status_code=HTTPStatus.ACCEPTED,
-        headers={"Location": f"/process-requests/{record.request_id}"},
+        status_code=_status_of_wait(status_of(record), limit_s),
+        headers={"Location": f"/process-requests/{record.request_id}", **applied},
     )
+
+
+def _status_of_wait(status: Status, limit_s: int | None) -> HTTPStatus:
+    return HTTPStatus.OK if limit_s is not None and status.ended else HTTPStatus.ACCEPTED
+
+
+@get(
+    "/process-ranges/{range_id:str}",
+    summary="See how far a range of dates has come",
+    operation_id="getProcessRange",
+    tags=["requests"],
+    response_description="The range, and the request of each date.",
+    responses=responses(bad_request=BAD_REQUEST, not_found="There is no such range.", service_unavailable=S3_DOWN),
+)
+async def process_range_status(
+    ranges: RangesPort,
+    range_id: Annotated[
+        str,
+        PathParameter(
+            description="The id that the range was given.",
+            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
+        ),
+    ],
+) -> RangeDetail:
+    """Return what is done of all its dates together, and the request of each."""
+    return await ranges.read(range_id)
 
 
 @get(
@@ -101,6 +190,61 @@ async def process_request_status(
 ) -> RequestDetail:
     """Return what is done of the total, and every failure with its reason."""
     return detail_of(await requests.read(request_id))
+
+
+@get(
+    "/process-requests/{request_id:str}/events",
+    summary="Follow a request until its end",
+    operation_id="followProcessRequest",
+    tags=["requests"],
+    responses={
+        HTTPStatus.OK: ResponseSpec(
+            str,
+            generate_examples=False,
+            description="Server-sent events. Each `progress` event is the request as "
+            "`GET /process-requests/{request_id}` shows it, and its id is the request's version. The stream ends after "
+            "the event that the request ended in.",
+            media_type="text/event-stream",
+        ),
+        HTTPStatus.NO_CONTENT: ResponseSpec(
+            None, generate_examples=False, description="The request has ended, and its last event was seen."
+        ),
+        **responses(
+            bad_request=BAD_REQUEST,
+            not_found="There is no such request.",
+            service_unavailable="S3 cannot be reached, or too many clients follow requests. `Retry-After` says when to "
+            "try again.",
+        ),
+    },
+)
+async def process_request_events(
+    requests: RequestsPort,
+    following: FollowingPort,
+    request_id: Annotated[
+        str,
+        PathParameter(
+            description="The id that the request was given.",
+            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
+        ),
+    ],
+    last_event_id: Annotated[
+        str,
+        HeaderParameter(
+            name="Last-Event-ID",
+            description="The id of the last event that was seen: the stream goes on after it.",
+            examples=[Example(value="12")],
+        ),
+    ] = "",
+) -> Response[Any]:
+    """Send an event whenever the request makes progress, from its present state on.
+
+    Comments are sent while nothing changes, so that a connection that is gone is found out.
+    """
+    events = following.events(await requests.read(request_id), last_event_id)
+    if events is None:
+        return Response(None, status_code=HTTPStatus.NO_CONTENT)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return Stream(events, media_type="text/event-stream", headers=headers)
 
 
 @get(
@@ -133,6 +277,7 @@ async def latest_process_requests(
     summary="Get the statistics of a range of dates, by country",
     operation_id="getCountryStats",
     tags=["statistics"],
+    operation_class=StatisticsOperation,
     responses={
         HTTPStatus.OK: ResponseSpec(
             CountryStats,
@@ -143,11 +288,19 @@ async def latest_process_requests(
                 Example(summary="with detail=full", value=examples.COUNTRY_STATS_IN_FULL),
             ],
         ),
-        **responses(bad_request=BAD_REQUEST, service_unavailable=S3_DOWN),
+        HTTPStatus.NOT_MODIFIED: ResponseSpec(
+            None, generate_examples=False, description="The answer still is the one whose ETag `If-None-Match` has."
+        ),
+        **responses(
+            bad_request=BAD_REQUEST,
+            not_acceptable="`Accept` takes none of JSON, NDJSON and CSV.",
+            service_unavailable=S3_DOWN,
+        ),
     },
 )
 async def statistics_by_country(
     *,
+    request: Request[Any, Any, Any],
     reader: ReaderPort,
     days_max: NamedDependency[SkipValidation[DaysMax]],
     from_: Annotated[dt.date, _date("from", "The first day.", "2024-05-01")],
@@ -171,12 +324,29 @@ async def statistics_by_country(
     """Return the statistics by country slug and date, both sorted.
 
     A country with data on any day of the range has every day of it; a day without data is zeros and `false`.
+    `Accept` chooses JSON, NDJSON or CSV (a line for each country-day), `Accept-Encoding` zstd or gzip. The ETag is
+    strong: ask again with `If-None-Match`, and the answer is 304 until a number changes.
     """
     days = date_range(from_, to, days_max=days_max)
-    heads = await reader.heads(days, None if country is None else CountrySlug(country))
+    form = media_type(request.headers.get("accept", ""), formats.MEDIA_TYPES)
+    coding = content_coding(request.headers.get("accept-encoding", ""), formats.CODINGS)
+    tagged = await reader.heads(days, None if country is None else CountrySlug(country))
+    query = (days.first.isoformat(), days.last.isoformat(), country or "", detail or "")
+    summaries = sorted(f"{head.date} {head.country} {etag}" for etag, head in tagged)
+    etag = strong_etag([formats.VERSION, *query, form, coding, *summaries])
+    headers = {"ETag": etag, "Vary": "Accept, Accept-Encoding", "Cache-Control": "no-cache"}
+    if is_known(request.headers.get("if-none-match", ""), etag):
+        return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+
+    def answer() -> bytes:
+        stats = country_stats((head for _, head in tagged), days, detailed=detail == "full")
+        return formats.coded(formats.written(stats, form, detailed=detail == "full"), coding)
+
+    if coding != "identity":
+        headers["Content-Encoding"] = coding
     # A year of two hundred countries takes long enough to hold up the event loop.
-    body = await asyncio.to_thread(lambda: msgspec.json.encode(country_stats(heads, days, detailed=detail == "full")))
-    return Response(body, media_type=MediaType.JSON)
+    body = await asyncio.to_thread(answer)
+    return Response(body, media_type=formats.content_type(form), headers=headers)
 
 
 @get(
@@ -222,16 +392,20 @@ async def ledger_of_country_day(
     return ledger_of(summary, page, manifests, limit=limit)
 
 
-def api_router() -> Router:
-    """Return the operations under one router, which refuses queries that they do not declare."""
+def api_router(access: Access) -> Router:
+    """Return the operations under one router, which refuses who may not use them, and queries they do not declare."""
     return Router(
         path="/",
         route_handlers=[
             process_request,
             process_request_status,
+            process_range_status,
+            process_request_events,
             latest_process_requests,
             statistics_by_country,
             ledger_of_country_day,
         ],
         before_request=refuse_undeclared,
+        guards=[access.guard],
+        security=[{"key": []}, {"bearer": []}],
     )

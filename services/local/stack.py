@@ -71,6 +71,7 @@ async def local_stack(
             **embedded.endpoints.environment(),
             f"{PREFIX}UPSTREAM_URL": upstream_url,
             f"{PREFIX}API_HOST": options.host,
+            **_access(),
             f"{PREFIX}API_PORT": str(api_port),
             f"{PREFIX}KAFKA_PARTITIONS": str(PARTITIONS),
             # A static member takes over at once from one that was killed; the embedded broker evicts nobody.
@@ -100,6 +101,11 @@ async def local_stack(
             yield RunningStack(
                 api_url=api_url, upstream_url=upstream_url, environment=environment, supervisor=supervisor
             )
+
+
+def _access() -> dict[str, str]:
+    named = any(os.environ.get(f"{PREFIX}{name}") for name in ("API_ACCESS", "API_KEYS", "API_KEYS_FILE"))
+    return {} if named else {f"{PREFIX}API_ACCESS": "open"}
 
 
 async def _provision(environment: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from services.aggregate.replay import KafkaReplay, Replay
+from services.ingest.persistence import Circuit
 from services.ingest.upstream import AnswerBroke, CityFailed, HttpUpstream, UpstreamDown
 from shared import events, keys, objects
 from shared.bounded import map_bounded
@@ -17,6 +18,8 @@ from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, New
 from shared.objects import CorruptObject, Lineage, Manifest, Plan
 from shared.patience import SurroundingsFault
 from shared.publishing import KafkaPublisher
+from shared.health import Health
+from shared.patience import Patience
 from shared.settings import Settings
 from shared.store import LostRace, ObjectStore, OperatedStore, S3Store
 from shared.topics import Topic
@@ -137,7 +140,8 @@ async def _topics(settings: Settings) -> str:
 
 async def _upstream(settings: Settings) -> str:
     url = f"{settings.upstream_url}/cities"
-    async with HttpUpstream(settings) as upstream:
+    patience = Patience(health=Health(), wait_max_s=settings.retry_wait_max_s)
+    async with HttpUpstream(settings, Circuit(patience)) as upstream:
         try:
             cities = msgspec.json.decode(await upstream.cities())
         except (UpstreamDown, AnswerBroke, CityFailed) as error:

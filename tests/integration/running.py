@@ -96,7 +96,12 @@ async def running(settings: Settings, logs: Path, *, workers: int = 1) -> AsyncI
         store = await stack.enter_async_context(S3Store(settings))
         await store.create_bucket()
         await apply_topics(settings)
-        environment = {**environment_of(settings), f"{PREFIX}API_PORT": str(api_port), f"{PREFIX}LOG_FORMAT": "text"}
+        environment = {
+            **environment_of(settings),
+            f"{PREFIX}API_PORT": str(api_port),
+            f"{PREFIX}API_ACCESS": "open",
+            f"{PREFIX}LOG_FORMAT": "text",
+        }
         children = []
         for name, arguments in ROLES.items():
             for number in range(workers if name == "worker" else 1):

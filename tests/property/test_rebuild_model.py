@@ -216,7 +216,7 @@ class Scene:
         for _ in range(2):
             reader = SummaryReader(GatedStore(self.bucket.store, process), cache_bytes=10_000)
             heads = await reader.heads(DateRange(DAY, DAY))
-            self.versions.append(sum(head.version for head in heads))
+            self.versions.append(sum(tagged.head.version for tagged in heads))
 
     async def live_summary(self) -> Summary:
         """Return the live summary, without a call that could wait."""

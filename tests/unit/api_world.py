@@ -84,7 +84,7 @@ class World:
     def client(self, checks: Mapping[str, Check] | None = None, **settings: object) -> Iterator[Client]:
         """Serve the API while the block lasts; an error inside it is answered, as it would be in production."""
         app = assemble(
-            Settings.model_validate(settings),
+            Settings.model_validate({"api_access": "open", **settings}),
             store=self.store,
             publisher=self.publisher,
             checks=checks or {},

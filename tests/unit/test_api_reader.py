@@ -12,11 +12,10 @@ from services.aggregate.fold import empty_summary, fold
 from services.api import reader as reader_module
 from services.api.impatience import TookTooLong
 from services.api.ranges import DateRange
-from services.api.reader import HeadCache, SummaryReader
+from services.api.reader import HeadCache, SummaryReader, TaggedHead
 from shared import keys, objects
 from shared.bounded import map_bounded
 from shared.identity import CountrySlug
-from shared.objects import SummaryHead
 from shared.store import Found, Listed, StoreUnavailable
 from tests.unit.api_world import DAY, ObservedStore, World, planned, stats
 
@@ -36,9 +35,9 @@ def heads_read(world: World) -> list[str]:
     return read
 
 
-def trips(heads: list[SummaryHead]) -> dict[tuple[str, str], int]:
+def trips(heads: list[TaggedHead]) -> dict[tuple[str, str], int]:
     """Return the trips by country and date."""
-    return {(head.country, head.date.isoformat()): head.totals.trips for head in heads}
+    return {(head.country, head.date.isoformat()): head.totals.trips for _, head in heads}
 
 
 async def test_only_the_range() -> None:
@@ -57,7 +56,7 @@ async def test_only_the_country() -> None:
     world.fold_in(stats("armenia"))
     world.fold_in(stats("belgium"))
     heads = await reader_of(world).heads(MAY, CountrySlug("belgium"))
-    assert [head.country for head in heads] == ["belgium"]
+    assert [head.country for _, head in heads] == ["belgium"]
     assert heads_read(world) == [keys.summary(1, DAY, CountrySlug("belgium"))]
 
 
@@ -75,7 +74,7 @@ async def test_only_the_head_is_fetched() -> None:
     world = World(Measuring())
     city_ids = [str(number) for number in range(1_000)]
     world.fold_in(*(stats("armenia", city_id=city_id) for city_id in city_ids), planned("armenia", city_ids=city_ids))
-    (head,) = await reader_of(world).heads(MAY)
+    ((_, head),) = await reader_of(world).heads(MAY)
     assert (head.cities_reported, head.totals.trips) == (1_000, 8_000)
     assert sizes == [4096]
 

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.api import access_log, health, problems
 from services.api.health import Readiness
+from services.api.web_page import page_files
 from shared.health import Health
 from shared.publishing import KafkaPublisher, LogUnavailable
 from shared.settings import Settings
@@ -236,6 +237,8 @@ def test_documented_operations(document: dict[str, Any]) -> None:
         ("post", "/process-request"),
         ("get", "/process-requests"),
         ("get", "/process-requests/{request_id}"),
+        ("get", "/process-requests/{request_id}/events"),
+        ("get", "/process-ranges/{range_id}"),
         ("get", "/country-stats"),
         ("get", "/country-stats/{country}/{date}"),
         ("get", "/health/live"),
@@ -289,7 +292,26 @@ def test_docs_need_nobody_else(client: Client) -> None:
     assert '"/schema/openapi.json"' in client.get("/docs/start.js").text
 
 
-def test_root_leads_to_the_docs(client: Client) -> None:
-    """The root leads to the documentation."""
-    answer = client.get("/", follow_redirects=False)
-    assert (answer.status_code, answer.headers["location"]) == (302, "/docs")
+def test_the_page_needs_nobody_else(client: Client) -> None:
+    """The page at the root loads its parts from this service alone, without script or style in place."""
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert {"/page/main.js", "/page/style.css", "/docs"} <= set(addresses)
+    assert all(client.get(address).status_code == 200 for address in addresses if address.startswith("/"))
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    assert not re.search(r"<style|<script(?! type=\"module\" src=)| style=| on[a-z]+=", page.text)
+    for name, file in page_files().items():
+        assert client.get(f"/page/{name}").content == file.body
+        text = file.body.decode().replace("http://www.w3.org/2000/svg", "")
+        assert not re.search("https?://", text), name
+
+
+def test_the_page_is_asked_for_once(client: Client) -> None:
+    """A browser that has a part of the page is told that it is still the same."""
+    etag = client.get("/page/main.js").headers["etag"]
+    answer = client.get("/page/main.js", headers={"If-None-Match": etag})
+    assert (answer.status_code, answer.content) == (304, b"")
+    assert client.get("/page/nothing.js").status_code == 404

@@ -22,6 +22,7 @@ README = Path(__file__).parents[2] / "README.md"
         ("UPSTREAM_URL", "ftp://files.example.com", "http://"),
         ("KAFKA_BOOTSTRAP_SERVERS", "broker", "host:port"),
         ("TOPIC_PREFIX", "a b", "pattern"),
+        ("API_CORS_ORIGINS", "https://a.example.com, example.com", "https://dashboard.example.com"),
         ("S3_BUCKET", "", "3 characters"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("INGEST_STREAMS", "0", "greater than or equal to 1"),

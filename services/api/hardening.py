@@ -1,0 +1,70 @@
+"""What holds for every request and answer: bounded sizes, and headers that keep browsers careful."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+
+import msgspec
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.api.problems import MEDIA_TYPE, Problem
+
+HEADER_BYTES_MAX = 16 * 1024
+ADDRESS_BYTES_MAX = 4 * 1024
+
+_HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"x-frame-options": b"DENY",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cross-origin-opener-policy": b"same-origin",
+}
+
+
+def harden(app: ASGIApp) -> ASGIApp:
+    """Return an ASGI app that refuses what is too long, and adds security headers to the answers that lack them."""
+
+    async def hardened(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await app(scope, receive, send)
+            return
+
+        async def adding(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                given = {name.lower() for name, _ in message["headers"]}
+                added = [(name, value) for name, value in _HEADERS.items() if name not in given]
+                message["headers"] = [*message["headers"], *added]
+            await send(message)
+
+        status = _too_long(scope["raw_path"], scope["query_string"], scope["headers"])
+        if status is None:
+            await app(scope, receive, adding)
+        else:
+            await _refuse(status, adding)
+
+    return hardened
+
+
+def _too_long(path: bytes, query: bytes, headers: Iterable[tuple[bytes, bytes]]) -> HTTPStatus | None:
+    if len(path) + len(query) > ADDRESS_BYTES_MAX:
+        return HTTPStatus.REQUEST_URI_TOO_LONG
+    if sum(len(name) + len(value) for name, value in headers) > HEADER_BYTES_MAX:
+        return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    return None
+
+
+async def _refuse(status: HTTPStatus, send: Send) -> None:
+    what = (
+        f"an address of {ADDRESS_BYTES_MAX} bytes"
+        if status is HTTPStatus.REQUEST_URI_TOO_LONG
+        else f"headers of {HEADER_BYTES_MAX} bytes"
+    )
+    problem = Problem(
+        type="about:blank", title=status.phrase, status=status, detail=f"This service takes {what} at most."
+    )
+    body = msgspec.json.encode(problem)
+    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,126 @@
+// The cities of a country-day, and where each contribution comes from.
+
+import { ledger } from "./api.js";
+import { button, element, notice } from "./dom.js";
+import { bytes, count, delay, instant } from "./format.js";
+import { completeness } from "./stats.js";
+
+const STANDINGS = {
+  reported: "counted",
+  left: "counted; no longer in the upstream's list",
+  missing: "missing",
+  retracted: "moved to another country",
+};
+
+/** Open the dialog that shows a country-day. */
+export function openCountryDay(country, day) {
+  const dialog = document.getElementById("country-day");
+  const cities = element("div", { "aria-busy": "true" }, element("p", { class: "loading" }, "Reading the cities…"));
+  const content = element(
+    "div",
+    { class: "content" },
+    element(
+      "header",
+      {},
+      element("h2", { id: "country-day-title" }, `${country.name}, ${day.date}`),
+      button("Close", () => dialog.close(), { "aria-keyshortcuts": "Escape" }),
+    ),
+    element("p", { class: `${day.standing}-text` }, `This day is ${completeness(day)}.`),
+    cities,
+  );
+  dialog.replaceChildren(content);
+  dialog.onclick = (event) => {
+    if (event.target === dialog) dialog.close(); // beside it: what is shown lies in elements of its own
+  };
+  dialog.showModal();
+  read(cities, country, day, null, null);
+}
+
+async function read(place, country, day, next, body) {
+  try {
+    const page = await ledger(country.slug, day.date, next);
+    if (!body) {
+      body = element("tbody");
+      place.replaceChildren(page.cities.length ? table(body) : notice("empty", "No city is known of this day"));
+    }
+    body.append(...page.cities.map(row));
+    if (page.next) {
+      const more = button("Show more cities", () => {
+        more.remove();
+        read(place, country, day, page.next, body);
+      });
+      place.append(more);
+    }
+  } catch (problem) {
+    const missing = problem.status === 404;
+    place.append(
+      missing
+        ? notice("empty", "Nothing is known of this day", "Ask for its date below: what the upstream has of it is then fetched.")
+        : notice("error", problem.title ?? "That failed", problem.message),
+    );
+  } finally {
+    place.querySelector(".loading")?.remove();
+    place.setAttribute("aria-busy", "false");
+  }
+}
+
+const table = (body) =>
+  element(
+    "div",
+    { class: "scroll" },
+    element(
+      "table",
+      { class: "rows" },
+      element("caption", { class: "unseen" }, "Cities"),
+      element(
+        "thead",
+        {},
+        element(
+          "tr",
+          {},
+          ["City", "Standing", "Average delay", "Passengers", "Buses", "Accidents", "Where it comes from"].map((name, place) =>
+            element("th", { scope: "col", class: place > 1 && place < 6 ? "figure" : null }, name),
+          ),
+        ),
+      ),
+      body,
+    ),
+  );
+
+function row(city) {
+  const added = city.contribution;
+  const figure = (text) => element("td", { class: "figure" }, text);
+  return element(
+    "tr",
+    {},
+    element("th", { scope: "row" }, city.city_name || "(name not known yet)", element("small", {}, ` id ${city.city_id}`)),
+    element("td", { class: city.standing === "reported" ? null : "provisional-text" }, STANDINGS[city.standing] ?? city.standing),
+    figure(added?.trips ? delay(added.delay_total_ms / added.trips / 1000) : "–"),
+    figure(added ? count(added.passengers) : "–"),
+    figure(added ? count(added.trips) : "–"),
+    figure(added ? count(added.accidents) : "–"),
+    element("td", {}, city.provenance ? provenance(city.provenance) : "no file was ever taken in"),
+  );
+}
+
+function provenance(from) {
+  const facts = {
+    "Taken in": instant(from.ingested_at),
+    Upstream: from.upstream_url,
+    "Raw file": from.raw_key,
+    Size: `${bytes(from.size_bytes)} (${count(from.size_bytes)} bytes)`,
+    "SHA-256": from.sha256,
+    "Upstream's ETag": from.etag ?? "none",
+    "Changed upstream": from.last_modified ?? "not said",
+    Revision: String(from.revision),
+    "Plan revision": String(from.plan_revision),
+    "Read by rules": `version ${from.rule_version}`,
+    Request: from.request_id,
+  };
+  return element(
+    "details",
+    {},
+    element("summary", {}, `${bytes(from.size_bytes)}, ${instant(from.ingested_at)}`),
+    element("dl", {}, Object.entries(facts).map(([name, text]) => [element("dt", {}, name), element("dd", {}, text)]).flat()),
+  );
+}

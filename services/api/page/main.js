@@ -1,0 +1,280 @@
+// The page: what is shown stands in its address, so it can be kept, sent, and gone back to.
+
+import { countryStats, keepKey, statsFile } from "./api.js";
+import { openCountryDay } from "./country_day.js";
+import { button, element, hideHint, notice, tell } from "./dom.js";
+import { count, daysIn, delay, moved, plural } from "./format.js";
+import { heatmap } from "./heatmap.js";
+import { LINES_MAX, lines } from "./lines.js";
+import { watchRequests } from "./requests.js";
+import { MEASURES, arranged } from "./stats.js";
+import { countriesTable, daysTable } from "./tables.js";
+
+const LINES_AT_FIRST = 5;
+const DAYS_AT_FIRST = 31;
+const QUIET_MS = 400;
+
+const form = document.getElementById("range");
+const answer = document.getElementById("answer");
+
+let shown = null; // what the address says: from, to, country, measure
+let loading = null;
+let chosen = null; // the slugs with a line; null: the largest
+
+function fromAddress() {
+  const query = new URLSearchParams(location.search);
+  const measure = query.get("measure");
+  return {
+    from: query.get("from") ?? "",
+    to: query.get("to") ?? "",
+    country: query.get("country") ?? "",
+    measure: measure in MEASURES ? measure : "delay",
+  };
+}
+
+function go(changes, { replace = false } = {}) {
+  shown = { ...shown, ...changes };
+  const query = new URLSearchParams(Object.entries(shown).filter(([, value]) => value));
+  history[replace ? "replaceState" : "pushState"](null, "", `?${query}`);
+  return load();
+}
+
+async function load({ quietly = false } = {}) {
+  form.elements.from.value = shown.from;
+  form.elements.to.value = shown.to;
+  loading?.abort();
+  loading = new AbortController();
+  const { signal } = loading;
+  answer.setAttribute("aria-busy", "true");
+  if (!quietly) {
+    const slow = setTimeout(() => answer.replaceChildren(element("p", { class: "loading" }, "Reading the statistics…")), QUIET_MS);
+    signal.addEventListener("abort", () => clearTimeout(slow));
+    loading.slow = slow;
+  }
+  const mine = loading;
+  try {
+    show(arranged(await countryStats(shown, signal)));
+    tell(`Statistics from ${shown.from} to ${shown.to}.`);
+  } catch (problem) {
+    if (problem.name === "AbortError") return;
+    if (!problem.title) console.error(problem);
+    const remedy = problem.status === 401 ? keyForm() : button("Try again", () => load());
+    answer.replaceChildren(notice("error", problem.title ?? "That failed", problem.message, remedy));
+  } finally {
+    clearTimeout(mine.slow);
+    if (mine === loading) answer.setAttribute("aria-busy", "false");
+  }
+}
+
+function keyForm() {
+  const key = element("input", { type: "password", name: "key", autocomplete: "off", required: true });
+  return element(
+    "form",
+    {
+      class: "controls",
+      onsubmit: (event) => {
+        event.preventDefault();
+        keepKey(key.value.trim());
+        location.reload();
+      },
+    },
+    element("label", {}, "API key", key),
+    element("button", { class: "primary" }, "Use this key"),
+  );
+}
+
+function show(stats) {
+  hideHint();
+  choices(stats.countries);
+  if (stats.countries.length === 0) {
+    const asking = document.getElementById("ask");
+    answer.replaceChildren(
+      notice(
+        "empty",
+        "No data in this range",
+        shown.country ? "Not of this country, at least." : "Nothing was taken in of these days. Request them, and watch their numbers come in.",
+        button("Request these days", () => {
+          asking.elements.from.value = shown.from;
+          asking.elements.to.value = shown.to;
+          asking.scrollIntoView();
+          asking.querySelector("button").focus();
+        }),
+      ),
+    );
+    return;
+  }
+  const map = element("div");
+  const graph = element("div");
+  const table = element("div");
+  const drawMap = () => map.replaceChildren(heatmap(stats, shown.measure, openCountryDay));
+  const drawLines = () => {
+    const some = stats.countries.filter((country) => chosen.has(country.slug));
+    graph.replaceChildren(
+      some.length ? lines(some, stats.dates, shown.measure) : notice("empty", "No country is chosen", "Choose some in the table below."),
+    );
+  };
+  const drawTable = () =>
+    table.replaceChildren(
+      shown.country
+        ? daysTable(stats.countries[0], (day) => openCountryDay(stats.countries[0], day))
+        : countriesTable(stats.countries, {
+            chosen,
+            linesMax: LINES_MAX,
+            onchoose: (slug, on) => {
+              chosen[on ? "add" : "delete"](slug);
+              drawLines();
+              for (const box of table.querySelectorAll("input")) box.disabled = !box.checked && chosen.size >= LINES_MAX;
+            },
+            onopen: (country) => go({ country: country.slug }),
+          }),
+    );
+  const there = new Set(stats.countries.map((country) => country.slug));
+  chosen = new Set([...(chosen ?? [])].filter((slug) => there.has(slug)));
+  if (!chosen.size) {
+    const largest = [...stats.countries].sort((one, other) => other.total.bus_count - one.total.bus_count);
+    chosen = new Set(largest.slice(0, LINES_AT_FIRST).map((country) => country.slug));
+  }
+  drawMap();
+  drawTable();
+  answer.replaceChildren(
+    overview(stats),
+    measures(() => {
+      drawMap();
+      drawLines();
+    }),
+    element("h3", {}, "By country and day"),
+    map,
+    element("h3", {}, "Day by day"),
+    graph,
+    element("h3", {}, "In numbers"),
+    table,
+    downloads(),
+  );
+  drawLines();
+}
+
+function choices(countries) {
+  const select = form.elements.country;
+  const known = new Map([...select.options].map((option) => [option.value, option.text]));
+  for (const { slug, name } of countries) known.set(slug, name);
+  if (shown.country && !known.has(shown.country)) known.set(shown.country, shown.country);
+  known.delete("");
+  const sorted = [...known].sort(([, one], [, other]) => one.localeCompare(other, "en"));
+  select.replaceChildren(new Option("All countries", ""), ...sorted.map(([slug, name]) => new Option(name, slug)));
+  select.value = shown.country;
+}
+
+function overview({ countries, total }) {
+  const tile = (name, text) => element("div", {}, element("dt", {}, name), element("dd", {}, text));
+  const known = total.complete + total.provisional;
+  return element(
+    "div",
+    {},
+    element(
+      "dl",
+      { class: "tiles" },
+      tile("Average delay", delay(total.average_delay_s)),
+      tile("Passengers", count(total.passenger_count)),
+      tile("Buses", count(total.bus_count)),
+      tile("Accidents", count(total.accident_count)),
+    ),
+    element(
+      "p",
+      { class: total.provisional ? "provisional-text" : null },
+      `${plural(countries.length, "country", "countries")}, ${plural(known, "country-day")} with data: `,
+      total.provisional
+        ? `${count(total.provisional)} provisional, because files of cities are missing; their numbers will change.`
+        : "all complete.",
+      total.none ? ` ${plural(total.none, "country-day")} without data.` : "",
+    ),
+  );
+}
+
+function measures(redraw) {
+  return element(
+    "fieldset",
+    { class: "measures" },
+    element("legend", { class: "unseen" }, "What is shown"),
+    Object.entries(MEASURES).map(([key, { name }]) =>
+      element(
+        "label",
+        {},
+        element("input", {
+          type: "radio",
+          name: "measure",
+          value: key,
+          checked: key === shown.measure,
+          onchange: () => {
+            shown.measure = key;
+            history.replaceState(null, "", `?${new URLSearchParams(Object.entries(shown).filter(([, value]) => value))}`);
+            redraw();
+          },
+        }),
+        element("span", {}, name),
+      ),
+    ),
+  );
+}
+
+function downloads() {
+  const save = async (type, ending) => {
+    try {
+      const href = URL.createObjectURL(await statsFile(shown, type));
+      const name = [shown.country || "countries", shown.from, shown.to].join("_");
+      element("a", { href, download: `${name}.${ending}` }).click();
+      setTimeout(() => URL.revokeObjectURL(href), 60_000);
+    } catch (problem) {
+      answer.append(notice("error", problem.title ?? "That failed", problem.message));
+    }
+  };
+  return element(
+    "p",
+    { class: "downloads" },
+    "The same numbers as a file: ",
+    button("CSV", () => save("text/csv", "csv")),
+    button("JSON", () => save("application/json", "json")),
+    button("NDJSON", () => save("application/x-ndjson", "ndjson")),
+  );
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const { from, to, country } = Object.fromEntries(new FormData(form));
+  if (!from || !to) answer.replaceChildren(notice("error", "A day is missing", "Give a first and a last day."));
+  else go({ from, to, country });
+});
+form.elements.country.addEventListener("change", () => form.requestSubmit());
+for (const mover of form.querySelectorAll("[data-move]")) {
+  mover.addEventListener("click", () => {
+    const days = daysIn(shown.from, shown.to) * Number(mover.dataset.move);
+    go({ from: moved(shown.from, days), to: moved(shown.to, days) });
+  });
+}
+addEventListener("popstate", () => {
+  shown = fromAddress();
+  load();
+});
+addEventListener("scroll", hideHint, { passive: true });
+
+let refreshing = null;
+shown = fromAddress();
+watchRequests({
+  // Without a range in the address: the days that were asked for last.
+  onfirst: (requests) => {
+    const known = requests.map((one) => one.date).sort();
+    const today = new Date().toISOString().slice(0, 10);
+    const to = known.at(-1) ?? today;
+    const earliest = moved(to, 1 - DAYS_AT_FIRST);
+    const from = known.find((date) => date >= earliest) ?? moved(to, -6);
+    const asking = document.getElementById("ask").elements;
+    asking.from.value ||= moved(to, known.length ? 1 : 0);
+    asking.to.value ||= asking.from.value;
+    if (!(shown.from && shown.to)) go({ from, to }, { replace: true });
+  },
+  onserved: (date) => {
+    if (date < shown.from || date > shown.to) return;
+    clearTimeout(refreshing);
+    refreshing = setTimeout(() => load({ quietly: true }), QUIET_MS);
+  },
+});
+if (shown.from && shown.to) load();

@@ -1,0 +1,180 @@
+// Asking for dates, and watching the requests.
+
+import { ask, follow, latestRequests, request } from "./api.js";
+import { button, element, notice, tell } from "./dom.js";
+import { bytes, count, daysIn, instant, plural } from "./format.js";
+
+const LISTED = 20;
+const POLL_UNDER_WAY_MS = 2_000;
+const STREAMS_MAX = 3; // a browser opens six connections to a host, and the other requests need some
+const POLL_IDLE_MS = 15_000;
+const ENDS = new Set(["completed", "completed with failures", "failed"]);
+const MARKS = { completed: "✓", "completed with failures": "!", failed: "✕" };
+
+const ended = (one) => ENDS.has(one.status);
+
+/** Show the latest requests and keep them as they are; `onserved(date)` is called when one that ran has ended. */
+export function watchRequests({ onserved, onfirst }) {
+  const form = document.getElementById("ask");
+  const place = document.getElementById("latest");
+  const rows = new Map();
+  const streams = new Map();
+  let timer = null;
+  let first = true;
+
+  async function look() {
+    clearTimeout(timer);
+    let wait = POLL_IDLE_MS;
+    try {
+      const listed = await latestRequests(LISTED);
+      show(listed);
+      if (listed.some((one) => !ended(one))) wait = POLL_UNDER_WAY_MS;
+      listed.filter((one) => !ended(one)).forEach(({ id }) => stream(id));
+      if (first) onfirst(listed);
+      first = false;
+    } catch (problem) {
+      place.querySelector(".error")?.remove();
+      place.prepend(notice("error", problem.title ?? "That failed", problem.message, button("Try again", look)));
+      if (first) onfirst([]);
+      first = false;
+    }
+    place.setAttribute("aria-busy", "false");
+    if (!document.hidden) timer = setTimeout(look, wait);
+  }
+
+  // What is not streamed, or whose stream broke, is still looked at in the list.
+  function stream(id) {
+    if (streams.has(id) || streams.size >= STREAMS_MAX) return;
+    const stopping = new AbortController();
+    streams.set(id, stopping);
+    follow(id, update, stopping.signal)
+      .catch(() => {})
+      .finally(() => streams.delete(id));
+  }
+
+  function update(one) {
+    const row = rows.get(one.id);
+    if (!row || row.shown?.version > one.version) return;
+    const ranBefore = row.shown && !ended(row.shown);
+    row.show(one);
+    if (ranBefore && ended(one)) {
+      tell(`The request for ${one.date} is ${one.status}.`);
+      onserved(one.date);
+    }
+  }
+
+  function show(listed) {
+    const list = place.querySelector("ul") ?? element("ul", { class: "requests" });
+    for (const one of listed) {
+      if (!rows.has(one.id)) rows.set(one.id, rowOf());
+      update(one);
+    }
+    const ids = new Set(listed.map((one) => one.id));
+    for (const id of rows.keys()) if (!ids.has(id)) rows.delete(id);
+    const wanted = listed.map((one) => rows.get(one.id).item);
+    if (wanted.some((item, at) => list.children[at] !== item) || list.children.length !== wanted.length) {
+      list.replaceChildren(...wanted);
+    }
+    if (listed.length) place.replaceChildren(list);
+    else place.replaceChildren(notice("empty", "No date has been requested yet", "Choose a date above: its progress shows here."));
+  }
+
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const asked = document.getElementById("asked");
+    const { from, to } = Object.fromEntries(new FormData(form));
+    if (!from || !to) {
+      asked.replaceChildren(notice("error", "A day is missing", "Give a first and a last day."));
+      return;
+    }
+    const send = form.querySelector("button");
+    send.disabled = true;
+    try {
+      await ask(from, to);
+      asked.replaceChildren(element("p", {}, `Requested ${plural(daysIn(from, to), "date")}.`));
+    } catch (problem) {
+      asked.replaceChildren(notice("error", problem.title ?? "That failed", problem.message));
+    } finally {
+      send.disabled = false;
+    }
+    look();
+  });
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) for (const stopping of streams.values()) stopping.abort();
+    else look();
+  });
+  look();
+}
+
+function rowOf() {
+  const mark = element("span", { class: "mark", "aria-hidden": "true" });
+  const title = element("strong");
+  const status = element("span", { class: "status" });
+  const bar = element("progress");
+  const done = element("p", { class: "done" });
+  const failures = element("details", { hidden: true }, element("summary"), element("div"));
+  const item = element("li", {}, element("p", { class: "title" }, mark, title, status), bar, done, failures);
+  const row = { item, shown: null, show };
+
+  failures.addEventListener("toggle", () => failures.open && fillFailures(failures, row.shown.id));
+
+  function show(one) {
+    const { counts } = one;
+    if (row.shown?.version === one.version && row.shown.status === one.status) return;
+    row.shown = one;
+    item.className = one.status.replaceAll(" ", "-");
+    mark.textContent = MARKS[one.status] ?? "…";
+    title.textContent = one.date;
+    status.textContent = one.status;
+    bar.hidden = ended(one);
+    bar.setAttribute("aria-label", `Cities done for ${one.date}`);
+    if (counts.cities_total) {
+      bar.max = counts.cities_total;
+      bar.value = counts.cities_done;
+    }
+    done.textContent = summaryOf(one);
+    failures.hidden = !counts.cities_failed && !one.failed_reason;
+    failures.firstElementChild.textContent = one.failed_reason
+      ? "Why it failed"
+      : `Why ${plural(counts.cities_failed, "city", "cities")} failed`;
+    if (failures.open) fillFailures(failures, one.id);
+  }
+  return row;
+}
+
+function summaryOf(one) {
+  const { counts } = one;
+  const parts = [];
+  if (counts.cities_total) {
+    parts.push(`${count(counts.cities_done)} of ${plural(counts.cities_total, "city", "cities")}`);
+    parts.push(
+      ended(one) || counts.bytes_total <= counts.bytes_done
+        ? bytes(counts.bytes_done)
+        : `${bytes(counts.bytes_done)} of ${bytes(counts.bytes_total)} begun`,
+    );
+    parts.push(plural(counts.trips_done, "trip"));
+    if (counts.cities_unchanged) parts.push(`${count(counts.cities_unchanged)} unchanged`);
+    if (counts.cities_skipped) parts.push(`${count(counts.cities_skipped)} skipped`);
+    if (counts.cities_failed) parts.push(`${count(counts.cities_failed)} failed`);
+  }
+  parts.push(`asked ${instant(one.requested_at)}`);
+  return parts.join(" · ");
+}
+
+async function fillFailures(details, id) {
+  const place = details.lastElementChild;
+  if (!place.hasChildNodes()) place.append(element("p", { class: "loading" }, "Reading…"));
+  try {
+    const { failures, counts, failed_reason: reason, bad_cities: bad, bad_cities_count: badCount } = await request(id);
+    const item = (name, why) => element("li", {}, element("strong", {}, name), `: ${why}`);
+    place.replaceChildren(
+      reason ? element("p", {}, reason) : "",
+      element("ul", {}, failures.map((one) => item(`${one.city_name || "city"} (${one.city_id})`, one.reason))),
+      counts.cities_failed > failures.length ? element("p", {}, `and ${count(counts.cities_failed - failures.length)} more`) : "",
+      badCount ? element("p", {}, `${plural(badCount, "entry", "entries")} of the upstream's list could not be used:`) : "",
+      element("ul", {}, bad.map((one) => item(one.entry, one.reason))),
+    );
+  } catch (problem) {
+    place.replaceChildren(notice("error", problem.title ?? "That failed", problem.message));
+  }
+}

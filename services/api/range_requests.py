@@ -1,0 +1,139 @@
+"""Requests for a range of dates: one request for each date, and what holds them together.
+
+The order of effects: the idempotency key, if there is one, is claimed; the range is written, with the ids that its
+requests are going to have; the requests are taken in like any other. Asking again with the key goes on where the first
+one stopped, under the same ids.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import msgspec
+
+from shared.bounded import map_bounded
+from services.api.errors import NothingThere, shown
+from services.api.impatience import within
+from services.api.ranges import DateRange
+from services.api.requests import (
+    GETS_AT_ONCE_MAX,
+    RECORD_DEADLINE_S,
+    RequestOverview,
+    Requests,
+    new_record,
+    overview_of,
+)
+from shared import keys, objects
+from shared.identity import RequestId, mint_request_id, parse_request_id
+from shared.objects import RequestRecord, StoredObject
+from shared.requests import Counts, Status
+from shared.store import LostRace, ObjectStore
+
+
+class RangeRecord(StoredObject, frozen=True, kw_only=True):
+    """A range that was asked for, and its requests in the order of the dates."""
+
+    range_id: RequestId
+    first: dt.date
+    last: dt.date
+    requests: tuple[RequestId, ...]
+
+
+class RangeDetail(msgspec.Struct, frozen=True, kw_only=True, rename={"first": "from", "last": "to"}):
+    """A range that was asked for, and how far its requests have come."""
+
+    id: Annotated[str, msgspec.Meta(examples=["018f3d2a-5c00-7aaa-8bbb-0123456789ab"])]
+    first: dt.date
+    last: dt.date
+    status: Annotated[
+        Status,
+        msgspec.Meta(description="Failed: every date failed. Completed: every date is, and its numbers are served."),
+    ]
+    counts: Annotated[Counts, msgspec.Meta(description="The sums over the dates.")]
+    requests: Annotated[tuple[RequestOverview, ...], msgspec.Meta(description="One request a date, in their order.")]
+
+
+class RangeRequests:
+    """The ranges of the bucket, and the way to ask for one."""
+
+    def __init__(self, store: ObjectStore, requests: Requests, *, clock: Callable[[], dt.datetime]) -> None:
+        self._store = store
+        self._requests = requests
+        self._clock = clock
+
+    async def accept(self, days: DateRange, *, idempotency_key: str | None = None, caller: str = "") -> RangeDetail:
+        """Ask for every date of a range; errors are those of asking for one."""
+        range_id = mint_request_id(self._clock())
+        async with within(RECORD_DEADLINE_S, "Writing the range"):
+            if idempotency_key is not None:
+                range_id = await self._requests.claims.claim(
+                    idempotency_key, f"from={days.first}&to={days.last}", range_id, caller=caller
+                )
+            wanted = RangeRecord(
+                range_id=range_id,
+                first=days.first,
+                last=days.last,
+                requests=tuple(mint_request_id(self._clock()) for _ in range(days.days)),
+            )
+            record = await self._put_if_absent(wanted)
+            children = await self._children(record)
+        await self._requests.start([(child.request_id, child.date) for child, there in children if not there])
+        return await self.read(range_id)
+
+    async def read(self, text: str) -> RangeDetail:
+        """Return the range whose id ``text`` spells, as it is. Raises NothingThere if there is none."""
+        range_id = parse_request_id(text)
+        if range_id is not None:
+            async with within(RECORD_DEADLINE_S, "Reading the range's status"):
+                record = await self._read(keys.range_request(range_id))
+                children = await self._children(record) if record else []
+            if record is not None:
+                return detail_of(record, [child for child, _ in children])
+        raise NothingThere(f"There is no range with the id {shown(text)}.")
+
+    async def _children(self, record: RangeRecord) -> list[tuple[RequestRecord, bool]]:
+        """Return the record of each request, and whether it is there or has yet to be."""
+
+        async def child(place: int) -> tuple[RequestRecord, bool]:
+            request_id = record.requests[place]
+            found = await self._requests.find(request_id)
+            return found or new_record(request_id, record.first + dt.timedelta(days=place)), found is not None
+
+        return await map_bounded(child, range(len(record.requests)), at_once_max=GETS_AT_ONCE_MAX)
+
+    async def _put_if_absent(self, record: RangeRecord) -> RangeRecord:
+        key = keys.range_request(record.range_id)
+        try:
+            await self._store.swap(key, objects.encode(record), etag=None)
+        except LostRace:
+            return await self._read(key) or record
+        return record
+
+    async def _read(self, key: str) -> RangeRecord | None:
+        found = await self._store.get(key)
+        return objects.decode(RangeRecord, found.body, key) if found else None
+
+
+def detail_of(record: RangeRecord, children: Sequence[RequestRecord]) -> RangeDetail:
+    """Return what is shown of a range."""
+    overviews = tuple(overview_of(child) for child in children)
+    sums = {field: sum(getattr(overview.counts, field) for overview in overviews) for field in Counts.__struct_fields__}
+    return RangeDetail(
+        id=record.range_id,
+        first=record.first,
+        last=record.last,
+        status=status_of_all([overview.status for overview in overviews]),
+        counts=Counts(**sums),
+        requests=overviews,
+    )
+
+
+def status_of_all(statuses: Sequence[Status]) -> Status:
+    """Return the status of requests taken together: their common one, or else where they are on the way."""
+    if len(set(statuses)) == 1:
+        return statuses[0]
+    if all(status.ended for status in statuses):
+        return Status.COMPLETED_WITH_FAILURES
+    return Status.PLANNED if set(statuses) <= {Status.ACCEPTED, Status.PLANNED} else Status.RUNNING

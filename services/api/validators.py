@@ -1,0 +1,21 @@
+"""Strong ETags: equal ones mean equal bytes. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+
+def strong_etag(parts: Iterable[str]) -> str:
+    """Return the ETag of an answer that is made of ``parts`` and of nothing else."""
+    digest = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8) + encoded)
+    return f'"{digest.hexdigest()[:32]}"'
+
+
+def is_known(if_none_match: str, etag: str) -> bool:
+    """Return whether a client that sends this ``If-None-Match`` has the answer with this ETag."""
+    known = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
+    return etag in known or known == ["*"]

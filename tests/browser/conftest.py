@@ -1,0 +1,68 @@
+"""A browser, and a page of it on the API over a bucket in memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.serving import served
+from tests.unit.api_world import World
+
+
+def chromium() -> str | None:
+    """Return where Chromium is: as TRIPFOLD_TEST_CHROMIUM says, on the path, or where Playwright installs it."""
+    named = os.environ.get("TRIPFOLD_TEST_CHROMIUM")
+    found = named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found:
+        return found
+    with sync_playwright() as playwright:
+        installed = playwright.chromium.executable_path
+    return installed if Path(installed).exists() else None
+
+
+@pytest.fixture(name="browser", scope="package")  # beside it, no test with an event loop of its own can run
+def _browser() -> Iterator[Browser]:
+    executable = chromium()
+    if executable is None:
+        pytest.skip("no Chromium: set TRIPFOLD_TEST_CHROMIUM to one, or run `playwright install chromium`")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=executable,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"],
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(name="world")
+def _world() -> World:
+    return World()
+
+
+@pytest.fixture(name="address")
+def _address(world: World) -> Iterator[str]:
+    with served(world) as address:
+        yield address
+
+
+@pytest.fixture(name="page")
+def _page(browser: Browser, address: str) -> Iterator[Page]:
+    """Yield a page that fails its test if it asked another host for anything, or met an error nobody caught."""
+    del address  # asked for so that the API outlives the page
+    context = browser.new_context(viewport={"width": 1180, "height": 900}, locale="en-GB", timezone_id="UTC")
+    context.set_default_timeout(10_000)
+    page = context.new_page()
+    asked: list[str] = []
+    faults: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if "Content Security" in message.text else None)
+    yield page
+    context.close()
+    assert [url for url in asked if not url.startswith(("http://127.0.0.1:", "blob:", "about:"))] == []
+    assert faults == []

@@ -1,0 +1,294 @@
+"""The page at ``/``, as somebody in front of it meets it."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import msgspec
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from services.api.access import digest_of, mint_key
+from shared.events import Outcome
+from shared.identity import CityId
+from shared.objects import CityUnderWay, Failure, RequestRecord
+from tests.serving import served
+from tests.unit.api_world import DAY, NOW, World, manifest_of, planned, stats
+from tests.unit.test_api_requests import record_of, write
+
+NEXT_DAY = DAY + dt.timedelta(days=1)
+RANGE = "?from=2024-05-01&to=2024-05-02"
+
+
+def fill(world: World) -> None:
+    """Put two countries into the bucket: Armenia is complete on the first day alone, Brazil has one day."""
+    first, second = stats("armenia", city_id="1"), stats("armenia", city_id="2", accidents=1)
+    world.fold_in(planned("armenia", city_ids=["1", "2"]), first, second)
+    world.fold_in(planned("armenia", NEXT_DAY, city_ids=["1", "2"]), stats("armenia", NEXT_DAY, city_id="1"))
+    world.fold_in(planned("brazil", city_ids=["7"]), stats("brazil", trips=4, delay_total_ms=8_000))
+    for event in (first, second):
+        world.write_manifest(manifest_of(event))
+
+
+def under_way(date: dt.date = DAY) -> RequestRecord:
+    """Return a request that has stored one of two cities."""
+    return msgspec.structs.replace(
+        record_of(NOW),
+        date=date,
+        version=5,
+        planned=True,
+        plan_revision=3,
+        cities=2,
+        countries=1,
+        outcomes={Outcome.STORED: "1"},
+        served="1",
+        under_way={1: CityUnderWay(bytes_done=30_000_000, bytes_total=60_000_000, trips_done=6)},
+        bytes_done=10_000_000,
+    )
+
+
+def ended(record: RequestRecord) -> RequestRecord:
+    """Return the request with its second city failed."""
+    return msgspec.structs.replace(
+        record,
+        version=record.version + 1,
+        outcomes={Outcome.STORED: "1", Outcome.FAILED: "2"},
+        under_way={},
+        failures={1: Failure(city_id=CityId("9"), city_name="Port Tina", reason="the upstream answered 404")},
+    )
+
+
+def cell(page: Page, country: str, day: int) -> Locator:
+    """Return a cell of the heat map; days count from 1."""
+    return page.locator(".heatmap tbody tr", has_text=country).locator("td").nth(day - 1)
+
+
+def test_completeness_shows(world: World, page: Page, address: str) -> None:
+    """A complete day, a provisional one and one without data look different, and say so to a screen reader."""
+    fill(world)
+    page.goto(f"{address}/{RANGE}")
+    expect(cell(page, "Armenia", 1)).to_have_class("complete c0")
+    expect(cell(page, "Armenia", 2)).to_have_class("provisional c0")
+    expect(cell(page, "Armenia", 2)).to_have_text("1.1 provisional")
+    expect(cell(page, "Brazil", 2)).to_have_class("none")
+    expect(cell(page, "Brazil", 2)).to_have_text("no data")
+    expect(page.locator("#answer")).to_contain_text("3 country-days with data: 1 provisional")
+
+
+def test_measures(world: World, page: Page, address: str) -> None:
+    """Choosing another measure changes the heat map, the lines and the address."""
+    fill(world)
+    page.goto(f"{address}/{RANGE}")
+    expect(cell(page, "Brazil", 1)).to_have_text("2.0")
+    page.get_by_label("Accidents", exact=True).check(force=True)
+    expect(cell(page, "Armenia", 1)).to_have_text("1")
+    expect(page.locator(".chart svg")).to_have_attribute(
+        "aria-label",
+        "Accidents from 2024-05-01 to 2024-05-02: a line for each of Armenia, Brazil. Left and right read the days.",
+    )
+    assert "measure=accidents" in page.url
+
+
+def test_keyboard(world: World, page: Page, address: str) -> None:
+    """The arrow keys walk through the heat map, Enter shows the cities, Escape leads back to the cell."""
+    fill(world)
+    page.goto(f"{address}/{RANGE}")
+    first = cell(page, "Armenia", 1)
+    first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(cell(page, "Armenia", 2)).to_be_focused()
+    expect(cell(page, "Armenia", 2)).to_have_attribute(
+        "aria-label",
+        "Armenia, 2024-05-02: average delay 1.1 s, 40 passengers, 8 buses, 0 accidents; provisional: 1 of 2 cities",
+    )
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowUp")
+    expect(first).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog", name="Armenia, 2024-05-01")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(first).to_be_focused()
+
+
+def test_cities_of_a_day(world: World, page: Page, address: str) -> None:
+    """A click on a country-day lists its cities, each with where its numbers come from."""
+    fill(world)
+    page.goto(f"{address}/{RANGE}")
+    cell(page, "Armenia", 1).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.locator("tbody tr")).to_have_count(2)
+    expect(dialog).to_contain_text("This day is complete: 2 cities.")
+    dialog.locator("summary").first.click()
+    expect(dialog.get_by_text("http://upstream.test/cities/1/stats?date=2024-05-01")).to_be_visible()
+    expect(dialog.get_by_text("ab" * 32).first).to_be_visible()
+
+
+def test_one_country(world: World, page: Page, address: str) -> None:
+    """A country's name leads to its days; Back leads to all countries again."""
+    fill(world)
+    page.goto(f"{address}/{RANGE}")
+    page.get_by_role("button", name="Armenia").click()
+    expect(page.get_by_role("table", name="Days of Armenia").locator("tbody tr")).to_have_count(2)
+    assert "country=armenia" in page.url
+    page.go_back()
+    expect(page.get_by_role("table", name="Totals by country").locator("tbody tr")).to_have_count(2)
+
+
+def test_sorting(world: World, page: Page, address: str) -> None:
+    """A click on the head of a column sorts by it, the largest first."""
+    fill(world)
+    page.goto(f"{address}/{RANGE}")
+    table = page.get_by_role("table", name="Totals by country")
+    table.get_by_role("button", name="Average delay").click()
+    expect(table.locator("tbody th").first).to_have_text("Brazil")
+    expect(table.locator("th", has_text="Average delay")).to_have_attribute("aria-sort", "descending")
+
+
+def test_asking_and_watching(world: World, page: Page, address: str) -> None:
+    """A date that is asked for shows its progress, its failures with their reasons, and then its numbers."""
+    page.goto(f"{address}/{RANGE}")
+    expect(page.get_by_text("No data in this range")).to_be_visible()
+    expect(page.get_by_text("No date has been requested yet")).to_be_visible()
+    page.get_by_role("button", name="Request these days").click()
+    page.locator("#ask").get_by_role("button", name="Request").click()
+    expect(page.get_by_text("Requested 2 dates.")).to_be_visible()
+    expect(page.locator(".requests > li")).to_have_count(2)
+    running = under_way()
+    write(world, running)
+    row = page.locator(".requests > li", has_text="running")
+    expect(row).to_contain_text("1 of 2 cities · 40.0 MB of 70.0 MB begun · 6 trips")
+    expect(row.get_by_role("progressbar")).to_have_attribute("value", "1")
+    fill(world)
+    write(world, ended(running))
+    row = page.locator(".requests > li", has_text="completed with failures")
+    row.locator("summary").click()
+    expect(row).to_contain_text("Port Tina (9): the upstream answered 404")
+    expect(cell(page, "Armenia", 1)).to_have_text("1.1")
+
+
+def test_progress_is_streamed(world: World, page: Page, address: str) -> None:
+    """Progress comes by itself, without the list being asked for again; after the end the numbers are read."""
+    fill(world)
+    running = under_way()
+    write(world, running)
+    page.goto(f"{address}/?from=2024-05-01&to=2024-05-01")
+    row = page.locator(".requests > li")
+    expect(row).to_contain_text("running")
+    page.route("**/process-requests?limit=*", lambda route: route.abort())
+    running = msgspec.structs.replace(running, version=6, trips_done=500)
+    write(world, running)
+    expect(row).to_contain_text("506 trips")
+    with page.expect_response("**/country-stats?*"):
+        write(world, ended(running))
+        expect(row).to_contain_text("completed with failures")
+
+
+def test_store_down(world: World, page: Page, address: str) -> None:
+    """While S3 is down the page says so and lets one try again; then it shows the numbers."""
+    fill(world)
+    world.store.down = True
+    page.goto(f"{address}/{RANGE}")
+    alert = page.locator("#answer").get_by_role("alert")
+    expect(alert).to_contain_text("S3 cannot be used. Try again in a few seconds.")
+    world.store.down = False
+    alert.get_by_role("button", name="Try again").click()
+    expect(cell(page, "Armenia", 1)).to_be_visible()
+
+
+def test_a_key(world: World, page: Page) -> None:
+    """Where a key is needed the page asks for one, and keeps it while the window is open."""
+    fill(world)
+    key = mint_key()
+    with served(world, api_access="keys", api_keys=f"page:read:{digest_of(key)}") as address:
+        page.goto(f"{address}/{RANGE}")
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Use this key").click()
+        expect(cell(page, "Armenia", 1)).to_be_visible()
+        page.reload()
+        expect(cell(page, "Armenia", 1)).to_be_visible()
+        page.goto("about:blank")
+
+
+def test_a_refused_range(world: World, page: Page, address: str) -> None:
+    """What the API says of a range it refuses is what the page says."""
+    fill(world)
+    page.goto(f"{address}/?from=2024-05-02&to=2024-05-01")
+    expect(page.locator("#answer").get_by_role("alert")).to_contain_text("swap the two")
+
+
+def test_first_visit(world: World, page: Page, address: str) -> None:
+    """Without a range in the address, the page shows the dates that were requested."""
+    fill(world)
+    write(world, ended(under_way()))
+    page.goto(address)
+    expect(page.locator("#range [name=from]")).to_have_value("2024-05-01")
+    expect(cell(page, "Armenia", 1)).to_be_visible()
+
+
+def test_names_are_text(world: World, page: Page, address: str) -> None:
+    """A name that looks like markup is shown as it is written."""
+    name = "<img src=x onerror=alert(1)>"
+    world.fold_in(msgspec.structs.replace(stats("odd"), country_name=name))
+    page.goto(f"{address}/?from=2024-05-01&to=2024-05-01")
+    expect(page.locator(".heatmap tbody th")).to_have_text(name)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1180])
+def test_every_width(world: World, page: Page, address: str, width: int, scheme: str) -> None:
+    """Nothing sticks out of the page, on a phone or a screen, whatever the names; text stands out in both schemes."""
+    fill(world)
+    write(world, ended(under_way()))
+    world.fold_in(msgspec.structs.replace(stats("long"), country_name="Llanfairpwllgwyngyllgogerychwyrndrobwll" * 3))
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    page.set_viewport_size({"width": width, "height": 700})
+    page.goto(f"{address}/{RANGE}")
+    expect(cell(page, "Armenia", 1)).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate(CONTRASTS_MIN) >= 4.5
+
+
+def test_a_year_of_many_countries(world: World, page: Page, address: str) -> None:
+    """A year is shown with the first countries; the others come when they are asked for."""
+    for number in range(60):
+        country = f"country-{number}"
+        world.fold_in(stats(country), planned(country, city_ids=["7"]))
+    page.goto(f"{address}/?from=2024-05-01&to=2025-04-30")
+    rows = page.locator(".heatmap tbody tr")
+    expect(rows).to_have_count(32)
+    page.get_by_role("button", name="Show all 60 countries").click()
+    expect(rows).to_have_count(60)
+    expect(rows.nth(32).locator("td").first).to_be_focused()
+
+
+# The least contrast of a cell's or a notice's text with what it stands on, as WCAG computes it.
+CONTRASTS_MIN = """() => {
+  const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const luminance = (colour) => {
+    const [red, green, blue] = channels(colour).map((part) => {
+      const share = part / 255;
+      return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
+  const backOf = (element) => {
+    for (let one = element; one; one = one.parentElement) {
+      const back = getComputedStyle(one).backgroundColor;
+      if (channels(back)[3] !== 0) return back;
+    }
+  };
+  const texts = document.querySelectorAll(".heatmap td.c0, p, dt, dd, a, button:not(:disabled), .status, .legend li");
+  const probe = document.createElement("td");
+  document.querySelector(".heatmap tbody tr").append(probe);
+  const shown = [...texts].filter((text) => text.checkVisibility());
+  const ratio = (one, other) => (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+  const found = shown.map((text) => ratio(luminance(getComputedStyle(text).color), luminance(backOf(text))));
+  for (let step = 0; step < 7; step += 1) {
+    probe.className = `complete c${step}`;
+    const style = getComputedStyle(probe);
+    found.push(ratio(luminance(style.color), luminance(style.backgroundColor)));
+  }
+  probe.remove();
+  return Math.min(...found);
+}"""

@@ -1,0 +1,46 @@
+"""The API over a bucket in memory, served over HTTP on a free port by a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+from services.api.app import assemble
+from shared.settings import Settings
+from tests.unit.api_world import World
+
+START_DEADLINE_S = 15.0
+
+
+@contextlib.contextmanager
+def served(world: World, **settings: object) -> Iterator[str]:
+    """Serve the API over a world while the block lasts; yield its address."""
+    app = assemble(
+        Settings.model_validate({"api_access": "open", **settings}),
+        store=world.store,
+        publisher=world.publisher,
+        checks={},
+        clock=world.clock,
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(
+            uvicorn.Config(app, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        )
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        deadline_s = time.monotonic() + START_DEADLINE_S
+        while not server.started:
+            assert thread.is_alive(), "the API did not start"
+            assert time.monotonic() < deadline_s, "the API took too long to start"
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(START_DEADLINE_S)
+            assert not thread.is_alive(), "the API did not stop"

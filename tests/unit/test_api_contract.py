@@ -1,0 +1,92 @@
+"""The API is what its OpenAPI document says, whatever is sent to it: requests are made up from the document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import CheckFunction
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.schemas import OpenApiSchema
+
+from services.api import preferences
+from services.api.access import KEY_HEADER, digest_of, mint_key
+from shared.events import Outcome
+from tests.serving import served
+from tests.unit.api_world import NOW, World, manifest_of, planned, stats
+from tests.unit.test_api_requests import record_of, write
+
+EXAMPLES_MAX = 25
+TIMEOUT_S = 20
+KEY = mint_key()
+KEYS = f"test:read+process:{digest_of(KEY)}"
+# Those that take a parameter that can be wrong, and those that take none.
+FALLIBLE = ["/process-request", "/process-requests", "/country-stats", "/country-stats/{country}/{date}"]
+INFALLIBLE = [
+    "/process-requests/{request_id}",
+    "/process-requests/{request_id}/events",
+    "/process-ranges/{range_id}",
+    "/health/live",
+    "/health/ready",
+]
+# No document can say that ``from`` is not after ``to``, nor that a key was used before.
+ALLOWED_AND_REFUSED = {"/country-stats", "/process-request"}
+
+
+@pytest.fixture(name="api_schema", scope="module")
+def _api_schema() -> Iterator[OpenApiSchema]:
+    world = World()
+    event = stats("armenia", accidents=1)
+    world.fold_in(event, planned("armenia", city_ids=["7", "8"]))
+    world.write_manifest(manifest_of(event))
+    completed = msgspec.structs.replace(
+        record_of(NOW), planned=True, cities=1, countries=1, outcomes={Outcome.STORED: "1"}, served="1"
+    )
+    write(world, completed)
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        served(world, api_access="keys", api_keys=KEYS, api_requests_per_minute=1_000_000) as address,
+    ):
+        patched.setattr(preferences, "WAIT_MAX_S", 0)  # nobody carries these requests out
+        yield schemathesis.openapi.from_url(f"{address}/schema/openapi.json")
+
+
+@pytest.mark.parametrize("path", FALLIBLE + INFALLIBLE)
+def test_what_is_allowed(api_schema: OpenApiSchema, path: str) -> None:
+    """Every request that the document allows is answered as it says."""
+    without: list[CheckFunction] = [positive_data_acceptance] if path in ALLOWED_AND_REFUSED else []
+    try_out(api_schema, path, GenerationMode.POSITIVE, without=without)
+
+
+@pytest.mark.parametrize("path", FALLIBLE)
+def test_what_is_not_allowed(api_schema: OpenApiSchema, path: str) -> None:
+    """Every request that the document does not allow is refused as it says."""
+    try_out(api_schema, path, GenerationMode.NEGATIVE, without=[])
+
+
+def try_out(api_schema: OpenApiSchema, path: str, mode: GenerationMode, *, without: list[CheckFunction]) -> None:
+    """Make requests up for each operation of a path, and check the answers with all checks but some."""
+    for operation in api_schema[path].values():
+
+        @settings(
+            max_examples=EXAMPLES_MAX,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(operation.as_strategy(generation_mode=mode))
+        def every_answer(case: schemathesis.Case[Any]) -> None:
+            case.call_and_validate(headers={KEY_HEADER: KEY}, timeout=TIMEOUT_S, excluded_checks=without)
+
+        every_answer()
+
+
+def test_every_path(api_schema: OpenApiSchema) -> None:
+    """The paths that are tried are those of the document."""
+    assert sorted(api_schema) == sorted(FALLIBLE + INFALLIBLE)

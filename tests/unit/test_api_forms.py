@@ -1,0 +1,133 @@
+"""The forms of the statistics over HTTP: JSON, NDJSON, CSV; compressed; not changed."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Iterator
+
+import cramjam
+import pytest
+
+from tests.unit.api_world import Client, World, planned, stats
+
+PATH = "/country-stats?from=2024-05-01&to=2024-05-02"
+
+
+@pytest.fixture(name="world")
+def _world() -> World:
+    world = World()
+    world.fold_in(stats("armenia", accidents=1), planned("armenia", city_ids=["7"]))
+    world.fold_in(stats("belgium", trips=2))
+    return world
+
+
+@pytest.fixture(name="client")
+def _client(world: World) -> Iterator[Client]:
+    with world.client() as client:
+        yield client
+
+
+def test_csv(client: Client) -> None:
+    """CSV has a head and a line for each country-day."""
+    answer = client.get(PATH, headers={"Accept": "text/csv"})
+    assert answer.headers["content-type"] == "text/csv; header=present; charset=utf-8"
+    assert answer.text == (
+        "country,date,bus_count,passenger_count,exist_accident,average_delay_s\r\n"
+        "armenia,2024-05-01,8,40,true,1.125\r\n"
+        "armenia,2024-05-02,0,0,false,0.0\r\n"
+        "belgium,2024-05-01,2,40,false,4.5\r\n"
+        "belgium,2024-05-02,0,0,false,0.0\r\n"
+    )
+
+
+@pytest.mark.parametrize("detail", ["", "&detail=full"])
+def test_every_form_says_the_same(client: Client, detail: str) -> None:
+    """The three forms hold the same figures, with details and without."""
+    by_country = client.get(f"{PATH}{detail}").json()
+    lines = [
+        {"country": country, "date": date, **day} for country, days in by_country.items() for date, day in days.items()
+    ]
+    ndjson = client.get(f"{PATH}{detail}", headers={"Accept": "application/x-ndjson"})
+    assert ndjson.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line) for line in ndjson.text.splitlines()] == lines
+    table = client.get(f"{PATH}{detail}", headers={"Accept": "text/csv"}).text
+    assert list(csv.DictReader(io.StringIO(table))) == [
+        {name: cell_of(value) for name, value in line.items()} for line in lines
+    ]
+
+
+def cell_of(value: object) -> str:
+    """Return what a table has for a value."""
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+
+def test_nothing_as_csv(client: Client) -> None:
+    """A table without data still has its head."""
+    answer = client.get("/country-stats?from=2023-05-01&to=2023-05-01", headers={"Accept": "text/csv"})
+    assert answer.text.splitlines() == ["country,date,bus_count,passenger_count,exist_accident,average_delay_s"]
+
+
+def test_not_acceptable(client: Client) -> None:
+    """A client that takes no form there is gets 406, as a problem that names the forms."""
+    answer = client.get(PATH, headers={"Accept": "text/html"})
+    assert (answer.status_code, answer.headers["content-type"]) == (406, "application/problem+json")
+    assert "application/x-ndjson" in answer.json()["detail"]
+
+
+def test_compressed(client: Client) -> None:
+    """Zstd and gzip hold the bytes of the plain answer."""
+    plain = client.get(PATH, headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    with client.stream("GET", PATH, headers={"Accept-Encoding": "zstd"}) as answer:
+        assert answer.headers["content-encoding"] == "zstd"
+        assert bytes(cramjam.zstd.decompress(b"".join(answer.iter_raw()))) == plain.content
+    with client.stream("GET", PATH, headers={"Accept-Encoding": "gzip"}) as answer:
+        assert answer.headers["content-encoding"] == "gzip"
+        assert gzip.decompress(b"".join(answer.iter_raw())) == plain.content
+
+
+def test_not_modified(world: World, client: Client) -> None:
+    """An answer is 304 until a number of it changes; then it has another ETag."""
+    first = client.get(PATH)
+    assert first.headers["vary"] == "Accept, Accept-Encoding"
+    known = {"If-None-Match": first.headers["etag"]}
+    again = client.get(PATH, headers=known)
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert again.headers["vary"] == first.headers["vary"]
+    world.fold_in(stats("belgium", trips=3, revision=6))
+    changed = client.get(PATH, headers=known)
+    assert changed.status_code == 200
+    assert changed.headers["etag"] != first.headers["etag"]
+
+
+def test_a_change_elsewhere(world: World, client: Client) -> None:
+    """What changes on other days, or in other countries than the one asked for, leaves the ETag as it is."""
+    path = f"{PATH}&country=armenia"
+    etag = client.get(path).headers["etag"]
+    world.fold_in(stats("belgium", trips=3, revision=6))
+    world.fold_in(stats("armenia", world.clock().date(), trips=3))
+    assert client.get(path, headers={"If-None-Match": etag}).status_code == 304
+
+
+def test_every_answer_has_its_own_etag(client: Client) -> None:
+    """Another query, media type or coding is another ETag."""
+    variants = [
+        (path, {"Accept": accept, "Accept-Encoding": coding})
+        for path in (PATH, f"{PATH}&detail=full", f"{PATH}&country=armenia", PATH.replace("05-02", "05-03"))
+        for accept in ("application/json", "application/x-ndjson", "text/csv")
+        for coding in ("identity", "gzip", "zstd")
+    ]
+    etags = []
+    for path, headers in variants:
+        with client.stream("GET", path, headers=headers) as answer:
+            etags.append(answer.headers["etag"])
+    assert len(set(etags)) == len(variants)
+    assert all(etag.startswith('"') for etag in etags)
+
+
+def test_the_first_version_has_the_same_etag(client: Client) -> None:
+    """A query of the first version is the same query."""
+    assert client.get(PATH.replace("to=", "to")).headers["etag"] == client.get(PATH).headers["etag"]

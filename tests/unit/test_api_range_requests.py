@@ -1,0 +1,119 @@
+"""Asking for a range of dates."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from services.api.range_requests import status_of_all
+from services.api.requests import new_record
+from shared.events import Outcome, ProcessRequested
+from shared.identity import RequestId
+from shared.requests import Status
+from shared.topics import Topic
+from tests.unit.api_world import Client, World
+from tests.unit.test_api_requests import write
+
+PATH = "/process-request?from=2024-05-01&to=2024-05-03"
+DATES = [dt.date(2024, 5, day) for day in (1, 2, 3)]
+
+
+@pytest.fixture(name="world")
+def _world() -> World:
+    return World()
+
+
+@pytest.fixture(name="client")
+def _client(world: World) -> Iterator[Client]:
+    with world.client() as client:
+        yield client
+
+
+def published(world: World) -> list[tuple[str, dt.date]]:
+    """Return the ids and dates of the requests that were published, by date."""
+    events = world.published(Topic.PROCESS_REQUESTS)
+    found = [(event.request_id, event.date) for event in events if isinstance(event, ProcessRequested)]
+    return sorted(found, key=lambda pair: pair[1])
+
+
+def test_a_request_for_each_date(world: World, client: Client) -> None:
+    """Each date of a range is a request of its own, and Location leads to all of them."""
+    answer = client.post(PATH)
+    body = answer.json()
+    assert (answer.status_code, answer.headers["location"]) == (202, f"/process-ranges/{body['id']}")
+    assert (body["from"], body["to"], body["status"]) == ("2024-05-01", "2024-05-03", "accepted")
+    assert [(one["id"], dt.date.fromisoformat(one["date"])) for one in body["requests"]] == published(world)
+    assert [date for _, date in published(world)] == DATES
+    assert client.get(answer.headers["location"]).json() == body
+    assert all(client.get(f"/process-requests/{one['id']}").json()["status"] == "accepted" for one in body["requests"])
+
+
+def test_how_far_it_has_come(world: World, client: Client) -> None:
+    """A range counts its dates together, and has ended when all of them have."""
+    where = client.post(PATH).headers["location"]
+    for number, (request_id, date) in enumerate(published(world), start=1):
+        record = new_record(RequestId(request_id), date)
+        write(
+            world,
+            msgspec.structs.replace(
+                record, planned=True, cities=2, outcomes={Outcome.STORED: "3"}, served="3", bytes_done=number
+            ),
+        )
+        body = client.get(where).json()
+        assert body["status"] == ("completed" if number == 3 else "running")
+        assert body["counts"]["cities_done"] == 2 * number
+    assert body["counts"]["bytes_done"] == 6
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("from=2024-05-01", "to"),
+        ("to=2024-05-01", "from"),
+        ("date=2024-05-01&from=2024-05-01&to=2024-05-02", "date"),
+        ("from=2024-05-02&to=2024-05-01", "from"),
+        ("from=2024-05-01&to=2024-06-01", "to"),
+    ],
+)
+def test_no_range(world: World, client: Client, query: str, name: str) -> None:
+    """A range that is half, beside a date, backwards or too long is refused, and nothing is published."""
+    answer = client.post(f"/process-request?{query}")
+    assert (answer.status_code, [fault["name"] for fault in answer.json()["invalid_parameters"]]) == (400, [name])
+    assert published(world) == []
+
+
+def test_the_same_again(world: World, client: Client) -> None:
+    """The same key gives the same range, also when Kafka was down in between; another range is refused."""
+    key = {"Idempotency-Key": "may"}
+    world.publisher.down = True
+    assert client.post(PATH, headers=key).status_code == 503
+    world.publisher.down = False
+    first, second = (client.post(PATH, headers=key).json() for _ in range(2))
+    assert first == second
+    assert [one["id"] for one in first["requests"]] == [request_id for request_id, _ in published(world)]
+    assert client.post("/process-request?date=2024-05-01", headers=key).status_code == 422
+
+
+def test_waiting(world: World, client: Client) -> None:
+    """A range can be waited for like a request."""
+    answer = client.post(PATH, headers={"Prefer": "wait=0"})
+    assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=0")
+    assert len(published(world)) == 3
+    assert client.get("/process-ranges/none").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("statuses", "together"),
+    [
+        ([Status.FAILED, Status.FAILED], Status.FAILED),
+        ([Status.COMPLETED, Status.FAILED], Status.COMPLETED_WITH_FAILURES),
+        ([Status.COMPLETED, Status.ACCEPTED], Status.RUNNING),
+        ([Status.PLANNED, Status.ACCEPTED], Status.PLANNED),
+    ],
+)
+def test_status_of_all(statuses: list[Status], together: Status) -> None:
+    """Requests together have ended only when each has."""
+    assert status_of_all(statuses) is together
