@@ -13,7 +13,6 @@ from typing import Annotated
 
 import msgspec
 
-from shared.bounded import map_bounded
 from services.api.errors import NothingThere, shown
 from services.api.impatience import within
 from services.api.ranges import DateRange
@@ -26,6 +25,7 @@ from services.api.requests import (
     overview_of,
 )
 from shared import keys, objects
+from shared.bounded import map_bounded
 from shared.identity import RequestId, mint_request_id, parse_request_id
 from shared.objects import RequestRecord, StoredObject
 from shared.requests import Counts, Status

@@ -15,11 +15,10 @@ from shared import events, keys, objects
 from shared.bounded import map_bounded
 from shared.errors import OperatorError
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, NewerContract, PoisonRecord
-from shared.objects import CorruptObject, Lineage, Manifest, Plan
-from shared.patience import SurroundingsFault
-from shared.publishing import KafkaPublisher
 from shared.health import Health
-from shared.patience import Patience
+from shared.objects import CorruptObject, Lineage, Manifest, Plan
+from shared.patience import Patience, SurroundingsFault
+from shared.publishing import KafkaPublisher
 from shared.settings import Settings
 from shared.store import LostRace, ObjectStore, OperatedStore, S3Store
 from shared.topics import Topic
