@@ -4,17 +4,17 @@ ARG PYTHON_IMAGE=python:3.13-slim
 # What Tripfold depends on: made again only when the pinned requirements change. pip installs from outside the virtual
 # environment, so that the environment holds no installer.
 FROM ${PYTHON_IMAGE} AS dependencies
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_CACHE_DIR=/var/cache/pip
 RUN python -m venv --without-pip /opt/tripfold
 COPY requirements/runtime.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     pip --python /opt/tripfold/bin/python install --require-hashes -r requirements/runtime.txt
 
 # Tripfold itself, installed under /project: a change of code is a layer of some hundred kilobytes.
 FROM dependencies AS project
 WORKDIR /build
 COPY requirements/build.txt requirements/
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r requirements/build.txt
 COPY pyproject.toml README.md ./
 COPY services services
