@@ -43,6 +43,7 @@ requirements: ## Pin the requirements again, with hashes (needs uv)
 	uv pip compile -q $(COMPILE) -o requirements/runtime.txt
 	uv pip compile -q $(COMPILE) --extra local --extra build -o requirements/local.txt
 	uv pip compile -q $(COMPILE) --extra dev -o requirements/dev.txt
+	uv pip compile -q $(COMPILE) --extra local --extra build --extra bench -o requirements/bench.txt
 	sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | uv pip compile -q - $(COMPILE_OPTIONS) -o requirements/build.txt
 
 COMPILE_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
