@@ -55,6 +55,17 @@ class Publisher(Protocol):
         """Publish a record that cannot be processed to the dead letters, as it came, with its origin and ``error``."""
 
 
+def origin_headers(record: Received, error: str) -> list[tuple[str, bytes]]:
+    """Return the headers that a dead letter gets beside its own: where it came from, and what was wrong with it."""
+    origin = {
+        "tripfold_origin_topic": record.topic.value,
+        "tripfold_origin_partition": str(record.partition),
+        "tripfold_origin_offset": str(record.offset),
+        "tripfold_error": error[:ERROR_HEADER_LENGTH_MAX],
+    }
+    return [(name, text.encode()) for name, text in origin.items()]
+
+
 class KafkaPublisher:
     """A Publisher on Kafka. Use it as an async context manager. ``source`` names the service in event headers."""
 
@@ -99,13 +110,7 @@ class KafkaPublisher:
         await self._send(batch)
 
     async def bury(self, record: Received, error: str) -> None:
-        origin = {
-            "tripfold_origin_topic": record.topic.value,
-            "tripfold_origin_partition": str(record.partition),
-            "tripfold_origin_offset": str(record.offset),
-            "tripfold_error": error[:ERROR_HEADER_LENGTH_MAX],
-        }
-        headers = [*record.headers, *((name, text.encode()) for name, text in origin.items())]
+        headers = [*record.headers, *origin_headers(record, error)]
         await self._send([(Topic.DEAD_LETTERS, record.key, record.value, headers)])
         health.dead_letters.labels(record.topic.value).inc()
 
