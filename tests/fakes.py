@@ -226,7 +226,7 @@ class MemoryLog:
     def take(
         self, group: str, topic: Topic, records_max: int, *, partitions: Sequence[int] = range(PARTITIONS)
     ) -> list[Received]:
-        """Return the next records after those committed, the same again until they are; ``partitions`` in this order."""
+        """Return the next records after those committed, the same again until they are, in the order given."""
         taken: list[Received] = []
         for partition in partitions:
             begin = self._committed.get((group, topic, partition), 0)
@@ -459,14 +459,7 @@ class Life:
         refusal: Callable[[str], Exception] | None = None,
     ) -> _Result:
         """Make a call across a port, or break it as scheduled: with ``fault``, or ``refusal`` if it never happened."""
-        if self.calls_left == 0:
-            self.stand_still()
-        if self.paused.is_set():
-            await self.resumed.wait()
-        if self.dead:
-            raise Crash(f"{self.name} is dead")
-        if self.calls_left is not None:
-            self.calls_left -= 1
+        await self._go_on()
         broken = self.crossings.next_break(Crossing(self.name, what, effect))
         match broken:
             case Break.DIE_BEFORE:
@@ -486,6 +479,16 @@ class Life:
         if broken is Break.LOST_ANSWER:
             raise fault(f"the answer to {what} was lost")
         return result
+
+    async def _go_on(self) -> None:
+        if self.calls_left == 0:
+            self.stand_still()
+        if self.paused.is_set():
+            await self.resumed.wait()
+        if self.dead:
+            raise Crash(f"{self.name} is dead")
+        if self.calls_left is not None:
+            self.calls_left -= 1
 
     def stand_still(self) -> None:
         """Make no call until resumed."""

@@ -10,7 +10,7 @@ import msgspec
 from services.aggregate.folding import summary_event
 from shared import events, keys, objects
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, CountryDaySummary, Event
-from shared.objects import Current, Manifest, Plan, RequestRecord, Summary
+from shared.objects import Current, Manifest, PastRevision, Plan, RequestRecord, Summary
 from shared.outbox import events_of_manifest, events_of_plan
 from shared.requests import status_of
 from shared.topics import Topic
@@ -63,23 +63,22 @@ def essence(world: World) -> dict[str, bytes]:
     return found
 
 
+_Revision = TypeVar("_Revision", Manifest, PastRevision)
+
+
 def _without_attempts(manifest: Manifest) -> Manifest:
     """Name the attempts of a manifest by their order, the oldest first; raw keys by the attempts that wrote them."""
     names: dict[str, str] = {}
-    for revision in (*reversed(manifest.history), manifest):
-        for attempt in (revision.raw_key.rpartition("/")[2].removesuffix(".json"), revision.attempt):
-            names.setdefault(attempt, f"attempt {len(names) + 1}")
 
-    def named(raw_key: str) -> str:
-        return names[raw_key.rpartition("/")[2].removesuffix(".json")]
+    def named(attempt: str) -> str:
+        return names.setdefault(attempt, f"attempt {len(names) + 1}")
 
-    history = tuple(
-        msgspec.structs.replace(past, attempt=names[past.attempt], raw_key=named(past.raw_key))
-        for past in manifest.history
-    )
-    return msgspec.structs.replace(
-        manifest, attempt=names[manifest.attempt], raw_key=named(manifest.raw_key), history=history
-    )
+    def renamed(revision: _Revision) -> _Revision:
+        raw_attempt = revision.raw_key.rpartition("/")[2].removesuffix(".json")
+        return msgspec.structs.replace(revision, raw_key=named(raw_attempt), attempt=named(revision.attempt))
+
+    history = [renamed(past) for past in reversed(manifest.history)]
+    return renamed(msgspec.structs.replace(manifest, history=tuple(reversed(history))))
 
 
 async def leftovers(world: World) -> list[str]:

@@ -220,6 +220,8 @@ class World:
         world.store.objects = dict(self.store.objects)
         world.store.unfinished = list(self.store.unfinished)
         world.log = self.log.copy(losing)
+        world.upstream.city_list = self.upstream.city_list
+        world.upstream.files = dict(self.upstream.files)
         world.oracle = self.oracle.copy()
         world.attempts = self.attempts
         world.requests = self.requests
