@@ -125,17 +125,18 @@ def _version_of(look: Look, country: CountrySlug) -> int | None:
 async def publish_summary(
     store: ObjectStore, publisher: Publisher, generation: int, date: dt.date, country: CountrySlug
 ) -> None:
-    """Publish a summary as it is stored, and again if it changed meanwhile.
+    """Publish a live summary as it is stored, and again if it changed meanwhile, also by another generation's flip.
 
-    Otherwise this record might come after that of the change, and be what compaction keeps.
+    Otherwise this record might come after that of the change, and be what compaction keeps. ``generation`` is the one
+    that was live when the caller looked.
     """
-    key = keys.summary(generation, date, country)
-    found = await store.get(key)
-    while found is not None:
-        summary = objects.decode(Summary, found.body, key)
-        if summary.version:
+    while True:
+        key = keys.summary(generation, date, country)
+        found = await store.get(key)
+        summary = objects.decode(Summary, found.body, key) if found else None
+        if summary is not None and summary.version:
             await publisher.publish([Outgoing(summary_event(summary))])
-        again = await store.get(key)
-        if again is not None and again.etag == found.etag:
+        generation = (await read_current(store)).live
+        again = await store.get(keys.summary(generation, date, country), first_bytes=1)
+        if (again.etag if again else None) == (found.etag if found else None):
             return
-        found = again

@@ -31,7 +31,7 @@ from shared.errors import OperatorError
 from shared.events import ProcessRequested
 from shared.health import Health
 from shared.identity import RequestId
-from shared.objects import RequestRecord
+from shared.objects import Manifest, Plan, RequestRecord
 from shared.patience import Patience, SurroundingsFault
 from shared.publishing import LogUnavailable, Publisher, Received
 from shared.topics import Topic
@@ -175,6 +175,22 @@ class Job(Life):
                 raise
 
 
+class RecordingStore(MemoryStore):
+    """A MemoryStore that remembers every manifest and every plan that was ever written."""
+
+    def __init__(self, clock: Callable[[], dt.datetime], *, part_bytes: int) -> None:
+        super().__init__(clock, part_bytes=part_bytes)
+        self.manifests: list[Manifest] = []
+        self.plans: list[Plan] = []
+
+    def write(self, key: str, body: bytes) -> str:
+        if key.startswith(keys.MANIFESTS):
+            self.manifests.append(objects.decode(Manifest, body, key))
+        elif key.startswith(keys.PLANS):
+            self.plans.append(objects.decode(Plan, body, key))
+        return super().write(key, body)
+
+
 class World:
     """The bucket, the log, the upstream and the processes between them.
 
@@ -201,9 +217,9 @@ class World:
         self._living: dict[str, Process] = {}
         self._standing_still: list[tuple[Process, asyncio.Task[None]]] = []
 
-    def make_store(self) -> MemoryStore:
+    def make_store(self) -> RecordingStore:
         """Build the bucket; its uploads are of several parts soon."""
-        return MemoryStore(self.clock, part_bytes=UPLOAD_PART_BYTES)
+        return RecordingStore(self.clock, part_bytes=UPLOAD_PART_BYTES)
 
     def make_patience(self, health: Health) -> Patience:
         """Build what a process waits with."""
@@ -227,6 +243,11 @@ class World:
         world.requests = self.requests
         world.rebuilds = self.rebuilds
         return world
+
+    def lose_the_log(self) -> None:
+        """Take all records and offsets away, as after the loss of Kafka; processes begin anew."""
+        self.log = MemoryLog()
+        self._living.clear()
 
     def make_handler(self, process: Process) -> Handler:
         """Build what a process of a role does with a batch, as the services wire it."""
@@ -302,11 +323,21 @@ class World:
         self._living[role] = process or Process(self, role, self.deaths + 1)
         self._living[role].member.rejoin()
 
-    async def rebuild(self, *, from_kafka: bool = False, breaks: bool = True) -> Job:
+    @property
+    def roles_living(self) -> list[str]:
+        """The roles that a process has now."""
+        return list(self._living)
+
+    @property
+    def standing_still(self) -> bool:
+        """Whether a process stands still."""
+        return bool(self._standing_still)
+
+    async def rebuild(self, *, from_kafka: bool = False, calls: int | None = None) -> Job:
         """Rebuild all summaries, taking over from a rebuild that was there before."""
         self.rebuilds += 1
         token = f"token-{self.rebuilds}"
-        job = self._job(f"rebuild-{self.rebuilds}", breaks=breaks)
+        job = self._job(f"rebuild-{self.rebuilds}", calls=calls)
         replay = MemoryReplay(self.log, Topic.CITY_STATS) if from_kafka else None
 
         async def work() -> None:
@@ -322,9 +353,9 @@ class World:
         """Build what rebuilds."""
         return Rebuild(job.store, job.publisher, token=token, report=lambda *_: None, replay=replay)
 
-    async def repair(self, *, breaks: bool = True) -> Job:
+    async def repair(self, *, calls: int | None = None) -> Job:
         """Make again what verify finds wrong."""
-        job = self._job("repair", breaks=breaks)
+        job = self._job("repair", calls=calls)
 
         async def no_wait(_look: int) -> None:
             await asyncio.sleep(0)
@@ -338,9 +369,9 @@ class World:
         await job.run(work)
         return job
 
-    async def gc(self, *, breaks: bool = True) -> Job:
-        """Delete what nobody will ever name, and the generations that nobody reads."""
-        job = self._job("gc", breaks=breaks)
+    async def gc(self, *, calls: int | None = None) -> Job:
+        """Delete what nobody will ever name."""
+        job = self._job("gc", calls=calls)
 
         async def work() -> None:
             async for _ in clean(job.store, older_than=GC_AGE, deadline_s=TASK_DEADLINE_S, dry_run=False):
@@ -356,10 +387,9 @@ class World:
             if generation.state is GenerationState.OLD:
                 await drop(self.store, generation.number, grace=dt.timedelta(minutes=15))
 
-    def _job(self, name: str, *, breaks: bool) -> Job:
+    def _job(self, name: str, *, calls: int | None) -> Job:
         job = Job(self, name)
-        if not breaks:
-            job.crossings = Crossings()
+        job.calls_left = calls
         return job
 
     async def sweep(self) -> None:
