@@ -104,7 +104,7 @@ def test_a_file_is_folded_to_its_sums() -> None:
 def test_ordinary_files_take_the_fast_path(body: str) -> None:
     """White space, pretty printing, braces in strings, Unicode, unknown fields and every known spelling stay fast."""
     fast, reference = fold(body), fold(body, force_reference=True)
-    assert (fast.path, reference.path) == ("fast", "reference")
+    assert (fast.records_read_slowly, reference.records_read_slowly) == (0, reference.records)
     assert fast.contribution == reference.contribution
 
 
@@ -118,14 +118,14 @@ def test_the_fast_path_finds_records_among_nested_objects(chunk_bytes: int, wind
         reader(body.encode(), chunk_bytes), date=DATE, limits=ParserLimits(window_bytes=window_bytes)
     )
     assert folded.contribution.trips == 20
-    assert folded.path == "fast"
+    assert folded.records_read_slowly == 0
 
 
 def test_a_record_longer_than_a_window_takes_the_reference_path() -> None:
     """What does not fit into a window is folded all the same, with all that comes after it."""
     body = array(record(), ignored('"' + "y" * 500 + '"'), record())
     folded = fold(body, limits=ParserLimits(window_bytes=300))
-    assert (folded.path, folded.contribution.trips) == ("reference", 3)
+    assert (folded.records_read_slowly, folded.contribution.trips) == (2, 3)
 
 
 def test_an_empty_array_contributes_nothing() -> None:
@@ -164,7 +164,7 @@ def test_trips_on_other_dates_are_counted() -> None:
 def test_no_fraction_or_offset_moves_a_departure(departure: str, on_other_dates: int) -> None:
     """The date is the ten characters written, though the quick decoder would round the moment into the next day."""
     folded = fold(array(record(departure_time=f'"{departure}"')))
-    assert folded.path == "fast"
+    assert folded.records_read_slowly == 0
     assert folded.trips_on_other_dates == on_other_dates
 
 
@@ -275,7 +275,7 @@ def test_what_is_not_utf_8_is_refused_in_unknown_fields_too(value: bytes) -> Non
         (f"[{record()}]\0", "something follows"),
         (f"[{record()}]" + " " * 300_000 + "x", "something follows"),
         (f"[{record()}]\f", "something follows"),
-        (f"[{record()}\f]", "vertical tab or form feed"),
+        (f"[{record()}\f]", "expected a comma"),
         ("[1]", "expected an object"),
         ("[null]", "expected an object"),
         ('["trip"]', "expected an object"),
@@ -334,14 +334,14 @@ def test_one_bad_record_far_inside_is_found_after_the_fast_path() -> None:
     good = record()
     before = 3000
     body = array(*[good] * before, record(delay='"P1Y"'), *[good] * 10)
-    verdict = refusal(body, limits=ParserLimits(window_bytes=4096, piece_bytes=500))
+    verdict = refusal(body, limits=ParserLimits(window_bytes=4096))
     assert (verdict.record_number, verdict.byte_offset) == (before + 1, 1 + before * (len(good) + 1))
 
 
 @pytest.mark.parametrize("force_reference", [False, True])
 def test_a_record_is_as_long_as_its_bound_and_no_longer(force_reference: bool) -> None:
     """A record of exactly `record_bytes` counts, and one byte more is refused, between short ones and alone."""
-    limits = ParserLimits(record_bytes=5000, window_bytes=1000, piece_bytes=300)
+    limits = ParserLimits(record_bytes=5000, window_bytes=1000)
     fits = ignored('"' + "y" * (5000 - len(ignored('""'))) + '"')
     too_long = fits.replace("y", "yy", 1)
     body = array(record(), fits, record())
@@ -467,25 +467,25 @@ def test_a_valid_file_is_read_to_its_end(force_reference: bool) -> None:
 @pytest.mark.parametrize("force_reference", [False, True])
 def test_progress_is_told_the_trips_folded_so_far(force_reference: bool) -> None:
     """The numbers told never fall, and the last is the number of trips."""
-    body = array(*[record()] * 1000)
+    body = array(*[record()] * 2000)
     told: list[int] = []
     fold_trip_file(
         reader(body.encode(), 4096),
         date=DATE,
-        limits=ParserLimits(window_bytes=4096, piece_bytes=4096),
+        limits=ParserLimits(window_bytes=4096),
         progress=told.append,
         force_reference=force_reference,
     )
     assert told == sorted(told)
     assert len(told) > 10
-    assert told[-1] == 1000
+    assert told[-1] == 2000
 
 
 def test_limits_that_let_the_paths_differ_are_refused() -> None:
     """A window never holds a record that the reference path would find too long."""
-    bad: list[dict[str, Any]] = [{"window_bytes": 2_000_000}, {"window_bytes": 0}, {"piece_bytes": 0}, {"depth": 1}]
+    bad: list[dict[str, Any]] = [{"window_bytes": 2_000_000}, {"window_bytes": 0}, {"depth": 1}]
     for bounds in bad:
-        with pytest.raises(ValueError, match="holds at least"):
+        with pytest.raises(ValueError, match=r"holds at least|two deep"):
             ParserLimits(**bounds)
 
 

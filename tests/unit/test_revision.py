@@ -50,7 +50,7 @@ def file(sha256: str, *, raw_key: str = "", etag: str | None = None) -> NewFile:
     folded = FoldedFile(
         contribution=Contribution(trips=len(sha256), passengers=1, accidents=0, delay_total_ms=5),
         trips_on_other_dates=1,
-        path="fast",
+        records=len(sha256),
     )
     return NewFile(
         raw_key=raw_key or f"raw/{sha256}.json",
