@@ -8,7 +8,7 @@ manifests, so the one that replaces it misses nothing that was folded into it an
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import msgspec
 
@@ -19,6 +19,7 @@ from services.aggregate.verify import Difference
 from services.aggregate.verifying import Look, Wait, settled_look_at
 from shared import keys, objects
 from shared.current import read_current
+from shared.events import Event
 from shared.identity import CountrySlug
 from shared.objects import CorruptObject, Summary
 from shared.patience import SurroundingsFault
@@ -125,17 +126,27 @@ def _version_of(look: Look, country: CountrySlug) -> int | None:
 async def publish_summary(
     store: ObjectStore, publisher: Publisher, generation: int, date: dt.date, country: CountrySlug
 ) -> None:
-    """Publish a summary as it is stored, and again if it changed meanwhile.
-
-    Otherwise this record might come after that of the change, and be what compaction keeps.
-    """
+    """Publish a summary as it is stored, unless there is nothing to tell of it."""
     key = keys.summary(generation, date, country)
+
+    def events_of(body: bytes) -> list[Event]:
+        summary = objects.decode(Summary, body, key)
+        return [summary_event(summary)] if summary.version else []
+
+    await publish_as_stored(store, publisher, key, events_of)
+
+
+async def publish_as_stored(
+    store: ObjectStore, publisher: Publisher, key: str, events_of: Callable[[bytes], Iterable[Event]]
+) -> None:
+    """Publish what an object stands for, and again if it changed meanwhile.
+
+    Otherwise these records might come after those of the change, and be what compaction keeps.
+    """
     found = await store.get(key)
     while found is not None:
-        summary = objects.decode(Summary, found.body, key)
-        if summary.version:
-            await publisher.publish([Outgoing(summary_event(summary))])
-        again = await store.get(key)
+        await publisher.publish(map(Outgoing, events_of(found.body)))
+        again = await store.get(key, first_bytes=1)
         if again is not None and again.etag == found.etag:
             return
-        found = again
+        found = await store.get(key)
