@@ -21,26 +21,22 @@ from services.aggregate.replay import KafkaReplay
 from services.aggregate.verify import Difference
 from services.aggregate.verifying import verify_dates
 from services.operate.cleaning import Swept, clean, parse_age
+from services.operate.command_line import command_settings, console, print_json, run_command
 from services.operate.doctor import Examined, examine
-from services.operate.screen import (
-    KEPT_MAX,
-    LINES_MAX,
-    console,
-    print_json,
-    progress_bar,
-    run_command,
-    settings_of_operator,
-    wait,
-)
+from services.operate.progress_bar import progress_bar, wait
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
 from shared.store import S3Store
 from shared.topics import Topic
 
+LINES_MAX = 1_000
+KEPT_MAX = 10_000
+"""What is told at most, in JSON: the rest is only counted."""
+
 
 def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: bool) -> None:
     """Verify a range of dates, and say what differs."""
-    settings = settings_of_operator()
+    settings = command_settings()
 
     async def run() -> tuple[int, int, int, list[Difference]]:
         dates_done = country_days = total = 0
@@ -67,9 +63,9 @@ def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: 
         raise typer.Exit(1)
 
 
-def repair(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> None:
+def repair(first: dt.date | None, last: dt.date | None, *, drop_lost: bool, as_json: bool) -> None:
     """Repair a range of dates, and say what was wrong."""
-    settings = settings_of_operator()
+    settings = command_settings()
 
     async def run() -> tuple[int, int, list[Repaired]]:
         total = refused = 0
@@ -77,7 +73,8 @@ def repair(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> Non
         async with S3Store(settings) as store, KafkaPublisher(settings, source="repair") as publisher:
             await publisher.check()
             with progress_bar("repairing", "dates") as show:
-                async for repaired in repair_dates(store, publisher, Dates(first, last), wait=wait):
+                dates = Dates(first, last)
+                async for repaired in repair_dates(store, publisher, dates, wait=wait, drop_lost=drop_lost):
                     total += len(repaired.country_days)
                     refused += sum(one.refused is not None for one in repaired.country_days)
                     done += repaired.country_days[: KEPT_MAX - len(done)]
@@ -103,7 +100,7 @@ def repair(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> Non
 
 def rebuild(*, from_kafka: bool, dry_run: bool, take_over: bool, as_json: bool) -> None:
     """Rebuild all summaries from the topic or from the bucket, and say what changed."""
-    settings = settings_of_operator()
+    settings = command_settings()
 
     async def run() -> Rebuilt:
         async with _rebuilding(settings) as (store, publisher, report):
@@ -124,7 +121,7 @@ def rebuild(*, from_kafka: bool, dry_run: bool, take_over: bool, as_json: bool) 
 
 def list_all(*, as_json: bool) -> None:
     """Show all generations."""
-    settings = settings_of_operator()
+    settings = command_settings()
 
     async def run() -> list[Generation]:
         async with S3Store(settings) as store:
@@ -142,7 +139,7 @@ def list_all(*, as_json: bool) -> None:
 
 def drop_one(number: int, *, grace_s: int) -> None:
     """Delete the summaries of an old generation."""
-    settings = settings_of_operator()
+    settings = command_settings()
 
     async def run() -> int:
         async with S3Store(settings) as store:
@@ -153,7 +150,7 @@ def drop_one(number: int, *, grace_s: int) -> None:
 
 def activate(number: int, *, dry_run: bool, take_over: bool, as_json: bool) -> None:
     """Make a generation that begins with an old one the live one, and say what changed."""
-    settings = settings_of_operator()
+    settings = command_settings()
 
     async def run() -> Rebuilt:
         async with _rebuilding(settings) as (store, publisher, report):
@@ -240,7 +237,7 @@ def _row_of(side: Side | None) -> tuple[str, ...]:
 
 def gc(*, older_than: str, dry_run: bool, as_json: bool) -> None:
     """Clean up, and say what went."""
-    settings = settings_of_operator()
+    settings = command_settings()
 
     async def run() -> tuple[int, int, list[Swept]]:
         deleted = size_bytes = 0
@@ -268,7 +265,7 @@ def gc(*, older_than: str, dry_run: bool, as_json: bool) -> None:
 
 def doctor(*, as_json: bool) -> None:
     """Examine the surroundings, and say what is at fault."""
-    settings = settings_of_operator()
+    settings = command_settings()
 
     async def run() -> list[Examined]:
         return [one async for one in examine(settings)]
