@@ -62,6 +62,13 @@ class CityFailure(msgspec.Struct, frozen=True, kw_only=True):
     city_id: Annotated[str, msgspec.Meta(examples=["7"])]
     city_name: Annotated[str, msgspec.Meta(examples=["Port Tina"])]
     reason: Annotated[str, msgspec.Meta(examples=["the upstream answered 404"])]
+    quarantine_key: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="The object of the bucket that holds the file, if it was refused; its report lies beside it.",
+            examples=["quarantine/date=2024-05-01/city=7/4f2c1f0f9a6c4c0f8e0f3f8f6f0d2b11.json"],
+        ),
+    ]
 
 
 class LeftOutCity(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,7 +209,12 @@ def detail_of(record: RequestRecord) -> RequestDetail:
     return RequestDetail(
         **msgspec.structs.asdict(overview_of(record)),
         failures=tuple(
-            CityFailure(city_id=failure.city_id, city_name=failure.city_name, reason=failure.reason)
+            CityFailure(
+                city_id=failure.city_id,
+                city_name=failure.city_name,
+                reason=failure.reason,
+                quarantine_key=failure.quarantine_key,
+            )
             for failure in record.failures.values()
         ),
         bad_cities_count=record.bad_cities_count,

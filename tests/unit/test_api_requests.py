@@ -162,7 +162,14 @@ def test_progress(world: World, client: Client) -> None:
         under_way={2: CityUnderWay(bytes_done=50, bytes_total=60, trips_done=6), 3: CityUnderWay(bytes_done=10)},
         bytes_done=100,
         trips_done=9,
-        failures={0: Failure(city_id=CityId("7"), city_name="Port Tina", reason="the upstream answered 404")},
+        failures={
+            0: Failure(
+                city_id=CityId("7"),
+                city_name="Port Tina",
+                reason="the upstream answered 404",
+                quarantine_key="quarantine/date=2024-05-01/city=7/a.json",
+            )
+        },
         bad_cities_count=1,
         bad_cities=(BadCity(entry="{}", reason="its id is None"),),
     )
@@ -187,7 +194,14 @@ def test_progress(world: World, client: Client) -> None:
             "trips_done": 15,
         },
         "failed_reason": None,
-        "failures": [{"city_id": "7", "city_name": "Port Tina", "reason": "the upstream answered 404"}],
+        "failures": [
+            {
+                "city_id": "7",
+                "city_name": "Port Tina",
+                "reason": "the upstream answered 404",
+                "quarantine_key": "quarantine/date=2024-05-01/city=7/a.json",
+            }
+        ],
         "bad_cities_count": 1,
         "bad_cities": [{"entry": "{}", "reason": "its id is None"}],
     }
