@@ -143,6 +143,7 @@ def received(topic: Topic, records: Sequence[ConsumerRecord[Any, Any]]) -> list[
             key=record.key,
             value=record.value,
             headers=tuple((name, bytes(value or b"")) for name, value in record.headers),
+            timestamp_ms=record.timestamp,
         )
         for record in records
     ]
