@@ -68,7 +68,7 @@ class Confined:
         try:
             call(client_of(self.embedded, "s3", self.users[role]))
         except ClientError as error:
-            return error.response["ResponseMetadata"]["HTTPStatusCode"] != 403
+            return bool(error.response["ResponseMetadata"]["HTTPStatusCode"] != 403)
         return True
 
 
