@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 
 from shared import events, health
 from shared.events import Cause, Event
+from shared.kafka_connection import connection
 from shared.patience import SurroundingsFault
 from shared.settings import Settings
 from shared.topics import RECORD_BYTES_MAX, Topic, partition_of
@@ -105,9 +106,7 @@ class KafkaPublisher:
 
         It asks over a connection of its own: a producer that was connected once says nothing of the present.
         """
-        client = AIOKafkaClient(
-            bootstrap_servers=self._settings.kafka_bootstrap_servers, request_timeout_ms=CHECK_TIMEOUT_MS
-        )
+        client = AIOKafkaClient(**connection(self._settings), request_timeout_ms=CHECK_TIMEOUT_MS)
         try:
             await client.bootstrap()
         except (KafkaError, OSError) as error:
@@ -155,7 +154,7 @@ class KafkaPublisher:
 
     async def _start(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(
-            bootstrap_servers=self._settings.kafka_bootstrap_servers,
+            **connection(self._settings),
             acks="all",
             enable_idempotence=False,  # every effect is idempotent, and one batch is in flight per partition
             partitioner=partition_of,
