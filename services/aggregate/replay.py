@@ -10,6 +10,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from shared.consuming import received
+from shared.kafka_connection import connection
 from shared.patience import SurroundingsFault
 from shared.publishing import Received
 from shared.settings import Settings
@@ -53,7 +54,7 @@ class KafkaReplay:
         self._name = settings.topic_prefix + topic.value
         self._consumer = AIOKafkaConsumer(
             self._name,
-            bootstrap_servers=settings.kafka_bootstrap_servers,
+            **connection(settings),
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="earliest",

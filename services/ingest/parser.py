@@ -17,7 +17,6 @@ import msgspec
 
 from services.ingest.bad_records import BadRecords
 from services.ingest.fast_path import fold_windows
-from services.ingest.file_rules import FileRules
 from services.ingest.reference_path import fold_events
 from services.ingest.tally import Tally
 from services.ingest.trip_file import (
@@ -29,6 +28,7 @@ from services.ingest.trip_file import (
     shortened,
 )
 from shared.contribution import Contribution
+from shared.file_rules import FileRules
 
 __all__ = [
     "DEFAULT_LIMITS",

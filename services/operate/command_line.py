@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from shared.errors import OperatorError
 from shared.health import configure_logging
@@ -41,3 +42,13 @@ def run_command(work: Coroutine[Any, Any, _Result]) -> _Result:
 def print_json(value: object) -> None:
     """Print a value as JSON, for a program to read."""
     typer.echo(msgspec.json.format(msgspec.json.encode(value)))
+
+
+def printable(text: str, *, length_max: int | None = None) -> str:
+    """Return text that does nothing to a terminal but appear: control characters and the like are escaped.
+
+    What is longer than ``length_max`` ends in an ellipsis.
+    """
+    shown = text if length_max is None or len(text) <= length_max else f"{text[: length_max - 1]}…"
+    escaped = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in shown)
+    return escape(escaped)

@@ -8,11 +8,15 @@ from typing import Annotated
 
 import typer
 
+from services.operate.recovery_commands import letters_commands, requests_commands
+
 GRACE_S = 900
 
 operate_commands = typer.Typer(no_args_is_help=True)
 generations_commands = typer.Typer(help="The generations of summaries in the bucket.", no_args_is_help=True)
 operate_commands.add_typer(generations_commands, name="generations")
+operate_commands.add_typer(requests_commands, name="requests")
+operate_commands.add_typer(letters_commands, name="dead-letters")
 
 _First = Annotated[dt.datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="The first date. Unset: all.")]
 _Last = Annotated[dt.datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="The last date. Unset: all.")]

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from services.ingest.file_rules import BadRecordsMax, FileRules
 from services.ingest.parser import (
     DEFAULT_LIMITS,
     DEFAULT_RULES,
@@ -22,6 +21,7 @@ from services.ingest.parser import (
     fold_trip_file,
 )
 from shared.contribution import NOTHING, Contribution
+from shared.file_rules import BadRecordsMax, FileRules
 
 DATE = "2024-05-01"
 ONE = Contribution(trips=1, passengers=45, accidents=0, delay_total_ms=4_080_000)
