@@ -129,13 +129,22 @@ def next_manifest(
     )
 
 
-def refolded(previous: Manifest, folded: FoldedFile, *, attempt: str, now: dt.datetime, base: int) -> Manifest:
-    """Return the revision that follows ``previous`` when its stored file is read again, by the present rules."""
-    return msgspec.structs.replace(
+def refolded(
+    previous: Manifest, folded: FoldedFile, *, rules: FileRules, attempt: str, now: dt.datetime, base: int
+) -> Manifest | None:
+    """Return the revision that follows ``previous`` when its stored file is read again, or None if it says the same."""
+    following = msgspec.structs.replace(
         previous,
         contribution=folded.contribution,
         trips_on_other_dates=folded.trips_on_other_dates,
         rule_version=RULE_VERSION,
+        bad_records=folded.bad_records,
+        other_dates_are_bad=rules.other_dates_are_bad,
+    )
+    if following == previous:
+        return None
+    return msgspec.structs.replace(
+        following,
         revision=next_revision(previous.revision, base),
         history=_history_after(previous),
         attempt=attempt,

@@ -109,14 +109,15 @@ def refold(
     country: Annotated[str | None, typer.Option(help="Only this country, by its slug.")] = None,
     city: Annotated[str | None, typer.Option(help="Only this city, by its id.")] = None,
     again: Annotated[
-        bool, typer.Option("--again", help="Also files that were read by the present rules: settings may have changed.")
+        bool, typer.Option("--again", help="Also files of which the present rules should make the same.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read, and say what would change.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Read stored raw objects again that older parsing rules have read; exit 1 if one cannot be.
+    """Read stored raw objects again that other parsing rules have read; exit 1 if one cannot be.
 
-    Each becomes a new revision and is published, as if it had been ingested again, but without the upstream. Services
+    Rules are other if this build, or the settings TRIPFOLD_INGEST_*, would make something else of the file. Each such
+    file becomes a new revision and is published, as if it had been ingested again, but without the upstream. Services
     go on meanwhile. Ended at any moment and started again, it goes on where it stopped.
 
     Example: tripfold refold --from 2024-05-01 --to 2024-05-31 --dry-run

@@ -19,13 +19,14 @@ from services.aggregate.bucket import Dates, known_dates, read_summaries
 from services.aggregate.repairing import StillContended, publish_as_stored
 from services.ingest.lineage import read_lineage
 from services.ingest.parser import InvalidTripFile
-from services.ingest.revision import refolded
+from services.ingest.revision import refolded, would_fold_alike
 from services.ingest.streaming import Meter, Streamed, stream_file
 from services.ingest.trips import RULE_VERSION
 from shared import keys, objects
 from shared.bounded import map_bounded
 from shared.contribution import Contribution
 from shared.current import read_current
+from shared.file_rules import FileRules
 from shared.identity import CityId, CountrySlug
 from shared.objects import CorruptObject, Manifest, Summary
 from shared.outbox import events_of_manifest
@@ -44,7 +45,7 @@ class NotRefoldable(RuntimeError):
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """Which city-days are read again: of a range of dates, of one country or city (None: of all).
 
-    With ``again`` also those that were read by the present rules, for settings may have changed.
+    With ``again`` also those of which the present rules would make the same.
     """
 
     dates: Dates = Dates()
@@ -102,6 +103,7 @@ class Refold:
         publisher: Publisher,
         *,
         clock: Callable[[], dt.datetime],
+        rules: FileRules,
         threads: Executor,
         streams: int,
         dry_run: bool = False,
@@ -109,6 +111,7 @@ class Refold:
         self._store = store
         self._publisher = publisher
         self._clock = clock
+        self._rules = rules
         self._threads = threads
         self._streams = streams
         self._dry_run = dry_run
@@ -187,16 +190,18 @@ class Refold:
             raise NotRefoldable(
                 f"it was read by rules of version {previous.rule_version}; this build has {RULE_VERSION}: upgrade it"
             )
-        if previous.rule_version == RULE_VERSION and not again:
+        if not again and would_fold_alike(previous, self._rules):
             return None
         streamed = await self._read(previous)
         base = (await read_lineage(self._store, self._clock)).base
-        following = refolded(previous, streamed.folded, attempt=uuid.uuid4().hex, now=self._clock(), base=base)
-        said, says = (
-            (manifest.rule_version, manifest.contribution, manifest.trips_on_other_dates)
-            for manifest in (previous, following)
+        return refolded(
+            previous,
+            streamed.folded,
+            rules=self._rules,
+            attempt=uuid.uuid4().hex,
+            now=self._clock(),
+            base=base,
         )
-        return None if said == says else following
 
     async def _read(self, manifest: Manifest) -> Streamed:
         try:
@@ -204,6 +209,7 @@ class Refold:
                 self._store.stream(manifest.raw_key),
                 _Discarded(),
                 date=manifest.date.isoformat(),
+                rules=self._rules,
                 meter=Meter(),
                 threads=self._threads,
             )

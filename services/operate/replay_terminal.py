@@ -171,6 +171,7 @@ def refold(
                     store,
                     publisher,
                     clock=utc_now,
+                    rules=settings.file_rules,
                     threads=threads,
                     streams=settings.ingest_streams,
                     dry_run=dry_run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,13 +13,15 @@ import pytest
 from services.aggregate.bucket import Dates
 from services.aggregate.folding import Folder
 from services.aggregate.verifying import verify_dates
+from services.ingest.parser import DEFAULT_RULES
 from services.ingest.trips import RULE_VERSION
 from services.operate.refolding import Refold, Refolded, Selection
 from shared import keys, objects
+from shared.file_rules import BadRecordsMax, FileRules
 from shared.identity import CityId, CountrySlug
 from shared.store import OperatedStore, StoreUnavailable
 from shared.topics import Topic
-from tests.fakes import Break, BreakableOperatedStore, Crash, Crossings, Life
+from tests.fakes import Break, BreakableOperatedStore, Crash, Crossings, Life, trip_file
 from tests.unit.operated_bucket import ALL, DAY, OperatedBucket, trips
 
 LATER = RULE_VERSION + 1
@@ -53,11 +56,18 @@ async def refolded(
     threads: ThreadPoolExecutor,
     selection: Selection | None = None,
     *,
+    rules: FileRules = DEFAULT_RULES,
     dry_run: bool = False,
     store: OperatedStore | None = None,
 ) -> list[Refolded]:
     job = Refold(
-        store or bucket.store, bucket.publisher, clock=bucket.clock, threads=threads, streams=2, dry_run=dry_run
+        store or bucket.store,
+        bucket.publisher,
+        clock=bucket.clock,
+        rules=rules,
+        threads=threads,
+        streams=2,
+        dry_run=dry_run,
     )
     return [one async for date in job.run(selection or Selection(again=True)) for one in date.refolded]
 
@@ -111,6 +121,24 @@ async def test_without_a_changed_rule_nothing_is_read(bucket: OperatedBucket, th
     manifest = bucket.manifest(3)
     assert manifest is not None
     assert (manifest.rule_version, manifest.revision) == (RULE_VERSION, one.revision_after)
+
+
+async def test_a_changed_setting_is_a_changed_rule(bucket: OperatedBucket, threads: ThreadPoolExecutor) -> None:
+    """Files that a setting would read otherwise are read again, and no others."""
+    other_date = DAY.replace(day=2)
+    bucket.store_file(3, 20, trips(4), "brasil")
+    manifest = bucket.manifest(3)
+    assert manifest is not None
+    body = trip_file(trips(4), other_date)
+    bucket.store.write(manifest.raw_key, body)
+    stored = msgspec.structs.replace(
+        manifest, sha256=hashlib.sha256(body).hexdigest(), size_bytes=len(body), trips_on_other_dates=4
+    )
+    bucket.store.write(keys.manifest(DAY, manifest.city_id), objects.encode(stored))
+    rules = FileRules(bad_records_max=BadRecordsMax.parse("100%"), other_dates_are_bad=True)
+    [one] = await refolded(bucket, threads, Selection(), rules=rules)
+    assert (one.city_id, one.before.trips, one.after and one.after.trips) == ("3", 4, 0)
+    assert [one.city_id for one in await refolded(bucket, threads, Selection())] == ["3"]
 
 
 async def test_a_selection_and_a_dry_run_leave_the_rest(bucket: OperatedBucket, threads: ThreadPoolExecutor) -> None:
