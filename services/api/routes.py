@@ -19,7 +19,7 @@ from services.api import examples, formats
 from services.api.access import CALLER, SCOPE, Access, Scope
 from services.api.errors import NothingThere, shown
 from services.api.first_version import accept_first_version
-from services.api.following import Following
+from services.api.following import Following, ProgressEvent
 from services.api.idempotency import HEADER as IDEMPOTENCY_HEADER
 from services.api.idempotency import KEY_PATTERN
 from services.api.ledger import Ledger, ledger_of, page_of, parse_country_day
@@ -51,8 +51,13 @@ BAD_REQUEST = "A parameter is missing, unknown, given twice, or cannot be used; 
 S3_DOWN = "S3 cannot be reached. `Retry-After` says when to try again."
 
 
-def _date(name: str, description: str, example: str) -> QueryParameter:
-    return QueryParameter(name=name, description=description, examples=[Example(value=example)])
+COUNTRY_LENGTH_MAX = 300
+AFTER_LENGTH_MAX = 1_000
+
+
+def _date(name: str, description: str, example: str | None) -> QueryParameter:
+    examples = None if example is None else [Example(value=example)]
+    return QueryParameter(name=name, description=description, examples=examples)
 
 
 @post(
@@ -96,8 +101,11 @@ async def process_request(
     date: Annotated[
         dt.date | None, _date("date", "The date to process, in the upstream's local time.", "2024-05-01")
     ] = None,
-    from_: Annotated[dt.date | None, _date("from", "Instead of `date`: the first of several.", "2024-05-01")] = None,
-    to: Annotated[dt.date | None, _date("to", "With `from`: the last of them, included.", "2024-05-07")] = None,
+    # Examples of these two beside that of `date` would be one of a request that is refused.
+    from_: Annotated[
+        dt.date | None, _date("from", "Instead of `date`: the first of several, such as `2024-05-01`.", None)
+    ] = None,
+    to: Annotated[dt.date | None, _date("to", "With `from`: the last of them, included.", None)] = None,
     prefer: Annotated[
         str,
         HeaderParameter(
@@ -199,11 +207,10 @@ async def process_request_status(
     tags=["requests"],
     responses={
         HTTPStatus.OK: ResponseSpec(
-            str,
+            ProgressEvent,
             generate_examples=False,
-            description="Server-sent events. Each `progress` event is the request as "
-            "`GET /process-requests/{request_id}` shows it, and its id is the request's version. The stream ends after "
-            "the event that the request ended in.",
+            description="Server-sent events, each as the schema says. The stream ends after the event that the request "
+            "ended in.",
             media_type="text/event-stream",
         ),
         HTTPStatus.NO_CONTENT: ResponseSpec(
@@ -310,6 +317,7 @@ async def statistics_by_country(
         QueryParameter(
             description="The slug of one country; without it, all. An unknown one has no statistics.",
             min_length=1,
+            max_length=COUNTRY_LENGTH_MAX,
             examples=[Example(value="armenia")],
         ),
     ] = None,
@@ -378,7 +386,9 @@ async def ledger_of_country_day(
     after: Annotated[
         str,
         QueryParameter(
-            description="The city id that the page begins after: `next` has it.", examples=[Example(value="7")]
+            description="The city id that the page begins after: `next` has it.",
+            max_length=AFTER_LENGTH_MAX,
+            examples=[Example(value="7")],
         ),
     ] = "",
 ) -> Ledger:
@@ -407,5 +417,5 @@ def api_router(access: Access) -> Router:
         ],
         before_request=refuse_undeclared,
         guards=[access.guard],
-        security=[{"key": []}, {"bearer": []}],
+        security=[{"key": []}, {"bearer": []}] if access.needs_key else None,
     )
