@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import OperatorError
+from shared.file_rules import BadRecordsMax
 
 PREFIX = "TRIPFOLD_"
 
@@ -100,6 +101,13 @@ class Settings(BaseSettings):
     ingest_streams: int = Field(default=4, ge=1, le=64, description="city-days that one worker streams side by side")
     ingest_batch: int = Field(default=16, ge=1, le=1000, description="tasks that one worker takes at a time")
     ingest_deadline_s: float = Field(default=3600, ge=1, description="the longest that one city-day may take")
+    ingest_max_bad_records: str = Field(
+        default="0",
+        description="how many bad records a file may have, which are left out: a number, or a percentage like `0.5%`",
+    )
+    ingest_other_dates: Literal["counted", "bad"] = Field(
+        default="counted", description="what a trip that departs on another date than its file's is"
+    )
     aggregate_batch: int = Field(default=500, ge=1, le=100_000, description="events that are folded at a time")
     aggregate_linger_ms: int = Field(
         default=100, ge=1, le=60_000, description="how long events are gathered for one fold"
@@ -156,6 +164,11 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("expected a URL that begins with http:// or https://")
         return None if value is None else value.rstrip("/")
+
+    @field_validator("ingest_max_bad_records")
+    @classmethod
+    def _bad_records_max(cls, value: str) -> str:
+        return str(BadRecordsMax.parse(value))
 
     @field_validator("api_cors_origins")
     @classmethod

@@ -11,6 +11,7 @@ from services.ingest.streaming import Streamed
 from services.ingest.trips import RULE_VERSION
 from services.ingest.upstream import Validators
 from shared.events import IngestCity
+from shared.file_rules import FileRules
 from shared.identity import CountrySlug
 from shared.objects import HISTORY_LENGTH_MAX, Manifest, PastRevision
 
@@ -32,16 +33,31 @@ class NewFile(msgspec.Struct, frozen=True, kw_only=True):
     streamed: Streamed
 
 
-def validators_of(manifest: Manifest | None, url: str) -> Validators | None:
+def validators_of(manifest: Manifest | None, url: str, rules: FileRules) -> Validators | None:
     """Return what a conditional GET may name, or None if the file has to be read anew.
 
-    Validators count only at the URL that gave them, and only if the file was folded by the present rules.
+    Validators count only at the URL that gave them, and only if the present rules would fold the file
+    to the same sums.
     """
-    if manifest is None or manifest.upstream_url != url or manifest.rule_version != RULE_VERSION:
+    if manifest is None or manifest.upstream_url != url or not would_fold_alike(manifest, rules):
         return None
     if manifest.etag is None and manifest.last_modified is None:
         return None
     return Validators(etag=manifest.etag, last_modified=manifest.last_modified)
+
+
+def would_fold_alike(manifest: Manifest, rules: FileRules) -> bool:
+    """Tell whether the rules would fold the stored file to the sums that its manifest has.
+
+    If not, the same bytes are folded again. How bad records are judged counts only for a file that has some.
+    """
+    if manifest.rule_version != RULE_VERSION:
+        return False
+    concerned = manifest.bad_records if manifest.other_dates_are_bad else manifest.trips_on_other_dates
+    if concerned and manifest.other_dates_are_bad != rules.other_dates_are_bad:
+        return False
+    records = manifest.contribution.trips + manifest.bad_records
+    return rules.bad_records_max.allows(manifest.bad_records, records=records)
 
 
 def next_manifest(
@@ -50,6 +66,7 @@ def next_manifest(
     place: Place,
     file: NewFile | None,
     *,
+    rules: FileRules,
     attempt: str,
     now: dt.datetime,
     base: int,
@@ -64,7 +81,7 @@ def next_manifest(
         same_file = True
     else:
         same_file = (
-            previous is not None and previous.sha256 == file.streamed.sha256 and previous.rule_version == RULE_VERSION
+            previous is not None and previous.sha256 == file.streamed.sha256 and would_fold_alike(previous, rules)
         )
     succession = _succeed(previous, task, place, base)
     if previous is not None and same_file:
@@ -99,6 +116,8 @@ def next_manifest(
         last_modified=file.validators.last_modified,
         request_id=task.request_id,
         rule_version=RULE_VERSION,
+        bad_records=file.streamed.folded.bad_records,
+        other_dates_are_bad=rules.other_dates_are_bad,
         ingested_at=now,
         country=place.country,
         country_name=place.country_name,
