@@ -35,6 +35,10 @@ class KeyUsedOtherwise(ValueError):
     """An idempotency key that came with other parameters before. The message says with which."""
 
 
+class AlreadyEnded(RuntimeError):
+    """What was to be cancelled has ended. The message says how."""
+
+
 class StatusNotWritten(SurroundingsFault):
     """A request was published, but its status could not be written."""
 

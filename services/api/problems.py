@@ -14,6 +14,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import ExceptionHandlersMap
 
 from services.api.errors import (
+    AlreadyEnded,
     InvalidParameter,
     InvalidRequest,
     KeyUsedOtherwise,
@@ -73,6 +74,7 @@ def exception_handlers() -> ExceptionHandlersMap:
         InvalidRequest: _invalid_request,
         NothingThere: _nothing_there,
         KeyUsedOtherwise: _key_used_otherwise,
+        AlreadyEnded: _already_ended,
         SurroundingsFault: _unavailable,
         HTTPException: _http_exception,
         Exception: _unexpected,
@@ -131,6 +133,17 @@ def _key_used_otherwise(_: Request[Any, Any, Any], error: KeyUsedOtherwise) -> R
             type="urn:problem-type:tripfold:idempotency-key-used-otherwise",
             title="Idempotency key used otherwise",
             status=HTTPStatus.UNPROCESSABLE_ENTITY,
+            detail=str(error),
+        )
+    )
+
+
+def _already_ended(_: Request[Any, Any, Any], error: AlreadyEnded) -> Response[Any]:
+    return _answer(
+        Problem(
+            type="urn:problem-type:tripfold:already-ended",
+            title="Already ended",
+            status=HTTPStatus.CONFLICT,
             detail=str(error),
         )
     )

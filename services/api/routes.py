@@ -7,7 +7,7 @@ import datetime as dt
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, NewType
 
-from litestar import Request, Response, Router, get, post
+from litestar import Request, Response, Router, delete, get, post
 from litestar.datastructures import ResponseHeader
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
@@ -34,9 +34,11 @@ from services.api.reader import SummaryReader
 from services.api.requests import RequestDetail, RequestList, Requests, detail_of, overview_of
 from services.api.statistics import CountryStats, country_stats
 from services.api.validators import is_known, strong_etag
-from shared.identity import CountrySlug
+from shared.identity import CountrySlug, RequestId
 from shared.requests import Status, status_of
 
+REQUEST_ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+REQUEST_ID_LENGTH = 36
 LISTED_REQUESTS_MAX = 500
 LEDGER_CITIES_MAX = 1_000
 
@@ -200,6 +202,68 @@ async def process_request_status(
     return detail_of(await requests.read(request_id))
 
 
+@delete(
+    "/process-requests/{request_id:str}",
+    opt={SCOPE: Scope.PROCESS},
+    status_code=HTTPStatus.ACCEPTED,
+    summary="Cancel a request",
+    operation_id="cancelProcessRequest",
+    tags=["requests"],
+    response_description="The request is being cancelled: its status says when it has ended.",
+    responses=responses(
+        bad_request=BAD_REQUEST,
+        not_found="There is no such request.",
+        conflict="The request has ended: nothing is left to cancel.",
+        service_unavailable=S3_DOWN,
+    ),
+)
+async def cancel_process_request(
+    requests: RequestsPort,
+    request_id: Annotated[
+        str,
+        PathParameter(
+            description="The id that the request was given.",
+            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
+        ),
+    ],
+) -> RequestDetail:
+    """Have the cities skipped that are not started yet, and let those end that are.
+
+    What they say is counted. Asking again while it has not ended is harmless. A request that ends with every city done
+    all the same is completed, not cancelled.
+    """
+    return detail_of(await requests.cancel(request_id))
+
+
+@delete(
+    "/process-ranges/{range_id:str}",
+    opt={SCOPE: Scope.PROCESS},
+    status_code=HTTPStatus.ACCEPTED,
+    summary="Cancel a range of dates",
+    operation_id="cancelProcessRange",
+    tags=["requests"],
+    response_description="The requests of the range are being cancelled.",
+    responses=responses(
+        bad_request=BAD_REQUEST,
+        not_found="There is no such range.",
+        conflict="Every request of the range has ended: nothing is left to cancel.",
+        service_unavailable=S3_DOWN,
+    ),
+)
+async def cancel_process_range(
+    ranges: RangesPort,
+    range_id: Annotated[
+        str,
+        PathParameter(
+            description="The id that the range was given.",
+            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
+        ),
+    ],
+) -> RangeDetail:
+    """Cancel each request of the range that has not ended."""
+    return await ranges.cancel(range_id)
+
+
 @get(
     "/process-requests/{request_id:str}/events",
     summary="Follow a request until its end",
@@ -273,9 +337,22 @@ async def latest_process_requests(
             examples=[Example(value=50)],
         ),
     ] = 50,
+    after: Annotated[
+        str | None,
+        QueryParameter(
+            description="The id of the request that the list goes on after, to those made before it: `next` has it.",
+            pattern=REQUEST_ID_PATTERN,
+            max_length=REQUEST_ID_LENGTH,
+            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
+        ),
+    ] = None,
 ) -> RequestList:
     """Return the latest requests first, without their failures."""
-    return RequestList(requests=tuple(overview_of(record) for record in await requests.latest(limit)))
+    listed, more = await requests.latest(limit, after=None if after is None else RequestId(after))
+    return RequestList(
+        requests=tuple(overview_of(record) for record in listed),
+        next=f"/process-requests?limit={limit}&after={listed[-1].request_id}" if more and listed else None,
+    )
 
 
 @get(
@@ -411,6 +488,8 @@ def api_router(access: Access) -> Router:
             process_request_status,
             process_range_status,
             process_request_events,
+            cancel_process_request,
+            cancel_process_range,
             latest_process_requests,
             statistics_by_country,
             ledger_of_country_day,

@@ -40,6 +40,7 @@ def test_with_a_key() -> None:
         refused = client.post(ASK, headers={"X-API-Key": READER})
         assert (refused.status_code, refused.headers["content-type"]) == (403, "application/problem+json")
         assert "scope process" in refused.json()["detail"]
+        assert client.delete("/process-requests/1", headers={"X-API-Key": READER}).status_code == 403
         assert world.published(Topic.PROCESS_REQUESTS) == []
         assert client.post(ASK, headers={"X-API-Key": NIGHTLY}).status_code == 202
 

@@ -97,10 +97,10 @@ def test_what_is_not_allowed(api_schema: OpenApiSchema, path: str) -> None:
 @pytest.mark.parametrize("path", KNOWN)
 def test_what_is_there(api_schema: OpenApiSchema, path: str) -> None:
     """What the document's examples name is answered as it says, when it is there."""
-    for operation in api_schema[path].values():
+    for method, operation in api_schema[path].items():
         case = operation.Case(path_parameters=KNOWN[path])
         answer = case.call_and_validate(headers={KEY_HEADER: KEY}, timeout=TIMEOUT_S)
-        assert answer.status_code == 200
+        assert answer.status_code == (200 if method.lower() == "get" else 409)
 
 
 def try_out(api_schema: OpenApiSchema, path: str, mode: GenerationMode, *, without: list[CheckFunction]) -> None:
