@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, NewType
 
@@ -17,6 +18,7 @@ from litestar.response import Stream
 
 from services.api import examples, formats
 from services.api.access import CALLER, SCOPE, Access, Scope
+from services.api.compression import CODINGS, IDENTITY, coded_parts
 from services.api.errors import NothingThere, shown
 from services.api.first_version import accept_first_version
 from services.api.following import Following, ProgressEvent
@@ -41,6 +43,8 @@ REQUEST_ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0
 REQUEST_ID_LENGTH = 36
 LISTED_REQUESTS_MAX = 500
 LEDGER_CITIES_MAX = 1_000
+AT_ONCE_MAX = 2_000
+"""Country-days of an answer that is made whole; a longer one is sent as it is made."""
 
 DaysMax = NewType("DaysMax", int)
 
@@ -405,7 +409,7 @@ async def statistics_by_country(
             examples=[Example(value="full")],
         ),
     ] = None,
-) -> Response[bytes]:
+) -> Response[Any]:
     """Return the statistics by country slug and date, both sorted.
 
     A country with data on any day of the range has every day of it; a day without data is zeros and `false`.
@@ -414,7 +418,7 @@ async def statistics_by_country(
     """
     days = date_range(from_, to, days_max=days_max)
     form = media_type(request.headers.get("accept", ""), formats.MEDIA_TYPES)
-    coding = content_coding(request.headers.get("accept-encoding", ""), formats.CODINGS)
+    coding = content_coding(request.headers.get("accept-encoding", ""), CODINGS)
     tagged = await reader.heads(days, None if country is None else CountrySlug(country))
     query = (days.first.isoformat(), days.last.isoformat(), country or "", detail or "")
     summaries = sorted(f"{head.date} {head.country} {etag}" for etag, head in tagged)
@@ -423,15 +427,20 @@ async def statistics_by_country(
     if is_known(request.headers.get("if-none-match", ""), etag):
         return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
 
-    def answer() -> bytes:
-        stats = country_stats((head for _, head in tagged), days, detailed=detail == "full")
-        return formats.coded(formats.written(stats, form, detailed=detail == "full"), coding)
-
-    if coding != "identity":
+    if coding != IDENTITY:
         headers["Content-Encoding"] = coding
-    # A year of two hundred countries takes long enough to hold up the event loop.
-    body = await asyncio.to_thread(answer)
-    return Response(body, media_type=formats.content_type(form), headers=headers)
+    countries = country_stats((head for _, head in tagged), days, detailed=detail == "full")
+    parts = coded_parts(formats.written(countries, form, detailed=detail == "full"), coding)
+    if len(tagged) <= AT_ONCE_MAX:
+        body = await asyncio.to_thread(b"".join, parts)
+        return Response(body, media_type=formats.content_type(form), headers=headers)
+    return Stream(_beside_the_loop(parts), media_type=formats.content_type(form), headers=headers)
+
+
+async def _beside_the_loop(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield parts that each take long enough to make to hold up the event loop."""
+    while (part := await asyncio.to_thread(next, parts, None)) is not None:
+        yield part
 
 
 @get(
