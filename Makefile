@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit bench format test-containers test-kafka requirements clean
+.PHONY: help demo up test lint unit audit bench format test-containers test-kafka requirements clean
 
 help: ## Show what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ lint: $(VENV)/.dev ## Check style and types
 
 unit: $(VENV)/.dev ## Run the tests alone (ARGS: for pytest)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+audit: $(VENV)/.dev ## Look the pinned requirements up among the known vulnerabilities (asks the internet)
+	$(BIN)/pip-audit --disable-pip --require-hashes $(foreach file,$(wildcard requirements/*.txt),-r $(file))
 
 bench: $(VENV)/.bench ## Measure Tripfold beside its peers: tables, and JSON in .data/bench (ARGS: --quick, --only NAME)
 	$(BIN)/python -m bench $(ARGS)

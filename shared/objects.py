@@ -202,12 +202,17 @@ class SummaryHead(StoredObject, frozen=True, kw_only=True):
     plan_revision: int
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A city-day that failed, and why."""
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A city-day that failed, why, and where its file lies if it was refused.
+
+    ``retried_at`` is when it was last asked for once more: of two failures of a city the later one is told.
+    """
 
     city_id: CityId
     city_name: str
     reason: str
+    quarantine_key: str | None = None
+    retried_at: dt.datetime | None = None
 
 
 class CityUnderWay(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -35,10 +35,6 @@ class KeyUsedOtherwise(ValueError):
     """An idempotency key that came with other parameters before. The message says with which."""
 
 
-class AlreadyEnded(RuntimeError):
-    """What was to be cancelled has ended. The message says how."""
-
-
 class StatusNotWritten(SurroundingsFault):
     """A request was published, but its status could not be written."""
 
@@ -50,3 +46,7 @@ class StatusNotWritten(SurroundingsFault):
 def shown(value: str) -> str:
     """Return a value of a request as an error may repeat it: quoted, and of bounded length."""
     return repr(value if len(value) <= SHOWN_LENGTH_MAX else f"{value[:SHOWN_LENGTH_MAX]}…")
+
+
+class NotNow(RuntimeError):
+    """What was asked for does not fit what the request is at present: the message says how it is."""

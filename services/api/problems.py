@@ -14,11 +14,11 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.types import ExceptionHandlersMap
 
 from services.api.errors import (
-    AlreadyEnded,
     InvalidParameter,
     InvalidRequest,
     KeyUsedOtherwise,
     NothingThere,
+    NotNow,
     StatusNotWritten,
     shown,
 )
@@ -74,7 +74,7 @@ def exception_handlers() -> ExceptionHandlersMap:
         InvalidRequest: _invalid_request,
         NothingThere: _nothing_there,
         KeyUsedOtherwise: _key_used_otherwise,
-        AlreadyEnded: _already_ended,
+        NotNow: _not_now,
         SurroundingsFault: _unavailable,
         HTTPException: _http_exception,
         Exception: _unexpected,
@@ -138,13 +138,13 @@ def _key_used_otherwise(_: Request[Any, Any, Any], error: KeyUsedOtherwise) -> R
     )
 
 
-def _already_ended(_: Request[Any, Any, Any], error: AlreadyEnded) -> Response[Any]:
+def _not_now(_: Request[Any, Any, Any], error: NotNow) -> Response[Any]:
     return _answer(
         Problem(
-            type="urn:problem-type:tripfold:already-ended",
-            title="Already ended",
+            type="urn:problem-type:tripfold:not-now",
+            title="Not now",
             status=HTTPStatus.CONFLICT,
-            detail=str(error),
+            detail=f"{str(error)[:1].upper()}{str(error)[1:]}.",
         )
     )
 

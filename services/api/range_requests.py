@@ -14,7 +14,7 @@ from typing import Annotated
 
 import msgspec
 
-from services.api.errors import AlreadyEnded, NothingThere, shown
+from services.api.errors import NothingThere, NotNow, shown
 from services.api.impatience import within
 from services.api.ranges import DateRange
 from services.api.requests import (
@@ -100,17 +100,17 @@ class RangeRequests:
     async def cancel(self, text: str) -> RangeDetail:
         """Cancel every request of a range that has not ended; return the range.
 
-        Raises NothingThere if there is no such range, and AlreadyEnded if all its requests have ended.
+        Raises NothingThere if there is no such range, and NotNow if all its requests have ended.
         """
         detail = await self.read(text)
         if detail.status.ended:
-            raise AlreadyEnded(f"Every request of range {detail.id} has ended: it is {detail.status.value}.")
+            raise NotNow(f"every request of range {detail.id} has ended: it is {detail.status.value}")
         # Another one may end meanwhile.
         await map_bounded(self._cancel, [child.id for child in detail.requests], at_once_max=GETS_AT_ONCE_MAX)
         return await self.read(text)
 
     async def _cancel(self, request_id: str) -> None:
-        with contextlib.suppress(AlreadyEnded):
+        with contextlib.suppress(NotNow):
             await self._requests.cancel(request_id)
 
     async def _children(self, record: RangeRecord) -> list[tuple[RequestRecord, bool]]:

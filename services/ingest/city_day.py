@@ -116,6 +116,7 @@ class CityDayIngest:
             size_bytes=manifest.size_bytes if manifest else 0,
             trips=manifest.contribution.trips if manifest else 0,
             published=tuple(Published(country=event.country, revision=event.revision) for event in events),
+            retried_at=task.retried_at,
         )
         await self._publisher.publish([Outgoing(ended)])
 

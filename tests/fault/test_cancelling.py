@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.api.errors import AlreadyEnded
+from services.api.errors import NotNow
 from services.api.requests import Requests
 from shared import keys, objects
 from shared.identity import RequestId
@@ -53,7 +53,7 @@ async def test_cancelled_at_any_moment() -> None:
     for turns in range(TURNS_MAX):
         try:
             world, request_id, before = await cancelled_after(turns)
-        except AlreadyEnded:
+        except NotNow:
             break
         assert unfinished(world) == []
         assert inconsistencies(world) == []

@@ -239,6 +239,7 @@ def test_documented_operations(document: dict[str, Any]) -> None:
         ("get", "/process-requests/{request_id}"),
         ("delete", "/process-requests/{request_id}"),
         ("get", "/process-requests/{request_id}/events"),
+        ("post", "/process-requests/{request_id}/retry"),
         ("get", "/process-ranges/{range_id}"),
         ("delete", "/process-ranges/{range_id}"),
         ("get", "/country-stats"),
