@@ -6,17 +6,16 @@ else, and nothing stands in place, so that the page's policy allows no script or
 
 from __future__ import annotations
 
-import hashlib
-from http import HTTPStatus
+import functools
 from importlib.resources import files
 from typing import Any, Final
 
 from litestar import MediaType, Request, Response, get
-from litestar.datastructures import CacheControlHeader
 from litestar.handlers import BaseRouteHandler
 
 from services.api.asyncapi import asyncapi_document, encode_document
 from services.api.docs import ASSET_AGE_MAX_S
+from services.api.static_files import StaticFile
 
 DOCUMENT_PATH: Final = "/asyncapi.json"
 SCRIPT_PATH: Final = "/asyncapi/viewer.js"
@@ -53,21 +52,16 @@ _CONTENT_SECURITY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-_ASSET_CACHE = CacheControlHeader(max_age=ASSET_AGE_MAX_S, public=True)
-_SCRIPT = (files("asyncapi_viewer") / "static" / "asyncapi-viewer.iife.js").read_bytes()
+_FOR_A_DAY = {"Cache-Control": f"public, max-age={ASSET_AGE_MAX_S}"}
 
 
 def asyncapi_handlers(*, topic_prefix: str) -> list[BaseRouteHandler]:
     """Return the handlers of the document, with the topics' names on this installation, and of its page."""
-    body = encode_document(asyncapi_document(topic_prefix=topic_prefix))
-    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    file = StaticFile("asyncapi.json", encode_document(asyncapi_document(topic_prefix=topic_prefix)))
 
     @get(DOCUMENT_PATH, include_in_schema=False)
     async def document(request: Request[Any, Any, Any]) -> Response[bytes]:
-        headers = {"ETag": etag, "Cache-Control": "no-cache"}
-        if request.headers.get("if-none-match") == etag:
-            return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-        return Response(body, media_type=MediaType.JSON, headers=headers)
+        return await file.answer(request, {"Cache-Control": "no-cache"})
 
     return [document, page, script, style]
 
@@ -78,13 +72,18 @@ async def page() -> Response[str]:
     return Response(_PAGE, headers={"Content-Security-Policy": _CONTENT_SECURITY})
 
 
-@get(SCRIPT_PATH, media_type="text/javascript", include_in_schema=False, cache_control=_ASSET_CACHE)
-async def script() -> bytes:
+@get(SCRIPT_PATH, include_in_schema=False)
+async def script(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Return the viewer."""
-    return _SCRIPT
+    return await _viewer().answer(request, _FOR_A_DAY)
 
 
-@get(STYLE_PATH, media_type="text/css", include_in_schema=False, cache_control=_ASSET_CACHE)
+@get(STYLE_PATH, media_type="text/css", include_in_schema=False)
 async def style() -> str:
     """Return the style of what is around the viewer."""
     return _STYLE
+
+
+@functools.cache
+def _viewer() -> StaticFile:
+    return StaticFile("viewer.js", (files("asyncapi_viewer") / "static" / "asyncapi-viewer.iife.js").read_bytes())
