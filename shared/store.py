@@ -85,8 +85,11 @@ class ObjectStore(Protocol):
     async def put(self, key: str, body: bytes) -> None:
         """Write an object whose key nobody else writes."""
 
-    def list(self, prefix: str) -> AsyncIterator[Listed]:
-        """List the objects under ``prefix``, page by page, in the store's order."""
+    def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+        """List the objects under ``prefix``, page by page, in the store's order.
+
+        With ``after``, only those whose key is past it.
+        """
 
     def upload(self, key: str) -> Upload:
         """Begin a new object of unknown size, whose key nobody else writes."""
@@ -221,9 +224,10 @@ class S3Store:
         with _faults("PutObject", key):
             await self._client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType="application/json")
 
-    async def list(self, prefix: str) -> AsyncIterator[Listed]:
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+        start = {"StartAfter": after} if after else {}
         with _faults("ListObjectsV2", prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, **start)
             async for page in pages:
                 for entry in page.get("Contents", ()):
                     yield Listed(
