@@ -24,7 +24,7 @@ from services.aggregate.replay import Replay
 from services.ingest.upstream import AnswerBroke, CityFailed, Download, Upstream, UpstreamDown, Validators
 from shared import events
 from shared.identity import RequestId
-from shared.publishing import LogUnavailable, Outgoing, Publisher, Received, origin_headers
+from shared.publishing import LogUnavailable, Outgoing, Publisher, Received, burial_headers
 from shared.store import (
     UPLOAD_PART_BYTES,
     Found,
@@ -100,11 +100,11 @@ class MemoryStore:
         await asyncio.sleep(0)
         self.write(key, body)
 
-    async def list(self, prefix: str) -> AsyncIterator[Listed]:
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
         await asyncio.sleep(0)
         for key in sorted(self.objects):
             stored = self.objects.get(key)
-            if stored is not None and key.startswith(prefix):
+            if stored is not None and key.startswith(prefix) and key > after:
                 yield Listed(key=key, etag=stored.etag, size_bytes=len(stored.body), last_modified=stored.last_modified)
 
     def upload(self, key: str) -> Upload:
@@ -337,9 +337,13 @@ class MemoryPublisher:
 
     async def bury(self, record: Received, error: str) -> None:
         await asyncio.sleep(0)
-        self._log.append(
-            Topic.DEAD_LETTERS, record.key, record.value, [*record.headers, *origin_headers(record, error)]
-        )
+        self._log.append(Topic.DEAD_LETTERS, record.key, record.value, burial_headers(record, error))
+
+    async def publish_record(
+        self, topic: Topic, *, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
+    ) -> None:
+        await asyncio.sleep(0)
+        self._log.append(topic, key, value, list(headers))
 
 
 class MemoryUpstream:
@@ -517,8 +521,8 @@ class BreakableStore:
     async def put(self, key: str, body: bytes) -> None:
         await self._life.cross(f"put {key}", lambda: self._store.put(key, body), StoreUnavailable, effect=True)
 
-    async def list(self, prefix: str) -> AsyncIterator[Listed]:
-        async for listed in self._store.list(prefix):
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+        async for listed in self._store.list(prefix, after=after):
             await self._life.cross(f"list {prefix}", _nothing, StoreUnavailable, effect=False)
             yield listed
 

@@ -18,6 +18,7 @@ from services.api.errors import (
     InvalidRequest,
     KeyUsedOtherwise,
     NothingThere,
+    NotNow,
     StatusNotWritten,
     shown,
 )
@@ -29,6 +30,11 @@ from shared.store import StoreUnavailable
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
 
+_TOO_LARGE = {
+    "request_entity_too_large": "The request has a body that is too large: no operation takes any.",
+    "request_uri_too_long": "The address is too long.",
+    "request_header_fields_too_large": "The headers are too large.",
+}
 _REFUSALS = {
     "unauthorized": "There is no API key, or it is not known.",
     "forbidden": "The API key has not got the scope that this needs.",
@@ -68,6 +74,7 @@ def exception_handlers() -> ExceptionHandlersMap:
         InvalidRequest: _invalid_request,
         NothingThere: _nothing_there,
         KeyUsedOtherwise: _key_used_otherwise,
+        NotNow: _not_now,
         SurroundingsFault: _unavailable,
         HTTPException: _http_exception,
         Exception: _unexpected,
@@ -76,11 +83,16 @@ def exception_handlers() -> ExceptionHandlersMap:
 
 def responses(**problems: str) -> dict[int, ResponseSpec]:
     """Describe the problems of an operation for its documentation: ``responses(bad_request="When …")``."""
+    return open_responses(**problems, **_REFUSALS)
+
+
+def open_responses(**problems: str) -> dict[int, ResponseSpec]:
+    """Describe the problems of an operation that needs no key."""
     return {
         HTTPStatus[name.upper()]: ResponseSpec(
             Problem, generate_examples=False, description=description, media_type=MEDIA_TYPE
         )
-        for name, description in {**problems, **_REFUSALS}.items()
+        for name, description in {**problems, **_TOO_LARGE}.items()
     }
 
 
@@ -122,6 +134,17 @@ def _key_used_otherwise(_: Request[Any, Any, Any], error: KeyUsedOtherwise) -> R
             title="Idempotency key used otherwise",
             status=HTTPStatus.UNPROCESSABLE_ENTITY,
             detail=str(error),
+        )
+    )
+
+
+def _not_now(_: Request[Any, Any, Any], error: NotNow) -> Response[Any]:
+    return _answer(
+        Problem(
+            type="urn:problem-type:tripfold:not-now",
+            title="Not now",
+            status=HTTPStatus.CONFLICT,
+            detail=f"{str(error)[:1].upper()}{str(error)[1:]}.",
         )
     )
 

@@ -2,7 +2,8 @@
 
 The order of effects:
 
-1. read the manifest; if this task's request already made its revision, go on at 7: no download;
+1. read the manifest; if this task's request already made its revision, go on at 7: no download; if the request was
+   cancelled meanwhile, go on at 8: the city is skipped;
 2. ask the upstream, on condition that the file changed;
 3. stream it to a raw key of this attempt's own, hashed, validated and folded as the bytes pass;
 4. decide: unchanged (the upload is aborted), or a next revision;
@@ -21,20 +22,22 @@ import asyncio
 import contextlib
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import Executor
 
 import msgspec
 import structlog
 
+from services.ingest.cancelling import CANCELLED, RequestCancelled, read_cancelled
 from services.ingest.lineage import read_lineage
-from services.ingest.parser import InvalidTripFile
+from services.ingest.parser import DEFAULT_RULES, FileRules, InvalidTripFile
 from services.ingest.planner import read_plan
 from services.ingest.revision import NewFile, Place, next_manifest, validators_of
 from services.ingest.streaming import Meter, stream_file
 from services.ingest.upstream import AnswerBroke, CityFailed, Download, Persistence, Upstream
 from shared import health, keys, objects
 from shared.events import Cause, CityFinished, CityProgressed, IngestCity, Outcome, Published
+from shared.identity import RequestId
 from shared.objects import Manifest
 from shared.outbox import events_of_manifest
 from shared.publishing import LogUnavailable, Outgoing, Publisher
@@ -66,6 +69,7 @@ class CityDayIngest:
         persistence: Persistence,
         threads: Executor,
         deadline_s: float,
+        rules: FileRules = DEFAULT_RULES,
         mint_attempt: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._store = store
@@ -75,6 +79,7 @@ class CityDayIngest:
         self._persistence = persistence
         self._threads = threads
         self._deadline_s = deadline_s
+        self._rules = rules
         self._mint_attempt = mint_attempt
 
     async def run(self, tasks: Sequence[IngestCity]) -> None:
@@ -85,7 +90,9 @@ class CityDayIngest:
         chosen = max(tasks, key=lambda task: task.plan_revision)
         log = _log.bind(date=str(chosen.date), city_id=chosen.city_id, request_id=chosen.request_id)
         try:
-            finished = await self._persistence.fetch(lambda: self._ingest(chosen))
+            finished = await self._persistence.fetch(lambda: self._ingest(chosen, tasks))
+        except RequestCancelled as cancelled:
+            finished = Finished(outcome=Outcome.SKIPPED, reason=str(cancelled))
         except (CityFailed, InvalidTripFile) as error:
             finished = Finished(outcome=Outcome.FAILED, reason=str(error)[:2_000])
         log.info("city finished", outcome=finished.outcome.value, reason=finished.reason)
@@ -109,21 +116,25 @@ class CityDayIngest:
             size_bytes=manifest.size_bytes if manifest else 0,
             trips=manifest.contribution.trips if manifest else 0,
             published=tuple(Published(country=event.country, revision=event.revision) for event in events),
+            retried_at=task.retried_at,
         )
         await self._publisher.publish([Outgoing(ended)])
 
-    async def _ingest(self, task: IngestCity) -> Finished:
+    async def _ingest(self, task: IngestCity, tasks: Sequence[IngestCity]) -> Finished:
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    finished = await self._try_once(task)
+                    finished = await self._try_once(task, {one.request_id for one in tasks})
                     if finished is not None:
                         return finished
         except TimeoutError as error:
             raise AnswerBroke(f"the city-day took longer than its deadline of {self._deadline_s:.0f} s") from error
 
-    async def _try_once(self, task: IngestCity) -> Finished | None:
-        """Go through steps 1 to 6 once. Returns None if the race for the manifest was lost."""
+    async def _try_once(self, task: IngestCity, wanted_by: Collection[RequestId]) -> Finished | None:
+        """Go through steps 1 to 6 once. Returns None if the race for the manifest was lost.
+
+        Raises RequestCancelled if all the requests that wanted the city-day were cancelled before it was begun.
+        """
         key = keys.manifest(task.date, task.city_id)
         found = await self._store.get(key)
         previous = objects.decode(Manifest, found.body, key) if found else None
@@ -134,8 +145,12 @@ class CityDayIngest:
             if place is None:
                 return Finished(outcome=Outcome.STORED, manifest=previous)
             return await self._swap(key, etag, await self._next(previous, task, place, None, attempt))
+        if await self._all_cancelled(wanted_by):
+            if previous is None or previous.request_id not in wanted_by:
+                raise RequestCancelled(CANCELLED)
+            return Finished(outcome=Outcome.STORED, manifest=previous)  # it may not be published yet
         place = await self._place(task, previous)
-        known = validators_of(previous, self._upstream.city_url(task.upstream_id, task.date))
+        known = validators_of(previous, self._upstream.city_url(task.upstream_id, task.date), self._rules)
         async with self._upstream.download(task.upstream_id, task.date, known) as download:
             if download.chunks is None:
                 manifest = await self._next(previous, task, place, None, attempt)
@@ -145,7 +160,12 @@ class CityDayIngest:
             try:
                 async with self._reported(task, download) as meter:
                     streamed = await stream_file(
-                        download.chunks, upload, date=task.date.isoformat(), meter=meter, threads=self._threads
+                        download.chunks,
+                        upload,
+                        date=task.date.isoformat(),
+                        rules=self._rules,
+                        meter=meter,
+                        threads=self._threads,
                     )
                 file = NewFile(raw_key=raw_key, url=download.url, validators=download.validators, streamed=streamed)
                 manifest = await self._next(previous, task, place, file, attempt)
@@ -157,11 +177,19 @@ class CityDayIngest:
                 await upload.abort()
         return await self._swap(key, etag, manifest)
 
+    async def _all_cancelled(self, request_ids: Collection[RequestId]) -> bool:
+        for request_id in sorted(request_ids):
+            if await read_cancelled(self._store, request_id) is None:
+                return False
+        return True
+
     async def _next(
         self, previous: Manifest | None, task: IngestCity, place: Place, file: NewFile | None, attempt: str
     ) -> Manifest | None:
         lineage = await read_lineage(self._store, self._clock)
-        return next_manifest(previous, task, place, file, attempt=attempt, now=self._clock(), base=lineage.base)
+        return next_manifest(
+            previous, task, place, file, rules=self._rules, attempt=attempt, now=self._clock(), base=lineage.base
+        )
 
     async def _swap(self, key: str, etag: str | None, manifest: Manifest | None) -> Finished | None:
         assert manifest is not None

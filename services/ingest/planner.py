@@ -2,6 +2,7 @@
 
 The order of effects:
 
+0. nothing for a request that was cancelled, but the word that it was;
 1. the list of cities from the upstream, and a slug for each country (``state/countries.json``, compare-and-swap);
 2. the plan (compare-and-swap, revision + 1); one that this request already made, or that expects the same, stays;
 3. ``CountryDayPlanned`` for each country of the plan, and an empty one for each that has no city left;
@@ -10,7 +11,8 @@ The order of effects:
 6. the plan again: if it moved on meanwhile, the newer one's countries are published after ours;
 7. commit.
 
-A crash after any step leaves a request that comes again, and finds its own plan.
+A crash after any step leaves a request that comes again, and finds its own plan. A retry of failed cities goes the
+same way: under the plan that it names, with tasks for its cities alone.
 """
 
 from __future__ import annotations
@@ -21,10 +23,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 
+from services.ingest.cancelling import CANCELLED, RequestCancelled, read_cancelled
 from services.ingest.identity import CityList, InvalidCityList, mint_slugs, parse_city_list
 from services.ingest.lineage import next_revision, read_lineage
 from services.ingest.upstream import CityFailed, Persistence, Upstream
-from shared import health, keys, objects
+from shared import bitmap, health, keys, objects
 from shared.consuming import decode_batch
 from shared.events import CountryDayPlanned, IngestCity, ProcessRequested, RequestFailed, RequestPlanned
 from shared.identity import CountrySlug
@@ -64,15 +67,13 @@ class Planner:
         log = _log.bind(request_id=request.request_id, date=str(request.date))
         try:
             plan = await self._plan_of(request)
+        except RequestCancelled as cancelled:
+            log.info("request cancelled")
+            await self._publish_failed(request, f"{cancelled} before its cities were planned")
+            return
         except (CityFailed, InvalidCityList) as error:
             log.warning("request failed", reason=str(error))
-            failed = RequestFailed(
-                request_id=request.request_id,
-                date=request.date,
-                requested_at=request.requested_at,
-                reason=f"the list of cities could not be had: {error}"[:2_000],
-            )
-            await self._publisher.publish([Outgoing(failed)])
+            await self._publish_failed(request, f"the list of cities could not be had: {error}")
             return
         await self._publish_countries(plan)
         cities = sum(len(planned.cities) for planned in plan.countries.values())
@@ -96,6 +97,15 @@ class Planner:
             await self._publish_countries(plan)
             latest = await read_plan(self._store, request.date)
 
+    async def _publish_failed(self, request: ProcessRequested, reason: str) -> None:
+        failed = RequestFailed(
+            request_id=request.request_id,
+            date=request.date,
+            requested_at=request.requested_at,
+            reason=reason[:2_000],
+        )
+        await self._publisher.publish([Outgoing(failed)])
+
     async def _publish_countries(self, plan: Plan) -> None:
         events: list[CountryDayPlanned] = []
         for country in sorted({*plan.countries, *plan.gone}):
@@ -109,8 +119,9 @@ class Planner:
             # The plan is read before the list is fetched: so a list never replaces a plan made from a later one.
             found = await self._store.get(key)
             before = objects.decode(Plan, found.body, key) if found else None
-            if before is not None and before.request_id == request.request_id:
+            if before is not None and _made_for(before, request):
                 return before
+            await self._refuse_cancelled(request)
             body = await self._persistence.fetch(self._upstream.cities)
             # A list may hold 100,000 cities: threads keep the event loop free for heartbeats and streams.
             listed = await asyncio.to_thread(parse_city_list, body)
@@ -126,6 +137,12 @@ class Planner:
                 health.lost_races.labels("plan").inc()
                 continue
             return plan
+
+    async def _refuse_cancelled(self, request: ProcessRequested) -> None:
+        record = await read_cancelled(self._store, request.request_id)
+        # One whose cities are known ends city by city: its tasks are published again, for the workers to skip.
+        if record is not None and not record.planned:
+            raise RequestCancelled(CANCELLED)
 
     async def _mint(self, listed: CityList) -> Countries:
         while True:
@@ -184,6 +201,12 @@ def _expects_the_same(before: Plan, plan: Plan) -> bool:
     return (before.countries, before.gone, before.bad_cities) == (plan.countries, plan.gone, plan.bad_cities)
 
 
+def _made_for(plan: Plan, request: ProcessRequested) -> bool:
+    """Tell whether a request has its plan: it made it, or asks for cities of it once more."""
+    retry = request.retry
+    return plan.request_id == request.request_id or (retry is not None and retry.plan_revision == plan.revision)
+
+
 async def read_plan(store: ObjectStore, date: dt.date) -> Plan | None:
     """Read the plan of a date, or None if it was never requested."""
     key = keys.plan(date)
@@ -192,18 +215,23 @@ async def read_plan(store: ObjectStore, date: dt.date) -> Plan | None:
 
 
 def _tasks(plan: Plan, request: ProcessRequested) -> Iterator[IngestCity]:
+    """Yield a task for each city that is asked for: of a plan that has moved on since the retry, for all of them."""
+    retry = request.retry
+    chosen = bitmap.decode(retry.positions) if retry and retry.plan_revision == plan.revision else None
     position = 0
     for country, planned in plan.countries.items():
         for city in planned.cities:
-            yield IngestCity(
-                request_id=request.request_id,
-                date=plan.date,
-                city_id=city.city_id,
-                upstream_id=city.upstream_id,
-                city_name=city.name,
-                country=country,
-                country_name=planned.name,
-                plan_revision=plan.revision,
-                position=position,
-            )
+            if chosen is None or bitmap.contains(chosen, position):
+                yield IngestCity(
+                    request_id=request.request_id,
+                    date=plan.date,
+                    city_id=city.city_id,
+                    upstream_id=city.upstream_id,
+                    city_name=city.name,
+                    country=country,
+                    country_name=planned.name,
+                    plan_revision=plan.revision,
+                    position=position,
+                    retried_at=retry.retried_at if retry else None,
+                )
             position += 1

@@ -104,6 +104,16 @@ def raw_keys_of(manifest: Manifest) -> set[str]:
     return {manifest.raw_key, *(past.raw_key for past in manifest.history)}
 
 
+def inconsistencies(world: World) -> list[str]:
+    """Name everything in a world at rest that does not agree with the manifests and plans, whatever it says."""
+    return [
+        *world.unexpected,
+        *summaries_against_manifests(world),
+        *raw_objects_against_manifests(world),
+        *topics_against_the_bucket(world),
+    ]
+
+
 def differences(world: World) -> list[str]:
     """Name everything in a world at rest that is not as the oracle and the manifests say; empty if all is well.
 

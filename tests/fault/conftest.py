@@ -1,4 +1,4 @@
-"""What all runs over the fakes need: quiet services, and files that take several parts although they are small."""
+"""What all runs over the fakes need: quiet services."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from services.ingest import streaming
-
-UPLOAD_CHUNK_BYTES = 100
-
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
@@ -20,9 +16,3 @@ def _quiet() -> Iterator[None]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield
     structlog.configure(**before)
-
-
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let an upload be written chunk by chunk: it then is one of several parts, which a crash leaves unfinished."""
-    monkeypatch.setattr(streaming, "CHUNK_BYTES", UPLOAD_CHUNK_BYTES)

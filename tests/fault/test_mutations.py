@@ -44,9 +44,8 @@ async def test_nothing_is_noticed_while_the_promises_hold(proof: Proof) -> None:
     assert [one async for one in proof(World)] == []
 
 
-@pytest.mark.skipif(not HISTORIES, reason="TRIPFOLD_MUTATION_HISTORIES is not set")
 @pytest.mark.timeout(1_200)
-@each_mutation
+@pytest.mark.parametrize("mutation", MUTATIONS if HISTORIES else (), ids=lambda mutation: mutation.name)
 def test_histories_notice_too(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random histories find a broken promise by themselves."""
     mutation.patch(monkeypatch)

@@ -34,6 +34,7 @@ from shared.identity import RequestId
 from shared.objects import Manifest, Plan, RequestRecord
 from shared.patience import Patience, SurroundingsFault
 from shared.publishing import LogUnavailable, Publisher, Received
+from shared.requests import retry_of
 from shared.topics import Topic
 from tests.fakes import (
     PARTITIONS,
@@ -291,6 +292,16 @@ class World:
         self.oracle.requested(request_id, truth)
         return request_id
 
+    def retry(self, request_id: RequestId, truth: Truth) -> None:
+        """Take up a request's failed cities again while the upstream holds ``truth``; nothing runs yet."""
+        truth.write_into(self.upstream, DATE)
+        key = keys.request(request_id)
+        self.clock.advance(60)
+        requested = retry_of(objects.decode(RequestRecord, self.store.objects[key].body, key), self.clock())
+        headers = events.headers_of(requested, source="retry")
+        self.log.append(requested.topic, requested.key.encode(), events.encode(requested), headers)
+        self.oracle.requested(request_id, truth)
+
     async def run_to_rest(self, *, resume_after_rounds: int = ROUNDS_MAX) -> None:
         """Let every process take its turns until no topic holds anything that is not committed.
 
@@ -303,6 +314,19 @@ class World:
             if rounds >= resume_after_rounds:
                 await self.resume_paused()
         raise Stuck(f"after {ROUNDS_MAX} rounds")
+
+    async def run_turns(self, turns: int) -> int:
+        """Let the processes take so many turns that have something to do; return how many they found."""
+        taken = 0
+        for _ in range(ROUNDS_MAX):
+            before = taken
+            for role in ROLES:
+                if taken == turns:
+                    return taken
+                taken += await self.turn(role)
+            if taken == before:
+                break
+        return taken
 
     async def resume_paused(self) -> None:
         """Let the processes that stood still go on where they were; others have long done their work."""

@@ -26,6 +26,14 @@ README = Path(__file__).parents[2] / "README.md"
         ("S3_BUCKET", "", "3 characters"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("INGEST_STREAMS", "0", "greater than or equal to 1"),
+        ("INGEST_MAX_BAD_RECORDS", "-1", "such as 100, or a percentage of them such as 0.5%"),
+        ("INGEST_MAX_BAD_RECORDS", "101%", "such as 100, or a percentage of them such as 0.5%"),
+        ("INGEST_MAX_BAD_RECORDS", "1e3", "such as 100, or a percentage of them such as 0.5%"),
+        ("INGEST_RECORDS", "data.trips", "JSON Pointer such as /data/trips"),
+        ("INGEST_RECORDS", "/a~2b", "~0 for a tilde"),
+        ("INGEST_RECORDS", "", "array, lines"),
+        ("INGEST_RECORDS", "/a" * 17, "at most 16 keys"),
+        ("INGEST_OTHER_DATES", "yes", "'counted' or 'bad'"),
     ],
 )
 def test_a_wrong_value_is_named(variable: str, value: str, expected: str) -> None:
