@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import aioboto3
+import aiohttp
 import msgspec
 from aiobotocore.session import AioSession, get_session
 from botocore.config import Config
@@ -31,6 +32,9 @@ UPLOAD_PART_BYTES = 5 * 1024 * 1024
 UPLOAD_PARTS_IN_FLIGHT_MAX = 2
 UPLOAD_PARTS_MAX = 10_000
 STREAM_CHUNK_BYTES = 1024 * 1024
+_AWAY = (TimeoutError, BotoCoreError, OSError, aiohttp.ClientError)
+"""What is raised when no answer came, or a part of one: a body that breaks off is the HTTP client's own error."""
+LIST_PAGE_KEYS = 1_000  # the most that S3 gives at once
 
 
 class StoreUnavailable(SurroundingsFault):
@@ -196,7 +200,7 @@ class S3Store:
             if _status(error) == 404 and _code(error) in {"NoSuchKey", "404"}:
                 return None
             raise _unavailable("GetObject", key, error) from error
-        except (TimeoutError, BotoCoreError, OSError) as error:
+        except _AWAY as error:
             raise _unavailable("GetObject", key, error) from error
         return Found(body=body, etag=answer["ETag"])
 
@@ -215,7 +219,7 @@ class S3Store:
                 if _status(error) in {409, 412} or (_status(error) == 404 and _code(error) == "NoSuchKey"):
                     raise LostRace(key) from error
                 raise _unavailable("PutObject", key, error) from error
-            except (TimeoutError, BotoCoreError, OSError) as error:
+            except _AWAY as error:
                 raise _unavailable("PutObject", key, error) from error
             return str(answer["ETag"])
         raise AssertionError("the last try neither answered nor raised")
@@ -227,7 +231,9 @@ class S3Store:
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
         start = {"StartAfter": after} if after else {}
         with _faults("ListObjectsV2", prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, **start)
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=prefix, PaginationConfig={"PageSize": LIST_PAGE_KEYS}, **start
+            )
             async for page in pages:
                 for entry in page.get("Contents", ()):
                     yield Listed(
@@ -244,7 +250,7 @@ class S3Store:
             if _status(error) == 404 and _code(error) in {"NoSuchKey", "404"}:
                 raise ObjectMissing(key) from error
             raise _unavailable("GetObject", key, error) from error
-        except (TimeoutError, BotoCoreError, OSError) as error:
+        except _AWAY as error:
             raise _unavailable("GetObject", key, error) from error
         body = answer["Body"]
         try:
@@ -268,7 +274,9 @@ class S3Store:
 
     async def unfinished_uploads(self, prefix: str) -> AsyncIterator[UnfinishedUpload]:
         with _faults("ListMultipartUploads", prefix):
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=prefix, PaginationConfig={"PageSize": LIST_PAGE_KEYS}
+            )
             async for page in pages:
                 for entry in page.get("Uploads", ()):
                     yield UnfinishedUpload(key=entry["Key"], upload_id=entry["UploadId"], begun_at=entry["Initiated"])
@@ -281,7 +289,7 @@ class S3Store:
         except ClientError as error:
             if _status(error) != 404:
                 raise _unavailable("AbortMultipartUpload", unfinished.key, error) from error
-        except (TimeoutError, BotoCoreError, OSError) as error:
+        except _AWAY as error:
             raise _unavailable("AbortMultipartUpload", unfinished.key, error) from error
 
     def upload(self, key: str) -> Upload:
@@ -361,7 +369,7 @@ class _S3Upload:
         self._spare.clear()
         if self._upload_id is not None:
             # What cannot be aborted now is an unfinished upload, which the clean-up takes by its age.
-            with contextlib.suppress(ClientError, BotoCoreError, OSError, asyncio.TimeoutError):
+            with contextlib.suppress(ClientError, *_AWAY):
                 await self._client.abort_multipart_upload(**self._target, UploadId=self._upload_id)
 
     def _filled(self) -> Part:
@@ -403,7 +411,7 @@ class _S3Upload:
 def _faults(operation: str, name: str) -> Any:
     try:
         yield
-    except (TimeoutError, ClientError, BotoCoreError, OSError) as error:
+    except (ClientError, *_AWAY) as error:
         raise _unavailable(operation, name, error) from error
 
 
