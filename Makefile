@@ -33,6 +33,10 @@ audit: $(VENV)/.dev ## Look the pinned requirements up among the known vulnerabi
 bench: $(VENV)/.bench ## Measure Tripfold beside its peers: tables, and JSON in .data/bench (ARGS: --quick, --only NAME)
 	$(BIN)/python -m bench $(ARGS)
 
+contract: $(VENV)/.dev ## Hold the API to its OpenAPI document with many made-up requests (EXAMPLES=, SEED=)
+	TRIPFOLD_TEST_EXAMPLES=$(or $(EXAMPLES),1000) TRIPFOLD_TEST_SEED=$(SEED) \
+		$(BIN)/python -m pytest --timeout 0 tests/unit/test_api_contract.py $(ARGS)
+
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

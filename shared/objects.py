@@ -233,6 +233,7 @@ class RequestRecord(StoredObject, frozen=True, kw_only=True):
 
     ``outcomes`` holds a bitmap for each outcome, and ``served`` one of the cities whose revisions are all folded in
     the live generation: integers in hexadecimal, bit n for position n. ``version`` grows with every change.
+    ``cancelled_at`` is when somebody asked for its cities to be skipped that were not started yet.
     """
 
     request_id: RequestId
@@ -254,6 +255,7 @@ class RequestRecord(StoredObject, frozen=True, kw_only=True):
     trips_done: int = 0
     failures: dict[int, Failure] = {}
     resent_at: dt.datetime | None = None
+    cancelled_at: dt.datetime | None = None
 
 
 _PLANS_MARK = b',"plans":'
