@@ -17,6 +17,7 @@ from random import Random
 from typing import Any
 
 import msgspec
+import pytest
 from confluent_kafka.admin import AdminClient
 
 from services.aggregate.replay import KafkaReplay
@@ -90,6 +91,7 @@ async def building(store: ObjectStore, after: int) -> Current:
     return await eventually(look, "a rebuild to begin")
 
 
+@pytest.mark.timeout(300)
 async def test_a_rebuild_that_is_killed_stopped_or_raced_changes_nothing(settings: Settings) -> None:
     """Whatever happens to the process of a rebuild, live numbers stay, and the one that completes ends with them.
 
@@ -168,6 +170,7 @@ async def _stale_topic(settings: Settings, publisher: KafkaPublisher, published:
     assert (code, verified["differences_total"]) == (0, 0)
 
 
+@pytest.mark.timeout(300)
 async def test_replays_beside_readers_and_writers_and_a_lost_kafka(embedded: EmbeddedServices, tmp_path: Path) -> None:
     """A flip between different numbers shows one whole generation to readers, and what is ingested meanwhile stays.
 
