@@ -42,7 +42,7 @@ from tests.unit.operated_bucket import DAY, OperatedBucket, trips
 
 KILLS = int(os.environ.get("TRIPFOLD_TEST_KILLS", "2"))
 SEED = int(os.environ.get("TRIPFOLD_TEST_SEED", "20240501"))
-DATES = [dt.date(2023, 1, 1) + dt.timedelta(days=day) for day in range(12)]
+DATES = [dt.date(2023, 1, 1) + dt.timedelta(days=day) for day in range(8)]
 COMPACTED = (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES)
 
 
