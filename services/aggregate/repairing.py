@@ -160,14 +160,21 @@ def _version_of(look: Look, country: CountrySlug) -> int | None:
 async def publish_summary(
     store: ObjectStore, publisher: Publisher, generation: int, date: dt.date, country: CountrySlug
 ) -> None:
-    """Publish a summary as it is stored, unless there is nothing to tell of it."""
-    key = keys.summary(generation, date, country)
+    """Publish a live summary as it is stored, and again if another generation was made live meanwhile.
+
+    ``generation`` is the one that was live when the caller looked.
+    """
 
     def events_of(body: bytes) -> list[Event]:
-        summary = objects.decode(Summary, body, key)
+        summary = objects.decode(Summary, body, "a summary")
         return [summary_event(summary)] if summary.version else []
 
-    await publish_as_stored(store, publisher, key, events_of)
+    while True:
+        await publish_as_stored(store, publisher, keys.summary(generation, date, country), events_of)
+        live = (await read_current(store)).live
+        if live == generation:
+            return
+        generation = live
 
 
 async def publish_as_stored(
