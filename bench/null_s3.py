@@ -33,8 +33,8 @@ class NullS3(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _Connection)
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Connection)
         self.lock = threading.Lock()
         self.kept: dict[str, tuple[bytes, str]] = {}
         self.etags = (f'"{number:032x}"' for number in itertools.count(1))
@@ -142,3 +142,14 @@ class _Connection(socketserver.BaseRequestHandler):
 def _xml(name: str, **fields: str) -> bytes:
     inner = "".join(f"<{field}>{value}</{field}>" for field, value in fields.items())
     return f'<?xml version="1.0"?><{name}>{inner}</{name}>'.encode()
+
+
+def main() -> None:
+    """Serve until the process is ended; the first line printed is where."""
+    with NullS3() as server:
+        print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
