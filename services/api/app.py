@@ -15,6 +15,7 @@ from litestar.di import Provide
 from services.api import health
 from services.api.access import access_of
 from services.api.access_log import log_access
+from services.api.asyncapi_page import asyncapi_handlers
 from services.api.compression import compress
 from services.api.cross_origin import cors_config
 from services.api.docs import docs_handlers, openapi_config
@@ -95,6 +96,7 @@ def assemble(
             health.ready,
             health.metrics,
             *docs_handlers(),
+            *asyncapi_handlers(topic_prefix=settings.topic_prefix),
             *page_handlers(),
         ],
         dependencies={

@@ -67,7 +67,7 @@ def openapi_config() -> OpenAPIConfig:
         version=API_VERSION,
         summary="Exact per-country, per-day statistics of a transit authority's trips.",
         description="Ask for a date, watch it being processed, read its numbers. Dates are the upstream's local dates. "
-        "Errors are `application/problem+json` (RFC 9457).",
+        "Errors are `application/problem+json` (RFC 9457). The events on Kafka are at [/asyncapi](/asyncapi).",
         tags=[
             Tag(name="requests", description="Asking for dates, and watching them being processed."),
             Tag(name="statistics", description="The numbers, and where they come from."),

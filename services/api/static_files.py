@@ -19,6 +19,7 @@ MEDIA_TYPES = {
     "css": "text/css",
     "js": "text/javascript",
     "svg": "image/svg+xml",
+    "json": "application/json",
 }
 
 
