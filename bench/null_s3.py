@@ -1,13 +1,15 @@
 """An S3 that throws the trip files away: what Tripfold can do when the store is not what limits it.
 
 Small objects (manifests, plans, summaries) are kept, with compare-and-swap, so that the services run against it. Raw
-objects are received, counted and forgotten; nothing is signed, checked or written to a disk.
+objects are received, counted and forgotten; nothing is signed, checked or written to a disk. ``GET /?calls`` tells how
+often each operation was called.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import re
 import socket
 import socketserver
@@ -100,6 +102,8 @@ class _Connection(socketserver.BaseRequestHandler):
                 self._send("CreateMultipartUpload", 200, _xml("InitiateMultipartUploadResult", UploadId="1"))
             case "POST":
                 self._send("CompleteMultipartUpload", 200, _xml("CompleteMultipartUploadResult", ETag='"1-1"'))
+            case "GET" if "calls" in query:
+                self._send("calls", 200, json.dumps(self.server.calls).encode())
             case "GET" if key:
                 self._get(key)
             case "GET":
