@@ -52,8 +52,8 @@ def main() -> None:
     """Run the contenders against both stores and print the tables."""
     parser = argparse.ArgumentParser(description="Measure how fast files go from the upstream into S3.")
     parser.add_argument("--bytes", type=float, help="size of a file; default: 1e9, with --quick 1e8")
-    parser.add_argument("--runs", type=int, default=3, help="turns of each contender; the median counts")
-    parser.add_argument("--quick", action="store_true", help="smaller files")
+    parser.add_argument("--runs", type=int, help="turns of each contender; the median counts; default: 3, --quick 1")
+    parser.add_argument("--quick", action="store_true", help="smaller files, one turn each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     parser.add_argument("--contender", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     parser.add_argument("--blocks", type=int, help=argparse.SUPPRESS)
@@ -68,7 +68,7 @@ def main() -> None:
         block = Path(folder) / "block.json"
         sums = write_block(block, date=DATE)
         with served("authority", "--block", str(block)) as (url, _pid):
-            bench = _Bench(url, sums, options.runs)
+            bench = _Bench(url, sums, options.runs or (1 if options.quick else 3))
             with seaweedfs(Path(folder) / "embedded") as store:
                 bench.compare(store, ["pass-through", "Tripfold"], blocks)
             with null_store() as store:

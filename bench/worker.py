@@ -44,7 +44,10 @@ from shared.topics_admin import apply_topics
 
 DATE: Final = dt.date(2024, 5, 1)
 READY_DEADLINE_S: Final = 60.0
-DONE_DEADLINE_S: Final = 600.0
+DONE_WITHIN_S: Final = 60.0
+BYTES_PER_S_MIN: Final = 4e6
+"""A load that takes longer than this allows is given up: two workers can block each other on the embedded Kafka."""
+
 LOOK_INTERVAL_S: Final = 0.02
 END_DEADLINE_S: Final = 20.0
 PARTITIONS: Final = 8
@@ -101,11 +104,13 @@ def main() -> None:
             by_size = [bench.measure(Load(workers=1, streams=1, cities=1, blocks=blocks)) for blocks in sizes]
             each = max(1, largest // 16)
             by_streams = [bench.measure(Load(workers=1, streams=n, cities=n, blocks=each)) for n in (1, 2, 4, 8)]
-            by_workers = [
-                bench.measure(Load(workers=workers, streams=2, cities=8, blocks=max(1, each // 4)))
-                for _ in range(options.runs)
-                for workers in (1, 2)
-            ]
+            by_workers = []
+            for workers in (1, 2) * options.runs:
+                try:
+                    load = Load(workers=workers, streams=2, cities=8, blocks=max(1, each // 4))
+                    by_workers.append(bench.measure(load))
+                except TimeoutError:
+                    print(f"{workers} workers: left out, they did not come to an end", file=sys.stderr)
     _print(by_size, by_streams, by_workers)
     if options.json:
         found = {"by_size": by_size, "by_streams": by_streams, "by_workers": by_workers}
@@ -147,7 +152,8 @@ class _Bench:
             cities = [CityId(str(city_id(blocks=load.blocks, number=number))) for number in range(load.cities)]
             began_s = time.perf_counter()
             await publisher.publish([Outgoing(_task(city, position)) for position, city in enumerate(cities)])
-            manifests = [await _manifest(store, city) for city in cities]
+            async with asyncio.timeout(DONE_WITHIN_S + load.cities * load.blocks * BLOCK_BYTES / BYTES_PER_S_MIN):
+                manifests = [await _manifest(store, city) for city in cities]
             wall_s = time.perf_counter() - began_s
             after = await _calls(client, settings)
             for manifest in manifests:
@@ -209,9 +215,8 @@ async def _calls(client: httpx.AsyncClient, settings: Settings) -> dict[str, int
 
 async def _manifest(store: S3Store, city: CityId) -> Manifest:
     key = keys.manifest(DATE, city)
-    async with asyncio.timeout(DONE_DEADLINE_S):
-        while (found := await store.get(key)) is None:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(LOOK_INTERVAL_S)
+    while (found := await store.get(key)) is None:  # noqa: ASYNC110 - as above
+        await asyncio.sleep(LOOK_INTERVAL_S)
     return objects.decode(Manifest, found.body, key)
 
 
@@ -258,7 +263,7 @@ def _print(by_size: list[Measured], by_streams: list[Measured], by_workers: list
         ],
     )
     print_table(
-        f"Workers on one topic, {by_workers[0].load.cities} cities, two streams each",
+        "Workers on one topic, two streams each",
         ("workers", "MB/s in all", "peak RSS of the larger, MB"),
         [(str(one.load.workers), round(_speed(one)), round(one.peak_rss_mb)) for one in by_workers],
     )
