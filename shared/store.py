@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 import aioboto3
+import aiohttp
 import msgspec
 from aiobotocore.session import AioSession, get_session
 from botocore.config import Config
@@ -29,6 +30,8 @@ UPLOAD_PART_BYTES = 5 * 1024 * 1024
 UPLOAD_PARTS_IN_FLIGHT_MAX = 2
 UPLOAD_PARTS_MAX = 10_000
 STREAM_CHUNK_BYTES = 1024 * 1024
+# botocore wraps what goes wrong before an answer's body, and not a body that breaks off: that is aiohttp's own error.
+NO_ANSWER = (TimeoutError, BotoCoreError, OSError, aiohttp.ClientError)
 
 
 class StoreUnavailable(SurroundingsFault):
@@ -188,7 +191,7 @@ class S3Store:
             if _status(error) == 404 and _code(error) in {"NoSuchKey", "404"}:
                 return None
             raise _unavailable("GetObject", key, error) from error
-        except (TimeoutError, BotoCoreError, OSError) as error:
+        except NO_ANSWER as error:
             raise _unavailable("GetObject", key, error) from error
         return Found(body=body, etag=answer["ETag"])
 
@@ -207,7 +210,7 @@ class S3Store:
                 if _status(error) in {409, 412} or (_status(error) == 404 and _code(error) == "NoSuchKey"):
                     raise LostRace(key) from error
                 raise _unavailable("PutObject", key, error) from error
-            except (TimeoutError, BotoCoreError, OSError) as error:
+            except NO_ANSWER as error:
                 raise _unavailable("PutObject", key, error) from error
             return str(answer["ETag"])
         raise AssertionError("the last try neither answered nor raised")
@@ -235,7 +238,7 @@ class S3Store:
             if _status(error) == 404 and _code(error) in {"NoSuchKey", "404"}:
                 raise ObjectMissing(key) from error
             raise _unavailable("GetObject", key, error) from error
-        except (TimeoutError, BotoCoreError, OSError) as error:
+        except NO_ANSWER as error:
             raise _unavailable("GetObject", key, error) from error
         body = answer["Body"]
         try:
@@ -272,7 +275,7 @@ class S3Store:
         except ClientError as error:
             if _status(error) != 404:
                 raise _unavailable("AbortMultipartUpload", unfinished.key, error) from error
-        except (TimeoutError, BotoCoreError, OSError) as error:
+        except NO_ANSWER as error:
             raise _unavailable("AbortMultipartUpload", unfinished.key, error) from error
 
     def upload(self, key: str) -> Upload:
@@ -338,7 +341,7 @@ class _S3Upload:
         self._take()
         if self._upload_id is not None:
             # What cannot be aborted now is an unfinished upload, which the clean-up takes by its age.
-            with contextlib.suppress(ClientError, BotoCoreError, OSError, asyncio.TimeoutError):
+            with contextlib.suppress(ClientError, *NO_ANSWER):
                 await self._client.abort_multipart_upload(**self._target, UploadId=self._upload_id)
 
     def _take(self) -> bytearray:
@@ -376,7 +379,7 @@ class _S3Upload:
 def _faults(operation: str, name: str) -> Any:
     try:
         yield
-    except (TimeoutError, ClientError, BotoCoreError, OSError) as error:
+    except (ClientError, *NO_ANSWER) as error:
         raise _unavailable(operation, name, error) from error
 
 

@@ -28,6 +28,7 @@ REAL_VARIABLE = "TRIPFOLD_TEST_REAL_KAFKA"
 """Set to 1, it lets tests/kafka run: they start brokers of their own."""
 PORT_TRIES_MAX = 50
 COMMAND_DEADLINE_S = 150.0
+FETCH_DEADLINE_S = 1800.0
 
 
 class NoApacheKafka(RuntimeError):
@@ -66,7 +67,7 @@ class ApacheKafka(msgspec.Struct, frozen=True, kw_only=True):
 def reason_unavailable() -> str | None:
     """Return why this machine cannot run the broker, or None if it can."""
     try:
-        _script("check")
+        _script("fetch", deadline_s=FETCH_DEADLINE_S)
     except NoApacheKafka as error:
         return str(error)
     return None
@@ -102,14 +103,14 @@ def apache_kafka(data_dir: Path, *, advertised_port: int | None = None) -> Itera
             broker.stop()
 
 
-def _script(*arguments: str) -> None:
+def _script(*arguments: str, deadline_s: float = COMMAND_DEADLINE_S) -> None:
     # A session of its own: Ctrl-C in a terminal reaches whoever has to stop the broker, not the broker first.
     done = subprocess.run(
         [SCRIPT, *arguments],
         check=False,
         capture_output=True,
         text=True,
-        timeout=COMMAND_DEADLINE_S,
+        timeout=deadline_s,
         start_new_session=True,
     )
     if done.returncode:
@@ -144,7 +145,8 @@ def main(arguments: list[str]) -> int:
         except NoApacheKafka as error:
             sys.stderr.write(f"test-kafka: {error}\n")
             return 1
-    return failed or _pytest("tests/kafka", *arguments, **{REAL_VARIABLE: "1"})
+    # One process: the tests share a system, and stop its broker.
+    return failed or _pytest("tests/kafka", *arguments, "-n0", **{REAL_VARIABLE: "1"})
 
 
 if __name__ == "__main__":

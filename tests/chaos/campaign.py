@@ -242,7 +242,7 @@ class Campaign:
 
     async def _part_from_kafka(self) -> None:
         network = Network.AWAY if self.system.kafka is None else self._draw.choice([Network.AWAY, Network.SILENT])
-        await self._outage(f"Kafka {network.value}", 0, self.system.network.become, network, Network.OPEN)
+        await self._outage(f"Kafka {network.value}", self.system.network.become, network, Network.OPEN)
 
     async def _take_s3_away(self) -> None:
         async def become(away: bool) -> None:
@@ -254,7 +254,7 @@ class Campaign:
             await asyncio.sleep(3)
             self._start(self._time_recovery("S3 killed"))
         else:
-            await self._outage("S3 away", 0, become, True, False)
+            await self._outage("S3 away", become, True, False)
 
     async def _restart_broker(self) -> None:
         kill = self._draw.random() < 0.5
@@ -262,7 +262,7 @@ class Campaign:
         await self.system.restart_kafka(self._outage_s() / 3, kill=kill)
         self._start(self._time_recovery("Kafka's broker restarted"))
 
-    async def _outage(self, what: str, _: int, become: Callable[[Any], Awaitable[None]], bad: Any, good: Any) -> None:
+    async def _outage(self, what: str, become: Callable[[Any], Awaitable[None]], bad: Any, good: Any) -> None:
         outage_s = self._outage_s()
         self._count(what, f"for {outage_s:.1f} s")
         self.report.outage_s[what] = round(self.report.outage_s.get(what, 0.0) + outage_s, 1)
@@ -288,12 +288,13 @@ class Campaign:
         task.add_done_callback(self._recovering.discard)
 
     async def _time_recovery(self, what: str, name: str | None = None) -> None:
-        """Time how long it takes from here until the services say that they are ready, other troubles going on."""
+        """Time how long it takes from here until each service has said that it is ready, other troubles going on."""
         began_s = time.monotonic()
         await asyncio.sleep(0.5)
-        while not (await self.system.ready(name) if name else await self.system.all_ready()):
+        unready = {name} if name else set(self.system.shape.services)
+        while unready := {one for one in unready if not await self.system.ready(one)}:
             if time.monotonic() - began_s > RECOVERY_DEADLINE_S:
-                self.report.differences.append(f"not ready {RECOVERY_DEADLINE_S:.0f} s after: {what} {name or ''}")
+                self.report.differences.append(f"{', '.join(sorted(unready))} not ready {RECOVERY_DEADLINE_S:.0f} s after: {what}")
                 return
             await asyncio.sleep(0.5)
         self.report.recovery_s.setdefault(what, []).append(round(time.monotonic() - began_s, 1))

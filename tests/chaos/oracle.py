@@ -1,6 +1,7 @@
 """Judge what Tripfold stored and serves. This program shares no code with Tripfold, and imports nothing of it.
 
     python tests/chaos/oracle.py --s3 URL --bucket B --api URL --upstream URL [--kafka SERVERS --prefix P] [--truth]
+        [--dates D …]
 
 It reads the bucket with boto3, the topics with confluent-kafka, and the files with Python's own ``json``. What it
 compares:
@@ -76,8 +77,9 @@ def fetch_bytes(url: str) -> bytes:
 class Judge:
     """Collects what is wrong, in sentences."""
 
-    def __init__(self, bucket: Any) -> None:
+    def __init__(self, bucket: Any, dates: list[str] | None) -> None:
         self.bucket = bucket
+        self.dates = dates
         self.city_days = 0
         self.trips = 0
         self.differences: list[str] = []
@@ -87,12 +89,18 @@ class Judge:
         if found != expected and len(self.differences) < DIFFERENCES_MAX:
             self.differences.append(f"{what}: found {found}, expected {expected}")
 
+    def judged(self, date: str) -> bool:
+        """Say whether a date is to be judged."""
+        return self.dates is None or date in self.dates
+
     def stored(self, versions: dict[str, list[str]]) -> tuple[dict[tuple[str, str], Sums], set[str]]:
         """Add up the raw objects that manifests name, by country name and date; also return the dates."""
         days: dict[tuple[str, str], Sums] = {}
         dates = set()
         for entry in self.bucket.objects.filter(Prefix="manifests/"):
             manifest = json.loads(entry.get()["Body"].read())
+            if not self.judged(manifest["date"]):
+                continue
             where = f"{manifest['city_id']}/{manifest['date']}"
             raw = self.bucket.Object(manifest["raw_key"]).get()["Body"].read()
             sums = sums_of(raw)
@@ -123,6 +131,7 @@ class Judge:
             )
             for by_date in answer.values()
             for date, day in by_date.items()
+            if self.judged(date)
         }
         expected = {
             key: (
@@ -142,7 +151,7 @@ class Judge:
         cities: dict[tuple[str, str, str], dict[str, Any]] = {}
         names: dict[str, str] = {}
         for event in read_topic(kafka, f"{prefix}city-stats"):
-            if event["type"] == "country-day-planned":
+            if event["type"] == "country-day-planned" or not self.judged(event["date"]):
                 continue
             key = event["date"], event["country"], event["city_id"]
             if event["revision"] >= cities.get(key, event)["revision"]:
@@ -158,6 +167,8 @@ class Judge:
         self.alike("topic city-stats", found, days)
         summaries: dict[tuple[str, str], dict[str, Any]] = {}
         for event in read_topic(kafka, f"{prefix}country-day-summaries"):
+            if not self.judged(event["date"]):
+                continue
             key_of_day = event["country"], event["date"]
             if event["version"] >= summaries.get(key_of_day, event)["version"]:
                 summaries[key_of_day] = event
@@ -231,9 +242,10 @@ def main() -> int:
     parser.add_argument("--kafka")
     parser.add_argument("--prefix", default="")
     parser.add_argument("--truth", action="store_true")
+    parser.add_argument("--dates", nargs="+", help="judge these alone")
     asked = parser.parse_args()
     store = boto3.resource("s3", endpoint_url=asked.s3, config=Config(s3={"addressing_style": "path"}))
-    judge = Judge(store.Bucket(asked.bucket))
+    judge = Judge(store.Bucket(asked.bucket), asked.dates)
     days, dates = judge.stored(fetch(f"{asked.upstream}/truth"))
     judge.served(asked.api, dates, days, "served against stored")
     if asked.kafka:

@@ -43,6 +43,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     services: tuple[str, ...] = ("api", "planner", "worker-1", "worker-2", "aggregate-1", "aggregate-2")
     cities: int = 12
     dates: tuple[str, ...] = ("2024-05-01", "2024-05-02", "2024-05-03", "2024-05-04")
+    large_files: bool = True
     seed: int = 0
     session_timeout_s: float = 8.0
     settings: tuple[tuple[str, str], ...] = ()
@@ -99,8 +100,13 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
         direct = {f"{PREFIX}S3_ENDPOINT_URL": self.store_url, "COLUMNS": "200"}
         return await run(sys.executable, "-m", "services", *arguments, env=self.environment | direct, s=deadline_s)
 
-    async def oracle(self, *, truth: bool, kafka: bool = True, deadline_s: float = 300.0) -> tuple[int, str]:
-        """Run the program that judges what was stored and is served; it shares no code with Tripfold."""
+    async def oracle(
+        self, *dates: str, truth: bool, kafka: bool = True, deadline_s: float = 300.0
+    ) -> tuple[int, str]:
+        """Run the program that judges what was stored and is served, of ``dates`` or of all.
+
+        It shares no code with Tripfold.
+        """
         program = str(Path(__file__).with_name("oracle.py"))
         arguments = ["--s3", self.store_url, "--bucket", self.environment[f"{PREFIX}S3_BUCKET"]]
         arguments += ["--api", self.api_url, "--upstream", self.upstream.url]
@@ -108,6 +114,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
             arguments += ["--kafka", self.kafka_address, "--prefix", self.environment[f"{PREFIX}TOPIC_PREFIX"]]
         if truth:
             arguments.append("--truth")
+        arguments += ["--dates", *dates] if dates else []
         environment = {**self.environment, "AWS_DEFAULT_REGION": "us-east-1"}
         return await run(sys.executable, program, *arguments, env=environment, s=deadline_s)
 
@@ -155,7 +162,9 @@ async def surroundings(
         store_port = int(embedded.endpoints.s3_endpoint_url.rpartition(":")[2])
         proxy = await stack.enter_async_context(FaultyS3(store_port, seed=shape.seed))
         upstream = await stack.enter_async_context(
-            ChaosUpstream(cities=shape.cities, dates=list(shape.dates), seed=shape.seed)
+            ChaosUpstream(
+                cities=shape.cities, dates=list(shape.dates), seed=shape.seed, large_files=shape.large_files
+            )
         )
         ports = {name: free_port(name) for name in shape.services}
         stack.callback(lambda: release_ports(*ports.values()))
@@ -179,6 +188,7 @@ async def surroundings(
             **{f"{PREFIX}{name}": value for name, value in shape.settings},
         }
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=15, trust_env=False))
+        stack.push_async_callback(supervisor.stop)  # while what the services need is there
         yield System(
             shape=shape,
             supervisor=supervisor,

@@ -50,15 +50,21 @@ class _Request(msgspec.Struct, frozen=True):
 
 
 class ChaosUpstream:
-    """Serves on a free port; use it as an async context manager. ``rates`` maps mischief to its probability."""
+    """Serves on a free port; use it as an async context manager.
 
-    def __init__(self, *, cities: int, dates: list[str], seed: int) -> None:
+    ``rates`` maps mischief to its probability. ``pause_s`` is waited before each file. ``asked`` counts by target.
+    """
+
+    def __init__(self, *, cities: int, dates: list[str], seed: int, large_files: bool = True) -> None:
         self.rates: dict[Mischief, float] = {}
         self.injected: Counter[Mischief] = Counter()
         self.corrections = 0
         self.moves = 0
         self.requests = 0
+        self.asked: Counter[str] = Counter()
+        self.pause_s = 0.0
         self.dates = dates
+        self._large_files = large_files
         self._draw = random.Random(seed)
         self._files = random.Random(seed + 1)
         self._pool = [_record(self._files) for _ in range(POOL_RECORDS)]
@@ -83,10 +89,10 @@ class ChaosUpstream:
         await asyncio.gather(*self._connections, return_exceptions=True)
         await self._server.wait_closed()
 
-    def correct(self) -> None:
-        """Replace the file of some city and date."""
+    def correct(self, date: str | None = None) -> None:
+        """Replace the file of some city, of ``date`` or of any."""
         self.corrections += 1
-        self._write(self._draw.choice(list(self._countries)), self._draw.choice(self.dates))
+        self._write(self._draw.choice(list(self._countries)), date or self._draw.choice(self.dates))
 
     def move(self) -> None:
         """Move some city to another country."""
@@ -95,7 +101,8 @@ class ChaosUpstream:
         self._countries[city] = self._draw.choice([one for one in COUNTRIES if one != self._countries[city]])
 
     def _write(self, city: int, date: str) -> None:
-        records = 48_000 if city % LARGE_EVERY == LARGE_EVERY - 1 else self._files.choice([0, 40, 400, 1500, 3000])
+        large = self._large_files and city % LARGE_EVERY == LARGE_EVERY - 1
+        records = 48_000 if large else self._files.choice([0, 40, 400, 1500, 3000])
         records += self._files.randrange(20) if records else 0
         start = self._files.randrange(POOL_RECORDS)
         repeated = self._pool * (1 + (start + records) // POOL_RECORDS)
@@ -114,6 +121,7 @@ class ChaosUpstream:
                     head = await reader.readuntil(b"\r\n\r\n")
                     self.requests += 1
                     target = head.split(b" ", 2)[1].decode()
+                    self.asked[target] += 1
                     await self._answer(_Request(target, parse_fields(head)), writer)
         except asyncio.CancelledError:
             reset(writer)  # asked to by ``__aexit__`` alone: the task ends here
@@ -141,6 +149,8 @@ class ChaosUpstream:
         if body is None:
             await _send(writer, 404, b"")
             return
+        if "x-truthful" not in request.fields:
+            await asyncio.sleep(self.pause_s)
         await self._send_somehow(request, body, writer)
 
     async def _send_somehow(self, request: _Request, body: bytes, writer: asyncio.StreamWriter) -> None:
