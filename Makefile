@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit format test-containers test-kafka chaos requirements clean
+.PHONY: help demo up test lint unit audit bench format test-containers test-kafka chaos requirements clean
 
 help: ## Show what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,12 @@ lint: $(VENV)/.dev ## Check style and types
 
 unit: $(VENV)/.dev ## Run the tests alone (ARGS: for pytest)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+audit: $(VENV)/.dev ## Look the pinned requirements up among the known vulnerabilities (asks the internet)
+	$(BIN)/pip-audit --disable-pip --require-hashes $(foreach file,$(wildcard requirements/*.txt),-r $(file))
+
+bench: $(VENV)/.bench ## Measure Tripfold beside its peers: tables, and JSON in .data/bench (ARGS: --quick, --only NAME)
+	$(BIN)/python -m bench $(ARGS)
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
@@ -68,5 +74,11 @@ $(VENV)/.local: $(VENV)/bin/python requirements/local.txt pyproject.toml
 $(VENV)/.dev: $(VENV)/bin/python requirements/dev.txt pyproject.toml
 	@echo "installing what the tests need into $(VENV)"
 	@$(PIP) install --require-hashes -r requirements/dev.txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/bin/python requirements/bench.txt pyproject.toml
+	@echo "installing what the benchmarks need into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements/bench.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@

@@ -30,6 +30,8 @@ from typing import Final
 
 import msgspec
 
+from bench.tables import print_table
+
 DATE: Final = "2024-05-01"
 CHUNK_BYTES: Final = 64 * 1024
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -41,8 +43,9 @@ NOTHING: Final[Sums] = (0, 0, 0, 0, 0)
 def main() -> None:
     """Write the file, run every contender and print the table."""
     parser = argparse.ArgumentParser(description="Measure how fast a trip file is folded.")
-    parser.add_argument("--trips", type=int, default=1_000_000)
-    parser.add_argument("--runs", type=int, default=5, help="processes for each contender; the median counts")
+    parser.add_argument("--trips", type=int, help="default: 1,000,000, with --quick 200,000")
+    parser.add_argument("--runs", type=int, default=3, help="processes for each contender; the median counts")
+    parser.add_argument("--quick", action="store_true", help="a smaller file")
     parser.add_argument("--only", action="append", choices=list(CONTENDERS), help="leave out the others")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     parser.add_argument("--contender", choices=list(CONTENDERS), help=argparse.SUPPRESS)
@@ -54,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = options.file or Path(folder) / "trips.json"
         if not options.file:
-            write_trip_file(file, trips=options.trips)
+            write_trip_file(file, trips=options.trips or (200_000 if options.quick else 1_000_000))
         results = _compare(options.only or list(CONTENDERS), file, options.runs)
     _print_table(results)
     if options.json:
@@ -233,15 +236,14 @@ def _summed_up(name: str, size: int, turns: list[Measured]) -> Result:
 
 
 def _print_table(results: list[Result]) -> None:
-    print(f"{'':20} {'MB/s':>8} {'MB per CPU s':>14} {'CPU s per GB':>14} {'peak RSS, MB':>14}")
-    for result in results:
-        if result.sums == NOTHING:
-            print(f"{result.name:20} {'':8} {'':14} {'':14} {result.peak_rss_mb:14.0f}")
-            continue
-        print(
-            f"{result.name:20} {result.mb_per_wall_s:8.0f} {result.mb_per_cpu_s:14.0f}"
-            f" {result.cpu_s_per_gb:14.1f} {result.peak_rss_mb:14.0f}"
-        )
+    columns = ("", "MB/s", "MB per CPU s", "CPU s per GB", "peak RSS, MB")
+    rows: list[tuple[object, ...]] = [
+        (result.name, None, None, None, round(result.peak_rss_mb))
+        if result.sums == NOTHING
+        else (result.name, result.mb_per_wall_s, result.mb_per_cpu_s, result.cpu_s_per_gb, round(result.peak_rss_mb))
+        for result in results
+    ]
+    print_table(f"Parsing: a file of {results[0].file_bytes / 1e6:.0f} MB", columns, rows)
     different = {result.sums for result in results} - {NOTHING}
     if len(different) > 1:
         print(f"the contenders disagree: {different}", file=sys.stderr)

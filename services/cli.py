@@ -14,6 +14,7 @@ from rich.table import Table
 
 from services.ingest.role import Role
 from services.operate.commands import operate_commands
+from services.operate.policies import BucketRole, policy_of
 from shared.errors import OperatorError
 from shared.settings import Settings, load_settings
 
@@ -104,6 +105,17 @@ def bucket_apply() -> None:
 
     _run(make())
     console.print(f"bucket {settings.s3_bucket} is there")
+
+
+@bucket_commands.command("policy")
+def bucket_policy(
+    role: Annotated[BucketRole, typer.Argument(help="Who is to use the bucket.")],
+) -> None:
+    """Print the least that a service may do in the bucket, as an IAM policy document.
+
+    Example: tripfold bucket policy worker > worker.json
+    """
+    console.print_json(data=policy_of(role, _settings().s3_bucket))
 
 
 @app.command("upstream")

@@ -21,6 +21,7 @@ from faststream.kafka import KafkaBroker, KafkaMessage
 
 from shared import events, health
 from shared.events import Event, PoisonRecord
+from shared.kafka_connection import broker_security
 from shared.patience import Patience, Stopping
 from shared.publishing import Publisher, Received
 from shared.settings import Settings
@@ -46,6 +47,7 @@ def make_broker(settings: Settings) -> KafkaBroker:
     """Return a FastStream broker for consuming; publishing has a producer of its own."""
     return KafkaBroker(
         settings.kafka_bootstrap_servers.split(","),
+        security=broker_security(settings),
         client_id="tripfold",
         consumer_only=True,  # topics are provisioned by a command; services never create one by accident
         allow_auto_create_topics=False,
@@ -143,6 +145,7 @@ def received(topic: Topic, records: Sequence[ConsumerRecord[Any, Any]]) -> list[
             key=record.key,
             value=record.value,
             headers=tuple((name, bytes(value or b"")) for name, value in record.headers),
+            timestamp_ms=record.timestamp,
         )
         for record in records
     ]

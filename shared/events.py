@@ -33,6 +33,7 @@ PLAN_CHUNK_CITIES_MAX = 2_000
 CityIds = Annotated[tuple[CityField, ...], msgspec.Meta(max_length=PLAN_CHUNK_CITIES_MAX)]
 PositionField = Annotated[int, msgspec.Meta(ge=0, lt=10_000_000)]
 ReasonField = Annotated[str, msgspec.Meta(max_length=2_000)]
+PositionsField = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]+$(?!\n)", max_length=100_000, examples=["5"])]
 
 
 class Outcome(enum.Enum):
@@ -66,13 +67,26 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
         return ""
 
 
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """Which cities of a request are to be taken up again, and when that was asked.
+
+    ``positions`` is a bitmap over the order of the plan of ``plan_revision``, in hexadecimal, bit n for position n. If
+    the date's plan has moved on since, all of its cities are taken up.
+    """
+
+    plan_revision: RevisionField
+    positions: PositionsField
+    retried_at: InstantField
+
+
 class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"):
-    """Somebody asked for a date."""
+    """Somebody asked for a date; or, with ``retry``, for some cities of a request once more."""
 
     topic: ClassVar[Topic] = Topic.PROCESS_REQUESTS
     request_id: RequestField
     date: dt.date
     requested_at: InstantField
+    retry: Retry | None = None
 
     @property
     def key(self) -> str:
@@ -80,11 +94,14 @@ class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"
 
     @property
     def identity(self) -> str:
-        return self.request_id
+        return _retried(self.request_id, self.retry.retried_at if self.retry else None)
 
 
 class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
-    """One city-day is to be fetched. ``position`` is the city's place in the plan of ``plan_revision``."""
+    """One city-day is to be fetched. ``position`` is the city's place in the plan of ``plan_revision``.
+
+    ``retried_at`` is when the city was asked for once more, after it had failed.
+    """
 
     topic: ClassVar[Topic] = Topic.CITY_TASKS
     request_id: RequestField
@@ -96,6 +113,7 @@ class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
     country_name: NameField
     plan_revision: RevisionField
     position: PositionField
+    retried_at: InstantField | None = None
 
     @property
     def key(self) -> str:
@@ -103,11 +121,14 @@ class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
 
     @property
     def identity(self) -> str:
-        return f"{self.request_id}/{self.plan_revision}"
+        return _retried(f"{self.request_id}/{self.plan_revision}", self.retried_at)
 
 
 class CityDayStats(Event, frozen=True, kw_only=True, tag="city-day-stats"):
-    """What one city-day contributes to its country-day, replacing every lower revision of it."""
+    """What one city-day contributes to its country-day, replacing every lower revision of it.
+
+    ``bad_records`` is how many records of the file were left out because they break a rule.
+    """
 
     topic: ClassVar[Topic] = Topic.CITY_STATS
     date: dt.date
@@ -123,6 +144,7 @@ class CityDayStats(Event, frozen=True, kw_only=True, tag="city-day-stats"):
     size_bytes: CountField
     rule_version: int
     ingested_at: InstantField
+    bad_records: CountField = 0
 
     @property
     def key(self) -> str:
@@ -256,7 +278,10 @@ class Published(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 class CityFinished(Event, frozen=True, kw_only=True, tag="city-finished"):
-    """A city-day of a request has ended. It is served once every pair in ``published`` is folded."""
+    """A city-day of a request has ended. It is served once every pair in ``published`` is folded.
+
+    ``quarantine_key`` is where its file lies if it was refused; ``retried_at`` is of the task that ended so.
+    """
 
     topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
     request_id: RequestField
@@ -270,6 +295,8 @@ class CityFinished(Event, frozen=True, kw_only=True, tag="city-finished"):
     size_bytes: CountField = 0
     trips: CountField = 0
     published: tuple[Published, ...] = ()
+    quarantine_key: str | None = None
+    retried_at: InstantField | None = None
 
     @property
     def key(self) -> str:
@@ -278,7 +305,7 @@ class CityFinished(Event, frozen=True, kw_only=True, tag="city-finished"):
     @property
     def identity(self) -> str:
         pairs = ",".join(f"{pair.country}:{pair.revision}" for pair in self.published)
-        return f"{self.plan_revision}/{self.position}/{self.outcome.value}/{pairs}"
+        return _retried(f"{self.plan_revision}/{self.position}/{self.outcome.value}/{pairs}", self.retried_at)
 
 
 class CityFolded(Event, frozen=True, kw_only=True, tag="city-folded"):
@@ -314,6 +341,10 @@ class RequestFailed(Event, frozen=True, kw_only=True, tag="request-failed"):
     @property
     def key(self) -> str:
         return self.request_id
+
+
+def _retried(identity: str, retried_at: dt.datetime | None) -> str:
+    return identity if retried_at is None else f"{identity}/{retried_at.isoformat()}"
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):

@@ -101,7 +101,8 @@ class Manifest(StoredObject, frozen=True, kw_only=True):
     """The current revision of a city-day, and the one record of truth about it.
 
     ``retracted`` maps each country the city left to the revision that took it away. ``history`` holds the revisions
-    before this one, the latest first, at most HISTORY_LENGTH_MAX of them.
+    before this one, the latest first, at most HISTORY_LENGTH_MAX of them. ``bad_records`` are left out of the
+    contribution; with ``other_dates_are_bad``, those that depart on another date were among them.
     """
 
     date: dt.date
@@ -123,6 +124,8 @@ class Manifest(StoredObject, frozen=True, kw_only=True):
     request_id: RequestId
     rule_version: int
     ingested_at: dt.datetime
+    bad_records: int = 0
+    other_dates_are_bad: bool = False
     retracted: dict[CountrySlug, int] = {}
     history: tuple[PastRevision, ...] = ()
 
@@ -199,12 +202,17 @@ class SummaryHead(StoredObject, frozen=True, kw_only=True):
     plan_revision: int
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A city-day that failed, and why."""
+class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A city-day that failed, why, and where its file lies if it was refused.
+
+    ``retried_at`` is when it was last asked for once more: of two failures of a city the later one is told.
+    """
 
     city_id: CityId
     city_name: str
     reason: str
+    quarantine_key: str | None = None
+    retried_at: dt.datetime | None = None
 
 
 class CityUnderWay(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 
 from shared import events, health
 from shared.events import Cause, Event
+from shared.kafka_connection import connection
 from shared.patience import SurroundingsFault
 from shared.settings import Settings
 from shared.topics import RECORD_BYTES_MAX, Topic, partition_of
@@ -23,12 +24,20 @@ ERROR_HEADER_LENGTH_MAX = 1_000
 CHECK_TIMEOUT_MS = 1_500
 
 
+ORIGIN_TOPIC_HEADER = "tripfold_origin_topic"
+ORIGIN_PARTITION_HEADER = "tripfold_origin_partition"
+ORIGIN_OFFSET_HEADER = "tripfold_origin_offset"
+ERROR_HEADER = "tripfold_error"
+BURIAL_HEADERS = (ORIGIN_TOPIC_HEADER, ORIGIN_PARTITION_HEADER, ORIGIN_OFFSET_HEADER, ERROR_HEADER)
+"""What a dead letter has after the headers that it came with, in this order."""
+
+
 class LogUnavailable(SurroundingsFault):
     """Kafka did not acknowledge an event. It may have taken it all the same: publishing again is harmless."""
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True):
-    """A record as it came from a topic, nothing decoded."""
+    """A record as it came from a topic, nothing decoded. ``timestamp_ms`` is since 1970, 0 if it is not known."""
 
     topic: Topic
     partition: int
@@ -36,6 +45,16 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
+    timestamp_ms: int = 0
+
+
+def burial_headers(record: Received, error: str) -> list[tuple[str, bytes]]:
+    """Return the headers of a record's dead letter: its own, then where it came from and what is wrong with it."""
+    origin = (record.topic.value, str(record.partition), str(record.offset), error[:ERROR_HEADER_LENGTH_MAX])
+    return [
+        *record.headers,
+        *((name, text.encode(errors="backslashreplace")) for name, text in zip(BURIAL_HEADERS, origin, strict=True)),
+    ]
 
 
 class Outgoing(msgspec.Struct, frozen=True):
@@ -53,6 +72,15 @@ class Publisher(Protocol):
 
     async def bury(self, record: Received, error: str) -> None:
         """Publish a record that cannot be processed to the dead letters, as it came, with its origin and ``error``."""
+
+
+class RecordPublisher(Protocol):
+    """What an operator's commands need to publish records that are not made here. Raises LogUnavailable."""
+
+    async def publish_record(
+        self, topic: Topic, *, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
+    ) -> None:
+        """Publish a record as it is, and wait until it is acknowledged."""
 
 
 class KafkaPublisher:
@@ -78,9 +106,7 @@ class KafkaPublisher:
 
         It asks over a connection of its own: a producer that was connected once says nothing of the present.
         """
-        client = AIOKafkaClient(
-            bootstrap_servers=self._settings.kafka_bootstrap_servers, request_timeout_ms=CHECK_TIMEOUT_MS
-        )
+        client = AIOKafkaClient(**connection(self._settings), request_timeout_ms=CHECK_TIMEOUT_MS)
         try:
             await client.bootstrap()
         except (KafkaError, OSError) as error:
@@ -99,15 +125,13 @@ class KafkaPublisher:
         await self._send(batch)
 
     async def bury(self, record: Received, error: str) -> None:
-        origin = {
-            "tripfold_origin_topic": record.topic.value,
-            "tripfold_origin_partition": str(record.partition),
-            "tripfold_origin_offset": str(record.offset),
-            "tripfold_error": error[:ERROR_HEADER_LENGTH_MAX],
-        }
-        headers = [*record.headers, *((name, text.encode()) for name, text in origin.items())]
-        await self._send([(Topic.DEAD_LETTERS, record.key, record.value, headers)])
+        await self._send([(Topic.DEAD_LETTERS, record.key, record.value, burial_headers(record, error))])
         health.dead_letters.labels(record.topic.value).inc()
+
+    async def publish_record(
+        self, topic: Topic, *, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
+    ) -> None:
+        await self._send([(topic, key, value, list(headers))])
 
     async def _send(self, batch: Iterable[tuple[Topic, bytes | None, bytes | None, list[tuple[str, bytes]]]]) -> None:
         producer = await self._started()
@@ -130,7 +154,7 @@ class KafkaPublisher:
 
     async def _start(self) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(
-            bootstrap_servers=self._settings.kafka_bootstrap_servers,
+            **connection(self._settings),
             acks="all",
             enable_idempotence=False,  # every effect is idempotent, and one batch is in flight per partition
             partitioner=partition_of,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import enum
 
 import msgspec
 
 from shared import bitmap
-from shared.events import Outcome
+from shared.errors import OperatorError
+from shared.events import Outcome, ProcessRequested, Retry
 from shared.objects import RequestRecord
 
 
@@ -67,3 +69,30 @@ def status_of(record: RequestRecord) -> Status:
     if counts.cities_done == counts.cities_total:
         return Status.COMPLETED_WITH_FAILURES if counts.cities_failed else Status.COMPLETED
     return Status.RUNNING if record.outcomes or record.under_way else Status.PLANNED
+
+
+class NothingToRetry(OperatorError):
+    """The request has no failed cities that could be taken up again, or has not ended yet."""
+
+
+def retry_of(record: RequestRecord, now: dt.datetime, *, positions: int | None = None) -> ProcessRequested:
+    """Return what takes up the failed cities of a request again, under its own id.
+
+    If its list of cities could not be had, all of it is taken up. ``positions`` is a bitmap of the cities to which the
+    retry is limited. Raises NothingToRetry if none of them has failed, or if the request has not ended.
+    """
+    status = status_of(record)
+    if status is Status.FAILED:
+        return ProcessRequested(request_id=record.request_id, date=record.date, requested_at=record.requested_at)
+    failed = bitmap.decode(record.outcomes.get(Outcome.FAILED, "0"))
+    chosen = failed if positions is None else failed & positions
+    if not status.ended:
+        raise NothingToRetry(f"request {record.request_id} is {status.value}: it can be retried once it has ended")
+    if not chosen:
+        raise NothingToRetry(f"request {record.request_id} is {status.value}: no such city of it has failed")
+    return ProcessRequested(
+        request_id=record.request_id,
+        date=record.date,
+        requested_at=record.requested_at,
+        retry=Retry(plan_revision=record.plan_revision, positions=bitmap.encode(chosen), retried_at=now),
+    )

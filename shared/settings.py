@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import OperatorError
+from shared.file_rules import BadRecordsMax, FileRules
 
 PREFIX = "TRIPFOLD_"
 
@@ -70,9 +72,29 @@ class Settings(BaseSettings):
         default=200, ge=1, description="how many times larger than it came a compressed body may become"
     )
 
+    upstream_ca_file: str = Field(
+        default="", description="certificates (PEM) that an https upstream's is checked by; empty: the system's"
+    )
+
     kafka_bootstrap_servers: str = Field(
         default="127.0.0.1:9092", description="brokers to begin with, separated by commas"
     )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="whether Kafka is reached over TLS, and with a name and password"
+    )
+    kafka_ca_file: str = Field(
+        default="", description="certificates (PEM) that the brokers' are checked by; empty: the system's"
+    )
+    kafka_certificate_file: str = Field(default="", description="the certificate (PEM) shown to Kafka; empty: none")
+    kafka_certificate_key_file: str = Field(
+        default="", description="its private key (PEM); empty: in the certificate's file"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        default="SCRAM-SHA-512", description="how the name and password are shown to Kafka"
+    )
+    kafka_username: str = Field(default="", description="the name shown to Kafka")
+    kafka_password: SecretStr = Field(default=SecretStr(""), description="the password shown to Kafka")
+    kafka_password_file: str = Field(default="", description="a file that holds the password instead")
     kafka_partitions: int = Field(default=12, ge=1, le=10_000, description="partitions of a topic that is provisioned")
     kafka_replication: int = Field(default=1, ge=1, le=32_767, description="replicas of a topic that is provisioned")
     topic_prefix: str = Field(
@@ -95,11 +117,21 @@ class Settings(BaseSettings):
         default="when_required",
         description="when the S3 client adds and checks checksums: some stores refuse the newer ones",
     )
+    s3_ca_file: str = Field(
+        default="", description="certificates (PEM) that an https S3 server's is checked by; empty: the S3 client's own"
+    )
     s3_pool_size: int = Field(default=32, ge=1, le=1000, description="connections to S3 of one process")
 
     ingest_streams: int = Field(default=4, ge=1, le=64, description="city-days that one worker streams side by side")
     ingest_batch: int = Field(default=16, ge=1, le=1000, description="tasks that one worker takes at a time")
     ingest_deadline_s: float = Field(default=3600, ge=1, description="the longest that one city-day may take")
+    ingest_max_bad_records: str = Field(
+        default="0",
+        description="how many bad records a file may have, which are left out: a number, or a percentage like `0.5%`",
+    )
+    ingest_other_dates: Literal["counted", "bad"] = Field(
+        default="counted", description="what a trip that departs on another date than its file's is"
+    )
     aggregate_batch: int = Field(default=500, ge=1, le=100_000, description="events that are folded at a time")
     aggregate_linger_ms: int = Field(
         default=100, ge=1, le=60_000, description="how long events are gathered for one fold"
@@ -157,6 +189,19 @@ class Settings(BaseSettings):
             raise ValueError("expected a URL that begins with http:// or https://")
         return None if value is None else value.rstrip("/")
 
+    @property
+    def file_rules(self) -> FileRules:
+        """The rules of trip files that the settings make."""
+        return FileRules(
+            bad_records_max=BadRecordsMax.parse(self.ingest_max_bad_records),
+            other_dates_are_bad=self.ingest_other_dates == "bad",
+        )
+
+    @field_validator("ingest_max_bad_records")
+    @classmethod
+    def _bad_records_max(cls, value: str) -> str:
+        return str(BadRecordsMax.parse(value))
+
     @field_validator("api_cors_origins")
     @classmethod
     def _origins(cls, value: str) -> str:
@@ -174,6 +219,30 @@ class Settings(BaseSettings):
                 raise ValueError("expected host:port, or several separated by commas")
         return value
 
+    @model_validator(mode="after")
+    def _sasl_is_whole(self) -> Self:
+        if self.kafka_uses_sasl and not self.kafka_username:
+            raise ValueError(
+                f"{PREFIX}KAFKA_USERNAME is empty: {PREFIX}KAFKA_SECURITY_PROTOCOL={self.kafka_security_protocol} "
+                "needs a name"
+            )
+        if self.kafka_uses_sasl and bool(self.kafka_password.get_secret_value()) == bool(self.kafka_password_file):
+            raise ValueError(
+                f"{PREFIX}KAFKA_SECURITY_PROTOCOL={self.kafka_security_protocol} needs either "
+                f"{PREFIX}KAFKA_PASSWORD or {PREFIX}KAFKA_PASSWORD_FILE, not both"
+            )
+        return self
+
+    @property
+    def kafka_uses_tls(self) -> bool:
+        """Whether Kafka is reached over TLS."""
+        return self.kafka_security_protocol.endswith("SSL")
+
+    @property
+    def kafka_uses_sasl(self) -> bool:
+        """Whether Kafka is shown a name and a password."""
+        return self.kafka_security_protocol.startswith("SASL")
+
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """Read the settings from the environment of the process, or from the one given.
@@ -188,9 +257,11 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
             {field: given[name] for field in Settings.model_fields if (name := f"{PREFIX}{field}".upper()) in given}
         )
     except ValidationError as error:
-        lines = [
-            f"{PREFIX}{'_'.join(map(str, fault['loc'])).upper()}={fault['input']!r}: "
-            f"{fault['msg'].removeprefix('Value error, ')}"
-            for fault in error.errors()
-        ]
-        raise InvalidSettings("\n".join(lines)) from error
+        raise InvalidSettings("\n".join(map(_line, error.errors()))) from None
+
+
+def _line(fault: ErrorDetails) -> str:
+    reason = fault["msg"].removeprefix("Value error, ")
+    if not fault["loc"]:  # of several variables together, which the reason names; the input would be all of them
+        return reason
+    return f"{PREFIX}{'_'.join(map(str, fault['loc'])).upper()}={fault['input']!r}: {reason}"

@@ -150,6 +150,7 @@ class S3Store:
                 "s3",
                 endpoint_url=settings.s3_endpoint_url,
                 region_name=settings.s3_region,
+                verify=settings.s3_ca_file or None,
                 config=config,
             )
         )

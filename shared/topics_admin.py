@@ -10,6 +10,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 
+from shared.kafka_connection import connection
 from shared.patience import SurroundingsFault
 from shared.settings import Settings
 from shared.topics import TOPICS, Topic, TopicSpec
@@ -31,7 +32,7 @@ class TopicDifference(msgspec.Struct, frozen=True, kw_only=True):
 @contextlib.asynccontextmanager
 async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
     """Connect to the cluster as an administrator. Raises SurroundingsFault if it cannot be reached."""
-    client = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers, request_timeout_ms=20_000)
+    client = AIOKafkaAdminClient(**connection(settings), request_timeout_ms=20_000)
     try:
         try:
             await client.start()

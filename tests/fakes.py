@@ -22,7 +22,7 @@ import msgspec
 from services.ingest.upstream import AnswerBroke, CityFailed, Download, Upstream, UpstreamDown, Validators
 from shared import events
 from shared.identity import RequestId
-from shared.publishing import LogUnavailable, Outgoing, Publisher, Received
+from shared.publishing import LogUnavailable, Outgoing, Publisher, Received, burial_headers
 from shared.store import (
     Found,
     Listed,
@@ -254,9 +254,13 @@ class MemoryPublisher:
 
     async def bury(self, record: Received, error: str) -> None:
         await asyncio.sleep(0)
-        self._log.append(
-            Topic.DEAD_LETTERS, record.key, record.value, [*record.headers, ("tripfold_error", error.encode())]
-        )
+        self._log.append(Topic.DEAD_LETTERS, record.key, record.value, burial_headers(record, error))
+
+    async def publish_record(
+        self, topic: Topic, *, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
+    ) -> None:
+        await asyncio.sleep(0)
+        self._log.append(topic, key, value, list(headers))
 
 
 class MemoryUpstream:

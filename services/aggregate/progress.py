@@ -1,8 +1,9 @@
 """How progress events become the record of a request. Pure: the time is passed in.
 
 Like the fold of summaries it is a join: of two plans the higher revision counts and begins anew, of two outcomes of
-a city the higher one (failed < skipped < unchanged < stored), of published and folded revisions the highest for each
-country. Events may come twice and in any order. The bytes and trips shown are those of the first end that was served.
+a city the higher one (failed < skipped < unchanged < stored), of two failures that of the later retry, of published
+and folded revisions the highest for each country. Events may come twice and in any order. The bytes and trips shown
+are those of the first end that was served.
 """
 
 from __future__ import annotations
@@ -143,6 +144,8 @@ class _Working:
 
     def _note_outcome(self, event: CityFinished) -> None:
         known = self._outcome_of(event.position)
+        if known is Outcome.FAILED is event.outcome:
+            self._note_failure(event)
         if known is not None and known.rank >= event.outcome.rank:
             return
         member = bitmap.member(event.position)
@@ -151,9 +154,20 @@ class _Working:
         self._outcomes[event.outcome] |= member
         self._failures.pop(event.position, None)
         if event.outcome is Outcome.FAILED:
-            self._failures[event.position] = Failure(
-                city_id=event.city_id, city_name=event.city_name, reason=event.reason or "no reason was given"
-            )
+            self._note_failure(event)
+
+    def _note_failure(self, event: CityFinished) -> None:
+        """Keep why a city failed; of several reasons that of the latest retry, and of equals the greater one."""
+        failure = Failure(
+            city_id=event.city_id,
+            city_name=event.city_name,
+            reason=event.reason or "no reason was given",
+            quarantine_key=event.quarantine_key,
+            retried_at=event.retried_at,
+        )
+        known = self._failures.get(event.position)
+        if known is None or _order_of(failure) > _order_of(known):
+            self._failures[event.position] = failure
 
     def _settle(self, position: int, outcome: Outcome | None, city: CityUnderWay) -> None:
         """Put a city back, or count it as served, or drop it as failed, once it is."""
@@ -167,6 +181,11 @@ class _Working:
             self._under_way.pop(position, None)
         else:
             self._under_way[position] = city
+
+
+def _order_of(failure: Failure) -> tuple[float, str, str, str]:
+    retried_at_s = failure.retried_at.timestamp() if failure.retried_at else 0.0
+    return retried_at_s, failure.reason, failure.quarantine_key or "", failure.city_name
 
 
 def _progressed(city: CityUnderWay, event: CityProgressed) -> CityUnderWay:

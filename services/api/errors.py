@@ -46,3 +46,7 @@ class StatusNotWritten(SurroundingsFault):
 def shown(value: str) -> str:
     """Return a value of a request as an error may repeat it: quoted, and of bounded length."""
     return repr(value if len(value) <= SHOWN_LENGTH_MAX else f"{value[:SHOWN_LENGTH_MAX]}…")
+
+
+class NotNow(RuntimeError):
+    """What was asked for does not fit what the request is at present: the message says how it is."""

@@ -18,6 +18,7 @@ from services.api.errors import (
     InvalidRequest,
     KeyUsedOtherwise,
     NothingThere,
+    NotNow,
     StatusNotWritten,
     shown,
 )
@@ -68,6 +69,7 @@ def exception_handlers() -> ExceptionHandlersMap:
         InvalidRequest: _invalid_request,
         NothingThere: _nothing_there,
         KeyUsedOtherwise: _key_used_otherwise,
+        NotNow: _not_now,
         SurroundingsFault: _unavailable,
         HTTPException: _http_exception,
         Exception: _unexpected,
@@ -122,6 +124,17 @@ def _key_used_otherwise(_: Request[Any, Any, Any], error: KeyUsedOtherwise) -> R
             title="Idempotency key used otherwise",
             status=HTTPStatus.UNPROCESSABLE_ENTITY,
             detail=str(error),
+        )
+    )
+
+
+def _not_now(_: Request[Any, Any, Any], error: NotNow) -> Response[Any]:
+    return _answer(
+        Problem(
+            type="urn:problem-type:tripfold:not-now",
+            title="Not now",
+            status=HTTPStatus.CONFLICT,
+            detail=f"{str(error)[:1].upper()}{str(error)[1:]}.",
         )
     )
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import msgspec
 
-from services.api.errors import NothingThere, StatusNotWritten, shown
+from services.api.errors import NothingThere, NotNow, StatusNotWritten, shown
 from services.api.idempotency import Claims
 from services.api.impatience import within
 from shared import keys, objects
@@ -23,7 +23,7 @@ from shared.identity import RequestId, mint_request_id, parse_request_id, reques
 from shared.objects import RequestRecord
 from shared.patience import SurroundingsFault
 from shared.publishing import LogUnavailable, Outgoing, Publisher
-from shared.requests import Counts, Status, counts_of, status_of
+from shared.requests import Counts, NothingToRetry, Status, counts_of, retry_of, status_of
 from shared.store import LostRace, ObjectStore
 
 ACKNOWLEDGE_DEADLINE_S = 10.0
@@ -62,6 +62,13 @@ class CityFailure(msgspec.Struct, frozen=True, kw_only=True):
     city_id: Annotated[str, msgspec.Meta(examples=["7"])]
     city_name: Annotated[str, msgspec.Meta(examples=["Port Tina"])]
     reason: Annotated[str, msgspec.Meta(examples=["the upstream answered 404"])]
+    quarantine_key: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="The object of the bucket that holds the file, if it was refused; its report lies beside it.",
+            examples=["quarantine/date=2024-05-01/city=7/4f2c1f0f9a6c4c0f8e0f3f8f6f0d2b11.json"],
+        ),
+    ]
 
 
 class LeftOutCity(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,6 +159,21 @@ class Requests:
                 return record
         raise NothingThere(f"There is no request with the id {shown(text)}. GET /process-requests lists them.")
 
+    async def retry(self, text: str) -> RequestRecord:
+        """Take up the failed cities of a request again; return its record, in which they still are failed.
+
+        Raises NothingThere if there is no such request, NotNow if it has not ended or no city of it has failed, and a
+        SurroundingsFault if Kafka does not acknowledge: asking again is harmless.
+        """
+        record = await self.read(text)
+        try:
+            requested = retry_of(record, self._clock())
+        except NothingToRetry as error:
+            raise NotNow(str(error)) from error
+        async with within(ACKNOWLEDGE_DEADLINE_S, "Waiting for Kafka to acknowledge", LogUnavailable):
+            await self._publisher.publish([Outgoing(requested)])
+        return record
+
     async def latest(self, limit: int) -> list[RequestRecord]:
         """Return the records of the latest requests, the latest first, at most ``limit`` of them."""
         async with within(LISTING_DEADLINE_S, "Reading the latest requests"):
@@ -202,7 +224,12 @@ def detail_of(record: RequestRecord) -> RequestDetail:
     return RequestDetail(
         **msgspec.structs.asdict(overview_of(record)),
         failures=tuple(
-            CityFailure(city_id=failure.city_id, city_name=failure.city_name, reason=failure.reason)
+            CityFailure(
+                city_id=failure.city_id,
+                city_name=failure.city_name,
+                reason=failure.reason,
+                quarantine_key=failure.quarantine_key,
+            )
             for failure in record.failures.values()
         ),
         bad_cities_count=record.bad_cities_count,

@@ -192,6 +192,39 @@ async def process_request_status(
     return detail_of(await requests.read(request_id))
 
 
+@post(
+    "/process-requests/{request_id:str}/retry",
+    opt={SCOPE: Scope.PROCESS},
+    status_code=HTTPStatus.ACCEPTED,
+    summary="Take up the failed cities of a request again",
+    operation_id="retryProcessRequest",
+    tags=["requests"],
+    response_description="The failed cities will be fetched again. Until they are, they are shown as failed.",
+    responses=responses(
+        bad_request=BAD_REQUEST,
+        not_found="There is no such request.",
+        conflict="The request has not ended, or no city of it has failed.",
+        service_unavailable="Kafka did not acknowledge, or S3 cannot be reached. `Retry-After` says when to try "
+        "again; asking twice is harmless.",
+    ),
+)
+async def retry_process_request(
+    requests: RequestsPort,
+    request_id: Annotated[
+        str,
+        PathParameter(
+            description="The id that the request was given.",
+            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
+        ),
+    ],
+) -> RequestDetail:
+    """Answer once Kafka has acknowledged. No other city is fetched, unless the date's plan has changed since.
+
+    The request keeps its id. Once its last failed city is served, *completed with failures* becomes *completed*.
+    """
+    return detail_of(await requests.retry(request_id))
+
+
 @get(
     "/process-requests/{request_id:str}/events",
     summary="Follow a request until its end",
@@ -400,6 +433,7 @@ def api_router(access: Access) -> Router:
             process_request,
             process_request_status,
             process_range_status,
+            retry_process_request,
             process_request_events,
             latest_process_requests,
             statistics_by_country,

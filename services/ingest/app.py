@@ -65,6 +65,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             persistence=persistence,
             threads=ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="fold"),
             deadline_s=settings.ingest_deadline_s,
+            rules=settings.file_rules,
         )
         worker = Worker(ingest, surroundings.publisher, patience=patience, streams=settings.ingest_streams)
         topics.append(Topic.CITY_TASKS)

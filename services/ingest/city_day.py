@@ -28,7 +28,7 @@ import msgspec
 import structlog
 
 from services.ingest.lineage import read_lineage
-from services.ingest.parser import InvalidTripFile
+from services.ingest.parser import DEFAULT_RULES, FileRules, InvalidTripFile
 from services.ingest.planner import read_plan
 from services.ingest.revision import NewFile, Place, next_manifest, validators_of
 from services.ingest.streaming import Meter, stream_file
@@ -66,6 +66,7 @@ class CityDayIngest:
         persistence: Persistence,
         threads: Executor,
         deadline_s: float,
+        rules: FileRules = DEFAULT_RULES,
         mint_attempt: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._store = store
@@ -75,6 +76,7 @@ class CityDayIngest:
         self._persistence = persistence
         self._threads = threads
         self._deadline_s = deadline_s
+        self._rules = rules
         self._mint_attempt = mint_attempt
 
     async def run(self, tasks: Sequence[IngestCity]) -> None:
@@ -109,6 +111,7 @@ class CityDayIngest:
             size_bytes=manifest.size_bytes if manifest else 0,
             trips=manifest.contribution.trips if manifest else 0,
             published=tuple(Published(country=event.country, revision=event.revision) for event in events),
+            retried_at=task.retried_at,
         )
         await self._publisher.publish([Outgoing(ended)])
 
@@ -135,7 +138,7 @@ class CityDayIngest:
                 return Finished(outcome=Outcome.STORED, manifest=previous)
             return await self._swap(key, etag, await self._next(previous, task, place, None, attempt))
         place = await self._place(task, previous)
-        known = validators_of(previous, self._upstream.city_url(task.upstream_id, task.date))
+        known = validators_of(previous, self._upstream.city_url(task.upstream_id, task.date), self._rules)
         async with self._upstream.download(task.upstream_id, task.date, known) as download:
             if download.chunks is None:
                 manifest = await self._next(previous, task, place, None, attempt)
@@ -145,7 +148,12 @@ class CityDayIngest:
             try:
                 async with self._reported(task, download) as meter:
                     streamed = await stream_file(
-                        download.chunks, upload, date=task.date.isoformat(), meter=meter, threads=self._threads
+                        download.chunks,
+                        upload,
+                        date=task.date.isoformat(),
+                        rules=self._rules,
+                        meter=meter,
+                        threads=self._threads,
                     )
                 file = NewFile(raw_key=raw_key, url=download.url, validators=download.validators, streamed=streamed)
                 manifest = await self._next(previous, task, place, file, attempt)
@@ -161,7 +169,9 @@ class CityDayIngest:
         self, previous: Manifest | None, task: IngestCity, place: Place, file: NewFile | None, attempt: str
     ) -> Manifest | None:
         lineage = await read_lineage(self._store, self._clock)
-        return next_manifest(previous, task, place, file, attempt=attempt, now=self._clock(), base=lineage.base)
+        return next_manifest(
+            previous, task, place, file, rules=self._rules, attempt=attempt, now=self._clock(), base=lineage.base
+        )
 
     async def _swap(self, key: str, etag: str | None, manifest: Manifest | None) -> Finished | None:
         assert manifest is not None

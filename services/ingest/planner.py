@@ -10,7 +10,8 @@ The order of effects:
 6. the plan again: if it moved on meanwhile, the newer one's countries are published after ours;
 7. commit.
 
-A crash after any step leaves a request that comes again, and finds its own plan.
+A crash after any step leaves a request that comes again, and finds its own plan. A retry of failed cities goes the
+same way: under the plan that it names, with tasks for its cities alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import structlog
 from services.ingest.identity import CityList, InvalidCityList, mint_slugs, parse_city_list
 from services.ingest.lineage import next_revision, read_lineage
 from services.ingest.upstream import CityFailed, Persistence, Upstream
-from shared import health, keys, objects
+from shared import bitmap, health, keys, objects
 from shared.consuming import decode_batch
 from shared.events import CountryDayPlanned, IngestCity, ProcessRequested, RequestFailed, RequestPlanned
 from shared.identity import CountrySlug
@@ -109,7 +110,7 @@ class Planner:
             # The plan is read before the list is fetched: so a list never replaces a plan made from a later one.
             found = await self._store.get(key)
             before = objects.decode(Plan, found.body, key) if found else None
-            if before is not None and before.request_id == request.request_id:
+            if before is not None and _made_for(before, request):
                 return before
             body = await self._persistence.fetch(self._upstream.cities)
             # A list may hold 100,000 cities: threads keep the event loop free for heartbeats and streams.
@@ -184,6 +185,12 @@ def _expects_the_same(before: Plan, plan: Plan) -> bool:
     return (before.countries, before.gone, before.bad_cities) == (plan.countries, plan.gone, plan.bad_cities)
 
 
+def _made_for(plan: Plan, request: ProcessRequested) -> bool:
+    """Tell whether a request has its plan: it made it, or asks for cities of it once more."""
+    retry = request.retry
+    return plan.request_id == request.request_id or (retry is not None and retry.plan_revision == plan.revision)
+
+
 async def read_plan(store: ObjectStore, date: dt.date) -> Plan | None:
     """Read the plan of a date, or None if it was never requested."""
     key = keys.plan(date)
@@ -192,18 +199,23 @@ async def read_plan(store: ObjectStore, date: dt.date) -> Plan | None:
 
 
 def _tasks(plan: Plan, request: ProcessRequested) -> Iterator[IngestCity]:
+    """Yield a task for each city that is asked for: of a plan that has moved on since the retry, for all of them."""
+    retry = request.retry
+    chosen = bitmap.decode(retry.positions) if retry and retry.plan_revision == plan.revision else None
     position = 0
     for country, planned in plan.countries.items():
         for city in planned.cities:
-            yield IngestCity(
-                request_id=request.request_id,
-                date=plan.date,
-                city_id=city.city_id,
-                upstream_id=city.upstream_id,
-                city_name=city.name,
-                country=country,
-                country_name=planned.name,
-                plan_revision=plan.revision,
-                position=position,
-            )
+            if chosen is None or bitmap.contains(chosen, position):
+                yield IngestCity(
+                    request_id=request.request_id,
+                    date=plan.date,
+                    city_id=city.city_id,
+                    upstream_id=city.upstream_id,
+                    city_name=city.name,
+                    country=country,
+                    country_name=planned.name,
+                    plan_revision=plan.revision,
+                    position=position,
+                    retried_at=retry.retried_at if retry else None,
+                )
             position += 1

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import ijson
 
+from services.ingest.bad_records import BadRecords
 from services.ingest.record_locator import RecordLocator
 from services.ingest.tally import Tally
 from services.ingest.trip_file import (
@@ -44,12 +45,17 @@ def fold_events(
     tally: Tally,
     limits: ParserLimits,
     progress: Callable[[int], None],
+    bad: BadRecords,
 ) -> None:
     """Fold all records that `unfolded` still has, to the end of the file; it stands inside the array's ``[``.
 
-    Raises `InvalidTripFile` for the first thing that a trip file may not hold, and what reading raises.
+    Raises `InvalidTripFile` for what ends a file, and what reading raises.
     """
-    records = _Records(tally, limits)
+
+    def add_bad(fault: InvalidTrip) -> None:
+        bad.add(fault, record_number=records.number_of(records.folded), find_offset=feed.fault_offset)
+
+    records = _Records(tally, limits, add_bad)
     feed = _Feed(unfolded, limits, records, lambda: progress(tally.trips))
     events = _YAJL.basic_parse(feed, buf_size=limits.piece_bytes, use_float=False)
     with localcontext() as context:
@@ -70,9 +76,11 @@ def fold_events(
     raise InvalidTripFile(
         fault.reason,
         byte_offset=feed.fault_offset(),
-        record_number=None if records.ended else tally.trips + 1,
+        record_number=None if records.ended else records.number_of(records.folded),
         field=fault.field,
         value=None if fault.value is None else shortened(fault.value),
+        bad_records=bad.count,
+        reported=bad.reported,
     ) from cause
 
 
@@ -91,8 +99,9 @@ def _syntax_reason(error: Exception) -> str:
 class _Records:
     """Builds one record at a time from events and adds it up; of nested values it keeps no more than their depth."""
 
-    def __init__(self, tally: Tally, limits: ParserLimits) -> None:
+    def __init__(self, tally: Tally, limits: ParserLimits, add_bad: Callable[[InvalidTrip], None]) -> None:
         self._tally = tally
+        self._add_bad = add_bad
         self._depth_max = limits.depth
         self._trips_before = tally.trips
         self._record: dict[str, Any] | None = None
@@ -148,7 +157,10 @@ class _Records:
         if self._record is None:
             self.ended = True
             return None
-        self._tally.add(parse_trip(self._record))
+        try:
+            self._tally.add(parse_trip(self._record))
+        except InvalidTrip as fault:
+            self._add_bad(fault)
         self._record = None
         self.folded += 1
         return None

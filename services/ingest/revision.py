@@ -7,12 +7,14 @@ import datetime as dt
 import msgspec
 
 from services.ingest.lineage import next_revision
+from services.ingest.parser import FoldedFile
 from services.ingest.streaming import Streamed
 from services.ingest.trips import RULE_VERSION
 from services.ingest.upstream import Validators
 from shared.events import IngestCity
+from shared.file_rules import FileRules
 from shared.identity import CountrySlug
-from shared.objects import HISTORY_LENGTH_MAX, Manifest, PastRevision
+from shared.objects import HISTORY_LENGTH_MAX, Manifest, PastRevision, Plan
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,16 +34,31 @@ class NewFile(msgspec.Struct, frozen=True, kw_only=True):
     streamed: Streamed
 
 
-def validators_of(manifest: Manifest | None, url: str) -> Validators | None:
+def validators_of(manifest: Manifest | None, url: str, rules: FileRules) -> Validators | None:
     """Return what a conditional GET may name, or None if the file has to be read anew.
 
-    Validators count only at the URL that gave them, and only if the file was folded by the present rules.
+    Validators count only at the URL that gave them, and only if the present rules would fold the file
+    to the same sums.
     """
-    if manifest is None or manifest.upstream_url != url or manifest.rule_version != RULE_VERSION:
+    if manifest is None or manifest.upstream_url != url or not would_fold_alike(manifest, rules):
         return None
     if manifest.etag is None and manifest.last_modified is None:
         return None
     return Validators(etag=manifest.etag, last_modified=manifest.last_modified)
+
+
+def would_fold_alike(manifest: Manifest, rules: FileRules) -> bool:
+    """Tell whether the rules would fold the stored file to the sums that its manifest has.
+
+    If not, the same bytes are folded again. How bad records are judged counts only for a file that has some.
+    """
+    if manifest.rule_version != RULE_VERSION:
+        return False
+    concerned = manifest.bad_records if manifest.other_dates_are_bad else manifest.trips_on_other_dates
+    if concerned and manifest.other_dates_are_bad != rules.other_dates_are_bad:
+        return False
+    records = manifest.contribution.trips + manifest.bad_records
+    return rules.bad_records_max.allows(manifest.bad_records, records=records)
 
 
 def next_manifest(
@@ -50,6 +67,7 @@ def next_manifest(
     place: Place,
     file: NewFile | None,
     *,
+    rules: FileRules,
     attempt: str,
     now: dt.datetime,
     base: int,
@@ -64,7 +82,7 @@ def next_manifest(
         same_file = True
     else:
         same_file = (
-            previous is not None and previous.sha256 == file.streamed.sha256 and previous.rule_version == RULE_VERSION
+            previous is not None and previous.sha256 == file.streamed.sha256 and would_fold_alike(previous, rules)
         )
     succession = _succeed(previous, task, place, base)
     if previous is not None and same_file:
@@ -99,6 +117,8 @@ def next_manifest(
         last_modified=file.validators.last_modified,
         request_id=task.request_id,
         rule_version=RULE_VERSION,
+        bad_records=file.streamed.folded.bad_records,
+        other_dates_are_bad=rules.other_dates_are_bad,
         ingested_at=now,
         country=place.country,
         country_name=place.country_name,
@@ -107,6 +127,46 @@ def next_manifest(
         retracted=succession.retracted,
         history=succession.history,
     )
+
+
+def refolded(
+    previous: Manifest, folded: FoldedFile, *, rules: FileRules, attempt: str, now: dt.datetime, base: int
+) -> Manifest | None:
+    """Return the revision that follows ``previous`` when its stored file is read again, or None if it says the same."""
+    following = msgspec.structs.replace(
+        previous,
+        contribution=folded.contribution,
+        trips_on_other_dates=folded.trips_on_other_dates,
+        rule_version=RULE_VERSION,
+        bad_records=folded.bad_records,
+        other_dates_are_bad=rules.other_dates_are_bad,
+    )
+    if following == previous:
+        return None
+    return msgspec.structs.replace(
+        following,
+        revision=next_revision(previous.revision, base),
+        history=_history_after(previous),
+        attempt=attempt,
+        ingested_at=now,
+    )
+
+
+def reissued(previous: Manifest, *, attempt: str, base: int) -> Manifest:
+    """Return a revision that says the same as ``previous``, its retractions too, under a number of its own."""
+    revision = next_revision(previous.revision, base)
+    return msgspec.structs.replace(
+        previous,
+        revision=revision,
+        retracted=dict.fromkeys(previous.retracted, revision),
+        history=_history_after(previous),
+        attempt=attempt,
+    )
+
+
+def reissued_plan(previous: Plan, *, base: int) -> Plan:
+    """Return a plan that says the same as ``previous``, under a revision of its own."""
+    return msgspec.structs.replace(previous, revision=next_revision(previous.revision, base))
 
 
 class _Succession(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +183,17 @@ def _succeed(previous: Manifest | None, task: IngestCity, place: Place, base: in
     plan_revision = max(place.plan_revision, task.plan_revision)
     if previous is None:
         return _Succession(revision=revision, plan_revision=plan_revision, retracted={}, history=())
+    left = {previous.country: revision} if previous.country != place.country else {}
+    retracted = {country: at for country, at in (previous.retracted | left).items() if country != place.country}
+    return _Succession(
+        revision=revision,
+        plan_revision=max(plan_revision, previous.plan_revision),
+        retracted=dict(sorted(retracted.items())),
+        history=_history_after(previous),
+    )
+
+
+def _history_after(previous: Manifest) -> tuple[PastRevision, ...]:
     past = PastRevision(
         revision=previous.revision,
         attempt=previous.attempt,
@@ -131,11 +202,4 @@ def _succeed(previous: Manifest | None, task: IngestCity, place: Place, base: in
         request_id=previous.request_id,
         ingested_at=previous.ingested_at,
     )
-    left = {previous.country: revision} if previous.country != place.country else {}
-    retracted = {country: at for country, at in (previous.retracted | left).items() if country != place.country}
-    return _Succession(
-        revision=revision,
-        plan_revision=max(plan_revision, previous.plan_revision),
-        retracted=dict(sorted(retracted.items())),
-        history=(past, *previous.history)[:HISTORY_LENGTH_MAX],
-    )
+    return (past, *previous.history)[:HISTORY_LENGTH_MAX]

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from services.ingest.parser import FoldedFile, fold_trip_file
+from services.ingest.parser import DEFAULT_RULES, FileRules, FoldedFile, fold_trip_file
 from shared.store import Upload
 
 CHUNK_BYTES = 256 * 1024
@@ -69,7 +69,13 @@ class _Bridge:
 
 
 async def stream_file(
-    chunks: AsyncIterator[bytes], upload: Upload, *, date: str, meter: Meter, threads: Executor
+    chunks: AsyncIterator[bytes],
+    upload: Upload,
+    *,
+    date: str,
+    rules: FileRules = DEFAULT_RULES,
+    meter: Meter,
+    threads: Executor,
 ) -> Streamed:
     """Pass a file through: each chunk to the upload, and to the thread that hashes and folds it.
 
@@ -78,7 +84,9 @@ async def stream_file(
     """
     bridge = _Bridge()
     loop = asyncio.get_running_loop()
-    parsing = loop.run_in_executor(threads, lambda: fold_trip_file(bridge.read, date=date, progress=meter.count_trips))
+    parsing = loop.run_in_executor(
+        threads, lambda: fold_trip_file(bridge.read, date=date, rules=rules, progress=meter.count_trips)
+    )
     try:
         async for chunk in _gathered(chunks):
             await _put_unless_parsed(bridge, chunk, parsing)

@@ -12,7 +12,7 @@ from datetime import date as calendar_date
 from datetime import time
 from typing import Final
 
-from services.ingest.trips import DatedTrip, Trip, delay_ms, departure_date
+from services.ingest.trips import DatedTrip, InvalidTrip, Trip, delay_ms, departure_date
 from shared.contribution import Contribution
 
 DELAYS_MAX: Final = 65_536
@@ -27,11 +27,12 @@ class Tally:
     A trip that breaks a rule raises `InvalidTrip` and changes nothing.
     """
 
-    def __init__(self, date: str) -> None:
+    def __init__(self, date: str, *, other_dates_are_bad: bool = False) -> None:
         day = calendar_date.fromisoformat(date)
         if day.isoformat() != date:
             raise ValueError(f"expected a date such as 2024-05-01, got {date!r}")
         self._day = day
+        self._other_dates_are_bad = other_dates_are_bad
         self.trips = 0
         self.trips_on_other_dates = 0
         self._passengers = 0
@@ -54,6 +55,8 @@ class Tally:
         """Add one trip."""
         delay = self._delays[trip.delay]
         on_another_date = self._on_another_date[trip.departure_time]
+        if on_another_date and self._other_dates_are_bad:
+            raise _other_date(trip.departure_time)
         self.trips += 1
         self.trips_on_other_dates += on_another_date
         self._passengers += trip.passengers
@@ -63,7 +66,10 @@ class Tally:
     def add_all(self, trips: Sequence[Trip]) -> None:
         """Add all of these trips, or none if one breaks a rule."""
         departures = [trip.departure_time for trip in trips]
-        self._add_sums(trips, on_other_dates=sum(map(self._on_another_date.__getitem__, departures)))
+        on_other_dates = sum(map(self._on_another_date.__getitem__, departures))
+        if on_other_dates and self._other_dates_are_bad:
+            raise _other_date(departures[0])
+        self._add_sums(trips, on_other_dates=on_other_dates)
 
     def add_all_dated(self, trips: Sequence[DatedTrip], *, rounded: bool) -> bool:
         """Add all of these trips, or none; return whether it could be told which are on other dates.
@@ -74,6 +80,8 @@ class Tally:
         if rounded and any(trip.departure_time.time() == time.min for trip in trips):
             return False
         on_this_date = [trip.departure_time.date() for trip in trips].count(self._day)
+        if on_this_date < len(trips) and self._other_dates_are_bad:
+            return False
         self._add_sums(trips, on_other_dates=len(trips) - on_this_date)
         return True
 
@@ -84,6 +92,10 @@ class Tally:
         self._passengers += sum([trip.passengers for trip in trips])
         self._accidents += len([trip for trip in trips if trip.accident])
         self._delay_total_ms += delay_total_ms
+
+
+def _other_date(written: str) -> InvalidTrip:
+    return InvalidTrip("the trip departs on another date than the file's", field="departure-time", value=written)
 
 
 class _Delays(dict[str, int]):

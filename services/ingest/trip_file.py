@@ -38,11 +38,30 @@ class ParserLimits(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("a piece holds at least a byte, and a record is two deep")
 
 
-class InvalidTripFile(ValueError):
-    """The file, or one record of it, is not what a trip file may be.
+class BadRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A record that is JSON and breaks a rule.
 
-    `byte_offset` is where the record begins that could not be read, or as near to the fault as is known;
-    `record_number` counts from 1; `value` is shortened. Each may be ``None``.
+    `record_number` counts from 1 and `byte_offset`, where the record begins, from 0, in the file as it was folded:
+    without content-encoding. `field` is ``None`` if the record is no object; `value` is shortened.
+    """
+
+    record_number: int
+    byte_offset: int | None
+    field: str | None = None
+    value: str | None = None
+    reason: str
+
+    def __str__(self) -> str:
+        return _located(self)
+
+
+class InvalidTripFile(ValueError):
+    """The file, or some of its records, are not what a trip file may be.
+
+    `reason`, `record_number`, `byte_offset`, `field` and `value` are those of what ended the file, or else of its
+    first bad record; each but the reason may be ``None``. `byte_offset` is where the record begins that could not be
+    read, or as near to the fault as is known. `bad_records` counts the records that are JSON and break a rule, as
+    far as the file was read, and `reported` holds the first of them.
     """
 
     def __init__(
@@ -53,6 +72,8 @@ class InvalidTripFile(ValueError):
         record_number: int | None = None,
         field: str | None = None,
         value: str | None = None,
+        bad_records: int = 0,
+        reported: tuple[BadRecord, ...] = (),
     ) -> None:
         super().__init__(reason)
         self.reason = reason
@@ -60,16 +81,45 @@ class InvalidTripFile(ValueError):
         self.record_number = record_number
         self.field = field
         self.value = value
+        self.bad_records = bad_records
+        self.reported = reported
 
     def __str__(self) -> str:
-        where = [] if self.record_number is None else [f"record {self.record_number}"]
-        if self.byte_offset is not None:
-            where.append(f"byte {self.byte_offset}")
-        if self.field is not None:
-            where.append(f"field {self.field!r}")
-        if self.value is not None:
-            where.append(f"value {self.value}")
-        return f"{', '.join(where)}: {self.reason}" if where else self.reason
+        return _located(self)
+
+
+class TooManyBadRecords(InvalidTripFile):
+    """A file that was read to its end has more bad records than it may have; says how many of how many."""
+
+    def __init__(self, bad_records: int, reported: tuple[BadRecord, ...], *, records: int) -> None:
+        first = reported[0]
+        super().__init__(
+            first.reason,
+            byte_offset=first.byte_offset,
+            record_number=first.record_number,
+            field=first.field,
+            value=first.value,
+            bad_records=bad_records,
+            reported=reported,
+        )
+        self.records = records
+
+    def __str__(self) -> str:
+        first = super().__str__()
+        if self.bad_records == 1:
+            return first
+        return f"{self.bad_records:,} of {self.records:,} records are invalid; the first: {first}"
+
+
+def _located(fault: BadRecord | InvalidTripFile) -> str:
+    where = [] if fault.record_number is None else [f"record {fault.record_number}"]
+    if fault.byte_offset is not None:
+        where.append(f"byte {fault.byte_offset}")
+    if fault.field is not None:
+        where.append(f"field {fault.field!r}")
+    if fault.value is not None:
+        where.append(f"value {fault.value}")
+    return f"{', '.join(where)}: {fault.reason}" if where else fault.reason
 
 
 def shortened(value: object) -> str:

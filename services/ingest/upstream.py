@@ -28,6 +28,7 @@ from services.ingest.resumption import CannotResume, Resumable, part_bytes, rang
 from shared import health
 from shared.patience import Patience
 from shared.settings import Settings
+from shared.tls import client_context
 
 __all__ = [
     "AnswerBroke",
@@ -147,6 +148,7 @@ class HttpUpstream:
         self._redirect_hosts = {host for host in settings.upstream_redirect_hosts.lower().split(",") if host}
         self._pace = _Pace(circuit.patience, settings.upstream_requests_per_s)
         self._client = httpx.AsyncClient(
+            verify=client_context(settings.upstream_ca_file),
             timeout=httpx.Timeout(settings.upstream_read_timeout_s, connect=CONNECT_TIMEOUT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             follow_redirects=False,

@@ -275,6 +275,8 @@ def seaweedfs(
             "-admin.ui=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
+            # Whoever has the administrator's key may add users with fewer rights, as on any other S3.
+            "-s3.iam.readOnly=false",
             "-master.telemetry=false",
             # There is nobody to be told that this only volume server goes: it stops a second sooner.
             "-volume.preStopSeconds=0",

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime as dt
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from typing import Any, Self, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Self
 
-import msgspec
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from services.aggregate.bucket import Dates
@@ -25,12 +21,11 @@ from services.aggregate.replay import KafkaReplay
 from services.aggregate.verify import Difference
 from services.aggregate.verifying import verify_dates
 from services.operate.cleaning import Swept, clean, parse_age
+from services.operate.command_line import command_settings, console, print_json, run_command
 from services.operate.doctor import Examined, examine
-from shared.errors import OperatorError
-from shared.health import configure_logging
-from shared.objects import CorruptObject
+from services.operate.progress_bar import progress_bar, wait
 from shared.publishing import KafkaPublisher
-from shared.settings import Settings, load_settings
+from shared.settings import Settings
 from shared.store import S3Store
 from shared.topics import Topic
 
@@ -38,22 +33,17 @@ LINES_MAX = 1_000
 KEPT_MAX = 10_000
 """What is told at most, in JSON: the rest is only counted."""
 
-console = Console()
-progress_console = Console(stderr=True)  # so that what is printed can be piped
-
-_Result = TypeVar("_Result")
-
 
 def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: bool) -> None:
     """Verify a range of dates, and say what differs."""
-    settings = _settings()
+    settings = command_settings()
 
     async def run() -> tuple[int, int, int, list[Difference]]:
         dates_done = country_days = total = 0
         told: list[Difference] = []
         async with S3Store(settings) as store:
-            with _bar("verifying", "dates") as show:
-                async for verified in verify_dates(store, Dates(first, last), deep=deep, wait=_wait):
+            with progress_bar("verifying", "dates") as show:
+                async for verified in verify_dates(store, Dates(first, last), deep=deep, wait=wait):
                     dates_done += 1
                     country_days += verified.country_days
                     total += len(verified.differences)
@@ -61,11 +51,9 @@ def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: 
                     show(verified.dates_done, verified.dates_total)
         return dates_done, country_days, total, told
 
-    dates_done, country_days, total, told = _run(run())
+    dates_done, country_days, total, told = run_command(run())
     if as_json:
-        _print_json(
-            {"dates": dates_done, "country_days": country_days, "differences_total": total, "differences": told}
-        )
+        print_json({"dates": dates_done, "country_days": country_days, "differences_total": total, "differences": told})
     elif told:
         console.print(_table_of(told))
         console.print(f"{total:,} found wrong in {country_days} country-days; 'tripfold repair' makes summaries again")
@@ -75,26 +63,27 @@ def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: 
         raise typer.Exit(1)
 
 
-def repair(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> None:
+def repair(first: dt.date | None, last: dt.date | None, *, drop_lost: bool, as_json: bool) -> None:
     """Repair a range of dates, and say what was wrong."""
-    settings = _settings()
+    settings = command_settings()
 
     async def run() -> tuple[int, int, list[Repaired]]:
         total = refused = 0
         done: list[Repaired] = []
         async with S3Store(settings) as store, KafkaPublisher(settings, source="repair") as publisher:
             await publisher.check()
-            with _bar("repairing", "dates") as show:
-                async for repaired in repair_dates(store, publisher, Dates(first, last), wait=_wait):
+            with progress_bar("repairing", "dates") as show:
+                dates = Dates(first, last)
+                async for repaired in repair_dates(store, publisher, dates, wait=wait, drop_lost=drop_lost):
                     total += len(repaired.country_days)
                     refused += sum(one.refused is not None for one in repaired.country_days)
                     done += repaired.country_days[: KEPT_MAX - len(done)]
                     show(repaired.dates_done, repaired.dates_total)
         return total, refused, done
 
-    total, refused, done = _run(run())
+    total, refused, done = run_command(run())
     if as_json:
-        _print_json({"repaired": total - refused, "refused": refused, "country_days": done})
+        print_json({"repaired": total - refused, "refused": refused, "country_days": done})
     elif done:
         table = Table("date", "country", "version before", "version", "what was wrong")
         for one in done[:LINES_MAX]:
@@ -111,7 +100,7 @@ def repair(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> Non
 
 def rebuild(*, from_kafka: bool, dry_run: bool, take_over: bool, as_json: bool) -> None:
     """Rebuild all summaries from the topic or from the bucket, and say what changed."""
-    settings = _settings()
+    settings = command_settings()
 
     async def run() -> Rebuilt:
         async with _rebuilding(settings) as (store, publisher, report):
@@ -127,20 +116,20 @@ def rebuild(*, from_kafka: bool, dry_run: bool, take_over: bool, as_json: bool) 
             finally:
                 await replay.close()
 
-    _tell(_run(run()), dry_run=dry_run, as_json=as_json)
+    _tell(run_command(run()), dry_run=dry_run, as_json=as_json)
 
 
 def list_all(*, as_json: bool) -> None:
     """Show all generations."""
-    settings = _settings()
+    settings = command_settings()
 
     async def run() -> list[Generation]:
         async with S3Store(settings) as store:
             return await list_generations(store)
 
-    found = _run(run())
+    found = run_command(run())
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     table = Table("generation", "state", "summaries", "bytes")
     for one in found:
@@ -150,18 +139,18 @@ def list_all(*, as_json: bool) -> None:
 
 def drop_one(number: int, *, grace_s: int) -> None:
     """Delete the summaries of an old generation."""
-    settings = _settings()
+    settings = command_settings()
 
     async def run() -> int:
         async with S3Store(settings) as store:
             return await drop(store, number, grace=dt.timedelta(seconds=grace_s))
 
-    console.print(f"{_run(run())} summaries of generation {number} deleted")
+    console.print(f"{run_command(run())} summaries of generation {number} deleted")
 
 
 def activate(number: int, *, dry_run: bool, take_over: bool, as_json: bool) -> None:
     """Make a generation that begins with an old one the live one, and say what changed."""
-    settings = _settings()
+    settings = command_settings()
 
     async def run() -> Rebuilt:
         async with _rebuilding(settings) as (store, publisher, report):
@@ -169,7 +158,7 @@ def activate(number: int, *, dry_run: bool, take_over: bool, as_json: bool) -> N
                 take_over=take_over, dry_run=dry_run
             )
 
-    _tell(_run(run()), dry_run=dry_run, as_json=as_json)
+    _tell(run_command(run()), dry_run=dry_run, as_json=as_json)
 
 
 @contextlib.asynccontextmanager
@@ -200,7 +189,7 @@ class _Steps:
         """Show how far a step is."""
         if step != self._step:
             self._bars.close()
-            self._show = self._bars.enter_context(_bar(step, ""))
+            self._show = self._bars.enter_context(progress_bar(step, ""))
             self._step, self._begun_s, self._events_before = step, time.monotonic(), events
         elapsed_s = max(time.monotonic() - self._begun_s, 1e-3)
         self._show(done, total, f"{(events - self._events_before) / elapsed_s:,.0f} events/s")
@@ -208,7 +197,7 @@ class _Steps:
 
 def _tell(rebuilt: Rebuilt, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
-        _print_json(rebuilt)
+        print_json(rebuilt)
     else:
         _tell_in_words(rebuilt, dry_run=dry_run)
     if rebuilt.refused is not None:
@@ -248,7 +237,7 @@ def _row_of(side: Side | None) -> tuple[str, ...]:
 
 def gc(*, older_than: str, dry_run: bool, as_json: bool) -> None:
     """Clean up, and say what went."""
-    settings = _settings()
+    settings = command_settings()
 
     async def run() -> tuple[int, int, list[Swept]]:
         deleted = size_bytes = 0
@@ -262,9 +251,9 @@ def gc(*, older_than: str, dry_run: bool, as_json: bool) -> None:
                 found += [one][: KEPT_MAX - len(found)]
         return deleted, size_bytes, found
 
-    deleted, size_bytes, found = _run(run())
+    deleted, size_bytes, found = run_command(run())
     if as_json:
-        _print_json({"dry_run": dry_run, "deleted": deleted, "size_bytes": size_bytes, "found": found})
+        print_json({"dry_run": dry_run, "deleted": deleted, "size_bytes": size_bytes, "found": found})
         return
     if found:
         table = Table("key", "what", "bytes", "written")
@@ -276,14 +265,14 @@ def gc(*, older_than: str, dry_run: bool, as_json: bool) -> None:
 
 def doctor(*, as_json: bool) -> None:
     """Examine the surroundings, and say what is at fault."""
-    settings = _settings()
+    settings = command_settings()
 
     async def run() -> list[Examined]:
         return [one async for one in examine(settings)]
 
-    found = _run(run())
+    found = run_command(run())
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         table = Table("what", "", "found", "remedy")
         for one in found:
@@ -291,31 +280,6 @@ def doctor(*, as_json: bool) -> None:
         console.print(table)
     if not all(one.ok for one in found):
         raise typer.Exit(1)
-
-
-async def _wait(look: int) -> None:
-    await asyncio.sleep(0.5 * look)
-
-
-@contextlib.contextmanager
-def _bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar; give a function that takes how much is done, of how much, and a remark."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit}{{task.fields[remark]}}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=progress_console, transient=True) as progress:
-        task = progress.add_task(what, total=None, remark="")
-
-        def show(done: int, total: int, remark: str = "") -> None:
-            progress.update(task, completed=done, total=total, remark=remark)
-
-        yield show
 
 
 def _table_of(differences: Iterable[Difference]) -> Table:
@@ -332,22 +296,3 @@ def _table_of(differences: Iterable[Difference]) -> Table:
 def _sentence_of(difference: Difference) -> str:
     where = f"city {difference.city_id}: " if difference.city_id else ""
     return f"{where}{difference.what} {difference.found}, expected {difference.expected}"
-
-
-def _print_json(value: object) -> None:
-    typer.echo(msgspec.json.format(msgspec.json.encode(value)))
-
-
-def _settings() -> Settings:
-    settings = load_settings()
-    # At a terminal a log is noise, unless somebody looks for a fault.
-    quiet = {"log_level": "warning", "log_format": "text"} if settings.log_level == "info" else {}
-    configure_logging(settings.model_copy(update=quiet))
-    return settings
-
-
-def _run(work: Coroutine[Any, Any, _Result]) -> _Result:
-    try:
-        return asyncio.run(work)
-    except CorruptObject as error:
-        raise OperatorError(str(error)) from error

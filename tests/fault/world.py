@@ -25,7 +25,7 @@ from shared.objects import Manifest, Plan, RequestRecord, Summary
 from shared.outbox import events_of_manifest, events_of_plan
 from shared.patience import Patience
 from shared.publishing import LogUnavailable, Publisher, Received
-from shared.requests import status_of
+from shared.requests import retry_of, status_of
 from shared.topics import Topic
 from tests.fakes import (
     Break,
@@ -204,6 +204,16 @@ class World:
         self.store.write(keys.request(request_id), objects.encode(accepted))
         self.oracle.requested(request_id, truth)
         return request_id
+
+    def retry(self, request_id: RequestId, truth: Truth) -> None:
+        """Take up a request's failed cities again while the upstream holds ``truth``; nothing runs yet."""
+        truth.write_into(self.upstream, DATE)
+        key = keys.request(request_id)
+        self.clock.advance(60)
+        requested = retry_of(objects.decode(RequestRecord, self.store.objects[key].body, key), self.clock())
+        headers = events.headers_of(requested, source="retry")
+        self.log.append(requested.topic, requested.key.encode(), events.encode(requested), headers)
+        self.oracle.requested(request_id, truth)
 
     async def run_to_rest(self, *, resume_after_rounds: int = ROUNDS_MAX) -> None:
         """Let every process take its turns until no topic holds anything that is not committed.

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ ENDED = {"completed", "completed with failures", "failed"}
 def environment_of(settings: Settings) -> dict[str, str]:
     """Return the variables that make a process use ``settings``."""
     values = settings.model_dump(exclude_none=True)
+    values["kafka_password"] = settings.kafka_password.get_secret_value()
     return {**os.environ, **{f"{PREFIX}{name}".upper(): str(value) for name, value in values.items()}}
 
 
@@ -89,8 +90,13 @@ async def eventually(
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, logs: Path, *, workers: int = 1) -> AsyncIterator[Running]:
-    """Provision the topics and the bucket, start the services, and stop them at the end."""
+async def running(
+    settings: Settings, logs: Path, *, workers: int = 1, own: Mapping[str, Mapping[str, str]] | None = None
+) -> AsyncIterator[Running]:
+    """Provision the topics and the bucket, start the services, and stop them at the end.
+
+    ``own`` holds variables that a service, named as in ROLES or ``api``, is to have of its own.
+    """
     api_port = free_port("the API of a test")
     ports = [api_port]
     async with contextlib.AsyncExitStack() as stack:
@@ -109,13 +115,14 @@ async def running(settings: Settings, logs: Path, *, workers: int = 1) -> AsyncI
             for number in range(workers if name == "worker" else 1):
                 port = free_port(name)
                 ports.append(port)
-                own = {f"{PREFIX}HEALTH_PORT": str(port)}
+                extra = {f"{PREFIX}HEALTH_PORT": str(port), **(own or {}).get(name, {})}
                 if number:
-                    own[f"{PREFIX}CONSUMER_INSTANCE"] = f"{settings.consumer_instance}-{number}"
+                    extra[f"{PREFIX}CONSUMER_INSTANCE"] = f"{settings.consumer_instance}-{number}"
                 url = f"http://127.0.0.1:{port}/health/ready"
-                children.append(_child(f"{name}{number or ''}", arguments, environment | own, logs, url))
+                children.append(_child(f"{name}{number or ''}", arguments, environment | extra, logs, url))
         api_url = f"http://127.0.0.1:{api_port}"
-        children.append(_child("api", ("serve", "api"), environment, logs, f"{api_url}/health/ready"))
+        extra = dict((own or {}).get("api", {}))
+        children.append(_child("api", ("serve", "api"), environment | extra, logs, f"{api_url}/health/ready"))
         supervisor = await stack.enter_async_context(Supervisor())
         await supervisor.start(*children)
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=api_url, timeout=30, trust_env=False))

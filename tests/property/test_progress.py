@@ -303,6 +303,16 @@ def test_a_higher_plan_begins_anew() -> None:
     assert meaning(fold_in_batches([*old, planned(8, 1)])) == meaning(record)
 
 
+@given(st.permutations([(None, "404"), (None, "500"), (NOW, "bad"), (NOW + dt.timedelta(minutes=1), "404")]))
+def test_of_a_citys_failures_that_of_the_latest_retry_is_told(ends: list[tuple[dt.datetime | None, str]]) -> None:
+    """In whichever order failures come, the reason that is told is the last one's."""
+    failed = finished(7, 0, Outcome.FAILED, {})
+    happened = [msgspec.structs.replace(failed, retried_at=at, reason=reason) for at, reason in ends]
+    record = fold_in_batches([planned(7, 1), *happened], [2, 1])
+    assert [failure.reason for failure in record.failures.values()] == ["404"]
+    assert record.failures[0].retried_at == NOW + dt.timedelta(minutes=1)
+
+
 def test_failures_are_named_up_to_a_bound() -> None:
     """Every failure counts, and the record names no more of them than its bound."""
     count = FAILURES_MAX + 5

@@ -11,7 +11,7 @@ import pytest
 
 from services.api import requests as requests_module
 from shared import keys, objects
-from shared.events import BadCity, Outcome, ProcessRequested
+from shared.events import BadCity, Outcome, ProcessRequested, Retry
 from shared.identity import CityId, mint_request_id, parse_request_id
 from shared.objects import CityUnderWay, Failure, RequestRecord
 from shared.publishing import Outgoing
@@ -162,7 +162,14 @@ def test_progress(world: World, client: Client) -> None:
         under_way={2: CityUnderWay(bytes_done=50, bytes_total=60, trips_done=6), 3: CityUnderWay(bytes_done=10)},
         bytes_done=100,
         trips_done=9,
-        failures={0: Failure(city_id=CityId("7"), city_name="Port Tina", reason="the upstream answered 404")},
+        failures={
+            0: Failure(
+                city_id=CityId("7"),
+                city_name="Port Tina",
+                reason="the upstream answered 404",
+                quarantine_key="quarantine/date=2024-05-01/city=7/a.json",
+            )
+        },
         bad_cities_count=1,
         bad_cities=(BadCity(entry="{}", reason="its id is None"),),
     )
@@ -187,7 +194,14 @@ def test_progress(world: World, client: Client) -> None:
             "trips_done": 15,
         },
         "failed_reason": None,
-        "failures": [{"city_id": "7", "city_name": "Port Tina", "reason": "the upstream answered 404"}],
+        "failures": [
+            {
+                "city_id": "7",
+                "city_name": "Port Tina",
+                "reason": "the upstream answered 404",
+                "quarantine_key": "quarantine/date=2024-05-01/city=7/a.json",
+            }
+        ],
         "bad_cities_count": 1,
         "bad_cities": [{"entry": "{}", "reason": "its id is None"}],
     }
@@ -281,3 +295,41 @@ async def test_error_of_one_read_ends_the_list() -> None:
         write(world, record_of(NOW + dt.timedelta(milliseconds=place)))
     with pytest.raises(StoreUnavailable):
         await requests_module.Requests(world.store, world.publisher, clock=world.clock).latest(8)
+
+
+def test_retry(world: World, client: Client) -> None:
+    """A retry publishes the failed cities of the request under its own id, and shows it as it is."""
+    record = msgspec.structs.replace(
+        record_of(),
+        planned=True,
+        plan_revision=3,
+        cities=3,
+        outcomes={Outcome.FAILED: "5", Outcome.STORED: "2"},
+        served="2",
+    )
+    write(world, record)
+    answer = client.post(f"/process-requests/{record.request_id}/retry")
+    assert (answer.status_code, answer.json()["status"]) == (202, "completed with failures")
+    (requested,) = world.published(Topic.PROCESS_REQUESTS)
+    assert isinstance(requested, ProcessRequested)
+    assert (requested.request_id, requested.date) == (record.request_id, record.date)
+    assert requested.retry == Retry(plan_revision=3, positions="5", retried_at=NOW)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "detail"),
+    [
+        ({Outcome.STORED: "1"}, "is completed: no such city of it has failed"),
+        ({}, "it can be retried once it has ended"),
+    ],
+)
+def test_nothing_to_retry(world: World, client: Client, outcomes: dict[Outcome, str], detail: str) -> None:
+    """A request that is under way, or of which no city has failed, is answered 409 with the reason."""
+    record = msgspec.structs.replace(
+        record_of(), planned=True, plan_revision=3, cities=1, outcomes=outcomes, served="1" if outcomes else "0"
+    )
+    write(world, record)
+    answer = client.post(f"/process-requests/{record.request_id}/retry")
+    assert (answer.status_code, answer.headers["content-type"]) == (409, "application/problem+json")
+    assert detail in answer.json()["detail"]
+    assert not world.published(Topic.PROCESS_REQUESTS)

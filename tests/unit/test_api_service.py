@@ -238,6 +238,7 @@ def test_documented_operations(document: dict[str, Any]) -> None:
         ("get", "/process-requests"),
         ("get", "/process-requests/{request_id}"),
         ("get", "/process-requests/{request_id}/events"),
+        ("post", "/process-requests/{request_id}/retry"),
         ("get", "/process-ranges/{range_id}"),
         ("get", "/country-stats"),
         ("get", "/country-stats/{country}/{date}"),

@@ -31,6 +31,7 @@ from shared.events import (
     Published,
     RequestFailed,
     RequestPlanned,
+    Retry,
     cause_of,
     headers_of,
 )
@@ -61,6 +62,12 @@ STATS = CityDayStats(
 RETRACTED = CityDayRetracted(date=DATE, country=ARMENIA, city_id=CITY, revision=136_807_201)
 EXAMPLES: list[Event] = [
     ProcessRequested(request_id=REQUEST, date=DATE, requested_at=NOW),
+    ProcessRequested(
+        request_id=REQUEST,
+        date=DATE,
+        requested_at=NOW,
+        retry=Retry(plan_revision=3, positions="a", retried_at=NOW),
+    ),
     IngestCity(
         request_id=REQUEST,
         date=DATE,

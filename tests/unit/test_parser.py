@@ -11,8 +11,17 @@ from typing import Any
 
 import pytest
 
-from services.ingest.parser import DEFAULT_LIMITS, FoldedFile, InvalidTripFile, ParserLimits, fold_trip_file
+from services.ingest.parser import (
+    DEFAULT_LIMITS,
+    DEFAULT_RULES,
+    FoldedFile,
+    InvalidTripFile,
+    ParserLimits,
+    TooManyBadRecords,
+    fold_trip_file,
+)
 from shared.contribution import NOTHING, Contribution
+from shared.file_rules import BadRecordsMax, FileRules
 
 DATE = "2024-05-01"
 ONE = Contribution(trips=1, passengers=45, accidents=0, delay_total_ms=4_080_000)
@@ -46,10 +55,16 @@ def reader(body: bytes, chunk_bytes: int = 65_536) -> Callable[[], bytes]:
     return lambda: next(chunks, b"")
 
 
-def fold(body: bytes | str, *, limits: ParserLimits = DEFAULT_LIMITS, force_reference: bool = False) -> FoldedFile:
+def fold(
+    body: bytes | str,
+    *,
+    rules: FileRules = DEFAULT_RULES,
+    limits: ParserLimits = DEFAULT_LIMITS,
+    force_reference: bool = False,
+) -> FoldedFile:
     """Fold a body in one chunk."""
     body = body.encode() if isinstance(body, str) else body
-    return fold_trip_file(reader(body), date=DATE, limits=limits, force_reference=force_reference)
+    return fold_trip_file(reader(body), date=DATE, rules=rules, limits=limits, force_reference=force_reference)
 
 
 def refusal(body: bytes | str, *, limits: ParserLimits = DEFAULT_LIMITS) -> InvalidTripFile:
@@ -286,6 +301,24 @@ def test_a_bad_record_is_named_by_number_place_field_and_value() -> None:
     assert str(verdict) == (
         f"record 3, byte {verdict.byte_offset}, field 'passengers', value True: Expected `int`, got `bool`"
     )
+
+
+def test_bad_records_are_left_out_and_reported_as_far_as_they_are_allowed() -> None:
+    """Folding goes on past bad records; at the end their number decides, as a count or as a percentage."""
+    good, bad = record(), record(passengers="-1")
+    body = array(good, bad, good, record(delay='"P1Y"'))
+    for allowed in ("2", "50%"):
+        folded = fold(body, rules=FileRules(bad_records_max=BadRecordsMax.parse(allowed)))
+        assert (folded.contribution.trips, folded.bad_records, folded.records) == (2, 2, 4)
+        assert [(one.record_number, one.byte_offset, one.field) for one in folded.reported] == [
+            (2, len(good) + 2, "passengers"),
+            (4, 2 * len(good) + len(bad) + 4, "delay"),
+        ]
+    for allowed in ("1", "49.9%"):
+        with pytest.raises(
+            TooManyBadRecords, match=r"^2 of 4 records are invalid; the first: record 2, byte \d+, field"
+        ):
+            fold(body, rules=FileRules(bad_records_max=BadRecordsMax.parse(allowed)))
 
 
 def test_a_long_value_is_shortened_in_the_error() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 import msgspec
 import pytest
 
 from services.ingest.lineage import next_revision
-from services.ingest.parser import FoldedFile
+from services.ingest.parser import DEFAULT_RULES, FoldedFile
 from services.ingest.revision import NewFile, Place, next_manifest, validators_of
 from services.ingest.streaming import Streamed
 from services.ingest.trips import RULE_VERSION
 from services.ingest.upstream import Validators
 from shared.contribution import Contribution
 from shared.events import CityDayRetracted, CityDayStats, IngestCity
+from shared.file_rules import BadRecordsMax, FileRules
 from shared.identity import CityId, CountrySlug, RequestId
 from shared.objects import HISTORY_LENGTH_MAX, Manifest
 from shared.outbox import events_of_manifest
@@ -59,9 +61,15 @@ def file(sha256: str, *, raw_key: str = "", etag: str | None = None) -> NewFile:
 
 
 def following(
-    previous: Manifest | None, asked: IngestCity, where: Place, found: NewFile | None, *, attempt: str = "next"
+    previous: Manifest | None,
+    asked: IngestCity,
+    where: Place,
+    found: NewFile | None,
+    *,
+    attempt: str = "next",
+    rules: FileRules = DEFAULT_RULES,
 ) -> Manifest | None:
-    return next_manifest(previous, asked, where, found, attempt=attempt, now=NOW, base=BASE)
+    return next_manifest(previous, asked, where, found, attempt=attempt, now=NOW, base=BASE, rules=rules)
 
 
 def first(country: CountrySlug = ARMENIA) -> Manifest:
@@ -113,6 +121,37 @@ def test_a_changed_rule_is_a_new_revision_of_the_same_bytes() -> None:
     manifest = following(before, task(2), place(ARMENIA), file("aa", raw_key="raw/again.json"))
     assert manifest is not None
     assert (manifest.revision, manifest.rule_version, manifest.raw_key) == (BASE + 1, RULE_VERSION, "raw/again.json")
+
+
+@pytest.mark.parametrize(
+    ("before", "rules", "alike"),
+    [
+        ({"bad_records": 2}, FileRules(bad_records_max=BadRecordsMax.parse("2")), True),
+        ({"bad_records": 2}, FileRules(bad_records_max=BadRecordsMax.parse("100%")), True),
+        ({"bad_records": 2}, FileRules(bad_records_max=BadRecordsMax.parse("1")), False),
+        ({"trips_on_other_dates": 0}, FileRules(other_dates_are_bad=True), True),
+        ({"trips_on_other_dates": 1}, FileRules(other_dates_are_bad=True), False),
+        (
+            {"trips_on_other_dates": 0, "bad_records": 1},
+            FileRules(bad_records_max=BadRecordsMax.parse("5"), other_dates_are_bad=True),
+            True,
+        ),
+        ({"trips_on_other_dates": 0, "other_dates_are_bad": True}, DEFAULT_RULES, True),
+        (
+            {"trips_on_other_dates": 0, "other_dates_are_bad": True, "bad_records": 1},
+            FileRules(bad_records_max=BadRecordsMax.parse("5")),
+            False,
+        ),
+    ],
+)
+def test_the_same_bytes_are_folded_again_if_the_settings_could_change_their_sums(
+    before: dict[str, Any], rules: FileRules, alike: bool
+) -> None:
+    """Another limit of bad records, or another word on other dates, counts only for a file that it concerns."""
+    stored = msgspec.structs.replace(first(), etag='"v1"', **before)
+    manifest = following(stored, task(2), place(ARMENIA), file("aa", raw_key="raw/again.json"), rules=rules)
+    assert (manifest is None) == alike
+    assert (validators_of(stored, URL, rules) is not None) == alike
 
 
 @pytest.mark.parametrize("found", [None, file("aa", raw_key="raw/other.json")])
@@ -193,8 +232,10 @@ def test_a_revision_grows_and_never_falls_below_the_base(previous: int | None, b
 def test_validators_count_at_their_own_url_and_under_the_present_rules() -> None:
     """A conditional request names only what this URL gave for a file that the present rules folded."""
     manifest = msgspec.structs.replace(first(), etag='"v1"', last_modified="Thu, 02 May 2024 09:00:00 GMT")
-    assert validators_of(manifest, URL) == Validators(etag='"v1"', last_modified="Thu, 02 May 2024 09:00:00 GMT")
-    assert validators_of(manifest, URL.replace("upstream", "mirror")) is None
-    assert validators_of(msgspec.structs.replace(manifest, rule_version=RULE_VERSION - 1), URL) is None
-    assert validators_of(first(), URL) is None
-    assert validators_of(None, URL) is None
+    assert validators_of(manifest, URL, DEFAULT_RULES) == Validators(
+        etag='"v1"', last_modified="Thu, 02 May 2024 09:00:00 GMT"
+    )
+    assert validators_of(manifest, URL.replace("upstream", "mirror"), DEFAULT_RULES) is None
+    assert validators_of(msgspec.structs.replace(manifest, rule_version=RULE_VERSION - 1), URL, DEFAULT_RULES) is None
+    assert validators_of(first(), URL, DEFAULT_RULES) is None
+    assert validators_of(None, URL, DEFAULT_RULES) is None

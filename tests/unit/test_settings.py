@@ -26,6 +26,10 @@ README = Path(__file__).parents[2] / "README.md"
         ("S3_BUCKET", "", "3 characters"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("INGEST_STREAMS", "0", "greater than or equal to 1"),
+        ("INGEST_MAX_BAD_RECORDS", "-1", "such as 100, or a percentage of them such as 0.5%"),
+        ("INGEST_MAX_BAD_RECORDS", "101%", "such as 100, or a percentage of them such as 0.5%"),
+        ("INGEST_MAX_BAD_RECORDS", "1e3", "such as 100, or a percentage of them such as 0.5%"),
+        ("INGEST_OTHER_DATES", "yes", "'counted' or 'bad'"),
     ],
 )
 def test_a_wrong_value_is_named(variable: str, value: str, expected: str) -> None:

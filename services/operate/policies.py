@@ -1,0 +1,79 @@
+"""The least that each service may do in the bucket, as an IAM policy document.
+
+Every service may list the bucket: to somebody who may not, S3 answers 403 for an object that is missing, and the
+services build on 404. Keys hold dates, city ids and country slugs, nothing else. No service may delete, but the worker,
+which gives back its own notes; deleting is the operator's.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+
+class BucketRole(StrEnum):
+    """Who uses the bucket."""
+
+    API = "api"
+    PLANNER = "planner"
+    WORKER = "worker"
+    AGGREGATE = "aggregate"
+    OPERATOR = "operator"
+
+
+class Allowed(msgspec.Struct, frozen=True, kw_only=True):
+    """The prefixes that a role may read, write and delete under."""
+
+    read: tuple[str, ...]
+    write: tuple[str, ...]
+    delete: tuple[str, ...] = ()
+    multipart: tuple[str, ...] = ()
+
+
+ALLOWED: Final = {
+    BucketRole.API: Allowed(
+        read=("idempotency/", "manifests/", "range-requests/", "requests/", "state/", "summaries/"),
+        write=("idempotency/", "range-requests/", "requests/"),
+    ),
+    BucketRole.PLANNER: Allowed(
+        read=("plans/", "state/"), write=("plans/", "state/countries.json", "state/lineage.json")
+    ),
+    BucketRole.WORKER: Allowed(
+        read=("manifests/", "plans/", "state/"),
+        write=("manifests/", "raw/", "state/lineage.json"),
+        multipart=("raw/",),
+    ),
+    BucketRole.AGGREGATE: Allowed(
+        read=("manifests/", "plans/", "requests/", "state/", "summaries/"), write=("requests/", "summaries/")
+    ),
+}
+
+
+def policy_of(role: BucketRole, bucket: str) -> dict[str, Any]:
+    """Return the policy document that a role needs on ``bucket``, in the language of AWS IAM, version 2012-10-17."""
+    arn = f"arn:aws:s3:::{bucket}"
+    if role is BucketRole.OPERATOR:
+        return _document(_statement("EverythingInTheBucket", ["s3:*"], [arn, f"{arn}/*"]))
+    allowed = ALLOWED[role]
+    statements = [
+        _statement("List", ["s3:ListBucket"], [arn]),
+        _statement("Read", ["s3:GetObject"], _under(arn, allowed.read)),
+        _statement("Write", ["s3:PutObject"], _under(arn, allowed.write)),
+        _statement("Delete", ["s3:DeleteObject"], _under(arn, allowed.delete)),
+        _statement("GiveUploadsUp", ["s3:AbortMultipartUpload"], _under(arn, allowed.multipart)),
+    ]
+    return _document(*(statement for statement in statements if statement["Resource"]))
+
+
+def _under(arn: str, prefixes: tuple[str, ...]) -> list[str]:
+    return [f"{arn}/{prefix}*" if prefix.endswith("/") else f"{arn}/{prefix}" for prefix in prefixes]
+
+
+def _statement(name: str, actions: list[str], resources: list[str]) -> dict[str, Any]:
+    return {"Sid": name, "Effect": "Allow", "Action": actions, "Resource": resources}
+
+
+def _document(*statements: dict[str, Any]) -> dict[str, Any]:
+    return {"Version": "2012-10-17", "Statement": list(statements)}

@@ -1,0 +1,69 @@
+"""The requests of the bucket, as an operator finds them and takes up what failed in them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+
+from services.api.requests import RequestDetail, RequestOverview, detail_of, overview_of
+from shared import keys, objects
+from shared.bounded import map_bounded
+from shared.errors import OperatorError
+from shared.events import ProcessRequested
+from shared.identity import RequestId, parse_request_id
+from shared.objects import RequestRecord
+from shared.publishing import Outgoing, Publisher
+from shared.requests import retry_of
+from shared.store import ObjectStore
+
+GETS_AT_ONCE_MAX = 16
+
+
+class UnknownRequest(OperatorError):
+    """There is no request with this id."""
+
+
+async def latest_requests(store: ObjectStore, *, limit: int) -> list[RequestOverview]:
+    """Return the latest requests, the latest first, at most ``limit`` of them."""
+    latest: list[str] = []
+    async for listed in store.list(keys.REQUESTS):
+        latest.append(listed.key)
+        if len(latest) == limit:
+            break
+
+    async def read(key: str) -> RequestRecord | None:
+        found = await store.get(key)
+        return objects.decode(RequestRecord, found.body, key) if found else None
+
+    records = await map_bounded(read, latest, at_once_max=GETS_AT_ONCE_MAX)
+    return [overview_of(record) for record in records if record is not None]
+
+
+async def request_detail(store: ObjectStore, request_id: str) -> RequestDetail:
+    """Return all that is known of a request. Raises UnknownRequest if there is none."""
+    return detail_of(await read_request(store, request_id))
+
+
+async def retry_requests(
+    store: ObjectStore, publisher: Publisher, request_ids: Sequence[str], *, clock: Callable[[], dt.datetime]
+) -> list[ProcessRequested]:
+    """Take up the failed cities of requests again, each under its own id; return what was published.
+
+    Nothing is published unless all can be. Raises UnknownRequest, and NothingToRetry for a request that has not ended
+    or has no failed city.
+    """
+    records = [await read_request(store, request_id) for request_id in request_ids]
+    retried = [retry_of(record, clock()) for record in records]
+    await publisher.publish(map(Outgoing, retried))
+    return retried
+
+
+async def read_request(store: ObjectStore, text: str) -> RequestRecord:
+    """Read the record of the request whose id ``text`` spells. Raises UnknownRequest if there is none."""
+    request_id: RequestId | None = parse_request_id(text)
+    if request_id is not None:
+        key = keys.request(request_id)
+        found = await store.get(key)
+        if found is not None:
+            return objects.decode(RequestRecord, found.body, key)
+    raise UnknownRequest(f"there is no request {text[:100]!r}; 'tripfold requests list' shows the latest")

@@ -1,0 +1,191 @@
+"""TLS to Kafka, S3 and the upstream, with certificates made for the occasion."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trustme
+
+from services.aggregate.replay import KafkaReplay
+from services.local.embedded import EmbeddedServices
+from services.local.long_poll import Relay
+from services.local.ports import free_port, release_ports
+from shared.events import encode
+from shared.publishing import KafkaPublisher, LogUnavailable, Outgoing
+from shared.settings import Settings, load_settings
+from shared.store import S3Store, StoreUnavailable
+from shared.topics import Topic
+from shared.topics_admin import apply_topics
+from tests.integration.hostile import HostileServer
+from tests.integration.test_hostile_upstream import BODY, GOOD, client_of
+from tests.unit.test_events import STATS
+
+HOST = "127.0.0.1"
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Certificates:
+    """An authority, files that hold its certificate and a client's, and a context for a server."""
+
+    def __init__(self, folder: Path) -> None:
+        self._authority = trustme.CA()
+        self.ca_file = folder / "authority.pem"
+        self._authority.cert_pem.write_to_path(self.ca_file)
+        self.client_file = folder / "client.pem"
+        self._authority.issue_cert("client@example.com").private_key_and_cert_chain_pem.write_to_path(self.client_file)
+
+    def server(self, *, asks_for_a_certificate: bool = False) -> ssl.SSLContext:
+        """Return the context of a server on the loopback address."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._authority.issue_cert(HOST).configure_cert(context)
+        if asks_for_a_certificate:
+            self._authority.configure_trust(context)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Make the authority that everybody in this module is told to trust."""
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def another_authority(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Make an authority that vouches for nobody here."""
+    return Certificates(tmp_path_factory.mktemp("others"))
+
+
+@contextlib.asynccontextmanager
+async def listening(port: int, handler: Handler, context: ssl.SSLContext) -> AsyncIterator[None]:
+    """Serve TLS on a port for as long as the context is open."""
+    server = await asyncio.start_server(handler, HOST, port, ssl=context)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def forward_to(port: int) -> Handler:
+    """Return what passes a connection on to a port of this machine, byte for byte."""
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := await reader.read(65_536):
+                writer.write(chunk)
+                await writer.drain()
+        writer.close()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        back, forth = await asyncio.open_connection(HOST, port)
+        await asyncio.gather(copy(reader, forth), copy(back, writer))
+
+    return handle
+
+
+@contextlib.asynccontextmanager
+async def tls_kafka(embedded: EmbeddedServices, context: ssl.SSLContext) -> AsyncIterator[str]:
+    """Put TLS before the embedded broker; give the address to begin with."""
+    broker_port = int(embedded.kafka_bootstrap_servers.rpartition(":")[2])
+    port = free_port("Kafka behind TLS")
+    try:
+        async with listening(port, Relay(HOST, port, broker_port).relay, context):
+            yield f"{HOST}:{port}"
+    finally:
+        release_ports(port)
+
+
+def kafka_settings(address: str, **changes: object) -> Settings:
+    """Return settings for Kafka behind TLS with topics of their own."""
+    given = {"bootstrap_servers": address, "security_protocol": "SSL", "partitions": 1, **changes}
+    environment = {f"TRIPFOLD_KAFKA_{name}".upper(): str(value) for name, value in given.items()}
+    return load_settings({**environment, "TRIPFOLD_TOPIC_PREFIX": f"t{uuid.uuid4().hex[:12]}."})
+
+
+async def test_events_go_over_tls_with_a_certificate_on_both_sides(
+    embedded: EmbeddedServices, certificates: Certificates
+) -> None:
+    """Provisioning, publishing and consuming all show the client's certificate, and check the broker's."""
+    context = certificates.server(asks_for_a_certificate=True)
+    async with tls_kafka(embedded, context) as address:
+        settings = kafka_settings(address, ca_file=certificates.ca_file, certificate_file=certificates.client_file)
+        await apply_topics(settings)
+        async with KafkaPublisher(settings, source="test") as publisher:
+            await publisher.check()
+            await publisher.publish([Outgoing(STATS)])
+        replay = KafkaReplay(settings, Topic.CITY_STATS)
+        try:
+            assert await replay.take_end() == 1
+            records = [record async for batch in replay.read() for record in batch]
+        finally:
+            await replay.close()
+        assert [record.value for record in records] == [encode(STATS)]
+
+
+async def test_a_broker_that_nobody_vouches_for_gets_nothing(
+    embedded: EmbeddedServices, certificates: Certificates, another_authority: Certificates
+) -> None:
+    """A broker whose certificate another authority made counts as out of reach."""
+    async with tls_kafka(embedded, certificates.server()) as address:
+        settings = kafka_settings(address, ca_file=another_authority.ca_file)
+        async with KafkaPublisher(settings, source="test") as publisher:
+            with pytest.raises(LogUnavailable, match=address):
+                await publisher.check()
+
+
+async def test_the_bucket_is_reached_over_tls(
+    embedded: EmbeddedServices, certificates: Certificates, another_authority: Certificates
+) -> None:
+    """Objects are written and read over TLS; a server that the wrong authority vouches for is unavailable."""
+    port = free_port("S3 behind TLS")
+    s3_port = int(embedded.s3_endpoint_url.rpartition(":")[2])
+
+    def trusting(authority: Certificates) -> Settings:
+        return load_settings(
+            {
+                "TRIPFOLD_S3_ENDPOINT_URL": f"https://{HOST}:{port}",
+                "TRIPFOLD_S3_BUCKET": f"b{uuid.uuid4().hex}",
+                "TRIPFOLD_S3_CA_FILE": str(authority.ca_file),
+            }
+        )
+
+    try:
+        async with listening(port, forward_to(s3_port), certificates.server()):
+            async with S3Store(trusting(certificates)) as store:
+                await store.create_bucket()
+                await store.put("raw/1", b"[]")
+                found = await store.get("raw/1")
+                assert found is not None
+                assert found.body == b"[]"
+            async with S3Store(trusting(another_authority)) as store:
+                with pytest.raises(StoreUnavailable, match=r"(?i)certificate|ssl"):
+                    await store.check()
+    finally:
+        release_ports(port)
+
+
+async def test_a_file_comes_over_tls(certificates: Certificates) -> None:
+    """An https upstream whose authority the settings name is trusted."""
+    async with (
+        HostileServer(GOOD, tls=certificates.server()) as server,
+        client_of(server.url, ca_file=str(certificates.ca_file)) as client,
+    ):
+        await client.fetch_exactly(BODY)
+
+
+async def test_an_upstream_of_another_authority_is_an_outage(
+    certificates: Certificates, another_authority: Certificates
+) -> None:
+    """An https upstream whose authority is not the one named is asked for nothing."""
+    async with (
+        HostileServer(GOOD, tls=certificates.server()) as server,
+        client_of(server.url, ca_file=str(another_authority.ca_file)) as client,
+    ):
+        assert "CERTIFICATE_VERIFY_FAILED" in await client.failure()
+        assert not server.requests
