@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import email.utils
+import time
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -20,7 +21,7 @@ import aiohttp
 import msgspec
 from aiobotocore.session import AioSession, get_session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
 from botocore.utils import parse_timestamp
 
 from shared.patience import SurroundingsFault
@@ -28,6 +29,7 @@ from shared.settings import Settings
 
 UPLOAD_PART_BYTES = 5 * 1024 * 1024
 UPLOAD_PARTS_IN_FLIGHT_MAX = 2
+CREDENTIALS_INTERVAL_S = 2.0
 UPLOAD_PARTS_MAX = 10_000
 STREAM_CHUNK_BYTES = 1024 * 1024
 # botocore wraps what goes wrong before an answer's body, and not a body that breaks off: that is aiohttp's own error.
@@ -130,11 +132,19 @@ class S3Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.bucket = settings.s3_bucket
-        self._exit = contextlib.AsyncExitStack()
         self._client: Any = None
+        self._closing = contextlib.AsyncExitStack()
+        self._spent = contextlib.AsyncExitStack()
+        self._opened_at_s = 0.0
 
     async def __aenter__(self) -> Self:
+        await self._open()
+        return self
+
+    async def _open(self) -> None:
+        """Make a client, which finds its credentials now and keeps them. The one before may still be in use."""
         settings = self._settings
+        self._opened_at_s = time.monotonic()
         config = Config(
             connect_timeout=5,
             read_timeout=30,  # racing writers of one key can be made to wait for seconds by the store
@@ -145,7 +155,8 @@ class S3Store:
             signature_version="s3v4",
             s3={"addressing_style": settings.s3_addressing_style},
         )
-        self._client = await self._exit.enter_async_context(
+        closing = contextlib.AsyncExitStack()
+        client = await closing.enter_async_context(
             aioboto3.Session(botocore_session=_botocore_session()).client(
                 "s3",
                 endpoint_url=settings.s3_endpoint_url,
@@ -154,17 +165,32 @@ class S3Store:
                 config=config,
             )
         )
-        return self
+        await self._spent.aclose()
+        self._client, self._closing, self._spent = client, closing, self._closing
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._exit.aclose()
+        await self._spent.aclose()
+        await self._closing.aclose()
 
     async def check(self) -> None:
-        """Raise StoreUnavailable if the bucket cannot be reached with these credentials."""
-        with _faults("HeadBucket", self.bucket):
+        """Raise StoreUnavailable if the bucket cannot be reached with these credentials.
+
+        Credentials that are refused are looked up again: a file of them may have been corrected, a role renewed.
+        """
+        try:
             await self._client.head_bucket(Bucket=self.bucket)
+        except (ClientError, *NO_ANSWER) as error:
+            refused = isinstance(error, ClientError) and _status(error) in {400, 401, 403}
+            if refused or isinstance(error, (NoCredentialsError, CredentialRetrievalError)):
+                await self._look_credentials_up()
+            raise _unavailable("HeadBucket", self.bucket, error) from error
+
+    async def _look_credentials_up(self) -> None:
+        if time.monotonic() - self._opened_at_s >= CREDENTIALS_INTERVAL_S:
+            with _faults("client", self.bucket):
+                await self._open()
 
     async def create_bucket(self) -> None:
         """Create the bucket unless it is there."""

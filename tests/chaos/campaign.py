@@ -23,7 +23,8 @@ import random
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from tests.chaos.relay import Network
 from tests.chaos.s3_proxy import Fault
 from tests.chaos.system import KILL_AFTER_S, PARTITIONS, Metrics, Shape, System, start_services, surroundings
 from tests.chaos.upstream import Mischief
+from tests.integration.running import eventually
 
 ENDED = frozenset({"completed", "completed with failures", "failed"})
 REQUESTS_WAITING_MAX = 10
@@ -116,8 +118,9 @@ class Campaign:
         self._recovering: set[asyncio.Task[None]] = set()
         self._asked_to_end: dict[str, float] = {}
         self._began_s = time.monotonic()
+        system.listeners.append(self._on_event)
 
-    def on_event(self, event: ChildEvent) -> None:
+    def _on_event(self, event: ChildEvent) -> None:
         """Note when a service that was asked to end has ended."""
         if event.kind is EventKind.ENDED and event.name in self._asked_to_end:
             self.report.sigterm_s.append(round(time.monotonic() - self._asked_to_end.pop(event.name), 2))
@@ -126,7 +129,7 @@ class Campaign:
         """Let chaos reign, come to rest, judge."""
         report = self.report
         self._say("chaos begins")
-        pursuits = [
+        pursuits: list[asyncio.Task[None]] = [
             asyncio.create_task(pursuit)
             for pursuit in (self._request(), self._follow(), self._change(), self._sample(), *self._troubles())
         ]
@@ -183,7 +186,7 @@ class Campaign:
 
     # The troubles. Each goes on by itself, so that they overlap.
 
-    def _troubles(self) -> tuple[Awaitable[None], ...]:
+    def _troubles(self) -> tuple[Coroutine[Any, Any, None], ...]:
         return (
             self._trouble(self._end_a_service, 8.0, first_s=4.0),
             self._trouble(self._vary_s3, 4.0, first_s=1.0),
@@ -294,7 +297,9 @@ class Campaign:
         unready = {name} if name else set(self.system.shape.services)
         while unready := {one for one in unready if not await self.system.ready(one)}:
             if time.monotonic() - began_s > RECOVERY_DEADLINE_S:
-                self.report.differences.append(f"{', '.join(sorted(unready))} not ready {RECOVERY_DEADLINE_S:.0f} s after: {what}")
+                self.report.differences.append(
+                    f"{', '.join(sorted(unready))} not ready {RECOVERY_DEADLINE_S:.0f} s after: {what}"
+                )
                 return
             await asyncio.sleep(0.5)
         self.report.recovery_s.setdefault(what, []).append(round(time.monotonic() - began_s, 1))
@@ -304,7 +309,7 @@ class Campaign:
     async def _request(self) -> None:
         while True:
             if len(self.waiting) < REQUESTS_WAITING_MAX:
-                await self._post(self._draw.choice(self.system.shape.dates))
+                await self._post(self._draw.choice(self.plan.shape.dates))
             await asyncio.sleep(self._draw.uniform(0.2, 1.5))
 
     async def _post(self, date: str) -> bool:
@@ -319,6 +324,9 @@ class Campaign:
         self.report.requests_accepted += 1
         self.waiting[answer.headers["location"]] = {}
         return True
+
+    async def _posted(self, date: str) -> bool | None:
+        return await self._post(date) or None
 
     async def _follow(self) -> None:
         while True:
@@ -346,7 +354,7 @@ class Campaign:
     async def _change(self) -> None:
         while True:
             await asyncio.sleep(self._draw.uniform(0.2, 1.2))
-            self.system.upstream.correct()
+            self.system.upstream.correct(self._draw.choice(self.plan.shape.dates))
             if self._draw.random() < 0.25:
                 self.system.upstream.move()
 
@@ -405,14 +413,13 @@ class Campaign:
         return lag
 
     async def _request_all(self) -> None:
-        for date in self.system.shape.dates:
-            while not await self._post(date):
-                await asyncio.sleep(0.5)
+        for date in self.plan.shape.dates:
+            await eventually(partial(self._posted, date), f"a request of {date} to be accepted")
         before = dict(self.report.requests_ended)
         await self._come_to_rest()
         completed = self.report.requests_ended.get("completed", 0) - before.get("completed", 0)
-        if completed != len(self.system.shape.dates):
-            self.report.differences.append(f"of {len(self.system.shape.dates)} last requests {completed} completed")
+        if completed != len(self.plan.shape.dates):
+            self.report.differences.append(f"of {len(self.plan.shape.dates)} last requests {completed} completed")
 
     async def _judge(self, when: str, *, truth: bool) -> None:
         report = self.report
@@ -422,7 +429,7 @@ class Campaign:
             report.differences += [f"{when}: verify --deep: {one}" for one in verified["differences"]]
         except json.JSONDecodeError:
             report.differences.append(f"{when}: verify --deep ended with {code}: {output[-2000:]}")
-        code, output = await self.system.oracle(truth=truth)
+        code, output = await self.system.oracle(*self.plan.shape.dates, truth=truth)
         try:
             judged = json.loads(output)
         except json.JSONDecodeError:
@@ -436,17 +443,12 @@ class Campaign:
 
 async def chaos(plan: Plan, directory: Path) -> Report:
     """Run a system under ``directory``, and a campaign on it; leave no process."""
-    campaigns: list[Campaign] = []
-
-    def on_event(event: ChildEvent) -> None:
-        for campaign in campaigns:
-            campaign.on_event(event)
-
-    async with surroundings(plan.shape, directory, on_event=on_event) as system:
+    async with surroundings(plan.shape, directory) as system:
         plan.say("starting the services")
         await start_services(system)
-        while not await system.all_ready():
-            await asyncio.sleep(0.3)
-        campaign = Campaign(plan, system)
-        campaigns.append(campaign)
-        return await campaign.run()
+        await eventually(partial(_all_ready, system), "the services to be ready", deadline_s=RECOVERY_DEADLINE_S)
+        return await Campaign(plan, system).run()
+
+
+async def _all_ready(system: System) -> bool | None:
+    return await system.all_ready() or None

@@ -145,12 +145,11 @@ class Judge:
         for key in sorted(found.keys() | expected.keys()):
             self.expect(f"{what} {key[0]} {key[1]}", found.get(key), expected.get(key))
 
-
-    def logged(self, kafka: str, prefix: str, days: dict[tuple[str, str], Sums]) -> None:
-        """Compare what a consumer of the topics ends with with sums by country name and date."""
+    def joined(self, events: list[dict[str, Any]]) -> dict[tuple[str, str], Sums]:
+        """Keep the highest revision of each city, and add up what is left, by country name and date."""
         cities: dict[tuple[str, str, str], dict[str, Any]] = {}
         names: dict[str, str] = {}
-        for event in read_topic(kafka, f"{prefix}city-stats"):
+        for event in events:
             if event["type"] == "country-day-planned" or not self.judged(event["date"]):
                 continue
             key = event["date"], event["country"], event["city_id"]
@@ -164,7 +163,11 @@ class Judge:
                 day = found.setdefault((names[country], date), [0, 0, 0, 0])
                 sums = totals_of(event["contribution"])
                 found[names[country], date] = [a + b for a, b in zip(day, sums, strict=True)]
-        self.alike("topic city-stats", found, days)
+        return found
+
+    def logged(self, kafka: str, prefix: str, days: dict[tuple[str, str], Sums]) -> None:
+        """Compare what a consumer of the topics ends with with sums by country name and date."""
+        self.alike("topic city-stats", self.joined(read_topic(kafka, f"{prefix}city-stats")), days)
         summaries: dict[tuple[str, str], dict[str, Any]] = {}
         for event in read_topic(kafka, f"{prefix}country-day-summaries"):
             if not self.judged(event["date"]):

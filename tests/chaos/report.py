@@ -42,8 +42,7 @@ def markdown_of(report: Report) -> str:
                 ("cities moved", f"{report.moves:,}"),
                 (
                     "judged at the end",
-                    f"{report.city_days_judged:,} city-days, {report.country_days_judged:,} country-days, "
-                    f"{report.trips_judged:,} trips",
+                    _judged(report),
                 ),
                 ("from the last fault to rest", f"{report.rest_s:.1f} s"),
                 ("differences", f"{len(report.differences):,}"),
@@ -64,6 +63,11 @@ def markdown_of(report: Report) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _judged(report: Report) -> str:
+    days = f"{report.city_days_judged:,} city-days, {report.country_days_judged:,} country-days"
+    return f"{days}, {report.trips_judged:,} trips"
 
 
 def _times(report: Report) -> Iterable[tuple[str, ...]]:

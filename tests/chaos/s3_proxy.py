@@ -211,7 +211,9 @@ class FaultyS3:
 
     async def _error(self, writer: asyncio.StreamWriter, asked: Asked, fault: Fault) -> None:
         status, code = ERRORS[fault]
-        body = b"" if asked.method == "HEAD" else f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()
+        body = f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()
+        if asked.method == "HEAD":
+            body = b""
         writer.write(
             f"HTTP/1.1 {status} {code}\r\ncontent-type: application/xml\r\ncontent-length: {len(body)}\r\n"
             "connection: close\r\n\r\n".encode()

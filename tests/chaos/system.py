@@ -51,7 +51,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True):
-    """A running system. ``environment`` is the services' own: through the proxy and the relay."""
+    """A running system. ``environment`` is the services' own: through the proxy and the relay.
+
+    ``listeners`` are told of everything that happens to its processes.
+    """
 
     shape: Shape
     supervisor: Supervisor
@@ -64,6 +67,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
     health_urls: dict[str, str]
     client: httpx.AsyncClient
     directory: Path
+    listeners: list[Callable[[ChildEvent], None]]
 
     @property
     def api_url(self) -> str:
@@ -100,9 +104,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
         direct = {f"{PREFIX}S3_ENDPOINT_URL": self.store_url, "COLUMNS": "200"}
         return await run(sys.executable, "-m", "services", *arguments, env=self.environment | direct, s=deadline_s)
 
-    async def oracle(
-        self, *dates: str, truth: bool, kafka: bool = True, deadline_s: float = 300.0
-    ) -> tuple[int, str]:
+    async def oracle(self, *dates: str, truth: bool, kafka: bool = True, deadline_s: float = 300.0) -> tuple[int, str]:
         """Run the program that judges what was stored and is served, of ``dates`` or of all.
 
         It shares no code with Tripfold.
@@ -120,7 +122,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run(*command: str, env: dict[str, str], s: float) -> tuple[int, str]:
-    """Run a program; return its exit code and its output. Raises TimeoutError, and the program is killed, after ``s``."""
+    """Run a program; return its exit code and its output. After ``s`` seconds it is killed, and TimeoutError raised."""
     process = await asyncio.create_subprocess_exec(
         *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -136,10 +138,14 @@ async def run(*command: str, env: dict[str, str], s: float) -> tuple[int, str]:
 
 
 @contextlib.asynccontextmanager
-async def surroundings(
-    shape: Shape, directory: Path, *, on_event: Callable[[ChildEvent], None] = lambda _: None, start_kafka: bool = True
-) -> AsyncIterator[System]:
+async def surroundings(shape: Shape, directory: Path) -> AsyncIterator[System]:
     """Run everything but Tripfold's services, which ``start_services`` starts. Nothing is left when it ends."""
+    listeners: list[Callable[[ChildEvent], None]] = []
+
+    def on_event(event: ChildEvent) -> None:
+        for listener in listeners:
+            listener(event)
+
     async with contextlib.AsyncExitStack() as stack:
         embedded = stack.enter_context(open_embedded_stack(directory / "data"))
         supervisor = await stack.enter_async_context(Supervisor(on_event=on_event, held_fds=embedded.held_fds))
@@ -155,16 +161,11 @@ async def surroundings(
             network = await stack.enter_async_context(Relay(port))
             kafka = ApacheKafka(data_dir=directory / "kafka", port=port, advertised_port=network.port)
             stack.callback(kafka.stop)
-            if start_kafka:
-                await asyncio.gather(supervisor.start(s3), asyncio.to_thread(kafka.start))
-            else:
-                await supervisor.start(s3)
+            await asyncio.gather(supervisor.start(s3), asyncio.to_thread(kafka.start))
         store_port = int(embedded.endpoints.s3_endpoint_url.rpartition(":")[2])
         proxy = await stack.enter_async_context(FaultyS3(store_port, seed=shape.seed))
         upstream = await stack.enter_async_context(
-            ChaosUpstream(
-                cities=shape.cities, dates=list(shape.dates), seed=shape.seed, large_files=shape.large_files
-            )
+            ChaosUpstream(cities=shape.cities, dates=list(shape.dates), seed=shape.seed, large_files=shape.large_files)
         )
         ports = {name: free_port(name) for name in shape.services}
         stack.callback(lambda: release_ports(*ports.values()))
@@ -201,6 +202,7 @@ async def surroundings(
             health_urls={name: f"http://{HOST}:{port}" for name, port in ports.items()},
             client=client,
             directory=directory,
+            listeners=listeners,
         )
 
 
@@ -261,8 +263,8 @@ class Metrics:
                 counter, _, value = line.rpartition(" ")
                 found[counter] = float(value)
         last = self._last.get(name, {})
-        for counter, value in found.items():
+        for counter, now in found.items():
             before = last.get(counter, 0.0)
             # A counter that is lower than it was is another process's.
-            self.totals[counter.partition("{")[0]] += int(value - before if value >= before else value)
+            self.totals[counter.partition("{")[0]] += int(now - before if now >= before else now)
         self._last[name] = found

@@ -25,7 +25,7 @@ from tests.chaos.relay import Network
 from tests.chaos.system import Shape, System, start_services, surroundings
 from tests.integration.running import eventually
 
-DATES = tuple(f"2024-05-{day:02}" for day in range(1, 15))
+DATES = tuple(f"2024-05-{day:02}" for day in range(1, 16))
 CITIES = 10
 
 
@@ -118,7 +118,7 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Syst
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def tripfold(system: System) -> AsyncIterator[Tripfold]:
-    """The shared system, ready, and made whole again after the test."""
+    """Lend a test the shared system, ready; make it whole again after it."""
     running = Tripfold(system)
     await running.ready()
     yield running

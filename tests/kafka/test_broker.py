@@ -76,13 +76,14 @@ async def test_a_compacted_topic_rebuilds_the_state(tripfold: Tripfold) -> None:
     async def compacted() -> bool | None:
         # The active segment is never compacted, and only a new record ends it.
         await tripfold.completed(await tripfold.post(date))
-        return await _removed_by_compaction(system, "city-stats") or None
+        return await _removed_by_compaction(system, "city-stats") > 0 or None
 
     await eventually(compacted, "compaction", deadline_s=90)
     await tripfold.exact(date)
     code, output = await system.command("rebuild", "--from", "kafka", "--dry-run", "--json")
     assert code == 0, output
-    assert json.loads(output)["differences"] == []
+    rebuilt = json.loads(output)
+    assert rebuilt["changes_total"] == 0, rebuilt
 
 
 async def _configure(system: System, configuration: dict[str, str]) -> None:
@@ -108,6 +109,6 @@ async def _removed_by_compaction(system: System, topic: str) -> int:
         async with asyncio.timeout(30):
             while any([await consumer.position(one) < ends[one] for one in partitions]):
                 records += sum(map(len, (await consumer.getmany(timeout_ms=200)).values()))
-        return sum(ends.values()) - records
+        return int(sum(ends.values())) - records
     finally:
         await consumer.stop()

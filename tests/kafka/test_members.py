@@ -31,9 +31,9 @@ main()
 
 @contextlib.asynccontextmanager
 async def joined(
-    system: System, name: str, *, program: Sequence[str] = ("-m", "services"), **settings: str
+    system: System, name: str, *, program: Sequence[str] = ("-m", "services"), ready: bool = True, **settings: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run one more service, ready when the block begins; it is asked to end, and has to, when the block ends."""
+    """Run one more service, ``ready`` when the block begins; it is asked to end, and has to, when the block ends."""
     port = free_port(name)
     system.health_urls[name] = f"http://127.0.0.1:{port}"
     own = {"HEALTH_PORT": str(port), **settings}
@@ -42,11 +42,13 @@ async def joined(
     command = [sys.executable, *program, *ARGUMENTS[name.partition("-")[0]]]
     process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=log, stderr=log)
     try:
-        await Tripfold(system).ready(name)
+        if ready:
+            await Tripfold(system).ready(name)
         yield process
         if process.returncode is None:
             process.terminate()
-        assert await asyncio.wait_for(process.wait(), 15) in {0, -signal.SIGKILL}
+        # uvicorn ends by the signal itself, once everything is finished.
+        assert await asyncio.wait_for(process.wait(), 15) in {0, -signal.SIGTERM}
     finally:
         if process.returncode is None:
             process.kill()
