@@ -2,7 +2,8 @@
 
 The order of effects:
 
-1. read the manifest; if this task's request already made its revision, go on at 7: no download;
+1. read the manifest; if this task's request already made its revision, go on at 7: no download; if the request was
+   cancelled meanwhile, go on at 8: the city is skipped;
 2. ask the upstream, on condition that the file changed;
 3. stream it to a raw key of this attempt's own, hashed, validated and folded as the bytes pass;
 4. decide: unchanged (the upload is aborted), or a next revision;
@@ -21,12 +22,13 @@ import asyncio
 import contextlib
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import Executor
 
 import msgspec
 import structlog
 
+from services.ingest.cancelling import CANCELLED, RequestCancelled, read_cancelled
 from services.ingest.lineage import read_lineage
 from services.ingest.parser import DEFAULT_RULES, FileRules, InvalidTripFile
 from services.ingest.planner import read_plan
@@ -35,6 +37,7 @@ from services.ingest.streaming import Meter, stream_file
 from services.ingest.upstream import AnswerBroke, CityFailed, Download, Persistence, Upstream
 from shared import health, keys, objects
 from shared.events import Cause, CityFinished, CityProgressed, IngestCity, Outcome, Published
+from shared.identity import RequestId
 from shared.objects import Manifest
 from shared.outbox import events_of_manifest
 from shared.publishing import LogUnavailable, Outgoing, Publisher
@@ -87,7 +90,9 @@ class CityDayIngest:
         chosen = max(tasks, key=lambda task: task.plan_revision)
         log = _log.bind(date=str(chosen.date), city_id=chosen.city_id, request_id=chosen.request_id)
         try:
-            finished = await self._persistence.fetch(lambda: self._ingest(chosen))
+            finished = await self._persistence.fetch(lambda: self._ingest(chosen, tasks))
+        except RequestCancelled as cancelled:
+            finished = Finished(outcome=Outcome.SKIPPED, reason=str(cancelled))
         except (CityFailed, InvalidTripFile) as error:
             finished = Finished(outcome=Outcome.FAILED, reason=str(error)[:2_000])
         log.info("city finished", outcome=finished.outcome.value, reason=finished.reason)
@@ -115,18 +120,21 @@ class CityDayIngest:
         )
         await self._publisher.publish([Outgoing(ended)])
 
-    async def _ingest(self, task: IngestCity) -> Finished:
+    async def _ingest(self, task: IngestCity, tasks: Sequence[IngestCity]) -> Finished:
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    finished = await self._try_once(task)
+                    finished = await self._try_once(task, {one.request_id for one in tasks})
                     if finished is not None:
                         return finished
         except TimeoutError as error:
             raise AnswerBroke(f"the city-day took longer than its deadline of {self._deadline_s:.0f} s") from error
 
-    async def _try_once(self, task: IngestCity) -> Finished | None:
-        """Go through steps 1 to 6 once. Returns None if the race for the manifest was lost."""
+    async def _try_once(self, task: IngestCity, wanted_by: Collection[RequestId]) -> Finished | None:
+        """Go through steps 1 to 6 once. Returns None if the race for the manifest was lost.
+
+        Raises RequestCancelled if all the requests that wanted the city-day were cancelled before it was begun.
+        """
         key = keys.manifest(task.date, task.city_id)
         found = await self._store.get(key)
         previous = objects.decode(Manifest, found.body, key) if found else None
@@ -137,6 +145,10 @@ class CityDayIngest:
             if place is None:
                 return Finished(outcome=Outcome.STORED, manifest=previous)
             return await self._swap(key, etag, await self._next(previous, task, place, None, attempt))
+        if await self._all_cancelled(wanted_by):
+            if previous is None or previous.request_id not in wanted_by:
+                raise RequestCancelled(CANCELLED)
+            return Finished(outcome=Outcome.STORED, manifest=previous)  # it may not be published yet
         place = await self._place(task, previous)
         known = validators_of(previous, self._upstream.city_url(task.upstream_id, task.date), self._rules)
         async with self._upstream.download(task.upstream_id, task.date, known) as download:
@@ -164,6 +176,12 @@ class CityDayIngest:
             finally:
                 await upload.abort()
         return await self._swap(key, etag, manifest)
+
+    async def _all_cancelled(self, request_ids: Collection[RequestId]) -> bool:
+        for request_id in sorted(request_ids):
+            if await read_cancelled(self._store, request_id) is None:
+                return False
+        return True
 
     async def _next(
         self, previous: Manifest | None, task: IngestCity, place: Place, file: NewFile | None, attempt: str

@@ -11,15 +11,14 @@ import hashlib
 import queue
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from typing import Any
 
 import msgspec
 
 from services.ingest.parser import DEFAULT_RULES, FileRules, FoldedFile, fold_trip_file
 from shared.store import Upload
 
-CHUNK_BYTES = 256 * 1024
-CHUNKS_QUEUED_MAX = 4
+BATCH_BYTES = 256 * 1024
+BATCHES_QUEUED_MAX = 4
 
 
 class Streamed(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,28 +43,40 @@ class Meter:
 
 
 class _Bridge:
-    """A bounded queue of chunks from the event loop to one thread."""
+    """A bounded queue of batches of chunks, from the event loop to one thread."""
 
     def __init__(self) -> None:
-        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._room = asyncio.Semaphore(CHUNKS_QUEUED_MAX)
+        self._batches: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
+        self._room = asyncio.Semaphore(BATCHES_QUEUED_MAX)
         self._loop = asyncio.get_running_loop()
+        self._parsing: asyncio.Future[FoldedFile] | None = None
         self.sha256 = hashlib.sha256()
 
-    async def put(self, chunk: bytes) -> None:
+    def watch(self, parsing: asyncio.Future[FoldedFile]) -> None:
+        """Let no ``put`` wait for a thread that has ended."""
+        self._parsing = parsing
+        parsing.add_done_callback(lambda _: self._room.release())
+
+    async def put(self, batch: list[bytes]) -> None:
+        """Queue chunks for the thread; if it has ended, raise its verdict on the file."""
         await self._room.acquire()
-        self._chunks.put(chunk)
+        if self._parsing is not None and self._parsing.done():
+            self._parsing.result()
+        self._batches.put(batch)
 
     def end(self) -> None:
-        self._chunks.put(b"")
+        self._batches.put([])
 
     def read(self) -> bytes:
-        """Take the next chunk, in the thread; ``b""`` at the end."""
-        chunk = self._chunks.get()
-        if chunk:
-            self.sha256.update(chunk)
-            self._loop.call_soon_threadsafe(self._room.release)
-        return chunk
+        """Take the next bytes, in the thread; ``b""`` at the end."""
+        batch = self._batches.get()
+        if not batch:
+            return b""
+        # Joined here, not in the loop, and before hashing: each update gives up the interpreter and awaits it again.
+        joined = b"".join(batch)
+        self.sha256.update(joined)
+        self._loop.call_soon_threadsafe(self._room.release)
+        return joined
 
 
 async def stream_file(
@@ -87,11 +98,13 @@ async def stream_file(
     parsing = loop.run_in_executor(
         threads, lambda: fold_trip_file(bridge.read, date=date, rules=rules, progress=meter.count_trips)
     )
+    bridge.watch(parsing)
     try:
-        async for chunk in _gathered(chunks):
-            await _put_unless_parsed(bridge, chunk, parsing)
-            await upload.write(chunk)
-            meter.bytes_done += len(chunk)
+        async for batch in _batches(chunks):
+            await bridge.put(batch)
+            for chunk in batch:
+                await upload.write(chunk)
+                meter.bytes_done += len(chunk)
     finally:
         bridge.end()
         await asyncio.wait([parsing])
@@ -100,24 +113,15 @@ async def stream_file(
     return Streamed(sha256=bridge.sha256.hexdigest(), size_bytes=meter.bytes_done, folded=folded)
 
 
-async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Join small chunks, so that neither thread switches nor copies are paid for each packet."""
-    buffer = bytearray()
+async def _batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """Gather small chunks, so that no switch of threads is paid for each packet."""
+    batch: list[bytes] = []
+    batch_bytes = 0
     async for chunk in chunks:
-        buffer += chunk
-        if len(buffer) >= CHUNK_BYTES:
-            yield bytes(buffer)
-            buffer.clear()
-    if buffer:
-        yield bytes(buffer)
-
-
-async def _put_unless_parsed(bridge: _Bridge, chunk: bytes, parsing: asyncio.Future[FoldedFile]) -> None:
-    """Queue a chunk for the thread; if it ended meanwhile, its verdict on the file is raised here."""
-    putting = asyncio.ensure_future(bridge.put(chunk))
-    either: list[asyncio.Future[Any]] = [putting, parsing]
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not putting.done():
-        putting.cancel()
-    if parsing.done():
-        parsing.result()
+        batch.append(chunk)
+        batch_bytes += len(chunk)
+        if batch_bytes >= BATCH_BYTES:
+            yield batch
+            batch, batch_bytes = [], 0
+    if batch:
+        yield batch
