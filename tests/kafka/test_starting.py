@@ -96,7 +96,7 @@ async def test_start_order_does_not_matter(late: Late) -> None:
         await eventually(partial(late.says, name, "S3" if name != "api-late" else "s3"), f"{name} to miss S3")
     late.s3.away = False
     for name in NAMES:
-        await eventually(partial(late.says, name, "HeadBucket"), f"{name} to miss the bucket")
+        await eventually(partial(late.says, name, "Not Found"), f"{name} to miss the bucket")
     store.Bucket(BUCKET).create()
     for name in NAMES:
         await eventually(partial(late.says, name, "Kafka"), f"{name} to miss Kafka")
@@ -113,7 +113,7 @@ async def test_start_order_does_not_matter(late: Late) -> None:
     bucket.objects.all().delete()
     bucket.delete()
     for name in NAMES:
-        await eventually(partial(late.says, name, "HeadBucket"), f"{name} to miss the deleted bucket")
+        await eventually(partial(late.says, name, "Not Found"), f"{name} to miss the deleted bucket")
     bucket.create()
     for name in NAMES:
         await eventually(partial(late.is_ready, name), f"{name} to be ready again")
