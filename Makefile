@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 2
+HISTORIES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi contract format test-containers test-kafka chaos requirements clean
+.PHONY: help demo up test lint unit audit bench asyncapi contract format test-containers test-kafka chaos histories mutations requirements clean
 
 help: ## Show what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +53,13 @@ test-kafka: $(VENV)/.dev ## Run the integration tests and those of faults agains
 
 chaos: $(VENV)/.dev ## Run all of it under load while everything fails (SECONDS=600 SEED=… BROKER=kafka|embedded)
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --broker $(or $(BROKER),kafka) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+histories: $(VENV)/.dev ## Run 10,000 random histories against the oracle (HISTORIES=200 SEED=7: those of one seed)
+	TRIPFOLD_HISTORIES=$(HISTORIES) $(if $(SEED),TRIPFOLD_HISTORIES_SEED=$(SEED)) \
+		$(BIN)/python -m pytest -n $(WORKERS) tests/fault/test_histories.py $(ARGS)
+
+mutations: $(VENV)/.dev ## Break each promise on purpose; let random histories find it (HISTORIES=1000: at most so many)
+	TRIPFOLD_MUTATION_HISTORIES=$(HISTORIES) $(BIN)/python -m pytest -n $(WORKERS) tests/fault/test_mutations.py $(ARGS)
 
 requirements: ## Pin the requirements again, with hashes (needs uv)
 	uv pip compile -q $(COMPILE) -o requirements/runtime.txt
