@@ -14,6 +14,7 @@ import msgspec
 from services.aggregate.folding import Folder, summary_event
 from services.aggregate.progress_folding import ProgressFolder, Sweep
 from services.ingest.city_day import CityDayIngest
+from services.ingest.parser import fold_trip_file
 from services.ingest.planner import Planner
 from services.ingest.upstream import Persistence
 from services.ingest.worker import Worker
@@ -21,7 +22,7 @@ from shared import events, keys, objects
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, CountryDaySummary, Event, ProcessRequested
 from shared.health import Health
 from shared.identity import RequestId
-from shared.objects import Manifest, Plan, RequestRecord, Summary
+from shared.objects import Manifest, Plan, QuarantineReport, RequestRecord, Summary
 from shared.outbox import events_of_manifest, events_of_plan
 from shared.patience import Patience
 from shared.publishing import LogUnavailable, Publisher, Received
@@ -182,6 +183,7 @@ class World:
                     threads=_threads,
                     deadline_s=60,
                     mint_attempt=self._mint_attempt,
+                    fold_apart=fold_trip_file,
                 )
                 # One stream at a time, so that the same call has the same number in every run.
                 return Worker(ingest, process.publisher, patience=process.patience, streams=1).process
@@ -325,6 +327,7 @@ def differences(world: World) -> list[str]:
         *_requests_against_the_oracle(world),
         *_summaries_against_manifests(world),
         *_raw_objects_against_manifests(world),
+        *_quarantine_against_requests(world),
         *_topics_against_the_bucket(world),
     ]
 
@@ -400,6 +403,32 @@ def _raw_objects_against_manifests(world: World) -> list[str]:
         wrong += [
             f"{past.raw_key} is named in a history and missing" for past in manifest.history if past.raw_key not in raw
         ]
+    return wrong
+
+
+def _quarantine_against_requests(world: World) -> list[str]:
+    """Compare reports with the bytes that they are about, and requests with the reports that they name.
+
+    The same bytes are kept once, unless a process stood still or two were at it side by side.
+    """
+    wrong = []
+    held = world.store.bodies(keys.QUARANTINE)
+    reports = [
+        objects.decode(QuarantineReport, body, key) for key, body in held.items() if key.endswith(keys.REPORT_SUFFIX)
+    ]
+    for report in reports:
+        body = held.get(report.key, b"")
+        if hashlib.sha256(body).hexdigest() != report.sha256 or len(body) != report.size_bytes:
+            wrong.append(f"{report.key} is not what its report says")
+    kept = [(report.city_id, report.sha256) for report in reports]
+    if len(set(kept)) < len(kept) and not world.resumed:
+        wrong.append(f"the same file is kept more than once: {kept}")
+    named = {report.key for report in reports}
+    for record in _stored(world, keys.REQUESTS, RequestRecord):
+        for failure in record.failures.values():
+            refused = "record" in failure.reason or "array" in failure.reason
+            if refused != (failure.quarantine_key in named):
+                wrong.append(f"{record.request_id} says {failure.reason!r}, and names {failure.quarantine_key}")
     return wrong
 
 
