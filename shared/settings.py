@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import OperatorError
-from shared.file_rules import BadRecordsMax
+from shared.file_rules import BadRecordsMax, FileRules
 
 PREFIX = "TRIPFOLD_"
 
@@ -191,6 +191,14 @@ class Settings(BaseSettings):
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("expected a URL that begins with http:// or https://")
         return None if value is None else value.rstrip("/")
+
+    @property
+    def file_rules(self) -> FileRules:
+        """The rules of trip files that the settings make."""
+        return FileRules(
+            bad_records_max=BadRecordsMax.parse(self.ingest_max_bad_records),
+            other_dates_are_bad=self.ingest_other_dates == "bad",
+        )
 
     @field_validator("ingest_max_bad_records")
     @classmethod

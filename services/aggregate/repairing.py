@@ -8,28 +8,30 @@ manifests, so the one that replaces it misses nothing that was folded into it an
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import msgspec
 
-from services.aggregate.bucket import TRUTH, Dates, known_dates
+from services.aggregate.bucket import Dates
 from services.aggregate.fold import empty_summary
 from services.aggregate.folding import summary_event
 from services.aggregate.verify import Difference
-from services.aggregate.verifying import Look, Wait, settled_look_at
+from services.aggregate.verifying import Look, Wait, look_at, verify_dates
 from shared import keys, objects
 from shared.current import read_current
-from shared.identity import CountrySlug
+from shared.events import Event
+from shared.identity import CityId, CountrySlug
 from shared.objects import CorruptObject, Summary
 from shared.patience import SurroundingsFault
 from shared.publishing import Outgoing, Publisher
 from shared.store import LostRace, ObjectStore, OperatedStore
 
 TRIES_MAX = 10
+LOST_NAMED_MAX = 10
 
 
 class StillContended(SurroundingsFault):
-    """A summary is being written by others so often that it could not be swapped."""
+    """An object is being written by others so often that it could not be swapped."""
 
 
 class Repaired(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,39 +54,68 @@ class RepairedDate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def repair_dates(
-    store: OperatedStore, publisher: Publisher, dates: Dates, *, wait: Wait
+    store: OperatedStore, publisher: Publisher, dates: Dates, *, wait: Wait, drop_lost: bool = False
 ) -> AsyncIterator[RepairedDate]:
-    """Repair date by date. A summary that is right is not written."""
-    live = (await read_current(store)).live
-    known = await known_dates(store, dates, *TRUTH, keys.summaries_of_generation(live))
-    for done, date in enumerate(known, 1):
-        repaired = await repair_date(store, publisher, date, wait=wait)
-        yield RepairedDate(country_days=repaired, dates_done=done, dates_total=len(known))
+    """Repair what verifying finds wrong, date by date. A summary that is right is not written.
+
+    A summary that would lose a city, for no manifest names it, is left as it is unless ``drop_lost``.
+    """
+    async for verified in verify_dates(store, dates, deep=False, wait=wait):
+        repaired = []
+        if verified.differences:
+            repaired = await repair_date(store, publisher, verified.date, drop_lost=drop_lost)
+        yield RepairedDate(country_days=repaired, dates_done=verified.dates_done, dates_total=verified.dates_total)
 
 
-async def repair_date(store: OperatedStore, publisher: Publisher, date: dt.date, *, wait: Wait) -> list[Repaired]:
-    """Make the wrong summaries of a date again, and publish them."""
+async def repair_date(
+    store: OperatedStore, publisher: Publisher, date: dt.date, *, drop_lost: bool = False
+) -> list[Repaired]:
+    """Make the wrong summaries of a date again, and publish them.
+
+    What is in flight counts as wrong here: to fold it before the aggregate does is no fault.
+    """
     repaired: dict[CountrySlug, Repaired] = {}
     for _ in range(TRIES_MAX):
-        look, told = await settled_look_at(store, date, wait)
+        look = await look_at(store, date)
         wrong: dict[CountrySlug, list[Difference]] = {}
-        for difference in told:
+        for difference in look.differences():
             wrong.setdefault(difference.country, []).append(difference)
-        if look.events.unreadable and wrong:
+        if look.events.unreadable:
             reason = "these objects cannot be read: " + ", ".join(sorted(look.events.unreadable))
             return [*repaired.values(), *(_refused(look, country, wrong[country], reason) for country in wrong)]
-        lost = False
+        contended = False
         for country, differences in wrong.items():
-            try:
-                one = await _swap_in(store, look, country, differences)
-            except LostRace:
-                lost = True
+            lost = _lost_cities(look, country)
+            if lost and not drop_lost:
+                repaired[country] = _refused(look, country, differences, _reason_of_lost(lost))
                 continue
-            repaired[country] = one
+            try:
+                repaired[country] = await _swap_in(store, look, country, differences)
+            except LostRace:
+                contended = True
+                continue
             await publish_summary(store, publisher, look.generation, date, country)
-        if not lost and (await read_current(store)).live == look.generation:
+        if not contended and (await read_current(store)).live == look.generation:
             return list(repaired.values())
     raise StillContended(f"summaries of {date} were written by others {TRIES_MAX} times: try again later")
+
+
+def _lost_cities(look: Look, country: CountrySlug) -> list[CityId]:
+    """Return the cities of a summary's ledger that no manifest says anything of."""
+    found = look.found.get(country)
+    try:
+        summary = objects.decode(Summary, found.body, "") if found else None
+    except CorruptObject:
+        return []  # what it knew cannot be told; the manifests are all there is
+    remade = look.events.summary(country)
+    return [city_id for city_id in summary.ledger if remade is None or city_id not in remade.ledger] if summary else []
+
+
+def _reason_of_lost(lost: list[CityId]) -> str:
+    named = ", ".join(lost[:LOST_NAMED_MAX]) + (
+        f" and {len(lost) - LOST_NAMED_MAX} more" * (len(lost) > LOST_NAMED_MAX)
+    )
+    return f"no manifest says anything of city {named}: restore it or request the date again; --drop-lost leaves it out"
 
 
 async def _swap_in(store: ObjectStore, look: Look, country: CountrySlug, differences: list[Difference]) -> Repaired:
@@ -125,17 +156,27 @@ def _version_of(look: Look, country: CountrySlug) -> int | None:
 async def publish_summary(
     store: ObjectStore, publisher: Publisher, generation: int, date: dt.date, country: CountrySlug
 ) -> None:
-    """Publish a summary as it is stored, and again if it changed meanwhile.
-
-    Otherwise this record might come after that of the change, and be what compaction keeps.
-    """
+    """Publish a summary as it is stored, unless there is nothing to tell of it."""
     key = keys.summary(generation, date, country)
+
+    def events_of(body: bytes) -> list[Event]:
+        summary = objects.decode(Summary, body, key)
+        return [summary_event(summary)] if summary.version else []
+
+    await publish_as_stored(store, publisher, key, events_of)
+
+
+async def publish_as_stored(
+    store: ObjectStore, publisher: Publisher, key: str, events_of: Callable[[bytes], Iterable[Event]]
+) -> None:
+    """Publish what an object stands for, and again if it changed meanwhile.
+
+    Otherwise these records might come after those of the change, and be what compaction keeps.
+    """
     found = await store.get(key)
     while found is not None:
-        summary = objects.decode(Summary, found.body, key)
-        if summary.version:
-            await publisher.publish([Outgoing(summary_event(summary))])
-        again = await store.get(key)
+        await publisher.publish(map(Outgoing, events_of(found.body)))
+        again = await store.get(key, first_bytes=1)
         if again is not None and again.etag == found.etag:
             return
-        found = again
+        found = await store.get(key)

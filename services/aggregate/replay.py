@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
 from shared.consuming import received
@@ -29,10 +29,17 @@ class Replay(Protocol):
     """A topic to be read once more."""
 
     async def take_end(self) -> int:
-        """Note where the topic ends now; return how many offsets lie before that."""
+        """Note where the topic ends now; return how many offsets lie between what was read and that."""
 
     def read(self) -> AsyncIterator[Sequence[Received]]:
-        """Read all records before the end that was taken, in batches."""
+        """Read all records before the end that was taken, in batches, from where the reading before ended."""
+
+
+class Rereadable(Replay, Protocol):
+    """A Replay that can begin again."""
+
+    async def rewind(self) -> None:
+        """Go back to the beginning of the topic."""
 
 
 class KafkaReplay:
@@ -54,16 +61,13 @@ class KafkaReplay:
             max_partition_fetch_bytes=RECORD_BYTES_MAX,
             request_timeout_ms=20_000,
         )
-        self._ends: dict[object, int] = {}
+        self._ends: dict[TopicPartition, int] = {}
+        self._started = False
 
     async def take_end(self) -> int:
         try:
-            await self._consumer.start()
-            partitions = self._consumer.assignment()
-            if not partitions:
-                raise TopicUnreadable(f"topic {self._name} is not on the cluster: run 'tripfold topics apply'")
-            begins = await self._consumer.beginning_offsets(partitions)
-            ends = await self._consumer.end_offsets(partitions)
+            begins = await self._positions()
+            ends = await self._consumer.end_offsets(begins)
             if self._last_records_max is not None:
                 begins = {one: max(begin, ends[one] - self._last_records_max) for one, begin in begins.items()}
                 for partition, begin in begins.items():
@@ -90,6 +94,22 @@ class KafkaReplay:
                 yield received(self._topic, records)
             elif time.monotonic() - heard_s > SILENCE_MAX_S:
                 raise TopicUnreadable(f"topic {self._name} gave nothing for {SILENCE_MAX_S:.0f} s before its end")
+
+    async def rewind(self) -> None:
+        self._ends = {}
+        for partition, begin in (await self._consumer.beginning_offsets(self._consumer.assignment())).items():
+            self._consumer.seek(partition, begin)
+
+    async def _positions(self) -> dict[TopicPartition, int]:
+        """Return where the reading of each partition is: at its beginning, at first."""
+        if not self._started:
+            await self._consumer.start()
+            if not self._consumer.assignment():
+                raise TopicUnreadable(f"topic {self._name} is not on the cluster: run 'tripfold topics apply'")
+            self._started = True
+            begins: dict[TopicPartition, int] = await self._consumer.beginning_offsets(self._consumer.assignment())
+            return begins
+        return {partition: await self._consumer.position(partition) for partition in self._consumer.assignment()}
 
     async def close(self) -> None:
         """Leave the cluster. Safe to call at any time."""

@@ -81,37 +81,47 @@ async def look_at(store: OperatedStore, date: dt.date) -> Look:
             return Look(live, found, await read_events(store, date))
 
 
-async def settled_look_at(store: OperatedStore, date: dt.date, wait: Wait) -> tuple[Look, list[Difference]]:
-    """Look at a date until nothing is in flight, at most LOOKS_MAX times; return the last look and what it found."""
-    for look_number in range(1, LOOKS_MAX + 1):
-        look = await look_at(store, date)
-        told = look.differences()
-        if look_number == LOOKS_MAX or not any(difference.in_flight for difference in told):
-            break
-        await wait(look_number)
-    return look, told
-
-
 async def verify_dates(store: OperatedStore, dates: Dates, *, deep: bool, wait: Wait) -> AsyncIterator[Verified]:
-    """Verify date by date; with ``deep`` also read every raw object that a manifest names."""
+    """Verify date by date; with ``deep`` also read every raw object that a manifest names.
+
+    Dates with something in flight come last, looked at until nothing is in flight, at most LOOKS_MAX times.
+    """
     live = (await read_current(store)).live
     known = await known_dates(store, dates, *TRUTH, keys.summaries_of_generation(live))
-    for done, date in enumerate(known, 1):
-        look, told = await settled_look_at(store, date, wait)
-        if deep:
-            of_files = await map_bounded(
-                lambda stats: _verify_raw_object(store, stats),
-                look.events.statistics(),
-                at_once_max=RAW_OBJECTS_AT_ONCE_MAX,
+    done = 0
+    pending = known
+    for look_number in range(1, LOOKS_MAX + 1):
+        if look_number > 1:
+            await wait(look_number - 1)
+        in_flight: list[dt.date] = []
+        for date in pending:
+            look = await look_at(store, date)
+            told = look.differences()
+            if look_number < LOOKS_MAX and any(difference.in_flight for difference in told):
+                in_flight.append(date)
+                continue
+            if deep:
+                told += await _raw_differences(store, look)
+            done += 1
+            yield Verified(
+                date=date,
+                country_days=len({*look.found, *look.events.by_country}),
+                differences=told,
+                dates_done=done,
+                dates_total=len(known),
             )
-            told += [difference for of_file in of_files for difference in of_file]
-        yield Verified(
-            date=date,
-            country_days=len({*look.found, *look.events.by_country}),
-            differences=told,
-            dates_done=done,
-            dates_total=len(known),
-        )
+        pending = in_flight
+        if not pending:
+            return
+
+
+async def _raw_differences(store: OperatedStore, look: Look) -> list[Difference]:
+    of_files = await map_bounded(
+        lambda stats: _verify_raw_object(store, stats),
+        look.events.statistics(),
+        at_once_max=RAW_OBJECTS_AT_ONCE_MAX,
+    )
+    return [difference for of_file in of_files for difference in of_file]
 
 
 async def _verify_raw_object(store: OperatedStore, stats: CityDayStats) -> list[Difference]:

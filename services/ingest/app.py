@@ -15,7 +15,6 @@ from services.ingest.role import Role
 from services.ingest.upstream import HttpUpstream
 from services.ingest.worker import Worker
 from shared.consuming import consume, make_broker
-from shared.file_rules import BadRecordsMax, FileRules
 from shared.identity import utc_now
 from shared.service import Surroundings, make_app
 from shared.settings import Settings
@@ -66,7 +65,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             persistence=persistence,
             threads=ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="fold"),
             deadline_s=settings.ingest_deadline_s,
-            rules=file_rules(settings),
+            rules=settings.file_rules,
         )
         worker = Worker(ingest, surroundings.publisher, patience=patience, streams=settings.ingest_streams)
         topics.append(Topic.CITY_TASKS)
@@ -83,14 +82,6 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             deadline_s=min(longest_fetch_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
         )
     return make_app(surroundings, broker, topics=tuple(topics), resources=(upstream,))
-
-
-def file_rules(settings: Settings) -> FileRules:
-    """Return the rules of trip files that the settings make."""
-    return FileRules(
-        bad_records_max=BadRecordsMax.parse(settings.ingest_max_bad_records),
-        other_dates_are_bad=settings.ingest_other_dates == "bad",
-    )
 
 
 def longest_fetch_s(settings: Settings, attempt_s: float) -> float:

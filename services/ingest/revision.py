@@ -7,13 +7,14 @@ import datetime as dt
 import msgspec
 
 from services.ingest.lineage import next_revision
+from services.ingest.parser import FoldedFile
 from services.ingest.streaming import Streamed
 from services.ingest.trips import RULE_VERSION
 from services.ingest.upstream import Validators
 from shared.events import IngestCity
 from shared.file_rules import FileRules
 from shared.identity import CountrySlug
-from shared.objects import HISTORY_LENGTH_MAX, Manifest, PastRevision
+from shared.objects import HISTORY_LENGTH_MAX, Manifest, PastRevision, Plan
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +129,46 @@ def next_manifest(
     )
 
 
+def refolded(
+    previous: Manifest, folded: FoldedFile, *, rules: FileRules, attempt: str, now: dt.datetime, base: int
+) -> Manifest | None:
+    """Return the revision that follows ``previous`` when its stored file is read again, or None if it says the same."""
+    following = msgspec.structs.replace(
+        previous,
+        contribution=folded.contribution,
+        trips_on_other_dates=folded.trips_on_other_dates,
+        rule_version=RULE_VERSION,
+        bad_records=folded.bad_records,
+        other_dates_are_bad=rules.other_dates_are_bad,
+    )
+    if following == previous:
+        return None
+    return msgspec.structs.replace(
+        following,
+        revision=next_revision(previous.revision, base),
+        history=_history_after(previous),
+        attempt=attempt,
+        ingested_at=now,
+    )
+
+
+def reissued(previous: Manifest, *, attempt: str, base: int) -> Manifest:
+    """Return a revision that says the same as ``previous``, its retractions too, under a number of its own."""
+    revision = next_revision(previous.revision, base)
+    return msgspec.structs.replace(
+        previous,
+        revision=revision,
+        retracted=dict.fromkeys(previous.retracted, revision),
+        history=_history_after(previous),
+        attempt=attempt,
+    )
+
+
+def reissued_plan(previous: Plan, *, base: int) -> Plan:
+    """Return a plan that says the same as ``previous``, under a revision of its own."""
+    return msgspec.structs.replace(previous, revision=next_revision(previous.revision, base))
+
+
 class _Succession(msgspec.Struct, frozen=True, kw_only=True):
     """What ties a revision to the one before it."""
 
@@ -142,6 +183,17 @@ def _succeed(previous: Manifest | None, task: IngestCity, place: Place, base: in
     plan_revision = max(place.plan_revision, task.plan_revision)
     if previous is None:
         return _Succession(revision=revision, plan_revision=plan_revision, retracted={}, history=())
+    left = {previous.country: revision} if previous.country != place.country else {}
+    retracted = {country: at for country, at in (previous.retracted | left).items() if country != place.country}
+    return _Succession(
+        revision=revision,
+        plan_revision=max(plan_revision, previous.plan_revision),
+        retracted=dict(sorted(retracted.items())),
+        history=_history_after(previous),
+    )
+
+
+def _history_after(previous: Manifest) -> tuple[PastRevision, ...]:
     past = PastRevision(
         revision=previous.revision,
         attempt=previous.attempt,
@@ -150,11 +202,4 @@ def _succeed(previous: Manifest | None, task: IngestCity, place: Place, base: in
         request_id=previous.request_id,
         ingested_at=previous.ingested_at,
     )
-    left = {previous.country: revision} if previous.country != place.country else {}
-    retracted = {country: at for country, at in (previous.retracted | left).items() if country != place.country}
-    return _Succession(
-        revision=revision,
-        plan_revision=max(plan_revision, previous.plan_revision),
-        retracted=dict(sorted(retracted.items())),
-        history=(past, *previous.history)[:HISTORY_LENGTH_MAX],
-    )
+    return (past, *previous.history)[:HISTORY_LENGTH_MAX]

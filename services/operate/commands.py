@@ -41,28 +41,122 @@ def verify(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also read every raw object again, with an independent parser.")
     ] = False,
+    topics: Annotated[
+        bool, typer.Option("--topics", help="Compare the compacted topics with the bucket, in place of the summaries.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Recompute every country-day from the bucket's manifests and plans; exit 1 if a live summary differs.
 
-    A manifest ahead of its summary may be on its way: it is looked at again for some seconds before it counts.
+    With --topics: of each key of city-stats and country-day-summaries both the highest record and the last one must be
+    what the bucket stands for.
+
+    What is ahead may be on its way: it is looked at again for some seconds before it counts.
 
     Example: tripfold verify --from 2024-05-01 --to 2024-05-31 --deep
+
+    Example: tripfold verify --topics
     """
-    from services.operate import terminal  # noqa: PLC0415  # loaded when it runs, so that --help answers at once
+    if topics:
+        if deep:
+            raise typer.BadParameter("--topics reads no raw objects: run --deep by itself", param_hint="--deep")
+        from services.operate import replay_terminal  # noqa: PLC0415  # loaded when it runs: quick --help
+
+        replay_terminal.verify_topics(*_range(first, last), as_json=as_json)
+        return
+    from services.operate import terminal  # noqa: PLC0415  # as above
 
     terminal.verify(*_range(first, last), deep=deep, as_json=as_json)
 
 
 @operate_commands.command("repair")
-def repair(first: _First = None, last: _Last = None, *, as_json: _Json = False) -> None:
+def repair(
+    first: _First = None,
+    last: _Last = None,
+    *,
+    topics: Annotated[
+        bool, typer.Option("--topics", help="Mend the compacted topics from the bucket, in place of the summaries.")
+    ] = False,
+    drop_lost: Annotated[
+        bool, typer.Option("--drop-lost", help="Also make summaries again that lose a city, for its manifest is lost.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
     """Make again, from manifests and plans, every live summary that verify finds wrong; exit 1 if one cannot be.
 
+    With --topics: publish again what verify --topics finds wrong.
+
     Example: tripfold repair --from 2024-05-01 --to 2024-05-31
+
+    Example: tripfold repair --topics
     """
+    if topics:
+        if drop_lost:
+            raise typer.BadParameter("it is for summaries, not for --topics", param_hint="--drop-lost")
+        from services.operate import replay_terminal  # noqa: PLC0415  # as above
+
+        replay_terminal.repair_topics(*_range(first, last), as_json=as_json)
+        return
     from services.operate import terminal  # noqa: PLC0415  # as above
 
-    terminal.repair(*_range(first, last), as_json=as_json)
+    terminal.repair(*_range(first, last), drop_lost=drop_lost, as_json=as_json)
+
+
+@operate_commands.command("refold")
+def refold(
+    first: _First = None,
+    last: _Last = None,
+    *,
+    country: Annotated[str | None, typer.Option(help="Only this country, by its slug.")] = None,
+    city: Annotated[str | None, typer.Option(help="Only this city, by its id.")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also files of which the present rules should make the same.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read, and say what would change.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Read stored raw objects again that other parsing rules have read; exit 1 if one cannot be.
+
+    Rules are other if this build, or the settings TRIPFOLD_INGEST_*, would make something else of the file. Each such
+    file becomes a new revision and is published, as if it had been ingested again, but without the upstream. Services
+    go on meanwhile. Ended at any moment and started again, it goes on where it stopped.
+
+    Example: tripfold refold --from 2024-05-01 --to 2024-05-31 --dry-run
+
+    Example: tripfold refold --country armenia --city 7
+    """
+    from services.operate import replay_terminal  # noqa: PLC0415  # as above
+
+    replay_terminal.refold(
+        *_range(first, last), country=country, city=city, again=again, dry_run=dry_run, as_json=as_json
+    )
+
+
+@operate_commands.command("restore")
+def restore(
+    *,
+    base: Annotated[
+        int | None, typer.Option(min=1, help="The new base. Unset: just above what the topic city-stats knows.")
+    ] = None,
+    now: Annotated[
+        bool, typer.Option("--now", help="Take the present time as the base, as of a new bucket: with Kafka lost, too.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Raise the base of the bucket's revisions, after a backup of the bucket was put back.
+
+    Run it while no service runs. The next revision of every city-day and plan is then above all that the topic knows.
+
+    Example: tripfold restore
+
+    Example: tripfold restore --now
+    """
+    if now and base is not None:
+        raise typer.BadParameter("give --base or --now, not both", param_hint="--now")
+    from services.operate import replay_terminal  # noqa: PLC0415  # as above
+
+    replay_terminal.restore(base=base, now=now, dry_run=dry_run, as_json=as_json)
 
 
 @operate_commands.command("rebuild")

@@ -74,7 +74,7 @@ async def examine(settings: Settings) -> AsyncIterator[Examined]:
             (
                 "lineage",
                 lambda: _lineage_of(settings, store),
-                "stop the services, raise 'base' in state/lineage.json above that revision, start them again",
+                "stop the services, run 'tripfold restore', start them, then 'tripfold repair --topics'",
             ),
         ]
         for what, examination, remedy in examinations:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import datetime as dt
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Self
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from services.aggregate.bucket import Dates
@@ -23,8 +21,9 @@ from services.aggregate.replay import KafkaReplay
 from services.aggregate.verify import Difference
 from services.aggregate.verifying import verify_dates
 from services.operate.cleaning import Swept, clean, parse_age
-from services.operate.command_line import command_settings, console, print_json, progress_console, run_command
+from services.operate.command_line import command_settings, console, print_json, run_command
 from services.operate.doctor import Examined, examine
+from services.operate.progress_bar import progress_bar, wait
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
 from shared.store import S3Store
@@ -43,8 +42,8 @@ def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: 
         dates_done = country_days = total = 0
         told: list[Difference] = []
         async with S3Store(settings) as store:
-            with _bar("verifying", "dates") as show:
-                async for verified in verify_dates(store, Dates(first, last), deep=deep, wait=_wait):
+            with progress_bar("verifying", "dates") as show:
+                async for verified in verify_dates(store, Dates(first, last), deep=deep, wait=wait):
                     dates_done += 1
                     country_days += verified.country_days
                     total += len(verified.differences)
@@ -64,7 +63,7 @@ def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: 
         raise typer.Exit(1)
 
 
-def repair(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> None:
+def repair(first: dt.date | None, last: dt.date | None, *, drop_lost: bool, as_json: bool) -> None:
     """Repair a range of dates, and say what was wrong."""
     settings = command_settings()
 
@@ -73,8 +72,9 @@ def repair(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> Non
         done: list[Repaired] = []
         async with S3Store(settings) as store, KafkaPublisher(settings, source="repair") as publisher:
             await publisher.check()
-            with _bar("repairing", "dates") as show:
-                async for repaired in repair_dates(store, publisher, Dates(first, last), wait=_wait):
+            with progress_bar("repairing", "dates") as show:
+                dates = Dates(first, last)
+                async for repaired in repair_dates(store, publisher, dates, wait=wait, drop_lost=drop_lost):
                     total += len(repaired.country_days)
                     refused += sum(one.refused is not None for one in repaired.country_days)
                     done += repaired.country_days[: KEPT_MAX - len(done)]
@@ -189,7 +189,7 @@ class _Steps:
         """Show how far a step is."""
         if step != self._step:
             self._bars.close()
-            self._show = self._bars.enter_context(_bar(step, ""))
+            self._show = self._bars.enter_context(progress_bar(step, ""))
             self._step, self._begun_s, self._events_before = step, time.monotonic(), events
         elapsed_s = max(time.monotonic() - self._begun_s, 1e-3)
         self._show(done, total, f"{(events - self._events_before) / elapsed_s:,.0f} events/s")
@@ -284,31 +284,6 @@ def doctor(*, as_json: bool) -> None:
         console.print(table)
     if not all(one.ok for one in found):
         raise typer.Exit(1)
-
-
-async def _wait(look: int) -> None:
-    await asyncio.sleep(0.5 * look)
-
-
-@contextlib.contextmanager
-def _bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
-    """Show a progress bar; give a function that takes how much is done, of how much, and a remark."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{unit}{{task.fields[remark]}}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=progress_console, transient=True) as progress:
-        task = progress.add_task(what, total=None, remark="")
-
-        def show(done: int, total: int, remark: str = "") -> None:
-            progress.update(task, completed=done, total=total, remark=remark)
-
-        yield show
 
 
 def _table_of(differences: Iterable[Difference]) -> Table:

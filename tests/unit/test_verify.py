@@ -33,10 +33,10 @@ async def verified(bucket: OperatedBucket, *, deep: bool = False) -> list[Differ
     ]
 
 
-async def repaired(bucket: OperatedBucket) -> list[Repaired]:
+async def repaired(bucket: OperatedBucket, *, drop_lost: bool = False) -> list[Repaired]:
     return [
         one
-        async for date in repair_dates(bucket.store, bucket.publisher, ALL, wait=no_wait)
+        async for date in repair_dates(bucket.store, bucket.publisher, ALL, wait=no_wait, drop_lost=drop_lost)
         for one in date.country_days
     ]
 
@@ -165,11 +165,26 @@ async def test_repair_makes_wrong_summaries_again_and_no_others(bucket: Operated
     assert await repaired(bucket) == []
 
 
-async def test_repair_leaves_a_stray_summary_without_data(bucket: OperatedBucket) -> None:
-    """A summary that nothing stands for is emptied, and verify then has nothing to say."""
+async def test_repair_drops_no_city_whose_manifest_is_lost_unless_told_to(bucket: OperatedBucket) -> None:
+    """A city that the ledger alone knows is named and kept; with drop_lost the summary is made without it."""
+    del bucket.store.objects[keys.manifest(DAY, CityId("3"))]
+    before = await bucket.summary("brasil")
+    [one] = await repaired(bucket)
+    assert (one.country, one.version_after) == ("brasil", None)
+    assert "no manifest says anything of city 3" in (one.refused or "")
+    assert await bucket.summary("brasil") == before
+    [one] = await repaired(bucket, drop_lost=True)
+    assert (one.refused, list((await bucket.summary("brasil")).ledger)) == (None, ["2"])
+    assert await verified(bucket) == []
+
+
+async def test_a_stray_summary_is_emptied_only_if_told_to(bucket: OperatedBucket) -> None:
+    """A summary that nothing stands for is refused; with drop_lost it is emptied, and verify has nothing to say."""
     body = bucket.store.objects[await bucket.summary_key("armenia")].body
     bucket.store.write(await bucket.summary_key("chad"), body.replace(b'"country":"armenia"', b'"country":"chad"'))
-    assert [one.country for one in await repaired(bucket)] == ["chad"]
+    assert [(one.country, one.refused is None) for one in await repaired(bucket)] == [("chad", False)]
+    assert (await bucket.summary("chad")).has_data
+    assert [one.country for one in await repaired(bucket, drop_lost=True)] == ["chad"]
     assert not (await bucket.summary("chad")).has_data
     assert await verified(bucket) == []
 

@@ -1,0 +1,285 @@
+"""What the commands about topics, raw objects and restored backups do and print. Loaded by a command when it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
+
+import typer
+from rich.table import Table
+
+from services.aggregate.bucket import Dates
+from services.aggregate.replay import KafkaReplay
+from services.operate.command_line import command_settings, console, print_json, run_command
+from services.operate.progress_bar import progress_bar, wait
+from services.operate.refolding import Refold, Refolded, Selection
+from services.operate.restoring import Restored, TopicHighest, highest_of, raise_base, seconds_of
+from services.operate.terminal import KEPT_MAX, LINES_MAX
+from services.operate.topic_audit import COMPACTED, TopicAudit
+from services.operate.topic_records import RecordDifference
+from services.operate.topic_repair import RepairedRecord, repair_topic
+from shared.contribution import Contribution
+from shared.identity import CityId, CountrySlug, utc_now
+from shared.patience import SurroundingsFault
+from shared.publishing import KafkaPublisher
+from shared.settings import Settings
+from shared.store import S3Store
+from shared.topics import Topic
+
+
+class _Bars:
+    """Shows one progress bar after the other, one for each step."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._step = ""
+        self._show: Callable[..., None] = lambda *_: None
+        self._begun_s = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def report(self, step: str, done: int, total: int) -> None:
+        """Show how far a step is."""
+        if step != self._step:
+            self._stack.close()
+            self._show = self._stack.enter_context(progress_bar(step, ""))
+            self._step, self._begun_s = step, time.monotonic()
+        elapsed_s = max(time.monotonic() - self._begun_s, 1e-3)
+        self._show(done, max(done, total), f"{done / elapsed_s:,.0f} a second")
+
+
+def _open_topics(settings: Settings) -> Callable[[Topic], contextlib.AbstractAsyncContextManager[KafkaReplay]]:
+    @contextlib.asynccontextmanager
+    async def open_topic(topic: Topic) -> AsyncIterator[KafkaReplay]:
+        replay = KafkaReplay(settings, topic)
+        try:
+            yield replay
+        finally:
+            await replay.close()
+
+    return open_topic
+
+
+def verify_topics(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> None:
+    """Compare the compacted topics with the bucket, and say where they differ."""
+    settings = command_settings()
+    keys_of = dict.fromkeys((topic.value for topic in COMPACTED), 0)
+
+    async def run() -> tuple[int, list[RecordDifference]]:
+        total = 0
+        told: list[RecordDifference] = []
+        async with S3Store(settings) as store, KafkaPublisher(settings, source="verify") as publisher:
+            await publisher.check()
+            with _Bars() as bars:
+                audit = TopicAudit(store, _open_topics(settings), wait=wait, report=bars.report)
+                for topic in COMPACTED:
+                    async for audited in audit.run(topic, Dates(first, last)):
+                        keys_of[topic.value] += audited.keys
+                        total += len(audited.differences)
+                        told += audited.differences[: KEPT_MAX - len(told)]
+        return total, told
+
+    total, told = run_command(run())
+    if as_json:
+        print_json({"keys": keys_of, "differences_total": total, "differences": told})
+    elif told:
+        table = Table("topic", "key", "what", "found", "expected")
+        for one in told[:LINES_MAX]:
+            table.add_row(one.topic.value, one.key, one.what, one.found, one.expected)
+        console.print(table)
+        more = f" (the first {LINES_MAX:,} are shown)" if total > LINES_MAX else ""
+        console.print(f"{total:,} found wrong{more} in {_of_topics(keys_of)}; 'tripfold repair --topics' mends them")
+    else:
+        console.print(f"{_of_topics(keys_of)} are as the bucket says")
+    if told:
+        raise typer.Exit(1)
+
+
+def _of_topics(keys_of: dict[str, int]) -> str:
+    return " and ".join(f"{count:,} keys of {topic}" for topic, count in keys_of.items())
+
+
+def repair_topics(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> None:
+    """Mend the compacted topics, and say what was wrong."""
+    settings = command_settings()
+
+    async def run() -> tuple[int, int, list[RepairedRecord]]:
+        total = refused = 0
+        told: list[RepairedRecord] = []
+        async with S3Store(settings) as store, KafkaPublisher(settings, source="repair") as publisher:
+            await publisher.check()
+            with _Bars() as bars:
+                audit = TopicAudit(store, _open_topics(settings), wait=wait, report=bars.report)
+                for topic in COMPACTED:
+                    async for one in repair_topic(store, publisher, audit, topic, Dates(first, last)):
+                        total += 1
+                        refused += one.refused is not None
+                        told += [one][: KEPT_MAX - len(told)]
+        return total, refused, told
+
+    total, refused, told = run_command(run())
+    if as_json:
+        print_json({"repaired": total - refused, "refused": refused, "records": told})
+    elif told:
+        table = Table("topic", "key", "what", "found", "expected", "done")
+        for one in told[:LINES_MAX]:
+            of = one.difference
+            done = one.done if one.refused is None else f"not repaired: {one.refused}"
+            table.add_row(of.topic.value, of.key, of.what, of.found, of.expected, done)
+        console.print(table)
+        console.print(f"{total - refused:,} keys mended, {refused:,} refused")
+    else:
+        console.print("nothing to repair")
+    if refused:
+        raise typer.Exit(1)
+
+
+def refold(
+    first: dt.date | None,
+    last: dt.date | None,
+    *,
+    country: str | None,
+    city: str | None,
+    again: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Refold the city-days that were asked for, and say what changed."""
+    settings = command_settings()
+    selection = Selection(
+        dates=Dates(first, last),
+        country=None if country is None else CountrySlug(country),
+        city_id=None if city is None else CityId(city),
+        again=again,
+    )
+
+    async def run() -> tuple[int, int, list[Refolded]]:
+        city_days = total_bytes = 0
+        told: list[Refolded] = []
+        with ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="fold") as threads:
+            async with S3Store(settings) as store, KafkaPublisher(settings, source="refold") as publisher:
+                await publisher.check()
+                job = Refold(
+                    store,
+                    publisher,
+                    clock=utc_now,
+                    rules=settings.file_rules,
+                    threads=threads,
+                    streams=settings.ingest_streams,
+                    dry_run=dry_run,
+                )
+                with progress_bar("refolding", "dates") as show:
+                    async for one in job.run(selection):
+                        city_days += one.city_days
+                        total_bytes += one.bytes_read
+                        told += one.refolded
+                        show(one.dates_done, one.dates_total, f", {city_days:,} city-days, {total_bytes:,} bytes")
+        return city_days, total_bytes, told
+
+    city_days, total_bytes, told = run_command(run())
+    refused = sum(one.refused is not None for one in told)
+    refolded = sum(one.after is not None for one in told)
+    if as_json:
+        print_json(
+            {
+                "dry_run": dry_run,
+                "city_days": city_days,
+                "bytes_read": total_bytes,
+                "refolded": refolded,
+                "refused": refused,
+                "found": told[:KEPT_MAX],
+            }
+        )
+    else:
+        if told:
+            console.print(_table_of_refolded(told))
+        would = "would be read again" if dry_run else "read again"
+        console.print(
+            f"{refolded:,} of {city_days:,} city-days {would}, {refused:,} refused, "
+            f"{len(told) - refolded - refused:,} only published again; {total_bytes:,} bytes read"
+        )
+    if refused:
+        raise typer.Exit(1)
+
+
+def _table_of_refolded(told: Iterable[Refolded]) -> Table:
+    table = Table("date", "country", "city", "revision", "trips", "passengers", "accidents", "delay ms", "")
+    for number, one in enumerate(told):
+        if number == LINES_MAX:
+            table.caption = f"the first {LINES_MAX}; --json prints up to {KEPT_MAX}"
+            break
+        revision = _arrow(one.revision_before, one.revision_after)
+        remark = f"left as it was: {one.refused}" if one.refused else "" if one.after else "published again"
+        table.add_row(str(one.date), one.country, one.city_id, revision, *_sums(one.before, one.after), remark)
+    return table
+
+
+def _sums(before: Contribution, after: Contribution | None) -> list[str]:
+    fields = ("trips", "passengers", "accidents", "delay_total_ms")
+    return [_arrow(getattr(before, field), getattr(after, field) if after else None) for field in fields]
+
+
+def _arrow(before: int, after: int | None) -> str:
+    return str(before) if after is None or after == before else f"{before} → {after}"
+
+
+def restore(*, base: int | None, now: bool, dry_run: bool, as_json: bool) -> None:
+    """Raise the base of the lineage, and say what to do next."""
+    settings = command_settings()
+    wanted = seconds_of(utc_now()) if now else base
+
+    async def run() -> tuple[Restored, str]:
+        async with S3Store(settings) as store:
+            await store.check()
+            topic, away = None, ""
+            try:
+                topic = await _topic_highest(settings)
+            except SurroundingsFault as error:
+                if wanted is None:
+                    raise
+                away = str(error)
+            return await raise_base(store, topic=topic, wanted=wanted, clock=utc_now, dry_run=dry_run), away
+
+    restored, away = run_command(run())
+    if as_json:
+        print_json(restored)
+        return
+    if restored.topic is None:
+        console.print(f"the topic was not read: {away}", highlight=False, soft_wrap=True)
+    elif restored.topic.records:
+        console.print(
+            f"the highest revision that the topic knows is {restored.topic.revision}, of {restored.topic.key} "
+            f"({restored.topic.records:,} records read)",
+            highlight=False,
+            soft_wrap=True,
+        )
+    else:
+        console.print("the topic is empty")
+    if restored.base == restored.base_before:
+        console.print(f"the base is {restored.base}, which is above that: nothing to do")
+        return
+    console.print(
+        f"the base {'would be' if dry_run else 'is'} {restored.base}; it was {restored.base_before or 'not set'}"
+    )
+    if not dry_run:
+        console.print(
+            "start the services; then 'tripfold repair --topics' gives new revisions to what consumers know better, "
+            "and names the dates to request again",
+            soft_wrap=True,
+        )
+
+
+async def _topic_highest(settings: Settings) -> TopicHighest:
+    async with KafkaPublisher(settings, source="restore") as publisher:
+        await publisher.check()
+    async with _open_topics(settings)(Topic.CITY_STATS) as replay:
+        with progress_bar("reading city-stats", "records") as show:
+            return await highest_of(replay, show)

@@ -1,0 +1,102 @@
+"""Raising the base of the bucket's lineage, after a backup of the bucket was put back.
+
+The backup has forgotten which revisions were given out since. Consumers keep the highest revision of a key, so the
+next ones have to be above every one that the topic knows: that is what the base is for. It is never lowered.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+
+import msgspec
+
+from services.aggregate.replay import Replay
+from services.operate.topic_records import revision_of
+from shared import events, keys, objects
+from shared.errors import OperatorError
+from shared.events import NewerContract, PoisonRecord
+from shared.objects import EPOCH, Lineage
+from shared.store import LostRace, ObjectStore
+
+
+class CannotRestore(OperatorError):
+    """The base cannot be raised like this; the message says why, and what to do."""
+
+
+class TopicHighest(msgspec.Struct, frozen=True, kw_only=True):
+    """The highest revision in ``city-stats``, the key that has it, and how many records were read."""
+
+    revision: int
+    key: str
+    records: int
+
+
+class Restored(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the base. ``topic`` is None if the topic was not read."""
+
+    base_before: int | None
+    base: int
+    topic: TopicHighest | None
+    dry_run: bool
+
+
+def seconds_of(now: dt.datetime) -> int:
+    """Return a time as a base: seconds since 2020-01-01, as in a bucket that is born then."""
+    return int((now - EPOCH).total_seconds())
+
+
+async def highest_of(replay: Replay, report: Callable[[int, int], None]) -> TopicHighest:
+    """Read the whole topic; return the highest revision in it. Raises CannotRestore if a later build wrote to it."""
+    total = await replay.take_end()
+    highest, key, records = 0, "", 0
+    async for batch in replay.read():
+        for record in batch:
+            try:
+                event = events.decode(record.topic, record.value)
+            except PoisonRecord:
+                continue
+            except NewerContract as error:
+                raise CannotRestore(str(error)) from error
+            if revision_of(event) > highest:
+                highest, key = revision_of(event), event.key
+        records += len(batch)
+        report(records, total)
+    return TopicHighest(revision=highest, key=key, records=records)
+
+
+async def raise_base(
+    store: ObjectStore,
+    *,
+    topic: TopicHighest | None,
+    wanted: int | None,
+    clock: Callable[[], dt.datetime],
+    dry_run: bool,
+) -> Restored:
+    """Raise the base to ``wanted``, or just above what the topic knows. Raises CannotRestore rather than lower it."""
+    if wanted is None and topic is None:
+        raise CannotRestore(
+            "without the topic it is not known which revisions were given out: with Kafka lost, give --now"
+        )
+    if wanted is not None and topic is not None and wanted <= topic.revision:
+        raise CannotRestore(
+            f"a base of {wanted} is not above revision {topic.revision}, which the topic knows of {topic.key}: "
+            f"give more, or leave --base out"
+        )
+    base = wanted if wanted is not None else (topic.revision if topic else 0) + 1
+    while True:
+        found = await store.get(keys.LINEAGE)
+        before = objects.decode(Lineage, found.body, keys.LINEAGE) if found else None
+        if before is not None and base <= before.base:
+            if wanted is not None and wanted < before.base:
+                raise CannotRestore(f"the base is {before.base} already, and never lowered: give more than {wanted}")
+            base = before.base
+        restored = Restored(base_before=before.base if before else None, base=base, topic=topic, dry_run=dry_run)
+        if dry_run or (before is not None and base == before.base):
+            return restored
+        raised = Lineage(base=base, born_at=before.born_at if before else clock())
+        try:
+            await store.swap(keys.LINEAGE, objects.encode(raised), etag=found.etag if found else None)
+        except LostRace:
+            continue
+        return restored

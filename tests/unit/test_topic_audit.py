@@ -1,0 +1,258 @@
+"""Comparing the compacted topics with the bucket: what is named, what is in flight, and what repair publishes."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import msgspec
+import pytest
+
+from services.aggregate.bucket import Dates
+from services.aggregate.replay import Rereadable
+from services.operate.restoring import highest_of, raise_base
+from services.operate.topic_audit import COMPACTED, NewerRecords, TopicAudit
+from services.operate.topic_records import RecordDifference
+from services.operate.topic_repair import RepairedRecord, repair_topic
+from shared import events, keys, objects
+from shared.identity import CityId
+from shared.objects import Lineage
+from shared.publishing import Received
+from shared.topics import Topic
+from tests.fakes import MemoryLog, MemoryPublisher
+from tests.unit.operated_bucket import ALL, DAY, NOON, OperatedBucket, trips
+
+NEXT_DAY = DAY + dt.timedelta(days=1)
+
+
+class LogReplay:
+    """A topic of a `MemoryLog`, read in batches of two."""
+
+    def __init__(self, bucket: OperatedBucket, topic: Topic) -> None:
+        self._bucket = bucket
+        self._topic = topic
+        self._read = 0
+        self._end = 0
+        self.rewound = 0
+
+    def _records(self) -> list[Received]:
+        return [record for record in self._bucket.log.appended if record.topic is self._topic]
+
+    async def take_end(self) -> int:
+        self._end = len(self._records())
+        return self._end - self._read
+
+    async def read(self) -> AsyncIterator[Sequence[Received]]:
+        records = self._records()
+        while self._read < self._end:
+            begin, self._read = self._read, min(self._read + 2, self._end)
+            yield records[begin : self._read]
+
+    async def rewind(self) -> None:
+        self._read = 0
+        self.rewound += 1
+
+
+async def no_wait(_look: int) -> None:
+    return
+
+
+def audit_of(
+    bucket: OperatedBucket,
+    *,
+    wait: Callable[[int], Awaitable[None]] = no_wait,
+    keys_at_once_max: int = 1_000,
+    opened: list[LogReplay] | None = None,
+) -> TopicAudit:
+    @contextlib.asynccontextmanager
+    async def open_topic(topic: Topic) -> AsyncIterator[Rereadable]:
+        replay = LogReplay(bucket, topic)
+        if opened is not None:
+            opened.append(replay)
+        yield replay
+
+    return TopicAudit(bucket.store, open_topic, wait=wait, report=lambda *_: None, keys_at_once_max=keys_at_once_max)
+
+
+async def told(audit: TopicAudit, dates: Dates = ALL) -> list[RecordDifference]:
+    return [
+        difference
+        for topic in COMPACTED
+        async for audited in audit.run(topic, dates)
+        for difference in audited.differences
+    ]
+
+
+async def repaired(bucket: OperatedBucket) -> list[RepairedRecord]:
+    audit = audit_of(bucket)
+    return [one for topic in COMPACTED async for one in repair_topic(bucket.store, bucket.publisher, audit, topic, ALL)]
+
+
+def named(differences: Sequence[RecordDifference]) -> list[tuple[str, str, str, str]]:
+    return [(one.key, one.what, one.found, one.expected) for one in differences]
+
+
+@pytest.fixture
+async def bucket() -> OperatedBucket:
+    """Two dates, folded; on the first, city 2 has moved from Armenia to Brasil."""
+    bucket = OperatedBucket()
+    await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3]}), bucket.plan(1, {"chad": [4]}, NEXT_DAY))
+    for city, country in ((1, "armenia"), (2, "armenia"), (3, "brasil")):
+        await bucket.fold(bucket.store_file(city, city + 10, trips(city), country))
+    await bucket.fold(bucket.plan(2, {"armenia": [1], "brasil": [2, 3]}))
+    await bucket.fold(bucket.store_file(2, 20, trips(2), "brasil"))
+    await bucket.fold(bucket.store_file(4, 14, trips(3), "chad", NEXT_DAY))
+    return bucket
+
+
+@pytest.mark.parametrize("keys_at_once_max", [1, 5, 1_000])
+async def test_topics_that_are_right_have_no_difference(bucket: OperatedBucket, keys_at_once_max: int) -> None:
+    """What the services publish is what the bucket stands for, in however many passes it is compared."""
+    opened: list[LogReplay] = []
+    assert await told(audit_of(bucket, keys_at_once_max=keys_at_once_max, opened=opened)) == []
+    assert [replay.rewound for replay in opened] == ([1, 1] if keys_at_once_max == 1_000 else [2, 2])
+
+
+async def test_all_that_an_empty_kafka_lacks_is_named_and_published(bucket: OperatedBucket) -> None:
+    """After a loss of Kafka every key is missing; repair fills both topics with what they held."""
+    kept = [{record.key: record.value for record in bucket.log.records(topic)} for topic in COMPACTED]
+    bucket.log = MemoryLog()
+    bucket.publisher = MemoryPublisher(bucket.log)
+    differences = await told(audit_of(bucket))
+    assert {one.found for one in differences} == {"nothing"}
+    assert {one.key for one in differences} == {(key or b"").decode() for of_topic in kept for key in of_topic}
+    assert all(one.refused is None for one in await repaired(bucket))
+    assert [{record.key: record.value for record in bucket.log.records(topic)} for topic in COMPACTED] == kept
+    assert await told(audit_of(bucket)) == []
+
+
+async def test_a_topic_that_ends_in_a_stale_record_is_named(bucket: OperatedBucket) -> None:
+    """If an older record comes after the newest, compaction would keep it: it is named, and the newest published."""
+    for topic, key, found, expected in (
+        (Topic.CITY_STATS, b"2024-05-01/armenia/2", "revision 12", "revision 20"),
+        (Topic.COUNTRY_DAY_SUMMARIES, b"2024-05-01/brasil", "revision 1", "revision 35"),
+    ):
+        stale = next(record for record in bucket.log.records(topic) if record.key == key)
+        bucket.log.append(topic, stale.key, stale.value)
+        assert named(await told(audit_of(bucket))) == [(key.decode(), "last record", found, expected)]
+        assert [one.refused for one in await repaired(bucket)] == [None]
+        assert await told(audit_of(bucket)) == []
+
+
+async def test_a_record_that_cannot_be_read_is_replaced(bucket: OperatedBucket) -> None:
+    """A key whose last record is no event, or says something else under the same revision, is named and mended."""
+    key = "2024-05-01/brasil/3"
+    bucket.log.append(Topic.CITY_STATS, key.encode(), b"{")
+    assert named(await told(audit_of(bucket))) == [(key, "last record", "cannot be decoded", "revision 13")]
+    [one] = await repaired(bucket)
+    assert one.done == "published again, at revision 13"
+    [stats] = [event for event in events_of(bucket, key) if event.revision == 13][:1]
+    other = msgspec.structs.replace(stats, contribution=msgspec.structs.replace(stats.contribution, trips=999))
+    bucket.log.append(Topic.CITY_STATS, key.encode(), events.encode(other))
+    assert named(await told(audit_of(bucket))) == [
+        (key, "highest record", "revision 13 of other content", "revision 13")
+    ]
+    await repaired(bucket)
+    assert await told(audit_of(bucket)) == []
+
+
+def events_of(bucket: OperatedBucket, key: str) -> list[events.CityDayStats]:
+    decoded = []
+    for record in bucket.log.records(Topic.CITY_STATS):
+        if record.key == key.encode() and record.value != b"{":
+            event = events.decode(record.topic, record.value)
+            assert isinstance(event, events.CityDayStats)
+            decoded.append(event)
+    return decoded
+
+
+async def test_what_is_in_flight_is_looked_at_again(bucket: OperatedBucket) -> None:
+    """A revision that is published while the audit waits is no difference; one that never is, is one."""
+    published = bucket.store_file(1, 30, trips(4))
+
+    async def fold_at_second_look(look: int) -> None:
+        if look == 2:
+            await bucket.fold(published)
+
+    assert await told(audit_of(bucket, wait=fold_at_second_look)) == []
+    bucket.store_file(1, 31, trips(5))
+    assert named(await told(audit_of(bucket))) == [
+        ("2024-05-01/armenia/1", "highest record", "revision 30", "revision 31")
+    ]
+
+
+async def test_a_range_leaves_the_other_dates_alone(bucket: OperatedBucket) -> None:
+    """Of a range, the keys of its dates are compared, and no others."""
+    bucket.log = MemoryLog()
+    differences = await told(audit_of(bucket), Dates(NEXT_DAY, NEXT_DAY))
+    assert {one.date for one in differences} == {NEXT_DAY}
+
+
+async def test_a_key_that_nothing_stands_for_is_named_and_left(bucket: OperatedBucket) -> None:
+    """A city-day that only the topic knows cannot be taken back: it is named with what to do."""
+    del bucket.store.objects[keys.manifest(DAY, CityId("3"))]
+    assert named(await told(audit_of(bucket))) == [("2024-05-01/brasil/3", "record", "revision 13", "nothing")]
+    [one] = await repaired(bucket)
+    assert "request 2024-05-01 again" in (one.refused or "")
+
+
+async def test_while_an_object_cannot_be_read_no_key_is_called_unnamed(bucket: OperatedBucket) -> None:
+    """An unreadable manifest is the difference that is named, not the key that it may stand for."""
+    bucket.store.write(keys.manifest(DAY, CityId("3")), b"{")
+    assert [(one.key, one.what) for one in await told(audit_of(bucket))] == [
+        ("manifests/date=2024-05-01/city=3.json", "object")
+    ]
+
+
+async def test_chunks_of_an_older_plan_are_no_difference(
+    bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan with fewer chunks leaves the last ones of the plan before it in the topic: they are superseded."""
+    monkeypatch.setattr("shared.outbox.PLAN_CHUNK_CITIES_MAX", 1)
+    await bucket.fold(bucket.plan(3, {"armenia": [1], "brasil": [2, 3]}))
+    monkeypatch.undo()
+    await bucket.fold(bucket.plan(4, {"armenia": [1], "brasil": [2, 3]}))
+    assert any(record.key == b"2024-05-01/brasil/+1" for record in bucket.log.records(Topic.CITY_STATS))
+    assert await told(audit_of(bucket)) == []
+
+
+async def test_records_of_a_later_build_are_not_judged(bucket: OperatedBucket) -> None:
+    """An audit that meets an event of a later version says so, rather than calling it wrong."""
+    bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia/1", b'{"type":"city-day-stats","schema_version":9}')
+    with pytest.raises(NewerRecords, match="upgrade it"):
+        await told(audit_of(bucket))
+
+
+async def test_after_a_backup_consumers_get_what_the_bucket_holds(bucket: OperatedBucket) -> None:
+    """Where the topic knows more than a restored bucket, repair asks for a restore, then gives higher revisions."""
+    bucket.store.write(keys.LINEAGE, objects.encode(Lineage(base=5, born_at=NOON)))
+    backup = dict(bucket.store.objects)
+    await bucket.fold(bucket.store_file(1, 11 + 30, trips(9)), bucket.plan(7, {"armenia": [1], "brasil": [2]}))
+    await bucket.fold(bucket.store_file(2, 50, trips(9), "armenia"))
+    bucket.store.objects = backup
+    ahead = {one.key: one.ahead for one in await told(audit_of(bucket)) if one.topic is Topic.CITY_STATS}
+    assert ahead == {
+        "2024-05-01/armenia": 7,
+        "2024-05-01/armenia/1": 41,
+        "2024-05-01/armenia/2": 50,
+        "2024-05-01/brasil": 7,
+        "2024-05-01/brasil/2": 50,
+    }
+    refused = [one for one in await repaired(bucket) if one.refused is not None]
+    assert [one.difference.key for one in refused] == list(ahead)
+    assert all("run 'tripfold restore'" in (one.refused or "") for one in refused)
+    topic = await highest_of(LogReplay(bucket, Topic.CITY_STATS), lambda *_: None)
+    assert (topic.revision, topic.key.startswith("2024-05-01/")) == (50, True)
+    restored = await raise_base(bucket.store, topic=topic, wanted=None, clock=bucket.clock, dry_run=False)
+    assert restored.base == 51
+    done = [one for one in await repaired(bucket) if one.difference.topic is Topic.CITY_STATS]
+    assert [one.refused for one in done] == [None] * 5
+    assert done[1].done == "published as a new revision, 51"
+    manifest = bucket.manifest(2)
+    assert manifest is not None
+    assert (manifest.revision, manifest.retracted) == (51, {"armenia": 51})
+    await bucket.settled()
+    assert (await bucket.summary()).totals.trips == 1
+    await repaired(bucket)
+    assert await told(audit_of(bucket)) == []
