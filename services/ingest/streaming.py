@@ -158,15 +158,24 @@ async def stream_file(
 
 
 async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Join small chunks, so that neither thread switches nor copies are paid for each packet."""
+    """Join small chunks, so that neither thread switches nor copies are paid for each packet.
+
+    What came before a fault of the upstream is given before the fault is raised.
+    """
     buffer = bytearray()
-    async for chunk in chunks:
-        buffer += chunk
-        if len(buffer) >= CHUNK_BYTES:
-            yield bytes(buffer)
-            buffer.clear()
+    fault: Exception | None = None
+    try:
+        async for chunk in chunks:
+            buffer += chunk
+            if len(buffer) >= CHUNK_BYTES:
+                yield bytes(buffer)
+                buffer.clear()
+    except (AnswerBroke, UpstreamDown, CityFailed) as error:
+        fault = error
     if buffer:
         yield bytes(buffer)
+    if fault is not None:
+        raise fault
 
 
 async def _put_unless_parsed(bridge: _Bridge, chunk: bytes, parsing: asyncio.Future[FoldedFile | _Verdict]) -> None:

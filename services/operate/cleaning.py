@@ -82,12 +82,8 @@ async def clean(
     Files in quarantine go if they are older than ``quarantine_older_than``; without it they stay. Raises InvalidAge
     unless both ages are longer than ``deadline_s``, the longest that a task may take.
     """
-    for age in (older_than, *([quarantine_older_than] if quarantine_older_than is not None else ())):
-        if age.total_seconds() <= deadline_s:
-            raise InvalidAge(
-                f"an age of {age.total_seconds():.0f} s is not longer than the deadline of a task, "
-                f"{deadline_s:.0f} s (TRIPFOLD_INGEST_DEADLINE_S): a worker could still name what is that old"
-            )
+    _require_longer(older_than, deadline_s)
+    _require_longer(quarantine_older_than, deadline_s)
     now = await store.now()
     before = now - older_than
     sweeps = [_sweep_raw(store, before), _sweep_attempts(store, before)]
@@ -106,6 +102,14 @@ async def clean(
                 yield Swept(
                     key=unfinished.key, verdict=Verdict.UNFINISHED_UPLOAD, size_bytes=0, written_at=unfinished.begun_at
                 )
+
+
+def _require_longer(age: dt.timedelta | None, deadline_s: float) -> None:
+    if age is not None and age.total_seconds() <= deadline_s:
+        raise InvalidAge(
+            f"an age of {age.total_seconds():.0f} s is not longer than the deadline of a task, "
+            f"{deadline_s:.0f} s (TRIPFOLD_INGEST_DEADLINE_S): a worker could still name what is that old"
+        )
 
 
 async def _sweep_raw(store: ObjectStore, before: dt.datetime) -> AsyncIterator[Swept]:

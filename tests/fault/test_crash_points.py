@@ -285,7 +285,7 @@ def test_several_calls_may_break(scenario: Scenario, broken: dict[int, Break], r
 class SideBySide(World):
     """Gives each batch to two processes at once, as a rebalance in the middle of it does; one of them may commit."""
 
-    async def _turn(self, role: str) -> bool:
+    async def take_turn(self, role: str) -> bool:
         batch = self.log.take(role, ROLES[role].topic, ROLES[role].batch_records_max)
         twins = [Process(self, role, number) for number in range(2)]
         self._living[role] = twins[0]

@@ -16,6 +16,7 @@ from services.aggregate.progress_folding import ProgressFolder, Sweep
 from services.ingest.city_day import CityDayIngest
 from services.ingest.parser import fold_trip_file
 from services.ingest.planner import Planner
+from services.ingest.streaming import Fold
 from services.ingest.upstream import Persistence
 from services.ingest.worker import Worker
 from shared import events, keys, objects
@@ -129,14 +130,17 @@ class World:
 
     commit_first = False
 
-    def __init__(self, broken: Mapping[int, Break] | None = None, *, etags: bool = True) -> None:
+    def __init__(
+        self, broken: Mapping[int, Break] | None = None, *, etags: bool = True, chunk_bytes: int = 100
+    ) -> None:
         self.clock = Clock(dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC))
         self.store = self.make_store()
         self._etags = etags
         self.log = MemoryLog()
-        self.upstream = MemoryUpstream(chunk_bytes=100, etags=etags)
+        self.upstream = MemoryUpstream(chunk_bytes=chunk_bytes, etags=etags)
         self.oracle = Oracle()
         self.crossings = Crossings(broken)
+        self.fold_apart: Fold = fold_trip_file
         self.unexpected: list[str] = []
         self.resumed = 0
         self.deaths = 0
@@ -183,7 +187,7 @@ class World:
                     threads=_threads,
                     deadline_s=60,
                     mint_attempt=self._mint_attempt,
-                    fold_apart=fold_trip_file,
+                    fold_apart=self.fold_apart,
                 )
                 # One stream at a time, so that the same call has the same number in every run.
                 return Worker(ingest, process.publisher, patience=process.patience, streams=1).process
@@ -223,7 +227,7 @@ class World:
         A process that stands still goes on after so many rounds of the others, if they take so long.
         """
         for rounds in range(ROUNDS_MAX):
-            turns = [await self._turn(role) for role in ROLES]
+            turns = [await self.take_turn(role) for role in ROLES]
             if not any(turns):
                 return
             if rounds >= resume_after_rounds:
@@ -253,7 +257,8 @@ class World:
         publisher = MemoryPublisher(self.log, source="sweep")
         await Sweep(self.store, publisher, clock=self.clock, after=SWEEP_AFTER).once()
 
-    async def _turn(self, role: str) -> bool:
+    async def take_turn(self, role: str) -> bool:
+        """Let a process handle its next batch; tell whether there was one."""
         process = self._living.get(role)
         if process is None:
             process = self._living[role] = Process(self, role, self.deaths)
