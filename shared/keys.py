@@ -53,6 +53,11 @@ def quarantine_of_date(date: dt.date) -> str:
     return f"quarantine/date={date}/"
 
 
+def quarantine_of_month(month: str) -> str:
+    """Return the prefix of all refused files of a month, ``YYYY-MM``, and of the reports on them."""
+    return f"quarantine/date={month}-"
+
+
 def attempts(date: dt.date, city_id: CityId) -> str:
     """Return the key of the note on which attempts at a city-day are being parsed."""
     return f"attempts/date={date}/city={city_id}.json"

@@ -19,6 +19,7 @@ from services.api.access import KEY_HEADER, digest_of, mint_key
 from shared.events import Outcome
 from tests.serving import served
 from tests.unit.api_world import NOW, World, manifest_of, planned, stats
+from tests.unit.test_api_quarantine import report_of, write_report
 from tests.unit.test_api_requests import record_of, write
 
 EXAMPLES_MAX = 25
@@ -26,7 +27,13 @@ TIMEOUT_S = 20
 KEY = mint_key()
 KEYS = f"test:read+process:{digest_of(KEY)}"
 # Those that take a parameter that can be wrong, and those that take none.
-FALLIBLE = ["/process-request", "/process-requests", "/country-stats", "/country-stats/{country}/{date}"]
+FALLIBLE = [
+    "/process-request",
+    "/process-requests",
+    "/quarantine",
+    "/country-stats",
+    "/country-stats/{country}/{date}",
+]
 INFALLIBLE = [
     "/process-requests/{request_id}",
     "/process-requests/{request_id}/events",
@@ -36,7 +43,7 @@ INFALLIBLE = [
     "/health/ready",
 ]
 # No document can say that ``from`` is not after ``to``, that a key was used before, or that no city has failed.
-ALLOWED_AND_REFUSED = {"/country-stats", "/process-request", "/process-requests/{request_id}/retry"}
+ALLOWED_AND_REFUSED = {"/country-stats", "/quarantine", "/process-request", "/process-requests/{request_id}/retry"}
 
 
 @pytest.fixture(name="api_schema", scope="module")
@@ -49,6 +56,7 @@ def _api_schema() -> Iterator[OpenApiSchema]:
         record_of(NOW), planned=True, cities=1, countries=1, outcomes={Outcome.STORED: "1"}, served="1"
     )
     write(world, completed)
+    write_report(world, report_of("7"))
     with (
         pytest.MonkeyPatch.context() as patched,
         served(world, api_access="keys", api_keys=KEYS, api_requests_per_minute=1_000_000) as address,

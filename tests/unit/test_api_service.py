@@ -240,6 +240,7 @@ def test_documented_operations(document: dict[str, Any]) -> None:
         ("get", "/process-requests/{request_id}/events"),
         ("post", "/process-requests/{request_id}/retry"),
         ("get", "/process-ranges/{range_id}"),
+        ("get", "/quarantine"),
         ("get", "/country-stats"),
         ("get", "/country-stats/{country}/{date}"),
         ("get", "/health/live"),
