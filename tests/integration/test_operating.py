@@ -22,6 +22,7 @@ from shared.contribution import NOTHING
 from shared.current import read_current
 from shared.identity import CityId, CountrySlug
 from shared.objects import Manifest, Summary
+from shared.settings import Settings
 from shared.store import ObjectMissing, S3Store
 from tests.integration.authority import Authority
 from tests.integration.conftest import isolated_settings
@@ -64,9 +65,14 @@ def _run_process(arguments: tuple[str, ...], environment: dict[str, str]) -> tup
         return process.exitcode, Path(folder, "out").read_text(), Path(folder, "err").read_text()
 
 
+async def tripfold_with(settings: Settings, *arguments: str) -> tuple[int, str, str]:
+    """Run the command as a process of its own, under some settings; return its exit code and what it printed."""
+    return await asyncio.to_thread(_run_process, arguments, environment_of(settings))
+
+
 async def tripfold(services: Running, *arguments: str) -> tuple[int, str, str]:
-    """Run the command as a process of its own; return its exit code and what it printed."""
-    return await asyncio.to_thread(_run_process, arguments, environment_of(services.settings))
+    """Run the command against running services; return its exit code and what it printed."""
+    return await tripfold_with(services.settings, *arguments)
 
 
 async def told(services: Running, *arguments: str) -> tuple[int, Any]:
