@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench format test-containers test-kafka requirements clean
+.PHONY: help demo up test lint unit audit bench asyncapi contract format test-containers test-kafka requirements clean
 
 help: ## Show what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,13 @@ audit: $(VENV)/.dev ## Look the pinned requirements up among the known vulnerabi
 
 bench: $(VENV)/.bench ## Measure Tripfold beside its peers: tables, and JSON in .data/bench (ARGS: --quick, --only NAME)
 	$(BIN)/python -m bench $(ARGS)
+
+asyncapi: $(VENV)/.local ## Write the contract of the events, docs/asyncapi.json, from the types
+	$(BIN)/tripfold asyncapi --write docs/asyncapi.json
+
+contract: $(VENV)/.dev ## Hold the API to its OpenAPI document with many made-up requests (EXAMPLES=, SEED=)
+	TRIPFOLD_TEST_EXAMPLES=$(or $(EXAMPLES),1000) TRIPFOLD_TEST_SEED=$(SEED) \
+		$(BIN)/python -m pytest --timeout 0 tests/unit/test_api_contract.py $(ARGS)
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -32,6 +33,14 @@ app.add_typer(bucket_commands, name="bucket")
 app.add_typer(operate_commands)
 
 console = Console()
+
+
+class DocumentFormat(enum.Enum):
+    """How a document is written."""
+
+    JSON = "json"
+    YAML = "yaml"
+
 
 _Result = TypeVar("_Result")
 
@@ -116,6 +125,34 @@ def bucket_policy(
     Example: tripfold bucket policy worker > worker.json
     """
     console.print_json(data=policy_of(role, _settings().s3_bucket))
+
+
+@app.command("asyncapi")
+def asyncapi(
+    style: Annotated[DocumentFormat, typer.Option("--format", help="How to write it.")] = DocumentFormat.JSON,
+    topic_prefix: Annotated[str, typer.Option(help="Put before the names of the topics.")] = "",
+    write: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write JSON there, unless that breaks the contract that FILE holds."),
+    ] = None,
+) -> None:
+    """Print the contract of the topics and events: an AsyncAPI 3.0 document, made from the types.
+
+    Example: tripfold asyncapi --format yaml
+    """
+    from services.api.asyncapi import asyncapi_document, encode_document
+    from services.api.contract_changes import write_contract
+
+    if write is not None:
+        write_contract(write)
+        return
+    document = asyncapi_document(topic_prefix=topic_prefix)
+    if style is DocumentFormat.YAML:
+        import yaml
+
+        typer.echo(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), nl=False)
+    else:
+        typer.echo(encode_document(document), nl=False)
 
 
 @app.command("upstream")

@@ -1,9 +1,10 @@
-"""What an operator may decide about trip files: how many bad records a file may have, and what counts as one."""
+"""What an operator may say about trip files: where their records are, and how many of those may be bad."""
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal
+from typing import Final
 
 import msgspec
 
@@ -37,11 +38,47 @@ class BadRecordsMax(msgspec.Struct, frozen=True):
         return f"{self.amount}%" if self.is_percentage else str(self.amount)
 
 
+PATH_KEYS_MAX: Final = 16
+_POINTER = re.compile(r"(?:/(?:[^~/]|~[01])*)+")
+
+
+class RecordsForm(msgspec.Struct, frozen=True):
+    """Where the records of a file are: one in a line, or in an array, which is the document or lies under `path`."""
+
+    is_lines: bool = False
+    path: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, written: str) -> RecordsForm:
+        """Read ``array``, ``lines`` or a JSON Pointer (RFC 6901) like ``/data/trips``; raise `ValueError` for more."""
+        if written == "array":
+            return cls()
+        if written == "lines":
+            return cls(is_lines=True)
+        if not _POINTER.fullmatch(written) or written.count("/") > PATH_KEYS_MAX:
+            raise ValueError(
+                "expected array, lines, or the path of the array as a JSON Pointer such as /data/trips, "
+                f"of at most {PATH_KEYS_MAX} keys (in a key, write ~1 for a slash and ~0 for a tilde)"
+            )
+        return cls(path=tuple(key.replace("~1", "/").replace("~0", "~") for key in written.split("/")[1:]))
+
+    def __str__(self) -> str:
+        if self.is_lines:
+            return "lines"
+        return pointer(self.path) or "array"
+
+
+def pointer(path: tuple[str, ...]) -> str:
+    """Return keys as a JSON Pointer."""
+    return "".join("/" + key.replace("~", "~0").replace("/", "~1") for key in path)
+
+
 class FileRules(msgspec.Struct, frozen=True, kw_only=True):
     """The rules of a file that an operator sets. Without a word from them, no record may be bad.
 
     With `other_dates_are_bad`, so is a trip that departs on another date than the file's.
     """
 
+    form: RecordsForm = RecordsForm()
     bad_records_max: BadRecordsMax = BadRecordsMax()
     other_dates_are_bad: bool = False

@@ -101,8 +101,9 @@ class Manifest(StoredObject, frozen=True, kw_only=True):
     """The current revision of a city-day, and the one record of truth about it.
 
     ``retracted`` maps each country the city left to the revision that took it away. ``history`` holds the revisions
-    before this one, the latest first, at most HISTORY_LENGTH_MAX of them. ``bad_records`` are left out of the
-    contribution; with ``other_dates_are_bad``, those that depart on another date were among them.
+    before this one, the latest first, at most HISTORY_LENGTH_MAX of them. ``records_form`` says where
+    in the raw object its records are. ``bad_records`` are left out of the contribution; with ``other_dates_are_bad``,
+    those that depart on another date were among them.
     """
 
     date: dt.date
@@ -124,6 +125,7 @@ class Manifest(StoredObject, frozen=True, kw_only=True):
     request_id: RequestId
     rule_version: int
     ingested_at: dt.datetime
+    records_form: str = "array"
     bad_records: int = 0
     other_dates_are_bad: bool = False
     retracted: dict[CountrySlug, int] = {}
@@ -298,6 +300,7 @@ class RequestRecord(StoredObject, frozen=True, kw_only=True):
 
     ``outcomes`` holds a bitmap for each outcome, and ``served`` one of the cities whose revisions are all folded in
     the live generation: integers in hexadecimal, bit n for position n. ``version`` grows with every change.
+    ``cancelled_at`` is when somebody asked for its cities to be skipped that were not started yet.
     """
 
     request_id: RequestId
@@ -319,6 +322,7 @@ class RequestRecord(StoredObject, frozen=True, kw_only=True):
     trips_done: int = 0
     failures: dict[int, Failure] = {}
     resent_at: dt.datetime | None = None
+    cancelled_at: dt.datetime | None = None
 
 
 _PLANS_MARK = b',"plans":'

@@ -14,7 +14,7 @@ from shared.objects import RequestRecord
 
 
 class Status(enum.Enum):
-    """Where a request is. The last three are ends; only a retry of failed cities can move *with failures* on."""
+    """Where a request is. The last four are ends; only a retry of failed cities can move *with failures* on."""
 
     ACCEPTED = "accepted"
     PLANNED = "planned"
@@ -22,11 +22,12 @@ class Status(enum.Enum):
     COMPLETED = "completed"
     COMPLETED_WITH_FAILURES = "completed with failures"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
     @property
     def ended(self) -> bool:
         """Whether nothing more happens by itself."""
-        return self in {Status.COMPLETED, Status.COMPLETED_WITH_FAILURES, Status.FAILED}
+        return self in {Status.COMPLETED, Status.COMPLETED_WITH_FAILURES, Status.FAILED, Status.CANCELLED}
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,11 +63,19 @@ def counts_of(record: RequestRecord) -> Counts:
 
 
 def status_of(record: RequestRecord) -> Status:
-    """Say where a request is. Completed means served: every city has failed or is folded in the live generation."""
+    """Say where a request is. Completed means served: every city has failed or is folded in the live generation.
+
+    A request that was cancelled goes on until the cities that were started have ended. If none was left to skip, it
+    ends like any other.
+    """
     if not record.planned:
-        return Status.FAILED if record.failed_reason is not None else Status.ACCEPTED
+        if record.failed_reason is None:
+            return Status.ACCEPTED
+        return Status.FAILED if record.cancelled_at is None else Status.CANCELLED
     counts = counts_of(record)
     if counts.cities_done == counts.cities_total:
+        if counts.cities_skipped and record.cancelled_at is not None:
+            return Status.CANCELLED
         return Status.COMPLETED_WITH_FAILURES if counts.cities_failed else Status.COMPLETED
     return Status.RUNNING if record.outcomes or record.under_way else Status.PLANNED
 
@@ -88,6 +97,8 @@ def retry_of(record: RequestRecord, now: dt.datetime, *, positions: int | None =
     chosen = failed if positions is None else failed & positions
     if not status.ended:
         raise NothingToRetry(f"request {record.request_id} is {status.value}: it can be retried once it has ended")
+    if record.cancelled_at is not None:
+        raise NothingToRetry(f"request {record.request_id} was cancelled: ask for {record.date} again")
     if not chosen:
         raise NothingToRetry(f"request {record.request_id} is {status.value}: no such city of it has failed")
     return ProcessRequested(

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import OperatorError
-from shared.file_rules import BadRecordsMax, FileRules
+from shared.file_rules import BadRecordsMax, FileRules, RecordsForm
 
 PREFIX = "TRIPFOLD_"
 
@@ -125,6 +125,11 @@ class Settings(BaseSettings):
     ingest_streams: int = Field(default=4, ge=1, le=64, description="city-days that one worker streams side by side")
     ingest_batch: int = Field(default=16, ge=1, le=1000, description="tasks that one worker takes at a time")
     ingest_deadline_s: float = Field(default=3600, ge=1, description="the longest that one city-day may take")
+    ingest_records: str = Field(
+        default="array",
+        description="where a file's trips are: an `array`, one in each of its `lines`, or an array under a path, "
+        "as a JSON Pointer like `/data/trips`",
+    )
     ingest_max_bad_records: str = Field(
         default="0",
         description="how many bad records a file may have, which are left out: a number, or a percentage like `0.5%`",
@@ -196,9 +201,15 @@ class Settings(BaseSettings):
     def file_rules(self) -> FileRules:
         """The rules of trip files that the settings make."""
         return FileRules(
+            form=RecordsForm.parse(self.ingest_records),
             bad_records_max=BadRecordsMax.parse(self.ingest_max_bad_records),
             other_dates_are_bad=self.ingest_other_dates == "bad",
         )
+
+    @field_validator("ingest_records")
+    @classmethod
+    def _records_form(cls, value: str) -> str:
+        return str(RecordsForm.parse(value))
 
     @field_validator("ingest_max_bad_records")
     @classmethod

@@ -20,9 +20,11 @@ import msgspec
 from aiobotocore.session import AioSession, get_session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.handlers import add_expect_header
 from botocore.utils import parse_timestamp
 
 from shared.bounded import map_bounded
+from shared.part import Part
 from shared.patience import SurroundingsFault
 from shared.settings import Settings
 
@@ -87,8 +89,11 @@ class ObjectStore(Protocol):
     async def put(self, key: str, body: bytes) -> None:
         """Write an object whose key nobody else writes."""
 
-    def list(self, prefix: str) -> AsyncIterator[Listed]:
-        """List the objects under ``prefix``, page by page, in the store's order."""
+    def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+        """List the objects under ``prefix``, page by page, in the store's order.
+
+        With ``after``, only those whose key is past it.
+        """
 
     def upload(self, key: str) -> Upload:
         """Begin a new object of unknown size, whose key nobody else writes."""
@@ -158,6 +163,8 @@ class S3Store:
                 config=config,
             )
         )
+        # A part is a file to the client, which would ask for leave (100-continue), and wait for it, before each.
+        self._client.meta.events.unregister("before-call.s3", add_expect_header)
         return self
 
     async def __aexit__(
@@ -224,9 +231,10 @@ class S3Store:
         with _faults("PutObject", key):
             await self._client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType="application/json")
 
-    async def list(self, prefix: str) -> AsyncIterator[Listed]:
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+        start = {"StartAfter": after} if after else {}
         with _faults("ListObjectsV2", prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, **start)
             async for page in pages:
                 for entry in page.get("Contents", ()):
                     yield Listed(
@@ -340,32 +348,45 @@ def _parse_time(value: str) -> dt.datetime:
 
 
 class _S3Upload:
-    """A multipart upload with a bounded number of parts in flight; an object of one part is one PutObject."""
+    """A multipart upload with a bounded number of parts in flight; an object of one part is one PutObject.
+
+    Parts are filled in a few buffers that are used over and over: memory that the system gave is cleared only once.
+    """
 
     def __init__(self, client: Any, bucket: str, key: str) -> None:
         self._client = client
         self._target = {"Bucket": bucket, "Key": key}
         self._key = key
         self._upload_id: str | None = None
-        self._filling = bytearray()
+        self._filling: bytearray | None = None
+        self._filled_bytes = 0
+        self._spare: list[bytearray] = []
         self._parts: list[asyncio.Task[dict[str, Any]]] = []
         self._room = asyncio.Semaphore(UPLOAD_PARTS_IN_FLIGHT_MAX)
         self._done = False
 
     async def write(self, chunk: bytes) -> None:
-        # A full part is sent only once more has come: a file of exactly one part is one PutObject too.
-        if len(self._filling) >= UPLOAD_PART_BYTES:
-            await self._send(self._take())
-        self._filling += chunk
+        taken = 0
+        while taken < len(chunk):
+            # A full part is sent only once more has come: a file of exactly one part is one PutObject too.
+            if self._filled_bytes == UPLOAD_PART_BYTES:
+                await self._send()
+            if self._filling is None:
+                self._filling = self._spare.pop() if self._spare else bytearray(UPLOAD_PART_BYTES)
+            some = memoryview(chunk)[taken : taken + UPLOAD_PART_BYTES - self._filled_bytes]
+            memoryview(self._filling)[self._filled_bytes : self._filled_bytes + len(some)] = some
+            self._filled_bytes += len(some)
+            taken += len(some)
 
     async def complete(self) -> None:
-        last = self._take()
         if self._upload_id is None:
             with _faults("PutObject", self._key):
-                await self._client.put_object(**self._target, Body=last, ContentType="application/json")
+                await self._client.put_object(
+                    **self._target, Body=self._filled() if self._filling else b"", ContentType="application/json"
+                )
             self._done = True
             return
-        await self._send(last)
+        await self._send()
         parts = await asyncio.gather(*self._parts)
         with _faults("CompleteMultipartUpload", self._key):
             await self._client.complete_multipart_upload(
@@ -380,17 +401,18 @@ class _S3Upload:
         for task in self._parts:
             task.cancel()
         await asyncio.gather(*self._parts, return_exceptions=True)
-        self._take()
+        self._filling = None
+        self._spare.clear()
         if self._upload_id is not None:
             # What cannot be aborted now is an unfinished upload, which the clean-up takes by its age.
             with contextlib.suppress(ClientError, BotoCoreError, OSError, asyncio.TimeoutError):
                 await self._client.abort_multipart_upload(**self._target, UploadId=self._upload_id)
 
-    def _take(self) -> bytearray:
-        part, self._filling = self._filling, bytearray()
-        return part
+    def _filled(self) -> Part:
+        assert self._filling is not None, "a part is sent only when it is full, or the last one"
+        return Part(memoryview(self._filling)[: self._filled_bytes])
 
-    async def _send(self, part: bytearray) -> None:
+    async def _send(self) -> None:
         if self._upload_id is None:
             with _faults("CreateMultipartUpload", self._key):
                 answer = await self._client.create_multipart_upload(**self._target, ContentType="application/json")
@@ -404,14 +426,18 @@ class _S3Upload:
         for task in self._parts:
             if task.done():
                 task.result()  # a part that failed ends the upload at once
-        self._parts.append(asyncio.create_task(self._send_part(number, part)))
+        assert self._filling is not None
+        self._parts.append(asyncio.create_task(self._send_part(number, self._filled(), self._filling)))
+        self._filling, self._filled_bytes = None, 0
 
-    async def _send_part(self, number: int, part: bytearray) -> dict[str, Any]:
+    async def _send_part(self, number: int, part: Part, buffer: bytearray) -> dict[str, Any]:
         try:
             with _faults("UploadPart", self._key):
                 answer = await self._client.upload_part(
                     **self._target, UploadId=self._upload_id, PartNumber=number, Body=part
                 )
+            # Only what was answered has left the socket's queue for certain, and may be written over.
+            self._spare.append(buffer)
         finally:
             self._room.release()
         return {"PartNumber": number, "ETag": answer["ETag"]}

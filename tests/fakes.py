@@ -92,11 +92,11 @@ class MemoryStore:
         await asyncio.sleep(0)
         self.write(key, body)
 
-    async def list(self, prefix: str) -> AsyncIterator[Listed]:
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
         await asyncio.sleep(0)
         for key in sorted(self.objects):
             stored = self.objects.get(key)
-            if stored is not None and key.startswith(prefix):
+            if stored is not None and key.startswith(prefix) and key > after:
                 yield Listed(key=key, etag=stored.etag, size_bytes=len(stored.body), last_modified=stored.last_modified)
 
     def upload(self, key: str) -> Upload:
@@ -420,8 +420,8 @@ class BreakableStore:
     async def put(self, key: str, body: bytes) -> None:
         await self._life.cross(f"put {key}", lambda: self._store.put(key, body), StoreUnavailable, effect=True)
 
-    async def list(self, prefix: str) -> AsyncIterator[Listed]:
-        async for listed in self._store.list(prefix):
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+        async for listed in self._store.list(prefix, after=after):
             await self._life.cross(f"list {prefix}", _nothing, StoreUnavailable, effect=False)
             yield listed
 

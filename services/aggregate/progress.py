@@ -66,6 +66,7 @@ def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
         updated_at=record.updated_at,
         version=record.version,
         resent_at=record.resent_at,
+        cancelled_at=record.cancelled_at,
         failed_reason=record.failed_reason,
         plan_revision=plan_revision,
     )

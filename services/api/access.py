@@ -81,6 +81,11 @@ class Access:
         self._keys = tuple(keys)
         self._rate = rate
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether only those with a key may use the API."""
+        return bool(self._keys)
+
     def guard(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         """Let a request pass, or raise Refused. An operation needs the scope in its ``opt``; without one, to read."""
         if not self._keys:

@@ -16,6 +16,8 @@ from litestar.di import Provide
 from services.api import health
 from services.api.access import access_of
 from services.api.access_log import log_access
+from services.api.asyncapi_page import asyncapi_handlers
+from services.api.compression import compress
 from services.api.cross_origin import cors_config
 from services.api.docs import docs_handlers, openapi_config
 from services.api.following import Following
@@ -96,6 +98,7 @@ def assemble(
             health.ready,
             health.metrics,
             *docs_handlers(),
+            *asyncapi_handlers(topic_prefix=settings.topic_prefix),
             *page_handlers(),
         ],
         dependencies={
@@ -114,9 +117,8 @@ def assemble(
         openapi_config=openapi_config(),
         logging_config=None,  # structlog is configured once, for the whole process
     )
-    app.asgi_handler = log_access(
-        harden(app.asgi_handler)
-    )  # around the router, so that a path of no route is logged too
+    # Around the router, so that a path of no route is logged too.
+    app.asgi_handler = log_access(harden(compress(app.asgi_handler)))
     return app
 
 

@@ -5,27 +5,26 @@ The page is Swagger UI, from a package that ships its script: nothing is loaded 
 
 from __future__ import annotations
 
+import functools
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from litestar import MediaType, Request, Response, Router, get
-from litestar.datastructures import CacheControlHeader
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme, Tag
 from litestar.params import FromPath
-from litestar.response import File
 
 from services.api.access import KEY_HEADER
+from services.api.static_files import StaticFile
 
 API_VERSION = "1.0.0"
 DOCUMENT_PATH = "/schema/openapi.json"
 ASSET_AGE_MAX_S = 24 * 60 * 60
 
-_ASSETS = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css"}
+_ASSETS = frozenset({"swagger-ui-bundle.js", "swagger-ui.css"})
 _PAGE = f"""\
 <!doctype html>
 <html lang="en">
@@ -68,7 +67,7 @@ def openapi_config() -> OpenAPIConfig:
         version=API_VERSION,
         summary="Exact per-country, per-day statistics of a transit authority's trips.",
         description="Ask for a date, watch it being processed, read its numbers. Dates are the upstream's local dates. "
-        "Errors are `application/problem+json` (RFC 9457).",
+        "Errors are `application/problem+json` (RFC 9457). The events on Kafka are at [/asyncapi](/asyncapi).",
         tags=[
             Tag(name="requests", description="Asking for dates, and watching them being processed."),
             Tag(name="statistics", description="The numbers, and where they come from."),
@@ -116,16 +115,14 @@ async def start() -> str:
     return _START
 
 
-@get(
-    "/docs/{name:str}", include_in_schema=False, cache_control=CacheControlHeader(max_age=ASSET_AGE_MAX_S, public=True)
-)
-async def asset(name: FromPath[str]) -> File:
+@get("/docs/{name:str}", include_in_schema=False)
+async def asset(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
     """Return a file of Swagger UI."""
     if name not in _ASSETS:
         raise NotFoundException
-    return File(
-        Path(str(files("swagger_ui"))) / "static" / name,
-        filename=name,
-        content_disposition_type="inline",
-        media_type=_ASSETS[name],
-    )
+    return await _asset(name).answer(request, {"Cache-Control": f"public, max-age={ASSET_AGE_MAX_S}"})
+
+
+@functools.cache
+def _asset(name: str) -> StaticFile:
+    return StaticFile(name, (files("swagger_ui") / "static" / name).read_bytes())

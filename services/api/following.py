@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -22,6 +23,20 @@ STREAMS_MAX = 200
 RECONNECT_AFTER_MS = 2_000
 
 HEARTBEAT = b": still there\n\n"
+
+
+class ProgressEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A server-sent event, as its lines say: the state of a request."""
+
+    id: Annotated[
+        str,
+        msgspec.Meta(description="The request's version: what `Last-Event-ID` repeats.", examples=["12"]),
+    ]
+    event: Literal["progress"]
+    data: Annotated[
+        str,
+        msgspec.Meta(description="The request as JSON, as `GET /process-requests/{request_id}` shows it, in one line."),
+    ]
 
 
 class TooManyStreams(SurroundingsFault):

@@ -1,16 +1,14 @@
-"""The statistics as JSON, as NDJSON and as CSV, plain or compressed. Pure."""
+"""The statistics as JSON, as NDJSON and as CSV, a part for each country. Pure."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-import cramjam
 import msgspec
 
-from services.api.statistics import CountryStats, DayStats
+from services.api.statistics import CountryDays, DayStats
 
 VERSION = "1"  # part of every ETag: to be raised when the same numbers are written in another way
 
@@ -19,31 +17,16 @@ NDJSON = "application/x-ndjson"
 CSV = "text/csv"
 MEDIA_TYPES = (JSON, NDJSON, CSV)
 
-ZSTD = "zstd"
-GZIP = "gzip"
-CODINGS = (ZSTD, GZIP)
-ZSTD_LEVEL = 3
-GZIP_LEVEL = 5
-
 _PLAIN = ("bus_count", "passenger_count", "exist_accident", "average_delay_s")
 
 
-def written(stats: CountryStats, media_type: str, *, detailed: bool) -> bytes:
-    """Write statistics in one of MEDIA_TYPES. NDJSON and CSV have a line for each country-day."""
+def written(countries: Iterable[CountryDays], media_type: str, *, detailed: bool) -> Iterator[bytes]:
+    """Write statistics in one of MEDIA_TYPES, country by country. NDJSON and CSV have a line for each country-day."""
     if media_type == NDJSON:
-        return b"".join(msgspec.json.encode(line) + b"\n" for line in _lines(stats))
+        return _ndjson(countries)
     if media_type == CSV:
-        return _csv(stats, detailed=detailed)
-    return msgspec.json.encode(stats)
-
-
-def coded(body: bytes, coding: str) -> bytes:
-    """Compress an answer by one of CODINGS; anything else leaves it as it is. Equal bytes in are equal bytes out."""
-    if coding == ZSTD:
-        return bytes(cramjam.zstd.compress(body, level=ZSTD_LEVEL))
-    if coding == GZIP:
-        return gzip.compress(body, GZIP_LEVEL, mtime=0)
-    return body
+        return _csv(countries, detailed=detailed)
+    return _json(countries)
 
 
 def content_type(media_type: str) -> str:
@@ -51,20 +34,38 @@ def content_type(media_type: str) -> str:
     return f"{media_type}; header=present" if media_type == CSV else media_type
 
 
-def _lines(stats: CountryStats) -> Iterator[dict[str, object]]:
-    for country, days in stats.items():
-        for date, day in days.items():
-            yield {"country": country, "date": date, **msgspec.to_builtins(day)}
+def _json(countries: Iterable[CountryDays]) -> Iterator[bytes]:
+    before = b"{"
+    for country, days in countries:
+        yield before + msgspec.json.encode(country) + b":" + msgspec.json.encode(days)
+        before = b","
+    yield b"{}" if before == b"{" else b"}"
 
 
-def _csv(stats: CountryStats, *, detailed: bool) -> bytes:
+def _ndjson(countries: Iterable[CountryDays]) -> Iterator[bytes]:
+    for country in countries:
+        yield b"".join(msgspec.json.encode(line) + b"\n" for line in _lines(country))
+
+
+def _csv(countries: Iterable[CountryDays], *, detailed: bool) -> Iterator[bytes]:
     fields = DayStats.__struct_fields__ if detailed else _PLAIN
+    yield _rows([["country", "date", *fields]])
+    for country in countries:
+        yield _rows(
+            [line["country"], line["date"], *(_cell(line[field]) for field in fields)] for line in _lines(country)
+        )
+
+
+def _rows(rows: Iterable[Iterable[object]]) -> bytes:
     text = io.StringIO()
-    writer = csv.writer(text)  # RFC 4180: commas, double quotes, lines that end in CRLF
-    writer.writerow(["country", "date", *fields])
-    for line in _lines(stats):
-        writer.writerow([line["country"], line["date"], *(_cell(line[field]) for field in fields)])
+    csv.writer(text).writerows(rows)  # RFC 4180: commas, double quotes, lines that end in CRLF
     return text.getvalue().encode()
+
+
+def _lines(country_days: CountryDays) -> Iterator[dict[str, object]]:
+    country, days = country_days
+    for date, day in days.items():
+        yield {"country": country, "date": date, **msgspec.to_builtins(day)}
 
 
 def _cell(value: object) -> object:

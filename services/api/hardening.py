@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from http import HTTPStatus
 
@@ -11,8 +12,9 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api.problems import MEDIA_TYPE, Problem
 
-HEADER_BYTES_MAX = 16 * 1024
-ADDRESS_BYTES_MAX = 4 * 1024
+HEADER_BYTES_MAX = 32 * 1024
+ADDRESS_BYTES_MAX = 32 * 1024
+BODY_BYTES_MAX = 32 * 1024
 
 _HEADERS = {
     b"x-content-type-options": b"nosniff",
@@ -50,21 +52,36 @@ def harden(app: ASGIApp) -> ASGIApp:
 def _too_long(path: bytes, query: bytes, headers: Iterable[tuple[bytes, bytes]]) -> HTTPStatus | None:
     if len(path) + len(query) > ADDRESS_BYTES_MAX:
         return HTTPStatus.REQUEST_URI_TOO_LONG
+    headers = list(headers)
     if sum(len(name) + len(value) for name, value in headers) > HEADER_BYTES_MAX:
         return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    # A body without a length is never read either: no operation takes one.
+    if any(name == b"content-length" and _number(value) > BODY_BYTES_MAX for name, value in headers):
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     return None
 
 
+def _number(value: bytes) -> float:
+    digits = value[:20]
+    return int(digits) if digits.isdigit() else math.inf
+
+
+_TAKEN = {
+    HTTPStatus.REQUEST_URI_TOO_LONG: f"an address of {ADDRESS_BYTES_MAX} bytes",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: f"headers of {HEADER_BYTES_MAX} bytes",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: f"a body of {BODY_BYTES_MAX} bytes",
+}
+
+
 async def _refuse(status: HTTPStatus, send: Send) -> None:
-    what = (
-        f"an address of {ADDRESS_BYTES_MAX} bytes"
-        if status is HTTPStatus.REQUEST_URI_TOO_LONG
-        else f"headers of {HEADER_BYTES_MAX} bytes"
-    )
     problem = Problem(
-        type="about:blank", title=status.phrase, status=status, detail=f"This service takes {what} at most."
+        type="about:blank", title=status.phrase, status=status, detail=f"This service takes {_TAKEN[status]} at most."
     )
     body = msgspec.json.encode(problem)
-    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", b"%d" % len(body))]
+    headers = [
+        (b"content-type", MEDIA_TYPE.encode()),
+        (b"content-length", b"%d" % len(body)),
+        (b"connection", b"close"),
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -15,6 +15,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import SkipValidation
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from services.api.problems import open_responses
 from shared.health import REGISTRY, Health
 
 PROBE_AGE_MAX_S = 1.0
@@ -83,6 +84,7 @@ ReadinessPort = NamedDependency[SkipValidation[Readiness]]
     operation_id="getLiveness",
     tags=["operating"],
     response_description="It does.",
+    responses=open_responses(),
 )
 async def live() -> Liveness:
     """Answer. A process that does not is to be started again."""
@@ -98,7 +100,8 @@ async def live() -> Liveness:
     responses={
         HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec(
             ReadinessReport, generate_examples=False, description="Something cannot be reached; `faults` says what."
-        )
+        ),
+        **open_responses(),
     },
 )
 async def ready(readiness: ReadinessPort) -> Response[ReadinessReport]:

@@ -30,6 +30,11 @@ from shared.store import StoreUnavailable
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
 
+_TOO_LARGE = {
+    "request_entity_too_large": "The request has a body that is too large: no operation takes any.",
+    "request_uri_too_long": "The address is too long.",
+    "request_header_fields_too_large": "The headers are too large.",
+}
 _REFUSALS = {
     "unauthorized": "There is no API key, or it is not known.",
     "forbidden": "The API key has not got the scope that this needs.",
@@ -78,11 +83,16 @@ def exception_handlers() -> ExceptionHandlersMap:
 
 def responses(**problems: str) -> dict[int, ResponseSpec]:
     """Describe the problems of an operation for its documentation: ``responses(bad_request="When …")``."""
+    return open_responses(**problems, **_REFUSALS)
+
+
+def open_responses(**problems: str) -> dict[int, ResponseSpec]:
+    """Describe the problems of an operation that needs no key."""
     return {
         HTTPStatus[name.upper()]: ResponseSpec(
             Problem, generate_examples=False, description=description, media_type=MEDIA_TYPE
         )
-        for name, description in {**problems, **_REFUSALS}.items()
+        for name, description in {**problems, **_TOO_LARGE}.items()
     }
 
 

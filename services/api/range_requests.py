@@ -7,13 +7,14 @@ one stopped, under the same ids.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import msgspec
 
-from services.api.errors import NothingThere, shown
+from services.api.errors import NothingThere, NotNow, shown
 from services.api.impatience import within
 from services.api.ranges import DateRange
 from services.api.requests import (
@@ -49,7 +50,10 @@ class RangeDetail(msgspec.Struct, frozen=True, kw_only=True, rename={"first": "f
     last: dt.date
     status: Annotated[
         Status,
-        msgspec.Meta(description="Failed: every date failed. Completed: every date is, and its numbers are served."),
+        msgspec.Meta(
+            description="Failed: every date failed. Completed: every date is, and its numbers are served. Cancelled: a "
+            "date was, before it ended."
+        ),
     ]
     counts: Annotated[Counts, msgspec.Meta(description="The sums over the dates.")]
     requests: Annotated[tuple[RequestOverview, ...], msgspec.Meta(description="One request a date, in their order.")]
@@ -93,6 +97,22 @@ class RangeRequests:
                 return detail_of(record, [child for child, _ in children])
         raise NothingThere(f"There is no range with the id {shown(text)}.")
 
+    async def cancel(self, text: str) -> RangeDetail:
+        """Cancel every request of a range that has not ended; return the range.
+
+        Raises NothingThere if there is no such range, and NotNow if all its requests have ended.
+        """
+        detail = await self.read(text)
+        if detail.status.ended:
+            raise NotNow(f"every request of range {detail.id} has ended: it is {detail.status.value}")
+        # Another one may end meanwhile.
+        await map_bounded(self._cancel, [child.id for child in detail.requests], at_once_max=GETS_AT_ONCE_MAX)
+        return await self.read(text)
+
+    async def _cancel(self, request_id: str) -> None:
+        with contextlib.suppress(NotNow):
+            await self._requests.cancel(request_id)
+
     async def _children(self, record: RangeRecord) -> list[tuple[RequestRecord, bool]]:
         """Return the record of each request, and whether it is there or has yet to be."""
 
@@ -131,9 +151,14 @@ def detail_of(record: RangeRecord, children: Sequence[RequestRecord]) -> RangeDe
 
 
 def status_of_all(statuses: Sequence[Status]) -> Status:
-    """Return the status of requests taken together: their common one, or else where they are on the way."""
+    """Return the status of requests taken together: their common one, or else where they are on the way.
+
+    If all have ended, and not in the same way, it is cancelled if one of them was.
+    """
     if len(set(statuses)) == 1:
         return statuses[0]
     if all(status.ended for status in statuses):
+        if Status.CANCELLED in statuses:
+            return Status.CANCELLED
         return Status.COMPLETED_WITH_FAILURES
     return Status.PLANNED if set(statuses) <= {Status.ACCEPTED, Status.PLANNED} else Status.RUNNING

@@ -7,6 +7,7 @@ out, and its status can be read.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -24,7 +25,7 @@ from shared.objects import RequestRecord
 from shared.patience import SurroundingsFault
 from shared.publishing import LogUnavailable, Outgoing, Publisher
 from shared.requests import Counts, NothingToRetry, Status, counts_of, retry_of, status_of
-from shared.store import LostRace, ObjectStore
+from shared.store import Found, LostRace, ObjectStore
 
 ACKNOWLEDGE_DEADLINE_S = 10.0
 RECORD_DEADLINE_S = 10.0
@@ -38,7 +39,7 @@ class RequestOverview(msgspec.Struct, frozen=True, kw_only=True):
     id: Annotated[str, msgspec.Meta(examples=["018f3d2a-5c00-7aaa-8bbb-0123456789ab"])]
     date: Annotated[dt.date, msgspec.Meta(description="The date that was asked for.")]
     status: Annotated[
-        Status, msgspec.Meta(description="The last three are ends. Completed means that the numbers are served.")
+        Status, msgspec.Meta(description="The last four are ends. Completed means that the numbers are served.")
     ]
     requested_at: dt.datetime
     updated_at: Annotated[dt.datetime, msgspec.Meta(description="When the request last made progress.")]
@@ -53,6 +54,12 @@ class RequestOverview(msgspec.Struct, frozen=True, kw_only=True):
     ]
     failed_reason: Annotated[
         str | None, msgspec.Meta(description="Why the request as a whole failed; null: it did not.")
+    ]
+    cancelled_at: Annotated[
+        dt.datetime | None,
+        msgspec.Meta(
+            description="When it was cancelled: cities that were not started by then are skipped; null: it was not."
+        ),
     ]
 
 
@@ -95,6 +102,13 @@ class RequestList(msgspec.Struct, frozen=True, kw_only=True):
     """Requests, the latest first."""
 
     requests: tuple[RequestOverview, ...]
+    next: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="Where those before them are; null: there are none.",
+            examples=["/process-requests?limit=50&after=018f3d2a-5c00-7aaa-8bbb-0123456789ab"],
+        ),
+    ]
 
 
 class Requests:
@@ -151,13 +165,30 @@ class Requests:
 
     async def read(self, text: str) -> RequestRecord:
         """Return the record of the request whose id ``text`` spells. Raises NothingThere if there is none."""
-        request_id = parse_request_id(text)
-        if request_id is not None:
-            async with within(RECORD_DEADLINE_S, "Reading the request's status"):
-                record = await self._read(keys.request(request_id))
-            if record is not None:
-                return record
-        raise NothingThere(f"There is no request with the id {shown(text)}. GET /process-requests lists them.")
+        async with within(RECORD_DEADLINE_S, "Reading the request's status"):
+            key, found = await self._found(text)
+        return objects.decode(RequestRecord, found.body, key)
+
+    async def cancel(self, text: str) -> RequestRecord:
+        """Ask for the cities of a request to be skipped that are not started yet; return its record.
+
+        Raises NothingThere if there is no such request, and NotNow if nothing is left to cancel.
+        """
+        async with within(RECORD_DEADLINE_S, "Cancelling the request"):
+            while True:
+                key, found = await self._found(text)
+                record = objects.decode(RequestRecord, found.body, key)
+                if status_of(record).ended:
+                    raise NotNow(f"request {record.request_id} has ended: it is {status_of(record).value}")
+                if record.cancelled_at is not None:
+                    return record
+                now = self._clock()
+                cancelled = msgspec.structs.replace(
+                    record, cancelled_at=now, updated_at=now, version=record.version + 1
+                )
+                with contextlib.suppress(LostRace):  # it made progress meanwhile
+                    await self._store.swap(key, objects.encode(cancelled), etag=found.etag)
+                    return cancelled
 
     async def retry(self, text: str) -> RequestRecord:
         """Take up the failed cities of a request again; return its record, in which they still are failed.
@@ -174,16 +205,27 @@ class Requests:
             await self._publisher.publish([Outgoing(requested)])
         return record
 
-    async def latest(self, limit: int) -> list[RequestRecord]:
-        """Return the records of the latest requests, the latest first, at most ``limit`` of them."""
+    async def latest(self, limit: int, *, after: RequestId | None = None) -> tuple[list[RequestRecord], bool]:
+        """Return the records of the latest requests, the latest first, at most ``limit``, and whether there are more.
+
+        With ``after``, those that were made before that request.
+        """
         async with within(LISTING_DEADLINE_S, "Reading the latest requests"):
             latest: list[str] = []
-            async for listed in self._store.list(keys.REQUESTS):
+            async for listed in self._store.list(keys.REQUESTS, after=keys.request(after) if after else ""):
                 latest.append(listed.key)
-                if len(latest) == limit:
+                if len(latest) > limit:
                     break
-            records = await map_bounded(self._read, latest, at_once_max=GETS_AT_ONCE_MAX)
-        return [record for record in records if record is not None]
+            records = await map_bounded(self._read, latest[:limit], at_once_max=GETS_AT_ONCE_MAX)
+        return [record for record in records if record is not None], len(latest) > limit
+
+    async def _found(self, text: str) -> tuple[str, Found]:
+        request_id = parse_request_id(text)
+        key = keys.request(request_id) if request_id else ""
+        found = await self._store.get(key) if key else None
+        if found is None:
+            raise NothingThere(f"There is no request with the id {shown(text)}. GET /process-requests lists them.")
+        return key, found
 
     async def _put_if_absent(self, record: RequestRecord) -> RequestRecord:
         key = keys.request(record.request_id)
@@ -216,6 +258,7 @@ def overview_of(record: RequestRecord) -> RequestOverview:
         countries=record.countries,
         counts=counts_of(record),
         failed_reason=record.failed_reason,
+        cancelled_at=record.cancelled_at,
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, NewType, Protocol
 
-from litestar import Request, Response, Router, get, post
+from litestar import Request, Response, Router, delete, get, post
 from litestar.datastructures import ResponseHeader
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
@@ -17,9 +18,10 @@ from litestar.response import Stream
 
 from services.api import examples, formats
 from services.api.access import CALLER, SCOPE, Access, Scope
+from services.api.compression import CODINGS, IDENTITY, coded_parts
 from services.api.errors import NothingThere, shown
 from services.api.first_version import accept_first_version
-from services.api.following import Following
+from services.api.following import Following, ProgressEvent
 from services.api.idempotency import HEADER as IDEMPOTENCY_HEADER
 from services.api.idempotency import KEY_PATTERN
 from services.api.ledger import Ledger, ledger_of, page_of, parse_country_day
@@ -35,12 +37,16 @@ from services.api.reader import SummaryReader
 from services.api.requests import RequestDetail, RequestList, Requests, detail_of, overview_of
 from services.api.statistics import CountryStats, country_stats
 from services.api.validators import is_known, strong_etag
-from shared.identity import CountrySlug
+from shared.identity import CountrySlug, RequestId
 from shared.requests import Status, status_of
 
+REQUEST_ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+REQUEST_ID_LENGTH = 36
 LISTED_REQUESTS_MAX = 500
 LISTED_FILES_MAX = 1_000
 LEDGER_CITIES_MAX = 1_000
+AT_ONCE_MAX = 2_000
+"""Country-days of an answer that is made whole; a longer one is sent as it is made."""
 
 DaysMax = NewType("DaysMax", int)
 
@@ -62,8 +68,13 @@ BAD_REQUEST = "A parameter is missing, unknown, given twice, or cannot be used; 
 S3_DOWN = "S3 cannot be reached. `Retry-After` says when to try again."
 
 
-def _date(name: str, description: str, example: str) -> QueryParameter:
-    return QueryParameter(name=name, description=description, examples=[Example(value=example)])
+COUNTRY_LENGTH_MAX = 300
+AFTER_LENGTH_MAX = 1_000
+
+
+def _date(name: str, description: str, example: str | None) -> QueryParameter:
+    examples = None if example is None else [Example(value=example)]
+    return QueryParameter(name=name, description=description, examples=examples)
 
 
 @post(
@@ -107,8 +118,11 @@ async def process_request(
     date: Annotated[
         dt.date | None, _date("date", "The date to process, in the upstream's local time.", "2024-05-01")
     ] = None,
-    from_: Annotated[dt.date | None, _date("from", "Instead of `date`: the first of several.", "2024-05-01")] = None,
-    to: Annotated[dt.date | None, _date("to", "With `from`: the last of them, included.", "2024-05-07")] = None,
+    # Examples of these two beside that of `date` would be one of a request that is refused.
+    from_: Annotated[
+        dt.date | None, _date("from", "Instead of `date`: the first of several, such as `2024-05-01`.", None)
+    ] = None,
+    to: Annotated[dt.date | None, _date("to", "With `from`: the last of them, included.", None)] = None,
     prefer: Annotated[
         str,
         HeaderParameter(
@@ -236,6 +250,68 @@ async def retry_process_request(
     return detail_of(await requests.retry(request_id))
 
 
+@delete(
+    "/process-requests/{request_id:str}",
+    opt={SCOPE: Scope.PROCESS},
+    status_code=HTTPStatus.ACCEPTED,
+    summary="Cancel a request",
+    operation_id="cancelProcessRequest",
+    tags=["requests"],
+    response_description="The request is being cancelled: its status says when it has ended.",
+    responses=responses(
+        bad_request=BAD_REQUEST,
+        not_found="There is no such request.",
+        conflict="The request has ended: nothing is left to cancel.",
+        service_unavailable=S3_DOWN,
+    ),
+)
+async def cancel_process_request(
+    requests: RequestsPort,
+    request_id: Annotated[
+        str,
+        PathParameter(
+            description="The id that the request was given.",
+            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
+        ),
+    ],
+) -> RequestDetail:
+    """Have the cities skipped that are not started yet, and let those end that are.
+
+    What they say is counted. Asking again while it has not ended is harmless. A request that ends with every city done
+    all the same is completed, not cancelled.
+    """
+    return detail_of(await requests.cancel(request_id))
+
+
+@delete(
+    "/process-ranges/{range_id:str}",
+    opt={SCOPE: Scope.PROCESS},
+    status_code=HTTPStatus.ACCEPTED,
+    summary="Cancel a range of dates",
+    operation_id="cancelProcessRange",
+    tags=["requests"],
+    response_description="The requests of the range are being cancelled.",
+    responses=responses(
+        bad_request=BAD_REQUEST,
+        not_found="There is no such range.",
+        conflict="Every request of the range has ended: nothing is left to cancel.",
+        service_unavailable=S3_DOWN,
+    ),
+)
+async def cancel_process_range(
+    ranges: RangesPort,
+    range_id: Annotated[
+        str,
+        PathParameter(
+            description="The id that the range was given.",
+            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
+        ),
+    ],
+) -> RangeDetail:
+    """Cancel each request of the range that has not ended."""
+    return await ranges.cancel(range_id)
+
+
 @get(
     "/process-requests/{request_id:str}/events",
     summary="Follow a request until its end",
@@ -243,11 +319,10 @@ async def retry_process_request(
     tags=["requests"],
     responses={
         HTTPStatus.OK: ResponseSpec(
-            str,
+            ProgressEvent,
             generate_examples=False,
-            description="Server-sent events. Each `progress` event is the request as "
-            "`GET /process-requests/{request_id}` shows it, and its id is the request's version. The stream ends after "
-            "the event that the request ended in.",
+            description="Server-sent events, each as the schema says. The stream ends after the event that the request "
+            "ended in.",
             media_type="text/event-stream",
         ),
         HTTPStatus.NO_CONTENT: ResponseSpec(
@@ -310,9 +385,22 @@ async def latest_process_requests(
             examples=[Example(value=50)],
         ),
     ] = 50,
+    after: Annotated[
+        str | None,
+        QueryParameter(
+            description="The id of the request that the list goes on after, to those made before it: `next` has it.",
+            pattern=REQUEST_ID_PATTERN,
+            max_length=REQUEST_ID_LENGTH,
+            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
+        ),
+    ] = None,
 ) -> RequestList:
     """Return the latest requests first, without their failures."""
-    return RequestList(requests=tuple(overview_of(record) for record in await requests.latest(limit)))
+    listed, more = await requests.latest(limit, after=None if after is None else RequestId(after))
+    return RequestList(
+        requests=tuple(overview_of(record) for record in listed),
+        next=f"/process-requests?limit={limit}&after={listed[-1].request_id}" if more and listed else None,
+    )
 
 
 @get(
@@ -385,6 +473,7 @@ async def statistics_by_country(
         QueryParameter(
             description="The slug of one country; without it, all. An unknown one has no statistics.",
             min_length=1,
+            max_length=COUNTRY_LENGTH_MAX,
             examples=[Example(value="armenia")],
         ),
     ] = None,
@@ -395,7 +484,7 @@ async def statistics_by_country(
             examples=[Example(value="full")],
         ),
     ] = None,
-) -> Response[bytes]:
+) -> Response[Any]:
     """Return the statistics by country slug and date, both sorted.
 
     A country with data on any day of the range has every day of it; a day without data is zeros and `false`.
@@ -404,7 +493,7 @@ async def statistics_by_country(
     """
     days = date_range(from_, to, days_max=days_max)
     form = media_type(request.headers.get("accept", ""), formats.MEDIA_TYPES)
-    coding = content_coding(request.headers.get("accept-encoding", ""), formats.CODINGS)
+    coding = content_coding(request.headers.get("accept-encoding", ""), CODINGS)
     tagged = await reader.heads(days, None if country is None else CountrySlug(country))
     query = (days.first.isoformat(), days.last.isoformat(), country or "", detail or "")
     summaries = sorted(f"{head.date} {head.country} {etag}" for etag, head in tagged)
@@ -413,15 +502,20 @@ async def statistics_by_country(
     if is_known(request.headers.get("if-none-match", ""), etag):
         return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
 
-    def answer() -> bytes:
-        stats = country_stats((head for _, head in tagged), days, detailed=detail == "full")
-        return formats.coded(formats.written(stats, form, detailed=detail == "full"), coding)
-
-    if coding != "identity":
+    if coding != IDENTITY:
         headers["Content-Encoding"] = coding
-    # A year of two hundred countries takes long enough to hold up the event loop.
-    body = await asyncio.to_thread(answer)
-    return Response(body, media_type=formats.content_type(form), headers=headers)
+    countries = country_stats((head for _, head in tagged), days, detailed=detail == "full")
+    parts = coded_parts(formats.written(countries, form, detailed=detail == "full"), coding)
+    if len(tagged) <= AT_ONCE_MAX:
+        body = await asyncio.to_thread(b"".join, parts)
+        return Response(body, media_type=formats.content_type(form), headers=headers)
+    return Stream(_beside_the_loop(parts), media_type=formats.content_type(form), headers=headers)
+
+
+async def _beside_the_loop(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield parts that each take long enough to make to hold up the event loop."""
+    while (part := await asyncio.to_thread(next, parts, None)) is not None:
+        yield part
 
 
 @get(
@@ -453,7 +547,9 @@ async def ledger_of_country_day(
     after: Annotated[
         str,
         QueryParameter(
-            description="The city id that the page begins after: `next` has it.", examples=[Example(value="7")]
+            description="The city id that the page begins after: `next` has it.",
+            max_length=AFTER_LENGTH_MAX,
+            examples=[Example(value="7")],
         ),
     ] = "",
 ) -> Ledger:
@@ -477,6 +573,8 @@ def api_router(access: Access) -> Router:
             process_range_status,
             retry_process_request,
             process_request_events,
+            cancel_process_request,
+            cancel_process_range,
             latest_process_requests,
             files_in_quarantine,
             statistics_by_country,
@@ -484,5 +582,5 @@ def api_router(access: Access) -> Router:
         ],
         before_request=refuse_undeclared,
         guards=[access.guard],
-        security=[{"key": []}, {"bearer": []}],
+        security=[{"key": []}, {"bearer": []}] if access.needs_key else None,
     )

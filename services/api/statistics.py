@@ -6,7 +6,7 @@ Everything is an integer until the last step: sums are exact, and an average is 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated
 
 import msgspec
@@ -68,6 +68,7 @@ class DayStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 CountryStats = dict[str, dict[str, DayStats]]
+CountryDays = tuple[str, dict[str, DayStats]]
 
 
 def round_half_even(numerator: int, denominator: int) -> int:
@@ -83,8 +84,8 @@ def average_delay_s(totals: Contribution) -> float:
     return round_half_even(totals.delay_total_ms, totals.trips) / 1000 if totals.trips else 0.0
 
 
-def country_stats(heads: Iterable[SummaryHead], days: DateRange, *, detailed: bool) -> CountryStats:
-    """Arrange heads by country and date, both sorted.
+def country_stats(heads: Iterable[SummaryHead], days: DateRange, *, detailed: bool) -> Iterator[CountryDays]:
+    """Arrange heads by country and date, both sorted, and yield a country at a time.
 
     A country that has data on any day of the range gets every day of it; other countries are left out.
     """
@@ -95,15 +96,13 @@ def country_stats(heads: Iterable[SummaryHead], days: DateRange, *, detailed: bo
         if head.has_data:
             with_data.add(head.country)
     dates = [(date, date.isoformat()) for date in days.dates()]
-    stats: CountryStats = {}
     for country in sorted(with_data):
         of_country = by_country[country]
         if detailed:
             name = of_country[max(of_country)].country_name
-            stats[country] = {text: day_detail(of_country.get(date), country_name=name) for date, text in dates}
+            yield country, {text: day_detail(of_country.get(date), country_name=name) for date, text in dates}
         else:
-            stats[country] = {text: day_stats(of_country.get(date)) for date, text in dates}
-    return stats
+            yield country, {text: day_stats(of_country.get(date)) for date, text in dates}
 
 
 def day_stats(head: SummaryHead | None) -> DayStats:

@@ -6,25 +6,18 @@ holds the browser to that.
 
 from __future__ import annotations
 
-import hashlib
-from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 
-import msgspec
 from litestar import Request, Response, get
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.params import FromPath
 
+from services.api.static_files import MEDIA_TYPES, StaticFile, extension_of
+
 DOCUMENT = "index.html"
 
-_MEDIA_TYPES = {
-    "html": "text/html",
-    "css": "text/css",
-    "js": "text/javascript",
-    "svg": "image/svg+xml",
-}
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -36,20 +29,12 @@ _HEADERS = {
 }
 
 
-class PageFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of the page."""
-
-    body: bytes
-    media_type: str
-    etag: str
-
-
-def page_files() -> dict[str, PageFile]:
+def page_files() -> dict[str, StaticFile]:
     """Read the files of the page, by name."""
     return {
-        entry.name: _read(entry.name, entry.read_bytes())
+        entry.name: StaticFile(entry.name, entry.read_bytes())
         for entry in (files("services.api") / "page").iterdir()
-        if _extension(entry.name) in _MEDIA_TYPES
+        if extension_of(entry.name) in MEDIA_TYPES
     }
 
 
@@ -61,33 +46,20 @@ def page_handlers() -> list[HTTPRouteHandler]:
 @get("/", include_in_schema=False)
 async def document(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Return the page."""
-    return _answer(request, DOCUMENT)
+    return await _answer(request, DOCUMENT)
 
 
 @get("/page/{name:str}", include_in_schema=False)
 async def part(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
     """Return a file that the page loads."""
-    return _answer(request, name)
+    return await _answer(request, name)
 
 
-def _answer(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
+async def _answer(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
     file = _FILES.get(name)
     if file is None:
         raise NotFoundException
-    headers = _HEADERS | {"ETag": file.etag}
-    if request.headers.get("if-none-match") == file.etag:
-        return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return Response(file.body, media_type=file.media_type, headers=headers)
-
-
-def _read(name: str, body: bytes) -> PageFile:
-    return PageFile(
-        body=body, media_type=_MEDIA_TYPES[_extension(name)], etag=f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    )
-
-
-def _extension(name: str) -> str:
-    return name.rpartition(".")[2]
+    return await file.answer(request, _HEADERS)
 
 
 _FILES = page_files()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from litestar import Litestar
 
 from services.ingest.city_day import CityDayIngest
-from services.ingest.memory import return_large_buffers
+from services.ingest.memory import tune_allocator
 from services.ingest.persistence import WAIT_MAX_S, Circuit, Persistence
 from services.ingest.planner import Planner
 from services.ingest.role import Role
@@ -28,7 +28,7 @@ POLL_INTERVAL_S_MAX = 20 * 86_400.0
 
 def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
     """Wire the ingest service over the Kafka, S3 and upstream of the settings."""
-    return_large_buffers()
+    tune_allocator()
     surroundings = Surroundings(settings, source="ingest")
     patience = surroundings.patience
     circuit = Circuit(patience, retry_after_max_s=settings.upstream_retry_after_max_s)

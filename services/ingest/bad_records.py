@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from services.ingest.trip_file import BadRecord, shortened
@@ -23,13 +22,13 @@ class BadRecords:
         """The first of them, at most `BAD_RECORDS_REPORTED_MAX`."""
         return tuple(self._reported)
 
-    def add(self, fault: InvalidTrip, *, record_number: int, find_offset: Callable[[], int | None]) -> None:
-        """Count a record, and ask where it begins if it is one to be reported."""
+    def add(self, fault: InvalidTrip, *, record_number: int, byte_offset: int) -> None:
+        """Count a record."""
         self.count += 1
         if len(self._reported) < BAD_RECORDS_REPORTED_MAX:
             bad = BadRecord(
                 record_number=record_number,
-                byte_offset=find_offset(),
+                byte_offset=byte_offset,
                 field=fault.field,
                 value=None if fault.value is None else shortened(fault.value),
                 reason=fault.reason,

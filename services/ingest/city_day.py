@@ -2,7 +2,8 @@
 
 The order of effects:
 
-1. read the manifest; if this task's request already made its revision, go on at 7: no download;
+1. read the manifest; if this task's request already made its revision, go on at 7: no download; if the request was
+   cancelled meanwhile, go on at 8: the city is skipped;
 2. ask the upstream, on condition that the file changed;
 3. stream it to a raw key of this attempt's own, hashed, validated and folded as the bytes pass, while a note says that
    this attempt is being parsed (``attempts.py``);
@@ -23,7 +24,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import Executor
 
 import msgspec
@@ -31,6 +32,7 @@ import structlog
 
 from services.ingest.apart import fold_apart
 from services.ingest.attempts import APART_AFTER, DEATHS_MAX, Attempts
+from services.ingest.cancelling import CANCELLED, RequestCancelled, read_cancelled
 from services.ingest.lineage import read_lineage
 from services.ingest.parser import DEFAULT_RULES, FileRules, fold_trip_file
 from services.ingest.planner import read_plan
@@ -40,6 +42,7 @@ from services.ingest.streaming import FileRefused, Fold, Meter, Streamed, stream
 from services.ingest.upstream import AnswerBroke, CityFailed, Download, Persistence, Upstream
 from shared import health, keys, objects
 from shared.events import Cause, CityFinished, CityProgressed, IngestCity, Outcome, Published
+from shared.identity import RequestId
 from shared.objects import Manifest
 from shared.outbox import events_of_manifest
 from shared.publishing import LogUnavailable, Outgoing, Publisher
@@ -97,7 +100,9 @@ class CityDayIngest:
         chosen = max(tasks, key=lambda task: task.plan_revision)
         log = _log.bind(date=str(chosen.date), city_id=chosen.city_id, request_id=chosen.request_id)
         try:
-            finished = await self._persistence.fetch(lambda: self._ingest(chosen))
+            finished = await self._persistence.fetch(lambda: self._ingest(chosen, tasks))
+        except RequestCancelled as cancelled:
+            finished = Finished(outcome=Outcome.SKIPPED, reason=str(cancelled))
         except CityFailed as error:
             finished = Finished(outcome=Outcome.FAILED, reason=str(error)[:2_000])
         log.info(
@@ -131,18 +136,21 @@ class CityDayIngest:
         )
         await self._publisher.publish([Outgoing(ended)])
 
-    async def _ingest(self, task: IngestCity) -> Finished:
+    async def _ingest(self, task: IngestCity, tasks: Sequence[IngestCity]) -> Finished:
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    finished = await self._try_once(task)
+                    finished = await self._try_once(task, {one.request_id for one in tasks})
                     if finished is not None:
                         return finished
         except TimeoutError as error:
             raise AnswerBroke(f"the city-day took longer than its deadline of {self._deadline_s:.0f} s") from error
 
-    async def _try_once(self, task: IngestCity) -> Finished | None:
-        """Go through steps 1 to 6 once. Returns None if the race for the manifest was lost."""
+    async def _try_once(self, task: IngestCity, wanted_by: Collection[RequestId]) -> Finished | None:
+        """Go through steps 1 to 6 once. Returns None if the race for the manifest was lost.
+
+        Raises RequestCancelled if all the requests that wanted the city-day were cancelled before it was begun.
+        """
         key = keys.manifest(task.date, task.city_id)
         found = await self._store.get(key)
         previous = objects.decode(Manifest, found.body, key) if found else None
@@ -153,32 +161,40 @@ class CityDayIngest:
             if place is None:
                 return Finished(outcome=Outcome.STORED, manifest=previous)
             return await self._swap(key, etag, await self._next(previous, task, place, None, attempt))
+        if await self._all_cancelled(wanted_by):
+            if previous is None or previous.request_id not in wanted_by:
+                raise RequestCancelled(CANCELLED)
+            return Finished(outcome=Outcome.STORED, manifest=previous)  # it may not be published yet
         place = await self._place(task, previous)
         known = validators_of(previous, self._upstream.city_url(task.upstream_id, task.date), self._rules)
         async with self._upstream.download(task.upstream_id, task.date, known) as download:
-            if download.chunks is None:
-                manifest = await self._next(previous, task, place, None, attempt)
-                return await self._swap(key, etag, manifest) if manifest else _unchanged(previous)
-            raw_key = keys.raw(task.date, task.city_id, attempt)
-            upload = self._store.upload(raw_key)
-            try:
-                try:
-                    streamed = await self._stream(task, download, upload, attempt)
-                except FileRefused as refused:
-                    arrived = Arrived(
-                        url=download.url, validators=download.validators, attempt=attempt, raw_key=raw_key
-                    )
-                    report = await self._quarantine.keep(refused, task, arrived, upload)
-                    return Finished(outcome=Outcome.FAILED, reason=report.reason, quarantine_key=report.key)
-                file = NewFile(raw_key=raw_key, url=download.url, validators=download.validators, streamed=streamed)
-                manifest = await self._next(previous, task, place, file, attempt)
-                if manifest is None:
-                    return _unchanged(previous)
-                if manifest.raw_key == raw_key:
-                    await upload.complete()
-            finally:
-                await upload.abort()
-        return await self._swap(key, etag, manifest)
+            taken = await self._take(download, task, previous, place, attempt)
+        return taken if isinstance(taken, Finished) else await self._swap(key, etag, taken)
+
+    async def _take(
+        self, download: Download, task: IngestCity, previous: Manifest | None, place: Place, attempt: str
+    ) -> Manifest | Finished:
+        """Do with an answer what is to be done; return the next revision, or how the city-day ended without one."""
+        if download.chunks is None:
+            return await self._next(previous, task, place, None, attempt) or _unchanged(previous)
+        raw_key = keys.raw(task.date, task.city_id, attempt)
+        upload = self._store.upload(raw_key)
+        try:
+            streamed = await self._stream(task, download, upload, attempt)
+            file = NewFile(raw_key=raw_key, url=download.url, validators=download.validators, streamed=streamed)
+            manifest = await self._next(previous, task, place, file, attempt)
+            if manifest is None:
+                return _unchanged(previous)
+            if manifest.raw_key == raw_key:
+                await upload.complete()
+        except FileRefused as refused:
+            arrived = Arrived(url=download.url, validators=download.validators, attempt=attempt, raw_key=raw_key)
+            report = await self._quarantine.keep(refused, task, arrived, upload)
+            return Finished(outcome=Outcome.FAILED, reason=report.reason, quarantine_key=report.key)
+        else:
+            return manifest
+        finally:
+            await upload.abort()
 
     async def _stream(self, task: IngestCity, download: Download, upload: Upload, attempt: str) -> Streamed:
         """Pass the file through, noted as being parsed for so long. Raises FileRefused if it is no trip file."""
@@ -207,6 +223,12 @@ class CityDayIngest:
             await self._attempts.end(task.date, task.city_id, attempt, settled=settled)
         health.bad_records.inc(streamed.folded.bad_records)
         return streamed
+
+    async def _all_cancelled(self, request_ids: Collection[RequestId]) -> bool:
+        for request_id in sorted(request_ids):
+            if await read_cancelled(self._store, request_id) is None:
+                return False
+        return True
 
     async def _next(
         self, previous: Manifest | None, task: IngestCity, place: Place, file: NewFile | None, attempt: str

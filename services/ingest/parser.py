@@ -1,31 +1,31 @@
 """Folds one trip file, as it streams by, into what its city-day contributes.
 
 `fold_trip_file` is synchronous and touches nothing but the `read` it is given, so it runs in a worker thread and
-in a test alike. The fast path folds what it can; from the first byte it declines, the reference path goes on,
-and it alone finds fault. So there is one verdict on any file, however the bytes were cut on their way.
-
-A file is one JSON array of trips. Other forms (records under a path of an object, one record a line) belong into
-`_enter_records`, which brings the bytes to where the first record is awaited.
+in a test alike. The fast path folds what it can; what it declines, the reference path folds, and it alone finds fault.
+So there is one verdict on any file, however the bytes were cut on their way.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
 from services.ingest.bad_records import BadRecords
-from services.ingest.fast_path import fold_windows
-from services.ingest.reference_path import fold_events
+from services.ingest.envelope import make_envelope
+from services.ingest.fast_path import SMALLEST_WINDOW_BYTES, FastPath
+from services.ingest.json_events import any_exponent
+from services.ingest.record_reader import ArrayRecords, LineRecords
+from services.ingest.reference_path import ReferencePath
 from services.ingest.tally import Tally
 from services.ingest.trip_file import (
     BadRecord,
+    FileFault,
     InvalidTripFile,
     ParserLimits,
     TooManyBadRecords,
     UnfoldedBytes,
-    shortened,
 )
 from shared.contribution import Contribution
 from shared.file_rules import FileRules
@@ -45,22 +45,20 @@ __all__ = [
 DEFAULT_LIMITS: Final = ParserLimits()
 DEFAULT_RULES: Final = FileRules()
 
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
-
 
 class FoldedFile(msgspec.Struct, frozen=True, kw_only=True):
     """What a valid file adds up to.
 
     `records` are all it has, of which `bad_records` are left out of the sums and the first of those are `reported`.
-    `trips_on_other_dates` are among the sums. `path` is the one that read the end of the file.
+    `trips_on_other_dates` are among the sums. The reference path read `records_read_slowly` of the records.
     """
 
     contribution: Contribution
     trips_on_other_dates: int
-    path: Literal["fast", "reference"]
-    records: int = 0
+    records: int
     bad_records: int = 0
     reported: tuple[BadRecord, ...] = ()
+    records_read_slowly: int = 0
 
 
 def fold_trip_file(
@@ -76,9 +74,8 @@ def fold_trip_file(
 
     `read` returns the next bytes, as many as it likes, and ``b""`` at the end; it may block, and what it raises is
     passed on. A valid file is read to its end. `progress` is told the number of trips folded so far, now and then. With
-    `force_reference` the fast path is left out: slower, and the same answer.
-
-    Records that break a rule are left out, counted and reported, as far as the `rules` allow.
+    `force_reference` the fast path is left out: slower, and the same answer. Records that break a rule are left out,
+    counted and reported, as far as the `rules` allow.
 
     Raises `InvalidTripFile` for a file that is not read to its end, `TooManyBadRecords` for one that is and has more
     of them than it may, and nothing else for any bytes.
@@ -87,38 +84,41 @@ def fold_trip_file(
     bad = BadRecords()
     unfolded = UnfoldedBytes(read)
     report = progress or (lambda _trips: None)
-    _enter_records(unfolded)
-    path: Literal["fast", "reference"] = "fast"
-    if force_reference or not fold_windows(unfolded, tally, limits, report):
-        path = "reference"
-        fold_events(unfolded, tally, limits, report, bad)
+    reader = (LineRecords if rules.form.is_lines else ArrayRecords)(unfolded, limits)
+    reference = ReferencePath(unfolded, reader, tally, bad, report)
+    fast = None if force_reference else FastPath(unfolded, rules.form, tally, limits, report)
+    envelope = make_envelope(unfolded, rules.form, limits)
+    with any_exponent():
+        try:
+            envelope.enter()
+            _fold_records(fast, reference, limits)
+            envelope.leave()
+        except FileFault as fault:
+            raise InvalidTripFile(
+                fault.reason, byte_offset=unfolded.offset, bad_records=bad.count, reported=bad.reported
+            ) from fault
     records = tally.trips + bad.count
     if bad.count and not rules.bad_records_max.allows(bad.count, records=records):
         raise TooManyBadRecords(bad.count, bad.reported, records=records)
     return FoldedFile(
         contribution=tally.contribution,
         trips_on_other_dates=tally.trips_on_other_dates,
-        path=path,
         records=records,
         bad_records=bad.count,
         reported=bad.reported,
+        records_read_slowly=reference.records,
     )
 
 
-def _enter_records(unfolded: UnfoldedBytes) -> None:
-    """Go past a byte order mark, white space and the bracket that opens the array of trips."""
-    unfolded.fill(len(_BYTE_ORDER_MARK))
-    if unfolded.pending.startswith(_BYTE_ORDER_MARK):
-        unfolded.drop(len(_BYTE_ORDER_MARK))
-    while not (text := unfolded.pending.lstrip(b" \t\r\n")):
-        if unfolded.ended:
-            raise InvalidTripFile("empty document", byte_offset=unfolded.offset)
-        unfolded.drop(len(unfolded.pending))
-        unfolded.fill(1)
-    unfolded.drop(len(unfolded.pending) - len(text))
-    first = bytes(unfolded.pending[:1])
-    if first == b"{":
-        raise InvalidTripFile("expected an array of trips, got an object", byte_offset=unfolded.offset)
-    if first != b"[":
-        raise InvalidTripFile("expected an array of trips", byte_offset=unfolded.offset, value=shortened(first))
-    unfolded.drop(1)
+def _fold_records(fast: FastPath | None, reference: ReferencePath, limits: ParserLimits) -> None:
+    """Fold all records. The longer the fast path takes none, the rarer it is asked."""
+    if fast is None:
+        reference.fold(None)
+        return
+    stretch_bytes = SMALLEST_WINDOW_BYTES
+    more = True
+    while more:
+        if fast.fold():
+            stretch_bytes = SMALLEST_WINDOW_BYTES
+        more = reference.fold(stretch_bytes)
+        stretch_bytes = min(2 * stretch_bytes, limits.window_bytes)

@@ -2,6 +2,7 @@
 
 The order of effects:
 
+0. nothing for a request that was cancelled, but the word that it was;
 1. the list of cities from the upstream, and a slug for each country (``state/countries.json``, compare-and-swap);
 2. the plan (compare-and-swap, revision + 1); one that this request already made, or that expects the same, stays;
 3. ``CountryDayPlanned`` for each country of the plan, and an empty one for each that has no city left;
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 
+from services.ingest.cancelling import CANCELLED, RequestCancelled, read_cancelled
 from services.ingest.identity import CityList, InvalidCityList, mint_slugs, parse_city_list
 from services.ingest.lineage import next_revision, read_lineage
 from services.ingest.upstream import CityFailed, Persistence, Upstream
@@ -65,15 +67,13 @@ class Planner:
         log = _log.bind(request_id=request.request_id, date=str(request.date))
         try:
             plan = await self._plan_of(request)
+        except RequestCancelled as cancelled:
+            log.info("request cancelled")
+            await self._publish_failed(request, f"{cancelled} before its cities were planned")
+            return
         except (CityFailed, InvalidCityList) as error:
             log.warning("request failed", reason=str(error))
-            failed = RequestFailed(
-                request_id=request.request_id,
-                date=request.date,
-                requested_at=request.requested_at,
-                reason=f"the list of cities could not be had: {error}"[:2_000],
-            )
-            await self._publisher.publish([Outgoing(failed)])
+            await self._publish_failed(request, f"the list of cities could not be had: {error}")
             return
         await self._publish_countries(plan)
         cities = sum(len(planned.cities) for planned in plan.countries.values())
@@ -97,6 +97,15 @@ class Planner:
             await self._publish_countries(plan)
             latest = await read_plan(self._store, request.date)
 
+    async def _publish_failed(self, request: ProcessRequested, reason: str) -> None:
+        failed = RequestFailed(
+            request_id=request.request_id,
+            date=request.date,
+            requested_at=request.requested_at,
+            reason=reason[:2_000],
+        )
+        await self._publisher.publish([Outgoing(failed)])
+
     async def _publish_countries(self, plan: Plan) -> None:
         events: list[CountryDayPlanned] = []
         for country in sorted({*plan.countries, *plan.gone}):
@@ -112,6 +121,7 @@ class Planner:
             before = objects.decode(Plan, found.body, key) if found else None
             if before is not None and _made_for(before, request):
                 return before
+            await self._refuse_cancelled(request)
             body = await self._persistence.fetch(self._upstream.cities)
             # A list may hold 100,000 cities: threads keep the event loop free for heartbeats and streams.
             listed = await asyncio.to_thread(parse_city_list, body)
@@ -127,6 +137,12 @@ class Planner:
                 health.lost_races.labels("plan").inc()
                 continue
             return plan
+
+    async def _refuse_cancelled(self, request: ProcessRequested) -> None:
+        record = await read_cancelled(self._store, request.request_id)
+        # One whose cities are known ends city by city: its tasks are published again, for the workers to skip.
+        if record is not None and not record.planned:
+            raise RequestCancelled(CANCELLED)
 
     async def _mint(self, listed: CityList) -> Countries:
         while True:

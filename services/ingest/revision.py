@@ -52,7 +52,7 @@ def would_fold_alike(manifest: Manifest, rules: FileRules) -> bool:
 
     If not, the same bytes are folded again. How bad records are judged counts only for a file that has some.
     """
-    if manifest.rule_version != RULE_VERSION:
+    if manifest.rule_version != RULE_VERSION or manifest.records_form != str(rules.form):
         return False
     concerned = manifest.bad_records if manifest.other_dates_are_bad else manifest.trips_on_other_dates
     if concerned and manifest.other_dates_are_bad != rules.other_dates_are_bad:
@@ -117,6 +117,7 @@ def next_manifest(
         last_modified=file.validators.last_modified,
         request_id=task.request_id,
         rule_version=RULE_VERSION,
+        records_form=str(rules.form),
         bad_records=file.streamed.folded.bad_records,
         other_dates_are_bad=rules.other_dates_are_bad,
         ingested_at=now,
@@ -138,6 +139,7 @@ def refolded(
         contribution=folded.contribution,
         trips_on_other_dates=folded.trips_on_other_dates,
         rule_version=RULE_VERSION,
+        records_form=str(rules.form),
         bad_records=folded.bad_records,
         other_dates_are_bad=rules.other_dates_are_bad,
     )

@@ -11,7 +11,7 @@ import hashlib
 import queue
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -20,8 +20,8 @@ from services.ingest.faults import AnswerBroke, CityFailed, UpstreamDown
 from services.ingest.parser import DEFAULT_RULES, FileRules, FoldedFile, InvalidTripFile, fold_trip_file
 from shared.store import Upload
 
-CHUNK_BYTES = 256 * 1024
-CHUNKS_QUEUED_MAX = 4
+BATCH_BYTES = 256 * 1024
+BATCHES_QUEUED_MAX = 4
 
 
 class Streamed(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,31 +71,42 @@ class Meter:
 
 
 class _Bridge:
-    """A bounded queue of chunks from the event loop to one thread."""
+    """A bounded queue of batches of chunks, from the event loop to one thread."""
 
     def __init__(self) -> None:
-        self._chunks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._room = asyncio.Semaphore(CHUNKS_QUEUED_MAX)
+        self._batches: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
+        self._room = asyncio.Semaphore(BATCHES_QUEUED_MAX)
         self._loop = asyncio.get_running_loop()
+        self._parsing: asyncio.Future[FoldedFile | _Verdict] | None = None
         self.sha256 = hashlib.sha256()
         self.exhausted = False
 
-    async def put(self, chunk: bytes) -> None:
+    def watch(self, parsing: asyncio.Future[FoldedFile | _Verdict]) -> None:
+        """Let no ``put`` wait for a thread that has ended."""
+        self._parsing = parsing
+        parsing.add_done_callback(lambda _: self._room.release())
+
+    async def put(self, batch: list[bytes]) -> None:
+        """Queue chunks for the thread. It ends before the file does by an error of its own alone: that is raised."""
         await self._room.acquire()
-        self._chunks.put(chunk)
+        if self._parsing is not None and self._parsing.done():
+            self._parsing.result()
+        self._batches.put(batch)
 
     def end(self) -> None:
-        self._chunks.put(b"")
+        self._batches.put([])
 
     def read(self) -> bytes:
-        """Take the next chunk, in the thread; ``b""`` at the end."""
-        chunk = self._chunks.get()
-        if chunk:
-            self.sha256.update(chunk)
-            self._loop.call_soon_threadsafe(self._room.release)
-        else:
+        """Take the next bytes, in the thread; ``b""`` at the end."""
+        batch = self._batches.get()
+        if not batch:
             self.exhausted = True
-        return chunk
+            return b""
+        # Joined here, not in the loop, and before hashing: each update gives up the interpreter and awaits it again.
+        joined = b"".join(batch)
+        self.sha256.update(joined)
+        self._loop.call_soon_threadsafe(self._room.release)
+        return joined
 
 
 class _Verdict(msgspec.Struct, frozen=True):
@@ -133,12 +144,14 @@ async def stream_file(
             return verdict
 
     parsing = loop.run_in_executor(threads, parse)
+    bridge.watch(parsing)
     broke_off: Exception | None = None
     try:
-        async for chunk in _gathered(chunks):
-            await _put_unless_parsed(bridge, chunk, parsing)
-            await upload.write(chunk)
-            meter.bytes_done += len(chunk)
+        async for batch in _batches(chunks):
+            await bridge.put(batch)
+            for chunk in batch:
+                await upload.write(chunk)
+                meter.bytes_done += len(chunk)
     except (AnswerBroke, UpstreamDown, CityFailed) as error:
         broke_off = error
     finally:
@@ -157,33 +170,24 @@ async def stream_file(
     return Streamed(sha256=sha256, size_bytes=meter.bytes_done, folded=parsed)
 
 
-async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Join small chunks, so that neither thread switches nor copies are paid for each packet.
+async def _batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """Gather small chunks, so that no switch of threads is paid for each packet.
 
     What came before a fault of the upstream is given before the fault is raised.
     """
-    buffer = bytearray()
+    batch: list[bytes] = []
+    batch_bytes = 0
     fault: Exception | None = None
     try:
         async for chunk in chunks:
-            buffer += chunk
-            if len(buffer) >= CHUNK_BYTES:
-                yield bytes(buffer)
-                buffer.clear()
+            batch.append(chunk)
+            batch_bytes += len(chunk)
+            if batch_bytes >= BATCH_BYTES:
+                yield batch
+                batch, batch_bytes = [], 0
     except (AnswerBroke, UpstreamDown, CityFailed) as error:
         fault = error
-    if buffer:
-        yield bytes(buffer)
+    if batch:
+        yield batch
     if fault is not None:
         raise fault
-
-
-async def _put_unless_parsed(bridge: _Bridge, chunk: bytes, parsing: asyncio.Future[FoldedFile | _Verdict]) -> None:
-    """Queue a chunk for the thread; it ends before the file does only by an error of its own, which is raised here."""
-    putting = asyncio.ensure_future(bridge.put(chunk))
-    either: list[asyncio.Future[Any]] = [putting, parsing]
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not putting.done():
-        putting.cancel()
-    if parsing.done():
-        parsing.result()

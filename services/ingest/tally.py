@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date as calendar_date
-from datetime import time
-from typing import Final
+from typing import Annotated, Final
 
-from services.ingest.trips import DatedTrip, InvalidTrip, Trip, delay_ms, departure_date
+import msgspec
+
+from services.ingest.trips import DELAY_MAX_MS, DatedTrip, InvalidTrip, Trip, delay_ms, departure_date
 from shared.contribution import Contribution
 
 DELAYS_MAX: Final = 65_536
 DEPARTURES_MAX: Final = 100_000
 """More than a day has seconds, so a file of whole seconds never empties the dictionary."""
 DEPARTURE_KEPT_MAX_CHARACTERS: Final = 64
+OTHER_DATE: Final = "the trip departs on another date than the file's"
 
 
 class Tally:
@@ -31,6 +33,7 @@ class Tally:
         day = calendar_date.fromisoformat(date)
         if day.isoformat() != date:
             raise ValueError(f"expected a date such as 2024-05-01, got {date!r}")
+        self.date = date
         self._day = day
         self._other_dates_are_bad = other_dates_are_bad
         self.trips = 0
@@ -56,46 +59,45 @@ class Tally:
         delay = self._delays[trip.delay]
         on_another_date = self._on_another_date[trip.departure_time]
         if on_another_date and self._other_dates_are_bad:
-            raise _other_date(trip.departure_time)
+            raise InvalidTrip(OTHER_DATE, field="departure-time", value=trip.departure_time)
         self.trips += 1
         self.trips_on_other_dates += on_another_date
         self._passengers += trip.passengers
         self._accidents += trip.accident
         self._delay_total_ms += delay
 
-    def add_all(self, trips: Sequence[Trip]) -> None:
-        """Add all of these trips, or none if one breaks a rule."""
-        departures = [trip.departure_time for trip in trips]
-        on_other_dates = sum(map(self._on_another_date.__getitem__, departures))
+    def add_all(self, trips: Sequence[Trip] | Sequence[DatedTrip], *, on_other_dates: int) -> None:
+        """Add all of these trips, or none if one breaks a rule; so many of them depart on another date."""
         if on_other_dates and self._other_dates_are_bad:
-            raise _other_date(departures[0])
-        self._add_sums(trips, on_other_dates=on_other_dates)
-
-    def add_all_dated(self, trips: Sequence[DatedTrip], *, rounded: bool) -> bool:
-        """Add all of these trips, or none; return whether it could be told which are on other dates.
-
-        `rounded` says that departures may have been written with fractions, which the decoder rounds: what
-        is midnight in `trips` may then have been written as the last moment of the date before.
-        """
-        if rounded and any(trip.departure_time.time() == time.min for trip in trips):
-            return False
-        on_this_date = [trip.departure_time.date() for trip in trips].count(self._day)
-        if on_this_date < len(trips) and self._other_dates_are_bad:
-            return False
-        self._add_sums(trips, on_other_dates=len(trips) - on_this_date)
-        return True
-
-    def _add_sums(self, trips: Sequence[Trip] | Sequence[DatedTrip], *, on_other_dates: int) -> None:
-        delay_total_ms = sum(map(self._delays.__getitem__, [trip.delay for trip in trips]))
+            raise InvalidTrip(OTHER_DATE, field="departure-time")
+        delay_total_ms = self._sum_delays_ms([trip.delay for trip in trips])
         self.trips += len(trips)
         self.trips_on_other_dates += on_other_dates
         self._passengers += sum([trip.passengers for trip in trips])
         self._accidents += len([trip for trip in trips if trip.accident])
         self._delay_total_ms += delay_total_ms
 
+    def count_on_other_dates(self, trips: Sequence[Trip]) -> int:
+        """Return how many depart on another date than the file's. Raises `InvalidTrip`."""
+        return sum(map(self._on_another_date.__getitem__, [trip.departure_time for trip in trips]))
 
-def _other_date(written: str) -> InvalidTrip:
-    return InvalidTrip("the trip departs on another date than the file's", field="departure-time", value=written)
+    def count_dated_on_other_dates(self, trips: Sequence[DatedTrip]) -> int:
+        """Return how many depart on another date than the file's, as their decoder read them."""
+        return len(trips) - [trip.departure_time.date() for trip in trips].count(self._day)
+
+    def _sum_delays_ms(self, delays: list[str]) -> int:
+        """Return the sum, at once if all delays are whole seconds and nothing else, such as ``PT4080S``."""
+        written = ",".join(delays).encode()
+        if written.translate(None, b"0123456789") == b"PTS," * (len(delays) - 1) + b"PTS":
+            try:
+                # Were digits elsewhere than between T and S, this would be no array of numbers.
+                return 1000 * sum(_whole_seconds.decode(b"[%b]" % written[2:-1].replace(b"S,PT", b",")))
+            except msgspec.MsgspecError:
+                pass
+        return sum(map(self._delays.__getitem__, delays))
+
+
+_whole_seconds: Final = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge=0, le=DELAY_MAX_MS // 1000)]])
 
 
 class _Delays(dict[str, int]):

@@ -18,14 +18,13 @@ class ParserLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of parsing one file.
 
     `window_bytes` is what the fast path decodes at once: for that long, 0.2 ms, the decoder holds the interpreter,
-    and with more than 256 KiB the trips outgrow the processor's cache and all is slower. `piece_bytes` is what the
-    reference path hands to its parser at once. `record_bytes` is the longest record, `depth` the deepest nesting,
+    and with more than 256 KiB the trips outgrow the processor's cache and all is slower. `record_bytes` is the longest
+    record, and the most that may stand before or after an array that lies under a path. `depth` is the deepest nesting,
     counting the array of records and the record itself, and `retreats` how often a window whose end was no record's
     end is cut shorter.
     """
 
     window_bytes: int = 128 * 1024
-    piece_bytes: int = 16 * 1024
     record_bytes: int = 1024 * 1024
     depth: int = 64
     retreats: int = 4
@@ -34,8 +33,8 @@ class ParserLimits(msgspec.Struct, frozen=True, kw_only=True):
         """Refuse bounds under which the two paths could answer differently."""
         if not 0 < self.window_bytes <= self.record_bytes:
             raise ValueError("a window holds at least a byte and at most one longest record")
-        if self.piece_bytes < 1 or self.depth < 2 or self.retreats < 0:
-            raise ValueError("a piece holds at least a byte, and a record is two deep")
+        if self.depth < 2 or self.retreats < 0:
+            raise ValueError("a record is two deep, and there are no fewer retreats than none")
 
 
 class BadRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,10 +130,21 @@ def shortened(value: object) -> str:
     return text if len(text) <= VALUE_MAX_CHARACTERS else text[: VALUE_MAX_CHARACTERS - 1] + "…"
 
 
+class FileFault(Exception):
+    """What ends a file at once, before it is known where: `reason` as in `InvalidTripFile`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+WHITE_SPACE: Final = re.compile(rb"[ \t\r\n]*")
+
+
 class UnfoldedBytes:
     """The bytes of a file from where folding stands: `pending`, which begin at `offset`, and what `read` will give.
 
-    `inside` says that records before `pending` are folded, so that a comma or the end of the array follows.
+    `inside` says that records before `pending` are folded, so that what separates two records, or ends them, follows.
     """
 
     def __init__(self, read: Callable[[], bytes]) -> None:
@@ -150,6 +160,17 @@ class UnfoldedBytes:
             chunk = self._read()
             self.pending += chunk
             self.ended = not chunk
+
+    def peek(self, passed_over: re.Pattern[bytes] = WHITE_SPACE) -> bytes:
+        """Drop white space, or what else may be passed over; return the next byte, or ``b""`` at the end."""
+        while True:
+            match = passed_over.match(self.pending)
+            assert match is not None
+            if match.end():
+                self.drop(match.end())
+            if self.pending or self.ended:
+                return bytes(self.pending[:1])
+            self.fill(1)
 
     def drop(self, size_bytes: int) -> None:
         """Go on after the first so many pending bytes."""

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.serving import served
 from tests.unit.api_world import World
+
+DEADLINE_MS = 30_000
 
 
 def chromium() -> str | None:
@@ -29,7 +31,10 @@ def chromium() -> str | None:
 def _browser() -> Iterator[Browser]:
     executable = chromium()
     if executable is None:
-        pytest.skip("no Chromium: set TRIPFOLD_TEST_CHROMIUM to one, or run `playwright install chromium`")
+        # A run that decides about a change leaves nothing out.
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up("no Chromium: set TRIPFOLD_TEST_CHROMIUM to one, or run `playwright install chromium`")
+    expect.set_options(timeout=DEADLINE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=executable,
@@ -55,7 +60,7 @@ def _page(browser: Browser, address: str) -> Iterator[Page]:
     """Yield a page that fails its test if it asked another host for anything, or met an error nobody caught."""
     del address  # asked for so that the API outlives the page
     context = browser.new_context(viewport={"width": 1180, "height": 900}, locale="en-GB", timezone_id="UTC")
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(DEADLINE_MS)
     page = context.new_page()
     asked: list[str] = []
     faults: list[str] = []

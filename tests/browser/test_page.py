@@ -292,3 +292,18 @@ CONTRASTS_MIN = """() => {
   probe.remove();
   return Math.min(...found);
 }"""
+
+
+def test_events(page: Page, address: str) -> None:
+    """The page of the events shows every event, and loads nothing from elsewhere."""
+    requested: list[str] = []
+    faults: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(f"{address}/asyncapi")
+    shown = page.locator("asyncapi-viewer")
+    for text in ("Tripfold events", "send-city-stats", "CityDayRetracted", "highest revision"):
+        expect(shown.get_by_text(text).first).to_be_visible()
+    assert all(url.startswith((address, "data:", "blob:")) for url in requested)
+    assert faults == []

@@ -234,6 +234,19 @@ class World:
                 await self.resume_paused()
         raise Stuck(f"after {ROUNDS_MAX} rounds")
 
+    async def run_turns(self, turns: int) -> int:
+        """Let the processes take so many turns that have something to do; return how many they found."""
+        taken = 0
+        for _ in range(ROUNDS_MAX):
+            before = taken
+            for role in ROLES:
+                if taken == turns:
+                    return taken
+                taken += await self.take_turn(role)
+            if taken == before:
+                break
+        return taken
+
     async def resume_paused(self) -> None:
         """Let the processes that stood still go on where they were; others have long done their work."""
         while self._standing_still:
@@ -317,6 +330,16 @@ def _is_death(error: BaseException) -> bool:
 def summaries(world: World) -> dict[str, bytes]:
     """Return the bytes of every summary, by key."""
     return world.store.bodies("summaries/")
+
+
+def inconsistencies(world: World) -> list[str]:
+    """Name everything in a world at rest that does not agree with the manifests and plans, whatever it says."""
+    return [
+        *world.unexpected,
+        *_summaries_against_manifests(world),
+        *_raw_objects_against_manifests(world),
+        *_topics_against_the_bucket(world),
+    ]
 
 
 def differences(world: World) -> list[str]:

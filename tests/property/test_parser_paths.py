@@ -17,12 +17,14 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.ingest.parser import InvalidTripFile, ParserLimits, fold_trip_file
+from services.ingest.parser import DEFAULT_RULES, BadRecord, InvalidTripFile, ParserLimits, fold_trip_file
 from services.ingest.trips import InvalidTrip, delay_ms, departure_date
+from shared.file_rules import BadRecordsMax, FileRules, RecordsForm
 
 DATE = "2024-05-01"
 
-Outcome = tuple[int, int, int, int, int] | str
+Numbers = tuple[int, int, int, int, int]
+Outcome = tuple[Numbers | str, int, tuple[BadRecord, ...]]
 
 space = st.sampled_from(["", "", "", " ", "\n", "\t", "\r\n  "])
 string_contents = st.sampled_from(
@@ -128,34 +130,55 @@ def records(draw: st.DrawFn, *, odd: bool) -> str:
     return "{" + gap + f",{gap}".join(f"{name}{gap}:{value}" for name, value in pairs) + gap + "}"
 
 
-@st.composite
-def documents(draw: st.DrawFn, *, odd: bool) -> bytes:
-    """Draw a document, an array of a few records; only with `odd` may it be damaged."""
-    gap = draw(space)
-    items = draw(st.lists(records(odd=odd), max_size=6))
-    text = draw(st.sampled_from(["", "", "\ufeff"])) + gap + "[" + f"{gap},{gap}".join(items) + gap + "]" + draw(space)
-    body = text.encode()
-    if odd and draw(st.booleans()):
-        place = draw(st.integers(0, len(body)))
-        match draw(st.sampled_from(["cut", "flip", "insert", "append"])):
-            case "cut":
-                body = body[:place]
-            case "flip":
-                body = body[:place] + bytes([draw(st.integers(0, 255))]) + body[place + 1 :]
-            case "insert":
-                token = draw(
-                    st.sampled_from([b",", b"}", b"]", b"{", b"[", b'"', b"\\", b"\f", b"\0", b"null", b"/**/"])
-                )
-                body = body[:place] + token + body[place:]
-            case _:
-                body += draw(st.sampled_from([b"]", b'"a]', b"tru", b"1", b"[]", b",", b"\0", b"\xef\xbb\xbf"]))
-    return body
+forms = st.sampled_from(["array", "lines", "/data/trips", "/a.b/~1"]).map(RecordsForm.parse)
 
+
+@st.composite
+def documents(draw: st.DrawFn, form: RecordsForm, *, odd: bool) -> bytes:
+    """Draw a document of a few records; only with `odd` may it be damaged."""
+    gap = draw(space)
+    items = draw(st.lists(records(odd=odd) | any_values if odd else records(odd=odd), max_size=6))
+    if form.is_lines:
+        text = "".join(item + draw(st.sampled_from(["\n", "\n", "\r\n", "\n \n", " \n\t"])) for item in items)
+        text = draw(st.sampled_from([text, text.strip()]))
+    else:
+        text = gap + "[" + f"{gap},{gap}".join(items) + gap + "]" + draw(space)
+        for key in reversed(form.path):
+            members = draw(st.lists(st.tuples(strings, any_values), max_size=2)) if odd else []
+            members.insert(draw(st.integers(0, len(members))), (json.dumps(key), text))
+            text = "{" + gap + ",".join(f"{name}{gap}:{value}" for name, value in members) + gap + "}"
+    body = (draw(st.sampled_from(["", "", "\ufeff"])) + text).encode()
+    return draw(damaged(body)) if odd and draw(st.booleans()) else body
+
+
+@st.composite
+def damaged(draw: st.DrawFn, body: bytes) -> bytes:
+    """Draw a body that is cut, or has a byte or a token too many or another."""
+    place = draw(st.integers(0, len(body)))
+    match draw(st.sampled_from(["cut", "flip", "insert", "append"])):
+        case "cut":
+            return body[:place]
+        case "flip":
+            return body[:place] + bytes([draw(st.integers(0, 255))]) + body[place + 1 :]
+        case "insert":
+            tokens = [b",", b"}", b"]", b"{", b"[", b'"', b"\\", b"\f", b"\0", b"\n", b"null", b"/**/"]
+            return body[:place] + draw(st.sampled_from(tokens)) + body[place:]
+        case _:
+            return body + draw(
+                st.sampled_from([b"]", b'"a]', b'"}', b"tru", b"1", b"[]", b",", b"\0", b"\xef\xbb\xbf"])
+            )
+
+
+rules = st.builds(
+    FileRules,
+    form=forms,
+    bad_records_max=st.sampled_from(["0", "1", "50%", "100%"]).map(BadRecordsMax.parse),
+    other_dates_are_bad=st.booleans(),
+)
 
 limits = st.builds(
     ParserLimits,
     window_bytes=st.sampled_from([20, 128, 150, 200, 300, 500, 1000, 10_000]),
-    piece_bytes=st.sampled_from([1, 7, 100, 150, 1000, 16_384]),
     retreats=st.integers(0, 4),
 )
 
@@ -166,19 +189,38 @@ def reader(body: bytes, chunk_bytes: int) -> Callable[[], bytes]:
     return lambda: next(chunks, b"")
 
 
-def outcome(body: bytes, chunk_bytes: int, limits: ParserLimits, *, force_reference: bool) -> Outcome:
-    """Fold a body to its five numbers, or to where and why it is refused."""
+def outcome(
+    body: bytes, chunk_bytes: int, limits: ParserLimits, *, rules: FileRules = DEFAULT_RULES, force_reference: bool
+) -> Outcome:
+    """Fold a body in chunks to its five numbers and its bad records, or to the words of its refusal and those."""
+    return outcome_of(reader(body, chunk_bytes), limits, rules=rules, force_reference=force_reference)
+
+
+def outcome_of(read: Callable[[], bytes], limits: ParserLimits, *, rules: FileRules, force_reference: bool) -> Outcome:
+    """Fold what is read, as `outcome` does."""
     try:
-        folded = fold_trip_file(reader(body, chunk_bytes), date=DATE, limits=limits, force_reference=force_reference)
+        folded = fold_trip_file(read, date=DATE, rules=rules, limits=limits, force_reference=force_reference)
     except InvalidTripFile as error:
-        return f"record {error.record_number}, field {error.field}, value {error.value}: {error.reason}"
+        return str(error), error.bad_records, error.reported
     sums = folded.contribution
-    return sums.trips, sums.passengers, sums.accidents, sums.delay_total_ms, folded.trips_on_other_dates
+    numbers = sums.trips, sums.passengers, sums.accidents, sums.delay_total_ms, folded.trips_on_other_dates
+    return numbers, folded.bad_records, folded.reported
 
 
-def worked_out_otherwise(body: bytes) -> Outcome:
-    """Return the five numbers by `json.loads` and exact fractions of seconds."""
-    trips: list[dict[str, Any]] = json.loads(body.decode().removeprefix("\ufeff"))
+def read_otherwise(body: bytes, form: RecordsForm) -> list[Any]:
+    """Return the records of a valid document, by `json.loads`."""
+    text = body.decode("utf-8-sig")
+    if form.is_lines:
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    document = json.loads(text)
+    for key in form.path:
+        document = document[key]
+    assert isinstance(document, list)
+    return document
+
+
+def worked_out_otherwise(trips: list[dict[str, Any]]) -> Numbers:
+    """Return the five numbers by exact fractions of seconds."""
     units_s = {"W": 604_800, "D": 86_400, "H": 3_600, "M": 60, "S": 1}
 
     def milliseconds(written: str) -> int:
@@ -195,29 +237,66 @@ def worked_out_otherwise(body: bytes) -> Outcome:
     )
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    documents(odd=True),
-    st.lists(st.tuples(st.sampled_from([1, 3, 64, 500, 100_000]), limits, st.booleans()), min_size=3, max_size=3),
-)
-def test_both_paths_agree_on_any_document(body: bytes, ways: list[tuple[int, ParserLimits, bool]]) -> None:
-    """Sums, or the record, field and reason of a refusal, depend on the bytes alone: not on path, chunks or windows."""
-    expected = outcome(body, len(body) + 1, ParserLimits(), force_reference=True)
+def check_otherwise(body: bytes, form: RecordsForm, found: Outcome) -> None:
+    """Check what an accepted document came to: its sums, and the places of the records that were left out."""
+    numbers, bad_records, reported = found
+    records = read_otherwise(body, form)
+    assert len(reported) == bad_records
+    for bad in reported:
+        assert bad.byte_offset is not None
+        value, _ = json.JSONDecoder().raw_decode(body[bad.byte_offset :].decode())
+        assert value == records[bad.record_number - 1]
+    bad_numbers = {bad.record_number for bad in reported}
+    good = [record for number, record in enumerate(records, start=1) if number not in bad_numbers]
+    assert numbers == worked_out_otherwise(good)
+
+
+ways = st.lists(st.tuples(st.sampled_from([1, 3, 64, 500, 100_000]), limits, st.booleans()), min_size=3, max_size=3)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data(), rules, ways)
+def test_both_paths_agree_on_any_document(
+    data: st.DataObject, rules: FileRules, ways: list[tuple[int, ParserLimits, bool]]
+) -> None:
+    """Sums, bad records and refusals depend on bytes and rules alone: not on path, chunks or windows."""
+    body = data.draw(documents(rules.form, odd=True))
+    expected = outcome(body, len(body) + 1, ParserLimits(), rules=rules, force_reference=True)
     for chunk_bytes, bounds, force_reference in ways:
-        assert outcome(body, chunk_bytes, bounds, force_reference=force_reference) == expected
-    if not isinstance(expected, str):
-        assert expected == worked_out_otherwise(body)
+        assert outcome(body, chunk_bytes, bounds, rules=rules, force_reference=force_reference) == expected
+    if not isinstance(expected[0], str):
+        check_otherwise(body, rules.form, expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), rules, st.sampled_from([20, 150, 1000]))
+def test_no_cut_between_two_chunks_changes_the_outcome(
+    data: st.DataObject, rules: FileRules, window_bytes: int
+) -> None:
+    """A document may come in two chunks, cut at any byte: both paths say what they say of it in one."""
+    body = data.draw(documents(rules.form, odd=True).filter(lambda body: len(body) < 1000))
+    bounds = ParserLimits(window_bytes=window_bytes)
+    expected = outcome(body, len(body) + 1, bounds, rules=rules, force_reference=True)
+    for cut in range(1, len(body)):
+        for force_reference in (False, True):
+            chunks = iter([body[:cut], body[cut:], b""])
+            found = outcome_of(chunks.__next__, bounds, rules=rules, force_reference=force_reference)
+            assert found == expected
 
 
 @settings(max_examples=100, deadline=None)
-@given(documents(odd=False), st.sampled_from([1, 50, 100_000]), limits)
-def test_documents_by_the_rules_add_up(body: bytes, chunk_bytes: int, bounds: ParserLimits) -> None:
+@given(st.data(), forms, st.sampled_from([1, 50, 100_000]), limits)
+def test_documents_by_the_rules_add_up(
+    data: st.DataObject, form: RecordsForm, chunk_bytes: int, bounds: ParserLimits
+) -> None:
     """A document that is refused is refused for what its ignored fields hold, and any other adds up exactly."""
-    result = outcome(body, chunk_bytes, bounds, force_reference=False)
-    if isinstance(result, str):
-        assert any(part in result for part in ("nested deeper", "640 digits", "not Unicode"))
+    body = data.draw(documents(form, odd=False))
+    result = outcome(body, chunk_bytes, bounds, rules=FileRules(form=form), force_reference=False)
+    if isinstance(result[0], str):
+        allowed = ["nested deeper", "640 digits", "not Unicode"] + ["the line ends inside"] * form.is_lines
+        assert any(part in result[0] for part in allowed)
     else:
-        assert result == worked_out_otherwise(body)
+        check_otherwise(body, form, result)
 
 
 @settings(max_examples=200, deadline=None)
@@ -226,10 +305,18 @@ def test_documents_by_the_rules_add_up(body: bytes, chunk_bytes: int, bounds: Pa
 @example(b"[" * 5000, 100)
 @example(b'{"a":' * 5000, 100)
 @example(b"\xff\xfe[\x00]\x00", 1)
+@example(b'{"t":[]}"}', 1)
+@example(b'{"t":[]}tru', 1)
+@example(b':"t":[', 1)
+@example(b'{"\\ud800":[]}', 1)
 def test_nothing_but_a_refusal_escapes(body: bytes, chunk_bytes: int) -> None:
-    """Arbitrary bytes are folded or refused, by both paths alike."""
-    expected = outcome(body, chunk_bytes, ParserLimits(), force_reference=True)
-    assert outcome(body, chunk_bytes, ParserLimits(window_bytes=16), force_reference=False) == expected
+    """Arbitrary bytes are folded or refused, by both paths alike, whatever form is expected."""
+    for form in ("array", "lines", "/t", "/?"):
+        rules = FileRules(form=RecordsForm.parse(form))
+        expected = outcome(body, len(body) + 1, ParserLimits(), rules=rules, force_reference=True)
+        for force_reference in (False, True):
+            bounds = ParserLimits(window_bytes=16)
+            assert outcome(body, chunk_bytes, bounds, rules=rules, force_reference=force_reference) == expected
 
 
 @settings(max_examples=300, deadline=None)

@@ -124,9 +124,9 @@ class GatedStore:
         await self._store.put(key, body)
         self._process.note(key)
 
-    async def list(self, prefix: str) -> AsyncIterator[Listed]:
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
         await self._process.gate()
-        listed = [one async for one in self._store.list(prefix)]
+        listed = [one async for one in self._store.list(prefix, after=after)]
         self._process.note((prefix, [one.key for one in listed], [one.etag for one in listed]))
         for one in listed:
             yield one

@@ -48,9 +48,9 @@ class ObservedStore(MemoryStore):
         self._refuse_if_down()
         return await super().swap(key, body, etag=etag)
 
-    async def list(self, prefix: str) -> AsyncIterator[Listed]:
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
         self._refuse_if_down()
-        async for listed in super().list(prefix):
+        async for listed in super().list(prefix, after=after):
             yield listed
 
     def _refuse_if_down(self) -> None:

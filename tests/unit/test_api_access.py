@@ -40,6 +40,7 @@ def test_with_a_key() -> None:
         refused = client.post(ASK, headers={"X-API-Key": READER})
         assert (refused.status_code, refused.headers["content-type"]) == (403, "application/problem+json")
         assert "scope process" in refused.json()["detail"]
+        assert client.delete("/process-requests/1", headers={"X-API-Key": READER}).status_code == 403
         assert world.published(Topic.PROCESS_REQUESTS) == []
         assert client.post(ASK, headers={"X-API-Key": NIGHTLY}).status_code == 202
 
@@ -121,6 +122,17 @@ def test_long_requests() -> None:
         assert (long.status_code, long.headers["content-type"]) == (414, "application/problem+json")
         large = client.get("/process-requests", headers={"X-Large": "x" * hardening.HEADER_BYTES_MAX})
         assert (large.status_code, large.headers["content-type"]) == (431, "application/problem+json")
+        heavy = client.post(ASK, content=b"x" * (hardening.BODY_BYTES_MAX + 1))
+        assert (heavy.status_code, heavy.headers["content-type"]) == (413, "application/problem+json")
+
+
+def test_who_needs_a_key_is_documented() -> None:
+    """The document asks for a key only where one is needed."""
+    for access in ("open", "keys"):
+        with World().client(api_access=access, api_keys=KEYS) as client:
+            paths = client.get("/schema/openapi.json").json()["paths"]
+        assert bool(paths["/process-requests"]["get"].get("security")) is (access == "keys")
+        assert not paths["/health/live"]["get"].get("security")
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/process-requests", "/nothing", "/health/live"])

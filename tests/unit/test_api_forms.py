@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import datetime as dt
 import gzip
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import cramjam
 import pytest
 
-from tests.unit.api_world import Client, World, planned, stats
+from services.api import compression, routes
+from tests.unit.api_world import NOW, Client, World, planned, stats
+from tests.unit.test_api_requests import record_of, write
 
 PATH = "/country-stats?from=2024-05-01&to=2024-05-02"
 
@@ -87,6 +91,61 @@ def test_compressed(client: Client) -> None:
     with client.stream("GET", PATH, headers={"Accept-Encoding": "gzip"}) as answer:
         assert answer.headers["content-encoding"] == "gzip"
         assert gzip.decompress(b"".join(answer.iter_raw())) == plain.content
+
+
+@pytest.mark.parametrize("form", ["application/json", "application/x-ndjson", "text/csv"])
+@pytest.mark.parametrize("coding", ["identity", "gzip", "zstd"])
+def test_sent_as_it_is_made(form: str, coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long answer comes in parts, and is the same bytes under the same ETag as if it was made whole."""
+    world = World()
+    days = [dt.date(2024, 1, 1) + dt.timedelta(days=place) for place in range(60)]
+    for country in ("armenia", "belgium", "chile"):
+        for day in days:
+            world.fold_in(stats(country, day, trips=day.day))
+    path = f"/country-stats?from={days[0]}&to={days[-1]}&detail=full"
+    headers = {"Accept": form, "Accept-Encoding": coding}
+    monkeypatch.setattr(compression, "PART_BYTES_MIN", 10_000)
+    with world.client() as client:
+        whole = client.get(path, headers=headers)
+        monkeypatch.setattr(routes, "AT_ONCE_MAX", 10)
+        with client.stream("GET", path, headers=headers) as answer:
+            body = b"".join(answer.iter_raw())
+    assert "content-length" not in answer.headers
+    assert answer.headers["etag"] == whole.headers["etag"]
+    assert answer.headers.get("content-encoding", "identity") == coding
+    decompress: dict[str, Callable[[bytes], Any]] = {"gzip": gzip.decompress, "zstd": cramjam.zstd.decompress}
+    assert bytes(decompress.get(coding, bytes)(body)) == whole.content
+    assert len(body) < len(whole.content) / 4 or coding == "identity"
+
+
+def test_every_large_answer_is_compressed(world: World, client: Client) -> None:
+    """Lists, ledgers, the document, the page and the documentation come compressed to who wants it, and say so."""
+    for place in range(10):
+        write(world, record_of(NOW + dt.timedelta(milliseconds=place)))
+    world.fold_in(*(stats("armenia", city_id=str(number)) for number in range(100)))
+    paths = ["/process-requests", "/country-stats/armenia/2024-05-01", "/schema/openapi.json", "/metrics", "/"]
+    for path in (*paths, "/page/main.js", "/page/style.css", "/docs/swagger-ui-bundle.js"):
+        plain = client.get(path, headers={"Accept-Encoding": "identity"})
+        assert "content-encoding" not in plain.headers
+        assert plain.headers["vary"] == "Accept-Encoding"
+        for coding, decompress in (("gzip", gzip.decompress), ("zstd", cramjam.zstd.decompress)):
+            with client.stream("GET", path, headers={"Accept-Encoding": coding}) as answer:
+                body = b"".join(answer.iter_raw())
+            assert (answer.headers["content-encoding"], answer.headers["vary"]) == (coding, "Accept-Encoding"), path
+            assert int(answer.headers["content-length"]) == len(body) < len(plain.content)
+            if path != "/metrics":
+                assert bytes(decompress(body)) == plain.content
+            if "etag" in plain.headers:
+                known = {"Accept-Encoding": coding, "If-None-Match": answer.headers["etag"]}
+                assert answer.headers["etag"] != plain.headers["etag"]
+                assert client.get(path, headers=known).status_code == 304
+
+
+def test_small_answers_stay_plain(client: Client) -> None:
+    """What compressing would not make much smaller is sent as it is."""
+    answer = client.get("/health/live", headers={"Accept-Encoding": "gzip, zstd"})
+    assert answer.json() == {"alive": True}
+    assert "content-encoding" not in answer.headers
 
 
 def test_not_modified(world: World, client: Client) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from services.api.formats import CODINGS, CSV, JSON, MEDIA_TYPES, NDJSON
+from services.api.compression import CODINGS
+from services.api.formats import CSV, JSON, MEDIA_TYPES, NDJSON
 from services.api.negotiation import NotAcceptable, content_coding, media_type
 from services.api.preferences import wait_s
 from services.api.validators import is_known, strong_etag

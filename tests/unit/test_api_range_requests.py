@@ -14,7 +14,7 @@ from shared.events import Outcome, ProcessRequested
 from shared.identity import RequestId
 from shared.requests import Status
 from shared.topics import Topic
-from tests.unit.api_world import Client, World
+from tests.unit.api_world import NOW, Client, World
 from tests.unit.test_api_requests import write
 
 PATH = "/process-request?from=2024-05-01&to=2024-05-03"
@@ -105,9 +105,31 @@ def test_waiting(world: World, client: Client) -> None:
     assert client.get("/process-ranges/none").status_code == 404
 
 
+def test_cancelled(world: World, client: Client) -> None:
+    """Cancelling a range cancels each of its requests that has not ended; when all have, nothing is left to cancel."""
+    body = client.post(PATH).json()
+    first, *rest = (RequestId(one["id"]) for one in body["requests"])
+    done = msgspec.structs.replace(
+        new_record(first, dt.date(2024, 5, 1)), planned=True, cities=1, outcomes={Outcome.STORED: "1"}, served="1"
+    )
+    write(world, done)
+    where = f"/process-ranges/{body['id']}"
+    answer = client.delete(where)
+    assert answer.status_code == 202
+    assert [bool(one["cancelled_at"]) for one in answer.json()["requests"]] == [False, True, True]
+    for request_id in rest:
+        record = new_record(request_id, dt.date(2024, 5, 2))
+        write(world, msgspec.structs.replace(record, cancelled_at=NOW, failed_reason="the request was cancelled"))
+    assert client.get(where).json()["status"] == "cancelled"
+    assert client.delete(where).status_code == 409
+    assert client.delete("/process-ranges/none").status_code == 404
+
+
 @pytest.mark.parametrize(
     ("statuses", "together"),
     [
+        ([Status.COMPLETED, Status.CANCELLED], Status.CANCELLED),
+        ([Status.RUNNING, Status.CANCELLED], Status.RUNNING),
         ([Status.FAILED, Status.FAILED], Status.FAILED),
         ([Status.COMPLETED, Status.FAILED], Status.COMPLETED_WITH_FAILURES),
         ([Status.COMPLETED, Status.ACCEPTED], Status.RUNNING),

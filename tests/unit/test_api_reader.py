@@ -103,8 +103,8 @@ async def test_summary_that_changes_after_its_listing() -> None:
     """A summary that changes between listing and fetching is shown as fetched, and kept under what was fetched."""
 
     class Changing(ObservedStore):
-        async def list(self, prefix: str) -> AsyncIterator[Listed]:
-            listed = [listed async for listed in super().list(prefix)]
+        async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+            listed = [listed async for listed in super().list(prefix, after=after)]
             if len(self.reads) == 1:
                 world.fold_in(stats("armenia", trips=2, revision=6))
             for entry in listed:
@@ -123,8 +123,8 @@ async def test_summary_that_is_gone_after_its_listing() -> None:
     """A summary that is deleted between listing and fetching is no data."""
 
     class Deleting(ObservedStore):
-        async def list(self, prefix: str) -> AsyncIterator[Listed]:
-            listed = [listed async for listed in super().list(prefix)]
+        async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+            listed = [listed async for listed in super().list(prefix, after=after)]
             self.objects.clear()
             for entry in listed:
                 yield entry
@@ -205,8 +205,8 @@ class FlippingStore(ObservedStore):
         self.live = 1
         self.world: World | None = None
 
-    async def list(self, prefix: str) -> AsyncIterator[Listed]:
-        async for listed in super().list(prefix):
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+        async for listed in super().list(prefix, after=after):
             yield listed
         if self.flips > 0:
             assert self.world is not None

@@ -194,6 +194,7 @@ def test_progress(world: World, client: Client) -> None:
             "trips_done": 15,
         },
         "failed_reason": None,
+        "cancelled_at": None,
         "failures": [
             {
                 "city_id": "7",
@@ -238,7 +239,89 @@ def test_latest_first(world: World, client: Client) -> None:
 
 def test_no_requests(client: Client) -> None:
     """A bucket without requests lists none."""
-    assert client.get("/process-requests").json() == {"requests": []}
+    assert client.get("/process-requests").json() == {"requests": [], "next": None}
+
+
+def test_page_by_page(world: World, client: Client) -> None:
+    """Following ``next`` lists every request once, the latest first, also those that came meanwhile not."""
+    records = [record_of(NOW + dt.timedelta(milliseconds=place)) for place in range(5)]
+    for record in records:
+        write(world, record)
+    listed, where = [], "/process-requests?limit=2"
+    while where:
+        body = client.get(where).json()
+        listed += [request["id"] for request in body["requests"]]
+        where = body["next"]
+        write(world, record_of(NOW + dt.timedelta(seconds=len(listed))))
+    assert listed == [record.request_id for record in reversed(records)]
+
+
+@pytest.mark.parametrize("after", ["1", REQUEST.upper(), f"{REQUEST}0"])
+def test_after_what_is_no_request(client: Client, after: str) -> None:
+    """A page begins after a request id, or is refused."""
+    answer = client.get(f"/process-requests?after={after}")
+    assert (answer.status_code, answer.json()["invalid_parameters"][0]["name"]) == (400, "after")
+
+
+def test_cancelled(world: World, client: Client) -> None:
+    """A request that is cancelled says so, twice as well as once, and everything it said before."""
+    request = client.post("/process-request?date=2024-05-01").json()
+    where = f"/process-requests/{request['id']}"
+    world.clock.advance(5)
+    answer = client.delete(where)
+    assert (answer.status_code, answer.json()["cancelled_at"]) == (202, "2024-06-01T12:30:05Z")
+    assert answer.json() == request | {
+        "cancelled_at": "2024-06-01T12:30:05Z",
+        "updated_at": "2024-06-01T12:30:05Z",
+        "version": 2,
+    }
+    assert client.delete(where).json() == client.get(where).json() == answer.json()
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"planned": True, "cities": 1, "served": "1", "outcomes": {Outcome.STORED: "1"}}, "completed"),
+        ({"failed_reason": "the list of cities could not be had"}, "failed"),
+        (
+            {"planned": True, "cities": 1, "outcomes": {Outcome.SKIPPED: "1"}, "cancelled_at": NOW},
+            "cancelled",
+        ),
+    ],
+)
+def test_nothing_left_to_cancel(world: World, client: Client, changes: dict[str, object], status: str) -> None:
+    """A request that has ended cannot be cancelled: 409, as a problem that says how it ended."""
+    record = msgspec.structs.replace(record_of(), **changes)
+    write(world, record)
+    answer = client.delete(f"/process-requests/{record.request_id}")
+    assert (answer.status_code, answer.headers["content-type"]) == (409, "application/problem+json")
+    assert f"it is {status}." in answer.json()["detail"]
+    assert client.get(f"/process-requests/{record.request_id}").json()["status"] == status
+
+
+def test_nothing_to_cancel(client: Client) -> None:
+    """A request that there is not cannot be cancelled."""
+    assert [client.delete(f"/process-requests/{text}").status_code for text in (REQUEST, "1")] == [404, 404]
+
+
+def test_cancelled_while_it_makes_progress(world: World) -> None:
+    """Progress that is written while a request is being cancelled is kept, and the request is cancelled."""
+    record = record_of()
+    write(world, record)
+    planned = msgspec.structs.replace(record, planned=True, cities=3, version=2)
+
+    class Hasty(ObservedStore):
+        async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+            if objects.decode(RequestRecord, self.objects[key].body, key).version == 1:
+                self.write(key, objects.encode(planned))
+            return await super().swap(key, body, etag=etag)
+
+    hasty = Hasty()
+    hasty.objects = world.store.objects
+    with World(hasty).client() as client:
+        body = client.delete(f"/process-requests/{record.request_id}").json()
+    assert (body["status"], body["version"], body["counts"]["cities_total"]) == ("planned", 3, 3)
+    assert body["cancelled_at"]
 
 
 @pytest.mark.parametrize("limit", ["0", "501", "-1", "many", "1.5", ""])

@@ -16,7 +16,7 @@ from services.ingest.trips import RULE_VERSION
 from services.ingest.upstream import Validators
 from shared.contribution import Contribution
 from shared.events import CityDayRetracted, CityDayStats, IngestCity
-from shared.file_rules import BadRecordsMax, FileRules
+from shared.file_rules import BadRecordsMax, FileRules, RecordsForm
 from shared.identity import CityId, CountrySlug, RequestId
 from shared.objects import HISTORY_LENGTH_MAX, Manifest
 from shared.outbox import events_of_manifest
@@ -50,7 +50,7 @@ def file(sha256: str, *, raw_key: str = "", etag: str | None = None) -> NewFile:
     folded = FoldedFile(
         contribution=Contribution(trips=len(sha256), passengers=1, accidents=0, delay_total_ms=5),
         trips_on_other_dates=1,
-        path="fast",
+        records=len(sha256),
     )
     return NewFile(
         raw_key=raw_key or f"raw/{sha256}.json",
@@ -126,6 +126,9 @@ def test_a_changed_rule_is_a_new_revision_of_the_same_bytes() -> None:
 @pytest.mark.parametrize(
     ("before", "rules", "alike"),
     [
+        ({}, FileRules(form=RecordsForm.parse("/data/trips")), False),
+        ({"records_form": "/data/trips"}, FileRules(form=RecordsForm.parse("/data/trips")), True),
+        ({"records_form": "lines"}, DEFAULT_RULES, False),
         ({"bad_records": 2}, FileRules(bad_records_max=BadRecordsMax.parse("2")), True),
         ({"bad_records": 2}, FileRules(bad_records_max=BadRecordsMax.parse("100%")), True),
         ({"bad_records": 2}, FileRules(bad_records_max=BadRecordsMax.parse("1")), False),
@@ -147,7 +150,7 @@ def test_a_changed_rule_is_a_new_revision_of_the_same_bytes() -> None:
 def test_the_same_bytes_are_folded_again_if_the_settings_could_change_their_sums(
     before: dict[str, Any], rules: FileRules, alike: bool
 ) -> None:
-    """Another limit of bad records, or another word on other dates, counts only for a file that it concerns."""
+    """Another form always counts; another limit of bad records or word on other dates, for a file that it concerns."""
     stored = msgspec.structs.replace(first(), etag='"v1"', **before)
     manifest = following(stored, task(2), place(ARMENIA), file("aa", raw_key="raw/again.json"), rules=rules)
     assert (manifest is None) == alike

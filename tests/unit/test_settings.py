@@ -29,6 +29,10 @@ README = Path(__file__).parents[2] / "README.md"
         ("INGEST_MAX_BAD_RECORDS", "-1", "such as 100, or a percentage of them such as 0.5%"),
         ("INGEST_MAX_BAD_RECORDS", "101%", "such as 100, or a percentage of them such as 0.5%"),
         ("INGEST_MAX_BAD_RECORDS", "1e3", "such as 100, or a percentage of them such as 0.5%"),
+        ("INGEST_RECORDS", "data.trips", "JSON Pointer such as /data/trips"),
+        ("INGEST_RECORDS", "/a~2b", "~0 for a tilde"),
+        ("INGEST_RECORDS", "", "array, lines"),
+        ("INGEST_RECORDS", "/a" * 17, "at most 16 keys"),
         ("INGEST_OTHER_DATES", "yes", "'counted' or 'bad'"),
     ],
 )

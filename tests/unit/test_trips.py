@@ -227,9 +227,9 @@ def test_a_trip_that_breaks_a_rule_changes_no_sum() -> None:
     with pytest.raises(InvalidTrip):
         tally.add(bad)
     with pytest.raises(InvalidTrip):
-        tally.add_all([good, bad])
+        tally.add_all([good, bad], on_other_dates=0)
     with pytest.raises(InvalidTrip):
-        tally.add_all_dated(dated, rounded=False)
+        tally.add_all(dated, on_other_dates=0)
     assert (tally.contribution, tally.trips_on_other_dates) == before
 
 
@@ -240,11 +240,11 @@ def test_a_tally_forgets_before_it_grows(monkeypatch: pytest.MonkeyPatch) -> Non
     tally = Tally("2024-05-01")
     trips = [
         msgspec.convert(
-            RECORD | {"delay": f"PT{number}S", "departure-time": f"2024-05-0{number % 2 + 1}T01:00:00.{number}"}, Trip
+            RECORD | {"delay": f"PT0H{number}S", "departure-time": f"2024-05-0{number % 2 + 1}T01:00:00.{number}"}, Trip
         )
         for number in range(1000)
     ]
-    tally.add_all(trips)
+    tally.add_all(trips, on_other_dates=tally.count_on_other_dates(trips))
     assert tally.contribution.delay_total_ms == 1000 * 999 * 1000 // 2
     assert tally.trips_on_other_dates == 500
     assert len(tally._delays) <= 50

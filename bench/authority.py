@@ -1,0 +1,114 @@
+"""A transit authority that costs next to nothing: it sends a block of trips over and over, without reading it.
+
+The kernel copies the block from the page cache into the socket (`sendfile`), so what is measured is Tripfold. A file
+is the block as often as fits into the size asked for, each time the same bytes: nothing in Tripfold looks further
+back than the delays it has seen, of which a block has all there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import re
+import socket
+import socketserver
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+BLOCK_BYTES: Final = 32_000_000
+HEAD_BYTES_MAX: Final = 65_536
+_STATS: Final = re.compile(rb"GET /cities/([0-9]+)/stats\?date=([0-9-]{10}) ")
+
+
+class Sums(msgspec.Struct, frozen=True):
+    """What the trips of a file add up to."""
+
+    trips: int
+    passengers: int
+    accidents: int
+    delay_total_ms: int
+
+    def times(self, number: int) -> Sums:
+        """Return the sums of so many files like this one."""
+        return Sums(
+            self.trips * number, self.passengers * number, self.accidents * number, self.delay_total_ms * number
+        )
+
+
+def write_block(path: Path, *, date: str, size_bytes: int = BLOCK_BYTES, seed: int = 1) -> Sums:
+    """Write trips as the reference upstream does, a comma after each; return what they add up to."""
+    dice = random.Random(seed)
+    written_bytes = trips = passengers_total = accidents = delay_total_s = 0
+    with path.open("w") as out:
+        while written_bytes < size_bytes:
+            passengers, delay_s, accident = dice.randrange(100), dice.randrange(7200), dice.random() < 0.01
+            time_of_day = f"{dice.randrange(24):02d}:{dice.randrange(60):02d}:{dice.randrange(60):02d}"
+            written_bytes += out.write(
+                f'{{"departure-time":"{date}T{time_of_day}","bus-type":"BUS-{dice.randrange(1000)}",'
+                f'"passengers":{passengers},"delay":"PT{delay_s}S","accident":{json.dumps(accident)}}},'
+            )
+            trips += 1
+            passengers_total += passengers
+            accidents += accident
+            delay_total_s += delay_s
+    return Sums(trips, passengers_total, accidents, delay_total_s * 1000)
+
+
+class Authority(socketserver.ThreadingTCPServer):
+    """Serves ``/cities``, and for each city a file of ``blocks`` blocks, for any date. A thread for each request."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, port: int, *, block: Path, blocks: int, cities: int) -> None:
+        super().__init__(("127.0.0.1", port), _Answer)
+        self.block = block
+        self.block_bytes = block.stat().st_size
+        self.blocks = blocks
+        self.city_list = json.dumps([{"id": n, "name": f"City {n}", "country": "Armenia"} for n in range(cities)])
+
+
+class _Answer(socketserver.BaseRequestHandler):
+    server: Authority
+    request: socket.socket
+
+    def handle(self) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head and len(head) < HEAD_BYTES_MAX:
+            received = self.request.recv(HEAD_BYTES_MAX)
+            if not received:
+                return
+            head += received
+        with contextlib.suppress(ConnectionError):  # a worker that was killed
+            if head.startswith(b"GET /cities "):
+                body = self.server.city_list.encode()
+                self._begin(len(body))
+                self.request.sendall(body)
+            elif _STATS.match(head):
+                self._send_file()
+            else:
+                self.request.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+
+    def _send_file(self) -> None:
+        # The last block goes without its last comma, which makes room for one bracket.
+        self._begin(self.server.blocks * self.server.block_bytes + 1)
+        self.request.sendall(b"[")
+        with self.server.block.open("rb", buffering=0) as block:
+            for number in range(self.server.blocks):
+                end = self.server.block_bytes - (number == self.server.blocks - 1)
+                sent = 0
+                while sent < end:
+                    sent += os.sendfile(self.request.fileno(), block.fileno(), sent, end - sent)
+        self.request.sendall(b"]")
+
+    def _begin(self, size_bytes: int) -> None:
+        head = (
+            f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {size_bytes}\r\n"
+            "connection: close\r\n\r\n"
+        )
+        self.request.sendall(head.encode())

@@ -1,0 +1,144 @@
+"""An S3 that throws the trip files away: what Tripfold can do when the store is not what limits it.
+
+Small objects (manifests, plans, summaries) are kept, with compare-and-swap, so that the services run against it. Raw
+objects are received, counted and forgotten; nothing is signed, checked or written to a disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import socket
+import socketserver
+import threading
+from collections import Counter
+from typing import Final
+from urllib.parse import parse_qs, unquote, urlsplit
+
+HEAD_BYTES_MAX: Final = 65_536
+RECEIVE_BYTES: Final = 1024 * 1024
+KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
+_LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: *([0-9]+)")
+_IF_MATCH: Final = re.compile(rb"(?i)\r\nif-match: *([^\r]*)")
+_IF_NONE_MATCH: Final = re.compile(rb"(?i)\r\nif-none-match: *\*")
+_CHUNKED: Final = re.compile(rb"(?i)\r\n(content-encoding: *aws-chunked|transfer-encoding: *chunked)")
+_EXPECT: Final = re.compile(rb"(?i)\r\nexpect: *100-continue")
+
+
+class NullS3(socketserver.ThreadingTCPServer):
+    """One bucket of any name; a thread for each connection."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", port), _Connection)
+        self.lock = threading.Lock()
+        self.kept: dict[str, tuple[bytes, str]] = {}
+        self.etags = (f'"{number:032x}"' for number in itertools.count(1))
+        self.calls: Counter[str] = Counter()
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    server: NullS3
+    request: socket.socket
+
+    def setup(self) -> None:
+        self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
+        self._received = b""
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            while self._answer_one():
+                pass
+
+    def _answer_one(self) -> bool:
+        while b"\r\n\r\n" not in self._received:
+            received = self.request.recv(HEAD_BYTES_MAX)
+            if not received or len(self._received) > HEAD_BYTES_MAX:
+                return False
+            self._received += received
+        head, _, self._received = self._received.partition(b"\r\n\r\n")
+        method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
+        assert not _CHUNKED.search(head), "set TRIPFOLD_S3_CHECKSUMS=when_required: bodies are taken plain alone"
+        if _EXPECT.search(head):
+            self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        url = urlsplit(target)
+        bucket_and_key = unquote(url.path).lstrip("/").partition("/")
+        query = parse_qs(url.query, keep_blank_values=True)
+        length = _LENGTH.search(head)
+        body = self._take_body(int(length[1]) if length else 0, keep=not bucket_and_key[2].startswith("raw/"))
+        self._reply(method, bucket_and_key[2], query, head, body)
+        return True
+
+    def _take_body(self, size_bytes: int, *, keep: bool) -> bytes:
+        assert not keep or size_bytes <= KEPT_BYTES_MAX, "only raw objects may be large"
+        kept = [self._received[:size_bytes]]
+        missing = size_bytes - len(kept[0])
+        self._received = self._received[size_bytes:]
+        while missing:
+            received = self.request.recv_into(self._buffer, min(missing, RECEIVE_BYTES))
+            if not received:
+                raise ConnectionError
+            missing -= received
+            if keep:
+                kept.append(bytes(self._buffer[:received]))
+        return b"".join(kept)
+
+    def _reply(self, method: str, key: str, query: dict[str, list[str]], head: bytes, body: bytes) -> None:
+        match method:
+            case "PUT" if "uploadId" in query:
+                self._send("UploadPart", 200, etag=next(self.server.etags))
+            case "PUT" if key:
+                self._put(key, head, body)
+            case "PUT":
+                self._send("CreateBucket", 200)
+            case "POST" if "uploads" in query:
+                self._send("CreateMultipartUpload", 200, _xml("InitiateMultipartUploadResult", UploadId="1"))
+            case "POST":
+                self._send("CompleteMultipartUpload", 200, _xml("CompleteMultipartUploadResult", ETag='"1-1"'))
+            case "GET" if key:
+                self._get(key)
+            case "GET":
+                self._send("ListObjectsV2", 200, _xml("ListBucketResult", KeyCount="0", IsTruncated="false"))
+            case "HEAD":
+                self._send("HeadBucket", 200)
+            case _:
+                self._send("AbortMultipartUpload", 204)
+
+    def _put(self, key: str, head: bytes, body: bytes) -> None:
+        if_match = _IF_MATCH.search(head)
+        with self.server.lock:
+            before = self.server.kept.get(key)
+            lost = (if_match and (before is None or before[1] != if_match[1].decode())) or (
+                _IF_NONE_MATCH.search(head) and before is not None
+            )
+            etag = next(self.server.etags)
+            if not lost and not key.startswith("raw/"):
+                self.server.kept[key] = (body, etag)
+        if lost:
+            self._send("PutObject", 412, _xml("Error", Code="PreconditionFailed"))
+        else:
+            self._send("PutObject", 200, etag=etag)
+
+    def _get(self, key: str) -> None:
+        found = self.server.kept.get(key)
+        if found is None:
+            self._send("GetObject", 404, _xml("Error", Code="NoSuchKey"))
+        else:
+            self._send("GetObject", 200, found[0], etag=found[1])
+
+    def _send(self, operation: str, status: int, body: bytes = b"", *, etag: str | None = None) -> None:
+        with self.server.lock:
+            self.server.calls[operation] += 1
+        named = f"etag: {etag}\r\n" if etag else ""
+        head = f"HTTP/1.1 {status} OK\r\ncontent-length: {len(body)}\r\n{named}\r\n"
+        self.request.sendall(head.encode() + (b"" if operation.startswith("Head") else body))
+
+
+def _xml(name: str, **fields: str) -> bytes:
+    inner = "".join(f"<{field}>{value}</{field}>" for field, value in fields.items())
+    return f'<?xml version="1.0"?><{name}>{inner}</{name}>'.encode()

@@ -1,0 +1,116 @@
+"""Compressing answers by ``Accept-Encoding``: whole ones here, streamed ones as their parts are made.
+
+Answers with an ETag are left alone: a strong one is of certain bytes, so whoever gives it chooses the coding first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import Iterable, Iterator
+
+import cramjam
+from litestar.datastructures import MutableScopeHeaders
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Receive, Scope, Send
+
+from services.api.negotiation import content_coding
+
+ZSTD = "zstd"
+GZIP = "gzip"
+IDENTITY = "identity"
+CODINGS = (ZSTD, GZIP)
+ZSTD_LEVEL = 3
+GZIP_LEVEL = 5
+SIZE_BYTES_MIN = 1024
+IN_PLACE_BYTES_MAX = 64 * 1024  # more would hold up the event loop
+PART_BYTES_MIN = 256 * 1024
+
+_TEXTS = ("application/json", "application/problem+json", "application/vnd.oai.openapi+json", "text/")
+_STREAMED = "text/event-stream"
+
+
+def coded(body: bytes, coding: str) -> bytes:
+    """Compress a body by one of CODINGS; anything else leaves it as it is. Equal bytes in are equal bytes out."""
+    if coding == ZSTD:
+        return bytes(cramjam.zstd.compress(body, level=ZSTD_LEVEL))
+    if coding == GZIP:
+        return gzip.compress(body, GZIP_LEVEL, mtime=0)
+    return body
+
+
+def coded_parts(parts: Iterable[bytes], coding: str) -> Iterator[bytes]:
+    """Compress a body as its parts come, in pieces of PART_BYTES_MIN and more; equal parts in are equal bytes out."""
+    pieces = _pieces(parts)
+    if coding == ZSTD:
+        zstd = cramjam.zstd.Compressor(level=ZSTD_LEVEL)
+        for piece in pieces:
+            zstd.compress(piece)
+            yield bytes(zstd.flush())
+        yield bytes(zstd.finish())
+    elif coding == GZIP:
+        deflate = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+        for piece in pieces:
+            yield deflate.compress(piece)
+        yield deflate.flush()
+    else:
+        yield from pieces
+
+
+def _pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
+    gathered: list[bytes] = []
+    size_bytes = 0
+    for part in parts:
+        gathered.append(part)
+        size_bytes += len(part)
+        if size_bytes >= PART_BYTES_MIN:
+            yield b"".join(gathered)
+            gathered, size_bytes = [], 0
+    yield b"".join(gathered)
+
+
+def compress(app: ASGIApp) -> ASGIApp:
+    """Return an ASGI app that passes on to ``app`` and compresses its answers, if they are texts worth it."""
+
+    async def compressing(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await app(scope, receive, send)
+            return
+        accepted = ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"accept-encoding")
+        coding = content_coding(accepted, CODINGS)
+        held: HTTPResponseStartEvent | None = None
+
+        async def sending(message: Message) -> None:
+            nonlocal held
+            if message["type"] == "http.response.start":
+                held = message
+                return
+            if message["type"] == "http.response.body" and held is not None:
+                start, held = held, None
+                headers = MutableScopeHeaders(start)
+                if _compressible(headers) and not message["more_body"] and len(message["body"]) >= SIZE_BYTES_MIN:
+                    headers.add("Vary", "Accept-Encoding")
+                    if coding != IDENTITY:
+                        message["body"] = await _coded(message["body"], coding)
+                        headers["Content-Encoding"] = coding
+                        headers["Content-Length"] = str(len(message["body"]))
+                await send(start)
+            await send(message)
+
+        await app(scope, receive, sending)
+
+    return compressing
+
+
+def _compressible(headers: MutableScopeHeaders) -> bool:
+    media_type = str(headers.get("content-type", ""))
+    if "etag" in headers or "content-encoding" in headers or media_type.startswith(_STREAMED):
+        return False
+    return media_type.startswith(_TEXTS)
+
+
+async def _coded(body: bytes, coding: str) -> bytes:
+    if len(body) <= IN_PLACE_BYTES_MAX:
+        return coded(body, coding)
+    return await asyncio.to_thread(coded, body, coding)

@@ -1,0 +1,22 @@
+"""Cancelled requests: what was not started for them is skipped, and what was is brought to its end."""
+
+from __future__ import annotations
+
+from shared import keys, objects
+from shared.identity import RequestId
+from shared.objects import RequestRecord
+from shared.store import ObjectStore
+
+CANCELLED = "the request was cancelled"
+
+
+class RequestCancelled(Exception):
+    """Nobody wants this any more. The message says so."""
+
+
+async def read_cancelled(store: ObjectStore, request_id: RequestId) -> RequestRecord | None:
+    """Return the record of a request that was cancelled, or None if it was not."""
+    key = keys.request(request_id)
+    found = await store.get(key)
+    record = objects.decode(RequestRecord, found.body, key) if found else None
+    return record if record is not None and record.cancelled_at is not None else None

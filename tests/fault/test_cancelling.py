@@ -1,0 +1,100 @@
+"""A request may be cancelled at any moment: what was not begun is skipped, and what was ends as it would have.
+
+Each test runs the processes for so many turns, cancels as the API does, and runs them to rest.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from services.api.errors import NotNow
+from services.api.requests import Requests
+from shared import keys, objects
+from shared.identity import RequestId
+from shared.objects import RequestRecord
+from shared.requests import Counts, Status, counts_of, status_of
+from shared.topics import Topic
+from tests.fakes import City, MemoryPublisher, Trip, Truth
+from tests.fault.world import World, inconsistencies, unfinished
+
+TURNS_MAX = 100
+CITIES = 6
+WANTED = Truth(
+    cities=tuple(City(number, "Armenia" if number % 2 else "Brasil") for number in range(CITIES)),
+    files={number: (Trip(passengers=number, delay_ms=1_000),) for number in range(CITIES)},
+)
+
+
+def read(world: World, request_id: RequestId) -> RequestRecord:
+    """Return a request as the bucket has it."""
+    key = keys.request(request_id)
+    return objects.decode(RequestRecord, world.store.objects[key].body, key)
+
+
+async def cancel(world: World, request_id: RequestId) -> None:
+    """Cancel a request, as the API does."""
+    await Requests(world.store, MemoryPublisher(world.log, source="api"), clock=world.clock).cancel(request_id)
+
+
+async def cancelled_after(turns: int) -> tuple[World, RequestId, Counts]:
+    """Return a world at rest whose only request was cancelled after so many turns, and what was done by then."""
+    world = World()
+    request_id = world.request(WANTED)
+    await world.run_turns(turns)
+    before = counts_of(read(world, request_id))
+    await cancel(world, request_id)
+    await world.run_to_rest()
+    return world, request_id, before
+
+
+async def test_cancelled_at_any_moment() -> None:
+    """The request ends, and every city is either served or skipped: fewer are skipped the later it is cancelled."""
+    skipped = []
+    for turns in range(TURNS_MAX):
+        try:
+            world, request_id, before = await cancelled_after(turns)
+        except NotNow:
+            break
+        assert unfinished(world) == []
+        assert inconsistencies(world) == []
+        record = read(world, request_id)
+        counts = counts_of(record)
+        assert record.planned == (turns > 0)
+        if record.planned:
+            assert counts.cities_stored + counts.cities_skipped == CITIES
+            assert status_of(record) is (Status.CANCELLED if counts.cities_skipped else Status.COMPLETED)
+            assert len(world.store.bodies("raw/")) == counts.cities_stored >= before.cities_stored
+            skipped.append(counts.cities_skipped)
+        else:
+            assert (status_of(record), world.store.bodies("raw/")) == (Status.CANCELLED, {})
+    else:
+        pytest.fail("the request never ended")
+    assert skipped == sorted(skipped, reverse=True)
+    assert skipped[0] == CITIES
+    assert skipped[-1] == 0
+
+
+async def test_only_who_cancelled_goes_without() -> None:
+    """A city that another request waits for too is fetched, and both are told."""
+    world = World()
+    first, second = world.request(WANTED), world.request(WANTED)
+    await cancel(world, first)
+    await world.run_to_rest()
+    assert status_of(read(world, first)) is Status.CANCELLED
+    assert status_of(read(world, second)) is Status.COMPLETED
+    assert inconsistencies(world) == []
+
+
+async def test_cancelled_after_the_tasks_were_lost() -> None:
+    """A cancelled request whose tasks the broker lost ends when it is sent on its way again."""
+    world = World()
+    request_id = world.request(WANTED)
+    await world.run_turns(1)
+    await cancel(world, request_id)
+    world.log.commit("worker", world.log.records(Topic.CITY_TASKS))  # as if they had never come
+    await world.run_to_rest()
+    assert status_of(read(world, request_id)) is Status.PLANNED
+    await world.sweep()
+    await world.run_to_rest()
+    assert status_of(read(world, request_id)) is Status.CANCELLED
+    assert world.store.bodies("raw/") == {}
