@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from services.client.commands import client_commands
 from services.ingest.role import Role
 from services.operate.commands import operate_commands
 from services.operate.policies import BucketRole, policy_of
@@ -30,6 +31,7 @@ bucket_commands = typer.Typer(help="The bucket on the S3 of the settings.", no_a
 app.add_typer(serve_commands, name="serve")
 app.add_typer(topics_commands, name="topics")
 app.add_typer(bucket_commands, name="bucket")
+app.add_typer(client_commands)
 app.add_typer(operate_commands)
 
 console = Console()

@@ -84,7 +84,7 @@ async def read_statistics(api_url: str, dates: Sequence[dt.date]) -> dict[str, d
 def statistics_table(statistics: dict[str, dict[str, dict[str, Any]]]) -> Table:
     """Return the statistics as a table, a line for each country-day."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("country", overflow="fold")
+    table.add_column("country", overflow="fold", min_width=12)
     table.add_column("date", no_wrap=True)
     for heading in ("buses", "passengers", "accident", "delay (s)", "cities"):
         table.add_column(heading, justify="right", no_wrap=True)

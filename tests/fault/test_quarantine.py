@@ -17,8 +17,9 @@ from shared.objects import AttemptsUnderWay, QuarantineReport, ReportedRecord, R
 from shared.patience import Stopping
 from shared.requests import Status, status_of
 from tests.fakes import Break, Crossing, Crossings, Truth, trip_file
-from tests.fault.test_crash_points import CORRECTED, EMPTY, EVENING, HOME, MORNING, WHOLE
-from tests.fault.world import DATE, ROLES, Process, World, differences
+from tests.fault.checks import differences
+from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MORNING, WHOLE
+from tests.fault.world import DATE, ROLES, Process, World
 
 BAD_TRIP = b'{"departure-time":"2024-05-01T10:00:00","bus-type":"B","passengers":-1,"delay":"PT0S","accident":false}'
 GOOD_TRIP = BAD_TRIP.replace(b"-1", b"1")
@@ -252,7 +253,7 @@ async def test_restarts_and_faults_of_others_do_not_count() -> None:
 async def stopped_in_the_middle(world: World) -> Process:
     """Ask a worker to stop while it reads the first city's file; return it once it has."""
     while not world.log.take("worker", ROLES["worker"].topic, 1):
-        await world.take_turn("planner")
+        await world.turn("planner")
     process = Process(world, "worker", 0)
     batch = world.log.take("worker", ROLES["worker"].topic, ROLES["worker"].batch_records_max)
     handling = asyncio.ensure_future(process.process(batch))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import csv
 import datetime as dt
 import hashlib
 import json
+import os
 import random
+import re
+import signal
+import sys
 from collections.abc import AsyncIterator
 from fractions import Fraction
 from functools import partial
@@ -274,3 +279,86 @@ async def test_a_post_is_accepted_with_its_place(tripfold: Running) -> None:
     assert status.status_code == 200
     assert status.json()["id"] == answer.json()["id"]
     assert json.loads(answer.text)["date"] == "2024-05-11"
+
+
+async def command(tripfold: Running, *arguments: str) -> tuple[int | None, str, str]:
+    """Run a command of ``tripfold`` against the API; return its exit code and what it printed, to both outputs."""
+    process = await begun(tripfold, *arguments)
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    return process.returncode, out.decode(), err.decode()
+
+
+async def begun(tripfold: Running, *arguments: str) -> asyncio.subprocess.Process:
+    """Start a command of ``tripfold`` against the API."""
+    environment = {**os.environ, "TRIPFOLD_API_URL": str(tripfold.client.base_url), "COLUMNS": "120"}
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services", *arguments, stdout=pipe, stderr=pipe, env=environment
+    )
+
+
+async def test_commands_of_a_client(authority: Authority, tripfold: Running) -> None:
+    """The commands ask for dates, say what failed and exit 1, and print the numbers that the API serves."""
+    first, second = "2024-07-01", "2024-07-02"
+    files = {date: make_trips(day, 200, date) for day, date in enumerate((first, second))}
+    authority.add_city(0, "Lima", "Peru")
+    authority.add_city(1, "Gone [bold]", "Peru")
+    for date in (first, second):
+        authority.put(0, date, files[date])
+    authority.put(1, second, files[second])
+
+    code, out, err = await command(tripfold, "request", f"{first}..{second}")
+    assert (code, err) == (1, "")
+    assert f"{first} ━" in out
+    assert "2/2 cities" in out
+    assert f"{first} Gone [bold] (1) failed:" in out
+    assert "404" in out
+
+    (_, table, _), (_, text, _), (_, body, _) = await asyncio.gather(
+        command(tripfold, "stats", "--from", first, "--to", "2024-07-03"),
+        command(tripfold, "stats", "--from", first, "--to", "2024-07-03", "--format", "csv"),
+        command(tripfold, "stats", "--from", first, "--to", "2024-07-03", "--country", "peru", "--format", "json"),
+    )
+    expected = {first: figures_of(files[first]), second: figures_of(files[second], files[second])}
+    (line,) = (line for line in table.splitlines() if line.startswith(" peru"))
+    assert f"{sum(day['passenger_count'] for day in expected.values()):,}" in line
+    assert "2/3, 1 provisional" in line
+    days = json.loads(body)["peru"]
+    rows = {row["date"]: row for row in csv.DictReader(text.splitlines())}
+    for date, figures in expected.items():
+        assert days[date].items() >= figures.items()
+        assert int(rows[date]["bus_count"]) == figures["bus_count"]
+
+
+async def test_cancelled_while_it_is_watched(authority: Authority, tripfold: Running) -> None:
+    """Ctrl-C ends the watching alone, and says how to go on; cancelling skips the cities that were not begun."""
+    date = "2024-07-04"
+    cities = 30  # more than a worker takes at a time
+    for city in range(cities):
+        authority.add_city(city, f"City {city}", "Peru")
+        authority.put(city, date, make_trips(city, 1000, date))
+    authority.pace_s = 5.0
+    asked_before = len(authority.requests)
+    watching = await begun(tripfold, "request", date)
+    await eventually(partial(_asked_for_files, authority, asked_before), "the first download")
+    watching.send_signal(signal.SIGINT)
+    out, _ = await asyncio.wait_for(watching.communicate(), 60)
+    assert watching.returncode == 130
+    told = re.search(r"tripfold watch (\S+);", out.decode())
+    assert told is not None
+
+    code, _, err = await command(tripfold, "cancel", told[1])
+    assert (code, err) == (0, "")
+    authority.pace_s = 0.0
+    code, out_of_watch, _ = await command(tripfold, "watch", told[1])
+    assert code == 1
+    assert "cancelled" in out_of_watch
+    request = (await tripfold.client.get(f"/process-requests/{told[1]}")).json()
+    counts = request["counts"]
+    assert request["status"] == "cancelled"
+    assert counts["cities_done"] == counts["cities_total"] == cities
+    assert 0 < counts["cities_skipped"] < cities
+    (day,) = (await tripfold.stats(date, detail="full"))["peru"].values()
+    assert day["cities_reported"] == counts["cities_stored"] == cities - counts["cities_skipped"]
+    code, _, err = await command(tripfold, "cancel", told[1])
+    assert (code, "has ended: it is cancelled" in err) == (1, True)

@@ -17,9 +17,9 @@ from shared.settings import Settings
 from shared.topics import Topic
 from shared.topics_admin import apply_topics
 from tests.integration.authority import Authority
+from tests.integration.commands import told, tripfold
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
-from tests.integration.test_operating import told, tripfold, tripfold_with
 from tests.integration.test_pipeline import figures_of, make_trips
 
 DATE = "2024-05-01"
@@ -60,9 +60,9 @@ async def _found_in_quarantine(services: Running, request: dict[str, Any], autho
         found = await services.store.get(failure["quarantine_key"])
         assert found is not None
         assert found.body == authority.files[city, DATE]
-    code, listed = await told(services, "quarantine", "list", "--from", DATE, "--country", "armenia")
+    code, listed = await told(services.settings, "quarantine", "list", "--from", DATE, "--country", "armenia")
     assert (code, [one["key"] for one in listed]) == (0, [failures[city]["quarantine_key"] for city in ("2", "3")])
-    code, shown = await told(services, "quarantine", "show", DATE, "2")
+    code, shown = await told(services.settings, "quarantine", "show", DATE, "2")
     assert (code, shown["bad_records"], shown["records"]) == (0, 1, 41)
     assert (shown["reported"][0]["field"], shown["reported"][0]["value"]) == ("passengers", "-1")
     files = (await services.client.get("/quarantine", params={"from": DATE, "to": DATE})).json()
@@ -77,7 +77,7 @@ def request_date(request: dict[str, Any]) -> Any:
 
 async def _retried(services: Running, request: dict[str, Any]) -> None:
     where = f"/process-requests/{request['id']}"
-    code, retried = await told(services, "quarantine", "retry", DATE, "2")
+    code, retried = await told(services.settings, "quarantine", "retry", DATE, "2")
     assert (code, retried["asked"], retried["requests"]) == (0, [{"date": DATE, "city_id": "2"}], [request["id"]])
 
     async def failed(count: int) -> bool | None:
@@ -85,15 +85,15 @@ async def _retried(services: Running, request: dict[str, Any]) -> None:
         return True if (counts["cities_failed"], counts["cities_done"]) == (count, 3) else None
 
     await eventually(lambda: failed(1), "the city that was put right to be served")
-    code, out, _ = await tripfold(services, "requests", "show", request["id"])
+    code, out, _ = await tripfold(services.settings, "requests", "show", request["id"])
     assert (code, "quarantine/" in out, f"requests retry {request['id']}" in out) == (0, True, True)
-    code, retried = await told(services, "requests", "retry", request["id"])
+    code, retried = await told(services.settings, "requests", "retry", request["id"])
     assert (code, retried) == (0, [{"request_id": request["id"], "date": DATE, "cities": 1}])
     await eventually(lambda: failed(0), "the last city to be served")
     assert (await services.client.get(where)).json()["status"] == "completed"
-    code, listed = await told(services, "requests", "list", "--limit", "5")
+    code, listed = await told(services.settings, "requests", "list", "--limit", "5")
     assert (code, [(one["id"], one["status"]) for one in listed]) == (0, [(request["id"], "completed")])
-    code, retried = await told(services, "quarantine", "retry", DATE)
+    code, retried = await told(services.settings, "quarantine", "retry", DATE)
     assert (code, retried["asked"], len(retried["settled"])) == (0, [], 2)
 
 
@@ -105,16 +105,16 @@ async def test_dead_letters_are_found_and_sent_back(settings: Settings) -> None:
     )
     async with KafkaPublisher(settings, source="test") as publisher:
         await publisher.bury(record, "JSON is malformed")
-    code, out, err = await tripfold_with(settings, "dead-letters", "list", "--topic", "process-requests", "--json")
+    code, out, err = await tripfold(settings, "dead-letters", "list", "--topic", "process-requests", "--json")
     assert code == 0, err
     (letter,) = msgspec.json.decode(out)["letters"]
     assert (letter["origin_partition"], letter["origin_offset"], letter["retried_at"]) == ("2", "7", None)
     assert (letter["key"], letter["headers"], letter["error"]) == ("2024-05-01", [["who", "me"]], "JSON is malformed")
-    code, out, _ = await tripfold_with(settings, "dead-letters", "show", letter["id"])
+    code, out, _ = await tripfold(settings, "dead-letters", "show", letter["id"])
     assert (code, "\x1b[31mnot" in out, "\\x1b[31mnot an event" in out) == (0, False, True)
-    code, out, err = await tripfold_with(settings, "dead-letters", "retry", letter["id"])
+    code, out, err = await tripfold(settings, "dead-letters", "retry", letter["id"])
     assert (code, "sent back to process-requests" in out) == (0, True), err
-    code, _, err = await tripfold_with(settings, "dead-letters", "retry", letter["id"])
+    code, _, err = await tripfold(settings, "dead-letters", "retry", letter["id"])
     assert (code, "already sent back" in err) == (1, True)
     replay = KafkaReplay(settings, Topic.PROCESS_REQUESTS)
     assert await replay.take_end() == 1

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from services.aggregate.bucket import Dates
+from services.aggregate.rebuilding import Rebuild, Unrebuildable
 from services.aggregate.recount import Counter, NotCountable
 from services.aggregate.repairing import Repaired, repair_dates
 from services.aggregate.verify import Difference
@@ -195,6 +196,23 @@ async def test_repair_does_not_drop_a_city_whose_manifest_is_unreadable(bucket: 
     before = await bucket.summary()
     assert all("city=1.json" in (one.refused or "") for one in await repaired(bucket))
     assert await bucket.summary() == before
+
+
+async def test_repair_replaces_no_summary_of_a_later_build(bucket: OperatedBucket) -> None:
+    """A summary that a later build wrote is named, and neither repair nor a rebuild of this build replaces it."""
+    key = await bucket.summary_key()
+    later = bucket.store.objects[key].body.replace(b'"schema_version":1', b'"schema_version":9')
+    later = later.replace(b'"totals":{', b'"totals":{"trips_by_hour":"of another type",')
+    later = later.replace(b'"has_data":true', b'"has_data":"re-typed"')
+    bucket.store.write(key, later)
+    [one] = await verified(bucket)
+    assert "has schema version 9; this build knows 1: upgrade it" in one.found
+    [refused] = await repaired(bucket, drop_lost=True)
+    assert refused.refused == one.found
+    job = Rebuild(bucket.store, bucket.publisher, token="token", report=lambda *_: None)
+    with pytest.raises(Unrebuildable, match="upgrade it"):
+        await job.run()
+    assert bucket.store.objects[key].body == later
 
 
 async def test_repair_yields_to_an_aggregate(bucket: OperatedBucket) -> None:

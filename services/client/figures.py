@@ -1,0 +1,123 @@
+"""Statistics as tables with sparklines. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import Annotated
+
+import msgspec
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+SPARKLINE_WIDTH_MAX = 31
+BARS = "▁▂▃▄▅▆▇█"
+NO_DATA = "·"
+
+
+class Day(msgspec.Struct, frozen=True, kw_only=True):
+    """What the API says of a country-day."""
+
+    bus_count: int
+    passenger_count: int
+    exist_accident: bool
+    average_delay_s: float
+    accident_count: int
+    delay_total_ms: int
+    cities_reported: int
+    cities_expected: int
+    complete: bool
+    version: Annotated[int, msgspec.Meta(description="0: nothing is known of the day.")]
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of the day: otherwise its zeros mean nothing."""
+        return self.cities_reported > 0 or self.bus_count > 0
+
+
+Statistics = dict[str, dict[dt.date, Day]]
+
+
+def decode_statistics(body: bytes) -> Statistics:
+    """Read the API's answer in JSON, with all details."""
+    return msgspec.json.decode(body, type=Statistics)
+
+
+def sparkline(values: Sequence[float | None], *, width: int = SPARKLINE_WIDTH_MAX) -> str:
+    """Draw values as bars between the least and the greatest of them; None is a day without data.
+
+    More values than ``width`` are taken together, as the mean of neighbours.
+    """
+    columns = _columns(values, width) if len(values) > width else list(values)
+    known = [value for value in columns if value is not None]
+    if not known:
+        return NO_DATA * len(columns)
+    least, span = min(known), max(known) - min(known)
+    return "".join(
+        NO_DATA if value is None else BARS[round((value - least) / span * (len(BARS) - 1)) if span else 0]
+        for value in columns
+    )
+
+
+def _columns(values: Sequence[float | None], width: int) -> list[float | None]:
+    columns: list[float | None] = []
+    for column in range(width):
+        begin, end = column * len(values) // width, (column + 1) * len(values) // width
+        known = [value for value in values[begin:end] if value is not None]
+        columns.append(sum(known) / len(known) if known else None)
+    return columns
+
+
+def table_of(statistics: Statistics) -> Table:
+    """Return a line for each country: its totals over the range, and how they went from day to day."""
+    table = _table(
+        "country", "delay by day", "delay (s)", "passengers by day", "passengers", "buses", "accidents", "days"
+    )
+    for country, days in statistics.items():
+        known = [day for day in days.values() if day.known]
+        buses = sum(day.bus_count for day in known)
+        delay_s = sum(day.delay_total_ms for day in known) / buses / 1000 if buses else 0.0
+        table.add_row(
+            country,
+            sparkline([day.average_delay_s if day.known else None for day in days.values()]),
+            f"{delay_s:,.3f}",
+            sparkline([float(day.passenger_count) if day.known else None for day in days.values()]),
+            f"{sum(day.passenger_count for day in known):,}",
+            f"{buses:,}",
+            f"{sum(day.accident_count for day in known):,}",
+            _days(known, len(days)),
+        )
+    return table
+
+
+def table_of_days(days: dict[dt.date, Day]) -> Table:
+    """Return a line for each day of one country."""
+    table = _table("date", "buses", "passengers", "accidents", "delay (s)", "", "cities")
+    bars = sparkline([day.average_delay_s if day.known else None for day in days.values()], width=len(days))
+    for (date, day), bar in zip(days.items(), bars, strict=True):
+        if not day.known:
+            table.add_row(str(date), "", "", "", "", NO_DATA, "no data")
+            continue
+        table.add_row(
+            str(date),
+            f"{day.bus_count:,}",
+            f"{day.passenger_count:,}",
+            f"{day.accident_count:,}",
+            f"{day.average_delay_s:,.3f}",
+            bar,
+            f"{day.cities_reported}/{day.cities_expected}{'' if day.complete else ' provisional'}",
+        )
+    return table
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, heading in enumerate(headings):
+        text = place == 0 or "by day" in heading or heading in {"", "cities", "days"}
+        table.add_column(heading, justify="left" if text else "right", no_wrap=True)
+    return table
+
+
+def _days(known: Sequence[Day], days: int) -> str:
+    provisional = sum(not day.complete for day in known)
+    return f"{len(known)}/{days}" + (f", {provisional} provisional" if provisional else "")
