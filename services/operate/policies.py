@@ -38,10 +38,10 @@ ALLOWED: Final = {
         write=("idempotency/", "range-requests/", "requests/"),
     ),
     BucketRole.PLANNER: Allowed(
-        read=("plans/", "state/"), write=("plans/", "state/countries.json", "state/lineage.json")
+        read=("plans/", "requests/", "state/"), write=("plans/", "state/countries.json", "state/lineage.json")
     ),
     BucketRole.WORKER: Allowed(
-        read=("attempts/", "manifests/", "plans/", "quarantine/", "raw/", "state/"),
+        read=("attempts/", "manifests/", "plans/", "quarantine/", "raw/", "requests/", "state/"),
         write=("attempts/", "manifests/", "quarantine/", "raw/", "state/lineage.json"),
         delete=("attempts/",),
         multipart=("quarantine/", "raw/"),
