@@ -7,7 +7,7 @@ WORKERS ?= 2
 HISTORIES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi contract format test-containers test-kafka histories mutations requirements clean
+.PHONY: help demo up test lint unit audit bench asyncapi contract format test-containers test-kafka chaos histories mutations requirements clean
 
 help: ## Show what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: $(VENV)/.dev ## Kill ingest at random for ten minutes, and compare every byte and number (TRIPFOLD_TEST_SEED: repeat)
+	TRIPFOLD_TEST_KILLS=40 TRIPFOLD_TEST_KILL_DATES=60 $(BIN)/python -m pytest -s tests/integration/test_random_kills.py $(ARGS)
 
 unit: $(VENV)/.dev ## Run the tests alone (ARGS: for pytest)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
@@ -48,10 +51,11 @@ format: $(VENV)/.dev ## Format the code
 test-containers: $(VENV)/.dev ## Run the integration tests against Apache Kafka in a container (needs Docker)
 	$(BIN)/python -m tests.containers $(ARGS)
 
-test-kafka: $(VENV)/.dev ## Run the integration tests against a real Apache Kafka without Docker (needs Java 17 and Maven)
-	address=$$(scripts/apache-kafka start --data-dir .data/test-kafka --port 19092) && \
-	trap 'scripts/apache-kafka stop --data-dir .data/test-kafka' EXIT && \
-	TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS=$$address $(BIN)/python -m pytest -n $(WORKERS) tests/integration $(ARGS)
+test-kafka: $(VENV)/.dev ## Run the integration tests and those of faults against a real Apache Kafka (needs Java 17 and Maven)
+	$(BIN)/python -m tests.apache_kafka -n $(WORKERS) $(ARGS)
+
+chaos: $(VENV)/.dev ## Run all of it under load while everything fails (SECONDS=600 SEED=… BROKER=kafka|embedded)
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --broker $(or $(BROKER),kafka) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 histories: $(VENV)/.dev ## Run 10,000 random histories against the oracle (HISTORIES=200 SEED=7: those of one seed)
 	TRIPFOLD_HISTORIES=$(HISTORIES) $(if $(SEED),TRIPFOLD_HISTORIES_SEED=$(SEED)) \

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
+from collections.abc import Callable
 
 import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -34,10 +36,16 @@ event_loop_lag = Histogram(
     "How much later than asked for the event loop woke a task",
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
+event_loop_lag_max = Gauge(
+    "tripfold_event_loop_lag_max_seconds", "The longest that the event loop has held a task up since the process began"
+)
 
 __all__ = ["REGISTRY", "Health", "configure_logging", "measure_loop_lag"]
 
-LAG_INTERVAL_S = 0.25
+LAG_INTERVAL_S = 0.05
+"""Whatever holds the loop for longer than this is seen."""
+
+REPEATED_AFTER_S = 10.0
 
 
 class Health:
@@ -71,10 +79,38 @@ class Health:
 async def measure_loop_lag() -> None:
     """Measure for ever how late the event loop wakes a task: what holds the loop holds every stream of the process."""
     loop = asyncio.get_running_loop()
+    longest_s = 0.0
     while True:
         due_s = loop.time() + LAG_INTERVAL_S
         await asyncio.sleep(LAG_INTERVAL_S)
-        event_loop_lag.observe(max(0.0, loop.time() - due_s))
+        lag_s = max(0.0, loop.time() - due_s)
+        event_loop_lag.observe(lag_s)
+        longest_s = max(longest_s, lag_s)
+        event_loop_lag_max.set(longest_s)
+
+
+class NowAndThen(logging.Filter):
+    """Passes a message of a library that repeats itself at most once in REPEATED_AFTER_S; messages of others always.
+
+    While Kafka is away aiokafka says so dozens of times a second. What is compared is a message before its arguments
+    are filled in, so there are only as many as the library has.
+    """
+
+    def __init__(self, library: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._library = library
+        self._clock = clock
+        self._said_at_s: dict[object, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(self._library) or not isinstance(record.msg, str):
+            return True
+        now_s = self._clock()
+        said_at_s = self._said_at_s.get(record.msg)
+        if said_at_s is not None and now_s - said_at_s < REPEATED_AFTER_S:
+            return False
+        self._said_at_s[record.msg] = now_s
+        return True
 
 
 def configure_logging(settings: Settings) -> None:
@@ -102,6 +138,7 @@ def configure_logging(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, renderer],
         )
     )
+    handler.addFilter(NowAndThen("aiokafka"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())

@@ -11,16 +11,21 @@ import asyncio
 import contextlib
 import datetime as dt
 import email.utils
+import gzip
+import json
+import time
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import aioboto3
+import aiohttp
 import msgspec
 from aiobotocore.session import AioSession, get_session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
 from botocore.handlers import add_expect_header
+from botocore.loaders import JSONFileLoader
 from botocore.utils import parse_timestamp
 
 from shared.part import Part
@@ -29,8 +34,11 @@ from shared.settings import Settings
 
 UPLOAD_PART_BYTES = 5 * 1024 * 1024
 UPLOAD_PARTS_IN_FLIGHT_MAX = 2
+CREDENTIALS_INTERVAL_S = 2.0
 UPLOAD_PARTS_MAX = 10_000
 STREAM_CHUNK_BYTES = 1024 * 1024
+# botocore wraps what goes wrong before an answer's body, and not a body that breaks off: that is aiohttp's own error.
+NO_ANSWER = (TimeoutError, BotoCoreError, OSError, aiohttp.ClientError)
 
 
 class StoreUnavailable(SurroundingsFault):
@@ -132,11 +140,19 @@ class S3Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.bucket = settings.s3_bucket
-        self._exit = contextlib.AsyncExitStack()
         self._client: Any = None
+        self._closing = contextlib.AsyncExitStack()
+        self._spent = contextlib.AsyncExitStack()
+        self._opened_at_s = 0.0
 
     async def __aenter__(self) -> Self:
+        await self._open()
+        return self
+
+    async def _open(self) -> None:
+        """Make a client, which finds its credentials now and keeps them. The one before may still be in use."""
         settings = self._settings
+        self._opened_at_s = time.monotonic()
         config = Config(
             connect_timeout=5,
             read_timeout=30,  # racing writers of one key can be made to wait for seconds by the store
@@ -147,7 +163,8 @@ class S3Store:
             signature_version="s3v4",
             s3={"addressing_style": settings.s3_addressing_style},
         )
-        self._client = await self._exit.enter_async_context(
+        closing = contextlib.AsyncExitStack()
+        client = await closing.enter_async_context(
             aioboto3.Session(botocore_session=_botocore_session()).client(
                 "s3",
                 endpoint_url=settings.s3_endpoint_url,
@@ -157,18 +174,33 @@ class S3Store:
             )
         )
         # A part is a file to the client, which would ask for leave (100-continue), and wait for it, before each.
-        self._client.meta.events.unregister("before-call.s3", add_expect_header)
-        return self
+        client.meta.events.unregister("before-call.s3", add_expect_header)
+        await self._spent.aclose()
+        self._client, self._closing, self._spent = client, closing, self._closing
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._exit.aclose()
+        await self._spent.aclose()
+        await self._closing.aclose()
 
     async def check(self) -> None:
-        """Raise StoreUnavailable if the bucket cannot be reached with these credentials."""
-        with _faults("HeadBucket", self.bucket):
+        """Raise StoreUnavailable if the bucket cannot be reached with these credentials.
+
+        Credentials that are refused are looked up again: a file of them may have been corrected, a role renewed.
+        """
+        try:
             await self._client.head_bucket(Bucket=self.bucket)
+        except (ClientError, *NO_ANSWER) as error:
+            refused = isinstance(error, ClientError) and _status(error) in {400, 401, 403}
+            if refused or isinstance(error, (NoCredentialsError, CredentialRetrievalError)):
+                await self._look_credentials_up()
+            raise _unavailable("HeadBucket", self.bucket, error) from error
+
+    async def _look_credentials_up(self) -> None:
+        if time.monotonic() - self._opened_at_s >= CREDENTIALS_INTERVAL_S:
+            with _faults("client", self.bucket):
+                await self._open()
 
     async def create_bucket(self) -> None:
         """Create the bucket unless it is there."""
@@ -196,7 +228,7 @@ class S3Store:
             if _status(error) == 404 and _code(error) in {"NoSuchKey", "404"}:
                 return None
             raise _unavailable("GetObject", key, error) from error
-        except (TimeoutError, BotoCoreError, OSError) as error:
+        except NO_ANSWER as error:
             raise _unavailable("GetObject", key, error) from error
         return Found(body=body, etag=answer["ETag"])
 
@@ -215,7 +247,7 @@ class S3Store:
                 if _status(error) in {409, 412} or (_status(error) == 404 and _code(error) == "NoSuchKey"):
                     raise LostRace(key) from error
                 raise _unavailable("PutObject", key, error) from error
-            except (TimeoutError, BotoCoreError, OSError) as error:
+            except NO_ANSWER as error:
                 raise _unavailable("PutObject", key, error) from error
             return str(answer["ETag"])
         raise AssertionError("the last try neither answered nor raised")
@@ -244,7 +276,7 @@ class S3Store:
             if _status(error) == 404 and _code(error) in {"NoSuchKey", "404"}:
                 raise ObjectMissing(key) from error
             raise _unavailable("GetObject", key, error) from error
-        except (TimeoutError, BotoCoreError, OSError) as error:
+        except NO_ANSWER as error:
             raise _unavailable("GetObject", key, error) from error
         body = answer["Body"]
         try:
@@ -281,7 +313,7 @@ class S3Store:
         except ClientError as error:
             if _status(error) != 404:
                 raise _unavailable("AbortMultipartUpload", unfinished.key, error) from error
-        except (TimeoutError, BotoCoreError, OSError) as error:
+        except NO_ANSWER as error:
             raise _unavailable("AbortMultipartUpload", unfinished.key, error) from error
 
     def upload(self, key: str) -> Upload:
@@ -293,7 +325,18 @@ def _botocore_session() -> AioSession:
     session = get_session()
     factory = session.get_component("response_parser_factory")
     factory.set_parser_defaults(timestamp_parser=_parse_time)
+    session.get_component("data_loader").file_loader = _DescriptionLoader()
     return session
+
+
+class _DescriptionLoader(JSONFileLoader):  # type: ignore[misc]  # botocore publishes no types
+    """Reads the descriptions of services into plain dictionaries, which take 4 MB less than ordered ones."""
+
+    def load_file(self, file_path: str) -> Any:
+        for suffix, opened in ((".json", open), (".json.gz", gzip.open)):
+            with contextlib.suppress(FileNotFoundError), opened(file_path + suffix, "rb") as file:
+                return json.loads(file.read())
+        return None
 
 
 def _parse_time(value: str) -> dt.datetime:
@@ -361,7 +404,7 @@ class _S3Upload:
         self._spare.clear()
         if self._upload_id is not None:
             # What cannot be aborted now is an unfinished upload, which the clean-up takes by its age.
-            with contextlib.suppress(ClientError, BotoCoreError, OSError, asyncio.TimeoutError):
+            with contextlib.suppress(ClientError, *NO_ANSWER):
                 await self._client.abort_multipart_upload(**self._target, UploadId=self._upload_id)
 
     def _filled(self) -> Part:
@@ -403,7 +446,7 @@ class _S3Upload:
 def _faults(operation: str, name: str) -> Any:
     try:
         yield
-    except (TimeoutError, ClientError, BotoCoreError, OSError) as error:
+    except (ClientError, *NO_ANSWER) as error:
         raise _unavailable(operation, name, error) from error
 
 
