@@ -24,6 +24,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 
 BENCHMARKS: Final = (
     "parsing",
+    "reader",
 )  # fmt: skip  # one a line: two people can add theirs
 
 

@@ -25,6 +25,7 @@ from botocore.utils import parse_timestamp
 
 from shared.part import Part
 from shared.patience import SurroundingsFault
+from shared.quick_reads import Declined, Page, QuickReads, bucket_url_of
 from shared.settings import Settings
 
 UPLOAD_PART_BYTES = 5 * 1024 * 1024
@@ -134,6 +135,7 @@ class S3Store:
         self.bucket = settings.s3_bucket
         self._exit = contextlib.AsyncExitStack()
         self._client: Any = None
+        self._quick: QuickReads | None = None
 
     async def __aenter__(self) -> Self:
         settings = self._settings
@@ -147,8 +149,9 @@ class S3Store:
             signature_version="s3v4",
             s3={"addressing_style": settings.s3_addressing_style},
         )
+        session = aioboto3.Session(botocore_session=_botocore_session())
         self._client = await self._exit.enter_async_context(
-            aioboto3.Session(botocore_session=_botocore_session()).client(
+            session.client(
                 "s3",
                 endpoint_url=settings.s3_endpoint_url,
                 region_name=settings.s3_region,
@@ -158,12 +161,28 @@ class S3Store:
         )
         # A part is a file to the client, which would ask for leave (100-continue), and wait for it, before each.
         self._client.meta.events.unregister("before-call.s3", add_expect_header)
+        await self._prepare_quick_reads(session)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._exit.aclose()
+
+    async def _prepare_quick_reads(self, session: Any) -> None:
+        settings = self._settings
+        bucket_url = bucket_url_of(self._client.meta.endpoint_url, self.bucket, settings.s3_addressing_style)
+        credentials = await session.get_credentials()
+        if bucket_url is None or credentials is None or settings.s3_checksums == "when_supported":
+            return
+        quick = QuickReads(
+            bucket_url=bucket_url,
+            region=settings.s3_region,
+            credentials=credentials.get_frozen_credentials,
+            pool_size=settings.s3_pool_size,
+            ca_file=settings.s3_ca_file,
+        )
+        self._quick = await self._exit.enter_async_context(quick)
 
     async def check(self) -> None:
         """Raise StoreUnavailable if the bucket cannot be reached with these credentials."""
@@ -187,6 +206,10 @@ class S3Store:
             await self._client.create_bucket(Bucket=self.bucket, **extra)
 
     async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
+        if self._quick is not None:
+            with contextlib.suppress(Declined):
+                read = await self._quick.get(key, first_bytes=first_bytes)
+                return None if read is None else Found(body=read[0], etag=read[1])
         extra = {} if first_bytes is None else {"Range": f"bytes=0-{first_bytes - 1}"}
         try:
             answer = await self._client.get_object(Bucket=self.bucket, Key=key, **extra)
@@ -225,6 +248,16 @@ class S3Store:
             await self._client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType="application/json")
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+        first = await self._quick_page(prefix, after=after, token=None)
+        if first is not None:
+            following: Page | None = first
+            while following is not None:
+                for key, etag, size_bytes, last_modified in following.entries:
+                    yield Listed(key=key, etag=etag, size_bytes=size_bytes, last_modified=last_modified)
+                if following.next_token is None:
+                    return
+                following = await self._quick_page(prefix, after="", token=following.next_token)
+            raise StoreUnavailable(f"the listing of {prefix} broke off")
         start = {"StartAfter": after} if after else {}
         with _faults("ListObjectsV2", prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, **start)
@@ -236,6 +269,19 @@ class S3Store:
                         size_bytes=entry["Size"],
                         last_modified=entry["LastModified"],
                     )
+
+    async def _quick_page(self, prefix: str, *, after: str, token: str | None) -> Page | None:
+        """Return a page of a listing, or None if botocore has to be asked."""
+        for wait_s in (0.1, 0.5, None):
+            if self._quick is None:
+                return None
+            try:
+                return await self._quick.page(prefix, after=after, token=token)
+            except Declined:
+                if wait_s is None or token is None:
+                    return None
+                await asyncio.sleep(wait_s)
+        raise AssertionError("the last try neither answered nor declined")
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         try:

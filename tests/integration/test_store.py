@@ -11,6 +11,7 @@ import pytest_asyncio
 from moto.server import ThreadedMotoServer
 
 from services.local.embedded import EmbeddedServices
+from shared import quick_reads
 from shared.identity import utc_now
 from shared.settings import Settings, load_settings
 from shared.store import UPLOAD_PART_BYTES, LostRace, ObjectStore, S3Store, StoreUnavailable
@@ -114,6 +115,28 @@ async def test_a_listing_has_the_prefix_alone(store: ObjectStore) -> None:
         found = await store.get(one.key)
         assert found is not None
         assert (one.size_bytes, one.etag) == (5, found.etag)
+
+
+ODD_KEYS = ["a b", "a%20b", "a+b", "a&b", "a'b(c)*!", "é/ü", "city=~%C3%A9.json", "z"]
+
+
+async def test_reads_agree_with_botocore(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quick reads see what botocore sees: every key, page by page, and its bytes and ETag."""
+    monkeypatch.setattr(quick_reads, "PAGE_KEYS_MAX", 3)
+    for key in ODD_KEYS:
+        await store.swap(f"odd/{key}", key.encode() * 10, etag=None)
+    listed = [one async for one in store.list("odd/")]
+    assert sorted(one.key for one in listed) == sorted(f"odd/{key}" for key in ODD_KEYS)
+    read = [await store.get(one.key, first_bytes=7) for one in listed]
+    assert [found.etag for found in read if found] == [one.etag for one in listed]
+    assert [found.body for found in read if found] == [(one.key[4:].encode() * 10)[:7] for one in listed]
+    past = [one.key async for one in store.list("odd/", after="odd/a+b")]
+    assert sorted(past) == sorted(one.key for one in listed if one.key > "odd/a+b")
+    if isinstance(store, S3Store):
+        assert store._quick is not None
+        monkeypatch.setattr(store, "_quick", None)
+        assert [one async for one in store.list("odd/")] == listed
+        assert [await store.get(one.key, first_bytes=7) for one in listed] == read
 
 
 @pytest.mark.parametrize("size_bytes", [0, 10, UPLOAD_PART_BYTES, UPLOAD_PART_BYTES + 1, 2 * UPLOAD_PART_BYTES + 7])
