@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 2
+HISTORIES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi contract format test-containers test-kafka requirements clean
+.PHONY: help demo up test lint unit audit bench asyncapi contract format test-containers test-kafka chaos histories mutations requirements clean
 
 help: ## Show what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,10 +48,18 @@ format: $(VENV)/.dev ## Format the code
 test-containers: $(VENV)/.dev ## Run the integration tests against Apache Kafka in a container (needs Docker)
 	$(BIN)/python -m tests.containers $(ARGS)
 
-test-kafka: $(VENV)/.dev ## Run the integration tests against a real Apache Kafka without Docker (needs Java 17 and Maven)
-	address=$$(scripts/apache-kafka start --data-dir .data/test-kafka --port 19092) && \
-	trap 'scripts/apache-kafka stop --data-dir .data/test-kafka' EXIT && \
-	TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS=$$address $(BIN)/python -m pytest -n $(WORKERS) tests/integration $(ARGS)
+test-kafka: $(VENV)/.dev ## Run the integration tests and those of faults against a real Apache Kafka (needs Java 17 and Maven)
+	$(BIN)/python -m tests.apache_kafka -n $(WORKERS) $(ARGS)
+
+chaos: $(VENV)/.dev ## Run all of it under load while everything fails (SECONDS=600 SEED=… BROKER=kafka|embedded)
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --broker $(or $(BROKER),kafka) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+histories: $(VENV)/.dev ## Run 10,000 random histories against the oracle (HISTORIES=200 SEED=7: those of one seed)
+	TRIPFOLD_HISTORIES=$(HISTORIES) $(if $(SEED),TRIPFOLD_HISTORIES_SEED=$(SEED)) \
+		$(BIN)/python -m pytest -n $(WORKERS) tests/fault/test_histories.py $(ARGS)
+
+mutations: $(VENV)/.dev ## Break each promise on purpose; let random histories find it (HISTORIES=1000: at most so many)
+	TRIPFOLD_MUTATION_HISTORIES=$(HISTORIES) $(BIN)/python -m pytest -n $(WORKERS) tests/fault/test_mutations.py $(ARGS)
 
 requirements: ## Pin the requirements again, with hashes (needs uv)
 	uv pip compile -q $(COMPILE) -o requirements/runtime.txt

@@ -191,7 +191,8 @@ def read_with_duckdb(s3: str, days: int) -> None:
             "select country, date, totals.trips, totals.passengers, totals.accidents > 0, "
             "totals.delay_total_ms / nullif(totals.trips, 0) / 1000 "
             "from read_json($file, format = 'newline_delimited', columns = {country: 'VARCHAR', date: 'DATE', totals: "
-            "'STRUCT(trips BIGINT, passengers BIGINT, accidents BIGINT, delay_total_ms BIGINT)'}) order by country, date",
+            "'STRUCT(trips BIGINT, passengers BIGINT, accidents BIGINT, delay_total_ms BIGINT)'}) "
+            "order by country, date",
             params={"file": str(file)},
         ).fetchall()
     print(len({row[0] for row in rows}), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -7,10 +7,11 @@ fails, a decoder that hands on raw records, and a handler that ends only by a co
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -22,13 +23,17 @@ from faststream.kafka import KafkaBroker, KafkaMessage
 from shared import events, health
 from shared.events import Event, PoisonRecord
 from shared.kafka_connection import broker_security
-from shared.patience import Patience, Stopping
+from shared.patience import Patience, Stopping, SurroundingsFault
 from shared.publishing import Publisher, Received
 from shared.settings import Settings
 from shared.topics import RECORD_BYTES_MAX, Topic
 
 SHUTDOWN_GRACE_S = 8.0
 POLL_INTERVAL_SLACK_S = 120.0
+PROGRESS_INTERVAL_S = 10.0
+PROGRESS_TIMEOUT_S = 8.0
+STUCK_AFTER_S = 60.0
+RESTART_DEADLINE_S = 60.0
 
 _log = structlog.get_logger()
 
@@ -41,6 +46,80 @@ class Decoded(msgspec.Struct, frozen=True):
 
 
 Process = Callable[[Sequence[Received]], Awaitable[None]]
+
+
+class Subscriber(Protocol):
+    """What a consumption needs of FastStream's subscriber. ``consumer`` is aiokafka's, or None while it is stopped."""
+
+    consumer: Any
+
+    async def start(self) -> None:
+        """Make a consumer, and begin to consume."""
+
+    async def stop(self) -> None:
+        """Stop consuming."""
+
+
+class Consumption:
+    """One subscription, and whether it makes progress.
+
+    After an outage a consumer can stand still for good with nothing to show it but a private future: it is connected,
+    it has its partitions, and it takes nothing. So what counts is progress: records that wait, and none that is taken.
+    """
+
+    def __init__(self, topic: Topic, subscriber: Subscriber) -> None:
+        self.topic = topic
+        self.handling = False
+        self.batches = 0
+        self._subscriber = subscriber
+
+    async def watch(self, patience: Patience, kafka_answers: Callable[[], Awaitable[None]]) -> None:
+        """Look after the progress until asked to stop; show a consumer that stands still, and start it again.
+
+        ``kafka_answers`` raises a SurroundingsFault while Kafka is away: that is no fault of the consumer's.
+        """
+        what = f"consuming {self.topic.value}"
+        batches_before, stands_since_s = self.batches, patience.now_s()
+        while not patience.stopping.is_set():
+            await patience.sleep(PROGRESS_INTERVAL_S)
+            if self.handling or self.batches != batches_before or await self._at_the_end():
+                batches_before, stands_since_s = self.batches, patience.now_s()
+                patience.health.recovered(what)
+                continue
+            try:
+                await kafka_answers()
+            except SurroundingsFault:
+                stands_since_s = patience.now_s()
+                continue
+            if patience.now_s() - stands_since_s >= STUCK_AFTER_S and not patience.stopping.is_set():
+                patience.health.failing(what, f"records wait, and none was taken for {STUCK_AFTER_S:.0f} s")
+                _log.error("consumer stands still, it is started again", topic=self.topic.value)
+                await self._restart()
+                stands_since_s = patience.now_s()
+
+    async def _at_the_end(self) -> bool:
+        """Say whether no record waits in the partitions that the consumer has; one that cannot say has not ended."""
+        consumer = self._subscriber.consumer
+        if consumer is None:
+            return False
+        try:
+            async with asyncio.timeout(PROGRESS_TIMEOUT_S):
+                partitions = list(consumer.assignment())
+                ends = await consumer.end_offsets(partitions) if partitions else {}
+                waiting = [end for one, end in ends.items() if await consumer.position(one) < end]
+        except (KafkaError, OSError, TimeoutError):
+            return False
+        if not waiting:
+            health.last_poll.labels(self.topic.value).set_to_current_time()
+        return not waiting
+
+    async def _restart(self) -> None:
+        try:
+            async with asyncio.timeout(RESTART_DEADLINE_S):
+                await self._subscriber.stop()
+                await self._subscriber.start()
+        except Exception as error:  # noqa: BLE001  # whatever it is: it is tried again
+            _log.warning("consumer could not be started again", topic=self.topic.value, error=repr(error))
 
 
 def make_broker(settings: Settings) -> KafkaBroker:
@@ -68,11 +147,11 @@ def consume(
     batch_records_max: int,
     linger_ms: int,
     deadline_s: float = 180.0,
-) -> None:
+) -> Consumption:
     """Subscribe ``process`` to a topic: it gets batches of records, and a batch is committed when it returns.
 
     ``process`` is called again with the same batch until it ends without a fault. ``deadline_s`` is the longest that
-    it takes without one: how long Kafka is told to expect no poll.
+    it takes without one: how long Kafka is told to expect no poll. Returns what has to be watched for progress.
     """
     poll_interval_ms = int((deadline_s + POLL_INTERVAL_SLACK_S) * 1000)
     instance = f"{settings.consumer_instance}-{topic.value}" if settings.consumer_instance else None
@@ -95,7 +174,17 @@ def consume(
         decoder=_keep,
     )
 
+    consumption = Consumption(topic, subscriber)
+
     async def handle(message: KafkaMessage) -> None:
+        consumption.batches += 1
+        consumption.handling = True
+        try:
+            await handle_batch(message)
+        finally:
+            consumption.handling = False
+
+    async def handle_batch(message: KafkaMessage) -> None:
         began = time.monotonic()
         batch = received(topic, message.raw_message)
         health.events_consumed.labels(topic.value).inc(len(batch))
@@ -112,6 +201,7 @@ def consume(
         health.batch_seconds.labels(topic.value).observe(time.monotonic() - began)
 
     subscriber(handle)
+    return consumption
 
 
 async def decode_batch(batch: Sequence[Received], publisher: Publisher) -> list[Decoded]:

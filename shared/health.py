@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
+from collections.abc import Callable
 
 import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -38,6 +40,7 @@ event_loop_lag = Histogram(
 __all__ = ["REGISTRY", "Health", "configure_logging", "measure_loop_lag"]
 
 LAG_INTERVAL_S = 0.25
+REPEATED_AFTER_S = 10.0
 
 
 class Health:
@@ -77,6 +80,30 @@ async def measure_loop_lag() -> None:
         event_loop_lag.observe(max(0.0, loop.time() - due_s))
 
 
+class NowAndThen(logging.Filter):
+    """Passes a message of a library that repeats itself at most once in REPEATED_AFTER_S; messages of others always.
+
+    While Kafka is away aiokafka says so dozens of times a second. What is compared is a message before its arguments
+    are filled in, so there are only as many as the library has.
+    """
+
+    def __init__(self, library: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._library = library
+        self._clock = clock
+        self._said_at_s: dict[object, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(self._library) or not isinstance(record.msg, str):
+            return True
+        now_s = self._clock()
+        said_at_s = self._said_at_s.get(record.msg)
+        if said_at_s is not None and now_s - said_at_s < REPEATED_AFTER_S:
+            return False
+        self._said_at_s[record.msg] = now_s
+        return True
+
+
 def configure_logging(settings: Settings) -> None:
     """Write logs to standard error, one event a line, as JSON or as text."""
     renderer: structlog.typing.Processor = (
@@ -102,6 +129,7 @@ def configure_logging(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, renderer],
         )
     )
+    handler.addFilter(NowAndThen("aiokafka"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())

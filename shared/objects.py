@@ -25,7 +25,11 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CorruptObject(RuntimeError):
-    """An object of the bucket that does not decode, or was written by a later version: nothing may be built on it."""
+    """An object of the bucket that cannot be read: nothing may be built on it."""
+
+
+class NewerObject(CorruptObject):
+    """An object that a later version wrote: this build must neither use nor replace it."""
 
 
 class Lineage(StoredObject, frozen=True, kw_only=True):
@@ -263,6 +267,7 @@ class RequestRecord(StoredObject, frozen=True, kw_only=True):
 _PLANS_MARK = b',"plans":'
 _encoder = msgspec.json.Encoder()  # msgspec's own sorting takes no maps by number or by enum
 _decoders: dict[type[StoredObject], msgspec.json.Decoder[StoredObject]] = {}
+_version_decoder = msgspec.json.Decoder(StoredObject)
 
 
 def encode(stored: StoredObject) -> bytes:
@@ -273,18 +278,26 @@ def encode(stored: StoredObject) -> bytes:
 def decode(kind: type[_Stored], body: bytes, key: str) -> _Stored:
     """Decode a stored object of ``kind``; ``key`` is named in errors.
 
-    Raises CorruptObject for a body that does not decode, and for one of a later schema version.
+    Raises CorruptObject for a body that does not decode, and NewerObject for one of a later schema version.
     """
     decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
     try:
         stored = decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        _refuse_newer(body, key)
         raise CorruptObject(f"{key} is not a readable {kind.__name__}: {error}") from error
     if stored.schema_version > SCHEMA_VERSION:
-        raise CorruptObject(
-            f"{key} has schema version {stored.schema_version}; this build knows {SCHEMA_VERSION}: upgrade it"
-        )
+        _refuse_newer(body, key)
     return stored  # type: ignore[return-value]  # the decoder of this kind made it
+
+
+def _refuse_newer(body: bytes, key: str) -> None:
+    try:
+        version = _version_decoder.decode(body).schema_version
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return
+    if version > SCHEMA_VERSION:
+        raise NewerObject(f"{key} has schema version {version}; this build knows {SCHEMA_VERSION}: upgrade it")
 
 
 def decode_head(first_bytes: bytes, key: str) -> SummaryHead:

@@ -22,6 +22,7 @@ import aiohttp
 import yarl
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
+from botocore.exceptions import BotoCoreError
 
 PAGE_KEYS_MAX = 1_000
 
@@ -113,14 +114,14 @@ class QuickReads:
 
     async def _answer(self, url: str, headers: Mapping[str, str]) -> tuple[int, str, bytes]:
         request = AWSRequest(method="GET", url=url, headers=dict(headers))
-        S3SigV4Auth(await self._credentials(), "s3", self._region).add_auth(request)
         assert self._session is not None
         try:
+            S3SigV4Auth(await self._credentials(), "s3", self._region).add_auth(request)
             async with self._session.get(
                 yarl.URL(url, encoded=True), headers=dict(request.headers.items()), allow_redirects=False
             ) as answer:
                 return answer.status, answer.headers.get("ETag", ""), await answer.read()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (aiohttp.ClientError, BotoCoreError, TimeoutError, OSError) as error:
             raise Declined(str(error)) from error
 
 

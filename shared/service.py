@@ -13,13 +13,12 @@ from faststream.kafka import KafkaBroker
 from litestar import Litestar, Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from shared.consuming import SHUTDOWN_GRACE_S
+from shared.consuming import SHUTDOWN_GRACE_S, Consumption
 from shared.health import Health, measure_loop_lag
-from shared.patience import Patience, Stopping, SurroundingsFault
+from shared.patience import Patience, Stopping
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
 from shared.store import S3Store
-from shared.topics import Topic
 from shared.topics_admin import require_topics
 
 Background = Callable[[Patience], Awaitable[None]]
@@ -44,7 +43,7 @@ def make_app(
     surroundings: Surroundings,
     broker: KafkaBroker,
     *,
-    topics: tuple[Topic, ...],
+    consumptions: tuple[Consumption, ...],
     background: tuple[Background, ...] = (),
     resources: tuple[contextlib.AbstractAsyncContextManager[Any], ...] = (),
 ) -> Litestar:
@@ -54,6 +53,7 @@ def make_app(
     for ``topics``, alive but not ready. (FastStream's own ASGI app would end when Kafka is away at the start.)
     """
     patience = surroundings.patience
+    topics = [consumption.topic for consumption in consumptions]
 
     async def begin() -> None:
         await patience.wait_out("S3", surroundings.store.check)
@@ -62,7 +62,9 @@ def make_app(
         await patience.wait_out("consuming", broker.start)
         surroundings.health.started = True
         _log.info("ready")
-        await _watch(surroundings)
+        kafka_answers = surroundings.publisher.check
+        progress = (consumption.watch(patience, kafka_answers) for consumption in consumptions)
+        await asyncio.gather(_watch(surroundings), *progress)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
@@ -114,8 +116,8 @@ async def _watch(surroundings: Surroundings) -> None:
         for what, check in (("S3", surroundings.store.check), ("Kafka", surroundings.publisher.check)):
             try:
                 await check()
-            except SurroundingsFault as error:
-                health.failing(what, str(error))
+            except Exception as error:  # noqa: BLE001  # whatever it is: readiness must not stand still for it
+                health.failing(what, str(error) or type(error).__name__)
             else:
                 health.recovered(what)
         await surroundings.patience.pause(WATCH_INTERVAL_S)

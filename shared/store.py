@@ -11,15 +11,17 @@ import asyncio
 import contextlib
 import datetime as dt
 import email.utils
+import time
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import aioboto3
+import aiohttp
 import msgspec
 from aiobotocore.session import AioSession, get_session
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
 from botocore.handlers import add_expect_header
 from botocore.utils import parse_timestamp
 
@@ -30,8 +32,11 @@ from shared.settings import Settings
 
 UPLOAD_PART_BYTES = 5 * 1024 * 1024
 UPLOAD_PARTS_IN_FLIGHT_MAX = 2
+CREDENTIALS_INTERVAL_S = 2.0
 UPLOAD_PARTS_MAX = 10_000
 STREAM_CHUNK_BYTES = 1024 * 1024
+# botocore wraps what goes wrong before an answer's body, and not a body that breaks off: that is aiohttp's own error.
+NO_ANSWER = (TimeoutError, BotoCoreError, OSError, aiohttp.ClientError)
 
 
 class StoreUnavailable(SurroundingsFault):
@@ -133,12 +138,20 @@ class S3Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.bucket = settings.s3_bucket
-        self._exit = contextlib.AsyncExitStack()
         self._client: Any = None
         self._quick: QuickReads | None = None
+        self._closing = contextlib.AsyncExitStack()
+        self._spent = contextlib.AsyncExitStack()
+        self._opened_at_s = 0.0
 
     async def __aenter__(self) -> Self:
+        await self._open()
+        return self
+
+    async def _open(self) -> None:
+        """Make a client, which finds its credentials now and keeps them. The one before may still be in use."""
         settings = self._settings
+        self._opened_at_s = time.monotonic()
         config = Config(
             connect_timeout=5,
             read_timeout=30,  # racing writers of one key can be made to wait for seconds by the store
@@ -149,8 +162,9 @@ class S3Store:
             signature_version="s3v4",
             s3={"addressing_style": settings.s3_addressing_style},
         )
+        closing = contextlib.AsyncExitStack()
         session = aioboto3.Session(botocore_session=_botocore_session())
-        self._client = await self._exit.enter_async_context(
+        client = await closing.enter_async_context(
             session.client(
                 "s3",
                 endpoint_url=settings.s3_endpoint_url,
@@ -160,21 +174,30 @@ class S3Store:
             )
         )
         # A part is a file to the client, which would ask for leave (100-continue), and wait for it, before each.
-        self._client.meta.events.unregister("before-call.s3", add_expect_header)
-        await self._prepare_quick_reads(session)
-        return self
+        client.meta.events.unregister("before-call.s3", add_expect_header)
+        quick = await self._quick_reads(session, client.meta.endpoint_url, closing)
+        await self._spent.aclose()
+        self._client, self._quick, self._closing, self._spent = client, quick, closing, self._closing
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._exit.aclose()
+        await self._spent.aclose()
+        await self._closing.aclose()
 
-    async def _prepare_quick_reads(self, session: Any) -> None:
+    async def _quick_reads(
+        self, session: Any, endpoint_url: str, closing: contextlib.AsyncExitStack
+    ) -> QuickReads | None:
         settings = self._settings
-        bucket_url = bucket_url_of(self._client.meta.endpoint_url, self.bucket, settings.s3_addressing_style)
-        credentials = await session.get_credentials()
-        if bucket_url is None or credentials is None or settings.s3_checksums == "when_supported":
-            return
+        bucket_url = bucket_url_of(endpoint_url, self.bucket, settings.s3_addressing_style)
+        if bucket_url is None or settings.s3_checksums == "when_supported":
+            return None
+        try:
+            credentials = await session.get_credentials()
+        except BotoCoreError:
+            credentials = None  # botocore tells so at the first request
+        if credentials is None:
+            return None
         quick = QuickReads(
             bucket_url=bucket_url,
             region=settings.s3_region,
@@ -182,12 +205,25 @@ class S3Store:
             pool_size=settings.s3_pool_size,
             ca_file=settings.s3_ca_file,
         )
-        self._quick = await self._exit.enter_async_context(quick)
+        return await closing.enter_async_context(quick)
 
     async def check(self) -> None:
-        """Raise StoreUnavailable if the bucket cannot be reached with these credentials."""
-        with _faults("HeadBucket", self.bucket):
+        """Raise StoreUnavailable if the bucket cannot be reached with these credentials.
+
+        Credentials that are refused are looked up again: a file of them may have been corrected, a role renewed.
+        """
+        try:
             await self._client.head_bucket(Bucket=self.bucket)
+        except (ClientError, *NO_ANSWER) as error:
+            refused = isinstance(error, ClientError) and _status(error) in {400, 401, 403}
+            if refused or isinstance(error, (NoCredentialsError, CredentialRetrievalError)):
+                await self._look_credentials_up()
+            raise _unavailable("HeadBucket", self.bucket, error) from error
+
+    async def _look_credentials_up(self) -> None:
+        if time.monotonic() - self._opened_at_s >= CREDENTIALS_INTERVAL_S:
+            with _faults("client", self.bucket):
+                await self._open()
 
     async def create_bucket(self) -> None:
         """Create the bucket unless it is there."""
@@ -219,7 +255,7 @@ class S3Store:
             if _status(error) == 404 and _code(error) in {"NoSuchKey", "404"}:
                 return None
             raise _unavailable("GetObject", key, error) from error
-        except (TimeoutError, BotoCoreError, OSError) as error:
+        except NO_ANSWER as error:
             raise _unavailable("GetObject", key, error) from error
         return Found(body=body, etag=answer["ETag"])
 
@@ -238,7 +274,7 @@ class S3Store:
                 if _status(error) in {409, 412} or (_status(error) == 404 and _code(error) == "NoSuchKey"):
                     raise LostRace(key) from error
                 raise _unavailable("PutObject", key, error) from error
-            except (TimeoutError, BotoCoreError, OSError) as error:
+            except NO_ANSWER as error:
                 raise _unavailable("PutObject", key, error) from error
             return str(answer["ETag"])
         raise AssertionError("the last try neither answered nor raised")
@@ -290,7 +326,7 @@ class S3Store:
             if _status(error) == 404 and _code(error) in {"NoSuchKey", "404"}:
                 raise ObjectMissing(key) from error
             raise _unavailable("GetObject", key, error) from error
-        except (TimeoutError, BotoCoreError, OSError) as error:
+        except NO_ANSWER as error:
             raise _unavailable("GetObject", key, error) from error
         body = answer["Body"]
         try:
@@ -327,7 +363,7 @@ class S3Store:
         except ClientError as error:
             if _status(error) != 404:
                 raise _unavailable("AbortMultipartUpload", unfinished.key, error) from error
-        except (TimeoutError, BotoCoreError, OSError) as error:
+        except NO_ANSWER as error:
             raise _unavailable("AbortMultipartUpload", unfinished.key, error) from error
 
     def upload(self, key: str) -> Upload:
@@ -407,7 +443,7 @@ class _S3Upload:
         self._spare.clear()
         if self._upload_id is not None:
             # What cannot be aborted now is an unfinished upload, which the clean-up takes by its age.
-            with contextlib.suppress(ClientError, BotoCoreError, OSError, asyncio.TimeoutError):
+            with contextlib.suppress(ClientError, *NO_ANSWER):
                 await self._client.abort_multipart_upload(**self._target, UploadId=self._upload_id)
 
     def _filled(self) -> Part:
@@ -449,7 +485,7 @@ class _S3Upload:
 def _faults(operation: str, name: str) -> Any:
     try:
         yield
-    except (TimeoutError, ClientError, BotoCoreError, OSError) as error:
+    except (ClientError, *NO_ANSWER) as error:
         raise _unavailable(operation, name, error) from error
 
 

@@ -8,6 +8,7 @@ what the summaries must be, from what the upstream holds and what was requested,
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import datetime as dt
 import enum
@@ -19,11 +20,13 @@ from typing import TypeVar
 
 import msgspec
 
+from services.aggregate.replay import Replay
 from services.ingest.upstream import AnswerBroke, CityFailed, Download, Upstream, UpstreamDown, Validators
 from shared import events
 from shared.identity import RequestId
 from shared.publishing import LogUnavailable, Outgoing, Publisher, Received, burial_headers
 from shared.store import (
+    UPLOAD_PART_BYTES,
     Found,
     Listed,
     LostRace,
@@ -65,10 +68,15 @@ class StoredObject(msgspec.Struct, frozen=True):
 
 
 class MemoryStore:
-    """An OperatedStore whose ETags are MD5 sums, as S3's are, so that equal bytes have equal ETags."""
+    """An OperatedStore whose ETags are MD5 sums, as S3's are, so that equal bytes have equal ETags.
 
-    def __init__(self, clock: Callable[[], dt.datetime]) -> None:
+    An upload of more than ``part_bytes`` is one of several parts: until it ends it is among ``unfinished``.
+    """
+
+    def __init__(self, clock: Callable[[], dt.datetime], *, part_bytes: int = UPLOAD_PART_BYTES) -> None:
         self._clock = clock
+        self._part_bytes = part_bytes
+        self._uploads = 0
         self.objects: dict[str, StoredObject] = {}
         self.unfinished: list[UnfinishedUpload] = []
 
@@ -100,7 +108,7 @@ class MemoryStore:
                 yield Listed(key=key, etag=stored.etag, size_bytes=len(stored.body), last_modified=stored.last_modified)
 
     def upload(self, key: str) -> Upload:
-        return _MemoryUpload(self, key)
+        return _MemoryUpload(self, key, self._part_bytes)
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         await asyncio.sleep(0)
@@ -134,24 +142,41 @@ class MemoryStore:
         self.objects[key] = StoredObject(body, etag, self._clock())
         return etag
 
+    def begin_upload(self, key: str) -> UnfinishedUpload:
+        """Begin an upload of several parts."""
+        self._uploads += 1
+        begun = UnfinishedUpload(key=key, upload_id=f"upload-{self._uploads}", begun_at=self._clock())
+        self.unfinished.append(begun)
+        return begun
+
 
 class _MemoryUpload:
-    def __init__(self, store: MemoryStore, key: str) -> None:
+    def __init__(self, store: MemoryStore, key: str, part_bytes: int) -> None:
         self._store = store
         self._key = key
+        self._part_bytes = part_bytes
         self._body = bytearray()
+        self._begun: UnfinishedUpload | None = None
 
     async def write(self, chunk: bytes) -> None:
         await asyncio.sleep(0)
+        if self._begun is None and len(self._body) >= self._part_bytes:
+            self._begun = self._store.begin_upload(self._key)
         self._body += chunk
 
     async def complete(self) -> None:
         await asyncio.sleep(0)
+        if self._begun is not None:
+            if self._begun not in self._store.unfinished:
+                raise StoreUnavailable(f"the upload of {self._key} was refused: it has ended")
+            self._store.unfinished.remove(self._begun)
         self._store.write(self._key, bytes(self._body))
 
     async def abort(self) -> None:
         await asyncio.sleep(0)
         self._body.clear()
+        if self._begun in self._store.unfinished:
+            self._store.unfinished.remove(self._begun)
 
 
 class MemoryLog:
@@ -163,15 +188,16 @@ class MemoryLog:
     def __init__(self, losing: Collection[int] = ()) -> None:
         self.appended: list[Received] = []
         self._losing = frozenset(losing)
-        self._lost: set[tuple[Topic, int, int]] = set()
         self._records: dict[tuple[Topic, int], list[Received]] = {}
+        self._ends: dict[tuple[Topic, int], int] = {}
         self._committed: dict[tuple[str, Topic, int], int] = {}
+        self._members: dict[str, MemoryMember] = {}
 
     def copy(self, losing: Collection[int] = ()) -> MemoryLog:
-        """Return a log of its own with the same records and offsets."""
+        """Return a log of its own with the same records and offsets, and no members."""
         copied = MemoryLog(losing)
-        copied._lost = set(self._lost)
         copied._records = {place: list(records) for place, records in self._records.items()}
+        copied._ends = dict(self._ends)
         copied._committed = dict(self._committed)
         return copied
 
@@ -184,25 +210,27 @@ class MemoryLog:
     ) -> Received:
         """Append a record to the partition of its key and return it."""
         partition = partition_of(key, range(PARTITIONS), range(PARTITIONS))
-        records = self._records.setdefault((topic, partition), [])
-        record = Received(
-            topic=topic, partition=partition, offset=len(records), key=key, value=value, headers=tuple(headers)
-        )
-        records.append(record)
-        if len(self.appended) in self._losing:
-            self._lost.add(_place_of(record))
+        place = (topic, partition)
+        offset = self._ends.get(place, 0)
+        record = Received(topic=topic, partition=partition, offset=offset, key=key, value=value, headers=tuple(headers))
+        self._ends[place] = offset + 1
+        if len(self.appended) not in self._losing:
+            self._records.setdefault(place, []).append(record)
         self.appended.append(record)
         return record
 
-    def take(self, group: str, topic: Topic, records_max: int) -> list[Received]:
-        """Return the next records after those committed: the same again until they are."""
+    def join(self, group: str, topic: Topic) -> MemoryMember:
+        """Become the one member of a group: the member before takes and commits nothing any more."""
+        return MemoryMember(self, group, topic)
+
+    def take(
+        self, group: str, topic: Topic, records_max: int, *, partitions: Sequence[int] = range(PARTITIONS)
+    ) -> list[Received]:
+        """Return the next records after those committed, the same again until they are, in the order given."""
         taken: list[Received] = []
-        for partition in range(PARTITIONS):
+        for partition in partitions:
             begin = self._committed.get((group, topic, partition), 0)
-            there = [
-                record for record in self._records.get((topic, partition), ())[begin:] if not self._is_lost(record)
-            ]
-            taken += there[: records_max - len(taken)]
+            taken += self._since(topic, partition, begin)[: records_max - len(taken)]
         return taken
 
     def commit(self, group: str, batch: Iterable[Received]) -> None:
@@ -211,21 +239,76 @@ class MemoryLog:
             place = (group, record.topic, record.partition)
             self._committed[place] = max(self._committed.get(place, 0), record.offset + 1)
 
+    def rewind(self, group: str, topic: Topic, partition: int, records: int) -> None:
+        """Forget that a group has committed the last so many records of a partition: they come again."""
+        place = (group, topic, partition)
+        self._committed[place] = max(0, self._committed.get(place, 0) - records)
+
+    def compact(self, topic: Topic) -> None:
+        """Keep of each key the last record alone, where it stands."""
+        for partition in range(PARTITIONS):
+            records = self._records.get((topic, partition), [])
+            last = {record.key: record.offset for record in records}
+            self._records[topic, partition] = [record for record in records if last[record.key] == record.offset]
+
+    def ends(self, topic: Topic) -> dict[int, int]:
+        """Return the offset after the last record of each partition."""
+        return {partition: self._ends.get((topic, partition), 0) for partition in range(PARTITIONS)}
+
     def records(self, topic: Topic) -> list[Received]:
         """Return all records of a topic, partition by partition."""
-        return [
-            record
-            for partition in range(PARTITIONS)
-            for record in self._records.get((topic, partition), ())
-            if not self._is_lost(record)
-        ]
+        return [record for partition in range(PARTITIONS) for record in self._since(topic, partition, 0)]
 
-    def _is_lost(self, record: Received) -> bool:
-        return _place_of(record) in self._lost
+    def _since(self, topic: Topic, partition: int, offset: int) -> list[Received]:
+        records = self._records.get((topic, partition), [])
+        return records[bisect.bisect_left(records, offset, key=lambda record: record.offset) :]
 
 
-def _place_of(record: Received) -> tuple[Topic, int, int]:
-    return record.topic, record.partition, record.offset
+class MemoryMember:
+    """The one member of a consumer group, until the next one joins."""
+
+    def __init__(self, log: MemoryLog, group: str, topic: Topic) -> None:
+        self._log = log
+        self._group = group
+        self._topic = topic
+        self.rejoin()
+
+    def rejoin(self) -> None:
+        """Become the group's member again."""
+        self._log._members[self._group] = self
+
+    async def take(self, records_max: int, *, partitions: Sequence[int] = range(PARTITIONS)) -> list[Received]:
+        """Return the next records after those committed, the same again until they are."""
+        await asyncio.sleep(0)
+        return self._log.take(self._group, self._topic, records_max, partitions=partitions)
+
+    async def commit(self, batch: Sequence[Received]) -> None:
+        """Commit a batch. Raises LogUnavailable if the group has another member since."""
+        await asyncio.sleep(0)
+        if self._log._members.get(self._group) is not self:
+            raise LogUnavailable("the group has gone on without this member")
+        self._log.commit(self._group, batch)
+
+
+class MemoryReplay:
+    """A Replay of a topic of a `MemoryLog`, in batches of a few records."""
+
+    def __init__(self, log: MemoryLog, topic: Topic, *, batch_records_max: int = 4) -> None:
+        self._log = log
+        self._topic = topic
+        self._batch_records_max = batch_records_max
+        self._ends: dict[int, int] = {}
+
+    async def take_end(self) -> int:
+        await asyncio.sleep(0)
+        self._ends = self._log.ends(self._topic)
+        return sum(self._ends.values())
+
+    async def read(self) -> AsyncIterator[Sequence[Received]]:
+        records = [record for record in self._log.records(self._topic) if record.offset < self._ends[record.partition]]
+        for begin in range(0, len(records), self._batch_records_max):
+            await asyncio.sleep(0)
+            yield records[begin : begin + self._batch_records_max]
 
 
 class BrokenContract(BaseException):  # nothing that waits out faults may catch it
@@ -323,6 +406,7 @@ class Break(enum.Enum):
     DIE_AFTER = "the call happens, and the process dies before it knows"
     LOST_ANSWER = "the call happens, its answer is lost, and the process sees a fault"
     REFUSED = "the call does not happen, and the process sees a fault"
+    SENT_TWICE = "the call happens, its answer is lost, and the client sends it again by itself"
     PAUSE = "the process stands still before the call happens, until everybody takes it for dead"
 
 
@@ -339,11 +423,15 @@ class Crossings:
 
     def __init__(self, schedule: Mapping[int, Break] | None = None) -> None:
         self.made: list[Crossing] = []
-        self._schedule = schedule or {}
+        self._schedule = dict(schedule or {})
 
     def heal(self) -> None:
         """Break nothing from here on."""
         self._schedule = {}
+
+    def break_after(self, calls: int, how: Break) -> None:
+        """Break the call that comes after so many others from here on."""
+        self._schedule[len(self.made) + calls] = how
 
     def next_break(self, crossing: Crossing) -> Break | None:
         """Count a call and say how it breaks, if it does."""
@@ -352,14 +440,18 @@ class Crossings:
 
 
 class Life:
-    """One life of a process: a dead process makes no more calls, whatever tasks of it still run."""
+    """One life of a process: a dead process makes no more calls, whatever tasks of it still run.
+
+    ``calls_left`` is after how many calls more it stands still; None: after no number of them.
+    """
 
     def __init__(self, name: str, crossings: Crossings) -> None:
         self.name = name
+        self.crossings = crossings
         self.dead = False
         self.paused = asyncio.Event()
         self.resumed = asyncio.Event()
-        self._crossings = crossings
+        self.calls_left: int | None = None
 
     async def cross(
         self,
@@ -371,11 +463,8 @@ class Life:
         refusal: Callable[[str], Exception] | None = None,
     ) -> _Result:
         """Make a call across a port, or break it as scheduled: with ``fault``, or ``refusal`` if it never happened."""
-        if self.paused.is_set():
-            await self.resumed.wait()
-        if self.dead:
-            raise Crash(f"{self.name} is dead")
-        broken = self._crossings.next_break(Crossing(self.name, what, effect))
+        await self._go_on()
+        broken = self.crossings.next_break(Crossing(self.name, what, effect))
         match broken:
             case Break.DIE_BEFORE:
                 self.dead = True
@@ -383,15 +472,33 @@ class Life:
             case Break.REFUSED:
                 raise (refusal or fault)(f"{what} was refused")
             case Break.PAUSE:
-                self.paused.set()
+                self.stand_still()
                 await self.resumed.wait()
         result = await call()
+        if broken is Break.SENT_TWICE and effect:
+            result = await call()
         if broken is Break.DIE_AFTER:
             self.dead = True
             raise Crash(what)
         if broken is Break.LOST_ANSWER:
             raise fault(f"the answer to {what} was lost")
         return result
+
+    async def _go_on(self) -> None:
+        if self.calls_left == 0:
+            self.stand_still()
+        if self.paused.is_set():
+            await self.resumed.wait()
+        if self.dead:
+            raise Crash(f"{self.name} is dead")
+        if self.calls_left is not None:
+            self.calls_left -= 1
+
+    def stand_still(self) -> None:
+        """Make no call until resumed."""
+        self.calls_left = None
+        self.resumed.clear()
+        self.paused.set()
 
 
 class BreakableStore:
@@ -505,6 +612,22 @@ class BreakablePublisher:
 
     async def bury(self, record: Received, error: str) -> None:
         await self._life.cross("bury", lambda: self._publisher.bury(record, error), LogUnavailable, effect=True)
+
+
+class BreakableReplay:
+    """A Replay whose calls cross through a `Life`."""
+
+    def __init__(self, replay: Replay, life: Life) -> None:
+        self._replay = replay
+        self._life = life
+
+    async def take_end(self) -> int:
+        return await self._life.cross("take the end", self._replay.take_end, LogUnavailable, effect=False)
+
+    async def read(self) -> AsyncIterator[Sequence[Received]]:
+        async for batch in self._replay.read():
+            await self._life.cross("read the topic", _nothing, LogUnavailable, effect=False)
+            yield batch
 
 
 class BreakableUpstream:

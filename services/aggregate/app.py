@@ -24,7 +24,7 @@ def create_app(settings: Settings) -> Litestar:
     store, publisher, patience = surroundings.store, surroundings.publisher, surroundings.patience
     broker = make_broker(settings)
     folder = Folder(store, publisher, cache_bytes=settings.aggregate_cache_bytes)
-    consume(
+    statistics = consume(
         broker,
         Topic.CITY_STATS,
         folder.process,
@@ -37,7 +37,7 @@ def create_app(settings: Settings) -> Litestar:
     progress = ProgressFolder(
         store, publisher, clock=utc_now, patience=patience, interval_s=settings.progress_interval_s
     )
-    consume(
+    requests = consume(
         broker,
         Topic.REQUEST_PROGRESS,
         progress.process,
@@ -48,4 +48,4 @@ def create_app(settings: Settings) -> Litestar:
         linger_ms=PROGRESS_LINGER_MS,
     )
     sweep = Sweep(store, publisher, clock=utc_now, after=dt.timedelta(seconds=settings.sweep_after_s))
-    return make_app(surroundings, broker, topics=(Topic.CITY_STATS, Topic.REQUEST_PROGRESS), background=(sweep.run,))
+    return make_app(surroundings, broker, consumptions=(statistics, requests), background=(sweep.run,))

@@ -5,8 +5,8 @@ The order of effects, and why it loses and repeats nothing:
 1. take a batch, then read which generations are live and building (in this order: a rebuild that sets its pointer
    before it takes the end of the topic then knows that every later batch is folded into both);
 2. for each country-day and generation: fold, and swap the summary in; lost the race → read again, fold again;
-3. publish the live summaries, and for records that were already superseded when they came, what the bucket holds
-   (the compacted topic would otherwise end in a stale record);
+3. publish the live summaries, again if another process has changed them meanwhile, and for records that were already
+   superseded when they came, what the bucket holds (the compacted topics would otherwise end in stale records);
 4. publish ``CityFolded`` for every event that a request caused, also when it changed nothing;
 5. commit.
 
@@ -16,6 +16,7 @@ A crash after any step leaves a batch that comes again, and folding it again cha
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -34,12 +35,16 @@ from shared.publishing import Outgoing, Publisher, Received
 from shared.store import LostRace, ObjectStore
 
 FOLDS_AT_ONCE_MAX = 16
+ALONE_S = 0.5
+"""How soon after a swap nobody else can have taken the partition over, folded and published."""
 
 
 class _Cached(msgspec.Struct):
     summary: Summary
     etag: str
     size_bytes: int
+    ours: bool = False  # this process wrote it, rather than read it
+    alone_at_s: float | None = None  # when it was swapped in over what was ours, too
     published: bool = False
 
 
@@ -84,9 +89,10 @@ class _Caused(msgspec.Struct, frozen=True):
 class SummaryWriter:
     """Changes summaries by compare-and-swap: lost the race → read again, change again."""
 
-    def __init__(self, store: ObjectStore, *, cache_bytes: int) -> None:
+    def __init__(self, store: ObjectStore, *, cache_bytes: int, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._cache = SummaryCache(cache_bytes)
+        self._clock_s = clock_s
 
     async def fold(self, generation: int, events: Sequence[StatEvent]) -> _Cached:
         """Fold events of one country-day into its summary of a generation; return what is stored then."""
@@ -120,7 +126,8 @@ class SummaryWriter:
             except BaseException:
                 self._cache.drop(key)
                 raise
-            written = _Cached(after, etag, len(body))
+            alone_at_s = self._clock_s() if known and known.ours else None
+            written = _Cached(after, etag, len(body), ours=True, alone_at_s=alone_at_s)
             self._cache.keep(key, written)
             return written
 
@@ -136,10 +143,18 @@ class SummaryWriter:
 class Folder:
     """Folds batches of ``city-stats``. Any number can run side by side: the swap of each summary decides."""
 
-    def __init__(self, store: ObjectStore, publisher: Publisher, *, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        publisher: Publisher,
+        *,
+        cache_bytes: int,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
         self._publisher = publisher
-        self._summaries = SummaryWriter(store, cache_bytes=cache_bytes)
+        self._clock_s = clock_s
+        self._summaries = SummaryWriter(store, cache_bytes=cache_bytes, clock_s=clock_s)
 
     async def process(self, batch: Sequence[Received]) -> None:
         """Fold a batch. When it returns, all its effects have happened and it can be committed."""
@@ -169,12 +184,32 @@ class Folder:
         # Live comes last: whoever compares the two after a look at the live one never finds it ahead.
         for generation in reversed(current.folded):
             entry = await self._summaries.fold(generation, events)
-        outgoing: list[Event] = await self._current_of_superseded(events, entry.summary)
-        # Version 0 is a country-day of which only a part of a plan is known: there is nothing to tell.
-        if entry.summary.version and not entry.published:
-            outgoing.append(summary_event(entry.summary))
-        await self._publisher.publish(map(Outgoing, outgoing))
-        entry.published = True
+        await self._publisher.publish(map(Outgoing, await self._current_of_superseded(events, entry.summary)))
+        if not entry.published:
+            await self._publish(current.live, entry)
+            entry.published = True
+
+    async def _publish(self, generation: int, entry: _Cached) -> None:
+        """Publish a live summary, and what it has become if another process has changed it meanwhile.
+
+        That one's record may have come before ours, and the compacted topic is to end in the latest. The steady state
+        is not asked for it: what was swapped in over a swap of our own, a moment ago, is nobody else's.
+        """
+        key = keys.summary(generation, entry.summary.date, entry.summary.country)
+        summary, etag = entry.summary, entry.etag
+        while True:
+            # Version 0 is a country-day of which only a part of a plan is known: there is nothing to tell.
+            if summary.version:
+                await self._publisher.publish([Outgoing(summary_event(summary))])
+            if entry.alone_at_s is not None and self._clock_s() - entry.alone_at_s < ALONE_S:
+                return
+            present = await self._store.get(key, first_bytes=1)
+            if present is None or present.etag == etag:
+                return
+            found = await self._store.get(key)
+            if found is None:
+                return
+            summary, etag = objects.decode(Summary, found.body, key), found.etag
 
     async def _current_of_superseded(self, events: Sequence[StatEvent], summary: Summary) -> list[Event]:
         """Return what the bucket holds for each key whose last record of this batch is already superseded."""

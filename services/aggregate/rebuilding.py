@@ -35,7 +35,7 @@ from shared.bounded import map_bounded
 from shared.errors import OperatorError
 from shared.events import NewerContract, PoisonRecord
 from shared.identity import CountrySlug
-from shared.objects import CorruptObject, Summary
+from shared.objects import CorruptObject, NewerObject, Summary
 from shared.patience import SurroundingsFault
 from shared.publishing import Outgoing, Publisher, Received
 from shared.store import Found, OperatedStore
@@ -244,5 +244,7 @@ def _decode(found: Found | None, key: str) -> Summary | None:
         return None
     try:
         return objects.decode(Summary, found.body, key)
+    except NewerObject as error:
+        raise Unrebuildable(str(error)) from error
     except CorruptObject:
         return None

@@ -20,8 +20,8 @@ from services.aggregate.verifying import Look, Wait, look_at, verify_dates
 from shared import keys, objects
 from shared.current import read_current
 from shared.events import Event
-from shared.identity import CityId, CountrySlug
-from shared.objects import CorruptObject, Summary
+from shared.identity import CountrySlug
+from shared.objects import CorruptObject, NewerObject, Summary
 from shared.patience import SurroundingsFault
 from shared.publishing import Outgoing, Publisher
 from shared.store import LostRace, ObjectStore, OperatedStore
@@ -81,13 +81,13 @@ async def repair_date(
         for difference in look.differences():
             wrong.setdefault(difference.country, []).append(difference)
         if look.events.unreadable:
-            reason = "these objects cannot be read: " + ", ".join(sorted(look.events.unreadable))
-            return [*repaired.values(), *(_refused(look, country, wrong[country], reason) for country in wrong)]
+            unreadable = "these objects cannot be read: " + ", ".join(sorted(look.events.unreadable))
+            return [*repaired.values(), *(_refused(look, country, wrong[country], unreadable) for country in wrong)]
         contended = False
         for country, differences in wrong.items():
-            lost = _lost_cities(look, country)
-            if lost and not drop_lost:
-                repaired[country] = _refused(look, country, differences, _reason_of_lost(lost))
+            reason = _reason_to_refuse(look, country, drop_lost=drop_lost)
+            if reason is not None:
+                repaired[country] = _refused(look, country, differences, reason)
                 continue
             try:
                 repaired[country] = await _swap_in(store, look, country, differences)
@@ -100,22 +100,26 @@ async def repair_date(
     raise StillContended(f"summaries of {date} were written by others {TRIES_MAX} times: try again later")
 
 
-def _lost_cities(look: Look, country: CountrySlug) -> list[CityId]:
-    """Return the cities of a summary's ledger that no manifest says anything of."""
+def _reason_to_refuse(look: Look, country: CountrySlug, *, drop_lost: bool) -> str | None:
+    """Say why a summary must not be made again: a later build wrote it, or no manifest names a city of its ledger."""
     found = look.found.get(country)
+    key = keys.summary(look.generation, look.events.date, country)
     try:
-        summary = objects.decode(Summary, found.body, "") if found else None
+        summary = objects.decode(Summary, found.body, key) if found else None
+    except NewerObject as error:
+        return str(error)
     except CorruptObject:
-        return []  # what it knew cannot be told; the manifests are all there is
+        return None  # what it knew cannot be told; the manifests are all there is
     remade = look.events.summary(country)
-    return [city_id for city_id in summary.ledger if remade is None or city_id not in remade.ledger] if summary else []
-
-
-def _reason_of_lost(lost: list[CityId]) -> str:
-    named = ", ".join(lost[:LOST_NAMED_MAX]) + (
-        f" and {len(lost) - LOST_NAMED_MAX} more" * (len(lost) > LOST_NAMED_MAX)
+    ledger = summary.ledger if summary else {}
+    lost = [city_id for city_id in ledger if remade is None or city_id not in remade.ledger]
+    if drop_lost or not lost:
+        return None
+    more = f" and {len(lost) - LOST_NAMED_MAX} more" if len(lost) > LOST_NAMED_MAX else ""
+    return (
+        f"no manifest says anything of city {', '.join(lost[:LOST_NAMED_MAX])}{more}: restore it or request the date "
+        f"again; --drop-lost leaves it out"
     )
-    return f"no manifest says anything of city {named}: restore it or request the date again; --drop-lost leaves it out"
 
 
 async def _swap_in(store: ObjectStore, look: Look, country: CountrySlug, differences: list[Difference]) -> Repaired:
@@ -156,14 +160,21 @@ def _version_of(look: Look, country: CountrySlug) -> int | None:
 async def publish_summary(
     store: ObjectStore, publisher: Publisher, generation: int, date: dt.date, country: CountrySlug
 ) -> None:
-    """Publish a summary as it is stored, unless there is nothing to tell of it."""
-    key = keys.summary(generation, date, country)
+    """Publish a live summary as it is stored, and again if another generation was made live meanwhile.
+
+    ``generation`` is the one that was live when the caller looked.
+    """
 
     def events_of(body: bytes) -> list[Event]:
-        summary = objects.decode(Summary, body, key)
+        summary = objects.decode(Summary, body, "a summary")
         return [summary_event(summary)] if summary.version else []
 
-    await publish_as_stored(store, publisher, key, events_of)
+    while True:
+        await publish_as_stored(store, publisher, keys.summary(generation, date, country), events_of)
+        live = (await read_current(store)).live
+        if live == generation:
+            return
+        generation = live
 
 
 async def publish_as_stored(

@@ -15,6 +15,7 @@ from shared.patience import SurroundingsFault
 from shared.publishing import Received
 from shared.settings import Settings
 from shared.topics import RECORD_BYTES_MAX, Topic
+from shared.topics_admin import require_topics
 
 BATCH_RECORDS_MAX = 5_000
 POLL_MS = 500
@@ -49,6 +50,7 @@ class KafkaReplay:
     """
 
     def __init__(self, settings: Settings, topic: Topic, *, last_records_max: int | None = None) -> None:
+        self._settings = settings
         self._topic = topic
         self._last_records_max = last_records_max
         self._name = settings.topic_prefix + topic.value
@@ -103,9 +105,8 @@ class KafkaReplay:
     async def _positions(self) -> dict[TopicPartition, int]:
         """Return where the reading of each partition is: at its beginning, at first."""
         if not self._started:
+            await require_topics(self._settings, [self._topic])  # or the consumer might create it, by accident
             await self._consumer.start()
-            if not self._consumer.assignment():
-                raise TopicUnreadable(f"topic {self._name} is not on the cluster: run 'tripfold topics apply'")
             self._started = True
             begins: dict[TopicPartition, int] = await self._consumer.beginning_offsets(self._consumer.assignment())
             return begins

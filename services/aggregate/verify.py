@@ -8,9 +8,8 @@ import msgspec
 
 from services.aggregate.fold import empty_summary
 from services.aggregate.recount import Recount
-from shared.events import CityDayStats
 from shared.identity import CityId, CountrySlug
-from shared.objects import LedgerEntry, Summary
+from shared.objects import LedgerEntry, Manifest, Summary
 
 NOTHING = "nothing"
 
@@ -56,28 +55,36 @@ def differences(expected: Summary | None, found: Summary | None) -> list[Differe
     ]
 
 
-def raw_differences(stats: CityDayStats, recount: Recount) -> list[Difference]:
+def raw_differences(manifest: Manifest, recount: Recount) -> list[Difference]:
     """Compare what a manifest says of its raw object with what an independent parser reads in it."""
     pairs = {
-        "sha256": (recount.sha256, stats.sha256),
-        "size_bytes": (recount.size_bytes, stats.size_bytes),
-        "trips": (recount.trips, stats.contribution.trips),
-        "passengers": (recount.passengers, stats.contribution.passengers),
-        "accidents": (recount.accidents, stats.contribution.accidents),
-        "delay_total_ms": (recount.delay_total_ms, stats.contribution.delay_total_ms),
-        "trips_on_other_dates": (recount.trips_on_other_dates, stats.trips_on_other_dates),
+        "sha256": (recount.sha256, manifest.sha256),
+        "size_bytes": (recount.size_bytes, manifest.size_bytes),
+        "trips": (recount.trips, manifest.contribution.trips),
+        "passengers": (recount.passengers, manifest.contribution.passengers),
+        "accidents": (recount.accidents, manifest.contribution.accidents),
+        "delay_total_ms": (recount.delay_total_ms, manifest.contribution.delay_total_ms),
+        "trips_on_other_dates": (recount.trips_on_other_dates, manifest.trips_on_other_dates),
+        "bad_records": (recount.bad_records, manifest.bad_records),
     }
+    if recount.bad_records and not manifest.bad_records:
+        return [of_raw_object(manifest, what="raw object", found=recount.first_bad, expected="no bad record")]
     return [
-        of_raw_object(stats, what=f"raw object: {what}", found=str(found), expected=str(expected))
+        of_raw_object(manifest, what=f"raw object: {what}", found=str(found), expected=str(expected))
         for what, (found, expected) in pairs.items()
         if found != expected
     ]
 
 
-def of_raw_object(stats: CityDayStats, *, what: str, found: str, expected: str) -> Difference:
+def of_raw_object(manifest: Manifest, *, what: str, found: str, expected: str) -> Difference:
     """Return a difference about the raw object that a manifest names."""
     return Difference(
-        date=stats.date, country=stats.country, city_id=stats.city_id, what=what, found=found, expected=expected
+        date=manifest.date,
+        country=manifest.country,
+        city_id=manifest.city_id,
+        what=what,
+        found=found,
+        expected=expected,
     )
 
 

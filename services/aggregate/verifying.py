@@ -20,8 +20,9 @@ from shared import keys, objects
 from shared.bounded import map_bounded
 from shared.current import read_current
 from shared.events import CityDayStats
+from shared.file_rules import RecordsForm
 from shared.identity import CountrySlug
-from shared.objects import CorruptObject, Summary
+from shared.objects import CorruptObject, Manifest, Summary
 from shared.store import Found, ObjectMissing, OperatedStore
 
 LOOKS_MAX = 6
@@ -125,17 +126,26 @@ async def _raw_differences(store: OperatedStore, look: Look) -> list[Difference]
 
 
 async def _verify_raw_object(store: OperatedStore, stats: CityDayStats) -> list[Difference]:
+    key = keys.manifest(stats.date, stats.city_id)
+    found = await store.get(key)
+    manifest = objects.decode(Manifest, found.body, key) if found else None
+    if manifest is None or manifest.revision != stats.revision:
+        return []  # replaced since the look began: its next verifying is the one that counts
     try:
-        recount = await _recount(store, stats)
+        recount = await _recount(store, manifest)
     except ObjectMissing:
-        return [verify.of_raw_object(stats, what="raw object", found="nothing", expected=stats.raw_key)]
+        return [verify.of_raw_object(manifest, what="raw object", found="nothing", expected=manifest.raw_key)]
     except NotCountable as error:
-        return [verify.of_raw_object(stats, what="raw object", found=str(error), expected="a trip file")]
-    return verify.raw_differences(stats, recount)
+        return [verify.of_raw_object(manifest, what="raw object", found=str(error), expected="a trip file")]
+    return verify.raw_differences(manifest, recount)
 
 
-async def _recount(store: OperatedStore, stats: CityDayStats) -> Recount:
-    counter = Counter(stats.date.isoformat())
-    async for chunk in store.stream(stats.raw_key):
+async def _recount(store: OperatedStore, manifest: Manifest) -> Recount:
+    counter = Counter(
+        manifest.date.isoformat(),
+        form=RecordsForm.parse(manifest.records_form),
+        other_dates_are_bad=manifest.other_dates_are_bad,
+    )
+    async for chunk in store.stream(manifest.raw_key):
         await asyncio.to_thread(counter.feed, chunk)
     return await asyncio.to_thread(counter.end)

@@ -41,11 +41,10 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
         concurrency_max=settings.upstream_concurrency_max,
     )
     broker = make_broker(settings)
-    topics = []
+    consumptions = []
     if role in {Role.ALL, Role.PLANNER}:
         planner = Planner(surroundings.store, surroundings.publisher, upstream, clock=utc_now, persistence=persistence)
-        topics.append(Topic.PROCESS_REQUESTS)
-        consume(
+        consumption = consume(
             broker,
             Topic.PROCESS_REQUESTS,
             planner.process,
@@ -56,6 +55,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             linger_ms=PLANNER_LINGER_MS,
             deadline_s=min(longest_fetch_s(settings, settings.upstream_deadline_s), POLL_INTERVAL_S_MAX),
         )
+        consumptions.append(consumption)
     if role in {Role.ALL, Role.WORKER}:
         ingest = CityDayIngest(
             surroundings.store,
@@ -68,9 +68,8 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             rules=settings.file_rules,
         )
         worker = Worker(ingest, surroundings.publisher, patience=patience, streams=settings.ingest_streams)
-        topics.append(Topic.CITY_TASKS)
         rounds = math.ceil(settings.ingest_batch / min(settings.ingest_streams, settings.upstream_concurrency_max))
-        consume(
+        consumption = consume(
             broker,
             Topic.CITY_TASKS,
             worker.process,
@@ -81,7 +80,8 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             linger_ms=WORKER_LINGER_MS,
             deadline_s=min(longest_fetch_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
         )
-    return make_app(surroundings, broker, topics=tuple(topics), resources=(upstream,))
+        consumptions.append(consumption)
+    return make_app(surroundings, broker, consumptions=tuple(consumptions), resources=(upstream,))
 
 
 def longest_fetch_s(settings: Settings, attempt_s: float) -> float:

@@ -200,8 +200,10 @@ def _is_one_a_line(lines: bytes, records: int) -> bool:
 
     Nothing else than two values of the top level can have no more between them than a line break.
     """
-    line_breaks = lines.count(b"\n")
-    return line_breaks == records - 1 == lines.count(b"}\n{") + lines.count(b"}\r\n{")
+    if lines.count(b"\n") != records - 1:
+        return False
+    separators = lines.count(b"}\n{")
+    return separators == records - 1 or separators + lines.count(b"}\r\n{") == records - 1
 
 
 def _after_white_space(pending: bytearray, start: int) -> int:

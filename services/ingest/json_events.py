@@ -19,7 +19,7 @@ import ijson
 
 from services.ingest.trip_file import NUMBER_MAX_DIGITS, FileFault, may_have_long_number
 
-PIECE_BYTES: Final = 16 * 1024
+PIECE_BYTES: Final = 64 * 1024
 """What the parser is handed at once: for that long it holds the interpreter."""
 
 _YAJL = ijson.get_backend("yajl2_c")

@@ -14,7 +14,10 @@ from services.ingest.trip_file import FileFault, ParserLimits, UnfoldedBytes
 
 FIRST_LOOK_BYTES: Final = 16 * 1024
 
-_FLAT_OBJECT = re.compile(rb'\{(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+\}', re.DOTALL)
+_FLAT = rb'(\{(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+\})'
+_FLAT_OBJECT = re.compile(_FLAT, re.DOTALL)
+_COMMA_AND_FLAT_OBJECT = re.compile(rb"[ \t\r\n]*+,[ \t\r\n]*+" + _FLAT, re.DOTALL)
+_LINE_OF_FLAT_OBJECT = re.compile(rb"[ \t\r]*+\n[ \t\r\n]*+" + _FLAT, re.DOTALL)
 _BRACKET_OR_STRING = re.compile(rb'[{}\[\]]|"(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 _OTHER_VALUE = re.compile(rb'.[^ \t\r\n,:"{}\[\]]*', re.DOTALL)
@@ -47,6 +50,9 @@ class ArrayRecords:
 
     def take(self) -> RecordText | None:
         """Take the next record, or return ``None`` at the end of the array. Raises `FileFault`."""
+        return _take_flat(self._unfolded, self._limits, _COMMA_AND_FLAT_OBJECT) or self._take_any()
+
+    def _take_any(self) -> RecordText | None:
         first = self._unfolded.peek()
         if first == b"]":
             return None
@@ -71,13 +77,17 @@ class LineRecords:
 
     def take(self) -> RecordText | None:
         """Take the record of the next line, or return ``None`` at the end of the file. Raises `FileFault`."""
+        record = _take_flat(self._unfolded, self._limits, _LINE_OF_FLAT_OBJECT) or self._take_any()
+        if record is None or b"\n" not in record.text:
+            return record
+        return RecordText(record.offset, record.text[: record.text.index(b"\n")], "the line ends inside a record")
+
+    def _take_any(self) -> RecordText | None:
         if self._unfolded.inside and self._unfolded.peek(_IN_LINE) not in {b"", b"\n"}:
             raise FileFault("something follows a record in its line")
         if not self._unfolded.peek():
             return None
-        record = _take_value(self._unfolded, self._limits)
-        line, line_break, _ = record.text.partition(b"\n")
-        return RecordText(record.offset, line, "the line ends inside a record") if line_break else record
+        return _take_value(self._unfolded, self._limits)
 
 
 class Ending(enum.Enum):
@@ -86,6 +96,16 @@ class Ending(enum.Enum):
     WHOLE = enum.auto()
     OPEN = enum.auto()
     TOO_DEEP = enum.auto()
+
+
+def _take_flat(unfolded: UnfoldedBytes, limits: ParserLimits, following: re.Pattern[bytes]) -> RecordText | None:
+    """Take the next record at once if it is pending and a short object with nothing nested, as most records are."""
+    match = following.match(unfolded.pending, 0, FIRST_LOOK_BYTES) if unfolded.inside else None
+    if match is None or len(match[1]) > limits.record_bytes:
+        return None
+    record = RecordText(unfolded.offset + match.start(1), match[1])
+    unfolded.drop(match.end())
+    return record
 
 
 def _take_value(unfolded: UnfoldedBytes, limits: ParserLimits) -> RecordText:

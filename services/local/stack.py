@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
-from services.local.embedded import open_embedded_stack
+from services.local.embedded import Endpoints, open_embedded_stack
 from services.local.ports import free_port, release_ports
 from services.local.supervisor import ChildEvent, ChildProcess, Supervisor, http_probe
 from shared.patience import SurroundingsFault
@@ -38,6 +39,8 @@ class RunningStack(msgspec.Struct, frozen=True, kw_only=True):
 
     api_url: str
     upstream_url: str
+    endpoints: Endpoints
+    variables_file: Path
     environment: Mapping[str, str]
     supervisor: Supervisor
 
@@ -78,6 +81,7 @@ async def local_stack(
             f"{PREFIX}CONSUMER_INSTANCE": "local",
             "PYTHONUNBUFFERED": "1",
         }
+        variables_file = _write_variables(options.data_dir, embedded.endpoints)
         services = [
             _service(name, arguments, claim(f"the health of the {name}"), environment, logs_dir)
             for name, arguments in (
@@ -99,8 +103,25 @@ async def local_stack(
                 await supervisor.start(_child("upstream", arguments, environment, logs_dir, health_url=health_url))
             await supervisor.start(*services, api)
             yield RunningStack(
-                api_url=api_url, upstream_url=upstream_url, environment=environment, supervisor=supervisor
+                api_url=api_url,
+                upstream_url=upstream_url,
+                endpoints=embedded.endpoints,
+                variables_file=variables_file,
+                environment=environment,
+                supervisor=supervisor,
             )
+
+
+def _write_variables(data_dir: Path, endpoints: Endpoints) -> Path:
+    """Write the variables that lead clients and the commands of an operator to the stack, for a shell to read."""
+    path = data_dir / "environment"
+    draft = path.with_suffix(".tmp")
+    draft.unlink(missing_ok=True)
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in endpoints.environment().items()]
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.writelines(lines)
+    draft.replace(path)
+    return path
 
 
 def _access() -> dict[str, str]:

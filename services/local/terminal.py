@@ -66,6 +66,9 @@ def _print_urls(stack: RunningStack, options: StackOptions, console: Console) ->
     console.print(f"API       {stack.api_url}", highlight=False)
     console.print(f"docs      {stack.api_url}/docs", highlight=False)
     console.print(f"upstream  {stack.upstream_url}/cities", highlight=False)
+    console.print(f"Kafka     {stack.endpoints.kafka_bootstrap_servers}", highlight=False)
+    console.print(f"S3        {stack.endpoints.s3_endpoint_url}/{stack.endpoints.bucket}", highlight=False)
+    console.print(f"clients   . {stack.variables_file}  (Kafka, S3 and its keys, as variables)", highlight=False)
     console.print(f"data      {options.data_dir} (logs in {options.data_dir / 'logs'})", highlight=False)
 
 

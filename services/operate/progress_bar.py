@@ -28,7 +28,8 @@ def progress_bar(what: str, unit: str) -> Iterator[Callable[..., None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=progress_console, transient=True) as progress:
+    at_terminal = progress_console.is_terminal
+    with Progress(*columns, console=progress_console, transient=True, disable=not at_terminal) as progress:
         task = progress.add_task(what, total=None, remark="")
 
         def show(done: int, total: int, remark: str = "") -> None:

@@ -201,9 +201,9 @@ def refold(
     else:
         if told:
             console.print(_table_of_refolded(told))
-        would = "would be read again" if dry_run else "read again"
+        became = "would get a new revision" if dry_run else "got a new revision"
         console.print(
-            f"{refolded:,} of {city_days:,} city-days {would}, {refused:,} refused, "
+            f"{refolded:,} of {city_days:,} city-days {became}, {refused:,} refused, "
             f"{len(told) - refolded - refused:,} only published again; {total_bytes:,} bytes read"
         )
     if refused:

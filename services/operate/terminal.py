@@ -30,6 +30,7 @@ from shared.store import S3Store
 from shared.topics import Topic
 
 LINES_MAX = 1_000
+WHY_MAX = 3
 KEPT_MAX = 10_000
 """What is told at most, in JSON: the rest is only counted."""
 
@@ -206,10 +207,11 @@ def _tell(rebuilt: Rebuilt, *, dry_run: bool, as_json: bool) -> None:
 
 def _tell_in_words(rebuilt: Rebuilt, *, dry_run: bool) -> None:
     if rebuilt.changes:
-        table = Table("date", "country", "", "version", "trips", "passengers", "accidents", "delay ms", "cities")
+        table = Table("date", "country", "", "version", "trips", "passengers", "accidents", "delay ms", "cities", "why")
         for change in rebuilt.changes[:LINES_MAX]:
-            for name, side in (("live", change.live), ("built", change.built)):
-                table.add_row(str(change.date), change.country, name, *_row_of(side))
+            why = "; ".join(change.why[:WHY_MAX]) + (" …" if len(change.why) > WHY_MAX else "")
+            for name, side, reason in (("live", change.live, ""), ("built", change.built, why)):
+                table.add_row(str(change.date), change.country, name, *_row_of(side), reason)
         console.print(table)
     console.print(
         f"generation {rebuilt.generation} was built from {rebuilt.events:,} events: {rebuilt.country_days:,} "
@@ -229,7 +231,7 @@ def _tell_in_words(rebuilt: Rebuilt, *, dry_run: bool) -> None:
 
 def _row_of(side: Side | None) -> tuple[str, ...]:
     if side is None:
-        return ("none",)
+        return ("none", "", "", "", "", "")
     totals = side.totals
     numbers = (side.version, totals.trips, totals.passengers, totals.accidents, totals.delay_total_ms)
     return (*map(str, numbers), f"{side.cities_reported} of {side.cities_expected}")

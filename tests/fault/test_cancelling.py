@@ -15,7 +15,8 @@ from shared.objects import RequestRecord
 from shared.requests import Counts, Status, counts_of, status_of
 from shared.topics import Topic
 from tests.fakes import City, MemoryPublisher, Trip, Truth
-from tests.fault.world import World, inconsistencies, unfinished
+from tests.fault.checks import inconsistencies, unfinished
+from tests.fault.world import World
 
 TURNS_MAX = 100
 CITIES = 6

@@ -9,8 +9,9 @@ from shared.identity import RequestId
 from shared.objects import RequestRecord
 from shared.requests import NothingToRetry, Status, counts_of, retry_of, status_of
 from tests.fakes import Truth
-from tests.fault.test_crash_points import CORRECTED, EMPTY, EVENING, FIRST, HOME, MORNING, MOVED, WHOLE, breaks_of
-from tests.fault.world import World, differences
+from tests.fault.checks import differences
+from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, FIRST, HOME, MORNING, MOVED, WHOLE, breaks_of
+from tests.fault.world import World
 
 LATE = Truth(cities=HOME, files={1: MORNING, 2: EMPTY, 3: b"[7]"})
 

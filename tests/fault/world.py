@@ -1,44 +1,56 @@
-"""All processes of Tripfold over the fakes, in one event loop: run to rest, with calls broken as a schedule says."""
+"""All processes of Tripfold over the fakes, in one event loop: run to rest, with calls broken as a schedule says.
+
+Beside the four services there are an operator's commands (`Job`): rebuild, repair, gc. Each runs when it is told to,
+may stand still at a call while the services go on, and leaves what it leaves when it dies.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import hashlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self, TypeVar
+from typing import Self
 
 import msgspec
 
-from services.aggregate.folding import Folder, summary_event
+from services.aggregate.bucket import Dates
+from services.aggregate.folding import Folder
+from services.aggregate.generations import GenerationState, drop, list_generations
 from services.aggregate.progress_folding import ProgressFolder, Sweep
+from services.aggregate.rebuilding import Rebuild
+from services.aggregate.repairing import repair_dates
+from services.aggregate.replay import Replay
 from services.ingest.city_day import CityDayIngest
 from services.ingest.planner import Planner
 from services.ingest.upstream import Persistence
 from services.ingest.worker import Worker
+from services.operate.cleaning import clean
 from shared import events, keys, objects
-from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, CountryDaySummary, Event, ProcessRequested
+from shared.errors import OperatorError
+from shared.events import ProcessRequested
 from shared.health import Health
 from shared.identity import RequestId
-from shared.objects import Manifest, Plan, RequestRecord, Summary
-from shared.outbox import events_of_manifest, events_of_plan
-from shared.patience import Patience
+from shared.objects import Manifest, Plan, RequestRecord
+from shared.patience import Patience, SurroundingsFault
 from shared.publishing import LogUnavailable, Publisher, Received
-from shared.requests import retry_of, status_of
+from shared.requests import retry_of
 from shared.topics import Topic
 from tests.fakes import (
+    PARTITIONS,
     Break,
+    BreakableOperatedStore,
     BreakablePublisher,
+    BreakableReplay,
     BreakableStore,
     BreakableUpstream,
     Clock,
     Crash,
     Crossings,
-    ExpectedDay,
     Life,
     MemoryLog,
     MemoryPublisher,
+    MemoryReplay,
     MemoryStore,
     MemoryUpstream,
     Oracle,
@@ -48,6 +60,9 @@ from tests.fakes import (
 DATE = dt.date(2024, 5, 1)
 ROUNDS_MAX = 500
 PAUSES_MAX = 500
+UPLOAD_PART_BYTES = 64
+GC_AGE = dt.timedelta(days=7)
+TASK_DEADLINE_S = 60.0
 SWEEP_AFTER = dt.timedelta(minutes=10)
 
 Handler = Callable[[Sequence[Received]], Awaitable[None]]
@@ -112,11 +127,69 @@ class Process(Life):
     def __init__(self, world: World, role: str, number: int) -> None:
         super().__init__(f"{role}-{number}", world.crossings)
         self.role = role
-        self.patience = QuickPatience(WatchedHealth(world.unexpected))
+        self.member = world.log.join(role, ROLES[role].topic)
+        self.health = WatchedHealth(world.unexpected)
+        self.patience = world.make_patience(self.health)
         self.store = BreakableStore(world.store, self)
         self.publisher = world.make_publisher(self)
         self.upstream = BreakableUpstream(world.upstream, self)
         self.process = world.make_handler(self)
+
+
+class Job(Life):
+    """One run of an operator's command, which ends as it ends: by itself, by a fault, by dying."""
+
+    def __init__(self, world: World, name: str) -> None:
+        super().__init__(name, world.crossings)
+        self.store = BreakableOperatedStore(world.store, self)
+        self.publisher = BreakablePublisher(MemoryPublisher(world.log, source=name), self)
+        self.ended_well = False
+        self.refused: str | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it runs no more, and stands still nowhere."""
+        return self._task is None or self._task.done()
+
+    async def run(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run until it ends, or stands still before a call."""
+        self._task = asyncio.create_task(self._work(work))
+        await _until_still(self, self._task)
+
+    async def resume(self, *, calls: int | None = None) -> None:
+        """Go on from where it stands still: to its end, or for so many calls."""
+        self.calls_left = calls
+        self.paused.clear()
+        self.resumed.set()
+        assert self._task is not None
+        await _until_still(self, self._task)
+
+    async def _work(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+            self.ended_well = True
+        except (SurroundingsFault, OperatorError) as error:
+            self.refused = str(error)  # the operator is told, and runs it again
+        except BaseException as error:
+            if not is_death(error):
+                raise
+
+
+class RecordingStore(MemoryStore):
+    """A MemoryStore that remembers every manifest and every plan that was ever written."""
+
+    def __init__(self, clock: Callable[[], dt.datetime], *, part_bytes: int) -> None:
+        super().__init__(clock, part_bytes=part_bytes)
+        self.manifests: list[Manifest] = []
+        self.plans: list[Plan] = []
+
+    def write(self, key: str, body: bytes) -> str:
+        if key.startswith(keys.MANIFESTS):
+            self.manifests.append(objects.decode(Manifest, body, key))
+        elif key.startswith(keys.PLANS):
+            self.plans.append(objects.decode(Plan, body, key))
+        return super().write(key, body)
 
 
 class World:
@@ -141,12 +214,17 @@ class World:
         self.deaths = 0
         self.attempts = 0
         self.requests = 0
+        self.rebuilds = 0
         self._living: dict[str, Process] = {}
         self._standing_still: list[tuple[Process, asyncio.Task[None]]] = []
 
-    def make_store(self) -> MemoryStore:
-        """Build the bucket."""
-        return MemoryStore(self.clock)
+    def make_store(self) -> RecordingStore:
+        """Build the bucket; its uploads are of several parts soon."""
+        return RecordingStore(self.clock, part_bytes=UPLOAD_PART_BYTES)
+
+    def make_patience(self, health: Health) -> Patience:
+        """Build what a process waits with."""
+        return QuickPatience(health)
 
     def make_publisher(self, process: Process) -> Publisher:
         """Build what a process publishes with."""
@@ -157,11 +235,20 @@ class World:
         world = type(self)(broken, etags=self._etags)
         world.clock.now = self.clock.now
         world.store.objects = dict(self.store.objects)
+        world.store.unfinished = list(self.store.unfinished)
         world.log = self.log.copy(losing)
+        world.upstream.city_list = self.upstream.city_list
+        world.upstream.files = dict(self.upstream.files)
         world.oracle = self.oracle.copy()
         world.attempts = self.attempts
         world.requests = self.requests
+        world.rebuilds = self.rebuilds
         return world
+
+    def lose_the_log(self) -> None:
+        """Take all records and offsets away, as after the loss of Kafka; processes begin anew."""
+        self.log = MemoryLog()
+        self._living.clear()
 
     def make_handler(self, process: Process) -> Handler:
         """Build what a process of a role does with a batch, as the services wire it."""
@@ -180,7 +267,7 @@ class World:
                     clock=self.clock,
                     persistence=persistence,
                     threads=_threads,
-                    deadline_s=60,
+                    deadline_s=TASK_DEADLINE_S,
                     mint_attempt=self._mint_attempt,
                 )
                 # One stream at a time, so that the same call has the same number in every run.
@@ -221,7 +308,7 @@ class World:
         A process that stands still goes on after so many rounds of the others, if they take so long.
         """
         for rounds in range(ROUNDS_MAX):
-            turns = [await self._turn(role) for role in ROLES]
+            turns = [await self.turn(role) for role in ROLES]
             if not any(turns):
                 return
             if rounds >= resume_after_rounds:
@@ -236,7 +323,7 @@ class World:
             for role in ROLES:
                 if taken == turns:
                     return taken
-                taken += await self._turn(role)
+                taken += await self.turn(role)
             if taken == before:
                 break
         return taken
@@ -246,9 +333,10 @@ class World:
         while self._standing_still:
             process, task = self._standing_still.pop()
             self.resumed += 1
-            process.resumed.set()
             process.paused.clear()
-            await task
+            process.resumed.set()
+            if not await _until_still(process, task):
+                self._standing_still.append((process, task))
 
     def living(self, role: str) -> Process:
         """Return the process of a role."""
@@ -257,6 +345,76 @@ class World:
     def replace(self, role: str, process: Process | None = None) -> None:
         """Give a role to another process: a new one, or one that had it before."""
         self._living[role] = process or Process(self, role, self.deaths + 1)
+        self._living[role].member.rejoin()
+
+    @property
+    def roles_living(self) -> list[str]:
+        """The roles that a process has now."""
+        return list(self._living)
+
+    @property
+    def standing_still(self) -> bool:
+        """Whether a process stands still."""
+        return bool(self._standing_still)
+
+    async def rebuild(self, *, from_kafka: bool = False, calls: int | None = None) -> Job:
+        """Rebuild all summaries, taking over from a rebuild that was there before."""
+        self.rebuilds += 1
+        token = f"token-{self.rebuilds}"
+        job = self._job(f"rebuild-{self.rebuilds}", calls=calls)
+        replay = MemoryReplay(self.log, Topic.CITY_STATS) if from_kafka else None
+
+        async def work() -> None:
+            rebuild = self.make_rebuild(job, token, BreakableReplay(replay, job) if replay else None)
+            rebuilt = await rebuild.run(take_over=True)
+            if not rebuilt.flipped:
+                raise Refused(f"not made live: {rebuilt.refused}")
+
+        await job.run(work)
+        return job
+
+    def make_rebuild(self, job: Job, token: str, replay: Replay | None) -> Rebuild:
+        """Build what rebuilds."""
+        return Rebuild(job.store, job.publisher, token=token, report=lambda *_: None, replay=replay)
+
+    async def repair(self, *, calls: int | None = None) -> Job:
+        """Make again what verify finds wrong."""
+        job = self._job("repair", calls=calls)
+
+        async def no_wait(_look: int) -> None:
+            await asyncio.sleep(0)
+
+        async def work() -> None:
+            async for repaired in repair_dates(job.store, job.publisher, Dates(), wait=no_wait):
+                for one in repaired.country_days:
+                    if one.refused is not None:
+                        raise Refused(one.refused)
+
+        await job.run(work)
+        return job
+
+    async def gc(self, *, calls: int | None = None) -> Job:
+        """Delete what nobody will ever name."""
+        job = self._job("gc", calls=calls)
+
+        async def work() -> None:
+            async for _ in clean(job.store, older_than=GC_AGE, deadline_s=TASK_DEADLINE_S, dry_run=False):
+                pass
+
+        await job.run(work)
+        return job
+
+    async def drop_generations(self) -> None:
+        """Delete the summaries of every generation but the live one, as an operator does after a rebuild."""
+        self.clock.advance(GC_AGE.total_seconds())
+        for generation in await list_generations(self.store):
+            if generation.state is GenerationState.OLD:
+                await drop(self.store, generation.number, grace=dt.timedelta(minutes=15))
+
+    def _job(self, name: str, *, calls: int | None) -> Job:
+        job = Job(self, name)
+        job.calls_left = calls
+        return job
 
     async def sweep(self) -> None:
         """Send every request on its way again that has made no progress for long."""
@@ -264,22 +422,18 @@ class World:
         publisher = MemoryPublisher(self.log, source="sweep")
         await Sweep(self.store, publisher, clock=self.clock, after=SWEEP_AFTER).once()
 
-    async def _turn(self, role: str) -> bool:
+    async def turn(self, role: str, *, partitions: Sequence[int] = range(PARTITIONS)) -> bool:
+        """Let a process handle its next batch; say whether there was one."""
         process = self._living.get(role)
         if process is None:
             process = self._living[role] = Process(self, role, self.deaths)
-        batch = self.log.take(role, ROLES[role].topic, ROLES[role].batch_records_max)
+        batch = await process.member.take(ROLES[role].batch_records_max, partitions=partitions)
         if not batch:
             return False
         handling = asyncio.create_task(self._handle(process, batch))
-        pausing = asyncio.create_task(process.paused.wait())
-        await asyncio.wait([handling, pausing], return_when=asyncio.FIRST_COMPLETED)
-        pausing.cancel()
-        if process.paused.is_set():
+        if not await _until_still(process, handling):
             self._standing_still.append((process, handling))
             self._forget(process)
-        else:
-            await handling
         return True
 
     async def _handle(self, process: Process, batch: Sequence[Received]) -> None:
@@ -290,19 +444,13 @@ class World:
             if not self.commit_first:
                 await self._commit(process, batch)
         except BaseException as error:
-            if not _is_death(error):
+            if not is_death(error):
                 raise
             self._forget(process)
 
     async def _commit(self, process: Process, batch: Sequence[Received]) -> None:
-        async def commit() -> None:
-            await asyncio.sleep(0)
-            if self._living.get(process.role) is not process:
-                raise LogUnavailable("the group has gone on without this member")
-            self.log.commit(process.role, batch)
-
         try:
-            await process.cross("commit", commit, LogUnavailable, effect=True)
+            await process.cross("commit", lambda: process.member.commit(batch), LogUnavailable, effect=True)
         except LogUnavailable:
             return  # the batch may come again
 
@@ -316,154 +464,20 @@ class World:
         return f"attempt-{self.attempts}"
 
 
-def _is_death(error: BaseException) -> bool:
+async def _until_still(life: Life, task: asyncio.Task[None]) -> bool:
+    """Wait until a task has ended, or its process stands still; say whether it has ended."""
+    pausing = asyncio.create_task(life.paused.wait())
+    await asyncio.wait([task, pausing], return_when=asyncio.FIRST_COMPLETED)
+    pausing.cancel()
+    if task.done():
+        await task
+    return task.done()
+
+
+class Refused(OperatorError):
+    """A command did not do what it was asked to."""
+
+
+def is_death(error: BaseException) -> bool:
+    """Tell whether an error, or a group of errors, is a process's death."""
     return isinstance(error, Crash) or (isinstance(error, BaseExceptionGroup) and error.subgroup(Crash) is not None)
-
-
-def summaries(world: World) -> dict[str, bytes]:
-    """Return the bytes of every summary, by key."""
-    return world.store.bodies("summaries/")
-
-
-def inconsistencies(world: World) -> list[str]:
-    """Name everything in a world at rest that does not agree with the manifests and plans, whatever it says."""
-    return [
-        *world.unexpected,
-        *_summaries_against_manifests(world),
-        *_raw_objects_against_manifests(world),
-        *_topics_against_the_bucket(world),
-    ]
-
-
-def differences(world: World) -> list[str]:
-    """Name everything in a world at rest that is not as the oracle and the manifests say; empty if all is well.
-
-    Of a world in which a process came back, two things are not asked: how exactly a request ended whose cities were
-    fetched partly before and partly after the upstream changed, and that the *last* summary of a country-day in its
-    topic is the highest, which is why consumers keep the highest.
-    """
-    return [
-        *world.unexpected,
-        *_against_the_oracle(world),
-        *_requests_against_the_oracle(world),
-        *_summaries_against_manifests(world),
-        *_raw_objects_against_manifests(world),
-        *_topics_against_the_bucket(world),
-    ]
-
-
-def unfinished(world: World) -> list[str]:
-    """Name the requests that have not come to an end."""
-    return [
-        f"{record.request_id} is {status_of(record).value}"
-        for record in _stored(world, keys.REQUESTS, RequestRecord)
-        if not status_of(record).ended
-    ]
-
-
-def _against_the_oracle(world: World) -> list[str]:
-    said: dict[str, ExpectedDay] = {
-        summary.country: _day_of(summary) for summary in _stored(world, "summaries/", Summary)
-    }
-    expected = world.oracle.days()
-    return [
-        f"{country}: expected {expected.get(country)}, found {said.get(country)}"
-        for country in sorted({*said, *expected})
-        if said.get(country) != expected.get(country)
-    ]
-
-
-def _day_of(summary: Summary) -> ExpectedDay:
-    return ExpectedDay(
-        **msgspec.structs.asdict(summary.totals),
-        has_data=summary.has_data,
-        cities_reported=summary.cities_reported,
-        cities_expected=summary.cities_expected,
-        complete=summary.complete,
-    )
-
-
-def _requests_against_the_oracle(world: World) -> list[str]:
-    said = {record.request_id: status_of(record) for record in _stored(world, keys.REQUESTS, RequestRecord)}
-    last = max(world.oracle.statuses)
-    wrong = [
-        f"{request_id}: expected {expected!r}, found {said[request_id].value!r}"
-        for request_id, expected in world.oracle.statuses.items()
-        if said[request_id].value != expected and (request_id == last or not world.resumed)
-    ]
-    return wrong + unfinished(world)
-
-
-def _summaries_against_manifests(world: World) -> list[str]:
-    """Compare every ledger with the manifests, entry by entry: each names what the other does."""
-    ledgers: dict[tuple[str, str], object] = {
-        (summary.country, city_id): (entry.revision, entry.contribution, entry.sha256)
-        for summary in _stored(world, "summaries/", Summary)
-        for city_id, entry in summary.ledger.items()
-    }
-    named: dict[tuple[str, str], object] = {}
-    for manifest in _stored(world, "manifests/", Manifest):
-        named[manifest.country, manifest.city_id] = (manifest.revision, manifest.contribution, manifest.sha256)
-        for country, revision in manifest.retracted.items():
-            named[country, manifest.city_id] = (revision, None, "")
-    return [
-        f"ledger of {place}: manifest says {named.get(place)}, found {ledgers.get(place)}"
-        for place in sorted({*ledgers, *named})
-        if ledgers.get(place) != named.get(place)
-    ]
-
-
-def _raw_objects_against_manifests(world: World) -> list[str]:
-    wrong = []
-    raw = world.store.bodies("raw/")
-    for manifest in _stored(world, "manifests/", Manifest):
-        body = raw.get(manifest.raw_key)
-        if body is None or hashlib.sha256(body).hexdigest() != manifest.sha256 or len(body) != manifest.size_bytes:
-            wrong.append(f"{manifest.raw_key} is not what the manifest of city {manifest.city_id} says")
-        wrong += [
-            f"{past.raw_key} is named in a history and missing" for past in manifest.history if past.raw_key not in raw
-        ]
-    return wrong
-
-
-def _topics_against_the_bucket(world: World) -> list[str]:
-    """Compare what compaction would leave, and what a careful consumer would keep, with the bucket."""
-    stats: dict[str, Event] = {}
-    for manifest in _stored(world, "manifests/", Manifest):
-        stats |= {event.key: event for event in events_of_manifest(manifest)}
-    for plan in _stored(world, "plans/", Plan):
-        for country in (*plan.countries, *plan.gone):
-            stats |= {event.key: event for event in events_of_plan(plan, country)}
-    totals: dict[str, Event] = {event.key: event for event in map(summary_event, _stored(world, "summaries/", Summary))}
-    wrong = [f"buried: {record}" for record in world.log.records(Topic.DEAD_LETTERS)]
-    for topic, expected in ((Topic.CITY_STATS, stats), (Topic.COUNTRY_DAY_SUMMARIES, totals)):
-        published = [events.decode(record.topic, record.value) for record in world.log.records(topic)]
-        last = {event.key: event for event in published}
-        highest = {event.key: event for event in sorted(published, key=_revision_of)}
-        for view, found in (("last", last), ("highest", highest)):
-            if view == "last" and topic is Topic.COUNTRY_DAY_SUMMARIES and world.resumed:
-                continue
-            wrong += [
-                f"the {view} record of {key} in {topic.value}: expected {expected.get(key)}, found {found.get(key)}"
-                for key in sorted({*expected, *found})
-                if found.get(key) != expected.get(key)
-            ]
-    return wrong
-
-
-def _revision_of(event: Event) -> int:
-    match event:
-        case CityDayStats() | CityDayRetracted():
-            return event.revision
-        case CountryDayPlanned():
-            return event.plan_revision
-        case CountryDaySummary():
-            return event.version
-    raise AssertionError(f"{event} has no revision")
-
-
-_Kind = TypeVar("_Kind", bound=objects.StoredObject)
-
-
-def _stored(world: World, prefix: str, kind: type[_Kind]) -> list[_Kind]:
-    return [objects.decode(kind, body, key) for key, body in world.store.bodies(prefix).items()]

@@ -75,15 +75,17 @@ class Running(msgspec.Struct, frozen=True):
         return statistics
 
 
-async def eventually(look: Callable[[], Awaitable[_Result | None]], what: str) -> _Result:
-    """Call ``look`` until it returns something; fail loudly after DEADLINE_S."""
-    deadline_s = time.monotonic() + DEADLINE_S
+async def eventually(
+    look: Callable[[], Awaitable[_Result | None]], what: str, *, deadline_s: float = DEADLINE_S
+) -> _Result:
+    """Call ``look`` until it returns something; fail loudly after ``deadline_s``."""
+    ends_at_s = time.monotonic() + deadline_s
     while True:
         result = await look()
         if result is not None:
             return result
-        if time.monotonic() > deadline_s:
-            raise AssertionError(f"waited {DEADLINE_S:.0f} s for {what}")
+        if time.monotonic() > ends_at_s:
+            raise AssertionError(f"waited {deadline_s:.0f} s for {what}")
         await asyncio.sleep(0.05)
 
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import multiprocessing
-import os
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from services import cli
 from services.local.embedded import EmbeddedServices
 from shared import keys, objects
 from shared.contribution import NOTHING
@@ -24,8 +17,9 @@ from shared.identity import CityId, CountrySlug
 from shared.objects import Manifest, Summary
 from shared.store import ObjectMissing, S3Store
 from tests.integration.authority import Authority
+from tests.integration.commands import told, tripfold
 from tests.integration.conftest import isolated_settings
-from tests.integration.running import Running, environment_of, eventually, running
+from tests.integration.running import Running, eventually, running
 from tests.unit.operated_bucket import DAY
 
 OTHER = "2024-05-02"
@@ -39,41 +33,6 @@ TRIPS = [
     }
     for minute in range(50)
 ]
-
-
-# Each command is a process of its own, forked from one that has loaded the command: loading takes longer than running.
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["services.operate.terminal", "services.cli"])
-
-
-def _run(arguments: tuple[str, ...], environment: dict[str, str], folder: str) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    for name, descriptor in (("out", 1), ("err", 2)):
-        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), descriptor)
-    sys.argv = ["tripfold", *arguments]
-    cli.main()
-
-
-def _run_process(arguments: tuple[str, ...], environment: dict[str, str]) -> tuple[int, str, str]:
-    with tempfile.TemporaryDirectory() as folder:
-        process = _processes.Process(target=_run, args=(arguments, environment, folder))
-        process.start()
-        process.join(60)
-        assert process.exitcode is not None, f"{arguments} did not end"
-        return process.exitcode, Path(folder, "out").read_text(), Path(folder, "err").read_text()
-
-
-async def tripfold(services: Running, *arguments: str) -> tuple[int, str, str]:
-    """Run the command as a process of its own; return its exit code and what it printed."""
-    return await asyncio.to_thread(_run_process, arguments, environment_of(services.settings))
-
-
-async def told(services: Running, *arguments: str) -> tuple[int, Any]:
-    """Run the command with --json; return its exit code and what it told."""
-    code, out, err = await tripfold(services, *arguments, "--json")
-    assert out, err
-    return code, msgspec.json.decode(out)
 
 
 async def summary_of(services: Running, country: str) -> tuple[str, Summary]:
@@ -104,43 +63,43 @@ async def test_an_operators_day(embedded: EmbeddedServices, tmp_path: Any) -> No
             await _verify_and_repair(services, right)
             await _rebuild(services, authority, right)
             await _clean_up(services)
-            code, found = await told(services, "doctor")
+            code, found = await told(services.settings, "doctor")
             assert (code, [one for one in found if not one["ok"]]) == (0, [])
 
 
 async def _verify_and_repair(services: Running, right: dict[str, Any]) -> None:
-    code, verified = await told(services, "verify", "--deep")
+    code, verified = await told(services.settings, "verify", "--deep")
     assert (code, verified) == (0, {"dates": 1, "country_days": 2, "differences_total": 0, "differences": []})
     await damage(services, "armenia")
-    code, verified = await told(services, "verify", "--from", str(DAY), "--to", str(DAY))
+    code, verified = await told(services.settings, "verify", "--from", str(DAY), "--to", str(DAY))
     assert code == 1
     assert [(one["country"], one["what"]) for one in verified["differences"]] == [("armenia", "totals")]
     assert await services.stats(str(DAY)) != right
-    code, repaired = await told(services, "repair")
+    code, repaired = await told(services.settings, "repair")
     assert (code, [one["country"] for one in repaired["country_days"]]) == (0, ["armenia"])
     assert await services.stats(str(DAY)) == right
 
 
 async def _rebuild(services: Running, authority: Authority, right: dict[str, Any]) -> None:
     await damage(services, "armenia")
-    code, rebuilt = await told(services, "rebuild", "--from", "kafka", "--dry-run")
+    code, rebuilt = await told(services.settings, "rebuild", "--from", "kafka", "--dry-run")
     assert (code, rebuilt["flipped"], [one["country"] for one in rebuilt["changes"]]) == (0, False, ["armenia"])
     assert await services.stats(str(DAY)) != right
-    code, rebuilt = await told(services, "rebuild", "--from", "kafka")
+    code, rebuilt = await told(services.settings, "rebuild", "--from", "kafka")
     assert (code, rebuilt["flipped"], rebuilt["generation"]) == (0, True, 3)
     assert await services.stats(str(DAY)) == right
-    code, rebuilt = await told(services, "rebuild", "--from", "s3")
+    code, rebuilt = await told(services.settings, "rebuild", "--from", "s3")
     assert (code, rebuilt["flipped"], rebuilt["changes"]) == (0, True, [])
     assert await services.stats(str(DAY)) == right
     authority.put(1, str(DAY), TRIPS)
     assert (await services.process(str(DAY)))["status"] == "completed"
     assert (await services.process(OTHER))["status"] == "completed"
     assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
-    code, out, _ = await tripfold(services, "generations", "list")
+    code, out, _ = await tripfold(services.settings, "generations", "list")
     assert (code, [word in out for word in ("live", "old")]) == (0, [True, True])
-    code, out, err = await tripfold(services, "generations", "drop", "1", "--grace-s", "0")
+    code, out, err = await tripfold(services.settings, "generations", "drop", "1", "--grace-s", "0")
     assert (code, "2 summaries" in out) == (0, True), err
-    code, verified = await told(services, "verify", "--deep")
+    code, verified = await told(services.settings, "verify", "--deep")
     assert (code, verified["country_days"]) == (0, 4)
 
 
@@ -151,15 +110,9 @@ async def _clean_up(services: Running) -> None:
     upload = services.store.upload(unfinished)
     for _ in range(3):
         await upload.write(bytes(5 * 1024 * 1024))
-    code, _, err = await tripfold(services, "gc", "--older-than", "30m")
+    code, _, err = await tripfold(services.settings, "gc", "--older-than", "30m")
     assert (code, "not longer than the deadline" in err) == (1, True)
-    quick = Running(
-        services.client,
-        services.store,
-        services.supervisor,
-        services.settings.model_copy(update={"ingest_deadline_s": 1.0}),
-        services.logs,
-    )
+    quick = services.settings.model_copy(update={"ingest_deadline_s": 1.0})
 
     async def both_gone() -> bool | None:
         code, _ = await told(quick, "gc", "--older-than", "2s")

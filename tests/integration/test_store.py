@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -15,7 +17,9 @@ from shared import quick_reads
 from shared.identity import utc_now
 from shared.settings import Settings, load_settings
 from shared.store import UPLOAD_PART_BYTES, LostRace, ObjectStore, S3Store, StoreUnavailable
+from tests.chaos.s3_proxy import Fault, FaultyS3
 from tests.fakes import MemoryStore
+from tests.integration.running import eventually
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +185,82 @@ async def test_wrong_credentials_and_a_missing_bucket_are_faults_of_the_surround
             await refused.get("a.json")
         with pytest.raises(StoreUnavailable):
             await refused.swap("a.json", b"1", etag=None)
+
+
+async def test_credentials_that_are_corrected_are_found(
+    embedded: EmbeddedServices, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A store refused for its credentials works once their file has been corrected, without a new process."""
+    file = tmp_path / "credentials"
+    lines = f"[default]\naws_access_key_id = {embedded.access_key}\naws_secret_access_key = "
+    file.write_text(f"{lines}wrong\n")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    settings = settings_of(embedded.s3_endpoint_url).model_copy(update={"s3_bucket": embedded.bucket})
+    async with S3Store(settings) as store:
+        with pytest.raises(StoreUnavailable):
+            await store.check()
+        file.write_text(f"{lines}{embedded.secret_key}\n")
+
+        async def accepted() -> bool | None:
+            with contextlib.suppress(StoreUnavailable):
+                await store.check()
+                return True
+            return None
+
+        await eventually(accepted, "the corrected credentials to be used")
+        await store.swap(f"{uuid.uuid4().hex}.json", b"1", etag=None)
+
+
+async def test_an_answer_that_breaks_off_is_a_fault_of_the_surroundings(embedded: EmbeddedServices) -> None:
+    """An object whose body is cut off on the way, whole or in chunks, is unavailable: never short, never missing."""
+    settings = settings_of(embedded.s3_endpoint_url)
+    async with S3Store(settings) as direct:
+        await direct.create_bucket()
+        await direct.put("a.json", bytes(100_000))
+    async with FaultyS3(int(embedded.s3_endpoint_url.rpartition(":")[2])) as proxy:
+        behind = settings.model_copy(update={"s3_endpoint_url": proxy.url})
+        proxy.script = [("GET", "a.json", Fault.ANSWER_CUT) for _ in range(2)]
+        async with S3Store(behind) as store:
+            with pytest.raises(StoreUnavailable):
+                await store.get("a.json")
+            with pytest.raises(StoreUnavailable):
+                _ = [chunk async for chunk in store.stream("a.json")]
+            found = await store.get("a.json")
+    assert found is not None
+    assert found.body == bytes(100_000)
+
+
+@pytest.mark.parametrize("fault", [Fault.BROKEN_AFTER, Fault.ERROR_AFTER])
+async def test_a_lost_answer_is_never_a_second_write(embedded: EmbeddedServices, fault: Fault) -> None:
+    """A swap that was applied and not answered is either a lost race or a success, and the object is its own."""
+    settings = settings_of(embedded.s3_endpoint_url)
+    async with S3Store(settings) as direct:
+        await direct.create_bucket()
+    async with FaultyS3(int(embedded.s3_endpoint_url.rpartition(":")[2])) as proxy:
+        proxy.script = [("PUT", "a.json", fault)]
+        async with S3Store(settings.model_copy(update={"s3_endpoint_url": proxy.url})) as store:
+            with contextlib.suppress(LostRace):
+                await store.swap("a.json", b"mine", etag=None)
+            with pytest.raises(LostRace):
+                await store.swap("a.json", b"other", etag=None)
+            found = await store.get("a.json")
+        assert proxy.injected[fault] == 1
+    assert found is not None
+    assert found.body == b"mine"
+
+
+async def test_a_conflict_is_not_decided_yet(embedded: EmbeddedServices) -> None:
+    """A swap that conflicts with another write under way is tried again, and wins if there is no other after all."""
+    settings = settings_of(embedded.s3_endpoint_url)
+    async with S3Store(settings) as direct:
+        await direct.create_bucket()
+    async with FaultyS3(int(embedded.s3_endpoint_url.rpartition(":")[2])) as proxy:
+        proxy.script = [("PUT", "a.json", Fault.CONFLICT_409) for _ in range(2)]
+        async with S3Store(settings.model_copy(update={"s3_endpoint_url": proxy.url})) as store:
+            await store.swap("a.json", b"mine", etag=None)
+        assert proxy.script == []
 
 
 async def test_a_store_that_is_away_is_a_fault_of_the_surroundings(unused_tcp_port: int) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from services.aggregate.recount import Counter
 from services.ingest.parser import DEFAULT_RULES, BadRecord, InvalidTripFile, ParserLimits, fold_trip_file
 from services.ingest.trips import InvalidTrip, delay_ms, departure_date
 from shared.file_rules import BadRecordsMax, FileRules, RecordsForm
@@ -237,10 +238,10 @@ def worked_out_otherwise(trips: list[dict[str, Any]]) -> Numbers:
     )
 
 
-def check_otherwise(body: bytes, form: RecordsForm, found: Outcome) -> None:
-    """Check what an accepted document came to: its sums, and the places of the records that were left out."""
+def check_otherwise(body: bytes, rules: FileRules, found: Outcome) -> None:
+    """Check what an accepted document came to: its sums, also by the recount, and the places of what was left out."""
     numbers, bad_records, reported = found
-    records = read_otherwise(body, form)
+    records = read_otherwise(body, rules.form)
     assert len(reported) == bad_records
     for bad in reported:
         assert bad.byte_offset is not None
@@ -249,6 +250,18 @@ def check_otherwise(body: bytes, form: RecordsForm, found: Outcome) -> None:
     bad_numbers = {bad.record_number for bad in reported}
     good = [record for number, record in enumerate(records, start=1) if number not in bad_numbers]
     assert numbers == worked_out_otherwise(good)
+    counter = Counter(DATE, form=rules.form, other_dates_are_bad=rules.other_dates_are_bad)
+    for start in range(0, len(body), 100):
+        counter.feed(body[start : start + 100])
+    counted = counter.end()
+    assert numbers == (
+        counted.trips,
+        counted.passengers,
+        counted.accidents,
+        counted.delay_total_ms,
+        counted.trips_on_other_dates,
+    )
+    assert bad_records == counted.bad_records
 
 
 ways = st.lists(st.tuples(st.sampled_from([1, 3, 64, 500, 100_000]), limits, st.booleans()), min_size=3, max_size=3)
@@ -265,7 +278,7 @@ def test_both_paths_agree_on_any_document(
     for chunk_bytes, bounds, force_reference in ways:
         assert outcome(body, chunk_bytes, bounds, rules=rules, force_reference=force_reference) == expected
     if not isinstance(expected[0], str):
-        check_otherwise(body, rules.form, expected)
+        check_otherwise(body, rules, expected)
 
 
 @settings(max_examples=40, deadline=None)
@@ -296,7 +309,7 @@ def test_documents_by_the_rules_add_up(
         allowed = ["nested deeper", "640 digits", "not Unicode"] + ["the line ends inside"] * form.is_lines
         assert any(part in result[0] for part in allowed)
     else:
-        check_otherwise(body, form, result)
+        check_otherwise(body, FileRules(form=form), result)
 
 
 @settings(max_examples=200, deadline=None)

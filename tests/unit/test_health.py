@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 
 import pytest
 
 from shared import health
-from shared.health import measure_loop_lag
+from shared.health import REPEATED_AFTER_S, NowAndThen, measure_loop_lag
 
 
 def lag_s() -> float:
@@ -31,3 +32,19 @@ async def test_what_holds_the_event_loop_is_measured(monkeypatch: pytest.MonkeyP
     measuring.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await measuring
+
+
+def test_a_library_that_repeats_itself_is_heard_now_and_then() -> None:
+    """Of one message of the library, whatever its arguments, one in a while passes; other messages and loggers do."""
+    now_s = 100.0
+    seldom = NowAndThen("aiokafka", clock=lambda: now_s)
+
+    def passes(name: str, message: str, *arguments: object) -> bool:
+        return seldom.filter(logging.LogRecord(name, logging.ERROR, "", 0, message, arguments, None))
+
+    assert passes("aiokafka.conn", "no connection to %s", 1)
+    assert not passes("aiokafka.conn", "no connection to %s", 2)
+    assert passes("aiokafka.conn", "something else")
+    assert all(passes("shared.patience", "waiting") for _ in range(3))
+    now_s += REPEATED_AFTER_S
+    assert passes("aiokafka.conn", "no connection to %s", 1)

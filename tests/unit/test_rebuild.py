@@ -123,8 +123,22 @@ async def test_a_wrong_summary_is_told_and_replaced(bucket: OperatedBucket) -> N
     assert armenia.live is not None
     assert armenia.built is not None
     assert (armenia.live.totals, armenia.built.totals.trips) == (NOTHING, 6)
-    assert brasil.live is None
+    assert armenia.why == ("equal ledgers, but totals",)
+    assert (brasil.live, brasil.why) == (None, ("the live generation does not have it",))
     assert bodies(bucket, 2) == right
+
+
+async def test_each_difference_says_why(bucket: OperatedBucket) -> None:
+    """A country-day that changes is told with the plan and the cities that make it change."""
+    summary = await bucket.summary()
+    other = msgspec.structs.replace(summary.ledger[CityId("1")], city_name="Another")
+    await bucket.damage(ledger={CityId("1"): other}, plans=(), plan_revision=0)
+    [change] = (await rebuild(bucket)).changes
+    assert change.why == (
+        "plan: revision none → 2",
+        "city 1: other content under revision 21",
+        "city 2: revision none → 20",
+    )
 
 
 async def test_a_dry_run_changes_nothing(bucket: OperatedBucket) -> None:

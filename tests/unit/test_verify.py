@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 from fractions import Fraction
 
@@ -10,12 +11,13 @@ import msgspec
 import pytest
 
 from services.aggregate.bucket import Dates
+from services.aggregate.rebuilding import Rebuild, Unrebuildable
 from services.aggregate.recount import Counter, NotCountable
 from services.aggregate.repairing import Repaired, repair_dates
 from services.aggregate.verify import Difference
 from services.aggregate.verifying import verify_dates
 from shared import keys, objects
-from shared.contribution import NOTHING
+from shared.contribution import NOTHING, Contribution
 from shared.identity import CityId
 from shared.objects import LedgerEntry
 from tests.unit.operated_bucket import ALL, DAY, OperatedBucket, trips
@@ -146,7 +148,37 @@ async def test_deep_reads_the_raw_bytes(bucket: OperatedBucket) -> None:
     told = [(one.city_id, one.what, one.found) for one in await verified(bucket, deep=True)]
     assert ("1", "raw object: trips", "0") in told
     assert ("2", "raw object", "nothing") in told
-    assert ("3", "raw object", "trip 1 cannot be counted: KeyError 'delay'") in told
+    assert ("3", "raw object", "record 1: KeyError 'departure-time'") in told
+
+
+async def test_deep_reads_a_file_as_it_was_folded(bucket: OperatedBucket) -> None:
+    """The manifest says in which form the records are, how many were left out, and whether other dates were."""
+    for form, body in (
+        ("lines", b"%b\n%b\n%b\n"),
+        ("/data/trips", b'{"x": [{}], "data": {"y": "[", "trips": [%b, %b, %b], "z": 1}}'),
+    ):
+        records = [record(), record(departure="2024-05-02T00:00"), record(passengers=-1)]
+        file = body % tuple(json.dumps(one).encode() for one in records)
+        before = bucket.manifest(1)
+        assert before is not None
+        bucket.store.write(before.raw_key, file)
+        manifest = msgspec.structs.replace(
+            before,
+            records_form=form,
+            other_dates_are_bad=True,
+            bad_records=2,
+            contribution=Contribution(trips=1, passengers=3, accidents=1, delay_total_ms=1_000),
+            sha256=hashlib.sha256(file).hexdigest(),
+            size_bytes=len(file),
+        )
+        for stored, differs in (
+            (manifest, set()),
+            (msgspec.structs.replace(manifest, bad_records=1), {"raw object: bad_records"}),
+            (msgspec.structs.replace(manifest, records_form="array"), {"raw object"}),
+        ):
+            bucket.store.write(keys.manifest(DAY, CityId("1")), objects.encode(stored))
+            told = {one.what for one in await verified(bucket, deep=True) if one.what.startswith("raw object")}
+            assert told == differs
 
 
 async def test_repair_makes_wrong_summaries_again_and_no_others(bucket: OperatedBucket) -> None:
@@ -195,6 +227,23 @@ async def test_repair_does_not_drop_a_city_whose_manifest_is_unreadable(bucket: 
     before = await bucket.summary()
     assert all("city=1.json" in (one.refused or "") for one in await repaired(bucket))
     assert await bucket.summary() == before
+
+
+async def test_repair_replaces_no_summary_of_a_later_build(bucket: OperatedBucket) -> None:
+    """A summary that a later build wrote is named, and neither repair nor a rebuild of this build replaces it."""
+    key = await bucket.summary_key()
+    later = bucket.store.objects[key].body.replace(b'"schema_version":1', b'"schema_version":9')
+    later = later.replace(b'"totals":{', b'"totals":{"trips_by_hour":"of another type",')
+    later = later.replace(b'"has_data":true', b'"has_data":"re-typed"')
+    bucket.store.write(key, later)
+    [one] = await verified(bucket)
+    assert "has schema version 9; this build knows 1: upgrade it" in one.found
+    [refused] = await repaired(bucket, drop_lost=True)
+    assert refused.refused == one.found
+    job = Rebuild(bucket.store, bucket.publisher, token="token", report=lambda *_: None)
+    with pytest.raises(Unrebuildable, match="upgrade it"):
+        await job.run()
+    assert bucket.store.objects[key].body == later
 
 
 async def test_repair_yields_to_an_aggregate(bucket: OperatedBucket) -> None:
@@ -263,11 +312,27 @@ def test_the_recount_is_the_same_however_a_file_is_cut(chunk_bytes: int) -> None
     assert count(body, chunk_bytes) == (3, 9, 3, 3_000, 1)
 
 
-@pytest.mark.parametrize("body", [b"", b"[", b"{}", b'[{"a"', b"[] x", b"[1]", b"[\xff]", b'[{"delay": "x"}]'])
+@pytest.mark.parametrize("body", [b"", b"[", b"{}", b'[{"a"', b"[] x", b"[\xff]", b"[1", b"null", b"[],"])
 def test_what_is_no_trip_file_is_not_counted(body: bytes) -> None:
     """A file that stops, or holds something else, is named as such, and never counted in part."""
     with pytest.raises(NotCountable):
         count(body)
+
+
+def test_what_is_no_trip_is_counted_apart() -> None:
+    """A value that is no trip, or a trip that breaks a rule, is left out of the sums and named."""
+    bad: list[object] = [
+        1,
+        {},
+        *(record(delay) for delay in ("P1Y", "P", "P1DT", "PT1.5H1M", "P367D")),
+        *(record(departure=departure) for departure in ("2024-02-30T01:00", "2024-05-01")),
+        record(passengers=True),
+        record() | {"bus-type": 5},
+    ]
+    counter = Counter(str(DAY))
+    counter.feed(json.dumps([record(), *bad, record()]).encode())
+    recount = counter.end()
+    assert (recount.trips, recount.bad_records, recount.first_bad[:8]) == (2, len(bad), "record 2")
 
 
 def test_an_empty_array_counts_nothing() -> None:

@@ -1,0 +1,270 @@
+"""All of Tripfold as processes, with a faulty proxy before S3, a relay before Kafka, and a mischievous upstream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from services.local.embedded import open_embedded_stack
+from services.local.long_poll import Relay as LongPoll
+from services.local.ports import free_port, release_ports
+from services.local.supervisor import ChildEvent, ChildProcess, Supervisor, http_probe
+from shared.settings import PREFIX, load_settings
+from shared.topics_admin import apply_topics
+from tests.apache_kafka import ApacheKafka, broker_port
+from tests.chaos.relay import HOST, Relay
+from tests.chaos.s3_proxy import FaultyS3
+from tests.chaos.upstream import ChaosUpstream
+
+PARTITIONS = 4
+KILL_AFTER_S = 20.0
+
+ARGUMENTS = {
+    "api": ("serve", "api"),
+    "planner": ("serve", "ingest", "--role", "planner"),
+    "worker": ("serve", "ingest", "--role", "worker"),
+    "aggregate": ("serve", "aggregate"),
+}
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """What a system is made of. The embedded broker takes one consumer in a group, so one of each service."""
+
+    embedded_broker: bool = False
+    services: tuple[str, ...] = ("api", "planner", "worker-1", "worker-2", "aggregate-1", "aggregate-2")
+    cities: int = 12
+    dates: tuple[str, ...] = ("2024-05-01", "2024-05-02", "2024-05-03", "2024-05-04")
+    large_files: bool = True
+    seed: int = 0
+    session_timeout_s: float = 8.0
+    settings: tuple[tuple[str, str], ...] = ()
+    static_members: bool = True
+
+
+class System(msgspec.Struct, frozen=True, kw_only=True):
+    """A running system. ``environment`` is the services' own: through the proxy and the relay.
+
+    ``listeners`` are told of everything that happens to its processes.
+    """
+
+    shape: Shape
+    supervisor: Supervisor
+    kafka: ApacheKafka | None
+    network: Relay
+    s3: FaultyS3
+    store_url: str
+    upstream: ChaosUpstream
+    environment: dict[str, str]
+    health_urls: dict[str, str]
+    client: httpx.AsyncClient
+    directory: Path
+    listeners: list[Callable[[ChildEvent], None]]
+
+    @property
+    def api_url(self) -> str:
+        """Where the API is."""
+        return self.health_urls["api"]
+
+    @property
+    def kafka_address(self) -> str:
+        """Where Kafka is, for its clients."""
+        return self.environment[f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS"]
+
+    async def ready(self, name: str) -> bool:
+        """Say whether a service says that it is ready."""
+        with contextlib.suppress(httpx.HTTPError):
+            answer = await self.client.get(f"{self.health_urls[name]}/health/ready", timeout=4)
+            return answer.is_success
+        return False
+
+    async def all_ready(self) -> bool:
+        """Say whether every service says that it is ready."""
+        return all(await asyncio.gather(*(self.ready(name) for name in self.shape.services)))
+
+    async def restart_kafka(self, pause_s: float, *, kill: bool) -> None:
+        """Stop or kill the broker, wait, and start it again."""
+        if self.kafka is None:
+            self.supervisor.kill("broker", signal.SIGTERM)  # its supervisor starts it again
+            return
+        await asyncio.to_thread(self.kafka.kill if kill else self.kafka.stop)
+        await asyncio.sleep(pause_s)
+        await asyncio.to_thread(self.kafka.start)
+
+    async def command(self, *arguments: str, deadline_s: float = 300.0) -> tuple[int, str]:
+        """Run one of Tripfold's commands, past the proxy; return its exit code and what it printed."""
+        direct = {f"{PREFIX}S3_ENDPOINT_URL": self.store_url, "COLUMNS": "200"}
+        return await run(sys.executable, "-m", "services", *arguments, env=self.environment | direct, s=deadline_s)
+
+    async def oracle(self, *dates: str, truth: bool, kafka: bool = True, deadline_s: float = 300.0) -> tuple[int, str]:
+        """Run the program that judges what was stored and is served, of ``dates`` or of all.
+
+        It shares no code with Tripfold.
+        """
+        program = str(Path(__file__).with_name("oracle.py"))
+        arguments = ["--s3", self.store_url, "--bucket", self.environment[f"{PREFIX}S3_BUCKET"]]
+        arguments += ["--api", self.api_url, "--upstream", self.upstream.url]
+        if kafka:
+            arguments += ["--kafka", self.kafka_address, "--prefix", self.environment[f"{PREFIX}TOPIC_PREFIX"]]
+        if truth:
+            arguments.append("--truth")
+        arguments += ["--dates", *dates] if dates else []
+        environment = {**self.environment, "AWS_DEFAULT_REGION": "us-east-1"}
+        return await run(sys.executable, program, *arguments, env=environment, s=deadline_s)
+
+
+async def run(*command: str, env: dict[str, str], s: float) -> tuple[int, str]:
+    """Run a program; return its exit code and its output. After ``s`` seconds it is killed, and TimeoutError raised."""
+    process = await asyncio.create_subprocess_exec(
+        *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        async with asyncio.timeout(s):
+            output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return process.returncode, output.decode() or errors.decode()
+
+
+@contextlib.asynccontextmanager
+async def surroundings(shape: Shape, directory: Path) -> AsyncIterator[System]:
+    """Run everything but Tripfold's services, which ``start_services`` starts. Nothing is left when it ends."""
+    listeners: list[Callable[[ChildEvent], None]] = []
+
+    def on_event(event: ChildEvent) -> None:
+        for listener in listeners:
+            listener(event)
+
+    async with contextlib.AsyncExitStack() as stack:
+        embedded = stack.enter_context(open_embedded_stack(directory / "data"))
+        supervisor = await stack.enter_async_context(Supervisor(on_event=on_event, held_fds=embedded.held_fds))
+        s3, broker, _ = embedded.children
+        kafka: ApacheKafka | None = None
+        if shape.embedded_broker:
+            own_port = int(broker.argv[broker.argv.index("--kafka-port") + 1])
+            # The relay must say its own address where the broker says the broker's.
+            network = await stack.enter_async_context(_embedded_network(own_port))
+            await supervisor.start(s3, broker)
+        else:
+            port = stack.enter_context(broker_port())
+            network = await stack.enter_async_context(Relay(port))
+            kafka = ApacheKafka(data_dir=directory / "kafka", port=port, advertised_port=network.port)
+            stack.callback(kafka.stop)
+            await asyncio.gather(supervisor.start(s3), asyncio.to_thread(kafka.start))
+        store_port = int(embedded.endpoints.s3_endpoint_url.rpartition(":")[2])
+        proxy = await stack.enter_async_context(FaultyS3(store_port, seed=shape.seed))
+        upstream = await stack.enter_async_context(
+            ChaosUpstream(cities=shape.cities, dates=list(shape.dates), seed=shape.seed, large_files=shape.large_files)
+        )
+        ports = {name: free_port(name) for name in shape.services}
+        stack.callback(lambda: release_ports(*ports.values()))
+        environment = {
+            **os.environ,
+            **embedded.endpoints.environment(),
+            f"{PREFIX}S3_ENDPOINT_URL": proxy.url,
+            f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS": f"{HOST}:{network.port}",
+            f"{PREFIX}KAFKA_PARTITIONS": str(PARTITIONS),
+            f"{PREFIX}TOPIC_PREFIX": "chaos.",
+            f"{PREFIX}UPSTREAM_URL": upstream.url,
+            f"{PREFIX}UPSTREAM_REQUESTS_PER_S": "200",
+            f"{PREFIX}SESSION_TIMEOUT_S": str(shape.session_timeout_s),
+            f"{PREFIX}RETRY_WAIT_MAX_S": "2",
+            f"{PREFIX}UPSTREAM_READ_TIMEOUT_S": "3",
+            f"{PREFIX}SWEEP_AFTER_S": "20",
+            f"{PREFIX}PROGRESS_INTERVAL_S": "0.2",
+            f"{PREFIX}API_ACCESS": "open",
+            f"{PREFIX}API_REQUESTS_PER_MINUTE": "100000",
+            f"{PREFIX}LOG_FORMAT": "text",
+            **{f"{PREFIX}{name}": value for name, value in shape.settings},
+        }
+        client = await stack.enter_async_context(httpx.AsyncClient(timeout=15, trust_env=False))
+        stack.push_async_callback(supervisor.stop)  # while what the services need is there
+        yield System(
+            shape=shape,
+            supervisor=supervisor,
+            kafka=kafka,
+            network=network,
+            s3=proxy,
+            store_url=embedded.endpoints.s3_endpoint_url,
+            upstream=upstream,
+            environment=environment,
+            health_urls={name: f"http://{HOST}:{port}" for name, port in ports.items()},
+            client=client,
+            directory=directory,
+            listeners=listeners,
+        )
+
+
+@contextlib.asynccontextmanager
+async def _embedded_network(broker_own_port: int) -> AsyncIterator[Relay]:
+    relay = Relay(broker_own_port)
+    relay.serve = LongPoll(HOST, relay.port, broker_own_port).relay
+    async with relay:
+        yield relay
+
+
+def service(system: System, name: str, **settings: str) -> ChildProcess:
+    """Describe one of the services as a child; it counts as started once it answers, ready or not."""
+    kind = name.partition("-")[0]
+    port = system.health_urls[name].rpartition(":")[2]
+    own = {
+        f"{PREFIX}API_PORT" if kind == "api" else f"{PREFIX}HEALTH_PORT": port,
+        **({f"{PREFIX}CONSUMER_INSTANCE": name} if system.shape.static_members else {}),
+        **{f"{PREFIX}{setting}": value for setting, value in settings.items()},
+    }
+    return ChildProcess(
+        name=name,
+        argv=(sys.executable, "-m", "services", *ARGUMENTS[kind]),
+        env=system.environment | own,
+        log_path=system.directory / "logs" / f"{name}.log",
+        ready=http_probe(f"{system.health_urls[name]}/health/live"),
+        ready_deadline_s=60,
+        restart=True,
+    )
+
+
+async def start_services(system: System, *, provision: bool = True) -> None:
+    """Make the topics, and start every service of the system's shape."""
+    if provision:
+        await apply_topics(load_settings(system.environment))
+    await system.supervisor.start(*(service(system, name) for name in system.shape.services))
+
+
+class Metrics:
+    """The counters of services that die: what each process counted last is kept when it is gone."""
+
+    def __init__(self) -> None:
+        self.totals: Counter[str] = Counter()
+        self._last: dict[str, dict[str, float]] = {}
+
+    async def sample(self, system: System) -> None:
+        """Read the counters of every service that answers."""
+        await asyncio.gather(*(self._sample(system, name) for name in system.shape.services))
+
+    async def _sample(self, system: System, name: str) -> None:
+        try:
+            answer = await system.client.get(f"{system.health_urls[name]}/metrics", timeout=4)
+        except httpx.HTTPError:
+            return
+        found = {}
+        for line in answer.text.splitlines():
+            if line.startswith("tripfold_") and "_total" in line:
+                counter, _, value = line.rpartition(" ")
+                found[counter] = float(value)
+        last = self._last.get(name, {})
+        for counter, now in found.items():
+            before = last.get(counter, 0.0)
+            # A counter that is lower than it was is another process's.
+            self.totals[counter.partition("{")[0]] += int(now - before if now >= before else now)
+        self._last[name] = found

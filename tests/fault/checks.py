@@ -1,0 +1,262 @@
+"""What must hold of a world at rest: against the oracle, against the manifests, against the topics."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import TypeVar
+
+import msgspec
+
+from services.aggregate.folding import summary_event
+from shared import events, keys, objects
+from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, CountryDaySummary, Event, PoisonRecord
+from shared.objects import Current, Manifest, PastRevision, Plan, RequestRecord, Summary
+from shared.outbox import events_of_manifest, events_of_plan
+from shared.publishing import Received
+from shared.requests import status_of
+from shared.topics import Topic
+from tests.fakes import ExpectedDay
+from tests.fault.world import GC_AGE, World
+
+
+def live_generation(world: World) -> int:
+    """Return the number of the live generation."""
+    stored = world.store.objects.get(keys.CURRENT)
+    return objects.decode(Current, stored.body, keys.CURRENT).live if stored else 1
+
+
+def summaries(world: World) -> dict[str, bytes]:
+    """Return the bytes of every live summary, by what follows the generation in its key."""
+    prefix = keys.summaries_of_generation(live_generation(world))
+    return {key.removeprefix(prefix): body for key, body in world.store.bodies(prefix).items()}
+
+
+def live_summaries(world: World) -> list[Summary]:
+    """Return every live summary."""
+    return _stored(world, keys.summaries_of_generation(live_generation(world)), Summary)
+
+
+def manifests(world: World) -> list[Manifest]:
+    """Return every manifest."""
+    return _stored(world, keys.MANIFESTS, Manifest)
+
+
+def requests(world: World) -> list[RequestRecord]:
+    """Return the record of every request."""
+    return _stored(world, keys.REQUESTS, RequestRecord)
+
+
+def essence(world: World) -> dict[str, bytes]:
+    """Return all that has to come to the same whatever broke: attempts are told apart by their order alone.
+
+    These are the live summaries, byte for byte, plans, countries, manifests, and what compaction leaves of the topics.
+    """
+    found = {f"summaries/{key}": body for key, body in summaries(world).items()}
+    found |= world.store.bodies(keys.PLANS) | world.store.bodies(keys.COUNTRIES)
+    for manifest in manifests(world):
+        found[keys.manifest(manifest.date, manifest.city_id)] = objects.encode(_without_attempts(manifest))
+    for topic in (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES):
+        for event in decoded(world, topic):
+            same = msgspec.structs.replace(event, raw_key="") if isinstance(event, CityDayStats) else event
+            found[f"{topic.value}: {event.key}"] = events.encode(same)
+    return found
+
+
+_Revision = TypeVar("_Revision", Manifest, PastRevision)
+
+
+def _without_attempts(manifest: Manifest) -> Manifest:
+    """Name the attempts of a manifest by their order, the oldest first; raw keys by the attempts that wrote them."""
+    names: dict[str, str] = {}
+
+    def named(attempt: str) -> str:
+        return names.setdefault(attempt, f"attempt {len(names) + 1}")
+
+    def renamed(revision: _Revision) -> _Revision:
+        raw_attempt = revision.raw_key.rpartition("/")[2].removesuffix(".json")
+        return msgspec.structs.replace(revision, raw_key=named(raw_attempt), attempt=named(revision.attempt))
+
+    history = [renamed(past) for past in reversed(manifest.history)]
+    return renamed(msgspec.structs.replace(manifest, history=tuple(reversed(history))))
+
+
+async def leftovers(world: World) -> list[str]:
+    """Clean a world at rest as an operator does; name what is left then and that nothing needs."""
+    world.clock.advance(2 * GC_AGE.total_seconds())
+    world.crossings.heal()
+    await world.gc()
+    await world.drop_generations()
+    named = {key for manifest in manifests(world) for key in raw_keys_of(manifest)}
+    live = keys.summaries_of_generation(live_generation(world))
+    needed = (live, keys.MANIFESTS, keys.PLANS, keys.REQUESTS, "state/")
+    left = [f"{key} is left" for key in world.store.objects if key not in named and not key.startswith(needed)]
+    left += [f"the upload {upload.upload_id} of {upload.key} is left" for upload in world.store.unfinished]
+    left += [f"{key} is named by a manifest and was deleted" for key in named if key not in world.store.objects]
+    current = world.store.objects.get(keys.CURRENT)
+    if current is not None and objects.decode(Current, current.body, keys.CURRENT).building is not None:
+        left.append("a generation is being built, and nobody builds it")
+    return left
+
+
+def raw_keys_of(manifest: Manifest) -> set[str]:
+    """Return the raw objects that a manifest names, now or in its history."""
+    return {manifest.raw_key, *(past.raw_key for past in manifest.history)}
+
+
+def inconsistencies(world: World) -> list[str]:
+    """Name everything in a world at rest that does not agree with the manifests and plans, whatever it says."""
+    return [
+        *world.unexpected,
+        *summaries_against_manifests(world),
+        *raw_objects_against_manifests(world),
+        *topics_against_the_bucket(world),
+    ]
+
+
+def differences(world: World) -> list[str]:
+    """Name everything in a world at rest that is not as the oracle and the manifests say; empty if all is well.
+
+    Of a world in which a process came back, two things are not asked: how exactly a request ended whose cities were
+    fetched partly before and partly after the upstream changed, and that the *last* summary of a country-day in its
+    topic is the highest, which is why consumers keep the highest.
+    """
+    return [
+        *world.unexpected,
+        *_against_the_oracle(world),
+        *_requests_against_the_oracle(world),
+        *summaries_against_manifests(world),
+        *raw_objects_against_manifests(world),
+        *topics_against_the_bucket(world),
+    ]
+
+
+def unfinished(world: World) -> list[str]:
+    """Name the requests that have not come to an end."""
+    return [
+        f"{record.request_id} is {status_of(record).value}" for record in requests(world) if not status_of(record).ended
+    ]
+
+
+def _against_the_oracle(world: World) -> list[str]:
+    said: dict[str, ExpectedDay] = {summary.country: day_of(summary) for summary in live_summaries(world)}
+    expected = world.oracle.days()
+    return [
+        f"{country}: expected {expected.get(country)}, found {said.get(country)}"
+        for country in sorted({*said, *expected})
+        if said.get(country) != expected.get(country)
+    ]
+
+
+def day_of(summary: Summary) -> ExpectedDay:
+    return ExpectedDay(
+        **msgspec.structs.asdict(summary.totals),
+        has_data=summary.has_data,
+        cities_reported=summary.cities_reported,
+        cities_expected=summary.cities_expected,
+        complete=summary.complete,
+    )
+
+
+def _requests_against_the_oracle(world: World) -> list[str]:
+    said = {record.request_id: status_of(record) for record in requests(world)}
+    last = max(world.oracle.statuses)
+    wrong = [
+        f"{request_id}: expected {expected!r}, found {said[request_id].value!r}"
+        for request_id, expected in world.oracle.statuses.items()
+        if said[request_id].value != expected and (request_id == last or not world.resumed)
+    ]
+    return wrong + unfinished(world)
+
+
+def summaries_against_manifests(world: World) -> list[str]:
+    """Compare every ledger with the manifests, entry by entry: each names what the other does."""
+    ledgers: dict[tuple[str, str], object] = {
+        (summary.country, city_id): (entry.revision, entry.contribution, entry.sha256)
+        for summary in live_summaries(world)
+        for city_id, entry in summary.ledger.items()
+    }
+    named: dict[tuple[str, str], object] = {}
+    for manifest in manifests(world):
+        named[manifest.country, manifest.city_id] = (manifest.revision, manifest.contribution, manifest.sha256)
+        for country, revision in manifest.retracted.items():
+            named[country, manifest.city_id] = (revision, None, "")
+    return [
+        f"ledger of {place}: manifest says {named.get(place)}, found {ledgers.get(place)}"
+        for place in sorted({*ledgers, *named})
+        if ledgers.get(place) != named.get(place)
+    ]
+
+
+def raw_objects_against_manifests(world: World) -> list[str]:
+    wrong = []
+    raw = world.store.bodies("raw/")
+    for manifest in manifests(world):
+        body = raw.get(manifest.raw_key)
+        if body is None or hashlib.sha256(body).hexdigest() != manifest.sha256 or len(body) != manifest.size_bytes:
+            wrong.append(f"{manifest.raw_key} is not what the manifest of city {manifest.city_id} says")
+        wrong += [
+            f"{past.raw_key} is named in a history and missing" for past in manifest.history if past.raw_key not in raw
+        ]
+    return wrong
+
+
+def topics_against_the_bucket(world: World, *, buried: int = 0) -> list[str]:
+    """Compare what compaction would leave, and what a careful consumer would keep, with the bucket.
+
+    So many poison records must have been buried, each at least once and none else.
+    """
+    stats: dict[str, Event] = {}
+    for manifest in manifests(world):
+        stats |= {event.key: event for event in events_of_manifest(manifest)}
+    for plan in _stored(world, "plans/", Plan):
+        for country in (*plan.countries, *plan.gone):
+            stats |= {event.key: event for event in events_of_plan(plan, country)}
+    totals: dict[str, Event] = {event.key: event for event in map(summary_event, live_summaries(world))}
+    wrong = []
+    letters = world.log.records(Topic.DEAD_LETTERS)
+    if len({letter.key for letter in letters}) != buried:
+        wrong.append(f"expected {buried} records to be buried, found {letters}")
+    for topic, expected in ((Topic.CITY_STATS, stats), (Topic.COUNTRY_DAY_SUMMARIES, totals)):
+        published = decoded(world, topic)
+        last = {event.key: event for event in published}
+        highest = {event.key: event for event in sorted(published, key=_revision_of)}
+        for view, found in (("last", last), ("highest", highest)):
+            if view == "last" and topic is Topic.COUNTRY_DAY_SUMMARIES and world.resumed:
+                continue
+            wrong += [
+                f"the {view} record of {key} in {topic.value}: expected {expected.get(key)}, found {found.get(key)}"
+                for key in sorted({*expected, *found})
+                if found.get(key) != expected.get(key)
+            ]
+    return wrong
+
+
+def decoded(world: World, topic: Topic) -> list[Event]:
+    """Return the events of a topic, without what is poison."""
+    return [event for event in map(event_of, world.log.records(topic)) if event is not None]
+
+
+def event_of(record: Received) -> Event | None:
+    """Return the event of a record, or None if it is poison."""
+    with contextlib.suppress(PoisonRecord):
+        return events.decode(record.topic, record.value)
+    return None
+
+
+def _revision_of(event: Event) -> int:
+    match event:
+        case CityDayStats() | CityDayRetracted():
+            return event.revision
+        case CountryDayPlanned():
+            return event.plan_revision
+        case CountryDaySummary():
+            return event.version
+    raise AssertionError(f"{event} has no revision")
+
+
+_Kind = TypeVar("_Kind", bound=objects.StoredObject)
+
+
+def _stored(world: World, prefix: str, kind: type[_Kind]) -> list[_Kind]:
+    return [objects.decode(kind, body, key) for key, body in world.store.bodies(prefix).items()]

@@ -1,0 +1,410 @@
+"""Random histories of one date, as a state machine: what may happen, in any order, and what must hold after each step.
+
+The fault model: files are corrected, cities move, leave and come back, files and the list of cities go bad, requests
+come; processes handle their batches in any order of partitions, are replaced in the middle of one, come back after
+they were replaced, and break at any call across a port in any way that a call can break; batches come again; topics
+are compacted, poison lies in them; rebuilds, repairs and clean-ups run, some standing still at a call while all this
+goes on. Nobody stands still for longer than the age of the clean-up: that is its one assumption.
+
+After every step: nothing is served that no manifest ever said, every raw object that a manifest names is there, totals
+are those of their ledger, no revision and no version goes back, a request that is completed is served, and a reader
+sees exactly what is live. At rest, after one more request, what is served is what the upstream holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from shared.contribution import Contribution
+from shared.identity import CityId, CountrySlug
+from shared.requests import Status, status_of
+from shared.topics import Topic
+from tests.fakes import (
+    PARTITIONS,
+    Break,
+    BrokenContract,
+    City,
+    ExpectedDay,
+    Trip,
+    Truth,
+)
+from tests.fault import checks
+from tests.fault.watcher import Watcher
+from tests.fault.world import DATE, GC_AGE, ROLES, Job, Process, Stuck, World
+
+HISTORIES_PER_SEED = 200
+STEPS_MAX = 40
+REQUESTS_MAX = 6
+JOBS_MAX = 2
+
+CITIES = (1, 2, 3)
+COUNTRIES = ("Armenia", "Brasil", "Chad")
+File = tuple[Trip, ...]
+GOOD_FILES: tuple[File, ...] = (
+    (),
+    (Trip(passengers=30, delay_ms=61_500), Trip(passengers=0, delay_ms=0, accident=True)),
+    (Trip(passengers=31, delay_ms=60_000),),
+    (Trip(passengers=7, delay_ms=1), Trip(passengers=8, delay_ms=2), Trip(passengers=9, delay_ms=3)),
+)
+BROKEN_FILE = b'[{"passengers":1}]'
+POISON = (b"{", b"", b"\xff", b'{"type":"city-day-stats"}', b"null")
+
+_Result = TypeVar("_Result")
+
+cities = st.sampled_from(CITIES)
+countries = st.sampled_from(COUNTRIES)
+roles = st.sampled_from(sorted(ROLES))
+breaks = st.sampled_from(Break)
+calls = st.integers(0, 30)
+orders = st.permutations(range(PARTITIONS))
+
+
+class Possible(msgspec.Struct):
+    """What may be stored of a city: it depends on when a worker looked."""
+
+    countries: set[str] = msgspec.field(default_factory=set)
+    files: set[File] = msgspec.field(default_factory=set)
+
+
+class History(RuleBasedStateMachine):
+    """One history. ``kind`` is the world that it happens in: mutations give another."""
+
+    kind: type[World] = World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runner = asyncio.Runner()
+        self.world = self.kind()
+        self.watcher = Watcher(self.world)
+        self.listed: dict[int, str] = {}
+        self.files: dict[int, File | bytes] = {}
+        self.list_is_bad = False
+        self.possible: dict[int, Possible] = {city: Possible() for city in CITIES}
+        self.buried = 0
+        self.former: dict[str, Process] = {}
+        self.jobs: list[Job] = []
+
+    def teardown(self) -> None:
+        try:
+            if sys.exc_info()[0] is None:  # a history that has not failed before its end
+                self.come_to_rest()
+                self._run(self.watcher.look())
+        finally:
+            self.world.crossings.heal()
+            self._runner.run(self._let_go())
+            self._runner.close()
+
+    def _run(self, step: Coroutine[Any, Any, _Result]) -> _Result:
+        try:
+            return self._runner.run(step)
+        except (Stuck, BrokenContract) as error:
+            raise AssertionError(f"{type(error).__name__}: {error}") from error
+
+    @invariant()
+    def nothing_is_wrong(self) -> None:
+        """Look at everything that must hold after every step."""
+        self._run(self.watcher.look())
+
+    @initialize(placed=st.fixed_dictionaries(dict.fromkeys(CITIES, countries)))
+    def begin(self, placed: dict[int, str]) -> None:
+        """Let the upstream list all cities, each with a good file."""
+        self.listed = dict(placed)
+        self.files = {city: GOOD_FILES[city] for city in CITIES}
+        self._hold()
+
+    # What the upstream does.
+
+    @rule(city=cities, file=st.sampled_from(GOOD_FILES))
+    def correct_a_file(self, city: int, file: File) -> None:
+        """Put another file in place of a city's."""
+        self.files[city] = file
+        self._hold()
+
+    @rule(city=cities, country=countries)
+    def list_a_city(self, city: int, country: str) -> None:
+        """Move a city to a country, or list one that had left."""
+        self.listed[city] = country
+        self._hold()
+
+    @rule(city=cities)
+    def remove_a_city(self, city: int) -> None:
+        """Take a city out of the list."""
+        self.listed.pop(city, None)
+        self._hold()
+
+    @rule(city=cities, missing=st.booleans())
+    def spoil_a_file(self, city: int, missing: bool) -> None:
+        """Make a city's file one that cannot be read, or that is not there."""
+        self.files[city] = BROKEN_FILE
+        if missing:
+            del self.files[city]
+        self._hold()
+
+    @rule(bad=st.booleans())
+    def spoil_the_list(self, bad: bool) -> None:
+        """Make the list of cities one that cannot be had, or set it right."""
+        self.list_is_bad = bad
+        self._hold()
+
+    @rule(city=cities, cuts=st.lists(st.integers(0, 150), max_size=2))
+    def cut_downloads(self, city: int, cuts: list[int]) -> None:
+        """Let the next downloads of a city break off."""
+        self.world.upstream.cuts[str(city)] = cuts
+
+    # What users and Kafka do.
+
+    @precondition(lambda self: self.world.requests < REQUESTS_MAX)
+    @rule()
+    def publish_a_request(self) -> None:
+        """Ask for the date."""
+        self._request()
+
+    @rule(role=roles, partition=st.integers(0, PARTITIONS - 1), records=st.integers(1, 4))
+    def redeliver(self, role: str, partition: int, records: int) -> None:
+        """Let records come again that were committed, as after a commit that failed."""
+        self.world.log.rewind(role, ROLES[role].topic, partition, records)
+
+    @rule()
+    def compact(self) -> None:
+        """Compact the topics that are compacted."""
+        for topic in (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES):
+            self.world.log.compact(topic)
+
+    @rule(role=roles, value=st.sampled_from(POISON), city=cities)
+    def poison(self, role: str, value: bytes, city: int) -> None:
+        """Put a record into a topic that is no event."""
+        self.world.log.append(ROLES[role].topic, f"{DATE}/poison/{city}/{self.buried}".encode(), value)
+        self.buried += 1
+
+    # What processes do.
+
+    @rule(role=roles, order=orders)
+    def handle_a_batch(self, role: str, order: list[int]) -> None:
+        """Let one process handle its next batch, its partitions in any order."""
+        self._run(self.world.turn(role, partitions=order))
+
+    @rule(rounds=st.integers(1, 4), order=orders)
+    def handle_batches(self, rounds: int, order: list[int]) -> None:
+        """Let every process handle some batches."""
+        for role in [role for _ in range(rounds) for role in ROLES]:
+            self._run(self.world.turn(role, partitions=order))
+
+    @rule(after=calls, how=breaks)
+    def break_a_call(self, after: int, how: Break) -> None:
+        """Let one of the next calls across a port break."""
+        self.world.crossings.break_after(after, how)
+
+    @rule(role=roles, back=st.booleans())
+    def rebalance(self, role: str, back: bool) -> None:
+        """Give a role to another process: a new one, or the one that had it before, with all that it knew."""
+        former = self.former.get(role)
+        if role in self.world.roles_living:
+            self.former[role] = self.world.living(role)
+        self.world.replace(role, former if back and former is not None and not former.dead else None)
+        self.world.resumed += 1
+
+    @rule()
+    def go_on(self) -> None:
+        """Let the processes that stood still go on."""
+        self._run(self.world.resume_paused())
+
+    # What operators do.
+
+    @precondition(lambda self: len(self.jobs) < JOBS_MAX)
+    @rule(from_kafka=st.booleans(), stand_still_after=st.none() | calls)
+    def rebuild(self, from_kafka: bool, stand_still_after: int | None) -> None:
+        """Begin a rebuild, which may stand still after some calls."""
+        self.jobs.append(self._run(self.world.rebuild(from_kafka=from_kafka, calls=stand_still_after)))
+
+    @precondition(lambda self: len(self.jobs) < JOBS_MAX)
+    @rule(stand_still_after=st.none() | calls)
+    def repair(self, stand_still_after: int | None) -> None:
+        """Begin to repair."""
+        self.jobs.append(self._run(self.world.repair(calls=stand_still_after)))
+
+    @precondition(lambda self: len(self.jobs) < JOBS_MAX)
+    @rule(stand_still_after=st.none() | calls)
+    def gc(self, stand_still_after: int | None) -> None:
+        """Begin to clean up, with nothing older than its age."""
+        self.jobs.append(self._run(self.world.gc(calls=stand_still_after)))
+
+    @rule()
+    def gc_later(self) -> None:
+        """Clean up when its age has passed: by then whoever stood still has gone on."""
+        self._run(self._let_go())
+        self.world.clock.advance(GC_AGE.total_seconds() + 1)
+        self.jobs.append(self._run(self.world.gc()))
+
+    @precondition(lambda self: self.jobs)
+    @rule(stand_still_after=st.none() | calls)
+    def go_on_with_a_job(self, stand_still_after: int | None) -> None:
+        """Let a command that stood still go on."""
+        job = self.jobs.pop(0)
+        self._run(job.resume(calls=stand_still_after))
+        if not job.ended:
+            self.jobs.append(job)
+
+    @rule()
+    def sweep(self) -> None:
+        """Send requests on their way again that make no progress."""
+        self._run(self.world.sweep())
+
+    # What must hold at rest.
+
+    @rule()
+    def come_to_rest(self) -> None:
+        """Let everything end; ask once more; what is served then is what the upstream holds."""
+        self.list_is_bad = False
+        self._hold()
+        self._run(self._rest())
+        wrong = self._wrong_at_rest()
+        assert not wrong, "\n".join(wrong)
+
+    async def _rest(self) -> None:
+        world = self.world
+        world.crossings.heal()
+        world.upstream.cuts.clear()
+        await self._let_go()
+        await world.run_to_rest()
+        await world.sweep()
+        await world.run_to_rest()
+        self._request()
+        await world.run_to_rest()
+
+    async def _let_go(self) -> None:
+        await self.world.resume_paused()
+        while self.jobs:
+            job = self.jobs.pop()
+            if not job.ended:
+                await job.resume()
+                self.jobs.append(job)
+
+    def _wrong_at_rest(self) -> list[str]:
+        wrong = checks.unfinished(self.world) + checks.summaries_against_manifests(self.world)
+        wrong += checks.raw_objects_against_manifests(self.world)
+        wrong += checks.topics_against_the_bucket(self.world, buried=self.buried)
+        wrong += [one for one in self.world.unexpected if "was refused" not in one]
+        last = max(checks.requests(self.world), key=lambda record: record.request_id)
+        failed = any(not isinstance(self.files.get(city), tuple) for city in self.listed)
+        expected = Status.COMPLETED_WITH_FAILURES if failed else Status.COMPLETED
+        if status_of(last) is not expected:
+            wrong.append(f"the last request: expected {expected.value}, found {status_of(last).value}")
+        return wrong + self._against_the_upstream()
+
+    def _against_the_upstream(self) -> list[str]:
+        """Compare the served totals with the upstream's files; what it holds no more must be what it once held."""
+        wrong = []
+        placed: dict[int, tuple[str, File]] = {}
+        by_city = {manifest.city_id: manifest for manifest in checks.manifests(self.world)}
+        for city in CITIES:
+            possible = self.possible[city]
+            file = self.files.get(city)
+            if city in self.listed and isinstance(file, tuple):
+                possible = Possible({self.listed[city]}, {file})
+            manifest = by_city.get(CityId(str(city)))
+            if manifest is None:
+                if city in self.listed and isinstance(file, tuple):
+                    wrong.append(f"city {city} has no manifest")
+                continue
+            found = [
+                (country, one)
+                for country in possible.countries
+                for one in possible.files
+                if (manifest.country, manifest.contribution) == (country.lower(), contribution_of(one))
+            ]
+            if not found:
+                wrong.append(f"city {city}: expected one of {possible}, found {manifest}")
+                continue
+            placed[city] = found[0]
+            self.possible[city] = Possible({found[0][0]}, {found[0][1]})
+        served = {summary.country: checks.day_of(summary) for summary in checks.live_summaries(self.world)}
+        for country in COUNTRIES:
+            expected = self._expected_day(country, placed)
+            day = served.get(CountrySlug(country.lower()), ExpectedDay(complete=expected.cities_expected == 0))
+            if day != expected:
+                wrong.append(f"{country}: expected {expected}, found {day}")
+        return wrong
+
+    def _expected_day(self, country: str, placed: Mapping[int, tuple[str, File]]) -> ExpectedDay:
+        here = {city for city, (where, _) in placed.items() if where == country}
+        trips = [trip for city in here for trip in placed[city][1]]
+        expected = {city for city, where in self.listed.items() if where == country}
+        return ExpectedDay(
+            trips=len(trips),
+            passengers=sum(trip.passengers for trip in trips),
+            accidents=sum(trip.accident for trip in trips),
+            delay_total_ms=sum(trip.delay_ms for trip in trips),
+            has_data=bool(here),
+            cities_reported=len(expected & here),
+            cities_expected=len(expected),
+            complete=expected <= here,
+        )
+
+    def _request(self) -> None:
+        self.world.request(self._truth())
+        self._note_possible()
+
+    def _hold(self) -> None:
+        self._truth().write_into(self.world.upstream, DATE)
+        self._note_possible()
+
+    def _note_possible(self) -> None:
+        for city in CITIES:
+            if city in self.listed:
+                self.possible[city].countries.add(self.listed[city])
+            file = self.files.get(city)
+            if isinstance(file, tuple):
+                self.possible[city].files.add(file)
+
+    def _truth(self) -> Truth:
+        listed = tuple(City(city, country) for city, country in sorted(self.listed.items()))
+        return Truth(cities=None if self.list_is_bad else listed, files=self.files)
+
+
+def contribution_of(file: File) -> Contribution:
+    """Add up a file."""
+    return Contribution(
+        trips=len(file),
+        passengers=sum(trip.passengers for trip in file),
+        accidents=sum(trip.accident for trip in file),
+        delay_total_ms=sum(trip.delay_ms for trip in file),
+    )
+
+
+def run_histories(seed_number: int, histories: int, *, kind: type[World] = World, shrink: bool = True) -> None:
+    """Run so many histories from a seed; raise what is wrong in the simplest one that was found."""
+    machine = seed(seed_number)(type("SeededHistory", (History,), {"kind": kind}))
+    phases = [Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else [])]
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=histories,
+            stateful_step_count=STEPS_MAX,
+            deadline=None,
+            database=None,
+            phases=phases,
+            suppress_health_check=list(HealthCheck),
+            print_blob=False,
+        ),
+    )
+
+
+def new_seed() -> int:
+    """Return a seed that nobody has chosen."""
+    return random.SystemRandom().randrange(1_000_000_000)

@@ -1,0 +1,612 @@
+"""Promises of the design, each broken on purpose: what a broken one is, and the runs that have to notice it.
+
+A mutation changes the services (or the store that they trust) for as long as a test lasts. Its proof is a series of
+runs that ends in nothing while the promise holds, which tests of their own assert, and in at least one complaint while
+it is broken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import msgspec
+import pytest
+
+from services.aggregate import fold as pure_fold
+from services.aggregate import folding, generations, progress
+from services.aggregate.fold import StatEvent, empty_summary
+from services.aggregate.folding import Folder, SummaryWriter
+from services.aggregate.progress_folding import Sweep
+from services.aggregate.rebuilding import Rebuild, Rebuilt
+from services.ingest.city_day import CityDayIngest, Finished
+from services.ingest.faults import AnswerBroke
+from services.ingest.planner import Planner
+from services.ingest.revision import Place
+from services.operate import cleaning
+from services.operate.cleaning import Swept
+from shared import events, keys, objects
+from shared.consuming import Decoded, decode_batch
+from shared.current import read_current
+from shared.events import CityDayRetracted, CityDayStats, Event, IngestCity, Outcome
+from shared.identity import CityId, RequestId
+from shared.objects import Current, LedgerEntry, Manifest, PastRevision, Plan, Summary
+from shared.outbox import events_of_plan
+from shared.publishing import LogUnavailable, Outgoing, Publisher, Received
+from shared.store import Listed, LostRace, ObjectStore, Upload
+from shared.topics import Topic
+from tests.fakes import Break, BreakableStore, BreakableUpstream, Truth
+from tests.fault import job_scenarios, scenarios
+from tests.fault.checks import differences, unfinished
+from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE, Scenario
+from tests.fault.watcher import Watcher
+from tests.fault.world import DATE, Handler, Job, Process, RecordingStore, World
+
+Proof = Callable[[type[World]], AsyncIterator[str]]
+
+
+class Mutation(msgspec.Struct, frozen=True, kw_only=True):
+    """One broken promise: how it is broken (a world of another kind, or a patch), and what has to notice."""
+
+    name: str
+    proof: Proof
+    kind: type[World] = World
+    patch: Callable[[pytest.MonkeyPatch], None] = lambda _: None
+
+
+CORRECTION = Scenario(
+    name="a corrected file",
+    before=(WHOLE,),
+    struck=Truth(cities=HOME, files={1: CORRECTED, 2: EMPTY, 3: EVENING}),
+)
+
+
+def scenario(name: str) -> Scenario:
+    """Return a scenario of the crash points by its name."""
+    return next(one for one in scenarios.SCENARIOS if one.name == name)
+
+
+def breaking(name: str) -> Proof:
+    """Break every call of a scenario."""
+    return partial(scenarios.broken_anywhere, scenario(name))
+
+
+def pausing(name: str) -> Proof:
+    """Let every process of a scenario stand still before every call."""
+    return partial(scenarios.paused_anywhere, scenario(name))
+
+
+async def breaking_a_correction(kind: type[World]) -> AsyncIterator[str]:
+    """Break every call while a file is corrected."""
+    async for one in scenarios.broken_anywhere(CORRECTION, kind):
+        yield one
+
+
+async def pausing_a_correction(kind: type[World]) -> AsyncIterator[str]:
+    """Stand still before every call while a file is corrected."""
+    async for one in scenarios.paused_anywhere(CORRECTION, kind):
+        yield one
+
+
+async def losing_records(kind: type[World]) -> AsyncIterator[str]:
+    """Lose every record of a first request."""
+    first = scenario("a first request: one city good, one empty, one missing")
+    async for one in scenarios.losing_anything(first, kind):
+        yield one
+
+
+async def losing_the_log(kind: type[World]) -> AsyncIterator[str]:
+    """Lose all topics, with a correction in the bucket that was not folded; the date's next request brings it back."""
+    world = kind()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    world.request(CORRECTION.struck)
+    while await world.turn("planner") or await world.turn("worker"):
+        pass
+    world.lose_the_log()
+    world.request(CORRECTION.struck)
+    await world.run_to_rest()
+    await world.sweep()
+    await world.run_to_rest()
+    for one in differences(world):
+        yield one
+
+
+async def cleaning_up(kind: type[World]) -> AsyncIterator[str]:
+    """Break every call of a clean-up."""
+    (gc,) = (one for one in job_scenarios.SCENARIOS if one.name.startswith("gc"))
+    async for one in job_scenarios.broken_anywhere(gc, kind):
+        yield one
+
+
+async def redelivering_everything(kind: type[World]) -> AsyncIterator[str]:
+    """Let everything in the topic of statistics come again, and look after each batch."""
+    world = kind()
+    watcher = Watcher(world)
+    for truth in (WHOLE, Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING}), WHOLE):
+        world.request(truth)
+        await world.run_to_rest()
+        for one in await watcher.complaints():
+            yield one
+    for partition in world.log.ends(Topic.CITY_STATS):
+        world.log.rewind("aggregate", Topic.CITY_STATS, partition, 1_000)
+    while await world.turn("aggregate"):
+        for one in await watcher.complaints():
+            yield one
+    for one in differences(world):
+        yield one
+
+
+async def watching_progress(kind: type[World]) -> AsyncIterator[str]:
+    """Look whether a request is completed before its numbers are served, with the aggregate behind."""
+    world = kind()
+    watcher = Watcher(world)
+    world.request(WHOLE)
+    while await world.turn("planner") or await world.turn("worker") or await world.turn("progress"):
+        for one in await watcher.complaints():
+            yield one
+    await world.run_to_rest()
+    for one in differences(world):
+        yield one
+
+
+async def building_on_a_lost_answer(kind: type[World]) -> AsyncIterator[str]:
+    """Lose the answer to a manifest's swap; another worker builds on it, and then the upstream has no file any more.
+
+    The city is stored: the request must not be told that it failed.
+    """
+
+    class Hasty(kind):  # type: ignore[valid-type, misc]  # a class is made of the kind that is asked for
+        def make_store(self) -> RecordingStore:
+            return LosesTheFirstAnswer(self)
+
+    world = Hasty()
+    world.request(Truth(cities=HOME[:1], files={1: EVENING}))
+    await world.run_to_rest()
+    record = objects.decode(objects.RequestRecord, next(iter(world.store.bodies(keys.REQUESTS).values())), "request")
+    if record.failures:
+        yield f"a city that was stored is told to have failed: {record.failures}"
+    for one in unfinished(world):
+        yield one
+
+
+class LosesTheFirstAnswer(RecordingStore):
+    """Takes the first manifest, lets another worker build on it, takes the file away, and says that it lost."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world.clock, part_bytes=64)
+        self._world = world
+        self._lost = False
+
+    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        swapped = await super().swap(key, body, etag=etag)
+        if not key.startswith(keys.MANIFESTS) or self._lost:
+            return swapped
+        self._lost = True
+        first = objects.decode(Manifest, body, key)
+        past = PastRevision(
+            revision=first.revision,
+            attempt=first.attempt,
+            raw_key=first.raw_key,
+            country=first.country,
+            request_id=first.request_id,
+            ingested_at=first.ingested_at,
+        )
+        later = msgspec.structs.replace(
+            first,
+            revision=first.revision + 1,
+            attempt="another",
+            request_id=RequestId("018f38bf-1d00-7000-8000-0000000000ff"),
+            etag=None,
+            history=(past,),
+        )
+        self.write(key, objects.encode(later))
+        self._world.upstream.files.clear()
+        raise LostRace(key)
+
+
+async def burying_poison(kind: type[World]) -> AsyncIterator[str]:
+    """Refuse, lose and kill the burying of a poison record: it must be among the dead letters in the end."""
+    for how in Break:
+        if how is Break.PAUSE:
+            continue
+        world = kind()
+        world.log.append(Topic.CITY_STATS, b"2024-05-01/poison", b"{")
+        world.crossings.break_after(0, how)
+        await world.run_to_rest()
+        buried = {record.key for record in world.log.records(Topic.DEAD_LETTERS)}
+        if buried != {b"2024-05-01/poison"}:
+            yield f"{how.value}: buried {buried}"
+
+
+# The broken promises.
+
+
+class BlindStore(RecordingStore):
+    """A store whose swap does not look at the ETag."""
+
+    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        del etag
+        await asyncio.sleep(0)
+        return self.write(key, body)
+
+
+class BlindSwap(World):
+    """Has a store that does not compare when it swaps."""
+
+    def make_store(self) -> RecordingStore:
+        return BlindStore(self.clock, part_bytes=64)
+
+
+class CommitFirst(World):
+    """Commits a batch before its effects happen."""
+
+    commit_first = True
+
+
+class OncePublisher:
+    """Publishes each event to a topic at most once: what was tried before is taken for published."""
+
+    def __init__(self, publisher: Publisher, tried: set[bytes]) -> None:
+        self._publisher = publisher
+        self._tried = tried
+
+    async def publish(self, outgoing: Iterable[Outgoing]) -> None:
+        for item in outgoing:
+            value = events.encode(item.event) + repr(item.cause).encode()
+            if value not in self._tried:
+                self._tried.add(value)
+                await self._publisher.publish([item])
+
+    async def bury(self, record: Received, error: str) -> None:
+        await self._publisher.bury(record, error)
+
+
+class AtMostOnce(World):
+    """Has processes that do not publish again what they may have published."""
+
+    def __init__(self, broken: Mapping[int, Break] | None = None, *, etags: bool = True) -> None:
+        super().__init__(broken, etags=etags)
+        self._tried: set[bytes] = set()
+
+    def make_publisher(self, process: Process) -> Publisher:
+        return OncePublisher(super().make_publisher(process), self._tried)
+
+
+class RawLastStore(BreakableStore):
+    """Completes a raw object only after the manifest that names it was swapped in."""
+
+    def __init__(self, store: ObjectStore, life: Process) -> None:
+        super().__init__(store, life)
+        self._uploads: list[Upload] = []
+
+    def upload(self, key: str) -> Upload:
+        return _Postponed(super().upload(key), self._uploads)
+
+    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        swapped = await super().swap(key, body, etag=etag)
+        while key.startswith(keys.MANIFESTS) and self._uploads:
+            await self._uploads.pop().complete()
+        return swapped
+
+
+class _Postponed:
+    def __init__(self, upload: Upload, postponed: list[Upload]) -> None:
+        self._upload = upload
+        self._postponed = postponed
+
+    async def write(self, chunk: bytes) -> None:
+        await self._upload.write(chunk)
+
+    async def complete(self) -> None:
+        self._postponed.append(self._upload)
+
+    async def abort(self) -> None:
+        if self._upload not in self._postponed:
+            await self._upload.abort()
+
+
+class RawLast(World):
+    """Has workers that name a raw object before it is there."""
+
+    def make_handler(self, process: Process) -> Handler:
+        process.store = RawLastStore(self.store, process)
+        return super().make_handler(process)
+
+
+class HastyRebuild(Rebuild):
+    """Reads the manifests before the pointer says that a generation is being built."""
+
+    async def _build(self, *, take_over: bool, dry_run: bool) -> Rebuilt:
+        self._early = await super()._bucket_events(DATE)
+        return await super()._build(take_over=take_over, dry_run=dry_run)
+
+    async def _bucket_events(self, date: dt.date) -> list[StatEvent]:
+        del date
+        return self._early
+
+
+class ReadsBeforeThePointer(World):
+    """Has a rebuild that reads first and says so afterwards."""
+
+    def make_rebuild(self, job: Job, token: str, replay: object) -> Rebuild:
+        del replay
+        return HastyRebuild(job.store, job.publisher, token=token, report=lambda *_: None)
+
+
+def pointer_before_the_batch(patch: pytest.MonkeyPatch) -> None:
+    """Let an aggregate fold by the pointer that it read when it had done with the batch before."""
+    known: dict[int, Current] = {}
+    process = Folder.process
+
+    async def remembered(store: ObjectStore) -> Current:
+        return known.get(id(store)) or await read_current(store)
+
+    async def process_and_remember(self: Folder, batch: Sequence[Received]) -> None:
+        await process(self, batch)
+        known[id(self._store)] = await read_current(self._store)
+
+    patch.setattr(folding, "read_current", remembered)
+    patch.setattr(Folder, "process", process_and_remember)
+
+
+def live_alone(patch: pytest.MonkeyPatch) -> None:
+    """Let aggregates fold into the live generation alone."""
+    patch.setattr(Current, "folded", property(lambda self: (self.live,)))
+
+
+def the_last_plan_wins(patch: pytest.MonkeyPatch) -> None:
+    """Let the plan that came last be in force, not the highest."""
+    ordered = pure_fold._without_superseded
+
+    def last(plans: dict[tuple[int, int], dict[int, tuple[CityId, ...]]]) -> object:
+        key = list(plans)[-1:]
+        return ordered({one: plans[one] for one in key})
+
+    patch.setattr(pure_fold, "_without_superseded", last)
+
+
+def any_country(patch: pytest.MonkeyPatch) -> None:
+    """Let a task's country count whatever a newer plan says."""
+
+    async def asked(_self: CityDayIngest, task: IngestCity, _previous: Manifest | None) -> Place:
+        return Place(country=task.country, country_name=task.country_name, plan_revision=task.plan_revision)
+
+    async def stays(_self: CityDayIngest, _manifest: Manifest) -> None:
+        return None
+
+    patch.setattr(CityDayIngest, "_place", asked)
+    patch.setattr(CityDayIngest, "_place_after_move", stays)
+
+
+def lost_is_lost(patch: pytest.MonkeyPatch) -> None:
+    """Let a worker take every lost race for one that somebody else has won."""
+    patch.setattr(Manifest, "made_by", lambda _self, _attempt: False)
+
+
+def any_revision(patch: pytest.MonkeyPatch) -> None:
+    """Let the ledger keep what came last, whatever its revision."""
+
+    def keep(ledger: dict[CityId, LedgerEntry], city_id: CityId, entry: LedgerEntry) -> bool:
+        changed = ledger.get(city_id) != entry
+        ledger[city_id] = entry
+        return changed
+
+    patch.setattr(pure_fold, "_keep_greater", keep)
+
+
+def silent_if_unchanged(patch: pytest.MonkeyPatch) -> None:
+    """Let a worker that finds nothing changed publish nothing."""
+    publish = CityDayIngest._publish
+
+    async def quiet(self: CityDayIngest, task: IngestCity, finished: Finished) -> None:
+        if finished.outcome is Outcome.UNCHANGED:
+            finished = Finished(outcome=Outcome.UNCHANGED)
+        await publish(self, task, finished)
+
+    patch.setattr(CityDayIngest, "_publish", quiet)
+
+
+def _folding(patch: pytest.MonkeyPatch, change: Callable[[Summary, Sequence[StatEvent]], Summary]) -> None:
+    patch.setattr(folding, "fold", lambda summary, folded: change(summary, list(folded)))
+
+
+def no_retractions(patch: pytest.MonkeyPatch) -> None:
+    """Let the fold pass over retractions."""
+    fold = pure_fold.fold
+    _folding(patch, lambda before, new: fold(before, [one for one in new if not isinstance(one, CityDayRetracted)]))
+
+
+def no_tombstones(patch: pytest.MonkeyPatch) -> None:
+    """Let a retraction take a city out of the ledger without a trace."""
+    fold = pure_fold.fold
+
+    def forget(before: Summary, new: Sequence[StatEvent]) -> Summary:
+        after = fold(before, new)
+        left = {city: entry for city, entry in after.ledger.items() if entry.contribution is not None}
+        if left == after.ledger:
+            return after
+        return pure_fold._with_totals(after.date, after.country, after.country_name, left, after.plans)
+
+    _folding(patch, forget)
+
+
+def adding(patch: pytest.MonkeyPatch) -> None:
+    """Let the fold add what comes to the totals that there are."""
+    fold = pure_fold.fold
+
+    def add(before: Summary, new: Sequence[StatEvent]) -> Summary:
+        after = fold(before, new)
+        totals = before.totals
+        for one in new:
+            if isinstance(one, CityDayStats):
+                totals += one.contribution
+        return msgspec.structs.replace(after, totals=totals)
+
+    _folding(patch, add)
+
+
+def completed_before_folded(patch: pytest.MonkeyPatch) -> None:
+    """Let a city count as served as soon as its worker has finished."""
+    finished = progress._finished
+
+    def early(city: objects.CityUnderWay, event: events.CityFinished) -> objects.CityUnderWay:
+        return msgspec.structs.replace(finished(city, event), published={})
+
+    patch.setattr(progress, "_finished", early)
+
+
+def flip_without_token(patch: pytest.MonkeyPatch) -> None:
+    """Let a rebuild make its generation live whoever has taken over."""
+
+    async def flip(store: ObjectStore, _token: str, number: int) -> None:
+        found = await store.get(keys.CURRENT)
+        assert found is not None
+        flipped = Current(live=number, highest=objects.decode(Current, found.body, keys.CURRENT).highest)
+        await store.put(keys.CURRENT, objects.encode(flipped))
+
+    patch.setattr(generations, "flip", flip)
+
+
+def gc_without_history(patch: pytest.MonkeyPatch) -> None:
+    """Let the clean-up keep the current attempt alone."""
+    judge = cleaning._judge
+
+    async def forgetful(store: ObjectStore, group: list[Listed]) -> list[Swept]:
+        return await judge(_WithoutHistory(store), group)  # type: ignore[arg-type]  # it reads manifests, no more
+
+    patch.setattr(cleaning, "_judge", forgetful)
+
+
+class _WithoutHistory:
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    async def get(self, key: str, *, first_bytes: int | None = None) -> object:
+        found = await self._store.get(key, first_bytes=first_bytes)
+        if found is None or not key.startswith(keys.MANIFESTS):
+            return found
+        manifest = msgspec.structs.replace(objects.decode(Manifest, found.body, key), history=())
+        return msgspec.structs.replace(found, body=objects.encode(manifest))
+
+
+def gc_of_any_age(patch: pytest.MonkeyPatch) -> None:
+    """Let the clean-up take what is young."""
+    city_days = cleaning._city_days
+    patch.setattr(cleaning, "_city_days", lambda store, before: city_days(store, before + dt.timedelta(days=365)))
+
+
+def gone_is_silent(patch: pytest.MonkeyPatch) -> None:
+    """Let the planner say nothing of a country that has no city left."""
+
+    async def present_only(self: Planner, plan: Plan) -> None:
+        planned: list[Event] = [one for country in plan.countries for one in events_of_plan(plan, country)]
+        await self._publisher.publish(map(Outgoing, planned))
+
+    patch.setattr(Planner, "_publish_countries", present_only)
+
+
+def bury_if_possible(patch: pytest.MonkeyPatch) -> None:
+    """Let a poison record go if it cannot be buried at once."""
+
+    async def careless(batch: Sequence[Received], publisher: Publisher) -> list[Decoded]:
+        try:
+            return await decode_batch(batch, publisher)
+        except LogUnavailable:
+            return []
+
+    patch.setattr(folding, "decode_batch", careless)
+
+
+def no_answer_to_stale_records(patch: pytest.MonkeyPatch) -> None:
+    """Let the topic end in a stale record."""
+
+    async def deaf(_self: Folder, _events: Sequence[StatEvent], _summary: Summary) -> list[Event]:
+        return []
+
+    patch.setattr(Folder, "_current_of_superseded", deaf)
+
+
+def quiet_without_change(patch: pytest.MonkeyPatch) -> None:
+    """Let a summary be published only by who changed it."""
+    fold = SummaryWriter.fold
+
+    async def once(self: SummaryWriter, generation: int, new: Sequence[StatEvent]) -> folding._Cached:
+        key = keys.summary(generation, new[0].date, new[0].country)
+        found = await self._store.get(key)
+        before = objects.decode(Summary, found.body, key) if found else empty_summary(new[0].date, new[0].country)
+        entry = await fold(self, generation, new)
+        entry.published = entry.published or entry.summary == before
+        return entry
+
+    patch.setattr(SummaryWriter, "fold", once)
+
+
+def no_sweep(patch: pytest.MonkeyPatch) -> None:
+    """Let nobody send a request again."""
+
+    async def nothing(_self: Sweep) -> int:
+        return 0
+
+    patch.setattr(Sweep, "once", nothing)
+
+
+def upstream_without_conditions(patch: pytest.MonkeyPatch) -> None:
+    """Let a broken download be taken for the whole file."""
+    chunks = BreakableUpstream._chunks
+
+    async def cut(self: BreakableUpstream, of: AsyncIterator[bytes], upstream_id: str) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in chunks(self, of, upstream_id):
+                yield chunk
+        except AnswerBroke:
+            yield b"]"
+
+    patch.setattr(BreakableUpstream, "_chunks", cut)
+
+
+MUTATIONS = (
+    Mutation(name="compare-and-swap dropped", kind=BlindSwap, proof=pausing_a_correction),
+    Mutation(
+        name="the pointer read before the batch",
+        patch=pointer_before_the_batch,
+        proof=job_scenarios.rebuilt_beside_services,
+    ),
+    Mutation(name="plans unordered", patch=the_last_plan_wins, proof=redelivering_everything),
+    Mutation(name="a stale country accepted", patch=any_country, proof=pausing("a city moves back")),
+    Mutation(name="a lost answer taken for a loss", patch=lost_is_lost, proof=building_on_a_lost_answer),
+    Mutation(name="revision check dropped", patch=any_revision, proof=redelivering_everything),
+    Mutation(name="commit before effect", kind=CommitFirst, proof=breaking_a_correction),
+    Mutation(name="unchanged without re-publish", patch=silent_if_unchanged, proof=losing_the_log),
+    Mutation(name="retraction ignored", patch=no_retractions, proof=breaking("a city moves")),
+    Mutation(name="tombstone dropped", patch=no_tombstones, proof=redelivering_everything),
+    Mutation(name="adding instead of replacing", patch=adding, proof=breaking_a_correction),
+    Mutation(name="completed before it is served", patch=completed_before_folded, proof=watching_progress),
+    Mutation(name="flip without the token", patch=flip_without_token, proof=job_scenarios.taken_over_anywhere),
+    Mutation(
+        name="a rebuild that reads before the pointer",
+        kind=ReadsBeforeThePointer,
+        proof=job_scenarios.rebuilt_beside_services,
+    ),
+    Mutation(name="the building generation not folded", patch=live_alone, proof=job_scenarios.rebuilt_beside_services),
+    Mutation(name="gc ignoring the history", patch=gc_without_history, proof=cleaning_up),
+    Mutation(name="gc ignoring the age", patch=gc_of_any_age, proof=job_scenarios.cleaned_beside_services),
+    Mutation(name="at most once", kind=AtMostOnce, proof=breaking_a_correction),
+    Mutation(name="a raw object after its manifest", kind=RawLast, proof=breaking_a_correction),
+    Mutation(name="a stale record left in the topic", patch=no_answer_to_stale_records, proof=pausing_a_correction),
+    Mutation(name="an unchanged summary not published again", patch=quiet_without_change, proof=breaking_a_correction),
+    Mutation(
+        name="a country that left not planned",
+        patch=gone_is_silent,
+        proof=breaking("the only city of a country moves away"),
+    ),
+    Mutation(name="poison let go when it cannot be buried", patch=bury_if_possible, proof=burying_poison),
+    Mutation(name="requests not sent again", patch=no_sweep, proof=losing_records),
+    Mutation(
+        name="a broken download taken for the file",
+        patch=upstream_without_conditions,
+        proof=breaking("files break off twice before they come"),
+    ),
+)

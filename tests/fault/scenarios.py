@@ -1,0 +1,198 @@
+"""What the upstream holds before, while and after calls break, and the running of it with every call broken in turn."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+import msgspec
+
+from shared.topics import Topic
+from tests.fakes import Break, City, Crossing, Trip, Truth
+from tests.fault.checks import differences, essence, leftovers, unfinished
+from tests.fault.world import ROUNDS_MAX, World
+
+ARMENIA, BRASIL = "Armenia", "Brasil"
+
+MORNING = (Trip(passengers=30, delay_ms=61_500), Trip(passengers=0, delay_ms=0, accident=True))
+CORRECTED = (Trip(passengers=31, delay_ms=60_000),)
+EVENING = (Trip(passengers=7, delay_ms=1),)
+EMPTY: tuple[Trip, ...] = ()
+
+HOME = (City(1, ARMENIA), City(2, ARMENIA), City(3, BRASIL))
+MOVED = (City(1, BRASIL), City(2, ARMENIA), City(3, BRASIL))
+LEFT_ALONE = (City(1, ARMENIA), City(2, ARMENIA), City(3, ARMENIA))
+
+FIRST = Truth(cities=HOME, files={1: MORNING, 2: EMPTY})
+WHOLE = Truth(cities=HOME, files={1: MORNING, 2: EMPTY, 3: EVENING})
+
+
+class Scenario(msgspec.Struct, frozen=True, kw_only=True):
+    """What the upstream holds when the date is requested: ``before``, unbroken, and then ``struck``, with the faults.
+
+    ``afterwards`` is what it holds at a last request, which a process that stood still sleeps through.
+    """
+
+    name: str
+    before: tuple[Truth, ...] = ()
+    struck: Truth
+    requests_at_once: int = 1
+    cuts: tuple[int, ...] = ()
+    etags: bool = True
+    same_bytes: bool = True
+    afterwards: Truth = WHOLE
+
+
+SCENARIOS = [
+    Scenario(name="a first request: one city good, one empty, one missing", struck=FIRST),
+    Scenario(
+        name="a corrected file",
+        before=(FIRST,),
+        struck=Truth(cities=HOME, files={1: CORRECTED, 2: EMPTY}),
+    ),
+    Scenario(
+        name="a city moves",
+        before=(WHOLE,),
+        struck=Truth(cities=MOVED, files=WHOLE.files),
+        afterwards=Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING}),
+    ),
+    Scenario(
+        name="a city moves, and its upstream knows no validators",
+        before=(WHOLE,),
+        struck=Truth(cities=MOVED, files=WHOLE.files),
+        etags=False,
+    ),
+    Scenario(
+        name="a city moves with a corrected file",
+        before=(WHOLE,),
+        struck=Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING}),
+    ),
+    Scenario(
+        name="a city moves back",
+        before=(WHOLE, Truth(cities=MOVED, files=WHOLE.files)),
+        struck=WHOLE,
+        afterwards=Truth(cities=MOVED, files=WHOLE.files),
+    ),
+    Scenario(
+        name="the only city of a country moves away",
+        before=(WHOLE,),
+        struck=Truth(cities=LEFT_ALONE, files=WHOLE.files),
+    ),
+    Scenario(name="a request repeated, nothing changed", before=(WHOLE,), struck=WHOLE),
+    Scenario(name="a request repeated, and no validators", before=(WHOLE,), struck=WHOLE, etags=False),
+    Scenario(name="one date requested twice at once", struck=WHOLE, requests_at_once=2, same_bytes=False),
+    Scenario(
+        name="a move requested twice at once",
+        before=(WHOLE,),
+        struck=Truth(cities=MOVED, files=WHOLE.files),
+        requests_at_once=2,
+        same_bytes=False,
+    ),
+    Scenario(
+        name="a file disappears after it was stored, another is broken",
+        before=(WHOLE,),
+        struck=Truth(cities=HOME, files={2: b'[{"passengers":1}]', 3: EVENING}),
+    ),
+    Scenario(name="files break off twice before they come", struck=WHOLE, cuts=(0, 150)),
+    Scenario(name="the list of cities cannot be had", before=(FIRST,), struck=Truth(cities=None, files={})),
+    Scenario(name="no cities at all", before=(FIRST,), struck=Truth(cities=(), files={})),
+]
+
+
+async def world_before(scenario: Scenario, kind: type[World] = World) -> World:
+    """Run what comes before the faults."""
+    world = kind(etags=scenario.etags)
+    for truth in scenario.before:
+        world.request(truth)
+        await world.run_to_rest()
+    return world
+
+
+async def struck(
+    scenario: Scenario, before: World, broken: Mapping[int, Break], *, resume_after_rounds: int = ROUNDS_MAX
+) -> World:
+    """Run the step with the faults, from where ``before`` rests, and come to rest."""
+    world = before.continued(broken)
+    world.upstream.cuts = {str(city.id): list(scenario.cuts) for city in scenario.struck.cities or ()}
+    for _ in range(scenario.requests_at_once):
+        world.request(scenario.struck)
+    await world.run_to_rest(resume_after_rounds=resume_after_rounds)
+    return world
+
+
+def breaks_of(made: Sequence[Crossing]) -> Iterator[tuple[int, Break]]:
+    """Name every way in which every call can break, but for those that come to the same.
+
+    Dying before a call is dying after the one before it, if that was the same process's; a call without an effect is
+    as good as none when its answer is lost.
+    """
+    for number, crossing in enumerate(made):
+        yield number, Break.LOST_ANSWER
+        if number == 0 or made[number - 1].life != crossing.life:
+            yield number, Break.DIE_BEFORE
+        if crossing.effect:
+            yield number, Break.DIE_AFTER
+            yield number, Break.REFUSED
+            yield number, Break.SENT_TWICE
+
+
+async def broken_anywhere(scenario: Scenario, kind: type[World] = World) -> AsyncIterator[str]:
+    """Run a scenario with each of its calls broken in each way; name all that is wrong in the end."""
+    before = await world_before(scenario, kind)
+    calm = await struck(scenario, before, {})
+    expected = essence(calm)
+    made = list(calm.crossings.made)
+    for one in [*differences(calm), *await leftovers(calm)]:
+        yield f"without a fault: {one}"
+    for number, how in breaks_of(made):
+        world = await struck(scenario, before, {number: how})
+        found = differences(world)
+        if scenario.same_bytes:
+            found += unlike(essence(world), expected)
+        for one in [*found, *await leftovers(world)]:
+            yield f"call {number} ({made[number].what}) by {made[number].life}, {how.value}: {one}"
+
+
+def unlike(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> list[str]:
+    """Name what is not as it is without a fault."""
+    return [
+        f"{name}: without a fault {expected.get(name)!r}, found {found.get(name)!r}"
+        for name in sorted({*found, *expected})
+        if found.get(name) != expected.get(name)
+    ]
+
+
+async def paused_anywhere(scenario: Scenario, kind: type[World] = World) -> AsyncIterator[str]:
+    """Run a scenario, and a request after it, with a pause before each call in turn; name all that is wrong."""
+    before = await world_before(scenario, kind)
+    made = list((await struck(scenario, before, {})).crossings.made)
+    for number, crossing in enumerate(made):
+        world = await struck(scenario, before, {number: Break.PAUSE})
+        world.request(scenario.afterwards)
+        await world.run_to_rest()
+        await world.resume_paused()
+        await world.run_to_rest()
+        for one in differences(world):
+            yield f"paused at call {number} ({crossing.what}) by {crossing.life}: {one}"
+
+
+async def losing_anything(scenario: Scenario, kind: type[World] = World) -> AsyncIterator[str]:
+    """Run a scenario with each record lost in turn, then a sweep and a further request; name all that is wrong.
+
+    Summaries for downstream consumers are left out: a rebuild publishes those again.
+    """
+    before = await world_before(scenario, kind)
+    appended = list((await struck(scenario, before, {})).log.appended)
+    for number, record in enumerate(appended):
+        if record.topic is Topic.COUNTRY_DAY_SUMMARIES:
+            continue
+        world = before.continued(losing=[number])
+        for _ in range(scenario.requests_at_once):
+            world.request(scenario.struck)
+        await world.run_to_rest()
+        await world.sweep()
+        await world.run_to_rest()
+        found = unfinished(world)
+        world.request(scenario.struck)
+        await world.run_to_rest()
+        for one in found + differences(world):
+            yield f"record {number} of {record.topic.value} lost: {one}"

@@ -1,0 +1,53 @@
+"""The harness can fail: each promise of the design is broken on purpose, and the runs notice.
+
+By default each mutation meets the runs that were written with it in mind. With TRIPFOLD_MUTATION_HISTORIES, so many
+random histories are run of each as well.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.fault.histories import new_seed, run_histories
+from tests.fault.mutations import (
+    MUTATIONS,
+    Mutation,
+    Proof,
+    building_on_a_lost_answer,
+    burying_poison,
+    losing_the_log,
+    redelivering_everything,
+    watching_progress,
+)
+from tests.fault.world import World
+
+HISTORIES = int(os.environ.get("TRIPFOLD_MUTATION_HISTORIES", "0"))
+each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+
+
+@each_mutation
+async def test_a_broken_promise_is_noticed(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one promise of the design is broken, at least one of its runs ends wrong."""
+    mutation.patch(monkeypatch)
+    async for _ in mutation.proof(mutation.kind):
+        return
+    pytest.fail("nothing was noticed")
+
+
+@pytest.mark.parametrize(
+    "proof", [redelivering_everything, watching_progress, building_on_a_lost_answer, burying_poison, losing_the_log]
+)
+async def test_nothing_is_noticed_while_the_promises_hold(proof: Proof) -> None:
+    """The runs that only mutations were written for end right without one; the others have tests of their own."""
+    assert [one async for one in proof(World)] == []
+
+
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("mutation", MUTATIONS if HISTORIES else (), ids=lambda mutation: mutation.name)
+def test_histories_notice_too(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random histories find a broken promise by themselves."""
+    mutation.patch(monkeypatch)
+    with pytest.raises(BaseException):  # noqa: B017, PT011  # whichever way it shows
+        run_histories(new_seed(), HISTORIES, kind=mutation.kind, shrink=False)

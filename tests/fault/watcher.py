@@ -1,0 +1,120 @@
+"""What must hold after every step of a world, whatever happens in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from services.api.ranges import DateRange
+from services.api.reader import SummaryReader
+from shared.contribution import Contribution
+from shared.events import CityFinished, Outcome
+from shared.identity import CityId, CountrySlug, RequestId
+from shared.objects import Summary
+from shared.requests import Status, status_of
+from shared.topics import Topic
+from tests.fault import checks
+from tests.fault.world import DATE, World
+
+
+class Watcher:
+    """What has been seen of a world so far, to say what must not happen next."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._revisions: dict[tuple[CountrySlug, CityId], int] = {}
+        self._versions: dict[CountrySlug, int] = {}
+        self._manifests: dict[CityId, int] = {}
+        self._plan_revision = 0
+        self._said: set[tuple[CityId, CountrySlug, int, Contribution | None]] = set()
+        self._seen_manifests = self._seen_plans = self._seen_records = 0
+        self._finished: dict[tuple[RequestId, int], dict[int, list[CityFinished]]] = {}
+        self._completed: set[tuple[RequestId, int]] = set()
+        self._reader = SummaryReader(world.store, cache_bytes=100_000)
+
+    async def look(self) -> None:
+        """Assert all that must hold after every step."""
+        self._take_note()
+        live = checks.live_summaries(self._world)
+        for summary in live:
+            self._of_summary(summary)
+        missing = set(self._versions) - {summary.country for summary in live}
+        assert not missing, f"the summaries of {missing} are gone"
+        self._raw_objects_are_there()
+        self._completed_is_served({summary.country: summary for summary in live})
+        heads = await self._reader.heads(DateRange(DATE, DATE))
+        read = {tagged.head.country: (tagged.head.version, tagged.head.totals) for tagged in heads}
+        stored = {summary.country: (summary.version, summary.totals) for summary in live}
+        assert read == stored, f"a reader sees {read}, and live is {stored}"
+
+    async def complaints(self) -> list[str]:
+        """Look, and return what is wrong instead of raising it."""
+        try:
+            await self.look()
+        except AssertionError as error:
+            return [str(error)]
+        return []
+
+    def _take_note(self) -> None:
+        store = self._world.store
+        for manifest in store.manifests[self._seen_manifests :]:
+            before = self._manifests.get(manifest.city_id, 0)
+            assert manifest.revision > before, f"city {manifest.city_id}: {manifest.revision} after {before}"
+            self._manifests[manifest.city_id] = manifest.revision
+            self._said.add((manifest.city_id, manifest.country, manifest.revision, manifest.contribution))
+            for country, revision in manifest.retracted.items():
+                self._said.add((manifest.city_id, country, revision, None))
+        self._seen_manifests = len(store.manifests)
+        for plan in store.plans[self._seen_plans :]:
+            assert plan.revision > self._plan_revision, f"plan {plan.revision} after {self._plan_revision}"
+            self._plan_revision = plan.revision
+        self._seen_plans = len(store.plans)
+        for record in self._world.log.appended[self._seen_records :]:
+            if record.topic is Topic.REQUEST_PROGRESS:
+                event = checks.event_of(record)
+                if isinstance(event, CityFinished) and event.outcome is not Outcome.FAILED:
+                    of_plan = self._finished.setdefault((event.request_id, event.plan_revision), {})
+                    of_plan.setdefault(event.position, []).append(event)
+        self._seen_records = len(self._world.log.appended)
+
+    def _of_summary(self, summary: Summary) -> None:
+        country = summary.country
+        current = {}
+        for city_id, entry in summary.ledger.items():
+            said = (city_id, country, entry.revision, entry.contribution)
+            assert said in self._said, f"{said} is served, and no manifest ever said so"
+            before = self._revisions.get((country, city_id), 0)
+            assert entry.revision >= before, f"{country}/{city_id}: revision {entry.revision} after {before}"
+            self._revisions[country, city_id] = entry.revision
+            if entry.contribution is not None:
+                current[city_id] = entry.contribution
+        gone = [city for (where, city) in self._revisions if where == country and city not in summary.ledger]
+        assert not gone, f"{country} knows nothing of {gone} any more"
+        sums = [sum(column) for column in zip(*map(msgspec.structs.astuple, current.values()), strict=True)]
+        assert list(msgspec.structs.astuple(summary.totals)) == (sums or [0, 0, 0, 0]), f"totals of {country}"
+        version = summary.plan_revision + sum(entry.revision for entry in summary.ledger.values())
+        assert summary.version == version, f"version of {country}"
+        assert summary.complete == (summary.plan_revision > 0 and summary.expected_cities <= set(current))
+        before = self._versions.get(country, 0)
+        assert summary.version >= before, f"{country}: version {summary.version} after {before}"
+        self._versions[country] = summary.version
+
+    def _raw_objects_are_there(self) -> None:
+        for manifest in checks.manifests(self._world):
+            lost = [key for key in checks.raw_keys_of(manifest) if key not in self._world.store.objects]
+            assert not lost, f"{lost} are named by the manifest of city {manifest.city_id}, and are not there"
+
+    def _completed_is_served(self, live: Mapping[CountrySlug, Summary]) -> None:
+        for record in checks.requests(self._world):
+            place = (record.request_id, record.version)
+            if place in self._completed or status_of(record) not in {Status.COMPLETED, Status.COMPLETED_WITH_FAILURES}:
+                continue
+            self._completed.add(place)
+            for finished in self._finished.get((record.request_id, record.plan_revision), {}).values():
+                for pair in (pair for event in finished for pair in event.published):
+                    city_id = finished[0].city_id
+                    summary = live.get(pair.country)
+                    entry = summary.ledger.get(city_id) if summary else None
+                    assert entry is not None, f"completed, and {pair.country} has nothing of city {city_id}"
+                    assert entry.revision >= pair.revision, f"completed, and {pair} of city {city_id} is not served"

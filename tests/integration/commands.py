@@ -1,0 +1,99 @@
+"""The tripfold command as an operator runs it: each time a process of its own, which can be stopped and killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from services import cli
+from shared.settings import Settings
+from tests.integration.running import environment_of
+
+DEADLINE_S = 90
+
+# Each command is a process of its own, forked from one that has loaded the command: loading takes longer than running.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["services.operate.terminal", "services.operate.replay_terminal", "services.cli"])
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """How a command ended: its exit code (negative: the signal that killed it), and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Command:
+    """A command that was begun."""
+
+    def __init__(self, process: BaseProcess, folder: Path) -> None:
+        self._process = process
+        self._folder = folder
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.is_alive()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, unless it has ended."""
+        pid = self._process.pid
+        if pid is not None and self.running:
+            os.kill(pid, number)
+
+    async def ended(self) -> Ended:
+        """Wait until it has ended."""
+        await asyncio.to_thread(self._process.join, DEADLINE_S)
+        assert self._process.exitcode is not None, "the command did not end"
+        return Ended(self._process.exitcode, (self._folder / "out").read_text(), (self._folder / "err").read_text())
+
+
+@contextlib.contextmanager
+def begun(settings: Settings, *arguments: str) -> Iterator[Command]:
+    """Begin a command; it is killed if it still runs at the end."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("out", "err"):
+            Path(folder, name).touch()
+        process = _processes.Process(target=_run, args=(arguments, environment_of(settings), folder))
+        process.start()
+        command = Command(process, Path(folder))
+        try:
+            yield command
+        finally:
+            command.signal(signal.SIGKILL)
+            process.join(DEADLINE_S)
+
+
+async def tripfold(settings: Settings, *arguments: str) -> tuple[int, str, str]:
+    """Run a command to its end; return its exit code and what it printed."""
+    with begun(settings, *arguments) as command:
+        ended = await command.ended()
+    return ended.code, ended.out, ended.err
+
+
+async def told(settings: Settings, *arguments: str) -> tuple[int, Any]:
+    """Run a command with --json; return its exit code and what it told."""
+    code, out, err = await tripfold(settings, *arguments, "--json")
+    assert out, err
+    return code, msgspec.json.decode(out)
+
+
+def _run(arguments: tuple[str, ...], environment: dict[str, str], folder: str) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for name, descriptor in (("out", 1), ("err", 2)):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY), descriptor)
+    sys.argv = ["tripfold", *arguments]
+    cli.main()

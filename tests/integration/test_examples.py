@@ -1,0 +1,195 @@
+"""The examples for downstream teams, each run as its user runs it, against one Tripfold: they agree with the API.
+
+The bucket and the topics hold what makes naive consumers wrong: a file that was corrected, a city that moved to
+another country, what a crashed worker left, records that come again, and names that keys have to escape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import runpy
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from services.local.embedded import EmbeddedServices
+from shared.settings import Settings
+from shared.topics import partition_of
+from tests.integration.authority import Authority
+from tests.integration.conftest import isolated_settings
+from tests.integration.running import Running, environment_of, running
+from tests.integration.test_pipeline import make_trips
+
+in_one_loop = pytest.mark.asyncio(loop_scope="module")
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DATES = ("2024-05-01", "2024-05-02")
+RUN_DEADLINE_S = 60
+
+Figures = dict[tuple[str, str], tuple[int, int]]
+"""Trips and passengers by country and date."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def tripfold(embedded: EmbeddedServices, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """Run Tripfold with two dates processed, one of them twice: a file was corrected, and a city had moved."""
+    with Authority() as authority:
+        settings = isolated_settings(embedded, UPSTREAM_URL=authority.url)
+        async with running(settings, tmp_path_factory.mktemp("logs")) as services:
+            authority.add_city(0, "Port Tina", "Armenia")
+            authority.add_city(1, "Nowhere", "Armenia")
+            authority.add_city("san/josé", "San José", "Россия")
+            authority.add_city(3, "Lima", "Peru")
+            for seed, date in enumerate(DATES):
+                for city in (0, "san/josé", 3):
+                    authority.put(city, date, make_trips(seed + 10 * len(str(city)), 150, date))
+                authority.put(1, date, [])
+            for date in DATES:
+                assert (await services.process(date))["status"] == "completed"
+            authority.put(0, DATES[0], make_trips(99, 80, DATES[0]))
+            authority.add_city(3, "Lima", "Portugal")
+            assert (await services.process(DATES[0]))["status"] == "completed"
+            await services.store.put(
+                f"raw/date={DATES[0]}/city=0/{'f' * 32}.json", json.dumps(make_trips(5, 7, DATES[0])).encode()
+            )
+            await repeat_first_record(settings, "city-stats")
+            yield services
+
+
+async def repeat_first_record(settings: Settings, topic: str) -> None:
+    """Publish the oldest record of each partition again, as a paused process that comes back would."""
+    name = settings.topic_prefix + topic
+    servers = settings.kafka_bootstrap_servers
+    async with (
+        AIOKafkaConsumer(name, bootstrap_servers=servers, group_id=None, auto_offset_reset="earliest") as consumer,
+        AIOKafkaProducer(bootstrap_servers=servers, partitioner=partition_of) as producer,
+    ):
+        ends = await consumer.end_offsets(consumer.assignment())
+        for partition in [partition for partition, end in ends.items() if end]:
+            record = await consumer.getone(partition)
+            await producer.send_and_wait(name, record.value, record.key, headers=list(record.headers))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(tripfold: Running) -> Figures:
+    """Return what the API says."""
+    statistics = await tripfold.stats(*DATES)
+    figures = {
+        (country, date): (day["bus_count"], day["passenger_count"])
+        for country, days in statistics.items()
+        for date, day in days.items()
+        if day["bus_count"]
+    }
+    assert {("portugal", DATES[0]), ("peru", DATES[1])} <= figures.keys()
+    assert ("peru", DATES[0]) not in figures
+    return figures
+
+
+async def run(tripfold: Running, example: str, *arguments: str) -> tuple[list[str], str]:
+    """Run an example with the environment of the stack; return the lines it printed, and what went to stderr."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(EXAMPLES / example),
+        *arguments,
+        env={**environment_of(tripfold.settings), "PYTHONUNBUFFERED": "1"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(), RUN_DEADLINE_S)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, err.decode()
+    return out.decode().splitlines(), err.decode()
+
+
+def figures_of_summaries(lines: Iterable[str]) -> Figures:
+    """Return the figures of printed summaries, of each country-day the last; those without trips left out."""
+    last = {(one["country"], one["date"]): one["totals"] for one in map(json.loads, lines)}
+    return {key: (totals["trips"], totals["passengers"]) for key, totals in last.items() if totals["trips"]}
+
+
+def figures_of_rows(rows: Iterable[dict[str, Any]]) -> Figures:
+    """Return the figures of rows with a country, a date, trips and passengers; those without trips left out."""
+    return {(row["country"], row["date"]): (row["trips"], row["passengers"]) for row in rows if row["trips"]}
+
+
+@in_one_loop
+async def test_faststream(tripfold: Running, served: Figures) -> None:
+    """The FastStream consumer ends up with what the API serves."""
+    lines, _ = await run(tripfold, "summaries_faststream.py", "--idle-s", "1.5")
+    assert figures_of_summaries(lines) == served
+
+
+@in_one_loop
+async def test_aiokafka(tripfold: Running, served: Figures) -> None:
+    """Adding the cities up, with aiokafka, gives what the API serves."""
+    lines, _ = await run(tripfold, "city_stats_aiokafka.py")
+    assert figures_of_rows(map(json.loads, lines)) == served
+
+
+@in_one_loop
+async def test_confluent(tripfold: Running, served: Figures) -> None:
+    """The confluent-kafka consumer prints each country-day once, as the API serves it."""
+    lines, _ = await run(tripfold, "summaries_confluent.py")
+    assert figures_of_summaries(lines) == served
+    assert len(lines) == len(served) + 1  # and the country that its only city left
+
+
+@in_one_loop
+async def test_duckdb(tripfold: Running, served: Figures) -> None:
+    """DuckDB reads from S3 what the API serves of the dates that were asked for."""
+    lines, _ = await run(tripfold, "summaries_duckdb.py", "--from", DATES[1], "--to", "2024-05-31")
+    assert figures_of_rows(map(json.loads, lines)) == {key: one for key, one in served.items() if key[1] == DATES[1]}
+
+
+@in_one_loop
+async def test_raw_trips(tripfold: Running, served: Figures) -> None:
+    """Raw trips joined through the manifests are what the API serves; a bare glob would have counted more."""
+    lines, told = await run(tripfold, "raw_trips_duckdb.py", "--date", DATES[0])
+    figures = figures_of_rows({**json.loads(line), "date": DATES[0]} for line in lines)
+    assert figures == {key: one for key, one in served.items() if key[1] == DATES[0]}
+    trips = sum(trips for trips, _ in figures.values())
+    # The file before it was corrected, and what the crashed worker left.
+    assert told.strip() == f"{trips} trips by the manifests; a bare glob over raw/ would have counted {trips + 150 + 7}"
+
+
+@in_one_loop
+async def test_own_table(tripfold: Running, served: Figures, tmp_path: Path) -> None:
+    """A table of one's own is what the API serves; run again it goes on, and set back it is the same again."""
+    path = tmp_path / "city_days.sqlite"
+    arguments = ("rebuild_table.py", "--database", str(path))
+    await run(tripfold, *arguments)
+    assert _table(path) == served
+    [again], _ = await run(tripfold, *arguments)
+    assert again == "0 records taken in"
+    with sqlite3.connect(path) as database:
+        database.execute("delete from city_days where country = 'portugal'")
+        database.execute("update offsets set next = case partition when 0 then 10000000 else 0 end")
+    await run(tripfold, *arguments)
+    assert _table(path) == served
+
+
+def _table(path: Path) -> Figures:
+    with sqlite3.connect(path) as database:
+        database.row_factory = sqlite3.Row
+        return figures_of_rows(map(dict, database.execute("select * from country_days")))
+
+
+@pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_help(example: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each example says how to run it, and is in the README of the examples."""
+    monkeypatch.setattr(sys, "argv", [example, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(str(EXAMPLES / example), run_name="__main__")
+    assert f"python examples/{example}" in capsys.readouterr().out
+    assert f"[{example}]({example})" in (EXAMPLES / "README.md").read_text()

@@ -1,0 +1,129 @@
+"""A system on a real Apache Kafka, shared by the tests of this folder: two workers and two aggregates as processes.
+
+These tests stop brokers and kill processes, and take minutes: ``make test-kafka`` runs them, and sets the variable
+without which they are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import pytest_asyncio
+
+from tests.apache_kafka import REAL_VARIABLE
+from tests.chaos.campaign import ENDED
+from tests.chaos.relay import Network
+from tests.chaos.system import Shape, System, start_services, surroundings
+from tests.integration.running import eventually
+
+DATES = tuple(f"2024-05-{day:02}" for day in range(1, 16))
+CITIES = 10
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip this folder's tests unless a real broker was asked for; all of them share one event loop."""
+    here = str(Path(__file__).parent)
+    for item in items:
+        if str(item.path).startswith(here):
+            item.add_marker(pytest.mark.timeout(240))
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+            if os.environ.get(REAL_VARIABLE) != "1":
+                item.add_marker(pytest.mark.skip(reason="needs a real Apache Kafka: make test-kafka"))
+
+
+class Tripfold(msgspec.Struct, frozen=True):
+    """The shared system, as its users see it."""
+
+    system: System
+
+    async def post(self, date: str) -> str:
+        """Request a date, and again if that is refused; return where its progress is."""
+
+        async def ask() -> str | None:
+            try:
+                url = f"{self.system.api_url}/process-request"
+                answer = await self.system.client.post(url, params={"date": date})
+            except httpx.HTTPError:
+                return None
+            return str(answer.headers["location"]) if answer.status_code == 202 else None
+
+        return await eventually(ask, f"a request of {date} to be accepted")
+
+    async def completed(self, place: str) -> None:
+        """Wait until a request has ended, and expect that no city failed."""
+
+        async def look() -> dict[str, Any] | None:
+            try:
+                answer = await self.system.client.get(f"{self.system.api_url}{place}")
+            except httpx.HTTPError:
+                return None
+            request: dict[str, Any] = answer.json()
+            return request if request.get("status") in ENDED else None
+
+        request = await eventually(look, f"{place} to end; logs in {self.system.directory}", deadline_s=120)
+        assert request["status"] == "completed", request
+
+    async def exact(self, *dates: str) -> None:
+        """Expect that what is stored, logged and served of ``dates`` is the upstream's truth, by an oracle."""
+        code, output = await self.system.oracle(*dates, truth=True)
+        assert code == 0, output
+        judged = json.loads(output)
+        assert judged["city_days"] == CITIES * len(dates), judged
+
+    async def under_way(self, date: str) -> None:
+        """Wait until files of a date are being streamed."""
+        asked = self.system.upstream.requests
+
+        async def look() -> bool | None:
+            return self.system.upstream.requests >= asked + 3 or None
+
+        await eventually(look, f"downloads of {date}")
+
+    async def ready(self, *names: str) -> None:
+        """Wait until services, or all of them, say that they are ready."""
+        began_s = time.monotonic()
+
+        async def look(name: str) -> bool | None:
+            return await self.system.ready(name) or None
+
+        for name in names or self.system.shape.services:
+            what = f"{name} to be ready; logs in {self.system.directory}"
+            await eventually(partial(look, name), what, deadline_s=max(1.0, began_s + 90 - time.monotonic()))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
+    """Run the system; every test leaves it whole, and uses dates of its own."""
+    shape = Shape(
+        cities=CITIES,
+        dates=DATES,
+        seed=7,
+        large_files=False,
+        session_timeout_s=45,  # a member that restarts under its name is back before that
+        settings=(("INGEST_STREAMS", "2"), ("INGEST_BATCH", "4")),
+    )
+    async with surroundings(shape, tmp_path_factory.mktemp("system")) as running:
+        await start_services(running)
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def tripfold(system: System) -> AsyncIterator[Tripfold]:
+    """Lend a test the shared system, ready; make it whole again after it."""
+    running = Tripfold(system)
+    await running.ready()
+    yield running
+    system.s3.rates = {}
+    system.s3.script = []
+    system.s3.away = False
+    system.upstream.rates = {}
+    await system.network.become(Network.OPEN)

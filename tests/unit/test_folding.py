@@ -1,0 +1,92 @@
+"""What the aggregate publishes when another one changes the same summary: the topic ends in the latest."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+import pytest
+
+from services.aggregate.folding import ALONE_S, Folder
+from shared import events
+from shared.events import CountryDaySummary, Event
+from shared.publishing import Outgoing
+from shared.topics import Topic
+from tests.fakes import MemoryPublisher
+from tests.unit.operated_bucket import OperatedBucket, trips
+
+
+class LatePublisher(MemoryPublisher):
+    """Before it publishes a summary, it lets something else happen, once."""
+
+    def __init__(self, bucket: OperatedBucket) -> None:
+        super().__init__(bucket.log)
+        self.before: Callable[[], Awaitable[None]] | None = None
+
+    async def publish(self, outgoing: Iterable[Outgoing]) -> None:
+        items = list(outgoing)
+        if self.before is not None and any(isinstance(item.event, CountryDaySummary) for item in items):
+            before, self.before = self.before, None
+            await before()
+        await super().publish(items)
+
+
+class Aggregate:
+    """One aggregate with a clock of its own, whose publishing can be held up."""
+
+    def __init__(self, bucket: OperatedBucket) -> None:
+        self._bucket = bucket
+        self.now_s = 0.0
+        self.publisher = LatePublisher(bucket)
+        self._folder = Folder(bucket.store, self.publisher, cache_bytes=100_000, clock_s=lambda: self.now_s)
+
+    async def fold(self, published: Iterable[Event]) -> None:
+        await self._folder.process([self._bucket.record_of(event) for event in published])
+
+
+def last_version(bucket: OperatedBucket) -> int:
+    last = [record for record in bucket.log.appended if record.topic is Topic.COUNTRY_DAY_SUMMARIES][-1]
+    event = events.decode(last.topic, last.value)
+    assert isinstance(event, CountryDaySummary)
+    return event.version
+
+
+@pytest.mark.parametrize("steady", [True, False])
+async def test_a_paused_aggregate_leaves_no_stale_summary_in_the_topic(steady: bool) -> None:
+    """Paused between its swap and its record, while another folds and publishes more, it publishes the latest too."""
+    bucket = OperatedBucket()
+    paused, other = Aggregate(bucket), Aggregate(bucket)
+    if steady:  # so that its next swap is over one of its own
+        await paused.fold(bucket.plan(1, {"armenia": [1, 2]}))
+    first, second = bucket.store_file(1, 11, trips(1)), bucket.store_file(2, 12, trips(2))
+
+    async def pause() -> None:
+        await other.fold(first)
+        await other.fold(second)
+        paused.now_s += ALONE_S
+
+    paused.publisher.before = pause
+    await paused.fold(first)
+    assert last_version(bucket) == (await bucket.summary()).version == 23 + steady
+
+
+async def test_in_a_steady_state_a_fold_costs_one_call() -> None:
+    """An aggregate that is alone with a country-day swaps its next summary in, and makes no other call for it."""
+    bucket = OperatedBucket()
+    alone = Aggregate(bucket)
+    await alone.fold(bucket.plan(1, {"armenia": [1]}))
+    key = await bucket.summary_key()
+    calls: list[str] = []
+    get, swap = bucket.store.get, bucket.store.swap
+
+    async def counted_get(key: str, *, first_bytes: int | None = None) -> object:
+        calls.append(f"get {key}")
+        return await get(key, first_bytes=first_bytes)
+
+    async def counted_swap(key: str, body: bytes, *, etag: str | None) -> str:
+        calls.append(f"swap {key}")
+        return await swap(key, body, etag=etag)
+
+    bucket.store.get, bucket.store.swap = counted_get, counted_swap  # type: ignore[method-assign,assignment]  # counted
+    published = bucket.store_file(1, 11, trips(1))
+    await alone.fold(published)
+    assert calls == ["get state/current.json", f"swap {key}"]
