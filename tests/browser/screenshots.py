@@ -99,7 +99,7 @@ def take(browser: Browser, folder: Path) -> None:
 def shoot(browser: Browser, path: Path, world: World, query: str, width: int, scheme: str) -> None:
     """Take one picture: of the whole page, once everything is there, with the reasons of failures open."""
     context = browser.new_context(
-        viewport={"width": width, "height": 900},
+        viewport={"width": width, "height": 1000},
         color_scheme="dark" if scheme == "dark" else "light",
         locale="en-GB",
         timezone_id="UTC",
@@ -114,6 +114,9 @@ def shoot(browser: Browser, path: Path, world: World, query: str, width: int, sc
             summary.click()
         expect(page.locator(".requests .loading")).to_have_count(0, timeout=DEADLINE_MS)
         page.screenshot(path=path, full_page=True)
+        if path.stem == "month":
+            page.evaluate("scrollTo(0, 0)")
+            page.screenshot(path=path.with_name("page.png"))  # what the README shows
         context.close()
 
 

@@ -221,7 +221,7 @@ async def test_an_answer_that_breaks_off_is_a_fault_of_the_surroundings(embedded
         await direct.put("a.json", bytes(100_000))
     async with FaultyS3(int(embedded.s3_endpoint_url.rpartition(":")[2])) as proxy:
         behind = settings.model_copy(update={"s3_endpoint_url": proxy.url})
-        proxy.script = [("GET", "a.json", Fault.ANSWER_CUT) for _ in range(2)]
+        proxy.script = [("GET", "a.json", Fault.ANSWER_CUT) for _ in range(3)]  # a get is tried twice
         async with S3Store(behind) as store:
             with pytest.raises(StoreUnavailable):
                 await store.get("a.json")
