@@ -25,6 +25,9 @@ lint: $(VENV)/.dev ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+soak: $(VENV)/.dev ## Kill ingest at random for ten minutes, and compare every byte and number (TRIPFOLD_TEST_SEED: repeat)
+	TRIPFOLD_TEST_KILLS=40 TRIPFOLD_TEST_KILL_DATES=60 $(BIN)/python -m pytest -s tests/integration/test_random_kills.py $(ARGS)
+
 unit: $(VENV)/.dev ## Run the tests alone (ARGS: for pytest)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 

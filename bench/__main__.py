@@ -24,6 +24,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 
 BENCHMARKS: Final = (
     "parsing",
+    "pipe",
+    "worker",
     "reader",
 )  # fmt: skip  # one a line: two people can add theirs
 

@@ -1,12 +1,13 @@
 """A transit authority that costs next to nothing: it sends a block of trips over and over, without reading it.
 
-The kernel copies the block from the page cache into the socket (`sendfile`), so what is measured is Tripfold. A file
-is the block as often as fits into the size asked for, each time the same bytes: nothing in Tripfold looks further
-back than the delays it has seen, of which a block has all there are.
+The file of city 4007 is four blocks, that of city 31000 is 31: the thousands count. The kernel copies the block from
+the page cache into the socket (`sendfile`), so what is measured is Tripfold. Each block is the same bytes: nothing in
+Tripfold looks further back than the delays it has seen, of which a block has all there are.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -58,19 +59,22 @@ def write_block(path: Path, *, date: str, size_bytes: int = BLOCK_BYTES, seed: i
     return Sums(trips, passengers_total, accidents, delay_total_s * 1000)
 
 
+def city_id(*, blocks: int, number: int) -> int:
+    """Return the id of one of the thousand cities whose files have so many blocks."""
+    return blocks * 1000 + number
+
+
 class Authority(socketserver.ThreadingTCPServer):
-    """Serves ``/cities``, and for each city a file of ``blocks`` blocks, for any date. A thread for each request."""
+    """Serves ``/cities/{id}/stats`` for any date. A thread for each request."""
 
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, port: int, *, block: Path, blocks: int, cities: int) -> None:
-        super().__init__(("127.0.0.1", port), _Answer)
+    def __init__(self, block: Path) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
         self.block = block
         self.block_bytes = block.stat().st_size
-        self.blocks = blocks
-        self.city_list = json.dumps([{"id": n, "name": f"City {n}", "country": "Armenia"} for n in range(cities)])
 
 
 class _Answer(socketserver.BaseRequestHandler):
@@ -84,23 +88,20 @@ class _Answer(socketserver.BaseRequestHandler):
             if not received:
                 return
             head += received
-        with contextlib.suppress(ConnectionError):  # a worker that was killed
-            if head.startswith(b"GET /cities "):
-                body = self.server.city_list.encode()
-                self._begin(len(body))
-                self.request.sendall(body)
-            elif _STATS.match(head):
-                self._send_file()
-            else:
-                self.request.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        asked_for = _STATS.match(head)
+        if asked_for is None:
+            self.request.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            return
+        with contextlib.suppress(ConnectionError):
+            self._send_file(int(asked_for[1]) // 1000)
 
-    def _send_file(self) -> None:
+    def _send_file(self, blocks: int) -> None:
         # The last block goes without its last comma, which makes room for one bracket.
-        self._begin(self.server.blocks * self.server.block_bytes + 1)
+        self._begin(blocks * self.server.block_bytes + 1)
         self.request.sendall(b"[")
         with self.server.block.open("rb", buffering=0) as block:
-            for number in range(self.server.blocks):
-                end = self.server.block_bytes - (number == self.server.blocks - 1)
+            for number in range(blocks):
+                end = self.server.block_bytes - (number == blocks - 1)
                 sent = 0
                 while sent < end:
                     sent += os.sendfile(self.request.fileno(), block.fileno(), sent, end - sent)
@@ -112,3 +113,16 @@ class _Answer(socketserver.BaseRequestHandler):
             "connection: close\r\n\r\n"
         )
         self.request.sendall(head.encode())
+
+
+def main() -> None:
+    """Serve until the process is ended; the first line printed is where."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--block", type=Path, required=True, help="a file that `write_block` has written")
+    with Authority(parser.parse_args().block) as server:
+        print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

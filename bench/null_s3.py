@@ -1,13 +1,15 @@
 """An S3 that throws the trip files away: what Tripfold can do when the store is not what limits it.
 
 Small objects (manifests, plans, summaries) are kept, with compare-and-swap, so that the services run against it. Raw
-objects are received, counted and forgotten; nothing is signed, checked or written to a disk.
+objects are received, counted and forgotten; nothing is signed, checked or written to a disk. ``GET /?calls`` tells how
+often each operation was called.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import re
 import socket
 import socketserver
@@ -27,16 +29,17 @@ _EXPECT: Final = re.compile(rb"(?i)\r\nexpect: *100-continue")
 
 
 class NullS3(socketserver.ThreadingTCPServer):
-    """One bucket of any name; a thread for each connection."""
+    """Every bucket there may be; a thread for each connection."""
 
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _Connection)
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Connection)
         self.lock = threading.Lock()
-        self.kept: dict[str, tuple[bytes, str]] = {}
+        self.kept: dict[str, tuple[bytes, str]] = {}  # by bucket and key
+        self.part_sizes_bytes: list[int] = []
         self.etags = (f'"{number:032x}"' for number in itertools.count(1))
         self.calls: Counter[str] = Counter()
 
@@ -67,11 +70,14 @@ class _Connection(socketserver.BaseRequestHandler):
         if _EXPECT.search(head):
             self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         url = urlsplit(target)
-        bucket_and_key = unquote(url.path).lstrip("/").partition("/")
+        path = unquote(url.path).lstrip("/")
+        key = path.partition("/")[2]
         query = parse_qs(url.query, keep_blank_values=True)
         length = _LENGTH.search(head)
-        body = self._take_body(int(length[1]) if length else 0, keep=not bucket_and_key[2].startswith("raw/"))
-        self._reply(method, bucket_and_key[2], query, head, body)
+        body = self._take_body(int(length[1]) if length else 0, keep=not key.startswith("raw/"))
+        if "uploadId" in query and method == "PUT":
+            self.server.part_sizes_bytes.append(int(length[1]) if length else 0)
+        self._reply(method, path if key else "", query, head, body)
         return True
 
     def _take_body(self, size_bytes: int, *, keep: bool) -> bytes:
@@ -88,20 +94,22 @@ class _Connection(socketserver.BaseRequestHandler):
                 kept.append(bytes(self._buffer[:received]))
         return b"".join(kept)
 
-    def _reply(self, method: str, key: str, query: dict[str, list[str]], head: bytes, body: bytes) -> None:
+    def _reply(self, method: str, path: str, query: dict[str, list[str]], head: bytes, body: bytes) -> None:
         match method:
             case "PUT" if "uploadId" in query:
                 self._send("UploadPart", 200, etag=next(self.server.etags))
-            case "PUT" if key:
-                self._put(key, head, body)
+            case "PUT" if path:
+                self._put(path, head, body)
             case "PUT":
                 self._send("CreateBucket", 200)
             case "POST" if "uploads" in query:
                 self._send("CreateMultipartUpload", 200, _xml("InitiateMultipartUploadResult", UploadId="1"))
             case "POST":
                 self._send("CompleteMultipartUpload", 200, _xml("CompleteMultipartUploadResult", ETag='"1-1"'))
-            case "GET" if key:
-                self._get(key)
+            case "GET" if "calls" in query:
+                self._send("calls", 200, json.dumps(self.server.calls).encode())
+            case "GET" if path:
+                self._get(path)
             case "GET":
                 self._send("ListObjectsV2", 200, _xml("ListBucketResult", KeyCount="0", IsTruncated="false"))
             case "HEAD":
@@ -109,23 +117,23 @@ class _Connection(socketserver.BaseRequestHandler):
             case _:
                 self._send("AbortMultipartUpload", 204)
 
-    def _put(self, key: str, head: bytes, body: bytes) -> None:
+    def _put(self, path: str, head: bytes, body: bytes) -> None:
         if_match = _IF_MATCH.search(head)
         with self.server.lock:
-            before = self.server.kept.get(key)
+            before = self.server.kept.get(path)
             lost = (if_match and (before is None or before[1] != if_match[1].decode())) or (
                 _IF_NONE_MATCH.search(head) and before is not None
             )
             etag = next(self.server.etags)
-            if not lost and not key.startswith("raw/"):
-                self.server.kept[key] = (body, etag)
+            if not lost and not path.partition("/")[2].startswith("raw/"):
+                self.server.kept[path] = (body, etag)
         if lost:
             self._send("PutObject", 412, _xml("Error", Code="PreconditionFailed"))
         else:
             self._send("PutObject", 200, etag=etag)
 
-    def _get(self, key: str) -> None:
-        found = self.server.kept.get(key)
+    def _get(self, path: str) -> None:
+        found = self.server.kept.get(path)
         if found is None:
             self._send("GetObject", 404, _xml("Error", Code="NoSuchKey"))
         else:
@@ -142,3 +150,14 @@ class _Connection(socketserver.BaseRequestHandler):
 def _xml(name: str, **fields: str) -> bytes:
     inner = "".join(f"<{field}>{value}</{field}>" for field, value in fields.items())
     return f'<?xml version="1.0"?><{name}>{inner}</{name}>'.encode()
+
+
+def main() -> None:
+    """Serve until the process is ended; the first line printed is where."""
+    with NullS3() as server:
+        print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

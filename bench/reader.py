@@ -41,7 +41,7 @@ FIRST: Final = dt.date(2015, 1, 1)
 CLIENTS: Final = 50
 ROUNDS: Final = 4
 TRIES_MAX: Final = 60
-START_DEADLINE_S: Final = 60
+START_DEADLINE_S: Final = 180
 GETS_AT_ONCE: Final = 32
 CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
 

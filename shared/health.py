@@ -36,10 +36,15 @@ event_loop_lag = Histogram(
     "How much later than asked for the event loop woke a task",
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
+event_loop_lag_max = Gauge(
+    "tripfold_event_loop_lag_max_seconds", "The longest that the event loop has held a task up since the process began"
+)
 
 __all__ = ["REGISTRY", "Health", "configure_logging", "measure_loop_lag"]
 
-LAG_INTERVAL_S = 0.25
+LAG_INTERVAL_S = 0.05
+"""Whatever holds the loop for longer than this is seen."""
+
 REPEATED_AFTER_S = 10.0
 
 
@@ -74,10 +79,14 @@ class Health:
 async def measure_loop_lag() -> None:
     """Measure for ever how late the event loop wakes a task: what holds the loop holds every stream of the process."""
     loop = asyncio.get_running_loop()
+    longest_s = 0.0
     while True:
         due_s = loop.time() + LAG_INTERVAL_S
         await asyncio.sleep(LAG_INTERVAL_S)
-        event_loop_lag.observe(max(0.0, loop.time() - due_s))
+        lag_s = max(0.0, loop.time() - due_s)
+        event_loop_lag.observe(lag_s)
+        longest_s = max(longest_s, lag_s)
+        event_loop_lag_max.set(longest_s)
 
 
 class NowAndThen(logging.Filter):

@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import datetime as dt
 import email.utils
+import gzip
+import json
 import time
 from collections.abc import AsyncIterator
 from types import TracebackType
@@ -23,6 +25,7 @@ from aiobotocore.session import AioSession, get_session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
 from botocore.handlers import add_expect_header
+from botocore.loaders import JSONFileLoader
 from botocore.utils import parse_timestamp
 
 from shared.part import Part
@@ -375,7 +378,18 @@ def _botocore_session() -> AioSession:
     session = get_session()
     factory = session.get_component("response_parser_factory")
     factory.set_parser_defaults(timestamp_parser=_parse_time)
+    session.get_component("data_loader").file_loader = _DescriptionLoader()
     return session
+
+
+class _DescriptionLoader(JSONFileLoader):  # type: ignore[misc]  # botocore publishes no types
+    """Reads the descriptions of services into plain dictionaries, which take 4 MB less than ordered ones."""
+
+    def load_file(self, file_path: str) -> Any:
+        for suffix, opened in ((".json", open), (".json.gz", gzip.open)):
+            with contextlib.suppress(FileNotFoundError), opened(file_path + suffix, "rb") as file:
+                return json.loads(file.read())
+        return None
 
 
 def _parse_time(value: str) -> dt.datetime:

@@ -51,7 +51,9 @@ RATIO_FREE_BYTES = 16 * 1024**2
 RESUME_OUTAGE_LIMIT_S = 60.0
 """How long a broken download waits for an upstream that is down, before all of it is given up."""
 
-_JSON_TYPE = re.compile(r"application/([a-z0-9.-]+\+)?json|text/json")
+_JSON_TYPE = re.compile(
+    r"application/([a-z0-9.-]+\+)?json|text/json|(application|text)/(x-)?(ndjson|jsonl|json-?lines)"
+)
 _OPAQUE_TYPES = {"", "text/html", "text/plain", "application/octet-stream", "binary/octet-stream"}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _SENDABLE = re.compile(r"[\x20-\x7e]{1,1000}")

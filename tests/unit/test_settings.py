@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.file_rules import BadRecordsMax, FileRules, RecordsForm
 from shared.settings import PREFIX, InvalidSettings, Settings, load_settings
 
 README = Path(__file__).parents[2] / "README.md"
@@ -43,6 +44,17 @@ def test_a_wrong_value_is_named(variable: str, value: str, expected: str) -> Non
     message = str(refused.value)
     assert message.startswith(f"{PREFIX}{variable}={value!r}: ")
     assert expected in message
+
+
+def test_the_rules_of_files_are_what_is_set() -> None:
+    """Form, limit and other dates go from the environment into one object; by default no record may be bad."""
+    assert load_settings({}).file_rules == FileRules()
+    given = {"INGEST_RECORDS": "/data/trips", "INGEST_MAX_BAD_RECORDS": "0.5%", "INGEST_OTHER_DATES": "bad"}
+    assert load_settings({PREFIX + name: value for name, value in given.items()}).file_rules == FileRules(
+        form=RecordsForm(path=("data", "trips")),
+        bad_records_max=BadRecordsMax.parse("0.5%"),
+        other_dates_are_bad=True,
+    )
 
 
 def test_every_wrong_value_is_named_at_once() -> None:

@@ -1,0 +1,137 @@
+"""Ingest killed with SIGKILL at random under load.
+
+The fault model: a process may end between any two of its instructions, with parts of an upload under way, with the
+manifest swapped and nothing published, with everything published and nothing committed. Several dates are being
+processed; the planner or the worker dies a random moment after the worker began to download, and is started again by
+its supervisor. Afterwards every stored file is compared with the upstream's own bytes, and every number with what
+those bytes add up to.
+
+TRIPFOLD_TEST_KILLS and TRIPFOLD_TEST_KILL_DATES make it longer (`make soak`); TRIPFOLD_TEST_SEED repeats a run, up to
+the timing of the machine. A failing run prints its seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.local.embedded import EmbeddedServices
+from services.local.supervisor import RESTART_WINDOW_S, RESTARTS_MAX
+from shared import objects
+from shared.objects import Manifest
+from tests.integration.authority import CHUNK_BYTES, Authority
+from tests.integration.conftest import isolated_settings
+from tests.integration.running import Running, eventually, running
+from tests.integration.test_pipeline import figures_of, make_trips
+
+KILLS = int(os.environ.get("TRIPFOLD_TEST_KILLS", "3"))
+DATES = int(os.environ.get("TRIPFOLD_TEST_KILL_DATES", "3"))
+SEED = int(os.environ.get("TRIPFOLD_TEST_SEED", random.randrange(2**32)))
+CITIES = 5
+TRIPS = 4000
+STREAMS = 4
+PACE_MIN_S = 0.03
+KILL_WITHIN_S = 0.8
+REQUESTS_MAX = 3
+BETWEEN_KILLS_S = RESTART_WINDOW_S / RESTARTS_MAX + 1
+"""A supervisor gives up on what dies more often; a few kills may come closer."""
+
+
+@pytest.mark.timeout(120 + 60 * KILLS)
+async def test_whatever_is_killed_every_byte_and_every_number_is_right(
+    embedded: EmbeddedServices, tmp_path: Path
+) -> None:
+    """After random kills every raw object is the upstream's file, every total is exact, and nothing came twice."""
+    print(f"seed {SEED}")  # noqa: T201  # pytest shows it when the test fails
+    draw = random.Random(SEED)
+    dates = [f"2024-{1 + number // 28:02}-{1 + number % 28:02}" for number in range(DATES)]
+    with Authority(etags=draw.random() < 0.5) as authority:
+        files = _fill(authority, dates, draw)
+        authority.pace_s = 0.03
+        settings = isolated_settings(embedded, UPSTREAM_URL=authority.url, INGEST_BATCH=str(STREAMS))
+        async with running(settings, tmp_path) as tripfold:
+            places = [await tripfold.request(date) for date in dates]
+            await _kill_at_random(tripfold, authority, draw)
+            authority.pace_s = 0.0
+            for date, place in zip(dates, places, strict=True):
+                await _completed(tripfold, date, place)
+            await _assert_all_is_right(tripfold, authority, files)
+
+
+def _fill(authority: Authority, dates: Sequence[str], draw: random.Random) -> dict[str, dict[str, list[Any]]]:
+    """Make every city's files; return the trips by date and country."""
+    files: dict[str, dict[str, list[Any]]] = {date: {"peru": [], "malta": []} for date in dates}
+    for city in range(CITIES):
+        country = ("Peru", "Malta")[city % 2]
+        authority.add_city(city, f"City {city}", country)
+        for date in dates:
+            trips = make_trips(draw.randrange(2**32), draw.randrange(TRIPS // 2, TRIPS), date)
+            authority.put(city, date, trips)
+            files[date][country.lower()].append(trips)
+    return files
+
+
+def _pace_s(authority: Authority) -> float:
+    """Return the pace at which a worker has something to download for as long as the kills take."""
+    chunks = sum(len(body) // CHUNK_BYTES + 1 for body in authority.files.values() if isinstance(body, bytes))
+    return max(0, KILLS - RESTARTS_MAX) * BETWEEN_KILLS_S * STREAMS / chunks
+
+
+async def _kill_at_random(tripfold: Running, authority: Authority, draw: random.Random) -> None:
+    for number in range(KILLS):
+        await eventually(partial(_downloads_since, authority, len(authority.requests)), "a download, or all to be done")
+        await asyncio.sleep(draw.uniform(0, KILL_WITHIN_S))
+        victim = draw.choice(("worker", "worker", "worker", "planner"))
+        print(f"kill {number + 1}: the {victim}, after {len(authority.requests)} requests")  # noqa: T201  # as above
+        tripfold.supervisor.kill(victim)
+        if number >= RESTARTS_MAX - 2:
+            await asyncio.sleep(BETWEEN_KILLS_S)
+
+
+async def _downloads_since(authority: Authority, requests_before: int) -> bool | None:
+    every_file_was_asked_for = {path for path in authority.requests if "/stats" in path}
+    if len(every_file_was_asked_for) == len(authority.files):
+        return True
+    return any("/stats" in path for path in authority.requests[requests_before:]) or None
+
+
+async def _completed(tripfold: Running, date: str, place: str) -> None:
+    """Wait for a request's end; ask again, as an operator would, for cities that were given up as killing a worker."""
+    request = await tripfold.ended(place)
+    for _ in range(REQUESTS_MAX):
+        if request["status"] == "completed":
+            return
+        print(f"{date}: {request['status']}, {request['failures']}")  # noqa: T201  # as above
+        request = await tripfold.process(date)
+    assert request["status"] == "completed"
+
+
+async def _assert_all_is_right(tripfold: Running, authority: Authority, files: dict[str, dict[str, list[Any]]]) -> None:
+    seen: Counter[tuple[str, str]] = Counter()
+    async for one in tripfold.store.list("manifests/"):
+        found = await tripfold.store.get(one.key)
+        assert found is not None
+        manifest = objects.decode(Manifest, found.body, one.key)
+        seen[manifest.city_id, str(manifest.date)] += 1
+        raw = await tripfold.store.get(manifest.raw_key)
+        assert raw is not None, f"{one.key} names {manifest.raw_key}, which is not there"
+        body = authority.files[manifest.city_id, str(manifest.date)]
+        assert isinstance(body, bytes)
+        assert hashlib.sha256(raw.body).hexdigest() == manifest.sha256 == hashlib.sha256(body).hexdigest(), one.key
+        assert manifest.history == (), f"{one.key}: the same bytes became a second revision"
+    assert seen == Counter(authority.files.keys())
+    for date, by_country in files.items():
+        statistics = await tripfold.stats(date, detail="full")
+        assert statistics.keys() == by_country.keys()
+        for country, of_cities in by_country.items():
+            expected = {**figures_of(*of_cities), "cities_reported": len(of_cities), "complete": True}
+            assert {name: statistics[country][date][name] for name in expected} == expected, (date, country)

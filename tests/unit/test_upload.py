@@ -1,0 +1,59 @@
+"""How an upload calls S3: as seldom as can be, in parts that any store takes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from bench.null_s3 import NullS3
+from shared.settings import load_settings
+from shared.store import UPLOAD_PART_BYTES, S3Store
+
+CHUNK_BYTES = 700_001
+
+
+@pytest.fixture
+def server() -> Iterator[NullS3]:
+    """Run an S3 that counts its calls."""
+    with NullS3() as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest_asyncio.fixture
+async def store(server: NullS3, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[S3Store]:
+    """Open its bucket."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "asks")
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    async with S3Store(load_settings({"TRIPFOLD_S3_ENDPOINT_URL": url, "TRIPFOLD_S3_BUCKET": "counted"})) as real:
+        yield real
+
+
+async def upload(store: S3Store, size_bytes: int) -> None:
+    """Upload so many bytes, chunk by chunk."""
+    uploaded = store.upload("raw/one.json")
+    for begin in range(0, size_bytes, CHUNK_BYTES):
+        await uploaded.write(bytes(min(CHUNK_BYTES, size_bytes - begin)))
+    await uploaded.complete()
+    await uploaded.abort()
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, UPLOAD_PART_BYTES])
+async def test_a_file_of_one_part_costs_one_put_object(server: NullS3, store: S3Store, size_bytes: int) -> None:
+    """An upload that fits into one part is a single PutObject: nothing is begun, completed or aborted."""
+    await upload(store, size_bytes)
+    assert server.calls == {"PutObject": 1}
+
+
+async def test_a_larger_file_costs_one_call_a_part_and_two(server: NullS3, store: S3Store) -> None:
+    """Every part but the last has the same size, which some stores insist on."""
+    await upload(store, 2 * UPLOAD_PART_BYTES + 1)
+    assert server.calls == {"CreateMultipartUpload": 1, "UploadPart": 3, "CompleteMultipartUpload": 1}
+    assert sorted(server.part_sizes_bytes) == [1, UPLOAD_PART_BYTES, UPLOAD_PART_BYTES]

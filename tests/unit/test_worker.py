@@ -1,0 +1,100 @@
+"""The worker's batches: several cities side by side, up to a setting, and none waits for a slow one beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Sequence
+from typing import cast
+
+from services.ingest.city_day import CityDayIngest
+from services.ingest.worker import Worker
+from shared import events
+from shared.events import IngestCity
+from shared.health import Health
+from shared.identity import CityId, CountrySlug, mint_request_id, utc_now
+from shared.patience import Patience
+from shared.publishing import Received
+from shared.topics import Topic
+from tests.fakes import MemoryLog, MemoryPublisher
+
+STREAMS = 3
+
+
+class SlowIngest:
+    """Ingests each city at once, but for the slow ones, which last until they are let go."""
+
+    def __init__(self, *, slow: Sequence[str]) -> None:
+        self.slow = slow
+        self.let_go = asyncio.Event()
+        self.running = 0
+        self.running_max = 0
+        self.done: list[str] = []
+
+    async def run(self, tasks: Sequence[IngestCity]) -> None:
+        """Take one city, as CityDayIngest does."""
+        self.running += 1
+        self.running_max = max(self.running_max, self.running)
+        city = tasks[0].city_id
+        if city in self.slow:
+            await self.let_go.wait()
+        await asyncio.sleep(0)
+        self.running -= 1
+        self.done.append(city)
+
+
+def batch_of(cities: int) -> list[Received]:
+    """Make a batch of tasks, one for each city."""
+    request_id = mint_request_id(utc_now())
+    tasks = [
+        IngestCity(
+            request_id=request_id,
+            date=dt.date(2024, 5, 1),
+            city_id=CityId(str(number)),
+            upstream_id=str(number),
+            city_name=f"City {number}",
+            country=CountrySlug("peru"),
+            country_name="Peru",
+            plan_revision=1,
+            position=number,
+        )
+        for number in range(cities)
+    ]
+    return [
+        Received(topic=Topic.CITY_TASKS, partition=0, offset=number, key=None, value=events.encode(task), headers=())
+        for number, task in enumerate(tasks)
+    ]
+
+
+def worker_over(ingest: SlowIngest) -> Worker:
+    """Wire a worker that streams up to STREAMS cities at once."""
+    patience = Patience(health=Health(), wait_max_s=1)
+    return Worker(
+        cast(CityDayIngest, ingest), MemoryPublisher(MemoryLog(), source="test"), patience=patience, streams=STREAMS
+    )
+
+
+async def test_a_slow_city_holds_up_no_city_of_its_batch() -> None:
+    """While a city is slow, all others of the batch are ingested; the batch ends when the slow one does."""
+    ingest = SlowIngest(slow=["0"])
+    processing = asyncio.create_task(worker_over(ingest).process(batch_of(10)))
+    async with asyncio.timeout(10):
+        while len(ingest.done) < 9:  # noqa: ASYNC110  # what is asserted is that it comes to this
+            await asyncio.sleep(0)
+        assert "0" not in ingest.done
+        assert not processing.done(), "a batch is committed only when all of it is done"
+        ingest.let_go.set()
+        await processing
+    assert sorted(ingest.done, key=int) == [str(number) for number in range(10)]
+
+
+async def test_no_more_cities_than_the_setting_stream_at_once() -> None:
+    """However large the batch, only so many cities are under way, and so much memory is taken."""
+    ingest = SlowIngest(slow=[str(number) for number in range(10)])
+    processing = asyncio.create_task(worker_over(ingest).process(batch_of(10)))
+    async with asyncio.timeout(10):
+        while ingest.running < STREAMS:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0)
+        ingest.let_go.set()
+        await processing
+    assert ingest.running_max == STREAMS
