@@ -22,6 +22,12 @@ faults = Counter("tripfold_faults_total", "Faults of the surroundings that were 
 ready = Gauge("tripfold_ready", "1 while the service can do its work")
 last_poll = Gauge("tripfold_last_poll_timestamp_seconds", "When the service last took a batch or found none", ["topic"])
 batch_seconds = Histogram("tripfold_batch_seconds", "Time from taking a batch to its commit", ["topic"])
+quarantined_files = Counter(
+    "tripfold_quarantined_files_total",
+    "Files that were refused, by why: invalid, deadly (its parser dies of it); a file that came before counts too",
+    ["why"],
+)
+bad_records = Counter("tripfold_bad_records_total", "Records that were left out of files that passed")
 upstream_requests = Counter(
     "tripfold_upstream_requests_total",
     "Requests to the upstream, by how they ended: complete, unchanged, redirected, refused, broke, down, abandoned",

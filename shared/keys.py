@@ -14,6 +14,10 @@ REQUESTS = "requests/"
 PLANS = "plans/"
 MANIFESTS = "manifests/"
 RAW = "raw/"
+QUARANTINE = "quarantine/"
+ATTEMPTS = "attempts/"
+
+REPORT_SUFFIX = ".error.json"
 
 _DATE = re.compile(r"/date=(\d{4}-\d{2}-\d{2})[/.]")
 _TIME_MS_END = 1 << 48  # the time of a UUID of version 7 has 48 bits
@@ -27,6 +31,36 @@ def raw(date: dt.date, city_id: CityId, attempt: str) -> str:
 def manifest(date: dt.date, city_id: CityId) -> str:
     """Return the key of the object that names a city-day's current revision."""
     return f"manifests/date={date}/city={city_id}.json"
+
+
+def quarantined(date: dt.date, city_id: CityId, attempt: str) -> str:
+    """Return the key of the bytes of a file that was refused."""
+    return f"quarantine/date={date}/city={city_id}/{attempt}.json"
+
+
+def quarantine_report(file_key: str) -> str:
+    """Return the key of the report on a refused file, which lies beside it."""
+    return f"{file_key.removesuffix('.json')}{REPORT_SUFFIX}"
+
+
+def quarantine_of(date: dt.date, city_id: CityId) -> str:
+    """Return the prefix of all refused files of a city-day, and of the reports on them."""
+    return f"quarantine/date={date}/city={city_id}/"
+
+
+def quarantine_of_date(date: dt.date) -> str:
+    """Return the prefix of all refused files of a date, and of the reports on them."""
+    return f"quarantine/date={date}/"
+
+
+def quarantine_of_month(month: str) -> str:
+    """Return the prefix of all refused files of a month, ``YYYY-MM``, and of the reports on them."""
+    return f"quarantine/date={month}-"
+
+
+def attempts(date: dt.date, city_id: CityId) -> str:
+    """Return the key of the note on which attempts at a city-day are being parsed."""
+    return f"attempts/date={date}/city={city_id}.json"
 
 
 def plan(date: dt.date) -> str:

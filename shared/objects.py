@@ -140,6 +140,71 @@ class Manifest(StoredObject, frozen=True, kw_only=True):
         return attempt == self.attempt or any(past.attempt == attempt for past in self.history)
 
 
+class ReportedRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A record of a refused file that breaks a rule: its number from 1, where it begins, and what is wrong with it."""
+
+    record_number: int
+    byte_offset: int | None = None
+    field: str | None = None
+    value: str | None = None
+    reason: str
+
+
+class QuarantineReport(StoredObject, frozen=True, kw_only=True):
+    """Why a file was refused as a whole, and where its bytes lie.
+
+    ``reason`` is the sentence that the request shows. ``byte_offset``, ``record_number``, ``field`` and ``value`` are
+    those of the fault that ended the reading of the file, or of its first bad record; each may be None.
+    ``bad_records`` counts the records that break a rule, as far as the file was read, and ``reported`` holds the first
+    of them. ``broke_off`` says why not all of the file came, if it did not. A file that is asked for and refused again
+    with the same bytes is not kept twice: ``seen`` counts how often, and ``last_request_id`` asked last.
+    """
+
+    date: dt.date
+    city_id: CityId
+    city_name: str
+    country: CountrySlug
+    country_name: str
+    request_id: RequestId
+    plan_revision: int
+    attempt: str
+    key: str
+    upstream_url: str
+    etag: str | None
+    last_modified: str | None
+    sha256: str
+    size_bytes: int
+    reason: str
+    byte_offset: int | None = None
+    record_number: int | None = None
+    field: str | None = None
+    value: str | None = None
+    records: int | None = None
+    bad_records: int = 0
+    reported: tuple[ReportedRecord, ...] = ()
+    broke_off: str | None = None
+    rule_version: int
+    quarantined_at: dt.datetime
+    seen: int = 1
+    last_seen_at: dt.datetime
+    last_request_id: RequestId
+
+
+class AttemptUnderWay(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt at a city-day whose file was being parsed when this was last written."""
+
+    attempt: str
+    begun_at: dt.datetime
+
+
+class AttemptsUnderWay(StoredObject, frozen=True, kw_only=True):
+    """Which attempts at a city-day are being parsed, or were when their worker died: the dead stay in."""
+
+    date: dt.date
+    city_id: CityId
+    under_way: tuple[AttemptUnderWay, ...] = ()
+
+
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a summary knows of one city: its contribution, or that it was retracted (a tombstone)."""
 

@@ -23,6 +23,7 @@ def events_of_manifest(manifest: Manifest) -> tuple[CityDayStats | CityDayRetrac
         size_bytes=manifest.size_bytes,
         rule_version=manifest.rule_version,
         ingested_at=manifest.ingested_at,
+        bad_records=manifest.bad_records,
     )
     retractions = (
         CityDayRetracted(date=manifest.date, country=country, city_id=manifest.city_id, revision=revision)

@@ -137,6 +137,9 @@ class Settings(BaseSettings):
     ingest_other_dates: Literal["counted", "bad"] = Field(
         default="counted", description="what a trip that departs on another date than its file's is"
     )
+    quarantine_days: int = Field(
+        default=90, ge=1, le=36_600, description="for how many days `tripfold gc` leaves a file in quarantine alone"
+    )
     aggregate_batch: int = Field(default=500, ge=1, le=100_000, description="events that are folded at a time")
     aggregate_linger_ms: int = Field(
         default=100, ge=1, le=60_000, description="how long events are gathered for one fold"

@@ -28,6 +28,7 @@ from botocore.handlers import add_expect_header
 from botocore.loaders import JSONFileLoader
 from botocore.utils import parse_timestamp
 
+from shared.bounded import map_bounded
 from shared.part import Part
 from shared.patience import SurroundingsFault
 from shared.quick_reads import Declined, Page, QuickReads, bucket_url_of
@@ -37,6 +38,9 @@ UPLOAD_PART_BYTES = 5 * 1024 * 1024
 UPLOAD_PARTS_IN_FLIGHT_MAX = 2
 CREDENTIALS_INTERVAL_S = 2.0
 UPLOAD_PARTS_MAX = 10_000
+COPY_PART_BYTES = 256 * 1024 * 1024
+"""What is larger is copied in parts of this size: S3 copies 5 GiB at once, and some stores not that much in time."""
+COPY_PARTS_IN_FLIGHT_MAX = 4
 STREAM_CHUNK_BYTES = 1024 * 1024
 # botocore wraps what goes wrong before an answer's body, and not a body that breaks off: that is aiohttp's own error.
 NO_ANSWER = (TimeoutError, BotoCoreError, OSError, aiohttp.ClientError)
@@ -103,6 +107,12 @@ class ObjectStore(Protocol):
     def upload(self, key: str) -> Upload:
         """Begin a new object of unknown size, whose key nobody else writes."""
 
+    async def copy(self, source: str, target: str, *, size_bytes: int) -> None:
+        """Copy an object of ``size_bytes`` to a key that nobody else writes, inside the store."""
+
+    async def delete(self, key: str) -> None:
+        """Delete an object; it is no fault if there is none."""
+
 
 class ObjectMissing(RuntimeError):
     """There is no object under the key."""
@@ -117,13 +127,10 @@ class UnfinishedUpload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OperatedStore(ObjectStore, Protocol):
-    """What an operator's commands need of a bucket beyond the services: no service deletes anything."""
+    """What an operator's commands need of a bucket beyond the services."""
 
     def stream(self, key: str) -> AsyncIterator[bytes]:
         """Read an object of any size, chunk by chunk. Raises ObjectMissing if there is none."""
-
-    async def delete(self, key: str) -> None:
-        """Delete an object; it is no fault if there is none."""
 
     async def now(self) -> dt.datetime:
         """Return the time by the store's own clock, which ``last_modified`` and ``begun_at`` are of too."""
@@ -342,6 +349,43 @@ class S3Store:
     async def delete(self, key: str) -> None:
         with _faults("DeleteObject", key):
             await self._client.delete_object(Bucket=self.bucket, Key=key)
+
+    async def copy(self, source: str, target: str, *, size_bytes: int) -> None:
+        origin = {"Bucket": self.bucket, "Key": source}
+        if size_bytes <= COPY_PART_BYTES:
+            with _faults("CopyObject", target):
+                await self._client.copy_object(Bucket=self.bucket, Key=target, CopySource=origin)
+            return
+        into = {"Bucket": self.bucket, "Key": target}
+        with _faults("CreateMultipartUpload", target):
+            answer = await self._client.create_multipart_upload(**into, ContentType="application/json")
+        upload_id = answer["UploadId"]
+
+        async def copy_part(start: int) -> dict[str, Any]:
+            number = start // COPY_PART_BYTES + 1
+            last = min(start + COPY_PART_BYTES, size_bytes) - 1
+            with _faults("UploadPartCopy", target):
+                copied = await self._client.upload_part_copy(
+                    **into,
+                    UploadId=upload_id,
+                    PartNumber=number,
+                    CopySource=origin,
+                    CopySourceRange=f"bytes={start}-{last}",
+                )
+            return {"PartNumber": number, "ETag": copied["CopyPartResult"]["ETag"]}
+
+        try:
+            starts = range(0, size_bytes, COPY_PART_BYTES)
+            parts = await map_bounded(copy_part, starts, at_once_max=COPY_PARTS_IN_FLIGHT_MAX)
+            with _faults("CompleteMultipartUpload", target):
+                await self._client.complete_multipart_upload(
+                    **into, UploadId=upload_id, MultipartUpload={"Parts": parts}
+                )
+        except BaseException:
+            # What cannot be aborted now is an unfinished upload, which the clean-up takes by its age.
+            with contextlib.suppress(ClientError, BotoCoreError, OSError, asyncio.TimeoutError):
+                await self._client.abort_multipart_upload(**into, UploadId=upload_id)
+            raise
 
     async def now(self) -> dt.datetime:
         with _faults("HeadBucket", self.bucket):

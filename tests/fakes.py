@@ -122,6 +122,12 @@ class MemoryStore:
         await asyncio.sleep(0)
         self.objects.pop(key, None)
 
+    async def copy(self, source: str, target: str, *, size_bytes: int) -> None:
+        await asyncio.sleep(0)
+        body = self.objects[source].body
+        assert len(body) == size_bytes, f"{source} has {len(body)} bytes, not {size_bytes}"
+        self.write(target, body)
+
     async def now(self) -> dt.datetime:
         await asyncio.sleep(0)
         return self._clock()
@@ -529,6 +535,17 @@ class BreakableStore:
     def upload(self, key: str) -> Upload:
         return _BreakableUpload(self._store.upload(key), key, self._life)
 
+    async def copy(self, source: str, target: str, *, size_bytes: int) -> None:
+        await self._life.cross(
+            f"copy {source} {target}",
+            lambda: self._store.copy(source, target, size_bytes=size_bytes),
+            StoreUnavailable,
+            effect=True,
+        )
+
+    async def delete(self, key: str) -> None:
+        await self._life.cross(f"delete {key}", lambda: self._store.delete(key), StoreUnavailable, effect=True)
+
 
 class BreakableOperatedStore(BreakableStore):
     """An OperatedStore whose calls cross through a `Life`."""
@@ -542,9 +559,6 @@ class BreakableOperatedStore(BreakableStore):
         async for chunk in self._operated.stream(key):
             await self._operator.cross(f"stream {key}", _nothing, StoreUnavailable, effect=False)
             yield chunk
-
-    async def delete(self, key: str) -> None:
-        await self._operator.cross(f"delete {key}", lambda: self._operated.delete(key), StoreUnavailable, effect=True)
 
     async def now(self) -> dt.datetime:
         return await self._operator.cross("now", self._operated.now, StoreUnavailable, effect=False)

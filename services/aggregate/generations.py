@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import math
 
 import msgspec
 
@@ -53,7 +54,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
 
 
-async def begin(store: ObjectStore, token: str, *, take_over: bool) -> Current:
+async def begin(store: OperatedStore, token: str, *, take_over: bool) -> Current:
     """Make a number that was never used the building generation, under ``token``; return the pointer.
 
     Raises RebuildUnderWay if another is being built, unless it is to be taken over.
@@ -63,9 +64,10 @@ async def begin(store: ObjectStore, token: str, *, take_over: bool) -> Current:
         if current.token == token:
             return current  # an earlier try of this very swap had happened
         if current.building is not None and not take_over:
+            age_s = await _pointer_age_s(store)
             raise RebuildUnderWay(
-                f"a rebuild is under way, into generation {current.building}. If it has died, start this one with "
-                f"--take-over; if it has not, it will then fail without harm"
+                f"a rebuild is under way, into generation {current.building}, begun {age_s:.0f} s ago. If it has died, "
+                f"start this one with --take-over; if it has not, it will then fail without harm"
             )
         number = current.highest + 1
         begun = Current(live=current.live, building=number, token=token, highest=number)
@@ -135,13 +137,12 @@ async def drop(store: OperatedStore, number: int, *, grace: dt.timedelta) -> int
     state = _state(current, number)
     if state is not GenerationState.OLD:
         raise GenerationInUse(f"generation {number} is {state.value}: it cannot be dropped")
-    async for listed in store.list(keys.CURRENT):
-        age = await store.now() - listed.last_modified
-        if age < grace:
-            raise GenerationInUse(
-                f"generation {number} may still be read: {keys.CURRENT} was changed {age.total_seconds():.0f} s ago; "
-                f"try again when that is {grace.total_seconds():.0f} s, or give a shorter --grace-s"
-            )
+    age_s = await _pointer_age_s(store)
+    if age_s < grace.total_seconds():
+        raise GenerationInUse(
+            f"generation {number} may still be read: {keys.CURRENT} was changed {age_s:.0f} s ago; "
+            f"try again when that is {grace.total_seconds():.0f} s, or give a shorter --grace-s"
+        )
     return await delete_summaries(store, number)
 
 
@@ -164,6 +165,13 @@ async def require_seed(store: ObjectStore, number: int) -> None:
     async for _ in store.list(keys.summaries_of_generation(number)):
         return
     raise NoSuchGeneration(f"there are no summaries of generation {number}; 'tripfold generations list' shows all")
+
+
+async def _pointer_age_s(store: OperatedStore) -> float:
+    """Return how long ago the pointer was changed, by the store's clock; without a pointer, for ever."""
+    async for listed in store.list(keys.CURRENT):
+        return (await store.now() - listed.last_modified).total_seconds()
+    return math.inf
 
 
 def _state(current: Current, number: int) -> GenerationState:

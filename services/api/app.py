@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import functools
 from collections.abc import AsyncIterator, Callable, Mapping
 
 import structlog
@@ -23,6 +24,7 @@ from services.api.following import Following
 from services.api.hardening import harden
 from services.api.health import Check, Readiness
 from services.api.problems import exception_handlers
+from services.api.quarantine import list_quarantine
 from services.api.range_requests import RangeRequests
 from services.api.reader import SummaryReader
 from services.api.requests import Requests
@@ -105,6 +107,7 @@ def assemble(
             "request_days_max": _provided(settings.api_request_days_max),
             "following": _provided(Following(requests)),
             "reader": _provided(SummaryReader(store, cache_bytes=settings.api_cache_bytes)),
+            "quarantine": _provided(functools.partial(list_quarantine, store)),
             "days_max": _provided(settings.api_range_days_max),
             "readiness": _provided(Readiness(state, checks)),
         },

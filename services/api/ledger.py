@@ -48,6 +48,12 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     etag: Annotated[str | None, msgspec.Meta(description="What the upstream called this version of the file.")]
     last_modified: Annotated[str | None, msgspec.Meta(description="When the upstream says that the file changed.")]
     ingested_at: dt.datetime
+    bad_records: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0, description="Records of the file that break a rule, and were left out, as the settings allow."
+        ),
+    ]
     rule_version: Annotated[int, msgspec.Meta(description="The version of the rules that the file was read by.")]
     plan_revision: Annotated[int, msgspec.Meta(description="The plan that put the city in its country.")]
 
@@ -157,6 +163,7 @@ def _provenance(manifest: Manifest) -> Provenance:
         etag=manifest.etag,
         last_modified=manifest.last_modified,
         ingested_at=manifest.ingested_at,
+        bad_records=manifest.bad_records,
         rule_version=manifest.rule_version,
         plan_revision=manifest.plan_revision,
     )

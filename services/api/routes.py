@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
-from typing import Annotated, Any, Literal, NewType
+from typing import Annotated, Any, Literal, NewType, Protocol
 
 from litestar import Request, Response, Router, delete, get, post
 from litestar.datastructures import ResponseHeader
@@ -30,8 +30,9 @@ from services.api.operations import StatisticsOperation
 from services.api.parameters import refuse_undeclared
 from services.api.preferences import WAIT_MAX_S, wait_s
 from services.api.problems import responses
+from services.api.quarantine import QuarantineList
 from services.api.range_requests import RangeDetail, RangeRequests
-from services.api.ranges import asked_range, date_range
+from services.api.ranges import DateRange, asked_range, date_range
 from services.api.reader import SummaryReader
 from services.api.requests import RequestDetail, RequestList, Requests, detail_of, overview_of
 from services.api.statistics import CountryStats, country_stats
@@ -42,15 +43,25 @@ from shared.requests import Status, status_of
 REQUEST_ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
 REQUEST_ID_LENGTH = 36
 LISTED_REQUESTS_MAX = 500
+LISTED_FILES_MAX = 1_000
 LEDGER_CITIES_MAX = 1_000
 AT_ONCE_MAX = 2_000
 """Country-days of an answer that is made whole; a longer one is sent as it is made."""
 
 DaysMax = NewType("DaysMax", int)
 
+
+class ReadQuarantine(Protocol):
+    """Reads the files in quarantine of a range of dates."""
+
+    async def __call__(self, days: DateRange, *, limit: int) -> QuarantineList:
+        """Return the first of them, and how many there are."""
+
+
 RequestsPort = NamedDependency[SkipValidation[Requests]]
 RangesPort = NamedDependency[SkipValidation[RangeRequests]]
 FollowingPort = NamedDependency[SkipValidation[Following]]
+QuarantinePort = NamedDependency[SkipValidation[ReadQuarantine]]
 ReaderPort = NamedDependency[SkipValidation[SummaryReader]]
 
 BAD_REQUEST = "A parameter is missing, unknown, given twice, or cannot be used; the answer names it."
@@ -393,6 +404,37 @@ async def latest_process_requests(
 
 
 @get(
+    "/quarantine",
+    summary="List the files that were refused",
+    operation_id="listQuarantine",
+    tags=["requests"],
+    response_description="The files in quarantine, by date and city.",
+    responses=responses(bad_request=BAD_REQUEST, service_unavailable=S3_DOWN),
+)
+async def files_in_quarantine(
+    *,
+    quarantine: QuarantinePort,
+    days_max: NamedDependency[SkipValidation[DaysMax]],
+    from_: Annotated[dt.date, _date("from", "The first day.", "2024-05-01")],
+    to: Annotated[dt.date, _date("to", "The last day, included.", "2024-05-31")],
+    limit: Annotated[
+        int,
+        QueryParameter(
+            description="How many are listed at most.",
+            ge=1,
+            le=LISTED_FILES_MAX,
+            examples=[Example(value=100)],
+        ),
+    ] = 100,
+) -> QuarantineList:
+    """Return the files that were refused as a whole, each with why, and with the first of its bad records.
+
+    A file that has been put right upstream stays listed until it is cleaned up: what counts is in the ledger.
+    """
+    return await quarantine(date_range(from_, to, days_max=days_max), limit=limit)
+
+
+@get(
     "/country-stats",
     middleware=[accept_first_version],
     summary="Get the statistics of a range of dates, by country",
@@ -534,6 +576,7 @@ def api_router(access: Access) -> Router:
             cancel_process_request,
             cancel_process_range,
             latest_process_requests,
+            files_in_quarantine,
             statistics_by_country,
             ledger_of_country_day,
         ],

@@ -5,8 +5,10 @@ The order of effects:
 1. read the manifest; if this task's request already made its revision, go on at 7: no download; if the request was
    cancelled meanwhile, go on at 8: the city is skipped;
 2. ask the upstream, on condition that the file changed;
-3. stream it to a raw key of this attempt's own, hashed, validated and folded as the bytes pass;
-4. decide: unchanged (the upload is aborted), or a next revision;
+3. stream it to a raw key of this attempt's own, hashed, validated and folded as the bytes pass, while a note says that
+   this attempt is being parsed (``attempts.py``);
+4. decide: refused (the file goes to quarantine, ``quarantine.py``; go on at 8), unchanged (the upload is aborted), or a
+   next revision;
 5. complete the upload;
 6. swap the manifest in; lost the race → start again at 1, and leave the raw object to the clean-up;
 7. publish what the manifest says, also when nothing changed;
@@ -28,12 +30,15 @@ from concurrent.futures import Executor
 import msgspec
 import structlog
 
+from services.ingest.apart import fold_apart
+from services.ingest.attempts import APART_AFTER, DEATHS_MAX, Attempts
 from services.ingest.cancelling import CANCELLED, RequestCancelled, read_cancelled
 from services.ingest.lineage import read_lineage
-from services.ingest.parser import DEFAULT_RULES, FileRules, InvalidTripFile
+from services.ingest.parser import DEFAULT_RULES, FileRules, fold_trip_file
 from services.ingest.planner import read_plan
+from services.ingest.quarantine import Arrived, Quarantine
 from services.ingest.revision import NewFile, Place, next_manifest, validators_of
-from services.ingest.streaming import Meter, stream_file
+from services.ingest.streaming import FileRefused, Fold, Meter, Streamed, stream_file
 from services.ingest.upstream import AnswerBroke, CityFailed, Download, Persistence, Upstream
 from shared import health, keys, objects
 from shared.events import Cause, CityFinished, CityProgressed, IngestCity, Outcome, Published
@@ -41,7 +46,7 @@ from shared.identity import RequestId
 from shared.objects import Manifest
 from shared.outbox import events_of_manifest
 from shared.publishing import LogUnavailable, Outgoing, Publisher
-from shared.store import LostRace, ObjectStore
+from shared.store import LostRace, ObjectStore, Upload
 
 PROGRESS_INTERVAL_S = 1.0
 
@@ -49,11 +54,12 @@ _log = structlog.get_logger()
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
-    """How a city-day ended: a manifest to publish, or the reason that there is none."""
+    """How a city-day ended: a manifest to publish, or the reason that there is none, and where a refused file lies."""
 
     outcome: Outcome
     manifest: Manifest | None = None
     reason: str | None = None
+    quarantine_key: str | None = None
 
 
 class CityDayIngest:
@@ -71,6 +77,7 @@ class CityDayIngest:
         deadline_s: float,
         rules: FileRules = DEFAULT_RULES,
         mint_attempt: Callable[[], str] = lambda: uuid.uuid4().hex,
+        fold_apart: Fold = fold_apart,
     ) -> None:
         self._store = store
         self._publisher = publisher
@@ -81,6 +88,9 @@ class CityDayIngest:
         self._deadline_s = deadline_s
         self._rules = rules
         self._mint_attempt = mint_attempt
+        self._fold_apart = fold_apart
+        self._attempts = Attempts(store, clock=clock)
+        self._quarantine = Quarantine(store, clock=clock)
 
     async def run(self, tasks: Sequence[IngestCity]) -> None:
         """Ingest one city-day, for all the tasks that ask for it. When it returns, they can be committed.
@@ -93,9 +103,14 @@ class CityDayIngest:
             finished = await self._persistence.fetch(lambda: self._ingest(chosen, tasks))
         except RequestCancelled as cancelled:
             finished = Finished(outcome=Outcome.SKIPPED, reason=str(cancelled))
-        except (CityFailed, InvalidTripFile) as error:
+        except CityFailed as error:
             finished = Finished(outcome=Outcome.FAILED, reason=str(error)[:2_000])
-        log.info("city finished", outcome=finished.outcome.value, reason=finished.reason)
+        log.info(
+            "city finished",
+            outcome=finished.outcome.value,
+            reason=finished.reason,
+            quarantine_key=finished.quarantine_key,
+        )
         for task in tasks:
             await self._publish(task, finished)
 
@@ -116,6 +131,7 @@ class CityDayIngest:
             size_bytes=manifest.size_bytes if manifest else 0,
             trips=manifest.contribution.trips if manifest else 0,
             published=tuple(Published(country=event.country, revision=event.revision) for event in events),
+            quarantine_key=finished.quarantine_key,
             retried_at=task.retried_at,
         )
         await self._publisher.publish([Outgoing(ended)])
@@ -152,30 +168,61 @@ class CityDayIngest:
         place = await self._place(task, previous)
         known = validators_of(previous, self._upstream.city_url(task.upstream_id, task.date), self._rules)
         async with self._upstream.download(task.upstream_id, task.date, known) as download:
-            if download.chunks is None:
-                manifest = await self._next(previous, task, place, None, attempt)
-                return await self._swap(key, etag, manifest) if manifest else _unchanged(previous)
-            raw_key = keys.raw(task.date, task.city_id, attempt)
-            upload = self._store.upload(raw_key)
-            try:
-                async with self._reported(task, download) as meter:
-                    streamed = await stream_file(
-                        download.chunks,
-                        upload,
-                        date=task.date.isoformat(),
-                        rules=self._rules,
-                        meter=meter,
-                        threads=self._threads,
-                    )
-                file = NewFile(raw_key=raw_key, url=download.url, validators=download.validators, streamed=streamed)
-                manifest = await self._next(previous, task, place, file, attempt)
-                if manifest is None:
-                    return _unchanged(previous)
-                if manifest.raw_key == raw_key:
-                    await upload.complete()
-            finally:
-                await upload.abort()
-        return await self._swap(key, etag, manifest)
+            taken = await self._take(download, task, previous, place, attempt)
+        return taken if isinstance(taken, Finished) else await self._swap(key, etag, taken)
+
+    async def _take(
+        self, download: Download, task: IngestCity, previous: Manifest | None, place: Place, attempt: str
+    ) -> Manifest | Finished:
+        """Do with an answer what is to be done; return the next revision, or how the city-day ended without one."""
+        if download.chunks is None:
+            return await self._next(previous, task, place, None, attempt) or _unchanged(previous)
+        raw_key = keys.raw(task.date, task.city_id, attempt)
+        upload = self._store.upload(raw_key)
+        try:
+            streamed = await self._stream(task, download, upload, attempt)
+            file = NewFile(raw_key=raw_key, url=download.url, validators=download.validators, streamed=streamed)
+            manifest = await self._next(previous, task, place, file, attempt)
+            if manifest is None:
+                return _unchanged(previous)
+            if manifest.raw_key == raw_key:
+                await upload.complete()
+        except FileRefused as refused:
+            arrived = Arrived(url=download.url, validators=download.validators, attempt=attempt, raw_key=raw_key)
+            report = await self._quarantine.keep(refused, task, arrived, upload)
+            return Finished(outcome=Outcome.FAILED, reason=report.reason, quarantine_key=report.key)
+        else:
+            return manifest
+        finally:
+            await upload.abort()
+
+    async def _stream(self, task: IngestCity, download: Download, upload: Upload, attempt: str) -> Streamed:
+        """Pass the file through, noted as being parsed for so long. Raises FileRefused if it is no trip file."""
+        assert download.chunks is not None, "an unchanged file is not streamed"
+        settled = False
+        try:
+            died = await self._attempts.begin(task.date, task.city_id, attempt)
+            if died >= DEATHS_MAX:
+                settled = True
+                raise CityFailed(f"{died} attempts at this file have ended with the death of their worker")
+            async with self._reported(task, download) as meter:
+                streamed = await stream_file(
+                    download.chunks,
+                    upload,
+                    date=task.date.isoformat(),
+                    rules=self._rules,
+                    meter=meter,
+                    threads=self._threads,
+                    fold=self._fold_apart if died >= APART_AFTER else fold_trip_file,
+                )
+            settled = True
+        except FileRefused:
+            settled = True
+            raise
+        finally:
+            await self._attempts.end(task.date, task.city_id, attempt, settled=settled)
+        health.bad_records.inc(streamed.folded.bad_records)
+        return streamed
 
     async def _all_cancelled(self, request_ids: Collection[RequestId]) -> bool:
         for request_id in sorted(request_ids):

@@ -1,9 +1,13 @@
-"""Cleaning up what nobody will ever name: raw attempts that lost their race, uploads that were never ended.
+"""Cleaning up: raw attempts that lost their race, uploads that were never ended, what has been in quarantine for long.
 
 Why nothing is robbed of its raw object: only objects older than an age are looked at, by the store's clock alone, and
 that age is longer than the deadline of any task. So the worker that wrote one has long swapped its manifest in, or
 never will. The manifest is read after the object was listed, and what it names, now or in its history, is kept; a
-later revision can only name what the one before it named, or what is young. Without a manifest nothing is deleted.
+later revision can only name what the one before it named, or what is young. Without a manifest nothing is deleted but
+what lies in quarantine too.
+
+A file in quarantine goes once its report has been left alone for an age of its own: a file that is refused again makes
+its report young. The report goes first, so that no report is ever about bytes that are gone; then the bytes.
 """
 
 from __future__ import annotations
@@ -34,6 +38,10 @@ class Verdict(enum.Enum):
     """What becomes of something that was looked at."""
 
     RAW_ATTEMPT = "raw attempt that no manifest names"
+    RAW_IN_QUARANTINE = "raw attempt that lies in quarantine"
+    EXPIRED_QUARANTINE = "file in quarantine"
+    EXPIRED_REPORT = "report on a file in quarantine"
+    LEFT_ATTEMPTS = "note of attempts that died"
     UNFINISHED_UPLOAD = "unfinished upload"
     NO_MANIFEST = "kept: there is no manifest of this city-day"
     UNREADABLE_MANIFEST = "kept: the manifest of this city-day cannot be read"
@@ -41,11 +49,11 @@ class Verdict(enum.Enum):
     @property
     def deleted(self) -> bool:
         """Whether it is deleted."""
-        return self in {Verdict.RAW_ATTEMPT, Verdict.UNFINISHED_UPLOAD}
+        return self not in {Verdict.NO_MANIFEST, Verdict.UNREADABLE_MANIFEST}
 
 
 class Swept(msgspec.Struct, frozen=True, kw_only=True):
-    """Something old that no manifest is known to name. The size of an unfinished upload is not known, and 0."""
+    """Something old that nobody is known to need. The size of an unfinished upload is not known, and 0."""
 
     key: str
     verdict: Verdict
@@ -62,43 +70,82 @@ def parse_age(text: str) -> dt.timedelta:
 
 
 async def clean(
-    store: OperatedStore, *, older_than: dt.timedelta, deadline_s: float, dry_run: bool
+    store: OperatedStore,
+    *,
+    older_than: dt.timedelta,
+    deadline_s: float,
+    dry_run: bool,
+    quarantine_older_than: dt.timedelta | None = None,
 ) -> AsyncIterator[Swept]:
     """Delete what is older than an age and named by no manifest; give each as it goes, and what is kept in doubt.
 
-    Raises InvalidAge unless the age is longer than ``deadline_s``, the longest that a task may take.
+    Files in quarantine go if they are older than ``quarantine_older_than``; without it they stay. Raises InvalidAge
+    unless both ages are longer than ``deadline_s``, the longest that a task may take.
     """
-    if older_than.total_seconds() <= deadline_s:
-        raise InvalidAge(
-            f"an age of {older_than.total_seconds():.0f} s is not longer than the deadline of a task, "
-            f"{deadline_s:.0f} s (TRIPFOLD_INGEST_DEADLINE_S): a worker could still name what is that old"
-        )
-    before = await store.now() - older_than
-    async for group in _city_days(store, before):
-        for swept in await _judge(store, group):
+    _require_longer(older_than, deadline_s)
+    _require_longer(quarantine_older_than, deadline_s)
+    now = await store.now()
+    before = now - older_than
+    sweeps = [_sweep_raw(store, before), _sweep_attempts(store, before)]
+    if quarantine_older_than is not None:
+        sweeps.append(_sweep_quarantine(store, now - quarantine_older_than))
+    for sweep in sweeps:
+        async for swept in sweep:
             if swept.verdict.deleted and not dry_run:
                 await store.delete(swept.key)
             yield swept
-    async for unfinished in store.unfinished_uploads(keys.RAW):
-        if unfinished.begun_at < before:
-            if not dry_run:
-                await store.abort_upload(unfinished)
-            yield Swept(
-                key=unfinished.key, verdict=Verdict.UNFINISHED_UPLOAD, size_bytes=0, written_at=unfinished.begun_at
-            )
+    for prefix in (keys.RAW, keys.QUARANTINE):
+        async for unfinished in store.unfinished_uploads(prefix):
+            if unfinished.begun_at < before:
+                if not dry_run:
+                    await store.abort_upload(unfinished)
+                yield Swept(
+                    key=unfinished.key, verdict=Verdict.UNFINISHED_UPLOAD, size_bytes=0, written_at=unfinished.begun_at
+                )
 
 
-async def _city_days(store: ObjectStore, before: dt.datetime) -> AsyncIterator[list[Listed]]:
-    """Give the raw objects that were written before a time, one city-day after the other."""
+def _require_longer(age: dt.timedelta | None, deadline_s: float) -> None:
+    if age is not None and age.total_seconds() <= deadline_s:
+        raise InvalidAge(
+            f"an age of {age.total_seconds():.0f} s is not longer than the deadline of a task, "
+            f"{deadline_s:.0f} s (TRIPFOLD_INGEST_DEADLINE_S): a worker could still name what is that old"
+        )
+
+
+async def _sweep_raw(store: ObjectStore, before: dt.datetime) -> AsyncIterator[Swept]:
+    async for folder in _folders(store, keys.RAW):
+        old = [one for one in folder if one.last_modified < before and _RAW.fullmatch(one.key) is not None]
+        if old:
+            for swept in await _judge(store, old):
+                yield swept
+
+
+async def _sweep_attempts(store: ObjectStore, before: dt.datetime) -> AsyncIterator[Swept]:
+    async for listed in store.list(keys.ATTEMPTS):
+        if listed.last_modified < before:
+            yield _swept(listed, Verdict.LEFT_ATTEMPTS)
+
+
+async def _sweep_quarantine(store: ObjectStore, before: dt.datetime) -> AsyncIterator[Swept]:
+    async for folder in _folders(store, keys.QUARANTINE):
+        reports = {one.key: one for one in folder if one.key.endswith(keys.REPORT_SUFFIX)}
+        for report in reports.values():
+            if report.last_modified < before:
+                yield _swept(report, Verdict.EXPIRED_REPORT)
+        for listed in folder:
+            # A report that is young keeps its bytes, however old they are.
+            report = reports.get(keys.quarantine_report(listed.key), listed)
+            if listed.key not in reports and max(listed.last_modified, report.last_modified) < before:
+                yield _swept(listed, Verdict.EXPIRED_QUARANTINE)
+
+
+async def _folders(store: ObjectStore, prefix: str) -> AsyncIterator[list[Listed]]:
+    """Give the objects under a prefix, those of one city-day after the other."""
     group: list[Listed] = []
-    folder = ""
-    async for listed in store.list(keys.RAW):
-        if listed.last_modified >= before or _RAW.fullmatch(listed.key) is None:
-            continue
-        if listed.key.rpartition("/")[0] != folder and group:
+    async for listed in store.list(prefix):
+        if group and listed.key.rpartition("/")[0] != group[0].key.rpartition("/")[0]:
             yield group
             group = []
-        folder = listed.key.rpartition("/")[0]
         group.append(listed)
     if group:
         yield group
@@ -107,16 +154,26 @@ async def _city_days(store: ObjectStore, before: dt.datetime) -> AsyncIterator[l
 async def _judge(store: ObjectStore, group: list[Listed]) -> list[Swept]:
     match = _RAW.fullmatch(group[0].key)
     assert match is not None
-    key = keys.manifest(dt.date.fromisoformat(match[1]), CityId(match[2]))
+    date, city_id = dt.date.fromisoformat(match[1]), CityId(match[2])
+    key = keys.manifest(date, city_id)
     found = await store.get(key)
     try:
         manifest = objects.decode(Manifest, found.body, key) if found else None
     except CorruptObject:
         return [_swept(listed, Verdict.UNREADABLE_MANIFEST) for listed in group]
     if manifest is None:
-        return [_swept(listed, Verdict.NO_MANIFEST) for listed in group]
+        reports = {listed.key async for listed in store.list(keys.quarantine_of(date, city_id))}
+        return [
+            _swept(listed, Verdict.RAW_IN_QUARANTINE if _report_of_raw(listed.key) in reports else Verdict.NO_MANIFEST)
+            for listed in group
+        ]
     named = {manifest.raw_key, *(past.raw_key for past in manifest.history)}
     return [_swept(listed, Verdict.RAW_ATTEMPT) for listed in group if listed.key not in named]
+
+
+def _report_of_raw(raw_key: str) -> str:
+    """Return the key of the report on the file that a raw attempt brought, if it was refused."""
+    return keys.quarantine_report(f"{keys.QUARANTINE}{raw_key.removeprefix(keys.RAW)}")
 
 
 def _swept(listed: Listed, verdict: Verdict) -> Swept:

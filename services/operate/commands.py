@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from services.operate.recovery_commands import letters_commands, requests_commands
+from services.operate.recovery_commands import letters_commands, quarantine_commands, requests_commands
 
 GRACE_S = 900
 
@@ -16,6 +16,7 @@ operate_commands = typer.Typer(no_args_is_help=True)
 generations_commands = typer.Typer(help="The generations of summaries in the bucket.", no_args_is_help=True)
 operate_commands.add_typer(generations_commands, name="generations")
 operate_commands.add_typer(requests_commands, name="requests")
+operate_commands.add_typer(quarantine_commands, name="quarantine")
 operate_commands.add_typer(letters_commands, name="dead-letters")
 
 _First = Annotated[dt.datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="The first date. Unset: all.")]
@@ -231,7 +232,9 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted.")] = False,
     as_json: _Json = False,
 ) -> None:
-    """Delete raw attempts that no manifest names, now or in its history, and uploads that were never ended.
+    """Delete raw attempts that no manifest names, now or in its history, uploads that were never ended, old quarantine.
+
+    Files in quarantine have an age of their own, TRIPFOLD_QUARANTINE_DAYS.
 
     Example: tripfold gc --older-than 14d --dry-run
     """

@@ -34,16 +34,17 @@ class Allowed(msgspec.Struct, frozen=True, kw_only=True):
 
 ALLOWED: Final = {
     BucketRole.API: Allowed(
-        read=("idempotency/", "manifests/", "range-requests/", "requests/", "state/", "summaries/"),
+        read=("idempotency/", "manifests/", "quarantine/", "range-requests/", "requests/", "state/", "summaries/"),
         write=("idempotency/", "range-requests/", "requests/"),
     ),
     BucketRole.PLANNER: Allowed(
-        read=("plans/", "state/"), write=("plans/", "state/countries.json", "state/lineage.json")
+        read=("plans/", "requests/", "state/"), write=("plans/", "state/countries.json", "state/lineage.json")
     ),
     BucketRole.WORKER: Allowed(
-        read=("manifests/", "plans/", "state/"),
-        write=("manifests/", "raw/", "state/lineage.json"),
-        multipart=("raw/",),
+        read=("attempts/", "manifests/", "plans/", "quarantine/", "raw/", "requests/", "state/"),
+        write=("attempts/", "manifests/", "quarantine/", "raw/", "state/lineage.json"),
+        delete=("attempts/",),
+        multipart=("quarantine/", "raw/"),
     ),
     BucketRole.AGGREGATE: Allowed(
         read=("manifests/", "plans/", "requests/", "state/", "summaries/"), write=("requests/", "summaries/")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 requests_commands = typer.Typer(help="Requests: how far they have come, and their failed cities.", no_args_is_help=True)
+quarantine_commands = typer.Typer(help="Files that were refused as a whole, and why.", no_args_is_help=True)
 letters_commands = typer.Typer(
     help="Dead letters: records that could not be processed, as they came.", no_args_is_help=True
 )
@@ -21,6 +22,9 @@ _OriginTopic = Annotated[
 _Depth = Annotated[
     int, typer.Option("--depth", min=1, max=10_000_000, help="How many records of each partition are looked at.")
 ]
+_Country = Annotated[str | None, typer.Option(help="Only of this country, by its slug.")]
+_City = Annotated[str | None, typer.Option(help="Only of this city, by its id as keys have it.")]
+_Date = Annotated[dt.datetime, typer.Argument(metavar="DATE", formats=["%Y-%m-%d"], help="The file's date.")]
 _RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
 
 
@@ -66,6 +70,68 @@ def requests_retry(
     from services.operate import recovery_terminal as terminal  # noqa: PLC0415  # as above
 
     terminal.retry_requests(request_ids, as_json=as_json)
+
+
+@quarantine_commands.command("list")
+def quarantine_list(
+    first: _First = None,
+    last: _Last = None,
+    country: _Country = None,
+    city: _City = None,
+    *,
+    as_json: _Json = False,
+) -> None:
+    """Show the files in quarantine: city-day, size, bad records and the first fault of each.
+
+    Example: tripfold quarantine list --from 2024-05-01 --to 2024-05-31 --country armenia
+    """
+    from services.operate import recovery_terminal as terminal  # noqa: PLC0415  # as above
+
+    terminal.list_quarantined(*_days(first, last), country=country, city_id=city, as_json=as_json)
+
+
+@quarantine_commands.command("show")
+def quarantine_show(
+    date: _Date,
+    city: Annotated[str, typer.Argument(metavar="CITY", help="The city's id, as the list shows it.")],
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All reports on the city-day, not the latest alone.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Show the report on a refused file: where it came from, where it lies, and every reported record.
+
+    Example: tripfold quarantine show 2024-05-01 7
+    """
+    from services.operate import recovery_terminal as terminal  # noqa: PLC0415  # as above
+
+    terminal.show_quarantined(date.date(), city, everything=everything, as_json=as_json)
+
+
+@quarantine_commands.command("retry")
+def quarantine_retry(
+    date: Annotated[
+        dt.datetime | None, typer.Argument(metavar="[DATE]", formats=["%Y-%m-%d"], help="The file's date.")
+    ] = None,
+    city_argument: Annotated[str | None, typer.Argument(metavar="[CITY]", help="The city. Unset: all of DATE.")] = None,
+    first: _First = None,
+    last: _Last = None,
+    country: _Country = None,
+    *,
+    as_json: _Json = False,
+) -> None:
+    """Ask for refused files once more: those city-days alone, in the requests that last asked for them.
+
+    Example: tripfold quarantine retry 2024-05-01 7
+    Example: tripfold quarantine retry --from 2024-05-01 --to 2024-05-31 --country armenia
+    """
+    from services.operate import recovery_terminal as terminal  # noqa: PLC0415  # as above
+
+    if (date is None) == (first is None and last is None):
+        raise typer.BadParameter("name a date, or choose dates with --from and --to", param_hint="DATE")
+    days = (date.date(), date.date()) if date else _days(first, last)
+    terminal.retry_quarantined(*days, country=country, city_id=city_argument, as_json=as_json)
 
 
 @letters_commands.command("list")

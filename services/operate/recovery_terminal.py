@@ -12,18 +12,21 @@ from rich.table import Table
 
 from services.aggregate.replay import KafkaReplay, Replay
 from services.api.requests import RequestDetail, RequestOverview
-from services.operate import dead_letters, requests
+from services.operate import dead_letters, quarantined, requests
 from services.operate.command_line import command_settings, console, print_json, printable, run_command
 from services.operate.dead_letters import LETTERS_MAX, DeadLetter, OpenTopic, Wanted
+from services.operate.quarantined import Chosen, NothingQuarantined, Retried
 from shared import bitmap
 from shared.errors import OperatorError
 from shared.events import ProcessRequested
 from shared.identity import utc_now
+from shared.objects import QuarantineReport
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
 from shared.store import S3Store
 from shared.topics import Topic
 
+LINES_MAX = 1_000
 SHOWN_LENGTH_MAX = 300
 SHOWN_VALUE_LENGTH_MAX = 20_000
 
@@ -101,6 +104,107 @@ def retry_requests(request_ids: Sequence[str], *, as_json: bool) -> None:
         cities = _cities_of(one)
         what = "its list of cities, and then all of them" if cities is None else f"{cities} failed cities"
         console.print(f"request {one.request_id} of {one.date}: asked for {what} again")
+
+
+def list_quarantined(
+    first: dt.date | None, last: dt.date | None, *, country: str | None, city_id: str | None, as_json: bool
+) -> None:
+    """Show the files in quarantine."""
+    settings = command_settings()
+    chosen = Chosen(first=first, last=last, country=country, city_id=city_id)
+
+    async def read() -> list[QuarantineReport]:
+        async with S3Store(settings) as store:
+            return await quarantined.read_reports(store, chosen)
+
+    found = run_command(read())
+    if as_json:
+        print_json(found)
+        return
+    table = Table("date", "country", "city", "name", "bytes", "bad records", "reason", "refused (UTC)", "seen")
+    for one in found[:LINES_MAX]:
+        told = (one.country, one.city_id, one.city_name, f"{one.size_bytes:,}", str(one.bad_records), one.reason)
+        shown = (printable(text, length_max=SHOWN_LENGTH_MAX) for text in told)
+        table.add_row(str(one.date), *shown, f"{one.quarantined_at:%Y-%m-%d %H:%M}", str(one.seen))
+    console.print(table)
+    console.print(f"{len(found):,} files in quarantine; 'tripfold quarantine show DATE CITY' says more of one")
+
+
+def show_quarantined(date: dt.date, city_id: str, *, everything: bool, as_json: bool) -> None:
+    """Show the report on a refused file, or all on its city-day."""
+    settings = command_settings()
+
+    async def read() -> list[QuarantineReport]:
+        async with S3Store(settings) as store:
+            return await quarantined.read_city_day(store, date, city_id)
+
+    found = run_command(read())
+    told = found if everything else found[:1]
+    if as_json:
+        print_json(told if everything else told[0])
+        return
+    for report in told:
+        _show_report(report)
+    if len(found) > len(told):
+        console.print(f"{len(found)} files of this city-day are in quarantine; --all shows the reports on all of them")
+
+
+def _show_report(report: QuarantineReport) -> None:
+    lines = {
+        "city-day": f"{report.date}, city {report.city_id} ({report.city_name}), {report.country}",
+        "why": report.reason,
+        "cut off": report.broke_off or "",
+        "bad records": f"{report.bad_records:,}" + (f" of {report.records:,}" if report.records is not None else ""),
+        "file": f"{report.key}, {report.size_bytes:,} bytes",
+        "sha256": report.sha256,
+        "upstream": report.upstream_url,
+        "validators": ", ".join(filter(None, (report.etag, report.last_modified))),
+        "refused": f"{report.quarantined_at:%Y-%m-%d %H:%M:%S} UTC, request {report.request_id}",
+        "seen": f"{report.seen} times, last {report.last_seen_at:%Y-%m-%d %H:%M:%S} UTC, by {report.last_request_id}",
+    }
+    for name, text in lines.items():
+        if text:
+            console.print(f"[bold]{name:>11}[/bold]  {printable(text)}", highlight=False, soft_wrap=True)
+    if report.reported:
+        table = Table("record", "byte", "field", "value", "reason")
+        for record in report.reported:
+            place = (str(record.record_number), "" if record.byte_offset is None else str(record.byte_offset))
+            table.add_row(*place, *map(printable, (record.field or "", record.value or "", record.reason)))
+        if report.bad_records > len(report.reported):
+            table.caption = f"the first {len(report.reported)} of {report.bad_records:,}"
+        console.print(table)
+
+
+def retry_quarantined(
+    first: dt.date | None, last: dt.date | None, *, country: str | None, city_id: str | None, as_json: bool
+) -> None:
+    """Ask for refused files once more."""
+    settings = command_settings()
+    chosen = Chosen(first=first, last=last, country=country, city_id=city_id)
+
+    async def retry() -> Retried:
+        async with S3Store(settings) as store, KafkaPublisher(settings, source="retry") as publisher:
+            reports = await quarantined.read_reports(store, chosen)
+            if not reports:
+                raise NothingQuarantined("no such file is in quarantine; see 'tripfold quarantine list'")
+            return await quarantined.retry_reports(store, publisher, reports, clock=utc_now)
+
+    retried = run_command(retry())
+    if as_json:
+        print_json(
+            {
+                "requests": [one.request_id for one in retried.requests],
+                "asked": [{"date": one.date, "city_id": one.city_id} for one in retried.asked],
+                "settled": [{"date": one.date, "city_id": one.city_id} for one in retried.settled],
+            }
+        )
+        return
+    for one in retried.asked:
+        told = printable(f"{one.date}, city {one.city_id} ({one.city_name})")
+        console.print(f"{told}: asked for again in request {one.last_request_id}", highlight=False, soft_wrap=True)
+    for one in retried.settled:
+        told = printable(f"{one.date}, city {one.city_id} ({one.city_name})")
+        console.print(f"{told}: not failed in request {one.last_request_id}, or that has not ended", soft_wrap=True)
 
 
 def list_letters(

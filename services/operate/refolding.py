@@ -18,9 +18,8 @@ import msgspec
 from services.aggregate.bucket import Dates, known_dates, read_summaries
 from services.aggregate.repairing import StillContended, publish_as_stored
 from services.ingest.lineage import read_lineage
-from services.ingest.parser import InvalidTripFile
 from services.ingest.revision import refolded, would_fold_alike
-from services.ingest.streaming import Meter, Streamed, stream_file
+from services.ingest.streaming import FileRefused, Meter, Streamed, stream_file
 from services.ingest.trips import RULE_VERSION
 from shared import keys, objects
 from shared.bounded import map_bounded
@@ -165,7 +164,7 @@ class Refold:
                 return None
             try:
                 following = await self._next(previous, again=selection.again)
-            except (InvalidTripFile, NotRefoldable) as error:
+            except (FileRefused, NotRefoldable) as error:
                 return _told(previous, refused=str(error))
             if following is None:
                 behind = known.get((previous.country, previous.city_id), 0) < previous.revision

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from services.aggregate.bucket import Dates
 from services.aggregate.replay import KafkaReplay
-from services.operate.command_line import command_settings, console, print_json, run_command
+from services.operate.command_line import command_settings, console, print_json, printable, run_command
 from services.operate.progress_bar import progress_bar, wait
 from services.operate.refolding import Refold, Refolded, Selection
 from services.operate.restoring import Restored, TopicHighest, highest_of, raise_base, seconds_of
@@ -93,7 +93,7 @@ def verify_topics(first: dt.date | None, last: dt.date | None, *, as_json: bool)
     elif told:
         table = Table("topic", "key", "what", "found", "expected")
         for one in told[:LINES_MAX]:
-            table.add_row(one.topic.value, one.key, one.what, one.found, one.expected)
+            table.add_row(one.topic.value, printable(one.key), one.what, printable(one.found), one.expected)
         console.print(table)
         more = f" (the first {LINES_MAX:,} are shown)" if total > LINES_MAX else ""
         console.print(f"{total:,} found wrong{more} in {_of_topics(keys_of)}; 'tripfold repair --topics' mends them")
@@ -133,7 +133,8 @@ def repair_topics(first: dt.date | None, last: dt.date | None, *, as_json: bool)
         for one in told[:LINES_MAX]:
             of = one.difference
             done = one.done if one.refused is None else f"not repaired: {one.refused}"
-            table.add_row(of.topic.value, of.key, of.what, of.found, of.expected, done)
+            row = (of.topic.value, printable(of.key), of.what, printable(of.found), of.expected, printable(done))
+            table.add_row(*row)
         console.print(table)
         console.print(f"{total - refused:,} keys mended, {refused:,} refused")
     else:
@@ -217,7 +218,7 @@ def _table_of_refolded(told: Iterable[Refolded]) -> Table:
             table.caption = f"the first {LINES_MAX}; --json prints up to {KEPT_MAX}"
             break
         revision = _arrow(one.revision_before, one.revision_after)
-        remark = f"left as it was: {one.refused}" if one.refused else "" if one.after else "published again"
+        remark = f"left as it was: {printable(one.refused)}" if one.refused else "" if one.after else "published again"
         table.add_row(str(one.date), one.country, one.city_id, revision, *_sums(one.before, one.after), remark)
     return table
 

@@ -246,7 +246,11 @@ def gc(*, older_than: str, dry_run: bool, as_json: bool) -> None:
         found: list[Swept] = []
         async with S3Store(settings) as store:
             async for one in clean(
-                store, older_than=parse_age(older_than), deadline_s=settings.ingest_deadline_s, dry_run=dry_run
+                store,
+                older_than=parse_age(older_than),
+                quarantine_older_than=dt.timedelta(days=settings.quarantine_days),
+                deadline_s=settings.ingest_deadline_s,
+                dry_run=dry_run,
             ):
                 deleted += one.verdict.deleted
                 size_bytes += one.size_bytes if one.verdict.deleted else 0

@@ -20,6 +20,7 @@ from services.ingest.revision import reissued, reissued_plan
 from services.operate.topic_audit import TopicAudit
 from services.operate.topic_records import RecordDifference
 from shared import keys, objects
+from shared.bounded import map_bounded
 from shared.current import read_current
 from shared.events import Event
 from shared.identity import CityId, CountrySlug, utc_now
@@ -30,6 +31,7 @@ from shared.store import LostRace, OperatedStore
 from shared.topics import Topic
 
 TRIES_MAX = 10
+KEYS_AT_ONCE_MAX = 16
 
 _Revised = TypeVar("_Revised", Manifest, Plan)
 
@@ -50,14 +52,17 @@ async def repair_topic(
     store: OperatedStore, publisher: Publisher, audit: TopicAudit, topic: Topic, dates: Dates
 ) -> AsyncIterator[RepairedRecord]:
     """Mend what an audit of a topic finds."""
+
+    async def mend(difference: RecordDifference) -> RepairedRecord:
+        try:
+            done = await _mend(store, publisher, difference)
+        except (_Refused, CorruptObject) as error:
+            return RepairedRecord(difference=difference, refused=str(error))
+        return RepairedRecord(difference=difference, done=done)
+
     async for audited in audit.run(topic, dates):
-        for difference in audited.differences:
-            try:
-                done = await _mend(store, publisher, difference)
-            except (_Refused, CorruptObject) as error:
-                yield RepairedRecord(difference=difference, refused=str(error))
-            else:
-                yield RepairedRecord(difference=difference, done=done)
+        for repaired in await map_bounded(mend, audited.differences, at_once_max=KEYS_AT_ONCE_MAX):
+            yield repaired
 
 
 async def _mend(store: OperatedStore, publisher: Publisher, difference: RecordDifference) -> str:

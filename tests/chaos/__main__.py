@@ -44,6 +44,7 @@ def main() -> int:
         report = asyncio.run(until_stopped(plan, directory))
     except (KeyboardInterrupt, asyncio.CancelledError):
         say("stopped; nothing was judged")
+        shutil.rmtree(directory, ignore_errors=True)
         return 130
     asked.report.mkdir(parents=True, exist_ok=True)
     (asked.report / "chaos.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))

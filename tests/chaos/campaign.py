@@ -22,6 +22,7 @@ import json
 import random
 import signal
 import time
+from asyncio import FIRST_EXCEPTION
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -117,6 +118,7 @@ class Campaign:
         self._ends: dict[str, deque[float]] = {name: deque() for name in system.shape.services}
         self._recovering: set[asyncio.Task[None]] = set()
         self._asked_to_end: dict[str, float] = {}
+        self._restarting: asyncio.Task[None] | None = None
         self._began_s = time.monotonic()
         system.listeners.append(self._on_event)
 
@@ -134,14 +136,14 @@ class Campaign:
             for pursuit in (self._request(), self._follow(), self._change(), self._sample(), *self._troubles())
         ]
         try:
-            await self._supervised(asyncio.sleep(self.plan.seconds))
+            await self._supervised(asyncio.wait(pursuits, timeout=self.plan.seconds, return_when=FIRST_EXCEPTION))
+            for pursuit in pursuits:
+                if pursuit.done():
+                    pursuit.result()
         finally:
             for pursuit in pursuits:
                 pursuit.cancel()
-            results = await asyncio.gather(*pursuits, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception):
-                raise result
+            await asyncio.gather(*pursuits, return_exceptions=True)
         await self._calm_down()
         self._say("everything works again")
         rest_began_s = time.monotonic()
@@ -262,7 +264,8 @@ class Campaign:
     async def _restart_broker(self) -> None:
         kill = self._draw.random() < 0.5
         self._count("Kafka's broker killed with SIGKILL" if kill and self.system.kafka else "Kafka's broker stopped")
-        await self.system.restart_kafka(self._outage_s() / 3, kill=kill)
+        self._restarting = asyncio.create_task(self.system.restart_kafka(self._outage_s() / 3, kill=kill))
+        await asyncio.shield(self._restarting)  # once begun it is done, also when the chaos ends meanwhile
         self._start(self._time_recovery("Kafka's broker restarted"))
 
     async def _outage(self, what: str, become: Callable[[Any], Awaitable[None]], bad: Any, good: Any) -> None:
@@ -370,8 +373,8 @@ class Campaign:
         self.system.s3.away = False
         self.system.upstream.rates = {}
         await self.system.network.become(Network.OPEN)
-        if self.system.kafka is not None:
-            await asyncio.to_thread(self.system.kafka.start)  # in the middle of a restart it may have been left down
+        if self._restarting is not None:
+            await self._restarting
 
     async def _come_to_rest(self) -> None:
         deadline_s = time.monotonic() + REST_DEADLINE_S

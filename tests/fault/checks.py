@@ -11,7 +11,7 @@ import msgspec
 from services.aggregate.folding import summary_event
 from shared import events, keys, objects
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, CountryDaySummary, Event, PoisonRecord
-from shared.objects import Current, Manifest, PastRevision, Plan, RequestRecord, Summary
+from shared.objects import Current, Manifest, PastRevision, Plan, QuarantineReport, RequestRecord, Summary
 from shared.outbox import events_of_manifest, events_of_plan
 from shared.publishing import Received
 from shared.requests import status_of
@@ -89,7 +89,7 @@ async def leftovers(world: World) -> list[str]:
     await world.drop_generations()
     named = {key for manifest in manifests(world) for key in raw_keys_of(manifest)}
     live = keys.summaries_of_generation(live_generation(world))
-    needed = (live, keys.MANIFESTS, keys.PLANS, keys.REQUESTS, "state/")
+    needed = (live, keys.MANIFESTS, keys.PLANS, keys.QUARANTINE, keys.REQUESTS, "state/")
     left = [f"{key} is left" for key in world.store.objects if key not in named and not key.startswith(needed)]
     left += [f"the upload {upload.upload_id} of {upload.key} is left" for upload in world.store.unfinished]
     left += [f"{key} is named by a manifest and was deleted" for key in named if key not in world.store.objects]
@@ -127,6 +127,7 @@ def differences(world: World) -> list[str]:
         *_requests_against_the_oracle(world),
         *summaries_against_manifests(world),
         *raw_objects_against_manifests(world),
+        *quarantine_against_requests(world),
         *topics_against_the_bucket(world),
     ]
 
@@ -198,6 +199,32 @@ def raw_objects_against_manifests(world: World) -> list[str]:
         wrong += [
             f"{past.raw_key} is named in a history and missing" for past in manifest.history if past.raw_key not in raw
         ]
+    return wrong
+
+
+def quarantine_against_requests(world: World) -> list[str]:
+    """Compare reports with the bytes that they are about, and requests with the reports that they name.
+
+    The same bytes are kept once, unless a process stood still or two were at it side by side.
+    """
+    wrong = []
+    held = world.store.bodies(keys.QUARANTINE)
+    reports = [
+        objects.decode(QuarantineReport, body, key) for key, body in held.items() if key.endswith(keys.REPORT_SUFFIX)
+    ]
+    for report in reports:
+        body = held.get(report.key, b"")
+        if hashlib.sha256(body).hexdigest() != report.sha256 or len(body) != report.size_bytes:
+            wrong.append(f"{report.key} is not what its report says")
+    kept = [(report.city_id, report.sha256) for report in reports]
+    if len(set(kept)) < len(kept) and not world.resumed:
+        wrong.append(f"the same file is kept more than once: {kept}")
+    named = {report.key for report in reports}
+    for record in requests(world):
+        for failure in record.failures.values():
+            refused = "record" in failure.reason or "array" in failure.reason
+            if refused != (failure.quarantine_key in named):
+                wrong.append(f"{record.request_id} says {failure.reason!r}, and names {failure.quarantine_key}")
     return wrong
 
 

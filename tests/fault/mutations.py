@@ -491,11 +491,14 @@ class _WithoutHistory:
         manifest = msgspec.structs.replace(objects.decode(Manifest, found.body, key), history=())
         return msgspec.structs.replace(found, body=objects.encode(manifest))
 
+    def list(self, prefix: str) -> AsyncIterator[Listed]:
+        return self._store.list(prefix)
+
 
 def gc_of_any_age(patch: pytest.MonkeyPatch) -> None:
     """Let the clean-up take what is young."""
-    city_days = cleaning._city_days
-    patch.setattr(cleaning, "_city_days", lambda store, before: city_days(store, before + dt.timedelta(days=365)))
+    sweep_raw = cleaning._sweep_raw
+    patch.setattr(cleaning, "_sweep_raw", lambda store, before: sweep_raw(store, before + dt.timedelta(days=365)))
 
 
 def gone_is_silent(patch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,11 @@ SCENARIOS = [
         before=(WHOLE,),
         struck=Truth(cities=HOME, files={2: b'[{"passengers":1}]', 3: EVENING}),
     ),
+    Scenario(
+        name="a bad file is asked for again",
+        before=(Truth(cities=HOME, files={1: MORNING, 2: b'[{"passengers":1}]', 3: EVENING}),),
+        struck=Truth(cities=HOME, files={1: MORNING, 2: b'[{"passengers":1}]', 3: EVENING}),
+    ),
     Scenario(name="files break off twice before they come", struck=WHOLE, cuts=(0, 150)),
     Scenario(name="the list of cities cannot be had", before=(FIRST,), struck=Truth(cities=None, files={})),
     Scenario(name="no cities at all", before=(FIRST,), struck=Truth(cities=(), files={})),

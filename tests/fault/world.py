@@ -22,7 +22,9 @@ from services.aggregate.rebuilding import Rebuild
 from services.aggregate.repairing import repair_dates
 from services.aggregate.replay import Replay
 from services.ingest.city_day import CityDayIngest
+from services.ingest.parser import fold_trip_file
 from services.ingest.planner import Planner
+from services.ingest.streaming import Fold
 from services.ingest.upstream import Persistence
 from services.ingest.worker import Worker
 from services.operate.cleaning import clean
@@ -201,14 +203,17 @@ class World:
 
     commit_first = False
 
-    def __init__(self, broken: Mapping[int, Break] | None = None, *, etags: bool = True) -> None:
+    def __init__(
+        self, broken: Mapping[int, Break] | None = None, *, etags: bool = True, chunk_bytes: int = 100
+    ) -> None:
         self.clock = Clock(dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC))
         self.store = self.make_store()
         self._etags = etags
         self.log = MemoryLog()
-        self.upstream = MemoryUpstream(chunk_bytes=100, etags=etags)
+        self.upstream = MemoryUpstream(chunk_bytes=chunk_bytes, etags=etags)
         self.oracle = Oracle()
         self.crossings = Crossings(broken)
+        self.fold_apart: Fold = fold_trip_file
         self.unexpected: list[str] = []
         self.resumed = 0
         self.deaths = 0
@@ -269,6 +274,7 @@ class World:
                     threads=_threads,
                     deadline_s=TASK_DEADLINE_S,
                     mint_attempt=self._mint_attempt,
+                    fold_apart=self.fold_apart,
                 )
                 # One stream at a time, so that the same call has the same number in every run.
                 return Worker(ingest, process.publisher, patience=process.patience, streams=1).process

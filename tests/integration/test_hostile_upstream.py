@@ -34,10 +34,9 @@ from hypothesis import strategies as st
 
 from services.ingest import persistence, upstream
 from services.ingest.identity import parse_city_list
-from services.ingest.parser import InvalidTripFile
 from services.ingest.persistence import Circuit, Persistence
 from services.ingest.planner import Planner
-from services.ingest.streaming import Meter, Streamed, stream_file
+from services.ingest.streaming import FileRefused, Meter, Streamed, stream_file
 from services.ingest.upstream import AnswerBroke, CityFailed, HttpUpstream, UpstreamDown, Validators
 from shared import events
 from shared.events import IngestCity, ProcessRequested, RequestFailed, RequestPlanned
@@ -147,7 +146,7 @@ class Client(msgspec.Struct):
 
     async def failure(self) -> str:
         """Fetch what cannot be had, and return the reason; nothing may be stored."""
-        with pytest.raises((CityFailed, InvalidTripFile)) as caught:
+        with pytest.raises((CityFailed, FileRefused)) as caught:
             await self.fetch()
         assert not self.store.objects
         return str(caught.value)
@@ -797,7 +796,8 @@ async def test_a_stream_that_waits_gives_up_when_the_process_stops() -> None:
         (whole(b"", 404), "refused"),
         (whole(b"", 500), "broke"),
         (raw(head_of(content_length="9") + b"["), "broke"),
-        (whole(b"{}" + b" " * 5_000_000), "abandoned"),
+        (whole(b"{}" + b" " * 5_000_000), "complete"),
+        (whole(gzip.compress(BOMB), content_encoding="gzip"), "abandoned"),
         (whole(b"", 302, location="http://example.com/"), "redirected"),
     ],
 )
@@ -806,7 +806,7 @@ async def test_requests_are_counted_once_by_how_they_ended(answer: Answer, outco
     outcomes = ("complete", "unchanged", "redirected", "refused", "broke", "down", "abandoned")
     before = {name: counted(name) for name in outcomes}
     async with HostileServer(answer) as server, client_of(server.url) as client:
-        with contextlib.suppress(AnswerBroke, CityFailed, InvalidTripFile):
+        with contextlib.suppress(AnswerBroke, CityFailed, FileRefused):
             await client.attempt(known=Validators(etag='"v1"'))
     assert {name: counted(name) - before[name] for name in outcomes} == {
         name: float(name == outcome) for name in outcomes
@@ -818,7 +818,7 @@ async def test_requests_are_counted_once_by_how_they_ended(answer: Answer, outco
 async def test_any_bytes_end_in_a_named_fault(data: bytes, reset: bool, before: bytes) -> None:
     """Whatever a server sends, the client says which of its faults it is, and raises nothing else."""
     async with HostileServer(raw(before + data, reset=reset)) as server, client_of(server.url) as client:
-        with contextlib.suppress(AnswerBroke, CityFailed, InvalidTripFile):
+        with contextlib.suppress(AnswerBroke, CityFailed, FileRefused):
             await client.attempt()
 
 
@@ -835,10 +835,10 @@ async def test_any_bytes_end_in_a_named_fault(data: bytes, reset: bool, before: 
 async def test_any_headers_end_in_a_file_or_a_named_fault(headers: dict[str, str], status: int) -> None:
     """No header can do more than fail its city; what is kept of it can be sent back."""
     async with HostileServer(whole(b"[]", status, **headers)) as server, client_of(server.url) as client:
-        with contextlib.suppress(AnswerBroke, CityFailed, InvalidTripFile):
+        with contextlib.suppress(AnswerBroke, CityFailed, FileRefused):
             async with client.upstream.download("1", DAY, None) as download:
                 validators = download.validators
-            with contextlib.suppress(AnswerBroke, CityFailed, InvalidTripFile):
+            with contextlib.suppress(AnswerBroke, CityFailed, FileRefused):
                 await client.attempt(known=validators)
 
 

@@ -14,6 +14,7 @@ from moto.server import ThreadedMotoServer
 
 from services.local.embedded import EmbeddedServices
 from shared import quick_reads
+from shared import store as store_module
 from shared.identity import utc_now
 from shared.settings import Settings, load_settings
 from shared.store import UPLOAD_PART_BYTES, LostRace, ObjectStore, S3Store, StoreUnavailable
@@ -167,6 +168,36 @@ async def test_an_aborted_upload_leaves_nothing(store: ObjectStore) -> None:
     await upload.abort()
     await upload.abort()
     assert await keys_of(store) == []
+
+
+@pytest.mark.parametrize("size_bytes", [0, 10, UPLOAD_PART_BYTES, 2 * UPLOAD_PART_BYTES + 7])
+async def test_a_copy_is_the_same_bytes(store: ObjectStore, size_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object of any size is copied inside the store, in parts if it is large; the original stays."""
+    monkeypatch.setattr(store_module, "COPY_PART_BYTES", UPLOAD_PART_BYTES)
+    body = (bytes(range(251)) * (size_bytes // 251 + 1))[:size_bytes]
+    source, target = "raw/date=1/city=~S%C3%A3o/one.json", "quarantine/date=1/city=~S%C3%A3o/one.json"
+    upload = store.upload(source)
+    await upload.write(body)
+    await upload.complete()
+    await store.copy(source, target, size_bytes=size_bytes)
+    for key in (source, target):
+        found = await store.get(key)
+        assert found is not None
+        assert found.body == body
+    await store.delete(source)
+    await store.delete(source)
+    assert await keys_of(store) == [target]
+
+
+async def test_a_copy_that_fails_leaves_nothing(embedded: EmbeddedServices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a part cannot be copied, that is a fault of the store, and the upload is given up."""
+    monkeypatch.setattr(store_module, "COPY_PART_BYTES", UPLOAD_PART_BYTES)
+    async with S3Store(settings_of(embedded.s3_endpoint_url)) as store:
+        await store.create_bucket()
+        with pytest.raises(StoreUnavailable):
+            await store.copy("raw/missing.json", "quarantine/one.json", size_bytes=3 * UPLOAD_PART_BYTES)
+        assert [one async for one in store.unfinished_uploads("quarantine/")] == []
+        assert await keys_of(store) == []
 
 
 async def test_wrong_credentials_and_a_missing_bucket_are_faults_of_the_surroundings(

@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = str(Path(__file__).parent)
     for item in items:
         if str(item.path).startswith(here):
-            item.add_marker(pytest.mark.timeout(240))
+            item.add_marker(pytest.mark.timeout(900))
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
             if os.environ.get(REAL_VARIABLE) != "1":
                 item.add_marker(pytest.mark.skip(reason="needs a real Apache Kafka: make test-kafka"))

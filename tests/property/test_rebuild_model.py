@@ -134,6 +134,11 @@ class GatedStore:
     def upload(self, key: str) -> Upload:
         return self._store.upload(key)
 
+    async def copy(self, source: str, target: str, *, size_bytes: int) -> None:
+        await self._process.gate()
+        await self._store.copy(source, target, size_bytes=size_bytes)
+        self._process.note(target)
+
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         async for chunk in self._store.stream(key):
             yield chunk

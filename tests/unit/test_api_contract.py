@@ -28,6 +28,7 @@ from shared import keys, objects
 from shared.events import Outcome
 from tests.serving import served
 from tests.unit.api_world import NOW, REQUEST, World, manifest_of, planned, stats
+from tests.unit.test_api_quarantine import report_of, write_report
 from tests.unit.test_api_requests import record_of, write
 
 EXAMPLES_MAX = int(os.environ.get("TRIPFOLD_TEST_EXAMPLES", "25"))
@@ -37,7 +38,13 @@ TIMEOUT_S = 20
 KEY = mint_key()
 KEYS = f"test:read+process:{digest_of(KEY)}"
 # Those that take a parameter that can be wrong, and those that take none.
-FALLIBLE = ["/process-request", "/process-requests", "/country-stats", "/country-stats/{country}/{date}"]
+FALLIBLE = [
+    "/process-request",
+    "/process-requests",
+    "/quarantine",
+    "/country-stats",
+    "/country-stats/{country}/{date}",
+]
 INFALLIBLE = [
     "/process-requests/{request_id}",
     "/process-requests/{request_id}/events",
@@ -54,7 +61,7 @@ KNOWN = {
     "/country-stats/{country}/{date}": {"country": "armenia", "date": "2024-05-01"},
 }
 # No document can say that ``from`` is not after ``to``, that a key was used before, or that no city has failed.
-ALLOWED_AND_REFUSED = {"/country-stats", "/process-request", "/process-requests/{request_id}/retry"}
+ALLOWED_AND_REFUSED = {"/country-stats", "/quarantine", "/process-request", "/process-requests/{request_id}/retry"}
 
 
 @pytest.fixture(name="api_schema", scope="module")
@@ -67,6 +74,7 @@ def _api_schema() -> Iterator[OpenApiSchema]:
         record_of(NOW), planned=True, cities=1, countries=1, outcomes={Outcome.STORED: "1"}, served="1"
     )
     write(world, completed)
+    write_report(world, report_of("7"))
     write(world, msgspec.structs.replace(completed, request_id=REQUEST))
     asked = RangeRecord(range_id=REQUEST, first=completed.date, last=completed.date, requests=(completed.request_id,))
     world.store.write(keys.range_request(REQUEST), objects.encode(asked))

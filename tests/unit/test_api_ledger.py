@@ -51,6 +51,7 @@ def test_contribution_with_provenance(world: World, client: Client) -> None:
                 "etag": '"v1"',
                 "last_modified": None,
                 "ingested_at": "2024-06-01T12:30:00Z",
+                "bad_records": 0,
                 "rule_version": 1,
                 "plan_revision": 3,
             },

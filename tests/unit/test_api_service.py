@@ -241,6 +241,7 @@ def test_documented_operations(document: dict[str, Any]) -> None:
         ("get", "/process-requests/{request_id}/events"),
         ("post", "/process-requests/{request_id}/retry"),
         ("get", "/process-ranges/{range_id}"),
+        ("get", "/quarantine"),
         ("delete", "/process-ranges/{range_id}"),
         ("get", "/country-stats"),
         ("get", "/country-stats/{country}/{date}"),

@@ -19,8 +19,21 @@ DEADLINE_S = 3600.0
 ORPHAN = keys.raw(DAY, CityId("1"), "orphan")
 
 
-async def cleaned(bucket: OperatedBucket, *, dry_run: bool = False, older_than: dt.timedelta = WEEK) -> list[Swept]:
-    return [swept async for swept in clean(bucket.store, older_than=older_than, deadline_s=DEADLINE_S, dry_run=dry_run)]
+async def cleaned(
+    bucket: OperatedBucket,
+    *,
+    dry_run: bool = False,
+    older_than: dt.timedelta = WEEK,
+    quarantine_older_than: dt.timedelta | None = None,
+) -> list[Swept]:
+    sweep = clean(
+        bucket.store,
+        older_than=older_than,
+        deadline_s=DEADLINE_S,
+        dry_run=dry_run,
+        quarantine_older_than=quarantine_older_than,
+    )
+    return [swept async for swept in sweep]
 
 
 def raw_keys(bucket: OperatedBucket) -> list[str]:
@@ -98,6 +111,69 @@ async def test_an_age_within_the_deadline_is_refused(bucket: OperatedBucket, sec
     with pytest.raises(InvalidAge, match="not longer than the deadline"):
         await cleaned(bucket, older_than=dt.timedelta(seconds=seconds))
     assert ORPHAN in raw_keys(bucket)
+
+
+def quarantine(bucket: OperatedBucket, attempt: str) -> tuple[str, str]:
+    """Put a file of the first city into quarantine; return its key and its report's."""
+    key = keys.quarantined(DAY, CityId("1"), attempt)
+    bucket.store.write(key, b"[7]")
+    bucket.store.write(keys.quarantine_report(key), b"{}")
+    return key, keys.quarantine_report(key)
+
+
+async def test_old_quarantine_goes_and_young_quarantine_stays(bucket: OperatedBucket) -> None:
+    """A file goes with its report, the report first; bytes without a report go too; all by the quarantine's own age."""
+    old = quarantine(bucket, "old")
+    without_report, _ = quarantine(bucket, "half")
+    bucket.store.objects.pop(keys.quarantine_report(without_report))
+    bucket.clock.advance(10 * 86_400)
+    young = quarantine(bucket, "young")
+    assert not [one for one in await cleaned(bucket) if one.key.startswith("quarantine/")]
+    told = await cleaned(bucket, quarantine_older_than=dt.timedelta(days=9), dry_run=True)
+    assert told == await cleaned(bucket, quarantine_older_than=dt.timedelta(days=9))
+    assert [one.key for one in told if one.key in old] == [old[1], old[0]]
+    assert list(bucket.store.bodies("quarantine/")) == sorted(young)
+
+
+async def test_a_file_that_was_refused_again_stays(bucket: OperatedBucket) -> None:
+    """A report that was written lately keeps its file, however old the bytes are."""
+    key, report = quarantine(bucket, "again")
+    bucket.clock.advance(10 * 86_400)
+    bucket.store.write(report, b"{}")
+    await cleaned(bucket, quarantine_older_than=dt.timedelta(days=9))
+    assert list(bucket.store.bodies("quarantine/")) == sorted([key, report])
+
+
+async def test_a_raw_attempt_that_lies_in_quarantine_goes(bucket: OperatedBucket) -> None:
+    """Without a manifest, raw attempts stay but for those whose bytes and report lie in quarantine."""
+    city = CityId("9")
+    refused, unknown = keys.raw(DAY, city, "refused"), keys.raw(DAY, city, "unknown")
+    half = keys.raw(DAY, city, "half")
+    for key in (refused, unknown, half):
+        bucket.store.write(key, b"[7]")
+    for attempt in ("refused", "half"):
+        bucket.store.write(keys.quarantined(DAY, city, attempt), b"[7]")
+    bucket.store.write(keys.quarantine_report(keys.quarantined(DAY, city, "refused")), b"{}")
+    bucket.clock.advance(8 * 86_400)
+    told = {one.key: one.verdict for one in await cleaned(bucket)}
+    assert (told[refused], told[unknown]) == (Verdict.RAW_IN_QUARANTINE, Verdict.NO_MANIFEST)
+    assert refused not in raw_keys(bucket)
+    assert {unknown, half} <= set(raw_keys(bucket))
+
+
+async def test_old_notes_of_attempts_go(bucket: OperatedBucket) -> None:
+    """A note that a dead worker left goes once it is old: its deaths are forgotten."""
+    bucket.store.write(keys.attempts(DAY, CityId("1")), b"{}")
+    bucket.clock.advance(8 * 86_400)
+    bucket.store.write(keys.attempts(DAY, CityId("2")), b"{}")
+    await cleaned(bucket)
+    assert list(bucket.store.bodies("attempts/")) == [keys.attempts(DAY, CityId("2"))]
+
+
+async def test_a_quarantines_age_within_the_deadline_is_refused(bucket: OperatedBucket) -> None:
+    """A file that may just be coming into quarantine is not looked at."""
+    with pytest.raises(InvalidAge, match="not longer than the deadline"):
+        await cleaned(bucket, quarantine_older_than=dt.timedelta(minutes=5))
 
 
 class RacingStore(MemoryStore):

@@ -611,6 +611,41 @@ def test_an_endless_token_is_refused_in_bounded_memory(opening: bytes, repeated:
     assert peak_bytes < 4 * 1024 * 1024
 
 
+@pytest.mark.parametrize("force_reference", [False, True])
+@pytest.mark.parametrize(
+    ("form", "opening", "repeated"),
+    [
+        ("lines", b'{"x":"', b"}"),
+        ("lines", b"{", b'"x":1,'),
+        ("lines", b" ", b"["),
+        ("lines", f"{record()}\n".encode(), b"1"),
+        ("/trips", b'{"x":"', b"["),
+        ("/trips", b"{", b'"' + b"x" * 200 + b'":1,'),
+        ("/trips", b'{"trips":[{"x":"', b"}"),
+        ("/trips", b'{"trips":[],"x":"', b"}"),
+        ("/trips", b'{"trips":[]}', b" "),
+    ],
+)
+def test_no_form_waits_for_the_end_of_an_endless_token(
+    form: str, opening: bytes, repeated: bytes, force_reference: bool
+) -> None:
+    """Lines, and what stands around an array under a path, are bounded like records."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidTripFile):
+            fold_trip_file(
+                endless(opening, repeated),
+                date=DATE,
+                rules=of_form(form),
+                limits=ParserLimits(record_bytes=128 * 1024),
+                force_reference=force_reference,
+            )
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4 * 1024 * 1024
+
+
 def test_white_space_without_end_takes_no_memory() -> None:
     """Megabytes of white space before, between and after the records are read past."""
     space = b" " * 65_536

@@ -1,0 +1,285 @@
+"""Files that are refused, and files that kill who parses them: nothing of them is lost, and nothing else is harmed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from services.ingest.apart import ParserDied
+from services.ingest.attempts import APART_AFTER, DEATHS_MAX, Attempts
+from services.ingest.parser import FileRules, FoldedFile, fold_trip_file
+from shared import keys, objects
+from shared.health import REGISTRY
+from shared.identity import CityId, RequestId
+from shared.objects import AttemptsUnderWay, QuarantineReport, ReportedRecord, RequestRecord
+from shared.patience import Stopping
+from shared.requests import Status, status_of
+from tests.fakes import Break, Crossing, Crossings, Truth, trip_file
+from tests.fault.checks import differences
+from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MORNING, WHOLE
+from tests.fault.world import DATE, ROLES, Process, World
+
+BAD_TRIP = b'{"departure-time":"2024-05-01T10:00:00","bus-type":"B","passengers":-1,"delay":"PT0S","accident":false}'
+GOOD_TRIP = BAD_TRIP.replace(b"-1", b"1")
+BAD = b"[" + GOOD_TRIP + b", " + BAD_TRIP + b"]"
+BROKEN = b"[" + GOOD_TRIP + b", NaN, " + b", ".join([GOOD_TRIP] * 6_000) + b"]"
+CITY = CityId("1")
+
+
+def holding(body: bytes) -> Truth:
+    """Return an upstream whose first city has this file."""
+    return Truth(cities=HOME, files={1: body, 2: EMPTY, 3: EVENING})
+
+
+def reports(world: World) -> list[QuarantineReport]:
+    """Return every report of a world."""
+    held = world.store.bodies(keys.QUARANTINE)
+    return [
+        objects.decode(QuarantineReport, body, key) for key, body in held.items() if key.endswith(keys.REPORT_SUFFIX)
+    ]
+
+
+def record_of(world: World, request_id: RequestId) -> RequestRecord:
+    """Return the record of a request."""
+    key = keys.request(request_id)
+    return objects.decode(RequestRecord, world.store.objects[key].body, key)
+
+
+def note(world: World) -> AttemptsUnderWay | None:
+    """Return the note of attempts at the first city, if there is one."""
+    key = keys.attempts(DATE, CITY)
+    stored = world.store.objects.get(key)
+    return objects.decode(AttemptsUnderWay, stored.body, key) if stored else None
+
+
+def quarantined(why: str) -> float:
+    """Return how many files were refused."""
+    return REGISTRY.get_sample_value("tripfold_quarantined_files_total", {"why": why}) or 0.0
+
+
+async def test_a_refused_file_is_kept_and_the_good_revision_stays() -> None:
+    """The bytes and a report lie in quarantine, the request says why and where, and the manifest is what it was."""
+    world = World()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    manifest = world.store.objects[keys.manifest(DATE, CITY)]
+    before = quarantined("invalid")
+    request_id = world.request(holding(BAD))
+    await world.run_to_rest()
+    (report,) = reports(world)
+    assert world.store.objects[report.key].body == BAD
+    assert (report.city_id, report.country, report.request_id) == ("1", "armenia", request_id)
+    assert (report.bad_records, report.records, report.byte_offset) == (1, 2, BAD.index(BAD_TRIP))
+    assert report.reported == (
+        ReportedRecord(
+            record_number=2,
+            byte_offset=BAD.index(BAD_TRIP),
+            field="passengers",
+            value="-1",
+            reason=report.reported[0].reason,
+        ),
+    )
+    failure = record_of(world, request_id).failures[0]
+    assert (failure.quarantine_key, failure.reason) == (report.key, report.reason)
+    assert "record 2" in failure.reason
+    assert world.store.objects[keys.manifest(DATE, CITY)] == manifest
+    assert quarantined("invalid") == before + 1
+    assert differences(world) == []
+
+
+async def test_a_corrected_file_is_taken_in_by_a_retry() -> None:
+    """Once the upstream has put it right, a retry of the request takes the file in, and completes the request."""
+    world = World()
+    request_id = world.request(holding(BAD))
+    await world.run_to_rest()
+    world.retry(request_id, Truth(cities=HOME, files={1: CORRECTED, 2: EMPTY, 3: EVENING}))
+    await world.run_to_rest()
+    assert status_of(record_of(world, request_id)) is Status.COMPLETED
+    assert differences(world) == []
+
+
+async def test_all_of_a_file_is_kept_however_early_its_fault_is_known() -> None:
+    """A file that stops being JSON in its second record is received to its end, and kept whole."""
+    world = World(chunk_bytes=64 * 1024)
+    world.request(holding(BROKEN))
+    await world.run_to_rest()
+    (report,) = reports(world)
+    assert world.store.objects[report.key].body == BROKEN
+    assert (report.broke_off, report.bad_records) == (None, 0)
+    assert differences(world) == []
+
+
+async def test_a_bad_file_that_breaks_off_is_kept_as_far_as_it_came() -> None:
+    """What came of a file that is known to be bad is kept, and the report says that it is not all."""
+    world = World(chunk_bytes=64 * 1024)
+    world.upstream.cuts = {"1": [555_555]}
+    world.request(holding(BROKEN))
+    await world.run_to_rest()
+    (report,) = reports(world)
+    assert world.store.objects[report.key].body == BROKEN[:555_555]
+    assert report.broke_off is not None
+    assert "broke off after 555555 bytes" in report.broke_off
+    assert differences(world) == []
+
+
+async def test_a_good_file_that_breaks_off_is_not_taken_for_a_bad_one() -> None:
+    """A cut file has no end to its array, which is no verdict on it: it is fetched again."""
+    world = World()
+    world.upstream.cuts = {"1": [0, 150]}
+    request_id = world.request(WHOLE)
+    await world.run_to_rest()
+    assert status_of(record_of(world, request_id)) is Status.COMPLETED
+    assert reports(world) == []
+
+
+async def test_the_same_bad_file_is_kept_once() -> None:
+    """However often the same bytes are refused, they are kept once, and their report says how often they came."""
+    world = World()
+    requests = []
+    for _ in range(3):
+        requests.append(world.request(holding(BAD)))
+        await world.run_to_rest()
+    (report,) = reports(world)
+    assert (report.seen, report.request_id, report.last_request_id) == (3, requests[0], requests[2])
+    assert {record_of(world, one).failures[0].quarantine_key for one in requests} == {report.key}
+    world.request(holding(BAD + b" "))
+    await world.run_to_rest()
+    assert len(reports(world)) == 2
+    assert differences(world) == []
+
+
+class DeadlyReads(Crossings):
+    """Lets the worker die over the first city's file, so many times, as soon as it reads from it."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left = times
+
+    def next_break(self, crossing: Crossing) -> Break | None:
+        super().next_break(crossing)
+        if crossing.what == "read file 1" and self.left > 0:
+            self.left -= 1
+            return Break.DIE_BEFORE
+        return None
+
+
+class Apart:
+    """Stands for the process that a file is parsed apart in; it dies, or does its work."""
+
+    def __init__(self, *, deadly: bool) -> None:
+        self.parsed = 0
+        self._deadly = deadly
+
+    def __call__(
+        self, read: Callable[[], bytes], *, date: str, rules: FileRules, progress: Callable[[int], None]
+    ) -> FoldedFile:
+        self.parsed += 1
+        if self._deadly:
+            read()
+            raise ParserDied("the process that parsed the file apart was killed by SIGKILL")
+        return fold_trip_file(read, date=date, rules=rules, progress=progress)
+
+
+def deadly_world(times: int, *, deadly: bool) -> tuple[World, Apart]:
+    """Return a world whose worker dies so many times over the first city's file."""
+    world = World()
+    world.crossings = DeadlyReads(times)
+    world.fold_apart = apart = Apart(deadly=deadly)
+    return world, apart
+
+
+async def test_a_file_that_killed_twice_is_parsed_apart_and_quarantined_if_it_kills_again() -> None:
+    """The third time the worker survives: the file lies in quarantine, whole, and the request says what it did."""
+    world, apart = deadly_world(APART_AFTER, deadly=True)
+    before = quarantined("deadly")
+    request_id = world.request(WHOLE)
+    await world.run_to_rest()
+    (report,) = reports(world)
+    assert (world.deaths, apart.parsed) == (APART_AFTER, 1)
+    assert world.store.objects[report.key].body == trip_file(MORNING, DATE)
+    failure = record_of(world, request_id).failures[0]
+    assert failure.reason == report.reason
+    assert "workers have died over this file" in failure.reason
+    assert "SIGKILL" in failure.reason
+    assert failure.quarantine_key == report.key
+    assert quarantined("deadly") == before + 1
+    assert note(world) is None
+
+
+@pytest.mark.parametrize("times", [1, APART_AFTER, APART_AFTER + 3])
+async def test_a_file_that_was_not_the_killer_is_taken_in(times: int) -> None:
+    """However often workers died over it for other reasons, a good file is folded, apart if need be."""
+    world, apart = deadly_world(times, deadly=False)
+    request_id = world.request(WHOLE)
+    await world.run_to_rest()
+    assert status_of(record_of(world, request_id)) is Status.COMPLETED
+    assert apart.parsed == (0 if times < APART_AFTER else times - APART_AFTER + 1)
+    assert (reports(world), note(world)) == ([], None)
+    assert differences(world) == []
+
+
+async def test_a_city_is_given_up_that_kills_before_it_is_parsed() -> None:
+    """What kills workers again and again, parsed apart or not, fails its city, and a later request begins anew."""
+    world, apart = deadly_world(DEATHS_MAX, deadly=False)
+    request_id = world.request(WHOLE)
+    await world.run_to_rest()
+    failure = record_of(world, request_id).failures[0]
+    assert f"{DEATHS_MAX} attempts" in failure.reason
+    assert (apart.parsed, note(world)) == (DEATHS_MAX - APART_AFTER, None)
+    world.retry(request_id, WHOLE)
+    await world.run_to_rest()
+    assert status_of(record_of(world, request_id)) is Status.COMPLETED
+    assert differences(world) == []
+
+
+async def test_restarts_and_faults_of_others_do_not_count() -> None:
+    """An attempt that ends because the worker is asked to stop, or the upstream breaks, takes itself out."""
+    world = World()
+    world.upstream.cuts = {"1": [150, 150, 150]}
+    world.request(WHOLE)
+    for _ in range(3):
+        process = await stopped_in_the_middle(world)
+        assert note(world) is None
+        assert process.patience.stopping.is_set()
+        world.replace("worker")
+    world.fold_apart = apart = Apart(deadly=True)
+    await world.run_to_rest()
+    assert (apart.parsed, reports(world), note(world)) == (0, [], None)
+    assert differences(world) == []
+
+
+async def stopped_in_the_middle(world: World) -> Process:
+    """Ask a worker to stop while it reads the first city's file; return it once it has."""
+    while not world.log.take("worker", ROLES["worker"].topic, 1):
+        await world.turn("planner")
+    process = Process(world, "worker", 0)
+    batch = world.log.take("worker", ROLES["worker"].topic, ROLES["worker"].batch_records_max)
+    handling = asyncio.ensure_future(process.process(batch))
+    async with asyncio.timeout(10):
+        while note(world) is None:  # noqa: ASYNC110  # what is looked at has no event
+            await asyncio.sleep(0)
+    process.patience.stopping.set()
+    with pytest.raises(Stopping):
+        await handling
+    return process
+
+
+async def test_a_note_holds_a_bounded_number_of_attempts() -> None:
+    """However many attempts are noted, the note stays small, and an attempt counts the others alone."""
+    world = World()
+    attempts = Attempts(world.store, clock=world.clock)
+    counts = [await attempts.begin(DATE, CITY, f"attempt-{number}") for number in range(DEATHS_MAX + 5)]
+    assert counts == [*range(DEATHS_MAX + 1), *[DEATHS_MAX + 1] * 4]
+    assert await attempts.begin(DATE, CITY, f"attempt-{DEATHS_MAX + 4}") == DEATHS_MAX
+    left = note(world)
+    assert left is not None
+    assert len(left.under_way) == DEATHS_MAX + 1
+    await attempts.end(DATE, CITY, left.under_way[0].attempt, settled=False)
+    left = note(world)
+    assert left is not None
+    assert len(left.under_way) == DEATHS_MAX
+    await attempts.end(DATE, CITY, "another", settled=True)
+    assert note(world) is None
+    await attempts.end(DATE, CITY, "another", settled=False)
