@@ -38,7 +38,7 @@ import msgspec
 
 from bench.authority import BLOCK_BYTES, Sums, city_id, write_block
 from bench.parsing import fold_with_duckdb
-from bench.surroundings import ROOT, Store, cpu_s, null_store, peak_rss_bytes, seaweedfs, served
+from bench.surroundings import ROOT, Store, cpu_s, end_in_order, null_store, peak_rss_bytes, seaweedfs, served
 from bench.tables import print_table
 
 DATE: Final = "2024-05-01"
@@ -63,6 +63,7 @@ def main() -> None:
         measured = _measure_here(options.contender, blocks=options.blocks, streams=options.streams)
         print(msgspec.json.encode(measured).decode())
         return
+    end_in_order()
     blocks = max(1, round((options.bytes or (1e8 if options.quick else 1e9)) / BLOCK_BYTES))
     with tempfile.TemporaryDirectory() as folder:
         block = Path(folder) / "block.json"

@@ -30,7 +30,7 @@ import httpx
 import msgspec
 
 from bench.authority import BLOCK_BYTES, Sums, city_id, write_block
-from bench.surroundings import ROOT, null_store, peak_rss_bytes, seaweedfs, served
+from bench.surroundings import ROOT, end_in_order, null_store, peak_rss_bytes, seaweedfs, served
 from bench.tables import print_table
 from services.local.ports import free_port, release_ports
 from shared import keys, objects
@@ -51,6 +51,7 @@ BYTES_PER_S_MIN: Final = 4e6
 LOOK_INTERVAL_S: Final = 0.02
 END_DEADLINE_S: Final = 20.0
 PARTITIONS: Final = 8
+STREAMS: Final = (1, 2, 4, 8)
 _LAG_MAX: Final = re.compile(r"^tripfold_event_loop_lag_max_seconds (\S+)", re.MULTILINE)
 
 
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     options = parser.parse_args()
+    end_in_order()
     largest = max(3, round((options.bytes or (3e8 if options.quick else 4e9)) / BLOCK_BYTES))
     sizes = sorted({min(3, largest), max(3, largest // 4), largest})
     with tempfile.TemporaryDirectory() as folder:
@@ -102,8 +104,10 @@ def main() -> None:
                 "TRIPFOLD_LOG_LEVEL": "warning",
             }
             by_size = [bench.measure(Load(workers=1, streams=1, cities=1, blocks=blocks)) for blocks in sizes]
+            _print_by_size(by_size)
             each = max(1, largest // 16)
-            by_streams = [bench.measure(Load(workers=1, streams=n, cities=n, blocks=each)) for n in (1, 2, 4, 8)]
+            by_streams = [bench.measure(Load(workers=1, streams=n, cities=n, blocks=each)) for n in STREAMS]
+            _print_by_streams(by_streams)
             by_workers = []
             for workers in (1, 2) * options.runs:
                 try:
@@ -111,7 +115,7 @@ def main() -> None:
                     by_workers.append(bench.measure(load))
                 except TimeoutError:
                     print(f"{workers} workers: left out, they did not come to an end", file=sys.stderr)
-    _print(by_size, by_streams, by_workers)
+            _print_by_workers(by_workers)
     if options.json:
         found = {"by_size": by_size, "by_streams": by_streams, "by_workers": by_workers}
         options.json.write_text(json.dumps(msgspec.to_builtins(found), indent=2) + "\n")
@@ -234,7 +238,7 @@ def _task(city: CityId, position: int) -> IngestCity:
     )
 
 
-def _print(by_size: list[Measured], by_streams: list[Measured], by_workers: list[Measured]) -> None:
+def _print_by_size(by_size: list[Measured]) -> None:
     print_table(
         "A worker's memory by the size of its file, one stream",
         ("file, MB", "peak RSS, MB", "before it began, MB", "MB/s", "held, ms"),
@@ -246,6 +250,9 @@ def _print(by_size: list[Measured], by_streams: list[Measured], by_workers: list
             for one in by_size
         ],
     )
+
+
+def _print_by_streams(by_streams: list[Measured]) -> None:
     print_table(
         "A worker's memory by its streams",
         ("streams", "peak RSS, MB", "MB more than one stream, each", "MB/s in all", "held, ms"),
@@ -262,6 +269,9 @@ def _print(by_size: list[Measured], by_streams: list[Measured], by_workers: list
             for one in by_streams
         ],
     )
+
+
+def _print_by_workers(by_workers: list[Measured]) -> None:
     print_table(
         "Workers on one topic, two streams each",
         ("workers", "MB/s in all", "peak RSS of the larger, MB"),

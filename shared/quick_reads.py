@@ -24,8 +24,6 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.exceptions import BotoCoreError
 
-PAGE_KEYS_MAX = 1_000
-
 _CONTENTS = re.compile(r"<Contents>(.*?)</Contents>", re.DOTALL)
 _ELEMENT = re.compile(r"<(Key|LastModified|ETag|Size)>([^<]*)</\1>")
 _COUNT = re.compile(r"<KeyCount>(\d+)</KeyCount>")
@@ -99,9 +97,9 @@ class QuickReads:
             raise Declined(f"{status} for {key}")
         return body[:first_bytes], etag
 
-    async def page(self, prefix: str, *, after: str = "", token: str | None = None) -> Page:
+    async def page(self, prefix: str, *, keys_max: int, after: str = "", token: str | None = None) -> Page:
         """Return a page of a listing. Raises Declined."""
-        query = {"list-type": "2", "max-keys": str(PAGE_KEYS_MAX), "prefix": prefix}
+        query = {"list-type": "2", "max-keys": str(keys_max), "prefix": prefix}
         if token is not None:
             query["continuation-token"] = token
         elif after:

@@ -44,6 +44,7 @@ COPY_PARTS_IN_FLIGHT_MAX = 4
 STREAM_CHUNK_BYTES = 1024 * 1024
 # botocore wraps what goes wrong before an answer's body, and not a body that breaks off: that is aiohttp's own error.
 NO_ANSWER = (TimeoutError, BotoCoreError, OSError, aiohttp.ClientError)
+LIST_PAGE_KEYS = 1_000  # the most that S3 gives at once
 
 
 class StoreUnavailable(SurroundingsFault):
@@ -306,7 +307,9 @@ class S3Store:
             raise StoreUnavailable(f"the listing of {prefix} broke off")
         start = {"StartAfter": after} if after else {}
         with _faults("ListObjectsV2", prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix, **start)
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=prefix, PaginationConfig={"PageSize": LIST_PAGE_KEYS}, **start
+            )
             async for page in pages:
                 for entry in page.get("Contents", ()):
                     yield Listed(
@@ -322,7 +325,7 @@ class S3Store:
             if self._quick is None:
                 return None
             try:
-                return await self._quick.page(prefix, after=after, token=token)
+                return await self._quick.page(prefix, keys_max=LIST_PAGE_KEYS, after=after, token=token)
             except Declined:
                 if wait_s is None or token is None:
                     return None
@@ -397,7 +400,9 @@ class S3Store:
 
     async def unfinished_uploads(self, prefix: str) -> AsyncIterator[UnfinishedUpload]:
         with _faults("ListMultipartUploads", prefix):
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=prefix)
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.bucket, Prefix=prefix, PaginationConfig={"PageSize": LIST_PAGE_KEYS}
+            )
             async for page in pages:
                 for entry in page.get("Uploads", ()):
                     yield UnfinishedUpload(key=entry["Key"], upload_id=entry["UploadId"], begun_at=entry["Initiated"])
