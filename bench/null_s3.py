@@ -114,8 +114,12 @@ class _Connection(socketserver.BaseRequestHandler):
                 self._send("ListObjectsV2", 200, _xml("ListBucketResult", KeyCount="0", IsTruncated="false"))
             case "HEAD":
                 self._send("HeadBucket", 200)
-            case _:
+            case "DELETE" if "uploadId" in query:
                 self._send("AbortMultipartUpload", 204)
+            case _:
+                with self.server.lock:
+                    self.server.kept.pop(path, None)
+                self._send("DeleteObject", 204)
 
     def _put(self, path: str, head: bytes, body: bytes) -> None:
         if_match = _IF_MATCH.search(head)
