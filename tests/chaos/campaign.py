@@ -74,7 +74,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What happened, and whether anything is wrong: ``differences`` must be empty."""
+    """What happened, and whether anything is wrong: ``differences`` must be empty.
+
+    ``given_up`` counts the times that no recovery was seen within RECOVERY_DEADLINE_S, other faults going on.
+    """
 
     seconds: float
     seed: int
@@ -95,6 +98,7 @@ class Report(msgspec.Struct, kw_only=True):
     counters: dict[str, int] = {}
     sigterm_s: list[float] = []
     recovery_s: dict[str, list[float]] = {}
+    given_up: dict[str, int] = {}
     rest_s: float = 0.0
     differences: list[str] = []
 
@@ -300,9 +304,8 @@ class Campaign:
         unready = {name} if name else set(self.system.shape.services)
         while unready := {one for one in unready if not await self.system.ready(one)}:
             if time.monotonic() - began_s > RECOVERY_DEADLINE_S:
-                self.report.differences.append(
-                    f"{', '.join(sorted(unready))} not ready {RECOVERY_DEADLINE_S:.0f} s after: {what}"
-                )
+                # Killed again and again, a service may never be: that all are ready is asked for when it is over.
+                self.report.given_up[what] = self.report.given_up.get(what, 0) + 1
                 return
             await asyncio.sleep(0.5)
         self.report.recovery_s.setdefault(what, []).append(round(time.monotonic() - began_s, 1))

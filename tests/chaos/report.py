@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from tests.chaos.campaign import Report
+from tests.chaos.campaign import RECOVERY_DEADLINE_S, Report
 
 COUNTERS = {
     "tripfold_faults_total": "tries that were waited out and made again",
@@ -59,7 +59,16 @@ def markdown_of(report: Report) -> str:
             [(text, f"{report.counters.get(name, 0):,}") for name, text in COUNTERS.items()],
         ),
         "",
-        *_table(("until ready again, while other faults went on", "times", "median", "longest"), _times(report)),
+        *_table(
+            (
+                "until ready again, while other faults went on",
+                "times",
+                "median",
+                "longest",
+                f"longer than {RECOVERY_DEADLINE_S:.0f} s",
+            ),
+            _times(report),
+        ),
         "",
     ]
     return "\n".join(lines)
@@ -77,7 +86,13 @@ def _times(report: Report) -> Iterable[tuple[str, ...]]:
     }
     for what, times_s in sorted(timed.items()):
         if times_s:
-            yield what, f"{len(times_s)}", f"{statistics.median(times_s):.1f} s", f"{max(times_s):.1f} s"
+            yield (
+                what,
+                f"{len(times_s)}",
+                f"{statistics.median(times_s):.1f} s",
+                f"{max(times_s):.1f} s",
+                f"{report.given_up.get(what, 0)}",
+            )
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -229,7 +229,7 @@ def service(system: System, name: str, **settings: str) -> ChildProcess:
         env=system.environment | own,
         log_path=system.directory / "logs" / f"{name}.log",
         ready=http_probe(f"{system.health_urls[name]}/health/live"),
-        ready_deadline_s=60,
+        ready_deadline_s=180,
         restart=True,
     )
 
