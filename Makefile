@@ -7,7 +7,7 @@ WORKERS ?= 2
 HISTORIES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi contract format test-containers test-kafka chaos histories mutations requirements clean
+.PHONY: help demo up test lint unit audit bench asyncapi contract screenshots format test-containers test-kafka chaos histories mutations requirements clean
 
 help: ## Show what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ asyncapi: $(VENV)/.local ## Write the contract of the events, docs/asyncapi.json
 contract: $(VENV)/.dev ## Hold the API to its OpenAPI document with many made-up requests (EXAMPLES=, SEED=)
 	TRIPFOLD_TEST_EXAMPLES=$(or $(EXAMPLES),1000) TRIPFOLD_TEST_SEED=$(SEED) \
 		$(BIN)/python -m pytest --timeout 0 tests/unit/test_api_contract.py $(ARGS)
+
+screenshots: $(VENV)/.dev ## Take pictures of the page into .data/screenshots (needs Chromium)
+	$(BIN)/python -m tests.browser.screenshots .data/screenshots
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .

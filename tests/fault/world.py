@@ -255,13 +255,22 @@ class World:
         self.log = MemoryLog()
         self._living.clear()
 
+    def clock_of(self, role: str) -> Callable[[], dt.datetime]:
+        """Return the clock that processes of a role go by."""
+        del role
+        return self.clock
+
     def make_handler(self, process: Process) -> Handler:
         """Build what a process of a role does with a batch, as the services wire it."""
         persistence = Persistence(process.patience, attempts_max=10, outage_limit_s=3600)
         match process.role:
             case "planner":
                 planner = Planner(
-                    process.store, process.publisher, process.upstream, clock=self.clock, persistence=persistence
+                    process.store,
+                    process.publisher,
+                    process.upstream,
+                    clock=self.clock_of(process.role),
+                    persistence=persistence,
                 )
                 return planner.process
             case "worker":
@@ -269,7 +278,7 @@ class World:
                     process.store,
                     process.publisher,
                     process.upstream,
-                    clock=self.clock,
+                    clock=self.clock_of(process.role),
                     persistence=persistence,
                     threads=_threads,
                     deadline_s=TASK_DEADLINE_S,
@@ -282,7 +291,11 @@ class World:
                 return Folder(process.store, process.publisher, cache_bytes=100_000).process
             case _:
                 return ProgressFolder(
-                    process.store, process.publisher, clock=self.clock, patience=process.patience, interval_s=0
+                    process.store,
+                    process.publisher,
+                    clock=self.clock_of(process.role),
+                    patience=process.patience,
+                    interval_s=0,
                 ).process
 
     def request(self, truth: Truth) -> RequestId:
@@ -426,7 +439,7 @@ class World:
         """Send every request on its way again that has made no progress for long."""
         self.clock.advance(SWEEP_AFTER.total_seconds())
         publisher = MemoryPublisher(self.log, source="sweep")
-        await Sweep(self.store, publisher, clock=self.clock, after=SWEEP_AFTER).once()
+        await Sweep(self.store, publisher, clock=self.clock_of("sweep"), after=SWEEP_AFTER).once()
 
     async def turn(self, role: str, *, partitions: Sequence[int] = range(PARTITIONS)) -> bool:
         """Let a process handle its next batch; say whether there was one."""

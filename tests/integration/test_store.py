@@ -1,9 +1,13 @@
-"""What the services need of a bucket, tried on the in-memory fake, on moto's server and on SeaweedFS alike."""
+"""What the services and an operator's commands need of a bucket: the fake, moto's server and SeaweedFS do it alike.
+
+So what is proven over the fake holds of a real one, as far as it depends on what is said here.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,10 +20,24 @@ from services.local.embedded import EmbeddedServices
 from shared import store as store_module
 from shared.identity import utc_now
 from shared.settings import Settings, load_settings
-from shared.store import UPLOAD_PART_BYTES, LostRace, ObjectStore, S3Store, StoreUnavailable
+from shared.store import (
+    UPLOAD_PART_BYTES,
+    LostRace,
+    ObjectMissing,
+    ObjectStore,
+    OperatedStore,
+    S3Store,
+    StoreUnavailable,
+    UnfinishedUpload,
+)
 from tests.chaos.s3_proxy import Fault, FaultyS3
 from tests.fakes import MemoryStore
 from tests.integration.running import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MOTO_BEGUN_AT = dt.datetime(2010, 11, 10, 20, 48, 33, tzinfo=dt.UTC)
+"""When every upload was begun that moto lists."""
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +55,32 @@ def settings_of(url: str) -> Settings:
     return load_settings({"TRIPFOLD_S3_ENDPOINT_URL": url, "TRIPFOLD_S3_BUCKET": f"b{uuid.uuid4().hex}"})
 
 
-@pytest_asyncio.fixture(params=["memory", "moto", "seaweedfs"])
-async def store(
+@pytest_asyncio.fixture(loop_scope="module", scope="module", params=["memory", "moto", "seaweedfs"])
+async def connected(
     request: pytest.FixtureRequest, embedded: EmbeddedServices, moto_url: str
-) -> AsyncIterator[ObjectStore]:
-    """Open an empty bucket of each kind of store."""
+) -> AsyncIterator[S3Store | None]:
+    """Open a client of each kind of store, once for all tests: that takes longer than most of them. None: the fake."""
     if request.param == "memory":
-        yield MemoryStore(utc_now)
+        yield None
         return
     url = moto_url if request.param == "moto" else embedded.s3_endpoint_url
     async with S3Store(settings_of(url)) as real:
-        await real.create_bucket()
         yield real
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def store(connected: S3Store | None) -> OperatedStore:
+    """Make an empty bucket of each kind of store."""
+    if connected is None:
+        return MemoryStore(utc_now)
+    connected.bucket = f"b{uuid.uuid4().hex}"
+    await connected.create_bucket()
+    return connected
+
+
+def _skip_on_moto(request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params["connected"] == "moto":
+        pytest.skip("moto looks at the condition and writes in two steps, with other threads between them")
 
 
 async def keys_of(store: ObjectStore) -> list[str]:
@@ -83,8 +115,9 @@ async def test_a_swap_needs_the_current_etag(store: ObjectStore) -> None:
     assert (found.body, found.etag) == (b"2", second)
 
 
-async def test_of_racing_swaps_one_wins(store: ObjectStore) -> None:
+async def test_of_racing_swaps_one_wins(store: ObjectStore, request: pytest.FixtureRequest) -> None:
     """Of several writers that read the same object, exactly one swaps it."""
+    _skip_on_moto(request)
     etag = await store.swap("a.json", b"start", etag=None)
 
     async def write(number: int) -> int | None:
@@ -98,6 +131,54 @@ async def test_of_racing_swaps_one_wins(store: ObjectStore) -> None:
     found = await store.get("a.json")
     assert found is not None
     assert [found.body] == [f"{winner}".encode() for winner in winners]
+
+
+async def test_of_racing_creations_one_wins(store: ObjectStore, request: pytest.FixtureRequest) -> None:
+    """Of several writers that found nothing, exactly one creates the object, and the others have lost."""
+    _skip_on_moto(request)
+
+    async def create(number: int) -> int | None:
+        try:
+            await store.swap("a.json", f"{number}".encode(), etag=None)
+        except LostRace:
+            return None
+        return number
+
+    winners = [one for one in await asyncio.gather(*map(create, range(4))) if one is not None]
+    found = await store.get("a.json")
+    assert found is not None
+    assert [found.body] == [f"{winner}".encode() for winner in winners]
+
+
+async def test_a_swap_sent_again_loses_to_itself(store: ObjectStore) -> None:
+    """A swap that happened, and is sent again with the same ETag, finds its own bytes there and loses."""
+    etag = await store.swap("a.json", b"1", etag=None)
+    swapped = await store.swap("a.json", b"2", etag=etag)
+    with pytest.raises(LostRace):
+        await store.swap("a.json", b"2", etag=etag)
+    found = await store.get("a.json")
+    assert found is not None
+    assert (found.body, found.etag) == (b"2", swapped)
+
+
+async def test_equal_bytes_have_equal_etags(store: ObjectStore) -> None:
+    """The ETag of a small object tells its bytes apart, and nothing else: who wrote them does not show."""
+    first = await store.swap("a.json", b"1", etag=None)
+    second = await store.swap("b.json", b"1", etag=None)
+    third = await store.swap("b.json", b"2", etag=second)
+    assert (first == second, second == third) == (True, False)
+
+
+async def test_a_swap_of_what_was_deleted_loses(store: OperatedStore) -> None:
+    """An object that was deleted meanwhile is no longer the one that was read, and may be created again."""
+    etag = await store.swap("a.json", b"1", etag=None)
+    await store.delete("a.json")
+    await store.delete("a.json")
+    assert await store.get("a.json") is None
+    with pytest.raises(LostRace):
+        await store.swap("a.json", b"2", etag=etag)
+    await store.swap("a.json", b"3", etag=None)
+    assert await keys_of(store) == ["a.json"]
 
 
 async def test_the_first_bytes_are_enough(store: ObjectStore) -> None:
@@ -119,6 +200,72 @@ async def test_a_listing_has_the_prefix_alone(store: ObjectStore) -> None:
         found = await store.get(one.key)
         assert found is not None
         assert (one.size_bytes, one.etag) == (5, found.etag)
+
+
+ODD_KEYS = ["a b", "a%20b", "a+b", "a&b", "a'b(c)*!", "é/ü", "city=~%C3%A9.json", "z"]
+
+
+async def test_reads_agree_with_botocore(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quick reads see what botocore sees: every key, page by page, and its bytes and ETag."""
+    monkeypatch.setattr(store_module, "LIST_PAGE_KEYS", 3)
+    for key in ODD_KEYS:
+        await store.swap(f"odd/{key}", key.encode() * 10, etag=None)
+    listed = [one async for one in store.list("odd/")]
+    assert sorted(one.key for one in listed) == sorted(f"odd/{key}" for key in ODD_KEYS)
+    read = [await store.get(one.key, first_bytes=7) for one in listed]
+    assert [found.etag for found in read if found] == [one.etag for one in listed]
+    assert [found.body for found in read if found] == [(one.key[4:].encode() * 10)[:7] for one in listed]
+    past = [one.key async for one in store.list("odd/", after="odd/a+b")]
+    assert sorted(past) == sorted(one.key for one in listed if one.key > "odd/a+b")
+    if isinstance(store, S3Store):
+        assert store._quick is not None
+        monkeypatch.setattr(store, "_quick", None)
+        assert [one async for one in store.list("odd/")] == listed
+        assert [await store.get(one.key, first_bytes=7) for one in listed] == read
+
+
+@pytest.mark.parametrize("page_keys", [3, 1_000])
+async def test_a_listing_is_whole_and_in_order(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch, page_keys: int
+) -> None:
+    """However many pages it takes, the keys of one folder come all, once and sorted; also after a certain key."""
+    monkeypatch.setattr(store_module, "LIST_PAGE_KEYS", page_keys)
+    expected = [f"requests/{number:03x}.json" for number in range(11)]
+    await asyncio.gather(*(store.put(key, b"1") for key in reversed(expected)))
+    await store.put("requests-of-others/1.json", b"1")
+    assert [one.key async for one in store.list("requests/")] == expected
+    for past in (0, 2, 3, 10):
+        assert [one.key async for one in store.list("requests/", after=expected[past])] == expected[past + 1 :]
+
+
+async def test_a_listing_keeps_a_folder_together(store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stores differ in the order of folders and of what begins like one, but give a folder's keys one after another."""
+    monkeypatch.setattr(store_module, "LIST_PAGE_KEYS", 2)
+    for key in ("raw/city=1/a", "raw/city=1-2/a", "raw/city=1/b", "raw/city=10/a", "raw/city=1-2/b"):
+        await store.put(key, b"1")
+    folders = [one.key.rpartition("/")[0] async for one in store.list("raw/")]
+    assert len(folders) == 5
+    changes = [folder for before, folder in zip(["", *folders], folders, strict=False) if folder != before]
+    assert sorted(changes) == sorted(set(folders))
+
+
+async def test_a_stream_is_the_whole_object(store: OperatedStore) -> None:
+    """An object of any size is read chunk by chunk; one that is not there is missing, not a fault."""
+    body = bytes(number % 251 for number in range(1000)) * 2_100
+    await store.put("raw/one.json", body)
+    chunks = [chunk async for chunk in store.stream("raw/one.json")]
+    assert (b"".join(chunks), len(chunks) > 1) == (body, True)
+    with pytest.raises(ObjectMissing):
+        await anext(aiter(store.stream("raw/two.json")))
+
+
+async def test_ages_are_by_the_clock_of_the_store(store: OperatedStore) -> None:
+    """What was written just now is no older than a moment, by the store's own time."""
+    before = await store.now()
+    await store.put("a.json", b"1")
+    (listed,) = [one async for one in store.list("a")]
+    slack = dt.timedelta(seconds=2)  # both are whole seconds
+    assert before - slack <= listed.last_modified <= await store.now() + slack
 
 
 @pytest.mark.parametrize("size_bytes", [0, 10, UPLOAD_PART_BYTES, UPLOAD_PART_BYTES + 1, 2 * UPLOAD_PART_BYTES + 7])
@@ -143,6 +290,41 @@ async def test_an_aborted_upload_leaves_nothing(store: ObjectStore) -> None:
     await upload.write(bytes(UPLOAD_PART_BYTES))
     await upload.write(bytes(UPLOAD_PART_BYTES))
     await upload.abort()
+    await upload.abort()
+    assert await keys_of(store) == []
+
+
+async def unfinished_of(store: OperatedStore, prefix: str) -> list[UnfinishedUpload]:
+    """List the unfinished uploads under a prefix."""
+    return [one async for one in store.unfinished_uploads(prefix)]
+
+
+async def test_an_upload_without_an_end_is_listed_until_it_ends(store: OperatedStore) -> None:
+    """An upload of several parts is unfinished from its second part on, and no object; completed it is neither."""
+    upload = store.upload("raw/city=1/one.json")
+    await upload.write(bytes(UPLOAD_PART_BYTES))
+    await upload.write(b"1")
+    (unfinished,) = await unfinished_of(store, "raw/")
+    assert unfinished.key == "raw/city=1/one.json"
+    if unfinished.begun_at != MOTO_BEGUN_AT:
+        assert abs(unfinished.begun_at - await store.now()) < dt.timedelta(minutes=5)
+    assert await unfinished_of(store, "quarantine/") == []
+    assert await keys_of(store) == []
+    await upload.complete()
+    assert await unfinished_of(store, "raw/") == []
+    assert await keys_of(store) == ["raw/city=1/one.json"]
+
+
+async def test_an_upload_that_was_taken_away_cannot_be_completed(store: OperatedStore) -> None:
+    """What the clean-up aborts is gone for its writer too, who sees a fault; aborting it again does nothing."""
+    upload = store.upload("raw/city=1/one.json")
+    await upload.write(bytes(UPLOAD_PART_BYTES))
+    await upload.write(b"1")
+    (unfinished,) = await unfinished_of(store, "raw/")
+    await store.abort_upload(unfinished)
+    assert await unfinished_of(store, "raw/") == []
+    with pytest.raises(StoreUnavailable):
+        await upload.complete()
     await upload.abort()
     assert await keys_of(store) == []
 
@@ -229,7 +411,7 @@ async def test_an_answer_that_breaks_off_is_a_fault_of_the_surroundings(embedded
         await direct.put("a.json", bytes(100_000))
     async with FaultyS3(int(embedded.s3_endpoint_url.rpartition(":")[2])) as proxy:
         behind = settings.model_copy(update={"s3_endpoint_url": proxy.url})
-        proxy.script = [("GET", "a.json", Fault.ANSWER_CUT) for _ in range(2)]
+        proxy.script = [("GET", "a.json", Fault.ANSWER_CUT) for _ in range(3)]  # a get is tried twice
         async with S3Store(behind) as store:
             with pytest.raises(StoreUnavailable):
                 await store.get("a.json")

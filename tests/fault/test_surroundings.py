@@ -1,0 +1,260 @@
+"""Poison, newer events, outages, a full disk, a lost bucket, wrong clocks: nothing wrong is written, all comes back.
+
+The fault model: a record that is no event lies anywhere in any topic; a port refuses every call, or every write, for
+as long as it likes; the bucket is deleted whole; clocks are wrong by a day. Processes only wait, show that they do,
+and go on by themselves.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from shared import events
+from shared.events import ProcessRequested
+from shared.identity import RequestId
+from shared.publishing import Received
+from shared.topics import Topic
+from tests.fakes import Break, Crossing, Crossings, Truth
+from tests.fault.checks import differences, topics_against_the_bucket
+from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE
+from tests.fault.world import DATE, ROLES, Stuck, World
+
+DAY = dt.timedelta(days=1)
+CORRECTION = Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
+LOG_CALLS = ("publish", "commit", "bury", "take the end", "read the topic")
+UPSTREAM_CALLS = ("GET", "read file")
+
+POISON: dict[str, bytes | None] = {
+    "no value": None,
+    "nothing": b"",
+    "not JSON": b"{",
+    "not UTF-8": b'{"type":"\xff"}',
+    "null": b"null",
+    "a list": b"[]",
+    "no type": b'{"date":"2024-05-01"}',
+    "a type that is no text": b'{"type":7}',
+    "fields missing": b'{"type":"city-day-stats"}',
+    "half a surrogate": b'{"type":"ingest-city","date":"\\ud800"}',
+    "nested without end": b"[" * 100_000,
+    "a number without end": b'{"type":"city-folded","position":' + b"9" * 5_000 + b"}",
+    "an event of another topic": b'{"type":"country-day-summary","date":"2024-05-01"}',
+}
+each_role = pytest.mark.parametrize("role", list(ROLES))
+
+
+def is_of_store(crossing: Crossing) -> bool:
+    """Tell whether a call goes to the bucket."""
+    return not crossing.what.startswith((*LOG_CALLS, *UPSTREAM_CALLS))
+
+
+def is_of_log(crossing: Crossing) -> bool:
+    """Tell whether a call goes to the log."""
+    return crossing.what.startswith(LOG_CALLS)
+
+
+def writes_to_store(crossing: Crossing) -> bool:
+    """Tell whether a call writes into the bucket, as those that a full disk refuses."""
+    return is_of_store(crossing) and (crossing.effect or crossing.what.startswith("write"))
+
+
+class Outage(Crossings):
+    """Refuses so many of the calls that a port gets, from a certain call on."""
+
+    def __init__(self, refused: Callable[[Crossing], bool], *, begin: int, calls: int) -> None:
+        super().__init__()
+        self._refused = refused
+        self._begin = begin
+        self.calls_left = calls
+
+    def next_break(self, crossing: Crossing) -> Break | None:
+        self.made.append(crossing)
+        if len(self.made) <= self._begin or not self.calls_left or not self._refused(crossing):
+            return None
+        self.calls_left -= 1
+        return Break.REFUSED
+
+
+def bury_refused(crossing: Crossing) -> bool:
+    """Tell whether a call publishes a dead letter."""
+    return crossing.what.startswith("bury")
+
+
+@each_role
+@pytest.mark.parametrize("value", list(POISON.values()), ids=list(POISON))
+async def test_poison_in_any_topic_is_buried_and_passed(role: str, value: bytes | None) -> None:
+    """A record that is no event goes to the dead letters as it came, and the events around it count."""
+    world = World()
+    topic = ROLES[role].topic
+    keys_ = [f"{DATE}/{number}".encode() for number in range(6)]
+    for key in keys_[:3]:
+        world.log.append(topic, key, value, [("odd", b"\xff")])
+    world.request(WHOLE)
+    await world.run_to_rest()
+    for key in keys_[3:]:
+        world.log.append(topic, key, value, [("odd", b"\xff")])
+    await world.run_to_rest()
+    letters = world.log.records(Topic.DEAD_LETTERS)
+    assert sorted((letter.key, letter.value) for letter in letters) == [(key, value) for key in keys_]
+    assert all(letter.headers[0] == ("odd", b"\xff") for letter in letters)
+    assert {dict(letter.headers)["tripfold_origin_topic"] for letter in letters} == {topic.value.encode()}
+    assert not [one for one in differences(world) if "to be buried" not in one]
+    assert topics_against_the_bucket(world, buried=6) == []
+
+
+@each_role
+async def test_what_cannot_be_buried_is_not_passed(role: str) -> None:
+    """As long as a dead letter is not acknowledged its record is not committed, and what follows waits behind it."""
+    world = World()
+    topic = ROLES[role].topic
+    poison = world.log.append(topic, f"{DATE}/x".encode(), b"{")
+    world.crossings = Outage(bury_refused, begin=0, calls=100_000)
+    with pytest.raises(Stuck):
+        await world.turn(role)
+    assert not world.living(role).health.ready
+    assert poison in world.log.take(role, topic, 10)
+    world.crossings = Crossings()
+    world.replace(role)
+    world.request(WHOLE)
+    await world.run_to_rest()
+    assert topics_against_the_bucket(world, buried=1) == []
+
+
+def newer(role: str) -> list[Received]:
+    """Return records that a later version of Tripfold may have written: of a type unknown here, and of a version."""
+    topic = ROLES[role].topic
+    kind = events.type_of_topic[topic][0].__struct_config__.tag
+    values = (b'{"type":"not-known-yet"}', f'{{"type":"{kind}","schema_version":2}}'.encode())
+    return [Received(topic=topic, partition=0, offset=0, key=b"2024-05-01/x", value=value) for value in values]
+
+
+@each_role
+@pytest.mark.parametrize("which", [0, 1], ids=["an unknown type", "a later version"])
+async def test_a_newer_event_stops_its_service_alone(role: str, which: int) -> None:
+    """A service that finds an event of a later version waits, not ready, with the reason; nothing is lost or buried."""
+    world = World()
+    record = newer(role)[which]
+    appended = world.log.append(record.topic, record.key, record.value)
+    with pytest.raises(Stuck):
+        await world.turn(role)
+    health = world.living(role).health
+    assert not health.ready
+    assert any("upgrade it" in reason for reason in health.faults.values())
+    assert appended in world.log.take(role, record.topic, 10)
+    assert world.log.records(Topic.DEAD_LETTERS) == []
+    assert world.store.objects == {}
+
+
+async def test_after_an_upgrade_the_newer_event_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event that an old version stopped at is handled by the version that knows it, and nothing was skipped."""
+    world = World()
+    WHOLE.write_into(world.upstream, DATE)
+    request_id = RequestId("018f38bf-1d00-7000-8000-000000000001")
+    event = ProcessRequested(request_id=request_id, date=DATE, requested_at=world.clock(), schema_version=2)
+    world.log.append(event.topic, event.key.encode(), events.encode(event))
+    with pytest.raises(Stuck):
+        await world.run_to_rest()
+    monkeypatch.setattr(events, "SCHEMA_VERSION", 2)
+    world.replace("planner")
+    world.unexpected.clear()
+    world.oracle.requested(request_id, WHOLE)
+    await world.run_to_rest()
+    assert differences(world) == []
+
+
+@pytest.mark.parametrize("calls", [1, 30, 400])
+@pytest.mark.parametrize("refused", [is_of_store, is_of_log, writes_to_store], ids=["S3", "Kafka", "a full disk"])
+async def test_an_outage_buries_nothing_and_is_waited_out(refused: Callable[[Crossing], bool], calls: int) -> None:
+    """Whenever an outage begins and however long it is, nobody is told of a failure and all ends as without it."""
+    calm = World()
+    calm.request(WHOLE)
+    await calm.run_to_rest()
+    for begin in range(0, len(calm.crossings.made), 9):
+        world = World()
+        world.request(WHOLE)
+        world.crossings = outage = Outage(refused, begin=begin, calls=calls)
+        await world.run_to_rest()
+        outage.calls_left = 0
+        world.request(CORRECTION)
+        await world.run_to_rest()
+        assert differences(world) == [], f"an outage from call {begin} on"
+        assert all(world.living(role).health.faults == {} for role in world.roles_living)
+
+
+@each_role
+async def test_an_outage_shows(role: str) -> None:
+    """While S3 refuses every call, a process with something to do is not ready, and says what it waits for."""
+    world = World()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    for partition in world.log.ends(ROLES[role].topic):
+        world.log.rewind(role, ROLES[role].topic, partition, 100)
+    world.crossings = Outage(is_of_store, begin=0, calls=100_000)
+    world.replace(role)
+    with pytest.raises(Stuck):
+        await world.turn(role)
+    health = world.living(role).health
+    health.started = True
+    assert not health.ready
+    assert any("was refused" in reason for reason in health.faults.values())
+    assert world.log.records(Topic.DEAD_LETTERS) == []
+
+
+async def test_a_deleted_bucket_is_filled_again() -> None:
+    """After the bucket was deleted and made anew, beside the topics that there are, a request brings all back.
+
+    No revision is minted twice: those of the new bucket begin above all that the old one can have given out. What the
+    topics hold of city-days that nobody asks for any more stays there, and a summary may begin at a lower version than
+    before, if its ledger has fewer cities: docs/design.md says so.
+    """
+    world = World()
+    for truth in (WHOLE, CORRECTION):
+        world.request(truth)
+        await world.run_to_rest()
+    world.store.objects.clear()
+    world.store.unfinished.clear()
+    world.oracle.statuses.clear()
+    world.clock.advance(DAY.total_seconds())
+    for role in ROLES:
+        world.replace(role)
+    world.request(CORRECTION)
+    await world.run_to_rest()
+    stays = ("expected None", " in country-day-summaries: ")
+    assert [one for one in differences(world) if not any(part in one for part in stays)] == []
+
+
+class SkewedWorld(World):
+    """Every role has a clock of its own, each wrong by a day."""
+
+    skews: Mapping[str, dt.timedelta] = {
+        "planner": DAY,
+        "worker": -DAY,
+        "aggregate": DAY,
+        "progress": -DAY,
+        "sweep": DAY,
+    }
+
+    def clock_of(self, role: str) -> Callable[[], dt.datetime]:
+        return lambda: self.clock() + self.skews[role]
+
+
+class OtherwiseSkewedWorld(SkewedWorld):
+    """The same, the other way round."""
+
+    skews: Mapping[str, dt.timedelta] = {role: -skew for role, skew in SkewedWorld.skews.items()}
+
+
+@pytest.mark.parametrize("kind", [SkewedWorld, OtherwiseSkewedWorld])
+async def test_clocks_may_be_wrong_by_a_day(kind: type[World]) -> None:
+    """What is served, which revision is the highest and how requests end depends on nobody's clock."""
+    world = kind()
+    for truth in (Truth(cities=HOME, files={1: CORRECTED}), WHOLE, CORRECTION, WHOLE):
+        world.request(truth)
+        for _ in range(2):
+            await world.turn("planner")
+            await world.sweep()
+        await world.run_to_rest()
+        assert (await world.gc()).ended_well
+    assert differences(world) == []
