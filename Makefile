@@ -7,7 +7,7 @@ WORKERS ?= 2
 HISTORIES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi contract format test-containers test-kafka chaos histories mutations requirements clean
+.PHONY: help demo up test lint unit audit bench asyncapi contract screenshots format test-containers test-kafka chaos histories mutations requirements clean
 
 help: ## Show what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,8 +34,8 @@ unit: $(VENV)/.dev ## Run the tests alone (ARGS: for pytest)
 audit: $(VENV)/.dev ## Look the pinned requirements up among the known vulnerabilities (asks the internet)
 	$(BIN)/pip-audit --disable-pip --require-hashes $(foreach file,$(wildcard requirements/*.txt),-r $(file))
 
-bench: $(VENV)/.bench ## Measure Tripfold beside its peers: tables, and JSON in .data/bench (ARGS: --quick, --only NAME)
-	$(BIN)/python -m bench $(ARGS)
+bench: $(VENV)/bench/.installed ## Measure Tripfold beside its peers: tables, and JSON in .data/bench (ARGS: --quick, --only NAME)
+	$(VENV)/bench/bin/python -m bench $(ARGS)
 
 asyncapi: $(VENV)/.local ## Write the contract of the events, docs/asyncapi.json, from the types
 	$(BIN)/tripfold asyncapi --write docs/asyncapi.json
@@ -43,6 +43,9 @@ asyncapi: $(VENV)/.local ## Write the contract of the events, docs/asyncapi.json
 contract: $(VENV)/.dev ## Hold the API to its OpenAPI document with many made-up requests (EXAMPLES=, SEED=)
 	TRIPFOLD_TEST_EXAMPLES=$(or $(EXAMPLES),1000) TRIPFOLD_TEST_SEED=$(SEED) \
 		$(BIN)/python -m pytest --timeout 0 tests/unit/test_api_contract.py $(ARGS)
+
+screenshots: $(VENV)/.dev ## Take pictures of the page into .data/screenshots (needs Chromium)
+	$(BIN)/python -m tests.browser.screenshots .data/screenshots
 
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
@@ -95,8 +98,10 @@ $(VENV)/.dev: $(VENV)/bin/python requirements/dev.txt pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/bin/python requirements/bench.txt pyproject.toml
-	@echo "installing what the benchmarks need into $(VENV)"
-	@$(PIP) install --require-hashes -r requirements/bench.txt
-	@$(PIP) install --no-deps --no-build-isolation -e .
+# The peers need other versions of what Tripfold and its tests use, so they have an environment of their own.
+$(VENV)/bench/.installed: requirements/bench.txt pyproject.toml
+	@echo "installing what the benchmarks need into $(VENV)/bench"
+	@$(PYTHON) -m venv $(VENV)/bench
+	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/bench.txt
+	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e .
 	@touch $@

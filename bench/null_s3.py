@@ -115,7 +115,15 @@ class _Connection(socketserver.BaseRequestHandler):
             case "HEAD":
                 self._send("HeadBucket", 200)
             case _:
-                self._send("AbortMultipartUpload", 204)
+                self._delete(path, query)
+
+    def _delete(self, path: str, query: dict[str, list[str]]) -> None:
+        if "uploadId" in query:
+            self._send("AbortMultipartUpload", 204)
+            return
+        with self.server.lock:
+            self.server.kept.pop(path, None)
+        self._send("DeleteObject", 204)
 
     def _put(self, path: str, head: bytes, body: bytes) -> None:
         if_match = _IF_MATCH.search(head)

@@ -137,7 +137,9 @@ class _Bench:
                 assert measured.sums in {None, self._sums.times(blocks * streams)}, f"{name}: {measured.sums}"
                 turns[name].append(measured)
                 store_cpu_s[name].append(cpu_s(store.pid) - began_s)
+        # Only a parser that was replaced adds nothing up.
         for name, taken in turns.items():
+            assert (taken[0].sums is None) == (name in STEPS), f"{name} folds what it should not, or nothing"
             self.results.append(_summed_up(store.name, name, streams, taken, store_cpu_s[name]))
 
 
@@ -172,6 +174,7 @@ def _measure_here(name: str, *, blocks: int, streams: int) -> Measured:
 async def _carry(fold: Fold | None, *, blocks: int, streams: int) -> Measured:
     """Take files from the upstream into S3, and the time."""
     from services.ingest import streaming  # noqa: PLC0415 - as above
+    from services.ingest.parser import fold_trip_file  # noqa: PLC0415 - as above
     from services.ingest.persistence import Circuit  # noqa: PLC0415 - as above
     from services.ingest.upstream import HttpUpstream  # noqa: PLC0415 - as above
     from shared.health import Health  # noqa: PLC0415 - as above
@@ -183,9 +186,6 @@ async def _carry(fold: Fold | None, *, blocks: int, streams: int) -> Measured:
     circuit = Circuit(Patience(health=Health(), wait_max_s=1))
     uploads = fold is not _only_receive
     hashes = fold is not _only_receive and fold is not _only_upload
-    if fold is not None and hashes:
-        assert hasattr(streaming, "fold_trip_file"), "the stream's parsing cannot be replaced by its peers"
-        streaming.fold_trip_file = fold
 
     async def carry_one(number: int) -> tuple[int, Any]:
         date = dt.date.fromisoformat(DATE)
@@ -195,7 +195,12 @@ async def _carry(fold: Fold | None, *, blocks: int, streams: int) -> Measured:
             try:
                 if hashes:
                     streamed = await streaming.stream_file(
-                        download.chunks, upload, date=DATE, meter=streaming.Meter(), threads=threads
+                        download.chunks,
+                        upload,
+                        date=DATE,
+                        meter=streaming.Meter(),
+                        threads=threads,
+                        fold=fold or fold_trip_file,
                     )
                     await upload.complete()
                     return streamed.size_bytes, streamed.folded

@@ -31,6 +31,7 @@ from botocore.utils import parse_timestamp
 from shared.bounded import map_bounded
 from shared.part import Part
 from shared.patience import SurroundingsFault
+from shared.quick_reads import Declined, Page, QuickReads, bucket_url_of
 from shared.settings import Settings
 
 UPLOAD_PART_BYTES = 5 * 1024 * 1024
@@ -149,6 +150,7 @@ class S3Store:
         self._settings = settings
         self.bucket = settings.s3_bucket
         self._client: Any = None
+        self._quick: QuickReads | None = None
         self._closing = contextlib.AsyncExitStack()
         self._spent = contextlib.AsyncExitStack()
         self._opened_at_s = 0.0
@@ -172,8 +174,9 @@ class S3Store:
             s3={"addressing_style": settings.s3_addressing_style},
         )
         closing = contextlib.AsyncExitStack()
+        session = aioboto3.Session(botocore_session=_botocore_session())
         client = await closing.enter_async_context(
-            aioboto3.Session(botocore_session=_botocore_session()).client(
+            session.client(
                 "s3",
                 endpoint_url=settings.s3_endpoint_url,
                 region_name=settings.s3_region,
@@ -183,14 +186,37 @@ class S3Store:
         )
         # A part is a file to the client, which would ask for leave (100-continue), and wait for it, before each.
         client.meta.events.unregister("before-call.s3", add_expect_header)
+        quick = await self._quick_reads(session, client.meta.endpoint_url, closing)
         await self._spent.aclose()
-        self._client, self._closing, self._spent = client, closing, self._closing
+        self._client, self._quick, self._closing, self._spent = client, quick, closing, self._closing
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._spent.aclose()
         await self._closing.aclose()
+
+    async def _quick_reads(
+        self, session: Any, endpoint_url: str, closing: contextlib.AsyncExitStack
+    ) -> QuickReads | None:
+        settings = self._settings
+        bucket_url = bucket_url_of(endpoint_url, self.bucket, settings.s3_addressing_style)
+        if bucket_url is None or settings.s3_checksums == "when_supported":
+            return None
+        try:
+            credentials = await session.get_credentials()
+        except BotoCoreError:
+            credentials = None  # botocore tells so at the first request
+        if credentials is None:
+            return None
+        quick = QuickReads(
+            bucket_url=bucket_url,
+            region=settings.s3_region,
+            credentials=credentials.get_frozen_credentials,
+            pool_size=settings.s3_pool_size,
+            ca_file=settings.s3_ca_file,
+        )
+        return await closing.enter_async_context(quick)
 
     async def check(self) -> None:
         """Raise StoreUnavailable if the bucket cannot be reached with these credentials.
@@ -227,6 +253,10 @@ class S3Store:
             await self._client.create_bucket(Bucket=self.bucket, **extra)
 
     async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
+        if self._quick is not None:
+            with contextlib.suppress(Declined):
+                read = await self._quick.get(key, first_bytes=first_bytes)
+                return None if read is None else Found(body=read[0], etag=read[1])
         extra = {} if first_bytes is None else {"Range": f"bytes=0-{first_bytes - 1}"}
         try:
             answer = await self._client.get_object(Bucket=self.bucket, Key=key, **extra)
@@ -265,6 +295,16 @@ class S3Store:
             await self._client.put_object(Bucket=self.bucket, Key=key, Body=body, ContentType="application/json")
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+        first = await self._quick_page(prefix, after=after, token=None)
+        if first is not None:
+            following: Page | None = first
+            while following is not None:
+                for key, etag, size_bytes, last_modified in following.entries:
+                    yield Listed(key=key, etag=etag, size_bytes=size_bytes, last_modified=last_modified)
+                if following.next_token is None:
+                    return
+                following = await self._quick_page(prefix, after="", token=following.next_token)
+            raise StoreUnavailable(f"the listing of {prefix} broke off")
         start = {"StartAfter": after} if after else {}
         with _faults("ListObjectsV2", prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(
@@ -278,6 +318,19 @@ class S3Store:
                         size_bytes=entry["Size"],
                         last_modified=entry["LastModified"],
                     )
+
+    async def _quick_page(self, prefix: str, *, after: str, token: str | None) -> Page | None:
+        """Return a page of a listing, or None if botocore has to be asked."""
+        for wait_s in (0.1, 0.5, None):
+            if self._quick is None:
+                return None
+            try:
+                return await self._quick.page(prefix, keys_max=LIST_PAGE_KEYS, after=after, token=token)
+            except Declined:
+                if wait_s is None or token is None:
+                    return None
+                await asyncio.sleep(wait_s)
+        raise AssertionError("the last try neither answered nor declined")
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         try:

@@ -36,11 +36,12 @@ class NoApacheKafka(RuntimeError):
 
 
 class ApacheKafka(msgspec.Struct, frozen=True, kw_only=True):
-    """One broker: where its data is, where it listens, and where it tells clients to find it."""
+    """One broker: where its data is, where it listens, where it tells clients to find it, and properties of its own."""
 
     data_dir: Path
     port: int
     advertised_port: int
+    properties: Path | None = None
 
     @property
     def address(self) -> str:
@@ -50,7 +51,8 @@ class ApacheKafka(msgspec.Struct, frozen=True, kw_only=True):
     def start(self) -> None:
         """Start it, and return once it is ready. Raises NoApacheKafka."""
         place = ("--data-dir", str(self.data_dir), "--port", str(self.port))
-        _script("start", *place, "--advertised-port", str(self.advertised_port))
+        more = () if self.properties is None else ("--properties", str(self.properties))
+        _script("start", *place, "--advertised-port", str(self.advertised_port), *more)
 
     def stop(self) -> None:
         """Stop it as its operator would; its data stays."""

@@ -1,8 +1,9 @@
 """Reading summaries: the heads of a range of dates, and the ledger of one country-day.
 
 Nothing served is stale: every answer is made from a fresh listing, and of the summaries it names only those are
-fetched whose ETag was not seen before. Every answer is of one whole generation: the pointer to the live one is read
-before and after, and if a rebuild moved it in between, the reading starts again.
+fetched whose ETag was not seen before. Queries that come together share a listing that was begun after them. Every
+answer is of one whole generation: the pointer to the live one is read before and after, and if a rebuild moved it in
+between, the reading starts again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from services.api.impatience import within
 from services.api.ranges import DateRange
+from services.api.sharing import Shared
 from shared import keys, objects
 from shared.bounded import map_bounded
 from shared.current import read_current
@@ -76,6 +78,12 @@ class TaggedHead(NamedTuple):
     head: SummaryHead
 
 
+class _Named(NamedTuple):
+    date: dt.date
+    country: CountrySlug
+    listed: Listed
+
+
 class _Month(NamedTuple):
     seen: list[TaggedHead]
     unseen: list[Listed]
@@ -88,6 +96,8 @@ class SummaryReader:
         self._store = store
         self._cache = HeadCache(cache_bytes)
         self._ranges = asyncio.Semaphore(RANGES_AT_ONCE_MAX)
+        self._listings = Shared[list[_Named]]()
+        self._pointers = Shared[int]()
 
     async def heads(self, days: DateRange, country: CountrySlug | None = None) -> list[TaggedHead]:
         """Return the heads of all country-days in a range, or of one country's, in no particular order."""
@@ -117,6 +127,9 @@ class SummaryReader:
         raise StoreUnavailable(f"the live generation changed {GENERATION_READS_MAX} times while it was being read")
 
     async def _live(self) -> int:
+        return await self._pointers.run("live", self._read_live)
+
+    async def _read_live(self) -> int:
         return (await read_current(self._store)).live
 
     async def _heads(self, generation: int, days: DateRange, country: CountrySlug | None) -> list[TaggedHead]:
@@ -133,9 +146,9 @@ class SummaryReader:
     async def _month(self, generation: int, month: str, days: DateRange, country: CountrySlug | None) -> _Month:
         seen: list[TaggedHead] = []
         unseen: list[Listed] = []
-        async for listed in self._store.list(keys.summaries_of_month(generation, month)):
-            named = keys.parse_summary(listed.key)
-            if named is None or named[0] not in days or country not in {None, named[1]}:
+        prefix = keys.summaries_of_month(generation, month)
+        for date, named, listed in await self._listings.run(prefix, lambda: self._listing(prefix)):
+            if date not in days or country not in {None, named}:
                 continue
             head = self._cache.get(listed.key, listed.etag)
             if head is None:
@@ -143,6 +156,13 @@ class SummaryReader:
             else:
                 seen.append(TaggedHead(listed.etag, head))
         return _Month(seen, unseen)
+
+    async def _listing(self, prefix: str) -> list[_Named]:
+        return [
+            _Named(*named, listed)
+            async for listed in self._store.list(prefix)
+            if (named := keys.parse_summary(listed.key)) is not None
+        ]
 
     async def _fetch(self, listed: Listed) -> TaggedHead | None:
         found = await self._store.get(listed.key, first_bytes=HEAD_BYTES)

@@ -9,9 +9,11 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from services.api.access import digest_of, mint_key
-from shared.events import Outcome
+from shared import keys, objects
+from shared.events import Outcome, ProcessRequested
 from shared.identity import CityId
 from shared.objects import CityUnderWay, Failure, RequestRecord
+from shared.topics import Topic
 from tests.serving import served
 from tests.unit.api_world import DAY, NOW, World, manifest_of, planned, stats
 from tests.unit.test_api_requests import record_of, write
@@ -165,6 +167,29 @@ def test_asking_and_watching(world: World, page: Page, address: str) -> None:
     row.locator("summary").click()
     expect(row).to_contain_text("Port Tina (9): the upstream answered 404")
     expect(cell(page, "Armenia", 1)).to_have_text("1.1")
+
+
+def test_cancelling_and_retrying(world: World, page: Page, address: str) -> None:
+    """A request that runs can be cancelled, and the failed cities of one that has ended be tried again."""
+    running = under_way()
+    write(world, running)
+    failed = ended(msgspec.structs.replace(under_way(NEXT_DAY), request_id=record_of(NOW).request_id))
+    kept = Failure(city_id=CityId("9"), city_name="Port Tina", reason="no JSON", quarantine_key="quarantine/a.json")
+    write(world, msgspec.structs.replace(failed, failures={1: kept}))
+    page.goto(f"{address}/{RANGE}")
+    row = page.locator(".requests > li", has_text="2024-05-02")
+    row.locator("summary").click()
+    expect(row).to_contain_text("Port Tina (9): no JSON")
+    expect(row).to_contain_text("The file is kept at quarantine/a.json")
+    row.get_by_role("button", name="Try the failed cities again").click()
+    expect(row).to_contain_text("The failed cities are taken up again.")
+    (retried,) = (event for event in world.published(Topic.PROCESS_REQUESTS) if isinstance(event, ProcessRequested))
+    assert retried.request_id == failed.request_id
+    row = page.locator(".requests > li", has_text="2024-05-01")
+    row.get_by_role("button", name="Cancel the request for 2024-05-01").click()
+    expect(row).to_contain_text("running, being cancelled")
+    cancelled = world.store.objects[keys.request(running.request_id)].body
+    assert objects.decode(RequestRecord, cancelled, "").cancelled_at is not None
 
 
 def test_progress_is_streamed(world: World, page: Page, address: str) -> None:

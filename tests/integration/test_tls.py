@@ -49,6 +49,10 @@ class Certificates:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
+    def server_pem(self) -> bytes:
+        """Return the private key and the certificate of a server on the loopback address."""
+        return self._authority.issue_cert(HOST).private_key_and_cert_chain_pem.bytes()
+
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:

@@ -52,6 +52,24 @@ def test_what_needs_no_key(path: str) -> None:
         assert client.get(path).status_code == 200
 
 
+def test_keys_are_in_no_log_and_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a known key nor one that was tried shows in a log or an answer, also when something breaks."""
+    world = World()
+    tried = mint_key()
+    with world.client(api_access="keys", api_keys=KEYS) as client:
+        answers = [
+            client.get(path, headers=headers)
+            for path in ("/process-requests", "/nothing", "/metrics")
+            for headers in ({"X-API-Key": READER}, {"Authorization": f"Bearer {tried}"})
+        ]
+        world.store.down = True
+        answers.append(client.get("/process-requests", headers={"X-API-Key": READER}))
+    logged = capsys.readouterr()
+    assert "/process-requests" in logged.out
+    told = logged.out + logged.err + "".join(answer.text for answer in answers)
+    assert [key for key in (READER, tried, digest_of(READER)) if key in told] == []
+
+
 def test_each_key_has_idempotency_keys_of_its_own() -> None:
     """Two callers that make up the same idempotency key do not meet."""
     other = mint_key()

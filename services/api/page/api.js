@@ -54,6 +54,8 @@ export const ledger = (country, date, next) =>
   fetched(next ?? `/country-stats/${encodeURIComponent(country)}/${date}?limit=100`);
 
 export const latestRequests = async (limit) => (await fetched(`/process-requests?limit=${limit}`)).requests;
+export const cancel = (id) => fetched(`/process-requests/${id}`, { method: "DELETE" });
+export const retry = (id) => fetched(`/process-requests/${id}/retry`, { method: "POST" });
 export const request = (id) => fetched(`/process-requests/${id}`);
 
 /** Follow a request: `onevent` is called with each state of it. Ends with the stream; whoever calls begins again. */

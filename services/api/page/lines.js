@@ -5,7 +5,7 @@ import { MEASURES, completeness } from "./stats.js";
 
 export const LINES_MAX = 8;
 const HEIGHT = 260;
-const MARGIN = { top: 12, right: 14, bottom: 26, left: 62 };
+const MARGIN = { top: 12, right: 14, bottom: 26, left: 84 };
 const TICKS = 4;
 const DAYS_WITH_DOTS_MAX = 45;
 

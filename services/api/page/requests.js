@@ -1,6 +1,6 @@
 // Asking for dates, and watching the requests.
 
-import { ask, follow, latestRequests, request } from "./api.js";
+import { ask, cancel, follow, latestRequests, request, retry } from "./api.js";
 import { button, element, notice, tell } from "./dom.js";
 import { bytes, count, daysIn, instant, plural } from "./format.js";
 
@@ -8,8 +8,8 @@ const LISTED = 20;
 const POLL_UNDER_WAY_MS = 2_000;
 const STREAMS_MAX = 3; // a browser opens six connections to a host, and the other requests need some
 const POLL_IDLE_MS = 15_000;
-const ENDS = new Set(["completed", "completed with failures", "failed"]);
-const MARKS = { completed: "✓", "completed with failures": "!", failed: "✕" };
+const ENDS = new Set(["completed", "completed with failures", "failed", "cancelled"]);
+const MARKS = { completed: "✓", "completed with failures": "!", failed: "✕", cancelled: "–" };
 
 const ended = (one) => ENDS.has(one.status);
 
@@ -113,8 +113,25 @@ function rowOf() {
   const bar = element("progress");
   const done = element("p", { class: "done" });
   const failures = element("details", { hidden: true }, element("summary"), element("div"));
-  const item = element("li", {}, element("p", { class: "title" }, mark, title, status), bar, done, failures);
+  const stop = button("Cancel", () => act(stop, cancel));
+  const again = button("Try the failed cities again", () => act(again, retry));
+  const acted = element("p", { role: "status", hidden: true });
+  const top = element("p", { class: "title" }, mark, title, status, stop);
+  const item = element("li", {}, top, bar, done, failures, again, acted);
   const row = { item, shown: null, show };
+  again.hidden = true;
+
+  async function act(pressed, change) {
+    pressed.disabled = true;
+    try {
+      await change(row.shown.id);
+      acted.textContent = change === cancel ? "Cities that are not started yet are skipped." : "The failed cities are taken up again.";
+    } catch (problem) {
+      acted.textContent = problem.message;
+    }
+    acted.hidden = false;
+    pressed.disabled = false;
+  }
 
   failures.addEventListener("toggle", () => failures.open && fillFailures(failures, row.shown.id));
 
@@ -125,7 +142,10 @@ function rowOf() {
     item.className = one.status.replaceAll(" ", "-");
     mark.textContent = MARKS[one.status] ?? "…";
     title.textContent = one.date;
-    status.textContent = one.status;
+    status.textContent = one.cancelled_at && !ended(one) ? `${one.status}, being cancelled` : one.status;
+    stop.hidden = ended(one) || Boolean(one.cancelled_at);
+    stop.setAttribute("aria-label", `Cancel the request for ${one.date}`);
+    again.hidden = one.status !== "completed with failures" || Boolean(one.cancelled_at);
     bar.hidden = ended(one);
     bar.setAttribute("aria-label", `Cities done for ${one.date}`);
     if (counts.cities_total) {
@@ -166,10 +186,11 @@ async function fillFailures(details, id) {
   if (!place.hasChildNodes()) place.append(element("p", { class: "loading" }, "Reading…"));
   try {
     const { failures, counts, failed_reason: reason, bad_cities: bad, bad_cities_count: badCount } = await request(id);
-    const item = (name, why) => element("li", {}, element("strong", {}, name), `: ${why}`);
+    const item = (name, why, kept) =>
+      element("li", {}, element("strong", {}, name), `: ${why}`, kept ? element("p", { class: "kept" }, "The file is kept at ", element("code", {}, kept)) : "");
     place.replaceChildren(
       reason ? element("p", {}, reason) : "",
-      element("ul", {}, failures.map((one) => item(`${one.city_name || "city"} (${one.city_id})`, one.reason))),
+      element("ul", {}, failures.map((one) => item(`${one.city_name || "city"} (${one.city_id})`, one.reason, one.quarantine_key))),
       counts.cities_failed > failures.length ? element("p", {}, `and ${count(counts.cities_failed - failures.length)} more`) : "",
       badCount ? element("p", {}, `${plural(badCount, "entry", "entries")} of the upstream's list could not be used:`) : "",
       element("ul", {}, bad.map((one) => item(one.entry, one.reason))),

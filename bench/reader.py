@@ -1,0 +1,296 @@
+"""How fast the API answers `GET /country-stats`, next to other ways to read the same summaries.
+
+`python -m bench.reader` starts the API as a process of its own over an S3 server of made-up summaries
+(`bench.summaries`: another process, which makes each object when it is asked for), and asks for a year and for ten of
+two hundred countries: with nothing known (cold), again (warm), again with its ETag (304), and after all summaries of
+one day changed. Then fifty clients ask for a month each at once. The peers read the year once each: the same API
+without a cache, and DuckDB. DuckDB's httpfs is not on any package index, so boto3 fetches for it, 32 objects side by
+side, and it parses and sums what came.
+
+Bias: everything is on one machine, so S3's latency is near to none, and its server takes CPU time from the API;
+over a network, requests count for more and CPU for less. That is why requests to S3 are in every row. An answer that
+takes longer than the API's own deadline is 503, and is asked for again: `tries` says how often; what was read by then
+is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime as dt
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from bench.tables import print_table
+from services.local.ports import free_port
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+FIRST: Final = dt.date(2015, 1, 1)
+CLIENTS: Final = 50
+ROUNDS: Final = 4
+TRIES_MAX: Final = 60
+START_DEADLINE_S: Final = 180
+GETS_AT_ONCE: Final = 32
+CREDENTIALS: Final = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Start the servers, ask, and print the tables."""
+    parser = argparse.ArgumentParser(description="Measure how fast statistics are read.")
+    parser.add_argument("--countries", type=int, help="default: 200, with --quick 20")
+    parser.add_argument("--days", type=int, action="append", help="ranges; default: 365 and 3652, with --quick 90")
+    parser.add_argument("--runs", type=int, default=3, help="of what is warm; the median counts")
+    parser.add_argument("--quick", action="store_true", help="fewer summaries")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    options = parser.parse_args()
+    countries = options.countries or (20 if options.quick else 200)
+    ranges = options.days or ([90] if options.quick else [365, 3652])
+    results = []
+    with store(max(ranges), countries) as s3:
+        for days in ranges:
+            results += of_one_client(s3, days, countries, options.runs)
+        clients = [of_many_clients(s3, countries)]
+        peers = of_peers(s3, min(ranges), countries)
+    columns = ("days", "seconds", "tries", "S3 lists", "S3 gets", "MB of JSON", "API's memory, MB")
+    print_table(f"One client, {countries} countries", ("query", *columns), rows_of(results, columns))
+    columns = ("queries", "p50, s", "p99, s", "S3 requests a query", "API's memory, MB")
+    print_table(f"{CLIENTS} clients at once, a month each", ("", *columns), rows_of(clients, columns))
+    columns = ("days", "seconds", "S3 lists", "S3 gets", "memory, MB")
+    print_table("Other readers of the same summaries", ("reader", *columns), rows_of(peers, columns))
+    if options.json:
+        options.json.write_text(json.dumps({"one": results, "many": clients, "peers": peers}, indent=2) + "\n")
+
+
+def of_one_client(s3: str, days: int, countries: int, runs: int) -> list[Row]:
+    """Ask for one range, cold, warm and after a change, with a cache that holds it."""
+    last = FIRST + dt.timedelta(days=days - 1)
+    path = f"/country-stats?from={FIRST}&to={last}"
+    with (
+        api(s3, cache_bytes=days * countries * 1_500) as (url, process),
+        httpx.Client(base_url=url, timeout=300) as http,
+    ):
+
+        def ask(what: str, headers: dict[str, str] | None = None) -> Row:
+            lists, gets = counts(s3)
+            began_s = time.perf_counter()
+            tries, answer = persistently(http, path, headers)
+            took_s = time.perf_counter() - began_s
+            after = counts(s3)
+            assert what == "not changed" or len(answer.json()) == countries, "countries are missing"
+            return {
+                "": what,
+                "days": days,
+                "seconds": took_s,
+                "tries": tries,
+                "S3 lists": after[0] - lists,
+                "S3 gets": after[1] - gets,
+                "MB of JSON": len(answer.content) / 1e6,
+                "API's memory, MB": memory_mb(process.pid),
+                "etag": answer.headers["etag"],
+            }
+
+        cold = ask("cold")
+        warm = middle([ask("warm") for _ in range(runs)])
+        same = middle([ask("not changed", {"If-None-Match": warm["etag"]}) for _ in range(runs)])
+        httpx.post(s3, params={"change": str(last)}, timeout=30)
+        return [cold, warm, same, ask("one day changed")]
+
+
+def of_many_clients(s3: str, countries: int) -> Row:
+    """Let many clients ask at once, each for a month and each time anew, of which the API has read all before."""
+    months = [(FIRST + dt.timedelta(days=28 * place), FIRST + dt.timedelta(days=28 * place + 27)) for place in range(3)]
+    paths = [f"/country-stats?from={first}&to={last}" for first, last in months]
+
+    async def ask(http: httpx.AsyncClient, client: int) -> list[float]:
+        took = []
+        for round_ in range(ROUNDS):
+            began_s = time.perf_counter()
+            answer = await http.get(paths[(client + round_) % len(paths)])
+            answer.raise_for_status()
+            took.append(time.perf_counter() - began_s)
+        return took
+
+    async def all_at_once(url: str) -> list[float]:
+        limits = httpx.Limits(max_connections=CLIENTS)
+        async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
+            return [s for took in await asyncio.gather(*(ask(http, one) for one in range(CLIENTS))) for s in took]
+
+    with api(s3, cache_bytes=90 * countries * 1_500) as (url, process):
+        with httpx.Client(base_url=url, timeout=300) as http:
+            for path in paths:
+                persistently(http, path)
+        before = sum(counts(s3))
+        took = sorted(asyncio.run(all_at_once(url)))
+        return {
+            "": f"{CLIENTS} clients",
+            "queries": len(took),
+            "p50, s": took[len(took) // 2],
+            "p99, s": took[int(len(took) * 0.99)],
+            "S3 requests a query": (sum(counts(s3)) - before) / len(took),
+            "API's memory, MB": memory_mb(process.pid),
+        }
+
+
+def of_peers(s3: str, days: int, countries: int) -> list[Row]:
+    """Read one range without a cache: by the API, and by DuckDB."""
+    last = FIRST + dt.timedelta(days=days - 1)
+    before = counts(s3)
+    with api(s3, cache_bytes=0) as (url, process), httpx.Client(base_url=url, timeout=300) as http:
+        began_s = time.perf_counter()
+        answer = http.get(f"/country-stats?from={FIRST}&to={last}")
+        name = "the API without a cache" + (", which gave up" if answer.status_code == 503 else "")
+        rows = [peer_row(name, days, time.perf_counter() - began_s, counts_since(s3, before), memory_mb(process.pid))]
+    try:
+        import duckdb  # noqa: F401, PLC0415 - a peer that need not be there
+    except ImportError:
+        print("DuckDB is not installed: left out", file=sys.stderr)
+        return rows
+    before = counts(s3)
+    began_s = time.perf_counter()
+    command = [sys.executable, "-c", f"from bench.reader import read_with_duckdb; read_with_duckdb({s3!r}, {days})"]
+    output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, env=environment()).stdout
+    found, peak_mb = map(float, output.split())
+    assert found == countries, "DuckDB found other countries"
+    took_s = time.perf_counter() - began_s
+    return [*rows, peer_row("DuckDB, after boto3", days, took_s, counts_since(s3, before), peak_mb)]
+
+
+def read_with_duckdb(s3: str, days: int) -> None:
+    """Fetch every summary of the first days, and let DuckDB make the statistics of them; print what was found."""
+    import resource  # noqa: PLC0415 - in a process of its own, with what it alone needs
+
+    import boto3  # noqa: PLC0415
+    import duckdb  # noqa: PLC0415
+    from botocore.config import Config  # noqa: PLC0415
+
+    config = Config(max_pool_connections=GETS_AT_ONCE, s3={"addressing_style": "path"})
+    client = boto3.client("s3", endpoint_url=s3, region_name="us-east-1", config=config)
+    last = str(FIRST + dt.timedelta(days=days - 1))
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="bench", Prefix="summaries/generation=1/date=")
+    keys = [entry["Key"] for page in pages for entry in page.get("Contents", ()) if entry["Key"][29:39] <= last]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(GETS_AT_ONCE) as threads:
+        file = Path(folder) / "summaries.ndjson"
+        with file.open("wb") as out:
+            for body in threads.map(lambda key: client.get_object(Bucket="bench", Key=key)["Body"].read(), keys):
+                out.write(body + b"\n")
+        rows = duckdb.sql(
+            "select country, date, totals.trips, totals.passengers, totals.accidents > 0, "
+            "totals.delay_total_ms / nullif(totals.trips, 0) / 1000 "
+            "from read_json($file, format = 'newline_delimited', columns = {country: 'VARCHAR', date: 'DATE', totals: "
+            "'STRUCT(trips BIGINT, passengers BIGINT, accidents BIGINT, delay_total_ms BIGINT)'}) "
+            "order by country, date",
+            params={"file": str(file)},
+        ).fetchall()
+    print(len({row[0] for row in rows}), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+@contextmanager
+def store(days: int, countries: int) -> Iterator[str]:
+    """Run the S3 server; yield its URL."""
+    port = free_port("the summaries of a benchmark")
+    command = ["-m", "bench.summaries", "--port", port, "--first", FIRST, "--days", days, "--countries", countries]
+    url = f"http://127.0.0.1:{port}"
+    with process_of(list(map(str, command)), f"{url}/?count", environment()):
+        yield url
+
+
+@contextmanager
+def api(s3: str, *, cache_bytes: int) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run the API over the S3 server; yield its URL and its process."""
+    port = free_port("the API of a benchmark")
+    settings = {
+        "TRIPFOLD_S3_ENDPOINT_URL": s3,
+        "TRIPFOLD_S3_BUCKET": "bench",
+        "TRIPFOLD_API_PORT": str(port),
+        "TRIPFOLD_API_ACCESS": "open",
+        "TRIPFOLD_API_RANGE_DAYS_MAX": "4000",
+        "TRIPFOLD_API_CACHE_BYTES": str(cache_bytes),
+        "TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9",
+        "TRIPFOLD_LOG_LEVEL": "error",
+    }
+    url = f"http://127.0.0.1:{port}"
+    with process_of(["-m", "services", "serve", "api"], f"{url}/health/live", environment() | settings) as process:
+        yield url, process
+
+
+@contextmanager
+def process_of(arguments: list[str], ready_url: str, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run Python until the block ends, from when it answers."""
+    with ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env))
+        stack.callback(process.terminate)
+        deadline_s = time.monotonic() + START_DEADLINE_S
+        while True:
+            try:
+                httpx.get(ready_url, timeout=5).raise_for_status()
+                break
+            except httpx.TransportError:
+                if process.poll() is not None or time.monotonic() > deadline_s:
+                    sys.exit(f"{arguments} did not start")
+                time.sleep(0.1)
+        yield process
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of a process of this benchmark."""
+    return {**os.environ, **CREDENTIALS, "AWS_DEFAULT_REGION": "us-east-1", "PYTHONPATH": str(ROOT)}
+
+
+def persistently(http: httpx.Client, path: str, headers: dict[str, str] | None = None) -> tuple[int, httpx.Response]:
+    """Ask until the answer is not that it took too long; return how often, and the answer."""
+    for tries in range(1, TRIES_MAX + 1):
+        answer = http.get(path, headers=headers)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            return tries, answer
+    sys.exit(f"{path} took too long {TRIES_MAX} times")
+
+
+def counts(s3: str) -> tuple[int, int]:
+    """Return how many listings and how many objects S3 has answered."""
+    told = httpx.get(s3, params={"count": ""}, timeout=30).json()
+    return told.get("list", 0), told.get("get", 0)
+
+
+def memory_mb(pid: int) -> float:
+    """Return the most memory that a process has taken."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(match[1]) / 1024 if match else 0.0
+
+
+def middle(rows: list[Row]) -> Row:
+    """Return the row of the median time."""
+    return sorted(rows, key=lambda row: row["seconds"])[len(rows) // 2] if rows else {}
+
+
+def counts_since(s3: str, before: tuple[int, int]) -> tuple[int, int]:
+    """Return how many listings and how many objects S3 has answered since then."""
+    lists, gets = counts(s3)
+    return lists - before[0], gets - before[1]
+
+
+def peer_row(name: str, days: int, took_s: float, read: tuple[int, int], peak_mb: float) -> Row:
+    """Return the row of a peer."""
+    return {"": name, "days": days, "seconds": took_s, "S3 lists": read[0], "S3 gets": read[1], "memory, MB": peak_mb}
+
+
+def rows_of(results: list[Row], columns: tuple[str, ...]) -> list[list[object]]:
+    """Return the cells of a table: the name, then the columns."""
+    return [[row[""], *(row[column] for column in columns)] for row in results]
+
+
+if __name__ == "__main__":
+    main()

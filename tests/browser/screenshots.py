@@ -1,0 +1,137 @@
+"""Pictures of the page as people may meet it, for eyes: ``python -m tests.browser.screenshots FOLDER``."""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+import sys
+from pathlib import Path
+
+import msgspec
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from shared.events import Outcome
+from shared.identity import CityId
+from shared.objects import Failure, RequestRecord
+from tests.browser.conftest import DEADLINE_MS, chromium
+from tests.serving import served
+from tests.unit.api_world import DAY, NOW, World, planned, stats
+from tests.unit.test_api_requests import record_of, write
+
+LONG_NAME = "the-united-kingdom-of-great-britain-and-northern-ireland"
+NAMES = ("armenia", "cote-d-ivoire", "japan", "peru", "portugal")
+
+
+def filled(countries: list[str], days: int, *, provisional: int = 0) -> World:
+    """Return a bucket with so many countries and days, of which the last ones are provisional."""
+    world = World()
+    dice = random.Random(1)
+    for place, country in enumerate(countries):
+        for number in range(days):
+            day = DAY + dt.timedelta(days=number)
+            if dice.random() < 0.02:
+                continue
+            trips = dice.randrange(200, 400) * (place % 7 + 1)
+            event = stats(
+                country,
+                day,
+                trips=trips,
+                passengers=trips * dice.randrange(20, 40),
+                accidents=int(dice.random() < 0.1),
+                delay_total_ms=trips * dice.randrange(30_000, 90_000 + 20_000 * (number % 7)),
+            )
+            missing = ["8"] if number >= days - provisional else []
+            world.fold_in(planned(country, day, city_ids=["7", *missing]), event)
+    return world
+
+
+def requests_of_every_kind(world: World) -> None:
+    """Write a request that runs, one that failed in part, one that was cancelled and one that is done."""
+    done = {"planned": True, "cities": 3, "countries": 1, "bytes_done": 312_000_000, "trips_done": 1_950_000}
+    kinds: list[dict[str, object]] = [
+        {"outcomes": {Outcome.STORED: "7"}, "served": "7"},
+        {"outcomes": {Outcome.STORED: "1", Outcome.SKIPPED: "6"}, "served": "1", "cancelled_at": NOW},
+        {
+            "outcomes": {Outcome.STORED: "1", Outcome.FAILED: "6"},
+            "served": "1",
+            "failures": {
+                1: Failure(city_id=CityId("8"), city_name="Port Tina", reason="the upstream answered 404"),
+                2: Failure(
+                    city_id=CityId("9"),
+                    city_name="Lake Stephanie",
+                    reason="record 1,204: passengers is -3; expected 0 to 1,000,000",
+                    quarantine_key=f"quarantine/date={DAY}/city=9/4f2c1f0f9a6c4c0f8e0f3f8f6f0d2b11.json",
+                ),
+            },
+        },
+        {"outcomes": {Outcome.STORED: "1"}, "served": "1"},
+    ]
+    for place, kind in enumerate(kinds):
+        record: RequestRecord = record_of(NOW + dt.timedelta(minutes=place))
+        write(world, msgspec.structs.replace(record, date=DAY + dt.timedelta(days=place), **done, **kind))
+
+
+def take(browser: Browser, folder: Path) -> None:
+    """Take every picture."""
+    month = DAY + dt.timedelta(days=30)
+    usual = filled(list(NAMES), 31, provisional=2)
+    requests_of_every_kind(usual)
+    year = filled([f"country-{number:03d}" for number in range(200)], 365)
+    long = filled([LONG_NAME, *NAMES], 7)
+    last = DAY + dt.timedelta(days=364)
+    shots: list[tuple[str, World, str, int, str]] = [
+        ("month", usual, f"?from={DAY}&to={month}", 1180, "light"),
+        ("month-dark", usual, f"?from={DAY}&to={month}", 1180, "dark"),
+        ("phone", usual, f"?from={DAY}&to={month}", 390, "light"),
+        ("three-days", usual, "?from=2024-05-01&to=2024-05-03", 1180, "light"),
+        ("year-of-200", year, f"?from={DAY}&to={last}", 1180, "light"),
+        ("three-days-of-200", year, "?from=2024-05-01&to=2024-05-03", 1180, "light"),
+        ("long-name", long, "?from=2024-05-01&to=2024-05-07", 1180, "light"),
+        ("long-name-phone", long, "?from=2024-05-01&to=2024-05-07", 390, "dark"),
+        ("empty", World(), "?from=2024-05-01&to=2024-05-07", 1180, "light"),
+    ]
+    for name, world, query, width, scheme in shots:
+        shoot(browser, folder / f"{name}.png", world, query, width, scheme)
+    usual.store.down = True
+    shoot(browser, folder / "error.png", usual, f"?from={DAY}&to={month}", 1180, "light")
+
+
+def shoot(browser: Browser, path: Path, world: World, query: str, width: int, scheme: str) -> None:
+    """Take one picture: of the whole page, once everything is there, with the reasons of failures open."""
+    context = browser.new_context(
+        viewport={"width": width, "height": 1000},
+        color_scheme="dark" if scheme == "dark" else "light",
+        locale="en-GB",
+        timezone_id="UTC",
+    )
+    context.set_default_timeout(DEADLINE_MS)
+    with served(world) as address:
+        page = context.new_page()
+        page.goto(f"{address}/{query}")
+        for place in ("#answer", "#latest"):
+            expect(page.locator(place)).to_have_attribute("aria-busy", "false", timeout=DEADLINE_MS)
+        for summary in page.locator(".requests details:not([hidden]) summary").all():
+            summary.click()
+        expect(page.locator(".requests .loading")).to_have_count(0, timeout=DEADLINE_MS)
+        page.screenshot(path=path, full_page=True)
+        if path.stem == "month":
+            page.evaluate("scrollTo(0, 0)")
+            page.screenshot(path=path.with_name("page.png"))  # what the README shows
+        context.close()
+
+
+def main() -> None:
+    """Take the pictures into the folder that is named."""
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    executable = chromium()
+    if executable is None:
+        sys.exit("no Chromium: set TRIPFOLD_TEST_CHROMIUM to one")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        take(browser, folder)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
