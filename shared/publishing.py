@@ -17,7 +17,7 @@ from shared.events import Cause, Event
 from shared.kafka_connection import connection
 from shared.patience import SurroundingsFault
 from shared.settings import Settings
-from shared.topics import RECORD_BYTES_MAX, Topic, partition_of
+from shared.topics import LETTER_BYTES_MAX, RECORD_BYTES_MAX, Topic, partition_of
 
 BATCH_EVENTS_MAX = 5_000
 ERROR_HEADER_LENGTH_MAX = 1_000
@@ -30,6 +30,10 @@ ORIGIN_OFFSET_HEADER = "tripfold_origin_offset"
 ERROR_HEADER = "tripfold_error"
 BURIAL_HEADERS = (ORIGIN_TOPIC_HEADER, ORIGIN_PARTITION_HEADER, ORIGIN_OFFSET_HEADER, ERROR_HEADER)
 """What a dead letter has after the headers that it came with, in this order."""
+
+CUT_HEADER = "tripfold_cut_from_bytes"
+"""In a letter that holds the beginning of a record alone: how long the record was."""
+KEY_KEPT_MAX_BYTES = 32 * 1024
 
 
 class LogUnavailable(SurroundingsFault):
@@ -46,6 +50,21 @@ class Received(msgspec.Struct, frozen=True, kw_only=True):
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
     timestamp_ms: int = 0
+
+
+def as_letter(record: Received, error: str) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
+    """Return the key, value and headers of a record's dead letter.
+
+    A record can be longer than the topic of dead letters takes, since records are compressed on their way. Then its
+    headers are left out and its value is cut, and a header says so: its partition has to go on.
+    """
+    kept_bytes = sum(len(name.encode()) + len(value) for name, value in record.headers) + len(record.key or b"")
+    whole_bytes = kept_bytes + len(record.value or b"")
+    if whole_bytes <= RECORD_BYTES_MAX:
+        return record.key, record.value, burial_headers(record, error)
+    cut = msgspec.structs.replace(record, headers=((CUT_HEADER, str(whole_bytes).encode()),))
+    key = record.key and record.key[:KEY_KEPT_MAX_BYTES]
+    return key, record.value and record.value[: RECORD_BYTES_MAX - KEY_KEPT_MAX_BYTES], burial_headers(cut, error)
 
 
 def burial_headers(record: Received, error: str) -> list[tuple[str, bytes]]:
@@ -125,7 +144,7 @@ class KafkaPublisher:
         await self._send(batch)
 
     async def bury(self, record: Received, error: str) -> None:
-        await self._send([(Topic.DEAD_LETTERS, record.key, record.value, burial_headers(record, error))])
+        await self._send([(Topic.DEAD_LETTERS, *as_letter(record, error))])
         health.dead_letters.labels(record.topic.value).inc()
 
     async def publish_record(
@@ -158,7 +177,7 @@ class KafkaPublisher:
             acks="all",
             enable_idempotence=False,  # every effect is idempotent, and one batch is in flight per partition
             partitioner=partition_of,
-            max_request_size=RECORD_BYTES_MAX,
+            max_request_size=LETTER_BYTES_MAX,
             request_timeout_ms=20_000,
             linger_ms=2,
         )

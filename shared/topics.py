@@ -10,6 +10,8 @@ from aiokafka.partitioner import murmur2
 
 DAY_MS = 24 * 60 * 60 * 1000
 RECORD_BYTES_MAX = 4 * 1024 * 1024
+LETTER_BYTES_MAX = RECORD_BYTES_MAX + 64 * 1024
+"""A dead letter is a record, and what is wrong with it."""
 
 
 class Topic(enum.Enum):
@@ -36,11 +38,11 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
         return f"{prefix}{self.topic.value}"
 
 
-def _kept_for(days: int) -> dict[str, str]:
+def _kept_for(days: int, *, bytes_max: int = RECORD_BYTES_MAX) -> dict[str, str]:
     return {
         "cleanup.policy": "delete",
         "retention.ms": str(days * DAY_MS),
-        "max.message.bytes": str(RECORD_BYTES_MAX),
+        "max.message.bytes": str(bytes_max),
     }
 
 
@@ -70,7 +72,12 @@ TOPICS: tuple[TopicSpec, ...] = (
         holds="RequestPlanned, CityProgressed, CityFinished, CityFolded, RequestFailed",
         config=_kept_for(30),
     ),
-    TopicSpec(topic=Topic.DEAD_LETTERS, key="as it came", holds="what could not be processed", config=_kept_for(90)),
+    TopicSpec(
+        topic=Topic.DEAD_LETTERS,
+        key="as it came",
+        holds="what could not be processed",
+        config=_kept_for(90, bytes_max=LETTER_BYTES_MAX),
+    ),
 )
 
 

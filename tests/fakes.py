@@ -24,7 +24,7 @@ from services.aggregate.replay import Replay
 from services.ingest.upstream import AnswerBroke, CityFailed, Download, Upstream, UpstreamDown, Validators
 from shared import events
 from shared.identity import RequestId
-from shared.publishing import LogUnavailable, Outgoing, Publisher, Received, burial_headers
+from shared.publishing import LogUnavailable, Outgoing, Publisher, Received, as_letter
 from shared.store import (
     UPLOAD_PART_BYTES,
     Found,
@@ -343,7 +343,7 @@ class MemoryPublisher:
 
     async def bury(self, record: Received, error: str) -> None:
         await asyncio.sleep(0)
-        self._log.append(Topic.DEAD_LETTERS, record.key, record.value, burial_headers(record, error))
+        self._log.append(Topic.DEAD_LETTERS, *as_letter(record, error))
 
     async def publish_record(
         self, topic: Topic, *, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]

@@ -20,6 +20,7 @@ from services.aggregate.replay import Replay
 from shared.errors import OperatorError
 from shared.publishing import (
     BURIAL_HEADERS,
+    CUT_HEADER,
     ERROR_HEADER,
     ORIGIN_OFFSET_HEADER,
     ORIGIN_PARTITION_HEADER,
@@ -231,6 +232,11 @@ def _mark_of(record: Received) -> dict[str, dt.datetime]:
 
 
 def _origin_of(letter: DeadLetter) -> Topic:
+    if any(name == CUT_HEADER for name, _ in letter.headers):
+        raise NotSentBack(
+            f"letter {letter.id} is the beginning of a longer record, at offset {letter.origin_offset[:20]} of "
+            f"partition {letter.origin_partition[:20]} of {letter.origin_topic[:100]}"
+        )
     try:
         topic = Topic(letter.origin_topic)
     except ValueError:

@@ -22,8 +22,8 @@ from services.operate.dead_letters import (
     read_letter,
     send_back,
 )
-from shared.publishing import LogUnavailable, Received
-from shared.topics import Topic
+from shared.publishing import CUT_HEADER, LogUnavailable, Received
+from shared.topics import LETTER_BYTES_MAX, RECORD_BYTES_MAX, Topic
 from tests.fakes import Clock, MemoryLog, MemoryPublisher
 from tests.unit.test_rebuild import MemoryReplay
 
@@ -168,6 +168,19 @@ async def test_a_letter_that_is_not_there_is_named(cemetery: Cemetery, letter_id
     """An id that is none, or of no letter, is refused with a sentence."""
     with pytest.raises(UnknownLetter, match=letter_id):
         await read_letter(cemetery.open, letter_id)
+
+
+async def test_a_record_that_is_too_long_for_a_letter_is_cut_and_not_sent_back(cemetery: Cemetery) -> None:
+    """What was compressed on its way may be longer than a topic takes: its beginning is buried."""
+    await cemetery.bury(Topic.CITY_STATS, b"x" * (RECORD_BYTES_MAX + 1), key=b"k" * 100_000)
+    record = cemetery.log.appended[-1]
+    headers = sum(len(name) + len(value) for name, value in record.headers)
+    assert len(record.key or b"") + len(record.value or b"") + headers < LETTER_BYTES_MAX
+    whole = RECORD_BYTES_MAX + 1 + 100_000 + sum(len(name) + len(value) for name, value in HEADERS)
+    assert (CUT_HEADER, str(whole).encode()) in record.headers
+    with pytest.raises(NotSentBack, match="beginning of a longer record, at offset"):
+        letter = f"{record.partition}/{record.offset}"
+        await send_back(cemetery.open, cemetery.publisher, [letter], clock=cemetery.clock)
 
 
 async def test_a_letter_of_no_topic_is_not_sent_anywhere() -> None:
