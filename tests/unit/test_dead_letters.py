@@ -178,8 +178,8 @@ async def test_a_record_that_is_too_long_for_a_letter_is_cut_and_not_sent_back(c
     assert len(record.key or b"") + len(record.value or b"") + headers < LETTER_BYTES_MAX
     whole = RECORD_BYTES_MAX + 1 + 100_000 + sum(len(name) + len(value) for name, value in HEADERS)
     assert (CUT_HEADER, str(whole).encode()) in record.headers
+    letter = f"{record.partition}/{record.offset}"
     with pytest.raises(NotSentBack, match="beginning of a longer record, at offset"):
-        letter = f"{record.partition}/{record.offset}"
         await send_back(cemetery.open, cemetery.publisher, [letter], clock=cemetery.clock)
 
 
