@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-WORKERS ?= 2
+WORKERS ?= 3 # of the tests: they wait for processes of their own as much as they work
 HISTORIES ?= 10000
 
 .DEFAULT_GOAL := help

@@ -8,10 +8,11 @@ TRIPFOLD_TEST_SEED the seed; a failure prints both.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -92,23 +93,33 @@ async def building(store: ObjectStore, after: int) -> Current:
 
 
 @pytest.mark.timeout(300)
-async def test_a_rebuild_that_is_killed_stopped_or_raced_changes_nothing(settings: Settings) -> None:
-    """Whatever happens to the process of a rebuild, live numbers stay, and the one that completes ends with them.
+async def _published(publisher: KafkaPublisher, bucket: OperatedBucket, random: Random) -> list[Event]:
+    """Publish every record of the history three times, in any order; return them."""
+    published: list[Event] = [
+        events.decode(record.topic, record.value) for record in bucket.log.records(Topic.CITY_STATS) * 3
+    ]
+    random.shuffle(published)
+    await publisher.publish(map(Outgoing, published))
+    return published
 
-    The topic it reads holds every record three times, in any order.
-    """
-    random = Random(SEED)
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[tuple[S3Store, KafkaPublisher]]:
+    """Provision the bucket and the topics of a test, and open both."""
     async with S3Store(settings) as store, KafkaPublisher(settings, source="test") as publisher:
         await store.create_bucket()
         await apply_topics(settings)
+        yield store, publisher
+
+
+async def test_a_rebuild_that_is_killed_changes_nothing(settings: Settings) -> None:
+    """However often a rebuild is killed, live numbers stay, and the topic it reads ends as the bucket says."""
+    random = Random(SEED)
+    async with opened(settings) as (store, publisher):
         bucket = await filled(store)
         right = await summaries(store)
         assert len(right) == 3 * len(DATES)
-        published: list[Event] = [
-            events.decode(record.topic, record.value) for record in bucket.log.records(Topic.CITY_STATS) * 3
-        ]
-        random.shuffle(published)
-        await publisher.publish(map(Outgoing, published))
+        published = await _published(publisher, bucket, random)
         for number in range(KILLS):
             highest = (await read_current(store)).highest
             with begun(settings, "rebuild", "--from", random.choice(["s3", "kafka"]), "--take-over") as command:
@@ -117,11 +128,25 @@ async def test_a_rebuild_that_is_killed_stopped_or_raced_changes_nothing(setting
                 command.signal(signal.SIGKILL)
                 await command.ended()
             assert await summaries(store) == right, f"after kill {number} of {KILLS}, seed {SEED}"
+        code, rebuilt = await told(settings, "rebuild", "--from", "s3", "--take-over")
+        assert (code, rebuilt["changes"]) == (0, [])
+        assert await summaries(store) == right
+        await _stale_topic(settings, publisher, published)
+
+
+async def test_of_rebuilds_that_race_one_completes(settings: Settings) -> None:
+    """A second rebuild is refused or takes over; the one that completes ends with the numbers that were live.
+
+    The topic it reads holds every record three times, in any order.
+    """
+    async with opened(settings) as (store, publisher):
+        bucket = await filled(store)
+        right = await summaries(store)
+        await _published(publisher, bucket, Random(SEED))
         await _two_at_once(settings, store)
         await _a_zombie(settings, store)
         assert await summaries(store) == right
         assert (await told(settings, "verify"))[0] == 0
-        await _stale_topic(settings, publisher, published)
 
 
 async def _two_at_once(settings: Settings, store: ObjectStore) -> None:
