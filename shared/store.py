@@ -31,7 +31,7 @@ from botocore.utils import parse_timestamp
 from shared.bounded import map_bounded
 from shared.part import Part
 from shared.patience import SurroundingsFault
-from shared.quick_reads import Declined, Page, QuickReads, bucket_url_of
+from shared.quick_requests import Conflict, Declined, NotMet, Page, QuickRequests, bucket_url_of
 from shared.settings import Settings
 
 UPLOAD_PART_BYTES = 5 * 1024 * 1024
@@ -150,7 +150,7 @@ class S3Store:
         self._settings = settings
         self.bucket = settings.s3_bucket
         self._client: Any = None
-        self._quick: QuickReads | None = None
+        self._quick: QuickRequests | None = None
         self._closing = contextlib.AsyncExitStack()
         self._spent = contextlib.AsyncExitStack()
         self._opened_at_s = 0.0
@@ -186,7 +186,7 @@ class S3Store:
         )
         # A part is a file to the client, which would ask for leave (100-continue), and wait for it, before each.
         client.meta.events.unregister("before-call.s3", add_expect_header)
-        quick = await self._quick_reads(session, client.meta.endpoint_url, closing)
+        quick = await self._quick_requests(session, client.meta.endpoint_url, closing)
         await self._spent.aclose()
         self._client, self._quick, self._closing, self._spent = client, quick, closing, self._closing
 
@@ -196,12 +196,15 @@ class S3Store:
         await self._spent.aclose()
         await self._closing.aclose()
 
-    async def _quick_reads(
+    async def _quick_requests(
         self, session: Any, endpoint_url: str, closing: contextlib.AsyncExitStack
-    ) -> QuickReads | None:
+    ) -> QuickRequests | None:
         settings = self._settings
-        bucket_url = bucket_url_of(endpoint_url, self.bucket, settings.s3_addressing_style)
-        if bucket_url is None or settings.s3_checksums == "when_supported":
+
+        def bucket_url() -> str | None:
+            return bucket_url_of(endpoint_url, self.bucket, settings.s3_addressing_style)
+
+        if bucket_url() is None or settings.s3_checksums == "when_supported":
             return None
         try:
             credentials = await session.get_credentials()
@@ -209,7 +212,7 @@ class S3Store:
             credentials = None  # botocore tells so at the first request
         if credentials is None:
             return None
-        quick = QuickReads(
+        quick = QuickRequests(
             bucket_url=bucket_url,
             region=settings.s3_region,
             credentials=credentials.get_frozen_credentials,
@@ -271,24 +274,36 @@ class S3Store:
         return Found(body=body, etag=answer["ETag"])
 
     async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
-        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
         for wait_s in (0.05, 0.2, 0.8, None):
             try:
-                answer = await self._client.put_object(
-                    Bucket=self.bucket, Key=key, Body=body, ContentType="application/json", **condition
-                )
-            except ClientError as error:
-                if _status(error) == 409 and wait_s is not None:
-                    await asyncio.sleep(wait_s)  # a conflicting write is under way: not decided yet
-                    continue
-                # Stores differ on If-Match for a missing key: 404 here, 412 there.
-                if _status(error) in {409, 412} or (_status(error) == 404 and _code(error) == "NoSuchKey"):
+                return await self._swap_once(key, body, etag)
+            except Conflict as error:
+                if wait_s is None:
                     raise LostRace(key) from error
-                raise _unavailable("PutObject", key, error) from error
-            except NO_ANSWER as error:
-                raise _unavailable("PutObject", key, error) from error
-            return str(answer["ETag"])
+                await asyncio.sleep(wait_s)
+            except NotMet as error:
+                raise LostRace(key) from error
         raise AssertionError("the last try neither answered nor raised")
+
+    async def _swap_once(self, key: str, body: bytes, etag: str | None) -> str:
+        if self._quick is not None:
+            with contextlib.suppress(Declined):
+                return await self._quick.swap(key, body, etag=etag)
+        condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
+        try:
+            answer = await self._client.put_object(
+                Bucket=self.bucket, Key=key, Body=body, ContentType="application/json", **condition
+            )
+        except ClientError as error:
+            if _status(error) == 409:
+                raise Conflict(key) from error
+            # Stores differ on If-Match for a missing key: 404 here, 412 there.
+            if _status(error) == 412 or (_status(error) == 404 and _code(error) == "NoSuchKey"):
+                raise NotMet(key) from error
+            raise _unavailable("PutObject", key, error) from error
+        except NO_ANSWER as error:
+            raise _unavailable("PutObject", key, error) from error
+        return str(answer["ETag"])
 
     async def put(self, key: str, body: bytes) -> None:
         with _faults("PutObject", key):

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from shared.contribution import NOTHING
+from shared.contribution import Contribution
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, Event
 from shared.identity import CityId, CountrySlug
 from shared.objects import LedgerEntry, PlanChunks, Summary
@@ -102,19 +102,23 @@ def _entry_of(event: CityDayStats) -> LedgerEntry:
 
 def _keep_greater(ledger: dict[CityId, LedgerEntry], city_id: CityId, entry: LedgerEntry) -> bool:
     known = ledger.get(city_id)
-    if known is not None and _rank(entry) <= _rank(known):
+    if known is not None and not _is_greater(entry, known):
         return False
     ledger[city_id] = entry
     return True
 
 
-def _rank(entry: LedgerEntry) -> tuple[int, bytes]:
-    return entry.revision, _encoder.encode(entry)
+def _is_greater(entry: LedgerEntry, known: LedgerEntry) -> bool:
+    if entry.revision != known.revision:
+        return entry.revision > known.revision
+    return _encoder.encode(entry) > _encoder.encode(known)
 
 
-def _instant(written: dt.datetime) -> tuple[dt.datetime, str]:
+def _is_later(instant: dt.datetime, known: dt.datetime | None) -> bool:
     """Order instants, and the ways to write one (``10:00Z``, ``12:00+02:00``) among each other."""
-    return written, written.isoformat()
+    if known is None or instant != known:
+        return known is None or instant > known
+    return instant.isoformat() > known.isoformat()
 
 
 def _chunks_of(summary: Summary) -> dict[_PlanKey, dict[int, tuple[CityId, ...]]]:
@@ -157,17 +161,21 @@ def _with_totals(
     ledger: dict[CityId, LedgerEntry],
     plans: tuple[PlanChunks, ...],
 ) -> Summary:
-    totals = NOTHING
+    # Plain sums: this loop runs over all cities of a country for each batch that changes one.
+    version = trips = passengers = accidents = delay_total_ms = 0
     reported = set()
     last_ingested_at: dt.datetime | None = None
     for city_id, entry in ledger.items():
-        if entry.contribution is None:
+        version += entry.revision
+        added = entry.contribution
+        if added is None:
             continue
         reported.add(city_id)
-        totals += entry.contribution
-        if entry.ingested_at is not None and (
-            last_ingested_at is None or _instant(entry.ingested_at) > _instant(last_ingested_at)
-        ):
+        trips += added.trips
+        passengers += added.passengers
+        accidents += added.accidents
+        delay_total_ms += added.delay_total_ms
+        if entry.ingested_at is not None and _is_later(entry.ingested_at, last_ingested_at):
             last_ingested_at = entry.ingested_at
     plan = _in_force(plans)
     expected = {city for cities in plan.cities.values() for city in cities} if plan else set()
@@ -176,8 +184,8 @@ def _with_totals(
         date=date,
         country=country,
         country_name=name,
-        version=sum(entry.revision for entry in ledger.values()) + plan_revision,
-        totals=totals,
+        version=version + plan_revision,
+        totals=Contribution(trips=trips, passengers=passengers, accidents=accidents, delay_total_ms=delay_total_ms),
         has_data=bool(reported),
         cities_reported=len(expected & reported),
         cities_expected=len(expected),

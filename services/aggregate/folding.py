@@ -87,10 +87,22 @@ class _Caused(msgspec.Struct, frozen=True):
 
 
 class SummaryWriter:
-    """Changes summaries by compare-and-swap: lost the race → read again, change again."""
+    """Changes summaries by compare-and-swap: lost the race → read again, change again.
 
-    def __init__(self, store: ObjectStore, *, cache_bytes: int, clock_s: Callable[[], float] = time.monotonic) -> None:
+    While ``into_new`` is set, for a generation that begins empty, a summary that is not in the cache is taken to be
+    missing before it is looked for: creating it fails if it is there.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        cache_bytes: int,
+        into_new: bool = False,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._store = store
+        self.into_new = into_new
         self._cache = SummaryCache(cache_bytes)
         self._clock_s = clock_s
 
@@ -105,8 +117,9 @@ class SummaryWriter:
 
     async def _change(self, generation: int, empty: Summary, change: Callable[[Summary], Summary]) -> _Cached:
         key = keys.summary(generation, empty.date, empty.country)
+        look = not self.into_new
         while True:
-            known = self._cache.get(key) or await self._read(key)
+            known = self._cache.get(key) or (await self._read(key) if look else None)
             before = known.summary if known else empty
             after = change(before)
             if known and after is before:
@@ -122,6 +135,7 @@ class SummaryWriter:
             except LostRace:
                 health.lost_races.labels("summary").inc()
                 self._cache.drop(key)
+                look = True
                 continue
             except BaseException:
                 self._cache.drop(key)

@@ -40,7 +40,7 @@ from shared.patience import SurroundingsFault
 from shared.publishing import Outgoing, Publisher, Received
 from shared.store import Found, OperatedStore
 
-CACHE_BYTES = 256 * 1024 * 1024
+CACHE_BYTES = 64 * 1024 * 1024
 FOLDS_AT_ONCE_MAX = 16
 CHANGES_KEPT_MAX = 10_000
 
@@ -91,7 +91,7 @@ class Rebuild:
         self._report = report
         self._replay = replay
         self._seed = seed
-        self._writer = SummaryWriter(store, cache_bytes=CACHE_BYTES)
+        self._writer = SummaryWriter(store, cache_bytes=CACHE_BYTES, into_new=True)
         self._events = 0
         self._poison_records = 0
 
@@ -126,6 +126,8 @@ class Rebuild:
             await self._fold_topic(self._replay, number)
         if self._seed is not None:
             await self._join_seed(self._seed, number)
+        # What is in the bucket has been folded into most summaries by now.
+        self._writer.into_new = self._replay is None and self._seed is None
         await self._fold_bucket(number)
         country_days, changes, total, refused = await self._compare(pointer.live, number)
         flipped = not dry_run and refused is None

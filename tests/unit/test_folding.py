@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 
-from services.aggregate.folding import ALONE_S, Folder
+from services.aggregate.fold import is_stat_event
+from services.aggregate.folding import ALONE_S, Folder, SummaryWriter
 from shared import events
 from shared.events import CountryDaySummary, Event
 from shared.publishing import Outgoing
@@ -90,3 +91,17 @@ async def test_in_a_steady_state_a_fold_costs_one_call() -> None:
     published = bucket.store_file(1, 11, trips(1))
     await alone.fold(published)
     assert calls == ["get state/current.json", f"swap {key}"]
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 100_000])
+async def test_a_summary_that_is_there_already_is_folded_into(cache_bytes: int) -> None:
+    """A writer that takes a summary for missing finds it by its lost race, if another one or itself made it."""
+    bucket = OperatedBucket()
+    first, second, third = (
+        [is_stat_event(event) for event in bucket.store_file(city, 10 + city, trips(city))] for city in (1, 2, 3)
+    )
+    await SummaryWriter(bucket.store, cache_bytes=0).fold(1, first)
+    writer = SummaryWriter(bucket.store, cache_bytes=cache_bytes, into_new=True)
+    await writer.fold(1, second)
+    await writer.fold(1, third)
+    assert (await bucket.summary()).version == 11 + 12 + 13

@@ -6,7 +6,7 @@ import datetime as dt
 
 import pytest
 
-from shared.quick_reads import Declined, Entry, Page, bucket_url_of, parse_page
+from shared.quick_requests import Declined, Entry, Page, bucket_url_of, parse_page, proxy_of
 
 WHEN = dt.datetime(2024, 5, 2, 1, 2, 3, tzinfo=dt.UTC)
 ENTRY = (
@@ -74,3 +74,14 @@ def test_what_is_left_to_botocore(body: bytes) -> None:
 def test_url_of_a_bucket(endpoint_url: str, style: str, url: str | None) -> None:
     """A bucket is in the path or in the host's name, as the settings say; where that is not clear, botocore decides."""
     assert bucket_url_of(endpoint_url, "tripfold", style) == url
+
+
+def test_proxy_of_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proxy is that of the URL's scheme, unless the host is to be reached without one."""
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.delenv("HTTPS_PROXY", raising=False)
+    assert proxy_of("http://s3.example/tripfold") == "http://proxy.example:3128"
+    assert proxy_of("https://s3.example/tripfold") is None
+    assert proxy_of("http://127.0.0.1:9000/tripfold") is None

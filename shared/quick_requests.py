@@ -1,9 +1,10 @@
-"""Reading many small objects: GET and LIST without most of what botocore does around a request.
+"""Many small objects: GET, LIST and a conditional PUT without most of what botocore does around a request.
 
-A range of the statistics can take tens of thousands of these reads, and botocore takes some 2 ms of CPU for each: it
-resolves an endpoint for every key, and parses a listing element by element by its model. Here a request is signed by
-botocore's signer, sent by aiohttp, and a listing is taken apart by its few known elements. Whatever is not the plain
-answer to a plain question is a `Declined`: the caller asks again through botocore, whose retries and verdicts count.
+A range of the statistics can take tens of thousands of reads, and a rebuild as many writes; botocore takes some 2 ms of
+CPU for each: it resolves an endpoint for every key, and parses a listing element by element by its model. Here a
+request is signed by botocore's signer, sent by aiohttp, and a listing is taken apart by its few known elements.
+Whatever is not the plain answer to a plain question is a `Declined`: the caller asks again through botocore, whose
+retries and verdicts count. A write that was declined may have happened: the second one then loses the race to it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import yarl
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.exceptions import BotoCoreError
+from botocore.utils import get_environ_proxies
 
 _CONTENTS = re.compile(r"<Contents>(.*?)</Contents>", re.DOTALL)
 _ELEMENT = re.compile(r"<(Key|LastModified|ETag|Size)>([^<]*)</\1>")
@@ -34,6 +36,14 @@ _URL_ENCODED = "<EncodingType>url</EncodingType>"
 
 class Declined(Exception):
     """The answer is not the plain one: it is botocore's to find out what it means."""
+
+
+class Conflict(Exception):
+    """Another write of the object is under way: it is not decided yet whether the condition holds."""
+
+
+class NotMet(Exception):
+    """The condition of a write does not hold."""
 
 
 class Entry(NamedTuple):
@@ -52,13 +62,13 @@ class Page(NamedTuple):
     next_token: str | None
 
 
-class QuickReads:
-    """Reads from one bucket; an async context manager. ``credentials`` returns those of the moment."""
+class QuickRequests:
+    """Requests to one bucket; an async context manager. ``bucket_url`` and ``credentials`` tell those of the moment."""
 
     def __init__(
         self,
         *,
-        bucket_url: str,
+        bucket_url: Callable[[], str | None],
         region: str,
         credentials: Callable[[], Awaitable[Any]],
         pool_size: int,
@@ -77,7 +87,8 @@ class QuickReads:
             connector=aiohttp.TCPConnector(limit=self._pool_size, ssl=context),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=30),
             auto_decompress=False,
-            trust_env=True,
+            # Told once: aiohttp would look for it, and for a password in .netrc, in two threads for each request.
+            proxy=proxy_of(self._bucket_url() or ""),
         )
         return self
 
@@ -90,12 +101,34 @@ class QuickReads:
     async def get(self, key: str, *, first_bytes: int | None) -> tuple[bytes, str] | None:
         """Return an object's bytes, or its first ones, and its ETag; None if there is none. Raises Declined."""
         headers = {} if first_bytes is None else {"Range": f"bytes=0-{first_bytes - 1}"}
-        status, etag, body = await self._answer(f"{self._bucket_url}/{quote(key, safe='/-_.~')}", headers)
+        status, etag, body = await self._answer("GET", self._url_of(key), headers)
         if status == HTTPStatus.NOT_FOUND and b"<Code>NoSuchKey</Code>" in body:
             return None
         if status not in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT} or not etag:
             raise Declined(f"{status} for {key}")
         return body[:first_bytes], etag
+
+    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        """Write an object only if its ETag is ``etag`` (None: only if there is none); return the new ETag.
+
+        Raises NotMet, Conflict, and Declined, after which it may have been written.
+        """
+        condition = {"If-None-Match": "*"} if etag is None else {"If-Match": etag}
+        headers = {"Content-Type": "application/json", **condition}
+        status, new_etag, answer = await self._answer("PUT", self._url_of(key), headers, body)
+        if status == HTTPStatus.OK and new_etag:
+            return new_etag
+        if status == HTTPStatus.CONFLICT:
+            raise Conflict(key)
+        # Stores differ on If-Match for a missing key: 404 here, 412 there.
+        if status == HTTPStatus.PRECONDITION_FAILED or (
+            status == HTTPStatus.NOT_FOUND and b"<Code>NoSuchKey</Code>" in answer
+        ):
+            raise NotMet(key)
+        raise Declined(f"{status} for {key}")
+
+    def _url_of(self, key: str) -> str:
+        return f"{self._bucket_url()}/{quote(key, safe='/-_.~')}"
 
     async def page(self, prefix: str, *, keys_max: int, after: str = "", token: str | None = None) -> Page:
         """Return a page of a listing. Raises Declined."""
@@ -105,22 +138,34 @@ class QuickReads:
         elif after:
             query["start-after"] = after
         told = "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
-        status, _, body = await self._answer(f"{self._bucket_url}?{told}", {})
+        status, _, body = await self._answer("GET", f"{self._bucket_url()}?{told}", {})
         if status != HTTPStatus.OK:
             raise Declined(f"{status} for the listing of {prefix}")
         return parse_page(body)
 
-    async def _answer(self, url: str, headers: Mapping[str, str]) -> tuple[int, str, bytes]:
-        request = AWSRequest(method="GET", url=url, headers=dict(headers))
+    async def _answer(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> tuple[int, str, bytes]:
+        request = AWSRequest(method=method, url=url, headers=dict(headers), data=body)
         assert self._session is not None
         try:
             S3SigV4Auth(await self._credentials(), "s3", self._region).add_auth(request)
-            async with self._session.get(
-                yarl.URL(url, encoded=True), headers=dict(request.headers.items()), allow_redirects=False
+            async with self._session.request(
+                method,
+                yarl.URL(url, encoded=True),
+                headers=dict(request.headers.items()),
+                data=body,
+                allow_redirects=False,
             ) as answer:
                 return answer.status, answer.headers.get("ETag", ""), await answer.read()
         except (aiohttp.ClientError, BotoCoreError, TimeoutError, OSError) as error:
             raise Declined(str(error)) from error
+
+
+def proxy_of(url: str) -> str | None:
+    """Return the proxy that the environment tells for a URL, as botocore finds it."""
+    proxy: str | None = get_environ_proxies(url).get(urlsplit(url).scheme)
+    return proxy
 
 
 def bucket_url_of(endpoint_url: str, bucket: str, addressing_style: str) -> str | None:
