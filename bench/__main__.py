@@ -27,6 +27,7 @@ BENCHMARKS: Final = (
     "pipe",
     "worker",
     "reader",
+    "fold",
 )  # fmt: skip  # one a line: two people can add theirs
 
 

@@ -15,8 +15,6 @@ from typing import Final
 
 import msgspec
 
-from services.local.embedded import embedded_services
-
 ROOT: Final = Path(__file__).resolve().parent.parent
 END_DEADLINE_S: Final = 10.0
 
@@ -66,6 +64,8 @@ def null_store() -> Iterator[Store]:
 @contextlib.contextmanager
 def seaweedfs(folder: Path) -> Iterator[Store]:
     """Run SeaweedFS, and the embedded Kafka, on a folder."""
+    from services.local.embedded import embedded_services  # noqa: PLC0415 - who only measures has nothing of Tripfold
+
     with embedded_services(folder) as services:
         yield Store("SeaweedFS", services.environment(), services.supervisor.pid("s3"))
 
