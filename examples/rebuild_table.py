@@ -52,7 +52,7 @@ Row = tuple[str | int | None, ...]
 def row_of(key: bytes, value: bytes) -> Row | None:
     """Return the row that a record stands for, or None if it is not about a city."""
     event = json.loads(value)
-    if event["type"] not in {"city-day-stats", "city-day-retracted"}:
+    if event.get("type") not in {"city-day-stats", "city-day-retracted"}:
         return None  # a plan: which cities a country-day expects
     figures = event.get("contribution", {})
     return (
@@ -67,11 +67,11 @@ def row_of(key: bytes, value: bytes) -> Row | None:
 
 def take_in(database: sqlite3.Connection, messages: list[Message]) -> None:
     """Take records and their offsets in, all or none."""
-    rows = [row for message in messages if (row := row_of(message.key(), message.value()))]
+    rows = [row for message in messages if (row := row_of(message.key() or b"", message.value() or b"{}"))]
     with database:
         database.executemany(KEEP_NEWER, rows)
         database.executemany(
-            KEEP_OFFSET, [(message.topic(), message.partition(), message.offset() + 1) for message in messages]
+            KEEP_OFFSET, [(message.topic(), message.partition(), (message.offset() or 0) + 1) for message in messages]
         )
 
 

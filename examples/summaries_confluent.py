@@ -51,9 +51,10 @@ def newer_summaries(bootstrap_servers: str, topic: str) -> Iterator[dict[str, An
                     yield None
                 unread.discard(message.partition())
                 continue
-            summary = json.loads(message.value())
-            if summary["type"] == "country-day-summary" and summary["version"] > versions.get(message.key(), 0):
-                versions[message.key()] = summary["version"]
+            key, value = message.key() or b"", message.value() or b"{}"
+            summary = json.loads(value)
+            if summary.get("type") == "country-day-summary" and summary["version"] > versions.get(key, 0):
+                versions[key] = summary["version"]
                 yield summary
     finally:
         consumer.close()

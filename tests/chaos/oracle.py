@@ -216,7 +216,7 @@ def read_topic(kafka: str, topic: str) -> list[dict[str, Any]]:
                 raise TimeoutError(f"{topic} could not be read to its end")
             if message.error() is not None:
                 raise RuntimeError(str(message.error()))
-            events.append(json.loads(message.value()))
+            events.append(json.loads(message.value() or b""))
             # The last record before the end may have been compacted away; the position moves past it all the same.
             for partition in consumer.position([TopicPartition(topic, number) for number in ends]):
                 if partition.offset >= ends[partition.partition]:
