@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from shared.contribution import Contribution
+from shared.contribution import NOTHING
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, Event
 from shared.identity import CityId, CountrySlug
 from shared.objects import LedgerEntry, PlanChunks, Summary
@@ -161,20 +161,16 @@ def _with_totals(
     ledger: dict[CityId, LedgerEntry],
     plans: tuple[PlanChunks, ...],
 ) -> Summary:
-    # Plain sums: this loop runs over all cities of a country for each batch that changes one.
-    version = trips = passengers = accidents = delay_total_ms = 0
+    version = 0
+    totals = NOTHING
     reported = set()
     last_ingested_at: dt.datetime | None = None
     for city_id, entry in ledger.items():
         version += entry.revision
-        added = entry.contribution
-        if added is None:
+        if entry.contribution is None:
             continue
         reported.add(city_id)
-        trips += added.trips
-        passengers += added.passengers
-        accidents += added.accidents
-        delay_total_ms += added.delay_total_ms
+        totals += entry.contribution
         if entry.ingested_at is not None and _is_later(entry.ingested_at, last_ingested_at):
             last_ingested_at = entry.ingested_at
     plan = _in_force(plans)
@@ -185,7 +181,7 @@ def _with_totals(
         country=country,
         country_name=name,
         version=version + plan_revision,
-        totals=Contribution(trips=trips, passengers=passengers, accidents=accidents, delay_total_ms=delay_total_ms),
+        totals=totals,
         has_data=bool(reported),
         cities_reported=len(expected & reported),
         cities_expected=len(expected),
