@@ -188,7 +188,13 @@ class KafkaLog:
         admin = AIOKafkaAdminClient(**connection(self._settings))
         await admin.start()
         try:
-            soon = {"segment.ms": "100", "min.cleanable.dirty.ratio": "0.001", "min.compaction.lag.ms": "0"}
+            # Altering replaces all settings of a topic, its policy too.
+            soon = {
+                "cleanup.policy": "compact",
+                "segment.ms": "100",
+                "min.cleanable.dirty.ratio": "0.001",
+                "min.compaction.lag.ms": "0",
+            }
             name = self._settings.topic_prefix + topic.value
             await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs=soon)])
         finally:
