@@ -7,7 +7,7 @@ WORKERS ?= 3 # of the tests: they wait for processes of their own as much as the
 HISTORIES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi contract screenshots format test-containers test-kafka chaos histories mutations requirements clean
+.PHONY: help demo up test lint unit audit bench asyncapi contract screenshots format test-containers test-kafka test-kafka-integration chaos histories mutations requirements clean
 
 help: ## Show what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ test-containers: $(VENV)/.dev ## Run the integration tests against Apache Kafka 
 
 test-kafka: $(VENV)/.dev ## Run the integration tests and those of faults against a real Apache Kafka (needs Java 17 and Maven)
 	$(BIN)/python -m tests.apache_kafka -n $(WORKERS) $(ARGS)
+
+test-kafka-integration: $(VENV)/.dev ## Run of these the integration tests alone: minutes, and no broker is stopped
+	$(BIN)/python -m tests.apache_kafka --only-integration -n $(WORKERS) $(ARGS)
 
 chaos: $(VENV)/.dev ## Run all of it under load while everything fails (SECONDS=600 SEED=… BROKER=kafka|embedded)
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --broker $(or $(BROKER),kafka) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -1,6 +1,6 @@
 """A real Apache Kafka for tests, by ``scripts/apache-kafka``; and the program behind ``make test-kafka``.
 
-    python -m tests.apache_kafka [ARGUMENTS FOR PYTEST]
+    python -m tests.apache_kafka [--only-integration] [ARGUMENTS FOR PYTEST]
 
 It starts a broker on a free port with a data directory of its own, runs tests/integration against it and then
 tests/kafka, which starts and stops that broker, and stops it at the end, whatever happened.
@@ -26,6 +26,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "apache-kafka"
 BOOTSTRAP_VARIABLE = "TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS"
 REAL_VARIABLE = "TRIPFOLD_TEST_REAL_KAFKA"
 """Set to 1, it lets tests/kafka run: they start brokers of their own."""
+ONLY_INTEGRATION = "--only-integration"
 PORT_TRIES_MAX = 50
 COMMAND_DEADLINE_S = 240.0
 FETCH_DEADLINE_S = 1800.0
@@ -133,8 +134,10 @@ def _pytest(*arguments: str, **environment: str) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run both suites; return the exit code of the first that failed, or 0."""
+    """Run both suites, or the first alone; return the exit code of the first that failed, or 0."""
     assert threading.current_thread() is threading.main_thread()
+    only_integration = arguments[:1] == [ONLY_INTEGRATION]
+    arguments = arguments[only_integration:]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     reason = reason_unavailable()
     if reason is not None:
@@ -147,8 +150,10 @@ def main(arguments: list[str]) -> int:
         except NoApacheKafka as error:
             sys.stderr.write(f"test-kafka: {error}\n")
             return 1
+    if failed or only_integration:
+        return failed
     # One process: the tests share a system, and stop its broker.
-    return failed or _pytest("tests/kafka", *arguments, "-n0", **{REAL_VARIABLE: "1"})
+    return _pytest("tests/kafka", *arguments, "-n0", **{REAL_VARIABLE: "1"})
 
 
 if __name__ == "__main__":
