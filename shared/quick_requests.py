@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from html import unescape
 from http import HTTPStatus
@@ -25,6 +24,8 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.exceptions import BotoCoreError
 from botocore.utils import get_environ_proxies
+
+from shared.tls import client_context
 
 _CONTENTS = re.compile(r"<Contents>(.*?)</Contents>", re.DOTALL)
 _ELEMENT = re.compile(r"<(Key|LastModified|ETag|Size)>([^<]*)</\1>")
@@ -82,7 +83,7 @@ class QuickRequests:
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        context = ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True
+        context = client_context(self._ca_file) if self._ca_file else True
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._pool_size, ssl=context),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=30),
@@ -180,7 +181,10 @@ def bucket_url_of(endpoint_url: str, bucket: str, addressing_style: str) -> str 
 
 def parse_page(body: bytes) -> Page:
     """Take a page of a listing apart. Raises Declined if it is not what every store writes."""
-    text = body.decode()
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise Declined(f"a listing that is no UTF-8: {error.reason}") from error
     count, truncated, token = _COUNT.search(text), _TRUNCATED.search(text), _TOKEN.search(text)
     encoded = _URL_ENCODED in text
     entries = []

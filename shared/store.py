@@ -401,7 +401,7 @@ class S3Store:
                 )
         except BaseException:
             # What cannot be aborted now is an unfinished upload, which the clean-up takes by its age.
-            with contextlib.suppress(ClientError, BotoCoreError, OSError, asyncio.TimeoutError):
+            with contextlib.suppress(ClientError, *NO_ANSWER):
                 await self._client.abort_multipart_upload(**into, UploadId=upload_id)
             raise
 

@@ -53,6 +53,7 @@ def test_a_page_before_others() -> None:
         listing("a").replace(b"7", b"many"),
         listing("a").replace(b"2024-05-02T01", b"yesterday"),
         listing("a")[:-60],
+        listing("a").replace(b"raw/a", b"\xff"),
     ],
 )
 def test_what_is_left_to_botocore(body: bytes) -> None:
