@@ -64,6 +64,10 @@ FollowingPort = NamedDependency[SkipValidation[Following]]
 QuarantinePort = NamedDependency[SkipValidation[ReadQuarantine]]
 ReaderPort = NamedDependency[SkipValidation[SummaryReader]]
 
+_AN_ID = Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")
+RequestIdParameter = Annotated[str, PathParameter(description="The id that the request was given.", examples=[_AN_ID])]
+RangeIdParameter = Annotated[str, PathParameter(description="The id that the range was given.", examples=[_AN_ID])]
+
 BAD_REQUEST = "A parameter is missing, unknown, given twice, or cannot be used; the answer names it."
 S3_DOWN = "S3 cannot be reached. `Retry-After` says when to try again."
 
@@ -183,13 +187,7 @@ def _status_of_wait(status: Status, limit_s: int | None) -> HTTPStatus:
 )
 async def process_range_status(
     ranges: RangesPort,
-    range_id: Annotated[
-        str,
-        PathParameter(
-            description="The id that the range was given.",
-            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
-        ),
-    ],
+    range_id: RangeIdParameter,
 ) -> RangeDetail:
     """Return what is done of all its dates together, and the request of each."""
     return await ranges.read(range_id)
@@ -205,13 +203,7 @@ async def process_range_status(
 )
 async def process_request_status(
     requests: RequestsPort,
-    request_id: Annotated[
-        str,
-        PathParameter(
-            description="The id that the request was given.",
-            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
-        ),
-    ],
+    request_id: RequestIdParameter,
 ) -> RequestDetail:
     """Return what is done of the total, and every failure with its reason."""
     return detail_of(await requests.read(request_id))
@@ -235,13 +227,7 @@ async def process_request_status(
 )
 async def retry_process_request(
     requests: RequestsPort,
-    request_id: Annotated[
-        str,
-        PathParameter(
-            description="The id that the request was given.",
-            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
-        ),
-    ],
+    request_id: RequestIdParameter,
 ) -> RequestDetail:
     """Answer once Kafka has acknowledged. No other city is fetched, unless the date's plan has changed since.
 
@@ -267,13 +253,7 @@ async def retry_process_request(
 )
 async def cancel_process_request(
     requests: RequestsPort,
-    request_id: Annotated[
-        str,
-        PathParameter(
-            description="The id that the request was given.",
-            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
-        ),
-    ],
+    request_id: RequestIdParameter,
 ) -> RequestDetail:
     """Have the cities skipped that are not started yet, and let those end that are.
 
@@ -300,13 +280,7 @@ async def cancel_process_request(
 )
 async def cancel_process_range(
     ranges: RangesPort,
-    range_id: Annotated[
-        str,
-        PathParameter(
-            description="The id that the range was given.",
-            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
-        ),
-    ],
+    range_id: RangeIdParameter,
 ) -> RangeDetail:
     """Cancel each request of the range that has not ended."""
     return await ranges.cancel(range_id)
@@ -339,13 +313,7 @@ async def cancel_process_range(
 async def process_request_events(
     requests: RequestsPort,
     following: FollowingPort,
-    request_id: Annotated[
-        str,
-        PathParameter(
-            description="The id that the request was given.",
-            examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
-        ),
-    ],
+    request_id: RequestIdParameter,
     last_event_id: Annotated[
         str,
         HeaderParameter(
