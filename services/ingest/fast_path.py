@@ -38,8 +38,6 @@ SHRINK_FACTOR: Final = 8
 WINDOWS_ON_LOWER_RUNG: Final = 16
 
 _OPENING = re.compile(rb'\{[ \t\r\n]*"[^"\\]{0,100}"')
-_DEPARTURE: Final = b'"departure-time"'
-_DEPARTURE_NAME = re.compile(_DEPARTURE + rb'[ \t\r\n]*:[ \t\r\n]*"')
 _AROUND_LINE_BREAK = re.compile(rb"[ \t\r]*\n[ \t\r\n]*")
 _BRACKETS_AS_BRACES = bytes.maketrans(b"[]", b"{}")
 _NEITHER_BRACKET_NOR_QUOTE = bytes(set(range(256)) - set(b'[]{}"'))
@@ -217,7 +215,6 @@ class _Ladder:
 
     def __init__(self, shape: _Shape, tally: Tally, limits: ParserLimits) -> None:
         self._tally = tally
-        self._date_begun = tally.date.encode() + b"T"
         self._depth_max = limits.depth
         self._plain = shape.decoder(PlainTrip)
         self._dated = shape.decoder(DatedTrip)
@@ -243,11 +240,7 @@ class _Ladder:
         self._rung = rung if self._windows_here < WINDOWS_ON_LOWER_RUNG else 0
 
     def _fold_plain(self, window: bytes) -> None:
-        trips = self._plain(window)
-        if self._date_is_everywhere(window, len(trips)):
-            self._tally.add_all(trips, on_other_dates=0)
-        else:
-            self._add_dated(window, trips)
+        self._add_dated(window, self._plain(window))
 
     def _fold_dated(self, window: bytes) -> None:
         trips = self._dated(window)
@@ -269,21 +262,6 @@ class _Ladder:
             self._fold_written(window)
         else:
             self._tally.add_all(trips, on_other_dates=self._tally.count_dated_on_other_dates(trips))
-
-    def _date_is_everywhere(self, window: bytes, records: int) -> bool:
-        """Tell whether all departures are written with the file's date; of records without other fields only.
-
-        Without escapes, a name in its quotes and a colon can be nothing but that name; if there are as many as
-        records, each has one.
-        """
-        if b"\\" in window:
-            return False
-        name = _DEPARTURE_NAME.search(window)
-        return (
-            name is not None
-            and window.count(_DEPARTURE) == records
-            and window.count(name[0] + self._date_begun) == records
-        )
 
     def _check_skipped(self, window: bytes, records: int) -> None:
         """Raise `_NotForThisPath` if a field that the decoder skipped may be one that the reference path refuses."""

@@ -542,6 +542,15 @@ def test_a_long_value_is_shortened_in_the_error() -> None:
     assert len(str(verdict)) < 300
 
 
+@pytest.mark.parametrize("delay", ["P4T080S", "4PT080S", "PT40S80", "P4080TS", "PT40S,PT80", "PT", "S"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_delay_with_its_digits_elsewhere_is_refused_among_plain_ones(delay: str, place: int) -> None:
+    """Delays of whole seconds are added up together, and each still has to be one by itself."""
+    records = [record(delay='"PT1S"'), record(delay='"PT20S"')]
+    records.insert(place, record(delay=json.dumps(delay)))
+    assert f"field 'delay', value {delay!r}" in str(refusal(array(*records)))
+
+
 def test_one_bad_record_far_inside_is_found_after_the_fast_path() -> None:
     """Totals, numbers and offsets are carried over when the reference path goes on from a declined window."""
     good = record()
