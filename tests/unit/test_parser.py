@@ -161,6 +161,8 @@ def test_trips_on_other_dates_are_counted() -> None:
 @pytest.mark.parametrize(
     ("departure", "on_other_dates"),
     [
+        ("2024-04-30T23:59:59", 1),
+        ("2024-05-02T00:00:00", 1),
         ("2024-05-01T23:59:59.9999999", 0),
         ("2024-04-30T23:59:59.9999999", 1),
         ("2024-04-30T23:59:59\\u002e9999999", 1),
