@@ -340,7 +340,9 @@ class HttpUpstream:
             while True:
                 began_s = time.monotonic()
                 with _translated(asked.url):
-                    chunk = await anext(raw, None)
+                    # The client's own timeout begins anew with each byte, also of what frames the chunks of a body.
+                    async with asyncio.timeout(settings.upstream_read_timeout_s):
+                        chunk = await anext(raw, None)
                 if chunk is None:
                     outcome = "complete"
                     return

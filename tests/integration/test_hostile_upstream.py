@@ -305,6 +305,15 @@ async def test_headers_that_trickle_are_broken_off(monkeypatch: pytest.MonkeyPat
         assert "stalled" in await client.failure()
 
 
+@pytest.mark.parametrize("framing", [b"2;", b"2\r\n[]\r\n0\r\nx: "], ids=["an extension", "a trailer"])
+async def test_what_frames_the_chunks_of_a_body_may_not_trickle(framing: bytes) -> None:
+    """Bytes that are none of the file, however often one comes, do not keep a stream that waits for some."""
+    answer = trickled(head_of(transfer_encoding="chunked") + framing, b"y" * 10_000)
+    async with HostileServer(answer) as server, client_of(server.url, read_timeout_s=1, attempts=1) as client:
+        async with asyncio.timeout(30):
+            assert "stalled" in await client.failure()
+
+
 async def test_an_answer_has_a_deadline() -> None:
     """An answer that is fast enough at any time, and never ends, is broken off."""
 
