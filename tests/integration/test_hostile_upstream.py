@@ -893,6 +893,8 @@ BAD_CITIES = [
     b'{"id": true, "name": "A", "country": "Peru"}',
     b'{"id": [], "name": "A", "country": "Peru"}',
     b'{"id": "", "name": "A", "country": "Peru"}',
+    b'{"id": "..", "name": "A", "country": "Peru"}',
+    b'{"id": "\\u002e", "name": "A", "country": "Peru"}',
     b'{"id": 1' + b"0" * 10_000 + b', "name": "A", "country": "Peru"}',
     b'{"id": "' + b"x" * 10_000 + b'", "name": "A", "country": "Peru"}',
     b'{"id": "\\ud800", "name": "A", "country": "Peru"}',
