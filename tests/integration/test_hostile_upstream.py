@@ -18,6 +18,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 
 import brotli
@@ -667,6 +668,47 @@ async def test_resumptions_are_bounded() -> None:
         assert len(server.requests) == 2 * (1 + 3)
 
 
+@pytest.mark.parametrize("resumptions", [1, 100])
+async def test_an_upstream_that_goes_down_in_every_download_fails_the_city(
+    resumptions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that broke costs an attempt also if there was nobody to ask for the rest: attempts are bounded."""
+    monkeypatch.setattr(upstream, "RESUME_OUTAGE_LIMIT_S", 0.1)
+    begun = raw(head_of(content_length=str(len(LARGE)), etag='"v1"') + LARGE[:50_000])
+
+    async def gone_for_the_rest(request: Request, connection: Connection) -> None:
+        await (redirect("http://127.0.0.1:1/") if "range" in request.headers else begun)(request, connection)
+
+    async with (
+        HostileServer(gone_for_the_rest) as server,
+        client_of(server.url, attempts=2, resumptions=resumptions, redirect_hosts="127.0.0.1:1") as client,
+    ):
+        async with asyncio.timeout(30):
+            reason = await client.failure()
+        assert "broke off after" in reason
+        assert "cannot be reached" in reason
+        assert "(2 attempts)" in reason
+
+
+async def test_a_city_whose_host_alone_is_down_fails_while_others_are_served() -> None:
+    """That other files can be had does not begin the outage of one anew: it fails after the limit of an outage."""
+
+    async def one_elsewhere(request: Request, connection: Connection) -> None:
+        answer = redirect("http://127.0.0.1:1/") if request.target.startswith("/cities/1/") else GOOD
+        await answer(request, connection)
+
+    async with (
+        HostileServer(one_elsewhere) as server,
+        client_of(server.url, redirect_hosts="127.0.0.1:1", outage_limit_s=0.5) as client,
+    ):
+        failing = asyncio.create_task(client.failure())
+        async with asyncio.timeout(30):
+            while not failing.done():
+                await client.persistence.fetch(partial(client.attempt, "2"))
+                client.store.objects.clear()
+        assert "cannot be reached" in await failing
+
+
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_retry_after_is_honoured_by_every_stream(status: int, form: str) -> None:
@@ -784,6 +826,25 @@ async def test_what_was_asked_before_an_outage_does_not_end_it() -> None:
     with pytest.raises(AnswerBroke):
         await fail_in_turn(circuit, AnswerBroke("cut"), UpstreamDown("nobody there"))
     assert patience.health.faults == {"upstream": "nobody there"}
+
+
+async def test_a_probe_that_was_answered_before_an_outage_does_not_end_it() -> None:
+    """A download that began as a probe, and breaks when the upstream goes again, is as old as any other."""
+    patience = VirtualPatience()
+    circuit = Circuit(patience)
+    with pytest.raises(UpstreamDown):
+        await fail_in_turn(circuit, UpstreamDown("nobody there"))
+
+    async def break_after_an_outage() -> None:
+        async with circuit.turn(since_s=0, outage_limit_s=60):
+            circuit.reached()
+            with contextlib.suppress(UpstreamDown):
+                await fail_in_turn(circuit, UpstreamDown("gone again"))
+            raise AnswerBroke("cut")
+
+    with pytest.raises(AnswerBroke):
+        await break_after_an_outage()
+    assert patience.health.faults == {"upstream": "gone again"}
 
 
 async def test_a_stream_that_waits_gives_up_when_the_process_stops() -> None:
