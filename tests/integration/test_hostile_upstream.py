@@ -178,6 +178,11 @@ def counted(outcome: str) -> float:
     return value or 0.0
 
 
+def resumptions() -> float:
+    """Return how many downloads have gone on where they broke."""
+    return REGISTRY.get_sample_value("tripfold_upstream_resumptions_total") or 0.0
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until ``condition`` holds; fail loudly if it does not come to."""
     async with asyncio.timeout(10):
@@ -232,6 +237,14 @@ BREAKS: dict[str, Answer] = {
     "br that is cut": whole(brotli.compress(BODY)[:-1], content_encoding="br"),
     "zstd that is cut": whole(zstandard.compress(BODY)[:-1], content_encoding="zstd"),
     "deflate that is cut": whole(zlib.compress(BODY)[:-1], content_encoding="deflate"),
+    "gzip that goes on": whole(gzip.compress(BODY) + b"more", content_encoding="gzip"),
+    "gzip whose second member is cut": whole(gzip.compress(BODY) + gzip.compress(b" ")[:-1], content_encoding="gzip"),
+    "br that goes on": whole(brotli.compress(BODY) + b"more", content_encoding="br"),
+    "zstd that goes on": whole(zstandard.compress(BODY) + b"more", content_encoding="zstd"),
+    "zstd whose second frame is cut": whole(
+        zstandard.compress(BODY) + zstandard.compress(b" ")[:-1], content_encoding="zstd"
+    ),
+    "deflate that goes on": whole(zlib.compress(BODY) + b"more", content_encoding="deflate"),
 }
 
 
@@ -379,11 +392,23 @@ async def test_every_coding_that_is_asked_for_is_undone(coding: str) -> None:
     coded = CODINGS[coding](LARGE)
     async with HostileServer(whole(coded, content_encoding=coding)) as server, client_of(server.url) as client:
         await client.fetch_exactly(LARGE)
-    raw_deflate = zlib.compress(LARGE)[2:-4]
-    for twice in (gzip.compress(LARGE[:5_000]) + gzip.compress(LARGE[5_000:]), raw_deflate):
-        name = "deflate" if twice is raw_deflate else "gzip"
-        async with HostileServer(whole(twice, content_encoding=name)) as server, client_of(server.url) as client:
-            await client.fetch_exactly(LARGE)
+
+
+UNUSUAL_STREAMS = {
+    "deflate without zlib": ("deflate", zlib.compress(LARGE)[2:-4]),
+    "members of gzip": ("gzip", gzip.compress(LARGE[:5_000]) + gzip.compress(b"") + gzip.compress(LARGE[5_000:])),
+    "frames of zstd": (
+        "zstd",
+        zstandard.compress(LARGE[:5_000]) + b"\x50\x2a\x4d\x18\x03\0\0\0..." + zstandard.compress(LARGE[5_000:]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("coding", "coded"), UNUSUAL_STREAMS.values(), ids=UNUSUAL_STREAMS.keys())
+async def test_every_form_of_a_coding_is_undone(coding: str, coded: bytes) -> None:
+    """Streams in several parts, empty and skipped ones among them, and deflate as some servers write it, are files."""
+    async with HostileServer(whole(coded, content_encoding=coding)) as server, client_of(server.url) as client:
+        await client.fetch_exactly(LARGE)
 
 
 @pytest.mark.parametrize("coding", ["compress", "gzip, gzip", "aes128gcm", "\xff"])
@@ -568,9 +593,11 @@ async def test_last_modified_serves_where_there_is_no_etag() -> None:
     """A date that is old enough is a strong validator too."""
     ranges = RangeServer(LARGE, cuts=[200_000, 300_000], etag=None)
     ranges.last_modified = OLD
+    before = resumptions()
     async with HostileServer(ranges) as server, client_of(server.url, attempts=1) as client:
         await client.fetch_exactly(LARGE)
         assert [request.headers.get("if-range") for request in server.requests] == [None, OLD, OLD]
+    assert resumptions() - before == 2, "the metric counts each"
 
 
 @pytest.mark.parametrize(
