@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -20,6 +21,9 @@ from shared.file_rules import BadRecordsMax, FileRules, RecordsForm
 PREFIX = "TRIPFOLD_"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+_NEITHER_QUERY_NOR_FRAGMENT = re.compile(r"[^\s?#]+")
 
 
 class InvalidSettings(OperatorError):
@@ -193,9 +197,13 @@ class Settings(BaseSettings):
     @field_validator("upstream_url", "s3_endpoint_url")
     @classmethod
     def _http_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
+        if value is None:
+            return None
+        if not value.startswith(("http://", "https://")):
             raise ValueError("expected a URL that begins with http:// or https://")
-        return None if value is None else value.rstrip("/")
+        if not _is_up_to_a_path(value):
+            raise ValueError("expected a URL of a host, and perhaps a port and a path, such as http://127.0.0.1:8090")
+        return value.rstrip("/")
 
     @property
     def file_rules(self) -> FileRules:
@@ -279,3 +287,12 @@ def _line(fault: ErrorDetails) -> str:
     if not fault["loc"]:  # of several variables together, which the reason names; the input would be all of them
         return reason
     return f"{PREFIX}{'_'.join(map(str, fault['loc'])).upper()}={fault['input']!r}: {reason}"
+
+
+def _is_up_to_a_path(url: str) -> bool:
+    """Tell whether a URL names a host and ends where a path can be put after it."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0 and _NEITHER_QUERY_NOR_FRAGMENT.fullmatch(url) is not None
+    except ValueError:  # a port beyond any, or half an IPv6 address
+        return False

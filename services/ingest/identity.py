@@ -25,6 +25,9 @@ UPSTREAM_ID_LENGTH_MAX = 1_000
 
 _INTEGER_DIGITS_MAX = 40
 _SHOWN_LENGTH_MAX = 200
+_STEPS_IN_A_PATH = {".", ".."}
+"""Clients and servers take these out of a URL's path, and out of it even percent-encoded (RFC 3986, 6.2.2)."""
+
 _DECODED_AT_ONCE_BYTES = 1024**2
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 _SLUG = re.compile(r"[a-z0-9-]*")
@@ -168,6 +171,8 @@ def identify_city(value: object) -> tuple[CityId, str]:
             raise _BadEntry(f"its id has {len(value)} characters; at most {UPSTREAM_ID_LENGTH_MAX} are taken")
         if not _is_unicode(value):
             raise _BadEntry(f"its id is {value!r:.100}, which is no Unicode")
+        if value in _STEPS_IN_A_PATH:
+            raise _BadEntry(f"its id is {value!r}, which names no city in a URL but another path")
         encoded = f"~{quote(value, safe='')}"
         if len(encoded) > CITY_ID_BYTES_MAX:
             encoded = f"~+{hashlib.sha256(value.encode()).hexdigest()}"

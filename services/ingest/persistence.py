@@ -82,8 +82,9 @@ class Circuit:
         health.upstream_reachable.set(1)
 
     def _answered(self, probe: object | None) -> None:
-        # What was asked before the circuit opened says nothing about the upstream as it is.
-        if probe is not None:
+        # What was asked before the circuit opened, or began as a probe that was answered long ago, says nothing about
+        # the upstream as it is.
+        if probe is not None and self._probe is probe:
             self.reached()
 
     def _down(self, reason: str, probe: object | None) -> None:
@@ -151,6 +152,7 @@ class Persistence:
         """
         attempts = 0
         since_s = self._patience.now_s()
+        down_since_s: float | None = None
         while True:
             try:
                 async with (
@@ -159,12 +161,21 @@ class Persistence:
                 ):
                     return await attempt()
             except OutageTooLong as error:
-                raise CityFailed(f"{error} (for {self._outage_limit_s:.0f} s)") from error
-            except UpstreamDown:
+                raise self._outage_of(error) from error
+            except UpstreamDown as error:
+                # What is down for this one alone, as behind a redirect, is no outage to the circuit if others get on.
+                now_s = self._patience.now_s()
+                down_since_s = now_s if down_since_s is None else down_since_s
+                if now_s - down_since_s >= self._outage_limit_s:
+                    raise self._outage_of(error) from error
                 continue
             except AnswerBroke as error:
                 attempts += 1
                 since_s = self._patience.now_s()
+                down_since_s = None
                 if attempts >= self._attempts_max:
                     raise CityFailed(f"{error} ({attempts} attempts)") from error
             await self._patience.sleep(jittered_s(attempts - 1))
+
+    def _outage_of(self, error: UpstreamDown) -> CityFailed:
+        return CityFailed(f"{error} (for {self._outage_limit_s:.0f} s)")

@@ -255,10 +255,12 @@ class HttpUpstream:
                 return
             except CannotResume:
                 raise
-            except OutageTooLong as error:
-                raise UpstreamDown(str(error)) from error
-            except (AnswerBroke, UpstreamDown):
-                if first is None or resumptions >= self._settings.upstream_resumptions:
+            except (AnswerBroke, UpstreamDown) as error:
+                given_up = isinstance(error, OutageTooLong) or resumptions >= self._settings.upstream_resumptions
+                if given_up and isinstance(error, UpstreamDown):
+                    # An outage costs no attempt, but this answer had begun: whoever goes down in each ends them all.
+                    raise AnswerBroke(f"{asked.url} broke off after {done_bytes} bytes, and then {error}") from error
+                if given_up or first is None:
                     raise
                 _require_in_time(asked)
                 resumptions += 1
@@ -340,7 +342,9 @@ class HttpUpstream:
             while True:
                 began_s = time.monotonic()
                 with _translated(asked.url):
-                    chunk = await anext(raw, None)
+                    # The client's own timeout begins anew with each byte, also of what frames the chunks of a body.
+                    async with asyncio.timeout(settings.upstream_read_timeout_s):
+                        chunk = await anext(raw, None)
                 if chunk is None:
                     outcome = "complete"
                     return
@@ -360,6 +364,7 @@ class HttpUpstream:
         for _ in range(REDIRECTS_MAX + 1):
             response = await self._sent(url, at, headers)
             if response.status_code not in _REDIRECTS or "location" not in response.headers:
+                self._circuit.reached()
                 return response
             await response.aclose()
             _count("redirected")
@@ -372,12 +377,10 @@ class HttpUpstream:
             with _translated(url):
                 async with asyncio.timeout(CONNECT_TIMEOUT_S + self._settings.upstream_read_timeout_s):
                     request = self._client.build_request("GET", at, headers=headers)
-                    response = await self._client.send(request, stream=True)
+                    return await self._client.send(request, stream=True)
         except (AnswerBroke, UpstreamDown) as error:
             _count("broke" if isinstance(error, AnswerBroke) else "down")
             raise
-        self._circuit.reached()
-        return response
 
     def _redirected(self, url: str, at: httpx.URL, location: str) -> httpx.URL:
         """Return where a redirect leads; raise CityFailed if it leads where nothing may be fetched."""

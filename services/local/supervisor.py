@@ -4,8 +4,9 @@ Each child has a session of its own, so that Ctrl-C in a terminal reaches the su
 children in the reverse of the order in which they were started. What can go wrong, and what happens then:
 
 - A child ends before it is ready, or is not ready in time: ``start`` raises ChildFailed with its last log lines.
-- A child ends later: with ``restart=True`` it is started again, a bounded number of times; otherwise, or when it
-  dies too often, ``wait`` raises ChildDied.
+- A child ends later: with ``restart=True`` it is started again; otherwise, or when it dies too often, ``wait`` raises
+  ChildDied. One that others kill with -9 has not died of itself: it is started again however often that happens, so
+  that whoever kills one child at random does not end all of them.
 - A child does not stop: after its share of STOP_DEADLINE_S its whole process group is killed.
 - The supervisor itself is killed with -9: a watchdog, one small process that holds the other end of a pipe, sees the
   pipe close and stops the children in the same order, first with SIGTERM. A pipe works alike on Linux and macOS and
@@ -266,7 +267,7 @@ class Supervisor:
     async def _live(self, child: _Child) -> None:
         """Run one child until it has ended for good, then say why."""
         spec = child.spec
-        restarts_at_s: deque[float] = deque(maxlen=RESTARTS_MAX)
+        restarts: deque[_Restart] = deque(maxlen=RESTARTS_MAX)
         while True:
             await self._spawn(child)
             reason = await self._become_ready(child)
@@ -282,17 +283,18 @@ class Supervisor:
                 raise ChildFailed(spec.name, exit_code, reason, spec.log_path, child.log_tail())
             if not spec.restart:
                 raise ChildDied(spec.name, exit_code, reason, spec.log_path, child.log_tail())
-            while restarts_at_s and restarts_at_s[0] < time.monotonic() - RESTART_WINDOW_S:
-                restarts_at_s.popleft()
-            if len(restarts_at_s) == RESTARTS_MAX:
+            while restarts and restarts[0].at_s < time.monotonic() - RESTART_WINDOW_S:
+                restarts.popleft()
+            of_itself = exit_code != -signal.SIGKILL or child.was_too_slow
+            if of_itself and sum(one.of_itself for one in restarts) == RESTARTS_MAX:
                 reason += f", after {RESTARTS_MAX} restarts within {RESTART_WINDOW_S:.0f} s"
                 raise ChildDied(spec.name, exit_code, reason, spec.log_path, child.log_tail())
-            wait_s = min(RESTART_WAIT_MIN_S * 2 ** len(restarts_at_s), RESTART_WAIT_MAX_S)
+            wait_s = min(RESTART_WAIT_MIN_S * 2 ** len(restarts), RESTART_WAIT_MAX_S)
             self._say(child, EventKind.RESTARTING, f"{spec.name} is started again in {wait_s:.1f} s")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), timeout=wait_s)
                 return
-            restarts_at_s.append(time.monotonic())
+            restarts.append(_Restart(at_s=time.monotonic(), of_itself=of_itself))
 
     async def _spawn(self, child: _Child) -> None:
         spec = child.spec
@@ -328,6 +330,7 @@ class Supervisor:
         try:
             while not ended.done():
                 if time.monotonic() > deadline_s:
+                    child.was_too_slow = True
                     _signal_group(child.pid, signal.SIGKILL)
                     return f"was not ready within {spec.ready_deadline_s:g} s"
                 with contextlib.suppress(OSError, TimeoutError):
@@ -508,6 +511,13 @@ class BackgroundSupervisor:
             await self._stop_asked.wait()
 
 
+class _Restart(msgspec.Struct, frozen=True):
+    """When a child was started again, and whether it had died of itself."""
+
+    at_s: float
+    of_itself: bool
+
+
 class _Child:
     """One child as the supervisor sees it; its process changes with every restart."""
 
@@ -516,6 +526,7 @@ class _Child:
         self.life: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
         self.running = False
+        self.was_too_slow = False
         self.started_at_s = 0.0
         self.log_offset = 0
         self._process: asyncio.subprocess.Process | None = None
@@ -529,6 +540,7 @@ class _Child:
     def process(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self.running = True
+        self.was_too_slow = False
 
     @property
     def pid(self) -> int:

@@ -10,6 +10,7 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Column
 
 from shared.errors import OperatorError
 from shared.health import configure_logging
@@ -42,6 +43,14 @@ def run_command(work: Coroutine[Any, Any, _Result]) -> _Result:
 def print_json(value: object) -> None:
     """Print a value as JSON, for a program to read."""
     typer.echo(msgspec.json.format(msgspec.json.encode(value)))
+
+
+def argument_column(heading: str, *, folded: bool = False) -> Column:
+    """Return the column of a table whose cells are arguments of other commands: a narrow terminal cuts others short.
+
+    Arguments of any length are ``folded``, on as many lines as they need.
+    """
+    return Column(heading, overflow="fold") if folded else Column(heading, no_wrap=True)
 
 
 def printable(text: str, *, length_max: int | None = None) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from services.aggregate.replay import KafkaReplay, Replay
 from services.api.requests import RequestDetail, RequestOverview
 from services.operate import dead_letters, quarantined, requests
-from services.operate.command_line import command_settings, console, print_json, printable, run_command
+from services.operate.command_line import argument_column, command_settings, console, print_json, printable, run_command
 from services.operate.dead_letters import LETTERS_MAX, DeadLetter, OpenTopic, Wanted
 from services.operate.quarantined import Chosen, NothingQuarantined, Retried
 from shared import bitmap
@@ -47,7 +47,7 @@ def list_requests(*, limit: int, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("request", "date", "status", "cities", "failed", "requested")
+    table = Table(argument_column("request"), "date", "status", "cities", "failed", "requested")
     for one in found:
         cities = f"{one.counts.cities_done}/{one.counts.cities_total}"
         failed = str(one.counts.cities_failed or "")
@@ -74,7 +74,7 @@ def show_request(request_id: str, *, as_json: bool) -> None:
     if found.failed_reason is not None:
         console.print(printable(found.failed_reason), highlight=False, soft_wrap=True)
     if found.failures:
-        table = Table("city", "name", "reason", "in quarantine")
+        table = Table(argument_column("city", folded=True), "name", "reason", "in quarantine")
         for failure in found.failures:
             told = (failure.city_id, failure.city_name, failure.reason, failure.quarantine_key or "")
             table.add_row(*map(printable, told))
@@ -121,7 +121,8 @@ def list_quarantined(
     if as_json:
         print_json(found)
         return
-    table = Table("date", "country", "city", "name", "bytes", "bad records", "reason", "refused (UTC)", "seen")
+    date, city = argument_column("date"), argument_column("city", folded=True)
+    table = Table(date, "country", city, "name", "bytes", "bad records", "reason", "refused (UTC)", "seen")
     for one in found[:LINES_MAX]:
         told = (one.country, one.city_id, one.city_name, f"{one.size_bytes:,}", str(one.bad_records), one.reason)
         shown = (printable(text, length_max=SHOWN_LENGTH_MAX) for text in told)
@@ -217,7 +218,7 @@ def list_letters(
     if as_json:
         print_json({"total": found.total, "letters": [_told(letter) for letter in found.letters]})
         return
-    table = Table("letter", "buried (UTC)", "from", "key", "error", "sent back")
+    table = Table(argument_column("letter"), "buried (UTC)", "from", "key", "error", "sent back")
     for one in found.letters:
         origin = f"{one.origin_topic} {one.origin_partition}/{one.origin_offset}"
         told = (origin, _text_of(one.key), one.error)

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 
 import brotli
@@ -177,6 +178,11 @@ def counted(outcome: str) -> float:
     return value or 0.0
 
 
+def resumptions() -> float:
+    """Return how many downloads have gone on where they broke."""
+    return REGISTRY.get_sample_value("tripfold_upstream_resumptions_total") or 0.0
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until ``condition`` holds; fail loudly if it does not come to."""
     async with asyncio.timeout(10):
@@ -231,6 +237,14 @@ BREAKS: dict[str, Answer] = {
     "br that is cut": whole(brotli.compress(BODY)[:-1], content_encoding="br"),
     "zstd that is cut": whole(zstandard.compress(BODY)[:-1], content_encoding="zstd"),
     "deflate that is cut": whole(zlib.compress(BODY)[:-1], content_encoding="deflate"),
+    "gzip that goes on": whole(gzip.compress(BODY) + b"more", content_encoding="gzip"),
+    "gzip whose second member is cut": whole(gzip.compress(BODY) + gzip.compress(b" ")[:-1], content_encoding="gzip"),
+    "br that goes on": whole(brotli.compress(BODY) + b"more", content_encoding="br"),
+    "zstd that goes on": whole(zstandard.compress(BODY) + b"more", content_encoding="zstd"),
+    "zstd whose second frame is cut": whole(
+        zstandard.compress(BODY) + zstandard.compress(b" ")[:-1], content_encoding="zstd"
+    ),
+    "deflate that goes on": whole(zlib.compress(BODY) + b"more", content_encoding="deflate"),
 }
 
 
@@ -305,6 +319,15 @@ async def test_headers_that_trickle_are_broken_off(monkeypatch: pytest.MonkeyPat
         assert "stalled" in await client.failure()
 
 
+@pytest.mark.parametrize("framing", [b"2;", b"2\r\n[]\r\n0\r\nx: "], ids=["an extension", "a trailer"])
+async def test_what_frames_the_chunks_of_a_body_may_not_trickle(framing: bytes) -> None:
+    """Bytes that are none of the file, however often one comes, do not keep a stream that waits for some."""
+    answer = trickled(head_of(transfer_encoding="chunked") + framing, b"y" * 10_000)
+    async with HostileServer(answer) as server, client_of(server.url, read_timeout_s=1, attempts=1) as client:
+        async with asyncio.timeout(30):
+            assert "stalled" in await client.failure()
+
+
 async def test_an_answer_has_a_deadline() -> None:
     """An answer that is fast enough at any time, and never ends, is broken off."""
 
@@ -369,11 +392,23 @@ async def test_every_coding_that_is_asked_for_is_undone(coding: str) -> None:
     coded = CODINGS[coding](LARGE)
     async with HostileServer(whole(coded, content_encoding=coding)) as server, client_of(server.url) as client:
         await client.fetch_exactly(LARGE)
-    raw_deflate = zlib.compress(LARGE)[2:-4]
-    for twice in (gzip.compress(LARGE[:5_000]) + gzip.compress(LARGE[5_000:]), raw_deflate):
-        name = "deflate" if twice is raw_deflate else "gzip"
-        async with HostileServer(whole(twice, content_encoding=name)) as server, client_of(server.url) as client:
-            await client.fetch_exactly(LARGE)
+
+
+UNUSUAL_STREAMS = {
+    "deflate without zlib": ("deflate", zlib.compress(LARGE)[2:-4]),
+    "members of gzip": ("gzip", gzip.compress(LARGE[:5_000]) + gzip.compress(b"") + gzip.compress(LARGE[5_000:])),
+    "frames of zstd": (
+        "zstd",
+        zstandard.compress(LARGE[:5_000]) + b"\x50\x2a\x4d\x18\x03\0\0\0..." + zstandard.compress(LARGE[5_000:]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("coding", "coded"), UNUSUAL_STREAMS.values(), ids=UNUSUAL_STREAMS.keys())
+async def test_every_form_of_a_coding_is_undone(coding: str, coded: bytes) -> None:
+    """Streams in several parts, empty and skipped ones among them, and deflate as some servers write it, are files."""
+    async with HostileServer(whole(coded, content_encoding=coding)) as server, client_of(server.url) as client:
+        await client.fetch_exactly(LARGE)
 
 
 @pytest.mark.parametrize("coding", ["compress", "gzip, gzip", "aes128gcm", "\xff"])
@@ -558,9 +593,11 @@ async def test_last_modified_serves_where_there_is_no_etag() -> None:
     """A date that is old enough is a strong validator too."""
     ranges = RangeServer(LARGE, cuts=[200_000, 300_000], etag=None)
     ranges.last_modified = OLD
+    before = resumptions()
     async with HostileServer(ranges) as server, client_of(server.url, attempts=1) as client:
         await client.fetch_exactly(LARGE)
         assert [request.headers.get("if-range") for request in server.requests] == [None, OLD, OLD]
+    assert resumptions() - before == 2, "the metric counts each"
 
 
 @pytest.mark.parametrize(
@@ -656,6 +693,47 @@ async def test_resumptions_are_bounded() -> None:
     async with HostileServer(one_byte) as server, client_of(server.url, attempts=2, resumptions=3) as client:
         assert "(2 attempts)" in await client.failure()
         assert len(server.requests) == 2 * (1 + 3)
+
+
+@pytest.mark.parametrize("resumptions", [1, 100])
+async def test_an_upstream_that_goes_down_in_every_download_fails_the_city(
+    resumptions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that broke costs an attempt also if there was nobody to ask for the rest: attempts are bounded."""
+    monkeypatch.setattr(upstream, "RESUME_OUTAGE_LIMIT_S", 0.1)
+    begun = raw(head_of(content_length=str(len(LARGE)), etag='"v1"') + LARGE[:50_000])
+
+    async def gone_for_the_rest(request: Request, connection: Connection) -> None:
+        await (redirect("http://127.0.0.1:1/") if "range" in request.headers else begun)(request, connection)
+
+    async with (
+        HostileServer(gone_for_the_rest) as server,
+        client_of(server.url, attempts=2, resumptions=resumptions, redirect_hosts="127.0.0.1:1") as client,
+    ):
+        async with asyncio.timeout(30):
+            reason = await client.failure()
+        assert "broke off after" in reason
+        assert "cannot be reached" in reason
+        assert "(2 attempts)" in reason
+
+
+async def test_a_city_whose_host_alone_is_down_fails_while_others_are_served() -> None:
+    """That other files can be had does not begin the outage of one anew: it fails after the limit of an outage."""
+
+    async def one_elsewhere(request: Request, connection: Connection) -> None:
+        answer = redirect("http://127.0.0.1:1/") if request.target.startswith("/cities/1/") else GOOD
+        await answer(request, connection)
+
+    async with (
+        HostileServer(one_elsewhere) as server,
+        client_of(server.url, redirect_hosts="127.0.0.1:1", outage_limit_s=0.5) as client,
+    ):
+        failing = asyncio.create_task(client.failure())
+        async with asyncio.timeout(30):
+            while not failing.done():
+                await client.persistence.fetch(partial(client.attempt, "2"))
+                client.store.objects.clear()
+        assert "cannot be reached" in await failing
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -777,6 +855,25 @@ async def test_what_was_asked_before_an_outage_does_not_end_it() -> None:
     assert patience.health.faults == {"upstream": "nobody there"}
 
 
+async def test_a_probe_that_was_answered_before_an_outage_does_not_end_it() -> None:
+    """A download that began as a probe, and breaks when the upstream goes again, is as old as any other."""
+    patience = VirtualPatience()
+    circuit = Circuit(patience)
+    with pytest.raises(UpstreamDown):
+        await fail_in_turn(circuit, UpstreamDown("nobody there"))
+
+    async def break_after_an_outage() -> None:
+        async with circuit.turn(since_s=0, outage_limit_s=60):
+            circuit.reached()
+            with contextlib.suppress(UpstreamDown):
+                await fail_in_turn(circuit, UpstreamDown("gone again"))
+            raise AnswerBroke("cut")
+
+    with pytest.raises(AnswerBroke):
+        await break_after_an_outage()
+    assert patience.health.faults == {"upstream": "gone again"}
+
+
 async def test_a_stream_that_waits_gives_up_when_the_process_stops() -> None:
     """Waiting for the upstream ends at once when the process is asked to stop."""
     patience = Patience(health=Health(), wait_max_s=1)
@@ -884,6 +981,8 @@ BAD_CITIES = [
     b'{"id": true, "name": "A", "country": "Peru"}',
     b'{"id": [], "name": "A", "country": "Peru"}',
     b'{"id": "", "name": "A", "country": "Peru"}',
+    b'{"id": "..", "name": "A", "country": "Peru"}',
+    b'{"id": "\\u002e", "name": "A", "country": "Peru"}',
     b'{"id": 1' + b"0" * 10_000 + b', "name": "A", "country": "Peru"}',
     b'{"id": "' + b"x" * 10_000 + b'", "name": "A", "country": "Peru"}',
     b'{"id": "\\ud800", "name": "A", "country": "Peru"}',

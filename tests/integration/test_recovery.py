@@ -62,6 +62,8 @@ async def _found_in_quarantine(services: Running, request: dict[str, Any], autho
         assert found.body == authority.files[city, DATE]
     code, listed = await told(services.settings, "quarantine", "list", "--from", DATE, "--country", "armenia")
     assert (code, [one["key"] for one in listed]) == (0, [failures[city]["quarantine_key"] for city in ("2", "3")])
+    code, out, _ = await tripfold(services.settings, "quarantine", "list")
+    assert (code, out.count(DATE)) == (0, 2), "what 'quarantine show' is to be given is not cut short"
     code, shown = await told(services.settings, "quarantine", "show", DATE, "2")
     assert (code, shown["bad_records"], shown["records"]) == (0, 1, 41)
     assert (shown["reported"][0]["field"], shown["reported"][0]["value"]) == ("passengers", "-1")
@@ -93,6 +95,8 @@ async def _retried(services: Running, request: dict[str, Any]) -> None:
     assert (await services.client.get(where)).json()["status"] == "completed"
     code, listed = await told(services.settings, "requests", "list", "--limit", "5")
     assert (code, [(one["id"], one["status"]) for one in listed]) == (0, [(request["id"], "completed")])
+    code, out, _ = await tripfold(services.settings, "requests", "list")
+    assert (code, request["id"] in out) == (0, True), "what 'requests show' is to be given is not cut short"
     code, retried = await told(services.settings, "quarantine", "retry", DATE)
     assert (code, retried["asked"], len(retried["settled"])) == (0, [], 2)
 

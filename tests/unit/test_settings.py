@@ -21,6 +21,13 @@ README = Path(__file__).parents[2] / "README.md"
         ("API_PORT", "http", "integer"),
         ("API_PORT", "70000", "65535"),
         ("UPSTREAM_URL", "ftp://files.example.com", "http://"),
+        ("UPSTREAM_URL", "http://", "such as http://127.0.0.1:8090"),
+        ("UPSTREAM_URL", "http://transit.example.com:99999", "such as http://127.0.0.1:8090"),
+        ("UPSTREAM_URL", "http://transit.example.com:x", "such as http://127.0.0.1:8090"),
+        ("UPSTREAM_URL", "http://transit example.com", "such as http://127.0.0.1:8090"),
+        ("UPSTREAM_URL", "http://[::1", "such as http://127.0.0.1:8090"),
+        ("UPSTREAM_URL", "http://transit.example.com/?key=1", "such as http://127.0.0.1:8090"),
+        ("UPSTREAM_URL", "http://transit.example.com/#a", "such as http://127.0.0.1:8090"),
         ("KAFKA_BOOTSTRAP_SERVERS", "broker", "host:port"),
         ("TOPIC_PREFIX", "a b", "pattern"),
         ("API_CORS_ORIGINS", "https://a.example.com, example.com", "https://dashboard.example.com"),
@@ -44,6 +51,12 @@ def test_a_wrong_value_is_named(variable: str, value: str, expected: str) -> Non
     message = str(refused.value)
     assert message.startswith(f"{PREFIX}{variable}={value!r}: ")
     assert expected in message
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8090", "https://[::1]:1/api/v1", "http://transit"])
+def test_a_url_ends_where_paths_are_put_after_it(url: str) -> None:
+    """A host, with or without a port and a path, is taken as it is, but for slashes at its end."""
+    assert load_settings({f"{PREFIX}UPSTREAM_URL": f"{url}/"}).upstream_url == url
 
 
 def test_the_rules_of_files_are_what_is_set() -> None:

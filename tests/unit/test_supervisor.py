@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,36 @@ async def test_a_child_that_dies_too_often_is_given_up(tmp_path: Path, monkeypat
         with pytest.raises(ChildDied, match="after 5 restarts within 60 s"):
             await supervisor.wait()
     assert (tmp_path / "flaky.log").read_text() == "again\n" * 6
+
+
+async def test_a_child_that_others_kill_is_never_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often a child is killed from outside it comes back, and the others are left alone."""
+    monkeypatch.setattr(supervisor_module, "RESTART_WAIT_MIN_S", 0.0)
+    events: list[ChildEvent] = []
+
+    def was_ready(times: int) -> bool:
+        return sum(event.kind is EventKind.READY and event.name == "victim" for event in events) == times
+
+    async with Supervisor(on_event=events.append) as supervisor:
+        await supervisor.start(child(tmp_path, "other", SLEEP))
+        await supervisor.start(child(tmp_path, "victim", SLEEP, restart=True))
+        other = supervisor.pid("other")
+        for kills in range(1, 2 * supervisor_module.RESTARTS_MAX + 1):
+            os.kill(supervisor.pid("victim"), signal.SIGKILL)
+            await until(partial(was_ready, kills + 1), "the victim is back")
+        assert supervisor.pid("other") == other
+
+
+async def test_a_child_that_is_never_ready_again_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that the supervisor itself kills, because it was not ready in time, has died of itself."""
+    monkeypatch.setattr(supervisor_module, "RESTART_WAIT_MIN_S", 0.0)
+    async with Supervisor() as supervisor:
+        (tmp_path / "ready").touch()
+        await supervisor.start(child(tmp_path, "slow", SLEEP, ready_file="ready", ready_deadline_s=0.2, restart=True))
+        (tmp_path / "ready").unlink()
+        os.kill(supervisor.pid("slow"), signal.SIGKILL)
+        with pytest.raises(ChildDied, match=r"was not ready within 0\.2 s, after 5 restarts within 60 s"):
+            await supervisor.wait()
 
 
 async def test_a_child_that_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
