@@ -6,7 +6,7 @@ from typing import Any
 
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
-from shared.secrets import read_secret
+from shared.secrets import either_secret
 from shared.settings import Settings
 from shared.tls import client_context
 
@@ -31,7 +31,9 @@ def connection(settings: Settings) -> dict[str, Any]:
     if settings.kafka_uses_sasl:
         options["sasl_mechanism"] = settings.kafka_sasl_mechanism
         options["sasl_plain_username"] = settings.kafka_username
-        options["sasl_plain_password"] = _password(settings)
+        options["sasl_plain_password"] = either_secret(
+            settings.kafka_password, settings.kafka_password_file, "TRIPFOLD_KAFKA_PASSWORD_FILE"
+        )
     return options
 
 
@@ -44,9 +46,3 @@ def broker_security(settings: Settings) -> BaseSecurity | None:
             options["sasl_plain_username"], options["sasl_plain_password"], ssl_context=context
         )
     return BaseSecurity(ssl_context=context) if context else None
-
-
-def _password(settings: Settings) -> str:
-    if settings.kafka_password_file:
-        return read_secret(settings.kafka_password_file, "TRIPFOLD_KAFKA_PASSWORD_FILE")
-    return settings.kafka_password.get_secret_value()

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from shared.settings import InvalidSettings
 
 SECRET_MAX_BYTES = 64 * 1024
+
+
+def either_secret(given: SecretStr, path: str, variable: str) -> str:
+    """Return what stands in the file, if there is one, or else the secret that was given by itself.
+
+    Raises InvalidSettings as `read_secret` does.
+    """
+    return read_secret(path, variable) if path else given.get_secret_value()
 
 
 def read_secret(path: str, variable: str) -> str:

@@ -23,6 +23,7 @@ PREFIX = "TRIPFOLD_"
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
+_NAME_AND_PASSWORD = re.compile(r"(?<=://)[^/?#]*(?=@)")
 _NEITHER_QUERY_NOR_FRAGMENT = re.compile(r"[^\s?#]+")
 
 
@@ -36,6 +37,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
     upstream_url: str = Field(default="http://127.0.0.1:8090", description="where the trip files come from")
+    upstream_username: str = Field(
+        default="", pattern="^[^:]*$", description="the name shown to the upstream (HTTP Basic); empty: none"
+    )
+    upstream_password: SecretStr = Field(default=SecretStr(""), description="the password shown to the upstream")
+    upstream_password_file: str = Field(default="", description="a file that holds the password instead")
     upstream_attempts: int = Field(
         default=5, ge=1, le=100, description="how often a city's file is tried before it fails"
     )
@@ -201,6 +207,11 @@ class Settings(BaseSettings):
             return None
         if not value.startswith(("http://", "https://")):
             raise ValueError("expected a URL that begins with http:// or https://")
+        if _NAME_AND_PASSWORD.search(value):
+            raise ValueError(
+                "expected a URL without a name and password, which would stand in logs and objects: the upstream's go "
+                f"into {PREFIX}UPSTREAM_USERNAME and {PREFIX}UPSTREAM_PASSWORD_FILE, those of S3 into the AWS variables"
+            )
         if not _is_up_to_a_path(value):
             raise ValueError("expected a URL of a host, and perhaps a port and a path, such as http://127.0.0.1:8090")
         return value.rstrip("/")
@@ -255,6 +266,15 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _upstream_login_is_whole(self) -> Self:
+        if self.upstream_password.get_secret_value() and self.upstream_password_file:
+            raise ValueError(f"{PREFIX}UPSTREAM_PASSWORD and {PREFIX}UPSTREAM_PASSWORD_FILE: set one, not both")
+        has_password = bool(self.upstream_password.get_secret_value() or self.upstream_password_file)
+        if has_password and not self.upstream_username:
+            raise ValueError(f"{PREFIX}UPSTREAM_USERNAME is empty: a password for the upstream needs a name")
+        return self
+
     @property
     def kafka_uses_tls(self) -> bool:
         """Whether Kafka is reached over TLS."""
@@ -286,7 +306,9 @@ def _line(fault: ErrorDetails) -> str:
     reason = fault["msg"].removeprefix("Value error, ")
     if not fault["loc"]:  # of several variables together, which the reason names; the input would be all of them
         return reason
-    return f"{PREFIX}{'_'.join(map(str, fault['loc'])).upper()}={fault['input']!r}: {reason}"
+    given = fault["input"]
+    shown = _NAME_AND_PASSWORD.sub("…", given) if isinstance(given, str) else given
+    return f"{PREFIX}{'_'.join(map(str, fault['loc'])).upper()}={shown!r}: {reason}"
 
 
 def _is_up_to_a_path(url: str) -> bool:

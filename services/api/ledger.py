@@ -7,7 +7,7 @@ import enum
 from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Annotated
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import msgspec
 
@@ -156,7 +156,7 @@ def _provenance(manifest: Manifest) -> Provenance:
         revision=manifest.revision,
         country=manifest.country,
         request_id=manifest.request_id,
-        upstream_url=without_credentials(manifest.upstream_url),
+        upstream_url=manifest.upstream_url,
         raw_key=manifest.raw_key,
         sha256=manifest.sha256,
         size_bytes=manifest.size_bytes,
@@ -167,9 +167,3 @@ def _provenance(manifest: Manifest) -> Provenance:
         rule_version=manifest.rule_version,
         plan_revision=manifest.plan_revision,
     )
-
-
-def without_credentials(url: str) -> str:
-    """Return a URL without the name and password that may stand before its host."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

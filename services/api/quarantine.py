@@ -8,7 +8,6 @@ from typing import Annotated
 import msgspec
 
 from services.api.impatience import within
-from services.api.ledger import without_credentials
 from services.api.ranges import DateRange
 from shared import keys, objects
 from shared.bounded import map_bounded
@@ -117,7 +116,7 @@ def _shown(report: QuarantineReport) -> QuarantinedFile:
         report_key=keys.quarantine_report(report.key),
         sha256=report.sha256,
         size_bytes=report.size_bytes,
-        upstream_url=without_credentials(report.upstream_url),
+        upstream_url=report.upstream_url,
         request_id=report.request_id,
         last_request_id=report.last_request_id,
         seen=report.seen,

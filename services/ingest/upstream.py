@@ -27,6 +27,7 @@ from services.ingest.persistence import Circuit, OutageTooLong, Persistence, jit
 from services.ingest.resumption import CannotResume, Resumable, part_bytes, range_headers, resumable
 from shared import health
 from shared.patience import Patience
+from shared.secrets import either_secret
 from shared.settings import Settings
 from shared.tls import client_context
 
@@ -147,6 +148,7 @@ class HttpUpstream:
         self._settings = settings
         self._circuit = circuit
         self._base_url = settings.upstream_url
+        self._login = _login(settings)
         self._redirect_hosts = {host for host in settings.upstream_redirect_hosts.lower().split(",") if host}
         self._pace = _Pace(circuit.patience, settings.upstream_requests_per_s)
         self._client = httpx.AsyncClient(
@@ -377,10 +379,15 @@ class HttpUpstream:
             with _translated(url):
                 async with asyncio.timeout(CONNECT_TIMEOUT_S + self._settings.upstream_read_timeout_s):
                     request = self._client.build_request("GET", at, headers=headers)
-                    return await self._client.send(request, stream=True)
+                    return await self._client.send(request, stream=True, auth=self._login_at(at))
         except (AnswerBroke, UpstreamDown) as error:
             _count("broke" if isinstance(error, AnswerBroke) else "down")
             raise
+
+    def _login_at(self, at: httpx.URL) -> httpx.Auth | None:
+        """Return what is shown to the upstream itself, and to no host that it redirects to."""
+        own = _origin(httpx.URL(self._base_url))
+        return self._login if _origin(at) in {own, *_upgraded({own})} else None
 
     def _redirected(self, url: str, at: httpx.URL, location: str) -> httpx.URL:
         """Return where a redirect leads; raise CityFailed if it leads where nothing may be fetched."""
@@ -392,9 +399,8 @@ class HttpUpstream:
         if to.scheme not in {"http", "https"} or (at.scheme, to.scheme) == ("https", "http"):
             raise CityFailed(f"{shown}, which is not as safe")
         known = {_origin(at), _origin(httpx.URL(url))}
-        upgraded = {(host, 443) for host, port in known if port == 80}
         named = {to.host, f"{to.host}:{_origin(to)[1]}"}
-        if _origin(to) not in known | upgraded and not named & self._redirect_hosts:
+        if _origin(to) not in known | _upgraded(known) and not named & self._redirect_hosts:
             raise CityFailed(f"{shown}, a host that TRIPFOLD_UPSTREAM_REDIRECT_HOSTS does not name")
         return to
 
@@ -435,6 +441,20 @@ def _count(outcome: str) -> None:
 
 def _origin(url: httpx.URL) -> tuple[str, int]:
     return url.host, url.port or (443 if url.scheme == "https" else 80)
+
+
+def _upgraded(origins: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Return where the same hosts are by TLS, if they are at the port of plain HTTP."""
+    return {(host, 443) for host, port in origins if port == 80}
+
+
+def _login(settings: Settings) -> httpx.Auth | None:
+    if not settings.upstream_username:
+        return None
+    password = either_secret(
+        settings.upstream_password, settings.upstream_password_file, "TRIPFOLD_UPSTREAM_PASSWORD_FILE"
+    )
+    return httpx.BasicAuth(settings.upstream_username, password)
 
 
 def _require_not_busy(response: httpx.Response, url: str) -> None:

@@ -7,6 +7,7 @@ Not in it: a server that gives a well-formed, complete and valid file of other t
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import datetime as dt
 import gzip
@@ -531,6 +532,21 @@ async def test_a_redirect_to_a_named_host_is_followed(named: str) -> None:
         client_of(server.url, redirect_hosts=named.format(port=other.port)) as client,
     ):
         await client.fetch_exactly(BODY)
+
+
+async def test_a_login_is_shown_to_the_upstream_alone(tmp_path: Path) -> None:
+    """Each request to the upstream carries name and password (RFC 7617); a host that it redirects to gets neither."""
+    password = tmp_path / "password"
+    password.write_text("open:sesame\n")
+    async with (
+        HostileServer(GOOD) as other,
+        HostileServer(redirect("/moved"), redirect(f"http://localhost:{other.port}/x")) as server,
+        client_of(server.url, redirect_hosts="localhost", username="worker", password_file=str(password)) as client,
+    ):
+        await client.fetch_exactly(BODY)
+        login = f"Basic {base64.b64encode(b'worker:open:sesame').decode()}"
+        assert [request.headers["authorization"] for request in server.requests] == [login, login]
+        assert all("authorization" not in request.headers for request in other.requests)
 
 
 def self_signed(folder: Path) -> ssl.SSLContext:

@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.api.ledger import without_credentials
 from tests.unit.api_world import DAY, REQUEST, Client, World, manifest_of, planned, retracted, stats
 
 LEDGER = "/country-stats/armenia/2024-05-01"
@@ -193,16 +192,6 @@ def test_store_down(world: World, client: Client) -> None:
     answer = client.get(LEDGER)
     assert answer.status_code == 503
     assert "retry-after" in answer.headers
-
-
-def test_credentials_are_not_shown(world: World, client: Client) -> None:
-    """A name and a password in the upstream's URL are not shown."""
-    event = stats("armenia")
-    world.fold_in(event)
-    world.write_manifest(manifest_of(event, upstream_url="http://me:secret@upstream.test:8090/cities/7"))
-    assert "secret" not in client.get(LEDGER).text
-    assert without_credentials("http://me:secret@upstream.test:8090/a?b=c@d") == "http://upstream.test:8090/a?b=c@d"
-    assert without_credentials("http://upstream.test/a") == "http://upstream.test/a"
 
 
 def standings(ledger: dict[str, Any]) -> dict[str, str]:

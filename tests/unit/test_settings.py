@@ -53,6 +53,31 @@ def test_a_wrong_value_is_named(variable: str, value: str, expected: str) -> Non
     assert expected in message
 
 
+@pytest.mark.parametrize("variable", ["UPSTREAM_URL", "S3_ENDPOINT_URL"])
+def test_a_password_in_a_url_is_refused_and_not_shown(variable: str) -> None:
+    """A URL stands in manifests, reasons and logs, so that a password has a variable of its own."""
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings({f"{PREFIX}{variable}": "https://me:se@cret@transit.example.com"})
+    assert str(refused.value).startswith(f"{PREFIX}{variable}='https://…@transit.example.com': ")
+    assert f"{PREFIX}UPSTREAM_PASSWORD_FILE" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"PASSWORD": "sesame"}, "UPSTREAM_USERNAME is empty"),
+        ({"PASSWORD_FILE": "password"}, "UPSTREAM_USERNAME is empty"),
+        ({"USERNAME": "me", "PASSWORD": "sesame", "PASSWORD_FILE": "password"}, "not both"),
+        ({"USERNAME": "me:too"}, "pattern"),
+    ],
+)
+def test_a_login_for_the_upstream_is_whole(given: dict[str, str], expected: str) -> None:
+    """A password needs a name and one place to come from; a name has no colon (RFC 7617)."""
+    with pytest.raises(InvalidSettings, match=expected) as refused:
+        load_settings({f"{PREFIX}UPSTREAM_{name}": value for name, value in given.items()})
+    assert "sesame" not in str(refused.value)
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8090", "https://[::1]:1/api/v1", "http://transit"])
 def test_a_url_ends_where_paths_are_put_after_it(url: str) -> None:
     """A host, with or without a port and a path, is taken as it is, but for slashes at its end."""
