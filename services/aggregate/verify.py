@@ -8,10 +8,13 @@ import msgspec
 
 from services.aggregate.fold import empty_summary
 from services.aggregate.recount import Recount
+from shared import objects
 from shared.identity import CityId, CountrySlug
 from shared.objects import LedgerEntry, Manifest, Summary
 
 NOTHING = "nothing"
+LEDGER_ENTRY = "ledger entry"
+"""What differs where ledger and manifest say different things under one revision."""
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +55,21 @@ def differences(expected: Summary | None, found: Summary | None) -> list[Differe
         _difference(expected, what=field, found=_text(getattr(found, field)), expected=_text(getattr(expected, field)))
         for field in expected.__struct_fields__
         if field not in {"ledger", "plans", "schema_version"} and getattr(found, field) != getattr(expected, field)
+    ]
+
+
+def byte_differences(found: Summary, body: bytes) -> list[Difference]:
+    """Compare the bytes of a summary whose content is right with the canonical ones.
+
+    Whoever reads its first bytes alone relies on them. A summary of an earlier build is right in bytes of its own.
+    """
+    canonical = objects.encode(found)
+    if body == canonical or found.schema_version < objects.SCHEMA_VERSION:
+        return []
+    return [
+        _difference(
+            found, what="bytes", found=f"{len(body)} bytes, written otherwise", expected=f"{len(canonical)} bytes"
+        )
     ]
 
 
@@ -130,7 +148,7 @@ def _of_city(expected: Summary, city_id: CityId, found: LedgerEntry | None) -> D
             expected=NOTHING if entry is None else str(entry.revision),
             in_flight=ahead,
         )
-    return _difference(expected, city_id=city_id, what="ledger entry", found=_text(found), expected=_text(entry))
+    return _difference(expected, city_id=city_id, what=LEDGER_ENTRY, found=_text(found), expected=_text(entry))
 
 
 def _text(value: object) -> str:
