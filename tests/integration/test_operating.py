@@ -23,6 +23,8 @@ from tests.integration.running import Running, eventually, running
 from tests.unit.operated_bucket import DAY
 
 OTHER = "2024-05-02"
+TROUBLESOME = "[/bold] \x9b31m \u202e"
+"""What a name may hold that would end the markup of a table, colour a terminal, or turn its lines round."""
 TRIPS = [
     {
         "departure-time": f"{DAY}T10:{minute:02}:00",
@@ -49,11 +51,18 @@ async def damage(services: Running, country: str) -> None:
     await services.store.put(key, objects.encode(msgspec.structs.replace(summary, totals=NOTHING)))
 
 
+async def damage_entry(services: Running, country: str) -> None:
+    """Write a live summary whose cities have other contributions than their manifests."""
+    key, summary = await summary_of(services, country)
+    ledger = {city: msgspec.structs.replace(entry, contribution=NOTHING) for city, entry in summary.ledger.items()}
+    await services.store.put(key, objects.encode(msgspec.structs.replace(summary, ledger=ledger)))
+
+
 async def test_an_operators_day(embedded: EmbeddedServices, tmp_path: Any) -> None:
     """Verify, repair, rebuild from both sides, drop, clean up and examine, on a stack of running services."""
     with Authority() as authority:
         for city, country in ((1, "Armenia"), (2, "Armenia"), (3, "Brasil")):
-            authority.add_city(city, f"City {city}", country)
+            authority.add_city(city, f"City {city} {TROUBLESOME}", country)
             authority.put(city, str(DAY), TRIPS[: city * 10])
             authority.put(city, OTHER, TRIPS[:5])
         settings = isolated_settings(embedded, UPSTREAM_URL=authority.url)
@@ -77,6 +86,15 @@ async def _verify_and_repair(services: Running, right: dict[str, Any]) -> None:
     assert await services.stats(str(DAY)) != right
     code, repaired = await told(services.settings, "repair")
     assert (code, [one["country"] for one in repaired["country_days"]]) == (0, ["armenia"])
+    assert await services.stats(str(DAY)) == right
+    await damage_entry(services, "brasil")
+    for command, code_expected, expected in (
+        ("verify", 1, "1 found wrong in 2 country-days"),
+        ("repair", 0, "1 summaries made again, 0 refused"),
+    ):
+        code, out, err = await tripfold(services.settings, command)
+        assert (code, expected in out) == (code_expected, True), out + err
+        assert [shown in out for shown in ("[/bold]", "\\x9b31m", "\\u202e")] == [True] * 3
     assert await services.stats(str(DAY)) == right
 
 
