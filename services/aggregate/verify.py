@@ -13,6 +13,8 @@ from shared.identity import CityId, CountrySlug
 from shared.objects import LedgerEntry, Manifest, Summary
 
 NOTHING = "nothing"
+RAW_OBJECT = "raw object"
+"""What every difference about a raw object begins with."""
 LEDGER_ENTRY = "ledger entry"
 """What differs where ledger and manifest say different things under one revision."""
 
@@ -86,9 +88,9 @@ def raw_differences(manifest: Manifest, recount: Recount) -> list[Difference]:
         "bad_records": (recount.bad_records, manifest.bad_records),
     }
     if recount.bad_records and not manifest.bad_records:
-        return [of_raw_object(manifest, what="raw object", found=recount.first_bad, expected="no bad record")]
+        return [of_raw_object(manifest, what=RAW_OBJECT, found=recount.first_bad, expected="no bad record")]
     return [
-        of_raw_object(manifest, what=f"raw object: {what}", found=str(found), expected=str(expected))
+        of_raw_object(manifest, what=f"{RAW_OBJECT}: {what}", found=str(found), expected=str(expected))
         for what, (found, expected) in pairs.items()
         if found != expected
     ]

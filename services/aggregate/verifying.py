@@ -138,9 +138,9 @@ async def verify_raw_object(store: OperatedStore, stats: CityDayStats) -> list[D
     try:
         recount = await _recount(store, manifest)
     except ObjectMissing:
-        return [verify.of_raw_object(manifest, what="raw object", found="nothing", expected=manifest.raw_key)]
+        return [verify.of_raw_object(manifest, what=verify.RAW_OBJECT, found="nothing", expected=manifest.raw_key)]
     except NotCountable as error:
-        return [verify.of_raw_object(manifest, what="raw object", found=str(error), expected="a trip file")]
+        return [verify.of_raw_object(manifest, what=verify.RAW_OBJECT, found=str(error), expected="a trip file")]
     return verify.raw_differences(manifest, recount)
 
 

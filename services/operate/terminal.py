@@ -18,7 +18,7 @@ from services.aggregate.generations import Generation, drop, list_generations
 from services.aggregate.rebuilding import Rebuild, Rebuilt, Report
 from services.aggregate.repairing import Repaired, repair_dates
 from services.aggregate.replay import KafkaReplay
-from services.aggregate.verify import Difference
+from services.aggregate.verify import RAW_OBJECT, Difference
 from services.aggregate.verifying import verify_dates
 from services.operate.cleaning import Swept, clean, parse_age
 from services.operate.command_line import command_settings, console, print_json, printable, run_command
@@ -58,6 +58,10 @@ def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: 
     elif told:
         console.print(_table_of(told))
         console.print(f"{total:,} found wrong in {country_days} country-days; 'tripfold repair' makes summaries again")
+        if any(one.what.startswith(RAW_OBJECT) for one in told):
+            console.print(
+                "not raw objects: restore those, or delete their manifests, request the dates again, then repair"
+            )
     else:
         console.print(f"{country_days} country-days of {dates_done} dates are as the manifests say")
     if told:

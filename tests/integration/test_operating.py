@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from typing import Any
 
 import msgspec
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from services.local.embedded import EmbeddedServices
 from shared import keys, objects
@@ -15,7 +17,9 @@ from shared.contribution import NOTHING
 from shared.current import read_current
 from shared.identity import CityId, CountrySlug
 from shared.objects import Manifest, Summary
+from shared.settings import Settings
 from shared.store import ObjectMissing, S3Store
+from shared.topics import Topic
 from tests.integration.authority import Authority
 from tests.integration.commands import told, tripfold
 from tests.integration.conftest import isolated_settings
@@ -145,6 +149,20 @@ async def _clean_up(services: Running) -> None:
     manifest = objects.decode(Manifest, found.body, "a manifest")
     for key in (manifest.raw_key, *(past.raw_key for past in manifest.history)):
         assert await services.store.get(key) is not None
+
+
+async def test_a_topic_that_is_set_otherwise_is_named_with_its_remedy(settings: Settings) -> None:
+    """A topic that was made by hand is left as it is by apply, and check says how to set it."""
+    name = f"{settings.topic_prefix}{Topic.CITY_STATS.value}"
+    client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    by_hand = NewTopic(name, num_partitions=1, replication_factor=1, config={"cleanup.policy": "delete"})
+    await asyncio.to_thread(client.create_topics([by_hand])[name].result)
+    code, out, err = await tripfold(settings, "topics", "check")
+    assert (code, "'tripfold topics apply' makes what is missing" in out) == (1, True), out + err
+    assert (await tripfold(settings, "topics", "apply"))[0] == 0
+    code, out, err = await tripfold(settings, "topics", "check")
+    assert (code, "topics apply" in out) == (1, False), out + err
+    assert f"--entity-name {name} --add-config cleanup.policy=compact,retention.ms=-1," in out
 
 
 async def test_a_bucket_is_streamed_and_told_the_time(embedded: EmbeddedServices) -> None:
