@@ -165,6 +165,15 @@ async def test_a_topic_that_is_set_otherwise_is_named_with_its_remedy(settings: 
     assert f"--entity-name {name} --add-config cleanup.policy=compact,retention.ms=-1," in out
 
 
+async def test_a_bucket_that_is_missing_is_not_made_by_being_examined(settings: Settings) -> None:
+    """The doctor names a missing bucket, and leaves nothing behind that would look like one."""
+    for _ in range(2):
+        code, found = await told(settings, "doctor")
+        by_name = {one["what"]: one for one in found}
+        assert (code, by_name["S3"]["ok"], by_name["lineage"]["ok"]) == (1, False, False)
+        assert by_name["compare-and-swap"]["found"] == "not examined without S3"
+
+
 async def test_a_bucket_is_streamed_and_told_the_time(embedded: EmbeddedServices) -> None:
     """A large object comes whole in chunks, a missing one is told as such, and the store tells a time close to ours."""
     async with S3Store(isolated_settings(embedded)) as store:
