@@ -87,7 +87,7 @@ def topics_apply() -> None:
     from shared.topics_admin import apply_topics
 
     made = _run(apply_topics(_settings()))
-    console.print(f"made {', '.join(made)}" if made else "all topics are there")
+    console.print(f"made {', '.join(made)}" if made else "all topics are there", soft_wrap=True)
 
 
 @topics_commands.command("check")

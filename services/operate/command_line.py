@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Coroutine
@@ -26,9 +25,7 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 def open_console(*, stderr: bool = False) -> Console:
     """Open standard output or error. What is piped is not cut into lines of a terminal that nobody looks at."""
     opened = Console(stderr=stderr)
-    if opened.is_terminal or "COLUMNS" in os.environ:
-        return opened
-    return Console(stderr=stderr, width=PIPED_WIDTH)
+    return opened if opened.is_terminal else Console(stderr=stderr, width=PIPED_WIDTH)
 
 
 console = open_console()

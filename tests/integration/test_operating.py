@@ -106,9 +106,13 @@ async def _rebuild(services: Running, authority: Authority, right: dict[str, Any
     await damage(services, "armenia")
     code, rebuilt = await told(services.settings, "rebuild", "--from", "kafka", "--dry-run")
     assert (code, rebuilt["flipped"], [one["country"] for one in rebuilt["changes"]]) == (0, False, ["armenia"])
+    code, out, err = await tripfold(services.settings, "rebuild", "--from", "s3", "--dry-run")
+    assert (code, "Traceback" in err) == (0, False), err
+    told_of = ("live", "built", "equal ledgers, but totals", "1 of them other than in generation 1", "a dry run")
+    assert [told for told in told_of if told not in out] == []
     assert await services.stats(str(DAY)) != right
     code, rebuilt = await told(services.settings, "rebuild", "--from", "kafka")
-    assert (code, rebuilt["flipped"], rebuilt["generation"]) == (0, True, 3)
+    assert (code, rebuilt["flipped"], rebuilt["generation"]) == (0, True, 4)
     assert await services.stats(str(DAY)) == right
     code, rebuilt = await told(services.settings, "rebuild", "--from", "s3")
     assert (code, rebuilt["flipped"], rebuilt["changes"]) == (0, True, [])
@@ -116,6 +120,9 @@ async def _rebuild(services: Running, authority: Authority, right: dict[str, Any
     authority.put(1, str(DAY), TRIPS)
     assert (await services.process(str(DAY)))["status"] == "completed"
     assert (await services.process(OTHER))["status"] == "completed"
+    assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
+    code, activated = await told(services.settings, "generations", "activate", "1")
+    assert (code, activated["flipped"], activated["generation"]) == (0, True, 6)
     assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
     code, out, _ = await tripfold(services.settings, "generations", "list")
     assert (code, [word in out for word in ("live", "old")]) == (0, [True, True])

@@ -1,14 +1,31 @@
-"""Progress where nobody looks at a terminal."""
+"""How far a command is: a bar at a terminal, lines in a log."""
 
 from __future__ import annotations
 
 import datetime as dt
+import io
+import re
 
 import pytest
+from rich.console import Console
 
+from services.operate import progress_bar as bars
 from services.operate.progress_bar import PLAIN_INTERVAL_S, progress_bar
 from tests.fakes import Clock
 from tests.unit.operated_bucket import NOON
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a terminal there is a bar with what is done, the remark, and the time left."""
+    shown = io.StringIO()
+    monkeypatch.setattr(bars, "progress_console", Console(file=shown, force_terminal=True, width=120))
+    with progress_bar("reading the topic", "") as show:
+        show(0, 9, "0 events/s")
+        show(7, 9, "1,234 events/s")
+    last = shown.getvalue().rpartition("reading the topic")[2]
+    assert "7/9" in last
+    assert "1,234 events/s" in last
+    assert re.search(r"left.*\d:\d\d:\d\d|left.*-:--:--", last)
 
 
 def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
