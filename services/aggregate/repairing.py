@@ -26,7 +26,7 @@ from shared.bounded import map_bounded
 from shared.current import read_current
 from shared.events import Event
 from shared.identity import CityId, CountrySlug
-from shared.objects import CorruptObject, LedgerEntry, NewerObject, Summary
+from shared.objects import CorruptObject, NewerObject, Summary
 from shared.patience import SurroundingsFault
 from shared.publishing import Outgoing, Publisher
 from shared.store import LostRace, ObjectStore, OperatedStore
@@ -66,8 +66,8 @@ async def repair_dates(
 ) -> AsyncIterator[RepairedDate]:
     """Repair what verifying finds wrong, date by date. A summary that is right is not written.
 
-    A summary that may lose a city, for its manifest is lost, is left as it is unless ``drop_lost``; and so is one whose
-    manifests are not what their raw objects hold.
+    A summary that may lose a city or its plan, for the object is lost, is left as it is unless ``drop_lost``; and one
+    whose manifests are not what their raw objects hold is left in any case.
     """
     async for verified in verify_dates(store, dates, deep=False, wait=wait):
         repaired = []
@@ -128,15 +128,33 @@ async def _reason_to_refuse(
         return str(error)
     except CorruptObject:
         return None  # what it knew cannot be told; the manifests are all there is
-    remade = look.events.summary(country)
-    ledger = summary.ledger if summary else {}
     damaged = await _damaged_manifests(store, look, country, differences)
-    if damaged:
+    if damaged or drop_lost or summary is None:
         return damaged
-    if drop_lost:
-        return None
-    unnamed = [city_id for city_id in ledger if remade is None or city_id not in remade.ledger]
-    lost = [city_id for city_id in unnamed if await _may_be_lost(store, look, city_id, ledger[city_id])]
+    return await _what_would_be_lost(store, look, summary)
+
+
+async def _what_would_be_lost(store: OperatedStore, look: Look, summary: Summary) -> str | None:
+    """Say what a summary knows that may have lost its manifest or its plan."""
+    expected = look.events.expected_cities()
+    if summary.plan_revision and expected is None:
+        return (
+            "the plan of the date is lost: restore it from the bucket's versions or request the date again; "
+            "--drop-lost leaves it out"
+        )
+    remade = look.events.summary(summary.country)
+    named = remade.ledger if remade else {}
+    unnamed = {city_id: entry for city_id, entry in summary.ledger.items() if city_id not in named}
+    elsewhere = {stats.city_id for stats in look.events.statistics()}
+    lost = []
+    for city_id, entry in unnamed.items():
+        if city_id in elsewhere:
+            # Its manifest has it in another country. A tombstone keeps older records out, whoever set it.
+            may_be_lost = entry.contribution is None
+        else:
+            may_be_lost = expected is None or city_id in expected or await _has_raw(store, summary.date, city_id)
+        if may_be_lost:
+            lost.append(city_id)
     if not lost:
         return None
     more = f" and {len(lost) - LOST_NAMED_MAX} more" if len(lost) > LOST_NAMED_MAX else ""
@@ -167,15 +185,8 @@ async def _damaged_manifests(
     )
 
 
-async def _may_be_lost(store: OperatedStore, look: Look, city_id: CityId, entry: LedgerEntry) -> bool:
-    """Tell whether a city that the ledger knows, and no manifest of its country, may have been ingested."""
-    if any(one.city_id == city_id for one in look.events.statistics()):
-        # Its manifest has it in another country. A tombstone keeps older records out, whoever set it.
-        return entry.contribution is None
-    expected = look.events.expected_cities()
-    if expected is None or city_id in expected:
-        return True
-    async for _ in store.list(keys.raw_of_city_day(look.events.date, city_id)):
+async def _has_raw(store: OperatedStore, date: dt.date, city_id: CityId) -> bool:
+    async for _ in store.list(keys.raw_of_city_day(date, city_id)):
         return True
     return False
 

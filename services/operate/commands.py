@@ -78,7 +78,10 @@ def repair(
         bool, typer.Option("--topics", help="Mend the compacted topics from the bucket, in place of the summaries.")
     ] = False,
     drop_lost: Annotated[
-        bool, typer.Option("--drop-lost", help="Also make summaries again that lose a city, for its manifest is lost.")
+        bool,
+        typer.Option(
+            "--drop-lost", help="Also make summaries again that lose a city or their plan, for its object is lost."
+        ),
     ] = False,
     as_json: _Json = False,
 ) -> None:

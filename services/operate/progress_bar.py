@@ -38,8 +38,9 @@ class _PlainLines:
         elapsed_s = now_s - self._begun_s
         left = f", {dt.timedelta(seconds=round(elapsed_s * (total - done) / done))} left" if done else ""
         elapsed = dt.timedelta(seconds=round(elapsed_s))
+        parts = (f"{done:,} of {total:,} {self._unit}".rstrip(), remark.removeprefix(", "), f"after {elapsed}{left}")
         progress_console.print(
-            f"{self._what}: {done:,} of {total:,} {self._unit}{remark} after {elapsed}{left}",
+            f"{self._what}: {', '.join(part for part in parts if part)}",
             highlight=False,
             markup=False,
         )

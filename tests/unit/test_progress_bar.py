@@ -38,8 +38,8 @@ def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> N
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "verifying [/x]: 2 of 2,000 dates, 7 events/s after 0:00:10, 2:46:30 left",
-        "verifying [/x]: 4 of 2,000 dates, 7 events/s after 0:00:20, 2:46:20 left",
+        "verifying [/x]: 2 of 2,000 dates, 7 events/s, after 0:00:10, 2:46:30 left",
+        "verifying [/x]: 4 of 2,000 dates, 7 events/s, after 0:00:20, 2:46:20 left",
     ]
 
 

@@ -210,6 +210,16 @@ async def test_repair_drops_no_city_whose_manifest_is_lost_unless_told_to(bucket
     assert await verified(bucket) == []
 
 
+async def test_repair_drops_no_plan_that_is_lost_unless_told_to(bucket: OperatedBucket) -> None:
+    """A date whose plan is lost keeps what its summaries know of it; with drop_lost they are made without it."""
+    del bucket.store.objects[keys.plan(DAY)]
+    before = await bucket.summary()
+    assert ["the plan of the date is lost" in (one.refused or "") for one in await repaired(bucket)] == [True, True]
+    assert await bucket.summary() == before
+    assert [one.refused for one in await repaired(bucket, drop_lost=True)] == [None, None]
+    assert not (await bucket.summary()).complete
+
+
 async def test_a_stray_summary_is_emptied_only_if_told_to(bucket: OperatedBucket) -> None:
     """A summary that nothing stands for is refused; with drop_lost it is emptied, and verify has nothing to say."""
     body = bucket.store.objects[await bucket.summary_key("armenia")].body
