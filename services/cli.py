@@ -80,19 +80,28 @@ def serve_aggregate() -> None:
 
 @topics_commands.command("apply")
 def topics_apply() -> None:
-    """Make the topics that are missing. Safe to run again."""
+    """Make the topics that are missing. Safe to run again: a topic that is there is left as it is.
+
+    Example: TRIPFOLD_KAFKA_PARTITIONS=12 TRIPFOLD_KAFKA_REPLICATION=3 tripfold topics apply
+    """
     from shared.topics_admin import apply_topics
 
     made = _run(apply_topics(_settings()))
-    console.print(f"made {', '.join(made)}" if made else "all topics are there")
+    console.print(f"made {', '.join(made)}" if made else "all topics are there", soft_wrap=True)
 
 
 @topics_commands.command("check")
 def topics_check() -> None:
-    """Say where the topics on the cluster are not as they should be; exit 1 if any is not."""
-    from shared.topics_admin import check_topics
+    """Say where the topics on the cluster are not as they should be; exit 1 if any is not.
 
-    differences = _run(check_topics(_settings()))
+    Example: tripfold topics check
+    """
+    from services.operate.command_line import open_console
+    from shared.topics_admin import check_topics, remedies
+
+    settings = _settings()
+    differences = _run(check_topics(settings))
+    console = open_console()
     if not differences:
         console.print("all topics are as they should be")
         return
@@ -100,12 +109,17 @@ def topics_check() -> None:
     for one in differences:
         table.add_row(one.topic, one.what, one.found, one.expected)
     console.print(table)
+    for line in remedies(settings, differences):
+        console.print(line, highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 
 @bucket_commands.command("apply")
 def bucket_apply() -> None:
-    """Make the bucket unless it is there. Safe to run again."""
+    """Make the bucket unless it is there. Safe to run again.
+
+    Example: tripfold bucket apply
+    """
     from shared.store import S3Store
 
     settings = _settings()

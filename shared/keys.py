@@ -13,6 +13,7 @@ CURRENT = "state/current.json"
 REQUESTS = "requests/"
 PLANS = "plans/"
 MANIFESTS = "manifests/"
+SUMMARIES = "summaries/"
 RAW = "raw/"
 QUARANTINE = "quarantine/"
 ATTEMPTS = "attempts/"
@@ -20,6 +21,7 @@ ATTEMPTS = "attempts/"
 REPORT_SUFFIX = ".error.json"
 
 _DATE = re.compile(r"/date=(\d{4}-\d{2}-\d{2})[/.]")
+_GENERATION = re.compile(r"summaries/generation=(\d{1,15})/")
 _TIME_MS_END = 1 << 48  # the time of a UUID of version 7 has 48 bits
 
 
@@ -83,6 +85,11 @@ def raw_of(date: dt.date) -> str:
     return f"raw/date={date}/"
 
 
+def raw_of_city_day(date: dt.date, city_id: CityId) -> str:
+    """Return the prefix of all attempts' bytes of a city-day."""
+    return f"raw/date={date}/city={city_id}/"
+
+
 def summaries_of_generation(generation: int) -> str:
     """Return the prefix of all summaries of a generation."""
     return f"summaries/generation={generation}/"
@@ -117,6 +124,12 @@ def parse_summary(key: str) -> tuple[dt.date, CountrySlug] | None:
     except ValueError:
         return None
     return date, CountrySlug(parts[3].removeprefix("country=").removesuffix(".json"))
+
+
+def parse_generation(key: str) -> int | None:
+    """Return the generation that a summary's key names, or None for any other key."""
+    match = _GENERATION.match(key)
+    return int(match[1]) if match else None
 
 
 def idempotency(digest: str) -> str:

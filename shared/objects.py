@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
+from shared import keys
 from shared.contribution import NOTHING, Contribution
 from shared.events import BadCity, Outcome
 from shared.identity import CityId, CountrySlug, RequestId
@@ -343,7 +344,8 @@ def encode(stored: StoredObject) -> bytes:
 def decode(kind: type[_Stored], body: bytes, key: str) -> _Stored:
     """Decode a stored object of ``kind``; ``key`` is named in errors.
 
-    Raises CorruptObject for a body that does not decode, and NewerObject for one of a later schema version.
+    Raises CorruptObject for a body that does not decode or that is about something else than its key names, and
+    NewerObject for one of a later schema version.
     """
     decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
     try:
@@ -353,6 +355,7 @@ def decode(kind: type[_Stored], body: bytes, key: str) -> _Stored:
         raise CorruptObject(f"{key} is not a readable {kind.__name__}: {error}") from error
     if stored.schema_version > SCHEMA_VERSION:
         _refuse_newer(body, key)
+    _refuse_strayed(stored, key)
     return stored  # type: ignore[return-value]  # the decoder of this kind made it
 
 
@@ -363,6 +366,23 @@ def _refuse_newer(body: bytes, key: str) -> None:
         return
     if version > SCHEMA_VERSION:
         raise NewerObject(f"{key} has schema version {version}; this build knows {SCHEMA_VERSION}: upgrade it")
+
+
+def _refuse_strayed(stored: StoredObject, key: str) -> None:
+    match stored:
+        case Manifest():
+            own = keys.manifest(stored.date, stored.city_id)
+            strayed = key.startswith(keys.MANIFESTS) and key != own
+        case Plan():
+            own = keys.plan(stored.date)
+            strayed = key.startswith(keys.PLANS) and key != own
+        case Summary() | SummaryHead():
+            own = f"{stored.date}/{stored.country}"
+            strayed = key.startswith(keys.SUMMARIES) and keys.parse_summary(key) != (stored.date, stored.country)
+        case _:
+            return
+    if strayed:
+        raise CorruptObject(f"{key} holds what belongs to {own}")
 
 
 def decode_head(first_bytes: bytes, key: str) -> SummaryHead:

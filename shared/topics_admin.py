@@ -20,6 +20,9 @@ class TopicsMissing(SurroundingsFault):
     """Topics that the service needs are not on the cluster. ``tripfold topics apply`` makes them."""
 
 
+MISSING = "missing"
+
+
 class TopicDifference(msgspec.Struct, frozen=True, kw_only=True):
     """Where a topic on the cluster is not as it should be."""
 
@@ -86,10 +89,24 @@ async def check_topics(settings: Settings) -> list[TopicDifference]:
         for spec in TOPICS:
             name = spec.name(settings.topic_prefix)
             if name not in present:
-                differences.append(TopicDifference(topic=name, what="topic", found="missing", expected="present"))
+                differences.append(TopicDifference(topic=name, what="topic", found=MISSING, expected="present"))
             else:
                 differences += await _config_differences(client, name, spec)
     return differences
+
+
+def remedies(settings: Settings, differences: Sequence[TopicDifference]) -> list[str]:
+    """Say what mends the differences: the command that makes topics, and Kafka's own for each that is set otherwise."""
+    told = ["'tripfold topics apply' makes what is missing"] if any(one.found == MISSING for one in differences) else []
+    wanted: dict[str, list[str]] = {}
+    for one in differences:
+        if one.found != MISSING:
+            wanted.setdefault(one.topic, []).append(f"{one.what}={one.expected}")
+    return told + [
+        f"kafka-configs.sh --bootstrap-server {settings.kafka_bootstrap_servers} --alter --entity-type topics "
+        f"--entity-name {topic} --add-config {','.join(configs)}"
+        for topic, configs in wanted.items()
+    ]
 
 
 async def _config_differences(client: AIOKafkaAdminClient, name: str, spec: TopicSpec) -> list[TopicDifference]:

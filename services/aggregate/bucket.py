@@ -14,8 +14,8 @@ import msgspec
 from services.aggregate.fold import StatEvent, empty_summary, fold
 from shared import keys, objects
 from shared.bounded import map_bounded
-from shared.events import CityDayStats
-from shared.identity import CountrySlug
+from shared.events import CityDayStats, CountryDayPlanned
+from shared.identity import CityId, CountrySlug
 from shared.objects import CorruptObject, Manifest, Plan, Summary
 from shared.outbox import events_of_manifest, events_of_plan
 from shared.store import Found, ObjectStore
@@ -55,6 +55,13 @@ class DateEvents(msgspec.Struct, frozen=True):
         """Return what the country's summary must be, or None if the bucket knows nothing of the country-day."""
         events = self.by_country.get(country)
         return fold(empty_summary(self.date, country), events) if events else None
+
+    def expected_cities(self) -> frozenset[CityId] | None:
+        """Return all cities that the date's plan expects, in any country, or None if there is no plan."""
+        plans = [
+            event for events in self.by_country.values() for event in events if isinstance(event, CountryDayPlanned)
+        ]
+        return frozenset(city_id for plan in plans for city_id in plan.city_ids) if plans else None
 
     def statistics(self) -> list[CityDayStats]:
         """Return what the date's manifests say of the current files."""

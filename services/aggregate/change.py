@@ -37,8 +37,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     goes_back: tuple[str, ...] = ()
 
 
-def change_of(live: Summary | None, built: Summary | None) -> Change | None:
-    """Compare a country-day of both generations; None if they agree."""
+def change_of(live: Summary | None, built: Summary | None, *, unreadable: bool = False) -> Change | None:
+    """Compare a country-day of both generations; None if they agree. ``unreadable``: the live one has it, damaged."""
     either = live or built
     if either is None or live == built:
         return None
@@ -47,7 +47,7 @@ def change_of(live: Summary | None, built: Summary | None) -> Change | None:
         country=either.country,
         live=_side(live),
         built=_side(built),
-        why=_why(live, built),
+        why=("the summary of the live generation cannot be read",) if unreadable else _why(live, built),
         goes_back=_goes_back(live, built) if live else (),
     )
 

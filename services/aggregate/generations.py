@@ -69,7 +69,7 @@ async def begin(store: OperatedStore, token: str, *, take_over: bool) -> Current
                 f"a rebuild is under way, into generation {current.building}, begun {age_s:.0f} s ago. If it has died, "
                 f"start this one with --take-over; if it has not, it will then fail without harm"
             )
-        number = current.highest + 1
+        number = (current.highest if etag else await _highest_found(store)) + 1
         begun = Current(live=current.live, building=number, token=token, highest=number)
         try:
             await store.swap(keys.CURRENT, objects.encode(begun), etag=etag)
@@ -130,13 +130,14 @@ async def list_generations(store: ObjectStore) -> list[Generation]:
 async def drop(store: OperatedStore, number: int, *, grace: dt.timedelta) -> int:
     """Delete the summaries of an old generation, and return how many there were.
 
-    Raises GenerationInUse for the live and the building one, and while the pointer has stood for less than ``grace``:
-    a reader or an aggregate that is slow may not have seen it yet.
+    Raises NoSuchGeneration, and GenerationInUse for the live and the building one, and while the pointer has stood for
+    less than ``grace``: a reader or an aggregate that is slow may not have seen it yet.
     """
     current, _ = await _read(store)
     state = _state(current, number)
     if state is not GenerationState.OLD:
         raise GenerationInUse(f"generation {number} is {state.value}: it cannot be dropped")
+    await require_summaries(store, number)
     age_s = await _pointer_age_s(store)
     if age_s < grace.total_seconds():
         raise GenerationInUse(
@@ -160,11 +161,19 @@ async def delete_summaries(store: OperatedStore, number: int) -> int:
     return deleted + len(batch)
 
 
-async def require_seed(store: ObjectStore, number: int) -> None:
+async def require_summaries(store: ObjectStore, number: int) -> None:
     """Raise NoSuchGeneration unless there is a summary of the generation."""
     async for _ in store.list(keys.summaries_of_generation(number)):
         return
     raise NoSuchGeneration(f"there are no summaries of generation {number}; 'tripfold generations list' shows all")
+
+
+async def _highest_found(store: OperatedStore) -> int:
+    """Return the highest number under which summaries lie, for a pointer that was never set, or is lost."""
+    highest = Current().highest
+    async for listed in store.list(keys.SUMMARIES):
+        highest = max(highest, keys.parse_generation(listed.key) or 0)
+    return highest
 
 
 async def _pointer_age_s(store: OperatedStore) -> float:

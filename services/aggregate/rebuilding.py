@@ -102,7 +102,7 @@ class Rebuild:
         then as it was.
         """
         if self._seed is not None:
-            await generations.require_seed(self._store, self._seed)
+            await generations.require_summaries(self._store, self._seed)
         try:
             rebuilt = await self._build(take_over=take_over, dry_run=dry_run)
         except generations.RebuildUnderWay:
@@ -206,10 +206,9 @@ class Rebuild:
             of_built = await read_summaries(self._store, built, date)
             for country in sorted({*of_live, *of_built}):
                 country_days += 1
-                change = change_of(
-                    _decode(of_live.get(country), keys.summary(live, date, country)),
-                    _decode(of_built.get(country), keys.summary(built, date, country)),
-                )
+                before = _decode(of_live.get(country), keys.summary(live, date, country))
+                after = _decode(of_built.get(country), keys.summary(built, date, country))
+                change = change_of(before, after, unreadable=before is None and country in of_live)
                 if change is None:
                     continue
                 total += 1
@@ -218,7 +217,10 @@ class Rebuild:
                 if change.goes_back and len(back) < 5:
                     back.append(f"{date}/{country}: {', '.join(change.goes_back)}")
             self._report("comparing with the live generation", done, len(dates), self._events)
-        refused = f"the live generation knows newer revisions than manifests and plans: {'; '.join(back)}"
+        refused = (
+            f"the live generation knows newer revisions than manifests and plans: {'; '.join(back)}. If manifests and "
+            f"plans are right, run 'tripfold repair', then this again"
+        )
         return country_days, changes, total, refused if back else None
 
     async def _fill_topics(self, number: int) -> None:

@@ -3,6 +3,10 @@
 Publishing the events again could not: the fold keeps the higher revision. So the summary is swapped for the one that
 the bucket stands for, by comparison with the very bytes that were found wrong. The summary was read before the
 manifests, so the one that replaces it misses nothing that was folded into it and that a manifest still names.
+
+Two things are looked into before anything is thrown away. A city that the ledger alone knows may have lost its
+manifest: unless its date's plan and raw objects know nothing of it either, the summary is left as it was. And where
+ledger and manifest say different things under one revision, one of them was damaged: the raw object tells which.
 """
 
 from __future__ import annotations
@@ -15,12 +19,13 @@ import msgspec
 from services.aggregate.bucket import Dates
 from services.aggregate.fold import empty_summary
 from services.aggregate.folding import summary_event
-from services.aggregate.verify import Difference
-from services.aggregate.verifying import Look, Wait, look_at, verify_dates
+from services.aggregate.verify import LEDGER_ENTRY, Difference
+from services.aggregate.verifying import Look, Wait, look_at, verify_dates, verify_raw_object
 from shared import keys, objects
+from shared.bounded import map_bounded
 from shared.current import read_current
 from shared.events import Event
-from shared.identity import CountrySlug
+from shared.identity import CityId, CountrySlug
 from shared.objects import CorruptObject, NewerObject, Summary
 from shared.patience import SurroundingsFault
 from shared.publishing import Outgoing, Publisher
@@ -28,6 +33,9 @@ from shared.store import LostRace, ObjectStore, OperatedStore
 
 TRIES_MAX = 10
 LOST_NAMED_MAX = 10
+RECOUNTED_MAX = 20
+"""How many raw objects are read for one summary: damage to manifests shows in some of them, and files are large."""
+RECOUNTS_AT_ONCE_MAX = 4
 
 
 class StillContended(SurroundingsFault):
@@ -58,7 +66,8 @@ async def repair_dates(
 ) -> AsyncIterator[RepairedDate]:
     """Repair what verifying finds wrong, date by date. A summary that is right is not written.
 
-    A summary that would lose a city, for no manifest names it, is left as it is unless ``drop_lost``.
+    A summary that may lose a city or its plan, for the object is lost, is left as it is unless ``drop_lost``; and one
+    whose manifests are not what their raw objects hold is left in any case.
     """
     async for verified in verify_dates(store, dates, deep=False, wait=wait):
         repaired = []
@@ -81,11 +90,15 @@ async def repair_date(
         for difference in look.differences():
             wrong.setdefault(difference.country, []).append(difference)
         if look.events.unreadable:
-            unreadable = "these objects cannot be read: " + ", ".join(sorted(look.events.unreadable))
+            reasons = "; ".join(reason for _, reason in sorted(look.events.unreadable.items())[:LOST_NAMED_MAX])
+            unreadable = (
+                f"not all that it is made from can be read: {reasons}. Restore what is damaged from the bucket's "
+                f"versions, or delete it and request the date again"
+            )
             return [*repaired.values(), *(_refused(look, country, wrong[country], unreadable) for country in wrong)]
         contended = False
         for country, differences in wrong.items():
-            reason = _reason_to_refuse(look, country, drop_lost=drop_lost)
+            reason = await _reason_to_refuse(store, look, country, differences, drop_lost=drop_lost)
             if reason is not None:
                 repaired[country] = _refused(look, country, differences, reason)
                 continue
@@ -100,8 +113,13 @@ async def repair_date(
     raise StillContended(f"summaries of {date} were written by others {TRIES_MAX} times: try again later")
 
 
-def _reason_to_refuse(look: Look, country: CountrySlug, *, drop_lost: bool) -> str | None:
-    """Say why a summary must not be made again: a later build wrote it, or no manifest names a city of its ledger."""
+async def _reason_to_refuse(
+    store: OperatedStore, look: Look, country: CountrySlug, differences: list[Difference], *, drop_lost: bool
+) -> str | None:
+    """Say why a summary must not be made again, if so.
+
+    A later build wrote it, or a manifest is damaged or lost of a city of its ledger.
+    """
     found = look.found.get(country)
     key = keys.summary(look.generation, look.events.date, country)
     try:
@@ -110,16 +128,67 @@ def _reason_to_refuse(look: Look, country: CountrySlug, *, drop_lost: bool) -> s
         return str(error)
     except CorruptObject:
         return None  # what it knew cannot be told; the manifests are all there is
-    remade = look.events.summary(country)
-    ledger = summary.ledger if summary else {}
-    lost = [city_id for city_id in ledger if remade is None or city_id not in remade.ledger]
-    if drop_lost or not lost:
+    damaged = await _damaged_manifests(store, look, country, differences)
+    if damaged or drop_lost or summary is None:
+        return damaged
+    return await _what_would_be_lost(store, look, summary)
+
+
+async def _what_would_be_lost(store: OperatedStore, look: Look, summary: Summary) -> str | None:
+    """Say what a summary knows that may have lost its manifest or its plan."""
+    expected = look.events.expected_cities()
+    if summary.plan_revision and expected is None:
+        return (
+            "the plan of the date is lost: restore it from the bucket's versions or request the date again; "
+            "--drop-lost leaves it out"
+        )
+    remade = look.events.summary(summary.country)
+    named = remade.ledger if remade else {}
+    unnamed = {city_id: entry for city_id, entry in summary.ledger.items() if city_id not in named}
+    elsewhere = {stats.city_id for stats in look.events.statistics()}
+    lost = []
+    for city_id, entry in unnamed.items():
+        if city_id in elsewhere:
+            # Its manifest has it in another country. A tombstone keeps older records out, whoever set it.
+            may_be_lost = entry.contribution is None
+        else:
+            may_be_lost = expected is None or city_id in expected or await _has_raw(store, summary.date, city_id)
+        if may_be_lost:
+            lost.append(city_id)
+    if not lost:
         return None
     more = f" and {len(lost) - LOST_NAMED_MAX} more" if len(lost) > LOST_NAMED_MAX else ""
     return (
         f"no manifest says anything of city {', '.join(lost[:LOST_NAMED_MAX])}{more}: restore it or request the date "
         f"again; --drop-lost leaves it out"
     )
+
+
+async def _damaged_manifests(
+    store: OperatedStore, look: Look, country: CountrySlug, differences: list[Difference]
+) -> str | None:
+    """Say which manifests are not what their raw objects hold, of those that the ledger contradicts."""
+    contradicted = {one.city_id for one in differences if one.what == LEDGER_ENTRY}
+    stats = [one for one in look.events.statistics() if one.country == country and one.city_id in contradicted]
+    recounts = await map_bounded(
+        lambda one: verify_raw_object(store, one), stats[:RECOUNTED_MAX], at_once_max=RECOUNTS_AT_ONCE_MAX
+    )
+    damaged = [one for of_file in recounts for one in of_file]
+    if not damaged:
+        return None
+    first = damaged[0]
+    cities = ", ".join(sorted({str(one.city_id) for one in damaged}))
+    return (
+        f"it may be right, and the manifest wrong of city {cities}: {first.what} is {first.found}, the manifest says "
+        f"{first.expected}. Restore the manifest from the bucket's versions, or 'tripfold refold --from {first.date} "
+        f"--to {first.date} --city {first.city_id} --again' makes a new revision from the raw object"
+    )
+
+
+async def _has_raw(store: OperatedStore, date: dt.date, city_id: CityId) -> bool:
+    async for _ in store.list(keys.raw_of_city_day(date, city_id)):
+        return True
+    return False
 
 
 async def _swap_in(store: ObjectStore, look: Look, country: CountrySlug, differences: list[Difference]) -> Repaired:

@@ -8,10 +8,15 @@ import msgspec
 
 from services.aggregate.fold import empty_summary
 from services.aggregate.recount import Recount
+from shared import objects
 from shared.identity import CityId, CountrySlug
 from shared.objects import LedgerEntry, Manifest, Summary
 
 NOTHING = "nothing"
+RAW_OBJECT = "raw object"
+"""What every difference about a raw object begins with."""
+LEDGER_ENTRY = "ledger entry"
+"""What differs where ledger and manifest say different things under one revision."""
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +60,21 @@ def differences(expected: Summary | None, found: Summary | None) -> list[Differe
     ]
 
 
+def byte_differences(found: Summary, body: bytes) -> list[Difference]:
+    """Compare the bytes of a summary whose content is right with the canonical ones.
+
+    Whoever reads its first bytes alone relies on them. A summary of an earlier build is right in bytes of its own.
+    """
+    canonical = objects.encode(found)
+    if body == canonical or found.schema_version < objects.SCHEMA_VERSION:
+        return []
+    return [
+        _difference(
+            found, what="bytes", found=f"{len(body)} bytes, written otherwise", expected=f"{len(canonical)} bytes"
+        )
+    ]
+
+
 def raw_differences(manifest: Manifest, recount: Recount) -> list[Difference]:
     """Compare what a manifest says of its raw object with what an independent parser reads in it."""
     pairs = {
@@ -68,9 +88,9 @@ def raw_differences(manifest: Manifest, recount: Recount) -> list[Difference]:
         "bad_records": (recount.bad_records, manifest.bad_records),
     }
     if recount.bad_records and not manifest.bad_records:
-        return [of_raw_object(manifest, what="raw object", found=recount.first_bad, expected="no bad record")]
+        return [of_raw_object(manifest, what=RAW_OBJECT, found=recount.first_bad, expected="no bad record")]
     return [
-        of_raw_object(manifest, what=f"raw object: {what}", found=str(found), expected=str(expected))
+        of_raw_object(manifest, what=f"{RAW_OBJECT}: {what}", found=str(found), expected=str(expected))
         for what, (found, expected) in pairs.items()
         if found != expected
     ]
@@ -130,7 +150,7 @@ def _of_city(expected: Summary, city_id: CityId, found: LedgerEntry | None) -> D
             expected=NOTHING if entry is None else str(entry.revision),
             in_flight=ahead,
         )
-    return _difference(expected, city_id=city_id, what="ledger entry", found=_text(found), expected=_text(entry))
+    return _difference(expected, city_id=city_id, what=LEDGER_ENTRY, found=_text(found), expected=_text(entry))
 
 
 def _text(value: object) -> str:

@@ -70,7 +70,10 @@ class Look(msgspec.Struct, frozen=True):
                     date=self.events.date, country=country, what="summary", found=str(error), expected="readable"
                 )
             ]
-        return verify.differences(self.events.summary(country), summary)
+        told = verify.differences(self.events.summary(country), summary)
+        if not told and found is not None and summary is not None:
+            told = verify.byte_differences(summary, found.body)
+        return told
 
 
 async def look_at(store: OperatedStore, date: dt.date) -> Look:
@@ -118,14 +121,15 @@ async def verify_dates(store: OperatedStore, dates: Dates, *, deep: bool, wait: 
 
 async def _raw_differences(store: OperatedStore, look: Look) -> list[Difference]:
     of_files = await map_bounded(
-        lambda stats: _verify_raw_object(store, stats),
+        lambda stats: verify_raw_object(store, stats),
         look.events.statistics(),
         at_once_max=RAW_OBJECTS_AT_ONCE_MAX,
     )
     return [difference for of_file in of_files for difference in of_file]
 
 
-async def _verify_raw_object(store: OperatedStore, stats: CityDayStats) -> list[Difference]:
+async def verify_raw_object(store: OperatedStore, stats: CityDayStats) -> list[Difference]:
+    """Compare the manifest that ``stats`` were read from with the raw object that it names."""
     key = keys.manifest(stats.date, stats.city_id)
     found = await store.get(key)
     manifest = objects.decode(Manifest, found.body, key) if found else None
@@ -134,9 +138,9 @@ async def _verify_raw_object(store: OperatedStore, stats: CityDayStats) -> list[
     try:
         recount = await _recount(store, manifest)
     except ObjectMissing:
-        return [verify.of_raw_object(manifest, what="raw object", found="nothing", expected=manifest.raw_key)]
+        return [verify.of_raw_object(manifest, what=verify.RAW_OBJECT, found="nothing", expected=manifest.raw_key)]
     except NotCountable as error:
-        return [verify.of_raw_object(manifest, what="raw object", found=str(error), expected="a trip file")]
+        return [verify.of_raw_object(manifest, what=verify.RAW_OBJECT, found=str(error), expected="a trip file")]
     return verify.raw_differences(manifest, recount)
 
 

@@ -81,7 +81,7 @@ async def local_stack(
             f"{PREFIX}CONSUMER_INSTANCE": "local",
             "PYTHONUNBUFFERED": "1",
         }
-        variables_file = _write_variables(options.data_dir, embedded.endpoints)
+        variables_file = _write_variables(options.data_dir, embedded.endpoints, upstream_url)
         services = [
             _service(name, arguments, claim(f"the health of the {name}"), environment, logs_dir)
             for name, arguments in (
@@ -112,12 +112,13 @@ async def local_stack(
             )
 
 
-def _write_variables(data_dir: Path, endpoints: Endpoints) -> Path:
+def _write_variables(data_dir: Path, endpoints: Endpoints, upstream_url: str) -> Path:
     """Write the variables that lead clients and the commands of an operator to the stack, for a shell to read."""
     path = data_dir / "environment"
     draft = path.with_suffix(".tmp")
     draft.unlink(missing_ok=True)
-    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in endpoints.environment().items()]
+    variables = {**endpoints.environment(), f"{PREFIX}UPSTREAM_URL": upstream_url}
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.writelines(lines)
     draft.replace(path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -17,8 +19,18 @@ from shared.health import configure_logging
 from shared.objects import CorruptObject
 from shared.settings import Settings, load_settings
 
-console = Console()
-progress_console = Console(stderr=True)  # so that what is printed can be piped
+PIPED_WIDTH = 1_000
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """Open standard output or error. What is piped is not cut into lines of a terminal that nobody looks at."""
+    opened = Console(stderr=stderr)
+    return opened if opened.is_terminal else Console(stderr=stderr, width=PIPED_WIDTH)
+
+
+console = open_console()
+progress_console = open_console(stderr=True)  # so that what is printed can be piped
 
 _Result = TypeVar("_Result")
 
@@ -33,9 +45,21 @@ def command_settings() -> Settings:
 
 
 def run_command(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run a command's work. What cannot be read in the bucket is told as an OperatorError."""
+    """Run a command's work. What cannot be read in the bucket is told as an OperatorError.
+
+    SIGTERM ends it as Ctrl-C does: a rebuild gives its pointer back before it goes.
+    """
+
+    async def until_terminated() -> _Result:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
     try:
-        return asyncio.run(work)
+        return asyncio.run(until_terminated())
+    except asyncio.CancelledError:
+        sys.exit(EXIT_TERMINATED)
     except CorruptObject as error:
         raise OperatorError(str(error)) from error
 

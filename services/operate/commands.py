@@ -78,7 +78,10 @@ def repair(
         bool, typer.Option("--topics", help="Mend the compacted topics from the bucket, in place of the summaries.")
     ] = False,
     drop_lost: Annotated[
-        bool, typer.Option("--drop-lost", help="Also make summaries again that lose a city, for its manifest is lost.")
+        bool,
+        typer.Option(
+            "--drop-lost", help="Also make summaries again that lose a city or their plan, for its object is lost."
+        ),
     ] = False,
     as_json: _Json = False,
 ) -> None:
@@ -175,7 +178,11 @@ def rebuild(
     Services go on meanwhile. Exit 1 if the generation was refused: something in it would be older than what is live.
     From s3, the compacted topics are then filled again, as after a loss of Kafka.
 
+    Killed, it has changed nothing that is served: start it again with --take-over.
+
     Example: tripfold rebuild --from s3 --dry-run
+
+    Example: tripfold rebuild --from kafka --json > differences.json
     """
     from services.operate import terminal  # noqa: PLC0415  # as above
 
@@ -184,7 +191,10 @@ def rebuild(
 
 @generations_commands.command("list")
 def generations_list(*, as_json: _Json = False) -> None:
-    """Show the generations of summaries, and which one is live or being built."""
+    """Show the generations of summaries, and which one is live or being built.
+
+    Example: tripfold generations list
+    """
     from services.operate import terminal  # noqa: PLC0415  # as above
 
     terminal.list_all(as_json=as_json)

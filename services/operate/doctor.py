@@ -28,8 +28,9 @@ RACE_ROUNDS = 3
 RACE_WRITERS = 4
 LINEAGE_RECORDS_MAX = 2_000
 GETS_AT_ONCE_MAX = 16
-REACHED = frozenset({"S3", "Kafka"})
-"""What is examined by reaching for it; all else needs these."""
+NEEDS = {"compare-and-swap": {"S3"}, "topics": {"Kafka"}, "lineage": {"S3", "Kafka"}}
+"""What cannot be examined when something else failed: a probe might even make a bucket that is missing."""
+UNKNOWN = "this could not be examined: see first to what failed above"
 
 
 class Examined(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +69,7 @@ async def examine(settings: Settings) -> AsyncIterator[Examined]:
             (
                 "topics",
                 lambda: _topics(settings),
-                "'tripfold topics apply' makes what is missing; set the rest",
+                "'tripfold topics apply' makes what is missing; 'tripfold topics check' says how to set the rest",
             ),
             ("upstream", lambda: _upstream(settings), "see TRIPFOLD_UPSTREAM_URL, and whether that server runs"),
             (
@@ -77,16 +78,25 @@ async def examine(settings: Settings) -> AsyncIterator[Examined]:
                 "stop the services, run 'tripfold restore', start them, then 'tripfold repair --topics'",
             ),
         ]
+        failed: set[str] = set()
         for what, examination, remedy in examinations:
-            yield await _examined(what, examination, remedy)
+            missing = NEEDS.get(what, set()) & failed
+            if missing:
+                yield Examined(
+                    what=what, ok=False, found=f"not examined without {' and '.join(sorted(missing))}", remedy=UNKNOWN
+                )
+                continue
+            examined = await _examined(what, examination, remedy)
+            if not examined.ok:
+                failed.add(what)
+            yield examined
 
 
 async def _examined(what: str, examination: Callable[[], Awaitable[str]], remedy: str) -> Examined:
     try:
         return Examined(what=what, ok=True, found=await examination())
     except SurroundingsFault as error:
-        unknown = "this could not be examined: see first to what failed above"
-        return Examined(what=what, ok=False, found=str(error), remedy=remedy if what in REACHED else unknown)
+        return Examined(what=what, ok=False, found=str(error), remedy=UNKNOWN if what in NEEDS else remedy)
     except (OperatorError, CorruptObject) as error:
         return Examined(what=what, ok=False, found=str(error), remedy=remedy)
 

@@ -18,10 +18,10 @@ from services.aggregate.generations import Generation, drop, list_generations
 from services.aggregate.rebuilding import Rebuild, Rebuilt, Report
 from services.aggregate.repairing import Repaired, repair_dates
 from services.aggregate.replay import KafkaReplay
-from services.aggregate.verify import Difference
+from services.aggregate.verify import RAW_OBJECT, Difference
 from services.aggregate.verifying import verify_dates
 from services.operate.cleaning import Swept, clean, parse_age
-from services.operate.command_line import command_settings, console, print_json, run_command
+from services.operate.command_line import command_settings, console, print_json, printable, run_command
 from services.operate.doctor import Examined, examine
 from services.operate.progress_bar import progress_bar, wait
 from shared.publishing import KafkaPublisher
@@ -58,6 +58,10 @@ def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: 
     elif told:
         console.print(_table_of(told))
         console.print(f"{total:,} found wrong in {country_days} country-days; 'tripfold repair' makes summaries again")
+        if any(one.what.startswith(RAW_OBJECT) for one in told):
+            console.print(
+                "not raw objects: restore those, or delete their manifests, request the dates again, then repair"
+            )
     else:
         console.print(f"{country_days} country-days of {dates_done} dates are as the manifests say")
     if told:
@@ -90,7 +94,8 @@ def repair(first: dt.date | None, last: dt.date | None, *, drop_lost: bool, as_j
         for one in done[:LINES_MAX]:
             version = str(one.version_after) if one.refused is None else f"not repaired: {one.refused}"
             wrong = "; ".join(_sentence_of(difference) for difference in one.differences[:3])
-            table.add_row(str(one.date), one.country, str(one.version_before), version, wrong)
+            row = (str(one.date), one.country, str(one.version_before), version, wrong)
+            table.add_row(*map(printable, row))
         console.print(table)
         console.print(f"{total - refused:,} summaries made again, {refused:,} refused")
     else:
@@ -211,7 +216,7 @@ def _tell_in_words(rebuilt: Rebuilt, *, dry_run: bool) -> None:
         for change in rebuilt.changes[:LINES_MAX]:
             why = "; ".join(change.why[:WHY_MAX]) + (" …" if len(change.why) > WHY_MAX else "")
             for name, side, reason in (("live", change.live, ""), ("built", change.built, why)):
-                table.add_row(str(change.date), change.country, name, *_row_of(side), reason)
+                table.add_row(str(change.date), change.country, name, *_row_of(side), printable(reason))
         console.print(table)
     console.print(
         f"generation {rebuilt.generation} was built from {rebuilt.events:,} events: {rebuilt.country_days:,} "
@@ -220,7 +225,7 @@ def _tell_in_words(rebuilt: Rebuilt, *, dry_run: bool) -> None:
     if rebuilt.poison_records:
         console.print(f"{rebuilt.poison_records} records of the topic could not be decoded, and count nowhere")
     if rebuilt.refused is not None:
-        console.print(f"[red]it was not made live:[/red] {rebuilt.refused}", highlight=False, soft_wrap=True)
+        console.print(f"[red]it was not made live:[/red] {printable(rebuilt.refused)}", highlight=False, soft_wrap=True)
     elif dry_run:
         console.print("a dry run: it was deleted, and nothing has changed")
     else:
@@ -264,7 +269,9 @@ def gc(*, older_than: str, dry_run: bool, as_json: bool) -> None:
     if found:
         table = Table("key", "what", "bytes", "written")
         for one in found[:LINES_MAX]:
-            table.add_row(one.key, one.verdict.value, f"{one.size_bytes:,}", f"{one.written_at:%Y-%m-%d %H:%M}")
+            table.add_row(
+                printable(one.key), one.verdict.value, f"{one.size_bytes:,}", f"{one.written_at:%Y-%m-%d %H:%M}"
+            )
         console.print(table)
     console.print(f"{deleted:,} {'would be ' if dry_run else ''}deleted, {size_bytes:,} bytes")
 
@@ -282,7 +289,8 @@ def doctor(*, as_json: bool) -> None:
     else:
         table = Table("what", "", "found", "remedy")
         for one in found:
-            table.add_row(one.what, "[green]ok[/green]" if one.ok else "[red]failed[/red]", one.found, one.remedy)
+            verdict = "[green]ok[/green]" if one.ok else "[red]failed[/red]"
+            table.add_row(one.what, verdict, printable(one.found), printable(one.remedy))
         console.print(table)
     if not all(one.ok for one in found):
         raise typer.Exit(1)
@@ -295,7 +303,8 @@ def _table_of(differences: Iterable[Difference]) -> Table:
             table.caption = f"the first {LINES_MAX}; --json prints up to {KEPT_MAX}"
             break
         found = f"{one.found} (still in flight)" if one.in_flight else one.found
-        table.add_row(str(one.date), one.country, one.city_id or "", one.what, found, one.expected)
+        row = (str(one.date), one.country, one.city_id or "", one.what, found, one.expected)
+        table.add_row(*map(printable, row))
     return table
 
 

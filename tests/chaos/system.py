@@ -101,7 +101,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
     async def command(self, *arguments: str, deadline_s: float = 300.0) -> tuple[int, str]:
         """Run one of Tripfold's commands, past the proxy; return its exit code and what it printed."""
-        direct = {f"{PREFIX}S3_ENDPOINT_URL": self.store_url, "COLUMNS": "200"}
+        direct = {f"{PREFIX}S3_ENDPOINT_URL": self.store_url}
         return await run(sys.executable, "-m", "services", *arguments, env=self.environment | direct, s=deadline_s)
 
     async def oracle(self, *dates: str, truth: bool, kafka: bool = True, deadline_s: float = 300.0) -> tuple[int, str]:

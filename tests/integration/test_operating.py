@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from typing import Any
 
 import msgspec
 import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from services.local.embedded import EmbeddedServices
 from shared import keys, objects
@@ -15,7 +17,9 @@ from shared.contribution import NOTHING
 from shared.current import read_current
 from shared.identity import CityId, CountrySlug
 from shared.objects import Manifest, Summary
+from shared.settings import Settings
 from shared.store import ObjectMissing, S3Store
+from shared.topics import Topic
 from tests.integration.authority import Authority
 from tests.integration.commands import told, tripfold
 from tests.integration.conftest import isolated_settings
@@ -23,6 +27,8 @@ from tests.integration.running import Running, eventually, running
 from tests.unit.operated_bucket import DAY
 
 OTHER = "2024-05-02"
+TROUBLESOME = "[/bold] \x9b31m \u202e"
+"""What a name may hold that would end the markup of a table, colour a terminal, or turn its lines round."""
 TRIPS = [
     {
         "departure-time": f"{DAY}T10:{minute:02}:00",
@@ -49,11 +55,18 @@ async def damage(services: Running, country: str) -> None:
     await services.store.put(key, objects.encode(msgspec.structs.replace(summary, totals=NOTHING)))
 
 
+async def damage_entry(services: Running, country: str) -> None:
+    """Write a live summary whose cities have other contributions than their manifests."""
+    key, summary = await summary_of(services, country)
+    ledger = {city: msgspec.structs.replace(entry, contribution=NOTHING) for city, entry in summary.ledger.items()}
+    await services.store.put(key, objects.encode(msgspec.structs.replace(summary, ledger=ledger)))
+
+
 async def test_an_operators_day(embedded: EmbeddedServices, tmp_path: Any) -> None:
     """Verify, repair, rebuild from both sides, drop, clean up and examine, on a stack of running services."""
     with Authority() as authority:
         for city, country in ((1, "Armenia"), (2, "Armenia"), (3, "Brasil")):
-            authority.add_city(city, f"City {city}", country)
+            authority.add_city(city, f"City {city} {TROUBLESOME}", country)
             authority.put(city, str(DAY), TRIPS[: city * 10])
             authority.put(city, OTHER, TRIPS[:5])
         settings = isolated_settings(embedded, UPSTREAM_URL=authority.url)
@@ -78,15 +91,28 @@ async def _verify_and_repair(services: Running, right: dict[str, Any]) -> None:
     code, repaired = await told(services.settings, "repair")
     assert (code, [one["country"] for one in repaired["country_days"]]) == (0, ["armenia"])
     assert await services.stats(str(DAY)) == right
+    await damage_entry(services, "brasil")
+    for command, code_expected, expected in (
+        ("verify", 1, "1 found wrong in 2 country-days"),
+        ("repair", 0, "1 summaries made again, 0 refused"),
+    ):
+        code, out, err = await tripfold(services.settings, command)
+        assert (code, expected in out) == (code_expected, True), out + err
+        assert [shown in out for shown in ("[/bold]", "\\x9b31m", "\\u202e")] == [True] * 3
+    assert await services.stats(str(DAY)) == right
 
 
 async def _rebuild(services: Running, authority: Authority, right: dict[str, Any]) -> None:
     await damage(services, "armenia")
     code, rebuilt = await told(services.settings, "rebuild", "--from", "kafka", "--dry-run")
     assert (code, rebuilt["flipped"], [one["country"] for one in rebuilt["changes"]]) == (0, False, ["armenia"])
+    code, out, err = await tripfold(services.settings, "rebuild", "--from", "s3", "--dry-run")
+    assert (code, "Traceback" in err) == (0, False), err
+    told_of = ("live", "built", "equal ledgers, but totals", "1 of them other than in generation 1", "a dry run")
+    assert [told for told in told_of if told not in out] == []
     assert await services.stats(str(DAY)) != right
     code, rebuilt = await told(services.settings, "rebuild", "--from", "kafka")
-    assert (code, rebuilt["flipped"], rebuilt["generation"]) == (0, True, 3)
+    assert (code, rebuilt["flipped"], rebuilt["generation"]) == (0, True, 4)
     assert await services.stats(str(DAY)) == right
     code, rebuilt = await told(services.settings, "rebuild", "--from", "s3")
     assert (code, rebuilt["flipped"], rebuilt["changes"]) == (0, True, [])
@@ -94,6 +120,9 @@ async def _rebuild(services: Running, authority: Authority, right: dict[str, Any
     authority.put(1, str(DAY), TRIPS)
     assert (await services.process(str(DAY)))["status"] == "completed"
     assert (await services.process(OTHER))["status"] == "completed"
+    assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
+    code, activated = await told(services.settings, "generations", "activate", "1")
+    assert (code, activated["flipped"], activated["generation"]) == (0, True, 6)
     assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
     code, out, _ = await tripfold(services.settings, "generations", "list")
     assert (code, [word in out for word in ("live", "old")]) == (0, [True, True])
@@ -127,6 +156,29 @@ async def _clean_up(services: Running) -> None:
     manifest = objects.decode(Manifest, found.body, "a manifest")
     for key in (manifest.raw_key, *(past.raw_key for past in manifest.history)):
         assert await services.store.get(key) is not None
+
+
+async def test_a_topic_that_is_set_otherwise_is_named_with_its_remedy(settings: Settings) -> None:
+    """A topic that was made by hand is left as it is by apply, and check says how to set it."""
+    name = f"{settings.topic_prefix}{Topic.CITY_STATS.value}"
+    client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    by_hand = NewTopic(name, num_partitions=1, replication_factor=1, config={"cleanup.policy": "delete"})
+    await asyncio.to_thread(client.create_topics([by_hand])[name].result)
+    code, out, err = await tripfold(settings, "topics", "check")
+    assert (code, "'tripfold topics apply' makes what is missing" in out) == (1, True), out + err
+    assert (await tripfold(settings, "topics", "apply"))[0] == 0
+    code, out, err = await tripfold(settings, "topics", "check")
+    assert (code, "topics apply" in out) == (1, False), out + err
+    assert f"--entity-name {name} --add-config cleanup.policy=compact,retention.ms=-1," in out
+
+
+async def test_a_bucket_that_is_missing_is_not_made_by_being_examined(settings: Settings) -> None:
+    """The doctor names a missing bucket, and leaves nothing behind that would look like one."""
+    for _ in range(2):
+        code, found = await told(settings, "doctor")
+        by_name = {one["what"]: one for one in found}
+        assert (code, by_name["S3"]["ok"], by_name["lineage"]["ok"]) == (1, False, False)
+        assert by_name["compare-and-swap"]["found"] == "not examined without S3"
 
 
 async def test_a_bucket_is_streamed_and_told_the_time(embedded: EmbeddedServices) -> None:

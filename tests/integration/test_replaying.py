@@ -92,7 +92,6 @@ async def building(store: ObjectStore, after: int) -> Current:
     return await eventually(look, "a rebuild to begin")
 
 
-@pytest.mark.timeout(300)
 async def _published(publisher: KafkaPublisher, bucket: OperatedBucket, random: Random) -> list[Event]:
     """Publish every record of the history three times, in any order; return them."""
     published: list[Event] = [
@@ -112,6 +111,25 @@ async def opened(settings: Settings) -> AsyncIterator[tuple[S3Store, KafkaPublis
         yield store, publisher
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_a_rebuild_that_is_ended_gives_its_pointer_back(
+    settings: Settings, number: signal.Signals, code: int
+) -> None:
+    """Ended by Ctrl-C or by a supervisor, a rebuild leaves the live generation, and the next needs not take over."""
+    async with opened(settings) as (store, _):
+        await filled(store)
+        right = await summaries(store)
+        with begun(settings, "rebuild", "--from", "s3") as command:
+            await building(store, 1)
+            command.signal(number)
+            ended = await command.ended()
+        assert (ended.code, "Traceback" in ended.err) == (code, False), ended.err
+        assert await read_current(store) == Current(live=1, highest=2)
+        assert await summaries(store) == right
+        assert (await told(settings, "rebuild", "--from", "s3"))[0] == 0
+
+
+@pytest.mark.timeout(300)
 async def test_a_rebuild_that_is_killed_changes_nothing(settings: Settings) -> None:
     """However often a rebuild is killed, live numbers stay, and the topic it reads ends as the bucket says."""
     random = Random(SEED)

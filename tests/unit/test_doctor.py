@@ -89,6 +89,7 @@ async def test_nothing_in_reach_is_told_and_not_raised(monkeypatch: pytest.Monke
     assert not any(one.ok for one in found.values())
     assert "TRIPFOLD_S3_" in found["S3"].remedy
     assert "see first to what failed above" in found["compare-and-swap"].remedy
+    assert found["lineage"].found == "not examined without Kafka and S3"
 
 
 def closed_port() -> int:

@@ -128,6 +128,13 @@ async def test_a_wrong_summary_is_told_and_replaced(bucket: OperatedBucket) -> N
     assert bodies(bucket, 2) == right
 
 
+async def test_a_summary_that_cannot_be_read_is_told_as_such(bucket: OperatedBucket) -> None:
+    """A live summary of garbage is a difference that names it so, not one that is missing."""
+    bucket.store.write(await bucket.summary_key(), b"{")
+    [change] = (await rebuild(bucket)).changes
+    assert (change.live, change.why) == (None, ("the summary of the live generation cannot be read",))
+
+
 async def test_each_difference_says_why(bucket: OperatedBucket) -> None:
     """A country-day that changes is told with the plan and the cities that make it change."""
     summary = await bucket.summary()
@@ -161,6 +168,7 @@ async def test_a_flip_that_goes_back_is_refused(bucket: OperatedBucket) -> None:
     assert not rebuilt.flipped
     assert rebuilt.changes[0].goes_back == ("plan: revision 2 after 7", "city 1: revision 21 after 99")
     assert "city 1: revision 21 after 99" in (rebuilt.refused or "")
+    assert "run 'tripfold repair', then this again" in (rebuilt.refused or "")
     assert await read_current(bucket.store) == Current(live=1, highest=2)
     assert bodies(bucket, 2) == {}
 
@@ -263,6 +271,14 @@ async def test_activate_begins_with_an_old_generation(bucket: OperatedBucket) ->
         await rebuild(bucket, seed=7)
 
 
+async def test_a_lost_pointer_gives_no_number_out_again(bucket: OperatedBucket) -> None:
+    """Without state/current.json a rebuild takes a number above all that summaries lie under."""
+    await rebuild(bucket)
+    await rebuild(bucket, token="token-2")
+    del bucket.store.objects[keys.CURRENT]
+    assert (await rebuild(bucket, token="token-3")).generation == 4
+
+
 async def test_generations_are_listed_and_dropped(bucket: OperatedBucket) -> None:
     """An old generation can be dropped once the pointer has stood for the grace period; the live one never."""
     await rebuild(bucket)
@@ -279,5 +295,8 @@ async def test_generations_are_listed_and_dropped(bucket: OperatedBucket) -> Non
         await generations.drop(bucket.store, 1, grace=grace)
     bucket.clock.advance(900)
     assert await generations.drop(bucket.store, 1, grace=grace) == 3
+    for gone in (1, 9):
+        with pytest.raises(NoSuchGeneration, match=f"generation {gone}"):
+            await generations.drop(bucket.store, gone, grace=grace)
     assert [one.number for one in await generations.list_generations(bucket.store)] == [2]
     assert msgspec.structs.asdict(await read_current(bucket.store))["live"] == 2

@@ -210,15 +210,117 @@ async def test_repair_drops_no_city_whose_manifest_is_lost_unless_told_to(bucket
     assert await verified(bucket) == []
 
 
+async def test_repair_drops_no_plan_that_is_lost_unless_told_to(bucket: OperatedBucket) -> None:
+    """A date whose plan is lost keeps what its summaries know of it; with drop_lost they are made without it."""
+    del bucket.store.objects[keys.plan(DAY)]
+    before = await bucket.summary()
+    assert ["the plan of the date is lost" in (one.refused or "") for one in await repaired(bucket)] == [True, True]
+    assert await bucket.summary() == before
+    assert [one.refused for one in await repaired(bucket, drop_lost=True)] == [None, None]
+    assert not (await bucket.summary()).complete
+
+
 async def test_a_stray_summary_is_emptied_only_if_told_to(bucket: OperatedBucket) -> None:
     """A summary that nothing stands for is refused; with drop_lost it is emptied, and verify has nothing to say."""
     body = bucket.store.objects[await bucket.summary_key("armenia")].body
     bucket.store.write(await bucket.summary_key("chad"), body.replace(b'"country":"armenia"', b'"country":"chad"'))
-    assert [(one.country, one.refused is None) for one in await repaired(bucket)] == [("chad", False)]
+    del bucket.store.objects[keys.manifest(DAY, CityId("1"))]
+    del bucket.store.objects[await bucket.summary_key("armenia")]
+    assert [one.country for one in await repaired(bucket) if one.refused] == ["chad"]
     assert (await bucket.summary("chad")).has_data
     assert [one.country for one in await repaired(bucket, drop_lost=True)] == ["chad"]
     assert not (await bucket.summary("chad")).has_data
     assert await verified(bucket) == []
+
+
+async def test_repair_drops_a_city_that_nothing_in_the_bucket_knows(bucket: OperatedBucket) -> None:
+    """A city without manifest, plan and raw object, or whose manifest has it elsewhere, was written in by hand."""
+    right = await bucket.summary()
+    for city in ("999", "3"):
+        await bucket.damage(ledger={**right.ledger, CityId(city): right.ledger[CityId("1")]})
+        [one] = await verified(bucket)
+        assert (one.country, one.city_id, one.what, one.expected) == ("armenia", city, "revision", "nothing")
+        [mended] = await repaired(bucket)
+        assert (mended.refused, await bucket.summary()) == (None, right)
+
+
+@pytest.mark.parametrize("known", ["raw object", "plan"])
+async def test_repair_keeps_a_city_that_the_bucket_knows_of(bucket: OperatedBucket, known: str) -> None:
+    """A raw object or the plan of the date is enough for a city to be taken for one whose manifest is lost."""
+    right = await bucket.summary()
+    await bucket.damage(ledger={**right.ledger, CityId("9"): right.ledger[CityId("1")]})
+    if known == "plan":
+        await bucket.fold(bucket.plan(3, {"armenia": [1, 9], "brasil": [2, 3]}))
+    else:
+        bucket.store.write(keys.raw(DAY, CityId("9"), "attempt"), b"[]")
+    [one] = await repaired(bucket)
+    assert "no manifest says anything of city 9" in (one.refused or "")
+    assert CityId("9") in (await bucket.summary()).ledger
+
+
+async def test_a_copy_of_another_summary_is_found_and_mended(bucket: OperatedBucket) -> None:
+    """A summary, readable in itself, that lies under the key of another country or date is not taken for that one's."""
+    right = bucket.store.objects[await bucket.summary_key()].body
+    other_date = right.replace(b'"date":"2024-05-01"', b'"date":"2024-05-02"')
+    for strayed in (bucket.store.objects[await bucket.summary_key("brasil")].body, other_date):
+        bucket.store.write(await bucket.summary_key(), strayed)
+        [one] = await verified(bucket)
+        assert (one.country, one.what) == ("armenia", "summary")
+        assert "holds what belongs to" in one.found
+        assert [one.refused for one in await repaired(bucket)] == [None]
+        assert bucket.store.objects[await bucket.summary_key()].body == right
+
+
+@pytest.mark.parametrize("how", [b"%b\n", b" %b"])
+async def test_a_summary_of_other_bytes_is_found_and_mended(bucket: OperatedBucket, how: bytes) -> None:
+    """A summary that says the right thing in other bytes is a difference: its first bytes are read alone."""
+    key = await bucket.summary_key()
+    right = bucket.store.objects[key].body
+    written = json.dumps(json.loads(right), indent=1).encode()
+    for body in (how % right, written):
+        bucket.store.write(key, body)
+        assert [(one.country, one.what) for one in await verified(bucket)] == [("armenia", "bytes")]
+        assert [one.refused for one in await repaired(bucket)] == [None]
+        assert bucket.store.objects[key].body == right
+
+
+async def test_a_summary_of_an_earlier_build_is_right_in_its_own_bytes(
+    bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier build wrote is read, and no difference, though this build would write it otherwise."""
+    monkeypatch.setattr(objects, "SCHEMA_VERSION", objects.SCHEMA_VERSION + 1)
+    assert await verified(bucket) == []
+
+
+async def test_a_strayed_manifest_is_a_difference(bucket: OperatedBucket) -> None:
+    """A manifest under the key of another city-day, or a plan under another date's, is named, and builds nothing."""
+    city = keys.manifest(DAY, CityId("1"))
+    other = keys.manifest(DAY, CityId("3"))
+    plan = keys.plan(DAY)
+    stored = dict(bucket.store.objects)
+    for key, body in (
+        (city, stored[other].body),
+        (city, stored[city].body.replace(b'"date":"2024-05-01"', b'"date":"2024-05-02"')),
+        (plan, stored[plan].body.replace(b'"date":"2024-05-01"', b'"date":"2024-05-02"')),
+    ):
+        bucket.store.objects = dict(stored)
+        bucket.store.write(key, body)
+        assert key in [one.what for one in await verified(bucket)]
+        assert all(key in (one.refused or "") for one in await repaired(bucket))
+        with pytest.raises(Unrebuildable, match="holds what belongs to"):
+            await Rebuild(bucket.store, bucket.publisher, token="token", report=lambda *_: None).run()
+
+
+async def test_repair_follows_no_damaged_manifest(bucket: OperatedBucket) -> None:
+    """Where the raw object is as the ledger says, and the manifest is not, the summary is left as it was."""
+    manifest = bucket.manifest(1)
+    assert manifest is not None
+    damaged = msgspec.structs.replace(manifest, contribution=NOTHING)
+    bucket.store.write(keys.manifest(DAY, CityId("1")), objects.encode(damaged))
+    right = await bucket.summary()
+    [one] = await repaired(bucket)
+    assert "'tripfold refold --from 2024-05-01 --to 2024-05-01 --city 1 --again'" in (one.refused or "")
+    assert await bucket.summary() == right
 
 
 async def test_repair_does_not_drop_a_city_whose_manifest_is_unreadable(bucket: OperatedBucket) -> None:
