@@ -579,8 +579,9 @@ def _etag_of(answer: dict[str, Any], operation: str, key: str) -> str:
 def _require_whole(page: dict[str, Any], prefix: str) -> None:
     """Raise StoreUnavailable for a page that is not what it tells of itself: botocore would take it for the last."""
     entries = len(page.get("Contents", ()))
-    if page.get("KeyCount", entries) != entries or (page.get("IsTruncated") and not page.get("NextContinuationToken")):
-        raise StoreUnavailable(f"S3 ListObjectsV2 of {prefix}: a page without all of its entries, or the way to the next")
+    lost_its_way = page.get("IsTruncated") and not page.get("NextContinuationToken")
+    if lost_its_way or page.get("KeyCount", entries) != entries:
+        raise StoreUnavailable(f"S3 ListObjectsV2 of {prefix}: a page that is not whole, or names no next one")
 
 
 def _unavailable(operation: str, name: str, error: Exception) -> StoreUnavailable:
