@@ -264,7 +264,7 @@ async def test_activate_begins_with_an_old_generation(bucket: OperatedBucket) ->
 
 
 async def test_generations_are_listed_and_dropped(bucket: OperatedBucket) -> None:
-    """An old generation can be dropped once the pointer has stood for the grace period; the live one never."""
+    """An old generation can be dropped once the pointer has stood for the grace period; those in use never."""
     await rebuild(bucket)
     listed = await generations.list_generations(bucket.store)
     assert [(one.number, one.state, one.summaries) for one in listed] == [
@@ -274,6 +274,11 @@ async def test_generations_are_listed_and_dropped(bucket: OperatedBucket) -> Non
     grace = dt.timedelta(minutes=15)
     with pytest.raises(GenerationInUse, match="is live"):
         await generations.drop(bucket.store, 2, grace=grace)
+    begun = await generations.begin(bucket.store, "token-2", take_over=False)
+    bucket.clock.advance(901)
+    with pytest.raises(GenerationInUse, match="is building"):
+        await generations.drop(bucket.store, begun.highest, grace=grace)
+    await generations.abandon(bucket.store, "token-2")
     bucket.clock.advance(60)
     with pytest.raises(GenerationInUse, match="changed 60 s ago"):
         await generations.drop(bucket.store, 1, grace=grace)
