@@ -19,7 +19,7 @@ from shared.current import read_current
 from shared.identity import CityId
 from shared.objects import Current, LedgerEntry
 from shared.publishing import Received
-from shared.store import OperatedStore, StoreUnavailable
+from shared.store import LostRace, OperatedStore, StoreUnavailable
 from shared.topics import Topic
 from tests.fakes import Break, BreakableOperatedStore, Crash, Crossings, Life, MemoryLog, MemoryPublisher
 from tests.unit.operated_bucket import DAY, OperatedBucket, trips
@@ -200,6 +200,36 @@ async def test_a_second_rebuild_is_refused_until_it_takes_over(bucket: OperatedB
     assert (await read_current(bucket.store)).token == "token-of-the-dead"
     rebuilt = await rebuild(bucket, take_over=True)
     assert (rebuilt.generation, rebuilt.flipped) == (3, True)
+
+
+async def test_a_pointer_whose_answer_was_lost_is_known_again(bucket: OperatedBucket) -> None:
+    """A swap that happened and seems lost is the rebuild's own: it waits for nobody, and gives out no other number."""
+    swap = bucket.store.swap
+    lost: list[str] = []
+
+    async def lose_the_first_answer(key: str, body: bytes, *, etag: str | None) -> str:
+        answer = await swap(key, body, etag=etag)
+        if not lost:
+            lost.append(key)
+            raise LostRace(key)
+        return answer
+
+    bucket.store.swap = lose_the_first_answer  # type: ignore[method-assign]  # as a client that tries again by itself
+    rebuilt = await rebuild(bucket)
+    assert lost == [keys.CURRENT]
+    assert (rebuilt.generation, rebuilt.flipped) == (2, True)
+
+
+async def test_an_event_of_a_later_build_stops_it(bucket: OperatedBucket) -> None:
+    """What this build cannot read may stand in no manifest yet: without it nothing is made live."""
+    records = bucket.log.records(Topic.CITY_STATS)
+    later = msgspec.structs.replace(
+        records[0], value=(records[0].value or b"").replace(b'"schema_version":1', b'"schema_version":99')
+    )
+    assert later != records[0]
+    with pytest.raises(Unrebuildable, match="99"):
+        await rebuild(bucket, records=[*records, later])
+    assert await read_current(bucket.store) == Current(live=1, highest=2)
 
 
 async def test_a_zombie_cannot_flip(bucket: OperatedBucket) -> None:
