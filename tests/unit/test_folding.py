@@ -8,13 +8,16 @@ import pytest
 
 from services.aggregate.fold import is_stat_event
 from services.aggregate.folding import ALONE_S, Folder, SummaryWriter
-from shared import events
+from services.aggregate.generations import begin
+from shared import events, keys, objects
 from shared.events import Cause, CityFolded, CountryDaySummary, Event
+from shared.identity import CountrySlug
+from shared.objects import Summary
 from shared.publishing import Outgoing
 from shared.store import StoreUnavailable
 from shared.topics import Topic
 from tests.fakes import MemoryPublisher
-from tests.unit.operated_bucket import REQUEST, OperatedBucket, trips
+from tests.unit.operated_bucket import DAY, REQUEST, OperatedBucket, trips
 
 
 class LatePublisher(MemoryPublisher):
@@ -174,3 +177,27 @@ async def test_a_summary_that_is_there_already_is_folded_into(cache_bytes: int) 
     await writer.fold(1, second)
     await writer.fold(1, third)
     assert (await bucket.summary()).version == 11 + 12 + 13
+
+
+async def test_the_live_generation_is_never_ahead_of_the_one_being_built() -> None:
+    """Who compares the two, the live one first, finds in both what it found in one: no rebuild is refused for that."""
+    bucket = OperatedBucket()
+    aggregate = Aggregate(bucket)
+    current = await begin(bucket.store, "token", take_over=False)
+    building = keys.summary(current.highest, DAY, CountrySlug("armenia"))
+    live = await bucket.summary_key()
+    ahead: list[int] = []
+    swap = bucket.store.swap
+
+    async def compared_after(key: str, body: bytes, *, etag: str | None) -> str:
+        written = await swap(key, body, etag=etag)
+        if key == live:
+            built = bucket.store.objects.get(building)
+            version = objects.decode(Summary, built.body, building).version if built else 0
+            ahead.append(objects.decode(Summary, body, key).version - version)
+        return written
+
+    bucket.store.swap = compared_after  # type: ignore[method-assign]  # a rebuild that looks at any moment
+    await aggregate.fold(bucket.store_file(1, 11, trips(1)))
+    await aggregate.fold(bucket.store_file(2, 12, trips(2)))
+    assert ahead == [0, 0]
