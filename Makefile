@@ -51,7 +51,7 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-containers: $(VENV)/.dev ## Run the integration tests against Apache Kafka in a container (needs Docker)
+test-containers: $(VENV)/.dev ## Run the integration tests, and faults of the network, on Kafka, S3 and a proxy in containers (needs Docker)
 	$(BIN)/python -m tests.containers $(ARGS)
 
 test-kafka: $(VENV)/.dev ## Run the integration tests and those of faults against a real Apache Kafka (needs Java 17 and Maven)

@@ -116,10 +116,17 @@ class Consumption:
     async def _restart(self) -> None:
         try:
             async with asyncio.timeout(RESTART_DEADLINE_S):
-                await self._subscriber.stop()
+                await self._stop()
                 await self._subscriber.start()
         except Exception as error:  # noqa: BLE001  # whatever it is: it is tried again
             _log.warning("consumer could not be started again", topic=self.topic.value, error=repr(error))
+
+    async def _stop(self) -> None:
+        try:
+            await self._subscriber.stop()
+        except Exception as error:  # noqa: BLE001  # aiokafka keeps what ended its fetching for who stops it
+            _log.warning("what the consumer stood still for", topic=self.topic.value, error=repr(error))
+            await self._subscriber.stop()
 
 
 def make_broker(settings: Settings) -> KafkaBroker:

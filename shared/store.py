@@ -271,7 +271,7 @@ class S3Store:
             raise _unavailable("GetObject", key, error) from error
         except NO_ANSWER as error:
             raise _unavailable("GetObject", key, error) from error
-        return Found(body=body, etag=answer["ETag"])
+        return Found(body=body, etag=_etag_of(answer, "GetObject", key))
 
     async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
         for wait_s in (0.05, 0.2, 0.8, None):
@@ -303,7 +303,7 @@ class S3Store:
             raise _unavailable("PutObject", key, error) from error
         except NO_ANSWER as error:
             raise _unavailable("PutObject", key, error) from error
-        return str(answer["ETag"])
+        return _etag_of(answer, "PutObject", key)
 
     async def put(self, key: str, body: bytes) -> None:
         with _faults("PutObject", key):
@@ -326,6 +326,7 @@ class S3Store:
                 Bucket=self.bucket, Prefix=prefix, PaginationConfig={"PageSize": LIST_PAGE_KEYS}, **start
             )
             async for page in pages:
+                _require_whole(page, prefix)
                 for entry in page.get("Contents", ()):
                     yield Listed(
                         key=entry["Key"],
@@ -565,6 +566,22 @@ def _faults(operation: str, name: str) -> Any:
         yield
     except (ClientError, *NO_ANSWER) as error:
         raise _unavailable(operation, name, error) from error
+
+
+def _etag_of(answer: dict[str, Any], operation: str, key: str) -> str:
+    """Return an answer's ETag; without one nothing can be swapped, and some stores take an empty condition for none."""
+    etag = answer.get("ETag", "")
+    if not etag:
+        raise StoreUnavailable(f"S3 {operation} of {key}: an answer without an ETag")
+    return str(etag)
+
+
+def _require_whole(page: dict[str, Any], prefix: str) -> None:
+    """Raise StoreUnavailable for a page that is not what it tells of itself: botocore would take it for the last."""
+    entries = len(page.get("Contents", ()))
+    lost_its_way = page.get("IsTruncated") and not page.get("NextContinuationToken")
+    if lost_its_way or page.get("KeyCount", entries) != entries:
+        raise StoreUnavailable(f"S3 ListObjectsV2 of {prefix}: a page that is not whole, or names no next one")
 
 
 def _unavailable(operation: str, name: str, error: Exception) -> StoreUnavailable:

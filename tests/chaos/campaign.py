@@ -1,9 +1,11 @@
 """Chaos: all of Tripfold under load while everything around it fails, at random and by a seed; then the judgement.
 
-The fault model. Services are killed with -9 and asked to end with SIGTERM, and started again. Kafka's broker is reset
-away from its clients, falls silent, is stopped or killed and started again. S3 refuses, conflicts, breaks off, applies
-without an answer, holds requests, is away, is killed. The upstream errs, breaks off, stalls, damages files and list.
-Files are corrected and cities move all the while, and dates are requested without pause.
+The fault model. Services are killed with -9 and asked to end with SIGTERM, and started again; they stand still for less
+and for more than their session, and go on with what they knew. Kafka's broker is reset away from its clients, falls
+silent, is stopped or killed and started again, and old records come once more at the end of their topics. S3 refuses,
+conflicts, breaks off, applies without an answer or with a wrong one, holds requests, is away, is killed. The upstream
+errs, breaks off, stalls, damages files and list. Files are corrected and cities move all the while, and dates are
+requested without pause.
 
 Then everything works again, and the judgement has two parts. First what the chaos left, with no further request:
 every request has ended, no service has anything left to consume, ``tripfold verify --deep`` finds nothing, and so does
@@ -31,8 +33,9 @@ from typing import Any
 
 import httpx
 import msgspec
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from services.local.supervisor import ChildEvent, EventKind
 from shared.settings import PREFIX
@@ -58,9 +61,18 @@ S3_FAULTS = (
     (Fault.BROKEN_WITHIN, 1.0),
     (Fault.BROKEN_AFTER, 3.0),
     (Fault.ERROR_AFTER, 1.0),
+    (Fault.PRECONDITION_AFTER, 3.0),
+    (Fault.ETAG_LOST, 3.0),
     (Fault.ANSWER_CUT, 1.0),
     (Fault.HELD, 0.5),
 )
+
+
+FREEZES = (0.2, 0.8, 1.6)
+"""How long a service stands still, in session timeouts."""
+REPEATED_TOPICS = ("process-requests", "city-tasks", "city-stats", "request-progress")
+REPEATED_RECORDS_MAX = 40
+REPEATING_DEADLINE_S = 10.0
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +134,7 @@ class Campaign:
         self._ends: dict[str, deque[float]] = {name: deque() for name in system.shape.services}
         self._recovering: set[asyncio.Task[None]] = set()
         self._asked_to_end: dict[str, float] = {}
+        self._frozen: set[str] = set()
         self._restarting: asyncio.Task[None] | None = None
         self._began_s = time.monotonic()
         system.listeners.append(self._on_event)
@@ -195,6 +208,8 @@ class Campaign:
     def _troubles(self) -> tuple[Coroutine[Any, Any, None], ...]:
         return (
             self._trouble(self._end_a_service, 8.0, first_s=4.0),
+            self._trouble(self._freeze_a_service, 12.0, first_s=7.0),
+            self._trouble(self._repeat_old_records, 6.0, first_s=9.0),
             self._trouble(self._vary_s3, 4.0, first_s=1.0),
             self._trouble(self._vary_upstream, 5.0, first_s=1.0),
             self._trouble(self._part_from_kafka, 22.0, first_s=6.0),
@@ -215,7 +230,7 @@ class Campaign:
         ends = self._ends[name]
         while ends and ends[0] < time.monotonic() - window_s:
             ends.popleft()
-        if len(ends) >= most or name in self._asked_to_end:
+        if len(ends) >= most or name in self._asked_to_end or name in self._frozen:
             return
         try:
             self.system.supervisor.pid(name)
@@ -231,6 +246,59 @@ class Campaign:
             self._count("service ended with SIGTERM", name)
             self._start(self._end_for_good(name))
         self._start(self._time_recovery("a service ended", name))
+
+    async def _freeze_a_service(self) -> None:
+        """Let a service stand still; longer than its session, it finds that others have done its work."""
+        name = self._draw.choice(self.system.shape.services)
+        seconds = min(self._draw.choice(FREEZES) * self.plan.shape.session_timeout_s, self._longest_outage_s())
+        if name in self._asked_to_end:
+            return
+        try:
+            self.system.supervisor.kill(name, signal.SIGSTOP)
+        except LookupError:
+            return  # it is between two lives
+        self._frozen.add(name)
+        self._count("service stood still", f"{name} for {seconds:.1f} s")
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._frozen.discard(name)
+            with contextlib.suppress(LookupError):
+                self.system.supervisor.kill(name, signal.SIGCONT)
+        self._start(self._time_recovery("a service stood still", name))
+
+    async def _repeat_old_records(self) -> None:
+        """Append records of a topic to it once more, as they came, some without their headers."""
+        topic = self._draw.choice(REPEATED_TOPICS)
+        place, bare = self._draw.random(), self._draw.random() < 0.3
+        with contextlib.suppress(KafkaError, OSError, TimeoutError):
+            async with asyncio.timeout(REPEATING_DEADLINE_S):
+                if await self._repeat(self.system.environment[f"{PREFIX}TOPIC_PREFIX"] + topic, place, bare=bare):
+                    self._count("old records came again", f"in {topic}")
+
+    async def _repeat(self, topic: str, place: float, *, bare: bool) -> int:
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.system.kafka_address, request_timeout_ms=5_000)
+        producer = AIOKafkaProducer(bootstrap_servers=self.system.kafka_address, request_timeout_ms=5_000, acks="all")
+        try:
+            await consumer.start()
+            await producer.start()
+            partition = TopicPartition(topic, int(place * PARTITIONS))
+            consumer.assign([partition])
+            end = (await consumer.end_offsets([partition]))[partition]
+            begin = (await consumer.beginning_offsets([partition]))[partition]
+            if begin == end:
+                return 0
+            consumer.seek(partition, begin + int(place * (end - begin)))
+            old = await consumer.getmany(timeout_ms=2_000, max_records=REPEATED_RECORDS_MAX)
+            records = [record for found in old.values() for record in found]
+            for record in records:
+                headers = [] if bare else list(record.headers)
+                await producer.send_and_wait(
+                    topic, record.value, record.key, partition=record.partition, headers=headers
+                )
+            return len(records)
+        finally:
+            await asyncio.gather(consumer.stop(), producer.stop(), return_exceptions=True)
 
     async def _end_for_good(self, name: str) -> None:
         """Kill a service that does not end when it is asked to: it has to."""
@@ -284,9 +352,12 @@ class Campaign:
         self._start(self._time_recovery(what))
 
     def _outage_s(self) -> float:
-        longest_s = min(self.plan.outage_s_max, max(2.0, self.plan.seconds * LONGEST_OUTAGE_PART))
+        longest_s = self._longest_outage_s()
         # Most are short, some are as long as they may be.
         return longest_s if self._draw.random() < 0.15 else min(longest_s, self._draw.expovariate(1 / 5) + 0.5)
+
+    def _longest_outage_s(self) -> float:
+        return min(self.plan.outage_s_max, max(2.0, self.plan.seconds * LONGEST_OUTAGE_PART))
 
     def _count(self, what: str, detail: str = "") -> None:
         self.faults[what] += 1

@@ -7,6 +7,7 @@ valid at the store. Each connection carries one request. The faults, and what a 
 - the connection breaks before the store has the request: nothing was applied;
 - the connection breaks in the middle of the request's body: nothing may become visible;
 - the store applied it, and the answer is lost: the connection breaks, or a 500 takes the answer's place;
+- the store applied a conditional write, and says that the condition does not hold, or does not say the new ETag;
 - the answer breaks off in the middle of its body;
 - the request is held for some seconds.
 """
@@ -41,6 +42,8 @@ class Fault(enum.Enum):
     BROKEN_WITHIN = "S3 connection broken in the middle of a request"
     BROKEN_AFTER = "S3 connection broken after applying"
     ERROR_AFTER = "S3 answered 500 after applying"
+    PRECONDITION_AFTER = "S3 answered 412 after applying"
+    ETAG_LOST = "S3 answered a write without an ETag"
     ANSWER_CUT = "S3 answer broken off"
     HELD = "S3 request held"
 
@@ -50,8 +53,9 @@ ERRORS = {
     Fault.ERROR_500: (500, "InternalError"),
     Fault.CONFLICT_409: (409, "ConditionalRequestConflict"),
     Fault.ERROR_AFTER: (500, "InternalError"),
+    Fault.PRECONDITION_AFTER: (412, "PreconditionFailed"),
 }
-AFTER = frozenset({Fault.BROKEN_AFTER, Fault.ERROR_AFTER})
+AFTER = frozenset({Fault.BROKEN_AFTER, Fault.ERROR_AFTER, Fault.PRECONDITION_AFTER})
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +168,7 @@ class FaultyS3:
                 # A client told that nobody answered would ask again all the same; but then nothing was lost here.
                 if not answer:
                     reset(writer)
-                elif fault is Fault.ERROR_AFTER:
+                elif fault in ERRORS:
                     await self._error(writer, asked, fault)
                 else:
                     reset(writer)
@@ -179,6 +183,8 @@ class FaultyS3:
         head = await reader.readuntil(b"\r\n\r\n")
         while head.startswith(b"HTTP/1.1 100"):
             head = await reader.readuntil(b"\r\n\r\n")
+        if fault is Fault.ETAG_LOST:
+            head = b"\r\n".join(line for line in head.split(b"\r\n") if not line.lower().startswith(b"etag:"))
         writer.write(head)
         if fault is Fault.ANSWER_CUT:
             size_bytes = int(parse_fields(head).get("content-length", "0"))
@@ -200,6 +206,8 @@ class FaultyS3:
         for fault, rate in self.rates.items():
             applies = {
                 Fault.CONFLICT_409: asked.conditional,
+                Fault.PRECONDITION_AFTER: asked.conditional,
+                Fault.ETAG_LOST: asked.conditional,
                 Fault.BROKEN_WITHIN: asked.body_bytes > 1,
                 Fault.ANSWER_CUT: asked.method == "GET",
                 Fault.BROKEN_AFTER: asked.method != "GET",

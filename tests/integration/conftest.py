@@ -1,7 +1,8 @@
 """The surroundings of integration tests: a real S3 and a real Kafka, started once for each test process.
 
-Kafka is the embedded broker, or the one at TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS. Every test has topics and a bucket
-of its own, by a prefix.
+Kafka is the embedded broker, or the one at TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS. S3 is the embedded SeaweedFS, or the
+store at TRIPFOLD_TEST_S3_ENDPOINT_URL, whose keys are in the AWS variables. Every test has topics and a bucket of its
+own, by a prefix.
 """
 
 from __future__ import annotations
@@ -10,18 +11,28 @@ import os
 import uuid
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from services.local.embedded import EmbeddedServices, embedded_services
 from shared.settings import Settings, load_settings
 
 KAFKA_VARIABLE = "TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS"
+S3_VARIABLE = "TRIPFOLD_TEST_S3_ENDPOINT_URL"
 
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServices]:
-    """SeaweedFS and the embedded broker, on a data directory of this test process."""
+    """SeaweedFS and the embedded broker, on a data directory of this test process; or the store that is told of."""
     with embedded_services(tmp_path_factory.mktemp("embedded")) as services:
+        if S3_VARIABLE in os.environ:
+            yield msgspec.structs.replace(
+                services,
+                s3_endpoint_url=os.environ[S3_VARIABLE],
+                access_key=os.environ["AWS_ACCESS_KEY_ID"],
+                secret_key=os.environ["AWS_SECRET_ACCESS_KEY"],
+            )
+            return
         patch = pytest.MonkeyPatch()
         patch.setenv("AWS_ACCESS_KEY_ID", services.access_key)
         patch.setenv("AWS_SECRET_ACCESS_KEY", services.secret_key)

@@ -117,7 +117,7 @@ async def test_the_cleanup_robs_no_running_ingest(settings: Settings) -> None:
                 return True if len(deleted) >= ORPHANS_MIN else None
 
             try:
-                await eventually(clean_once, "enough orphans to be cleaned up")
+                await eventually(clean_once, "enough orphans to be cleaned up", deadline_s=180)
             finally:
                 ingest.stopping.set()
                 await ingesting

@@ -155,3 +155,36 @@ async def test_an_answer_that_is_none_is_a_fault() -> None:
     assert {
         name for name, result in zip(CALLS, results, strict=True) if not isinstance(result, StoreUnavailable)
     } == set()
+
+
+ENTRY = (
+    f"<Contents><Key>{KEY}</Key><LastModified>2024-05-02T10:00:00.000Z</LastModified>"
+    f"<ETag>&quot;1&quot;</ETag><Size>1</Size></Contents>"
+)
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        f"<KeyCount>1</KeyCount><IsTruncated>true</IsTruncated>{ENTRY}",
+        f"<KeyCount>2</KeyCount><IsTruncated>false</IsTruncated>{ENTRY}",
+    ],
+    ids=["more to come, and not where", "fewer entries than counted"],
+)
+async def test_a_listing_that_is_not_whole_is_a_fault(listing: str) -> None:
+    """A page without all that it tells of is never taken for all that there is."""
+    body = f"<ListBucketResult><Name>bucket</Name>{listing}</ListBucketResult>".encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    async with answering(lambda _: head + body) as store:
+        with pytest.raises(StoreUnavailable):
+            await list_all(store)
+
+
+@pytest.mark.parametrize("field", ["", "ETag: \r\n"], ids=["no ETag", "an empty ETag"])
+async def test_an_answer_without_an_etag_is_a_fault(field: str) -> None:
+    """What could not be swapped again by its ETag is neither read nor written: the write may have happened."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n{field}Connection: close\r\n\r\n1".encode()
+    async with answering(lambda _: head) as store:
+        for name in ("get", "get the head", "create", "swap"):
+            with pytest.raises(StoreUnavailable):
+                await CALLS[name](store)

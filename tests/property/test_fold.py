@@ -318,3 +318,10 @@ def test_without_a_whole_plan_nothing_is_complete() -> None:
     )
     assert not fold_all([chunk]).complete
     assert fold_all([chunk, msgspec.structs.replace(chunk, chunk=1)]).complete
+
+
+@given(plans, plans)
+def test_of_contradicting_chunks_one_counts_in_any_order(one: CountryDayPlanned, other: CountryDayPlanned) -> None:
+    """Two chunks of one number under one plan that name other cities come to the same, whichever comes first."""
+    other = msgspec.structs.replace(other, plan_revision=one.plan_revision, chunk=one.chunk, chunks=one.chunks)
+    assert objects.encode(fold_all([one, other])) == objects.encode(fold_all([other, one]))

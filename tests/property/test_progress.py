@@ -337,3 +337,13 @@ def test_a_bitmap_is_a_set() -> None:
     assert [at for at in range(300) if bitmap.contains(members, at)] == [0, 3, 200]
     assert bitmap.decode(bitmap.encode(members)) == members
     assert bitmap.size(bitmap.encode(members)) == 3
+
+
+def test_a_city_is_served_once_every_revision_that_it_published_is_folded() -> None:
+    """An older revision, or one of its countries alone, is not what was published."""
+    moved = finished(7, 0, Outcome.STORED, {COUNTRIES[0]: 3, COUNTRIES[1]: 3})
+    record = fold_progress(new_record(REQUEST, DATE, NOW), [planned(7, 1), moved], NOW)
+    for event in (folded(7, 0, COUNTRIES[0], 2), folded(7, 0, COUNTRIES[1], 3), folded(7, 0, COUNTRIES[0], 2)):
+        record = fold_progress(record, [event], NOW)
+        assert status_of(record) is Status.RUNNING
+    assert status_of(fold_progress(record, [folded(7, 0, COUNTRIES[0], 3)], NOW)) is Status.COMPLETED

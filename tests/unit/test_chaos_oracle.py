@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from tests.chaos import oracle
 from tests.chaos.oracle import Judge, milliseconds, sums_of
 
 DATE = "2024-05-01"
+NEXT_DATE = "2024-05-02"
 RAW = json.dumps(
     [
         {"passengers": 3, "accident": True, "delay": "PT1M30S"},
@@ -83,6 +85,23 @@ def test_a_wrong_manifest_is_named(changes: dict[str, Any], versions: list[str],
     assert len(judge.differences) == 1
     assert f"7/{DATE}" in judge.differences[0]
     assert told in judge.differences[0]
+
+
+@pytest.mark.parametrize(
+    ("day", "differences"),
+    [({"bus_count": 0, "passenger_count": 0}, 0), ({"bus_count": 1, "passenger_count": 0}, 1)],
+    ids=["zeros", "a trip"],
+)
+def test_a_day_that_no_city_is_left_on_has_to_be_served_as_zeros(
+    monkeypatch: pytest.MonkeyPatch, day: dict[str, int], differences: int
+) -> None:
+    """Every day of a range is served of a country with data in it; of a day without, anything but zeros is named."""
+    served = {"country_name": "Peru", "exist_accident": False, "average_delay_s": 0.0}
+    known = {**served, "bus_count": 2, "passenger_count": 7, "exist_accident": True, "average_delay_s": 42.5}
+    monkeypatch.setattr(oracle, "fetch", lambda _: {"peru": {DATE: known, NEXT_DATE: {**served, **day}}})
+    judge = Judge(Bucket(), None)
+    judge.served("http://api", {DATE, NEXT_DATE}, {("Peru", DATE): [2, 7, 1, 85_000]}, "served")
+    assert len(judge.differences) == differences, judge.differences
 
 
 def test_a_topic_is_joined_by_the_highest_revision() -> None:

@@ -6,6 +6,7 @@ The consumer is written by hand and stands still as aiokafka's does; the clock i
 from __future__ import annotations
 
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 
 from shared.consuming import PROGRESS_INTERVAL_S, STUCK_AFTER_S, Consumption
 from shared.health import Health
@@ -33,12 +34,16 @@ class Consumer:
 
 
 class Subscriber:
-    """Makes a consumer that has read everything when it is started again; ``starts_failing`` times it cannot."""
+    """Makes a consumer that has read everything when it is started again; ``starts_failing`` times it cannot.
 
-    def __init__(self, consumer: Consumer, *, starts_failing: int = 0) -> None:
+    Its stopping fails ``stops_failing`` times, and leaves the consumer where it is, as FastStream's does.
+    """
+
+    def __init__(self, consumer: Consumer, *, starts_failing: int = 0, stops_failing: int = 0) -> None:
         self.consumer: Consumer | None = consumer
         self.starts = 0
         self.starts_failing = starts_failing
+        self.stops_failing = stops_failing
 
     async def start(self) -> None:
         self.starts += 1
@@ -47,6 +52,9 @@ class Subscriber:
         self.consumer = Consumer(position=9, end=9)
 
     async def stop(self) -> None:
+        if self.stops_failing:
+            self.stops_failing -= 1
+            raise KafkaError("Unexpected error during data retrieval")
         self.consumer = None
 
 
@@ -89,6 +97,15 @@ async def test_a_start_that_fails_is_tried_again() -> None:
     clock = Clock(lasts_s=STUCK_AFTER_S * 4)
     await Consumption(Topic.CITY_STATS, subscriber).watch(clock, answers)
     assert subscriber.starts == 2
+    assert clock.health.faults == {}
+
+
+async def test_a_consumer_whose_stopping_tells_its_fault_is_started_again_at_once() -> None:
+    """What ended its fetching is raised by its stopping; that is what it is stopped for."""
+    subscriber = Subscriber(Consumer(position=3, end=9), stops_failing=1)
+    clock = Clock(lasts_s=STUCK_AFTER_S * 1.5)
+    await Consumption(Topic.CITY_STATS, subscriber).watch(clock, answers)
+    assert subscriber.starts == 1
     assert clock.health.faults == {}
 
 

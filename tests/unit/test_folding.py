@@ -8,12 +8,16 @@ import pytest
 
 from services.aggregate.fold import is_stat_event
 from services.aggregate.folding import ALONE_S, Folder, SummaryWriter
-from shared import events
-from shared.events import CountryDaySummary, Event
+from services.aggregate.generations import begin
+from shared import events, keys, objects
+from shared.events import Cause, CityFolded, CountryDaySummary, Event
+from shared.identity import CountrySlug
+from shared.objects import Summary
 from shared.publishing import Outgoing
+from shared.store import StoreUnavailable
 from shared.topics import Topic
 from tests.fakes import MemoryPublisher
-from tests.unit.operated_bucket import OperatedBucket, trips
+from tests.unit.operated_bucket import DAY, REQUEST, OperatedBucket, trips
 
 
 class LatePublisher(MemoryPublisher):
@@ -51,23 +55,91 @@ def last_version(bucket: OperatedBucket) -> int:
     return event.version
 
 
-@pytest.mark.parametrize("steady", [True, False])
-async def test_a_paused_aggregate_leaves_no_stale_summary_in_the_topic(steady: bool) -> None:
-    """Paused between its swap and its record, while another folds and publishes more, it publishes the latest too."""
+@pytest.mark.parametrize("before", ["itself", "another", "nobody"])
+async def test_a_paused_aggregate_leaves_no_stale_summary_in_the_topic(before: str) -> None:
+    """Paused between its swap and its record, while another folds and publishes more, it publishes the latest too.
+
+    Only after a swap over one of its own it may take itself for alone, and for a moment.
+    """
     bucket = OperatedBucket()
     paused, other = Aggregate(bucket), Aggregate(bucket)
-    if steady:  # so that its next swap is over one of its own
-        await paused.fold(bucket.plan(1, {"armenia": [1, 2]}))
+    if before != "nobody":
+        await (paused if before == "itself" else other).fold(bucket.plan(1, {"armenia": [1, 2]}))
     first, second = bucket.store_file(1, 11, trips(1)), bucket.store_file(2, 12, trips(2))
 
     async def pause() -> None:
         await other.fold(first)
         await other.fold(second)
-        paused.now_s += ALONE_S
+        paused.now_s += ALONE_S if before == "itself" else 0
 
     paused.publisher.before = pause
     await paused.fold(first)
-    assert last_version(bucket) == (await bucket.summary()).version == 23 + steady
+    assert last_version(bucket) == (await bucket.summary()).version == 23 + (before != "nobody")
+
+
+def last_of_key(bucket: OperatedBucket, key: str) -> Event:
+    """Return what compaction leaves of a key of ``city-stats``."""
+    last = [record for record in bucket.log.records(Topic.CITY_STATS) if record.key == key.encode()][-1]
+    return events.decode(last.topic, last.value)
+
+
+async def test_a_batch_that_ends_in_a_stale_record_is_answered_with_the_present_one() -> None:
+    """What counts is the last record of a key: the topic ends in the manifest's, whatever came before it."""
+    bucket = OperatedBucket()
+    aggregate = Aggregate(bucket)
+    [stale], [present] = bucket.store_file(1, 11, trips(1)), bucket.store_file(1, 12, trips(2))
+    await aggregate.fold([present, stale])
+    assert last_of_key(bucket, present.key) == present
+    records = len(bucket.log.records(Topic.CITY_STATS))
+    await aggregate.fold([stale, present])
+    assert len(bucket.log.records(Topic.CITY_STATS)) == records + 2, "a batch that ends well needs no answer"
+
+
+async def test_a_stale_plan_is_answered_with_the_present_one() -> None:
+    """The topic ends in the plan that the bucket holds, also of a country that is in it no longer."""
+    bucket = OperatedBucket()
+    aggregate = Aggregate(bucket)
+    stale = bucket.plan(1, {"armenia": [1]})
+    [present] = bucket.plan(2, {"armenia": [1, 2]})
+    await aggregate.fold([present])
+    await aggregate.fold(stale)
+    assert last_of_key(bucket, present.key) == present
+
+
+async def test_a_bucket_that_knows_less_than_the_summary_is_not_published() -> None:
+    """A restored manifest or plan would be stale as well: answered with itself, a record would come back for ever."""
+    bucket = OperatedBucket()
+    aggregate = Aggregate(bucket)
+    await aggregate.fold([*bucket.store_file(1, 12, trips(2)), *bucket.plan(2, {"armenia": [1, 2]})])
+    restored = [*bucket.store_file(1, 11, trips(1)), *bucket.plan(1, {"armenia": [1]})]
+    records = len(bucket.log.records(Topic.CITY_STATS))
+    await aggregate.fold(restored)
+    assert len(bucket.log.records(Topic.CITY_STATS)) == records + len(restored)
+
+
+async def test_nothing_counts_as_folded_before_its_summary_is_written() -> None:
+    """While a summary cannot be written, no request hears that its city is served."""
+    bucket = OperatedBucket()
+    folder = Folder(bucket.store, bucket.publisher, cache_bytes=100_000)
+    cause = Cause(request_id=REQUEST, plan_revision=1, position=0)
+    [stats] = bucket.store_file(1, 11, trips(1))
+    headers = events.headers_of(stats, source="test", cause=cause)
+    record = bucket.log.append(stats.topic, stats.key.encode(), events.encode(stats), headers)
+    swap = bucket.store.swap
+
+    async def refuse(key: str, body: bytes, *, etag: str | None) -> str:
+        del body, etag
+        raise StoreUnavailable(key)
+
+    bucket.store.swap = refuse  # type: ignore[method-assign]  # a full disk
+    with pytest.raises(StoreUnavailable):
+        await folder.process([record])
+    assert bucket.log.records(Topic.REQUEST_PROGRESS) == []
+    bucket.store.swap = swap  # type: ignore[method-assign]  # as it was
+    await folder.process([record])
+    [folded] = [events.decode(one.topic, one.value) for one in bucket.log.records(Topic.REQUEST_PROGRESS)]
+    assert isinstance(folded, CityFolded)
+    assert (folded.country, folded.revision) == ("armenia", 11)
 
 
 async def test_in_a_steady_state_a_fold_costs_one_call() -> None:
@@ -105,3 +177,27 @@ async def test_a_summary_that_is_there_already_is_folded_into(cache_bytes: int) 
     await writer.fold(1, second)
     await writer.fold(1, third)
     assert (await bucket.summary()).version == 11 + 12 + 13
+
+
+async def test_the_live_generation_is_never_ahead_of_the_one_being_built() -> None:
+    """Who compares the two, the live one first, finds in both what it found in one: no rebuild is refused for that."""
+    bucket = OperatedBucket()
+    aggregate = Aggregate(bucket)
+    current = await begin(bucket.store, "token", take_over=False)
+    building = keys.summary(current.highest, DAY, CountrySlug("armenia"))
+    live = await bucket.summary_key()
+    ahead: list[int] = []
+    swap = bucket.store.swap
+
+    async def compared_after(key: str, body: bytes, *, etag: str | None) -> str:
+        written = await swap(key, body, etag=etag)
+        if key == live:
+            built = bucket.store.objects.get(building)
+            version = objects.decode(Summary, built.body, building).version if built else 0
+            ahead.append(objects.decode(Summary, body, key).version - version)
+        return written
+
+    bucket.store.swap = compared_after  # type: ignore[method-assign]  # a rebuild that looks at any moment
+    await aggregate.fold(bucket.store_file(1, 11, trips(1)))
+    await aggregate.fold(bucket.store_file(2, 12, trips(2)))
+    assert ahead == [0, 0]

@@ -19,7 +19,7 @@ from shared.current import read_current
 from shared.identity import CityId
 from shared.objects import Current, LedgerEntry
 from shared.publishing import Received
-from shared.store import OperatedStore, StoreUnavailable
+from shared.store import LostRace, OperatedStore, StoreUnavailable
 from shared.topics import Topic
 from tests.fakes import Break, BreakableOperatedStore, Crash, Crossings, Life, MemoryLog, MemoryPublisher
 from tests.unit.operated_bucket import DAY, OperatedBucket, trips
@@ -210,6 +210,36 @@ async def test_a_second_rebuild_is_refused_until_it_takes_over(bucket: OperatedB
     assert (rebuilt.generation, rebuilt.flipped) == (3, True)
 
 
+async def test_a_pointer_whose_answer_was_lost_is_known_again(bucket: OperatedBucket) -> None:
+    """A swap that happened and seems lost is the rebuild's own: it waits for nobody, and gives out no other number."""
+    swap = bucket.store.swap
+    lost: list[str] = []
+
+    async def lose_the_first_answer(key: str, body: bytes, *, etag: str | None) -> str:
+        answer = await swap(key, body, etag=etag)
+        if not lost:
+            lost.append(key)
+            raise LostRace(key)
+        return answer
+
+    bucket.store.swap = lose_the_first_answer  # type: ignore[method-assign]  # as a client that tries again by itself
+    rebuilt = await rebuild(bucket)
+    assert lost == [keys.CURRENT]
+    assert (rebuilt.generation, rebuilt.flipped) == (2, True)
+
+
+async def test_an_event_of_a_later_build_stops_it(bucket: OperatedBucket) -> None:
+    """What this build cannot read may stand in no manifest yet: without it nothing is made live."""
+    records = bucket.log.records(Topic.CITY_STATS)
+    later = msgspec.structs.replace(
+        records[0], value=(records[0].value or b"").replace(b'"schema_version":1', b'"schema_version":99')
+    )
+    assert later != records[0]
+    with pytest.raises(Unrebuildable, match="99"):
+        await rebuild(bucket, records=[*records, later])
+    assert await read_current(bucket.store) == Current(live=1, highest=2)
+
+
 async def test_a_zombie_cannot_flip(bucket: OperatedBucket) -> None:
     """A rebuild that was taken over fails at its flip, and takes nothing from the one that took over."""
     await generations.begin(bucket.store, "zombie", take_over=False)
@@ -280,7 +310,7 @@ async def test_a_lost_pointer_gives_no_number_out_again(bucket: OperatedBucket) 
 
 
 async def test_generations_are_listed_and_dropped(bucket: OperatedBucket) -> None:
-    """An old generation can be dropped once the pointer has stood for the grace period; the live one never."""
+    """An old generation can be dropped once the pointer has stood for the grace period; those in use never."""
     await rebuild(bucket)
     listed = await generations.list_generations(bucket.store)
     assert [(one.number, one.state, one.summaries) for one in listed] == [
@@ -290,6 +320,11 @@ async def test_generations_are_listed_and_dropped(bucket: OperatedBucket) -> Non
     grace = dt.timedelta(minutes=15)
     with pytest.raises(GenerationInUse, match="is live"):
         await generations.drop(bucket.store, 2, grace=grace)
+    begun = await generations.begin(bucket.store, "token-2", take_over=False)
+    bucket.clock.advance(901)
+    with pytest.raises(GenerationInUse, match="is building"):
+        await generations.drop(bucket.store, begun.highest, grace=grace)
+    await generations.abandon(bucket.store, "token-2")
     bucket.clock.advance(60)
     with pytest.raises(GenerationInUse, match="changed 60 s ago"):
         await generations.drop(bucket.store, 1, grace=grace)

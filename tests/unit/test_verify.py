@@ -125,6 +125,22 @@ async def test_a_manifest_ahead_is_looked_at_again(bucket: OperatedBucket) -> No
     assert (one.city_id, one.found, one.expected, one.in_flight) == ("1", "30", "31", True)
 
 
+async def test_a_plan_ahead_is_looked_at_again(bucket: OperatedBucket) -> None:
+    """A plan that is folded while verify waits is no difference; one older than the summary's counts at once."""
+    published = bucket.plan(3, {"armenia": [1], "brasil": [2, 3, 4]})
+
+    async def fold_at_once(_look: int) -> None:
+        await bucket.fold(published)
+
+    dates = [date async for date in verify_dates(bucket.store, ALL, deep=False, wait=fold_at_once)]
+    assert dates[0].differences == []
+    bucket.plan(2, {"armenia": [1], "brasil": [2, 3]})
+    assert {(one.country, one.what, one.in_flight) for one in await verified(bucket)} == {
+        ("armenia", "plan", False),
+        ("brasil", "plan", False),
+    }
+
+
 async def test_a_ledger_ahead_of_its_manifest_counts_at_once(bucket: OperatedBucket) -> None:
     """A manifest that went back, as from a restored backup, is not in flight."""
     manifest = bucket.manifest(1)
@@ -363,6 +379,7 @@ async def test_repair_yields_to_an_aggregate(bucket: OperatedBucket) -> None:
 
     bucket.store.swap = swap_second  # type: ignore[method-assign]  # the aggregate comes first, once
     await repaired(bucket)
+    assert raced, "the summary was written otherwise than by comparison"
     assert (await bucket.summary()).ledger[CityId("1")].revision == 30
     assert await verified(bucket) == []
 
