@@ -16,6 +16,7 @@ from litestar.di import Provide
 from services.api import health
 from services.api.access import access_of
 from services.api.access_log import log_access
+from services.api.answers import Answers
 from services.api.asyncapi_page import asyncapi_handlers
 from services.api.compression import compress
 from services.api.cross_origin import cors_config
@@ -107,6 +108,7 @@ def assemble(
             "request_days_max": _provided(settings.api_request_days_max),
             "following": _provided(Following(requests)),
             "reader": _provided(SummaryReader(store, cache_bytes=settings.api_cache_bytes)),
+            "answers": _provided(Answers(settings.api_answer_bytes)),
             "quarantine": _provided(functools.partial(list_quarantine, store)),
             "days_max": _provided(settings.api_range_days_max),
             "readiness": _provided(Readiness(state, checks)),

@@ -34,6 +34,12 @@ def content_type(media_type: str) -> str:
     return f"{media_type}; header=present" if media_type == CSV else media_type
 
 
+def bytes_of_day(*, detailed: bool, compressed: bool) -> int:
+    """Return about how many bytes a country-day takes, in whichever form, rather too many than too few."""
+    plain_bytes = 380 if detailed else 150
+    return plain_bytes // 3 if compressed else plain_bytes
+
+
 def _json(countries: Iterable[CountryDays]) -> Iterator[bytes]:
     before = b"{"
     for country, days in countries:
