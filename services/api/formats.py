@@ -17,6 +17,7 @@ NDJSON = "application/x-ndjson"
 CSV = "text/csv"
 MEDIA_TYPES = (JSON, NDJSON, CSV)
 
+_FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
 _PLAIN = ("bus_count", "passenger_count", "exist_accident", "average_delay_s")
 
 
@@ -49,8 +50,10 @@ def _json(countries: Iterable[CountryDays]) -> Iterator[bytes]:
 
 
 def _ndjson(countries: Iterable[CountryDays]) -> Iterator[bytes]:
-    for country in countries:
-        yield b"".join(msgspec.json.encode(line) + b"\n" for line in _lines(country))
+    encode = msgspec.json.Encoder().encode
+    for country, days in countries:
+        begin = b'{"country":%b,"date":' % encode(country)
+        yield b"".join(b"%b%b,%b\n" % (begin, encode(date), encode(day)[1:]) for date, day in days.items())
 
 
 def _csv(countries: Iterable[CountryDays], *, detailed: bool) -> Iterator[bytes]:
@@ -75,4 +78,6 @@ def _lines(country_days: CountryDays) -> Iterator[dict[str, object]]:
 
 
 def _cell(value: object) -> object:
+    if isinstance(value, str) and value.startswith(_FORMULA_BEGINS):
+        return f"'{value}"  # a name is the upstream's: a spreadsheet would compute this one
     return str(value).lower() if isinstance(value, bool) else value
