@@ -23,8 +23,8 @@ from services.api.cross_origin import cors_config
 from services.api.docs import docs_handlers, openapi_config
 from services.api.following import Following
 from services.api.hardening import harden
-from services.api.head_requests import answer_head
 from services.api.health import Check, Readiness
+from services.api.methods import answer_head_and_options
 from services.api.problems import exception_handlers
 from services.api.quarantine import list_quarantine
 from services.api.range_requests import RangeRequests
@@ -121,7 +121,7 @@ def assemble(
         logging_config=None,  # structlog is configured once, for the whole process
     )
     # Around the router, so that a path of no route is logged too.
-    app.asgi_handler = log_access(answer_head(harden(compress(app.asgi_handler))))
+    app.asgi_handler = log_access(harden(answer_head_and_options(compress(app.asgi_handler))))
     return app
 
 

@@ -35,8 +35,6 @@ async def refuse_undeclared(request: Request[Any, Any, Any]) -> None:
 
     Raises InvalidRequest, naming each parameter that is missing, unknown or given more than once.
     """
-    if request.method == "OPTIONS":
-        return  # it asks what there is, and means nothing by its query
     pairs = query_pairs(request.scope["query_string"])
     faults = faults_of([name for name, _ in pairs], declared_of(request))
     if faults:

@@ -103,7 +103,11 @@ def test_allowed_methods(client: Client) -> None:
     refused = client.head("/process-request")
     assert (refused.status_code, refused.headers["allow"]) == (405, "OPTIONS, POST")
     options = client.options("/country-stats?from=2024-05-01&to=2024-05-02")
-    assert (options.status_code, options.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+    assert (options.status_code, options.content) == (204, b"")
+    assert options.headers["allow"] == "GET, HEAD, OPTIONS"
+    path = "/process-requests/018f3d2a-5c00-7aaa-8bbb-0123456789ab"
+    assert client.options(path).headers["allow"] == client.put(path).headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
+    assert client.options("/nothing").status_code == 404
 
 
 def test_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
