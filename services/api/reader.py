@@ -125,7 +125,7 @@ class SummaryReader:
         self._cache = HeadCache(cache_bytes)
         self._ranges = asyncio.Semaphore(RANGES_AT_ONCE_MAX)
         self._listings = Shared[_Month]()
-        self._fetches = Shared[_Read | None]()
+        self._fetching: dict[str, asyncio.Event] = {}
         self._pointers = Shared[int]()
 
     async def read(
@@ -204,12 +204,21 @@ class SummaryReader:
         return _Month(generation, [listed async for listed in self._store.list(prefix)])
 
     async def _unseen(self, listed: Listed) -> _Read | None:
-        return await self._fetches.run(f"{listed.key} {listed.etag}", lambda: self._fetch(listed))
+        """Fetch a head, or take the one that another query fetches under the same ETag."""
+        name = f"{listed.key} {listed.etag}"
+        under_way = self._fetching.get(name)
+        if under_way is None:
+            fetched = self._fetching[name] = asyncio.Event()
+            try:
+                return await self._fetch(listed)
+            finally:
+                del self._fetching[name]
+                fetched.set()
+        await under_way.wait()
+        head = self._cache.get(listed.key, listed.etag)
+        return await self._fetch(listed) if head is None else _Read(listed.etag, head)
 
     async def _fetch(self, listed: Listed) -> _Read | None:
-        head = self._cache.get(listed.key, listed.etag)
-        if head is not None:
-            return _Read(listed.etag, head)  # somebody else has fetched it in the meantime
         found = await self._store.get(listed.key, first_bytes=HEAD_BYTES)
         if found is None:
             return None  # deleted since it was listed: with its whole generation, which the pointer will tell

@@ -24,6 +24,9 @@ export function roundDelay(seconds) {
   return signed(seconds, parts.join(" "));
 }
 
+/** Seconds that are round, in the unit of a narrow cell. */
+export const secondsOrMore = (seconds) => (Math.abs(seconds) < 1000 ? signed(seconds, `${seconds} s`) : roundDelay(seconds));
+
 const signed = (value, text) => (value < 0 ? `−${text.replace("-", "")}` : text);
 
 /** Seconds, for a narrow cell. */

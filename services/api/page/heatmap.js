@@ -158,13 +158,13 @@ function moveTo(table, cell) {
   cell.focus();
 }
 
-function legend(met, { mark }) {
+function legend(met, { bound }) {
   const steps = met.length + 1;
   const label = (place) => {
     if (steps === 1) return "all the same";
-    if (place === 0) return `under ${mark(met[0])}`;
-    if (place === steps - 1) return `${mark(met.at(-1))} and more`;
-    return [element("span", { class: "unseen" }, "from "), mark(met[place - 1])];
+    if (place === 0) return `under ${bound(met[0])}`;
+    if (place === steps - 1) return `${bound(met.at(-1))} and more`;
+    return [element("span", { class: "unseen" }, "from "), bound(met[place - 1])];
   };
   const place = (step) => (steps === 1 ? 3 : Math.round((step * (COLOURS - 1)) / (steps - 1)));
   return element(

@@ -137,7 +137,7 @@ function line({ days }, order, of, x, y) {
     }
     before = there;
   });
-  return [drawn("path", { class: `line l${order}`, d: path }), ...dots];
+  return [drawn("path", { class: `line l${order}${days.length > DAYS_BY_DAY_MAX ? " thin" : ""}`, d: path }), ...dots];
 }
 
 function ticksOf(values, inTime) {

@@ -15,7 +15,7 @@ export async function showQuarantine(range, signal) {
     const shown = range.country ? files.filter((file) => file.country === range.country) : files;
     section.hidden = shown.length === 0;
     place.replaceChildren(
-      element("p", {}, "None of their trips is counted. A file stays listed here after it was put right upstream and requested again."),
+      element("p", {}, "No trip of these files is counted; what their cities reported before still is. A file stays listed after it was put right upstream."),
       element("ul", { class: "refused" }, shown.map(item)),
       total > files.length ? element("p", {}, `These are the first ${count(files.length)} of ${count(total)}.`) : "",
     );

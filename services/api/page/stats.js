@@ -1,12 +1,12 @@
 // What the statistics say, ready to be shown. Pure: no element, no request, no clock.
 
-import { count, delay, plural, roundDelay, short, shortDelay } from "./format.js";
+import { count, delay, plural, roundDelay, secondsOrMore, short, shortDelay } from "./format.js";
 
 export const MEASURES = {
-  delay: { name: "Average delay", of: (day) => day.average_delay_s, long: delay, short: shortDelay, mark: roundDelay },
-  passengers: { name: "Passengers", of: (day) => day.passenger_count, long: count, short, mark: short },
-  buses: { name: "Buses", of: (day) => day.bus_count, long: count, short, mark: short },
-  accidents: { name: "Accidents", of: (day) => day.accident_count, long: count, short, mark: short },
+  delay: { name: "Average delay", of: (day) => day.average_delay_s, long: delay, short: shortDelay, mark: roundDelay, bound: secondsOrMore },
+  passengers: { name: "Passengers", of: (day) => day.passenger_count, long: count, short, mark: short, bound: short },
+  buses: { name: "Buses", of: (day) => day.bus_count, long: count, short, mark: short, bound: short },
+  accidents: { name: "Accidents", of: (day) => day.accident_count, long: count, short, mark: short, bound: short },
 };
 
 export const COLOURS = 7;
