@@ -69,9 +69,6 @@ class Answers:
         self._expected_bytes: dict[str, int] = {}
         self._making: set[asyncio.Task[None]] = set()
 
-    def __contains__(self, etag: str) -> bool:
-        return etag in self._bodies
-
     def find(self, etag: str) -> Body | None:
         """Return the body under an ETag, or None if it has to be made."""
         body = self._bodies.get(etag)

@@ -237,6 +237,26 @@ def test_a_key(world: World, page: Page) -> None:
         page.goto("about:blank")
 
 
+def test_progress_with_a_key(world: World, page: Page) -> None:
+    """Where a key is needed progress is streamed all the same, and the key stands in no address."""
+    running = under_way()
+    write(world, running)
+    key = mint_key()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with served(world, api_access="keys", api_keys=f"page:read:{digest_of(key)}") as address:
+        page.goto(f"{address}/{RANGE}")
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Use this key").click()
+        row = page.locator(".requests > li")
+        expect(row).to_contain_text("running")
+        page.route("**/process-requests?limit=*", lambda route: route.abort())
+        write(world, msgspec.structs.replace(running, version=6, trips_done=500))
+        expect(row).to_contain_text("506 trips")
+        page.goto("about:blank")
+    assert [url for url in asked if key in url] == []
+
+
 def test_a_refused_range(world: World, page: Page, address: str) -> None:
     """What the API says of a range it refuses is what the page says."""
     fill(world)
@@ -396,6 +416,21 @@ CONTRASTS_MIN = """() => {
   probe.remove();
   return Math.min(...found);
 }"""
+
+
+def test_documentation(page: Page, address: str) -> None:
+    """The documentation shows every operation, with the answers it may have, and loads nothing from elsewhere."""
+    requested: list[str] = []
+    faults: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.goto(f"{address}/docs")
+    operations = page.locator(".opblock")
+    expect(operations).to_have_count(13)
+    page.locator(".opblock", has_text="Get the statistics of a range").get_by_role("button").first.click()
+    expect(page.get_by_text("The statistics. With detail=full").first).to_be_visible()
+    assert all(url.startswith((address, "data:", "blob:")) for url in requested)
+    assert faults == []
 
 
 def test_events(page: Page, address: str) -> None:
