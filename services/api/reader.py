@@ -204,19 +204,20 @@ class SummaryReader:
         return _Month(generation, [listed async for listed in self._store.list(prefix)])
 
     async def _unseen(self, listed: Listed) -> _Read | None:
-        """Fetch a head, or take the one that another query fetches under the same ETag."""
+        """Fetch a head, unless another query has fetched it since it was found missing, or is about to."""
         name = f"{listed.key} {listed.etag}"
         under_way = self._fetching.get(name)
-        if under_way is None:
-            fetched = self._fetching[name] = asyncio.Event()
-            try:
-                return await self._fetch(listed)
-            finally:
-                del self._fetching[name]
-                fetched.set()
-        await under_way.wait()
+        if under_way is not None:
+            await under_way.wait()
         head = self._cache.get(listed.key, listed.etag)
-        return await self._fetch(listed) if head is None else _Read(listed.etag, head)
+        if head is not None:
+            return _Read(listed.etag, head)
+        fetched = self._fetching[name] = asyncio.Event()
+        try:
+            return await self._fetch(listed)
+        finally:
+            self._fetching.pop(name, None)
+            fetched.set()
 
     async def _fetch(self, listed: Listed) -> _Read | None:
         found = await self._store.get(listed.key, first_bytes=HEAD_BYTES)
