@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import re
 
 from shared.identity import CityId, CountrySlug, RequestId, request_time_ms
@@ -116,14 +117,22 @@ def parse_date(key: str) -> dt.date | None:
 
 def parse_summary(key: str) -> tuple[dt.date, CountrySlug] | None:
     """Return the date and country that a summary's key names, or None for any other key."""
-    parts = key.split("/")
-    if len(parts) != 4 or not parts[2].startswith("date=") or not parts[3].startswith("country="):
+    folder, _, name = key.rpartition("/")
+    date = _date_of_summaries(folder)
+    if date is None or not name.startswith("country="):
+        return None
+    return date, CountrySlug(name[len("country=") :].removesuffix(".json"))
+
+
+@functools.lru_cache(maxsize=10_000)  # a listing names the same date for every country
+def _date_of_summaries(folder: str) -> dt.date | None:
+    _, _, date = folder.rpartition("/")
+    if folder.count("/") != 2 or not date.startswith("date="):
         return None
     try:
-        date = dt.date.fromisoformat(parts[2].removeprefix("date="))
+        return dt.date.fromisoformat(date.removeprefix("date="))
     except ValueError:
         return None
-    return date, CountrySlug(parts[3].removeprefix("country=").removesuffix(".json"))
 
 
 def parse_generation(key: str) -> int | None:

@@ -258,8 +258,11 @@ class Summary(StoredObject, frozen=True, kw_only=True):
         return frozenset(city for cities in self.plans[-1].cities.values() for city in cities)
 
 
-class SummaryHead(StoredObject, frozen=True, kw_only=True):
-    """What the first bytes of a Summary say: everything but the plan and the ledger."""
+class SummaryHead(StoredObject, frozen=True, kw_only=True, gc=False):
+    """What the first bytes of a Summary say: everything but the plan and the ledger.
+
+    A reader keeps tens of thousands, none of which can be part of a cycle: the garbage collector passes them over.
+    """
 
     date: dt.date
     country: CountrySlug

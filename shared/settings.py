@@ -171,6 +171,7 @@ class Settings(BaseSettings):
         default=31, ge=1, le=366, description="the most dates that one request may ask for"
     )
     api_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="summary heads that the API keeps in memory")
+    api_answer_bytes: int = Field(default=32 * 1024**2, ge=0, description="long answers that the API keeps in memory")
 
     api_access: Literal["keys", "open"] = Field(
         default="keys", description="who may use the API: those with a key, or everybody"

@@ -1,17 +1,18 @@
 """Reading summaries: the heads of a range of dates, and the ledger of one country-day.
 
 Nothing served is stale: every answer is made from a fresh listing, and of the summaries it names only those are
-fetched whose ETag was not seen before. Queries that come together share a listing that was begun after them. Every
-answer is of one whole generation: the pointer to the live one is read before and after, and if a rebuild moved it in
-between, the reading starts again.
+fetched whose ETag was not seen before. Queries that come together share a listing that was begun after them, what is
+picked from it, and what has to be fetched. Every answer is of one whole generation: the pointer to the live one is read
+before and after, and if a rebuild moved it in between, the reading starts again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from services.api.impatience import within
@@ -71,22 +72,49 @@ class HeadCache:
             self._bytes -= _entry_bytes(oldest, oldest_etag)
 
 
-class TaggedHead(NamedTuple):
-    """A head, and the ETag of the summary it was read from."""
+class Reading(NamedTuple):
+    """What a range of dates held at one moment.
 
+    Equal tags mean equal heads. ``heads`` are in no particular order; None: the tag was all that was wanted.
+    """
+
+    tag: str
+    heads: list[SummaryHead] | None
+
+
+class _Part(NamedTuple):
+    """Some of the summaries of a month, sorted by key, and the tag of them."""
+
+    tag: str
+    listed: list[Listed]
+
+
+class _Month:
+    """The summaries of a month as one listing names them; what is picked of it is kept for the others who share it."""
+
+    def __init__(self, generation: int, listed: list[Listed]) -> None:
+        self._named_from = len(keys.summaries_of_generation(generation))
+        self._listed = [
+            (*named, one)
+            for one in sorted(listed, key=lambda one: one.key)
+            if (named := keys.parse_summary(one.key)) is not None
+        ]
+        self._parts: dict[tuple[dt.date, dt.date, CountrySlug | None], _Part] = {}
+
+    def part(self, days: DateRange, country: CountrySlug | None) -> _Part:
+        """Return the summaries of a range, or those of one country. The tag says no generation: a rebuild keeps it."""
+        first, last = days.first, days.last
+        part = self._parts.get((first, last, country))
+        if part is None:
+            picked = [one for date, named, one in self._listed if first <= date <= last and country in {None, named}]
+            tag = _tag_of(f"{one.key[self._named_from :]} {one.etag}" for one in picked)
+            part = self._parts[first, last, country] = _Part(tag, picked)
+        return part
+
+
+class _Read(NamedTuple):
     etag: str
     head: SummaryHead
-
-
-class _Named(NamedTuple):
-    date: dt.date
-    country: CountrySlug
-    listed: Listed
-
-
-class _Month(NamedTuple):
-    seen: list[TaggedHead]
-    unseen: list[Listed]
 
 
 class SummaryReader:
@@ -96,13 +124,23 @@ class SummaryReader:
         self._store = store
         self._cache = HeadCache(cache_bytes)
         self._ranges = asyncio.Semaphore(RANGES_AT_ONCE_MAX)
-        self._listings = Shared[list[_Named]]()
+        self._listings = Shared[_Month]()
+        self._fetching: dict[str, asyncio.Event] = {}
         self._pointers = Shared[int]()
 
-    async def heads(self, days: DateRange, country: CountrySlug | None = None) -> list[TaggedHead]:
-        """Return the heads of all country-days in a range, or of one country's, in no particular order."""
-        async with within(RANGE_DEADLINE_S, f"Reading the summaries from {days.first} to {days.last}"), self._ranges:
-            return await self._of_one_generation(lambda generation: self._heads(generation, days, country))
+    async def read(
+        self,
+        days: DateRange,
+        country: CountrySlug | None = None,
+        *,
+        suffices: Callable[[str], bool] = lambda _: False,
+    ) -> Reading:
+        """Return the heads of all country-days in a range, or of one country's.
+
+        If ``suffices`` says so of the tag that the listing has, the heads are neither fetched nor returned.
+        """
+        async with within(RANGE_DEADLINE_S, f"Reading the summaries from {days.first} to {days.last}"):
+            return await self._of_one_generation(lambda generation: self._read(generation, days, country, suffices))
 
     async def summary(self, country: CountrySlug, date: dt.date) -> Summary | None:
         """Return one country-day with its ledger, or None if there is none."""
@@ -132,45 +170,62 @@ class SummaryReader:
     async def _read_live(self) -> int:
         return (await read_current(self._store)).live
 
-    async def _heads(self, generation: int, days: DateRange, country: CountrySlug | None) -> list[TaggedHead]:
-        months = await map_bounded(
-            lambda month: self._month(generation, month, days, country),
-            list(days.months()),
-            at_once_max=LISTINGS_AT_ONCE_MAX,
+    async def _read(
+        self, generation: int, days: DateRange, country: CountrySlug | None, suffices: Callable[[str], bool]
+    ) -> Reading:
+        months = list(days.months())
+        listings = await map_bounded(
+            lambda month: self._month(generation, month), months, at_once_max=LISTINGS_AT_ONCE_MAX
         )
-        unseen = [listed for month in months for listed in month.unseen]
-        fetched = await map_bounded(self._fetch, unseen, at_once_max=GETS_AT_ONCE_MAX)
-        heads = [head for month in months for head in month.seen]
-        return heads + [head for head in fetched if head is not None]
+        parts = [month.part(days, country) for month in listings]
+        tag = _tag_of(part.tag for part in parts)
+        if suffices(tag):
+            return Reading(tag, None)
+        listed = [one for part in parts for one in part.listed]
+        read = {one.key: self._cache.get(one.key, one.etag) for one in listed}
+        unseen = [one for one in listed if read[one.key] is None]
+        if not unseen:
+            return Reading(tag, [head for head in read.values() if head is not None])
+        async with self._ranges:
+            fetched = await map_bounded(self._unseen, unseen, at_once_max=GETS_AT_ONCE_MAX)
+        read |= {one.key: found and found.head for one, found in zip(unseen, fetched, strict=True)}
+        heads = [head for head in read.values() if head is not None]
+        if all(found is not None and found.etag == one.etag for one, found in zip(unseen, fetched, strict=True)):
+            return Reading(tag, heads)
+        # What changed since it was listed is shown as it was fetched: under a tag of its own, which no listing has.
+        changed = (f"{one.key} {found.etag if found else ''}" for one, found in zip(unseen, fetched, strict=True))
+        return Reading(_tag_of([tag, *changed]), heads)
 
-    async def _month(self, generation: int, month: str, days: DateRange, country: CountrySlug | None) -> _Month:
-        seen: list[TaggedHead] = []
-        unseen: list[Listed] = []
+    async def _month(self, generation: int, month: str) -> _Month:
         prefix = keys.summaries_of_month(generation, month)
-        for date, named, listed in await self._listings.run(prefix, lambda: self._listing(prefix)):
-            if date not in days or country not in {None, named}:
-                continue
-            head = self._cache.get(listed.key, listed.etag)
-            if head is None:
-                unseen.append(listed)
-            else:
-                seen.append(TaggedHead(listed.etag, head))
-        return _Month(seen, unseen)
+        return await self._listings.run(prefix, lambda: self._listing(generation, prefix))
 
-    async def _listing(self, prefix: str) -> list[_Named]:
-        return [
-            _Named(*named, listed)
-            async for listed in self._store.list(prefix)
-            if (named := keys.parse_summary(listed.key)) is not None
-        ]
+    async def _listing(self, generation: int, prefix: str) -> _Month:
+        return _Month(generation, [listed async for listed in self._store.list(prefix)])
 
-    async def _fetch(self, listed: Listed) -> TaggedHead | None:
+    async def _unseen(self, listed: Listed) -> _Read | None:
+        """Fetch a head, unless another query has fetched it since it was found missing, or is about to."""
+        name = f"{listed.key} {listed.etag}"
+        under_way = self._fetching.get(name)
+        if under_way is not None:
+            await under_way.wait()
+        head = self._cache.get(listed.key, listed.etag)
+        if head is not None:
+            return _Read(listed.etag, head)
+        fetched = self._fetching[name] = asyncio.Event()
+        try:
+            return await self._fetch(listed)
+        finally:
+            self._fetching.pop(name, None)
+            fetched.set()
+
+    async def _fetch(self, listed: Listed) -> _Read | None:
         found = await self._store.get(listed.key, first_bytes=HEAD_BYTES)
         if found is None:
             return None  # deleted since it was listed: with its whole generation, which the pointer will tell
         head = objects.decode_head(found.body, listed.key)
         self._cache.keep(listed.key, found.etag, head)
-        return TaggedHead(found.etag, head)
+        return _Read(found.etag, head)
 
     async def _summary(self, generation: int, country: CountrySlug, date: dt.date) -> Summary | None:
         key = keys.summary(generation, date, country)
@@ -181,6 +236,10 @@ class SummaryReader:
         key = keys.manifest(date, city_id)
         found = await self._store.get(key)
         return objects.decode(Manifest, found.body, key) if found else None
+
+
+def _tag_of(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()  # no key and no ETag has a line break in it
 
 
 def _entry_bytes(key: str, etag: str) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, NewType, Protocol
 
@@ -18,6 +17,7 @@ from litestar.response import Stream
 
 from services.api import examples, formats
 from services.api.access import CALLER, SCOPE, Access, Scope
+from services.api.answers import Answers, Body, beside_the_loop
 from services.api.compression import CODINGS, IDENTITY, coded_parts
 from services.api.errors import NothingThere, shown
 from services.api.first_version import accept_first_version
@@ -46,7 +46,7 @@ LISTED_REQUESTS_MAX = 500
 LISTED_FILES_MAX = 1_000
 LEDGER_CITIES_MAX = 1_000
 AT_ONCE_MAX = 2_000
-"""Country-days of an answer that is made whole; a longer one is sent as it is made."""
+"""Country-days of an answer that is made whole, each time; a longer one is sent as it is made, and kept."""
 
 DaysMax = NewType("DaysMax", int)
 
@@ -63,6 +63,7 @@ RangesPort = NamedDependency[SkipValidation[RangeRequests]]
 FollowingPort = NamedDependency[SkipValidation[Following]]
 QuarantinePort = NamedDependency[SkipValidation[ReadQuarantine]]
 ReaderPort = NamedDependency[SkipValidation[SummaryReader]]
+AnswersPort = NamedDependency[SkipValidation[Answers]]
 
 _AN_ID = Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")
 RequestIdParameter = Annotated[str, PathParameter(description="The id that the request was given.", examples=[_AN_ID])]
@@ -433,6 +434,7 @@ async def statistics_by_country(
     *,
     request: Request[Any, Any, Any],
     reader: ReaderPort,
+    answers: AnswersPort,
     days_max: NamedDependency[SkipValidation[DaysMax]],
     from_: Annotated[dt.date, _date("from", "The first day.", "2024-05-01")],
     to: Annotated[dt.date, _date("to", "The last day, included.", "2024-05-31")],
@@ -462,28 +464,43 @@ async def statistics_by_country(
     days = date_range(from_, to, days_max=days_max)
     form = media_type(request.headers.get("accept", ""), formats.MEDIA_TYPES)
     coding = content_coding(request.headers.get("accept-encoding", ""), CODINGS)
-    tagged = await reader.heads(days, None if country is None else CountrySlug(country))
     query = (days.first.isoformat(), days.last.isoformat(), country or "", detail or "")
-    summaries = sorted(f"{head.date} {head.country} {etag}" for etag, head in tagged)
-    etag = strong_etag([formats.VERSION, *query, form, coding, *summaries])
+    known = request.headers.get("if-none-match", "")
+
+    body: Body | None = None
+
+    def etag_of(tag: str) -> str:
+        return strong_etag([formats.VERSION, *query, form, coding, tag])
+
+    def suffices(tag: str) -> bool:
+        nonlocal body
+        body = answers.find(etag_of(tag))
+        return body is not None or is_known(known, etag_of(tag))
+
+    reading = await reader.read(days, None if country is None else CountrySlug(country), suffices=suffices)
+    etag = etag_of(reading.tag)
     headers = {"ETag": etag, "Vary": "Accept, Accept-Encoding", "Cache-Control": "no-cache"}
-    if is_known(request.headers.get("if-none-match", ""), etag):
+    if is_known(known, etag):
         return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
 
     if coding != IDENTITY:
         headers["Content-Encoding"] = coding
-    countries = country_stats((head for _, head in tagged), days, detailed=detail == "full")
-    parts = coded_parts(formats.written(countries, form, detailed=detail == "full"), coding)
-    if len(tagged) <= AT_ONCE_MAX:
-        body = await asyncio.to_thread(b"".join, parts)
-        return Response(body, media_type=formats.content_type(form), headers=headers)
-    return Stream(_beside_the_loop(parts), media_type=formats.content_type(form), headers=headers)
-
-
-async def _beside_the_loop(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield parts that each take long enough to make to hold up the event loop."""
-    while (part := await asyncio.to_thread(next, parts, None)) is not None:
-        yield part
+    content_type = formats.content_type(form)
+    if reading.heads is not None:
+        body = answers.find(etag)  # another client's, begun since
+    if body is None:
+        heads = reading.heads or []
+        countries = country_stats(heads, days, detailed=detail == "full")
+        parts = coded_parts(formats.written(countries, form, detailed=detail == "full"), coding)
+        if len(heads) <= AT_ONCE_MAX:
+            return Response(await asyncio.to_thread(b"".join, parts), media_type=content_type, headers=headers)
+        expected_bytes = len(heads) * formats.bytes_of_day(detailed=detail == "full", compressed=coding != IDENTITY)
+        body = answers.begin(etag, parts, expected_bytes=expected_bytes)
+        if body is None:
+            return Stream(beside_the_loop(parts), media_type=content_type, headers=headers)
+    if body.done:
+        headers["Content-Length"] = str(body.size_bytes)
+    return Stream(body.parts(), media_type=content_type, headers=headers)
 
 
 @get(

@@ -23,8 +23,12 @@ _Key = Annotated[
     str | None,
     typer.Option("--key", envvar="TRIPFOLD_API_KEY", help="The API key. Better in the variable: others see commands."),
 ]
-_First = Annotated[dt.datetime, typer.Option("--from", formats=["%Y-%m-%d"], help="The first day.")]
-_Last = Annotated[dt.datetime, typer.Option("--to", formats=["%Y-%m-%d"], help="The last day, included.")]
+_First = Annotated[
+    dt.datetime, typer.Option("--from", metavar="YYYY-MM-DD", formats=["%Y-%m-%d"], help="The first day.")
+]
+_Last = Annotated[
+    dt.datetime, typer.Option("--to", metavar="YYYY-MM-DD", formats=["%Y-%m-%d"], help="The last day, included.")
+]
 _Id = Annotated[str, typer.Argument(help="The id of a request, or of a range of dates.", show_default=False)]
 
 
@@ -147,7 +151,7 @@ def stats(
     Example: tripfold stats --from 2024-05-01 --to 2024-05-31 --format csv > may.csv
     """
     from services.client.api import ApiClient
-    from services.client.figures import decode_statistics, table_of, table_of_days
+    from services.client.figures import decode_statistics, print_statistics, print_whole, table_of_days
 
     async def run() -> bool:
         media_type = {Format.CSV: "text/csv"}.get(format_, "application/json")
@@ -162,9 +166,9 @@ def stats(
             what = f"{country} from" if country else "any country from"
             console.print(f"there is no data of {what} {first:%Y-%m-%d} to {last:%Y-%m-%d}", highlight=False)
         elif country is None:
-            console.print(table_of(statistics), highlight=False)
+            print_statistics(statistics, console)
         else:
-            console.print(table_of_days(statistics[country]), highlight=False)
+            print_whole(table_of_days(statistics[country]), console)
         return True
 
     _end(run())

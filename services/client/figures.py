@@ -8,9 +8,13 @@ from typing import Annotated
 
 import msgspec
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 SPARKLINE_WIDTH_MAX = 31
+SPARKLINE_WIDTHS = (SPARKLINE_WIDTH_MAX, 20, 12, 0)  # from where there is much room to where there is little
+WIDTH_MAX = 1_000
 BARS = "▁▂▃▄▅▆▇█"
 NO_DATA = "·"
 
@@ -68,20 +72,47 @@ def _columns(values: Sequence[float | None], width: int) -> list[float | None]:
     return columns
 
 
-def table_of(statistics: Statistics) -> Table:
-    """Return a line for each country: its totals over the range, and how they went from day to day."""
-    table = _table(
-        "country", "delay by day", "delay (s)", "passengers by day", "passengers", "buses", "accidents", "days"
-    )
+def print_statistics(statistics: Statistics, console: Console) -> None:
+    """Print a line for each country, with sparklines as long as there is room for, or none.
+
+    A figure is never cut: a line that is too long even so is the terminal's to wrap.
+    """
+    for width in SPARKLINE_WIDTHS:
+        table = table_of(statistics, width=width)
+        if width_of(table, console) <= console.width:
+            break
+    print_whole(table, console)
+
+
+def print_whole(table: Table, console: Console) -> None:
+    """Print a table as wide as it is, for a terminal to wrap if it is too wide."""
+    console.width = max(console.width, width_of(table, console))
+    console.print(table, highlight=False)
+
+
+def width_of(table: Table, console: Console) -> int:
+    """Return how many columns a table takes where there is room for all of it."""
+    return Measurement.get(console, console.options.update(max_width=WIDTH_MAX), table).maximum
+
+
+def table_of(statistics: Statistics, *, width: int = SPARKLINE_WIDTH_MAX) -> Table:
+    """Return a line for each country: its totals over the range, and how they went from day to day.
+
+    ``width`` is that of the sparklines; 0: there are none.
+    """
+    by_day = [f"{what}by day" if width else None for what in (("delay ", "passengers ") if width > 16 else ("", ""))]
+    table = _table("country", by_day[0], "delay (s)", by_day[1], "passengers", "buses", "accidents", "days")
     for country, days in statistics.items():
         known = [day for day in days.values() if day.known]
         buses = sum(day.bus_count for day in known)
         delay_s = sum(day.delay_total_ms for day in known) / buses / 1000 if buses else 0.0
+        delays_s = [day.average_delay_s if day.known else None for day in days.values()]
+        carried = [float(day.passenger_count) if day.known else None for day in days.values()]
         table.add_row(
             country,
-            sparkline([day.average_delay_s if day.known else None for day in days.values()]),
+            *([sparkline(delays_s, width=width)] if width else []),
             f"{delay_s:,.3f}",
-            sparkline([float(day.passenger_count) if day.known else None for day in days.values()]),
+            *([sparkline(carried, width=width)] if width else []),
             f"{sum(day.passenger_count for day in known):,}",
             f"{buses:,}",
             f"{sum(day.accident_count for day in known):,}",
@@ -110,9 +141,9 @@ def table_of_days(days: dict[dt.date, Day]) -> Table:
     return table
 
 
-def _table(*headings: str) -> Table:
+def _table(*headings: str | None) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for place, heading in enumerate(headings):
+    for place, heading in enumerate(heading for heading in headings if heading is not None):
         text = place == 0 or "by day" in heading or heading in {"", "cities", "days"}
         table.add_column(heading, justify="left" if text else "right", no_wrap=True)
     return table

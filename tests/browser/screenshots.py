@@ -16,6 +16,7 @@ from shared.objects import Failure, RequestRecord
 from tests.browser.conftest import DEADLINE_MS, chromium
 from tests.serving import served
 from tests.unit.api_world import DAY, NOW, World, planned, stats
+from tests.unit.test_api_quarantine import report_of, write_report
 from tests.unit.test_api_requests import record_of, write
 
 LONG_NAME = "the-united-kingdom-of-great-britain-and-northern-ireland"
@@ -76,6 +77,7 @@ def take(browser: Browser, folder: Path) -> None:
     month = DAY + dt.timedelta(days=30)
     usual = filled(list(NAMES), 31, provisional=2)
     requests_of_every_kind(usual)
+    write_report(usual, report_of("9"))
     year = filled([f"country-{number:03d}" for number in range(200)], 365)
     long = filled([LONG_NAME, *NAMES], 7)
     last = DAY + dt.timedelta(days=364)
@@ -84,7 +86,8 @@ def take(browser: Browser, folder: Path) -> None:
         ("month-dark", usual, f"?from={DAY}&to={month}", 1180, "dark"),
         ("phone", usual, f"?from={DAY}&to={month}", 390, "light"),
         ("three-days", usual, "?from=2024-05-01&to=2024-05-03", 1180, "light"),
-        ("year-of-200", year, f"?from={DAY}&to={last}", 1180, "light"),
+        ("year-of-200", year, f"?from={DAY}&to={last}", 1440, "light"),
+        ("year-on-a-phone", year, f"?from={DAY}&to={last}", 390, "light"),
         ("three-days-of-200", year, "?from=2024-05-01&to=2024-05-03", 1180, "light"),
         ("long-name", long, "?from=2024-05-01&to=2024-05-07", 1180, "light"),
         ("long-name-phone", long, "?from=2024-05-01&to=2024-05-07", 390, "dark"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 
 import msgspec
 import pytest
@@ -16,6 +17,7 @@ from shared.objects import CityUnderWay, Failure, RequestRecord
 from shared.topics import Topic
 from tests.serving import served
 from tests.unit.api_world import DAY, NOW, World, manifest_of, planned, stats
+from tests.unit.test_api_quarantine import report_of, write_report
 from tests.unit.test_api_requests import record_of, write
 
 NEXT_DAY = DAY + dt.timedelta(days=1)
@@ -235,11 +237,108 @@ def test_a_key(world: World, page: Page) -> None:
         page.goto("about:blank")
 
 
+def test_progress_with_a_key(world: World, page: Page) -> None:
+    """Where a key is needed progress is streamed all the same, and the key stands in no address."""
+    running = under_way()
+    write(world, running)
+    key = mint_key()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    with served(world, api_access="keys", api_keys=f"page:read:{digest_of(key)}") as address:
+        page.goto(f"{address}/{RANGE}")
+        page.get_by_label("API key").fill(key)
+        page.get_by_role("button", name="Use this key").click()
+        row = page.locator(".requests > li")
+        expect(row).to_contain_text("running")
+        page.route("**/process-requests?limit=*", lambda route: route.abort())
+        write(world, msgspec.structs.replace(running, version=6, trips_done=500))
+        expect(row).to_contain_text("506 trips")
+        page.goto("about:blank")
+    assert [url for url in asked if key in url] == []
+
+
 def test_a_refused_range(world: World, page: Page, address: str) -> None:
     """What the API says of a range it refuses is what the page says."""
     fill(world)
     page.goto(f"{address}/?from=2024-05-02&to=2024-05-01")
     expect(page.locator("#answer").get_by_role("alert")).to_contain_text("swap the two")
+
+
+def test_refused_files(world: World, page: Page, address: str) -> None:
+    """Files of the range that were refused are shown with why, their bad records and where they lie; of no other days.
+
+    Without any, nothing is said of them.
+    """
+    fill(world)
+    page.goto(f"{address}/{RANGE}")
+    expect(cell(page, "Armenia", 1)).to_be_visible()
+    refused = page.get_by_role("region", name="Refused files")
+    expect(refused).to_be_hidden()
+    report = report_of("7")
+    write_report(world, report)
+    write_report(world, report_of("8", dt.date(2024, 6, 1)))
+    page.reload()
+    expect(refused.locator(".refused > li")).to_have_count(1)
+    expect(refused).to_contain_text(report.reason)
+    refused.locator("summary").click()
+    expect(refused).to_contain_text(report.key)
+    expect(refused).to_contain_text(report.reported[0].reason)
+
+
+def test_what_breaks_off(world: World, page: Page, address: str) -> None:
+    """Numbers that do not all come are not shown as if they were all."""
+    fill(world)
+    broken = '{"country":"armenia","date":"2024-05-01","bus_count":1'
+    page.route("**/country-stats?*", lambda route: route.fulfill(body=broken, content_type="application/x-ndjson"))
+    page.goto(f"{address}/{RANGE}")
+    expect(page.locator("#answer").get_by_role("alert")).to_contain_text("The service did not send all of them.")
+
+
+def test_the_service_is_gone(world: World, page: Page, address: str) -> None:
+    """When the service goes away in mid-use the page says so; the requests stay, and once it is back, so is the map."""
+    fill(world)
+    write(world, ended(under_way()))
+    page.goto(f"{address}/{RANGE}")
+    expect(cell(page, "Armenia", 1)).to_be_visible()
+    page.route("**/country-stats?*", lambda route: route.abort())
+    page.get_by_role("button", name="Later").click()
+    alert = page.locator("#answer").get_by_role("alert")
+    expect(alert).to_contain_text("The service cannot be reached")
+    expect(page.locator(".requests > li")).to_have_count(1)
+    page.unroute("**/country-stats?*")
+    page.get_by_role("button", name="Earlier").click()
+    expect(cell(page, "Armenia", 1)).to_be_visible()
+
+
+def test_axes(world: World, page: Page, address: str) -> None:
+    """The axes are marked at round values, in one unit, and at days that lie equally far apart."""
+    for number in range(31):
+        world.fold_in(stats("armenia", DAY + dt.timedelta(days=number), delay_total_ms=(number - 3) * 80_000))
+    page.goto(f"{address}/?from=2024-05-01&to=2024-05-31")
+    ticks = page.locator(".chart .tick")
+    expect(ticks.first).to_be_visible()
+    marks = ticks.all_text_contents()
+    assert marks[:6] == ["−1 min", "0 s", "1 min", "2 min", "3 min", "4 min"]
+    days = [int(text.removesuffix(" May")) for text in marks if text.endswith(" May")]
+    assert len(days) > 5
+    assert len({later - earlier for earlier, later in itertools.pairwise(days)}) == 1
+    page.get_by_label("Accidents", exact=True).check(force=True)
+    assert ticks.all_text_contents()[:2] == ["0", "1"]
+
+
+def test_a_year_fits(world: World, page: Page, address: str) -> None:
+    """A year is seen whole on a screen, and can be moved about on a phone."""
+    for number in range(365):
+        world.fold_in(stats("armenia", DAY + dt.timedelta(days=number)))
+    page.goto(f"{address}/?from=2024-05-01&to=2025-04-30")
+    expect(page.locator(".heatmap tbody td")).to_have_count(365)
+    overflow = "element => element.scrollWidth - element.clientWidth"
+    map_ = page.locator(".scroll:has(.heatmap)")
+    page.set_viewport_size({"width": 1440, "height": 900})
+    assert map_.evaluate(overflow) == 0
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert map_.evaluate(overflow) > 0
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
 def test_first_visit(world: World, page: Page, address: str) -> None:
@@ -317,6 +416,21 @@ CONTRASTS_MIN = """() => {
   probe.remove();
   return Math.min(...found);
 }"""
+
+
+def test_documentation(page: Page, address: str) -> None:
+    """The documentation shows every operation, with the answers it may have, and loads nothing from elsewhere."""
+    requested: list[str] = []
+    faults: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.goto(f"{address}/docs")
+    operations = page.locator(".opblock")
+    expect(operations).to_have_count(13)
+    page.locator(".opblock", has_text="Get the statistics of a range").get_by_role("button").first.click()
+    expect(page.get_by_text("The statistics. With detail=full").first).to_be_visible()
+    assert all(url.startswith((address, "data:", "blob:")) for url in requested)
+    assert faults == []
 
 
 def test_events(page: Page, address: str) -> None:

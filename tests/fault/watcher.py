@@ -43,8 +43,8 @@ class Watcher:
         assert not missing, f"the summaries of {missing} are gone"
         self._raw_objects_are_there()
         self._completed_is_served({summary.country: summary for summary in live})
-        heads = await self._reader.heads(DateRange(DATE, DATE))
-        read = {tagged.head.country: (tagged.head.version, tagged.head.totals) for tagged in heads}
+        heads = (await self._reader.read(DateRange(DATE, DATE))).heads or []
+        read = {head.country: (head.version, head.totals) for head in heads}
         stored = {summary.country: (summary.version, summary.totals) for summary in live}
         assert read == stored, f"a reader sees {read}, and live is {stored}"
 

@@ -220,8 +220,8 @@ class Scene:
     async def _read(self, process: Process) -> None:
         for _ in range(2):
             reader = SummaryReader(GatedStore(self.bucket.store, process), cache_bytes=10_000)
-            heads = await reader.heads(DateRange(DAY, DAY))
-            self.versions.append(sum(tagged.head.version for tagged in heads))
+            heads = (await reader.read(DateRange(DAY, DAY))).heads or []
+            self.versions.append(sum(head.version for head in heads))
 
     async def live_summary(self) -> Summary:
         """Return the live summary, without a call that could wait."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import cramjam
+import msgspec
 import pytest
 
 from services.api import compression, routes
@@ -61,6 +62,17 @@ def test_every_form_says_the_same(client: Client, detail: str) -> None:
     assert list(csv.DictReader(io.StringIO(table))) == [
         {name: cell_of(value) for name, value in line.items()} for line in lines
     ]
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r"])
+def test_names_that_a_spreadsheet_would_compute(world: World, client: Client, begin: str) -> None:
+    """In CSV a name that begins as a formula does is no formula; whatever else is in it is quoted, and stays."""
+    name = f'{begin}HYPERLINK("http://x","a, b")\nc'
+    world.fold_in(msgspec.structs.replace(stats("armenia"), country_name=name))
+    answer = client.get(f"{PATH}&detail=full&country=armenia", headers={"Accept": "text/csv"})
+    (day, _) = csv.DictReader(io.StringIO(answer.text, newline=""))
+    assert day["country_name"] == f"'{name}"
+    assert client.get(f"{PATH}&detail=full").json()["armenia"]["2024-05-01"]["country_name"] == name
 
 
 def cell_of(value: object) -> str:

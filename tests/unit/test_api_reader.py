@@ -12,10 +12,11 @@ from services.aggregate.fold import empty_summary, fold
 from services.api import reader as reader_module
 from services.api.impatience import TookTooLong
 from services.api.ranges import DateRange
-from services.api.reader import HeadCache, SummaryReader, TaggedHead
+from services.api.reader import HeadCache, SummaryReader
 from shared import keys, objects
 from shared.bounded import map_bounded
 from shared.identity import CountrySlug
+from shared.objects import SummaryHead
 from shared.store import Found, Listed, StoreUnavailable
 from tests.unit.api_world import DAY, ObservedStore, World, planned, stats
 
@@ -35,9 +36,18 @@ def heads_read(world: World) -> list[str]:
     return read
 
 
-def trips(heads: list[TaggedHead]) -> dict[tuple[str, str], int]:
+async def heads_of(
+    reader: SummaryReader, days: DateRange = MAY, country: CountrySlug | None = None
+) -> list[SummaryHead]:
+    """Return the heads that a reader finds."""
+    heads = (await reader.read(days, country)).heads
+    assert heads is not None
+    return heads
+
+
+def trips(heads: list[SummaryHead]) -> dict[tuple[str, str], int]:
     """Return the trips by country and date."""
-    return {(head.country, head.date.isoformat()): head.totals.trips for _, head in heads}
+    return {(head.country, head.date.isoformat()): head.totals.trips for head in heads}
 
 
 async def test_only_the_range() -> None:
@@ -45,7 +55,7 @@ async def test_only_the_range() -> None:
     world = World()
     for day in (1, 2, 3):
         world.fold_in(stats("armenia", dt.date(2024, 5, day), trips=day))
-    heads = await reader_of(world).heads(DateRange(dt.date(2024, 5, 2), dt.date(2024, 5, 2)))
+    heads = await heads_of(reader_of(world), DateRange(dt.date(2024, 5, 2), dt.date(2024, 5, 2)))
     assert trips(heads) == {("armenia", "2024-05-02"): 2}
     assert heads_read(world) == [keys.summary(1, dt.date(2024, 5, 2), CountrySlug("armenia"))]
 
@@ -55,8 +65,8 @@ async def test_only_the_country() -> None:
     world = World()
     world.fold_in(stats("armenia"))
     world.fold_in(stats("belgium"))
-    heads = await reader_of(world).heads(MAY, CountrySlug("belgium"))
-    assert [head.country for _, head in heads] == ["belgium"]
+    heads = await heads_of(reader_of(world), MAY, CountrySlug("belgium"))
+    assert [head.country for head in heads] == ["belgium"]
     assert heads_read(world) == [keys.summary(1, DAY, CountrySlug("belgium"))]
 
 
@@ -74,7 +84,7 @@ async def test_only_the_head_is_fetched() -> None:
     world = World(Measuring())
     city_ids = [str(number) for number in range(1_000)]
     world.fold_in(*(stats("armenia", city_id=city_id) for city_id in city_ids), planned("armenia", city_ids=city_ids))
-    ((_, head),) = await reader_of(world).heads(MAY)
+    (head,) = await heads_of(reader_of(world), MAY)
     assert (head.cities_reported, head.totals.trips) == (1_000, 8_000)
     assert sizes == [4096]
 
@@ -85,13 +95,13 @@ async def test_unchanged_summaries_are_not_fetched_again() -> None:
     reader = reader_of(world)
     world.fold_in(stats("armenia", trips=1))
     world.fold_in(stats("belgium", trips=2))
-    assert len(await reader.heads(MAY)) == 2
+    assert len(await heads_of(reader, MAY)) == 2
     heads_read(world)
-    assert len(await reader.heads(MAY)) == 2
+    assert len(await heads_of(reader, MAY)) == 2
     assert heads_read(world) == []
     world.fold_in(stats("belgium", trips=3, revision=6))
     world.fold_in(stats("chad", trips=4))
-    assert trips(await reader.heads(MAY)) == {
+    assert trips(await heads_of(reader, MAY)) == {
         ("armenia", "2024-05-01"): 1,
         ("belgium", "2024-05-01"): 3,
         ("chad", "2024-05-01"): 4,
@@ -113,9 +123,9 @@ async def test_summary_that_changes_after_its_listing() -> None:
     world = World(Changing())
     world.fold_in(stats("armenia", trips=1))
     reader = reader_of(world)
-    assert trips(await reader.heads(MAY)) == {("armenia", "2024-05-01"): 2}
+    assert trips(await heads_of(reader, MAY)) == {("armenia", "2024-05-01"): 2}
     heads_read(world)
-    assert trips(await reader.heads(MAY)) == {("armenia", "2024-05-01"): 2}
+    assert trips(await heads_of(reader, MAY)) == {("armenia", "2024-05-01"): 2}
     assert heads_read(world) == []
 
 
@@ -131,7 +141,7 @@ async def test_summary_that_is_gone_after_its_listing() -> None:
 
     world = World(Deleting())
     world.fold_in(stats("armenia"))
-    assert await reader_of(world).heads(MAY) == []
+    assert await heads_of(reader_of(world), MAY) == []
 
 
 async def test_other_keys_are_passed_over() -> None:
@@ -140,7 +150,7 @@ async def test_other_keys_are_passed_over() -> None:
     world.fold_in(stats("armenia"))
     world.store.write("summaries/generation=1/date=2024-05-01/_SUCCESS", b"")
     world.store.write("summaries/generation=1/date=2024-05-99/country=x.json", b"")
-    assert len(await reader_of(world).heads(MAY)) == 1
+    assert len(await heads_of(reader_of(world), MAY)) == 1
 
 
 async def test_cache_is_bounded() -> None:
@@ -150,16 +160,16 @@ async def test_cache_is_bounded() -> None:
     reader = reader_of(world, cache_bytes=2 * entry_bytes)
     for country in ("armenia", "belgium", "estonia"):
         world.fold_in(stats(country))
-        await reader.heads(MAY, CountrySlug(country))
+        await heads_of(reader, MAY, CountrySlug(country))
     heads_read(world)
-    await reader.heads(MAY, CountrySlug("estonia"))
-    await reader.heads(MAY, CountrySlug("belgium"))
+    await heads_of(reader, MAY, CountrySlug("estonia"))
+    await heads_of(reader, MAY, CountrySlug("belgium"))
     assert heads_read(world) == []
-    await reader.heads(MAY, CountrySlug("armenia"))
+    await heads_of(reader, MAY, CountrySlug("armenia"))
     assert len(heads_read(world)) == 1
-    await reader.heads(MAY, CountrySlug("belgium"))
+    await heads_of(reader, MAY, CountrySlug("belgium"))
     assert heads_read(world) == []
-    await reader.heads(MAY, CountrySlug("estonia"))
+    await heads_of(reader, MAY, CountrySlug("estonia"))
     assert len(heads_read(world)) == 1
 
 
@@ -168,7 +178,7 @@ async def test_no_cache() -> None:
     world = World()
     world.fold_in(stats("armenia"))
     reader = reader_of(world, cache_bytes=0)
-    assert len(await reader.heads(MAY)) == len(await reader.heads(MAY)) == 1
+    assert len(await heads_of(reader, MAY)) == len(await heads_of(reader, MAY)) == 1
     assert len(heads_read(world)) == 2
 
 
@@ -191,9 +201,9 @@ async def test_live_generation() -> None:
     world.fold_in(stats("armenia", trips=1), generation=1)
     world.fold_in(stats("armenia", trips=2), generation=2)
     reader = reader_of(world)
-    assert trips(await reader.heads(MAY)) == {("armenia", "2024-05-01"): 1}
+    assert trips(await heads_of(reader, MAY)) == {("armenia", "2024-05-01"): 1}
     world.make_live(2)
-    assert trips(await reader.heads(MAY)) == {("armenia", "2024-05-01"): 2}
+    assert trips(await heads_of(reader, MAY)) == {("armenia", "2024-05-01"): 2}
 
 
 class FlippingStore(ObservedStore):
@@ -227,14 +237,14 @@ def flipping_world(flips: int) -> World:
 
 async def test_generation_that_changes_while_it_is_read() -> None:
     """When a rebuild goes live while summaries are being read, the answer is of the new generation, whole."""
-    heads = await reader_of(flipping_world(2)).heads(MAY)
+    heads = await heads_of(reader_of(flipping_world(2)), MAY)
     assert trips(heads) == {("belgium", "2024-05-01"): 3}
 
 
 async def test_generation_that_changes_for_ever() -> None:
     """A generation that changes every time is not read for ever."""
     with pytest.raises(StoreUnavailable, match="changed"):
-        await reader_of(flipping_world(1_000)).heads(MAY)
+        await heads_of(reader_of(flipping_world(1_000)), MAY)
 
 
 async def test_range_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +257,7 @@ async def test_range_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(reader_module, "RANGE_DEADLINE_S", 0.01)
     with pytest.raises(TookTooLong, match="2024-05-01 to 2024-05-31"):
-        await reader_of(World(Silent())).heads(MAY)
+        await heads_of(reader_of(World(Silent())))
 
 
 async def test_bounded_concurrency() -> None:
@@ -267,8 +277,62 @@ async def test_bounded_concurrency() -> None:
     world = World(Slow())
     for day in MAY.dates():
         world.fold_in(stats("armenia", day))
-    assert len(await reader_of(world).heads(MAY)) == 31
+    assert len(await heads_of(reader_of(world), MAY)) == 31
     assert most == reader_module.GETS_AT_ONCE_MAX
+
+
+async def test_readers_that_come_together() -> None:
+    """However many ask at the same time, a month is listed a few times, and no head is fetched twice."""
+    listings: list[str] = []
+
+    class Counting(ObservedStore):
+        async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+            listings.append(prefix)
+            async for listed in super().list(prefix, after=after):
+                yield listed
+
+        async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
+            for _ in range(50):  # so that the others have listed before a head is there
+                await asyncio.sleep(0)
+            return await super().get(key, first_bytes=first_bytes)
+
+    world = World(Counting())
+    for day in MAY.dates():
+        world.fold_in(stats("armenia", day))
+    reader = reader_of(world)
+    readings = await asyncio.gather(*(reader.read(MAY) for _ in range(50)))
+    assert all(len(reading.heads or ()) == 31 for reading in readings)
+    assert len({reading.tag for reading in readings}) == 1
+    assert len(heads_read(world)) == 31
+    assert len(listings) <= 3
+
+
+async def test_a_tag_that_suffices() -> None:
+    """Where the tag suffices nothing is fetched; it changes with the summaries of the range, and with no other."""
+    world = World()
+    world.fold_in(stats("armenia"))
+    reader = reader_of(world)
+    tag, heads = await reader.read(MAY, suffices=lambda _: True)
+    assert heads is None
+    assert heads_read(world) == []
+    world.fold_in(stats("armenia", dt.date(2024, 6, 1)))
+    assert (await reader.read(MAY)).tag == tag
+    world.fold_in(stats("armenia", trips=9, revision=6))
+    changed = (await reader.read(MAY)).tag
+    assert changed != tag
+    world.fold_in(stats("armenia", dt.date(2024, 5, 2)))
+    assert (await reader.read(MAY)).tag not in {tag, changed}
+
+
+async def test_a_rebuild_keeps_the_tag() -> None:
+    """A rebuild that changes no summary leaves the tag as it was."""
+    world = World()
+    world.fold_in(stats("armenia"), generation=1)
+    world.fold_in(stats("armenia"), generation=2)
+    reader = reader_of(world)
+    before = await reader.read(MAY)
+    world.make_live(2)
+    assert (await reader.read(MAY)).tag == before.tag
 
 
 async def test_map_bounded_keeps_the_order() -> None:

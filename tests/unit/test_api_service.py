@@ -18,7 +18,8 @@ from shared.health import Health
 from shared.publishing import KafkaPublisher, LogUnavailable
 from shared.settings import Settings
 from shared.store import StoreUnavailable
-from tests.unit.api_world import Client, World, stats
+from tests.unit.api_world import NOW, Client, World, stats
+from tests.unit.test_api_requests import record_of, write
 
 PROBLEM = "application/problem+json"
 UNUSED_PORT = 1  # nobody listens there
@@ -72,6 +73,41 @@ def test_refusals_of_the_framework(client: Client, method: str, path: str, statu
     assert problem["status"] == status
     assert set(problem) == {"type", "title", "status", "detail"}
     assert ("allow" in answer.headers) == (status == 405)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/docs", "/health/live", "/metrics", "/process-requests", "/country-stats?from=2024-05-01&to2024-05-02"],
+)
+def test_head(client: Client, path: str) -> None:
+    """HEAD is answered by the headers that GET is, and no body."""
+    head, get = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert {**head.headers, "content-length": ""} == {**get.headers, "content-length": ""}
+
+
+def test_head_of_a_stream() -> None:
+    """HEAD on a stream that goes on until a request has ended is answered at once."""
+    world = World()
+    record = record_of(NOW)
+    write(world, record)
+    with world.client() as client:
+        answer = client.head(f"/process-requests/{record.request_id}/events")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+
+def test_allowed_methods(client: Client) -> None:
+    """What takes GET says that it takes HEAD, what does not refuses it, and OPTIONS means nothing by its query."""
+    assert client.put("/country-stats").headers["allow"] == "GET, HEAD, OPTIONS"
+    refused = client.head("/process-request")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "OPTIONS, POST")
+    options = client.options("/country-stats?from=2024-05-01&to=2024-05-02")
+    assert (options.status_code, options.content) == (204, b"")
+    assert options.headers["allow"] == "GET, HEAD, OPTIONS"
+    path = "/process-requests/018f3d2a-5c00-7aaa-8bbb-0123456789ab"
+    assert client.options(path).headers["allow"] == client.put(path).headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
+    assert client.options("/nothing").status_code == 404
 
 
 def test_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:

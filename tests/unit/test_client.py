@@ -18,7 +18,7 @@ from services.api.access import digest_of
 from services.client import api as api_module
 from services.client.api import ApiClient, ApiUnusable, NothingThere
 from services.client.commands import NoDates, parse_dates
-from services.client.figures import decode_statistics, sparkline, table_of, table_of_days
+from services.client.figures import decode_statistics, print_statistics, sparkline, table_of, table_of_days
 from services.client.server_sent import Event, EventStream
 from services.client.watching import watch_requests
 from shared.events import Outcome
@@ -113,6 +113,25 @@ def test_tables() -> None:
     assert "2024-05-01 3 40 2 1.000 ▁ 1/2 provisional" in lines
     assert "2024-05-02 1 40 0 9.000 █ 1/1" in lines
     assert "2024-05-03 · no data" in lines
+
+
+@pytest.mark.parametrize("width", [200, 120, 90, 60, 30])
+def test_narrow_terminals(width: int) -> None:
+    """Where there is little room sparklines get shorter, then go; names and figures are whole on any terminal."""
+    world = World()
+    for place in range(31):
+        world.fold_in(stats("cote-d-ivoire", DAY + dt.timedelta(days=place), trips=1_234, passengers=45_678))
+    with world.client() as client:
+        body = client.get("/country-stats?from=2024-05-01&to=2024-05-31&detail=full").content
+    console = Console(file=io.StringIO(), width=width)
+    print_statistics(decode_statistics(body), console)
+    assert isinstance(console.file, io.StringIO)
+    (line,) = [line for line in console.file.getvalue().splitlines() if "cote-d-ivoire" in line]
+    words = line.split()
+    assert [word for word in words if "▁" not in word][:5] == ["cote-d-ivoire", "0.007", "1,416,018", "38,254", "0"]
+    longest = max((len(word) for word in words if "▁" in word), default=0)
+    assert longest == {200: 31, 120: 12}.get(width, 0)
+    assert len(line.rstrip()) <= max(width, 90)
 
 
 async def test_follows_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 // The REST API, as this page uses it.
 
+import { breath } from "./dom.js";
+
 /** An answer that was not what was asked for, in words for the reader. */
 export class Problem extends Error {
   constructor(title, detail, { status = 0 } = {}) {
@@ -19,35 +21,61 @@ function headers(accept) {
   return { Accept: accept, ...(key && { "X-API-Key": key }) };
 }
 
-async function fetched(path, options = {}) {
+async function answered(path, accept, options) {
   let answer;
   try {
-    answer = await fetch(path, { headers: headers("application/json"), ...options });
+    answer = await fetch(path, { headers: headers(accept), ...options });
   } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Problem("The service cannot be reached", "Is it running, and is this machine connected to it?");
+    throw unreachable(error);
   }
+  if (answer.ok) return answer;
   const body = await answer.json().catch(() => null);
-  if (!answer.ok) {
-    throw new Problem(body?.title ?? `Status ${answer.status}`, body?.detail ?? answer.statusText, answer);
+  throw new Problem(body?.title ?? `Status ${answer.status}`, body?.detail ?? answer.statusText, answer);
+}
+
+function unreachable(error) {
+  if (error.name === "AbortError") return error;
+  return new Problem("The service cannot be reached", "Is it running, and is this machine connected to it?");
+}
+
+const fetched = async (path, options = {}) => (await answered(path, "application/json", options)).json().catch(() => null);
+
+async function* pieces(answer) {
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    yield value;
   }
-  return body;
 }
 
 /** The statistics of a range in another form, as a file. */
 export async function statsFile({ from, to, country }, type) {
   const query = new URLSearchParams({ from, to, detail: "full", ...(country && { country }) });
-  const answer = await fetch(`/country-stats?${query}`, { headers: headers(type) });
-  if (!answer.ok) throw new Problem("The numbers cannot be had", `The service answered ${answer.status}.`, answer);
-  return answer.blob();
+  return (await answered(`/country-stats?${query}`, type)).blob();
 }
 
-/** The statistics of a range, by country slug and date, with all details. */
-export function countryStats({ from, to, country }, signal) {
-  const query = new URLSearchParams({ from, to, detail: "full" });
-  if (country) query.set("country", country);
-  return fetched(`/country-stats?${query}`, { signal });
+/** The country-days of a range, with all details: `ondays` is called with some at a time, sorted, as they come. */
+export async function countryStats({ from, to, country }, signal, ondays) {
+  const query = new URLSearchParams({ from, to, detail: "full", ...(country && { country }) });
+  const answer = await answered(`/country-stats?${query}`, "application/x-ndjson", { signal });
+  let rest = "";
+  try {
+    for await (const piece of pieces(answer)) {
+      const end = piece.lastIndexOf("\n");
+      if (end >= 0) ondays(JSON.parse(`[${(rest + piece.slice(0, end)).replaceAll("\n", ",")}]`));
+      rest = end >= 0 ? piece.slice(end + 1) : rest + piece;
+      await breath();
+    }
+  } catch (error) {
+    throw error instanceof SyntaxError ? error : unreachable(error);
+  }
+  if (rest) throw new Problem("The numbers broke off", "The service did not send all of them.");
 }
+
+/** The files of a range of dates that were refused, at most `limit` of them, and how many there are. */
+export const quarantine = ({ from, to }, limit, signal) =>
+  fetched(`/quarantine?${new URLSearchParams({ from, to, limit })}`, { signal });
 
 /** A page of a country-day's cities; `next` is the path that the page before named. */
 export const ledger = (country, date, next) =>
@@ -62,12 +90,9 @@ export const request = (id) => fetched(`/process-requests/${id}`);
 export async function follow(id, onevent, signal) {
   const answer = await fetch(`/process-requests/${id}/events`, { headers: headers("text/event-stream"), signal });
   if (!answer.ok || !answer.body) return;
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
-    const parts = (rest + value).split("\n\n");
+  for await (const piece of pieces(answer)) {
+    const parts = (rest + piece).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {
       const data = part.split("\n").find((line) => line.startsWith("data: "));
@@ -75,7 +100,6 @@ export async function follow(id, onevent, signal) {
     }
   }
 }
-
 
 /** Ask for the dates from one to another to be processed. */
 export const ask = (from, to) =>

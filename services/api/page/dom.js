@@ -38,10 +38,20 @@ export function notice(kind, title, text, ...actions) {
   );
 }
 
+const SLICE_MS = 12;
+let sliceEnds = 0;
+
+/** Let the browser draw and listen in the midst of long work, if it was kept from that for a while. */
+export async function breath() {
+  if (performance.now() < sliceEnds) return;
+  await new Promise((resume) => setTimeout(resume));
+  sliceEnds = performance.now() + SLICE_MS;
+}
+
 /** Show `text` beside the pointer or the focus, at a place of the window. */
 export function showHint(text, x, y) {
   const hint = document.getElementById("hint");
-  hint.textContent = text;
+  if (hint.textContent !== text) hint.textContent = text;
   hint.hidden = false;
   const { width, height } = hint.getBoundingClientRect();
   hint.style.left = `${Math.max(4, Math.min(x + 14, innerWidth - width - 8))}px`;

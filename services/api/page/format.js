@@ -9,15 +9,29 @@ export const plural = (value, one, many = `${one}s`) => `${count(value)} ${value
 
 /** Seconds, as `61.3 s` or `3 min 20 s`. */
 export function delay(seconds) {
-  if (Math.abs(seconds) < 120) return `${seconds.toFixed(1)} s`;
+  if (Math.abs(seconds) < 120) return `${signed(seconds, seconds.toFixed(1))} s`;
   const rounded = Math.round(Math.abs(seconds));
   const minutes = Math.floor(rounded / 60);
-  return `${seconds < 0 ? "−" : ""}${count(minutes)} min ${rounded % 60} s`;
+  return signed(seconds, `${count(minutes)} min ${rounded % 60} s`);
 }
+
+/** Seconds that are round, as `30 s`, `2 min` or `2 min 30 s`. */
+export function roundDelay(seconds) {
+  const whole = Math.abs(seconds);
+  const parts = [];
+  if (whole >= 60) parts.push(`${count(Math.floor(whole / 60))} min`);
+  if (whole < 60 || whole % 60) parts.push(`${Number((whole % 60).toPrecision(6))} s`);
+  return signed(seconds, parts.join(" "));
+}
+
+/** Seconds that are round, in the unit of a narrow cell. */
+export const secondsOrMore = (seconds) => (Math.abs(seconds) < 1000 ? signed(seconds, `${seconds} s`) : roundDelay(seconds));
+
+const signed = (value, text) => (value < 0 ? `−${text.replace("-", "")}` : text);
 
 /** Seconds, for a narrow cell. */
 export function shortDelay(seconds) {
-  return Math.abs(seconds) < 1000 ? seconds.toFixed(1) : `${(seconds / 60).toFixed(0)} m`;
+  return signed(seconds, Math.abs(seconds) < 1000 ? seconds.toFixed(1) : `${(seconds / 60).toFixed(0)} m`);
 }
 
 /** Bytes, in units of 1,000. */
@@ -52,3 +66,5 @@ const utc = (date) => new Date(`${date}T00:00:00Z`);
 
 export const dayOfWeek = (date) => weekday.format(utc(date));
 export const month = (date) => monthName.format(utc(date));
+export const dayAndMonth = (date) => `${Number(date.slice(8))} ${month(date)}`;
+export const monthAndYear = (date) => `${month(date)} ${date.slice(0, 4)}`;

@@ -1,11 +1,12 @@
 // Country × day, as a table whose cells are coloured: it can be read, heard and walked through with the arrow keys.
 
-import { button, element, hideHint, showHint } from "./dom.js";
+import { breath, button, element, hideHint, showHint } from "./dom.js";
 import { dayOfWeek, month } from "./format.js";
 import { COLOURS, MEASURES, colour, sentence, thresholds } from "./stats.js";
 
 const DAYS_WITH_TEXT_MAX = 16;
 const DAYS_WITH_NUMBERS_MAX = 62;
+const CELLS_AT_ONCE_MAX = 1_500;
 const CELLS_AT_FIRST_MAX = 12_000;
 const ROWS_AT_FIRST_MIN = 10;
 
@@ -23,6 +24,7 @@ export function heatmap({ countries, dates }, measure, onopen) {
     heads(dates),
     body,
   );
+  table.style.setProperty("--days", dates.length);
   const cellOf = (day) => {
     const cell = element("td", { class: day.standing });
     if (day.standing === "none") {
@@ -34,24 +36,24 @@ export function heatmap({ countries, dates }, measure, onopen) {
     if (day.standing === "provisional") cell.append(element("span", { class: "unseen" }, " provisional"));
     return cell;
   };
-  const addRows = (from, to) =>
-    body.append(
-      ...countries
-        .slice(from, to)
-        .map((country) =>
-          element("tr", {}, element("th", { scope: "row", title: country.name }, country.name), country.days.map(cellOf)),
-        ),
-    );
-  addRows(0, rowsAtFirst);
+  const rowsAtOnce = Math.max(1, Math.floor(CELLS_AT_ONCE_MAX / dates.length));
+  const rowOf = (country) =>
+    element("tr", {}, element("th", { scope: "row", title: country.name }, country.name), country.days.map(cellOf));
+  const addRows = async (to) => {
+    while (body.rows.length < to) {
+      body.append(...countries.slice(body.rows.length, Math.min(to, body.rows.length + rowsAtOnce)).map(rowOf));
+      await breath();
+    }
+  };
+  addRows(Math.min(rowsAtFirst, countries.length));
   body.rows[0]?.cells[1]?.setAttribute("tabindex", "0");
-  const rest = countries.length - rowsAtFirst;
   const more =
-    rest > 0
-      ? button(`Show all ${countries.length} countries`, () => {
+    rowsAtFirst < countries.length
+      ? button(`Show all ${countries.length} countries`, async () => {
           more.remove();
-          addRows(rowsAtFirst, countries.length);
-          body.rows[rowsAtFirst].cells[1].setAttribute("tabindex", "-1");
+          await addRows(rowsAtFirst + 1);
           moveTo(table, body.rows[rowsAtFirst].cells[1]);
+          await addRows(countries.length);
         })
       : null;
   listen(table, (cell) => {
@@ -156,20 +158,20 @@ function moveTo(table, cell) {
   cell.focus();
 }
 
-function legend(met, { long }) {
+function legend(met, { bound }) {
   const steps = met.length + 1;
   const label = (place) => {
     if (steps === 1) return "all the same";
-    if (place === 0) return `under ${long(met[0])}`;
-    if (place === steps - 1) return `${long(met.at(-1))} and more`;
-    return `from ${long(met[place - 1])}`;
+    if (place === 0) return `under ${bound(met[0])}`;
+    if (place === steps - 1) return `${bound(met.at(-1))} and more`;
+    return [element("span", { class: "unseen" }, "from "), bound(met[place - 1])];
   };
   const place = (step) => (steps === 1 ? 3 : Math.round((step * (COLOURS - 1)) / (steps - 1)));
   return element(
     "ul",
-    { class: "legend", "aria-label": "What the colours mean" },
+    { class: "legend colours", "aria-label": "What the colours mean" },
     Array.from({ length: steps }, (_, step) =>
-      element("li", {}, element("i", { class: `c${place(step)}` }), label(step)),
+      element("li", { class: "step" }, element("i", { class: `c${place(step)}` }), element("span", {}, label(step))),
     ),
     element("li", {}, element("i", { class: "c2 provisional" }), "provisional: cities are missing"),
     element("li", {}, element("i", { class: "none" }), "no data"),

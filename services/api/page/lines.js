@@ -1,12 +1,15 @@
 // One line for each chosen country, as SVG. What it shows stands in the tables too.
 
 import { drawn, element, hideHint, showHint } from "./dom.js";
+import { dayAndMonth, monthAndYear } from "./format.js";
 import { MEASURES, completeness } from "./stats.js";
 
 export const LINES_MAX = 8;
 const HEIGHT = 260;
 const MARGIN = { top: 12, right: 14, bottom: 26, left: 84 };
-const TICKS = 4;
+const TICKS_MAX = 6;
+const LABEL_WIDTH = 84;
+const DAYS_BY_DAY_MAX = 92;
 const DAYS_WITH_DOTS_MAX = 45;
 
 /** Draw a measure of some countries over the days. It is drawn again whenever its width changes. */
@@ -83,17 +86,14 @@ function across(at, days, width) {
 }
 
 function chart(countries, dates, measure, width) {
-  const { of, short, long, name } = MEASURES[measure];
+  const { of, mark, name } = MEASURES[measure];
   const known = countries.flatMap(({ days }) => days.filter((day) => day.standing !== "none").map(of));
-  const scale = ticksOf(known, measure !== "delay");
+  const scale = ticksOf(known, measure === "delay");
   const x = (at) => across(at, dates.length, width);
   const y = (amount) =>
     HEIGHT - MARGIN.bottom - ((amount - scale[0]) / (scale.at(-1) - scale[0])) * (HEIGHT - MARGIN.top - MARGIN.bottom);
-  const labels = Math.min(dates.length, Math.max(2, Math.floor((width - MARGIN.left) / 110)));
-  const labelled = Array.from({ length: labels }, (_, place) =>
-    labels === 1 ? 0 : Math.round((place * (dates.length - 1)) / (labels - 1)),
-  );
-  const anchor = (at) => (dates.length === 1 ? "middle" : at === 0 ? "start" : at === dates.length - 1 ? "end" : "middle");
+  const labels = labelsOf(dates, Math.max(2, Math.floor((width - MARGIN.left) / LABEL_WIDTH)));
+  const anchor = (at) => (dates.length > 1 && x(at) > width - LABEL_WIDTH / 2 ? "end" : "middle");
   return drawn(
     "svg",
     {
@@ -108,9 +108,14 @@ function chart(countries, dates, measure, width) {
     },
     scale.map((tick) => [
       drawn("path", { class: "gridline", d: `M${MARGIN.left} ${y(tick)}H${width - MARGIN.right}` }),
-      drawn("text", { class: "tick", x: MARGIN.left - 8, y: y(tick) + 4, "text-anchor": "end" }, (measure === "delay" ? long : short)(tick)),
+      drawn("text", { class: "tick", x: MARGIN.left - 8, y: y(tick) + 4, "text-anchor": "end" }, mark(tick)),
     ]).flat(),
-    labelled.map((at) => drawn("text", { class: "tick", x: x(at), y: HEIGHT - 6, "text-anchor": anchor(at) }, dates[at])),
+    labels
+      .map(({ at, text }) => [
+        drawn("path", { class: "gridline", d: `M${x(at)} ${HEIGHT - MARGIN.bottom}v4` }),
+        drawn("text", { class: "tick", x: x(at), y: HEIGHT - 6, "text-anchor": anchor(at) }, text),
+      ])
+      .flat(),
     countries.map((country, order) => line(country, order, of, x, y)).flat(),
     drawn("path", { class: "crosshair", hidden: true }),
   );
@@ -132,10 +137,10 @@ function line({ days }, order, of, x, y) {
     }
     before = there;
   });
-  return [drawn("path", { class: `line l${order}`, d: path }), ...dots];
+  return [drawn("path", { class: `line l${order}${days.length > DAYS_BY_DAY_MAX ? " thin" : ""}`, d: path }), ...dots];
 }
 
-function ticksOf(values, fromZero) {
+function ticksOf(values, inTime) {
   let low = Math.min(...values.slice(0, 1));
   let high = low;
   for (const one of values) {
@@ -143,12 +148,31 @@ function ticksOf(values, fromZero) {
     high = Math.max(high, one);
   }
   if (!Number.isFinite(low)) [low, high] = [0, 1];
-  if (fromZero) low = Math.min(0, low);
+  if (!inTime) low = Math.min(0, low);
   if (low === high) high = low + 1;
-  const rough = (high - low) / TICKS;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+  const step = stepOf((high - low) / TICKS_MAX, inTime);
   const first = Math.floor(low / step);
   const last = Math.ceil(high / step);
   return Array.from({ length: last - first + 1 }, (_, place) => Number(((first + place) * step).toPrecision(12)));
+}
+
+// At least `least`, and round: whole for counts, a part or a multiple of minutes for times.
+function stepOf(least, inTime) {
+  const power = 10 ** Math.floor(Math.log10(least));
+  const decimal = [1, 2, 5, 10].find((factor) => factor * power >= least) * power;
+  if (!inTime) return Math.max(1, decimal);
+  return least > 10 ? (STEPS_OF_TIME_S.find((step) => step >= least) ?? decimal) : decimal;
+}
+
+const STEPS_OF_TIME_S = [15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400];
+
+// Days at an even distance; of a longer range, first days of months.
+function labelsOf(dates, most) {
+  if (dates.length <= DAYS_BY_DAY_MAX) {
+    const step = [1, 2, 3, 4, 5, 7, 10, 14, 21, 28].find((days) => dates.length / days <= most) ?? 46;
+    return dates.map((date, at) => ({ at, text: dayAndMonth(date) })).filter(({ at }) => at % step === 0);
+  }
+  const firsts = dates.map((date, at) => ({ at, text: monthAndYear(date), date })).filter(({ date }) => date.endsWith("-01"));
+  const step = [1, 2, 3, 6, 12, 24, 60, 120].find((months) => firsts.length / months <= most) ?? 240;
+  return firsts.filter((_, place) => place % step === 0);
 }

@@ -6,8 +6,9 @@ import { button, element, hideHint, notice, tell } from "./dom.js";
 import { count, daysIn, delay, moved, plural } from "./format.js";
 import { heatmap } from "./heatmap.js";
 import { LINES_MAX, lines } from "./lines.js";
+import { showQuarantine } from "./quarantine.js";
 import { watchRequests } from "./requests.js";
-import { MEASURES, arranged } from "./stats.js";
+import { Gathered, MEASURES } from "./stats.js";
 import { countriesTable, daysTable } from "./tables.js";
 
 const LINES_AT_FIRST = 5;
@@ -45,6 +46,7 @@ async function load({ quietly = false } = {}) {
   loading?.abort();
   loading = new AbortController();
   const { signal } = loading;
+  showQuarantine(shown, signal);
   answer.setAttribute("aria-busy", "true");
   if (!quietly) {
     const slow = setTimeout(() => answer.replaceChildren(element("p", { class: "loading" }, "Reading the statistics…")), QUIET_MS);
@@ -53,7 +55,9 @@ async function load({ quietly = false } = {}) {
   }
   const mine = loading;
   try {
-    show(arranged(await countryStats(shown, signal)));
+    const gathered = new Gathered();
+    await countryStats(shown, signal, (days) => gathered.add(days));
+    show(gathered.arranged());
     tell(`Statistics from ${shown.from} to ${shown.to}.`);
   } catch (problem) {
     if (problem.name === "AbortError") return;

@@ -1,12 +1,12 @@
 // What the statistics say, ready to be shown. Pure: no element, no request, no clock.
 
-import { count, delay, plural, short, shortDelay } from "./format.js";
+import { count, delay, plural, roundDelay, secondsOrMore, short, shortDelay } from "./format.js";
 
 export const MEASURES = {
-  delay: { name: "Average delay", of: (day) => day.average_delay_s, long: delay, short: shortDelay },
-  passengers: { name: "Passengers", of: (day) => day.passenger_count, long: count, short },
-  buses: { name: "Buses", of: (day) => day.bus_count, long: count, short },
-  accidents: { name: "Accidents", of: (day) => day.accident_count, long: count, short },
+  delay: { name: "Average delay", of: (day) => day.average_delay_s, long: delay, short: shortDelay, mark: roundDelay, bound: secondsOrMore },
+  passengers: { name: "Passengers", of: (day) => day.passenger_count, long: count, short, mark: short, bound: short },
+  buses: { name: "Buses", of: (day) => day.bus_count, long: count, short, mark: short, bound: short },
+  accidents: { name: "Accidents", of: (day) => day.accident_count, long: count, short, mark: short, bound: short },
 };
 
 export const COLOURS = 7;
@@ -17,29 +17,47 @@ export function standing(day) {
   return day.complete ? "complete" : "provisional";
 }
 
-/** Arrange an answer of the API: countries by name, each with its days in order and its totals. */
-export function arranged(answer) {
-  const countries = Object.entries(answer).map(([slug, byDate]) => {
-    const days = Object.entries(byDate).map(([date, day]) => ({ date, ...day, standing: standing(day) }));
-    return { slug, name: days.at(-1)?.country_name ?? slug, days, total: total(days) };
-  });
-  countries.sort((one, other) => one.name.localeCompare(other.name, "en"));
-  return { countries, dates: countries[0]?.days.map((day) => day.date) ?? [], total: total(countries.flatMap((country) => country.days)) };
+/** Gathers country-days as they come, sorted by country and date. */
+export class Gathered {
+  #bySlug = new Map();
+
+  add(days) {
+    for (const day of days) {
+      day.standing = standing(day);
+      const known = this.#bySlug.get(day.country);
+      if (known) known.push(day);
+      else this.#bySlug.set(day.country, [day]);
+    }
+  }
+
+  /** Countries by name, each with its days in order and its totals. */
+  arranged() {
+    const countries = [...this.#bySlug].map(([slug, days]) => {
+      return { slug, name: days.at(-1).country_name, days, total: total(days) };
+    });
+    countries.sort((one, other) => byName.compare(one.name, other.name));
+    return {
+      countries,
+      dates: countries[0]?.days.map((day) => day.date) ?? [],
+      total: total(countries.flatMap(({ days }) => days)),
+    };
+  }
 }
+
+const byName = new Intl.Collator("en");
 
 /** Add days up. Sums are of integers, and the average is of the sums: exact, like the days themselves. */
 export function total(days) {
-  const sum = (field) => days.reduce((all, day) => all + day[field], 0);
-  const buses = sum("bus_count");
-  return {
-    bus_count: buses,
-    passenger_count: sum("passenger_count"),
-    accident_count: sum("accident_count"),
-    average_delay_s: buses ? sum("delay_total_ms") / buses / 1000 : 0,
-    complete: days.filter((day) => day.standing === "complete").length,
-    provisional: days.filter((day) => day.standing === "provisional").length,
-    none: days.filter((day) => day.standing === "none").length,
-  };
+  const sums = { bus_count: 0, passenger_count: 0, accident_count: 0, complete: 0, provisional: 0, none: 0 };
+  let delayMs = 0;
+  for (const day of days) {
+    sums.bus_count += day.bus_count;
+    sums.passenger_count += day.passenger_count;
+    sums.accident_count += day.accident_count;
+    sums[day.standing] += 1;
+    delayMs += day.delay_total_ms;
+  }
+  return { ...sums, average_delay_s: sums.bus_count ? delayMs / sums.bus_count / 1000 : 0 };
 }
 
 /** Where the colours of a scale meet: at most six values, so that each colour has about as many days. */
