@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Contribution(msgspec.Struct, frozen=True, kw_only=True):
+class Contribution(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The four sums of one file, or of several files added together.
 
     ``delay_total_ms`` is in whole milliseconds and negative when departures were early on the whole.
