@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import typer
+import uvloop
 from rich.console import Console
 from rich.markup import escape
 
@@ -34,7 +35,8 @@ def command_settings() -> Settings:
 def run_command(work: Coroutine[Any, Any, _Result]) -> _Result:
     """Run a command's work. What cannot be read in the bucket is told as an OperatorError."""
     try:
-        return asyncio.run(work)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the services: a rebuild is long work
+            return runner.run(work)
     except CorruptObject as error:
         raise OperatorError(str(error)) from error
 
