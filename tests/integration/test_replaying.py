@@ -21,7 +21,7 @@ import msgspec
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from services.aggregate.replay import KafkaReplay
+from services.aggregate.replay import FETCH_BYTES_MAX, KafkaReplay
 from services.local.embedded import EmbeddedServices
 from shared import events, keys, objects
 from shared.bounded import map_bounded
@@ -110,6 +110,21 @@ async def opened(settings: Settings) -> AsyncIterator[tuple[S3Store, KafkaPublis
         await store.create_bucket()
         await apply_topics(settings)
         yield store, publisher
+
+
+async def test_a_record_may_be_larger_than_a_fetch(settings: Settings) -> None:
+    """A record that is longer than what is fetched at once is read, whole and in its place among the others."""
+    await apply_topics(settings)
+    values = [b"1" * size for size in (10, 3 * FETCH_BYTES_MAX, 10, FETCH_BYTES_MAX, 10)]
+    async with KafkaPublisher(settings, source="test") as publisher:
+        for value in values:
+            await publisher.publish_record(Topic.CITY_STATS, key=b"2024-05-01/armenia/1", value=value, headers=())
+    replay = KafkaReplay(settings, Topic.CITY_STATS, with_headers=False)
+    try:
+        assert await replay.take_end() == len(values)
+        assert [record.value async for batch in replay.read() for record in batch] == values
+    finally:
+        await replay.close()
 
 
 async def test_a_rebuild_that_is_killed_changes_nothing(settings: Settings) -> None:
