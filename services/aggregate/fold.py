@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from shared.contribution import Contribution
+from shared.contribution import Contribution, total_of
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, Event
 from shared.identity import CityId, CountrySlug
 from shared.objects import LedgerEntry, PlanChunks, Summary
@@ -165,22 +165,17 @@ def _with_totals(
     ledger: dict[CityId, LedgerEntry],
     plans: tuple[PlanChunks, ...],
 ) -> Summary:
-    # A country may have 10,000 cities: their sums are plain integers until they are told.
-    version = trips = passengers = accidents = delay_total_ms = 0
-    reported = set()
+    version = 0
+    contributions: dict[CityId, Contribution] = {}
     last_ingested_at: dt.datetime | None = None
     for city_id, entry in ledger.items():
         version += entry.revision
-        contribution = entry.contribution
-        if contribution is None:
+        if entry.contribution is None:
             continue
-        reported.add(city_id)
-        trips += contribution.trips
-        passengers += contribution.passengers
-        accidents += contribution.accidents
-        delay_total_ms += contribution.delay_total_ms
+        contributions[city_id] = entry.contribution
         if entry.ingested_at is not None and _is_later(entry.ingested_at, last_ingested_at):
             last_ingested_at = entry.ingested_at
+    reported = contributions.keys()
     plan = _in_force(plans)
     expected = {city for cities in plan.cities.values() for city in cities} if plan else set()
     plan_revision = plan.revision if plan else 0
@@ -189,7 +184,7 @@ def _with_totals(
         country=country,
         country_name=name,
         version=version + plan_revision,
-        totals=Contribution(trips=trips, passengers=passengers, accidents=accidents, delay_total_ms=delay_total_ms),
+        totals=total_of(list(contributions.values())),
         has_data=bool(reported),
         cities_reported=len(expected & reported),
         cities_expected=len(expected),
