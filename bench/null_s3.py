@@ -1,12 +1,13 @@
 """An S3 that throws the trip files away: what Tripfold can do when the store is not what limits it.
 
-Small objects (manifests, plans, summaries) are kept, with compare-and-swap, so that the services run against it. Raw
-objects are received, counted and forgotten; nothing is signed, checked or written to a disk. ``GET /?calls`` tells how
-often each operation was called.
+Small objects (manifests, plans, summaries) are kept in memory and listed, with compare-and-swap, so that the services
+run against it. Raw objects are received, counted and forgotten; no signature is checked, nothing is written to a disk.
+``GET /?calls`` tells how often each operation was called.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import itertools
 import json
@@ -17,6 +18,7 @@ import threading
 from collections import Counter
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
 
 HEAD_BYTES_MAX: Final = 65_536
 RECEIVE_BYTES: Final = 1024 * 1024
@@ -39,6 +41,7 @@ class NullS3(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", 0), _Connection)
         self.lock = threading.Lock()
         self.kept: dict[str, tuple[bytes, str]] = {}  # by bucket and key
+        self.names: list[str] = []  # those of what is kept, in order
         self.part_sizes_bytes: list[int] = []
         self.etags = (f'"{number:032x}"' for number in itertools.count(1))
         self.calls: Counter[str] = Counter()
@@ -77,7 +80,7 @@ class _Connection(socketserver.BaseRequestHandler):
         body = self._take_body(int(length[1]) if length else 0, keep=not key.startswith("raw/"))
         if "uploadId" in query and method == "PUT":
             self.server.part_sizes_bytes.append(int(length[1]) if length else 0)
-        self._reply(method, path if key else "", query, head, body)
+        self._reply(method, path, query, head, body)
         return True
 
     def _take_body(self, size_bytes: int, *, keep: bool) -> bytes:
@@ -95,10 +98,11 @@ class _Connection(socketserver.BaseRequestHandler):
         return b"".join(kept)
 
     def _reply(self, method: str, path: str, query: dict[str, list[str]], head: bytes, body: bytes) -> None:
+        bucket, _, key = path.partition("/")
         match method:
             case "PUT" if "uploadId" in query:
                 self._send("UploadPart", 200, etag=next(self.server.etags))
-            case "PUT" if path:
+            case "PUT" if key:
                 self._put(path, head, body)
             case "PUT":
                 self._send("CreateBucket", 200)
@@ -108,10 +112,10 @@ class _Connection(socketserver.BaseRequestHandler):
                 self._send("CompleteMultipartUpload", 200, _xml("CompleteMultipartUploadResult", ETag='"1-1"'))
             case "GET" if "calls" in query:
                 self._send("calls", 200, json.dumps(self.server.calls).encode())
-            case "GET" if path:
+            case "GET" if key:
                 self._get(path)
             case "GET":
-                self._send("ListObjectsV2", 200, _xml("ListBucketResult", KeyCount="0", IsTruncated="false"))
+                self._list(bucket, query)
             case "HEAD":
                 self._send("HeadBucket", 200)
             case _:
@@ -122,8 +126,30 @@ class _Connection(socketserver.BaseRequestHandler):
             self._send("AbortMultipartUpload", 204)
             return
         with self.server.lock:
-            self.server.kept.pop(path, None)
+            if self.server.kept.pop(path, None) is not None:
+                del self.server.names[bisect.bisect_left(self.server.names, path)]
         self._send("DeleteObject", 204)
+
+    def _list(self, bucket: str, query: dict[str, list[str]]) -> None:
+        prefix = f"{bucket}/{query.get('prefix', [''])[0]}"
+        after = query.get("continuation-token") or query.get("start-after") or [""]
+        keys_max = int(query.get("max-keys", ["1000"])[0])
+        with self.server.lock:
+            names = self.server.names
+            begin = max(bisect.bisect_left(names, prefix), bisect.bisect_right(names, f"{bucket}/{after[0]}"))
+            end = bisect.bisect_left(names, f"{prefix}\U0010ffff", begin)
+            page = [(name, *self.server.kept[name]) for name in names[begin : min(end, begin + keys_max)]]
+        entries = "".join(
+            f"<Contents><Key>{escape(name.partition('/')[2])}</Key><LastModified>2024-01-01T00:00:00.000Z"
+            f"</LastModified><ETag>{escape(etag)}</ETag><Size>{len(body)}</Size></Contents>"
+            for name, body, etag in page
+        )
+        more = begin + len(page) < end
+        token = {"NextContinuationToken": escape(page[-1][0].partition("/")[2])} if more else {}
+        listed = _xml("ListBucketResult", KeyCount=str(len(page)), IsTruncated=str(more).lower(), **token)
+        self._send(
+            "ListObjectsV2", 200, listed.replace(b"</ListBucketResult>", entries.encode() + b"</ListBucketResult>")
+        )
 
     def _put(self, path: str, head: bytes, body: bytes) -> None:
         if_match = _IF_MATCH.search(head)
@@ -134,6 +160,8 @@ class _Connection(socketserver.BaseRequestHandler):
             )
             etag = next(self.server.etags)
             if not lost and not path.partition("/")[2].startswith("raw/"):
+                if before is None:
+                    bisect.insort(self.server.names, path)
                 self.server.kept[path] = (body, etag)
         if lost:
             self._send("PutObject", 412, _xml("Error", Code="PreconditionFailed"))

@@ -1,9 +1,9 @@
-"""Doing many things side by side, but not all at once."""
+"""Doing many things side by side, but not all at once, and one thing ahead of another, but not far ahead."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 _Item = TypeVar("_Item")
@@ -31,3 +31,18 @@ async def map_bounded(
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
     return [results[place] for place in range(len(items))]
+
+
+async def one_ahead(source: AsyncIterator[_Item]) -> AsyncGenerator[_Item]:
+    """Yield what ``source`` yields, and let it find the next item while the one before is being worked on.
+
+    No item is None. Close it, or what it is looking for goes on.
+    """
+    following = asyncio.ensure_future(anext(source, None))
+    try:
+        while (item := await following) is not None:
+            following = asyncio.ensure_future(anext(source, None))
+            yield item
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)

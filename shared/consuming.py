@@ -232,7 +232,7 @@ async def decode_batch(batch: Sequence[Received], publisher: Publisher) -> list[
     return decoded
 
 
-def received(topic: Topic, records: Sequence[ConsumerRecord[Any, Any]]) -> list[Received]:
+def received(topic: Topic, records: Sequence[ConsumerRecord[Any, Any]], *, with_headers: bool = True) -> list[Received]:
     """Return aiokafka's records as ours, nothing decoded."""
     return [
         Received(
@@ -241,7 +241,7 @@ def received(topic: Topic, records: Sequence[ConsumerRecord[Any, Any]]) -> list[
             offset=record.offset,
             key=record.key,
             value=record.value,
-            headers=tuple((name, bytes(value or b"")) for name, value in record.headers),
+            headers=tuple([(name, value or b"") for name, value in record.headers]) if with_headers else (),
             timestamp_ms=record.timestamp,
         )
         for record in records
@@ -251,8 +251,9 @@ def received(topic: Topic, records: Sequence[ConsumerRecord[Any, Any]]) -> list[
 async def _parse(
     records: tuple[ConsumerRecord[Any, Any], ...], original: Callable[[Any], Awaitable[KafkaMessage]]
 ) -> KafkaMessage:
-    # FastStream's parser decodes headers as UTF-8 and skips a batch in which one is not: it gets to see none.
-    message = await original(tuple(replace(record, headers=()) for record in records))
+    # FastStream's parser decodes headers as UTF-8 and skips a batch in which one is not: it gets to see none. It names
+    # a batch by its first record and its last, and these are all it needs.
+    message = await original(tuple(replace(record, headers=()) for record in (records[0], records[-1])))
     message.raw_message = records
     return message
 

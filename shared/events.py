@@ -124,7 +124,7 @@ class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
         return _retried(f"{self.request_id}/{self.plan_revision}", self.retried_at)
 
 
-class CityDayStats(Event, frozen=True, kw_only=True, tag="city-day-stats"):
+class CityDayStats(Event, frozen=True, kw_only=True, gc=False, tag="city-day-stats"):
     """What one city-day contributes to its country-day, replacing every lower revision of it.
 
     ``bad_records`` is how many records of the file were left out because they break a rule.

@@ -206,7 +206,7 @@ class AttemptsUnderWay(StoredObject, frozen=True, kw_only=True):
     under_way: tuple[AttemptUnderWay, ...] = ()
 
 
-class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """What a summary knows of one city: its contribution, or that it was retracted (a tombstone)."""
 
     revision: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Protocol, Self
@@ -40,7 +41,7 @@ class LogUnavailable(SurroundingsFault):
     """Kafka did not acknowledge an event. It may have taken it all the same: publishing again is harmless."""
 
 
-class Received(msgspec.Struct, frozen=True, kw_only=True):
+class Received(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A record as it came from a topic, nothing decoded. ``timestamp_ms`` is since 1970, 0 if it is not known."""
 
     topic: Topic
@@ -162,8 +163,8 @@ class KafkaPublisher:
             await asyncio.gather(*(future for _, future in sent))
         except (KafkaError, OSError) as error:
             raise LogUnavailable(f"Kafka did not acknowledge: {type(error).__name__}: {error}") from error
-        for topic, _ in sent:
-            health.events_published.labels(topic.value).inc()
+        for topic, count in Counter(topic for topic, _ in sent).items():
+            health.events_published.labels(topic.value).inc(count)
 
     async def _started(self) -> AIOKafkaProducer:
         async with self._starting:

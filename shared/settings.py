@@ -150,12 +150,12 @@ class Settings(BaseSettings):
     quarantine_days: int = Field(
         default=90, ge=1, le=36_600, description="for how many days `tripfold gc` leaves a file in quarantine alone"
     )
-    aggregate_batch: int = Field(default=500, ge=1, le=100_000, description="events that are folded at a time")
+    aggregate_batch: int = Field(default=2_000, ge=1, le=100_000, description="events that are folded at a time")
     aggregate_linger_ms: int = Field(
         default=100, ge=1, le=60_000, description="how long events are gathered for one fold"
     )
     aggregate_cache_bytes: int = Field(
-        default=64 * 1024**2, ge=0, description="summaries that the aggregate keeps in memory, in bytes of their JSON"
+        default=64 * 1024**2, ge=0, description="memory for the summaries that the aggregate keeps"
     )
     progress_interval_s: float = Field(
         default=1.0, ge=0, le=60, description="the shortest time between two writes of a request's progress"

@@ -29,9 +29,10 @@ from botocore.loaders import JSONFileLoader
 from botocore.utils import parse_timestamp
 
 from shared.bounded import map_bounded
+from shared.kept_connections import Declined
 from shared.part import Part
 from shared.patience import SurroundingsFault
-from shared.quick_requests import Conflict, Declined, NotMet, Page, QuickRequests, bucket_url_of
+from shared.quick_requests import Conflict, NotMet, Page, QuickRequests, bucket_url_of, proxy_of
 from shared.settings import Settings
 
 UPLOAD_PART_BYTES = 5 * 1024 * 1024
@@ -204,7 +205,8 @@ class S3Store:
         def bucket_url() -> str | None:
             return bucket_url_of(endpoint_url, self.bucket, settings.s3_addressing_style)
 
-        if bucket_url() is None or settings.s3_checksums == "when_supported":
+        url = bucket_url()
+        if url is None or proxy_of(url) is not None or settings.s3_checksums == "when_supported":
             return None
         try:
             credentials = await session.get_credentials()

@@ -13,13 +13,14 @@ from collections.abc import Iterable
 
 import msgspec
 
-from shared.contribution import NOTHING
+from shared.contribution import Contribution, total_of
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, Event
 from shared.identity import CityId, CountrySlug
 from shared.objects import LedgerEntry, PlanChunks, Summary
 
 StatEvent = CityDayStats | CityDayRetracted | CountryDayPlanned
 
+_STAT_EVENTS = (CityDayStats, CityDayRetracted, CountryDayPlanned)
 _PlanKey = tuple[int, int]
 _encoder = msgspec.json.Encoder(order="deterministic")
 
@@ -85,7 +86,7 @@ def superseded(summary: Summary, event: StatEvent) -> bool:
 
 def is_stat_event(event: Event) -> StatEvent:
     """Return ``event`` as one that can be folded; its topic holds no other types."""
-    assert isinstance(event, CityDayStats | CityDayRetracted | CountryDayPlanned)
+    assert isinstance(event, _STAT_EVENTS)
     return event
 
 
@@ -116,8 +117,11 @@ def _is_greater(entry: LedgerEntry, known: LedgerEntry) -> bool:
 
 def _is_later(instant: dt.datetime, known: dt.datetime | None) -> bool:
     """Order instants, and the ways to write one (``10:00Z``, ``12:00+02:00``) among each other."""
-    if known is None or instant != known:
-        return known is None or instant > known
+    if known is None:
+        return True
+    # Of one time zone, an instant is written in one way: nearly all are in UTC.
+    if instant.tzinfo is known.tzinfo or instant != known:
+        return instant > known
     return instant.isoformat() > known.isoformat()
 
 
@@ -162,17 +166,16 @@ def _with_totals(
     plans: tuple[PlanChunks, ...],
 ) -> Summary:
     version = 0
-    totals = NOTHING
-    reported = set()
+    contributions: dict[CityId, Contribution] = {}
     last_ingested_at: dt.datetime | None = None
     for city_id, entry in ledger.items():
         version += entry.revision
         if entry.contribution is None:
             continue
-        reported.add(city_id)
-        totals += entry.contribution
+        contributions[city_id] = entry.contribution
         if entry.ingested_at is not None and _is_later(entry.ingested_at, last_ingested_at):
             last_ingested_at = entry.ingested_at
+    reported = contributions.keys()
     plan = _in_force(plans)
     expected = {city for cities in plan.cities.values() for city in cities} if plan else set()
     plan_revision = plan.revision if plan else 0
@@ -181,7 +184,7 @@ def _with_totals(
         country=country,
         country_name=name,
         version=version + plan_revision,
-        totals=totals,
+        totals=total_of(list(contributions.values())),
         has_data=bool(reported),
         cities_reported=len(expected & reported),
         cities_expected=len(expected),
@@ -189,5 +192,5 @@ def _with_totals(
         last_ingested_at=last_ingested_at,
         plan_revision=plan_revision,
         plans=plans,
-        ledger=dict(sorted(ledger.items())),
+        ledger={city_id: ledger[city_id] for city_id in sorted(ledger)},
     )

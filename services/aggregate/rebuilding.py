@@ -6,7 +6,9 @@ The order of effects, and why no reader sees a half-built answer and nothing is 
 2. from then on aggregates, who read the pointer after they received a batch, fold into both before they commit;
 3. only then the end of the topic is taken (or plans and manifests are listed), and everything before it is folded
    into the building generation. A batch that an aggregate received without seeing the pointer lies before that end,
-   and its manifests were written before it was published. From Kafka, too, the manifests are joined at the end;
+   and its manifests were written before it was published. From Kafka, too, the manifests are joined at the end.
+   Nobody reads what is being built, so events of the topic are held back, up to a number of bytes, until those of
+   their country-day are together: each is a read and a write less. Aggregates swap, and so does this;
 4. both generations are compared, the live one read first: aggregates write it last, so it is never ahead;
 5. the pointer is flipped, under the token, unless anything would go back;
 6. from S3, the compacted topics are filled again.
@@ -19,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -31,7 +34,7 @@ from services.aggregate.folding import SummaryWriter
 from services.aggregate.repairing import publish_summary
 from services.aggregate.replay import Replay
 from shared import events, keys, objects
-from shared.bounded import map_bounded
+from shared.bounded import map_bounded, one_ahead
 from shared.errors import OperatorError
 from shared.events import NewerContract, PoisonRecord
 from shared.identity import CountrySlug
@@ -40,8 +43,9 @@ from shared.patience import SurroundingsFault
 from shared.publishing import Outgoing, Publisher, Received
 from shared.store import Found, OperatedStore
 
-CACHE_BYTES = 64 * 1024 * 1024
-FOLDS_AT_ONCE_MAX = 16
+CACHE_BYTES = 8 * 1024 * 1024
+HELD_BYTES_MAX = 8 * 1024 * 1024
+FOLDS_AT_ONCE_MAX = 32
 CHANGES_KEPT_MAX = 10_000
 
 EVERY_DATE = Dates()
@@ -72,8 +76,44 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     refused: str | None = None
 
 
+class _Held:
+    """Events that wait for others of their country-day, bounded in bytes of their records.
+
+    Over the bound, the country-days go to which nothing was added for the longest time.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._groups: OrderedDict[tuple[dt.date, CountrySlug], tuple[list[StatEvent], list[int]]] = OrderedDict()
+
+    def add(self, event: StatEvent, size_bytes: int) -> None:
+        """Hold an event, which came as a record of so many bytes."""
+        group = (event.date, event.country)
+        if group in self._groups:
+            self._groups.move_to_end(group)
+            events_of_group, sizes_bytes = self._groups[group]
+        else:
+            events_of_group, sizes_bytes = self._groups[group] = ([], [])
+        events_of_group.append(event)
+        sizes_bytes.append(size_bytes)
+        self._bytes += size_bytes
+
+    def take(self, *, whole: bool = False) -> list[list[StatEvent]]:
+        """Return the groups that are over the bound, or all."""
+        taken = []
+        while self._groups and (whole or self._bytes > self._bytes_max):
+            _, (events_of_group, sizes_bytes) = self._groups.popitem(last=False)
+            self._bytes -= sum(sizes_bytes)
+            taken.append(events_of_group)
+        return taken
+
+
 class Rebuild:
-    """One rebuild. ``token`` is its own; ``replay`` is the topic to read, ``seed`` a generation to begin with."""
+    """One rebuild. ``token`` is its own; ``replay`` is the topic to read, ``seed`` a generation to begin with.
+
+    ``held_bytes_max`` is how much of the topic waits for more events of its country-days.
+    """
 
     def __init__(
         self,
@@ -84,6 +124,7 @@ class Rebuild:
         report: Report,
         replay: Replay | None = None,
         seed: int | None = None,
+        held_bytes_max: int = HELD_BYTES_MAX,
     ) -> None:
         self._store = store
         self._publisher = publisher
@@ -91,7 +132,8 @@ class Rebuild:
         self._report = report
         self._replay = replay
         self._seed = seed
-        self._writer = SummaryWriter(store, cache_bytes=CACHE_BYTES, into_new=True)
+        self._writer = SummaryWriter(store, cache_bytes=CACHE_BYTES)
+        self._held_bytes_max = held_bytes_max
         self._events = 0
         self._poison_records = 0
 
@@ -126,8 +168,6 @@ class Rebuild:
             await self._fold_topic(self._replay, number)
         if self._seed is not None:
             await self._join_seed(self._seed, number)
-        # What is in the bucket has been folded into most summaries by now.
-        self._writer.into_new = self._replay is None and self._seed is None
         await self._fold_bucket(number)
         country_days, changes, total, refused = await self._compare(pointer.live, number)
         flipped = not dry_run and refused is None
@@ -149,21 +189,27 @@ class Rebuild:
         total = await replay.take_end()
         done = 0
         self._report("reading the topic", done, total, self._events)
-        async for batch in replay.read():
-            await self._fold(number, self._decoded(batch))
-            done += len(batch)
-            self._report("reading the topic", done, total, self._events)
+        held = _Held(self._held_bytes_max)
+        async with contextlib.aclosing(one_ahead(replay.read())) as batches:
+            async for batch in batches:
+                self._hold(held, batch)
+                await self._fold_groups(number, held.take())
+                done += len(batch)
+                self._report("reading the topic", done, total, self._events)
+        await self._fold_groups(number, held.take(whole=True))
+        self._report("reading the topic", done, total, self._events)
 
-    def _decoded(self, batch: Sequence[Received]) -> list[StatEvent]:
-        decoded = []
+    def _hold(self, held: _Held, batch: Sequence[Received]) -> None:
         for record in batch:
             try:
-                decoded.append(is_stat_event(events.decode(record.topic, record.value)))
+                event = is_stat_event(events.decode(record.topic, record.value))
             except PoisonRecord:
                 self._poison_records += 1  # the aggregate has buried it; it is in no summary
             except NewerContract as error:
                 raise Unrebuildable(str(error)) from error
-        return decoded
+            else:
+                held.add(event, len(record.value or b""))
+                self._events += 1
 
     async def _join_seed(self, seed: int, number: int) -> None:
         dates = await known_dates(self._store, EVERY_DATE, keys.summaries_of_generation(seed))
@@ -177,23 +223,20 @@ class Rebuild:
     async def _fold_bucket(self, number: int) -> None:
         dates = await known_dates(self._store, EVERY_DATE, *TRUTH)
         for done, date in enumerate(dates, 1):
-            await self._fold(number, await self._bucket_events(date))
+            by_country = await self._bucket_events(date)
+            await self._fold_groups(number, list(by_country.values()))
+            self._events += sum(map(len, by_country.values()))
             self._report("reading plans and manifests", done, len(dates), self._events)
 
-    async def _bucket_events(self, date: dt.date) -> list[StatEvent]:
+    async def _bucket_events(self, date: dt.date) -> dict[CountrySlug, list[StatEvent]]:
         read = await read_events(self._store, date)
         if read.unreadable:
             raise Unrebuildable("; ".join(reason for _, reason in sorted(read.unreadable.items())))
-        return [event for country in sorted(read.by_country) for event in read.by_country[country]]
+        return dict(sorted(read.by_country.items()))
 
-    async def _fold(self, number: int, folded: Sequence[StatEvent]) -> None:
-        groups: dict[tuple[dt.date, CountrySlug], list[StatEvent]] = {}
-        for event in folded:
-            groups.setdefault((event.date, event.country), []).append(event)
-        await map_bounded(
-            lambda group: self._writer.fold(number, group), list(groups.values()), at_once_max=FOLDS_AT_ONCE_MAX
-        )
-        self._events += len(folded)
+    async def _fold_groups(self, number: int, groups: Sequence[Sequence[StatEvent]]) -> None:
+        """Fold groups of events, those of one country-day each."""
+        await map_bounded(lambda group: self._writer.fold(number, group), groups, at_once_max=FOLDS_AT_ONCE_MAX)
 
     async def _compare(self, live: int, built: int) -> tuple[int, list[Change], int, str | None]:
         """Compare all country-days; return how many there are, the changes, their number, and what goes back."""
@@ -230,7 +273,8 @@ class Rebuild:
         """
         dates = await known_dates(self._store, EVERY_DATE, *TRUTH, keys.summaries_of_generation(number))
         for done, date in enumerate(dates, 1):
-            await self._publisher.publish(map(Outgoing, await self._bucket_events(date)))
+            by_country = await self._bucket_events(date)
+            await self._publisher.publish(Outgoing(event) for group in by_country.values() for event in group)
             countries = sorted(await read_summaries(self._store, number, date))
             await map_bounded(
                 lambda country, date=date: publish_summary(  # type: ignore[misc]  # the default binds this date

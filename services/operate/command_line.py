@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import typer
+import uvloop
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column
@@ -57,7 +58,8 @@ def run_command(work: Coroutine[Any, Any, _Result]) -> _Result:
         return await work
 
     try:
-        return asyncio.run(until_terminated())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the services: a rebuild is long work
+            return runner.run(until_terminated())
     except asyncio.CancelledError:
         sys.exit(EXIT_TERMINATED)
     except CorruptObject as error:

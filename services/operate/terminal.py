@@ -114,7 +114,7 @@ def rebuild(*, from_kafka: bool, dry_run: bool, take_over: bool, as_json: bool) 
                 return await Rebuild(store, publisher, token=uuid.uuid4().hex, report=report).run(
                     take_over=take_over, dry_run=dry_run
                 )
-            replay = KafkaReplay(settings, Topic.CITY_STATS)
+            replay = KafkaReplay(settings, Topic.CITY_STATS, with_headers=False)
             try:
                 return await Rebuild(store, publisher, token=uuid.uuid4().hex, report=report, replay=replay).run(
                     take_over=take_over, dry_run=dry_run

@@ -31,7 +31,7 @@ from shared import events, keys, objects
 from shared.consuming import Decoded, decode_batch
 from shared.current import read_current
 from shared.events import CityDayRetracted, CityDayStats, Event, IngestCity, Outcome
-from shared.identity import CityId, RequestId
+from shared.identity import CityId, CountrySlug, RequestId
 from shared.objects import Current, LedgerEntry, Manifest, PastRevision, Plan, Summary
 from shared.outbox import events_of_plan
 from shared.publishing import LogUnavailable, Outgoing, Publisher, Received
@@ -323,7 +323,7 @@ class HastyRebuild(Rebuild):
         self._early = await super()._bucket_events(DATE)
         return await super()._build(take_over=take_over, dry_run=dry_run)
 
-    async def _bucket_events(self, date: dt.date) -> list[StatEvent]:
+    async def _bucket_events(self, date: dt.date) -> dict[CountrySlug, list[StatEvent]]:
         del date
         return self._early
 

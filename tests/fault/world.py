@@ -394,7 +394,14 @@ class World:
 
     def make_rebuild(self, job: Job, token: str, replay: Replay | None) -> Rebuild:
         """Build what rebuilds."""
-        return Rebuild(job.store, job.publisher, token=token, report=lambda *_: None, replay=replay)
+        return Rebuild(
+            job.store,
+            job.publisher,
+            token=token,
+            report=lambda *_: None,
+            replay=replay,
+            held_bytes_max=1_000,  # so little that country-days come in parts
+        )
 
     async def repair(self, *, calls: int | None = None) -> Job:
         """Make again what verify finds wrong."""

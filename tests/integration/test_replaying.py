@@ -21,7 +21,7 @@ import msgspec
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from services.aggregate.replay import KafkaReplay
+from services.aggregate.replay import FETCH_BYTES_MAX, KafkaReplay
 from services.local.embedded import EmbeddedServices
 from shared import events, keys, objects
 from shared.bounded import map_bounded
@@ -127,6 +127,21 @@ async def test_a_rebuild_that_is_ended_gives_its_pointer_back(
         assert await read_current(store) == Current(live=1, highest=2)
         assert await summaries(store) == right
         assert (await told(settings, "rebuild", "--from", "s3"))[0] == 0
+
+
+async def test_a_record_may_be_larger_than_a_fetch(settings: Settings) -> None:
+    """A record that is longer than what is fetched at once is read, whole and in its place among the others."""
+    await apply_topics(settings)
+    values = [b"1" * size for size in (10, 3 * FETCH_BYTES_MAX, 10, FETCH_BYTES_MAX, 10)]
+    async with KafkaPublisher(settings, source="test") as publisher:
+        for value in values:
+            await publisher.publish_record(Topic.CITY_STATS, key=b"2024-05-01/armenia/1", value=value, headers=())
+    replay = KafkaReplay(settings, Topic.CITY_STATS, with_headers=False)
+    try:
+        assert await replay.take_end() == len(values)
+        assert [record.value async for batch in replay.read() for record in batch] == values
+    finally:
+        await replay.close()
 
 
 @pytest.mark.timeout(300)

@@ -27,6 +27,7 @@ from services.api.reader import SummaryReader
 from shared import keys, objects
 from shared.current import read_current
 from shared.events import Event
+from shared.identity import CountrySlug
 from shared.objects import Summary
 from shared.publishing import Received
 from shared.store import Found, Listed, OperatedStore, UnfinishedUpload, Upload
@@ -323,7 +324,7 @@ class HastyRebuild(Rebuild):
         self._early = await super()._bucket_events(DAY)
         return await super()._build(take_over=take_over, dry_run=dry_run)
 
-    async def _bucket_events(self, date: dt.date) -> list[StatEvent]:
+    async def _bucket_events(self, date: dt.date) -> dict[CountrySlug, list[StatEvent]]:
         del date
         return self._early
 

@@ -165,6 +165,25 @@ async def test_in_a_steady_state_a_fold_costs_one_call() -> None:
     assert calls == ["get state/current.json", f"swap {key}"]
 
 
+async def test_new_dates_cost_one_call_each() -> None:
+    """Once a summary was missing, the next one that is not known is created without a look for it."""
+    bucket = OperatedBucket()
+    first, *others = (
+        [is_stat_event(event) for event in bucket.store_file(city, 10 + city, trips(city), f"country-{city}")]
+        for city in range(1, 5)
+    )
+    writer = SummaryWriter(bucket.store, cache_bytes=0)
+    await writer.fold(1, first)
+
+    async def no_get(key: str, *, first_bytes: int | None = None) -> object:
+        raise AssertionError(f"{key} was read, {first_bytes} bytes")
+
+    bucket.store.get = no_get  # type: ignore[method-assign,assignment]  # a look is an error here
+    for following in others:
+        await writer.fold(1, following)
+    assert len(bucket.store.bodies(keys.summaries_of_generation(1))) == 4
+
+
 @pytest.mark.parametrize("cache_bytes", [0, 100_000])
 async def test_a_summary_that_is_there_already_is_folded_into(cache_bytes: int) -> None:
     """A writer that takes a summary for missing finds it by its lost race, if another one or itself made it."""
@@ -173,7 +192,8 @@ async def test_a_summary_that_is_there_already_is_folded_into(cache_bytes: int) 
         [is_stat_event(event) for event in bucket.store_file(city, 10 + city, trips(city))] for city in (1, 2, 3)
     )
     await SummaryWriter(bucket.store, cache_bytes=0).fold(1, first)
-    writer = SummaryWriter(bucket.store, cache_bytes=cache_bytes, into_new=True)
+    writer = SummaryWriter(bucket.store, cache_bytes=cache_bytes)
+    await writer.fold(2, first)
     await writer.fold(1, second)
     await writer.fold(1, third)
     assert (await bucket.summary()).version == 11 + 12 + 13

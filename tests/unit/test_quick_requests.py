@@ -6,7 +6,8 @@ import datetime as dt
 
 import pytest
 
-from shared.quick_requests import Declined, Entry, Page, bucket_url_of, parse_page, proxy_of
+from shared.kept_connections import Declined
+from shared.quick_requests import Entry, Page, bucket_url_of, parse_page, proxy_of
 
 WHEN = dt.datetime(2024, 5, 2, 1, 2, 3, tzinfo=dt.UTC)
 ENTRY = (

@@ -12,11 +12,11 @@ import pytest
 
 from services.aggregate import generations
 from services.aggregate.generations import GenerationInUse, GenerationState, NoSuchGeneration, RebuildUnderWay
-from services.aggregate.rebuilding import Rebuild, Rebuilt, Unrebuildable
+from services.aggregate.rebuilding import HELD_BYTES_MAX, Rebuild, Rebuilt, Unrebuildable
 from shared import keys, objects
 from shared.contribution import NOTHING
 from shared.current import read_current
-from shared.identity import CityId
+from shared.identity import CityId, CountrySlug
 from shared.objects import Current, LedgerEntry
 from shared.publishing import Received
 from shared.store import LostRace, OperatedStore, StoreUnavailable
@@ -57,9 +57,18 @@ async def rebuild(
     take_over: bool = False,
     dry_run: bool = False,
     store: OperatedStore | None = None,
+    held_bytes_max: int = HELD_BYTES_MAX,
 ) -> Rebuilt:
     replay = None if records is None else MemoryReplay(records)
-    job = Rebuild(store or bucket.store, bucket.publisher, token=token, report=unseen, replay=replay, seed=seed)
+    job = Rebuild(
+        store or bucket.store,
+        bucket.publisher,
+        token=token,
+        report=unseen,
+        replay=replay,
+        seed=seed,
+        held_bytes_max=held_bytes_max,
+    )
     return await job.run(take_over=take_over, dry_run=dry_run)
 
 
@@ -90,8 +99,11 @@ async def test_from_s3_the_same_bytes_come_out(bucket: OperatedBucket) -> None:
     assert await read_current(bucket.store) == Current(live=2, highest=2)
 
 
+@pytest.mark.parametrize("held_bytes_max", [0, 2_000, HELD_BYTES_MAX])
 @pytest.mark.parametrize("seed", range(10))
-async def test_a_topic_replayed_thrice_in_any_order_gives_the_same_bytes(bucket: OperatedBucket, seed: int) -> None:
+async def test_a_topic_replayed_thrice_in_any_order_gives_the_same_bytes(
+    bucket: OperatedBucket, seed: int, held_bytes_max: int
+) -> None:
     """A topic read three times, shuffled and with duplicates, gives the summaries byte for byte."""
     records = bucket.log.records(Topic.CITY_STATS) * 3
     shuffler = random.Random(seed)
@@ -99,9 +111,27 @@ async def test_a_topic_replayed_thrice_in_any_order_gives_the_same_bytes(bucket:
     shuffler.shuffle(records)
     for key in [key for key in bucket.store.objects if key.startswith(("plans/", "manifests/"))]:
         del bucket.store.objects[key]  # so that the topic alone has to do it
-    rebuilt = await rebuild(bucket, records=records)
-    assert (rebuilt.flipped, rebuilt.changes) == (True, [])
+    rebuilt = await rebuild(bucket, records=records, held_bytes_max=held_bytes_max)
+    assert (rebuilt.flipped, rebuilt.changes, rebuilt.events) == (True, [], len(records))
     assert bodies(bucket, 2) == bodies(bucket, 1)
+
+
+@pytest.mark.parametrize(("held_bytes_max", "writes"), [(HELD_BYTES_MAX, 1), (0, 3)])
+async def test_events_wait_for_others_of_their_country_day(held_bytes_max: int, writes: int) -> None:
+    """A country-day whose events come in three batches is written once, unless nothing may wait."""
+    bucket = OperatedBucket()
+    records = [
+        bucket.record_of(event)
+        for city in range(1, 12)
+        for event in bucket.store_file(city, 10 + city, trips(city), "armenia")
+    ]
+    for key in [key for key in bucket.store.objects if key.startswith("manifests/")]:
+        del bucket.store.objects[key]  # so that they are not folded at the end
+    crossings = Crossings()
+    store = BreakableOperatedStore(bucket.store, Life("rebuild", crossings))
+    await rebuild(bucket, records=records, store=store, held_bytes_max=held_bytes_max)
+    summary = keys.summary(2, DAY, CountrySlug("armenia"))
+    assert sum(made.what == f"swap {summary}" for made in crossings.made) == writes
 
 
 async def test_from_kafka_the_manifests_are_joined(bucket: OperatedBucket) -> None:
