@@ -127,6 +127,7 @@ async def test_a_static_member_that_restarts_causes_no_rebalance(tripfold: Tripf
     """A worker with a name of its own, back within its session, goes on without a rebalance, killed or ended."""
     dates = ("2024-05-06", "2024-05-07")
     system = tripfold.system
+    await settled(system, "worker")  # the member of a test before this one may just have left
     before = rebalances(system, "worker")
     for date, number in zip(dates, (signal.SIGKILL, signal.SIGTERM), strict=True):
         system.upstream.rates = {Mischief.SLOW: 1.0}
@@ -140,9 +141,24 @@ async def test_a_static_member_that_restarts_causes_no_rebalance(tripfold: Tripf
     assert rebalances(system, "worker") == before
 
 
+async def settled(system: System, group: str) -> None:
+    """Wait until the last rebalance of a group that has begun has ended."""
+
+    async def look() -> bool | None:
+        turns = [line for line in told_of(system, group) if "Preparing to rebalance" in line or "Stabilized" in line]
+        return (bool(turns) and "Stabilized" in turns[-1]) or None
+
+    await eventually(look, f"the group {group} to have settled")
+
+
 def rebalances(system: System, group: str) -> list[str]:
     """Return the lines of the broker's log that tell of a rebalance of a group."""
+    return [line for line in told_of(system, group) if "ebalanc" in line]
+
+
+def told_of(system: System, group: str) -> list[str]:
+    """Return the lines of the broker's log that name a group."""
     assert system.kafka is not None
     name = f"{system.environment[f'{PREFIX}TOPIC_PREFIX']}tripfold-{group}"
     log = (system.kafka.data_dir / "kafka.log").read_text(errors="replace")
-    return [line for line in log.splitlines() if name in line and "ebalanc" in line]
+    return [line for line in log.splitlines() if name in line]
