@@ -38,7 +38,7 @@ def report_of(city_id: str, date: dt.date = DAY) -> QuarantineReport:
         plan_revision=3,
         attempt="a",
         key=keys.quarantined(date, CityId(city_id), "a"),
-        upstream_url="http://user:secret@upstream.test/cities/7/stats?date=2024-05-01",
+        upstream_url="http://upstream.test/cities/7/stats?date=2024-05-01",
         etag='"v1"',
         last_modified=None,
         sha256="aa",
