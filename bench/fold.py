@@ -51,6 +51,7 @@ from bench.surroundings import ROOT, Store, cpu_s, end_in_order, null_store, pea
 from bench.tables import print_table
 from services.aggregate.bucket import read_summaries
 from services.aggregate.folding import Folder, SummaryWriter
+from services.aggregate.memory import tune_collector
 from services.aggregate.rebuilding import CACHE_BYTES, Rebuild
 from services.aggregate.replay import KafkaReplay
 from shared import keys, objects
@@ -219,6 +220,7 @@ def _added(sums: Sums, more: Contribution) -> Sums:
 
 def fold_with_rebuild(_events: int, dates: int) -> Measured:
     """Fold the topic as `tripfold rebuild --from kafka` does."""
+    tune_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_fold_with_rebuild(load_settings(), dates))
 
@@ -250,6 +252,7 @@ async def _fold_with_rebuild(settings: Settings, dates: int) -> Measured:
 
 def fold_with_aggregate(events: int, dates: int) -> Measured:
     """Fold the topic with what the aggregate service is made of."""
+    tune_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_fold_with_aggregate(load_settings(), events, dates))
 

@@ -62,8 +62,7 @@ class KeptConnections:
             try:
                 connection = self._kept(origin) or await self._connect(origin)
                 try:
-                    async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                        answer = await connection.ask(head, body)
+                    answer = await connection.ask(head, body)
                 except BaseException:
                     connection.end()
                     raise
@@ -114,11 +113,14 @@ class _Connection(asyncio.Protocol):
         if self._transport is None or self.ended:
             raise Declined("the connection has ended")
         self._answer = PartialAnswer()
-        self._waiting = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._waiting = loop.create_future()
+        timer = loop.call_later(ANSWER_TIMEOUT_S, self._decline, f"no answer within {ANSWER_TIMEOUT_S:g} s")
         try:
             self._transport.writelines([head, body] if body else [head])
             return await self._waiting
         finally:
+            timer.cancel()
             self._waiting = None
 
     def end(self) -> None:
@@ -148,8 +150,11 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended = True
         self._open_ones.discard(self)
+        self._decline(f"the connection broke off: {exc or 'it was closed'}")
+
+    def _decline(self, reason: str) -> None:
         if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(Declined(f"the connection broke off: {exc or 'it was closed'}"))
+            self._waiting.set_exception(Declined(reason))
 
 
 class PartialAnswer:

@@ -52,7 +52,7 @@ class Signer:
         if credentials.token:
             signed["x-amz-security-token"] = credentials.token
         names = sorted(signed)
-        fields = "\n".join(f"{name}:{signed[name]}" for name in names)
+        fields = "\n".join([f"{name}:{signed[name]}" for name in names])
         named = ";".join(names)
         request = f"{method}\n{path}\n{query}\n{fields}\n\n{named}\n{body_hash}"
         scope = f"{day}/{self._region}/s3/aws4_request"

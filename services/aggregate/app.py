@@ -7,6 +7,7 @@ import datetime as dt
 from litestar import Litestar
 
 from services.aggregate.folding import Folder
+from services.aggregate.memory import tune_collector
 from services.aggregate.progress_folding import ProgressFolder, Sweep
 from shared.consuming import consume, make_broker
 from shared.identity import utc_now
@@ -20,6 +21,7 @@ PROGRESS_LINGER_MS = 100
 
 def create_app(settings: Settings) -> Litestar:
     """Wire the aggregate service over the Kafka and S3 of the settings."""
+    tune_collector()
     surroundings = Surroundings(settings, source="aggregate")
     store, publisher, patience = surroundings.store, surroundings.publisher, surroundings.patience
     broker = make_broker(settings)

@@ -15,6 +15,7 @@ from rich.table import Table
 from services.aggregate.bucket import Dates
 from services.aggregate.change import Side
 from services.aggregate.generations import Generation, drop, list_generations
+from services.aggregate.memory import tune_collector
 from services.aggregate.rebuilding import Rebuild, Rebuilt, Report
 from services.aggregate.repairing import Repaired, repair_dates
 from services.aggregate.replay import KafkaReplay
@@ -169,6 +170,7 @@ def activate(number: int, *, dry_run: bool, take_over: bool, as_json: bool) -> N
 
 @contextlib.asynccontextmanager
 async def _rebuilding(settings: Settings) -> AsyncIterator[tuple[S3Store, KafkaPublisher, Report]]:
+    tune_collector()
     async with S3Store(settings) as store, KafkaPublisher(settings, source="rebuild") as publisher:
         await publisher.check()
         with _Steps() as steps:
