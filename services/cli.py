@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import enum
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from services.operate.commands import operate_commands
 from services.operate.policies import BucketRole, policy_of
 from shared.errors import OperatorError
 from shared.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from shared.topics_admin import TopicDifference
 
 app = typer.Typer(
     help="Folds a transit authority's raw trip files into exact per-country, per-day statistics.",
@@ -82,12 +85,17 @@ def serve_aggregate() -> None:
 def topics_apply() -> None:
     """Make the topics that are missing. Safe to run again: a topic that is there is left as it is.
 
+    Exit 1, with the remedy, if one that is there is set otherwise than it should be: somebody else has made it.
+
     Example: TRIPFOLD_KAFKA_PARTITIONS=12 TRIPFOLD_KAFKA_REPLICATION=3 tripfold topics apply
     """
-    from shared.topics_admin import apply_topics
+    from shared.topics_admin import apply_topics, check_topics
 
-    made = _run(apply_topics(_settings()))
+    settings = _settings()
+    made = _run(apply_topics(settings))
     console.print(f"made {', '.join(made)}" if made else "all topics are there", soft_wrap=True)
+    # Another broker may not know yet what was made just now.
+    _refuse(settings, [one for one in _run(check_topics(settings)) if one.topic not in made])
 
 
 @topics_commands.command("check")
@@ -96,15 +104,21 @@ def topics_check() -> None:
 
     Example: tripfold topics check
     """
-    from services.operate.command_line import open_console
-    from shared.topics_admin import check_topics, remedies
+    from shared.topics_admin import check_topics
 
     settings = _settings()
-    differences = _run(check_topics(settings))
-    console = open_console()
+    _refuse(settings, _run(check_topics(settings)))
+    console.print("all topics are as they should be")
+
+
+def _refuse(settings: Settings, differences: Sequence[TopicDifference]) -> None:
+    """Show where topics are not as they should be, and what mends that, and exit 1; do nothing if all are."""
     if not differences:
-        console.print("all topics are as they should be")
         return
+    from services.operate.command_line import open_console
+    from shared.topics_admin import remedies
+
+    console = open_console()
     table = Table("topic", "setting", "found", "expected")
     for one in differences:
         table.add_row(one.topic, one.what, one.found, one.expected)

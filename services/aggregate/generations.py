@@ -66,8 +66,8 @@ async def begin(store: OperatedStore, token: str, *, take_over: bool) -> Current
         if current.building is not None and not take_over:
             age_s = await _pointer_age_s(store)
             raise RebuildUnderWay(
-                f"a rebuild is under way, into generation {current.building}, begun {age_s:.0f} s ago. If it has died, "
-                f"start this one with --take-over; if it has not, it will then fail without harm"
+                f"a rebuild is under way, into generation {current.building}, begun {age_s:.0f} s ago. Wait "
+                f"for its end; or start this one with --take-over, and it will then fail without harm"
             )
         number = (current.highest if etag else await _highest_found(store)) + 1
         begun = Current(live=current.live, building=number, token=token, highest=number)

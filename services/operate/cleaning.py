@@ -42,6 +42,7 @@ class Verdict(enum.Enum):
     EXPIRED_QUARANTINE = "file in quarantine"
     EXPIRED_REPORT = "report on a file in quarantine"
     LEFT_ATTEMPTS = "note of attempts that died"
+    LEFT_SIGN = "sign of life of a rebuild that died"
     UNFINISHED_UPLOAD = "unfinished upload"
     NO_MANIFEST = "kept: there is no manifest of this city-day"
     UNREADABLE_MANIFEST = "kept: the manifest of this city-day cannot be read"
@@ -86,7 +87,11 @@ async def clean(
     _require_longer(quarantine_older_than, deadline_s)
     now = await store.now()
     before = now - older_than
-    sweeps = [_sweep_raw(store, before), _sweep_attempts(store, before)]
+    sweeps = [
+        _sweep_raw(store, before),
+        _sweep_left(store, keys.ATTEMPTS, Verdict.LEFT_ATTEMPTS, before),
+        _sweep_left(store, keys.REBUILDS, Verdict.LEFT_SIGN, before),
+    ]
     if quarantine_older_than is not None:
         sweeps.append(_sweep_quarantine(store, now - quarantine_older_than))
     for sweep in sweeps:
@@ -120,10 +125,11 @@ async def _sweep_raw(store: ObjectStore, before: dt.datetime) -> AsyncIterator[S
                 yield swept
 
 
-async def _sweep_attempts(store: ObjectStore, before: dt.datetime) -> AsyncIterator[Swept]:
-    async for listed in store.list(keys.ATTEMPTS):
+async def _sweep_left(store: ObjectStore, prefix: str, verdict: Verdict, before: dt.datetime) -> AsyncIterator[Swept]:
+    """Give what lies under a prefix and is written over and over while anybody needs it."""
+    async for listed in store.list(prefix):
         if listed.last_modified < before:
-            yield _swept(listed, Verdict.LEFT_ATTEMPTS)
+            yield _swept(listed, verdict)
 
 
 async def _sweep_quarantine(store: ObjectStore, before: dt.datetime) -> AsyncIterator[Swept]:

@@ -22,7 +22,9 @@ operate_commands.add_typer(letters_commands, name="dead-letters")
 _First = Annotated[dt.datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="The first date. Unset: all.")]
 _Last = Annotated[dt.datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="The last date. Unset: all.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Build and compare, then delete what was built.")]
-_TakeOver = Annotated[bool, typer.Option("--take-over", help="Take over from a rebuild that has died.")]
+_TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Take over from another rebuild, without waiting for signs of life.")
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
 
 
@@ -178,7 +180,8 @@ def rebuild(
     Services go on meanwhile. Exit 1 if the generation was refused: something in it would be older than what is live.
     From s3, the compacted topics are then filled again, as after a loss of Kafka.
 
-    Killed, it has changed nothing that is served: start it again with --take-over.
+    Killed, it has changed nothing that is served: start it again. It then watches for half a minute whether the one
+    before it lives, and is refused or goes on in its place.
 
     Example: tripfold rebuild --from s3 --dry-run
 

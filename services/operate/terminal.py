@@ -6,7 +6,7 @@ import contextlib
 import datetime as dt
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Self
 
 import typer
@@ -16,13 +16,21 @@ from services.aggregate.bucket import Dates
 from services.aggregate.change import Side
 from services.aggregate.generations import Generation, drop, list_generations
 from services.aggregate.memory import tune_collector
-from services.aggregate.rebuilding import Rebuild, Rebuilt, Report
+from services.aggregate.rebuilding import Rebuild, Rebuilt
 from services.aggregate.repairing import Repaired, repair_dates
-from services.aggregate.replay import KafkaReplay
+from services.aggregate.replay import KafkaReplay, Replay
 from services.aggregate.verify import RAW_OBJECT, Difference
 from services.aggregate.verifying import verify_dates
+from services.operate import signs_of_life
 from services.operate.cleaning import Swept, clean, parse_age
-from services.operate.command_line import command_settings, console, print_json, printable, run_command
+from services.operate.command_line import (
+    command_settings,
+    console,
+    print_json,
+    printable,
+    progress_console,
+    run_command,
+)
 from services.operate.doctor import Examined, examine
 from services.operate.progress_bar import progress_bar, wait
 from shared.publishing import KafkaPublisher
@@ -110,18 +118,13 @@ def rebuild(*, from_kafka: bool, dry_run: bool, take_over: bool, as_json: bool) 
     settings = command_settings()
 
     async def run() -> Rebuilt:
-        async with _rebuilding(settings) as (store, publisher, report):
-            if not from_kafka:
-                return await Rebuild(store, publisher, token=uuid.uuid4().hex, report=report).run(
-                    take_over=take_over, dry_run=dry_run
-                )
-            replay = KafkaReplay(settings, Topic.CITY_STATS, with_headers=False)
-            try:
-                return await Rebuild(store, publisher, token=uuid.uuid4().hex, report=report, replay=replay).run(
-                    take_over=take_over, dry_run=dry_run
-                )
-            finally:
-                await replay.close()
+        if not from_kafka:
+            return await _run_rebuild(settings, take_over=take_over, dry_run=dry_run)
+        replay = KafkaReplay(settings, Topic.CITY_STATS, with_headers=False)
+        try:
+            return await _run_rebuild(settings, take_over=take_over, dry_run=dry_run, replay=replay)
+        finally:
+            await replay.close()
 
     _tell(run_command(run()), dry_run=dry_run, as_json=as_json)
 
@@ -159,22 +162,28 @@ def activate(number: int, *, dry_run: bool, take_over: bool, as_json: bool) -> N
     """Make a generation that begins with an old one the live one, and say what changed."""
     settings = command_settings()
 
-    async def run() -> Rebuilt:
-        async with _rebuilding(settings) as (store, publisher, report):
-            return await Rebuild(store, publisher, token=uuid.uuid4().hex, report=report, seed=number).run(
-                take_over=take_over, dry_run=dry_run
-            )
-
-    _tell(run_command(run()), dry_run=dry_run, as_json=as_json)
+    rebuilt = run_command(_run_rebuild(settings, take_over=take_over, dry_run=dry_run, seed=number))
+    _tell(rebuilt, dry_run=dry_run, as_json=as_json)
 
 
-@contextlib.asynccontextmanager
-async def _rebuilding(settings: Settings) -> AsyncIterator[tuple[S3Store, KafkaPublisher, Report]]:
+async def _run_rebuild(
+    settings: Settings, *, take_over: bool, dry_run: bool, replay: Replay | None = None, seed: int | None = None
+) -> Rebuilt:
     tune_collector()
+    interval_s = signs_of_life.SIGN_INTERVAL_S
+    token = uuid.uuid4().hex
     async with S3Store(settings) as store, KafkaPublisher(settings, source="rebuild") as publisher:
         await publisher.check()
+        if not take_over:
+            await signs_of_life.clear_dead_mark(store, interval_s=interval_s, tell=_tell_aside)
         with _Steps() as steps:
-            yield store, publisher, steps.report
+            job = Rebuild(store, publisher, token=token, report=steps.report, replay=replay, seed=seed)
+            async with signs_of_life.giving_signs(store, token, interval_s=interval_s):
+                return await job.run(take_over=take_over, dry_run=dry_run)
+
+
+def _tell_aside(line: str) -> None:
+    progress_console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Steps:

@@ -69,7 +69,10 @@ async def _mend(store: OperatedStore, publisher: Publisher, difference: RecordDi
     if difference.what == "object":
         raise _Refused("restore it from the bucket's versions, or 'tripfold repair' a summary")
     if difference.unnamed:
-        raise _Refused(f"nothing in the bucket stands for this key: request {difference.date} again")
+        raise _Refused(
+            f"nothing in the bucket stands for this key: request {difference.date} again; if that brings nothing, "
+            f"consumers have to be told to drop it"
+        )
     _, country_part, *city = difference.key.split("/")
     country = CountrySlug(country_part)
     if difference.topic is Topic.COUNTRY_DAY_SUMMARIES:

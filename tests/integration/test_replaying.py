@@ -21,15 +21,17 @@ import msgspec
 import pytest
 from confluent_kafka.admin import AdminClient
 
+from services.aggregate.rebuilding import Rebuild
 from services.aggregate.replay import FETCH_BYTES_MAX, KafkaReplay
 from services.local.embedded import EmbeddedServices
+from services.operate.signs_of_life import giving_signs
 from shared import events, keys, objects
 from shared.bounded import map_bounded
 from shared.contribution import Contribution
 from shared.current import read_current
 from shared.events import Event
 from shared.objects import Current, Summary
-from shared.publishing import KafkaPublisher, Outgoing
+from shared.publishing import KafkaPublisher, Outgoing, Received
 from shared.settings import Settings
 from shared.store import ObjectStore, S3Store
 from shared.topics import Topic
@@ -155,16 +157,50 @@ async def test_a_rebuild_that_is_killed_changes_nothing(settings: Settings) -> N
         published = await _published(publisher, bucket, random)
         for number in range(KILLS):
             highest = (await read_current(store)).highest
-            with begun(settings, "rebuild", "--from", random.choice(["s3", "kafka"]), "--take-over") as command:
+            with begun(settings, "rebuild", "--from", random.choice(["s3", "kafka"])) as command:
                 await building(store, highest)
                 await asyncio.sleep(random.uniform(0, 1))
                 command.signal(signal.SIGKILL)
                 await command.ended()
             assert await summaries(store) == right, f"after kill {number} of {KILLS}, seed {SEED}"
-        code, rebuilt = await told(settings, "rebuild", "--from", "s3", "--take-over")
+        code, rebuilt = await told(settings, "rebuild", "--from", "s3")
         assert (code, rebuilt["changes"]) == (0, [])
         assert await summaries(store) == right
         await _stale_topic(settings, publisher, published)
+
+
+async def test_a_rebuild_that_was_killed_is_only_started_again(settings: Settings) -> None:
+    """Killed in its middle, a rebuild leaves its mark; a plain second start finds it dead, says so, and completes."""
+    async with opened(settings) as (store, _):
+        await filled(store)
+        right = await summaries(store)
+        with begun(settings, "rebuild", "--from", "s3") as command:
+            await building(store, 1)
+            command.signal(signal.SIGSTOP)
+            assert (await read_current(store)).building == 2
+            command.signal(signal.SIGKILL)
+            assert (await command.ended()).code == -signal.SIGKILL
+        [sign] = [one.key async for one in store.list(keys.REBUILDS)]
+        assert sign == keys.rebuild((await read_current(store)).token or "")
+        code, _, err = await tripfold(settings, "rebuild", "--from", "s3")
+        assert (code, "watching for" in err, "it is taken for dead" in err) == (0, True, True), err
+        assert await read_current(store) == Current(live=3, highest=3)
+        assert await summaries(store) == right
+        assert [one.key async for one in store.list(keys.REBUILDS)] == [sign]
+
+
+class _HeldReplay:
+    """An empty topic that is not at its end before it is released."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+
+    async def take_end(self) -> int:
+        return 0
+
+    async def read(self) -> AsyncIterator[Sequence[Received]]:
+        await self.released.wait()
+        yield ()
 
 
 async def test_of_rebuilds_that_race_one_completes(settings: Settings) -> None:
@@ -176,24 +212,28 @@ async def test_of_rebuilds_that_race_one_completes(settings: Settings) -> None:
         bucket = await filled(store)
         right = await summaries(store)
         await _published(publisher, bucket, Random(SEED))
-        await _two_at_once(settings, store)
+        await _two_at_once(settings, store, publisher)
         await _a_zombie(settings, store)
         assert await summaries(store) == right
         assert (await told(settings, "verify"))[0] == 0
 
 
-async def _two_at_once(settings: Settings, store: ObjectStore) -> None:
+async def _two_at_once(settings: Settings, store: S3Store, publisher: KafkaPublisher) -> None:
     highest = (await read_current(store)).highest
-    with begun(settings, "rebuild", "--from", "s3", "--take-over") as first:
+    replay = _HeldReplay()
+    first = Rebuild(store, publisher, token="first", report=lambda *_: None, replay=replay)
+    async with giving_signs(store, "first", interval_s=0.1):
+        rebuilding = asyncio.create_task(first.run())
         await building(store, highest)
-        first.signal(signal.SIGSTOP)
-        assert (await read_current(store)).building == highest + 1
         code, _, err = await tripfold(settings, "rebuild", "--from", "s3")
-        assert (code, "a rebuild is under way" in err) == (1, True)
-        first.signal(signal.SIGCONT)
-        ended = await first.ended()
-        assert ended.code == 0, ended.err
+        assert (code, "a rebuild is under way" in err, "it has just given a sign of life" in err) == (1, True, True), (
+            err
+        )
+        assert (await read_current(store)).token == "first"
+        replay.released.set()
+        assert (await rebuilding).flipped
     assert (await read_current(store)) == Current(live=highest + 1, highest=highest + 1)
+    assert [one.key async for one in store.list(keys.REBUILDS)] == []
 
 
 async def _a_zombie(settings: Settings, store: ObjectStore) -> None:
