@@ -18,6 +18,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,9 +93,16 @@ async def _kill_at_random(tripfold: Running, authority: Authority, draw: random.
         await asyncio.sleep(draw.uniform(0, KILL_WITHIN_S))
         victim = draw.choice(("worker", "worker", "worker", "planner"))
         print(f"kill {number + 1}: the {victim}, after {len(authority.requests)} requests")  # noqa: T201  # as above
-        tripfold.supervisor.kill(victim)
+        await eventually(partial(_killed, tripfold, victim), f"the {victim} to run, which was killed before")
         if number >= RESTARTS_MAX - 2:
             await asyncio.sleep(BETWEEN_KILLS_S)
+
+
+async def _killed(tripfold: Running, victim: str) -> bool | None:
+    with suppress(LookupError):
+        tripfold.supervisor.kill(victim)
+        return True
+    return None
 
 
 async def _downloads_since(authority: Authority, requests_before: int) -> bool | None:
