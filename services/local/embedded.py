@@ -41,6 +41,7 @@ from botocore.credentials import Credentials
 from services.local.ports import GRPC_OFFSET, EmbeddedPorts, free_ports, ports_with_grpc, release_ports
 from services.local.supervisor import BackgroundSupervisor, ChildEvent, ChildProcess, Probe, http_probe
 from shared.errors import OperatorError
+from shared.keys import LINEAGE
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"
@@ -356,16 +357,29 @@ def broker_relay(data_dir: Path, *, port: int, broker_port: int) -> ChildProcess
 
 
 def bucket_probe(endpoints: Endpoints) -> Probe:
-    """Ask for the bucket with a signed request: S3 answers, knows the keys, and has made the bucket."""
-    url = f"{endpoints.s3_endpoint_url}/{endpoints.bucket}"
+    """Ask for the bucket with a signed request, then for an object: S3 knows the keys, and reads what it stored.
+
+    For some seconds after a start the bucket can be there, and every object that is in it be answered with 500. The
+    object is one that is in every bucket that holds something; 404 is as good an answer.
+    """
+    bucket_url = f"{endpoints.s3_endpoint_url}/{endpoints.bucket}"
     signer = S3SigV4Auth(Credentials(endpoints.access_key, endpoints.secret_key), "s3", endpoints.region)
 
-    def sign() -> dict[str, str]:
-        request = AWSRequest("HEAD", url)
-        signer.add_auth(request)
-        return dict(request.headers)
+    def signed(method: str, url: str, statuses: tuple[int, ...]) -> Probe:
+        def sign() -> dict[str, str]:
+            request = AWSRequest(method, url)
+            signer.add_auth(request)
+            return dict(request.headers)
 
-    return http_probe(url, method="HEAD", headers=sign)
+        return http_probe(url, method=method, headers=sign, statuses=statuses)
+
+    has_bucket = signed("HEAD", bucket_url, (200,))
+    reads = signed("GET", f"{bucket_url}/{LINEAGE}", (200, 404))
+
+    async def probe() -> bool:
+        return await has_bucket() and await reads()
+
+    return probe
 
 
 def broker_probe(port: int) -> Probe:

@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -123,8 +123,14 @@ class ChildDied(OperatorError):
         self.log_lines = tuple(log_lines)
 
 
-def http_probe(url: str, *, method: str = "GET", headers: Callable[[], Mapping[str, str]] | None = None) -> Probe:
-    """Make a probe that says ready once ``url``, plain HTTP, answers with the status 200.
+def http_probe(
+    url: str,
+    *,
+    method: str = "GET",
+    headers: Callable[[], Mapping[str, str]] | None = None,
+    statuses: Collection[int] = (200,),
+) -> Probe:
+    """Make a probe that says ready once ``url``, plain HTTP, answers with one of the statuses.
 
     ``headers`` is called for each request, because a signature holds the time.
     """
@@ -137,7 +143,7 @@ def http_probe(url: str, *, method: str = "GET", headers: Callable[[], Mapping[s
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80, limit=STATUS_LINE_BYTES_MAX)
         try:
             writer.write("\r\n".join([*lines, "", ""]).encode())
-            return (await reader.readline()).split()[1:2] == [b"200"]
+            return (await reader.readline()).split()[1:2] in [[b"%d" % status] for status in statuses]
         except ValueError:
             # The line is longer than the limit: whatever answers there does not speak HTTP.
             return False

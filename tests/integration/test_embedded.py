@@ -6,6 +6,7 @@ stack and a stranger, want the same directory or the same port.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import os
 import signal
@@ -34,7 +35,9 @@ from services.local.embedded import (
     DataDirDamaged,
     DataDirInUse,
     EmbeddedServices,
+    Endpoints,
     MissingBinary,
+    bucket_probe,
     embedded_services,
     find_binary,
     open_embedded_stack,
@@ -373,3 +376,30 @@ def stack_ports(services: EmbeddedServices) -> ports_module.EmbeddedPorts:
         },
         ports_module.EmbeddedPorts,
     )
+
+
+@pytest.mark.parametrize(
+    ("bucket", "stored", "ready"),
+    [(b"200", b"200", True), (b"200", b"404", True), (b"200", b"500", False), (b"404", b"404", False)],
+)
+async def test_s3_is_ready_once_it_reads_what_it_stored(bucket: bytes, stored: bytes, ready: bool) -> None:
+    """A bucket whose objects cannot be read yet is not ready; one that holds nothing is."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        status = bucket if head.startswith(b"HEAD /tripfold HTTP") else stored
+        writer.write(b"HTTP/1.1 " + status + b" Whatever\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        endpoints = Endpoints(
+            s3_endpoint_url=f"http://127.0.0.1:{port}",
+            access_key="nobody",
+            secret_key="asks",
+            bucket="tripfold",
+            region="us-east-1",
+            kafka_bootstrap_servers="127.0.0.1:1",
+        )
+        assert await bucket_probe(endpoints)() is ready
