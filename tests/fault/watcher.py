@@ -8,6 +8,7 @@ import msgspec
 
 from services.api.ranges import DateRange
 from services.api.reader import SummaryReader
+from shared import bitmap
 from shared.contribution import Contribution
 from shared.events import CityFinished, Outcome
 from shared.identity import CityId, CountrySlug, RequestId
@@ -31,6 +32,7 @@ class Watcher:
         self._seen_manifests = self._seen_plans = self._seen_records = 0
         self._finished: dict[tuple[RequestId, int], dict[int, list[CityFinished]]] = {}
         self._completed: set[tuple[RequestId, int]] = set()
+        self._served: dict[tuple[RequestId, int], int] = {}
         self._reader = SummaryReader(world.store, cache_bytes=100_000)
 
     async def look(self) -> None:
@@ -111,7 +113,14 @@ class Watcher:
             if place in self._completed or status_of(record) not in {Status.COMPLETED, Status.COMPLETED_WITH_FAILURES}:
                 continue
             self._completed.add(place)
-            for finished in self._finished.get((record.request_id, record.plan_revision), {}).values():
+            planned = (record.request_id, record.plan_revision)
+            # A city that a completed request has served stays so: what its task stores when it comes again later, of a
+            # file that was corrected since, is on its way (docs/design.md, Limits).
+            served_before = self._served.get(planned, 0)
+            self._served[planned] = served_before | bitmap.decode(record.served)
+            for position, finished in self._finished.get(planned, {}).items():
+                if bitmap.contains(served_before, position):
+                    continue
                 for pair in (pair for event in finished for pair in event.published):
                     city_id = finished[0].city_id
                     summary = live.get(pair.country)
