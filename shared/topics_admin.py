@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import msgspec
@@ -14,6 +16,9 @@ from shared.kafka_connection import connection
 from shared.patience import SurroundingsFault
 from shared.settings import Settings
 from shared.topics import TOPICS, Topic, TopicSpec
+
+LISTED_DEADLINE_S = 10.0
+LISTED_LOOK_S = 0.05
 
 
 class TopicsMissing(SurroundingsFault):
@@ -77,8 +82,19 @@ async def apply_topics(settings: Settings) -> list[str]:
                 error = for_code(code)
                 if code and error is not TopicAlreadyExistsError:
                     raise SurroundingsFault(f"topic {name} could not be made: {error.__name__} {message}")
-            made.append(name)
+                if not code:
+                    made.append(name)
+        await _until_listed(client, made)
         return made
+
+
+async def _until_listed(client: AIOKafkaAdminClient, names: Sequence[str]) -> None:
+    """Wait until the cluster knows of topics that it has made: whoever comes next may ask for them."""
+    deadline_s = time.monotonic() + LISTED_DEADLINE_S
+    while missing := set(names) - set(await client.list_topics()):
+        if time.monotonic() > deadline_s:
+            raise SurroundingsFault(f"topics {', '.join(sorted(missing))} were made, and are not listed")
+        await asyncio.sleep(LISTED_LOOK_S)
 
 
 async def check_topics(settings: Settings) -> list[TopicDifference]:
