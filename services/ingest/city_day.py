@@ -95,9 +95,10 @@ class CityDayIngest:
     async def run(self, tasks: Sequence[IngestCity]) -> None:
         """Ingest one city-day, for all the tasks that ask for it. When it returns, they can be committed.
 
-        The task of the highest plan is the one that is carried out; what it finds is published for each of them.
+        The last task of the highest plan is the one that is carried out; what it finds is published for each of them.
         """
-        chosen = max(tasks, key=lambda task: task.plan_revision)
+        # Not the first: it may come again, and its file have been corrected before the last was asked for.
+        chosen = max(reversed(tasks), key=lambda task: task.plan_revision)
         log = _log.bind(date=str(chosen.date), city_id=chosen.city_id, request_id=chosen.request_id)
         try:
             finished = await self._persistence.fetch(lambda: self._ingest(chosen, tasks))

@@ -148,3 +148,17 @@ async def test_an_aggregate_that_gets_a_partition_back_knows_what_is_stale() -> 
     world.log.append(Topic.CITY_STATS, stale[0].key, stale[0].value, stale[0].headers)
     await world.run_to_rest()
     assert differences(world) == []
+
+
+async def test_a_task_that_comes_again_keeps_no_later_request_from_the_corrected_file() -> None:
+    """In one batch with the task of a later request, one that was done before does not speak for both."""
+    world = World()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    for partition in range(PARTITIONS):
+        world.log.rewind("worker", Topic.CITY_TASKS, partition, len(HOME))
+    world.replace("worker")
+    # Its partition has no other city, so that both tasks are taken together.
+    world.request(Truth(cities=HOME, files={**WHOLE.files, 2: CORRECTED}))
+    await world.run_to_rest()
+    assert differences(world) == []
