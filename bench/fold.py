@@ -232,7 +232,7 @@ async def _fold_with_rebuild(settings: Settings, dates: int) -> Measured:
         if step == "reading the topic":
             reading.append((time.perf_counter(), time.process_time()))
 
-    replay = KafkaReplay(settings, Topic.CITY_STATS, with_headers=False)
+    replay = KafkaReplay(settings, Topic.CITY_STATS)
     async with S3Store(settings) as store, KafkaPublisher(settings, source="bench") as publisher:
         await store.create_bucket()
         rebuilt = await Rebuild(store, publisher, token="bench", report=report, replay=replay).run()

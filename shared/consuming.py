@@ -232,7 +232,7 @@ async def decode_batch(batch: Sequence[Received], publisher: Publisher) -> list[
     return decoded
 
 
-def received(topic: Topic, records: Sequence[ConsumerRecord[Any, Any]], *, with_headers: bool = True) -> list[Received]:
+def received(topic: Topic, records: Sequence[ConsumerRecord[Any, Any]]) -> list[Received]:
     """Return aiokafka's records as ours, nothing decoded."""
     return [
         Received(
@@ -241,7 +241,7 @@ def received(topic: Topic, records: Sequence[ConsumerRecord[Any, Any]], *, with_
             offset=record.offset,
             key=record.key,
             value=record.value,
-            headers=tuple([(name, value or b"") for name, value in record.headers]) if with_headers else (),
+            headers=tuple([(name, value or b"") for name, value in record.headers]),
             timestamp_ms=record.timestamp,
         )
         for record in records

@@ -90,5 +90,10 @@ def partition_of(key: bytes | None, partitions: Sequence[int], available: Sequen
     del available  # A partition that is away is waited for: another one would break the order of a key.
     if key is None:
         return partitions[0]
-    affinity = b"/".join(key.split(b"/", 2)[:2])
-    return partitions[(int(murmur2(affinity)) & 0x7FFFFFFF) % len(partitions)]
+    return partitions[(int(murmur2(affinity_of(key))) & 0x7FFFFFFF) % len(partitions)]
+
+
+def affinity_of(key: bytes) -> bytes:
+    """Return a key's first two parts: of ``city-stats``, what all records of a country-day have in common."""
+    end = key.find(b"/", key.find(b"/") + 1)
+    return key if end < 0 else key[:end]

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import msgspec
 
-from services.aggregate.replay import Replay
+from services.aggregate.replay import Pair, PairReplay
 from services.ingest.upstream import AnswerBroke, CityFailed, Download, Upstream, UpstreamDown, Validators
 from shared import events
 from shared.identity import RequestId
@@ -297,7 +297,7 @@ class MemoryMember:
 
 
 class MemoryReplay:
-    """A Replay of a topic of a `MemoryLog`, in batches of a few records."""
+    """A Replay and a PairReplay of a topic of a `MemoryLog`, in batches of a few records."""
 
     def __init__(self, log: MemoryLog, topic: Topic, *, batch_records_max: int = 4) -> None:
         self._log = log
@@ -315,6 +315,10 @@ class MemoryReplay:
         for begin in range(0, len(records), self._batch_records_max):
             await asyncio.sleep(0)
             yield records[begin : begin + self._batch_records_max]
+
+    async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
+        async for batch in self.read():
+            yield [(record.key, record.value) for record in batch]
 
 
 class BrokenContract(BaseException):  # nothing that waits out faults may catch it
@@ -629,17 +633,17 @@ class BreakablePublisher:
 
 
 class BreakableReplay:
-    """A Replay whose calls cross through a `Life`."""
+    """A PairReplay whose calls cross through a `Life`."""
 
-    def __init__(self, replay: Replay, life: Life) -> None:
+    def __init__(self, replay: PairReplay, life: Life) -> None:
         self._replay = replay
         self._life = life
 
     async def take_end(self) -> int:
         return await self._life.cross("take the end", self._replay.take_end, LogUnavailable, effect=False)
 
-    async def read(self) -> AsyncIterator[Sequence[Received]]:
-        async for batch in self._replay.read():
+    async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
+        async for batch in self._replay.read_pairs():
             await self._life.cross("read the topic", _nothing, LogUnavailable, effect=False)
             yield batch
 

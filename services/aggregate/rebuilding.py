@@ -22,7 +22,7 @@ import asyncio
 import contextlib
 import datetime as dt
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -32,7 +32,7 @@ from services.aggregate.change import Change, change_of
 from services.aggregate.fold import StatEvent, is_stat_event
 from services.aggregate.folding import SummaryWriter
 from services.aggregate.repairing import publish_summary
-from services.aggregate.replay import Replay
+from services.aggregate.replay import Pair, PairReplay
 from shared import events, keys, objects
 from shared.bounded import map_bounded, one_ahead
 from shared.errors import OperatorError
@@ -40,11 +40,14 @@ from shared.events import NewerContract, PoisonRecord
 from shared.identity import CountrySlug
 from shared.objects import CorruptObject, NewerObject, Summary
 from shared.patience import SurroundingsFault
-from shared.publishing import Outgoing, Publisher, Received
+from shared.publishing import Outgoing, Publisher
 from shared.store import Found, OperatedStore
+from shared.topics import Topic, affinity_of
 
 CACHE_BYTES = 8 * 1024 * 1024
 HELD_BYTES_MAX = 8 * 1024 * 1024
+RECORD_BYTES = 48
+"""What a record takes beside the bytes of its value."""
 FOLDS_AT_ONCE_MAX = 32
 CHANGES_KEPT_MAX = 10_000
 
@@ -77,35 +80,36 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Held:
-    """Events that wait for others of their country-day, bounded in bytes of their records.
+    """Records that wait for others of their country-day, as they came, bounded in bytes.
 
-    Over the bound, the country-days go to which nothing was added for the longest time.
+    Their keys begin with it. An event takes a dozen times as many objects as a record, so it is decoded when it is
+    folded. Over the bound, the country-days go to which nothing was added for the longest time.
     """
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._groups: OrderedDict[tuple[dt.date, CountrySlug], tuple[list[StatEvent], list[int]]] = OrderedDict()
+        self._groups: OrderedDict[bytes, list[bytes | None]] = OrderedDict()
 
-    def add(self, event: StatEvent, size_bytes: int) -> None:
-        """Hold an event, which came as a record of so many bytes."""
-        group = (event.date, event.country)
-        if group in self._groups:
-            self._groups.move_to_end(group)
-            events_of_group, sizes_bytes = self._groups[group]
-        else:
-            events_of_group, sizes_bytes = self._groups[group] = ([], [])
-        events_of_group.append(event)
-        sizes_bytes.append(size_bytes)
-        self._bytes += size_bytes
+    def add(self, batch: Iterable[Pair]) -> None:
+        """Hold records, by key and value."""
+        groups = self._groups
+        for key, value in batch:
+            group = b"" if key is None else affinity_of(key)
+            if group in groups:
+                groups.move_to_end(group)
+                groups[group].append(value)
+            else:
+                groups[group] = [value]
+            self._bytes += RECORD_BYTES if value is None else RECORD_BYTES + len(value)
 
-    def take(self, *, whole: bool = False) -> list[list[StatEvent]]:
+    def take(self, *, whole: bool = False) -> list[list[bytes | None]]:
         """Return the groups that are over the bound, or all."""
         taken = []
         while self._groups and (whole or self._bytes > self._bytes_max):
-            _, (events_of_group, sizes_bytes) = self._groups.popitem(last=False)
-            self._bytes -= sum(sizes_bytes)
-            taken.append(events_of_group)
+            _, values = self._groups.popitem(last=False)
+            self._bytes -= sum(RECORD_BYTES + len(value or b"") for value in values)
+            taken.append(values)
         return taken
 
 
@@ -122,7 +126,7 @@ class Rebuild:
         *,
         token: str,
         report: Report,
-        replay: Replay | None = None,
+        replay: PairReplay | None = None,
         seed: int | None = None,
         held_bytes_max: int = HELD_BYTES_MAX,
     ) -> None:
@@ -185,31 +189,39 @@ class Rebuild:
             refused=refused,
         )
 
-    async def _fold_topic(self, replay: Replay, number: int) -> None:
+    async def _fold_topic(self, replay: PairReplay, number: int) -> None:
         total = await replay.take_end()
         done = 0
         self._report("reading the topic", done, total, self._events)
         held = _Held(self._held_bytes_max)
-        async with contextlib.aclosing(one_ahead(replay.read())) as batches:
+        async with contextlib.aclosing(one_ahead(replay.read_pairs())) as batches:
             async for batch in batches:
-                self._hold(held, batch)
-                await self._fold_groups(number, held.take())
+                held.add(batch)
+                await self._fold_records(number, held.take())
                 done += len(batch)
                 self._report("reading the topic", done, total, self._events)
-        await self._fold_groups(number, held.take(whole=True))
+        await self._fold_records(number, held.take(whole=True))
         self._report("reading the topic", done, total, self._events)
 
-    def _hold(self, held: _Held, batch: Sequence[Received]) -> None:
-        for record in batch:
+    async def _fold_records(self, number: int, groups: Sequence[Sequence[bytes | None]]) -> None:
+        async def fold_group(values: Sequence[bytes | None]) -> None:
+            # Of one country-day, unless a key lies about its value.
+            for of_country_day in _by_country_day(self._decoded(values)):
+                await self._writer.fold(number, of_country_day)
+
+        await map_bounded(fold_group, groups, at_once_max=FOLDS_AT_ONCE_MAX)
+
+    def _decoded(self, values: Sequence[bytes | None]) -> list[StatEvent]:
+        decoded = []
+        for value in values:
             try:
-                event = is_stat_event(events.decode(record.topic, record.value))
+                decoded.append(is_stat_event(events.decode(Topic.CITY_STATS, value)))
             except PoisonRecord:
                 self._poison_records += 1  # the aggregate has buried it; it is in no summary
             except NewerContract as error:
                 raise Unrebuildable(str(error)) from error
-            else:
-                held.add(event, len(record.value or b""))
-                self._events += 1
+        self._events += len(decoded)
+        return decoded
 
     async def _join_seed(self, seed: int, number: int) -> None:
         dates = await known_dates(self._store, EVERY_DATE, keys.summaries_of_generation(seed))
@@ -284,6 +296,17 @@ class Rebuild:
                 at_once_max=FOLDS_AT_ONCE_MAX,
             )
             self._report("filling the topics", done, len(dates), self._events)
+
+
+def _by_country_day(events_of_group: list[StatEvent]) -> list[list[StatEvent]]:
+    if not events_of_group:
+        return []
+    date, country = events_of_group[0].date, events_of_group[0].country
+    others = [event for event in events_of_group if event.country != country or event.date != date]
+    if not others:
+        return [events_of_group]
+    of_first = [event for event in events_of_group if event.country == country and event.date == date]
+    return [of_first, *_by_country_day(others)]
 
 
 def _decode(found: Found | None, key: str) -> Summary | None:

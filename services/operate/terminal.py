@@ -18,7 +18,7 @@ from services.aggregate.generations import Generation, drop, list_generations
 from services.aggregate.memory import tune_collector
 from services.aggregate.rebuilding import Rebuild, Rebuilt
 from services.aggregate.repairing import Repaired, repair_dates
-from services.aggregate.replay import KafkaReplay, Replay
+from services.aggregate.replay import KafkaReplay, PairReplay
 from services.aggregate.verify import RAW_OBJECT, Difference
 from services.aggregate.verifying import verify_dates
 from services.operate import signs_of_life
@@ -120,7 +120,7 @@ def rebuild(*, from_kafka: bool, dry_run: bool, take_over: bool, as_json: bool) 
     async def run() -> Rebuilt:
         if not from_kafka:
             return await _run_rebuild(settings, take_over=take_over, dry_run=dry_run)
-        replay = KafkaReplay(settings, Topic.CITY_STATS, with_headers=False)
+        replay = KafkaReplay(settings, Topic.CITY_STATS)
         try:
             return await _run_rebuild(settings, take_over=take_over, dry_run=dry_run, replay=replay)
         finally:
@@ -167,7 +167,7 @@ def activate(number: int, *, dry_run: bool, take_over: bool, as_json: bool) -> N
 
 
 async def _run_rebuild(
-    settings: Settings, *, take_over: bool, dry_run: bool, replay: Replay | None = None, seed: int | None = None
+    settings: Settings, *, take_over: bool, dry_run: bool, replay: PairReplay | None = None, seed: int | None = None
 ) -> Rebuilt:
     tune_collector()
     interval_s = signs_of_life.SIGN_INTERVAL_S

@@ -20,7 +20,7 @@ from services.aggregate.generations import GenerationState, drop, list_generatio
 from services.aggregate.progress_folding import ProgressFolder, Sweep
 from services.aggregate.rebuilding import Rebuild
 from services.aggregate.repairing import repair_dates
-from services.aggregate.replay import Replay
+from services.aggregate.replay import PairReplay
 from services.ingest.city_day import CityDayIngest
 from services.ingest.parser import fold_trip_file
 from services.ingest.planner import Planner
@@ -392,7 +392,7 @@ class World:
         await job.run(work)
         return job
 
-    def make_rebuild(self, job: Job, token: str, replay: Replay | None) -> Rebuild:
+    def make_rebuild(self, job: Job, token: str, replay: PairReplay | None) -> Rebuild:
         """Build what rebuilds."""
         return Rebuild(
             job.store,

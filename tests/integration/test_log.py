@@ -19,7 +19,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from faststream.kafka import KafkaBroker
 
-from services.aggregate.replay import KafkaReplay, Replay
+from services.aggregate.replay import KafkaReplay, PairReplay, Replay
 from shared import events
 from shared.consuming import consume, make_broker
 from shared.events import CityDayRetracted, ProcessRequested
@@ -57,6 +57,10 @@ class LogPublisher(Publisher, RecordPublisher, Protocol):
     """Both ways to publish."""
 
 
+class Rereading(Replay, PairReplay, Protocol):
+    """Both ways to read a topic once more."""
+
+
 class Log(Protocol):
     """A log, as this suite tries it."""
 
@@ -67,7 +71,7 @@ class Log(Protocol):
     async def join(self, group: str, topic: Topic) -> Member:
         """Become the member of a group; one that was before is taken for dead."""
 
-    def replay(self, topic: Topic) -> contextlib.AbstractAsyncContextManager[Replay]:
+    def replay(self, topic: Topic) -> contextlib.AbstractAsyncContextManager[Rereading]:
         """Read a topic from its beginning."""
 
     async def compact(self, topic: Topic) -> None:
@@ -104,7 +108,7 @@ class FakeLog:
         return FakeMember(self._log, group, topic)
 
     @contextlib.asynccontextmanager
-    async def replay(self, topic: Topic) -> AsyncIterator[Replay]:
+    async def replay(self, topic: Topic) -> AsyncIterator[Rereading]:
         yield MemoryReplay(self._log, topic)
 
     async def compact(self, topic: Topic) -> None:
@@ -176,7 +180,7 @@ class KafkaLog:
         return member
 
     @contextlib.asynccontextmanager
-    async def replay(self, topic: Topic) -> AsyncIterator[Replay]:
+    async def replay(self, topic: Topic) -> AsyncIterator[Rereading]:
         replay = KafkaReplay(self._settings, topic)
         try:
             yield replay
@@ -287,6 +291,10 @@ async def test_a_record_comes_as_it_went(log: Log) -> None:
         (None, b""),
     }
     assert {record.headers for record in records} == {tuple(headers)}
+    async with log.replay(Topic.DEAD_LETTERS) as replay:
+        await replay.take_end()
+        pairs = [pair async for batch in replay.read_pairs() for pair in batch]
+    assert sorted(pairs, key=repr) == sorted([(record.key, record.value) for record in records], key=repr)
 
 
 async def test_what_was_not_committed_comes_again(log: Log) -> None:

@@ -22,7 +22,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from services.aggregate.rebuilding import Rebuild
-from services.aggregate.replay import FETCH_BYTES_MAX, KafkaReplay
+from services.aggregate.replay import FETCH_BYTES_MAX, KafkaReplay, Pair
 from services.local.embedded import EmbeddedServices
 from services.operate.signs_of_life import giving_signs
 from shared import events, keys, objects
@@ -31,7 +31,7 @@ from shared.contribution import Contribution
 from shared.current import read_current
 from shared.events import Event
 from shared.objects import Current, Summary
-from shared.publishing import KafkaPublisher, Outgoing, Received
+from shared.publishing import KafkaPublisher, Outgoing
 from shared.settings import Settings
 from shared.store import ObjectStore, S3Store
 from shared.topics import Topic
@@ -138,10 +138,10 @@ async def test_a_record_may_be_larger_than_a_fetch(settings: Settings) -> None:
     async with KafkaPublisher(settings, source="test") as publisher:
         for value in values:
             await publisher.publish_record(Topic.CITY_STATS, key=b"2024-05-01/armenia/1", value=value, headers=())
-    replay = KafkaReplay(settings, Topic.CITY_STATS, with_headers=False)
+    replay = KafkaReplay(settings, Topic.CITY_STATS)
     try:
         assert await replay.take_end() == len(values)
-        assert [record.value async for batch in replay.read() for record in batch] == values
+        assert [value async for batch in replay.read_pairs() for _, value in batch] == values
     finally:
         await replay.close()
 
@@ -198,7 +198,7 @@ class _HeldReplay:
     async def take_end(self) -> int:
         return 0
 
-    async def read(self) -> AsyncIterator[Sequence[Received]]:
+    async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
         await self.released.wait()
         yield ()
 

@@ -22,6 +22,7 @@ from services.aggregate.bucket import read_events
 from services.aggregate.fold import StatEvent
 from services.aggregate.folding import Folder
 from services.aggregate.rebuilding import Rebuild, Rebuilt
+from services.aggregate.replay import Pair
 from services.api.ranges import DateRange
 from services.api.reader import SummaryReader
 from shared import keys, objects
@@ -174,8 +175,8 @@ class GatedReplay:
         self._process.note(len(self._records))
         return len(self._records)
 
-    async def read(self) -> AsyncIterator[Sequence[Received]]:
-        yield self._records
+    async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
+        yield [(record.key, record.value) for record in self._records]
 
 
 class Scene:

@@ -36,7 +36,7 @@ from shared.events import (
     headers_of,
 )
 from shared.identity import CityId, CountrySlug, RequestId
-from shared.topics import Topic, partition_of
+from shared.topics import Topic, affinity_of, partition_of
 
 DATE = dt.date(2024, 5, 1)
 NOW = dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC)
@@ -299,6 +299,13 @@ def test_a_country_day_stays_in_one_partition() -> None:
     assert len({partition_of(event.key.encode(), partitions, partitions) for event in same}) == 1
     spread = {partition_of(f"2024-05-01/country-{n}/7".encode(), partitions, partitions) for n in range(100)}
     assert spread == set(partitions)
+
+
+@given(st.lists(st.binary(max_size=3), max_size=4))
+def test_the_affinity_of_a_key_is_its_first_two_parts(parts: list[bytes]) -> None:
+    """Whatever a key is made of, what it is spread by is all before its second slash."""
+    key = b"/".join(parts)
+    assert affinity_of(key) == b"/".join(key.split(b"/")[:2])
 
 
 def test_no_city_has_the_key_of_a_chunk() -> None:
