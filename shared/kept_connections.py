@@ -104,6 +104,7 @@ class _Connection(asyncio.Protocol):
         self.idle_since_s = 0.0
         self.ended = False
         self._open_ones = open_ones
+        self._loop = asyncio.get_running_loop()  # asking for it is a system call
         self._transport: asyncio.Transport | None = None
         self._waiting: asyncio.Future[Answer] | None = None
         self._answer = PartialAnswer()
@@ -113,9 +114,8 @@ class _Connection(asyncio.Protocol):
         if self._transport is None or self.ended:
             raise Declined("the connection has ended")
         self._answer = PartialAnswer()
-        loop = asyncio.get_running_loop()
-        self._waiting = loop.create_future()
-        timer = loop.call_later(ANSWER_TIMEOUT_S, self._decline, f"no answer within {ANSWER_TIMEOUT_S:g} s")
+        self._waiting = self._loop.create_future()
+        timer = self._loop.call_later(ANSWER_TIMEOUT_S, self._decline, f"no answer within {ANSWER_TIMEOUT_S:g} s")
         try:
             self._transport.writelines([head, body] if body else [head])
             return await self._waiting

@@ -32,7 +32,7 @@ _ELEMENT = re.compile(r"<(Key|LastModified|ETag|Size)>([^<]*)</\1>")
 _COUNT = re.compile(r"<KeyCount>(\d+)</KeyCount>")
 _TRUNCATED = re.compile(r"<IsTruncated>(true|false)</IsTruncated>")
 _TOKEN = re.compile(r"<NextContinuationToken>([^<]+)</NextContinuationToken>")
-_ENCODED_IN_URLS = re.compile(r"[^A-Za-z0-9/._~-]+")
+_PLAIN_IN_URLS = re.compile(r"[A-Za-z0-9/._~%-]*")
 _URL_ENCODED = "<EncodingType>url</EncodingType>"
 
 
@@ -169,11 +169,8 @@ def _parts_of(url: str) -> _Bucket:
 
 
 def _encoded(key: str) -> str:
-    return _ENCODED_IN_URLS.sub(_percent_encoded, key)  # the whole key takes quote 15 µs
-
-
-def _percent_encoded(match: re.Match[str]) -> str:
-    return "%3D" if match[0] == "=" else quote(match[0], safe="")  # what all of Tripfold's keys have
+    encoded = key.replace("=", "%3D")  # nearly always all there is to do, and quote takes 15 µs
+    return encoded if _PLAIN_IN_URLS.fullmatch(encoded) and "%" not in key else quote(key, safe="/-_.~")
 
 
 def proxy_of(url: str) -> str | None:

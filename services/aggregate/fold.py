@@ -9,11 +9,11 @@ folding service, a summary is the same byte for byte whatever the order, the dup
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from shared.contribution import Contribution, total_of
+from shared.contribution import total_of
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, Event
 from shared.identity import CityId, CountrySlug
 from shared.objects import LedgerEntry, PlanChunks, Summary
@@ -35,17 +35,20 @@ def fold(summary: Summary, folded: Iterable[StatEvent]) -> Summary:
 
     Returns ``summary`` itself if they change nothing. Raises ValueError for an event of another country-day.
     """
+    date, country = summary.date, summary.country
     ledger = dict(summary.ledger)
     plans = _chunks_of(summary)
     name = summary.country_name
     changed = False
     for event in folded:
-        if (event.date, event.country) != (summary.date, summary.country):
-            raise ValueError(f"{event.key} is not an event of {summary.date}/{summary.country}")
+        if event.country != country or event.date != date:
+            raise ValueError(f"{event.key} is not an event of {date}/{country}")
         match event:
             case CityDayStats():
                 name = max(name, event.country_name)
-                changed |= _keep_greater(ledger, event.city_id, _entry_of(event))
+                known = ledger.get(event.city_id)
+                if known is None or event.revision >= known.revision:
+                    changed |= _keep_greater(ledger, event.city_id, _entry_of(event))
             case CityDayRetracted():
                 changed |= _keep_greater(ledger, event.city_id, LedgerEntry(revision=event.revision))
             case CountryDayPlanned():
@@ -115,14 +118,15 @@ def _is_greater(entry: LedgerEntry, known: LedgerEntry) -> bool:
     return _encoder.encode(entry) > _encoder.encode(known)
 
 
-def _is_later(instant: dt.datetime, known: dt.datetime | None) -> bool:
-    """Order instants, and the ways to write one (``10:00Z``, ``12:00+02:00``) among each other."""
-    if known is None:
-        return True
-    # Of one time zone, an instant is written in one way: nearly all are in UTC.
-    if instant.tzinfo is known.tzinfo or instant != known:
-        return instant > known
-    return instant.isoformat() > known.isoformat()
+def _last_of(instants: Sequence[dt.datetime | None]) -> dt.datetime | None:
+    """Return the last instant; of the ways to write it (``10:00Z``, ``12:00+02:00``), the greatest as text."""
+    known = [instant for instant in instants if instant is not None]
+    if not known:
+        return None
+    last, zone = max(known), known[0].tzinfo
+    if not [instant for instant in known if instant.tzinfo is not zone]:  # in UTC, nearly always: one way to write it
+        return last
+    return max([instant for instant in known if instant == last], key=dt.datetime.isoformat)
 
 
 def _chunks_of(summary: Summary) -> dict[_PlanKey, dict[int, tuple[CityId, ...]]]:
@@ -165,31 +169,23 @@ def _with_totals(
     ledger: dict[CityId, LedgerEntry],
     plans: tuple[PlanChunks, ...],
 ) -> Summary:
-    version = 0
-    contributions: dict[CityId, Contribution] = {}
-    last_ingested_at: dt.datetime | None = None
-    for city_id, entry in ledger.items():
-        version += entry.revision
-        if entry.contribution is None:
-            continue
-        contributions[city_id] = entry.contribution
-        if entry.ingested_at is not None and _is_later(entry.ingested_at, last_ingested_at):
-            last_ingested_at = entry.ingested_at
-    reported = contributions.keys()
+    entries = ledger.values()
+    contributions = [entry.contribution for entry in entries if entry.contribution is not None]
     plan = _in_force(plans)
     expected = {city for cities in plan.cities.values() for city in cities} if plan else set()
+    missing = {city for city in expected if city not in ledger or ledger[city].contribution is None}
     plan_revision = plan.revision if plan else 0
     return Summary(
         date=date,
         country=country,
         country_name=name,
-        version=version + plan_revision,
-        totals=total_of(list(contributions.values())),
-        has_data=bool(reported),
-        cities_reported=len(expected & reported),
+        version=sum([entry.revision for entry in entries]) + plan_revision,
+        totals=total_of(contributions),
+        has_data=bool(contributions),
+        cities_reported=len(expected) - len(missing),
         cities_expected=len(expected),
-        complete=plan is not None and expected <= reported,
-        last_ingested_at=last_ingested_at,
+        complete=plan is not None and not missing,
+        last_ingested_at=_last_of([entry.ingested_at for entry in entries if entry.contribution is not None]),
         plan_revision=plan_revision,
         plans=plans,
         ledger={city_id: ledger[city_id] for city_id in sorted(ledger)},
