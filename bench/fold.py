@@ -52,7 +52,7 @@ from bench.tables import print_table
 from services.aggregate.bucket import read_summaries
 from services.aggregate.folding import Folder, SummaryWriter
 from services.aggregate.memory import tune_collector
-from services.aggregate.rebuilding import CACHE_BYTES, Rebuild
+from services.aggregate.rebuilding import Rebuild
 from services.aggregate.replay import KafkaReplay
 from shared import keys, objects
 from shared.consuming import consume, make_broker
@@ -406,9 +406,9 @@ async def _fold_large(cities: int) -> Large:
     ]
     async with S3Store(settings) as store:
         await store.create_bucket()
-        writer = SummaryWriter(store, cache_bytes=CACHE_BYTES)
+        writer = SummaryWriter(store, cache_bytes=settings.aggregate_cache_bytes)
         await writer.fold(1, changed[-1:])  # what is slow the first time alone
-        writer = SummaryWriter(store, cache_bytes=CACHE_BYTES)
+        writer = SummaryWriter(store, cache_bytes=settings.aggregate_cache_bytes)
 
         async def taken(batch: list[CityDayStats]) -> tuple[float, float]:
             wall, cpu = time.perf_counter(), time.process_time()

@@ -44,7 +44,6 @@ from shared.publishing import Outgoing, Publisher
 from shared.store import Found, OperatedStore
 from shared.topics import Topic, affinity_of
 
-CACHE_BYTES = 8 * 1024 * 1024
 HELD_BYTES_MAX = 8 * 1024 * 1024
 RECORD_BYTES = 48
 """What a record takes beside the bytes of its value."""
@@ -89,27 +88,28 @@ class _Held:
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._groups: OrderedDict[bytes, list[bytes | None]] = OrderedDict()
+        self._groups: OrderedDict[bytes, list[bytes]] = OrderedDict()
 
     def add(self, batch: Iterable[Pair]) -> None:
         """Hold records, by key and value."""
         groups = self._groups
         for key, value in batch:
-            group = b"" if key is None else affinity_of(key)
+            group = affinity_of(key or b"")
+            body = value or b""  # no event either way
+            self._bytes += RECORD_BYTES + len(body)
             if group in groups:
                 groups.move_to_end(group)
-                groups[group].append(value)
+                groups[group].append(body)
             else:
-                groups[group] = [value]
-            self._bytes += RECORD_BYTES if value is None else RECORD_BYTES + len(value)
+                groups[group] = [body]
 
-    def take(self, *, whole: bool = False) -> list[list[bytes | None]]:
+    def take(self, *, whole: bool = False) -> list[list[bytes]]:
         """Return the groups that are over the bound, or all."""
         taken = []
         while self._groups and (whole or self._bytes > self._bytes_max):
-            _, values = self._groups.popitem(last=False)
-            self._bytes -= sum(RECORD_BYTES + len(value or b"") for value in values)
-            taken.append(values)
+            _, bodies = self._groups.popitem(last=False)
+            self._bytes -= RECORD_BYTES * len(bodies) + sum(map(len, bodies))
+            taken.append(bodies)
         return taken
 
 
@@ -136,7 +136,7 @@ class Rebuild:
         self._report = report
         self._replay = replay
         self._seed = seed
-        self._writer = SummaryWriter(store, cache_bytes=CACHE_BYTES)
+        self._writer = SummaryWriter(store, cache_bytes=0)  # a country-day seldom comes twice
         self._held_bytes_max = held_bytes_max
         self._events = 0
         self._poison_records = 0
@@ -203,19 +203,19 @@ class Rebuild:
         await self._fold_records(number, held.take(whole=True))
         self._report("reading the topic", done, total, self._events)
 
-    async def _fold_records(self, number: int, groups: Sequence[Sequence[bytes | None]]) -> None:
-        async def fold_group(values: Sequence[bytes | None]) -> None:
+    async def _fold_records(self, number: int, groups: Sequence[Sequence[bytes]]) -> None:
+        async def fold_group(bodies: Sequence[bytes]) -> None:
             # Of one country-day, unless a key lies about its value.
-            for of_country_day in _by_country_day(self._decoded(values)):
+            for of_country_day in _by_country_day(self._decoded(bodies)):
                 await self._writer.fold(number, of_country_day)
 
         await map_bounded(fold_group, groups, at_once_max=FOLDS_AT_ONCE_MAX)
 
-    def _decoded(self, values: Sequence[bytes | None]) -> list[StatEvent]:
+    def _decoded(self, bodies: Sequence[bytes]) -> list[StatEvent]:
         decoded = []
-        for value in values:
+        for body in bodies:
             try:
-                decoded.append(is_stat_event(events.decode(Topic.CITY_STATS, value)))
+                decoded.append(is_stat_event(events.decode(Topic.CITY_STATS, body)))
             except PoisonRecord:
                 self._poison_records += 1  # the aggregate has buried it; it is in no summary
             except NewerContract as error:
