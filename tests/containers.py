@@ -70,7 +70,8 @@ exec /etc/kafka/docker/run
 # Its parts find each other on the loopback address; only S3 is reached from outside. See docker-compose.yml.
 S3_COMMAND = (
     f"-logtostderr=true mini -dir=/data -ip=127.0.0.1 -ip.bind=0.0.0.0 -s3.port={S3_PORT} "
-    "-webdav=false -admin.ui=false -s3.port.iceberg=0 -s3.port.lance=0 -master.telemetry=false"
+    "-webdav=false -admin.ui=false -s3.port.iceberg=0 -s3.port.lance=0 -master.telemetry=false "
+    "-s3.iam.readOnly=false"  # tests make users with fewer rights
 )
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "tripfold-tests", "AWS_SECRET_ACCESS_KEY": "only-for-tests-in-containers"}
 S3_REGION = "us-east-1"
