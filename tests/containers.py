@@ -186,7 +186,13 @@ def _nothing_left() -> Iterator[docker.DockerClient]:
 
     Each container is removed by its own context; but Ctrl-C may come after Docker made one and before that is known.
     """
-    client = docker.from_env()
+    try:
+        client = docker.from_env()
+        client.ping()
+    except DockerException as error:
+        raise DockerException(
+            f"no Docker engine answers; DOCKER_HOST says where one is, if not here: {error}"
+        ) from error
     try:
         yield client
     finally:
