@@ -28,10 +28,10 @@ ORACLE = Path(__file__).parents[1] / "chaos" / "oracle.py"
 CORRECTIONS = 10
 BROKEN_DEADLINE_S = 15.0  # the log is written a moment later
 CALM_S = 6.0
-REST_DEADLINE_S = 120.0
+REST_DEADLINE_S = 180.0  # a consumer that a fault left standing still is started again after more than a minute
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 async def test_what_passes_during_a_fault_is_exact_when_it_is_over(proxied: Proxied, fault: Fault) -> None:
     """Whatever the network did meanwhile, the date's numbers are the upstream's, everywhere."""
