@@ -120,15 +120,19 @@ def _script(*arguments: str, deadline_s: float = COMMAND_DEADLINE_S) -> None:
         raise NoApacheKafka(done.stderr.strip())
 
 
-def _pytest(*arguments: str, **environment: str) -> int:
+def run_pytest(*arguments: str, **environment: str) -> int:
+    """Run pytest with these variables in a process of its own; return its exit code once it has ended in order."""
     command = [sys.executable, "-m", "pytest", *arguments]
     running = subprocess.Popen(command, env={**os.environ, **environment})
+    # Whoever ends this process alone means pytest too.
+    before = signal.signal(signal.SIGTERM, lambda *_: running.send_signal(signal.SIGINT))
     try:
         return running.wait()
     except KeyboardInterrupt:
         # The terminal has sent it to pytest too, which ends its own processes first.
         return running.wait()
     finally:
+        signal.signal(signal.SIGTERM, before)
         if running.poll() is None:
             running.kill()
 
@@ -146,14 +150,14 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="tripfold-kafka-", ignore_cleanup_errors=True) as directory:
         try:
             with apache_kafka(Path(directory) / "kafka") as broker:
-                failed = _pytest("tests/integration", *arguments, **{BOOTSTRAP_VARIABLE: broker.address})
+                failed = run_pytest("tests/integration", *arguments, **{BOOTSTRAP_VARIABLE: broker.address})
         except NoApacheKafka as error:
             sys.stderr.write(f"test-kafka: {error}\n")
             return 1
     if failed or only_integration:
         return failed
     # One process: the tests share a system, and stop its broker.
-    return _pytest("tests/kafka", *arguments, "-n0", **{REAL_VARIABLE: "1"})
+    return run_pytest("tests/kafka", *arguments, "-n0", **{REAL_VARIABLE: "1"})
 
 
 if __name__ == "__main__":

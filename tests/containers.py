@@ -5,32 +5,54 @@
 Kafka and the store are the images that docker-compose.yml runs, or TRIPFOLD_KAFKA_IMAGE and TRIPFOLD_S3_IMAGE. The
 proxy is Toxiproxy, or TRIPFOLD_PROXY_IMAGE: both can also be reached through it, and tests/network lets it break off,
 delay and swallow what passes. Where all of them are, the tests find in the variables of ``Containers.environment``.
+The tests share one proxy, so they run one after the other. Nothing is left in Docker, also after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import signal
+import socket
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import boto3
+import docker
+import httpx
 import msgspec
-import pytest
-from docker.errors import DockerException
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from docker.errors import DockerException, ImageNotFound
 from testcontainers.core.container import DockerContainer
+from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 from testcontainers.core.network import Network
-from testcontainers.core.wait_strategies import HttpWaitStrategy, LogMessageWaitStrategy
 
 from services.local.embedded import BUCKET
+from tests.apache_kafka import run_pytest
 from tests.integration.conftest import KAFKA_VARIABLE, S3_VARIABLE
-from tests.network.toxiproxy import PROXIED_KAFKA_VARIABLE, PROXIED_S3_VARIABLE, TOXIPROXY_VARIABLE, Toxiproxy
+from tests.network.toxiproxy import (
+    PROBED_KAFKA_VARIABLE,
+    PROBED_S3_VARIABLE,
+    PROXIED_KAFKA_VARIABLE,
+    PROXIED_S3_VARIABLE,
+    TOXIPROXY_CONTAINER_VARIABLE,
+    TOXIPROXY_VARIABLE,
+    Toxiproxy,
+)
 
 COMPOSE_FILE = Path(__file__).parents[1] / "docker-compose.yml"
 PROXY_IMAGE = "ghcr.io/shopify/toxiproxy:2.12.0"
-START_DEADLINE_S = 60
+START_DEADLINE_S = 180.0  # on a busy machine; ten seconds are enough on an idle one
+LOOK_S = 0.2
+LOOK_TIMEOUT_S = 5
+LOG_LINES_MAX = 30
 
 KAFKA_PORT = 9092
 KAFKA_PORT_BEHIND_PROXY = 9094
@@ -38,6 +60,8 @@ S3_PORT = 8333
 PROXY_API_PORT = 8474
 PROXIED_KAFKA_PORT = 20000
 PROXIED_S3_PORT = 20001
+PROBED_KAFKA_PORT = 20002
+PROBED_S3_PORT = 20003
 
 ADDRESSES_FILE = "/tmp/advertised-addresses"
 KAFKA_SETTINGS = {
@@ -70,20 +94,31 @@ exec /etc/kafka/docker/run
 # Its parts find each other on the loopback address; only S3 is reached from outside. See docker-compose.yml.
 S3_COMMAND = (
     f"-logtostderr=true mini -dir=/data -ip=127.0.0.1 -ip.bind=0.0.0.0 -s3.port={S3_PORT} "
-    "-webdav=false -admin.ui=false -s3.port.iceberg=0 -s3.port.lance=0 -master.telemetry=false"
+    "-webdav=false -admin.ui=false -s3.port.iceberg=0 -s3.port.lance=0 -master.telemetry=false "
+    "-s3.iam.readOnly=false"  # tests make users with fewer rights
 )
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "tripfold-tests", "AWS_SECRET_ACCESS_KEY": "only-for-tests-in-containers"}
 S3_REGION = "us-east-1"
 
 
+class NotReady(RuntimeError):
+    """What runs in a container ended, or did not answer in time; the message ends with its log."""
+
+
 class Containers(msgspec.Struct, frozen=True, kw_only=True):
-    """Where what runs in containers is found: Kafka and the store, both once more through the proxy, and the proxy."""
+    """Where what runs in containers is found: Kafka and the store, and the proxy with two ways to either.
+
+    One way is Tripfold's (``proxied``); the other (``probed``) is for tests that look at what the proxy does.
+    """
 
     kafka: str
     s3_url: str
     toxiproxy_url: str
+    toxiproxy_container: str
     proxied_kafka: str
     proxied_s3_url: str
+    probed_kafka: str
+    probed_s3: str
 
     def environment(self) -> dict[str, str]:
         """Return the variables by which the tests find all of it."""
@@ -92,8 +127,11 @@ class Containers(msgspec.Struct, frozen=True, kw_only=True):
             KAFKA_VARIABLE: self.kafka,
             S3_VARIABLE: self.s3_url,
             TOXIPROXY_VARIABLE: self.toxiproxy_url,
+            TOXIPROXY_CONTAINER_VARIABLE: self.toxiproxy_container,
             PROXIED_KAFKA_VARIABLE: self.proxied_kafka,
             PROXIED_S3_VARIABLE: self.proxied_s3_url,
+            PROBED_KAFKA_VARIABLE: self.probed_kafka,
+            PROBED_S3_VARIABLE: self.probed_s3,
         }
 
 
@@ -106,39 +144,138 @@ def compose_image(variable: str) -> str:
 
 @contextmanager
 def containers() -> Iterator[Containers]:
-    """Run all three while the block lasts.
+    """Run all three while the block lasts; then both Kafka and the store answer, past the proxy and through it.
 
-    Raises DockerException if there is no Docker engine or an image is missing, and TimeoutError, with the container's
-    log, for one that is not ready in time.
+    Raises DockerException if there is no Docker engine or an image is missing, and NotReady.
     """
     with ExitStack() as stack:
+        _fetch(stack.enter_context(_nothing_left()))
         network = stack.enter_context(Network())
         proxy = stack.enter_context(_proxy(network))
         s3 = stack.enter_context(_s3(network))
         kafka = stack.enter_context(_kafka(network))
-        addresses = f"HOST://{_address(kafka, KAFKA_PORT)},PROXY://{_address(proxy, PROXIED_KAFKA_PORT)}"
-        kafka.copy_into_container(addresses.encode(), ADDRESSES_FILE)
-        # The store answers anybody on its health page once it is ready.
-        HttpWaitStrategy(S3_PORT, "/healthz").with_startup_timeout(START_DEADLINE_S).wait_until_ready(s3)
-        HttpWaitStrategy(PROXY_API_PORT, "/version").with_startup_timeout(START_DEADLINE_S).wait_until_ready(proxy)
-        LogMessageWaitStrategy("Kafka Server started").with_startup_timeout(START_DEADLINE_S).wait_until_ready(kafka)
+        toxiproxy_url = f"http://{_published(proxy, PROXY_API_PORT)}"
+        _wait("Toxiproxy", proxy, partial(_toxiproxy_answers, toxiproxy_url))
         found = Containers(
-            kafka=_address(kafka, KAFKA_PORT),
-            s3_url=f"http://{_address(s3, S3_PORT)}",
-            toxiproxy_url=f"http://{_address(proxy, PROXY_API_PORT)}",
-            proxied_kafka=_address(proxy, PROXIED_KAFKA_PORT),
-            proxied_s3_url=f"http://{_address(proxy, PROXIED_S3_PORT)}",
+            kafka=_published(kafka, KAFKA_PORT),
+            s3_url=f"http://{_published(s3, S3_PORT)}",
+            toxiproxy_url=toxiproxy_url,
+            toxiproxy_container=proxy.get_container_id(),
+            proxied_kafka=_own_or_published(proxy, PROXIED_KAFKA_PORT),
+            proxied_s3_url=f"http://{_own_or_published(proxy, PROXIED_S3_PORT)}",
+            probed_kafka=_own_or_published(proxy, PROBED_KAFKA_PORT),
+            probed_s3=_own_or_published(proxy, PROBED_S3_PORT),
         )
-        toxiproxy = stack.enter_context(Toxiproxy(found.toxiproxy_url))
-        toxiproxy.make("kafka", listen=f"0.0.0.0:{PROXIED_KAFKA_PORT}", upstream=f"kafka:{KAFKA_PORT_BEHIND_PROXY}")
-        toxiproxy.make("s3", listen=f"0.0.0.0:{PROXIED_S3_PORT}", upstream=f"s3:{S3_PORT}")
+        addresses = f"HOST://{found.kafka},PROXY://{found.proxied_kafka}"
+        kafka.copy_into_container(addresses.encode(), ADDRESSES_FILE)
+        with Toxiproxy(toxiproxy_url) as toxiproxy:
+            for name, port in (("kafka", PROXIED_KAFKA_PORT), ("kafka-probe", PROBED_KAFKA_PORT)):
+                toxiproxy.make(name, listen=f"0.0.0.0:{port}", upstream=f"kafka:{KAFKA_PORT_BEHIND_PROXY}")
+            for name, port in (("s3", PROXIED_S3_PORT), ("s3-probe", PROBED_S3_PORT)):
+                toxiproxy.make(name, listen=f"0.0.0.0:{port}", upstream=f"s3:{S3_PORT}")
+        for address in (found.kafka, found.proxied_kafka):
+            _wait(f"Kafka at {address}", kafka, partial(_kafka_answers, address))
+        for url in (found.s3_url, found.proxied_s3_url):
+            _wait(f"S3 at {url}", s3, partial(_s3_answers, url))
         yield found
 
 
+@contextmanager
+def _nothing_left() -> Iterator[docker.DockerClient]:
+    """Connect to the engine, and remove what is left of this process's at the end.
+
+    Each container is removed by its own context; but Ctrl-C may come after Docker made one and before that is known.
+    """
+    try:
+        client = docker.from_env()
+        client.ping()
+    except DockerException as error:
+        raise DockerException(
+            f"no Docker engine answers; DOCKER_HOST says where one is, if not here: {error}"
+        ) from error
+    try:
+        yield client
+    finally:
+        own = {"label": f"{LABEL_SESSION_ID}={SESSION_ID}"}
+        for container in client.containers.list(all=True, filters=own):
+            container.remove(force=True, v=True)
+        for network in client.networks.list(filters=own):
+            network.remove()
+        client.close()
+
+
+def _fetch(client: docker.DockerClient) -> None:
+    for image in (_proxy_image(), compose_image("TRIPFOLD_S3_IMAGE"), compose_image("TRIPFOLD_KAFKA_IMAGE")):
+        try:
+            client.images.get(image)
+        except ImageNotFound:
+            sys.stderr.write(f"tests.containers: pulling {image}\n")
+            try:
+                client.images.pull(image)
+            except DockerException as error:
+                raise DockerException(f"{image} is not here, and could not be pulled: {error}") from error
+
+
+def _wait(what: str, container: DockerContainer, answers: Callable[[], bool]) -> None:
+    """Look until it answers. Raises NotReady."""
+    ends_at_s = time.monotonic() + START_DEADLINE_S
+    while not answers():
+        container.reload()
+        ended = container.status not in {"created", "running"}
+        if ended or time.monotonic() > ends_at_s:
+            log = container.get_wrapped_container().logs(tail=LOG_LINES_MAX).decode(errors="replace")
+            how = "ended while it started" if ended else f"did not answer within {START_DEADLINE_S:.0f} s"
+            raise NotReady(f"{what} {how}; its log ends with\n{log}")
+        time.sleep(LOOK_S)
+
+
+def _toxiproxy_answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/version", timeout=LOOK_TIMEOUT_S, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _kafka_answers(address: str) -> bool:
+    """Say whether Kafka answers there, and sends its clients to nowhere else."""
+    client = AdminClient({"bootstrap.servers": address, "log_level": 0})
+    try:
+        brokers = client.list_topics(timeout=LOOK_TIMEOUT_S).brokers.values()
+    except KafkaException:
+        return False
+    return {f"{broker.host}:{broker.port}" for broker in brokers} == {address}
+
+
+def _s3_answers(url: str) -> bool:
+    """Say whether the store makes the embedded store's bucket, which tests take for one that is there, and reads it.
+
+    For some seconds after its start a store can have a bucket and answer 500 for what is in it.
+    """
+    config = Config(connect_timeout=LOOK_TIMEOUT_S, read_timeout=LOOK_TIMEOUT_S, retries={"total_max_attempts": 1})
+    keys = {name.lower(): value for name, value in S3_KEYS.items()}
+    client = boto3.client("s3", endpoint_url=url, region_name=S3_REGION, config=config, **keys)
+    try:
+        with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+            client.create_bucket(Bucket=BUCKET)
+        client.get_object(Bucket=BUCKET, Key="none")
+    except client.exceptions.NoSuchKey:
+        return True
+    except (BotoCoreError, ClientError):
+        return False
+    finally:
+        client.close()
+    return True
+
+
+def _proxy_image() -> str:
+    return os.environ.get("TRIPFOLD_PROXY_IMAGE", PROXY_IMAGE)
+
+
 def _proxy(network: Network) -> DockerContainer:
-    image = os.environ.get("TRIPFOLD_PROXY_IMAGE", PROXY_IMAGE)
-    ports = (PROXY_API_PORT, PROXIED_KAFKA_PORT, PROXIED_S3_PORT)
-    return DockerContainer(image).with_network(network).with_exposed_ports(*ports)
+    container = DockerContainer(_proxy_image()).with_network(network)
+    ports = (PROXY_API_PORT, PROXIED_KAFKA_PORT, PROXIED_S3_PORT, PROBED_KAFKA_PORT, PROBED_S3_PORT)
+    # The tests read in its log which connections it broke.
+    return container.with_exposed_ports(*ports).with_envs(LOG_LEVEL="info")
 
 
 def _s3(network: Network) -> DockerContainer:
@@ -153,21 +290,37 @@ def _kafka(network: Network) -> DockerContainer:
     return container.with_exposed_ports(KAFKA_PORT).with_envs(**KAFKA_SETTINGS).with_command(command)
 
 
-def _address(container: DockerContainer, port: int) -> str:
-    return f"{container.get_container_host_ip()}:{container.get_exposed_port(port)}"
+def _published(container: DockerContainer, port: int) -> str:
+    host = container.get_container_host_ip()
+    # Not localhost: that may be ::1 first, where another program may have the port.
+    return f"{'127.0.0.1' if host == 'localhost' else host}:{container.get_exposed_port(port)}"
+
+
+def _own_or_published(proxy: DockerContainer, port: int) -> str:
+    """Return the container's own address if this machine reaches it (Docker on Linux), or the published one.
+
+    A published port is served by a proxy of Docker's, which takes connections for a port that is closed, and hands a
+    reset on as an end: the network would be less faulty than the tests say.
+    """
+    host = proxy.get_docker_client().bridge_ip(proxy.get_container_id())
+    try:
+        socket.create_connection((host, PROXY_API_PORT), timeout=LOOK_TIMEOUT_S).close()
+    except OSError:
+        return _published(proxy, port)
+    return f"{host}:{port}"
 
 
 def main(arguments: list[str]) -> int:
     """Run tests/integration, tests/network, and whatever else ``arguments`` say to pytest; return its exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with containers() as found:
-            os.environ.update(found.environment())
-            # The bucket of the embedded store, which tests take for one that is there.
-            boto3.client("s3", endpoint_url=found.s3_url, region_name=S3_REGION).create_bucket(Bucket=BUCKET)
-            return int(pytest.main(["tests/integration", "tests/network", *arguments]))
-    except DockerException as error:
+            return run_pytest("tests/integration", "tests/network", *arguments, "-n0", **found.environment())
+    except (DockerException, NotReady) as error:
         sys.stderr.write(f"tests.containers: what the tests need could not be run in Docker: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,14 @@ from shared.settings import load_settings
 from tests.chaos.upstream import ChaosUpstream
 from tests.integration.conftest import KAFKA_VARIABLE, S3_VARIABLE
 from tests.integration.running import Running, running
-from tests.network.toxiproxy import PROXIED_KAFKA_VARIABLE, PROXIED_S3_VARIABLE, TOXIPROXY_VARIABLE, Toxiproxy
+from tests.network.toxiproxy import (
+    PROXIED_KAFKA_VARIABLE,
+    PROXIED_S3_VARIABLE,
+    TOXIPROXY_CONTAINER_VARIABLE,
+    TOXIPROXY_VARIABLE,
+    Toxiproxy,
+    ToxiproxyLog,
+)
 
 CITIES = 6
 DATES = tuple(f"2024-06-{day:02}" for day in range(1, 31))
@@ -36,11 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Proxied(msgspec.Struct, frozen=True, kw_only=True):
-    """Tripfold behind the proxy, the upstream that it reads, and the proxy."""
+    """Tripfold behind the proxy, the upstream that it reads, the proxy and its log."""
 
     running: Running
     upstream: ChaosUpstream
     toxiproxy: Toxiproxy
+    log: ToxiproxyLog
     dates: list[str]
 
     def fresh_date(self) -> str:
@@ -48,8 +56,15 @@ class Proxied(msgspec.Struct, frozen=True, kw_only=True):
         return self.dates.pop()
 
 
+@pytest.fixture(scope="session")
+def toxiproxy() -> Iterator[Toxiproxy]:
+    """Return the proxy's API."""
+    with Toxiproxy(os.environ[TOXIPROXY_VARIABLE]) as toxiproxy:
+        yield toxiproxy
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def proxied(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Proxied]:
+async def proxied(tmp_path_factory: pytest.TempPathFactory, toxiproxy: Toxiproxy) -> AsyncIterator[Proxied]:
     """Run the services, two workers among them; every test lifts its faults and uses a date of its own."""
     async with ChaosUpstream(cities=CITIES, dates=list(DATES), seed=11) as upstream:
         settings = load_settings(
@@ -69,9 +84,9 @@ async def proxied(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pro
             }
         )
         logs = tmp_path_factory.mktemp("network")
-        with Toxiproxy(os.environ[TOXIPROXY_VARIABLE]) as toxiproxy:
+        with ToxiproxyLog(os.environ[TOXIPROXY_CONTAINER_VARIABLE]) as log:
             async with running(settings, logs, workers=2) as services:
-                yield Proxied(running=services, upstream=upstream, toxiproxy=toxiproxy, dates=list(DATES))
+                yield Proxied(running=services, upstream=upstream, toxiproxy=toxiproxy, log=log, dates=list(DATES))
 
 
 def oracle_arguments(proxied: Proxied, date: str) -> list[str]:

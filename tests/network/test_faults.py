@@ -1,8 +1,9 @@
 """Faults of the network between Tripfold and what it stands on, made by a proxy that knows neither Kafka nor S3.
 
-Each fault lasts while a date is processed, corrections of its files included. Once it has passed, the request ends
-without a failed city, and the oracle, which shares no code with Tripfold, finds that what is stored, logged and served
-is the upstream's truth: nothing lost, nothing counted twice, nothing dead-lettered.
+Each fault lasts while a date is processed, corrections of its files included, and it is asserted that it met Tripfold:
+it broke connections that Tripfold held, or a request was taken in while everything was slow. Once it has passed, the
+request ends without a failed city, and the oracle, which shares no code with Tripfold, finds that what is stored,
+logged and served is the upstream's truth: nothing lost, nothing counted twice, nothing dead-lettered.
 """
 
 from __future__ import annotations
@@ -15,99 +16,40 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 
 from tests.chaos.system import run
 from tests.integration.running import ENDED, eventually
 from tests.network.conftest import CITIES, Proxied, oracle_arguments
-from tests.network.toxiproxy import Toxic
+from tests.network.faults import FAULTS, Fault
+from tests.network.wire import is_slow, kafka, s3
 
 ORACLE = Path(__file__).parents[1] / "chaos" / "oracle.py"
 CORRECTIONS = 10
-REST_DEADLINE_S = 120.0
+BROKEN_DEADLINE_S = 15.0  # the log is written a moment later
+CALM_S = 6.0
+REST_DEADLINE_S = 180.0  # a consumer that a fault left standing still is started again after more than a minute
 
 
-class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """What happens between Tripfold and ``proxy``, for how long; without toxics the proxy is away."""
-
-    name: str
-    proxy: str
-    toxics: tuple[Toxic, ...] = ()
-    lasts_s: float = 6.0
-
-
-FAULTS = (
-    Fault(
-        name="S3 resets connections",
-        proxy="s3",
-        toxics=(Toxic(type="reset_peer", toxicity=0.3, attributes={"timeout": 20}),),
-    ),
-    Fault(
-        name="S3 answers break off",
-        proxy="s3",
-        toxics=(Toxic(type="limit_data", toxicity=0.3, attributes={"bytes": 700}),),
-    ),
-    Fault(
-        name="requests to S3 break off",
-        proxy="s3",
-        toxics=(Toxic(type="limit_data", stream="upstream", toxicity=0.3, attributes={"bytes": 1_500}),),
-    ),
-    Fault(
-        name="S3 applies and does not answer",
-        proxy="s3",
-        toxics=(Toxic(type="timeout", toxicity=0.3, attributes={"timeout": 1_000}),),
-    ),
-    Fault(
-        name="S3 is slow, and comes in small pieces",
-        proxy="s3",
-        toxics=(
-            Toxic(type="latency", attributes={"latency": 300, "jitter": 300}),
-            Toxic(type="slicer", attributes={"average_size": 60, "size_variation": 30, "delay": 10}),
-        ),
-    ),
-    Fault(name="S3 is away", proxy="s3", lasts_s=12.0),
-    Fault(
-        name="Kafka resets connections",
-        proxy="kafka",
-        toxics=(Toxic(type="reset_peer", toxicity=0.5, attributes={"timeout": 300}),),
-    ),
-    Fault(
-        name="Kafka takes and does not answer",
-        proxy="kafka",
-        toxics=(Toxic(type="timeout", toxicity=0.5, attributes={"timeout": 3_000}),),
-    ),
-    Fault(
-        name="answers of Kafka break off",
-        proxy="kafka",
-        toxics=(Toxic(type="limit_data", toxicity=0.5, attributes={"bytes": 3_000}),),
-    ),
-    Fault(
-        name="records to Kafka break off",
-        proxy="kafka",
-        toxics=(Toxic(type="limit_data", stream="upstream", toxicity=0.5, attributes={"bytes": 3_000}),),
-    ),
-    Fault(
-        name="Kafka is slow",
-        proxy="kafka",
-        toxics=(Toxic(type="latency", attributes={"latency": 800, "jitter": 700}),),
-    ),
-    Fault(
-        name="Kafka is silent for longer than a session", proxy="kafka", lasts_s=15.0, toxics=(Toxic(type="timeout"),)
-    ),
-    Fault(name="Kafka is away", proxy="kafka", lasts_s=15.0),
-)
-
-
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 async def test_what_passes_during_a_fault_is_exact_when_it_is_over(proxied: Proxied, fault: Fault) -> None:
     """Whatever the network did meanwhile, the date's numbers are the upstream's, everywhere."""
     date = proxied.fresh_date()
     where = await accepted(proxied, date)
-    toxiproxy = proxied.toxiproxy
-    with toxiproxy.poisoned(fault.proxy, fault.toxics) if fault.toxics else toxiproxy.away(fault.proxy):
-        await asyncio.gather(correct(proxied, date, lasts_s=fault.lasts_s), asyncio.sleep(fault.lasts_s))
+    broken_before = proxied.log.broken(fault.proxy)
+    with fault.lasting(proxied.toxiproxy, fault.proxy):
+        await asyncio.gather(
+            correct(proxied, date, lasts_s=fault.lasts_s, fault=fault), seen_to_be_slow(proxied, fault)
+        )
+        if not fault.breaks:
+            await accepted(proxied, date)
+    if fault.breaks:
+        await eventually(
+            lambda: _broken(proxied, fault.proxy, broken_before),
+            "a connection of Tripfold's to be broken",
+            deadline_s=BROKEN_DEADLINE_S,
+        )
     assert (await ended(proxied, where))["status"] == "completed"
     # Files were corrected after they had been fetched: once more, with all of it as it is now.
     assert (await ended(proxied, await accepted(proxied, date)))["status"] == "completed"
@@ -120,14 +62,43 @@ async def test_what_passes_during_a_fault_is_exact_when_it_is_over(proxied: Prox
     assert json.loads(output)["city_days"] == CITIES
 
 
-async def correct(proxied: Proxied, date: str, *, lasts_s: float) -> None:
-    """Correct files of a date, and ask for it again and again, whether that is heard or not."""
+async def test_a_calm_network_breaks_nothing(proxied: Proxied) -> None:
+    """What the tests above take for a fault's doing does not happen without one."""
+    before = {proxy: proxied.log.broken(proxy) for proxy in ("s3", "kafka")}
+    date = proxied.fresh_date()
+    where = await accepted(proxied, date)
+    await correct(proxied, date, lasts_s=CALM_S)
+    assert (await ended(proxied, where))["status"] == "completed"
+    assert {proxy: proxied.log.broken(proxy) for proxy in before} == before
+
+
+async def seen_to_be_slow(proxied: Proxied, fault: Fault) -> None:
+    """Look, unless the fault breaks connections, whether the way that Tripfold takes is slow."""
+    if fault.breaks:
+        return
+    settings = proxied.running.settings
+    if fault.proxy == "kafka":
+        await is_slow(kafka(settings.kafka_bootstrap_servers), in_pieces=False)
+    else:
+        assert settings.s3_endpoint_url is not None
+        await is_slow(s3(settings.s3_endpoint_url.removeprefix("http://")), in_pieces=True)
+
+
+async def correct(proxied: Proxied, date: str, *, lasts_s: float, fault: Fault | None = None) -> None:
+    """Correct files of a date, and ask for it again and again, whether that is heard or not.
+
+    If the fault breaks some connections alone, these are drawn again each time.
+    """
+    asking = []
     for _ in range(CORRECTIONS):
+        if fault is not None and fault.drawn_again:
+            await asyncio.to_thread(proxied.toxiproxy.draw_again, fault.proxy, fault.toxics)
         proxied.upstream.correct(date)
-        asked = asyncio.create_task(_post(proxied, date))
+        asking.append(asyncio.create_task(_post(proxied, date)))
         await asyncio.sleep(lasts_s / CORRECTIONS)
-        asked.cancel()
-        await asyncio.gather(asked, return_exceptions=True)
+    for one in asking:
+        one.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
 
 
 async def accepted(proxied: Proxied, date: str) -> str:
@@ -150,6 +121,10 @@ async def ended(proxied: Proxied, where: str) -> dict[str, Any]:
 
     what = f"{where} to end; logs in {proxied.running.logs}"
     return await eventually(look, what, deadline_s=REST_DEADLINE_S)
+
+
+async def _broken(proxied: Proxied, proxy: str, before: int) -> int | None:
+    return (await asyncio.to_thread(proxied.log.broken, proxy) - before) or None
 
 
 async def _post(proxied: Proxied, date: str) -> str | None:
