@@ -19,7 +19,7 @@ from shared.topics import Topic
 from shared.topics_admin import require_topics
 
 BATCH_RECORDS_MAX = 2_000
-FETCH_BYTES_MAX = 512 * 1024
+FETCH_BYTES_MAX = 128 * 1024
 """How much is fetched of a partition at once, and lies in memory, for each of them. A larger record comes alone."""
 POLL_MS = 500
 SILENCE_MAX_S = 60.0
