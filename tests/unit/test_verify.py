@@ -10,7 +10,7 @@ from fractions import Fraction
 import msgspec
 import pytest
 
-from services.aggregate.bucket import Dates
+from services.aggregate.bucket import Dates, read_events
 from services.aggregate.rebuilding import Rebuild, Unrebuildable
 from services.aggregate.recount import Counter, NotCountable
 from services.aggregate.repairing import Repaired, repair_dates
@@ -19,7 +19,7 @@ from services.aggregate.verifying import verify_dates
 from shared import keys, objects
 from shared.contribution import NOTHING, Contribution
 from shared.identity import CityId
-from shared.objects import LedgerEntry
+from shared.objects import Current, LedgerEntry
 from tests.unit.operated_bucket import ALL, DAY, OperatedBucket, trips
 
 
@@ -382,6 +382,33 @@ async def test_repair_yields_to_an_aggregate(bucket: OperatedBucket) -> None:
     assert raced, "the summary was written otherwise than by comparison"
     assert (await bucket.summary()).ledger[CityId("1")].revision == 30
     assert await verified(bucket) == []
+
+
+async def test_repair_goes_on_in_the_generation_that_was_made_live_meanwhile(bucket: OperatedBucket) -> None:
+    """Where the pointer moves while a summary is made again, that of the live generation is looked at too."""
+    await bucket.damage(cities_reported=99)
+    for key, stored in list(bucket.store.objects.items()):
+        if key.startswith(keys.summaries_of_generation(1)):
+            bucket.store.write(key.replace("generation=1", "generation=2"), stored.body)
+    swap = bucket.store.swap
+
+    async def flipped(key: str, body: bytes, *, etag: str | None) -> str:
+        bucket.store.swap = swap  # type: ignore[method-assign]  # once
+        bucket.store.write(keys.CURRENT, objects.encode(Current(live=2, highest=2)))
+        return await swap(key, body, etag=etag)
+
+    bucket.store.swap = flipped  # type: ignore[method-assign]  # a rebuild comes first
+    await repaired(bucket)
+    assert await verified(bucket) == []
+
+
+async def test_a_date_of_more_objects_than_are_read_at_once_is_read_whole(
+    bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many objects are read at once, each of a date is read, the last of a full batch too."""
+    for at_once in range(1, 5):
+        monkeypatch.setattr("services.aggregate.bucket.KEYS_AT_ONCE_MAX", at_once)
+        assert len((await read_events(bucket.store, DAY)).statistics()) == 3
 
 
 def count(body: bytes, chunk_bytes: int = 5) -> tuple[int, int, int, int, int]:
