@@ -242,3 +242,11 @@ def test_validators_count_at_their_own_url_and_under_the_present_rules() -> None
     assert validators_of(msgspec.structs.replace(manifest, rule_version=RULE_VERSION - 1), URL, DEFAULT_RULES) is None
     assert validators_of(first(), URL, DEFAULT_RULES) is None
     assert validators_of(None, URL, DEFAULT_RULES) is None
+
+
+def test_a_late_task_without_a_move_never_lowers_the_plan_either() -> None:
+    """A task of an older plan that brings a new file leaves the newest plan that a revision was made under."""
+    before = msgspec.structs.replace(first(), plan_revision=5)
+    manifest = following(before, task(2, plan_revision=3), place(ARMENIA, 3), file("bbb"))
+    assert manifest is not None
+    assert manifest.plan_revision == 5
