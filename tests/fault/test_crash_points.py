@@ -32,12 +32,13 @@ from hypothesis import strategies as st
 from shared import outbox
 from shared.topics import Topic
 from tests.fakes import PARTITIONS, Break, Truth
-from tests.fault.checks import differences
+from tests.fault.checks import differences, inconsistencies, unfinished
 from tests.fault.scenarios import (
     CORRECTED,
     EMPTY,
     EVENING,
     HOME,
+    MOVED,
     SCENARIOS,
     WHOLE,
     Scenario,
@@ -45,6 +46,7 @@ from tests.fault.scenarios import (
     losing_anything,
     paused_anywhere,
     struck,
+    taken_back_anywhere,
     world_before,
 )
 from tests.fault.world import ROLES, Process, World
@@ -71,6 +73,28 @@ async def test_any_process_may_come_back(scenario: Scenario) -> None:
     """Wherever a process stands still until others have moved on, its going on does no harm."""
     wrong = [one async for one in paused_anywhere(scenario)]
     assert not wrong, "\n".join(wrong[:20])
+
+
+async def test_a_move_that_was_taken_back_is_not_done_by_who_comes_back() -> None:
+    """A worker that stands still while a city moves and moves back goes by the newest plan when it goes on."""
+    wrong = [
+        f"{what}: {one}"
+        async for what, world in taken_back_anywhere(Truth(cities=MOVED, files=WHOLE.files))
+        if "by planner" not in what
+        for one in differences(world)
+    ]
+    assert not wrong, "\n".join(wrong[:20])
+
+
+async def test_what_was_taken_back_is_right_after_a_further_request() -> None:
+    """A change that is swapped in although it was taken back is whole, and gone with the date's next request."""
+    changed = Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
+    async for what, world in taken_back_anywhere(changed):
+        assert inconsistencies(world) == [], what
+        assert unfinished(world) == [], what
+        world.request(WHOLE)
+        await world.run_to_rest()
+        assert differences(world) == [], what
 
 
 @each_scenario
