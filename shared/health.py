@@ -152,3 +152,5 @@ def configure_logging(settings: Settings) -> None:
     root.setLevel(settings.log_level.upper())
     for noisy in ("httpx", "httpcore", "botocore", "aiobotocore", "aiokafka.consumer.group_coordinator"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # At debug level this one writes every request out, and one of them is the password.
+    logging.getLogger("aiokafka.conn").setLevel(max(logging.INFO, root.level))

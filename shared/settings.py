@@ -23,7 +23,7 @@ PREFIX = "TRIPFOLD_"
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
-_NAME_AND_PASSWORD = re.compile(r"(?<=://)[^/?#]*(?=@)")
+_NAME_AND_PASSWORD = re.compile(r"(?<=://)[^/?#]*(?=@)|\A(?!\w+://).*(?=@)")
 _NEITHER_QUERY_NOR_FRAGMENT = re.compile(r"[^\s?#]+")
 
 
@@ -247,6 +247,11 @@ class Settings(BaseSettings):
     @field_validator("kafka_bootstrap_servers")
     @classmethod
     def _servers(cls, value: str) -> str:
+        if "@" in value:
+            raise ValueError(
+                "expected host:port without a name and password, which would stand in logs: they go into "
+                f"{PREFIX}KAFKA_USERNAME and {PREFIX}KAFKA_PASSWORD_FILE"
+            )
         for server in value.split(","):
             host, _, port = server.strip().rpartition(":")
             if not host or not port.isdecimal():

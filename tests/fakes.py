@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import msgspec
 
-from services.aggregate.replay import Pair, PairReplay
+from services.aggregate.replay import Pair
 from services.ingest.upstream import AnswerBroke, CityFailed, Download, Upstream, UpstreamDown, Validators
 from shared import events
 from shared.identity import RequestId
@@ -297,24 +297,34 @@ class MemoryMember:
 
 
 class MemoryReplay:
-    """A Replay and a PairReplay of a topic of a `MemoryLog`, in batches of a few records."""
+    """A Rereadable and a PairReplay of a topic of a `MemoryLog`, in batches of a few records."""
 
     def __init__(self, log: MemoryLog, topic: Topic, *, batch_records_max: int = 4) -> None:
         self._log = log
         self._topic = topic
         self._batch_records_max = batch_records_max
-        self._ends: dict[int, int] = {}
+        self._positions = dict.fromkeys(range(PARTITIONS), 0)
+        self._ends = dict(self._positions)
 
     async def take_end(self) -> int:
         await asyncio.sleep(0)
         self._ends = self._log.ends(self._topic)
-        return sum(self._ends.values())
+        return sum(self._ends.values()) - sum(self._positions.values())
 
     async def read(self) -> AsyncIterator[Sequence[Received]]:
-        records = [record for record in self._log.records(self._topic) if record.offset < self._ends[record.partition]]
+        records = [
+            record
+            for record in self._log.records(self._topic)
+            if self._positions[record.partition] <= record.offset < self._ends[record.partition]
+        ]
         for begin in range(0, len(records), self._batch_records_max):
             await asyncio.sleep(0)
             yield records[begin : begin + self._batch_records_max]
+        self._positions = dict(self._ends)
+
+    async def rewind(self) -> None:
+        await asyncio.sleep(0)
+        self._positions = dict.fromkeys(range(PARTITIONS), 0)
 
     async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
         async for batch in self.read():
@@ -632,20 +642,47 @@ class BreakablePublisher:
         await self._life.cross("bury", lambda: self._publisher.bury(record, error), LogUnavailable, effect=True)
 
 
-class BreakableReplay:
-    """A PairReplay whose calls cross through a `Life`."""
+class BreakableOperatedPublisher(BreakablePublisher):
+    """A Publisher and RecordPublisher whose every record crosses through a `Life`."""
 
-    def __init__(self, replay: PairReplay, life: Life) -> None:
+    def __init__(self, publisher: MemoryPublisher, life: Life) -> None:
+        super().__init__(publisher, life)
+        self._records = publisher
+        self._operator = life
+
+    async def publish_record(
+        self, topic: Topic, *, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
+    ) -> None:
+        await self._operator.cross(
+            f"publish a record to {topic.value}",
+            lambda: self._records.publish_record(topic, key=key, value=value, headers=headers),
+            LogUnavailable,
+            effect=True,
+        )
+
+
+class BreakableReplay:
+    """A Rereadable and a PairReplay whose calls cross through a `Life`."""
+
+    def __init__(self, replay: MemoryReplay, life: Life) -> None:
         self._replay = replay
         self._life = life
 
     async def take_end(self) -> int:
         return await self._life.cross("take the end", self._replay.take_end, LogUnavailable, effect=False)
 
+    async def read(self) -> AsyncIterator[Sequence[Received]]:
+        async for batch in self._replay.read():
+            await self._life.cross("read the topic", _nothing, LogUnavailable, effect=False)
+            yield batch
+
     async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
         async for batch in self._replay.read_pairs():
             await self._life.cross("read the topic", _nothing, LogUnavailable, effect=False)
             yield batch
+
+    async def rewind(self) -> None:
+        await self._life.cross("rewind", self._replay.rewind, LogUnavailable, effect=False)
 
 
 class BreakableUpstream:

@@ -198,7 +198,12 @@ def next_plan(
 
 def _expects_the_same(before: Plan, plan: Plan) -> bool:
     """Tell whether a plan says nothing new: then the one before stays, and no summary changes for its sake."""
-    return (before.countries, before.gone, before.bad_cities) == (plan.countries, plan.gone, plan.bad_cities)
+    return (before.countries, before.gone, before.bad_cities, before.bad_cities_count) == (
+        plan.countries,
+        plan.gone,
+        plan.bad_cities,
+        plan.bad_cities_count,
+    )
 
 
 def _made_for(plan: Plan, request: ProcessRequested) -> bool:

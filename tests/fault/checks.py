@@ -86,6 +86,7 @@ async def leftovers(world: World) -> list[str]:
     world.clock.advance(2 * GC_AGE.total_seconds())
     world.crossings.heal()
     await world.gc()
+    world.clock.advance(GC_AGE.total_seconds())
     await world.drop_generations()
     named = {key for manifest in manifests(world) for key in raw_keys_of(manifest)}
     live = keys.summaries_of_generation(live_generation(world))
@@ -128,7 +129,7 @@ def differences(world: World) -> list[str]:
         *summaries_against_manifests(world),
         *raw_objects_against_manifests(world),
         *quarantine_against_requests(world),
-        *topics_against_the_bucket(world),
+        *topics_against_the_bucket(world, buried=world.buried),
     ]
 
 

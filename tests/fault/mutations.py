@@ -331,8 +331,8 @@ class HastyRebuild(Rebuild):
 class ReadsBeforeThePointer(World):
     """Has a rebuild that reads first and says so afterwards."""
 
-    def make_rebuild(self, job: Job, token: str, replay: object) -> Rebuild:
-        del replay
+    def make_rebuild(self, job: Job, token: str, replay: object, *, seed: int | None = None) -> Rebuild:
+        del replay, seed
         return HastyRebuild(job.store, job.publisher, token=token, report=lambda *_: None)
 
 

@@ -180,6 +180,33 @@ async def paused_anywhere(scenario: Scenario, kind: type[World] = World) -> Asyn
             yield f"paused at call {number} ({crossing.what}) by {crossing.life}: {one}"
 
 
+async def taken_back_anywhere(struck_by: Truth, kind: type[World] = World) -> AsyncIterator[tuple[str, World]]:
+    """Pause before each call while a change is taken in that the upstream then takes back; give each world at rest.
+
+    Nobody else does the work of the process that stands still before the change is taken back: who does it then, and
+    serves a later request, finds everything as it was before.
+    """
+    before = kind()
+    before.request(WHOLE)
+    await before.run_to_rest()
+
+    async def taken_in(broken: Mapping[int, Break]) -> World:
+        world = before.continued(broken)
+        world.request(struck_by)
+        while not world.standing_still and await world.run_turns(1):
+            pass
+        return world
+
+    for number, crossing in enumerate(list((await taken_in({})).crossings.made)):
+        world = await taken_in({number: Break.PAUSE})
+        assert world.standing_still, f"call {number} was not made again"
+        world.request(WHOLE)
+        await world.run_to_rest()
+        await world.resume_paused()
+        await world.run_to_rest()
+        yield f"paused at call {number} ({crossing.what}) by {crossing.life}", world
+
+
 async def losing_anything(scenario: Scenario, kind: type[World] = World) -> AsyncIterator[str]:
     """Run a scenario with each record lost in turn, then a sweep and a further request; name all that is wrong.
 

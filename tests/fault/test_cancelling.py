@@ -14,8 +14,8 @@ from shared.identity import RequestId
 from shared.objects import RequestRecord
 from shared.requests import Counts, Status, counts_of, status_of
 from shared.topics import Topic
-from tests.fakes import City, MemoryPublisher, Trip, Truth
-from tests.fault.checks import inconsistencies, unfinished
+from tests.fakes import Break, City, MemoryPublisher, Trip, Truth
+from tests.fault.checks import inconsistencies, manifests, unfinished
 from tests.fault.world import World
 
 TURNS_MAX = 100
@@ -24,6 +24,8 @@ WANTED = Truth(
     cities=tuple(City(number, "Armenia" if number % 2 else "Brasil") for number in range(CITIES)),
     files={number: (Trip(passengers=number, delay_ms=1_000),) for number in range(CITIES)},
 )
+
+ONE = Truth(cities=WANTED.cities and WANTED.cities[:1], files={0: (Trip(passengers=4, delay_ms=1_000),)})
 
 
 def read(world: World, request_id: RequestId) -> RequestRecord:
@@ -84,6 +86,47 @@ async def test_only_who_cancelled_goes_without() -> None:
     assert status_of(read(world, first)) is Status.CANCELLED
     assert status_of(read(world, second)) is Status.COMPLETED
     assert inconsistencies(world) == []
+
+
+async def two_tasks_of_a_city(world: World) -> tuple[RequestId, RequestId]:
+    """Ask for one city twice, so that a worker takes both tasks together."""
+    first, second = world.request(ONE), world.request(ONE)
+    while await world.turn("planner") or await world.turn("progress"):
+        pass
+    return first, second
+
+
+async def test_who_is_left_gets_a_city_that_both_tasks_are_about() -> None:
+    """Of two requests whose tasks are taken together one is cancelled: the city is fetched for the other."""
+    for cancelled in (0, 1):
+        world = World()
+        both = await two_tasks_of_a_city(world)
+        await cancel(world, both[cancelled])
+        await world.run_to_rest()
+        assert [status_of(read(world, one)) for one in both] == [Status.COMPLETED] * 2
+        assert inconsistencies(world) == []
+
+
+async def test_what_was_swapped_in_before_is_published_although_all_were_cancelled() -> None:
+    """A worker dies between its swap and its events; by then another request has joined, and both are cancelled."""
+    world = World()
+    first = world.request(ONE)
+    await world.turn("planner")
+    made = world.continued()
+    await made.turn("worker")
+    (swap,) = (at for at, one in enumerate(made.crossings.made) if one.what.startswith("swap manifests/"))
+    world.crossings.break_after(swap, Break.DIE_AFTER)
+    await world.turn("worker")
+    assert len(manifests(world)) == 1
+    assert world.log.records(Topic.CITY_STATS) != []
+    second = world.request(ONE)
+    while await world.turn("planner") or await world.turn("progress"):
+        pass
+    for one in (first, second):
+        await cancel(world, one)
+    await world.run_to_rest()
+    assert inconsistencies(world) == []
+    assert unfinished(world) == []
 
 
 async def test_cancelled_after_the_tasks_were_lost() -> None:

@@ -29,15 +29,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import outbox
+from shared import keys, outbox
+from shared.events import CityFinished
 from shared.topics import Topic
 from tests.fakes import PARTITIONS, Break, Truth
-from tests.fault.checks import differences
+from tests.fault.checks import decoded, differences, inconsistencies, manifests, unfinished
 from tests.fault.scenarios import (
     CORRECTED,
     EMPTY,
     EVENING,
     HOME,
+    LEFT_ALONE,
+    MOVED,
     SCENARIOS,
     WHOLE,
     Scenario,
@@ -45,6 +48,7 @@ from tests.fault.scenarios import (
     losing_anything,
     paused_anywhere,
     struck,
+    taken_back_anywhere,
     world_before,
 )
 from tests.fault.world import ROLES, Process, World
@@ -71,6 +75,28 @@ async def test_any_process_may_come_back(scenario: Scenario) -> None:
     """Wherever a process stands still until others have moved on, its going on does no harm."""
     wrong = [one async for one in paused_anywhere(scenario)]
     assert not wrong, "\n".join(wrong[:20])
+
+
+async def test_a_move_that_was_taken_back_is_not_done_by_who_comes_back() -> None:
+    """A worker that stands still while a city moves and moves back goes by the newest plan when it goes on."""
+    wrong = [
+        f"{what}: {one}"
+        async for what, world in taken_back_anywhere(Truth(cities=MOVED, files=WHOLE.files))
+        if "by planner" not in what
+        for one in differences(world)
+    ]
+    assert not wrong, "\n".join(wrong[:20])
+
+
+async def test_what_was_taken_back_is_right_after_a_further_request() -> None:
+    """A change that is swapped in although it was taken back is whole, and gone with the date's next request."""
+    changed = Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
+    async for what, world in taken_back_anywhere(changed):
+        assert inconsistencies(world) == [], what
+        assert unfinished(world) == [], what
+        world.request(WHOLE)
+        await world.run_to_rest()
+        assert differences(world) == [], what
 
 
 @each_scenario
@@ -145,6 +171,55 @@ async def test_an_aggregate_that_gets_a_partition_back_knows_what_is_stale() -> 
     world.request(Truth(cities=HOME, files={1: CORRECTED, 2: EMPTY, 3: EVENING}))
     await world.run_to_rest()
     world.replace("aggregate", first)
+    world.log.append(Topic.CITY_STATS, stale[0].key, stale[0].value, stale[0].headers)
+    await world.run_to_rest()
+    assert differences(world) == []
+
+
+async def test_a_file_that_is_known_leaves_nothing_in_the_bucket() -> None:
+    """Bytes that come again without validators, for a city that stays or moves, are no object and no upload."""
+    world = World(etags=False, chunk_bytes=64)
+    for truth in (WHOLE, WHOLE, Truth(cities=MOVED, files=WHOLE.files)):
+        world.request(truth)
+        await world.run_to_rest()
+    assert set(world.store.bodies(keys.RAW)) == {manifest.raw_key for manifest in manifests(world)}
+    assert world.store.unfinished == []
+
+
+async def test_a_moved_city_is_said_to_be_published_in_both_countries() -> None:
+    """A move is served once it is folded where the city went and where it left: both are waited for."""
+    world = World()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    world.request(Truth(cities=MOVED, files=WHOLE.files))
+    await world.run_to_rest()
+    ended = [one for one in decoded(world, Topic.REQUEST_PROGRESS) if isinstance(one, CityFinished)]
+    (moved,) = [{pair.country for pair in one.published} for one in ended if one.city_id == "1"][1:]
+    assert moved == {"armenia", "brasil"}
+
+
+async def test_a_late_task_does_not_undo_a_move_of_a_city_that_has_left_since() -> None:
+    """A city that the newest plan does not name stays where the plan before moved it, whatever comes late."""
+    world = World()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    late = [record for record in world.log.records(Topic.CITY_TASKS) if b'"city_id":"1"' in (record.value or b"")]
+    for truth in (Truth(cities=MOVED, files=WHOLE.files), Truth(cities=MOVED[1:], files=WHOLE.files)):
+        world.request(truth)
+        await world.run_to_rest()
+    world.log.append(Topic.CITY_TASKS, late[0].key, late[0].value, late[0].headers)
+    await world.run_to_rest()
+    assert [manifest.country for manifest in manifests(world) if manifest.city_id == "1"] == ["brasil"]
+
+
+async def test_a_stale_plan_of_a_country_that_has_left_is_not_what_its_topic_ends_in() -> None:
+    """A country without cities has a plan too: an older one that comes late is followed by the present one."""
+    world = World()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    stale = [record for record in world.log.records(Topic.CITY_STATS) if record.key == b"2024-05-01/brasil"]
+    world.request(Truth(cities=LEFT_ALONE, files=WHOLE.files))
+    await world.run_to_rest()
     world.log.append(Topic.CITY_STATS, stale[0].key, stale[0].value, stale[0].headers)
     await world.run_to_rest()
     assert differences(world) == []

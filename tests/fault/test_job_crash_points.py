@@ -1,4 +1,4 @@
-"""An operator's commands, and taking a request in, may break at any call and be run again.
+"""An operator's commands, and what the API does, may break at any call and be run again.
 
 The fault model is that of test_crash_points. A command dies or sees a fault at one of its calls; services go on, with
 what was under way when it began; then the operator runs it again, unbroken. Or it stands still before a call until the
@@ -8,17 +8,20 @@ broken, and nothing is left over.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+import datetime as dt
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 
-from services.api.errors import StatusNotWritten
-from services.api.idempotency import Claims
+from services.api.errors import NotNow, StatusNotWritten
+from services.api.range_requests import RangeRequests
+from services.api.ranges import DateRange
 from services.api.requests import Requests
+from shared import keys
 from shared.errors import OperatorError
 from shared.requests import Status, status_of
 from tests.fakes import Break, BreakablePublisher, BreakableStore, Crossings, Life, MemoryPublisher
-from tests.fault.checks import live_summaries, requests
+from tests.fault.checks import differences, inconsistencies, live_summaries, requests
 from tests.fault.job_scenarios import (
     SCENARIOS,
     JobScenario,
@@ -29,8 +32,10 @@ from tests.fault.job_scenarios import (
     taken_over_anywhere,
     under_way,
 )
-from tests.fault.scenarios import WHOLE, breaks_of
+from tests.fault.scenarios import FIRST, WHOLE, breaks_of
 from tests.fault.world import DATE, World, is_death
+
+FIRST_REQUEST = "018f38bf-1d00-7000-8000-000000000001"
 
 each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 
@@ -70,37 +75,107 @@ async def test_what_goes_on_beside_a_command_does_no_harm(happening: Callable[[]
     assert not wrong, "\n".join(wrong[:20])
 
 
-async def accept(world: World, broken: Mapping[int, Break]) -> list[str]:
-    """Ask for a date with one idempotency key, again and again until it is answered; return the calls made."""
+Ask = Callable[[RangeRequests, Requests], Awaitable[object]]
+
+
+async def answered(world: World, ask: Ask, broken: Mapping[int, Break]) -> int:
+    """Ask the API again and again until it answers; return how many calls it made."""
     crossings = Crossings(broken)
     for life in range(10):
         process = Life(f"api-{life}", crossings)
         store = BreakableStore(world.store, process)
         publisher = BreakablePublisher(MemoryPublisher(world.log, source="api"), process)
         api = Requests(store, publisher, clock=world.clock)
-        api.claims = Claims(store, clock=world.clock)
         try:
-            await api.accept(DATE, idempotency_key="of-the-client")
+            await ask(RangeRequests(store, api, clock=world.clock), api)
+        except NotNow:
+            return len(crossings.made)  # an earlier try has done it, and is told so
         except (OperatorError, StatusNotWritten):
             continue  # the client is told, and asks again
         except BaseException as error:
             if not is_death(error):
                 raise
         else:
-            return [crossing.what for crossing in crossings.made]
+            return len(crossings.made)
     raise AssertionError("the request was never answered")
 
 
-async def test_taking_a_request_in_may_break_anywhere() -> None:
-    """Whichever call breaks while a request is taken in, its client gets one request in the end, which completes."""
-    calls = len(await accept(World(), {}))
+async def answered_anywhere(prepare: Callable[[], Awaitable[World]], ask: Ask) -> AsyncIterator[tuple[str, World]]:
+    """Ask the API with each of its calls broken in each way; give each world, at rest, and what broke in it."""
+    calls = await answered(await prepare(), ask, {})
     for number in range(calls):
         for how in Break:
             if how is Break.PAUSE:
                 continue
-            world = World()
-            WHOLE.write_into(world.upstream, DATE)
-            await accept(world, {number: how})
+            world = await prepare()
+            await answered(world, ask, {number: how})
             await world.run_to_rest()
-            assert [status_of(record) for record in requests(world)] == [Status.COMPLETED], (number, how)
-            assert sum(summary.totals.trips for summary in live_summaries(world)) == 3, (number, how)
+            yield f"call {number}: {how.value}", world
+
+
+async def holding_files() -> World:
+    """Return a world in which nothing was asked for yet."""
+    world = World()
+    WHOLE.write_into(world.upstream, DATE)
+    return world
+
+
+async def test_taking_a_request_in_may_break_anywhere() -> None:
+    """Whichever call breaks while a request is taken in, its client gets one request in the end, which completes."""
+
+    async def ask(_ranges: RangeRequests, api: Requests) -> None:
+        await api.accept(DATE, idempotency_key="of-the-client")
+
+    async for what, world in answered_anywhere(holding_files, ask):
+        assert [status_of(record) for record in requests(world)] == [Status.COMPLETED], what
+        assert sum(summary.totals.trips for summary in live_summaries(world)) == 3, what
+
+
+async def test_taking_a_range_in_may_break_anywhere() -> None:
+    """Whichever call breaks while a range is taken in, its client gets one request a date in the end."""
+    days = DateRange(DATE, DATE + dt.timedelta(days=1))
+
+    async def ask(ranges: RangeRequests, _api: Requests) -> None:
+        await ranges.accept(days, idempotency_key="of-the-client")
+
+    async for what, world in answered_anywhere(holding_files, ask):
+        ended = {record.date: status_of(record) for record in requests(world)}
+        assert ended == dict.fromkeys(days.dates(), Status.COMPLETED), what
+        assert len(requests(world)) == days.days, what
+        assert len(world.store.bodies("range-requests/")) == 1, what
+
+
+async def test_cancelling_a_request_may_break_anywhere() -> None:
+    """Whichever call breaks while a request is cancelled, it is cancelled in the end, and skips what was not begun."""
+
+    async def planned() -> World:
+        world = World()
+        world.request(WHOLE)
+        await world.turn("planner")
+        await world.turn("progress")
+        return world
+
+    async def ask(_ranges: RangeRequests, api: Requests) -> None:
+        await api.cancel(FIRST_REQUEST)
+
+    async for what, world in answered_anywhere(planned, ask):
+        assert [status_of(record) for record in requests(world)] == [Status.CANCELLED], what
+        assert (world.store.bodies(keys.RAW), inconsistencies(world)) == ({}, []), what
+
+
+async def test_retrying_a_request_may_break_anywhere() -> None:
+    """Whichever call breaks while failed cities are taken up again, they are in the end, and the request completes."""
+
+    async def failed() -> World:
+        world = World()
+        request_id = world.request(FIRST)
+        await world.run_to_rest()
+        WHOLE.write_into(world.upstream, DATE)
+        world.oracle.requested(request_id, WHOLE)
+        return world
+
+    async def ask(_ranges: RangeRequests, api: Requests) -> None:
+        await api.retry(FIRST_REQUEST)
+
+    async for what, world in answered_anywhere(failed, ask):
+        assert differences(world) == [], what

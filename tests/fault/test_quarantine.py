@@ -16,7 +16,8 @@ from shared.identity import CityId, RequestId
 from shared.objects import AttemptsUnderWay, QuarantineReport, ReportedRecord, RequestRecord
 from shared.patience import Stopping
 from shared.requests import Status, status_of
-from tests.fakes import Break, Crossing, Crossings, Truth, trip_file
+from shared.topics import Topic
+from tests.fakes import PARTITIONS, Break, Crossing, Crossings, Truth, trip_file
 from tests.fault.checks import differences
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MORNING, WHOLE
 from tests.fault.world import DATE, ROLES, Process, World
@@ -150,6 +151,56 @@ async def test_the_same_bad_file_is_kept_once() -> None:
     assert differences(world) == []
 
 
+async def test_a_task_that_comes_again_has_not_brought_its_file_again() -> None:
+    """A worker that dies after its note that the same bytes were seen counts them once for its request."""
+    world = World()
+    for _ in range(2):
+        world.request(holding(BAD))
+        await world.run_to_rest()
+    for partition in range(PARTITIONS):
+        world.log.rewind("worker", Topic.CITY_TASKS, partition, len(HOME))
+    world.replace("worker")
+    await world.run_to_rest()
+    (report,) = reports(world)
+    assert report.seen == 2
+
+
+async def test_the_bytes_are_kept_anew_if_their_report_is_deleted_meanwhile() -> None:
+    """Where the clean-up takes the report away that was to be noted in, the file that came last is kept, not that."""
+    world = World()
+    world.request(holding(BAD))
+    await world.run_to_rest()
+    (first,) = reports(world)
+    swap = world.store.swap
+
+    async def deleted(key: str, body: bytes, *, etag: str | None) -> str:
+        if key == keys.quarantine_report(first.key):
+            world.store.swap = swap  # type: ignore[method-assign]  # once
+            del world.store.objects[key], world.store.objects[first.key]
+        return await swap(key, body, etag=etag)
+
+    world.store.swap = deleted  # type: ignore[method-assign]  # the clean-up comes first
+    request_id = world.request(holding(BAD))
+    await world.run_to_rest()
+    (report,) = reports(world)
+    assert (report.attempt != first.attempt, record_of(world, request_id).failures[0].quarantine_key) == (
+        True,
+        report.key,
+    )
+    assert world.store.objects[report.key].body == BAD
+
+
+async def test_of_many_reports_the_latest_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that comes again and again is known by its latest report, however many lie before it."""
+    monkeypatch.setattr("services.ingest.quarantine.REPORTS_COMPARED_MAX", 1)
+    world = World()
+    for body in (BAD, BAD + b" ", BAD + b" "):
+        world.clock.advance(60)
+        world.request(holding(body))
+        await world.run_to_rest()
+    assert sorted(report.seen for report in reports(world)) == [1, 2]
+
+
 class DeadlyReads(Crossings):
     """Lets the worker die over the first city's file, so many times, as soon as it reads from it."""
 
@@ -248,6 +299,37 @@ async def test_restarts_and_faults_of_others_do_not_count() -> None:
     await world.run_to_rest()
     assert (apart.parsed, reports(world), note(world)) == (0, [], None)
     assert differences(world) == []
+
+
+async def test_a_broken_download_takes_no_death_out() -> None:
+    """An attempt that ends with the upstream's fault settles nothing: who died before it stays noted."""
+    world, _ = deadly_world(1, deadly=False)
+    world.upstream.cuts = {"1": [150] * 20}
+    world.request(WHOLE)
+    await world.run_to_rest()
+    left = note(world)
+    assert left is not None
+    assert len(left.under_way) == 1
+
+
+async def test_who_is_overtaken_in_taking_itself_out_does_so_all_the_same() -> None:
+    """If another attempt is noted meanwhile, both changes of the note are kept."""
+    world = World()
+    attempts = Attempts(world.store, clock=world.clock)
+    for attempt in ("one", "two"):
+        await attempts.begin(DATE, CITY, attempt)
+    swap = world.store.swap
+
+    async def overtaken(key: str, body: bytes, *, etag: str | None) -> str:
+        world.store.swap = swap  # type: ignore[method-assign]  # once
+        await attempts.begin(DATE, CITY, "three")
+        return await swap(key, body, etag=etag)
+
+    world.store.swap = overtaken  # type: ignore[method-assign]  # another worker comes first
+    await attempts.end(DATE, CITY, "one", settled=False)
+    left = note(world)
+    assert left is not None
+    assert [one.attempt for one in left.under_way] == ["two", "three"]
 
 
 async def stopped_in_the_middle(world: World) -> Process:

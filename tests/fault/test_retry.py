@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from shared import keys, objects
@@ -101,6 +102,8 @@ async def test_what_has_not_failed_is_not_retried() -> None:
     with pytest.raises(NothingToRetry, match="no such city"):
         retry_of(failed, world.clock(), positions=0b011)
     assert retry_of(failed, world.clock(), positions=0b111).retry == retry_of(failed, world.clock()).retry
+    with pytest.raises(NothingToRetry, match="was cancelled"):
+        retry_of(msgspec.structs.replace(failed, cancelled_at=world.clock()), world.clock())
     under_way = world.request(WHOLE)
     with pytest.raises(NothingToRetry, match="once it has ended"):
         retry_of(record_of(world, under_way), world.clock())

@@ -7,8 +7,9 @@ may stand still at a call while the services go on, and leaves what it leaves wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
@@ -20,14 +21,20 @@ from services.aggregate.generations import GenerationState, drop, list_generatio
 from services.aggregate.progress_folding import ProgressFolder, Sweep
 from services.aggregate.rebuilding import Rebuild
 from services.aggregate.repairing import repair_dates
-from services.aggregate.replay import PairReplay
+from services.aggregate.replay import PairReplay, Replay, Rereadable
 from services.ingest.city_day import CityDayIngest
-from services.ingest.parser import fold_trip_file
+from services.ingest.parser import DEFAULT_RULES, fold_trip_file
 from services.ingest.planner import Planner
 from services.ingest.streaming import Fold
 from services.ingest.upstream import Persistence
 from services.ingest.worker import Worker
 from services.operate.cleaning import clean
+from services.operate.dead_letters import LETTERS_MAX, Wanted, list_letters, send_back
+from services.operate.quarantined import Chosen, read_reports, retry_reports
+from services.operate.refolding import Refold, Selection
+from services.operate.restoring import highest_of, raise_base
+from services.operate.topic_audit import COMPACTED, TopicAudit
+from services.operate.topic_repair import repair_topic
 from shared import events, keys, objects
 from shared.errors import OperatorError
 from shared.events import ProcessRequested
@@ -41,6 +48,7 @@ from shared.topics import Topic
 from tests.fakes import (
     PARTITIONS,
     Break,
+    BreakableOperatedPublisher,
     BreakableOperatedStore,
     BreakablePublisher,
     BreakableReplay,
@@ -66,6 +74,7 @@ UPLOAD_PART_BYTES = 64
 GC_AGE = dt.timedelta(days=7)
 TASK_DEADLINE_S = 60.0
 SWEEP_AFTER = dt.timedelta(minutes=10)
+DROP_GRACE = dt.timedelta(minutes=15)
 
 Handler = Callable[[Sequence[Received]], Awaitable[None]]
 
@@ -144,7 +153,7 @@ class Job(Life):
     def __init__(self, world: World, name: str) -> None:
         super().__init__(name, world.crossings)
         self.store = BreakableOperatedStore(world.store, self)
-        self.publisher = BreakablePublisher(MemoryPublisher(world.log, source=name), self)
+        self.publisher = BreakableOperatedPublisher(MemoryPublisher(world.log, source=name), self)
         self.ended_well = False
         self.refused: str | None = None
         self._task: asyncio.Task[None] | None = None
@@ -220,6 +229,7 @@ class World:
         self.attempts = 0
         self.requests = 0
         self.rebuilds = 0
+        self.buried = 0
         self._living: dict[str, Process] = {}
         self._standing_still: list[tuple[Process, asyncio.Task[None]]] = []
 
@@ -248,6 +258,7 @@ class World:
         world.attempts = self.attempts
         world.requests = self.requests
         world.rebuilds = self.rebuilds
+        world.buried = self.buried
         return world
 
     def lose_the_log(self) -> None:
@@ -376,15 +387,15 @@ class World:
         """Whether a process stands still."""
         return bool(self._standing_still)
 
-    async def rebuild(self, *, from_kafka: bool = False, calls: int | None = None) -> Job:
-        """Rebuild all summaries, taking over from a rebuild that was there before."""
+    async def rebuild(self, *, from_kafka: bool = False, seed: int | None = None, calls: int | None = None) -> Job:
+        """Rebuild all summaries, or activate generation ``seed``, taking over from a rebuild that was there before."""
         self.rebuilds += 1
         token = f"token-{self.rebuilds}"
         job = self._job(f"rebuild-{self.rebuilds}", calls=calls)
         replay = MemoryReplay(self.log, Topic.CITY_STATS) if from_kafka else None
 
         async def work() -> None:
-            rebuild = self.make_rebuild(job, token, BreakableReplay(replay, job) if replay else None)
+            rebuild = self.make_rebuild(job, token, BreakableReplay(replay, job) if replay else None, seed=seed)
             rebuilt = await rebuild.run(take_over=True)
             if not rebuilt.flipped:
                 raise Refused(f"not made live: {rebuilt.refused}")
@@ -392,7 +403,7 @@ class World:
         await job.run(work)
         return job
 
-    def make_rebuild(self, job: Job, token: str, replay: PairReplay | None) -> Rebuild:
+    def make_rebuild(self, job: Job, token: str, replay: PairReplay | None, *, seed: int | None = None) -> Rebuild:
         """Build what rebuilds."""
         return Rebuild(
             job.store,
@@ -400,15 +411,13 @@ class World:
             token=token,
             report=lambda *_: None,
             replay=replay,
+            seed=seed,
             held_bytes_max=1_000,  # so little that country-days come in parts
         )
 
     async def repair(self, *, calls: int | None = None) -> Job:
         """Make again what verify finds wrong."""
         job = self._job("repair", calls=calls)
-
-        async def no_wait(_look: int) -> None:
-            await asyncio.sleep(0)
 
         async def work() -> None:
             async for repaired in repair_dates(job.store, job.publisher, Dates(), wait=no_wait):
@@ -430,14 +439,102 @@ class World:
         await job.run(work)
         return job
 
-    async def drop_generations(self) -> None:
+    async def drop_generations(self) -> Job:
         """Delete the summaries of every generation but the live one, as an operator does after a rebuild."""
-        self.clock.advance(GC_AGE.total_seconds())
-        for generation in await list_generations(self.store):
-            if generation.state is GenerationState.OLD:
-                await drop(self.store, generation.number, grace=dt.timedelta(minutes=15))
+        job = self._job("drop")
 
-    def _job(self, name: str, *, calls: int | None) -> Job:
+        async def work() -> None:
+            for generation in await list_generations(job.store):
+                if generation.state is GenerationState.OLD:
+                    await drop(job.store, generation.number, grace=DROP_GRACE)
+
+        await job.run(work)
+        return job
+
+    async def refold(self) -> Job:
+        """Read the raw objects again that were read by other rules."""
+        job = self._job("refold")
+
+        async def work() -> None:
+            refold = Refold(
+                job.store, job.publisher, clock=self.clock, rules=DEFAULT_RULES, threads=_threads, streams=1
+            )
+            async for refolded in refold.run(Selection()):
+                for one in refolded.refolded:
+                    if one.refused is not None:
+                        raise Refused(one.refused)
+
+        await job.run(work)
+        return job
+
+    async def restore(self) -> Job:
+        """Raise the base of revisions above all that the topic knows, then mend the topics."""
+        job = self._job("restore")
+
+        async def work() -> None:
+            replay = BreakableReplay(MemoryReplay(self.log, Topic.CITY_STATS), job)
+            highest = await highest_of(replay, lambda *_: None)
+            await raise_base(job.store, topic=highest, wanted=None, clock=self.clock, dry_run=False)
+            await self._mend_topics(job)
+
+        await job.run(work)
+        return job
+
+    async def repair_topics(self) -> Job:
+        """Publish again what the compacted topics lack."""
+        job = self._job("repair-topics")
+        await job.run(lambda: self._mend_topics(job))
+        return job
+
+    async def _mend_topics(self, job: Job) -> None:
+        @contextlib.asynccontextmanager
+        async def open_topic(topic: Topic) -> AsyncIterator[Rereadable]:
+            yield BreakableReplay(MemoryReplay(self.log, topic), job)
+
+        audit = TopicAudit(job.store, open_topic, wait=no_wait, report=lambda *_: None)
+        for topic in COMPACTED:
+            async for mended in repair_topic(job.store, job.publisher, audit, topic, Dates()):
+                if mended.refused is not None:
+                    raise Refused(mended.refused)
+
+    async def retry_quarantined(self) -> Job:
+        """Ask once more for all files in quarantine."""
+        job = self._job("retry")
+
+        async def work() -> None:
+            reports = await read_reports(job.store, Chosen())
+            await retry_reports(job.store, job.publisher, reports, clock=self.clock)
+
+        await job.run(work)
+        return job
+
+    async def send_letters_back(self) -> Job:
+        """Send all dead letters back that were not sent back yet."""
+        job = self._job("send-back")
+
+        @contextlib.asynccontextmanager
+        async def open_topic() -> AsyncIterator[Replay]:
+            yield BreakableReplay(MemoryReplay(self.log, Topic.DEAD_LETTERS), job)
+
+        async def work() -> None:
+            listing = await list_letters(open_topic, Wanted(), limit=LETTERS_MAX)
+            waiting = [letter.id for letter in listing.letters if letter.retried_at is None]
+            await send_back(open_topic, job.publisher, waiting, clock=self.clock)
+
+        await job.run(work)
+        return job
+
+    async def sweep_once(self) -> Job:
+        """Send requests on their way again that have made no progress for long, by the time that it is."""
+        job = self._job("sweep")
+
+        async def work() -> None:
+            await Sweep(job.store, job.publisher, clock=self.clock_of("sweep"), after=SWEEP_AFTER).once()
+
+        await job.run(work)
+        return job
+
+    def _job(self, name: str, *, calls: int | None = None) -> Job:
         job = Job(self, name)
         job.calls_left = calls
         return job
@@ -498,6 +595,11 @@ async def _until_still(life: Life, task: asyncio.Task[None]) -> bool:
     if task.done():
         await task
     return task.done()
+
+
+async def no_wait(_look: int) -> None:
+    """Let everybody else have a turn, in place of a wait."""
+    await asyncio.sleep(0)
 
 
 class Refused(OperatorError):

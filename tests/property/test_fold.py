@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Sequence
+from itertools import permutations
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.aggregate.fold import StatEvent, empty_summary, fold, superseded
+from services.aggregate.fold import StatEvent, empty_summary, fold, join, superseded
 from shared import events, objects
 from shared.contribution import Contribution
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned
@@ -104,6 +105,40 @@ def test_order_duplicates_and_batches_do_not_show(folded: list[StatEvent], data:
     shuffled = data.draw(st.permutations(folded + again))
     sizes = data.draw(st.lists(st.integers(0, 4), max_size=6))
     assert objects.encode(fold_in_batches(shuffled, sizes)) == objects.encode(fold_all(folded))
+
+
+@given(stat_events, stat_events)
+def test_joining_two_summaries_is_folding_the_events_of_both(one: list[StatEvent], other: list[StatEvent]) -> None:
+    """An old generation joined into a new one brings all that it knows, plans in parts too, and nothing else."""
+    joined = join(fold_all(one), fold_all(other))
+    assert objects.encode(joined) == objects.encode(fold_all([*one, *other]))
+    assert join(joined, fold_all(other)) is joined
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_of_one_instant_written_in_two_ways_the_same_is_kept_in_any_order(order: tuple[int, ...]) -> None:
+    """The time of the last file comes out in the same bytes, whichever city was folded first."""
+    cities = [city_at(city_id, at) for city_id, at in zip(CITIES, (TIMES[0], TIMES[1], TIMES[0]), strict=True)]
+    assert objects.encode(fold_all([cities[place] for place in order])) == objects.encode(fold_all(cities))
+
+
+def city_at(city_id: CityId, at: dt.datetime) -> CityDayStats:
+    """Return the statistics of a city that came in at a time."""
+    return CityDayStats(
+        date=DATE,
+        country=COUNTRY,
+        country_name="Armenia",
+        city_id=city_id,
+        city_name="Port Tina",
+        revision=1,
+        contribution=Contribution(trips=1, passengers=1, accidents=0, delay_total_ms=0),
+        trips_on_other_dates=0,
+        raw_key="raw/date=2024-05-01/city=1/a.json",
+        sha256="aa",
+        size_bytes=2,
+        rule_version=1,
+        ingested_at=at,
+    )
 
 
 @given(stat_events, stat_events)

@@ -292,7 +292,8 @@ def test_a_request_that_failed_can_still_be_planned() -> None:
     record = fold_in_batches([failed])
     assert status_of(record) is Status.FAILED
     assert status_of(fold_progress(record, [planned(7, 1)], NOW)) is Status.PLANNED
-    assert status_of(fold_in_batches([planned(7, 1), failed])) is Status.PLANNED
+    late = fold_in_batches([planned(7, 1), failed])
+    assert (status_of(late), late.failed_reason) == (Status.PLANNED, None)
 
 
 def test_a_higher_plan_begins_anew() -> None:

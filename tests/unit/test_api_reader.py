@@ -129,6 +129,25 @@ async def test_summary_that_changes_after_its_listing() -> None:
     assert heads_read(world) == []
 
 
+async def test_what_changed_after_its_listing_has_a_tag_of_its_own() -> None:
+    """Numbers that no listing has named yet are under no tag that a listing has: one tag never means two answers."""
+
+    class Changing(ObservedStore):
+        async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+            listed = [listed async for listed in super().list(prefix, after=after)]
+            world.fold_in(stats("armenia", trips=2, revision=6))
+            for entry in listed:
+                yield entry
+
+    before = World()
+    before.fold_in(stats("armenia", trips=1))
+    world = World(Changing())
+    world.fold_in(stats("armenia", trips=1))
+    reader = reader_of(world)
+    tags = [(await reader_of(before).read(MAY)).tag, *[(await reader.read(MAY)).tag for _ in range(2)]]
+    assert len(set(tags)) == 3
+
+
 async def test_summary_that_is_gone_after_its_listing() -> None:
     """A summary that is deleted between listing and fetching is no data."""
 

@@ -100,7 +100,8 @@ async def test_without_a_readable_manifest_nothing_goes(bucket: OperatedBucket) 
 
 async def test_unfinished_uploads_are_aborted_by_their_age(bucket: OperatedBucket) -> None:
     """An upload begun before the age is aborted, a younger one is left to its worker."""
-    bucket.store.unfinished += [unfinished(bucket, days=8), unfinished(bucket, days=1)]
+    copied = msgspec.structs.replace(unfinished(bucket, days=8), key=keys.quarantined(DAY, CityId("1"), "copied"))
+    bucket.store.unfinished += [copied, unfinished(bucket, days=8), unfinished(bucket, days=1)]
     await cleaned(bucket)
     assert [upload.upload_id for upload in bucket.store.unfinished] == ["upload-1"]
 

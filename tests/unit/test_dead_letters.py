@@ -144,6 +144,23 @@ async def test_letters_go_back_in_the_order_in_which_they_were_buried(cemetery: 
     assert [one.size_bytes for one in sent] == [5_000, 0]
 
 
+async def test_letters_of_several_partitions_go_back_in_that_order(cemetery: Cemetery) -> None:
+    """The topic is read partition by partition: what was buried first is sent back first all the same."""
+    for number in range(6):
+        await cemetery.bury(Topic.CITY_STATS, str(number).encode(), key=f"2024-05-01/{number}".encode())
+
+    @contextlib.asynccontextmanager
+    async def by_partition() -> AsyncIterator[Replay]:
+        async with cemetery.open() as replay:
+            await replay.take_end()
+            records = [record async for batch in replay.read() for record in batch]
+        yield MemoryReplay(sorted(records, key=lambda record: record.partition))
+
+    letters = await cemetery.letters(Wanted(origin_topic="city-stats"))
+    sent = await send_back(by_partition, cemetery.publisher, [one.id for one in letters], clock=cemetery.clock)
+    assert [one.value for one in sent] == [str(number).encode() for number in range(6)]
+
+
 async def test_a_command_that_dies_before_its_mark_may_send_again(cemetery: Cemetery) -> None:
     """A letter counts as sent back only once its mark is there: what dies in between loses nothing."""
 

@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Iterator
 
 import pytest
+import structlog
+from aiokafka.protocol.admin import SaslAuthenticateRequest_v0
 
 from shared import health
-from shared.health import REPEATED_AFTER_S, NowAndThen, measure_loop_lag
+from shared.health import REPEATED_AFTER_S, NowAndThen, configure_logging, measure_loop_lag
+from shared.settings import Settings
 
 
 def lag_s() -> float:
@@ -48,3 +52,27 @@ def test_a_library_that_repeats_itself_is_heard_now_and_then() -> None:
     assert all(passes("shared.patience", "waiting") for _ in range(3))
     now_s += REPEATED_AFTER_S
     assert passes("aiokafka.conn", "no connection to %s", 1)
+
+
+@pytest.fixture
+def _logging_put_back() -> Iterator[None]:
+    """Leave logging as it was before a test that configures it."""
+    root, configured = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.configure(**configured)
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+@pytest.mark.usefixtures("_logging_put_back")
+def test_a_password_for_kafka_is_in_no_log(level: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The client library writes its requests out at debug level; that of a login holds the password as it is."""
+    configure_logging(Settings(log_level=level))  # type: ignore[arg-type]  # validated
+    login = SaslAuthenticateRequest_v0(b"\0tripfold\0open sesame")
+    logging.getLogger("aiokafka.conn").debug("Request to %s:%d %d: %s", "127.0.0.1", 9092, 3, login)
+    logging.getLogger("aiokafka.conn").error("no connection to %s:%d", "127.0.0.1", 9092)
+    written = capsys.readouterr().err
+    assert "no connection to 127.0.0.1:9092" in written
+    assert "sesame" not in written

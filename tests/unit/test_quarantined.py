@@ -100,6 +100,17 @@ async def test_under_a_newer_plan_all_that_failed_is_asked_for() -> None:
     await world.run_to_rest()
     reports = await read_reports(world.store, Chosen(city_id="2"))
     retried = await retry_reports(world.store, MemoryPublisher(world.log), reports, clock=world.clock)
-    assert [one.request_id for one in retried.requests] == [first]
+    # City 2 alone is where city 1 was, and would be asked for in its place.
+    assert [(one.request_id, one.retry and one.retry.positions) for one in retried.requests] == [(first, "3")]
     await world.run_to_rest()
     assert world.unexpected == []
+
+
+async def test_all_refused_cities_of_a_request_are_asked_for_together() -> None:
+    """Of several files that one request brought, a retry names every city, and only once each."""
+    world = await refused_world()
+    retried = await retry_reports(
+        world.store, MemoryPublisher(world.log), await read_reports(world.store, Chosen()), clock=world.clock
+    )
+    assert [report.city_id for report in retried.asked] == ["1", "2"]
+    assert [one.retry and one.retry.positions for one in retried.requests] == ["3"]

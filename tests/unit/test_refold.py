@@ -218,3 +218,18 @@ async def test_wherever_it_is_ended_the_next_one_completes_it(
             await folded(bucket, 0)
             assert (passengers(bucket, 1), passengers(bucket, 2)) == (10, 20), (number, broken)
             assert (await bucket.summary()).totals.passengers == 30, (number, broken)
+
+
+async def test_what_the_ledger_does_not_know_is_published_again(
+    bucket: OperatedBucket, threads: ThreadPoolExecutor
+) -> None:
+    """A manifest of the present rules that was never folded is published, unless the run is a dry one."""
+    bucket.store_file(4, 14, trips(4), "brasil")
+    since = len(bucket.log.appended)
+    assert await refolded(bucket, threads, Selection(), dry_run=True) == []
+    assert len(bucket.log.appended) == since
+    [one] = await refolded(bucket, threads, Selection())
+    assert (one.city_id, one.after) == ("4", None)
+    await folded(bucket, since)
+    assert (await bucket.summary("brasil")).totals.trips == 7
+    assert await refolded(bucket, threads, Selection()) == []

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from services.operate.restoring import CannotRestore, Restored, TopicHighest, raise_base, seconds_of
+from services.operate.restoring import CannotRestore, Restored, TopicHighest, highest_of, raise_base, seconds_of
 from shared import keys, objects
 from shared.objects import Lineage
-from tests.fakes import Clock, MemoryStore
-from tests.unit.operated_bucket import NOON
+from shared.topics import Topic
+from tests.fakes import Clock, MemoryReplay, MemoryStore
+from tests.unit.operated_bucket import NOON, OperatedBucket, trips
 
+BORN = NOON.replace(year=2023)
 KNOWN = TopicHighest(revision=500, key="2024-05-01/armenia/7", records=10)
 
 
@@ -62,3 +64,28 @@ async def test_a_dry_run_raises_nothing() -> None:
     store = store_with(10)
     assert (await raised(store, dry_run=True)).base == 501
     assert base_of(store) == 10
+
+
+async def test_who_is_overtaken_raises_the_base_all_the_same() -> None:
+    """If a service writes the lineage just before, the base is raised over that one, and the birth stays its own."""
+    store = store_with(None)
+    swap = store.swap
+
+    async def overtaken(key: str, body: bytes, *, etag: str | None) -> str:
+        store.swap = swap  # type: ignore[method-assign]  # once
+        store.write(keys.LINEAGE, objects.encode(Lineage(base=10, born_at=BORN)))
+        return await swap(key, body, etag=etag)
+
+    store.swap = overtaken  # type: ignore[method-assign]  # a service comes first
+    assert (await raised(store)).base_before == 10
+    assert objects.decode(Lineage, store.objects[keys.LINEAGE].body, keys.LINEAGE) == Lineage(base=501, born_at=BORN)
+
+
+async def test_the_highest_of_a_topic_may_be_a_plans_or_come_after_what_is_none() -> None:
+    """Revisions of plans count as those of files do, and a record that is no event hides none behind it."""
+    bucket = OperatedBucket()
+    bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia", b"{")
+    for event in (*bucket.store_file(1, 30, trips(1)), *bucket.plan(40, {"armenia": [1]})):
+        bucket.record_of(event)
+    topic = await highest_of(MemoryReplay(bucket.log, Topic.CITY_STATS, batch_records_max=10), lambda *_: None)
+    assert (topic.revision, topic.key, topic.records) == (40, "2024-05-01/armenia", 3)

@@ -8,18 +8,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.ingest.lineage import next_revision
+from services.ingest.lineage import next_revision, read_lineage
 from services.ingest.parser import DEFAULT_RULES, FoldedFile
 from services.ingest.revision import NewFile, Place, next_manifest, validators_of
 from services.ingest.streaming import Streamed
 from services.ingest.trips import RULE_VERSION
 from services.ingest.upstream import Validators
+from shared import keys, objects
 from shared.contribution import Contribution
 from shared.events import CityDayRetracted, CityDayStats, IngestCity
 from shared.file_rules import BadRecordsMax, FileRules, RecordsForm
 from shared.identity import CityId, CountrySlug, RequestId
-from shared.objects import HISTORY_LENGTH_MAX, Manifest
+from shared.objects import HISTORY_LENGTH_MAX, Lineage, Manifest
 from shared.outbox import events_of_manifest
+from tests.fakes import MemoryStore
 
 DATE = dt.date(2024, 5, 1)
 NOW = dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC)
@@ -242,3 +244,26 @@ def test_validators_count_at_their_own_url_and_under_the_present_rules() -> None
     assert validators_of(msgspec.structs.replace(manifest, rule_version=RULE_VERSION - 1), URL, DEFAULT_RULES) is None
     assert validators_of(first(), URL, DEFAULT_RULES) is None
     assert validators_of(None, URL, DEFAULT_RULES) is None
+
+
+def test_a_late_task_without_a_move_never_lowers_the_plan_either() -> None:
+    """A task of an older plan that brings a new file leaves the newest plan that a revision was made under."""
+    before = msgspec.structs.replace(first(), plan_revision=5)
+    manifest = following(before, task(2, plan_revision=3), place(ARMENIA, 3), file("bbb"))
+    assert manifest is not None
+    assert manifest.plan_revision == 5
+
+
+async def test_of_two_births_of_a_bucket_one_counts() -> None:
+    """Whoever loses the race for the lineage mints by the base that the other one wrote, not by its own."""
+    store = MemoryStore(lambda: NOW)
+    other = Lineage(base=BASE, born_at=NOW)
+    swap = store.swap
+
+    async def overtaken(key: str, body: bytes, *, etag: str | None) -> str:
+        store.swap = swap  # type: ignore[method-assign]  # once
+        store.write(keys.LINEAGE, objects.encode(other))
+        return await swap(key, body, etag=etag)
+
+    store.swap = overtaken  # type: ignore[method-assign]  # another process comes first
+    assert await read_lineage(store, lambda: NOW) == other

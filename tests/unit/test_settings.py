@@ -63,6 +63,17 @@ def test_a_password_in_a_url_is_refused_and_not_shown(variable: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "written", ["me:sesame@broker:9092", "a:1,me:ses/ame@broker:9092", "kafka://me:sesame@broker:9092"]
+)
+def test_a_password_among_the_brokers_is_refused_and_not_shown(written: str) -> None:
+    """The addresses of the brokers stand in logs, too."""
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings({f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS": written})
+    assert "@broker:9092': expected host:port without a name and password" in str(refused.value)
+    assert "ame" not in str(refused.value).partition("expected")[0]
+
+
+@pytest.mark.parametrize(
     ("given", "expected"),
     [
         ({"PASSWORD": "sesame"}, "UPSTREAM_USERNAME is empty"),

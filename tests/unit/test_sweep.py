@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
-from services.aggregate.progress_folding import Sweep
+from services.aggregate.progress_folding import SWEEP_AGE_MAX, Sweep
 from services.api.requests import new_record
 from shared import events, keys, objects
 from shared.events import ProcessRequested
@@ -91,3 +91,11 @@ async def test_what_kafka_did_not_take_is_sent_by_the_next_sweep() -> None:
     swept.publisher.refusing = False
     assert await swept.sweep.once() == 1
     assert swept.sent() == [stuck]
+
+
+async def test_what_is_older_than_a_week_is_let_be() -> None:
+    """A request that nothing has brought to its end for a week is not sent for ever."""
+    swept = Swept()
+    swept.request()
+    swept.clock.advance(SWEEP_AGE_MAX.total_seconds() + 1)
+    assert (await swept.sweep.once(), swept.sent()) == (0, [])

@@ -256,3 +256,63 @@ async def test_after_a_backup_consumers_get_what_the_bucket_holds(bucket: Operat
     assert (await bucket.summary()).totals.trips == 1
     await repaired(bucket)
     assert await told(audit_of(bucket)) == []
+
+
+async def put_back(bucket: OperatedBucket, base: int) -> None:
+    """Let the topic know a revision 50 of city 1 and a plan 50, of Armenia alone, and the bucket neither."""
+    backup = dict(bucket.store.objects)
+    (planned,) = (event for event in bucket.plan(50, {"armenia": [1]}) if event.key.endswith("/armenia"))
+    await bucket.fold(bucket.store_file(1, 50, trips(9)), [planned])
+    bucket.store.objects = backup
+    bucket.store.write(keys.LINEAGE, objects.encode(Lineage(base=base, born_at=NOON)))
+
+
+async def test_a_revision_that_consumers_know_is_not_given_twice(bucket: OperatedBucket) -> None:
+    """A base that is what the topic knows would give its very revision to other content: that is refused."""
+    await put_back(bucket, 50)
+    refused = [one.refused or "" for one in await repaired(bucket) if one.difference.topic is Topic.CITY_STATS]
+    assert ["run 'tripfold restore'" in reason for reason in refused] == [True, True]
+
+
+async def test_a_new_plan_is_told_to_all_its_countries(bucket: OperatedBucket) -> None:
+    """Though the topic is ahead in one country alone, a plan under a new revision is news for the others too."""
+    await put_back(bucket, 51)
+    await repaired(bucket)
+    differences = await told(audit_of(bucket))
+    assert [one for one in differences if one.topic is Topic.CITY_STATS] == []
+
+
+@pytest.mark.parametrize("revision", [50, 51])
+async def test_whatever_is_written_meanwhile_ends_above_what_the_topic_knows(
+    bucket: OperatedBucket, revision: int
+) -> None:
+    """If a worker swaps its own revision in first, that one is published if it is above, and else one above it."""
+    await put_back(bucket, 51)
+    swap = bucket.store.swap
+
+    async def overtaken(key: str, body: bytes, *, etag: str | None) -> str:
+        if key == keys.manifest(DAY, CityId("1")):
+            bucket.store.swap = swap  # type: ignore[method-assign]  # once
+            bucket.store_file(1, revision, trips(5))
+        return await swap(key, body, etag=etag)
+
+    bucket.store.swap = overtaken  # type: ignore[method-assign]  # a worker comes first
+    await repaired(bucket)
+    manifest = bucket.manifest(1)
+    assert manifest is not None
+    assert (manifest.revision, manifest.contribution.trips) == (51, 5)
+    assert [one for one in await told(audit_of(bucket)) if one.topic is Topic.CITY_STATS] == []
+
+
+async def test_a_chunk_of_a_plan_that_the_bucket_does_not_know_is_named(
+    bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A further chunk of the plan in force, or of a higher one, is not left over from an older plan."""
+    monkeypatch.setattr("shared.outbox.PLAN_CHUNK_CITIES_MAX", 1)
+    backup = dict(bucket.store.objects)
+    chunks = bucket.plan(2, {"armenia": [1], "brasil": [2, 3]})
+    bucket.store.objects = backup
+    monkeypatch.undo()
+    [chunk] = [event for event in chunks if event.key.endswith("/+1")]
+    bucket.record_of(chunk)
+    assert named(await told(audit_of(bucket))) == [("2024-05-01/brasil/+1", "record", "revision 2", "nothing")]

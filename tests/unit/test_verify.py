@@ -5,21 +5,23 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from fractions import Fraction
 
 import msgspec
 import pytest
 
-from services.aggregate.bucket import Dates
+from services.aggregate.bucket import Dates, read_events
 from services.aggregate.rebuilding import Rebuild, Unrebuildable
 from services.aggregate.recount import Counter, NotCountable
 from services.aggregate.repairing import Repaired, repair_dates
 from services.aggregate.verify import Difference
-from services.aggregate.verifying import verify_dates
+from services.aggregate.verifying import look_at, verify_dates
 from shared import keys, objects
 from shared.contribution import NOTHING, Contribution
 from shared.identity import CityId
-from shared.objects import LedgerEntry
+from shared.objects import Current, LedgerEntry
+from shared.store import Found, Listed
 from tests.unit.operated_bucket import ALL, DAY, OperatedBucket, trips
 
 
@@ -382,6 +384,91 @@ async def test_repair_yields_to_an_aggregate(bucket: OperatedBucket) -> None:
     assert raced, "the summary was written otherwise than by comparison"
     assert (await bucket.summary()).ledger[CityId("1")].revision == 30
     assert await verified(bucket) == []
+
+
+async def test_repair_looks_again_at_what_was_written_meanwhile(bucket: OperatedBucket) -> None:
+    """Who loses the race for a summary does not take the winner's for a right one."""
+    await bucket.damage(cities_reported=99)
+    swap = bucket.store.swap
+
+    async def damaged_again(key: str, body: bytes, *, etag: str | None) -> str:
+        bucket.store.swap = swap  # type: ignore[method-assign]  # once
+        await bucket.damage(cities_reported=98)
+        return await swap(key, body, etag=etag)
+
+    bucket.store.swap = damaged_again  # type: ignore[method-assign]  # whoever damages it comes first
+    await repaired(bucket)
+    assert await verified(bucket) == []
+
+
+async def test_what_is_folded_while_manifests_are_read_is_no_damage(bucket: OperatedBucket) -> None:
+    """Summaries are read first: none can be ahead of a manifest that was read before."""
+    get = bucket.store.get
+
+    async def replaced_after(key: str, *, first_bytes: int | None = None) -> Found | None:
+        found = await get(key, first_bytes=first_bytes)
+        if key == keys.manifest(DAY, CityId("1")):
+            bucket.store.get = get  # type: ignore[method-assign]  # once
+            await bucket.fold(bucket.store_file(1, 30, trips(4)))
+        return found
+
+    bucket.store.get = replaced_after  # type: ignore[method-assign]  # a worker and an aggregate come next
+    assert await verified(bucket) == []
+
+
+async def test_a_look_is_of_the_generation_that_is_live_after_it(bucket: OperatedBucket) -> None:
+    """Where the pointer moves while summaries are read, those of the generation before say nothing."""
+    listing = bucket.store.list
+
+    async def flipped_before(prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+        bucket.store.list = listing  # type: ignore[method-assign]  # once
+        for key, stored in list(bucket.store.objects.items()):
+            if key.startswith(keys.summaries_of_generation(1)):
+                bucket.store.write(key.replace("generation=1", "generation=2"), stored.body)
+                del bucket.store.objects[key]
+        bucket.store.write(keys.CURRENT, objects.encode(Current(live=2, highest=2)))
+        async for one in listing(prefix, after=after):
+            yield one
+
+    bucket.store.list = flipped_before  # type: ignore[method-assign]  # a rebuild and a drop come first
+    look = await look_at(bucket.store, DAY)
+    assert (look.generation, look.differences()) == (2, [])
+
+
+async def test_repair_drops_no_tombstone_that_a_manifest_does_not_name(bucket: OperatedBucket) -> None:
+    """A tombstone keeps older records of a city out: the summary is left as it is, and an operator told."""
+    right = await bucket.summary("brasil")
+    await bucket.damage("brasil", ledger={**right.ledger, CityId("1"): LedgerEntry(revision=15)})
+    [one] = await repaired(bucket)
+    assert "no manifest says anything of city 1" in (one.refused or "")
+    assert (await bucket.summary("brasil")).ledger[CityId("1")] == LedgerEntry(revision=15)
+
+
+async def test_repair_goes_on_in_the_generation_that_was_made_live_meanwhile(bucket: OperatedBucket) -> None:
+    """Where the pointer moves while a summary is made again, that of the live generation is looked at too."""
+    await bucket.damage(cities_reported=99)
+    for key, stored in list(bucket.store.objects.items()):
+        if key.startswith(keys.summaries_of_generation(1)):
+            bucket.store.write(key.replace("generation=1", "generation=2"), stored.body)
+    swap = bucket.store.swap
+
+    async def flipped(key: str, body: bytes, *, etag: str | None) -> str:
+        bucket.store.swap = swap  # type: ignore[method-assign]  # once
+        bucket.store.write(keys.CURRENT, objects.encode(Current(live=2, highest=2)))
+        return await swap(key, body, etag=etag)
+
+    bucket.store.swap = flipped  # type: ignore[method-assign]  # a rebuild comes first
+    await repaired(bucket)
+    assert await verified(bucket) == []
+
+
+async def test_a_date_of_more_objects_than_are_read_at_once_is_read_whole(
+    bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many objects are read at once, each of a date is read, the last of a full batch too."""
+    for at_once in range(1, 5):
+        monkeypatch.setattr("services.aggregate.bucket.KEYS_AT_ONCE_MAX", at_once)
+        assert len((await read_events(bucket.store, DAY)).statistics()) == 3
 
 
 def count(body: bytes, chunk_bytes: int = 5) -> tuple[int, int, int, int, int]:

@@ -7,13 +7,16 @@ import datetime as dt
 from collections.abc import Sequence
 from typing import cast
 
+import msgspec
+import pytest
+
 from services.ingest.city_day import CityDayIngest
 from services.ingest.worker import Worker
 from shared import events
 from shared.events import IngestCity
 from shared.health import Health
 from shared.identity import CityId, CountrySlug, mint_request_id, utc_now
-from shared.patience import Patience
+from shared.patience import Patience, Stopping
 from shared.publishing import Received
 from shared.topics import Topic
 from tests.fakes import MemoryLog, MemoryPublisher
@@ -98,3 +101,28 @@ async def test_no_more_cities_than_the_setting_stream_at_once() -> None:
         ingest.let_go.set()
         await processing
     assert ingest.running_max == STREAMS
+
+
+async def test_a_city_of_two_dates_is_two_city_days() -> None:
+    """Tasks of one city are one only if they are of one date too."""
+    ingest = SlowIngest(slow=[])
+    (task,) = batch_of(1)
+    other = msgspec.structs.replace(task, offset=1, value=(task.value or b"").replace(b"2024-05-01", b"2024-05-02"))
+    await worker_over(ingest).process([task, other])
+    assert ingest.done == ["0", "0"]
+
+
+async def test_a_worker_that_is_asked_to_stop_waits_for_no_file() -> None:
+    """However long a file would still take, the batch is given back at once, uncommitted."""
+    ingest = SlowIngest(slow=["0"])
+    patience = Patience(health=Health(), wait_max_s=1)
+    publisher = MemoryPublisher(MemoryLog(), source="test")
+    worker = Worker(cast(CityDayIngest, ingest), publisher, patience=patience, streams=STREAMS)
+    processing = asyncio.create_task(worker.process(batch_of(1)))
+    async with asyncio.timeout(10):
+        while not ingest.running:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0)
+        patience.stopping.set()
+        with pytest.raises(Stopping):
+            await processing
+    assert ingest.done == []
