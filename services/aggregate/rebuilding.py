@@ -302,11 +302,12 @@ def _by_country_day(events_of_group: list[StatEvent]) -> list[list[StatEvent]]:
     if not events_of_group:
         return []
     date, country = events_of_group[0].date, events_of_group[0].country
-    others = [event for event in events_of_group if event.country != country or event.date != date]
-    if not others:
-        return [events_of_group]
-    of_first = [event for event in events_of_group if event.country == country and event.date == date]
-    return [of_first, *_by_country_day(others)]
+    if not [event for event in events_of_group if event.country != country or event.date != date]:
+        return [events_of_group]  # nearly always, and looking is much cheaper than sorting
+    groups: dict[tuple[dt.date, CountrySlug], list[StatEvent]] = {}
+    for event in events_of_group:
+        groups.setdefault((event.date, event.country), []).append(event)
+    return list(groups.values())
 
 
 def _decode(found: Found | None, key: str) -> Summary | None:
