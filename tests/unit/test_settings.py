@@ -12,7 +12,7 @@ import pytest
 from shared.file_rules import BadRecordsMax, FileRules, RecordsForm
 from shared.settings import PREFIX, InvalidSettings, Settings, load_settings
 
-README = Path(__file__).parents[2] / "README.md"
+TABLE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_a_process_with_a_wrong_value_does_not_start() -> None:
         assert "Traceback" not in ended.stderr
 
 
-def test_the_readme_lists_every_setting_with_its_default() -> None:
-    """The table in the README has a row for each setting, and none for another."""
-    lines = README.read_text(encoding="utf-8").splitlines()
+def test_the_table_lists_every_setting_with_its_default() -> None:
+    """The table in docs/settings.md has a row for each setting, and none for another."""
+    lines = TABLE.read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip().strip("`") for cell in line.split("|")] for line in lines if line.startswith(f"| `{PREFIX}")]
     rows = {variable: default for _, variable, default, *_ in cells}
     defaults = {
