@@ -53,7 +53,10 @@ class StoreUnavailable(SurroundingsFault):
 
 
 class LostRace(RuntimeError):
-    """Somebody else wrote the object first, or an earlier try of ours did: read it again."""
+    """Somebody else wrote the object first, or an earlier try of ours did: read it again.
+
+    There may be nothing to read: a store can answer for as long as one asks that a conflict is not decided yet.
+    """
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):

@@ -427,6 +427,7 @@ class Break(enum.Enum):
     LOST_ANSWER = "the call happens, its answer is lost, and the process sees a fault"
     REFUSED = "the call does not happen, and the process sees a fault"
     SENT_TWICE = "the call happens, its answer is lost, and the client sends it again by itself"
+    UNDECIDED = "the call does not happen, and a swap is told that it lost, as when a conflict never ends"
     PAUSE = "the process stands still before the call happens, until everybody takes it for dead"
 
 
@@ -481,8 +482,12 @@ class Life:
         *,
         effect: bool,
         refusal: Callable[[str], Exception] | None = None,
+        loss: Callable[[str], Exception] | None = None,
     ) -> _Result:
-        """Make a call across a port, or break it as scheduled: with ``fault``, or ``refusal`` if it never happened."""
+        """Make a call across a port, or break it as scheduled: with ``fault``, or ``refusal`` if it never happened.
+
+        What can lose a race raises ``loss`` then.
+        """
         await self._go_on()
         broken = self.crossings.next_break(Crossing(self.name, what, effect))
         match broken:
@@ -491,6 +496,8 @@ class Life:
                 raise Crash(what)
             case Break.REFUSED:
                 raise (refusal or fault)(f"{what} was refused")
+            case Break.UNDECIDED if loss is not None:
+                raise loss(what)
             case Break.PAUSE:
                 self.stand_still()
                 await self.resumed.wait()
@@ -535,7 +542,11 @@ class BreakableStore:
 
     async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
         return await self._life.cross(
-            f"swap {key}", lambda: self._store.swap(key, body, etag=etag), StoreUnavailable, effect=True
+            f"swap {key}",
+            lambda: self._store.swap(key, body, etag=etag),
+            StoreUnavailable,
+            effect=True,
+            loss=LostRace,
         )
 
     async def put(self, key: str, body: bytes) -> None:

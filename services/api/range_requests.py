@@ -24,13 +24,14 @@ from services.api.requests import (
     Requests,
     new_record,
     overview_of,
+    put_if_absent,
 )
 from shared import keys, objects
 from shared.bounded import map_bounded
 from shared.identity import RequestId, mint_request_id, parse_request_id
 from shared.objects import RequestRecord, StoredObject
 from shared.requests import Counts, Status
-from shared.store import LostRace, ObjectStore
+from shared.store import ObjectStore
 
 
 class RangeRecord(StoredObject, frozen=True, kw_only=True):
@@ -81,7 +82,7 @@ class RangeRequests:
                 last=days.last,
                 requests=tuple(mint_request_id(self._clock()) for _ in range(days.days)),
             )
-            record = await self._put_if_absent(wanted)
+            record = await put_if_absent(self._store, keys.range_request(range_id), wanted)
             children = await self._children(record)
         await self._requests.start([(child.request_id, child.date) for child, there in children if not there])
         return await self.read(range_id)
@@ -122,14 +123,6 @@ class RangeRequests:
             return found or new_record(request_id, record.first + dt.timedelta(days=place)), found is not None
 
         return await map_bounded(child, range(len(record.requests)), at_once_max=GETS_AT_ONCE_MAX)
-
-    async def _put_if_absent(self, record: RangeRecord) -> RangeRecord:
-        key = keys.range_request(record.range_id)
-        try:
-            await self._store.swap(key, objects.encode(record), etag=None)
-        except LostRace:
-            return await self._read(key) or record
-        return record
 
     async def _read(self, key: str) -> RangeRecord | None:
         found = await self._store.get(key)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -21,7 +21,7 @@ from shared import keys, objects
 from shared.bounded import map_bounded
 from shared.events import ProcessRequested
 from shared.identity import RequestId, mint_request_id, parse_request_id, request_time_ms
-from shared.objects import RequestRecord
+from shared.objects import RequestRecord, StoredObject
 from shared.patience import SurroundingsFault
 from shared.publishing import LogUnavailable, Outgoing, Publisher
 from shared.requests import Counts, NothingToRetry, Status, counts_of, retry_of, status_of
@@ -31,6 +31,8 @@ ACKNOWLEDGE_DEADLINE_S = 10.0
 RECORD_DEADLINE_S = 10.0
 LISTING_DEADLINE_S = 30.0
 GETS_AT_ONCE_MAX = 16
+
+_Record = TypeVar("_Record", bound=StoredObject)
 
 
 class RequestOverview(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,16 +230,27 @@ class Requests:
         return key, found
 
     async def _put_if_absent(self, record: RequestRecord) -> RequestRecord:
-        key = keys.request(record.request_id)
-        try:
-            await self._store.swap(key, objects.encode(record), etag=None)
-        except LostRace:
-            return await self._read(key) or record  # its progress was faster
-        return record
+        return await put_if_absent(self._store, keys.request(record.request_id), record)
 
     async def _read(self, key: str) -> RequestRecord | None:
         found = await self._store.get(key)
         return objects.decode(RequestRecord, found.body, key) if found else None
+
+
+async def put_if_absent(store: ObjectStore, key: str, record: _Record) -> _Record:
+    """Write a record if there is none; return the one that is there then.
+
+    A race can be lost to nobody: to a conflict that the store did not decide in time. Then it is run again.
+    """
+    while True:
+        try:
+            await store.swap(key, objects.encode(record), etag=None)
+        except LostRace:
+            found = await store.get(key)
+            if found is None:
+                continue
+            return objects.decode(type(record), found.body, key)
+        return record
 
 
 def new_record(request_id: RequestId, date: dt.date) -> RequestRecord:

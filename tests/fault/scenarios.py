@@ -138,6 +138,8 @@ def breaks_of(made: Sequence[Crossing]) -> Iterator[tuple[int, Break]]:
             yield number, Break.DIE_AFTER
             yield number, Break.REFUSED
             yield number, Break.SENT_TWICE
+        if crossing.what.startswith("swap "):
+            yield number, Break.UNDECIDED
 
 
 async def broken_anywhere(scenario: Scenario, kind: type[World] = World) -> AsyncIterator[str]:

@@ -124,7 +124,8 @@ async def test_taking_a_request_in_may_break_anywhere() -> None:
     """Whichever call breaks while a request is taken in, its client gets one request in the end, which completes."""
 
     async def ask(_ranges: RangeRequests, api: Requests) -> None:
-        await api.accept(DATE, idempotency_key="of-the-client")
+        record = await api.accept(DATE, idempotency_key="of-the-client")
+        await api.read(record.request_id)  # an answered request can be looked at, from the first moment on
 
     async for what, world in answered_anywhere(holding_files, ask):
         assert [status_of(record) for record in requests(world)] == [Status.COMPLETED], what
@@ -136,7 +137,8 @@ async def test_taking_a_range_in_may_break_anywhere() -> None:
     days = DateRange(DATE, DATE + dt.timedelta(days=1))
 
     async def ask(ranges: RangeRequests, _api: Requests) -> None:
-        await ranges.accept(days, idempotency_key="of-the-client")
+        detail = await ranges.accept(days, idempotency_key="of-the-client")
+        await ranges.read(detail.id)
 
     async for what, world in answered_anywhere(holding_files, ask):
         ended = {record.date: status_of(record) for record in requests(world)}

@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from services.api import requests as requests_module
+from services.api.errors import StatusNotWritten
 from shared import keys, objects
 from shared.events import BadCity, Outcome, ProcessRequested, Retry
 from shared.identity import CityId, mint_request_id, parse_request_id
 from shared.objects import CityUnderWay, Failure, RequestRecord
 from shared.publishing import Outgoing
-from shared.store import StoreUnavailable
+from shared.store import LostRace, StoreUnavailable
 from shared.topics import Topic
 from tests.fakes import Clock
 from tests.unit.api_world import DAY, NOW, REQUEST, Client, ObservedPublisher, ObservedStore, World
@@ -349,20 +350,35 @@ async def test_time_of_a_request_is_in_its_id() -> None:
     assert record.requested_at == NOW + dt.timedelta(milliseconds=1)
 
 
-async def test_record_of_a_lost_race_that_is_gone() -> None:
-    """A record that was there for the swap and is gone for the read does not make an accepted request fail."""
+async def test_a_race_that_nobody_won_is_run_again() -> None:
+    """A conflict that S3 did not decide is no record: an answered request has one."""
 
-    class Vanishing(ObservedStore):
+    class Undecided(ObservedStore):
+        conflicts = 3
+
         async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
-            self.write(key, body)
-            try:
-                return await super().swap(key, body, etag=etag)
-            finally:
-                del self.objects[key]
+            if self.conflicts:
+                self.conflicts -= 1
+                raise LostRace(key)
+            return await super().swap(key, body, etag=etag)
 
-    world = World(Vanishing())
+    world = World(Undecided())
     record = await requests_module.Requests(world.store, world.publisher, clock=world.clock).accept(DAY)
-    assert record.date == DAY
+    assert world.store.bodies(keys.REQUESTS) == {keys.request(record.request_id): objects.encode(record)}
+
+
+async def test_a_conflict_that_never_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While S3 decides no conflict, a request is answered as one that is carried out, and whose record is missing."""
+
+    class Undecided(ObservedStore):
+        async def swap(self, key: str, _body: bytes, *, etag: str | None) -> str:
+            del etag
+            raise LostRace(key)
+
+    monkeypatch.setattr(requests_module, "RECORD_DEADLINE_S", 0.01)
+    world = World(Undecided())
+    with pytest.raises(StatusNotWritten):
+        await requests_module.Requests(world.store, world.publisher, clock=world.clock).accept(DAY)
 
 
 async def test_error_of_one_read_ends_the_list() -> None:
