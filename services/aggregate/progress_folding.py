@@ -26,6 +26,7 @@ from shared.store import LostRace, ObjectStore
 SWEEP_INTERVAL_S = 60.0
 SWEEP_REQUESTS_MAX = 1_000
 SWEEP_AGE_MAX = dt.timedelta(days=7)
+"""After so long without progress a request is let be."""
 
 Clock = Callable[[], dt.datetime]
 
@@ -118,12 +119,12 @@ class Sweep:
             seen += 1
             if seen > SWEEP_REQUESTS_MAX:
                 return
-            if now - listed.last_modified < self._after:
+            if not self._after <= now - listed.last_modified <= SWEEP_AGE_MAX:
                 continue
             found = await self._store.get(listed.key)
             if found is None:
                 continue
             record = objects.decode(RequestRecord, found.body, listed.key)
-            if now - record.requested_at > SWEEP_AGE_MAX:
-                return
+            if now - record.updated_at > SWEEP_AGE_MAX:
+                continue
             yield listed.key, record, found.etag

@@ -246,8 +246,9 @@ class History(RuleBasedStateMachine):
 
     @rule()
     def gc_later(self) -> None:
-        """Clean up when its age has passed: by then whoever stood still has gone on."""
+        """Clean up when its age has passed: by then whoever stood still has gone on, and what lay still was sent."""
         self._run(self._let_go())
+        self._run(self.world.sweep())
         self.world.clock.advance(GC_AGE.total_seconds() + 1)
         self.jobs.append(self._run(self.world.gc()))
 

@@ -13,6 +13,7 @@ from services.api.requests import new_record
 from shared import events, keys, objects
 from shared.events import ProcessRequested
 from shared.identity import RequestId, mint_request_id
+from shared.objects import RequestRecord
 from shared.publishing import LogUnavailable, Outgoing
 from shared.topics import Topic
 from tests.fakes import Clock, MemoryLog, MemoryPublisher, MemoryStore
@@ -93,9 +94,29 @@ async def test_what_kafka_did_not_take_is_sent_by_the_next_sweep() -> None:
     assert swept.sent() == [stuck]
 
 
-async def test_what_is_older_than_a_week_is_let_be() -> None:
-    """A request that nothing has brought to its end for a week is not sent for ever."""
+async def test_what_made_no_progress_for_a_week_is_let_be() -> None:
+    """A request that nothing has moved for a week is not sent for ever, however often it was sent till then."""
     swept = Swept()
-    swept.request()
-    swept.clock.advance(SWEEP_AGE_MAX.total_seconds() + 1)
-    assert (await swept.sweep.once(), swept.sent()) == (0, [])
+    stuck = swept.request()
+    for _ in range(int(SWEEP_AGE_MAX / AFTER)):
+        swept.clock.advance(AFTER.total_seconds())
+        assert await swept.sweep.once() == 1
+    assert set(swept.sent()) == {stuck}
+    swept.clock.advance(AFTER.total_seconds())
+    assert await swept.sweep.once() == 0
+    swept.clock.advance(SWEEP_AGE_MAX.total_seconds())
+    assert await swept.sweep.once() == 0
+
+
+async def test_a_week_is_counted_from_the_last_progress() -> None:
+    """A request that waited for long until it was taken up, and then stands still, is sent on its way again."""
+    swept = Swept()
+    late = swept.request()
+    key = keys.request(late)
+    swept.clock.advance(2 * SWEEP_AGE_MAX.total_seconds())
+    record = objects.decode(RequestRecord, swept.store.objects[key].body, key)
+    moved = msgspec.structs.replace(record, updated_at=swept.clock(), version=record.version + 1)
+    swept.store.write(key, objects.encode(moved))
+    swept.clock.advance(AFTER.total_seconds())
+    assert await swept.sweep.once() == 1
+    assert swept.sent() == [late]
