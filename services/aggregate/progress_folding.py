@@ -25,8 +25,8 @@ from shared.store import LostRace, ObjectStore
 
 SWEEP_INTERVAL_S = 60.0
 SWEEP_REQUESTS_MAX = 1_000
-SWEEP_AGE_MAX = dt.timedelta(days=7)
-"""After so long without progress a request is let be."""
+SWEEP_WAIT_MAX = dt.timedelta(days=1)
+"""The longest wait before a request that makes no progress is sent once more."""
 
 Clock = Callable[[], dt.datetime]
 
@@ -77,13 +77,26 @@ class ProgressFolder:
 
 
 class Sweep:
-    """Publishes requests again that have stopped making progress."""
+    """Publishes requests again that have stopped making progress.
 
-    def __init__(self, store: ObjectStore, publisher: Publisher, *, clock: Clock, after: dt.timedelta) -> None:
+    First ``after`` so long, then each time after twice as long, but at least every ``wait_max``: none is given up.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        publisher: Publisher,
+        *,
+        clock: Clock,
+        after: dt.timedelta,
+        wait_max: dt.timedelta = SWEEP_WAIT_MAX,
+    ) -> None:
         self._store = store
         self._publisher = publisher
         self._clock = clock
         self._after = after
+        self._wait_max = max(after, wait_max)
+        self._ended: dict[str, str] = {}  # the ETags of records that need not be read again, by key
 
     async def run(self, patience: Patience) -> None:
         """Sweep once a minute until asked to stop."""
@@ -96,10 +109,8 @@ class Sweep:
         """Publish every stuck request again; return how many there were. Looks at the latest requests alone."""
         now = self._clock()
         resent = 0
-        async for key, record, etag in self._latest(now):
-            if status_of(record).ended:
-                continue
-            if now - max(record.updated_at, record.resent_at or record.updated_at) < self._after:
+        async for key, record, etag in self._under_way(now):
+            if not self._is_due(record, now):
                 continue
             requested = ProcessRequested(
                 request_id=record.request_id, date=record.date, requested_at=record.requested_at
@@ -113,18 +124,29 @@ class Sweep:
             resent += 1
         return resent
 
-    async def _latest(self, now: dt.datetime) -> AsyncIterator[tuple[str, RequestRecord, str]]:
+    def _is_due(self, record: RequestRecord, now: dt.datetime) -> bool:
+        last = max(record.updated_at, record.resent_at or record.updated_at)
+        still = last - record.updated_at
+        return now - last >= min(max(self._after, still), self._wait_max)
+
+    async def _under_way(self, now: dt.datetime) -> AsyncIterator[tuple[str, RequestRecord, str]]:
         seen = 0
+        ended: dict[str, str] = {}
         async for listed in self._store.list(keys.REQUESTS):
             seen += 1
             if seen > SWEEP_REQUESTS_MAX:
-                return
-            if not self._after <= now - listed.last_modified <= SWEEP_AGE_MAX:
+                break
+            if now - listed.last_modified < self._after:
+                continue
+            if self._ended.get(listed.key) == listed.etag:
+                ended[listed.key] = listed.etag
                 continue
             found = await self._store.get(listed.key)
             if found is None:
                 continue
             record = objects.decode(RequestRecord, found.body, listed.key)
-            if now - record.updated_at > SWEEP_AGE_MAX:
+            if status_of(record).ended:
+                ended[listed.key] = found.etag
                 continue
             yield listed.key, record, found.etag
+        self._ended = ended

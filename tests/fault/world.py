@@ -529,7 +529,8 @@ class World:
         job = self._job("sweep")
 
         async def work() -> None:
-            await Sweep(job.store, job.publisher, clock=self.clock_of("sweep"), after=SWEEP_AFTER).once()
+            clock = self.clock_of("sweep")
+            await Sweep(job.store, job.publisher, clock=clock, after=SWEEP_AFTER, wait_max=SWEEP_AFTER).once()
 
         await job.run(work)
         return job
@@ -543,7 +544,8 @@ class World:
         """Send every request on its way again that has made no progress for long."""
         self.clock.advance(SWEEP_AFTER.total_seconds())
         publisher = MemoryPublisher(self.log, source="sweep")
-        await Sweep(self.store, publisher, clock=self.clock_of("sweep"), after=SWEEP_AFTER).once()
+        clock = self.clock_of("sweep")
+        await Sweep(self.store, publisher, clock=clock, after=SWEEP_AFTER, wait_max=SWEEP_AFTER).once()
 
     async def turn(self, role: str, *, partitions: Sequence[int] = range(PARTITIONS)) -> bool:
         """Let a process handle its next batch; say whether there was one."""

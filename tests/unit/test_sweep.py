@@ -8,13 +8,14 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
-from services.aggregate.progress_folding import SWEEP_AGE_MAX, Sweep
+from services.aggregate.progress_folding import SWEEP_WAIT_MAX, Sweep
 from services.api.requests import new_record
 from shared import events, keys, objects
 from shared.events import ProcessRequested
 from shared.identity import RequestId, mint_request_id
 from shared.objects import RequestRecord
 from shared.publishing import LogUnavailable, Outgoing
+from shared.store import Found
 from shared.topics import Topic
 from tests.fakes import Clock, MemoryLog, MemoryPublisher, MemoryStore
 
@@ -22,12 +23,24 @@ AFTER = dt.timedelta(minutes=15)
 DATE = dt.date(2024, 5, 1)
 
 
+class ObservedStore(MemoryStore):
+    """A store that notes which objects are read."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(clock)
+        self.reads: list[str] = []
+
+    async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
+        self.reads.append(key)
+        return await super().get(key, first_bytes=first_bytes)
+
+
 class Swept:
     """A bucket with requests in it, and a sweep whose publishing can be refused."""
 
     def __init__(self) -> None:
         self.clock = Clock(dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC))
-        self.store = MemoryStore(self.clock)
+        self.store = ObservedStore(self.clock)
         self.log = MemoryLog()
         self.publisher = RefusingPublisher(self.log)
         self.sweep = Sweep(self.store, self.publisher, clock=self.clock, after=AFTER)
@@ -68,17 +81,51 @@ async def test_only_what_has_stood_still_for_long_is_sent_again() -> None:
     assert swept.sent() == [stuck]
 
 
-async def test_it_is_sent_once_in_a_while() -> None:
-    """What was sent again is given the same time again to make progress."""
+async def test_each_time_it_waits_twice_as_long() -> None:
+    """What was sent again is given as long again to make progress as it has made none, and a day at most."""
     swept = Swept()
     stuck = swept.request()
-    swept.clock.advance(AFTER.total_seconds())
-    await swept.sweep.once()
+    sent_at = []
+    for quarter in range(1, 4 * 24 * 30):
+        swept.clock.advance(AFTER.total_seconds())
+        if await swept.sweep.once():
+            sent_at.append(quarter)
+    assert sent_at[:7] == [1, 2, 4, 8, 16, 32, 64]
+    a_day = SWEEP_WAIT_MAX // AFTER
+    assert sent_at[7:] == list(range(128, 4 * 24 * 30, a_day))
+    assert swept.sent() == [stuck] * len(sent_at)
+
+
+async def test_progress_begins_it_anew() -> None:
+    """A request that moves after it was sent again, and then stands still, is due as soon as a new one."""
+    swept = Swept()
+    stuck = swept.request()
+    swept.clock.advance(30 * SWEEP_WAIT_MAX.total_seconds())
+    assert await swept.sweep.once() == 1
+    key = keys.request(stuck)
+    record = objects.decode(RequestRecord, swept.store.objects[key].body, key)
+    moved = msgspec.structs.replace(record, updated_at=swept.clock(), version=record.version + 1)
+    swept.store.write(key, objects.encode(moved))
     swept.clock.advance(AFTER.total_seconds() - 1)
     assert await swept.sweep.once() == 0
     swept.clock.advance(1)
     assert await swept.sweep.once() == 1
-    assert swept.sent() == [stuck, stuck]
+
+
+async def test_what_has_ended_is_read_once() -> None:
+    """A record that has ended is read by one sweep; one that is taken up again, by the next, too."""
+    swept = Swept()
+    ended = swept.request(ended=True)
+    swept.clock.advance(AFTER.total_seconds())
+    await swept.sweep.once()
+    await swept.sweep.once()
+    assert swept.store.reads == [keys.request(ended)]
+    key = keys.request(ended)
+    record = objects.decode(RequestRecord, swept.store.objects[key].body, key)
+    swept.store.write(key, objects.encode(msgspec.structs.replace(record, planned=False)))
+    swept.clock.advance(AFTER.total_seconds())
+    assert await swept.sweep.once() == 1
+    assert swept.sent() == [ended]
 
 
 async def test_what_kafka_did_not_take_is_sent_by_the_next_sweep() -> None:
@@ -92,31 +139,3 @@ async def test_what_kafka_did_not_take_is_sent_by_the_next_sweep() -> None:
     swept.publisher.refusing = False
     assert await swept.sweep.once() == 1
     assert swept.sent() == [stuck]
-
-
-async def test_what_made_no_progress_for_a_week_is_let_be() -> None:
-    """A request that nothing has moved for a week is not sent for ever, however often it was sent till then."""
-    swept = Swept()
-    stuck = swept.request()
-    for _ in range(int(SWEEP_AGE_MAX / AFTER)):
-        swept.clock.advance(AFTER.total_seconds())
-        assert await swept.sweep.once() == 1
-    assert set(swept.sent()) == {stuck}
-    swept.clock.advance(AFTER.total_seconds())
-    assert await swept.sweep.once() == 0
-    swept.clock.advance(SWEEP_AGE_MAX.total_seconds())
-    assert await swept.sweep.once() == 0
-
-
-async def test_a_week_is_counted_from_the_last_progress() -> None:
-    """A request that waited for long until it was taken up, and then stands still, is sent on its way again."""
-    swept = Swept()
-    late = swept.request()
-    key = keys.request(late)
-    swept.clock.advance(2 * SWEEP_AGE_MAX.total_seconds())
-    record = objects.decode(RequestRecord, swept.store.objects[key].body, key)
-    moved = msgspec.structs.replace(record, updated_at=swept.clock(), version=record.version + 1)
-    swept.store.write(key, objects.encode(moved))
-    swept.clock.advance(AFTER.total_seconds())
-    assert await swept.sweep.once() == 1
-    assert swept.sent() == [late]
