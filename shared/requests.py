@@ -80,6 +80,13 @@ def status_of(record: RequestRecord) -> Status:
     return Status.RUNNING if record.outcomes or record.under_way else Status.PLANNED
 
 
+def is_awaited(record: RequestRecord, position: int) -> bool:
+    """Tell whether a city has ended with numbers that are not served yet."""
+    ended = (record.outcomes.get(outcome, "0") for outcome in (Outcome.UNCHANGED, Outcome.STORED))
+    has_numbers = any(bitmap.contains(bitmap.decode(digits), position) for digits in ended)
+    return has_numbers and not bitmap.contains(bitmap.decode(record.served), position)
+
+
 class NothingToRetry(OperatorError):
     """The request has no failed cities that could be taken up again, or has not ended yet."""
 

@@ -1,4 +1,4 @@
-"""Cancelled requests: what was not started for them is skipped, and what was is brought to its end."""
+"""What a request's record tells ingest: whether it was cancelled, so that what was not started is skipped."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ class RequestCancelled(Exception):
     """Nobody wants this any more. The message says so."""
 
 
-async def read_cancelled(store: ObjectStore, request_id: RequestId) -> RequestRecord | None:
-    """Return the record of a request that was cancelled, or None if it was not."""
+async def read_record(store: ObjectStore, request_id: RequestId) -> RequestRecord | None:
+    """Return the record of a request, or None if there is none."""
     key = keys.request(request_id)
     found = await store.get(key)
-    record = objects.decode(RequestRecord, found.body, key) if found else None
+    return objects.decode(RequestRecord, found.body, key) if found else None
+
+
+async def read_cancelled(store: ObjectStore, request_id: RequestId) -> RequestRecord | None:
+    """Return the record of a request that was cancelled, or None if it was not."""
+    record = await read_record(store, request_id)
     return record if record is not None and record.cancelled_at is not None else None

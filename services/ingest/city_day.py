@@ -11,7 +11,7 @@ The order of effects:
    next revision;
 5. complete the upload;
 6. swap the manifest in; lost the race → start again at 1, and leave the raw object to the clean-up;
-7. publish what the manifest says, also when nothing changed;
+7. publish what the manifest says, also when nothing changed, and when an earlier end of this task waits for it;
 8. publish ``CityFinished``;
 9. commit (by the caller).
 
@@ -24,7 +24,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor
 
 import msgspec
@@ -32,7 +32,7 @@ import structlog
 
 from services.ingest.apart import fold_apart
 from services.ingest.attempts import APART_AFTER, DEATHS_MAX, Attempts
-from services.ingest.cancelling import CANCELLED, RequestCancelled, read_cancelled
+from services.ingest.cancelling import CANCELLED, RequestCancelled, read_cancelled, read_record
 from services.ingest.lineage import read_lineage
 from services.ingest.parser import DEFAULT_RULES, FileRules, fold_trip_file
 from services.ingest.planner import read_plan
@@ -41,11 +41,12 @@ from services.ingest.revision import NewFile, Place, next_manifest, validators_o
 from services.ingest.streaming import FileRefused, Fold, Meter, Streamed, stream_file
 from services.ingest.upstream import AnswerBroke, CityFailed, Download, Persistence, Upstream
 from shared import health, keys, objects
-from shared.events import Cause, CityFinished, CityProgressed, IngestCity, Outcome, Published
+from shared.events import Cause, CityFinished, CityProgressed, Event, IngestCity, Outcome, Published
 from shared.identity import RequestId
 from shared.objects import Manifest
 from shared.outbox import events_of_manifest
 from shared.publishing import LogUnavailable, Outgoing, Publisher
+from shared.requests import is_awaited
 from shared.store import LostRace, ObjectStore, Upload
 
 PROGRESS_INTERVAL_S = 1.0
@@ -113,13 +114,31 @@ class CityDayIngest:
             quarantine_key=finished.quarantine_key,
         )
         for task in tasks:
+            if finished.manifest is None:
+                await self._publish_awaited(task)
             await self._publish(task, finished)
+
+    async def _publish_awaited(self, task: IngestCity) -> None:
+        """Publish again what an earlier end of this task still waits to see folded, now that it would end without.
+
+        A compaction can have taken those records before they were folded, and the earlier end is the one that counts.
+        """
+        record = await read_record(self._store, task.request_id)
+        if record is None or record.plan_revision != task.plan_revision or not is_awaited(record, task.position):
+            return
+        key = keys.manifest(task.date, task.city_id)
+        found = await self._store.get(key)
+        if found is not None:
+            await self._publish_events(task, events_of_manifest(objects.decode(Manifest, found.body, key)))
+
+    async def _publish_events(self, task: IngestCity, events: Iterable[Event]) -> None:
+        cause = Cause(request_id=task.request_id, plan_revision=task.plan_revision, position=task.position)
+        await self._publisher.publish(Outgoing(event, cause) for event in events)
 
     async def _publish(self, task: IngestCity, finished: Finished) -> None:
         manifest = finished.manifest
         events = events_of_manifest(manifest) if manifest else ()
-        cause = Cause(request_id=task.request_id, plan_revision=task.plan_revision, position=task.position)
-        await self._publisher.publish(Outgoing(event, cause) for event in events)
+        await self._publish_events(task, events)
         ended = CityFinished(
             request_id=task.request_id,
             date=task.date,

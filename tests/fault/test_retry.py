@@ -9,10 +9,11 @@ from shared import keys, objects
 from shared.identity import RequestId
 from shared.objects import RequestRecord
 from shared.requests import NothingToRetry, Status, counts_of, retry_of, status_of
+from shared.topics import Topic
 from tests.fakes import Truth
 from tests.fault.checks import differences
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, FIRST, HOME, MORNING, MOVED, WHOLE, breaks_of
-from tests.fault.world import World
+from tests.fault.world import DATE, World
 
 LATE = Truth(cities=HOME, files={1: MORNING, 2: EMPTY, 3: b"[7]"})
 
@@ -110,3 +111,27 @@ async def test_what_has_not_failed_is_not_retried() -> None:
     await world.run_to_rest()
     with pytest.raises(NothingToRetry, match="completed"):
         retry_of(record_of(world, under_way), world.clock())
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["its file went bad", "it was cancelled"])
+async def test_what_an_earlier_end_waits_for_is_published_again(cancelled: bool) -> None:
+    """A request whose events were compacted away is served in the end, though its city could not be had once more."""
+    world = World()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    request_id = world.request(WHOLE)
+    for role in ("planner", "worker", "progress"):
+        while await world.turn(role):
+            pass
+    await world.rebuild(from_kafka=False)  # publishes the same events once more, for nobody's request
+    world.log.compact(Topic.CITY_STATS)
+    LATE.write_into(world.upstream, DATE)
+    await world.run_to_rest()
+    record = record_of(world, request_id)
+    assert status_of(record) is Status.RUNNING
+    if cancelled:
+        record = msgspec.structs.replace(record, cancelled_at=world.clock(), version=record.version + 1)
+        world.store.write(keys.request(request_id), objects.encode(record))
+    await world.sweep()
+    await world.run_to_rest()
+    assert status_of(record_of(world, request_id)) is Status.COMPLETED
