@@ -173,9 +173,9 @@ def read_with_duckdb(s3: str, days: int) -> None:
     """Fetch every summary of the first days, and let DuckDB make the statistics of them; print what was found."""
     import resource  # noqa: PLC0415 - in a process of its own, with what it alone needs
 
-    import boto3  # noqa: PLC0415
-    import duckdb  # noqa: PLC0415
-    from botocore.config import Config  # noqa: PLC0415
+    import boto3  # noqa: PLC0415 - as above
+    import duckdb  # noqa: PLC0415 - as above
+    from botocore.config import Config  # noqa: PLC0415 - as above
 
     config = Config(max_pool_connections=GETS_AT_ONCE, s3={"addressing_style": "path"})
     client = boto3.client("s3", endpoint_url=s3, region_name="us-east-1", config=config)

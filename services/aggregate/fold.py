@@ -46,9 +46,7 @@ def fold(summary: Summary, folded: Iterable[StatEvent]) -> Summary:
         match event:
             case CityDayStats():
                 name = max(name, event.country_name)
-                known = ledger.get(event.city_id)
-                if known is None or event.revision >= known.revision:
-                    changed |= _keep_greater(ledger, event.city_id, _entry_of(event))
+                changed |= _keep_greater(ledger, event.city_id, _entry_of(event))
             case CityDayRetracted():
                 changed |= _keep_greater(ledger, event.city_id, LedgerEntry(revision=event.revision))
             case CountryDayPlanned():
@@ -124,7 +122,7 @@ def _last_of(instants: Sequence[dt.datetime | None]) -> dt.datetime | None:
     if not known:
         return None
     last, zone = max(known), known[0].tzinfo
-    if not [instant for instant in known if instant.tzinfo is not zone]:  # in UTC, nearly always: one way to write it
+    if all(instant.tzinfo is zone for instant in known):  # in UTC, nearly always: one way to write it
         return last
     return max([instant for instant in known if instant == last], key=dt.datetime.isoformat)
 

@@ -302,7 +302,7 @@ def _by_country_day(events_of_group: list[StatEvent]) -> list[list[StatEvent]]:
     if not events_of_group:
         return []
     date, country = events_of_group[0].date, events_of_group[0].country
-    if not [event for event in events_of_group if event.country != country or event.date != date]:
+    if all(event.country == country and event.date == date for event in events_of_group):
         return [events_of_group]  # nearly always, and looking is much cheaper than sorting
     groups: dict[tuple[dt.date, CountrySlug], list[StatEvent]] = {}
     for event in events_of_group:

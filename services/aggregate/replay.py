@@ -24,7 +24,6 @@ FETCH_BYTES_MAX = 128 * 1024
 POLL_MS = 500
 SILENCE_MAX_S = 60.0
 
-
 Pair = tuple[bytes | None, bytes | None]
 """The key and the value of a record."""
 
@@ -34,6 +33,8 @@ class TopicUnreadable(SurroundingsFault):
 
 
 class _Ended(Protocol):
+    """What is read up to an end that was taken before."""
+
     async def take_end(self) -> int:
         """Note where the topic ends now; return how many offsets lie between what was read and that."""
 

@@ -299,26 +299,7 @@ def test_a_summary_survives_its_encoding(folded: list[StatEvent]) -> None:
 )
 def test_every_event_that_decodes_can_be_folded(written: str) -> None:
     """An event is either poison or can be folded beside any other: no time in it stops the fold."""
-    bodies = [
-        events.encode(
-            CityDayStats(
-                date=DATE,
-                country=COUNTRY,
-                country_name="Armenia",
-                city_id=city_id,
-                city_name="Port Tina",
-                revision=1,
-                contribution=Contribution(trips=1, passengers=1, accidents=0, delay_total_ms=0),
-                trips_on_other_dates=0,
-                raw_key="raw/a.json",
-                sha256="aa",
-                size_bytes=2,
-                rule_version=1,
-                ingested_at=TIMES[0],
-            )
-        )
-        for city_id in CITIES[:2]
-    ]
+    bodies = [events.encode(city_at(city_id, TIMES[0])) for city_id in CITIES[:2]]
     bodies[1] = bodies[1].replace(b"2024-05-02T10:00:00Z", written.encode())
     decoded: list[StatEvent] = []
     for body in bodies:

@@ -28,7 +28,7 @@ from services.api.reader import SummaryReader
 from shared import keys, objects
 from shared.current import read_current
 from shared.events import Event
-from shared.identity import CountrySlug
+from shared.identity import CityId, CountrySlug
 from shared.objects import Summary
 from shared.publishing import Received
 from shared.store import Found, Listed, OperatedStore, UnfinishedUpload, Upload
@@ -216,7 +216,7 @@ class Scene:
         await process.gate()
         batch = [self.bucket.record_of(event) for event in published]
         await Folder(GatedStore(self.bucket.store, process), self.bucket.publisher, cache_bytes=100_000).process(batch)
-        if (await self.live_summary()).ledger[published[0].city_id].revision < revision:  # type: ignore[attr-defined]
+        if (await self.live_summary()).ledger[CityId(str(city))].revision < revision:
             self.failures.append(f"{process.name} has folded revision {revision}, which is not live")
 
     async def _read(self, process: Process) -> None:

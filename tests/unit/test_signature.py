@@ -17,7 +17,11 @@ from shared.signature import Signer
 printable = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20)
 keys = st.lists(printable, min_size=1, max_size=4).map("/".join)
 queries = st.dictionaries(st.sampled_from(["prefix", "list-type", "max-keys", "start-after"]), printable)
-moments = st.datetimes(dt.datetime(2000, 1, 1), dt.datetime(2199, 1, 1), timezones=st.just(dt.UTC))  # noqa: DTZ001
+moments = st.datetimes(
+    dt.datetime(2000, 1, 1),  # noqa: DTZ001 - Hypothesis wants bounds without a zone
+    dt.datetime(2199, 1, 1),  # noqa: DTZ001 - as above
+    timezones=st.just(dt.UTC),
+)
 moment_pairs = st.lists(moments, min_size=1, max_size=3)
 
 
