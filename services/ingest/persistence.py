@@ -12,6 +12,8 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
+import structlog
+
 from services.ingest.faults import AnswerBroke, CityFailed, UpstreamDown
 from shared import health
 from shared.patience import Patience
@@ -22,6 +24,7 @@ PROBE_LOOK_S = 0.25
 """How often a stream looks whether another one's probe has reached the upstream."""
 
 _HEALTH = "upstream"
+_log = structlog.get_logger()
 _Result = TypeVar("_Result")
 
 
@@ -75,6 +78,9 @@ class Circuit:
 
     def reached(self) -> None:
         """Note that the upstream has answered, if only with the head of an answer: everybody may ask it."""
+        if self._open_since_s is not None:
+            outage_s = round(self.patience.now_s() - self._open_since_s, 1)
+            _log.info("upstream_reachable_again", outage_s=outage_s, error=self._reason)
         self._open_since_s = None
         self._probes_failed = 0
         self._probe = None
@@ -94,6 +100,7 @@ class Circuit:
         health.upstream_reachable.set(0)
         if self._open_since_s is None:
             self._open_since_s = now_s
+            _log.warning("upstream_unreachable", error=reason)
         elif probe is None:
             return  # asked before the circuit opened: no probe has failed
         self._probe_at_s = now_s + jittered_s(self._probes_failed)

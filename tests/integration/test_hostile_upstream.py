@@ -25,6 +25,7 @@ from pathlib import Path
 import brotli
 import msgspec
 import pytest
+import structlog
 import zstandard
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -840,6 +841,23 @@ async def fail_in_turn(circuit: Circuit, error: Exception, *before: Exception) -
             with contextlib.suppress(type(other)):
                 await fail_in_turn(circuit, other)
         raise error
+
+
+async def test_an_outage_is_logged_at_its_start_and_at_its_end_with_its_duration() -> None:
+    """An outage leaves two lines in the log, however many streams and probes find the upstream down."""
+    patience = VirtualPatience()
+    circuit = Circuit(patience)
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(3):
+            with pytest.raises(UpstreamDown):
+                await fail_in_turn(circuit, UpstreamDown("nobody there"), UpstreamDown("nobody there"))
+        patience.time_s += 660
+        circuit.reached()
+        circuit.reached()
+    began, ended = logged
+    assert (began["event"], began["error"]) == ("upstream_unreachable", "nobody there")
+    assert ended["event"] == "upstream_reachable_again"
+    assert ended["outage_s"] >= 660
 
 
 async def test_a_probe_that_is_cancelled_lets_another_probe() -> None:
