@@ -173,8 +173,10 @@ class Settings(BaseSettings):
     api_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="summary heads that the API keeps in memory")
     api_answer_bytes: int = Field(default=32 * 1024**2, ge=0, description="long answers that the API keeps in memory")
 
-    api_access: Literal["keys", "open"] = Field(
-        default="keys", description="who may use the API: those with a key, or everybody"
+    api_access: Literal["keys", "open-without-keys", "open"] = Field(
+        default="keys",
+        description="who may use the API: those with a key (`keys`); everybody, if no key is named "
+        "(`open-without-keys`); everybody (`open`, which is refused if a key is named)",
     )
     api_keys: str = Field(
         default="",

@@ -123,9 +123,18 @@ class Access:
 
 
 def access_of(settings: Settings) -> Access:
-    """Return the access that the settings ask for. Raises AccessUnclear if they ask for keys and name none."""
+    """Return the access that the settings ask for. Keys that are named are required.
+
+    Raises AccessUnclear if the settings need keys and name none, or name keys and let everybody in.
+    """
     rate = Rate(settings.api_requests_per_minute)
-    if settings.api_access == "open":
+    named = bool(settings.api_keys or settings.api_keys_file)
+    if settings.api_access == "open" and named:
+        raise AccessUnclear(
+            f"{PREFIX}API_ACCESS=open lets everybody in, but API keys are named: unset {PREFIX}API_ACCESS to require "
+            f"a key, or remove {PREFIX}API_KEYS and {PREFIX}API_KEYS_FILE"
+        )
+    if settings.api_access != "keys" and not named:
         return Access((), rate)
     lines = settings.api_keys.split(",")
     if settings.api_keys_file:

@@ -74,7 +74,7 @@ async def local_stack(
             **embedded.endpoints.environment(),
             f"{PREFIX}UPSTREAM_URL": upstream_url,
             f"{PREFIX}API_HOST": options.host,
-            **_access(),
+            f"{PREFIX}API_ACCESS": os.environ.get(f"{PREFIX}API_ACCESS") or "open-without-keys",
             f"{PREFIX}API_PORT": str(api_port),
             f"{PREFIX}KAFKA_PARTITIONS": str(PARTITIONS),
             # A static member takes over at once from one that was killed; the embedded broker evicts nobody.
@@ -123,11 +123,6 @@ def _write_variables(data_dir: Path, endpoints: Endpoints, upstream_url: str) ->
         file.writelines(lines)
     draft.replace(path)
     return path
-
-
-def _access() -> dict[str, str]:
-    named = any(os.environ.get(f"{PREFIX}{name}") for name in ("API_ACCESS", "API_KEYS", "API_KEYS_FILE"))
-    return {} if named else {f"{PREFIX}API_ACCESS": "open"}
 
 
 async def _provision(environment: Mapping[str, str]) -> None:

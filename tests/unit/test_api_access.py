@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from services.api import hardening
 from services.api.access import AccessUnclear, Rate, Scope, access_of, digest_of, mint_key, parse_keys
-from shared.settings import Settings
+from shared.settings import Settings, load_settings
 from shared.topics import Topic
 from tests.unit.api_world import World
 
 READER, NIGHTLY = mint_key(), mint_key()
 KEYS = f"reader:read:{digest_of(READER)}, nightly:read+process:{digest_of(NIGHTLY)}"
 ASK = "/process-request?date=2024-05-01"
+COMPOSE_FILE = Path(__file__).parents[2] / "docker-compose.yml"
 
 
 @pytest.mark.parametrize(
@@ -124,6 +127,8 @@ def test_keys_of_a_file(tmp_path: Path) -> None:
         ({"api_keys": f"reader:read:{READER}"}, "sha256"),
         ({"api_keys": f"{KEYS},{KEYS}"}, "two API keys called reader"),
         ({"api_keys_file": "/nowhere/keys"}, "cannot be read"),
+        ({"api_access": "open", "api_keys": KEYS}, "API keys are named: unset TRIPFOLD_API_ACCESS"),
+        ({"api_access": "open", "api_keys_file": "/nowhere/keys"}, "API keys are named: unset TRIPFOLD_API_ACCESS"),
     ],
 )
 def test_unclear_settings(settings: dict[str, str], told: str) -> None:
@@ -131,6 +136,17 @@ def test_unclear_settings(settings: dict[str, str], told: str) -> None:
     with pytest.raises(AccessUnclear, match=told) as refused:
         access_of(Settings.model_validate(settings))
     assert READER not in str(refused.value)
+
+
+@pytest.mark.parametrize("variables", [{}, {"TRIPFOLD_API_KEYS": KEYS}])
+def test_compose_requires_the_keys_it_is_given(variables: dict[str, str]) -> None:
+    """The API of docker compose is open without keys; keys in its environment are required."""
+    environment = yaml.safe_load(COMPOSE_FILE.read_text())["services"]["api"]["environment"]
+    given = {
+        name: re.sub(r"\$\{(\w+):-(.*?)\}", lambda found: variables.get(found[1]) or found[2], str(value))
+        for name, value in environment.items()
+    }
+    assert access_of(load_settings(given)).needs_key is bool(variables)
 
 
 def test_long_requests() -> None:
@@ -146,10 +162,10 @@ def test_long_requests() -> None:
 
 def test_who_needs_a_key_is_documented() -> None:
     """The document asks for a key only where one is needed."""
-    for access in ("open", "keys"):
-        with World().client(api_access=access, api_keys=KEYS) as client:
+    for keys in ("", KEYS):
+        with World().client(api_access="open-without-keys", api_keys=keys) as client:
             paths = client.get("/schema/openapi.json").json()["paths"]
-        assert bool(paths["/process-requests"]["get"].get("security")) is (access == "keys")
+        assert bool(paths["/process-requests"]["get"].get("security")) is bool(keys)
         assert not paths["/health/live"]["get"].get("security")
 
 
