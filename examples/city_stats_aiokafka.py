@@ -23,6 +23,15 @@ SUMS = ("trips", "passengers", "accidents", "delay_total_ms")
 Records = dict[str, dict[str, Any]]
 
 
+def event_of(value: bytes | None) -> dict[str, Any]:
+    """Return the event that a record holds; an empty one for a record that is not a JSON object."""
+    try:
+        event = json.loads(value or b"")
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
 async def read_newest(bootstrap_servers: str, topic: str) -> Records:
     """Return the record of the highest revision of each key, as the topic has them now."""
     newest: Records = {}
@@ -40,8 +49,8 @@ async def read_newest(bootstrap_servers: str, topic: str) -> Records:
         while any([await consumer.position(partition) < end for partition, end in ends.items()]):
             for records in (await consumer.getmany(timeout_ms=500)).values():
                 for record in records:
-                    event = json.loads(record.value)
-                    if event["type"] not in {"city-day-stats", "city-day-retracted"}:
+                    event = event_of(record.value)
+                    if event.get("type") not in {"city-day-stats", "city-day-retracted"}:
                         continue  # plans say which cities a country-day expects
                     known = newest.get(record.key)
                     if known is None or known["revision"] < event["revision"]:

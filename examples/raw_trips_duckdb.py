@@ -3,9 +3,12 @@
     python examples/raw_trips_duckdb.py --date 2024-05-01
 
 prints a line of JSON for each country. ``raw/date=D/city=C/`` holds every attempt at a city's file that was ever
-stored: corrected files beside the wrong ones, and what crashed workers left. Only the object that the city's manifest
-names counts, so the manifests are read first, and no others. How many trips a bare ``raw/date=D/*/*.json`` would have
-counted is told on standard error. The manifest also says which country a city belongs to.
+stored: corrected files beside the wrong ones, refused files, and what crashed workers left. Only the object that the
+city's manifest names counts, so the manifests are read first, and no others. Standard error says how many objects a
+bare ``raw/date=D/*/*.json`` would have read. The manifest also says which country a city belongs to.
+
+The query reads files as Tripfold does: a byte order mark is skipped, and of a repeated field the last value counts.
+For files of lines (``TRIPFOLD_INGEST_RECORDS=lines``) write ``format = 'newline_delimited'``.
 """
 
 from __future__ import annotations
@@ -25,32 +28,32 @@ MANIFESTS = """
     select city_id, country, 's3://' || ? || '/' || raw_key as raw_url
     from read_json(?, columns = {'city_id': 'VARCHAR', 'country': 'VARCHAR', 'raw_key': 'VARCHAR'})
 """
+# read_json refuses a record that repeats a field, and the -> operator takes the first value.
+LAST_VALUE = """
+    create macro last_value(record, field) as (record->>'$.*')[-list_position(list_reverse(json_keys(record)), field)]
+"""
 TRIPS = """
-    select country, count(*) as trips, sum(passengers) as passengers, count_if(accident) as accidents,
-           count(distinct "bus-type") as bus_types, count(distinct city_id) as cities
-    from read_json(?, filename = true, columns = {
-        'departure-time': 'TIMESTAMP', 'bus-type': 'VARCHAR', 'passengers': 'BIGINT', 'delay': 'VARCHAR',
-        'accident': 'BOOLEAN'}) as raw
+    select country, count(*) as trips, sum(last_value(json, 'passengers')::BIGINT) as passengers,
+           count_if(last_value(json, 'accident')::BOOLEAN) as accidents,
+           count(distinct last_value(json, 'bus-type')) as bus_types, count(distinct city_id) as cities
+    from read_json_objects(?, format = 'array', filename = true) as raw
     join manifests on manifests.raw_url = raw.filename
+    where json_type(json) = 'OBJECT'
     group by country
     order by country
 """
 
 
 def read_trips(files: s3fs.S3FileSystem, bucket: str, date: dt.date) -> tuple[list[dict[str, Any]], int]:
-    """Return the figures of each country, and how many trips all attempts of the date hold together."""
+    """Return the figures of each country, and how many files the manifests name."""
     with duckdb.connect() as database:
         database.register_filesystem(files)
         database.execute(MANIFESTS, [bucket, f"s3://{bucket}/manifests/date={date}/*.json"])
+        database.execute(LAST_VALUE)
         current = [url for (url,) in database.execute("select raw_url from manifests").fetchall()]
         found = database.execute(TRIPS, [current])
         names = [column[0] for column in found.description or ()]
-        figures = [dict(zip(names, row, strict=True)) for row in found.fetchall()]
-        everything = f"s3://{bucket}/raw/date={date}/*/*.json"
-        [[attempts]] = database.execute(
-            "select count(*) from read_json(?, columns = {accident: 'BOOLEAN'})", [everything]
-        ).fetchall()
-        return figures, int(attempts)
+        return [dict(zip(names, row, strict=True)) for row in found.fetchall()], len(current)
 
 
 def main() -> None:
@@ -61,11 +64,11 @@ def main() -> None:
     parser.add_argument("--bucket", default=os.environ.get("TRIPFOLD_S3_BUCKET", "tripfold"))
     options = parser.parse_args()
     files = s3fs.S3FileSystem(endpoint_url=options.endpoint_url, use_listings_cache=False)
-    figures, attempts = read_trips(files, options.bucket, options.date)
+    figures, current = read_trips(files, options.bucket, options.date)
     for of_country in figures:
         print(json.dumps(of_country))
-    trips = sum(of_country["trips"] for of_country in figures)
-    print(f"{trips} trips by the manifests; a bare glob over raw/ would have counted {attempts}", file=sys.stderr)
+    attempts = len(files.glob(f"{options.bucket}/raw/date={options.date}/*/*.json"))
+    print(f"{current} files by the manifests; a bare glob over raw/ would have read {attempts}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import os
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -49,9 +50,18 @@ KEEP_OFFSET = "insert into offsets values (?, ?, ?) on conflict do update set ne
 Row = tuple[str | int | None, ...]
 
 
-def row_of(key: bytes, value: bytes) -> Row | None:
+def event_of(value: bytes | None) -> dict[str, Any]:
+    """Return the event that a record holds; an empty one for a record that is not a JSON object."""
+    try:
+        event = json.loads(value or b"")
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
+def row_of(key: bytes, value: bytes | None) -> Row | None:
     """Return the row that a record stands for, or None if it is not about a city."""
-    event = json.loads(value)
+    event = event_of(value)
     if event.get("type") not in {"city-day-stats", "city-day-retracted"}:
         return None  # a plan: which cities a country-day expects
     figures = event.get("contribution", {})
@@ -67,7 +77,7 @@ def row_of(key: bytes, value: bytes) -> Row | None:
 
 def take_in(database: sqlite3.Connection, messages: list[Message]) -> None:
     """Take records and their offsets in, all or none."""
-    rows = [row for message in messages if (row := row_of(message.key() or b"", message.value() or b"{}"))]
+    rows = [row for message in messages if (row := row_of(message.key() or b"", message.value()))]
     with database:
         database.executemany(KEEP_NEWER, rows)
         database.executemany(

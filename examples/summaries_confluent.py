@@ -21,6 +21,15 @@ POLL_S = 1.0
 TIMEOUT_S = 20.0
 
 
+def event_of(value: bytes | None) -> dict[str, Any]:
+    """Return the event that a record holds; an empty one for a record that is not a JSON object."""
+    try:
+        event = json.loads(value or b"")
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}
+
+
 def newer_summaries(bootstrap_servers: str, topic: str) -> Iterator[dict[str, Any] | None]:
     """Yield each summary that is newer than the one before of its key, and once None: when the present end is read."""
     consumer = Consumer(
@@ -51,8 +60,7 @@ def newer_summaries(bootstrap_servers: str, topic: str) -> Iterator[dict[str, An
                     yield None
                 unread.discard(message.partition())
                 continue
-            key, value = message.key() or b"", message.value() or b"{}"
-            summary = json.loads(value)
+            key, summary = message.key() or b"", event_of(message.value())
             if summary.get("type") == "country-day-summary" and summary["version"] > versions.get(key, 0):
                 versions[key] = summary["version"]
                 yield summary

@@ -30,10 +30,12 @@ def make_app(options: argparse.Namespace) -> FastStream:
     heard = asyncio.Event()
 
     @broker.subscriber(options.topic_prefix + "country-day-summaries", auto_offset_reset="earliest")
-    async def print_newer(summary: dict[str, Any]) -> None:
+    async def print_newer(summary: Any) -> None:
         heard.set()
+        if not isinstance(summary, dict) or summary.get("type") != "country-day-summary":
+            return  # what is not JSON comes as bytes
         key = summary["date"], summary["country"]
-        if summary["type"] == "country-day-summary" and summary["version"] > newest.get(key, 0):
+        if summary["version"] > newest.get(key, 0):
             newest[key] = summary["version"]
             print(json.dumps(summary), flush=True)
 
