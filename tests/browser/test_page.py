@@ -211,6 +211,61 @@ def test_progress_is_streamed(world: World, page: Page, address: str) -> None:
         expect(row).to_contain_text("completed with failures")
 
 
+def test_numbers_are_read_again(world: World, page: Page, address: str) -> None:
+    """The numbers follow a retry of a request that had ended, and what another client changed; else they are not sent.
+
+    A failure to read them again says so above the numbers.
+    """
+    fill(world)
+    failed = ended(under_way())
+    write(world, failed)
+    page.goto(f"{address}/{RANGE}")
+    expect(cell(page, "Armenia", 2)).to_have_text("1.1 provisional")
+    look_again = "dispatchEvent(new Event('focus'))"
+    with page.expect_response("**/country-stats?*") as unchanged:
+        page.evaluate(look_again)
+    assert unchanged.value.status == 304
+    world.fold_in(planned("armenia", NEXT_DAY, city_ids=["1"]), stats("armenia", NEXT_DAY, delay_total_ms=16_000))
+    write(
+        world, msgspec.structs.replace(failed, version=failed.version + 1, outcomes={Outcome.STORED: "3"}, served="3")
+    )
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(cell(page, "Armenia", 2)).to_have_text("2.0 provisional")
+    world.fold_in(planned("armenia", NEXT_DAY, city_ids=["1"]), stats("armenia", NEXT_DAY, city_id="1"))
+    page.evaluate(look_again)
+    expect(cell(page, "Armenia", 2)).to_have_text("1.1")
+    page.route("**/country-stats?*", lambda route: route.abort())
+    page.evaluate(look_again)
+    alert = page.locator("#answer").get_by_role("alert")
+    expect(alert).to_contain_text("The service cannot be reached")
+    expect(cell(page, "Armenia", 2)).to_have_text("1.1")
+    page.unroute("**/country-stats?*")
+    page.evaluate(look_again)
+    expect(alert).to_have_count(0)
+
+
+def test_another_clients_request(world: World, page: Page, address: str) -> None:
+    """When a request that somebody else made is first seen after its end, its numbers are read."""
+    page.goto(f"{address}/{RANGE}")
+    expect(page.get_by_text("No date has been requested yet")).to_be_visible()
+    fill(world)
+    write(world, ended(under_way()))
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(cell(page, "Armenia", 1)).to_be_visible()
+
+
+def test_few_accidents(world: World, page: Page, address: str) -> None:
+    """Where most days have no accident, those that have some stand out, by their number."""
+    for number in range(20):
+        accidents = {7: 1, 13: 500}.get(number, 0)
+        world.fold_in(stats("armenia", DAY + dt.timedelta(days=number), trips=500, accidents=accidents))
+    page.goto(f"{address}/?from=2024-05-01&to=2024-05-20&measure=accidents")
+    for day, colour in ((1, "c0"), (8, "c3"), (14, "c6")):
+        expect(cell(page, "Armenia", day)).to_have_class(f"provisional {colour}")
+    expect(page.locator(".legend.colours")).to_contain_text("under 1")
+    expect(page.locator(".legend.colours")).to_contain_text("500 and more")
+
+
 def test_store_down(world: World, page: Page, address: str) -> None:
     """While S3 is down the page says so and lets one try again; then it shows the numbers."""
     fill(world)
@@ -224,14 +279,25 @@ def test_store_down(world: World, page: Page, address: str) -> None:
 
 
 def test_a_key(world: World, page: Page) -> None:
-    """Where a key is needed the page asks for one, and keeps it while the window is open."""
+    """Where a key is needed the page asks for one, says when it is wrong, and keeps it while the window is open.
+
+    A first visit shows the days that were requested last, as it does without keys.
+    """
     fill(world)
+    write(world, ended(under_way()))
     key = mint_key()
     with served(world, api_access="keys", api_keys=f"page:read:{digest_of(key)}") as address:
-        page.goto(f"{address}/{RANGE}")
+        page.goto(address)
+        alert = page.locator("#answer").get_by_role("alert")
+        expect(alert).to_contain_text("An API key is needed")
+        page.get_by_label("API key").fill("wrong")
+        page.get_by_role("button", name="Use this key").click()
+        expect(alert).to_contain_text("This API key is not known")
+        assert page.url == f"{address}/"
         page.get_by_label("API key").fill(key)
         page.get_by_role("button", name="Use this key").click()
         expect(cell(page, "Armenia", 1)).to_be_visible()
+        assert "from=2024-05-01" in page.url
         page.reload()
         expect(cell(page, "Armenia", 1)).to_be_visible()
         page.goto("about:blank")

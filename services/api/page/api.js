@@ -21,14 +21,21 @@ function headers(accept) {
   return { Accept: accept, ...(key && { "X-API-Key": key }) };
 }
 
-async function answered(path, accept, options) {
+function keyRefused(answer) {
+  return sessionStorage.getItem(KEPT)
+    ? new Problem("This API key is not known", "It is mistyped, or it was revoked. Enter another one.", answer)
+    : new Problem("An API key is needed", "The operator of this service makes one with `tripfold api-key`.", answer);
+}
+
+async function answered(path, accept, { etag, ...options } = {}) {
   let answer;
   try {
-    answer = await fetch(path, { headers: headers(accept), ...options });
+    answer = await fetch(path, { headers: { ...headers(accept), ...(etag && { "If-None-Match": etag }) }, ...options });
   } catch (error) {
     throw unreachable(error);
   }
-  if (answer.ok) return answer;
+  if (answer.ok || (etag && answer.status === 304)) return answer;
+  if (answer.status === 401) throw keyRefused(answer);
   const body = await answer.json().catch(() => null);
   throw new Problem(body?.title ?? `Status ${answer.status}`, body?.detail ?? answer.statusText, answer);
 }
@@ -55,10 +62,14 @@ export async function statsFile({ from, to, country }, type) {
   return (await answered(`/country-stats?${query}`, type)).blob();
 }
 
-/** The country-days of a range, with all details: `ondays` is called with some at a time, sorted, as they come. */
-export async function countryStats({ from, to, country }, signal, ondays) {
+/**
+ * The country-days of a range, with all details: `ondays` is called with some at a time, sorted, as they come.
+ * Returns their ETag. Where that is `etag`, nothing has changed and `ondays` is not called.
+ */
+export async function countryStats({ from, to, country }, { signal, etag }, ondays) {
   const query = new URLSearchParams({ from, to, detail: "full", ...(country && { country }) });
-  const answer = await answered(`/country-stats?${query}`, "application/x-ndjson", { signal });
+  const answer = await answered(`/country-stats?${query}`, "application/x-ndjson", { signal, etag });
+  if (answer.status === 304) return etag;
   let rest = "";
   try {
     for await (const piece of pieces(answer)) {
@@ -71,6 +82,7 @@ export async function countryStats({ from, to, country }, signal, ondays) {
     throw error instanceof SyntaxError ? error : unreachable(error);
   }
   if (rest) throw new Problem("The numbers broke off", "The service did not send all of them.");
+  return answer.headers.get("ETag");
 }
 
 /** The files of a range of dates that were refused, at most `limit` of them, and how many there are. */

@@ -14,12 +14,14 @@ import { countriesTable, daysTable } from "./tables.js";
 const LINES_AT_FIRST = 5;
 const DAYS_AT_FIRST = 31;
 const QUIET_MS = 400;
+const REVALIDATE_MS = 60_000;
 
 const form = document.getElementById("range");
 const answer = document.getElementById("answer");
 
 let shown = null; // what the address says: from, to, country, measure
-let loading = null;
+let loading = null; // while statistics are read: what stops that
+let etag = null; // of the statistics on the page; null: there are none
 let chosen = null; // the slugs with a line; null: the largest
 
 function fromAddress() {
@@ -40,6 +42,7 @@ function go(changes, { replace = false } = {}) {
   return load();
 }
 
+// Quietly: what is on the page stays until something else has come, and if nothing has changed.
 async function load({ quietly = false } = {}) {
   form.elements.from.value = shown.from;
   form.elements.to.value = shown.to;
@@ -49,6 +52,7 @@ async function load({ quietly = false } = {}) {
   showQuarantine(shown, signal);
   answer.setAttribute("aria-busy", "true");
   if (!quietly) {
+    etag = null;
     const slow = setTimeout(() => answer.replaceChildren(element("p", { class: "loading" }, "Reading the statistics…")), QUIET_MS);
     signal.addEventListener("abort", () => clearTimeout(slow));
     loading.slow = slow;
@@ -56,18 +60,36 @@ async function load({ quietly = false } = {}) {
   const mine = loading;
   try {
     const gathered = new Gathered();
-    await countryStats(shown, signal, (days) => gathered.add(days));
+    const now = await countryStats(shown, { signal, etag }, (days) => gathered.add(days));
+    answer.querySelector(":scope > .error")?.remove();
+    if (now === etag) return;
     show(gathered.arranged());
+    etag = now;
     tell(`Statistics from ${shown.from} to ${shown.to}.`);
   } catch (problem) {
     if (problem.name === "AbortError") return;
-    if (!problem.title) console.error(problem);
-    const remedy = problem.status === 401 ? keyForm() : button("Try again", () => load());
-    answer.replaceChildren(notice("error", problem.title ?? "That failed", problem.message, remedy));
+    fail(problem, () => load());
   } finally {
     clearTimeout(mine.slow);
-    if (mine === loading) answer.setAttribute("aria-busy", "false");
+    if (mine === loading) {
+      loading = null;
+      answer.setAttribute("aria-busy", "false");
+    }
   }
+}
+
+// Numbers that are on the page stay under the message.
+function fail(problem, again) {
+  if (!problem.title) console.error(problem);
+  const remedy = problem.status === 401 ? keyForm() : button("Try again", again);
+  const message = notice("error", problem.title ?? "That failed", problem.message, remedy);
+  answer.querySelector(":scope > .error")?.remove();
+  if (etag) answer.prepend(message);
+  else answer.replaceChildren(message);
+}
+
+function revalidate() {
+  if (etag && !loading && !document.hidden) load({ quietly: true });
 }
 
 function keyForm() {
@@ -259,6 +281,9 @@ addEventListener("popstate", () => {
   load();
 });
 addEventListener("scroll", hideHint, { passive: true });
+addEventListener("focus", revalidate);
+document.addEventListener("visibilitychange", revalidate);
+setInterval(revalidate, REVALIDATE_MS);
 
 let refreshing = null;
 shown = fromAddress();
@@ -274,6 +299,12 @@ watchRequests({
     asking.from.value ||= moved(to, known.length ? 1 : 0);
     asking.to.value ||= asking.from.value;
     if (!(shown.from && shown.to)) go({ from, to }, { replace: true });
+  },
+  // Without the requests there is no range to show yet, and none to write into the address.
+  onunknown: (problem, again) => {
+    if ((shown.from && shown.to) || answer.querySelector("[name=key]")) return;
+    fail(problem, again);
+    answer.setAttribute("aria-busy", "false");
   },
   onserved: (date) => {
     if (date < shown.from || date > shown.to) return;

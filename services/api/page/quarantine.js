@@ -6,6 +6,8 @@ import { bytes, count, instant, plural } from "./format.js";
 
 const LISTED = 100;
 
+let onPage = null; // what is listed, so that a list that has not changed keeps its open details
+
 /** Show the refused files of a range, of one country if it names one. */
 export async function showQuarantine(range, signal) {
   const section = document.getElementById("refused");
@@ -13,6 +15,9 @@ export async function showQuarantine(range, signal) {
   try {
     const { total, files } = await quarantine(range, LISTED, signal);
     const shown = range.country ? files.filter((file) => file.country === range.country) : files;
+    const told = JSON.stringify([total, shown]);
+    if (told === onPage) return;
+    onPage = told;
     section.hidden = shown.length === 0;
     place.replaceChildren(
       element("p", {}, "No trip of these files is counted; what their cities reported before still is. A file stays listed after it was put right upstream."),
@@ -21,6 +26,7 @@ export async function showQuarantine(range, signal) {
     );
   } catch (problem) {
     if (problem.name === "AbortError") return;
+    onPage = null;
     section.hidden = problem.status === 401; // the statistics ask for the key
     place.replaceChildren(notice("error", problem.title ?? "That failed", problem.message));
   }

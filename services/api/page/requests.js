@@ -13,8 +13,11 @@ const MARKS = { completed: "✓", "completed with failures": "!", failed: "✕",
 
 const ended = (one) => ENDS.has(one.status);
 
-/** Show the latest requests and keep them as they are; `onserved(date)` is called when one that ran has ended. */
-export function watchRequests({ onserved, onfirst }) {
+/**
+ * Show the latest requests and keep them as they are. `onserved(date)` is called when one has ended, also again after a
+ * retry; `onfirst(requests)` once they are known, and `onunknown(problem, again)` while they are not.
+ */
+export function watchRequests({ onserved, onfirst, onunknown }) {
   const form = document.getElementById("ask");
   const place = document.getElementById("latest");
   const rows = new Map();
@@ -35,8 +38,7 @@ export function watchRequests({ onserved, onfirst }) {
     } catch (problem) {
       place.querySelector(".error")?.remove();
       place.prepend(notice("error", problem.title ?? "That failed", problem.message, button("Try again", look)));
-      if (first) onfirst([]);
-      first = false;
+      if (first) onunknown(problem, look);
     }
     place.setAttribute("aria-busy", "false");
     if (!document.hidden) timer = setTimeout(look, wait);
@@ -55,12 +57,11 @@ export function watchRequests({ onserved, onfirst }) {
   function update(one) {
     const row = rows.get(one.id);
     if (!row || row.shown?.version > one.version) return;
-    const ranBefore = row.shown && !ended(row.shown);
+    const before = row.shown;
     row.show(one);
-    if (ranBefore && ended(one)) {
-      tell(`The request for ${one.date} is ${one.status}.`);
-      onserved(one.date);
-    }
+    if (first || !ended(one) || before?.version === one.version) return;
+    if (before?.status !== one.status) tell(`The request for ${one.date} is ${one.status}.`);
+    onserved(one.date);
   }
 
   function show(listed) {

@@ -60,17 +60,25 @@ export function total(days) {
   return { ...sums, average_delay_s: sums.bus_count ? delayMs / sums.bus_count / 1000 : 0 };
 }
 
-/** Where the colours of a scale meet: at most six values, so that each colour has about as many days. */
+/**
+ * Where the colours of a scale meet: at most six values, so that each colour has about as many days. A least value that
+ * is more frequent than that (no accident) has a colour of its own.
+ */
 export function thresholds(values) {
   const sorted = Float64Array.from(values).sort();
   if (sorted.length === 0 || sorted[0] === sorted.at(-1)) return [];
-  const range = sorted.at(-1) - sorted[0];
+  const [least] = sorted;
+  const range = sorted.at(-1) - least;
   const step = 10 ** Math.floor(Math.log10(range / 20));
+  const above = sorted.subarray(sorted.findIndex((value) => value > least));
+  const apart = sorted.length - above.length > sorted.length / COLOURS;
+  const [spread, parts] = apart ? [above, COLOURS - 1] : [sorted, COLOURS];
   const met = [];
-  for (let part = 1; part < COLOURS; part += 1) {
-    const value = sorted[Math.floor((part * sorted.length) / COLOURS)];
+  for (let part = apart ? 0 : 1; part < parts; part += 1) {
+    const value = spread[Math.floor((part * spread.length) / parts)];
     const rounded = Number((Math.round(value / step) * step).toPrecision(12));
-    if (rounded > sorted[0] && rounded <= sorted.at(-1) && rounded !== met.at(-1)) met.push(rounded);
+    const threshold = rounded > least && rounded <= sorted.at(-1) ? rounded : value;
+    if (met.length === 0 || threshold > met.at(-1)) met.push(threshold);
   }
   return met;
 }
