@@ -82,6 +82,10 @@ class Settings(BaseSettings):
         default=200, ge=1, description="how many times larger than it came a compressed body may become"
     )
 
+    upstream_allow_no_cities: bool = Field(
+        default=False,
+        description="whether a list of cities without a good entry is a plan of no cities; otherwise its request fails",
+    )
     upstream_ca_file: str = Field(
         default="", description="certificates (PEM) that an https upstream's is checked by; empty: the system's"
     )

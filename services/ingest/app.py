@@ -43,7 +43,14 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
     broker = make_broker(settings)
     consumptions = []
     if role in {Role.ALL, Role.PLANNER}:
-        planner = Planner(surroundings.store, surroundings.publisher, upstream, clock=utc_now, persistence=persistence)
+        planner = Planner(
+            surroundings.store,
+            surroundings.publisher,
+            upstream,
+            clock=utc_now,
+            persistence=persistence,
+            allow_no_cities=settings.upstream_allow_no_cities,
+        )
         consumption = consume(
             broker,
             Topic.PROCESS_REQUESTS,

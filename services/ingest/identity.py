@@ -38,7 +38,7 @@ class InvalidCityList(ValueError):
 
 
 class ListedCity(msgspec.Struct, frozen=True, kw_only=True):
-    """A good entry of the upstream's list, with its country's name in NFC."""
+    """A good entry of the upstream's list, with its country's name trimmed and in NFC."""
 
     city: PlannedCity
     country_name: str
@@ -151,7 +151,7 @@ def _parse_entry(fields: object, before: Container[CityId]) -> ListedCity:
     if city_id in before:
         raise _BadEntry(f"a city with id {upstream_id!r:.100} came before it")
     name = _name(fields, "name")
-    country_name = _name(fields, "country")
+    country_name = _name(fields, "country").strip()
     return ListedCity(city=PlannedCity(city_id=city_id, upstream_id=upstream_id, name=name), country_name=country_name)
 
 
@@ -197,15 +197,22 @@ def _name(fields: dict[str, object], field: str) -> str:
 def mint_slugs(known: Countries, names: Iterable[str]) -> Countries:
     """Give each name in NFC that has none yet a slug. A slug once minted stays; returns ``known`` if none is new.
 
-    A slug has at most 80 readable characters. If it is empty, or belongs to another name, a dash and eight hex digits
-    of the name's SHA-256 are added (more digits, should even that be taken).
+    Names that differ in case or in the white space around them are one country, with one slug. A slug has at most 80
+    readable characters. If it is empty, or belongs to another name, a dash and eight hex digits of the name's SHA-256
+    are added (more digits, should even that be taken).
     """
     new = sorted(set(names) - known.slugs.keys())
     if not new:
         return known
     slugs = dict(known.slugs)
     taken = set(slugs.values())
+    by_comparable: dict[str, CountrySlug] = {}
+    for name, slug in slugs.items():
+        by_comparable.setdefault(_comparable(name), slug)
     for name in new:
+        if (slug_of_another_spelling := by_comparable.get(_comparable(name))) is not None:
+            slugs[name] = slug_of_another_spelling
+            continue
         readable = slugify(name, max_length=SLUG_READABLE_LENGTH_MAX)
         slug = CountrySlug(readable if _SLUG.fullmatch(readable) else "")
         digest = hashlib.sha256(name.encode()).hexdigest()
@@ -213,6 +220,10 @@ def mint_slugs(known: Countries, names: Iterable[str]) -> Countries:
         while not slug or slug in taken:
             slug = CountrySlug(f"{readable[: SLUG_READABLE_LENGTH_MAX + 8 - digits]}-{digest[:digits]}")
             digits += 8
-        slugs[name] = slug
+        slugs[name] = by_comparable[_comparable(name)] = slug
         taken.add(slug)
     return Countries(slugs=dict(sorted(slugs.items())))
+
+
+def _comparable(name: str) -> str:
+    return unicodedata.normalize("NFC", name.strip().casefold())

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import structlog
@@ -50,12 +51,14 @@ class Planner:
         *,
         clock: Callable[[], dt.datetime],
         persistence: Persistence,
+        allow_no_cities: bool = False,
     ) -> None:
         self._store = store
         self._publisher = publisher
         self._upstream = upstream
         self._clock = clock
         self._persistence = persistence
+        self._allow_no_cities = allow_no_cities
 
     async def process(self, batch: Sequence[Received]) -> None:
         """Plan the requests of a batch, one after the other. When it returns, it can be committed."""
@@ -125,6 +128,8 @@ class Planner:
             body = await self._persistence.fetch(self._upstream.cities)
             # A list may hold 100,000 cities: threads keep the event loop free for heartbeats and streams.
             listed = await asyncio.to_thread(parse_city_list, body)
+            if not listed.cities and not self._allow_no_cities:
+                raise InvalidCityList(_no_cities(listed))
             slugs = (await self._mint(listed)).slugs
             plan = await asyncio.to_thread(
                 next_plan, before, request, listed, slugs, now=self._clock(), base=lineage.base
@@ -159,6 +164,14 @@ class Planner:
             return minted
 
 
+def _no_cities(listed: CityList) -> str:
+    found = "it is empty"
+    if listed.bad_cities_count:
+        first = listed.bad_cities[0]
+        found = f"none of its {listed.bad_cities_count} entries is a city; the first is {first.entry}: {first.reason}"
+    return f"{found}; set TRIPFOLD_UPSTREAM_ALLOW_NO_CITIES=true if a date may have no cities"
+
+
 def next_plan(
     before: Plan | None,
     request: ProcessRequested,
@@ -170,11 +183,13 @@ def next_plan(
 ) -> Plan:
     """Return the plan that follows ``before``: the listed cities by country, and the countries that have none left."""
     cities: dict[CountrySlug, list[PlannedCity]] = {}
-    names: dict[CountrySlug, str] = {}
+    spellings: dict[CountrySlug, Counter[str]] = {}
     for entry in listed.cities:
         country = slugs[entry.country_name]
-        names[country] = entry.country_name
+        spellings.setdefault(country, Counter())[entry.country_name] += 1
         cities.setdefault(country, []).append(entry.city)
+    # Of several spellings the most frequent is shown, whatever the order of the list.
+    names = {country: max(sorted(found), key=found.__getitem__) for country, found in spellings.items()}
     countries = {
         country: PlannedCountry(
             name=names[country], cities=tuple(sorted(cities[country], key=lambda city: city.city_id))

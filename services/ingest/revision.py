@@ -75,7 +75,7 @@ def next_manifest(
     """Return the revision that follows ``previous``, or None if nothing changed.
 
     ``file`` is None when the upstream says that the stored file is the current one. Unchanged means equal bytes, equal
-    country and equal parsing rules; a move alone is a revision that names the same raw object.
+    names and equal parsing rules; a move or a new name alone is a revision that names the same raw object.
     """
     if file is None:
         assert previous is not None, "only a stored file can be unchanged"
@@ -86,7 +86,8 @@ def next_manifest(
         )
     succession = _succeed(previous, task, place, base)
     if previous is not None and same_file:
-        if previous.country == place.country:
+        renamed = previous.city_name != task.city_name and task.plan_revision >= previous.plan_revision
+        if previous.country == place.country and not renamed:
             return None
         return msgspec.structs.replace(
             previous,

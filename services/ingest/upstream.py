@@ -468,6 +468,8 @@ def _require_not_busy(response: httpx.Response, url: str) -> None:
 def _require_ok(response: httpx.Response, url: str) -> None:
     _require_not_busy(response, url)
     if response.status_code == 404:
+        if url.endswith("/cities"):
+            raise CityFailed(f"{url} answered 404: the upstream has no list of cities; check TRIPFOLD_UPSTREAM_URL")
         raise CityFailed(f"{url} answered 404: the upstream has no file for this city and date")
     if response.status_code != 200:
         raise CityFailed(f"{url} answered {response.status_code}")

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from services.aggregate.replay import KafkaReplay, Replay
+from services.ingest.identity import InvalidCityList, parse_city_list
 from services.ingest.persistence import Circuit
 from services.ingest.upstream import AnswerBroke, CityFailed, HttpUpstream, UpstreamDown
 from shared import events, keys, objects
@@ -71,7 +72,7 @@ async def examine(settings: Settings) -> AsyncIterator[Examined]:
                 lambda: _topics(settings),
                 "'tripfold topics apply' makes what is missing; 'tripfold topics check' says how to set the rest",
             ),
-            ("upstream", lambda: _upstream(settings), "see TRIPFOLD_UPSTREAM_URL, and whether that server runs"),
+            ("upstream", lambda: city_list(settings), "see TRIPFOLD_UPSTREAM_URL, and whether that server runs"),
             (
                 "lineage",
                 lambda: _lineage_of(settings, store),
@@ -147,19 +148,22 @@ async def _topics(settings: Settings) -> str:
     return "all are as they should be"
 
 
-async def _upstream(settings: Settings) -> str:
+async def city_list(settings: Settings) -> str:
+    """Say how many cities the upstream lists. Raises Unfit if it lists none, or cannot be asked."""
     url = f"{settings.upstream_url}/cities"
     patience = Patience(health=Health(), wait_max_s=settings.retry_wait_max_s)
     async with HttpUpstream(settings, Circuit(patience)) as upstream:
         try:
-            cities = msgspec.json.decode(await upstream.cities())
-        except (UpstreamDown, AnswerBroke, CityFailed) as error:
-            raise Unfit(str(error)) from error
-        except msgspec.DecodeError as error:
-            raise Unfit(f"{url} does not answer with JSON: {error}") from error
-    if not isinstance(cities, list):
-        raise Unfit(f"{url} does not answer with a list of cities")
-    return f"{url} lists {len(cities)} cities"
+            listed = parse_city_list(await upstream.cities())
+        except (UpstreamDown, AnswerBroke, CityFailed, InvalidCityList) as error:
+            raise Unfit(f"{url}: {error}" if isinstance(error, InvalidCityList) else str(error)) from error
+    found = f"{url} lists {len(listed.cities)} cities"
+    if listed.bad_cities_count:
+        first = listed.bad_cities[0]
+        found += f", and {listed.bad_cities_count} bad entries; the first is {first.entry}: {first.reason}"
+    if not listed.cities and not settings.upstream_allow_no_cities:
+        raise Unfit(found)
+    return found
 
 
 async def _lineage_of(settings: Settings, store: ObjectStore) -> str:

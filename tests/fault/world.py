@@ -282,6 +282,7 @@ class World:
                     process.upstream,
                     clock=self.clock_of(process.role),
                     persistence=persistence,
+                    allow_no_cities=True,
                 )
                 return planner.process
             case "worker":

@@ -41,6 +41,7 @@ from services.ingest.persistence import Circuit, Persistence
 from services.ingest.planner import Planner
 from services.ingest.streaming import FileRefused, Meter, Streamed, stream_file
 from services.ingest.upstream import AnswerBroke, CityFailed, HttpUpstream, UpstreamDown, Validators
+from services.operate.doctor import Unfit, city_list
 from shared import events
 from shared.events import IngestCity, ProcessRequested, RequestFailed, RequestPlanned
 from shared.health import REGISTRY, Health
@@ -991,6 +992,25 @@ async def test_the_list_of_cities_is_as_bounded_as_a_file(monkeypatch: pytest.Mo
         assert await client.upstream.cities() == b"[]"
 
 
+async def test_a_missing_list_of_cities_is_told_as_such() -> None:
+    """A 404 of the list names the setting of the upstream's URL, not a city and a date."""
+    async with HostileServer(whole(b"", 404)) as server, client_of(server.url) as client:
+        with pytest.raises(CityFailed, match="no list of cities; check TRIPFOLD_UPSTREAM_URL"):
+            await client.upstream.cities()
+
+
+async def test_doctor_counts_bad_entries_apart_from_cities() -> None:
+    """An entry that is no city is told with its reason; a list without a city is unfit unless it is allowed."""
+    good, bad = b'{"id": 1, "name": "A", "country": "Peru"}', b'{"id": null}'
+    async with HostileServer(whole(b"[" + good + b"," + bad + b"]")) as server:
+        assert "lists 1 cities, and 1 bad entries" in await city_list(Settings(upstream_url=server.url))
+    async with HostileServer(whole(b"[" + bad + b"]")) as server:
+        with pytest.raises(Unfit, match="lists 0 cities, and 1 bad entries"):
+            await city_list(Settings(upstream_url=server.url))
+        allowed = Settings(upstream_url=server.url, upstream_allow_no_cities=True)
+        assert "lists 0 cities" in await city_list(allowed)
+
+
 async def planned(server: HostileServer) -> tuple[RequestPlanned | RequestFailed, list[IngestCity]]:
     """Plan a request against the list that a server gives; return how it ended, and its tasks."""
     log = MemoryLog()
@@ -999,7 +1019,12 @@ async def planned(server: HostileServer) -> tuple[RequestPlanned | RequestFailed
     log.append(requested.topic, requested.key.encode(), events.encode(requested), [])
     async with client_of(server.url) as client:
         planner = Planner(
-            client.store, MemoryPublisher(log), client.upstream, clock=Clock(NOW), persistence=client.persistence
+            client.store,
+            MemoryPublisher(log),
+            client.upstream,
+            clock=Clock(NOW),
+            persistence=client.persistence,
+            allow_no_cities=True,
         )
         await planner.process(log.take("planner", Topic.PROCESS_REQUESTS, 1))
     (ended,) = (events.decode(record.topic, record.value) for record in log.records(Topic.REQUEST_PROGRESS))

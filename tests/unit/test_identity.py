@@ -100,7 +100,7 @@ def test_a_name_that_spells_another_ones_hash_gets_more_digits() -> None:
     """Even a name that is written like the slug of another name gets a slug of its own."""
     taken = mint_slugs(Countries(), ["Rossiia", "Россия"])
     impostor = taken.slugs["Россия"]
-    slugs = mint_slugs(taken, [impostor, impostor.upper()]).slugs
+    slugs = mint_slugs(taken, [impostor, f"{impostor}!"]).slugs
     assert len(set(slugs.values())) == len(slugs)
 
 
@@ -109,6 +109,16 @@ def test_a_slug_is_minted_once() -> None:
     known = mint_slugs(Countries(), ["Armenia", "Brasil"])
     assert mint_slugs(known, ["Brasil"]) is known
     assert mint_slugs(known, ["Chile"]).slugs["Brasil"] == "brasil"
+
+
+def test_spellings_of_a_country_share_its_slug() -> None:
+    """Case and white space around a name make no country of its own; slugs that were minted before stay."""
+    known = Countries(slugs={"Chile": CountrySlug("chile"), "CHILE": CountrySlug("chile-1234abcd")})
+    slugs = mint_slugs(known, ["ARMENIA", "Armenia", " Armenia ", "chile"]).slugs
+    assert {slugs["ARMENIA"], slugs["Armenia"], slugs[" Armenia "]} == {"armenia"}
+    assert (slugs["Chile"], slugs["CHILE"]) == ("chile", "chile-1234abcd")
+    listed = parse_city_list(listing(city(1, country=" Armenia\t")))
+    assert listed.cities[0].country_name == "Armenia"
 
 
 def test_a_long_name_has_a_short_slug() -> None:
@@ -125,7 +135,8 @@ def test_any_names_have_slugs_of_their_own(before: list[str], names: list[str]) 
     known = mint_slugs(Countries(), before)
     minted = mint_slugs(known, names)
     assert set(minted.slugs) == {*before, *names}
-    assert len(set(minted.slugs.values())) == len(minted.slugs)
+    comparable = {unicodedata.normalize("NFC", name.strip().casefold()) for name in minted.slugs}
+    assert len(set(minted.slugs.values())) == len(comparable)
     assert {name: minted.slugs[name] for name in before} == known.slugs
     for slug in minted.slugs.values():
         msgspec.convert({"country": slug}, Names)

@@ -12,7 +12,7 @@ import pytest
 from services.ingest.persistence import Persistence
 from services.ingest.planner import Planner, read_plan
 from shared import bitmap, events, keys, objects
-from shared.events import CountryDayPlanned, Event, IngestCity, ProcessRequested, RequestPlanned, Retry
+from shared.events import CountryDayPlanned, Event, IngestCity, ProcessRequested, RequestFailed, RequestPlanned, Retry
 from shared.health import Health
 from shared.identity import CountrySlug, RequestId
 from shared.objects import Countries, Plan, RequestRecord
@@ -70,6 +70,7 @@ class Planned:
         self.log = MemoryLog()
         self.upstream = MemoryUpstream()
         self.publisher = RacedPublisher(self.log)
+        self.allow_no_cities = False
         self._requests = 0
 
     def lists(self, cities: dict[str, str], *, bad: int = 0) -> None:
@@ -90,7 +91,12 @@ class Planned:
         request = request or self.requested()
         persistence = Persistence(Patience(health=Health(), wait_max_s=1), attempts_max=1, outage_limit_s=1)
         planner = Planner(
-            self.store, publisher or self.publisher, self.upstream, clock=self.clock, persistence=persistence
+            self.store,
+            publisher or self.publisher,
+            self.upstream,
+            clock=self.clock,
+            persistence=persistence,
+            allow_no_cities=self.allow_no_cities,
         )
         headers = events.headers_of(request, source="api")
         record = self.log.append(request.topic, request.key.encode(), events.encode(request), headers)
@@ -137,6 +143,29 @@ async def test_a_plan_that_moves_on_meanwhile_is_what_the_topic_ends_in() -> Non
     planned.publisher.meanwhile = overtaken
     plan = await planned.plan()
     assert planned.countries() == {"chad": (plan.revision, ["1", "2"]), "peru": (plan.revision, [])}
+
+
+async def test_the_most_frequent_spelling_of_a_country_is_shown() -> None:
+    """Spellings of a country are one country of the plan, under the name that most of its cities have."""
+    planned = Planned()
+    planned.lists({"1": " Peru ", "2": "PERU", "3": "Peru"})
+    plan = await planned.plan()
+    assert {slug: country.name for slug, country in plan.countries.items()} == {"peru": "Peru"}
+
+
+@pytest.mark.parametrize(("bad", "told"), [(0, "it is empty"), (2, "none of its 2 entries is a city")])
+async def test_a_list_without_a_city_fails_its_request(bad: int, told: str) -> None:
+    """An empty list, or one of bad entries alone, leaves the plan as it was; a setting allows it."""
+    planned = Planned()
+    planned.lists({"1": "Peru"})
+    before = await planned.plan()
+    planned.lists({}, bad=bad)
+    assert await planned.plan() == before
+    (failed,) = (event for event in planned.published(Topic.REQUEST_PROGRESS) if isinstance(event, RequestFailed))
+    assert told in failed.reason
+    assert "TRIPFOLD_UPSTREAM_ALLOW_NO_CITIES" in failed.reason
+    planned.allow_no_cities = True
+    assert (await planned.plan()).countries == {}
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (101, 102)])

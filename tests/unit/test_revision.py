@@ -104,6 +104,16 @@ def test_a_file_that_the_upstream_calls_unchanged_changes_nothing() -> None:
     assert following(first(), task(2), place(ARMENIA), None) is None
 
 
+def test_a_new_name_of_a_city_is_a_revision_of_the_same_file() -> None:
+    """A city that was renamed has its new name although its file is unchanged; an older plan renames nothing."""
+    renamed = msgspec.structs.replace(task(2, plan_revision=2), city_name="Renamed")
+    manifest = following(first(), renamed, place(ARMENIA, 2), None)
+    assert manifest is not None
+    assert (manifest.revision, manifest.city_name, manifest.retracted) == (BASE + 1, "Renamed", {})
+    assert manifest.raw_key == first().raw_key
+    assert following(manifest, task(3, plan_revision=1), place(ARMENIA, 1), None) is None
+
+
 def test_other_bytes_are_a_new_revision() -> None:
     """A corrected file replaces the one before, which the history keeps."""
     before = first()
