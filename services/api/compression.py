@@ -10,12 +10,12 @@ import gzip
 import zlib
 from collections.abc import Iterable, Iterator
 
-import cramjam
 from litestar.datastructures import MutableScopeHeaders
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, HTTPResponseStartEvent, Message, Receive, Scope, Send
 
 from services.api.negotiation import content_coding
+from shared import zstd
 
 ZSTD = "zstd"
 GZIP = "gzip"
@@ -34,7 +34,7 @@ _STREAMED = "text/event-stream"
 def coded(body: bytes, coding: str) -> bytes:
     """Compress a body by one of CODINGS; anything else leaves it as it is. Equal bytes in are equal bytes out."""
     if coding == ZSTD:
-        return bytes(cramjam.zstd.compress(body, level=ZSTD_LEVEL))
+        return zstd.compress(body, ZSTD_LEVEL)
     if coding == GZIP:
         return gzip.compress(body, GZIP_LEVEL, mtime=0)
     return body
@@ -44,11 +44,10 @@ def coded_parts(parts: Iterable[bytes], coding: str) -> Iterator[bytes]:
     """Compress a body as its parts come, in pieces of PART_BYTES_MIN and more; equal parts in are equal bytes out."""
     pieces = _pieces(parts)
     if coding == ZSTD:
-        zstd = cramjam.zstd.Compressor(level=ZSTD_LEVEL)
+        compressor = zstd.ZstdCompressor(ZSTD_LEVEL)
         for piece in pieces:
-            zstd.compress(piece)
-            yield bytes(zstd.flush())
-        yield bytes(zstd.finish())
+            yield compressor.compress(piece, compressor.FLUSH_BLOCK)
+        yield compressor.flush()
     elif coding == GZIP:
         deflate = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
         for piece in pieces:

@@ -11,15 +11,13 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 import brotli
-import zstandard
+
+from shared import zstd
 
 ACCEPTED: Final = "gzip, deflate, br, zstd"
 PIECE_BYTES: Final = 256 * 1024
-ZSTD_WINDOW_BYTES_MAX: Final = 8 * 1024**2
-"""What RFC 9659 allows a content-coding."""
-
-ZSTD_INPUT_BYTES: Final = 256
-"""zstandard's decoder cannot be told how much to put out. Four bytes may say 128 KiB, so this many are 8 MiB."""
+ZSTD_WINDOW_LOG_MAX: Final = 23
+"""8 MiB: what RFC 9659 allows a content-coding."""
 
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32
 _DEFLATE: Final = -zlib.MAX_WBITS
@@ -147,25 +145,26 @@ class _Zstandard:
     """One or several frames."""
 
     def __init__(self) -> None:
-        self._decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
-        self._frame = self._decompressor.decompressobj()
+        self._frame = _zstd_frame()
         self._begun = False
 
     def decode(self, data: bytes) -> Iterator[bytes]:
         try:
-            for begin in range(0, len(data), ZSTD_INPUT_BYTES):
-                some = data[begin : begin + ZSTD_INPUT_BYTES]
-                while some:
-                    if self._frame.eof:
-                        self._frame = self._decompressor.decompressobj()
-                    piece = self._frame.decompress(some)
-                    self._begun = True
-                    some = self._frame.unused_data if self._frame.eof else b""
-                    if piece:
-                        yield piece
-        except zstandard.ZstdError as error:
+            while data or not (self._frame.needs_input or self._frame.eof):
+                if self._frame.eof:
+                    self._frame = _zstd_frame()
+                piece = self._frame.decompress(data, PIECE_BYTES)
+                self._begun = True
+                data = self._frame.unused_data if self._frame.eof else b""
+                if piece:
+                    yield piece
+        except zstd.ZstdError as error:
             raise BadCoding(f"zstd: {error}") from error
 
     def finish(self) -> None:
         if self._begun and not self._frame.eof:
             raise BadCoding("the compressed stream ends too early")
+
+
+def _zstd_frame() -> zstd.ZstdDecompressor:
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX})

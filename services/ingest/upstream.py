@@ -11,6 +11,7 @@ import datetime as dt
 import email.utils
 import http.cookiejar
 import re
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -18,8 +19,11 @@ from types import TracebackType
 from typing import Protocol, Self
 from urllib.parse import quote
 
+import aiohttp
 import httpx
 import msgspec
+from httpx_aiohttp import AiohttpTransport
+from yarl import URL
 
 from services.ingest.content_coding import ACCEPTED, BadCoding, Decoder, UnknownCoding, decoder_of
 from services.ingest.faults import AnswerBroke, CityFailed, UpstreamDown
@@ -44,10 +48,15 @@ __all__ = [
 
 CITY_LIST_BYTES_MAX = 64 * 1024**2
 CONNECT_TIMEOUT_S = 10.0
+HEADER_BYTES_MAX = 16 * 1024
+HEADERS_MAX = 256
 LAST_MODIFIED_AGE_MIN_S = 60.0
 REDIRECTS_MAX = 5
 RATIO_FREE_BYTES = 16 * 1024**2
 """So much may come out of any coded body before the ratio is looked at: short files of few words compress well."""
+
+READ_BUFFER_BYTES = 64 * 1024
+"""How much of a body may lie unread in a connection. The client stops reading at twice as much."""
 
 RESUME_OUTAGE_LIMIT_S = 60.0
 """How long a broken download waits for an upstream that is down, before all of it is given up."""
@@ -58,6 +67,8 @@ _JSON_TYPE = re.compile(
 _OPAQUE_TYPES = {"", "text/html", "text/plain", "application/octet-stream", "binary/octet-stream"}
 _REDIRECTS = {301, 302, 303, 307, 308}
 _SENDABLE = re.compile(r"[\x20-\x7e]{1,1000}")
+_AS_WRITTEN = "x-tripfold-url"
+"""Carries the URL of a request to the HTTP client's middleware, which takes it out."""
 
 
 class Validators(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,10 +162,10 @@ class HttpUpstream:
         self._login = _login(settings)
         self._redirect_hosts = {host for host in settings.upstream_redirect_hosts.lower().split(",") if host}
         self._pace = _Pace(circuit.patience, settings.upstream_requests_per_s)
+        context = client_context(settings.upstream_ca_file)
         self._client = httpx.AsyncClient(
-            verify=client_context(settings.upstream_ca_file),
-            timeout=httpx.Timeout(settings.upstream_read_timeout_s, connect=CONNECT_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+            transport=AiohttpTransport(verify=context, client=lambda: _session(context)),
+            timeout=httpx.Timeout(settings.upstream_read_timeout_s, connect=CONNECT_TIMEOUT_S, pool=CONNECT_TIMEOUT_S),
             follow_redirects=False,
             headers={
                 "user-agent": "tripfold",
@@ -378,7 +389,7 @@ class HttpUpstream:
         try:
             with _translated(url):
                 async with asyncio.timeout(CONNECT_TIMEOUT_S + self._settings.upstream_read_timeout_s):
-                    request = self._client.build_request("GET", at, headers=headers)
+                    request = self._client.build_request("GET", at, headers=headers | {_AS_WRITTEN: str(at)})
                     return await self._client.send(request, stream=True, auth=self._login_at(at))
         except (AnswerBroke, UpstreamDown) as error:
             _count("broke" if isinstance(error, AnswerBroke) else "down")
@@ -405,6 +416,36 @@ class HttpUpstream:
         return to
 
 
+def _session(context: ssl.SSLContext) -> aiohttp.ClientSession:
+    """Return a session that keeps no connection and no cookie, asks no environment, and undoes no coding."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=context, limit=0, force_close=True),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        middlewares=(_send_once,),
+        auto_decompress=False,
+        trust_env=False,
+        read_bufsize=READ_BUFFER_BYTES,
+        max_line_size=HEADER_BYTES_MAX,
+        max_field_size=HEADER_BYTES_MAX,
+        max_headers=HEADERS_MAX,
+    )
+
+
+async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Send a request once, to its URL as it is written.
+
+    aiohttp quotes URLs anew (``%2F`` in a query becomes ``/``), which breaks signed ones. It sends a GET again whose
+    connection was lost, unless it gets an error of another type.
+    """
+    request.url = URL(request.headers.pop(_AS_WRITTEN), encoded=True)
+    try:
+        return await send(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise aiohttp.ClientPayloadError(str(error)) from error
+
+
 class _translated:  # noqa: N801  # a context manager that reads as a phrase: with _translated(url)
     """Turns whatever the HTTP client raises into a fault of the upstream."""
 
@@ -417,14 +458,16 @@ class _translated:  # noqa: N801  # a context manager that reads as a phrase: wi
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        match error:
-            case httpx.ConnectError() | httpx.ConnectTimeout():
-                raise UpstreamDown(f"{self._url} cannot be reached: {_root_of(error)}"[:1_000]) from error
-            case httpx.TimeoutException() | TimeoutError():
-                raise AnswerBroke(f"{self._url} stalled: {type(error).__name__}") from error
+        # httpx-aiohttp calls a connection that was lost a timeout of connecting, so aiohttp's own error decides.
+        fault = (error.__cause__ or error) if isinstance(error, httpx.TransportError) else error
+        match fault:
+            case aiohttp.ClientConnectorError() | aiohttp.ConnectionTimeoutError():
+                raise UpstreamDown(f"{self._url} cannot be reached: {_root_of(fault)}"[:1_000]) from error
+            case TimeoutError():
+                raise AnswerBroke(f"{self._url} stalled: no byte came in time") from error
             case Exception():
                 # Not only its own errors: an answer that trips the client up is no fault of our own.
-                raise AnswerBroke(f"{self._url} broke off: {type(error).__name__}: {error}"[:1_000]) from error
+                raise AnswerBroke(f"{self._url} broke off: {' '.join(_root_of(fault).split())}"[:500]) from error
 
 
 def _root_of(error: BaseException) -> str:

@@ -26,7 +26,6 @@ import brotli
 import msgspec
 import pytest
 import structlog
-import zstandard
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -42,7 +41,7 @@ from services.ingest.planner import Planner
 from services.ingest.streaming import FileRefused, Meter, Streamed, stream_file
 from services.ingest.upstream import AnswerBroke, CityFailed, HttpUpstream, UpstreamDown, Validators
 from services.operate.doctor import Unfit, city_list
-from shared import events
+from shared import events, zstd
 from shared.events import IngestCity, ProcessRequested, RequestFailed, RequestPlanned
 from shared.health import REGISTRY, Health
 from shared.identity import RequestId
@@ -238,15 +237,13 @@ BREAKS: dict[str, Answer] = {
     "gzip that is cut": whole(gzip.compress(BODY)[:-4], content_encoding="gzip"),
     "gzip with a wrong checksum": whole(gzip.compress(BODY)[:-8] + bytes(8), content_encoding="gzip"),
     "br that is cut": whole(brotli.compress(BODY)[:-1], content_encoding="br"),
-    "zstd that is cut": whole(zstandard.compress(BODY)[:-1], content_encoding="zstd"),
+    "zstd that is cut": whole(zstd.compress(BODY)[:-1], content_encoding="zstd"),
     "deflate that is cut": whole(zlib.compress(BODY)[:-1], content_encoding="deflate"),
     "gzip that goes on": whole(gzip.compress(BODY) + b"more", content_encoding="gzip"),
     "gzip whose second member is cut": whole(gzip.compress(BODY) + gzip.compress(b" ")[:-1], content_encoding="gzip"),
     "br that goes on": whole(brotli.compress(BODY) + b"more", content_encoding="br"),
-    "zstd that goes on": whole(zstandard.compress(BODY) + b"more", content_encoding="zstd"),
-    "zstd whose second frame is cut": whole(
-        zstandard.compress(BODY) + zstandard.compress(b" ")[:-1], content_encoding="zstd"
-    ),
+    "zstd that goes on": whole(zstd.compress(BODY) + b"more", content_encoding="zstd"),
+    "zstd whose second frame is cut": whole(zstd.compress(BODY) + zstd.compress(b" ")[:-1], content_encoding="zstd"),
     "deflate that goes on": whole(zlib.compress(BODY) + b"more", content_encoding="deflate"),
 }
 
@@ -282,13 +279,12 @@ async def test_what_follows_a_body_is_not_read_as_the_next_answer() -> None:
 
 
 async def test_a_file_that_its_length_cuts_fails_as_no_whole_document() -> None:
-    """A length that is too short by one is taken at its word, and the parser misses the end."""
+    """A length that is too short by one is taken at its word, or the byte after it breaks the answer."""
     async with (
         HostileServer(raw(head_of(content_length=str(len(BODY) - 1)) + BODY)) as server,
         client_of(server.url) as client,
     ):
         await client.failure()
-        assert len(server.requests) == 1
 
 
 SLOW: dict[str, tuple[Answer, str]] = {
@@ -371,7 +367,7 @@ CODINGS = {
     "x-gzip": gzip.compress,
     "deflate": zlib.compress,
     "br": lambda body: brotli.compress(body, quality=1),
-    "zstd": zstandard.compress,
+    "zstd": zstd.compress,
 }
 
 
@@ -402,7 +398,7 @@ UNUSUAL_STREAMS = {
     "members of gzip": ("gzip", gzip.compress(LARGE[:5_000]) + gzip.compress(b"") + gzip.compress(LARGE[5_000:])),
     "frames of zstd": (
         "zstd",
-        zstandard.compress(LARGE[:5_000]) + b"\x50\x2a\x4d\x18\x03\0\0\0..." + zstandard.compress(LARGE[5_000:]),
+        zstd.compress(LARGE[:5_000]) + b"\x50\x2a\x4d\x18\x03\0\0\0..." + zstd.compress(LARGE[5_000:]),
     ),
 }
 
@@ -496,6 +492,15 @@ async def test_redirects_on_the_same_host_are_followed(status: int) -> None:
     async with HostileServer(*answers) as server, client_of(server.url) as client:
         await client.fetch_exactly(BODY)
         assert [request.target for request in server.requests][1:] == ["/elsewhere?x=1", "/deeper"]
+
+
+async def test_a_url_is_sent_as_it_is_written() -> None:
+    """The escapes of a URL stay as they are: a signed one is valid in no other spelling."""
+    signed = "/a%2Fb/%41?signature=%2F%3D%2B%20%7e+a"
+    async with HostileServer(redirect(signed), GOOD) as server, client_of(server.url) as client:
+        await client.fetch_exactly(BODY)
+        assert server.requests[1].target == signed
+        assert not any(name.startswith("x-") for request in server.requests for name in request.headers)
 
 
 async def test_a_redirect_loop_fails_the_city() -> None:
