@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from services.client.commands import client_commands
+from services.console import open_console
 from services.ingest.role import Role
 from services.operate.commands import operate_commands
 from services.operate.policies import BucketRole, policy_of
@@ -37,7 +38,7 @@ app.add_typer(bucket_commands, name="bucket")
 app.add_typer(client_commands)
 app.add_typer(operate_commands)
 
-console = Console()
+console = open_console()
 
 
 class DocumentFormat(enum.Enum):
@@ -115,10 +116,8 @@ def _refuse(settings: Settings, differences: Sequence[TopicDifference]) -> None:
     """Show where topics are not as they should be, and what mends that, and exit 1; do nothing if all are."""
     if not differences:
         return
-    from services.operate.command_line import open_console
     from shared.topics_admin import remedies
 
-    console = open_console()
     table = Table("topic", "setting", "found", "expected")
     for one in differences:
         table.add_row(one.topic, one.what, one.found, one.expected)

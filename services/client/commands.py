@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from services.console import open_console
 from shared.errors import OperatorError
 
 API_URL = "http://127.0.0.1:8080"
@@ -68,13 +69,13 @@ def request(
     from services.client.watching import watch_requests
 
     first, last = parse_dates(dates)
-    console = Console()
+    console = open_console()
 
     async def run() -> bool:
         async with ApiClient(api.rstrip("/"), key) as client:
             asked, states = await client.ask(first, last)
             if not watch:
-                console.print(asked, highlight=False)
+                console.print(asked, highlight=False, soft_wrap=True)
                 return True
             return await _watched(watch_requests(client, states, console), asked, console)
 
@@ -99,7 +100,7 @@ def watch(
     from services.client.api import ApiClient
     from services.client.watching import watch_latest, watch_requests
 
-    console = Console()
+    console = open_console()
 
     async def run() -> bool:
         async with ApiClient(api.rstrip("/"), key) as client:
@@ -124,7 +125,7 @@ def cancel(wanted: _Id, *, api: _Api = API_URL, key: _Key = None) -> None:
         async with ApiClient(api.rstrip("/"), key) as client:
             await client.cancel(wanted)
         told = f"cancelled; what was started ends as it would have: tripfold watch {wanted}"
-        Console().print(told, highlight=False, soft_wrap=True)
+        open_console().print(told, highlight=False, soft_wrap=True)
         return True
 
     _end(run())
@@ -161,7 +162,7 @@ def stats(
             sys.stdout.buffer.write(body if body.endswith(b"\n") else body + b"\n")
             return True
         statistics = decode_statistics(body)
-        console = Console() if sys.stdout.isatty() else Console(width=200)
+        console = open_console()
         if not statistics:
             what = f"{country} from" if country else "any country from"
             console.print(f"there is no data of {what} {first:%Y-%m-%d} to {last:%Y-%m-%d}", highlight=False)

@@ -79,10 +79,14 @@ def detail_of(state: RequestState) -> str:
 
 def _tell_failures(state: RequestState, console: Console) -> None:
     if state.failed_reason is not None:
-        console.print(f"[red]{state.date} {state.status}:[/red] {escape(state.failed_reason)}", highlight=False)
+        console.print(
+            f"[red]{state.date} {state.status}:[/red] {escape(state.failed_reason)}", highlight=False, soft_wrap=True
+        )
     for failure in state.failures[:REASONS_SHOWN_MAX]:
         city = escape(f"{failure.city_name or 'city'} ({failure.city_id})")
-        console.print(f"[red]{state.date} {city} failed:[/red] {escape(failure.reason)}", highlight=False)
+        console.print(
+            f"[red]{state.date} {city} failed:[/red] {escape(failure.reason)}", highlight=False, soft_wrap=True
+        )
     more = state.counts.cities_failed - min(len(state.failures), REASONS_SHOWN_MAX)
     if more > 0:
         console.print(
@@ -102,10 +106,11 @@ async def watch_latest(client: ApiClient, console: Console) -> None:
 
 
 def requests_table(states: Sequence[RequestState]) -> Table:
-    """Return a line for each request: narrow enough for 80 columns."""
+    """Return a line for each request. On 80 columns a long status takes two lines; an id is always whole."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("id", "date", "status"):
+    for heading in ("id", "date"):
         table.add_column(heading, no_wrap=True)
+    table.add_column("status")
     table.add_column("cities", justify="right", no_wrap=True)
     for state in states:
         table.add_row(

@@ -63,13 +63,17 @@ async def _demonstrate(stack: RunningStack, options: StackOptions, console: Cons
 
 
 def _print_urls(stack: RunningStack, options: StackOptions, console: Console) -> None:
-    console.print(f"API       {stack.api_url}", highlight=False)
-    console.print(f"docs      {stack.api_url}/docs", highlight=False)
-    console.print(f"upstream  {stack.upstream_url}/cities", highlight=False)
-    console.print(f"Kafka     {stack.endpoints.kafka_bootstrap_servers}", highlight=False)
-    console.print(f"S3        {stack.endpoints.s3_endpoint_url}/{stack.endpoints.bucket}", highlight=False)
-    console.print(f"clients   . {stack.variables_file}  (Kafka, S3 and its keys, as variables)", highlight=False)
-    console.print(f"data      {options.data_dir} (logs in {options.data_dir / 'logs'})", highlight=False)
+    lines = {
+        "API": stack.api_url,
+        "docs": f"{stack.api_url}/docs",
+        "upstream": f"{stack.upstream_url}/cities",
+        "Kafka": stack.endpoints.kafka_bootstrap_servers,
+        "S3": f"{stack.endpoints.s3_endpoint_url}/{stack.endpoints.bucket}",
+        "clients": f". {stack.variables_file}  (Kafka, S3 and its keys, as variables)",
+        "data": f"{options.data_dir} (logs in {options.data_dir / 'logs'})",
+    }
+    for name, text in lines.items():
+        console.print(f"{name:<9} {text}", highlight=False, soft_wrap=True)
 
 
 def _teller(console: Console) -> Callable[[ChildEvent], None]:

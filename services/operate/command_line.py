@@ -11,23 +11,16 @@ from typing import Any, TypeVar
 import msgspec
 import typer
 import uvloop
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Column
 
+from services.console import open_console
 from shared.errors import OperatorError
 from shared.health import configure_logging
 from shared.objects import CorruptObject
 from shared.settings import Settings, load_settings
 
-PIPED_WIDTH = 1_000
 EXIT_TERMINATED = 128 + signal.SIGTERM
-
-
-def open_console(*, stderr: bool = False) -> Console:
-    """Open standard output or error. What is piped is not cut into lines of a terminal that nobody looks at."""
-    opened = Console(stderr=stderr)
-    return opened if opened.is_terminal else Console(stderr=stderr, width=PIPED_WIDTH)
 
 
 console = open_console()

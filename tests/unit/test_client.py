@@ -16,11 +16,11 @@ from typer.testing import CliRunner, Result
 from services import cli
 from services.api.access import digest_of
 from services.client import api as api_module
-from services.client.api import ApiClient, ApiUnusable, NothingThere
+from services.client.api import ApiClient, ApiUnusable, NothingThere, RequestState
 from services.client.commands import NoDates, parse_dates
 from services.client.figures import decode_statistics, print_statistics, sparkline, table_of, table_of_days
 from services.client.server_sent import Event, EventStream
-from services.client.watching import watch_requests
+from services.client.watching import requests_table, watch_requests
 from shared.events import Outcome
 from shared.identity import CityId
 from shared.objects import Failure, RequestRecord
@@ -239,6 +239,37 @@ def test_commands_without_a_stack() -> None:
         asked = last_line("request", "2024-05-01", "--no-watch")
         assert asked != done.request_id
         assert asked in {key[-41:-5] for key in world.store.bodies("requests/")}
+
+
+def test_ids_and_reasons_are_whole() -> None:
+    """Ids are whole on 80 columns; in a pipe every request and every failure is one line."""
+    world = World()
+    reason = "record 41, byte 4879, field 'passengers', value -1: " + "expected 0 or more " * 20
+    failed: RequestRecord = msgspec.structs.replace(
+        record_of(NOW),
+        planned=True,
+        cities=2,
+        outcomes={Outcome.STORED: "1", Outcome.FAILED: "2"},
+        served="1",
+        failures={1: Failure(city_id=CityId("8"), city_name="Lima", reason=reason.strip())},
+    )
+    write(world, failed)
+    runner = CliRunner()
+    with served(world) as url:
+        narrow = Console(file=io.StringIO(), width=80)
+        narrow.print(requests_table(asyncio.run(_latest(url))))
+        listed = runner.invoke(cli.app, ["watch", "--api", url], env={"COLUMNS": "80"})
+        watched = runner.invoke(cli.app, ["watch", failed.request_id, "--api", url], env={"COLUMNS": "80"})
+    assert isinstance(narrow.file, io.StringIO)
+    assert failed.request_id in narrow.file.getvalue()
+    (line,) = [line for line in listed.output.splitlines() if line.strip().startswith(failed.request_id)]
+    assert "completed with failures" in line
+    assert f"2024-05-01 Lima (8) failed: {reason.strip()}" in watched.output.splitlines()
+
+
+async def _latest(url: str) -> tuple[RequestState, ...]:
+    async with ApiClient(url, None) as client:
+        return await client.latest(5)
 
 
 async def test_loading_the_client_loads_no_service() -> None:
