@@ -16,7 +16,7 @@ WORKDIR /build
 COPY requirements/build.txt requirements/
 RUN --mount=type=cache,target=/var/cache/pip \
     python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r requirements/build.txt
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY services services
 COPY shared shared
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
@@ -24,7 +24,8 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
 
 FROM ${PYTHON_IMAGE}
 LABEL org.opencontainers.image.title="Tripfold" \
-      org.opencontainers.image.description="Folds a transit authority's raw trip files into exact per-country, per-day statistics."
+      org.opencontainers.image.description="Folds a transit authority's raw trip files into exact per-country, per-day statistics." \
+      org.opencontainers.image.licenses="Apache-2.0"
 # Byte code is compiled above; the container's file system may be read-only.
 ENV PATH=/opt/tripfold/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 COPY --from=dependencies /opt/tripfold /opt/tripfold
