@@ -20,15 +20,17 @@ up: $(VENV)/.local ## Run the embedded stack until Ctrl-C (ARGS: see tripfold up
 
 test: lint unit ## Lint, check types, run the tests
 
-lint: $(VENV)/.dev ## Check style and types
+lint: $(VENV)/.dev ## Check style, types and workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/zizmor --quiet --offline .github/workflows
 	$(BIN)/mypy
 
 soak: $(VENV)/.dev ## Kill ingest at random for ten minutes, and compare every byte and number (TRIPFOLD_TEST_SEED: repeat)
 	TRIPFOLD_TEST_KILLS=40 TRIPFOLD_TEST_KILL_DATES=60 $(BIN)/python -m pytest -s tests/integration/test_random_kills.py $(ARGS)
 
 unit: $(VENV)/.dev ## Run the tests alone (ARGS: for pytest)
+	$(BIN)/python -m tests.browser.install
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 audit: $(VENV)/.dev ## Look the pinned requirements up among the known vulnerabilities (asks the internet)
@@ -44,7 +46,8 @@ contract: $(VENV)/.dev ## Hold the API to its OpenAPI document with many made-up
 	TRIPFOLD_TEST_EXAMPLES=$(or $(EXAMPLES),1000) TRIPFOLD_TEST_SEED=$(SEED) \
 		$(BIN)/python -m pytest --timeout 0 tests/unit/test_api_contract.py $(ARGS)
 
-screenshots: $(VENV)/.dev ## Take pictures of the page into .data/screenshots (needs Chromium)
+screenshots: $(VENV)/.dev ## Take pictures of the page into .data/screenshots
+	$(BIN)/python -m tests.browser.install
 	$(BIN)/python -m tests.browser.screenshots .data/screenshots
 
 format: $(VENV)/.dev ## Format the code

@@ -33,7 +33,7 @@ def _browser() -> Iterator[Browser]:
     if executable is None:
         # A run that decides about a change leaves nothing out.
         give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-        give_up("no Chromium: set TRIPFOLD_TEST_CHROMIUM to one, or run `playwright install chromium`")
+        give_up("no Chromium: run `python -m tests.browser.install`, or set TRIPFOLD_TEST_CHROMIUM to one")
     expect.set_options(timeout=DEADLINE_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(

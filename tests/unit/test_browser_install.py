@@ -1,0 +1,33 @@
+"""How the tests get a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.browser import conftest, install
+
+
+def test_a_browser_that_cannot_be_installed_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no browser works and none can be installed, one line names the command that failed and why."""
+    monkeypatch.setattr(install, "chromium", lambda: None)
+    monkeypatch.setattr(install, "commands", lambda: ["echo no network; exit 7"])
+    install.main()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "the tests of the page are skipped: `echo no network; exit 7` failed: no network" in line
+
+
+def test_a_browser_is_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Where there is no browser the command installs one, and is named."""
+    real, installed = conftest.chromium(), tmp_path / "chromium"
+    if real is None:
+        pytest.fail("no Chromium: run `python -m tests.browser.install`")
+    monkeypatch.setattr(install, "chromium", lambda: str(installed) if installed.exists() else None)
+    monkeypatch.setattr(install, "commands", lambda: [f"ln -s {real} {installed}"])
+    install.main()
+    assert capsys.readouterr().out.startswith("installed Chromium for the tests of the page: ln -s")
