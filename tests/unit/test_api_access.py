@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from services.api import hardening
 from services.api.access import AccessUnclear, Rate, Scope, access_of, digest_of, mint_key, parse_keys
-from shared.settings import Settings, load_settings
+from shared.settings import Settings
 from shared.topics import Topic
 from tests.unit.api_world import World
 
 READER, NIGHTLY = mint_key(), mint_key()
 KEYS = f"reader:read:{digest_of(READER)}, nightly:read+process:{digest_of(NIGHTLY)}"
 ASK = "/process-request?date=2024-05-01"
-COMPOSE_FILE = Path(__file__).parents[2] / "docker-compose.yml"
 
 
 @pytest.mark.parametrize(
@@ -136,17 +133,6 @@ def test_unclear_settings(settings: dict[str, str], told: str) -> None:
     with pytest.raises(AccessUnclear, match=told) as refused:
         access_of(Settings.model_validate(settings))
     assert READER not in str(refused.value)
-
-
-@pytest.mark.parametrize("variables", [{}, {"TRIPFOLD_API_KEYS": KEYS}])
-def test_compose_requires_the_keys_it_is_given(variables: dict[str, str]) -> None:
-    """The API of docker compose is open without keys; keys in its environment are required."""
-    environment = yaml.safe_load(COMPOSE_FILE.read_text())["services"]["api"]["environment"]
-    given = {
-        name: re.sub(r"\$\{(\w+):-(.*?)\}", lambda found: variables.get(found[1]) or found[2], str(value))
-        for name, value in environment.items()
-    }
-    assert access_of(load_settings(given)).needs_key is bool(variables)
 
 
 def test_long_requests() -> None:

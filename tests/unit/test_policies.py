@@ -10,6 +10,7 @@ import pytest
 from services.operate.policies import ALLOWED, BucketRole, policy_of
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
+KEYS_DOCUMENT = DOCUMENT.with_name("bucket.md")
 
 
 def statements_of(role: BucketRole) -> dict[str, Any]:
@@ -49,6 +50,13 @@ def test_the_documentation_has_the_same_table() -> None:
         for role, allowed in ALLOWED.items()
     ]
     assert "\n".join(rows) in DOCUMENT.read_text()
+
+
+def test_the_documentation_has_every_key() -> None:
+    """docs/bucket.md has a row for everything that a service reads or writes."""
+    text = KEYS_DOCUMENT.read_text()
+    prefixes = {prefix for allowed in ALLOWED.values() for prefix in (*allowed.read, *allowed.write)}
+    assert [prefix for prefix in prefixes if f"| `{prefix}" not in text] == []
 
 
 def written(prefixes: tuple[str, ...]) -> str:

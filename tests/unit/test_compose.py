@@ -1,0 +1,35 @@
+"""What docker-compose.yml promises, read without Docker."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.api.access import access_of, digest_of
+from shared.settings import load_settings
+
+SERVICES: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())["services"]
+KEY = f"reader:read:{digest_of('sesame')}"
+
+
+@pytest.mark.parametrize("variables", [{}, {"TRIPFOLD_API_KEYS": KEY}])
+def test_compose_requires_the_keys_it_is_given(variables: dict[str, str]) -> None:
+    """The API of docker compose is open without keys; keys in its environment are required."""
+    environment = SERVICES["api"]["environment"]
+    given = {
+        name: re.sub(r"\$\{(\w+):-(.*?)\}", lambda found: variables.get(found[1]) or found[2], str(value))
+        for name, value in environment.items()
+    }
+    assert access_of(load_settings(given)).needs_key is bool(variables)
+
+
+def test_a_command_builds_and_starts_nothing() -> None:
+    """The service for commands has the settings of the services, and depends on none of them."""
+    command = SERVICES["tripfold"]
+    assert command["environment"] == SERVICES["worker"]["environment"]
+    assert command["profiles"]
+    assert not command.keys() & {"build", "depends_on"}
