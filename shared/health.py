@@ -37,6 +37,9 @@ upstream_bytes = Counter("tripfold_upstream_bytes_total", "Bytes of bodies that 
 upstream_resumptions = Counter("tripfold_upstream_resumptions_total", "Broken downloads that went on where they broke")
 upstream_reachable = Gauge("tripfold_upstream_reachable", "0 while the upstream cannot be reached")
 upstream_reachable.set(1)
+rebuild_age = Gauge(
+    "tripfold_rebuild_age_seconds", "How long ago the rebuild began that runs, or died and left its mark; 0 without one"
+)
 event_loop_lag = Histogram(
     "tripfold_event_loop_lag_seconds",
     "How much later than asked for the event loop woke a task",

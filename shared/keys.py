@@ -11,7 +11,6 @@ from shared.identity import CityId, CountrySlug, RequestId, request_time_ms
 LINEAGE = "state/lineage.json"
 COUNTRIES = "state/countries.json"
 CURRENT = "state/current.json"
-REBUILDS = "state/rebuilds/"
 REQUESTS = "requests/"
 PLANS = "plans/"
 MANIFESTS = "manifests/"
@@ -65,11 +64,6 @@ def quarantine_of_month(month: str) -> str:
 def attempts(date: dt.date, city_id: CityId) -> str:
     """Return the key of the note on which attempts at a city-day are being parsed."""
     return f"attempts/date={date}/city={city_id}.json"
-
-
-def rebuild(token: str) -> str:
-    """Return the key of the sign of life that the rebuild of ``token`` gives."""
-    return f"{REBUILDS}{token}.json"
 
 
 def plan(date: dt.date) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+from functools import partial
 
 from litestar import Litestar
 
 from services.aggregate.folding import Folder
+from services.aggregate.generations import watch_rebuild
 from services.aggregate.memory import tune_collector
 from services.aggregate.progress_folding import ProgressFolder, Sweep
 from shared.consuming import consume, make_broker
@@ -50,4 +52,6 @@ def create_app(settings: Settings) -> Litestar:
         linger_ms=PROGRESS_LINGER_MS,
     )
     sweep = Sweep(store, publisher, clock=utc_now, after=dt.timedelta(seconds=settings.sweep_after_s))
-    return make_app(surroundings, broker, consumptions=(statistics, requests), background=(sweep.run,))
+    return make_app(
+        surroundings, broker, consumptions=(statistics, requests), background=(sweep.run, partial(watch_rebuild, store))
+    )

@@ -12,13 +12,16 @@ import math
 
 import msgspec
 
-from shared import keys, objects
+from shared import health, keys, objects
 from shared.bounded import map_bounded
+from shared.current import read_current
 from shared.errors import OperatorError
 from shared.objects import Current
+from shared.patience import Patience
 from shared.store import LostRace, ObjectStore, OperatedStore
 
 DELETES_AT_ONCE_MAX = 16
+WATCH_INTERVAL_S = 60.0
 
 
 class RebuildUnderWay(OperatorError):
@@ -66,8 +69,8 @@ async def begin(store: OperatedStore, token: str, *, take_over: bool) -> Current
         if current.building is not None and not take_over:
             age_s = await _pointer_age_s(store)
             raise RebuildUnderWay(
-                f"a rebuild is under way, into generation {current.building}, begun {age_s:.0f} s ago. Wait "
-                f"for its end; or start this one with --take-over, and it will then fail without harm"
+                f"a rebuild into generation {current.building} was begun {age_s:.0f} s ago. If it runs, wait for its "
+                f"end. If it died, start this one with --take-over, or clear its mark with 'tripfold rebuild --abandon'"
             )
         number = (current.highest if etag else await _highest_found(store)) + 1
         begun = Current(live=current.live, building=number, token=token, highest=number)
@@ -109,6 +112,23 @@ async def abandon(store: ObjectStore, token: str) -> None:
         except LostRace:
             continue
         return
+
+
+async def rebuild_age_s(store: OperatedStore) -> float | None:
+    """Return how long ago the rebuild began whose mark the pointer has, by the store's clock; None without a mark."""
+    current = await read_current(store)
+    return None if current.building is None else await _pointer_age_s(store)
+
+
+async def watch_rebuild(store: OperatedStore, patience: Patience) -> None:
+    """Show the age of a rebuild's mark as a metric, once a minute until asked to stop."""
+
+    async def look() -> None:
+        health.rebuild_age.set(await rebuild_age_s(store) or 0)
+
+    while not patience.stopping.is_set():
+        await patience.wait_out("reading which generation is live", look)
+        await patience.pause(WATCH_INTERVAL_S)
 
 
 async def list_generations(store: ObjectStore) -> list[Generation]:

@@ -42,7 +42,6 @@ class Verdict(enum.Enum):
     EXPIRED_QUARANTINE = "file in quarantine"
     EXPIRED_REPORT = "report on a file in quarantine"
     LEFT_ATTEMPTS = "note of attempts that died"
-    LEFT_SIGN = "sign of life of a rebuild that died"
     UNFINISHED_UPLOAD = "unfinished upload"
     NO_MANIFEST = "kept: there is no manifest of this city-day"
     UNREADABLE_MANIFEST = "kept: the manifest of this city-day cannot be read"
@@ -90,7 +89,6 @@ async def clean(
     sweeps = [
         _sweep_raw(store, before),
         _sweep_left(store, keys.ATTEMPTS, Verdict.LEFT_ATTEMPTS, before),
-        _sweep_left(store, keys.REBUILDS, Verdict.LEFT_SIGN, before),
     ]
     if quarantine_older_than is not None:
         sweeps.append(_sweep_quarantine(store, now - quarantine_older_than))

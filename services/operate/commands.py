@@ -23,7 +23,7 @@ _First = Annotated[dt.datetime | None, typer.Option("--from", formats=["%Y-%m-%d
 _Last = Annotated[dt.datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="The last date. Unset: all.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Build and compare, then delete what was built.")]
 _TakeOver = Annotated[
-    bool, typer.Option("--take-over", help="Take over from another rebuild, without waiting for signs of life.")
+    bool, typer.Option("--take-over", help="Begin although another rebuild is marked; that one fails, without harm.")
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
 
@@ -168,11 +168,14 @@ def restore(
 def rebuild(
     *,
     source: Annotated[
-        Source,
+        Source | None,
         typer.Option("--from", help="s3: plans and manifests. kafka: the topic city-stats, then plans and manifests."),
-    ],
+    ] = None,
     dry_run: _DryRun = False,
     take_over: _TakeOver = False,
+    abandon: Annotated[
+        bool, typer.Option("--abandon", help="Build nothing: clear the mark of a rebuild that died.")
+    ] = False,
     as_json: _Json = False,
 ) -> None:
     """Build a generation of all summaries beside the live one, compare the two, and make it live.
@@ -180,15 +183,24 @@ def rebuild(
     Services go on meanwhile. Exit 1 if the generation was refused: something in it would be older than what is live.
     From s3, the compacted topics are then filled again, as after a loss of Kafka.
 
-    Killed, it has changed nothing that is served: start it again. It then watches for half a minute whether the one
-    before it lives, and is refused or goes on in its place.
+    A killed rebuild has changed nothing that is served, but its mark stays and refuses the next one: start that with
+    --take-over, or clear the mark with --abandon.
 
     Example: tripfold rebuild --from s3 --dry-run
 
     Example: tripfold rebuild --from kafka --json > differences.json
+
+    Example: tripfold rebuild --abandon
     """
     from services.operate import terminal  # noqa: PLC0415  # as above
 
+    if abandon:
+        if source is not None or dry_run or take_over or as_json:
+            raise typer.BadParameter("it is used alone: it builds nothing", param_hint="--abandon")
+        terminal.abandon_rebuild()
+        return
+    if source is None:
+        raise typer.BadParameter("give s3 or kafka", param_hint="--from")
     terminal.rebuild(from_kafka=source is Source.KAFKA, dry_run=dry_run, take_over=take_over, as_json=as_json)
 
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
+from services.aggregate.generations import rebuild_age_s
 from services.aggregate.replay import KafkaReplay, Replay
 from services.ingest.identity import InvalidCityList, parse_city_list
 from services.ingest.persistence import Circuit
@@ -29,8 +30,9 @@ RACE_ROUNDS = 3
 RACE_WRITERS = 4
 LINEAGE_RECORDS_MAX = 2_000
 GETS_AT_ONCE_MAX = 16
-NEEDS = {"compare-and-swap": {"S3"}, "topics": {"Kafka"}, "lineage": {"S3", "Kafka"}}
+NEEDS = {"compare-and-swap": {"S3"}, "topics": {"Kafka"}, "lineage": {"S3", "Kafka"}, "rebuild": {"S3"}}
 """What cannot be examined when something else failed: a probe might even make a bucket that is missing."""
+REBUILD_OLD_S = 3_600
 UNKNOWN = "this could not be examined: see first to what failed above"
 
 
@@ -48,7 +50,7 @@ class Unfit(OperatorError):
 
 
 async def examine(settings: Settings) -> AsyncIterator[Examined]:
-    """Examine S3, its compare-and-swap, Kafka, the topics, the upstream and the lineage, one after the other."""
+    """Examine S3, its compare-and-swap, Kafka, the topics, the upstream, the lineage and a rebuild, in turn."""
     async with S3Store(settings) as store, KafkaPublisher(settings, source="doctor") as publisher:
 
         async def s3() -> str:
@@ -77,6 +79,11 @@ async def examine(settings: Settings) -> AsyncIterator[Examined]:
                 "lineage",
                 lambda: _lineage_of(settings, store),
                 "stop the services, run 'tripfold restore', start them, then 'tripfold repair --topics'",
+            ),
+            (
+                "rebuild",
+                lambda: rebuild_mark(store),
+                "if it does not run any more, clear its mark with 'tripfold rebuild --abandon'",
             ),
         ]
         failed: set[str] = set()
@@ -146,6 +153,17 @@ async def _topics(settings: Settings) -> str:
     if differences:
         raise Unfit("; ".join(f"{one.topic}: {one.what} is {one.found}, not {one.expected}" for one in differences))
     return "all are as they should be"
+
+
+async def rebuild_mark(store: OperatedStore) -> str:
+    """Say how old the mark of a rebuild is. Raises Unfit for one so old that its rebuild has probably died."""
+    age_s = await rebuild_age_s(store)
+    if age_s is None:
+        return "none is under way"
+    found = f"one was begun {age_s:.0f} s ago, and has not ended"
+    if age_s > REBUILD_OLD_S:
+        raise Unfit(found)
+    return found
 
 
 async def city_list(settings: Settings) -> str:

@@ -12,6 +12,7 @@ from typing import Self
 import typer
 from rich.table import Table
 
+from services.aggregate import generations
 from services.aggregate.bucket import Dates
 from services.aggregate.change import Side
 from services.aggregate.generations import Generation, drop, list_generations
@@ -21,18 +22,17 @@ from services.aggregate.repairing import Repaired, repair_dates
 from services.aggregate.replay import KafkaReplay, PairReplay
 from services.aggregate.verify import RAW_OBJECT, Difference
 from services.aggregate.verifying import verify_dates
-from services.operate import signs_of_life
 from services.operate.cleaning import Swept, clean, parse_age
 from services.operate.command_line import (
     command_settings,
     console,
     print_json,
     printable,
-    progress_console,
     run_command,
 )
 from services.operate.doctor import Examined, examine
 from services.operate.progress_bar import progress_bar, wait
+from shared.current import read_current
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
 from shared.store import S3Store
@@ -170,20 +170,33 @@ async def _run_rebuild(
     settings: Settings, *, take_over: bool, dry_run: bool, replay: PairReplay | None = None, seed: int | None = None
 ) -> Rebuilt:
     tune_collector()
-    interval_s = signs_of_life.SIGN_INTERVAL_S
     token = uuid.uuid4().hex
     async with S3Store(settings) as store, KafkaPublisher(settings, source="rebuild") as publisher:
         await publisher.check()
-        if not take_over:
-            await signs_of_life.clear_dead_mark(store, interval_s=interval_s, tell=_tell_aside)
         with _Steps() as steps:
             job = Rebuild(store, publisher, token=token, report=steps.report, replay=replay, seed=seed)
-            async with signs_of_life.giving_signs(store, token, interval_s=interval_s):
-                return await job.run(take_over=take_over, dry_run=dry_run)
+            return await job.run(take_over=take_over, dry_run=dry_run)
 
 
-def _tell_aside(line: str) -> None:
-    progress_console.print(line, highlight=False, markup=False, soft_wrap=True)
+def abandon_rebuild() -> None:
+    """Clear the mark of a rebuild that died."""
+    settings = command_settings()
+
+    async def run() -> int | None:
+        async with S3Store(settings) as store:
+            current = await read_current(store)
+            if current.token is not None:
+                await generations.abandon(store, current.token)
+            return current.building
+
+    building = run_command(run())
+    if building is None:
+        console.print("no rebuild is under way: nothing to clear")
+    else:
+        console.print(
+            f"the rebuild into generation {building} is abandoned. If it still runs, it will fail without harm",
+            soft_wrap=True,
+        )
 
 
 class _Steps:

@@ -17,12 +17,10 @@ from typing import Any
 import msgspec
 
 from services import cli
-from services.operate import signs_of_life
 from shared.settings import Settings
 from tests.integration.running import environment_of
 
 DEADLINE_S = 90
-SIGN_INTERVAL_S = 0.5  # of the commands: a killed rebuild is waited for three times as long
 
 # Each command is a process of its own, forked from one that has loaded the command: loading takes longer than running.
 _processes = multiprocessing.get_context("forkserver")
@@ -97,6 +95,5 @@ def _run(arguments: tuple[str, ...], environment: dict[str, str], folder: str) -
     os.environ.update(environment)
     for name, descriptor in (("out", 1), ("err", 2)):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY), descriptor)
-    signs_of_life.SIGN_INTERVAL_S = SIGN_INTERVAL_S
     sys.argv = ["tripfold", *arguments]
     cli.main()

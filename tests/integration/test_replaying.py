@@ -24,7 +24,6 @@ from confluent_kafka.admin import AdminClient
 from services.aggregate.rebuilding import Rebuild
 from services.aggregate.replay import FETCH_BYTES_MAX, KafkaReplay, Pair
 from services.local.embedded import EmbeddedServices
-from services.operate.signs_of_life import giving_signs
 from shared import events, keys, objects
 from shared.bounded import map_bounded
 from shared.contribution import Contribution
@@ -157,36 +156,39 @@ async def test_a_rebuild_that_is_killed_changes_nothing(settings: Settings) -> N
         published = await _published(publisher, bucket, random)
         for number in range(KILLS):
             highest = (await read_current(store)).highest
-            with begun(settings, "rebuild", "--from", random.choice(["s3", "kafka"])) as command:
+            with begun(settings, "rebuild", "--take-over", "--from", random.choice(["s3", "kafka"])) as command:
                 await building(store, highest)
                 await asyncio.sleep(random.uniform(0, 1))
                 command.signal(signal.SIGKILL)
                 await command.ended()
             assert await summaries(store) == right, f"after kill {number} of {KILLS}, seed {SEED}"
-        code, rebuilt = await told(settings, "rebuild", "--from", "s3")
+        code, rebuilt = await told(settings, "rebuild", "--from", "s3", "--take-over")
         assert (code, rebuilt["changes"]) == (0, [])
         assert await summaries(store) == right
         await _stale_topic(settings, publisher, published)
 
 
-async def test_a_rebuild_that_was_killed_is_only_started_again(settings: Settings) -> None:
-    """Killed in its middle, a rebuild leaves its mark; a plain second start finds it dead, says so, and completes."""
+@pytest.mark.parametrize("remedy", ["take over", "abandon"])
+async def test_a_rebuild_that_was_killed_leaves_a_mark_that_an_operator_clears(settings: Settings, remedy: str) -> None:
+    """A rebuild finds the mark of a killed one, is refused, and names both remedies; either works."""
     async with opened(settings) as (store, _):
         await filled(store)
         right = await summaries(store)
         with begun(settings, "rebuild", "--from", "s3") as command:
             await building(store, 1)
-            command.signal(signal.SIGSTOP)
-            assert (await read_current(store)).building == 2
             command.signal(signal.SIGKILL)
             assert (await command.ended()).code == -signal.SIGKILL
-        [sign] = [one.key async for one in store.list(keys.REBUILDS)]
-        assert sign == keys.rebuild((await read_current(store)).token or "")
         code, _, err = await tripfold(settings, "rebuild", "--from", "s3")
-        assert (code, "watching for" in err, "it is taken for dead" in err) == (0, True, True), err
+        assert (code, "--take-over" in err, "tripfold rebuild --abandon" in err) == (1, True, True), err
+        if remedy == "take over":
+            assert (await told(settings, "rebuild", "--from", "s3", "--take-over"))[0] == 0
+        else:
+            code, out, _ = await tripfold(settings, "rebuild", "--abandon")
+            assert (code, "generation 2 is abandoned" in out) == (0, True), out
+            assert await read_current(store) == Current(live=1, highest=2)
+            assert (await told(settings, "rebuild", "--from", "s3"))[0] == 0
         assert await read_current(store) == Current(live=3, highest=3)
         assert await summaries(store) == right
-        assert [one.key async for one in store.list(keys.REBUILDS)] == [sign]
 
 
 class _HeldReplay:
@@ -222,18 +224,14 @@ async def _two_at_once(settings: Settings, store: S3Store, publisher: KafkaPubli
     highest = (await read_current(store)).highest
     replay = _HeldReplay()
     first = Rebuild(store, publisher, token="first", report=lambda *_: None, replay=replay)
-    async with giving_signs(store, "first", interval_s=0.1):
-        rebuilding = asyncio.create_task(first.run())
-        await building(store, highest)
-        code, _, err = await tripfold(settings, "rebuild", "--from", "s3")
-        assert (code, "a rebuild is under way" in err, "it has just given a sign of life" in err) == (1, True, True), (
-            err
-        )
-        assert (await read_current(store)).token == "first"
-        replay.released.set()
-        assert (await rebuilding).flipped
+    rebuilding = asyncio.create_task(first.run())
+    await building(store, highest)
+    code, _, err = await tripfold(settings, "rebuild", "--from", "s3")
+    assert (code, "--take-over" in err) == (1, True), err
+    assert (await read_current(store)).token == "first"
+    replay.released.set()
+    assert (await rebuilding).flipped
     assert (await read_current(store)) == Current(live=highest + 1, highest=highest + 1)
-    assert [one.key async for one in store.list(keys.REBUILDS)] == []
 
 
 async def _a_zombie(settings: Settings, store: ObjectStore) -> None:

@@ -171,17 +171,6 @@ async def test_old_notes_of_attempts_go(bucket: OperatedBucket) -> None:
     assert list(bucket.store.bodies("attempts/")) == [keys.attempts(DAY, CityId("2"))]
 
 
-async def test_old_signs_of_life_go(bucket: OperatedBucket) -> None:
-    """A sign that a dead rebuild left goes once it is old; the pointer beside it, however old, stays."""
-    bucket.store.write(keys.CURRENT, b"{}")
-    bucket.store.write(keys.rebuild("dead"), b"{}")
-    bucket.clock.advance(8 * 86_400)
-    bucket.store.write(keys.rebuild("alive"), b"{}")
-    told = {one.key: one.verdict for one in await cleaned(bucket)}
-    assert told[keys.rebuild("dead")] is Verdict.LEFT_SIGN
-    assert list(bucket.store.bodies("state/")) == [keys.CURRENT, keys.rebuild("alive")]
-
-
 async def test_a_quarantines_age_within_the_deadline_is_refused(bucket: OperatedBucket) -> None:
     """A file that may just be coming into quarantine is not looked at."""
     with pytest.raises(InvalidAge, match="not longer than the deadline"):

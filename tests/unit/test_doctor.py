@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 
 import pytest
 
-from services.operate.doctor import Unfit, examine, lineage, race
+from services.aggregate.generations import begin, watch_rebuild
+from services.operate.doctor import Unfit, examine, lineage, race, rebuild_mark
 from shared import keys, objects
+from shared.health import REGISTRY, Health
 from shared.objects import Lineage
+from shared.patience import Patience
 from shared.settings import Settings
 from shared.store import LostRace
 from shared.topics import Topic
@@ -56,6 +61,29 @@ async def test_a_lost_answer_is_not_held_against_the_store() -> None:
     await race(Forgetful(lambda: NOON))
 
 
+async def test_a_rebuild_that_is_marked_and_old_is_found_out() -> None:
+    """The mark of a rebuild passes while it is young; after an hour its rebuild has probably died."""
+    bucket = OperatedBucket()
+    assert await rebuild_mark(bucket.store) == "none is under way"
+    await begin(bucket.store, "dead", take_over=False)
+    assert "has not ended" in await rebuild_mark(bucket.store)
+    bucket.clock.advance(3_601)
+    with pytest.raises(Unfit, match="3601 s ago"):
+        await rebuild_mark(bucket.store)
+
+
+async def test_the_metric_shows_the_age_of_a_rebuild() -> None:
+    """The metric of an aggregate is the age of the rebuild that is marked, and 0 once it has ended."""
+    bucket = OperatedBucket()
+    await begin(bucket.store, "dead", take_over=False)
+    bucket.clock.advance(100)
+    patience = Patience(health=Health(), wait_max_s=1)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await watch_rebuild(bucket.store, patience)
+    assert REGISTRY.get_sample_value("tripfold_rebuild_age_seconds") == 100
+
+
 async def test_a_restored_backup_is_found_out() -> None:
     """A topic with a revision that the bucket would mint again is told, by the object and the revision."""
     bucket = OperatedBucket()
@@ -85,7 +113,7 @@ async def test_nothing_in_reach_is_told_and_not_raised(monkeypatch: pytest.Monke
         upstream_url=f"http://127.0.0.1:{ports[2]}",
     )
     found = {one.what: one async for one in examine(settings)}
-    assert set(found) == {"S3", "compare-and-swap", "Kafka", "topics", "upstream", "lineage"}
+    assert set(found) == {"S3", "compare-and-swap", "Kafka", "topics", "upstream", "lineage", "rebuild"}
     assert not any(one.ok for one in found.values())
     assert "TRIPFOLD_S3_" in found["S3"].remedy
     assert "see first to what failed above" in found["compare-and-swap"].remedy

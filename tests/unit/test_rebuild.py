@@ -255,7 +255,7 @@ async def test_from_kafka_nothing_is_published(bucket: OperatedBucket) -> None:
 async def test_a_second_rebuild_is_refused_until_it_takes_over(bucket: OperatedBucket) -> None:
     """While a building pointer stands a rebuild says so; told to take over it builds under another number."""
     await generations.begin(bucket.store, "token-of-the-dead", take_over=False)
-    with pytest.raises(RebuildUnderWay, match="a rebuild is under way"):
+    with pytest.raises(RebuildUnderWay, match="a rebuild into generation 2 was begun"):
         await rebuild(bucket)
     assert (await read_current(bucket.store)).token == "token-of-the-dead"
     rebuilt = await rebuild(bucket, take_over=True)
