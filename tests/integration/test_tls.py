@@ -22,8 +22,8 @@ from shared.settings import Settings, load_settings
 from shared.store import S3Store, StoreUnavailable
 from shared.topics import Topic
 from shared.topics_admin import apply_topics
-from tests.integration.hostile import HostileServer
-from tests.integration.test_hostile_upstream import BODY, GOOD, client_of
+from tests.integration.upstream.client import BODY, GOOD, client_of
+from tests.integration.upstream.hostile import HostileServer
 from tests.unit.test_events import STATS
 
 HOST = "127.0.0.1"
