@@ -214,7 +214,7 @@ def test_progress_is_streamed(world: World, page: Page, address: str) -> None:
 def test_numbers_are_read_again(world: World, page: Page, address: str) -> None:
     """The numbers follow a retry of a request that had ended, and what another client changed; else they are not sent.
 
-    A failure to read them again says so above the numbers.
+    The focus and the order of the table stay. A failure to read them again says so above the numbers.
     """
     fill(world)
     failed = ended(under_way())
@@ -222,6 +222,10 @@ def test_numbers_are_read_again(world: World, page: Page, address: str) -> None:
     page.goto(f"{address}/{RANGE}")
     expect(cell(page, "Armenia", 2)).to_have_text("1.1 provisional")
     look_again = "dispatchEvent(new Event('focus'))"
+    totals = page.get_by_role("table", name="Totals by country")
+    totals.get_by_role("button", name="Buses").click()
+    cell(page, "Armenia", 1).focus()
+    page.keyboard.press("ArrowRight")
     with page.expect_response("**/country-stats?*") as unchanged:
         page.evaluate(look_again)
     assert unchanged.value.status == 304
@@ -234,6 +238,8 @@ def test_numbers_are_read_again(world: World, page: Page, address: str) -> None:
     world.fold_in(planned("armenia", NEXT_DAY, city_ids=["1"]), stats("armenia", NEXT_DAY, city_id="1"))
     page.evaluate(look_again)
     expect(cell(page, "Armenia", 2)).to_have_text("1.1")
+    expect(cell(page, "Armenia", 2)).to_be_focused()
+    expect(totals.locator("th", has_text="Buses")).to_have_attribute("aria-sort", "descending")
     page.route("**/country-stats?*", lambda route: route.abort())
     page.evaluate(look_again)
     alert = page.locator("#answer").get_by_role("alert")

@@ -158,6 +158,15 @@ function moveTo(table, cell) {
   cell.focus();
 }
 
+/** Call `draw`, which draws the map again, and put the focus back on the country-day that had it. */
+export function keepingFocus(place, draw) {
+  const cell = document.activeElement.closest("#answer .heatmap tbody td");
+  const name = cell?.parentElement.cells[0].textContent;
+  draw();
+  const row = cell && [...place.querySelectorAll(".heatmap tbody tr")].find((one) => one.cells[0].textContent === name);
+  if (row?.cells[cell.cellIndex]) moveTo(row.closest("table"), row.cells[cell.cellIndex]);
+}
+
 function legend(met, { bound }) {
   const steps = met.length + 1;
   const label = (place) => {

@@ -4,7 +4,7 @@ import { countryStats, keepKey, statsFile } from "./api.js";
 import { openCountryDay } from "./country_day.js";
 import { button, element, hideHint, notice, tell } from "./dom.js";
 import { count, daysIn, delay, moved, plural } from "./format.js";
-import { heatmap } from "./heatmap.js";
+import { heatmap, keepingFocus } from "./heatmap.js";
 import { LINES_MAX, lines } from "./lines.js";
 import { showQuarantine } from "./quarantine.js";
 import { watchRequests } from "./requests.js";
@@ -63,7 +63,7 @@ async function load({ quietly = false } = {}) {
     const now = await countryStats(shown, { signal, etag }, (days) => gathered.add(days));
     answer.querySelector(":scope > .error")?.remove();
     if (now === etag) return;
-    show(gathered.arranged());
+    keepingFocus(answer, () => show(gathered.arranged()));
     etag = now;
     tell(`Statistics from ${shown.from} to ${shown.to}.`);
   } catch (problem) {

@@ -67,6 +67,8 @@ export function daysTable(country, onopen) {
   return sortable(`Days of ${country.name}`, columns, country.days);
 }
 
+const orders = new Map(); // by caption: how a table was sorted, so that it is again when its numbers change
+
 function sortable(caption, columns, rows) {
   const body = element("tbody");
   const heads = columns.map((column) =>
@@ -95,12 +97,19 @@ function sortable(caption, columns, rows) {
   const sort = (column) => {
     const head = heads[columns.indexOf(column)];
     const upwards = head.getAttribute("aria-sort") !== (column.figure ? "descending" : "ascending") ? !column.figure : column.figure;
+    orders.set(caption, { name: column.name, upwards });
+    arrange(column, upwards);
+  };
+  const arrange = (column, upwards) => {
+    const head = heads[columns.indexOf(column)];
     heads.forEach((one) => one.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", upwards ? "ascending" : "descending");
     const compare = (one, other) => (typeof one === "string" ? one.localeCompare(other, "en") : one - other);
     show([...rows].sort((one, other) => compare(column.of(one), column.of(other)) * (upwards ? 1 : -1)));
   };
   show(rows);
+  const order = orders.get(caption);
+  if (order) arrange(columns.find(({ name }) => name === order.name), order.upwards);
   return element(
     "div",
     { class: "scroll" },
