@@ -71,22 +71,26 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """Which cities of a request are to be taken up again, and when that was asked.
 
     ``positions`` is a bitmap over the order of the plan of ``plan_revision``, in hexadecimal, bit n for position n. If
-    the date's plan has moved on since, all of its cities are taken up.
+    the date's plan has moved on since, all of its cities are taken up. A request that never had a plan names plan 0.
     """
 
-    plan_revision: RevisionField
+    plan_revision: CountField
     positions: PositionsField
     retried_at: InstantField
 
 
 class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"):
-    """Somebody asked for a date; or, with ``retry``, for some cities of a request once more."""
+    """Somebody asked for a date; or, with ``retry``, for some cities of a request once more.
+
+    ``resent_at`` is when a stalled request was published again: only its unfinished cities are taken up.
+    """
 
     topic: ClassVar[Topic] = Topic.PROCESS_REQUESTS
     request_id: RequestField
     date: dt.date
     requested_at: InstantField
     retry: Retry | None = None
+    resent_at: InstantField | None = None
 
     @property
     def key(self) -> str:
@@ -94,7 +98,7 @@ class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"
 
     @property
     def identity(self) -> str:
-        return _retried(self.request_id, self.retry.retried_at if self.retry else None)
+        return _retried(_retried(self.request_id, self.retry.retried_at if self.retry else None), self.resent_at)
 
 
 class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
@@ -330,17 +334,22 @@ class CityFolded(Event, frozen=True, kw_only=True, tag="city-folded"):
 
 
 class RequestFailed(Event, frozen=True, kw_only=True, tag="request-failed"):
-    """The request as a whole cannot be served, and why."""
+    """The request as a whole cannot be served, and why. ``retried_at`` is of the retry that ended so."""
 
     topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
     request_id: RequestField
     date: dt.date
     requested_at: InstantField
     reason: ReasonField
+    retried_at: InstantField | None = None
 
     @property
     def key(self) -> str:
         return self.request_id
+
+    @property
+    def identity(self) -> str:
+        return _retried("", self.retried_at)
 
 
 def _retried(identity: str, retried_at: dt.datetime | None) -> str:

@@ -11,6 +11,7 @@ from shared.identity import CityId, CountrySlug, RequestId, request_time_ms
 LINEAGE = "state/lineage.json"
 COUNTRIES = "state/countries.json"
 CURRENT = "state/current.json"
+ACTIVE_REQUESTS = "state/active-requests/"
 REQUESTS = "requests/"
 PLANS = "plans/"
 MANIFESTS = "manifests/"
@@ -64,6 +65,11 @@ def quarantine_of_month(month: str) -> str:
 def attempts(date: dt.date, city_id: CityId) -> str:
     """Return the key of the note on which attempts at a city-day are being parsed."""
     return f"attempts/date={date}/city={city_id}.json"
+
+
+def active_requests(date: dt.date) -> str:
+    """Return the key of the object that says which request of a date runs and which one waits."""
+    return f"{ACTIVE_REQUESTS}date={date}.json"
 
 
 def plan(date: dt.date) -> str:

@@ -303,12 +303,43 @@ class CityUnderWay(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     folded: dict[CountrySlug, int] = {}
 
 
+class ActiveRequests(StoredObject, frozen=True, kw_only=True):
+    """Which request of a date was begun last, and which one is to be begun when that one has ended."""
+
+    date: dt.date
+    running: RequestId | None = None
+    waiting: RequestId | None = None
+
+
+class RetriedCity(msgspec.Struct, frozen=True, kw_only=True):
+    """A failed city that a retry takes up again."""
+
+    city_id: CityId
+    city_name: str
+
+
+class RetryRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest retry of a request: which cities it takes up again, and since when.
+
+    ``positions`` is a bitmap over the plan of ``plan_revision``; 0 of a request whose city list could not be read.
+    ``count`` is how often the request was retried, and ``cities`` names the first of the cities. An earlier failure of
+    such a city, or of the request, does not end the retry.
+    """
+
+    count: int
+    retried_at: dt.datetime
+    plan_revision: int
+    positions: str
+    cities: tuple[RetriedCity, ...] = ()
+
+
 class RequestRecord(StoredObject, frozen=True, kw_only=True):
     """The progress of one request: bitmaps over the plan's order, and what is under way.
 
     ``outcomes`` holds a bitmap for each outcome, and ``served`` one of the cities whose revisions are all folded in
     the live generation: integers in hexadecimal, bit n for position n. ``version`` grows with every change.
-    ``cancelled_at`` is when somebody asked for its cities to be skipped that were not started yet.
+    ``cancelled_at`` is when somebody asked for its cities to be skipped that were not started yet. ``dispatched_at`` is
+    the time of the latest ``ProcessRequested`` of which the planner has published every task.
     """
 
     request_id: RequestId
@@ -331,6 +362,8 @@ class RequestRecord(StoredObject, frozen=True, kw_only=True):
     failures: dict[int, Failure] = {}
     resent_at: dt.datetime | None = None
     cancelled_at: dt.datetime | None = None
+    dispatched_at: dt.datetime | None = None
+    retry: RetryRecord | None = None
 
 
 _PLANS_MARK = b',"plans":'
@@ -379,6 +412,9 @@ def _refuse_strayed(stored: StoredObject, key: str) -> None:
         case Plan():
             own = keys.plan(stored.date)
             strayed = key.startswith(keys.PLANS) and key != own
+        case ActiveRequests():
+            own = keys.active_requests(stored.date)
+            strayed = key.startswith(keys.ACTIVE_REQUESTS) and key != own
         case Summary() | SummaryHead():
             own = f"{stored.date}/{stored.country}"
             strayed = key.startswith(keys.SUMMARIES) and keys.parse_summary(key) != (stored.date, stored.country)

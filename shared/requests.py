@@ -1,4 +1,8 @@
-"""What the record of a request's progress means: its status, and how far it has come. Pure."""
+"""What the record of a request's progress means, and how the retry of its failed cities begins.
+
+The order of effects of a retry: the record is changed by compare-and-swap, so that the request is running again; then
+``ProcessRequested`` is published. If it is lost, the requeue of stalled requests publishes it again.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ import enum
 
 import msgspec
 
-from shared import bitmap
+from shared import bitmap, health, keys, objects
 from shared.errors import OperatorError
 from shared.events import Outcome, ProcessRequested, Retry
-from shared.objects import RequestRecord
+from shared.identity import RequestId, request_time_ms
+from shared.objects import RequestRecord, RetriedCity, RetryRecord
+from shared.store import LostRace, ObjectStore
 
 
 class Status(enum.Enum):
@@ -70,14 +76,46 @@ def status_of(record: RequestRecord) -> Status:
     """
     if not record.planned:
         if record.failed_reason is None:
-            return Status.ACCEPTED
+            return Status.RUNNING if record.retry else Status.ACCEPTED
         return Status.FAILED if record.cancelled_at is None else Status.CANCELLED
     counts = counts_of(record)
     if counts.cities_done == counts.cities_total:
         if counts.cities_skipped and record.cancelled_at is not None:
             return Status.CANCELLED
         return Status.COMPLETED_WITH_FAILURES if counts.cities_failed else Status.COMPLETED
-    return Status.RUNNING if record.outcomes or record.under_way else Status.PLANNED
+    return Status.RUNNING if record.outcomes or record.under_way or record.retry else Status.PLANNED
+
+
+def unfinished_of(record: RequestRecord) -> int:
+    """Return the bitmap of the cities that have neither failed nor been skipped nor are served."""
+    finished = bitmap.decode(record.served)
+    for outcome in (Outcome.FAILED, Outcome.SKIPPED):
+        finished |= bitmap.decode(record.outcomes.get(outcome, "0"))
+    return ((1 << record.cities) - 1) & ~finished
+
+
+def new_record(request_id: RequestId, date: dt.date, now: dt.datetime | None = None) -> RequestRecord:
+    """Return the record of a request of which nothing else is known; its id says when it was made."""
+    requested_at = dt.datetime.fromtimestamp(request_time_ms(request_id) / 1000, dt.UTC)
+    return RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=now or requested_at)
+
+
+def request_event(record: RequestRecord, *, resent_at: dt.datetime | None = None) -> ProcessRequested:
+    """Return the event that has the request processed: its latest retry, if there was one."""
+    retry = None
+    if record.retry is not None:
+        retry = Retry(
+            plan_revision=record.retry.plan_revision,
+            positions=record.retry.positions,
+            retried_at=record.retry.retried_at,
+        )
+    return ProcessRequested(
+        request_id=record.request_id,
+        date=record.date,
+        requested_at=record.requested_at,
+        retry=retry,
+        resent_at=resent_at,
+    )
 
 
 def is_awaited(record: RequestRecord, position: int) -> bool:
@@ -91,26 +129,65 @@ class NothingToRetry(OperatorError):
     """The request has no failed cities that could be taken up again, or has not ended yet."""
 
 
-def retry_of(record: RequestRecord, now: dt.datetime, *, positions: int | None = None) -> ProcessRequested:
-    """Return what takes up the failed cities of a request again, under its own id.
+async def begin_retry(
+    store: ObjectStore, request_id: RequestId, now: dt.datetime, *, positions: int | None = None
+) -> RequestRecord | None:
+    """Record a retry of a request's failed cities; return the record, whose ``request_event`` is to be published.
 
-    If its list of cities could not be had, all of it is taken up. ``positions`` is a bitmap of the cities to which the
-    retry is limited. Raises NothingToRetry if none of them has failed, or if the request has not ended.
+    A retry that runs already is returned as it is, to be published again. Returns None if there is no such request.
+    Raises NothingToRetry.
+    """
+    key = keys.request(request_id)
+    while True:
+        found = await store.get(key)
+        if found is None:
+            return None
+        record = objects.decode(RequestRecord, found.body, key)
+        retried = retried_record(record, now, positions=positions)
+        if retried is record:
+            return record
+        try:
+            await store.swap(key, objects.encode(retried), etag=found.etag)
+        except LostRace:
+            health.lost_races.labels("request").inc()
+            continue
+        return retried
+
+
+def retried_record(record: RequestRecord, now: dt.datetime, *, positions: int | None = None) -> RequestRecord:
+    """Return the record of a request whose failed cities are taken up again: it is running, and they are unfinished.
+
+    If its city list could not be read, all of it is taken up. ``positions`` is a bitmap of the cities to which the
+    retry is limited. Returns ``record`` itself if such a retry runs already. Raises NothingToRetry if none of the
+    cities has failed, or if the request has not ended.
     """
     status = status_of(record)
-    if status is Status.FAILED:
-        return ProcessRequested(request_id=record.request_id, date=record.date, requested_at=record.requested_at)
-    failed = bitmap.decode(record.outcomes.get(Outcome.FAILED, "0"))
-    chosen = failed if positions is None else failed & positions
     if not status.ended:
+        if record.retry is not None and not (positions or 0) & ~bitmap.decode(record.retry.positions):
+            return record
         raise NothingToRetry(f"request {record.request_id} is {status.value}: it can be retried once it has ended")
     if record.cancelled_at is not None:
         raise NothingToRetry(f"request {record.request_id} was cancelled: ask for {record.date} again")
-    if not chosen:
+    failed = bitmap.decode(record.outcomes.get(Outcome.FAILED, "0"))
+    chosen = failed if positions is None else failed & positions
+    if not chosen and status is not Status.FAILED:
         raise NothingToRetry(f"request {record.request_id} is {status.value}: no such city of it has failed")
-    return ProcessRequested(
-        request_id=record.request_id,
-        date=record.date,
-        requested_at=record.requested_at,
-        retry=Retry(plan_revision=record.plan_revision, positions=bitmap.encode(chosen), retried_at=now),
+    retried = {at: failure for at, failure in record.failures.items() if bitmap.contains(chosen, at)}
+    # Clocks differ: the planner tells a new retry from an old one by its time.
+    earlier = [record.dispatched_at, record.retry.retried_at if record.retry else None]
+    after = [at + dt.timedelta(microseconds=1) for at in earlier if at is not None]
+    return msgspec.structs.replace(
+        record,
+        outcomes=record.outcomes | {Outcome.FAILED: bitmap.encode(failed & ~chosen)},
+        failures={at: failure for at, failure in record.failures.items() if at not in retried},
+        failed_reason=None,
+        retry=RetryRecord(
+            count=record.retry.count + 1 if record.retry else 1,
+            retried_at=max([now, *after]),
+            plan_revision=record.plan_revision,
+            positions=bitmap.encode(chosen),
+            cities=tuple(RetriedCity(city_id=one.city_id, city_name=one.city_name) for one in retried.values()),
+        ),
+        version=record.version + 1,
+        updated_at=now,
     )

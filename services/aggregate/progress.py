@@ -3,7 +3,8 @@
 Like the fold of summaries it is a join: of two plans the higher revision counts and begins anew, of two outcomes of
 a city the higher one (failed < skipped < unchanged < stored), of two failures that of the later retry, of published
 and folded revisions the highest for each country. Events may come twice and in any order. The bytes and trips shown
-are those of the first end that was served.
+are those of the first end that was served. While a retry runs, only its own failures count: an earlier one does not
+end it, however late it comes.
 """
 
 from __future__ import annotations
@@ -15,19 +16,13 @@ import msgspec
 
 from shared import bitmap
 from shared.events import CityFinished, CityFolded, CityProgressed, Event, Outcome, RequestFailed, RequestPlanned
-from shared.identity import CountrySlug, RequestId, request_time_ms
+from shared.identity import CountrySlug
 from shared.objects import CityUnderWay, Failure, RequestRecord
 
 FAILURES_MAX = 100
 
 ProgressEvent = RequestPlanned | CityProgressed | CityFinished | CityFolded | RequestFailed
 _CityEvent = CityProgressed | CityFinished | CityFolded
-
-
-def new_record(request_id: RequestId, date: dt.date, now: dt.datetime) -> RequestRecord:
-    """Return the record of a request that nothing else is known of; when it was made is in its id."""
-    requested_at = dt.datetime.fromtimestamp(request_time_ms(request_id) / 1000, dt.UTC)
-    return RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=now)
 
 
 def fold_progress(record: RequestRecord, folded: Iterable[ProgressEvent], now: dt.datetime) -> RequestRecord:
@@ -67,6 +62,8 @@ def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
         version=record.version,
         resent_at=record.resent_at,
         cancelled_at=record.cancelled_at,
+        dispatched_at=record.dispatched_at,
+        retry=record.retry,
         failed_reason=record.failed_reason,
         plan_revision=plan_revision,
     )
@@ -103,7 +100,7 @@ class _Working:
 
     def fail(self, event: RequestFailed) -> None:
         """Note that the request as a whole cannot be served; a plan found later counts for more."""
-        if self._fixed.failed_reason is None and not self._fixed.planned:
+        if self._fixed.failed_reason is None and not self._fixed.planned and not self._is_before_retry(event):
             self._fixed = msgspec.structs.replace(self._fixed, failed_reason=event.reason)
 
     def plan(self, event: RequestPlanned) -> None:
@@ -125,6 +122,9 @@ class _Working:
         """Fold an event of one city."""
         position = event.position
         if isinstance(event, CityFinished):
+            failed = event.outcome in {Outcome.FAILED, Outcome.SKIPPED}
+            if failed and self._is_retried(position) and self._is_before_retry(event):
+                return
             self._note_outcome(event)
         if bitmap.contains(self._served, position):
             return
@@ -139,6 +139,16 @@ class _Working:
             case CityFinished():
                 city = _finished(known, event)
         self._settle(position, self._outcome_of(position), city)
+
+    def _is_retried(self, position: int) -> bool:
+        retry = self._fixed.retry
+        if retry is None:
+            return False
+        return retry.plan_revision != self.plan_revision or bitmap.contains(bitmap.decode(retry.positions), position)
+
+    def _is_before_retry(self, event: CityFinished | RequestFailed) -> bool:
+        retry = self._fixed.retry
+        return retry is not None and (event.retried_at is None or event.retried_at < retry.retried_at)
 
     def _outcome_of(self, position: int) -> Outcome | None:
         return next((one for one, members in self._outcomes.items() if bitmap.contains(members, position)), None)

@@ -1,7 +1,11 @@
 """Folding progress events into the records of their requests, and sending stuck requests on their way again.
 
-A record is written at most once in ``interval_s``: what came since is one batch. A request that has made no progress
-for long is published again, with the same id, so whatever the broker lost comes back by itself.
+A record is written at most once in ``interval_s``: what came since is one batch. The order of effects: the record; if
+its request has ended, ``ProcessRequested`` of the request of the date that waits for it; the commit. A crash between
+them repeats both.
+
+A request that has made no progress for long is published again, with the same id, so whatever the broker lost comes
+back by itself.
 """
 
 from __future__ import annotations
@@ -12,15 +16,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
-from services.aggregate.progress import ProgressEvent, fold_progress, is_progress_event, new_record
-from shared import health, keys, objects
+from services.aggregate.progress import ProgressEvent, fold_progress, is_progress_event
+from shared import active_requests, health, keys, objects
 from shared.consuming import decode_batch
-from shared.events import ProcessRequested
 from shared.identity import RequestId
 from shared.objects import RequestRecord
 from shared.patience import Patience, run_all
 from shared.publishing import Outgoing, Publisher, Received
-from shared.requests import status_of
+from shared.requests import new_record, request_event, status_of
 from shared.store import LostRace, ObjectStore
 
 SWEEP_INTERVAL_S = 60.0
@@ -66,14 +69,20 @@ class ProgressFolder:
             else:
                 before = objects.decode(RequestRecord, found.body, key)
             after = fold_progress(before, events, now)
-            if found is not None and after is before:
-                return
-            try:
-                await self._store.swap(key, objects.encode(after), etag=found.etag if found else None)
-            except LostRace:
-                health.lost_races.labels("request").inc()
-                continue
-            return
+            if found is None or after is not before:
+                try:
+                    await self._store.swap(key, objects.encode(after), etag=found.etag if found else None)
+                except LostRace:
+                    health.lost_races.labels("request").inc()
+                    continue
+            break
+        if status_of(after).ended:
+            await self._publish_waiting(after)
+
+    async def _publish_waiting(self, ended: RequestRecord) -> None:
+        waiting = await active_requests.waiting_for(self._store, ended.date, ended.request_id)
+        if waiting is not None:
+            await self._publisher.publish([Outgoing(request_event(new_record(waiting, ended.date)))])
 
 
 class Sweep:
@@ -112,10 +121,7 @@ class Sweep:
         async for key, record, etag in self._under_way(now):
             if not self._is_due(record, now):
                 continue
-            requested = ProcessRequested(
-                request_id=record.request_id, date=record.date, requested_at=record.requested_at
-            )
-            await self._publisher.publish([Outgoing(requested)])
+            await self._publisher.publish([Outgoing(request_event(record, resent_at=self._moment(now, record)))])
             try:
                 marked = msgspec.structs.replace(record, resent_at=now)
                 await self._store.swap(key, objects.encode(marked), etag=etag)
@@ -123,6 +129,13 @@ class Sweep:
                 pass  # it made progress, or another sweep sent it too: twice is harmless
             resent += 1
         return resent
+
+    @staticmethod
+    def _moment(now: dt.datetime, record: RequestRecord) -> dt.datetime:
+        """Return the time of sending again. The planner drops what is not later than what it has dispatched."""
+        if record.dispatched_at is None:
+            return now
+        return max(now, record.dispatched_at + dt.timedelta(microseconds=1))
 
     def _is_due(self, record: RequestRecord, now: dt.datetime) -> bool:
         last = max(record.updated_at, record.resent_at or record.updated_at)

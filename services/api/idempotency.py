@@ -1,8 +1,9 @@
 """``Idempotency-Key``: a client that does not know whether it was heard asks again, and gets the same request.
 
-A key is claimed on S3 before anything is published, for the id that the request is going to have. Whoever comes again
-with the key takes that id: if the first one died on the way, the request is published under it now, and if both are
-under way it is published twice under one id, which is one request.
+A key is claimed on S3 before anything is published, for the id that the request is going to have: a new one, or that
+of the request of the date that waits already. Whoever comes again with the key takes that id: if the first one died on
+the way, the request is published under it now, and if both are under way it is published twice under one id, which the
+planner plans once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from services.api.errors import InvalidParameter, InvalidRequest, KeyUsedOtherwise, shown
 from shared import keys, objects
@@ -40,8 +41,10 @@ class Claims:
         self._store = store
         self._clock = clock
 
-    async def claim(self, key: str, fingerprint: str, request_id: RequestId, *, caller: str = "") -> RequestId:
-        """Claim a key for a request; return the id of the request that has it, which is another if it was claimed.
+    async def claim(
+        self, key: str, fingerprint: str, choose: Callable[[], Awaitable[RequestId]], *, caller: str = ""
+    ) -> RequestId:
+        """Return the id of the request that has a key; if it is free, claim it for the id that ``choose`` returns.
 
         Raises KeyUsedOtherwise if it was claimed with another fingerprint less than VALID_FOR ago.
         """
@@ -49,18 +52,20 @@ class Claims:
             reason = "it has to be 1 to 255 visible ASCII characters, without spaces"
             raise InvalidRequest(InvalidParameter(name=HEADER, reason=reason))
         place = keys.idempotency(hashlib.sha256(f"{caller} {key}".encode()).hexdigest())
-        mine = Claim(fingerprint=fingerprint, request_id=request_id, claimed_at=self._clock())
+        mine: Claim | None = None
         for _ in range(RACES_MAX):
             found = await self._store.get(place)
             if found is not None:
                 theirs = objects.decode(Claim, found.body, place)
                 if self._clock() - theirs.claimed_at < VALID_FOR:
                     return _same_or_refused(theirs, key, fingerprint)
+            if mine is None:
+                mine = Claim(fingerprint=fingerprint, request_id=await choose(), claimed_at=self._clock())
             try:
                 await self._store.swap(place, objects.encode(mine), etag=found.etag if found else None)
             except LostRace:
                 continue
-            return request_id
+            return mine.request_id
         raise StoreUnavailable(f"{place} was written by others {RACES_MAX} times")
 
 

@@ -1,8 +1,8 @@
 """Requests for a range of dates: one request for each date, and what holds them together.
 
-The order of effects: the idempotency key, if there is one, is claimed; the range is written, with the ids that its
-requests are going to have; the requests are taken in like any other. Asking again with the key goes on where the first
-one stopped, under the same ids.
+The order of effects: the idempotency key, if there is one, is claimed; each date joins the request of that date that
+waits, or gets one that does; the range is written, with the ids of its requests; those without a record are taken in
+like any other. Asking again with the key goes on where the first one stopped, under the same ids.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from services.api.requests import (
     RECORD_DEADLINE_S,
     RequestOverview,
     Requests,
-    new_record,
     overview_of,
     put_if_absent,
 )
@@ -30,7 +29,7 @@ from shared import keys, objects
 from shared.bounded import map_bounded
 from shared.identity import RequestId, mint_request_id, parse_request_id
 from shared.objects import RequestRecord, StoredObject
-from shared.requests import Counts, Status
+from shared.requests import Counts, Status, new_record
 from shared.store import ObjectStore
 
 
@@ -70,19 +69,22 @@ class RangeRequests:
 
     async def accept(self, days: DateRange, *, idempotency_key: str | None = None, caller: str = "") -> RangeDetail:
         """Ask for every date of a range; errors are those of asking for one."""
-        range_id = mint_request_id(self._clock())
+
+        async def mint() -> RequestId:
+            return mint_request_id(self._clock())
+
         async with within(RECORD_DEADLINE_S, "Writing the range"):
+            range_id = await mint()
+            record = None
             if idempotency_key is not None:
                 range_id = await self._requests.claims.claim(
-                    idempotency_key, f"from={days.first}&to={days.last}", range_id, caller=caller
+                    idempotency_key, f"from={days.first}&to={days.last}", mint, caller=caller
                 )
-            wanted = RangeRecord(
-                range_id=range_id,
-                first=days.first,
-                last=days.last,
-                requests=tuple(mint_request_id(self._clock()) for _ in range(days.days)),
-            )
-            record = await put_if_absent(self._store, keys.range_request(range_id), wanted)
+                record = await self._read(keys.range_request(range_id))
+            if record is None:
+                joined = await map_bounded(self._requests.join, list(days.dates()), at_once_max=GETS_AT_ONCE_MAX)
+                wanted = RangeRecord(range_id=range_id, first=days.first, last=days.last, requests=tuple(joined))
+                record = await put_if_absent(self._store, keys.range_request(range_id), wanted)
             children = await self._children(record)
         await self._requests.start([(child.request_id, child.date) for child, there in children if not there])
         return await self.read(range_id)

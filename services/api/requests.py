@@ -1,14 +1,21 @@
 """Requests: taking one in, and showing how far it has come.
 
-The order of effects of taking one in: its idempotency key, if it has one, is claimed; Kafka acknowledges
-``ProcessRequested``; its record is put if there is none; then the client is answered. So an answered request is carried
-out, and its status can be read.
+The order of effects of taking one in:
+
+1. it joins the request of the date that waits, or becomes the one (compare-and-swap);
+2. its idempotency key, if it has one, is claimed;
+3. Kafka acknowledges ``ProcessRequested``, unless the request has a record, which shows that Kafka has done so;
+4. its record is put if there is none; then the client is answered.
+
+So an answered request is carried out, and its status can be read.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import datetime as dt
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Annotated, TypeVar
 
@@ -17,14 +24,24 @@ import msgspec
 from services.api.errors import NothingThere, NotNow, StatusNotWritten, shown
 from services.api.idempotency import Claims
 from services.api.impatience import within
-from shared import keys, objects
+from shared import active_requests, bitmap, keys, objects
 from shared.bounded import map_bounded
-from shared.events import ProcessRequested
-from shared.identity import RequestId, mint_request_id, parse_request_id, request_time_ms
+from shared.events import Outcome
+from shared.identity import RequestId, mint_request_id, parse_request_id
 from shared.objects import RequestRecord, StoredObject
 from shared.patience import SurroundingsFault
 from shared.publishing import LogUnavailable, Outgoing, Publisher
-from shared.requests import Counts, NothingToRetry, Status, counts_of, retry_of, status_of
+from shared.requests import (
+    Counts,
+    NothingToRetry,
+    Status,
+    begin_retry,
+    counts_of,
+    new_record,
+    request_event,
+    status_of,
+    unfinished_of,
+)
 from shared.store import Found, LostRace, ObjectStore
 
 ACKNOWLEDGE_DEADLINE_S = 10.0
@@ -87,9 +104,35 @@ class LeftOutCity(msgspec.Struct, frozen=True, kw_only=True):
     reason: Annotated[str, msgspec.Meta(examples=["its id is None; expected an integer or a non-empty string"])]
 
 
+class RetriedCityDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """A city that a retry takes up again."""
+
+    city_id: Annotated[str, msgspec.Meta(examples=["7"])]
+    city_name: Annotated[str, msgspec.Meta(examples=["Port Tina"])]
+
+
+class RetryDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest retry of a request: what it takes up again, and what came of it."""
+
+    count: Annotated[int, msgspec.Meta(ge=1, description="How often the request was retried.", examples=[1])]
+    retried_at: dt.datetime
+    cities_total: Annotated[int, msgspec.Meta(ge=0, description="Cities that are taken up again.", examples=[9])]
+    cities_done: Annotated[
+        int, msgspec.Meta(ge=0, description="Those that have failed again, were skipped, or are served now.")
+    ]
+    cities_failed: Annotated[int, msgspec.Meta(ge=0, description="Those that have failed again.")]
+    cities: Annotated[
+        tuple[RetriedCityDetail, ...],
+        msgspec.Meta(description="The cities that had failed: the first hundred. None if the city list had failed."),
+    ]
+
+
 class RequestDetail(RequestOverview, frozen=True, kw_only=True):
     """A request, how far it has come, and what went wrong on the way."""
 
+    retry: Annotated[
+        RetryDetail | None, msgspec.Meta(description="The latest retry of its failed cities; null: there was none.")
+    ] = None
     failures: Annotated[
         tuple[CityFailure, ...],
         msgspec.Meta(description="The cities that failed: the first hundred; counts.cities_failed has their number."),
@@ -120,10 +163,13 @@ class Requests:
         self._store = store
         self._publisher = publisher
         self._clock = clock
+        self._locks: weakref.WeakValueDictionary[dt.date, asyncio.Lock] = weakref.WeakValueDictionary()
         self.claims = Claims(store, clock=clock)
 
     async def accept(self, date: dt.date, *, idempotency_key: str | None = None, caller: str = "") -> RequestRecord:
         """Ask for a date to be processed; return the request's record. The same key again gives the same request.
+
+        It is the request of the date that waits already, if there is one: its files are not read yet.
 
         ``caller`` is who asks: each has idempotency keys of their own.
 
@@ -131,27 +177,34 @@ class Requests:
         again is harmless. Raises StatusNotWritten if Kafka does, but the record cannot be written. Raises
         InvalidRequest for a key that cannot be one, and KeyUsedOtherwise for one that came with another date.
         """
-        request_id = mint_request_id(self._clock())
-        if idempotency_key is not None:
-            async with within(RECORD_DEADLINE_S, "Claiming the idempotency key"):
-                request_id = await self.claims.claim(idempotency_key, f"date={date}", request_id, caller=caller)
-                record = await self._read(keys.request(request_id))
-            if record is not None:
-                return record
+        async with within(RECORD_DEADLINE_S, "Joining the requests of the date"), self._lock(date):
+            if idempotency_key is None:
+                request_id = await self.join(date)
+            else:
+                request_id = await self.claims.claim(
+                    idempotency_key, f"date={date}", lambda: self.join(date), caller=caller
+                )
+            record = await self.find(request_id)
+        if record is not None:
+            return record
         (record,) = await self.start([(request_id, date)])
         return record
+
+    async def join(self, date: dt.date) -> RequestId:
+        """Return the id of the request of a date that waits; it is a new one if none does."""
+        return await active_requests.join(self._store, date, mint_request_id(self._clock()))
+
+    def _lock(self, date: dt.date) -> asyncio.Lock:
+        # Many clients of one process ask one after the other: so they do not race each other for the object on S3.
+        return self._locks.setdefault(date, asyncio.Lock())
 
     async def start(self, asked: Sequence[tuple[RequestId, dt.date]]) -> list[RequestRecord]:
         """Publish requests under their ids, put the records that are not there, and return them."""
         records = [new_record(request_id, date) for request_id, date in asked]
         if not records:
             return []
-        requested = [
-            Outgoing(ProcessRequested(request_id=record.request_id, date=record.date, requested_at=record.requested_at))
-            for record in records
-        ]
-        async with within(ACKNOWLEDGE_DEADLINE_S, "Waiting for Kafka to acknowledge", LogUnavailable):
-            await self._publisher.publish(requested)
+        requested = [Outgoing(request_event(record)) for record in records]
+        await self._publish(requested)
         try:
             async with within(RECORD_DEADLINE_S, "Writing the request's status"):
                 return await map_bounded(self._put_if_absent, records, at_once_max=GETS_AT_ONCE_MAX)
@@ -174,8 +227,19 @@ class Requests:
     async def cancel(self, text: str) -> RequestRecord:
         """Ask for the cities of a request to be skipped that are not started yet; return its record.
 
+        Every client that joined the request shares its end. If it was not planned, it is published again for the
+        planner to end it at once, also while another one of its date runs.
+
         Raises NothingThere if there is no such request, and NotNow if nothing is left to cancel.
         """
+        cancelled = await self._cancel(text)
+        if not cancelled.planned:
+            # It is cancelled without Kafka too: the requeue of stalled requests ends it then.
+            with contextlib.suppress(SurroundingsFault):
+                await self._publish([Outgoing(request_event(cancelled))])
+        return cancelled
+
+    async def _cancel(self, text: str) -> RequestRecord:
         async with within(RECORD_DEADLINE_S, "Cancelling the request"):
             while True:
                 key, found = await self._found(text)
@@ -193,19 +257,25 @@ class Requests:
                     return cancelled
 
     async def retry(self, text: str) -> RequestRecord:
-        """Take up the failed cities of a request again; return its record, in which they still are failed.
+        """Take up the failed cities of a request again; return its record, in which they are unfinished.
 
         Raises NothingThere if there is no such request, NotNow if it has not ended or no city of it has failed, and a
         SurroundingsFault if Kafka does not acknowledge: asking again is harmless.
         """
-        record = await self.read(text)
-        try:
-            requested = retry_of(record, self._clock())
-        except NothingToRetry as error:
-            raise NotNow(str(error)) from error
-        async with within(ACKNOWLEDGE_DEADLINE_S, "Waiting for Kafka to acknowledge", LogUnavailable):
-            await self._publisher.publish([Outgoing(requested)])
+        request_id = parse_request_id(text)
+        async with within(RECORD_DEADLINE_S, "Recording the retry"):
+            try:
+                record = await begin_retry(self._store, request_id, self._clock()) if request_id else None
+            except NothingToRetry as error:
+                raise NotNow(str(error)) from error
+        if record is None:
+            raise _no_such_request(text)
+        await self._publish([Outgoing(request_event(record))])
         return record
+
+    async def _publish(self, outgoing: Sequence[Outgoing]) -> None:
+        async with within(ACKNOWLEDGE_DEADLINE_S, "Waiting for Kafka to acknowledge", LogUnavailable):
+            await self._publisher.publish(outgoing)
 
     async def latest(self, limit: int, *, after: RequestId | None = None) -> tuple[list[RequestRecord], bool]:
         """Return the records of the latest requests, the latest first, at most ``limit``, and whether there are more.
@@ -226,7 +296,7 @@ class Requests:
         key = keys.request(request_id) if request_id else ""
         found = await self._store.get(key) if key else None
         if found is None:
-            raise NothingThere(f"There is no request with the id {shown(text)}. GET /process-requests lists them.")
+            raise _no_such_request(text)
         return key, found
 
     async def _put_if_absent(self, record: RequestRecord) -> RequestRecord:
@@ -253,10 +323,8 @@ async def put_if_absent(store: ObjectStore, key: str, record: _Record) -> _Recor
         return record
 
 
-def new_record(request_id: RequestId, date: dt.date) -> RequestRecord:
-    """Return the record of a request that was just made: its id says when."""
-    requested_at = dt.datetime.fromtimestamp(request_time_ms(request_id) / 1000, dt.UTC)
-    return RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=requested_at)
+def _no_such_request(text: str) -> NothingThere:
+    return NothingThere(f"There is no request with the id {shown(text)}. GET /process-requests lists them.")
 
 
 def overview_of(record: RequestRecord) -> RequestOverview:
@@ -290,4 +358,23 @@ def detail_of(record: RequestRecord) -> RequestDetail:
         ),
         bad_cities_count=record.bad_cities_count,
         bad_cities=tuple(LeftOutCity(entry=bad.entry, reason=bad.reason) for bad in record.bad_cities),
+        retry=_retry_of(record),
+    )
+
+
+def _retry_of(record: RequestRecord) -> RetryDetail | None:
+    retry = record.retry
+    if retry is None:
+        return None
+    chosen = (1 << record.cities) - 1  # under another plan all cities are taken up
+    if retry.plan_revision == record.plan_revision:
+        chosen = bitmap.decode(retry.positions)
+    failed = chosen & bitmap.decode(record.outcomes.get(Outcome.FAILED, "0"))
+    return RetryDetail(
+        count=retry.count,
+        retried_at=retry.retried_at,
+        cities_total=chosen.bit_count(),
+        cities_done=(chosen & ~unfinished_of(record)).bit_count(),
+        cities_failed=failed.bit_count(),
+        cities=tuple(RetriedCityDetail(city_id=one.city_id, city_name=one.city_name) for one in retry.cities),
     )

@@ -2,17 +2,21 @@
 
 The order of effects:
 
-0. nothing for a request that was cancelled, but the word that it was;
+0. nothing for a request whose tasks were all published, nor for one that waits while another of its date runs; for
+   one that was cancelled, the word that it was; any other becomes the one that runs (``state/active-requests/``,
+   compare-and-swap);
 1. the list of cities from the upstream, and a slug for each country (``state/countries.json``, compare-and-swap);
 2. the plan (compare-and-swap, revision + 1); one that this request already made, or that expects the same, stays;
 3. ``CountryDayPlanned`` for each country of the plan, and an empty one for each that has no city left;
 4. ``RequestPlanned``;
 5. the tasks;
 6. the plan again: if it moved on meanwhile, the newer one's countries are published after ours;
-7. commit.
+7. into the request's record, that its tasks were published (compare-and-swap);
+8. commit.
 
 A crash after any step leaves a request that comes again, and finds its own plan. A retry of failed cities goes the
-same way: under the plan that it names, with tasks for its cities alone.
+same way: under the plan that it names, with tasks for its cities alone. So does a stalled request that is published
+again, with tasks for its unfinished cities.
 """
 
 from __future__ import annotations
@@ -22,19 +26,21 @@ import datetime as dt
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+import msgspec
 import structlog
 
-from services.ingest.cancelling import CANCELLED, RequestCancelled, read_cancelled
+from services.ingest.cancelling import CANCELLED, RequestCancelled, read_cancelled, read_record
 from services.ingest.identity import CityList, InvalidCityList, mint_slugs, parse_city_list
 from services.ingest.lineage import next_revision, read_lineage
 from services.ingest.upstream import CityFailed, Persistence, Upstream
-from shared import bitmap, health, keys, objects
+from shared import active_requests, bitmap, health, keys, objects
 from shared.consuming import decode_batch
 from shared.events import CountryDayPlanned, IngestCity, ProcessRequested, RequestFailed, RequestPlanned
 from shared.identity import CountrySlug
-from shared.objects import Countries, Plan, PlannedCity, PlannedCountry
+from shared.objects import Countries, Plan, PlannedCity, PlannedCountry, RequestRecord
 from shared.outbox import events_of_plan
 from shared.publishing import Outgoing, Publisher, Received
+from shared.requests import new_record, unfinished_of
 from shared.store import LostRace, ObjectStore
 
 _log = structlog.get_logger()
@@ -68,8 +74,15 @@ class Planner:
 
     async def _plan_request(self, request: ProcessRequested) -> None:
         log = _log.bind(request_id=request.request_id, date=str(request.date))
+        record = await read_record(self._store, request.request_id)
+        if record is not None and _is_dispatched(record, request):
+            log.info("request planned already")
+            return
+        if not await self._may_begin(request, record):
+            log.info("request waits for the one of its date that runs")
+            return
         try:
-            plan = await self._plan_of(request)
+            plan = await self._plan_of(request, record)
         except RequestCancelled as cancelled:
             log.info("request cancelled")
             await self._publish_failed(request, f"{cancelled} before its cities were planned")
@@ -77,6 +90,7 @@ class Planner:
         except (CityFailed, InvalidCityList) as error:
             log.warning("request failed", reason=str(error))
             await self._publish_failed(request, f"the list of cities could not be had: {error}")
+            await self._mark_dispatched(request)
             return
         await self._publish_countries(plan)
         cities = sum(len(planned.cities) for planned in plan.countries.values())
@@ -91,7 +105,7 @@ class Planner:
             bad_cities=plan.bad_cities,
         )
         await self._publisher.publish([Outgoing(planned)])
-        await self._publisher.publish(map(Outgoing, _tasks(plan, request)))
+        await self._publisher.publish(map(Outgoing, _tasks(plan, request, record)))
         log.info("planned", cities=cities, countries=len(plan.countries), plan_revision=plan.revision)
         # Our countries may have been published after those of a newer plan: the topic is to end in the newest.
         latest = await read_plan(self._store, request.date)
@@ -99,6 +113,31 @@ class Planner:
             plan = latest
             await self._publish_countries(plan)
             latest = await read_plan(self._store, request.date)
+        await self._mark_dispatched(request)
+
+    async def _may_begin(self, request: ProcessRequested, record: RequestRecord | None) -> bool:
+        """Make the request the one of its date that runs, unless it has to wait for its turn."""
+        if request.retry is not None or (record is not None and record.cancelled_at is not None):
+            return True
+        return await active_requests.begin(self._store, request.date, request.request_id, self._clock())
+
+    async def _mark_dispatched(self, request: ProcessRequested) -> None:
+        key = keys.request(request.request_id)
+        while True:
+            found = await self._store.get(key)
+            if found is None:
+                record = new_record(request.request_id, request.date, self._clock())
+            else:
+                record = objects.decode(RequestRecord, found.body, key)
+            if _is_dispatched(record, request):
+                return
+            marked = msgspec.structs.replace(record, dispatched_at=_moment(request))
+            try:
+                await self._store.swap(key, objects.encode(marked), etag=found.etag if found else None)
+            except LostRace:
+                health.lost_races.labels("request").inc()
+                continue
+            return
 
     async def _publish_failed(self, request: ProcessRequested, reason: str) -> None:
         failed = RequestFailed(
@@ -106,6 +145,7 @@ class Planner:
             date=request.date,
             requested_at=request.requested_at,
             reason=reason[:2_000],
+            retried_at=request.retry.retried_at if request.retry else None,
         )
         await self._publisher.publish([Outgoing(failed)])
 
@@ -115,14 +155,14 @@ class Planner:
             events += events_of_plan(plan, country)
         await self._publisher.publish(map(Outgoing, events))
 
-    async def _plan_of(self, request: ProcessRequested) -> Plan:
+    async def _plan_of(self, request: ProcessRequested, record: RequestRecord | None) -> Plan:
         key = keys.plan(request.date)
         lineage = await read_lineage(self._store, self._clock)
         while True:
             # The plan is read before the list is fetched: so a list never replaces a plan made from a later one.
             found = await self._store.get(key)
             before = objects.decode(Plan, found.body, key) if found else None
-            if before is not None and _made_for(before, request):
+            if before is not None and _made_for(before, request, record):
                 return before
             await self._refuse_cancelled(request)
             body = await self._persistence.fetch(self._upstream.cities)
@@ -221,10 +261,38 @@ def _expects_the_same(before: Plan, plan: Plan) -> bool:
     )
 
 
-def _made_for(plan: Plan, request: ProcessRequested) -> bool:
+def _made_for(plan: Plan, request: ProcessRequested, record: RequestRecord | None) -> bool:
     """Tell whether a request has its plan: it made it, or asks for cities of it once more."""
     retry = request.retry
-    return plan.request_id == request.request_id or (retry is not None and retry.plan_revision == plan.revision)
+    return (
+        plan.request_id == request.request_id
+        or (retry is not None and retry.plan_revision == plan.revision)
+        or _is_resent_under(plan, request, record)
+    )
+
+
+def _is_resent_under(plan: Plan, request: ProcessRequested, record: RequestRecord | None) -> bool:
+    """Tell whether a stalled request was published again whose record goes by this plan."""
+    return (
+        request.resent_at is not None
+        and record is not None
+        and record.planned
+        and record.plan_revision == plan.revision
+    )
+
+
+def _moment(request: ProcessRequested) -> dt.datetime:
+    """Return when the processing was asked for: of a request, a retry and its repetition each is later."""
+    retried_at = request.retry.retried_at if request.retry else request.requested_at
+    return max(retried_at, request.resent_at or retried_at)
+
+
+def _is_dispatched(record: RequestRecord, request: ProcessRequested) -> bool:
+    """Tell whether every task of a request, or of this retry or repetition of it, was published."""
+    if record.dispatched_at is None:
+        return False
+    repeated = request.retry is not None or request.resent_at is not None
+    return not repeated or _moment(request) <= record.dispatched_at
 
 
 async def read_plan(store: ObjectStore, date: dt.date) -> Plan | None:
@@ -234,10 +302,12 @@ async def read_plan(store: ObjectStore, date: dt.date) -> Plan | None:
     return objects.decode(Plan, found.body, key) if found else None
 
 
-def _tasks(plan: Plan, request: ProcessRequested) -> Iterator[IngestCity]:
+def _tasks(plan: Plan, request: ProcessRequested, record: RequestRecord | None) -> Iterator[IngestCity]:
     """Yield a task for each city that is asked for: of a plan that has moved on since the retry, for all of them."""
     retry = request.retry
     chosen = bitmap.decode(retry.positions) if retry and retry.plan_revision == plan.revision else None
+    if record is not None and _is_resent_under(plan, request, record):
+        chosen = unfinished_of(record)
     position = 0
     for country, planned in plan.countries.items():
         for city in planned.cities:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from services.ingest.planner import read_plan
-from services.operate.requests import UnknownRequest, read_request
+from services.operate.requests import UnknownRequest, read_request, retry_request
 from shared import bitmap, keys, objects
 from shared.bounded import map_bounded
 from shared.errors import OperatorError
@@ -16,7 +16,7 @@ from shared.events import ProcessRequested
 from shared.identity import CityId, RequestId
 from shared.objects import QuarantineReport, RequestRecord
 from shared.publishing import Outgoing, Publisher
-from shared.requests import NothingToRetry, retry_of
+from shared.requests import NothingToRetry
 from shared.store import ObjectStore
 
 GETS_AT_ONCE_MAX = 16
@@ -104,7 +104,7 @@ async def retry_reports(
         try:
             record = await read_request(store, request_id)
             positions = await _positions(store, record, {report.city_id for report in its_reports})
-            requested.append(retry_of(record, clock(), positions=positions))
+            requested.append(await retry_request(store, request_id, clock(), positions=positions))
         except (NothingToRetry, UnknownRequest):
             settled += its_reports
         else:

@@ -13,7 +13,7 @@ from shared.events import ProcessRequested
 from shared.identity import RequestId, parse_request_id
 from shared.objects import RequestRecord
 from shared.publishing import Outgoing, Publisher
-from shared.requests import retry_of
+from shared.requests import begin_retry, request_event, retried_record
 from shared.store import ObjectStore
 
 GETS_AT_ONCE_MAX = 16
@@ -52,10 +52,22 @@ async def retry_requests(
     Nothing is published unless all can be. Raises UnknownRequest, and NothingToRetry for a request that has not ended
     or has no failed city.
     """
-    records = [await read_request(store, request_id) for request_id in request_ids]
-    retried = [retry_of(record, clock()) for record in records]
+    for record in [await read_request(store, request_id) for request_id in request_ids]:
+        retried_record(record, clock())
+    retried = [await retry_request(store, request_id, clock()) for request_id in request_ids]
     await publisher.publish(map(Outgoing, retried))
     return retried
+
+
+async def retry_request(
+    store: ObjectStore, text: str, now: dt.datetime, *, positions: int | None = None
+) -> ProcessRequested:
+    """Record the retry of a request; return what is to be published. Raises UnknownRequest and NothingToRetry."""
+    request_id = parse_request_id(text)
+    record = await begin_retry(store, request_id, now, positions=positions) if request_id else None
+    if record is None:
+        raise UnknownRequest(f"there is no request {text[:100]!r}; 'tripfold requests list' shows the latest")
+    return request_event(record)
 
 
 async def read_request(store: ObjectStore, text: str) -> RequestRecord:

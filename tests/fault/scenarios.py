@@ -29,13 +29,16 @@ WHOLE = Truth(cities=HOME, files={1: MORNING, 2: EMPTY, 3: EVENING})
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """What the upstream holds when the date is requested: ``before``, unbroken, and then ``struck``, with the faults.
 
-    ``afterwards`` is what it holds at a last request, which a process that stood still sleeps through.
+    ``requests_at_once`` ask side by side, of whom none waits for another; ``requests_while_running`` ask once the first
+    has been begun, and join one that waits. ``afterwards`` is what the upstream holds at a last request, which a
+    process that stood still sleeps through.
     """
 
     name: str
     before: tuple[Truth, ...] = ()
     struck: Truth
     requests_at_once: int = 1
+    requests_while_running: int = 0
     cuts: tuple[int, ...] = ()
     etags: bool = True
     same_bytes: bool = True
@@ -87,6 +90,13 @@ SCENARIOS = [
         requests_at_once=2,
         same_bytes=False,
     ),
+    Scenario(name="a date requested again while it is processed", struck=WHOLE, requests_while_running=2),
+    Scenario(
+        name="a move requested again while it is processed",
+        before=(WHOLE,),
+        struck=Truth(cities=MOVED, files=WHOLE.files),
+        requests_while_running=1,
+    ),
     Scenario(
         name="a file disappears after it was stored, another is broken",
         before=(WHOLE,),
@@ -118,10 +128,19 @@ async def struck(
     """Run the step with the faults, from where ``before`` rests, and come to rest."""
     world = before.continued(broken)
     world.upstream.cuts = {str(city.id): list(scenario.cuts) for city in scenario.struck.cities or ()}
-    for _ in range(scenario.requests_at_once):
-        world.request(scenario.struck)
+    await request_all(scenario, world)
     await world.run_to_rest(resume_after_rounds=resume_after_rounds)
     return world
+
+
+async def request_all(scenario: Scenario, world: World) -> None:
+    """Ask as often as the scenario says."""
+    for _ in range(scenario.requests_at_once):
+        world.request(scenario.struck, joining=scenario.requests_at_once == 1)
+    if scenario.requests_while_running:
+        await world.turn("planner")
+    for _ in range(scenario.requests_while_running):
+        world.request(scenario.struck)
 
 
 def breaks_of(made: Sequence[Crossing]) -> Iterator[tuple[int, Break]]:
@@ -220,8 +239,7 @@ async def losing_anything(scenario: Scenario, kind: type[World] = World) -> Asyn
         if record.topic is Topic.COUNTRY_DAY_SUMMARIES:
             continue
         world = before.continued(losing=[number])
-        for _ in range(scenario.requests_at_once):
-            world.request(scenario.struck)
+        await request_all(scenario, world)
         await world.run_to_rest()
         await world.sweep()
         await world.run_to_rest()

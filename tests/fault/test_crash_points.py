@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +48,7 @@ from tests.fault.scenarios import (
     broken_anywhere,
     losing_anything,
     paused_anywhere,
+    request_all,
     struck,
     taken_back_anywhere,
     world_before,
@@ -153,8 +155,7 @@ async def test_two_processes_may_have_one_batch(scenario: Scenario) -> None:
     before = await world_before(scenario, SideBySide)
     for truth in (scenario.struck, scenario.afterwards):
         world = before.continued()
-        for _ in range(scenario.requests_at_once):
-            world.request(truth)
+        await request_all(msgspec.structs.replace(scenario, struck=truth), world)
         await world.run_to_rest()
         assert differences(world) == []
         before = world

@@ -8,7 +8,7 @@ import pytest
 from shared import keys, objects
 from shared.identity import RequestId
 from shared.objects import RequestRecord
-from shared.requests import NothingToRetry, Status, counts_of, retry_of, status_of
+from shared.requests import NothingToRetry, Status, counts_of, retried_record, status_of
 from shared.topics import Topic
 from tests.fakes import Truth
 from tests.fault.checks import differences
@@ -101,16 +101,16 @@ async def test_what_has_not_failed_is_not_retried() -> None:
     world, request_id = await failed_world()
     failed = record_of(world, request_id)
     with pytest.raises(NothingToRetry, match="no such city"):
-        retry_of(failed, world.clock(), positions=0b011)
-    assert retry_of(failed, world.clock(), positions=0b111).retry == retry_of(failed, world.clock()).retry
+        retried_record(failed, world.clock(), positions=0b011)
+    assert retried_record(failed, world.clock(), positions=0b111) == retried_record(failed, world.clock())
     with pytest.raises(NothingToRetry, match="was cancelled"):
-        retry_of(msgspec.structs.replace(failed, cancelled_at=world.clock()), world.clock())
+        retried_record(msgspec.structs.replace(failed, cancelled_at=world.clock()), world.clock())
     under_way = world.request(WHOLE)
     with pytest.raises(NothingToRetry, match="once it has ended"):
-        retry_of(record_of(world, under_way), world.clock())
+        retried_record(record_of(world, under_way), world.clock())
     await world.run_to_rest()
     with pytest.raises(NothingToRetry, match="completed"):
-        retry_of(record_of(world, under_way), world.clock())
+        retried_record(record_of(world, under_way), world.clock())
 
 
 @pytest.mark.parametrize("cancelled", [False, True], ids=["its file went bad", "it was cancelled"])

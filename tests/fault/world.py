@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import msgspec
 
@@ -35,7 +35,7 @@ from services.operate.refolding import Refold, Selection
 from services.operate.restoring import highest_of, raise_base
 from services.operate.topic_audit import COMPACTED, TopicAudit
 from services.operate.topic_repair import repair_topic
-from shared import events, keys, objects
+from shared import active_requests, events, keys, objects
 from shared.errors import OperatorError
 from shared.events import ProcessRequested
 from shared.health import Health
@@ -43,7 +43,7 @@ from shared.identity import RequestId
 from shared.objects import Manifest, Plan, RequestRecord
 from shared.patience import Patience, SurroundingsFault
 from shared.publishing import LogUnavailable, Publisher, Received
-from shared.requests import retry_of
+from shared.requests import begin_retry, request_event
 from shared.topics import Topic
 from tests.fakes import (
     PARTITIONS,
@@ -76,6 +76,7 @@ TASK_DEADLINE_S = 60.0
 SWEEP_AFTER = dt.timedelta(minutes=10)
 DROP_GRACE = dt.timedelta(minutes=15)
 
+_Result = TypeVar("_Result")
 Handler = Callable[[Sequence[Received]], Awaitable[None]]
 
 _threads = ThreadPoolExecutor(4, thread_name_prefix="fold")  # more than one: a paused stream holds its own
@@ -310,28 +311,37 @@ class World:
                     interval_s=0,
                 ).process
 
-    def request(self, truth: Truth) -> RequestId:
-        """Ask for the date while the upstream holds ``truth``, as the API does; nothing runs yet."""
+    def request(self, truth: Truth, *, joining: bool = True) -> RequestId:
+        """Ask for the date while the upstream holds ``truth``, as the API does; nothing runs yet.
+
+        Without ``joining``, by a publisher that knows nothing of the date's other requests.
+        """
         truth.write_into(self.upstream, DATE)
         self.requests += 1
         request_id = RequestId(f"018f38bf-1d00-7000-8000-{self.requests:012x}")
-        requested = ProcessRequested(request_id=request_id, date=DATE, requested_at=self.clock())
-        headers = events.headers_of(requested, source="api")
-        self.log.append(requested.topic, requested.key.encode(), events.encode(requested), headers)
-        accepted = RequestRecord(request_id=request_id, date=DATE, requested_at=self.clock(), updated_at=self.clock())
-        self.store.write(keys.request(request_id), objects.encode(accepted))
+        if joining:
+            request_id = at_once(active_requests.join(self.store, DATE, request_id))
+        if keys.request(request_id) not in self.store.objects:
+            accepted = RequestRecord(
+                request_id=request_id, date=DATE, requested_at=self.clock(), updated_at=self.clock()
+            )
+            self._publish(request_event(accepted), source="api")
+            self.store.write(keys.request(request_id), objects.encode(accepted))
         self.oracle.requested(request_id, truth)
         return request_id
 
     def retry(self, request_id: RequestId, truth: Truth) -> None:
         """Take up a request's failed cities again while the upstream holds ``truth``; nothing runs yet."""
         truth.write_into(self.upstream, DATE)
-        key = keys.request(request_id)
         self.clock.advance(60)
-        requested = retry_of(objects.decode(RequestRecord, self.store.objects[key].body, key), self.clock())
-        headers = events.headers_of(requested, source="retry")
-        self.log.append(requested.topic, requested.key.encode(), events.encode(requested), headers)
+        record = at_once(begin_retry(self.store, request_id, self.clock()))
+        assert record is not None
+        self._publish(request_event(record), source="api")
         self.oracle.requested(request_id, truth)
+
+    def _publish(self, requested: ProcessRequested, *, source: str) -> None:
+        headers = events.headers_of(requested, source=source)
+        self.log.append(requested.topic, requested.key.encode(), events.encode(requested), headers)
 
     async def run_to_rest(self, *, resume_after_rounds: int = ROUNDS_MAX) -> None:
         """Let every process take its turns until no topic holds anything that is not committed.
@@ -588,6 +598,15 @@ class World:
     def _mint_attempt(self) -> str:
         self.attempts += 1
         return f"attempt-{self.attempts}"
+
+
+def at_once(step: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a step to its end while nothing else happens."""
+    while True:
+        try:
+            step.send(None)
+        except StopIteration as ended:
+            return ended.value  # type: ignore[no-any-return]  # what the step returns
 
 
 async def _until_still(life: Life, task: asyncio.Task[None]) -> bool:

@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.aggregate.progress import FAILURES_MAX, ProgressEvent, fold_progress, new_record
+from services.aggregate.progress import FAILURES_MAX, ProgressEvent, fold_progress
 from shared import bitmap, objects
 from shared.events import (
     CityFinished,
@@ -22,7 +22,7 @@ from shared.events import (
 )
 from shared.identity import CityId, CountrySlug, mint_request_id
 from shared.objects import RequestRecord
-from shared.requests import Status, counts_of, status_of
+from shared.requests import Status, counts_of, new_record, status_of
 
 DATE = dt.date(2024, 5, 1)
 NOW = dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC)

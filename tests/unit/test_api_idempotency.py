@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from services.api.idempotency import Claims
-from shared import keys
+from shared import active_requests, keys
 from shared.events import ProcessRequested
-from shared.identity import mint_request_id
+from shared.identity import RequestId, mint_request_id
 from shared.topics import Topic
-from tests.unit.api_world import NOW, Client, World
+from tests.unit.api_world import DAY, NOW, Client, World
 
 KEY = {"Idempotency-Key": "nightly-2024-05-01"}
 PATH = "/process-request?date=2024-05-01"
@@ -44,11 +44,14 @@ def test_the_same_again(world: World, client: Client) -> None:
     assert published_ids(world) == [first.json()["id"]]
 
 
-def test_another_key(client: Client) -> None:
-    """Another key is another request."""
-    first = client.post(PATH, headers=KEY)
-    second = client.post(PATH, headers={"Idempotency-Key": "another"})
-    assert first.json()["id"] != second.json()["id"]
+async def test_each_key_keeps_the_request_that_it_joined(world: World, client: Client) -> None:
+    """Two keys join the request that waits; once it was begun, another key gets another, and both keep theirs."""
+    another, later = {"Idempotency-Key": "another"}, {"Idempotency-Key": "later"}
+    first, second = (client.post(PATH, headers=headers).json()["id"] for headers in (KEY, another))
+    assert first == second
+    assert await active_requests.begin(world.store, DAY, RequestId(first), NOW)
+    assert client.post(PATH, headers=later).json()["id"] != first
+    assert [client.post(PATH, headers=headers).json()["id"] for headers in (KEY, another)] == [first, first]
 
 
 def test_other_parameters(world: World, client: Client) -> None:
@@ -100,7 +103,11 @@ def test_what_is_no_key(world: World, client: Client, key: str) -> None:
 async def test_racing_claims(world: World) -> None:
     """Of many that claim a key at once all get the id of the first."""
     claims = Claims(world.store, clock=world.clock)
-    ids = await asyncio.gather(*(claims.claim("key", "date=2024-05-01", mint_request_id(NOW)) for _ in range(20)))
+
+    async def choose() -> RequestId:
+        return mint_request_id(NOW)
+
+    ids = await asyncio.gather(*(claims.claim("key", "date=2024-05-01", choose) for _ in range(20)))
     assert len(set(ids)) == 1
     assert len(world.store.bodies(keys.idempotency("")[:12])) == 1
 

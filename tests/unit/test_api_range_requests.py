@@ -9,10 +9,9 @@ import msgspec
 import pytest
 
 from services.api.range_requests import status_of_all
-from services.api.requests import new_record
 from shared.events import Outcome, ProcessRequested
 from shared.identity import RequestId
-from shared.requests import Status
+from shared.requests import Status, new_record
 from shared.topics import Topic
 from tests.unit.api_world import NOW, Client, World
 from tests.unit.test_api_requests import write

@@ -11,9 +11,9 @@ import pytest
 
 from services.api import requests as requests_module
 from services.api.errors import StatusNotWritten
-from shared import keys, objects
+from shared import active_requests, keys, objects
 from shared.events import BadCity, Outcome, ProcessRequested, Retry
-from shared.identity import CityId, mint_request_id, parse_request_id
+from shared.identity import CityId, RequestId, mint_request_id, parse_request_id
 from shared.objects import CityUnderWay, Failure, RequestRecord
 from shared.publishing import Outgoing
 from shared.store import LostRace, StoreUnavailable
@@ -58,10 +58,34 @@ def test_accepted(world: World, client: Client) -> None:
     ]
 
 
-def test_each_request_is_its_own(client: Client) -> None:
-    """The same date asked for twice is two requests."""
-    first, second = (client.post("/process-request?date=2024-05-01").json()["id"] for _ in range(2))
-    assert first != second
+async def test_simultaneous_requests_of_a_date_are_one(world: World) -> None:
+    """Twenty clients that ask at once get one request, which is published once."""
+    requests = requests_module.Requests(world.store, world.publisher, clock=world.clock)
+    records = await asyncio.gather(*(requests.accept(DAY) for _ in range(20)))
+    assert len({record.request_id for record in records}) == 1
+    assert len(world.published(Topic.PROCESS_REQUESTS)) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"planned": True}, {"cancelled_at": NOW}, {"failed_reason": "the list of cities could not be had"}],
+    ids=["it was begun", "it was cancelled", "it has failed"],
+)
+def test_a_request_that_reads_nothing_more_is_not_joined(
+    world: World, client: Client, changes: dict[str, object]
+) -> None:
+    """A client whose date has a waiting request that will not read the files after all gets one of its own."""
+    first = client.post("/process-request?date=2024-05-01").json()["id"]
+    record = msgspec.structs.replace(record_of(), request_id=RequestId(first), **changes)
+    write(world, record)
+    assert client.post("/process-request?date=2024-05-01").json()["id"] != first
+
+
+async def test_a_request_that_was_begun_is_not_joined(world: World, client: Client) -> None:
+    """A client that asks while the files of the date are read gets another request."""
+    first = client.post("/process-request?date=2024-05-01").json()["id"]
+    assert await active_requests.begin(world.store, DAY, RequestId(first), NOW)
+    assert client.post("/process-request?date=2024-05-01").json()["id"] != first
 
 
 @pytest.mark.parametrize("query", ["", "date=", "date=tomorrow", "date=2024-05-01&date=2024-05-02", "day=2024-05-01"])
@@ -103,11 +127,26 @@ def test_kafka_silent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_store_down_when_accepting(world: World, client: Client) -> None:
-    """When the record cannot be written the answer is 503, and names the request that was published all the same."""
+    """While S3 is down no request is taken in: 503 with Retry-After, and nothing is published."""
     world.store.down = True
     answer = client.post("/process-request?date=2024-05-01")
-    assert answer.status_code == 503
-    assert "retry-after" in answer.headers
+    assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+    assert world.published(Topic.PROCESS_REQUESTS) == []
+
+
+def test_store_down_once_published() -> None:
+    """When the record cannot be written the answer is 503, and names the request that was published all the same."""
+
+    class Last(ObservedPublisher):
+        async def publish(self, outgoing: Iterable[Outgoing]) -> None:
+            await super().publish(outgoing)
+            world.store.down = True
+
+    world = World()
+    world.publisher = Last(world.log)
+    with world.client() as client:
+        answer = client.post("/process-request?date=2024-05-01")
+    assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
     (published,) = world.published(Topic.PROCESS_REQUESTS)
     assert isinstance(published, ProcessRequested)
     assert answer.json()["request_id"] == published.request_id
@@ -206,6 +245,7 @@ def test_progress(world: World, client: Client) -> None:
         ],
         "bad_cities_count": 1,
         "bad_cities": [{"entry": "{}", "reason": "its id is None"}],
+        "retry": None,
     }
 
 
@@ -371,9 +411,10 @@ async def test_a_conflict_that_never_ends_is_told(monkeypatch: pytest.MonkeyPatc
     """While S3 decides no conflict, a request is answered as one that is carried out, and whose record is missing."""
 
     class Undecided(ObservedStore):
-        async def swap(self, key: str, _body: bytes, *, etag: str | None) -> str:
-            del etag
-            raise LostRace(key)
+        async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+            if key.startswith(keys.REQUESTS):
+                raise LostRace(key)
+            return await super().swap(key, body, etag=etag)
 
     monkeypatch.setattr(requests_module, "RECORD_DEADLINE_S", 0.01)
     world = World(Undecided())
@@ -397,7 +438,7 @@ async def test_error_of_one_read_ends_the_list() -> None:
 
 
 def test_retry(world: World, client: Client) -> None:
-    """A retry publishes the failed cities of the request under its own id, and shows it as it is."""
+    """A retry publishes the failed cities of the request under its own id, and the request is running again."""
     record = msgspec.structs.replace(
         record_of(),
         planned=True,
@@ -405,14 +446,41 @@ def test_retry(world: World, client: Client) -> None:
         cities=3,
         outcomes={Outcome.FAILED: "5", Outcome.STORED: "2"},
         served="2",
+        failures={2: Failure(city_id=CityId("7"), city_name="Port Tina", reason="the upstream answered 404")},
     )
     write(world, record)
     answer = client.post(f"/process-requests/{record.request_id}/retry")
-    assert (answer.status_code, answer.json()["status"]) == (202, "completed with failures")
+    body = answer.json()
+    assert (answer.status_code, body["status"], body["failures"], body["version"]) == (202, "running", [], 2)
+    assert body["retry"] == {
+        "count": 1,
+        "retried_at": "2024-06-01T12:30:00Z",
+        "cities_total": 2,
+        "cities_done": 0,
+        "cities_failed": 0,
+        "cities": [{"city_id": "7", "city_name": "Port Tina"}],
+    }
+    assert client.get(f"/process-requests/{record.request_id}").json() == body
     (requested,) = world.published(Topic.PROCESS_REQUESTS)
     assert isinstance(requested, ProcessRequested)
     assert (requested.request_id, requested.date) == (record.request_id, record.date)
     assert requested.retry == Retry(plan_revision=3, positions="5", retried_at=NOW)
+
+
+def test_a_retry_that_kafka_did_not_acknowledge_is_asked_for_again(world: World, client: Client) -> None:
+    """The retry that was recorded is published then: the same one, not another."""
+    record = msgspec.structs.replace(
+        record_of(), planned=True, plan_revision=3, cities=1, outcomes={Outcome.FAILED: "1"}
+    )
+    write(world, record)
+    world.publisher.down = True
+    assert client.post(f"/process-requests/{record.request_id}/retry").status_code == 503
+    world.publisher.down = False
+    world.clock.advance(5)
+    assert client.post(f"/process-requests/{record.request_id}/retry").json()["retry"]["count"] == 1
+    (requested,) = world.published(Topic.PROCESS_REQUESTS)
+    assert isinstance(requested, ProcessRequested)
+    assert requested.retry == Retry(plan_revision=3, positions="1", retried_at=NOW)
 
 
 @pytest.mark.parametrize(

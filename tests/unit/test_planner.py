@@ -125,10 +125,22 @@ async def test_a_retry_goes_by_the_plan_that_it_names() -> None:
     before = await planned.plan()
     assert await planned.plan() == before  # a request whose plan another one made
     planned.lists({"2": "Chad", "3": "Chad"})
-    retry = Retry(plan_revision=before.revision, positions=bitmap.encode(0b10), retried_at=NOON)
+    retried_at = NOON + dt.timedelta(minutes=1)
+    retry = Retry(plan_revision=before.revision, positions=bitmap.encode(0b10), retried_at=retried_at)
     assert await planned.plan(planned.requested(retry)) == before
     tasks = [event for event in planned.published(Topic.CITY_TASKS) if isinstance(event, IngestCity)]
-    assert [(task.city_id, task.position, task.retried_at) for task in tasks[4:]] == [("2", 1, NOON)]
+    assert [(task.city_id, task.position, task.retried_at) for task in tasks[4:]] == [("2", 1, retried_at)]
+
+
+async def test_a_request_that_comes_again_is_planned_once() -> None:
+    """Once all tasks of a request are published, the same event publishes none again, nor reads the city list."""
+    planned = Planned()
+    planned.lists({"1": "Peru", "2": "Peru"})
+    request = planned.requested()
+    await planned.plan(request)
+    planned.lists({"3": "Chad"})
+    await planned.plan(request)
+    assert len(planned.published(Topic.CITY_TASKS)) == 2
 
 
 async def test_a_plan_that_moves_on_meanwhile_is_what_the_topic_ends_in() -> None:

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from services.aggregate.progress_folding import SWEEP_WAIT_MAX, Sweep
-from services.api.requests import new_record
 from shared import events, keys, objects
 from shared.events import ProcessRequested
 from shared.identity import RequestId, mint_request_id
 from shared.objects import RequestRecord
 from shared.publishing import LogUnavailable, Outgoing
+from shared.requests import new_record
 from shared.store import Found
 from shared.topics import Topic
 from tests.fakes import Clock, MemoryLog, MemoryPublisher, MemoryStore
