@@ -71,10 +71,10 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """Which cities of a request are to be taken up again, and when that was asked.
 
     ``positions`` is a bitmap over the order of the plan of ``plan_revision``, in hexadecimal, bit n for position n. If
-    the date's plan has moved on since, all of its cities are taken up. A request that never had a plan names plan 0.
+    the date's plan has moved on since, all of its cities are taken up.
     """
 
-    plan_revision: CountField
+    plan_revision: RevisionField
     positions: PositionsField
     retried_at: InstantField
 
@@ -82,7 +82,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"):
     """Somebody asked for a date; or, with ``retry``, for some cities of a request once more.
 
-    ``resent_at`` is when a stalled request was published again: only its unfinished cities are taken up.
+    ``resent_at`` is when a request was published again that was stalled, or whose city list could not be read: only
+    its unfinished cities are taken up.
     """
 
     topic: ClassVar[Topic] = Topic.PROCESS_REQUESTS

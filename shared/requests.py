@@ -103,7 +103,9 @@ def new_record(request_id: RequestId, date: dt.date, now: dt.datetime | None = N
 def request_event(record: RequestRecord, *, resent_at: dt.datetime | None = None) -> ProcessRequested:
     """Return the event that has the request processed: its latest retry, if there was one."""
     retry = None
-    if record.retry is not None:
+    if record.retry is not None and not record.retry.plan_revision:
+        resent_at = resent_at or record.retry.retried_at
+    elif record.retry is not None:
         retry = Retry(
             plan_revision=record.retry.plan_revision,
             positions=record.retry.positions,

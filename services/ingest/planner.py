@@ -85,11 +85,11 @@ class Planner:
             plan = await self._plan_of(request, record)
         except RequestCancelled as cancelled:
             log.info("request cancelled")
-            await self._publish_failed(request, f"{cancelled} before its cities were planned")
+            await self._publish_failed(request, record, f"{cancelled} before its cities were planned")
             return
         except (CityFailed, InvalidCityList) as error:
             log.warning("request failed", reason=str(error))
-            await self._publish_failed(request, f"the list of cities could not be had: {error}")
+            await self._publish_failed(request, record, f"the list of cities could not be had: {error}")
             await self._mark_dispatched(request)
             return
         await self._publish_countries(plan)
@@ -139,13 +139,13 @@ class Planner:
                 continue
             return
 
-    async def _publish_failed(self, request: ProcessRequested, reason: str) -> None:
+    async def _publish_failed(self, request: ProcessRequested, record: RequestRecord | None, reason: str) -> None:
         failed = RequestFailed(
             request_id=request.request_id,
             date=request.date,
             requested_at=request.requested_at,
             reason=reason[:2_000],
-            retried_at=request.retry.retried_at if request.retry else None,
+            retried_at=_retried_at(request, record),
         )
         await self._publisher.publish([Outgoing(failed)])
 
@@ -281,6 +281,12 @@ def _is_resent_under(plan: Plan, request: ProcessRequested, record: RequestRecor
     )
 
 
+def _retried_at(request: ProcessRequested, record: RequestRecord | None) -> dt.datetime | None:
+    """Return the time of the latest retry of a request: an earlier failure does not end it."""
+    retries = (request.retry, record.retry if record is not None else None)
+    return max((retry.retried_at for retry in retries if retry is not None), default=None)
+
+
 def _moment(request: ProcessRequested) -> dt.datetime:
     """Return when the processing was asked for: of a request, a retry and its repetition each is later."""
     retried_at = request.retry.retried_at if request.retry else request.requested_at
@@ -322,6 +328,6 @@ def _tasks(plan: Plan, request: ProcessRequested, record: RequestRecord | None) 
                     country_name=planned.name,
                     plan_revision=plan.revision,
                     position=position,
-                    retried_at=retry.retried_at if retry else None,
+                    retried_at=_retried_at(request, record),
                 )
             position += 1
