@@ -6,6 +6,7 @@ instance roles): the S3 client finds them by itself.
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
@@ -174,6 +175,10 @@ class Settings(BaseSettings):
     api_request_days_max: int = Field(
         default=31, ge=1, le=366, description="the most dates that one request may ask for"
     )
+    api_date_first: dt.date = Field(default=dt.date(2000, 1, 1), description="the earliest date that may be processed")
+    api_days_ahead_max: int = Field(
+        default=366, ge=0, le=36_600, description="the latest date that may be processed, in days after today (UTC)"
+    )
     api_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="summary heads that the API keeps in memory")
     api_answer_bytes: int = Field(default=32 * 1024**2, ge=0, description="long answers that the API keeps in memory")
 
@@ -189,7 +194,10 @@ class Settings(BaseSettings):
     )
     api_keys_file: str = Field(default="", description="a file of such keys, one a line; empty: none")
     api_requests_per_minute: int = Field(
-        default=600, ge=1, le=1_000_000, description="how often one key may ask in a minute"
+        default=600,
+        ge=1,
+        le=1_000_000,
+        description="how often one key may ask in a minute; without keys, how often one client may process",
     )
     api_cors_origins: str = Field(
         default="",

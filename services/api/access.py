@@ -1,4 +1,4 @@
-"""Who may use the API: keys with scopes, and a rate for each.
+"""Who may use the API: keys with scopes, and a rate limit for each key. Without keys, for each client that processes.
 
 Of a key only the SHA-256 is known here. A key is 256 random bits, so nothing slower is needed to keep it.
 """
@@ -12,6 +12,7 @@ import math
 import re
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from pathlib import Path
@@ -27,6 +28,7 @@ from shared.settings import PREFIX, Settings
 
 KEY_HEADER = "X-API-Key"
 KEYS_MAX = 1_000
+RATES_MAX = 10_000
 CALLER = "caller"
 SCOPE = "scope"
 
@@ -38,6 +40,11 @@ class Scope(enum.Enum):
 
     READ = "read"
     PROCESS = "process"
+
+
+READ = frozenset({Scope.READ})
+PROCESS = frozenset({Scope.PROCESS})
+READ_OR_PROCESS = frozenset(Scope)
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,20 +64,23 @@ class Refused(HTTPException):
 
 
 class Rate:
-    """How often each key may ask: so many a minute, saved up for a minute at most."""
+    """How often each key or client may ask: so many a minute, saved up for a minute at most."""
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute
         self._clock = clock
-        self._left: dict[str, tuple[float, float]] = {}
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, name: str) -> float:
-        """Take one for the key of this name; return 0, or the seconds until there is one."""
+        """Take one for this name; return 0, or the seconds until there is one."""
         now_s = self._clock()
         left, at_s = self._left.get(name, (float(self._per_minute), now_s))
         left = min(float(self._per_minute), left + (now_s - at_s) * self._per_minute / 60)
         taken = left >= 1
         self._left[name] = (left - 1 if taken else left, now_s)
+        self._left.move_to_end(name)
+        if len(self._left) > RATES_MAX:
+            self._left.popitem(last=False)
         return 0.0 if taken else (1 - left) * 60 / self._per_minute
 
 
@@ -87,8 +97,16 @@ class Access:
         return bool(self._keys)
 
     def guard(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        """Let a request pass, or raise Refused. An operation needs the scope in its ``opt``; without one, to read."""
+        """Let a request pass, or raise Refused.
+
+        An operation needs one of the scopes in its ``opt``; without them, the scope to read. Without keys, only
+        operations that process are limited: a client is then known by its address alone.
+        """
+        needed = handler.opt.get(SCOPE, READ)
         if not self._keys:
+            if needed == PROCESS:
+                client = connection.client.host if connection.client else "unknown"
+                self._limit(client, f"The client {client} asks for too much.")
             return
         key = self._find(presented(connection.headers.get("authorization", ""), connection.headers.get(KEY_HEADER, "")))
         if key is None:
@@ -97,21 +115,24 @@ class Access:
                 detail=f"This needs an API key, in {KEY_HEADER} or as a bearer token. There is none, or it is unknown.",
                 headers={"WWW-Authenticate": 'Bearer realm="tripfold"'},
             )
-        wait_s = self._rate.take(key.name)
+        self._limit(key.name, f"The key {key.name} is used too often.")
+        if not needed & key.scopes:
+            scopes = " or ".join(sorted(scope.value for scope in needed))
+            raise Refused(
+                status_code=HTTPStatus.FORBIDDEN,
+                detail=f"This needs a key with the scope {scopes}; {key.name} has not got it.",
+            )
+        connection.state[CALLER] = key.name
+
+    def _limit(self, name: str, detail: str) -> None:
+        wait_s = self._rate.take(name)
         if wait_s:
             seconds = math.ceil(wait_s)
             raise Refused(
                 status_code=HTTPStatus.TOO_MANY_REQUESTS,
-                detail=f"The key {key.name} is used too often. Try again in {seconds} s.",
+                detail=f"{detail} Try again in {seconds} s.",
                 headers={"Retry-After": str(seconds)},
             )
-        needed = handler.opt.get(SCOPE, Scope.READ)
-        if needed not in key.scopes:
-            raise Refused(
-                status_code=HTTPStatus.FORBIDDEN,
-                detail=f"This needs a key with the scope {needed.value}; {key.name} has not got it.",
-            )
-        connection.state[CALLER] = key.name
 
     def _find(self, key: str) -> ApiKey | None:
         digest = digest_of(key)

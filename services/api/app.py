@@ -28,6 +28,7 @@ from services.api.methods import answer_head_and_options
 from services.api.problems import exception_handlers
 from services.api.quarantine import list_quarantine
 from services.api.range_requests import RangeRequests
+from services.api.ranges import ProcessableDates
 from services.api.reader import SummaryReader
 from services.api.requests import Requests
 from services.api.routes import api_router
@@ -106,6 +107,7 @@ def assemble(
         dependencies={
             "requests": _provided(requests),
             "ranges": _provided(RangeRequests(store, requests, clock=clock)),
+            "processable": _provided(ProcessableDates(settings.api_date_first, settings.api_days_ahead_max, clock)),
             "request_days_max": _provided(settings.api_request_days_max),
             "following": _provided(Following(requests)),
             "reader": _provided(SummaryReader(store, cache_bytes=settings.api_cache_bytes)),

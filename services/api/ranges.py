@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
 from services.api.errors import InvalidParameter, InvalidRequest
+from shared.settings import PREFIX
 
 
 class DateRange(msgspec.Struct, frozen=True):
@@ -32,6 +33,29 @@ class DateRange(msgspec.Struct, frozen=True):
         """Yield the months that the range touches, in order, as ``YYYY-MM``."""
         months = range(self.first.year * 12 + self.first.month - 1, self.last.year * 12 + self.last.month)
         return (f"{month // 12:04d}-{month % 12 + 1:02d}" for month in months)
+
+
+class ProcessableDates(msgspec.Struct, frozen=True):
+    """The dates that may be processed: from ``first`` to so many days after today (UTC)."""
+
+    first: dt.date
+    days_ahead_max: int
+    clock: Callable[[], dt.datetime]
+
+    def check(self, asked: Mapping[str, dt.date]) -> None:
+        """Raise InvalidRequest that names each date of ``asked``, by parameter, outside of the range."""
+        last = self.clock().date() + dt.timedelta(days=self.days_ahead_max)
+        refused = [
+            InvalidParameter(
+                name=name,
+                reason=f"{date} is not between {self.first} and {last}: ask for a date in between, or have "
+                f"{PREFIX}API_DATE_FIRST or {PREFIX}API_DAYS_AHEAD_MAX changed",
+            )
+            for name, date in asked.items()
+            if not self.first <= date <= last
+        ]
+        if refused:
+            raise InvalidRequest(*refused)
 
 
 def date_range(first: dt.date, last: dt.date, *, days_max: int) -> DateRange:

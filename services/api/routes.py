@@ -16,7 +16,7 @@ from litestar.params import HeaderParameter, PathParameter, QueryParameter, Skip
 from litestar.response import Stream
 
 from services.api import examples, formats
-from services.api.access import CALLER, SCOPE, Access, Scope
+from services.api.access import CALLER, PROCESS, READ_OR_PROCESS, SCOPE, Access
 from services.api.answers import Answers, Body, beside_the_loop
 from services.api.compression import CODINGS, IDENTITY, coded_parts
 from services.api.errors import NothingThere, shown
@@ -32,7 +32,7 @@ from services.api.preferences import WAIT_MAX_S, wait_s
 from services.api.problems import responses
 from services.api.quarantine import QuarantineList
 from services.api.range_requests import RangeDetail, RangeRequests
-from services.api.ranges import DateRange, asked_range, date_range
+from services.api.ranges import DateRange, ProcessableDates, asked_range, date_range
 from services.api.reader import SummaryReader
 from services.api.requests import RequestDetail, RequestList, Requests, detail_of, overview_of
 from services.api.statistics import CountryStats, country_stats
@@ -77,6 +77,17 @@ COUNTRY_LENGTH_MAX = 300
 AFTER_LENGTH_MAX = 1_000
 
 
+Prefer = Annotated[
+    str,
+    HeaderParameter(
+        name="Prefer",
+        description=f"`wait=N` holds the answer until the request has ended, for at most N seconds, and at most "
+        f"{WAIT_MAX_S} of them.",
+        examples=[Example(value="wait=30")],
+    ),
+]
+
+
 def _date(name: str, description: str, example: str | None) -> QueryParameter:
     examples = None if example is None else [Example(value=example)]
     return QueryParameter(name=name, description=description, examples=examples)
@@ -84,7 +95,7 @@ def _date(name: str, description: str, example: str | None) -> QueryParameter:
 
 @post(
     "/process-request",
-    opt={SCOPE: Scope.PROCESS},
+    opt={SCOPE: PROCESS},
     status_code=HTTPStatus.ACCEPTED,
     summary="Ask for a date to be processed",
     operation_id="processRequest",
@@ -120,6 +131,7 @@ async def process_request(
     following: FollowingPort,
     ranges: RangesPort,
     request_days_max: NamedDependency[SkipValidation[DaysMax]],
+    processable: NamedDependency[SkipValidation[ProcessableDates]],
     date: Annotated[
         dt.date | None, _date("date", "The date to process, in the upstream's local time.", "2024-05-01")
     ] = None,
@@ -128,15 +140,7 @@ async def process_request(
         dt.date | None, _date("from", "Instead of `date`: the first of several, such as `2024-05-01`.", None)
     ] = None,
     to: Annotated[dt.date | None, _date("to", "With `from`: the last of them, included.", None)] = None,
-    prefer: Annotated[
-        str,
-        HeaderParameter(
-            name="Prefer",
-            description=f"`wait=N` holds the answer until the request has ended, for at most N seconds, and at most "
-            f"{WAIT_MAX_S} of them.",
-            examples=[Example(value="wait=30")],
-        ),
-    ] = "",
+    prefer: Prefer = "",
     idempotency_key: Annotated[
         str | None,
         HeaderParameter(
@@ -150,14 +154,16 @@ async def process_request(
 ) -> Response[RequestDetail | RangeDetail]:
     """Answer once Kafka has acknowledged the request and its status can be read at `Location`.
 
-    Asking for a date again fetches only what changed upstream. With `from` and `to` instead of `date`, each date of the
-    range becomes a request, and `Location` is where the range's status is.
+    Requests of a date are processed one after the other. One that was not begun yet is shared by all who ask for the
+    date meanwhile: `Location` is the same. Asking for a date again fetches only what changed upstream. With `from` and
+    `to` instead of `date`, each date of the range becomes a request, and `Location` is where the range's status is.
     """
     caller = request.state.get(CALLER, "")
     limit_s = wait_s(prefer)
     applied = {} if limit_s is None else {"Preference-Applied": f"wait={limit_s}"}
     if date is None or from_ is not None or to is not None:
         days = asked_range(date, from_, to, days_max=request_days_max)
+        processable.check({"from": days.first, "to": days.last})
         detail = await ranges.accept(days, idempotency_key=idempotency_key, caller=caller)
         detail = await following.until_range_ended(ranges, detail, limit_s or 0)
         return Response(
@@ -165,6 +171,7 @@ async def process_request(
             status_code=_status_of_wait(detail.status, limit_s),
             headers={"Location": f"/process-ranges/{detail.id}", **applied},
         )
+    processable.check({"date": date})
     record = await requests.accept(date, idempotency_key=idempotency_key, caller=caller)
     record = await following.until_ended(record, limit_s or 0)
     return Response(
@@ -180,6 +187,7 @@ def _status_of_wait(status: Status, limit_s: int | None) -> HTTPStatus:
 
 @get(
     "/process-ranges/{range_id:str}",
+    opt={SCOPE: READ_OR_PROCESS},
     summary="See how far a range of dates has come",
     operation_id="getProcessRange",
     tags=["requests"],
@@ -196,6 +204,7 @@ async def process_range_status(
 
 @get(
     "/process-requests/{request_id:str}",
+    opt={SCOPE: READ_OR_PROCESS},
     summary="See how far a request has come",
     operation_id="getProcessRequest",
     tags=["requests"],
@@ -212,34 +221,50 @@ async def process_request_status(
 
 @post(
     "/process-requests/{request_id:str}/retry",
-    opt={SCOPE: Scope.PROCESS},
+    opt={SCOPE: PROCESS},
     status_code=HTTPStatus.ACCEPTED,
     summary="Take up the failed cities of a request again",
     operation_id="retryProcessRequest",
     tags=["requests"],
-    response_description="The failed cities will be fetched again. Until they are, they are shown as failed.",
-    responses=responses(
-        bad_request=BAD_REQUEST,
-        not_found="There is no such request.",
-        conflict="The request has not ended, or no city of it has failed.",
-        service_unavailable="Kafka did not acknowledge, or S3 cannot be reached. `Retry-After` says when to try "
-        "again; asking twice is harmless.",
-    ),
+    response_description="The failed cities will be fetched again, and the request is running.",
+    responses={
+        HTTPStatus.OK: ResponseSpec(
+            RequestDetail, generate_examples=False, description="With `Prefer: wait`: the retry has ended."
+        ),
+        **responses(
+            bad_request=BAD_REQUEST,
+            not_found="There is no such request.",
+            conflict="The request has not ended, or no city of it has failed.",
+            service_unavailable="Kafka did not acknowledge, or S3 cannot be reached. `Retry-After` says when to try "
+            "again; asking twice is harmless.",
+        ),
+    },
 )
 async def retry_process_request(
     requests: RequestsPort,
+    following: FollowingPort,
     request_id: RequestIdParameter,
-) -> RequestDetail:
-    """Answer once Kafka has acknowledged. No other city is fetched, unless the date's plan has changed since.
+    prefer: Prefer = "",
+) -> Response[RequestDetail]:
+    """Answer once the retry is recorded and Kafka has acknowledged it.
 
-    The request keeps its id. Once its last failed city is served, *completed with failures* becomes *completed*.
+    No other city is fetched, unless the date's plan has changed since.
+
+    The request keeps its id and is running again; `retry` says how far the retry has come. Once its last failed city is
+    served, the request is *completed*.
     """
-    return detail_of(await requests.retry(request_id))
+    limit_s = wait_s(prefer)
+    record = await following.until_ended(await requests.retry(request_id), limit_s or 0)
+    return Response(
+        detail_of(record),
+        status_code=_status_of_wait(status_of(record), limit_s),
+        headers={} if limit_s is None else {"Preference-Applied": f"wait={limit_s}"},
+    )
 
 
 @delete(
     "/process-requests/{request_id:str}",
-    opt={SCOPE: Scope.PROCESS},
+    opt={SCOPE: PROCESS},
     status_code=HTTPStatus.ACCEPTED,
     summary="Cancel a request",
     operation_id="cancelProcessRequest",
@@ -258,15 +283,15 @@ async def cancel_process_request(
 ) -> RequestDetail:
     """Have the cities skipped that are not started yet, and let those end that are.
 
-    What they say is counted. Asking again while it has not ended is harmless. A request that ends with every city done
-    all the same is completed, not cancelled.
+    Every client that joined the request shares its end. What the cities say is counted. Asking again while it has not
+    ended is harmless. A request that ends with every city done all the same is completed, not cancelled.
     """
     return detail_of(await requests.cancel(request_id))
 
 
 @delete(
     "/process-ranges/{range_id:str}",
-    opt={SCOPE: Scope.PROCESS},
+    opt={SCOPE: PROCESS},
     status_code=HTTPStatus.ACCEPTED,
     summary="Cancel a range of dates",
     operation_id="cancelProcessRange",
@@ -289,6 +314,7 @@ async def cancel_process_range(
 
 @get(
     "/process-requests/{request_id:str}/events",
+    opt={SCOPE: READ_OR_PROCESS},
     summary="Follow a request until its end",
     operation_id="followProcessRequest",
     tags=["requests"],

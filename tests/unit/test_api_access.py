@@ -74,11 +74,31 @@ def test_each_key_has_idempotency_keys_of_its_own() -> None:
     """Two callers that make up the same idempotency key do not meet."""
     other = mint_key()
     with World().client(api_access="keys", api_keys=f"{KEYS},other:process:{digest_of(other)}") as client:
-        ids = {
-            client.post(ASK, headers={"X-API-Key": key, "Idempotency-Key": "1"}).json()["id"]
-            for key in (NIGHTLY, other, NIGHTLY)
-        }
-    assert len(ids) == 2
+        statuses = [
+            client.post(f"/process-request?date={date}", headers={"X-API-Key": key, "Idempotency-Key": "1"}).status_code
+            for key, date in ((NIGHTLY, "2024-05-01"), (other, "2024-05-02"), (NIGHTLY, "2024-05-03"))
+        ]
+    assert statuses == [202, 202, 422]
+
+
+def test_a_key_that_processes_reads_the_status_of_requests() -> None:
+    """Whoever may process may follow that request and its range; statistics and lists need the scope to read."""
+    process_only = mint_key()
+    with World().client(api_access="keys", api_keys=f"nightly:process:{digest_of(process_only)}") as client:
+        headers = {"X-API-Key": process_only}
+        request = client.post(ASK, headers=headers).headers["location"]
+        many = client.post("/process-request?from=2024-05-01&to=2024-05-02", headers=headers).headers["location"]
+        assert [client.get(path, headers=headers).status_code for path in (request, many)] == [200, 200]
+        assert client.get("/process-requests/1/events", headers=headers).status_code == 404
+        for path in ("/process-requests", "/country-stats?from=2024-05-01&to=2024-05-02"):
+            assert client.get(path, headers=headers).status_code == 403
+
+
+def test_without_keys_a_client_processes_only_so_often() -> None:
+    """Where everybody may use the API, asking for dates is limited, and reading is not."""
+    with World().client(api_access="open", api_requests_per_minute=2) as client:
+        assert [client.post(ASK).status_code for _ in range(3)] == [202, 202, 429]
+        assert [client.get("/process-requests").status_code for _ in range(3)] == [200] * 3
 
 
 def test_too_often() -> None:

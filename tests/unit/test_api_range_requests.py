@@ -84,6 +84,25 @@ def test_no_range(world: World, client: Client, query: str, name: str) -> None:
     assert published(world) == []
 
 
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("date=1999-12-31", "date"),
+        ("date=9999-12-31", "date"),
+        ("date=2025-06-03", "date"),
+        ("from=1999-12-31&to=2000-01-01", "from"),
+    ],
+)
+def test_a_date_that_is_not_processed(world: World, client: Client, query: str, name: str) -> None:
+    """A date before 2000 or more than 366 days ahead is refused with the dates that are accepted."""
+    answer = client.post(f"/process-request?{query}")
+    (fault,) = answer.json()["invalid_parameters"]
+    assert (answer.status_code, fault["name"]) == (400, name)
+    assert "is not between 2000-01-01 and 2025-06-02" in fault["reason"]
+    assert published(world) == []
+    assert client.post("/process-request?date=2025-06-02").status_code == 202
+
+
 def test_the_same_again(world: World, client: Client) -> None:
     """The same key gives the same range, also when Kafka was down in between; another range is refused."""
     key = {"Idempotency-Key": "may"}
