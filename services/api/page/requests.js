@@ -67,7 +67,7 @@ export function watchRequests({ onserved, onfirst, onunknown }) {
   function show(listed) {
     const list = place.querySelector("ul") ?? element("ul", { class: "requests" });
     for (const one of listed) {
-      if (!rows.has(one.id)) rows.set(one.id, rowOf());
+      if (!rows.has(one.id)) rows.set(one.id, rowOf(look));
       update(one);
     }
     const ids = new Set(listed.map((one) => one.id));
@@ -107,7 +107,7 @@ export function watchRequests({ onserved, onfirst, onunknown }) {
   look();
 }
 
-function rowOf() {
+function rowOf(onchange) {
   const mark = element("span", { class: "mark", "aria-hidden": "true" });
   const title = element("strong");
   const status = element("span", { class: "status" });
@@ -126,6 +126,7 @@ function rowOf() {
     pressed.disabled = true;
     try {
       await change(row.shown.id);
+      onchange();
       acted.textContent = change === cancel ? "Cities that are not started yet are skipped." : "The failed cities are taken up again.";
     } catch (problem) {
       acted.textContent = problem.message;
