@@ -16,7 +16,7 @@ import functools
 import hashlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import msgspec
 
@@ -297,38 +297,43 @@ class MemoryMember:
 
 
 class MemoryReplay:
-    """A Rereadable and a PairReplay of a topic of a `MemoryLog`, in batches of a few records."""
+    """A Rereadable and a PairReplay of what ``records`` returns, in its order and in batches of a few records."""
 
-    def __init__(self, log: MemoryLog, topic: Topic, *, batch_records_max: int = 4) -> None:
-        self._log = log
-        self._topic = topic
+    def __init__(self, records: Callable[[], Sequence[Received]], *, batch_records_max: int = 4) -> None:
+        self._records = records
         self._batch_records_max = batch_records_max
-        self._positions = dict.fromkeys(range(PARTITIONS), 0)
-        self._ends = dict(self._positions)
+        self._read: set[tuple[int, int]] = set()
+        self._due: set[tuple[int, int]] = set()
+
+    @classmethod
+    def of(cls, log: MemoryLog, topic: Topic, *, batch_records_max: int = 4) -> Self:
+        """Return the replay of a topic."""
+        return cls(lambda: log.records(topic), batch_records_max=batch_records_max)
 
     async def take_end(self) -> int:
         await asyncio.sleep(0)
-        self._ends = self._log.ends(self._topic)
-        return sum(self._ends.values()) - sum(self._positions.values())
+        self._due = {(record.partition, record.offset) for record in self._records()} - self._read
+        return len(self._taken())
 
     async def read(self) -> AsyncIterator[Sequence[Received]]:
-        records = [
-            record
-            for record in self._log.records(self._topic)
-            if self._positions[record.partition] <= record.offset < self._ends[record.partition]
-        ]
+        records = self._taken()
         for begin in range(0, len(records), self._batch_records_max):
             await asyncio.sleep(0)
             yield records[begin : begin + self._batch_records_max]
-        self._positions = dict(self._ends)
+        self._read |= self._due
+        self._due = set()
 
     async def rewind(self) -> None:
         await asyncio.sleep(0)
-        self._positions = dict.fromkeys(range(PARTITIONS), 0)
+        self._due |= self._read
+        self._read = set()
 
     async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
         async for batch in self.read():
             yield [(record.key, record.value) for record in batch]
+
+    def _taken(self) -> list[Received]:
+        return [record for record in self._records() if (record.partition, record.offset) in self._due]
 
 
 class BrokenContract(BaseException):  # nothing that waits out faults may catch it

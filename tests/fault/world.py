@@ -403,7 +403,7 @@ class World:
         self.rebuilds += 1
         token = f"token-{self.rebuilds}"
         job = self._job(f"rebuild-{self.rebuilds}", calls=calls)
-        replay = MemoryReplay(self.log, Topic.CITY_STATS) if from_kafka else None
+        replay = MemoryReplay.of(self.log, Topic.CITY_STATS) if from_kafka else None
 
         async def work() -> None:
             rebuild = self.make_rebuild(job, token, BreakableReplay(replay, job) if replay else None, seed=seed)
@@ -483,7 +483,7 @@ class World:
         job = self._job("restore")
 
         async def work() -> None:
-            replay = BreakableReplay(MemoryReplay(self.log, Topic.CITY_STATS), job)
+            replay = BreakableReplay(MemoryReplay.of(self.log, Topic.CITY_STATS), job)
             highest = await highest_of(replay, lambda *_: None)
             await raise_base(job.store, topic=highest, wanted=None, clock=self.clock, dry_run=False)
             await self._mend_topics(job)
@@ -500,7 +500,7 @@ class World:
     async def _mend_topics(self, job: Job) -> None:
         @contextlib.asynccontextmanager
         async def open_topic(topic: Topic) -> AsyncIterator[Rereadable]:
-            yield BreakableReplay(MemoryReplay(self.log, topic), job)
+            yield BreakableReplay(MemoryReplay.of(self.log, topic), job)
 
         audit = TopicAudit(job.store, open_topic, wait=no_wait, report=lambda *_: None)
         for topic in COMPACTED:
@@ -525,7 +525,7 @@ class World:
 
         @contextlib.asynccontextmanager
         async def open_topic() -> AsyncIterator[Replay]:
-            yield BreakableReplay(MemoryReplay(self.log, Topic.DEAD_LETTERS), job)
+            yield BreakableReplay(MemoryReplay.of(self.log, Topic.DEAD_LETTERS), job)
 
         async def work() -> None:
             listing = await list_letters(open_topic, Wanted(), limit=LETTERS_MAX)

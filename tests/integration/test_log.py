@@ -109,7 +109,7 @@ class FakeLog:
 
     @contextlib.asynccontextmanager
     async def replay(self, topic: Topic) -> AsyncIterator[Rereading]:
-        yield MemoryReplay(self._log, topic)
+        yield MemoryReplay.of(self._log, topic)
 
     async def compact(self, topic: Topic) -> None:
         self._log.compact(topic)

@@ -24,8 +24,7 @@ from services.operate.dead_letters import (
 )
 from shared.publishing import CUT_HEADER, LogUnavailable, Received
 from shared.topics import LETTER_BYTES_MAX, RECORD_BYTES_MAX, Topic
-from tests.fakes import Clock, MemoryLog, MemoryPublisher
-from tests.unit.test_rebuild import MemoryReplay
+from tests.fakes import Clock, MemoryLog, MemoryPublisher, MemoryReplay
 
 NOON = dt.datetime(2024, 5, 2, 12, tzinfo=dt.UTC)
 HEADERS = (("ce_type", b"x"), ("not utf-8", b"\xff"), ("tripfold_error", b"forged"))
@@ -55,7 +54,8 @@ class Cemetery:
     async def open(self) -> AsyncIterator[Replay]:
         """Open the topic of dead letters; its records have the times at which they were buried."""
         records = sorted(self.log.records(Topic.DEAD_LETTERS), key=self.log.appended.index)
-        yield MemoryReplay([_at(record, at) for record, at in zip(records, self._all_times(records), strict=True)])
+        timed = [_at(record, at) for record, at in zip(records, self._all_times(records), strict=True)]
+        yield MemoryReplay(lambda: timed)
 
     def _all_times(self, records: list[Received]) -> Iterable[int]:
         return [*self._times_ms, *[int(self.clock().timestamp() * 1000)] * (len(records) - len(self._times_ms))]
@@ -154,7 +154,8 @@ async def test_letters_of_several_partitions_go_back_in_that_order(cemetery: Cem
         async with cemetery.open() as replay:
             await replay.take_end()
             records = [record async for batch in replay.read() for record in batch]
-        yield MemoryReplay(sorted(records, key=lambda record: record.partition))
+        records.sort(key=lambda record: record.partition)
+        yield MemoryReplay(lambda: records)
 
     letters = await cemetery.letters(Wanted(origin_topic="city-stats"))
     sent = await send_back(by_partition, cemetery.publisher, [one.id for one in letters], clock=cemetery.clock)

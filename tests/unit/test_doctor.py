@@ -17,9 +17,8 @@ from shared.patience import Patience
 from shared.settings import Settings
 from shared.store import LostRace
 from shared.topics import Topic
-from tests.fakes import MemoryStore
+from tests.fakes import MemoryReplay, MemoryStore
 from tests.unit.operated_bucket import NOON, OperatedBucket, trips
-from tests.unit.test_rebuild import MemoryReplay
 
 
 class Careless(MemoryStore):
@@ -92,14 +91,14 @@ async def test_a_restored_backup_is_found_out() -> None:
     backup = dict(bucket.store.objects)
     records = bucket.log.records(Topic.CITY_STATS)
     records += [bucket.record_of(event) for event in bucket.plan(5, {"armenia": [1]})]
-    assert "none of a revision" in await lineage(bucket.store, MemoryReplay(records))
+    assert "none of a revision" in await lineage(bucket.store, MemoryReplay(lambda: records))
     records += [bucket.record_of(event) for event in bucket.store_file(1, 11, trips(2))]
-    assert "none of a revision" in await lineage(bucket.store, MemoryReplay(records))
+    assert "none of a revision" in await lineage(bucket.store, MemoryReplay(lambda: records))
     bucket.store.objects = backup
     with pytest.raises(Unfit, match=r"city=1\.json has revision 11 in the topic"):
-        await lineage(bucket.store, MemoryReplay(records))
+        await lineage(bucket.store, MemoryReplay(lambda: records))
     bucket.store.write(keys.LINEAGE, objects.encode(Lineage(base=12, born_at=NOON)))
-    assert "none of a revision" in await lineage(bucket.store, MemoryReplay(records))
+    assert "none of a revision" in await lineage(bucket.store, MemoryReplay(lambda: records))
 
 
 async def test_nothing_in_reach_is_told_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:

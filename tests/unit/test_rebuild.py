@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
 import msgspec
 import pytest
@@ -13,7 +13,6 @@ import pytest
 from services.aggregate import generations
 from services.aggregate.generations import GenerationInUse, GenerationState, NoSuchGeneration, RebuildUnderWay
 from services.aggregate.rebuilding import HELD_BYTES_MAX, Rebuild, Rebuilt, Unrebuildable
-from services.aggregate.replay import Pair
 from shared import keys, objects
 from shared.contribution import NOTHING
 from shared.current import read_current
@@ -22,31 +21,11 @@ from shared.objects import Current, LedgerEntry
 from shared.publishing import Received
 from shared.store import LostRace, OperatedStore, StoreUnavailable
 from shared.topics import Topic
-from tests.fakes import Break, BreakableOperatedStore, Crash, Crossings, Life, MemoryLog, MemoryPublisher
+from tests.fakes import Break, BreakableOperatedStore, Crash, Crossings, Life, MemoryLog, MemoryPublisher, MemoryReplay
 from tests.unit.operated_bucket import DAY, OperatedBucket, trips
 
 NEXT_DAY = DAY + dt.timedelta(days=1)
 TOKEN = "token-1"
-
-
-class MemoryReplay:
-    """A Replay and a PairReplay over records in memory, in batches of a few, in the order given."""
-
-    def __init__(self, records: Sequence[Received]) -> None:
-        self._records = records
-        self._end = 0
-
-    async def take_end(self) -> int:
-        self._end = len(self._records)
-        return self._end
-
-    async def read(self) -> AsyncIterator[Sequence[Received]]:
-        for begin in range(0, self._end, 4):
-            yield self._records[begin : min(begin + 4, self._end)]
-
-    async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
-        async for batch in self.read():
-            yield [(record.key, record.value) for record in batch]
 
 
 def unseen(_step: str, _done: int, _total: int, _events: int) -> None:
@@ -64,7 +43,7 @@ async def rebuild(
     store: OperatedStore | None = None,
     held_bytes_max: int = HELD_BYTES_MAX,
 ) -> Rebuilt:
-    replay = None if records is None else MemoryReplay(records)
+    replay = None if records is None else MemoryReplay(lambda: records)
     job = Rebuild(
         store or bucket.store,
         bucket.publisher,

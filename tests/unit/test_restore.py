@@ -87,5 +87,5 @@ async def test_the_highest_of_a_topic_may_be_a_plans_or_come_after_what_is_none(
     bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia", b"{")
     for event in (*bucket.store_file(1, 30, trips(1)), *bucket.plan(40, {"armenia": [1]})):
         bucket.record_of(event)
-    topic = await highest_of(MemoryReplay(bucket.log, Topic.CITY_STATS, batch_records_max=10), lambda *_: None)
+    topic = await highest_of(MemoryReplay.of(bucket.log, Topic.CITY_STATS, batch_records_max=10), lambda *_: None)
     assert (topic.revision, topic.key, topic.records) == (40, "2024-05-01/armenia", 3)
