@@ -23,6 +23,7 @@ import aiohttp
 import httpx
 import msgspec
 from httpx_aiohttp import AiohttpTransport
+from httpx_aiohttp.transport import AiohttpResponseStream
 from yarl import URL
 
 from services.ingest.content_coding import ACCEPTED, BadCoding, Decoder, UnknownCoding, decoder_of
@@ -57,6 +58,8 @@ RATIO_FREE_BYTES = 16 * 1024**2
 
 READ_BUFFER_BYTES = 64 * 1024
 """How much of a body may lie unread in a connection. The client stops reading at twice as much."""
+
+AiohttpResponseStream.CHUNK_SIZE = 2 * READ_BUFFER_BYTES  # 16 KiB at a time takes more to pass on than to receive
 
 RESUME_OUTAGE_LIMIT_S = 60.0
 """How long a broken download waits for an upstream that is down, before all of it is given up."""
