@@ -7,7 +7,7 @@ WORKERS ?= 3 # of the tests: they wait for processes of their own as much as the
 HISTORIES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi contract screenshots format test-containers test-kafka test-kafka-integration chaos histories mutations requirements clean
+.PHONY: help demo up test lint unit audit bench asyncapi contract screenshots format test-containers test-kafka test-kafka-integration chaos histories mutations requirements soak
 
 help: ## Show what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,9 +83,6 @@ requirements: ## Pin the requirements again, with hashes (needs uv)
 COMPILE_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make requirements"
 COMPILE := pyproject.toml $(COMPILE_OPTIONS)
-
-clean: ## Remove the virtual environment and the demo's data
-	rm -rf $(VENV) .data
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

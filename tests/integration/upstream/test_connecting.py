@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from services.ingest import upstream
 from tests.integration.upstream.client import (
+    BODY,
     GOOD,
     client_of,
     redirect,
@@ -51,6 +52,15 @@ async def test_a_certificate_that_nobody_vouches_for_is_an_outage(tmp_path: Path
     async with HostileServer(GOOD, tls=self_signed(tmp_path)) as server, client_of(server.url) as client:
         assert "CERTIFICATE_VERIFY_FAILED" in await client.failure()
         assert not server.requests
+
+
+async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The upstream is asked directly, whatever the variables for proxies say."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    async with HostileServer(GOOD) as server, client_of(server.url, attempts=1) as client:
+        await client.fetch_exactly(BODY)
 
 
 @pytest.mark.parametrize("url", ["http://no-such-host.invalid", "http://127.0.0.1:1", "https://127.0.0.1:{port}"])
