@@ -129,10 +129,11 @@ def _refuse(settings: Settings, differences: Sequence[TopicDifference]) -> None:
 
 @bucket_commands.command("apply")
 def bucket_apply() -> None:
-    """Make the bucket unless it is there. Safe to run again.
+    """Make the bucket and its first objects unless they are there. Safe to run again.
 
     Example: tripfold bucket apply
     """
+    from shared.current import provision_pointer
     from shared.store import S3Store
 
     settings = _settings()
@@ -140,6 +141,7 @@ def bucket_apply() -> None:
     async def make() -> None:
         async with S3Store(settings) as store:
             await store.create_bucket()
+            await provision_pointer(store)
 
     _run(make())
     console.print(f"bucket {settings.s3_bucket} is there")

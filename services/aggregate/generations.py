@@ -14,7 +14,7 @@ import msgspec
 
 from shared import health, keys, objects
 from shared.bounded import map_bounded
-from shared.current import read_current
+from shared.current import read_current, read_pointer
 from shared.errors import OperatorError
 from shared.objects import Current
 from shared.patience import Patience
@@ -63,7 +63,7 @@ async def begin(store: OperatedStore, token: str, *, take_over: bool) -> Current
     Raises RebuildUnderWay if another is being built, unless it is to be taken over.
     """
     while True:
-        current, etag = await _read(store)
+        current, etag = await read_pointer(store)
         if current.token == token:
             return current  # an earlier try of this very swap had happened
         if current.building is not None and not take_over:
@@ -72,7 +72,7 @@ async def begin(store: OperatedStore, token: str, *, take_over: bool) -> Current
                 f"a rebuild into generation {current.building} was begun {age_s:.0f} s ago. If it runs, wait for its "
                 f"end. If it died, start this one with --take-over, or clear its mark with 'tripfold rebuild --abandon'"
             )
-        number = (current.highest if etag else await _highest_found(store)) + 1
+        number = current.highest + 1
         begun = Current(live=current.live, building=number, token=token, highest=number)
         try:
             await store.swap(keys.CURRENT, objects.encode(begun), etag=etag)
@@ -84,7 +84,7 @@ async def begin(store: OperatedStore, token: str, *, take_over: bool) -> Current
 async def flip(store: ObjectStore, token: str, number: int) -> None:
     """Make the generation that was built under ``token`` the live one. Raises RebuildLost if it is another's turn."""
     while True:
-        current, etag = await _read(store)
+        current, etag = await read_pointer(store)
         if current.live == number:
             return  # an earlier try of this very swap had happened
         if current.token != token or current.building != number:
@@ -102,7 +102,7 @@ async def flip(store: ObjectStore, token: str, number: int) -> None:
 async def abandon(store: ObjectStore, token: str) -> None:
     """Take the building generation back if it still is that of ``token``; the live one stays."""
     while True:
-        current, etag = await _read(store)
+        current, etag = await read_pointer(store)
         if current.building is None or current.token != token:
             return
         try:
@@ -133,7 +133,7 @@ async def watch_rebuild(store: OperatedStore, patience: Patience) -> None:
 
 async def list_generations(store: ObjectStore) -> list[Generation]:
     """Return the generations that there are, with the number and size of their summaries."""
-    current, _ = await _read(store)
+    current, _ = await read_pointer(store)
     found = []
     for number in range(1, current.highest + 1):
         summaries = size_bytes = 0
@@ -153,7 +153,7 @@ async def drop(store: OperatedStore, number: int, *, grace: dt.timedelta) -> int
     Raises NoSuchGeneration, and GenerationInUse for the live and the building one, and while the pointer has stood for
     less than ``grace``: a reader or an aggregate that is slow may not have seen it yet.
     """
-    current, _ = await _read(store)
+    current, _ = await read_pointer(store)
     state = _state(current, number)
     if state is not GenerationState.OLD:
         raise GenerationInUse(f"generation {number} is {state.value}: it cannot be dropped")
@@ -188,14 +188,6 @@ async def require_summaries(store: ObjectStore, number: int) -> None:
     raise NoSuchGeneration(f"there are no summaries of generation {number}; 'tripfold generations list' shows all")
 
 
-async def _highest_found(store: OperatedStore) -> int:
-    """Return the highest number under which summaries lie, for a pointer that was never set, or is lost."""
-    highest = Current().highest
-    async for listed in store.list(keys.SUMMARIES):
-        highest = max(highest, keys.parse_generation(listed.key) or 0)
-    return highest
-
-
 async def _pointer_age_s(store: OperatedStore) -> float:
     """Return how long ago the pointer was changed, by the store's clock; without a pointer, for ever."""
     async for listed in store.list(keys.CURRENT):
@@ -207,10 +199,3 @@ def _state(current: Current, number: int) -> GenerationState:
     if number == current.live:
         return GenerationState.LIVE
     return GenerationState.BUILDING if number == current.building else GenerationState.OLD
-
-
-async def _read(store: ObjectStore) -> tuple[Current, str | None]:
-    found = await store.get(keys.CURRENT)
-    if found is None:
-        return Current(), None
-    return objects.decode(Current, found.body, keys.CURRENT), found.etag

@@ -13,6 +13,7 @@ from shared.identity import CityId, CountrySlug
 from shared.objects import LedgerEntry, Manifest, Summary
 
 NOTHING = "nothing"
+SUMMARY = "summary"
 RAW_OBJECT = "raw object"
 """What every difference about a raw object begins with."""
 LEDGER_ENTRY = "ledger entry"
@@ -111,10 +112,10 @@ def of_raw_object(manifest: Manifest, *, what: str, found: str, expected: str) -
 def _one_missing(expected: Summary | None, found: Summary | None) -> list[Difference]:
     if expected is not None:
         return [
-            _difference(expected, what="summary", found=NOTHING, expected=f"version {expected.version}", in_flight=True)
+            _difference(expected, what=SUMMARY, found=NOTHING, expected=f"version {expected.version}", in_flight=True)
         ]
     if found is not None and found != empty_summary(found.date, found.country):
-        return [_difference(found, what="summary", found=f"version {found.version}", expected=NOTHING)]
+        return [_difference(found, what=SUMMARY, found=f"version {found.version}", expected=NOTHING)]
     return []
 
 

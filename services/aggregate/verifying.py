@@ -2,6 +2,7 @@
 
 Of each date the summaries are read first, then the plan and the manifests: so these alone can be ahead, by events
 that are on their way. Whatever is ahead is looked at again after a wait, a bounded number of times, before it counts.
+A missing summary is on its way only while the request that planned its date runs: a request that has ended is served.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -22,12 +24,14 @@ from shared.current import read_current
 from shared.events import CityDayStats
 from shared.file_rules import RecordsForm
 from shared.identity import CountrySlug
-from shared.objects import CorruptObject, Manifest, Summary
+from shared.objects import CorruptObject, Manifest, Plan, RequestRecord, StoredObject, Summary
+from shared.requests import status_of
 from shared.store import Found, ObjectMissing, OperatedStore
 
 LOOKS_MAX = 6
 RAW_OBJECTS_AT_ONCE_MAX = 4
 
+_Stored = TypeVar("_Stored", bound=StoredObject)
 Wait = Callable[[int], Awaitable[None]]
 
 
@@ -67,7 +71,7 @@ class Look(msgspec.Struct, frozen=True):
         except CorruptObject as error:
             return [
                 Difference(
-                    date=self.events.date, country=country, what="summary", found=str(error), expected="readable"
+                    date=self.events.date, country=country, what=verify.SUMMARY, found=str(error), expected="readable"
                 )
             ]
         told = verify.differences(self.events.summary(country), summary)
@@ -104,6 +108,10 @@ async def verify_dates(store: OperatedStore, dates: Dates, *, deep: bool, wait: 
             if look_number < LOOKS_MAX and any(difference.in_flight for difference in told):
                 in_flight.append(date)
                 continue
+            if any(difference.in_flight for difference in told) and not await _request_runs(store, date):
+                told = [
+                    _deleted(difference) if difference.what == verify.SUMMARY else difference for difference in told
+                ]
             if deep:
                 told += await _raw_differences(store, look)
             done += 1
@@ -117,6 +125,25 @@ async def verify_dates(store: OperatedStore, dates: Dates, *, deep: bool, wait: 
         pending = in_flight
         if not pending:
             return
+
+
+async def _request_runs(store: OperatedStore, date: dt.date) -> bool:
+    """Tell whether the request that planned a date last has not ended. What cannot be read counts as ended."""
+    try:
+        plan = await _read(store, Plan, keys.plan(date))
+        record = await _read(store, RequestRecord, keys.request(plan.request_id)) if plan else None
+    except CorruptObject:
+        return False
+    return record is not None and not status_of(record).ended
+
+
+async def _read(store: OperatedStore, kind: type[_Stored], key: str) -> _Stored | None:
+    found = await store.get(key)
+    return objects.decode(kind, found.body, key) if found else None
+
+
+def _deleted(difference: Difference) -> Difference:
+    return msgspec.structs.replace(difference, in_flight=False)
 
 
 async def _raw_differences(store: OperatedStore, look: Look) -> list[Difference]:

@@ -14,8 +14,10 @@ import msgspec
 from services.local.embedded import Endpoints, open_embedded_stack
 from services.local.ports import free_port, release_ports
 from services.local.supervisor import ChildEvent, ChildProcess, Supervisor, http_probe
+from shared.current import provision_pointer
 from shared.patience import SurroundingsFault
 from shared.settings import PREFIX, load_settings
+from shared.store import S3Store
 from shared.topics_admin import apply_topics
 
 LOOPBACK = "127.0.0.1"
@@ -134,7 +136,9 @@ async def _provision(environment: Mapping[str, str]) -> None:
             if tries_left == 1:
                 raise
         else:
-            return
+            break
+    async with S3Store(settings) as store:
+        await provision_pointer(store)
 
 
 def _service(

@@ -79,6 +79,7 @@ class World:
         self.log = MemoryLog()
         self.publisher = ObservedPublisher(self.log)
         self.clock = Clock(NOW)
+        self.make_live(1)
 
     @contextlib.contextmanager
     def client(self, checks: Mapping[str, Check] | None = None, **settings: object) -> Iterator[Client]:

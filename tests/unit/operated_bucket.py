@@ -15,7 +15,7 @@ from shared.contribution import Contribution
 from shared.current import read_current
 from shared.events import Event
 from shared.identity import CityId, CountrySlug, RequestId
-from shared.objects import Manifest, PastRevision, Plan, PlannedCity, PlannedCountry, Summary
+from shared.objects import Current, Manifest, PastRevision, Plan, PlannedCity, PlannedCountry, Summary
 from shared.outbox import events_of_manifest, events_of_plan
 from shared.publishing import Received
 from shared.topics import Topic
@@ -35,6 +35,7 @@ class OperatedBucket:
         self.store = MemoryStore(self.clock)
         self.log = MemoryLog()
         self.publisher = MemoryPublisher(self.log)
+        self.store.write(keys.CURRENT, objects.encode(Current()))
 
     def plan(self, revision: int, cities: dict[str, Sequence[int]], date: dt.date = DAY) -> list[Event]:
         """Write a date's plan: cities by country; return its events, which are not folded."""

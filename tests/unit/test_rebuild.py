@@ -15,7 +15,7 @@ from services.aggregate.generations import GenerationInUse, GenerationState, NoS
 from services.aggregate.rebuilding import HELD_BYTES_MAX, Rebuild, Rebuilt, Unrebuildable
 from shared import keys, objects
 from shared.contribution import NOTHING
-from shared.current import read_current
+from shared.current import PointerLost, provision_pointer, read_current
 from shared.identity import CityId, CountrySlug
 from shared.objects import Current, LedgerEntry
 from shared.publishing import Received
@@ -182,7 +182,7 @@ async def test_each_difference_says_why(bucket: OperatedBucket) -> None:
 async def test_a_dry_run_changes_nothing(bucket: OperatedBucket) -> None:
     """A dry run tells what would change, and leaves no summary, no live pointer and no event other than before."""
     await bucket.damage(totals=NOTHING)
-    before = {key: stored.body for key, stored in bucket.store.objects.items()}
+    before = {key: stored.body for key, stored in bucket.store.objects.items() if key != keys.CURRENT}
     records = len(bucket.log.appended)
     rebuilt = await rebuild(bucket, dry_run=True)
     assert (rebuilt.flipped, len(rebuilt.changes), rebuilt.refused) == (False, 1, None)
@@ -332,12 +332,27 @@ async def test_activate_begins_with_an_old_generation(bucket: OperatedBucket) ->
         await rebuild(bucket, seed=7)
 
 
-async def test_a_lost_pointer_gives_no_number_out_again(bucket: OperatedBucket) -> None:
-    """Without state/current.json a rebuild takes a number above all that summaries lie under."""
+async def test_a_lost_pointer_stops_readers_and_writers(bucket: OperatedBucket) -> None:
+    """Without state/current.json nobody takes generation 1 for the live one once there was another."""
     await rebuild(bucket)
-    await rebuild(bucket, token="token-2")
     del bucket.store.objects[keys.CURRENT]
-    assert (await rebuild(bucket, token="token-3")).generation == 4
+    await provision_pointer(bucket.store)
+    with pytest.raises(PointerLost, match=r"state/current\.json is missing.*Restore"):
+        await read_current(bucket.store)
+    with pytest.raises(PointerLost):
+        await rebuild(bucket, token="token-2")
+    assert keys.CURRENT not in bucket.store.objects
+
+
+async def test_the_pointer_of_a_new_bucket_is_written_once() -> None:
+    """A new bucket says which generation is live; one that holds summaries or a pointer stays as it is."""
+    empty = OperatedBucket()
+    del empty.store.objects[keys.CURRENT]
+    await provision_pointer(empty.store)
+    assert empty.store.objects[keys.CURRENT].body == objects.encode(Current())
+    empty.store.write(keys.CURRENT, objects.encode(Current(live=3, highest=3)))
+    await provision_pointer(empty.store)
+    assert (await read_current(empty.store)).live == 3
 
 
 async def test_generations_are_listed_and_dropped(bucket: OperatedBucket) -> None:

@@ -20,9 +20,9 @@ from services.aggregate.verifying import look_at, verify_dates
 from shared import keys, objects
 from shared.contribution import NOTHING, Contribution
 from shared.identity import CityId
-from shared.objects import Current, LedgerEntry
+from shared.objects import Current, LedgerEntry, RequestRecord
 from shared.store import Found, Listed
-from tests.unit.operated_bucket import ALL, DAY, OperatedBucket, trips
+from tests.unit.operated_bucket import ALL, DAY, NOON, REQUEST, OperatedBucket, trips
 
 
 async def no_wait(_look: int) -> None:
@@ -99,6 +99,16 @@ async def test_a_lost_summary_and_a_stray_one_are_told(bucket: OperatedBucket) -
         ("armenia", "summary", "nothing"),
         ("chad", "summary", "version 33"),
     ]
+
+
+@pytest.mark.parametrize(("running", "in_flight"), [(True, True), (False, False)])
+async def test_a_deleted_summary_is_not_on_its_way(bucket: OperatedBucket, *, running: bool, in_flight: bool) -> None:
+    """A missing summary is in flight only while the request that planned its date has not ended."""
+    del bucket.store.objects[await bucket.summary_key("armenia")]
+    record = RequestRecord(request_id=REQUEST, date=DAY, requested_at=NOON, updated_at=NOON, planned=not running)
+    bucket.store.write(keys.request(REQUEST), objects.encode(record))
+    (difference,) = await verified(bucket)
+    assert difference.in_flight is in_flight
 
 
 async def test_an_unreadable_object_is_a_difference(bucket: OperatedBucket) -> None:
