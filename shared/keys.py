@@ -6,7 +6,7 @@ import datetime as dt
 import functools
 import re
 
-from shared.identity import CityId, CountrySlug, RequestId, request_time_ms
+from shared.identity import CityId, CountrySlug, RequestId, parse_request_id, request_time_ms
 
 LINEAGE = "state/lineage.json"
 COUNTRIES = "state/countries.json"
@@ -160,3 +160,8 @@ def range_request(range_id: RequestId) -> str:
 def request(request_id: RequestId) -> str:
     """Return the key of a request's progress: the time in it is inverted, so that a listing has the latest first."""
     return f"{REQUESTS}{_TIME_MS_END - 1 - request_time_ms(request_id):012x}-{request_id}.json"
+
+
+def parse_request(key: str) -> RequestId | None:
+    """Return the id of the request that a key of its progress names, or None for any other key."""
+    return parse_request_id(key.removeprefix(REQUESTS)[13:].removesuffix(".json"))

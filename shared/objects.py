@@ -26,7 +26,11 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CorruptObject(RuntimeError):
-    """An object of the bucket that cannot be read: nothing may be built on it."""
+    """An object of the bucket that cannot be read: nothing may be built on it. ``key`` is the object's."""
+
+    def __init__(self, key: str, fault: str) -> None:
+        super().__init__(f"{key} {fault}")
+        self.key = key
 
 
 class NewerObject(CorruptObject):
@@ -388,7 +392,7 @@ def decode(kind: type[_Stored], body: bytes, key: str) -> _Stored:
         stored = decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         _refuse_newer(body, key)
-        raise CorruptObject(f"{key} is not a readable {kind.__name__}: {error}") from error
+        raise CorruptObject(key, f"is not a readable {kind.__name__}: {error}") from error
     if stored.schema_version > SCHEMA_VERSION:
         _refuse_newer(body, key)
     _refuse_strayed(stored, key)
@@ -401,7 +405,7 @@ def _refuse_newer(body: bytes, key: str) -> None:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return
     if version > SCHEMA_VERSION:
-        raise NewerObject(f"{key} has schema version {version}; this build knows {SCHEMA_VERSION}: upgrade it")
+        raise NewerObject(key, f"has schema version {version}; this build knows {SCHEMA_VERSION}: upgrade it")
 
 
 def _refuse_strayed(stored: StoredObject, key: str) -> None:
@@ -421,7 +425,7 @@ def _refuse_strayed(stored: StoredObject, key: str) -> None:
         case _:
             return
     if strayed:
-        raise CorruptObject(f"{key} holds what belongs to {own}")
+        raise CorruptObject(key, f"holds what belongs to {own}")
 
 
 def decode_head(first_bytes: bytes, key: str) -> SummaryHead:
@@ -431,5 +435,5 @@ def decode_head(first_bytes: bytes, key: str) -> SummaryHead:
     """
     end = first_bytes.find(_PLANS_MARK)
     if end < 0:
-        raise CorruptObject(f"{key} does not begin like a summary: no field 'plans' in {len(first_bytes)} bytes")
+        raise CorruptObject(key, f"does not begin like a summary: no field 'plans' in {len(first_bytes)} bytes")
     return decode(SummaryHead, first_bytes[:end] + b"}", key)

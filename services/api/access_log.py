@@ -1,47 +1,80 @@
-"""One log line and one measurement for each HTTP request, the ones that match no route included."""
+"""One log line and one measurement for each HTTP request, the ones that match no route included.
+
+Each request has an id, ``X-Request-ID``, in the response and in the log. It is not that of a request for a date.
+"""
 
 from __future__ import annotations
 
+import re
 import time
+import uuid
+from collections.abc import Iterable
 
 import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import Histogram
 
+HEADER = "X-Request-ID"
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 request_seconds = Histogram(
     "tripfold_http_request_seconds", "Time from an HTTP request to the end of its answer", ["method", "route", "status"]
 )
+_TRACE_ID = "http_request_id"
+_GIVEN = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _log = structlog.get_logger()
 
 
-def log_access(app: ASGIApp) -> ASGIApp:
-    """Return an ASGI app that passes on to ``app`` and logs each HTTP request: its path, never its query."""
+class AccessLog:
+    """ASGI middleware that logs each HTTP request: its path, never its query.
 
-    async def logged(scope: Scope, receive: Receive, send: Send) -> None:
+    Litestar's Prometheus plugin has metrics of its own names, and sees no request that matches no route.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, under the id that its client gave it, or under a new one."""
         if scope["type"] != ScopeType.HTTP:
-            await app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         began_s = time.perf_counter()
         status = 500
         method, path = scope["method"], scope["path"]
+        trace_id = scope["state"][_TRACE_ID] = _trace_id(scope["headers"])
 
         async def watching(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])
+                message["headers"] = [*message["headers"], (HEADER.lower().encode(), trace_id.encode())]
             await send(message)
 
         try:
-            await app(scope, receive, watching)
+            await self.app(scope, receive, watching)
         finally:
             took_s = time.perf_counter() - began_s
             # Labels come from the route and not from the client: their number is bounded.
             request_seconds.labels(
                 method if method in KNOWN_METHODS else "other", scope.get("path_template", "unmatched"), status
             ).observe(took_s)
-            _log.info("request", method=method, path=path, status=status, duration_ms=round(took_s * 1000, 1))
+            _log.info(
+                "request",
+                method=method,
+                path=path,
+                status=status,
+                duration_ms=round(took_s * 1000, 1),
+                http_request_id=trace_id,
+            )
 
-    return logged
+
+def trace_id_of(scope: Scope) -> str:
+    """Return the id that a request has in the log."""
+    return str(scope["state"].get(_TRACE_ID, ""))
+
+
+def _trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    given = next((value.decode("latin-1") for name, value in headers if name == HEADER.lower().encode()), "")
+    return given if _GIVEN.fullmatch(given) else uuid.uuid4().hex

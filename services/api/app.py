@@ -15,16 +15,17 @@ from litestar.di import Provide
 
 from services.api import health
 from services.api.access import access_of
-from services.api.access_log import log_access
+from services.api.access_log import AccessLog
 from services.api.answers import Answers
 from services.api.asyncapi_page import asyncapi_handlers
-from services.api.compression import compress
+from services.api.compression import Compression
+from services.api.countries import CountryNames
 from services.api.cross_origin import cors_config
 from services.api.docs import docs_handlers, openapi_config
 from services.api.following import Following
-from services.api.hardening import harden
+from services.api.hardening import Hardening
 from services.api.health import Check, Readiness
-from services.api.methods import answer_head_and_options
+from services.api.methods import HeadAndOptions
 from services.api.problems import exception_handlers
 from services.api.quarantine import list_quarantine
 from services.api.range_requests import RangeRequests
@@ -83,6 +84,7 @@ def assemble(
     state = Health()
     access = access_of(settings)
     requests = Requests(store, publisher, clock=clock)
+    reader = SummaryReader(store, cache_bytes=settings.api_cache_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -110,7 +112,8 @@ def assemble(
             "processable": _provided(ProcessableDates(settings.api_date_first, settings.api_days_ahead_max, clock)),
             "request_days_max": _provided(settings.api_request_days_max),
             "following": _provided(Following(requests)),
-            "reader": _provided(SummaryReader(store, cache_bytes=settings.api_cache_bytes)),
+            "reader": _provided(reader),
+            "countries": _provided(CountryNames(reader.countries)),
             "answers": _provided(Answers(settings.api_answer_bytes)),
             "quarantine": _provided(functools.partial(list_quarantine, store)),
             "days_max": _provided(settings.api_range_days_max),
@@ -123,7 +126,7 @@ def assemble(
         logging_config=None,  # structlog is configured once, for the whole process
     )
     # Around the router, so that a path of no route is logged too.
-    app.asgi_handler = log_access(harden(answer_head_and_options(compress(app.asgi_handler))))
+    app.asgi_handler = AccessLog(Hardening(HeadAndOptions(Compression(app.asgi_handler))))
     return app
 
 

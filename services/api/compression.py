@@ -69,12 +69,19 @@ def _pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
     yield b"".join(gathered)
 
 
-def compress(app: ASGIApp) -> ASGIApp:
-    """Return an ASGI app that passes on to ``app`` and compresses its answers, if they are texts worth it."""
+class Compression:
+    """ASGI middleware that compresses whole responses, if they are texts worth it.
 
-    async def compressing(scope: Scope, receive: Receive, send: Send) -> None:
+    Litestar's own ignores ``q=0``, compresses images and event streams, and changes bytes that have a strong ETag.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and compress its response."""
         if scope["type"] != ScopeType.HTTP:
-            await app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         accepted = ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"accept-encoding")
         coding = content_coding(accepted, CODINGS)
@@ -97,9 +104,7 @@ def compress(app: ASGIApp) -> ASGIApp:
                 await send(start)
             await send(message)
 
-        await app(scope, receive, sending)
-
-    return compressing
+        await self.app(scope, receive, sending)
 
 
 def _compressible(headers: MutableScopeHeaders) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from litestar.config.cors import CORSConfig
 
 PREFLIGHT_AGE_MAX_S = 600
-EXPOSED = ["ETag", "Location", "Preference-Applied", "Retry-After"]
-ALLOWED = ["Authorization", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer", "X-API-Key"]
+EXPOSED = ["ETag", "Location", "Preference-Applied", "Retry-After", "Tripfold-Unreadable", "X-Request-ID"]
+ALLOWED = ["Authorization", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Prefer", "X-API-Key", "X-Request-ID"]
 
 
 def cors_config(origins: str) -> CORSConfig | None:

@@ -10,14 +10,16 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 _TO_WITHOUT_EQUALS = re.compile(r"to([0-9]{4}-[0-9]{2}-[0-9]{2})")
 
 
-def accept_first_version(app: ASGIApp) -> ASGIApp:
-    """Return an ASGI app that passes requests on to ``app`` with the queries of the first version made whole."""
+class FirstVersionQuery:
+    """ASGI middleware that makes the queries of the first version whole."""
 
-    async def rewritten(scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its whole query."""
         scope["query_string"] = whole_query(scope["query_string"])
-        await app(scope, receive, send)
-
-    return rewritten
+        await self.app(scope, receive, send)
 
 
 def whole_query(query: bytes) -> bytes:

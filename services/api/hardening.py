@@ -25,12 +25,19 @@ _HEADERS = {
 }
 
 
-def harden(app: ASGIApp) -> ASGIApp:
-    """Return an ASGI app that refuses what is too long, and adds security headers to the answers that lack them."""
+class Hardening:
+    """ASGI middleware that refuses what is too long, and adds security headers to the responses that lack them.
 
-    async def hardened(scope: Scope, receive: Receive, send: Send) -> None:
+    Litestar bounds a body only where a handler reads it, and none does; it bounds neither addresses nor headers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, unless it is too long."""
         if scope["type"] != ScopeType.HTTP:
-            await app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
 
         async def adding(message: Message) -> None:
@@ -42,11 +49,9 @@ def harden(app: ASGIApp) -> ASGIApp:
 
         status = _too_long(scope["raw_path"], scope["query_string"], scope["headers"])
         if status is None:
-            await app(scope, receive, adding)
+            await self.app(scope, receive, adding)
         else:
             await _refuse(status, adding)
-
-    return hardened
 
 
 def _too_long(path: bytes, query: bytes, headers: Iterable[tuple[bytes, bytes]]) -> HTTPStatus | None:

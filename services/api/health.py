@@ -114,4 +114,5 @@ async def ready(readiness: ReadinessPort) -> Response[ReadinessReport]:
 async def metrics(readiness: ReadinessPort) -> Response[bytes]:
     """Return the metrics in the text format of Prometheus."""
     await readiness.report()  # so that tripfold_ready tells of now
-    return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST)
+    # Litestar adds the charset of a text itself.
+    return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8"))

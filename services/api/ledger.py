@@ -13,7 +13,7 @@ import msgspec
 
 from services.api.statistics import DayStats, day_detail
 from shared.contribution import Contribution
-from shared.identity import CityId, CountryField, CountrySlug
+from shared.identity import CityId
 from shared.objects import LedgerEntry, Manifest, Summary
 
 
@@ -67,7 +67,7 @@ class LedgerCity(msgspec.Struct, frozen=True, kw_only=True):
 
     city_id: Annotated[str, msgspec.Meta(examples=["7"])]
     city_name: Annotated[
-        str, msgspec.Meta(description="Empty while nothing was ever taken in of it.", examples=["Port Tina"])
+        str, msgspec.Meta(description="From its file, or else from the date's plan.", examples=["Port Tina"])
     ]
     standing: Standing
     revision: Annotated[
@@ -103,10 +103,10 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
     last: bool
 
 
-def parse_country_day(country: str, date: str) -> tuple[CountrySlug, dt.date] | None:
-    """Return the country-day that a path names, or None if no country-day can be called that."""
+def parse_date(text: str) -> dt.date | None:
+    """Return the date that a path names, or None if it names none."""
     try:
-        return msgspec.convert(country, CountryField), msgspec.convert(date, dt.date)
+        return msgspec.convert(text, dt.date)
     except msgspec.ValidationError:
         return None
 
@@ -118,8 +118,20 @@ def page_of(summary: Summary, *, after: str, limit: int) -> Page:
     return Page(city_ids=tuple(city_ids[start : start + limit]), last=start + limit >= len(city_ids))
 
 
-def ledger_of(summary: Summary, page: Page, manifests: Mapping[CityId, Manifest], *, limit: int) -> Ledger:
-    """Return a page of a country-day's ledger."""
+def needs_names(summary: Summary, page: Page, manifests: Mapping[CityId, Manifest]) -> bool:
+    """Tell whether neither ledger nor manifest names some city of a page."""
+    return any(not _name_of(summary.ledger.get(city_id), manifests.get(city_id)) for city_id in page.city_ids)
+
+
+def ledger_of(
+    summary: Summary,
+    page: Page,
+    manifests: Mapping[CityId, Manifest],
+    *,
+    limit: int,
+    planned_names: Mapping[CityId, str],
+) -> Ledger:
+    """Return a page of a country-day's ledger; ``planned_names`` are for cities that nothing else names."""
     expected = summary.expected_cities
     path = f"/country-stats/{summary.country}/{summary.date}"
     return Ledger(
@@ -127,14 +139,26 @@ def ledger_of(summary: Summary, page: Page, manifests: Mapping[CityId, Manifest]
         date=summary.date,
         totals=day_detail(summary, country_name=summary.country_name),
         cities=tuple(
-            _city(city_id, summary.ledger.get(city_id), manifests.get(city_id), expected=city_id in expected)
+            _city(
+                city_id,
+                summary.ledger.get(city_id),
+                manifests.get(city_id),
+                expected=city_id in expected,
+                planned_name=planned_names.get(city_id, ""),
+            )
             for city_id in page.city_ids
         ),
         next=None if page.last else f"{path}?limit={limit}&after={quote(page.city_ids[-1], safe='')}",
     )
 
 
-def _city(city_id: CityId, entry: LedgerEntry | None, manifest: Manifest | None, *, expected: bool) -> LedgerCity:
+def _name_of(entry: LedgerEntry | None, manifest: Manifest | None) -> str:
+    return (entry.city_name if entry else "") or (manifest.city_name if manifest else "")
+
+
+def _city(
+    city_id: CityId, entry: LedgerEntry | None, manifest: Manifest | None, *, expected: bool, planned_name: str
+) -> LedgerCity:
     counted = entry is not None and entry.contribution is not None
     if counted:
         standing = Standing.REPORTED if expected else Standing.LEFT
@@ -142,7 +166,7 @@ def _city(city_id: CityId, entry: LedgerEntry | None, manifest: Manifest | None,
         standing = Standing.MISSING if expected else Standing.RETRACTED
     return LedgerCity(
         city_id=city_id,
-        city_name=(entry.city_name if entry else "") or (manifest.city_name if manifest else ""),
+        city_name=_name_of(entry, manifest) or planned_name,
         standing=standing,
         revision=entry.revision if entry else None,
         contribution=entry.contribution if entry else None,

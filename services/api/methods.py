@@ -1,7 +1,8 @@
 """``HEAD`` and ``OPTIONS``, as HTTP has them, on every path.
 
 ``HEAD`` is the answer to ``GET`` without its body. ``OPTIONS`` tells what a path takes: what a method that no path
-takes is told. Litestar has an answer of its own to it, which leaves out what was added to a path later.
+takes is told. Litestar has an answer of its own to it, which leaves out what was added to a path later. It answers HEAD
+only where a second handler is written for it.
 """
 
 from __future__ import annotations
@@ -15,26 +16,28 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 TAKEN_BY_NO_PATH = "TRACE"
 
 
-def answer_head_and_options(app: ASGIApp) -> ASGIApp:
-    """Return an ASGI app that passes on to ``app``, and answers HEAD and OPTIONS by what it answers to other methods.
+class HeadAndOptions:
+    """ASGI middleware that answers HEAD and OPTIONS by what the app answers to other methods.
 
-    The questions of browsers about other origins (preflights) stay its own.
+    The questions of browsers about other origins (preflights) stay the app's own.
     """
 
-    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, HEAD as GET, and OPTIONS as a method that is told what is allowed."""
         told = _telling_of_head(send)
         if scope["type"] != ScopeType.HTTP:
-            await app(scope, receive, send)
+            await self.app(scope, receive, send)
         elif scope["method"] == HttpMethod.HEAD:
             scope["method"] = HttpMethod.GET
-            await _headers_alone(app, scope, receive, told)
+            await _headers_alone(self.app, scope, receive, told)
         elif scope["method"] == HttpMethod.OPTIONS and not _is_preflight(scope):
             scope["method"] = TAKEN_BY_NO_PATH  # type: ignore[typeddict-item]  # it is none of Litestar's
-            await _allowed_alone(app, scope, receive, told)
+            await _allowed_alone(self.app, scope, receive, told)
         else:
-            await app(scope, receive, told)
-
-    return answering
+            await self.app(scope, receive, told)
 
 
 async def _headers_alone(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,7 @@
-"""Which of the forms that an answer can have a client wants, by its ``Accept`` and ``Accept-Encoding``. Pure."""
+"""Which of the forms that an answer can have a client wants, by its ``Accept`` and ``Accept-Encoding``. Pure.
+
+Litestar's ``Accept`` header takes a type with ``q=0`` for accepted, and has nothing for ``Accept-Encoding``.
+"""
 
 from __future__ import annotations
 

@@ -11,8 +11,10 @@ import structlog
 from litestar import Request, Response
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.openapi.spec import Example
 from litestar.types import ExceptionHandlersMap
 
+from services.api.access_log import trace_id_of
 from services.api.errors import (
     InvalidParameter,
     InvalidRequest,
@@ -23,6 +25,8 @@ from services.api.errors import (
     shown,
 )
 from services.api.parameters import declared_of, unusable
+from services.api.unreadable import UnreadableAlone, noted
+from shared.objects import CorruptObject
 from shared.patience import SurroundingsFault
 from shared.publishing import LogUnavailable
 from shared.store import StoreUnavailable
@@ -41,22 +45,66 @@ _REFUSALS = {
     "too_many_requests": "The API key is used too often. `Retry-After` says when to try again.",
 }
 
+_AN_INVALID_PARAMETER = InvalidParameter(name="from", reason="2024-05-02 is after to=2024-05-01: swap the two")
+_AN_ID = "018f3d2a-5c00-7aaa-8bbb-0123456789ab"
+_EXAMPLES = {
+    HTTPStatus.BAD_REQUEST: (
+        "invalid-parameter",
+        "Invalid parameter",
+        f"{_AN_INVALID_PARAMETER.name}: {_AN_INVALID_PARAMETER.reason}",
+    ),
+    HTTPStatus.UNAUTHORIZED: (
+        "about:blank",
+        HTTPStatus.UNAUTHORIZED.phrase,
+        "This needs an API key, in X-API-Key or as a bearer token. There is none, or it is unknown.",
+    ),
+    HTTPStatus.FORBIDDEN: (
+        "about:blank",
+        HTTPStatus.FORBIDDEN.phrase,
+        "This needs a key with the scope process; reader has not got it.",
+    ),
+    HTTPStatus.NOT_FOUND: (
+        "not-found",
+        "Nothing there",
+        f"There is no request with the id '{_AN_ID}'. GET /process-requests lists them.",
+    ),
+    HTTPStatus.NOT_ACCEPTABLE: (
+        "about:blank",
+        HTTPStatus.NOT_ACCEPTABLE.phrase,
+        "None of what is accepted can be had; these can: application/json, application/x-ndjson, text/csv.",
+    ),
+    HTTPStatus.CONFLICT: ("not-now", "Not now", f"Request {_AN_ID} has ended: it is completed."),
+    HTTPStatus.UNPROCESSABLE_ENTITY: (
+        "idempotency-key-used-otherwise",
+        "Idempotency key used otherwise",
+        "The Idempotency-Key was used with date=2024-05-01 before: use another one.",
+    ),
+    HTTPStatus.TOO_MANY_REQUESTS: (
+        "about:blank",
+        HTTPStatus.TOO_MANY_REQUESTS.phrase,
+        "The key reader is used too often. Try again in 7 s.",
+    ),
+    HTTPStatus.INTERNAL_SERVER_ERROR: (
+        "unreadable-object",
+        "Unreadable object",
+        f"requests/fe70c2d5a3ff-{_AN_ID}.json is not a readable RequestRecord: Input data was truncated.",
+    ),
+    HTTPStatus.SERVICE_UNAVAILABLE: ("unavailable", "Unavailable", "S3 cannot be used. Try again in a few seconds."),
+}
+
 _log = structlog.get_logger()
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What went wrong, as RFC 9457 has it, with two members of our own: ``invalid_parameters`` and ``request_id``."""
 
-    type: Annotated[
-        str, msgspec.Meta(description="The kind of problem.", examples=["urn:problem-type:tripfold:invalid-parameter"])
-    ]
-    title: Annotated[str, msgspec.Meta(description="The kind of problem, in words.", examples=["Invalid parameter"])]
-    status: Annotated[int, msgspec.Meta(description="The HTTP status.", ge=400, le=599, examples=[400])]
+    type: Annotated[str, msgspec.Meta(description="The kind of problem.", examples=["about:blank"])]
+    title: Annotated[str, msgspec.Meta(description="The kind of problem, in words.")]
+    status: Annotated[int, msgspec.Meta(description="The HTTP status.", ge=400, le=599)]
     detail: Annotated[
         str,
         msgspec.Meta(
             description="What is wrong with this request, and what to do.",
-            examples=["from: 2024-05-02 is after to=2024-05-01: swap the two"],
         ),
     ]
     invalid_parameters: Annotated[
@@ -76,6 +124,8 @@ def exception_handlers() -> ExceptionHandlersMap:
         KeyUsedOtherwise: _key_used_otherwise,
         NotNow: _not_now,
         SurroundingsFault: _unavailable,
+        CorruptObject: _unreadable,
+        UnreadableAlone: _unreadable,
         HTTPException: _http_exception,
         Exception: _unexpected,
     }
@@ -89,11 +139,26 @@ def responses(**problems: str) -> dict[int, ResponseSpec]:
 def open_responses(**problems: str) -> dict[int, ResponseSpec]:
     """Describe the problems of an operation that needs no key."""
     return {
-        HTTPStatus[name.upper()]: ResponseSpec(
-            Problem, generate_examples=False, description=description, media_type=MEDIA_TYPE
+        (status := HTTPStatus[name.upper()]): ResponseSpec(
+            Problem,
+            generate_examples=False,
+            description=description,
+            media_type=MEDIA_TYPE,
+            examples=[Example(summary="as it is", value=msgspec.to_builtins(_example_of(status)))],
         )
         for name, description in {**problems, **_TOO_LARGE}.items()
     }
+
+
+def _example_of(status: HTTPStatus) -> Problem:
+    kind, title, detail = _EXAMPLES.get(status, ("about:blank", status.phrase, f"{status.description}."))
+    return Problem(
+        type=kind if kind == "about:blank" else f"urn:problem-type:tripfold:{kind}",
+        title=title,
+        status=status,
+        detail=detail,
+        invalid_parameters=(_AN_INVALID_PARAMETER,) if status is HTTPStatus.BAD_REQUEST else (),
+    )
 
 
 def _answer(problem: Problem, headers: Mapping[str, str] | None = None) -> Response[Any]:
@@ -163,6 +228,17 @@ def _unavailable(_: Request[Any, Any, Any], error: SurroundingsFault) -> Respons
     )
 
 
+def _unreadable(_: Request[Any, Any, Any], error: CorruptObject | UnreadableAlone) -> Response[Any]:
+    return _answer(
+        Problem(
+            type="urn:problem-type:tripfold:unreadable-object",
+            title="Unreadable object",
+            status=HTTPStatus.INTERNAL_SERVER_ERROR,
+            detail=noted(error).reason if isinstance(error, CorruptObject) else str(error),
+        )
+    )
+
+
 def _outage(error: SurroundingsFault) -> str:
     """Say what cannot be used, without the addresses that the error itself may name: those are for the log."""
     match error:
@@ -212,12 +288,15 @@ def _as_invalid_request(request: Request[Any, Any, Any], error: ValidationExcept
 
 
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    _log.error("unexpected error", method=request.method, path=request.url.path, exc_info=error)
+    trace_id = trace_id_of(request.scope)
+    _log.error(
+        "unexpected error", method=request.method, path=request.url.path, http_request_id=trace_id, exc_info=error
+    )
     return _answer(
         Problem(
             type="about:blank",
             title=HTTPStatus.INTERNAL_SERVER_ERROR.phrase,
             status=HTTPStatus.INTERNAL_SERVER_ERROR,
-            detail="This is a fault of the service. Its log says more.",
+            detail=f"This is a fault of the service. Its log tells more under http_request_id {trace_id}.",
         )
     )

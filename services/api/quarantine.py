@@ -9,6 +9,7 @@ import msgspec
 
 from services.api.impatience import within
 from services.api.ranges import DateRange
+from services.api.unreadable import UnreadableObject, read_if_readable
 from shared import keys, objects
 from shared.bounded import map_bounded
 from shared.objects import QuarantineReport
@@ -69,6 +70,9 @@ class QuarantineList(msgspec.Struct, frozen=True, kw_only=True):
 
     total: Annotated[int, msgspec.Meta(ge=0, description="How many there are in the range, listed or not.")]
     files: tuple[QuarantinedFile, ...]
+    unreadable: Annotated[
+        tuple[UnreadableObject, ...], msgspec.Meta(description="Reports that are listed in total, and cannot be read.")
+    ] = ()
 
 
 async def list_quarantine(store: ObjectStore, days: DateRange, *, limit: int) -> QuarantineList:
@@ -81,15 +85,19 @@ async def list_quarantine(store: ObjectStore, days: DateRange, *, limit: int) ->
             if listed.key.endswith(keys.REPORT_SUFFIX) and (keys.parse_date(listed.key) or dt.date.min) in days
         ]
 
-    async def read(key: str) -> QuarantineReport | None:
+    async def read(key: str) -> QuarantineReport | UnreadableObject | None:
         found = await store.get(key)
-        return objects.decode(QuarantineReport, found.body, key) if found else None
+        return read_if_readable(lambda: objects.decode(QuarantineReport, found.body, key)) if found else None
 
     async with within(READING_DEADLINE_S, "Reading what is in quarantine"):
         months = await map_bounded(of_month, list(days.months()), at_once_max=GETS_AT_ONCE_MAX)
         found = sorted(key for month in months for key in month)
         reports = await map_bounded(read, found[:limit], at_once_max=GETS_AT_ONCE_MAX)
-    return QuarantineList(total=len(found), files=tuple(_shown(report) for report in reports if report is not None))
+    return QuarantineList(
+        total=len(found),
+        files=tuple(_shown(report) for report in reports if isinstance(report, QuarantineReport)),
+        unreadable=tuple(report for report in reports if isinstance(report, UnreadableObject)),
+    )
 
 
 def _shown(report: QuarantineReport) -> QuarantinedFile:

@@ -3,7 +3,8 @@
 Nothing served is stale: every answer is made from a fresh listing, and of the summaries it names only those are
 fetched whose ETag was not seen before. Queries that come together share a listing that was begun after them, what is
 picked from it, and what has to be fetched. Every answer is of one whole generation: the pointer to the live one is read
-before and after, and if a rebuild moved it in between, the reading starts again.
+before and after, and if a rebuild moved it in between, the reading starts again. A summary that cannot be read is named
+beside the others.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from typing import NamedTuple, TypeVar
 from services.api.impatience import within
 from services.api.ranges import DateRange
 from services.api.sharing import Shared
+from services.api.unreadable import UnreadableObject, read_if_readable
 from shared import keys, objects
 from shared.bounded import map_bounded
 from shared.current import read_current
 from shared.identity import CityId, CountrySlug
-from shared.objects import Manifest, Summary, SummaryHead
+from shared.objects import Countries, Manifest, Plan, StoredObject, Summary, SummaryHead
 from shared.store import Listed, ObjectStore, StoreUnavailable
 
 HEAD_BYTES = 4096
@@ -35,6 +37,7 @@ GETS_AT_ONCE_MAX = 16
 ENTRY_OVERHEAD_BYTES = 750  # what a head takes in memory beyond the characters of its key and ETag, measured
 
 _Result = TypeVar("_Result")
+_Stored = TypeVar("_Stored", bound=StoredObject)
 
 
 class HeadCache:
@@ -76,10 +79,12 @@ class Reading(NamedTuple):
     """What a range of dates held at one moment.
 
     Equal tags mean equal heads. ``heads`` are in no particular order; None: the tag was all that was wanted.
+    ``unreadable`` are the summaries that are missing among the heads because they cannot be read.
     """
 
     tag: str
     heads: list[SummaryHead] | None
+    unreadable: tuple[UnreadableObject, ...] = ()
 
 
 class _Part(NamedTuple):
@@ -114,7 +119,7 @@ class _Month:
 
 class _Read(NamedTuple):
     etag: str
-    head: SummaryHead
+    head: SummaryHead | UnreadableObject
 
 
 class SummaryReader:
@@ -147,13 +152,32 @@ class SummaryReader:
         async with within(LEDGER_DEADLINE_S, f"Reading the ledger of {country} on {date}"):
             return await self._of_one_generation(lambda generation: self._summary(generation, country, date))
 
-    async def manifests(self, date: dt.date, city_ids: Sequence[CityId]) -> dict[CityId, Manifest]:
-        """Return the manifests of those of the cities that have one on ``date``."""
+    async def manifests(
+        self, date: dt.date, city_ids: Sequence[CityId]
+    ) -> tuple[dict[CityId, Manifest], list[UnreadableObject]]:
+        """Return the manifests of those of the cities that have one on ``date``, and those that cannot be read."""
         async with within(LEDGER_DEADLINE_S, f"Reading {len(city_ids)} manifests of {date}"):
             found = await map_bounded(
-                lambda city_id: self._manifest(date, city_id), city_ids, at_once_max=GETS_AT_ONCE_MAX
+                lambda city_id: self._readable(Manifest, keys.manifest(date, city_id)),
+                city_ids,
+                at_once_max=GETS_AT_ONCE_MAX,
             )
-        return {manifest.city_id: manifest for manifest in found if manifest is not None}
+        manifests = {manifest.city_id: manifest for manifest in found if isinstance(manifest, Manifest)}
+        return manifests, [one for one in found if isinstance(one, UnreadableObject)]
+
+    async def city_names(self, date: dt.date, country: CountrySlug) -> dict[CityId, str]:
+        """Return the names that the date's plan gives to the cities of a country; none, if it cannot be read."""
+        async with within(LEDGER_DEADLINE_S, f"Reading the plan of {date}"):
+            plan = await self._readable(Plan, keys.plan(date))
+        if not isinstance(plan, Plan) or country not in plan.countries:
+            return {}
+        return {city.city_id: city.name for city in plan.countries[country].cities}
+
+    async def countries(self) -> dict[str, CountrySlug]:
+        """Return the slug of every country that was ever planned, by its name; none, if they cannot be read."""
+        async with within(LEDGER_DEADLINE_S, "Reading the countries"):
+            countries = await self._readable(Countries, keys.COUNTRIES)
+        return countries.slugs if isinstance(countries, Countries) else {}
 
     async def _of_one_generation(self, read: Callable[[int], Awaitable[_Result]]) -> _Result:
         live = await self._live()
@@ -188,13 +212,23 @@ class SummaryReader:
             return Reading(tag, [head for head in read.values() if head is not None])
         async with self._ranges:
             fetched = await map_bounded(self._unseen, unseen, at_once_max=GETS_AT_ONCE_MAX)
-        read |= {one.key: found and found.head for one, found in zip(unseen, fetched, strict=True)}
+        read |= {
+            one.key: found.head if found is not None and isinstance(found.head, SummaryHead) else None
+            for one, found in zip(unseen, fetched, strict=True)
+        }
         heads = [head for head in read.values() if head is not None]
-        if all(found is not None and found.etag == one.etag for one, found in zip(unseen, fetched, strict=True)):
+        unreadable = tuple(
+            found.head for found in fetched if found is not None and isinstance(found.head, UnreadableObject)
+        )
+        as_listed = all(
+            found is not None and found.etag == one.etag for one, found in zip(unseen, fetched, strict=True)
+        )
+        if as_listed and not unreadable:
             return Reading(tag, heads)
-        # What changed since it was listed is shown as it was fetched: under a tag of its own, which no listing has.
-        changed = (f"{one.key} {found.etag if found else ''}" for one, found in zip(unseen, fetched, strict=True))
-        return Reading(_tag_of([tag, *changed]), heads)
+        # What changed since it was listed, and what cannot be read, is shown under a tag of its own, which no listing
+        # has: a later version of this service may read it.
+        found_so = [f"{one.key} {found.etag if found else ''}" for one, found in zip(unseen, fetched, strict=True)]
+        return Reading(_tag_of([tag, *found_so, *(one.key for one in unreadable)]), heads, unreadable)
 
     async def _month(self, generation: int, month: str) -> _Month:
         prefix = keys.summaries_of_month(generation, month)
@@ -223,8 +257,9 @@ class SummaryReader:
         found = await self._store.get(listed.key, first_bytes=HEAD_BYTES)
         if found is None:
             return None  # deleted since it was listed: with its whole generation, which the pointer will tell
-        head = objects.decode_head(found.body, listed.key)
-        self._cache.keep(listed.key, found.etag, head)
+        head = read_if_readable(lambda: objects.decode_head(found.body, listed.key))
+        if isinstance(head, SummaryHead):
+            self._cache.keep(listed.key, found.etag, head)
         return _Read(found.etag, head)
 
     async def _summary(self, generation: int, country: CountrySlug, date: dt.date) -> Summary | None:
@@ -232,10 +267,9 @@ class SummaryReader:
         found = await self._store.get(key)
         return objects.decode(Summary, found.body, key) if found else None
 
-    async def _manifest(self, date: dt.date, city_id: CityId) -> Manifest | None:
-        key = keys.manifest(date, city_id)
+    async def _readable(self, kind: type[_Stored], key: str) -> _Stored | UnreadableObject | None:
         found = await self._store.get(key)
-        return objects.decode(Manifest, found.body, key) if found else None
+        return read_if_readable(lambda: objects.decode(kind, found.body, key)) if found else None
 
 
 def _tag_of(parts: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ import msgspec
 from services.api.errors import NothingThere, NotNow, StatusNotWritten, shown
 from services.api.idempotency import Claims
 from services.api.impatience import within
+from services.api.unreadable import UnreadableObject, read_if_readable
 from shared import active_requests, bitmap, keys, objects
 from shared.bounded import map_bounded
 from shared.events import Outcome
@@ -147,6 +148,9 @@ class RequestList(msgspec.Struct, frozen=True, kw_only=True):
     """Requests, the latest first."""
 
     requests: tuple[RequestOverview, ...]
+    unreadable: Annotated[
+        tuple[UnreadableObject, ...], msgspec.Meta(description="Records among these requests that cannot be read.")
+    ]
     next: Annotated[
         str | None,
         msgspec.Meta(
@@ -154,6 +158,14 @@ class RequestList(msgspec.Struct, frozen=True, kw_only=True):
             examples=["/process-requests?limit=50&after=018f3d2a-5c00-7aaa-8bbb-0123456789ab"],
         ),
     ]
+
+
+class Latest(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest requests. ``last`` is the id of the last one if there are more after it."""
+
+    records: list[RequestRecord]
+    unreadable: list[UnreadableObject]
+    last: RequestId | None
 
 
 class Requests:
@@ -277,19 +289,24 @@ class Requests:
         async with within(ACKNOWLEDGE_DEADLINE_S, "Waiting for Kafka to acknowledge", LogUnavailable):
             await self._publisher.publish(outgoing)
 
-    async def latest(self, limit: int, *, after: RequestId | None = None) -> tuple[list[RequestRecord], bool]:
-        """Return the records of the latest requests, the latest first, at most ``limit``, and whether there are more.
-
-        With ``after``, those that were made before that request.
-        """
+    async def latest(self, limit: int, *, after: RequestId | None = None) -> Latest:
+        """Return the latest requests, at most ``limit``, the latest first; with ``after``, those made before."""
         async with within(LISTING_DEADLINE_S, "Reading the latest requests"):
             latest: list[str] = []
             async for listed in self._store.list(keys.REQUESTS, after=keys.request(after) if after else ""):
                 latest.append(listed.key)
                 if len(latest) > limit:
                     break
-            records = await map_bounded(self._read, latest[:limit], at_once_max=GETS_AT_ONCE_MAX)
-        return [record for record in records if record is not None], len(latest) > limit
+            records = await map_bounded(self._read_if_readable, latest[:limit], at_once_max=GETS_AT_ONCE_MAX)
+        return Latest(
+            records=[record for record in records if isinstance(record, RequestRecord)],
+            unreadable=[record for record in records if isinstance(record, UnreadableObject)],
+            last=keys.parse_request(latest[limit - 1]) if len(latest) > limit else None,
+        )
+
+    async def _read_if_readable(self, key: str) -> RequestRecord | UnreadableObject | None:
+        found = await self._store.get(key)
+        return read_if_readable(lambda: objects.decode(RequestRecord, found.body, key)) if found else None
 
     async def _found(self, text: str) -> tuple[str, Found]:
         request_id = parse_request_id(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, NewType, Protocol
 
@@ -19,12 +20,13 @@ from services.api import examples, formats
 from services.api.access import CALLER, PROCESS, READ_OR_PROCESS, SCOPE, Access
 from services.api.answers import Answers, Body, beside_the_loop
 from services.api.compression import CODINGS, IDENTITY, coded_parts
+from services.api.countries import CountryNames
 from services.api.errors import NothingThere, shown
-from services.api.first_version import accept_first_version
+from services.api.first_version import FirstVersionQuery
 from services.api.following import Following, ProgressEvent
 from services.api.idempotency import HEADER as IDEMPOTENCY_HEADER
 from services.api.idempotency import KEY_PATTERN
-from services.api.ledger import Ledger, ledger_of, page_of, parse_country_day
+from services.api.ledger import Ledger, ledger_of, needs_names, page_of, parse_date
 from services.api.negotiation import content_coding, media_type
 from services.api.operations import StatisticsOperation
 from services.api.parameters import refuse_undeclared
@@ -36,8 +38,9 @@ from services.api.ranges import DateRange, ProcessableDates, asked_range, date_r
 from services.api.reader import SummaryReader
 from services.api.requests import RequestDetail, RequestList, Requests, detail_of, overview_of
 from services.api.statistics import CountryStats, country_stats
+from services.api.unreadable import UnreadableAlone, named
 from services.api.validators import is_known, strong_etag
-from shared.identity import CountrySlug, RequestId
+from shared.identity import RequestId
 from shared.requests import Status, status_of
 
 REQUEST_ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
@@ -62,6 +65,7 @@ RequestsPort = NamedDependency[SkipValidation[Requests]]
 RangesPort = NamedDependency[SkipValidation[RangeRequests]]
 FollowingPort = NamedDependency[SkipValidation[Following]]
 QuarantinePort = NamedDependency[SkipValidation[ReadQuarantine]]
+CountriesPort = NamedDependency[SkipValidation[CountryNames]]
 ReaderPort = NamedDependency[SkipValidation[SummaryReader]]
 AnswersPort = NamedDependency[SkipValidation[Answers]]
 
@@ -70,6 +74,7 @@ RequestIdParameter = Annotated[str, PathParameter(description="The id that the r
 RangeIdParameter = Annotated[str, PathParameter(description="The id that the range was given.", examples=[_AN_ID])]
 
 BAD_REQUEST = "A parameter is missing, unknown, given twice, or cannot be used; the answer names it."
+UNREADABLE = "The one stored object that was asked for cannot be read; the answer names it and the remedy."
 S3_DOWN = "S3 cannot be reached. `Retry-After` says when to try again."
 
 
@@ -155,8 +160,9 @@ async def process_request(
     """Answer once Kafka has acknowledged the request and its status can be read at `Location`.
 
     Requests of a date are processed one after the other. One that was not begun yet is shared by all who ask for the
-    date meanwhile: `Location` is the same. Asking for a date again fetches only what changed upstream. With `from` and
-    `to` instead of `date`, each date of the range becomes a request, and `Location` is where the range's status is.
+    date meanwhile: `Location` is the same. Asking for a date again stores only what changed upstream. A file is not
+    even fetched if the upstream gives files an `ETag` or a `Last-Modified`, and says that it is unchanged. With `from`
+    and `to` instead of `date`, each date of the range becomes a request, and `Location` is where the range's status is.
     """
     caller = request.state.get(CALLER, "")
     limit_s = wait_s(prefer)
@@ -209,7 +215,12 @@ async def process_range_status(
     operation_id="getProcessRequest",
     tags=["requests"],
     response_description="The request, and how far it has come.",
-    responses=responses(bad_request=BAD_REQUEST, not_found="There is no such request.", service_unavailable=S3_DOWN),
+    responses=responses(
+        bad_request=BAD_REQUEST,
+        not_found="There is no such request.",
+        internal_server_error=UNREADABLE,
+        service_unavailable=S3_DOWN,
+    ),
 )
 async def process_request_status(
     requests: RequestsPort,
@@ -389,13 +400,15 @@ async def latest_process_requests(
             examples=[Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")],
         ),
     ] = None,
-) -> RequestList:
+) -> Response[RequestList]:
     """Return the latest requests first, without their failures."""
-    listed, more = await requests.latest(limit, after=None if after is None else RequestId(after))
-    return RequestList(
-        requests=tuple(overview_of(record) for record in listed),
-        next=f"/process-requests?limit={limit}&after={listed[-1].request_id}" if more and listed else None,
+    latest = await requests.latest(limit, after=None if after is None else RequestId(after))
+    shown_list = RequestList(
+        requests=tuple(overview_of(record) for record in latest.records),
+        unreadable=tuple(latest.unreadable),
+        next=f"/process-requests?limit={limit}&after={latest.last}" if latest.last else None,
     )
+    return Response(shown_list, headers=named(latest.unreadable))
 
 
 @get(
@@ -421,17 +434,18 @@ async def files_in_quarantine(
             examples=[Example(value=100)],
         ),
     ] = 100,
-) -> QuarantineList:
+) -> Response[QuarantineList]:
     """Return the files that were refused as a whole, each with why, and with the first of its bad records.
 
     A file that has been put right upstream stays listed until it is cleaned up: what counts is in the ledger.
     """
-    return await quarantine(date_range(from_, to, days_max=days_max), limit=limit)
+    listed = await quarantine(date_range(from_, to, days_max=days_max), limit=limit)
+    return Response(listed, headers=named(listed.unreadable))
 
 
 @get(
     "/country-stats",
-    middleware=[accept_first_version],
+    middleware=[FirstVersionQuery],
     summary="Get the statistics of a range of dates, by country",
     operation_id="getCountryStats",
     tags=["statistics"],
@@ -451,7 +465,9 @@ async def files_in_quarantine(
         ),
         **responses(
             bad_request=BAD_REQUEST,
+            not_found="There is no such country; the answer names those with the nearest names.",
             not_acceptable="`Accept` takes none of JSON, NDJSON and CSV.",
+            internal_server_error=UNREADABLE,
             service_unavailable=S3_DOWN,
         ),
     },
@@ -460,6 +476,7 @@ async def statistics_by_country(
     *,
     request: Request[Any, Any, Any],
     reader: ReaderPort,
+    countries: CountriesPort,
     answers: AnswersPort,
     days_max: NamedDependency[SkipValidation[DaysMax]],
     from_: Annotated[dt.date, _date("from", "The first day.", "2024-05-01")],
@@ -467,7 +484,7 @@ async def statistics_by_country(
     country: Annotated[
         str | None,
         QueryParameter(
-            description="The slug of one country; without it, all. An unknown one has no statistics.",
+            description="The slug of one country, or its name if no other country has it; without it, all.",
             min_length=1,
             max_length=COUNTRY_LENGTH_MAX,
             examples=[Example(value="armenia")],
@@ -483,14 +500,17 @@ async def statistics_by_country(
 ) -> Response[Any]:
     """Return the statistics by country slug and date, both sorted.
 
-    A country with data on any day of the range has every day of it; a day without data is zeros and `false`.
+    A country with data on any day of the range has every day of it; a day without data is zeros and `false`. With
+    `detail=full`, `version` 0 marks a day that was never requested, and a country that is only planned is there too.
+    A stored day that cannot be read is named in `Tripfold-Unreadable`; it is left out, or says why with `detail=full`.
     `Accept` chooses JSON, NDJSON or CSV (a line for each country-day), `Accept-Encoding` zstd or gzip. The ETag is
     strong: ask again with `If-None-Match`, and the answer is 304 until a number changes.
     """
     days = date_range(from_, to, days_max=days_max)
     form = media_type(request.headers.get("accept", ""), formats.MEDIA_TYPES)
     coding = content_coding(request.headers.get("accept-encoding", ""), CODINGS)
-    query = (days.first.isoformat(), days.last.isoformat(), country or "", detail or "")
+    slug, listed = await countries.find_or_all(country)
+    query = (days.first.isoformat(), days.last.isoformat(), slug or "", detail or "")
     known = request.headers.get("if-none-match", "")
 
     body: Body | None = None
@@ -501,32 +521,51 @@ async def statistics_by_country(
     def suffices(tag: str) -> bool:
         nonlocal body
         body = answers.find(etag_of(tag))
-        return body is not None or is_known(known, etag_of(tag))
+        return listed and (body is not None or is_known(known, etag_of(tag)))
 
-    reading = await reader.read(days, None if country is None else CountrySlug(country), suffices=suffices)
+    reading = await reader.read(days, slug, suffices=suffices)
+    if reading.unreadable and slug is not None and days.days == 1:
+        raise UnreadableAlone(reading.unreadable[0])
+    if not listed and not reading.heads and not reading.unreadable:
+        raise await countries.unknown(country or "")
     etag = etag_of(reading.tag)
-    headers = {"ETag": etag, "Vary": "Accept, Accept-Encoding", "Cache-Control": "no-cache"}
+    headers = {
+        "ETag": etag,
+        "Vary": "Accept, Accept-Encoding",
+        "Cache-Control": "no-cache",
+        **named(reading.unreadable),
+    }
     if is_known(known, etag):
         return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
 
-    if coding != IDENTITY:
-        headers["Content-Encoding"] = coding
-    content_type = formats.content_type(form)
+    headers |= {} if coding == IDENTITY else {"Content-Encoding": coding}
     if reading.heads is not None:
         body = answers.find(etag)  # another client's, begun since
-    if body is None:
-        heads = reading.heads or []
-        countries = country_stats(heads, days, detailed=detail == "full")
-        parts = coded_parts(formats.written(countries, form, detailed=detail == "full"), coding)
-        if len(heads) <= AT_ONCE_MAX:
-            return Response(await asyncio.to_thread(b"".join, parts), media_type=content_type, headers=headers)
-        expected_bytes = len(heads) * formats.bytes_of_day(detailed=detail == "full", compressed=coding != IDENTITY)
-        body = answers.begin(etag, parts, expected_bytes=expected_bytes)
-        if body is None:
-            return Stream(beside_the_loop(parts), media_type=content_type, headers=headers)
-    if body.done:
-        headers["Content-Length"] = str(body.size_bytes)
-    return Stream(body.parts(), media_type=content_type, headers=headers)
+    content_type = formats.content_type(form)
+    if body is not None:
+        return Stream(body.parts(), media_type=content_type, headers=headers | _length_of(body))
+    detailed = detail == "full"
+    stats = country_stats(reading.heads or [], days, detailed=detailed, unreadable=reading.unreadable)
+    parts = coded_parts(formats.written(stats, form, detailed=detailed), coding)
+    day_bytes = formats.bytes_of_day(detailed=detailed, compressed=coding != IDENTITY)
+    content = await _content_of(answers, etag, parts, country_days=len(reading.heads or []), day_bytes=day_bytes)
+    if isinstance(content, bytes):
+        return Response(content, media_type=content_type, headers=headers)
+    return Stream(content, media_type=content_type, headers=headers)
+
+
+async def _content_of(
+    answers: Answers, etag: str, parts: Iterator[bytes], *, country_days: int, day_bytes: int
+) -> bytes | AsyncIterator[bytes]:
+    """Make a short body whole; make a long one once for all who ask for it, if there is room to keep it."""
+    if country_days <= AT_ONCE_MAX:
+        return await asyncio.to_thread(b"".join, parts)
+    body = answers.begin(etag, parts, expected_bytes=country_days * day_bytes)
+    return beside_the_loop(parts) if body is None else body.parts()
+
+
+def _length_of(body: Body) -> dict[str, str]:
+    return {"Content-Length": str(body.size_bytes)} if body.done else {}
 
 
 @get(
@@ -536,12 +575,19 @@ async def statistics_by_country(
     tags=["statistics"],
     response_description="The totals of the day, and a page of its cities.",
     responses=responses(
-        bad_request=BAD_REQUEST, not_found="Nothing is known of this country-day.", service_unavailable=S3_DOWN
+        bad_request=BAD_REQUEST,
+        not_found="Nothing is known of this country-day.",
+        internal_server_error=UNREADABLE,
+        service_unavailable=S3_DOWN,
     ),
 )
 async def ledger_of_country_day(
+    *,
     reader: ReaderPort,
-    country: Annotated[str, PathParameter(description="The country's slug.", examples=[Example(value="armenia")])],
+    countries: CountriesPort,
+    country: Annotated[
+        str, PathParameter(description="The country's slug, or its name.", examples=[Example(value="armenia")])
+    ],
     date: Annotated[
         str,
         PathParameter(description="The date.", schema_extra={"format": "date"}, examples=[Example(value="2024-05-01")]),
@@ -563,15 +609,22 @@ async def ledger_of_country_day(
             examples=[Example(value="7")],
         ),
     ] = "",
-) -> Ledger:
+) -> Response[Ledger]:
     """Return the totals of the day, and its cities page by page, sorted by city id."""
-    named = parse_country_day(country, date)
-    summary = await reader.summary(*named) if named else None
+    found = await countries.find(country)
+    day = parse_date(date)
+    summary = await reader.summary(found.slug, day) if day else None
     if summary is None:
+        if not found.listed:
+            raise await countries.unknown(country)
         raise NothingThere(f"Nothing is known of the country {shown(country)} on {shown(date)}.")
     page = page_of(summary, after=after, limit=limit)
-    manifests = await reader.manifests(summary.date, page.city_ids)
-    return ledger_of(summary, page, manifests, limit=limit)
+    manifests, unreadable = await reader.manifests(summary.date, page.city_ids)
+    names = {}
+    if needs_names(summary, page, manifests):
+        names = await reader.city_names(summary.date, summary.country)
+    ledger = ledger_of(summary, page, manifests, limit=limit, planned_names=names)
+    return Response(ledger, headers=named(unreadable))
 
 
 def api_router(access: Access) -> Router:

@@ -13,6 +13,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from services.api.ranges import DateRange
+from services.api.unreadable import UnreadableObject
+from shared import keys
 from shared.contribution import NOTHING, Contribution
 from shared.identity import CountrySlug
 from shared.objects import Summary, SummaryHead
@@ -22,7 +24,7 @@ class DayStats(msgspec.Struct, frozen=True, kw_only=True):
     """The statistics of one country on one date. A day without data is zeros and ``false``.
 
     The first four are always there; the others, which say what the day is made of and how complete it is, only where
-    details are asked for, and in a ledger.
+    details are asked for, and in a ledger. There, ``version`` 0 marks a day that was never requested.
     """
 
     bus_count: Annotated[int, msgspec.Meta(ge=0, description="Bus trips of the day.", examples=[1250])]
@@ -58,12 +60,19 @@ class DayStats(msgspec.Struct, frozen=True, kw_only=True):
     version: Annotated[
         int | UnsetType,
         msgspec.Meta(
-            description="Grows with every change of the day; 0: nothing is known of it.", examples=[1680934212]
+            description="Grows with every change of the day; 0: the day was never requested, or is unreadable.",
+            examples=[1680934212],
         ),
     ] = UNSET
     last_ingested_at: Annotated[
         dt.datetime | UnsetType | None,
         msgspec.Meta(description="When the newest file that is counted was taken in; null: none is."),
+    ] = UNSET
+    unreadable: Annotated[
+        str | UnsetType | None,
+        msgspec.Meta(
+            description="Why the stored day cannot be read, and what to do: its zeros mean nothing; null: it can be."
+        ),
     ] = UNSET
 
 
@@ -84,25 +93,44 @@ def average_delay_s(totals: Contribution) -> float:
     return round_half_even(totals.delay_total_ms, totals.trips) / 1000 if totals.trips else 0.0
 
 
-def country_stats(heads: Iterable[SummaryHead], days: DateRange, *, detailed: bool) -> Iterator[CountryDays]:
+def country_stats(
+    heads: Iterable[SummaryHead],
+    days: DateRange,
+    *,
+    detailed: bool,
+    unreadable: Iterable[UnreadableObject] = (),
+) -> Iterator[CountryDays]:
     """Arrange heads by country and date, both sorted, and yield a country at a time.
 
-    A country that has data on any day of the range gets every day of it; other countries are left out.
+    A country that has data on any day of the range gets every day of it; other countries are left out. Detailed, so
+    does a country of which any day is planned or unreadable. An unreadable day is left out where nothing can say so.
     """
     by_country: dict[CountrySlug, dict[dt.date, SummaryHead]] = {}
-    with_data = set()
+    shown = set()
     for head in heads:
         by_country.setdefault(head.country, {})[head.date] = head
-        if head.has_data:
-            with_data.add(head.country)
+        if head.has_data or (detailed and head.cities_expected):
+            shown.add(head.country)
+    damaged: dict[CountrySlug, dict[str, str]] = {}
+    for one in unreadable:
+        named = keys.parse_summary(one.key)
+        if named is not None:
+            damaged.setdefault(named[1], {})[named[0].isoformat()] = one.reason
     dates = [(date, date.isoformat()) for date in days.dates()]
-    for country in sorted(with_data):
-        of_country = by_country[country]
+    for country in sorted(shown | damaged.keys() if detailed else shown):
+        of_country = by_country.get(country, {})
+        reasons = damaged.get(country, {})
         if detailed:
-            name = of_country[max(of_country)].country_name
-            yield country, {text: day_detail(of_country.get(date), country_name=name) for date, text in dates}
+            name = of_country[max(of_country)].country_name if of_country else country
+            yield (
+                country,
+                {
+                    text: day_detail(of_country.get(date), country_name=name, unreadable=reasons.get(text))
+                    for date, text in dates
+                },
+            )
         else:
-            yield country, {text: day_stats(of_country.get(date)) for date, text in dates}
+            yield country, {text: day_stats(of_country.get(date)) for date, text in dates if text not in reasons}
 
 
 def day_stats(head: SummaryHead | None) -> DayStats:
@@ -118,7 +146,7 @@ def day_stats(head: SummaryHead | None) -> DayStats:
     )
 
 
-def day_detail(head: SummaryHead | Summary | None, *, country_name: str) -> DayStats:
+def day_detail(head: SummaryHead | Summary | None, *, country_name: str, unreadable: str | None = None) -> DayStats:
     """Return all that is known of a day; ``country_name`` is for a day that does not say it itself."""
     totals = head.totals if head else NOTHING
     return DayStats(
@@ -134,6 +162,7 @@ def day_detail(head: SummaryHead | Summary | None, *, country_name: str) -> DayS
         complete=head.complete if head else False,
         version=head.version if head else 0,
         last_ingested_at=head.last_ingested_at if head else None,
+        unreadable=unreadable,
     )
 
 

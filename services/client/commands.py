@@ -169,7 +169,7 @@ def stats(
         elif country is None:
             print_statistics(statistics, console)
         else:
-            print_whole(table_of_days(statistics[country]), console)
+            print_whole(table_of_days(next(iter(statistics.values()))), console)  # a name has its slug as the key
         return True
 
     _end(run())

@@ -32,6 +32,7 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
     cities_expected: int
     complete: bool
     version: Annotated[int, msgspec.Meta(description="0: nothing is known of the day.")]
+    unreadable: str | None = None
 
     @property
     def known(self) -> bool:
@@ -127,7 +128,7 @@ def table_of_days(days: dict[dt.date, Day]) -> Table:
     bars = sparkline([day.average_delay_s if day.known else None for day in days.values()], width=len(days))
     for (date, day), bar in zip(days.items(), bars, strict=True):
         if not day.known:
-            table.add_row(str(date), "", "", "", "", NO_DATA, "no data")
+            table.add_row(str(date), "", "", "", "", NO_DATA, _why_unknown(day))
             continue
         table.add_row(
             str(date),
@@ -147,6 +148,12 @@ def _table(*headings: str | None) -> Table:
         text = place == 0 or "by day" in heading or heading in {"", "cities", "days"}
         table.add_column(heading, justify="left" if text else "right", no_wrap=True)
     return table
+
+
+def _why_unknown(day: Day) -> str:
+    if day.unreadable:
+        return "unreadable"
+    return f"0/{day.cities_expected} provisional" if day.cities_expected else "no data"
 
 
 def _days(known: Sequence[Day], days: int) -> str:

@@ -332,7 +332,7 @@ async def test_a_tag_that_suffices() -> None:
     world = World()
     world.fold_in(stats("armenia"))
     reader = reader_of(world)
-    tag, heads = await reader.read(MAY, suffices=lambda _: True)
+    tag, heads, _ = await reader.read(MAY, suffices=lambda _: True)
     assert heads is None
     assert heads_read(world) == []
     world.fold_in(stats("armenia", dt.date(2024, 6, 1)))

@@ -280,7 +280,28 @@ def test_latest_first(world: World, client: Client) -> None:
 
 def test_no_requests(client: Client) -> None:
     """A bucket without requests lists none."""
-    assert client.get("/process-requests").json() == {"requests": [], "next": None}
+    assert client.get("/process-requests").json() == {"requests": [], "unreadable": [], "next": None}
+
+
+def test_unreadable_records_are_named(world: World, client: Client) -> None:
+    """A record that cannot be read is left out of the list and named; alone, it is a problem with key and remedy."""
+    broken, newer, good = (record_of(NOW + dt.timedelta(seconds=place)) for place in range(3))
+    for record in (broken, newer, good):
+        write(world, record)
+    key = keys.request(broken.request_id)
+    world.store.write(key, b'{"schema_version":1,"request_id"')
+    world.store.write(keys.request(newer.request_id), b'{"schema_version":99}')
+    answer = client.get("/process-requests?limit=2")
+    assert [one["id"] for one in answer.json()["requests"]] == [good.request_id]
+    assert [one["key"] for one in answer.json()["unreadable"]] == [keys.request(newer.request_id)]
+    assert "upgrade" in answer.json()["unreadable"][0]["reason"]
+    assert answer.headers["tripfold-unreadable"] == keys.request(newer.request_id)
+    rest = client.get(answer.json()["next"])
+    assert ([one["key"] for one in rest.json()["unreadable"]], rest.json()["next"]) == ([key], None)
+    alone = client.get(f"/process-requests/{broken.request_id}")
+    assert (alone.status_code, alone.json()["type"]) == (500, "urn:problem-type:tripfold:unreadable-object")
+    assert key in alone.json()["detail"]
+    assert "Ask for its date again" in alone.json()["detail"]
 
 
 def test_page_by_page(world: World, client: Client) -> None:

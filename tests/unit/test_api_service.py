@@ -81,7 +81,8 @@ def test_refusals_of_the_framework(client: Client, method: str, path: str, statu
 )
 def test_head(client: Client, path: str) -> None:
     """HEAD is answered by the headers that GET is, and no body."""
-    head, get = client.head(path), client.get(path)
+    headers = {"X-Request-ID": "the-same"}
+    head, get = client.head(path, headers=headers), client.get(path, headers=headers)
     assert (head.status_code, head.content) == (200, b"")
     assert {**head.headers, "content-length": ""} == {**get.headers, "content-length": ""}
 

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from services.api.first_version import whole_query
+from services.api.unreadable import unreadable_objects
+from shared import keys, objects
+from shared.identity import CountrySlug
+from shared.objects import Countries
 from shared.settings import Settings
 from tests.unit.api_world import DAY, Client, World, planned, stats
 
@@ -83,12 +87,35 @@ def test_empty_file_is_data(world: World, client: Client) -> None:
 
 
 def test_one_country(world: World, client: Client) -> None:
-    """With ``country`` only that country is answered; an unknown one has no statistics."""
-    world.fold_in(stats("armenia"))
-    world.fold_in(stats("belgium"))
-    assert list(client.get("/country-stats?from=2024-05-01&to=2024-05-01&country=belgium").json()) == ["belgium"]
-    unknown = client.get("/country-stats?from=2024-05-01&to=2024-05-01&country=Nowhere%20at%20all")
-    assert (unknown.status_code, unknown.json()) == (200, {})
+    """With ``country`` only that country is answered, by its slug, or by its name if that is of no other country."""
+    slugs = {"Belgium": "belgium", "Côte d'Ivoire": "cote-d-ivoire", "Chad": "chad", "CHAD": "chad-2"}
+    countries = Countries(slugs={name: CountrySlug(slug) for name, slug in slugs.items()})
+    world.store.write(keys.COUNTRIES, objects.encode(countries))
+    for slug in ("armenia", "belgium", "cote-d-ivoire"):
+        world.fold_in(stats(slug))
+    for named, slug in {
+        "belgium": "belgium",
+        " BELGIUM ": "belgium",
+        "CÔTE D'IVOIRE": "cote-d-ivoire",
+        "armenia": "armenia",  # not in the list, and yet in the bucket
+    }.items():
+        answer = client.get(f"/country-stats?from=2024-05-01&to=2024-05-01&country={named}")
+        assert list(answer.json()) == [slug]
+        assert client.get(f"/country-stats/{named}/2024-05-01").json()["country"] == slug
+    assert client.get("/country-stats?from=2024-05-01&to=2024-05-01&country=chad").json() == {}
+
+
+@pytest.mark.parametrize(
+    ("named", "hint"), [("belguim", "Did you mean belgium?"), ("Chad", "td-1 or td-2"), ("Nowhere at all", "GET")]
+)
+def test_unknown_country(world: World, client: Client, named: str, hint: str) -> None:
+    """A country that does not exist, or a name that two have, is 404 with those that are written most like it."""
+    slugs = {"Belgium": "belgium", "Chad": "td-1", "CHAD": "td-2"}
+    countries = Countries(slugs={name: CountrySlug(slug) for name, slug in slugs.items()})
+    world.store.write(keys.COUNTRIES, objects.encode(countries))
+    for path in (f"/country-stats?from=2024-05-01&to=2024-05-01&country={named}", f"/country-stats/{named}/{DAY}"):
+        answer = client.get(path)
+        assert (answer.status_code, hint in answer.json()["detail"]) == (404, True), answer.text
 
 
 def test_details(world: World, client: Client) -> None:
@@ -111,6 +138,7 @@ def test_details(world: World, client: Client) -> None:
         "complete": False,
         "version": 8,
         "last_ingested_at": "2024-06-01T12:30:00Z",
+        "unreadable": None,
     }
     assert days["2024-05-02"] == NO_DATA | {
         "country_name": "Armenia",
@@ -121,15 +149,19 @@ def test_details(world: World, client: Client) -> None:
         "complete": False,
         "version": 0,
         "last_ingested_at": None,
+        "unreadable": None,
     }
 
 
 def test_details_of_a_planned_day(world: World, client: Client) -> None:
-    """A day that is planned and not yet reported says what it expects, if its country has data elsewhere."""
-    world.fold_in(stats("armenia"))
-    world.fold_in(planned("armenia", dt.date(2024, 5, 2), city_ids=["7"]))
-    days = client.get("/country-stats?from=2024-05-01&to=2024-05-02&detail=full").json()["armenia"]
-    assert (days["2024-05-02"]["cities_expected"], days["2024-05-02"]["complete"]) == (1, False)
+    """With details a country is there from its plan on; one that the plan no longer has is not."""
+    world.fold_in(planned("armenia", city_ids=["7"]))
+    world.fold_in(planned("belgium", city_ids=[]))
+    days = client.get("/country-stats?from=2024-05-01&to=2024-05-02&detail=full").json()
+    assert list(days) == ["armenia"]
+    assert (days["armenia"]["2024-05-01"]["cities_expected"], days["armenia"]["2024-05-02"]["version"]) == (1, 0)
+    assert days["armenia"]["2024-05-01"]["country_name"] == "Armenia"
+    assert client.get("/country-stats?from=2024-05-01&to=2024-05-02").json() == {}
 
 
 @pytest.mark.parametrize(
@@ -247,13 +279,36 @@ def test_store_down(world: World, client: Client) -> None:
     assert client.get("/country-stats?from=2024-05-01&to=2024-05-01").status_code == 200
 
 
-def test_corrupt_summary(world: World, client: Client) -> None:
-    """A summary that cannot be read is a fault of the service: 500, without a traceback."""
-    world.store.write(f"summaries/generation=1/date={DAY}/country=armenia.json", b"<html>")
-    answer = client.get("/country-stats?from=2024-05-01&to=2024-05-01")
-    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
-    assert "Traceback" not in answer.text
-    assert "armenia" not in answer.text
+@pytest.mark.parametrize(
+    ("body", "remedy"),
+    [(b"<html>", "tripfold repair --from 2024-05-01"), (b'{"schema_version":99,"plans":[]}', "upgrade")],
+)
+def test_unreadable_summary(world: World, client: Client, body: bytes, remedy: str) -> None:
+    """A summary that cannot be read is named, and the others are served; a query for it alone is a problem."""
+    key = f"summaries/generation=1/date={DAY}/country=armenia.json"
+    world.store.write(key, body.replace(b'"plans":', b'"x":1,"plans":'))
+    world.fold_in(stats("armenia", dt.date(2024, 5, 2)))
+    world.fold_in(stats("belgium"))
+    period = "/country-stats?from=2024-05-01&to=2024-05-02"
+    before = unreadable_objects.labels("summary")._value.get()
+    plain, full = client.get(period), client.get(f"{period}&detail=full")
+    assert unreadable_objects.labels("summary")._value.get() == before + 2
+    assert {country: list(days) for country, days in plain.json().items()} == {
+        "armenia": ["2024-05-02"],
+        "belgium": ["2024-05-01", "2024-05-02"],
+    }
+    assert plain.headers["tripfold-unreadable"] == full.headers["tripfold-unreadable"] == "2024-05-01/armenia"
+    reason = full.json()["armenia"]["2024-05-01"]["unreadable"]
+    assert (key in reason, remedy in reason) == (True, True)
+    assert full.json()["armenia"]["2024-05-02"]["unreadable"] is None
+    world.fold_in(stats("armenia"))
+    mended = client.get(period, headers={"If-None-Match": plain.headers["etag"]})
+    assert (mended.status_code, "tripfold-unreadable" in mended.headers) == (200, False)
+    world.store.write(key, body)
+    for alone in (f"/country-stats?from={DAY}&to={DAY}&country=armenia", f"/country-stats/armenia/{DAY}"):
+        problem = client.get(alone)
+        assert (problem.status_code, problem.json()["type"]) == (500, "urn:problem-type:tripfold:unreadable-object")
+        assert (key in problem.json()["detail"], remedy in problem.json()["detail"]) == (True, True)
 
 
 @pytest.mark.parametrize(

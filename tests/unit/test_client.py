@@ -21,9 +21,10 @@ from services.client.commands import NoDates, parse_dates
 from services.client.figures import decode_statistics, print_statistics, sparkline, table_of, table_of_days
 from services.client.server_sent import Event, EventStream
 from services.client.watching import requests_table, watch_requests
+from shared import keys, objects
 from shared.events import Outcome
-from shared.identity import CityId
-from shared.objects import Failure, RequestRecord
+from shared.identity import CityId, CountrySlug
+from shared.objects import Countries, Failure, RequestRecord
 from tests.serving import served
 from tests.unit.api_world import DAY, NOW, REQUEST, World, planned, stats
 from tests.unit.test_api_requests import record_of, write
@@ -235,7 +236,10 @@ def test_commands_without_a_stack() -> None:
         period = ("--from", "2024-05-01", "--to", "2024-05-01")
         assert json.loads(last_line("stats", *period, "--format", "json"))["armenia"]["2024-05-01"]["bus_count"] == 8
         assert last_line("stats", *period, "--format", "csv").startswith("armenia,2024-05-01,8,40,false,1.125,")
-        assert "there is no data of nowhere" in last_line("stats", *period, "--country", "nowhere")
+        world.store.write(keys.COUNTRIES, objects.encode(Countries(slugs={"Armenia": CountrySlug("armenia")})))
+        assert "1/1" in run("stats", *period, "--country", "ARMENIA").output
+        with pytest.raises(ApiUnusable, match=r"There is no country 'armenai'\. Did you mean armenia"):
+            runner.invoke(cli.app, ["stats", *period, "--country", "armenai", "--api", url], catch_exceptions=False)
         asked = last_line("request", "2024-05-01", "--no-watch")
         assert asked != done.request_id
         assert asked in {key[-41:-5] for key in world.store.bodies("requests/")}

@@ -1,0 +1,98 @@
+"""Objects of the bucket that cannot be read: each is left out of a response, and named there, in the log and a metric.
+
+Only a query for such an object alone fails: then its error becomes a problem, in ``problems.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Annotated, TypeVar
+from urllib.parse import quote
+
+import msgspec
+import structlog
+from prometheus_client import Counter
+
+from shared import keys
+from shared.objects import CorruptObject, NewerObject
+
+HEADER = "Tripfold-Unreadable"
+NAMED_MAX = 20
+NAME_LENGTH_MAX = 200
+
+unreadable_objects = Counter(
+    "tripfold_unreadable_objects_total", "Objects of the bucket that a query found and could not read", ["kind"]
+)
+_KINDS = {
+    keys.SUMMARIES: "summary",
+    keys.REQUESTS: "request",
+    keys.MANIFESTS: "manifest",
+    keys.PLANS: "plan",
+    keys.QUARANTINE: "quarantine report",
+}
+_OTHER = "other"
+for _kind in (*_KINDS.values(), _OTHER):
+    unreadable_objects.labels(_kind)
+
+_Read = TypeVar("_Read")
+_log = structlog.get_logger()
+
+
+class UnreadableObject(msgspec.Struct, frozen=True, kw_only=True):
+    """An object of the bucket that cannot be read, and why. It is left out of everything else in the response."""
+
+    key: Annotated[str, msgspec.Meta(examples=["summaries/generation=1/date=2024-05-01/country=armenia.json"])]
+    reason: Annotated[str, msgspec.Meta(description="Why it cannot be read, and what to do.")]
+
+
+def read_if_readable(read: Callable[[], _Read]) -> _Read | UnreadableObject:
+    """Return what ``read`` reads from an object; if it is unreadable, count and log that instead."""
+    try:
+        return read()
+    except CorruptObject as error:
+        return noted(error)
+
+
+def noted(error: CorruptObject) -> UnreadableObject:
+    """Count and log an unreadable object; return its key, and why it is unreadable with what to do."""
+    unreadable_objects.labels(_kind_of(error.key)).inc()
+    _log.error("object is unreadable", key=error.key, error=str(error))
+    return UnreadableObject(key=error.key, reason=f"{error}. {_remedy_of(error)}")
+
+
+class UnreadableAlone(RuntimeError):
+    """A query for one object that cannot be read."""
+
+    def __init__(self, unreadable: UnreadableObject) -> None:
+        super().__init__(unreadable.reason)
+
+
+def named(objects: Iterable[UnreadableObject]) -> dict[str, str]:
+    """Return the response header that names unreadable objects, the first NAMED_MAX of them; none: no header."""
+    names = [_name_of(one.key) for one in objects]
+    if not names:
+        return {}
+    more = [f"and-{len(names) - NAMED_MAX}-more"] if len(names) > NAMED_MAX else []
+    return {HEADER: ", ".join(names[:NAMED_MAX] + more)}
+
+
+def _name_of(key: str) -> str:
+    country_day = keys.parse_summary(key)
+    name = f"{country_day[0]}/{country_day[1]}" if country_day else key
+    return quote(name, safe="/=")[:NAME_LENGTH_MAX]
+
+
+def _kind_of(key: str) -> str:
+    return next((kind for prefix, kind in _KINDS.items() if key.startswith(prefix)), _OTHER)
+
+
+def _remedy_of(error: CorruptObject) -> str:
+    key = error.key
+    if isinstance(error, NewerObject):
+        return "A later version of Tripfold wrote it: upgrade the API."
+    if keys.parse_summary(key):
+        date = keys.parse_date(key)
+        return f"An operator can make it again from the bucket: tripfold repair --from {date} --to {date}"
+    if key.startswith(keys.REQUESTS):
+        return "Ask for its date again, or have an operator restore the object from the bucket's versions."
+    return "An operator can restore it from the bucket's versions; tripfold verify lists all that is damaged."
