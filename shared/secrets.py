@@ -1,4 +1,7 @@
-"""Secrets that are kept in files, as orchestrators mount them."""
+"""Secrets that are kept in files, as orchestrators mount them.
+
+pydantic-settings reads a folder of files named like the settings. It has no ``<NAME>_FILE``, and no bound on a file.
+"""
 
 from __future__ import annotations
 

@@ -104,7 +104,8 @@ def health_routes(health: Health) -> list[Any]:
     @get("/metrics", sync_to_thread=False)
     def metrics() -> Response[bytes]:
         """Return the metrics in Prometheus' text format."""
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+        # Litestar adds the charset of a text itself.
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8"))
 
     return [live, ready, metrics]
 

@@ -1,4 +1,7 @@
-"""What can go wrong with a request, and how it is told: as ``application/problem+json`` (RFC 9457), always."""
+"""What can go wrong with a request, and how it is told: as ``application/problem+json`` (RFC 9457), always.
+
+Litestar's plugin for problem details sends untyped maps, which the OpenAPI document cannot describe.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.unit.api_world import DAY, REQUEST, Client, World, manifest_of, planned, retracted, stats
+from shared import keys, objects
+from shared.identity import CityId, CountrySlug
+from shared.objects import Plan, PlannedCity, PlannedCountry
+from tests.unit.api_world import DAY, NOW, REQUEST, Client, World, manifest_of, planned, retracted, stats
 
 LEDGER = "/country-stats/armenia/2024-05-01"
 
@@ -141,6 +144,25 @@ def test_planned_day(world: World, client: Client) -> None:
     """A day that is planned and not yet reported has a ledger: of missing cities."""
     world.fold_in(planned("armenia", city_ids=["7", "8"]))
     assert standings(client.get(LEDGER).json()) == {"7": "missing", "8": "missing"}
+
+
+def test_names_from_the_plan(world: World, client: Client) -> None:
+    """A city that nothing was taken in of has the name that the plan gives it."""
+    world.fold_in(planned("armenia", city_ids=["7"]))
+    city = PlannedCity(city_id=CityId("7"), upstream_id="7", name="Port Tina")
+    countries = {CountrySlug("armenia"): PlannedCountry(name="Armenia", cities=(city,))}
+    plan = Plan(date=DAY, revision=3, request_id=REQUEST, planned_at=NOW, countries=countries)
+    world.store.write(keys.plan(DAY), objects.encode(plan))
+    assert client.get(LEDGER).json()["cities"][0]["city_name"] == "Port Tina"
+
+
+def test_unreadable_manifest(world: World, client: Client) -> None:
+    """A manifest that cannot be read leaves its city without provenance, and is named."""
+    world.fold_in(stats("armenia", city_id="7"))
+    key = keys.manifest(DAY, CityId("7"))
+    world.store.write(key, b"{")
+    answer = client.get(LEDGER)
+    assert (answer.json()["cities"][0]["provenance"], answer.headers["tripfold-unreadable"]) == (None, key)
 
 
 def test_live_generation(world: World, client: Client) -> None:

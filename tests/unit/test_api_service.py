@@ -112,18 +112,37 @@ def test_allowed_methods(client: Client) -> None:
 
 
 def test_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error that nobody foresaw is a 500 that tells nothing of it; the log tells all."""
+    """An error that nobody foresaw is a 500 that tells nothing of it but an id; under this the log tells all."""
     recorder = Recorder()
     monkeypatch.setattr(problems, "_log", recorder)
     world = World()
     world.store.objects = None  # type: ignore[assignment]  # to be broken in a way that nobody foresaw
     with world.client() as client:
         answer = client.get("/process-requests")
+        given = client.get("/process-requests", headers={"X-Request-ID": "abc-1"})
+        forged = client.get("/process-requests", headers={"X-Request-ID": "a b"})
     assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
+    assert given.headers["x-request-id"] == "abc-1"
+    assert forged.headers["x-request-id"] != "a b"
+    assert answer.headers["x-request-id"] in answer.json()["detail"]
     assert "NoneType" not in answer.text
-    ((event, fields),) = recorder.entries
-    assert event == "unexpected error"
+    event, fields = recorder.entries[0]
+    assert (event, fields["http_request_id"]) == ("unexpected error", answer.headers["x-request-id"])
     assert isinstance(fields["exc_info"], TypeError)
+
+
+def test_examples_of_problems(client: Client) -> None:
+    """Each example of a problem in the OpenAPI document has the status of its response."""
+    paths = client.get("/schema/openapi.json").json()["paths"]
+    told = {
+        (status, example["value"]["status"])
+        for operations in paths.values()
+        for operation in operations.values()
+        for status, response in operation["responses"].items()
+        for example in response.get("content", {}).get(PROBLEM, {}).get("examples", {}).values()
+    }
+    assert len(told) > 8
+    assert all(int(status) == of_example for status, of_example in told)
 
 
 def test_alive(client: Client) -> None:
@@ -248,6 +267,7 @@ def test_metrics(client: Client) -> None:
 
 def labels_of(client: Client, name: str) -> list[dict[str, str]]:
     """Return the labels of every sample of a metric."""
+    assert client.get("/metrics").headers["content-type"].count("charset") == 1
     families = text_string_to_metric_families(client.get("/metrics").text)
     return [sample.labels for family in families for sample in family.samples if sample.name == name]
 
