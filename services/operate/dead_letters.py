@@ -4,6 +4,9 @@ A letter that was sent back is marked by another record of the same topic, which
 the topic knows, and it is not sent twice by accident. The order is: send it back, then mark it. A command that dies
 between the two leaves a letter that looks as if it had never been sent back; sending it again is harmless, as every
 delivery of Tripfold's events is. The record that was sent back says in a header which letter it was.
+
+One record can have several letters: a process that was restarted while it retried a batch publishes them again. They
+have the same origin and value, and count as one letter, the first of them.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import datetime as dt
 import heapq
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import msgspec
@@ -93,8 +96,38 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class _Copies:
+    """Tells letters of one record from letters of different records: by origin and value."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[str, str, str, int], str] = {}
+        self._first_of_copy: dict[str, str] = {}
+
+    def is_first(self, letter: DeadLetter) -> bool:
+        """Note a letter, and tell whether it is the first of its record."""
+        if not letter.origin_topic:
+            return True  # nobody of ours wrote it
+        value_hash = hash((letter.key, letter.value))
+        origin = (letter.origin_topic, letter.origin_partition, letter.origin_offset, value_hash)
+        first = self._first.setdefault(origin, letter.id)
+        if first != letter.id:
+            self._first_of_copy[letter.id] = first
+        return first == letter.id
+
+    def first_of(self, letter_id: str) -> str:
+        """Return the id of the first letter of the same record."""
+        return self._first_of_copy.get(letter_id, letter_id)
+
+    def marks(self, marks: Mapping[str, dt.datetime]) -> dict[str, dt.datetime]:
+        """Return marks by the first letter of each record: one that was sent back by any of its letters was."""
+        return {self.first_of(letter_id): marked_at for letter_id, marked_at in marks.items()}
+
+
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
-    """The latest letters of those wanted, the latest first, and how many there are of them in all."""
+    """The latest letters of those wanted, the latest first, and how many there are of them in all.
+
+    Of several letters of one record there is the first.
+    """
 
     total: int
     letters: tuple[DeadLetter, ...]
@@ -104,6 +137,7 @@ async def list_letters(open_topic: OpenTopic, wanted: Wanted, *, limit: int) -> 
     """Look through the topic for the latest letters; of each value the first bytes are kept."""
     kept: list[tuple[_Order, DeadLetter]] = []
     marks: dict[str, dt.datetime] = {}
+    copies = _Copies()
     total = 0
     async with open_topic() as replay:
         await replay.take_end()
@@ -112,12 +146,13 @@ async def list_letters(open_topic: OpenTopic, wanted: Wanted, *, limit: int) -> 
                 letter = letter_of(record)
                 if letter is None:
                     marks |= _mark_of(record)
-                elif wanted(letter):
+                elif copies.is_first(letter) and wanted(letter):
                     total += 1
                     short = msgspec.structs.replace(letter, value=letter.value and letter.value[:KEPT_VALUE_BYTES])
                     heapq.heappush(kept, (_order_of(letter), short))
                     if len(kept) > limit:
                         heapq.heappop(kept)
+    marks = copies.marks(marks)
     latest_first = (letter for _, letter in sorted(kept, reverse=True))
     letters = tuple(msgspec.structs.replace(letter, retried_at=marks.get(letter.id)) for letter in latest_first)
     return Listing(total=total, letters=letters)
@@ -138,6 +173,8 @@ async def send_back(
     again: bool = False,
 ) -> list[DeadLetter]:
     """Publish letters to where they came from, in the order in which they were buried, and mark each; return them.
+
+    Several letters of one record are sent back once.
 
     Key, value and headers are as they came, with one header more. Nothing is published unless all of them can be.
     Raises UnknownLetter, and NotSentBack for one that came from no topic of Tripfold or, unless ``again``, was sent
@@ -171,11 +208,13 @@ async def _read_whole(open_topic: OpenTopic, letter_ids: Sequence[str]) -> list[
     missing = [letter_id for letter_id in letter_ids if letter_id not in found]
     if missing:
         raise UnknownLetter(f"no dead letter {', '.join(missing[:10])} was found; see 'tripfold dead-letters list'")
-    return list(found.values())
+    return list(dict(found.values()).values())
 
 
-async def _collect(open_topic: OpenTopic, letter_ids: Collection[str]) -> dict[str, DeadLetter]:
+async def _collect(open_topic: OpenTopic, letter_ids: Collection[str]) -> dict[str, tuple[str, DeadLetter]]:
+    """Return letters by their ids, each with the id of the first letter of the same record."""
     found: dict[str, DeadLetter] = {}
+    copies = _Copies()
     marks: dict[str, dt.datetime] = {}
     async with open_topic() as replay:
         await replay.take_end()
@@ -184,9 +223,16 @@ async def _collect(open_topic: OpenTopic, letter_ids: Collection[str]) -> dict[s
                 letter = letter_of(record)
                 if letter is None:
                     marks |= _mark_of(record)
-                elif letter.id in letter_ids:
-                    found[letter.id] = letter
-    return {one.id: msgspec.structs.replace(one, retried_at=marks.get(one.id)) for one in found.values()}
+                else:
+                    copies.is_first(letter)
+                    if letter.id in letter_ids:
+                        found[letter.id] = letter
+    marks = copies.marks(marks)
+    firsts = {letter_id: copies.first_of(letter_id) for letter_id in found}
+    return {
+        letter_id: (firsts[letter_id], msgspec.structs.replace(one, retried_at=marks.get(firsts[letter_id])))
+        for letter_id, one in found.items()
+    }
 
 
 def _order_of(letter: DeadLetter) -> _Order:

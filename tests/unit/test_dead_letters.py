@@ -137,6 +137,21 @@ async def test_what_was_sent_back_is_marked_and_not_sent_twice(cemetery: Cemeter
     assert all(one.retried_at for one in await cemetery.letters())
 
 
+async def test_letters_of_one_record_count_once(cemetery: Cemetery) -> None:
+    """A record with several letters is listed and sent back once, by whichever of them it is named."""
+    record = cemetery.log.append(Topic.CITY_STATS, b"2024-05-01/x/1", b"?")
+    for _ in range(3):
+        await cemetery.publisher.bury(record, "unknown")
+    copies = [f"{one.partition}/{one.offset}" for one in cemetery.log.records(Topic.DEAD_LETTERS) if one.value == b"?"]
+    listing = await list_letters(cemetery.open, Wanted(origin_topic="city-stats"), limit=10)
+    assert (listing.total, [one.id for one in listing.letters]) == (1, copies[:1])
+    sent = await send_back(cemetery.open, cemetery.publisher, copies[1:], clock=cemetery.clock)
+    assert len(sent) == 1
+    assert len(cemetery.log.records(Topic.CITY_STATS)) == 2
+    with pytest.raises(NotSentBack, match="already"):
+        await send_back(cemetery.open, cemetery.publisher, copies[:1], clock=cemetery.clock)
+
+
 async def test_letters_go_back_in_the_order_in_which_they_were_buried(cemetery: Cemetery) -> None:
     """However letters are named, what was buried first is sent back first."""
     letters = [one for one in await cemetery.letters() if one.origin_topic == "city-tasks"]
