@@ -1,5 +1,9 @@
 """Consuming topics with FastStream, at least once: a batch is committed only after all its effects have happened.
 
+A record of a later schema version blocks its consumer. While the batch is tried again, the consumer looks in the bucket
+for the marker that ``tripfold skip`` writes. If it names that record, the record goes to the dead letters, and the rest
+of the batch is handled without it.
+
 FastStream's defaults would lose messages in several ways (acknowledge first, start at the latest offset, skip a
 record whose headers are not UTF-8). Everything that matters is therefore written out here, once: a parser that never
 fails, a decoder that hands on raw records, and a handler that ends only by a commit or with the process.
@@ -21,18 +25,25 @@ from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
 
 from shared import events, health
-from shared.events import Event, PoisonRecord
+from shared.events import Event, NewerContract, PoisonRecord
 from shared.kafka_connection import broker_security
 from shared.patience import Patience, Stopping, SurroundingsFault
 from shared.publishing import Publisher, Received
 from shared.settings import Settings
-from shared.topics import RECORD_BYTES_MAX, Topic
+from shared.skips import Skips
+from shared.topics import METADATA_AGE_MAX_MS, RECORD_BYTES_MAX, Topic, group_id
 
 SHUTDOWN_GRACE_S = 8.0
 POLL_INTERVAL_SLACK_S = 120.0
 PROGRESS_INTERVAL_S = 10.0
 PROGRESS_TIMEOUT_S = 8.0
 STUCK_AFTER_S = 60.0
+UNASSIGNED = (
+    "this process has no partition of {topic}: the topic is missing, the group is rebalancing, or other processes have "
+    "all partitions; run no more processes than the topic has partitions"
+)
+UNASSIGNED_LOOKS_MAX = 2
+"""A consumer that has no partition at so many looks in a row is at fault; at one, its group may be rebalancing."""
 RESTART_DEADLINE_S = 60.0
 
 _log = structlog.get_logger()
@@ -78,13 +89,19 @@ class Consumption:
 
         ``kafka_answers`` raises a SurroundingsFault while Kafka is away: that is no fault of the consumer's.
         """
-        what = f"consuming {self.topic.value}"
+        name = self.topic.value
         batches_before, stands_since_s = self.batches, patience.now_s()
+        unassigned_looks = 0
         while not patience.stopping.is_set():
             await patience.sleep(PROGRESS_INTERVAL_S)
+            unassigned_looks = 0 if self._has_partitions() else unassigned_looks + 1
+            if unassigned_looks >= UNASSIGNED_LOOKS_MAX:
+                patience.health.failing("partitions", UNASSIGNED.format(topic=name), detail=name)
+            else:
+                patience.health.recovered("partitions", detail=name)
             if self.handling or self.batches != batches_before or await self._at_the_end():
                 batches_before, stands_since_s = self.batches, patience.now_s()
-                patience.health.recovered(what)
+                patience.health.recovered("consuming", detail=name)
                 continue
             try:
                 await kafka_answers()
@@ -92,10 +109,15 @@ class Consumption:
                 stands_since_s = patience.now_s()
                 continue
             if patience.now_s() - stands_since_s >= STUCK_AFTER_S and not patience.stopping.is_set():
-                patience.health.failing(what, f"records wait, and none was taken for {STUCK_AFTER_S:.0f} s")
-                _log.error("consumer stands still, it is started again", topic=self.topic.value)
+                reason = f"records wait, and none was taken for {STUCK_AFTER_S:.0f} s"
+                patience.health.failing("consuming", reason, detail=name)
+                _log.error("consumer stands still, it is started again", topic=name)
                 await self._restart()
                 stands_since_s = patience.now_s()
+
+    def _has_partitions(self) -> bool:
+        consumer = self._subscriber.consumer
+        return consumer is None or bool(consumer.assignment())  # what is None is being started
 
     async def _at_the_end(self) -> bool:
         """Say whether no record waits in the partitions that the consumer has; one that cannot say has not ended."""
@@ -109,7 +131,7 @@ class Consumption:
                 waiting = [end for one, end in ends.items() if await consumer.position(one) < end]
         except (KafkaError, OSError, TimeoutError):
             return False
-        if not waiting:
+        if partitions and not waiting:
             health.last_poll.labels(self.topic.value).set_to_current_time()
         return not waiting
 
@@ -139,6 +161,7 @@ def make_broker(settings: Settings) -> KafkaBroker:
         allow_auto_create_topics=False,
         apply_types=False,
         graceful_timeout=SHUTDOWN_GRACE_S,
+        metadata_max_age_ms=METADATA_AGE_MAX_MS,
         logger=None,
     )
 
@@ -154,17 +177,19 @@ def consume(
     batch_records_max: int,
     linger_ms: int,
     deadline_s: float = 180.0,
+    skips: Skips | None = None,
 ) -> Consumption:
     """Subscribe ``process`` to a topic: it gets batches of records, and a batch is committed when it returns.
 
-    ``process`` is called again with the same batch until it ends without a fault. ``deadline_s`` is the longest that
+    ``process`` is called again with the same batch until it ends without a fault; only what ``skips`` takes is left
+    out. ``deadline_s`` is the longest that
     it takes without one: how long Kafka is told to expect no poll. Returns what has to be watched for progress.
     """
     poll_interval_ms = int((deadline_s + POLL_INTERVAL_SLACK_S) * 1000)
     instance = f"{settings.consumer_instance}-{topic.value}" if settings.consumer_instance else None
     subscriber = broker.subscriber(
         settings.topic_prefix + topic.value,
-        group_id=f"{settings.topic_prefix}tripfold-{group}",
+        group_id=group_id(settings.topic_prefix, group),
         group_instance_id=instance,
         auto_offset_reset="earliest",
         ack_policy=AckPolicy.MANUAL,
@@ -196,8 +221,22 @@ def consume(
         batch = received(topic, message.raw_message)
         health.events_consumed.labels(topic.value).inc(len(batch))
         health.last_poll.labels(topic.value).set_to_current_time()
+        remaining = batch
+
+        async def attempt() -> None:
+            nonlocal remaining
+            while True:
+                try:
+                    await process(remaining)
+                except NewerContract as error:
+                    if skips is None:
+                        raise
+                    remaining = await skips.take(error, remaining)
+                else:
+                    return
+
         try:
-            await patience.wait_out(f"{group}: handling a batch", lambda: process(batch))
+            await patience.wait_out("batch", attempt, detail=f"of {topic.value}")
         except Stopping:
             return  # without a commit: another process, or the next start, takes the batch again
         try:
@@ -214,12 +253,15 @@ def consume(
 async def decode_batch(batch: Sequence[Received], publisher: Publisher) -> list[Decoded]:
     """Decode the events of a batch in order; bury what is poison.
 
-    Raises NewerContract for an event of a later version: the service stops being ready and waits to be upgraded.
+    Raises NewerContract, with the place of the record, for an event of a later schema version: the service stops being
+    ready, and waits until it is upgraded or the record is skipped.
     """
     decoded = []
     for record in batch:
         try:
             decoded.append(Decoded(record, events.decode(record.topic, record.value)))
+        except NewerContract as error:
+            raise error.at(record.partition, record.offset) from error
         except PoisonRecord as error:
             _log.error(
                 "poison record",

@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar
 import msgspec
 
 from shared.contribution import Contribution
+from shared.errors import OperatorError
 from shared.identity import (
     CityField,
     CountField,
@@ -28,6 +29,7 @@ from shared.identity import (
 from shared.topics import Topic
 
 SCHEMA_VERSION = 1
+TYPE_LENGTH_SHOWN_MAX = 100
 PLAN_CHUNK_CITIES_MAX = 2_000
 
 CityIds = Annotated[tuple[CityField, ...], msgspec.Meta(max_length=PLAN_CHUNK_CITIES_MAX)]
@@ -378,8 +380,31 @@ class PoisonRecord(ValueError):
     """A record that no version of the contract can mean: it belongs with the dead letters."""
 
 
-class NewerContract(RuntimeError):
-    """A record of a type or schema version that this build does not know: upgrade it; nothing may be skipped."""
+class NewerContract(OperatorError):
+    """A record has a later schema version than this build knows: upgrade the build, or skip the record by command.
+
+    ``partition`` and ``offset`` are None where the reader does not know them.
+    """
+
+    def __init__(
+        self, topic: Topic, kind: str, version: int, *, partition: int | None = None, offset: int | None = None
+    ) -> None:
+        self.topic = topic
+        self.kind = kind
+        self.version = version
+        self.partition = partition
+        self.offset = offset
+        known = partition is not None and offset is not None
+        where = f"partition {partition}, offset {offset} of {topic.value}" if known else f"a record of {topic.value}"
+        skip = f", or move it to the dead letters: tripfold skip {topic.value} {partition} {offset}" if known else ""
+        super().__init__(
+            f"{where} has type {kind[:TYPE_LENGTH_SHOWN_MAX]!r}, schema version {version}; this build knows version "
+            f"{SCHEMA_VERSION}: upgrade it{skip}"
+        )
+
+    def at(self, partition: int, offset: int) -> NewerContract:
+        """Return the same error, with the place of the record."""
+        return NewerContract(self.topic, self.kind, self.version, partition=partition, offset=offset)
 
 
 class _Envelope(msgspec.Struct, frozen=True):
@@ -399,7 +424,6 @@ def _decoder(kinds: tuple[type[Event], ...]) -> msgspec.json.Decoder[Event]:
 
 
 _decoders = {topic: _decoder(kinds) for topic, kinds in type_of_topic.items()}
-_known_types = {str(kind.__struct_config__.tag) for kinds in type_of_topic.values() for kind in kinds}
 
 
 def encode(event: Event) -> bytes:
@@ -410,30 +434,28 @@ def encode(event: Event) -> bytes:
 def decode(topic: Topic, value: bytes | None) -> Event:
     """Decode the value of a record of ``topic``, strictly, in one pass.
 
-    Raises PoisonRecord for what cannot be an event of this topic, and NewerContract for an event of a later version.
+    Raises PoisonRecord for what cannot be an event of this topic, a type that is not known included, and NewerContract
+    for an event of a later schema version.
     """
     if value is None:
         raise PoisonRecord("the record has no value: the topics of Tripfold hold no tombstones")
     try:
         event = _decoders[topic].decode(value)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        _refuse_newer(value)
+        _refuse_newer(topic, value)
         raise PoisonRecord(f"not an event of {topic.value}: {error}") from error
     if event.schema_version > SCHEMA_VERSION:
-        _refuse_newer(value)
+        _refuse_newer(topic, value)
     return event
 
 
-def _refuse_newer(value: bytes) -> None:
+def _refuse_newer(topic: Topic, value: bytes) -> None:
     try:
         envelope = _envelope_decoder.decode(value)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return
-    if envelope.type not in _known_types or envelope.schema_version > SCHEMA_VERSION:
-        raise NewerContract(
-            f"a record has type {envelope.type!r}, schema version {envelope.schema_version}; this build knows "
-            f"version {SCHEMA_VERSION}: upgrade it, then start it again (nothing was skipped)"
-        )
+    if envelope.schema_version > SCHEMA_VERSION:
+        raise NewerContract(topic, envelope.type, envelope.schema_version)
 
 
 def headers_of(event: Event, *, source: str, cause: Cause | None = None) -> list[tuple[str, bytes]]:

@@ -7,21 +7,33 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
 from shared.settings import Settings
+from shared.topics import Topic
+
+Concern = Literal[
+    "S3", "Kafka", "s3", "kafka", "consuming", "partitions", "batch", "city-day", "sweep", "upstream", "generation"
+]
+"""What can be at fault: the values of a label of the metrics, so there are only these."""
 
 events_consumed = Counter("tripfold_events_consumed_total", "Events taken from a topic", ["topic"])
 events_published = Counter("tripfold_events_published_total", "Events acknowledged by Kafka", ["topic"])
 dead_letters = Counter("tripfold_dead_letters_total", "Records that could not be processed", ["topic"])
 commit_failures = Counter("tripfold_commit_failures_total", "Offset commits that failed; redelivery heals them")
 lost_races = Counter("tripfold_lost_races_total", "Compare-and-swaps that somebody else won", ["object"])
-faults = Counter("tripfold_faults_total", "Faults of the surroundings that were waited out", ["what"])
+faults = Counter("tripfold_faults_total", "Outages of dependencies: each try that failed and was repeated", ["what"])
 ready = Gauge("tripfold_ready", "1 while the service can do its work")
 last_poll = Gauge("tripfold_last_poll_timestamp_seconds", "When the service last took a batch or found none", ["topic"])
-batch_seconds = Histogram("tripfold_batch_seconds", "Time from taking a batch to its commit", ["topic"])
+batch_seconds = Histogram(
+    "tripfold_batch_seconds",
+    "Time from taking a batch to its commit",
+    ["topic"],
+    buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
+)
 quarantined_files = Counter(
     "tripfold_quarantined_files_total",
     "Files that were refused, by why: invalid, deadly (its parser dies of it); a file that came before counts too",
@@ -49,6 +61,18 @@ event_loop_lag_max = Gauge(
     "tripfold_event_loop_lag_max_seconds", "The longest that the event loop has held a task up since the process began"
 )
 
+# A counter without children shows nothing, and an alert on its increase would miss the first one.
+for _topic in Topic:
+    dead_letters.labels(_topic.value)
+for _concern in get_args(Concern):
+    faults.labels(_concern)
+for _object in ("attempts", "countries", "manifest", "plan", "request", "summary"):
+    lost_races.labels(_object)
+for _why in ("invalid", "deadly"):
+    quarantined_files.labels(_why)
+for _outcome in ("complete", "unchanged", "redirected", "refused", "broke", "down", "abandoned"):
+    upstream_requests.labels(_outcome)
+
 __all__ = ["REGISTRY", "Health", "configure_logging", "measure_loop_lag"]
 
 LAG_INTERVAL_S = 0.05
@@ -75,14 +99,14 @@ class Health:
         """What is wrong now: by what it concerns, in a sentence."""
         return dict(self._faults)
 
-    def failing(self, what: str, reason: str) -> None:
-        """Note that ``what`` does not work, for ``reason``."""
+    def failing(self, what: Concern, reason: str, *, detail: str = "") -> None:
+        """Note that ``what`` does not work, for ``reason``. ``detail`` says which of its kind; no metric has it."""
         faults.labels(what).inc()
-        self._faults[what] = reason
+        self._faults[f"{what} {detail}".rstrip()] = reason
 
-    def recovered(self, what: str) -> None:
+    def recovered(self, what: Concern, *, detail: str = "") -> None:
         """Note that ``what`` works."""
-        self._faults.pop(what, None)
+        self._faults.pop(f"{what} {detail}".rstrip(), None)
 
 
 async def measure_loop_lag() -> None:

@@ -72,6 +72,11 @@ def active_requests(date: dt.date) -> str:
     return f"{ACTIVE_REQUESTS}date={date}.json"
 
 
+def skip(topic: str, partition: int, offset: int) -> str:
+    """Return the key of the marker that lets a consumer move one record to the dead letters."""
+    return f"state/skips/{topic}/{partition}/{offset}.json"
+
+
 def plan(date: dt.date) -> str:
     """Return the key of the object that says which cities a date expects."""
     return f"plans/date={date}.json"

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import structlog
 
 from shared.errors import OperatorError
-from shared.health import Health
+from shared.health import Concern, Health
 
 WAIT_FIRST_S = 0.2
 
@@ -35,8 +35,10 @@ class Patience:
         self.stopping = asyncio.Event()
         self._wait_max_s = wait_max_s
 
-    async def wait_out(self, what: str, attempt: Callable[[], Awaitable[_Result]]) -> _Result:
-        """Run ``attempt`` until it ends without a fault, and return its result; ``what`` names it in logs and health.
+    async def wait_out(self, what: Concern, attempt: Callable[[], Awaitable[_Result]], *, detail: str = "") -> _Result:
+        """Run ``attempt`` until it ends without a fault, and return its result.
+
+        ``what`` and ``detail`` name it in logs and health; metrics have ``what`` alone.
 
         Any exception counts as a fault of the surroundings, an error of our own included: the message that is being
         handled is kept, the process shows itself not ready, and nothing is lost. Raises Stopping when asked to stop.
@@ -44,19 +46,19 @@ class Patience:
         tries = 0
         while True:
             if self.stopping.is_set():
-                raise Stopping(what)
+                raise Stopping(f"{what} {detail}".rstrip())
             try:
                 result = await attempt()
             except Stopping:
                 raise
             except Exception as error:  # noqa: BLE001  # see the docstring: whatever it is, the message is kept
                 tries += 1
-                self.health.failing(what, f"{type(error).__name__}: {error}")
-                expected = isinstance(error, SurroundingsFault)
-                _log.warning("waiting", what=what, tries=tries, error=str(error), exc_info=not expected)
+                self.health.failing(what, f"{type(error).__name__}: {error}", detail=detail)
+                expected = isinstance(error, OperatorError)
+                _log.warning("waiting", what=what, detail=detail, tries=tries, error=str(error), exc_info=not expected)
                 await self.pause(min(self._wait_max_s, WAIT_FIRST_S * 2 ** min(tries, 20)))
             else:
-                self.health.recovered(what)
+                self.health.recovered(what, detail=detail)
                 return result
 
     def now_s(self) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import hashlib
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Protocol, Self
@@ -18,12 +19,13 @@ from shared.events import Cause, Event
 from shared.kafka_connection import connection
 from shared.patience import SurroundingsFault
 from shared.settings import Settings
-from shared.topics import LETTER_BYTES_MAX, RECORD_BYTES_MAX, Topic, partition_of
+from shared.topics import LETTER_BYTES_MAX, METADATA_AGE_MAX_MS, RECORD_BYTES_MAX, Topic, partition_of
 
 BATCH_EVENTS_MAX = 5_000
 ERROR_HEADER_LENGTH_MAX = 1_000
 CHECK_TIMEOUT_MS = 1_500
-
+BURIED_KEPT_MAX = 20_000
+"""So many dead letters a process remembers: more than any batch has."""
 
 ORIGIN_TOPIC_HEADER = "tripfold_origin_topic"
 ORIGIN_PARTITION_HEADER = "tripfold_origin_partition"
@@ -39,6 +41,10 @@ KEY_KEPT_MAX_BYTES = 32 * 1024
 
 class LogUnavailable(SurroundingsFault):
     """Kafka did not acknowledge an event. It may have taken it all the same: publishing again is harmless."""
+
+
+class TopicsMissing(SurroundingsFault):
+    """Topics that the process needs are not on the cluster. ``tripfold topics apply`` makes them."""
 
 
 class Received(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -111,6 +117,7 @@ class KafkaPublisher:
         self._source = source
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
+        self._buried: OrderedDict[tuple[Topic, int, int, bytes], None] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         return self
@@ -121,18 +128,24 @@ class KafkaPublisher:
         if self._producer is not None:
             await self._producer.stop()
 
-    async def check(self) -> None:
-        """Raise LogUnavailable if Kafka does not answer now.
+    async def check(self, topics: Iterable[Topic] = ()) -> None:
+        """Raise LogUnavailable if Kafka does not answer now, and TopicsMissing if it lacks one of ``topics``.
 
-        It asks over a connection of its own: a producer that was connected once says nothing of the present.
+        It asks over a connection of its own: a producer that was connected once says nothing of the present. It asks
+        for all topics, since a question about one can create it.
         """
+        wanted = [self._settings.topic_prefix + topic.value for topic in topics]
         client = AIOKafkaClient(**connection(self._settings), request_timeout_ms=CHECK_TIMEOUT_MS)
         try:
             await client.bootstrap()
+            present = (await client.fetch_all_metadata()).topics() if wanted else set()
         except (KafkaError, OSError) as error:
             raise LogUnavailable(f"Kafka at {self._settings.kafka_bootstrap_servers} cannot be reached") from error
         finally:
             await client.close()
+        missing = [name for name in wanted if name not in present]
+        if missing:
+            raise TopicsMissing(f"no topic {', '.join(missing)} on the cluster: run 'tripfold topics apply'")
 
     async def publish(self, outgoing: Iterable[Outgoing]) -> None:
         batch: list[tuple[Topic, bytes, bytes, list[tuple[str, bytes]]]] = []
@@ -145,8 +158,16 @@ class KafkaPublisher:
         await self._send(batch)
 
     async def bury(self, record: Received, error: str) -> None:
+        # A batch that is tried again brings its poison again. The digest tells a record from another at its offset.
+        digest = hashlib.sha256(record.value or b"").digest()
+        origin = (record.topic, record.partition, record.offset, digest)
+        if origin in self._buried:
+            return
         await self._send([(Topic.DEAD_LETTERS, *as_letter(record, error))])
         health.dead_letters.labels(record.topic.value).inc()
+        self._buried[origin] = None
+        if len(self._buried) > BURIED_KEPT_MAX:
+            self._buried.popitem(last=False)
 
     async def publish_record(
         self, topic: Topic, *, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
@@ -181,6 +202,7 @@ class KafkaPublisher:
             max_request_size=LETTER_BYTES_MAX,
             request_timeout_ms=20_000,
             linger_ms=2,
+            metadata_max_age_ms=METADATA_AGE_MAX_MS,
         )
         try:
             await producer.start()

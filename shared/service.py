@@ -1,4 +1,4 @@
-"""What running a service of event handlers takes: its waiting for what it needs, its health page, its end."""
+"""Runs a service of event handlers: startup checks, health endpoints, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from litestar import Litestar, Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from shared.consuming import SHUTDOWN_GRACE_S, Consumption
-from shared.health import Health, measure_loop_lag
+from shared.health import Concern, Health, measure_loop_lag
 from shared.patience import Patience, Stopping
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
+from shared.skips import Skips
 from shared.store import S3Store
-from shared.topics_admin import require_topics
+from shared.topics import Topic
 
 Background = Callable[[Patience], Awaitable[None]]
 
@@ -37,6 +38,7 @@ class Surroundings:
         self.patience = Patience(health=self.health, wait_max_s=settings.retry_wait_max_s)
         self.store = S3Store(settings)
         self.publisher = KafkaPublisher(settings, source=source)
+        self.skips = Skips(self.store, self.publisher)
 
 
 def make_app(
@@ -44,27 +46,30 @@ def make_app(
     broker: KafkaBroker,
     *,
     consumptions: tuple[Consumption, ...],
+    publishes: tuple[Topic, ...],
     background: tuple[Background, ...] = (),
     resources: tuple[contextlib.AbstractAsyncContextManager[Any], ...] = (),
 ) -> Litestar:
     """Return the service as an ASGI app: health and metrics over HTTP, and the broker's subscribers behind them.
 
-    The order in which things start does not matter: before it subscribes, the service waits for S3, for Kafka and
-    for ``topics``, alive but not ready. (FastStream's own ASGI app would end when Kafka is away at the start.)
+    The order in which things start does not matter. Before it subscribes, the service waits for S3, for Kafka and for
+    the topics that it consumes and ``publishes``, alive but not ready. (FastStream's own ASGI app would end when Kafka
+    is away at the start.)
     """
     patience = surroundings.patience
-    topics = [consumption.topic for consumption in consumptions]
+    topics = {*(consumption.topic for consumption in consumptions), *publishes, Topic.DEAD_LETTERS}
+
+    async def kafka_answers() -> None:
+        await surroundings.publisher.check(sorted(topics, key=lambda topic: topic.value))
 
     async def begin() -> None:
         await patience.wait_out("S3", surroundings.store.check)
-        await patience.wait_out("Kafka", surroundings.publisher.check)
-        await patience.wait_out("topics", lambda: require_topics(surroundings.settings, topics))
+        await patience.wait_out("Kafka", kafka_answers)
         await patience.wait_out("consuming", broker.start)
         surroundings.health.started = True
         _log.info("ready")
-        kafka_answers = surroundings.publisher.check
         progress = (consumption.watch(patience, kafka_answers) for consumption in consumptions)
-        await asyncio.gather(_watch(surroundings), *progress)
+        await asyncio.gather(_watch(surroundings, kafka_answers), *progress)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
@@ -92,8 +97,9 @@ def health_routes(health: Health) -> list[Any]:
     """Return what every service answers of itself: ``/health/live``, ``/health/ready`` and ``/metrics``."""
 
     @get("/health/live", sync_to_thread=False)
-    def live() -> None:
+    def live() -> dict[str, bool]:
         """Say that the process runs."""
+        return {"live": True}
 
     @get("/health/ready", sync_to_thread=False)
     def ready() -> Response[dict[str, Any]]:
@@ -110,11 +116,15 @@ def health_routes(health: Health) -> list[Any]:
     return [live, ready, metrics]
 
 
-async def _watch(surroundings: Surroundings) -> None:
-    """Look at S3 and Kafka every few seconds, so that an idle service, too, says the truth about being ready."""
+async def _watch(surroundings: Surroundings, kafka_answers: Callable[[], Awaitable[None]]) -> None:
+    """Check S3, Kafka and its topics every few seconds, so that an idle service, too, tells the truth."""
     health = surroundings.health
+    checks: tuple[tuple[Concern, Callable[[], Awaitable[None]]], ...] = (
+        ("S3", surroundings.store.check),
+        ("Kafka", kafka_answers),
+    )
     while not surroundings.patience.stopping.is_set():
-        for what, check in (("S3", surroundings.store.check), ("Kafka", surroundings.publisher.check)):
+        for what, check in checks:
             try:
                 await check()
             except Exception as error:  # noqa: BLE001  # whatever it is: readiness must not stand still for it

@@ -10,6 +10,8 @@ from aiokafka.partitioner import murmur2
 
 DAY_MS = 24 * 60 * 60 * 1000
 RECORD_BYTES_MAX = 4 * 1024 * 1024
+METADATA_AGE_MAX_MS = 10_000
+"""How long a client may believe in what it knows of topics: one that was made again is found after this."""
 LETTER_BYTES_MAX = RECORD_BYTES_MAX + 64 * 1024
 """A dead letter is a record, and what is wrong with it."""
 
@@ -23,6 +25,20 @@ class Topic(enum.Enum):
     COUNTRY_DAY_SUMMARIES = "country-day-summaries"
     REQUEST_PROGRESS = "request-progress"
     DEAD_LETTERS = "dead-letters"
+
+
+GROUPS: Mapping[Topic, str] = {
+    Topic.PROCESS_REQUESTS: "planner",
+    Topic.CITY_TASKS: "worker",
+    Topic.CITY_STATS: "aggregate",
+    Topic.REQUEST_PROGRESS: "progress",
+}
+"""The consumer group of each topic that a service consumes, without the prefix of the settings."""
+
+
+def group_id(prefix: str, group: str) -> str:
+    """Return a consumer group's name on the cluster."""
+    return f"{prefix}tripfold-{group}"
 
 
 class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,14 +15,10 @@ from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
 from shared.kafka_connection import connection
 from shared.patience import SurroundingsFault
 from shared.settings import Settings
-from shared.topics import TOPICS, Topic, TopicSpec
+from shared.topics import TOPICS, TopicSpec
 
 LISTED_DEADLINE_S = 10.0
 LISTED_LOOK_S = 0.05
-
-
-class TopicsMissing(SurroundingsFault):
-    """Topics that the service needs are not on the cluster. ``tripfold topics apply`` makes them."""
 
 
 MISSING = "missing"
@@ -51,15 +47,6 @@ async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]
         yield client
     finally:
         await client.close()
-
-
-async def require_topics(settings: Settings, topics: Sequence[Topic]) -> None:
-    """Raise TopicsMissing unless all of ``topics`` are on the cluster."""
-    async with admin_client(settings) as client:
-        present = set(await client.list_topics())
-    missing = [name for topic in topics if (name := settings.topic_prefix + topic.value) not in present]
-    if missing:
-        raise TopicsMissing(f"no topic {', '.join(missing)} on the cluster: run 'tripfold topics apply'")
 
 
 async def apply_topics(settings: Settings) -> list[str]:

@@ -15,7 +15,7 @@ from shared.consuming import consume, make_broker
 from shared.identity import utc_now
 from shared.service import Surroundings, make_app
 from shared.settings import Settings
-from shared.topics import Topic
+from shared.topics import GROUPS, Topic
 
 PROGRESS_BATCH_MAX = 5_000
 PROGRESS_LINGER_MS = 100
@@ -34,7 +34,8 @@ def create_app(settings: Settings) -> Litestar:
         folder.process,
         settings=settings,
         patience=patience,
-        group="aggregate",
+        group=GROUPS[Topic.CITY_STATS],
+        skips=surroundings.skips,
         batch_records_max=settings.aggregate_batch,
         linger_ms=settings.aggregate_linger_ms,
     )
@@ -47,11 +48,16 @@ def create_app(settings: Settings) -> Litestar:
         progress.process,
         settings=settings,
         patience=patience,
-        group="progress",
+        group=GROUPS[Topic.REQUEST_PROGRESS],
+        skips=surroundings.skips,
         batch_records_max=PROGRESS_BATCH_MAX,
         linger_ms=PROGRESS_LINGER_MS,
     )
     sweep = Sweep(store, publisher, clock=utc_now, after=dt.timedelta(seconds=settings.sweep_after_s))
     return make_app(
-        surroundings, broker, consumptions=(statistics, requests), background=(sweep.run, partial(watch_rebuild, store))
+        surroundings,
+        broker,
+        consumptions=(statistics, requests),
+        publishes=(Topic.COUNTRY_DAY_SUMMARIES, Topic.REQUEST_PROGRESS, Topic.CITY_STATS, Topic.PROCESS_REQUESTS),
+        background=(sweep.run, partial(watch_rebuild, store)),
     )

@@ -127,7 +127,7 @@ async def watch_rebuild(store: OperatedStore, patience: Patience) -> None:
         health.rebuild_age.set(await rebuild_age_s(store) or 0)
 
     while not patience.stopping.is_set():
-        await patience.wait_out("reading which generation is live", look)
+        await patience.wait_out("generation", look)
         await patience.pause(WATCH_INTERVAL_S)
 
 

@@ -112,7 +112,7 @@ class Sweep:
         while not patience.stopping.is_set():
             await patience.pause(SWEEP_INTERVAL_S)
             if not patience.stopping.is_set():
-                await patience.wait_out("sweeping requests", self.once)
+                await patience.wait_out("sweep", self.once)
 
     async def once(self) -> int:
         """Publish every stuck request again; return how many there were. Looks at the latest requests alone."""

@@ -49,6 +49,7 @@ RECORD_BYTES = 48
 """What a record takes beside the bytes of its value."""
 FOLDS_AT_ONCE_MAX = 32
 CHANGES_KEPT_MAX = 10_000
+NEWER_NAMED_MAX = 5
 
 EVERY_DATE = Dates()
 
@@ -64,13 +65,14 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     """What a rebuild built, and what it did with it.
 
     ``changes`` holds at most CHANGES_KEPT_MAX of ``changes_total``. ``refused`` says why the generation was not made
-    live: something in it would be older than what is live.
+    live: something in it would be older than what is live, or the topic has ``newer_records``, which it lacks.
     """
 
     generation: int
     live_before: int
     events: int
     poison_records: int
+    newer_records: int
     country_days: int
     changes: list[Change]
     changes_total: int
@@ -140,6 +142,8 @@ class Rebuild:
         self._held_bytes_max = held_bytes_max
         self._events = 0
         self._poison_records = 0
+        self._newer_records = 0
+        self._newer_named: list[str] = []
 
     async def run(self, *, take_over: bool = False, dry_run: bool = False) -> Rebuilt:
         """Rebuild. With ``dry_run`` it ends before the flip, and what was built is deleted.
@@ -174,6 +178,7 @@ class Rebuild:
             await self._join_seed(self._seed, number)
         await self._fold_bucket(number)
         country_days, changes, total, refused = await self._compare(pointer.live, number)
+        refused = self._refused_for_newer() or refused
         flipped = not dry_run and refused is None
         if flipped:
             await generations.flip(self._store, self._token, number)
@@ -182,6 +187,7 @@ class Rebuild:
             live_before=pointer.live,
             events=self._events,
             poison_records=self._poison_records,
+            newer_records=self._newer_records,
             country_days=country_days,
             changes=changes,
             changes_total=total,
@@ -219,9 +225,20 @@ class Rebuild:
             except PoisonRecord:
                 self._poison_records += 1  # the aggregate has buried it; it is in no summary
             except NewerContract as error:
-                raise Unrebuildable(str(error)) from error
+                self._newer_records += 1
+                if len(self._newer_named) < NEWER_NAMED_MAX:
+                    self._newer_named.append(f"{error.kind[:100]!r}, schema version {error.version}")
         self._events += len(decoded)
         return decoded
+
+    def _refused_for_newer(self) -> str | None:
+        if not self._newer_records:
+            return None
+        return (
+            f"{self._newer_records} records of the topic have a later schema version than this build knows "
+            f"({'; '.join(self._newer_named)}), and were left out; 'tripfold verify --topics' names their "
+            f"partitions and offsets. Upgrade this build, then run this again, or run 'tripfold rebuild --from s3'"
+        )
 
     async def _join_seed(self, seed: int, number: int) -> None:
         dates = await known_dates(self._store, EVERY_DATE, keys.summaries_of_generation(seed))

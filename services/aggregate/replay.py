@@ -13,10 +13,10 @@ from aiokafka.errors import KafkaError
 from shared.consuming import received
 from shared.kafka_connection import connection
 from shared.patience import SurroundingsFault
-from shared.publishing import Received
+from shared.publishing import KafkaPublisher, Received
 from shared.settings import Settings
-from shared.topics import Topic
-from shared.topics_admin import require_topics
+from shared.topics import Topic, group_id
+from shared.topics_admin import admin_client
 
 BATCH_RECORDS_MAX = 2_000
 FETCH_BYTES_MAX = 128 * 1024
@@ -63,13 +63,24 @@ class Rereadable(Replay, Protocol):
 class KafkaReplay:
     """A Replay and a PairReplay over Kafka: a consumer in no group, which commits nothing and disturbs no service.
 
-    With ``last_records_max`` it begins so many records before the end of each partition.
+    With ``last_records_max`` it begins so many records before the end of each partition. With ``after_commits_of`` it
+    begins where that consumer group has committed, and reads ``records_max`` offsets of each partition at most.
     """
 
-    def __init__(self, settings: Settings, topic: Topic, *, last_records_max: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        topic: Topic,
+        *,
+        last_records_max: int | None = None,
+        after_commits_of: str | None = None,
+        records_max: int | None = None,
+    ) -> None:
         self._settings = settings
         self._topic = topic
         self._last_records_max = last_records_max
+        self._after_commits_of = after_commits_of
+        self._records_max = records_max
         self._name = settings.topic_prefix + topic.value
         self._consumer = AIOKafkaConsumer(
             self._name,
@@ -89,6 +100,11 @@ class KafkaReplay:
             ends = await self._consumer.end_offsets(begins)
             if self._last_records_max is not None:
                 begins = {one: max(begin, ends[one] - self._last_records_max) for one, begin in begins.items()}
+            if self._after_commits_of is not None:
+                begins = await self._committed(begins, ends)
+            if self._records_max is not None:
+                ends = {one: min(end, begins[one] + self._records_max) for one, end in ends.items()}
+            if self._last_records_max is not None or self._after_commits_of is not None:
                 for partition, begin in begins.items():
                     self._consumer.seek(partition, begin)
         except (KafkaError, OSError) as error:
@@ -131,12 +147,26 @@ class KafkaReplay:
     async def _positions(self) -> dict[TopicPartition, int]:
         """Return where the reading of each partition is: at its beginning, at first."""
         if not self._started:
-            await require_topics(self._settings, [self._topic])  # or the consumer might create it, by accident
+            # Checked first, or the consumer might create the topic by accident.
+            await KafkaPublisher(self._settings, source="replay").check([self._topic])
             await self._consumer.start()
             self._started = True
             begins: dict[TopicPartition, int] = await self._consumer.beginning_offsets(self._consumer.assignment())
             return begins
         return {partition: await self._consumer.position(partition) for partition in self._consumer.assignment()}
+
+    async def _committed(
+        self, begins: dict[TopicPartition, int], ends: dict[TopicPartition, int]
+    ) -> dict[TopicPartition, int]:
+        """Return what the group has committed of each partition; the beginning if nothing, or nothing valid."""
+        assert self._after_commits_of is not None
+        group = group_id(self._settings.topic_prefix, self._after_commits_of)
+        async with admin_client(self._settings) as client:
+            committed = await client.list_consumer_group_offsets(group, partitions=list(begins))
+        return {
+            one: committed[one].offset if one in committed and begin <= committed[one].offset <= ends[one] else begin
+            for one, begin in begins.items()
+        }
 
     async def close(self) -> None:
         """Leave the cluster. Safe to call at any time."""

@@ -34,14 +34,16 @@ from services.api.reader import SummaryReader
 from services.api.requests import Requests
 from services.api.routes import api_router
 from services.api.web_page import page_handlers
-from shared.health import Health, configure_logging, measure_loop_lag
+from shared.health import Concern, Health, configure_logging, measure_loop_lag
 from shared.identity import utc_now
 from shared.publishing import KafkaPublisher, Publisher
 from shared.settings import Settings
 from shared.store import ObjectStore, S3Store
+from shared.topics import Topic
 
 SHUTDOWN_GRACE_S = 5
 CLOSE_TIMEOUT_S = 2.0
+PUBLISHED = (Topic.PROCESS_REQUESTS,)
 
 _log = structlog.get_logger()
 
@@ -66,7 +68,7 @@ def create_app(settings: Settings) -> Litestar:
         settings,
         store=store,
         publisher=publisher,
-        checks={"s3": store.check, "kafka": publisher.check},
+        checks={"s3": store.check, "kafka": lambda: publisher.check(PUBLISHED)},
         connected=connected,
     )
 
@@ -76,7 +78,7 @@ def assemble(
     *,
     store: ObjectStore,
     publisher: Publisher,
-    checks: Mapping[str, Check],
+    checks: Mapping[Concern, Check],
     connected: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     clock: Callable[[], dt.datetime] = utc_now,
 ) -> Litestar:

@@ -16,7 +16,7 @@ from litestar.params import SkipValidation
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.api.problems import open_responses
-from shared.health import REGISTRY, Health
+from shared.health import REGISTRY, Concern, Health
 
 PROBE_AGE_MAX_S = 1.0
 PROBE_TIMEOUT_S = 1.5
@@ -27,7 +27,7 @@ Check = Callable[[], Awaitable[None]]
 class Liveness(msgspec.Struct, frozen=True, kw_only=True):
     """The process answers."""
 
-    alive: bool
+    live: bool
 
 
 class ReadinessReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +47,7 @@ class Readiness:
     """Whether S3 and Kafka can be reached: as of a second ago at most."""
 
     def __init__(
-        self, health: Health, checks: Mapping[str, Check], *, clock: Callable[[], float] = time.monotonic
+        self, health: Health, checks: Mapping[Concern, Check], *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._health = health
         self._checks = checks
@@ -63,7 +63,7 @@ class Readiness:
                 self._probed_at_s = self._clock()
         return ReadinessReport(ready=self._health.ready, faults=self._health.faults)
 
-    async def _probe(self, what: str, check: Check) -> None:
+    async def _probe(self, what: Concern, check: Check) -> None:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 await check()
@@ -88,7 +88,7 @@ ReadinessPort = NamedDependency[SkipValidation[Readiness]]
 )
 async def live() -> Liveness:
     """Answer. A process that does not is to be started again."""
-    return Liveness(alive=True)
+    return Liveness(live=True)
 
 
 @get(

@@ -18,7 +18,7 @@ from shared.consuming import consume, make_broker
 from shared.identity import utc_now
 from shared.service import Surroundings, make_app
 from shared.settings import Settings
-from shared.topics import Topic
+from shared.topics import GROUPS, Topic
 
 PLANNER_LINGER_MS = 50
 WORKER_LINGER_MS = 50
@@ -42,6 +42,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
     )
     broker = make_broker(settings)
     consumptions = []
+    publishes = {Topic.CITY_STATS, Topic.REQUEST_PROGRESS}
     if role in {Role.ALL, Role.PLANNER}:
         planner = Planner(
             surroundings.store,
@@ -57,12 +58,14 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             planner.process,
             settings=settings,
             patience=patience,
-            group="planner",
+            group=GROUPS[Topic.PROCESS_REQUESTS],
+            skips=surroundings.skips,
             batch_records_max=1,
             linger_ms=PLANNER_LINGER_MS,
             deadline_s=min(longest_fetch_s(settings, settings.upstream_deadline_s), POLL_INTERVAL_S_MAX),
         )
         consumptions.append(consumption)
+        publishes.add(Topic.CITY_TASKS)
     if role in {Role.ALL, Role.WORKER}:
         ingest = CityDayIngest(
             surroundings.store,
@@ -82,13 +85,16 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             worker.process,
             settings=settings,
             patience=patience,
-            group="worker",
+            group=GROUPS[Topic.CITY_TASKS],
+            skips=surroundings.skips,
             batch_records_max=settings.ingest_batch,
             linger_ms=WORKER_LINGER_MS,
             deadline_s=min(longest_fetch_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
         )
         consumptions.append(consumption)
-    return make_app(surroundings, broker, consumptions=tuple(consumptions), resources=(upstream,))
+    return make_app(
+        surroundings, broker, consumptions=tuple(consumptions), publishes=tuple(publishes), resources=(upstream,)
+    )
 
 
 def longest_fetch_s(settings: Settings, attempt_s: float) -> float:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
@@ -23,7 +23,7 @@ WAIT_MAX_S = 30.0
 PROBE_LOOK_S = 0.25
 """How often a stream looks whether another one's probe has reached the upstream."""
 
-_HEALTH = "upstream"
+_HEALTH: Final = "upstream"
 _log = structlog.get_logger()
 _Result = TypeVar("_Result")
 

@@ -49,5 +49,5 @@ class Worker:
     async def _run(self, tasks: Sequence[IngestCity]) -> None:
         async with self._room:
             await self._patience.wait_out(
-                f"city-day {tasks[0].date}/{tasks[0].city_id}", lambda: self._ingest.run(tasks)
+                "city-day", lambda: self._ingest.run(tasks), detail=f"{tasks[0].date}/{tasks[0].city_id}"
             )

@@ -268,6 +268,24 @@ def gc(
     terminal.gc(older_than=older_than, dry_run=dry_run, as_json=as_json)
 
 
+@operate_commands.command("skip")
+def skip(
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="A topic that a service consumes, such as city-stats.")],
+    partition: Annotated[int, typer.Argument(metavar="PARTITION", min=0)],
+    offset: Annotated[int, typer.Argument(metavar="OFFSET", min=0)],
+) -> None:
+    """Move a record of a later schema version, which blocks its consumer, to the dead letters.
+
+    The services go on running. Readiness, the log and 'tripfold doctor' name the record that blocks a consumer. Upgrade
+    instead if you can: what was skipped counts nowhere until 'tripfold dead-letters retry' sends it back.
+
+    Example: tripfold skip city-stats 3 17
+    """
+    from services.operate import skipping  # noqa: PLC0415  # as above
+
+    skipping.skip(topic, partition, offset)
+
+
 @operate_commands.command("doctor")
 def doctor(*, as_json: _Json = False) -> None:
     """Examine S3 (does it really compare and swap?), Kafka, topics, upstream and lineage; exit 1 if any is at fault.

@@ -22,15 +22,25 @@ from shared.objects import CorruptObject, Lineage, Manifest, Plan
 from shared.patience import Patience, SurroundingsFault
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
+from shared.skips import is_marked
 from shared.store import LostRace, ObjectStore, OperatedStore, S3Store
-from shared.topics import Topic
+from shared.topics import GROUPS, Topic
 from shared.topics_admin import check_topics
 
+NEWER_NAMED_MAX = 10
 RACE_ROUNDS = 3
 RACE_WRITERS = 4
 LINEAGE_RECORDS_MAX = 2_000
+WAITING_RECORDS_MAX = 5_000
+"""So many records after the last commit are looked at, of each partition: more than a batch has of it."""
 GETS_AT_ONCE_MAX = 16
-NEEDS = {"compare-and-swap": {"S3"}, "topics": {"Kafka"}, "lineage": {"S3", "Kafka"}, "rebuild": {"S3"}}
+NEEDS = {
+    "compare-and-swap": {"S3"},
+    "topics": {"Kafka"},
+    "consuming": {"S3", "Kafka", "topics"},
+    "lineage": {"S3", "Kafka"},
+    "rebuild": {"S3"},
+}
 """What cannot be examined when something else failed: a probe might even make a bucket that is missing."""
 REBUILD_OLD_S = 3_600
 UNKNOWN = "this could not be examined: see first to what failed above"
@@ -50,7 +60,7 @@ class Unfit(OperatorError):
 
 
 async def examine(settings: Settings) -> AsyncIterator[Examined]:
-    """Examine S3, its compare-and-swap, Kafka, the topics, the upstream, the lineage and a rebuild, in turn."""
+    """Examine S3, its compare-and-swap, Kafka, topics, consumers, upstream, lineage and a rebuild, in turn."""
     async with S3Store(settings) as store, KafkaPublisher(settings, source="doctor") as publisher:
 
         async def s3() -> str:
@@ -73,6 +83,11 @@ async def examine(settings: Settings) -> AsyncIterator[Examined]:
                 "topics",
                 lambda: _topics(settings),
                 "'tripfold topics apply' makes what is missing; 'tripfold topics check' says how to set the rest",
+            ),
+            (
+                "consuming",
+                lambda: _consuming(settings, store),
+                "upgrade the processes, or move the record to the dead letters: tripfold skip TOPIC PARTITION OFFSET",
             ),
             ("upstream", lambda: city_list(settings), "see TRIPFOLD_UPSTREAM_URL, and whether that server runs"),
             (
@@ -166,6 +181,37 @@ async def rebuild_mark(store: OperatedStore) -> str:
     return found
 
 
+async def _consuming(settings: Settings, store: ObjectStore) -> str:
+    blocking: list[str] = []
+    for topic, group in GROUPS.items():
+        replay = KafkaReplay(settings, topic, after_commits_of=group, records_max=WAITING_RECORDS_MAX)
+        try:
+            blocking += await newer_records(store, replay)
+        finally:
+            await replay.close()
+    if blocking:
+        raise Unfit("; ".join(blocking))
+    return "no record of a later schema version waits"
+
+
+async def newer_records(store: ObjectStore, replay: Replay) -> list[str]:
+    """Name the records of a later schema version that no operator has marked to be skipped."""
+    told: list[str] = []
+    await replay.take_end()
+    async for batch in replay.read():
+        for record in batch:
+            try:
+                events.decode(record.topic, record.value)
+            except PoisonRecord:
+                continue
+            except NewerContract as error:
+                if not await is_marked(store, record):
+                    told.append(str(error.at(record.partition, record.offset)))
+                    if len(told) == NEWER_NAMED_MAX:
+                        return told
+    return told
+
+
 async def city_list(settings: Settings) -> str:
     """Say how many cities the upstream lists. Raises Unfit if it lists none, or cannot be asked."""
     url = f"{settings.upstream_url}/cities"
@@ -206,10 +252,8 @@ async def lineage(store: ObjectStore, replay: Replay) -> str:
         for record in batch:
             try:
                 event = events.decode(record.topic, record.value)
-            except PoisonRecord:
-                continue
-            except NewerContract as error:
-                raise Unfit(str(error)) from error
+            except (PoisonRecord, NewerContract):
+                continue  # "consuming" names what is newer
             match event:
                 case CityDayStats() | CityDayRetracted():
                     key, revision = keys.manifest(event.date, event.city_id), event.revision

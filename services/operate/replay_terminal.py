@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
@@ -20,7 +20,7 @@ from services.operate.refolding import Refold, Refolded, Selection
 from services.operate.restoring import Restored, TopicHighest, highest_of, raise_base, seconds_of
 from services.operate.terminal import KEPT_MAX, LINES_MAX
 from services.operate.topic_audit import COMPACTED, TopicAudit
-from services.operate.topic_records import RecordDifference
+from services.operate.topic_records import RecordDifference, UnreadRecord, UnreadRecords
 from services.operate.topic_repair import RepairedRecord, repair_topic
 from shared.contribution import Contribution
 from shared.identity import CityId, CountrySlug, utc_now
@@ -29,6 +29,8 @@ from shared.publishing import KafkaPublisher
 from shared.settings import Settings
 from shared.store import S3Store
 from shared.topics import Topic
+
+UNREAD_LINES_MAX = 20
 
 
 class _Bars:
@@ -73,7 +75,7 @@ def verify_topics(first: dt.date | None, last: dt.date | None, *, as_json: bool)
     settings = command_settings()
     keys_of = dict.fromkeys((topic.value for topic in COMPACTED), 0)
 
-    async def run() -> tuple[int, list[RecordDifference]]:
+    async def run() -> tuple[int, list[RecordDifference], UnreadRecords]:
         total = 0
         told: list[RecordDifference] = []
         async with S3Store(settings) as store, KafkaPublisher(settings, source="verify") as publisher:
@@ -85,11 +87,14 @@ def verify_topics(first: dt.date | None, last: dt.date | None, *, as_json: bool)
                         keys_of[topic.value] += audited.keys
                         total += len(audited.differences)
                         told += audited.differences[: KEPT_MAX - len(told)]
-        return total, told
+        return total, told, audit.unread
 
-    total, told = run_command(run())
+    total, told, unread = run_command(run())
+    if not as_json:
+        _tell_unread(unread.total, unread.named)
     if as_json:
-        print_json({"keys": keys_of, "differences_total": total, "differences": told})
+        document = {"keys": keys_of, "differences_total": total, "differences": told}
+        print_json({**document, "skipped_total": unread.total, "skipped": unread.named})
     elif told:
         table = Table("topic", "key", "what", "found", "expected")
         for one in told[:LINES_MAX]:
@@ -103,6 +108,14 @@ def verify_topics(first: dt.date | None, last: dt.date | None, *, as_json: bool)
         raise typer.Exit(1)
 
 
+def _tell_unread(total: int, named: Sequence[UnreadRecord]) -> None:
+    """Name the records that were skipped because this build cannot read them."""
+    for one in named[:UNREAD_LINES_MAX]:
+        console.print(f"skipped: {printable(str(one))}", highlight=False, soft_wrap=True)
+    if total > UNREAD_LINES_MAX:
+        console.print(f"and {total - UNREAD_LINES_MAX:,} more records were skipped; --json names up to 1,000")
+
+
 def _of_topics(keys_of: dict[str, int]) -> str:
     return " and ".join(f"{count:,} keys of {topic}" for topic, count in keys_of.items())
 
@@ -111,7 +124,7 @@ def repair_topics(first: dt.date | None, last: dt.date | None, *, as_json: bool)
     """Mend the compacted topics, and say what was wrong."""
     settings = command_settings()
 
-    async def run() -> tuple[int, int, list[RepairedRecord]]:
+    async def run() -> tuple[int, int, list[RepairedRecord], UnreadRecords]:
         total = refused = 0
         told: list[RepairedRecord] = []
         async with S3Store(settings) as store, KafkaPublisher(settings, source="repair") as publisher:
@@ -123,11 +136,14 @@ def repair_topics(first: dt.date | None, last: dt.date | None, *, as_json: bool)
                         total += 1
                         refused += one.refused is not None
                         told += [one][: KEPT_MAX - len(told)]
-        return total, refused, told
+        return total, refused, told, audit.unread
 
-    total, refused, told = run_command(run())
+    total, refused, told, unread = run_command(run())
+    if not as_json:
+        _tell_unread(unread.total, unread.named)
     if as_json:
-        print_json({"repaired": total - refused, "refused": refused, "records": told})
+        document = {"repaired": total - refused, "refused": refused, "records": told}
+        print_json({**document, "skipped_total": unread.total, "skipped": unread.named})
     elif told:
         table = Table("topic", "key", "what", "found", "expected", "done")
         for one in told[:LINES_MAX]:
@@ -253,6 +269,8 @@ def restore(*, base: int | None, now: bool, dry_run: bool, as_json: bool) -> Non
     if as_json:
         print_json(restored)
         return
+    if restored.topic is not None:
+        _tell_unread(restored.topic.unread_total, restored.topic.unread)
     if restored.topic is None:
         console.print(f"the topic was not read: {away}", highlight=False, soft_wrap=True)
     elif restored.topic.records:

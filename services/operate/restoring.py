@@ -12,11 +12,12 @@ from collections.abc import Callable
 import msgspec
 
 from services.aggregate.replay import Replay
-from services.operate.topic_records import revision_of
+from services.operate.topic_records import UnreadRecord, UnreadRecords, revision_of
 from shared import events, keys, objects
 from shared.errors import OperatorError
 from shared.events import NewerContract, PoisonRecord
 from shared.objects import EPOCH, Lineage
+from shared.publishing import Received
 from shared.store import LostRace, ObjectStore
 
 
@@ -25,11 +26,24 @@ class CannotRestore(OperatorError):
 
 
 class TopicHighest(msgspec.Struct, frozen=True, kw_only=True):
-    """The highest revision in ``city-stats``, the key that has it, and how many records were read."""
+    """The highest revision in ``city-stats``, the key that has it, and how many records were read.
+
+    ``unread`` names the first records that this build cannot read, of ``unread_total``. Of those of a later version the
+    revisions count too.
+    """
 
     revision: int
     key: str
     records: int
+    unread_total: int = 0
+    unread: tuple[UnreadRecord, ...] = ()
+
+
+class _Numbered(msgspec.Struct, frozen=True):
+    """What an event of any version says of its revision: the contract never retypes a field."""
+
+    revision: int = 0
+    plan_revision: int = 0
 
 
 class Restored(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,22 +61,35 @@ def seconds_of(now: dt.datetime) -> int:
 
 
 async def highest_of(replay: Replay, report: Callable[[int, int], None]) -> TopicHighest:
-    """Read the whole topic; return the highest revision in it. Raises CannotRestore if a later build wrote to it."""
+    """Read the whole topic; return the highest revision in it."""
     total = await replay.take_end()
     highest, key, records = 0, "", 0
+    unread = UnreadRecords()
     async for batch in replay.read():
         for record in batch:
             try:
-                event = events.decode(record.topic, record.value)
-            except PoisonRecord:
+                revision = revision_of(events.decode(record.topic, record.value))
+            except PoisonRecord as error:
+                unread.note(record, error)
                 continue
             except NewerContract as error:
-                raise CannotRestore(str(error)) from error
-            if revision_of(event) > highest:
-                highest, key = revision_of(event), event.key
+                unread.note(record, error)
+                revision = _revision_of_newer(record)
+            if revision > highest:
+                highest, key = revision, (record.key or b"").decode(errors="replace")
         records += len(batch)
         report(records, total)
-    return TopicHighest(revision=highest, key=key, records=records)
+    return TopicHighest(
+        revision=highest, key=key, records=records, unread_total=unread.total, unread=tuple(unread.named)
+    )
+
+
+def _revision_of_newer(record: Received) -> int:
+    try:
+        numbered = msgspec.json.decode(record.value or b"", type=_Numbered)
+    except msgspec.MsgspecError:
+        return 0
+    return max(numbered.revision, numbered.plan_revision)
 
 
 async def raise_base(

@@ -248,6 +248,8 @@ def _tell_in_words(rebuilt: Rebuilt, *, dry_run: bool) -> None:
     )
     if rebuilt.poison_records:
         console.print(f"{rebuilt.poison_records} records of the topic could not be decoded, and count nowhere")
+    if rebuilt.newer_records:
+        console.print(f"{rebuilt.newer_records} records of the topic have a later schema version, and were left out")
     if rebuilt.refused is not None:
         console.print(f"[red]it was not made live:[/red] {printable(rebuilt.refused)}", highlight=False, soft_wrap=True)
     elif dry_run:

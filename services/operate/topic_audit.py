@@ -20,11 +20,10 @@ import msgspec
 from services.aggregate.bucket import TRUTH, Dates, known_dates, read_events, read_summaries
 from services.aggregate.folding import summary_event
 from services.aggregate.replay import Rereadable
-from services.operate.topic_records import LastRecords, RecordDifference, date_of, record_differences
+from services.operate.topic_records import LastRecords, RecordDifference, UnreadRecords, date_of, record_differences
 from shared import keys, objects
 from shared.current import read_current
-from shared.errors import OperatorError
-from shared.events import Event, NewerContract
+from shared.events import Event
 from shared.objects import CorruptObject, Summary
 from shared.publishing import Received
 from shared.store import OperatedStore
@@ -40,10 +39,6 @@ Report = Callable[[str, int, int], None]
 """Told how far a step is: its name, how much is done, of how much."""
 
 
-class NewerRecords(OperatorError):
-    """The topic holds records of a later version than this build knows, so it cannot be audited by it."""
-
-
 class AuditedDate(msgspec.Struct, frozen=True, kw_only=True):
     """What was found of one date in one topic."""
 
@@ -54,7 +49,10 @@ class AuditedDate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TopicAudit:
-    """Compares topics with the bucket. ``keys_at_once_max`` bounds its memory, at some 300 bytes a key."""
+    """Compares topics with the bucket. ``keys_at_once_max`` bounds its memory, at some 300 bytes a key.
+
+    ``unread`` has the records that were skipped because this build cannot read them.
+    """
 
     def __init__(
         self,
@@ -70,16 +68,14 @@ class TopicAudit:
         self._wait = wait
         self._report = report
         self._keys_at_once_max = keys_at_once_max
+        self.unread = UnreadRecords()
 
     async def run(self, topic: Topic, dates: Dates) -> AsyncIterator[AuditedDate]:
-        """Compare a topic with the bucket over a range of dates. Raises NewerRecords."""
+        """Compare a topic with the bucket over a range of dates."""
         async with self._open_topic(topic) as reader:
-            try:
-                for group in await self._groups(topic, reader, dates):
-                    async for audited in self._of_group(topic, reader, group):
-                        yield audited
-            except NewerContract as error:
-                raise NewerRecords(str(error)) from error
+            for group in await self._groups(topic, reader, dates):
+                async for audited in self._of_group(topic, reader, group):
+                    yield audited
 
     async def _groups(self, topic: Topic, reader: Rereadable, dates: Dates) -> list[list[dt.date]]:
         """Divide all dates into groups of which each can be held in memory; the topic is counted once for it."""
@@ -97,11 +93,11 @@ class TopicAudit:
                 held = 0
             groups[-1].append(date)
             held += records[date]
-        return groups
+        return groups or [[]]  # without any date the topic is read all the same: it may hold what cannot be read
 
     async def _of_group(self, topic: Topic, reader: Rereadable, dates: list[dt.date]) -> AsyncIterator[AuditedDate]:
         await reader.rewind()
-        seen = LastRecords(frozenset(dates))
+        seen = LastRecords(frozenset(dates), self.unread)
         async for batch in self._read(topic, reader, "reading"):
             seen.take(batch)
         pending = dates

@@ -12,13 +12,23 @@ from collections.abc import Collection, Iterable, Mapping
 import msgspec
 
 from shared import events
-from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, CountryDaySummary, Event, PoisonRecord
+from shared.events import (
+    CityDayRetracted,
+    CityDayStats,
+    CountryDayPlanned,
+    CountryDaySummary,
+    Event,
+    NewerContract,
+    PoisonRecord,
+)
 from shared.publishing import Received
 from shared.topics import Topic
 
 NOTHING = "nothing"
 UNREADABLE = 0
 """In place of a revision: the record cannot be decoded. Revisions begin at 1."""
+UNREAD_MAX = 100_000
+UNREAD_NAMED_MAX = 1_000
 
 
 class Seen(msgspec.Struct):
@@ -47,22 +57,75 @@ class RecordDifference(msgspec.Struct, frozen=True, kw_only=True):
     unnamed: bool = False
 
 
+class UnreadRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A record that was skipped: where it is, and why this build cannot read it (a later version, or no event)."""
+
+    topic: Topic
+    partition: int
+    offset: int
+    newer: bool
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.topic.value}, partition {self.partition}, offset {self.offset}: {self.why}"
+
+
+class UnreadRecords:
+    """The records that were skipped: how many (up to a bound), and the first of them. One read again counts once."""
+
+    def __init__(self) -> None:
+        self.named: list[UnreadRecord] = []
+        self._places: set[tuple[Topic, int, int]] = set()
+
+    @property
+    def total(self) -> int:
+        """How many there are."""
+        return len(self._places)
+
+    def note(self, record: Received, error: PoisonRecord | NewerContract) -> None:
+        """Note that a record was skipped, and why."""
+        place = (record.topic, record.partition, record.offset)
+        if place in self._places or self.total == UNREAD_MAX:
+            return
+        self._places.add(place)
+        if len(self.named) < UNREAD_NAMED_MAX:
+            newer = isinstance(error, NewerContract)
+            why = str(error.at(record.partition, record.offset) if isinstance(error, NewerContract) else error)
+            topic, partition, offset = place
+            self.named.append(UnreadRecord(topic=topic, partition=partition, offset=offset, newer=newer, why=why))
+
+    def decode(self, record: Received) -> Event | None:
+        """Return the event that a record holds, or note the record and return None."""
+        try:
+            return events.decode(record.topic, record.value)
+        except (PoisonRecord, NewerContract) as error:
+            self.note(record, error)
+            return None
+
+
 class LastRecords:
     """What was seen of each key of some dates (None: of all). Takes some 300 bytes of memory a key."""
 
-    def __init__(self, dates: Collection[dt.date] | None) -> None:
+    def __init__(self, dates: Collection[dt.date] | None, unread: UnreadRecords | None = None) -> None:
         self._dates = dates
+        self._unread = unread or UnreadRecords()
         self._by_date: dict[dt.date, dict[str, Seen]] = {}
         self.records = 0
 
     def take(self, records: Iterable[Received]) -> None:
-        """Note records, in the order of their topic. Raises NewerContract for one of a later version."""
+        """Note records, in the order of their topic. Those that cannot be read are noted as such, and skipped."""
         for record in records:
             date = date_of(record)
+            if date is None:
+                self._unread.decode(record)  # only to name it
             if date is None or (self._dates is not None and date not in self._dates):
                 continue
             self.records += 1
-            self._note(date, (record.key or b"").decode(errors="replace"), *_read(record))
+            self._note(date, (record.key or b"").decode(errors="replace"), *self._read(record))
+
+    def _read(self, record: Received) -> tuple[int, int]:
+        event = self._unread.decode(record)
+        return (UNREADABLE, 0) if event is None else (revision_of(event), _hash_of(event))
 
     def of_date(self, date: dt.date) -> Mapping[str, Seen]:
         """Return what was seen of each key of a date."""
@@ -122,6 +185,8 @@ def _of_key(
     event = expected.get(key)
     if event is None:
         assert seen is not None
+        if seen.highest == UNREADABLE:  # named among the records that were skipped
+            return None
         if _is_left_over(key, seen, expected):
             return None
         return RecordDifference(
@@ -153,14 +218,6 @@ def _is_left_over(key: str, seen: Seen, expected: Mapping[str, Event]) -> bool:
     country_day, _, chunk = key.rpartition("/")
     plan = expected.get(country_day)
     return chunk.startswith("+") and isinstance(plan, CountryDayPlanned) and seen.highest < plan.plan_revision
-
-
-def _read(record: Received) -> tuple[int, int]:
-    try:
-        event = events.decode(record.topic, record.value)
-    except PoisonRecord:
-        return UNREADABLE, 0
-    return revision_of(event), _hash_of(event)
 
 
 def _hash_of(event: Event) -> int:

@@ -122,29 +122,41 @@ async def test_what_cannot_be_buried_is_not_passed(role: str) -> None:
     assert topics_against_the_bucket(world, buried=1) == []
 
 
-def newer(role: str) -> list[Received]:
-    """Return records that a later version of Tripfold may have written: of a type unknown here, and of a version."""
-    topic = ROLES[role].topic
-    kind = events.type_of_topic[topic][0].__struct_config__.tag
-    values = (b'{"type":"not-known-yet"}', f'{{"type":"{kind}","schema_version":2}}'.encode())
-    return [Received(topic=topic, partition=0, offset=0, key=b"2024-05-01/x", value=value) for value in values]
+def of_type(role: str, kind: str, version: int) -> Received:
+    """Return a record of the role's topic that is of a type and a schema version."""
+    value = f'{{"type":"{kind}","schema_version":{version}}}'.encode()
+    return Received(topic=ROLES[role].topic, partition=0, offset=0, key=b"2024-05-01/x", value=value)
 
 
 @each_role
-@pytest.mark.parametrize("which", [0, 1], ids=["an unknown type", "a later version"])
-async def test_a_newer_event_stops_its_service_alone(role: str, which: int) -> None:
-    """A service that finds an event of a later version waits, not ready, with the reason; nothing is lost or buried."""
+@pytest.mark.parametrize("known", [True, False], ids=["a known type", "an unknown type"])
+async def test_a_newer_event_stops_its_service_alone(role: str, known: bool) -> None:
+    """A service that finds an event of a later version waits, not ready, and names it; nothing is lost or buried."""
     world = World()
-    record = newer(role)[which]
+    kind = events.type_of_topic[ROLES[role].topic][0].__struct_config__.tag
+    record = of_type(role, str(kind) if known else "not-known-yet", 2)
     appended = world.log.append(record.topic, record.key, record.value)
     with pytest.raises(Stuck):
         await world.turn(role)
     health = world.living(role).health
     assert not health.ready
-    assert any("upgrade it" in reason for reason in health.faults.values())
+    place = f"partition {appended.partition}, offset {appended.offset} of {record.topic.value}"
+    assert any("upgrade it" in reason and place in reason for reason in health.faults.values())
     assert appended in world.log.take(role, record.topic, 10)
     assert world.log.records(Topic.DEAD_LETTERS) == []
     assert world.store.objects == {}
+
+
+@each_role
+async def test_an_unknown_type_of_a_known_version_is_buried(role: str) -> None:
+    """A record of an unknown type stops nobody: it goes to the dead letters, and the service goes on."""
+    world = World()
+    record = of_type(role, "unknown-thing", 1)
+    world.log.append(record.topic, record.key, record.value)
+    world.request(WHOLE)
+    await world.run_to_rest()
+    assert [letter.value for letter in world.log.records(Topic.DEAD_LETTERS)] == [record.value]
+    assert topics_against_the_bucket(world, buried=1) == []
 
 
 async def test_after_an_upgrade_the_newer_event_counts(monkeypatch: pytest.MonkeyPatch) -> None:

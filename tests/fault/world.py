@@ -38,7 +38,7 @@ from services.operate.topic_repair import repair_topic
 from shared import active_requests, events, keys, objects
 from shared.errors import OperatorError
 from shared.events import ProcessRequested
-from shared.health import Health
+from shared.health import Concern, Health
 from shared.identity import RequestId
 from shared.objects import Manifest, Plan, RequestRecord
 from shared.patience import Patience, SurroundingsFault
@@ -93,8 +93,8 @@ class WatchedHealth(Health):
         super().__init__()
         self._unexpected = unexpected
 
-    def failing(self, what: str, reason: str) -> None:
-        super().failing(what, reason)
+    def failing(self, what: Concern, reason: str, *, detail: str = "") -> None:
+        super().failing(what, reason, detail=detail)
         if "was refused" not in reason and "was lost" not in reason:
             self._unexpected.append(f"{what}: {reason}")
 
@@ -576,7 +576,7 @@ class World:
         try:
             if self.commit_first:
                 await self._commit(process, batch)
-            await process.patience.wait_out("handling a batch", lambda: process.process(batch))
+            await process.patience.wait_out("batch", lambda: process.process(batch))
             if not self.commit_first:
                 await self._commit(process, batch)
         except BaseException as error:

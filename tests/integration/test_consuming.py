@@ -12,6 +12,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.structs import ConsumerRecord
 
+from services.operate.skipping import mark_newer, read_record
 from shared import events
 from shared.consuming import consume, decode_batch, make_broker
 from shared.contribution import Contribution
@@ -19,10 +20,12 @@ from shared.events import CityDayStats, NewerContract, ProcessRequested
 from shared.health import Health
 from shared.identity import CityId, CountrySlug, mint_request_id, utc_now
 from shared.patience import Patience
-from shared.publishing import KafkaPublisher, LogUnavailable, Outgoing, Received
+from shared.publishing import KafkaPublisher, LogUnavailable, Outgoing, Received, TopicsMissing
 from shared.settings import Settings
+from shared.skips import Skips
 from shared.topics import TOPICS, Topic
-from shared.topics_admin import TopicsMissing, apply_topics, check_topics, require_topics
+from shared.topics_admin import apply_topics, check_topics
+from tests.fakes import MemoryStore
 from tests.integration.running import eventually
 
 DATE = dt.date(2024, 5, 1)
@@ -73,7 +76,7 @@ class Collector:
 
 @contextlib.asynccontextmanager
 async def consuming(
-    settings: Settings, topic: Topic, collector: Collector, *, health: Health | None = None
+    settings: Settings, topic: Topic, collector: Collector, *, health: Health | None = None, skips: Skips | None = None
 ) -> AsyncIterator[Patience]:
     """Consume a topic with a collector for as long as the context is open."""
     patience = Patience(health=health or Health(), wait_max_s=0.05)
@@ -87,6 +90,7 @@ async def consuming(
         group="test",
         batch_records_max=10,
         linger_ms=20,
+        skips=skips,
     )
     await broker.start()
     try:
@@ -228,8 +232,30 @@ async def test_poison_is_buried_as_it_came(settings: Settings, value: bytes | No
     assert headers["tripfold_error"]
 
 
+async def test_poison_of_a_batch_that_is_tried_again_is_buried_once(settings: Settings) -> None:
+    """However often a batch is tried, each of its poison records becomes one dead letter."""
+    name = settings.topic_prefix + Topic.PROCESS_REQUESTS.value
+    collector = Collector(*(LogUnavailable("away") for _ in range(5)))
+    async with publisher_of(settings) as publisher:
+        producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap_servers)
+        await producer.start()
+        for _ in range(3):
+            await producer.send_and_wait(name, b"{", key=b"k")
+        await producer.stop()
+
+        class Decoding(Collector):
+            async def process(self, batch: Sequence[Received]) -> None:
+                await decode_batch(batch, publisher)
+                await collector.process(batch)
+
+        async with consuming(settings, Topic.PROCESS_REQUESTS, Decoding()):
+            await eventually(partial(collector.has, 3), "the batch")
+        assert len(await records_of(settings, Topic.DEAD_LETTERS)) == 3
+
+
 async def test_a_newer_contract_stops_the_service_and_loses_nothing(settings: Settings) -> None:
-    """An event of a later version is neither skipped nor buried: the service is not ready until it is upgraded."""
+    """An event of a later version is neither skipped nor buried until an operator says so; the service is not ready."""
+    store = MemoryStore(utc_now)
     name = settings.topic_prefix + Topic.PROCESS_REQUESTS.value
     health = Health()
     async with publisher_of(settings) as publisher:
@@ -244,14 +270,22 @@ async def test_a_newer_contract_stops_the_service_and_loses_nothing(settings: Se
                 await super().process(batch)
 
         collector = Decoding()
-        async with consuming(settings, Topic.PROCESS_REQUESTS, collector, health=health):
+        async with consuming(settings, Topic.PROCESS_REQUESTS, collector, health=health, skips=Skips(store, publisher)):
 
             async def refused() -> bool | None:
                 return any(NewerContract.__name__ in reason for reason in health.faults.values()) or None
 
             await eventually(refused, "the newer contract to show")
-        assert await records_of(settings, Topic.DEAD_LETTERS) == []
-    assert collector.seen == []
+            assert await records_of(settings, Topic.DEAD_LETTERS) == []
+            assert collector.seen == []
+            (newer,) = await records_of(settings, Topic.PROCESS_REQUESTS)
+            await publisher.publish([Outgoing(requested(2))])
+            place = (newer.partition, newer.offset)
+            await mark_newer(store, await read_record(settings, Topic.PROCESS_REQUESTS, *place))
+            await eventually(partial(collector.has, 1), "the record after the one that was skipped")
+            assert health.faults == {}
+        assert [one.value for one in await records_of(settings, Topic.DEAD_LETTERS)] == [newer.value]
+    assert [record.value for record in collector.seen] != [newer.value]
 
 
 async def test_kafka_away_is_a_fault_of_the_surroundings(settings: Settings, unused_tcp_port: int) -> None:
@@ -264,13 +298,14 @@ async def test_kafka_away_is_a_fault_of_the_surroundings(settings: Settings, unu
 
 async def test_topics_are_provisioned_from_the_table(settings: Settings) -> None:
     """Topics that are missing are named, made once, and then as the table has them."""
+    publisher = KafkaPublisher(settings, source="test")
     with pytest.raises(TopicsMissing, match="tripfold topics apply"):
-        await require_topics(settings, [Topic.CITY_STATS])
+        await publisher.check([Topic.CITY_STATS])
     assert {one.found for one in await check_topics(settings)} == {"missing"}
     made = await apply_topics(settings)
     assert made == [spec.name(settings.topic_prefix) for spec in TOPICS]
     assert await apply_topics(settings) == []
-    await require_topics(settings, [spec.topic for spec in TOPICS])
+    await publisher.check([spec.topic for spec in TOPICS])
     assert await check_topics(settings) == []
 
 

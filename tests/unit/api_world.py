@@ -16,6 +16,7 @@ from services.api.health import Check
 from shared import events, keys, objects
 from shared.contribution import Contribution
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, Event
+from shared.health import Concern
 from shared.identity import CityId, CountrySlug, RequestId
 from shared.objects import Current, Manifest
 from shared.publishing import LogUnavailable, Outgoing
@@ -82,7 +83,7 @@ class World:
         self.make_live(1)
 
     @contextlib.contextmanager
-    def client(self, checks: Mapping[str, Check] | None = None, **settings: object) -> Iterator[Client]:
+    def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
         """Serve the API while the block lasts; an error inside it is answered, as it would be in production."""
         app = assemble(
             Settings.model_validate({"api_access": "open", **settings}),

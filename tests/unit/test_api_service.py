@@ -147,7 +147,7 @@ def test_examples_of_problems(client: Client) -> None:
 
 def test_alive(client: Client) -> None:
     """A process that answers is alive, whatever it can reach."""
-    assert client.get("/health/live").json() == {"alive": True}
+    assert client.get("/health/live").json() == {"live": True}
 
 
 async def _reachable() -> None:

@@ -22,9 +22,10 @@ class Consumer:
     def __init__(self, *, position: int, end: int) -> None:
         self.where = position
         self.end = end
+        self.partitions = {PARTITION}
 
     def assignment(self) -> set[TopicPartition]:
-        return {PARTITION}
+        return self.partitions
 
     async def end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
         return dict.fromkeys(partitions, self.end)
@@ -136,6 +137,25 @@ async def test_kafka_away_is_no_fault_of_the_consumer() -> None:
 
     await Consumption(Topic.CITY_STATS, subscriber).watch(clock, away_for_long)
     assert subscriber.starts == 0
+
+
+async def test_a_consumer_without_partitions_is_at_fault() -> None:
+    """An empty assignment shows within 30 s, though not at the first look, and ends when a partition comes."""
+    consumer = Consumer(position=9, end=9)
+    clock = Clock(lasts_s=100)
+    showed_at_s: list[float] = []
+
+    class Looking(Clock):
+        async def sleep(self, seconds: float) -> None:
+            await super().sleep(seconds)
+            consumer.partitions = set() if 10 <= self.now_s() <= 60 else {PARTITION}
+            if any("no partition of city-stats" in reason for reason in self.health.faults.values()):
+                showed_at_s.append(self.now_s())
+
+    clock = Looking(lasts_s=100)
+    await Consumption(Topic.CITY_STATS, Subscriber(consumer)).watch(clock, answers)
+    assert (min(showed_at_s), max(showed_at_s)) == (30, 70)  # 20 s after it began, until the look after its end
+    assert clock.health.faults == {}
 
 
 async def test_slow_progress_is_progress() -> None:

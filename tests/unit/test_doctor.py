@@ -9,8 +9,8 @@ import socket
 import pytest
 
 from services.aggregate.generations import begin, watch_rebuild
-from services.operate.doctor import Unfit, examine, lineage, race, rebuild_mark
-from shared import keys, objects
+from services.operate.doctor import Unfit, examine, lineage, newer_records, race, rebuild_mark
+from shared import keys, objects, skips
 from shared.health import REGISTRY, Health
 from shared.objects import Lineage
 from shared.patience import Patience
@@ -102,6 +102,19 @@ async def test_a_restored_backup_is_found_out() -> None:
     assert "none of a revision" in await lineage(bucket.store, MemoryReplay(lambda: records))
 
 
+async def test_a_record_of_a_later_version_is_named_until_it_is_skipped() -> None:
+    """The record that blocks a consumer is named by its place; it says nothing against the lineage."""
+    bucket = OperatedBucket()
+    bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"unknown-thing","schema_version":1}')
+    newer = bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"forecast","schema_version":2}')
+    records = bucket.log.records(Topic.CITY_STATS)
+    (told,) = await newer_records(bucket.store, MemoryReplay(lambda: records))
+    assert f"partition {newer.partition}, offset {newer.offset} of city-stats has type 'forecast'" in told
+    await lineage(bucket.store, MemoryReplay(lambda: records))
+    await skips.mark(bucket.store, newer, NOON)
+    assert await newer_records(bucket.store, MemoryReplay(lambda: records)) == []
+
+
 async def test_nothing_in_reach_is_told_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     """With S3, Kafka and upstream away, each examination fails with a sentence, and says which to see to first."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
@@ -113,7 +126,7 @@ async def test_nothing_in_reach_is_told_and_not_raised(monkeypatch: pytest.Monke
         upstream_url=f"http://127.0.0.1:{ports[2]}",
     )
     found = {one.what: one async for one in examine(settings)}
-    assert set(found) == {"S3", "compare-and-swap", "Kafka", "topics", "upstream", "lineage", "rebuild"}
+    assert set(found) == {"S3", "compare-and-swap", "Kafka", "topics", "consuming", "upstream", "lineage", "rebuild"}
     assert not any(one.ok for one in found.values())
     assert "TRIPFOLD_S3_" in found["S3"].remedy
     assert "see first to what failed above" in found["compare-and-swap"].remedy

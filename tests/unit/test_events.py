@@ -181,10 +181,19 @@ def test_a_later_schema_is_not_poison(event: Event) -> None:
             events.decode(event.topic, changed(event, schema_version=events.SCHEMA_VERSION + 1, **fields))
 
 
-def test_an_unknown_type_is_not_poison() -> None:
-    """A type that this build does not know is a later build's, and is not skipped."""
-    with pytest.raises(NewerContract, match="city-day-forecast"):
+def test_an_unknown_type_of_a_known_version_is_poison() -> None:
+    """A type that the schema version does not have goes to the dead letters: it must not stop a partition."""
+    with pytest.raises(PoisonRecord, match="city-day-forecast"):
         events.decode(Topic.CITY_STATS, changed(STATS, type="city-day-forecast"))
+
+
+def test_an_unknown_type_of_a_later_version_is_newer() -> None:
+    """A type of a later schema version stops the service; the error names all that tells the record."""
+    with pytest.raises(NewerContract) as newer:
+        events.decode(Topic.CITY_STATS, changed(STATS, type="city-day-forecast", schema_version=2))
+    message = str(newer.value.at(3, 17))
+    for named in ("partition 3", "offset 17", "city-stats", "'city-day-forecast'", "schema version 2", "tripfold skip"):
+        assert named in message
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,44 @@ from collections.abc import Iterator
 import pytest
 import structlog
 from aiokafka.protocol.admin import SaslAuthenticateRequest_v0
+from litestar import Litestar
+from litestar.testing import TestClient
+from prometheus_client import Counter
 
 from shared import health
-from shared.health import REPEATED_AFTER_S, NowAndThen, configure_logging, measure_loop_lag
+from shared.health import REPEATED_AFTER_S, Health, NowAndThen, configure_logging, measure_loop_lag
+from shared.service import health_routes
 from shared.settings import Settings
+from shared.topics import Topic
 
 
 def lag_s() -> float:
     """Return the sum of all lag that was measured so far."""
     (metric,) = health.event_loop_lag.collect()
     return sum(sample.value for sample in metric.samples if sample.name.endswith("_sum"))
+
+
+def test_counters_of_errors_begin_at_zero_with_bounded_labels() -> None:
+    """The first dead letter can alert, and what a fault is about in detail makes no further time series."""
+    before = labels_of(health.faults)
+    assert {topic.value for topic in Topic} <= {labels["topic"] for labels in labels_of(health.dead_letters)}
+    state = Health()
+    state.failing("city-day", "away", detail="2024-05-07/0")
+    assert state.faults == {"city-day 2024-05-07/0": "away"}
+    assert labels_of(health.faults) == before
+    state.recovered("city-day", detail="2024-05-07/0")
+    assert state.faults == {}
+
+
+def labels_of(counter: Counter) -> list[dict[str, str]]:
+    (metric,) = counter.collect()
+    return [sample.labels for sample in metric.samples if sample.name.endswith("_total")]
+
+
+def test_services_say_that_they_live() -> None:
+    """Liveness has a body on every service."""
+    with TestClient(Litestar(health_routes(Health()))) as client:
+        assert client.get("/health/live").json() == {"live": True}
 
 
 async def test_what_holds_the_event_loop_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from services.aggregate.bucket import Dates
 from services.aggregate.replay import Rereadable
 from services.operate.restoring import highest_of, raise_base
-from services.operate.topic_audit import COMPACTED, NewerRecords, TopicAudit
+from services.operate.topic_audit import COMPACTED, TopicAudit
 from services.operate.topic_records import RecordDifference
 from services.operate.topic_repair import RepairedRecord, repair_topic
 from shared import events, keys, objects
@@ -217,11 +217,38 @@ async def test_chunks_of_an_older_plan_are_no_difference(
     assert await told(audit_of(bucket)) == []
 
 
-async def test_records_of_a_later_build_are_not_judged(bucket: OperatedBucket) -> None:
-    """An audit that meets an event of a later version says so, rather than calling it wrong."""
-    bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia/1", b'{"type":"city-day-stats","schema_version":9}')
-    with pytest.raises(NewerRecords, match="upgrade it"):
-        await told(audit_of(bucket))
+@pytest.mark.parametrize("key", [b"2024-05-01/armenia/99", b"odd", None])
+@pytest.mark.parametrize("keys_at_once_max", [1, 1_000])
+async def test_records_that_cannot_be_read_are_skipped_and_named(
+    bucket: OperatedBucket, key: bytes | None, keys_at_once_max: int
+) -> None:
+    """An audit goes on past a record of a later version and one of an unknown type, and names each once."""
+    newer = bucket.log.append(Topic.CITY_STATS, key, b'{"type":"city-day-stats","schema_version":9}')
+    unknown = bucket.log.append(Topic.CITY_STATS, key, b'{"type":"unknown-thing","schema_version":1}')
+    audit = audit_of(bucket, keys_at_once_max=keys_at_once_max)
+    assert await told(audit) == []
+    assert [(one.partition, one.offset, one.newer) for one in audit.unread.named] == [
+        (newer.partition, newer.offset, True),
+        (unknown.partition, unknown.offset, False),
+    ]
+    assert "schema version 9" in audit.unread.named[0].why
+
+
+async def test_a_topic_of_unreadable_records_alone_is_read() -> None:
+    """Records that cannot be read are named although neither topic nor bucket has a date."""
+    bucket = OperatedBucket()
+    bucket.log.append(Topic.CITY_STATS, None, b"{")
+    audit = audit_of(bucket)
+    assert await told(audit) == []
+    assert audit.unread.total == 1
+
+
+async def test_the_base_is_above_records_of_a_later_version(bucket: OperatedBucket) -> None:
+    """Restoring skips and names what it cannot read, and still goes above the revision of a later version."""
+    bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"x","schema_version":2,"revision":9000}')
+    bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"x","schema_version":1,"revision":9999}')
+    topic = await highest_of(LogReplay(bucket, Topic.CITY_STATS), lambda *_: None)
+    assert (topic.revision, topic.unread_total, [one.newer for one in topic.unread]) == (9000, 2, [True, False])
 
 
 async def test_after_a_backup_consumers_get_what_the_bucket_holds(bucket: OperatedBucket) -> None:
