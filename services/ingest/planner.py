@@ -64,6 +64,7 @@ class Planner:
         self._upstream = upstream
         self._clock = clock
         self._persistence = persistence
+        self._published: ProcessRequested | None = None  # what an outage kept from being noted in its record
         self._allow_no_cities = allow_no_cities
 
     async def process(self, batch: Sequence[Received]) -> None:
@@ -74,6 +75,9 @@ class Planner:
 
     async def _plan_request(self, request: ProcessRequested) -> None:
         log = _log.bind(request_id=request.request_id, date=str(request.date))
+        if request == self._published:
+            await self._mark_dispatched(request)
+            return
         record = await read_record(self._store, request.request_id)
         if record is not None and _is_dispatched(record, request):
             log.info("request planned already")
@@ -113,6 +117,7 @@ class Planner:
             plan = latest
             await self._publish_countries(plan)
             latest = await read_plan(self._store, request.date)
+        self._published = request
         await self._mark_dispatched(request)
 
     async def _may_begin(self, request: ProcessRequested, record: RequestRecord | None) -> bool:
