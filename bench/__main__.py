@@ -26,6 +26,7 @@ BENCHMARKS: Final = (
     "parsing",
     "pipe",
     "worker",
+    "slow_cities",
     "reader",
     "fold",
 )  # fmt: skip  # one a line: two people can add theirs

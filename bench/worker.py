@@ -149,13 +149,14 @@ class _Bench:
             store = await stack.enter_async_context(S3Store(settings))
             publisher = await stack.enter_async_context(KafkaPublisher(settings, source="bench"))
             workers = [
-                await stack.enter_async_context(_worker(environment, number, client)) for number in range(load.workers)
+                await stack.enter_async_context(running_worker(environment, number, client))
+                for number in range(load.workers)
             ]
             idle = max(peak_rss_bytes(process.pid) for process, _ in workers)
             before = await _calls(client, settings)
             cities = [CityId(str(city_id(blocks=load.blocks, number=number))) for number in range(load.cities)]
             began_s = time.perf_counter()
-            await publisher.publish([Outgoing(_task(city, position)) for position, city in enumerate(cities)])
+            await publisher.publish([Outgoing(task_of(city, position)) for position, city in enumerate(cities)])
             async with asyncio.timeout(DONE_WITHIN_S + load.cities * load.blocks * BLOCK_BYTES / BYTES_PER_S_MIN):
                 manifests = [await _manifest(store, city) for city in cities]
             wall_s = time.perf_counter() - began_s
@@ -176,7 +177,7 @@ class _Bench:
 
 
 @contextlib.asynccontextmanager
-async def _worker(
+async def running_worker(
     environment: dict[str, str], number: int, client: httpx.AsyncClient
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """Run a worker; yield its process, and where its health is, once it is ready."""
@@ -224,7 +225,8 @@ async def _manifest(store: S3Store, city: CityId) -> Manifest:
     return objects.decode(Manifest, found.body, key)
 
 
-def _task(city: CityId, position: int) -> IngestCity:
+def task_of(city: CityId, position: int) -> IngestCity:
+    """Return the task of a city."""
     return IngestCity(
         request_id=mint_request_id(utc_now()),
         date=DATE,

@@ -107,7 +107,9 @@ class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"
 class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
     """One city-day is to be fetched. ``position`` is the city's place in the plan of ``plan_revision``.
 
-    ``retried_at`` is when the city was asked for once more, after it had failed.
+    ``retried_at`` is when the city was asked for once more, after it had failed. ``failed_attempts`` counts attempts
+    that broke, after each of which the task is tried again, not before ``not_before``. ``down_since`` is since when it
+    has found the upstream down.
     """
 
     topic: ClassVar[Topic] = Topic.CITY_TASKS
@@ -121,6 +123,9 @@ class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
     plan_revision: RevisionField
     position: PositionField
     retried_at: InstantField | None = None
+    failed_attempts: CountField = 0
+    not_before: InstantField | None = None
+    down_since: InstantField | None = None
 
     @property
     def key(self) -> str:
@@ -128,7 +133,8 @@ class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
 
     @property
     def identity(self) -> str:
-        return _retried(f"{self.request_id}/{self.plan_revision}", self.retried_at)
+        attempts = f"/{self.failed_attempts}" if self.failed_attempts else ""
+        return _retried(f"{self.request_id}/{self.plan_revision}{attempts}", self.retried_at)
 
 
 class CityDayStats(Event, frozen=True, kw_only=True, gc=False, tag="city-day-stats"):
@@ -370,6 +376,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
 type_of_topic: Mapping[Topic, tuple[type[Event], ...]] = {
     Topic.PROCESS_REQUESTS: (ProcessRequested,),
     Topic.CITY_TASKS: (IngestCity,),
+    Topic.CITY_TASK_RETRIES: (IngestCity,),
     Topic.CITY_STATS: (CityDayStats, CityDayRetracted, CountryDayPlanned),
     Topic.COUNTRY_DAY_SUMMARIES: (CountryDaySummary,),
     Topic.REQUEST_PROGRESS: (RequestPlanned, CityProgressed, CityFinished, CityFolded, RequestFailed),

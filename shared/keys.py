@@ -37,28 +37,23 @@ def manifest(date: dt.date, city_id: CityId) -> str:
     return f"manifests/date={date}/city={city_id}.json"
 
 
-def quarantined(date: dt.date, city_id: CityId, attempt: str) -> str:
-    """Return the key of the bytes of a file that was refused."""
-    return f"quarantine/date={date}/city={city_id}/{attempt}.json"
-
-
-def quarantine_report(file_key: str) -> str:
-    """Return the key of the report on a refused file, which lies beside it."""
-    return f"{file_key.removesuffix('.json')}{REPORT_SUFFIX}"
+def quarantine_report(date: dt.date, city_id: CityId, attempt: str) -> str:
+    """Return the key of the report on a file that was refused; its bytes lie under the attempt's raw key."""
+    return f"quarantine/date={date}/city={city_id}/{attempt}{REPORT_SUFFIX}"
 
 
 def quarantine_of(date: dt.date, city_id: CityId) -> str:
-    """Return the prefix of all refused files of a city-day, and of the reports on them."""
+    """Return the prefix of the reports on a city-day's refused files."""
     return f"quarantine/date={date}/city={city_id}/"
 
 
 def quarantine_of_date(date: dt.date) -> str:
-    """Return the prefix of all refused files of a date, and of the reports on them."""
+    """Return the prefix of the reports on a date's refused files."""
     return f"quarantine/date={date}/"
 
 
 def quarantine_of_month(month: str) -> str:
-    """Return the prefix of all refused files of a month, ``YYYY-MM``, and of the reports on them."""
+    """Return the prefix of the reports on a month's refused files; ``month`` is ``YYYY-MM``."""
     return f"quarantine/date={month}-"
 
 

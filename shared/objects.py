@@ -156,7 +156,7 @@ class ReportedRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class QuarantineReport(StoredObject, frozen=True, kw_only=True):
-    """Why a file was refused as a whole, and where its bytes lie.
+    """Why a file was refused as a whole. ``key`` is the raw object that holds its bytes.
 
     ``reason`` is the sentence that the request shows. ``byte_offset``, ``record_number``, ``field`` and ``value`` are
     those of the fault that ended the reading of the file, or of its first bad record; each may be None.
@@ -194,12 +194,18 @@ class QuarantineReport(StoredObject, frozen=True, kw_only=True):
     last_seen_at: dt.datetime
     last_request_id: RequestId
 
+    @property
+    def report_key(self) -> str:
+        """The key of this report."""
+        return keys.quarantine_report(self.date, self.city_id, self.attempt)
+
 
 class AttemptUnderWay(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt at a city-day whose file was being parsed when this was last written."""
 
     attempt: str
     begun_at: dt.datetime
+    alone: bool = False
 
 
 class AttemptsUnderWay(StoredObject, frozen=True, kw_only=True):

@@ -84,10 +84,11 @@ def burial_headers(record: Received, error: str) -> list[tuple[str, bytes]]:
 
 
 class Outgoing(msgspec.Struct, frozen=True):
-    """An event to be published, and the task that caused it, if one did."""
+    """An event to be published, and the task that caused it, if one did. ``topic`` is another than the event's own."""
 
     event: Event
     cause: Cause | None = None
+    topic: Topic | None = None
 
 
 class Publisher(Protocol):
@@ -151,7 +152,7 @@ class KafkaPublisher:
         batch: list[tuple[Topic, bytes, bytes, list[tuple[str, bytes]]]] = []
         for item in outgoing:
             headers = events.headers_of(item.event, source=self._source, cause=item.cause)
-            batch.append((item.event.topic, item.event.key.encode(), events.encode(item.event), headers))
+            batch.append((item.topic or item.event.topic, item.event.key.encode(), events.encode(item.event), headers))
             if len(batch) == BATCH_EVENTS_MAX:
                 await self._send(batch)
                 batch = []

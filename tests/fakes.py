@@ -352,13 +352,13 @@ class MemoryPublisher:
             await asyncio.sleep(0)
             value = events.encode(item.event)
             try:
-                read_back = events.decode(item.event.topic, value)
+                read_back = events.decode(item.topic or item.event.topic, value)
             except (events.PoisonRecord, events.NewerContract) as error:
                 raise BrokenContract(f"{item.event} was published, but {error}") from error
             if read_back != item.event:
                 raise BrokenContract(f"{item.event} was published, but {read_back} is read")
             headers = events.headers_of(item.event, source=self._source, cause=item.cause)
-            self._log.append(item.event.topic, item.event.key.encode(), value, headers)
+            self._log.append(item.topic or item.event.topic, item.event.key.encode(), value, headers)
 
     async def bury(self, record: Received, error: str) -> None:
         await asyncio.sleep(0)

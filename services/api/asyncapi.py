@@ -48,6 +48,7 @@ _OWN_USE = "Between Tripfold's own services: to look at, not to build on."
 _ABOUT: Mapping[Topic, tuple[str, str]] = {
     Topic.PROCESS_REQUESTS: ("Dates that somebody asked for", _OWN_USE),
     Topic.CITY_TASKS: ("City-days to be fetched", _OWN_USE),
+    Topic.CITY_TASK_RETRIES: ("City-days to be fetched again later", _OWN_USE),
     Topic.CITY_STATS: (
         "What every city-day contributes, and which cities a country-day expects",
         f"For consumers downstream. {_KEEP_REVISION} {_REPLACES}",

@@ -51,7 +51,7 @@ class QuarantinedFile(msgspec.Struct, frozen=True, kw_only=True):
         str,
         msgspec.Meta(
             description="The object of the bucket that holds the file.",
-            examples=["quarantine/date=2024-05-01/city=7/4f2c1f0f9a6c4c0f8e0f3f8f6f0d2b11.json"],
+            examples=["raw/date=2024-05-01/city=7/4f2c1f0f9a6c4c0f8e0f3f8f6f0d2b11.json"],
         ),
     ]
     report_key: Annotated[str, msgspec.Meta(description="The object of the bucket that holds the report on it.")]
@@ -121,7 +121,7 @@ def _shown(report: QuarantineReport) -> QuarantinedFile:
         ),
         broke_off=report.broke_off,
         key=report.key,
-        report_key=keys.quarantine_report(report.key),
+        report_key=report.report_key,
         sha256=report.sha256,
         size_bytes=report.size_bytes,
         upstream_url=report.upstream_url,

@@ -11,6 +11,7 @@ from services.ingest.city_day import CityDayIngest
 from services.ingest.memory import tune_allocator
 from services.ingest.persistence import WAIT_MAX_S, Circuit, Persistence
 from services.ingest.planner import Planner
+from services.ingest.retrying import Retries
 from services.ingest.role import Role
 from services.ingest.upstream import HttpUpstream
 from services.ingest.worker import Worker
@@ -22,6 +23,7 @@ from shared.topics import GROUPS, Topic
 
 PLANNER_LINGER_MS = 50
 WORKER_LINGER_MS = 50
+RETRIES_BATCH = 1_000
 POLL_INTERVAL_S_MAX = 20 * 86_400.0
 """Kafka counts it in milliseconds, in 31 bits."""
 
@@ -67,6 +69,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
         consumptions.append(consumption)
         publishes.add(Topic.CITY_TASKS)
     if role in {Role.ALL, Role.WORKER}:
+        publishes |= {Topic.CITY_TASKS, Topic.CITY_TASK_RETRIES}
         ingest = CityDayIngest(
             surroundings.store,
             surroundings.publisher,
@@ -89,9 +92,21 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             skips=surroundings.skips,
             batch_records_max=settings.ingest_batch,
             linger_ms=WORKER_LINGER_MS,
-            deadline_s=min(longest_fetch_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
+            deadline_s=min(longest_attempt_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
         )
-        consumptions.append(consumption)
+        retries = Retries(surroundings.publisher, clock=utc_now, patience=patience)
+        retry_consumption = consume(
+            broker,
+            Topic.CITY_TASK_RETRIES,
+            retries.process,
+            settings=settings,
+            patience=patience,
+            group=GROUPS[Topic.CITY_TASK_RETRIES],
+            skips=surroundings.skips,
+            batch_records_max=RETRIES_BATCH,
+            linger_ms=WORKER_LINGER_MS,
+        )
+        consumptions += [consumption, retry_consumption]
     return make_app(
         surroundings, broker, consumptions=tuple(consumptions), publishes=tuple(publishes), resources=(upstream,)
     )
@@ -99,5 +114,9 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
 
 def longest_fetch_s(settings: Settings, attempt_s: float) -> float:
     """Return how long a fetch may take with all its attempts and waits: so long Kafka is to expect no poll."""
-    waits_s = settings.upstream_outage_limit_s + settings.upstream_retry_after_max_s + WAIT_MAX_S
-    return settings.upstream_attempts * (attempt_s + waits_s)
+    return settings.upstream_attempts * longest_attempt_s(settings, attempt_s)
+
+
+def longest_attempt_s(settings: Settings, attempt_s: float) -> float:
+    """Return how long one attempt may take, together with the waits before it."""
+    return attempt_s + settings.upstream_outage_limit_s + settings.upstream_retry_after_max_s + WAIT_MAX_S

@@ -1,11 +1,10 @@
 """Notes on which attempts at a city-day are being parsed: how a file is found out that kills whoever parses it.
 
 An attempt is noted before its parsing starts, and takes itself out when the parsing ends, in whatever way: with a
-result, with a fault of the upstream or of the bucket, or because the worker was asked to stop. So what stands in the
-note has died, or is at work in another process, or could not reach the bucket at its end. The three cannot be told
-apart, and need not be: from APART_AFTER of them on, the file is parsed in a process of its own, where a good file comes
-out as anywhere else, and a deadly one kills that process alone. Only after DEATHS_MAX of them is the city-day given up:
-then the file does its harm before it is parsed.
+result, with a fault of the upstream or of the bucket, or because the worker was asked to stop. So an attempt that stays
+in the note has died, or is at work in another process, or could not reach the bucket at its end. The three cannot be
+told apart. From ALONE_AFTER of them on, the file is parsed while its worker parses nothing else, so that no neighbour
+can be the cause. After ALONE_DEATHS_MAX deaths alone the file is quarantined without being parsed.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import contextlib
 import datetime as dt
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from shared import health, keys, objects
@@ -22,11 +22,19 @@ from shared.identity import CityId
 from shared.objects import AttemptsUnderWay, AttemptUnderWay
 from shared.store import LostRace, ObjectStore, StoreUnavailable
 
-APART_AFTER = 2
-DEATHS_MAX = 10
+ALONE_AFTER = 2
+ALONE_DEATHS_MAX = 3
+NOTED_MAX = 10
 END_DEADLINE_S = 5.0
 
 _log = structlog.get_logger()
+
+
+class Deaths(msgspec.Struct, frozen=True, kw_only=True):
+    """How many attempts at a file have not taken themselves out, and how many of them were alone in their worker."""
+
+    all: int
+    alone: int
 
 
 class Attempts:
@@ -36,16 +44,16 @@ class Attempts:
         self._store = store
         self._clock = clock
 
-    async def begin(self, date: dt.date, city_id: CityId, attempt: str) -> int:
+    async def begin(self, date: dt.date, city_id: CityId, attempt: str, *, alone: bool) -> Deaths:
         """Note that an attempt is about to be parsed; return how many before it have not taken themselves out."""
         key = keys.attempts(date, city_id)
-        own = AttemptUnderWay(attempt=attempt, begun_at=self._clock())
+        own = AttemptUnderWay(attempt=attempt, begun_at=self._clock(), alone=alone)
         note = AttemptsUnderWay(date=date, city_id=city_id)
         etag = None
         while True:
             others = tuple(one for one in note.under_way if one.attempt != attempt)
             # Of more than are counted, the latest are kept.
-            noted = AttemptsUnderWay(date=date, city_id=city_id, under_way=(*others, own)[-DEATHS_MAX - 1 :])
+            noted = AttemptsUnderWay(date=date, city_id=city_id, under_way=(*others, own)[-NOTED_MAX:])
             try:
                 await self._store.swap(key, objects.encode(noted), etag=etag)
             except LostRace:
@@ -58,12 +66,12 @@ class Attempts:
                 )
                 etag = found.etag if found else None
             else:
-                return len(others)
+                return Deaths(all=len(others), alone=sum(one.alone for one in others))
 
     async def end(self, date: dt.date, city_id: CityId, attempt: str, *, settled: bool) -> None:
         """Take an attempt out; if what it found settles the matter, all others too. Raises nothing of the bucket's.
 
-        What cannot be written now is taken for a death later on, which costs a process of its own and nothing else.
+        What cannot be written now is taken for a death later on.
         """
         try:
             async with asyncio.timeout(END_DEADLINE_S):

@@ -15,6 +15,9 @@ The order of effects:
 8. publish ``CityFinished``;
 9. commit (by the caller).
 
+If the upstream breaks or is down in 2 or 3, the task is published again instead, to be tried later (``retrying.py``),
+and 9 follows. A file over which workers have died is parsed only when the caller runs nothing else.
+
 The manifest is the outbox: a crash anywhere leaves a task that comes again and finds in it what to publish.
 """
 
@@ -30,16 +33,16 @@ from concurrent.futures import Executor
 import msgspec
 import structlog
 
-from services.ingest.apart import fold_apart
-from services.ingest.attempts import APART_AFTER, DEATHS_MAX, Attempts
+from services.ingest.attempts import ALONE_AFTER, ALONE_DEATHS_MAX, Attempts
 from services.ingest.cancelling import CANCELLED, RequestCancelled, read_cancelled, read_record
 from services.ingest.lineage import read_lineage
 from services.ingest.parser import DEFAULT_RULES, FileRules, fold_trip_file
 from services.ingest.planner import read_plan
 from services.ingest.quarantine import Arrived, Quarantine
+from services.ingest.retrying import tried_again
 from services.ingest.revision import NewFile, Place, next_manifest, validators_of
-from services.ingest.streaming import FileRefused, Fold, Meter, Streamed, stream_file
-from services.ingest.upstream import AnswerBroke, CityFailed, Download, Persistence, Upstream
+from services.ingest.streaming import FileRefused, Meter, Streamed, deadly_file, stream_file
+from services.ingest.upstream import AnswerBroke, CityFailed, Download, Persistence, Upstream, UpstreamDown
 from shared import health, keys, objects
 from shared.events import Cause, CityFinished, CityProgressed, Event, IngestCity, Outcome, Published
 from shared.identity import RequestId
@@ -48,6 +51,7 @@ from shared.outbox import events_of_manifest
 from shared.publishing import LogUnavailable, Outgoing, Publisher
 from shared.requests import is_awaited
 from shared.store import LostRace, ObjectStore, Upload
+from shared.topics import Topic
 
 PROGRESS_INTERVAL_S = 1.0
 
@@ -61,6 +65,10 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     manifest: Manifest | None = None
     reason: str | None = None
     quarantine_key: str | None = None
+
+
+class _NotAlone(Exception):  # no error: the caller carries the task out later
+    """The file has to be parsed alone, and others may be parsed beside it now."""
 
 
 class CityDayIngest:
@@ -78,7 +86,6 @@ class CityDayIngest:
         deadline_s: float,
         rules: FileRules = DEFAULT_RULES,
         mint_attempt: Callable[[], str] = lambda: uuid.uuid4().hex,
-        fold_apart: Fold = fold_apart,
     ) -> None:
         self._store = store
         self._publisher = publisher
@@ -89,20 +96,32 @@ class CityDayIngest:
         self._deadline_s = deadline_s
         self._rules = rules
         self._mint_attempt = mint_attempt
-        self._fold_apart = fold_apart
         self._attempts = Attempts(store, clock=clock)
         self._quarantine = Quarantine(store, clock=clock)
 
-    async def run(self, tasks: Sequence[IngestCity]) -> None:
-        """Ingest one city-day, for all the tasks that ask for it. When it returns, they can be committed.
+    async def run(self, tasks: Sequence[IngestCity], *, alone: bool) -> bool:
+        """Ingest one city-day, for all the tasks that ask for it. When it returns True, they can be committed.
+
+        False: the file has to be parsed while this process parses nothing else; ``alone`` says that it does so now.
 
         The last task of the highest plan is the one that is carried out; what it finds is published for each of them.
         """
         # Not the first: it may come again, and its file have been corrected before the last was asked for.
         chosen = max(reversed(tasks), key=lambda task: task.plan_revision)
         log = _log.bind(date=str(chosen.date), city_id=chosen.city_id, request_id=chosen.request_id)
+        began_at = self._clock()
         try:
-            finished = await self._persistence.fetch(lambda: self._ingest(chosen, tasks))
+            finished = await self._persistence.once(
+                lambda: self._ingest(chosen, tasks, alone=alone),
+                down_s=min((began_at - (task.down_since or began_at)).total_seconds() for task in tasks),
+            )
+        except _NotAlone:
+            return False
+        except (AnswerBroke, UpstreamDown) as fault:
+            log.info("city is tried again later", reason=str(fault))
+            for task in tasks:
+                await self._try_later(task, fault, began_at)
+            return True
         except RequestCancelled as cancelled:
             finished = Finished(outcome=Outcome.SKIPPED, reason=str(cancelled))
         except CityFailed as error:
@@ -114,9 +133,30 @@ class CityDayIngest:
             quarantine_key=finished.quarantine_key,
         )
         for task in tasks:
-            if finished.manifest is None:
-                await self._publish_awaited(task)
-            await self._publish(task, finished)
+            await self._end(task, finished)
+        return True
+
+    async def _try_later(self, task: IngestCity, fault: AnswerBroke | UpstreamDown, began_at: dt.datetime) -> None:
+        """Publish a task to be tried later, or end it if it was tried for long enough."""
+        try:
+            later = tried_again(
+                task,
+                fault,
+                began_at=began_at,
+                now=self._clock(),
+                attempts_max=self._persistence.attempts_max,
+                outage_limit_s=self._persistence.outage_limit_s,
+            )
+        except CityFailed as error:
+            _log.info("city finished", request_id=task.request_id, outcome="failed", reason=str(error))
+            await self._end(task, Finished(outcome=Outcome.FAILED, reason=str(error)[:2_000]))
+        else:
+            await self._publisher.publish([Outgoing(later, topic=Topic.CITY_TASK_RETRIES)])
+
+    async def _end(self, task: IngestCity, finished: Finished) -> None:
+        if finished.manifest is None:
+            await self._publish_awaited(task)
+        await self._publish(task, finished)
 
     async def _publish_awaited(self, task: IngestCity) -> None:
         """Publish again what an earlier end of this task still waits to see folded, now that it would end without.
@@ -156,17 +196,17 @@ class CityDayIngest:
         )
         await self._publisher.publish([Outgoing(ended)])
 
-    async def _ingest(self, task: IngestCity, tasks: Sequence[IngestCity]) -> Finished:
+    async def _ingest(self, task: IngestCity, tasks: Sequence[IngestCity], *, alone: bool) -> Finished:
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    finished = await self._try_once(task, {one.request_id for one in tasks})
+                    finished = await self._try_once(task, {one.request_id for one in tasks}, alone=alone)
                     if finished is not None:
                         return finished
         except TimeoutError as error:
             raise AnswerBroke(f"the city-day took longer than its deadline of {self._deadline_s:.0f} s") from error
 
-    async def _try_once(self, task: IngestCity, wanted_by: Collection[RequestId]) -> Finished | None:
+    async def _try_once(self, task: IngestCity, wanted_by: Collection[RequestId], *, alone: bool) -> Finished | None:
         """Go through steps 1 to 6 once. Returns None if the race for the manifest was lost.
 
         Raises RequestCancelled if all the requests that wanted the city-day were cancelled before it was begun.
@@ -188,11 +228,18 @@ class CityDayIngest:
         place = await self._place(task, previous)
         known = validators_of(previous, self._upstream.city_url(task.upstream_id, task.date), self._rules)
         async with self._upstream.download(task.upstream_id, task.date, known) as download:
-            taken = await self._take(download, task, previous, place, attempt)
+            taken = await self._take(download, task, previous, place, attempt, alone=alone)
         return taken if isinstance(taken, Finished) else await self._swap(key, etag, taken)
 
     async def _take(
-        self, download: Download, task: IngestCity, previous: Manifest | None, place: Place, attempt: str
+        self,
+        download: Download,
+        task: IngestCity,
+        previous: Manifest | None,
+        place: Place,
+        attempt: str,
+        *,
+        alone: bool,
     ) -> Manifest | Finished:
         """Do with an answer what is to be done; return the next revision, or how the city-day ended without one."""
         if download.chunks is None:
@@ -200,7 +247,7 @@ class CityDayIngest:
         raw_key = keys.raw(task.date, task.city_id, attempt)
         upload = self._store.upload(raw_key)
         try:
-            streamed = await self._stream(task, download, upload, attempt)
+            streamed = await self._stream(task, download, upload, attempt, alone=alone)
             file = NewFile(raw_key=raw_key, url=download.url, validators=download.validators, streamed=streamed)
             manifest = await self._next(previous, task, place, file, attempt)
             if manifest is None:
@@ -216,15 +263,20 @@ class CityDayIngest:
         finally:
             await upload.abort()
 
-    async def _stream(self, task: IngestCity, download: Download, upload: Upload, attempt: str) -> Streamed:
-        """Pass the file through, noted as being parsed for so long. Raises FileRefused if it is no trip file."""
+    async def _stream(
+        self, task: IngestCity, download: Download, upload: Upload, attempt: str, *, alone: bool
+    ) -> Streamed:
+        """Pass the file through, noted as being parsed for so long. Raises FileRefused if it is no trip file.
+
+        Raises _NotAlone for a file over which workers have died, unless it is ``alone``.
+        """
         assert download.chunks is not None, "an unchanged file is not streamed"
         settled = False
         try:
-            died = await self._attempts.begin(task.date, task.city_id, attempt)
-            if died >= DEATHS_MAX:
-                settled = True
-                raise CityFailed(f"{died} attempts at this file have ended with the death of their worker")
+            died = await self._attempts.begin(task.date, task.city_id, attempt, alone=alone)
+            if died.all >= ALONE_AFTER and not alone:
+                raise _NotAlone
+            deadly = died.alone >= ALONE_DEATHS_MAX
             async with self._reported(task, download) as meter:
                 streamed = await stream_file(
                     download.chunks,
@@ -233,7 +285,7 @@ class CityDayIngest:
                     rules=self._rules,
                     meter=meter,
                     threads=self._threads,
-                    fold=self._fold_apart if died >= APART_AFTER else fold_trip_file,
+                    fold=deadly_file(died.all, died.alone) if deadly else fold_trip_file,
                 )
             settled = True
         except FileRefused:

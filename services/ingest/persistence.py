@@ -147,9 +147,18 @@ class Persistence:
     ) -> None:
         self._patience = patience
         self._circuit = circuit or Circuit(patience)
-        self._attempts_max = attempts_max
-        self._outage_limit_s = outage_limit_s
+        self.attempts_max = attempts_max
+        self.outage_limit_s = outage_limit_s
         self._slots = asyncio.Semaphore(concurrency_max)
+
+    async def once(self, attempt: Callable[[], Awaitable[_Result]], *, down_s: float = 0.0) -> _Result:
+        """Run ``attempt`` once, as soon as the upstream may be asked, which it was found down for ``down_s`` before.
+
+        Raises what ``attempt`` raises, OutageTooLong, and Stopping.
+        """
+        since_s = self._patience.now_s() - down_s
+        async with self._slots, self._circuit.turn(since_s=since_s, outage_limit_s=self.outage_limit_s):
+            return await attempt()
 
     async def fetch(self, attempt: Callable[[], Awaitable[_Result]]) -> _Result:
         """Run ``attempt`` until it ends without a fault of the upstream.
@@ -158,31 +167,26 @@ class Persistence:
         longer than the limit, with the last reason; and Stopping.
         """
         attempts = 0
-        since_s = self._patience.now_s()
         down_since_s: float | None = None
         while True:
+            now_s = self._patience.now_s()
             try:
-                async with (
-                    self._slots,
-                    self._circuit.turn(since_s=since_s, outage_limit_s=self._outage_limit_s),
-                ):
-                    return await attempt()
+                return await self.once(attempt, down_s=now_s - (now_s if down_since_s is None else down_since_s))
             except OutageTooLong as error:
                 raise self._outage_of(error) from error
             except UpstreamDown as error:
                 # What is down for this one alone, as behind a redirect, is no outage to the circuit if others get on.
                 now_s = self._patience.now_s()
                 down_since_s = now_s if down_since_s is None else down_since_s
-                if now_s - down_since_s >= self._outage_limit_s:
+                if now_s - down_since_s >= self.outage_limit_s:
                     raise self._outage_of(error) from error
                 continue
             except AnswerBroke as error:
                 attempts += 1
-                since_s = self._patience.now_s()
                 down_since_s = None
-                if attempts >= self._attempts_max:
+                if attempts >= self.attempts_max:
                     raise CityFailed(f"{error} ({attempts} attempts)") from error
             await self._patience.sleep(jittered_s(attempts - 1))
 
     def _outage_of(self, error: UpstreamDown) -> CityFailed:
-        return CityFailed(f"{error} (for {self._outage_limit_s:.0f} s)")
+        return CityFailed(f"{error} (for {self.outage_limit_s:.0f} s)")

@@ -1,15 +1,14 @@
-"""Putting a refused file aside: its bytes, and a report on what is wrong with it.
+"""Refusing a file: its bytes stay in their raw object, and a report under ``quarantine/`` says what is wrong.
 
 The order of effects, after all of the file has passed into its raw object's upload:
 
 1. the reports on the city-day: the same bytes are there already → note in their report that they came again, and stop;
 2. complete the upload, so that the bytes lie under the raw key of this attempt;
-3. copy them, inside the store, to ``quarantine/``;
-4. put the report, which makes the file count as quarantined.
+3. put the report, which names the raw key and makes the file count as quarantined.
 
-A crash before 4 leaves a task that comes again and does it all under another attempt. What the dead one left (a raw
-object without a manifest, bytes without a report) is deleted by the clean-up, and so is the raw object of a file that
-is in quarantine. No key is written twice, but for the note of 1, which is swapped.
+A crash before 3 leaves a task that comes again and does it all under another attempt. The dead one's raw object, which
+neither a manifest nor a report names, is left to the clean-up. No key is written twice, but for the note of 1, which is
+swapped.
 """
 
 from __future__ import annotations
@@ -58,8 +57,7 @@ class Quarantine:
             return known
         report = report_on(refused, task, arrived, self._clock())
         await upload.complete()
-        await self._store.copy(arrived.raw_key, report.key, size_bytes=refused.size_bytes)
-        await self._store.put(keys.quarantine_report(report.key), objects.encode(report))
+        await self._store.put(report.report_key, objects.encode(report))
         return report
 
     async def _seen_again(self, task: IngestCity, sha256: str) -> QuarantineReport | None:
@@ -75,7 +73,7 @@ class Quarantine:
                 report, seen=report.seen + 1, last_seen_at=self._clock(), last_request_id=task.request_id
             )
             try:
-                await self._store.swap(keys.quarantine_report(report.key), objects.encode(again), etag=etag)
+                await self._store.swap(report.report_key, objects.encode(again), etag=etag)
             except LostRace:
                 continue  # another request saw it, or the clean-up has just deleted it
             return again
@@ -99,7 +97,6 @@ def report_on(refused: FileRefused, task: IngestCity, arrived: Arrived, now: dt.
     """Write down what is wrong with a file, and where it lies."""
     fault = refused.fault
     invalid = fault if isinstance(fault, InvalidTripFile) else None
-    reason = str(fault) if invalid else f"workers have died over this file: {fault}"
     return QuarantineReport(
         date=task.date,
         city_id=task.city_id,
@@ -109,13 +106,13 @@ def report_on(refused: FileRefused, task: IngestCity, arrived: Arrived, now: dt.
         request_id=task.request_id,
         plan_revision=task.plan_revision,
         attempt=arrived.attempt,
-        key=keys.quarantined(task.date, task.city_id, arrived.attempt),
+        key=arrived.raw_key,
         upstream_url=arrived.url,
         etag=arrived.validators.etag,
         last_modified=arrived.validators.last_modified,
         sha256=refused.sha256,
         size_bytes=refused.size_bytes,
-        reason=reason[:2_000],
+        reason=str(fault)[:2_000],
         byte_offset=invalid.byte_offset if invalid else None,
         record_number=invalid.record_number if invalid else None,
         field=invalid.field if invalid else None,

@@ -15,7 +15,6 @@ from typing import Protocol
 
 import msgspec
 
-from services.ingest.apart import ParserDied
 from services.ingest.faults import AnswerBroke, CityFailed, UpstreamDown
 from services.ingest.parser import DEFAULT_RULES, FileRules, FoldedFile, InvalidTripFile, fold_trip_file
 from shared.store import Upload
@@ -32,6 +31,10 @@ class Streamed(msgspec.Struct, frozen=True, kw_only=True):
     folded: FoldedFile
 
 
+class DeadlyFile(RuntimeError):
+    """A file that is not parsed any more, because workers have died while they parsed it."""
+
+
 class FileRefused(RuntimeError):
     """The file is no trip file, and all of it that came has passed: ``fault`` is what is wrong with it.
 
@@ -39,7 +42,7 @@ class FileRefused(RuntimeError):
     """
 
     def __init__(
-        self, fault: InvalidTripFile | ParserDied, *, sha256: str, size_bytes: int, broke_off: Exception | None
+        self, fault: InvalidTripFile | DeadlyFile, *, sha256: str, size_bytes: int, broke_off: Exception | None
     ) -> None:
         super().__init__(str(fault))
         self.fault = fault
@@ -49,12 +52,24 @@ class FileRefused(RuntimeError):
 
 
 class Fold(Protocol):
-    """Folds one file: `fold_trip_file`, or something that does the same elsewhere."""
+    """Folds one file: `fold_trip_file`, or what refuses to."""
 
     def __call__(
         self, read: Callable[[], bytes], *, date: str, rules: FileRules, progress: Callable[[int], None]
     ) -> FoldedFile:
-        """Fold what ``read`` gives, in a thread. Raises InvalidTripFile, and ParserDied if it can."""
+        """Fold what ``read`` gives, in a thread. Raises InvalidTripFile, and DeadlyFile if it can."""
+
+
+def deadly_file(deaths: int, deaths_alone: int) -> Fold:
+    """Return what refuses a file unread, because of so many deaths."""
+
+    def refuse(
+        read: Callable[[], bytes], *, date: str, rules: FileRules, progress: Callable[[int], None]
+    ) -> FoldedFile:
+        del read, date, rules, progress
+        raise DeadlyFile(f"{deaths} workers died while they parsed this file; {deaths_alone} of them parsed it alone")
+
+    return refuse
 
 
 class Meter:
@@ -112,7 +127,7 @@ class _Bridge:
 class _Verdict(msgspec.Struct, frozen=True):
     """What is wrong with a file, and whether all that came had to be read to know it."""
 
-    fault: InvalidTripFile | ParserDied
+    fault: InvalidTripFile | DeadlyFile
     at_the_end: bool
 
 
@@ -137,7 +152,7 @@ async def stream_file(
     def parse() -> FoldedFile | _Verdict:
         try:
             return fold(bridge.read, date=date, rules=rules, progress=meter.count_trips)
-        except (InvalidTripFile, ParserDied) as error:
+        except (InvalidTripFile, DeadlyFile) as error:
             verdict = _Verdict(error, bridge.exhausted)
             while not bridge.exhausted:
                 bridge.read()

@@ -3,11 +3,12 @@
 Why nothing is robbed of its raw object: only objects older than an age are looked at, by the store's clock alone, and
 that age is longer than the deadline of any task. So the worker that wrote one has long swapped its manifest in, or
 never will. The manifest is read after the object was listed, and what it names, now or in its history, is kept; a
-later revision can only name what the one before it named, or what is young. Without a manifest nothing is deleted but
-what lies in quarantine too.
+later revision can only name what the one before it named, or what is young. A raw object that a report in quarantine
+names is kept too. Without a manifest nothing is deleted.
 
 A file in quarantine goes once its report has been left alone for an age of its own: a file that is refused again makes
-its report young. The report goes first, so that no report is ever about bytes that are gone; then the bytes.
+its report young. The report goes first, so that no report is ever about bytes that are gone; then the raw object. If
+the clean-up dies between the two, and the city-day has no manifest, the raw object stays.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from shared.store import Listed, ObjectStore, OperatedStore
 _AGE = re.compile(r"(\d{1,6})([smhd])")
 _UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _RAW = re.compile(r"raw/date=(\d{4}-\d{2}-\d{2})/city=([^/]+)/[^/]+\.json")
+_REPORT = re.compile(r"quarantine/date=(\d{4}-\d{2}-\d{2})/city=([^/]+)/([^/]+)\.error\.json")
 
 
 class InvalidAge(OperatorError):
@@ -38,8 +40,7 @@ class Verdict(enum.Enum):
     """What becomes of something that was looked at."""
 
     RAW_ATTEMPT = "raw attempt that no manifest names"
-    RAW_IN_QUARANTINE = "raw attempt that lies in quarantine"
-    EXPIRED_QUARANTINE = "file in quarantine"
+    EXPIRED_QUARANTINE = "raw object of a file in quarantine"
     EXPIRED_REPORT = "report on a file in quarantine"
     LEFT_ATTEMPTS = "note of attempts that died"
     UNFINISHED_UPLOAD = "unfinished upload"
@@ -97,14 +98,13 @@ async def clean(
             if swept.verdict.deleted and not dry_run:
                 await store.delete(swept.key)
             yield swept
-    for prefix in (keys.RAW, keys.QUARANTINE):
-        async for unfinished in store.unfinished_uploads(prefix):
-            if unfinished.begun_at < before:
-                if not dry_run:
-                    await store.abort_upload(unfinished)
-                yield Swept(
-                    key=unfinished.key, verdict=Verdict.UNFINISHED_UPLOAD, size_bytes=0, written_at=unfinished.begun_at
-                )
+    async for unfinished in store.unfinished_uploads(keys.RAW):
+        if unfinished.begun_at < before:
+            if not dry_run:
+                await store.abort_upload(unfinished)
+            yield Swept(
+                key=unfinished.key, verdict=Verdict.UNFINISHED_UPLOAD, size_bytes=0, written_at=unfinished.begun_at
+            )
 
 
 def _require_longer(age: dt.timedelta | None, deadline_s: float) -> None:
@@ -131,16 +131,14 @@ async def _sweep_left(store: ObjectStore, prefix: str, verdict: Verdict, before:
 
 
 async def _sweep_quarantine(store: ObjectStore, before: dt.datetime) -> AsyncIterator[Swept]:
-    async for folder in _folders(store, keys.QUARANTINE):
-        reports = {one.key: one for one in folder if one.key.endswith(keys.REPORT_SUFFIX)}
-        for report in reports.values():
-            if report.last_modified < before:
-                yield _swept(report, Verdict.EXPIRED_REPORT)
-        for listed in folder:
-            # A report that is young keeps its bytes, however old they are.
-            report = reports.get(keys.quarantine_report(listed.key), listed)
-            if listed.key not in reports and max(listed.last_modified, report.last_modified) < before:
-                yield _swept(listed, Verdict.EXPIRED_QUARANTINE)
+    async for report in store.list(keys.QUARANTINE):
+        match = _REPORT.fullmatch(report.key)
+        if match is None or report.last_modified >= before:
+            continue
+        yield _swept(report, Verdict.EXPIRED_REPORT)
+        raw_key = keys.raw(dt.date.fromisoformat(match[1]), CityId(match[2]), match[3])
+        async for listed in store.list(raw_key):
+            yield _swept(listed, Verdict.EXPIRED_QUARANTINE)
 
 
 async def _folders(store: ObjectStore, prefix: str) -> AsyncIterator[list[Listed]]:
@@ -166,18 +164,21 @@ async def _judge(store: ObjectStore, group: list[Listed]) -> list[Swept]:
     except CorruptObject:
         return [_swept(listed, Verdict.UNREADABLE_MANIFEST) for listed in group]
     if manifest is None:
+        named: set[str] = set()
+        verdict = Verdict.NO_MANIFEST
+    else:
+        named = {manifest.raw_key, *(past.raw_key for past in manifest.history)}
+        verdict = Verdict.RAW_ATTEMPT
+    unnamed = [listed for listed in group if listed.key not in named]
+    if unnamed:
         reports = {listed.key async for listed in store.list(keys.quarantine_of(date, city_id))}
-        return [
-            _swept(listed, Verdict.RAW_IN_QUARANTINE if _report_of_raw(listed.key) in reports else Verdict.NO_MANIFEST)
-            for listed in group
-        ]
-    named = {manifest.raw_key, *(past.raw_key for past in manifest.history)}
-    return [_swept(listed, Verdict.RAW_ATTEMPT) for listed in group if listed.key not in named]
+        unnamed = [listed for listed in unnamed if _report_of_raw(listed.key) not in reports]
+    return [_swept(listed, verdict) for listed in unnamed]
 
 
 def _report_of_raw(raw_key: str) -> str:
     """Return the key of the report on the file that a raw attempt brought, if it was refused."""
-    return keys.quarantine_report(f"{keys.QUARANTINE}{raw_key.removeprefix(keys.RAW)}")
+    return f"{keys.QUARANTINE}{raw_key.removeprefix(keys.RAW).removesuffix('.json')}{keys.REPORT_SUFFIX}"
 
 
 def _swept(listed: Listed, verdict: Verdict) -> Swept:

@@ -44,7 +44,7 @@ ALLOWED: Final = {
         read=("attempts/", "manifests/", "plans/", "quarantine/", "raw/", "requests/", "state/"),
         write=("attempts/", "manifests/", "quarantine/", "raw/", "state/lineage.json"),
         delete=("attempts/",),
-        multipart=("quarantine/", "raw/"),
+        multipart=("raw/",),
     ),
     BucketRole.AGGREGATE: Allowed(
         read=("manifests/", "plans/", "requests/", "state/", "summaries/"), write=("requests/", "summaries/")

@@ -90,6 +90,7 @@ async def leftovers(world: World) -> list[str]:
     await world.drop_generations()
     named = {key for manifest in manifests(world) for key in raw_keys_of(manifest)}
     live = keys.summaries_of_generation(live_generation(world))
+    named |= {report.key for report in _stored(world, keys.QUARANTINE, QuarantineReport)}
     needed = (live, keys.MANIFESTS, keys.PLANS, keys.QUARANTINE, keys.REQUESTS, "state/")
     left = [f"{key} is left" for key in world.store.objects if key not in named and not key.startswith(needed)]
     left += [f"the upload {upload.upload_id} of {upload.key} is left" for upload in world.store.unfinished]
@@ -209,12 +210,12 @@ def quarantine_against_requests(world: World) -> list[str]:
     The same bytes are kept once, unless a process stood still or two were at it side by side.
     """
     wrong = []
-    held = world.store.bodies(keys.QUARANTINE)
+    held, raw = world.store.bodies(keys.QUARANTINE), world.store.bodies(keys.RAW)
     reports = [
         objects.decode(QuarantineReport, body, key) for key, body in held.items() if key.endswith(keys.REPORT_SUFFIX)
     ]
     for report in reports:
-        body = held.get(report.key, b"")
+        body = raw.get(report.key, b"")
         if hashlib.sha256(body).hexdigest() != report.sha256 or len(body) != report.size_bytes:
             wrong.append(f"{report.key} is not what its report says")
     kept = [(report.city_id, report.sha256) for report in reports]

@@ -127,7 +127,7 @@ async def struck(
 ) -> World:
     """Run the step with the faults, from where ``before`` rests, and come to rest."""
     world = before.continued(broken)
-    world.upstream.cuts = {str(city.id): list(scenario.cuts) for city in scenario.struck.cities or ()}
+    world.upstream.cuts = _cuts(scenario)
     await request_all(scenario, world)
     await world.run_to_rest(resume_after_rounds=resume_after_rounds)
     return world
@@ -141,6 +141,10 @@ async def request_all(scenario: Scenario, world: World) -> None:
         await world.turn("planner")
     for _ in range(scenario.requests_while_running):
         world.request(scenario.struck)
+
+
+def _cuts(scenario: Scenario) -> dict[str, list[int]]:
+    return {str(city.id): list(scenario.cuts) for city in scenario.struck.cities or ()}
 
 
 def breaks_of(made: Sequence[Crossing]) -> Iterator[tuple[int, Break]]:
@@ -239,6 +243,7 @@ async def losing_anything(scenario: Scenario, kind: type[World] = World) -> Asyn
         if record.topic is Topic.COUNTRY_DAY_SUMMARIES:
             continue
         world = before.continued(losing=[number])
+        world.upstream.cuts = _cuts(scenario)
         await request_all(scenario, world)
         await world.run_to_rest()
         await world.sweep()

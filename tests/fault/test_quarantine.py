@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 
-from services.ingest.apart import ParserDied
-from services.ingest.attempts import APART_AFTER, DEATHS_MAX, Attempts
-from services.ingest.parser import FileRules, FoldedFile, fold_trip_file
+from services.ingest.attempts import ALONE_AFTER, ALONE_DEATHS_MAX, NOTED_MAX, Attempts, Deaths
 from shared import keys, objects
 from shared.health import REGISTRY
 from shared.identity import CityId, RequestId
@@ -174,7 +171,7 @@ async def test_the_bytes_are_kept_anew_if_their_report_is_deleted_meanwhile() ->
     swap = world.store.swap
 
     async def deleted(key: str, body: bytes, *, etag: str | None) -> str:
-        if key == keys.quarantine_report(first.key):
+        if key == first.report_key:
             world.store.swap = swap  # type: ignore[method-assign]  # once
             del world.store.objects[key], world.store.objects[first.key]
         return await swap(key, body, etag=etag)
@@ -216,72 +213,43 @@ class DeadlyReads(Crossings):
         return None
 
 
-class Apart:
-    """Stands for the process that a file is parsed apart in; it dies, or does its work."""
-
-    def __init__(self, *, deadly: bool) -> None:
-        self.parsed = 0
-        self._deadly = deadly
-
-    def __call__(
-        self, read: Callable[[], bytes], *, date: str, rules: FileRules, progress: Callable[[int], None]
-    ) -> FoldedFile:
-        self.parsed += 1
-        if self._deadly:
-            read()
-            raise ParserDied("the process that parsed the file apart was killed by SIGKILL")
-        return fold_trip_file(read, date=date, rules=rules, progress=progress)
-
-
-def deadly_world(times: int, *, deadly: bool) -> tuple[World, Apart]:
+def deadly_world(times: int) -> World:
     """Return a world whose worker dies so many times over the first city's file."""
     world = World()
     world.crossings = DeadlyReads(times)
-    world.fold_apart = apart = Apart(deadly=deadly)
-    return world, apart
+    return world
 
 
-async def test_a_file_that_killed_twice_is_parsed_apart_and_quarantined_if_it_kills_again() -> None:
-    """The third time the worker survives: the file lies in quarantine, whole, and the request says what it did."""
-    world, apart = deadly_world(APART_AFTER, deadly=True)
+async def test_a_file_that_kills_again_and_again_is_quarantined_and_can_be_retried() -> None:
+    """After three deaths alone the worker does not parse it: it lies in quarantine, whole, until it is asked for."""
+    deaths = ALONE_AFTER + ALONE_DEATHS_MAX
+    world = deadly_world(deaths)
     before = quarantined("deadly")
     request_id = world.request(WHOLE)
     await world.run_to_rest()
     (report,) = reports(world)
-    assert (world.deaths, apart.parsed) == (APART_AFTER, 1)
+    assert world.deaths == deaths
     assert world.store.objects[report.key].body == trip_file(MORNING, DATE)
     failure = record_of(world, request_id).failures[0]
-    assert failure.reason == report.reason
-    assert "workers have died over this file" in failure.reason
-    assert "SIGKILL" in failure.reason
-    assert failure.quarantine_key == report.key
+    assert (failure.reason, failure.quarantine_key) == (report.reason, report.key)
+    assert f"{deaths} workers died" in failure.reason
+    assert f"{ALONE_DEATHS_MAX} of them parsed it alone" in failure.reason
     assert quarantined("deadly") == before + 1
     assert note(world) is None
+    world.clock.advance(60)
+    await world.retry_quarantined()
+    await world.run_to_rest()
+    assert status_of(record_of(world, request_id)) is Status.COMPLETED
 
 
-@pytest.mark.parametrize("times", [1, APART_AFTER, APART_AFTER + 3])
+@pytest.mark.parametrize("times", [1, ALONE_AFTER, ALONE_AFTER + ALONE_DEATHS_MAX - 1])
 async def test_a_file_that_was_not_the_killer_is_taken_in(times: int) -> None:
-    """However often workers died over it for other reasons, a good file is folded, apart if need be."""
-    world, apart = deadly_world(times, deadly=False)
+    """If workers died over it for other reasons, a good file is taken in, and the deaths are forgotten."""
+    world = deadly_world(times)
     request_id = world.request(WHOLE)
     await world.run_to_rest()
     assert status_of(record_of(world, request_id)) is Status.COMPLETED
-    assert apart.parsed == (0 if times < APART_AFTER else times - APART_AFTER + 1)
     assert (reports(world), note(world)) == ([], None)
-    assert differences(world) == []
-
-
-async def test_a_city_is_given_up_that_kills_before_it_is_parsed() -> None:
-    """What kills workers again and again, parsed apart or not, fails its city, and a later request begins anew."""
-    world, apart = deadly_world(DEATHS_MAX, deadly=False)
-    request_id = world.request(WHOLE)
-    await world.run_to_rest()
-    failure = record_of(world, request_id).failures[0]
-    assert f"{DEATHS_MAX} attempts" in failure.reason
-    assert (apart.parsed, note(world)) == (DEATHS_MAX - APART_AFTER, None)
-    world.retry(request_id, WHOLE)
-    await world.run_to_rest()
-    assert status_of(record_of(world, request_id)) is Status.COMPLETED
     assert differences(world) == []
 
 
@@ -295,15 +263,14 @@ async def test_restarts_and_faults_of_others_do_not_count() -> None:
         assert note(world) is None
         assert process.patience.stopping.is_set()
         world.replace("worker")
-    world.fold_apart = apart = Apart(deadly=True)
     await world.run_to_rest()
-    assert (apart.parsed, reports(world), note(world)) == (0, [], None)
+    assert (reports(world), note(world)) == ([], None)
     assert differences(world) == []
 
 
 async def test_a_broken_download_takes_no_death_out() -> None:
     """An attempt that ends with the upstream's fault settles nothing: who died before it stays noted."""
-    world, _ = deadly_world(1, deadly=False)
+    world = deadly_world(1)
     world.upstream.cuts = {"1": [150] * 20}
     world.request(WHOLE)
     await world.run_to_rest()
@@ -317,12 +284,12 @@ async def test_who_is_overtaken_in_taking_itself_out_does_so_all_the_same() -> N
     world = World()
     attempts = Attempts(world.store, clock=world.clock)
     for attempt in ("one", "two"):
-        await attempts.begin(DATE, CITY, attempt)
+        await attempts.begin(DATE, CITY, attempt, alone=False)
     swap = world.store.swap
 
     async def overtaken(key: str, body: bytes, *, etag: str | None) -> str:
         world.store.swap = swap  # type: ignore[method-assign]  # once
-        await attempts.begin(DATE, CITY, "three")
+        await attempts.begin(DATE, CITY, "three", alone=False)
         return await swap(key, body, etag=etag)
 
     world.store.swap = overtaken  # type: ignore[method-assign]  # another worker comes first
@@ -352,16 +319,16 @@ async def test_a_note_holds_a_bounded_number_of_attempts() -> None:
     """However many attempts are noted, the note stays small, and an attempt counts the others alone."""
     world = World()
     attempts = Attempts(world.store, clock=world.clock)
-    counts = [await attempts.begin(DATE, CITY, f"attempt-{number}") for number in range(DEATHS_MAX + 5)]
-    assert counts == [*range(DEATHS_MAX + 1), *[DEATHS_MAX + 1] * 4]
-    assert await attempts.begin(DATE, CITY, f"attempt-{DEATHS_MAX + 4}") == DEATHS_MAX
+    counts = [await attempts.begin(DATE, CITY, str(number), alone=number > 1) for number in range(NOTED_MAX + 5)]
+    assert counts[:3] == [Deaths(all=number, alone=0) for number in range(3)]
+    assert counts[-1] == Deaths(all=NOTED_MAX, alone=NOTED_MAX)
     left = note(world)
     assert left is not None
-    assert len(left.under_way) == DEATHS_MAX + 1
+    assert len(left.under_way) == NOTED_MAX
     await attempts.end(DATE, CITY, left.under_way[0].attempt, settled=False)
     left = note(world)
     assert left is not None
-    assert len(left.under_way) == DEATHS_MAX
+    assert len(left.under_way) == NOTED_MAX - 1
     await attempts.end(DATE, CITY, "another", settled=True)
     assert note(world) is None
     await attempts.end(DATE, CITY, "another", settled=False)

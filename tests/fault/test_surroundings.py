@@ -195,7 +195,7 @@ async def test_an_outage_buries_nothing_and_is_waited_out(refused: Callable[[Cro
         assert all(world.living(role).health.faults == {} for role in world.roles_living)
 
 
-@each_role
+@pytest.mark.parametrize("role", [role for role in ROLES if role != "retries"])  # which has no use for S3
 async def test_an_outage_shows(role: str) -> None:
     """While S3 refuses every call, a process with something to do is not ready, and says what it waits for."""
     world = World()

@@ -23,9 +23,9 @@ from services.aggregate.rebuilding import Rebuild
 from services.aggregate.repairing import repair_dates
 from services.aggregate.replay import PairReplay, Replay, Rereadable
 from services.ingest.city_day import CityDayIngest
-from services.ingest.parser import DEFAULT_RULES, fold_trip_file
+from services.ingest.parser import DEFAULT_RULES
 from services.ingest.planner import Planner
-from services.ingest.streaming import Fold
+from services.ingest.retrying import Retries
 from services.ingest.upstream import Persistence
 from services.ingest.worker import Worker
 from services.operate.cleaning import clean
@@ -128,6 +128,7 @@ class Role(msgspec.Struct, frozen=True):
 ROLES = {
     "planner": Role(Topic.PROCESS_REQUESTS, 1),
     "worker": Role(Topic.CITY_TASKS, 2),
+    "retries": Role(Topic.CITY_TASK_RETRIES, 5),
     "aggregate": Role(Topic.CITY_STATS, 3),
     "progress": Role(Topic.REQUEST_PROGRESS, 20),
 }
@@ -223,7 +224,6 @@ class World:
         self.upstream = MemoryUpstream(chunk_bytes=chunk_bytes, etags=etags)
         self.oracle = Oracle()
         self.crossings = Crossings(broken)
-        self.fold_apart: Fold = fold_trip_file
         self.unexpected: list[str] = []
         self.resumed = 0
         self.deaths = 0
@@ -296,10 +296,11 @@ class World:
                     threads=_threads,
                     deadline_s=TASK_DEADLINE_S,
                     mint_attempt=self._mint_attempt,
-                    fold_apart=self.fold_apart,
                 )
                 # One stream at a time, so that the same call has the same number in every run.
                 return Worker(ingest, process.publisher, patience=process.patience, streams=1).process
+            case "retries":
+                return Retries(process.publisher, clock=self.clock_of("worker"), patience=process.patience).process
             case "aggregate":
                 return Folder(process.store, process.publisher, cache_bytes=100_000).process
             case _:

@@ -60,7 +60,8 @@ class Ingest:
         while not self.stopping.is_set():
             self._rounds += 1
             self._upstream.files = dict.fromkeys(CITIES, trip_file(trips(1, passengers=self._rounds), DAY))
-            await asyncio.gather(*(worker.run([self._task(city)]) for worker in workers for city in CITIES))
+            asked = [(worker, city) for worker in workers for city in CITIES]
+            await asyncio.gather(*(worker.run([self._task(city)], alone=False) for worker, city in asked))
 
     def _worker(self) -> CityDayIngest:
         patience = Patience(health=Health(), wait_max_s=1)

@@ -37,7 +37,7 @@ def report_of(city_id: str, date: dt.date = DAY) -> QuarantineReport:
         request_id=REQUEST,
         plan_revision=3,
         attempt="a",
-        key=keys.quarantined(date, CityId(city_id), "a"),
+        key=keys.raw(date, CityId(city_id), "a"),
         upstream_url="http://upstream.test/cities/7/stats?date=2024-05-01",
         etag='"v1"',
         last_modified=None,
@@ -64,7 +64,7 @@ def report_of(city_id: str, date: dt.date = DAY) -> QuarantineReport:
 def write_report(world: World, report: QuarantineReport) -> None:
     """Write a report as the ingest does, and the bytes that it is about."""
     world.store.write(report.key, b"[7]")
-    world.store.write(keys.quarantine_report(report.key), objects.encode(report))
+    world.store.write(report.report_key, objects.encode(report))
 
 
 def test_a_refused_file(world: World, client: Client) -> None:
@@ -99,7 +99,7 @@ def test_files_of_a_range(world: World, client: Client) -> None:
 def test_a_file_that_is_cleaned_up_meanwhile(world: World, client: Client) -> None:
     """A report that is listed and gone when it is read is left out."""
     report = report_of("7")
-    world.store.write(keys.quarantine_report(report.key), objects.encode(report))
+    world.store.write(report.report_key, objects.encode(report))
     get = world.store.get
 
     async def gone(key: str, *, first_bytes: int | None = None) -> None:

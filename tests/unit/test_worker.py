@@ -33,9 +33,14 @@ class SlowIngest:
         self.running = 0
         self.running_max = 0
         self.done: list[str] = []
+        self.to_be_alone: Sequence[str] = ()
 
-    async def run(self, tasks: Sequence[IngestCity]) -> None:
+    async def run(self, tasks: Sequence[IngestCity], *, alone: bool) -> bool:
         """Take one city, as CityDayIngest does."""
+        if alone:
+            assert self.running == 0, "nothing runs beside a city that has to be alone"
+        elif tasks[0].city_id in self.to_be_alone:
+            return False
         self.running += 1
         self.running_max = max(self.running_max, self.running)
         city = tasks[0].city_id
@@ -44,6 +49,7 @@ class SlowIngest:
         await asyncio.sleep(0)
         self.running -= 1
         self.done.append(city)
+        return True
 
 
 def batch_of(cities: int) -> list[Received]:
@@ -89,6 +95,30 @@ async def test_a_slow_city_holds_up_no_city_of_its_batch() -> None:
         ingest.let_go.set()
         await processing
     assert sorted(ingest.done, key=int) == [str(number) for number in range(10)]
+
+
+async def test_a_deadly_file_is_parsed_after_the_others_and_alone() -> None:
+    """A city that has to be alone waits for all others of its batch, and none runs beside it."""
+    ingest = SlowIngest(slow=[])
+    ingest.to_be_alone = ("0", "4")
+    await worker_over(ingest).process(batch_of(6))
+    assert ingest.done[-2:] == ["0", "4"]
+    assert len(ingest.done) == 6
+
+
+async def test_a_task_that_comes_twice_is_one() -> None:
+    """Copies of one task in a batch are run, and published again, as one."""
+    ingest = SlowIngest(slow=[])
+    ran: list[int] = []
+    run = ingest.run
+
+    async def counted(tasks: Sequence[IngestCity], *, alone: bool) -> bool:
+        ran.append(len(tasks))
+        return await run(tasks, alone=alone)
+
+    ingest.run = counted  # type: ignore[method-assign]  # counts what it is given
+    await worker_over(ingest).process(batch_of(1) * 2)
+    assert ran == [1]
 
 
 async def test_no_more_cities_than_the_setting_stream_at_once() -> None:
