@@ -140,6 +140,12 @@ class Manifest(StoredObject, frozen=True, kw_only=True):
     retracted: dict[CountrySlug, int] = {}
     history: tuple[PastRevision, ...] = ()
 
+    @property
+    def raw_stored_at(self) -> dt.datetime:
+        """When its raw object was stored: later revisions, such as moves, may name the same one."""
+        same = [past.ingested_at for past in self.history if past.raw_key == self.raw_key]
+        return min([self.ingested_at, *same])
+
     def made_by(self, attempt: str) -> bool:
         """Tell whether ``attempt`` made this revision or one before it: whether its swap happened."""
         return attempt == self.attempt or any(past.attempt == attempt for past in self.history)

@@ -152,6 +152,13 @@ class Settings(BaseSettings):
     ingest_other_dates: Literal["counted", "bad"] = Field(
         default="counted", description="what a trip that departs on another date than its file's is"
     )
+    raw_retention_days: int | None = Field(
+        default=None,
+        ge=1,
+        le=36_600,
+        description="raw objects older than so many days may be gone on purpose, as by a lifecycle rule on `raw/`; "
+        "unset: all are kept, and one that is missing is lost",
+    )
     quarantine_days: int = Field(
         default=90, ge=1, le=36_600, description="for how many days `tripfold gc` leaves a file in quarantine alone"
     )
@@ -230,6 +237,11 @@ class Settings(BaseSettings):
         if not _is_up_to_a_path(value):
             raise ValueError("expected a URL of a host, and perhaps a port and a path, such as http://127.0.0.1:8090")
         return value.rstrip("/")
+
+    @property
+    def raw_retention(self) -> dt.timedelta | None:
+        """How long raw objects are kept at least; None: for ever."""
+        return None if self.raw_retention_days is None else dt.timedelta(days=self.raw_retention_days)
 
     @property
     def file_rules(self) -> FileRules:

@@ -16,6 +16,8 @@ NOTHING = "nothing"
 SUMMARY = "summary"
 RAW_OBJECT = "raw object"
 """What every difference about a raw object begins with."""
+RAW_EXPIRED = "expired raw object"
+"""What a raw object is that is missing and older than raw objects are kept."""
 LEDGER_ENTRY = "ledger entry"
 """What differs where ledger and manifest say different things under one revision."""
 

@@ -43,6 +43,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     differences: list[Difference]
     dates_done: int
     dates_total: int
+    raw_expired: int = 0
 
 
 class Look(msgspec.Struct, frozen=True):
@@ -89,8 +90,17 @@ async def look_at(store: OperatedStore, date: dt.date) -> Look:
             return Look(live, found, await read_events(store, date))
 
 
-async def verify_dates(store: OperatedStore, dates: Dates, *, deep: bool, wait: Wait) -> AsyncIterator[Verified]:
+async def verify_dates(
+    store: OperatedStore,
+    dates: Dates,
+    *,
+    deep: bool,
+    wait: Wait,
+    raw_expired_before: dt.datetime | None = None,
+) -> AsyncIterator[Verified]:
     """Verify date by date; with ``deep`` also read every raw object that a manifest names.
+
+    A raw object that was stored before ``raw_expired_before`` may be gone on purpose: it is counted, and no difference.
 
     Dates with something in flight come last, looked at until nothing is in flight, at most LOOKS_MAX times.
     """
@@ -112,8 +122,8 @@ async def verify_dates(store: OperatedStore, dates: Dates, *, deep: bool, wait: 
                 told = [
                     _deleted(difference) if difference.what == verify.SUMMARY else difference for difference in told
                 ]
-            if deep:
-                told += await _raw_differences(store, look)
+            raw = await _raw_differences(store, look, raw_expired_before) if deep else []
+            told += [difference for difference in raw if difference.what != verify.RAW_EXPIRED]
             done += 1
             yield Verified(
                 date=date,
@@ -121,6 +131,7 @@ async def verify_dates(store: OperatedStore, dates: Dates, *, deep: bool, wait: 
                 differences=told,
                 dates_done=done,
                 dates_total=len(known),
+                raw_expired=sum(difference.what == verify.RAW_EXPIRED for difference in raw),
             )
         pending = in_flight
         if not pending:
@@ -146,16 +157,20 @@ def _deleted(difference: Difference) -> Difference:
     return msgspec.structs.replace(difference, in_flight=False)
 
 
-async def _raw_differences(store: OperatedStore, look: Look) -> list[Difference]:
+async def _raw_differences(
+    store: OperatedStore, look: Look, raw_expired_before: dt.datetime | None
+) -> list[Difference]:
     of_files = await map_bounded(
-        lambda stats: verify_raw_object(store, stats),
+        lambda stats: verify_raw_object(store, stats, raw_expired_before),
         look.events.statistics(),
         at_once_max=RAW_OBJECTS_AT_ONCE_MAX,
     )
     return [difference for of_file in of_files for difference in of_file]
 
 
-async def verify_raw_object(store: OperatedStore, stats: CityDayStats) -> list[Difference]:
+async def verify_raw_object(
+    store: OperatedStore, stats: CityDayStats, raw_expired_before: dt.datetime | None = None
+) -> list[Difference]:
     """Compare the manifest that ``stats`` were read from with the raw object that it names."""
     key = keys.manifest(stats.date, stats.city_id)
     found = await store.get(key)
@@ -165,7 +180,9 @@ async def verify_raw_object(store: OperatedStore, stats: CityDayStats) -> list[D
     try:
         recount = await _recount(store, manifest)
     except ObjectMissing:
-        return [verify.of_raw_object(manifest, what=verify.RAW_OBJECT, found="nothing", expected=manifest.raw_key)]
+        expired = raw_expired_before is not None and manifest.raw_stored_at < raw_expired_before
+        what = verify.RAW_EXPIRED if expired else verify.RAW_OBJECT
+        return [verify.of_raw_object(manifest, what=what, found="nothing", expected=manifest.raw_key)]
     except NotCountable as error:
         return [verify.of_raw_object(manifest, what=verify.RAW_OBJECT, found=str(error), expected="a trip file")]
     return verify.raw_differences(manifest, recount)

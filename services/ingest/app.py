@@ -79,6 +79,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             threads=ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="fold"),
             deadline_s=settings.ingest_deadline_s,
             rules=settings.file_rules,
+            raw_retention=settings.raw_retention,
         )
         worker = Worker(ingest, surroundings.publisher, patience=patience, streams=settings.ingest_streams)
         rounds = math.ceil(settings.ingest_batch / min(settings.ingest_streams, settings.upstream_concurrency_max))

@@ -4,7 +4,8 @@ The order of effects:
 
 1. read the manifest; if this task's request already made its revision, go on at 7: no download; if the request was
    cancelled meanwhile, go on at 8: the city is skipped;
-2. ask the upstream, on condition that the file changed;
+2. ask the upstream, on condition that the file changed; unconditionally if the stored raw object is lost, which the
+   same bytes replace as a next revision;
 3. stream it to a raw key of this attempt's own, hashed, validated and folded as the bytes pass, while a note says that
    this attempt is being parsed (``attempts.py``);
 4. decide: refused (the file goes to quarantine, ``quarantine.py``; go on at 8), unchanged (the upload is aborted), or a
@@ -85,6 +86,7 @@ class CityDayIngest:
         threads: Executor,
         deadline_s: float,
         rules: FileRules = DEFAULT_RULES,
+        raw_retention: dt.timedelta | None = None,
         mint_attempt: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._store = store
@@ -95,6 +97,7 @@ class CityDayIngest:
         self._threads = threads
         self._deadline_s = deadline_s
         self._rules = rules
+        self._raw_retention = raw_retention
         self._mint_attempt = mint_attempt
         self._attempts = Attempts(store, clock=clock)
         self._quarantine = Quarantine(store, clock=clock)
@@ -226,9 +229,12 @@ class CityDayIngest:
                 raise RequestCancelled(CANCELLED)
             return Finished(outcome=Outcome.STORED, manifest=previous)  # it may not be published yet
         place = await self._place(task, previous)
-        known = validators_of(previous, self._upstream.city_url(task.upstream_id, task.date), self._rules)
+        raw_lost = previous is not None and await self._is_raw_lost(previous)
+        known = validators_of(
+            None if raw_lost else previous, self._upstream.city_url(task.upstream_id, task.date), self._rules
+        )
         async with self._upstream.download(task.upstream_id, task.date, known) as download:
-            taken = await self._take(download, task, previous, place, attempt, alone=alone)
+            taken = await self._take(download, task, previous, place, attempt, raw_lost=raw_lost, alone=alone)
         return taken if isinstance(taken, Finished) else await self._swap(key, etag, taken)
 
     async def _take(
@@ -239,6 +245,7 @@ class CityDayIngest:
         place: Place,
         attempt: str,
         *,
+        raw_lost: bool,
         alone: bool,
     ) -> Manifest | Finished:
         """Do with an answer what is to be done; return the next revision, or how the city-day ended without one."""
@@ -248,7 +255,13 @@ class CityDayIngest:
         upload = self._store.upload(raw_key)
         try:
             streamed = await self._stream(task, download, upload, attempt, alone=alone)
-            file = NewFile(raw_key=raw_key, url=download.url, validators=download.validators, streamed=streamed)
+            file = NewFile(
+                raw_key=raw_key,
+                url=download.url,
+                validators=download.validators,
+                streamed=streamed,
+                replaces_lost=raw_lost,
+            )
             manifest = await self._next(previous, task, place, file, attempt)
             if manifest is None:
                 return _unchanged(previous)
@@ -295,6 +308,12 @@ class CityDayIngest:
             await self._attempts.end(task.date, task.city_id, attempt, settled=settled)
         health.bad_records.inc(streamed.folded.bad_records)
         return streamed
+
+    async def _is_raw_lost(self, manifest: Manifest) -> bool:
+        """Tell whether a raw object is missing that was not to expire yet."""
+        if self._raw_retention is not None and self._clock() - manifest.raw_stored_at > self._raw_retention:
+            return False
+        return await self._store.get(manifest.raw_key, first_bytes=1) is None
 
     async def _all_cancelled(self, request_ids: Collection[RequestId]) -> bool:
         for request_id in sorted(request_ids):

@@ -32,6 +32,7 @@ class NewFile(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     validators: Validators
     streamed: Streamed
+    replaces_lost: bool = False
 
 
 def validators_of(manifest: Manifest | None, url: str, rules: FileRules) -> Validators | None:
@@ -75,14 +76,18 @@ def next_manifest(
     """Return the revision that follows ``previous``, or None if nothing changed.
 
     ``file`` is None when the upstream says that the stored file is the current one. Unchanged means equal bytes, equal
-    names and equal parsing rules; a move or a new name alone is a revision that names the same raw object.
+    names and equal parsing rules; a move or a new name alone is a revision that names the same raw object. A file that
+    ``replaces_lost`` bytes is a revision although it is the same.
     """
     if file is None:
         assert previous is not None, "only a stored file can be unchanged"
         same_file = True
     else:
         same_file = (
-            previous is not None and previous.sha256 == file.streamed.sha256 and would_fold_alike(previous, rules)
+            previous is not None
+            and not file.replaces_lost
+            and previous.sha256 == file.streamed.sha256
+            and would_fold_alike(previous, rules)
         )
     succession = _succeed(previous, task, place, base)
     if previous is not None and same_file:

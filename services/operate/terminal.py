@@ -33,6 +33,7 @@ from services.operate.command_line import (
 from services.operate.doctor import Examined, examine
 from services.operate.progress_bar import progress_bar, wait
 from shared.current import read_current
+from shared.identity import utc_now
 from shared.publishing import KafkaPublisher
 from shared.settings import Settings
 from shared.store import S3Store
@@ -48,31 +49,45 @@ def verify(first: dt.date | None, last: dt.date | None, *, deep: bool, as_json: 
     """Verify a range of dates, and say what differs."""
     settings = command_settings()
 
-    async def run() -> tuple[int, int, int, list[Difference]]:
-        dates_done = country_days = total = 0
+    retention = settings.raw_retention
+    expired_before = None if retention is None else utc_now() - retention
+
+    async def run() -> tuple[int, int, int, int, list[Difference]]:
+        dates_done = country_days = total = raw_expired = 0
         told: list[Difference] = []
         async with S3Store(settings) as store:
             with progress_bar("verifying", "dates") as show:
-                async for verified in verify_dates(store, Dates(first, last), deep=deep, wait=wait):
+                async for verified in verify_dates(
+                    store, Dates(first, last), deep=deep, wait=wait, raw_expired_before=expired_before
+                ):
                     dates_done += 1
                     country_days += verified.country_days
                     total += len(verified.differences)
+                    raw_expired += verified.raw_expired
                     told += verified.differences[: KEPT_MAX - len(told)]
                     show(verified.dates_done, verified.dates_total)
-        return dates_done, country_days, total, told
+        return dates_done, country_days, total, raw_expired, told
 
-    dates_done, country_days, total, told = run_command(run())
+    dates_done, country_days, total, raw_expired, told = run_command(run())
     if as_json:
-        print_json({"dates": dates_done, "country_days": country_days, "differences_total": total, "differences": told})
+        print_json(
+            {
+                "dates": dates_done,
+                "country_days": country_days,
+                "differences_total": total,
+                "raw_expired": raw_expired,
+                "differences": told,
+            }
+        )
     elif told:
         console.print(_table_of(told))
         console.print(f"{total:,} found wrong in {country_days} country-days; 'tripfold repair' makes summaries again")
         if any(one.what.startswith(RAW_OBJECT) for one in told):
-            console.print(
-                "not raw objects: restore those, or delete their manifests, request the dates again, then repair"
-            )
+            console.print("not raw objects: request the dates again, which downloads those that are lost")
     else:
         console.print(f"{country_days} country-days of {dates_done} dates are as the manifests say")
+    if raw_expired and not as_json:
+        console.print(f"{raw_expired:,} raw objects have expired (TRIPFOLD_RAW_RETENTION_DAYS)")
     if told:
         raise typer.Exit(1)
 

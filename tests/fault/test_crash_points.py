@@ -23,6 +23,7 @@ One fault more is the log's own: it loses one record that it acknowledged. What 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import Sequence
 
 import msgspec
@@ -32,6 +33,7 @@ from hypothesis import strategies as st
 
 from shared import keys, outbox
 from shared.events import CityFinished
+from shared.identity import CityId
 from shared.topics import Topic
 from tests.fakes import PARTITIONS, Break, Truth
 from tests.fault.checks import decoded, differences, inconsistencies, manifests, unfinished
@@ -185,6 +187,38 @@ async def test_a_file_that_is_known_leaves_nothing_in_the_bucket() -> None:
         await world.run_to_rest()
     assert set(world.store.bodies(keys.RAW)) == {manifest.raw_key for manifest in manifests(world)}
     assert world.store.unfinished == []
+
+
+@pytest.mark.parametrize("etags", [True, False])
+async def test_a_lost_raw_object_is_downloaded_again(etags: bool) -> None:
+    """Where a raw object is missing, the date's next request stores the same bytes as a new revision."""
+    world = World(etags=etags)
+    world.request(WHOLE)
+    await world.run_to_rest()
+    before = {manifest.city_id: manifest for manifest in manifests(world)}
+    del world.store.objects[before[CityId("1")].raw_key]
+    world.request(WHOLE)
+    await world.run_to_rest()
+    after = {manifest.city_id: manifest for manifest in manifests(world)}
+    assert after[CityId("1")].revision == before[CityId("1")].revision + 1
+    assert after[CityId("1")].raw_key in world.store.objects
+    assert after[CityId("2")] == before[CityId("2")]
+    assert not [one for one in differences(world) if "history" not in one]
+
+
+async def test_an_expired_raw_object_is_left_so() -> None:
+    """Where raw objects are kept for a time only, an older one that is missing is no reason to download it again."""
+    world = World()
+    world.raw_retention = dt.timedelta(days=1)
+    world.request(WHOLE)
+    await world.run_to_rest()
+    world.clock.advance(2 * 86_400)
+    for key in world.store.bodies("raw/"):
+        del world.store.objects[key]
+    world.upstream.downloads.clear()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    assert world.upstream.downloads == []
 
 
 async def test_a_moved_city_is_said_to_be_published_in_both_countries() -> None:

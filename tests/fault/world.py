@@ -225,6 +225,7 @@ class World:
         self.oracle = Oracle()
         self.crossings = Crossings(broken)
         self.unexpected: list[str] = []
+        self.raw_retention: dt.timedelta | None = None
         self.resumed = 0
         self.deaths = 0
         self.attempts = 0
@@ -295,6 +296,7 @@ class World:
                     persistence=persistence,
                     threads=_threads,
                     deadline_s=TASK_DEADLINE_S,
+                    raw_retention=self.raw_retention,
                     mint_attempt=self._mint_attempt,
                 )
                 # One stream at a time, so that the same call has the same number in every run.

@@ -179,6 +179,17 @@ async def test_deep_reads_the_raw_bytes(bucket: OperatedBucket) -> None:
     assert ("3", "raw object", "record 1: KeyError 'departure-time'") in told
 
 
+async def test_deep_counts_what_has_expired(bucket: OperatedBucket) -> None:
+    """A raw object that is missing and older than raw objects are kept is counted, and no difference."""
+    lost = bucket.manifest(1)
+    assert lost is not None
+    del bucket.store.objects[lost.raw_key]
+    for before, differences, expired in ((lost.ingested_at, 1, 0), (lost.ingested_at + dt.timedelta(seconds=1), 0, 1)):
+        dates = verify_dates(bucket.store, ALL, deep=True, wait=no_wait, raw_expired_before=before)
+        told = [(len(date.differences), date.raw_expired) async for date in dates if date.date == DAY]
+        assert told == [(differences, expired)]
+
+
 async def test_deep_reads_a_file_as_it_was_folded(bucket: OperatedBucket) -> None:
     """The manifest says in which form the records are, how many were left out, and whether other dates were."""
     for form, body in (
