@@ -87,7 +87,7 @@ async def _retried(services: Running, request: dict[str, Any]) -> None:
 
     await eventually(lambda: failed(1), "the city that was put right to be served")
     code, out, _ = await tripfold(services.settings, "requests", "show", request["id"])
-    assert (code, "quarantine/" in out, f"requests retry {request['id']}" in out) == (0, True, True)
+    assert (code, "raw/" in out, f"requests retry {request['id']}" in out) == (0, True, True)
     code, retried = await told(services.settings, "requests", "retry", request["id"])
     assert (code, retried) == (0, [{"request_id": request["id"], "date": DATE, "cities": 1}])
     await eventually(lambda: failed(0), "the last city to be served")
