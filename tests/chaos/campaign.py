@@ -70,7 +70,7 @@ S3_FAULTS = (
 
 FREEZES = (0.2, 0.8, 1.6)
 """How long a service stands still, in session timeouts."""
-REPEATED_TOPICS = ("process-requests", "city-tasks", "city-stats", "request-progress")
+REPEATED_TOPICS = ("process-requests", "city-tasks", "city-task-retries", "city-stats", "request-progress")
 REPEATED_RECORDS_MAX = 40
 REPEATING_DEADLINE_S = 10.0
 
@@ -467,6 +467,7 @@ class Campaign:
         groups = {
             "planner": "process-requests",
             "worker": "city-tasks",
+            "worker-retries": "city-task-retries",
             "aggregate": "city-stats",
             "progress": "request-progress",
         }
@@ -506,6 +507,12 @@ class Campaign:
             report.differences += [f"{when}: verify --deep: {one}" for one in verified["differences"]]
         except json.JSONDecodeError:
             report.differences.append(f"{when}: verify --deep ended with {code}: {output[-2000:]}")
+        code, output = await self.system.command("quarantine", "list", "--json")
+        try:
+            refused = json.loads(output)
+            report.differences += [f"{when}: a good file is in quarantine: {one}" for one in refused]
+        except json.JSONDecodeError:
+            report.differences.append(f"{when}: quarantine list ended with {code}: {output[-2000:]}")
         code, output = await self.system.oracle(*self.plan.shape.dates, truth=truth)
         try:
             judged = json.loads(output)

@@ -22,7 +22,7 @@ from tests.kafka.conftest import Tripfold
 SHORT_POLL_INTERVAL = """
 import shared.consuming
 import services.ingest.app
-services.ingest.app.longest_fetch_s = lambda *_: 0.0
+services.ingest.app.longest_fetch_s = services.ingest.app.longest_attempt_s = lambda *_: 0.0
 shared.consuming.POLL_INTERVAL_SLACK_S = 3.0
 from services.cli import main
 main()
