@@ -64,8 +64,8 @@ from shared.identity import CityId, CountrySlug
 from shared.objects import Summary
 from shared.patience import Patience
 from shared.publishing import KafkaPublisher, Outgoing, Received
+from shared.s3 import S3Store
 from shared.settings import Settings, load_settings
-from shared.store import S3Store
 from shared.topics import Topic
 from shared.topics_admin import apply_topics
 from tests.apache_kafka import apache_kafka, reason_unavailable

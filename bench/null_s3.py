@@ -27,6 +27,7 @@ _LENGTH: Final = re.compile(rb"(?i)\r\ncontent-length: *([0-9]+)")
 _IF_MATCH: Final = re.compile(rb"(?i)\r\nif-match: *([^\r]*)")
 _IF_NONE_MATCH: Final = re.compile(rb"(?i)\r\nif-none-match: *\*")
 _CHUNKED: Final = re.compile(rb"(?i)\r\n(content-encoding: *aws-chunked|transfer-encoding: *chunked)")
+_RANGE: Final = re.compile(rb"(?i)\r\nrange: *bytes=0-([0-9]+)")
 _EXPECT: Final = re.compile(rb"(?i)\r\nexpect: *100-continue")
 
 
@@ -113,7 +114,7 @@ class _Connection(socketserver.BaseRequestHandler):
             case "GET" if "calls" in query:
                 self._send("calls", 200, json.dumps(self.server.calls).encode())
             case "GET" if key:
-                self._get(path)
+                self._get(path, head)
             case "GET":
                 self._list(bucket, query)
             case "HEAD":
@@ -168,18 +169,27 @@ class _Connection(socketserver.BaseRequestHandler):
         else:
             self._send("PutObject", 200, etag=etag)
 
-    def _get(self, path: str) -> None:
+    def _get(self, path: str, head: bytes) -> None:
         found = self.server.kept.get(path)
         if found is None:
             self._send("GetObject", 404, _xml("Error", Code="NoSuchKey"))
-        else:
-            self._send("GetObject", 200, found[0], etag=found[1])
+            return
+        body, etag = found
+        ranged = _RANGE.search(head)
+        if ranged is None:
+            self._send("GetObject", 200, body, etag=etag)
+            return
+        some = body[: int(ranged[1]) + 1]
+        within = f"content-range: bytes 0-{len(some) - 1}/{len(body)}\r\n"
+        self._send("GetObject", 206, some, etag=etag, fields=within)
 
-    def _send(self, operation: str, status: int, body: bytes = b"", *, etag: str | None = None) -> None:
+    def _send(
+        self, operation: str, status: int, body: bytes = b"", *, etag: str | None = None, fields: str = ""
+    ) -> None:
         with self.server.lock:
             self.server.calls[operation] += 1
         named = f"etag: {etag}\r\n" if etag else ""
-        head = f"HTTP/1.1 {status} OK\r\ncontent-length: {len(body)}\r\n{named}\r\n"
+        head = f"HTTP/1.1 {status} OK\r\ncontent-length: {len(body)}\r\n{named}{fields}\r\n"
         self.request.sendall(head.encode() + (b"" if operation.startswith("Head") else body))
 
 

@@ -179,8 +179,8 @@ async def _carry(fold: Fold | None, *, blocks: int, streams: int) -> Measured:
     from services.ingest.upstream import HttpUpstream  # noqa: PLC0415 - as above
     from shared.health import Health  # noqa: PLC0415 - as above
     from shared.patience import Patience  # noqa: PLC0415 - as above
+    from shared.s3 import S3Store  # noqa: PLC0415 - as above
     from shared.settings import load_settings  # noqa: PLC0415 - as above
-    from shared.store import S3Store  # noqa: PLC0415 - as above
 
     settings = load_settings()
     circuit = Circuit(Patience(health=Health(), wait_max_s=1))

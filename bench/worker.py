@@ -38,8 +38,8 @@ from shared.events import IngestCity
 from shared.identity import CityId, CountrySlug, mint_request_id, utc_now
 from shared.objects import Manifest
 from shared.publishing import KafkaPublisher, Outgoing
+from shared.s3 import S3Store
 from shared.settings import Settings, load_settings
-from shared.store import S3Store
 from shared.topics_admin import apply_topics
 
 DATE: Final = dt.date(2024, 5, 1)

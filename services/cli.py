@@ -134,7 +134,7 @@ def bucket_apply() -> None:
     Example: tripfold bucket apply
     """
     from shared.current import provision_pointer
-    from shared.store import S3Store
+    from shared.s3 import S3Store
 
     settings = _settings()
 

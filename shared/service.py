@@ -17,9 +17,9 @@ from shared.consuming import SHUTDOWN_GRACE_S, Consumption
 from shared.health import Concern, Health, measure_loop_lag
 from shared.patience import Patience, Stopping
 from shared.publishing import KafkaPublisher
+from shared.s3 import S3Store
 from shared.settings import Settings
 from shared.skips import Skips
-from shared.store import S3Store
 from shared.topics import Topic
 
 Background = Callable[[Patience], Awaitable[None]]

@@ -130,10 +130,11 @@ class Settings(BaseSettings):
     )
     s3_checksums: Literal["when_required", "when_supported"] = Field(
         default="when_required",
-        description="when the S3 client adds and checks checksums: some stores refuse the newer ones",
+        description="when the S3 client adds checksums to what it writes: some stores refuse them",
     )
     s3_ca_file: str = Field(
-        default="", description="certificates (PEM) that an https S3 server's is checked by; empty: the S3 client's own"
+        default="",
+        description="certificates (PEM) of authorities that may vouch for an https S3 server, beside the system's",
     )
     s3_pool_size: int = Field(default=32, ge=1, le=1000, description="connections to S3 of one process")
 

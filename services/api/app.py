@@ -37,8 +37,9 @@ from services.api.web_page import page_handlers
 from shared.health import Concern, Health, configure_logging, measure_loop_lag
 from shared.identity import utc_now
 from shared.publishing import KafkaPublisher, Publisher
+from shared.s3 import S3Store
 from shared.settings import Settings
-from shared.store import ObjectStore, S3Store
+from shared.store import ObjectStore
 from shared.topics import Topic
 
 SHUTDOWN_GRACE_S = 5

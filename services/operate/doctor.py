@@ -21,9 +21,10 @@ from shared.health import Health
 from shared.objects import CorruptObject, Lineage, Manifest, Plan
 from shared.patience import Patience, SurroundingsFault
 from shared.publishing import KafkaPublisher
+from shared.s3 import S3Store
 from shared.settings import Settings
 from shared.skips import is_marked
-from shared.store import LostRace, ObjectStore, OperatedStore, S3Store
+from shared.store import LostRace, ObjectStore, OperatedStore
 from shared.topics import GROUPS, Topic
 from shared.topics_admin import check_topics
 

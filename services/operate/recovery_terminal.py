@@ -22,8 +22,8 @@ from shared.events import ProcessRequested
 from shared.identity import utc_now
 from shared.objects import QuarantineReport
 from shared.publishing import KafkaPublisher
+from shared.s3 import S3Store
 from shared.settings import Settings
-from shared.store import S3Store
 from shared.topics import Topic
 
 LINES_MAX = 1_000

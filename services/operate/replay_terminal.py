@@ -26,8 +26,8 @@ from shared.contribution import Contribution
 from shared.identity import CityId, CountrySlug, utc_now
 from shared.patience import SurroundingsFault
 from shared.publishing import KafkaPublisher
+from shared.s3 import S3Store
 from shared.settings import Settings
-from shared.store import S3Store
 from shared.topics import Topic
 
 UNREAD_LINES_MAX = 20

@@ -35,8 +35,8 @@ from services.operate.progress_bar import progress_bar, wait
 from shared.current import read_current
 from shared.identity import utc_now
 from shared.publishing import KafkaPublisher
+from shared.s3 import S3Store
 from shared.settings import Settings
-from shared.store import S3Store
 from shared.topics import Topic
 
 LINES_MAX = 1_000

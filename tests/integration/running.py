@@ -16,8 +16,8 @@ import msgspec
 
 from services.local.ports import free_port, release_ports
 from services.local.supervisor import ChildProcess, Supervisor, http_probe
+from shared.s3 import S3Store
 from shared.settings import PREFIX, Settings
-from shared.store import S3Store
 from shared.topics_admin import apply_topics
 
 ROLES = {

@@ -21,8 +21,8 @@ from shared.health import Health
 from shared.identity import CityId, CountrySlug, mint_request_id, utc_now
 from shared.objects import Manifest
 from shared.patience import Patience
+from shared.s3 import S3Store
 from shared.settings import Settings
-from shared.store import S3Store
 from tests.fakes import MemoryLog, MemoryPublisher, MemoryUpstream, trip_file
 from tests.integration.running import eventually
 from tests.unit.operated_bucket import DAY, trips

@@ -23,8 +23,8 @@ from services.local.ports import free_port, release_ports
 from shared import events, keys
 from shared.identity import CountrySlug
 from shared.publishing import KafkaPublisher, Outgoing
+from shared.s3 import S3Store
 from shared.settings import Settings
-from shared.store import S3Store
 from shared.topics import Topic
 from shared.topics_admin import apply_topics
 from tests.integration.running import environment_of, eventually

@@ -17,8 +17,9 @@ from shared.contribution import NOTHING
 from shared.current import read_current
 from shared.identity import CityId, CountrySlug
 from shared.objects import Manifest, Summary
+from shared.s3 import S3Store
 from shared.settings import Settings
-from shared.store import ObjectMissing, S3Store
+from shared.store import ObjectMissing
 from shared.topics import Topic
 from tests.integration.authority import Authority
 from tests.integration.commands import told, tripfold

@@ -31,8 +31,9 @@ from shared.current import read_current
 from shared.events import Event
 from shared.objects import Current, Summary
 from shared.publishing import KafkaPublisher, Outgoing
+from shared.s3 import S3Store
 from shared.settings import Settings
-from shared.store import ObjectStore, S3Store
+from shared.store import ObjectStore
 from shared.topics import Topic
 from shared.topics_admin import apply_topics
 from tests.integration.authority import Authority

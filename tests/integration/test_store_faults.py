@@ -10,8 +10,9 @@ import msgspec
 import pytest
 
 from shared.identity import utc_now
+from shared.s3 import S3Store
 from shared.settings import load_settings
-from shared.store import UPLOAD_PART_BYTES, ObjectStore, OperatedStore, S3Store, StoreUnavailable, UnfinishedUpload
+from shared.store import UPLOAD_PART_BYTES, ObjectStore, OperatedStore, StoreUnavailable, UnfinishedUpload
 
 KEY = "summaries/generation=1/date=2024-05-01/country=peru.json"
 ETAG = '"d41d8cd98f00b204e9800998ecf8427e"'

@@ -18,8 +18,9 @@ from services.local.long_poll import Relay
 from services.local.ports import free_port, release_ports
 from shared.events import encode
 from shared.publishing import KafkaPublisher, LogUnavailable, Outgoing
+from shared.s3 import S3Store
 from shared.settings import Settings, load_settings
-from shared.store import S3Store, StoreUnavailable
+from shared.store import StoreUnavailable
 from shared.topics import Topic
 from shared.topics_admin import apply_topics
 from tests.integration.upstream.client import BODY, GOOD, client_of
