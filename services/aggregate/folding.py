@@ -33,6 +33,7 @@ from shared.objects import Current, Manifest, Plan, Summary
 from shared.outbox import events_of_manifest, events_of_plan
 from shared.patience import run_all
 from shared.publishing import Outgoing, Publisher, Received
+from shared.repository import Repository
 from shared.store import LostRace, ObjectStore
 
 FOLDS_AT_ONCE_MAX = 32
@@ -177,6 +178,7 @@ class Folder:
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
+        self._objects = Repository(store)
         self._publisher = publisher
         self._clock_s = clock_s
         self._summaries = SummaryWriter(store, cache_bytes=cache_bytes, clock_s=clock_s)
@@ -244,18 +246,14 @@ class Folder:
         stale = [event for event in last_of_key.values() if superseded(summary, event)]
         current: list[Event] = []
         if any(isinstance(event, CountryDayPlanned) for event in stale):
-            key = keys.plan(summary.date)
-            found = await self._store.get(key)
-            plan = objects.decode(Plan, found.body, key) if found else None
+            plan = await self._objects.get(Plan, keys.plan(summary.date))
             if plan and (summary.country in plan.countries or summary.country in plan.gone):
                 current += (again for again in events_of_plan(plan, summary.country) if not superseded(summary, again))
         for event in stale:
             if isinstance(event, CountryDayPlanned):
                 continue
-            key = keys.manifest(event.date, event.city_id)
-            found = await self._store.get(key)
-            if found is not None:
-                manifest = objects.decode(Manifest, found.body, key)
+            manifest = await self._objects.get(Manifest, keys.manifest(event.date, event.city_id))
+            if manifest is not None:
                 current += (
                     again
                     for again in events_of_manifest(manifest)

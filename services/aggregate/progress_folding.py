@@ -17,12 +17,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import msgspec
 
 from services.aggregate.progress import ProgressEvent, fold_progress, is_progress_event
-from shared import active_requests, health, keys, objects
+from shared import active_requests, keys
 from shared.consuming import decode_batch
 from shared.identity import RequestId
 from shared.objects import RequestRecord
 from shared.patience import Patience, run_all
 from shared.publishing import Outgoing, Publisher, Received
+from shared.repository import Repository, Versioned
 from shared.requests import new_record, request_event, status_of
 from shared.store import LostRace, ObjectStore
 
@@ -40,7 +41,7 @@ class ProgressFolder:
     def __init__(
         self, store: ObjectStore, publisher: Publisher, *, clock: Clock, patience: Patience, interval_s: float
     ) -> None:
-        self._store = store
+        self._records = Repository(store)
         self._publisher = publisher
         self._clock = clock
         self._patience = patience
@@ -61,22 +62,13 @@ class ProgressFolder:
 
     async def _fold_group(self, request_id: RequestId, events: Sequence[ProgressEvent]) -> None:
         key = keys.request(request_id)
-        while True:
-            found = await self._store.get(key)
+
+        async def fold(before: RequestRecord | None) -> RequestRecord:
             now = self._clock()
-            if found is None:
-                before = new_record(request_id, events[0].date, now)
-            else:
-                before = objects.decode(RequestRecord, found.body, key)
-            after = fold_progress(before, events, now)
-            if found is None or after is not before:
-                try:
-                    await self._store.swap(key, objects.encode(after), etag=found.etag if found else None)
-                except LostRace:
-                    health.lost_races.labels("request").inc()
-                    continue
-            break
-        if status_of(after).ended:
+            return fold_progress(before or new_record(request_id, events[0].date, now), events, now)
+
+        after = await self._records.update(RequestRecord, key, fold, counted_as="request")
+        if after is not None and status_of(after).ended:
             await self._publish_waiting(after)
 
     async def _publish_waiting(self, ended: RequestRecord) -> None:
@@ -101,6 +93,7 @@ class Sweep:
         wait_max: dt.timedelta = SWEEP_WAIT_MAX,
     ) -> None:
         self._store = store
+        self._records = Repository(store)
         self._publisher = publisher
         self._clock = clock
         self._after = after
@@ -118,13 +111,14 @@ class Sweep:
         """Publish every stuck request again; return how many there were. Looks at the latest requests alone."""
         now = self._clock()
         resent = 0
-        async for key, record, etag in self._under_way(now):
+        async for key, read in self._under_way(now):
+            record = read.value
             if not self._is_due(record, now):
                 continue
             await self._publisher.publish([Outgoing(request_event(record, resent_at=self._moment(now, record)))])
             try:
                 marked = msgspec.structs.replace(record, resent_at=now)
-                await self._store.swap(key, objects.encode(marked), etag=etag)
+                await self._records.compare_and_swap(key, marked, over=read)
             except LostRace:
                 pass  # it made progress, or another sweep sent it too: twice is harmless
             resent += 1
@@ -142,7 +136,7 @@ class Sweep:
         still = last - record.updated_at
         return now - last >= min(max(self._after, still), self._wait_max)
 
-    async def _under_way(self, now: dt.datetime) -> AsyncIterator[tuple[str, RequestRecord, str]]:
+    async def _under_way(self, now: dt.datetime) -> AsyncIterator[tuple[str, Versioned[RequestRecord]]]:
         seen = 0
         ended: dict[str, str] = {}
         async for listed in self._store.list(keys.REQUESTS):
@@ -154,12 +148,11 @@ class Sweep:
             if self._ended.get(listed.key) == listed.etag:
                 ended[listed.key] = listed.etag
                 continue
-            found = await self._store.get(listed.key)
-            if found is None:
+            read = await self._records.read(RequestRecord, listed.key)
+            if read is None:
                 continue
-            record = objects.decode(RequestRecord, found.body, listed.key)
-            if status_of(record).ended:
-                ended[listed.key] = found.etag
+            if status_of(read.value).ended:
+                ended[listed.key] = read.etag
                 continue
-            yield listed.key, record, found.etag
+            yield listed.key, read
         self._ended = ended

@@ -25,6 +25,7 @@ from shared.events import CityDayStats
 from shared.file_rules import RecordsForm
 from shared.identity import CountrySlug
 from shared.objects import CorruptObject, Manifest, Plan, RequestRecord, StoredObject, Summary
+from shared.repository import Repository
 from shared.requests import status_of
 from shared.store import Found, ObjectMissing, OperatedStore
 
@@ -172,9 +173,7 @@ async def verify_raw_object(
     store: OperatedStore, stats: CityDayStats, raw_expired_before: dt.datetime | None = None
 ) -> list[Difference]:
     """Compare the manifest that ``stats`` were read from with the raw object that it names."""
-    key = keys.manifest(stats.date, stats.city_id)
-    found = await store.get(key)
-    manifest = objects.decode(Manifest, found.body, key) if found else None
+    manifest = await Repository(store).get(Manifest, keys.manifest(stats.date, stats.city_id))
     if manifest is None or manifest.revision != stats.revision:
         return []  # replaced since the look began: its next verifying is the one that counts
     try:

@@ -20,10 +20,11 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from shared import keys, objects
+from shared import keys
 from shared.errors import OperatorError
 from shared.identity import CityId
 from shared.objects import CorruptObject, Manifest
+from shared.repository import Repository
 from shared.store import Listed, ObjectStore, OperatedStore
 
 _AGE = re.compile(r"(\d{1,6})([smhd])")
@@ -157,10 +158,8 @@ async def _judge(store: ObjectStore, group: list[Listed]) -> list[Swept]:
     match = _RAW.fullmatch(group[0].key)
     assert match is not None
     date, city_id = dt.date.fromisoformat(match[1]), CityId(match[2])
-    key = keys.manifest(date, city_id)
-    found = await store.get(key)
     try:
-        manifest = objects.decode(Manifest, found.body, key) if found else None
+        manifest = await Repository(store).get(Manifest, keys.manifest(date, city_id))
     except CorruptObject:
         return [_swept(listed, Verdict.UNREADABLE_MANIFEST) for listed in group]
     if manifest is None:

@@ -13,7 +13,7 @@ from services.aggregate.replay import KafkaReplay, Replay
 from services.ingest.identity import InvalidCityList, parse_city_list
 from services.ingest.persistence import Circuit
 from services.ingest.upstream import AnswerBroke, CityFailed, HttpUpstream, UpstreamDown
-from shared import events, keys, objects
+from shared import events, keys
 from shared.bounded import map_bounded
 from shared.errors import OperatorError
 from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, NewerContract, PoisonRecord
@@ -21,6 +21,7 @@ from shared.health import Health
 from shared.objects import CorruptObject, Lineage, Manifest, Plan
 from shared.patience import Patience, SurroundingsFault
 from shared.publishing import KafkaPublisher
+from shared.repository import Repository
 from shared.s3 import S3Store
 from shared.settings import Settings
 from shared.skips import is_marked
@@ -245,8 +246,9 @@ async def lineage(store: ObjectStore, replay: Replay) -> str:
     Raises Unfit if the bucket would mint a revision that the topic has seen, as after a restored backup: consumers
     would then keep the other one.
     """
-    found = await store.get(keys.LINEAGE)
-    base = objects.decode(Lineage, found.body, keys.LINEAGE).base if found else 0
+    repository = Repository(store)
+    known = await repository.get(Lineage, keys.LINEAGE)
+    base = known.base if known else 0
     seen: dict[str, int] = {}
     await replay.take_end()
     async for batch in replay.read():
@@ -265,9 +267,9 @@ async def lineage(store: ObjectStore, replay: Replay) -> str:
             seen[key] = max(seen.get(key, 0), revision)
 
     async def next_of(key: str) -> int:
-        held = await store.get(key)
         kind: type[Plan | Manifest] = Plan if key.startswith(keys.PLANS) else Manifest
-        return max(objects.decode(kind, held.body, key).revision + 1 if held else 0, base)
+        held = await repository.get(kind, key)
+        return max(held.revision + 1 if held else 0, base)
 
     nexts = await map_bounded(next_of, list(seen), at_once_max=GETS_AT_ONCE_MAX)
     repeated = {

@@ -9,13 +9,14 @@ import msgspec
 
 from services.ingest.planner import read_plan
 from services.operate.requests import UnknownRequest, read_request, retry_request
-from shared import bitmap, keys, objects
+from shared import bitmap, keys
 from shared.bounded import map_bounded
 from shared.errors import OperatorError
 from shared.events import ProcessRequested
 from shared.identity import CityId, RequestId
 from shared.objects import QuarantineReport, RequestRecord
 from shared.publishing import Outgoing, Publisher
+from shared.repository import Repository
 from shared.requests import NothingToRetry
 from shared.store import ObjectStore
 
@@ -65,11 +66,8 @@ async def read_reports(store: ObjectStore, chosen: Chosen) -> list[QuarantineRep
         if len(found) > REPORTS_MAX:
             raise OperatorError(f"more than {REPORTS_MAX} files are in quarantine: choose some with --from and --to")
 
-    async def read(key: str) -> QuarantineReport | None:
-        stored = await store.get(key)
-        return objects.decode(QuarantineReport, stored.body, key) if stored else None
-
-    reports = await map_bounded(read, found, at_once_max=GETS_AT_ONCE_MAX)
+    repository = Repository(store)
+    reports = await map_bounded(lambda key: repository.get(QuarantineReport, key), found, at_once_max=GETS_AT_ONCE_MAX)
     wanted = [report for report in reports if report is not None and chosen.country in {None, report.country}]
     return sorted(wanted, key=lambda report: (report.date, report.city_id, -report.quarantined_at.timestamp()))
 

@@ -30,6 +30,7 @@ from shared.identity import CityId, CountrySlug
 from shared.objects import CorruptObject, Manifest, NewerObject, Summary
 from shared.outbox import events_of_manifest
 from shared.publishing import Publisher
+from shared.repository import Repository
 from shared.store import LostRace, ObjectMissing, OperatedStore
 
 TRIES_MAX = 10
@@ -108,6 +109,7 @@ class Refold:
         dry_run: bool = False,
     ) -> None:
         self._store = store
+        self._repository = Repository(store)
         self._publisher = publisher
         self._clock = clock
         self._rules = rules
@@ -158,10 +160,10 @@ class Refold:
     async def _city_day(self, key: str, selection: Selection, known: _LedgerRevisions) -> Refolded | None:
         """Read one city-day again; None if there is nothing to tell of it."""
         for _ in range(TRIES_MAX):
-            found = await self._store.get(key)
-            previous = objects.decode(Manifest, found.body, key) if found else None
-            if found is None or previous is None or selection.country not in {None, previous.country}:
+            read = await self._repository.read(Manifest, key)
+            if read is None or selection.country not in {None, read.value.country}:
                 return None
+            previous = read.value
             try:
                 following = await self._next(previous, again=selection.again)
             except (FileRefused, NotRefoldable) as error:
@@ -172,7 +174,7 @@ class Refold:
             if self._dry_run:
                 return _told(previous, after=following.contribution)
             try:
-                await self._store.swap(key, objects.encode(following), etag=found.etag)
+                await self._repository.compare_and_swap(key, following, over=read)
             except LostRace:
                 continue  # another file came in, or our own swap happened and its answer was lost
             await self._publish(key)

@@ -6,13 +6,14 @@ import datetime as dt
 from collections.abc import Callable, Sequence
 
 from services.api.requests import RequestDetail, RequestOverview, detail_of, overview_of
-from shared import keys, objects
+from shared import keys
 from shared.bounded import map_bounded
 from shared.errors import OperatorError
 from shared.events import ProcessRequested
 from shared.identity import RequestId, parse_request_id
 from shared.objects import RequestRecord
 from shared.publishing import Outgoing, Publisher
+from shared.repository import Repository
 from shared.requests import begin_retry, request_event, retried_record
 from shared.store import ObjectStore
 
@@ -31,11 +32,8 @@ async def latest_requests(store: ObjectStore, *, limit: int) -> list[RequestOver
         if len(latest) == limit:
             break
 
-    async def read(key: str) -> RequestRecord | None:
-        found = await store.get(key)
-        return objects.decode(RequestRecord, found.body, key) if found else None
-
-    records = await map_bounded(read, latest, at_once_max=GETS_AT_ONCE_MAX)
+    repository = Repository(store)
+    records = await map_bounded(lambda key: repository.get(RequestRecord, key), latest, at_once_max=GETS_AT_ONCE_MAX)
     return [overview_of(record) for record in records if record is not None]
 
 
@@ -74,8 +72,7 @@ async def read_request(store: ObjectStore, text: str) -> RequestRecord:
     """Read the record of the request whose id ``text`` spells. Raises UnknownRequest if there is none."""
     request_id: RequestId | None = parse_request_id(text)
     if request_id is not None:
-        key = keys.request(request_id)
-        found = await store.get(key)
-        if found is not None:
-            return objects.decode(RequestRecord, found.body, key)
+        record = await Repository(store).get(RequestRecord, keys.request(request_id))
+        if record is not None:
+            return record
     raise UnknownRequest(f"there is no request {text[:100]!r}; 'tripfold requests list' shows the latest")

@@ -13,11 +13,12 @@ import msgspec
 
 from services.aggregate.replay import Replay
 from services.operate.topic_records import UnreadRecord, UnreadRecords, revision_of
-from shared import events, keys, objects
+from shared import events, keys
 from shared.errors import OperatorError
 from shared.events import NewerContract, PoisonRecord
 from shared.objects import EPOCH, Lineage
 from shared.publishing import Received
+from shared.repository import Repository
 from shared.store import LostRace, ObjectStore
 
 
@@ -111,9 +112,10 @@ async def raise_base(
             f"give more, or leave --base out"
         )
     base = wanted if wanted is not None else (topic.revision if topic else 0) + 1
+    repository = Repository(store)
     while True:
-        found = await store.get(keys.LINEAGE)
-        before = objects.decode(Lineage, found.body, keys.LINEAGE) if found else None
+        read = await repository.read(Lineage, keys.LINEAGE)
+        before = read.value if read else None
         if before is not None and base <= before.base:
             if wanted is not None and wanted < before.base:
                 raise CannotRestore(f"the base is {before.base} already, and never lowered: give more than {wanted}")
@@ -123,7 +125,7 @@ async def raise_base(
             return restored
         raised = Lineage(base=base, born_at=before.born_at if before else clock())
         try:
-            await store.swap(keys.LINEAGE, objects.encode(raised), etag=found.etag if found else None)
+            await repository.compare_and_swap(keys.LINEAGE, raised, over=read)
         except LostRace:
             continue
         return restored
