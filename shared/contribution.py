@@ -28,6 +28,14 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         )
 
 
+def round_half_even(numerator: int, denominator: int) -> int:
+    """Divide two integers and round to the nearest one, a tie to the even one. ``denominator`` is positive."""
+    quotient, remainder = divmod(numerator, denominator)
+    above_half = 2 * remainder > denominator
+    tie = 2 * remainder == denominator
+    return quotient + 1 if above_half or (tie and quotient % 2) else quotient
+
+
 NOTHING = Contribution(trips=0, passengers=0, accidents=0, delay_total_ms=0)
 _figures = tuple((name, attrgetter(name)) for name in Contribution.__struct_fields__)
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -29,6 +28,7 @@ from shared.consuming import decode_batch
 from shared.current import read_current
 from shared.events import Cause, CityFolded, CountryDayPlanned, CountryDaySummary, Event, cause_of
 from shared.identity import CountrySlug
+from shared.lru import LruCache
 from shared.objects import Current, Manifest, Plan, Summary
 from shared.outbox import events_of_manifest, events_of_plan
 from shared.patience import run_all
@@ -56,39 +56,6 @@ class _Cached(msgspec.Struct):
         return ENTRY_BYTES + 2 * self.body_bytes
 
 
-class SummaryCache:
-    """The summaries that this process wrote or read last, so that a steady state costs one PUT a fold.
-
-    Bounded in bytes of memory; the least recently used goes first. A stale entry is harmless: its swap loses.
-    """
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._bytes = 0
-        self._entries: OrderedDict[str, _Cached] = OrderedDict()
-
-    def get(self, key: str) -> _Cached | None:
-        """Return what was kept last under ``key``."""
-        if key in self._entries:
-            self._entries.move_to_end(key)
-        return self._entries.get(key)
-
-    def keep(self, key: str, entry: _Cached) -> None:
-        """Keep an entry in place of the one before it."""
-        self.drop(key)
-        self._entries[key] = entry
-        self._bytes += entry.memory_bytes
-        while self._bytes > self._bytes_max and self._entries:
-            _, oldest = self._entries.popitem(last=False)
-            self._bytes -= oldest.memory_bytes
-
-    def drop(self, key: str) -> None:
-        """Forget ``key``."""
-        known = self._entries.pop(key, None)
-        if known is not None:
-            self._bytes -= known.memory_bytes
-
-
 class _Caused(msgspec.Struct, frozen=True):
     event: StatEvent
     cause: Cause | None
@@ -110,7 +77,8 @@ class SummaryWriter:
     ) -> None:
         self._store = store
         self._last_was_missing = False
-        self._cache = SummaryCache(cache_bytes)
+        # What this process wrote or read last, so a steady state costs one PUT a fold. A stale entry loses its swap.
+        self._cache: LruCache[str, _Cached] = LruCache(cache_bytes, lambda _, entry: entry.memory_bytes)
         self._clock_s = clock_s
 
     async def fold(self, generation: int, events: Sequence[StatEvent]) -> _Cached:

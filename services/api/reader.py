@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import hashlib
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -24,6 +23,7 @@ from shared import keys, objects
 from shared.bounded import map_bounded
 from shared.current import read_current
 from shared.identity import CityId, CountrySlug
+from shared.lru import LruCache
 from shared.objects import Countries, Manifest, Plan, StoredObject, Summary, SummaryHead
 from shared.store import Listed, ObjectStore, StoreUnavailable
 
@@ -41,16 +41,12 @@ _Stored = TypeVar("_Stored", bound=StoredObject)
 
 
 class HeadCache:
-    """The heads that were fetched last, each with the ETag it was fetched under.
-
-    Bounded in bytes of memory; the least recently used goes first. A key has one ETag at a time, so an older head is
-    replaced and never found again.
-    """
+    """The heads that were fetched last, each with the ETag it was fetched under: a key has one ETag at a time."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._bytes = 0
-        self._entries: OrderedDict[str, tuple[str, SummaryHead]] = OrderedDict()
+        self._entries: LruCache[str, tuple[str, SummaryHead]] = LruCache(
+            bytes_max, lambda key, entry: _entry_bytes(key, entry[0])
+        )
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -58,21 +54,11 @@ class HeadCache:
     def get(self, key: str, etag: str) -> SummaryHead | None:
         """Return the head that ``key`` had under ``etag``, or None if it is not kept."""
         entry = self._entries.get(key)
-        if entry is None or entry[0] != etag:
-            return None
-        self._entries.move_to_end(key)
-        return entry[1]
+        return entry[1] if entry is not None and entry[0] == etag else None
 
     def keep(self, key: str, etag: str, head: SummaryHead) -> None:
         """Keep a head in place of the one before it."""
-        before = self._entries.pop(key, None)
-        if before is not None:
-            self._bytes -= _entry_bytes(key, before[0])
-        self._entries[key] = (etag, head)
-        self._bytes += _entry_bytes(key, etag)
-        while self._bytes > self._bytes_max:
-            oldest, (oldest_etag, _) = self._entries.popitem(last=False)
-            self._bytes -= _entry_bytes(oldest, oldest_etag)
+        self._entries.keep(key, (etag, head))
 
 
 class Reading(NamedTuple):

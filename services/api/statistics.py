@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 from services.api.ranges import DateRange
 from services.api.unreadable import UnreadableObject
 from shared import keys
-from shared.contribution import NOTHING, Contribution
+from shared.contribution import NOTHING, Contribution, round_half_even
 from shared.identity import CountrySlug
 from shared.objects import Summary, SummaryHead
 
@@ -78,14 +78,6 @@ class DayStats(msgspec.Struct, frozen=True, kw_only=True):
 
 CountryStats = dict[str, dict[str, DayStats]]
 CountryDays = tuple[str, dict[str, DayStats]]
-
-
-def round_half_even(numerator: int, denominator: int) -> int:
-    """Divide two integers and round to the nearest one, a tie to the even one. ``denominator`` is positive."""
-    quotient, remainder = divmod(numerator, denominator)
-    above_half = 2 * remainder > denominator
-    tie = 2 * remainder == denominator
-    return quotient + 1 if above_half or (tie and quotient % 2) else quotient
 
 
 def average_delay_s(totals: Contribution) -> float:

@@ -27,6 +27,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from shared.contribution import round_half_even
+
 RULE_VERSION: Final = 1
 """The version of these rules. Raise it with every change of what a file adds up to."""
 
@@ -118,7 +120,7 @@ def delay_ms(written: str) -> int:
     scaled_ms = whole_ms * scale + int(digits + fraction) * unit_ms
     if abs(scaled_ms) > DELAY_MAX_MS * scale:
         raise _bad_delay(written, "a delay is at most 366 days either way")
-    return _divide_half_to_even(-scaled_ms if sign == "-" else scaled_ms, scale)
+    return round_half_even(-scaled_ms if sign == "-" else scaled_ms, scale)
 
 
 def departure_date(written: str) -> str:
@@ -165,10 +167,3 @@ def _first_fault(record: dict[str, Any]) -> InvalidTrip:
 
 def _bad_delay(written: str, reason: str) -> InvalidTrip:
     return InvalidTrip(reason, field="delay", value=written)
-
-
-def _divide_half_to_even(numerator: int, denominator: int) -> int:
-    quotient, remainder = divmod(numerator, denominator)
-    if 2 * remainder > denominator or (2 * remainder == denominator and quotient % 2 == 1):
-        quotient += 1
-    return quotient

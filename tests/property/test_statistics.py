@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from services.api.first_version import whole_query
 from services.api.ranges import DateRange
-from services.api.statistics import average_delay_s, country_stats, round_half_even
-from shared.contribution import Contribution
+from services.api.statistics import average_delay_s, country_stats
+from shared.contribution import Contribution, round_half_even
 from shared.identity import CountrySlug
 from shared.objects import SummaryHead
 
