@@ -25,10 +25,11 @@ from services.api.requests import (
     overview_of,
     put_if_absent,
 )
-from shared import keys, objects
+from shared import keys
 from shared.bounded import map_bounded
 from shared.identity import RequestId, mint_request_id, parse_request_id
 from shared.objects import RequestRecord, StoredObject
+from shared.repository import Repository
 from shared.requests import Counts, Status, new_record
 from shared.store import ObjectStore
 
@@ -127,8 +128,7 @@ class RangeRequests:
         return await map_bounded(child, range(len(record.requests)), at_once_max=GETS_AT_ONCE_MAX)
 
     async def _read(self, key: str) -> RangeRecord | None:
-        found = await self._store.get(key)
-        return objects.decode(RangeRecord, found.body, key) if found else None
+        return await Repository(self._store).get(RangeRecord, key)
 
 
 def detail_of(record: RangeRecord, children: Sequence[RequestRecord]) -> RangeDetail:

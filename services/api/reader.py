@@ -25,6 +25,7 @@ from shared.current import read_current
 from shared.identity import CityId, CountrySlug
 from shared.lru import LruCache
 from shared.objects import Countries, Manifest, Plan, StoredObject, Summary, SummaryHead
+from shared.repository import Repository
 from shared.store import Listed, ObjectStore, StoreUnavailable
 
 HEAD_BYTES = 4096
@@ -249,9 +250,7 @@ class SummaryReader:
         return _Read(found.etag, head)
 
     async def _summary(self, generation: int, country: CountrySlug, date: dt.date) -> Summary | None:
-        key = keys.summary(generation, date, country)
-        found = await self._store.get(key)
-        return objects.decode(Summary, found.body, key) if found else None
+        return await Repository(self._store).get(Summary, keys.summary(generation, date, country))
 
     async def _readable(self, kind: type[_Stored], key: str) -> _Stored | UnreadableObject | None:
         found = await self._store.get(key)

@@ -32,6 +32,7 @@ from shared.identity import RequestId, mint_request_id, parse_request_id
 from shared.objects import RequestRecord, StoredObject
 from shared.patience import SurroundingsFault
 from shared.publishing import LogUnavailable, Outgoing, Publisher
+from shared.repository import Repository
 from shared.requests import (
     Counts,
     NothingToRetry,
@@ -320,8 +321,7 @@ class Requests:
         return await put_if_absent(self._store, keys.request(record.request_id), record)
 
     async def _read(self, key: str) -> RequestRecord | None:
-        found = await self._store.get(key)
-        return objects.decode(RequestRecord, found.body, key) if found else None
+        return await Repository(self._store).get(RequestRecord, key)
 
 
 async def put_if_absent(store: ObjectStore, key: str, record: _Record) -> _Record:
@@ -333,10 +333,10 @@ async def put_if_absent(store: ObjectStore, key: str, record: _Record) -> _Recor
         try:
             await store.swap(key, objects.encode(record), etag=None)
         except LostRace:
-            found = await store.get(key)
-            if found is None:
+            stored = await Repository(store).get(type(record), key)
+            if stored is None:
                 continue
-            return objects.decode(type(record), found.body, key)
+            return stored
         return record
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from shared import keys, objects
+from shared import keys
 from shared.identity import RequestId
 from shared.objects import RequestRecord
+from shared.repository import Repository
 from shared.store import ObjectStore
 
 CANCELLED = "the request was cancelled"
@@ -16,9 +17,7 @@ class RequestCancelled(Exception):
 
 async def read_record(store: ObjectStore, request_id: RequestId) -> RequestRecord | None:
     """Return the record of a request, or None if there is none."""
-    key = keys.request(request_id)
-    found = await store.get(key)
-    return objects.decode(RequestRecord, found.body, key) if found else None
+    return await Repository(store).get(RequestRecord, keys.request(request_id))
 
 
 async def read_cancelled(store: ObjectStore, request_id: RequestId) -> RequestRecord | None:

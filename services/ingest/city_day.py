@@ -50,6 +50,7 @@ from shared.identity import RequestId
 from shared.objects import Manifest
 from shared.outbox import events_of_manifest
 from shared.publishing import LogUnavailable, Outgoing, Publisher
+from shared.repository import Repository
 from shared.requests import is_awaited
 from shared.store import LostRace, ObjectStore, Upload
 from shared.topics import Topic
@@ -335,8 +336,7 @@ class CityDayIngest:
             await self._store.swap(key, objects.encode(manifest), etag=etag)
         except LostRace:
             health.lost_races.labels("manifest").inc()
-            found = await self._store.get(key)
-            current = objects.decode(Manifest, found.body, key) if found else None
+            current = await Repository(self._store).get(Manifest, key)
             # A swap whose answer was lost may have happened, and others may have built on it.
             if current is None or not current.made_by(manifest.attempt):
                 return None

@@ -5,24 +5,22 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 
-from shared import keys, objects
+from shared import keys
 from shared.objects import EPOCH, Lineage
-from shared.store import LostRace, ObjectStore
+from shared.repository import Repository
+from shared.store import ObjectStore
 
 
 async def read_lineage(store: ObjectStore, clock: Callable[[], dt.datetime]) -> Lineage:
     """Read the bucket's lineage, or write it if this is the bucket's first use."""
-    while True:
-        found = await store.get(keys.LINEAGE)
-        if found is not None:
-            return objects.decode(Lineage, found.body, keys.LINEAGE)
+
+    async def born(before: Lineage | None) -> Lineage:
         now = clock()
-        born = Lineage(base=int((now - EPOCH).total_seconds()), born_at=now)
-        try:
-            await store.swap(keys.LINEAGE, objects.encode(born), etag=None)
-        except LostRace:
-            continue
-        return born
+        return before or Lineage(base=int((now - EPOCH).total_seconds()), born_at=now)
+
+    lineage = await Repository(store).update(Lineage, keys.LINEAGE, born)
+    assert lineage is not None, "a missing one is made"
+    return lineage
 
 
 def next_revision(previous: int | None, base: int) -> int:

@@ -40,6 +40,7 @@ from shared.identity import CountrySlug
 from shared.objects import Countries, Plan, PlannedCity, PlannedCountry, RequestRecord
 from shared.outbox import events_of_plan
 from shared.publishing import Outgoing, Publisher, Received
+from shared.repository import Repository
 from shared.requests import new_record, unfinished_of
 from shared.store import LostRace, ObjectStore
 
@@ -60,6 +61,7 @@ class Planner:
         allow_no_cities: bool = False,
     ) -> None:
         self._store = store
+        self._repository = Repository(store)
         self._publisher = publisher
         self._upstream = upstream
         self._clock = clock
@@ -163,10 +165,9 @@ class Planner:
     async def _plan_of(self, request: ProcessRequested, record: RequestRecord | None) -> Plan:
         key = keys.plan(request.date)
         lineage = await read_lineage(self._store, self._clock)
-        while True:
-            # The plan is read before the list is fetched: so a list never replaces a plan made from a later one.
-            found = await self._store.get(key)
-            before = objects.decode(Plan, found.body, key) if found else None
+
+        # The plan is read before the list is fetched: so a list never replaces a plan made from a later one.
+        async def replan(before: Plan | None) -> Plan:
             if before is not None and _made_for(before, request, record):
                 return before
             await self._refuse_cancelled(request)
@@ -179,14 +180,11 @@ class Planner:
             plan = await asyncio.to_thread(
                 next_plan, before, request, listed, slugs, now=self._clock(), base=lineage.base
             )
-            if before is not None and _expects_the_same(before, plan):
-                return before
-            try:
-                await self._store.swap(key, objects.encode(plan), etag=found.etag if found else None)
-            except LostRace:
-                health.lost_races.labels("plan").inc()
-                continue
-            return plan
+            return before if before is not None and _expects_the_same(before, plan) else plan
+
+        plan = await self._repository.update(Plan, key, replan, counted_as="plan")
+        assert plan is not None, "a missing one is made"
+        return plan
 
     async def _refuse_cancelled(self, request: ProcessRequested) -> None:
         record = await read_cancelled(self._store, request.request_id)
@@ -195,18 +193,12 @@ class Planner:
             raise RequestCancelled(CANCELLED)
 
     async def _mint(self, listed: CityList) -> Countries:
-        while True:
-            found = await self._store.get(keys.COUNTRIES)
-            known = objects.decode(Countries, found.body, keys.COUNTRIES) if found else Countries()
+        async def mint(before: Countries | None) -> Countries | None:
+            known = before or Countries()
             minted = await asyncio.to_thread(mint_slugs, known, {city.country_name for city in listed.cities})
-            if minted is known:
-                return known
-            try:
-                await self._store.swap(keys.COUNTRIES, objects.encode(minted), etag=found.etag if found else None)
-            except LostRace:
-                health.lost_races.labels("countries").inc()
-                continue
-            return minted
+            return before if minted is known else minted
+
+        return await self._repository.update(Countries, keys.COUNTRIES, mint, counted_as="countries") or Countries()
 
 
 def _no_cities(listed: CityList) -> str:
@@ -308,9 +300,7 @@ def _is_dispatched(record: RequestRecord, request: ProcessRequested) -> bool:
 
 async def read_plan(store: ObjectStore, date: dt.date) -> Plan | None:
     """Read the plan of a date, or None if it was never requested."""
-    key = keys.plan(date)
-    found = await store.get(key)
-    return objects.decode(Plan, found.body, key) if found else None
+    return await Repository(store).get(Plan, keys.plan(date))
 
 
 def _tasks(plan: Plan, request: ProcessRequested, record: RequestRecord | None) -> Iterator[IngestCity]:
