@@ -41,6 +41,7 @@ class ProgressFolder:
     def __init__(
         self, store: ObjectStore, publisher: Publisher, *, clock: Clock, patience: Patience, interval_s: float
     ) -> None:
+        self._store = store
         self._records = Repository(store)
         self._publisher = publisher
         self._clock = clock
