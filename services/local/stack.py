@@ -16,8 +16,8 @@ from services.local.ports import free_port, release_ports
 from services.local.supervisor import ChildEvent, ChildProcess, Supervisor, http_probe
 from shared.current import provision_pointer
 from shared.patience import SurroundingsFault
+from shared.s3 import S3Store
 from shared.settings import PREFIX, load_settings
-from shared.store import S3Store
 from shared.topics_admin import apply_topics
 
 LOOPBACK = "127.0.0.1"
