@@ -19,8 +19,9 @@ from shared.identity import utc_now
 from shared.kafka_connection import connection
 from shared.patience import SurroundingsFault
 from shared.publishing import KafkaPublisher, Received
+from shared.s3 import S3Store
 from shared.settings import Settings
-from shared.store import ObjectStore, S3Store
+from shared.store import ObjectStore
 from shared.topics import GROUPS, Topic
 
 READ_DEADLINE_S = 20.0
