@@ -34,8 +34,8 @@ from bench.worker import DATE, running_worker, task_of
 from shared import keys
 from shared.identity import CityId
 from shared.publishing import KafkaPublisher, Outgoing
+from shared.s3 import S3Store
 from shared.settings import load_settings
-from shared.store import S3Store
 from shared.topics_admin import apply_topics
 
 CITIES: Final = 50
