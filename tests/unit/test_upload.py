@@ -58,3 +58,13 @@ async def test_a_larger_file_costs_one_call_a_part_and_two(server: NullS3, store
     await upload(store, 2 * UPLOAD_PART_BYTES + 1)
     assert server.calls == {"CreateMultipartUpload": 1, "UploadPart": 3, "CompleteMultipartUpload": 1}
     assert sorted(server.part_sizes_bytes) == [1, UPLOAD_PART_BYTES, UPLOAD_PART_BYTES]
+
+
+async def test_an_upload_that_is_given_up_is_aborted(server: NullS3, store: S3Store) -> None:
+    """The store is told at once, so that no parts are left for the clean-up; a second abort sends nothing."""
+    given_up = store.upload("raw/one.json")
+    await given_up.write(bytes(UPLOAD_PART_BYTES + 1))
+    await given_up.abort()
+    await given_up.abort()
+    assert server.calls["AbortMultipartUpload"] == 1
+    assert server.calls["CompleteMultipartUpload"] == 0
