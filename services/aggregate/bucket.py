@@ -80,7 +80,7 @@ async def read_events(store: ObjectStore, date: dt.date) -> DateEvents:
     key = keys.plan(date)
     found = await store.get(key)
     if found is not None:
-        read.take(key, lambda: _events_of_whole_plan(objects.decode(Plan, found.body, key)))
+        read.take(key, lambda: events_of_whole_plan(objects.decode(Plan, found.body, key)))
     async for batch in _key_batches(store, keys.manifests_of(date)):
         await map_bounded(read_manifest, batch, at_once_max=GETS_AT_ONCE_MAX)
     return read
@@ -118,7 +118,8 @@ async def known_dates(store: ObjectStore, dates: Dates, *prefixes: str) -> list[
     return sorted(found)
 
 
-def _events_of_whole_plan(plan: Plan) -> list[StatEvent]:
+def events_of_whole_plan(plan: Plan) -> list[StatEvent]:
+    """Return what a plan expects of each of its countries."""
     return [event for country in sorted({*plan.countries, *plan.gone}) for event in events_of_plan(plan, country)]
 
 

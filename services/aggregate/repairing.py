@@ -228,10 +228,10 @@ def _version_of(look: Look, country: CountrySlug) -> int | None:
 
 async def publish_summary(
     store: ObjectStore, publisher: Publisher, generation: int, date: dt.date, country: CountrySlug
-) -> None:
+) -> int:
     """Publish a live summary as it is stored, and again if another generation was made live meanwhile.
 
-    ``generation`` is the one that was live when the caller looked.
+    ``generation`` is the one that was live when the caller looked. Returns how many events the summary stands for.
     """
 
     def events_of(body: bytes) -> list[Event]:
@@ -239,24 +239,26 @@ async def publish_summary(
         return [summary_event(summary)] if summary.version else []
 
     while True:
-        await publish_as_stored(store, publisher, keys.summary(generation, date, country), events_of)
+        published = await publish_as_stored(store, publisher, keys.summary(generation, date, country), events_of)
         live = (await read_current(store)).live
         if live == generation:
-            return
+            return published
         generation = live
 
 
 async def publish_as_stored(
     store: ObjectStore, publisher: Publisher, key: str, events_of: Callable[[bytes], Iterable[Event]]
-) -> None:
-    """Publish what an object stands for, and again if it changed meanwhile.
+) -> int:
+    """Publish what an object stands for, and again if it changed meanwhile; return how many events that is.
 
     Otherwise these records might come after those of the change, and be what compaction keeps.
     """
     found = await store.get(key)
     while found is not None:
-        await publisher.publish(map(Outgoing, events_of(found.body)))
+        outgoing = [Outgoing(event) for event in events_of(found.body)]
+        await publisher.publish(outgoing)
         again = await store.get(key, first_bytes=1)
         if again is not None and again.etag == found.etag:
-            return
+            return len(outgoing)
         found = await store.get(key)
+    return 0

@@ -76,9 +76,6 @@ def repair(
     first: _First = None,
     last: _Last = None,
     *,
-    topics: Annotated[
-        bool, typer.Option("--topics", help="Mend the compacted topics from the bucket, in place of the summaries.")
-    ] = False,
     drop_lost: Annotated[
         bool,
         typer.Option(
@@ -89,22 +86,25 @@ def repair(
 ) -> None:
     """Make again, from manifests and plans, every live summary that verify finds wrong; exit 1 if one cannot be.
 
-    With --topics: publish again what verify --topics finds wrong.
-
     Example: tripfold repair --from 2024-05-01 --to 2024-05-31
-
-    Example: tripfold repair --topics
     """
-    if topics:
-        if drop_lost:
-            raise typer.BadParameter("it is for summaries, not for --topics", param_hint="--drop-lost")
-        from services.operate import replay_terminal  # noqa: PLC0415  # as above
-
-        replay_terminal.repair_topics(*_range(first, last), as_json=as_json)
-        return
     from services.operate import terminal  # noqa: PLC0415  # as above
 
     terminal.repair(*_range(first, last), drop_lost=drop_lost, as_json=as_json)
+
+
+@operate_commands.command("republish")
+def republish(first: _First = None, last: _Last = None, *, as_json: _Json = False) -> None:
+    """Publish plans, manifests and live summaries of a range of dates to the compacted topics again.
+
+    Publishing twice is harmless: consumers keep the highest revision. Broken off, it says where to continue. Exit 1 if
+    an object cannot be read.
+
+    Example: tripfold republish --from 2024-05-01 --to 2024-05-31
+    """
+    from services.operate import replay_terminal  # noqa: PLC0415  # as above
+
+    replay_terminal.republish_dates(*_range(first, last), as_json=as_json)
 
 
 @operate_commands.command("refold")
@@ -151,7 +151,8 @@ def restore(
 ) -> None:
     """Raise the base of the bucket's revisions, after a backup of the bucket was put back.
 
-    Run it while no service runs. The next revision of every city-day and plan is then above all that the topic knows.
+    Run it while no service runs. The next revision of every city-day and plan is then above all that the topic knows,
+    and those that the topic knows better than the bucket get such a revision at once. Exit 1 if one could not.
 
     Example: tripfold restore
 

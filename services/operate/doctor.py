@@ -95,7 +95,7 @@ async def examine(settings: Settings) -> AsyncIterator[Examined]:
             (
                 "lineage",
                 lambda: _lineage_of(settings, store),
-                "stop the services, run 'tripfold restore', start them, then 'tripfold repair --topics'",
+                "stop the services, run 'tripfold restore', start them, then 'tripfold republish'",
             ),
             (
                 "rebuild",

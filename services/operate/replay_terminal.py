@@ -9,19 +9,35 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
+import msgspec
 import typer
 from rich.table import Table
 
 from services.aggregate.bucket import Dates
 from services.aggregate.replay import KafkaReplay
-from services.operate.command_line import command_settings, console, print_json, printable, run_command
+from services.operate.command_line import (
+    command_settings,
+    console,
+    print_json,
+    printable,
+    progress_console,
+    run_command,
+)
 from services.operate.progress_bar import progress_bar, wait
 from services.operate.refolding import Refold, Refolded, Selection
-from services.operate.restoring import Restored, TopicHighest, highest_of, raise_base, seconds_of
+from services.operate.republishing import republish
+from services.operate.restoring import (
+    Reissued,
+    Restored,
+    TopicHighest,
+    highest_of,
+    raise_base,
+    reissue,
+    seconds_of,
+)
 from services.operate.terminal import KEPT_MAX, LINES_MAX
 from services.operate.topic_audit import COMPACTED, TopicAudit
 from services.operate.topic_records import RecordDifference, UnreadRecord, UnreadRecords
-from services.operate.topic_repair import RepairedRecord, repair_topic
 from shared.contribution import Contribution
 from shared.identity import CityId, CountrySlug, utc_now
 from shared.patience import SurroundingsFault
@@ -101,7 +117,9 @@ def verify_topics(first: dt.date | None, last: dt.date | None, *, as_json: bool)
             table.add_row(one.topic.value, printable(one.key), one.what, printable(one.found), one.expected)
         console.print(table)
         more = f" (the first {LINES_MAX:,} are shown)" if total > LINES_MAX else ""
-        console.print(f"{total:,} found wrong{more} in {_of_topics(keys_of)}; 'tripfold repair --topics' mends them")
+        console.print(
+            f"{total:,} found wrong{more} in {_of_topics(keys_of)}; 'tripfold republish' publishes the bucket again"
+        )
     else:
         console.print(f"{_of_topics(keys_of)} are as the bucket says")
     if told:
@@ -120,42 +138,36 @@ def _of_topics(keys_of: dict[str, int]) -> str:
     return " and ".join(f"{count:,} keys of {topic}" for topic, count in keys_of.items())
 
 
-def repair_topics(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> None:
-    """Mend the compacted topics, and say what was wrong."""
+def republish_dates(first: dt.date | None, last: dt.date | None, *, as_json: bool) -> None:
+    """Publish the bucket to the compacted topics again, and say what cannot be read."""
     settings = command_settings()
+    published = dates = 0
+    unreadable: dict[str, str] = {}
+    current: dt.date | None = None
 
-    async def run() -> tuple[int, int, list[RepairedRecord], UnreadRecords]:
-        total = refused = 0
-        told: list[RepairedRecord] = []
-        async with S3Store(settings) as store, KafkaPublisher(settings, source="repair") as publisher:
+    async def run() -> None:
+        nonlocal published, dates, current
+        async with S3Store(settings) as store, KafkaPublisher(settings, source="republish") as publisher:
             await publisher.check()
-            with _Bars() as bars:
-                audit = TopicAudit(store, _open_topics(settings), wait=wait, report=bars.report)
-                for topic in COMPACTED:
-                    async for one in repair_topic(store, publisher, audit, topic, Dates(first, last)):
-                        total += 1
-                        refused += one.refused is not None
-                        told += [one][: KEPT_MAX - len(told)]
-        return total, refused, told, audit.unread
+            with progress_bar("republishing", "dates") as show:
+                async for one in republish(store, publisher, Dates(first, last)):
+                    published, dates, current = published + one.events, dates + 1, one.date
+                    unreadable.update(one.unreadable)
+                    show(one.dates_done, one.dates_total)
 
-    total, refused, told, unread = run_command(run())
-    if not as_json:
-        _tell_unread(unread.total, unread.named)
+    try:
+        run_command(run())
+    except BaseException:
+        if current is not None:
+            progress_console.print(f"{dates:,} dates are published; continue with --from {current}")
+        raise
     if as_json:
-        document = {"repaired": total - refused, "refused": refused, "records": told}
-        print_json({**document, "skipped_total": unread.total, "skipped": unread.named})
-    elif told:
-        table = Table("topic", "key", "what", "found", "expected", "done")
-        for one in told[:LINES_MAX]:
-            of = one.difference
-            done = one.done if one.refused is None else f"not repaired: {one.refused}"
-            row = (of.topic.value, printable(of.key), of.what, printable(of.found), of.expected, printable(done))
-            table.add_row(*row)
-        console.print(table)
-        console.print(f"{total - refused:,} keys mended, {refused:,} refused")
+        print_json({"dates": dates, "events": published, "unreadable": unreadable})
     else:
-        console.print("nothing to repair")
-    if refused:
+        for reason in list(unreadable.values())[:LINES_MAX]:
+            console.print(f"not published: {printable(reason)}", highlight=False, soft_wrap=True)
+        console.print(f"{published:,} events of {dates:,} dates published")
+    if unreadable:
         raise typer.Exit(1)
 
 
@@ -249,12 +261,12 @@ def _arrow(before: int, after: int | None) -> str:
 
 
 def restore(*, base: int | None, now: bool, dry_run: bool, as_json: bool) -> None:
-    """Raise the base of the lineage, and say what to do next."""
+    """Raise the base of the lineage, give new revisions to what the topic knows better, and say what to do next."""
     settings = command_settings()
     wanted = seconds_of(utc_now()) if now else base
 
-    async def run() -> tuple[Restored, str]:
-        async with S3Store(settings) as store:
+    async def run() -> tuple[Restored, list[Reissued], str]:
+        async with S3Store(settings) as store, KafkaPublisher(settings, source="restore") as publisher:
             await store.check()
             topic, away = None, ""
             try:
@@ -263,12 +275,33 @@ def restore(*, base: int | None, now: bool, dry_run: bool, as_json: bool) -> Non
                 if wanted is None:
                     raise
                 away = str(error)
-            return await raise_base(store, topic=topic, wanted=wanted, clock=utc_now, dry_run=dry_run), away
+            restored = await raise_base(store, topic=topic, wanted=wanted, clock=utc_now, dry_run=dry_run)
+            if dry_run or topic is None:
+                return restored, [], away
+            with _Bars() as bars:
+                audit = TopicAudit(store, _open_topics(settings), wait=wait, report=bars.report)
+                return restored, [one async for one in reissue(store, publisher, audit)], away
 
-    restored, away = run_command(run())
+    restored, reissued, away = run_command(run())
+    refused = [one for one in reissued if one.refused is not None]
     if as_json:
-        print_json(restored)
-        return
+        print_json({**msgspec.structs.asdict(restored), "reissued": reissued})
+    else:
+        _tell_restored(restored, away)
+        if not dry_run:
+            for one in refused[:LINES_MAX]:
+                told = printable(f"{one.key}: {one.refused}")
+                console.print(told, highlight=False, soft_wrap=True)
+            console.print(
+                f"{len(reissued) - len(refused):,} keys got new revisions, {len(refused):,} could not; start the "
+                f"services, then run 'tripfold republish'",
+                soft_wrap=True,
+            )
+    if refused:
+        raise typer.Exit(1)
+
+
+def _tell_restored(restored: Restored, away: str) -> None:
     if restored.topic is not None:
         _tell_unread(restored.topic.unread_total, restored.topic.unread)
     if restored.topic is None:
@@ -283,17 +316,10 @@ def restore(*, base: int | None, now: bool, dry_run: bool, as_json: bool) -> Non
     else:
         console.print("the topic is empty")
     if restored.base == restored.base_before:
-        console.print(f"the base is {restored.base}, which is above that: nothing to do")
+        console.print(f"the base is {restored.base}, which is above that")
         return
-    console.print(
-        f"the base {'would be' if dry_run else 'is'} {restored.base}; it was {restored.base_before or 'not set'}"
-    )
-    if not dry_run:
-        console.print(
-            "start the services; then 'tripfold repair --topics' gives new revisions to what consumers know better, "
-            "and names the dates to request again",
-            soft_wrap=True,
-        )
+    would = "would be" if restored.dry_run else "is"
+    console.print(f"the base {would} {restored.base}; it was {restored.base_before or 'not set'}")
 
 
 async def _topic_highest(settings: Settings) -> TopicHighest:

@@ -1,25 +1,35 @@
-"""Raising the base of the bucket's lineage, after a backup of the bucket was put back.
+"""Restores the order of revisions after a backup of the bucket was put back. Runs while no service runs.
 
-The backup has forgotten which revisions were given out since. Consumers keep the highest revision of a key, so the
-next ones have to be above every one that the topic knows: that is what the base is for. It is never lowered.
+The backup has forgotten which revisions were given out since, and consumers keep the highest revision of a key. The
+order of effects: the base of the lineage is raised above all that the topic knows, and never lowered; then each plan
+and city-day that the topic knows better gets a revision above the base, and its events are published.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+import uuid
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
+from services.aggregate.bucket import Dates, events_of_whole_plan
+from services.aggregate.repairing import publish_as_stored
 from services.aggregate.replay import Replay
-from services.operate.topic_records import UnreadRecord, UnreadRecords, revision_of
-from shared import events, keys
+from services.ingest.lineage import read_lineage
+from services.ingest.revision import reissued, reissued_plan
+from services.operate.topic_audit import TopicAudit
+from services.operate.topic_records import RecordDifference, UnreadRecord, UnreadRecords, revision_of
+from shared import events, keys, objects
 from shared.errors import OperatorError
-from shared.events import NewerContract, PoisonRecord
-from shared.objects import EPOCH, Lineage
-from shared.publishing import Received
+from shared.events import Event, NewerContract, PoisonRecord
+from shared.identity import CityId, utc_now
+from shared.objects import EPOCH, CorruptObject, Lineage, Manifest, Plan
+from shared.outbox import events_of_manifest
+from shared.publishing import Publisher, Received
 from shared.repository import Repository
 from shared.store import LostRace, ObjectStore
+from shared.topics import Topic
 
 
 class CannotRestore(OperatorError):
@@ -54,6 +64,15 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
     base: int
     topic: TopicHighest | None
     dry_run: bool
+
+
+class Reissued(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that the topic knows better than the bucket: its new revision, or why it got none."""
+
+    key: str
+    known: int
+    revision: int | None = None
+    refused: str | None = None
 
 
 def seconds_of(now: dt.datetime) -> int:
@@ -129,3 +148,56 @@ async def raise_base(
         except LostRace:
             continue
         return restored
+
+
+async def reissue(store: ObjectStore, publisher: Publisher, audit: TopicAudit) -> AsyncIterator[Reissued]:
+    """Give a new revision to each plan and city-day of which ``city-stats`` knows a higher one, and publish it."""
+    async for audited in audit.run(Topic.CITY_STATS, Dates()):
+        for difference in audited.differences:
+            known = difference.ahead
+            if difference.unnamed:
+                yield Reissued(key=difference.key, known=0, refused=f"not in the bucket: request {audited.date} again")
+            elif known is not None:
+                try:
+                    revision = await _reissue(store, publisher, difference, known)
+                except CorruptObject as error:
+                    yield Reissued(key=difference.key, known=known, refused=str(error))
+                else:
+                    yield Reissued(key=difference.key, known=known, revision=revision)
+
+
+async def _reissue(store: ObjectStore, publisher: Publisher, difference: RecordDifference, known: int) -> int:
+    _, _, *city = difference.key.split("/")
+    of_plan = not city or city[0].startswith("+")
+    key = keys.plan(difference.date) if of_plan else keys.manifest(difference.date, CityId(city[0]))
+
+    def read(body: bytes) -> Plan | Manifest:
+        return objects.decode(Plan, body, key) if of_plan else objects.decode(Manifest, body, key)
+
+    def events_of(body: bytes) -> list[Event]:
+        stored = read(body)
+        return [*(events_of_whole_plan(stored) if isinstance(stored, Plan) else events_of_manifest(stored))]
+
+    while True:
+        found = await store.get(key)
+        if found is None:
+            raise CorruptObject(key, "it is gone")
+        stored = read(found.body)
+        if stored.revision > known:  # another key of the same plan or city came first
+            break
+        base = (await read_lineage(store, utc_now)).base
+        if isinstance(stored, Plan):
+            above: Plan | Manifest = reissued_plan(stored, base=base)
+        else:
+            above = reissued(stored, attempt=uuid.uuid4().hex, base=base)
+        if above.revision <= known:
+            raise CannotRestore(
+                f"the topic knows revision {known} of {difference.key}, and the next one would be {above.revision}: "
+                f"a service runs; stop all, then run 'tripfold restore' again"
+            )
+        try:
+            await store.swap(key, objects.encode(above), etag=found.etag)
+        except LostRace:
+            continue
+    await publish_as_stored(store, publisher, key, events_of)
+    return stored.revision

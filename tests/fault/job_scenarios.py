@@ -180,8 +180,8 @@ SCENARIOS = [
     JobScenario(name="generations activate, a correction under way", prepare=flipped, command=activate),
     JobScenario(name="generations drop, a correction under way", prepare=flipped, command=World.drop_generations),
     # Whoever begins again finds higher revisions in the topic, and goes above them.
-    JobScenario(name="restore and repair --topics", prepare=put_back, command=World.restore, same_bytes=False),
-    JobScenario(name="repair --topics", prepare=topics_lost, command=World.repair_topics),
+    JobScenario(name="restore and republish", prepare=put_back, command=World.restore, same_bytes=False),
+    JobScenario(name="republish", prepare=topics_lost, command=World.republish),
     JobScenario(name="quarantine retry", prepare=in_quarantine, command=World.retry_quarantined),
     JobScenario(name="dead-letters retry", prepare=tasks_buried, command=World.send_letters_back),
     JobScenario(name="sweep", prepare=tasks_lost, command=World.sweep_once),

@@ -32,9 +32,9 @@ from services.operate.cleaning import clean
 from services.operate.dead_letters import LETTERS_MAX, Wanted, list_letters, send_back
 from services.operate.quarantined import Chosen, read_reports, retry_reports
 from services.operate.refolding import Refold, Selection
-from services.operate.restoring import highest_of, raise_base
-from services.operate.topic_audit import COMPACTED, TopicAudit
-from services.operate.topic_repair import repair_topic
+from services.operate.republishing import republish
+from services.operate.restoring import highest_of, raise_base, reissue
+from services.operate.topic_audit import TopicAudit
 from shared import active_requests, events, keys, objects
 from shared.errors import OperatorError
 from shared.events import ProcessRequested
@@ -482,34 +482,36 @@ class World:
         return job
 
     async def restore(self) -> Job:
-        """Raise the base of revisions above all that the topic knows, then mend the topics."""
+        """Raise the base of revisions above all that the topic knows, and give new ones to what it knows better."""
         job = self._job("restore")
 
-        async def work() -> None:
-            replay = BreakableReplay(MemoryReplay.of(self.log, Topic.CITY_STATS), job)
-            highest = await highest_of(replay, lambda *_: None)
-            await raise_base(job.store, topic=highest, wanted=None, clock=self.clock, dry_run=False)
-            await self._mend_topics(job)
-
-        await job.run(work)
-        return job
-
-    async def repair_topics(self) -> Job:
-        """Publish again what the compacted topics lack."""
-        job = self._job("repair-topics")
-        await job.run(lambda: self._mend_topics(job))
-        return job
-
-    async def _mend_topics(self, job: Job) -> None:
         @contextlib.asynccontextmanager
         async def open_topic(topic: Topic) -> AsyncIterator[Rereadable]:
             yield BreakableReplay(MemoryReplay.of(self.log, topic), job)
 
-        audit = TopicAudit(job.store, open_topic, wait=no_wait, report=lambda *_: None)
-        for topic in COMPACTED:
-            async for mended in repair_topic(job.store, job.publisher, audit, topic, Dates()):
-                if mended.refused is not None:
-                    raise Refused(mended.refused)
+        async def work() -> None:
+            async with open_topic(Topic.CITY_STATS) as replay:
+                highest = await highest_of(replay, lambda *_: None)
+            await raise_base(job.store, topic=highest, wanted=None, clock=self.clock, dry_run=False)
+            audit = TopicAudit(job.store, open_topic, wait=no_wait, report=lambda *_: None)
+            async for one in reissue(job.store, job.publisher, audit):
+                if one.refused is not None:
+                    raise Refused(one.refused)
+            await self._republish(job)
+
+        await job.run(work)
+        return job
+
+    async def republish(self) -> Job:
+        """Publish the bucket to the compacted topics again."""
+        job = self._job("republish")
+        await job.run(lambda: self._republish(job))
+        return job
+
+    async def _republish(self, job: Job) -> None:
+        async for one in republish(job.store, job.publisher, Dates()):
+            if one.unreadable:
+                raise Refused(str(one.unreadable))
 
     async def retry_quarantined(self) -> Job:
         """Ask once more for all files in quarantine."""

@@ -1,4 +1,4 @@
-"""Comparing the compacted topics with the bucket: what is named, what is in flight, and what repair publishes."""
+"""Compares the compacted topics with the bucket, republishes the bucket, and restores the order of revisions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 from services.aggregate.bucket import Dates
 from services.aggregate.replay import Rereadable
-from services.operate.restoring import highest_of, raise_base
+from services.operate.republishing import RepublishedDate, republish
+from services.operate.restoring import CannotRestore, Reissued, highest_of, raise_base, reissue
 from services.operate.topic_audit import COMPACTED, TopicAudit
 from services.operate.topic_records import RecordDifference
-from services.operate.topic_repair import RepairedRecord, repair_topic
 from shared import events, keys, objects
 from shared.identity import CityId
 from shared.objects import Lineage
@@ -84,9 +84,12 @@ async def told(audit: TopicAudit, dates: Dates = ALL) -> list[RecordDifference]:
     ]
 
 
-async def repaired(bucket: OperatedBucket) -> list[RepairedRecord]:
-    audit = audit_of(bucket)
-    return [one for topic in COMPACTED async for one in repair_topic(bucket.store, bucket.publisher, audit, topic, ALL)]
+async def republished(bucket: OperatedBucket, dates: Dates = ALL) -> list[RepublishedDate]:
+    return [one async for one in republish(bucket.store, bucket.publisher, dates)]
+
+
+async def reissued(bucket: OperatedBucket) -> list[Reissued]:
+    return [one async for one in reissue(bucket.store, bucket.publisher, audit_of(bucket))]
 
 
 def named(differences: Sequence[RecordDifference]) -> list[tuple[str, str, str, str]]:
@@ -115,14 +118,14 @@ async def test_topics_that_are_right_have_no_difference(bucket: OperatedBucket, 
 
 
 async def test_all_that_an_empty_kafka_lacks_is_named_and_published(bucket: OperatedBucket) -> None:
-    """After a loss of Kafka every key is missing; repair fills both topics with what they held."""
+    """After a loss of Kafka every key is missing; republishing fills both topics with what they held."""
     kept = [{record.key: record.value for record in bucket.log.records(topic)} for topic in COMPACTED]
     bucket.log = MemoryLog()
     bucket.publisher = MemoryPublisher(bucket.log)
     differences = await told(audit_of(bucket))
     assert {one.found for one in differences} == {"nothing"}
     assert {one.key for one in differences} == {(key or b"").decode() for of_topic in kept for key in of_topic}
-    assert all(one.refused is None for one in await repaired(bucket))
+    assert not any(one.unreadable for one in await republished(bucket))
     assert [{record.key: record.value for record in bucket.log.records(topic)} for topic in COMPACTED] == kept
     assert await told(audit_of(bucket)) == []
 
@@ -136,7 +139,7 @@ async def test_a_topic_that_ends_in_a_stale_record_is_named(bucket: OperatedBuck
         stale = next(record for record in bucket.log.records(topic) if record.key == key)
         bucket.log.append(topic, stale.key, stale.value)
         assert named(await told(audit_of(bucket))) == [(key.decode(), "last record", found, expected)]
-        assert [one.refused for one in await repaired(bucket)] == [None]
+        await republished(bucket)
         assert await told(audit_of(bucket)) == []
 
 
@@ -145,15 +148,15 @@ async def test_a_record_that_cannot_be_read_is_replaced(bucket: OperatedBucket) 
     key = "2024-05-01/brasil/3"
     bucket.log.append(Topic.CITY_STATS, key.encode(), b"{")
     assert named(await told(audit_of(bucket))) == [(key, "last record", "cannot be decoded", "revision 13")]
-    [one] = await repaired(bucket)
-    assert one.done == "published again, at revision 13"
+    await republished(bucket)
+    assert await told(audit_of(bucket)) == []
     [stats] = [event for event in events_of(bucket, key) if event.revision == 13][:1]
     other = msgspec.structs.replace(stats, contribution=msgspec.structs.replace(stats.contribution, trips=999))
     bucket.log.append(Topic.CITY_STATS, key.encode(), events.encode(other))
     assert named(await told(audit_of(bucket))) == [
         (key, "highest record", "revision 13 of other content", "revision 13")
     ]
-    await repaired(bucket)
+    await republished(bucket)
     assert await told(audit_of(bucket)) == []
 
 
@@ -189,11 +192,23 @@ async def test_a_range_leaves_the_other_dates_alone(bucket: OperatedBucket) -> N
     assert {one.date for one in differences} == {NEXT_DAY}
 
 
+async def test_republishing_names_what_it_cannot_read_and_leaves_other_dates_alone(bucket: OperatedBucket) -> None:
+    """Of a range, an unreadable object is named and the rest is published; another date gets nothing."""
+    bucket.log = MemoryLog()
+    bucket.publisher = MemoryPublisher(bucket.log)
+    unreadable = keys.manifest(DAY, CityId("3"))
+    bucket.store.write(unreadable, b"{")
+    [one] = await republished(bucket, Dates(DAY, DAY))
+    assert list(one.unreadable) == [unreadable]
+    assert one.events == len(bucket.log.appended) > 0
+    assert {(record.key or b"")[:10] for record in bucket.log.appended} == {str(DAY).encode()}
+
+
 async def test_a_key_that_nothing_stands_for_is_named_and_left(bucket: OperatedBucket) -> None:
     """A city-day that only the topic knows cannot be taken back: it is named with what to do."""
     del bucket.store.objects[keys.manifest(DAY, CityId("3"))]
     assert named(await told(audit_of(bucket))) == [("2024-05-01/brasil/3", "record", "revision 13", "nothing")]
-    [one] = await repaired(bucket)
+    [one] = await reissued(bucket)
     assert "request 2024-05-01 again" in (one.refused or "")
 
 
@@ -252,7 +267,7 @@ async def test_the_base_is_above_records_of_a_later_version(bucket: OperatedBuck
 
 
 async def test_after_a_backup_consumers_get_what_the_bucket_holds(bucket: OperatedBucket) -> None:
-    """Where the topic knows more than a restored bucket, repair asks for a restore, then gives higher revisions."""
+    """Where the topic knows more than a restored bucket, restore gives revisions above what the topic knows."""
     bucket.store.write(keys.LINEAGE, objects.encode(Lineage(base=5, born_at=NOON)))
     backup = dict(bucket.store.objects)
     await bucket.fold(bucket.store_file(1, 11 + 30, trips(9)), bucket.plan(7, {"armenia": [1], "brasil": [2]}))
@@ -266,22 +281,19 @@ async def test_after_a_backup_consumers_get_what_the_bucket_holds(bucket: Operat
         "2024-05-01/brasil": 7,
         "2024-05-01/brasil/2": 50,
     }
-    refused = [one for one in await repaired(bucket) if one.refused is not None]
-    assert [one.difference.key for one in refused] == list(ahead)
-    assert all("run 'tripfold restore'" in (one.refused or "") for one in refused)
     topic = await highest_of(LogReplay(bucket, Topic.CITY_STATS), lambda *_: None)
     assert (topic.revision, topic.key.startswith("2024-05-01/")) == (50, True)
     restored = await raise_base(bucket.store, topic=topic, wanted=None, clock=bucket.clock, dry_run=False)
     assert restored.base == 51
-    done = [one for one in await repaired(bucket) if one.difference.topic is Topic.CITY_STATS]
-    assert [one.refused for one in done] == [None] * 5
-    assert done[1].done == "published as a new revision, 51"
+    done = await reissued(bucket)
+    assert [(one.key, one.known, one.refused) for one in done] == [(key, known, None) for key, known in ahead.items()]
+    assert done[1].revision == 51
     manifest = bucket.manifest(2)
     assert manifest is not None
     assert (manifest.revision, manifest.retracted) == (51, {"armenia": 51})
     await bucket.settled()
     assert (await bucket.summary()).totals.trips == 1
-    await repaired(bucket)
+    await republished(bucket)
     assert await told(audit_of(bucket)) == []
 
 
@@ -297,14 +309,14 @@ async def put_back(bucket: OperatedBucket, base: int) -> None:
 async def test_a_revision_that_consumers_know_is_not_given_twice(bucket: OperatedBucket) -> None:
     """A base that is what the topic knows would give its very revision to other content: that is refused."""
     await put_back(bucket, 50)
-    refused = [one.refused or "" for one in await repaired(bucket) if one.difference.topic is Topic.CITY_STATS]
-    assert ["run 'tripfold restore'" in reason for reason in refused] == [True, True]
+    with pytest.raises(CannotRestore, match="stop all"):
+        await reissued(bucket)
 
 
 async def test_a_new_plan_is_told_to_all_its_countries(bucket: OperatedBucket) -> None:
     """Though the topic is ahead in one country alone, a plan under a new revision is news for the others too."""
     await put_back(bucket, 51)
-    await repaired(bucket)
+    await reissued(bucket)
     differences = await told(audit_of(bucket))
     assert [one for one in differences if one.topic is Topic.CITY_STATS] == []
 
@@ -324,7 +336,7 @@ async def test_whatever_is_written_meanwhile_ends_above_what_the_topic_knows(
         return await swap(key, body, etag=etag)
 
     bucket.store.swap = overtaken  # type: ignore[method-assign]  # a worker comes first
-    await repaired(bucket)
+    await reissued(bucket)
     manifest = bucket.manifest(1)
     assert manifest is not None
     assert (manifest.revision, manifest.contribution.trips) == (51, 5)
