@@ -32,7 +32,7 @@ import msgspec
 from bench.authority import BLOCK_BYTES, Sums, city_id, write_block
 from bench.surroundings import ROOT, end_in_order, null_store, peak_rss_bytes, seaweedfs, served
 from bench.tables import print_table
-from services.local.ports import free_port, release_ports
+from services.local.ports import free_port
 from shared import keys, objects
 from shared.events import IngestCity
 from shared.identity import CityId, CountrySlug, mint_request_id, utc_now
@@ -198,7 +198,6 @@ async def running_worker(
         except TimeoutError:
             process.kill()
             await process.wait()
-        release_ports(port)
 
 
 async def _is_ready(client: httpx.AsyncClient, url: str) -> bool:

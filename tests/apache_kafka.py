@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from services.local.ports import PortTaken, free_port, release_ports
+from services.local.ports import free_port
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "apache-kafka"
 BOOTSTRAP_VARIABLE = "TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS"
@@ -76,34 +76,26 @@ def reason_unavailable() -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def broker_port() -> Iterator[int]:
-    """Claim a free port whose next one, for the controller, is free too."""
+def broker_port() -> int:
+    """Choose a free port whose next one, for the controller, is free too."""
     for _ in range(PORT_TRIES_MAX):
+        # A process gets the ports in order, and each once: the next one is nobody else's.
         port = free_port("Apache Kafka")
-        try:
-            free_port("Apache Kafka's controller", fixed=port + 1)
-        except PortTaken:
-            release_ports(port)
-            continue
-        try:
-            yield port
-        finally:
-            release_ports(port, port + 1)
-        return
+        if free_port("Apache Kafka's controller") == port + 1:
+            return port
     raise RuntimeError(f"no two free ports side by side in {PORT_TRIES_MAX} tries")
 
 
 @contextlib.contextmanager
 def apache_kafka(data_dir: Path, *, advertised_port: int | None = None) -> Iterator[ApacheKafka]:
     """Run a broker on ``data_dir`` while the block lasts. Raises NoApacheKafka."""
-    with broker_port() as port:
-        broker = ApacheKafka(data_dir=data_dir, port=port, advertised_port=advertised_port or port)
-        try:
-            broker.start()
-            yield broker
-        finally:
-            broker.stop()
+    port = broker_port()
+    broker = ApacheKafka(data_dir=data_dir, port=port, advertised_port=advertised_port or port)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        broker.stop()
 
 
 def _script(*arguments: str, deadline_s: float = COMMAND_DEADLINE_S) -> None:

@@ -1,18 +1,14 @@
-"""Chooses free loopback ports, and keeps two programs of Tripfold from choosing the same one.
+"""Chooses loopback ports that can be bound.
 
-A port is free if it can be bound. Between that test and the moment a child binds the port, nothing would keep a
-second test worker from the same choice, so each port is also claimed: one byte of one file is locked, the port's
-number being the byte's place. The kernel gives the lock back when the process ends, however it ends.
+A process gives each number once only, and processes begin at different numbers. So two test workers hardly ever choose
+the same port in the moment before a child binds it; if they do, the child ends and says so in its log.
 """
 
 from __future__ import annotations
 
-import fcntl
+import itertools
 import os
-import random
 import socket
-import tempfile
-from pathlib import Path
 
 import msgspec
 
@@ -21,10 +17,21 @@ from shared.errors import OperatorError
 GRPC_OFFSET = 10_000
 PORT_MIN = 11_000
 # With its gRPC port, 10,000 above, it stays below 32,768, where Linux begins to hand out ports to outgoing
-# connections: one of those could take the port before the server has bound it.
+# connections: one of those could take the port before the server has bound it. Port 0 would choose from there.
 PORT_MAX = 32_767 - GRPC_OFFSET
 FIXED_PORT_MAX = 65_535 - GRPC_OFFSET
-ATTEMPTS_MAX = 200
+
+_numbers = itertools.count(os.getpid() * 331)
+
+PURPOSES = {
+    "s3": "S3",
+    "master": "the S3 server's master",
+    "volume": "the S3 server's volumes",
+    "filer": "the S3 server's filer",
+    "admin": "the S3 server's maintenance",
+    "kafka": "Kafka",
+    "broker": "the broker behind Kafka's port",
+}
 
 
 class PortTaken(OperatorError):
@@ -35,7 +42,6 @@ class PortTaken(OperatorError):
             f"Port {port}, wanted for {what}, is used by another program: stop that one or choose another port."
         )
         self.port = port
-        self.what = what
 
 
 class PortOutOfRange(OperatorError):
@@ -43,8 +49,6 @@ class PortOutOfRange(OperatorError):
 
     def __init__(self, port: int, what: str, port_max: int) -> None:
         super().__init__(f"Port {port}, wanted for {what}, is out of range: choose one from 1 to {port_max}.")
-        self.port = port
-        self.what = what
 
 
 class EmbeddedPorts(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,115 +62,47 @@ class EmbeddedPorts(msgspec.Struct, frozen=True, kw_only=True):
     kafka: int
     broker: int
 
+    def with_grpc(self) -> list[int]:
+        """List every port, the gRPC ports included."""
+        pairs = [self.s3, self.master, self.volume, self.filer, self.admin]
+        return [*pairs, *(port + GRPC_OFFSET for port in pairs), self.kafka, self.broker]
+
 
 def free_ports(
     *, s3: int | None = None, kafka: int | None = None, preferred: EmbeddedPorts | None = None
 ) -> EmbeddedPorts:
-    """Choose and claim the ports of an embedded stack.
-
-    ``s3`` and ``kafka`` are taken as given: PortTaken or PortOutOfRange if that cannot be. The ``preferred`` ones
-    are taken if they are free. Give all back with ``release_ports``.
-    """
-    claimed: list[int] = []
-    wishes: dict[str, int] = {} if preferred is None else msgspec.structs.asdict(preferred)
-
-    def choose(what: str, name: str, *, fixed: int | None = None, with_grpc: bool = True) -> int:
-        port = free_port(what, fixed=fixed, preferred=wishes.get(name), with_grpc=with_grpc)
-        claimed.extend([port, port + GRPC_OFFSET] if with_grpc else [port])
-        return port
-
-    try:
-        # The fixed ones first, so that no port chosen here can be in their way.
-        s3_port = choose("S3", "s3", fixed=s3)
-        kafka_port = choose("Kafka", "kafka", fixed=kafka, with_grpc=False)
-        return EmbeddedPorts(
-            s3=s3_port,
-            master=choose("the S3 server's master", "master"),
-            volume=choose("the S3 server's volumes", "volume"),
-            filer=choose("the S3 server's filer", "filer"),
-            admin=choose("the S3 server's maintenance", "admin"),
-            kafka=kafka_port,
-            broker=choose("the broker behind Kafka's port", "broker", with_grpc=False),
+    """Choose the ports of an embedded stack: ``s3`` and ``kafka`` as given, the ``preferred`` ones if they are free."""
+    fixed = {"s3": s3, "kafka": kafka}
+    wishes = msgspec.structs.asdict(preferred) if preferred else {}
+    chosen = {
+        name: free_port(
+            what, fixed=fixed.get(name), preferred=wishes.get(name), with_grpc=name not in {"kafka", "broker"}
         )
-    except Exception:
-        release_ports(*claimed)
-        raise
+        for name, what in PURPOSES.items()
+    }
+    return EmbeddedPorts(**chosen)
 
 
 def free_port(what: str, *, fixed: int | None = None, preferred: int | None = None, with_grpc: bool = False) -> int:
-    """Choose and claim a free loopback port for ``what``, with ``with_grpc`` also the port 10,000 above it.
+    """Choose a free loopback port for ``what``; with ``with_grpc`` the port 10,000 above it is free too.
 
     A ``fixed`` port is taken as given, or PortTaken or PortOutOfRange is raised; a ``preferred`` one if it is free.
-    Nothing listens on the port yet. It stays claimed until ``release_ports`` or the end of the process.
+    Nothing listens on the port yet.
     """
     offsets = (0, GRPC_OFFSET) if with_grpc else (0,)
     if fixed is not None:
         port_max = FIXED_PORT_MAX if with_grpc else 65_535
         if not 1 <= fixed <= port_max:
             raise PortOutOfRange(fixed, what, port_max)
-        taken = _claim(fixed, offsets)
-        if taken is not None:
-            raise PortTaken(taken, what if taken == fixed else f"{what} (gRPC, {GRPC_OFFSET} above {fixed})")
+        for offset in offsets:
+            if not _can_be_bound(fixed + offset):
+                raise PortTaken(fixed + offset, f"{what} (gRPC, {GRPC_OFFSET} above {fixed})" if offset else what)
         return fixed
-    if preferred is not None and _claim(preferred, offsets) is None:
-        return preferred
-    for _ in range(ATTEMPTS_MAX):
-        port = random.SystemRandom().randint(PORT_MIN, PORT_MAX)
-        if _claim(port, offsets) is None:
+    candidates = (PORT_MIN + number % (PORT_MAX - PORT_MIN) for number in itertools.islice(_numbers, PORT_MAX))
+    for port in itertools.chain([preferred] if preferred else [], candidates):
+        if all(_can_be_bound(port + offset) for offset in offsets):
             return port
-    raise RuntimeError(f"No free port for {what} from {PORT_MIN} to {PORT_MAX} in {ATTEMPTS_MAX} attempts.")
-
-
-def release_ports(*ports: int) -> None:
-    """Let the ports be chosen again, by this process or another."""
-    for port in ports:
-        if port in _claimed:
-            _claimed.remove(port)
-            fcntl.lockf(_claims_fd(), fcntl.LOCK_UN, 1, port)
-
-
-def ports_with_grpc(ports: EmbeddedPorts) -> list[int]:
-    """List every port of a stack, the gRPC ports included."""
-    pairs = [ports.s3, ports.master, ports.volume, ports.filer, ports.admin]
-    return [*pairs, *(port + GRPC_OFFSET for port in pairs), ports.kafka, ports.broker]
-
-
-_claimed: set[int] = set()
-_fd: int | None = None
-
-
-def _claims_fd() -> int:
-    # Opened once and never closed: closing any descriptor of the file would give all the process's locks back.
-    global _fd  # noqa: PLW0603  # the locks belong to the process, and so does the descriptor
-    if _fd is None:
-        path = Path(tempfile.gettempdir()) / f"tripfold-ports-{os.getuid()}.lock"
-        _fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    return _fd
-
-
-def _claim(port: int, offsets: tuple[int, ...]) -> int | None:
-    """Claim the port and those at its offsets, all or none, and return the one that is taken, if one is."""
-    claimed: list[int] = []
-    for candidate in (port + offset for offset in offsets):
-        if not _claim_one(candidate):
-            release_ports(*claimed)
-            return candidate
-        claimed.append(candidate)
-    return None
-
-
-def _claim_one(port: int) -> bool:
-    if port in _claimed:
-        return False
-    try:
-        fcntl.lockf(_claims_fd(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
-    except OSError:
-        return False
-    _claimed.add(port)
-    if not _can_be_bound(port):
-        release_ports(port)
-        return False
-    return True
+    raise OperatorError(f"No port from {PORT_MIN} to {PORT_MAX} is free for {what}: stop programs that use them.")
 
 
 def _can_be_bound(port: int) -> bool:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shlex
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from services.local.embedded import Endpoints, open_embedded_stack
-from services.local.ports import free_port, release_ports
+from services.local.embedded import EmbeddedStack, Endpoints
+from services.local.ports import free_port
+from services.local.recovery import BrokerState, Recovered, recover
 from services.local.supervisor import ChildEvent, ChildProcess, Supervisor, http_probe
 from shared.current import provision_pointer
 from shared.patience import SurroundingsFault
 from shared.s3 import S3Store
-from shared.settings import PREFIX, load_settings
+from shared.settings import PREFIX, Settings, load_settings
 from shared.topics_admin import apply_topics
 
 LOOPBACK = "127.0.0.1"
 PARTITIONS = 4
 UPSTREAM_PORT_PREFERRED = 8090
-PROVISION_TRIES_MAX = 20
+TRIES_MAX = 10
+TRY_WAIT_S = 0.5
+
+_Result = TypeVar("_Result")
 
 
 class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +51,8 @@ class RunningStack(msgspec.Struct, frozen=True, kw_only=True):
     variables_file: Path
     environment: Mapping[str, str]
     supervisor: Supervisor
+    recovered: Recovered | None
+    """What was published again because the last stop was not clean."""
 
 
 @contextlib.asynccontextmanager
@@ -54,22 +62,17 @@ async def local_stack(
     """Start a stack, in the order in which its parts need each other; stop it when the context is left.
 
     Raises the named errors of ``services.local.embedded``, ``ports`` and ``supervisor``, each with one clear sentence.
-    Leaving because a stop was requested is not an error: ask ``supervisor.failure``.
+    Raises StopRequested if it is interrupted before everything is ready.
     """
-    with contextlib.ExitStack() as claimed:
-
-        def claim(what: str, *, fixed: int | None = None, preferred: int | None = None) -> int:
-            port = free_port(what, fixed=fixed, preferred=preferred)
-            claimed.callback(release_ports, port)
-            return port
-
-        api_port = claim("the API", fixed=options.port)
-        embedded = claimed.enter_context(open_embedded_stack(options.data_dir))
-        logs_dir = options.data_dir.expanduser().absolute() / "logs"
+    api_port = free_port("the API", fixed=options.port)
+    with contextlib.ExitStack() as ended:
+        embedded = ended.enter_context(contextlib.closing(EmbeddedStack(options.data_dir)))
+        data_dir = options.data_dir.expanduser().absolute()
+        logs_dir = data_dir / "logs"
         upstream_url = options.upstream_url
         upstream_port = None
         if upstream_url is None:
-            upstream_port = claim("the reference upstream", preferred=UPSTREAM_PORT_PREFERRED)
+            upstream_port = free_port("the reference upstream", preferred=UPSTREAM_PORT_PREFERRED)
             upstream_url = f"http://{LOOPBACK}:{upstream_port}"
         environment = {
             **os.environ,
@@ -85,7 +88,7 @@ async def local_stack(
         }
         variables_file = _write_variables(options.data_dir, embedded.endpoints, upstream_url)
         services = [
-            _service(name, arguments, claim(f"the health of the {name}"), environment, logs_dir)
+            _service(name, arguments, free_port(f"the health of the {name}"), environment, logs_dir)
             for name, arguments in (
                 ("planner", ("serve", "ingest", "--role", "planner")),
                 ("worker", ("serve", "ingest", "--role", "worker")),
@@ -94,11 +97,24 @@ async def local_stack(
         ]
         api_url = f"http://{LOOPBACK if options.host == '0.0.0.0' else options.host}:{api_port}"  # noqa: S104  # not bound here
         api = _child("api", ("serve", "api"), environment, logs_dir, health_url=f"{api_url}/health/ready")
+        broker = BrokerState(data_dir)
+        ended.callback(broker.save)
+
+        def observe(event: ChildEvent) -> None:
+            broker.observe(event)
+            on_event(event)
+
         async with Supervisor(
-            on_event=on_event, handle_signals=handle_signals, held_fds=embedded.held_fds
+            on_event=observe, handle_signals=handle_signals, held_fds=embedded.held_fds
         ) as supervisor:
             await supervisor.start(*embedded.children)
-            await _provision(environment)
+            settings = load_settings(environment)
+            os.environ.update(embedded.endpoints.environment())  # where the S3 client looks for its keys
+            await supervisor.run(_once_available(lambda: _provision(settings)))
+            recovered = None
+            if broker.incomplete:
+                recovered = await supervisor.run(_once_available(lambda: recover(settings)))
+                broker.incomplete = False
             if upstream_port is not None:
                 arguments = ("upstream", "--port", str(upstream_port), *options.upstream_arguments)
                 health_url = f"{upstream_url}/health"
@@ -111,6 +127,7 @@ async def local_stack(
                 variables_file=variables_file,
                 environment=environment,
                 supervisor=supervisor,
+                recovered=recovered,
             )
 
 
@@ -127,18 +144,19 @@ def _write_variables(data_dir: Path, endpoints: Endpoints, upstream_url: str) ->
     return path
 
 
-async def _provision(environment: Mapping[str, str]) -> None:
-    settings = load_settings(environment)
-    for tries_left in range(PROVISION_TRIES_MAX, 0, -1):
-        try:
-            await apply_topics(settings)
-        except SurroundingsFault:
-            if tries_left == 1:
-                raise
-        else:
-            break
+async def _provision(settings: Settings) -> None:
+    await apply_topics(settings)
     async with S3Store(settings) as store:
         await provision_pointer(store)
+
+
+async def _once_available(work: Callable[[], Awaitable[_Result]]) -> _Result:
+    """Do ``work``; try it a few times more if S3 or Kafka, which have only just started, are not available yet."""
+    for _ in range(TRIES_MAX - 1):
+        with contextlib.suppress(SurroundingsFault):
+            return await work()
+        await asyncio.sleep(TRY_WAIT_S)
+    return await work()
 
 
 def _service(

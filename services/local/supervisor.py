@@ -1,38 +1,31 @@
-"""Runs a set of child processes under one supervisor: starts them in order, restarts them, leaves none behind.
+"""Runs child processes: starts them in order, restarts them, stops them, and leaves none behind.
 
-Each child has a session of its own, so that Ctrl-C in a terminal reaches the supervisor alone, which then stops the
-children in the reverse of the order in which they were started. What can go wrong, and what happens then:
+Each child leads a session of its own, so Ctrl-C in a terminal reaches the supervisor alone. What can go wrong:
 
 - A child ends before it is ready, or is not ready in time: ``start`` raises ChildFailed with its last log lines.
-- A child ends later: with ``restart=True`` it is started again; otherwise, or when it dies too often, ``wait`` raises
-  ChildDied. One that others kill with -9 has not died of itself: it is started again however often that happens, so
-  that whoever kills one child at random does not end all of them.
-- A child does not stop: after its share of STOP_DEADLINE_S its whole process group is killed.
-- The supervisor itself is killed with -9: a watchdog, one small process that holds the other end of a pipe, sees the
-  pipe close and stops the children in the same order, first with SIGTERM. A pipe works alike on Linux and macOS and
-  lets a broker write its snapshot, neither of which PR_SET_PDEATHSIG does. What it does not cover is a supervisor
-  that dies in the instant between starting a child and telling the watchdog about it.
+- A child ends later: with ``restart=True`` it is started again; without, or after RESTARTS_MAX restarts within
+  RESTART_WINDOW_S, ``wait`` raises ChildFailed.
+- A child does not stop within its share of STOP_DEADLINE_S: its whole process group is killed.
+- The supervisor is killed with SIGKILL: on Linux the kernel then kills each child (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import enum
-import json
+import http.client
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -40,31 +33,31 @@ import msgspec
 from shared.errors import OperatorError
 
 STOP_DEADLINE_S = 9.0
-KILL_DEADLINE_S = 2.0
-GROUP_POLL_INTERVAL_S = 0.01
+KILL_DEADLINE_S = 0.9
 PROBE_TIMEOUT_S = 2.0
-PROBE_INTERVAL_S = 0.03
+PROBE_INTERVAL_S = 0.05
 RESTARTS_MAX = 5
 RESTART_WINDOW_S = 60.0
 RESTART_WAIT_MIN_S = 0.1
-RESTART_WAIT_MAX_S = 5.0
 LOG_BYTES_MAX = 16 * 1024**2
 LOG_CHECK_INTERVAL_S = 5.0
-STATUS_LINE_BYTES_MAX = 4096
 LOG_TAIL_BYTES = 8 * 1024
 LOG_TAIL_LINES = 8
-# Wrappers such as package runners pass on a Ctrl-C that the terminal has already sent to everybody.
-SAME_SIGNAL_WITHIN_S = 0.3
+
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+_Result = TypeVar("_Result")
 
 Probe = Callable[[], Awaitable[bool]]
-"""Says whether a child is ready. False, OSError and TimeoutError all mean not yet."""
+"""Tells whether a child is ready. False, OSError and TimeoutError all mean not yet."""
 
 
 class ChildProcess(msgspec.Struct, frozen=True, kw_only=True):
     """How to run one child.
 
-    Its output is appended to ``log_path``, whose directory is made if need be. Without a ``ready`` probe it counts
-    as ready once it runs. ``leftovers`` are files that it may leave behind when killed, removed after it has ended.
+    Its output is appended to ``log_path``. Without a ``ready`` probe it is ready once it runs. ``leftovers`` are files
+    that a killed child leaves behind; the supervisor removes them.
     """
 
     name: str
@@ -81,12 +74,9 @@ class ChildProcess(msgspec.Struct, frozen=True, kw_only=True):
 class EventKind(enum.StrEnum):
     """What happened to a child."""
 
-    STARTING = "starting"
     READY = "ready"
     ENDED = "ended"
     RESTARTING = "restarting"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
     KILLED = "killed"
 
 
@@ -95,31 +85,22 @@ class ChildEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: EventKind
     name: str
-    pid: int | None
     text: str
 
 
 class StopRequested(Exception):
-    """Somebody asked the supervisor to stop while it was starting a child."""
+    """The supervisor was asked to stop while it started a child or did other work."""
 
 
 class ChildFailed(OperatorError):
-    """A child never became ready. ``exit_code`` is None if it ran but was not ready in time, or never ran."""
+    """A child did not become ready, or ended for good without being asked to."""
 
-    def __init__(self, name: str, exit_code: int | None, reason: str, log_path: Path, log_lines: Sequence[str]) -> None:
-        super().__init__(_with_log(f"{name} {reason}", log_path, log_lines))
+    def __init__(self, name: str, reason: str, log_path: Path, log_lines: Sequence[str] = ()) -> None:
+        text = f"{name} {reason} (its log is {log_path})"
+        if log_lines:
+            text = "\n".join([f"{name} {reason}; the end of {log_path}:", *(f"    {line}" for line in log_lines)])
+        super().__init__(text)
         self.name = name
-        self.exit_code = exit_code
-        self.log_lines = tuple(log_lines)
-
-
-class ChildDied(OperatorError):
-    """A child that was ready ended for good, without being asked to. ``exit_code`` is negative for a signal."""
-
-    def __init__(self, name: str, exit_code: int, reason: str, log_path: Path, log_lines: Sequence[str]) -> None:
-        super().__init__(_with_log(f"{name} {reason}", log_path, log_lines))
-        self.name = name
-        self.exit_code = exit_code
         self.log_lines = tuple(log_lines)
 
 
@@ -127,38 +108,34 @@ def http_probe(
     url: str,
     *,
     method: str = "GET",
-    headers: Callable[[], Mapping[str, str]] | None = None,
+    headers: Callable[[], Mapping[str, str]] = dict,
     statuses: Collection[int] = (200,),
 ) -> Probe:
-    """Make a probe that says ready once ``url``, plain HTTP, answers with one of the statuses.
+    """Make a probe that is true once ``url`` (plain HTTP) answers with one of the statuses.
 
-    ``headers`` is called for each request, because a signature holds the time.
+    ``headers`` is called for each request, because a signature contains the time.
     """
     parts = urlsplit(url)
-    target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
-    async def probe() -> bool:
-        sent = {**(headers() if headers else {}), "Host": parts.netloc, "Connection": "close"}
-        lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items())]
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80, limit=STATUS_LINE_BYTES_MAX)
+    def ask() -> bool:
+        connection = http.client.HTTPConnection(parts.netloc, timeout=PROBE_TIMEOUT_S)
         try:
-            writer.write("\r\n".join([*lines, "", ""]).encode())
-            return (await reader.readline()).split()[1:2] in [[b"%d" % status] for status in statuses]
-        except ValueError:
-            # The line is longer than the limit: whatever answers there does not speak HTTP.
+            connection.request(method, target, headers=dict(headers()))
+            return connection.getresponse().status in statuses
+        except http.client.HTTPException:
             return False
         finally:
-            writer.close()
+            connection.close()
 
-    return probe
+    return lambda: asyncio.to_thread(ask)
 
 
 class Supervisor:
     """Children as an async context: they run inside ``async with``, and none is left after it.
 
-    ``on_event`` is called in the event loop for everything that happens to a child. With ``handle_signals``
-    (main thread only) SIGINT and SIGTERM request a stop, and a second one kills at once. ``held_fds`` stay open
-    until the last child is gone, even if the supervisor is killed: a lock on the children's data belongs there.
+    ``on_event`` is called in the event loop. With ``handle_signals`` (main thread only) SIGINT and SIGTERM request a
+    stop. Children inherit ``held_fds``: a lock on their data is held until the last of them is gone.
     """
 
     def __init__(
@@ -169,142 +146,141 @@ class Supervisor:
         held_fds: Sequence[int] = (),
     ) -> None:
         self._on_event = on_event
-        self._handle_signals = handle_signals
+        self._signals = (signal.SIGINT, signal.SIGTERM) if handle_signals else ()
         self._held_fds = tuple(held_fds)
         self._groups: list[list[_Child]] = []
-        self._watchdog: subprocess.Popen[str] | None = None
-        self._ending = asyncio.Event()
-        self._failure: Exception | None = None
-        self._stop_requested_at_s = 0.0
+        self._stopping = asyncio.Event()
+        self.failure: BaseException | None = None
+        """Why a child is gone for good, if one is."""
 
     async def __aenter__(self) -> Self:
-        self._start_watchdog()
-        if self._handle_signals:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        for number in self._signals:
+            asyncio.get_running_loop().add_signal_handler(number, self.request_stop)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    async def __aexit__(self, *_: object) -> None:
         try:
             await self.stop()
         finally:
-            if self._handle_signals:
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    asyncio.get_running_loop().remove_signal_handler(number)
-        return isinstance(error, StopRequested)
-
-    @property
-    def failure(self) -> Exception | None:
-        """Why a child is gone for good, if one is."""
-        return self._failure
+            for number in self._signals:
+                asyncio.get_running_loop().remove_signal_handler(number)
 
     async def start(self, *children: ChildProcess) -> None:
         """Start ``children`` side by side, as one group that also stops together, and wait until all are ready.
 
-        Raises ChildFailed if one of them does not become ready, ChildDied if one started before dies for good
-        meanwhile, StopRequested if the supervisor is to stop; leaving ``async with`` by that one is not an error.
+        Raises ChildFailed if one does not become ready, or one started earlier is gone for good, and StopRequested.
         """
-        for spec in children:
-            if any(child.spec.name == spec.name for child in self._children()):
-                raise ValueError(f"two children have the name {spec.name!r}")
-        self._raise_if_ending()
         group = [_Child(spec) for spec in children]
         self._groups.append(group)
         for child in group:
-            child.life = asyncio.create_task(self._live(child), name=f"life of {child.spec.name}")
-            child.life.add_done_callback(self._on_life_done)
-        waits: list[asyncio.Task[Any]] = [
-            asyncio.create_task(_all_ready(group)),
-            asyncio.create_task(self._ending.wait()),
-        ]
+            child.task = asyncio.create_task(self._supervise(child), name=child.spec.name)
+            child.task.add_done_callback(self._on_task_done)
+        for child in group:
+            # A failure and a stop set this, too.
+            await child.ready.wait()
+        self._raise_if_stopping()
+
+    async def run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Do ``work``, or cancel it and raise as ``start`` does if a child is gone for good or a stop is requested."""
+        tasks = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not tasks[0].done():
+                self._raise_if_stopping()
+            return tasks[0].result()
         finally:
-            for wait in waits:
-                wait.cancel()
-        self._raise_if_ending()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _raise_if_stopping(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self._stopping.is_set():
+            raise StopRequested
 
     async def wait(self) -> None:
-        """Wait until a stop is requested. Raises ChildDied if a child dies for good before that."""
-        await self._ending.wait()
-        if self._failure is not None:
-            raise self._failure
+        """Wait until a stop is requested. Raises ChildFailed if a child is gone for good before that."""
+        await self._stopping.wait()
+        if self.failure is not None:
+            raise self.failure
 
     def request_stop(self) -> None:
-        """Let ``wait`` return and no child start again; the children run until the context is left."""
-        self._ending.set()
+        """Let ``start`` and ``wait`` return; children run until the context is left, but none is started again."""
+        self._stopping.set()
+        for child in self._children():
+            child.ready.set()
 
     async def stop(self) -> None:
-        """Stop all children: the group started last first, each with SIGTERM, and SIGKILL when its time is over."""
-        self._ending.set()
+        """Stop all children, the last group first: SIGTERM, then SIGKILL when the group's time is over."""
+        self.request_stop()
         deadline_s = time.monotonic() + STOP_DEADLINE_S
         try:
             for groups_left in range(len(self._groups), 0, -1):
-                # What a group does not need of its share goes to the groups after it.
+                # Time that one group does not use goes to the groups after it.
                 grace_s = max(0.0, deadline_s - time.monotonic()) / groups_left
                 await self._stop_group(self._groups[groups_left - 1], grace_s)
         finally:
-            self._kill_all()
-            self._end_watchdog()
+            for child in self._children():
+                child.send(signal.SIGKILL)
 
     def pid(self, name: str) -> int:
-        """Give the process id of a running child. Raises LookupError if it is not running (just) now."""
+        """Return the process id of a running child. Raises LookupError if it does not run now."""
         for child in self._children():
-            if child.spec.name == name and child.running:
-                return child.pid
+            if child.spec.name == name and (process := child.running()):
+                return process.pid
         raise LookupError(f"no child named {name!r} is running")
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to a running child and all of its process group, as a fault from outside would."""
-        _signal_group(self.pid(name), number)
+        """Send a signal to the process group of a running child, as a fault from outside would."""
+        os.killpg(self.pid(name), number)
 
     def _children(self) -> Iterator[_Child]:
         for group in self._groups:
             yield from group
 
-    def _raise_if_ending(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-        if self._ending.is_set():
-            raise StopRequested
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failure = self.failure or error
+            self.request_stop()
 
-    async def _live(self, child: _Child) -> None:
-        """Run one child until it has ended for good, then say why."""
+    async def _supervise(self, child: _Child) -> None:
+        """Run one child, and run it again, until it has ended for good; then raise the reason."""
         spec = child.spec
-        restarts: deque[_Restart] = deque(maxlen=RESTARTS_MAX)
+        restarts: deque[float] = deque(maxlen=RESTARTS_MAX)
+        was_ready = False
         while True:
-            await self._spawn(child)
-            reason = await self._become_ready(child)
+            process = await self._spawn(child)
+            reason = await _become_ready(child, process)
             if reason is None:
-                self._say(child, EventKind.READY, f"{spec.name} ready in {child.age_s():.1f} s")
+                was_ready = True
+                self._tell(child, EventKind.READY, f"ready in {time.monotonic() - child.started_at_s:.1f} s")
                 child.ready.set()
-                reason = await self._run_to_the_end(child)
-            exit_code = await self._clear_away(child)
-            if self._ending.is_set():
+                reason = await _run_to_the_end(child, process)
+            _signal_group(process.pid, signal.SIGKILL)  # what it started
+            for path in spec.leftovers:
+                path.unlink(missing_ok=True)
+            if self._stopping.is_set():
                 return
-            self._say(child, EventKind.ENDED, f"{spec.name} {reason}")
-            if not child.ready.is_set():
-                raise ChildFailed(spec.name, exit_code, reason, spec.log_path, child.log_tail())
-            if not spec.restart:
-                raise ChildDied(spec.name, exit_code, reason, spec.log_path, child.log_tail())
-            while restarts and restarts[0].at_s < time.monotonic() - RESTART_WINDOW_S:
-                restarts.popleft()
-            of_itself = exit_code != -signal.SIGKILL or child.was_too_slow
-            if of_itself and sum(one.of_itself for one in restarts) == RESTARTS_MAX:
+            self._tell(child, EventKind.ENDED, reason)
+            now_s = time.monotonic()
+            too_often = len(restarts) == RESTARTS_MAX and restarts[0] > now_s - RESTART_WINDOW_S
+            if too_often:
                 reason += f", after {RESTARTS_MAX} restarts within {RESTART_WINDOW_S:.0f} s"
-                raise ChildDied(spec.name, exit_code, reason, spec.log_path, child.log_tail())
-            wait_s = min(RESTART_WAIT_MIN_S * 2 ** len(restarts), RESTART_WAIT_MAX_S)
-            self._say(child, EventKind.RESTARTING, f"{spec.name} is started again in {wait_s:.1f} s")
+            if too_often or not was_ready or not spec.restart:
+                raise ChildFailed(spec.name, reason, spec.log_path, child.log_tail())
+            recent = sum(at_s > now_s - RESTART_WINDOW_S for at_s in restarts)
+            wait_s = RESTART_WAIT_MIN_S * 2**recent
+            self._tell(child, EventKind.RESTARTING, f"is started again in {wait_s:.1f} s")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), timeout=wait_s)
+                await asyncio.wait_for(self._stopping.wait(), timeout=wait_s)
                 return
-            restarts.append(_Restart(at_s=time.monotonic(), of_itself=of_itself))
+            restarts.append(time.monotonic())
 
-    async def _spawn(self, child: _Child) -> None:
+    async def _spawn(self, child: _Child) -> asyncio.subprocess.Process:
         spec = child.spec
         spec.log_path.parent.mkdir(parents=True, exist_ok=True)
+        parent_pid = os.getpid()
         with spec.log_path.open("ab") as log:
             child.log_offset = log.tell()
             child.started_at_s = time.monotonic()
@@ -317,211 +293,32 @@ class Supervisor:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    pass_fds=self._held_fds,
+                    preexec_fn=lambda: _die_with(parent_pid),
                 )
             except OSError as error:
-                raise ChildFailed(spec.name, None, f"could not be run: {error}", spec.log_path, ()) from error
-        self._tell_watchdog()
-        self._say(child, EventKind.STARTING, f"starting {spec.name}")
-        if self._ending.is_set():
-            # The stop was requested while the process was being made, and has not seen it.
-            _signal_group(child.pid, signal.SIGTERM)
-
-    async def _become_ready(self, child: _Child) -> str | None:
-        """Wait until the child is ready, and return None, or the reason why it will not be."""
-        spec = child.spec
-        if spec.ready is None:
-            return None
-        ended = asyncio.ensure_future(child.wait())
-        deadline_s = child.started_at_s + spec.ready_deadline_s
-        try:
-            while not ended.done():
-                if time.monotonic() > deadline_s:
-                    child.was_too_slow = True
-                    _signal_group(child.pid, signal.SIGKILL)
-                    return f"was not ready within {spec.ready_deadline_s:g} s"
-                with contextlib.suppress(OSError, TimeoutError):
-                    if await asyncio.wait_for(spec.ready(), timeout=PROBE_TIMEOUT_S) and not ended.done():
-                        return None
-                await asyncio.wait({ended}, timeout=PROBE_INTERVAL_S)
-        finally:
-            ended.cancel()
-        return f"{_describe_exit(await child.wait())} before it was ready"
-
-    async def _run_to_the_end(self, child: _Child) -> str:
-        while True:
-            try:
-                return _describe_exit(await asyncio.wait_for(child.wait(), timeout=LOG_CHECK_INTERVAL_S))
-            except TimeoutError:
-                _bound_log(child.spec.log_path)
-
-    async def _clear_away(self, child: _Child) -> int:
-        """See the child's end, and the end of what it started; return its exit code."""
-        exit_code = await child.wait()
-        deadline_s = time.monotonic() + KILL_DEADLINE_S
-        while _group_runs(child.pid) and time.monotonic() < deadline_s:
-            _signal_group(child.pid, signal.SIGKILL)
-            await asyncio.sleep(GROUP_POLL_INTERVAL_S)
-        child.running = False
-        self._tell_watchdog()
-        for path in child.spec.leftovers:
-            path.unlink(missing_ok=True)
-        return exit_code
+                raise ChildFailed(spec.name, f"could not be run: {error}", spec.log_path) from error
+        if self._stopping.is_set():
+            # The stop was requested while the process was being made, and did not reach it.
+            child.send(signal.SIGTERM)
+        return child.process
 
     async def _stop_group(self, group: Sequence[_Child], grace_s: float) -> None:
-        lives = {child.life: child for child in group if child.life is not None and not child.life.done()}
-        stopping = {life for life, child in lives.items() if child.running}
-        for life in stopping:
-            self._say(lives[life], EventKind.STOPPING, f"stopping {lives[life].spec.name}")
-            _signal_group(lives[life].pid, signal.SIGTERM)
-        asked_at_s = time.monotonic()
-        waiting = set(lives)
-        while waiting and (left_s := asked_at_s + grace_s - time.monotonic()) > 0:
-            done, waiting = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-            for life in done & stopping:
-                took_s = time.monotonic() - asked_at_s
-                self._say(lives[life], EventKind.STOPPED, f"{lives[life].spec.name} stopped in {took_s:.1f} s")
-        for life in waiting:
-            name = lives[life].spec.name
-            self._say(lives[life], EventKind.KILLED, f"{name} did not stop within {grace_s:.1f} s and is killed")
-            if lives[life].running:
-                _signal_group(lives[life].pid, signal.SIGKILL)
-        if waiting:
-            await asyncio.wait(waiting, timeout=KILL_DEADLINE_S)
-
-    def _on_life_done(self, life: asyncio.Task[None]) -> None:
-        if life.cancelled():
+        children = {child.task: child for child in group if child.task is not None and not child.task.done()}
+        if not children:
             return
-        error = life.exception()
-        if error is None or self._failure is not None:
-            return
-        self._failure = error if isinstance(error, Exception) else RuntimeError(f"supervising failed: {error!r}")
-        self._ending.set()
+        for child in children.values():
+            child.send(signal.SIGTERM)
+        _, slow = await asyncio.wait(children, timeout=grace_s)
+        for task in slow:
+            self._tell(children[task], EventKind.KILLED, f"did not stop within {grace_s:.1f} s and is killed")
+            children[task].send(signal.SIGKILL)
+        if slow:
+            await asyncio.wait(slow, timeout=KILL_DEADLINE_S)
 
-    def _on_signal(self) -> None:
-        if not self._ending.is_set():
-            self._stop_requested_at_s = time.monotonic()
-            self.request_stop()
-        elif time.monotonic() - self._stop_requested_at_s > SAME_SIGNAL_WITHIN_S:
-            self._kill_all()
-
-    def _kill_all(self) -> None:
-        for child in self._children():
-            if child.running:
-                _signal_group(child.pid, signal.SIGKILL)
-
-    def _say(self, child: _Child, kind: EventKind, text: str) -> None:
+    def _tell(self, child: _Child, kind: EventKind, text: str) -> None:
         if self._on_event is not None:
-            self._on_event(
-                ChildEvent(kind=kind, name=child.spec.name, pid=child.pid if child.running else None, text=text)
-            )
-
-    def _start_watchdog(self) -> None:
-        program = Path(__file__).with_name("watchdog.py")
-        self._watchdog = subprocess.Popen(  # noqa: S603  # our own interpreter and our own file
-            [sys.executable, "-I", "-S", str(program)],
-            cwd="/",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            pass_fds=self._held_fds,
-            start_new_session=True,
-        )
-
-    def _tell_watchdog(self) -> None:
-        if self._watchdog is None or self._watchdog.stdin is None:
-            return
-        groups = [[child.pid for child in group if child.running] for group in reversed(self._groups)]
-        # Somebody who ends the watchdog takes away the last resort, not the children.
-        with contextlib.suppress(BrokenPipeError):
-            self._watchdog.stdin.write(json.dumps(groups) + "\n")
-            self._watchdog.stdin.flush()
-
-    def _end_watchdog(self) -> None:
-        if self._watchdog is None or self._watchdog.stdin is None:
-            return
-        with contextlib.suppress(BrokenPipeError):
-            self._watchdog.stdin.close()
-        # Whatever it finds to do is bounded, and it goes on by itself if it takes longer than this.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._watchdog.wait(timeout=KILL_DEADLINE_S)
-        self._watchdog = None
-
-
-class BackgroundSupervisor:
-    """A Supervisor in a thread of its own, for callers without an event loop, such as synchronous test fixtures."""
-
-    def __init__(self, *, on_event: Callable[[ChildEvent], None] | None = None, held_fds: Sequence[int] = ()) -> None:
-        self._on_event = on_event
-        self._held_fds = tuple(held_fds)
-        self._loop: asyncio.AbstractEventLoop
-        self._stop_asked: asyncio.Event
-        entered: Future[Supervisor] = Future()
-        # A daemon: a program that forgets to stop it still ends, and the watchdog then stops the children.
-        self._thread = threading.Thread(target=self._run, args=(entered,), name="supervisor", daemon=True)
-        self._thread.start()
-        self._supervisor = entered.result()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def start(self, *children: ChildProcess) -> None:
-        """Do as ``Supervisor.start`` does. If it fails, everything is stopped before the error is raised."""
-        try:
-            asyncio.run_coroutine_threadsafe(self._supervisor.start(*children), self._loop).result()
-        except BaseException:
-            self._join()
-            raise
-
-    def stop(self) -> None:
-        """Stop all children and the thread; the second time nothing happens.
-
-        Raises ChildDied if a child had been seen to die for good before. A death in the same instant as the stop
-        is taken for the stop.
-        """
-        if self._thread.is_alive():
-            self._join()
-            if self._supervisor.failure is not None:
-                raise self._supervisor.failure
-
-    def pid(self, name: str) -> int:
-        """Give the process id of a running child. Raises LookupError if it is not running (just) now."""
-        return self._supervisor.pid(name)
-
-    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to a running child and all of its process group, as a fault from outside would."""
-        self._supervisor.kill(name, number)
-
-    def _join(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop_asked.set)
-        self._thread.join()
-
-    def _run(self, entered: Future[Supervisor]) -> None:
-        try:
-            asyncio.run(self._supervise(entered))
-        except BaseException as error:
-            if entered.done():
-                raise
-            entered.set_exception(error)
-
-    async def _supervise(self, entered: Future[Supervisor]) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop_asked = asyncio.Event()
-        async with Supervisor(on_event=self._on_event, held_fds=self._held_fds) as supervisor:
-            entered.set_result(supervisor)
-            await self._stop_asked.wait()
-
-
-class _Restart(msgspec.Struct, frozen=True):
-    """When a child was started again, and whether it had died of itself."""
-
-    at_s: float
-    of_itself: bool
+            self._on_event(ChildEvent(kind=kind, name=child.spec.name, text=f"{child.spec.name} {text}"))
 
 
 class _Child:
@@ -529,83 +326,73 @@ class _Child:
 
     def __init__(self, spec: ChildProcess) -> None:
         self.spec = spec
-        self.life: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self.ready = asyncio.Event()
-        self.running = False
-        self.was_too_slow = False
+        self.process: asyncio.subprocess.Process | None = None
         self.started_at_s = 0.0
         self.log_offset = 0
-        self._process: asyncio.subprocess.Process | None = None
 
-    @property
-    def process(self) -> asyncio.subprocess.Process:
-        assert self._process is not None, f"{self.spec.name} has not been started"
-        return self._process
+    def running(self) -> asyncio.subprocess.Process | None:
+        return self.process if self.process is not None and self.process.returncode is None else None
 
-    @process.setter
-    def process(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self.running = True
-        self.was_too_slow = False
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def age_s(self) -> float:
-        return time.monotonic() - self.started_at_s
-
-    async def wait(self) -> int:
-        return await self.process.wait()
+    def send(self, number: signal.Signals) -> None:
+        if process := self.running():
+            _signal_group(process.pid, number)
 
     def log_tail(self) -> list[str]:
         """Read the last lines that this process wrote, not those of a run before it."""
-        try:
-            with self.spec.log_path.open("rb") as log:
-                size = log.seek(0, os.SEEK_END)
-                log.seek(max(self.log_offset if self.log_offset <= size else 0, size - LOG_TAIL_BYTES))
-                text = log.read().decode("utf-8", "replace")
-        except OSError:
-            return []
-        return [line.rstrip() for line in text.splitlines() if line.strip()][-LOG_TAIL_LINES:]
+        with contextlib.suppress(OSError), self.spec.log_path.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(self.log_offset if self.log_offset <= size else 0, size - LOG_TAIL_BYTES))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+            return [line.rstrip() for line in lines if line.strip()][-LOG_TAIL_LINES:]
+        return []
 
 
-async def _all_ready(group: Sequence[_Child]) -> None:
-    for child in group:
-        await child.ready.wait()
+async def _become_ready(child: _Child, process: asyncio.subprocess.Process) -> str | None:
+    """Wait until the child is ready, and return None, or the reason why it will not be."""
+    spec = child.spec
+    if spec.ready is None:
+        return None
+    while process.returncode is None:
+        with contextlib.suppress(OSError, TimeoutError):
+            # Another program may answer on the port of a child that has just ended.
+            if await asyncio.wait_for(spec.ready(), PROBE_TIMEOUT_S) and process.returncode is None:
+                return None
+        if time.monotonic() > child.started_at_s + spec.ready_deadline_s:
+            child.send(signal.SIGKILL)
+            await process.wait()
+            return f"was not ready within {spec.ready_deadline_s:g} s"
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), PROBE_INTERVAL_S)
+    return f"{_describe_exit(process.returncode)} before it was ready"
+
+
+async def _run_to_the_end(child: _Child, process: asyncio.subprocess.Process) -> str:
+    while True:
+        with contextlib.suppress(TimeoutError):
+            return _describe_exit(await asyncio.wait_for(process.wait(), LOG_CHECK_INTERVAL_S))
+        _bound_log(child.spec.log_path)
+
+
+def _die_with(parent_pid: int) -> None:
+    """Let the kernel kill this process when its parent ends; it runs in the child, before the program."""
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:
+            os._exit(1)
 
 
 def _signal_group(process_group: int, number: signal.Signals) -> None:
-    # A child leads the group of its session; macOS answers PermissionError when only zombies are left in it.
+    # macOS answers PermissionError when only zombies are left in the group.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process_group, number)
 
 
-def _group_runs(process_group: int) -> bool:
-    """Say whether a group whose leader has been collected still has a process that runs.
-
-    Its orphans stay zombies until the first process of the system collects them, which may take seconds: only where
-    /proc tells zombies apart are those not waited for.
-    """
-    try:
-        os.killpg(process_group, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    if not Path("/proc/self/stat").exists():
-        return True
-    for stat_path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            # After the name in parentheses: state, parent, process group.
-            state, _, group = stat_path.read_text(errors="replace").rpartition(")")[2].split()[:3]
-            if int(group) == process_group and state != "Z":
-                return True
-    return False
-
-
 def _bound_log(path: Path) -> None:
-    """Move a log that has grown too long aside; what is written in the same instant may be lost.
+    """Move a log that is too long aside. Children append, so they continue at the new end.
 
-    The children write with O_APPEND, so that they go on at the new end.
+    logging's rotation cannot do this: the children write the file, and two of them are not written in Python.
     """
     with contextlib.suppress(FileNotFoundError):
         if path.stat().st_size > LOG_BYTES_MAX:
@@ -616,13 +403,5 @@ def _bound_log(path: Path) -> None:
 def _describe_exit(exit_code: int) -> str:
     if exit_code >= 0:
         return f"ended with exit code {exit_code}"
-    try:
-        return f"was killed by {signal.Signals(-exit_code).name}"
-    except ValueError:
-        return f"was killed by signal {-exit_code}"
-
-
-def _with_log(sentence: str, log_path: Path, log_lines: Sequence[str]) -> str:
-    if not log_lines:
-        return f"{sentence} (its log is {log_path})"
-    return "\n".join([f"{sentence}; the end of {log_path}:", *(f"    {line}" for line in log_lines)])
+    names = {number.value: number.name for number in signal.Signals}
+    return f"was killed by {names.get(-exit_code, f'signal {-exit_code}')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import time
 from collections.abc import Callable
@@ -11,14 +12,20 @@ from rich.console import Console
 
 from services.local.demo import DemoFailed, process_dates, read_statistics, statistics_table, verify
 from services.local.stack import RunningStack, StackOptions, local_stack
-from services.local.supervisor import ChildEvent, EventKind
+from services.local.supervisor import ChildEvent, StopRequested
 
 DEMO_DATES = tuple(dt.date(2024, 5, day) for day in (1, 2, 3))
 
 
 async def run_up(options: StackOptions, console: Console) -> None:
     """Run the stack until Ctrl-C."""
+    with contextlib.suppress(StopRequested):
+        await _run_up(options, console)
+
+
+async def _run_up(options: StackOptions, console: Console) -> None:
     async with local_stack(options, on_event=_teller(console)) as stack:
+        _tell_recovered(stack, console)
         _print_urls(stack, options, console)
         console.print("Ctrl-C stops it; started again on the same data directory it goes on where it stopped")
         await stack.supervisor.wait()
@@ -29,24 +36,16 @@ async def run_demo(options: StackOptions, console: Console, *, leave: bool) -> N
 
     Raises DemoFailed if a date does not complete, or, when leaving, if a number differs from the recomputed one.
     """
-    async with local_stack(options, on_event=_teller(console)) as stack:
-        work = asyncio.create_task(_demonstrate(stack, options, console, check=leave))
-        stopped = asyncio.create_task(stack.supervisor.wait())
-        try:
-            await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
-                if not leave:
-                    console.print("Ctrl-C stops it")
-                    await stopped
-            else:
-                stopped.result()
-                if leave:
-                    raise DemoFailed("stopped before the end")
-        finally:
-            work.cancel()
-            stopped.cancel()
-            await asyncio.gather(work, stopped, return_exceptions=True)
+    try:
+        async with local_stack(options, on_event=_teller(console)) as stack:
+            _tell_recovered(stack, console)
+            await stack.supervisor.run(_demonstrate(stack, options, console, check=leave))
+            if not leave:
+                console.print("Ctrl-C stops it")
+                await stack.supervisor.wait()
+    except StopRequested:
+        if leave:
+            raise DemoFailed("stopped before the end") from None
 
 
 async def _demonstrate(stack: RunningStack, options: StackOptions, console: Console, *, check: bool) -> None:
@@ -76,11 +75,16 @@ def _print_urls(stack: RunningStack, options: StackOptions, console: Console) ->
         console.print(f"{name:<9} {text}", highlight=False, soft_wrap=True)
 
 
+def _tell_recovered(stack: RunningStack, console: Console) -> None:
+    recovered = stack.recovered
+    if recovered and (recovered.events or recovered.requests or recovered.unreadable):
+        console.print(recovered.sentence(), highlight=False, markup=False, soft_wrap=True)
+
+
 def _teller(console: Console) -> Callable[[ChildEvent], None]:
-    """Return what prints a line for each thing that happens to a child, but for the expected ones of its end."""
+    """Return what prints a line for each event of a child."""
 
     def tell(event: ChildEvent) -> None:
-        if event.kind in {EventKind.READY, EventKind.ENDED, EventKind.RESTARTING, EventKind.KILLED}:
-            console.print(f"[dim]{event.text}[/dim]", highlight=False)
+        console.print(f"[dim]{event.text}[/dim]", highlight=False)
 
     return tell

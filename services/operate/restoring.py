@@ -181,7 +181,7 @@ async def _reissue(store: ObjectStore, publisher: Publisher, difference: RecordD
     while True:
         found = await store.get(key)
         if found is None:
-            raise CorruptObject(key, "it is gone")
+            raise CorruptObject(key, "is gone")
         stored = read(found.body)
         if stored.revision > known:  # another key of the same plan or city came first
             break

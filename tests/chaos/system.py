@@ -14,9 +14,9 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from services.local.embedded import open_embedded_stack
+from services.local.embedded import EmbeddedStack
 from services.local.long_poll import Relay as LongPoll
-from services.local.ports import free_port, release_ports
+from services.local.ports import free_port
 from services.local.supervisor import ChildEvent, ChildProcess, Supervisor, http_probe
 from shared.settings import PREFIX, load_settings
 from shared.topics_admin import apply_topics
@@ -147,17 +147,17 @@ async def surroundings(shape: Shape, directory: Path) -> AsyncIterator[System]:
             listener(event)
 
     async with contextlib.AsyncExitStack() as stack:
-        embedded = stack.enter_context(open_embedded_stack(directory / "data"))
+        embedded = stack.enter_context(contextlib.closing(EmbeddedStack(directory / "data")))
         supervisor = await stack.enter_async_context(Supervisor(on_event=on_event, held_fds=embedded.held_fds))
         s3, broker, _ = embedded.children
         kafka: ApacheKafka | None = None
         if shape.embedded_broker:
-            own_port = int(broker.argv[broker.argv.index("--kafka-port") + 1])
+            own_port = embedded.ports.broker
             # The relay must say its own address where the broker says the broker's.
             network = await stack.enter_async_context(_embedded_network(own_port))
             await supervisor.start(s3, broker)
         else:
-            port = stack.enter_context(broker_port())
+            port = broker_port()
             network = await stack.enter_async_context(Relay(port))
             kafka = ApacheKafka(data_dir=directory / "kafka", port=port, advertised_port=network.port)
             stack.callback(kafka.stop)
@@ -168,7 +168,6 @@ async def surroundings(shape: Shape, directory: Path) -> AsyncIterator[System]:
             ChaosUpstream(cities=shape.cities, dates=list(shape.dates), seed=shape.seed, large_files=shape.large_files)
         )
         ports = {name: free_port(name) for name in shape.services}
-        stack.callback(lambda: release_ports(*ports.values()))
         environment = {
             **os.environ,
             **embedded.endpoints.environment(),

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
-from services.local.ports import free_port, release_ports
+from services.local.ports import free_port
 from services.local.supervisor import ChildProcess, Supervisor, http_probe
 from shared.s3 import S3Store
 from shared.settings import PREFIX, Settings
@@ -98,9 +98,7 @@ async def running(
     ``own`` holds variables that a service, named as in ROLES or ``api``, is to have of its own.
     """
     api_port = free_port("the API of a test")
-    ports = [api_port]
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(lambda: release_ports(*ports))
         store = await stack.enter_async_context(S3Store(settings))
         await store.create_bucket()
         await apply_topics(settings)
@@ -114,7 +112,6 @@ async def running(
         for name, arguments in ROLES.items():
             for number in range(workers if name == "worker" else 1):
                 port = free_port(name)
-                ports.append(port)
                 extra = {f"{PREFIX}HEALTH_PORT": str(port), **(own or {}).get(name, {})}
                 if number:
                     extra[f"{PREFIX}CONSUMER_INSTANCE"] = f"{settings.consumer_instance}-{number}"

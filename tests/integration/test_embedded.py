@@ -7,6 +7,7 @@ stack and a stranger, want the same directory or the same port.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import os
 import signal
@@ -18,33 +19,28 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aioboto3
-import msgspec
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from services.local import ports as ports_module
 from services.local.embedded import (
     DataDirDamaged,
     DataDirInUse,
     EmbeddedServices,
+    EmbeddedStack,
     Endpoints,
     MissingBinary,
     bucket_probe,
     embedded_services,
     find_binary,
-    open_embedded_stack,
-    start_embedded_services,
 )
-from services.local.ports import GRPC_OFFSET, PortOutOfRange, PortTaken, free_port, free_ports, ports_with_grpc
-from services.local.ports import release_ports as release
+from services.local.ports import GRPC_OFFSET, PortOutOfRange, PortTaken, free_port, free_ports
 from services.local.supervisor import ChildEvent, EventKind
 from tests.integration.running import eventually
 
@@ -61,12 +57,11 @@ def events() -> list[ChildEvent]:
 def services(tmp_path_factory: pytest.TempPathFactory, events: list[ChildEvent]) -> Iterator[EmbeddedServices]:
     """Run one stack for the tests that leave it as they find it."""
     # A space and a comma: what a path of a user may hold.
-    running = start_embedded_services(tmp_path_factory.mktemp("stack") / "a, b", on_event=events.append)
-    yield running
-    running.stop()
+    with embedded_services(tmp_path_factory.mktemp("stack") / "a, b", on_event=events.append) as running:
+        yield running
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def s3_client(services: EmbeddedServices) -> AsyncIterator[Any]:
     """Connect to the stack's S3."""
     session = aioboto3.Session(
@@ -170,7 +165,7 @@ async def test_records_come_out_as_they_went_in(services: EmbeddedServices) -> N
 
 def test_nothing_answers_without_a_signature(services: EmbeddedServices) -> None:
     """Neither S3 nor the filer behind it gives anything to a request that is not signed."""
-    ports = stack_ports(services)
+    ports = services.stack.ports
     for url in (
         f"{services.s3_endpoint_url}/{services.bucket}",
         f"http://127.0.0.1:{ports.filer}/buckets/{services.bucket}/",
@@ -183,7 +178,7 @@ def test_nothing_answers_without_a_signature(services: EmbeddedServices) -> None
 
 def test_every_port_is_on_loopback_only(services: EmbeddedServices) -> None:
     """The stack's ports answer on 127.0.0.1 and on no other address, not even another of loopback."""
-    for port in ports_with_grpc(stack_ports(services)):
+    for port in services.stack.ports.with_grpc():
         with socket.create_connection(("127.0.0.1", port), timeout=5):
             pass
         with pytest.raises(OSError, match=r"refused|assign|timed out"):
@@ -201,7 +196,7 @@ def test_a_second_stack_on_the_directory_is_refused(services: EmbeddedServices) 
     """Two stacks on one directory: the second is refused, and told which process has it."""
     data_dir = services.stack.children[0].log_path.parents[1]
     with pytest.raises(DataDirInUse, match=f"in use by process {os.getpid()}"):
-        start_embedded_services(data_dir)
+        EmbeddedStack(data_dir)
 
 
 async def test_a_killed_s3_server_comes_back_with_its_objects(
@@ -246,7 +241,7 @@ async def test_a_directory_keeps_its_data(tmp_path: Path) -> None:
     assert not any(is_running(pid) for pid in pids)
     assert not any(path.exists() for path in sockets)
     # A stranger takes the port meanwhile: the stack moves, its data does not.
-    with socket.create_server(("127.0.0.1", stack_ports(before).s3)), embedded_services(tmp_path) as services:
+    with socket.create_server(("127.0.0.1", before.stack.ports.s3)), embedded_services(tmp_path) as services:
         assert services.s3_endpoint_url != before.s3_endpoint_url
         assert services.kafka_bootstrap_servers == before.kafka_bootstrap_servers
         assert services.secret_key == before.secret_key
@@ -255,78 +250,49 @@ async def test_a_directory_keeps_its_data(tmp_path: Path) -> None:
 
 
 KILLED = """
-import signal, sys, time
+import sys, time
 from pathlib import Path
-from services.local.embedded import start_embedded_services
-services = start_embedded_services(Path(sys.argv[1]))
-print(*(services.supervisor.pid(name) for name in ("s3", "broker", "kafka")), flush=True)
-time.sleep(600)
+from services.local.embedded import embedded_services
+with embedded_services(Path(sys.argv[1])) as services:
+    print(*(services.supervisor.pid(name) for name in ("s3", "broker", "kafka")), flush=True)
+    time.sleep(600)
 """
 
 
 def test_a_killed_process_leaves_nothing_and_the_directory_is_free(tmp_path: Path) -> None:
-    """After kill -9 of the process that ran a stack, a new one waits for its children to stop, and then has it."""
+    """After kill -9 of the process that ran a stack, its children are gone, and a new one has the directory."""
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()]
     process.kill()
     process.communicate(timeout=DEADLINE_S)
-    with open_embedded_stack(tmp_path):
+    with contextlib.closing(EmbeddedStack(tmp_path)):
         assert len(pids) == 3
-        assert not any(is_running(pid) for pid in pids)
-    assert (tmp_path / "kafka" / "kafka.json").exists(), "the broker was not given the time to write its snapshot"
+        wait_until(lambda: not any(is_running(pid) for pid in pids), "the children are gone")
 
 
 @pytest.mark.parametrize("offset", [0, GRPC_OFFSET])
 def test_a_port_that_is_taken_is_named(tmp_path: Path, offset: int) -> None:
     """A fixed port that a stranger listens on, or the gRPC port above it, is named in one sentence."""
     port = free_port("the test", with_grpc=True)
-    release(port, port + GRPC_OFFSET)
     with socket.create_server(("127.0.0.1", port + offset)), pytest.raises(PortTaken) as taken:
-        open_embedded_stack(tmp_path, s3_port=port)
+        EmbeddedStack(tmp_path, s3_port=port)
     assert taken.value.port == port + offset
     assert str(taken.value).startswith(f"Port {port + offset}, wanted for S3")
-    open_embedded_stack(tmp_path, s3_port=port).close()
+    EmbeddedStack(tmp_path, s3_port=port).close()
 
 
 def test_a_port_without_room_for_its_companion_is_refused(tmp_path: Path) -> None:
     """An S3 port whose gRPC port would be beyond 65,535 is refused."""
     with pytest.raises(PortOutOfRange, match="from 1 to 55535"):
-        open_embedded_stack(tmp_path, s3_port=55_536)
+        EmbeddedStack(tmp_path, s3_port=55_536)
 
 
 def test_ports_are_never_given_twice() -> None:
-    """Claimed ports differ from each other, keep their gRPC ports free, and stay below the ephemeral ones."""
-    stacks = [free_ports() for _ in range(20)]
-    claimed = [port for stack in stacks for port in ports_with_grpc(stack)]
-    release(*claimed)
-    assert len(set(claimed)) == len(claimed) == 20 * 12
-    assert max(claimed) < 32_768
-
-
-def test_a_port_claimed_by_another_process_is_taken() -> None:
-    """A claim holds between processes before anything listens, and ends with its process."""
-    code = "from services.local.ports import free_port; print(free_port('x'), flush=True); input()"
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        port = int(other.stdout.readline())
-        with pytest.raises(PortTaken):
-            free_port("the API", fixed=port)
-        other.communicate("\n", timeout=DEADLINE_S)
-    assert free_port("the API", fixed=port) == port
-    release(port)
-
-
-def test_a_failed_choice_gives_its_ports_back() -> None:
-    """When one port of a stack is taken, those chosen before it are free again."""
-    before = set(ports_module._claimed)
-    port = free_port("the test")
-    release(port)
-    with socket.create_server(("127.0.0.1", port)), pytest.raises(PortTaken):
-        free_ports(kafka=port)
-    assert ports_module._claimed == before
+    """Chosen ports differ from each other, keep their gRPC ports free, and stay below the ephemeral ones."""
+    chosen = [port for _ in range(20) for port in free_ports().with_grpc()]
+    assert len(set(chosen)) == len(chosen) == 20 * 12
+    assert max(chosen) < 32_768
 
 
 @pytest.mark.parametrize("name", ["weed", "noida-db"])
@@ -342,7 +308,7 @@ def test_a_missing_wheel_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr(importlib.metadata, "files", files)
     with pytest.raises(MissingBinary) as missing:
-        open_embedded_stack(tmp_path / "data")
+        EmbeddedStack(tmp_path / "data")
     assert str(missing.value) == (
         f"The embedded stack needs the program {name}, which is not installed: pip install 'tripfold[local]'."
     )
@@ -360,22 +326,9 @@ def test_damaged_keys_are_told(tmp_path: Path) -> None:
     """A file of keys that cannot be read is named, and the directory is unlocked again."""
     (tmp_path / "embedded.json").write_text("{")
     with pytest.raises(DataDirDamaged, match=r"embedded\.json cannot be read"):
-        open_embedded_stack(tmp_path)
+        EmbeddedStack(tmp_path)
     (tmp_path / "embedded.json").unlink()
-    open_embedded_stack(tmp_path).close()
-
-
-def stack_ports(services: EmbeddedServices) -> ports_module.EmbeddedPorts:
-    """Read a stack's ports from its arguments."""
-    flags = dict(part[1:].split("=", 1) for part in services.stack.children[0].argv if "=" in part)
-    return msgspec.convert(
-        {name: int(flags[f"{name}.port"]) for name in ("s3", "master", "volume", "filer", "admin")}
-        | {
-            "kafka": int(services.kafka_bootstrap_servers.rpartition(":")[2]),
-            "broker": int(services.stack.children[1].argv[services.stack.children[1].argv.index("--kafka-port") + 1]),
-        },
-        ports_module.EmbeddedPorts,
-    )
+    EmbeddedStack(tmp_path).close()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.local.ports import free_port, release_ports
+from services.local.ports import free_port
 from shared import events, keys
 from shared.identity import CountrySlug
 from shared.publishing import KafkaPublisher, Outgoing
@@ -115,7 +115,6 @@ async def aggregate(build: Path, settings: Settings) -> AsyncIterator[httpx.Asyn
     finally:
         process.terminate()
         await process.wait()
-        release_ports(port)
 
 
 async def _readiness(client: httpx.AsyncClient, *, ready: bool) -> str | None:

@@ -15,7 +15,7 @@ import trustme
 from services.aggregate.replay import KafkaReplay
 from services.local.embedded import EmbeddedServices
 from services.local.long_poll import Relay
-from services.local.ports import free_port, release_ports
+from services.local.ports import free_port
 from shared.events import encode
 from shared.publishing import KafkaPublisher, LogUnavailable, Outgoing
 from shared.s3 import S3Store
@@ -99,11 +99,8 @@ async def tls_kafka(embedded: EmbeddedServices, context: ssl.SSLContext) -> Asyn
     """Put TLS before the embedded broker; give the address to begin with."""
     broker_port = int(embedded.kafka_bootstrap_servers.rpartition(":")[2])
     port = free_port("Kafka behind TLS")
-    try:
-        async with listening(port, Relay(HOST, port, broker_port).relay, context):
-            yield f"{HOST}:{port}"
-    finally:
-        release_ports(port)
+    async with listening(port, Relay(HOST, port, broker_port).relay, context):
+        yield f"{HOST}:{port}"
 
 
 def kafka_settings(address: str, **changes: object) -> Settings:
@@ -160,19 +157,16 @@ async def test_the_bucket_is_reached_over_tls(
             }
         )
 
-    try:
-        async with listening(port, forward_to(s3_port), certificates.server()):
-            async with S3Store(trusting(certificates)) as store:
-                await store.create_bucket()
-                await store.put("raw/1", b"[]")
-                found = await store.get("raw/1")
-                assert found is not None
-                assert found.body == b"[]"
-            async with S3Store(trusting(another_authority)) as store:
-                with pytest.raises(StoreUnavailable, match=r"(?i)certificate|ssl"):
-                    await store.check()
-    finally:
-        release_ports(port)
+    async with listening(port, forward_to(s3_port), certificates.server()):
+        async with S3Store(trusting(certificates)) as store:
+            await store.create_bucket()
+            await store.put("raw/1", b"[]")
+            found = await store.get("raw/1")
+            assert found is not None
+            assert found.body == b"[]"
+        async with S3Store(trusting(another_authority)) as store:
+            with pytest.raises(StoreUnavailable, match=r"(?i)certificate|ssl"):
+                await store.check()
 
 
 async def test_a_file_comes_over_tls(certificates: Certificates) -> None:

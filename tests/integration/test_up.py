@@ -11,12 +11,13 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from services.local.ports import free_port, release_ports
+from services.local.ports import free_port
 from services.local.recompute import CountryDay, recompute
 from tests.integration.authority import Authority
 from tests.integration.running import ENDED, eventually
@@ -61,7 +62,6 @@ async def test_up_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """What was processed before Ctrl-C is served after a new start, and nothing runs in between."""
     trips = make_trips(1, 500, DATE)
     port = free_port("the API of a test")
-    release_ports(port)
     arguments = ("--data-dir", str(tmp_path / "data"), "--port", str(port))
     with Authority() as authority:
         authority.add_city(0, "A", "Peru")
@@ -85,6 +85,46 @@ async def test_up_goes_on_where_it_stopped(tmp_path: Path) -> None:
             answer = await client.get("/country-stats", params={"from": DATE, "to": DATE})
             assert answer.json() == {"peru": {DATE: figures_of(trips)}}
             assert (await client.get(place)).json()["status"] == "completed"
+
+
+async def test_up_brings_back_what_the_broker_lost(tmp_path: Path) -> None:
+    """After kill -9 and the loss of all records, up fills the topics, resumes an unfinished request and says so."""
+    later = "2024-05-02"
+    port = free_port("the API of a test")
+    arguments = ("--data-dir", str(tmp_path / "data"), "--port", str(port))
+    with Authority() as authority:
+        authority.add_city(0, "A", "Peru")
+        for date in (DATE, later):
+            authority.put(0, date, make_trips(1, 500, date))
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            async with up("--upstream", authority.url, *arguments) as process:
+                await eventually(lambda: _ready(client), "the stack to be ready")
+                place = (await client.post("/process-request", params={"date": DATE})).headers["location"]
+                await eventually(lambda: _ended(client, place), "the request to end")
+                authority.pace_s = 600
+                place = (await client.post("/process-request", params={"date": later})).headers["location"]
+                process.kill()
+                await process.wait()
+            await eventually(partial(_nothing_runs, tmp_path), "the children to end")
+            (tmp_path / "data" / "kafka" / "kafka.json").unlink(missing_ok=True)
+            authority.pace_s = 0
+            async with up("--upstream", authority.url, *arguments) as process:
+                await eventually(lambda: _ready(client), "the stack to be ready again")
+                assert (await eventually(lambda: _ended(client, place), "the request to end"))["status"] == "completed"
+                variables = (tmp_path / "data" / "environment").read_text().replace("export ", "").split()
+                verify = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "services", "verify", "--topics"),
+                    env={**os.environ, **dict(one.split("=", 1) for one in variables)},
+                )
+                assert await verify.wait() == 0
+                process.send_signal(signal.SIGINT)
+                output = (await asyncio.wait_for(process.communicate(), STOP_DEADLINE_S))[0].decode()
+    assert "the last stop was not clean" in output
+    assert "3 events of 1 dates were published again from the bucket, and 1 unfinished requests resumed" in output
+
+
+async def _nothing_runs(data_dir: Path) -> bool | None:
+    return processes_of(data_dir) == [] or None
 
 
 async def _ready(client: httpx.AsyncClient) -> bool | None:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from services.aggregate.replay import KafkaReplay
-from services.local.ports import free_port, release_ports
+from services.local.ports import free_port
 from shared.events import encode
 from shared.publishing import KafkaPublisher, LogUnavailable, Outgoing
 from shared.settings import Settings, load_settings
@@ -61,18 +61,17 @@ def guarded(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
     keystore = folder / "broker.pem"
     keystore.write_bytes(key + pem[pem.index(b"-----BEGIN CERTIFICATE") :])  # Kafka reads no other form of a key
     guarded_port = free_port("Kafka behind passwords")
-    with broker_port() as port:
-        properties = folder / "more.properties"
-        ports = {"port": port, "controller": port + 1, "guarded": guarded_port}
-        properties.write_text(PROPERTIES.format(**ports, keystore=keystore, name=NAME, password=PASSWORD))
-        broker = ApacheKafka(data_dir=folder / "kafka", port=port, advertised_port=port, properties=properties)
-        try:
-            broker.start()
-            make_users(broker.address)
-            yield f"127.0.0.1:{guarded_port}"
-        finally:
-            broker.stop()
-            release_ports(guarded_port)
+    port = broker_port()
+    properties = folder / "more.properties"
+    ports = {"port": port, "controller": port + 1, "guarded": guarded_port}
+    properties.write_text(PROPERTIES.format(**ports, keystore=keystore, name=NAME, password=PASSWORD))
+    broker = ApacheKafka(data_dir=folder / "kafka", port=port, advertised_port=port, properties=properties)
+    try:
+        broker.start()
+        make_users(broker.address)
+        yield f"127.0.0.1:{guarded_port}"
+    finally:
+        broker.stop()
 
 
 def make_users(address: str) -> None:

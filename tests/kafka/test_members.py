@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 
-from services.local.ports import free_port, release_ports
+from services.local.ports import free_port
 from shared.settings import PREFIX
 from tests.chaos.system import ARGUMENTS, System
 from tests.chaos.upstream import Mischief
@@ -54,7 +54,6 @@ async def joined(
         if process.returncode is None:
             process.kill()
             await process.wait()
-        release_ports(port)
         log.close()
 
 

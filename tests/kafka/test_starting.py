@@ -16,7 +16,7 @@ import msgspec
 import pytest_asyncio
 from botocore.config import Config
 
-from services.local.ports import free_port, release_ports
+from services.local.ports import free_port
 from shared.settings import PREFIX, load_settings
 from shared.topics_admin import apply_topics
 from tests.chaos.relay import Network, Relay
@@ -66,7 +66,6 @@ async def late(system: System) -> AsyncIterator[Late]:
         relay = await stack.enter_async_context(Relay(system.kafka.port))
         await relay.become(Network.AWAY)
         ports = {name: free_port(name) for name in NAMES}
-        stack.callback(lambda: release_ports(*ports.values()))
         changed = {
             f"{PREFIX}S3_ENDPOINT_URL": proxy.url,
             f"{PREFIX}S3_BUCKET": BUCKET,
