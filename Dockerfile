@@ -19,6 +19,7 @@ RUN --mount=type=cache,target=/var/cache/pip \
 COPY pyproject.toml README.md LICENSE ./
 COPY services services
 COPY shared shared
+COPY tripfold tripfold
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
     && pip --python /opt/tripfold/bin/python install --no-deps --no-index --root /project dist/*.whl
 

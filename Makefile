@@ -25,6 +25,7 @@ lint: $(VENV)/.dev ## Check style, types and workflows
 	$(BIN)/ruff format --check .
 	$(BIN)/zizmor --quiet --offline .github/workflows
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 soak: $(VENV)/.dev ## Kill ingest at random for ten minutes, and compare every byte and number (TRIPFOLD_TEST_SEED: repeat)
 	TRIPFOLD_TEST_KILLS=40 TRIPFOLD_TEST_KILL_DATES=60 $(BIN)/python -m pytest -s tests/integration/test_random_kills.py $(ARGS)
@@ -44,7 +45,7 @@ asyncapi: $(VENV)/.local ## Write the contract of the events, docs/asyncapi.json
 
 contract: $(VENV)/.dev ## Hold the API to its OpenAPI document with many made-up requests (EXAMPLES=, SEED=)
 	TRIPFOLD_TEST_EXAMPLES=$(or $(EXAMPLES),1000) TRIPFOLD_TEST_SEED=$(SEED) \
-		$(BIN)/python -m pytest --timeout 0 tests/unit/test_api_contract.py $(ARGS)
+		$(BIN)/python -m pytest --timeout 0 tests/unit/services/api/test_contract.py $(ARGS)
 
 screenshots: $(VENV)/.dev ## Take pictures of the page into .data/screenshots
 	$(BIN)/python -m tests.browser.install

@@ -46,28 +46,28 @@ from typing import Final, NamedTuple
 import msgspec
 import uvloop
 
+from bench.context import ROOT, Store, cpu_s, end_in_order, null_store, peak_rss_bytes, seaweedfs
 from bench.quix import NOTHING, Measured, Sums
-from bench.surroundings import ROOT, Store, cpu_s, end_in_order, null_store, peak_rss_bytes, seaweedfs
 from bench.tables import print_table
-from services.aggregate.bucket import read_summaries
-from services.aggregate.folding import Folder, SummaryWriter
+from services.aggregate.bucket_reader import read_summaries
+from services.aggregate.consumer import Folder, SummaryWriter
 from services.aggregate.memory import tune_collector
-from services.aggregate.rebuilding import Rebuild
-from services.aggregate.replay import KafkaReplay
-from shared import keys, objects
-from shared.consuming import consume, make_broker
-from shared.contribution import Contribution
-from shared.current import read_current
-from shared.events import CityDayStats
-from shared.health import Health
-from shared.identity import CityId, CountrySlug
-from shared.objects import Summary
-from shared.patience import Patience
-from shared.publishing import KafkaPublisher, Outgoing, Received
-from shared.s3 import S3Store
-from shared.settings import Settings, load_settings
-from shared.topics import Topic
-from shared.topics_admin import apply_topics
+from services.aggregate.replay.rebuild import Rebuild
+from services.aggregate.replay.topic_reader import KafkaReplay
+from shared.domain import keys, objects
+from shared.domain.contribution import Contribution
+from shared.domain.events import CityDayStats
+from shared.domain.ids import CityId, CountrySlug
+from shared.domain.objects import Summary
+from shared.domain.topics import Topic
+from shared.kafka.admin import apply_topics
+from shared.kafka.consumer import consume, make_broker
+from shared.kafka.producer import ConsumedRecord, KafkaPublisher, OutgoingEvent
+from shared.runtime.health import Health
+from shared.runtime.retry import Retrier
+from shared.runtime.settings import Settings, load_settings
+from shared.storage.generation_pointer import read_current
+from shared.storage.s3 import S3Store
 from tests.apache_kafka import apache_kafka, reason_unavailable
 
 COUNTRIES: Final = 200
@@ -264,7 +264,7 @@ async def _fold_with_aggregate(settings: Settings, events: int, dates: int) -> M
         all_folded = asyncio.Event()
         folded = 0
 
-        async def process(batch: list[Received]) -> None:
+        async def process(batch: list[ConsumedRecord]) -> None:
             nonlocal folded
             await folder.process(batch)
             folded += len(batch)
@@ -277,7 +277,7 @@ async def _fold_with_aggregate(settings: Settings, events: int, dates: int) -> M
             Topic.CITY_STATS,
             process,  # type: ignore[arg-type] # a list is the sequence that it gets
             settings=settings,
-            patience=Patience(health=Health(), wait_max_s=1),
+            retrier=Retrier(health=Health(), wait_max_s=1),
             group=f"bench-{uuid.uuid4().hex}",
             batch_records_max=settings.aggregate_batch,
             linger_ms=settings.aggregate_linger_ms,
@@ -394,7 +394,7 @@ def _way_to_s3(store: Store) -> dict[str, str]:
 async def _fill(settings: Settings, events: int, dates: int) -> None:
     await apply_topics(settings)
     async with KafkaPublisher(settings, source="bench") as publisher:
-        await publisher.publish(map(Outgoing, made_up_events(events, dates)))
+        await publisher.publish(map(OutgoingEvent, made_up_events(events, dates)))
 
 
 async def _fold_large(cities: int) -> Large:

@@ -180,8 +180,8 @@ class _Connection(socketserver.BaseRequestHandler):
             self._send("GetObject", 200, body, etag=etag)
             return
         some = body[: int(ranged[1]) + 1]
-        within = f"content-range: bytes 0-{len(some) - 1}/{len(body)}\r\n"
-        self._send("GetObject", 206, some, etag=etag, fields=within)
+        deadline = f"content-range: bytes 0-{len(some) - 1}/{len(body)}\r\n"
+        self._send("GetObject", 206, some, etag=etag, fields=deadline)
 
     def _send(
         self, operation: str, status: int, body: bytes = b"", *, etag: str | None = None, fields: str = ""

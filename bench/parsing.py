@@ -81,7 +81,7 @@ def write_trip_file(path: Path, *, trips: int, seed: int = 1) -> None:
 
 
 def fold_with_fast_path(path: Path) -> Sums:
-    """Fold with `fold_trip_file`, as the worker does."""
+    """Fold with `total_trip_file`, as the worker does."""
     return _fold_with_tripfold(path, force_reference=False)
 
 
@@ -91,10 +91,10 @@ def fold_with_reference_path(path: Path) -> Sums:
 
 
 def _fold_with_tripfold(path: Path, *, force_reference: bool) -> Sums:
-    from services.ingest.parser import fold_trip_file  # noqa: PLC0415 - each process imports its contender alone
+    from services.ingest.parsing.parser import total_trip_file  # noqa: PLC0415 - each process imports its contender alone
 
     with path.open("rb", buffering=0) as file:
-        folded = fold_trip_file(lambda: file.read(CHUNK_BYTES), date=DATE, force_reference=force_reference)
+        folded = total_trip_file(lambda: file.read(CHUNK_BYTES), date=DATE, force_reference=force_reference)
     assert folded.records_read_slowly == (folded.records if force_reference else 0)
     sums = folded.contribution
     return sums.trips, sums.passengers, sums.accidents, sums.delay_total_ms, folded.trips_on_other_dates
@@ -115,7 +115,7 @@ def fold_with_json_loads(path: Path) -> Sums:
 
 
 def _fold_records(records: object) -> Sums:
-    from services.ingest.trips import delay_ms  # noqa: PLC0415 - as above
+    from services.ingest.parsing.trips import delay_ms  # noqa: PLC0415 - as above
 
     delay = lru_cache(maxsize=65_536)(delay_ms)
     trips = passengers = accidents = delay_total_ms = on_other_dates = 0
@@ -150,7 +150,7 @@ def fold_with_duckdb(path: Path) -> Sums:
 
 def only_import(_path: Path) -> Sums:
     """Import what the fast path needs, and fold nothing."""
-    import services.ingest.parser  # noqa: F401, PLC0415 - as above
+    import services.ingest.parsing.parser  # noqa: F401, PLC0415 - as above
 
     return NOTHING
 

@@ -37,8 +37,8 @@ from typing import Any, Final
 import msgspec
 
 from bench.authority import BLOCK_BYTES, Sums, city_id, write_block
+from bench.context import ROOT, Store, cpu_s, end_in_order, null_store, peak_rss_bytes, seaweedfs, served
 from bench.parsing import fold_with_duckdb
-from bench.surroundings import ROOT, Store, cpu_s, end_in_order, null_store, peak_rss_bytes, seaweedfs, served
 from bench.tables import print_table
 
 DATE: Final = "2024-05-01"
@@ -173,17 +173,17 @@ def _measure_here(name: str, *, blocks: int, streams: int) -> Measured:
 
 async def _carry(fold: Fold | None, *, blocks: int, streams: int) -> Measured:
     """Take files from the upstream into S3, and the time."""
-    from services.ingest import streaming  # noqa: PLC0415 - as above
-    from services.ingest.parser import fold_trip_file  # noqa: PLC0415 - as above
-    from services.ingest.persistence import Circuit  # noqa: PLC0415 - as above
-    from services.ingest.upstream import HttpUpstream  # noqa: PLC0415 - as above
-    from shared.health import Health  # noqa: PLC0415 - as above
-    from shared.patience import Patience  # noqa: PLC0415 - as above
-    from shared.s3 import S3Store  # noqa: PLC0415 - as above
-    from shared.settings import load_settings  # noqa: PLC0415 - as above
+    from services.ingest.parsing.parser import total_trip_file  # noqa: PLC0415 - as above
+    from services.ingest.upstream.client import HttpUpstream  # noqa: PLC0415 - as above
+    from services.ingest.upstream.retry import CircuitBreaker  # noqa: PLC0415 - as above
+    from services.ingest.worker import streaming  # noqa: PLC0415 - as above
+    from shared.runtime.health import Health  # noqa: PLC0415 - as above
+    from shared.runtime.retry import Retrier  # noqa: PLC0415 - as above
+    from shared.runtime.settings import load_settings  # noqa: PLC0415 - as above
+    from shared.storage.s3 import S3Store  # noqa: PLC0415 - as above
 
     settings = load_settings()
-    circuit = Circuit(Patience(health=Health(), wait_max_s=1))
+    circuit = CircuitBreaker(Retrier(health=Health(), wait_max_s=1))
     uploads = fold is not _only_receive
     hashes = fold is not _only_receive and fold is not _only_upload
 
@@ -200,7 +200,7 @@ async def _carry(fold: Fold | None, *, blocks: int, streams: int) -> Measured:
                         date=DATE,
                         meter=streaming.Meter(),
                         threads=threads,
-                        fold=fold or fold_trip_file,
+                        fold=fold or total_trip_file,
                     )
                     await upload.complete()
                     return streamed.size_bytes, streamed.folded

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from bench.surroundings import peak_rss_bytes
+from bench.context import peak_rss_bytes
 
 Sums = tuple[int, int, int, int]
 """Trips, passengers, accidents, and the total of delays in ms."""

@@ -34,7 +34,7 @@ from typing import Any, Final
 import httpx
 
 from bench.tables import print_table
-from services.local.ports import free_port
+from tripfold.local.ports import free_port
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 FIRST: Final = dt.date(2015, 1, 1)
@@ -223,7 +223,7 @@ def api(s3: str, *, cache_bytes: int) -> Iterator[tuple[str, subprocess.Popen[by
         "TRIPFOLD_LOG_LEVEL": "error",
     }
     url = f"http://127.0.0.1:{port}"
-    with process_of(["-m", "services", "serve", "api"], f"{url}/health/live", environment() | settings) as process:
+    with process_of(["-m", "tripfold", "serve", "api"], f"{url}/health/live", environment() | settings) as process:
         yield url, process
 
 

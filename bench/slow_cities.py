@@ -28,15 +28,15 @@ from typing import Final
 import httpx
 import msgspec
 
-from bench.surroundings import end_in_order, seaweedfs
+from bench.context import end_in_order, seaweedfs
 from bench.tables import print_table
 from bench.worker import DATE, running_worker, task_of
-from shared import keys
-from shared.identity import CityId
-from shared.publishing import KafkaPublisher, Outgoing
-from shared.s3 import S3Store
-from shared.settings import load_settings
-from shared.topics_admin import apply_topics
+from shared.domain import keys
+from shared.domain.ids import CityId
+from shared.kafka.admin import apply_topics
+from shared.kafka.producer import KafkaPublisher, OutgoingEvent
+from shared.runtime.settings import load_settings
+from shared.storage.s3 import S3Store
 
 CITIES: Final = 50
 BAD_CITIES: Final = frozenset(random.Random(1).sample(range(CITIES), 5))
@@ -140,7 +140,7 @@ async def _measure(environment: dict[str, str], partitions: int, cities: range |
         publisher = await stack.enter_async_context(KafkaPublisher(settings, source="bench"))
         await stack.enter_async_context(running_worker(own, 0, client))
         began_s = time.perf_counter()
-        await publisher.publish([Outgoing(task_of(CityId(str(city)), city)) for city in cities])
+        await publisher.publish([OutgoingEvent(task_of(CityId(str(city)), city)) for city in cities])
         async with asyncio.timeout(DEADLINE_S):
             while len([one async for one in store.list(keys.manifests_of(DATE))]) < GOOD_CITIES:  # noqa: ASYNC110
                 await asyncio.sleep(LOOK_INTERVAL_S)

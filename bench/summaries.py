@@ -18,10 +18,10 @@ from urllib.parse import parse_qs, unquote
 import msgspec
 import uvicorn
 
-from shared import objects
-from shared.contribution import Contribution
-from shared.identity import CityId, CountrySlug
-from shared.objects import LedgerEntry, PlanChunks, Summary
+from shared.domain import objects
+from shared.domain.contribution import Contribution
+from shared.domain.ids import CityId, CountrySlug
+from shared.domain.objects import LedgerEntry, PlanChunks, Summary
 
 CITIES = 5
 PAGE = 1_000

@@ -30,17 +30,17 @@ import httpx
 import msgspec
 
 from bench.authority import BLOCK_BYTES, Sums, city_id, write_block
-from bench.surroundings import ROOT, end_in_order, null_store, peak_rss_bytes, seaweedfs, served
+from bench.context import ROOT, end_in_order, null_store, peak_rss_bytes, seaweedfs, served
 from bench.tables import print_table
-from services.local.ports import free_port
-from shared import keys, objects
-from shared.events import IngestCity
-from shared.identity import CityId, CountrySlug, mint_request_id, utc_now
-from shared.objects import Manifest
-from shared.publishing import KafkaPublisher, Outgoing
-from shared.s3 import S3Store
-from shared.settings import Settings, load_settings
-from shared.topics_admin import apply_topics
+from shared.domain import keys, objects
+from shared.domain.events import IngestCity
+from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
+from shared.domain.objects import Manifest
+from shared.kafka.admin import apply_topics
+from shared.kafka.producer import KafkaPublisher, OutgoingEvent
+from shared.runtime.settings import Settings, load_settings
+from shared.storage.s3 import S3Store
+from tripfold.local.ports import free_port
 
 DATE: Final = dt.date(2024, 5, 1)
 READY_DEADLINE_S: Final = 60.0
@@ -156,7 +156,7 @@ class _Bench:
             before = await _calls(client, settings)
             cities = [CityId(str(city_id(blocks=load.blocks, number=number))) for number in range(load.cities)]
             began_s = time.perf_counter()
-            await publisher.publish([Outgoing(task_of(city, position)) for position, city in enumerate(cities)])
+            await publisher.publish([OutgoingEvent(task_of(city, position)) for position, city in enumerate(cities)])
             async with asyncio.timeout(DONE_WITHIN_S + load.cities * load.blocks * BLOCK_BYTES / BYTES_PER_S_MIN):
                 manifests = [await _manifest(store, city) for city in cities]
             wall_s = time.perf_counter() - began_s
@@ -182,8 +182,8 @@ async def running_worker(
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """Run a worker; yield its process, and where its health is, once it is ready."""
     port = free_port("a worker's health")
-    own = {"TRIPFOLD_HEALTH_PORT": str(port), "TRIPFOLD_CONSUMER_INSTANCE": f"bench-{number}"}
-    command = (sys.executable, "-m", "services", "serve", "ingest", "--role", "worker")
+    own = {"TRIPFOLD_HEALTH_PORT": str(port), "TRIPFOLD_KAFKA_GROUP_INSTANCE_ID": f"bench-{number}"}
+    command = (sys.executable, "-m", "tripfold", "serve", "ingest", "--role", "worker")
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env={**environment, **own})
     url = f"http://127.0.0.1:{port}"
     try:

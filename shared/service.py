@@ -13,36 +13,36 @@ from faststream.kafka import KafkaBroker
 from litestar import Litestar, Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from shared.consuming import SHUTDOWN_GRACE_S, Consumption
-from shared.health import Concern, Health, measure_loop_lag
-from shared.patience import Patience, Stopping
-from shared.publishing import KafkaPublisher
-from shared.s3 import S3Store
-from shared.settings import Settings
-from shared.skips import Skips
-from shared.topics import Topic
+from shared.domain.topics import Topic
+from shared.kafka.consumer import SHUTDOWN_GRACE_S, Consumption
+from shared.kafka.producer import KafkaPublisher
+from shared.kafka.skip_markers import Skips
+from shared.runtime.health import Concern, Health, measure_loop_lag
+from shared.runtime.retry import Retrier, Stopping
+from shared.runtime.settings import Settings
+from shared.storage.s3 import S3Store
 
-Background = Callable[[Patience], Awaitable[None]]
+Background = Callable[[Retrier], Awaitable[None]]
 
 WATCH_INTERVAL_S = 3.0
 
 _log = structlog.get_logger()
 
 
-class Surroundings:
+class ServiceContext:
     """What every event-handling service stands on: the bucket, the publisher, and patience with both."""
 
     def __init__(self, settings: Settings, *, source: str) -> None:
         self.settings = settings
         self.health = Health()
-        self.patience = Patience(health=self.health, wait_max_s=settings.retry_wait_max_s)
+        self.retrier = Retrier(health=self.health, wait_max_s=settings.retry_wait_max_s)
         self.store = S3Store(settings)
         self.publisher = KafkaPublisher(settings, source=source)
         self.skips = Skips(self.store, self.publisher)
 
 
 def make_app(
-    surroundings: Surroundings,
+    context: ServiceContext,
     broker: KafkaBroker,
     *,
     consumptions: tuple[Consumption, ...],
@@ -56,41 +56,41 @@ def make_app(
     the topics that it consumes and ``publishes``, alive but not ready. (FastStream's own ASGI app would end when Kafka
     is away at the start.)
     """
-    patience = surroundings.patience
+    retrier = context.retrier
     topics = {*(consumption.topic for consumption in consumptions), *publishes, Topic.DEAD_LETTERS}
 
     async def kafka_answers() -> None:
-        await surroundings.publisher.check(sorted(topics, key=lambda topic: topic.value))
+        await context.publisher.check(sorted(topics, key=lambda topic: topic.value))
 
     async def begin() -> None:
-        await patience.wait_out("S3", surroundings.store.check)
-        await patience.wait_out("Kafka", kafka_answers)
-        await patience.wait_out("consuming", broker.start)
-        surroundings.health.started = True
+        await retrier.retry_until_available("S3", context.store.check)
+        await retrier.retry_until_available("Kafka", kafka_answers)
+        await retrier.retry_until_available("consuming", broker.start)
+        context.health.started = True
         _log.info("ready")
-        progress = (consumption.watch(patience, kafka_answers) for consumption in consumptions)
-        await asyncio.gather(_watch(surroundings, kafka_answers), *progress)
+        progress = (consumption.watch(retrier, kafka_answers) for consumption in consumptions)
+        await asyncio.gather(_watch(context, kafka_answers), *progress)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(surroundings.store)
-            await stack.enter_async_context(surroundings.publisher)
+            await stack.enter_async_context(context.store)
+            await stack.enter_async_context(context.publisher)
             for resource in resources:
                 await stack.enter_async_context(resource)
             tasks = [asyncio.create_task(begin())]
-            tasks += [asyncio.create_task(_run(job, patience)) for job in background]
+            tasks += [asyncio.create_task(_run(job, retrier)) for job in background]
             tasks.append(asyncio.create_task(measure_loop_lag()))
             try:
                 yield
             finally:
-                patience.stopping.set()
+                retrier.stopping.set()
                 await broker.stop()
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    return Litestar(health_routes(surroundings.health), lifespan=[lifespan], openapi_config=None, logging_config=None)
+    return Litestar(health_routes(context.health), lifespan=[lifespan], openapi_config=None, logging_config=None)
 
 
 def health_routes(health: Health) -> list[Any]:
@@ -116,14 +116,14 @@ def health_routes(health: Health) -> list[Any]:
     return [live, ready, metrics]
 
 
-async def _watch(surroundings: Surroundings, kafka_answers: Callable[[], Awaitable[None]]) -> None:
+async def _watch(context: ServiceContext, kafka_answers: Callable[[], Awaitable[None]]) -> None:
     """Check S3, Kafka and its topics every few seconds, so that an idle service, too, tells the truth."""
-    health = surroundings.health
+    health = context.health
     checks: tuple[tuple[Concern, Callable[[], Awaitable[None]]], ...] = (
-        ("S3", surroundings.store.check),
+        ("S3", context.store.check),
         ("Kafka", kafka_answers),
     )
-    while not surroundings.patience.stopping.is_set():
+    while not context.retrier.stopping.is_set():
         for what, check in checks:
             try:
                 await check()
@@ -131,12 +131,12 @@ async def _watch(surroundings: Surroundings, kafka_answers: Callable[[], Awaitab
                 health.failing(what, str(error) or type(error).__name__)
             else:
                 health.recovered(what)
-        await surroundings.patience.pause(WATCH_INTERVAL_S)
+        await context.retrier.pause(WATCH_INTERVAL_S)
 
 
-async def _run(job: Background, patience: Patience) -> None:
+async def _run(job: Background, retrier: Retrier) -> None:
     with contextlib.suppress(Stopping):
-        await job(patience)
+        await job(retrier)
 
 
 def serve(app: Litestar, settings: Settings) -> None:

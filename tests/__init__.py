@@ -1,0 +1,6 @@
+"""The tests of Tripfold."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+"""The checkout."""

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import msgspec
 
-from services.local.ports import free_port
+from tests import ROOT
+from tripfold.local.ports import free_port
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "apache-kafka"
+SCRIPT = ROOT / "scripts" / "apache-kafka"
 BOOTSTRAP_VARIABLE = "TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS"
 REAL_VARIABLE = "TRIPFOLD_TEST_REAL_KAFKA"
 """Set to 1, it lets tests/kafka run: they start brokers of their own."""

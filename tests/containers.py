@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 
 import boto3
 import docker
@@ -34,7 +33,7 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 from testcontainers.core.network import Network
 
-from services.local.embedded import BUCKET
+from tests import ROOT
 from tests.apache_kafka import run_pytest
 from tests.integration.conftest import KAFKA_VARIABLE, S3_VARIABLE
 from tests.network.toxiproxy import (
@@ -46,8 +45,9 @@ from tests.network.toxiproxy import (
     TOXIPROXY_VARIABLE,
     Toxiproxy,
 )
+from tripfold.local.embedded import BUCKET
 
-COMPOSE_FILE = Path(__file__).parents[1] / "docker-compose.yml"
+COMPOSE_FILE = ROOT / "docker-compose.yml"
 PROXY_IMAGE = "ghcr.io/shopify/toxiproxy:2.12.0"
 START_DEADLINE_S = 180.0  # on a busy machine; ten seconds are enough on an idle one
 LOOK_S = 0.2

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import uvicorn
 
 from services.api.app import assemble
-from shared.settings import Settings
-from tests.unit.api_world import World
+from shared.runtime.settings import Settings
+from tests.fakes.api_world import World
 
 START_DEADLINE_S = 15.0
 

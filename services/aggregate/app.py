@@ -7,15 +7,15 @@ from functools import partial
 
 from litestar import Litestar
 
-from services.aggregate.folding import Folder
-from services.aggregate.generations import watch_rebuild
+from services.aggregate.consumer import Folder
 from services.aggregate.memory import tune_collector
-from services.aggregate.progress_folding import ProgressFolder, Sweep
-from shared.consuming import consume, make_broker
-from shared.identity import utc_now
-from shared.service import Surroundings, make_app
-from shared.settings import Settings
-from shared.topics import GROUPS, Topic
+from services.aggregate.replay.generations import watch_rebuild
+from services.aggregate.requests.consumer import ProgressFolder, Sweep
+from shared.domain.ids import utc_now
+from shared.domain.topics import GROUPS, Topic
+from shared.kafka.consumer import consume, make_broker
+from shared.runtime.settings import Settings
+from shared.service import ServiceContext, make_app
 
 PROGRESS_BATCH_MAX = 5_000
 PROGRESS_LINGER_MS = 100
@@ -24,8 +24,8 @@ PROGRESS_LINGER_MS = 100
 def create_app(settings: Settings) -> Litestar:
     """Wire the aggregate service over the Kafka and S3 of the settings."""
     tune_collector()
-    surroundings = Surroundings(settings, source="aggregate")
-    store, publisher, patience = surroundings.store, surroundings.publisher, surroundings.patience
+    context = ServiceContext(settings, source="aggregate")
+    store, publisher, retrier = context.store, context.publisher, context.retrier
     broker = make_broker(settings)
     folder = Folder(store, publisher, cache_bytes=settings.aggregate_cache_bytes)
     statistics = consume(
@@ -33,29 +33,27 @@ def create_app(settings: Settings) -> Litestar:
         Topic.CITY_STATS,
         folder.process,
         settings=settings,
-        patience=patience,
+        retrier=retrier,
         group=GROUPS[Topic.CITY_STATS],
-        skips=surroundings.skips,
+        skips=context.skips,
         batch_records_max=settings.aggregate_batch,
         linger_ms=settings.aggregate_linger_ms,
     )
-    progress = ProgressFolder(
-        store, publisher, clock=utc_now, patience=patience, interval_s=settings.progress_interval_s
-    )
+    progress = ProgressFolder(store, publisher, clock=utc_now, retrier=retrier, interval_s=settings.progress_interval_s)
     requests = consume(
         broker,
         Topic.REQUEST_PROGRESS,
         progress.process,
         settings=settings,
-        patience=patience,
+        retrier=retrier,
         group=GROUPS[Topic.REQUEST_PROGRESS],
-        skips=surroundings.skips,
+        skips=context.skips,
         batch_records_max=PROGRESS_BATCH_MAX,
         linger_ms=PROGRESS_LINGER_MS,
     )
-    sweep = Sweep(store, publisher, clock=utc_now, after=dt.timedelta(seconds=settings.sweep_after_s))
+    sweep = Sweep(store, publisher, clock=utc_now, after=dt.timedelta(seconds=settings.stalled_request_after_s))
     return make_app(
-        surroundings,
+        context,
         broker,
         consumptions=(statistics, requests),
         publishes=(Topic.COUNTRY_DAY_SUMMARIES, Topic.REQUEST_PROGRESS, Topic.CITY_STATS, Topic.PROCESS_REQUESTS),

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from shared.contribution import total_of
-from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, Event
-from shared.identity import CityId, CountrySlug
-from shared.objects import LedgerEntry, PlanChunks, Summary
+from shared.domain.contribution import total_of
+from shared.domain.events import CityDayRetracted, CityDayStats, CountryDayPlanned, Event
+from shared.domain.ids import CityId, CountrySlug
+from shared.domain.objects import LedgerEntry, PlanChunks, Summary
 
 StatEvent = CityDayStats | CityDayRetracted | CountryDayPlanned
 
@@ -85,7 +85,7 @@ def superseded(summary: Summary, event: StatEvent) -> bool:
     return entry is not None and entry.revision > event.revision
 
 
-def is_stat_event(event: Event) -> StatEvent:
+def as_stat_event(event: Event) -> StatEvent:
     """Return ``event`` as one that can be folded; its topic holds no other types."""
     assert isinstance(event, _STAT_EVENTS)
     return event

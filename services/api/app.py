@@ -14,33 +14,33 @@ from litestar import Litestar
 from litestar.di import Provide
 
 from services.api import health
-from services.api.access import access_of
-from services.api.access_log import AccessLog
-from services.api.answers import Answers
-from services.api.asyncapi_page import asyncapi_handlers
-from services.api.compression import Compression
-from services.api.countries import CountryNames
-from services.api.cross_origin import cors_config
-from services.api.docs import docs_handlers, openapi_config
-from services.api.following import Following
-from services.api.hardening import Hardening
+from services.api.auth import access_of
+from services.api.documentation.asyncapi_page import asyncapi_handlers
+from services.api.documentation.openapi import docs_handlers, openapi_config
 from services.api.health import Check, Readiness
-from services.api.methods import HeadAndOptions
-from services.api.problems import exception_handlers
+from services.api.http.date_range import ProcessableDates
+from services.api.http.problems import exception_handlers
+from services.api.middleware.access_log import AccessLog
+from services.api.middleware.compression import Compression
+from services.api.middleware.cors import cors_config
+from services.api.middleware.head_and_options import HeadAndOptions
+from services.api.middleware.security_headers import Hardening
 from services.api.quarantine import list_quarantine
-from services.api.range_requests import RangeRequests
-from services.api.ranges import ProcessableDates
-from services.api.reader import SummaryReader
-from services.api.requests import Requests
-from services.api.routes import api_router
-from services.api.web_page import page_handlers
-from shared.health import Concern, Health, configure_logging, measure_loop_lag
-from shared.identity import utc_now
-from shared.publishing import KafkaPublisher, Publisher
-from shared.s3 import S3Store
-from shared.settings import Settings
-from shared.store import ObjectStore
-from shared.topics import Topic
+from services.api.requests.event_stream import RequestEventStream
+from services.api.requests.ranges import RangeRequests
+from services.api.requests.service import Requests
+from services.api.routes.requests import api_router
+from services.api.statistics.cache import ResponseCache
+from services.api.statistics.countries import CountryNames
+from services.api.statistics.reader import SummaryReader
+from services.api.web.page import page_handlers
+from shared.domain.ids import utc_now
+from shared.domain.topics import Topic
+from shared.kafka.producer import KafkaPublisher, Publisher
+from shared.runtime.health import Concern, Health, configure_logging, measure_loop_lag
+from shared.runtime.settings import Settings
+from shared.storage.object_store import ObjectStore
+from shared.storage.s3 import S3Store
 
 SHUTDOWN_GRACE_S = 5
 CLOSE_TIMEOUT_S = 2.0
@@ -114,10 +114,10 @@ def assemble(
             "ranges": _provided(RangeRequests(store, requests, clock=clock)),
             "processable": _provided(ProcessableDates(settings.api_date_first, settings.api_days_ahead_max, clock)),
             "request_days_max": _provided(settings.api_request_days_max),
-            "following": _provided(Following(requests)),
+            "following": _provided(RequestEventStream(requests)),
             "reader": _provided(reader),
             "countries": _provided(CountryNames(reader.countries)),
-            "answers": _provided(Answers(settings.api_answer_bytes)),
+            "answers": _provided(ResponseCache(settings.api_response_cache_bytes)),
             "quarantine": _provided(functools.partial(list_quarantine, store)),
             "days_max": _provided(settings.api_range_days_max),
             "readiness": _provided(Readiness(state, checks)),

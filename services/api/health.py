@@ -15,8 +15,8 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import SkipValidation
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from services.api.problems import open_responses
-from shared.health import REGISTRY, Concern, Health
+from services.api.http.problems import open_responses
+from shared.runtime.health import REGISTRY, Concern, Health
 
 PROBE_AGE_MAX_S = 1.0
 PROBE_TIMEOUT_S = 1.5

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import msgspec
 
-from services.api.impatience import within
-from services.api.ranges import DateRange
+from services.api.http.date_range import DateRange
+from services.api.http.deadline import deadline
 from services.api.unreadable import UnreadableObject, read_if_readable
-from shared import keys, objects
-from shared.bounded import map_bounded
-from shared.objects import QuarantineReport
-from shared.store import ObjectStore
+from shared.domain import keys, objects
+from shared.domain.objects import QuarantineReport
+from shared.runtime.concurrency import bounded_map
+from shared.storage.object_store import ObjectStore
 
 READING_DEADLINE_S = 30.0
 GETS_AT_ONCE_MAX = 16
@@ -89,10 +89,10 @@ async def list_quarantine(store: ObjectStore, days: DateRange, *, limit: int) ->
         found = await store.get(key)
         return read_if_readable(lambda: objects.decode(QuarantineReport, found.body, key)) if found else None
 
-    async with within(READING_DEADLINE_S, "Reading what is in quarantine"):
-        months = await map_bounded(of_month, list(days.months()), at_once_max=GETS_AT_ONCE_MAX)
+    async with deadline(READING_DEADLINE_S, "Reading what is in quarantine"):
+        months = await bounded_map(of_month, list(days.months()), limit=GETS_AT_ONCE_MAX)
         found = sorted(key for month in months for key in month)
-        reports = await map_bounded(read, found[:limit], at_once_max=GETS_AT_ONCE_MAX)
+        reports = await bounded_map(read, found[:limit], limit=GETS_AT_ONCE_MAX)
     return QuarantineList(
         total=len(found),
         files=tuple(_shown(report) for report in reports if isinstance(report, QuarantineReport)),

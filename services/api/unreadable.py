@@ -13,8 +13,8 @@ import msgspec
 import structlog
 from prometheus_client import Counter
 
-from shared import keys
-from shared.objects import CorruptObject, NewerObject
+from shared.domain import keys
+from shared.domain.objects import CorruptObject, NewerObject
 
 HEADER = "Tripfold-Unreadable"
 NAMED_MAX = 20

@@ -7,19 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 from litestar import Litestar
 
-from services.ingest.city_day import CityDayIngest
 from services.ingest.memory import tune_allocator
-from services.ingest.persistence import WAIT_MAX_S, Circuit, Persistence
-from services.ingest.planner import Planner
-from services.ingest.retrying import Retries
+from services.ingest.planner.planner import Planner
 from services.ingest.role import Role
-from services.ingest.upstream import HttpUpstream
-from services.ingest.worker import Worker
-from shared.consuming import consume, make_broker
-from shared.identity import utc_now
-from shared.service import Surroundings, make_app
-from shared.settings import Settings
-from shared.topics import GROUPS, Topic
+from services.ingest.upstream.client import HttpUpstream
+from services.ingest.upstream.retry import WAIT_MAX_S, CircuitBreaker, UpstreamRetryPolicy
+from services.ingest.worker.city_day import CityDayIngest
+from services.ingest.worker.task_retries import Retries
+from services.ingest.worker.worker import Worker
+from shared.domain.ids import utc_now
+from shared.domain.topics import GROUPS, Topic
+from shared.kafka.consumer import consume, make_broker
+from shared.runtime.settings import Settings
+from shared.service import ServiceContext, make_app
 
 PLANNER_LINGER_MS = 50
 WORKER_LINGER_MS = 50
@@ -31,12 +31,12 @@ POLL_INTERVAL_S_MAX = 20 * 86_400.0
 def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
     """Wire the ingest service over the Kafka, S3 and upstream of the settings."""
     tune_allocator()
-    surroundings = Surroundings(settings, source="ingest")
-    patience = surroundings.patience
-    circuit = Circuit(patience, retry_after_max_s=settings.upstream_retry_after_max_s)
+    context = ServiceContext(settings, source="ingest")
+    retrier = context.retrier
+    circuit = CircuitBreaker(retrier, retry_after_max_s=settings.upstream_retry_after_max_s)
     upstream = HttpUpstream(settings, circuit)
-    persistence = Persistence(
-        patience,
+    retry_policy = UpstreamRetryPolicy(
+        retrier,
         circuit,
         attempts_max=settings.upstream_attempts,
         outage_limit_s=settings.upstream_outage_limit_s,
@@ -47,11 +47,11 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
     publishes = {Topic.CITY_STATS, Topic.REQUEST_PROGRESS}
     if role in {Role.ALL, Role.PLANNER}:
         planner = Planner(
-            surroundings.store,
-            surroundings.publisher,
+            context.store,
+            context.publisher,
             upstream,
             clock=utc_now,
-            persistence=persistence,
+            retry_policy=retry_policy,
             allow_no_cities=settings.upstream_allow_no_cities,
         )
         consumption = consume(
@@ -59,9 +59,9 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             Topic.PROCESS_REQUESTS,
             planner.process,
             settings=settings,
-            patience=patience,
+            retrier=retrier,
             group=GROUPS[Topic.PROCESS_REQUESTS],
-            skips=surroundings.skips,
+            skips=context.skips,
             batch_records_max=1,
             linger_ms=PLANNER_LINGER_MS,
             deadline_s=min(longest_fetch_s(settings, settings.upstream_deadline_s), POLL_INTERVAL_S_MAX),
@@ -71,45 +71,45 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
     if role in {Role.ALL, Role.WORKER}:
         publishes |= {Topic.CITY_TASKS, Topic.CITY_TASK_RETRIES}
         ingest = CityDayIngest(
-            surroundings.store,
-            surroundings.publisher,
+            context.store,
+            context.publisher,
             upstream,
             clock=utc_now,
-            persistence=persistence,
+            retry_policy=retry_policy,
             threads=ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="fold"),
             deadline_s=settings.ingest_deadline_s,
             rules=settings.file_rules,
             raw_retention=settings.raw_retention,
         )
-        worker = Worker(ingest, surroundings.publisher, patience=patience, streams=settings.ingest_streams)
+        worker = Worker(ingest, context.publisher, retrier=retrier, streams=settings.ingest_streams)
         rounds = math.ceil(settings.ingest_batch / min(settings.ingest_streams, settings.upstream_concurrency_max))
         consumption = consume(
             broker,
             Topic.CITY_TASKS,
             worker.process,
             settings=settings,
-            patience=patience,
+            retrier=retrier,
             group=GROUPS[Topic.CITY_TASKS],
-            skips=surroundings.skips,
+            skips=context.skips,
             batch_records_max=settings.ingest_batch,
             linger_ms=WORKER_LINGER_MS,
             deadline_s=min(longest_attempt_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
         )
-        retries = Retries(surroundings.publisher, clock=utc_now, patience=patience)
+        retries = Retries(context.publisher, clock=utc_now, retrier=retrier)
         retry_consumption = consume(
             broker,
             Topic.CITY_TASK_RETRIES,
             retries.process,
             settings=settings,
-            patience=patience,
+            retrier=retrier,
             group=GROUPS[Topic.CITY_TASK_RETRIES],
-            skips=surroundings.skips,
+            skips=context.skips,
             batch_records_max=RETRIES_BATCH,
             linger_ms=WORKER_LINGER_MS,
         )
         consumptions += [consumption, retry_consumption]
     return make_app(
-        surroundings, broker, consumptions=tuple(consumptions), publishes=tuple(publishes), resources=(upstream,)
+        context, broker, consumptions=tuple(consumptions), publishes=tuple(publishes), resources=(upstream,)
     )
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.fakes.api_world import World
 from tests.serving import served
-from tests.unit.api_world import World
 
 DEADLINE_MS = 30_000
 

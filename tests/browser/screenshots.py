@@ -10,14 +10,14 @@ from pathlib import Path
 import msgspec
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from shared.events import Outcome
-from shared.identity import CityId
-from shared.objects import Failure, RequestRecord
+from shared.domain.events import Outcome
+from shared.domain.ids import CityId
+from shared.domain.objects import Failure, RequestRecord
 from tests.browser.conftest import DEADLINE_MS, chromium
+from tests.fakes.api_world import DAY, NOW, World, planned, stats
 from tests.serving import served
-from tests.unit.api_world import DAY, NOW, World, planned, stats
-from tests.unit.test_api_quarantine import report_of, write_report
-from tests.unit.test_api_requests import record_of, write
+from tests.unit.services.api.requests.test_service import record_of, write
+from tests.unit.services.api.test_quarantine import report_of, write_report
 
 LONG_NAME = "the-united-kingdom-of-great-britain-and-northern-ireland"
 NAMES = ("armenia", "cote-d-ivoire", "japan", "peru", "portugal")

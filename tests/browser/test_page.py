@@ -9,16 +9,16 @@ import msgspec
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from services.api.access import digest_of, mint_key
-from shared import keys, objects
-from shared.events import Outcome, ProcessRequested
-from shared.identity import CityId
-from shared.objects import CityUnderWay, Failure, RequestRecord
-from shared.topics import Topic
+from services.api.auth import digest_of, mint_key
+from shared.domain import keys, objects
+from shared.domain.events import Outcome, ProcessRequested
+from shared.domain.ids import CityId
+from shared.domain.objects import CityUnderWay, Failure, RequestRecord
+from shared.domain.topics import Topic
+from tests.fakes.api_world import DAY, NOW, World, manifest_of, planned, stats
 from tests.serving import served
-from tests.unit.api_world import DAY, NOW, World, manifest_of, planned, stats
-from tests.unit.test_api_quarantine import report_of, write_report
-from tests.unit.test_api_requests import record_of, write
+from tests.unit.services.api.requests.test_service import record_of, write
+from tests.unit.services.api.test_quarantine import report_of, write_report
 
 NEXT_DAY = DAY + dt.timedelta(days=1)
 RANGE = "?from=2024-05-01&to=2024-05-02"

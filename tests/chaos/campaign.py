@@ -37,13 +37,13 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from services.local.supervisor import ChildEvent, EventKind
-from shared.settings import PREFIX
+from shared.runtime.settings import PREFIX
 from tests.chaos.relay import Network
 from tests.chaos.s3_proxy import Fault
-from tests.chaos.system import KILL_AFTER_S, PARTITIONS, Metrics, Shape, System, start_services, surroundings
+from tests.chaos.system import KILL_AFTER_S, PARTITIONS, Metrics, Shape, System, context, start_services
 from tests.chaos.upstream import Mischief
 from tests.integration.running import eventually
+from tripfold.local.supervisor import ChildEvent, EventKind
 
 ENDED = frozenset({"completed", "completed with failures", "failed"})
 REQUESTS_WAITING_MAX = 10
@@ -527,7 +527,7 @@ class Campaign:
 
 async def chaos(plan: Plan, directory: Path) -> Report:
     """Run a system under ``directory``, and a campaign on it; leave no process."""
-    async with surroundings(plan.shape, directory) as system:
+    async with context(plan.shape, directory) as system:
         plan.say("starting the services")
         await start_services(system)
         await eventually(partial(_all_ready, system), "the services to be ready", deadline_s=RECOVERY_DEADLINE_S)

@@ -14,16 +14,16 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from services.local.embedded import EmbeddedStack
-from services.local.long_poll import Relay as LongPoll
-from services.local.ports import free_port
-from services.local.supervisor import ChildEvent, ChildProcess, Supervisor, http_probe
-from shared.settings import PREFIX, load_settings
-from shared.topics_admin import apply_topics
+from shared.kafka.admin import apply_topics
+from shared.runtime.settings import PREFIX, load_settings
 from tests.apache_kafka import ApacheKafka, broker_port
 from tests.chaos.relay import HOST, Relay
 from tests.chaos.s3_proxy import FaultyS3
 from tests.chaos.upstream import ChaosUpstream
+from tripfold.local.embedded import EmbeddedStack
+from tripfold.local.long_poll import Relay as LongPoll
+from tripfold.local.ports import free_port
+from tripfold.local.supervisor import ChildEvent, ChildProcess, Supervisor, http_probe
 
 PARTITIONS = 4
 KILL_AFTER_S = 20.0
@@ -102,7 +102,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
     async def command(self, *arguments: str, deadline_s: float = 300.0) -> tuple[int, str]:
         """Run one of Tripfold's commands, past the proxy; return its exit code and what it printed."""
         direct = {f"{PREFIX}S3_ENDPOINT_URL": self.store_url}
-        return await run(sys.executable, "-m", "services", *arguments, env=self.environment | direct, s=deadline_s)
+        return await run(sys.executable, "-m", "tripfold", *arguments, env=self.environment | direct, s=deadline_s)
 
     async def oracle(self, *dates: str, truth: bool, kafka: bool = True, deadline_s: float = 300.0) -> tuple[int, str]:
         """Run the program that judges what was stored and is served, of ``dates`` or of all.
@@ -138,7 +138,7 @@ async def run(*command: str, env: dict[str, str], s: float) -> tuple[int, str]:
 
 
 @contextlib.asynccontextmanager
-async def surroundings(shape: Shape, directory: Path) -> AsyncIterator[System]:
+async def context(shape: Shape, directory: Path) -> AsyncIterator[System]:
     """Run everything but Tripfold's services, which ``start_services`` starts. Nothing is left when it ends."""
     listeners: list[Callable[[ChildEvent], None]] = []
 
@@ -224,7 +224,7 @@ def service(system: System, name: str, **settings: str) -> ChildProcess:
     }
     return ChildProcess(
         name=name,
-        argv=(sys.executable, "-m", "services", *ARGUMENTS[kind]),
+        argv=(sys.executable, "-m", "tripfold", *ARGUMENTS[kind]),
         env=system.environment | own,
         log_path=system.directory / "logs" / f"{name}.log",
         ready=http_probe(f"{system.health_urls[name]}/health/live"),

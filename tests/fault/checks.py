@@ -8,22 +8,37 @@ from typing import TypeVar
 
 import msgspec
 
-from services.aggregate.folding import summary_event
-from shared import events, keys, objects
-from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned, CountryDaySummary, Event, PoisonRecord
-from shared.objects import Current, Manifest, PastRevision, Plan, QuarantineReport, RequestRecord, Summary
-from shared.outbox import events_of_manifest, events_of_plan
-from shared.publishing import Received
-from shared.requests import status_of
-from shared.topics import Topic
-from tests.fakes import ExpectedDay
+from services.aggregate.consumer import summary_event
+from shared.domain import events, keys, objects
+from shared.domain.events import (
+    CityDayRetracted,
+    CityDayStats,
+    CountryDayPlanned,
+    CountryDaySummary,
+    Event,
+    PoisonRecord,
+)
+from shared.domain.objects import (
+    GenerationPointer,
+    Manifest,
+    PastRevision,
+    Plan,
+    QuarantineReport,
+    RequestRecord,
+    Summary,
+)
+from shared.domain.outbox import events_of_manifest, events_of_plan
+from shared.domain.requests import status_of
+from shared.domain.topics import Topic
+from shared.kafka.producer import ConsumedRecord
+from tests.fakes.fakes import ExpectedDay
 from tests.fault.world import GC_AGE, World
 
 
 def live_generation(world: World) -> int:
     """Return the number of the live generation."""
     stored = world.store.objects.get(keys.CURRENT)
-    return objects.decode(Current, stored.body, keys.CURRENT).live if stored else 1
+    return objects.decode(GenerationPointer, stored.body, keys.CURRENT).live if stored else 1
 
 
 def summaries(world: World) -> dict[str, bytes]:
@@ -96,7 +111,7 @@ async def leftovers(world: World) -> list[str]:
     left += [f"the upload {upload.upload_id} of {upload.key} is left" for upload in world.store.unfinished]
     left += [f"{key} is named by a manifest and was deleted" for key in named if key not in world.store.objects]
     current = world.store.objects.get(keys.CURRENT)
-    if current is not None and objects.decode(Current, current.body, keys.CURRENT).building is not None:
+    if current is not None and objects.decode(GenerationPointer, current.body, keys.CURRENT).building is not None:
         left.append("a generation is being built, and nobody builds it")
     return left
 
@@ -266,7 +281,7 @@ def decoded(world: World, topic: Topic) -> list[Event]:
     return [event for event in map(event_of, world.log.records(topic)) if event is not None]
 
 
-def event_of(record: Received) -> Event | None:
+def event_of(record: ConsumedRecord) -> Event | None:
     """Return the event of a record, or None if it is poison."""
     with contextlib.suppress(PoisonRecord):
         return events.decode(record.topic, record.value)
@@ -284,7 +299,7 @@ def _revision_of(event: Event) -> int:
     raise AssertionError(f"{event} has no revision")
 
 
-_Kind = TypeVar("_Kind", bound=objects.StoredObject)
+_Kind = TypeVar("_Kind", bound=objects.BucketObject)
 
 
 def _stored(world: World, prefix: str, kind: type[_Kind]) -> list[_Kind]:

@@ -31,11 +31,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from shared.contribution import Contribution
-from shared.identity import CityId, CountrySlug
-from shared.requests import Status, status_of
-from shared.topics import Topic
-from tests.fakes import (
+from shared.domain.contribution import Contribution
+from shared.domain.ids import CityId, CountrySlug
+from shared.domain.requests import Status, status_of
+from shared.domain.topics import Topic
+from tests.fakes.fakes import (
     PARTITIONS,
     Break,
     BrokenContract,

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import msgspec
 
-from services.aggregate.bucket import read_events
-from services.ingest.trips import RULE_VERSION
-from shared import keys, objects
-from shared.contribution import NOTHING
-from shared.identity import CityId
-from shared.publishing import as_letter
-from shared.topics import Topic
-from tests.fakes import Break, Truth
+from services.aggregate.bucket_reader import read_events
+from services.ingest.parsing.trips import RULE_VERSION
+from shared.domain import keys, objects
+from shared.domain.contribution import NOTHING
+from shared.domain.ids import CityId
+from shared.domain.topics import Topic
+from shared.kafka.producer import as_dead_letter
+from tests.fakes.fakes import Break, Truth
 from tests.fault.checks import differences, essence, leftovers, live_summaries, manifests, summaries
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, FIRST, HOME, MOVED, WHOLE, breaks_of, unlike
 from tests.fault.watcher import Watcher
@@ -129,7 +129,7 @@ async def tasks_buried(world: World) -> None:
     await world.turn("planner")
     tasks = world.log.records(Topic.CITY_TASKS)
     for task in tasks:
-        world.log.append(Topic.DEAD_LETTERS, *as_letter(task, "not an event of city-tasks"))
+        world.log.append(Topic.DEAD_LETTERS, *as_dead_letter(task, "not an event of city-tasks"))
     world.log.commit("worker", tasks)
     world.buried = len(tasks)
     await world.run_to_rest()

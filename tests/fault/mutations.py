@@ -15,34 +15,36 @@ from functools import partial
 import msgspec
 import pytest
 
+from services.aggregate import consumer
 from services.aggregate import fold as pure_fold
-from services.aggregate import folding, generations, progress
+from services.aggregate.consumer import Folder, SummaryWriter
 from services.aggregate.fold import StatEvent, empty_summary
-from services.aggregate.folding import Folder, SummaryWriter
-from services.aggregate.progress_folding import Sweep
-from services.aggregate.rebuilding import Rebuild, Rebuilt
-from services.ingest.city_day import CityDayIngest, Finished
-from services.ingest.faults import AnswerBroke
-from services.ingest.planner import Planner
-from services.ingest.revision import Place
-from services.operate import cleaning
-from services.operate.cleaning import Swept
-from shared import events, keys, objects
-from shared.consuming import Decoded, decode_batch
-from shared.current import read_current
-from shared.events import CityDayRetracted, CityDayStats, Event, IngestCity, Outcome
-from shared.identity import CityId, CountrySlug, RequestId
-from shared.objects import Current, LedgerEntry, Manifest, PastRevision, Plan, Summary
-from shared.outbox import events_of_plan
-from shared.publishing import LogUnavailable, Outgoing, Publisher, Received
-from shared.store import Listed, LostRace, ObjectStore, Upload
-from shared.topics import Topic
-from tests.fakes import Break, BreakableStore, BreakableUpstream, Truth
+from services.aggregate.replay import generations
+from services.aggregate.replay.rebuild import Rebuild, Rebuilt
+from services.aggregate.requests import fold
+from services.aggregate.requests.consumer import Sweep
+from services.ingest.planner.planner import Planner
+from services.ingest.upstream.errors import TransientUpstreamError
+from services.ingest.worker.city_day import CityDayIngest, Finished
+from services.ingest.worker.manifest import Place
+from shared.domain import events, keys, objects
+from shared.domain.events import CityDayRetracted, CityDayStats, Event, IngestCity, Outcome
+from shared.domain.ids import CityId, CountrySlug, RequestId
+from shared.domain.objects import GenerationPointer, LedgerEntry, Manifest, PastRevision, Plan, Summary
+from shared.domain.outbox import events_of_plan
+from shared.domain.topics import Topic
+from shared.kafka.consumer import Decoded, decode_batch
+from shared.kafka.producer import ConsumedRecord, LogUnavailable, OutgoingEvent, Publisher
+from shared.storage.generation_pointer import read_current
+from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
+from tests.fakes.fakes import Break, BreakableStore, BreakableUpstream, Truth
 from tests.fault import job_scenarios, scenarios
 from tests.fault.checks import differences, unfinished
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE, Scenario
 from tests.fault.watcher import Watcher
 from tests.fault.world import DATE, Handler, Job, Process, RecordingStore, World
+from tripfold.operate import gc
+from tripfold.operate.gc import Swept
 
 Proof = Callable[[type[World]], AsyncIterator[str]]
 
@@ -180,8 +182,8 @@ class LosesTheFirstAnswer(RecordingStore):
         self._world = world
         self._lost = False
 
-    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
-        swapped = await super().swap(key, body, etag=etag)
+    async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        swapped = await super().compare_and_swap(key, body, etag=etag)
         if not key.startswith(keys.MANIFESTS) or self._lost:
             return swapped
         self._lost = True
@@ -204,7 +206,7 @@ class LosesTheFirstAnswer(RecordingStore):
         )
         self.write(key, objects.encode(later))
         self._world.upstream.files.clear()
-        raise LostRace(key)
+        raise CasConflict(key)
 
 
 async def burying_poison(kind: type[World]) -> AsyncIterator[str]:
@@ -227,7 +229,7 @@ async def burying_poison(kind: type[World]) -> AsyncIterator[str]:
 class BlindStore(RecordingStore):
     """A store whose swap does not look at the ETag."""
 
-    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+    async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
         del etag
         await asyncio.sleep(0)
         return self.write(key, body)
@@ -253,15 +255,15 @@ class OncePublisher:
         self._publisher = publisher
         self._tried = tried
 
-    async def publish(self, outgoing: Iterable[Outgoing]) -> None:
+    async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
         for item in outgoing:
             value = events.encode(item.event) + repr(item.cause).encode()
             if value not in self._tried:
                 self._tried.add(value)
                 await self._publisher.publish([item])
 
-    async def bury(self, record: Received, error: str) -> None:
-        await self._publisher.bury(record, error)
+    async def send_to_dead_letters(self, record: ConsumedRecord, error: str) -> None:
+        await self._publisher.send_to_dead_letters(record, error)
 
 
 class AtMostOnce(World):
@@ -285,8 +287,8 @@ class RawLastStore(BreakableStore):
     def upload(self, key: str) -> Upload:
         return _Postponed(super().upload(key), self._uploads)
 
-    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
-        swapped = await super().swap(key, body, etag=etag)
+    async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        swapped = await super().compare_and_swap(key, body, etag=etag)
         while key.startswith(keys.MANIFESTS) and self._uploads:
             await self._uploads.pop().complete()
         return swapped
@@ -338,23 +340,23 @@ class ReadsBeforeThePointer(World):
 
 def pointer_before_the_batch(patch: pytest.MonkeyPatch) -> None:
     """Let an aggregate fold by the pointer that it read when it had done with the batch before."""
-    known: dict[int, Current] = {}
+    known: dict[int, GenerationPointer] = {}
     process = Folder.process
 
-    async def remembered(store: ObjectStore) -> Current:
+    async def remembered(store: ObjectStore) -> GenerationPointer:
         return known.get(id(store)) or await read_current(store)
 
-    async def process_and_remember(self: Folder, batch: Sequence[Received]) -> None:
+    async def process_and_remember(self: Folder, batch: Sequence[ConsumedRecord]) -> None:
         await process(self, batch)
         known[id(self._store)] = await read_current(self._store)
 
-    patch.setattr(folding, "read_current", remembered)
+    patch.setattr(consumer, "read_current", remembered)
     patch.setattr(Folder, "process", process_and_remember)
 
 
 def live_alone(patch: pytest.MonkeyPatch) -> None:
     """Let aggregates fold into the live generation alone."""
-    patch.setattr(Current, "folded", property(lambda self: (self.live,)))
+    patch.setattr(GenerationPointer, "folded", property(lambda self: (self.live,)))
 
 
 def the_last_plan_wins(patch: pytest.MonkeyPatch) -> None:
@@ -410,7 +412,7 @@ def silent_if_unchanged(patch: pytest.MonkeyPatch) -> None:
 
 
 def _folding(patch: pytest.MonkeyPatch, change: Callable[[Summary, Sequence[StatEvent]], Summary]) -> None:
-    patch.setattr(folding, "fold", lambda summary, folded: change(summary, list(folded)))
+    patch.setattr(consumer, "fold", lambda summary, folded: change(summary, list(folded)))
 
 
 def no_retractions(patch: pytest.MonkeyPatch) -> None:
@@ -450,12 +452,12 @@ def adding(patch: pytest.MonkeyPatch) -> None:
 
 def completed_before_folded(patch: pytest.MonkeyPatch) -> None:
     """Let a city count as served as soon as its worker has finished."""
-    finished = progress._finished
+    finished = fold._finished
 
     def early(city: objects.CityUnderWay, event: events.CityFinished) -> objects.CityUnderWay:
         return msgspec.structs.replace(finished(city, event), published={})
 
-    patch.setattr(progress, "_finished", early)
+    patch.setattr(fold, "_finished", early)
 
 
 def flip_without_token(patch: pytest.MonkeyPatch) -> None:
@@ -464,7 +466,9 @@ def flip_without_token(patch: pytest.MonkeyPatch) -> None:
     async def flip(store: ObjectStore, _token: str, number: int) -> None:
         found = await store.get(keys.CURRENT)
         assert found is not None
-        flipped = Current(live=number, highest=objects.decode(Current, found.body, keys.CURRENT).highest)
+        flipped = GenerationPointer(
+            live=number, highest=objects.decode(GenerationPointer, found.body, keys.CURRENT).highest
+        )
         await store.put(keys.CURRENT, objects.encode(flipped))
 
     patch.setattr(generations, "flip", flip)
@@ -472,12 +476,12 @@ def flip_without_token(patch: pytest.MonkeyPatch) -> None:
 
 def gc_without_history(patch: pytest.MonkeyPatch) -> None:
     """Let the clean-up keep the current attempt alone."""
-    judge = cleaning._judge
+    judge = gc._judge
 
-    async def forgetful(store: ObjectStore, group: list[Listed]) -> list[Swept]:
+    async def forgetful(store: ObjectStore, group: list[ObjectInfo]) -> list[Swept]:
         return await judge(_WithoutHistory(store), group)  # type: ignore[arg-type]  # it reads manifests, no more
 
-    patch.setattr(cleaning, "_judge", forgetful)
+    patch.setattr(gc, "_judge", forgetful)
 
 
 class _WithoutHistory:
@@ -491,14 +495,14 @@ class _WithoutHistory:
         manifest = msgspec.structs.replace(objects.decode(Manifest, found.body, key), history=())
         return msgspec.structs.replace(found, body=objects.encode(manifest))
 
-    def list(self, prefix: str) -> AsyncIterator[Listed]:
+    def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         return self._store.list(prefix)
 
 
 def gc_of_any_age(patch: pytest.MonkeyPatch) -> None:
     """Let the clean-up take what is young."""
-    sweep_raw = cleaning._sweep_raw
-    patch.setattr(cleaning, "_sweep_raw", lambda store, before: sweep_raw(store, before + dt.timedelta(days=365)))
+    sweep_raw = gc._sweep_raw
+    patch.setattr(gc, "_sweep_raw", lambda store, before: sweep_raw(store, before + dt.timedelta(days=365)))
 
 
 def gone_is_silent(patch: pytest.MonkeyPatch) -> None:
@@ -506,7 +510,7 @@ def gone_is_silent(patch: pytest.MonkeyPatch) -> None:
 
     async def present_only(self: Planner, plan: Plan) -> None:
         planned: list[Event] = [one for country in plan.countries for one in events_of_plan(plan, country)]
-        await self._publisher.publish(map(Outgoing, planned))
+        await self._publisher.publish(map(OutgoingEvent, planned))
 
     patch.setattr(Planner, "_publish_countries", present_only)
 
@@ -514,13 +518,13 @@ def gone_is_silent(patch: pytest.MonkeyPatch) -> None:
 def bury_if_possible(patch: pytest.MonkeyPatch) -> None:
     """Let a poison record go if it cannot be buried at once."""
 
-    async def careless(batch: Sequence[Received], publisher: Publisher) -> list[Decoded]:
+    async def careless(batch: Sequence[ConsumedRecord], publisher: Publisher) -> list[Decoded]:
         try:
             return await decode_batch(batch, publisher)
         except LogUnavailable:
             return []
 
-    patch.setattr(folding, "decode_batch", careless)
+    patch.setattr(consumer, "decode_batch", careless)
 
 
 def no_answer_to_stale_records(patch: pytest.MonkeyPatch) -> None:
@@ -536,7 +540,7 @@ def quiet_without_change(patch: pytest.MonkeyPatch) -> None:
     """Let a summary be published only by who changed it."""
     fold = SummaryWriter.fold
 
-    async def once(self: SummaryWriter, generation: int, new: Sequence[StatEvent]) -> folding._Cached:
+    async def once(self: SummaryWriter, generation: int, new: Sequence[StatEvent]) -> consumer._Cached:
         key = keys.summary(generation, new[0].date, new[0].country)
         found = await self._store.get(key)
         before = objects.decode(Summary, found.body, key) if found else empty_summary(new[0].date, new[0].country)
@@ -564,7 +568,7 @@ def upstream_without_conditions(patch: pytest.MonkeyPatch) -> None:
         try:
             async for chunk in chunks(self, of, upstream_id):
                 yield chunk
-        except AnswerBroke:
+        except TransientUpstreamError:
             yield b"]"
 
     patch.setattr(BreakableUpstream, "_chunks", cut)

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 import msgspec
 
-from shared.topics import Topic
-from tests.fakes import Break, City, Crossing, Trip, Truth
+from shared.domain.topics import Topic
+from tests.fakes.fakes import Break, City, Crossing, Trip, Truth
 from tests.fault.checks import differences, essence, leftovers, unfinished
 from tests.fault.world import ROUNDS_MAX, World
 

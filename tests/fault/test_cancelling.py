@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import pytest
 
-from services.api.errors import NotNow
-from services.api.requests import Requests
-from shared import keys, objects
-from shared.identity import RequestId
-from shared.objects import RequestRecord
-from shared.requests import Counts, Status, counts_of, status_of
-from shared.topics import Topic
-from tests.fakes import Break, City, MemoryPublisher, Trip, Truth
+from services.api.http.errors import Conflict
+from services.api.requests.service import Requests
+from shared.domain import keys, objects
+from shared.domain.ids import RequestId
+from shared.domain.objects import RequestRecord
+from shared.domain.requests import Counts, Status, counts_of, status_of
+from shared.domain.topics import Topic
+from tests.fakes.fakes import Break, City, MemoryPublisher, Trip, Truth
 from tests.fault.checks import inconsistencies, manifests, unfinished
 from tests.fault.world import World
 
@@ -56,7 +56,7 @@ async def test_cancelled_at_any_moment() -> None:
     for turns in range(TURNS_MAX):
         try:
             world, request_id, before = await cancelled_after(turns)
-        except NotNow:
+        except Conflict:
             break
         assert unfinished(world) == []
         assert inconsistencies(world) == []
@@ -114,8 +114,8 @@ async def test_what_was_swapped_in_before_is_published_although_all_were_cancell
     await world.turn("planner")
     made = world.continued()
     await made.turn("worker")
-    (swap,) = (at for at, one in enumerate(made.crossings.made) if one.what.startswith("swap manifests/"))
-    world.crossings.break_after(swap, Break.DIE_AFTER)
+    (compare_and_swap,) = (at for at, one in enumerate(made.crossings.made) if one.what.startswith("swap manifests/"))
+    world.crossings.break_after(compare_and_swap, Break.DIE_AFTER)
     await world.turn("worker")
     assert len(manifests(world)) == 1
     assert world.log.records(Topic.CITY_STATS) != []

@@ -7,14 +7,14 @@ import datetime as dt
 import msgspec
 import pytest
 
-from shared import keys, objects
-from shared.active_requests import STALLED_AFTER
-from shared.events import IngestCity
-from shared.identity import RequestId
-from shared.objects import RequestRecord
-from shared.requests import Status, status_of
-from shared.topics import Topic
-from tests.fakes import PARTITIONS, Truth
+from shared.domain import keys, objects
+from shared.domain.events import IngestCity
+from shared.domain.ids import RequestId
+from shared.domain.objects import RequestRecord
+from shared.domain.requests import Status, status_of
+from shared.domain.topics import Topic
+from shared.storage.active_requests import STALLED_AFTER
+from tests.fakes.fakes import PARTITIONS, Truth
 from tests.fault.checks import decoded, differences, requests
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, WHOLE
 from tests.fault.test_retry import failed_world, record_of

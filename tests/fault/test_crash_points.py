@@ -31,11 +31,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import keys, outbox
-from shared.events import CityFinished
-from shared.identity import CityId
-from shared.topics import Topic
-from tests.fakes import PARTITIONS, Break, Truth
+from shared.domain import keys, outbox
+from shared.domain.events import CityFinished
+from shared.domain.ids import CityId
+from shared.domain.topics import Topic
+from tests.fakes.fakes import PARTITIONS, Break, Truth
 from tests.fault.checks import decoded, differences, inconsistencies, manifests, unfinished
 from tests.fault.scenarios import (
     CORRECTED,

@@ -13,14 +13,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 
-from services.api.errors import NotNow, StatusNotWritten
-from services.api.range_requests import RangeRequests
-from services.api.ranges import DateRange
-from services.api.requests import Requests
-from shared import keys
-from shared.errors import OperatorError
-from shared.requests import Status, status_of
-from tests.fakes import Break, BreakablePublisher, BreakableStore, Crossings, Life, MemoryPublisher
+from services.api.http.date_range import DateRange
+from services.api.http.errors import Conflict, StatusNotWritten
+from services.api.requests.ranges import RangeRequests
+from services.api.requests.service import Requests
+from shared.domain import keys
+from shared.domain.errors import OperatorError
+from shared.domain.requests import Status, status_of
+from tests.fakes.fakes import Break, BreakablePublisher, BreakableStore, Crossings, Life, MemoryPublisher
 from tests.fault.checks import differences, inconsistencies, live_summaries, requests
 from tests.fault.job_scenarios import (
     SCENARIOS,
@@ -88,7 +88,7 @@ async def answered(world: World, ask: Ask, broken: Mapping[int, Break]) -> int:
         api = Requests(store, publisher, clock=world.clock)
         try:
             await ask(RangeRequests(store, api, clock=world.clock), api)
-        except NotNow:
+        except Conflict:
             return len(crossings.made)  # an earlier try has done it, and is told so
         except (OperatorError, StatusNotWritten):
             continue  # the client is told, and asks again

@@ -6,15 +6,15 @@ import asyncio
 
 import pytest
 
-from services.ingest.attempts import ALONE_AFTER, ALONE_DEATHS_MAX, NOTED_MAX, Attempts, Deaths
-from shared import keys, objects
-from shared.health import REGISTRY
-from shared.identity import CityId, RequestId
-from shared.objects import AttemptsUnderWay, QuarantineReport, ReportedRecord, RequestRecord
-from shared.patience import Stopping
-from shared.requests import Status, status_of
-from shared.topics import Topic
-from tests.fakes import PARTITIONS, Break, Crossing, Crossings, Truth, trip_file
+from services.ingest.worker.attempts import ALONE_AFTER, ALONE_DEATHS_MAX, NOTED_MAX, Attempts, Deaths
+from shared.domain import keys, objects
+from shared.domain.ids import CityId, RequestId
+from shared.domain.objects import AttemptsUnderWay, QuarantineReport, ReportedRecord, RequestRecord
+from shared.domain.requests import Status, status_of
+from shared.domain.topics import Topic
+from shared.runtime.health import REGISTRY
+from shared.runtime.retry import Stopping
+from tests.fakes.fakes import PARTITIONS, Break, Crossing, Crossings, Truth, trip_file
 from tests.fault.checks import differences
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MORNING, WHOLE
 from tests.fault.world import DATE, ROLES, Process, World
@@ -168,15 +168,15 @@ async def test_the_bytes_are_kept_anew_if_their_report_is_deleted_meanwhile() ->
     world.request(holding(BAD))
     await world.run_to_rest()
     (first,) = reports(world)
-    swap = world.store.swap
+    compare_and_swap = world.store.compare_and_swap
 
     async def deleted(key: str, body: bytes, *, etag: str | None) -> str:
         if key == first.report_key:
-            world.store.swap = swap  # type: ignore[method-assign]  # once
+            world.store.compare_and_swap = compare_and_swap  # type: ignore[method-assign]  # once
             del world.store.objects[key], world.store.objects[first.key]
-        return await swap(key, body, etag=etag)
+        return await compare_and_swap(key, body, etag=etag)
 
-    world.store.swap = deleted  # type: ignore[method-assign]  # the clean-up comes first
+    world.store.compare_and_swap = deleted  # type: ignore[method-assign]  # the clean-up comes first
     request_id = world.request(holding(BAD))
     await world.run_to_rest()
     (report,) = reports(world)
@@ -189,7 +189,7 @@ async def test_the_bytes_are_kept_anew_if_their_report_is_deleted_meanwhile() ->
 
 async def test_of_many_reports_the_latest_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that comes again and again is known by its latest report, however many lie before it."""
-    monkeypatch.setattr("services.ingest.quarantine.REPORTS_COMPARED_MAX", 1)
+    monkeypatch.setattr("services.ingest.worker.quarantine.REPORTS_COMPARED_MAX", 1)
     world = World()
     for body in (BAD, BAD + b" ", BAD + b" "):
         world.clock.advance(60)
@@ -261,7 +261,7 @@ async def test_restarts_and_faults_of_others_do_not_count() -> None:
     for _ in range(3):
         process = await stopped_in_the_middle(world)
         assert note(world) is None
-        assert process.patience.stopping.is_set()
+        assert process.retrier.stopping.is_set()
         world.replace("worker")
     await world.run_to_rest()
     assert (reports(world), note(world)) == ([], None)
@@ -285,14 +285,14 @@ async def test_who_is_overtaken_in_taking_itself_out_does_so_all_the_same() -> N
     attempts = Attempts(world.store, clock=world.clock)
     for attempt in ("one", "two"):
         await attempts.begin(DATE, CITY, attempt, alone=False)
-    swap = world.store.swap
+    compare_and_swap = world.store.compare_and_swap
 
     async def overtaken(key: str, body: bytes, *, etag: str | None) -> str:
-        world.store.swap = swap  # type: ignore[method-assign]  # once
+        world.store.compare_and_swap = compare_and_swap  # type: ignore[method-assign]  # once
         await attempts.begin(DATE, CITY, "three", alone=False)
-        return await swap(key, body, etag=etag)
+        return await compare_and_swap(key, body, etag=etag)
 
-    world.store.swap = overtaken  # type: ignore[method-assign]  # another worker comes first
+    world.store.compare_and_swap = overtaken  # type: ignore[method-assign]  # another worker comes first
     await attempts.end(DATE, CITY, "one", settled=False)
     left = note(world)
     assert left is not None
@@ -309,7 +309,7 @@ async def stopped_in_the_middle(world: World) -> Process:
     async with asyncio.timeout(10):
         while note(world) is None:  # noqa: ASYNC110  # what is looked at has no event
             await asyncio.sleep(0)
-    process.patience.stopping.set()
+    process.retrier.stopping.set()
     with pytest.raises(Stopping):
         await handling
     return process

@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from shared import keys, objects
-from shared.identity import RequestId
-from shared.objects import RequestRecord
-from shared.requests import NothingToRetry, Status, counts_of, retried_record, status_of
-from shared.topics import Topic
-from tests.fakes import Truth
+from shared.domain import keys, objects
+from shared.domain.ids import RequestId
+from shared.domain.objects import RequestRecord
+from shared.domain.requests import NothingToRetry, Status, counts_of, retried_record, status_of
+from shared.domain.topics import Topic
+from tests.fakes.fakes import Truth
 from tests.fault.checks import differences
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, FIRST, HOME, MORNING, MOVED, WHOLE, breaks_of
 from tests.fault.world import DATE, World

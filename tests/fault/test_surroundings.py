@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from shared import events
-from shared.events import ProcessRequested
-from shared.identity import RequestId
-from shared.publishing import Received
-from shared.topics import Topic
-from tests.fakes import Break, Crossing, Crossings, Truth
+from shared.domain import events
+from shared.domain.events import ProcessRequested
+from shared.domain.ids import RequestId
+from shared.domain.topics import Topic
+from shared.kafka.producer import ConsumedRecord
+from tests.fakes.fakes import Break, Crossing, Crossings, Truth
 from tests.fault.checks import differences, topics_against_the_bucket
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE
 from tests.fault.world import DATE, ROLES, Stuck, World
@@ -122,10 +122,10 @@ async def test_what_cannot_be_buried_is_not_passed(role: str) -> None:
     assert topics_against_the_bucket(world, buried=1) == []
 
 
-def of_type(role: str, kind: str, version: int) -> Received:
+def of_type(role: str, kind: str, version: int) -> ConsumedRecord:
     """Return a record of the role's topic that is of a type and a schema version."""
     value = f'{{"type":"{kind}","schema_version":{version}}}'.encode()
-    return Received(topic=ROLES[role].topic, partition=0, offset=0, key=b"2024-05-01/x", value=value)
+    return ConsumedRecord(topic=ROLES[role].topic, partition=0, offset=0, key=b"2024-05-01/x", value=value)
 
 
 @each_role

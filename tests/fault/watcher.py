@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 import msgspec
 
-from services.api.ranges import DateRange
-from services.api.reader import SummaryReader
-from shared import bitmap
-from shared.contribution import Contribution
-from shared.events import CityFinished, Outcome
-from shared.identity import CityId, CountrySlug, RequestId
-from shared.objects import Summary
-from shared.topics import Topic
+from services.api.http.date_range import DateRange
+from services.api.statistics.reader import SummaryReader
+from shared.domain import bitmap
+from shared.domain.contribution import Contribution
+from shared.domain.events import CityFinished, Outcome
+from shared.domain.ids import CityId, CountrySlug, RequestId
+from shared.domain.objects import Summary
+from shared.domain.topics import Topic
 from tests.fault import checks
 from tests.fault.world import DATE, World
 

@@ -15,37 +15,32 @@ from typing import Any, Self, TypeVar
 
 import msgspec
 
-from services.aggregate.bucket import Dates
-from services.aggregate.folding import Folder
-from services.aggregate.generations import GenerationState, drop, list_generations
-from services.aggregate.progress_folding import ProgressFolder, Sweep
-from services.aggregate.rebuilding import Rebuild
-from services.aggregate.repairing import repair_dates
-from services.aggregate.replay import PairReplay, Replay, Rereadable
-from services.ingest.city_day import CityDayIngest
-from services.ingest.parser import DEFAULT_RULES
-from services.ingest.planner import Planner
-from services.ingest.retrying import Retries
-from services.ingest.upstream import Persistence
-from services.ingest.worker import Worker
-from services.operate.cleaning import clean
-from services.operate.dead_letters import LETTERS_MAX, Wanted, list_letters, send_back
-from services.operate.quarantined import Chosen, read_reports, retry_reports
-from services.operate.refolding import Refold, Selection
-from services.operate.republishing import republish
-from services.operate.restoring import highest_of, raise_base, reissue
-from services.operate.topic_audit import TopicAudit
-from shared import active_requests, events, keys, objects
-from shared.errors import OperatorError
-from shared.events import ProcessRequested
-from shared.health import Concern, Health
-from shared.identity import RequestId
-from shared.objects import Manifest, Plan, RequestRecord
-from shared.patience import Patience, SurroundingsFault
-from shared.publishing import LogUnavailable, Publisher, Received
-from shared.requests import begin_retry, request_event
-from shared.topics import Topic
-from tests.fakes import (
+from services.aggregate.audit.repair import repair_dates
+from services.aggregate.bucket_reader import Dates
+from services.aggregate.consumer import Folder
+from services.aggregate.replay.generations import GenerationState, drop, list_generations
+from services.aggregate.replay.rebuild import Rebuild
+from services.aggregate.replay.topic_reader import PairReplay, Replay, Rereadable
+from services.aggregate.requests.consumer import ProgressFolder, Sweep
+from services.ingest.parsing.parser import DEFAULT_RULES
+from services.ingest.planner.planner import Planner
+from services.ingest.upstream.client import UpstreamRetryPolicy
+from services.ingest.worker.city_day import CityDayIngest
+from services.ingest.worker.task_retries import Retries
+from services.ingest.worker.worker import Worker
+from shared.domain import events, keys, objects
+from shared.domain.errors import OperatorError
+from shared.domain.events import ProcessRequested
+from shared.domain.ids import RequestId
+from shared.domain.objects import Manifest, Plan, RequestRecord
+from shared.domain.requests import request_event
+from shared.domain.topics import Topic
+from shared.kafka.producer import ConsumedRecord, LogUnavailable, Publisher
+from shared.runtime.health import Concern, Health
+from shared.runtime.retry import DependencyUnavailable, Retrier
+from shared.storage import active_requests
+from shared.storage.request_records import begin_retry
+from tests.fakes.fakes import (
     PARTITIONS,
     Break,
     BreakableOperatedPublisher,
@@ -66,6 +61,13 @@ from tests.fakes import (
     Oracle,
     Truth,
 )
+from tripfold.operate.dead_letters import LETTERS_MAX, Wanted, list_letters, send_back
+from tripfold.operate.gc import clean
+from tripfold.operate.quarantine import Chosen, read_reports, retry_reports
+from tripfold.operate.reprocess import Refold, Selection
+from tripfold.operate.republish import republish
+from tripfold.operate.restore import highest_of, raise_base, reissue
+from tripfold.operate.topic_audit import TopicAudit
 
 DATE = dt.date(2024, 5, 1)
 ROUNDS_MAX = 500
@@ -77,7 +79,7 @@ SWEEP_AFTER = dt.timedelta(minutes=10)
 DROP_GRACE = dt.timedelta(minutes=15)
 
 _Result = TypeVar("_Result")
-Handler = Callable[[Sequence[Received]], Awaitable[None]]
+Handler = Callable[[Sequence[ConsumedRecord]], Awaitable[None]]
 
 _threads = ThreadPoolExecutor(4, thread_name_prefix="fold")  # more than one: a paused stream holds its own
 
@@ -99,7 +101,7 @@ class WatchedHealth(Health):
             self._unexpected.append(f"{what}: {reason}")
 
 
-class QuickPatience(Patience):
+class QuickPatience(Retrier):
     """Waits no time, but gives up after so many waits that nothing can be coming."""
 
     def __init__(self, health: Health) -> None:
@@ -142,7 +144,7 @@ class Process(Life):
         self.role = role
         self.member = world.log.join(role, ROLES[role].topic)
         self.health = WatchedHealth(world.unexpected)
-        self.patience = world.make_patience(self.health)
+        self.retrier = world.make_patience(self.health)
         self.store = BreakableStore(world.store, self)
         self.publisher = world.make_publisher(self)
         self.upstream = BreakableUpstream(world.upstream, self)
@@ -182,7 +184,7 @@ class Job(Life):
         try:
             await work()
             self.ended_well = True
-        except (SurroundingsFault, OperatorError) as error:
+        except (DependencyUnavailable, OperatorError) as error:
             self.refused = str(error)  # the operator is told, and runs it again
         except BaseException as error:
             if not is_death(error):
@@ -239,7 +241,7 @@ class World:
         """Build the bucket; its uploads are of several parts soon."""
         return RecordingStore(self.clock, part_bytes=UPLOAD_PART_BYTES)
 
-    def make_patience(self, health: Health) -> Patience:
+    def make_patience(self, health: Health) -> Retrier:
         """Build what a process waits with."""
         return QuickPatience(health)
 
@@ -275,7 +277,7 @@ class World:
 
     def make_handler(self, process: Process) -> Handler:
         """Build what a process of a role does with a batch, as the services wire it."""
-        persistence = Persistence(process.patience, attempts_max=10, outage_limit_s=3600)
+        retry_policy = UpstreamRetryPolicy(process.retrier, attempts_max=10, outage_limit_s=3600)
         match process.role:
             case "planner":
                 planner = Planner(
@@ -283,7 +285,7 @@ class World:
                     process.publisher,
                     process.upstream,
                     clock=self.clock_of(process.role),
-                    persistence=persistence,
+                    retry_policy=retry_policy,
                     allow_no_cities=True,
                 )
                 return planner.process
@@ -293,16 +295,16 @@ class World:
                     process.publisher,
                     process.upstream,
                     clock=self.clock_of(process.role),
-                    persistence=persistence,
+                    retry_policy=retry_policy,
                     threads=_threads,
                     deadline_s=TASK_DEADLINE_S,
                     raw_retention=self.raw_retention,
                     mint_attempt=self._mint_attempt,
                 )
                 # One stream at a time, so that the same call has the same number in every run.
-                return Worker(ingest, process.publisher, patience=process.patience, streams=1).process
+                return Worker(ingest, process.publisher, retrier=process.retrier, streams=1).process
             case "retries":
-                return Retries(process.publisher, clock=self.clock_of("worker"), patience=process.patience).process
+                return Retries(process.publisher, clock=self.clock_of("worker"), retrier=process.retrier).process
             case "aggregate":
                 return Folder(process.store, process.publisher, cache_bytes=100_000).process
             case _:
@@ -310,7 +312,7 @@ class World:
                     process.store,
                     process.publisher,
                     clock=self.clock_of(process.role),
-                    patience=process.patience,
+                    retrier=process.retrier,
                     interval_s=0,
                 ).process
 
@@ -577,11 +579,11 @@ class World:
             self._forget(process)
         return True
 
-    async def _handle(self, process: Process, batch: Sequence[Received]) -> None:
+    async def _handle(self, process: Process, batch: Sequence[ConsumedRecord]) -> None:
         try:
             if self.commit_first:
                 await self._commit(process, batch)
-            await process.patience.wait_out("batch", lambda: process.process(batch))
+            await process.retrier.retry_until_available("batch", lambda: process.process(batch))
             if not self.commit_first:
                 await self._commit(process, batch)
         except BaseException as error:
@@ -589,7 +591,7 @@ class World:
                 raise
             self._forget(process)
 
-    async def _commit(self, process: Process, batch: Sequence[Received]) -> None:
+    async def _commit(self, process: Process, batch: Sequence[ConsumedRecord]) -> None:
         try:
             await process.cross("commit", lambda: process.member.commit(batch), LogUnavailable, effect=True)
         except LogUnavailable:

@@ -16,15 +16,15 @@ from typing import Any
 
 import msgspec
 
-from services import cli
-from shared.settings import Settings
+from shared.runtime.settings import Settings
 from tests.integration.running import environment_of
+from tripfold import cli
 
 DEADLINE_S = 90
 
 # Each command is a process of its own, forked from one that has loaded the command: loading takes longer than running.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["services.operate.terminal", "services.operate.replay_terminal", "services.cli"])
+_processes.set_forkserver_preload(["tripfold.operate.terminal", "tripfold.operate.replay_terminal", "tripfold.cli"])
 
 
 class Ended(msgspec.Struct, frozen=True):

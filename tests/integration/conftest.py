@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from services.local.embedded import EmbeddedServices, embedded_services
-from shared.settings import Settings, load_settings
+from shared.runtime.settings import Settings, load_settings
+from tripfold.local.embedded import EmbeddedServices, embedded_services
 
 KAFKA_VARIABLE = "TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS"
 S3_VARIABLE = "TRIPFOLD_TEST_S3_ENDPOINT_URL"
@@ -54,7 +54,7 @@ def isolated_settings(embedded: EmbeddedServices, **changes: str) -> Settings:
         "TRIPFOLD_S3_BUCKET": name,
         "TRIPFOLD_TOPIC_PREFIX": f"{name}.",
         "TRIPFOLD_KAFKA_PARTITIONS": "3",
-        "TRIPFOLD_CONSUMER_INSTANCE": "test",
+        "TRIPFOLD_KAFKA_GROUP_INSTANCE_ID": "test",
         "TRIPFOLD_SESSION_TIMEOUT_S": "6",
         "TRIPFOLD_PROGRESS_INTERVAL_S": "0.1",
         **{f"TRIPFOLD_{key}": value for key, value in changes.items()},

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
-from services.local.ports import free_port
-from services.local.supervisor import ChildProcess, Supervisor, http_probe
-from shared.s3 import S3Store
-from shared.settings import PREFIX, Settings
-from shared.topics_admin import apply_topics
+from shared.kafka.admin import apply_topics
+from shared.runtime.settings import PREFIX, Settings
+from shared.storage.s3 import S3Store
+from tripfold.local.ports import free_port
+from tripfold.local.supervisor import ChildProcess, Supervisor, http_probe
 
 ROLES = {
     "planner": ("serve", "ingest", "--role", "planner"),
@@ -114,7 +114,7 @@ async def running(
                 port = free_port(name)
                 extra = {f"{PREFIX}HEALTH_PORT": str(port), **(own or {}).get(name, {})}
                 if number:
-                    extra[f"{PREFIX}CONSUMER_INSTANCE"] = f"{settings.consumer_instance}-{number}"
+                    extra[f"{PREFIX}KAFKA_GROUP_INSTANCE_ID"] = f"{settings.kafka_group_instance_id}-{number}"
                 url = f"http://127.0.0.1:{port}/health/ready"
                 children.append(_child(f"{name}{number or ''}", arguments, environment | extra, logs, url))
         api_url = f"http://127.0.0.1:{api_port}"
@@ -129,7 +129,7 @@ async def running(
 def _child(name: str, arguments: tuple[str, ...], environment: dict[str, str], logs: Path, url: str) -> ChildProcess:
     return ChildProcess(
         name=name,
-        argv=(sys.executable, "-m", "services", *arguments),
+        argv=(sys.executable, "-m", "tripfold", *arguments),
         env=environment,
         log_path=logs / f"{name}.log",
         ready=http_probe(url),

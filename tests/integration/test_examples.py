@@ -20,17 +20,18 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from services.local.embedded import EmbeddedServices
-from shared.settings import Settings
-from shared.topics import partition_of
+from shared.domain.topics import partition_of
+from shared.runtime.settings import Settings
+from tests import ROOT
 from tests.integration.authority import Authority
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, environment_of, running
 from tests.integration.test_pipeline import make_trips
+from tripfold.local.embedded import EmbeddedServices
 
 in_one_loop = pytest.mark.asyncio(loop_scope="module")
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 DATES = ("2024-05-01", "2024-05-02")
 RUN_DEADLINE_S = 60
 

@@ -19,46 +19,54 @@ from typing import Any
 import httpx
 import pytest
 
-from services.local.ports import free_port
-from shared import events, keys
-from shared.identity import CountrySlug
-from shared.publishing import KafkaPublisher, Outgoing
-from shared.s3 import S3Store
-from shared.settings import Settings
-from shared.topics import Topic
-from shared.topics_admin import apply_topics
+from shared.domain import events, keys
+from shared.domain.ids import CountrySlug
+from shared.domain.topics import Topic
+from shared.kafka.admin import apply_topics
+from shared.kafka.producer import KafkaPublisher, OutgoingEvent
+from shared.runtime.settings import Settings
+from shared.storage.s3 import S3Store
+from tests import ROOT
+from tests.fakes.operated_bucket import DAY, OperatedBucket, trips
 from tests.integration.running import environment_of, eventually
-from tests.unit.operated_bucket import DAY, OperatedBucket, trips
+from tripfold.local.ports import free_port
 
-ROOT = Path(__file__).parents[2]
 CHANGES = [
-    ("shared/contribution.py", "    delay_total_ms: int\n", "    delay_total_ms: int\n    late_trips: int = 0\n"),
     (
-        "shared/contribution.py",
+        "shared/domain/contribution.py",
+        "    delay_total_ms: int\n",
+        "    delay_total_ms: int\n    late_trips: int = 0\n",
+    ),
+    (
+        "shared/domain/contribution.py",
         "        return Contribution(\n",
         "        return Contribution(\n            late_trips=self.late_trips + other.late_trips,\n",
     ),
-    ("services/ingest/tally.py", "        self._accidents = 0\n", "        self._accidents = self._late_trips = 0\n"),
     (
-        "services/ingest/tally.py",
+        "services/ingest/parsing/totals.py",
+        "        self._accidents = 0\n",
+        "        self._accidents = self._late_trips = 0\n",
+    ),
+    (
+        "services/ingest/parsing/totals.py",
         "        self._delay_total_ms += delay\n",
         "        self._delay_total_ms += delay\n        self._late_trips += delay > 0\n",
     ),
     (
-        "services/ingest/tally.py",
+        "services/ingest/parsing/totals.py",
         "        self.trips += len(trips)\n",
         "        self.trips += len(trips)\n        self._late_trips += sum(self._delays[a.delay] > 0 for a in trips)\n",
     ),
     (
-        "services/ingest/tally.py",
+        "services/ingest/parsing/totals.py",
         "            delay_total_ms=self._delay_total_ms,\n",
         "            delay_total_ms=self._delay_total_ms,\n            late_trips=self._late_trips,\n",
     ),
 ]
 VERSIONS = [
-    ("services/ingest/trips.py", r"^RULE_VERSION: Final = (\d+)$"),
-    ("shared/objects.py", r"^SCHEMA_VERSION = (\d+)$"),
-    ("shared/events.py", r"^SCHEMA_VERSION = (\d+)$"),
+    ("services/ingest/parsing/trips.py", r"^RULE_VERSION: Final = (\d+)$"),
+    ("shared/domain/objects.py", r"^SCHEMA_VERSION = (\d+)$"),
+    ("shared/domain/events.py", r"^SCHEMA_VERSION = (\d+)$"),
 ]
 
 
@@ -86,7 +94,7 @@ async def told(build: Path, settings: Settings, *arguments: str) -> dict[str, An
     """Run a command of a build with --json; return what it told."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "services", *arguments, "--json"),
+        *("-m", "tripfold", *arguments, "--json"),
         cwd=build,
         env=environment_of(settings),
         stdout=asyncio.subprocess.PIPE,
@@ -104,7 +112,7 @@ async def aggregate(build: Path, settings: Settings) -> AsyncIterator[httpx.Asyn
     port = free_port("an aggregate of a test")
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "services", "serve", "aggregate"),
+        *("-m", "tripfold", "serve", "aggregate"),
         cwd=build,
         env=environment_of(settings) | {"TRIPFOLD_HEALTH_PORT": str(port), "TRIPFOLD_LOG_LEVEL": "error"},
     )
@@ -149,7 +157,7 @@ async def test_a_new_statistic_is_a_refold(settings: Settings, tmp_path: Path) -
         for key, stored in bucket.store.objects.items():
             await store.put(key, stored.body)
         records = bucket.log.records(Topic.CITY_STATS)
-        await publisher.publish(Outgoing(events.decode(record.topic, record.value)) for record in records)
+        await publisher.publish(OutgoingEvent(events.decode(record.topic, record.value)) for record in records)
         before = await live(store, "armenia")
         async with aggregate(ROOT, settings) as client:
             refolded = await told(newer, settings, "refold")

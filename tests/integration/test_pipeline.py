@@ -22,13 +22,13 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from services.local.embedded import EmbeddedServices
-from shared import keys, objects
-from shared.identity import CityId
-from shared.objects import Manifest
+from shared.domain import keys, objects
+from shared.domain.ids import CityId
+from shared.domain.objects import Manifest
 from tests.integration.authority import Authority
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
+from tripfold.local.embedded import EmbeddedServices
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -293,7 +293,7 @@ async def begun(tripfold: Running, *arguments: str) -> asyncio.subprocess.Proces
     environment = {**os.environ, "TRIPFOLD_API_URL": str(tripfold.client.base_url), "COLUMNS": "120"}
     pipe = asyncio.subprocess.PIPE
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services", *arguments, stdout=pipe, stderr=pipe, env=environment
+        sys.executable, "-m", "tripfold", *arguments, stdout=pipe, stderr=pipe, env=environment
     )
 
 

@@ -25,14 +25,14 @@ from typing import Any
 
 import pytest
 
-from services.local.embedded import EmbeddedServices
-from services.local.supervisor import RESTART_WINDOW_S, RESTARTS_MAX
-from shared import objects
-from shared.objects import Manifest
+from shared.domain import objects
+from shared.domain.objects import Manifest
 from tests.integration.authority import CHUNK_BYTES, Authority
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
 from tests.integration.test_pipeline import figures_of, make_trips
+from tripfold.local.embedded import EmbeddedServices
+from tripfold.local.supervisor import RESTART_WINDOW_S, RESTARTS_MAX
 
 KILLS = int(os.environ.get("TRIPFOLD_TEST_KILLS", "3"))
 DATES = int(os.environ.get("TRIPFOLD_TEST_KILL_DATES", "3"))

@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 import trustme
 
-from services.aggregate.replay import KafkaReplay
-from services.local.embedded import EmbeddedServices
-from services.local.long_poll import Relay
-from services.local.ports import free_port
-from shared.events import encode
-from shared.publishing import KafkaPublisher, LogUnavailable, Outgoing
-from shared.s3 import S3Store
-from shared.settings import Settings, load_settings
-from shared.store import StoreUnavailable
-from shared.topics import Topic
-from shared.topics_admin import apply_topics
-from tests.integration.upstream.client import BODY, GOOD, client_of
-from tests.integration.upstream.hostile import HostileServer
-from tests.unit.test_events import STATS
+from services.aggregate.replay.topic_reader import KafkaReplay
+from shared.domain.events import encode
+from shared.domain.topics import Topic
+from shared.kafka.admin import apply_topics
+from shared.kafka.producer import KafkaPublisher, LogUnavailable, OutgoingEvent
+from shared.runtime.settings import Settings, load_settings
+from shared.storage.object_store import StoreUnavailable
+from shared.storage.s3 import S3Store
+from tests.integration.services.ingest.upstream.client import BODY, GOOD, client_of
+from tests.integration.services.ingest.upstream.hostile import HostileServer
+from tests.unit.shared.domain.test_events import STATS
+from tripfold.local.embedded import EmbeddedServices
+from tripfold.local.long_poll import Relay
+from tripfold.local.ports import free_port
 
 HOST = "127.0.0.1"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -120,7 +120,7 @@ async def test_events_go_over_tls_with_a_certificate_on_both_sides(
         await apply_topics(settings)
         async with KafkaPublisher(settings, source="test") as publisher:
             await publisher.check()
-            await publisher.publish([Outgoing(STATS)])
+            await publisher.publish([OutgoingEvent(STATS)])
         replay = KafkaReplay(settings, Topic.CITY_STATS)
         try:
             assert await replay.take_end() == 1

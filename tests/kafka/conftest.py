@@ -22,7 +22,7 @@ import pytest_asyncio
 from tests.apache_kafka import REAL_VARIABLE
 from tests.chaos.campaign import ENDED
 from tests.chaos.relay import Network
-from tests.chaos.system import Shape, System, start_services, surroundings
+from tests.chaos.system import Shape, System, context, start_services
 from tests.integration.running import eventually
 
 DATES = tuple(f"2024-05-{day:02}" for day in range(1, 16))
@@ -111,7 +111,7 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Syst
         session_timeout_s=45,  # a member that restarts under its name is back before that
         settings=(("INGEST_STREAMS", "2"), ("INGEST_BATCH", "4")),
     )
-    async with surroundings(shape, tmp_path_factory.mktemp("system")) as running:
+    async with context(shape, tmp_path_factory.mktemp("system")) as running:
         await start_services(running)
         yield running
 

@@ -14,18 +14,18 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from services.aggregate.replay import KafkaReplay
-from services.local.ports import free_port
-from shared.events import encode
-from shared.publishing import KafkaPublisher, LogUnavailable, Outgoing
-from shared.settings import Settings, load_settings
-from shared.topics import Topic
-from shared.topics_admin import apply_topics
+from services.aggregate.replay.topic_reader import KafkaReplay
+from shared.domain.events import encode
+from shared.domain.topics import Topic
+from shared.kafka.admin import apply_topics
+from shared.kafka.producer import KafkaPublisher, LogUnavailable, OutgoingEvent
+from shared.runtime.settings import Settings, load_settings
 from tests.apache_kafka import ApacheKafka, broker_port
 from tests.integration.running import eventually
-from tests.integration.test_consuming import Collector, consuming
+from tests.integration.shared.kafka.test_consumer import Collector, consuming
 from tests.integration.test_tls import Certificates
-from tests.unit.test_events import STATS
+from tests.unit.shared.domain.test_events import STATS
+from tripfold.local.ports import free_port
 
 NAME, PASSWORD = "tripfold", "open sesame"
 MECHANISMS = {"SCRAM-SHA-256": ScramMechanism.SCRAM_SHA_256, "SCRAM-SHA-512": ScramMechanism.SCRAM_SHA_512}
@@ -109,7 +109,7 @@ async def test_whoever_knows_the_password_gets_in(guarded: str, certificates: Ce
     await apply_topics(settings)
     async with KafkaPublisher(settings, source="test") as publisher:
         await publisher.check()
-        await publisher.publish([Outgoing(STATS)])
+        await publisher.publish([OutgoingEvent(STATS)])
     collector = Collector()
     async with consuming(settings, Topic.CITY_STATS, collector):
         await eventually(lambda: collector.has(1), "the event to be consumed")

@@ -13,8 +13,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from shared.settings import PREFIX, load_settings
-from shared.topics_admin import admin_client
+from shared.kafka.admin import admin_client
+from shared.runtime.settings import PREFIX, load_settings
 from tests.chaos.relay import Network
 from tests.chaos.system import PARTITIONS, System
 from tests.chaos.upstream import Mischief

@@ -12,19 +12,19 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 
-from services.local.ports import free_port
-from shared.settings import PREFIX
+from shared.runtime.settings import PREFIX
 from tests.chaos.system import ARGUMENTS, System
 from tests.chaos.upstream import Mischief
 from tests.integration.running import eventually
 from tests.kafka.conftest import Tripfold
+from tripfold.local.ports import free_port
 
 SHORT_POLL_INTERVAL = """
-import shared.consuming
+import shared.kafka.consumer
 import services.ingest.app
 services.ingest.app.longest_fetch_s = services.ingest.app.longest_attempt_s = lambda *_: 0.0
-shared.consuming.POLL_INTERVAL_SLACK_S = 3.0
-from services.cli import main
+shared.kafka.consumer.POLL_INTERVAL_SLACK_S = 3.0
+from tripfold.cli import main
 main()
 """
 """A worker that Kafka gives three seconds between two polls: in earnest it is hours, which no test can wait for."""
@@ -32,7 +32,7 @@ main()
 
 @contextlib.asynccontextmanager
 async def joined(
-    system: System, name: str, *, program: Sequence[str] = ("-m", "services"), ready: bool = True, **settings: str
+    system: System, name: str, *, program: Sequence[str] = ("-m", "tripfold"), ready: bool = True, **settings: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run one more service, ``ready`` when the block begins; it is asked to end, and has to, when the block ends."""
     port = free_port(name)

@@ -16,15 +16,15 @@ import msgspec
 import pytest_asyncio
 from botocore.config import Config
 
-from services.local.ports import free_port
-from shared.settings import PREFIX, load_settings
-from shared.topics_admin import apply_topics
+from shared.kafka.admin import apply_topics
+from shared.runtime.settings import PREFIX, load_settings
 from tests.chaos.relay import Network, Relay
 from tests.chaos.s3_proxy import FaultyS3
 from tests.chaos.system import System
 from tests.integration.running import eventually
 from tests.kafka.conftest import Tripfold
 from tests.kafka.test_members import joined
+from tripfold.local.ports import free_port
 
 NAMES = ("api-late", "planner-late", "worker-late", "aggregate-late")
 BUCKET = "late"

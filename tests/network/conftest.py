@@ -13,7 +13,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from shared.settings import load_settings
+from shared.runtime.settings import load_settings
 from tests.chaos.upstream import ChaosUpstream
 from tests.integration.conftest import KAFKA_VARIABLE, S3_VARIABLE
 from tests.integration.running import Running, running
@@ -74,10 +74,10 @@ async def proxied(tmp_path_factory: pytest.TempPathFactory, toxiproxy: Toxiproxy
                 "TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS": os.environ[PROXIED_KAFKA_VARIABLE],
                 "TRIPFOLD_KAFKA_PARTITIONS": "3",
                 "TRIPFOLD_TOPIC_PREFIX": PREFIX_OF_TOPICS,
-                "TRIPFOLD_CONSUMER_INSTANCE": "network",
+                "TRIPFOLD_KAFKA_GROUP_INSTANCE_ID": "network",
                 "TRIPFOLD_SESSION_TIMEOUT_S": "10",
                 "TRIPFOLD_RETRY_WAIT_MAX_S": "2",
-                "TRIPFOLD_SWEEP_AFTER_S": "20",
+                "TRIPFOLD_STALLED_REQUEST_AFTER_S": "20",
                 "TRIPFOLD_PROGRESS_INTERVAL_S": "0.1",
                 "TRIPFOLD_UPSTREAM_URL": upstream.url,
                 "TRIPFOLD_UPSTREAM_REQUESTS_PER_S": "200",

@@ -12,19 +12,19 @@ import asyncio
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tests import ROOT
 from tests.chaos.system import run
 from tests.integration.running import ENDED, eventually
 from tests.network.conftest import CITIES, Proxied, oracle_arguments
 from tests.network.faults import FAULTS, Fault
 from tests.network.wire import is_slow, kafka, s3
 
-ORACLE = Path(__file__).parents[1] / "chaos" / "oracle.py"
+ORACLE = ROOT / "tests" / "chaos" / "oracle.py"
 CORRECTIONS = 10
 BROKEN_DEADLINE_S = 15.0  # the log is written a moment later
 CALM_S = 6.0

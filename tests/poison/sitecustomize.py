@@ -11,9 +11,9 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from services.ingest import parser
+from services.ingest.parsing import parser
 
-_fold_trip_file = parser.fold_trip_file
+_total_trip_file = parser.total_trip_file
 
 
 def _poisoned(read: Callable[[], bytes], **options: Any) -> parser.FoldedFile:
@@ -23,7 +23,7 @@ def _poisoned(read: Callable[[], bytes], **options: Any) -> parser.FoldedFile:
             os.kill(os.getpid(), signal.SIGKILL)
         return chunk
 
-    return _fold_trip_file(read_or_die, **options)
+    return _total_trip_file(read_or_die, **options)
 
 
-parser.fold_trip_file = _poisoned
+parser.total_trip_file = _poisoned

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.aggregate.fold import StatEvent, empty_summary, fold, join, superseded
-from shared import events, objects
-from shared.contribution import Contribution
-from shared.events import CityDayRetracted, CityDayStats, CountryDayPlanned
-from shared.identity import CityId, CountrySlug
-from shared.objects import Summary
-from shared.topics import Topic
+from shared.domain import events, objects
+from shared.domain.contribution import Contribution
+from shared.domain.events import CityDayRetracted, CityDayStats, CountryDayPlanned
+from shared.domain.ids import CityId, CountrySlug
+from shared.domain.objects import Summary
+from shared.domain.topics import Topic
 
 DATE = dt.date(2024, 5, 1)
 COUNTRY = CountrySlug("armenia")

@@ -17,10 +17,10 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.aggregate.recount import Counter
-from services.ingest.parser import DEFAULT_RULES, BadRecord, InvalidTripFile, ParserLimits, fold_trip_file
-from services.ingest.trips import InvalidTrip, delay_ms, departure_date
-from shared.file_rules import BadRecordsMax, FileRules, RecordsForm
+from services.aggregate.audit.recount import Counter
+from services.ingest.parsing.parser import DEFAULT_RULES, BadRecord, InvalidTripFile, ParserLimits, total_trip_file
+from services.ingest.parsing.trips import InvalidTrip, delay_ms, departure_date
+from shared.domain.file_rules import BadRecordsMax, FileRules, RecordsForm
 
 DATE = "2024-05-01"
 
@@ -200,7 +200,7 @@ def outcome(
 def outcome_of(read: Callable[[], bytes], limits: ParserLimits, *, rules: FileRules, force_reference: bool) -> Outcome:
     """Fold what is read, as `outcome` does."""
     try:
-        folded = fold_trip_file(read, date=DATE, rules=rules, limits=limits, force_reference=force_reference)
+        folded = total_trip_file(read, date=DATE, rules=rules, limits=limits, force_reference=force_reference)
     except InvalidTripFile as error:
         return str(error), error.bad_records, error.reported
     sums = folded.contribution

@@ -9,9 +9,9 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.aggregate.progress import FAILURES_MAX, ProgressEvent, fold_progress
-from shared import bitmap, objects
-from shared.events import (
+from services.aggregate.requests.fold import FAILURES_MAX, ProgressEvent, fold_progress
+from shared.domain import bitmap, objects
+from shared.domain.events import (
     CityFinished,
     CityFolded,
     CityProgressed,
@@ -20,9 +20,9 @@ from shared.events import (
     RequestFailed,
     RequestPlanned,
 )
-from shared.identity import CityId, CountrySlug, mint_request_id
-from shared.objects import RequestRecord
-from shared.requests import Status, counts_of, new_record, status_of
+from shared.domain.ids import CityId, CountrySlug, mint_request_id
+from shared.domain.objects import RequestRecord
+from shared.domain.requests import Status, counts_of, new_record, status_of
 
 DATE = dt.date(2024, 5, 1)
 NOW = dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC)

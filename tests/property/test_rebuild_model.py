@@ -18,23 +18,23 @@ from random import Random
 
 import pytest
 
-from services.aggregate.bucket import read_events
+from services.aggregate.bucket_reader import read_events
+from services.aggregate.consumer import Folder
 from services.aggregate.fold import StatEvent
-from services.aggregate.folding import Folder
-from services.aggregate.rebuilding import Rebuild, Rebuilt
-from services.aggregate.replay import Pair
-from services.api.ranges import DateRange
-from services.api.reader import SummaryReader
-from shared import keys, objects
-from shared.current import read_current
-from shared.events import Event
-from shared.identity import CityId, CountrySlug
-from shared.objects import Summary
-from shared.publishing import Received
-from shared.store import Found, Listed, OperatedStore, UnfinishedUpload, Upload
-from shared.topics import Topic
-from tests.fakes import MemoryStore
-from tests.unit.operated_bucket import DAY, OperatedBucket, trips
+from services.aggregate.replay.rebuild import Rebuild, Rebuilt
+from services.aggregate.replay.topic_reader import Pair
+from services.api.http.date_range import DateRange
+from services.api.statistics.reader import SummaryReader
+from shared.domain import keys, objects
+from shared.domain.events import Event
+from shared.domain.ids import CityId, CountrySlug
+from shared.domain.objects import Summary
+from shared.domain.topics import Topic
+from shared.kafka.producer import ConsumedRecord
+from shared.storage.generation_pointer import read_current
+from shared.storage.object_store import AdminObjectStore, ObjectInfo, StoredObject, UnfinishedUpload, Upload
+from tests.fakes.fakes import MemoryStore
+from tests.fakes.operated_bucket import DAY, OperatedBucket, trips
 
 PREEMPTIONS_MAX = 1
 SCHEDULES_MAX = 5_000
@@ -99,22 +99,22 @@ class Process:
 
 
 class GatedStore:
-    """An OperatedStore whose every call waits for the scheduler."""
+    """An AdminObjectStore whose every call waits for the scheduler."""
 
     def __init__(self, store: MemoryStore, process: Process) -> None:
         self._store = store
         self._process = process
 
-    async def get(self, key: str, *, first_bytes: int | None = None) -> Found | None:
+    async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
         await self._process.gate()
         found = await self._store.get(key, first_bytes=first_bytes)
         self._process.note((key, found))
         return found
 
-    async def swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+    async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
         await self._process.gate()
         try:
-            swapped = await self._store.swap(key, body, etag=etag)
+            swapped = await self._store.compare_and_swap(key, body, etag=etag)
         except Exception as error:
             self._process.note((key, repr(error)))
             raise
@@ -126,7 +126,7 @@ class GatedStore:
         await self._store.put(key, body)
         self._process.note(key)
 
-    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[Listed]:
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
         await self._process.gate()
         listed = [one async for one in self._store.list(prefix, after=after)]
         self._process.note((prefix, [one.key for one in listed], [one.etag for one in listed]))
@@ -167,7 +167,7 @@ class GatedReplay:
     def __init__(self, bucket: OperatedBucket, process: Process) -> None:
         self._bucket = bucket
         self._process = process
-        self._records: list[Received] = []
+        self._records: list[ConsumedRecord] = []
 
     async def take_end(self) -> int:
         await self._process.gate()
@@ -202,7 +202,7 @@ class Scene:
             await process.arrive()
 
     async def _rebuild(self, process: Process) -> None:
-        store: OperatedStore = GatedStore(self.bucket.store, process)  # type: ignore[assignment]  # no clock is read
+        store: AdminObjectStore = GatedStore(self.bucket.store, process)  # type: ignore[assignment]  # no clock is read
         replay = GatedReplay(self.bucket, process) if self._from_kafka else None
         job = self._kind(store, self.bucket.publisher, token="token", report=lambda *_: None, replay=replay)
         rebuilt = await job.run()

@@ -12,12 +12,12 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.api.first_version import whole_query
-from services.api.ranges import DateRange
-from services.api.statistics import average_delay_s, country_stats
-from shared.contribution import Contribution, round_half_even
-from shared.identity import CountrySlug
-from shared.objects import SummaryHead
+from services.api.http.date_range import DateRange
+from services.api.middleware.legacy_query import whole_query
+from services.api.statistics.model import average_delay_s, country_stats
+from shared.domain.contribution import Contribution, round_half_even
+from shared.domain.ids import CountrySlug
+from shared.domain.objects import SummaryHead
 
 # Every decimal of 15 digits survives being a float: averages are exact to the millisecond up to 31,000 years.
 delays_ms = st.integers(-(10**15) + 1, 10**15 - 1)

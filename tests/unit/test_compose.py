@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from services.api.access import access_of, digest_of
-from shared.settings import load_settings
+from services.api.auth import access_of, digest_of
+from shared.runtime.settings import load_settings
+from tests import ROOT
 
-SERVICES: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())["services"]
+SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 KEY = f"reader:read:{digest_of('sesame')}"
 
 

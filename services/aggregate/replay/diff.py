@@ -1,0 +1,104 @@
+"""What a flip from one generation to another would change of a country-day. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import msgspec
+
+from shared.domain.contribution import Contribution
+from shared.domain.ids import CountrySlug
+from shared.domain.objects import LedgerEntry, Summary
+
+NAMED_MAX = 20
+
+
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """What one generation says of a country-day."""
+
+    version: int
+    totals: Contribution
+    cities_reported: int
+    cities_expected: int
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """A country-day that two generations do not agree about.
+
+    ``why`` names what makes them differ: the plan, cities, or fields that do not follow from the ledger; ``goes_back``
+    names what is newer in the live generation than in the built one.
+    """
+
+    date: dt.date
+    country: CountrySlug
+    live: Side | None
+    built: Side | None
+    why: tuple[str, ...]
+    goes_back: tuple[str, ...] = ()
+
+
+def change_of(live: Summary | None, built: Summary | None, *, unreadable: bool = False) -> Change | None:
+    """Compare a country-day of both generations; None if they agree. ``unreadable``: the live one has it, damaged."""
+    either = live or built
+    if either is None or live == built:
+        return None
+    return Change(
+        date=either.date,
+        country=either.country,
+        live=_side(live),
+        built=_side(built),
+        why=("the summary of the live generation cannot be read",) if unreadable else _why(live, built),
+        goes_back=_goes_back(live, built) if live else (),
+    )
+
+
+def _why(live: Summary | None, built: Summary | None) -> tuple[str, ...]:
+    if live is None or built is None:
+        return ("the live generation does not have it" if live is None else "nothing stands for it",)
+    told = [
+        f"city {city_id}: {of_city}"
+        for city_id in sorted({*live.ledger, *built.ledger})
+        if (of_city := _why_city(live.ledger.get(city_id), built.ledger.get(city_id))) is not None
+    ]
+    if live.plans != built.plans:
+        told.insert(0, f"plan: revision {live.plan_revision or 'none'} → {built.plan_revision or 'none'}")
+    if not told:
+        fields = [field for field in live.__struct_fields__ if getattr(live, field) != getattr(built, field)]
+        told.append(f"equal ledgers, but {', '.join(fields)}")
+    return _bounded(told)
+
+
+def _why_city(live: LedgerEntry | None, built: LedgerEntry | None) -> str | None:
+    if live == built:
+        return None
+    before, after = (entry.revision if entry else "none" for entry in (live, built))
+    return f"other content under revision {after}" if before == after else f"revision {before} → {after}"
+
+
+def _bounded(told: list[str]) -> tuple[str, ...]:
+    more = [f"and {len(told) - NAMED_MAX} more"] if len(told) > NAMED_MAX else []
+    return (*told[:NAMED_MAX], *more)
+
+
+def _goes_back(live: Summary, built: Summary | None) -> tuple[str, ...]:
+    ledger = built.ledger if built else {}
+    back = [
+        f"city {city_id}: revision {ledger[city_id].revision if city_id in ledger else 'none'} after {entry.revision}"
+        for city_id, entry in live.ledger.items()
+        if city_id not in ledger or ledger[city_id].revision < entry.revision
+    ]
+    plan_revision = built.plan_revision if built else 0
+    if plan_revision < live.plan_revision:
+        back.insert(0, f"plan: revision {plan_revision or 'none'} after {live.plan_revision}")
+    return _bounded(back)
+
+
+def _side(summary: Summary | None) -> Side | None:
+    if summary is None:
+        return None
+    return Side(
+        version=summary.version,
+        totals=summary.totals,
+        cities_reported=summary.cities_reported,
+        cities_expected=summary.cities_expected,
+    )

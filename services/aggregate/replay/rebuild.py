@@ -1,0 +1,339 @@
+"""Building a generation of summaries anew, beside the live one, and making it live.
+
+The order of effects, and why no reader sees a half-built answer and nothing is lost:
+
+1. the pointer gets a building generation, of a number never used, under this rebuild's token;
+2. from then on aggregates, who read the pointer after they received a batch, fold into both before they commit;
+3. only then the end of the topic is taken (or plans and manifests are listed), and everything before it is folded
+   into the building generation. A batch that an aggregate received without seeing the pointer lies before that end,
+   and its manifests were written before it was published. From Kafka, too, the manifests are joined at the end.
+   Nobody reads what is being built, so events of the topic are held back, up to a number of bytes, until those of
+   their country-day are together: each is a read and a write less. Aggregates swap, and so does this;
+4. both generations are compared, the live one read first: aggregates write it last, so it is never ahead;
+5. the pointer is flipped, under the token, unless anything would go back;
+6. from S3, the compacted topics are filled again.
+
+A rebuild that dies changes nothing that is read. What it built is left, and its number is never used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from services.aggregate.audit.repair import publish_summary
+from services.aggregate.bucket_reader import TRUTH, Dates, known_dates, read_events, read_summaries
+from services.aggregate.consumer import SummaryWriter
+from services.aggregate.fold import StatEvent, as_stat_event
+from services.aggregate.replay import generations
+from services.aggregate.replay.diff import Change, change_of
+from services.aggregate.replay.topic_reader import Pair, PairReplay
+from shared.domain import events, keys, objects
+from shared.domain.errors import OperatorError
+from shared.domain.events import NewerContract, PoisonRecord
+from shared.domain.ids import CountrySlug
+from shared.domain.objects import CorruptObject, NewerObject, Summary
+from shared.domain.topics import Topic, affinity_of
+from shared.kafka.producer import OutgoingEvent, Publisher
+from shared.runtime.concurrency import bounded_map, prefetch
+from shared.runtime.retry import DependencyUnavailable
+from shared.storage.object_store import AdminObjectStore, StoredObject
+
+HELD_BYTES_MAX = 8 * 1024 * 1024
+RECORD_BYTES = 48
+"""What a record takes beside the bytes of its value."""
+FOLDS_AT_ONCE_MAX = 32
+CHANGES_KEPT_MAX = 10_000
+NEWER_NAMED_MAX = 5
+
+EVERY_DATE = Dates()
+
+Report = Callable[[str, int, int, int], None]
+"""Told how far a step is: its name, how much is done, of how much, and the events that were read so far."""
+
+
+class Unrebuildable(OperatorError):
+    """Something that the summaries are made from cannot be read, so a generation without it would be wrong."""
+
+
+class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rebuild built, and what it did with it.
+
+    ``changes`` holds at most CHANGES_KEPT_MAX of ``changes_total``. ``refused`` says why the generation was not made
+    live: something in it would be older than what is live, or the topic has ``newer_records``, which it lacks.
+    """
+
+    generation: int
+    live_before: int
+    events: int
+    poison_records: int
+    newer_records: int
+    country_days: int
+    changes: list[Change]
+    changes_total: int
+    flipped: bool
+    refused: str | None = None
+
+
+class _Held:
+    """Records that wait for others of their country-day, as they came, bounded in bytes.
+
+    Their keys begin with it. An event takes a dozen times as many objects as a record, so it is decoded when it is
+    folded. Over the bound, the country-days go to which nothing was added for the longest time.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._bytes = 0
+        self._groups: OrderedDict[bytes, list[bytes]] = OrderedDict()
+
+    def add(self, batch: Iterable[Pair]) -> None:
+        """Hold records, by key and value."""
+        groups = self._groups
+        for key, value in batch:
+            group = affinity_of(key or b"")
+            body = value or b""  # no event either way
+            self._bytes += RECORD_BYTES + len(body)
+            if group in groups:
+                groups.move_to_end(group)
+                groups[group].append(body)
+            else:
+                groups[group] = [body]
+
+    def take(self, *, whole: bool = False) -> list[list[bytes]]:
+        """Return the groups that are over the bound, or all."""
+        taken = []
+        while self._groups and (whole or self._bytes > self._bytes_max):
+            _, bodies = self._groups.popitem(last=False)
+            self._bytes -= RECORD_BYTES * len(bodies) + sum(map(len, bodies))
+            taken.append(bodies)
+        return taken
+
+
+class Rebuild:
+    """One rebuild. ``token`` is its own; ``replay`` is the topic to read, ``seed`` a generation to begin with.
+
+    ``held_bytes_max`` is how much of the topic waits for more events of its country-days.
+    """
+
+    def __init__(
+        self,
+        store: AdminObjectStore,
+        publisher: Publisher,
+        *,
+        token: str,
+        report: Report,
+        replay: PairReplay | None = None,
+        seed: int | None = None,
+        held_bytes_max: int = HELD_BYTES_MAX,
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._token = token
+        self._report = report
+        self._replay = replay
+        self._seed = seed
+        self._writer = SummaryWriter(store, cache_bytes=0)  # a country-day seldom comes twice
+        self._held_bytes_max = held_bytes_max
+        self._events = 0
+        self._poison_records = 0
+        self._newer_records = 0
+        self._newer_named: list[str] = []
+
+    async def run(self, *, take_over: bool = False, dry_run: bool = False) -> Rebuilt:
+        """Rebuild. With ``dry_run`` it ends before the flip, and what was built is deleted.
+
+        Raises RebuildUnderWay, RebuildLost, Unrebuildable, and whatever S3 and Kafka raise; the live generation is
+        then as it was.
+        """
+        if self._seed is not None:
+            await generations.require_summaries(self._store, self._seed)
+        try:
+            rebuilt = await self._build(take_over=take_over, dry_run=dry_run)
+        except generations.RebuildUnderWay:
+            raise
+        except (Exception, asyncio.CancelledError):
+            with contextlib.suppress(DependencyUnavailable):
+                await generations.abandon(self._store, self._token)
+            raise
+        if not rebuilt.flipped:
+            await generations.abandon(self._store, self._token)
+            await generations.delete_summaries(self._store, rebuilt.generation)
+        elif self._replay is None:
+            await self._fill_topics(rebuilt.generation)
+        return rebuilt
+
+    async def _build(self, *, take_over: bool, dry_run: bool) -> Rebuilt:
+        pointer = await generations.begin(self._store, self._token, take_over=take_over)
+        number = pointer.building
+        assert number is not None
+        if self._replay is not None:
+            await self._fold_topic(self._replay, number)
+        if self._seed is not None:
+            await self._join_seed(self._seed, number)
+        await self._fold_bucket(number)
+        country_days, changes, total, refused = await self._compare(pointer.live, number)
+        refused = self._refused_for_newer() or refused
+        flipped = not dry_run and refused is None
+        if flipped:
+            await generations.flip(self._store, self._token, number)
+        return Rebuilt(
+            generation=number,
+            live_before=pointer.live,
+            events=self._events,
+            poison_records=self._poison_records,
+            newer_records=self._newer_records,
+            country_days=country_days,
+            changes=changes,
+            changes_total=total,
+            flipped=flipped,
+            refused=refused,
+        )
+
+    async def _fold_topic(self, replay: PairReplay, number: int) -> None:
+        total = await replay.take_end()
+        done = 0
+        self._report("reading the topic", done, total, self._events)
+        held = _Held(self._held_bytes_max)
+        async with contextlib.aclosing(prefetch(replay.read_pairs())) as batches:
+            async for batch in batches:
+                held.add(batch)
+                await self._fold_records(number, held.take())
+                done += len(batch)
+                self._report("reading the topic", done, total, self._events)
+        await self._fold_records(number, held.take(whole=True))
+        self._report("reading the topic", done, total, self._events)
+
+    async def _fold_records(self, number: int, groups: Sequence[Sequence[bytes]]) -> None:
+        async def fold_group(bodies: Sequence[bytes]) -> None:
+            # Of one country-day, unless a key lies about its value.
+            for of_country_day in _by_country_day(self._decoded(bodies)):
+                await self._writer.fold(number, of_country_day)
+
+        await bounded_map(fold_group, groups, limit=FOLDS_AT_ONCE_MAX)
+
+    def _decoded(self, bodies: Sequence[bytes]) -> list[StatEvent]:
+        decoded = []
+        for body in bodies:
+            try:
+                decoded.append(as_stat_event(events.decode(Topic.CITY_STATS, body)))
+            except PoisonRecord:
+                self._poison_records += 1  # the aggregate has buried it; it is in no summary
+            except NewerContract as error:
+                self._newer_records += 1
+                if len(self._newer_named) < NEWER_NAMED_MAX:
+                    self._newer_named.append(f"{error.kind[:100]!r}, schema version {error.version}")
+        self._events += len(decoded)
+        return decoded
+
+    def _refused_for_newer(self) -> str | None:
+        if not self._newer_records:
+            return None
+        return (
+            f"{self._newer_records} records of the topic have a later schema version than this build knows "
+            f"({'; '.join(self._newer_named)}), and were left out; 'tripfold verify --topics' names their "
+            f"partitions and offsets. Upgrade this build, then run this again, or run 'tripfold rebuild --from s3'"
+        )
+
+    async def _join_seed(self, seed: int, number: int) -> None:
+        dates = await known_dates(self._store, EVERY_DATE, keys.summaries_of_generation(seed))
+        for done, date in enumerate(dates, 1):
+            for country, found in (await read_summaries(self._store, seed, date)).items():
+                summary = _decode(found, keys.summary(seed, date, country))
+                if summary is not None:
+                    await self._writer.join(number, summary)
+            self._report(f"copying generation {seed}", done, len(dates), self._events)
+
+    async def _fold_bucket(self, number: int) -> None:
+        dates = await known_dates(self._store, EVERY_DATE, *TRUTH)
+        for done, date in enumerate(dates, 1):
+            by_country = await self._bucket_events(date)
+            await self._fold_groups(number, list(by_country.values()))
+            self._events += sum(map(len, by_country.values()))
+            self._report("reading plans and manifests", done, len(dates), self._events)
+
+    async def _bucket_events(self, date: dt.date) -> dict[CountrySlug, list[StatEvent]]:
+        read = await read_events(self._store, date)
+        if read.unreadable:
+            raise Unrebuildable("; ".join(reason for _, reason in sorted(read.unreadable.items())))
+        return dict(sorted(read.by_country.items()))
+
+    async def _fold_groups(self, number: int, groups: Sequence[Sequence[StatEvent]]) -> None:
+        """Fold groups of events, those of one country-day each."""
+        await bounded_map(lambda group: self._writer.fold(number, group), groups, limit=FOLDS_AT_ONCE_MAX)
+
+    async def _compare(self, live: int, built: int) -> tuple[int, list[Change], int, str | None]:
+        """Compare all country-days; return how many there are, the changes, their number, and what goes back."""
+        dates = await known_dates(self._store, EVERY_DATE, *map(keys.summaries_of_generation, (live, built)))
+        country_days = total = 0
+        changes: list[Change] = []
+        back: list[str] = []
+        for done, date in enumerate(dates, 1):
+            of_live = await read_summaries(self._store, live, date)
+            of_built = await read_summaries(self._store, built, date)
+            for country in sorted({*of_live, *of_built}):
+                country_days += 1
+                before = _decode(of_live.get(country), keys.summary(live, date, country))
+                after = _decode(of_built.get(country), keys.summary(built, date, country))
+                change = change_of(before, after, unreadable=before is None and country in of_live)
+                if change is None:
+                    continue
+                total += 1
+                if len(changes) < CHANGES_KEPT_MAX:
+                    changes.append(change)
+                if change.goes_back and len(back) < 5:
+                    back.append(f"{date}/{country}: {', '.join(change.goes_back)}")
+            self._report("comparing with the live generation", done, len(dates), self._events)
+        refused = (
+            f"the live generation knows newer revisions than manifests and plans: {'; '.join(back)}. If manifests and "
+            f"plans are right, run 'tripfold repair', then this again"
+        )
+        return country_days, changes, total, refused if back else None
+
+    async def _fill_topics(self, number: int) -> None:
+        """Publish the events of all manifests and plans, and all live summaries, so that the topics hold them again.
+
+        A record may come after a newer one of its key: the aggregates see that and publish the newer again.
+        """
+        dates = await known_dates(self._store, EVERY_DATE, *TRUTH, keys.summaries_of_generation(number))
+        for done, date in enumerate(dates, 1):
+            by_country = await self._bucket_events(date)
+            await self._publisher.publish(OutgoingEvent(event) for group in by_country.values() for event in group)
+            countries = sorted(await read_summaries(self._store, number, date))
+            await bounded_map(
+                lambda country, date=date: publish_summary(  # type: ignore[misc]  # the default binds this date
+                    self._store, self._publisher, number, date, country
+                ),
+                countries,
+                limit=FOLDS_AT_ONCE_MAX,
+            )
+            self._report("filling the topics", done, len(dates), self._events)
+
+
+def _by_country_day(events_of_group: list[StatEvent]) -> list[list[StatEvent]]:
+    if not events_of_group:
+        return []
+    date, country = events_of_group[0].date, events_of_group[0].country
+    if all(event.country == country and event.date == date for event in events_of_group):
+        return [events_of_group]  # nearly always, and looking is much cheaper than sorting
+    groups: dict[tuple[dt.date, CountrySlug], list[StatEvent]] = {}
+    for event in events_of_group:
+        groups.setdefault((event.date, event.country), []).append(event)
+    return list(groups.values())
+
+
+def _decode(found: StoredObject | None, key: str) -> Summary | None:
+    """Decode a summary; one that cannot be read counts as missing, which is why it is being rebuilt."""
+    if found is None:
+        return None
+    try:
+        return objects.decode(Summary, found.body, key)
+    except NewerObject as error:
+        raise Unrebuildable(str(error)) from error
+    except CorruptObject:
+        return None

@@ -1,0 +1,226 @@
+"""How progress events become the record of a request. Pure: the time is passed in.
+
+Like the fold of summaries it is a join: of two plans the higher revision counts and begins anew, of two outcomes of
+a city the higher one (failed < skipped < unchanged < stored), of two failures that of the later retry, of published
+and folded revisions the highest for each country. Events may come twice and in any order. The bytes and trips shown
+are those of the first end that was served. While a retry runs, only its own failures count: an earlier one does not
+end it, however late it comes.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+
+import msgspec
+
+from shared.domain import bitmap
+from shared.domain.events import CityFinished, CityFolded, CityProgressed, Event, Outcome, RequestFailed, RequestPlanned
+from shared.domain.ids import CountrySlug
+from shared.domain.objects import CityUnderWay, Failure, RequestRecord
+
+FAILURES_MAX = 100
+
+ProgressEvent = RequestPlanned | CityProgressed | CityFinished | CityFolded | RequestFailed
+_CityEvent = CityProgressed | CityFinished | CityFolded
+
+
+def fold_progress(record: RequestRecord, folded: Iterable[ProgressEvent], now: dt.datetime) -> RequestRecord:
+    """Fold events of one request into its record. Returns ``record`` itself if they change nothing."""
+    working = _Working(record)
+    for event in folded:
+        if isinstance(event, RequestFailed):
+            working.fail(event)
+            continue
+        if event.plan_revision > working.plan_revision:
+            working = _Working(_begun_anew(working.record(), event.plan_revision))
+        if event.plan_revision < working.plan_revision:
+            continue
+        if isinstance(event, RequestPlanned):
+            working.plan(event)
+        else:
+            working.city(event)
+    result = working.record()
+    if result == record:
+        return record
+    return msgspec.structs.replace(result, version=record.version + 1, updated_at=now)
+
+
+def is_progress_event(event: Event) -> ProgressEvent:
+    """Return ``event`` as one of a request's progress; its topic holds no other types."""
+    assert isinstance(event, ProgressEvent)
+    return event
+
+
+def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
+    """Return the record under a higher plan, where positions mean other cities: nothing of it is known yet."""
+    return RequestRecord(
+        request_id=record.request_id,
+        date=record.date,
+        requested_at=record.requested_at,
+        updated_at=record.updated_at,
+        version=record.version,
+        resent_at=record.resent_at,
+        cancelled_at=record.cancelled_at,
+        dispatched_at=record.dispatched_at,
+        retry=record.retry,
+        failed_reason=record.failed_reason,
+        plan_revision=plan_revision,
+    )
+
+
+class _Working:
+    """A record that is being changed: its bitmaps as integers and its maps as dictionaries, encoded once at the end."""
+
+    def __init__(self, record: RequestRecord) -> None:
+        self._fixed = record
+        self._outcomes = {outcome: bitmap.decode(record.outcomes.get(outcome, "0")) for outcome in Outcome}
+        self._served = bitmap.decode(record.served)
+        self._under_way = dict(record.under_way)
+        self._failures = dict(record.failures)
+        self._bytes_done = record.bytes_done
+        self._trips_done = record.trips_done
+
+    @property
+    def plan_revision(self) -> int:
+        """The revision of the plan that positions belong to; 0 before any is known."""
+        return self._fixed.plan_revision
+
+    def record(self) -> RequestRecord:
+        """Return the record as it has become."""
+        return msgspec.structs.replace(
+            self._fixed,
+            outcomes={outcome: bitmap.encode(members) for outcome, members in self._outcomes.items() if members},
+            served=bitmap.encode(self._served),
+            under_way=dict(sorted(self._under_way.items())),
+            failures=dict(sorted(self._failures.items())[:FAILURES_MAX]),
+            bytes_done=self._bytes_done,
+            trips_done=self._trips_done,
+        )
+
+    def fail(self, event: RequestFailed) -> None:
+        """Note that the request as a whole cannot be served; a plan found later counts for more."""
+        if self._fixed.failed_reason is None and not self._fixed.planned and not self._is_before_retry(event):
+            self._fixed = msgspec.structs.replace(self._fixed, failed_reason=event.reason)
+
+    def plan(self, event: RequestPlanned) -> None:
+        """Take over what the plan says, if it is not known yet."""
+        if self._fixed.planned:
+            return
+        self._fixed = msgspec.structs.replace(
+            self._fixed,
+            planned=True,
+            failed_reason=None,
+            requested_at=event.requested_at,
+            cities=event.cities,
+            countries=event.countries,
+            bad_cities_count=event.bad_cities_count,
+            bad_cities=event.bad_cities,
+        )
+
+    def city(self, event: _CityEvent) -> None:
+        """Fold an event of one city."""
+        position = event.position
+        if isinstance(event, CityFinished):
+            failed = event.outcome in {Outcome.FAILED, Outcome.SKIPPED}
+            if failed and self._is_retried(position) and self._is_before_retry(event):
+                return
+            self._note_outcome(event)
+        if bitmap.contains(self._served, position):
+            return
+        outcome = self._outcome_of(position)
+        known = self._under_way.get(position, CityUnderWay())
+        match event:
+            case CityProgressed():
+                city = known if outcome else _progressed(known, event)
+            case CityFolded():
+                folded = _highest(known.folded, ((event.country, event.revision),))
+                city = msgspec.structs.replace(known, folded=folded)
+            case CityFinished():
+                city = _finished(known, event)
+        self._settle(position, self._outcome_of(position), city)
+
+    def _is_retried(self, position: int) -> bool:
+        retry = self._fixed.retry
+        if retry is None:
+            return False
+        return retry.plan_revision != self.plan_revision or bitmap.contains(bitmap.decode(retry.positions), position)
+
+    def _is_before_retry(self, event: CityFinished | RequestFailed) -> bool:
+        retry = self._fixed.retry
+        return retry is not None and (event.retried_at is None or event.retried_at < retry.retried_at)
+
+    def _outcome_of(self, position: int) -> Outcome | None:
+        return next((one for one, members in self._outcomes.items() if bitmap.contains(members, position)), None)
+
+    def _note_outcome(self, event: CityFinished) -> None:
+        known = self._outcome_of(event.position)
+        if known is Outcome.FAILED is event.outcome:
+            self._note_failure(event)
+        if known is not None and known.rank >= event.outcome.rank:
+            return
+        member = bitmap.member(event.position)
+        if known is not None:
+            self._outcomes[known] &= ~member
+        self._outcomes[event.outcome] |= member
+        self._failures.pop(event.position, None)
+        if event.outcome is Outcome.FAILED:
+            self._note_failure(event)
+
+    def _note_failure(self, event: CityFinished) -> None:
+        """Keep why a city failed; of several reasons that of the latest retry, and of equals the greater one."""
+        failure = Failure(
+            city_id=event.city_id,
+            city_name=event.city_name,
+            reason=event.reason or "no reason was given",
+            quarantine_key=event.quarantine_key,
+            retried_at=event.retried_at,
+        )
+        known = self._failures.get(event.position)
+        if known is None or _order_of(failure) > _order_of(known):
+            self._failures[event.position] = failure
+
+    def _settle(self, position: int, outcome: Outcome | None, city: CityUnderWay) -> None:
+        """Put a city back, or count it as served, or drop it as failed, once it is."""
+        ended = outcome in {Outcome.UNCHANGED, Outcome.STORED}
+        if ended and all(city.folded.get(country, 0) >= revision for country, revision in city.published.items()):
+            self._under_way.pop(position, None)
+            self._served |= bitmap.member(position)
+            self._bytes_done += city.bytes_done
+            self._trips_done += city.trips_done
+        elif outcome in {Outcome.FAILED, Outcome.SKIPPED} and not city.folded:
+            self._under_way.pop(position, None)
+        else:
+            self._under_way[position] = city
+
+
+def _order_of(failure: Failure) -> tuple[float, str, str, str]:
+    retried_at_s = failure.retried_at.timestamp() if failure.retried_at else 0.0
+    return retried_at_s, failure.reason, failure.quarantine_key or "", failure.city_name
+
+
+def _progressed(city: CityUnderWay, event: CityProgressed) -> CityUnderWay:
+    return msgspec.structs.replace(
+        city,
+        bytes_done=max(city.bytes_done, event.bytes_done),
+        bytes_total=event.bytes_total,
+        trips_done=max(city.trips_done, event.trips_done),
+    )
+
+
+def _finished(city: CityUnderWay, event: CityFinished) -> CityUnderWay:
+    size_bytes = max(city.bytes_done, event.size_bytes)
+    return msgspec.structs.replace(
+        city,
+        bytes_done=size_bytes,
+        bytes_total=size_bytes,
+        trips_done=max(city.trips_done, event.trips),
+        published=_highest(city.published, ((pair.country, pair.revision) for pair in event.published)),
+    )
+
+
+def _highest(known: dict[CountrySlug, int], pairs: Iterable[tuple[CountrySlug, int]]) -> dict[CountrySlug, int]:
+    result = dict(known)
+    for country, revision in pairs:
+        result[country] = max(revision, result.get(country, 0))
+    return dict(sorted(result.items()))

@@ -1,0 +1,252 @@
+"""The contract of the topics and events as an AsyncAPI 3.0 document, made from the types. Pure.
+
+The document says nothing that the types and the table of topics do not: a field that is added shows in it by itself.
+``docs/asyncapi.json`` is the committed copy; a test compares the two, so a change of the contract is a visible diff.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from services.api.documentation.event_examples import CAUSE, EXAMPLES
+from shared.domain.events import (
+    SCHEMA_VERSION,
+    CityDayRetracted,
+    CityDayStats,
+    CountryDayPlanned,
+    CountryDaySummary,
+    Event,
+    headers_of,
+    type_of_topic,
+)
+from shared.domain.topics import TOPICS, Topic, TopicSpec
+from shared.kafka.producer import ERROR_HEADER, ORIGIN_OFFSET_HEADER, ORIGIN_PARTITION_HEADER, ORIGIN_TOPIC_HEADER
+
+Json = dict[str, Any]
+
+BINDING_VERSION = "0.5.0"
+DEAD_LETTER = "DeadLetter"
+
+_KEEP_REVISION = (
+    "**Of the records of one key keep the one of the highest `revision` (of a plan: `plan_revision`), never simply the "
+    "last.** Records come at least once, and an older one can come after a newer one."
+)
+_KEEP_VERSION = (
+    "**Of the records of one key keep the one of the highest `version`, never simply the last.** Records come at least "
+    "once, and an older one can come after a newer one."
+)
+_REPLACES = (
+    "A `city-day-stats` replaces what the city-day contributed before, and a `city-day-retracted` takes it away from "
+    "that country: adding records up counts twice."
+)
+_OWN_USE = "Between Tripfold's own services: to look at, not to build on."
+
+_ABOUT: Mapping[Topic, tuple[str, str]] = {
+    Topic.PROCESS_REQUESTS: ("Dates that somebody asked for", _OWN_USE),
+    Topic.CITY_TASKS: ("City-days to be fetched", _OWN_USE),
+    Topic.CITY_TASK_RETRIES: ("City-days to be fetched again later", _OWN_USE),
+    Topic.CITY_STATS: (
+        "What every city-day contributes, and which cities a country-day expects",
+        f"For consumers downstream. {_KEEP_REVISION} {_REPLACES}",
+    ),
+    Topic.COUNTRY_DAY_SUMMARIES: ("The totals of every country-day", f"For consumers downstream. {_KEEP_VERSION}"),
+    Topic.REQUEST_PROGRESS: ("How requests come along", _OWN_USE),
+    Topic.DEAD_LETTERS: (
+        "What could not be processed",
+        "Records of the other topics, key, value and headers as they came, with their origin and the error in headers.",
+    ),
+}
+
+_DATE_KEY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_KEY_PATTERNS: Mapping[type[Event], str] = {
+    CityDayStats: rf"^{_DATE_KEY}/[a-z0-9-]+/[^/\s+][^/\s]*$",
+    CityDayRetracted: rf"^{_DATE_KEY}/[a-z0-9-]+/[^/\s+][^/\s]*$",
+    CountryDayPlanned: rf"^{_DATE_KEY}/[a-z0-9-]+(/\+[1-9][0-9]*)?$",
+    CountryDaySummary: rf"^{_DATE_KEY}/[a-z0-9-]+$",
+}
+_PLAN_KEY = "{date}/{country}; further chunks {date}/{country}/+1, …"
+
+
+def asyncapi_document(*, topic_prefix: str = "") -> Json:
+    """Return the AsyncAPI document of all topics and events. ``topic_prefix`` stands before the topics' names."""
+    kinds = [kind for of_topic in type_of_topic.values() for kind in of_topic]
+    _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Tripfold events",
+            "version": f"{SCHEMA_VERSION}.0.0",
+            "description": (
+                "The topics of Tripfold and the events in them. A value is JSON, with its type in `type` and the "
+                "version of the contract in `schema_version`; headers are CloudEvents 1.0 in binary mode. New fields "
+                "may come, with a default; a field is never re-typed or removed: skip fields that you do not know. "
+                "The partition is chosen by the first two parts of the key, so all of a country-day is in one "
+                "partition. Names of topics carry the prefix of the installation. Sums are integers, delays whole "
+                "milliseconds; dates are the upstream's local dates."
+            ),
+        },
+        "defaultContentType": "application/json",
+        "channels": {_name_of(spec.topic): _channel(spec, topic_prefix) for spec in TOPICS},
+        "operations": {f"send-{_name_of(spec.topic)}": _operation(spec) for spec in sorted(TOPICS, key=_for_own_use)},
+        "components": {
+            "messages": {
+                **{kind.__name__: _message(kind) for kind in kinds},
+                DEAD_LETTER: _dead_letter(),
+            },
+            "schemas": {name: _tidy(schema) for name, schema in sorted(schemas.items())},
+            "correlationIds": {
+                "request": {
+                    "location": "$message.header#/ce_requestid",
+                    "description": "The request that caused the event, if one did.",
+                }
+            },
+        },
+    }
+
+
+def encode_document(document: Json) -> bytes:
+    """Encode a document as the JSON that is committed and served: indented, with a final newline."""
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def _name_of(topic: Topic) -> str:
+    return topic.value
+
+
+def _messages_of(topic: Topic) -> Sequence[str]:
+    return [kind.__name__ for kind in type_of_topic.get(topic, ())] or [DEAD_LETTER]
+
+
+def _channel(spec: TopicSpec, topic_prefix: str) -> Json:
+    return {
+        "address": spec.name(topic_prefix),
+        "title": _ABOUT[spec.topic][0],
+        "description": _description(spec),
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in _messages_of(spec.topic)},
+        "bindings": {
+            "kafka": {
+                "topic": spec.name(topic_prefix),
+                "topicConfiguration": {
+                    name: [value] if name == "cleanup.policy" else int(value)
+                    for name, value in sorted(spec.config.items())
+                },
+                "bindingVersion": BINDING_VERSION,
+            }
+        },
+    }
+
+
+def _for_own_use(spec: TopicSpec) -> bool:
+    return spec.topic not in {Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES}
+
+
+def _description(spec: TopicSpec) -> str:
+    of_plans = f"; of plans: `{_PLAN_KEY}`" if spec.topic is Topic.CITY_STATS else ""
+    return f"{_ABOUT[spec.topic][1]} Key: `{spec.key}`{of_plans}. {_kept(spec)}."
+
+
+def _kept(spec: TopicSpec) -> str:
+    if spec.config["cleanup.policy"] == "compact":
+        return "Compacted, kept for ever, without tombstones"
+    return f"Deleted after {int(spec.config['retention.ms']) // 86_400_000} days"
+
+
+def _operation(spec: TopicSpec) -> Json:
+    channel = f"#/channels/{_name_of(spec.topic)}"
+    return {
+        "action": "send",
+        "channel": {"$ref": channel},
+        "summary": _ABOUT[spec.topic][0],
+        "description": _description(spec),
+        "messages": [{"$ref": f"{channel}/messages/{name}"} for name in _messages_of(spec.topic)],
+    }
+
+
+def _message(kind: type[Event]) -> Json:
+    tag = str(kind.__struct_config__.tag)
+    examples = [event for event in EXAMPLES if type(event) is kind]
+    summary, description = _prose(kind.__doc__ or "")
+    key: Json = {"type": "string", "examples": [event.key for event in examples]}
+    if kind in _KEY_PATTERNS:
+        key["pattern"] = _KEY_PATTERNS[kind]
+    return {
+        "name": tag,
+        "title": kind.__name__,
+        "summary": summary,
+        **({"description": description} if description else {}),
+        "contentType": "application/json",
+        "correlationId": {"$ref": "#/components/correlationIds/request"},
+        "headers": _headers(kind, tag),
+        "payload": {"$ref": f"#/components/schemas/{kind.__name__}"},
+        "bindings": {"kafka": {"key": key, "bindingVersion": BINDING_VERSION}},
+        "examples": [
+            {
+                "name": tag,
+                "headers": {name: value.decode() for name, value in _example_headers(event)},
+                "payload": msgspec.to_builtins(event),
+            }
+            for event in examples
+        ],
+    }
+
+
+def _example_headers(event: Event) -> list[tuple[str, bytes]]:
+    in_city_stats = event.topic is Topic.CITY_STATS and not isinstance(event, CountryDayPlanned)
+    return headers_of(event, source="ingest", cause=CAUSE if in_city_stats else None)
+
+
+def _headers(kind: type[Event], tag: str) -> Json:
+    text: Json = {"type": "string"}
+    required = ["ce_specversion", "ce_id", "ce_type", "ce_source", "content-type"]
+    properties: Json = {
+        "ce_specversion": {"type": "string", "const": "1.0"},
+        "ce_id": {**text, "description": "The same whenever the event is published again for the same request."},
+        "ce_type": {"type": "string", "pattern": rf"^tripfold\.{tag}\.v[1-9][0-9]*$"},
+        "ce_source": {**text, "description": "The service that published the record.", "pattern": "^/tripfold/"},
+        "content-type": {"type": "string", "const": "application/json"},
+        "ce_requestid": {**text, "description": "The request that caused the event, if one did."},
+    }
+    if "request_id" in kind.__struct_fields__:
+        required.append("ce_requestid")
+    if kind in {CityDayStats, CityDayRetracted}:
+        of_task = "Of the task that caused the event, if one did"
+        properties["ce_planrevision"] = {**text, "pattern": "^[0-9]+$", "description": f"{of_task}: its plan."}
+        properties["ce_position"] = {**text, "pattern": "^[0-9]+$", "description": f"{of_task}: its place there."}
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _dead_letter() -> Json:
+    text: Json = {"type": "string"}
+    origin = {
+        ORIGIN_TOPIC_HEADER: {**text, "enum": [topic.value for topic in Topic if topic is not Topic.DEAD_LETTERS]},
+        ORIGIN_PARTITION_HEADER: {**text, "pattern": "^[0-9]+$"},
+        ORIGIN_OFFSET_HEADER: {**text, "pattern": "^[0-9]+$"},
+        ERROR_HEADER: {**text, "description": "Why the record could not be processed."},
+    }
+    return {
+        "name": "dead-letter",
+        "title": DEAD_LETTER,
+        "summary": "A record that could not be processed, as it came.",
+        "description": "The key and the value are any bytes, or none; the record's own headers come first.",
+        "contentType": "application/octet-stream",
+        "headers": {"type": "object", "required": list(origin), "properties": origin},
+        "payload": {"description": "Whatever the record held."},
+        "bindings": {"kafka": {"bindingVersion": BINDING_VERSION}},
+    }
+
+
+def _tidy(schema: Json) -> Json:
+    """Write a docstring as Markdown; leave the rest of a schema as msgspec makes it."""
+    if "description" not in schema:
+        return schema
+    return {**schema, "description": " ".join(filter(None, _prose(schema["description"])))}
+
+
+def _prose(docstring: str) -> tuple[str, str]:
+    """Split a docstring into its first paragraph and the rest, each on one line, as Markdown."""
+    first, _, rest = inspect.cleandoc(docstring).replace("``", "`").partition("\n\n")
+    return " ".join(first.split()), " ".join(rest.split())

@@ -1,0 +1,193 @@
+"""The ledger of a country-day as the API shows it: city by city, with where each contribution comes from. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Annotated
+from urllib.parse import quote
+
+import msgspec
+
+from services.api.statistics.model import DayStats, day_detail
+from shared.domain.contribution import Contribution
+from shared.domain.ids import CityId
+from shared.domain.objects import LedgerEntry, Manifest, Summary
+
+
+class Standing(enum.Enum):
+    """How a city stands to its country-day."""
+
+    REPORTED = "reported"
+    LEFT = "left"
+    MISSING = "missing"
+    RETRACTED = "retracted"
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a city's file came from, as the city-day's manifest says.
+
+    The manifest is written before the ledger: for a moment its revision can be higher than the ledger's.
+    """
+
+    revision: Annotated[int, msgspec.Meta(description="The revision that the manifest names.", examples=[152703181])]
+    country: Annotated[str, msgspec.Meta(description="The country that the city counts for now.", examples=["armenia"])]
+    request_id: Annotated[str, msgspec.Meta(description="The request that made this revision.")]
+    upstream_url: Annotated[str, msgspec.Meta(examples=["http://upstream.example/cities/7/stats?date=2024-05-01"])]
+    raw_key: Annotated[
+        str,
+        msgspec.Meta(
+            description="The object of the bucket that holds the file.",
+            examples=["raw/date=2024-05-01/city=7/4f2c1f0f9a6c4c0f8e0f3f8f6f0d2b11.json"],
+        ),
+    ]
+    sha256: Annotated[str, msgspec.Meta(description="Of the file, in hexadecimal.")]
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, examples=[104857600])]
+    etag: Annotated[str | None, msgspec.Meta(description="What the upstream called this version of the file.")]
+    last_modified: Annotated[str | None, msgspec.Meta(description="When the upstream says that the file changed.")]
+    ingested_at: dt.datetime
+    bad_records: Annotated[
+        int,
+        msgspec.Meta(
+            ge=0, description="Records of the file that break a rule, and were left out, as the settings allow."
+        ),
+    ]
+    rule_version: Annotated[int, msgspec.Meta(description="The version of the rules that the file was read by.")]
+    plan_revision: Annotated[int, msgspec.Meta(description="The plan that put the city in its country.")]
+
+
+class LedgerCity(msgspec.Struct, frozen=True, kw_only=True):
+    """One city of a country-day.
+
+    ``reported``: expected and counted. ``left``: counted, and no longer in the upstream's list. ``missing``: expected
+    and not counted. ``retracted``: moved to another country, and not counted here.
+    """
+
+    city_id: Annotated[str, msgspec.Meta(examples=["7"])]
+    city_name: Annotated[
+        str, msgspec.Meta(description="From its file, or else from the date's plan.", examples=["Port Tina"])
+    ]
+    standing: Standing
+    revision: Annotated[
+        int | None, msgspec.Meta(description="The city's revision in the ledger; null: none.", examples=[152703181])
+    ]
+    contribution: Annotated[Contribution | None, msgspec.Meta(description="What the city adds to the day.")]
+    trips_on_other_dates: Annotated[
+        int, msgspec.Meta(ge=0, description="Trips counted here whose departure is written with another date.")
+    ]
+    provenance: Provenance | None
+
+
+class Ledger(msgspec.Struct, frozen=True, kw_only=True):
+    """One country-day: its totals, and a page of its cities, sorted by city id."""
+
+    country: Annotated[str, msgspec.Meta(examples=["armenia"])]
+    date: dt.date
+    totals: DayStats
+    cities: tuple[LedgerCity, ...]
+    next: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="Where the next page is; null: this is the last.",
+            examples=["/country-stats/armenia/2024-05-01?limit=100&after=7"],
+        ),
+    ]
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """The ids of some of the cities of a ledger. ``last`` is whether there are none after them."""
+
+    city_ids: tuple[CityId, ...]
+    last: bool
+
+
+def parse_date(text: str) -> dt.date | None:
+    """Return the date that a path names, or None if it names none."""
+    try:
+        return msgspec.convert(text, dt.date)
+    except msgspec.ValidationError:
+        return None
+
+
+def page_of(summary: Summary, *, after: str, limit: int) -> Page:
+    """Choose the first ``limit`` cities whose ids are greater than ``after``, of those in the ledger or expected."""
+    city_ids = sorted(summary.ledger.keys() | summary.expected_cities)
+    start = bisect_right(city_ids, after)
+    return Page(city_ids=tuple(city_ids[start : start + limit]), last=start + limit >= len(city_ids))
+
+
+def needs_names(summary: Summary, page: Page, manifests: Mapping[CityId, Manifest]) -> bool:
+    """Tell whether neither ledger nor manifest names some city of a page."""
+    return any(not _name_of(summary.ledger.get(city_id), manifests.get(city_id)) for city_id in page.city_ids)
+
+
+def ledger_of(
+    summary: Summary,
+    page: Page,
+    manifests: Mapping[CityId, Manifest],
+    *,
+    limit: int,
+    planned_names: Mapping[CityId, str],
+) -> Ledger:
+    """Return a page of a country-day's ledger; ``planned_names`` are for cities that nothing else names."""
+    expected = summary.expected_cities
+    path = f"/country-stats/{summary.country}/{summary.date}"
+    return Ledger(
+        country=summary.country,
+        date=summary.date,
+        totals=day_detail(summary, country_name=summary.country_name),
+        cities=tuple(
+            _city(
+                city_id,
+                summary.ledger.get(city_id),
+                manifests.get(city_id),
+                expected=city_id in expected,
+                planned_name=planned_names.get(city_id, ""),
+            )
+            for city_id in page.city_ids
+        ),
+        next=None if page.last else f"{path}?limit={limit}&after={quote(page.city_ids[-1], safe='')}",
+    )
+
+
+def _name_of(entry: LedgerEntry | None, manifest: Manifest | None) -> str:
+    return (entry.city_name if entry else "") or (manifest.city_name if manifest else "")
+
+
+def _city(
+    city_id: CityId, entry: LedgerEntry | None, manifest: Manifest | None, *, expected: bool, planned_name: str
+) -> LedgerCity:
+    counted = entry is not None and entry.contribution is not None
+    if counted:
+        standing = Standing.REPORTED if expected else Standing.LEFT
+    else:
+        standing = Standing.MISSING if expected else Standing.RETRACTED
+    return LedgerCity(
+        city_id=city_id,
+        city_name=_name_of(entry, manifest) or planned_name,
+        standing=standing,
+        revision=entry.revision if entry else None,
+        contribution=entry.contribution if entry else None,
+        trips_on_other_dates=entry.trips_on_other_dates if entry else 0,
+        provenance=_provenance(manifest) if manifest else None,
+    )
+
+
+def _provenance(manifest: Manifest) -> Provenance:
+    return Provenance(
+        revision=manifest.revision,
+        country=manifest.country,
+        request_id=manifest.request_id,
+        upstream_url=manifest.upstream_url,
+        raw_key=manifest.raw_key,
+        sha256=manifest.sha256,
+        size_bytes=manifest.size_bytes,
+        etag=manifest.etag,
+        last_modified=manifest.last_modified,
+        ingested_at=manifest.ingested_at,
+        bad_records=manifest.bad_records,
+        rule_version=manifest.rule_version,
+        plan_revision=manifest.plan_revision,
+    )

@@ -1,0 +1,161 @@
+"""What the API says of a country-day, from the head of its summary. Pure.
+
+Everything is an integer until the last step: sums are exact, and an average is rounded once, half to even.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from services.api.http.date_range import DateRange
+from services.api.unreadable import UnreadableObject
+from shared.domain import keys
+from shared.domain.contribution import NOTHING, Contribution, round_half_even
+from shared.domain.ids import CountrySlug
+from shared.domain.objects import Summary, SummaryHead
+
+
+class DayStats(msgspec.Struct, frozen=True, kw_only=True):
+    """The statistics of one country on one date. A day without data is zeros and ``false``.
+
+    The first four are always there; the others, which say what the day is made of and how complete it is, only where
+    details are asked for, and in a ledger. There, ``version`` 0 marks a day that was never requested.
+    """
+
+    bus_count: Annotated[int, msgspec.Meta(ge=0, description="Bus trips of the day.", examples=[1250])]
+    passenger_count: Annotated[int, msgspec.Meta(ge=0, description="Passengers of all trips.", examples=[48211])]
+    exist_accident: Annotated[bool, msgspec.Meta(description="Whether any trip had an accident.", examples=[True])]
+    average_delay_s: Annotated[
+        float,
+        msgspec.Meta(
+            description="Total delay divided by trips, in seconds, rounded half to even to the millisecond; "
+            "negative when buses were early on the whole; 0 without trips.",
+            examples=[61.304],
+        ),
+    ]
+    country_name: Annotated[
+        str | UnsetType,
+        msgspec.Meta(description="The country's name, as the upstream writes it.", examples=["Armenia"]),
+    ] = UNSET
+    accident_count: Annotated[
+        int | UnsetType, msgspec.Meta(description="Trips that had an accident.", examples=[3])
+    ] = UNSET
+    delay_total_ms: Annotated[
+        int | UnsetType, msgspec.Meta(description="The sum of all delays, in milliseconds: exact.", examples=[76630000])
+    ] = UNSET
+    cities_reported: Annotated[
+        int | UnsetType, msgspec.Meta(description="Cities of the plan whose file is counted.", examples=[11])
+    ] = UNSET
+    cities_expected: Annotated[
+        int | UnsetType, msgspec.Meta(description="Cities that the date's plan expects.", examples=[12])
+    ] = UNSET
+    complete: Annotated[
+        bool | UnsetType, msgspec.Meta(description="Whether every expected city is counted.", examples=[False])
+    ] = UNSET
+    version: Annotated[
+        int | UnsetType,
+        msgspec.Meta(
+            description="Grows with every change of the day; 0: the day was never requested, or is unreadable.",
+            examples=[1680934212],
+        ),
+    ] = UNSET
+    last_ingested_at: Annotated[
+        dt.datetime | UnsetType | None,
+        msgspec.Meta(description="When the newest file that is counted was taken in; null: none is."),
+    ] = UNSET
+    unreadable: Annotated[
+        str | UnsetType | None,
+        msgspec.Meta(
+            description="Why the stored day cannot be read, and what to do: its zeros mean nothing; null: it can be."
+        ),
+    ] = UNSET
+
+
+CountryStats = dict[str, dict[str, DayStats]]
+CountryDays = tuple[str, dict[str, DayStats]]
+
+
+def average_delay_s(totals: Contribution) -> float:
+    """Return the average delay in seconds, exact to the millisecond; 0 without trips."""
+    return round_half_even(totals.delay_total_ms, totals.trips) / 1000 if totals.trips else 0.0
+
+
+def country_stats(
+    heads: Iterable[SummaryHead],
+    days: DateRange,
+    *,
+    detailed: bool,
+    unreadable: Iterable[UnreadableObject] = (),
+) -> Iterator[CountryDays]:
+    """Arrange heads by country and date, both sorted, and yield a country at a time.
+
+    A country that has data on any day of the range gets every day of it; other countries are left out. Detailed, so
+    does a country of which any day is planned or unreadable. An unreadable day is left out where nothing can say so.
+    """
+    by_country: dict[CountrySlug, dict[dt.date, SummaryHead]] = {}
+    shown = set()
+    for head in heads:
+        by_country.setdefault(head.country, {})[head.date] = head
+        if head.has_data or (detailed and head.cities_expected):
+            shown.add(head.country)
+    damaged: dict[CountrySlug, dict[str, str]] = {}
+    for one in unreadable:
+        named = keys.parse_summary(one.key)
+        if named is not None:
+            damaged.setdefault(named[1], {})[named[0].isoformat()] = one.reason
+    dates = [(date, date.isoformat()) for date in days.dates()]
+    for country in sorted(shown | damaged.keys() if detailed else shown):
+        of_country = by_country.get(country, {})
+        reasons = damaged.get(country, {})
+        if detailed:
+            name = of_country[max(of_country)].country_name if of_country else country
+            yield (
+                country,
+                {
+                    text: day_detail(of_country.get(date), country_name=name, unreadable=reasons.get(text))
+                    for date, text in dates
+                },
+            )
+        else:
+            yield country, {text: day_stats(of_country.get(date)) for date, text in dates if text not in reasons}
+
+
+def day_stats(head: SummaryHead | None) -> DayStats:
+    """Return the statistics of a day; None stands for a day that nothing is known of."""
+    if head is None:
+        return _NO_DATA
+    totals = head.totals
+    return DayStats(
+        bus_count=totals.trips,
+        passenger_count=totals.passengers,
+        exist_accident=totals.accidents > 0,
+        average_delay_s=average_delay_s(totals),
+    )
+
+
+def day_detail(head: SummaryHead | Summary | None, *, country_name: str, unreadable: str | None = None) -> DayStats:
+    """Return all that is known of a day; ``country_name`` is for a day that does not say it itself."""
+    totals = head.totals if head else NOTHING
+    return DayStats(
+        bus_count=totals.trips,
+        passenger_count=totals.passengers,
+        exist_accident=totals.accidents > 0,
+        average_delay_s=average_delay_s(totals),
+        country_name=head.country_name if head else country_name,
+        accident_count=totals.accidents,
+        delay_total_ms=totals.delay_total_ms,
+        cities_reported=head.cities_reported if head else 0,
+        cities_expected=head.cities_expected if head else 0,
+        complete=head.complete if head else False,
+        version=head.version if head else 0,
+        last_ingested_at=head.last_ingested_at if head else None,
+        unreadable=unreadable,
+    )
+
+
+_NO_DATA = DayStats(bus_count=0, passenger_count=0, exist_accident=False, average_delay_s=0.0)

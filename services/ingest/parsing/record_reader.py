@@ -1,0 +1,169 @@
+"""Takes one record after the other out of a file, by bracket and quote.
+
+What it takes is a JSON value if the file is JSON; of a file that is not, it takes something that is no JSON value
+either, or finds no comma where one belongs. So whoever parses all it takes has parsed the array.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Final, NamedTuple, Protocol
+
+from services.ingest.parsing.trip_file import FileFault, ParserLimits, UnfoldedBytes
+
+FIRST_LOOK_BYTES: Final = 16 * 1024
+
+_FLAT = rb'(\{(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+\})'
+_FLAT_OBJECT = re.compile(_FLAT, re.DOTALL)
+_COMMA_AND_FLAT_OBJECT = re.compile(rb"[ \t\r\n]*+,[ \t\r\n]*+" + _FLAT, re.DOTALL)
+_LINE_OF_FLAT_OBJECT = re.compile(rb"[ \t\r]*+\n[ \t\r\n]*+" + _FLAT, re.DOTALL)
+_BRACKET_OR_STRING = re.compile(rb'[{}\[\]]|"(?:[^"\\]++|\\.)*+("?)', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_OTHER_VALUE = re.compile(rb'.[^ \t\r\n,:"{}\[\]]*', re.DOTALL)
+_QUOTE: Final = ord('"')
+_OPENERS: Final = frozenset(b"{[")
+_IN_LINE = re.compile(rb"[ \t\r]*")
+
+
+class RecordText(NamedTuple):
+    """A record as it is written, from a byte offset on. If `unfinished`, this is its beginning, and that is why."""
+
+    offset: int
+    text: bytes
+    unfinished: str | None = None
+
+
+class RecordReader(Protocol):
+    """Takes the records of one form of file."""
+
+    def take(self) -> RecordText | None:
+        """Take the next record, or return ``None`` where the records end. Raises `FileFault`."""
+
+
+class ArrayRecords:
+    """The records of an array; `unfolded` stands behind its ``[`` or behind a record. Its ``]`` is left."""
+
+    def __init__(self, unfolded: UnfoldedBytes, limits: ParserLimits) -> None:
+        self._unfolded = unfolded
+        self._limits = limits
+
+    def take(self) -> RecordText | None:
+        """Take the next record, or return ``None`` at the end of the array. Raises `FileFault`."""
+        return _take_flat(self._unfolded, self._limits, _COMMA_AND_FLAT_OBJECT) or self._take_any()
+
+    def _take_any(self) -> RecordText | None:
+        first = self._unfolded.peek()
+        if first == b"]":
+            return None
+        if self._unfolded.inside and first:
+            if first != b",":
+                raise FileFault("not JSON: expected a comma or the end of the array")
+            self._unfolded.drop(1)
+            first = self._unfolded.peek()
+        if not first:
+            raise FileFault("the file ends inside its array of trips")
+        if first in b",]":
+            raise FileFault("not JSON: expected a value in the array")
+        return _take_value(self._unfolded, self._limits)
+
+
+class LineRecords:
+    """The records of a file that has one in a line. Lines of white space are passed over."""
+
+    def __init__(self, unfolded: UnfoldedBytes, limits: ParserLimits) -> None:
+        self._unfolded = unfolded
+        self._limits = limits
+
+    def take(self) -> RecordText | None:
+        """Take the record of the next line, or return ``None`` at the end of the file. Raises `FileFault`."""
+        record = _take_flat(self._unfolded, self._limits, _LINE_OF_FLAT_OBJECT) or self._take_any()
+        if record is None or b"\n" not in record.text:
+            return record
+        return RecordText(record.offset, record.text[: record.text.index(b"\n")], "the line ends inside a record")
+
+    def _take_any(self) -> RecordText | None:
+        if self._unfolded.inside and self._unfolded.peek(_IN_LINE) not in {b"", b"\n"}:
+            raise FileFault("something follows a record in its line")
+        if not self._unfolded.peek():
+            return None
+        return _take_value(self._unfolded, self._limits)
+
+
+class Ending(enum.Enum):
+    """How a look for the end of a value ended."""
+
+    WHOLE = enum.auto()
+    OPEN = enum.auto()
+    TOO_DEEP = enum.auto()
+
+
+def _take_flat(unfolded: UnfoldedBytes, limits: ParserLimits, following: re.Pattern[bytes]) -> RecordText | None:
+    """Take the next record at once if it is pending and a short object with nothing nested, as most records are."""
+    match = following.match(unfolded.pending, 0, FIRST_LOOK_BYTES) if unfolded.inside else None
+    if match is None or len(match[1]) > limits.record_bytes:
+        return None
+    record = RecordText(unfolded.offset + match.start(1), match[1])
+    unfolded.drop(match.end())
+    return record
+
+
+def _take_value(unfolded: UnfoldedBytes, limits: ParserLimits) -> RecordText:
+    end, ending = _look_for_end(unfolded, limits)
+    unfinished = None
+    if end > limits.record_bytes:
+        end = limits.record_bytes
+        unfinished = f"a record is longer than {limits.record_bytes} bytes"
+    elif ending is Ending.TOO_DEEP:
+        unfinished = f"values are nested deeper than {limits.depth}"
+    elif ending is Ending.OPEN:
+        unfinished = "the file ends inside a record"
+    record = RecordText(unfolded.offset, bytes(unfolded.pending[:end]), unfinished)
+    unfolded.drop(end)
+    unfolded.inside = True
+    return record
+
+
+def _look_for_end(unfolded: UnfoldedBytes, limits: ParserLimits) -> tuple[int, Ending]:
+    """Find the end of the value that the pending bytes begin with, reading on as far as it may be.
+
+    Each look begins anew at twice as many bytes, so all of them together cost no more than twice the last.
+    """
+    look_bytes = FIRST_LOOK_BYTES
+    while True:
+        unfolded.fill(min(look_bytes, limits.record_bytes + 1))
+        end, ending = value_end(unfolded.pending, limits.depth - 1, ended=unfolded.ended)
+        if ending is not Ending.OPEN or unfolded.ended or end > limits.record_bytes:
+            return end, ending
+        look_bytes *= 2
+
+
+def value_end(data: bytearray | bytes, depth_max: int, *, ended: bool) -> tuple[int, Ending]:
+    """Return where the value that begins data ends, or else how far it goes; `ended`: no more data follows."""
+    opening = data[:1]
+    if opening == b"{" and (flat := _FLAT_OBJECT.match(data, 0, FIRST_LOOK_BYTES)):
+        return flat.end(), Ending.WHOLE
+    if opening in (b"{", b"["):
+        return _container_end(data, depth_max)
+    match = (_STRING if opening == b'"' else _OTHER_VALUE).match(data)
+    if match is None or (match.end() == len(data) and opening != b'"' and not ended):
+        return len(data), Ending.OPEN
+    return match.end(), Ending.WHOLE
+
+
+def _container_end(data: bytearray | bytes, depth_max: int) -> tuple[int, Ending]:
+    depth = 0
+    for token in _BRACKET_OR_STRING.finditer(data):
+        first = data[token.start()]
+        if first == _QUOTE:
+            if not token[1]:
+                break
+        elif first in _OPENERS:
+            depth += 1
+            if depth > depth_max:
+                return token.end(), Ending.TOO_DEEP
+        else:
+            depth -= 1
+            if depth == 0:
+                return token.end(), Ending.WHOLE
+    return len(data), Ending.OPEN

@@ -1,0 +1,213 @@
+"""What a city-day's next revision is, given the one before and what was found. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import msgspec
+
+from services.ingest.parsing.parser import FoldedFile
+from services.ingest.parsing.trips import RULE_VERSION
+from services.ingest.upstream.client import Validators
+from services.ingest.worker.streaming import Streamed
+from shared.domain.events import IngestCity
+from shared.domain.file_rules import FileRules
+from shared.domain.ids import CountrySlug
+from shared.domain.objects import HISTORY_LENGTH_MAX, Manifest, PastRevision, Plan
+from shared.storage.bucket_epoch import next_revision
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """The country that a city-day counts for, and the plan that says so."""
+
+    country: CountrySlug
+    country_name: str
+    plan_revision: int
+
+
+class NewFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that was streamed: what passed, and where it lies."""
+
+    raw_key: str
+    url: str
+    validators: Validators
+    streamed: Streamed
+    replaces_lost: bool = False
+
+
+def validators_of(manifest: Manifest | None, url: str, rules: FileRules) -> Validators | None:
+    """Return what a conditional GET may name, or None if the file has to be read anew.
+
+    Validators count only at the URL that gave them, and only if the present rules would fold the file
+    to the same sums.
+    """
+    if manifest is None or manifest.upstream_url != url or not would_fold_alike(manifest, rules):
+        return None
+    if manifest.etag is None and manifest.last_modified is None:
+        return None
+    return Validators(etag=manifest.etag, last_modified=manifest.last_modified)
+
+
+def would_fold_alike(manifest: Manifest, rules: FileRules) -> bool:
+    """Tell whether the rules would fold the stored file to the sums that its manifest has.
+
+    If not, the same bytes are folded again. How bad records are judged counts only for a file that has some.
+    """
+    if manifest.rule_version != RULE_VERSION or manifest.records_form != str(rules.form):
+        return False
+    concerned = manifest.bad_records if manifest.other_dates_are_bad else manifest.trips_on_other_dates
+    if concerned and manifest.other_dates_are_bad != rules.other_dates_are_bad:
+        return False
+    records = manifest.contribution.trips + manifest.bad_records
+    return rules.bad_records_max.allows(manifest.bad_records, records=records)
+
+
+def next_manifest(
+    previous: Manifest | None,
+    task: IngestCity,
+    place: Place,
+    file: NewFile | None,
+    *,
+    rules: FileRules,
+    attempt: str,
+    now: dt.datetime,
+    base: int,
+) -> Manifest | None:
+    """Return the revision that follows ``previous``, or None if nothing changed.
+
+    ``file`` is None when the upstream says that the stored file is the current one. Unchanged means equal bytes, equal
+    names and equal parsing rules; a move or a new name alone is a revision that names the same raw object. A file that
+    ``replaces_lost`` bytes is a revision although it is the same.
+    """
+    if file is None:
+        assert previous is not None, "only a stored file can be unchanged"
+        same_file = True
+    else:
+        same_file = (
+            previous is not None
+            and not file.replaces_lost
+            and previous.sha256 == file.streamed.sha256
+            and would_fold_alike(previous, rules)
+        )
+    succession = _succeed(previous, task, place, base)
+    if previous is not None and same_file:
+        renamed = previous.city_name != task.city_name and task.plan_revision >= previous.plan_revision
+        if previous.country == place.country and not renamed:
+            return None
+        return msgspec.structs.replace(
+            previous,
+            country=place.country,
+            country_name=place.country_name,
+            revision=succession.revision,
+            plan_revision=succession.plan_revision,
+            retracted=succession.retracted,
+            history=succession.history,
+            attempt=attempt,
+            request_id=task.request_id,
+            city_name=task.city_name,
+            ingested_at=now,
+        )
+    assert file is not None
+    return Manifest(
+        date=task.date,
+        city_id=task.city_id,
+        city_name=task.city_name,
+        contribution=file.streamed.folded.contribution,
+        trips_on_other_dates=file.streamed.folded.trips_on_other_dates,
+        attempt=attempt,
+        raw_key=file.raw_key,
+        sha256=file.streamed.sha256,
+        size_bytes=file.streamed.size_bytes,
+        upstream_url=file.url,
+        etag=file.validators.etag,
+        last_modified=file.validators.last_modified,
+        request_id=task.request_id,
+        rule_version=RULE_VERSION,
+        records_form=str(rules.form),
+        bad_records=file.streamed.folded.bad_records,
+        other_dates_are_bad=rules.other_dates_are_bad,
+        ingested_at=now,
+        country=place.country,
+        country_name=place.country_name,
+        revision=succession.revision,
+        plan_revision=succession.plan_revision,
+        retracted=succession.retracted,
+        history=succession.history,
+    )
+
+
+def refolded(
+    previous: Manifest, folded: FoldedFile, *, rules: FileRules, attempt: str, now: dt.datetime, base: int
+) -> Manifest | None:
+    """Return the revision that follows ``previous`` when its stored file is read again, or None if it says the same."""
+    following = msgspec.structs.replace(
+        previous,
+        contribution=folded.contribution,
+        trips_on_other_dates=folded.trips_on_other_dates,
+        rule_version=RULE_VERSION,
+        records_form=str(rules.form),
+        bad_records=folded.bad_records,
+        other_dates_are_bad=rules.other_dates_are_bad,
+    )
+    if following == previous:
+        return None
+    return msgspec.structs.replace(
+        following,
+        revision=next_revision(previous.revision, base),
+        history=_history_after(previous),
+        attempt=attempt,
+        ingested_at=now,
+    )
+
+
+def reissued(previous: Manifest, *, attempt: str, base: int) -> Manifest:
+    """Return a revision that says the same as ``previous``, its retractions too, under a number of its own."""
+    revision = next_revision(previous.revision, base)
+    return msgspec.structs.replace(
+        previous,
+        revision=revision,
+        retracted=dict.fromkeys(previous.retracted, revision),
+        history=_history_after(previous),
+        attempt=attempt,
+    )
+
+
+def reissued_plan(previous: Plan, *, base: int) -> Plan:
+    """Return a plan that says the same as ``previous``, under a revision of its own."""
+    return msgspec.structs.replace(previous, revision=next_revision(previous.revision, base))
+
+
+class _Succession(msgspec.Struct, frozen=True, kw_only=True):
+    """What ties a revision to the one before it."""
+
+    revision: int
+    plan_revision: int
+    retracted: dict[CountrySlug, int]
+    history: tuple[PastRevision, ...]
+
+
+def _succeed(previous: Manifest | None, task: IngestCity, place: Place, base: int) -> _Succession:
+    revision = next_revision(previous.revision if previous else None, base)
+    plan_revision = max(place.plan_revision, task.plan_revision)
+    if previous is None:
+        return _Succession(revision=revision, plan_revision=plan_revision, retracted={}, history=())
+    left = {previous.country: revision} if previous.country != place.country else {}
+    retracted = {country: at for country, at in (previous.retracted | left).items() if country != place.country}
+    return _Succession(
+        revision=revision,
+        plan_revision=max(plan_revision, previous.plan_revision),
+        retracted=dict(sorted(retracted.items())),
+        history=_history_after(previous),
+    )
+
+
+def _history_after(previous: Manifest) -> tuple[PastRevision, ...]:
+    past = PastRevision(
+        revision=previous.revision,
+        attempt=previous.attempt,
+        raw_key=previous.raw_key,
+        country=previous.country,
+        request_id=previous.request_id,
+        ingested_at=previous.ingested_at,
+    )
+    return (past, *previous.history)[:HISTORY_LENGTH_MAX]

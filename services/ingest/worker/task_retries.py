@@ -1,0 +1,81 @@
+"""Trying a city-day again later, without holding a stream: through a topic of tasks that wait for their time.
+
+The order of effects:
+
+1. the worker publishes the task to ``city-task-retries``, with its failed attempts and the time before which it is not
+   due, and commits the batch;
+2. `Retries` waits until the task is due, and publishes it to ``city-tasks``;
+3. it commits.
+
+A crash after 1 or 2 publishes the same task twice. Both copies have one identity: a worker that takes them together
+runs one. Run apart, they cost further attempts and change nothing.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
+from services.ingest.upstream.retry import WAIT_FIRST_S, WAIT_MAX_S, OutageTooLong, jittered_s
+from shared.domain.events import IngestCity
+from shared.kafka.consumer import decode_batch
+from shared.kafka.producer import ConsumedRecord, OutgoingEvent, Publisher
+from shared.runtime.retry import Retrier
+
+
+def tried_again(
+    task: IngestCity,
+    fault: TransientUpstreamError | UpstreamDown,
+    *,
+    began_at: dt.datetime,
+    now: dt.datetime,
+    attempts_max: int,
+    outage_limit_s: float,
+) -> IngestCity:
+    """Return the task for its next attempt. Raises PermanentUpstreamError after the last attempt or a long outage.
+
+    An upstream that is down costs no attempt: it is down since ``began_at``, or since an earlier run found it so.
+    """
+    if isinstance(fault, TransientUpstreamError):
+        failed = task.failed_attempts + 1
+        if failed >= attempts_max:
+            raise PermanentUpstreamError(f"{fault} ({failed} attempts)") from fault
+        not_before = now + dt.timedelta(seconds=jittered_s(failed - 1))
+        return msgspec.structs.replace(task, failed_attempts=failed, not_before=not_before, down_since=None)
+    down_since = task.down_since or began_at
+    down_s = (now - down_since).total_seconds()
+    if isinstance(fault, OutageTooLong) or down_s >= outage_limit_s:
+        raise PermanentUpstreamError(f"{fault} (for {outage_limit_s:.0f} s)") from fault
+    wait_s = min(WAIT_MAX_S, max(WAIT_FIRST_S, down_s)) * random.uniform(0.5, 1)  # noqa: S311  # jitter, not a secret
+    return msgspec.structs.replace(task, not_before=now + dt.timedelta(seconds=wait_s), down_since=down_since)
+
+
+class Retries:
+    """Gives the tasks of ``city-task-retries`` back to ``city-tasks`` when they are due."""
+
+    def __init__(self, publisher: Publisher, *, clock: Callable[[], dt.datetime], retrier: Retrier) -> None:
+        self._publisher = publisher
+        self._clock = clock
+        self._patience = retrier
+
+    async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+        """Publish each task of a batch once it is due, or after WAIT_MAX_S. When it returns, it can be committed."""
+        now, began_s = self._clock(), self._patience.now_s()
+        waiting: list[tuple[float, IngestCity]] = []
+        for item in await decode_batch(batch, self._publisher):
+            assert isinstance(item.event, IngestCity)
+            wait_s = (item.event.not_before - now).total_seconds() if item.event.not_before else 0.0
+            waiting.append((min(wait_s, WAIT_MAX_S), item.event))
+        waiting.sort(key=lambda one: one[0])
+        while waiting:
+            first_s = waiting[0][0]
+            await self._patience.sleep(max(0.0, first_s - (self._patience.now_s() - began_s)))
+            self._patience.raise_if_stopping()
+            passed_s = max(first_s, self._patience.now_s() - began_s)
+            due = [task for wait_s, task in waiting if wait_s <= passed_s]
+            await self._publisher.publish(map(OutgoingEvent, due))
+            waiting = waiting[len(due) :]

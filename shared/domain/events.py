@@ -1,0 +1,500 @@
+"""Every event that travels through Kafka, as frozen and tagged types.
+
+On the wire an event is JSON, with its type in ``type`` and the version of the contract in ``schema_version``.
+The contract grows by new fields with defaults; a field is never re-typed or removed; unknown fields are skipped.
+Headers follow the Kafka binding of CloudEvents 1.0 in binary mode.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+
+import msgspec
+
+from shared.domain.contribution import Contribution
+from shared.domain.errors import OperatorError
+from shared.domain.ids import (
+    CityField,
+    CountField,
+    CountryField,
+    InstantField,
+    NameField,
+    RequestField,
+    RequestId,
+    RevisionField,
+)
+from shared.domain.topics import Topic
+
+SCHEMA_VERSION = 1
+TYPE_LENGTH_SHOWN_MAX = 100
+PLAN_CHUNK_CITIES_MAX = 2_000
+
+CityIds = Annotated[tuple[CityField, ...], msgspec.Meta(max_length=PLAN_CHUNK_CITIES_MAX)]
+PositionField = Annotated[int, msgspec.Meta(ge=0, lt=10_000_000)]
+ReasonField = Annotated[str, msgspec.Meta(max_length=2_000)]
+PositionsField = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]+$(?!\n)", max_length=100_000, examples=["5"])]
+
+
+class Outcome(enum.Enum):
+    """How a city-day of a request ended, from the least to the most: of several, the highest counts."""
+
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    UNCHANGED = "unchanged"
+    STORED = "stored"
+
+    @property
+    def rank(self) -> int:
+        """The place in the order failed < skipped < unchanged < stored."""
+        return list(Outcome).index(self)
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """What all events have: a type, and the version of the contract they were written under."""
+
+    topic: ClassVar[Topic]
+    schema_version: Annotated[int, msgspec.Meta(ge=1)] = SCHEMA_VERSION
+
+    @property
+    def key(self) -> str:
+        """The record key: of all records with one key, compaction keeps the last."""
+        raise NotImplementedError
+
+    @property
+    def identity(self) -> str:
+        """What tells this event from the others of its type and key, the same whenever it is published again."""
+        return ""
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """Which cities of a request are to be taken up again, and when that was asked.
+
+    ``positions`` is a bitmap over the order of the plan of ``plan_revision``, in hexadecimal, bit n for position n. If
+    the date's plan has moved on since, all of its cities are taken up.
+    """
+
+    plan_revision: RevisionField
+    positions: PositionsField
+    retried_at: InstantField
+
+
+class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"):
+    """Somebody asked for a date; or, with ``retry``, for some cities of a request once more.
+
+    ``resent_at`` is when a request was published again that was stalled, or whose city list could not be read: only
+    its unfinished cities are taken up.
+    """
+
+    topic: ClassVar[Topic] = Topic.PROCESS_REQUESTS
+    request_id: RequestField
+    date: dt.date
+    requested_at: InstantField
+    retry: Retry | None = None
+    resent_at: InstantField | None = None
+
+    @property
+    def key(self) -> str:
+        return self.date.isoformat()
+
+    @property
+    def identity(self) -> str:
+        return _retried(_retried(self.request_id, self.retry.retried_at if self.retry else None), self.resent_at)
+
+
+class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
+    """One city-day is to be fetched. ``position`` is the city's place in the plan of ``plan_revision``.
+
+    ``retried_at`` is when the city was asked for once more, after it had failed. ``failed_attempts`` counts attempts
+    that broke, after each of which the task is tried again, not before ``not_before``. ``down_since`` is since when it
+    has found the upstream down.
+    """
+
+    topic: ClassVar[Topic] = Topic.CITY_TASKS
+    request_id: RequestField
+    date: dt.date
+    city_id: CityField
+    upstream_id: str
+    city_name: NameField
+    country: CountryField
+    country_name: NameField
+    plan_revision: RevisionField
+    position: PositionField
+    retried_at: InstantField | None = None
+    failed_attempts: CountField = 0
+    not_before: InstantField | None = None
+    down_since: InstantField | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.date}/{self.city_id}"
+
+    @property
+    def identity(self) -> str:
+        attempts = f"/{self.failed_attempts}" if self.failed_attempts else ""
+        return _retried(f"{self.request_id}/{self.plan_revision}{attempts}", self.retried_at)
+
+
+class CityDayStats(Event, frozen=True, kw_only=True, gc=False, tag="city-day-stats"):
+    """What one city-day contributes to its country-day, replacing every lower revision of it.
+
+    ``bad_records`` is how many records of the file were left out because they break a rule.
+    """
+
+    topic: ClassVar[Topic] = Topic.CITY_STATS
+    date: dt.date
+    country: CountryField
+    country_name: NameField
+    city_id: CityField
+    city_name: NameField
+    revision: RevisionField
+    contribution: Contribution
+    trips_on_other_dates: CountField
+    raw_key: str
+    sha256: str
+    size_bytes: CountField
+    rule_version: int
+    ingested_at: InstantField
+    bad_records: CountField = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.date}/{self.country}/{self.city_id}"
+
+    @property
+    def identity(self) -> str:
+        return str(self.revision)
+
+
+class CityDayRetracted(Event, frozen=True, kw_only=True, tag="city-day-retracted"):
+    """A city-day no longer contributes to this country: the city moved to another one."""
+
+    topic: ClassVar[Topic] = Topic.CITY_STATS
+    date: dt.date
+    country: CountryField
+    city_id: CityField
+    revision: RevisionField
+
+    @property
+    def key(self) -> str:
+        return f"{self.date}/{self.country}/{self.city_id}"
+
+    @property
+    def identity(self) -> str:
+        return str(self.revision)
+
+
+class CountryDayPlanned(Event, frozen=True, kw_only=True, tag="country-day-planned"):
+    """Which cities a country-day expects: one of ``chunks`` parts, each with a key of its own. Empty if none."""
+
+    topic: ClassVar[Topic] = Topic.CITY_STATS
+    date: dt.date
+    country: CountryField
+    country_name: NameField
+    plan_revision: RevisionField
+    city_ids: CityIds
+    chunk: Annotated[int, msgspec.Meta(ge=0, lt=10_000)] = 0
+    chunks: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
+
+    @property
+    def key(self) -> str:
+        # No city id starts with a plus sign, so a later chunk cannot be taken for a city.
+        chunk = f"/+{self.chunk}" if self.chunk else ""
+        return f"{self.date}/{self.country}{chunk}"
+
+    @property
+    def identity(self) -> str:
+        return f"{self.plan_revision}/{self.chunk}"
+
+
+class CountryDaySummary(Event, frozen=True, kw_only=True, tag="country-day-summary"):
+    """The totals of one country-day. ``version`` grows with every change: keep the highest of a key."""
+
+    topic: ClassVar[Topic] = Topic.COUNTRY_DAY_SUMMARIES
+    date: dt.date
+    country: CountryField
+    country_name: str
+    version: RevisionField
+    totals: Contribution
+    cities_reported: CountField
+    cities_expected: CountField
+    complete: bool
+    last_ingested_at: InstantField | None
+
+    @property
+    def key(self) -> str:
+        return f"{self.date}/{self.country}"
+
+    @property
+    def identity(self) -> str:
+        return str(self.version)
+
+
+class BadCity(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of the upstream's city list that was left out, and why."""
+
+    entry: Annotated[str, msgspec.Meta(max_length=300)]
+    reason: ReasonField
+
+
+class RequestPlanned(Event, frozen=True, kw_only=True, tag="request-planned"):
+    """The planner knows how many cities this request is about."""
+
+    topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
+    request_id: RequestField
+    date: dt.date
+    requested_at: InstantField
+    plan_revision: RevisionField
+    cities: CountField
+    countries: CountField
+    bad_cities_count: CountField = 0
+    bad_cities: tuple[BadCity, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return self.request_id
+
+    @property
+    def identity(self) -> str:
+        return str(self.plan_revision)
+
+
+class CityProgressed(Event, frozen=True, kw_only=True, tag="city-progressed"):
+    """A city-day is being streamed: at most one a second for each stream."""
+
+    topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
+    request_id: RequestField
+    date: dt.date
+    city_id: CityField
+    plan_revision: RevisionField
+    position: PositionField
+    bytes_done: CountField
+    bytes_total: CountField | None
+    trips_done: CountField
+
+    @property
+    def key(self) -> str:
+        return self.request_id
+
+    @property
+    def identity(self) -> str:
+        return f"{self.plan_revision}/{self.position}/{self.bytes_done}"
+
+
+class Published(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """A revision that a worker published for a country, as statistics or as a retraction."""
+
+    country: CountryField
+    revision: RevisionField
+
+
+class CityFinished(Event, frozen=True, kw_only=True, tag="city-finished"):
+    """A city-day of a request has ended. It is served once every pair in ``published`` is folded.
+
+    ``quarantine_key`` is where its file lies if it was refused; ``retried_at`` is of the task that ended so.
+    """
+
+    topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
+    request_id: RequestField
+    date: dt.date
+    city_id: CityField
+    city_name: NameField
+    plan_revision: RevisionField
+    position: PositionField
+    outcome: Outcome
+    reason: ReasonField | None = None
+    size_bytes: CountField = 0
+    trips: CountField = 0
+    published: tuple[Published, ...] = ()
+    quarantine_key: str | None = None
+    retried_at: InstantField | None = None
+
+    @property
+    def key(self) -> str:
+        return self.request_id
+
+    @property
+    def identity(self) -> str:
+        pairs = ",".join(f"{pair.country}:{pair.revision}" for pair in self.published)
+        return _retried(f"{self.plan_revision}/{self.position}/{self.outcome.value}/{pairs}", self.retried_at)
+
+
+class CityFolded(Event, frozen=True, kw_only=True, tag="city-folded"):
+    """A revision that a request caused, or found unchanged, is in the live summary of its country-day."""
+
+    topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
+    request_id: RequestField
+    date: dt.date
+    city_id: CityField
+    plan_revision: RevisionField
+    position: PositionField
+    country: CountryField
+    revision: RevisionField
+
+    @property
+    def key(self) -> str:
+        return self.request_id
+
+    @property
+    def identity(self) -> str:
+        return f"{self.plan_revision}/{self.position}/{self.country}/{self.revision}"
+
+
+class RequestFailed(Event, frozen=True, kw_only=True, tag="request-failed"):
+    """The request as a whole cannot be served, and why. ``retried_at`` is of the retry that ended so."""
+
+    topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
+    request_id: RequestField
+    date: dt.date
+    requested_at: InstantField
+    reason: ReasonField
+    retried_at: InstantField | None = None
+
+    @property
+    def key(self) -> str:
+        return self.request_id
+
+    @property
+    def identity(self) -> str:
+        return _retried("", self.retried_at)
+
+
+def _retried(identity: str, retried_at: dt.datetime | None) -> str:
+    return identity if retried_at is None else f"{identity}/{retried_at.isoformat()}"
+
+
+class Cause(msgspec.Struct, frozen=True, kw_only=True):
+    """The task that made a worker publish a revision: it travels in headers, so the body is the same each time."""
+
+    request_id: RequestField
+    plan_revision: RevisionField
+    position: PositionField
+
+
+type_of_topic: Mapping[Topic, tuple[type[Event], ...]] = {
+    Topic.PROCESS_REQUESTS: (ProcessRequested,),
+    Topic.CITY_TASKS: (IngestCity,),
+    Topic.CITY_TASK_RETRIES: (IngestCity,),
+    Topic.CITY_STATS: (CityDayStats, CityDayRetracted, CountryDayPlanned),
+    Topic.COUNTRY_DAY_SUMMARIES: (CountryDaySummary,),
+    Topic.REQUEST_PROGRESS: (RequestPlanned, CityProgressed, CityFinished, CityFolded, RequestFailed),
+}
+
+
+class PoisonRecord(ValueError):
+    """A record that no version of the contract can mean: it belongs with the dead letters."""
+
+
+class NewerContract(OperatorError):
+    """A record has a later schema version than this build knows: upgrade the build, or skip the record by command.
+
+    ``partition`` and ``offset`` are None where the reader does not know them.
+    """
+
+    def __init__(
+        self, topic: Topic, kind: str, version: int, *, partition: int | None = None, offset: int | None = None
+    ) -> None:
+        self.topic = topic
+        self.kind = kind
+        self.version = version
+        self.partition = partition
+        self.offset = offset
+        known = partition is not None and offset is not None
+        where = f"partition {partition}, offset {offset} of {topic.value}" if known else f"a record of {topic.value}"
+        skip = f", or move it to the dead letters: tripfold skip {topic.value} {partition} {offset}" if known else ""
+        super().__init__(
+            f"{where} has type {kind[:TYPE_LENGTH_SHOWN_MAX]!r}, schema version {version}; this build knows version "
+            f"{SCHEMA_VERSION}: upgrade it{skip}"
+        )
+
+    def at(self, partition: int, offset: int) -> NewerContract:
+        """Return the same error, with the place of the record."""
+        return NewerContract(self.topic, self.kind, self.version, partition=partition, offset=offset)
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    type: str
+    schema_version: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
+_encoder = msgspec.json.Encoder(order="deterministic")
+
+
+def _decoder(kinds: tuple[type[Event], ...]) -> msgspec.json.Decoder[Event]:
+    union = kinds[0]
+    for kind in kinds[1:]:
+        union = union | kind  # type: ignore[assignment]  # a union of types is not a type to mypy
+    return msgspec.json.Decoder(union)
+
+
+_decoders = {topic: _decoder(kinds) for topic, kinds in type_of_topic.items()}
+
+
+def encode(event: Event) -> bytes:
+    """Encode an event canonically: the same event is always the same bytes."""
+    return _encoder.encode(event)
+
+
+def decode(topic: Topic, value: bytes | None) -> Event:
+    """Decode the value of a record of ``topic``, strictly, in one pass.
+
+    Raises PoisonRecord for what cannot be an event of this topic, a type that is not known included, and NewerContract
+    for an event of a later schema version.
+    """
+    if value is None:
+        raise PoisonRecord("the record has no value: the topics of Tripfold hold no tombstones")
+    try:
+        event = _decoders[topic].decode(value)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        _refuse_newer(topic, value)
+        raise PoisonRecord(f"not an event of {topic.value}: {error}") from error
+    if event.schema_version > SCHEMA_VERSION:
+        _refuse_newer(topic, value)
+    return event
+
+
+def _refuse_newer(topic: Topic, value: bytes) -> None:
+    try:
+        envelope = _envelope_decoder.decode(value)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return
+    if envelope.schema_version > SCHEMA_VERSION:
+        raise NewerContract(topic, envelope.type, envelope.schema_version)
+
+
+def headers_of(event: Event, *, source: str, cause: Cause | None = None) -> list[tuple[str, bytes]]:
+    """Return the record headers of an event: CloudEvents attributes, the request id and the task that caused it."""
+    kind = str(event.__struct_config__.tag)
+    request_id: RequestId | None = cause.request_id if cause else getattr(event, "request_id", None)
+    parts = [kind, event.key, event.identity, request_id or ""]
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_id": ":".join(parts),
+        "ce_type": f"tripfold.{kind}.v{event.schema_version}",
+        "ce_source": f"/tripfold/{source}",
+        "content-type": "application/json",
+    }
+    if request_id:
+        headers["ce_requestid"] = request_id
+    if cause:
+        headers["ce_planrevision"] = str(cause.plan_revision)
+        headers["ce_position"] = str(cause.position)
+    return [(name, value.encode()) for name, value in headers.items()]
+
+
+def cause_of(headers: Mapping[str, bytes]) -> Cause | None:
+    """Return the task that caused a record, from its headers, or None if they name none (or not one that can be)."""
+    try:
+        return msgspec.convert(
+            {
+                "request_id": headers["ce_requestid"].decode(),
+                "plan_revision": int(headers["ce_planrevision"]),
+                "position": int(headers["ce_position"]),
+            },
+            Cause,
+        )
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,167 @@
+"""The keys of the bucket, in Hive style, so that query engines find dates, cities and countries as columns."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import re
+
+from shared.domain.ids import CityId, CountrySlug, RequestId, parse_request_id, request_time_ms
+
+LINEAGE = "state/lineage.json"
+COUNTRIES = "state/countries.json"
+CURRENT = "state/current.json"
+ACTIVE_REQUESTS = "state/active-requests/"
+REQUESTS = "requests/"
+PLANS = "plans/"
+MANIFESTS = "manifests/"
+SUMMARIES = "summaries/"
+RAW = "raw/"
+QUARANTINE = "quarantine/"
+ATTEMPTS = "attempts/"
+
+REPORT_SUFFIX = ".error.json"
+
+_DATE = re.compile(r"/date=(\d{4}-\d{2}-\d{2})[/.]")
+_GENERATION = re.compile(r"summaries/generation=(\d{1,15})/")
+_TIME_MS_END = 1 << 48  # the time of a UUID of version 7 has 48 bits
+
+
+def raw(date: dt.date, city_id: CityId, attempt: str) -> str:
+    """Return the key of one attempt's upstream bytes: written once, never overwritten."""
+    return f"raw/date={date}/city={city_id}/{attempt}.json"
+
+
+def manifest(date: dt.date, city_id: CityId) -> str:
+    """Return the key of the object that names a city-day's current revision."""
+    return f"manifests/date={date}/city={city_id}.json"
+
+
+def quarantine_report(date: dt.date, city_id: CityId, attempt: str) -> str:
+    """Return the key of the report on a file that was refused; its bytes lie under the attempt's raw key."""
+    return f"quarantine/date={date}/city={city_id}/{attempt}{REPORT_SUFFIX}"
+
+
+def quarantine_of(date: dt.date, city_id: CityId) -> str:
+    """Return the prefix of the reports on a city-day's refused files."""
+    return f"quarantine/date={date}/city={city_id}/"
+
+
+def quarantine_of_date(date: dt.date) -> str:
+    """Return the prefix of the reports on a date's refused files."""
+    return f"quarantine/date={date}/"
+
+
+def quarantine_of_month(month: str) -> str:
+    """Return the prefix of the reports on a month's refused files; ``month`` is ``YYYY-MM``."""
+    return f"quarantine/date={month}-"
+
+
+def attempts(date: dt.date, city_id: CityId) -> str:
+    """Return the key of the note on which attempts at a city-day are being parsed."""
+    return f"attempts/date={date}/city={city_id}.json"
+
+
+def active_requests(date: dt.date) -> str:
+    """Return the key of the object that says which request of a date runs and which one waits."""
+    return f"{ACTIVE_REQUESTS}date={date}.json"
+
+
+def skip(topic: str, partition: int, offset: int) -> str:
+    """Return the key of the marker that lets a consumer move one record to the dead letters."""
+    return f"state/skips/{topic}/{partition}/{offset}.json"
+
+
+def plan(date: dt.date) -> str:
+    """Return the key of the object that says which cities a date expects."""
+    return f"plans/date={date}.json"
+
+
+def summary(generation: int, date: dt.date, country: CountrySlug) -> str:
+    """Return the key of one country-day's summary in a generation."""
+    return f"summaries/generation={generation}/date={date}/country={country}.json"
+
+
+def manifests_of(date: dt.date) -> str:
+    """Return the prefix of a date's manifests."""
+    return f"manifests/date={date}/"
+
+
+def raw_of(date: dt.date) -> str:
+    """Return the prefix of all attempts' bytes of a date."""
+    return f"raw/date={date}/"
+
+
+def raw_of_city_day(date: dt.date, city_id: CityId) -> str:
+    """Return the prefix of all attempts' bytes of a city-day."""
+    return f"raw/date={date}/city={city_id}/"
+
+
+def summaries_of_generation(generation: int) -> str:
+    """Return the prefix of all summaries of a generation."""
+    return f"summaries/generation={generation}/"
+
+
+def summaries_of_date(generation: int, date: dt.date) -> str:
+    """Return the prefix of a date's summaries."""
+    return f"summaries/generation={generation}/date={date}/"
+
+
+def summaries_of_month(generation: int, month: str) -> str:
+    """Return the prefix of a month's summaries; ``month`` is ``YYYY-MM``."""
+    return f"summaries/generation={generation}/date={month}-"
+
+
+def parse_date(key: str) -> dt.date | None:
+    """Return the date that a key names, or None if it names none."""
+    match = _DATE.search(key)
+    try:
+        return dt.date.fromisoformat(match[1]) if match else None
+    except ValueError:
+        return None
+
+
+def parse_summary(key: str) -> tuple[dt.date, CountrySlug] | None:
+    """Return the date and country that a summary's key names, or None for any other key."""
+    folder, _, name = key.rpartition("/")
+    date = _date_of_summaries(folder)
+    if date is None or not name.startswith("country="):
+        return None
+    return date, CountrySlug(name[len("country=") :].removesuffix(".json"))
+
+
+@functools.lru_cache(maxsize=10_000)  # a listing names the same date for every country
+def _date_of_summaries(folder: str) -> dt.date | None:
+    _, _, date = folder.rpartition("/")
+    if folder.count("/") != 2 or not date.startswith("date="):
+        return None
+    try:
+        return dt.date.fromisoformat(date.removeprefix("date="))
+    except ValueError:
+        return None
+
+
+def parse_generation(key: str) -> int | None:
+    """Return the generation that a summary's key names, or None for any other key."""
+    match = _GENERATION.match(key)
+    return int(match[1]) if match else None
+
+
+def idempotency(digest: str) -> str:
+    """Return the key of what an idempotency key was used for; ``digest`` is the key's SHA-256 in hexadecimal."""
+    return f"idempotency/{digest}.json"
+
+
+def range_request(range_id: RequestId) -> str:
+    """Return the key of a request for a range of dates."""
+    return f"range-requests/{range_id}.json"
+
+
+def request(request_id: RequestId) -> str:
+    """Return the key of a request's progress: the time in it is inverted, so that a listing has the latest first."""
+    return f"{REQUESTS}{_TIME_MS_END - 1 - request_time_ms(request_id):012x}-{request_id}.json"
+
+
+def parse_request(key: str) -> RequestId | None:
+    """Return the id of the request that a key of its progress names, or None for any other key."""
+    return parse_request_id(key.removeprefix(REQUESTS)[13:].removesuffix(".json"))

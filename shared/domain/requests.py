@@ -1,0 +1,169 @@
+"""What the record of a request's progress means, and how the retry of its failed cities begins.
+
+The order of effects of a retry: the record is changed by compare-and-swap, so that the request is running again; then
+``ProcessRequested`` is published. If it is lost, the requeue of stalled requests publishes it again.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+
+import msgspec
+
+from shared.domain import bitmap
+from shared.domain.errors import OperatorError
+from shared.domain.events import Outcome, ProcessRequested, Retry
+from shared.domain.ids import RequestId, request_time_ms
+from shared.domain.objects import RequestRecord, RetriedCity, RetryRecord
+
+
+class Status(enum.Enum):
+    """Where a request is. The last four are ends; only a retry of failed cities can move *with failures* on."""
+
+    ACCEPTED = "accepted"
+    PLANNED = "planned"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    COMPLETED_WITH_FAILURES = "completed with failures"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self in {Status.COMPLETED, Status.COMPLETED_WITH_FAILURES, Status.FAILED, Status.CANCELLED}
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a request has come. A city is done when it failed or its numbers are served."""
+
+    cities_total: int
+    cities_done: int
+    cities_failed: int
+    cities_skipped: int
+    cities_unchanged: int
+    cities_stored: int
+    bytes_done: int
+    bytes_total: int
+    trips_done: int
+
+
+def counts_of(record: RequestRecord) -> Counts:
+    """Count what is done. ``bytes_total`` is of the files begun so far: nobody knows the others' sizes."""
+    failed = bitmap.size(record.outcomes.get(Outcome.FAILED, "0"))
+    skipped = bitmap.size(record.outcomes.get(Outcome.SKIPPED, "0"))
+    under_way = record.under_way.values()
+    return Counts(
+        cities_total=record.cities,
+        cities_done=failed + skipped + bitmap.size(record.served),
+        cities_failed=failed,
+        cities_skipped=skipped,
+        cities_unchanged=bitmap.size(record.outcomes.get(Outcome.UNCHANGED, "0")),
+        cities_stored=bitmap.size(record.outcomes.get(Outcome.STORED, "0")),
+        bytes_done=record.bytes_done + sum(city.bytes_done for city in under_way),
+        bytes_total=record.bytes_done + sum(city.bytes_total or city.bytes_done for city in under_way),
+        trips_done=record.trips_done + sum(city.trips_done for city in under_way),
+    )
+
+
+def status_of(record: RequestRecord) -> Status:
+    """Say where a request is. Completed means served: every city has failed or is folded in the live generation.
+
+    A request that was cancelled goes on until the cities that were started have ended. If none was left to skip, it
+    ends like any other.
+    """
+    if not record.planned:
+        if record.failed_reason is None:
+            return Status.RUNNING if record.retry else Status.ACCEPTED
+        return Status.FAILED if record.cancelled_at is None else Status.CANCELLED
+    counts = counts_of(record)
+    if counts.cities_done == counts.cities_total:
+        if counts.cities_skipped and record.cancelled_at is not None:
+            return Status.CANCELLED
+        return Status.COMPLETED_WITH_FAILURES if counts.cities_failed else Status.COMPLETED
+    return Status.RUNNING if record.outcomes or record.under_way or record.retry else Status.PLANNED
+
+
+def unfinished_of(record: RequestRecord) -> int:
+    """Return the bitmap of the cities that have neither failed nor been skipped nor are served."""
+    finished = bitmap.decode(record.served)
+    for outcome in (Outcome.FAILED, Outcome.SKIPPED):
+        finished |= bitmap.decode(record.outcomes.get(outcome, "0"))
+    return ((1 << record.cities) - 1) & ~finished
+
+
+def new_record(request_id: RequestId, date: dt.date, now: dt.datetime | None = None) -> RequestRecord:
+    """Return the record of a request of which nothing else is known; its id says when it was made."""
+    requested_at = dt.datetime.fromtimestamp(request_time_ms(request_id) / 1000, dt.UTC)
+    return RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=now or requested_at)
+
+
+def request_event(record: RequestRecord, *, resent_at: dt.datetime | None = None) -> ProcessRequested:
+    """Return the event that has the request processed: its latest retry, if there was one."""
+    retry = None
+    if record.retry is not None and not record.retry.plan_revision:
+        resent_at = resent_at or record.retry.retried_at
+    elif record.retry is not None:
+        retry = Retry(
+            plan_revision=record.retry.plan_revision,
+            positions=record.retry.positions,
+            retried_at=record.retry.retried_at,
+        )
+    return ProcessRequested(
+        request_id=record.request_id,
+        date=record.date,
+        requested_at=record.requested_at,
+        retry=retry,
+        resent_at=resent_at,
+    )
+
+
+def is_awaited(record: RequestRecord, position: int) -> bool:
+    """Tell whether a city has ended with numbers that are not served yet."""
+    ended = (record.outcomes.get(outcome, "0") for outcome in (Outcome.UNCHANGED, Outcome.STORED))
+    has_numbers = any(bitmap.contains(bitmap.decode(digits), position) for digits in ended)
+    return has_numbers and not bitmap.contains(bitmap.decode(record.served), position)
+
+
+class NothingToRetry(OperatorError):
+    """The request has no failed cities that could be taken up again, or has not ended yet."""
+
+
+def retried_record(record: RequestRecord, now: dt.datetime, *, positions: int | None = None) -> RequestRecord:
+    """Return the record of a request whose failed cities are taken up again: it is running, and they are unfinished.
+
+    If its city list could not be read, all of it is taken up. ``positions`` is a bitmap of the cities to which the
+    retry is limited. Returns ``record`` itself if such a retry runs already. Raises NothingToRetry if none of the
+    cities has failed, or if the request has not ended.
+    """
+    status = status_of(record)
+    if not status.ended:
+        if record.retry is not None and not (positions or 0) & ~bitmap.decode(record.retry.positions):
+            return record
+        raise NothingToRetry(f"request {record.request_id} is {status.value}: it can be retried once it has ended")
+    if record.cancelled_at is not None:
+        raise NothingToRetry(f"request {record.request_id} was cancelled: ask for {record.date} again")
+    failed = bitmap.decode(record.outcomes.get(Outcome.FAILED, "0"))
+    chosen = failed if positions is None else failed & positions
+    if not chosen and status is not Status.FAILED:
+        raise NothingToRetry(f"request {record.request_id} is {status.value}: no such city of it has failed")
+    retried = {at: failure for at, failure in record.failures.items() if bitmap.contains(chosen, at)}
+    # Clocks differ: the planner tells a new retry from an old one by its time.
+    earlier = [record.dispatched_at, record.retry.retried_at if record.retry else None]
+    after = [at + dt.timedelta(microseconds=1) for at in earlier if at is not None]
+    return msgspec.structs.replace(
+        record,
+        outcomes=record.outcomes | {Outcome.FAILED: bitmap.encode(failed & ~chosen)},
+        failures={at: failure for at, failure in record.failures.items() if at not in retried},
+        failed_reason=None,
+        retry=RetryRecord(
+            count=record.retry.count + 1 if record.retry else 1,
+            retried_at=max([now, *after]),
+            plan_revision=record.plan_revision,
+            positions=bitmap.encode(chosen),
+            cities=tuple(RetriedCity(city_id=one.city_id, city_name=one.city_name) for one in retried.values()),
+        ),
+        version=record.version + 1,
+        updated_at=now,
+    )

@@ -1,0 +1,48 @@
+"""How a client gets to Kafka: its addresses, and by what means it proves who it is and whom it talks to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
+
+from shared.runtime.secrets import either_secret
+from shared.runtime.settings import Settings
+from shared.runtime.tls import client_context
+
+_SASL = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
+
+
+def connection(settings: Settings) -> dict[str, Any]:
+    """Return the arguments that every aiokafka client takes: the brokers, TLS and SASL.
+
+    Raises InvalidSettings if a file that the settings name cannot be used.
+    """
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.kafka_bootstrap_servers,
+        "security_protocol": settings.kafka_security_protocol,
+    }
+    if settings.kafka_uses_tls:
+        options["ssl_context"] = client_context(
+            settings.kafka_ca_file,
+            certificate_file=settings.kafka_certificate_file,
+            key_file=settings.kafka_certificate_key_file,
+        )
+    if settings.kafka_uses_sasl:
+        options["sasl_mechanism"] = settings.kafka_sasl_mechanism
+        options["sasl_plain_username"] = settings.kafka_username
+        options["sasl_plain_password"] = either_secret(
+            settings.kafka_password, settings.kafka_password_file, "TRIPFOLD_KAFKA_PASSWORD_FILE"
+        )
+    return options
+
+
+def broker_security(settings: Settings) -> BaseSecurity | None:
+    """Return the same for a FastStream broker. Raises InvalidSettings as `connection` does."""
+    options = connection(settings)
+    context = options.get("ssl_context")
+    if settings.kafka_uses_sasl:
+        return _SASL[settings.kafka_sasl_mechanism](
+            options["sasl_plain_username"], options["sasl_plain_password"], ssl_context=context
+        )
+    return BaseSecurity(ssl_context=context) if context else None

@@ -1,0 +1,81 @@
+"""Skip markers: an operator's decision that one record of a later schema version goes to the dead letters.
+
+The marker is an object in the bucket. A consumer that is blocked by a record looks for the marker of just that record.
+It holds the digest of the value and the record's timestamp, so it never applies to another record, such as one at the
+same offset after the topic was deleted and made again.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+
+from shared.domain import keys
+from shared.domain.events import NewerContract
+from shared.kafka.producer import ConsumedRecord, Publisher
+from shared.storage.object_store import CasConflict, ObjectStore
+
+_log = structlog.get_logger()
+
+
+class SkipMarker(msgspec.Struct, frozen=True, kw_only=True):
+    """Names one record by the digest of its value and its timestamp, and says when it was marked."""
+
+    sha256: str
+    timestamp_ms: int
+    marked_at: dt.datetime
+
+
+class Skips:
+    """Moves records that an operator has marked to the dead letters."""
+
+    def __init__(self, store: ObjectStore, publisher: Publisher) -> None:
+        self._store = store
+        self._publisher = publisher
+
+    async def take(self, error: NewerContract, batch: Sequence[ConsumedRecord]) -> list[ConsumedRecord]:
+        """Return the batch without the record that ``error`` is about, now a dead letter. Raises it if not marked."""
+        place = (error.partition, error.offset)
+        for record in batch:
+            if (record.partition, record.offset) == place and await is_marked(self._store, record):
+                await self._publisher.send_to_dead_letters(record, f"skipped by an operator: {error}")
+                _log.warning("record skipped", topic=record.topic.value, partition=place[0], offset=place[1])
+                return [other for other in batch if other is not record]
+        raise error
+
+
+async def is_marked(store: ObjectStore, record: ConsumedRecord) -> bool:
+    """Tell whether an operator has marked this very record to be skipped."""
+    found = await store.get(_key_of(record))
+    if found is None:
+        return False
+    try:
+        marker = msgspec.json.decode(found.body, type=SkipMarker)
+    except msgspec.MsgspecError:
+        return False  # 'tripfold skip' writes it again
+    return (marker.sha256, marker.timestamp_ms) == (_digest_of(record), record.timestamp_ms)
+
+
+async def mark(store: ObjectStore, record: ConsumedRecord, now: dt.datetime) -> None:
+    """Mark a record to be skipped, in place of whatever lay under its partition and offset before."""
+    marker = SkipMarker(sha256=_digest_of(record), timestamp_ms=record.timestamp_ms, marked_at=now)
+    body = msgspec.json.encode(marker)
+    while True:
+        found = await store.get(_key_of(record))
+        try:
+            await store.compare_and_swap(_key_of(record), body, etag=found.etag if found else None)
+        except CasConflict:
+            continue
+        return
+
+
+def _key_of(record: ConsumedRecord) -> str:
+    return keys.skip(record.topic.value, record.partition, record.offset)
+
+
+def _digest_of(record: ConsumedRecord) -> str:
+    return hashlib.sha256(record.value or b"").hexdigest()

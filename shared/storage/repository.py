@@ -1,0 +1,77 @@
+"""Typed objects of the bucket: read, compare-and-swap, update."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+import msgspec
+
+from shared.domain import objects
+from shared.domain.objects import BucketObject
+from shared.runtime import health
+from shared.storage.object_store import CasConflict, ObjectStore
+
+_Stored = TypeVar("_Stored", bound=BucketObject)
+
+
+class Versioned(msgspec.Struct, Generic[_Stored], frozen=True):
+    """An object as it was read, and the ETag that a compare-and-swap has to name."""
+
+    value: _Stored
+    etag: str
+
+
+class Repository:
+    """Reads and writes typed objects. Every read raises CorruptObject and NewerObject as `objects.decode` does."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+
+    async def read(self, kind: type[_Stored], key: str) -> Versioned[_Stored] | None:
+        """Return an object of ``kind`` with its ETag, or None if there is none."""
+        found = await self._store.get(key)
+        return None if found is None else Versioned(objects.decode(kind, found.body, key), found.etag)
+
+    async def get(self, kind: type[_Stored], key: str) -> _Stored | None:
+        """Return an object of ``kind``, or None if there is none."""
+        found = await self._store.get(key)
+        return None if found is None else objects.decode(kind, found.body, key)
+
+    async def compare_and_swap(self, key: str, value: BucketObject, *, over: Versioned[_Stored] | None) -> str:
+        """Write an object if what is stored still is ``over`` (None: nothing); return the new ETag.
+
+        Raises CasConflict if it is not.
+        """
+        return await self._store.compare_and_swap(key, objects.encode(value), etag=over.etag if over else None)
+
+    async def update(
+        self,
+        kind: type[_Stored],
+        key: str,
+        change: Callable[[_Stored | None], Awaitable[_Stored | None]],
+        *,
+        tries_max: int | None = None,
+        counted_as: str = "",
+    ) -> _Stored | None:
+        """Change an object, again from the start after each lost race; return what is stored then.
+
+        ``change`` gets what is stored, or None, and returns what to store. It returns its argument, or None, to leave
+        that as it is. Raises CasConflict after ``tries_max`` lost races, each counted under ``counted_as``.
+        """
+        tries = 0
+        while True:
+            before = await self.read(kind, key)
+            after = await change(before.value if before else None)
+            if after is None or (before is not None and after is before.value):
+                return before.value if before else None
+            try:
+                await self.compare_and_swap(key, after, over=before)
+            except CasConflict:
+                tries += 1
+                if counted_as:
+                    health.cas_conflicts.labels(counted_as).inc()
+                if tries == tries_max:
+                    raise
+                continue
+            return after

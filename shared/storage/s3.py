@@ -1,0 +1,368 @@
+"""The bucket in S3: obstore reads, writes, lists and uploads; aioboto3 does what only an operator needs.
+
+obstore works outside the interpreter lock and costs a fraction of botocore's memory and processor time. It cannot
+create buckets, list unfinished uploads or read the store's clock: `shared.storage.s3_administration` does that with
+aioboto3, and is imported only when it is needed.
+
+There is one policy of retries above this module, that of the callers. Here a conditional write is sent once: sent
+again by a client it would conflict with itself. Reads and the parts of an upload are tried a few times, so that one
+503 does not restart a download of gigabytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+from urllib.parse import urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import S3Store as Obstore
+
+from shared.runtime.settings import Settings
+from shared.storage.object_store import (
+    STREAM_CHUNK_BYTES,
+    UPLOAD_PART_BYTES,
+    CasConflict,
+    ObjectInfo,
+    ObjectMissing,
+    StoredObject,
+    StoreUnavailable,
+    UnfinishedUpload,
+    Upload,
+)
+from shared.storage.s3_credentials import SharedFileCredentials, uses_shared_files
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+    from shared.storage.s3_administration import S3Administration
+
+UPLOAD_PARTS_IN_FLIGHT_MAX: Final = 2
+UPLOAD_PARTS_MAX: Final = 10_000
+WRITE_BYTES: Final = 1024 * 1024
+CREDENTIALS_INTERVAL_S: Final = 2.0
+THREADS_RETURN_S: Final = 0.02
+CONFLICT_WAITS_S: Final = (0.05, 0.2, 0.8, None)
+
+NO_RETRIES: Final[RetryConfig] = {"max_retries": 0}
+FEW_RETRIES: Final[RetryConfig] = {
+    "max_retries": 2,
+    "retry_timeout": dt.timedelta(minutes=1),
+    "backoff": {"init_backoff": dt.timedelta(milliseconds=100), "max_backoff": dt.timedelta(seconds=2)},
+}
+
+_JSON: Final = {"Content-Type": "application/json"}
+_NOWHERE: Final = "state/check/"
+"""A prefix that holds nothing: a listing of it proves that the bucket can be reached, and reads no key."""
+
+_FAULTS: Final = (BaseError, OSError)
+_STATUS: Final = re.compile(r"status code: (\d{3})")
+_REASON: Final = re.compile(r'(?:message|error): "([^"]+)"|(InvalidCertificate)')
+_NO_SUCH_KEY: Final = "<Code>NoSuchKey</Code>"
+
+
+class S3Store:
+    """An AdminObjectStore in an S3 bucket. Use it as an async context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.bucket = settings.s3_bucket
+        self._room = asyncio.Semaphore(settings.s3_pool_size)
+        self._administered: S3Administration | None = None
+        self._closing = contextlib.AsyncExitStack()
+        self._open()
+
+    def _open(self) -> None:
+        """Make the clients, which find their credentials anew. Requests under way go on with the old ones."""
+        self._opened_at_s = time.monotonic()
+        self._once = _client(self._settings, NO_RETRIES)
+        self._client = _client(self._settings, FEW_RETRIES)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._closing.aclose()
+        # A thread of obstore that still returns from Python while the interpreter ends would abort the process.
+        await asyncio.sleep(THREADS_RETURN_S)
+
+    async def check(self) -> None:
+        """Raise StoreUnavailable if the bucket cannot be reached with these credentials.
+
+        Refused credentials are looked up again: somebody may have corrected their file, or renewed the role.
+        """
+        try:
+            async for _ in obstore.list(self._client, _NOWHERE):
+                pass
+        except _FAULTS as error:
+            refused = _status(error) in {None, 400, 401, 403}
+            if refused and time.monotonic() - self._opened_at_s >= CREDENTIALS_INTERVAL_S:
+                self._open()
+            raise _unavailable("ListObjectsV2", self.bucket, error) from error
+
+    async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+        try:
+            async with self._room:
+                if first_bytes is None:
+                    answer = await obstore.get_async(self._client, key)
+                else:
+                    answer = await obstore.get_async(self._client, key, options={"range": (0, first_bytes)})
+                body = await answer.bytes_async()
+        except _FAULTS as error:
+            # A missing bucket is a 404 as well, and must not look like a missing object.
+            if isinstance(error, FileNotFoundError) and _NO_SUCH_KEY in str(error):
+                return None
+            raise _unavailable("GetObject", key, error) from error
+        return StoredObject(body=bytes(body), etag=_etag_of(answer.meta["e_tag"], "GetObject", key))
+
+    async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        for wait_s in CONFLICT_WAITS_S:
+            try:
+                async with self._room:
+                    written = await obstore.put_async(
+                        self._once,
+                        key,
+                        body,
+                        mode="create" if etag is None else {"e_tag": etag},
+                        use_multipart=False,
+                        attributes=_JSON,
+                    )
+            except (AlreadyExistsError, PreconditionError) as error:
+                status = _status(error)
+                if status == 404 and _NO_SUCH_KEY not in str(error):  # the bucket is missing
+                    raise _unavailable("PutObject", key, error) from error
+                # 409: the store has not decided yet between this write and another one that is under way.
+                if status != 409 or wait_s is None:
+                    raise CasConflict(key) from error
+                await asyncio.sleep(wait_s)
+            except _FAULTS as error:
+                raise _unavailable("PutObject", key, error) from error
+            else:
+                return _etag_of(written["e_tag"], "PutObject", key)
+        raise AssertionError("the last try neither returned nor raised")
+
+    async def put(self, key: str, body: bytes) -> None:
+        with _faults("PutObject", key):
+            async with self._room:
+                await obstore.put_async(self._client, key, body, use_multipart=False, attributes=_JSON)
+
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        # obstore's prefixes are whole folders, so a part of a name selects keys here. They follow one another.
+        folder = prefix[: prefix.rfind("/") + 1]
+        offset = max(after, "" if prefix == folder else prefix[:-1])
+        last = ""
+        async for entry in self._entries(folder, offset):
+            last = entry.key
+            if last.startswith(prefix):
+                yield entry
+            elif last > prefix:
+                return
+        # obstore takes a page that is truncated, and names no next one, for the last. One more request proves the end:
+        # an incomplete listing could delete objects, or make an incomplete generation the live one.
+        if last:
+            async for entry in self._entries(folder, last):
+                raise StoreUnavailable(f"S3 ListObjectsV2 of {prefix}: the listing ended before {entry.key}")
+
+    async def _entries(self, folder: str, offset: str) -> AsyncIterator[ObjectInfo]:
+        with _faults("ListObjectsV2", folder):
+            async for chunk in obstore.list(self._client, folder or None, offset=offset or None, chunk_size=1_000):
+                for entry in chunk:
+                    yield ObjectInfo(
+                        key=entry["path"],
+                        etag=_etag_of(entry["e_tag"], "ListObjectsV2", entry["path"]),
+                        size_bytes=entry["size"],
+                        last_modified=entry["last_modified"],
+                    )
+
+    async def stream(self, key: str) -> AsyncIterator[bytes]:
+        try:
+            answer = await obstore.get_async(self._client, key)
+        except _FAULTS as error:
+            if isinstance(error, FileNotFoundError) and _NO_SUCH_KEY in str(error):
+                raise ObjectMissing(key) from error
+            raise _unavailable("GetObject", key, error) from error
+        with _faults("GetObject", key):
+            async for chunk in answer.stream(min_chunk_size=STREAM_CHUNK_BYTES):
+                yield bytes(chunk)
+
+    async def delete(self, key: str) -> None:
+        try:
+            async with self._room:
+                await obstore.delete_async(self._client, key)
+        except _FAULTS as error:
+            if isinstance(error, FileNotFoundError) and _NO_SUCH_KEY in str(error):
+                return
+            raise _unavailable("DeleteObject", key, error) from error
+
+    async def copy(self, source: str, target: str, *, size_bytes: int) -> None:  # noqa: ARG002  # the port's
+        with _faults("CopyObject", target):
+            await obstore.copy_async(self._client, source, target)
+
+    def upload(self, key: str) -> Upload:
+        return _S3Upload(self._client, key)
+
+    async def create_bucket(self) -> None:
+        """Create the bucket unless it is there."""
+        await (await self._administration()).create_bucket()
+
+    async def now(self) -> dt.datetime:
+        return await (await self._administration()).now()
+
+    async def unfinished_uploads(self, prefix: str) -> AsyncIterator[UnfinishedUpload]:
+        async for unfinished in (await self._administration()).unfinished_uploads(prefix):
+            yield unfinished
+
+    async def abort_upload(self, unfinished: UnfinishedUpload) -> None:
+        await (await self._administration()).abort_upload(unfinished)
+
+    async def _administration(self) -> S3Administration:
+        if self._administered is None:
+            from shared.storage.s3_administration import S3Administration  # noqa: PLC0415  # botocore takes 30 MB
+
+            self._administered = await self._closing.enter_async_context(S3Administration(self._settings))
+        return self._administered
+
+
+class _S3Upload:
+    """An upload: one PutObject if it is shorter than a part, else a multipart upload with few parts in flight."""
+
+    def __init__(self, client: Obstore, key: str) -> None:
+        self._key = key
+        self._writer = obstore.open_writer_async(
+            client,
+            key,
+            buffer_size=UPLOAD_PART_BYTES,
+            max_concurrency=UPLOAD_PARTS_IN_FLIGHT_MAX,
+            attributes=_JSON,
+        )
+        self._small: list[bytes] = []
+        self._small_bytes = 0
+        self._written_bytes = 0
+        self._completing: asyncio.Future[None] | None = None
+        self._aborted = False
+
+    async def write(self, chunk: bytes) -> None:
+        self._small.append(chunk)
+        self._small_bytes += len(chunk)
+        if self._small_bytes >= WRITE_BYTES:  # a call costs as much as copying some 100 kB
+            await self._write_small()
+
+    async def _write_small(self) -> None:
+        piece = self._small[0] if len(self._small) == 1 else b"".join(self._small)
+        self._small.clear()
+        self._small_bytes = 0
+        self._written_bytes += len(piece)
+        if self._written_bytes > UPLOAD_PARTS_MAX * UPLOAD_PART_BYTES:
+            raise ValueError(
+                f"{self._key} has more than {UPLOAD_PARTS_MAX} parts of {UPLOAD_PART_BYTES} bytes: S3 takes no more"
+            )
+        with _faults("UploadPart", self._key):
+            await self._writer.write(piece)
+
+    async def complete(self) -> None:
+        if self._small:
+            await self._write_small()
+        # Closing aborts the upload if it fails, but not if it is cancelled: so it always runs to its end.
+        self._completing = asyncio.ensure_future(self._writer.close())
+        with _faults("CompleteMultipartUpload", self._key):
+            await asyncio.shield(self._completing)
+
+    async def abort(self) -> None:
+        # An upload that cannot be aborted now stays unfinished, and the clean-up takes it by its age.
+        with contextlib.suppress(*_FAULTS):
+            if self._completing is not None:
+                await self._completing
+            elif not self._aborted:
+                self._aborted = True
+                self._small.clear()
+                await self._writer.__aexit__(RuntimeError, RuntimeError("the upload is given up"), None)
+
+
+def endpoint_url_of(settings: Settings, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the URL of the S3 server, or None for that of AWS."""
+    given = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    return settings.s3_endpoint_url or given or None
+
+
+def ca_file_of(settings: Settings, environment: Mapping[str, str] = os.environ) -> str:
+    """Return the file of certificates to trust beside the system's, or an empty string."""
+    return settings.s3_ca_file or environment.get("AWS_CA_BUNDLE", "")
+
+
+def _client(settings: Settings, retries: RetryConfig) -> Obstore:
+    """Return a client of the bucket. It finds its credentials, and a proxy, in the environment."""
+    options: ClientConfig = {
+        "allow_http": True,
+        "connect_timeout": "5s",
+        "read_timeout": "30s",  # racing writers of one key can be made to wait for seconds by the store
+        "timeout": "1d",  # of a whole request: a stream may take hours, and its reader has a deadline of its own
+        "pool_idle_timeout": "15s",
+        "pool_max_idle_per_host": str(settings.s3_pool_size),
+    }
+    ca_file = ca_file_of(settings)
+    if ca_file:
+        options["root_certificate"] = _read_certificates(ca_file)
+    config: dict[str, Any] = {"region": settings.s3_region, "disable_bulk_delete": True}
+    endpoint_url = endpoint_url_of(settings)
+    virtual = settings.s3_addressing_style == "virtual" or (
+        settings.s3_addressing_style == "auto" and endpoint_url is None
+    )
+    config["virtual_hosted_style_request"] = virtual
+    if endpoint_url is not None:
+        url = urlsplit(endpoint_url)
+        hosted = f"{url.scheme}://{settings.s3_bucket}.{url.netloc}{url.path}".rstrip("/")
+        config["endpoint"] = hosted if virtual else endpoint_url.rstrip("/")
+    if settings.s3_checksums == "when_supported":
+        config["checksum_algorithm"] = "SHA256"
+    metadata_url = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")  # obstore has another name for it
+    if metadata_url:
+        config["metadata_endpoint"] = metadata_url
+    if uses_shared_files(os.environ):
+        config["credential_provider"] = SharedFileCredentials()
+    return Obstore(settings.s3_bucket, client_options=options, retry_config=retries, **config)
+
+
+def _read_certificates(ca_file: str) -> bytes:
+    try:
+        return Path(ca_file).read_bytes()
+    except OSError as error:
+        raise StoreUnavailable(f"the certificates for S3 in {ca_file} cannot be read: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _faults(operation: str, name: str) -> Iterator[None]:
+    try:
+        yield
+    except _FAULTS as error:
+        raise _unavailable(operation, name, error) from error
+
+
+def _unavailable(operation: str, name: str, error: Exception) -> StoreUnavailable:
+    told, _, details = str(error).partition("\n\nDebug source")
+    reasons = ["".join(found) for found in _REASON.findall(details)] if told.endswith("error sending request") else []
+    told = f"{told}: {reasons[-1]}" if reasons else told or type(error).__name__
+    return StoreUnavailable(f"S3 {operation} of {name}: {told}")
+
+
+def _status(error: Exception) -> int | None:
+    """Return the status of the response that an error tells of; obstore gives it in its text only."""
+    match = _STATUS.search(str(error))
+    return int(match[1]) if match else None
+
+
+def _etag_of(etag: str | None, operation: str, key: str) -> str:
+    """Return an ETag; without one nothing can be swapped, and some stores take an empty condition for none."""
+    if not etag:
+        raise StoreUnavailable(f"S3 {operation} of {key}: a response without an ETag")
+    return etag

@@ -1,0 +1,186 @@
+"""The API over a store and a log in memory, and the country-days that its tests put there."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+
+import msgspec
+from litestar import Litestar
+from litestar.testing import TestClient
+
+from services.aggregate.fold import StatEvent, empty_summary, fold
+from services.api.app import assemble
+from services.api.health import Check
+from shared.domain import events, keys, objects
+from shared.domain.contribution import Contribution
+from shared.domain.events import CityDayRetracted, CityDayStats, CountryDayPlanned, Event
+from shared.domain.ids import CityId, CountrySlug, RequestId
+from shared.domain.objects import GenerationPointer, Manifest
+from shared.domain.topics import Topic
+from shared.kafka.producer import LogUnavailable, OutgoingEvent
+from shared.runtime.health import Concern
+from shared.runtime.settings import Settings
+from shared.storage.object_store import ObjectInfo, StoredObject, StoreUnavailable
+from tests.fakes.fakes import Clock, MemoryLog, MemoryPublisher, MemoryStore
+
+NOW = dt.datetime(2024, 6, 1, 12, 30, tzinfo=dt.UTC)
+DAY = dt.date(2024, 5, 1)
+REQUEST = RequestId("018f3d2a-5c00-7aaa-8bbb-0123456789ab")
+
+Client = TestClient[Litestar]
+
+
+class ObservedStore(MemoryStore):
+    """A MemoryStore that notes what is read, and can be down."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: NOW)
+        self.down = False
+        self.reads: list[str] = []
+
+    async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+        self._refuse_if_down()
+        self.reads.append(key)
+        return await super().get(key, first_bytes=first_bytes)
+
+    async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        self._refuse_if_down()
+        return await super().compare_and_swap(key, body, etag=etag)
+
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        self._refuse_if_down()
+        async for listed in super().list(prefix, after=after):
+            yield listed
+
+    def _refuse_if_down(self) -> None:
+        if self.down:
+            raise StoreUnavailable("S3 at storage.internal:9000 is down")
+
+
+class ObservedPublisher(MemoryPublisher):
+    """A MemoryPublisher that can be down."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        super().__init__(log, source="api")
+        self.down = False
+
+    async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
+        if self.down:
+            raise LogUnavailable("Kafka at broker.internal:9092 cannot be reached")
+        await super().publish(outgoing)
+
+
+class World:
+    """A bucket and a log, and the API over them."""
+
+    def __init__(self, store: ObservedStore | None = None) -> None:
+        self.store = store or ObservedStore()
+        self.log = MemoryLog()
+        self.publisher = ObservedPublisher(self.log)
+        self.clock = Clock(NOW)
+        self.make_live(1)
+
+    @contextlib.contextmanager
+    def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
+        """Serve the API while the block lasts; an error inside it is answered, as it would be in production."""
+        app = assemble(
+            Settings.model_validate({"api_access": "open", **settings}),
+            store=self.store,
+            publisher=self.publisher,
+            checks=checks or {},
+            clock=self.clock,
+        )
+        with TestClient(app, raise_server_exceptions=False) as client:
+            yield client
+
+    def fold_in(self, *folded: StatEvent, generation: int = 1) -> None:
+        """Write the summary that events of one country-day make; they replace what was there."""
+        summary = fold(empty_summary(folded[0].date, folded[0].country), folded)
+        self.store.write(keys.summary(generation, summary.date, summary.country), objects.encode(summary))
+
+    def make_live(self, generation: int) -> None:
+        """Set the pointer to the live generation."""
+        self.store.write(keys.CURRENT, objects.encode(GenerationPointer(live=generation, highest=generation)))
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write a city-day's manifest."""
+        self.store.write(keys.manifest(manifest.date, manifest.city_id), objects.encode(manifest))
+
+    def published(self, topic: Topic) -> list[Event]:
+        """Return the events of a topic."""
+        return [events.decode(topic, record.value) for record in self.log.records(topic)]
+
+
+def stats(
+    country: str,
+    date: dt.date = DAY,
+    *,
+    city_id: str = "7",
+    revision: int = 5,
+    trips: int = 8,
+    passengers: int = 40,
+    accidents: int = 0,
+    delay_total_ms: int = 9_000,
+) -> CityDayStats:
+    """Return what one city contributes."""
+    return CityDayStats(
+        date=date,
+        country=CountrySlug(country),
+        country_name=country.title(),
+        city_id=CityId(city_id),
+        city_name=f"City {city_id}",
+        revision=revision,
+        contribution=Contribution(
+            trips=trips, passengers=passengers, accidents=accidents, delay_total_ms=delay_total_ms
+        ),
+        trips_on_other_dates=2,
+        raw_key=f"raw/date={date}/city={city_id}/x.json",
+        sha256="ab" * 32,
+        size_bytes=1_000,
+        rule_version=1,
+        ingested_at=NOW,
+    )
+
+
+def retracted(country: str, date: dt.date = DAY, *, city_id: str, revision: int = 9) -> CityDayRetracted:
+    """Return that a city left a country."""
+    return CityDayRetracted(date=date, country=CountrySlug(country), city_id=CityId(city_id), revision=revision)
+
+
+def planned(country: str, date: dt.date = DAY, *, city_ids: Iterable[str], plan_revision: int = 3) -> CountryDayPlanned:
+    """Return which cities a country-day expects."""
+    return CountryDayPlanned(
+        date=date,
+        country=CountrySlug(country),
+        country_name=country.title(),
+        plan_revision=plan_revision,
+        city_ids=tuple(CityId(city_id) for city_id in city_ids),
+    )
+
+
+def manifest_of(event: CityDayStats, **changes: object) -> Manifest:
+    """Return the manifest that an event was published from."""
+    manifest = Manifest(
+        date=event.date,
+        city_id=event.city_id,
+        city_name=event.city_name,
+        country=event.country,
+        country_name=event.country_name,
+        revision=event.revision,
+        contribution=event.contribution,
+        trips_on_other_dates=event.trips_on_other_dates,
+        attempt="a1",
+        raw_key=event.raw_key,
+        sha256=event.sha256,
+        size_bytes=event.size_bytes,
+        upstream_url=f"http://upstream.test/cities/{event.city_id}/stats?date={event.date}",
+        etag='"v1"',
+        last_modified=None,
+        plan_revision=3,
+        request_id=REQUEST,
+        rule_version=event.rule_version,
+        ingested_at=event.ingested_at,
+    )
+    return msgspec.structs.replace(manifest, **changes)

@@ -1,0 +1,368 @@
+"""Replays against real surroundings: rebuilds that are killed, stopped and raced, read from, and Kafka lost whole.
+
+The fault model of the first test: the process of a rebuild is killed (SIGKILL) at moments drawn from a seed, several
+times in a row, or stopped (SIGSTOP) for as long as others like. TRIPFOLD_TEST_KILLS sets how often it is killed, and
+TRIPFOLD_TEST_SEED the seed; a failure prints both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from services.aggregate.replay.rebuild import Rebuild
+from services.aggregate.replay.topic_reader import FETCH_BYTES_MAX, KafkaReplay, Pair
+from shared.domain import events, keys, objects
+from shared.domain.contribution import Contribution
+from shared.domain.events import Event
+from shared.domain.objects import GenerationPointer, Summary
+from shared.domain.topics import Topic
+from shared.kafka.admin import apply_topics
+from shared.kafka.producer import KafkaPublisher, OutgoingEvent
+from shared.runtime.concurrency import bounded_map
+from shared.runtime.settings import Settings
+from shared.storage.generation_pointer import read_current
+from shared.storage.object_store import ObjectStore
+from shared.storage.s3 import S3Store
+from tests.fakes.operated_bucket import DAY, OperatedBucket, trips
+from tests.integration.authority import Authority
+from tests.integration.commands import begun, told, tripfold
+from tests.integration.conftest import isolated_settings
+from tests.integration.running import Running, eventually, running
+from tests.integration.tripfold.operate.test_operate import OTHER, TRIPS
+from tripfold.local.embedded import EmbeddedServices
+
+KILLS = int(os.environ.get("TRIPFOLD_TEST_KILLS", "2"))
+SEED = int(os.environ.get("TRIPFOLD_TEST_SEED", "20240501"))
+DATES = [dt.date(2023, 1, 1) + dt.timedelta(days=day) for day in range(8)]
+COMPACTED = (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES)
+
+
+async def filled(store: ObjectStore) -> OperatedBucket:
+    """Put a history of DATES into a bucket, as services would have left it; on each date a city was corrected."""
+    bucket = OperatedBucket()
+    for number, date in enumerate(DATES):
+        await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3], "chad": [4]}, date))
+        for city, country in ((1, "armenia"), (2, "armenia"), (3, "brasil"), (4, "chad")):
+            await bucket.fold(bucket.store_file(city, 10, trips(number + city), country, date))
+        await bucket.fold(bucket.store_file(1, 20, trips(number + 5), "armenia", date))
+    stored = list(bucket.store.objects.items())
+    await bounded_map(lambda item: store.put(item[0], item[1].body), stored, limit=16)
+    return bucket
+
+
+async def summaries(store: ObjectStore) -> dict[str, bytes]:
+    """Return the bytes of all live summaries, by the rest of their keys."""
+    prefix = keys.summaries_of_generation((await read_current(store)).live)
+    listed = [one.key async for one in store.list(prefix)]
+    found = await bounded_map(store.get, listed, limit=16)
+    return {key.removeprefix(prefix): one.body for key, one in zip(listed, found, strict=True) if one is not None}
+
+
+async def last_records(settings: Settings) -> dict[tuple[Topic, bytes | None], bytes | None]:
+    """Return the last record of each key of the compacted topics: what compaction keeps."""
+    kept: dict[tuple[Topic, bytes | None], bytes | None] = {}
+    for topic in COMPACTED:
+        replay = KafkaReplay(settings, topic)
+        try:
+            await replay.take_end()
+            async for batch in replay.read():
+                kept |= {(topic, record.key): record.value for record in batch}
+        finally:
+            await replay.close()
+    return kept
+
+
+async def building(store: ObjectStore, after: int) -> GenerationPointer:
+    """Wait until a generation beyond number ``after`` is being built, or has been."""
+
+    async def look() -> GenerationPointer | None:
+        current = await read_current(store)
+        return current if current.highest > after else None
+
+    return await eventually(look, "a rebuild to begin")
+
+
+async def _published(publisher: KafkaPublisher, bucket: OperatedBucket, random: Random) -> list[Event]:
+    """Publish every record of the history three times, in any order; return them."""
+    published: list[Event] = [
+        events.decode(record.topic, record.value) for record in bucket.log.records(Topic.CITY_STATS) * 3
+    ]
+    random.shuffle(published)
+    await publisher.publish(map(OutgoingEvent, published))
+    return published
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[tuple[S3Store, KafkaPublisher]]:
+    """Provision the bucket and the topics of a test, and open both."""
+    async with S3Store(settings) as store, KafkaPublisher(settings, source="test") as publisher:
+        await store.create_bucket()
+        await apply_topics(settings)
+        yield store, publisher
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_a_rebuild_that_is_ended_gives_its_pointer_back(
+    settings: Settings, number: signal.Signals, code: int
+) -> None:
+    """Ended by Ctrl-C or by a supervisor, a rebuild leaves the live generation, and the next needs not take over."""
+    async with opened(settings) as (store, _):
+        await filled(store)
+        right = await summaries(store)
+        with begun(settings, "rebuild", "--from", "s3") as command:
+            await building(store, 1)
+            command.signal(number)
+            ended = await command.ended()
+        assert (ended.code, "Traceback" in ended.err) == (code, False), ended.err
+        assert await read_current(store) == GenerationPointer(live=1, highest=2)
+        assert await summaries(store) == right
+        assert (await told(settings, "rebuild", "--from", "s3"))[0] == 0
+
+
+async def test_a_record_may_be_larger_than_a_fetch(settings: Settings) -> None:
+    """A record that is longer than what is fetched at once is read, whole and in its place among the others."""
+    await apply_topics(settings)
+    values = [b"1" * size for size in (10, 3 * FETCH_BYTES_MAX, 10, FETCH_BYTES_MAX, 10)]
+    async with KafkaPublisher(settings, source="test") as publisher:
+        for value in values:
+            await publisher.publish_record(Topic.CITY_STATS, key=b"2024-05-01/armenia/1", value=value, headers=())
+    replay = KafkaReplay(settings, Topic.CITY_STATS)
+    try:
+        assert await replay.take_end() == len(values)
+        assert [value async for batch in replay.read_pairs() for _, value in batch] == values
+    finally:
+        await replay.close()
+
+
+@pytest.mark.timeout(300)
+async def test_a_rebuild_that_is_killed_changes_nothing(settings: Settings) -> None:
+    """However often a rebuild is killed, live numbers stay, and the topic it reads ends as the bucket says."""
+    random = Random(SEED)
+    async with opened(settings) as (store, publisher):
+        bucket = await filled(store)
+        right = await summaries(store)
+        assert len(right) == 3 * len(DATES)
+        published = await _published(publisher, bucket, random)
+        for number in range(KILLS):
+            highest = (await read_current(store)).highest
+            with begun(settings, "rebuild", "--take-over", "--from", random.choice(["s3", "kafka"])) as command:
+                await building(store, highest)
+                await asyncio.sleep(random.uniform(0, 1))
+                command.signal(signal.SIGKILL)
+                await command.ended()
+            assert await summaries(store) == right, f"after kill {number} of {KILLS}, seed {SEED}"
+        code, rebuilt = await told(settings, "rebuild", "--from", "s3", "--take-over")
+        assert (code, rebuilt["changes"]) == (0, [])
+        assert await summaries(store) == right
+        await _stale_topic(settings, publisher, published)
+
+
+@pytest.mark.parametrize("remedy", ["take over", "abandon"])
+async def test_a_rebuild_that_was_killed_leaves_a_mark_that_an_operator_clears(settings: Settings, remedy: str) -> None:
+    """A rebuild finds the mark of a killed one, is refused, and names both remedies; either works."""
+    async with opened(settings) as (store, _):
+        await filled(store)
+        right = await summaries(store)
+        with begun(settings, "rebuild", "--from", "s3") as command:
+            await building(store, 1)
+            command.signal(signal.SIGKILL)
+            assert (await command.ended()).code == -signal.SIGKILL
+        code, _, err = await tripfold(settings, "rebuild", "--from", "s3")
+        assert (code, "--take-over" in err, "tripfold rebuild --abandon" in err) == (1, True, True), err
+        if remedy == "take over":
+            assert (await told(settings, "rebuild", "--from", "s3", "--take-over"))[0] == 0
+        else:
+            code, out, _ = await tripfold(settings, "rebuild", "--abandon")
+            assert (code, "generation 2 is abandoned" in out) == (0, True), out
+            assert await read_current(store) == GenerationPointer(live=1, highest=2)
+            assert (await told(settings, "rebuild", "--from", "s3"))[0] == 0
+        assert await read_current(store) == GenerationPointer(live=3, highest=3)
+        assert await summaries(store) == right
+
+
+class _HeldReplay:
+    """An empty topic that is not at its end before it is released."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+
+    async def take_end(self) -> int:
+        return 0
+
+    async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
+        await self.released.wait()
+        yield ()
+
+
+async def test_of_rebuilds_that_race_one_completes(settings: Settings) -> None:
+    """A second rebuild is refused or takes over; the one that completes ends with the numbers that were live.
+
+    The topic it reads holds every record three times, in any order.
+    """
+    async with opened(settings) as (store, publisher):
+        bucket = await filled(store)
+        right = await summaries(store)
+        await _published(publisher, bucket, Random(SEED))
+        await _two_at_once(settings, store, publisher)
+        await _a_zombie(settings, store)
+        assert await summaries(store) == right
+        assert (await told(settings, "verify"))[0] == 0
+
+
+async def _two_at_once(settings: Settings, store: S3Store, publisher: KafkaPublisher) -> None:
+    highest = (await read_current(store)).highest
+    replay = _HeldReplay()
+    first = Rebuild(store, publisher, token="first", report=lambda *_: None, replay=replay)
+    rebuilding = asyncio.create_task(first.run())
+    await building(store, highest)
+    code, _, err = await tripfold(settings, "rebuild", "--from", "s3")
+    assert (code, "--take-over" in err) == (1, True), err
+    assert (await read_current(store)).token == "first"
+    replay.released.set()
+    assert (await rebuilding).flipped
+    assert (await read_current(store)) == GenerationPointer(live=highest + 1, highest=highest + 1)
+
+
+async def _a_zombie(settings: Settings, store: ObjectStore) -> None:
+    highest = (await read_current(store)).highest
+    with begun(settings, "rebuild", "--from", "s3") as zombie:
+        await building(store, highest)
+        zombie.signal(signal.SIGSTOP)
+        code, rebuilt = await told(settings, "rebuild", "--from", "kafka", "--take-over")
+        assert (code, rebuilt["flipped"], rebuilt["changes"]) == (0, True, [])
+        zombie.signal(signal.SIGCONT)
+        ended = await zombie.ended()
+        assert (ended.code, "another rebuild took over" in ended.err) == (1, True), ended.err
+    assert (await read_current(store)) == GenerationPointer(live=highest + 2, highest=highest + 2)
+
+
+async def _stale_topic(settings: Settings, publisher: KafkaPublisher, published: Sequence[Event]) -> None:
+    """Let the topic end in an older record of one key, and have that found and mended."""
+    stale = next(
+        event
+        for event in published
+        if isinstance(event, events.CityDayStats) and event.key.endswith("armenia/1") and event.revision == 10
+    )
+    code, _ = await told(settings, "repair", "--topics")
+    assert code == 0
+    await publisher.publish([OutgoingEvent(stale)])
+    code, verified = await told(settings, "verify", "--topics", "--from", str(stale.date), "--to", str(stale.date))
+    assert code == 1
+    assert [(one["key"], one["what"]) for one in verified["differences"]] == [(stale.key, "last record")]
+    code, mended = await told(settings, "repair", "--topics")
+    assert (code, mended["repaired"]) == (0, 1)
+    code, verified = await told(settings, "verify", "--topics")
+    assert (code, verified["differences_total"]) == (0, 0)
+
+
+@pytest.mark.timeout(300)
+async def test_replays_beside_readers_and_writers_and_a_lost_kafka(embedded: EmbeddedServices, tmp_path: Path) -> None:
+    """A flip between different numbers shows one whole generation to readers, and what is ingested meanwhile stays.
+
+    Kafka lost whole, topics and offsets: a rebuild from S3 gives the same bytes, fills the topics with the same
+    records, and the services go on.
+    """
+    with Authority() as authority:
+        for city, country in ((1, "Armenia"), (2, "Armenia"), (3, "Brasil")):
+            authority.add_city(city, f"City {city}", country)
+            authority.put(city, str(DAY), TRIPS[: city * 10])
+            authority.put(city, OTHER, TRIPS[:5])
+        # Consumers without a name leave their group when they end, so that its offsets can be deleted.
+        settings = isolated_settings(embedded, UPSTREAM_URL=authority.url, CONSUMER_INSTANCE="")
+        async with running(settings, tmp_path) as services:
+            await filled(services.store)
+            await _overstate(services.store)
+            assert (await services.process(str(DAY)))["status"] == "completed"
+            await _flip_under_load(services, authority)
+        async with S3Store(settings) as store:
+            await _lose_kafka(settings, store)
+        async with running(settings, tmp_path) as services:
+            assert (await services.process(OTHER))["status"] == "completed"
+            assert (await services.stats(OTHER))["armenia"][OTHER]["bus_count"] == 10
+            assert (await told(settings, "verify", "--deep"))[0] == 0
+
+
+async def _overstate(store: S3Store) -> None:
+    """Make every live summary say a million of everything more, with the ledger as it was."""
+
+    async def overstate(key: str) -> None:
+        found = await store.get(key)
+        assert found is not None
+        summary = objects.decode(Summary, found.body, key)
+        million = Contribution(trips=10**6, passengers=10**6, accidents=10**6, delay_total_ms=10**6)
+        await store.put(key, objects.encode(msgspec.structs.replace(summary, totals=summary.totals + million)))
+
+    listed = [one.key async for one in store.list(keys.summaries_of_generation(1))]
+    await bounded_map(overstate, listed, limit=16)
+
+
+async def _flip_under_load(services: Running, authority: Authority) -> None:
+    span = (str(DATES[0]), str(DATES[-1]))
+    wrong = await services.stats(*span)
+    answers: list[dict[str, Any]] = []
+    done = asyncio.Event()
+
+    async def ask() -> None:
+        while not done.is_set():
+            answers.append(await services.stats(*span))
+
+    asking = [asyncio.create_task(ask()) for _ in range(2)]
+    authority.put(1, str(DAY), TRIPS)
+    correcting = asyncio.create_task(services.process(str(DAY)))
+    code, rebuilt = await told(services.settings, "rebuild", "--from", "s3")
+    assert (code, rebuilt["flipped"]) == (0, True), rebuilt
+    right = await services.stats(*span)
+    done.set()
+    await asyncio.gather(*asking)
+    assert (await correcting)["status"] == "completed"
+    days = [day for of_country in right.values() for day in of_country.values()]
+    assert len(days) == 3 * len(DATES)
+    assert all(day["bus_count"] < 100 for day in days)
+    flips = [answer == right for answer in answers]
+    assert all(answer in (wrong, right) for answer in answers), "an answer mixed two generations"
+    assert (flips[0], wrong == right) == (False, False)
+    assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
+    assert (await told(services.settings, "verify", "--deep"))[0] == 0
+    assert (await told(services.settings, "verify", "--topics"))[0] == 0
+
+
+async def _lose_kafka(settings: Settings, store: S3Store) -> None:
+    right, kept = await summaries(store), await last_records(settings)
+    await asyncio.to_thread(_delete_topics_and_offsets, settings)
+    code, _, err = await tripfold(settings, "verify", "--topics")
+    assert (code, "tripfold topics apply" in err) == (1, True), err
+    code, _, err = await tripfold(settings, "topics", "apply")
+    assert code == 0, err
+    assert await last_records(settings) == {}
+    code, rebuilt = await told(settings, "rebuild", "--from", "s3")
+    assert (code, rebuilt["changes_total"]) == (0, 0)
+    assert await summaries(store) == right
+    assert await last_records(settings) == kept
+    assert (await told(settings, "verify", "--topics"))[0] == 0
+
+
+def _delete_topics_and_offsets(settings: Settings) -> None:
+    client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    names = [name for name in client.list_topics(timeout=10).topics if name.startswith(settings.topic_prefix)]
+    assert len(names) == len(Topic)
+    groups = [
+        group.group_id
+        for group in client.list_consumer_groups().result().valid
+        if group.group_id.startswith(settings.topic_prefix)
+    ]
+    assert groups
+    for deleted in (client.delete_consumer_groups(groups), client.delete_topics(names, operation_timeout=10)):
+        for future in deleted.values():
+            future.result()

@@ -1,0 +1,182 @@
+"""The client of the upstream as the ingest wires it, for tests against a hostile server.
+
+The fault model: a server that answers anything at all, byte by byte, as slowly as it likes, and breaks off anywhere.
+Not in it: a server that gives a well-formed, complete and valid file of other trips.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import hashlib
+import json
+import random
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import pytest
+
+from services.ingest.upstream.client import HttpUpstream, PermanentUpstreamError, Validators
+from services.ingest.upstream.retry import CircuitBreaker, UpstreamRetryPolicy
+from services.ingest.worker.streaming import FileRefused, Meter, Streamed, stream_file
+from shared.runtime.health import REGISTRY, Health
+from shared.runtime.retry import Retrier
+from shared.runtime.settings import Settings
+from tests.fakes.fakes import Clock, MemoryStore
+from tests.integration.services.ingest.upstream.hostile import (
+    Answer,
+    whole,
+)
+
+DAY = dt.date(2024, 5, 1)
+
+
+NOW = dt.datetime(2024, 5, 2, tzinfo=dt.UTC)
+
+
+def make_file(trips: int) -> bytes:
+    """Write a trip file in which every record differs."""
+    draw = random.Random(trips)
+    return json.dumps(
+        [
+            {
+                "departure-time": f"2024-05-01T{number % 24:02}:{draw.randrange(60):02}:00",
+                "bus-type": f"BUS-{draw.randrange(10**6)}",
+                "passengers": draw.randrange(90),
+                "delay": f"PT{draw.randrange(5000)}S",
+                "accident": False,
+            }
+            for number in range(trips)
+        ]
+    ).encode()
+
+
+BODY = make_file(500)
+
+
+LARGE = make_file(8_000)
+
+
+GOOD = whole(BODY, etag='"v1"')
+
+
+class VirtualPatience(Retrier):
+    """Waits no time, and notes how long it would have waited."""
+
+    def __init__(self) -> None:
+        super().__init__(health=Health(), wait_max_s=1)
+        self.time_s = 1_000.0
+
+    def now_s(self) -> float:
+        return self.time_s
+
+    async def sleep(self, seconds: float) -> None:
+        self.time_s += seconds
+        await asyncio.sleep(0)
+
+
+class Client(msgspec.Struct):
+    """The client under test, as the ingest wires it, and a bucket in memory."""
+
+    upstream: HttpUpstream
+    retry_policy: UpstreamRetryPolicy
+    retrier: Retrier
+    store: MemoryStore
+    threads: ThreadPoolExecutor
+    attempts: int = 0
+
+    async def attempt(self, city: str = "1", known: Validators | None = None) -> Streamed | None:
+        """Stream a city-day's file into the bucket, once; None if it is unchanged."""
+        self.attempts += 1
+        async with self.upstream.download(city, DAY, known) as download:
+            if download.chunks is None:
+                return None
+            upload = self.store.upload(f"raw/{city}")
+            streamed = await stream_file(
+                download.chunks, upload, date=DAY.isoformat(), meter=Meter(), threads=self.threads
+            )
+            await upload.complete()
+            return streamed
+
+    async def drain(self, taken: list[int], *, pause_s: float = 0) -> None:
+        """Take a city-day's file at leisure, and note how long each piece of it is."""
+        async with self.upstream.download("1", DAY, None) as download:
+            assert download.chunks is not None
+            async for chunk in download.chunks:
+                taken.append(len(chunk))
+                await asyncio.sleep(pause_s)
+
+    async def fetch(self, city: str = "1") -> Streamed | None:
+        """Stream a city-day's file into the bucket, with all the persistence of the ingest."""
+        return await self.retry_policy.fetch(lambda: self.attempt(city))
+
+    async def fetch_exactly(self, body: bytes) -> None:
+        """Fetch, and check that every byte came, once, to the bucket, the hash and the parser."""
+        streamed = await self.fetch()
+        assert streamed is not None
+        assert self.store.objects["raw/1"].body == body
+        assert streamed.sha256 == hashlib.sha256(body).hexdigest()
+        assert (streamed.size_bytes, streamed.folded.contribution.trips) == (len(body), len(json.loads(body)))
+
+    async def failure(self) -> str:
+        """Fetch what cannot be had, and return the reason; nothing may be stored."""
+        with pytest.raises((PermanentUpstreamError, FileRefused)) as caught:
+            await self.fetch()
+        assert not self.store.objects
+        return str(caught.value)
+
+
+@contextlib.asynccontextmanager
+async def client_of(url: str, retrier: Retrier | None = None, **changes: object) -> AsyncIterator[Client]:
+    """Give a client of the upstream at ``url``; ``changes`` are settings without ``upstream_``."""
+    given = {"attempts": 3, "read_timeout_s": 5, "requests_per_s": 10_000, "outage_limit_s": 0.3, **changes}
+    settings = Settings.model_validate({"upstream_url": url, **{f"upstream_{name}": given[name] for name in given}})
+    retrier = retrier or Retrier(health=Health(), wait_max_s=1)
+    circuit = CircuitBreaker(retrier, retry_after_max_s=settings.upstream_retry_after_max_s)
+    keeping = UpstreamRetryPolicy(
+        retrier,
+        circuit,
+        attempts_max=settings.upstream_attempts,
+        outage_limit_s=settings.upstream_outage_limit_s,
+        concurrency_max=settings.upstream_concurrency_max,
+    )
+    with ThreadPoolExecutor(8) as threads:
+        async with HttpUpstream(settings, circuit) as http:
+            yield Client(http, keeping, retrier, MemoryStore(Clock(NOW)), threads)
+
+
+def counted(outcome: str) -> float:
+    """Return how many requests have ended so."""
+    value = REGISTRY.get_sample_value("tripfold_upstream_requests_total", {"outcome": outcome})
+    return value or 0.0
+
+
+def resumptions() -> float:
+    """Return how many downloads have gone on where they broke."""
+    return REGISTRY.get_sample_value("tripfold_upstream_resumptions_total") or 0.0
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until ``condition`` holds; fail loudly if it does not come to."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  # what is looked at has no event
+            await asyncio.sleep(0.001)
+
+
+BOMB = b"[" + b" " * 100_000_000
+
+
+def redirect(location: str, status: int = 302) -> Answer:
+    """Answer with a redirect."""
+    return whole(b"", status, location=location)
+
+
+async def fail_in_turn(circuit: CircuitBreaker, error: Exception, *before: Exception) -> None:
+    """Let a request end with ``error``; while it was under way, others ended with those ``before``."""
+    async with circuit.turn(since_s=0, outage_limit_s=60):
+        for other in before:
+            with contextlib.suppress(type(other)):
+                await fail_in_turn(circuit, other)
+        raise error

@@ -1,0 +1,127 @@
+"""Outages: one stream probes, the others wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+import structlog
+
+from services.ingest.upstream.client import TransientUpstreamError, UpstreamDown
+from services.ingest.upstream.retry import CircuitBreaker, UpstreamRetryPolicy
+from shared.runtime.health import Health
+from shared.runtime.retry import Retrier, Stopping
+from tests.integration.services.ingest.upstream.client import (
+    VirtualPatience,
+    client_of,
+    fail_in_turn,
+    until,
+)
+
+
+async def test_of_many_streams_one_asks_whether_the_upstream_is_back() -> None:
+    """While the upstream is down its streams wait; one probes at a time, and when it is back all go on."""
+    asking = asking_max = asked = 0
+    reached = False
+    retrier = Retrier(health=Health(), wait_max_s=1)
+    circuit = CircuitBreaker(retrier)
+    keeping = UpstreamRetryPolicy(retrier, circuit, attempts_max=1, outage_limit_s=60)
+
+    async def attempt() -> int:
+        nonlocal asking, asking_max, asked
+        asked += 1
+        asking += 1
+        asking_max = max(asking_max, asking)
+        await asyncio.sleep(0.005)
+        asking -= 1
+        if not reached:
+            raise UpstreamDown("nobody there")
+        return 1
+
+    with contextlib.suppress(UpstreamDown):
+        async with circuit.turn(since_s=0, outage_limit_s=60):
+            await attempt()
+    fetching = [asyncio.create_task(keeping.fetch(attempt)) for _ in range(20)]
+    await until(lambda: asked >= 6)
+    assert asking_max == 1
+    assert retrier.health.faults == {"upstream": "nobody there"}
+    reached = True
+    assert sum(await asyncio.gather(*fetching)) == 20
+    assert not retrier.health.faults
+
+
+async def test_an_outage_is_logged_at_its_start_and_at_its_end_with_its_duration() -> None:
+    """An outage leaves two lines in the log, however many streams and probes find the upstream down."""
+    retrier = VirtualPatience()
+    circuit = CircuitBreaker(retrier)
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(3):
+            with pytest.raises(UpstreamDown):
+                await fail_in_turn(circuit, UpstreamDown("nobody there"), UpstreamDown("nobody there"))
+        retrier.time_s += 660
+        circuit.reached()
+        circuit.reached()
+    began, ended = logged
+    assert (began["event"], began["error"]) == ("upstream_unreachable", "nobody there")
+    assert ended["event"] == "upstream_reachable_again"
+    assert ended["outage_s"] >= 660
+
+
+async def test_a_probe_that_is_cancelled_lets_another_probe() -> None:
+    """A stream that is aborted while it probes leaves the circuit as it was."""
+    circuit = CircuitBreaker(Retrier(health=Health(), wait_max_s=1))
+    with pytest.raises(UpstreamDown):
+        await fail_in_turn(circuit, UpstreamDown("nobody there"))
+
+    async def never() -> None:
+        async with circuit.turn(since_s=0, outage_limit_s=60):
+            await asyncio.sleep(3600)
+
+    probing = asyncio.create_task(never())
+    await until(lambda: circuit._probe is not None)
+    probing.cancel()
+    await asyncio.gather(probing, return_exceptions=True)
+    assert circuit.retrier.health.faults
+    async with asyncio.timeout(10), circuit.turn(since_s=0, outage_limit_s=60):
+        pass
+    assert not circuit.retrier.health.faults
+
+
+async def test_what_was_asked_before_an_outage_does_not_end_it() -> None:
+    """A download that breaks when the upstream goes does not send the waiting streams ahead."""
+    retrier = VirtualPatience()
+    circuit = CircuitBreaker(retrier)
+    with pytest.raises(TransientUpstreamError):
+        await fail_in_turn(circuit, TransientUpstreamError("cut"), UpstreamDown("nobody there"))
+    assert retrier.health.faults == {"upstream": "nobody there"}
+
+
+async def test_a_probe_that_was_answered_before_an_outage_does_not_end_it() -> None:
+    """A download that began as a probe, and breaks when the upstream goes again, is as old as any other."""
+    retrier = VirtualPatience()
+    circuit = CircuitBreaker(retrier)
+    with pytest.raises(UpstreamDown):
+        await fail_in_turn(circuit, UpstreamDown("nobody there"))
+
+    async def break_after_an_outage() -> None:
+        async with circuit.turn(since_s=0, outage_limit_s=60):
+            circuit.reached()
+            with contextlib.suppress(UpstreamDown):
+                await fail_in_turn(circuit, UpstreamDown("gone again"))
+            raise TransientUpstreamError("cut")
+
+    with pytest.raises(TransientUpstreamError):
+        await break_after_an_outage()
+    assert retrier.health.faults == {"upstream": "gone again"}
+
+
+async def test_a_stream_that_waits_gives_up_when_the_process_stops() -> None:
+    """Waiting for the upstream ends at once when the process is asked to stop."""
+    retrier = Retrier(health=Health(), wait_max_s=1)
+    async with client_of("http://127.0.0.1:1", retrier, outage_limit_s=3600) as client:
+        fetching = asyncio.create_task(client.fetch())
+        await until(lambda: bool(retrier.health.faults))
+        retrier.stopping.set()
+        with pytest.raises(Stopping):
+            await fetching

@@ -1,0 +1,97 @@
+"""An upstream that cannot be reached, or that nobody vouches for."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import ssl
+from functools import partial
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from services.ingest.upstream import client as upstream_client
+from tests.integration.services.ingest.upstream.client import (
+    BODY,
+    GOOD,
+    client_of,
+    redirect,
+)
+from tests.integration.services.ingest.upstream.hostile import (
+    Connection,
+    HostileServer,
+    Request,
+    raw,
+)
+
+
+def self_signed(folder: Path) -> ssl.SSLContext:
+    """Make a certificate that nobody vouches for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    start = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
+    certificate = (
+        builder.not_valid_before(start).not_valid_after(start + dt.timedelta(days=2)).sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain = serialization.PrivateFormat.PKCS8
+    path = folder / "server.pem"
+    path.write_bytes(key.private_bytes(pem, plain, serialization.NoEncryption()) + certificate.public_bytes(pem))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    return context
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_an_outage(tmp_path: Path) -> None:
+    """Without trust nothing is asked; the reason is the city's once the outage was too long."""
+    async with HostileServer(GOOD, tls=self_signed(tmp_path)) as server, client_of(server.url) as client:
+        assert "CERTIFICATE_VERIFY_FAILED" in await client.failure()
+        assert not server.requests
+
+
+async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The upstream is asked directly, whatever the variables for proxies say."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    async with HostileServer(GOOD) as server, client_of(server.url, attempts=1) as client:
+        await client.fetch_exactly(BODY)
+
+
+@pytest.mark.parametrize("url", ["http://no-such-host.invalid", "http://127.0.0.1:1", "https://127.0.0.1:{port}"])
+async def test_an_upstream_that_cannot_be_reached_costs_no_attempt(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that does not resolve, a closed port and a port without TLS are outages: waited out, up to the limit."""
+    monkeypatch.setattr(upstream_client, "CONNECT_TIMEOUT_S", 0.1)
+    async with (
+        HostileServer(raw(b"not TLS\r\n")) as server,
+        client_of(url.format(port=server.port), attempts=1) as client,
+    ):
+        reason = await client.failure()
+        assert "cannot be reached" in reason
+        assert "(1 attempts)" not in reason
+        assert client.attempts > 1
+        assert client.retrier.health.faults.keys() == {"upstream"}
+
+
+async def test_a_city_whose_host_alone_is_down_fails_while_others_are_served() -> None:
+    """That other files can be had does not begin the outage of one anew: it fails after the limit of an outage."""
+
+    async def one_elsewhere(request: Request, connection: Connection) -> None:
+        answer = redirect("http://127.0.0.1:1/") if request.target.startswith("/cities/1/") else GOOD
+        await answer(request, connection)
+
+    async with (
+        HostileServer(one_elsewhere) as server,
+        client_of(server.url, redirect_hosts="127.0.0.1:1", outage_limit_s=2) as client,
+    ):
+        failing = asyncio.create_task(client.failure())
+        async with asyncio.timeout(30):
+            while not failing.done():
+                await client.retry_policy.fetch(partial(client.attempt, "2"))
+                client.store.objects.clear()
+        assert "cannot be reached" in await failing

@@ -1,0 +1,86 @@
+"""Silence, trickles and answers without end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.ingest.upstream import client as upstream_client
+from tests.integration.services.ingest.upstream.client import (
+    LARGE,
+    client_of,
+)
+from tests.integration.services.ingest.upstream.hostile import (
+    Answer,
+    Connection,
+    HostileServer,
+    Request,
+    chunked,
+    head_of,
+    raw,
+    trickled,
+)
+
+SLOW: dict[str, tuple[Answer, str]] = {
+    "silence before the status": (raw(b"", stalled=True), "stalled"),
+    "silence in the headers": (raw(b"HTTP/1.1 200 OK\r\n", stalled=True), "stalled"),
+    "silence in the body": (raw(head_of(content_length="1000") + b"[", stalled=True), "stalled"),
+    "silence in a chunk": (raw(head_of(transfer_encoding="chunked") + b"ff\r\n[", stalled=True), "stalled"),
+    "a byte at a time": (trickled(head_of(content_length="100000"), b" " * 100_000), "bytes a second"),
+}
+
+
+@pytest.mark.parametrize(("answer", "reason"), SLOW.values(), ids=SLOW.keys())
+async def test_silence_and_a_trickle_cost_an_attempt(answer: Answer, reason: str) -> None:
+    """Neither a stall nor a byte now and then holds a stream."""
+    async with (
+        HostileServer(answer) as server,
+        client_of(server.url, read_timeout_s=0.2, speed_window_s=0.1, attempts=2) as client,
+    ):
+        failure = await client.failure()
+        assert reason in failure
+        assert "(2 attempts)" in failure
+
+
+async def test_headers_that_trickle_are_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head of an answer has one deadline, however often a byte of it comes."""
+    monkeypatch.setattr(upstream_client, "CONNECT_TIMEOUT_S", 0.2)
+    async with (
+        HostileServer(trickled(b"HTTP/1.1 200 OK\r\nx: ", b"y" * 10_000)) as server,
+        client_of(server.url, read_timeout_s=0.2, attempts=1) as client,
+    ):
+        assert "stalled" in await client.failure()
+
+
+@pytest.mark.parametrize("framing", [b"2;", b"2\r\n[]\r\n0\r\nx: "], ids=["an extension", "a trailer"])
+async def test_what_frames_the_chunks_of_a_body_may_not_trickle(framing: bytes) -> None:
+    """Bytes that are none of the file, however often one comes, do not keep a stream that waits for some."""
+    answer = trickled(head_of(transfer_encoding="chunked") + framing, b"y" * 10_000)
+    async with HostileServer(answer) as server, client_of(server.url, read_timeout_s=1, attempts=1) as client:
+        async with asyncio.timeout(30):
+            assert "stalled" in await client.failure()
+
+
+async def test_an_answer_has_a_deadline() -> None:
+    """An answer that is fast enough at any time, and never ends, is broken off."""
+
+    async def endless(_request: Request, connection: Connection) -> None:
+        await connection.send(head_of(transfer_encoding="chunked"))
+        while True:
+            await connection.send(b"4\r\n    \r\n")
+            await asyncio.sleep(0.01)
+
+    async with (
+        HostileServer(endless) as server,
+        client_of(server.url, deadline_s=0.2, bytes_per_s_min=0, attempts=1) as client,
+    ):
+        assert "TRIPFOLD_UPSTREAM_DEADLINE_S" in await client.failure()
+
+
+async def test_a_slow_bucket_is_not_blamed_on_the_upstream() -> None:
+    """Only the time spent waiting for the upstream counts for its speed."""
+    async with HostileServer(chunked(LARGE)) as server, client_of(server.url, speed_window_s=0.05) as client:
+        taken: list[int] = []
+        await client.drain(taken, pause_s=0.01)
+        assert sum(taken) == len(LARGE)

@@ -1,0 +1,321 @@
+"""Topics on a real broker: what is published comes out once its effects have happened, and nothing is skipped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.structs import ConsumerRecord
+
+from shared.domain import events
+from shared.domain.contribution import Contribution
+from shared.domain.events import CityDayStats, NewerContract, ProcessRequested
+from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
+from shared.domain.topics import TOPICS, Topic
+from shared.kafka.admin import apply_topics, check_topics
+from shared.kafka.consumer import consume, decode_batch, make_broker
+from shared.kafka.producer import ConsumedRecord, KafkaPublisher, LogUnavailable, OutgoingEvent, TopicsMissing
+from shared.kafka.skip_markers import Skips
+from shared.runtime.health import Health
+from shared.runtime.retry import Retrier
+from shared.runtime.settings import Settings
+from tests.fakes.fakes import MemoryStore
+from tests.integration.running import eventually
+from tripfold.operate.skipping import mark_newer, read_record
+
+DATE = dt.date(2024, 5, 1)
+
+
+def requested(day: int) -> ProcessRequested:
+    """Make the request of a date in May."""
+    now = utc_now()
+    return ProcessRequested(request_id=mint_request_id(now), date=DATE.replace(day=day), requested_at=now)
+
+
+def stats(country: str, city: str, revision: int) -> CityDayStats:
+    """Make a city-day's statistics."""
+    return CityDayStats(
+        date=DATE,
+        country=CountrySlug(country),
+        country_name=country,
+        city_id=CityId(city),
+        city_name=city,
+        revision=revision,
+        contribution=Contribution(trips=1, passengers=1, accidents=0, delay_total_ms=0),
+        trips_on_other_dates=0,
+        raw_key="raw",
+        sha256="",
+        size_bytes=1,
+        rule_version=1,
+        ingested_at=utc_now(),
+    )
+
+
+class Collector:
+    """A handler's effects: every record that it was given, after the faults that it was told to have."""
+
+    def __init__(self, *faults: Exception) -> None:
+        self.faults = list(faults)
+        self.seen: list[ConsumedRecord] = []
+
+    async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+        """Fail as told, then keep the batch."""
+        if self.faults:
+            raise self.faults.pop(0)
+        self.seen += batch
+
+    async def has(self, count: int) -> bool | None:
+        """Say True once ``count`` records have been seen."""
+        return len(self.seen) >= count or None
+
+
+@contextlib.asynccontextmanager
+async def consuming(
+    settings: Settings, topic: Topic, collector: Collector, *, health: Health | None = None, skips: Skips | None = None
+) -> AsyncIterator[Retrier]:
+    """Consume a topic with a collector for as long as the context is open."""
+    retrier = Retrier(health=health or Health(), wait_max_s=0.05)
+    broker = make_broker(settings)
+    consume(
+        broker,
+        topic,
+        collector.process,
+        settings=settings,
+        retrier=retrier,
+        group="test",
+        batch_records_max=10,
+        linger_ms=20,
+        skips=skips,
+    )
+    await broker.start()
+    try:
+        yield retrier
+    finally:
+        retrier.stopping.set()
+        await broker.stop()
+
+
+@contextlib.asynccontextmanager
+async def publisher_of(settings: Settings) -> AsyncIterator[KafkaPublisher]:
+    """Provision the topics and open a publisher."""
+    await apply_topics(settings)
+    async with KafkaPublisher(settings, source="test") as publisher:
+        yield publisher
+
+
+async def records_of(settings: Settings, topic: Topic) -> list[ConsumerRecord[bytes, bytes]]:
+    """Read a topic from its beginning to its end."""
+    name = settings.topic_prefix + topic.value
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        partitions = [TopicPartition(name, number) for number in range(settings.kafka_partitions)]
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        found: list[ConsumerRecord[bytes, bytes]] = []
+
+        async def read() -> bool | None:
+            for batch in (await consumer.getmany(timeout_ms=200)).values():
+                found.extend(batch)
+            return len(found) >= sum(ends.values()) or None
+
+        await eventually(read, f"{name} to be read")
+        return found
+    finally:
+        await consumer.stop()
+
+
+async def test_what_is_published_is_consumed(settings: Settings) -> None:
+    """Events come out as they went in, with CloudEvents headers and the task that caused them."""
+    event = stats("peru", "7", 3)
+    cause = events.Cause(request_id=mint_request_id(utc_now()), plan_revision=2, position=1)
+    collector = Collector()
+    async with publisher_of(settings) as publisher, consuming(settings, Topic.CITY_STATS, collector):
+        await publisher.publish([OutgoingEvent(event, cause)])
+        await eventually(partial(collector.has, 1), "the event")
+    headers = dict(collector.seen[0].headers)
+    assert events.decode(Topic.CITY_STATS, collector.seen[0].value) == event
+    assert events.cause_of(headers) == cause
+    assert headers["ce_type"] == b"tripfold.city-day-stats.v1"
+    assert collector.seen[0].key == b"2024-05-01/peru/7"
+
+
+async def test_a_country_day_is_in_one_partition(settings: Settings) -> None:
+    """All cities of a country-day, and its plan, share a partition; many country-days use several."""
+    countries = [f"country-{number}" for number in range(12)]
+    outgoing = [OutgoingEvent(stats(country, str(city), 1)) for country in countries for city in range(4)]
+    async with publisher_of(settings) as publisher:
+        await publisher.publish(outgoing)
+    partitions: dict[bytes, set[int]] = {}
+    for record in await records_of(settings, Topic.CITY_STATS):
+        assert record.key is not None
+        partitions.setdefault(record.key.rpartition(b"/")[0], set()).add(record.partition)
+    assert {len(found) for found in partitions.values()} == {1}
+    assert len(set.union(*partitions.values())) > 1
+
+
+async def test_a_handler_with_faults_gets_its_batch_again(settings: Settings) -> None:
+    """A fault is waited out with the batch in hand, visibly; then the batch is handled, and nothing is skipped."""
+    health = Health()
+    collector = Collector(LogUnavailable("away"), RuntimeError("a fault of our own"))
+    async with publisher_of(settings) as publisher, consuming(settings, Topic.CITY_STATS, collector, health=health):
+        await publisher.publish([OutgoingEvent(stats("peru", "7", 3))])
+        await eventually(partial(collector.has, 1), "the event")
+    assert len(collector.seen) == 1
+    assert health.faults == {}
+
+
+async def test_a_stopped_handler_gives_its_batch_back(settings: Settings) -> None:
+    """A service that is stopped while it waits commits nothing; the next one gets the batch."""
+    stuck = Collector(*(LogUnavailable("away") for _ in range(10_000)))
+    health = Health()
+    async with publisher_of(settings) as publisher:
+        async with consuming(settings, Topic.PROCESS_REQUESTS, stuck, health=health):
+            await publisher.publish([OutgoingEvent(requested(1))])
+
+            async def waiting() -> bool | None:
+                return bool(health.faults) or None
+
+            await eventually(waiting, "the fault")
+        collector = Collector()
+        async with consuming(settings, Topic.PROCESS_REQUESTS, collector):
+            await eventually(partial(collector.has, 1), "the batch that was given back")
+    assert stuck.seen == []
+
+
+async def test_a_committed_batch_does_not_come_again(settings: Settings) -> None:
+    """What was handled before a restart is not handled after it."""
+    async with publisher_of(settings) as publisher:
+        for day in (1, 2):
+            collector = Collector()
+            async with consuming(settings, Topic.PROCESS_REQUESTS, collector):
+                await publisher.publish([OutgoingEvent(requested(day))])
+                await eventually(partial(collector.has, 1), f"request {day}")
+            decoded = [events.decode(Topic.PROCESS_REQUESTS, record.value) for record in collector.seen]
+            assert [event.key for event in decoded] == [f"2024-05-{day:02}"]
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b"\xff\xfe", b'{"type":"process-requested"}', b"[" * 100_000, None])
+async def test_poison_is_buried_as_it_came(settings: Settings, value: bytes | None) -> None:
+    """A record that is no event goes to the dead letters with its origin and headers; the rest of the batch counts."""
+    name = settings.topic_prefix + Topic.PROCESS_REQUESTS.value
+    good = requested(2)
+    seen: list[ProcessRequested] = []
+    async with publisher_of(settings) as publisher:
+        producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap_servers)
+        await producer.start()
+        await producer.send_and_wait(name, value, key=b"k", headers=[("odd", b"\xff"), ("reply_to", name.encode())])
+        await producer.stop()
+        await publisher.publish([OutgoingEvent(good)])
+
+        class Decoding(Collector):
+            async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+                for item in await decode_batch(batch, publisher):
+                    assert isinstance(item.event, ProcessRequested)
+                    seen.append(item.event)
+                await super().process(batch)
+
+        collector = Decoding()
+        async with consuming(settings, Topic.PROCESS_REQUESTS, collector):
+            await eventually(partial(collector.has, 2), "both records")
+        buried = await records_of(settings, Topic.DEAD_LETTERS)
+    assert seen == [good]
+    assert [(one.key, one.value) for one in buried] == [(b"k", value)]
+    headers = dict(buried[0].headers)
+    assert headers["odd"] == b"\xff"
+    assert headers["tripfold_origin_topic"] == b"process-requests"
+    assert headers["tripfold_error"]
+
+
+async def test_poison_of_a_batch_that_is_tried_again_is_buried_once(settings: Settings) -> None:
+    """However often a batch is tried, each of its poison records becomes one dead letter."""
+    name = settings.topic_prefix + Topic.PROCESS_REQUESTS.value
+    collector = Collector(*(LogUnavailable("away") for _ in range(5)))
+    async with publisher_of(settings) as publisher:
+        producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap_servers)
+        await producer.start()
+        for _ in range(3):
+            await producer.send_and_wait(name, b"{", key=b"k")
+        await producer.stop()
+
+        class Decoding(Collector):
+            async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+                await decode_batch(batch, publisher)
+                await collector.process(batch)
+
+        async with consuming(settings, Topic.PROCESS_REQUESTS, Decoding()):
+            await eventually(partial(collector.has, 3), "the batch")
+        assert len(await records_of(settings, Topic.DEAD_LETTERS)) == 3
+
+
+async def test_a_newer_contract_stops_the_service_and_loses_nothing(settings: Settings) -> None:
+    """An event of a later version is neither skipped nor buried until an operator says so; the service is not ready."""
+    store = MemoryStore(utc_now)
+    name = settings.topic_prefix + Topic.PROCESS_REQUESTS.value
+    health = Health()
+    async with publisher_of(settings) as publisher:
+        producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap_servers)
+        await producer.start()
+        await producer.send_and_wait(name, b'{"type":"process-cancelled","schema_version":2}', key=b"2024-05-01")
+        await producer.stop()
+
+        class Decoding(Collector):
+            async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+                await decode_batch(batch, publisher)
+                await super().process(batch)
+
+        collector = Decoding()
+        async with consuming(settings, Topic.PROCESS_REQUESTS, collector, health=health, skips=Skips(store, publisher)):
+
+            async def refused() -> bool | None:
+                return any(NewerContract.__name__ in reason for reason in health.faults.values()) or None
+
+            await eventually(refused, "the newer contract to show")
+            assert await records_of(settings, Topic.DEAD_LETTERS) == []
+            assert collector.seen == []
+            (newer,) = await records_of(settings, Topic.PROCESS_REQUESTS)
+            await publisher.publish([OutgoingEvent(requested(2))])
+            place = (newer.partition, newer.offset)
+            await mark_newer(store, await read_record(settings, Topic.PROCESS_REQUESTS, *place))
+            await eventually(partial(collector.has, 1), "the record after the one that was skipped")
+            assert health.faults == {}
+        assert [one.value for one in await records_of(settings, Topic.DEAD_LETTERS)] == [newer.value]
+    assert [record.value for record in collector.seen] != [newer.value]
+
+
+async def test_kafka_away_is_a_fault_of_the_surroundings(settings: Settings, unused_tcp_port: int) -> None:
+    """Publishing to a broker that nobody listens for raises LogUnavailable."""
+    away = settings.model_copy(update={"kafka_bootstrap_servers": f"127.0.0.1:{unused_tcp_port}"})
+    async with KafkaPublisher(away, source="test") as publisher:
+        with pytest.raises(LogUnavailable):
+            await publisher.publish([OutgoingEvent(requested(1))])
+
+
+async def test_topics_are_provisioned_from_the_table(settings: Settings) -> None:
+    """Topics that are missing are named, made once, and then as the table has them."""
+    publisher = KafkaPublisher(settings, source="test")
+    with pytest.raises(TopicsMissing, match="tripfold topics apply"):
+        await publisher.check([Topic.CITY_STATS])
+    assert {one.found for one in await check_topics(settings)} == {"missing"}
+    made = await apply_topics(settings)
+    assert made == [spec.name(settings.topic_prefix) for spec in TOPICS]
+    assert await apply_topics(settings) == []
+    await publisher.check([spec.topic for spec in TOPICS])
+    assert await check_topics(settings) == []
+
+
+async def test_publishing_waits_for_every_acknowledgement(settings: Settings) -> None:
+    """Many events published side by side by several tasks all arrive."""
+    async with publisher_of(settings) as publisher:
+        await asyncio.gather(
+            *(
+                publisher.publish(OutgoingEvent(stats(f"c{number}", str(city), 1)) for city in range(50))
+                for number in range(8)
+            )
+        )
+    assert len(await records_of(settings, Topic.CITY_STATS)) == 400

@@ -1,0 +1,447 @@
+"""What the services and an operator's commands need of a bucket: the fake, moto's server and SeaweedFS do it alike.
+
+So what is proven over the fake holds of a real one, as far as it depends on what is said here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from moto.server import ThreadedMotoServer
+
+from shared.domain.ids import utc_now
+from shared.runtime.concurrency import bounded_map
+from shared.runtime.settings import Settings, load_settings
+from shared.storage.object_store import (
+    UPLOAD_PART_BYTES,
+    AdminObjectStore,
+    CasConflict,
+    ObjectMissing,
+    ObjectStore,
+    StoreUnavailable,
+    UnfinishedUpload,
+)
+from shared.storage.s3 import S3Store
+from tests.chaos.s3_proxy import Fault, FaultyS3
+from tests.fakes.fakes import MemoryStore
+from tests.integration.running import eventually
+from tripfold.local.embedded import EmbeddedServices
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MOTO_BEGUN_AT = dt.datetime(2010, 11, 10, 20, 48, 33, tzinfo=dt.UTC)
+"""When every upload was begun that moto lists."""
+
+
+@pytest.fixture(scope="module")
+def moto_url() -> Iterator[str]:
+    """Run moto's S3 on a free port."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+def settings_of(url: str) -> Settings:
+    """Return settings for a bucket of its own at ``url``."""
+    return load_settings({"TRIPFOLD_S3_ENDPOINT_URL": url, "TRIPFOLD_S3_BUCKET": f"b{uuid.uuid4().hex}"})
+
+
+@pytest_asyncio.fixture(loop_scope="module", params=["memory", "moto", "seaweedfs"])
+async def store(
+    request: pytest.FixtureRequest, embedded: EmbeddedServices, moto_url: str
+) -> AsyncIterator[AdminObjectStore]:
+    """Make an empty bucket of each kind of store."""
+    if request.param == "memory":
+        yield MemoryStore(utc_now)
+        return
+    url = moto_url if request.param == "moto" else embedded.s3_endpoint_url
+    async with S3Store(settings_of(url)) as real:
+        await real.create_bucket()
+        yield real
+
+
+def _skip_on_moto(request: pytest.FixtureRequest) -> None:
+    if request.node.callspec.params["store"] == "moto":
+        pytest.skip("moto looks at the condition and writes in two steps, with other threads between them")
+
+
+async def keys_of(store: ObjectStore) -> list[str]:
+    """List every key of a bucket, sorted."""
+    return sorted([one.key async for one in store.list("")])
+
+
+async def test_a_missing_object_is_none(store: ObjectStore) -> None:
+    """A key that was never written reads as None."""
+    assert await store.get("state/nothing.json") is None
+
+
+async def test_only_the_first_creation_wins(store: ObjectStore) -> None:
+    """An object that has to be new is written once; the second write loses and changes nothing."""
+    await store.compare_and_swap("a.json", b"1", etag=None)
+    with pytest.raises(CasConflict):
+        await store.compare_and_swap("a.json", b"2", etag=None)
+    found = await store.get("a.json")
+    assert found is not None
+    assert found.body == b"1"
+
+
+async def test_a_swap_needs_the_current_etag(store: ObjectStore) -> None:
+    """A swap that names the ETag last read wins; one that names an older ETag, or a missing object, loses."""
+    first = await store.compare_and_swap("a.json", b"1", etag=None)
+    second = await store.compare_and_swap("a.json", b"2", etag=first)
+    for key, etag in (("a.json", first), ("missing.json", second)):
+        with pytest.raises(CasConflict):
+            await store.compare_and_swap(key, b"3", etag=etag)
+    found = await store.get("a.json")
+    assert found is not None
+    assert (found.body, found.etag) == (b"2", second)
+
+
+async def test_of_racing_swaps_one_wins(store: ObjectStore, request: pytest.FixtureRequest) -> None:
+    """Of several writers that read the same object, exactly one swaps it."""
+    _skip_on_moto(request)
+    etag = await store.compare_and_swap("a.json", b"start", etag=None)
+
+    async def write(number: int) -> int | None:
+        try:
+            await store.compare_and_swap("a.json", f"{number}".encode(), etag=etag)
+        except CasConflict:
+            return None
+        return number
+
+    winners = [one for one in await asyncio.gather(*map(write, range(4))) if one is not None]
+    found = await store.get("a.json")
+    assert found is not None
+    assert [found.body] == [f"{winner}".encode() for winner in winners]
+
+
+async def test_of_racing_creations_one_wins(store: ObjectStore, request: pytest.FixtureRequest) -> None:
+    """Of several writers that found nothing, exactly one creates the object, and the others have lost."""
+    _skip_on_moto(request)
+
+    async def create(number: int) -> int | None:
+        try:
+            await store.compare_and_swap("a.json", f"{number}".encode(), etag=None)
+        except CasConflict:
+            return None
+        return number
+
+    winners = [one for one in await asyncio.gather(*map(create, range(4))) if one is not None]
+    found = await store.get("a.json")
+    assert found is not None
+    assert [found.body] == [f"{winner}".encode() for winner in winners]
+
+
+async def test_a_swap_sent_again_loses_to_itself(store: ObjectStore) -> None:
+    """A swap that happened, and is sent again with the same ETag, finds its own bytes there and loses."""
+    etag = await store.compare_and_swap("a.json", b"1", etag=None)
+    swapped = await store.compare_and_swap("a.json", b"2", etag=etag)
+    with pytest.raises(CasConflict):
+        await store.compare_and_swap("a.json", b"2", etag=etag)
+    found = await store.get("a.json")
+    assert found is not None
+    assert (found.body, found.etag) == (b"2", swapped)
+
+
+async def test_equal_bytes_have_equal_etags(store: ObjectStore) -> None:
+    """The ETag of a small object tells its bytes apart, and nothing else: who wrote them does not show."""
+    first = await store.compare_and_swap("a.json", b"1", etag=None)
+    second = await store.compare_and_swap("b.json", b"1", etag=None)
+    third = await store.compare_and_swap("b.json", b"2", etag=second)
+    assert (first == second, second == third) == (True, False)
+
+
+async def test_a_swap_of_what_was_deleted_loses(store: AdminObjectStore) -> None:
+    """An object that was deleted meanwhile is no longer the one that was read, and may be created again."""
+    etag = await store.compare_and_swap("a.json", b"1", etag=None)
+    await store.delete("a.json")
+    await store.delete("a.json")
+    assert await store.get("a.json") is None
+    with pytest.raises(CasConflict):
+        await store.compare_and_swap("a.json", b"2", etag=etag)
+    await store.compare_and_swap("a.json", b"3", etag=None)
+    assert await keys_of(store) == ["a.json"]
+
+
+async def test_the_first_bytes_are_enough(store: ObjectStore) -> None:
+    """A reader of an object's head gets no more than it asked for, and all of a shorter object."""
+    await store.put("a.json", b"0123456789")
+    for first_bytes, body in ((4, b"0123"), (100, b"0123456789")):
+        found = await store.get("a.json", first_bytes=first_bytes)
+        assert found is not None
+        assert found.body == body
+
+
+async def test_a_listing_has_the_prefix_alone(store: ObjectStore) -> None:
+    """A listing names every object under its prefix, with its size and the ETag that reading gives."""
+    for key in ("raw/date=1/city=~S%C3%A3o/1.json", "raw/date=1/city=2/1.json", "raw/date=2/city=2/1.json"):
+        await store.put(key, b"12345")
+    listed = [one async for one in store.list("raw/date=1/")]
+    assert sorted(one.key for one in listed) == ["raw/date=1/city=2/1.json", "raw/date=1/city=~S%C3%A3o/1.json"]
+    for one in listed:
+        found = await store.get(one.key)
+        assert found is not None
+        assert (one.size_bytes, one.etag) == (5, found.etag)
+
+
+ODD_KEYS = ["a b", "a%20b", "a+b", "a&b", "a'b(c)*!", "é/ü", "city=~%C3%A9.json", "z"]
+
+
+async def test_any_key_is_read_as_it_was_written(store: ObjectStore) -> None:
+    """Keys of any characters are listed, and give their bytes and the ETag of the listing."""
+    for key in ODD_KEYS:
+        await store.compare_and_swap(f"odd/{key}", key.encode() * 10, etag=None)
+    listed = [one async for one in store.list("odd/")]
+    assert sorted(one.key for one in listed) == sorted(f"odd/{key}" for key in ODD_KEYS)
+    read = [await store.get(one.key, first_bytes=7) for one in listed]
+    assert [found.etag for found in read if found] == [one.etag for one in listed]
+    assert [found.body for found in read if found] == [(one.key[4:].encode() * 10)[:7] for one in listed]
+    past = [one.key async for one in store.list("odd/", after="odd/a+b")]
+    assert sorted(past) == sorted(one.key for one in listed if one.key > "odd/a+b")
+
+
+async def test_a_listing_is_whole_and_in_order(store: ObjectStore) -> None:
+    """However many pages it takes, the keys of one folder come all, once and sorted; also after a certain key."""
+    expected = [f"requests/{number:04x}.json" for number in range(1_011)]
+    await bounded_map(lambda key: store.put(key, b"1"), expected[::-1], limit=16)
+    await store.put("requests-of-others/1.json", b"1")
+    assert [one.key async for one in store.list("requests/")] == expected
+    for past in (0, 2, 998, 999, 1_010):
+        assert [one.key async for one in store.list("requests/", after=expected[past])] == expected[past + 1 :]
+
+
+async def test_a_prefix_may_end_inside_a_name(store: ObjectStore) -> None:
+    """A month is listed by the beginning of its dates; a whole key is a prefix too."""
+    dates = ["2024-04-30", "2024-05-01", "2024-05-31", "2024-06-01"]
+    expected = [f"summaries/generation=1/date={date}/country=peru.json" for date in dates]
+    for key in expected:
+        await store.put(key, b"1")
+    for prefix, keys in (("2024-05-", expected[1:3]), ("2024-06-", expected[3:]), ("2024-03-", []), ("2025-01-", [])):
+        assert [one.key async for one in store.list(f"summaries/generation=1/date={prefix}")] == keys
+    assert [one.key async for one in store.list(expected[1])] == expected[1:2]
+
+
+async def test_a_listing_keeps_a_folder_together(store: ObjectStore) -> None:
+    """Stores differ in the order of folders and of what begins like one, but give a folder's keys one after another."""
+    for key in ("raw/city=1/a", "raw/city=1-2/a", "raw/city=1/b", "raw/city=10/a", "raw/city=1-2/b"):
+        await store.put(key, b"1")
+    folders = [one.key.rpartition("/")[0] async for one in store.list("raw/")]
+    assert len(folders) == 5
+    changes = [folder for before, folder in zip(["", *folders], folders, strict=False) if folder != before]
+    assert sorted(changes) == sorted(set(folders))
+
+
+async def test_a_stream_is_the_whole_object(store: AdminObjectStore) -> None:
+    """An object of any size is read chunk by chunk; one that is not there is missing, not a fault."""
+    body = bytes(number % 251 for number in range(1000)) * 2_100
+    await store.put("raw/one.json", body)
+    chunks = [chunk async for chunk in store.stream("raw/one.json")]
+    assert (b"".join(chunks), len(chunks) > 1) == (body, True)
+    with pytest.raises(ObjectMissing):
+        await anext(aiter(store.stream("raw/two.json")))
+
+
+async def test_ages_are_by_the_clock_of_the_store(store: AdminObjectStore) -> None:
+    """What was written just now is no older than a moment, by the store's own time."""
+    before = await store.now()
+    await store.put("a.json", b"1")
+    (listed,) = [one async for one in store.list("a")]
+    slack = dt.timedelta(seconds=2)  # both are whole seconds
+    assert before - slack <= listed.last_modified <= await store.now() + slack
+
+
+@pytest.mark.parametrize("size_bytes", [0, 10, UPLOAD_PART_BYTES, UPLOAD_PART_BYTES + 1, 2 * UPLOAD_PART_BYTES + 7])
+async def test_an_upload_is_visible_once_complete(store: ObjectStore, size_bytes: int) -> None:
+    """An upload of any size, written in chunks, appears whole at its completion and not before."""
+    body = bytes(number % 251 for number in range(1000)) * (size_bytes // 1000 + 1)
+    body = body[:size_bytes]
+    upload = store.upload("raw/one.json")
+    for start in range(0, size_bytes, 700_001):
+        await upload.write(body[start : start + 700_001])
+    assert await store.get("raw/one.json") is None
+    await upload.complete()
+    await upload.abort()
+    found = await store.get("raw/one.json")
+    assert found is not None
+    assert found.body == body
+
+
+async def test_an_aborted_upload_leaves_nothing(store: ObjectStore) -> None:
+    """An upload that is given up leaves no object, whatever was written of it."""
+    upload = store.upload("raw/one.json")
+    await upload.write(bytes(UPLOAD_PART_BYTES))
+    await upload.write(bytes(UPLOAD_PART_BYTES))
+    await upload.abort()
+    await upload.abort()
+    assert await keys_of(store) == []
+
+
+async def unfinished_of(store: AdminObjectStore, prefix: str) -> list[UnfinishedUpload]:
+    """List the unfinished uploads under a prefix."""
+    return [one async for one in store.unfinished_uploads(prefix)]
+
+
+async def test_an_upload_without_an_end_is_listed_until_it_ends(store: AdminObjectStore) -> None:
+    """An upload of several parts is unfinished from its second part on, and no object; completed it is neither."""
+    upload = store.upload("raw/city=1/one.json")
+    await upload.write(bytes(UPLOAD_PART_BYTES))
+    await upload.write(b"1")
+    (unfinished,) = await unfinished_of(store, "raw/")
+    assert unfinished.key == "raw/city=1/one.json"
+    if unfinished.begun_at != MOTO_BEGUN_AT:
+        assert abs(unfinished.begun_at - await store.now()) < dt.timedelta(minutes=5)
+    assert await unfinished_of(store, "quarantine/") == []
+    assert await keys_of(store) == []
+    await upload.complete()
+    assert await unfinished_of(store, "raw/") == []
+    assert await keys_of(store) == ["raw/city=1/one.json"]
+
+
+async def test_an_upload_that_was_taken_away_cannot_be_completed(store: AdminObjectStore) -> None:
+    """What the clean-up aborts is gone for its writer too, who sees a fault; aborting it again does nothing."""
+    upload = store.upload("raw/city=1/one.json")
+    await upload.write(bytes(UPLOAD_PART_BYTES))
+    await upload.write(b"1")
+    (unfinished,) = await unfinished_of(store, "raw/")
+    await store.abort_upload(unfinished)
+    assert await unfinished_of(store, "raw/") == []
+    with pytest.raises(StoreUnavailable):
+        await upload.complete()
+    await upload.abort()
+    assert await keys_of(store) == []
+
+
+@pytest.mark.parametrize("size_bytes", [0, 10, UPLOAD_PART_BYTES, 2 * UPLOAD_PART_BYTES + 7])
+async def test_a_copy_is_the_same_bytes(store: ObjectStore, size_bytes: int) -> None:
+    """An object of any size is copied inside the store; the original stays."""
+    body = (bytes(range(251)) * (size_bytes // 251 + 1))[:size_bytes]
+    source, target = "raw/date=1/city=~S%C3%A3o/one.json", "quarantine/date=1/city=~S%C3%A3o/one.json"
+    upload = store.upload(source)
+    await upload.write(body)
+    await upload.complete()
+    await store.copy(source, target, size_bytes=size_bytes)
+    for key in (source, target):
+        found = await store.get(key)
+        assert found is not None
+        assert found.body == body
+    await store.delete(source)
+    await store.delete(source)
+    assert await keys_of(store) == [target]
+
+
+async def test_wrong_credentials_and_a_missing_bucket_are_faults_of_the_surroundings(
+    embedded: EmbeddedServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither looks like a missing object: what cannot be read now is not taken for nothing."""
+    async with S3Store(settings_of(embedded.s3_endpoint_url)) as missing:
+        with pytest.raises(StoreUnavailable):
+            await missing.get("a.json")
+        with pytest.raises(StoreUnavailable):
+            await missing.check()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    settings = settings_of(embedded.s3_endpoint_url).model_copy(update={"s3_bucket": embedded.bucket})
+    async with S3Store(settings) as refused:
+        with pytest.raises(StoreUnavailable):
+            await refused.get("a.json")
+        with pytest.raises(StoreUnavailable):
+            await refused.compare_and_swap("a.json", b"1", etag=None)
+
+
+async def test_credentials_that_are_corrected_are_found(
+    embedded: EmbeddedServices, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A store refused for its credentials works once their file has been corrected, without a new process."""
+    file = tmp_path / "credentials"
+    lines = f"[default]\naws_access_key_id = {embedded.access_key}\naws_secret_access_key = "
+    file.write_text(f"{lines}wrong\n")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    settings = settings_of(embedded.s3_endpoint_url).model_copy(update={"s3_bucket": embedded.bucket})
+    async with S3Store(settings) as store:
+        with pytest.raises(StoreUnavailable):
+            await store.check()
+        file.write_text(f"{lines}{embedded.secret_key}\n")
+
+        async def accepted() -> bool | None:
+            with contextlib.suppress(StoreUnavailable):
+                await store.check()
+                return True
+            return None
+
+        await eventually(accepted, "the corrected credentials to be used")
+        await store.compare_and_swap(f"{uuid.uuid4().hex}.json", b"1", etag=None)
+
+
+async def test_an_answer_that_breaks_off_is_a_fault_of_the_surroundings(embedded: EmbeddedServices) -> None:
+    """An object whose body is cut off on the way, whole or in chunks, is unavailable: never short, never missing."""
+    settings = settings_of(embedded.s3_endpoint_url)
+    async with S3Store(settings) as direct:
+        await direct.create_bucket()
+        await direct.put("a.json", bytes(100_000))
+    async with FaultyS3(int(embedded.s3_endpoint_url.rpartition(":")[2])) as proxy:
+        behind = settings.model_copy(update={"s3_endpoint_url": proxy.url})
+        proxy.script = [("GET", "a.json", Fault.ANSWER_CUT) for _ in range(20)]  # a read goes on where it was cut
+        async with S3Store(behind) as store:
+            with pytest.raises(StoreUnavailable):
+                await store.get("a.json")
+            with pytest.raises(StoreUnavailable):
+                _ = [chunk async for chunk in store.stream("a.json")]
+            proxy.script = []
+            found = await store.get("a.json")
+    assert found is not None
+    assert found.body == bytes(100_000)
+
+
+@pytest.mark.parametrize("fault", [Fault.BROKEN_AFTER, Fault.ERROR_AFTER])
+async def test_a_lost_answer_is_never_a_second_write(embedded: EmbeddedServices, fault: Fault) -> None:
+    """A swap that was applied and not answered is a fault, is not sent again, and the object is its own."""
+    settings = settings_of(embedded.s3_endpoint_url)
+    async with S3Store(settings) as direct:
+        await direct.create_bucket()
+    async with FaultyS3(int(embedded.s3_endpoint_url.rpartition(":")[2])) as proxy:
+        proxy.script = [("PUT", "a.json", fault)]
+        async with S3Store(settings.model_copy(update={"s3_endpoint_url": proxy.url})) as store:
+            with pytest.raises(StoreUnavailable):
+                await store.compare_and_swap("a.json", b"mine", etag=None)
+            with pytest.raises(CasConflict):
+                await store.compare_and_swap("a.json", b"other", etag=None)
+            found = await store.get("a.json")
+        assert proxy.injected[fault] == 1
+    assert found is not None
+    assert found.body == b"mine"
+
+
+async def test_a_conflict_is_not_decided_yet(embedded: EmbeddedServices) -> None:
+    """A swap that conflicts with another write under way is tried again, and wins if there is no other after all."""
+    settings = settings_of(embedded.s3_endpoint_url)
+    async with S3Store(settings) as direct:
+        await direct.create_bucket()
+    async with FaultyS3(int(embedded.s3_endpoint_url.rpartition(":")[2])) as proxy:
+        proxy.script = [("PUT", "a.json", Fault.CONFLICT_409) for _ in range(2)]
+        async with S3Store(settings.model_copy(update={"s3_endpoint_url": proxy.url})) as store:
+            await store.compare_and_swap("a.json", b"mine", etag=None)
+        assert proxy.script == []
+
+
+async def test_a_store_that_is_away_is_a_fault_of_the_surroundings(unused_tcp_port: int) -> None:
+    """A store that nobody listens for is unavailable, in every method."""
+    async with S3Store(settings_of(f"http://127.0.0.1:{unused_tcp_port}")) as away:
+        for attempt in (
+            away.get("a"),
+            away.compare_and_swap("a", b"", etag=None),
+            away.put("a", b""),
+            away.upload("a").complete(),
+            keys_of(away),
+        ):
+            with pytest.raises(StoreUnavailable):
+                await attempt

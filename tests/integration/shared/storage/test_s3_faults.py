@@ -1,0 +1,197 @@
+"""Whatever a store answers that is no success is a fault of the surroundings: no lost race, no missing object."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+import pytest
+
+from shared.domain.ids import utc_now
+from shared.runtime.settings import load_settings
+from shared.storage.object_store import (
+    UPLOAD_PART_BYTES,
+    AdminObjectStore,
+    ObjectStore,
+    StoreUnavailable,
+    UnfinishedUpload,
+)
+from shared.storage.s3 import S3Store
+
+KEY = "summaries/generation=1/date=2024-05-01/country=peru.json"
+ETAG = '"d41d8cd98f00b204e9800998ecf8427e"'
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """How a store answers every request, and what it calls that."""
+
+    status: int
+    code: str
+
+
+FAULTS = {
+    "an expired credential": Fault(400, "ExpiredToken"),
+    "a credential that was withdrawn": Fault(403, "InvalidAccessKeyId"),
+    "a wrong signature": Fault(403, "SignatureDoesNotMatch"),
+    "a missing permission": Fault(403, "AccessDenied"),
+    "a clock that is wrong by a day": Fault(403, "RequestTimeTooSkewed"),
+    "a deleted bucket": Fault(404, "NoSuchBucket"),
+    "a full disk": Fault(507, "InsufficientStorage"),
+    "a full disk, as others say it": Fault(500, "InternalError"),
+    "a quota": Fault(403, "QuotaExceeded"),
+    "too many requests": Fault(503, "SlowDown"),
+    "a method that is not there": Fault(501, "NotImplemented"),
+}
+
+
+async def read_whole(store: AdminObjectStore) -> None:
+    """Read an object chunk by chunk."""
+    async for _ in store.stream(KEY):
+        pass
+
+
+async def list_all(store: ObjectStore) -> None:
+    """List objects."""
+    async for _ in store.list("summaries/"):
+        pass
+
+
+async def list_uploads(store: AdminObjectStore) -> None:
+    """List unfinished uploads."""
+    async for _ in store.unfinished_uploads("raw/"):
+        pass
+
+
+async def upload_small(store: ObjectStore) -> None:
+    """Upload an object of one part."""
+    upload = store.upload(KEY)
+    await upload.write(b"1")
+    await upload.complete()
+
+
+async def upload_large(store: ObjectStore) -> None:
+    """Upload an object of two parts."""
+    upload = store.upload(KEY)
+    try:
+        await upload.write(bytes(UPLOAD_PART_BYTES))
+        await upload.write(b"1")
+        await upload.complete()
+    finally:
+        await upload.abort()
+
+
+CALLS: dict[str, Callable[[S3Store], Awaitable[object]]] = {
+    "get": lambda store: store.get(KEY),
+    "get the head": lambda store: store.get(KEY, first_bytes=10),
+    "create": lambda store: store.compare_and_swap(KEY, b"1", etag=None),
+    "swap": lambda store: store.compare_and_swap(KEY, b"1", etag=ETAG),
+    "put": lambda store: store.put(KEY, b"1"),
+    "list": list_all,
+    "stream": read_whole,
+    "delete": lambda store: store.delete(KEY),
+    "upload of one part": upload_small,
+    "upload of two parts": upload_large,
+    "list uploads": list_uploads,
+    "check": lambda store: store.check(),
+    "now": lambda store: store.now(),
+}
+
+
+@contextlib.asynccontextmanager
+async def answering(answer: Callable[[str], bytes]) -> AsyncIterator[S3Store]:
+    """Run a store that gives one answer to every request of a method, and close the connection."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            length = [line.split(":")[1] for line in head.splitlines() if line.lower().startswith("content-length:")]
+            if "100-continue" in head.lower():
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await reader.readexactly(int(length[0]) if length else 0)
+            writer.write(answer(head.split(" ")[0]))
+            await writer.drain()
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 20)
+    port = server.sockets[0].getsockname()[1]
+    settings = load_settings({"TRIPFOLD_S3_ENDPOINT_URL": f"http://127.0.0.1:{port}", "TRIPFOLD_S3_BUCKET": "bucket"})
+    async with server, S3Store(settings) as store:
+        yield store
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=list(FAULTS))
+async def test_a_fault_of_the_store_is_told_as_one(fault: Fault) -> None:
+    """Each method raises StoreUnavailable, with the store's own word for it where there is one."""
+    body = f"<Error><Code>{fault.code}</Code><Message>no</Message></Error>".encode()
+
+    def answer(method: str) -> bytes:
+        head = f"HTTP/1.1 {fault.status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+        return head if method == "HEAD" else head + body
+
+    async with answering(answer) as store:
+        results = await asyncio.gather(*(call(store) for call in CALLS.values()), return_exceptions=True)
+    for name, result in zip(CALLS, results, strict=True):
+        assert isinstance(result, StoreUnavailable), f"{name}: {result!r}"
+        assert name in {"check", "now"} or fault.code in str(result), f"{name}: {result}"
+
+
+async def test_an_answer_that_breaks_off_is_a_fault() -> None:
+    """A body shorter than it was said to be is not taken for an object, in no method that reads one."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: " + ETAG.encode() + b"\r\nConnection: close\r\n\r\n"
+    async with answering(lambda _: head + b'{"schema_version":1') as store:
+        for name in ("get", "get the head", "stream", "list"):
+            with pytest.raises(StoreUnavailable):
+                await CALLS[name](store)
+
+
+async def test_an_answer_that_is_none_is_a_fault() -> None:
+    """A connection that is closed without an answer is a fault, also when a race might have been lost over it."""
+    async with answering(lambda _: b"") as store:
+        results = await asyncio.gather(*(call(store) for call in CALLS.values()), return_exceptions=True)
+        unfinished = UnfinishedUpload(key=KEY, upload_id="x", begun_at=utc_now())
+        with pytest.raises(StoreUnavailable):
+            await store.abort_upload(unfinished)
+    assert {
+        name for name, result in zip(CALLS, results, strict=True) if not isinstance(result, StoreUnavailable)
+    } == set()
+
+
+ENTRY = (
+    f"<Contents><Key>{KEY}</Key><LastModified>2024-05-02T10:00:00.000Z</LastModified>"
+    f"<ETag>&quot;1&quot;</ETag><Size>1</Size></Contents>"
+)
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        f"<KeyCount>1</KeyCount><IsTruncated>true</IsTruncated>{ENTRY}",
+        f"<KeyCount>2</KeyCount><IsTruncated>false</IsTruncated>{ENTRY}",
+    ],
+    ids=["more to come, and not where", "fewer entries than counted"],
+)
+async def test_a_listing_that_is_not_whole_is_a_fault(listing: str) -> None:
+    """A page without all that it tells of is never taken for all that there is."""
+    body = f"<ListBucketResult><Name>bucket</Name>{listing}</ListBucketResult>".encode()
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    async with answering(lambda _: head + body) as store:
+        with pytest.raises(StoreUnavailable):
+            await list_all(store)
+
+
+@pytest.mark.parametrize("field", ["", "ETag: \r\n"], ids=["no ETag", "an empty ETag"])
+async def test_an_answer_without_an_etag_is_a_fault(field: str) -> None:
+    """What could not be swapped again by its ETag is neither read nor written: the write may have happened."""
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n{field}Connection: close\r\n\r\n1".encode()
+    async with answering(lambda _: head) as store:
+        for name in ("get", "get the head", "create", "swap"):
+            with pytest.raises(StoreUnavailable):
+                await CALLS[name](store)

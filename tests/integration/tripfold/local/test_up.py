@@ -1,0 +1,172 @@
+"""``tripfold up`` as its user runs it: started, asked, stopped with Ctrl-C, started again on the same data."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.integration.authority import Authority
+from tests.integration.running import ENDED, eventually
+from tests.integration.test_pipeline import figures_of, make_trips
+from tripfold.local.ports import free_port
+from tripfold.local.recompute import CountryDay, recompute
+
+DATE = "2024-05-01"
+STOP_DEADLINE_S = 10.0
+
+
+@contextlib.asynccontextmanager
+async def up(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run ``tripfold up``; kill it at the end should it still run."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tripfold",
+        "up",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def processes_of(data_dir: Path) -> list[str]:
+    """List the processes whose environment or arguments name a data directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes()
+            if str(data_dir).encode() in command + (entry / "environ").read_bytes() and entry.name != str(os.getpid()):
+                found.append(command.replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+async def test_up_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """What was processed before Ctrl-C is served after a new start, and nothing runs in between."""
+    trips = make_trips(1, 500, DATE)
+    port = free_port("the API of a test")
+    arguments = ("--data-dir", str(tmp_path / "data"), "--port", str(port))
+    with Authority() as authority:
+        authority.add_city(0, "A", "Peru")
+        authority.put(0, DATE, trips)
+        async with up("--upstream", authority.url, *arguments) as process:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+                await eventually(lambda: _ready(client), "the stack to be ready")
+                place = (await client.post("/process-request", params={"date": DATE})).headers["location"]
+                request = await eventually(lambda: _ended(client, place), "the request to end")
+            assert request["status"] == "completed"
+            process.send_signal(signal.SIGINT)
+            output = (await asyncio.wait_for(process.communicate(), STOP_DEADLINE_S))[0].decode()
+            assert process.returncode == 0, output
+            assert "Traceback" not in output
+        assert processes_of(tmp_path) == []
+        async with (
+            up("--upstream", authority.url, *arguments),
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
+        ):
+            await eventually(lambda: _ready(client), "the stack to be ready again")
+            answer = await client.get("/country-stats", params={"from": DATE, "to": DATE})
+            assert answer.json() == {"peru": {DATE: figures_of(trips)}}
+            assert (await client.get(place)).json()["status"] == "completed"
+
+
+async def test_up_brings_back_what_the_broker_lost(tmp_path: Path) -> None:
+    """After kill -9 and the loss of all records, up fills the topics, resumes an unfinished request and says so."""
+    later = "2024-05-02"
+    port = free_port("the API of a test")
+    arguments = ("--data-dir", str(tmp_path / "data"), "--port", str(port))
+    with Authority() as authority:
+        authority.add_city(0, "A", "Peru")
+        for date in (DATE, later):
+            authority.put(0, date, make_trips(1, 500, date))
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            async with up("--upstream", authority.url, *arguments) as process:
+                await eventually(lambda: _ready(client), "the stack to be ready")
+                place = (await client.post("/process-request", params={"date": DATE})).headers["location"]
+                await eventually(lambda: _ended(client, place), "the request to end")
+                authority.pace_s = 600
+                place = (await client.post("/process-request", params={"date": later})).headers["location"]
+                process.kill()
+                await process.wait()
+            await eventually(partial(_nothing_runs, tmp_path), "the children to end")
+            (tmp_path / "data" / "kafka" / "kafka.json").unlink(missing_ok=True)
+            authority.pace_s = 0
+            async with up("--upstream", authority.url, *arguments) as process:
+                await eventually(lambda: _ready(client), "the stack to be ready again")
+                assert (await eventually(lambda: _ended(client, place), "the request to end"))["status"] == "completed"
+                variables = (tmp_path / "data" / "environment").read_text().replace("export ", "").split()
+                verify = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "tripfold", "verify", "--topics"),
+                    env={**os.environ, **dict(one.split("=", 1) for one in variables)},
+                )
+                assert await verify.wait() == 0
+                process.send_signal(signal.SIGINT)
+                output = (await asyncio.wait_for(process.communicate(), STOP_DEADLINE_S))[0].decode()
+    assert "the last stop was not clean" in output
+    assert "3 events of 1 dates were published again from the bucket, and 1 unfinished requests resumed" in output
+
+
+async def _nothing_runs(data_dir: Path) -> bool | None:
+    return processes_of(data_dir) == [] or None
+
+
+async def _ready(client: httpx.AsyncClient) -> bool | None:
+    with contextlib.suppress(httpx.TransportError):
+        return (await client.get("/health/ready")).is_success or None
+    return None
+
+
+async def _ended(client: httpx.AsyncClient, place: str) -> dict[str, Any] | None:
+    request: dict[str, Any] = (await client.get(place)).json()
+    return request if request["status"] in ENDED else None
+
+
+async def test_a_taken_port_is_one_clear_sentence(tmp_path: Path) -> None:
+    """A port that another program uses is named, without a traceback, and nothing is left running."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with up("--data-dir", str(tmp_path / "data"), "--port", str(port)) as process:
+            output = (await process.communicate())[0].decode()
+    assert process.returncode == 1
+    assert f"Port {port}, wanted for the API, is used by another program" in output
+    assert "Traceback" not in output
+    assert processes_of(tmp_path) == []
+
+
+def test_the_recomputation_is_right() -> None:
+    """The demo's independent recomputation gives the figures that can be worked out by hand."""
+    trips: list[dict[str, Any]] = [
+        {"departure-time": f"{DATE}T00:00:00", "bus-type": "B", "passengers": 3, "delay": "PT1M30S", "accident": False},
+        {"departure-time": f"{DATE}T00:00:00", "bus-type": "B", "passengers": 4, "delay": "-PT0.5S", "accident": True},
+    ]
+    with Authority() as authority:
+        authority.add_city(0, "A", "Peru")
+        authority.files["0", DATE] = json.dumps(trips, separators=(",", ":")).encode()
+        found = recompute(authority.url, [dt.date(2024, 5, 1)])
+    assert found == {
+        ("Peru", DATE): CountryDay(
+            buses=2,
+            passengers=7,
+            accidents=1,
+            delay_total_ms=89_500,
+            average_delay_ms=44_750,
+            exist_accident=True,
+        )
+    }

@@ -1,0 +1,199 @@
+"""The operator's commands as an operator runs them, against a stack whose services go on meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from typing import Any
+
+import msgspec
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from shared.domain import keys, objects
+from shared.domain.contribution import NOTHING
+from shared.domain.ids import CityId, CountrySlug
+from shared.domain.objects import Manifest, Summary
+from shared.domain.topics import Topic
+from shared.runtime.settings import Settings
+from shared.storage.generation_pointer import read_current
+from shared.storage.object_store import ObjectMissing
+from shared.storage.s3 import S3Store
+from tests.fakes.operated_bucket import DAY
+from tests.integration.authority import Authority
+from tests.integration.commands import told, tripfold
+from tests.integration.conftest import isolated_settings
+from tests.integration.running import Running, eventually, running
+from tripfold.local.embedded import EmbeddedServices
+
+OTHER = "2024-05-02"
+TROUBLESOME = "[/bold] \x9b31m \u202e"
+"""What a name may hold that would end the markup of a table, colour a terminal, or turn its lines round."""
+TRIPS = [
+    {
+        "departure-time": f"{DAY}T10:{minute:02}:00",
+        "bus-type": "BUS-1",
+        "passengers": minute,
+        "delay": "PT61S",
+        "accident": minute == 7,
+    }
+    for minute in range(50)
+]
+
+
+async def summary_of(services: Running, country: str) -> tuple[str, Summary]:
+    """Return the key and the content of a live summary of the day."""
+    key = keys.summary((await read_current(services.store)).live, DAY, CountrySlug(country))
+    found = await services.store.get(key)
+    assert found is not None
+    return key, objects.decode(Summary, found.body, key)
+
+
+async def damage(services: Running, country: str) -> None:
+    """Write a live summary with totals that are not its ledger's."""
+    key, summary = await summary_of(services, country)
+    await services.store.put(key, objects.encode(msgspec.structs.replace(summary, totals=NOTHING)))
+
+
+async def damage_entry(services: Running, country: str) -> None:
+    """Write a live summary whose cities have other contributions than their manifests."""
+    key, summary = await summary_of(services, country)
+    ledger = {city: msgspec.structs.replace(entry, contribution=NOTHING) for city, entry in summary.ledger.items()}
+    await services.store.put(key, objects.encode(msgspec.structs.replace(summary, ledger=ledger)))
+
+
+async def test_an_operators_day(embedded: EmbeddedServices, tmp_path: Any) -> None:
+    """Verify, repair, rebuild from both sides, drop, clean up and examine, on a stack of running services."""
+    with Authority() as authority:
+        for city, country in ((1, "Armenia"), (2, "Armenia"), (3, "Brasil")):
+            authority.add_city(city, f"City {city} {TROUBLESOME}", country)
+            authority.put(city, str(DAY), TRIPS[: city * 10])
+            authority.put(city, OTHER, TRIPS[:5])
+        settings = isolated_settings(embedded, UPSTREAM_URL=authority.url)
+        async with running(settings, tmp_path) as services:
+            assert (await services.process(str(DAY)))["status"] == "completed"
+            right = await services.stats(str(DAY))
+            await _verify_and_repair(services, right)
+            await _rebuild(services, authority, right)
+            await _clean_up(services)
+            code, found = await told(services.settings, "doctor")
+            assert (code, [one for one in found if not one["ok"]]) == (0, [])
+
+
+async def _verify_and_repair(services: Running, right: dict[str, Any]) -> None:
+    code, verified = await told(services.settings, "verify", "--deep")
+    assert (code, verified) == (0, {"dates": 1, "country_days": 2, "differences_total": 0, "differences": []})
+    await damage(services, "armenia")
+    code, verified = await told(services.settings, "verify", "--from", str(DAY), "--to", str(DAY))
+    assert code == 1
+    assert [(one["country"], one["what"]) for one in verified["differences"]] == [("armenia", "totals")]
+    assert await services.stats(str(DAY)) != right
+    code, repaired = await told(services.settings, "repair")
+    assert (code, [one["country"] for one in repaired["country_days"]]) == (0, ["armenia"])
+    assert await services.stats(str(DAY)) == right
+    await damage_entry(services, "brasil")
+    for command, code_expected, expected in (
+        ("verify", 1, "1 found wrong in 2 country-days"),
+        ("repair", 0, "1 summaries made again, 0 refused"),
+    ):
+        code, out, err = await tripfold(services.settings, command)
+        assert (code, expected in out) == (code_expected, True), out + err
+        assert [shown in out for shown in ("[/bold]", "\\x9b31m", "\\u202e")] == [True] * 3
+    assert await services.stats(str(DAY)) == right
+
+
+async def _rebuild(services: Running, authority: Authority, right: dict[str, Any]) -> None:
+    await damage(services, "armenia")
+    code, rebuilt = await told(services.settings, "rebuild", "--from", "kafka", "--dry-run")
+    assert (code, rebuilt["flipped"], [one["country"] for one in rebuilt["changes"]]) == (0, False, ["armenia"])
+    code, out, err = await tripfold(services.settings, "rebuild", "--from", "s3", "--dry-run")
+    assert (code, "Traceback" in err) == (0, False), err
+    told_of = ("live", "built", "equal ledgers, but totals", "1 of them other than in generation 1", "a dry run")
+    assert [told for told in told_of if told not in out] == []
+    assert await services.stats(str(DAY)) != right
+    code, rebuilt = await told(services.settings, "rebuild", "--from", "kafka")
+    assert (code, rebuilt["flipped"], rebuilt["generation"]) == (0, True, 4)
+    assert await services.stats(str(DAY)) == right
+    code, rebuilt = await told(services.settings, "rebuild", "--from", "s3")
+    assert (code, rebuilt["flipped"], rebuilt["changes"]) == (0, True, [])
+    assert await services.stats(str(DAY)) == right
+    authority.put(1, str(DAY), TRIPS)
+    assert (await services.process(str(DAY)))["status"] == "completed"
+    assert (await services.process(OTHER))["status"] == "completed"
+    assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
+    code, activated = await told(services.settings, "generations", "activate", "1")
+    assert (code, activated["flipped"], activated["generation"]) == (0, True, 6)
+    assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
+    code, out, _ = await tripfold(services.settings, "generations", "list")
+    assert (code, [word in out for word in ("live", "old")]) == (0, [True, True])
+    code, out, err = await tripfold(services.settings, "generations", "drop", "1", "--grace-s", "0")
+    assert (code, "2 summaries" in out) == (0, True), err
+    code, verified = await told(services.settings, "verify", "--deep")
+    assert (code, verified["country_days"]) == (0, 4)
+
+
+async def _clean_up(services: Running) -> None:
+    city = CityId("1")
+    orphan, unfinished = keys.raw(DAY, city, "orphan"), keys.raw(DAY, city, "unfinished")
+    await services.store.put(orphan, b"[]")
+    upload = services.store.upload(unfinished)
+    for _ in range(3):
+        await upload.write(bytes(5 * 1024 * 1024))
+    code, _, err = await tripfold(services.settings, "gc", "--older-than", "30m")
+    assert (code, "not longer than the deadline" in err) == (1, True)
+    quick = services.settings.model_copy(update={"ingest_deadline_s": 1.0})
+
+    async def both_gone() -> bool | None:
+        code, _ = await told(quick, "gc", "--older-than", "2s")
+        assert code == 0
+        left = [one async for one in services.store.unfinished_uploads(keys.RAW)]
+        return True if not left and await services.store.get(orphan) is None else None
+
+    await eventually(both_gone, "the orphan and the unfinished upload to go")
+    await upload.abort()
+    found = await services.store.get(keys.manifest(DAY, city))
+    assert found is not None
+    manifest = objects.decode(Manifest, found.body, "a manifest")
+    for key in (manifest.raw_key, *(past.raw_key for past in manifest.history)):
+        assert await services.store.get(key) is not None
+
+
+async def test_a_topic_that_is_set_otherwise_is_named_with_its_remedy(settings: Settings) -> None:
+    """A topic that was made by hand is left as it is by apply; apply and check say how to set it, and exit 1."""
+    name = f"{settings.topic_prefix}{Topic.CITY_STATS.value}"
+    client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+    by_hand = NewTopic(name, num_partitions=1, replication_factor=1, config={"cleanup.policy": "delete"})
+    await asyncio.to_thread(client.create_topics([by_hand])[name].result)
+    code, out, err = await tripfold(settings, "topics", "check")
+    assert (code, "'tripfold topics apply' makes what is missing" in out) == (1, True), out + err
+    remedy = f"--entity-name {name} --add-config cleanup.policy=compact,retention.ms=-1,"
+    for command in ("apply", "check"):
+        code, out, err = await tripfold(settings, "topics", command)
+        assert (code, remedy in out, "'tripfold topics apply'" in out) == (1, True, False), out + err
+
+
+async def test_a_bucket_that_is_missing_is_not_made_by_being_examined(settings: Settings) -> None:
+    """The doctor names a missing bucket, and leaves nothing behind that would look like one."""
+    for _ in range(2):
+        code, found = await told(settings, "doctor")
+        by_name = {one["what"]: one for one in found}
+        assert (code, by_name["S3"]["ok"], by_name["lineage"]["ok"]) == (1, False, False)
+        assert by_name["compare-and-swap"]["found"] == "not examined without S3"
+
+
+async def test_a_bucket_is_streamed_and_told_the_time(embedded: EmbeddedServices) -> None:
+    """A large object comes whole in chunks, a missing one is told as such, and the store tells a time close to ours."""
+    async with S3Store(isolated_settings(embedded)) as store:
+        await store.create_bucket()
+        body = bytes(range(256)) * 20_000
+        await store.put("raw/large.json", body)
+        chunks = [chunk async for chunk in store.stream("raw/large.json")]
+        assert len(chunks) > 1
+        assert hashlib.sha256(b"".join(chunks)).digest() == hashlib.sha256(body).digest()
+        with pytest.raises(ObjectMissing):
+            [chunk async for chunk in store.stream("raw/missing.json")]
+        assert abs((await store.now()).timestamp() - time.time()) < 60
+        await store.delete("raw/large.json")
+        await store.delete("raw/large.json")
+        assert [one async for one in store.list("raw/")] == []

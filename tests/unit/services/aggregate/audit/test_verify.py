@@ -1,0 +1,567 @@
+"""Verify and repair: what they name, what they leave alone, and what is in flight."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from fractions import Fraction
+
+import msgspec
+import pytest
+
+from services.aggregate.audit.compare import Difference
+from services.aggregate.audit.recount import Counter, NotCountable
+from services.aggregate.audit.repair import Repaired, repair_dates
+from services.aggregate.audit.verify import look_at, verify_dates
+from services.aggregate.bucket_reader import Dates, read_events
+from services.aggregate.replay.rebuild import Rebuild, Unrebuildable
+from shared.domain import keys, objects
+from shared.domain.contribution import NOTHING, Contribution
+from shared.domain.ids import CityId
+from shared.domain.objects import GenerationPointer, LedgerEntry, RequestRecord
+from shared.storage.object_store import ObjectInfo, StoredObject
+from tests.fakes.operated_bucket import ALL, DAY, NOON, REQUEST, OperatedBucket, trips
+
+
+async def no_wait(_look: int) -> None:
+    return
+
+
+async def verified(bucket: OperatedBucket, *, deep: bool = False) -> list[Difference]:
+    return [
+        difference
+        async for date in verify_dates(bucket.store, ALL, deep=deep, wait=no_wait)
+        for difference in date.differences
+    ]
+
+
+async def repaired(bucket: OperatedBucket, *, drop_lost: bool = False) -> list[Repaired]:
+    return [
+        one
+        async for date in repair_dates(bucket.store, bucket.publisher, ALL, wait=no_wait, drop_lost=drop_lost)
+        for one in date.country_days
+    ]
+
+
+@pytest.fixture
+async def bucket() -> OperatedBucket:
+    """Two countries of a date, folded; city 2 has moved from Armenia to Brasil."""
+    bucket = OperatedBucket()
+    await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3]}))
+    for city, country in ((1, "armenia"), (2, "armenia"), (3, "brasil")):
+        await bucket.fold(bucket.store_file(city, city + 10, trips(city), country))
+    await bucket.fold(bucket.plan(2, {"armenia": [1], "brasil": [2, 3]}))
+    await bucket.fold(bucket.store_file(2, 20, trips(2), "brasil"))
+    return bucket
+
+
+async def test_a_bucket_at_rest_has_no_difference(bucket: OperatedBucket) -> None:
+    """What the services leave behind is as the manifests say, and its raw objects hold what the manifests say."""
+    assert await verified(bucket, deep=True) == []
+
+
+async def test_a_range_leaves_the_other_dates_alone(bucket: OperatedBucket) -> None:
+    """Of a range, each date of it is looked at, and no other."""
+    await bucket.damage(totals=NOTHING)
+    before, after = DAY - dt.timedelta(days=1), DAY + dt.timedelta(days=1)
+    for first, last, count in ((before, after, 3), (after, None, 0), (None, DAY, 1), (after, after, 1)):
+        dates = [date async for date in verify_dates(bucket.store, Dates(first, last), deep=False, wait=no_wait)]
+        assert len(dates) == count
+        told = [difference.country for date in dates for difference in date.differences]
+        assert told == ["armenia"] * (first != after)
+
+
+async def test_a_wrong_contribution_is_named_by_its_city(bucket: OperatedBucket) -> None:
+    """A ledger entry that is not its manifest's is named with country-day and city, and both values."""
+    summary = await bucket.summary()
+    entry = msgspec.structs.replace(summary.ledger[CityId("1")], contribution=NOTHING)
+    await bucket.damage(ledger={**summary.ledger, CityId("1"): entry})
+    [one] = await verified(bucket)
+    assert (one.date, one.country, one.city_id, one.what) == (DAY, "armenia", "1", "ledger entry")
+    assert '"passengers":0' in one.found
+    assert '"passengers":10' in one.expected
+
+
+async def test_wrong_totals_are_named_by_their_field(bucket: OperatedBucket) -> None:
+    """Totals that are not those of the ledger are a difference of the country-day."""
+    await bucket.damage(totals=NOTHING)
+    assert [(one.country, one.what) for one in await verified(bucket)] == [("armenia", "totals")]
+
+
+async def test_a_lost_summary_and_a_stray_one_are_told(bucket: OperatedBucket) -> None:
+    """A country-day without its summary is a difference, and so is a summary that nothing stands for."""
+    body = bucket.store.objects.pop(await bucket.summary_key("armenia")).body
+    stray = body.replace(b'"country":"armenia"', b'"country":"chad"')
+    bucket.store.write(await bucket.summary_key("chad"), stray)
+    assert [(one.country, one.what, one.found) for one in await verified(bucket)] == [
+        ("armenia", "summary", "nothing"),
+        ("chad", "summary", "version 33"),
+    ]
+
+
+@pytest.mark.parametrize(("running", "in_flight"), [(True, True), (False, False)])
+async def test_a_deleted_summary_is_not_on_its_way(bucket: OperatedBucket, *, running: bool, in_flight: bool) -> None:
+    """A missing summary is in flight only while the request that planned its date has not ended."""
+    del bucket.store.objects[await bucket.summary_key("armenia")]
+    record = RequestRecord(request_id=REQUEST, date=DAY, requested_at=NOON, updated_at=NOON, planned=not running)
+    bucket.store.write(keys.request(REQUEST), objects.encode(record))
+    (difference,) = await verified(bucket)
+    assert difference.in_flight is in_flight
+
+
+async def test_an_unreadable_object_is_a_difference(bucket: OperatedBucket) -> None:
+    """A summary or a manifest that does not decode is named, and stops nothing."""
+    bucket.store.write(await bucket.summary_key("brasil"), b"{")
+    bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
+    told = await verified(bucket)
+    assert [one.what for one in told if not one.country] == ["manifests/date=2024-05-01/city=1.json"]
+    assert ("brasil", "summary") in [(one.country, one.what) for one in told]
+
+
+async def test_a_manifest_ahead_is_looked_at_again(bucket: OperatedBucket) -> None:
+    """A revision that is folded while verify waits is no difference; one that never is, is one."""
+    published = bucket.store_file(1, 30, trips(4))
+    looks = []
+
+    async def fold_at_second_look(look: int) -> None:
+        looks.append(look)
+        if look == 2:
+            await bucket.fold(published)
+
+    dates = [date async for date in verify_dates(bucket.store, ALL, deep=False, wait=fold_at_second_look)]
+    assert (dates[0].differences, looks) == ([], [1, 2])
+    bucket.store_file(1, 31, trips(5))
+    [one] = await verified(bucket)
+    assert (one.city_id, one.found, one.expected, one.in_flight) == ("1", "30", "31", True)
+
+
+async def test_a_plan_ahead_is_looked_at_again(bucket: OperatedBucket) -> None:
+    """A plan that is folded while verify waits is no difference; one older than the summary's counts at once."""
+    published = bucket.plan(3, {"armenia": [1], "brasil": [2, 3, 4]})
+
+    async def fold_at_once(_look: int) -> None:
+        await bucket.fold(published)
+
+    dates = [date async for date in verify_dates(bucket.store, ALL, deep=False, wait=fold_at_once)]
+    assert dates[0].differences == []
+    bucket.plan(2, {"armenia": [1], "brasil": [2, 3]})
+    assert {(one.country, one.what, one.in_flight) for one in await verified(bucket)} == {
+        ("armenia", "plan", False),
+        ("brasil", "plan", False),
+    }
+
+
+async def test_a_ledger_ahead_of_its_manifest_counts_at_once(bucket: OperatedBucket) -> None:
+    """A manifest that went back, as from a restored backup, is not in flight."""
+    manifest = bucket.manifest(1)
+    assert manifest is not None
+    older = msgspec.structs.replace(manifest, revision=5)
+    bucket.store.write(keys.manifest(DAY, CityId("1")), objects.encode(older))
+    [one] = await verified(bucket)
+    assert (one.found, one.expected, one.in_flight) == ("11", "5", False)
+
+
+async def test_deep_reads_the_raw_bytes(bucket: OperatedBucket) -> None:
+    """With --deep a raw object that is not what its manifest says is named by its city: wrong, lost or no trip file."""
+    for city, body in ((1, b"[]"), (2, None), (3, b"[{}]")):
+        manifest = bucket.manifest(city)
+        assert manifest is not None
+        if body is None:
+            del bucket.store.objects[manifest.raw_key]
+        else:
+            bucket.store.write(manifest.raw_key, body)
+    assert await verified(bucket) == []
+    told = [(one.city_id, one.what, one.found) for one in await verified(bucket, deep=True)]
+    assert ("1", "raw object: trips", "0") in told
+    assert ("2", "raw object", "nothing") in told
+    assert ("3", "raw object", "record 1: KeyError 'departure-time'") in told
+
+
+async def test_deep_counts_what_has_expired(bucket: OperatedBucket) -> None:
+    """A raw object that is missing and older than raw objects are kept is counted, and no difference."""
+    lost = bucket.manifest(1)
+    assert lost is not None
+    del bucket.store.objects[lost.raw_key]
+    for before, differences, expired in ((lost.ingested_at, 1, 0), (lost.ingested_at + dt.timedelta(seconds=1), 0, 1)):
+        dates = verify_dates(bucket.store, ALL, deep=True, wait=no_wait, raw_expired_before=before)
+        told = [(len(date.differences), date.raw_expired) async for date in dates if date.date == DAY]
+        assert told == [(differences, expired)]
+
+
+async def test_deep_reads_a_file_as_it_was_folded(bucket: OperatedBucket) -> None:
+    """The manifest says in which form the records are, how many were left out, and whether other dates were."""
+    for form, body in (
+        ("lines", b"%b\n%b\n%b\n"),
+        ("/data/trips", b'{"x": [{}], "data": {"y": "[", "trips": [%b, %b, %b], "z": 1}}'),
+    ):
+        records = [record(), record(departure="2024-05-02T00:00"), record(passengers=-1)]
+        file = body % tuple(json.dumps(one).encode() for one in records)
+        before = bucket.manifest(1)
+        assert before is not None
+        bucket.store.write(before.raw_key, file)
+        manifest = msgspec.structs.replace(
+            before,
+            records_form=form,
+            other_dates_are_bad=True,
+            bad_records=2,
+            contribution=Contribution(trips=1, passengers=3, accidents=1, delay_total_ms=1_000),
+            sha256=hashlib.sha256(file).hexdigest(),
+            size_bytes=len(file),
+        )
+        for stored, differs in (
+            (manifest, set()),
+            (msgspec.structs.replace(manifest, bad_records=1), {"raw object: bad_records"}),
+            (msgspec.structs.replace(manifest, records_form="array"), {"raw object"}),
+        ):
+            bucket.store.write(keys.manifest(DAY, CityId("1")), objects.encode(stored))
+            told = {one.what for one in await verified(bucket, deep=True) if one.what.startswith("raw object")}
+            assert told == differs
+
+
+async def test_repair_makes_wrong_summaries_again_and_no_others(bucket: OperatedBucket) -> None:
+    """A repaired summary is byte for byte the one before the damage, and is published; the others are not written."""
+    right = {key: bucket.store.objects[key].body for key in bucket.store.objects}
+    untouched = bucket.store.objects[await bucket.summary_key("brasil")]
+    summary = await bucket.summary()
+    ledger = {**summary.ledger, CityId("1"): LedgerEntry(revision=99)}  # higher: publishing again could not mend it
+    await bucket.damage(ledger=ledger, version=500)
+    told = bucket.published_versions()
+    [one] = await repaired(bucket)
+    assert (one.country, one.version_before, one.version_after) == ("armenia", 500, summary.version)
+    assert {key: bucket.store.objects[key].body for key in bucket.store.objects} == right
+    assert bucket.published_versions() == [*told, summary.version]
+    assert bucket.store.objects[await bucket.summary_key("brasil")] is untouched
+    assert await repaired(bucket) == []
+
+
+async def test_repair_drops_no_city_whose_manifest_is_lost_unless_told_to(bucket: OperatedBucket) -> None:
+    """A city that the ledger alone knows is named and kept; with drop_lost the summary is made without it."""
+    del bucket.store.objects[keys.manifest(DAY, CityId("3"))]
+    before = await bucket.summary("brasil")
+    [one] = await repaired(bucket)
+    assert (one.country, one.version_after) == ("brasil", None)
+    assert "no manifest says anything of city 3" in (one.refused or "")
+    assert await bucket.summary("brasil") == before
+    [one] = await repaired(bucket, drop_lost=True)
+    assert (one.refused, list((await bucket.summary("brasil")).ledger)) == (None, ["2"])
+    assert await verified(bucket) == []
+
+
+async def test_repair_drops_no_plan_that_is_lost_unless_told_to(bucket: OperatedBucket) -> None:
+    """A date whose plan is lost keeps what its summaries know of it; with drop_lost they are made without it."""
+    del bucket.store.objects[keys.plan(DAY)]
+    before = await bucket.summary()
+    assert ["the plan of the date is lost" in (one.refused or "") for one in await repaired(bucket)] == [True, True]
+    assert await bucket.summary() == before
+    assert [one.refused for one in await repaired(bucket, drop_lost=True)] == [None, None]
+    assert not (await bucket.summary()).complete
+
+
+async def test_a_stray_summary_is_emptied_only_if_told_to(bucket: OperatedBucket) -> None:
+    """A summary that nothing stands for is refused; with drop_lost it is emptied, and verify has nothing to say."""
+    body = bucket.store.objects[await bucket.summary_key("armenia")].body
+    bucket.store.write(await bucket.summary_key("chad"), body.replace(b'"country":"armenia"', b'"country":"chad"'))
+    del bucket.store.objects[keys.manifest(DAY, CityId("1"))]
+    del bucket.store.objects[await bucket.summary_key("armenia")]
+    assert [one.country for one in await repaired(bucket) if one.refused] == ["chad"]
+    assert (await bucket.summary("chad")).has_data
+    assert [one.country for one in await repaired(bucket, drop_lost=True)] == ["chad"]
+    assert not (await bucket.summary("chad")).has_data
+    assert await verified(bucket) == []
+
+
+async def test_repair_drops_a_city_that_nothing_in_the_bucket_knows(bucket: OperatedBucket) -> None:
+    """A city without manifest, plan and raw object, or whose manifest has it elsewhere, was written in by hand."""
+    right = await bucket.summary()
+    for city in ("999", "3"):
+        await bucket.damage(ledger={**right.ledger, CityId(city): right.ledger[CityId("1")]})
+        [one] = await verified(bucket)
+        assert (one.country, one.city_id, one.what, one.expected) == ("armenia", city, "revision", "nothing")
+        [mended] = await repaired(bucket)
+        assert (mended.refused, await bucket.summary()) == (None, right)
+
+
+@pytest.mark.parametrize("known", ["raw object", "plan"])
+async def test_repair_keeps_a_city_that_the_bucket_knows_of(bucket: OperatedBucket, known: str) -> None:
+    """A raw object or the plan of the date is enough for a city to be taken for one whose manifest is lost."""
+    right = await bucket.summary()
+    await bucket.damage(ledger={**right.ledger, CityId("9"): right.ledger[CityId("1")]})
+    if known == "plan":
+        await bucket.fold(bucket.plan(3, {"armenia": [1, 9], "brasil": [2, 3]}))
+    else:
+        bucket.store.write(keys.raw(DAY, CityId("9"), "attempt"), b"[]")
+    [one] = await repaired(bucket)
+    assert "no manifest says anything of city 9" in (one.refused or "")
+    assert CityId("9") in (await bucket.summary()).ledger
+
+
+async def test_a_copy_of_another_summary_is_found_and_mended(bucket: OperatedBucket) -> None:
+    """A summary, readable in itself, that lies under the key of another country or date is not taken for that one's."""
+    right = bucket.store.objects[await bucket.summary_key()].body
+    other_date = right.replace(b'"date":"2024-05-01"', b'"date":"2024-05-02"')
+    for strayed in (bucket.store.objects[await bucket.summary_key("brasil")].body, other_date):
+        bucket.store.write(await bucket.summary_key(), strayed)
+        [one] = await verified(bucket)
+        assert (one.country, one.what) == ("armenia", "summary")
+        assert "holds what belongs to" in one.found
+        assert [one.refused for one in await repaired(bucket)] == [None]
+        assert bucket.store.objects[await bucket.summary_key()].body == right
+
+
+@pytest.mark.parametrize("how", [b"%b\n", b" %b"])
+async def test_a_summary_of_other_bytes_is_found_and_mended(bucket: OperatedBucket, how: bytes) -> None:
+    """A summary that says the right thing in other bytes is a difference: its first bytes are read alone."""
+    key = await bucket.summary_key()
+    right = bucket.store.objects[key].body
+    written = json.dumps(json.loads(right), indent=1).encode()
+    for body in (how % right, written):
+        bucket.store.write(key, body)
+        assert [(one.country, one.what) for one in await verified(bucket)] == [("armenia", "bytes")]
+        assert [one.refused for one in await repaired(bucket)] == [None]
+        assert bucket.store.objects[key].body == right
+
+
+async def test_a_summary_of_an_earlier_build_is_right_in_its_own_bytes(
+    bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier build wrote is read, and no difference, though this build would write it otherwise."""
+    monkeypatch.setattr(objects, "SCHEMA_VERSION", objects.SCHEMA_VERSION + 1)
+    assert await verified(bucket) == []
+
+
+async def test_a_strayed_manifest_is_a_difference(bucket: OperatedBucket) -> None:
+    """A manifest under the key of another city-day, or a plan under another date's, is named, and builds nothing."""
+    city = keys.manifest(DAY, CityId("1"))
+    other = keys.manifest(DAY, CityId("3"))
+    plan = keys.plan(DAY)
+    stored = dict(bucket.store.objects)
+    for key, body in (
+        (city, stored[other].body),
+        (city, stored[city].body.replace(b'"date":"2024-05-01"', b'"date":"2024-05-02"')),
+        (plan, stored[plan].body.replace(b'"date":"2024-05-01"', b'"date":"2024-05-02"')),
+    ):
+        bucket.store.objects = dict(stored)
+        bucket.store.write(key, body)
+        assert key in [one.what for one in await verified(bucket)]
+        assert all(key in (one.refused or "") for one in await repaired(bucket))
+        with pytest.raises(Unrebuildable, match="holds what belongs to"):
+            await Rebuild(bucket.store, bucket.publisher, token="token", report=lambda *_: None).run()
+
+
+async def test_repair_follows_no_damaged_manifest(bucket: OperatedBucket) -> None:
+    """Where the raw object is as the ledger says, and the manifest is not, the summary is left as it was."""
+    manifest = bucket.manifest(1)
+    assert manifest is not None
+    damaged = msgspec.structs.replace(manifest, contribution=NOTHING)
+    bucket.store.write(keys.manifest(DAY, CityId("1")), objects.encode(damaged))
+    right = await bucket.summary()
+    [one] = await repaired(bucket)
+    assert "'tripfold refold --from 2024-05-01 --to 2024-05-01 --city 1 --again'" in (one.refused or "")
+    assert await bucket.summary() == right
+
+
+async def test_repair_does_not_drop_a_city_whose_manifest_is_unreadable(bucket: OperatedBucket) -> None:
+    """While a manifest of the date cannot be read, its summaries stay as they are, and the reason is told."""
+    bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
+    before = await bucket.summary()
+    assert all("city=1.json" in (one.refused or "") for one in await repaired(bucket))
+    assert await bucket.summary() == before
+
+
+async def test_repair_replaces_no_summary_of_a_later_build(bucket: OperatedBucket) -> None:
+    """A summary that a later build wrote is named, and neither repair nor a rebuild of this build replaces it."""
+    key = await bucket.summary_key()
+    later = bucket.store.objects[key].body.replace(b'"schema_version":1', b'"schema_version":9')
+    later = later.replace(b'"totals":{', b'"totals":{"trips_by_hour":"of another type",')
+    later = later.replace(b'"has_data":true', b'"has_data":"re-typed"')
+    bucket.store.write(key, later)
+    [one] = await verified(bucket)
+    assert "has schema version 9; this build knows 1: upgrade it" in one.found
+    [refused] = await repaired(bucket, drop_lost=True)
+    assert refused.refused == one.found
+    job = Rebuild(bucket.store, bucket.publisher, token="token", report=lambda *_: None)
+    with pytest.raises(Unrebuildable, match="upgrade it"):
+        await job.run()
+    assert bucket.store.objects[key].body == later
+
+
+async def test_repair_yields_to_an_aggregate(bucket: OperatedBucket) -> None:
+    """A summary that an aggregate writes after it was found wrong is looked at again, and nothing folded is lost."""
+    await bucket.damage(totals=NOTHING)
+    published = bucket.store_file(1, 30, trips(4))
+    compare_and_swap = bucket.store.compare_and_swap
+    raced: list[str] = []
+
+    async def swap_second(key: str, body: bytes, *, etag: str | None) -> str:
+        if not raced:
+            raced.append(key)
+            await bucket.fold(published)
+        return await compare_and_swap(key, body, etag=etag)
+
+    bucket.store.compare_and_swap = swap_second  # type: ignore[method-assign]  # the aggregate comes first, once
+    await repaired(bucket)
+    assert raced, "the summary was written otherwise than by comparison"
+    assert (await bucket.summary()).ledger[CityId("1")].revision == 30
+    assert await verified(bucket) == []
+
+
+async def test_repair_looks_again_at_what_was_written_meanwhile(bucket: OperatedBucket) -> None:
+    """Who loses the race for a summary does not take the winner's for a right one."""
+    await bucket.damage(cities_reported=99)
+    compare_and_swap = bucket.store.compare_and_swap
+
+    async def damaged_again(key: str, body: bytes, *, etag: str | None) -> str:
+        bucket.store.compare_and_swap = compare_and_swap  # type: ignore[method-assign]  # once
+        await bucket.damage(cities_reported=98)
+        return await compare_and_swap(key, body, etag=etag)
+
+    bucket.store.compare_and_swap = damaged_again  # type: ignore[method-assign]  # whoever damages it comes first
+    await repaired(bucket)
+    assert await verified(bucket) == []
+
+
+async def test_what_is_folded_while_manifests_are_read_is_no_damage(bucket: OperatedBucket) -> None:
+    """Summaries are read first: none can be ahead of a manifest that was read before."""
+    get = bucket.store.get
+
+    async def replaced_after(key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+        found = await get(key, first_bytes=first_bytes)
+        if key == keys.manifest(DAY, CityId("1")):
+            bucket.store.get = get  # type: ignore[method-assign]  # once
+            await bucket.fold(bucket.store_file(1, 30, trips(4)))
+        return found
+
+    bucket.store.get = replaced_after  # type: ignore[method-assign]  # a worker and an aggregate come next
+    assert await verified(bucket) == []
+
+
+async def test_a_look_is_of_the_generation_that_is_live_after_it(bucket: OperatedBucket) -> None:
+    """Where the pointer moves while summaries are read, those of the generation before say nothing."""
+    listing = bucket.store.list
+
+    async def flipped_before(prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        bucket.store.list = listing  # type: ignore[method-assign]  # once
+        for key, stored in list(bucket.store.objects.items()):
+            if key.startswith(keys.summaries_of_generation(1)):
+                bucket.store.write(key.replace("generation=1", "generation=2"), stored.body)
+                del bucket.store.objects[key]
+        bucket.store.write(keys.CURRENT, objects.encode(GenerationPointer(live=2, highest=2)))
+        async for one in listing(prefix, after=after):
+            yield one
+
+    bucket.store.list = flipped_before  # type: ignore[method-assign]  # a rebuild and a drop come first
+    look = await look_at(bucket.store, DAY)
+    assert (look.generation, look.differences()) == (2, [])
+
+
+async def test_repair_drops_no_tombstone_that_a_manifest_does_not_name(bucket: OperatedBucket) -> None:
+    """A tombstone keeps older records of a city out: the summary is left as it is, and an operator told."""
+    right = await bucket.summary("brasil")
+    await bucket.damage("brasil", ledger={**right.ledger, CityId("1"): LedgerEntry(revision=15)})
+    [one] = await repaired(bucket)
+    assert "no manifest says anything of city 1" in (one.refused or "")
+    assert (await bucket.summary("brasil")).ledger[CityId("1")] == LedgerEntry(revision=15)
+
+
+async def test_repair_goes_on_in_the_generation_that_was_made_live_meanwhile(bucket: OperatedBucket) -> None:
+    """Where the pointer moves while a summary is made again, that of the live generation is looked at too."""
+    await bucket.damage(cities_reported=99)
+    for key, stored in list(bucket.store.objects.items()):
+        if key.startswith(keys.summaries_of_generation(1)):
+            bucket.store.write(key.replace("generation=1", "generation=2"), stored.body)
+    compare_and_swap = bucket.store.compare_and_swap
+
+    async def flipped(key: str, body: bytes, *, etag: str | None) -> str:
+        bucket.store.compare_and_swap = compare_and_swap  # type: ignore[method-assign]  # once
+        bucket.store.write(keys.CURRENT, objects.encode(GenerationPointer(live=2, highest=2)))
+        return await compare_and_swap(key, body, etag=etag)
+
+    bucket.store.compare_and_swap = flipped  # type: ignore[method-assign]  # a rebuild comes first
+    await repaired(bucket)
+    assert await verified(bucket) == []
+
+
+async def test_a_date_of_more_objects_than_are_read_at_once_is_read_whole(
+    bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many objects are read at once, each of a date is read, the last of a full batch too."""
+    for at_once in range(1, 5):
+        monkeypatch.setattr("services.aggregate.bucket_reader.KEYS_AT_ONCE_MAX", at_once)
+        assert len((await read_events(bucket.store, DAY)).statistics()) == 3
+
+
+def count(body: bytes, chunk_bytes: int = 5) -> tuple[int, int, int, int, int]:
+    counter = Counter(str(DAY))
+    for begin in range(0, len(body), chunk_bytes):
+        counter.feed(body[begin : begin + chunk_bytes])
+    read = counter.end()
+    return read.trips, read.passengers, read.accidents, read.delay_total_ms, read.trips_on_other_dates
+
+
+def record(delay: str = "PT1S", departure: str = "2024-05-01T01:00:00", **more: object) -> dict[str, object]:
+    return {
+        "departure-time": departure,
+        "bus-type": 'a "}], \\ 🚌',
+        "passengers": 3,
+        "delay": delay,
+        "accident": True,
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("written", "delay_ms"),
+    [
+        ("PT4080S", 4_080_000),
+        ("-PT1M30.5S", -90_500),
+        ("PT-4080S", -4_080_000),
+        ("-PT-1S", 1_000),
+        ("P1W", 604_800_000),
+        ("P1DT2H", 93_600_000),
+        ("PT0,0005S", 0),
+        ("PT0.0015S", 2),
+        ("PT-0.0025S", -2),
+    ],
+)
+def test_the_recount_reads_delays_by_itself(written: str, delay_ms: int) -> None:
+    """Weeks, signs, fractions and rounding half to even are read as the documents say."""
+    assert count(json.dumps([record(written)]).encode()) == (1, 3, 1, delay_ms, 0)
+    assert round(Fraction(delay_ms)) == delay_ms
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 7, 100, 100_000])
+def test_the_recount_is_the_same_however_a_file_is_cut(chunk_bytes: int) -> None:
+    """A file with a byte order mark, white space and nested values counts the same in any chunks."""
+    records = [record(stops=[{"name": "]}"}, [1]]), record(departure="2024-05-02T00:10"), record()]
+    body = b"\xef\xbb\xbf \n" + json.dumps(records, indent=1, ensure_ascii=False).encode() + b"\n "
+    assert count(body, chunk_bytes) == (3, 9, 3, 3_000, 1)
+
+
+@pytest.mark.parametrize("body", [b"", b"[", b"{}", b'[{"a"', b"[] x", b"[\xff]", b"[1", b"null", b"[],"])
+def test_what_is_no_trip_file_is_not_counted(body: bytes) -> None:
+    """A file that stops, or holds something else, is named as such, and never counted in part."""
+    with pytest.raises(NotCountable):
+        count(body)
+
+
+def test_what_is_no_trip_is_counted_apart() -> None:
+    """A value that is no trip, or a trip that breaks a rule, is left out of the sums and named."""
+    bad: list[object] = [
+        1,
+        {},
+        *(record(delay) for delay in ("P1Y", "P", "P1DT", "PT1.5H1M", "P367D")),
+        *(record(departure=departure) for departure in ("2024-02-30T01:00", "2024-05-01")),
+        record(passengers=True),
+        record() | {"bus-type": 5},
+    ]
+    counter = Counter(str(DAY))
+    counter.feed(json.dumps([record(), *bad, record()]).encode())
+    recount = counter.end()
+    assert (recount.trips, recount.bad_records, recount.first_bad[:8]) == (2, len(bad), "record 2")
+
+
+def test_an_empty_array_counts_nothing() -> None:
+    """A file may hold no trips."""
+    assert count(b" [ ] ") == (0, 0, 0, 0, 0)

@@ -1,0 +1,391 @@
+"""Rebuilding: what becomes live, what is refused, and what is left by one that dies."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import random
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+
+from services.aggregate.replay import generations
+from services.aggregate.replay.generations import GenerationInUse, GenerationState, NoSuchGeneration, RebuildUnderWay
+from services.aggregate.replay.rebuild import HELD_BYTES_MAX, Rebuild, Rebuilt, Unrebuildable
+from shared.domain import keys, objects
+from shared.domain.contribution import NOTHING
+from shared.domain.ids import CityId, CountrySlug
+from shared.domain.objects import GenerationPointer, LedgerEntry
+from shared.domain.topics import Topic
+from shared.kafka.producer import ConsumedRecord
+from shared.storage.generation_pointer import PointerLost, provision_pointer, read_current
+from shared.storage.object_store import AdminObjectStore, CasConflict, StoreUnavailable
+from tests.fakes.fakes import (
+    Break,
+    BreakableOperatedStore,
+    Crash,
+    Crossings,
+    Life,
+    MemoryLog,
+    MemoryPublisher,
+    MemoryReplay,
+)
+from tests.fakes.operated_bucket import DAY, OperatedBucket, trips
+
+NEXT_DAY = DAY + dt.timedelta(days=1)
+TOKEN = "token-1"
+
+
+def unseen(_step: str, _done: int, _total: int, _events: int) -> None:
+    return
+
+
+async def rebuild(
+    bucket: OperatedBucket,
+    *,
+    records: Sequence[ConsumedRecord] | None = None,
+    seed: int | None = None,
+    token: str = TOKEN,
+    take_over: bool = False,
+    dry_run: bool = False,
+    store: AdminObjectStore | None = None,
+    held_bytes_max: int = HELD_BYTES_MAX,
+) -> Rebuilt:
+    replay = None if records is None else MemoryReplay(lambda: records)
+    job = Rebuild(
+        store or bucket.store,
+        bucket.publisher,
+        token=token,
+        report=unseen,
+        replay=replay,
+        seed=seed,
+        held_bytes_max=held_bytes_max,
+    )
+    return await job.run(take_over=take_over, dry_run=dry_run)
+
+
+def bodies(bucket: OperatedBucket, generation: int) -> dict[str, bytes]:
+    """Return the bytes of a generation's summaries, by the rest of their keys."""
+    prefix = keys.summaries_of_generation(generation)
+    return {key.removeprefix(prefix): body for key, body in bucket.store.bodies(prefix).items()}
+
+
+@pytest.fixture
+async def bucket() -> OperatedBucket:
+    """Two dates, folded; on the first, city 1 was corrected and city 2 has moved."""
+    bucket = OperatedBucket()
+    await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3]}), bucket.plan(1, {"chad": [4]}, NEXT_DAY))
+    for city, country in ((1, "armenia"), (2, "armenia"), (3, "brasil")):
+        await bucket.fold(bucket.store_file(city, city + 10, trips(city), country))
+    await bucket.fold(bucket.plan(2, {"armenia": [1], "brasil": [2, 3]}))
+    await bucket.fold(bucket.store_file(2, 20, trips(2), "brasil"), bucket.store_file(1, 21, trips(6)))
+    await bucket.fold(bucket.store_file(4, 14, trips(3), "chad", NEXT_DAY))
+    return bucket
+
+
+async def test_from_s3_the_same_bytes_come_out(bucket: OperatedBucket) -> None:
+    """A rebuild from plans and manifests makes every summary byte for byte, under a number never used."""
+    rebuilt = await rebuild(bucket)
+    assert (rebuilt.generation, rebuilt.flipped, rebuilt.changes, rebuilt.country_days) == (2, True, [], 3)
+    assert bodies(bucket, 2) == bodies(bucket, 1)
+    assert await read_current(bucket.store) == GenerationPointer(live=2, highest=2)
+
+
+@pytest.mark.parametrize("held_bytes_max", [0, 2_000, HELD_BYTES_MAX])
+@pytest.mark.parametrize("seed", range(10))
+async def test_a_topic_replayed_thrice_in_any_order_gives_the_same_bytes(
+    bucket: OperatedBucket, seed: int, held_bytes_max: int
+) -> None:
+    """A topic read three times, shuffled and with duplicates, gives the summaries byte for byte."""
+    records = bucket.log.records(Topic.CITY_STATS) * 3
+    shuffler = random.Random(seed)
+    records += shuffler.choices(records, k=10)
+    shuffler.shuffle(records)
+    for key in [key for key in bucket.store.objects if key.startswith(("plans/", "manifests/"))]:
+        del bucket.store.objects[key]  # so that the topic alone has to do it
+    rebuilt = await rebuild(bucket, records=records, held_bytes_max=held_bytes_max)
+    assert (rebuilt.flipped, rebuilt.changes, rebuilt.events) == (True, [], len(records))
+    assert bodies(bucket, 2) == bodies(bucket, 1)
+
+
+@pytest.mark.parametrize(("held_bytes_max", "writes"), [(HELD_BYTES_MAX, 1), (0, 4)])
+async def test_events_wait_for_others_of_their_country_day(held_bytes_max: int, writes: int) -> None:
+    """A country-day whose events come in three batches is written once, unless nothing may wait.
+
+    Then each batch is a write, and one more loses, since the country-day was taken to be as new as the one before.
+    """
+    bucket = OperatedBucket()
+    records = [
+        bucket.record_of(event)
+        for city in range(1, 12)
+        for event in bucket.store_file(city, 10 + city, trips(city), "armenia")
+    ]
+    for key in [key for key in bucket.store.objects if key.startswith("manifests/")]:
+        del bucket.store.objects[key]  # so that they are not folded at the end
+    crossings = Crossings()
+    store = BreakableOperatedStore(bucket.store, Life("rebuild", crossings))
+    await rebuild(bucket, records=records, store=store, held_bytes_max=held_bytes_max)
+    summary = keys.summary(2, DAY, CountrySlug("armenia"))
+    assert sum(made.what == f"swap {summary}" for made in crossings.made) == writes
+
+
+async def test_from_kafka_the_manifests_are_joined(bucket: OperatedBucket) -> None:
+    """What the topic has lost, the manifests and plans still bring; what cannot be decoded is counted."""
+    poison = bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia/1", b"{")
+    rebuilt = await rebuild(bucket, records=[poison])
+    assert (rebuilt.flipped, rebuilt.poison_records) == (True, 1)
+    assert bodies(bucket, 2) == bodies(bucket, 1)
+
+
+async def test_from_kafka_a_record_of_a_later_version_refuses_the_flip(bucket: OperatedBucket) -> None:
+    """A generation that lacks a record of a later version is not made live, and the refusal names the remedy."""
+    before = bodies(bucket, 1)
+    newer = bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia/1", b'{"type":"forecast","schema_version":2}')
+    rebuilt = await rebuild(bucket, records=[newer])
+    assert (rebuilt.flipped, rebuilt.newer_records) == (False, 1)
+    assert "rebuild --from s3" in (rebuilt.refused or "")
+    assert "'forecast', schema version 2" in (rebuilt.refused or "")
+    assert bodies(bucket, 1) == before
+
+
+async def test_a_key_need_not_tell_the_truth(bucket: OperatedBucket) -> None:
+    """Records are put together by their keys, and folded by what they say: any key, and none, changes nothing."""
+    lies = [None, b"", b"/", b"2024-05-01/armenia/1", b"2024-05-01/\xff"]
+    records = [
+        msgspec.structs.replace(record, key=lies[place % len(lies)])
+        for place, record in enumerate(bucket.log.records(Topic.CITY_STATS))
+    ]
+    for key in [key for key in bucket.store.objects if key.startswith(("plans/", "manifests/"))]:
+        del bucket.store.objects[key]  # so that the topic alone has to do it
+    rebuilt = await rebuild(bucket, records=records)
+    assert (rebuilt.flipped, rebuilt.changes, rebuilt.events) == (True, [], len(records))
+    assert bodies(bucket, 2) == bodies(bucket, 1)
+
+
+async def test_a_wrong_summary_is_told_and_replaced(bucket: OperatedBucket) -> None:
+    """Where the live generation is wrong, the difference is told by country-day, and the flip puts it right."""
+    right = bodies(bucket, 1)
+    await bucket.damage(totals=NOTHING)
+    del bucket.store.objects[await bucket.summary_key("brasil")]
+    rebuilt = await rebuild(bucket)
+    assert [(change.country, change.goes_back) for change in rebuilt.changes] == [("armenia", ()), ("brasil", ())]
+    armenia, brasil = rebuilt.changes
+    assert armenia.live is not None
+    assert armenia.built is not None
+    assert (armenia.live.totals, armenia.built.totals.trips) == (NOTHING, 6)
+    assert armenia.why == ("equal ledgers, but totals",)
+    assert (brasil.live, brasil.why) == (None, ("the live generation does not have it",))
+    assert bodies(bucket, 2) == right
+
+
+async def test_a_summary_that_cannot_be_read_is_told_as_such(bucket: OperatedBucket) -> None:
+    """A live summary of garbage is a difference that names it so, not one that is missing."""
+    bucket.store.write(await bucket.summary_key(), b"{")
+    [change] = (await rebuild(bucket)).changes
+    assert (change.live, change.why) == (None, ("the summary of the live generation cannot be read",))
+
+
+async def test_each_difference_says_why(bucket: OperatedBucket) -> None:
+    """A country-day that changes is told with the plan and the cities that make it change."""
+    summary = await bucket.summary()
+    other = msgspec.structs.replace(summary.ledger[CityId("1")], city_name="Another")
+    await bucket.damage(ledger={CityId("1"): other}, plans=(), plan_revision=0)
+    [change] = (await rebuild(bucket)).changes
+    assert change.why == (
+        "plan: revision none → 2",
+        "city 1: other content under revision 21",
+        "city 2: revision none → 20",
+    )
+
+
+async def test_a_dry_run_changes_nothing(bucket: OperatedBucket) -> None:
+    """A dry run tells what would change, and leaves no summary, no live pointer and no event other than before."""
+    await bucket.damage(totals=NOTHING)
+    before = {key: stored.body for key, stored in bucket.store.objects.items() if key != keys.CURRENT}
+    records = len(bucket.log.appended)
+    rebuilt = await rebuild(bucket, dry_run=True)
+    assert (rebuilt.flipped, len(rebuilt.changes), rebuilt.refused) == (False, 1, None)
+    after = {key: stored.body for key, stored in bucket.store.objects.items()}
+    assert after.pop(keys.CURRENT) == objects.encode(GenerationPointer(live=1, highest=2))
+    assert (after, len(bucket.log.appended)) == (before, records)
+
+
+async def test_a_flip_that_goes_back_is_refused(bucket: OperatedBucket) -> None:
+    """If the live generation knows a newer revision or plan than the bucket, it stays, and both are named."""
+    summary = await bucket.summary()
+    await bucket.damage(ledger={**summary.ledger, CityId("1"): LedgerEntry(revision=99)}, plan_revision=7)
+    rebuilt = await rebuild(bucket)
+    assert not rebuilt.flipped
+    assert rebuilt.changes[0].goes_back == ("plan: revision 2 after 7", "city 1: revision 21 after 99")
+    assert "city 1: revision 21 after 99" in (rebuilt.refused or "")
+    assert "run 'tripfold repair', then this again" in (rebuilt.refused or "")
+    assert await read_current(bucket.store) == GenerationPointer(live=1, highest=2)
+    assert bodies(bucket, 2) == {}
+
+
+async def test_an_unreadable_manifest_stops_it(bucket: OperatedBucket) -> None:
+    """A manifest that cannot be read is named, and the live generation stays: one without its city would be wrong."""
+    bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
+    with pytest.raises(Unrebuildable, match=r"city=1\.json"):
+        await rebuild(bucket)
+    assert await read_current(bucket.store) == GenerationPointer(live=1, highest=2)
+
+
+async def test_after_the_loss_of_kafka_the_topics_are_filled(bucket: OperatedBucket) -> None:
+    """From S3 an empty Kafka gets back what compaction would have kept: every current event and every summary."""
+    kept = {record.key: record.value for topic in FILLED for record in bucket.log.records(topic)}
+    bucket.log = MemoryLog()
+    bucket.publisher = MemoryPublisher(bucket.log)
+    await rebuild(bucket)
+    assert {record.key: record.value for topic in FILLED for record in bucket.log.records(topic)} == kept
+
+
+FILLED = (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES)
+
+
+async def test_from_kafka_nothing_is_published(bucket: OperatedBucket) -> None:
+    """A rebuild from the topic adds nothing to it."""
+    before = len(bucket.log.appended)
+    await rebuild(bucket, records=bucket.log.records(Topic.CITY_STATS))
+    assert len(bucket.log.appended) == before
+
+
+async def test_a_second_rebuild_is_refused_until_it_takes_over(bucket: OperatedBucket) -> None:
+    """While a building pointer stands a rebuild says so; told to take over it builds under another number."""
+    await generations.begin(bucket.store, "token-of-the-dead", take_over=False)
+    with pytest.raises(RebuildUnderWay, match="a rebuild into generation 2 was begun"):
+        await rebuild(bucket)
+    assert (await read_current(bucket.store)).token == "token-of-the-dead"
+    rebuilt = await rebuild(bucket, take_over=True)
+    assert (rebuilt.generation, rebuilt.flipped) == (3, True)
+
+
+async def test_a_pointer_whose_answer_was_lost_is_known_again(bucket: OperatedBucket) -> None:
+    """A swap that happened and seems lost is the rebuild's own: it waits for nobody, and gives out no other number."""
+    compare_and_swap = bucket.store.compare_and_swap
+    lost: list[str] = []
+
+    async def lose_the_first_answer(key: str, body: bytes, *, etag: str | None) -> str:
+        answer = await compare_and_swap(key, body, etag=etag)
+        if not lost:
+            lost.append(key)
+            raise CasConflict(key)
+        return answer
+
+    bucket.store.compare_and_swap = lose_the_first_answer  # type: ignore[method-assign]  # as a client that tries again by itself
+    rebuilt = await rebuild(bucket)
+    assert lost == [keys.CURRENT]
+    assert (rebuilt.generation, rebuilt.flipped) == (2, True)
+
+
+async def test_a_zombie_cannot_flip(bucket: OperatedBucket) -> None:
+    """A rebuild that was taken over fails at its flip, and takes nothing from the one that took over."""
+    await generations.begin(bucket.store, "zombie", take_over=False)
+    await generations.begin(bucket.store, "another", take_over=True)
+    with pytest.raises(generations.RebuildLost, match="another rebuild took over"):
+        await generations.flip(bucket.store, "zombie", 2)
+    await generations.abandon(bucket.store, "zombie")
+    current = await read_current(bucket.store)
+    assert (current.live, current.building, current.token) == (1, 3, "another")
+    await generations.flip(bucket.store, "another", 3)
+    await generations.flip(bucket.store, "another", 3)  # as after a lost answer
+    assert await read_current(bucket.store) == GenerationPointer(live=3, highest=3)
+
+
+async def test_a_failed_rebuild_gives_the_pointer_back(bucket: OperatedBucket) -> None:
+    """A rebuild that ends by a fault leaves no building pointer, so the next one needs not take over."""
+    bucket.store.write(keys.plan(DAY), b"{")
+    with pytest.raises(Unrebuildable):
+        await rebuild(bucket)
+    bucket.plan(2, {"armenia": [1], "brasil": [2, 3]})
+    assert (await rebuild(bucket, token="token-2")).generation == 3
+
+
+async def test_wherever_it_dies_nothing_changes_and_the_next_one_succeeds(bucket: OperatedBucket) -> None:
+    """Killed before or after any of its calls, a rebuild leaves a live generation with the right bytes; the next,
+    taking over, ends as if nothing had happened.
+    """
+    right = bodies(bucket, 1)
+    begin = dict(bucket.store.objects)
+    crossings = Crossings()
+    await rebuild(bucket, store=BreakableOperatedStore(bucket.store, Life("rebuild", crossings)))
+    calls = len(crossings.made)
+    assert calls > 30
+    for number in range(calls):
+        for broken in (Break.DIE_BEFORE, Break.DIE_AFTER, Break.LOST_ANSWER, Break.REFUSED):
+            bucket.store.objects = dict(begin)
+            life = Life("rebuild", Crossings({number: broken}))
+            with contextlib.suppress(Crash, BaseExceptionGroup, StoreUnavailable):
+                await rebuild(bucket, store=BreakableOperatedStore(bucket.store, life))
+            current = await read_current(bucket.store)
+            assert bodies(bucket, current.live) == right, (number, broken)
+            await bucket.fold(bucket.store_file(1, 50, trips(9)))
+            corrected = bodies(bucket, current.live)
+            assert corrected != right
+            rebuilt = await rebuild(bucket, token="token-2", take_over=True)
+            assert rebuilt.generation == current.highest + 1
+            assert bodies(bucket, rebuilt.generation) == corrected
+
+
+async def test_activate_begins_with_an_old_generation(bucket: OperatedBucket) -> None:
+    """Activating a generation makes one that holds its summaries and what has come since."""
+    await rebuild(bucket)
+    await bucket.fold(bucket.store_file(1, 40, trips(9)))
+    await bucket.damage(totals=NOTHING)
+    rebuilt = await rebuild(bucket, seed=1, token="token-2")
+    assert (rebuilt.generation, rebuilt.flipped) == (3, True)
+    assert (await bucket.summary()).totals.trips == 9
+    with pytest.raises(NoSuchGeneration, match="generation 7"):
+        await rebuild(bucket, seed=7)
+
+
+async def test_a_lost_pointer_stops_readers_and_writers(bucket: OperatedBucket) -> None:
+    """Without state/current.json nobody takes generation 1 for the live one once there was another."""
+    await rebuild(bucket)
+    del bucket.store.objects[keys.CURRENT]
+    await provision_pointer(bucket.store)
+    with pytest.raises(PointerLost, match=r"state/current\.json is missing.*Restore"):
+        await read_current(bucket.store)
+    with pytest.raises(PointerLost):
+        await rebuild(bucket, token="token-2")
+    assert keys.CURRENT not in bucket.store.objects
+
+
+async def test_the_pointer_of_a_new_bucket_is_written_once() -> None:
+    """A new bucket says which generation is live; one that holds summaries or a pointer stays as it is."""
+    empty = OperatedBucket()
+    del empty.store.objects[keys.CURRENT]
+    await provision_pointer(empty.store)
+    assert empty.store.objects[keys.CURRENT].body == objects.encode(GenerationPointer())
+    empty.store.write(keys.CURRENT, objects.encode(GenerationPointer(live=3, highest=3)))
+    await provision_pointer(empty.store)
+    assert (await read_current(empty.store)).live == 3
+
+
+async def test_generations_are_listed_and_dropped(bucket: OperatedBucket) -> None:
+    """An old generation can be dropped once the pointer has stood for the grace period; those in use never."""
+    await rebuild(bucket)
+    listed = await generations.list_generations(bucket.store)
+    assert [(one.number, one.state, one.summaries) for one in listed] == [
+        (1, GenerationState.OLD, 3),
+        (2, GenerationState.LIVE, 3),
+    ]
+    grace = dt.timedelta(minutes=15)
+    with pytest.raises(GenerationInUse, match="is live"):
+        await generations.drop(bucket.store, 2, grace=grace)
+    begun = await generations.begin(bucket.store, "token-2", take_over=False)
+    bucket.clock.advance(901)
+    with pytest.raises(GenerationInUse, match="is building"):
+        await generations.drop(bucket.store, begun.highest, grace=grace)
+    await generations.abandon(bucket.store, "token-2")
+    bucket.clock.advance(60)
+    with pytest.raises(GenerationInUse, match="changed 60 s ago"):
+        await generations.drop(bucket.store, 1, grace=grace)
+    bucket.clock.advance(900)
+    assert await generations.drop(bucket.store, 1, grace=grace) == 3
+    for gone in (1, 9):
+        with pytest.raises(NoSuchGeneration, match=f"generation {gone}"):
+            await generations.drop(bucket.store, gone, grace=grace)
+    assert [one.number for one in await generations.list_generations(bucket.store)] == [2]
+    assert msgspec.structs.asdict(await read_current(bucket.store))["live"] == 2

@@ -1,0 +1,223 @@
+"""What the aggregate publishes when another one changes the same summary: the topic ends in the latest."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+
+import pytest
+
+from services.aggregate.consumer import ALONE_S, Folder, SummaryWriter
+from services.aggregate.fold import as_stat_event
+from services.aggregate.replay.generations import begin
+from shared.domain import events, keys, objects
+from shared.domain.events import Cause, CityFolded, CountryDaySummary, Event
+from shared.domain.ids import CountrySlug
+from shared.domain.objects import Summary
+from shared.domain.topics import Topic
+from shared.kafka.producer import OutgoingEvent
+from shared.storage.object_store import StoreUnavailable
+from tests.fakes.fakes import MemoryPublisher
+from tests.fakes.operated_bucket import DAY, REQUEST, OperatedBucket, trips
+
+
+class LatePublisher(MemoryPublisher):
+    """Before it publishes a summary, it lets something else happen, once."""
+
+    def __init__(self, bucket: OperatedBucket) -> None:
+        super().__init__(bucket.log)
+        self.before: Callable[[], Awaitable[None]] | None = None
+
+    async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
+        items = list(outgoing)
+        if self.before is not None and any(isinstance(item.event, CountryDaySummary) for item in items):
+            before, self.before = self.before, None
+            await before()
+        await super().publish(items)
+
+
+class Aggregate:
+    """One aggregate with a clock of its own, whose publishing can be held up."""
+
+    def __init__(self, bucket: OperatedBucket) -> None:
+        self._bucket = bucket
+        self.now_s = 0.0
+        self.publisher = LatePublisher(bucket)
+        self._folder = Folder(bucket.store, self.publisher, cache_bytes=100_000, clock_s=lambda: self.now_s)
+
+    async def fold(self, published: Iterable[Event]) -> None:
+        await self._folder.process([self._bucket.record_of(event) for event in published])
+
+
+def last_version(bucket: OperatedBucket) -> int:
+    last = [record for record in bucket.log.appended if record.topic is Topic.COUNTRY_DAY_SUMMARIES][-1]
+    event = events.decode(last.topic, last.value)
+    assert isinstance(event, CountryDaySummary)
+    return event.version
+
+
+@pytest.mark.parametrize("before", ["itself", "another", "nobody"])
+async def test_a_paused_aggregate_leaves_no_stale_summary_in_the_topic(before: str) -> None:
+    """Paused between its swap and its record, while another folds and publishes more, it publishes the latest too.
+
+    Only after a swap over one of its own it may take itself for alone, and for a moment.
+    """
+    bucket = OperatedBucket()
+    paused, other = Aggregate(bucket), Aggregate(bucket)
+    if before != "nobody":
+        await (paused if before == "itself" else other).fold(bucket.plan(1, {"armenia": [1, 2]}))
+    first, second = bucket.store_file(1, 11, trips(1)), bucket.store_file(2, 12, trips(2))
+
+    async def pause() -> None:
+        await other.fold(first)
+        await other.fold(second)
+        paused.now_s += ALONE_S if before == "itself" else 0
+
+    paused.publisher.before = pause
+    await paused.fold(first)
+    assert last_version(bucket) == (await bucket.summary()).version == 23 + (before != "nobody")
+
+
+def last_of_key(bucket: OperatedBucket, key: str) -> Event:
+    """Return what compaction leaves of a key of ``city-stats``."""
+    last = [record for record in bucket.log.records(Topic.CITY_STATS) if record.key == key.encode()][-1]
+    return events.decode(last.topic, last.value)
+
+
+async def test_a_batch_that_ends_in_a_stale_record_is_answered_with_the_present_one() -> None:
+    """What counts is the last record of a key: the topic ends in the manifest's, whatever came before it."""
+    bucket = OperatedBucket()
+    aggregate = Aggregate(bucket)
+    [stale], [present] = bucket.store_file(1, 11, trips(1)), bucket.store_file(1, 12, trips(2))
+    await aggregate.fold([present, stale])
+    assert last_of_key(bucket, present.key) == present
+    records = len(bucket.log.records(Topic.CITY_STATS))
+    await aggregate.fold([stale, present])
+    assert len(bucket.log.records(Topic.CITY_STATS)) == records + 2, "a batch that ends well needs no answer"
+
+
+async def test_a_stale_plan_is_answered_with_the_present_one() -> None:
+    """The topic ends in the plan that the bucket holds, also of a country that is in it no longer."""
+    bucket = OperatedBucket()
+    aggregate = Aggregate(bucket)
+    stale = bucket.plan(1, {"armenia": [1]})
+    [present] = bucket.plan(2, {"armenia": [1, 2]})
+    await aggregate.fold([present])
+    await aggregate.fold(stale)
+    assert last_of_key(bucket, present.key) == present
+
+
+async def test_a_bucket_that_knows_less_than_the_summary_is_not_published() -> None:
+    """A restored manifest or plan would be stale as well: answered with itself, a record would come back for ever."""
+    bucket = OperatedBucket()
+    aggregate = Aggregate(bucket)
+    await aggregate.fold([*bucket.store_file(1, 12, trips(2)), *bucket.plan(2, {"armenia": [1, 2]})])
+    restored = [*bucket.store_file(1, 11, trips(1)), *bucket.plan(1, {"armenia": [1]})]
+    records = len(bucket.log.records(Topic.CITY_STATS))
+    await aggregate.fold(restored)
+    assert len(bucket.log.records(Topic.CITY_STATS)) == records + len(restored)
+
+
+async def test_nothing_counts_as_folded_before_its_summary_is_written() -> None:
+    """While a summary cannot be written, no request hears that its city is served."""
+    bucket = OperatedBucket()
+    folder = Folder(bucket.store, bucket.publisher, cache_bytes=100_000)
+    cause = Cause(request_id=REQUEST, plan_revision=1, position=0)
+    [stats] = bucket.store_file(1, 11, trips(1))
+    headers = events.headers_of(stats, source="test", cause=cause)
+    record = bucket.log.append(stats.topic, stats.key.encode(), events.encode(stats), headers)
+    compare_and_swap = bucket.store.compare_and_swap
+
+    async def refuse(key: str, body: bytes, *, etag: str | None) -> str:
+        del body, etag
+        raise StoreUnavailable(key)
+
+    bucket.store.compare_and_swap = refuse  # type: ignore[method-assign]  # a full disk
+    with pytest.raises(StoreUnavailable):
+        await folder.process([record])
+    assert bucket.log.records(Topic.REQUEST_PROGRESS) == []
+    bucket.store.compare_and_swap = compare_and_swap  # type: ignore[method-assign]  # as it was
+    await folder.process([record])
+    [folded] = [events.decode(one.topic, one.value) for one in bucket.log.records(Topic.REQUEST_PROGRESS)]
+    assert isinstance(folded, CityFolded)
+    assert (folded.country, folded.revision) == ("armenia", 11)
+
+
+async def test_in_a_steady_state_a_fold_costs_one_call() -> None:
+    """An aggregate that is alone with a country-day swaps its next summary in, and makes no other call for it."""
+    bucket = OperatedBucket()
+    alone = Aggregate(bucket)
+    await alone.fold(bucket.plan(1, {"armenia": [1]}))
+    key = await bucket.summary_key()
+    calls: list[str] = []
+    get, compare_and_swap = bucket.store.get, bucket.store.compare_and_swap
+
+    async def counted_get(key: str, *, first_bytes: int | None = None) -> object:
+        calls.append(f"get {key}")
+        return await get(key, first_bytes=first_bytes)
+
+    async def counted_swap(key: str, body: bytes, *, etag: str | None) -> str:
+        calls.append(f"swap {key}")
+        return await compare_and_swap(key, body, etag=etag)
+
+    bucket.store.get, bucket.store.compare_and_swap = counted_get, counted_swap  # type: ignore[method-assign,assignment]  # counted
+    published = bucket.store_file(1, 11, trips(1))
+    await alone.fold(published)
+    assert calls == ["get state/current.json", f"swap {key}"]
+
+
+async def test_new_dates_cost_one_call_each() -> None:
+    """Once a summary was missing, the next one that is not known is created without a look for it."""
+    bucket = OperatedBucket()
+    first, *others = (
+        [as_stat_event(event) for event in bucket.store_file(city, 10 + city, trips(city), f"country-{city}")]
+        for city in range(1, 5)
+    )
+    writer = SummaryWriter(bucket.store, cache_bytes=0)
+    await writer.fold(1, first)
+
+    async def no_get(key: str, *, first_bytes: int | None = None) -> object:
+        raise AssertionError(f"{key} was read, {first_bytes} bytes")
+
+    bucket.store.get = no_get  # type: ignore[method-assign,assignment]  # a look is an error here
+    for following in others:
+        await writer.fold(1, following)
+    assert len(bucket.store.bodies(keys.summaries_of_generation(1))) == 4
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 100_000])
+async def test_a_summary_that_is_there_already_is_folded_into(cache_bytes: int) -> None:
+    """A writer that takes a summary for missing finds it by its lost race, if another one or itself made it."""
+    bucket = OperatedBucket()
+    first, second, third = (
+        [as_stat_event(event) for event in bucket.store_file(city, 10 + city, trips(city))] for city in (1, 2, 3)
+    )
+    await SummaryWriter(bucket.store, cache_bytes=0).fold(1, first)
+    writer = SummaryWriter(bucket.store, cache_bytes=cache_bytes)
+    await writer.fold(2, first)
+    await writer.fold(1, second)
+    await writer.fold(1, third)
+    assert (await bucket.summary()).version == 11 + 12 + 13
+
+
+async def test_the_live_generation_is_never_ahead_of_the_one_being_built() -> None:
+    """Who compares the two, the live one first, finds in both what it found in one: no rebuild is refused for that."""
+    bucket = OperatedBucket()
+    aggregate = Aggregate(bucket)
+    current = await begin(bucket.store, "token", take_over=False)
+    building = keys.summary(current.highest, DAY, CountrySlug("armenia"))
+    live = await bucket.summary_key()
+    ahead: list[int] = []
+    compare_and_swap = bucket.store.compare_and_swap
+
+    async def compared_after(key: str, body: bytes, *, etag: str | None) -> str:
+        written = await compare_and_swap(key, body, etag=etag)
+        if key == live:
+            built = bucket.store.objects.get(building)
+            version = objects.decode(Summary, built.body, building).version if built else 0
+            ahead.append(objects.decode(Summary, body, key).version - version)
+        return written
+
+    bucket.store.compare_and_swap = compared_after  # type: ignore[method-assign]  # a rebuild that looks at any moment
+    await aggregate.fold(bucket.store_file(1, 11, trips(1)))
+    await aggregate.fold(bucket.store_file(2, 12, trips(2)))
+    assert ahead == [0, 0]

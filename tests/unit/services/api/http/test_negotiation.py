@@ -1,0 +1,91 @@
+"""What a client says of the form of an answer: media types, codings, preferences, validators."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.api.http.etag import is_known, strong_etag
+from services.api.http.negotiation import NotAcceptable, content_coding, media_type
+from services.api.http.prefer import wait_s
+from services.api.middleware.compression import CODINGS
+from services.api.statistics.formats import CSV, JSON, MEDIA_TYPES, NDJSON
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        ("", JSON),
+        ("*/*", JSON),
+        ("text/csv", CSV),
+        ("TEXT/CSV; header=present", CSV),
+        ("text/*", CSV),
+        ("application/x-ndjson", NDJSON),
+        ("application/json;q=0.2, text/csv;q=0.9", CSV),
+        ("text/html, */*;q=0.8", JSON),
+        ("application/json;q=0, */*", NDJSON),
+        ("*/*;q=0.1, text/csv;q=0.1", JSON),
+        ("text/csv;q=lots, application/x-ndjson;q=0.1", NDJSON),
+    ],
+)
+def test_media_type(accept: str, chosen: str) -> None:
+    """The highest rank wins, a name ranks before a wildcard, and of equals JSON comes first."""
+    assert media_type(accept, MEDIA_TYPES) == chosen
+
+
+@pytest.mark.parametrize("accept", ["text/html", "application/xml, image/*", "*/*;q=0"])
+def test_nothing_acceptable(accept: str) -> None:
+    """A client that takes none of the forms is told which there are."""
+    with pytest.raises(NotAcceptable, match="text/csv"):
+        media_type(accept, MEDIA_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("accept_encoding", "chosen"),
+    [
+        ("", "identity"),
+        ("identity", "identity"),
+        ("br", "identity"),
+        ("gzip, deflate, br, zstd", "zstd"),
+        ("gzip, deflate", "gzip"),
+        ("zstd;q=0.5, gzip", "gzip"),
+        ("*", "zstd"),
+        ("gzip;q=0", "identity"),
+        ("gzip;q=0.2, identity;q=0.5", "identity"),
+    ],
+)
+def test_content_coding(accept_encoding: str, chosen: str) -> None:
+    """A coding is used only for a client that asks for one."""
+    assert content_coding(accept_encoding, CODINGS) == chosen
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        ("", None),
+        ("wait=10", 10),
+        ("respond-async, Wait = 5", 5),
+        ('wait="7"; foo=bar', 7),
+        ("wait=0", 0),
+        ("wait=9999", 60),
+        ("wait=-1", None),
+        ("wait=soon", None),
+        ("await=3", None),
+    ],
+)
+def test_wait(prefer: str, seconds: int | None) -> None:
+    """A wait is bounded, and what is not understood is as if it was not there."""
+    assert wait_s(prefer) == seconds
+
+
+def test_etag_tells_parts_apart() -> None:
+    """The same letters in other parts are another answer."""
+    assert strong_etag(["ab", "c"]) != strong_etag(["a", "bc"]) != strong_etag(["abc"])
+
+
+@pytest.mark.parametrize(
+    ("if_none_match", "known"),
+    [("", False), ('"a"', True), ('"b", W/"a"', True), ("*", True), ('"aa"', False), ("a", False)],
+)
+def test_known(if_none_match: str, known: bool) -> None:
+    """An answer is known by any of the ETags that a client has."""
+    assert is_known(if_none_match, '"a"') == known

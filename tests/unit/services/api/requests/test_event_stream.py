@@ -1,0 +1,150 @@
+"""Following a request: server-sent events, and an answer that is held back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+
+from services.api.requests import event_stream as following_module
+from services.api.requests.event_stream import HEARTBEAT, RequestEventStream, TooManyStreams, event_of
+from services.api.requests.service import Requests
+from shared.domain import keys
+from shared.domain.events import Outcome
+from shared.domain.objects import RequestRecord
+from tests.fakes.api_world import DAY, NOW, World
+from tests.unit.services.api.requests.test_service import record_of, write
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following_module, "LOOK_INTERVAL_S", 0.001)
+
+
+@pytest.fixture(name="world")
+def _world() -> World:
+    return World()
+
+
+def following_of(world: World) -> RequestEventStream:
+    """Return what follows the requests of a world."""
+    return RequestEventStream(Requests(world.store, world.publisher, clock=world.clock))
+
+
+def running(version: int) -> RequestRecord:
+    """Return a request that has two cities, and nothing done."""
+    return msgspec.structs.replace(record_of(NOW), request_id=ID, version=version, planned=True, cities=2)
+
+
+def completed(version: int) -> RequestRecord:
+    """Return the same request with all done."""
+    return msgspec.structs.replace(running(version), outcomes={Outcome.STORED: "3"}, served="3")
+
+
+ID = record_of(NOW).request_id
+
+
+def begun(following: RequestEventStream, record: RequestRecord, last_seen: str = "") -> AsyncIterator[bytes]:
+    """Return the events from a record on."""
+    events = following.events(record, last_seen)
+    assert events is not None
+    return events
+
+
+async def test_events_until_the_end(world: World) -> None:
+    """Each change is an event whose id is the version; the stream ends with the request."""
+    write(world, running(2))
+    events = begun(following_of(world), running(2))
+    assert await anext(events) == b"retry: 2000\n\n"
+    assert await anext(events) == event_of(running(2))
+    write(world, running(3))
+    assert await anext(events) == event_of(running(3))
+    write(world, completed(4))
+    assert [event async for event in events] == [event_of(completed(4))]
+    assert event_of(completed(4)).startswith(b'id: 4\nevent: progress\ndata: {"id":"')
+
+
+async def test_going_on(world: World) -> None:
+    """A client that comes back with the last id gets only what changed since."""
+    write(world, running(3))
+    events = begun(following_of(world), running(3), last_seen="3")
+    await anext(events)
+    write(world, completed(4))
+    assert [event async for event in events] == [event_of(completed(4))]
+
+
+async def test_heartbeats(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing changes, or S3 is down, comments are sent."""
+    monkeypatch.setattr(following_module, "HEARTBEAT_INTERVAL_S", 0.0)
+    write(world, running(2))
+    events = begun(following_of(world), running(2), last_seen="2")
+    await anext(events)
+    assert await anext(events) == HEARTBEAT
+    world.store.down = True
+    assert [await anext(events) for _ in range(3)] == [HEARTBEAT] * 3
+    world.store.down = False
+    write(world, completed(3))
+    rest = [event async for event in events]
+    assert rest[-1] == event_of(completed(3))
+
+
+async def test_an_old_stream_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream has an end even if its request has none: the client comes back."""
+    monkeypatch.setattr(following_module, "STREAM_AGE_MAX_S", 0.0)
+    write(world, running(2))
+    assert [event async for event in begun(following_of(world), running(2), last_seen="2")] == [b"retry: 2000\n\n"]
+
+
+async def test_streams_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit a client is refused; a stream that ends makes room."""
+    monkeypatch.setattr(following_module, "STREAMS_MAX", 1)
+    write(world, running(2))
+    following = following_of(world)
+    events = begun(following, running(2))
+    await anext(events)
+    with pytest.raises(TooManyStreams):
+        following.events(running(2), "")
+    write(world, completed(3))
+    assert [event async for event in events]
+    assert following.events(running(2), "") is not None
+
+
+def test_over_http(world: World) -> None:
+    """The stream is of the type that browsers expect, and no cache keeps it; after the end comes 204."""
+    write(world, completed(4))
+    with world.client() as client:
+        answer = client.get(f"/process-requests/{ID}/events")
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.content == b"retry: 2000\n\n" + event_of(completed(4))
+        over = client.get(f"/process-requests/{ID}/events", headers={"Last-Event-ID": "4"})
+        assert (over.status_code, over.content) == (204, b"")
+        assert client.get("/process-requests/none/events").status_code == 404
+
+
+def test_waiting_for_the_end(world: World) -> None:
+    """With Prefer: wait, an answer is held until the request has ended, and then is 200."""
+
+    class Quick(Requests):
+        async def read(self, text: str) -> RequestRecord:
+            record = await super().read(text)
+            done = msgspec.structs.replace(completed(9), request_id=record.request_id)
+            world.store.write(keys.request(record.request_id), msgspec.json.encode(done))
+            return record
+
+    requests = Quick(world.store, world.publisher, clock=world.clock)
+    with world.client() as client:
+        client.app.dependencies["following"].dependency = lambda: RequestEventStream(requests)
+        answer = client.post(f"/process-request?date={DAY}", headers={"Prefer": "wait=30"})
+        assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=30")
+        assert answer.json()["status"] == "completed"
+        assert answer.headers["location"] == f"/process-requests/{answer.json()['id']}"
+
+
+def test_waiting_in_vain(world: World) -> None:
+    """When the time is over and the request has not ended, the answer is 202."""
+    with world.client() as client:
+        answer = client.post(f"/process-request?date={DAY}", headers={"Prefer": "wait=0"})
+        assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=0")
+        assert "preference-applied" not in client.post(f"/process-request?date={DAY}").headers

@@ -1,0 +1,130 @@
+"""Asking again with the same idempotency key."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Iterator
+
+import pytest
+
+from services.api.requests.idempotency import Claims
+from shared.domain import keys
+from shared.domain.events import ProcessRequested
+from shared.domain.ids import RequestId, mint_request_id
+from shared.domain.topics import Topic
+from shared.storage import active_requests
+from tests.fakes.api_world import DAY, NOW, Client, World
+
+KEY = {"Idempotency-Key": "nightly-2024-05-01"}
+PATH = "/process-request?date=2024-05-01"
+
+
+@pytest.fixture(name="world")
+def _world() -> World:
+    return World()
+
+
+@pytest.fixture(name="client")
+def _client(world: World) -> Iterator[Client]:
+    with world.client() as client:
+        yield client
+
+
+def published_ids(world: World) -> list[str]:
+    """Return the ids of the requests that were published."""
+    events = world.published(Topic.PROCESS_REQUESTS)
+    return [event.request_id for event in events if isinstance(event, ProcessRequested)]
+
+
+def test_the_same_again(world: World, client: Client) -> None:
+    """The same key and date give the same request, and it is published once."""
+    first, second = (client.post(PATH, headers=KEY) for _ in range(2))
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first.json() == second.json()
+    assert published_ids(world) == [first.json()["id"]]
+
+
+async def test_each_key_keeps_the_request_that_it_joined(world: World, client: Client) -> None:
+    """Two keys join the request that waits; once it was begun, another key gets another, and both keep theirs."""
+    another, later = {"Idempotency-Key": "another"}, {"Idempotency-Key": "later"}
+    first, second = (client.post(PATH, headers=headers).json()["id"] for headers in (KEY, another))
+    assert first == second
+    assert await active_requests.begin(world.store, DAY, RequestId(first), NOW)
+    assert client.post(PATH, headers=later).json()["id"] != first
+    assert [client.post(PATH, headers=headers).json()["id"] for headers in (KEY, another)] == [first, first]
+
+
+def test_other_parameters(world: World, client: Client) -> None:
+    """The same key with another date is refused, names both, and publishes nothing."""
+    client.post(PATH, headers=KEY)
+    answer = client.post("/process-request?date=2024-05-02", headers=KEY)
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert "date=2024-05-01" in answer.json()["detail"]
+    assert "date=2024-05-02" in answer.json()["detail"]
+    assert len(published_ids(world)) == 1
+
+
+def test_after_a_day(world: World, client: Client) -> None:
+    """After 24 hours a key is free again, for any date."""
+    first = client.post(PATH, headers=KEY)
+    world.clock.now = NOW + dt.timedelta(hours=24)
+    second = client.post("/process-request?date=2024-05-02", headers=KEY)
+    assert second.status_code == 202
+    assert first.json()["id"] != second.json()["id"]
+
+
+def test_a_crash_between_claim_and_publish(world: World, client: Client) -> None:
+    """A key that was claimed and whose request was not published: asking again publishes it under the claimed id."""
+    world.publisher.down = True
+    assert client.post(PATH, headers=KEY).status_code == 503
+    world.publisher.down = False
+    again = client.post(PATH, headers=KEY)
+    assert again.status_code == 202
+    assert published_ids(world) == [again.json()["id"]]
+    assert client.post(PATH, headers=KEY).json()["id"] == again.json()["id"]
+
+
+def test_claimed_before_published(world: World, client: Client) -> None:
+    """While the key cannot be claimed, nothing is published."""
+    world.store.down = True
+    assert client.post(PATH, headers=KEY).status_code == 503
+    assert published_ids(world) == []
+
+
+@pytest.mark.parametrize("key", ["", "two words", "x" * 256])
+def test_what_is_no_key(world: World, client: Client, key: str) -> None:
+    """A key that is empty, with spaces, or without end is refused, and nothing is published."""
+    answer = client.post(PATH, headers={"Idempotency-Key": key})
+    assert answer.status_code == 400
+    assert [fault["name"] for fault in answer.json()["invalid_parameters"]] == ["Idempotency-Key"]
+    assert published_ids(world) == []
+
+
+async def test_racing_claims(world: World) -> None:
+    """Of many that claim a key at once all get the id of the first."""
+    claims = Claims(world.store, clock=world.clock)
+
+    async def choose() -> RequestId:
+        return mint_request_id(NOW)
+
+    ids = await asyncio.gather(*(claims.claim("key", "date=2024-05-01", choose) for _ in range(20)))
+    assert len(set(ids)) == 1
+    assert len(world.store.bodies(keys.idempotency("")[:12])) == 1
+
+
+def test_other_origins() -> None:
+    """Pages of the origins in the settings may use the API, and no others."""
+    origin = "https://dashboard.example.com"
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "idempotency-key"}
+    with World().client(api_cors_origins=f"{origin}, https://other.example.com") as client:
+        allowed = client.options(PATH, headers={"Origin": origin, **asked})
+        assert allowed.headers["access-control-allow-origin"] == origin
+        assert "idempotency-key" in allowed.headers["access-control-allow-headers"].lower()
+        read = client.get("/process-requests", headers={"Origin": origin})
+        assert read.headers["access-control-allow-origin"] == origin
+        assert "etag" in read.headers["access-control-expose-headers"].lower()
+        refused = client.get("/process-requests", headers={"Origin": "https://evil.example.com"})
+        assert "access-control-allow-origin" not in refused.headers
+    with World().client() as client:
+        assert "access-control-allow-origin" not in client.get("/process-requests", headers={"Origin": origin}).headers

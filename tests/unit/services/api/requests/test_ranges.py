@@ -1,0 +1,159 @@
+"""Asking for a range of dates."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from services.api.requests.ranges import status_of_all
+from shared.domain.events import Outcome, ProcessRequested
+from shared.domain.ids import RequestId
+from shared.domain.requests import Status, new_record
+from shared.domain.topics import Topic
+from tests.fakes.api_world import NOW, Client, World
+from tests.unit.services.api.requests.test_service import write
+
+PATH = "/process-request?from=2024-05-01&to=2024-05-03"
+DATES = [dt.date(2024, 5, day) for day in (1, 2, 3)]
+
+
+@pytest.fixture(name="world")
+def _world() -> World:
+    return World()
+
+
+@pytest.fixture(name="client")
+def _client(world: World) -> Iterator[Client]:
+    with world.client() as client:
+        yield client
+
+
+def published(world: World) -> list[tuple[str, dt.date]]:
+    """Return the ids and dates of the requests that were published, by date."""
+    events = world.published(Topic.PROCESS_REQUESTS)
+    found = [(event.request_id, event.date) for event in events if isinstance(event, ProcessRequested)]
+    return sorted(found, key=lambda pair: pair[1])
+
+
+def test_a_request_for_each_date(world: World, client: Client) -> None:
+    """Each date of a range is a request of its own, and Location leads to all of them."""
+    answer = client.post(PATH)
+    body = answer.json()
+    assert (answer.status_code, answer.headers["location"]) == (202, f"/process-ranges/{body['id']}")
+    assert (body["from"], body["to"], body["status"]) == ("2024-05-01", "2024-05-03", "accepted")
+    assert [(one["id"], dt.date.fromisoformat(one["date"])) for one in body["requests"]] == published(world)
+    assert [date for _, date in published(world)] == DATES
+    assert client.get(answer.headers["location"]).json() == body
+    assert all(client.get(f"/process-requests/{one['id']}").json()["status"] == "accepted" for one in body["requests"])
+
+
+def test_how_far_it_has_come(world: World, client: Client) -> None:
+    """A range counts its dates together, and has ended when all of them have."""
+    where = client.post(PATH).headers["location"]
+    for number, (request_id, date) in enumerate(published(world), start=1):
+        record = new_record(RequestId(request_id), date)
+        write(
+            world,
+            msgspec.structs.replace(
+                record, planned=True, cities=2, outcomes={Outcome.STORED: "3"}, served="3", bytes_done=number
+            ),
+        )
+        body = client.get(where).json()
+        assert body["status"] == ("completed" if number == 3 else "running")
+        assert body["counts"]["cities_done"] == 2 * number
+    assert body["counts"]["bytes_done"] == 6
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("from=2024-05-01", "to"),
+        ("to=2024-05-01", "from"),
+        ("date=2024-05-01&from=2024-05-01&to=2024-05-02", "date"),
+        ("from=2024-05-02&to=2024-05-01", "from"),
+        ("from=2024-05-01&to=2024-06-01", "to"),
+    ],
+)
+def test_no_range(world: World, client: Client, query: str, name: str) -> None:
+    """A range that is half, beside a date, backwards or too long is refused, and nothing is published."""
+    answer = client.post(f"/process-request?{query}")
+    assert (answer.status_code, [fault["name"] for fault in answer.json()["invalid_parameters"]]) == (400, [name])
+    assert published(world) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("date=1999-12-31", "date"),
+        ("date=9999-12-31", "date"),
+        ("date=2025-06-03", "date"),
+        ("from=1999-12-31&to=2000-01-01", "from"),
+    ],
+)
+def test_a_date_that_is_not_processed(world: World, client: Client, query: str, name: str) -> None:
+    """A date before 2000 or more than 366 days ahead is refused with the dates that are accepted."""
+    answer = client.post(f"/process-request?{query}")
+    (fault,) = answer.json()["invalid_parameters"]
+    assert (answer.status_code, fault["name"]) == (400, name)
+    assert "is not between 2000-01-01 and 2025-06-02" in fault["reason"]
+    assert published(world) == []
+    assert client.post("/process-request?date=2025-06-02").status_code == 202
+
+
+def test_the_same_again(world: World, client: Client) -> None:
+    """The same key gives the same range, also when Kafka was down in between; another range is refused."""
+    key = {"Idempotency-Key": "may"}
+    world.publisher.down = True
+    assert client.post(PATH, headers=key).status_code == 503
+    world.publisher.down = False
+    first, second = (client.post(PATH, headers=key).json() for _ in range(2))
+    assert first == second
+    assert [one["id"] for one in first["requests"]] == [request_id for request_id, _ in published(world)]
+    assert client.post("/process-request?date=2024-05-01", headers=key).status_code == 422
+
+
+def test_waiting(world: World, client: Client) -> None:
+    """A range can be waited for like a request."""
+    answer = client.post(PATH, headers={"Prefer": "wait=0"})
+    assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=0")
+    assert len(published(world)) == 3
+    assert client.get("/process-ranges/none").status_code == 404
+
+
+def test_cancelled(world: World, client: Client) -> None:
+    """Cancelling a range cancels each of its requests that has not ended; when all have, nothing is left to cancel."""
+    body = client.post(PATH).json()
+    first, *rest = (RequestId(one["id"]) for one in body["requests"])
+    done = msgspec.structs.replace(
+        new_record(first, dt.date(2024, 5, 1)), planned=True, cities=1, outcomes={Outcome.STORED: "1"}, served="1"
+    )
+    write(world, done)
+    where = f"/process-ranges/{body['id']}"
+    answer = client.delete(where)
+    assert answer.status_code == 202
+    assert [bool(one["cancelled_at"]) for one in answer.json()["requests"]] == [False, True, True]
+    for request_id in rest:
+        record = new_record(request_id, dt.date(2024, 5, 2))
+        write(world, msgspec.structs.replace(record, cancelled_at=NOW, failed_reason="the request was cancelled"))
+    assert client.get(where).json()["status"] == "cancelled"
+    assert client.delete(where).status_code == 409
+    assert client.delete("/process-ranges/none").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("statuses", "together"),
+    [
+        ([Status.COMPLETED, Status.CANCELLED], Status.CANCELLED),
+        ([Status.RUNNING, Status.CANCELLED], Status.RUNNING),
+        ([Status.FAILED, Status.FAILED], Status.FAILED),
+        ([Status.COMPLETED, Status.FAILED], Status.COMPLETED_WITH_FAILURES),
+        ([Status.COMPLETED, Status.ACCEPTED], Status.RUNNING),
+        ([Status.PLANNED, Status.ACCEPTED], Status.PLANNED),
+    ],
+)
+def test_status_of_all(statuses: list[Status], together: Status) -> None:
+    """Requests together have ended only when each has."""
+    assert status_of_all(statuses) is together

@@ -1,0 +1,524 @@
+"""Asking for a date, and following the request."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Iterable, Iterator
+
+import msgspec
+import pytest
+
+from services.api.http.errors import StatusNotWritten
+from services.api.requests import service as requests_module
+from shared.domain import keys, objects
+from shared.domain.events import BadCity, Outcome, ProcessRequested, Retry
+from shared.domain.ids import CityId, RequestId, mint_request_id, parse_request_id
+from shared.domain.objects import CityUnderWay, Failure, RequestRecord
+from shared.domain.topics import Topic
+from shared.kafka.producer import OutgoingEvent
+from shared.storage import active_requests
+from shared.storage.object_store import CasConflict, StoreUnavailable
+from tests.fakes.api_world import DAY, NOW, REQUEST, Client, ObservedPublisher, ObservedStore, World
+from tests.fakes.fakes import Clock
+
+
+@pytest.fixture(name="world")
+def _world() -> World:
+    return World()
+
+
+@pytest.fixture(name="client")
+def _client(world: World) -> Iterator[Client]:
+    with world.client() as client:
+        yield client
+
+
+def record_of(at: dt.datetime = NOW) -> RequestRecord:
+    """Return the record of a request that was made at ``at``."""
+    return RequestRecord(request_id=mint_request_id(at), date=DAY, requested_at=at, updated_at=at)
+
+
+def write(world: World, record: RequestRecord) -> None:
+    """Put a record into the bucket."""
+    world.store.write(keys.request(record.request_id), objects.encode(record))
+
+
+def test_accepted(world: World, client: Client) -> None:
+    """An accepted date is published, its record is in the bucket, and Location leads to what the answer says."""
+    answer = client.post("/process-request?date=2024-05-01")
+    assert answer.status_code == 202
+    body = answer.json()
+    assert answer.headers["location"] == f"/process-requests/{body['id']}"
+    assert (body["date"], body["status"], body["version"]) == ("2024-05-01", "accepted", 1)
+    assert body["requested_at"] == body["updated_at"] == "2024-06-01T12:30:00Z"
+    assert parse_request_id(body["id"]) is not None
+    assert client.get(answer.headers["location"]).json() == body
+    assert world.published(Topic.PROCESS_REQUESTS) == [
+        ProcessRequested(request_id=body["id"], date=DAY, requested_at=NOW)
+    ]
+
+
+async def test_simultaneous_requests_of_a_date_are_one(world: World) -> None:
+    """Twenty clients that ask at once get one request, which is published once."""
+    requests = requests_module.Requests(world.store, world.publisher, clock=world.clock)
+    records = await asyncio.gather(*(requests.accept(DAY) for _ in range(20)))
+    assert len({record.request_id for record in records}) == 1
+    assert len(world.published(Topic.PROCESS_REQUESTS)) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"planned": True}, {"cancelled_at": NOW}, {"failed_reason": "the list of cities could not be had"}],
+    ids=["it was begun", "it was cancelled", "it has failed"],
+)
+def test_a_request_that_reads_nothing_more_is_not_joined(
+    world: World, client: Client, changes: dict[str, object]
+) -> None:
+    """A client whose date has a waiting request that will not read the files after all gets one of its own."""
+    first = client.post("/process-request?date=2024-05-01").json()["id"]
+    record = msgspec.structs.replace(record_of(), request_id=RequestId(first), **changes)
+    write(world, record)
+    assert client.post("/process-request?date=2024-05-01").json()["id"] != first
+
+
+async def test_a_request_that_was_begun_is_not_joined(world: World, client: Client) -> None:
+    """A client that asks while the files of the date are read gets another request."""
+    first = client.post("/process-request?date=2024-05-01").json()["id"]
+    assert await active_requests.begin(world.store, DAY, RequestId(first), NOW)
+    assert client.post("/process-request?date=2024-05-01").json()["id"] != first
+
+
+@pytest.mark.parametrize("query", ["", "date=", "date=tomorrow", "date=2024-05-01&date=2024-05-02", "day=2024-05-01"])
+def test_invalid_date(world: World, client: Client, query: str) -> None:
+    """A date that is missing or cannot be used is answered 400, and nothing is published."""
+    answer = client.post(f"/process-request?{query}")
+    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+    assert {"date", "day"} & {fault["name"] for fault in answer.json()["invalid_parameters"]}
+    assert world.published(Topic.PROCESS_REQUESTS) == []
+    assert world.store.bodies(keys.REQUESTS) == {}
+
+
+def test_kafka_down(world: World, client: Client) -> None:
+    """While Kafka does not acknowledge, the answer is 503 with Retry-After, and the bucket knows of no request."""
+    world.publisher.down = True
+    answer = client.post("/process-request?date=2024-05-01")
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+    assert int(answer.headers["retry-after"]) > 0
+    assert "Kafka" in answer.json()["detail"]
+    assert "internal" not in answer.text
+    assert world.store.bodies(keys.REQUESTS) == {}
+
+
+def test_kafka_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Kafka that says nothing is waited for only so long."""
+
+    class Silent(ObservedPublisher):
+        async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
+            del outgoing
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(requests_module, "ACKNOWLEDGE_DEADLINE_S", 0.01)
+    world = World()
+    world.publisher = Silent(world.log)
+    with world.client() as client:
+        answer = client.post("/process-request?date=2024-05-01")
+    assert answer.status_code == 503
+    assert "Kafka" in answer.json()["detail"]
+
+
+def test_store_down_when_accepting(world: World, client: Client) -> None:
+    """While S3 is down no request is taken in: 503 with Retry-After, and nothing is published."""
+    world.store.down = True
+    answer = client.post("/process-request?date=2024-05-01")
+    assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+    assert world.published(Topic.PROCESS_REQUESTS) == []
+
+
+def test_store_down_once_published() -> None:
+    """When the record cannot be written the answer is 503, and names the request that was published all the same."""
+
+    class Last(ObservedPublisher):
+        async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
+            await super().publish(outgoing)
+            world.store.down = True
+
+    world = World()
+    world.publisher = Last(world.log)
+    with world.client() as client:
+        answer = client.post("/process-request?date=2024-05-01")
+    assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+    (published,) = world.published(Topic.PROCESS_REQUESTS)
+    assert isinstance(published, ProcessRequested)
+    assert answer.json()["request_id"] == published.request_id
+
+
+def test_published_before_written() -> None:
+    """The record is written only after Kafka has acknowledged."""
+
+    class Ordered(ObservedPublisher):
+        async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
+            assert world.store.bodies(keys.REQUESTS) == {}
+            await super().publish(outgoing)
+
+    world = World()
+    world.publisher = Ordered(world.log)
+    with world.client() as client:
+        assert client.post("/process-request?date=2024-05-01").status_code == 202
+    assert len(world.store.bodies(keys.REQUESTS)) == 1
+
+
+def test_progress_was_faster() -> None:
+    """If the request's progress was written first, that record stays, and is the answer."""
+
+    class Faster(ObservedPublisher):
+        async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
+            for item in outgoing:
+                event = item.event
+                assert isinstance(event, ProcessRequested)
+                record = msgspec.structs.replace(
+                    record_of(), request_id=event.request_id, version=2, planned=True, cities=4
+                )
+                write(world, record)
+
+    world = World()
+    world.publisher = Faster(world.log)
+    with world.client() as client:
+        body = client.post("/process-request?date=2024-05-01").json()
+        assert (body["status"], body["version"], body["counts"]["cities_total"]) == ("planned", 2, 4)
+        assert client.get(f"/process-requests/{body['id']}").json() == body
+
+
+def test_progress(world: World, client: Client) -> None:
+    """A request says what is done of the total, and names what failed."""
+    record = msgspec.structs.replace(
+        record_of(),
+        version=7,
+        planned=True,
+        plan_revision=3,
+        cities=5,
+        countries=2,
+        outcomes={Outcome.FAILED: "1", Outcome.UNCHANGED: "2", Outcome.STORED: "4"},
+        served="2",
+        under_way={2: CityUnderWay(bytes_done=50, bytes_total=60, trips_done=6), 3: CityUnderWay(bytes_done=10)},
+        bytes_done=100,
+        trips_done=9,
+        failures={
+            0: Failure(
+                city_id=CityId("7"),
+                city_name="Port Tina",
+                reason="the upstream answered 404",
+                quarantine_key="quarantine/date=2024-05-01/city=7/a.json",
+            )
+        },
+        bad_cities_count=1,
+        bad_cities=(BadCity(entry="{}", reason="its id is None"),),
+    )
+    write(world, record)
+    assert client.get(f"/process-requests/{record.request_id}").json() == {
+        "id": record.request_id,
+        "date": "2024-05-01",
+        "status": "running",
+        "requested_at": "2024-06-01T12:30:00Z",
+        "updated_at": "2024-06-01T12:30:00Z",
+        "version": 7,
+        "countries": 2,
+        "counts": {
+            "cities_total": 5,
+            "cities_done": 2,
+            "cities_failed": 1,
+            "cities_skipped": 0,
+            "cities_unchanged": 1,
+            "cities_stored": 1,
+            "bytes_done": 160,
+            "bytes_total": 170,
+            "trips_done": 15,
+        },
+        "failed_reason": None,
+        "cancelled_at": None,
+        "failures": [
+            {
+                "city_id": "7",
+                "city_name": "Port Tina",
+                "reason": "the upstream answered 404",
+                "quarantine_key": "quarantine/date=2024-05-01/city=7/a.json",
+            }
+        ],
+        "bad_cities_count": 1,
+        "bad_cities": [{"entry": "{}", "reason": "its id is None"}],
+        "retry": None,
+    }
+
+
+def test_failed_request(world: World, client: Client) -> None:
+    """A request that failed as a whole says why."""
+    record = msgspec.structs.replace(record_of(), failed_reason="the list of cities could not be had")
+    write(world, record)
+    body = client.get(f"/process-requests/{record.request_id}").json()
+    assert (body["status"], body["failed_reason"]) == ("failed", "the list of cities could not be had")
+
+
+@pytest.mark.parametrize("text", [REQUEST, REQUEST.upper(), "1", "..%2f..%2fstate%2fcurrent", "%00", "a" * 3000])
+def test_unknown_request(client: Client, text: str) -> None:
+    """An unknown or malformed id is answered 404, as a problem."""
+    answer = client.get(f"/process-requests/{text}")
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert len(answer.text) < 1_000
+
+
+def test_latest_first(world: World, client: Client) -> None:
+    """Requests are listed the latest first, at most as many as asked for, without their failures."""
+    records = [record_of(NOW + dt.timedelta(milliseconds=place)) for place in range(60)]
+    for record in records:
+        write(world, record)
+    latest = [record.request_id for record in reversed(records)]
+    listed = client.get("/process-requests").json()["requests"]
+    assert [request["id"] for request in listed] == latest[:50]
+    assert "failures" not in listed[0]
+    assert [request["id"] for request in client.get("/process-requests?limit=2").json()["requests"]] == latest[:2]
+    assert len(client.get("/process-requests?limit=500").json()["requests"]) == 60
+
+
+def test_no_requests(client: Client) -> None:
+    """A bucket without requests lists none."""
+    assert client.get("/process-requests").json() == {"requests": [], "unreadable": [], "next": None}
+
+
+def test_unreadable_records_are_named(world: World, client: Client) -> None:
+    """A record that cannot be read is left out of the list and named; alone, it is a problem with key and remedy."""
+    broken, newer, good = (record_of(NOW + dt.timedelta(seconds=place)) for place in range(3))
+    for record in (broken, newer, good):
+        write(world, record)
+    key = keys.request(broken.request_id)
+    world.store.write(key, b'{"schema_version":1,"request_id"')
+    world.store.write(keys.request(newer.request_id), b'{"schema_version":99}')
+    answer = client.get("/process-requests?limit=2")
+    assert [one["id"] for one in answer.json()["requests"]] == [good.request_id]
+    assert [one["key"] for one in answer.json()["unreadable"]] == [keys.request(newer.request_id)]
+    assert "upgrade" in answer.json()["unreadable"][0]["reason"]
+    assert answer.headers["tripfold-unreadable"] == keys.request(newer.request_id)
+    rest = client.get(answer.json()["next"])
+    assert ([one["key"] for one in rest.json()["unreadable"]], rest.json()["next"]) == ([key], None)
+    alone = client.get(f"/process-requests/{broken.request_id}")
+    assert (alone.status_code, alone.json()["type"]) == (500, "urn:problem-type:tripfold:unreadable-object")
+    assert key in alone.json()["detail"]
+    assert "Ask for its date again" in alone.json()["detail"]
+
+
+def test_page_by_page(world: World, client: Client) -> None:
+    """Following ``next`` lists every request once, the latest first, also those that came meanwhile not."""
+    records = [record_of(NOW + dt.timedelta(milliseconds=place)) for place in range(5)]
+    for record in records:
+        write(world, record)
+    listed, where = [], "/process-requests?limit=2"
+    while where:
+        body = client.get(where).json()
+        listed += [request["id"] for request in body["requests"]]
+        where = body["next"]
+        write(world, record_of(NOW + dt.timedelta(seconds=len(listed))))
+    assert listed == [record.request_id for record in reversed(records)]
+
+
+@pytest.mark.parametrize("after", ["1", REQUEST.upper(), f"{REQUEST}0"])
+def test_after_what_is_no_request(client: Client, after: str) -> None:
+    """A page begins after a request id, or is refused."""
+    answer = client.get(f"/process-requests?after={after}")
+    assert (answer.status_code, answer.json()["invalid_parameters"][0]["name"]) == (400, "after")
+
+
+def test_cancelled(world: World, client: Client) -> None:
+    """A request that is cancelled says so, twice as well as once, and everything it said before."""
+    request = client.post("/process-request?date=2024-05-01").json()
+    where = f"/process-requests/{request['id']}"
+    world.clock.advance(5)
+    answer = client.delete(where)
+    assert (answer.status_code, answer.json()["cancelled_at"]) == (202, "2024-06-01T12:30:05Z")
+    assert answer.json() == request | {
+        "cancelled_at": "2024-06-01T12:30:05Z",
+        "updated_at": "2024-06-01T12:30:05Z",
+        "version": 2,
+    }
+    assert client.delete(where).json() == client.get(where).json() == answer.json()
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"planned": True, "cities": 1, "served": "1", "outcomes": {Outcome.STORED: "1"}}, "completed"),
+        ({"failed_reason": "the list of cities could not be had"}, "failed"),
+        (
+            {"planned": True, "cities": 1, "outcomes": {Outcome.SKIPPED: "1"}, "cancelled_at": NOW},
+            "cancelled",
+        ),
+    ],
+)
+def test_nothing_left_to_cancel(world: World, client: Client, changes: dict[str, object], status: str) -> None:
+    """A request that has ended cannot be cancelled: 409, as a problem that says how it ended."""
+    record = msgspec.structs.replace(record_of(), **changes)
+    write(world, record)
+    answer = client.delete(f"/process-requests/{record.request_id}")
+    assert (answer.status_code, answer.headers["content-type"]) == (409, "application/problem+json")
+    assert f"it is {status}." in answer.json()["detail"]
+    assert client.get(f"/process-requests/{record.request_id}").json()["status"] == status
+
+
+def test_nothing_to_cancel(client: Client) -> None:
+    """A request that there is not cannot be cancelled."""
+    assert [client.delete(f"/process-requests/{text}").status_code for text in (REQUEST, "1")] == [404, 404]
+
+
+def test_cancelled_while_it_makes_progress(world: World) -> None:
+    """Progress that is written while a request is being cancelled is kept, and the request is cancelled."""
+    record = record_of()
+    write(world, record)
+    planned = msgspec.structs.replace(record, planned=True, cities=3, version=2)
+
+    class Hasty(ObservedStore):
+        async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+            if objects.decode(RequestRecord, self.objects[key].body, key).version == 1:
+                self.write(key, objects.encode(planned))
+            return await super().compare_and_swap(key, body, etag=etag)
+
+    hasty = Hasty()
+    hasty.objects = world.store.objects
+    with World(hasty).client() as client:
+        body = client.delete(f"/process-requests/{record.request_id}").json()
+    assert (body["status"], body["version"], body["counts"]["cities_total"]) == ("planned", 3, 3)
+    assert body["cancelled_at"]
+
+
+@pytest.mark.parametrize("limit", ["0", "501", "-1", "many", "1.5", ""])
+def test_invalid_limit(client: Client, limit: str) -> None:
+    """A limit out of its bounds is answered 400 and named."""
+    answer = client.get(f"/process-requests?limit={limit}")
+    assert answer.status_code == 400
+    assert answer.json()["invalid_parameters"][0]["name"] == "limit"
+
+
+def test_store_down_when_reading(world: World, client: Client) -> None:
+    """While S3 is down neither a request nor the list of them can be read: 503 with Retry-After."""
+    world.store.down = True
+    for path in (f"/process-requests/{REQUEST}", "/process-requests"):
+        answer = client.get(path)
+        assert answer.status_code == 503
+        assert "retry-after" in answer.headers
+
+
+async def test_time_of_a_request_is_in_its_id() -> None:
+    """The time of a request is cut to the milliseconds that its id can hold."""
+    world = World()
+    clock = Clock(NOW + dt.timedelta(microseconds=1_999))
+    record = await requests_module.Requests(world.store, world.publisher, clock=clock).accept(DAY)
+    assert record.requested_at == NOW + dt.timedelta(milliseconds=1)
+
+
+async def test_a_race_that_nobody_won_is_run_again() -> None:
+    """A conflict that S3 did not decide is no record: an answered request has one."""
+
+    class Undecided(ObservedStore):
+        conflicts = 3
+
+        async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+            if self.conflicts:
+                self.conflicts -= 1
+                raise CasConflict(key)
+            return await super().compare_and_swap(key, body, etag=etag)
+
+    world = World(Undecided())
+    record = await requests_module.Requests(world.store, world.publisher, clock=world.clock).accept(DAY)
+    assert world.store.bodies(keys.REQUESTS) == {keys.request(record.request_id): objects.encode(record)}
+
+
+async def test_a_conflict_that_never_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While S3 decides no conflict, a request is answered as one that is carried out, and whose record is missing."""
+
+    class Undecided(ObservedStore):
+        async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+            if key.startswith(keys.REQUESTS):
+                raise CasConflict(key)
+            return await super().compare_and_swap(key, body, etag=etag)
+
+    monkeypatch.setattr(requests_module, "RECORD_DEADLINE_S", 0.01)
+    world = World(Undecided())
+    with pytest.raises(StatusNotWritten):
+        await requests_module.Requests(world.store, world.publisher, clock=world.clock).accept(DAY)
+
+
+async def test_error_of_one_read_ends_the_list() -> None:
+    """A list of which one record cannot be read is an error, not a shorter list."""
+
+    class Failing(ObservedStore):
+        def _refuse_if_down(self) -> None:
+            if len(self.reads) == 3:
+                raise StoreUnavailable("one read failed")
+
+    world = World(Failing())
+    for place in range(8):
+        write(world, record_of(NOW + dt.timedelta(milliseconds=place)))
+    with pytest.raises(StoreUnavailable):
+        await requests_module.Requests(world.store, world.publisher, clock=world.clock).latest(8)
+
+
+def test_retry(world: World, client: Client) -> None:
+    """A retry publishes the failed cities of the request under its own id, and the request is running again."""
+    record = msgspec.structs.replace(
+        record_of(),
+        planned=True,
+        plan_revision=3,
+        cities=3,
+        outcomes={Outcome.FAILED: "5", Outcome.STORED: "2"},
+        served="2",
+        failures={2: Failure(city_id=CityId("7"), city_name="Port Tina", reason="the upstream answered 404")},
+    )
+    write(world, record)
+    answer = client.post(f"/process-requests/{record.request_id}/retry")
+    body = answer.json()
+    assert (answer.status_code, body["status"], body["failures"], body["version"]) == (202, "running", [], 2)
+    assert body["retry"] == {
+        "count": 1,
+        "retried_at": "2024-06-01T12:30:00Z",
+        "cities_total": 2,
+        "cities_done": 0,
+        "cities_failed": 0,
+        "cities": [{"city_id": "7", "city_name": "Port Tina"}],
+    }
+    assert client.get(f"/process-requests/{record.request_id}").json() == body
+    (requested,) = world.published(Topic.PROCESS_REQUESTS)
+    assert isinstance(requested, ProcessRequested)
+    assert (requested.request_id, requested.date) == (record.request_id, record.date)
+    assert requested.retry == Retry(plan_revision=3, positions="5", retried_at=NOW)
+
+
+def test_a_retry_that_kafka_did_not_acknowledge_is_asked_for_again(world: World, client: Client) -> None:
+    """The retry that was recorded is published then: the same one, not another."""
+    record = msgspec.structs.replace(
+        record_of(), planned=True, plan_revision=3, cities=1, outcomes={Outcome.FAILED: "1"}
+    )
+    write(world, record)
+    world.publisher.down = True
+    assert client.post(f"/process-requests/{record.request_id}/retry").status_code == 503
+    world.publisher.down = False
+    world.clock.advance(5)
+    assert client.post(f"/process-requests/{record.request_id}/retry").json()["retry"]["count"] == 1
+    (requested,) = world.published(Topic.PROCESS_REQUESTS)
+    assert isinstance(requested, ProcessRequested)
+    assert requested.retry == Retry(plan_revision=3, positions="1", retried_at=NOW)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "detail"),
+    [
+        ({Outcome.STORED: "1"}, "is completed: no such city of it has failed"),
+        ({}, "it can be retried once it has ended"),
+    ],
+)
+def test_nothing_to_retry(world: World, client: Client, outcomes: dict[Outcome, str], detail: str) -> None:
+    """A request that is under way, or of which no city has failed, is answered 409 with the reason."""
+    record = msgspec.structs.replace(
+        record_of(), planned=True, plan_revision=3, cities=1, outcomes=outcomes, served="1" if outcomes else "0"
+    )
+    write(world, record)
+    answer = client.post(f"/process-requests/{record.request_id}/retry")
+    assert (answer.status_code, answer.headers["content-type"]) == (409, "application/problem+json")
+    assert detail in answer.json()["detail"]
+    assert not world.published(Topic.PROCESS_REQUESTS)

@@ -1,0 +1,205 @@
+"""The forms of the statistics over HTTP: JSON, NDJSON, CSV; compressed; not changed."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from services.api.middleware import compression
+from services.api.routes import requests
+from shared.runtime import zstd
+from tests.fakes.api_world import NOW, Client, World, planned, stats
+from tests.unit.services.api.requests.test_service import record_of, write
+
+PATH = "/country-stats?from=2024-05-01&to=2024-05-02"
+
+
+@pytest.fixture(name="world")
+def _world() -> World:
+    world = World()
+    world.fold_in(stats("armenia", accidents=1), planned("armenia", city_ids=["7"]))
+    world.fold_in(stats("belgium", trips=2))
+    return world
+
+
+@pytest.fixture(name="client")
+def _client(world: World) -> Iterator[Client]:
+    with world.client() as client:
+        yield client
+
+
+def test_csv(client: Client) -> None:
+    """CSV has a head and a line for each country-day."""
+    answer = client.get(PATH, headers={"Accept": "text/csv"})
+    assert answer.headers["content-type"] == "text/csv; header=present; charset=utf-8"
+    assert answer.text == (
+        "country,date,bus_count,passenger_count,exist_accident,average_delay_s\r\n"
+        "armenia,2024-05-01,8,40,true,1.125\r\n"
+        "armenia,2024-05-02,0,0,false,0.0\r\n"
+        "belgium,2024-05-01,2,40,false,4.5\r\n"
+        "belgium,2024-05-02,0,0,false,0.0\r\n"
+    )
+
+
+@pytest.mark.parametrize("detail", ["", "&detail=full"])
+def test_every_form_says_the_same(client: Client, detail: str) -> None:
+    """The three forms hold the same figures, with details and without."""
+    by_country = client.get(f"{PATH}{detail}").json()
+    lines = [
+        {"country": country, "date": date, **day} for country, days in by_country.items() for date, day in days.items()
+    ]
+    ndjson = client.get(f"{PATH}{detail}", headers={"Accept": "application/x-ndjson"})
+    assert ndjson.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line) for line in ndjson.text.splitlines()] == lines
+    table = client.get(f"{PATH}{detail}", headers={"Accept": "text/csv"}).text
+    assert list(csv.DictReader(io.StringIO(table))) == [
+        {name: cell_of(value) for name, value in line.items()} for line in lines
+    ]
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r"])
+def test_names_that_a_spreadsheet_would_compute(world: World, client: Client, begin: str) -> None:
+    """In CSV a name that begins as a formula does is no formula; whatever else is in it is quoted, and stays."""
+    name = f'{begin}HYPERLINK("http://x","a, b")\nc'
+    world.fold_in(msgspec.structs.replace(stats("armenia"), country_name=name))
+    answer = client.get(f"{PATH}&detail=full&country=armenia", headers={"Accept": "text/csv"})
+    (day, _) = csv.DictReader(io.StringIO(answer.text, newline=""))
+    assert day["country_name"] == f"'{name}"
+    assert client.get(f"{PATH}&detail=full").json()["armenia"]["2024-05-01"]["country_name"] == name
+
+
+def cell_of(value: object) -> str:
+    """Return what a table has for a value."""
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+
+def test_nothing_as_csv(client: Client) -> None:
+    """A table without data still has its head."""
+    answer = client.get("/country-stats?from=2023-05-01&to=2023-05-01", headers={"Accept": "text/csv"})
+    assert answer.text.splitlines() == ["country,date,bus_count,passenger_count,exist_accident,average_delay_s"]
+
+
+def test_not_acceptable(client: Client) -> None:
+    """A client that takes no form there is gets 406, as a problem that names the forms."""
+    answer = client.get(PATH, headers={"Accept": "text/html"})
+    assert (answer.status_code, answer.headers["content-type"]) == (406, "application/problem+json")
+    assert "application/x-ndjson" in answer.json()["detail"]
+
+
+def test_compressed(client: Client) -> None:
+    """Zstd and gzip hold the bytes of the plain answer."""
+    plain = client.get(PATH, headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    with client.stream("GET", PATH, headers={"Accept-Encoding": "zstd"}) as answer:
+        assert answer.headers["content-encoding"] == "zstd"
+        assert zstd.decompress(b"".join(answer.iter_raw())) == plain.content
+    with client.stream("GET", PATH, headers={"Accept-Encoding": "gzip"}) as answer:
+        assert answer.headers["content-encoding"] == "gzip"
+        assert gzip.decompress(b"".join(answer.iter_raw())) == plain.content
+
+
+@pytest.mark.parametrize("form", ["application/json", "application/x-ndjson", "text/csv"])
+@pytest.mark.parametrize("coding", ["identity", "gzip", "zstd"])
+def test_sent_as_it_is_made(form: str, coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long answer comes in parts, and is the same bytes under the same ETag as if it was made whole."""
+    world = World()
+    days = [dt.date(2024, 1, 1) + dt.timedelta(days=place) for place in range(60)]
+    for country in ("armenia", "belgium", "chile"):
+        for day in days:
+            world.fold_in(stats(country, day, trips=day.day))
+    path = f"/country-stats?from={days[0]}&to={days[-1]}&detail=full"
+    headers = {"Accept": form, "Accept-Encoding": coding}
+    monkeypatch.setattr(compression, "PART_BYTES_MIN", 10_000)
+    with world.client() as client:
+        whole = client.get(path, headers=headers)
+        monkeypatch.setattr(requests, "AT_ONCE_MAX", 10)
+        with client.stream("GET", path, headers=headers) as answer:
+            body = b"".join(answer.iter_raw())
+    assert "content-length" not in answer.headers
+    assert answer.headers["etag"] == whole.headers["etag"]
+    assert answer.headers.get("content-encoding", "identity") == coding
+    decompress: dict[str, Callable[[bytes], Any]] = {"gzip": gzip.decompress, "zstd": zstd.decompress}
+    assert bytes(decompress.get(coding, bytes)(body)) == whole.content
+    assert len(body) < len(whole.content) / 4 or coding == "identity"
+
+
+def test_every_large_answer_is_compressed(world: World, client: Client) -> None:
+    """Lists, ledgers, the document, the page and the documentation come compressed to who wants it, and say so."""
+    for place in range(10):
+        write(world, record_of(NOW + dt.timedelta(milliseconds=place)))
+    world.fold_in(*(stats("armenia", city_id=str(number)) for number in range(100)))
+    paths = ["/process-requests", "/country-stats/armenia/2024-05-01", "/schema/openapi.json", "/metrics", "/"]
+    for path in (*paths, "/page/main.js", "/page/style.css", "/docs/swagger-ui-bundle.js"):
+        plain = client.get(path, headers={"Accept-Encoding": "identity"})
+        assert "content-encoding" not in plain.headers
+        assert plain.headers["vary"] == "Accept-Encoding"
+        for coding, decompress in (("gzip", gzip.decompress), ("zstd", zstd.decompress)):
+            with client.stream("GET", path, headers={"Accept-Encoding": coding}) as answer:
+                body = b"".join(answer.iter_raw())
+            assert (answer.headers["content-encoding"], answer.headers["vary"]) == (coding, "Accept-Encoding"), path
+            assert int(answer.headers["content-length"]) == len(body) < len(plain.content)
+            if path != "/metrics":
+                assert bytes(decompress(body)) == plain.content
+            if "etag" in plain.headers:
+                known = {"Accept-Encoding": coding, "If-None-Match": answer.headers["etag"]}
+                assert answer.headers["etag"] != plain.headers["etag"]
+                assert client.get(path, headers=known).status_code == 304
+
+
+def test_small_answers_stay_plain(client: Client) -> None:
+    """What compressing would not make much smaller is sent as it is."""
+    answer = client.get("/health/live", headers={"Accept-Encoding": "gzip, zstd"})
+    assert answer.json() == {"live": True}
+    assert "content-encoding" not in answer.headers
+
+
+def test_not_modified(world: World, client: Client) -> None:
+    """An answer is 304 until a number of it changes; then it has another ETag."""
+    first = client.get(PATH)
+    assert first.headers["vary"] == "Accept, Accept-Encoding"
+    known = {"If-None-Match": first.headers["etag"]}
+    again = client.get(PATH, headers=known)
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert again.headers["vary"] == first.headers["vary"]
+    world.fold_in(stats("belgium", trips=3, revision=6))
+    changed = client.get(PATH, headers=known)
+    assert changed.status_code == 200
+    assert changed.headers["etag"] != first.headers["etag"]
+
+
+def test_a_change_elsewhere(world: World, client: Client) -> None:
+    """What changes on other days, or in other countries than the one asked for, leaves the ETag as it is."""
+    path = f"{PATH}&country=armenia"
+    etag = client.get(path).headers["etag"]
+    world.fold_in(stats("belgium", trips=3, revision=6))
+    world.fold_in(stats("armenia", world.clock().date(), trips=3))
+    assert client.get(path, headers={"If-None-Match": etag}).status_code == 304
+
+
+def test_every_answer_has_its_own_etag(client: Client) -> None:
+    """Another query, media type or coding is another ETag."""
+    variants = [
+        (path, {"Accept": accept, "Accept-Encoding": coding})
+        for path in (PATH, f"{PATH}&detail=full", f"{PATH}&country=armenia", PATH.replace("05-02", "05-03"))
+        for accept in ("application/json", "application/x-ndjson", "text/csv")
+        for coding in ("identity", "gzip", "zstd")
+    ]
+    etags = []
+    for path, headers in variants:
+        with client.stream("GET", path, headers=headers) as answer:
+            etags.append(answer.headers["etag"])
+    assert len(set(etags)) == len(variants)
+    assert all(etag.startswith('"') for etag in etags)
+
+
+def test_the_first_version_has_the_same_etag(client: Client) -> None:
+    """A query of the first version is the same query."""
+    assert client.get(PATH.replace("to=", "to")).headers["etag"] == client.get(PATH).headers["etag"]

@@ -1,0 +1,221 @@
+"""What ``GET /country-stats/{country}/{date}`` answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from shared.domain import keys, objects
+from shared.domain.ids import CityId, CountrySlug
+from shared.domain.objects import Plan, PlannedCity, PlannedCountry
+from tests.fakes.api_world import DAY, NOW, REQUEST, Client, World, manifest_of, planned, retracted, stats
+
+LEDGER = "/country-stats/armenia/2024-05-01"
+
+
+@pytest.fixture(name="world")
+def _world() -> World:
+    return World()
+
+
+@pytest.fixture(name="client")
+def _client(world: World) -> Iterator[Client]:
+    with world.client() as client:
+        yield client
+
+
+def test_contribution_with_provenance(world: World, client: Client) -> None:
+    """A city's row holds its contribution, its revision, and where the file came from."""
+    event = stats("armenia", city_id="7", trips=3, passengers=21, accidents=1, delay_total_ms=6_000)
+    world.fold_in(event, planned("armenia", city_ids=["7"]))
+    world.write_manifest(manifest_of(event))
+    ledger = client.get(LEDGER).json()
+    assert (ledger["country"], ledger["date"], ledger["next"]) == ("armenia", "2024-05-01", None)
+    assert ledger["cities"] == [
+        {
+            "city_id": "7",
+            "city_name": "City 7",
+            "standing": "reported",
+            "revision": 5,
+            "contribution": {"trips": 3, "passengers": 21, "accidents": 1, "delay_total_ms": 6_000},
+            "trips_on_other_dates": 2,
+            "provenance": {
+                "revision": 5,
+                "country": "armenia",
+                "request_id": REQUEST,
+                "upstream_url": "http://upstream.test/cities/7/stats?date=2024-05-01",
+                "raw_key": "raw/date=2024-05-01/city=7/x.json",
+                "sha256": "ab" * 32,
+                "size_bytes": 1_000,
+                "etag": '"v1"',
+                "last_modified": None,
+                "ingested_at": "2024-06-01T12:30:00Z",
+                "bad_records": 0,
+                "rule_version": 1,
+                "plan_revision": 3,
+            },
+        }
+    ]
+
+
+def test_totals(world: World, client: Client) -> None:
+    """The totals of a ledger are those of the day's statistics in full."""
+    world.fold_in(stats("armenia", city_id="7"), stats("armenia", city_id="8"), planned("armenia", city_ids=["7"]))
+    in_full = client.get("/country-stats?from=2024-05-01&to=2024-05-01&detail=full").json()
+    assert client.get(LEDGER).json()["totals"] == in_full["armenia"]["2024-05-01"]
+
+
+def test_standings(world: World, client: Client) -> None:
+    """A city is reported, has left, is missing or was retracted."""
+    world.fold_in(
+        stats("armenia", city_id="1"),
+        stats("armenia", city_id="2"),
+        retracted("armenia", city_id="4"),
+        retracted("armenia", city_id="5"),
+        planned("armenia", city_ids=["1", "3", "5"]),
+    )
+    assert standings(client.get(LEDGER).json()) == {
+        "1": "reported",
+        "2": "left",
+        "3": "missing",
+        "4": "retracted",
+        "5": "missing",
+    }
+
+
+def test_plan_in_force(world: World, client: Client) -> None:
+    """A newer plan of which a part has not come yet is not in force: the one before it says what is expected."""
+    newer = planned("armenia", city_ids=["8"], plan_revision=4)
+    world.fold_in(planned("armenia", city_ids=["7"]), msgspec.structs.replace(newer, chunks=2))
+    assert standings(client.get(LEDGER).json()) == {"7": "missing"}
+
+
+def test_missing_and_moved_cities_by_name(world: World, client: Client) -> None:
+    """A city that moved away is named by its manifest, which says where it counts."""
+    world.fold_in(retracted("armenia", city_id="7", revision=6))
+    world.write_manifest(manifest_of(stats("belgium", city_id="7", revision=6)))
+    (city,) = client.get(LEDGER).json()["cities"]
+    assert (city["standing"], city["revision"], city["contribution"]) == ("retracted", 6, None)
+    assert (city["city_name"], city["provenance"]["country"]) == ("City 7", "belgium")
+
+
+def test_manifest_ahead_of_the_ledger(world: World, client: Client) -> None:
+    """A manifest that is ahead shows its own revision beside the ledger's."""
+    world.fold_in(stats("armenia", city_id="7", revision=5))
+    world.write_manifest(manifest_of(stats("armenia", city_id="7", revision=6)))
+    (city,) = client.get(LEDGER).json()["cities"]
+    assert (city["revision"], city["provenance"]["revision"]) == (5, 6)
+
+
+def test_pages(world: World, client: Client) -> None:
+    """Following ``next`` shows every city once, in the order of their ids, whatever characters those have."""
+    city_ids = sorted(["7", "10", "~S%C3%A3o%2FLuiz", "~a&b", "~x#y", "~+" + "ab" * 32])
+    world.fold_in(*(stats("armenia", city_id=city_id) for city_id in city_ids))
+    seen: list[str] = []
+    path: str | None = f"{LEDGER}?limit=1"
+    while path is not None:
+        assert len(seen) < len(city_ids), "the pages do not end"
+        page = client.get(path).json()
+        assert len(page["cities"]) == 1
+        seen += [city["city_id"] for city in page["cities"]]
+        path = page["next"]
+    assert seen == city_ids
+
+
+def test_manifests_of_a_page_alone(world: World, client: Client) -> None:
+    """Only the manifests of the cities on the page are read."""
+    world.fold_in(*(stats("armenia", city_id=str(number)) for number in range(10, 20)))
+    client.get(f"{LEDGER}?limit=3&after=12")
+    manifests = sorted(key for key in world.store.reads if key.startswith("manifests/"))
+    assert manifests == [f"manifests/date={DAY}/city={number}.json" for number in (13, 14, 15)]
+
+
+def test_after_the_last(world: World, client: Client) -> None:
+    """After the last city there is an empty page."""
+    world.fold_in(stats("armenia"))
+    ledger = client.get(f"{LEDGER}?after=9").json()
+    assert (ledger["cities"], ledger["next"]) == ([], None)
+
+
+def test_planned_day(world: World, client: Client) -> None:
+    """A day that is planned and not yet reported has a ledger: of missing cities."""
+    world.fold_in(planned("armenia", city_ids=["7", "8"]))
+    assert standings(client.get(LEDGER).json()) == {"7": "missing", "8": "missing"}
+
+
+def test_names_from_the_plan(world: World, client: Client) -> None:
+    """A city that nothing was taken in of has the name that the plan gives it."""
+    world.fold_in(planned("armenia", city_ids=["7"]))
+    city = PlannedCity(city_id=CityId("7"), upstream_id="7", name="Port Tina")
+    countries = {CountrySlug("armenia"): PlannedCountry(name="Armenia", cities=(city,))}
+    plan = Plan(date=DAY, revision=3, request_id=REQUEST, planned_at=NOW, countries=countries)
+    world.store.write(keys.plan(DAY), objects.encode(plan))
+    assert client.get(LEDGER).json()["cities"][0]["city_name"] == "Port Tina"
+
+
+def test_unreadable_manifest(world: World, client: Client) -> None:
+    """A manifest that cannot be read leaves its city without provenance, and is named."""
+    world.fold_in(stats("armenia", city_id="7"))
+    key = keys.manifest(DAY, CityId("7"))
+    world.store.write(key, b"{")
+    answer = client.get(LEDGER)
+    assert (answer.json()["cities"][0]["provenance"], answer.headers["tripfold-unreadable"]) == (None, key)
+
+
+def test_live_generation(world: World, client: Client) -> None:
+    """The ledger is the live generation's."""
+    world.fold_in(stats("armenia", trips=1), generation=1)
+    world.fold_in(stats("armenia", trips=2), generation=2)
+    assert client.get(LEDGER).json()["totals"]["bus_count"] == 1
+    world.make_live(2)
+    assert client.get(LEDGER).json()["totals"]["bus_count"] == 2
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/country-stats/belgium/2024-05-01",
+        "/country-stats/armenia/2024-05-02",
+        "/country-stats/armenia/2024-5-1",
+        "/country-stats/armenia/20240501",
+        "/country-stats/armenia/today",
+        "/country-stats/%2e%2e%2fstate/2024-05-01",
+        "/country-stats/armenia/2024-05-01/7",
+        "/country-stats/Armenia/2024-05-01",
+        f"/country-stats/{'a' * 3_000}/2024-05-01",
+        "/country-stats/%00/2024-05-01",
+    ],
+)
+def test_unknown_country_day(world: World, client: Client, path: str) -> None:
+    """A country-day that nothing is known of is answered 404, as a problem."""
+    world.fold_in(stats("armenia"))
+    answer = client.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [("limit=0", "limit"), ("limit=1001", "limit"), ("before=7", "before"), ("after=1&after=2", "after")],
+)
+def test_invalid_page(world: World, client: Client, query: str, name: str) -> None:
+    """A page that cannot be meant is answered 400, naming the parameter."""
+    world.fold_in(stats("armenia"))
+    answer = client.get(f"{LEDGER}?{query}")
+    assert answer.status_code == 400
+    assert [fault["name"] for fault in answer.json()["invalid_parameters"]] == [name]
+
+
+def test_store_down(world: World, client: Client) -> None:
+    """While S3 is down a ledger is answered 503 with Retry-After."""
+    world.store.down = True
+    answer = client.get(LEDGER)
+    assert answer.status_code == 503
+    assert "retry-after" in answer.headers
+
+
+def standings(ledger: dict[str, Any]) -> dict[str, str]:
+    """Return how each city of a ledger stands to its day."""
+    return {city["city_id"]: city["standing"] for city in ledger["cities"]}

@@ -1,0 +1,382 @@
+"""The reader of summaries: what it fetches, what it keeps, and that an answer is of one generation."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.aggregate.fold import empty_summary, fold
+from services.api.http.date_range import DateRange
+from services.api.http.deadline import TookTooLong
+from services.api.statistics import reader as reader_module
+from services.api.statistics.reader import HeadCache, SummaryReader
+from shared.domain import keys, objects
+from shared.domain.ids import CountrySlug
+from shared.domain.objects import SummaryHead
+from shared.runtime.concurrency import bounded_map
+from shared.storage.object_store import ObjectInfo, StoredObject, StoreUnavailable
+from tests.fakes.api_world import DAY, ObservedStore, World, planned, stats
+
+MAY = DateRange(dt.date(2024, 5, 1), dt.date(2024, 5, 31))
+PLENTY_BYTES = 1 << 20
+
+
+def reader_of(world: World, *, cache_bytes: int = PLENTY_BYTES) -> SummaryReader:
+    """Return a reader of the world's bucket."""
+    return SummaryReader(world.store, cache_bytes=cache_bytes)
+
+
+def heads_read(world: World) -> list[str]:
+    """Return the keys of the summaries read so far, and forget them."""
+    read = sorted(key for key in world.store.reads if key.startswith("summaries/"))
+    world.store.reads.clear()
+    return read
+
+
+async def heads_of(
+    reader: SummaryReader, days: DateRange = MAY, country: CountrySlug | None = None
+) -> list[SummaryHead]:
+    """Return the heads that a reader finds."""
+    heads = (await reader.read(days, country)).heads
+    assert heads is not None
+    return heads
+
+
+def trips(heads: list[SummaryHead]) -> dict[tuple[str, str], int]:
+    """Return the trips by country and date."""
+    return {(head.country, head.date.isoformat()): head.totals.trips for head in heads}
+
+
+async def test_only_the_range() -> None:
+    """The summaries of a range are read, and no others, though a month is listed whole."""
+    world = World()
+    for day in (1, 2, 3):
+        world.fold_in(stats("armenia", dt.date(2024, 5, day), trips=day))
+    heads = await heads_of(reader_of(world), DateRange(dt.date(2024, 5, 2), dt.date(2024, 5, 2)))
+    assert trips(heads) == {("armenia", "2024-05-02"): 2}
+    assert heads_read(world) == [keys.summary(1, dt.date(2024, 5, 2), CountrySlug("armenia"))]
+
+
+async def test_only_the_country() -> None:
+    """Of other countries than the one asked for nothing is read."""
+    world = World()
+    world.fold_in(stats("armenia"))
+    world.fold_in(stats("belgium"))
+    heads = await heads_of(reader_of(world), MAY, CountrySlug("belgium"))
+    assert [head.country for head in heads] == ["belgium"]
+    assert heads_read(world) == [keys.summary(1, DAY, CountrySlug("belgium"))]
+
+
+async def test_only_the_head_is_fetched() -> None:
+    """A summary with a long ledger is read by its first bytes alone."""
+    sizes: list[int] = []
+
+    class Measuring(ObservedStore):
+        async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+            found = await super().get(key, first_bytes=first_bytes)
+            if found is not None and key.startswith(keys.SUMMARIES):
+                sizes.append(len(found.body))
+            return found
+
+    world = World(Measuring())
+    city_ids = [str(number) for number in range(1_000)]
+    world.fold_in(*(stats("armenia", city_id=city_id) for city_id in city_ids), planned("armenia", city_ids=city_ids))
+    (head,) = await heads_of(reader_of(world), MAY)
+    assert (head.cities_reported, head.totals.trips) == (1_000, 8_000)
+    assert sizes == [4096]
+
+
+async def test_unchanged_summaries_are_not_fetched_again() -> None:
+    """What was seen is not fetched again; what changed is, and what is new."""
+    world = World()
+    reader = reader_of(world)
+    world.fold_in(stats("armenia", trips=1))
+    world.fold_in(stats("belgium", trips=2))
+    assert len(await heads_of(reader, MAY)) == 2
+    heads_read(world)
+    assert len(await heads_of(reader, MAY)) == 2
+    assert heads_read(world) == []
+    world.fold_in(stats("belgium", trips=3, revision=6))
+    world.fold_in(stats("chad", trips=4))
+    assert trips(await heads_of(reader, MAY)) == {
+        ("armenia", "2024-05-01"): 1,
+        ("belgium", "2024-05-01"): 3,
+        ("chad", "2024-05-01"): 4,
+    }
+    assert heads_read(world) == [keys.summary(1, DAY, CountrySlug(country)) for country in ("belgium", "chad")]
+
+
+async def test_summary_that_changes_after_its_listing() -> None:
+    """A summary that changes between listing and fetching is shown as fetched, and kept under what was fetched."""
+
+    class Changing(ObservedStore):
+        async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+            listed = [listed async for listed in super().list(prefix, after=after)]
+            if len(self.reads) == 1:
+                world.fold_in(stats("armenia", trips=2, revision=6))
+            for entry in listed:
+                yield entry
+
+    world = World(Changing())
+    world.fold_in(stats("armenia", trips=1))
+    reader = reader_of(world)
+    assert trips(await heads_of(reader, MAY)) == {("armenia", "2024-05-01"): 2}
+    heads_read(world)
+    assert trips(await heads_of(reader, MAY)) == {("armenia", "2024-05-01"): 2}
+    assert heads_read(world) == []
+
+
+async def test_what_changed_after_its_listing_has_a_tag_of_its_own() -> None:
+    """Numbers that no listing has named yet are under no tag that a listing has: one tag never means two answers."""
+
+    class Changing(ObservedStore):
+        async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+            listed = [listed async for listed in super().list(prefix, after=after)]
+            world.fold_in(stats("armenia", trips=2, revision=6))
+            for entry in listed:
+                yield entry
+
+    before = World()
+    before.fold_in(stats("armenia", trips=1))
+    world = World(Changing())
+    world.fold_in(stats("armenia", trips=1))
+    reader = reader_of(world)
+    tags = [(await reader_of(before).read(MAY)).tag, *[(await reader.read(MAY)).tag for _ in range(2)]]
+    assert len(set(tags)) == 3
+
+
+async def test_summary_that_is_gone_after_its_listing() -> None:
+    """A summary that is deleted between listing and fetching is no data."""
+
+    class Deleting(ObservedStore):
+        async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+            listed = [listed async for listed in super().list(prefix, after=after)]
+            self.objects.clear()
+            for entry in listed:
+                yield entry
+
+    world = World(Deleting())
+    world.fold_in(stats("armenia"))
+    assert await heads_of(reader_of(world), MAY) == []
+
+
+async def test_other_keys_are_passed_over() -> None:
+    """What lies among the summaries and is none is passed over."""
+    world = World()
+    world.fold_in(stats("armenia"))
+    world.store.write("summaries/generation=1/date=2024-05-01/_SUCCESS", b"")
+    world.store.write("summaries/generation=1/date=2024-05-99/country=x.json", b"")
+    assert len(await heads_of(reader_of(world), MAY)) == 1
+
+
+async def test_cache_is_bounded() -> None:
+    """A cache that holds two heads forgets the one used least recently."""
+    world = World()
+    entry_bytes = len(keys.summary(1, DAY, CountrySlug("armenia"))) + 34 + reader_module.ENTRY_OVERHEAD_BYTES
+    reader = reader_of(world, cache_bytes=2 * entry_bytes)
+    for country in ("armenia", "belgium", "estonia"):
+        world.fold_in(stats(country))
+        await heads_of(reader, MAY, CountrySlug(country))
+    heads_read(world)
+    await heads_of(reader, MAY, CountrySlug("estonia"))
+    await heads_of(reader, MAY, CountrySlug("belgium"))
+    assert heads_read(world) == []
+    await heads_of(reader, MAY, CountrySlug("armenia"))
+    assert len(heads_read(world)) == 1
+    await heads_of(reader, MAY, CountrySlug("belgium"))
+    assert heads_read(world) == []
+    await heads_of(reader, MAY, CountrySlug("estonia"))
+    assert len(heads_read(world)) == 1
+
+
+async def test_no_cache() -> None:
+    """A cache of no bytes keeps nothing, and everything is still served."""
+    world = World()
+    world.fold_in(stats("armenia"))
+    reader = reader_of(world, cache_bytes=0)
+    assert len(await heads_of(reader, MAY)) == len(await heads_of(reader, MAY)) == 1
+    assert len(heads_read(world)) == 2
+
+
+def test_cache_keeps_one_head_of_a_key() -> None:
+    """A head replaces the one before it, which is never found again and takes no room."""
+    summary = fold(empty_summary(DAY, CountrySlug("armenia")), [stats("armenia")])
+    head = objects.decode_head(objects.encode(summary), "a")
+    cache = HeadCache(2 * (reader_module.ENTRY_OVERHEAD_BYTES + len("a") + len('"1"')))
+    for etag in ('"1"', '"2"', '"3"'):
+        cache.keep("a", etag, head)
+    cache.keep("b", '"1"', head)
+    assert [cache.get("a", etag) for etag in ('"1"', '"2"', '"3"')] == [None, None, head]
+    assert cache.get("b", '"1"') == head
+    assert len(cache) == 2
+
+
+async def test_live_generation() -> None:
+    """The generation that the pointer names is served; in a bucket without a pointer and another one, the first."""
+    world = World()
+    del world.store.objects[keys.CURRENT]
+    world.fold_in(stats("armenia", trips=1), generation=1)
+    reader = reader_of(world)
+    assert trips(await heads_of(reader, MAY)) == {("armenia", "2024-05-01"): 1}
+    world.fold_in(stats("armenia", trips=2), generation=2)
+    world.make_live(2)
+    assert trips(await heads_of(reader, MAY)) == {("armenia", "2024-05-01"): 2}
+
+
+class FlippingStore(ObservedStore):
+    """A store in which a rebuild goes live while summaries are listed, as often as ``flips`` says."""
+
+    def __init__(self, flips: int) -> None:
+        super().__init__()
+        self.flips = flips
+        self.live = 1
+        self.world: World | None = None
+
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        async for listed in super().list(prefix, after=after):
+            yield listed
+        if self.flips > 0:
+            assert self.world is not None
+            self.flips -= 1
+            self.live += 1
+            self.world.fold_in(stats("belgium", trips=self.live), generation=self.live)
+            self.world.make_live(self.live)
+
+
+def flipping_world(flips: int) -> World:
+    """Return a world in which so many rebuilds go live, each while the one before is being read."""
+    store = FlippingStore(flips)
+    world = World(store)
+    store.world = world
+    world.fold_in(stats("armenia", trips=1), generation=1)
+    return world
+
+
+async def test_generation_that_changes_while_it_is_read() -> None:
+    """When a rebuild goes live while summaries are being read, the answer is of the new generation, whole."""
+    heads = await heads_of(reader_of(flipping_world(2)), MAY)
+    assert trips(heads) == {("belgium", "2024-05-01"): 3}
+
+
+async def test_generation_that_changes_for_ever() -> None:
+    """A generation that changes every time is not read for ever."""
+    with pytest.raises(StoreUnavailable, match="changed"):
+        await heads_of(reader_of(flipping_world(1_000)), MAY)
+
+
+async def test_range_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A range that cannot be read in time is given up."""
+
+    class Silent(ObservedStore):
+        async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+            await asyncio.Event().wait()
+            return await super().get(key, first_bytes=first_bytes)
+
+    monkeypatch.setattr(reader_module, "RANGE_DEADLINE_S", 0.01)
+    with pytest.raises(TookTooLong, match="2024-05-01 to 2024-05-31"):
+        await heads_of(reader_of(World(Silent())))
+
+
+async def test_bounded_concurrency() -> None:
+    """No more heads are fetched side by side than the bound, and no fewer when there are more."""
+    running = most = 0
+
+    class Slow(ObservedStore):
+        async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            running -= 1
+            return await super().get(key, first_bytes=first_bytes)
+
+    world = World(Slow())
+    for day in MAY.dates():
+        world.fold_in(stats("armenia", day))
+    assert len(await heads_of(reader_of(world), MAY)) == 31
+    assert most == reader_module.GETS_AT_ONCE_MAX
+
+
+async def test_readers_that_come_together() -> None:
+    """However many ask at the same time, a month is listed a few times, and no head is fetched twice."""
+    listings: list[str] = []
+
+    class Counting(ObservedStore):
+        async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+            listings.append(prefix)
+            async for listed in super().list(prefix, after=after):
+                yield listed
+
+        async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+            for _ in range(50):  # so that the others have listed before a head is there
+                await asyncio.sleep(0)
+            return await super().get(key, first_bytes=first_bytes)
+
+    world = World(Counting())
+    for day in MAY.dates():
+        world.fold_in(stats("armenia", day))
+    reader = reader_of(world)
+    readings = await asyncio.gather(*(reader.read(MAY) for _ in range(50)))
+    assert all(len(reading.heads or ()) == 31 for reading in readings)
+    assert len({reading.tag for reading in readings}) == 1
+    assert len(heads_read(world)) == 31
+    assert len(listings) <= 3
+
+
+async def test_a_tag_that_suffices() -> None:
+    """Where the tag suffices nothing is fetched; it changes with the summaries of the range, and with no other."""
+    world = World()
+    world.fold_in(stats("armenia"))
+    reader = reader_of(world)
+    tag, heads, _ = await reader.read(MAY, suffices=lambda _: True)
+    assert heads is None
+    assert heads_read(world) == []
+    world.fold_in(stats("armenia", dt.date(2024, 6, 1)))
+    assert (await reader.read(MAY)).tag == tag
+    world.fold_in(stats("armenia", trips=9, revision=6))
+    changed = (await reader.read(MAY)).tag
+    assert changed != tag
+    world.fold_in(stats("armenia", dt.date(2024, 5, 2)))
+    assert (await reader.read(MAY)).tag not in {tag, changed}
+
+
+async def test_a_rebuild_keeps_the_tag() -> None:
+    """A rebuild that changes no summary leaves the tag as it was."""
+    world = World()
+    world.fold_in(stats("armenia"), generation=1)
+    world.fold_in(stats("armenia"), generation=2)
+    world.make_live(1)
+    reader = reader_of(world)
+    before = await reader.read(MAY)
+    world.make_live(2)
+    assert (await reader.read(MAY)).tag == before.tag
+
+
+async def test_map_bounded_keeps_the_order() -> None:
+    """Results come in the order of the items, whatever the order they were ready in."""
+
+    async def slower_at_first(item: int) -> int:
+        for _ in range(10 - item):
+            await asyncio.sleep(0)
+        return item * item
+
+    assert await bounded_map(slower_at_first, range(10), limit=4) == [item * item for item in range(10)]
+    assert await bounded_map(slower_at_first, [], limit=4) == []
+
+
+async def test_map_bounded_raises_the_error_itself() -> None:
+    """The first error is raised as it is, and ends the rest."""
+    begun: list[int] = []
+
+    async def failing(item: int) -> None:
+        begun.append(item)
+        await asyncio.sleep(0)
+        raise StoreUnavailable(str(item))
+
+    with pytest.raises(StoreUnavailable, match="0"):
+        await bounded_map(failing, range(100), limit=3)
+    assert begun == [0, 1, 2]

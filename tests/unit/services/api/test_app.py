@@ -1,0 +1,381 @@
+"""What the API is beside its operations: its errors, its health, its log, its documentation."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from openapi_spec_validator import validate
+from prometheus_client.parser import text_string_to_metric_families
+
+from services.api import health
+from services.api.health import Readiness
+from services.api.http import problems
+from services.api.middleware import access_log
+from services.api.web.page import page_files
+from shared.kafka.producer import KafkaPublisher, LogUnavailable
+from shared.runtime.health import Health
+from shared.runtime.settings import Settings
+from shared.storage.object_store import StoreUnavailable
+from tests.fakes.api_world import NOW, Client, World, stats
+from tests.unit.services.api.requests.test_service import record_of, write
+
+PROBLEM = "application/problem+json"
+UNUSED_PORT = 1  # nobody listens there
+
+
+@pytest.fixture(name="client", scope="module")
+def _client() -> Iterator[Client]:
+    with World().client() as client:
+        yield client
+
+
+@pytest.fixture(name="document", scope="module")
+def _document(client: Client) -> dict[str, Any]:
+    answer = client.get("/schema/openapi.json")
+    assert answer.status_code == 200
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+class Recorder:
+    """A logger that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, dict[str, Any]]] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Keep an entry."""
+        self.entries.append((event, fields))
+
+    error = info
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/schema", 404),
+        ("GET", "/schema/redoc", 404),
+        ("GET", "/docs/nothing.js", 404),
+        ("GET", "/docs/..%2f..%2fcore.py", 404),
+        ("GET", "/process-request", 405),
+        ("DELETE", "/country-stats", 405),
+        ("POST", "/docs", 405),
+    ],
+)
+def test_refusals_of_the_framework(client: Client, method: str, path: str, status: int) -> None:
+    """What no route takes is answered as a problem like everything else."""
+    answer = client.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM)
+    problem = answer.json()
+    assert problem["status"] == status
+    assert set(problem) == {"type", "title", "status", "detail"}
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/docs", "/health/live", "/metrics", "/process-requests", "/country-stats?from=2024-05-01&to2024-05-02"],
+)
+def test_head(client: Client, path: str) -> None:
+    """HEAD is answered by the headers that GET is, and no body."""
+    headers = {"X-Request-ID": "the-same"}
+    head, get = client.head(path, headers=headers), client.get(path, headers=headers)
+    assert (head.status_code, head.content) == (200, b"")
+    assert {**head.headers, "content-length": ""} == {**get.headers, "content-length": ""}
+
+
+def test_head_of_a_stream() -> None:
+    """HEAD on a stream that goes on until a request has ended is answered at once."""
+    world = World()
+    record = record_of(NOW)
+    write(world, record)
+    with world.client() as client:
+        answer = client.head(f"/process-requests/{record.request_id}/events")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+
+
+def test_allowed_methods(client: Client) -> None:
+    """What takes GET says that it takes HEAD, what does not refuses it, and OPTIONS means nothing by its query."""
+    assert client.put("/country-stats").headers["allow"] == "GET, HEAD, OPTIONS"
+    refused = client.head("/process-request")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "OPTIONS, POST")
+    options = client.options("/country-stats?from=2024-05-01&to=2024-05-02")
+    assert (options.status_code, options.content) == (204, b"")
+    assert options.headers["allow"] == "GET, HEAD, OPTIONS"
+    path = "/process-requests/018f3d2a-5c00-7aaa-8bbb-0123456789ab"
+    assert client.options(path).headers["allow"] == client.put(path).headers["allow"] == "DELETE, GET, HEAD, OPTIONS"
+    assert client.options("/nothing").status_code == 404
+
+
+def test_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody foresaw is a 500 that tells nothing of it but an id; under this the log tells all."""
+    recorder = Recorder()
+    monkeypatch.setattr(problems, "_log", recorder)
+    world = World()
+    world.store.objects = None  # type: ignore[assignment]  # to be broken in a way that nobody foresaw
+    with world.client() as client:
+        answer = client.get("/process-requests")
+        given = client.get("/process-requests", headers={"X-Request-ID": "abc-1"})
+        forged = client.get("/process-requests", headers={"X-Request-ID": "a b"})
+    assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
+    assert given.headers["x-request-id"] == "abc-1"
+    assert forged.headers["x-request-id"] != "a b"
+    assert answer.headers["x-request-id"] in answer.json()["detail"]
+    assert "NoneType" not in answer.text
+    event, fields = recorder.entries[0]
+    assert (event, fields["http_request_id"]) == ("unexpected error", answer.headers["x-request-id"])
+    assert isinstance(fields["exc_info"], TypeError)
+
+
+def test_examples_of_problems(client: Client) -> None:
+    """Each example of a problem in the OpenAPI document has the status of its response."""
+    paths = client.get("/schema/openapi.json").json()["paths"]
+    told = {
+        (status, example["value"]["status"])
+        for operations in paths.values()
+        for operation in operations.values()
+        for status, response in operation["responses"].items()
+        for example in response.get("content", {}).get(PROBLEM, {}).get("examples", {}).values()
+    }
+    assert len(told) > 8
+    assert all(int(status) == of_example for status, of_example in told)
+
+
+def test_alive(client: Client) -> None:
+    """A process that answers is alive, whatever it can reach."""
+    assert client.get("/health/live").json() == {"live": True}
+
+
+async def _reachable() -> None:
+    return
+
+
+async def _unreachable() -> None:
+    raise LogUnavailable("no broker answers")
+
+
+def test_ready() -> None:
+    """An API that can reach everything is ready."""
+    with World().client(checks={"s3": _reachable, "kafka": _reachable}) as client:
+        answer = client.get("/health/ready")
+    assert (answer.status_code, answer.json()) == (200, {"ready": True, "faults": {}})
+
+
+def test_not_ready() -> None:
+    """An API that cannot reach Kafka is not ready, says why, and still serves what can be read."""
+    world = World()
+    world.fold_in(stats("armenia"))
+    with world.client(checks={"s3": _reachable, "kafka": _unreachable}) as client:
+        answer = client.get("/health/ready")
+        assert (answer.status_code, answer.json()) == (
+            503,
+            {"ready": False, "faults": {"kafka": "no broker answers"}},
+        )
+        assert client.get("/country-stats?from=2024-05-01&to=2024-05-01").status_code == 200
+        assert metric(client, "tripfold_ready") == 0.0
+
+
+async def test_probes_are_shared() -> None:
+    """Many that ask at once cause one probe, and a probe is good for a second."""
+    probes = 0
+    now_s = 100.0
+
+    async def counting() -> None:
+        nonlocal probes
+        probes += 1
+        await asyncio.sleep(0)
+
+    readiness = Readiness(Health(), {"s3": counting}, clock=lambda: now_s)
+    await asyncio.gather(*(readiness.report() for _ in range(10)))
+    assert probes == 1
+    now_s += health.PROBE_AGE_MAX_S
+    await readiness.report()
+    assert probes == 2
+
+
+async def test_readiness_recovers() -> None:
+    """A fault is reported as long as it lasts, and no longer."""
+    now_s = 100.0
+    faults = [StoreUnavailable("S3 is down"), ValueError("odd"), None]
+    state = Health()
+    state.started = True
+
+    async def check() -> None:
+        fault = faults.pop(0)
+        if fault is not None:
+            raise fault
+
+    readiness = Readiness(state, {"s3": check}, clock=lambda: now_s)
+    reports = []
+    for _ in range(3):
+        reports.append(await readiness.report())
+        now_s += health.PROBE_AGE_MAX_S
+    assert [report.faults for report in reports] == [{"s3": "S3 is down"}, {"s3": "odd"}, {}]
+    assert [report.ready for report in reports] == [False, False, True]
+
+
+async def test_silent_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not answer in time cannot be reached."""
+    monkeypatch.setattr(health, "PROBE_TIMEOUT_S", 0.01)
+
+    async def silent() -> None:
+        await asyncio.Event().wait()
+
+    report = await Readiness(Health(), {"s3": silent, "kafka": _reachable}).report()
+    assert list(report.faults) == ["s3"]
+
+
+async def test_kafka_that_nobody_runs() -> None:
+    """The check of Kafka fails when no broker listens."""
+    settings = Settings.model_validate({"kafka_bootstrap_servers": f"127.0.0.1:{UNUSED_PORT}"})
+    with pytest.raises(LogUnavailable, match=f"127.0.0.1:{UNUSED_PORT}"):
+        await KafkaPublisher(settings, source="test").check()
+
+
+def test_access_log(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request is one line: method, path, status and time, never the query."""
+    recorder = Recorder()
+    monkeypatch.setattr(access_log, "_log", recorder)
+    client.get("/country-stats?from=2024-05-01&to=2024-05-01&token=secret")
+    client.get("/nothing?token=secret")
+    assert [event for event, _ in recorder.entries] == ["request", "request"]
+    fields = [fields for _, fields in recorder.entries]
+    assert [(entry["method"], entry["path"], entry["status"]) for entry in fields] == [
+        ("GET", "/country-stats", 400),
+        ("GET", "/nothing", 404),
+    ]
+    assert all(entry["duration_ms"] >= 0 for entry in fields)
+    assert "secret" not in str(recorder.entries)
+
+
+def test_metrics(client: Client) -> None:
+    """Requests are counted by route, not by path; what no route takes is counted together."""
+    before = metric(client, "tripfold_http_request_seconds_count", method="other", route="unmatched", status="405")
+    client.get("/process-requests/one")
+    client.get("/process-requests/two")
+    client.request("BREW", "/process-requests")
+    after = metric(client, "tripfold_http_request_seconds_count", method="other", route="unmatched", status="405")
+    assert after == before + 1
+    routes = {labels["route"] for labels in labels_of(client, "tripfold_http_request_seconds_count")}
+    assert "/process-requests/{request_id}" in routes
+    assert "/process-requests/one" not in routes
+
+
+def labels_of(client: Client, name: str) -> list[dict[str, str]]:
+    """Return the labels of every sample of a metric."""
+    assert client.get("/metrics").headers["content-type"].count("charset") == 1
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return [sample.labels for family in families for sample in family.samples if sample.name == name]
+
+
+def metric(client: Client, name: str, **labels: str) -> float:
+    """Return the value of a metric's sample, or 0 if there is none."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if sample.labels == labels)
+
+
+def test_document_is_openapi(document: dict[str, Any]) -> None:
+    """The document is valid OpenAPI 3.1."""
+    assert document["openapi"].startswith("3.1.")
+    validate(document)
+
+
+def test_documented_operations(document: dict[str, Any]) -> None:
+    """Every operation is documented, with a summary and a description."""
+    operations = {
+        (method, path): operation for path, item in document["paths"].items() for method, operation in item.items()
+    }
+    assert set(operations) == {
+        ("post", "/process-request"),
+        ("get", "/process-requests"),
+        ("get", "/process-requests/{request_id}"),
+        ("delete", "/process-requests/{request_id}"),
+        ("get", "/process-requests/{request_id}/events"),
+        ("post", "/process-requests/{request_id}/retry"),
+        ("get", "/process-ranges/{range_id}"),
+        ("get", "/quarantine"),
+        ("delete", "/process-ranges/{range_id}"),
+        ("get", "/country-stats"),
+        ("get", "/country-stats/{country}/{date}"),
+        ("get", "/health/live"),
+        ("get", "/health/ready"),
+    }
+    assert all(operation["summary"] and operation["description"] for operation in operations.values())
+
+
+def test_documented_parameters(document: dict[str, Any]) -> None:
+    """Parameters are documented as the operation takes them: ``from`` and ``to`` are required dates."""
+    parameters = {
+        parameter["name"]: parameter for parameter in document["paths"]["/country-stats"]["get"]["parameters"]
+    }
+    assert set(parameters) == {"from", "to", "country", "detail"}
+    assert [name for name, parameter in parameters.items() if parameter["required"]] == ["from", "to"]
+    assert parameters["to"]["schema"]["format"] == "date"
+    assert all(parameter["description"] and parameter["examples"] for parameter in parameters.values())
+
+
+def test_documented_problems(document: dict[str, Any]) -> None:
+    """Every error of an operation is documented as a problem."""
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            errors = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
+            assert {"413", "414", "431"} <= set(errors)
+            if path.startswith("/health"):
+                continue
+            assert {"400", "401", "403", "429", "503"} <= set(errors)
+            assert all(set(answer["content"]) == {PROBLEM} for answer in errors.values()), path
+
+
+def test_documented_answer(document: dict[str, Any]) -> None:
+    """The four figures of a day are required; the details are documented, and optional."""
+    day = document["components"]["schemas"]["DayStats"]
+    assert set(day["required"]) == {"bus_count", "passenger_count", "exist_accident", "average_delay_s"}
+    assert {"complete", "cities_reported", "cities_expected", "version"} <= set(day["properties"])
+    content = document["paths"]["/country-stats"]["get"]["responses"]["200"]["content"]["application/json"]
+    assert [set(example["value"]) for example in content["examples"].values()] == [{"armenia"}, {"armenia"}]
+
+
+def test_docs_need_nobody_else(client: Client) -> None:
+    """The page of the documentation loads what it needs from this service alone."""
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert {"/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css", "/docs/start.js"} <= set(loaded)
+    assert all(address.startswith(("/", "data:")) for address in loaded)
+    for address in loaded:
+        if address.startswith("/"):
+            assert client.get(address).status_code == 200, address
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert '"/schema/openapi.json"' in client.get("/docs/start.js").text
+
+
+def test_the_page_needs_nobody_else(client: Client) -> None:
+    """The page at the root loads its parts from this service alone, without script or style in place."""
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert {"/page/main.js", "/page/style.css", "/docs"} <= set(addresses)
+    assert all(client.get(address).status_code == 200 for address in addresses if address.startswith("/"))
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    assert not re.search(r"<style|<script(?! type=\"module\" src=)| style=| on[a-z]+=", page.text)
+    for name, file in page_files().items():
+        assert client.get(f"/page/{name}").content == file.body
+        text = file.body.decode().replace("http://www.w3.org/2000/svg", "")
+        assert not re.search("https?://", text), name
+
+
+def test_the_page_is_asked_for_once(client: Client) -> None:
+    """A browser that has a part of the page is told that it is still the same."""
+    etag = client.get("/page/main.js").headers["etag"]
+    answer = client.get("/page/main.js", headers={"If-None-Match": etag})
+    assert (answer.status_code, answer.content) == (304, b"")
+    assert client.get("/page/nothing.js").status_code == 404

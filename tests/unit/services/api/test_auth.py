@@ -1,0 +1,187 @@
+"""Who may use the API, how often, and how much of a request is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from services.api.auth import AccessUnclear, Rate, Scope, access_of, digest_of, mint_key, parse_keys
+from services.api.middleware import security_headers
+from shared.domain.topics import Topic
+from shared.runtime.settings import Settings
+from tests.fakes.api_world import World
+
+READER, NIGHTLY = mint_key(), mint_key()
+KEYS = f"reader:read:{digest_of(READER)}, nightly:read+process:{digest_of(NIGHTLY)}"
+ASK = "/process-request?date=2024-05-01"
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"X-API-Key": "wrong"}, {"Authorization": f"Basic {READER}"}, {"Authorization": "Bearer"}]
+)
+def test_without_a_key(headers: dict[str, str]) -> None:
+    """Without a known key, nothing is read and nothing is published."""
+    world = World()
+    with world.client(api_access="keys", api_keys=KEYS) as client:
+        for answer in (client.get("/process-requests", headers=headers), client.post(ASK, headers=headers)):
+            assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
+            assert answer.headers["www-authenticate"].startswith("Bearer")
+    assert world.published(Topic.PROCESS_REQUESTS) == []
+    assert world.store.reads == []
+
+
+def test_with_a_key() -> None:
+    """A key is taken in either header, and only for what its scopes allow."""
+    world = World()
+    with world.client(api_access="keys", api_keys=KEYS) as client:
+        assert client.get("/process-requests", headers={"X-API-Key": READER}).status_code == 200
+        assert client.get("/process-requests", headers={"Authorization": f"Bearer {READER}"}).status_code == 200
+        refused = client.post(ASK, headers={"X-API-Key": READER})
+        assert (refused.status_code, refused.headers["content-type"]) == (403, "application/problem+json")
+        assert "scope process" in refused.json()["detail"]
+        assert client.delete("/process-requests/1", headers={"X-API-Key": READER}).status_code == 403
+        assert world.published(Topic.PROCESS_REQUESTS) == []
+        assert client.post(ASK, headers={"X-API-Key": NIGHTLY}).status_code == 202
+
+
+@pytest.mark.parametrize("path", ["/", "/page/main.js", "/docs", "/schema/openapi.json", "/health/live", "/metrics"])
+def test_what_needs_no_key(path: str) -> None:
+    """The page's files, the documentation, health and metrics are for everybody."""
+    with World().client(api_access="keys", api_keys=KEYS) as client:
+        assert client.get(path).status_code == 200
+
+
+def test_keys_are_in_no_log_and_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a known key nor one that was tried shows in a log or an answer, also when something breaks."""
+    world = World()
+    tried = mint_key()
+    with world.client(api_access="keys", api_keys=KEYS) as client:
+        answers = [
+            client.get(path, headers=headers)
+            for path in ("/process-requests", "/nothing", "/metrics")
+            for headers in ({"X-API-Key": READER}, {"Authorization": f"Bearer {tried}"})
+        ]
+        world.store.down = True
+        answers.append(client.get("/process-requests", headers={"X-API-Key": READER}))
+    logged = capsys.readouterr()
+    assert "/process-requests" in logged.out
+    told = logged.out + logged.err + "".join(answer.text for answer in answers)
+    assert [key for key in (READER, tried, digest_of(READER)) if key in told] == []
+
+
+def test_each_key_has_idempotency_keys_of_its_own() -> None:
+    """Two callers that make up the same idempotency key do not meet."""
+    other = mint_key()
+    with World().client(api_access="keys", api_keys=f"{KEYS},other:process:{digest_of(other)}") as client:
+        statuses = [
+            client.post(f"/process-request?date={date}", headers={"X-API-Key": key, "Idempotency-Key": "1"}).status_code
+            for key, date in ((NIGHTLY, "2024-05-01"), (other, "2024-05-02"), (NIGHTLY, "2024-05-03"))
+        ]
+    assert statuses == [202, 202, 422]
+
+
+def test_a_key_that_processes_reads_the_status_of_requests() -> None:
+    """Whoever may process may follow that request and its range; statistics and lists need the scope to read."""
+    process_only = mint_key()
+    with World().client(api_access="keys", api_keys=f"nightly:process:{digest_of(process_only)}") as client:
+        headers = {"X-API-Key": process_only}
+        request = client.post(ASK, headers=headers).headers["location"]
+        many = client.post("/process-request?from=2024-05-01&to=2024-05-02", headers=headers).headers["location"]
+        assert [client.get(path, headers=headers).status_code for path in (request, many)] == [200, 200]
+        assert client.get("/process-requests/1/events", headers=headers).status_code == 404
+        for path in ("/process-requests", "/country-stats?from=2024-05-01&to=2024-05-02"):
+            assert client.get(path, headers=headers).status_code == 403
+
+
+def test_without_keys_a_client_processes_only_so_often() -> None:
+    """Where everybody may use the API, asking for dates is limited, and reading is not."""
+    with World().client(api_access="open", api_requests_per_minute=2) as client:
+        assert [client.post(ASK).status_code for _ in range(3)] == [202, 202, 429]
+        assert [client.get("/process-requests").status_code for _ in range(3)] == [200] * 3
+
+
+def test_too_often() -> None:
+    """A key that is used too often is told when to come again; another key is not touched by that."""
+    with World().client(api_access="keys", api_keys=KEYS, api_requests_per_minute=2) as client:
+        statuses = [client.get("/process-requests", headers={"X-API-Key": READER}).status_code for _ in range(2)]
+        refused = client.get("/process-requests", headers={"X-API-Key": READER})
+        assert (statuses, refused.status_code) == ([200, 200], 429)
+        assert 1 <= int(refused.headers["retry-after"]) <= 30
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert client.get("/process-requests", headers={"X-API-Key": NIGHTLY}).status_code == 200
+
+
+def test_rate() -> None:
+    """What is not used is saved up for a minute at most; the wait that is told is the wait that is needed."""
+    now_s = 0.0
+    rate = Rate(6, clock=lambda: now_s)
+    assert [rate.take("a") for _ in range(7)] == [0] * 6 + [10]
+    now_s = 10.0
+    assert [rate.take("a"), rate.take("a")] == [0, 10]
+    now_s = 10_000.0
+    assert [rate.take("a") for _ in range(7)] == [0] * 6 + [10]
+
+
+def test_keys_of_a_file(tmp_path: Path) -> None:
+    """A file of keys has one a line, and may say what they are for."""
+    file = tmp_path / "keys"
+    file.write_text(f"# dashboards\nreader:read:{digest_of(READER)}\n\nnightly:process:{digest_of(NIGHTLY)}\n")
+    keys = parse_keys(file.read_text().splitlines())
+    assert [(key.name, key.scopes) for key in keys] == [
+        ("reader", frozenset({Scope.READ})),
+        ("nightly", frozenset({Scope.PROCESS})),
+    ]
+    with World().client(api_access="keys", api_keys_file=str(file)) as client:
+        assert client.get("/process-requests", headers={"X-API-Key": READER}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "TRIPFOLD_API_ACCESS=open"),
+        ({"api_keys": f"reader:write:{digest_of(READER)}"}, "read, process or read"),
+        ({"api_keys": f"reader:read:{READER}"}, "sha256"),
+        ({"api_keys": f"{KEYS},{KEYS}"}, "two API keys called reader"),
+        ({"api_keys_file": "/nowhere/keys"}, "cannot be read"),
+        ({"api_access": "open", "api_keys": KEYS}, "API keys are named: unset TRIPFOLD_API_ACCESS"),
+        ({"api_access": "open", "api_keys_file": "/nowhere/keys"}, "API keys are named: unset TRIPFOLD_API_ACCESS"),
+    ],
+)
+def test_unclear_settings(settings: dict[str, str], told: str) -> None:
+    """An API that is not told who may use it does not start; what it says repeats no key."""
+    with pytest.raises(AccessUnclear, match=told) as refused:
+        access_of(Settings.model_validate(settings))
+    assert READER not in str(refused.value)
+
+
+def test_long_requests() -> None:
+    """An address or headers without end are refused before anything looks at them."""
+    with World().client() as client:
+        long = client.get("/country-stats?country=" + "x" * security_headers.ADDRESS_BYTES_MAX)
+        assert (long.status_code, long.headers["content-type"]) == (414, "application/problem+json")
+        large = client.get("/process-requests", headers={"X-Large": "x" * security_headers.HEADER_BYTES_MAX})
+        assert (large.status_code, large.headers["content-type"]) == (431, "application/problem+json")
+        heavy = client.post(ASK, content=b"x" * (security_headers.BODY_BYTES_MAX + 1))
+        assert (heavy.status_code, heavy.headers["content-type"]) == (413, "application/problem+json")
+
+
+def test_who_needs_a_key_is_documented() -> None:
+    """The document asks for a key only where one is needed."""
+    for keys in ("", KEYS):
+        with World().client(api_access="open-without-keys", api_keys=keys) as client:
+            paths = client.get("/schema/openapi.json").json()["paths"]
+        assert bool(paths["/process-requests"]["get"].get("security")) is bool(keys)
+        assert not paths["/health/live"]["get"].get("security")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/process-requests", "/nothing", "/health/live"])
+def test_security_headers(path: str) -> None:
+    """Every answer, errors too, tells browsers to be careful."""
+    with World().client() as client:
+        headers = client.get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+    assert len(headers.get_list("content-security-policy")) == 1

@@ -1,0 +1,137 @@
+"""The API is what its OpenAPI document says, whatever is sent to it: requests are made up from the document.
+
+The same requests are made up each time. ``make contract`` makes up many more, of a seed that a failure prints
+and that ``make contract SEED=`` repeats.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, note, seed, settings
+from hypothesis.internal.constants_ast import Constants
+from schemathesis import GenerationMode
+from schemathesis.checks import CheckFunction
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.schemas import OpenApiSchema
+
+from services.api.auth import KEY_HEADER, digest_of, mint_key
+from services.api.http import prefer
+from services.api.requests.ranges import RangeRecord
+from shared.domain import keys, objects
+from shared.domain.events import Outcome
+from tests.fakes.api_world import NOW, REQUEST, World, manifest_of, planned, stats
+from tests.serving import served
+from tests.unit.services.api.requests.test_service import record_of, write
+from tests.unit.services.api.test_quarantine import report_of, write_report
+
+EXAMPLES_MAX = int(os.environ.get("TRIPFOLD_TEST_EXAMPLES", "25"))
+SEED = int(os.environ.get("TRIPFOLD_TEST_SEED") or (1 if EXAMPLES_MAX == 25 else random.getrandbits(32)))
+TOO_LARGE = ["413", "414", "431"]  # refusals too, of which the checks do not know
+TIMEOUT_S = 20
+KEY = mint_key()
+KEYS = f"test:read+process:{digest_of(KEY)}"
+# Those that take a parameter that can be wrong, and those that take none.
+FALLIBLE = [
+    "/process-request",
+    "/process-requests",
+    "/quarantine",
+    "/country-stats",
+    "/country-stats/{country}/{date}",
+]
+INFALLIBLE = [
+    "/process-requests/{request_id}",
+    "/process-requests/{request_id}/events",
+    "/process-requests/{request_id}/retry",
+    "/process-ranges/{range_id}",
+    "/health/live",
+    "/health/ready",
+]
+KNOWN = {
+    "/process-requests/{request_id}": {"request_id": REQUEST},
+    "/process-requests/{request_id}/retry": {"request_id": REQUEST},
+    "/process-requests/{request_id}/events": {"request_id": REQUEST},
+    "/process-ranges/{range_id}": {"range_id": REQUEST},
+    "/country-stats/{country}/{date}": {"country": "armenia", "date": "2024-05-01"},
+}
+# No document can say that ``from`` is not after ``to``, that a key was used before, or that no city has failed.
+ALLOWED_AND_REFUSED = {"/country-stats", "/quarantine", "/process-request", "/process-requests/{request_id}/retry"}
+
+
+@pytest.fixture(name="api_schema", scope="module")
+def _api_schema() -> Iterator[OpenApiSchema]:
+    world = World()
+    event = stats("armenia", accidents=1)
+    world.fold_in(event, planned("armenia", city_ids=["7", "8"]))
+    world.write_manifest(manifest_of(event))
+    completed = msgspec.structs.replace(
+        record_of(NOW), planned=True, cities=1, countries=1, outcomes={Outcome.STORED: "1"}, served="1"
+    )
+    write(world, completed)
+    write_report(world, report_of("7"))
+    write(world, msgspec.structs.replace(completed, request_id=REQUEST))
+    asked = RangeRecord(range_id=REQUEST, first=completed.date, last=completed.date, requests=(completed.request_id,))
+    world.store.write(keys.range_request(REQUEST), objects.encode(asked))
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        served(world, api_access="keys", api_keys=KEYS, api_requests_per_minute=1_000_000) as address,
+    ):
+        patched.setattr(prefer, "WAIT_MAX_S", 0)  # nobody carries these requests out
+        # Constants of whatever modules other tests have loaded would make up other requests each time.
+        patched.setattr("hypothesis.internal.conjecture.providers._get_local_constants", Constants)
+        schema = schemathesis.openapi.from_url(f"{address}/schema/openapi.json")
+        schema.config.checks.negative_data_rejection.expected_statuses += TOO_LARGE
+        schema.config.checks.positive_data_acceptance.expected_statuses += TOO_LARGE
+        yield schema
+
+
+@pytest.mark.parametrize("path", FALLIBLE + INFALLIBLE)
+def test_what_is_allowed(api_schema: OpenApiSchema, path: str) -> None:
+    """Every request that the document allows is answered as it says."""
+    without: list[CheckFunction] = [positive_data_acceptance] if path in ALLOWED_AND_REFUSED else []
+    try_out(api_schema, path, GenerationMode.POSITIVE, without=without)
+
+
+@pytest.mark.parametrize("path", FALLIBLE)
+def test_what_is_not_allowed(api_schema: OpenApiSchema, path: str) -> None:
+    """Every request that the document does not allow is refused as it says."""
+    try_out(api_schema, path, GenerationMode.NEGATIVE, without=[])
+
+
+@pytest.mark.parametrize("path", KNOWN)
+def test_what_is_there(api_schema: OpenApiSchema, path: str) -> None:
+    """What the document's examples name is answered as it says, when it is there."""
+    for method, operation in api_schema[path].items():
+        case = operation.Case(path_parameters=KNOWN[path])
+        answer = case.call_and_validate(headers={KEY_HEADER: KEY}, timeout=TIMEOUT_S)
+        assert answer.status_code == (200 if method.lower() == "get" else 409)
+
+
+def try_out(api_schema: OpenApiSchema, path: str, mode: GenerationMode, *, without: list[CheckFunction]) -> None:
+    """Make requests up for each operation of a path, and check the answers with all checks but some."""
+    for operation in api_schema[path].values():
+
+        @seed(SEED)
+        @settings(
+            max_examples=EXAMPLES_MAX,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(operation.as_strategy(generation_mode=mode))
+        def every_answer(case: schemathesis.Case[Any]) -> None:
+            note(f"TRIPFOLD_TEST_EXAMPLES={EXAMPLES_MAX} TRIPFOLD_TEST_SEED={SEED} repeats this")
+            case.call_and_validate(headers={KEY_HEADER: KEY}, timeout=TIMEOUT_S, excluded_checks=without)
+
+        every_answer()
+
+
+def test_every_path(api_schema: OpenApiSchema) -> None:
+    """The paths that are tried are those of the document."""
+    assert sorted(api_schema) == sorted(FALLIBLE + INFALLIBLE)

@@ -1,0 +1,122 @@
+"""The files in quarantine over HTTP: which were refused, why, and where they lie."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from services.api.quarantine import RECORDS_SHOWN_MAX
+from shared.domain import keys, objects
+from shared.domain.ids import CityId, CountrySlug
+from shared.domain.objects import QuarantineReport, ReportedRecord
+from tests.fakes.api_world import DAY, NOW, REQUEST, Client, World
+
+
+@pytest.fixture(name="world")
+def _world() -> World:
+    return World()
+
+
+@pytest.fixture(name="client")
+def _client(world: World) -> Iterator[Client]:
+    with world.client() as client:
+        yield client
+
+
+def report_of(city_id: str, date: dt.date = DAY) -> QuarantineReport:
+    """Return the report on a refused file."""
+    return QuarantineReport(
+        date=date,
+        city_id=CityId(city_id),
+        city_name="Port Tina",
+        country=CountrySlug("armenia"),
+        country_name="Armenia",
+        request_id=REQUEST,
+        plan_revision=3,
+        attempt="a",
+        key=keys.raw(date, CityId(city_id), "a"),
+        upstream_url="http://upstream.test/cities/7/stats?date=2024-05-01",
+        etag='"v1"',
+        last_modified=None,
+        sha256="aa",
+        size_bytes=200,
+        reason="record 1, byte 1, field 'passengers', value -1: Expected `int` >= 0",
+        byte_offset=1,
+        record_number=1,
+        field="passengers",
+        value="-1",
+        records=20,
+        bad_records=12,
+        reported=tuple(
+            ReportedRecord(record_number=number, byte_offset=100 * number, field="passengers", value="-1", reason="bad")
+            for number in range(1, 13)
+        ),
+        rule_version=1,
+        quarantined_at=NOW,
+        last_seen_at=NOW,
+        last_request_id=REQUEST,
+    )
+
+
+def write_report(world: World, report: QuarantineReport) -> None:
+    """Write a report as the ingest does, and the bytes that it is about."""
+    world.store.write(report.key, b"[7]")
+    world.store.write(report.report_key, objects.encode(report))
+
+
+def test_a_refused_file(world: World, client: Client) -> None:
+    """A file says why it was refused, with its first bad records, and where it and its report lie; no credentials."""
+    write_report(world, report_of("7"))
+    answer = client.get(f"/quarantine?from={DAY}&to={DAY}")
+    assert answer.status_code == 200
+    (file,) = answer.json()["files"]
+    assert (file["city_id"], file["records"], file["bad_records"]) == ("7", 20, 12)
+    assert len(file["reported"]) == RECORDS_SHOWN_MAX
+    assert file["reported"][0] == {
+        "record_number": 1,
+        "byte_offset": 100,
+        "field": "passengers",
+        "value": "-1",
+        "reason": "bad",
+    }
+    assert file["report_key"] == "quarantine/date=2024-05-01/city=7/a.error.json"
+    assert file["upstream_url"] == "http://upstream.test/cities/7/stats?date=2024-05-01"
+    assert file["reason"].startswith("record 1")
+
+
+def test_files_of_a_range(world: World, client: Client) -> None:
+    """Only files of the dates asked for are listed, by date, at most as many as asked for, with their number."""
+    dates = [DAY + dt.timedelta(days=days) for days in (-1, 0, 30, 31, 40)]
+    for date in reversed(dates):
+        write_report(world, report_of("7", date))
+    answer = client.get(f"/quarantine?from={dates[1]}&to={dates[3]}&limit=2").json()
+    assert (answer["total"], [file["date"] for file in answer["files"]]) == (3, [str(dates[1]), str(dates[2])])
+
+
+def test_a_file_that_is_cleaned_up_meanwhile(world: World, client: Client) -> None:
+    """A report that is listed and gone when it is read is left out."""
+    report = report_of("7")
+    world.store.write(report.report_key, objects.encode(report))
+    get = world.store.get
+
+    async def gone(key: str, *, first_bytes: int | None = None) -> None:
+        world.store.objects.pop(key)
+        assert await get(key, first_bytes=first_bytes) is None
+
+    world.store.get = gone  # type: ignore[method-assign]  # a store whose object goes between two calls
+    assert client.get(f"/quarantine?from={DAY}&to={DAY}").json()["files"] == []
+
+
+@pytest.mark.parametrize("query", ["", "from=2024-05-02&to=2024-05-01", "from=2020-01-01&to=2024-05-01", "from=x&to=y"])
+def test_a_range_that_cannot_be(client: Client, query: str) -> None:
+    """Dates that are missing, the wrong way round, too many or none are refused as for the statistics."""
+    assert client.get(f"/quarantine?{query}").status_code == 400
+
+
+def test_reports_are_stored_as_they_are_read() -> None:
+    """A report comes back from its bytes as it was."""
+    report = msgspec.structs.replace(report_of("7"), broke_off="cut", records=None)
+    assert objects.decode(QuarantineReport, objects.encode(report), "a report") == report

@@ -1,0 +1,255 @@
+"""The planner: which plan a request gets beside others, what its tasks name, and what the topic ends in."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Awaitable, Callable, Iterable
+
+import msgspec
+import pytest
+
+from services.ingest.planner.planner import Planner, read_plan
+from services.ingest.upstream.retry import UpstreamRetryPolicy
+from shared.domain import bitmap, events, keys, objects
+from shared.domain.events import (
+    CountryDayPlanned,
+    Event,
+    IngestCity,
+    ProcessRequested,
+    RequestFailed,
+    RequestPlanned,
+    Retry,
+)
+from shared.domain.ids import CountrySlug, RequestId
+from shared.domain.objects import Countries, Plan, RequestRecord
+from shared.domain.requests import Status, status_of
+from shared.domain.topics import Topic
+from shared.kafka.producer import OutgoingEvent
+from shared.runtime.health import Health
+from shared.runtime.retry import Retrier
+from tests.fakes.fakes import Clock, MemoryLog, MemoryPublisher, MemoryStore, MemoryUpstream, Truth
+from tests.fault.checks import requests
+from tests.fault.scenarios import HOME, WHOLE
+from tests.fault.world import World
+
+DATE = dt.date(2024, 5, 1)
+NOON = dt.datetime(2024, 5, 2, 12, tzinfo=dt.UTC)
+
+Meanwhile = Callable[[], Awaitable[None]]
+
+
+async def nothing() -> None:
+    """Let nothing happen."""
+
+
+class RacedStore(MemoryStore):
+    """A bucket into which somebody else writes once, just before the first swap of a key."""
+
+    raced_key = ""
+    meanwhile: Meanwhile = staticmethod(nothing)
+
+    async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        if key == self.raced_key:
+            self.raced_key = ""
+            await self.meanwhile()
+        return await super().compare_and_swap(key, body, etag=etag)
+
+
+class RacedPublisher(MemoryPublisher):
+    """A publisher beside which something happens once, before the first event of a country."""
+
+    meanwhile: Meanwhile | None = None
+
+    async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
+        batch = list(outgoing)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            await meanwhile()
+        await super().publish(batch)
+
+
+class Planned:
+    """A bucket, a log and an upstream, over which any number of planners plan."""
+
+    def __init__(self) -> None:
+        self.clock = Clock(NOON)
+        self.store = RacedStore(self.clock)
+        self.log = MemoryLog()
+        self.upstream = MemoryUpstream()
+        self.publisher = RacedPublisher(self.log)
+        self.allow_no_cities = False
+        self._requests = 0
+
+    def lists(self, cities: dict[str, str], *, bad: int = 0) -> None:
+        """Let the upstream list cities, by id, with their countries, and so many entries that are none."""
+        listed: list[dict[str, int | str]] = [
+            {"id": int(city), "name": f"City {city}", "country": country} for city, country in cities.items()
+        ]
+        self.upstream.city_list = json.dumps([*listed, *[{"id": ""}] * bad]).encode()
+
+    def requested(self, retry: Retry | None = None) -> ProcessRequested:
+        """Return a request, or a retry of the one before."""
+        self._requests += retry is None
+        request_id = RequestId(f"018f38bf-1d00-7000-8000-{self._requests:012x}")
+        return ProcessRequested(request_id=request_id, date=DATE, requested_at=NOON, retry=retry)
+
+    async def plan(self, request: ProcessRequested | None = None, publisher: MemoryPublisher | None = None) -> Plan:
+        """Plan a request; return the plan that the date has then."""
+        request = request or self.requested()
+        retry_policy = UpstreamRetryPolicy(Retrier(health=Health(), wait_max_s=1), attempts_max=1, outage_limit_s=1)
+        planner = Planner(
+            self.store,
+            publisher or self.publisher,
+            self.upstream,
+            clock=self.clock,
+            retry_policy=retry_policy,
+            allow_no_cities=self.allow_no_cities,
+        )
+        headers = events.headers_of(request, source="api")
+        record = self.log.append(request.topic, request.key.encode(), events.encode(request), headers)
+        await planner.process([record])
+        plan = await read_plan(self.store, DATE)
+        assert plan is not None
+        return plan
+
+    def published(self, topic: Topic) -> list[Event]:
+        """Return the events of a topic, in the order in which they were published."""
+        return [events.decode(topic, record.value) for record in self.log.appended if record.topic is topic]
+
+    def countries(self) -> dict[str, tuple[int, list[str]]]:
+        """Return what compaction leaves of the plan's events: revision and cities, by country."""
+        last: dict[str, tuple[int, list[str]]] = {}
+        for event in self.published(Topic.CITY_STATS):
+            assert isinstance(event, CountryDayPlanned)
+            last[event.country] = (event.plan_revision, list(event.city_ids))
+        return last
+
+
+async def test_a_retry_goes_by_the_plan_that_it_names() -> None:
+    """While no later request changed the plan, a retry is for its cities alone, whatever the upstream lists by then."""
+    planned = Planned()
+    planned.lists({"1": "Peru", "2": "Peru"})
+    before = await planned.plan()
+    assert await planned.plan() == before  # a request whose plan another one made
+    planned.lists({"2": "Chad", "3": "Chad"})
+    retried_at = NOON + dt.timedelta(minutes=1)
+    retry = Retry(plan_revision=before.revision, positions=bitmap.encode(0b10), retried_at=retried_at)
+    assert await planned.plan(planned.requested(retry)) == before
+    tasks = [event for event in planned.published(Topic.CITY_TASKS) if isinstance(event, IngestCity)]
+    assert [(task.city_id, task.position, task.retried_at) for task in tasks[4:]] == [("2", 1, retried_at)]
+
+
+async def test_a_request_that_comes_again_is_planned_once() -> None:
+    """Once all tasks of a request are published, the same event publishes none again, nor reads the city list."""
+    planned = Planned()
+    planned.lists({"1": "Peru", "2": "Peru"})
+    request = planned.requested()
+    await planned.plan(request)
+    planned.lists({"3": "Chad"})
+    await planned.plan(request)
+    assert len(planned.published(Topic.CITY_TASKS)) == 2
+
+
+async def test_a_plan_that_moves_on_meanwhile_is_what_the_topic_ends_in() -> None:
+    """A planner that is overtaken between its swap and its events publishes the newer plan's after them."""
+    planned = Planned()
+    planned.lists({"1": "Peru", "2": "Chad"})
+
+    async def overtaken() -> None:
+        planned.lists({"1": "Chad", "2": "Chad"})
+        await planned.plan(publisher=MemoryPublisher(planned.log))
+
+    planned.publisher.meanwhile = overtaken
+    plan = await planned.plan()
+    assert planned.countries() == {"chad": (plan.revision, ["1", "2"]), "peru": (plan.revision, [])}
+
+
+async def test_the_most_frequent_spelling_of_a_country_is_shown() -> None:
+    """Spellings of a country are one country of the plan, under the name that most of its cities have."""
+    planned = Planned()
+    planned.lists({"1": " Peru ", "2": "PERU", "3": "Peru"})
+    plan = await planned.plan()
+    assert {slug: country.name for slug, country in plan.countries.items()} == {"peru": "Peru"}
+
+
+@pytest.mark.parametrize(("bad", "told"), [(0, "it is empty"), (2, "none of its 2 entries is a city")])
+async def test_a_list_without_a_city_fails_its_request(bad: int, told: str) -> None:
+    """An empty list, or one of bad entries alone, leaves the plan as it was; a setting allows it."""
+    planned = Planned()
+    planned.lists({"1": "Peru"})
+    before = await planned.plan()
+    planned.lists({}, bad=bad)
+    assert await planned.plan() == before
+    (failed,) = (event for event in planned.published(Topic.REQUEST_PROGRESS) if isinstance(event, RequestFailed))
+    assert told in failed.reason
+    assert "TRIPFOLD_UPSTREAM_ALLOW_NO_CITIES" in failed.reason
+    planned.allow_no_cities = True
+    assert (await planned.plan()).countries == {}
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (101, 102)])
+async def test_entries_that_were_left_out_are_those_of_the_present_list(before: int, after: int) -> None:
+    """A request tells how many entries its own list had that are no cities, also where all others are as before."""
+    planned = Planned()
+    planned.lists({"1": "Peru"}, bad=before)
+    await planned.plan()
+    planned.lists({"1": "Peru"}, bad=after)
+    await planned.plan()
+    told = [event for event in planned.published(Topic.REQUEST_PROGRESS) if isinstance(event, RequestPlanned)]
+    assert [event.bad_cities_count for event in told] == [before, after]
+
+
+async def test_a_plan_that_lost_its_race_is_not_published() -> None:
+    """Who finds another plan swapped in makes the next one upon it: no revision stands for two lists."""
+    planned = Planned()
+    planned.lists({"1": "Peru", "2": "Chad"})
+
+    async def other() -> None:
+        planned.lists({"1": "Chad", "2": "Chad"})
+        await planned.plan(publisher=MemoryPublisher(planned.log))
+
+    planned.store.raced_key, planned.store.meanwhile = keys.plan(DATE), other
+    plan = await planned.plan()
+    told: dict[tuple[str, int], set[tuple[str, ...]]] = {}
+    for event in planned.published(Topic.CITY_STATS):
+        assert isinstance(event, CountryDayPlanned)
+        told.setdefault((event.country, event.plan_revision), set()).add(event.city_ids)
+    assert all(len(lists) == 1 for lists in told.values()), told
+    assert planned.countries()["chad"] == (plan.revision, ["1", "2"])
+
+
+async def test_a_slug_is_minted_once_also_in_a_race() -> None:
+    """Of two names that would have one slug, the one that was minted first keeps it, whoever else was at it."""
+    planned = Planned()
+    planned.lists({"1": "Россия"})
+
+    async def other() -> None:
+        minted = Countries(slugs={"Rossiia": CountrySlug("rossiia")})
+        planned.store.write(keys.COUNTRIES, objects.encode(minted))
+
+    planned.store.raced_key, planned.store.meanwhile = keys.COUNTRIES, other
+    plan = await planned.plan()
+    slugs = objects.decode(Countries, planned.store.objects[keys.COUNTRIES].body, keys.COUNTRIES).slugs
+    assert slugs["Rossiia"] == "rossiia"
+    assert list(plan.countries) == [slugs["Россия"]]
+    assert slugs["Россия"] != "rossiia"
+
+
+async def test_a_cancelled_request_ends_also_under_the_plan_of_another() -> None:
+    """One whose tasks were lost is sent on its way again, and its cities are skipped, though another made its plan."""
+    world = World()
+    first = world.request(WHOLE)
+    await world.run_to_rest()
+    request_id = world.request(Truth(cities=HOME, files=WHOLE.files))
+    await world.turn("planner")
+    await world.turn("progress")
+    key = keys.request(request_id)
+    record = objects.decode(RequestRecord, world.store.objects[key].body, key)
+    world.store.write(key, objects.encode(msgspec.structs.replace(record, cancelled_at=world.clock())))
+    world.log.commit("worker", world.log.records(Topic.CITY_TASKS))
+    await world.run_to_rest()
+    await world.sweep()
+    await world.run_to_rest()
+    ended = {record.request_id: status_of(record) for record in requests(world)}
+    assert ended == {first: Status.COMPLETED, request_id: Status.CANCELLED}

@@ -1,0 +1,173 @@
+"""Progress as liveness: a consumer that stands still beside waiting records is shown, and started again.
+
+The consumer is written by hand and stands still as aiokafka's does; the clock is the test's.
+"""
+
+from __future__ import annotations
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+
+from shared.domain.topics import Topic
+from shared.kafka.consumer import PROGRESS_INTERVAL_S, STUCK_AFTER_S, Consumption
+from shared.runtime.health import Health
+from shared.runtime.retry import DependencyUnavailable, Retrier
+
+PARTITION = TopicPartition("city-stats", 0)
+
+
+class Consumer:
+    """A consumer with records before it, or none."""
+
+    def __init__(self, *, position: int, end: int) -> None:
+        self.where = position
+        self.end = end
+        self.partitions = {PARTITION}
+
+    def assignment(self) -> set[TopicPartition]:
+        return self.partitions
+
+    async def end_offsets(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(partitions, self.end)
+
+    async def position(self, _: TopicPartition) -> int:
+        return self.where
+
+
+class Subscriber:
+    """Makes a consumer that has read everything when it is started again; ``starts_failing`` times it cannot.
+
+    Its stopping fails ``stops_failing`` times, and leaves the consumer where it is, as FastStream's does.
+    """
+
+    def __init__(self, consumer: Consumer, *, starts_failing: int = 0, stops_failing: int = 0) -> None:
+        self.consumer: Consumer | None = consumer
+        self.starts = 0
+        self.starts_failing = starts_failing
+        self.stops_failing = stops_failing
+
+    async def start(self) -> None:
+        self.starts += 1
+        if self.starts <= self.starts_failing:
+            raise OSError("not now")
+        self.consumer = Consumer(position=9, end=9)
+
+    async def stop(self) -> None:
+        if self.stops_failing:
+            self.stops_failing -= 1
+            raise KafkaError("Unexpected error during data retrieval")
+        self.consumer = None
+
+
+class Clock(Retrier):
+    """Retrier whose sleeps take no time, and that is asked to stop after ``lasts_s``."""
+
+    def __init__(self, *, lasts_s: float) -> None:
+        super().__init__(health=Health(), wait_max_s=1)
+        self._now_s = 0.0
+        self._lasts_s = lasts_s
+        self.seen: list[dict[str, str]] = []
+
+    def now_s(self) -> float:
+        return self._now_s
+
+    async def sleep(self, seconds: float) -> None:
+        self._now_s += seconds
+        self.seen.append(self.health.faults)
+        if self._now_s >= self._lasts_s:
+            self.stopping.set()
+
+
+async def answers() -> None:
+    """Answer as Kafka does."""
+
+
+async def test_a_consumer_that_stands_still_is_shown_and_started_again() -> None:
+    """Records that wait for too long are a fault of the consumer, which a new one ends."""
+    subscriber = Subscriber(Consumer(position=3, end=9))
+    clock = Clock(lasts_s=STUCK_AFTER_S * 3)
+    await Consumption(Topic.CITY_STATS, subscriber).watch(clock, answers)
+    assert subscriber.starts == 1
+    assert any("records wait" in reason for faults in clock.seen for reason in faults.values())
+    assert clock.health.faults == {}
+
+
+async def test_a_start_that_fails_is_tried_again() -> None:
+    """A consumer that cannot be started now is started later: nobody else would."""
+    subscriber = Subscriber(Consumer(position=3, end=9), starts_failing=1)
+    clock = Clock(lasts_s=STUCK_AFTER_S * 4)
+    await Consumption(Topic.CITY_STATS, subscriber).watch(clock, answers)
+    assert subscriber.starts == 2
+    assert clock.health.faults == {}
+
+
+async def test_a_consumer_whose_stopping_tells_its_fault_is_started_again_at_once() -> None:
+    """What ended its fetching is raised by its stopping; that is what it is stopped for."""
+    subscriber = Subscriber(Consumer(position=3, end=9), stops_failing=1)
+    clock = Clock(lasts_s=STUCK_AFTER_S * 1.5)
+    await Consumption(Topic.CITY_STATS, subscriber).watch(clock, answers)
+    assert subscriber.starts == 1
+    assert clock.health.faults == {}
+
+
+async def test_a_consumer_at_the_end_is_left_alone() -> None:
+    """A consumer for which no record waits may idle for ever."""
+    subscriber = Subscriber(Consumer(position=9, end=9))
+    await Consumption(Topic.CITY_STATS, subscriber).watch(Clock(lasts_s=STUCK_AFTER_S * 5), answers)
+    assert subscriber.starts == 0
+
+
+async def test_a_handler_may_take_as_long_as_it_takes() -> None:
+    """A consumer with a batch in hand does not stand still."""
+    subscriber = Subscriber(Consumer(position=3, end=9))
+    consumption = Consumption(Topic.CITY_STATS, subscriber)
+    consumption.handling = True
+    await consumption.watch(Clock(lasts_s=STUCK_AFTER_S * 5), answers)
+    assert subscriber.starts == 0
+
+
+async def test_kafka_away_is_no_fault_of_the_consumer() -> None:
+    """While Kafka is away nothing is started again; the time counts from when it is back."""
+    subscriber = Subscriber(Consumer(position=3, end=9))
+    clock = Clock(lasts_s=STUCK_AFTER_S * 3)
+
+    async def away_for_long() -> None:
+        if clock.now_s() < STUCK_AFTER_S * 2.5:
+            raise DependencyUnavailable("away")
+
+    await Consumption(Topic.CITY_STATS, subscriber).watch(clock, away_for_long)
+    assert subscriber.starts == 0
+
+
+async def test_a_consumer_without_partitions_is_at_fault() -> None:
+    """An empty assignment shows within 30 s, though not at the first look, and ends when a partition comes."""
+    consumer = Consumer(position=9, end=9)
+    clock = Clock(lasts_s=100)
+    showed_at_s: list[float] = []
+
+    class Looking(Clock):
+        async def sleep(self, seconds: float) -> None:
+            await super().sleep(seconds)
+            consumer.partitions = set() if 10 <= self.now_s() <= 60 else {PARTITION}
+            if any("no partition of city-stats" in reason for reason in self.health.faults.values()):
+                showed_at_s.append(self.now_s())
+
+    clock = Looking(lasts_s=100)
+    await Consumption(Topic.CITY_STATS, Subscriber(consumer)).watch(clock, answers)
+    assert (min(showed_at_s), max(showed_at_s)) == (30, 70)  # 20 s after it began, until the look after its end
+    assert clock.health.faults == {}
+
+
+async def test_slow_progress_is_progress() -> None:
+    """A consumer that takes a batch now and then is not started again, however much waits for it."""
+    subscriber = Subscriber(Consumer(position=3, end=9_000))
+    consumption = Consumption(Topic.CITY_STATS, subscriber)
+
+    class Working(Clock):
+        async def sleep(self, seconds: float) -> None:
+            await super().sleep(seconds)
+            if self.now_s() % (PROGRESS_INTERVAL_S * 3) == 0:
+                consumption.batches += 1
+
+    await consumption.watch(Working(lasts_s=STUCK_AFTER_S * 5), answers)
+    assert subscriber.starts == 0

@@ -1,0 +1,26 @@
+"""Work side by side: a fault of one part is told when all the others have come to their end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from shared.runtime.retry import DependencyUnavailable, run_all
+
+
+async def test_a_fault_is_raised_when_everything_has_ended() -> None:
+    """What is still under way goes on to its end first: tried again, it would meet itself."""
+    ended: list[str] = []
+
+    async def fail() -> None:
+        raise DependencyUnavailable("away")
+
+    async def go_on() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        ended.append("the other one")
+
+    with pytest.raises(DependencyUnavailable, match="away"):
+        await run_all([fail(), go_on()])
+    assert ended == ["the other one"]

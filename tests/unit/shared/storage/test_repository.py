@@ -1,0 +1,88 @@
+"""Typed objects of the bucket."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.domain import keys, objects
+from shared.domain.ids import utc_now
+from shared.domain.objects import CorruptObject, GenerationPointer
+from shared.storage.object_store import CasConflict
+from shared.storage.repository import Repository
+from tests.fakes.fakes import MemoryStore
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    """Return an empty bucket."""
+    return MemoryStore(utc_now)
+
+
+async def test_a_missing_object_is_none_and_an_unreadable_one_is_corrupt(store: MemoryStore) -> None:
+    """Neither is taken for the other, so a damaged object is never written over as if it were missing."""
+    repository = Repository(store)
+    assert await repository.get(GenerationPointer, keys.CURRENT) is None
+    assert await repository.read(GenerationPointer, keys.CURRENT) is None
+    store.write(keys.CURRENT, b"{")
+    with pytest.raises(CorruptObject):
+        await repository.get(GenerationPointer, keys.CURRENT)
+    with pytest.raises(CorruptObject):
+        await repository.update(GenerationPointer, keys.CURRENT, lambda _: _return(GenerationPointer()))
+
+
+async def test_a_swap_over_what_was_read_wins_once(store: MemoryStore) -> None:
+    """A second write over the same reading loses, of an object as of nothing."""
+    repository = Repository(store)
+    await repository.compare_and_swap(keys.CURRENT, GenerationPointer(live=1), over=None)
+    read = await repository.read(GenerationPointer, keys.CURRENT)
+    assert read is not None
+    await repository.compare_and_swap(keys.CURRENT, GenerationPointer(live=2), over=read)
+    for stale in (None, read):
+        with pytest.raises(CasConflict):
+            await repository.compare_and_swap(keys.CURRENT, GenerationPointer(live=3), over=stale)
+    assert await repository.get(GenerationPointer, keys.CURRENT) == GenerationPointer(live=2)
+
+
+async def test_an_update_starts_again_after_a_lost_race(store: MemoryStore) -> None:
+    """The change is computed anew from what another writer stored, and neither change is lost."""
+
+    async def change(before: GenerationPointer | None) -> GenerationPointer:
+        if before is None:
+            store.write(keys.CURRENT, objects.encode(GenerationPointer(highest=5)))
+            return GenerationPointer()
+        return GenerationPointer(live=2, highest=before.highest)
+
+    expected = GenerationPointer(live=2, highest=5)
+    assert await Repository(store).update(GenerationPointer, keys.CURRENT, change) == expected
+    assert await Repository(store).get(GenerationPointer, keys.CURRENT) == expected
+
+
+async def test_an_update_that_changes_nothing_writes_nothing(store: MemoryStore) -> None:
+    """An object that stays as it is keeps its ETag; nothing stays nothing."""
+    repository = Repository(store)
+    assert await repository.update(GenerationPointer, keys.CURRENT, lambda _: _return(None)) is None
+    assert store.objects == {}
+    store.write(keys.CURRENT, objects.encode(GenerationPointer(live=7)))
+    written = dict(store.objects)
+    for change in (_return, lambda _: _return(None)):
+        assert await repository.update(GenerationPointer, keys.CURRENT, change) == GenerationPointer(live=7)
+    assert store.objects == written
+
+
+async def test_an_update_gives_up_after_so_many_lost_races(store: MemoryStore) -> None:
+    """A bounded update raises CasConflict rather than trying for ever."""
+    tries = 0
+
+    async def change(_: GenerationPointer | None) -> GenerationPointer:
+        nonlocal tries
+        tries += 1
+        store.write(keys.CURRENT, objects.encode(GenerationPointer(highest=tries)))
+        return GenerationPointer(live=2)
+
+    with pytest.raises(CasConflict):
+        await Repository(store).update(GenerationPointer, keys.CURRENT, change, tries_max=3)
+    assert tries == 3
+
+
+async def _return(value: GenerationPointer | None) -> GenerationPointer | None:
+    return value

@@ -1,0 +1,288 @@
+"""How the S3 client finds its credentials and reaches its bucket, as seen by a server that records requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import json
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import trustme
+
+from shared.runtime.settings import Settings, load_settings
+from shared.storage.object_store import CasConflict, StoreUnavailable
+from shared.storage.s3 import S3Store
+
+ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nETag: "1"\r\nConnection: close\r\n\r\n{}'
+
+
+class Request(msgspec.Struct):
+    """A request as it came: its target, and its headers by lower-case name."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes = b""
+
+    @property
+    def access_key(self) -> str:
+        """Return the access key that the request is signed with."""
+        return self.headers["authorization"].partition("Credential=")[2].partition("/")[0]
+
+
+class Recorder:
+    """A server that keeps the requests it gets. ``respond`` may give another answer than success."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.respond: Callable[[Request], bytes | None] = lambda _: None
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take one request of a connection, and answer it."""
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
+            headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+            body = await reader.readexactly(int(headers.get("content-length", "0")))
+            method, target, _ = first.split(" ")
+            self.requests.append(Request(method, target, headers, body))
+            writer.write(self.respond(self.requests[-1]) or ANSWER)
+            await writer.drain()
+        writer.close()
+
+    def settings(self, **changes: str) -> Settings:
+        """Return settings for a bucket of this server."""
+        given = {"s3_endpoint_url": self.url, "s3_bucket": "bucket", **changes}
+        return load_settings({f"TRIPFOLD_{name}".upper(): value for name, value in given.items()})
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Recorder]:
+    """Run the recording server."""
+    recorder = Recorder()
+    async with await asyncio.start_server(recorder.serve, "127.0.0.1", 0) as running:
+        recorder.url = f"http://127.0.0.1:{running.sockets[0].getsockname()[1]}"
+        yield recorder
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """Start with static keys in the environment, and an empty home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "environment-key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    return monkeypatch
+
+
+@pytest.fixture
+def no_keys(environment: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Take the static keys away."""
+    environment.delenv("AWS_ACCESS_KEY_ID")
+    environment.delenv("AWS_SECRET_ACCESS_KEY")
+    return environment
+
+
+def in_hours(hours: int) -> str:
+    """Return a time as AWS writes it."""
+    return (dt.datetime.now(dt.UTC) + dt.timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def responding(body: str) -> bytes:
+    """Return a successful response."""
+    return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+
+
+async def test_keys_of_the_environment_sign_requests(server: Recorder, environment: pytest.MonkeyPatch) -> None:
+    """Static keys, and the token that belongs to them, come from the usual variables."""
+    environment.setenv("AWS_SESSION_TOKEN", "token")
+    async with S3Store(server.settings()) as store:
+        await store.get("a.json")
+    (request,) = server.requests
+    assert (request.access_key, request.headers["x-amz-security-token"]) == ("environment-key", "token")
+
+
+@pytest.mark.parametrize("profile", ["default", "other"])
+async def test_keys_of_a_shared_file_sign_requests(
+    server: Recorder, no_keys: pytest.MonkeyPatch, tmp_path: Path, profile: str
+) -> None:
+    """A shared credentials file is read, and a profile selects in it; renewed credentials are looked up on refusal."""
+    file = tmp_path / ".aws" / "credentials"
+    file.parent.mkdir()
+    text = "[default]\naws_access_key_id = default-key\naws_secret_access_key = s\n"
+    file.write_text(text + text.replace("default", "other"))
+    if profile != "default":
+        no_keys.setenv("AWS_PROFILE", profile)
+    async with S3Store(server.settings()) as store:
+        await store.get("a.json")
+    assert server.requests[0].access_key == f"{profile}-key"
+
+
+async def test_renewed_keys_are_found_after_a_refusal(
+    server: Recorder, no_keys: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A check that is refused reads the shared file again, at most every few seconds."""
+    no_keys.setattr("shared.storage.s3.CREDENTIALS_INTERVAL_S", 0.0)
+    file = tmp_path / "credentials"
+    no_keys.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    server.respond = lambda _: b"HTTP/1.1 403 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    file.write_text("[default]\naws_access_key_id = old\naws_secret_access_key = s\n")
+    async with S3Store(server.settings()) as store:
+        for key in ("new", "newer"):
+            with pytest.raises(StoreUnavailable, match="403"):
+                await store.check()
+            file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\n")
+        with pytest.raises(StoreUnavailable):
+            await store.check()
+    assert [request.access_key for request in server.requests] == ["old", "new", "newer"]
+
+
+async def test_a_web_identity_is_exchanged_for_keys(
+    server: Recorder, no_keys: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A token file and a role (as in Kubernetes) give temporary keys, which the client renews before they expire."""
+    token_file = tmp_path / "token"
+    token_file.write_text("token-1")
+    no_keys.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token_file))
+    no_keys.setenv("AWS_ROLE_ARN", "arn:aws:iam::1:role/tripfold")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    lifetime_h = [0]
+
+    def respond(request: Request) -> bytes | None:
+        if "AssumeRoleWithWebIdentity" not in request.target:
+            return None
+        token = request.target.partition("WebIdentityToken=")[2].partition("&")[0]
+        return responding(
+            "<AssumeRoleWithWebIdentityResponse><AssumeRoleWithWebIdentityResult><Credentials>"
+            f"<AccessKeyId>key-of-{token}</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>"
+            f"<Expiration>{in_hours(lifetime_h[0])}</Expiration>"
+            "</Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
+        )
+
+    server.respond = respond
+    async with await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=context) as issuer:
+        no_keys.setenv("AWS_ENDPOINT_URL_STS", f"https://127.0.0.1:{issuer.sockets[0].getsockname()[1]}")
+        store = S3Store(server.settings(s3_ca_file=str(tmp_path / "authority.pem")))
+        await store.get("a.json")
+        await asyncio.sleep(0.2)  # the client takes what it was just given, however short its life
+        token_file.write_text("token-2")
+        lifetime_h[0] = 1
+        for _ in range(3):
+            await store.get("a.json")
+    used = [request.access_key for request in server.requests if "authorization" in request.headers]
+    assert used == ["key-of-token-1", *["key-of-token-2"] * 3]
+
+
+async def test_an_instance_role_gives_keys(server: Recorder, no_keys: pytest.MonkeyPatch) -> None:
+    """Without anything configured, the metadata service of the instance is asked."""
+    no_keys.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
+
+    def respond(request: Request) -> bytes | None:
+        if request.target.endswith("/api/token"):
+            return responding("token")
+        if request.target.endswith("/security-credentials/"):
+            return responding("the-role")
+        if request.target.endswith("/the-role"):
+            keys = {"AccessKeyId": "role-key", "SecretAccessKey": "s", "Token": "t", "Expiration": in_hours(6)}
+            return responding(json.dumps({"Code": "Success", "Type": "AWS-HMAC", "LastUpdated": in_hours(0), **keys}))
+        return None
+
+    server.respond = respond
+    async with S3Store(server.settings()) as store:
+        await store.get("a.json")
+        await store.get("a.json")
+    used = [request.access_key for request in server.requests if "authorization" in request.headers]
+    assert used == ["role-key", "role-key"]
+
+
+@pytest.mark.parametrize(("style", "in_host"), [("path", False), ("virtual", True), ("auto", False)])
+async def test_the_addressing_style_places_the_bucket(
+    server: Recorder, environment: pytest.MonkeyPatch, style: str, in_host: bool
+) -> None:
+    """The bucket is in the path or in the host name; a server of one's own has it in the path by default."""
+    environment.setenv("HTTP_PROXY", server.url)  # no name server knows the bucket's host name
+    async with S3Store(server.settings(s3_endpoint_url="http://s3.invalid", s3_addressing_style=style)) as store:
+        await store.get("a b.json")
+    assert server.requests[0].target == (
+        "http://bucket.s3.invalid/a%20b.json" if in_host else "http://s3.invalid/bucket/a%20b.json"
+    )
+
+
+async def test_a_proxy_of_the_environment_is_used(server: Recorder, environment: pytest.MonkeyPatch) -> None:
+    """Requests go through HTTP_PROXY, unless NO_PROXY names the server."""
+    environment.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    async with S3Store(server.settings()) as store:
+        with pytest.raises(StoreUnavailable, match="Connection refused"):
+            await store.compare_and_swap("a.json", b"{}", etag=None)
+    environment.setenv("NO_PROXY", "127.0.0.1")
+    async with S3Store(server.settings()) as store:
+        await store.compare_and_swap("a.json", b"{}", etag=None)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(("checksums", "sent"), [("when_required", False), ("when_supported", True)])
+async def test_checksums_are_sent_where_the_settings_ask(server: Recorder, checksums: str, sent: bool) -> None:
+    """Every write carries a checksum header, or none: some stores refuse it."""
+    async with S3Store(server.settings(s3_checksums=checksums)) as store:
+        await store.put("a.json", b"{}")
+        await store.compare_and_swap("a.json", b"{}", etag='"1"')
+    assert [("x-amz-checksum-sha256" in request.headers) for request in server.requests] == [sent, sent]
+
+
+async def test_objects_are_written_as_json(server: Recorder) -> None:
+    """Every object has the content type of JSON, and a condition where it is swapped."""
+    async with S3Store(server.settings()) as store:
+        await store.put("a.json", b"{}")
+        await store.compare_and_swap("a.json", b"{}", etag=None)
+        await store.compare_and_swap("a.json", b"{}", etag='"1"')
+        await store.upload("a.json").complete()
+    assert {request.headers["content-type"] for request in server.requests} == {"application/json"}
+    conditions = [(one.headers.get("if-none-match"), one.headers.get("if-match")) for one in server.requests]
+    assert conditions == [(None, None), ("*", None), (None, '"1"'), (None, None)]
+
+
+@pytest.mark.parametrize("etag", [None, '"1"'])
+async def test_a_conditional_write_is_sent_once(server: Recorder, etag: str | None) -> None:
+    """A client that sends a conditional write again conflicts with itself; reads are tried a few times."""
+    server.respond = lambda _: b"HTTP/1.1 503 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    async with S3Store(server.settings()) as store:
+        with pytest.raises(StoreUnavailable, match="503"):
+            await store.compare_and_swap("a.json", b"{}", etag=etag)
+        assert len(server.requests) == 1
+        with pytest.raises(StoreUnavailable, match="503"):
+            await store.get("a.json")
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("etag", [None, '"1"'])
+async def test_a_conflict_that_stays_is_a_lost_race(server: Recorder, etag: str | None) -> None:
+    """A 409 is not decided: the write is tried again after a wait, and lost if the store never decides."""
+    server.respond = lambda _: b"HTTP/1.1 409 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    async with S3Store(server.settings()) as store:
+        with pytest.raises(CasConflict):
+            await store.compare_and_swap("a.json", b"{}", etag=etag)
+    assert len(server.requests) == 4
+
+
+def test_the_client_loads_no_botocore() -> None:
+    """A service that uses the bucket does not pay for botocore; an operator's command does."""
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import services.ingest.worker.worker, shared.storage.s3, sys; print('botocore' in sys.modules)",
+        ],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert loaded.stdout == "False\n"

@@ -1,0 +1,140 @@
+"""The doctor: what it finds fault with, over fakes that are at fault."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+
+from services.aggregate.replay.generations import begin, watch_rebuild
+from shared.domain import keys, objects
+from shared.domain.objects import BucketEpoch
+from shared.domain.topics import Topic
+from shared.kafka import skip_markers
+from shared.runtime.health import REGISTRY, Health
+from shared.runtime.retry import Retrier
+from shared.runtime.settings import Settings
+from shared.storage.object_store import CasConflict
+from tests.fakes.fakes import MemoryReplay, MemoryStore
+from tests.fakes.operated_bucket import NOON, OperatedBucket, trips
+from tripfold.operate.doctor import Unfit, epoch, examine, newer_records, race, rebuild_mark
+
+
+class Careless(MemoryStore):
+    """Looks at the ETag too early, as a store does whose check and write are two steps."""
+
+    async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        stored = self.objects.get(key)
+        if (stored.etag if stored else None) != etag:
+            raise CasConflict(key)
+        await self.get(key)
+        return self.write(key, body)
+
+
+class Forgetful(MemoryStore):
+    """Loses the answer to every write that it makes, so that its writer tries again and is told it lost."""
+
+    async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        await super().compare_and_swap(key, body, etag=etag)
+        raise CasConflict(key)
+
+
+async def test_a_store_that_compares_and_swaps_passes() -> None:
+    """One winner in every race is what is asked for, and no probe is left behind."""
+    store = OperatedBucket().store
+    before = dict(store.objects)
+    assert "won each of 6 races" in await race(store)
+    assert store.objects == before
+
+
+async def test_two_winners_are_one_too_many() -> None:
+    """A store that lets several racing writers win is told unfit, and no probe is left behind."""
+    store = Careless(lambda: NOON)
+    with pytest.raises(Unfit, match="4 of 4 racing writers"):
+        await race(store)
+    assert store.objects == {}
+
+
+async def test_a_lost_answer_is_not_held_against_the_store() -> None:
+    """A race whose winner never heard of it is still won by one."""
+    await race(Forgetful(lambda: NOON))
+
+
+async def test_a_rebuild_that_is_marked_and_old_is_found_out() -> None:
+    """The mark of a rebuild passes while it is young; after an hour its rebuild has probably died."""
+    bucket = OperatedBucket()
+    assert await rebuild_mark(bucket.store) == "none is under way"
+    await begin(bucket.store, "dead", take_over=False)
+    assert "has not ended" in await rebuild_mark(bucket.store)
+    bucket.clock.advance(3_601)
+    with pytest.raises(Unfit, match="3601 s ago"):
+        await rebuild_mark(bucket.store)
+
+
+async def test_the_metric_shows_the_age_of_a_rebuild() -> None:
+    """The metric of an aggregate is the age of the rebuild that is marked, and 0 once it has ended."""
+    bucket = OperatedBucket()
+    await begin(bucket.store, "dead", take_over=False)
+    bucket.clock.advance(100)
+    retrier = Retrier(health=Health(), wait_max_s=1)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await watch_rebuild(bucket.store, retrier)
+    assert REGISTRY.get_sample_value("tripfold_rebuild_age_seconds") == 100
+
+
+async def test_a_restored_backup_is_found_out() -> None:
+    """A topic with a revision that the bucket would mint again is told, by the object and the revision."""
+    bucket = OperatedBucket()
+    bucket.store.write(keys.LINEAGE, objects.encode(BucketEpoch(base=5, born_at=NOON)))
+    await bucket.fold([*bucket.plan(5, {"armenia": [1]}), *bucket.store_file(1, 10, trips(1))])
+    backup = dict(bucket.store.objects)
+    records = bucket.log.records(Topic.CITY_STATS)
+    records += [bucket.record_of(event) for event in bucket.plan(5, {"armenia": [1]})]
+    assert "none of a revision" in await epoch(bucket.store, MemoryReplay(lambda: records))
+    records += [bucket.record_of(event) for event in bucket.store_file(1, 11, trips(2))]
+    assert "none of a revision" in await epoch(bucket.store, MemoryReplay(lambda: records))
+    bucket.store.objects = backup
+    with pytest.raises(Unfit, match=r"city=1\.json has revision 11 in the topic"):
+        await epoch(bucket.store, MemoryReplay(lambda: records))
+    bucket.store.write(keys.LINEAGE, objects.encode(BucketEpoch(base=12, born_at=NOON)))
+    assert "none of a revision" in await epoch(bucket.store, MemoryReplay(lambda: records))
+
+
+async def test_a_record_of_a_later_version_is_named_until_it_is_skipped() -> None:
+    """The record that blocks a consumer is named by its place; it says nothing against the lineage."""
+    bucket = OperatedBucket()
+    bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"unknown-thing","schema_version":1}')
+    newer = bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"forecast","schema_version":2}')
+    records = bucket.log.records(Topic.CITY_STATS)
+    (told,) = await newer_records(bucket.store, MemoryReplay(lambda: records))
+    assert f"partition {newer.partition}, offset {newer.offset} of city-stats has type 'forecast'" in told
+    await epoch(bucket.store, MemoryReplay(lambda: records))
+    await skip_markers.mark(bucket.store, newer, NOON)
+    assert await newer_records(bucket.store, MemoryReplay(lambda: records)) == []
+
+
+async def test_nothing_in_reach_is_told_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With S3, Kafka and upstream away, each examination fails with a sentence, and says which to see to first."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+    ports = [closed_port() for _ in range(3)]
+    settings = Settings(
+        s3_endpoint_url=f"http://127.0.0.1:{ports[0]}",
+        kafka_bootstrap_servers=f"127.0.0.1:{ports[1]}",
+        upstream_url=f"http://127.0.0.1:{ports[2]}",
+    )
+    found = {one.what: one async for one in examine(settings)}
+    assert set(found) == {"S3", "compare-and-swap", "Kafka", "topics", "consuming", "upstream", "lineage", "rebuild"}
+    assert not any(one.ok for one in found.values())
+    assert "TRIPFOLD_S3_" in found["S3"].remedy
+    assert "see first to what failed above" in found["compare-and-swap"].remedy
+    assert found["lineage"].found == "not examined without Kafka and S3"
+
+
+def closed_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

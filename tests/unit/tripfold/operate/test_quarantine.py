@@ -1,0 +1,116 @@
+"""Quarantine as an operator finds it: chosen by date, country and city, and asked for again where it failed last."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from shared.domain import events
+from shared.domain.events import ProcessRequested
+from shared.domain.topics import Topic
+from tests.fakes.fakes import MemoryPublisher, Truth
+from tests.fault.scenarios import CORRECTED, EVENING, HOME, MOVED
+from tests.fault.world import DATE, World
+from tripfold.operate.quarantine import Chosen, NothingQuarantined, read_city_day, read_reports, retry_reports
+
+BAD = Truth(cities=HOME, files={1: b"[7]", 2: b"[8]", 3: EVENING})
+
+
+async def refused_world() -> World:
+    """Run a request of which two files, both of Armenia, are refused."""
+    world = World()
+    world.request(BAD)
+    await world.run_to_rest()
+    return world
+
+
+def last_requested(world: World) -> ProcessRequested:
+    """Return what was asked for last."""
+    event = events.decode(Topic.PROCESS_REQUESTS, world.log.records(Topic.PROCESS_REQUESTS)[-1].value)
+    assert isinstance(event, ProcessRequested)
+    return event
+
+
+@pytest.mark.parametrize(
+    ("chosen", "cities"),
+    [
+        (Chosen(), ["1", "2"]),
+        (Chosen(first=DATE, last=DATE), ["1", "2"]),
+        (Chosen(first=DATE + dt.timedelta(days=1)), []),
+        (Chosen(last=DATE - dt.timedelta(days=1)), []),
+        (Chosen(country="armenia"), ["1", "2"]),
+        (Chosen(country="brasil"), []),
+        (Chosen(first=DATE, city_id="2"), ["2"]),
+    ],
+)
+async def test_reports_are_chosen_by_date_country_and_city(chosen: Chosen, cities: list[str]) -> None:
+    """Only the reports that were asked for are read, by date and city."""
+    world = await refused_world()
+    assert [report.city_id for report in await read_reports(world.store, chosen)] == cities
+
+
+async def test_the_latest_report_of_a_city_day_comes_first() -> None:
+    """Of two files of a city-day the later one is shown first; a city-day without one is named."""
+    world = await refused_world()
+    world.clock.advance(60)
+    world.request(Truth(cities=HOME, files={1: b"[77]", 2: b"[8]", 3: EVENING}))
+    await world.run_to_rest()
+    first, second = await read_city_day(world.store, DATE, "1")
+    assert (first.size_bytes, second.size_bytes) == (4, 3)
+    with pytest.raises(NothingQuarantined, match="city '3' on 2024-05-01"):
+        await read_city_day(world.store, DATE, "3")
+
+
+async def test_only_the_chosen_city_is_asked_for_again() -> None:
+    """A retry of one file names its city alone, in the request that asked for it last."""
+    world = await refused_world()
+    later = world.request(BAD)
+    await world.run_to_rest()
+    reports = await read_reports(world.store, Chosen(city_id="2"))
+    retried = await retry_reports(world.store, MemoryPublisher(world.log), reports, clock=world.clock)
+    assert [report.city_id for report in retried.asked] == ["2"]
+    requested = last_requested(world)
+    assert requested.request_id == later
+    assert requested.retry is not None
+    assert requested.retry.positions == "2"
+    world.upstream.downloads.clear()
+    world.upstream.files["2"] = b"[]"
+    await world.run_to_rest()
+    assert world.upstream.downloads == ["2"]
+
+
+async def test_what_was_taken_in_since_is_not_asked_for_again() -> None:
+    """A file whose city has not failed in its last request is settled, and nothing is published for it."""
+    world = await refused_world()
+    request_id = last_requested(world).request_id
+    world.retry(request_id, Truth(cities=HOME, files={1: CORRECTED, 2: b"[8]", 3: EVENING}))
+    await world.run_to_rest()
+    retried = await retry_reports(
+        world.store, MemoryPublisher(world.log), await read_reports(world.store, Chosen(city_id="1")), clock=world.clock
+    )
+    assert ([report.city_id for report in retried.settled], retried.requests) == (["1"], ())
+
+
+async def test_under_a_newer_plan_all_that_failed_is_asked_for() -> None:
+    """Where the date's plan has moved on, a position means another city: the request's failed ones are all named."""
+    world = await refused_world()
+    first = last_requested(world).request_id
+    world.request(Truth(cities=MOVED, files={1: CORRECTED, 2: CORRECTED, 3: EVENING}))
+    await world.run_to_rest()
+    reports = await read_reports(world.store, Chosen(city_id="2"))
+    retried = await retry_reports(world.store, MemoryPublisher(world.log), reports, clock=world.clock)
+    # City 2 alone is where city 1 was, and would be asked for in its place.
+    assert [(one.request_id, one.retry and one.retry.positions) for one in retried.requests] == [(first, "3")]
+    await world.run_to_rest()
+    assert world.unexpected == []
+
+
+async def test_all_refused_cities_of_a_request_are_asked_for_together() -> None:
+    """Of several files that one request brought, a retry names every city, and only once each."""
+    world = await refused_world()
+    retried = await retry_reports(
+        world.store, MemoryPublisher(world.log), await read_reports(world.store, Chosen()), clock=world.clock
+    )
+    assert [report.city_id for report in retried.asked] == ["1", "2"]
+    assert [one.retry and one.retry.positions for one in retried.requests] == ["3"]

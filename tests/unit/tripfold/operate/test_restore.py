@@ -1,0 +1,93 @@
+"""Raising the base of the lineage: never below what the topic knows, never back."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.domain import keys, objects
+from shared.domain.objects import BucketEpoch
+from shared.domain.topics import Topic
+from tests.fakes.fakes import Clock, MemoryReplay, MemoryStore
+from tests.fakes.operated_bucket import NOON, OperatedBucket, trips
+from tripfold.operate.restore import CannotRestore, Restored, TopicHighest, highest_of, raise_base, seconds_of
+
+BORN = NOON.replace(year=2023)
+KNOWN = TopicHighest(revision=500, key="2024-05-01/armenia/7", records=10)
+
+
+def store_with(base: int | None) -> MemoryStore:
+    store = MemoryStore(Clock(NOON))
+    if base is not None:
+        store.write(keys.LINEAGE, objects.encode(BucketEpoch(base=base, born_at=NOON)))
+    return store
+
+
+async def raised(
+    store: MemoryStore, *, topic: TopicHighest | None = KNOWN, wanted: int | None = None, dry_run: bool = False
+) -> Restored:
+    return await raise_base(store, topic=topic, wanted=wanted, clock=Clock(NOON), dry_run=dry_run)
+
+
+def base_of(store: MemoryStore) -> int | None:
+    stored = store.objects.get(keys.LINEAGE)
+    return objects.decode(BucketEpoch, stored.body, keys.LINEAGE).base if stored else None
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 501), (10, 501), (500, 501), (501, 501), (900, 900)])
+async def test_the_base_ends_just_above_what_the_topic_knows(before: int | None, after: int) -> None:
+    """By itself the base becomes the topic's highest revision plus one, unless it is above that already."""
+    store = store_with(before)
+    restored = await raised(store)
+    assert (restored.base_before, restored.base, base_of(store)) == (before, after, after)
+
+
+async def test_a_base_is_taken_as_given_if_it_is_above_everything() -> None:
+    """A base that was asked for is taken; one that the topic knows, or that would lower it, is refused by name."""
+    store = store_with(600)
+    for wanted, reason in ((500, "2024-05-01/armenia/7"), (550, "never lowered")):
+        with pytest.raises(CannotRestore, match=reason):
+            await raised(store, wanted=wanted)
+    assert base_of(store) == 600
+    assert (await raised(store, wanted=700)).base == base_of(store) == 700
+
+
+async def test_with_kafka_lost_the_present_time_will_do() -> None:
+    """Without the topic the base has to be given; the present time is above all that any bucket gave out."""
+    store = store_with(10)
+    with pytest.raises(CannotRestore, match="give --now"):
+        await raised(store, topic=None)
+    assert (await raised(store, topic=None, wanted=seconds_of(NOON))).base == base_of(store) == seconds_of(NOON)
+
+
+async def test_a_dry_run_raises_nothing() -> None:
+    """A dry run tells the base that would be, and writes none."""
+    store = store_with(10)
+    assert (await raised(store, dry_run=True)).base == 501
+    assert base_of(store) == 10
+
+
+async def test_who_is_overtaken_raises_the_base_all_the_same() -> None:
+    """If a service writes the lineage just before, the base is raised over that one, and the birth stays its own."""
+    store = store_with(None)
+    compare_and_swap = store.compare_and_swap
+
+    async def overtaken(key: str, body: bytes, *, etag: str | None) -> str:
+        store.compare_and_swap = compare_and_swap  # type: ignore[method-assign]  # once
+        store.write(keys.LINEAGE, objects.encode(BucketEpoch(base=10, born_at=BORN)))
+        return await compare_and_swap(key, body, etag=etag)
+
+    store.compare_and_swap = overtaken  # type: ignore[method-assign]  # a service comes first
+    assert (await raised(store)).base_before == 10
+    assert objects.decode(BucketEpoch, store.objects[keys.LINEAGE].body, keys.LINEAGE) == BucketEpoch(
+        base=501, born_at=BORN
+    )
+
+
+async def test_the_highest_of_a_topic_may_be_a_plans_or_come_after_what_is_none() -> None:
+    """Revisions of plans count as those of files do, and a record that is no event hides none behind it."""
+    bucket = OperatedBucket()
+    bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia", b"{")
+    for event in (*bucket.store_file(1, 30, trips(1)), *bucket.plan(40, {"armenia": [1]})):
+        bucket.record_of(event)
+    topic = await highest_of(MemoryReplay.of(bucket.log, Topic.CITY_STATS, batch_records_max=10), lambda *_: None)
+    assert (topic.revision, topic.key, topic.records) == (40, "2024-05-01/armenia", 3)

@@ -1,0 +1,119 @@
+"""Watching requests in a terminal, until each has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tripfold.client.api import ApiClient, RequestState
+
+LOOK_INTERVAL_S = 1.0
+LISTED = 15
+REASONS_SHOWN_MAX = 20
+
+
+async def watch_requests(client: ApiClient, states: Sequence[RequestState], console: Console) -> bool:
+    """Show a bar for each request until all have ended, then what went wrong; return whether nothing did."""
+    progress = Progress(
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.fields[date]}"),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+    with progress:
+        ends = await asyncio.gather(*(_watch(client, state, progress) for state in states))
+    for state in ends:
+        _tell_failures(state, console)
+    return all(state.status == "completed" for state in ends)
+
+
+async def _watch(client: ApiClient, state: RequestState, progress: Progress) -> RequestState:
+    bar = progress.add_task("", date=str(state.date), detail=state.status, total=None)
+    _show(progress, bar, state)
+    async for later in client.follow(state):
+        state = later
+        _show(progress, bar, state)
+    state = await client.request(state.id)  # one that had ended at the beginning came without its failures
+    _show(progress, bar, state)
+    return state
+
+
+def _show(progress: Progress, bar: TaskID, state: RequestState) -> None:
+    total = state.counts.cities_total
+    if state.ended:
+        total = max(total, 1)  # so that the bar is full, and its clock stops, also without any city
+    completed = total if state.ended else state.counts.cities_done
+    progress.update(bar, total=total or None, completed=completed, detail=detail_of(state))
+
+
+def detail_of(state: RequestState) -> str:
+    """Say in a line how far a request has come."""
+    counts = state.counts
+    parts = [
+        f"{counts.cities_done}/{counts.cities_total} cities",
+        f"{counts.bytes_done / 1e6:,.0f} MB",
+        f"{counts.trips_done / 1e6:.2f} M trips",
+    ]
+    parts += [
+        f"{count} {what}"
+        for count, what in (
+            (counts.cities_unchanged, "unchanged"),
+            (counts.cities_skipped, "skipped"),
+            (counts.cities_failed, "[red]failed[/red]"),
+        )
+        if count
+    ]
+    if state.status in {"failed", "cancelled"}:
+        parts.append(f"[red]{state.status}[/red]")
+    return " ".join(parts)
+
+
+def _tell_failures(state: RequestState, console: Console) -> None:
+    if state.failed_reason is not None:
+        console.print(
+            f"[red]{state.date} {state.status}:[/red] {escape(state.failed_reason)}", highlight=False, soft_wrap=True
+        )
+    for failure in state.failures[:REASONS_SHOWN_MAX]:
+        city = escape(f"{failure.city_name or 'city'} ({failure.city_id})")
+        console.print(
+            f"[red]{state.date} {city} failed:[/red] {escape(failure.reason)}", highlight=False, soft_wrap=True
+        )
+    more = state.counts.cities_failed - min(len(state.failures), REASONS_SHOWN_MAX)
+    if more > 0:
+        console.print(
+            f"[red]{state.date}[/red] and {more} more; all are at /process-requests/{state.id}", highlight=False
+        )
+
+
+async def watch_latest(client: ApiClient, console: Console) -> None:
+    """Show the latest requests; in a terminal until Ctrl-C, otherwise once."""
+    if not console.is_terminal:
+        console.print(requests_table(await client.latest(LISTED)))
+        return
+    with Live(requests_table(await client.latest(LISTED)), console=console, auto_refresh=False) as live:
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            live.update(requests_table(await client.latest(LISTED)), refresh=True)
+
+
+def requests_table(states: Sequence[RequestState]) -> Table:
+    """Return a line for each request. On 80 columns a long status takes two lines; an id is always whole."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("id", "date"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("status")
+    table.add_column("cities", justify="right", no_wrap=True)
+    for state in states:
+        table.add_row(
+            state.id, str(state.date), state.status, f"{state.counts.cities_done}/{state.counts.cities_total}"
+        )
+    return table

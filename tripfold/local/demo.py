@@ -1,0 +1,127 @@
+"""The demo: requests dates over the REST API, shows how they progress, prints and checks what comes out."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from shared.domain.errors import OperatorError
+from tripfold.local.recompute import CountryDay, recompute
+
+POLL_INTERVAL_S = 0.25
+REQUEST_DEADLINE_S = 1800.0
+ENDED = {"completed", "completed with failures", "failed", "cancelled"}
+
+
+class DemoFailed(OperatorError):
+    """The demo did not come to its end, or a number is not what it should be. The message says which."""
+
+
+async def process_dates(api_url: str, dates: Sequence[dt.date], console: Console) -> None:
+    """Request ``dates`` and show progress until each has ended. Raises DemoFailed unless all are completed."""
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.fields[date]}"),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+    async with httpx.AsyncClient(base_url=api_url, timeout=30, trust_env=False) as client:
+        with progress:
+            ends = await asyncio.gather(*(_process_date(client, date, progress) for date in dates))
+    for date, request in zip(dates, ends, strict=True):
+        if request["status"] != "completed":
+            reasons = "; ".join(failure["reason"] for failure in request["failures"][:3])
+            raise DemoFailed(f"{date} ended as {request['status']}: {reasons or request['failed_reason']}")
+
+
+async def _process_date(client: httpx.AsyncClient, date: dt.date, progress: Progress) -> dict[str, Any]:
+    bar = progress.add_task("", date=str(date), detail="requested", total=None)
+    response = await client.post("/process-request", params={"date": str(date)})
+    response.raise_for_status()
+    where = response.headers["location"]
+    deadline_s = time.monotonic() + REQUEST_DEADLINE_S
+    while True:
+        answer = await client.get(where)
+        answer.raise_for_status()
+        request: dict[str, Any] = answer.json()
+        counts = request["counts"]
+        ended = request["status"] in ENDED
+        progress.update(
+            bar,
+            total=counts["cities_total"] or None,
+            completed=counts["cities_done"],
+            detail=f"{counts['cities_done']}/{counts['cities_total']} cities {counts['bytes_done'] / 1e6:,.0f} MB "
+            f"{counts['trips_done'] / 1e6:.2f} M trips",
+        )
+        if ended:
+            return request
+        if time.monotonic() > deadline_s:
+            raise DemoFailed(f"{date} is still {request['status']} after {REQUEST_DEADLINE_S:.0f} s")
+        await asyncio.sleep(POLL_INTERVAL_S)
+
+
+async def read_statistics(api_url: str, dates: Sequence[dt.date]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Ask the API for the statistics of the dates' range, in full detail: by country slug, then by date."""
+    query = {"from": str(min(dates)), "to": str(max(dates)), "detail": "full"}
+    async with httpx.AsyncClient(base_url=api_url, timeout=30, trust_env=False) as client:
+        response = await client.get("/country-stats", params=query)
+    response.raise_for_status()
+    statistics: dict[str, dict[str, dict[str, Any]]] = response.json()
+    return statistics
+
+
+def statistics_table(statistics: dict[str, dict[str, dict[str, Any]]]) -> Table:
+    """Return the statistics as a table, a line for each country-day."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("country", overflow="fold", min_width=12)
+    table.add_column("date", no_wrap=True)
+    for heading in ("buses", "passengers", "accident", "delay (s)", "cities"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for country, days in statistics.items():
+        for day, (date, one) in enumerate(days.items()):
+            table.add_row(
+                country if day == 0 else "",
+                date,
+                f"{one['bus_count']:,}",
+                f"{one['passenger_count']:,}",
+                "yes" if one["exist_accident"] else "no",
+                f"{one['average_delay_s']:,.3f}",
+                f"{one['cities_reported']}/{one['cities_expected']}",
+                end_section=day == len(days) - 1,
+            )
+    return table
+
+
+def verify(upstream_url: str, dates: Sequence[dt.date], statistics: dict[str, dict[str, dict[str, Any]]]) -> int:
+    """Compare every number with a recomputation from the upstream's files, which shares no code with the services.
+
+    Returns how many country-days were compared. Raises DemoFailed naming the first that differs.
+    """
+    expected = recompute(upstream_url, dates)
+    served = {
+        (one["country_name"], date): CountryDay(
+            buses=one["bus_count"],
+            passengers=one["passenger_count"],
+            accidents=one["accident_count"],
+            delay_total_ms=one["delay_total_ms"],
+            average_delay_ms=round(one["average_delay_s"] * 1000),
+            exist_accident=one["exist_accident"],
+        )
+        for days in statistics.values()
+        for date, one in days.items()
+    }
+    for key in sorted(expected.keys() | served.keys()):
+        if expected.get(key) != served.get(key):
+            raise DemoFailed(f"{key[0]} on {key[1]}: served {served.get(key)}, recomputed {expected.get(key)}")
+    return len(served)

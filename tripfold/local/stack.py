@@ -1,0 +1,181 @@
+"""The whole of Tripfold on one machine: S3, Kafka, the reference upstream and the services, under one supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from shared.kafka.admin import apply_topics
+from shared.runtime.retry import DependencyUnavailable
+from shared.runtime.settings import PREFIX, Settings, load_settings
+from shared.storage.generation_pointer import provision_pointer
+from shared.storage.s3 import S3Store
+from tripfold.local.embedded import EmbeddedStack, Endpoints
+from tripfold.local.ports import free_port
+from tripfold.local.recovery import BrokerState, Recovered, recover
+from tripfold.local.supervisor import ChildEvent, ChildProcess, Supervisor, http_probe
+
+LOOPBACK = "127.0.0.1"
+PARTITIONS = 4
+UPSTREAM_PORT_PREFERRED = 8090
+TRIES_MAX = 10
+TRY_WAIT_S = 0.5
+
+_Result = TypeVar("_Result")
+
+
+class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a local stack is to be. ``upstream_url`` of None: the reference upstream."""
+
+    data_dir: Path
+    host: str = LOOPBACK
+    port: int = 8080
+    upstream_url: str | None = None
+    upstream_arguments: tuple[str, ...] = ()
+
+
+class RunningStack(msgspec.Struct, frozen=True, kw_only=True):
+    """A stack whose every part is ready, and where it can be reached."""
+
+    api_url: str
+    upstream_url: str
+    endpoints: Endpoints
+    variables_file: Path
+    environment: Mapping[str, str]
+    supervisor: Supervisor
+    recovered: Recovered | None
+    """What was published again because the last stop was not clean."""
+
+
+@contextlib.asynccontextmanager
+async def local_stack(
+    options: StackOptions, *, on_event: Callable[[ChildEvent], None], handle_signals: bool = True
+) -> AsyncIterator[RunningStack]:
+    """Start a stack, in the order in which its parts need each other; stop it when the context is left.
+
+    Raises the named errors of ``tripfold.local.embedded``, ``ports`` and ``supervisor``, each with one clear sentence.
+    Raises StopRequested if it is interrupted before everything is ready.
+    """
+    api_port = free_port("the API", fixed=options.port)
+    with contextlib.ExitStack() as ended:
+        embedded = ended.enter_context(contextlib.closing(EmbeddedStack(options.data_dir)))
+        data_dir = options.data_dir.expanduser().absolute()
+        logs_dir = data_dir / "logs"
+        upstream_url = options.upstream_url
+        upstream_port = None
+        if upstream_url is None:
+            upstream_port = free_port("the reference upstream", preferred=UPSTREAM_PORT_PREFERRED)
+            upstream_url = f"http://{LOOPBACK}:{upstream_port}"
+        environment = {
+            **os.environ,
+            **embedded.endpoints.environment(),
+            f"{PREFIX}UPSTREAM_URL": upstream_url,
+            f"{PREFIX}API_HOST": options.host,
+            f"{PREFIX}API_ACCESS": os.environ.get(f"{PREFIX}API_ACCESS") or "open-without-keys",
+            f"{PREFIX}API_PORT": str(api_port),
+            f"{PREFIX}KAFKA_PARTITIONS": str(PARTITIONS),
+            # A static member takes over at once from one that was killed; the embedded broker evicts nobody.
+            f"{PREFIX}CONSUMER_INSTANCE": "local",
+            "PYTHONUNBUFFERED": "1",
+        }
+        variables_file = _write_variables(options.data_dir, embedded.endpoints, upstream_url)
+        services = [
+            _service(name, arguments, free_port(f"the health of the {name}"), environment, logs_dir)
+            for name, arguments in (
+                ("planner", ("serve", "ingest", "--role", "planner")),
+                ("worker", ("serve", "ingest", "--role", "worker")),
+                ("aggregate", ("serve", "aggregate")),
+            )
+        ]
+        api_url = f"http://{LOOPBACK if options.host == '0.0.0.0' else options.host}:{api_port}"  # noqa: S104  # not bound here
+        api = _child("api", ("serve", "api"), environment, logs_dir, health_url=f"{api_url}/health/ready")
+        broker = BrokerState(data_dir)
+        ended.callback(broker.save)
+
+        def observe(event: ChildEvent) -> None:
+            broker.observe(event)
+            on_event(event)
+
+        async with Supervisor(
+            on_event=observe, handle_signals=handle_signals, held_fds=embedded.held_fds
+        ) as supervisor:
+            await supervisor.start(*embedded.children)
+            settings = load_settings(environment)
+            os.environ.update(embedded.endpoints.environment())  # where the S3 client looks for its keys
+            await supervisor.run(_once_available(lambda: _provision(settings)))
+            recovered = None
+            if broker.incomplete:
+                recovered = await supervisor.run(_once_available(lambda: recover(settings)))
+                broker.incomplete = False
+            if upstream_port is not None:
+                arguments = ("upstream", "--port", str(upstream_port), *options.upstream_arguments)
+                health_url = f"{upstream_url}/health"
+                await supervisor.start(_child("upstream", arguments, environment, logs_dir, health_url=health_url))
+            await supervisor.start(*services, api)
+            yield RunningStack(
+                api_url=api_url,
+                upstream_url=upstream_url,
+                endpoints=embedded.endpoints,
+                variables_file=variables_file,
+                environment=environment,
+                supervisor=supervisor,
+                recovered=recovered,
+            )
+
+
+def _write_variables(data_dir: Path, endpoints: Endpoints, upstream_url: str) -> Path:
+    """Write the variables that lead clients and the commands of an operator to the stack, for a shell to read."""
+    path = data_dir / "environment"
+    draft = path.with_suffix(".tmp")
+    draft.unlink(missing_ok=True)
+    variables = {**endpoints.environment(), f"{PREFIX}UPSTREAM_URL": upstream_url}
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.writelines(lines)
+    draft.replace(path)
+    return path
+
+
+async def _provision(settings: Settings) -> None:
+    await apply_topics(settings)
+    async with S3Store(settings) as store:
+        await provision_pointer(store)
+
+
+async def _once_available(work: Callable[[], Awaitable[_Result]]) -> _Result:
+    """Do ``work``; try it a few times more if S3 or Kafka, which have only just started, are not available yet."""
+    for _ in range(TRIES_MAX - 1):
+        with contextlib.suppress(DependencyUnavailable):
+            return await work()
+        await asyncio.sleep(TRY_WAIT_S)
+    return await work()
+
+
+def _service(
+    name: str, arguments: tuple[str, ...], health_port: int, environment: Mapping[str, str], logs_dir: Path
+) -> ChildProcess:
+    own = {f"{PREFIX}HEALTH_HOST": LOOPBACK, f"{PREFIX}HEALTH_PORT": str(health_port)}
+    health_url = f"http://{LOOPBACK}:{health_port}/health/ready"
+    return _child(name, arguments, {**environment, **own}, logs_dir, health_url=health_url)
+
+
+def _child(
+    name: str, arguments: tuple[str, ...], environment: Mapping[str, str], logs_dir: Path, *, health_url: str
+) -> ChildProcess:
+    return ChildProcess(
+        name=name,
+        argv=(sys.executable, "-m", "tripfold", *arguments),
+        env=dict(environment),
+        log_path=logs_dir / f"{name}.log",
+        ready=http_probe(health_url),
+        ready_deadline_s=60.0,
+        restart=True,
+    )

@@ -1,0 +1,75 @@
+"""Publishes a range of dates from the bucket to the compacted topics again, whatever the topics hold.
+
+Consumers keep the highest revision of a key, so publishing twice is harmless. The order of effects, date by date: each
+plan and manifest is read and its events are published, then each live summary. An object that changed meanwhile is
+published again, so that compaction keeps its latest record. A run that was broken off continues at its last date.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator, Iterable
+
+import msgspec
+
+from services.aggregate.audit.repair import publish_as_stored, publish_summary
+from services.aggregate.bucket_reader import TRUTH, Dates, events_of_whole_plan, known_dates
+from shared.domain import keys, objects
+from shared.domain.events import Event
+from shared.domain.objects import CorruptObject, Manifest, Plan
+from shared.domain.outbox import events_of_manifest
+from shared.kafka.producer import Publisher
+from shared.runtime.concurrency import bounded_map
+from shared.storage.generation_pointer import read_current
+from shared.storage.object_store import ObjectStore
+
+OBJECTS_AT_ONCE_MAX = 16
+
+
+class RepublishedDate(msgspec.Struct, frozen=True, kw_only=True):
+    """How many events of a date were published, which objects cannot be read and why, and how far the run has come."""
+
+    date: dt.date
+    events: int
+    unreadable: dict[str, str]
+    dates_done: int
+    dates_total: int
+
+
+async def republish(store: ObjectStore, publisher: Publisher, dates: Dates) -> AsyncIterator[RepublishedDate]:
+    """Publish the plans, manifests and live summaries of a range of dates, in the order of the dates."""
+    live = (await read_current(store)).live
+    found = await known_dates(store, dates, *TRUTH, keys.summaries_of_generation(live))
+    for done, date in enumerate(found, 1):
+        unreadable: dict[str, str] = {}
+
+        async def publish(key: str, unreadable: dict[str, str] = unreadable) -> int:
+            try:
+                return await _publish_object(store, publisher, live, key)
+            except CorruptObject as error:
+                unreadable[key] = str(error)
+                return 0
+
+        truth = [keys.plan(date), *[listed.key async for listed in store.list(keys.manifests_of(date))]]
+        published = sum(await bounded_map(publish, truth, limit=OBJECTS_AT_ONCE_MAX))
+        summaries = [listed.key async for listed in store.list(keys.summaries_of_date(live, date))]
+        published += sum(await bounded_map(publish, summaries, limit=OBJECTS_AT_ONCE_MAX))
+        yield RepublishedDate(
+            date=date,
+            events=published,
+            unreadable=unreadable,
+            dates_done=done,
+            dates_total=len(found),
+        )
+
+
+async def _publish_object(store: ObjectStore, publisher: Publisher, live: int, key: str) -> int:
+    if named := keys.parse_summary(key):
+        return await publish_summary(store, publisher, live, *named)
+
+    def events_of(body: bytes) -> Iterable[Event]:
+        if key.startswith(keys.PLANS):
+            return events_of_whole_plan(objects.decode(Plan, body, key))
+        return events_of_manifest(objects.decode(Manifest, body, key))
+
+    return await publish_as_stored(store, publisher, key, events_of)

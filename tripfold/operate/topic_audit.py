@@ -1,0 +1,164 @@
+"""Comparing the compacted topics with the bucket: what their records say of each key, date by date.
+
+The topic is read to its end first, the bucket afterwards: so the bucket alone can be ahead, by events that are on
+their way. Where they differ, the rest that the topic has got meanwhile is read after a wait, and the dates that
+differed are compared again, a bounded number of times, before a difference counts.
+
+Memory is bounded by the keys that are compared at a time: a topic with more records than that is read several times,
+each time for other dates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
+import msgspec
+
+from services.aggregate.bucket_reader import TRUTH, Dates, known_dates, read_events, read_summaries
+from services.aggregate.consumer import summary_event
+from services.aggregate.replay.topic_reader import Rereadable
+from shared.domain import keys, objects
+from shared.domain.events import Event
+from shared.domain.objects import CorruptObject, Summary
+from shared.domain.topics import Topic
+from shared.kafka.producer import ConsumedRecord
+from shared.storage.generation_pointer import read_current
+from shared.storage.object_store import AdminObjectStore
+from tripfold.operate.topic_records import LastRecords, RecordDifference, UnreadRecords, date_of, record_differences
+
+KEYS_AT_ONCE_MAX = 200_000
+LOOKS_MAX = 4
+COMPACTED = (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES)
+
+Wait = Callable[[int], Awaitable[None]]
+OpenTopic = Callable[[Topic], contextlib.AbstractAsyncContextManager[Rereadable]]
+Report = Callable[[str, int, int], None]
+"""Told how far a step is: its name, how much is done, of how much."""
+
+
+class AuditedDate(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found of one date in one topic."""
+
+    topic: Topic
+    date: dt.date
+    keys: int
+    differences: list[RecordDifference]
+
+
+class TopicAudit:
+    """Compares topics with the bucket. ``keys_at_once_max`` bounds its memory, at some 300 bytes a key.
+
+    ``unread`` has the records that were skipped because this build cannot read them.
+    """
+
+    def __init__(
+        self,
+        store: AdminObjectStore,
+        open_topic: OpenTopic,
+        *,
+        wait: Wait,
+        report: Report,
+        keys_at_once_max: int = KEYS_AT_ONCE_MAX,
+    ) -> None:
+        self._store = store
+        self._open_topic = open_topic
+        self._wait = wait
+        self._report = report
+        self._keys_at_once_max = keys_at_once_max
+        self.unread = UnreadRecords()
+
+    async def run(self, topic: Topic, dates: Dates) -> AsyncIterator[AuditedDate]:
+        """Compare a topic with the bucket over a range of dates."""
+        async with self._open_topic(topic) as reader:
+            for group in await self._groups(topic, reader, dates):
+                async for audited in self._of_group(topic, reader, group):
+                    yield audited
+
+    async def _groups(self, topic: Topic, reader: Rereadable, dates: Dates) -> list[list[dt.date]]:
+        """Divide all dates into groups of which each can be held in memory; the topic is counted once for it."""
+        records: Counter[dt.date] = Counter()
+        async for batch in self._read(topic, reader, "counting"):
+            records.update(date for record in batch if (date := date_of(record)) is not None and date in dates)
+        live = (await read_current(self._store)).live
+        of_bucket = TRUTH if topic is Topic.CITY_STATS else (keys.summaries_of_generation(live),)
+        found = sorted({*records, *await known_dates(self._store, dates, *of_bucket)})
+        groups: list[list[dt.date]] = []
+        held = 0
+        for date in found:
+            if not groups or held + records[date] > self._keys_at_once_max:
+                groups.append([])
+                held = 0
+            groups[-1].append(date)
+            held += records[date]
+        return groups or [[]]  # without any date the topic is read all the same: it may hold what cannot be read
+
+    async def _of_group(self, topic: Topic, reader: Rereadable, dates: list[dt.date]) -> AsyncIterator[AuditedDate]:
+        await reader.rewind()
+        seen = LastRecords(frozenset(dates), self.unread)
+        async for batch in self._read(topic, reader, "reading"):
+            seen.take(batch)
+        pending = dates
+        for look in range(1, LOOKS_MAX + 1):
+            if look > 1:
+                await self._wait(look)
+                async for batch in self._read(topic, reader, "reading"):
+                    seen.take(batch)
+            differing: list[dt.date] = []
+            for done, date in enumerate(pending, 1):
+                audited = await self._compare(topic, date, seen)
+                if look == LOOKS_MAX or not audited.differences:
+                    yield audited
+                else:
+                    differing.append(date)
+                self._report(f"{topic.value}: comparing", done, len(pending))
+            pending = differing
+            if not pending:
+                return
+
+    async def _read(self, topic: Topic, reader: Rereadable, step: str) -> AsyncIterator[Sequence[ConsumedRecord]]:
+        total = await reader.take_end()
+        done = 0
+        async for batch in reader.read():
+            yield batch
+            done += len(batch)
+            self._report(f"{topic.value}: {step}", done, total)
+
+    async def _compare(self, topic: Topic, date: dt.date, seen: LastRecords) -> AuditedDate:
+        of_date = seen.of_date(date)
+        expected, unreadable = await (_stats if topic is Topic.CITY_STATS else _summaries)(self._store, date)
+        told = record_differences(topic, date, of_date, expected)
+        if unreadable:
+            # What these objects stand for is not known, so no key can be said to stand for nothing.
+            told = [difference for difference in told if not difference.unnamed]
+            told += [
+                RecordDifference(topic=topic, date=date, key=key, what="object", found=reason, expected="readable")
+                for key, reason in sorted(unreadable.items())
+            ]
+        return AuditedDate(topic=topic, date=date, keys=len({*of_date, *expected}), differences=told)
+
+
+async def _stats(store: AdminObjectStore, date: dt.date) -> tuple[Mapping[str, Event], dict[str, str]]:
+    """Return the events that plan and manifests of a date stand for, by key, and what cannot be read, and why."""
+    read = await read_events(store, date)
+    return {event.key: event for of_country in read.by_country.values() for event in of_country}, read.unreadable
+
+
+async def _summaries(store: AdminObjectStore, date: dt.date) -> tuple[Mapping[str, Event], dict[str, str]]:
+    """Return the same of the live summaries of a date."""
+    live = (await read_current(store)).live
+    expected: dict[str, Event] = {}
+    unreadable: dict[str, str] = {}
+    for country, found in (await read_summaries(store, live, date)).items():
+        key = keys.summary(live, date, country)
+        try:
+            summary = objects.decode(Summary, found.body, key)
+        except CorruptObject as error:
+            unreadable[key] = str(error)
+            continue
+        if summary.version:
+            event = summary_event(summary)
+            expected[event.key] = event
+    return expected, unreadable
