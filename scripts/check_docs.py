@@ -19,9 +19,9 @@ from prometheus_client import REGISTRY
 from typer.main import get_command
 
 from services.api.app import create_app
-from services.cli import app as command_line
-from shared.settings import PREFIX, Settings, load_settings
-from shared.topics import TOPICS
+from shared.domain.topics import TOPICS
+from shared.runtime.settings import PREFIX, Settings, load_settings
+from tripfold.cli import app as command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"

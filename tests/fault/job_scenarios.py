@@ -176,7 +176,7 @@ SCENARIOS = [
     JobScenario(name="rebuild of damaged summaries", prepare=damaged, command=rebuild_from_s3),
     JobScenario(name="repair", prepare=damaged, command=repair),
     JobScenario(name="gc, a correction under way", prepare=littered, command=gc),
-    JobScenario(name="refold", prepare=read_by_older_rules, command=World.refold),
+    JobScenario(name="reprocess", prepare=read_by_older_rules, command=World.reprocess),
     JobScenario(name="generations activate, a correction under way", prepare=flipped, command=activate),
     JobScenario(name="generations drop, a correction under way", prepare=flipped, command=World.drop_generations),
     # Whoever begins again finds higher revisions in the topic, and goes above them.

@@ -64,7 +64,7 @@ from tests.fakes.fakes import (
 from tripfold.operate.dead_letters import LETTERS_MAX, Wanted, list_letters, send_back
 from tripfold.operate.gc import clean
 from tripfold.operate.quarantine import Chosen, read_reports, retry_reports
-from tripfold.operate.reprocess import Refold, Selection
+from tripfold.operate.reprocess import Reprocess, Selection
 from tripfold.operate.republish import republish
 from tripfold.operate.restore import highest_of, raise_base, reissue
 from tripfold.operate.topic_audit import TopicAudit
@@ -467,16 +467,16 @@ class World:
         await job.run(work)
         return job
 
-    async def refold(self) -> Job:
+    async def reprocess(self) -> Job:
         """Read the raw objects again that were read by other rules."""
-        job = self._job("refold")
+        job = self._job("reprocess")
 
         async def work() -> None:
-            refold = Refold(
+            reprocess = Reprocess(
                 job.store, job.publisher, clock=self.clock, rules=DEFAULT_RULES, threads=_threads, streams=1
             )
-            async for refolded in refold.run(Selection()):
-                for one in refolded.refolded:
+            async for reprocessed in reprocess.run(Selection()):
+                for one in reprocessed.reprocessed:
                     if one.refused is not None:
                         raise Refused(one.refused)
 

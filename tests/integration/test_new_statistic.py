@@ -144,8 +144,8 @@ async def live(store: S3Store, country: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
-async def test_a_new_statistic_is_a_refold(settings: Settings, tmp_path: Path) -> None:
-    """Old summaries are read, an older service stops at newer ones and loses nothing, and a refold fills the field."""
+async def test_a_new_statistic_is_a_reprocess(settings: Settings, tmp_path: Path) -> None:
+    """Old summaries are read, an older service stops at newer ones and loses nothing, and a reprocess fills the field."""
     newer = newer_build(tmp_path)
     async with S3Store(settings) as store, KafkaPublisher(settings, source="test") as publisher:
         await store.create_bucket()
@@ -160,8 +160,8 @@ async def test_a_new_statistic_is_a_refold(settings: Settings, tmp_path: Path) -
         await publisher.publish(OutgoingEvent(events.decode(record.topic, record.value)) for record in records)
         before = await live(store, "armenia")
         async with aggregate(ROOT, settings) as client:
-            refolded = await told(newer, settings, "refold")
-            assert (refolded["refolded"], refolded["refused"]) == (3, 0)
+            reprocessed = await told(newer, settings, "reprocess")
+            assert (reprocessed["reprocessed"], reprocessed["refused"]) == (3, 0)
             stuck = await eventually(lambda: _readiness(client, ready=False), "the older aggregate to stop")
             assert "upgrade it" in stuck
             assert await live(store, "armenia") == before

@@ -107,8 +107,8 @@ def republish(first: _First = None, last: _Last = None, *, as_json: _Json = Fals
     replay_terminal.republish_dates(*_range(first, last), as_json=as_json)
 
 
-@operate_commands.command("refold")
-def refold(
+@operate_commands.command("reprocess")
+def reprocess(
     first: _First = None,
     last: _Last = None,
     *,
@@ -126,13 +126,13 @@ def refold(
     file becomes a new revision and is published, as if it had been ingested again, but without the upstream. Services
     go on meanwhile. Ended at any moment and started again, it goes on where it stopped.
 
-    Example: tripfold refold --from 2024-05-01 --to 2024-05-31 --dry-run
+    Example: tripfold reprocess --from 2024-05-01 --to 2024-05-31 --dry-run
 
-    Example: tripfold refold --country armenia --city 7
+    Example: tripfold reprocess --country armenia --city 7
     """
     from tripfold.operate import replay_terminal  # noqa: PLC0415  # as above
 
-    replay_terminal.refold(
+    replay_terminal.reprocess(
         *_range(first, last), country=country, city=city, again=again, dry_run=dry_run, as_json=as_json
     )
 

@@ -31,7 +31,7 @@ from tripfold.operate.command_line import (
     run_command,
 )
 from tripfold.operate.progress_bar import progress_bar, wait
-from tripfold.operate.reprocess import Refold, Refolded, Selection
+from tripfold.operate.reprocess import Reprocess, Reprocessed, Selection
 from tripfold.operate.republish import republish
 from tripfold.operate.restore import (
     Reissued,
@@ -171,7 +171,7 @@ def republish_dates(first: dt.date | None, last: dt.date | None, *, as_json: boo
         raise typer.Exit(1)
 
 
-def refold(
+def reprocess(
     first: dt.date | None,
     last: dt.date | None,
     *,
@@ -181,7 +181,7 @@ def refold(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Refold the city-days that were asked for, and say what changed."""
+    """Reprocess the city-days that were asked for, and say what changed."""
     settings = command_settings()
     selection = Selection(
         dates=Dates(first, last),
@@ -190,13 +190,13 @@ def refold(
         again=again,
     )
 
-    async def run() -> tuple[int, int, list[Refolded]]:
+    async def run() -> tuple[int, int, list[Reprocessed]]:
         city_days = total_bytes = 0
-        told: list[Refolded] = []
+        told: list[Reprocessed] = []
         with ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="fold") as threads:
-            async with S3Store(settings) as store, KafkaPublisher(settings, source="refold") as publisher:
+            async with S3Store(settings) as store, KafkaPublisher(settings, source="reprocess") as publisher:
                 await publisher.check()
-                job = Refold(
+                job = Reprocess(
                     store,
                     publisher,
                     clock=utc_now,
@@ -205,41 +205,41 @@ def refold(
                     streams=settings.ingest_streams,
                     dry_run=dry_run,
                 )
-                with progress_bar("refolding", "dates") as show:
+                with progress_bar("reprocessing", "dates") as show:
                     async for one in job.run(selection):
                         city_days += one.city_days
                         total_bytes += one.bytes_read
-                        told += one.refolded
+                        told += one.reprocessed
                         show(one.dates_done, one.dates_total, f", {city_days:,} city-days, {total_bytes:,} bytes")
         return city_days, total_bytes, told
 
     city_days, total_bytes, told = run_command(run())
     refused = sum(one.refused is not None for one in told)
-    refolded = sum(one.after is not None for one in told)
+    reprocessed = sum(one.after is not None for one in told)
     if as_json:
         print_json(
             {
                 "dry_run": dry_run,
                 "city_days": city_days,
                 "bytes_read": total_bytes,
-                "refolded": refolded,
+                "reprocessed": reprocessed,
                 "refused": refused,
                 "found": told[:KEPT_MAX],
             }
         )
     else:
         if told:
-            console.print(_table_of_refolded(told))
+            console.print(_table_of_reprocessed(told))
         became = "would get a new revision" if dry_run else "got a new revision"
         console.print(
-            f"{refolded:,} of {city_days:,} city-days {became}, {refused:,} refused, "
-            f"{len(told) - refolded - refused:,} only published again; {total_bytes:,} bytes read"
+            f"{reprocessed:,} of {city_days:,} city-days {became}, {refused:,} refused, "
+            f"{len(told) - reprocessed - refused:,} only published again; {total_bytes:,} bytes read"
         )
     if refused:
         raise typer.Exit(1)
 
 
-def _table_of_refolded(told: Iterable[Refolded]) -> Table:
+def _table_of_reprocessed(told: Iterable[Reprocessed]) -> Table:
     table = Table("date", "country", "city", "revision", "trips", "passengers", "accidents", "delay ms", "")
     for number, one in enumerate(told):
         if number == LINES_MAX:

@@ -2,7 +2,7 @@
 
 The order of effects is a worker's, without the upstream: read the manifest, stream its raw object, swap the next
 revision in, publish it. A file ingested meanwhile makes the swap fail, and its manifest is looked at instead. A
-manifest that is already of the present rules is published if its summary does not know it yet: so a refold that was
+manifest that is already of the present rules is published if its summary does not know it yet: so a reprocess that was
 ended after a swap goes on where it stopped.
 """
 
@@ -18,7 +18,7 @@ import msgspec
 from services.aggregate.audit.repair import StillContended, publish_as_stored
 from services.aggregate.bucket_reader import Dates, known_dates, read_summaries
 from services.ingest.parsing.trips import RULE_VERSION
-from services.ingest.worker.manifest import refolded, would_fold_alike
+from services.ingest.worker.manifest import reprocessed, would_fold_alike
 from services.ingest.worker.streaming import FileRefused, Meter, Streamed, stream_file
 from shared.domain import keys, objects
 from shared.domain.contribution import Contribution
@@ -38,7 +38,7 @@ TRIES_MAX = 10
 _LedgerRevisions = Mapping[tuple[CountrySlug, CityId], int]
 
 
-class NotRefoldable(RuntimeError):
+class NotReprocessable(RuntimeError):
     """A city-day cannot be read again; the message says why, and what to do."""
 
 
@@ -54,7 +54,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     again: bool = False
 
 
-class Refolded(msgspec.Struct, frozen=True, kw_only=True):
+class Reprocessed(msgspec.Struct, frozen=True, kw_only=True):
     """A city-day that was read again: what it added up to before and what now, or why it was left as it was.
 
     Without ``after`` and ``refused`` it was only published again. ``revision_after`` is None in a dry run.
@@ -70,13 +70,13 @@ class Refolded(msgspec.Struct, frozen=True, kw_only=True):
     refused: str | None = None
 
 
-class RefoldedDate(msgspec.Struct, frozen=True, kw_only=True):
+class ReprocessedDate(msgspec.Struct, frozen=True, kw_only=True):
     """What was done for one date: how many city-days were looked at and bytes read, and those that were not as told."""
 
     date: dt.date
     city_days: int
     bytes_read: int
-    refolded: list[Refolded]
+    reprocessed: list[Reprocessed]
     dates_done: int
     dates_total: int
 
@@ -94,8 +94,8 @@ class _Discarded:
         return
 
 
-class Refold:
-    """One refold of the city-days of a selection."""
+class Reprocess:
+    """One reprocess of the city-days of a selection."""
 
     def __init__(
         self,
@@ -118,8 +118,8 @@ class Refold:
         self._dry_run = dry_run
         self._bytes_read = 0
 
-    async def run(self, selection: Selection) -> AsyncIterator[RefoldedDate]:
-        """Refold date by date. Raises what S3 and Kafka raise; started again it goes on where it stopped."""
+    async def run(self, selection: Selection) -> AsyncIterator[ReprocessedDate]:
+        """Reprocess date by date. Raises what S3 and Kafka raise; started again it goes on where it stopped."""
         dates = await known_dates(self._store, selection.dates, keys.MANIFESTS)
         for done, date in enumerate(dates, 1):
             self._bytes_read = 0
@@ -130,11 +130,11 @@ class Refold:
                 manifests,
                 limit=self._streams,
             )
-            yield RefoldedDate(
+            yield ReprocessedDate(
                 date=date,
                 city_days=len(manifests),
                 bytes_read=self._bytes_read,
-                refolded=[result for result in results if result is not None],
+                reprocessed=[result for result in results if result is not None],
                 dates_done=done,
                 dates_total=len(dates),
             )
@@ -157,7 +157,7 @@ class Refold:
             revisions |= {(country, city_id): entry.revision for city_id, entry in summary.ledger.items()}
         return revisions
 
-    async def _city_day(self, key: str, selection: Selection, known: _LedgerRevisions) -> Refolded | None:
+    async def _city_day(self, key: str, selection: Selection, known: _LedgerRevisions) -> Reprocessed | None:
         """Read one city-day again; None if there is nothing to tell of it."""
         for _ in range(TRIES_MAX):
             read = await self._repository.read(Manifest, key)
@@ -166,7 +166,7 @@ class Refold:
             previous = read.value
             try:
                 following = await self._next(previous, again=selection.again)
-            except (FileRefused, NotRefoldable) as error:
+            except (FileRefused, NotReprocessable) as error:
                 return _told(previous, refused=str(error))
             if following is None:
                 behind = known.get((previous.country, previous.city_id), 0) < previous.revision
@@ -181,7 +181,7 @@ class Refold:
             return _told(previous, revision_after=following.revision, after=following.contribution)
         raise StillContended(f"{key} was written by others {TRIES_MAX} times: try again later")
 
-    async def _published_again(self, key: str, manifest: Manifest) -> Refolded | None:
+    async def _published_again(self, key: str, manifest: Manifest) -> Reprocessed | None:
         if self._dry_run:
             return None
         await self._publish(key)
@@ -190,14 +190,14 @@ class Refold:
     async def _next(self, previous: Manifest, *, again: bool) -> Manifest | None:
         """Return the revision that the raw object stands for; None if nothing has to be read, or it says the same."""
         if previous.rule_version > RULE_VERSION:
-            raise NotRefoldable(
+            raise NotReprocessable(
                 f"it was read by rules of version {previous.rule_version}; this build has {RULE_VERSION}: upgrade it"
             )
         if not again and would_fold_alike(previous, self._rules):
             return None
         streamed = await self._read(previous)
         base = (await read_bucket_epoch(self._store, self._clock)).base
-        return refolded(
+        return reprocessed(
             previous,
             streamed.folded,
             rules=self._rules,
@@ -217,10 +217,10 @@ class Refold:
                 threads=self._threads,
             )
         except ObjectMissing as error:
-            raise NotRefoldable(f"its raw object {manifest.raw_key} is lost") from error
+            raise NotReprocessable(f"its raw object {manifest.raw_key} is lost") from error
         self._bytes_read += streamed.size_bytes
         if streamed.sha256 != manifest.sha256:
-            raise NotRefoldable(
+            raise NotReprocessable(
                 f"its raw object {manifest.raw_key} is not what was stored: see 'tripfold verify --deep'"
             )
         return streamed
@@ -240,8 +240,8 @@ def _told(
     revision_after: int | None = None,
     after: Contribution | None = None,
     refused: str | None = None,
-) -> Refolded:
-    return Refolded(
+) -> Reprocessed:
+    return Reprocessed(
         date=previous.date,
         city_id=previous.city_id,
         country=previous.country,

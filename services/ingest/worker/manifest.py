@@ -136,7 +136,7 @@ def next_manifest(
     )
 
 
-def refolded(
+def reprocessed(
     previous: Manifest, folded: FoldedFile, *, rules: FileRules, attempt: str, now: dt.datetime, base: int
 ) -> Manifest | None:
     """Return the revision that follows ``previous`` when its stored file is read again, or None if it says the same."""

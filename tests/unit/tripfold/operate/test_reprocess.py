@@ -1,4 +1,4 @@
-"""Refolding: stored raw objects read again by changed rules, beside a running ingest, and ended in its middle."""
+"""Reprocessing: stored raw objects read again by changed rules, beside a running ingest, and ended in its middle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shared.domain.topics import Topic
 from shared.storage.object_store import AdminObjectStore, StoreUnavailable
 from tests.fakes.fakes import Break, BreakableOperatedStore, Crash, Crossings, Life, trip_file
 from tests.fakes.operated_bucket import ALL, DAY, OperatedBucket, trips
-from tripfold.operate.reprocess import Refold, Refolded, Selection
+from tripfold.operate.reprocess import Reprocess, Reprocessed, Selection
 
 LATER = RULE_VERSION + 1
 
@@ -51,7 +51,7 @@ async def bucket() -> OperatedBucket:
     return bucket
 
 
-async def refolded(
+async def reprocessed(
     bucket: OperatedBucket,
     threads: ThreadPoolExecutor,
     selection: Selection | None = None,
@@ -59,8 +59,8 @@ async def refolded(
     rules: FileRules = DEFAULT_RULES,
     dry_run: bool = False,
     store: AdminObjectStore | None = None,
-) -> list[Refolded]:
-    job = Refold(
+) -> list[Reprocessed]:
+    job = Reprocess(
         store or bucket.store,
         bucket.publisher,
         clock=bucket.clock,
@@ -69,7 +69,7 @@ async def refolded(
         streams=2,
         dry_run=dry_run,
     )
-    return [one async for date in job.run(selection or Selection(again=True)) for one in date.refolded]
+    return [one async for date in job.run(selection or Selection(again=True)) for one in date.reprocessed]
 
 
 def passengers(bucket: OperatedBucket, city: int) -> int:
@@ -89,7 +89,7 @@ async def test_what_the_rules_read_otherwise_becomes_a_revision(
 ) -> None:
     """City-days whose file adds up to something else get a new revision, naming the same file, and are published."""
     since = len(bucket.log.appended)
-    told = await refolded(bucket, threads)
+    told = await reprocessed(bucket, threads)
     assert [(one.city_id, one.revision_before, one.revision_after, one.refused) for one in told] == [
         ("1", 11, told[0].revision_after, None),
         ("2", 12, told[1].revision_after, None),
@@ -102,7 +102,7 @@ async def test_what_the_rules_read_otherwise_becomes_a_revision(
     await folded(bucket, since)
     assert (await bucket.summary()).totals.passengers == 30
     assert [date.differences async for date in verify_dates(bucket.store, ALL, deep=True, wait=no_wait)] == [[]]
-    assert await refolded(bucket, threads) == []
+    assert await reprocessed(bucket, threads) == []
 
 
 async def no_wait(_look: int) -> None:
@@ -111,12 +111,12 @@ async def no_wait(_look: int) -> None:
 
 async def test_without_a_changed_rule_nothing_is_read(bucket: OperatedBucket, threads: ThreadPoolExecutor) -> None:
     """Files of the present rule version are left alone; of an older one, each becomes a revision, changed or not."""
-    assert await refolded(bucket, threads, Selection()) == []
+    assert await reprocessed(bucket, threads, Selection()) == []
     manifest = bucket.manifest(3)
     assert manifest is not None
     older = msgspec.structs.replace(manifest, rule_version=RULE_VERSION - 1)
     bucket.store.write(keys.manifest(DAY, manifest.city_id), objects.encode(older))
-    [one] = await refolded(bucket, threads, Selection())
+    [one] = await reprocessed(bucket, threads, Selection())
     assert (one.city_id, one.before) == ("3", one.after)
     manifest = bucket.manifest(3)
     assert manifest is not None
@@ -136,24 +136,28 @@ async def test_a_changed_setting_is_a_changed_rule(bucket: OperatedBucket, threa
     )
     bucket.store.write(keys.manifest(DAY, manifest.city_id), objects.encode(stored))
     rules = FileRules(bad_records_max=BadRecordsMax.parse("100%"), other_dates_are_bad=True)
-    [one] = await refolded(bucket, threads, Selection(), rules=rules)
+    [one] = await reprocessed(bucket, threads, Selection(), rules=rules)
     assert (one.city_id, one.before.trips, one.after and one.after.trips) == ("3", 4, 0)
-    assert [one.city_id for one in await refolded(bucket, threads, Selection())] == ["3"]
+    assert [one.city_id for one in await reprocessed(bucket, threads, Selection())] == ["3"]
 
 
 async def test_a_selection_and_a_dry_run_leave_the_rest(bucket: OperatedBucket, threads: ThreadPoolExecutor) -> None:
     """A dry run writes nothing; a country, a city or a range restricts what is read."""
     before = {key: stored.body for key, stored in bucket.store.objects.items()}
-    told = await refolded(bucket, threads, dry_run=True)
+    told = await reprocessed(bucket, threads, dry_run=True)
     assert [(one.city_id, one.revision_after, one.after and one.after.passengers) for one in told] == [
         ("1", None, 10),
         ("2", None, 20),
     ]
     after = {key: stored.body for key, stored in bucket.store.objects.items() if key != keys.LINEAGE}
     assert after == before
-    assert await refolded(bucket, threads, Selection(again=True, country=CountrySlug("brasil"))) == []
-    assert await refolded(bucket, threads, Selection(again=True, dates=Dates(None, DAY.replace(day=1, month=4)))) == []
-    assert [one.city_id for one in await refolded(bucket, threads, Selection(again=True, city_id=CityId("2")))] == ["2"]
+    assert await reprocessed(bucket, threads, Selection(again=True, country=CountrySlug("brasil"))) == []
+    assert (
+        await reprocessed(bucket, threads, Selection(again=True, dates=Dates(None, DAY.replace(day=1, month=4)))) == []
+    )
+    assert [one.city_id for one in await reprocessed(bucket, threads, Selection(again=True, city_id=CityId("2")))] == [
+        "2"
+    ]
     assert (passengers(bucket, 1), passengers(bucket, 2)) == (0, 20)
 
 
@@ -170,7 +174,7 @@ async def test_what_cannot_be_read_again_is_left_as_it_was(bucket: OperatedBucke
     assert manifest is not None
     newer = msgspec.structs.replace(manifest, rule_version=LATER)
     bucket.store.write(keys.manifest(DAY, manifest.city_id), objects.encode(newer))
-    reasons = [one.refused or "" for one in await refolded(bucket, threads)]
+    reasons = [one.refused or "" for one in await reprocessed(bucket, threads)]
     assert ["is lost" in reasons[0], "not what was stored" in reasons[1], "upgrade it" in reasons[2]] == [True] * 3
     assert (passengers(bucket, 1), passengers(bucket, 2)) == (0, 0)
 
@@ -188,7 +192,7 @@ async def test_a_file_that_is_ingested_meanwhile_wins(bucket: OperatedBucket, th
             yield chunk
 
     bucket.store.stream = stream_second  # type: ignore[method-assign,assignment]  # the worker comes first, once
-    told = await refolded(bucket, threads)
+    told = await reprocessed(bucket, threads)
     manifest = bucket.manifest(1)
     assert manifest is not None
     assert (manifest.revision, manifest.contribution.trips) == (40, 7)
@@ -201,20 +205,20 @@ async def test_a_file_that_is_ingested_meanwhile_wins(bucket: OperatedBucket, th
 async def test_wherever_it_is_ended_the_next_one_completes_it(
     bucket: OperatedBucket, threads: ThreadPoolExecutor
 ) -> None:
-    """Killed before or after any of its calls and started again, a refold ends as if nothing had happened."""
+    """Killed before or after any of its calls and started again, a reprocess ends as if nothing had happened."""
     begin, log = dict(bucket.store.objects), bucket.log.copy()
     crossings = Crossings()
-    await refolded(bucket, threads, store=BreakableOperatedStore(bucket.store, Life("refold", crossings)))
+    await reprocessed(bucket, threads, store=BreakableOperatedStore(bucket.store, Life("reprocess", crossings)))
     calls = len(crossings.made)
     assert calls > 15
     for number in range(calls):
         for broken in (Break.DIE_BEFORE, Break.DIE_AFTER, Break.LOST_ANSWER, Break.REFUSED):
             bucket.store.objects, bucket.log = dict(begin), log.copy()
             bucket.publisher._log = bucket.log
-            life = Life("refold", Crossings({number: broken}))
+            life = Life("reprocess", Crossings({number: broken}))
             with contextlib.suppress(Crash, BaseExceptionGroup, StoreUnavailable):
-                await refolded(bucket, threads, store=BreakableOperatedStore(bucket.store, life))
-            await refolded(bucket, threads)
+                await reprocessed(bucket, threads, store=BreakableOperatedStore(bucket.store, life))
+            await reprocessed(bucket, threads)
             await folded(bucket, 0)
             assert (passengers(bucket, 1), passengers(bucket, 2)) == (10, 20), (number, broken)
             assert (await bucket.summary()).totals.passengers == 30, (number, broken)
@@ -226,10 +230,10 @@ async def test_what_the_ledger_does_not_know_is_published_again(
     """A manifest of the present rules that was never folded is published, unless the run is a dry one."""
     bucket.store_file(4, 14, trips(4), "brasil")
     since = len(bucket.log.appended)
-    assert await refolded(bucket, threads, Selection(), dry_run=True) == []
+    assert await reprocessed(bucket, threads, Selection(), dry_run=True) == []
     assert len(bucket.log.appended) == since
-    [one] = await refolded(bucket, threads, Selection())
+    [one] = await reprocessed(bucket, threads, Selection())
     assert (one.city_id, one.after) == ("4", None)
     await folded(bucket, since)
     assert (await bucket.summary("brasil")).totals.trips == 7
-    assert await refolded(bucket, threads, Selection()) == []
+    assert await reprocessed(bucket, threads, Selection()) == []

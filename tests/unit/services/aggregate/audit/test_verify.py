@@ -358,7 +358,7 @@ async def test_repair_follows_no_damaged_manifest(bucket: OperatedBucket) -> Non
     bucket.store.write(keys.manifest(DAY, CityId("1")), objects.encode(damaged))
     right = await bucket.summary()
     [one] = await repaired(bucket)
-    assert "'tripfold refold --from 2024-05-01 --to 2024-05-01 --city 1 --again'" in (one.refused or "")
+    assert "'tripfold reprocess --from 2024-05-01 --to 2024-05-01 --city 1 --again'" in (one.refused or "")
     assert await bucket.summary() == right
 
 
