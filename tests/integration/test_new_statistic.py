@@ -144,8 +144,8 @@ async def live(store: S3Store, country: str) -> dict[str, Any]:
 
 
 @pytest.mark.timeout(300)
-async def test_a_new_statistic_is_a_reprocess(settings: Settings, tmp_path: Path) -> None:
-    """Old summaries are read, an older service stops at newer ones and loses nothing, and a reprocess fills the field."""
+async def test_a_new_statistic_is_filled_by_reprocessing(settings: Settings, tmp_path: Path) -> None:
+    """Old summaries are read, an older service stops at newer ones, and reprocessing fills the new field."""
     newer = newer_build(tmp_path)
     async with S3Store(settings) as store, KafkaPublisher(settings, source="test") as publisher:
         await store.create_bucket()
