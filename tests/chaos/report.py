@@ -9,7 +9,7 @@ from tests.chaos.campaign import RECOVERY_DEADLINE_S, Report
 
 COUNTERS = {
     "tripfold_faults_total": "tries that were waited out and made again",
-    "tripfold_cas_conflicts_total": "compare-and-swaps lost to another writer, or to an earlier try whose response was lost",
+    "tripfold_cas_conflicts_total": "compare-and-swaps that another writer, or an earlier try, had won",
     "tripfold_commit_failures_total": "commits that failed, so that a batch came again",
     "tripfold_upstream_resumptions_total": "downloads that went on where they broke",
     "tripfold_upstream_requests_total": "requests to the upstream",

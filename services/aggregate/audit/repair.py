@@ -181,7 +181,8 @@ async def _damaged_manifests(
     return (
         f"it may be right, and the manifest wrong of city {cities}: {first.what} is {first.found}, the manifest says "
         f"{first.expected}. Restore the manifest from the bucket's versions, or "
-        f"'tripfold reprocess --from {first.date} --to {first.date} --city {first.city_id} --again' makes a new revision from the raw object"
+        f"'tripfold reprocess --from {first.date} --to {first.date} --city {first.city_id} --again' "
+        "makes a new revision from the raw object"
     )
 
 
