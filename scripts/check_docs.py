@@ -36,6 +36,7 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#{1,6} +(.+?) *#*$", re.MULTILINE)
 _FENCE = re.compile(r"^( *)(```|~~~).*?^ *\2 *$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`[^`\n]*`")
+_PATH = re.compile(r"`((?:services|shared|tripfold|client|tests|scripts|bench|docs|examples|deploy)/[\w./-]*)`")
 _VARIABLE = re.compile(rf"\b{PREFIX}[A-Z0-9_]+")
 _COMMAND = re.compile(r"(?:^|[`$/ (])tripfold ((?:[a-z][a-z-]*\b ?)+)")
 
@@ -46,11 +47,12 @@ def main() -> None:
     found = [
         *broken_links(pages),
         *long_pages(pages),
-        *undescribed("settings.md", "setting", settings(), rows=r"^\| `(TRIPFOLD_\w+)`", beside=OTHER_VARIABLES),
+        *undescribed("settings.md", "setting", settings(), rows=r"^\| `(TRIPFOLD_\w+)`"),
         *undescribed("metrics.md", "metric", metrics(), rows=r"^\| `(tripfold_\w+)` \| (?:counter|gauge|histogram)"),
         *undescribed("events.md", "topic", {spec.topic.value for spec in TOPICS}),
         *undescribed("http-api.md", "operation", operations()),
         *undescribed_commands(),
+        *missing_files(pages),
         *unknown_variables(pages),
         *unknown_commands(pages),
     ]
@@ -84,6 +86,14 @@ def broken_links(pages: dict[Path, str]) -> Iterator[str]:
                 yield f"{_name(page)}: the link {target} leads to no file"
             elif anchor and file.suffix == ".md" and anchor not in anchors_of(file.read_text(encoding="utf-8")):
                 yield f"{_name(page)}: the link {target} leads to no heading"
+
+
+def missing_files(pages: dict[Path, str]) -> Iterator[str]:
+    """Name each path of the repository that a page mentions as code and that is not there."""
+    for page, text in pages.items():
+        for path in sorted(set(_PATH.findall(text))):
+            if not (ROOT / path).exists() and page.name != HISTORY:
+                yield f"{_name(page)}: there is no file {path}"
 
 
 def anchors_of(text: str) -> set[str]:
@@ -131,9 +141,7 @@ def operations() -> set[str]:
     return {f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods}
 
 
-def undescribed(
-    page_name: str, kind: str, names: set[str], *, rows: str = "", beside: re.Pattern[str] | None = None
-) -> Iterator[str]:
+def undescribed(page_name: str, kind: str, names: set[str], *, rows: str = "") -> Iterator[str]:
     """Name what the code has and a reference page lacks; and, with ``rows``, what only the page has."""
     page = REFERENCE / page_name
     text = page.read_text(encoding="utf-8")
@@ -141,8 +149,7 @@ def undescribed(
     for name in sorted(names - described):
         yield f"{_name(page)}: the {kind} {name} is not described"
     for name in sorted(described - names):
-        if beside is None or not beside.fullmatch(name):
-            yield f"{_name(page)}: there is no {kind} {name}"
+        yield f"{_name(page)}: there is no {kind} {name}"
 
 
 def commands() -> dict[str, set[str]]:

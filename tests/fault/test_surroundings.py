@@ -219,7 +219,7 @@ async def test_a_deleted_bucket_is_filled_again() -> None:
 
     No revision is minted twice: those of the new bucket begin above all that the old one can have given out. What the
     topics hold of city-days that nobody asks for any more stays there, and a summary may begin at a lower version than
-    before, if its ledger has fewer cities: docs/design.md says so.
+    before, if its ledger has fewer cities: docs/explanation/limits.md says so.
     """
     world = World()
     for truth in (WHOLE, CORRECTION):

@@ -112,7 +112,7 @@ class Watcher:
             self._served[planned] = before | bitmap.decode(record.served)
             for position, finished in self._finished.get(planned, {}).items():
                 # A city that was served stays so: what its task stores when it comes again later, of a file that was
-                # corrected since, is on its way (docs/design.md, Limits). So one of its ends is enough.
+                # corrected since, is on its way (docs/explanation/limits.md). So one of its ends is enough.
                 if not bitmap.contains(before, position) and bitmap.contains(self._served[planned], position):
                     assert any(_is_served(event, live) for event in finished), (
                         f"city {finished[0].city_id} counts as served for {record.request_id}, and is not"

@@ -1,7 +1,7 @@
 """A new statistic, as a developer would add it: beside the build of this tree runs one that has it.
 
-The newer build is a copy of the sources with the changes that docs/design.md names: a field with a default, its sum,
-and the versions of rules, objects and events raised. Both work on one bucket and one Kafka.
+The newer build is a copy of the sources with the changes that docs/how-to/add-a-statistic.md names: a field with a
+default, its sum, and the versions of rules, objects and events raised. Both work on one bucket and one Kafka.
 """
 
 from __future__ import annotations

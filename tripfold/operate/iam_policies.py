@@ -35,10 +35,11 @@ class Allowed(msgspec.Struct, frozen=True, kw_only=True):
 ALLOWED: Final = {
     BucketRole.API: Allowed(
         read=("idempotency/", "manifests/", "quarantine/", "range-requests/", "requests/", "state/", "summaries/"),
-        write=("idempotency/", "range-requests/", "requests/"),
+        write=("idempotency/", "range-requests/", "requests/", "state/active-requests/"),
     ),
     BucketRole.PLANNER: Allowed(
-        read=("plans/", "requests/", "state/"), write=("plans/", "state/countries.json", "state/lineage.json")
+        read=("plans/", "requests/", "state/"),
+        write=("plans/", "requests/", "state/active-requests/", "state/countries.json", "state/lineage.json"),
     ),
     BucketRole.WORKER: Allowed(
         read=("attempts/", "manifests/", "plans/", "quarantine/", "raw/", "requests/", "state/"),

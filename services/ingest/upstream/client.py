@@ -1,7 +1,7 @@
 """The upstream: a port, and its adapter over HTTP. The one module that knows an HTTP client.
 
 Nothing that an upstream sends is believed: not its lengths, codings, redirects, validators or speed. What it may do,
-and what then happens, is the table in ``docs/upstream.md``; the three kinds of fault are in ``faults.py``.
+and what then happens, is the table in ``docs/reference/upstream.md``; the three kinds of fault are in ``faults.py``.
 """
 
 from __future__ import annotations

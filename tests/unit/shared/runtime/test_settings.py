@@ -12,7 +12,7 @@ from shared.domain.file_rules import BadRecordsMax, FileRules, RecordsForm
 from shared.runtime.settings import PREFIX, InvalidSettings, Settings, load_settings
 from tests import ROOT
 
-TABLE = ROOT / "docs" / "settings.md"
+TABLE = ROOT / "docs" / "reference" / "settings.md"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_a_process_with_a_wrong_value_does_not_start() -> None:
 
 
 def test_the_table_lists_every_setting_with_its_default() -> None:
-    """The table in docs/settings.md has a row for each setting, and none for another."""
+    """The table in docs/reference/settings.md has a row for each setting, and none for another."""
     lines = TABLE.read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip().strip("`") for cell in line.split("|")] for line in lines if line.startswith(f"| `{PREFIX}")]
     rows = {variable: default for _, variable, default, *_ in cells}
