@@ -17,7 +17,8 @@ from shared.domain.topics import Topic
 from shared.kafka.consumer import SHUTDOWN_GRACE_S, Consumption
 from shared.kafka.producer import KafkaPublisher
 from shared.kafka.skip_markers import Skips
-from shared.runtime.health import Concern, Health, measure_loop_lag
+from shared.runtime.health import Health, measure_loop_lag
+from shared.runtime.metrics import Concern
 from shared.runtime.retry import Retrier, Stopping
 from shared.runtime.settings import Settings
 from shared.storage.s3 import S3Store

@@ -287,7 +287,7 @@ def _upstream_url(value: str | None) -> str | None:
 
 def _settings() -> Settings:
     settings = load_settings()
-    from shared.runtime.health import configure_logging
+    from shared.runtime.logging import configure_logging
 
     configure_logging(settings)
     return settings

@@ -30,7 +30,7 @@ from shared.domain.objects import GenerationPointer, Manifest, Plan, Summary
 from shared.domain.outbox import events_of_manifest, events_of_plan
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import ConsumedRecord, OutgoingEvent, Publisher
-from shared.runtime import health
+from shared.runtime import metrics
 from shared.runtime.lru import LruCache
 from shared.runtime.retry import run_all
 from shared.storage.generation_pointer import read_current
@@ -114,7 +114,7 @@ class SummaryWriter:
                 etag = await self._store.compare_and_swap(key, body, etag=known.etag if known else None)
             except CasConflict:
                 if not guessed:
-                    health.cas_conflicts.labels("summary").inc()
+                    metrics.cas_conflicts.labels("summary").inc()
                 self._cache.drop(key)
                 lost = True
                 continue

@@ -37,7 +37,9 @@ from services.api.web.page import page_handlers
 from shared.domain.ids import utc_now
 from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaPublisher, Publisher
-from shared.runtime.health import Concern, Health, configure_logging, measure_loop_lag
+from shared.runtime.health import Health, measure_loop_lag
+from shared.runtime.logging import configure_logging
+from shared.runtime.metrics import Concern
 from shared.runtime.settings import Settings
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store

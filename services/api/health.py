@@ -16,7 +16,8 @@ from litestar.params import SkipValidation
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.api.http.problems import open_responses
-from shared.runtime.health import REGISTRY, Concern, Health
+from shared.runtime.health import Health
+from shared.runtime.metrics import REGISTRY, Concern
 
 PROBE_AGE_MAX_S = 1.0
 PROBE_TIMEOUT_S = 1.5

@@ -30,7 +30,7 @@ from shared.domain.topics import METADATA_AGE_MAX_MS, RECORD_BYTES_MAX, Topic, g
 from shared.kafka.connection import broker_security
 from shared.kafka.producer import ConsumedRecord, Publisher
 from shared.kafka.skip_markers import Skips
-from shared.runtime import health
+from shared.runtime import metrics
 from shared.runtime.retry import DependencyUnavailable, Retrier, Stopping
 from shared.runtime.settings import Settings
 
@@ -133,7 +133,7 @@ class Consumption:
         except (KafkaError, OSError, TimeoutError):
             return False
         if partitions and not waiting:
-            health.last_poll.labels(self.topic.value).set_to_current_time()
+            metrics.last_poll.labels(self.topic.value).set_to_current_time()
         return not waiting
 
     async def _restart(self) -> None:
@@ -220,8 +220,8 @@ def consume(
     async def handle_batch(message: KafkaMessage) -> None:
         began = time.monotonic()
         batch = received(topic, message.raw_message)
-        health.events_consumed.labels(topic.value).inc(len(batch))
-        health.last_poll.labels(topic.value).set_to_current_time()
+        metrics.events_consumed.labels(topic.value).inc(len(batch))
+        metrics.last_poll.labels(topic.value).set_to_current_time()
         remaining = batch
 
         async def attempt() -> None:
@@ -243,9 +243,9 @@ def consume(
         try:
             await message.ack()
         except KafkaError as error:
-            health.commit_failures.inc()
+            metrics.commit_failures.inc()
             _log.warning("commit failed, the batch will come again", topic=topic.value, error=str(error))
-        health.batch_seconds.labels(topic.value).observe(time.monotonic() - began)
+        metrics.batch_seconds.labels(topic.value).observe(time.monotonic() - began)
 
     subscriber(handle)
     return consumption

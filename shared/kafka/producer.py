@@ -18,7 +18,7 @@ from shared.domain import events
 from shared.domain.events import Cause, Event
 from shared.domain.topics import LETTER_BYTES_MAX, METADATA_AGE_MAX_MS, RECORD_BYTES_MAX, Topic, partition_of
 from shared.kafka.connection import connection
-from shared.runtime import health
+from shared.runtime import metrics
 from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
 
@@ -166,7 +166,7 @@ class KafkaPublisher:
         if origin in self._buried:
             return
         await self._send([(Topic.DEAD_LETTERS, *as_dead_letter(record, error))])
-        health.dead_letters.labels(record.topic.value).inc()
+        metrics.dead_letters.labels(record.topic.value).inc()
         self._buried[origin] = None
         if len(self._buried) > BURIED_KEPT_MAX:
             self._buried.popitem(last=False)
@@ -187,7 +187,7 @@ class KafkaPublisher:
         except (KafkaError, OSError) as error:
             raise LogUnavailable(f"Kafka did not acknowledge: {type(error).__name__}: {error}") from error
         for topic, count in Counter(topic for topic, _ in sent).items():
-            health.events_published.labels(topic.value).inc(count)
+            metrics.events_published.labels(topic.value).inc(count)
 
     async def _started(self) -> AIOKafkaProducer:
         async with self._starting:

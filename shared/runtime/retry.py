@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import structlog
 
 from shared.domain.errors import OperatorError
-from shared.runtime.health import Concern, Health
+from shared.runtime.health import Health
+from shared.runtime.metrics import Concern
 
 WAIT_FIRST_S = 0.2
 

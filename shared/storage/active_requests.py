@@ -22,7 +22,7 @@ from shared.domain import keys, objects
 from shared.domain.ids import RequestId
 from shared.domain.objects import ActiveRequests, CorruptObject, RequestRecord
 from shared.domain.requests import status_of
-from shared.runtime import health
+from shared.runtime import metrics
 from shared.storage.object_store import CasConflict, ObjectStore
 
 STALLED_AFTER = dt.timedelta(hours=1)
@@ -77,7 +77,7 @@ async def _swap(store: ObjectStore, active: ActiveRequests, etag: str | None) ->
     try:
         await store.compare_and_swap(keys.active_requests(active.date), objects.encode(active), etag=etag)
     except CasConflict:  # perhaps to itself: then it finds what it wrote
-        health.cas_conflicts.labels("active requests").inc()
+        metrics.cas_conflicts.labels("active requests").inc()
         return False
     return True
 

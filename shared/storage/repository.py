@@ -9,7 +9,7 @@ import msgspec
 
 from shared.domain import objects
 from shared.domain.objects import BucketObject
-from shared.runtime import health
+from shared.runtime import metrics
 from shared.storage.object_store import CasConflict, ObjectStore
 
 _Stored = TypeVar("_Stored", bound=BucketObject)
@@ -70,7 +70,7 @@ class Repository:
             except CasConflict:
                 tries += 1
                 if counted_as:
-                    health.cas_conflicts.labels(counted_as).inc()
+                    metrics.cas_conflicts.labels(counted_as).inc()
                 if tries == tries_max:
                     raise
                 continue

@@ -20,7 +20,7 @@ from shared.domain.ids import CityId, CountrySlug, RequestId
 from shared.domain.objects import GenerationPointer, Manifest
 from shared.domain.topics import Topic
 from shared.kafka.producer import LogUnavailable, OutgoingEvent
-from shared.runtime.health import Concern
+from shared.runtime.metrics import Concern
 from shared.runtime.settings import Settings
 from shared.storage.object_store import ObjectInfo, StoredObject, StoreUnavailable
 from tests.fakes.fakes import Clock, MemoryLog, MemoryPublisher, MemoryStore

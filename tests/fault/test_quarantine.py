@@ -12,7 +12,7 @@ from shared.domain.ids import CityId, RequestId
 from shared.domain.objects import AttemptsUnderWay, QuarantineReport, ReportedRecord, RequestRecord
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
-from shared.runtime.health import REGISTRY
+from shared.runtime.metrics import REGISTRY
 from shared.runtime.retry import Stopping
 from tests.fakes.fakes import PARTITIONS, Break, Crossing, Crossings, Truth, trip_file
 from tests.fault.checks import differences

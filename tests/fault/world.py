@@ -36,7 +36,8 @@ from shared.domain.objects import Manifest, Plan, RequestRecord
 from shared.domain.requests import request_event
 from shared.domain.topics import Topic
 from shared.kafka.producer import ConsumedRecord, LogUnavailable, Publisher
-from shared.runtime.health import Concern, Health
+from shared.runtime.health import Health
+from shared.runtime.metrics import Concern
 from shared.runtime.retry import DependencyUnavailable, Retrier
 from shared.storage import active_requests
 from shared.storage.request_records import begin_retry

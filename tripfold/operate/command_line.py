@@ -16,7 +16,7 @@ from rich.table import Column
 
 from shared.domain.errors import OperatorError
 from shared.domain.objects import CorruptObject
-from shared.runtime.health import configure_logging
+from shared.runtime.logging import configure_logging
 from shared.runtime.settings import Settings, load_settings
 from tripfold.console import open_console
 

@@ -15,7 +15,7 @@ import msgspec
 from shared.domain import keys, objects
 from shared.domain.errors import OperatorError
 from shared.domain.objects import GenerationPointer
-from shared.runtime import health
+from shared.runtime import metrics
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.retry import Retrier
 from shared.storage.generation_pointer import read_current, read_pointer
@@ -125,7 +125,7 @@ async def watch_rebuild(store: AdminObjectStore, retrier: Retrier) -> None:
     """Show the age of a rebuild's mark as a metric, once a minute until asked to stop."""
 
     async def look() -> None:
-        health.rebuild_age.set(await rebuild_age_s(store) or 0)
+        metrics.rebuild_age.set(await rebuild_age_s(store) or 0)
 
     while not retrier.stopping.is_set():
         await retrier.retry_until_available("generation", look)

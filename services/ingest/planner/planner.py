@@ -40,7 +40,7 @@ from shared.domain.outbox import events_of_plan
 from shared.domain.requests import new_record, unfinished_of
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import ConsumedRecord, OutgoingEvent, Publisher
-from shared.runtime import health
+from shared.runtime import metrics
 from shared.storage import active_requests
 from shared.storage.bucket_epoch import next_revision, read_bucket_epoch
 from shared.storage.object_store import CasConflict, ObjectStore
@@ -144,7 +144,7 @@ class Planner:
             try:
                 await self._store.compare_and_swap(key, objects.encode(marked), etag=found.etag if found else None)
             except CasConflict:
-                health.cas_conflicts.labels("request").inc()
+                metrics.cas_conflicts.labels("request").inc()
                 continue
             return
 

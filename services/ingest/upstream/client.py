@@ -30,7 +30,7 @@ from services.ingest.upstream.decoding import ACCEPTED, BadCoding, Decoder, Unkn
 from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
 from services.ingest.upstream.range_resume import CannotResume, Resumable, part_bytes, range_headers, resumable
 from services.ingest.upstream.retry import CircuitBreaker, OutageTooLong, UpstreamRetryPolicy, jittered_s
-from shared.runtime import health
+from shared.runtime import metrics
 from shared.runtime.retry import Retrier
 from shared.runtime.secrets import either_secret
 from shared.runtime.settings import Settings
@@ -319,7 +319,7 @@ class HttpUpstream:
                 if isinstance(error, CannotResume):
                     raise CannotResume(f"{asked.url} broke off after {done_bytes} bytes: {error}") from error
                 raise
-        health.upstream_resumptions.inc()
+        metrics.upstream_resumptions.inc()
         return response, done_bytes + part
 
     async def _decoded(self, asked: _Asked, response: httpx.Response, decoder: Decoder) -> AsyncGenerator[bytes, None]:
@@ -366,7 +366,7 @@ class HttpUpstream:
                 if chunk is None:
                     outcome = "complete"
                     return
-                health.upstream_bytes.inc(len(chunk))
+                metrics.upstream_bytes.inc(len(chunk))
                 speed.require(len(chunk), time.monotonic() - began_s)
                 _require_in_time(asked)
                 yield chunk
@@ -486,7 +486,7 @@ def _root_of(error: BaseException) -> str:
 
 
 def _count(outcome: str) -> None:
-    health.upstream_requests.labels(outcome).inc()
+    metrics.upstream_requests.labels(outcome).inc()
 
 
 def _origin(url: httpx.URL) -> tuple[str, int]:

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import structlog
 
 from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
-from shared.runtime import health
+from shared.runtime import metrics
 from shared.runtime.retry import Retrier
 
 WAIT_FIRST_S = 0.5
@@ -85,7 +85,7 @@ class CircuitBreaker:
         self._probes_failed = 0
         self._probe = None
         self.retrier.health.recovered(_HEALTH)
-        health.upstream_reachable.set(1)
+        metrics.upstream_reachable.set(1)
 
     def _answered(self, probe: object | None) -> None:
         # What was asked before the circuit opened, or began as a probe that was answered long ago, says nothing about
@@ -97,7 +97,7 @@ class CircuitBreaker:
         now_s = self.retrier.now_s()
         self._reason = reason
         self.retrier.health.failing(_HEALTH, reason)
-        health.upstream_reachable.set(0)
+        metrics.upstream_reachable.set(0)
         if self._open_since_s is None:
             self._open_since_s = now_s
             _log.warning("upstream_unreachable", error=reason)

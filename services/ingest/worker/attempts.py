@@ -20,7 +20,7 @@ import structlog
 from shared.domain import keys, objects
 from shared.domain.ids import CityId
 from shared.domain.objects import AttemptsUnderWay, AttemptUnderWay
-from shared.runtime import health
+from shared.runtime import metrics
 from shared.storage.object_store import CasConflict, ObjectStore, StoreUnavailable
 
 ALONE_AFTER = 2
@@ -58,7 +58,7 @@ class Attempts:
             try:
                 await self._store.compare_and_swap(key, objects.encode(noted), etag=etag)
             except CasConflict:
-                health.cas_conflicts.labels("attempts").inc()
+                metrics.cas_conflicts.labels("attempts").inc()
                 found = await self._store.get(key)
                 note = (
                     objects.decode(AttemptsUnderWay, found.body, key)

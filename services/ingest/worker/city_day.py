@@ -58,7 +58,7 @@ from shared.domain.outbox import events_of_manifest
 from shared.domain.requests import is_awaited
 from shared.domain.topics import Topic
 from shared.kafka.producer import LogUnavailable, OutgoingEvent, Publisher
-from shared.runtime import health
+from shared.runtime import metrics
 from shared.storage.bucket_epoch import read_bucket_epoch
 from shared.storage.object_store import CasConflict, ObjectStore, Upload
 from shared.storage.repository import Repository
@@ -319,7 +319,7 @@ class CityDayIngest:
             raise
         finally:
             await self._attempts.end(task.date, task.city_id, attempt, settled=settled)
-        health.bad_records.inc(streamed.folded.bad_records)
+        metrics.bad_records.inc(streamed.folded.bad_records)
         return streamed
 
     async def _is_raw_lost(self, manifest: Manifest) -> bool:
@@ -347,7 +347,7 @@ class CityDayIngest:
         try:
             await self._store.compare_and_swap(key, objects.encode(manifest), etag=etag)
         except CasConflict:
-            health.cas_conflicts.labels("manifest").inc()
+            metrics.cas_conflicts.labels("manifest").inc()
             current = await Repository(self._store).get(Manifest, key)
             # A swap whose answer was lost may have happened, and others may have built on it.
             if current is None or not current.made_by(manifest.attempt):

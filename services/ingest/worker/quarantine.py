@@ -26,7 +26,7 @@ from shared.domain import keys, objects
 from shared.domain.events import IngestCity
 from shared.domain.ids import CityId
 from shared.domain.objects import QuarantineReport, ReportedRecord
-from shared.runtime import health
+from shared.runtime import metrics
 from shared.storage.object_store import CasConflict, ObjectStore, Upload
 
 REPORTS_COMPARED_MAX = 50
@@ -52,7 +52,7 @@ class Quarantine:
     async def keep(self, refused: FileRefused, task: IngestCity, arrived: Arrived, upload: Upload) -> QuarantineReport:
         """Keep a file and the report on it, or find them kept. The upload is completed, or left to be aborted."""
         why = "invalid" if isinstance(refused.fault, InvalidTripFile) else "deadly"
-        health.quarantined_files.labels(why).inc()
+        metrics.quarantined_files.labels(why).inc()
         known = await self._seen_again(task, refused.sha256)
         if known is not None:
             return known

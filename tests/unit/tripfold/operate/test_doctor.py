@@ -13,7 +13,8 @@ from shared.domain import keys, objects
 from shared.domain.objects import BucketEpoch
 from shared.domain.topics import Topic
 from shared.kafka import skip_markers
-from shared.runtime.health import REGISTRY, Health
+from shared.runtime.health import Health
+from shared.runtime.metrics import REGISTRY
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
 from shared.storage.object_store import CasConflict

@@ -21,7 +21,8 @@ import pytest
 from services.ingest.upstream.client import HttpUpstream, PermanentUpstreamError, Validators
 from services.ingest.upstream.retry import CircuitBreaker, UpstreamRetryPolicy
 from services.ingest.worker.streaming import FileRefused, Meter, Streamed, stream_file
-from shared.runtime.health import REGISTRY, Health
+from shared.runtime.health import Health
+from shared.runtime.metrics import REGISTRY
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
 from tests.fakes.fakes import Clock, MemoryStore
