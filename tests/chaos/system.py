@@ -180,7 +180,7 @@ async def context(shape: Shape, directory: Path) -> AsyncIterator[System]:
             f"{PREFIX}SESSION_TIMEOUT_S": str(shape.session_timeout_s),
             f"{PREFIX}RETRY_WAIT_MAX_S": "2",
             f"{PREFIX}UPSTREAM_READ_TIMEOUT_S": "3",
-            f"{PREFIX}SWEEP_AFTER_S": "20",
+            f"{PREFIX}STALLED_REQUEST_AFTER_S": "20",
             f"{PREFIX}PROGRESS_INTERVAL_S": "0.2",
             f"{PREFIX}API_ACCESS": "open",
             f"{PREFIX}API_REQUESTS_PER_MINUTE": "100000",
@@ -219,7 +219,7 @@ def service(system: System, name: str, **settings: str) -> ChildProcess:
     port = system.health_urls[name].rpartition(":")[2]
     own = {
         f"{PREFIX}API_PORT" if kind == "api" else f"{PREFIX}HEALTH_PORT": port,
-        **({f"{PREFIX}CONSUMER_INSTANCE": name} if system.shape.static_members else {}),
+        **({f"{PREFIX}KAFKA_GROUP_INSTANCE_ID": name} if system.shape.static_members else {}),
         **{f"{PREFIX}{setting}": value for setting, value in settings.items()},
     }
     return ChildProcess(

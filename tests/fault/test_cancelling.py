@@ -80,7 +80,7 @@ async def test_cancelled_at_any_moment() -> None:
 async def test_only_who_cancelled_goes_without() -> None:
     """A city that another request waits for too is fetched, and both are told."""
     world = World()
-    first, second = world.request(WANTED), world.request(WANTED)
+    first, second = world.request(WANTED), world.request(WANTED, joining=False)
     await cancel(world, first)
     await world.run_to_rest()
     assert status_of(read(world, first)) is Status.CANCELLED
@@ -90,7 +90,7 @@ async def test_only_who_cancelled_goes_without() -> None:
 
 async def two_tasks_of_a_city(world: World) -> tuple[RequestId, RequestId]:
     """Ask for one city twice, so that a worker takes both tasks together."""
-    first, second = world.request(ONE), world.request(ONE)
+    first, second = world.request(ONE), world.request(ONE, joining=False)
     while await world.turn("planner") or await world.turn("progress"):
         pass
     return first, second

@@ -138,7 +138,8 @@ async def test_an_unchanged_file_leaves_everything_untouched(
 
 
 async def _objects(tripfold: Running, date: str) -> dict[str, str]:
-    return {one.key: one.etag async for one in tripfold.store.list("") if f"date={date}" in one.key}
+    listed = [one async for one in tripfold.store.list("") if f"date={date}" in one.key]
+    return {one.key: one.etag for one in listed if not one.key.startswith(keys.ACTIVE_REQUESTS)}
 
 
 async def test_a_city_that_moves_counts_in_one_country(authority: Authority, tripfold: Running) -> None:
@@ -218,10 +219,10 @@ async def test_a_date_requested_twice_at_once_counts_once(authority: Authority, 
     assert (await tripfold.stats(date))["peru"][date] == figures_of(*files)
 
 
-async def test_no_cities_at_all_complete_the_request(tripfold: Running) -> None:
-    """A date of an upstream without cities is completed, with nothing to show."""
+async def test_no_cities_at_all_fail_the_request(tripfold: Running) -> None:
+    """A request of an upstream without cities fails, and its reason names the setting that allows none."""
     request = await tripfold.process("2024-05-09")
-    assert request["status"] == "completed"
+    assert (request["status"], "TRIPFOLD_UPSTREAM_ALLOW_NO_CITIES" in request["failed_reason"]) == ("failed", True)
     assert await tripfold.stats("2024-05-09") == {}
 
 

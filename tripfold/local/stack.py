@@ -83,7 +83,7 @@ async def local_stack(
             f"{PREFIX}API_PORT": str(api_port),
             f"{PREFIX}KAFKA_PARTITIONS": str(PARTITIONS),
             # A static member takes over at once from one that was killed; the embedded broker evicts nobody.
-            f"{PREFIX}CONSUMER_INSTANCE": "local",
+            f"{PREFIX}KAFKA_GROUP_INSTANCE_ID": "local",
             "PYTHONUNBUFFERED": "1",
         }
         variables_file = _write_variables(options.data_dir, embedded.endpoints, upstream_url)
