@@ -20,12 +20,13 @@ up: $(VENV)/.local ## Run the embedded stack until Ctrl-C (ARGS: see tripfold up
 
 test: lint unit ## Lint, check types, run the tests
 
-lint: $(VENV)/.dev ## Check style, types and workflows
+lint: $(VENV)/.dev ## Check style, types, imports, workflows and docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/zizmor --quiet --offline .github/workflows
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m scripts.check_docs
 
 soak: $(VENV)/.dev ## Kill ingest at random for ten minutes, and compare every byte and number (TRIPFOLD_TEST_SEED: repeat)
 	TRIPFOLD_TEST_KILLS=40 TRIPFOLD_TEST_KILL_DATES=60 $(BIN)/python -m pytest -s tests/integration/test_random_kills.py $(ARGS)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prometheus_client import REGISTRY
+from prometheus_client.metrics_core import Metric
 from typer.main import get_command
 
 from services.api.app import create_app
@@ -49,6 +50,7 @@ def main() -> None:
         *long_pages(pages),
         *undescribed("settings.md", "setting", settings(), rows=r"^\| `(TRIPFOLD_\w+)`"),
         *undescribed("metrics.md", "metric", metrics(), rows=r"^\| `(tripfold_\w+)` \| (?:counter|gauge|histogram)"),
+        *undescribed("metrics.md", "label or its value", label_values()),
         *undescribed("events.md", "topic", {spec.topic.value for spec in TOPICS}),
         *undescribed("http-api.md", "operation", operations()),
         *undescribed_commands(),
@@ -126,13 +128,20 @@ def settings() -> set[str]:
 
 def metrics() -> set[str]:
     """Return the names of Tripfold's metrics, as Prometheus has them."""
+    return {f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in _own_metrics()}
+
+
+def label_values() -> set[str]:
+    """Return the labels of the metrics that exist from the start, and their values; topics are in another page."""
+    samples = [sample for metric in _own_metrics() for sample in metric.samples]
+    labels = [(label, value) for sample in samples for label, value in sample.labels.items()]
+    return {name for label, value in labels if label not in {"le", "topic"} for name in (label, value)}
+
+
+def _own_metrics() -> list[Metric]:
     for module in DECLARE_METRICS:
         importlib.import_module(module)
-    return {
-        f"{metric.name}_total" if metric.type == "counter" else metric.name
-        for metric in REGISTRY.collect()
-        if metric.name.startswith("tripfold_")
-    }
+    return [metric for metric in REGISTRY.collect() if metric.name.startswith("tripfold_")]
 
 
 def operations() -> set[str]:

@@ -1,0 +1,63 @@
+"""The check of the documentation finds what it is for."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts import check_docs
+from tests import ROOT
+
+PAGE = ROOT / "docs" / "made-up.md"
+
+
+@pytest.mark.parametrize(
+    ("text", "finding"),
+    [
+        ("[a](reference/none.md)", "docs/made-up.md: the link reference/none.md leads to no file"),
+        ("[a](reference/cli.md#none)", "docs/made-up.md: the link reference/cli.md#none leads to no heading"),
+        ("[a](reference/cli.md#for-users) [b](https://example.com/none) `[c](none.md)`", None),
+        ("```\n[a](none.md)\n```", None),
+    ],
+)
+def test_broken_links_are_found(text: str, finding: str | None) -> None:
+    """A link leads to a file and to one of its headings; links in code are no links."""
+    assert list(check_docs.broken_links({PAGE: text})) == ([finding] if finding else [])
+
+
+def test_anchors_are_those_of_github() -> None:
+    """Punctuation goes, spaces become dashes, and a repeated heading gets a number."""
+    text = "# Keys: `raw/`, and *more*\n## Fold\n## Fold\n```\n# no heading\n```\n## [Link](x.md) 2"
+    assert check_docs.anchors_of(text) == {"keys-raw-and-more", "fold", "fold-1", "link-2"}
+
+
+def test_long_pages_are_found() -> None:
+    """A page has at most 2,000 words."""
+    assert list(check_docs.long_pages({PAGE: "word " * 2_000})) == []
+    assert list(check_docs.long_pages({PAGE: "word " * 2_001})) == [
+        "docs/made-up.md: 2,001 words; split it into pages of at most 2,000"
+    ]
+
+
+def test_names_that_the_code_does_not_have_are_found() -> None:
+    """A page names only files, settings and commands that exist."""
+    text = (
+        "`services/none.py` TRIPFOLD_NONE TRIPFOLD_S3_* TRIPFOLD_API_KEY `tripfold none` `tripfold requests list` "
+        "tripfold is a word"
+    )
+    findings = [
+        *check_docs.missing_files({PAGE: text}),
+        *check_docs.unknown_variables({PAGE: text}),
+        *check_docs.unknown_commands({PAGE: text}),
+    ]
+    assert findings == [
+        "docs/made-up.md: there is no file services/none.py",
+        "docs/made-up.md: there is no setting TRIPFOLD_NONE",
+        "docs/made-up.md: there is no command tripfold none",
+    ]
+
+
+def test_names_of_the_code_that_no_page_has_are_found() -> None:
+    """A setting without a row in its table is a finding."""
+    names = {*check_docs.settings(), "TRIPFOLD_NEW"}
+    found = list(check_docs.undescribed("settings.md", "setting", names, rows=r"^\| `(TRIPFOLD_\w+)`"))
+    assert found == ["docs/reference/settings.md: the setting TRIPFOLD_NEW is not described"]
