@@ -12,7 +12,7 @@ import uvicorn
 
 from services.api.app import assemble
 from shared.runtime.settings import Settings
-from tests.fakes.api_world import World
+from tests.fakes.api import World
 
 START_DEADLINE_S = 15.0
 

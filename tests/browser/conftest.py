@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.fakes.api_world import World
+from tests.fakes.api import World
 from tests.serving import served
 
 DEADLINE_MS = 30_000

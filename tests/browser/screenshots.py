@@ -14,10 +14,8 @@ from shared.domain.events import Outcome
 from shared.domain.ids import CityId
 from shared.domain.objects import Failure, RequestRecord
 from tests.browser.conftest import DEADLINE_MS, chromium
-from tests.fakes.api_world import DAY, NOW, World, planned, stats
+from tests.fakes.api import DAY, NOW, World, planned, record_of, report_of, stats, write, write_report
 from tests.serving import served
-from tests.unit.services.api.requests.test_service import record_of, write
-from tests.unit.services.api.test_quarantine import report_of, write_report
 
 LONG_NAME = "the-united-kingdom-of-great-britain-and-northern-ireland"
 NAMES = ("armenia", "cote-d-ivoire", "japan", "peru", "portugal")

@@ -15,10 +15,8 @@ from shared.domain.events import Outcome, ProcessRequested
 from shared.domain.ids import CityId
 from shared.domain.objects import CityUnderWay, Failure, RequestRecord
 from shared.domain.topics import Topic
-from tests.fakes.api_world import DAY, NOW, World, manifest_of, planned, stats
+from tests.fakes.api import DAY, NOW, World, manifest_of, planned, record_of, report_of, stats, write, write_report
 from tests.serving import served
-from tests.unit.services.api.requests.test_service import record_of, write
-from tests.unit.services.api.test_quarantine import report_of, write_report
 
 NEXT_DAY = DAY + dt.timedelta(days=1)
 RANGE = "?from=2024-05-01&to=2024-05-02"

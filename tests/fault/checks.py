@@ -18,6 +18,7 @@ from shared.domain.events import (
     Event,
     PoisonRecord,
 )
+from shared.domain.ids import RequestId
 from shared.domain.objects import (
     GenerationPointer,
     Manifest,
@@ -31,7 +32,7 @@ from shared.domain.outbox import events_of_manifest, events_of_plan
 from shared.domain.requests import status_of
 from shared.domain.topics import Topic
 from shared.kafka.producer import ConsumedRecord
-from tests.fakes.fakes import ExpectedDay
+from tests.fakes.oracle import ExpectedDay
 from tests.fault.world import GC_AGE, World
 
 
@@ -304,3 +305,9 @@ _Kind = TypeVar("_Kind", bound=objects.BucketObject)
 
 def _stored(world: World, prefix: str, kind: type[_Kind]) -> list[_Kind]:
     return [objects.decode(kind, body, key) for key, body in world.store.bodies(prefix).items()]
+
+
+def record_of(world: World, request_id: RequestId) -> RequestRecord:
+    """Return the record of a request."""
+    key = keys.request(request_id)
+    return objects.decode(RequestRecord, world.store.objects[key].body, key)

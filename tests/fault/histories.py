@@ -35,15 +35,10 @@ from shared.domain.contribution import Contribution
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
-from tests.fakes.fakes import (
-    PARTITIONS,
-    Break,
-    BrokenContract,
-    City,
-    ExpectedDay,
-    Trip,
-    Truth,
-)
+from tests.fakes.builders import City, Trip, Truth
+from tests.fakes.faults import Break
+from tests.fakes.log import PARTITIONS, BrokenContract
+from tests.fakes.oracle import ExpectedDay
 from tests.fault import checks
 from tests.fault.watcher import Watcher
 from tests.fault.world import DATE, GC_AGE, ROLES, Job, Process, Stuck, World

@@ -13,7 +13,8 @@ from shared.domain.contribution import NOTHING
 from shared.domain.ids import CityId
 from shared.domain.topics import Topic
 from shared.kafka.producer import as_dead_letter
-from tests.fakes.fakes import Break, Truth
+from tests.fakes.builders import Truth
+from tests.fakes.faults import Break
 from tests.fault.checks import differences, essence, leftovers, live_summaries, manifests, summaries
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, FIRST, HOME, MOVED, WHOLE, breaks_of, unlike
 from tests.fault.watcher import Watcher

@@ -37,7 +37,10 @@ from shared.kafka.consumer import Decoded, decode_batch
 from shared.kafka.producer import ConsumedRecord, LogUnavailable, OutgoingEvent, Publisher
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
-from tests.fakes.fakes import Break, BreakableStore, BreakableUpstream, Truth
+from tests.fakes.builders import Truth
+from tests.fakes.faults import Break
+from tests.fakes.store import BreakableStore
+from tests.fakes.upstream import BreakableUpstream
 from tests.fault import job_scenarios, scenarios
 from tests.fault.checks import differences, unfinished
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE, Scenario

@@ -6,9 +6,12 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 import msgspec
 
+from shared.domain.ids import RequestId
+from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
-from tests.fakes.fakes import Break, City, Crossing, Trip, Truth
-from tests.fault.checks import differences, essence, leftovers, unfinished
+from tests.fakes.builders import City, Trip, Truth
+from tests.fakes.faults import Break, Crossing
+from tests.fault.checks import differences, essence, leftovers, record_of, unfinished
 from tests.fault.world import ROUNDS_MAX, World
 
 ARMENIA, BRASIL = "Armenia", "Brasil"
@@ -253,3 +256,12 @@ async def losing_anything(scenario: Scenario, kind: type[World] = World) -> Asyn
         await world.run_to_rest()
         for one in found + differences(world):
             yield f"record {number} of {record.topic.value} lost: {one}"
+
+
+async def failed_world() -> tuple[World, RequestId]:
+    """Run a request to its end, of which one city fails."""
+    world = World()
+    request_id = world.request(FIRST)
+    await world.run_to_rest()
+    assert status_of(record_of(world, request_id)) is Status.COMPLETED_WITH_FAILURES
+    return world, request_id

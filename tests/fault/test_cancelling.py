@@ -14,7 +14,9 @@ from shared.domain.ids import RequestId
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import Counts, Status, counts_of, status_of
 from shared.domain.topics import Topic
-from tests.fakes.fakes import Break, City, MemoryPublisher, Trip, Truth
+from tests.fakes.builders import City, Trip, Truth
+from tests.fakes.faults import Break
+from tests.fakes.log import MemoryPublisher
 from tests.fault.checks import inconsistencies, manifests, unfinished
 from tests.fault.world import World
 

@@ -14,10 +14,10 @@ from shared.domain.objects import RequestRecord
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
 from shared.storage.active_requests import STALLED_AFTER
-from tests.fakes.fakes import PARTITIONS, Truth
-from tests.fault.checks import decoded, differences, requests
-from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, WHOLE
-from tests.fault.test_retry import failed_world, record_of
+from tests.fakes.builders import Truth
+from tests.fakes.log import PARTITIONS
+from tests.fault.checks import decoded, differences, record_of, requests
+from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, WHOLE, failed_world
 from tests.fault.world import DATE, World
 
 

@@ -35,7 +35,9 @@ from shared.domain import keys, outbox
 from shared.domain.events import CityFinished
 from shared.domain.ids import CityId
 from shared.domain.topics import Topic
-from tests.fakes.fakes import PARTITIONS, Break, Truth
+from tests.fakes.builders import Truth
+from tests.fakes.faults import Break
+from tests.fakes.log import PARTITIONS
 from tests.fault.checks import decoded, differences, inconsistencies, manifests, unfinished
 from tests.fault.scenarios import (
     CORRECTED,

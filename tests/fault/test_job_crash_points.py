@@ -20,7 +20,9 @@ from services.api.requests.service import Requests
 from shared.domain import keys
 from shared.domain.errors import OperatorError
 from shared.domain.requests import Status, status_of
-from tests.fakes.fakes import Break, BreakablePublisher, BreakableStore, Crossings, Life, MemoryPublisher
+from tests.fakes.faults import Break, Crossings, Life
+from tests.fakes.log import BreakablePublisher, MemoryPublisher
+from tests.fakes.store import BreakableStore
 from tests.fault.checks import differences, inconsistencies, live_summaries, requests
 from tests.fault.job_scenarios import (
     SCENARIOS,

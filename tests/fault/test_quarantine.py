@@ -8,14 +8,16 @@ import pytest
 
 from services.ingest.worker.attempts import ALONE_AFTER, ALONE_DEATHS_MAX, NOTED_MAX, Attempts, Deaths
 from shared.domain import keys, objects
-from shared.domain.ids import CityId, RequestId
-from shared.domain.objects import AttemptsUnderWay, QuarantineReport, ReportedRecord, RequestRecord
+from shared.domain.ids import CityId
+from shared.domain.objects import AttemptsUnderWay, QuarantineReport, ReportedRecord
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
 from shared.runtime.metrics import REGISTRY
 from shared.runtime.retry import Stopping
-from tests.fakes.fakes import PARTITIONS, Break, Crossing, Crossings, Truth, trip_file
-from tests.fault.checks import differences
+from tests.fakes.builders import Truth, trip_file
+from tests.fakes.faults import Break, Crossing, Crossings
+from tests.fakes.log import PARTITIONS
+from tests.fault.checks import differences, record_of
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MORNING, WHOLE
 from tests.fault.world import DATE, ROLES, Process, World
 
@@ -37,12 +39,6 @@ def reports(world: World) -> list[QuarantineReport]:
     return [
         objects.decode(QuarantineReport, body, key) for key, body in held.items() if key.endswith(keys.REPORT_SUFFIX)
     ]
-
-
-def record_of(world: World, request_id: RequestId) -> RequestRecord:
-    """Return the record of a request."""
-    key = keys.request(request_id)
-    return objects.decode(RequestRecord, world.store.objects[key].body, key)
 
 
 def note(world: World) -> AttemptsUnderWay | None:

@@ -6,31 +6,14 @@ import msgspec
 import pytest
 
 from shared.domain import keys, objects
-from shared.domain.ids import RequestId
-from shared.domain.objects import RequestRecord
 from shared.domain.requests import NothingToRetry, Status, counts_of, retried_record, status_of
 from shared.domain.topics import Topic
-from tests.fakes.fakes import Truth
-from tests.fault.checks import differences
-from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, FIRST, HOME, MORNING, MOVED, WHOLE, breaks_of
+from tests.fakes.builders import Truth
+from tests.fault.checks import differences, record_of
+from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MORNING, MOVED, WHOLE, breaks_of, failed_world
 from tests.fault.world import DATE, World
 
 LATE = Truth(cities=HOME, files={1: MORNING, 2: EMPTY, 3: b"[7]"})
-
-
-def record_of(world: World, request_id: RequestId) -> RequestRecord:
-    """Return the record of a request."""
-    key = keys.request(request_id)
-    return objects.decode(RequestRecord, world.store.objects[key].body, key)
-
-
-async def failed_world() -> tuple[World, RequestId]:
-    """Run a request to its end, of which one city fails."""
-    world = World()
-    request_id = world.request(FIRST)
-    await world.run_to_rest()
-    assert status_of(record_of(world, request_id)) is Status.COMPLETED_WITH_FAILURES
-    return world, request_id
 
 
 async def test_a_retry_takes_up_the_failed_cities_alone() -> None:

@@ -17,7 +17,8 @@ from shared.domain.events import ProcessRequested
 from shared.domain.ids import RequestId
 from shared.domain.topics import Topic
 from shared.kafka.producer import ConsumedRecord
-from tests.fakes.fakes import Break, Crossing, Crossings, Truth
+from tests.fakes.builders import Truth
+from tests.fakes.faults import Break, Crossing, Crossings
 from tests.fault.checks import differences, topics_against_the_bucket
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE
 from tests.fault.world import DATE, ROLES, Stuck, World

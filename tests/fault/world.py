@@ -41,27 +41,20 @@ from shared.runtime.metrics import Concern
 from shared.runtime.retry import DependencyUnavailable, Retrier
 from shared.storage import active_requests
 from shared.storage.request_records import begin_retry
-from tests.fakes.fakes import (
+from tests.fakes.builders import Clock, Truth
+from tests.fakes.faults import Break, Crash, Crossings, Life
+from tests.fakes.log import (
     PARTITIONS,
-    Break,
-    BreakableOperatedPublisher,
-    BreakableOperatedStore,
     BreakablePublisher,
+    BreakableRecordPublisher,
     BreakableReplay,
-    BreakableStore,
-    BreakableUpstream,
-    Clock,
-    Crash,
-    Crossings,
-    Life,
     MemoryLog,
     MemoryPublisher,
     MemoryReplay,
-    MemoryStore,
-    MemoryUpstream,
-    Oracle,
-    Truth,
 )
+from tests.fakes.oracle import Oracle
+from tests.fakes.store import BreakableAdminStore, BreakableStore, MemoryStore
+from tests.fakes.upstream import BreakableUpstream, MemoryUpstream
 from tripfold.operate.dead_letters import LETTERS_MAX, Wanted, list_letters, send_back
 from tripfold.operate.gc import clean
 from tripfold.operate.quarantine import Chosen, read_reports, retry_reports
@@ -157,8 +150,8 @@ class Job(Life):
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(name, world.crossings)
-        self.store = BreakableOperatedStore(world.store, self)
-        self.publisher = BreakableOperatedPublisher(MemoryPublisher(world.log, source=name), self)
+        self.store = BreakableAdminStore(world.store, self)
+        self.publisher = BreakableRecordPublisher(MemoryPublisher(world.log, source=name), self)
         self.ended_well = False
         self.refused: str | None = None
         self._task: asyncio.Task[None] | None = None

@@ -26,7 +26,7 @@ from tests import ROOT
 from tests.integration.authority import Authority
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, environment_of, running
-from tests.integration.test_pipeline import make_trips
+from tests.integration.trips import make_trips
 from tripfold.local.embedded import EmbeddedServices
 
 in_one_loop = pytest.mark.asyncio(loop_scope="module")

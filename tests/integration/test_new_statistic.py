@@ -27,7 +27,7 @@ from shared.kafka.producer import KafkaPublisher, OutgoingEvent
 from shared.runtime.settings import Settings
 from shared.storage.s3 import S3Store
 from tests import ROOT
-from tests.fakes.operated_bucket import DAY, OperatedBucket, trips
+from tests.fakes.bucket import DAY, OperatedBucket, trips
 from tests.integration.running import environment_of, eventually
 from tripfold.local.ports import free_port
 

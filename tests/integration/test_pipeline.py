@@ -9,12 +9,10 @@ import datetime as dt
 import hashlib
 import json
 import os
-import random
 import re
 import signal
 import sys
 from collections.abc import AsyncIterator
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -28,6 +26,7 @@ from shared.domain.objects import Manifest
 from tests.integration.authority import Authority
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
+from tests.integration.trips import figures_of, make_trips
 from tripfold.local.embedded import EmbeddedServices
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -55,33 +54,6 @@ def _only_its_own_cities(authority: Authority) -> None:
     authority.cities = []
     authority.etags = False
     authority.pace_s = 0.0
-
-
-def make_trips(seed: int, count: int, date: str) -> list[dict[str, Any]]:
-    """Make trips as the upstream writes them."""
-    draw = random.Random(seed)
-    return [
-        {
-            "departure-time": f"{date}T{draw.randrange(24):02}:{draw.randrange(60):02}:00",
-            "bus-type": f"BUS-{draw.randrange(200)}",
-            "passengers": draw.randrange(90),
-            "delay": f"PT{draw.randrange(5000)}S",
-            "accident": draw.random() < 0.05,
-        }
-        for _ in range(count)
-    ]
-
-
-def figures_of(*files: list[dict[str, Any]]) -> dict[str, Any]:
-    """Work out what the API has to say of a country-day whose cities have these files."""
-    trips = [trip for file in files for trip in file]
-    delay_s = sum(int(trip["delay"].removeprefix("PT").removesuffix("S")) for trip in trips)
-    return {
-        "bus_count": len(trips),
-        "passenger_count": sum(trip["passengers"] for trip in trips),
-        "exist_accident": any(trip["accident"] for trip in trips),
-        "average_delay_s": round(Fraction(delay_s * 1000, len(trips))) / 1000 if trips else 0,
-    }
 
 
 async def test_numbers_are_exact_when_the_request_says_completed(authority: Authority, tripfold: Running) -> None:

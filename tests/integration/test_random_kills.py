@@ -30,7 +30,7 @@ from shared.domain.objects import Manifest
 from tests.integration.authority import CHUNK_BYTES, Authority
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
-from tests.integration.test_pipeline import figures_of, make_trips
+from tests.integration.trips import figures_of, make_trips
 from tripfold.local.embedded import EmbeddedServices
 from tripfold.local.supervisor import RESTART_WINDOW_S, RESTARTS_MAX
 

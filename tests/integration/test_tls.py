@@ -7,10 +7,8 @@ import contextlib
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import pytest
-import trustme
 
 from services.aggregate.replay.topic_reader import KafkaReplay
 from shared.domain.events import encode
@@ -20,39 +18,16 @@ from shared.kafka.producer import KafkaPublisher, LogUnavailable, OutgoingEvent
 from shared.runtime.settings import Settings, load_settings
 from shared.storage.object_store import StoreUnavailable
 from shared.storage.s3 import S3Store
+from tests.fakes.builders import STATS
+from tests.integration.certificates import Certificates
 from tests.integration.services.ingest.upstream.client import BODY, GOOD, client_of
 from tests.integration.services.ingest.upstream.hostile import HostileServer
-from tests.unit.shared.domain.test_events import STATS
 from tripfold.local.embedded import EmbeddedServices
 from tripfold.local.long_poll import Relay
 from tripfold.local.ports import free_port
 
 HOST = "127.0.0.1"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-class Certificates:
-    """An authority, files that hold its certificate and a client's, and a context for a server."""
-
-    def __init__(self, folder: Path) -> None:
-        self._authority = trustme.CA()
-        self.ca_file = folder / "authority.pem"
-        self._authority.cert_pem.write_to_path(self.ca_file)
-        self.client_file = folder / "client.pem"
-        self._authority.issue_cert("client@example.com").private_key_and_cert_chain_pem.write_to_path(self.client_file)
-
-    def server(self, *, asks_for_a_certificate: bool = False) -> ssl.SSLContext:
-        """Return the context of a server on the loopback address."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._authority.issue_cert(HOST).configure_cert(context)
-        if asks_for_a_certificate:
-            self._authority.configure_trust(context)
-            context.verify_mode = ssl.CERT_REQUIRED
-        return context
-
-    def server_pem(self) -> bytes:
-        """Return the private key and the certificate of a server on the loopback address."""
-        return self._authority.issue_cert(HOST).private_key_and_cert_chain_pem.bytes()
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,14 @@ without which they are skipped.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
+import signal
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +23,13 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from shared.runtime.settings import PREFIX
 from tests.apache_kafka import REAL_VARIABLE
 from tests.chaos.campaign import ENDED
 from tests.chaos.relay import Network
-from tests.chaos.system import Shape, System, context, start_services
+from tests.chaos.system import ARGUMENTS, Shape, System, context, start_services
 from tests.integration.running import eventually
+from tripfold.local.ports import free_port
 
 DATES = tuple(f"2024-05-{day:02}" for day in range(1, 16))
 CITIES = 10
@@ -127,3 +133,30 @@ async def tripfold(system: System) -> AsyncIterator[Tripfold]:
     system.s3.away = False
     system.upstream.rates = {}
     await system.network.become(Network.OPEN)
+
+
+@contextlib.asynccontextmanager
+async def joined(
+    system: System, name: str, *, program: Sequence[str] = ("-m", "tripfold"), ready: bool = True, **settings: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run one more service, ``ready`` when the block begins; it is asked to end, and has to, when the block ends."""
+    port = free_port(name)
+    system.health_urls[name] = f"http://127.0.0.1:{port}"
+    own = {"HEALTH_PORT": str(port), **settings}
+    environment = system.environment | {f"{PREFIX}{setting}": value for setting, value in own.items()}
+    log = (system.directory / "logs" / f"{name}.log").open("ab")
+    command = [sys.executable, *program, *ARGUMENTS[name.partition("-")[0]]]
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=log, stderr=log)
+    try:
+        if ready:
+            await Tripfold(system).ready(name)
+        yield process
+        if process.returncode is None:
+            process.terminate()
+        # uvicorn ends by the signal itself, once everything is finished.
+        assert await asyncio.wait_for(process.wait(), 15) in {0, -signal.SIGTERM}
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        log.close()

@@ -21,10 +21,10 @@ from shared.kafka.admin import apply_topics
 from shared.kafka.producer import KafkaPublisher, LogUnavailable, OutgoingEvent
 from shared.runtime.settings import Settings, load_settings
 from tests.apache_kafka import ApacheKafka, broker_port
+from tests.fakes.builders import STATS
+from tests.integration.certificates import Certificates
+from tests.integration.consuming import Collector, consuming
 from tests.integration.running import eventually
-from tests.integration.shared.kafka.test_consumer import Collector, consuming
-from tests.integration.test_tls import Certificates
-from tests.unit.shared.domain.test_events import STATS
 from tripfold.local.ports import free_port
 
 NAME, PASSWORD = "tripfold", "open sesame"

@@ -5,19 +5,14 @@ Each scenario ends with the oracle: what is stored, logged and served is the ups
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Sequence
 
 from shared.runtime.settings import PREFIX
-from tests.chaos.system import ARGUMENTS, System
+from tests.chaos.system import System
 from tests.chaos.upstream import Mischief
 from tests.integration.running import eventually
-from tests.kafka.conftest import Tripfold
-from tripfold.local.ports import free_port
+from tests.kafka.conftest import Tripfold, joined
 
 SHORT_POLL_INTERVAL = """
 import shared.kafka.consumer
@@ -28,33 +23,6 @@ from tripfold.cli import main
 main()
 """
 """A worker that Kafka gives three seconds between two polls: in earnest it is hours, which no test can wait for."""
-
-
-@contextlib.asynccontextmanager
-async def joined(
-    system: System, name: str, *, program: Sequence[str] = ("-m", "tripfold"), ready: bool = True, **settings: str
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run one more service, ``ready`` when the block begins; it is asked to end, and has to, when the block ends."""
-    port = free_port(name)
-    system.health_urls[name] = f"http://127.0.0.1:{port}"
-    own = {"HEALTH_PORT": str(port), **settings}
-    environment = system.environment | {f"{PREFIX}{setting}": value for setting, value in own.items()}
-    log = (system.directory / "logs" / f"{name}.log").open("ab")
-    command = [sys.executable, *program, *ARGUMENTS[name.partition("-")[0]]]
-    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=log, stderr=log)
-    try:
-        if ready:
-            await Tripfold(system).ready(name)
-        yield process
-        if process.returncode is None:
-            process.terminate()
-        # uvicorn ends by the signal itself, once everything is finished.
-        assert await asyncio.wait_for(process.wait(), 15) in {0, -signal.SIGTERM}
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-        log.close()
 
 
 async def test_members_killed_in_mid_work_lose_nothing(tripfold: Tripfold) -> None:

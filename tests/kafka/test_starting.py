@@ -22,8 +22,7 @@ from tests.chaos.relay import Network, Relay
 from tests.chaos.s3_proxy import FaultyS3
 from tests.chaos.system import System
 from tests.integration.running import eventually
-from tests.kafka.conftest import Tripfold
-from tests.kafka.test_members import joined
+from tests.kafka.conftest import Tripfold, joined
 from tripfold.local.ports import free_port
 
 NAMES = ("api-late", "planner-late", "worker-late", "aggregate-late")

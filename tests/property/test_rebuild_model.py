@@ -33,8 +33,8 @@ from shared.domain.topics import Topic
 from shared.kafka.producer import ConsumedRecord
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore, ObjectInfo, StoredObject, UnfinishedUpload, Upload
-from tests.fakes.fakes import MemoryStore
-from tests.fakes.operated_bucket import DAY, OperatedBucket, trips
+from tests.fakes.bucket import DAY, OperatedBucket, trips
+from tests.fakes.store import MemoryStore
 
 PREEMPTIONS_MAX = 1
 SCHEDULES_MAX = 5_000

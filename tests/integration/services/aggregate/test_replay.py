@@ -35,12 +35,12 @@ from shared.runtime.settings import Settings
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
-from tests.fakes.operated_bucket import DAY, OperatedBucket, trips
+from tests.fakes.bucket import DAY, OperatedBucket, trips
 from tests.integration.authority import Authority
 from tests.integration.commands import begun, told, tripfold
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
-from tests.integration.tripfold.operate.test_operate import OTHER, TRIPS
+from tests.integration.trips import OTHER_DATE, TRIPS
 from tripfold.local.embedded import EmbeddedServices
 
 KILLS = int(os.environ.get("TRIPFOLD_TEST_KILLS", "2"))
@@ -278,7 +278,7 @@ async def test_replays_beside_readers_and_writers_and_a_lost_kafka(embedded: Emb
         for city, country in ((1, "Armenia"), (2, "Armenia"), (3, "Brasil")):
             authority.add_city(city, f"City {city}", country)
             authority.put(city, str(DAY), TRIPS[: city * 10])
-            authority.put(city, OTHER, TRIPS[:5])
+            authority.put(city, OTHER_DATE, TRIPS[:5])
         # Consumers without a name leave their group when they end, so that its offsets can be deleted.
         settings = isolated_settings(embedded, UPSTREAM_URL=authority.url, KAFKA_GROUP_INSTANCE_ID="")
         async with running(settings, tmp_path) as services:
@@ -289,8 +289,8 @@ async def test_replays_beside_readers_and_writers_and_a_lost_kafka(embedded: Emb
         async with S3Store(settings) as store:
             await _lose_kafka(settings, store)
         async with running(settings, tmp_path) as services:
-            assert (await services.process(OTHER))["status"] == "completed"
-            assert (await services.stats(OTHER))["armenia"][OTHER]["bus_count"] == 10
+            assert (await services.process(OTHER_DATE))["status"] == "completed"
+            assert (await services.stats(OTHER_DATE))["armenia"][OTHER_DATE]["bus_count"] == 10
             assert (await told(settings, "verify", "--deep"))[0] == 0
 
 

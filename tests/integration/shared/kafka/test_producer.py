@@ -38,7 +38,7 @@ from shared.kafka.producer import (
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier, Stopping
 from shared.runtime.settings import Settings
-from tests.fakes.fakes import MemoryLog, MemoryPublisher, MemoryReplay
+from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryReplay
 from tests.integration.conftest import KAFKA_VARIABLE
 from tests.integration.running import eventually
 

@@ -30,7 +30,7 @@ from shared.storage.object_store import (
 )
 from shared.storage.s3 import S3Store
 from tests.chaos.s3_proxy import Fault, FaultyS3
-from tests.fakes.fakes import MemoryStore
+from tests.fakes.store import MemoryStore
 from tests.integration.running import eventually
 from tripfold.local.embedded import EmbeddedServices
 

@@ -19,7 +19,7 @@ import httpx
 
 from tests.integration.authority import Authority
 from tests.integration.running import ENDED, eventually
-from tests.integration.test_pipeline import figures_of, make_trips
+from tests.integration.trips import figures_of, make_trips
 from tripfold.local.ports import free_port
 from tripfold.local.recompute import CountryDay, recompute
 

@@ -22,8 +22,10 @@ from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
 from shared.storage.s3 import S3Store
-from tests.fakes.fakes import MemoryLog, MemoryPublisher, MemoryUpstream, trip_file
-from tests.fakes.operated_bucket import DAY, trips
+from tests.fakes.bucket import DAY, trips
+from tests.fakes.builders import trip_file
+from tests.fakes.log import MemoryLog, MemoryPublisher
+from tests.fakes.upstream import MemoryUpstream
 from tests.integration.running import eventually
 from tripfold.operate.gc import Verdict, clean
 

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 from tests.integration.authority import Authority
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
-from tests.integration.test_pipeline import figures_of, make_trips
+from tests.integration.trips import figures_of, make_trips
 from tripfold.local.embedded import EmbeddedServices
 from tripfold.operate.iam_policies import BucketRole, policy_of
 

@@ -20,26 +20,16 @@ from shared.runtime.settings import Settings
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectMissing
 from shared.storage.s3 import S3Store
-from tests.fakes.operated_bucket import DAY
+from tests.fakes.bucket import DAY
 from tests.integration.authority import Authority
 from tests.integration.commands import told, tripfold
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
+from tests.integration.trips import OTHER_DATE, TRIPS
 from tripfold.local.embedded import EmbeddedServices
 
-OTHER = "2024-05-02"
 TROUBLESOME = "[/bold] \x9b31m \u202e"
 """What a name may hold that would end the markup of a table, colour a terminal, or turn its lines round."""
-TRIPS = [
-    {
-        "departure-time": f"{DAY}T10:{minute:02}:00",
-        "bus-type": "BUS-1",
-        "passengers": minute,
-        "delay": "PT61S",
-        "accident": minute == 7,
-    }
-    for minute in range(50)
-]
 
 
 async def summary_of(services: Running, country: str) -> tuple[str, Summary]:
@@ -69,7 +59,7 @@ async def test_an_operators_day(embedded: EmbeddedServices, tmp_path: Any) -> No
         for city, country in ((1, "Armenia"), (2, "Armenia"), (3, "Brasil")):
             authority.add_city(city, f"City {city} {TROUBLESOME}", country)
             authority.put(city, str(DAY), TRIPS[: city * 10])
-            authority.put(city, OTHER, TRIPS[:5])
+            authority.put(city, OTHER_DATE, TRIPS[:5])
         settings = isolated_settings(embedded, UPSTREAM_URL=authority.url)
         async with running(settings, tmp_path) as services:
             assert (await services.process(str(DAY)))["status"] == "completed"
@@ -121,7 +111,7 @@ async def _rebuild(services: Running, authority: Authority, right: dict[str, Any
     assert await services.stats(str(DAY)) == right
     authority.put(1, str(DAY), TRIPS)
     assert (await services.process(str(DAY)))["status"] == "completed"
-    assert (await services.process(OTHER))["status"] == "completed"
+    assert (await services.process(OTHER_DATE))["status"] == "completed"
     assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
     code, activated = await told(services.settings, "generations", "activate", "1")
     assert (code, activated["flipped"], activated["generation"]) == (0, True, 6)

@@ -20,7 +20,7 @@ from tests.integration.authority import Authority
 from tests.integration.commands import told, tripfold
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
-from tests.integration.test_pipeline import figures_of, make_trips
+from tests.integration.trips import figures_of, make_trips
 from tripfold.local.embedded import EmbeddedServices
 
 DATE = "2024-05-01"

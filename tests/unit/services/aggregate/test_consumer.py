@@ -16,8 +16,8 @@ from shared.domain.objects import Summary
 from shared.domain.topics import Topic
 from shared.kafka.producer import OutgoingEvent
 from shared.storage.object_store import StoreUnavailable
-from tests.fakes.fakes import MemoryPublisher
-from tests.fakes.operated_bucket import DAY, REQUEST, OperatedBucket, trips
+from tests.fakes.bucket import DAY, REQUEST, OperatedBucket, trips
+from tests.fakes.log import MemoryPublisher
 
 
 class LatePublisher(MemoryPublisher):

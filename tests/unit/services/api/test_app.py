@@ -20,8 +20,7 @@ from shared.kafka.producer import KafkaPublisher, LogUnavailable
 from shared.runtime.health import Health
 from shared.runtime.settings import Settings
 from shared.storage.object_store import StoreUnavailable
-from tests.fakes.api_world import NOW, Client, World, stats
-from tests.unit.services.api.requests.test_service import record_of, write
+from tests.fakes.api import NOW, Client, World, record_of, stats, write
 
 PROBLEM = "application/problem+json"
 UNUSED_PORT = 1  # nobody listens there

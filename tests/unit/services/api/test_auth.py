@@ -10,7 +10,7 @@ from services.api.auth import AccessUnclear, Rate, Scope, access_of, digest_of, 
 from services.api.middleware import security_headers
 from shared.domain.topics import Topic
 from shared.runtime.settings import Settings
-from tests.fakes.api_world import World
+from tests.fakes.api import World
 
 READER, NIGHTLY = mint_key(), mint_key()
 KEYS = f"reader:read:{digest_of(READER)}, nightly:read+process:{digest_of(NIGHTLY)}"

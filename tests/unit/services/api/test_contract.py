@@ -26,10 +26,8 @@ from services.api.http import prefer
 from services.api.requests.ranges import RangeRecord
 from shared.domain import keys, objects
 from shared.domain.events import Outcome
-from tests.fakes.api_world import NOW, REQUEST, World, manifest_of, planned, stats
+from tests.fakes.api import NOW, REQUEST, World, manifest_of, planned, record_of, report_of, stats, write, write_report
 from tests.serving import served
-from tests.unit.services.api.requests.test_service import record_of, write
-from tests.unit.services.api.test_quarantine import report_of, write_report
 
 EXAMPLES_MAX = int(os.environ.get("TRIPFOLD_TEST_EXAMPLES", "25"))
 SEED = int(os.environ.get("TRIPFOLD_TEST_SEED") or (1 if EXAMPLES_MAX == 25 else random.getrandbits(32)))

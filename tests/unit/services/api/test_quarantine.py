@@ -9,10 +9,9 @@ import msgspec
 import pytest
 
 from services.api.quarantine import RECORDS_SHOWN_MAX
-from shared.domain import keys, objects
-from shared.domain.ids import CityId, CountrySlug
-from shared.domain.objects import QuarantineReport, ReportedRecord
-from tests.fakes.api_world import DAY, NOW, REQUEST, Client, World
+from shared.domain import objects
+from shared.domain.objects import QuarantineReport
+from tests.fakes.api import DAY, Client, World, report_of, write_report
 
 
 @pytest.fixture(name="world")
@@ -24,47 +23,6 @@ def _world() -> World:
 def _client(world: World) -> Iterator[Client]:
     with world.client() as client:
         yield client
-
-
-def report_of(city_id: str, date: dt.date = DAY) -> QuarantineReport:
-    """Return the report on a refused file."""
-    return QuarantineReport(
-        date=date,
-        city_id=CityId(city_id),
-        city_name="Port Tina",
-        country=CountrySlug("armenia"),
-        country_name="Armenia",
-        request_id=REQUEST,
-        plan_revision=3,
-        attempt="a",
-        key=keys.raw(date, CityId(city_id), "a"),
-        upstream_url="http://upstream.test/cities/7/stats?date=2024-05-01",
-        etag='"v1"',
-        last_modified=None,
-        sha256="aa",
-        size_bytes=200,
-        reason="record 1, byte 1, field 'passengers', value -1: Expected `int` >= 0",
-        byte_offset=1,
-        record_number=1,
-        field="passengers",
-        value="-1",
-        records=20,
-        bad_records=12,
-        reported=tuple(
-            ReportedRecord(record_number=number, byte_offset=100 * number, field="passengers", value="-1", reason="bad")
-            for number in range(1, 13)
-        ),
-        rule_version=1,
-        quarantined_at=NOW,
-        last_seen_at=NOW,
-        last_request_id=REQUEST,
-    )
-
-
-def write_report(world: World, report: QuarantineReport) -> None:
-    """Write a report as the ingest does, and the bytes that it is about."""
-    world.store.write(report.key, b"[7]")
-    world.store.write(report.report_key, objects.encode(report))
 
 
 def test_a_refused_file(world: World, client: Client) -> None:

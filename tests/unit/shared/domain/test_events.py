@@ -11,12 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.domain import events
-from shared.domain.contribution import Contribution
 from shared.domain.events import (
     BadCity,
     Cause,
     CityDayRetracted,
-    CityDayStats,
     CityFinished,
     CityFolded,
     CityProgressed,
@@ -37,6 +35,7 @@ from shared.domain.events import (
 )
 from shared.domain.ids import CityId, CountrySlug, RequestId
 from shared.domain.topics import Topic, affinity_of, partition_of
+from tests.fakes.builders import STATS
 
 DATE = dt.date(2024, 5, 1)
 NOW = dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC)
@@ -44,21 +43,6 @@ REQUEST = RequestId("018f38bf-1d00-7000-8000-000000000001")
 ARMENIA = CountrySlug("armenia")
 CITY = CityId("~old%20port")
 
-STATS = CityDayStats(
-    date=DATE,
-    country=ARMENIA,
-    country_name="Armenia",
-    city_id=CITY,
-    city_name='Port "Tina"/🇦🇲',
-    revision=136_807_200,
-    contribution=Contribution(trips=2, passengers=90, accidents=1, delay_total_ms=-4_080_000),
-    trips_on_other_dates=1,
-    raw_key="raw/date=2024-05-01/city=7/a.json",
-    sha256="aa",
-    size_bytes=200,
-    rule_version=1,
-    ingested_at=NOW,
-)
 RETRACTED = CityDayRetracted(date=DATE, country=ARMENIA, city_id=CITY, revision=136_807_201)
 EXAMPLES: list[Event] = [
     ProcessRequested(request_id=REQUEST, date=DATE, requested_at=NOW),

@@ -10,9 +10,10 @@ from shared.domain.events import NewerContract
 from shared.domain.topics import Topic
 from shared.kafka.producer import ConsumedRecord
 from shared.kafka.skip_markers import Skips, is_marked
-from tests.fakes.fakes import MemoryLog, MemoryPublisher, MemoryStore
-from tests.fakes.operated_bucket import NOON
-from tests.unit.shared.domain.test_events import STATS
+from tests.fakes.bucket import NOON
+from tests.fakes.builders import STATS
+from tests.fakes.log import MemoryLog, MemoryPublisher
+from tests.fakes.store import MemoryStore
 from tripfold.operate.skipping import CannotSkip, mark_newer
 
 NEWER = ConsumedRecord(

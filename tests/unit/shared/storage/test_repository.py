@@ -9,7 +9,7 @@ from shared.domain.ids import utc_now
 from shared.domain.objects import CorruptObject, GenerationPointer
 from shared.storage.object_store import CasConflict
 from shared.storage.repository import Repository
-from tests.fakes.fakes import MemoryStore
+from tests.fakes.store import MemoryStore
 
 
 @pytest.fixture

@@ -18,9 +18,8 @@ from shared.domain import keys, objects
 from shared.domain.events import Outcome
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import Countries, Failure, RequestRecord
-from tests.fakes.api_world import DAY, NOW, REQUEST, World, planned, stats
+from tests.fakes.api import DAY, NOW, REQUEST, World, planned, record_of, stats, write
 from tests.serving import served
-from tests.unit.services.api.requests.test_service import record_of, write
 from tripfold import cli
 from tripfold.client import api as api_module
 from tripfold.client.api import ApiClient, ApiUnusable, NotFound, RequestState

@@ -12,7 +12,8 @@ from rich.text import Text
 from services.aggregate.replay.topic_reader import Replay
 from shared.domain.topics import LETTER_BYTES_MAX, RECORD_BYTES_MAX, Topic
 from shared.kafka.producer import CUT_HEADER, ConsumedRecord, LogUnavailable
-from tests.fakes.fakes import Clock, MemoryLog, MemoryPublisher, MemoryReplay
+from tests.fakes.builders import Clock
+from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryReplay
 from tripfold.operate import dead_letters
 from tripfold.operate.command_line import printable
 from tripfold.operate.dead_letters import (

@@ -18,8 +18,9 @@ from shared.runtime.metrics import REGISTRY
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
 from shared.storage.object_store import CasConflict
-from tests.fakes.fakes import MemoryReplay, MemoryStore
-from tests.fakes.operated_bucket import NOON, OperatedBucket, trips
+from tests.fakes.bucket import NOON, OperatedBucket, trips
+from tests.fakes.log import MemoryReplay
+from tests.fakes.store import MemoryStore
 from tripfold.operate.doctor import Unfit, epoch, examine, newer_records, race, rebuild_mark
 
 

@@ -10,8 +10,8 @@ import pytest
 from shared.domain import keys, objects
 from shared.domain.ids import CityId
 from shared.storage.object_store import StoredObject, UnfinishedUpload
-from tests.fakes.fakes import MemoryStore
-from tests.fakes.operated_bucket import DAY, OperatedBucket, trips
+from tests.fakes.bucket import DAY, OperatedBucket, trips
+from tests.fakes.store import MemoryStore
 from tripfold.operate.gc import InvalidAge, Swept, Verdict, clean, parse_age
 
 WEEK = dt.timedelta(days=7)

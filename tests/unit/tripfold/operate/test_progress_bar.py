@@ -9,8 +9,8 @@ import re
 import pytest
 from rich.console import Console
 
-from tests.fakes.fakes import Clock
-from tests.fakes.operated_bucket import NOON
+from tests.fakes.bucket import NOON
+from tests.fakes.builders import Clock
 from tripfold.operate import progress_bar as bars
 from tripfold.operate.progress_bar import PLAIN_INTERVAL_S, progress_bar
 

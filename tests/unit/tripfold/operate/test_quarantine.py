@@ -9,7 +9,8 @@ import pytest
 from shared.domain import events
 from shared.domain.events import ProcessRequested
 from shared.domain.topics import Topic
-from tests.fakes.fakes import MemoryPublisher, Truth
+from tests.fakes.builders import Truth
+from tests.fakes.log import MemoryPublisher
 from tests.fault.scenarios import CORRECTED, EVENING, HOME, MOVED
 from tests.fault.world import DATE, World
 from tripfold.operate.quarantine import Chosen, NothingQuarantined, read_city_day, read_reports, retry_reports

@@ -20,8 +20,10 @@ from shared.domain.file_rules import BadRecordsMax, FileRules
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.topics import Topic
 from shared.storage.object_store import AdminObjectStore, StoreUnavailable
-from tests.fakes.fakes import Break, BreakableOperatedStore, Crash, Crossings, Life, trip_file
-from tests.fakes.operated_bucket import ALL, DAY, OperatedBucket, trips
+from tests.fakes.bucket import ALL, DAY, OperatedBucket, trips
+from tests.fakes.builders import trip_file
+from tests.fakes.faults import Break, Crash, Crossings, Life
+from tests.fakes.store import BreakableAdminStore
 from tripfold.operate.reprocess import Reprocess, Reprocessed, Selection
 
 LATER = RULE_VERSION + 1
@@ -208,7 +210,7 @@ async def test_wherever_it_is_ended_the_next_one_completes_it(
     """Killed before or after any of its calls and started again, a reprocess ends as if nothing had happened."""
     begin, log = dict(bucket.store.objects), bucket.log.copy()
     crossings = Crossings()
-    await reprocessed(bucket, threads, store=BreakableOperatedStore(bucket.store, Life("reprocess", crossings)))
+    await reprocessed(bucket, threads, store=BreakableAdminStore(bucket.store, Life("reprocess", crossings)))
     calls = len(crossings.made)
     assert calls > 15
     for number in range(calls):
@@ -217,7 +219,7 @@ async def test_wherever_it_is_ended_the_next_one_completes_it(
             bucket.publisher._log = bucket.log
             life = Life("reprocess", Crossings({number: broken}))
             with contextlib.suppress(Crash, BaseExceptionGroup, StoreUnavailable):
-                await reprocessed(bucket, threads, store=BreakableOperatedStore(bucket.store, life))
+                await reprocessed(bucket, threads, store=BreakableAdminStore(bucket.store, life))
             await reprocessed(bucket, threads)
             await folded(bucket, 0)
             assert (passengers(bucket, 1), passengers(bucket, 2)) == (10, 20), (number, broken)

@@ -7,8 +7,10 @@ import pytest
 from shared.domain import keys, objects
 from shared.domain.objects import BucketEpoch
 from shared.domain.topics import Topic
-from tests.fakes.fakes import Clock, MemoryReplay, MemoryStore
-from tests.fakes.operated_bucket import NOON, OperatedBucket, trips
+from tests.fakes.bucket import NOON, OperatedBucket, trips
+from tests.fakes.builders import Clock
+from tests.fakes.log import MemoryReplay
+from tests.fakes.store import MemoryStore
 from tripfold.operate.restore import CannotRestore, Restored, TopicHighest, highest_of, raise_base, seconds_of
 
 BORN = NOON.replace(year=2023)

@@ -16,8 +16,8 @@ from shared.domain.ids import CityId
 from shared.domain.objects import BucketEpoch
 from shared.domain.topics import Topic
 from shared.kafka.producer import ConsumedRecord
-from tests.fakes.fakes import MemoryLog, MemoryPublisher
-from tests.fakes.operated_bucket import ALL, DAY, NOON, OperatedBucket, trips
+from tests.fakes.bucket import ALL, DAY, NOON, OperatedBucket, trips
+from tests.fakes.log import MemoryLog, MemoryPublisher
 from tripfold.operate.republish import RepublishedDate, republish
 from tripfold.operate.restore import CannotRestore, Reissued, highest_of, raise_base, reissue
 from tripfold.operate.topic_audit import COMPACTED, TopicAudit

@@ -25,7 +25,8 @@ from shared.runtime.health import Health
 from shared.runtime.metrics import REGISTRY
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
-from tests.fakes.fakes import Clock, MemoryStore
+from tests.fakes.builders import Clock
+from tests.fakes.store import MemoryStore
 from tests.integration.services.ingest.upstream.hostile import (
     Answer,
     whole,

@@ -17,7 +17,8 @@ from shared.domain.events import IngestCity, ProcessRequested, RequestFailed, Re
 from shared.domain.ids import RequestId
 from shared.domain.topics import Topic
 from shared.runtime.settings import Settings
-from tests.fakes.fakes import Clock, MemoryLog, MemoryPublisher
+from tests.fakes.builders import Clock
+from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.integration.services.ingest.upstream.client import (
     BOMB,
     DAY,

@@ -22,7 +22,7 @@ from shared.domain.contribution import NOTHING, Contribution
 from shared.domain.ids import CityId
 from shared.domain.objects import GenerationPointer, LedgerEntry, RequestRecord
 from shared.storage.object_store import ObjectInfo, StoredObject
-from tests.fakes.operated_bucket import ALL, DAY, NOON, REQUEST, OperatedBucket, trips
+from tests.fakes.bucket import ALL, DAY, NOON, REQUEST, OperatedBucket, trips
 
 
 async def no_wait(_look: int) -> None:

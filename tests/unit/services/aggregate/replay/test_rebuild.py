@@ -21,17 +21,10 @@ from shared.domain.topics import Topic
 from shared.kafka.producer import ConsumedRecord
 from shared.storage.generation_pointer import PointerLost, provision_pointer, read_current
 from shared.storage.object_store import AdminObjectStore, CasConflict, StoreUnavailable
-from tests.fakes.fakes import (
-    Break,
-    BreakableOperatedStore,
-    Crash,
-    Crossings,
-    Life,
-    MemoryLog,
-    MemoryPublisher,
-    MemoryReplay,
-)
-from tests.fakes.operated_bucket import DAY, OperatedBucket, trips
+from tests.fakes.bucket import DAY, OperatedBucket, trips
+from tests.fakes.faults import Break, Crash, Crossings, Life
+from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryReplay
+from tests.fakes.store import BreakableAdminStore
 
 NEXT_DAY = DAY + dt.timedelta(days=1)
 TOKEN = "token-1"
@@ -124,7 +117,7 @@ async def test_events_wait_for_others_of_their_country_day(held_bytes_max: int, 
     for key in [key for key in bucket.store.objects if key.startswith("manifests/")]:
         del bucket.store.objects[key]  # so that they are not folded at the end
     crossings = Crossings()
-    store = BreakableOperatedStore(bucket.store, Life("rebuild", crossings))
+    store = BreakableAdminStore(bucket.store, Life("rebuild", crossings))
     await rebuild(bucket, records=records, store=store, held_bytes_max=held_bytes_max)
     summary = keys.summary(2, DAY, CountrySlug("armenia"))
     assert sum(made.what == f"swap {summary}" for made in crossings.made) == writes
@@ -309,7 +302,7 @@ async def test_wherever_it_dies_nothing_changes_and_the_next_one_succeeds(bucket
     right = bodies(bucket, 1)
     begin = dict(bucket.store.objects)
     crossings = Crossings()
-    await rebuild(bucket, store=BreakableOperatedStore(bucket.store, Life("rebuild", crossings)))
+    await rebuild(bucket, store=BreakableAdminStore(bucket.store, Life("rebuild", crossings)))
     calls = len(crossings.made)
     assert calls > 30
     for number in range(calls):
@@ -317,7 +310,7 @@ async def test_wherever_it_dies_nothing_changes_and_the_next_one_succeeds(bucket
             bucket.store.objects = dict(begin)
             life = Life("rebuild", Crossings({number: broken}))
             with contextlib.suppress(Crash, BaseExceptionGroup, StoreUnavailable):
-                await rebuild(bucket, store=BreakableOperatedStore(bucket.store, life))
+                await rebuild(bucket, store=BreakableAdminStore(bucket.store, life))
             current = await read_current(bucket.store)
             assert bodies(bucket, current.live) == right, (number, broken)
             await bucket.fold(bucket.store_file(1, 50, trips(9)))

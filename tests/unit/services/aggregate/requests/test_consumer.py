@@ -17,7 +17,9 @@ from shared.domain.requests import new_record
 from shared.domain.topics import Topic
 from shared.kafka.producer import LogUnavailable, OutgoingEvent
 from shared.storage.object_store import StoredObject
-from tests.fakes.fakes import Clock, MemoryLog, MemoryPublisher, MemoryStore
+from tests.fakes.builders import Clock
+from tests.fakes.log import MemoryLog, MemoryPublisher
+from tests.fakes.store import MemoryStore
 
 AFTER = dt.timedelta(minutes=15)
 DATE = dt.date(2024, 5, 1)

@@ -21,7 +21,7 @@ from services.api.documentation.event_examples import EXAMPLES
 from shared.domain.events import Event, decode, encode, type_of_topic
 from shared.domain.topics import TOPICS, Topic
 from tests import ROOT
-from tests.fakes.api_world import Client, World
+from tests.fakes.api import Client, World
 from tripfold.cli import app
 
 COMMITTED = ROOT / "docs" / "asyncapi.json"

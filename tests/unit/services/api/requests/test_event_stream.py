@@ -13,8 +13,7 @@ from services.api.requests.service import Requests
 from shared.domain import keys
 from shared.domain.events import Outcome
 from shared.domain.objects import RequestRecord
-from tests.fakes.api_world import DAY, NOW, World
-from tests.unit.services.api.requests.test_service import record_of, write
+from tests.fakes.api import DAY, NOW, World, record_of, write
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from shared.domain.events import ProcessRequested
 from shared.domain.ids import RequestId, mint_request_id
 from shared.domain.topics import Topic
 from shared.storage import active_requests
-from tests.fakes.api_world import DAY, NOW, Client, World
+from tests.fakes.api import DAY, NOW, Client, World
 
 KEY = {"Idempotency-Key": "nightly-2024-05-01"}
 PATH = "/process-request?date=2024-05-01"

@@ -13,8 +13,7 @@ from shared.domain.events import Outcome, ProcessRequested
 from shared.domain.ids import RequestId
 from shared.domain.requests import Status, new_record
 from shared.domain.topics import Topic
-from tests.fakes.api_world import NOW, Client, World
-from tests.unit.services.api.requests.test_service import write
+from tests.fakes.api import NOW, Client, World, write
 
 PATH = "/process-request?from=2024-05-01&to=2024-05-03"
 DATES = [dt.date(2024, 5, day) for day in (1, 2, 3)]

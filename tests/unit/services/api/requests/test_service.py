@@ -13,14 +13,14 @@ from services.api.http.errors import StatusNotWritten
 from services.api.requests import service as requests_module
 from shared.domain import keys, objects
 from shared.domain.events import BadCity, Outcome, ProcessRequested, Retry
-from shared.domain.ids import CityId, RequestId, mint_request_id, parse_request_id
+from shared.domain.ids import CityId, RequestId, parse_request_id
 from shared.domain.objects import CityUnderWay, Failure, RequestRecord
 from shared.domain.topics import Topic
 from shared.kafka.producer import OutgoingEvent
 from shared.storage import active_requests
 from shared.storage.object_store import CasConflict, StoreUnavailable
-from tests.fakes.api_world import DAY, NOW, REQUEST, Client, ObservedPublisher, ObservedStore, World
-from tests.fakes.fakes import Clock
+from tests.fakes.api import DAY, NOW, REQUEST, Client, ObservedPublisher, ObservedStore, World, record_of, write
+from tests.fakes.builders import Clock
 
 
 @pytest.fixture(name="world")
@@ -32,16 +32,6 @@ def _world() -> World:
 def _client(world: World) -> Iterator[Client]:
     with world.client() as client:
         yield client
-
-
-def record_of(at: dt.datetime = NOW) -> RequestRecord:
-    """Return the record of a request that was made at ``at``."""
-    return RequestRecord(request_id=mint_request_id(at), date=DAY, requested_at=at, updated_at=at)
-
-
-def write(world: World, record: RequestRecord) -> None:
-    """Put a record into the bucket."""
-    world.store.write(keys.request(record.request_id), objects.encode(record))
 
 
 def test_accepted(world: World, client: Client) -> None:

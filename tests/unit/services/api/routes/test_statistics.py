@@ -16,8 +16,7 @@ import pytest
 from services.api.middleware import compression
 from services.api.routes import requests
 from shared.runtime import zstd
-from tests.fakes.api_world import NOW, Client, World, planned, stats
-from tests.unit.services.api.requests.test_service import record_of, write
+from tests.fakes.api import NOW, Client, World, planned, record_of, stats, write
 
 PATH = "/country-stats?from=2024-05-01&to=2024-05-02"
 

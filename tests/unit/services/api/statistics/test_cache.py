@@ -10,7 +10,7 @@ import pytest
 
 from services.api.routes import requests
 from services.api.statistics.cache import Body, ResponseCache
-from tests.fakes.api_world import DAY, World, stats
+from tests.fakes.api import DAY, World, stats
 
 PATH = "/country-stats?from=2024-05-01&to=2024-05-31"
 

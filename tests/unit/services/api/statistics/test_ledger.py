@@ -11,7 +11,7 @@ import pytest
 from shared.domain import keys, objects
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import Plan, PlannedCity, PlannedCountry
-from tests.fakes.api_world import DAY, NOW, REQUEST, Client, World, manifest_of, planned, retracted, stats
+from tests.fakes.api import DAY, NOW, REQUEST, Client, World, manifest_of, planned, retracted, stats
 
 LEDGER = "/country-stats/armenia/2024-05-01"
 

@@ -13,7 +13,7 @@ from shared.domain import keys, objects
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import Countries
 from shared.runtime.settings import Settings
-from tests.fakes.api_world import DAY, Client, World, planned, stats
+from tests.fakes.api import DAY, Client, World, planned, stats
 
 NO_DATA = {"bus_count": 0, "passenger_count": 0, "exist_accident": False, "average_delay_s": 0.0}
 

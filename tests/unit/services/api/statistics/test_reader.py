@@ -18,7 +18,7 @@ from shared.domain.ids import CountrySlug
 from shared.domain.objects import SummaryHead
 from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectInfo, StoredObject, StoreUnavailable
-from tests.fakes.api_world import DAY, ObservedStore, World, planned, stats
+from tests.fakes.api import DAY, ObservedStore, World, planned, stats
 
 MAY = DateRange(dt.date(2024, 5, 1), dt.date(2024, 5, 31))
 PLENTY_BYTES = 1 << 20

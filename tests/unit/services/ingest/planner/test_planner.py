@@ -28,7 +28,10 @@ from shared.domain.topics import Topic
 from shared.kafka.producer import OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
-from tests.fakes.fakes import Clock, MemoryLog, MemoryPublisher, MemoryStore, MemoryUpstream, Truth
+from tests.fakes.builders import Clock, Truth
+from tests.fakes.log import MemoryLog, MemoryPublisher
+from tests.fakes.store import MemoryStore
+from tests.fakes.upstream import MemoryUpstream
 from tests.fault.checks import requests
 from tests.fault.scenarios import HOME, WHOLE
 from tests.fault.world import World

@@ -21,7 +21,7 @@ from shared.domain.ids import CityId, CountrySlug, RequestId
 from shared.domain.objects import HISTORY_LENGTH_MAX, BucketEpoch, Manifest
 from shared.domain.outbox import events_of_manifest
 from shared.storage.bucket_epoch import next_revision, read_bucket_epoch
-from tests.fakes.fakes import MemoryStore
+from tests.fakes.store import MemoryStore
 
 DATE = dt.date(2024, 5, 1)
 NOW = dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC)

@@ -17,7 +17,8 @@ from shared.domain.topics import Topic
 from shared.kafka.producer import OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
-from tests.fakes.fakes import Clock, MemoryLog, MemoryPublisher
+from tests.fakes.builders import Clock
+from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.fault.scenarios import WHOLE
 from tests.fault.world import World
 

@@ -19,7 +19,7 @@ from shared.domain.topics import Topic
 from shared.kafka.producer import ConsumedRecord
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier, Stopping
-from tests.fakes.fakes import MemoryLog, MemoryPublisher
+from tests.fakes.log import MemoryLog, MemoryPublisher
 
 STREAMS = 3
 

@@ -15,15 +15,28 @@ from services.api.app import assemble
 from services.api.health import Check
 from shared.domain import events, keys, objects
 from shared.domain.contribution import Contribution
-from shared.domain.events import CityDayRetracted, CityDayStats, CountryDayPlanned, Event
-from shared.domain.ids import CityId, CountrySlug, RequestId
-from shared.domain.objects import GenerationPointer, Manifest
+from shared.domain.events import (
+    CityDayRetracted,
+    CityDayStats,
+    CountryDayPlanned,
+    Event,
+)
+from shared.domain.ids import CityId, CountrySlug, RequestId, mint_request_id
+from shared.domain.objects import (
+    GenerationPointer,
+    Manifest,
+    QuarantineReport,
+    ReportedRecord,
+    RequestRecord,
+)
 from shared.domain.topics import Topic
 from shared.kafka.producer import LogUnavailable, OutgoingEvent
 from shared.runtime.metrics import Concern
 from shared.runtime.settings import Settings
 from shared.storage.object_store import ObjectInfo, StoredObject, StoreUnavailable
-from tests.fakes.fakes import Clock, MemoryLog, MemoryPublisher, MemoryStore
+from tests.fakes.builders import Clock
+from tests.fakes.log import MemoryLog, MemoryPublisher
+from tests.fakes.store import MemoryStore
 
 NOW = dt.datetime(2024, 6, 1, 12, 30, tzinfo=dt.UTC)
 DAY = dt.date(2024, 5, 1)
@@ -184,3 +197,54 @@ def manifest_of(event: CityDayStats, **changes: object) -> Manifest:
         ingested_at=event.ingested_at,
     )
     return msgspec.structs.replace(manifest, **changes)
+
+
+def record_of(at: dt.datetime = NOW) -> RequestRecord:
+    """Return the record of a request that was made at ``at``."""
+    return RequestRecord(request_id=mint_request_id(at), date=DAY, requested_at=at, updated_at=at)
+
+
+def write(world: World, record: RequestRecord) -> None:
+    """Put a record into the bucket."""
+    world.store.write(keys.request(record.request_id), objects.encode(record))
+
+
+def report_of(city_id: str, date: dt.date = DAY) -> QuarantineReport:
+    """Return the report on a refused file."""
+    return QuarantineReport(
+        date=date,
+        city_id=CityId(city_id),
+        city_name="Port Tina",
+        country=CountrySlug("armenia"),
+        country_name="Armenia",
+        request_id=REQUEST,
+        plan_revision=3,
+        attempt="a",
+        key=keys.raw(date, CityId(city_id), "a"),
+        upstream_url="http://upstream.test/cities/7/stats?date=2024-05-01",
+        etag='"v1"',
+        last_modified=None,
+        sha256="aa",
+        size_bytes=200,
+        reason="record 1, byte 1, field 'passengers', value -1: Expected `int` >= 0",
+        byte_offset=1,
+        record_number=1,
+        field="passengers",
+        value="-1",
+        records=20,
+        bad_records=12,
+        reported=tuple(
+            ReportedRecord(record_number=number, byte_offset=100 * number, field="passengers", value="-1", reason="bad")
+            for number in range(1, 13)
+        ),
+        rule_version=1,
+        quarantined_at=NOW,
+        last_seen_at=NOW,
+        last_request_id=REQUEST,
+    )
+
+
+def write_report(world: World, report: QuarantineReport) -> None:
+    """Write a report as the ingest does, and the bytes that it is about."""
+    world.store.write(report.key, b"[7]")
+    world.store.write(report.report_key, objects.encode(report))

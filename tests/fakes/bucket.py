@@ -19,7 +19,9 @@ from shared.domain.outbox import events_of_manifest, events_of_plan
 from shared.domain.topics import Topic
 from shared.kafka.producer import ConsumedRecord
 from shared.storage.generation_pointer import read_current
-from tests.fakes.fakes import Clock, MemoryLog, MemoryPublisher, MemoryStore, Trip, trip_file
+from tests.fakes.builders import Clock, Trip, trip_file
+from tests.fakes.log import MemoryLog, MemoryPublisher
+from tests.fakes.store import MemoryStore
 
 DAY = dt.date(2024, 5, 1)
 ALL = Dates()

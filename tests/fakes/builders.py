@@ -1,0 +1,102 @@
+"""A clock, trip files and city lists, as tests need them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from services.ingest.upstream.client import (
+    PermanentUpstreamError,
+)
+from shared.domain.contribution import Contribution
+from shared.domain.events import (
+    CityDayStats,
+)
+from shared.domain.ids import CityId, CountrySlug
+from tests.fakes.upstream import MemoryUpstream
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self, now: dt.datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> dt.datetime:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let ``seconds`` pass."""
+        self.now += dt.timedelta(seconds=seconds)
+
+
+class Trip(msgspec.Struct, frozen=True, kw_only=True):
+    """A trip as the upstream has it; ``delay_ms`` is whole and written as an ISO 8601 duration."""
+
+    passengers: int
+    delay_ms: int
+    accident: bool = False
+
+
+def trip_file(trips: Iterable[Trip], date: dt.date) -> bytes:
+    """Write a trip file of one date."""
+    records = [
+        {
+            "departure-time": f"{date}T{minute // 60:02}:{minute % 60:02}:00",
+            "bus-type": f"BUS-{minute}",
+            "passengers": trip.passengers,
+            "delay": f"PT{trip.delay_ms // 1000}.{trip.delay_ms % 1000:03}S",
+            "accident": trip.accident,
+        }
+        for minute, trip in enumerate(trips)
+    ]
+    return json.dumps(records, separators=(",", ":")).encode()
+
+
+class City(msgspec.Struct, frozen=True):
+    """A city as the upstream lists it. Its country's name is one lower-case word with a capital: the slug is plain."""
+
+    id: int
+    country: str
+    name: str = "Port Tina"
+
+
+class Truth(msgspec.Struct, frozen=True, kw_only=True):
+    """What the upstream holds of a date. A city without a file answers 404; a file of bytes is not a valid one.
+
+    ``cities`` is None when the list cannot be had.
+    """
+
+    cities: tuple[City, ...] | None
+    files: Mapping[int, tuple[Trip, ...] | bytes]
+
+    def write_into(self, upstream: MemoryUpstream, date: dt.date) -> None:
+        """Make the upstream answer with this."""
+        if self.cities is None:
+            upstream.city_list = PermanentUpstreamError("http://upstream.test/cities answered 403")
+        else:
+            upstream.city_list = json.dumps([msgspec.to_builtins(city) for city in self.cities]).encode()
+        upstream.files = {
+            str(city_id): file if isinstance(file, bytes) else trip_file(file, date)
+            for city_id, file in self.files.items()
+        }
+
+
+STATS = CityDayStats(
+    date=dt.date(2024, 5, 1),
+    country=CountrySlug("armenia"),
+    country_name="Armenia",
+    city_id=CityId("~old%20port"),
+    city_name='Port "Tina"/🇦🇲',
+    revision=136_807_200,
+    contribution=Contribution(trips=2, passengers=90, accidents=1, delay_total_ms=-4_080_000),
+    trips_on_other_dates=1,
+    raw_key="raw/date=2024-05-01/city=7/a.json",
+    sha256="aa",
+    size_bytes=200,
+    rule_version=1,
+    ingested_at=dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC),
+)

@@ -1,0 +1,129 @@
+"""Breaks calls across the ports of a process: a schedule says which call fails and how."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+import msgspec
+
+_Result = TypeVar("_Result")
+
+
+class Crash(BaseException):  # nothing that waits out faults may catch it
+    """The process died at this call."""
+
+
+class Break(enum.Enum):
+    """How a call across a port breaks."""
+
+    DIE_BEFORE = "the process dies before the call happens"
+    DIE_AFTER = "the call happens, and the process dies before it knows"
+    LOST_ANSWER = "the call happens, its answer is lost, and the process sees a fault"
+    REFUSED = "the call does not happen, and the process sees a fault"
+    SENT_TWICE = "the call happens, its answer is lost, and the client sends it again by itself"
+    UNDECIDED = "the call does not happen, and a swap is told that it lost, as when a conflict never ends"
+    PAUSE = "the process stands still before the call happens, until everybody takes it for dead"
+
+
+class Crossing(msgspec.Struct, frozen=True):
+    """A call across a port: who made it, what it was, and whether it had an effect outside its process."""
+
+    life: str
+    what: str
+    effect: bool
+
+
+class Crossings:
+    """Counts all calls across ports, and breaks those that the schedule names by their number."""
+
+    def __init__(self, schedule: Mapping[int, Break] | None = None) -> None:
+        self.made: list[Crossing] = []
+        self._schedule = dict(schedule or {})
+
+    def heal(self) -> None:
+        """Break nothing from here on."""
+        self._schedule = {}
+
+    def break_after(self, calls: int, how: Break) -> None:
+        """Break the call that comes after so many others from here on."""
+        self._schedule[len(self.made) + calls] = how
+
+    def next_break(self, crossing: Crossing) -> Break | None:
+        """Count a call and say how it breaks, if it does."""
+        self.made.append(crossing)
+        return self._schedule.get(len(self.made) - 1)
+
+
+class Life:
+    """One life of a process: a dead process makes no more calls, whatever tasks of it still run.
+
+    ``calls_left`` is after how many calls more it stands still; None: after no number of them.
+    """
+
+    def __init__(self, name: str, crossings: Crossings) -> None:
+        self.name = name
+        self.crossings = crossings
+        self.dead = False
+        self.paused = asyncio.Event()
+        self.resumed = asyncio.Event()
+        self.calls_left: int | None = None
+
+    async def cross(
+        self,
+        what: str,
+        call: Callable[[], Awaitable[_Result]],
+        fault: Callable[[str], Exception],
+        *,
+        effect: bool,
+        refusal: Callable[[str], Exception] | None = None,
+        loss: Callable[[str], Exception] | None = None,
+    ) -> _Result:
+        """Make a call across a port, or break it as scheduled: with ``fault``, or ``refusal`` if it never happened.
+
+        What can lose a race raises ``loss`` then.
+        """
+        await self._go_on()
+        broken = self.crossings.next_break(Crossing(self.name, what, effect))
+        match broken:
+            case Break.DIE_BEFORE:
+                self.dead = True
+                raise Crash(what)
+            case Break.REFUSED:
+                raise (refusal or fault)(f"{what} was refused")
+            case Break.UNDECIDED if loss is not None:
+                raise loss(what)
+            case Break.PAUSE:
+                self.stand_still()
+                await self.resumed.wait()
+        result = await call()
+        if broken is Break.SENT_TWICE and effect:
+            result = await call()
+        if broken is Break.DIE_AFTER:
+            self.dead = True
+            raise Crash(what)
+        if broken is Break.LOST_ANSWER:
+            raise fault(f"the answer to {what} was lost")
+        return result
+
+    async def _go_on(self) -> None:
+        if self.calls_left == 0:
+            self.stand_still()
+        if self.paused.is_set():
+            await self.resumed.wait()
+        if self.dead:
+            raise Crash(f"{self.name} is dead")
+        if self.calls_left is not None:
+            self.calls_left -= 1
+
+    def stand_still(self) -> None:
+        """Make no call until resumed."""
+        self.calls_left = None
+        self.resumed.clear()
+        self.paused.set()
+
+
+async def do_nothing() -> None:
+    return

@@ -1,0 +1,58 @@
+"""A consumer whose handler collects its records."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+from shared.domain.topics import Topic
+from shared.kafka.consumer import consume, make_broker
+from shared.kafka.producer import ConsumedRecord
+from shared.kafka.skip_markers import Skips
+from shared.runtime.health import Health
+from shared.runtime.retry import Retrier
+from shared.runtime.settings import Settings
+
+
+class Collector:
+    """A handler's effects: every record that it was given, after the faults that it was told to have."""
+
+    def __init__(self, *faults: Exception) -> None:
+        self.faults = list(faults)
+        self.seen: list[ConsumedRecord] = []
+
+    async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+        """Fail as told, then keep the batch."""
+        if self.faults:
+            raise self.faults.pop(0)
+        self.seen += batch
+
+    async def has(self, count: int) -> bool | None:
+        """Say True once ``count`` records have been seen."""
+        return len(self.seen) >= count or None
+
+
+@contextlib.asynccontextmanager
+async def consuming(
+    settings: Settings, topic: Topic, collector: Collector, *, health: Health | None = None, skips: Skips | None = None
+) -> AsyncIterator[Retrier]:
+    """Consume a topic with a collector for as long as the context is open."""
+    retrier = Retrier(health=health or Health(), wait_max_s=0.05)
+    broker = make_broker(settings)
+    consume(
+        broker,
+        topic,
+        collector.process,
+        settings=settings,
+        retrier=retrier,
+        group="test",
+        batch_records_max=10,
+        linger_ms=20,
+        skips=skips,
+    )
+    await broker.start()
+    try:
+        yield retrier
+    finally:
+        retrier.stopping.set()
+        await broker.stop()
