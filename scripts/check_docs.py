@@ -25,6 +25,7 @@ from shared.runtime.settings import PREFIX, Settings, load_settings
 from tripfold.cli import app as command_line
 
 ROOT = Path(__file__).resolve().parents[1]
+START = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference"
 WORDS_MAX = 2_000
 HISTORY = "CHANGELOG.md"
@@ -47,6 +48,7 @@ def main() -> None:
     pages = pages_of(ROOT)
     found = [
         *broken_links(pages),
+        *unlinked_pages(pages),
         *long_pages(pages),
         *undescribed("settings.md", "setting", settings(), rows=r"^\| `(TRIPFOLD_\w+)`"),
         *undescribed("metrics.md", "metric", metrics(), rows=r"^\| `(tripfold_\w+)` \| (?:counter|gauge|histogram)"),
@@ -79,11 +81,7 @@ def pages_of(root: Path) -> dict[Path, str]:
 def broken_links(pages: dict[Path, str]) -> Iterator[str]:
     """Name each relative link whose file or heading is missing."""
     for page, text in pages.items():
-        for target in _LINK.findall(_CODE.sub("", _FENCE.sub("", text))):
-            path, _, anchor = target.partition("#")
-            if "://" in target or target.startswith("mailto:"):
-                continue
-            file = (page.parent / path).resolve() if path else page
+        for target, file, anchor in links_of(page, text):
             if not file.exists():
                 yield f"{_name(page)}: the link {target} leads to no file"
             elif anchor and file.suffix == ".md" and anchor not in anchors_of(file.read_text(encoding="utf-8")):
@@ -96,6 +94,25 @@ def missing_files(pages: dict[Path, str]) -> Iterator[str]:
         for path in sorted(set(_PATH.findall(text))):
             if not (ROOT / path).exists() and page.name != HISTORY:
                 yield f"{_name(page)}: there is no file {path}"
+
+
+def links_of(page: Path, text: str) -> Iterator[tuple[str, Path, str]]:
+    """Yield each relative link of a page: as it is written, the file that it names, and the anchor."""
+    for target in _LINK.findall(_CODE.sub("", _FENCE.sub("", text))):
+        if "://" not in target and not target.startswith("mailto:"):
+            path, _, anchor = target.partition("#")
+            yield target, (page.parent / path).resolve() if path else page, anchor
+
+
+def unlinked_pages(pages: dict[Path, str]) -> Iterator[str]:
+    """Name each page that no chain of links from the README leads to."""
+    reached: set[Path] = set()
+    to_read = {START}
+    while to_read:
+        reached |= to_read
+        to_read = {file for page in to_read for _, file, _ in links_of(page, pages[page]) if file in pages} - reached
+    for page in sorted(pages.keys() - reached):
+        yield f"{_name(page)}: no link leads here from {_name(START)}"
 
 
 def anchors_of(text: str) -> set[str]:

@@ -30,6 +30,13 @@ def test_anchors_are_those_of_github() -> None:
     assert check_docs.anchors_of(text) == {"keys-raw-and-more", "fold", "fold-1", "link-2"}
 
 
+def test_pages_without_a_way_from_the_readme_are_found() -> None:
+    """A page is reached from the README, by way of other pages too."""
+    linked, lost = ROOT / "docs" / "linked.md", ROOT / "docs" / "lost.md"
+    pages = {check_docs.START: "[a](docs/made-up.md)", PAGE: "[b](linked.md#x)", linked: "", lost: "[c](made-up.md)"}
+    assert list(check_docs.unlinked_pages(pages)) == ["docs/lost.md: no link leads here from README.md"]
+
+
 def test_long_pages_are_found() -> None:
     """A page has at most 2,000 words."""
     assert list(check_docs.long_pages({PAGE: "word " * 2_000})) == []
