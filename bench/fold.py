@@ -50,10 +50,10 @@ from bench.context import ROOT, Store, cpu_s, end_in_order, null_store, peak_rss
 from bench.quix import NOTHING, Measured, Sums
 from bench.tables import print_table
 from services.aggregate.bucket_reader import read_summaries
-from services.aggregate.consumer import Folder, SummaryWriter
-from services.aggregate.memory import tune_collector
+from services.aggregate.consumer import CityStatsConsumer, tune_collector
 from services.aggregate.replay.rebuild import Rebuild
-from services.aggregate.replay.topic_reader import KafkaReplay
+from services.aggregate.replay.topic_reader import KafkaTopicReader
+from services.aggregate.summary_writer import SummaryWriter
 from shared.domain import keys, objects
 from shared.domain.contribution import Contribution
 from shared.domain.events import CityDayStats
@@ -232,7 +232,7 @@ async def _fold_with_rebuild(settings: Settings, dates: int) -> Measured:
         if step == "reading the topic":
             reading.append((time.perf_counter(), time.process_time()))
 
-    replay = KafkaReplay(settings, Topic.CITY_STATS)
+    replay = KafkaTopicReader(settings, Topic.CITY_STATS)
     async with S3Store(settings) as store, KafkaPublisher(settings, source="bench") as publisher:
         await store.create_bucket()
         rebuilt = await Rebuild(store, publisher, token="bench", report=report, replay=replay).run()
@@ -260,7 +260,7 @@ def fold_with_aggregate(events: int, dates: int) -> Measured:
 async def _fold_with_aggregate(settings: Settings, events: int, dates: int) -> Measured:
     async with S3Store(settings) as store, KafkaPublisher(settings, source="bench") as publisher:
         await store.create_bucket()
-        folder = Folder(store, publisher, cache_bytes=settings.aggregate_cache_bytes)
+        folder = CityStatsConsumer(store, publisher, cache_bytes=settings.aggregate_cache_bytes)
         all_folded = asyncio.Event()
         folded = 0
 

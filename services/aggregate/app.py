@@ -7,10 +7,10 @@ from functools import partial
 
 from litestar import Litestar
 
-from services.aggregate.consumer import Folder
-from services.aggregate.memory import tune_collector
+from services.aggregate.consumer import CityStatsConsumer, tune_collector
 from services.aggregate.replay.generations import watch_rebuild
-from services.aggregate.requests.consumer import ProgressFolder, Sweep
+from services.aggregate.requests.consumer import RequestProgressConsumer
+from services.aggregate.requests.requeue import Requeue
 from shared.domain.ids import utc_now
 from shared.domain.topics import GROUPS, Topic
 from shared.kafka.consumer import consume, make_broker
@@ -27,11 +27,11 @@ def create_app(settings: Settings) -> Litestar:
     context = ServiceContext(settings, source="aggregate")
     store, publisher, retrier = context.store, context.publisher, context.retrier
     broker = make_broker(settings)
-    folder = Folder(store, publisher, cache_bytes=settings.aggregate_cache_bytes)
+    city_stats = CityStatsConsumer(store, publisher, cache_bytes=settings.aggregate_cache_bytes)
     statistics = consume(
         broker,
         Topic.CITY_STATS,
-        folder.process,
+        city_stats.process,
         settings=settings,
         retrier=retrier,
         group=GROUPS[Topic.CITY_STATS],
@@ -39,7 +39,9 @@ def create_app(settings: Settings) -> Litestar:
         batch_records_max=settings.aggregate_batch,
         linger_ms=settings.aggregate_linger_ms,
     )
-    progress = ProgressFolder(store, publisher, clock=utc_now, retrier=retrier, interval_s=settings.progress_interval_s)
+    progress = RequestProgressConsumer(
+        store, publisher, clock=utc_now, retrier=retrier, interval_s=settings.progress_interval_s
+    )
     requests = consume(
         broker,
         Topic.REQUEST_PROGRESS,
@@ -51,11 +53,11 @@ def create_app(settings: Settings) -> Litestar:
         batch_records_max=PROGRESS_BATCH_MAX,
         linger_ms=PROGRESS_LINGER_MS,
     )
-    sweep = Sweep(store, publisher, clock=utc_now, after=dt.timedelta(seconds=settings.stalled_request_after_s))
+    requeue = Requeue(store, publisher, clock=utc_now, after=dt.timedelta(seconds=settings.stalled_request_after_s))
     return make_app(
         context,
         broker,
         consumptions=(statistics, requests),
         publishes=(Topic.COUNTRY_DAY_SUMMARIES, Topic.REQUEST_PROGRESS, Topic.CITY_STATS, Topic.PROCESS_REQUESTS),
-        background=(sweep.run, partial(watch_rebuild, store)),
+        background=(requeue.run, partial(watch_rebuild, store)),
     )

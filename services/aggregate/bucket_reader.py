@@ -22,7 +22,7 @@ from shared.storage.object_store import ObjectStore, StoredObject
 
 GETS_AT_ONCE_MAX = 16
 KEYS_AT_ONCE_MAX = 1_000
-TRUTH = (keys.PLANS, keys.MANIFESTS)
+SOURCE_PREFIXES = (keys.PLANS, keys.MANIFESTS)
 """The prefixes of all that summaries are made from."""
 
 

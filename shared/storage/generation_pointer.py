@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from shared.domain import keys, objects
 from shared.domain.objects import GenerationPointer
 from shared.runtime.retry import DependencyUnavailable
 from shared.storage.object_store import CasConflict, ObjectStore
+from shared.storage.repository import Repository
 
 
 class PointerLost(DependencyUnavailable):
-    """The pointer is missing although generations other than the first exist: nobody may guess which one is live."""
+    """The pointer is missing although generations other than the first exist, so the live one is unknown."""
 
 
 async def read_current(store: ObjectStore) -> GenerationPointer:
-    """Read which generations are live and building. Raises PointerLost if that cannot be known."""
-    return (await read_pointer(store))[0]
-
-
-async def read_pointer(store: ObjectStore) -> tuple[GenerationPointer, str | None]:
-    """Read the pointer with its ETag. A bucket that never had one has the first generation alone, and no ETag.
+    """Read which generations are live and building. A bucket without a pointer has the first generation alone.
 
     Raises PointerLost if the pointer is missing and there are summaries of another generation.
     """
-    found = await store.get(keys.CURRENT)
-    if found is not None:
-        return objects.decode(GenerationPointer, found.body, keys.CURRENT), found.etag
+    return await Repository(store).get(GenerationPointer, keys.CURRENT) or await _first_generation(store)
+
+
+async def update_pointer(
+    store: ObjectStore, change: Callable[[GenerationPointer], Awaitable[GenerationPointer]]
+) -> GenerationPointer:
+    """Change the pointer by compare-and-swap, again from the start after each conflict; return the pointer then.
+
+    ``change`` returns its argument to leave the pointer as it is. Raises PointerLost as `read_current` does.
+    """
+
+    async def change_stored(stored: GenerationPointer | None) -> GenerationPointer | None:
+        before = stored or await _first_generation(store)
+        after = await change(before)
+        return None if after is before else after
+
+    return await Repository(store).update(GenerationPointer, keys.CURRENT, change_stored) or GenerationPointer()
+
+
+async def _first_generation(store: ObjectStore) -> GenerationPointer:
     async for listed in store.list(keys.SUMMARIES, after=_AFTER_THE_FIRST_GENERATION):
         if keys.parse_generation(listed.key) is None:
             continue
@@ -33,7 +48,7 @@ async def read_pointer(store: ObjectStore) -> tuple[GenerationPointer, str | Non
             f"{keys.CURRENT} is missing, and {keys.SUMMARIES} holds more than generation 1, so the live generation is "
             f"unknown. Restore the object from the bucket's versions, or write it, such as {example} for generation 2"
         )
-    return GenerationPointer(), None
+    return GenerationPointer()
 
 
 async def provision_pointer(store: ObjectStore) -> None:
@@ -41,7 +56,7 @@ async def provision_pointer(store: ObjectStore) -> None:
     async for _ in store.list(keys.SUMMARIES):
         return
     try:
-        await store.compare_and_swap(keys.CURRENT, objects.encode(GenerationPointer()), etag=None)
+        await Repository(store).compare_and_swap(keys.CURRENT, GenerationPointer(), over=None)
     except CasConflict:
         return  # there is a pointer
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 
 from services.aggregate.bucket_reader import Dates, read_events
-from services.aggregate.consumer import Folder
+from services.aggregate.consumer import CityStatsConsumer
 from shared.domain import events, keys, objects
 from shared.domain.contribution import Contribution
 from shared.domain.events import Event
@@ -108,7 +108,7 @@ class OperatedBucket:
 
     async def fold(self, *batches: Sequence[Event]) -> None:
         """Fold events as an aggregate does that has just started."""
-        folder = Folder(self.store, self.publisher, cache_bytes=100_000)
+        folder = CityStatsConsumer(self.store, self.publisher, cache_bytes=100_000)
         for batch in batches:
             await folder.process([self.record_of(event) for event in batch])
 

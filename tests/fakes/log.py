@@ -130,8 +130,8 @@ class MemoryMember:
         self._log.commit(self._group, batch)
 
 
-class MemoryReplay:
-    """A Rereadable and a PairReplay of what ``records`` returns, in its order and in batches of a few records."""
+class MemoryTopicReader:
+    """A RewindableReader and a PairReader of what ``records`` returns, in its order and in batches of a few records."""
 
     def __init__(self, records: Callable[[], Sequence[ConsumedRecord]], *, batch_records_max: int = 4) -> None:
         self._records = records
@@ -260,10 +260,10 @@ class BreakableRecordPublisher(BreakablePublisher):
         )
 
 
-class BreakableReplay:
-    """A Rereadable and a PairReplay whose calls cross through a `Life`."""
+class BreakableTopicReader:
+    """A RewindableReader and a PairReader whose calls cross through a `Life`."""
 
-    def __init__(self, replay: MemoryReplay, life: Life) -> None:
+    def __init__(self, replay: MemoryTopicReader, life: Life) -> None:
         self._replay = replay
         self._life = life
 

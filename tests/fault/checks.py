@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
-from services.aggregate.consumer import summary_event
+from services.aggregate.summary_writer import summary_event
 from shared.domain import events, keys, objects
 from shared.domain.events import (
     CityDayRetracted,

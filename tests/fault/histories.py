@@ -243,7 +243,7 @@ class History(RuleBasedStateMachine):
     def gc_later(self) -> None:
         """Clean up when its age has passed: by then whoever stood still has gone on, and what lay still was sent."""
         self._run(self._let_go())
-        self._run(self.world.sweep())
+        self._run(self.world.requeue())
         self.world.clock.advance(GC_AGE.total_seconds() + 1)
         self.jobs.append(self._run(self.world.gc()))
 
@@ -257,9 +257,9 @@ class History(RuleBasedStateMachine):
             self.jobs.append(job)
 
     @rule()
-    def sweep(self) -> None:
+    def requeue(self) -> None:
         """Send requests on their way again that make no progress."""
-        self._run(self.world.sweep())
+        self._run(self.world.requeue())
 
     # What must hold at rest.
 
@@ -278,7 +278,7 @@ class History(RuleBasedStateMachine):
         world.upstream.cuts.clear()
         await self._let_go()
         await world.run_to_rest()
-        await world.sweep()
+        await world.requeue()
         await world.run_to_rest()
         self._request()
         await world.run_to_rest()

@@ -18,7 +18,7 @@ from tests.fakes.faults import Break
 from tests.fault.checks import differences, essence, leftovers, live_summaries, manifests, summaries
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, FIRST, HOME, MOVED, WHOLE, breaks_of, unlike
 from tests.fault.watcher import Watcher
-from tests.fault.world import DATE, GC_AGE, SWEEP_AFTER, Job, World
+from tests.fault.world import DATE, GC_AGE, STALLED_AFTER, Job, World
 
 MANY_CALLS = 200
 
@@ -142,7 +142,7 @@ async def tasks_lost(world: World) -> None:
     await world.turn("planner")
     world.log.commit("worker", world.log.records(Topic.CITY_TASKS))
     await world.run_to_rest()
-    world.clock.advance(SWEEP_AFTER.total_seconds())
+    world.clock.advance(STALLED_AFTER.total_seconds())
 
 
 async def rebuild_from_s3(world: World) -> Job:
@@ -185,7 +185,7 @@ SCENARIOS = [
     JobScenario(name="republish", prepare=topics_lost, command=World.republish),
     JobScenario(name="quarantine retry", prepare=in_quarantine, command=World.retry_quarantined),
     JobScenario(name="dead-letters retry", prepare=tasks_buried, command=World.send_letters_back),
-    JobScenario(name="sweep", prepare=tasks_lost, command=World.sweep_once),
+    JobScenario(name="sweep", prepare=tasks_lost, command=World.requeue_once),
 ]
 
 

@@ -17,12 +17,13 @@ import pytest
 
 from services.aggregate import consumer
 from services.aggregate import fold as pure_fold
-from services.aggregate.consumer import Folder, SummaryWriter
+from services.aggregate.consumer import CityStatsConsumer
 from services.aggregate.fold import StatEvent, empty_summary
 from services.aggregate.replay import generations
 from services.aggregate.replay.rebuild import Rebuild, Rebuilt
 from services.aggregate.requests import fold
-from services.aggregate.requests.consumer import Sweep
+from services.aggregate.requests.requeue import Requeue
+from services.aggregate.summary_writer import CachedSummary, SummaryWriter
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.errors import TransientUpstreamError
 from services.ingest.worker.city_day import CityDayIngest, Finished
@@ -113,7 +114,7 @@ async def losing_the_log(kind: type[World]) -> AsyncIterator[str]:
     world.lose_the_log()
     world.request(CORRECTION.struck)
     await world.run_to_rest()
-    await world.sweep()
+    await world.requeue()
     await world.run_to_rest()
     for one in differences(world):
         yield one
@@ -344,17 +345,17 @@ class ReadsBeforeThePointer(World):
 def pointer_before_the_batch(patch: pytest.MonkeyPatch) -> None:
     """Let an aggregate fold by the pointer that it read when it had done with the batch before."""
     known: dict[int, GenerationPointer] = {}
-    process = Folder.process
+    process = CityStatsConsumer.process
 
     async def remembered(store: ObjectStore) -> GenerationPointer:
         return known.get(id(store)) or await read_current(store)
 
-    async def process_and_remember(self: Folder, batch: Sequence[ConsumedRecord]) -> None:
+    async def process_and_remember(self: CityStatsConsumer, batch: Sequence[ConsumedRecord]) -> None:
         await process(self, batch)
         known[id(self._store)] = await read_current(self._store)
 
     patch.setattr(consumer, "read_current", remembered)
-    patch.setattr(Folder, "process", process_and_remember)
+    patch.setattr(CityStatsConsumer, "process", process_and_remember)
 
 
 def live_alone(patch: pytest.MonkeyPatch) -> None:
@@ -533,17 +534,17 @@ def bury_if_possible(patch: pytest.MonkeyPatch) -> None:
 def no_answer_to_stale_records(patch: pytest.MonkeyPatch) -> None:
     """Let the topic end in a stale record."""
 
-    async def deaf(_self: Folder, _events: Sequence[StatEvent], _summary: Summary) -> list[Event]:
+    async def deaf(_self: CityStatsConsumer, _events: Sequence[StatEvent], _summary: Summary) -> list[Event]:
         return []
 
-    patch.setattr(Folder, "_current_of_superseded", deaf)
+    patch.setattr(CityStatsConsumer, "_current_of_superseded", deaf)
 
 
 def quiet_without_change(patch: pytest.MonkeyPatch) -> None:
     """Let a summary be published only by who changed it."""
     fold = SummaryWriter.fold
 
-    async def once(self: SummaryWriter, generation: int, new: Sequence[StatEvent]) -> consumer._Cached:
+    async def once(self: SummaryWriter, generation: int, new: Sequence[StatEvent]) -> CachedSummary:
         key = keys.summary(generation, new[0].date, new[0].country)
         found = await self._store.get(key)
         before = objects.decode(Summary, found.body, key) if found else empty_summary(new[0].date, new[0].country)
@@ -557,10 +558,10 @@ def quiet_without_change(patch: pytest.MonkeyPatch) -> None:
 def no_sweep(patch: pytest.MonkeyPatch) -> None:
     """Let nobody send a request again."""
 
-    async def nothing(_self: Sweep) -> int:
+    async def nothing(_self: Requeue) -> int:
         return 0
 
-    patch.setattr(Sweep, "once", nothing)
+    patch.setattr(Requeue, "once", nothing)
 
 
 def upstream_without_conditions(patch: pytest.MonkeyPatch) -> None:

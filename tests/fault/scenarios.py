@@ -249,7 +249,7 @@ async def losing_anything(scenario: Scenario, kind: type[World] = World) -> Asyn
         world.upstream.cuts = _cuts(scenario)
         await request_all(scenario, world)
         await world.run_to_rest()
-        await world.sweep()
+        await world.requeue()
         await world.run_to_rest()
         found = unfinished(world)
         world.request(scenario.struck)

@@ -140,7 +140,7 @@ async def test_cancelled_after_the_tasks_were_lost() -> None:
     world.log.commit("worker", world.log.records(Topic.CITY_TASKS))  # as if they had never come
     await world.run_to_rest()
     assert status_of(read(world, request_id)) is Status.PLANNED
-    await world.sweep()
+    await world.requeue()
     await world.run_to_rest()
     assert status_of(read(world, request_id)) is Status.CANCELLED
     assert world.store.bodies("raw/") == {}

@@ -49,7 +49,7 @@ async def test_a_request_waits_until_the_one_before_has_ended() -> None:
     """The planner reads no city list for a waiting request, however often it is published."""
     world, _, waiting = await two_requests()
     await world.turn("planner")
-    await world.sweep()
+    await world.requeue()
     await world.turn("planner")
     assert {task.request_id for task in tasks(world)}.isdisjoint({waiting})
     await world.run_to_rest()
@@ -68,7 +68,7 @@ async def test_a_dead_request_blocks_none(lost: bool) -> None:
         world.clock.advance(STALLED_AFTER.total_seconds())
     waiting_record = record_of(world, waiting)
     write(world, msgspec.structs.replace(waiting_record, updated_at=world.clock() - dt.timedelta(days=1)))
-    await world.sweep()
+    await world.requeue()
     await world.turn("planner")
     await world.turn("planner")
     await world.run_to_rest()
@@ -119,7 +119,7 @@ async def test_a_stalled_retry_takes_up_the_same_cities() -> None:
     world.retry(request_id, WHOLE)
     await world.turn("planner")
     world.log.commit("worker", world.log.records(Topic.CITY_TASKS))
-    await world.sweep()
+    await world.requeue()
     await world.run_to_rest()
     assert [task.city_id for task in tasks(world) if task.retried_at is not None] == ["3", "3"]
     assert status_of(record_of(world, request_id)) is Status.COMPLETED

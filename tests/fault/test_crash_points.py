@@ -132,7 +132,7 @@ def test_several_calls_may_break(scenario: Scenario, broken: dict[int, Break], r
         world.crossings.heal()
         await world.resume_paused()
         await world.run_to_rest()
-        await world.sweep()
+        await world.requeue()
         await world.run_to_rest()
         world.request(scenario.afterwards)
         await world.run_to_rest()

@@ -115,6 +115,6 @@ async def test_what_an_earlier_end_waits_for_is_published_again(cancelled: bool)
     if cancelled:
         record = msgspec.structs.replace(record, cancelled_at=world.clock(), version=record.version + 1)
         world.store.write(keys.request(request_id), objects.encode(record))
-    await world.sweep()
+    await world.requeue()
     await world.run_to_rest()
     assert status_of(record_of(world, request_id)) is Status.COMPLETED

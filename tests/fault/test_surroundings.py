@@ -267,7 +267,7 @@ async def test_clocks_may_be_wrong_by_a_day(kind: type[World]) -> None:
         world.request(truth)
         for _ in range(2):
             await world.turn("planner")
-            await world.sweep()
+            await world.requeue()
         await world.run_to_rest()
         assert (await world.gc()).ended_well
     assert differences(world) == []

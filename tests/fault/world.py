@@ -17,11 +17,12 @@ import msgspec
 
 from services.aggregate.audit.repair import repair_dates
 from services.aggregate.bucket_reader import Dates
-from services.aggregate.consumer import Folder
+from services.aggregate.consumer import CityStatsConsumer
 from services.aggregate.replay.generations import GenerationState, drop, list_generations
 from services.aggregate.replay.rebuild import Rebuild
-from services.aggregate.replay.topic_reader import PairReplay, Replay, Rereadable
-from services.aggregate.requests.consumer import ProgressFolder, Sweep
+from services.aggregate.replay.topic_reader import PairReader, RewindableReader, TopicReader
+from services.aggregate.requests.consumer import RequestProgressConsumer
+from services.aggregate.requests.requeue import Requeue
 from services.ingest.parsing.parser import DEFAULT_RULES
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.client import UpstreamRetryPolicy
@@ -47,10 +48,10 @@ from tests.fakes.log import (
     PARTITIONS,
     BreakablePublisher,
     BreakableRecordPublisher,
-    BreakableReplay,
+    BreakableTopicReader,
     MemoryLog,
     MemoryPublisher,
-    MemoryReplay,
+    MemoryTopicReader,
 )
 from tests.fakes.oracle import Oracle
 from tests.fakes.store import BreakableAdminStore, BreakableStore, MemoryStore
@@ -69,7 +70,7 @@ PAUSES_MAX = 500
 UPLOAD_PART_BYTES = 64
 GC_AGE = dt.timedelta(days=7)
 TASK_DEADLINE_S = 60.0
-SWEEP_AFTER = dt.timedelta(minutes=10)
+STALLED_AFTER = dt.timedelta(minutes=10)
 DROP_GRACE = dt.timedelta(minutes=15)
 
 _Result = TypeVar("_Result")
@@ -300,9 +301,9 @@ class World:
             case "retries":
                 return Retries(process.publisher, clock=self.clock_of("worker"), retrier=process.retrier).process
             case "aggregate":
-                return Folder(process.store, process.publisher, cache_bytes=100_000).process
+                return CityStatsConsumer(process.store, process.publisher, cache_bytes=100_000).process
             case _:
-                return ProgressFolder(
+                return RequestProgressConsumer(
                     process.store,
                     process.publisher,
                     clock=self.clock_of(process.role),
@@ -402,10 +403,10 @@ class World:
         self.rebuilds += 1
         token = f"token-{self.rebuilds}"
         job = self._job(f"rebuild-{self.rebuilds}", calls=calls)
-        replay = MemoryReplay.of(self.log, Topic.CITY_STATS) if from_kafka else None
+        replay = MemoryTopicReader.of(self.log, Topic.CITY_STATS) if from_kafka else None
 
         async def work() -> None:
-            rebuild = self.make_rebuild(job, token, BreakableReplay(replay, job) if replay else None, seed=seed)
+            rebuild = self.make_rebuild(job, token, BreakableTopicReader(replay, job) if replay else None, seed=seed)
             rebuilt = await rebuild.run(take_over=True)
             if not rebuilt.flipped:
                 raise Refused(f"not made live: {rebuilt.refused}")
@@ -413,7 +414,7 @@ class World:
         await job.run(work)
         return job
 
-    def make_rebuild(self, job: Job, token: str, replay: PairReplay | None, *, seed: int | None = None) -> Rebuild:
+    def make_rebuild(self, job: Job, token: str, replay: PairReader | None, *, seed: int | None = None) -> Rebuild:
         """Build what rebuilds."""
         return Rebuild(
             job.store,
@@ -482,8 +483,8 @@ class World:
         job = self._job("restore")
 
         @contextlib.asynccontextmanager
-        async def open_topic(topic: Topic) -> AsyncIterator[Rereadable]:
-            yield BreakableReplay(MemoryReplay.of(self.log, topic), job)
+        async def open_topic(topic: Topic) -> AsyncIterator[RewindableReader]:
+            yield BreakableTopicReader(MemoryTopicReader.of(self.log, topic), job)
 
         async def work() -> None:
             async with open_topic(Topic.CITY_STATS) as replay:
@@ -525,8 +526,8 @@ class World:
         job = self._job("send-back")
 
         @contextlib.asynccontextmanager
-        async def open_topic() -> AsyncIterator[Replay]:
-            yield BreakableReplay(MemoryReplay.of(self.log, Topic.DEAD_LETTERS), job)
+        async def open_topic() -> AsyncIterator[TopicReader]:
+            yield BreakableTopicReader(MemoryTopicReader.of(self.log, Topic.DEAD_LETTERS), job)
 
         async def work() -> None:
             listing = await list_letters(open_topic, Wanted(), limit=LETTERS_MAX)
@@ -536,13 +537,13 @@ class World:
         await job.run(work)
         return job
 
-    async def sweep_once(self) -> Job:
+    async def requeue_once(self) -> Job:
         """Send requests on their way again that have made no progress for long, by the time that it is."""
         job = self._job("sweep")
 
         async def work() -> None:
             clock = self.clock_of("sweep")
-            await Sweep(job.store, job.publisher, clock=clock, after=SWEEP_AFTER, wait_max=SWEEP_AFTER).once()
+            await Requeue(job.store, job.publisher, clock=clock, after=STALLED_AFTER, wait_max=STALLED_AFTER).once()
 
         await job.run(work)
         return job
@@ -552,12 +553,12 @@ class World:
         job.calls_left = calls
         return job
 
-    async def sweep(self) -> None:
+    async def requeue(self) -> None:
         """Send every request on its way again that has made no progress for long."""
-        self.clock.advance(SWEEP_AFTER.total_seconds())
+        self.clock.advance(STALLED_AFTER.total_seconds())
         publisher = MemoryPublisher(self.log, source="sweep")
         clock = self.clock_of("sweep")
-        await Sweep(self.store, publisher, clock=clock, after=SWEEP_AFTER, wait_max=SWEEP_AFTER).once()
+        await Requeue(self.store, publisher, clock=clock, after=STALLED_AFTER, wait_max=STALLED_AFTER).once()
 
     async def turn(self, role: str, *, partitions: Sequence[int] = range(PARTITIONS)) -> bool:
         """Let a process handle its next batch; say whether there was one."""

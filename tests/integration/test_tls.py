@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from services.aggregate.replay.topic_reader import KafkaReplay
+from services.aggregate.replay.topic_reader import KafkaTopicReader
 from shared.domain.events import encode
 from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
@@ -96,7 +96,7 @@ async def test_events_go_over_tls_with_a_certificate_on_both_sides(
         async with KafkaPublisher(settings, source="test") as publisher:
             await publisher.check()
             await publisher.publish([OutgoingEvent(STATS)])
-        replay = KafkaReplay(settings, Topic.CITY_STATS)
+        replay = KafkaTopicReader(settings, Topic.CITY_STATS)
         try:
             assert await replay.take_end() == 1
             records = [record async for batch in replay.read() for record in batch]

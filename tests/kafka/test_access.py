@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from services.aggregate.replay.topic_reader import KafkaReplay
+from services.aggregate.replay.topic_reader import KafkaTopicReader
 from shared.domain.events import encode
 from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
@@ -113,7 +113,7 @@ async def test_whoever_knows_the_password_gets_in(guarded: str, certificates: Ce
     collector = Collector()
     async with consuming(settings, Topic.CITY_STATS, collector):
         await eventually(lambda: collector.has(1), "the event to be consumed")
-    replay = KafkaReplay(settings, Topic.CITY_STATS)
+    replay = KafkaTopicReader(settings, Topic.CITY_STATS)
     try:
         assert await replay.take_end() == 1
         replayed = [record.value async for batch in replay.read() for record in batch]

@@ -17,7 +17,7 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.aggregate.audit.recount import Counter
+from services.aggregate.audit.recount import AuditParser
 from services.ingest.parsing.parser import DEFAULT_RULES, BadRecord, InvalidTripFile, ParserLimits, total_trip_file
 from services.ingest.parsing.trips import InvalidTrip, delay_ms, departure_date
 from shared.domain.file_rules import BadRecordsMax, FileRules, RecordsForm
@@ -250,7 +250,7 @@ def check_otherwise(body: bytes, rules: FileRules, found: Outcome) -> None:
     bad_numbers = {bad.record_number for bad in reported}
     good = [record for number, record in enumerate(records, start=1) if number not in bad_numbers]
     assert numbers == worked_out_otherwise(good)
-    counter = Counter(DATE, form=rules.form, other_dates_are_bad=rules.other_dates_are_bad)
+    counter = AuditParser(DATE, form=rules.form, other_dates_are_bad=rules.other_dates_are_bad)
     for start in range(0, len(body), 100):
         counter.feed(body[start : start + 100])
     counted = counter.end()

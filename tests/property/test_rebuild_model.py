@@ -19,7 +19,7 @@ from random import Random
 import pytest
 
 from services.aggregate.bucket_reader import read_events
-from services.aggregate.consumer import Folder
+from services.aggregate.consumer import CityStatsConsumer
 from services.aggregate.fold import StatEvent
 from services.aggregate.replay.rebuild import Rebuild, Rebuilt
 from services.aggregate.replay.topic_reader import Pair
@@ -215,7 +215,9 @@ class Scene:
         published: list[Event] = self.bucket.store_file(city, revision, trips(count))
         await process.gate()
         batch = [self.bucket.record_of(event) for event in published]
-        await Folder(GatedStore(self.bucket.store, process), self.bucket.publisher, cache_bytes=100_000).process(batch)
+        await CityStatsConsumer(
+            GatedStore(self.bucket.store, process), self.bucket.publisher, cache_bytes=100_000
+        ).process(batch)
         if (await self.live_summary()).ledger[CityId(str(city))].revision < revision:
             self.failures.append(f"{process.name} has folded revision {revision}, which is not live")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from services.aggregate.bucket_reader import Dates
-from services.aggregate.requests.consumer import Sweep
+from services.aggregate.requests.requeue import Requeue
 from shared.domain.ids import utc_now
 from shared.kafka.producer import KafkaPublisher
 from shared.runtime.settings import Settings
@@ -68,5 +68,5 @@ async def recover(settings: Settings) -> Recovered:
         async for one in republish(store, publisher, Dates()):
             events, dates = events + one.events, dates + 1
             unreadable += one.unreadable
-        requests = await Sweep(store, publisher, clock=utc_now, after=AT_ONCE, wait_max=AT_ONCE).once()
+        requests = await Requeue(store, publisher, clock=utc_now, after=AT_ONCE, wait_max=AT_ONCE).once()
     return Recovered(events=events, dates=dates, requests=requests, unreadable=tuple(unreadable))

@@ -19,7 +19,7 @@ from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
-from services.aggregate.replay.topic_reader import Replay
+from services.aggregate.replay.topic_reader import TopicReader
 from shared.domain.errors import OperatorError
 from shared.domain.topics import Topic
 from shared.kafka.producer import (
@@ -47,7 +47,7 @@ _ID = re.compile(r"[0-9]{1,9}/[0-9]{1,18}")
 
 _Order = tuple[dt.datetime, int, int]
 
-OpenTopic = Callable[[], AbstractAsyncContextManager[Replay]]
+OpenTopic = Callable[[], AbstractAsyncContextManager[TopicReader]]
 """Opens the topic for reading once."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from services.aggregate.replay.generations import rebuild_age_s
-from services.aggregate.replay.topic_reader import KafkaReplay, Replay
+from services.aggregate.replay.topic_reader import KafkaTopicReader, TopicReader
 from services.ingest.planner.city_list import InvalidCityList, parse_city_list
 from services.ingest.upstream.client import HttpUpstream, PermanentUpstreamError, TransientUpstreamError, UpstreamDown
 from services.ingest.upstream.retry import CircuitBreaker
@@ -186,7 +186,7 @@ async def rebuild_mark(store: AdminObjectStore) -> str:
 async def _consuming(settings: Settings, store: ObjectStore) -> str:
     blocking: list[str] = []
     for topic, group in GROUPS.items():
-        replay = KafkaReplay(settings, topic, after_commits_of=group, records_max=WAITING_RECORDS_MAX)
+        replay = KafkaTopicReader(settings, topic, after_commits_of=group, records_max=WAITING_RECORDS_MAX)
         try:
             blocking += await newer_records(store, replay)
         finally:
@@ -196,7 +196,7 @@ async def _consuming(settings: Settings, store: ObjectStore) -> str:
     return "no record of a later schema version waits"
 
 
-async def newer_records(store: ObjectStore, replay: Replay) -> list[str]:
+async def newer_records(store: ObjectStore, replay: TopicReader) -> list[str]:
     """Name the records of a later schema version that no operator has marked to be skipped."""
     told: list[str] = []
     await replay.take_end()
@@ -233,14 +233,14 @@ async def city_list(settings: Settings) -> str:
 
 
 async def _lineage_of(settings: Settings, store: ObjectStore) -> str:
-    replay = KafkaReplay(settings, Topic.CITY_STATS, last_records_max=LINEAGE_RECORDS_MAX)
+    replay = KafkaTopicReader(settings, Topic.CITY_STATS, last_records_max=LINEAGE_RECORDS_MAX)
     try:
         return await epoch(store, replay)
     finally:
         await replay.close()
 
 
-async def epoch(store: ObjectStore, replay: Replay) -> str:
+async def epoch(store: ObjectStore, replay: TopicReader) -> str:
     """Compare the revisions at the end of the topic with what the bucket would mint next.
 
     Raises Unfit if the bucket would mint a revision that the topic has seen, as after a restored backup: consumers

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 from rich.table import Table
 
-from services.aggregate.replay.topic_reader import KafkaReplay, Replay
+from services.aggregate.replay.topic_reader import KafkaTopicReader, TopicReader
 from services.api.requests.service import RequestDetail, RequestOverview
 from shared.domain import bitmap
 from shared.domain.errors import OperatorError
@@ -289,8 +289,8 @@ def retry_letters(
 
 def _dead_letters(settings: Settings, depth: int) -> OpenTopic:
     @contextlib.asynccontextmanager
-    async def open_topic() -> AsyncIterator[Replay]:
-        replay = KafkaReplay(settings, Topic.DEAD_LETTERS, last_records_max=depth)
+    async def open_topic() -> AsyncIterator[TopicReader]:
+        replay = KafkaTopicReader(settings, Topic.DEAD_LETTERS, last_records_max=depth)
         try:
             yield replay
         finally:

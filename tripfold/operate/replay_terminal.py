@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from services.aggregate.bucket_reader import Dates
-from services.aggregate.replay.topic_reader import KafkaReplay
+from services.aggregate.replay.topic_reader import KafkaTopicReader
 from shared.domain.contribution import Contribution
 from shared.domain.ids import CityId, CountrySlug, utc_now
 from shared.domain.topics import Topic
@@ -74,10 +74,10 @@ class _Bars:
         self._show(done, max(done, total), f"{done / elapsed_s:,.0f} a second")
 
 
-def _open_topics(settings: Settings) -> Callable[[Topic], contextlib.AbstractAsyncContextManager[KafkaReplay]]:
+def _open_topics(settings: Settings) -> Callable[[Topic], contextlib.AbstractAsyncContextManager[KafkaTopicReader]]:
     @contextlib.asynccontextmanager
-    async def open_topic(topic: Topic) -> AsyncIterator[KafkaReplay]:
-        replay = KafkaReplay(settings, topic)
+    async def open_topic(topic: Topic) -> AsyncIterator[KafkaTopicReader]:
+        replay = KafkaTopicReader(settings, topic)
         try:
             yield replay
         finally:

@@ -15,8 +15,9 @@ from concurrent.futures import Executor
 
 import msgspec
 
-from services.aggregate.audit.repair import StillContended, publish_as_stored
+from services.aggregate.audit.repair import TooManyConflicts
 from services.aggregate.bucket_reader import Dates, known_dates, read_summaries
+from services.aggregate.summary_writer import publish_as_stored
 from services.ingest.parsing.trips import RULE_VERSION
 from services.ingest.worker.manifest import reprocessed, would_fold_alike
 from services.ingest.worker.streaming import FileRefused, Meter, Streamed, stream_file
@@ -179,7 +180,7 @@ class Reprocess:
                 continue  # another file came in, or our own swap happened and its answer was lost
             await self._publish(key)
             return _told(previous, revision_after=following.revision, after=following.contribution)
-        raise StillContended(f"{key} was written by others {TRIES_MAX} times: try again later")
+        raise TooManyConflicts(f"{key} was written by others {TRIES_MAX} times: try again later")
 
     async def _published_again(self, key: str, manifest: Manifest) -> Reprocessed | None:
         if self._dry_run:

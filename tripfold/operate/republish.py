@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 
-from services.aggregate.audit.repair import publish_as_stored, publish_summary
-from services.aggregate.bucket_reader import TRUTH, Dates, events_of_whole_plan, known_dates
+from services.aggregate.bucket_reader import SOURCE_PREFIXES, Dates, events_of_whole_plan, known_dates
+from services.aggregate.summary_writer import publish_as_stored, publish_summary
 from shared.domain import keys, objects
 from shared.domain.events import Event
 from shared.domain.objects import CorruptObject, Manifest, Plan
@@ -39,7 +39,7 @@ class RepublishedDate(msgspec.Struct, frozen=True, kw_only=True):
 async def republish(store: ObjectStore, publisher: Publisher, dates: Dates) -> AsyncIterator[RepublishedDate]:
     """Publish the plans, manifests and live summaries of a range of dates, in the order of the dates."""
     live = (await read_current(store)).live
-    found = await known_dates(store, dates, *TRUTH, keys.summaries_of_generation(live))
+    found = await known_dates(store, dates, *SOURCE_PREFIXES, keys.summaries_of_generation(live))
     for done, date in enumerate(found, 1):
         unreadable: dict[str, str] = {}
 

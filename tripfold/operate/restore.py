@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
-from services.aggregate.audit.repair import publish_as_stored
 from services.aggregate.bucket_reader import Dates, events_of_whole_plan
-from services.aggregate.replay.topic_reader import Replay
+from services.aggregate.replay.topic_reader import TopicReader
+from services.aggregate.summary_writer import publish_as_stored
 from services.ingest.worker.manifest import reissued, reissued_plan
 from shared.domain import events, keys, objects
 from shared.domain.errors import OperatorError
@@ -80,7 +80,7 @@ def seconds_of(now: dt.datetime) -> int:
     return int((now - EPOCH).total_seconds())
 
 
-async def highest_of(replay: Replay, report: Callable[[int, int], None]) -> TopicHighest:
+async def highest_of(replay: TopicReader, report: Callable[[int, int], None]) -> TopicHighest:
     """Read the whole topic; return the highest revision in it."""
     total = await replay.take_end()
     highest, key, records = 0, "", 0

@@ -16,12 +16,12 @@ from services.aggregate.audit.compare import RAW_OBJECT, Difference
 from services.aggregate.audit.repair import Repaired, repair_dates
 from services.aggregate.audit.verify import verify_dates
 from services.aggregate.bucket_reader import Dates
-from services.aggregate.memory import tune_collector
+from services.aggregate.consumer import tune_collector
 from services.aggregate.replay import generations
 from services.aggregate.replay.diff import Side
 from services.aggregate.replay.generations import Generation, drop, list_generations
 from services.aggregate.replay.rebuild import Rebuild, Rebuilt
-from services.aggregate.replay.topic_reader import KafkaReplay, PairReplay
+from services.aggregate.replay.topic_reader import KafkaTopicReader, PairReader
 from shared.domain.ids import utc_now
 from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaPublisher
@@ -135,7 +135,7 @@ def rebuild(*, from_kafka: bool, dry_run: bool, take_over: bool, as_json: bool) 
     async def run() -> Rebuilt:
         if not from_kafka:
             return await _run_rebuild(settings, take_over=take_over, dry_run=dry_run)
-        replay = KafkaReplay(settings, Topic.CITY_STATS)
+        replay = KafkaTopicReader(settings, Topic.CITY_STATS)
         try:
             return await _run_rebuild(settings, take_over=take_over, dry_run=dry_run, replay=replay)
         finally:
@@ -182,7 +182,7 @@ def activate(number: int, *, dry_run: bool, take_over: bool, as_json: bool) -> N
 
 
 async def _run_rebuild(
-    settings: Settings, *, take_over: bool, dry_run: bool, replay: PairReplay | None = None, seed: int | None = None
+    settings: Settings, *, take_over: bool, dry_run: bool, replay: PairReader | None = None, seed: int | None = None
 ) -> Rebuilt:
     tune_collector()
     token = uuid.uuid4().hex

@@ -17,9 +17,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 
 import msgspec
 
-from services.aggregate.bucket_reader import TRUTH, Dates, known_dates, read_events, read_summaries
-from services.aggregate.consumer import summary_event
-from services.aggregate.replay.topic_reader import Rereadable
+from services.aggregate.bucket_reader import SOURCE_PREFIXES, Dates, known_dates, read_events, read_summaries
+from services.aggregate.replay.topic_reader import RewindableReader
+from services.aggregate.summary_writer import summary_event
 from shared.domain import keys, objects
 from shared.domain.events import Event
 from shared.domain.objects import CorruptObject, Summary
@@ -34,7 +34,7 @@ LOOKS_MAX = 4
 COMPACTED = (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES)
 
 Wait = Callable[[int], Awaitable[None]]
-OpenTopic = Callable[[Topic], contextlib.AbstractAsyncContextManager[Rereadable]]
+OpenTopic = Callable[[Topic], contextlib.AbstractAsyncContextManager[RewindableReader]]
 Report = Callable[[str, int, int], None]
 """Told how far a step is: its name, how much is done, of how much."""
 
@@ -77,13 +77,13 @@ class TopicAudit:
                 async for audited in self._of_group(topic, reader, group):
                     yield audited
 
-    async def _groups(self, topic: Topic, reader: Rereadable, dates: Dates) -> list[list[dt.date]]:
+    async def _groups(self, topic: Topic, reader: RewindableReader, dates: Dates) -> list[list[dt.date]]:
         """Divide all dates into groups of which each can be held in memory; the topic is counted once for it."""
         records: Counter[dt.date] = Counter()
         async for batch in self._read(topic, reader, "counting"):
             records.update(date for record in batch if (date := date_of(record)) is not None and date in dates)
         live = (await read_current(self._store)).live
-        of_bucket = TRUTH if topic is Topic.CITY_STATS else (keys.summaries_of_generation(live),)
+        of_bucket = SOURCE_PREFIXES if topic is Topic.CITY_STATS else (keys.summaries_of_generation(live),)
         found = sorted({*records, *await known_dates(self._store, dates, *of_bucket)})
         groups: list[list[dt.date]] = []
         held = 0
@@ -95,7 +95,9 @@ class TopicAudit:
             held += records[date]
         return groups or [[]]  # without any date the topic is read all the same: it may hold what cannot be read
 
-    async def _of_group(self, topic: Topic, reader: Rereadable, dates: list[dt.date]) -> AsyncIterator[AuditedDate]:
+    async def _of_group(
+        self, topic: Topic, reader: RewindableReader, dates: list[dt.date]
+    ) -> AsyncIterator[AuditedDate]:
         await reader.rewind()
         seen = LastRecords(frozenset(dates), self.unread)
         async for batch in self._read(topic, reader, "reading"):
@@ -118,7 +120,7 @@ class TopicAudit:
             if not pending:
                 return
 
-    async def _read(self, topic: Topic, reader: Rereadable, step: str) -> AsyncIterator[Sequence[ConsumedRecord]]:
+    async def _read(self, topic: Topic, reader: RewindableReader, step: str) -> AsyncIterator[Sequence[ConsumedRecord]]:
         total = await reader.take_end()
         done = 0
         async for batch in reader.read():

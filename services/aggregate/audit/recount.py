@@ -37,7 +37,7 @@ _WHITE_SPACE = " \t\r\n"
 ARRAY = RecordsForm()
 
 
-class NotCountable(ValueError):
+class AuditParseError(ValueError):
     """The file is not of its form: the message says where it stops being it."""
 
 
@@ -55,7 +55,7 @@ class Recount(msgspec.Struct, frozen=True, kw_only=True):
     first_bad: str
 
 
-class Counter:
+class AuditParser:
     """Counts one file of one date (``YYYY-MM-DD``), fed chunk by chunk. No more than one record and a chunk is kept."""
 
     def __init__(self, date: str, *, form: RecordsForm = ARRAY, other_dates_are_bad: bool = False) -> None:
@@ -81,13 +81,13 @@ class Counter:
         return self._sums[0] + self._bad_records
 
     def feed(self, chunk: bytes) -> None:
-        """Count the records that end in this chunk. Raises NotCountable."""
+        """Count the records that end in this chunk. Raises AuditParseError."""
         self._sha256.update(chunk)
         self._size_bytes += len(chunk)
         self._take(self._decode(chunk, last=False))
 
     def end(self) -> Recount:
-        """Return what the whole file holds. Raises NotCountable if it stops in its middle."""
+        """Return what the whole file holds. Raises AuditParseError if it stops in its middle."""
         self._take(self._decode(b"", last=True) + "\n")
         if not self._form.is_lines:
             self._expect(self._ended, "the end of the array")
@@ -109,7 +109,7 @@ class Counter:
         try:
             return self._text.decode(chunk, last)
         except UnicodeDecodeError as error:
-            raise NotCountable(f"not UTF-8 after {self._records} records: {error.reason}") from error
+            raise AuditParseError(f"not UTF-8 after {self._records} records: {error.reason}") from error
 
     def _take(self, more: str) -> None:
         text = self._rest + more
@@ -120,7 +120,7 @@ class Counter:
             place = self._take_array(text, place)
         self._rest = text[place:]
         if len(self._rest) > RECORD_CHARACTERS_MAX:
-            raise NotCountable(f"what follows {self._records} records is too long")
+            raise AuditParseError(f"what follows {self._records} records is too long")
 
     def _open(self, text: str) -> int:
         """Go behind the bracket of the array, if it is there; return how much of the text is done with."""
@@ -170,7 +170,7 @@ class Counter:
                 record, end = self._json.raw_decode(text, place)
             except json.JSONDecodeError as error:
                 if len(text) - place > RECORD_CHARACTERS_MAX:
-                    raise NotCountable(f"record {self._records + 1} is not JSON: {error}") from error
+                    raise AuditParseError(f"record {self._records + 1} is not JSON: {error}") from error
                 break  # it may end in a later chunk
             if end == len(text):
                 break  # so may a number
@@ -185,7 +185,7 @@ class Counter:
                 try:
                     self._count(json.loads(line))
                 except json.JSONDecodeError as error:
-                    raise NotCountable(f"record {self._records + 1} is not JSON: {error}") from error
+                    raise AuditParseError(f"record {self._records + 1} is not JSON: {error}") from error
         return end
 
     def _close(self) -> None:
@@ -193,7 +193,7 @@ class Counter:
         try:
             json.loads(self._before + self._rest)
         except json.JSONDecodeError as error:
-            raise NotCountable(f"expected the end of the document after {self._records} records: {error}") from error
+            raise AuditParseError(f"expected the end of the document after {self._records} records: {error}") from error
 
     def _count(self, record: Any) -> None:
         try:
@@ -227,7 +227,7 @@ class Counter:
 
     def _expect(self, fulfilled: bool, what: str) -> None:
         if not fulfilled:
-            raise NotCountable(f"expected {what} after {self._records} records")
+            raise AuditParseError(f"expected {what} after {self._records} records")
 
 
 def _skip(text: str, place: int) -> int:

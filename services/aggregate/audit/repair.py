@@ -12,20 +12,19 @@ ledger and manifest say different things under one revision, one of them was dam
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator
 
 import msgspec
 
 from services.aggregate.audit.compare import LEDGER_ENTRY, Difference
 from services.aggregate.audit.verify import Look, Wait, look_at, verify_dates, verify_raw_object
 from services.aggregate.bucket_reader import Dates
-from services.aggregate.consumer import summary_event
 from services.aggregate.fold import empty_summary
+from services.aggregate.summary_writer import publish_summary
 from shared.domain import keys, objects
-from shared.domain.events import Event
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import CorruptObject, NewerObject, Summary
-from shared.kafka.producer import OutgoingEvent, Publisher
+from shared.kafka.producer import Publisher
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.retry import DependencyUnavailable
 from shared.storage.generation_pointer import read_current
@@ -38,7 +37,7 @@ RECOUNTED_MAX = 20
 RECOUNTS_AT_ONCE_MAX = 4
 
 
-class StillContended(DependencyUnavailable):
+class TooManyConflicts(DependencyUnavailable):
     """An object is being written by others so often that it could not be swapped."""
 
 
@@ -110,7 +109,7 @@ async def repair_date(
             await publish_summary(store, publisher, look.generation, date, country)
         if not contended and (await read_current(store)).live == look.generation:
             return list(repaired.values())
-    raise StillContended(f"summaries of {date} were written by others {TRIES_MAX} times: try again later")
+    raise TooManyConflicts(f"summaries of {date} were written by others {TRIES_MAX} times: try again later")
 
 
 async def _reason_to_refuse(
@@ -225,41 +224,3 @@ def _version_of(look: Look, country: CountrySlug) -> int | None:
         return objects.decode(Summary, found.body, "").version
     except CorruptObject:
         return None
-
-
-async def publish_summary(
-    store: ObjectStore, publisher: Publisher, generation: int, date: dt.date, country: CountrySlug
-) -> int:
-    """Publish a live summary as it is stored, and again if another generation was made live meanwhile.
-
-    ``generation`` is the one that was live when the caller looked. Returns how many events the summary stands for.
-    """
-
-    def events_of(body: bytes) -> list[Event]:
-        summary = objects.decode(Summary, body, "a summary")
-        return [summary_event(summary)] if summary.version else []
-
-    while True:
-        published = await publish_as_stored(store, publisher, keys.summary(generation, date, country), events_of)
-        live = (await read_current(store)).live
-        if live == generation:
-            return published
-        generation = live
-
-
-async def publish_as_stored(
-    store: ObjectStore, publisher: Publisher, key: str, events_of: Callable[[bytes], Iterable[Event]]
-) -> int:
-    """Publish what an object stands for, and again if it changed meanwhile; return how many events that is.
-
-    Otherwise these records might come after those of the change, and be what compaction keeps.
-    """
-    found = await store.get(key)
-    while found is not None:
-        outgoing = [OutgoingEvent(event) for event in events_of(found.body)]
-        await publisher.publish(outgoing)
-        again = await store.get(key, first_bytes=1)
-        if again is not None and again.etag == found.etag:
-            return len(outgoing)
-        found = await store.get(key)
-    return 0

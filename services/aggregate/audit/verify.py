@@ -16,8 +16,15 @@ import msgspec
 
 from services.aggregate.audit import compare
 from services.aggregate.audit.compare import Difference
-from services.aggregate.audit.recount import Counter, NotCountable, Recount
-from services.aggregate.bucket_reader import TRUTH, DateEvents, Dates, known_dates, read_events, read_summaries
+from services.aggregate.audit.recount import AuditParseError, AuditParser, Recount
+from services.aggregate.bucket_reader import (
+    SOURCE_PREFIXES,
+    DateEvents,
+    Dates,
+    known_dates,
+    read_events,
+    read_summaries,
+)
 from shared.domain import keys, objects
 from shared.domain.events import CityDayStats
 from shared.domain.file_rules import RecordsForm
@@ -106,7 +113,7 @@ async def verify_dates(
     Dates with something in flight come last, looked at until nothing is in flight, at most LOOKS_MAX times.
     """
     live = (await read_current(store)).live
-    known = await known_dates(store, dates, *TRUTH, keys.summaries_of_generation(live))
+    known = await known_dates(store, dates, *SOURCE_PREFIXES, keys.summaries_of_generation(live))
     done = 0
     pending = known
     for look_number in range(1, LOOKS_MAX + 1):
@@ -182,13 +189,13 @@ async def verify_raw_object(
         expired = raw_expired_before is not None and manifest.raw_stored_at < raw_expired_before
         what = compare.RAW_EXPIRED if expired else compare.RAW_OBJECT
         return [compare.of_raw_object(manifest, what=what, found="nothing", expected=manifest.raw_key)]
-    except NotCountable as error:
+    except AuditParseError as error:
         return [compare.of_raw_object(manifest, what=compare.RAW_OBJECT, found=str(error), expected="a trip file")]
     return compare.raw_differences(manifest, recount)
 
 
 async def _recount(store: AdminObjectStore, manifest: Manifest) -> Recount:
-    counter = Counter(
+    counter = AuditParser(
         manifest.date.isoformat(),
         form=RecordsForm.parse(manifest.records_form),
         other_dates_are_bad=manifest.other_dates_are_bad,

@@ -12,24 +12,24 @@ import math
 
 import msgspec
 
-from shared.domain import keys, objects
+from shared.domain import keys
 from shared.domain.errors import OperatorError
 from shared.domain.objects import GenerationPointer
 from shared.runtime import metrics
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.retry import Retrier
-from shared.storage.generation_pointer import read_current, read_pointer
-from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectStore
+from shared.storage.generation_pointer import read_current, update_pointer
+from shared.storage.object_store import AdminObjectStore, ObjectStore
 
 DELETES_AT_ONCE_MAX = 16
 WATCH_INTERVAL_S = 60.0
 
 
-class RebuildUnderWay(OperatorError):
+class RebuildInProgress(OperatorError):
     """The pointer names a building generation, so another rebuild runs, or died and left it."""
 
 
-class RebuildLost(OperatorError):
+class RebuildTakenOver(OperatorError):
     """This rebuild's token is no longer the pointer's: another rebuild took over, so this one must not flip."""
 
 
@@ -61,58 +61,51 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 async def begin(store: AdminObjectStore, token: str, *, take_over: bool) -> GenerationPointer:
     """Make a number that was never used the building generation, under ``token``; return the pointer.
 
-    Raises RebuildUnderWay if another is being built, unless it is to be taken over.
+    Raises RebuildInProgress if another is being built, unless it is to be taken over.
     """
-    while True:
-        current, etag = await read_pointer(store)
+
+    async def change(current: GenerationPointer) -> GenerationPointer:
         if current.token == token:
-            return current  # an earlier try of this very swap had happened
+            return current  # the swap of an earlier try had happened
         if current.building is not None and not take_over:
             age_s = await _pointer_age_s(store)
-            raise RebuildUnderWay(
-                f"a rebuild into generation {current.building} was begun {age_s:.0f} s ago. If it runs, wait for its "
-                f"end. If it died, start this one with --take-over, or clear its mark with 'tripfold rebuild --abandon'"
+            raise RebuildInProgress(
+                f"a rebuild into generation {current.building} began {age_s:.0f} s ago. If it still runs, wait for its "
+                f"end. If it crashed, start this one with --take-over, or run 'tripfold rebuild --abandon'"
             )
         number = current.highest + 1
-        begun = GenerationPointer(live=current.live, building=number, token=token, highest=number)
-        try:
-            await store.compare_and_swap(keys.CURRENT, objects.encode(begun), etag=etag)
-        except CasConflict:
-            continue
-        return begun
+        return GenerationPointer(live=current.live, building=number, token=token, highest=number)
+
+    return await update_pointer(store, change)
 
 
 async def flip(store: ObjectStore, token: str, number: int) -> None:
-    """Make the generation that was built under ``token`` the live one. Raises RebuildLost if it is another's turn."""
-    while True:
-        current, etag = await read_pointer(store)
+    """Make the generation that was built under ``token`` the live one.
+
+    Raises RebuildTakenOver if the pointer has the token of another rebuild.
+    """
+
+    async def change(current: GenerationPointer) -> GenerationPointer:
         if current.live == number:
-            return  # an earlier try of this very swap had happened
+            return current  # the swap of an earlier try had happened
         if current.token != token or current.building != number:
-            raise RebuildLost(
-                f"generation {number} is not made live: another rebuild took over while it was being built"
+            raise RebuildTakenOver(
+                f"generation {number} was not made live: another rebuild took over while it was being built"
             )
-        flipped = GenerationPointer(live=number, highest=current.highest)
-        try:
-            await store.compare_and_swap(keys.CURRENT, objects.encode(flipped), etag=etag)
-        except CasConflict:
-            continue
-        return
+        return GenerationPointer(live=number, highest=current.highest)
+
+    await update_pointer(store, change)
 
 
 async def abandon(store: ObjectStore, token: str) -> None:
     """Take the building generation back if it still is that of ``token``; the live one stays."""
-    while True:
-        current, etag = await read_pointer(store)
+
+    async def change(current: GenerationPointer) -> GenerationPointer:
         if current.building is None or current.token != token:
-            return
-        try:
-            await store.compare_and_swap(
-                keys.CURRENT, objects.encode(GenerationPointer(live=current.live, highest=current.highest)), etag=etag
-            )
-        except CasConflict:
-            continue
-        return
+            return current
+        return GenerationPointer(live=current.live, highest=current.highest)
+
+    await update_pointer(store, change)
 
 
 async def rebuild_age_s(store: AdminObjectStore) -> float | None:
@@ -134,7 +127,7 @@ async def watch_rebuild(store: AdminObjectStore, retrier: Retrier) -> None:
 
 async def list_generations(store: ObjectStore) -> list[Generation]:
     """Return the generations that there are, with the number and size of their summaries."""
-    current, _ = await read_pointer(store)
+    current = await read_current(store)
     found = []
     for number in range(1, current.highest + 1):
         summaries = size_bytes = 0
@@ -154,7 +147,7 @@ async def drop(store: AdminObjectStore, number: int, *, grace: dt.timedelta) -> 
     Raises NoSuchGeneration, and GenerationInUse for the live and the building one, and while the pointer has stood for
     less than ``grace``: a reader or an aggregate that is slow may not have seen it yet.
     """
-    current, _ = await read_pointer(store)
+    current = await read_current(store)
     state = _state(current, number)
     if state is not GenerationState.OLD:
         raise GenerationInUse(f"generation {number} is {state.value}: it cannot be dropped")

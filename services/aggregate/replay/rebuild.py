@@ -26,13 +26,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from services.aggregate.audit.repair import publish_summary
-from services.aggregate.bucket_reader import TRUTH, Dates, known_dates, read_events, read_summaries
-from services.aggregate.consumer import SummaryWriter
+from services.aggregate.bucket_reader import SOURCE_PREFIXES, Dates, known_dates, read_events, read_summaries
 from services.aggregate.fold import StatEvent, as_stat_event
 from services.aggregate.replay import generations
 from services.aggregate.replay.diff import Change, change_of
-from services.aggregate.replay.topic_reader import Pair, PairReplay
+from services.aggregate.replay.topic_reader import Pair, PairReader
+from services.aggregate.summary_writer import SummaryWriter, publish_summary
 from shared.domain import events, keys, objects
 from shared.domain.errors import OperatorError
 from shared.domain.events import NewerContract, PoisonRecord
@@ -57,7 +56,7 @@ Report = Callable[[str, int, int, int], None]
 """Told how far a step is: its name, how much is done, of how much, and the events that were read so far."""
 
 
-class Unrebuildable(OperatorError):
+class RebuildRefused(OperatorError):
     """Something that the summaries are made from cannot be read, so a generation without it would be wrong."""
 
 
@@ -128,7 +127,7 @@ class Rebuild:
         *,
         token: str,
         report: Report,
-        replay: PairReplay | None = None,
+        replay: PairReader | None = None,
         seed: int | None = None,
         held_bytes_max: int = HELD_BYTES_MAX,
     ) -> None:
@@ -148,14 +147,14 @@ class Rebuild:
     async def run(self, *, take_over: bool = False, dry_run: bool = False) -> Rebuilt:
         """Rebuild. With ``dry_run`` it ends before the flip, and what was built is deleted.
 
-        Raises RebuildUnderWay, RebuildLost, Unrebuildable, and whatever S3 and Kafka raise; the live generation is
-        then as it was.
+        Raises RebuildInProgress, RebuildTakenOver, RebuildRefused and the errors of S3 and Kafka. The live generation
+        then stays as it was.
         """
         if self._seed is not None:
             await generations.require_summaries(self._store, self._seed)
         try:
             rebuilt = await self._build(take_over=take_over, dry_run=dry_run)
-        except generations.RebuildUnderWay:
+        except generations.RebuildInProgress:
             raise
         except (Exception, asyncio.CancelledError):
             with contextlib.suppress(DependencyUnavailable):
@@ -195,7 +194,7 @@ class Rebuild:
             refused=refused,
         )
 
-    async def _fold_topic(self, replay: PairReplay, number: int) -> None:
+    async def _fold_topic(self, replay: PairReader, number: int) -> None:
         total = await replay.take_end()
         done = 0
         self._report("reading the topic", done, total, self._events)
@@ -250,7 +249,7 @@ class Rebuild:
             self._report(f"copying generation {seed}", done, len(dates), self._events)
 
     async def _fold_bucket(self, number: int) -> None:
-        dates = await known_dates(self._store, EVERY_DATE, *TRUTH)
+        dates = await known_dates(self._store, EVERY_DATE, *SOURCE_PREFIXES)
         for done, date in enumerate(dates, 1):
             by_country = await self._bucket_events(date)
             await self._fold_groups(number, list(by_country.values()))
@@ -260,7 +259,7 @@ class Rebuild:
     async def _bucket_events(self, date: dt.date) -> dict[CountrySlug, list[StatEvent]]:
         read = await read_events(self._store, date)
         if read.unreadable:
-            raise Unrebuildable("; ".join(reason for _, reason in sorted(read.unreadable.items())))
+            raise RebuildRefused("; ".join(reason for _, reason in sorted(read.unreadable.items())))
         return dict(sorted(read.by_country.items()))
 
     async def _fold_groups(self, number: int, groups: Sequence[Sequence[StatEvent]]) -> None:
@@ -300,7 +299,7 @@ class Rebuild:
 
         A record may come after a newer one of its key: the aggregates see that and publish the newer again.
         """
-        dates = await known_dates(self._store, EVERY_DATE, *TRUTH, keys.summaries_of_generation(number))
+        dates = await known_dates(self._store, EVERY_DATE, *SOURCE_PREFIXES, keys.summaries_of_generation(number))
         for done, date in enumerate(dates, 1):
             by_country = await self._bucket_events(date)
             await self._publisher.publish(OutgoingEvent(event) for group in by_country.values() for event in group)
@@ -334,6 +333,6 @@ def _decode(found: StoredObject | None, key: str) -> Summary | None:
     try:
         return objects.decode(Summary, found.body, key)
     except NewerObject as error:
-        raise Unrebuildable(str(error)) from error
+        raise RebuildRefused(str(error)) from error
     except CorruptObject:
         return None

@@ -39,29 +39,29 @@ class _Ended(Protocol):
         """Note where the topic ends now; return how many offsets lie between what was read and that."""
 
 
-class Replay(_Ended, Protocol):
+class TopicReader(_Ended, Protocol):
     """A topic to be read once more."""
 
     def read(self) -> AsyncIterator[Sequence[ConsumedRecord]]:
         """Read all records before the end that was taken, in batches, from where the reading before ended."""
 
 
-class PairReplay(_Ended, Protocol):
+class PairReader(_Ended, Protocol):
     """A topic to be read once more, of each record the key and the value alone: that takes much less time."""
 
     def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
         """Read all pairs before the end that was taken, in batches, from where the reading before ended."""
 
 
-class Rereadable(Replay, Protocol):
-    """A Replay that can begin again."""
+class RewindableReader(TopicReader, Protocol):
+    """A TopicReader that can begin again."""
 
     async def rewind(self) -> None:
         """Go back to the beginning of the topic."""
 
 
-class KafkaReplay:
-    """A Replay and a PairReplay over Kafka: a consumer in no group, which commits nothing and disturbs no service.
+class KafkaTopicReader:
+    """A TopicReader and a PairReader over Kafka: a consumer in no group, which commits nothing and disturbs no service.
 
     With ``last_records_max`` it begins so many records before the end of each partition. With ``after_commits_of`` it
     begins where that consumer group has committed, and reads ``records_max`` offsets of each partition at most.

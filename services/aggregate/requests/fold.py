@@ -46,7 +46,7 @@ def fold_progress(record: RequestRecord, folded: Iterable[ProgressEvent], now: d
     return msgspec.structs.replace(result, version=record.version + 1, updated_at=now)
 
 
-def is_progress_event(event: Event) -> ProgressEvent:
+def as_progress_event(event: Event) -> ProgressEvent:
     """Return ``event`` as one of a request's progress; its topic holds no other types."""
     assert isinstance(event, ProgressEvent)
     return event

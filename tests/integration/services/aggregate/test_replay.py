@@ -22,7 +22,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from services.aggregate.replay.rebuild import Rebuild
-from services.aggregate.replay.topic_reader import FETCH_BYTES_MAX, KafkaReplay, Pair
+from services.aggregate.replay.topic_reader import FETCH_BYTES_MAX, KafkaTopicReader, Pair
 from shared.domain import events, keys, objects
 from shared.domain.contribution import Contribution
 from shared.domain.events import Event
@@ -74,7 +74,7 @@ async def last_records(settings: Settings) -> dict[tuple[Topic, bytes | None], b
     """Return the last record of each key of the compacted topics: what compaction keeps."""
     kept: dict[tuple[Topic, bytes | None], bytes | None] = {}
     for topic in COMPACTED:
-        replay = KafkaReplay(settings, topic)
+        replay = KafkaTopicReader(settings, topic)
         try:
             await replay.take_end()
             async for batch in replay.read():
@@ -138,7 +138,7 @@ async def test_a_record_may_be_larger_than_a_fetch(settings: Settings) -> None:
     async with KafkaPublisher(settings, source="test") as publisher:
         for value in values:
             await publisher.publish_record(Topic.CITY_STATS, key=b"2024-05-01/armenia/1", value=value, headers=())
-    replay = KafkaReplay(settings, Topic.CITY_STATS)
+    replay = KafkaTopicReader(settings, Topic.CITY_STATS)
     try:
         assert await replay.take_end() == len(values)
         assert [value async for batch in replay.read_pairs() for _, value in batch] == values

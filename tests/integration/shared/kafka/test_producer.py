@@ -19,7 +19,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from faststream.kafka import KafkaBroker
 
-from services.aggregate.replay.topic_reader import KafkaReplay, PairReplay, Replay
+from services.aggregate.replay.topic_reader import KafkaTopicReader, PairReader, TopicReader
 from shared.domain import events
 from shared.domain.events import CityDayRetracted, ProcessRequested
 from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
@@ -38,7 +38,7 @@ from shared.kafka.producer import (
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier, Stopping
 from shared.runtime.settings import Settings
-from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryReplay
+from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryTopicReader
 from tests.integration.conftest import KAFKA_VARIABLE
 from tests.integration.running import eventually
 
@@ -64,7 +64,7 @@ class LogPublisher(Publisher, RecordPublisher, Protocol):
     """Both ways to publish."""
 
 
-class Rereading(Replay, PairReplay, Protocol):
+class Rereading(TopicReader, PairReader, Protocol):
     """Both ways to read a topic once more."""
 
 
@@ -116,7 +116,7 @@ class FakeLog:
 
     @contextlib.asynccontextmanager
     async def replay(self, topic: Topic) -> AsyncIterator[Rereading]:
-        yield MemoryReplay.of(self._log, topic)
+        yield MemoryTopicReader.of(self._log, topic)
 
     async def compact(self, topic: Topic) -> None:
         self._log.compact(topic)
@@ -188,7 +188,7 @@ class KafkaLog:
 
     @contextlib.asynccontextmanager
     async def replay(self, topic: Topic) -> AsyncIterator[Rereading]:
-        replay = KafkaReplay(self._settings, topic)
+        replay = KafkaTopicReader(self._settings, topic)
         try:
             yield replay
         finally:

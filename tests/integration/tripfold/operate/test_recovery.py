@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from services.aggregate.replay.topic_reader import KafkaReplay
+from services.aggregate.replay.topic_reader import KafkaTopicReader
 from shared.domain import keys
 from shared.domain.ids import CityId
 from shared.domain.topics import Topic
@@ -120,7 +120,7 @@ async def test_dead_letters_are_found_and_sent_back(settings: Settings) -> None:
     assert (code, "sent back to process-requests" in out) == (0, True), err
     code, _, err = await tripfold(settings, "dead-letters", "retry", letter["id"])
     assert (code, "already sent back" in err) == (1, True)
-    replay = KafkaReplay(settings, Topic.PROCESS_REQUESTS)
+    replay = KafkaTopicReader(settings, Topic.PROCESS_REQUESTS)
     assert await replay.take_end() == 1
     (sent,) = [record async for batch in replay.read() for record in batch]
     await replay.close()

@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 
-from services.aggregate.consumer import ALONE_S, Folder, SummaryWriter
+from services.aggregate.consumer import ALONE_S, CityStatsConsumer
 from services.aggregate.fold import as_stat_event
 from services.aggregate.replay.generations import begin
+from services.aggregate.summary_writer import SummaryWriter
 from shared.domain import events, keys, objects
 from shared.domain.events import Cause, CityFolded, CountryDaySummary, Event
 from shared.domain.ids import CountrySlug
@@ -42,7 +43,7 @@ class Aggregate:
         self._bucket = bucket
         self.now_s = 0.0
         self.publisher = LatePublisher(bucket)
-        self._folder = Folder(bucket.store, self.publisher, cache_bytes=100_000, clock_s=lambda: self.now_s)
+        self._folder = CityStatsConsumer(bucket.store, self.publisher, cache_bytes=100_000, clock_s=lambda: self.now_s)
 
     async def fold(self, published: Iterable[Event]) -> None:
         await self._folder.process([self._bucket.record_of(event) for event in published])
@@ -120,7 +121,7 @@ async def test_a_bucket_that_knows_less_than_the_summary_is_not_published() -> N
 async def test_nothing_counts_as_folded_before_its_summary_is_written() -> None:
     """While a summary cannot be written, no request hears that its city is served."""
     bucket = OperatedBucket()
-    folder = Folder(bucket.store, bucket.publisher, cache_bytes=100_000)
+    folder = CityStatsConsumer(bucket.store, bucket.publisher, cache_bytes=100_000)
     cause = Cause(request_id=REQUEST, plan_revision=1, position=0)
     [stats] = bucket.store_file(1, 11, trips(1))
     headers = events.headers_of(stats, source="test", cause=cause)

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Iterable
 import pytest
 from rich.text import Text
 
-from services.aggregate.replay.topic_reader import Replay
+from services.aggregate.replay.topic_reader import TopicReader
 from shared.domain.topics import LETTER_BYTES_MAX, RECORD_BYTES_MAX, Topic
 from shared.kafka.producer import CUT_HEADER, ConsumedRecord, LogUnavailable
 from tests.fakes.builders import Clock
-from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryReplay
+from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryTopicReader
 from tripfold.operate import dead_letters
 from tripfold.operate.command_line import printable
 from tripfold.operate.dead_letters import (
@@ -54,11 +54,11 @@ class Cemetery:
         self.clock.advance(3600)
 
     @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[Replay]:
+    async def open(self) -> AsyncIterator[TopicReader]:
         """Open the topic of dead letters; its records have the times at which they were buried."""
         records = sorted(self.log.records(Topic.DEAD_LETTERS), key=self.log.appended.index)
         timed = [_at(record, at) for record, at in zip(records, self._all_times(records), strict=True)]
-        yield MemoryReplay(lambda: timed)
+        yield MemoryTopicReader(lambda: timed)
 
     def _all_times(self, records: list[ConsumedRecord]) -> Iterable[int]:
         return [*self._times_ms, *[int(self.clock().timestamp() * 1000)] * (len(records) - len(self._times_ms))]
@@ -168,12 +168,12 @@ async def test_letters_of_several_partitions_go_back_in_that_order(cemetery: Cem
         await cemetery.send_to_dead_letters(Topic.CITY_STATS, str(number).encode(), key=f"2024-05-01/{number}".encode())
 
     @contextlib.asynccontextmanager
-    async def by_partition() -> AsyncIterator[Replay]:
+    async def by_partition() -> AsyncIterator[TopicReader]:
         async with cemetery.open() as replay:
             await replay.take_end()
             records = [record async for batch in replay.read() for record in batch]
         records.sort(key=lambda record: record.partition)
-        yield MemoryReplay(lambda: records)
+        yield MemoryTopicReader(lambda: records)
 
     letters = await cemetery.letters(Wanted(origin_topic="city-stats"))
     sent = await send_back(by_partition, cemetery.publisher, [one.id for one in letters], clock=cemetery.clock)

@@ -19,7 +19,7 @@ from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
 from shared.storage.object_store import CasConflict
 from tests.fakes.bucket import NOON, OperatedBucket, trips
-from tests.fakes.log import MemoryReplay
+from tests.fakes.log import MemoryTopicReader
 from tests.fakes.store import MemoryStore
 from tripfold.operate.doctor import Unfit, epoch, examine, newer_records, race, rebuild_mark
 
@@ -95,14 +95,14 @@ async def test_a_restored_backup_is_found_out() -> None:
     backup = dict(bucket.store.objects)
     records = bucket.log.records(Topic.CITY_STATS)
     records += [bucket.record_of(event) for event in bucket.plan(5, {"armenia": [1]})]
-    assert "none of a revision" in await epoch(bucket.store, MemoryReplay(lambda: records))
+    assert "none of a revision" in await epoch(bucket.store, MemoryTopicReader(lambda: records))
     records += [bucket.record_of(event) for event in bucket.store_file(1, 11, trips(2))]
-    assert "none of a revision" in await epoch(bucket.store, MemoryReplay(lambda: records))
+    assert "none of a revision" in await epoch(bucket.store, MemoryTopicReader(lambda: records))
     bucket.store.objects = backup
     with pytest.raises(Unfit, match=r"city=1\.json has revision 11 in the topic"):
-        await epoch(bucket.store, MemoryReplay(lambda: records))
+        await epoch(bucket.store, MemoryTopicReader(lambda: records))
     bucket.store.write(keys.LINEAGE, objects.encode(BucketEpoch(base=12, born_at=NOON)))
-    assert "none of a revision" in await epoch(bucket.store, MemoryReplay(lambda: records))
+    assert "none of a revision" in await epoch(bucket.store, MemoryTopicReader(lambda: records))
 
 
 async def test_a_record_of_a_later_version_is_named_until_it_is_skipped() -> None:
@@ -111,11 +111,11 @@ async def test_a_record_of_a_later_version_is_named_until_it_is_skipped() -> Non
     bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"unknown-thing","schema_version":1}')
     newer = bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"forecast","schema_version":2}')
     records = bucket.log.records(Topic.CITY_STATS)
-    (told,) = await newer_records(bucket.store, MemoryReplay(lambda: records))
+    (told,) = await newer_records(bucket.store, MemoryTopicReader(lambda: records))
     assert f"partition {newer.partition}, offset {newer.offset} of city-stats has type 'forecast'" in told
-    await epoch(bucket.store, MemoryReplay(lambda: records))
+    await epoch(bucket.store, MemoryTopicReader(lambda: records))
     await skip_markers.mark(bucket.store, newer, NOON)
-    assert await newer_records(bucket.store, MemoryReplay(lambda: records)) == []
+    assert await newer_records(bucket.store, MemoryTopicReader(lambda: records)) == []
 
 
 async def test_nothing_in_reach_is_told_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:

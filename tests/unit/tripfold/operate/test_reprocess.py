@@ -12,7 +12,7 @@ import pytest
 
 from services.aggregate.audit.verify import verify_dates
 from services.aggregate.bucket_reader import Dates
-from services.aggregate.consumer import Folder
+from services.aggregate.consumer import CityStatsConsumer
 from services.ingest.parsing.parser import DEFAULT_RULES
 from services.ingest.parsing.trips import RULE_VERSION
 from shared.domain import keys, objects
@@ -83,7 +83,7 @@ def passengers(bucket: OperatedBucket, city: int) -> int:
 async def folded(bucket: OperatedBucket, since: int) -> None:
     """Fold what was published since so many records."""
     records = [record for record in bucket.log.appended[since:] if record.topic is Topic.CITY_STATS]
-    await Folder(bucket.store, bucket.publisher, cache_bytes=100_000).process(records)
+    await CityStatsConsumer(bucket.store, bucket.publisher, cache_bytes=100_000).process(records)
 
 
 async def test_what_the_rules_read_otherwise_becomes_a_revision(

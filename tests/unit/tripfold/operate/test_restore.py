@@ -9,7 +9,7 @@ from shared.domain.objects import BucketEpoch
 from shared.domain.topics import Topic
 from tests.fakes.bucket import NOON, OperatedBucket, trips
 from tests.fakes.builders import Clock
-from tests.fakes.log import MemoryReplay
+from tests.fakes.log import MemoryTopicReader
 from tests.fakes.store import MemoryStore
 from tripfold.operate.restore import CannotRestore, Restored, TopicHighest, highest_of, raise_base, seconds_of
 
@@ -91,5 +91,5 @@ async def test_the_highest_of_a_topic_may_be_a_plans_or_come_after_what_is_none(
     bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia", b"{")
     for event in (*bucket.store_file(1, 30, trips(1)), *bucket.plan(40, {"armenia": [1]})):
         bucket.record_of(event)
-    topic = await highest_of(MemoryReplay.of(bucket.log, Topic.CITY_STATS, batch_records_max=10), lambda *_: None)
+    topic = await highest_of(MemoryTopicReader.of(bucket.log, Topic.CITY_STATS, batch_records_max=10), lambda *_: None)
     assert (topic.revision, topic.key, topic.records) == (40, "2024-05-01/armenia", 3)

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from services.aggregate.bucket_reader import Dates
-from services.aggregate.replay.topic_reader import Rereadable
+from services.aggregate.replay.topic_reader import RewindableReader
 from shared.domain import events, keys, objects
 from shared.domain.ids import CityId
 from shared.domain.objects import BucketEpoch
@@ -66,7 +66,7 @@ def audit_of(
     opened: list[LogReplay] | None = None,
 ) -> TopicAudit:
     @contextlib.asynccontextmanager
-    async def open_topic(topic: Topic) -> AsyncIterator[Rereadable]:
+    async def open_topic(topic: Topic) -> AsyncIterator[RewindableReader]:
         replay = LogReplay(bucket, topic)
         if opened is not None:
             opened.append(replay)

@@ -12,11 +12,11 @@ import msgspec
 import pytest
 
 from services.aggregate.audit.compare import Difference
-from services.aggregate.audit.recount import Counter, NotCountable
+from services.aggregate.audit.recount import AuditParseError, AuditParser
 from services.aggregate.audit.repair import Repaired, repair_dates
 from services.aggregate.audit.verify import look_at, verify_dates
 from services.aggregate.bucket_reader import Dates, read_events
-from services.aggregate.replay.rebuild import Rebuild, Unrebuildable
+from services.aggregate.replay.rebuild import Rebuild, RebuildRefused
 from shared.domain import keys, objects
 from shared.domain.contribution import NOTHING, Contribution
 from shared.domain.ids import CityId
@@ -346,7 +346,7 @@ async def test_a_strayed_manifest_is_a_difference(bucket: OperatedBucket) -> Non
         bucket.store.write(key, body)
         assert key in [one.what for one in await verified(bucket)]
         assert all(key in (one.refused or "") for one in await repaired(bucket))
-        with pytest.raises(Unrebuildable, match="holds what belongs to"):
+        with pytest.raises(RebuildRefused, match="holds what belongs to"):
             await Rebuild(bucket.store, bucket.publisher, token="token", report=lambda *_: None).run()
 
 
@@ -382,7 +382,7 @@ async def test_repair_replaces_no_summary_of_a_later_build(bucket: OperatedBucke
     [refused] = await repaired(bucket, drop_lost=True)
     assert refused.refused == one.found
     job = Rebuild(bucket.store, bucket.publisher, token="token", report=lambda *_: None)
-    with pytest.raises(Unrebuildable, match="upgrade it"):
+    with pytest.raises(RebuildRefused, match="upgrade it"):
         await job.run()
     assert bucket.store.objects[key].body == later
 
@@ -493,7 +493,7 @@ async def test_a_date_of_more_objects_than_are_read_at_once_is_read_whole(
 
 
 def count(body: bytes, chunk_bytes: int = 5) -> tuple[int, int, int, int, int]:
-    counter = Counter(str(DAY))
+    counter = AuditParser(str(DAY))
     for begin in range(0, len(body), chunk_bytes):
         counter.feed(body[begin : begin + chunk_bytes])
     read = counter.end()
@@ -542,7 +542,7 @@ def test_the_recount_is_the_same_however_a_file_is_cut(chunk_bytes: int) -> None
 @pytest.mark.parametrize("body", [b"", b"[", b"{}", b'[{"a"', b"[] x", b"[\xff]", b"[1", b"null", b"[],"])
 def test_what_is_no_trip_file_is_not_counted(body: bytes) -> None:
     """A file that stops, or holds something else, is named as such, and never counted in part."""
-    with pytest.raises(NotCountable):
+    with pytest.raises(AuditParseError):
         count(body)
 
 
@@ -556,7 +556,7 @@ def test_what_is_no_trip_is_counted_apart() -> None:
         record(passengers=True),
         record() | {"bus-type": 5},
     ]
-    counter = Counter(str(DAY))
+    counter = AuditParser(str(DAY))
     counter.feed(json.dumps([record(), *bad, record()]).encode())
     recount = counter.end()
     assert (recount.trips, recount.bad_records, recount.first_bad[:8]) == (2, len(bad), "record 2")

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from services.aggregate.replay import generations
-from services.aggregate.replay.generations import GenerationInUse, GenerationState, NoSuchGeneration, RebuildUnderWay
-from services.aggregate.replay.rebuild import HELD_BYTES_MAX, Rebuild, Rebuilt, Unrebuildable
+from services.aggregate.replay.generations import GenerationInUse, GenerationState, NoSuchGeneration, RebuildInProgress
+from services.aggregate.replay.rebuild import HELD_BYTES_MAX, Rebuild, RebuildRefused, Rebuilt
 from shared.domain import keys, objects
 from shared.domain.contribution import NOTHING
 from shared.domain.ids import CityId, CountrySlug
@@ -23,7 +23,7 @@ from shared.storage.generation_pointer import PointerLost, provision_pointer, re
 from shared.storage.object_store import AdminObjectStore, CasConflict, StoreUnavailable
 from tests.fakes.bucket import DAY, OperatedBucket, trips
 from tests.fakes.faults import Break, Crash, Crossings, Life
-from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryReplay
+from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryTopicReader
 from tests.fakes.store import BreakableAdminStore
 
 NEXT_DAY = DAY + dt.timedelta(days=1)
@@ -45,7 +45,7 @@ async def rebuild(
     store: AdminObjectStore | None = None,
     held_bytes_max: int = HELD_BYTES_MAX,
 ) -> Rebuilt:
-    replay = None if records is None else MemoryReplay(lambda: records)
+    replay = None if records is None else MemoryTopicReader(lambda: records)
     job = Rebuild(
         store or bucket.store,
         bucket.publisher,
@@ -220,7 +220,7 @@ async def test_a_flip_that_goes_back_is_refused(bucket: OperatedBucket) -> None:
 async def test_an_unreadable_manifest_stops_it(bucket: OperatedBucket) -> None:
     """A manifest that cannot be read is named, and the live generation stays: one without its city would be wrong."""
     bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
-    with pytest.raises(Unrebuildable, match=r"city=1\.json"):
+    with pytest.raises(RebuildRefused, match=r"city=1\.json"):
         await rebuild(bucket)
     assert await read_current(bucket.store) == GenerationPointer(live=1, highest=2)
 
@@ -247,7 +247,7 @@ async def test_from_kafka_nothing_is_published(bucket: OperatedBucket) -> None:
 async def test_a_second_rebuild_is_refused_until_it_takes_over(bucket: OperatedBucket) -> None:
     """While a building pointer stands a rebuild says so; told to take over it builds under another number."""
     await generations.begin(bucket.store, "token-of-the-dead", take_over=False)
-    with pytest.raises(RebuildUnderWay, match="a rebuild into generation 2 was begun"):
+    with pytest.raises(RebuildInProgress, match="a rebuild into generation 2 began"):
         await rebuild(bucket)
     assert (await read_current(bucket.store)).token == "token-of-the-dead"
     rebuilt = await rebuild(bucket, take_over=True)
@@ -276,7 +276,7 @@ async def test_a_zombie_cannot_flip(bucket: OperatedBucket) -> None:
     """A rebuild that was taken over fails at its flip, and takes nothing from the one that took over."""
     await generations.begin(bucket.store, "zombie", take_over=False)
     await generations.begin(bucket.store, "another", take_over=True)
-    with pytest.raises(generations.RebuildLost, match="another rebuild took over"):
+    with pytest.raises(generations.RebuildTakenOver, match="another rebuild took over"):
         await generations.flip(bucket.store, "zombie", 2)
     await generations.abandon(bucket.store, "zombie")
     current = await read_current(bucket.store)
@@ -289,7 +289,7 @@ async def test_a_zombie_cannot_flip(bucket: OperatedBucket) -> None:
 async def test_a_failed_rebuild_gives_the_pointer_back(bucket: OperatedBucket) -> None:
     """A rebuild that ends by a fault leaves no building pointer, so the next one needs not take over."""
     bucket.store.write(keys.plan(DAY), b"{")
-    with pytest.raises(Unrebuildable):
+    with pytest.raises(RebuildRefused):
         await rebuild(bucket)
     bucket.plan(2, {"armenia": [1], "brasil": [2, 3]})
     assert (await rebuild(bucket, token="token-2")).generation == 3

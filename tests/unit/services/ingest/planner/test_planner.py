@@ -252,7 +252,7 @@ async def test_a_cancelled_request_ends_also_under_the_plan_of_another() -> None
     world.store.write(key, objects.encode(msgspec.structs.replace(record, cancelled_at=world.clock())))
     world.log.commit("worker", world.log.records(Topic.CITY_TASKS))
     await world.run_to_rest()
-    await world.sweep()
+    await world.requeue()
     await world.run_to_rest()
     ended = {record.request_id: status_of(record) for record in requests(world)}
     assert ended == {first: Status.COMPLETED, request_id: Status.CANCELLED}

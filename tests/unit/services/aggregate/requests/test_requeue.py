@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
-from services.aggregate.requests.consumer import SWEEP_WAIT_MAX, Sweep
+from services.aggregate.requests.requeue import REQUEUE_WAIT_MAX, Requeue
 from shared.domain import events, keys, objects
 from shared.domain.events import ProcessRequested
 from shared.domain.ids import RequestId, mint_request_id
@@ -45,7 +45,7 @@ class Swept:
         self.store = ObservedStore(self.clock)
         self.log = MemoryLog()
         self.publisher = RefusingPublisher(self.log)
-        self.sweep = Sweep(self.store, self.publisher, clock=self.clock, after=AFTER)
+        self.sweep = Requeue(self.store, self.publisher, clock=self.clock, after=AFTER)
 
     def request(self, *, ended: bool = False) -> RequestId:
         """Write the record of a request that is made now."""
@@ -93,7 +93,7 @@ async def test_each_time_it_waits_twice_as_long() -> None:
         if await swept.sweep.once():
             sent_at.append(quarter)
     assert sent_at[:7] == [1, 2, 4, 8, 16, 32, 64]
-    a_day = SWEEP_WAIT_MAX // AFTER
+    a_day = REQUEUE_WAIT_MAX // AFTER
     assert sent_at[7:] == list(range(128, 4 * 24 * 30, a_day))
     assert swept.sent() == [stuck] * len(sent_at)
 
@@ -102,7 +102,7 @@ async def test_progress_begins_it_anew() -> None:
     """A request that moves after it was sent again, and then stands still, is due as soon as a new one."""
     swept = Swept()
     stuck = swept.request()
-    swept.clock.advance(30 * SWEEP_WAIT_MAX.total_seconds())
+    swept.clock.advance(30 * REQUEUE_WAIT_MAX.total_seconds())
     assert await swept.sweep.once() == 1
     key = keys.request(stuck)
     record = objects.decode(RequestRecord, swept.store.objects[key].body, key)

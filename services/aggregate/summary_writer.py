@@ -1,0 +1,164 @@
+"""Writes summaries by compare-and-swap, and publishes them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from services.aggregate.fold import StatEvent, empty_summary, fold, join
+from shared.domain import keys, objects
+from shared.domain.events import CountryDaySummary, Event
+from shared.domain.ids import CountrySlug
+from shared.domain.objects import Summary
+from shared.kafka.producer import OutgoingEvent, Publisher
+from shared.runtime import metrics
+from shared.runtime.lru import LruCache
+from shared.storage.generation_pointer import read_current
+from shared.storage.object_store import CasConflict, ObjectStore
+
+ENTRY_BYTES = 1_500
+
+
+class CachedSummary(msgspec.Struct):
+    """A summary as this process last read or wrote it."""
+
+    summary: Summary
+    etag: str
+    body_bytes: int
+    ours: bool = False  # this process wrote it, rather than read it
+    alone_at_s: float | None = None  # when it was swapped in over what was ours, too
+    published: bool = False
+
+    @property
+    def memory_bytes(self) -> int:
+        """The measured use of memory: a fixed part, and twice the JSON."""
+        return ENTRY_BYTES + 2 * self.body_bytes
+
+
+class SummaryWriter:
+    """Changes summaries by compare-and-swap: lost the race → read again, change again.
+
+    A summary that is not in the cache is taken to be as the last such one was. If that was missing, it is created
+    without being looked for, which fails if it is there: new dates and new generations take one request, not two.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        *,
+        cache_bytes: int,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._last_was_missing = False
+        # What this process wrote or read last, so a steady state costs one PUT a fold. A stale entry loses its swap.
+        self._cache: LruCache[str, CachedSummary] = LruCache(cache_bytes, lambda _, entry: entry.memory_bytes)
+        self._clock_s = clock_s
+
+    async def fold(self, generation: int, events: Sequence[StatEvent]) -> CachedSummary:
+        """Fold events of one country-day into its summary of a generation; return what is stored then."""
+        date, country = events[0].date, events[0].country
+        return await self._change(generation, empty_summary(date, country), lambda before: fold(before, events))
+
+    async def join(self, generation: int, other: Summary) -> None:
+        """Join another summary into that of its country-day in a generation."""
+        await self._change(generation, empty_summary(other.date, other.country), lambda before: join(before, other))
+
+    async def _change(self, generation: int, empty: Summary, change: Callable[[Summary], Summary]) -> CachedSummary:
+        key = keys.summary(generation, empty.date, empty.country)
+        lost = False
+        while True:
+            known = self._cache.get(key)
+            guessed = known is None and self._last_was_missing and not lost
+            if known is None and not guessed:
+                known = await self._read(key)
+                self._last_was_missing = known is None
+            before = known.summary if known else empty
+            after = change(before)
+            if known and after is before:
+                # A cached summary ages, and what is superseded is asked of the present one.
+                found = await self._store.get(key, first_bytes=1)
+                if found is None or found.etag == known.etag:
+                    return known
+                self._cache.drop(key)
+                continue
+            body = objects.encode(after)
+            try:
+                etag = await self._store.compare_and_swap(key, body, etag=known.etag if known else None)
+            except CasConflict:
+                if not guessed:
+                    metrics.cas_conflicts.labels("summary").inc()
+                self._cache.drop(key)
+                lost = True
+                continue
+            except BaseException:
+                self._cache.drop(key)
+                raise
+            alone_at_s = self._clock_s() if known and known.ours else None
+            written = CachedSummary(after, etag, len(body), ours=True, alone_at_s=alone_at_s)
+            self._cache.keep(key, written)
+            return written
+
+    async def _read(self, key: str) -> CachedSummary | None:
+        found = await self._store.get(key)
+        if found is None:
+            return None
+        entry = CachedSummary(objects.decode(Summary, found.body, key), found.etag, len(found.body))
+        self._cache.keep(key, entry)
+        return entry
+
+
+def summary_event(summary: Summary) -> CountryDaySummary:
+    """Return what downstream consumers are told of a summary: its totals, not its ledger."""
+    return CountryDaySummary(
+        date=summary.date,
+        country=summary.country,
+        country_name=summary.country_name,
+        version=summary.version,
+        totals=summary.totals,
+        cities_reported=summary.cities_reported,
+        cities_expected=summary.cities_expected,
+        complete=summary.complete,
+        last_ingested_at=summary.last_ingested_at,
+    )
+
+
+async def publish_summary(
+    store: ObjectStore, publisher: Publisher, generation: int, date: dt.date, country: CountrySlug
+) -> int:
+    """Publish a live summary as it is stored, and again if another generation was made live meanwhile.
+
+    ``generation`` is the one that was live when the caller looked. Returns how many events the summary stands for.
+    """
+
+    def events_of(body: bytes) -> list[Event]:
+        summary = objects.decode(Summary, body, "a summary")
+        return [summary_event(summary)] if summary.version else []
+
+    while True:
+        published = await publish_as_stored(store, publisher, keys.summary(generation, date, country), events_of)
+        live = (await read_current(store)).live
+        if live == generation:
+            return published
+        generation = live
+
+
+async def publish_as_stored(
+    store: ObjectStore, publisher: Publisher, key: str, events_of: Callable[[bytes], Iterable[Event]]
+) -> int:
+    """Publish what an object stands for, and again if it changed meanwhile; return how many events that is.
+
+    Otherwise these records might come after those of the change, and be what compaction keeps.
+    """
+    found = await store.get(key)
+    while found is not None:
+        outgoing = [OutgoingEvent(event) for event in events_of(found.body)]
+        await publisher.publish(outgoing)
+        again = await store.get(key, first_bytes=1)
+        if again is not None and again.etag == found.etag:
+            return len(outgoing)
+        found = await store.get(key)
+    return 0
