@@ -62,7 +62,8 @@ from shared.domain.objects import Summary
 from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
 from shared.kafka.consumer import consume, make_broker
-from shared.kafka.producer import ConsumedRecord, KafkaPublisher, OutgoingEvent
+from shared.kafka.producer import KafkaPublisher
+from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings, load_settings

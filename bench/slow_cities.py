@@ -34,7 +34,8 @@ from bench.worker import DATE, running_worker, task_of
 from shared.domain import keys
 from shared.domain.ids import CityId
 from shared.kafka.admin import apply_topics
-from shared.kafka.producer import KafkaPublisher, OutgoingEvent
+from shared.kafka.producer import KafkaPublisher
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.settings import load_settings
 from shared.storage.s3 import S3Store
 

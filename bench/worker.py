@@ -37,7 +37,8 @@ from shared.domain.events import IngestCity
 from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
 from shared.domain.objects import Manifest
 from shared.kafka.admin import apply_topics
-from shared.kafka.producer import KafkaPublisher, OutgoingEvent
+from shared.kafka.producer import KafkaPublisher
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.settings import Settings, load_settings
 from shared.storage.s3 import S3Store
 from tripfold.local.ports import free_port

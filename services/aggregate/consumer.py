@@ -32,7 +32,8 @@ from shared.domain.ids import CountrySlug
 from shared.domain.objects import GenerationPointer, Manifest, Plan, Summary
 from shared.domain.outbox import events_of_manifest, events_of_plan
 from shared.kafka.consumer import decode_batch
-from shared.kafka.producer import ConsumedRecord, OutgoingEvent, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.runtime.retry import run_all
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectStore

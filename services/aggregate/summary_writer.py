@@ -13,7 +13,8 @@ from shared.domain import keys, objects
 from shared.domain.events import CountryDaySummary, Event
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import Summary
-from shared.kafka.producer import OutgoingEvent, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import OutgoingEvent
 from shared.runtime import metrics
 from shared.runtime.lru import LruCache
 from shared.storage.generation_pointer import read_current

@@ -12,8 +12,8 @@ DAY_MS = 24 * 60 * 60 * 1000
 RECORD_BYTES_MAX = 4 * 1024 * 1024
 METADATA_AGE_MAX_MS = 10_000
 """How long a client may believe in what it knows of topics: one that was made again is found after this."""
-LETTER_BYTES_MAX = RECORD_BYTES_MAX + 64 * 1024
-"""A dead letter is a record, and what is wrong with it."""
+DEAD_LETTER_BYTES_MAX = RECORD_BYTES_MAX + 64 * 1024
+"""A dead letter is a record plus the headers for its origin and error."""
 
 
 class Topic(enum.Enum):
@@ -95,7 +95,7 @@ TOPICS: tuple[TopicSpec, ...] = (
         topic=Topic.DEAD_LETTERS,
         key="as it came",
         holds="what could not be processed",
-        config=_kept_for(90, bytes_max=LETTER_BYTES_MAX),
+        config=_kept_for(90, bytes_max=DEAD_LETTER_BYTES_MAX),
     ),
 )
 

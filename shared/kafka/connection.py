@@ -6,9 +6,7 @@ from typing import Any
 
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
-from shared.runtime.secrets import either_secret
-from shared.runtime.settings import Settings
-from shared.runtime.tls import client_context
+from shared.runtime.settings import Settings, secret_value, tls_client_context
 
 _SASL = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
 
@@ -23,7 +21,7 @@ def connection(settings: Settings) -> dict[str, Any]:
         "security_protocol": settings.kafka_security_protocol,
     }
     if settings.kafka_uses_tls:
-        options["ssl_context"] = client_context(
+        options["ssl_context"] = tls_client_context(
             settings.kafka_ca_file,
             certificate_file=settings.kafka_certificate_file,
             key_file=settings.kafka_certificate_key_file,
@@ -31,7 +29,7 @@ def connection(settings: Settings) -> dict[str, Any]:
     if settings.kafka_uses_sasl:
         options["sasl_mechanism"] = settings.kafka_sasl_mechanism
         options["sasl_plain_username"] = settings.kafka_username
-        options["sasl_plain_password"] = either_secret(
+        options["sasl_plain_password"] = secret_value(
             settings.kafka_password, settings.kafka_password_file, "TRIPFOLD_KAFKA_PASSWORD_FILE"
         )
     return options

@@ -28,7 +28,8 @@ from shared.domain import events
 from shared.domain.events import Event, NewerContract, PoisonRecord
 from shared.domain.topics import METADATA_AGE_MAX_MS, RECORD_BYTES_MAX, Topic, group_id
 from shared.kafka.connection import broker_security
-from shared.kafka.producer import ConsumedRecord, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.kafka.skip_markers import Skips
 from shared.runtime import metrics
 from shared.runtime.retry import DependencyUnavailable, Retrier, Stopping
@@ -219,7 +220,7 @@ def consume(
 
     async def handle_batch(message: KafkaMessage) -> None:
         began = time.monotonic()
-        batch = received(topic, message.raw_message)
+        batch = consumed_records(topic, message.raw_message)
         metrics.events_consumed.labels(topic.value).inc(len(batch))
         metrics.last_poll.labels(topic.value).set_to_current_time()
         remaining = batch
@@ -273,22 +274,6 @@ async def decode_batch(batch: Sequence[ConsumedRecord], publisher: Publisher) ->
             )
             await publisher.send_to_dead_letters(record, str(error))
     return decoded
-
-
-def received(topic: Topic, records: Sequence[ConsumerRecord[Any, Any]]) -> list[ConsumedRecord]:
-    """Return aiokafka's records as ours, nothing decoded."""
-    return [
-        ConsumedRecord(
-            topic=topic,
-            partition=record.partition,
-            offset=record.offset,
-            key=record.key,
-            value=record.value,
-            headers=tuple([(name, value or b"") for name, value in record.headers]),
-            timestamp_ms=record.timestamp,
-        )
-        for record in records
-    ]
 
 
 async def _parse(

@@ -9,35 +9,23 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Protocol, Self
 
-import msgspec
 from aiokafka import AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
 from shared.domain import events
-from shared.domain.events import Cause, Event
-from shared.domain.topics import LETTER_BYTES_MAX, METADATA_AGE_MAX_MS, RECORD_BYTES_MAX, Topic, partition_of
+from shared.domain.topics import DEAD_LETTER_BYTES_MAX, METADATA_AGE_MAX_MS, Topic, partition_of
 from shared.kafka.connection import connection
+from shared.kafka.dead_letters import as_dead_letter
+from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.runtime import metrics
 from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
 
 BATCH_EVENTS_MAX = 5_000
-ERROR_HEADER_LENGTH_MAX = 1_000
 CHECK_TIMEOUT_MS = 1_500
-BURIED_KEPT_MAX = 20_000
-"""So many dead letters a process remembers: more than any batch has."""
-
-ORIGIN_TOPIC_HEADER = "tripfold_origin_topic"
-ORIGIN_PARTITION_HEADER = "tripfold_origin_partition"
-ORIGIN_OFFSET_HEADER = "tripfold_origin_offset"
-ERROR_HEADER = "tripfold_error"
-BURIAL_HEADERS = (ORIGIN_TOPIC_HEADER, ORIGIN_PARTITION_HEADER, ORIGIN_OFFSET_HEADER, ERROR_HEADER)
-"""What a dead letter has after the headers that it came with, in this order."""
-
-CUT_HEADER = "tripfold_cut_from_bytes"
-"""In a letter that holds the beginning of a record alone: how long the record was."""
-KEY_KEPT_MAX_BYTES = 32 * 1024
+DEAD_LETTERS_REMEMBERED_MAX = 20_000
+"""How many dead letters a process remembers: more than any batch has."""
 
 
 class LogUnavailable(DependencyUnavailable):
@@ -46,50 +34,6 @@ class LogUnavailable(DependencyUnavailable):
 
 class TopicsMissing(DependencyUnavailable):
     """Topics that the process needs are not on the cluster. ``tripfold topics apply`` makes them."""
-
-
-class ConsumedRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A record as it came from a topic, nothing decoded. ``timestamp_ms`` is since 1970, 0 if it is not known."""
-
-    topic: Topic
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
-    timestamp_ms: int = 0
-
-
-def as_dead_letter(record: ConsumedRecord, error: str) -> tuple[bytes | None, bytes | None, list[tuple[str, bytes]]]:
-    """Return the key, value and headers of a record's dead letter.
-
-    A record can be longer than the topic of dead letters takes, since records are compressed on their way. Then its
-    headers are left out and its value is cut, and a header says so: its partition has to go on.
-    """
-    kept_bytes = sum(len(name.encode()) + len(value) for name, value in record.headers) + len(record.key or b"")
-    whole_bytes = kept_bytes + len(record.value or b"")
-    if whole_bytes <= RECORD_BYTES_MAX:
-        return record.key, record.value, burial_headers(record, error)
-    cut = msgspec.structs.replace(record, headers=((CUT_HEADER, str(whole_bytes).encode()),))
-    key = record.key and record.key[:KEY_KEPT_MAX_BYTES]
-    return key, record.value and record.value[: RECORD_BYTES_MAX - KEY_KEPT_MAX_BYTES], burial_headers(cut, error)
-
-
-def burial_headers(record: ConsumedRecord, error: str) -> list[tuple[str, bytes]]:
-    """Return the headers of a record's dead letter: its own, then where it came from and what is wrong with it."""
-    origin = (record.topic.value, str(record.partition), str(record.offset), error[:ERROR_HEADER_LENGTH_MAX])
-    return [
-        *record.headers,
-        *((name, text.encode(errors="backslashreplace")) for name, text in zip(BURIAL_HEADERS, origin, strict=True)),
-    ]
-
-
-class OutgoingEvent(msgspec.Struct, frozen=True):
-    """An event to be published, and the task that caused it, if one did. ``topic`` is another than the event's own."""
-
-    event: Event
-    cause: Cause | None = None
-    topic: Topic | None = None
 
 
 class Publisher(Protocol):
@@ -119,7 +63,7 @@ class KafkaPublisher:
         self._source = source
         self._producer: AIOKafkaProducer | None = None
         self._starting = asyncio.Lock()
-        self._buried: OrderedDict[tuple[Topic, int, int, bytes], None] = OrderedDict()
+        self._dead_letters: OrderedDict[tuple[Topic, int, int, bytes], None] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         return self
@@ -160,16 +104,17 @@ class KafkaPublisher:
         await self._send(batch)
 
     async def send_to_dead_letters(self, record: ConsumedRecord, error: str) -> None:
-        # A batch that is tried again brings its poison again. The digest tells a record from another at its offset.
+        # A retried batch contains its poison records again. The digest distinguishes a record of a recreated topic at
+        # the same offset.
         digest = hashlib.sha256(record.value or b"").digest()
         origin = (record.topic, record.partition, record.offset, digest)
-        if origin in self._buried:
+        if origin in self._dead_letters:
             return
         await self._send([(Topic.DEAD_LETTERS, *as_dead_letter(record, error))])
         metrics.dead_letters.labels(record.topic.value).inc()
-        self._buried[origin] = None
-        if len(self._buried) > BURIED_KEPT_MAX:
-            self._buried.popitem(last=False)
+        self._dead_letters[origin] = None
+        if len(self._dead_letters) > DEAD_LETTERS_REMEMBERED_MAX:
+            self._dead_letters.popitem(last=False)
 
     async def publish_record(
         self, topic: Topic, *, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
@@ -201,7 +146,7 @@ class KafkaPublisher:
             acks="all",
             enable_idempotence=False,  # every effect is idempotent, and one batch is in flight per partition
             partitioner=partition_of,
-            max_request_size=LETTER_BYTES_MAX,
+            max_request_size=DEAD_LETTER_BYTES_MAX,
             request_timeout_ms=20_000,
             linger_ms=2,
             metadata_max_age_ms=METADATA_AGE_MAX_MS,

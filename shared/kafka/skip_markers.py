@@ -16,7 +16,8 @@ import structlog
 
 from shared.domain import keys
 from shared.domain.events import NewerContract
-from shared.kafka.producer import ConsumedRecord, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import ConsumedRecord
 from shared.storage.object_store import CasConflict, ObjectStore
 
 _log = structlog.get_logger()

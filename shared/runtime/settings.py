@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
@@ -20,6 +22,7 @@ from shared.domain.errors import OperatorError
 from shared.domain.file_rules import BadRecordsMax, FileRules, RecordsForm
 
 PREFIX = "TRIPFOLD_"
+SECRET_BYTES_MAX = 64 * 1024
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -353,3 +356,53 @@ def _is_up_to_a_path(url: str) -> bool:
         return bool(parts.hostname) and parts.port != 0 and _NEITHER_QUERY_NOR_FRAGMENT.fullmatch(url) is not None
     except ValueError:  # a port beyond any, or half an IPv6 address
         return False
+
+
+def secret_value(given: SecretStr, path: str, variable: str) -> str:
+    """Return what stands in the file, if there is one, or else the secret that was given by itself.
+
+    Raises InvalidSettings as `read_secret` does.
+    """
+    return read_secret(path, variable) if path else given.get_secret_value()
+
+
+def read_secret(path: str, variable: str) -> str:
+    """Return what stands in a file, without the line break at its end.
+
+    Raises InvalidSettings, which names ``variable`` and never the content, if the file cannot be read, is empty,
+    is no UTF-8 or is longer than a secret is.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(SECRET_BYTES_MAX + 1)
+    except OSError as error:
+        raise InvalidSettings(f"{variable}={path!r}: the file cannot be read: {error.strerror}") from error
+    if len(content) > SECRET_BYTES_MAX:
+        raise InvalidSettings(f"{variable}={path!r}: the file is longer than a secret is")
+    try:
+        secret = content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise InvalidSettings(f"{variable}={path!r}: the file holds no UTF-8 text") from None
+    if not secret:
+        raise InvalidSettings(f"{variable}={path!r}: the file is empty")
+    return secret
+
+
+def tls_client_context(ca_file: str, *, certificate_file: str = "", key_file: str = "") -> ssl.SSLContext:
+    """Return a context that verifies the server's name and certificate: TLS 1.2 or later.
+
+    It trusts the authorities in ``ca_file`` (PEM) alone, or the system's if that is empty, and shows the
+    certificate in ``certificate_file`` (PEM, with its chain) if there is one; ``key_file`` may be the same file.
+    Raises InvalidSettings if a file cannot be used.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidSettings(f"the certificates in {ca_file} cannot be used: {error}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if certificate_file:
+        try:
+            context.load_cert_chain(certificate_file, key_file or None)
+        except (OSError, ssl.SSLError) as error:
+            raise InvalidSettings(f"the certificate in {certificate_file} cannot be used: {error}") from error
+    return context

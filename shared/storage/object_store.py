@@ -83,9 +83,6 @@ class ObjectStore(Protocol):
     def upload(self, key: str) -> Upload:
         """Begin a new object of unknown size, whose key nobody else writes."""
 
-    async def copy(self, source: str, target: str, *, size_bytes: int) -> None:
-        """Copy an object of ``size_bytes`` to a key that nobody else writes, inside the store."""
-
     async def delete(self, key: str) -> None:
         """Delete an object; it is no fault if there is none."""
 

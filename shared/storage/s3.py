@@ -205,10 +205,6 @@ class S3Store:
                 return
             raise _unavailable("DeleteObject", key, error) from error
 
-    async def copy(self, source: str, target: str, *, size_bytes: int) -> None:  # noqa: ARG002  # the port's
-        with _faults("CopyObject", target):
-            await obstore.copy_async(self._client, source, target)
-
     def upload(self, key: str) -> Upload:
         return _S3Upload(self._client, key)
 

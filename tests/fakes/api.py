@@ -30,7 +30,8 @@ from shared.domain.objects import (
     RequestRecord,
 )
 from shared.domain.topics import Topic
-from shared.kafka.producer import LogUnavailable, OutgoingEvent
+from shared.kafka.producer import LogUnavailable
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.metrics import Concern
 from shared.runtime.settings import Settings
 from shared.storage.object_store import ObjectInfo, StoredObject, StoreUnavailable

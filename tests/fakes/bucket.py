@@ -17,7 +17,7 @@ from shared.domain.ids import CityId, CountrySlug, RequestId
 from shared.domain.objects import GenerationPointer, Manifest, PastRevision, Plan, PlannedCity, PlannedCountry, Summary
 from shared.domain.outbox import events_of_manifest, events_of_plan
 from shared.domain.topics import Topic
-from shared.kafka.producer import ConsumedRecord
+from shared.kafka.records import ConsumedRecord
 from shared.storage.generation_pointer import read_current
 from tests.fakes.builders import Clock, Trip, trip_file
 from tests.fakes.log import MemoryLog, MemoryPublisher

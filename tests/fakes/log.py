@@ -11,7 +11,9 @@ from typing import Self
 from services.aggregate.replay.topic_reader import Pair
 from shared.domain import events
 from shared.domain.topics import Topic, partition_of
-from shared.kafka.producer import ConsumedRecord, LogUnavailable, OutgoingEvent, Publisher, as_dead_letter
+from shared.kafka.dead_letters import as_dead_letter
+from shared.kafka.producer import LogUnavailable, Publisher
+from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from tests.fakes.faults import Life, do_nothing
 
 PARTITIONS = 3

@@ -92,12 +92,6 @@ class MemoryStore:
         await asyncio.sleep(0)
         self.objects.pop(key, None)
 
-    async def copy(self, source: str, target: str, *, size_bytes: int) -> None:
-        await asyncio.sleep(0)
-        body = self.objects[source].body
-        assert len(body) == size_bytes, f"{source} has {len(body)} bytes, not {size_bytes}"
-        self.write(target, body)
-
     async def now(self) -> dt.datetime:
         await asyncio.sleep(0)
         return self._clock()
@@ -186,14 +180,6 @@ class BreakableStore:
 
     def upload(self, key: str) -> Upload:
         return _BreakableUpload(self._store.upload(key), key, self._life)
-
-    async def copy(self, source: str, target: str, *, size_bytes: int) -> None:
-        await self._life.cross(
-            f"copy {source} {target}",
-            lambda: self._store.copy(source, target, size_bytes=size_bytes),
-            StoreUnavailable,
-            effect=True,
-        )
 
     async def delete(self, key: str) -> None:
         await self._life.cross(f"delete {key}", lambda: self._store.delete(key), StoreUnavailable, effect=True)

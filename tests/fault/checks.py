@@ -31,7 +31,7 @@ from shared.domain.objects import (
 from shared.domain.outbox import events_of_manifest, events_of_plan
 from shared.domain.requests import status_of
 from shared.domain.topics import Topic
-from shared.kafka.producer import ConsumedRecord
+from shared.kafka.records import ConsumedRecord
 from tests.fakes.oracle import ExpectedDay
 from tests.fault.world import GC_AGE, World
 

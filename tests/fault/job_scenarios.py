@@ -12,7 +12,7 @@ from shared.domain import keys, objects
 from shared.domain.contribution import NOTHING
 from shared.domain.ids import CityId
 from shared.domain.topics import Topic
-from shared.kafka.producer import as_dead_letter
+from shared.kafka.dead_letters import as_dead_letter
 from tests.fakes.builders import Truth
 from tests.fakes.faults import Break
 from tests.fault.checks import differences, essence, leftovers, live_summaries, manifests, summaries

@@ -35,7 +35,8 @@ from shared.domain.objects import GenerationPointer, LedgerEntry, Manifest, Past
 from shared.domain.outbox import events_of_plan
 from shared.domain.topics import Topic
 from shared.kafka.consumer import Decoded, decode_batch
-from shared.kafka.producer import ConsumedRecord, LogUnavailable, OutgoingEvent, Publisher
+from shared.kafka.producer import LogUnavailable, Publisher
+from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
 from tests.fakes.builders import Truth

@@ -16,7 +16,7 @@ from shared.domain import events
 from shared.domain.events import ProcessRequested
 from shared.domain.ids import RequestId
 from shared.domain.topics import Topic
-from shared.kafka.producer import ConsumedRecord
+from shared.kafka.records import ConsumedRecord
 from tests.fakes.builders import Truth
 from tests.fakes.faults import Break, Crossing, Crossings
 from tests.fault.checks import differences, topics_against_the_bucket

@@ -36,12 +36,13 @@ from shared.domain.ids import RequestId
 from shared.domain.objects import Manifest, Plan, RequestRecord
 from shared.domain.requests import request_event
 from shared.domain.topics import Topic
-from shared.kafka.producer import ConsumedRecord, LogUnavailable, Publisher
+from shared.kafka.producer import LogUnavailable, Publisher
+from shared.kafka.records import ConsumedRecord
 from shared.runtime.health import Health
 from shared.runtime.metrics import Concern
 from shared.runtime.retry import DependencyUnavailable, Retrier
 from shared.storage import active_requests
-from shared.storage.request_records import begin_retry
+from shared.storage.repository import begin_retry
 from tests.fakes.builders import Clock, Truth
 from tests.fakes.faults import Break, Crash, Crossings, Life
 from tests.fakes.log import (

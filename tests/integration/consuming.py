@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from shared.domain.topics import Topic
 from shared.kafka.consumer import consume, make_broker
-from shared.kafka.producer import ConsumedRecord
+from shared.kafka.records import ConsumedRecord
 from shared.kafka.skip_markers import Skips
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier

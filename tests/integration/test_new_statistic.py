@@ -23,7 +23,8 @@ from shared.domain import events, keys
 from shared.domain.ids import CountrySlug
 from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
-from shared.kafka.producer import KafkaPublisher, OutgoingEvent
+from shared.kafka.producer import KafkaPublisher
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.settings import Settings
 from shared.storage.s3 import S3Store
 from tests import ROOT

@@ -18,7 +18,8 @@ from services.aggregate.replay.topic_reader import KafkaTopicReader
 from shared.domain.events import encode
 from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
-from shared.kafka.producer import KafkaPublisher, LogUnavailable, OutgoingEvent
+from shared.kafka.producer import KafkaPublisher, LogUnavailable
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.settings import Settings, load_settings
 from tests.apache_kafka import ApacheKafka, broker_port
 from tests.fakes.builders import STATS

@@ -30,7 +30,7 @@ from shared.domain.events import Event
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import Summary
 from shared.domain.topics import Topic
-from shared.kafka.producer import ConsumedRecord
+from shared.kafka.records import ConsumedRecord
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore, ObjectInfo, StoredObject, UnfinishedUpload, Upload
 from tests.fakes.bucket import DAY, OperatedBucket, trips
@@ -135,11 +135,6 @@ class GatedStore:
 
     def upload(self, key: str) -> Upload:
         return self._store.upload(key)
-
-    async def copy(self, source: str, target: str, *, size_bytes: int) -> None:
-        await self._process.gate()
-        await self._store.copy(source, target, size_bytes=size_bytes)
-        self._process.note(target)
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         async for chunk in self._store.stream(key):

@@ -22,16 +22,16 @@ import msgspec
 from services.aggregate.replay.topic_reader import TopicReader
 from shared.domain.errors import OperatorError
 from shared.domain.topics import Topic
-from shared.kafka.producer import (
-    BURIAL_HEADERS,
+from shared.kafka.dead_letters import (
     CUT_HEADER,
+    DEAD_LETTER_HEADERS,
     ERROR_HEADER,
     ORIGIN_OFFSET_HEADER,
     ORIGIN_PARTITION_HEADER,
     ORIGIN_TOPIC_HEADER,
-    ConsumedRecord,
-    RecordPublisher,
 )
+from shared.kafka.producer import RecordPublisher
+from shared.kafka.records import ConsumedRecord
 
 RETRIED_HEADER = "tripfold_retried"
 """In a mark: the letter that was sent back."""
@@ -245,9 +245,9 @@ def letter_of(record: ConsumedRecord) -> DeadLetter | None:
     if _mark_of(record):
         return None
     own, burial = record.headers, dict[str, bytes]()
-    if tuple(name for name, _ in own[-len(BURIAL_HEADERS) :]) == BURIAL_HEADERS:
-        burial = dict(own[-len(BURIAL_HEADERS) :])
-        own = own[: -len(BURIAL_HEADERS)]
+    if tuple(name for name, _ in own[-len(DEAD_LETTER_HEADERS) :]) == DEAD_LETTER_HEADERS:
+        burial = dict(own[-len(DEAD_LETTER_HEADERS) :])
+        own = own[: -len(DEAD_LETTER_HEADERS)]
 
     def text(name: str) -> str:
         return burial.get(name, b"").decode(errors="backslashreplace")

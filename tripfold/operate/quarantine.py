@@ -14,7 +14,8 @@ from shared.domain.events import ProcessRequested
 from shared.domain.ids import CityId, RequestId
 from shared.domain.objects import QuarantineReport, RequestRecord
 from shared.domain.requests import NothingToRetry
-from shared.kafka.producer import OutgoingEvent, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository

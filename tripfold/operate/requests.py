@@ -12,11 +12,11 @@ from shared.domain.events import ProcessRequested
 from shared.domain.ids import RequestId, parse_request_id
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import request_event, retried_record
-from shared.kafka.producer import OutgoingEvent, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectStore
-from shared.storage.repository import Repository
-from shared.storage.request_records import begin_retry
+from shared.storage.repository import Repository, begin_retry
 
 GETS_AT_ONCE_MAX = 16
 

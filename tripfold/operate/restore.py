@@ -24,7 +24,8 @@ from shared.domain.ids import CityId, utc_now
 from shared.domain.objects import EPOCH, BucketEpoch, CorruptObject, Manifest, Plan
 from shared.domain.outbox import events_of_manifest
 from shared.domain.topics import Topic
-from shared.kafka.producer import ConsumedRecord, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import ConsumedRecord
 from shared.storage.bucket_epoch import read_bucket_epoch
 from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository

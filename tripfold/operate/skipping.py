@@ -17,8 +17,8 @@ from shared.domain.ids import utc_now
 from shared.domain.topics import GROUPS, Topic
 from shared.kafka import skip_markers
 from shared.kafka.connection import connection
-from shared.kafka.consumer import received
-from shared.kafka.producer import ConsumedRecord, KafkaPublisher
+from shared.kafka.producer import KafkaPublisher
+from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
 from shared.storage.object_store import ObjectStore
@@ -88,7 +88,7 @@ async def read_record(settings: Settings, topic: Topic, partition: int, offset: 
             raise CannotSkip(f"partition {partition} of {name} has offsets {begin} to {end - 1}, not {offset}")
         consumer.seek(place, offset)
         async with asyncio.timeout(READ_DEADLINE_S):
-            (record,) = received(topic, [await consumer.getone(place)])
+            (record,) = consumed_records(topic, [await consumer.getone(place)])
     except (KafkaError, OSError, TimeoutError) as error:
         raise DependencyUnavailable(f"{name} cannot be read: {type(error).__name__}: {error}") from error
     finally:

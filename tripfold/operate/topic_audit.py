@@ -24,7 +24,7 @@ from shared.domain import keys, objects
 from shared.domain.events import Event
 from shared.domain.objects import CorruptObject, Summary
 from shared.domain.topics import Topic
-from shared.kafka.producer import ConsumedRecord
+from shared.kafka.records import ConsumedRecord
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore
 from tripfold.operate.topic_records import LastRecords, RecordDifference, UnreadRecords, date_of, record_differences

@@ -22,7 +22,7 @@ from shared.domain.events import (
     PoisonRecord,
 )
 from shared.domain.topics import Topic
-from shared.kafka.producer import ConsumedRecord
+from shared.kafka.records import ConsumedRecord
 
 NOTHING = "nothing"
 UNREADABLE = 0

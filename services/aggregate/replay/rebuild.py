@@ -38,7 +38,8 @@ from shared.domain.events import NewerContract, PoisonRecord
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import CorruptObject, NewerObject, Summary
 from shared.domain.topics import Topic, affinity_of
-from shared.kafka.producer import OutgoingEvent, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map, prefetch
 from shared.runtime.retry import DependencyUnavailable
 from shared.storage.object_store import AdminObjectStore, StoredObject

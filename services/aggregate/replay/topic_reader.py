@@ -13,8 +13,8 @@ from aiokafka.errors import KafkaError
 from shared.domain.topics import Topic, group_id
 from shared.kafka.admin import admin_client
 from shared.kafka.connection import connection
-from shared.kafka.consumer import received
-from shared.kafka.producer import ConsumedRecord, KafkaPublisher
+from shared.kafka.producer import KafkaPublisher
+from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
 
@@ -115,7 +115,7 @@ class KafkaTopicReader:
     async def read(self) -> AsyncIterator[Sequence[ConsumedRecord]]:
         async with contextlib.aclosing(self._read()) as batches:
             async for polled in batches:
-                yield received(self._topic, [record for records in polled for record in records])
+                yield consumed_records(self._topic, [record for records in polled for record in records])
 
     async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
         async with contextlib.aclosing(self._read()) as batches:

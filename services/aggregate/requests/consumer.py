@@ -22,7 +22,8 @@ from shared.domain.ids import RequestId
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import new_record, request_event, status_of
 from shared.kafka.consumer import decode_batch
-from shared.kafka.producer import ConsumedRecord, OutgoingEvent, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.runtime.retry import Retrier, run_all
 from shared.storage import active_requests
 from shared.storage.object_store import ObjectStore

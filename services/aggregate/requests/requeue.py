@@ -13,7 +13,8 @@ import msgspec
 from shared.domain import keys
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import request_event, status_of
-from shared.kafka.producer import OutgoingEvent, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.retry import Retrier
 from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository, Versioned

@@ -24,7 +24,7 @@ from shared.domain.events import (
     type_of_topic,
 )
 from shared.domain.topics import TOPICS, Topic, TopicSpec
-from shared.kafka.producer import ERROR_HEADER, ORIGIN_OFFSET_HEADER, ORIGIN_PARTITION_HEADER, ORIGIN_TOPIC_HEADER
+from shared.kafka.dead_letters import ERROR_HEADER, ORIGIN_OFFSET_HEADER, ORIGIN_PARTITION_HEADER, ORIGIN_TOPIC_HEADER
 
 Json = dict[str, Any]
 

@@ -39,13 +39,13 @@ from shared.domain.requests import (
     status_of,
     unfinished_of,
 )
-from shared.kafka.producer import LogUnavailable, OutgoingEvent, Publisher
+from shared.kafka.producer import LogUnavailable, Publisher
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.retry import DependencyUnavailable
 from shared.storage import active_requests
 from shared.storage.object_store import CasConflict, ObjectStore, StoredObject
-from shared.storage.repository import Repository
-from shared.storage.request_records import begin_retry
+from shared.storage.repository import Repository, begin_retry
 
 ACKNOWLEDGE_DEADLINE_S = 10.0
 RECORD_DEADLINE_S = 10.0

@@ -39,7 +39,8 @@ from shared.domain.objects import Countries, Plan, PlannedCity, PlannedCountry, 
 from shared.domain.outbox import events_of_plan
 from shared.domain.requests import new_record, unfinished_of
 from shared.kafka.consumer import decode_batch
-from shared.kafka.producer import ConsumedRecord, OutgoingEvent, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.runtime import metrics
 from shared.storage import active_requests
 from shared.storage.bucket_epoch import next_revision, read_bucket_epoch

@@ -32,9 +32,7 @@ from services.ingest.upstream.range_resume import CannotResume, Resumable, part_
 from services.ingest.upstream.retry import CircuitBreaker, OutageTooLong, UpstreamRetryPolicy, jittered_s
 from shared.runtime import metrics
 from shared.runtime.retry import Retrier
-from shared.runtime.secrets import either_secret
-from shared.runtime.settings import Settings
-from shared.runtime.tls import client_context
+from shared.runtime.settings import Settings, secret_value, tls_client_context
 
 __all__ = [
     "Download",
@@ -165,7 +163,7 @@ class HttpUpstream:
         self._login = _login(settings)
         self._redirect_hosts = {host for host in settings.upstream_redirect_hosts.lower().split(",") if host}
         self._pace = _Pace(circuit.retrier, settings.upstream_requests_per_s)
-        context = client_context(settings.upstream_ca_file)
+        context = tls_client_context(settings.upstream_ca_file)
         self._client = httpx.AsyncClient(
             transport=AiohttpTransport(verify=context, client=lambda: _session(context)),
             timeout=httpx.Timeout(settings.upstream_read_timeout_s, connect=CONNECT_TIMEOUT_S, pool=CONNECT_TIMEOUT_S),
@@ -501,7 +499,7 @@ def _upgraded(origins: set[tuple[str, int]]) -> set[tuple[str, int]]:
 def _login(settings: Settings) -> httpx.Auth | None:
     if not settings.upstream_username:
         return None
-    password = either_secret(
+    password = secret_value(
         settings.upstream_password, settings.upstream_password_file, "TRIPFOLD_UPSTREAM_PASSWORD_FILE"
     )
     return httpx.BasicAuth(settings.upstream_username, password)

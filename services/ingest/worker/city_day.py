@@ -57,7 +57,8 @@ from shared.domain.objects import Manifest
 from shared.domain.outbox import events_of_manifest
 from shared.domain.requests import is_awaited
 from shared.domain.topics import Topic
-from shared.kafka.producer import LogUnavailable, OutgoingEvent, Publisher
+from shared.kafka.producer import LogUnavailable, Publisher
+from shared.kafka.records import OutgoingEvent
 from shared.runtime import metrics
 from shared.storage.bucket_epoch import read_bucket_epoch
 from shared.storage.object_store import CasConflict, ObjectStore, Upload

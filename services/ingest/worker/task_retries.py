@@ -23,7 +23,8 @@ from services.ingest.upstream.errors import PermanentUpstreamError, TransientUps
 from services.ingest.upstream.retry import WAIT_FIRST_S, WAIT_MAX_S, OutageTooLong, jittered_s
 from shared.domain.events import IngestCity
 from shared.kafka.consumer import decode_batch
-from shared.kafka.producer import ConsumedRecord, OutgoingEvent, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.runtime.retry import Retrier
 
 

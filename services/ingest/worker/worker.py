@@ -14,7 +14,8 @@ from services.ingest.worker.city_day import CityDayIngest
 from shared.domain.events import IngestCity
 from shared.domain.ids import CityId
 from shared.kafka.consumer import decode_batch
-from shared.kafka.producer import ConsumedRecord, Publisher
+from shared.kafka.producer import Publisher
+from shared.kafka.records import ConsumedRecord
 from shared.runtime.retry import Retrier
 
 

@@ -29,7 +29,8 @@ from shared.domain.events import Event
 from shared.domain.objects import GenerationPointer, Summary
 from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
-from shared.kafka.producer import KafkaPublisher, OutgoingEvent
+from shared.kafka.producer import KafkaPublisher
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.settings import Settings
 from shared.storage.generation_pointer import read_current

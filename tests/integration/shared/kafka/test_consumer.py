@@ -19,7 +19,8 @@ from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
 from shared.domain.topics import TOPICS, Topic
 from shared.kafka.admin import apply_topics, check_topics
 from shared.kafka.consumer import decode_batch
-from shared.kafka.producer import ConsumedRecord, KafkaPublisher, LogUnavailable, OutgoingEvent, TopicsMissing
+from shared.kafka.producer import KafkaPublisher, LogUnavailable, TopicsMissing
+from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.kafka.skip_markers import Skips
 from shared.runtime.health import Health
 from shared.runtime.settings import Settings

@@ -27,14 +27,8 @@ from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
 from shared.kafka.connection import connection
 from shared.kafka.consumer import consume, make_broker
-from shared.kafka.producer import (
-    ConsumedRecord,
-    KafkaPublisher,
-    LogUnavailable,
-    OutgoingEvent,
-    Publisher,
-    RecordPublisher,
-)
+from shared.kafka.producer import KafkaPublisher, LogUnavailable, Publisher, RecordPublisher
+from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier, Stopping
 from shared.runtime.settings import Settings

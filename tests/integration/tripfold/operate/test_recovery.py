@@ -13,7 +13,8 @@ from shared.domain import keys
 from shared.domain.ids import CityId
 from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
-from shared.kafka.producer import ConsumedRecord, KafkaPublisher
+from shared.kafka.producer import KafkaPublisher
+from shared.kafka.records import ConsumedRecord
 from shared.runtime.settings import Settings
 from tests import ROOT
 from tests.integration.authority import Authority

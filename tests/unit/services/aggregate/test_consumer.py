@@ -15,7 +15,7 @@ from shared.domain.events import Cause, CityFolded, CountryDaySummary, Event
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import Summary
 from shared.domain.topics import Topic
-from shared.kafka.producer import OutgoingEvent
+from shared.kafka.records import OutgoingEvent
 from shared.storage.object_store import StoreUnavailable
 from tests.fakes.bucket import DAY, REQUEST, OperatedBucket, trips
 from tests.fakes.log import MemoryPublisher

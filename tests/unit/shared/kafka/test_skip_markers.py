@@ -8,7 +8,7 @@ import pytest
 from shared.domain import events, keys
 from shared.domain.events import NewerContract
 from shared.domain.topics import Topic
-from shared.kafka.producer import ConsumedRecord
+from shared.kafka.records import ConsumedRecord
 from shared.kafka.skip_markers import Skips, is_marked
 from tests.fakes.bucket import NOON
 from tests.fakes.builders import STATS

@@ -10,8 +10,10 @@ import pytest
 from rich.text import Text
 
 from services.aggregate.replay.topic_reader import TopicReader
-from shared.domain.topics import LETTER_BYTES_MAX, RECORD_BYTES_MAX, Topic
-from shared.kafka.producer import CUT_HEADER, ConsumedRecord, LogUnavailable
+from shared.domain.topics import RECORD_BYTES_MAX, Topic, DEAD_LETTER_BYTES_MAX
+from shared.kafka.dead_letters import CUT_HEADER
+from shared.kafka.producer import LogUnavailable
+from shared.kafka.records import ConsumedRecord
 from tests.fakes.builders import Clock
 from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryTopicReader
 from tripfold.operate import dead_letters
@@ -211,7 +213,7 @@ async def test_a_record_that_is_too_long_for_a_letter_is_cut_and_not_sent_back(c
     await cemetery.send_to_dead_letters(Topic.CITY_STATS, b"x" * (RECORD_BYTES_MAX + 1), key=b"k" * 100_000)
     record = cemetery.log.appended[-1]
     headers = sum(len(name) + len(value) for name, value in record.headers)
-    assert len(record.key or b"") + len(record.value or b"") + headers < LETTER_BYTES_MAX
+    assert len(record.key or b"") + len(record.value or b"") + headers < DEAD_LETTER_BYTES_MAX
     whole = RECORD_BYTES_MAX + 1 + 100_000 + sum(len(name) + len(value) for name, value in HEADERS)
     assert (CUT_HEADER, str(whole).encode()) in record.headers
     letter = f"{record.partition}/{record.offset}"

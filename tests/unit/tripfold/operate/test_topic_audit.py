@@ -15,7 +15,7 @@ from shared.domain import events, keys, objects
 from shared.domain.ids import CityId
 from shared.domain.objects import BucketEpoch
 from shared.domain.topics import Topic
-from shared.kafka.producer import ConsumedRecord
+from shared.kafka.records import ConsumedRecord
 from tests.fakes.bucket import ALL, DAY, NOON, OperatedBucket, trips
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tripfold.operate.republish import RepublishedDate, republish

@@ -18,7 +18,7 @@ from shared.domain.contribution import NOTHING
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import GenerationPointer, LedgerEntry
 from shared.domain.topics import Topic
-from shared.kafka.producer import ConsumedRecord
+from shared.kafka.records import ConsumedRecord
 from shared.storage.generation_pointer import PointerLost, provision_pointer, read_current
 from shared.storage.object_store import AdminObjectStore, CasConflict, StoreUnavailable
 from tests.fakes.bucket import DAY, OperatedBucket, trips

@@ -15,7 +15,8 @@ from shared.domain.ids import RequestId, mint_request_id
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import new_record
 from shared.domain.topics import Topic
-from shared.kafka.producer import LogUnavailable, OutgoingEvent
+from shared.kafka.producer import LogUnavailable
+from shared.kafka.records import OutgoingEvent
 from shared.storage.object_store import StoredObject
 from tests.fakes.builders import Clock
 from tests.fakes.log import MemoryLog, MemoryPublisher

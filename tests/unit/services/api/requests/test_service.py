@@ -16,7 +16,7 @@ from shared.domain.events import BadCity, Outcome, ProcessRequested, Retry
 from shared.domain.ids import CityId, RequestId, parse_request_id
 from shared.domain.objects import CityUnderWay, Failure, RequestRecord
 from shared.domain.topics import Topic
-from shared.kafka.producer import OutgoingEvent
+from shared.kafka.records import OutgoingEvent
 from shared.storage import active_requests
 from shared.storage.object_store import CasConflict, StoreUnavailable
 from tests.fakes.api import DAY, NOW, REQUEST, Client, ObservedPublisher, ObservedStore, World, record_of, write

@@ -25,7 +25,7 @@ from shared.domain.ids import CountrySlug, RequestId
 from shared.domain.objects import Countries, Plan, RequestRecord
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
-from shared.kafka.producer import OutgoingEvent
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
 from tests.fakes.builders import Clock, Truth

@@ -14,7 +14,7 @@ from shared.domain import events
 from shared.domain.events import IngestCity
 from shared.domain.ids import CityId, CountrySlug, RequestId
 from shared.domain.topics import Topic
-from shared.kafka.producer import OutgoingEvent
+from shared.kafka.records import OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
 from tests.fakes.builders import Clock

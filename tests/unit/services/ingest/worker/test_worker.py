@@ -16,7 +16,7 @@ from shared.domain import events
 from shared.domain.events import IngestCity
 from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
 from shared.domain.topics import Topic
-from shared.kafka.producer import ConsumedRecord
+from shared.kafka.records import ConsumedRecord
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier, Stopping
 from tests.fakes.log import MemoryLog, MemoryPublisher
