@@ -14,9 +14,9 @@ from litestar import Litestar, Response, get
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from shared.domain.topics import Topic
-from shared.kafka.consumer import SHUTDOWN_GRACE_S, Consumption
+from shared.kafka.consumer import SHUTDOWN_GRACE_S, Subscription
 from shared.kafka.producer import KafkaPublisher
-from shared.kafka.skip_markers import Skips
+from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime.health import Health, measure_loop_lag
 from shared.runtime.metrics import Concern
 from shared.runtime.retry import Retrier, Stopping
@@ -39,14 +39,14 @@ class ServiceContext:
         self.retrier = Retrier(health=self.health, wait_max_s=settings.retry_wait_max_s)
         self.store = S3Store(settings)
         self.publisher = KafkaPublisher(settings, source=source)
-        self.skips = Skips(self.store, self.publisher)
+        self.skip_markers = SkipMarkers(self.store, self.publisher)
 
 
 def make_app(
     context: ServiceContext,
     broker: KafkaBroker,
     *,
-    consumptions: tuple[Consumption, ...],
+    subscriptions: tuple[Subscription, ...],
     publishes: tuple[Topic, ...],
     background: tuple[Background, ...] = (),
     resources: tuple[contextlib.AbstractAsyncContextManager[Any], ...] = (),
@@ -58,19 +58,19 @@ def make_app(
     is away at the start.)
     """
     retrier = context.retrier
-    topics = {*(consumption.topic for consumption in consumptions), *publishes, Topic.DEAD_LETTERS}
+    topics = {*(subscription.topic for subscription in subscriptions), *publishes, Topic.DEAD_LETTERS}
 
-    async def kafka_answers() -> None:
+    async def check_kafka() -> None:
         await context.publisher.check(sorted(topics, key=lambda topic: topic.value))
 
     async def begin() -> None:
-        await retrier.retry_until_available("S3", context.store.check)
-        await retrier.retry_until_available("Kafka", kafka_answers)
-        await retrier.retry_until_available("consuming", broker.start)
+        await retrier.retry_until_available("s3", context.store.check)
+        await retrier.retry_until_available("kafka", check_kafka)
+        await retrier.retry_until_available("consumer", broker.start)
         context.health.started = True
         _log.info("ready")
-        progress = (consumption.watch(retrier, kafka_answers) for consumption in consumptions)
-        await asyncio.gather(_watch(context, kafka_answers), *progress)
+        progress = (subscription.watch(retrier, check_kafka) for subscription in subscriptions)
+        await asyncio.gather(_watch(context, check_kafka), *progress)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
@@ -117,12 +117,12 @@ def health_routes(health: Health) -> list[Any]:
     return [live, ready, metrics]
 
 
-async def _watch(context: ServiceContext, kafka_answers: Callable[[], Awaitable[None]]) -> None:
+async def _watch(context: ServiceContext, check_kafka: Callable[[], Awaitable[None]]) -> None:
     """Check S3, Kafka and its topics every few seconds, so that an idle service, too, tells the truth."""
     health = context.health
     checks: tuple[tuple[Concern, Callable[[], Awaitable[None]]], ...] = (
-        ("S3", context.store.check),
-        ("Kafka", kafka_answers),
+        ("s3", context.store.check),
+        ("kafka", check_kafka),
     )
     while not context.retrier.stopping.is_set():
         for what, check in checks:

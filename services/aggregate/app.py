@@ -35,7 +35,7 @@ def create_app(settings: Settings) -> Litestar:
         settings=settings,
         retrier=retrier,
         group=GROUPS[Topic.CITY_STATS],
-        skips=context.skips,
+        skip_markers=context.skip_markers,
         batch_records_max=settings.aggregate_batch,
         linger_ms=settings.aggregate_linger_ms,
     )
@@ -49,7 +49,7 @@ def create_app(settings: Settings) -> Litestar:
         settings=settings,
         retrier=retrier,
         group=GROUPS[Topic.REQUEST_PROGRESS],
-        skips=context.skips,
+        skip_markers=context.skip_markers,
         batch_records_max=PROGRESS_BATCH_MAX,
         linger_ms=PROGRESS_LINGER_MS,
     )
@@ -57,7 +57,7 @@ def create_app(settings: Settings) -> Litestar:
     return make_app(
         context,
         broker,
-        consumptions=(statistics, requests),
+        subscriptions=(statistics, requests),
         publishes=(Topic.COUNTRY_DAY_SUMMARIES, Topic.REQUEST_PROGRESS, Topic.CITY_STATS, Topic.PROCESS_REQUESTS),
         background=(requeue.run, partial(watch_rebuild, store)),
     )

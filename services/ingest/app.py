@@ -43,7 +43,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
         concurrency_max=settings.upstream_concurrency_max,
     )
     broker = make_broker(settings)
-    consumptions = []
+    subscriptions = []
     publishes = {Topic.CITY_STATS, Topic.REQUEST_PROGRESS}
     if role in {Role.ALL, Role.PLANNER}:
         planner = Planner(
@@ -54,19 +54,19 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             retry_policy=retry_policy,
             allow_no_cities=settings.upstream_allow_no_cities,
         )
-        consumption = consume(
+        subscription = consume(
             broker,
             Topic.PROCESS_REQUESTS,
             planner.process,
             settings=settings,
             retrier=retrier,
             group=GROUPS[Topic.PROCESS_REQUESTS],
-            skips=context.skips,
+            skip_markers=context.skip_markers,
             batch_records_max=1,
             linger_ms=PLANNER_LINGER_MS,
             deadline_s=min(longest_fetch_s(settings, settings.upstream_deadline_s), POLL_INTERVAL_S_MAX),
         )
-        consumptions.append(consumption)
+        subscriptions.append(subscription)
         publishes.add(Topic.CITY_TASKS)
     if role in {Role.ALL, Role.WORKER}:
         publishes |= {Topic.CITY_TASKS, Topic.CITY_TASK_RETRIES}
@@ -83,33 +83,33 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
         )
         worker = Worker(ingest, context.publisher, retrier=retrier, streams=settings.ingest_streams)
         rounds = math.ceil(settings.ingest_batch / min(settings.ingest_streams, settings.upstream_concurrency_max))
-        consumption = consume(
+        subscription = consume(
             broker,
             Topic.CITY_TASKS,
             worker.process,
             settings=settings,
             retrier=retrier,
             group=GROUPS[Topic.CITY_TASKS],
-            skips=context.skips,
+            skip_markers=context.skip_markers,
             batch_records_max=settings.ingest_batch,
             linger_ms=WORKER_LINGER_MS,
             deadline_s=min(longest_attempt_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
         )
         retries = Retries(context.publisher, clock=utc_now, retrier=retrier)
-        retry_consumption = consume(
+        retry_subscription = consume(
             broker,
             Topic.CITY_TASK_RETRIES,
             retries.process,
             settings=settings,
             retrier=retrier,
             group=GROUPS[Topic.CITY_TASK_RETRIES],
-            skips=context.skips,
+            skip_markers=context.skip_markers,
             batch_records_max=RETRIES_BATCH,
             linger_ms=WORKER_LINGER_MS,
         )
-        consumptions += [consumption, retry_consumption]
+        subscriptions += [subscription, retry_subscription]
     return make_app(
-        context, broker, consumptions=tuple(consumptions), publishes=tuple(publishes), resources=(upstream,)
+        context, broker, subscriptions=tuple(subscriptions), publishes=tuple(publishes), resources=(upstream,)
     )
 
 

@@ -373,7 +373,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     position: PositionField
 
 
-type_of_topic: Mapping[Topic, tuple[type[Event], ...]] = {
+EVENT_TYPES: Mapping[Topic, tuple[type[Event], ...]] = {
     Topic.PROCESS_REQUESTS: (ProcessRequested,),
     Topic.CITY_TASKS: (IngestCity,),
     Topic.CITY_TASK_RETRIES: (IngestCity,),
@@ -430,7 +430,7 @@ def _decoder(kinds: tuple[type[Event], ...]) -> msgspec.json.Decoder[Event]:
     return msgspec.json.Decoder(union)
 
 
-_decoders = {topic: _decoder(kinds) for topic, kinds in type_of_topic.items()}
+_decoders = {topic: _decoder(kinds) for topic, kinds in EVENT_TYPES.items()}
 
 
 def encode(event: Event) -> bytes:

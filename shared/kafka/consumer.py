@@ -30,7 +30,7 @@ from shared.domain.topics import METADATA_AGE_MAX_MS, RECORD_BYTES_MAX, Topic, g
 from shared.kafka.connection import broker_security
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, consumed_records
-from shared.kafka.skip_markers import Skips
+from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime import metrics
 from shared.runtime.retry import DependencyUnavailable, Retrier, Stopping
 from shared.runtime.settings import Settings
@@ -51,7 +51,7 @@ RESTART_DEADLINE_S = 60.0
 _log = structlog.get_logger()
 
 
-class Decoded(msgspec.Struct, frozen=True):
+class DecodedRecord(msgspec.Struct, frozen=True):
     """A record and the event it holds."""
 
     record: ConsumedRecord
@@ -62,7 +62,7 @@ Process = Callable[[Sequence[ConsumedRecord]], Awaitable[None]]
 
 
 class Subscriber(Protocol):
-    """What a consumption needs of FastStream's subscriber. ``consumer`` is aiokafka's, or None while it is stopped."""
+    """What a subscription needs of FastStream's subscriber. ``consumer`` is aiokafka's, or None while it is stopped."""
 
     consumer: Any
 
@@ -73,7 +73,7 @@ class Subscriber(Protocol):
         """Stop consuming."""
 
 
-class Consumption:
+class Subscription:
     """One subscription, and whether it makes progress.
 
     After an outage a consumer can stand still for good with nothing to show it but a private future: it is connected,
@@ -86,10 +86,10 @@ class Consumption:
         self.batches = 0
         self._subscriber = subscriber
 
-    async def watch(self, retrier: Retrier, kafka_answers: Callable[[], Awaitable[None]]) -> None:
+    async def watch(self, retrier: Retrier, check_kafka: Callable[[], Awaitable[None]]) -> None:
         """Look after the progress until asked to stop; show a consumer that stands still, and start it again.
 
-        ``kafka_answers`` raises a DependencyUnavailable while Kafka is away: that is no fault of the consumer's.
+        ``check_kafka`` raises a DependencyUnavailable while Kafka is away: that is no fault of the consumer's.
         """
         name = self.topic.value
         batches_before, stands_since_s = self.batches, retrier.now_s()
@@ -103,16 +103,16 @@ class Consumption:
                 retrier.health.recovered("partitions", detail=name)
             if self.handling or self.batches != batches_before or await self._at_the_end():
                 batches_before, stands_since_s = self.batches, retrier.now_s()
-                retrier.health.recovered("consuming", detail=name)
+                retrier.health.recovered("consumer", detail=name)
                 continue
             try:
-                await kafka_answers()
+                await check_kafka()
             except DependencyUnavailable:
                 stands_since_s = retrier.now_s()
                 continue
             if retrier.now_s() - stands_since_s >= STUCK_AFTER_S and not retrier.stopping.is_set():
                 reason = f"records wait, and none was taken for {STUCK_AFTER_S:.0f} s"
-                retrier.health.failing("consuming", reason, detail=name)
+                retrier.health.failing("consumer", reason, detail=name)
                 _log.error("consumer stands still, it is started again", topic=name)
                 await self._restart()
                 stands_since_s = retrier.now_s()
@@ -179,8 +179,8 @@ def consume(
     batch_records_max: int,
     linger_ms: int,
     deadline_s: float = 180.0,
-    skips: Skips | None = None,
-) -> Consumption:
+    skip_markers: SkipMarkers | None = None,
+) -> Subscription:
     """Subscribe ``process`` to a topic: it gets batches of records, and a batch is committed when it returns.
 
     ``process`` is called again with the same batch until it ends without a fault; only what ``skips`` takes is left
@@ -208,15 +208,15 @@ def consume(
         decoder=_keep,
     )
 
-    consumption = Consumption(topic, subscriber)
+    subscription = Subscription(topic, subscriber)
 
     async def handle(message: KafkaMessage) -> None:
-        consumption.batches += 1
-        consumption.handling = True
+        subscription.batches += 1
+        subscription.handling = True
         try:
             await handle_batch(message)
         finally:
-            consumption.handling = False
+            subscription.handling = False
 
     async def handle_batch(message: KafkaMessage) -> None:
         began = time.monotonic()
@@ -231,9 +231,9 @@ def consume(
                 try:
                     await process(remaining)
                 except NewerContract as error:
-                    if skips is None:
+                    if skip_markers is None:
                         raise
-                    remaining = await skips.take(error, remaining)
+                    remaining = await skip_markers.take(error, remaining)
                 else:
                     return
 
@@ -249,10 +249,10 @@ def consume(
         metrics.batch_seconds.labels(topic.value).observe(time.monotonic() - began)
 
     subscriber(handle)
-    return consumption
+    return subscription
 
 
-async def decode_batch(batch: Sequence[ConsumedRecord], publisher: Publisher) -> list[Decoded]:
+async def decode_batch(batch: Sequence[ConsumedRecord], publisher: Publisher) -> list[DecodedRecord]:
     """Decode the events of a batch in order; bury what is poison.
 
     Raises NewerContract, with the place of the record, for an event of a later schema version: the service stops being
@@ -261,7 +261,7 @@ async def decode_batch(batch: Sequence[ConsumedRecord], publisher: Publisher) ->
     decoded = []
     for record in batch:
         try:
-            decoded.append(Decoded(record, events.decode(record.topic, record.value)))
+            decoded.append(DecodedRecord(record, events.decode(record.topic, record.value)))
         except NewerContract as error:
             raise error.at(record.partition, record.offset) from error
         except PoisonRecord as error:
@@ -279,8 +279,8 @@ async def decode_batch(batch: Sequence[ConsumedRecord], publisher: Publisher) ->
 async def _parse(
     records: tuple[ConsumerRecord[Any, Any], ...], original: Callable[[Any], Awaitable[KafkaMessage]]
 ) -> KafkaMessage:
-    # FastStream's parser decodes headers as UTF-8 and skips a batch in which one is not: it gets to see none. It names
-    # a batch by its first record and its last, and these are all it needs.
+    # FastStream's parser decodes headers as UTF-8 and skips a batch in which one is not UTF-8, so it gets no headers.
+    # It needs only the first and last record of a batch, to name the batch.
     message = await original(tuple(replace(record, headers=()) for record in (records[0], records[-1])))
     message.raw_message = records
     return message

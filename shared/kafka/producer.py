@@ -28,7 +28,7 @@ DEAD_LETTERS_REMEMBERED_MAX = 20_000
 """How many dead letters a process remembers: more than any batch has."""
 
 
-class LogUnavailable(DependencyUnavailable):
+class KafkaUnavailable(DependencyUnavailable):
     """Kafka did not acknowledge an event. It may have taken it all the same: publishing again is harmless."""
 
 
@@ -37,7 +37,7 @@ class TopicsMissing(DependencyUnavailable):
 
 
 class Publisher(Protocol):
-    """What the services need to publish. Both methods raise LogUnavailable when an acknowledgement is missing."""
+    """What the services need to publish. Both methods raise KafkaUnavailable when an acknowledgement is missing."""
 
     async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
         """Publish events, in order for each key, and wait until all are acknowledged."""
@@ -47,7 +47,7 @@ class Publisher(Protocol):
 
 
 class RecordPublisher(Protocol):
-    """What an operator's commands need to publish records that are not made here. Raises LogUnavailable."""
+    """What an operator's commands need to publish records that are not made here. Raises KafkaUnavailable."""
 
     async def publish_record(
         self, topic: Topic, *, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
@@ -75,7 +75,7 @@ class KafkaPublisher:
             await self._producer.stop()
 
     async def check(self, topics: Iterable[Topic] = ()) -> None:
-        """Raise LogUnavailable if Kafka does not answer now, and TopicsMissing if it lacks one of ``topics``.
+        """Raise KafkaUnavailable if Kafka does not answer now, and TopicsMissing if it lacks one of ``topics``.
 
         It asks over a connection of its own: a producer that was connected once says nothing of the present. It asks
         for all topics, since a question about one can create it.
@@ -86,7 +86,7 @@ class KafkaPublisher:
             await client.bootstrap()
             present = (await client.fetch_all_metadata()).topics() if wanted else set()
         except (KafkaError, OSError) as error:
-            raise LogUnavailable(f"Kafka at {self._settings.kafka_bootstrap_servers} cannot be reached") from error
+            raise KafkaUnavailable(f"Kafka at {self._settings.kafka_bootstrap_servers} cannot be reached") from error
         finally:
             await client.close()
         missing = [name for name in wanted if name not in present]
@@ -130,7 +130,7 @@ class KafkaPublisher:
             ]
             await asyncio.gather(*(future for _, future in sent))
         except (KafkaError, OSError) as error:
-            raise LogUnavailable(f"Kafka did not acknowledge: {type(error).__name__}: {error}") from error
+            raise KafkaUnavailable(f"Kafka did not acknowledge: {type(error).__name__}: {error}") from error
         for topic, count in Counter(topic for topic, _ in sent).items():
             metrics.events_published.labels(topic.value).inc(count)
 
@@ -155,7 +155,7 @@ class KafkaPublisher:
             await producer.start()
         except (KafkaError, OSError) as error:
             await producer.stop()
-            raise LogUnavailable(
+            raise KafkaUnavailable(
                 f"Kafka at {self._settings.kafka_bootstrap_servers} cannot be reached: {error}"
             ) from error
         return producer

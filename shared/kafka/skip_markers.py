@@ -31,7 +31,7 @@ class SkipMarker(msgspec.Struct, frozen=True, kw_only=True):
     marked_at: dt.datetime
 
 
-class Skips:
+class SkipMarkers:
     """Moves records that an operator has marked to the dead letters."""
 
     def __init__(self, store: ObjectStore, publisher: Publisher) -> None:

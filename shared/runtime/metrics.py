@@ -10,9 +10,7 @@ from shared.domain.topics import Topic
 
 __all__ = ["REGISTRY"]
 
-Concern = Literal[
-    "S3", "Kafka", "s3", "kafka", "consuming", "partitions", "batch", "city-day", "sweep", "upstream", "generation"
-]
+Concern = Literal["s3", "kafka", "consumer", "partitions", "batch", "city_day", "requeue", "upstream", "generation"]
 """The values of the label ``what``: a dependency, or the work that waits for one."""
 
 events_consumed = Counter("tripfold_events_consumed_total", "Events taken from a topic", ["topic"])

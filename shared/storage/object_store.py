@@ -87,7 +87,7 @@ class ObjectStore(Protocol):
         """Delete an object; it is no fault if there is none."""
 
 
-class ObjectMissing(RuntimeError):
+class ObjectNotFound(RuntimeError):
     """There is no object under the key."""
 
 
@@ -103,7 +103,7 @@ class AdminObjectStore(ObjectStore, Protocol):
     """What an operator's commands need of a bucket beyond the services."""
 
     def stream(self, key: str) -> AsyncIterator[bytes]:
-        """Read an object of any size, chunk by chunk. Raises ObjectMissing if there is none."""
+        """Read an object of any size, chunk by chunk. Raises ObjectNotFound if there is none."""
 
     async def now(self) -> dt.datetime:
         """Return the time by the store's own clock, which ``last_modified`` and ``begun_at`` are of too."""

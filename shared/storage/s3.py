@@ -33,7 +33,7 @@ from shared.storage.object_store import (
     UPLOAD_PART_BYTES,
     CasConflict,
     ObjectInfo,
-    ObjectMissing,
+    ObjectNotFound,
     StoredObject,
     StoreUnavailable,
     UnfinishedUpload,
@@ -190,7 +190,7 @@ class S3Store:
             answer = await obstore.get_async(self._client, key)
         except _FAULTS as error:
             if isinstance(error, FileNotFoundError) and _NO_SUCH_KEY in str(error):
-                raise ObjectMissing(key) from error
+                raise ObjectNotFound(key) from error
             raise _unavailable("GetObject", key, error) from error
         with _faults("GetObject", key):
             async for chunk in answer.stream(min_chunk_size=STREAM_CHUNK_BYTES):

@@ -30,7 +30,7 @@ from shared.domain.objects import (
     RequestRecord,
 )
 from shared.domain.topics import Topic
-from shared.kafka.producer import LogUnavailable
+from shared.kafka.producer import KafkaUnavailable
 from shared.kafka.records import OutgoingEvent
 from shared.runtime.metrics import Concern
 from shared.runtime.settings import Settings
@@ -82,7 +82,7 @@ class ObservedPublisher(MemoryPublisher):
 
     async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
         if self.down:
-            raise LogUnavailable("Kafka at broker.internal:9092 cannot be reached")
+            raise KafkaUnavailable("Kafka at broker.internal:9092 cannot be reached")
         await super().publish(outgoing)
 
 

@@ -34,8 +34,8 @@ from shared.domain.ids import CityId, CountrySlug, RequestId
 from shared.domain.objects import GenerationPointer, LedgerEntry, Manifest, PastRevision, Plan, Summary
 from shared.domain.outbox import events_of_plan
 from shared.domain.topics import Topic
-from shared.kafka.consumer import Decoded, decode_batch
-from shared.kafka.producer import LogUnavailable, Publisher
+from shared.kafka.consumer import DecodedRecord, decode_batch
+from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
@@ -523,10 +523,10 @@ def gone_is_silent(patch: pytest.MonkeyPatch) -> None:
 def bury_if_possible(patch: pytest.MonkeyPatch) -> None:
     """Let a poison record go if it cannot be buried at once."""
 
-    async def careless(batch: Sequence[ConsumedRecord], publisher: Publisher) -> list[Decoded]:
+    async def careless(batch: Sequence[ConsumedRecord], publisher: Publisher) -> list[DecodedRecord]:
         try:
             return await decode_batch(batch, publisher)
-        except LogUnavailable:
+        except KafkaUnavailable:
             return []
 
     patch.setattr(consumer, "decode_batch", careless)

@@ -134,7 +134,7 @@ def of_type(role: str, kind: str, version: int) -> ConsumedRecord:
 async def test_a_newer_event_stops_its_service_alone(role: str, known: bool) -> None:
     """A service that finds an event of a later version waits, not ready, and names it; nothing is lost or buried."""
     world = World()
-    kind = events.type_of_topic[ROLES[role].topic][0].__struct_config__.tag
+    kind = events.EVENT_TYPES[ROLES[role].topic][0].__struct_config__.tag
     record = of_type(role, str(kind) if known else "not-known-yet", 2)
     appended = world.log.append(record.topic, record.key, record.value)
     with pytest.raises(Stuck):

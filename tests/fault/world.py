@@ -36,7 +36,7 @@ from shared.domain.ids import RequestId
 from shared.domain.objects import Manifest, Plan, RequestRecord
 from shared.domain.requests import request_event
 from shared.domain.topics import Topic
-from shared.kafka.producer import LogUnavailable, Publisher
+from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord
 from shared.runtime.health import Health
 from shared.runtime.metrics import Concern
@@ -589,8 +589,8 @@ class World:
 
     async def _commit(self, process: Process, batch: Sequence[ConsumedRecord]) -> None:
         try:
-            await process.cross("commit", lambda: process.member.commit(batch), LogUnavailable, effect=True)
-        except LogUnavailable:
+            await process.cross("commit", lambda: process.member.commit(batch), KafkaUnavailable, effect=True)
+        except KafkaUnavailable:
             return  # the batch may come again
 
     def _forget(self, process: Process) -> None:

@@ -14,7 +14,7 @@ from services.aggregate.replay.topic_reader import KafkaTopicReader
 from shared.domain.events import encode
 from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
-from shared.kafka.producer import KafkaPublisher, LogUnavailable
+from shared.kafka.producer import KafkaPublisher, KafkaUnavailable
 from shared.kafka.records import OutgoingEvent
 from shared.runtime.settings import Settings, load_settings
 from shared.storage.object_store import StoreUnavailable
@@ -113,7 +113,7 @@ async def test_a_broker_that_nobody_vouches_for_gets_nothing(
     async with tls_kafka(embedded, certificates.server()) as address:
         settings = kafka_settings(address, ca_file=another_authority.ca_file)
         async with KafkaPublisher(settings, source="test") as publisher:
-            with pytest.raises(LogUnavailable, match=address):
+            with pytest.raises(KafkaUnavailable, match=address):
                 await publisher.check()
 
 

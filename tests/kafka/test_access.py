@@ -18,7 +18,7 @@ from services.aggregate.replay.topic_reader import KafkaTopicReader
 from shared.domain.events import encode
 from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
-from shared.kafka.producer import KafkaPublisher, LogUnavailable
+from shared.kafka.producer import KafkaPublisher, KafkaUnavailable
 from shared.kafka.records import OutgoingEvent
 from shared.runtime.settings import Settings, load_settings
 from tests.apache_kafka import ApacheKafka, broker_port
@@ -128,7 +128,7 @@ async def test_a_wrong_password_gets_nobody_in(guarded: str, certificates: Certi
     """The service sees Kafka as unavailable, and goes on waiting; the password is not in the message."""
     settings = settings_of(guarded, certificates, mechanism, password="close sesame")
     async with KafkaPublisher(settings, source="test") as publisher:
-        with pytest.raises(LogUnavailable) as refused:
+        with pytest.raises(KafkaUnavailable) as refused:
             await publisher.check()
     assert guarded in str(refused.value)
     assert "sesame" not in str(refused.value)

@@ -91,13 +91,13 @@ async def test_start_order_does_not_matter(late: Late) -> None:
         "s3", endpoint_url=system.store_url, config=Config(s3={"addressing_style": "path"}), **keys(system)
     )
     for name in NAMES:
-        await eventually(partial(late.says, name, "S3" if name != "api-late" else "s3"), f"{name} to miss S3")
+        await eventually(partial(late.says, name, "s3: "), f"{name} to miss S3")
     late.s3.away = False
     for name in NAMES:
         await eventually(partial(late.says, name, "Not Found"), f"{name} to miss the bucket")
     store.Bucket(BUCKET).create()
     for name in NAMES:
-        await eventually(partial(late.says, name, "Kafka"), f"{name} to miss Kafka")
+        await eventually(partial(late.says, name, "kafka: "), f"{name} to miss Kafka")
     await late.network.become(Network.OPEN)
     for name in NAMES[1:]:
         await eventually(partial(late.says, name, "topics apply"), f"{name} to miss its topics")

@@ -31,7 +31,7 @@ from shared.kafka.producer import Publisher
 from shared.runtime.concurrency import bounded_map
 from shared.storage.bucket_epoch import read_bucket_epoch
 from shared.storage.generation_pointer import read_current
-from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectMissing
+from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectNotFound
 from shared.storage.repository import Repository
 
 TRIES_MAX = 10
@@ -217,7 +217,7 @@ class Reprocess:
                 meter=Meter(),
                 threads=self._threads,
             )
-        except ObjectMissing as error:
+        except ObjectNotFound as error:
             raise NotReprocessable(f"its raw object {manifest.raw_key} is lost") from error
         self._bytes_read += streamed.size_bytes
         if streamed.sha256 != manifest.sha256:

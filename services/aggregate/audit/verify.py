@@ -33,7 +33,7 @@ from shared.domain.objects import BucketObject, CorruptObject, Manifest, Plan, R
 from shared.domain.requests import status_of
 from shared.runtime.concurrency import bounded_map
 from shared.storage.generation_pointer import read_current
-from shared.storage.object_store import AdminObjectStore, ObjectMissing, StoredObject
+from shared.storage.object_store import AdminObjectStore, ObjectNotFound, StoredObject
 from shared.storage.repository import Repository
 
 LOOKS_MAX = 6
@@ -185,7 +185,7 @@ async def verify_raw_object(
         return []  # replaced since the look began: its next verifying is the one that counts
     try:
         recount = await _recount(store, manifest)
-    except ObjectMissing:
+    except ObjectNotFound:
         expired = raw_expired_before is not None and manifest.raw_stored_at < raw_expired_before
         what = compare.RAW_EXPIRED if expired else compare.RAW_OBJECT
         return [compare.of_raw_object(manifest, what=what, found="nothing", expected=manifest.raw_key)]

@@ -14,6 +14,7 @@ import msgspec
 
 from services.api.documentation.event_examples import CAUSE, EXAMPLES
 from shared.domain.events import (
+    EVENT_TYPES,
     SCHEMA_VERSION,
     CityDayRetracted,
     CityDayStats,
@@ -21,7 +22,6 @@ from shared.domain.events import (
     CountryDaySummary,
     Event,
     headers_of,
-    type_of_topic,
 )
 from shared.domain.topics import TOPICS, Topic, TopicSpec
 from shared.kafka.dead_letters import ERROR_HEADER, ORIGIN_OFFSET_HEADER, ORIGIN_PARTITION_HEADER, ORIGIN_TOPIC_HEADER
@@ -73,7 +73,7 @@ _PLAN_KEY = "{date}/{country}; further chunks {date}/{country}/+1, …"
 
 def asyncapi_document(*, topic_prefix: str = "") -> Json:
     """Return the AsyncAPI document of all topics and events. ``topic_prefix`` stands before the topics' names."""
-    kinds = [kind for of_topic in type_of_topic.values() for kind in of_topic]
+    kinds = [kind for of_topic in EVENT_TYPES.values() for kind in of_topic]
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     return {
         "asyncapi": "3.0.0",
@@ -118,7 +118,7 @@ def _name_of(topic: Topic) -> str:
 
 
 def _messages_of(topic: Topic) -> Sequence[str]:
-    return [kind.__name__ for kind in type_of_topic.get(topic, ())] or [DEAD_LETTER]
+    return [kind.__name__ for kind in EVENT_TYPES.get(topic, ())] or [DEAD_LETTER]
 
 
 def _channel(spec: TopicSpec, topic_prefix: str) -> Json:

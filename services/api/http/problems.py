@@ -30,7 +30,7 @@ from services.api.http.query_parameters import declared_of, unusable
 from services.api.middleware.access_log import trace_id_of
 from services.api.unreadable import UnreadableAlone, noted
 from shared.domain.objects import CorruptObject
-from shared.kafka.producer import LogUnavailable
+from shared.kafka.producer import KafkaUnavailable
 from shared.runtime.retry import DependencyUnavailable
 from shared.storage.object_store import StoreUnavailable
 
@@ -247,7 +247,7 @@ def _outage(error: DependencyUnavailable) -> str:
     match error:
         case StatusNotWritten():
             return f"Request {error.request_id} was published and will be carried out; its status cannot be read yet."
-        case LogUnavailable():
+        case KafkaUnavailable():
             return "Kafka did not acknowledge the request. It may happen all the same, and asking twice is harmless."
         case StoreUnavailable():
             return "S3 cannot be used."

@@ -39,7 +39,7 @@ from shared.domain.requests import (
     status_of,
     unfinished_of,
 )
-from shared.kafka.producer import LogUnavailable, Publisher
+from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.retry import DependencyUnavailable
@@ -288,7 +288,7 @@ class Requests:
         return record
 
     async def _publish(self, outgoing: Sequence[OutgoingEvent]) -> None:
-        async with deadline(ACKNOWLEDGE_DEADLINE_S, "Waiting for Kafka to acknowledge", LogUnavailable):
+        async with deadline(ACKNOWLEDGE_DEADLINE_S, "Waiting for Kafka to acknowledge", KafkaUnavailable):
             await self._publisher.publish(outgoing)
 
     async def latest(self, limit: int, *, after: RequestId | None = None) -> Latest:

@@ -57,7 +57,7 @@ from shared.domain.objects import Manifest
 from shared.domain.outbox import events_of_manifest
 from shared.domain.requests import is_awaited
 from shared.domain.topics import Topic
-from shared.kafka.producer import LogUnavailable, Publisher
+from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime import metrics
 from shared.storage.bucket_epoch import read_bucket_epoch
@@ -405,7 +405,7 @@ class CityDayIngest:
                     bytes_total=meter.bytes_total,
                     trips_done=meter.trips_done,
                 )
-                with contextlib.suppress(LogUnavailable):
+                with contextlib.suppress(KafkaUnavailable):
                     await self._publisher.publish([OutgoingEvent(progressed)])
 
         reporting = asyncio.create_task(report())

@@ -64,7 +64,7 @@ class Worker:
     async def _run(self, tasks: Sequence[IngestCity], *, alone: bool = False) -> bool:
         async with self._room:
             return await self._patience.retry_until_available(
-                "city-day",
+                "city_day",
                 lambda: self._ingest.run(tasks, alone=alone),
                 detail=f"{tasks[0].date}/{tasks[0].city_id}",
             )

@@ -27,7 +27,7 @@ from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
 from shared.kafka.connection import connection
 from shared.kafka.consumer import consume, make_broker
-from shared.kafka.producer import KafkaPublisher, LogUnavailable, Publisher, RecordPublisher
+from shared.kafka.producer import KafkaPublisher, KafkaUnavailable, Publisher, RecordPublisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier, Stopping
@@ -91,7 +91,7 @@ class FakeMember:
         return self._batch
 
     async def commit(self) -> None:
-        with contextlib.suppress(LogUnavailable):
+        with contextlib.suppress(KafkaUnavailable):
             await self._member.commit(self._batch)
 
     async def leave(self) -> None:

@@ -23,7 +23,7 @@ from shared.storage.object_store import (
     UPLOAD_PART_BYTES,
     AdminObjectStore,
     CasConflict,
-    ObjectMissing,
+    ObjectNotFound,
     ObjectStore,
     StoreUnavailable,
     UnfinishedUpload,
@@ -246,7 +246,7 @@ async def test_a_stream_is_the_whole_object(store: AdminObjectStore) -> None:
     await store.put("raw/one.json", body)
     chunks = [chunk async for chunk in store.stream("raw/one.json")]
     assert (b"".join(chunks), len(chunks) > 1) == (body, True)
-    with pytest.raises(ObjectMissing):
+    with pytest.raises(ObjectNotFound):
         await anext(aiter(store.stream("raw/two.json")))
 
 

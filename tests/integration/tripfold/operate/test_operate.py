@@ -18,7 +18,7 @@ from shared.domain.objects import Manifest, Summary
 from shared.domain.topics import Topic
 from shared.runtime.settings import Settings
 from shared.storage.generation_pointer import read_current
-from shared.storage.object_store import ObjectMissing
+from shared.storage.object_store import ObjectNotFound
 from shared.storage.s3 import S3Store
 from tests.fakes.bucket import DAY
 from tests.integration.authority import Authority
@@ -182,7 +182,7 @@ async def test_a_bucket_is_streamed_and_told_the_time(embedded: EmbeddedServices
         chunks = [chunk async for chunk in store.stream("raw/large.json")]
         assert len(chunks) > 1
         assert hashlib.sha256(b"".join(chunks)).digest() == hashlib.sha256(body).digest()
-        with pytest.raises(ObjectMissing):
+        with pytest.raises(ObjectNotFound):
             [chunk async for chunk in store.stream("raw/missing.json")]
         assert abs((await store.now()).timestamp() - time.time()) < 60
         await store.delete("raw/large.json")

@@ -16,7 +16,7 @@ from services.api.health import Readiness
 from services.api.http import problems
 from services.api.middleware import access_log
 from services.api.web.page import page_files
-from shared.kafka.producer import KafkaPublisher, LogUnavailable
+from shared.kafka.producer import KafkaPublisher, KafkaUnavailable
 from shared.runtime.health import Health
 from shared.runtime.settings import Settings
 from shared.storage.object_store import StoreUnavailable
@@ -156,7 +156,7 @@ async def _reachable() -> None:
 
 
 async def _unreachable() -> None:
-    raise LogUnavailable("no broker answers")
+    raise KafkaUnavailable("no broker answers")
 
 
 def test_ready() -> None:
@@ -233,7 +233,7 @@ async def test_silent_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_kafka_that_nobody_runs() -> None:
     """The check of Kafka fails when no broker listens."""
     settings = Settings.model_validate({"kafka_bootstrap_servers": f"127.0.0.1:{UNUSED_PORT}"})
-    with pytest.raises(LogUnavailable, match=f"127.0.0.1:{UNUSED_PORT}"):
+    with pytest.raises(KafkaUnavailable, match=f"127.0.0.1:{UNUSED_PORT}"):
         await KafkaPublisher(settings, source="test").check()
 
 

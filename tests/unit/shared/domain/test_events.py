@@ -123,7 +123,7 @@ def changed(event: Event, **fields: object) -> bytes:
 
 def test_every_type_of_event_has_an_example() -> None:
     """The examples here are all that any topic can hold."""
-    kinds = {kind for kinds in events.type_of_topic.values() for kind in kinds}
+    kinds = {kind for kinds in events.EVENT_TYPES.values() for kind in kinds}
     assert {type(event) for event in EXAMPLES} == kinds
 
 
@@ -231,7 +231,7 @@ def test_decoding_is_strict(fields: dict[str, object]) -> None:
         events.decode(Topic.CITY_STATS, changed(STATS, **fields))
 
 
-@given(st.binary(max_size=200), st.sampled_from([topic for topic in Topic if topic in events.type_of_topic]))
+@given(st.binary(max_size=200), st.sampled_from([topic for topic in Topic if topic in events.EVENT_TYPES]))
 def test_any_bytes_are_an_event_or_poison(value: bytes, topic: Topic) -> None:
     """No bytes make decoding fail in any other way."""
     with pytest.raises((PoisonRecord, NewerContract)):

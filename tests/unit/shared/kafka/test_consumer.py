@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from shared.domain.topics import Topic
-from shared.kafka.consumer import PROGRESS_INTERVAL_S, STUCK_AFTER_S, Consumption
+from shared.kafka.consumer import PROGRESS_INTERVAL_S, STUCK_AFTER_S, Subscription
 from shared.runtime.health import Health
 from shared.runtime.retry import DependencyUnavailable, Retrier
 
@@ -86,7 +86,7 @@ async def test_a_consumer_that_stands_still_is_shown_and_started_again() -> None
     """Records that wait for too long are a fault of the consumer, which a new one ends."""
     subscriber = Subscriber(Consumer(position=3, end=9))
     clock = Clock(lasts_s=STUCK_AFTER_S * 3)
-    await Consumption(Topic.CITY_STATS, subscriber).watch(clock, answers)
+    await Subscription(Topic.CITY_STATS, subscriber).watch(clock, answers)
     assert subscriber.starts == 1
     assert any("records wait" in reason for faults in clock.seen for reason in faults.values())
     assert clock.health.faults == {}
@@ -96,7 +96,7 @@ async def test_a_start_that_fails_is_tried_again() -> None:
     """A consumer that cannot be started now is started later: nobody else would."""
     subscriber = Subscriber(Consumer(position=3, end=9), starts_failing=1)
     clock = Clock(lasts_s=STUCK_AFTER_S * 4)
-    await Consumption(Topic.CITY_STATS, subscriber).watch(clock, answers)
+    await Subscription(Topic.CITY_STATS, subscriber).watch(clock, answers)
     assert subscriber.starts == 2
     assert clock.health.faults == {}
 
@@ -105,7 +105,7 @@ async def test_a_consumer_whose_stopping_tells_its_fault_is_started_again_at_onc
     """What ended its fetching is raised by its stopping; that is what it is stopped for."""
     subscriber = Subscriber(Consumer(position=3, end=9), stops_failing=1)
     clock = Clock(lasts_s=STUCK_AFTER_S * 1.5)
-    await Consumption(Topic.CITY_STATS, subscriber).watch(clock, answers)
+    await Subscription(Topic.CITY_STATS, subscriber).watch(clock, answers)
     assert subscriber.starts == 1
     assert clock.health.faults == {}
 
@@ -113,16 +113,16 @@ async def test_a_consumer_whose_stopping_tells_its_fault_is_started_again_at_onc
 async def test_a_consumer_at_the_end_is_left_alone() -> None:
     """A consumer for which no record waits may idle for ever."""
     subscriber = Subscriber(Consumer(position=9, end=9))
-    await Consumption(Topic.CITY_STATS, subscriber).watch(Clock(lasts_s=STUCK_AFTER_S * 5), answers)
+    await Subscription(Topic.CITY_STATS, subscriber).watch(Clock(lasts_s=STUCK_AFTER_S * 5), answers)
     assert subscriber.starts == 0
 
 
 async def test_a_handler_may_take_as_long_as_it_takes() -> None:
     """A consumer with a batch in hand does not stand still."""
     subscriber = Subscriber(Consumer(position=3, end=9))
-    consumption = Consumption(Topic.CITY_STATS, subscriber)
-    consumption.handling = True
-    await consumption.watch(Clock(lasts_s=STUCK_AFTER_S * 5), answers)
+    subscription = Subscription(Topic.CITY_STATS, subscriber)
+    subscription.handling = True
+    await subscription.watch(Clock(lasts_s=STUCK_AFTER_S * 5), answers)
     assert subscriber.starts == 0
 
 
@@ -135,7 +135,7 @@ async def test_kafka_away_is_no_fault_of_the_consumer() -> None:
         if clock.now_s() < STUCK_AFTER_S * 2.5:
             raise DependencyUnavailable("away")
 
-    await Consumption(Topic.CITY_STATS, subscriber).watch(clock, away_for_long)
+    await Subscription(Topic.CITY_STATS, subscriber).watch(clock, away_for_long)
     assert subscriber.starts == 0
 
 
@@ -153,7 +153,7 @@ async def test_a_consumer_without_partitions_is_at_fault() -> None:
                 showed_at_s.append(self.now_s())
 
     clock = Looking(lasts_s=100)
-    await Consumption(Topic.CITY_STATS, Subscriber(consumer)).watch(clock, answers)
+    await Subscription(Topic.CITY_STATS, Subscriber(consumer)).watch(clock, answers)
     assert (min(showed_at_s), max(showed_at_s)) == (30, 70)  # 20 s after it began, until the look after its end
     assert clock.health.faults == {}
 
@@ -161,13 +161,13 @@ async def test_a_consumer_without_partitions_is_at_fault() -> None:
 async def test_slow_progress_is_progress() -> None:
     """A consumer that takes a batch now and then is not started again, however much waits for it."""
     subscriber = Subscriber(Consumer(position=3, end=9_000))
-    consumption = Consumption(Topic.CITY_STATS, subscriber)
+    subscription = Subscription(Topic.CITY_STATS, subscriber)
 
     class Working(Clock):
         async def sleep(self, seconds: float) -> None:
             await super().sleep(seconds)
             if self.now_s() % (PROGRESS_INTERVAL_S * 3) == 0:
-                consumption.batches += 1
+                subscription.batches += 1
 
-    await consumption.watch(Working(lasts_s=STUCK_AFTER_S * 5), answers)
+    await subscription.watch(Working(lasts_s=STUCK_AFTER_S * 5), answers)
     assert subscriber.starts == 0

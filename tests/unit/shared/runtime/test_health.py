@@ -28,10 +28,10 @@ def test_counters_of_errors_start_at_zero_and_have_a_fixed_set_of_labels() -> No
     before = labels_of(metrics.faults)
     assert {topic.value for topic in Topic} <= {labels["topic"] for labels in labels_of(metrics.dead_letters)}
     state = Health()
-    state.failing("city-day", "away", detail="2024-05-07/0")
-    assert state.faults == {"city-day 2024-05-07/0": "away"}
+    state.failing("city_day", "away", detail="2024-05-07/0")
+    assert state.faults == {"city_day 2024-05-07/0": "away"}
     assert labels_of(metrics.faults) == before
-    state.recovered("city-day", detail="2024-05-07/0")
+    state.recovered("city_day", detail="2024-05-07/0")
     assert state.faults == {}
 
 

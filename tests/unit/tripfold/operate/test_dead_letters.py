@@ -12,7 +12,7 @@ from rich.text import Text
 from services.aggregate.replay.topic_reader import TopicReader
 from shared.domain.topics import RECORD_BYTES_MAX, Topic, DEAD_LETTER_BYTES_MAX
 from shared.kafka.dead_letters import CUT_HEADER
-from shared.kafka.producer import LogUnavailable
+from shared.kafka.producer import KafkaUnavailable
 from shared.kafka.records import ConsumedRecord
 from tests.fakes.builders import Clock
 from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryTopicReader
@@ -190,11 +190,11 @@ async def test_a_command_that_dies_before_its_mark_may_send_again(cemetery: Ceme
             self, topic: Topic, *, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
         ) -> None:
             if topic is Topic.DEAD_LETTERS:
-                raise LogUnavailable("gone")
+                raise KafkaUnavailable("gone")
             await super().publish_record(topic, key=key, value=value, headers=headers)
 
     (letter,) = await cemetery.letters(Wanted(origin_topic="process-requests"))
-    with pytest.raises(LogUnavailable):
+    with pytest.raises(KafkaUnavailable):
         await send_back(cemetery.open, Dying(cemetery.log), [letter.id], clock=cemetery.clock)
     assert (await read_letter(cemetery.open, letter.id)).retried_at is None
     await send_back(cemetery.open, cemetery.publisher, [letter.id], clock=cemetery.clock)

@@ -19,7 +19,7 @@ from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import GenerationPointer, LedgerEntry
 from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
-from shared.storage.generation_pointer import PointerLost, provision_pointer, read_current
+from shared.storage.generation_pointer import GenerationPointerMissing, provision_pointer, read_current
 from shared.storage.object_store import AdminObjectStore, CasConflict, StoreUnavailable
 from tests.fakes.bucket import DAY, OperatedBucket, trips
 from tests.fakes.faults import Break, Crash, Crossings, Life
@@ -338,9 +338,9 @@ async def test_a_lost_pointer_stops_readers_and_writers(bucket: OperatedBucket) 
     await rebuild(bucket)
     del bucket.store.objects[keys.CURRENT]
     await provision_pointer(bucket.store)
-    with pytest.raises(PointerLost, match=r"state/current\.json is missing.*Restore"):
+    with pytest.raises(GenerationPointerMissing, match=r"state/current\.json is missing.*Restore"):
         await read_current(bucket.store)
-    with pytest.raises(PointerLost):
+    with pytest.raises(GenerationPointerMissing):
         await rebuild(bucket, token="token-2")
     assert keys.CURRENT not in bucket.store.objects
 

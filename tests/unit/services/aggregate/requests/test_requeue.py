@@ -15,7 +15,7 @@ from shared.domain.ids import RequestId, mint_request_id
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import new_record
 from shared.domain.topics import Topic
-from shared.kafka.producer import LogUnavailable
+from shared.kafka.producer import KafkaUnavailable
 from shared.kafka.records import OutgoingEvent
 from shared.storage.object_store import StoredObject
 from tests.fakes.builders import Clock
@@ -69,7 +69,7 @@ class RefusingPublisher(MemoryPublisher):
 
     async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
         if self.refusing:
-            raise LogUnavailable("Kafka is away")
+            raise KafkaUnavailable("Kafka is away")
         await super().publish(outgoing)
 
 
@@ -137,7 +137,7 @@ async def test_what_kafka_did_not_take_is_sent_by_the_next_sweep() -> None:
     stuck = swept.request()
     swept.clock.advance(AFTER.total_seconds())
     swept.publisher.refusing = True
-    with pytest.raises(LogUnavailable):
+    with pytest.raises(KafkaUnavailable):
         await swept.sweep.once()
     swept.publisher.refusing = False
     assert await swept.sweep.once() == 1

@@ -18,14 +18,14 @@ from yaml import safe_load
 from services.api.documentation.asyncapi import DEAD_LETTER, asyncapi_document, encode_document
 from services.api.documentation.compatibility import ContractBroken, breaking_changes, write_contract
 from services.api.documentation.event_examples import EXAMPLES
-from shared.domain.events import Event, decode, encode, type_of_topic
+from shared.domain.events import EVENT_TYPES, Event, decode, encode
 from shared.domain.topics import TOPICS, Topic
 from tests import ROOT
 from tests.fakes.api import Client, World
 from tripfold.cli import app
 
 COMMITTED = ROOT / "docs" / "asyncapi.json"
-KINDS = [kind for kinds in type_of_topic.values() for kind in kinds]
+KINDS = [kind for kinds in EVENT_TYPES.values() for kind in kinds]
 
 Document = dict[str, Any]
 
