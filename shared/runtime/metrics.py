@@ -13,13 +13,17 @@ __all__ = ["REGISTRY"]
 Concern = Literal["s3", "kafka", "consumer", "partitions", "batch", "city_day", "requeue", "upstream", "generation"]
 """The values of the label ``what``: a dependency, or the work that waits for one."""
 
-events_consumed = Counter("tripfold_events_consumed_total", "Events taken from a topic", ["topic"])
+events_consumed = Counter("tripfold_events_consumed_total", "Events consumed from a topic", ["topic"])
 events_published = Counter("tripfold_events_published_total", "Events acknowledged by Kafka", ["topic"])
-dead_letters = Counter("tripfold_dead_letters_total", "Records that could not be processed", ["topic"])
-commit_failures = Counter("tripfold_commit_failures_total", "Offset commits that failed; redelivery heals them")
-cas_conflicts = Counter("tripfold_cas_conflicts_total", "Compare-and-swaps that somebody else won", ["object"])
-faults = Counter("tripfold_faults_total", "Outages of dependencies: each try that failed and was repeated", ["what"])
-ready = Gauge("tripfold_ready", "1 while the service can do its work")
+dead_letters = Counter("tripfold_dead_letters_total", "Records sent to the dead letters", ["topic"])
+commit_failures = Counter("tripfold_commit_failures_total", "Offset commits that failed; the batch is delivered again")
+cas_conflicts = Counter(
+    "tripfold_cas_conflicts_total", "Compare-and-swaps that conflicted with another write", ["object"]
+)
+faults = Counter(
+    "tripfold_faults_total", "Failed tries that are repeated, most of them in a dependency outage", ["what"]
+)
+ready = Gauge("tripfold_ready", "1 while the service is ready")
 last_poll = Gauge("tripfold_last_poll_timestamp_seconds", "When the service last took a batch or found none", ["topic"])
 batch_seconds = Histogram(
     "tripfold_batch_seconds",
@@ -29,29 +33,27 @@ batch_seconds = Histogram(
 )
 quarantined_files = Counter(
     "tripfold_quarantined_files_total",
-    "Files that were refused, by why: invalid, deadly (its parser dies of it); a file that came before counts too",
+    "Refused files, by reason: invalid, or parser_crash (parsing it crashes the process). Counts repeated files too",
     ["why"],
 )
-bad_records = Counter("tripfold_bad_records_total", "Records that were left out of files that passed")
+bad_records = Counter("tripfold_bad_records_total", "Bad records left out of accepted files")
 upstream_requests = Counter(
     "tripfold_upstream_requests_total",
-    "Requests to the upstream, by how they ended: complete, unchanged, redirected, refused, broke, down, abandoned",
+    "Requests to the upstream, by outcome",
     ["outcome"],
 )
-upstream_bytes = Counter("tripfold_upstream_bytes_total", "Bytes of bodies that came from the upstream, still coded")
-upstream_resumptions = Counter("tripfold_upstream_resumptions_total", "Broken downloads that went on where they broke")
-upstream_reachable = Gauge("tripfold_upstream_reachable", "0 while the upstream cannot be reached")
+upstream_bytes = Counter("tripfold_upstream_bytes_total", "Bytes of bodies received from the upstream, before decoding")
+upstream_resumptions = Counter("tripfold_upstream_resumptions_total", "Interrupted downloads that were resumed")
+upstream_reachable = Gauge("tripfold_upstream_reachable", "0 while the circuit breaker of the upstream is open")
 upstream_reachable.set(1)
-rebuild_age = Gauge(
-    "tripfold_rebuild_age_seconds", "How long ago the rebuild began that runs, or died and left its mark; 0 without one"
-)
+rebuild_age = Gauge("tripfold_rebuild_age_seconds", "Age of the rebuild that runs or was interrupted; 0 without one")
 event_loop_lag = Histogram(
     "tripfold_event_loop_lag_seconds",
-    "How much later than asked for the event loop woke a task",
+    "Delay of the event loop in waking a task",
     buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5),
 )
 event_loop_lag_max = Gauge(
-    "tripfold_event_loop_lag_max_seconds", "The longest that the event loop has held a task up since the process began"
+    "tripfold_event_loop_lag_max_seconds", "Longest delay of the event loop since the start of the process"
 )
 
 # A labelled counter exports nothing before its first use. An alert on its increase would miss that first one.
@@ -59,9 +61,9 @@ for _topic in Topic:
     dead_letters.labels(_topic.value)
 for _concern in get_args(Concern):
     faults.labels(_concern)
-for _object in ("attempts", "countries", "manifest", "plan", "request", "summary"):
+for _object in ("active_requests", "attempts", "countries", "manifest", "plan", "request", "summary"):
     cas_conflicts.labels(_object)
-for _why in ("invalid", "deadly"):
+for _why in ("invalid", "parser_crash"):
     quarantined_files.labels(_why)
-for _outcome in ("complete", "unchanged", "redirected", "refused", "broke", "down", "abandoned"):
+for _outcome in ("complete", "unchanged", "redirected", "refused", "interrupted", "unavailable", "aborted"):
     upstream_requests.labels(_outcome)

@@ -77,7 +77,7 @@ async def _swap(store: ObjectStore, active: ActiveRequests, etag: str | None) ->
     try:
         await store.compare_and_swap(keys.active_requests(active.date), objects.encode(active), etag=etag)
     except CasConflict:  # perhaps to itself: then it finds what it wrote
-        metrics.cas_conflicts.labels("active requests").inc()
+        metrics.cas_conflicts.labels("active_requests").inc()
         return False
     return True
 

@@ -12,7 +12,7 @@ from services.aggregate.replay.topic_reader import Pair
 from shared.domain import events
 from shared.domain.topics import Topic, partition_of
 from shared.kafka.dead_letters import as_dead_letter
-from shared.kafka.producer import LogUnavailable, Publisher
+from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from tests.fakes.faults import Life, do_nothing
 
@@ -125,10 +125,10 @@ class MemoryMember:
         return self._log.take(self._group, self._topic, records_max, partitions=partitions)
 
     async def commit(self, batch: Sequence[ConsumedRecord]) -> None:
-        """Commit a batch. Raises LogUnavailable if the group has another member since."""
+        """Commit a batch. Raises KafkaUnavailable if the group has another member since."""
         await asyncio.sleep(0)
         if self._log._members.get(self._group) is not self:
-            raise LogUnavailable("the group has gone on without this member")
+            raise KafkaUnavailable("the group has gone on without this member")
         self._log.commit(self._group, batch)
 
 
@@ -207,7 +207,7 @@ class MemoryPublisher:
         self._log.append(topic, key, value, list(headers))
 
 
-class _EventRefused(LogUnavailable):
+class _EventRefused(KafkaUnavailable):
     pass
 
 
@@ -228,7 +228,7 @@ class BreakablePublisher:
                 await self._life.cross(
                     f"publish {type(item.event).__name__} {item.event.key}",
                     functools.partial(self._publisher.publish, [item]),
-                    LogUnavailable,
+                    KafkaUnavailable,
                     effect=True,
                     refusal=_EventRefused,
                 )
@@ -239,7 +239,7 @@ class BreakablePublisher:
 
     async def send_to_dead_letters(self, record: ConsumedRecord, error: str) -> None:
         await self._life.cross(
-            "bury", lambda: self._publisher.send_to_dead_letters(record, error), LogUnavailable, effect=True
+            "bury", lambda: self._publisher.send_to_dead_letters(record, error), KafkaUnavailable, effect=True
         )
 
 
@@ -257,7 +257,7 @@ class BreakableRecordPublisher(BreakablePublisher):
         await self._operator.cross(
             f"publish a record to {topic.value}",
             lambda: self._records.publish_record(topic, key=key, value=value, headers=headers),
-            LogUnavailable,
+            KafkaUnavailable,
             effect=True,
         )
 
@@ -270,17 +270,17 @@ class BreakableTopicReader:
         self._life = life
 
     async def take_end(self) -> int:
-        return await self._life.cross("take the end", self._replay.take_end, LogUnavailable, effect=False)
+        return await self._life.cross("take the end", self._replay.take_end, KafkaUnavailable, effect=False)
 
     async def read(self) -> AsyncIterator[Sequence[ConsumedRecord]]:
         async for batch in self._replay.read():
-            await self._life.cross("read the topic", do_nothing, LogUnavailable, effect=False)
+            await self._life.cross("read the topic", do_nothing, KafkaUnavailable, effect=False)
             yield batch
 
     async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
         async for batch in self._replay.read_pairs():
-            await self._life.cross("read the topic", do_nothing, LogUnavailable, effect=False)
+            await self._life.cross("read the topic", do_nothing, KafkaUnavailable, effect=False)
             yield batch
 
     async def rewind(self) -> None:
-        await self._life.cross("rewind", self._replay.rewind, LogUnavailable, effect=False)
+        await self._life.cross("rewind", self._replay.rewind, KafkaUnavailable, effect=False)

@@ -15,7 +15,7 @@ from shared.storage.object_store import (
     AdminObjectStore,
     CasConflict,
     ObjectInfo,
-    ObjectMissing,
+    ObjectNotFound,
     ObjectStore,
     StoredObject,
     StoreUnavailable,
@@ -83,7 +83,7 @@ class MemoryStore:
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         await asyncio.sleep(0)
         if key not in self.objects:
-            raise ObjectMissing(key)
+            raise ObjectNotFound(key)
         body = self.objects[key].body
         for begin in range(0, len(body), STREAM_CHUNK_BYTES):
             yield body[begin : begin + STREAM_CHUNK_BYTES]

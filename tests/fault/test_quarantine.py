@@ -220,7 +220,7 @@ async def test_a_file_that_kills_again_and_again_is_quarantined_and_can_be_retri
     """After three deaths alone the worker does not parse it: it lies in quarantine, whole, until it is asked for."""
     deaths = ALONE_AFTER + ALONE_DEATHS_MAX
     world = deadly_world(deaths)
-    before = quarantined("deadly")
+    before = quarantined("parser_crash")
     request_id = world.request(WHOLE)
     await world.run_to_rest()
     (report,) = reports(world)
@@ -230,7 +230,7 @@ async def test_a_file_that_kills_again_and_again_is_quarantined_and_can_be_retri
     assert (failure.reason, failure.quarantine_key) == (report.reason, report.key)
     assert f"{deaths} workers died" in failure.reason
     assert f"{ALONE_DEATHS_MAX} of them parsed it alone" in failure.reason
-    assert quarantined("deadly") == before + 1
+    assert quarantined("parser_crash") == before + 1
     assert note(world) is None
     world.clock.advance(60)
     await world.retry_quarantined()

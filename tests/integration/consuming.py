@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from shared.domain.topics import Topic
 from shared.kafka.consumer import consume, make_broker
 from shared.kafka.records import ConsumedRecord
-from shared.kafka.skip_markers import Skips
+from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
@@ -34,7 +34,12 @@ class Collector:
 
 @contextlib.asynccontextmanager
 async def consuming(
-    settings: Settings, topic: Topic, collector: Collector, *, health: Health | None = None, skips: Skips | None = None
+    settings: Settings,
+    topic: Topic,
+    collector: Collector,
+    *,
+    health: Health | None = None,
+    skip_markers: SkipMarkers | None = None,
 ) -> AsyncIterator[Retrier]:
     """Consume a topic with a collector for as long as the context is open."""
     retrier = Retrier(health=health or Health(), wait_max_s=0.05)
@@ -48,7 +53,7 @@ async def consuming(
         group="test",
         batch_records_max=10,
         linger_ms=20,
-        skips=skips,
+        skip_markers=skip_markers,
     )
     await broker.start()
     try:

@@ -233,7 +233,7 @@ class HttpUpstream:
                 bytes_total = _content_length(response) if decoder is None else None
                 _require_bounded(bytes_total or 0, asked)
             except TransientUpstreamError:
-                _count("broke")
+                _count("interrupted")
                 raise
             except PermanentUpstreamError:
                 _count("refused")
@@ -313,7 +313,7 @@ class HttpUpstream:
                 part = part_bytes(first, done_bytes, status=response.status_code, headers=response.headers)
             except TransientUpstreamError as error:
                 await response.aclose()
-                _count("broke")
+                _count("interrupted")
                 if isinstance(error, CannotResume):
                     raise CannotResume(f"{asked.url} broke off after {done_bytes} bytes: {error}") from error
                 raise
@@ -352,7 +352,7 @@ class HttpUpstream:
         speed = _Speed(
             asked.url, bytes_per_s_min=settings.upstream_bytes_per_s_min, window_s=settings.upstream_speed_window_s
         )
-        outcome = "abandoned"
+        outcome = "aborted"
         raw = response.aiter_raw()
         try:
             while True:
@@ -369,7 +369,7 @@ class HttpUpstream:
                 _require_in_time(asked)
                 yield chunk
         except TransientUpstreamError:
-            outcome = "broke"
+            outcome = "interrupted"
             raise
         finally:
             _count(outcome)
@@ -395,7 +395,7 @@ class HttpUpstream:
                     request = self._client.build_request("GET", at, headers=headers | {_AS_WRITTEN: str(at)})
                     return await self._client.send(request, stream=True, auth=self._login_at(at))
         except (TransientUpstreamError, UpstreamDown) as error:
-            _count("broke" if isinstance(error, TransientUpstreamError) else "down")
+            _count("interrupted" if isinstance(error, TransientUpstreamError) else "unavailable")
             raise
 
     def _login_at(self, at: httpx.URL) -> httpx.Auth | None:

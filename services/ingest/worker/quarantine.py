@@ -51,7 +51,7 @@ class Quarantine:
 
     async def keep(self, refused: FileRefused, task: IngestCity, arrived: Arrived, upload: Upload) -> QuarantineReport:
         """Keep a file and the report on it, or find them kept. The upload is completed, or left to be aborted."""
-        why = "invalid" if isinstance(refused.fault, InvalidTripFile) else "deadly"
+        why = "invalid" if isinstance(refused.fault, InvalidTripFile) else "parser_crash"
         metrics.quarantined_files.labels(why).inc()
         known = await self._seen_again(task, refused.sha256)
         if known is not None:

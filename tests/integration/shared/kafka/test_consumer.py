@@ -19,9 +19,9 @@ from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
 from shared.domain.topics import TOPICS, Topic
 from shared.kafka.admin import apply_topics, check_topics
 from shared.kafka.consumer import decode_batch
-from shared.kafka.producer import KafkaPublisher, LogUnavailable, TopicsMissing
+from shared.kafka.producer import KafkaPublisher, KafkaUnavailable, TopicsMissing
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
-from shared.kafka.skip_markers import Skips
+from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime.health import Health
 from shared.runtime.settings import Settings
 from tests.fakes.store import MemoryStore
@@ -119,7 +119,7 @@ async def test_a_country_day_is_in_one_partition(settings: Settings) -> None:
 async def test_a_handler_with_faults_gets_its_batch_again(settings: Settings) -> None:
     """A fault is waited out with the batch in hand, visibly; then the batch is handled, and nothing is skipped."""
     health = Health()
-    collector = Collector(LogUnavailable("away"), RuntimeError("a fault of our own"))
+    collector = Collector(KafkaUnavailable("away"), RuntimeError("a fault of our own"))
     async with publisher_of(settings) as publisher, consuming(settings, Topic.CITY_STATS, collector, health=health):
         await publisher.publish([OutgoingEvent(stats("peru", "7", 3))])
         await eventually(partial(collector.has, 1), "the event")
@@ -129,7 +129,7 @@ async def test_a_handler_with_faults_gets_its_batch_again(settings: Settings) ->
 
 async def test_a_stopped_handler_gives_its_batch_back(settings: Settings) -> None:
     """A service that is stopped while it waits commits nothing; the next one gets the batch."""
-    stuck = Collector(*(LogUnavailable("away") for _ in range(10_000)))
+    stuck = Collector(*(KafkaUnavailable("away") for _ in range(10_000)))
     health = Health()
     async with publisher_of(settings) as publisher:
         async with consuming(settings, Topic.PROCESS_REQUESTS, stuck, health=health):
@@ -192,7 +192,7 @@ async def test_poison_is_buried_as_it_came(settings: Settings, value: bytes | No
 async def test_poison_of_a_batch_that_is_tried_again_is_buried_once(settings: Settings) -> None:
     """However often a batch is tried, each of its poison records becomes one dead letter."""
     name = settings.topic_prefix + Topic.PROCESS_REQUESTS.value
-    collector = Collector(*(LogUnavailable("away") for _ in range(5)))
+    collector = Collector(*(KafkaUnavailable("away") for _ in range(5)))
     async with publisher_of(settings) as publisher:
         producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap_servers)
         await producer.start()
@@ -227,7 +227,9 @@ async def test_a_newer_contract_stops_the_service_and_loses_nothing(settings: Se
                 await super().process(batch)
 
         collector = Decoding()
-        async with consuming(settings, Topic.PROCESS_REQUESTS, collector, health=health, skips=Skips(store, publisher)):
+        async with consuming(
+            settings, Topic.PROCESS_REQUESTS, collector, health=health, skip_markers=SkipMarkers(store, publisher)
+        ):
 
             async def refused() -> bool | None:
                 return any(NewerContract.__name__ in reason for reason in health.faults.values()) or None
@@ -246,10 +248,10 @@ async def test_a_newer_contract_stops_the_service_and_loses_nothing(settings: Se
 
 
 async def test_kafka_away_is_a_fault_of_the_surroundings(settings: Settings, unused_tcp_port: int) -> None:
-    """Publishing to a broker that nobody listens for raises LogUnavailable."""
+    """Publishing to a broker that nobody listens for raises KafkaUnavailable."""
     away = settings.model_copy(update={"kafka_bootstrap_servers": f"127.0.0.1:{unused_tcp_port}"})
     async with KafkaPublisher(away, source="test") as publisher:
-        with pytest.raises(LogUnavailable):
+        with pytest.raises(KafkaUnavailable):
             await publisher.publish([OutgoingEvent(requested(1))])
 
 

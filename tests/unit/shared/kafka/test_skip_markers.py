@@ -9,7 +9,7 @@ from shared.domain import events, keys
 from shared.domain.events import NewerContract
 from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
-from shared.kafka.skip_markers import Skips, is_marked
+from shared.kafka.skip_markers import SkipMarkers, is_marked
 from tests.fakes.bucket import NOON
 from tests.fakes.builders import STATS
 from tests.fakes.log import MemoryLog, MemoryPublisher
@@ -35,13 +35,13 @@ def _store() -> MemoryStore:
 async def test_a_marked_record_goes_to_the_dead_letters(store: MemoryStore) -> None:
     """A batch goes on without the marked record; without a marker it stays blocked."""
     log = MemoryLog()
-    skips = Skips(store, MemoryPublisher(log))
+    skip_markers = SkipMarkers(store, MemoryPublisher(log))
     error = NewerContract(Topic.CITY_STATS, "forecast", 2, partition=3, offset=17)
     with pytest.raises(NewerContract):
-        await skips.take(error, [NEWER, GOOD])
+        await skip_markers.take(error, [NEWER, GOOD])
     await mark_newer(store, NEWER)
     assert list(store.objects) == ["state/skips/city-stats/3/17.json"]
-    assert await skips.take(error, [NEWER, GOOD]) == [GOOD]
+    assert await skip_markers.take(error, [NEWER, GOOD]) == [GOOD]
     (letter,) = log.records(Topic.DEAD_LETTERS)
     assert letter.value == NEWER.value
     assert b"skipped by an operator" in dict(letter.headers)["tripfold_error"]

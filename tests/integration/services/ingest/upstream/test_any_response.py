@@ -34,16 +34,16 @@ from tests.integration.services.ingest.upstream.hostile import (
         (GOOD, "complete"),
         (raw(head_of(304)), "unchanged"),
         (whole(b"", 404), "refused"),
-        (whole(b"", 500), "broke"),
-        (raw(head_of(content_length="9") + b"["), "broke"),
+        (whole(b"", 500), "interrupted"),
+        (raw(head_of(content_length="9") + b"["), "interrupted"),
         (whole(b"{}" + b" " * 5_000_000), "complete"),
-        (whole(gzip.compress(BOMB), content_encoding="gzip"), "abandoned"),
+        (whole(gzip.compress(BOMB), content_encoding="gzip"), "aborted"),
         (whole(b"", 302, location="http://example.com/"), "redirected"),
     ],
 )
 async def test_requests_are_counted_once_by_how_they_ended(answer: Answer, outcome: str) -> None:
     """One request is one in the metric, under what became of it."""
-    outcomes = ("complete", "unchanged", "redirected", "refused", "broke", "down", "abandoned")
+    outcomes = ("complete", "unchanged", "redirected", "refused", "interrupted", "unavailable", "aborted")
     before = {name: counted(name) for name in outcomes}
     async with HostileServer(answer) as server, client_of(server.url) as client:
         with contextlib.suppress(TransientUpstreamError, PermanentUpstreamError, FileRefused):
