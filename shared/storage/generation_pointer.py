@@ -11,14 +11,14 @@ from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository
 
 
-class PointerLost(DependencyUnavailable):
+class GenerationPointerMissing(DependencyUnavailable):
     """The pointer is missing although generations other than the first exist, so the live one is unknown."""
 
 
 async def read_current(store: ObjectStore) -> GenerationPointer:
     """Read which generations are live and building. A bucket without a pointer has the first generation alone.
 
-    Raises PointerLost if the pointer is missing and there are summaries of another generation.
+    Raises GenerationPointerMissing if the pointer is missing and there are summaries of another generation.
     """
     return await Repository(store).get(GenerationPointer, keys.CURRENT) or await _first_generation(store)
 
@@ -28,7 +28,8 @@ async def update_pointer(
 ) -> GenerationPointer:
     """Change the pointer by compare-and-swap, again from the start after each conflict; return the pointer then.
 
-    ``change`` returns its argument to leave the pointer as it is. Raises PointerLost as `read_current` does.
+    ``change`` returns its argument to leave the pointer as it is. Raises GenerationPointerMissing, as `read_current`
+    does.
     """
 
     async def change_stored(stored: GenerationPointer | None) -> GenerationPointer | None:
@@ -44,7 +45,7 @@ async def _first_generation(store: ObjectStore) -> GenerationPointer:
         if keys.parse_generation(listed.key) is None:
             continue
         example = objects.encode(GenerationPointer(live=2, highest=2)).decode()
-        raise PointerLost(
+        raise GenerationPointerMissing(
             f"{keys.CURRENT} is missing, and {keys.SUMMARIES} holds more than generation 1, so the live generation is "
             f"unknown. Restore the object from the bucket's versions, or write it, such as {example} for generation 2"
         )

@@ -61,7 +61,7 @@ class Requeue:
         while not retrier.stopping.is_set():
             await retrier.pause(REQUEUE_INTERVAL_S)
             if not retrier.stopping.is_set():
-                await retrier.retry_until_available("sweep", self.once)
+                await retrier.retry_until_available("requeue", self.once)
 
     async def once(self) -> int:
         """Publish every stalled request again, and return their number. Only the latest requests are read."""

@@ -10,7 +10,7 @@ import pytest
 from rich.text import Text
 
 from services.aggregate.replay.topic_reader import TopicReader
-from shared.domain.topics import RECORD_BYTES_MAX, Topic, DEAD_LETTER_BYTES_MAX
+from shared.domain.topics import DEAD_LETTER_BYTES_MAX, RECORD_BYTES_MAX, Topic
 from shared.kafka.dead_letters import CUT_HEADER
 from shared.kafka.producer import KafkaUnavailable
 from shared.kafka.records import ConsumedRecord
