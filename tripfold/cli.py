@@ -88,7 +88,7 @@ def topics_apply() -> None:
 
     Exit 1, with the remedy, if one that is there is set otherwise than it should be: somebody else has made it.
 
-    Example: TRIPFOLD_KAFKA_PARTITIONS=12 TRIPFOLD_KAFKA_REPLICATION=3 tripfold topics apply
+    Example: TRIPFOLD_KAFKA_PARTITIONS=12 TRIPFOLD_KAFKA_REPLICATION_FACTOR=3 tripfold topics apply
     """
     from shared.kafka.admin import apply_topics, check_topics
 

@@ -52,7 +52,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             upstream,
             clock=utc_now,
             retry_policy=retry_policy,
-            allow_no_cities=settings.upstream_allow_no_cities,
+            allow_no_cities=settings.upstream_allow_empty_city_list,
         )
         subscription = consume(
             broker,

@@ -1,4 +1,4 @@
-"""What an operator may say about trip files: where their records are, and how many of those may be bad."""
+"""The operator's rules for trip files: where the records are, and how many may be bad."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class BadRecordsMax(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, written: str) -> BadRecordsMax:
-        """Read ``100`` as so many records and ``0.5%`` as that part of them; raise `ValueError` for anything else."""
+        """Parse a number of records (``100``) or a percentage (``0.5%``). Raises ValueError for anything else."""
         if _COUNT.fullmatch(written):
             return cls(Decimal(written))
         match = _PERCENTAGE.fullmatch(written)
         if match is None or Decimal(match[1]) > 100:
-            raise ValueError("expected a number of records such as 100, or a percentage of them such as 0.5%")
+            raise ValueError("it must be a number of records such as 100, or a percentage of them such as 0.5%")
         return cls(Decimal(match[1]), is_percentage=True)
 
     def allows(self, bad_records: int, *, records: int) -> bool:
-        """Tell whether so many of a file's records may be bad."""
+        """Return whether a file of ``records`` records may have ``bad_records`` bad ones."""
         if self.is_percentage:
             return 100 * bad_records <= self.amount * records
         return bad_records <= self.amount
@@ -43,21 +43,21 @@ _POINTER = re.compile(r"(?:/(?:[^~/]|~[01])*)+")
 
 
 class RecordsForm(msgspec.Struct, frozen=True):
-    """Where the records of a file are: one in a line, or in an array, which is the document or lies under `path`."""
+    """Where a file has its records: one a line, or in an array, which is the document or is found under ``path``."""
 
     is_lines: bool = False
     path: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, written: str) -> RecordsForm:
-        """Read ``array``, ``lines`` or a JSON Pointer (RFC 6901) like ``/data/trips``; raise `ValueError` for more."""
+        """Parse ``array``, ``lines`` or a JSON Pointer (RFC 6901) like ``/data/trips``. Raises ValueError otherwise."""
         if written == "array":
             return cls()
         if written == "lines":
             return cls(is_lines=True)
         if not _POINTER.fullmatch(written) or written.count("/") > PATH_KEYS_MAX:
             raise ValueError(
-                "expected array, lines, or the path of the array as a JSON Pointer such as /data/trips, "
+                "it must be array, lines, or the path of the array as a JSON Pointer such as /data/trips, "
                 f"of at most {PATH_KEYS_MAX} keys (in a key, write ~1 for a slash and ~0 for a tilde)"
             )
         return cls(path=tuple(key.replace("~1", "/").replace("~0", "~") for key in written.split("/")[1:]))
@@ -74,9 +74,9 @@ def pointer(path: tuple[str, ...]) -> str:
 
 
 class FileRules(msgspec.Struct, frozen=True, kw_only=True):
-    """The rules of a file that an operator sets. Without a word from them, no record may be bad.
+    """The rules of trip files that an operator can set. By default no record may be bad.
 
-    With `other_dates_are_bad`, so is a trip that departs on another date than the file's.
+    With ``other_dates_are_bad``, a trip that departs on another date than the file's is a bad record.
     """
 
     form: RecordsForm = RecordsForm()

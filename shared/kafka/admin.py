@@ -61,7 +61,7 @@ async def apply_topics(settings: Settings) -> list[str]:
             new = NewTopic(
                 name=name,
                 num_partitions=settings.kafka_partitions,
-                replication_factor=settings.kafka_replication,
+                replication_factor=settings.kafka_replication_factor,
                 topic_configs=dict(spec.config),
             )
             answer = await client.create_topics([new])

@@ -1,12 +1,12 @@
-"""The settings: one typed class, read from the environment, with the prefix ``TRIPFOLD_``.
+"""The settings, read from environment variables with the prefix ``TRIPFOLD_``; secrets in files; TLS contexts.
 
-The credentials for S3 are the usual AWS variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, profiles,
-instance roles): the S3 client finds them by itself.
+The S3 client itself finds its credentials: the usual AWS variables, profiles and instance roles.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import os
 import re
 import ssl
 from collections.abc import Mapping
@@ -24,208 +24,224 @@ from shared.domain.file_rules import BadRecordsMax, FileRules, RecordsForm
 PREFIX = "TRIPFOLD_"
 SECRET_BYTES_MAX = 64 * 1024
 
-Port = Annotated[int, Field(ge=0, le=65535)]
+RENAMED = {
+    "API_ANSWER_BYTES": "API_RESPONSE_CACHE_BYTES",
+    "CONSUMER_INSTANCE": "KAFKA_GROUP_INSTANCE_ID",
+    "INGEST_MAX_BAD_RECORDS": "INGEST_BAD_RECORDS_MAX",
+    "KAFKA_REPLICATION": "KAFKA_REPLICATION_FACTOR",
+    "SESSION_TIMEOUT_S": "KAFKA_SESSION_TIMEOUT_S",
+    "SWEEP_AFTER_S": "STALLED_REQUEST_AFTER_S",
+    "UPSTREAM_ALLOW_NO_CITIES": "UPSTREAM_ALLOW_EMPTY_CITY_LIST",
+    "UPSTREAM_RATIO_MAX": "UPSTREAM_DECOMPRESSION_RATIO_MAX",
+}
+"""Former names of settings, without the prefix. A process that finds one in its environment does not start."""
 
+_RULES = {
+    "bool_parsing": "it must be true or false",
+    "date_from_datetime_parsing": "it must be a date such as 2024-05-01",
+    "float_parsing": "it must be a number",
+    "greater_than": "it must be more than {gt}",
+    "greater_than_equal": "it must be {ge} or more",
+    "int_parsing": "it must be a whole number",
+    "less_than_equal": "it must be {le} or less",
+    "literal_error": "it must be {expected}",
+    "string_pattern_mismatch": "it must match the pattern {pattern}",
+    "string_too_short": "it must have {min_length} characters or more",
+}
+"""The rules of settings in plain words, by pydantic's type of error."""
+
+Port = Annotated[int, Field(ge=0, le=65535)]
 
 _NAME_AND_PASSWORD = re.compile(r"(?<=://)[^/?#]*(?=@)|\A(?!\w+://).*(?=@)")
 _NEITHER_QUERY_NOR_FRAGMENT = re.compile(r"[^\s?#]+")
 
 
 class InvalidSettings(OperatorError):
-    """A variable of the environment has a value that cannot be used. The message names both, and the remedy."""
+    """A setting is invalid. The message names the variable, its value and the remedy."""
 
 
 class Settings(BaseSettings):
-    """Everything that can be set, with its default. Units stand at the end of a name."""
+    """All settings with their defaults. The unit is at the end of a name."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
 
-    upstream_url: str = Field(default="http://127.0.0.1:8090", description="where the trip files come from")
-    upstream_username: str = Field(
-        default="", pattern="^[^:]*$", description="the name shown to the upstream (HTTP Basic); empty: none"
-    )
-    upstream_password: SecretStr = Field(default=SecretStr(""), description="the password shown to the upstream")
-    upstream_password_file: str = Field(default="", description="a file that holds the password instead")
+    upstream_url: str = Field(default="http://127.0.0.1:8090", description="base URL of the trip files")
+    upstream_username: str = Field(default="", pattern="^[^:]*$", description="name for HTTP Basic; empty: no login")
+    upstream_password: SecretStr = Field(default=SecretStr(""), description="password for HTTP Basic")
+    upstream_password_file: str = Field(default="", description="file that holds the password")
     upstream_attempts: int = Field(
-        default=5, ge=1, le=100, description="how often a city's file is tried before it fails"
+        default=5, ge=1, le=100, description="attempts at a city's file before the city fails"
     )
     upstream_resumptions: int = Field(
-        default=10, ge=0, le=1000, description="how often in one attempt a broken download goes on where it broke"
+        default=10, ge=0, le=1000, description="times that one attempt resumes a broken download"
     )
     upstream_outage_limit_s: float = Field(
-        default=900, ge=0, description="how long an upstream that is down is waited for before its cities fail"
+        default=900, ge=0, description="wait for an unreachable upstream before its cities fail"
     )
-    upstream_retry_after_max_s: float = Field(
-        default=300, ge=0, description="the longest wait that the upstream may ask for (`Retry-After`)"
-    )
-    upstream_read_timeout_s: float = Field(default=30, gt=0, description="how long one read from the upstream may take")
+    upstream_retry_after_max_s: float = Field(default=300, ge=0, description="longest `Retry-After` that is honoured")
+    upstream_read_timeout_s: float = Field(default=30, gt=0, description="longest wait for one read")
     upstream_deadline_s: float = Field(
-        default=3600, gt=0, description="how long one answer of the upstream may take, resumptions included"
+        default=3600, gt=0, description="longest duration of one response, with its resumptions"
     )
     upstream_bytes_per_s_min: float = Field(
-        default=1024, ge=0, description="a download slower than this is broken off; 0: none is"
+        default=1024, ge=0, description="slowest download that is not aborted; 0: no limit"
     )
     upstream_speed_window_s: float = Field(
-        default=60, gt=0, description="the time over which a download's speed is measured"
+        default=60, gt=0, description="time over which the speed of a download is measured"
     )
-    upstream_concurrency_max: int = Field(
-        default=8, ge=1, le=1000, description="requests to the upstream that one process makes side by side"
-    )
-    upstream_requests_per_s: float = Field(
-        default=20, gt=0, le=10_000, description="requests to the upstream that one process makes in a second"
-    )
+    upstream_concurrency_max: int = Field(default=8, ge=1, le=1000, description="concurrent requests of one process")
+    upstream_requests_per_s: float = Field(default=20, gt=0, le=10_000, description="request rate of one process")
     upstream_redirect_hosts: str = Field(
         default="",
         pattern=r"^[A-Za-z0-9.:,_\[\]-]*$",
-        description="other hosts, or `host:port`, that the upstream may redirect to, separated by commas",
+        description="other hosts that the upstream may redirect to",
     )
     upstream_file_bytes_max: int = Field(
-        default=16 * 1024**3, ge=1, description="the largest trip file that is taken, in bytes after content-encoding"
+        default=16 * 1024**3, ge=1, description="largest trip file, in bytes after content-encoding"
     )
-    upstream_ratio_max: float = Field(
-        default=200, ge=1, description="how many times larger than it came a compressed body may become"
+    upstream_decompression_ratio_max: float = Field(
+        default=200, ge=1, description="largest ratio of decompressed to compressed bytes"
     )
 
-    upstream_allow_no_cities: bool = Field(
+    upstream_allow_empty_city_list: bool = Field(
         default=False,
-        description="whether a list of cities without a good entry is a plan of no cities; otherwise its request fails",
+        description="accept a list of cities without a valid entry as an empty plan; otherwise its request fails",
     )
     upstream_ca_file: str = Field(
-        default="", description="certificates (PEM) that an https upstream's is checked by; empty: the system's"
+        default="", description="authorities (PEM) for an https upstream; empty: the system's"
     )
 
-    kafka_bootstrap_servers: str = Field(
-        default="127.0.0.1:9092", description="brokers to begin with, separated by commas"
-    )
+    kafka_bootstrap_servers: str = Field(default="127.0.0.1:9092", description="first brokers")
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        default="PLAINTEXT", description="whether Kafka is reached over TLS, and with a name and password"
+        default="PLAINTEXT", description="Kafka's `security.protocol`"
     )
-    kafka_ca_file: str = Field(
-        default="", description="certificates (PEM) that the brokers' are checked by; empty: the system's"
-    )
-    kafka_certificate_file: str = Field(default="", description="the certificate (PEM) shown to Kafka; empty: none")
+    kafka_ca_file: str = Field(default="", description="authorities (PEM) for the brokers; empty: the system's")
+    kafka_certificate_file: str = Field(default="", description="client certificate (PEM); empty: none")
     kafka_certificate_key_file: str = Field(
         default="", description="its private key (PEM); empty: in the certificate's file"
     )
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        default="SCRAM-SHA-512", description="how the name and password are shown to Kafka"
+        default="SCRAM-SHA-512", description="SASL mechanism"
     )
-    kafka_username: str = Field(default="", description="the name shown to Kafka")
-    kafka_password: SecretStr = Field(default=SecretStr(""), description="the password shown to Kafka")
-    kafka_password_file: str = Field(default="", description="a file that holds the password instead")
-    kafka_partitions: int = Field(default=12, ge=1, le=10_000, description="partitions of a topic that is provisioned")
-    kafka_replication: int = Field(default=1, ge=1, le=32_767, description="replicas of a topic that is provisioned")
+    kafka_username: str = Field(default="", description="SASL name")
+    kafka_password: SecretStr = Field(default=SecretStr(""), description="SASL password")
+    kafka_password_file: str = Field(default="", description="file that holds the SASL password")
+    kafka_partitions: int = Field(
+        default=12, ge=1, le=10_000, description="partitions of each topic that `tripfold topics apply` makes"
+    )
+    kafka_replication_factor: int = Field(
+        default=1, ge=1, le=32_767, description="replicas of each topic that `tripfold topics apply` makes"
+    )
     topic_prefix: str = Field(
-        default="", pattern=r"^[A-Za-z0-9._-]*$", description="put before the name of every topic"
+        default="", pattern=r"^[A-Za-z0-9._-]*$", description="prefix of every topic and consumer group"
     )
     kafka_group_instance_id: str = Field(
         default="",
         pattern=r"^[A-Za-z0-9._-]*$",
-        description="this process's name in its consumer groups; empty: no static one",
+        description="Kafka's `group.instance.id`: static membership; empty: dynamic",
     )
-    session_timeout_s: float = Field(default=30, ge=6, description="after this silence a consumer is taken for dead")
+    kafka_session_timeout_s: float = Field(
+        default=30,
+        ge=6,
+        description="Kafka's `session.timeout.ms`: silence after which a consumer loses its partitions",
+    )
 
-    s3_endpoint_url: str | None = Field(default=None, description="the S3 server; unset: AWS")
-    s3_bucket: str = Field(default="tripfold", min_length=3, description="the bucket that holds everything")
-    s3_region: str = Field(default="us-east-1", description="the bucket's region")
+    s3_endpoint_url: str | None = Field(default=None, description="S3 server; unset: AWS")
+    s3_bucket: str = Field(default="tripfold", min_length=3, description="the bucket")
+    s3_region: str = Field(default="us-east-1", description="region of the bucket")
     s3_addressing_style: Literal["auto", "path", "virtual"] = Field(
-        default="path", description="how a bucket is named in URLs"
+        default="path", description="where URLs carry the bucket's name"
     )
     s3_checksums: Literal["when_required", "when_supported"] = Field(
         default="when_required",
-        description="when the S3 client adds checksums to what it writes: some stores refuse them",
+        description="when the S3 client adds checksums to its writes; some stores refuse them",
     )
     s3_ca_file: str = Field(
         default="",
-        description="certificates (PEM) of authorities that may vouch for an https S3 server, beside the system's",
+        description="authorities (PEM) for an https endpoint, in addition to the system's",
     )
     s3_pool_size: int = Field(default=32, ge=1, le=1000, description="connections to S3 of one process")
 
-    ingest_streams: int = Field(default=4, ge=1, le=64, description="city-days that one worker streams side by side")
-    ingest_batch: int = Field(default=16, ge=1, le=1000, description="tasks that one worker takes at a time")
-    ingest_deadline_s: float = Field(default=3600, ge=1, description="the longest that one city-day may take")
+    ingest_streams: int = Field(
+        default=4, ge=1, le=64, description="city-days that one worker streams at the same time"
+    )
+    ingest_batch: int = Field(default=16, ge=1, le=1000, description="tasks that one worker takes and commits together")
+    ingest_deadline_s: float = Field(default=3600, ge=1, description="longest duration of one city-day")
     ingest_records: str = Field(
         default="array",
-        description="where a file's trips are: an `array`, one in each of its `lines`, or an array under a path, "
-        "as a JSON Pointer like `/data/trips`",
+        description="where a file has its trips",
     )
-    ingest_max_bad_records: str = Field(
+    ingest_bad_records_max: str = Field(
         default="0",
-        description="how many bad records a file may have, which are left out: a number, or a percentage like `0.5%`",
+        description="bad records that a file may have; they are left out",
     )
     ingest_other_dates: Literal["counted", "bad"] = Field(
-        default="counted", description="what a trip that departs on another date than its file's is"
+        default="counted", description="how a trip is treated that departs on another date than its file's"
     )
     raw_retention_days: int | None = Field(
         default=None,
         ge=1,
         le=36_600,
-        description="raw objects older than so many days may be gone on purpose, as by a lifecycle rule on `raw/`; "
-        "unset: all are kept, and one that is missing is lost",
+        description="raw objects older than this may be missing on purpose, as after a lifecycle rule on `raw/`; "
+        "unset: a missing raw object is lost",
     )
     quarantine_days: int = Field(
-        default=90, ge=1, le=36_600, description="for how many days `tripfold gc` leaves a file in quarantine alone"
+        default=90, ge=1, le=36_600, description="age at which `tripfold gc` deletes a refused file and its report"
     )
-    aggregate_batch: int = Field(default=2_000, ge=1, le=100_000, description="events that are folded at a time")
-    aggregate_linger_ms: int = Field(
-        default=100, ge=1, le=60_000, description="how long events are gathered for one fold"
-    )
-    aggregate_cache_bytes: int = Field(
-        default=64 * 1024**2, ge=0, description="memory for the summaries that the aggregate keeps"
-    )
+    aggregate_batch: int = Field(default=2_000, ge=1, le=100_000, description="events in one fold")
+    aggregate_linger_ms: int = Field(default=100, ge=1, le=60_000, description="wait to fill a batch")
+    aggregate_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="memory for cached summaries")
     progress_interval_s: float = Field(
-        default=1.0, ge=0, le=60, description="the shortest time between two writes of a request's progress"
+        default=1.0, ge=0, le=60, description="shortest time between two writes of a request's progress"
     )
     stalled_request_after_s: float = Field(
-        default=600, ge=1, description="a request without progress for so long is published again, with the same id"
+        default=600, ge=1, description="a request without progress for this long is published again under its id"
     )
 
-    api_host: str = Field(default="127.0.0.1", description="the address that the API listens on")
-    api_port: Port = Field(default=8080, description="the port that the API listens on")
-    api_range_days_max: int = Field(default=366, ge=1, le=36_600, description="the longest range of one query, in days")
-    api_request_days_max: int = Field(
-        default=31, ge=1, le=366, description="the most dates that one request may ask for"
-    )
-    api_date_first: dt.date = Field(default=dt.date(2000, 1, 1), description="the earliest date that may be processed")
+    api_host: str = Field(default="127.0.0.1", description="listen address")
+    api_port: Port = Field(default=8080, description="listen port")
+    api_range_days_max: int = Field(default=366, ge=1, le=36_600, description="longest range of one query, in days")
+    api_request_days_max: int = Field(default=31, ge=1, le=366, description="most dates of one process request")
+    api_date_first: dt.date = Field(default=dt.date(2000, 1, 1), description="earliest date that may be processed")
     api_days_ahead_max: int = Field(
-        default=366, ge=0, le=36_600, description="the latest date that may be processed, in days after today (UTC)"
+        default=366, ge=0, le=36_600, description="latest date that may be processed, in days after today (UTC)"
     )
-    api_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="summary heads that the API keeps in memory")
-    api_response_cache_bytes: int = Field(
-        default=32 * 1024**2, ge=0, description="long answers that the API keeps in memory"
-    )
+    api_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="memory for summary heads")
+    api_response_cache_bytes: int = Field(default=32 * 1024**2, ge=0, description="memory for long responses")
 
     api_access: Literal["keys", "open-without-keys", "open"] = Field(
         default="keys",
-        description="who may use the API: those with a key (`keys`); everybody, if no key is named "
-        "(`open-without-keys`); everybody (`open`, which is refused if a key is named)",
+        description="who may use the API: holders of a key; everyone while no key is set; everyone (refused if a key "
+        "is set)",
     )
     api_keys: str = Field(
         default="",
         repr=False,
-        description="keys as name:scopes:sha256, separated by commas; scopes are read, process or read+process",
+        description="API keys; scopes are `read`, `process` or `read+process`. `tripfold api-key` prints an entry",
     )
-    api_keys_file: str = Field(default="", description="a file of such keys, one a line; empty: none")
+    api_keys_file: str = Field(default="", description="file of such entries, one a line; empty: none")
     api_requests_per_minute: int = Field(
         default=600,
         ge=1,
         le=1_000_000,
-        description="how often one key may ask in a minute; without keys, how often one client may process",
+        description="rate limit of each key; without keys, of the process requests of each client address",
     )
     api_cors_origins: str = Field(
         default="",
-        description="origins whose pages may use the API, separated by commas; `*`: any; empty: none but its own",
+        description="other origins whose pages may use the API",
     )
 
-    health_host: str = Field(default="127.0.0.1", description="where ingest and aggregate answer health and metrics")
-    health_port: Port = Field(default=8081, description="their port; 0: any free one")
+    health_host: str = Field(
+        default="127.0.0.1", description="listen address of health and metrics of ingest and aggregate"
+    )
+    health_port: Port = Field(default=8081, description="their port; 0: any free port")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="the least that is logged"
+        default="info", description="lowest level that is logged"
     )
-    log_format: Literal["json", "text"] = Field(default="json", description="how a log line is written")
+    log_format: Literal["json", "text"] = Field(default="json", description="format of a log line")
     retry_wait_max_s: float = Field(
-        default=30, gt=0, description="the longest wait between two tries when S3 or Kafka is down"
+        default=30, gt=0, description="longest wait between two tries while S3 or Kafka is unavailable"
     )
 
     @field_validator("upstream_url", "s3_endpoint_url")
@@ -234,27 +250,30 @@ class Settings(BaseSettings):
         if value is None:
             return None
         if not value.startswith(("http://", "https://")):
-            raise ValueError("expected a URL that begins with http:// or https://")
+            raise ValueError("it must be a URL that begins with http:// or https://")
         if _NAME_AND_PASSWORD.search(value):
             raise ValueError(
-                "expected a URL without a name and password, which would stand in logs and objects: the upstream's go "
-                f"into {PREFIX}UPSTREAM_USERNAME and {PREFIX}UPSTREAM_PASSWORD_FILE, those of S3 into the AWS variables"
+                "it must be a URL without a name and password, which would appear in logs and objects. Put those of "
+                f"the upstream in {PREFIX}UPSTREAM_USERNAME and {PREFIX}UPSTREAM_PASSWORD_FILE, and those of S3 "
+                "in the AWS variables"
             )
         if not _is_up_to_a_path(value):
-            raise ValueError("expected a URL of a host, and perhaps a port and a path, such as http://127.0.0.1:8090")
+            raise ValueError(
+                "it must be a URL of a host, with an optional port and path, such as http://127.0.0.1:8090"
+            )
         return value.rstrip("/")
 
     @property
     def raw_retention(self) -> dt.timedelta | None:
-        """How long raw objects are kept at least; None: for ever."""
+        """How long raw objects are kept at least; None: without end."""
         return None if self.raw_retention_days is None else dt.timedelta(days=self.raw_retention_days)
 
     @property
     def file_rules(self) -> FileRules:
-        """The rules of trip files that the settings make."""
+        """The rules for trip files that follow from the settings."""
         return FileRules(
             form=RecordsForm.parse(self.ingest_records),
-            bad_records_max=BadRecordsMax.parse(self.ingest_max_bad_records),
+            bad_records_max=BadRecordsMax.parse(self.ingest_bad_records_max),
             other_dates_are_bad=self.ingest_other_dates == "bad",
         )
 
@@ -263,7 +282,7 @@ class Settings(BaseSettings):
     def _records_form(cls, value: str) -> str:
         return str(RecordsForm.parse(value))
 
-    @field_validator("ingest_max_bad_records")
+    @field_validator("ingest_bad_records_max")
     @classmethod
     def _bad_records_max(cls, value: str) -> str:
         return str(BadRecordsMax.parse(value))
@@ -273,7 +292,7 @@ class Settings(BaseSettings):
     def _origins(cls, value: str) -> str:
         for origin in filter(None, (part.strip() for part in value.split(","))):
             if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-                raise ValueError("expected origins like https://dashboard.example.com, without a path, or *")
+                raise ValueError("each origin must be like https://dashboard.example.com, without a path, or *")
         return value
 
     @field_validator("kafka_bootstrap_servers")
@@ -281,20 +300,20 @@ class Settings(BaseSettings):
     def _servers(cls, value: str) -> str:
         if "@" in value:
             raise ValueError(
-                "expected host:port without a name and password, which would stand in logs: they go into "
+                "each broker must be host:port without a name and password, which would appear in logs. Put them in "
                 f"{PREFIX}KAFKA_USERNAME and {PREFIX}KAFKA_PASSWORD_FILE"
             )
         for server in value.split(","):
             host, _, port = server.strip().rpartition(":")
             if not host or not port.isdecimal():
-                raise ValueError("expected host:port, or several separated by commas")
+                raise ValueError("it must be host:port, or several separated by commas")
         return value
 
     @model_validator(mode="after")
-    def _sasl_is_whole(self) -> Self:
+    def _require_complete_sasl(self) -> Self:
         if self.kafka_uses_sasl and not self.kafka_username:
             raise ValueError(
-                f"{PREFIX}KAFKA_USERNAME is empty: {PREFIX}KAFKA_SECURITY_PROTOCOL={self.kafka_security_protocol} "
+                f"{PREFIX}KAFKA_USERNAME is empty; {PREFIX}KAFKA_SECURITY_PROTOCOL={self.kafka_security_protocol} "
                 "needs a name"
             )
         if self.kafka_uses_sasl and bool(self.kafka_password.get_secret_value()) == bool(self.kafka_password_file):
@@ -305,12 +324,14 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _upstream_login_is_whole(self) -> Self:
+    def _require_complete_upstream_login(self) -> Self:
         if self.upstream_password.get_secret_value() and self.upstream_password_file:
-            raise ValueError(f"{PREFIX}UPSTREAM_PASSWORD and {PREFIX}UPSTREAM_PASSWORD_FILE: set one, not both")
+            raise ValueError(
+                f"{PREFIX}UPSTREAM_PASSWORD and {PREFIX}UPSTREAM_PASSWORD_FILE are both set; set one, not both"
+            )
         has_password = bool(self.upstream_password.get_secret_value() or self.upstream_password_file)
         if has_password and not self.upstream_username:
-            raise ValueError(f"{PREFIX}UPSTREAM_USERNAME is empty: a password for the upstream needs a name")
+            raise ValueError(f"{PREFIX}UPSTREAM_USERNAME is empty; a password for the upstream needs a name")
         return self
 
     @property
@@ -320,15 +341,19 @@ class Settings(BaseSettings):
 
     @property
     def kafka_uses_sasl(self) -> bool:
-        """Whether Kafka is shown a name and a password."""
+        """Whether clients authenticate to Kafka with a name and a password."""
         return self.kafka_security_protocol.startswith("SASL")
 
 
 def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
-    """Read the settings from the environment of the process, or from the one given.
+    """Read the settings from ``environment``, by default that of the process.
 
-    Raises InvalidSettings with a line for each wrong variable: its name, its value and what was expected.
+    Raises InvalidSettings with a line for each invalid variable, with its name, its value and the allowed values.
     """
+    present = {name.upper() for name in (os.environ if environment is None else environment)}
+    renamed = [(PREFIX + old, PREFIX + new) for old, new in RENAMED.items() if PREFIX + old in present]
+    if renamed:
+        raise InvalidSettings("\n".join(f"{old} has been renamed: set {new} instead" for old, new in renamed))
     try:
         if environment is None:
             return Settings()
@@ -341,36 +366,39 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
 
 
 def _line(fault: ErrorDetails) -> str:
-    reason = fault["msg"].removeprefix("Value error, ")
-    if not fault["loc"]:  # of several variables together, which the reason names; the input would be all of them
-        return reason
+    if not fault["loc"]:  # several variables together: the message names them, and the input would be all settings
+        return fault["msg"].removeprefix("Value error, ")
     given = fault["input"]
     shown = _NAME_AND_PASSWORD.sub("…", given) if isinstance(given, str) else given
-    return f"{PREFIX}{'_'.join(map(str, fault['loc'])).upper()}={shown!r}: {reason}"
+    return f"{PREFIX}{'_'.join(map(str, fault['loc'])).upper()}={shown!r}: {_rule_of(fault)}"
+
+
+def _rule_of(fault: ErrorDetails) -> str:
+    """Say which values a setting allows, in plain words where pydantic's name types."""
+    rule = _RULES.get(fault["type"])
+    return rule.format(**fault.get("ctx", {})) if rule else fault["msg"].removeprefix("Value error, ")
 
 
 def _is_up_to_a_path(url: str) -> bool:
-    """Tell whether a URL names a host and ends where a path can be put after it."""
+    """Return whether a URL names a host and ends where a path can be appended."""
     try:
         parts = urlsplit(url)
         return bool(parts.hostname) and parts.port != 0 and _NEITHER_QUERY_NOR_FRAGMENT.fullmatch(url) is not None
-    except ValueError:  # a port beyond any, or half an IPv6 address
+    except ValueError:  # an invalid port or IPv6 address
         return False
 
 
 def secret_value(given: SecretStr, path: str, variable: str) -> str:
-    """Return what stands in the file, if there is one, or else the secret that was given by itself.
-
-    Raises InvalidSettings as `read_secret` does.
-    """
+    """Return the content of the file at ``path``, or ``given`` if the path is empty. Raises as `read_secret` does."""
     return read_secret(path, variable) if path else given.get_secret_value()
 
 
 def read_secret(path: str, variable: str) -> str:
-    """Return what stands in a file, without the line break at its end.
+    """Return the content of a file without its last line break.
 
-    Raises InvalidSettings, which names ``variable`` and never the content, if the file cannot be read, is empty,
-    is no UTF-8 or is longer than a secret is.
+    pydantic-settings reads a folder of files named like the settings, but has no ``<NAME>_FILE``.
+    Raises InvalidSettings if the file cannot be read, is empty, is not UTF-8 or is longer than SECRET_BYTES_MAX. The
+    error names ``variable`` and never the content.
     """
     try:
         with Path(path).open("rb") as file:
@@ -378,21 +406,21 @@ def read_secret(path: str, variable: str) -> str:
     except OSError as error:
         raise InvalidSettings(f"{variable}={path!r}: the file cannot be read: {error.strerror}") from error
     if len(content) > SECRET_BYTES_MAX:
-        raise InvalidSettings(f"{variable}={path!r}: the file is longer than a secret is")
+        raise InvalidSettings(f"{variable}={path!r}: the file is longer than {SECRET_BYTES_MAX} bytes")
     try:
         secret = content.decode().rstrip("\r\n")
     except UnicodeDecodeError:
-        raise InvalidSettings(f"{variable}={path!r}: the file holds no UTF-8 text") from None
+        raise InvalidSettings(f"{variable}={path!r}: the file is not UTF-8") from None
     if not secret:
         raise InvalidSettings(f"{variable}={path!r}: the file is empty")
     return secret
 
 
 def tls_client_context(ca_file: str, *, certificate_file: str = "", key_file: str = "") -> ssl.SSLContext:
-    """Return a context that verifies the server's name and certificate: TLS 1.2 or later.
+    """Return a TLS context of a client (1.2 or later) that verifies the server's name and certificate.
 
-    It trusts the authorities in ``ca_file`` (PEM) alone, or the system's if that is empty, and shows the
-    certificate in ``certificate_file`` (PEM, with its chain) if there is one; ``key_file`` may be the same file.
+    It trusts only the authorities in ``ca_file`` (PEM), or the system's if that is empty. It presents the certificate
+    in ``certificate_file`` (PEM, with its chain), if given; ``key_file`` may be the same file.
     Raises InvalidSettings if a file cannot be used.
     """
     try:

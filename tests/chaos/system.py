@@ -177,7 +177,7 @@ async def context(shape: Shape, directory: Path) -> AsyncIterator[System]:
             f"{PREFIX}TOPIC_PREFIX": "chaos.",
             f"{PREFIX}UPSTREAM_URL": upstream.url,
             f"{PREFIX}UPSTREAM_REQUESTS_PER_S": "200",
-            f"{PREFIX}SESSION_TIMEOUT_S": str(shape.session_timeout_s),
+            f"{PREFIX}KAFKA_SESSION_TIMEOUT_S": str(shape.session_timeout_s),
             f"{PREFIX}RETRY_WAIT_MAX_S": "2",
             f"{PREFIX}UPSTREAM_READ_TIMEOUT_S": "3",
             f"{PREFIX}STALLED_REQUEST_AFTER_S": "20",

@@ -55,7 +55,7 @@ def isolated_settings(embedded: EmbeddedServices, **changes: str) -> Settings:
         "TRIPFOLD_TOPIC_PREFIX": f"{name}.",
         "TRIPFOLD_KAFKA_PARTITIONS": "3",
         "TRIPFOLD_KAFKA_GROUP_INSTANCE_ID": "test",
-        "TRIPFOLD_SESSION_TIMEOUT_S": "6",
+        "TRIPFOLD_KAFKA_SESSION_TIMEOUT_S": "6",
         "TRIPFOLD_PROGRESS_INTERVAL_S": "0.1",
         **{f"TRIPFOLD_{key}": value for key, value in changes.items()},
     }

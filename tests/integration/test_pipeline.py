@@ -194,7 +194,10 @@ async def test_a_date_requested_twice_at_once_counts_once(authority: Authority, 
 async def test_no_cities_at_all_fail_the_request(tripfold: Running) -> None:
     """A request of an upstream without cities fails, and its reason names the setting that allows none."""
     request = await tripfold.process("2024-05-09")
-    assert (request["status"], "TRIPFOLD_UPSTREAM_ALLOW_NO_CITIES" in request["failed_reason"]) == ("failed", True)
+    assert (request["status"], "TRIPFOLD_UPSTREAM_ALLOW_EMPTY_CITY_LIST" in request["failed_reason"]) == (
+        "failed",
+        True,
+    )
     assert await tripfold.stats("2024-05-09") == {}
 
 

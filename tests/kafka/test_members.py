@@ -55,7 +55,7 @@ async def test_a_worker_paused_beyond_its_session_does_no_harm(tripfold: Tripfol
     date = "2024-05-04"
     system = tripfold.system
     system.upstream.pause_s = 1.0
-    async with joined(system, "worker-4", SESSION_TIMEOUT_S="6") as paused:
+    async with joined(system, "worker-4", KAFKA_SESSION_TIMEOUT_S="6") as paused:
         place = await tripfold.post(date)
         await tripfold.under_way(date)
         os.kill(paused.pid, signal.SIGSTOP)
@@ -73,7 +73,7 @@ async def test_a_handler_that_outlives_its_poll_interval_does_no_harm(tripfold: 
     """Two workers take one message, for the first is too slow; one revision counts, whoever wins the race."""
     date = "2024-05-05"
     system = tripfold.system
-    async with joined(system, "worker-5", program=("-c", SHORT_POLL_INTERVAL), SESSION_TIMEOUT_S="6"):
+    async with joined(system, "worker-5", program=("-c", SHORT_POLL_INTERVAL), KAFKA_SESSION_TIMEOUT_S="6"):
         system.upstream.pause_s = 5.0
 
         async def taken_twice() -> bool | None:

@@ -75,7 +75,7 @@ async def proxied(tmp_path_factory: pytest.TempPathFactory, toxiproxy: Toxiproxy
                 "TRIPFOLD_KAFKA_PARTITIONS": "3",
                 "TRIPFOLD_TOPIC_PREFIX": PREFIX_OF_TOPICS,
                 "TRIPFOLD_KAFKA_GROUP_INSTANCE_ID": "network",
-                "TRIPFOLD_SESSION_TIMEOUT_S": "10",
+                "TRIPFOLD_KAFKA_SESSION_TIMEOUT_S": "10",
                 "TRIPFOLD_RETRY_WAIT_MAX_S": "2",
                 "TRIPFOLD_STALLED_REQUEST_AFTER_S": "20",
                 "TRIPFOLD_PROGRESS_INTERVAL_S": "0.1",

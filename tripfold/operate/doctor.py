@@ -227,7 +227,7 @@ async def city_list(settings: Settings) -> str:
     if listed.bad_cities_count:
         first = listed.bad_cities[0]
         found += f", and {listed.bad_cities_count} bad entries; the first is {first.entry}: {first.reason}"
-    if not listed.cities and not settings.upstream_allow_no_cities:
+    if not listed.cities and not settings.upstream_allow_empty_city_list:
         raise Unfit(found)
     return found
 

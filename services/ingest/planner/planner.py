@@ -209,7 +209,7 @@ def _no_cities(listed: CityList) -> str:
     if listed.bad_cities_count:
         first = listed.bad_cities[0]
         found = f"none of its {listed.bad_cities_count} entries is a city; the first is {first.entry}: {first.reason}"
-    return f"{found}; set TRIPFOLD_UPSTREAM_ALLOW_NO_CITIES=true if a date may have no cities"
+    return f"{found}; set TRIPFOLD_UPSTREAM_ALLOW_EMPTY_CITY_LIST=true if a date may have no cities"
 
 
 def next_plan(

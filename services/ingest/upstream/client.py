@@ -339,11 +339,11 @@ class HttpUpstream:
             raise TransientUpstreamError(f"{asked.url} answered with a body that does not decode: {error}") from error
 
     def _require_no_bomb(self, asked: _Asked, coded_bytes: int, done_bytes: int) -> None:
-        ratio_max = self._settings.upstream_ratio_max
+        ratio_max = self._settings.upstream_decompression_ratio_max
         if done_bytes > max(RATIO_FREE_BYTES, coded_bytes * ratio_max):
             raise PermanentUpstreamError(
                 f"{asked.url} answered with a body that inflates more than {ratio_max:g} times, the most that "
-                "TRIPFOLD_UPSTREAM_RATIO_MAX allows"
+                "TRIPFOLD_UPSTREAM_DECOMPRESSION_RATIO_MAX allows"
             )
 
     async def _arriving(self, asked: _Asked, response: httpx.Response) -> AsyncGenerator[bytes, None]:

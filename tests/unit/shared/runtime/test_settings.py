@@ -1,4 +1,4 @@
-"""The settings: one class, the environment, and what a wrong value is told."""
+"""Settings from the environment, and the messages for invalid ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from shared.domain.file_rules import BadRecordsMax, FileRules, RecordsForm
-from shared.runtime.settings import PREFIX, InvalidSettings, Settings, load_settings
+from shared.runtime.settings import PREFIX, RENAMED, InvalidSettings, Settings, load_settings
 from tests import ROOT
 
 TABLE = ROOT / "docs" / "reference" / "settings.md"
@@ -18,8 +18,8 @@ TABLE = ROOT / "docs" / "reference" / "settings.md"
 @pytest.mark.parametrize(
     ("variable", "value", "expected"),
     [
-        ("API_PORT", "http", "integer"),
-        ("API_PORT", "70000", "65535"),
+        ("API_PORT", "http", "whole number"),
+        ("API_PORT", "70000", "65535 or less"),
         ("UPSTREAM_URL", "ftp://files.example.com", "http://"),
         ("UPSTREAM_URL", "http://", "such as http://127.0.0.1:8090"),
         ("UPSTREAM_URL", "http://transit.example.com:99999", "such as http://127.0.0.1:8090"),
@@ -33,10 +33,10 @@ TABLE = ROOT / "docs" / "reference" / "settings.md"
         ("API_CORS_ORIGINS", "https://a.example.com, example.com", "https://dashboard.example.com"),
         ("S3_BUCKET", "", "3 characters"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
-        ("INGEST_STREAMS", "0", "greater than or equal to 1"),
-        ("INGEST_MAX_BAD_RECORDS", "-1", "such as 100, or a percentage of them such as 0.5%"),
-        ("INGEST_MAX_BAD_RECORDS", "101%", "such as 100, or a percentage of them such as 0.5%"),
-        ("INGEST_MAX_BAD_RECORDS", "1e3", "such as 100, or a percentage of them such as 0.5%"),
+        ("INGEST_STREAMS", "0", "1 or more"),
+        ("INGEST_BAD_RECORDS_MAX", "-1", "such as 100, or a percentage of them such as 0.5%"),
+        ("INGEST_BAD_RECORDS_MAX", "101%", "such as 100, or a percentage of them such as 0.5%"),
+        ("INGEST_BAD_RECORDS_MAX", "1e3", "such as 100, or a percentage of them such as 0.5%"),
         ("INGEST_RECORDS", "data.trips", "JSON Pointer such as /data/trips"),
         ("INGEST_RECORDS", "/a~2b", "~0 for a tilde"),
         ("INGEST_RECORDS", "", "array, lines"),
@@ -44,8 +44,8 @@ TABLE = ROOT / "docs" / "reference" / "settings.md"
         ("INGEST_OTHER_DATES", "yes", "'counted' or 'bad'"),
     ],
 )
-def test_a_wrong_value_is_named(variable: str, value: str, expected: str) -> None:
-    """A wrong value is refused with the variable, the value and what was expected."""
+def test_an_invalid_value_is_refused_with_the_rule(variable: str, value: str, expected: str) -> None:
+    """The message names the variable, its value and the allowed values."""
     with pytest.raises(InvalidSettings) as refused:
         load_settings({f"{PREFIX}{variable}": value})
     message = str(refused.value)
@@ -55,7 +55,7 @@ def test_a_wrong_value_is_named(variable: str, value: str, expected: str) -> Non
 
 @pytest.mark.parametrize("variable", ["UPSTREAM_URL", "S3_ENDPOINT_URL"])
 def test_a_password_in_a_url_is_refused_and_not_shown(variable: str) -> None:
-    """A URL stands in manifests, reasons and logs, so that a password has a variable of its own."""
+    """URLs appear in manifests, failure reasons and logs, so a password has its own variable."""
     with pytest.raises(InvalidSettings) as refused:
         load_settings({f"{PREFIX}{variable}": "https://me:se@cret@transit.example.com"})
     assert str(refused.value).startswith(f"{PREFIX}{variable}='https://…@transit.example.com': ")
@@ -66,11 +66,11 @@ def test_a_password_in_a_url_is_refused_and_not_shown(variable: str) -> None:
     "written", ["me:sesame@broker:9092", "a:1,me:ses/ame@broker:9092", "kafka://me:sesame@broker:9092"]
 )
 def test_a_password_among_the_brokers_is_refused_and_not_shown(written: str) -> None:
-    """The addresses of the brokers stand in logs, too."""
+    """The addresses of the brokers appear in logs."""
     with pytest.raises(InvalidSettings) as refused:
         load_settings({f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS": written})
-    assert "@broker:9092': expected host:port without a name and password" in str(refused.value)
-    assert "ame" not in str(refused.value).partition("expected")[0]
+    assert "@broker:9092': each broker must be host:port without a name and password" in str(refused.value)
+    assert "ame" not in str(refused.value).partition("each broker")[0]
 
 
 @pytest.mark.parametrize(
@@ -82,23 +82,23 @@ def test_a_password_among_the_brokers_is_refused_and_not_shown(written: str) -> 
         ({"USERNAME": "me:too"}, "pattern"),
     ],
 )
-def test_a_login_for_the_upstream_is_whole(given: dict[str, str], expected: str) -> None:
-    """A password needs a name and one place to come from; a name has no colon (RFC 7617)."""
+def test_an_incomplete_upstream_login_is_refused(given: dict[str, str], expected: str) -> None:
+    """A password needs a name and exactly one source; a name has no colon (RFC 7617)."""
     with pytest.raises(InvalidSettings, match=expected) as refused:
         load_settings({f"{PREFIX}UPSTREAM_{name}": value for name, value in given.items()})
     assert "sesame" not in str(refused.value)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8090", "https://[::1]:1/api/v1", "http://transit"])
-def test_a_url_ends_where_paths_are_put_after_it(url: str) -> None:
-    """A host, with or without a port and a path, is taken as it is, but for slashes at its end."""
+def test_slashes_at_the_end_of_a_url_are_removed(url: str) -> None:
+    """A URL of a host, with or without a port and a path, is otherwise unchanged."""
     assert load_settings({f"{PREFIX}UPSTREAM_URL": f"{url}/"}).upstream_url == url
 
 
-def test_the_rules_of_files_are_what_is_set() -> None:
-    """Form, limit and other dates go from the environment into one object; by default no record may be bad."""
+def test_file_rules_follow_the_settings() -> None:
+    """Form, limit and other dates of the environment make one object; by default no record may be bad."""
     assert load_settings({}).file_rules == FileRules()
-    given = {"INGEST_RECORDS": "/data/trips", "INGEST_MAX_BAD_RECORDS": "0.5%", "INGEST_OTHER_DATES": "bad"}
+    given = {"INGEST_RECORDS": "/data/trips", "INGEST_BAD_RECORDS_MAX": "0.5%", "INGEST_OTHER_DATES": "bad"}
     assert load_settings({PREFIX + name: value for name, value in given.items()}).file_rules == FileRules(
         form=RecordsForm(path=("data", "trips")),
         bad_records_max=BadRecordsMax.parse("0.5%"),
@@ -106,15 +106,27 @@ def test_the_rules_of_files_are_what_is_set() -> None:
     )
 
 
-def test_every_wrong_value_is_named_at_once() -> None:
-    """Two wrong values make two lines."""
+def test_all_invalid_values_are_reported_at_once() -> None:
+    """Two invalid values make two lines."""
     with pytest.raises(InvalidSettings) as refused:
         load_settings({"TRIPFOLD_API_PORT": "x", "TRIPFOLD_LOG_LEVEL": "x"})
     assert len(str(refused.value).splitlines()) == 2
 
 
-def test_a_process_with_a_wrong_value_does_not_start() -> None:
-    """A service ends with code 1 and one clear line, without a traceback."""
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_a_renamed_setting_is_refused_with_its_new_name(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A former name in the environment stops the process; the message names the current one."""
+    assert new.lower() in Settings.model_fields
+    message = f"{PREFIX}{old} has been renamed: set {PREFIX}{new} instead"
+    with pytest.raises(InvalidSettings, match=message):
+        load_settings({f"{PREFIX}{old}": "1"})
+    monkeypatch.setenv(f"{PREFIX}{old}", "1")
+    with pytest.raises(InvalidSettings, match=message):
+        load_settings()
+
+
+def test_a_process_with_an_invalid_setting_does_not_start() -> None:
+    """A service exits with code 1 and one clear line, without a traceback."""
     environment = {**os.environ, "TRIPFOLD_API_PORT": "eighty"}
     for service in ("api", "ingest", "aggregate"):
         ended = subprocess.run(
@@ -130,7 +142,7 @@ def test_a_process_with_a_wrong_value_does_not_start() -> None:
         assert "Traceback" not in ended.stderr
 
 
-def test_the_table_lists_every_setting_with_its_default() -> None:
+def test_the_reference_lists_every_setting_with_its_default() -> None:
     """The table in docs/reference/settings.md has a row for each setting, and none for another."""
     lines = TABLE.read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip().strip("`") for cell in line.split("|")] for line in lines if line.startswith(f"| `{PREFIX}")]

@@ -69,7 +69,7 @@ async def test_doctor_counts_bad_entries_apart_from_cities() -> None:
     async with HostileServer(whole(b"[" + bad + b"]")) as server:
         with pytest.raises(Unfit, match="lists 0 cities, and 1 bad entries"):
             await city_list(Settings(upstream_url=server.url))
-        allowed = Settings(upstream_url=server.url, upstream_allow_no_cities=True)
+        allowed = Settings(upstream_url=server.url, upstream_allow_empty_city_list=True)
         assert "lists 0 cities" in await city_list(allowed)
 
 

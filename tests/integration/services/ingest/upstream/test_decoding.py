@@ -39,7 +39,7 @@ async def test_a_compression_bomb_is_stopped_early(coding: str) -> None:
         client_of(server.url) as client,
     ):
         taken: list[int] = []
-        with pytest.raises(PermanentUpstreamError, match="TRIPFOLD_UPSTREAM_RATIO_MAX"):
+        with pytest.raises(PermanentUpstreamError, match="TRIPFOLD_UPSTREAM_DECOMPRESSION_RATIO_MAX"):
             await client.drain(taken)
         assert max(taken) <= 8 * 1024**2
         assert sum(taken) <= upstream_client.RATIO_FREE_BYTES + 8 * 1024**2

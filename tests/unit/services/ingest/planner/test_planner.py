@@ -186,7 +186,7 @@ async def test_a_list_without_a_city_fails_its_request(bad: int, told: str) -> N
     assert await planned.plan() == before
     (failed,) = (event for event in planned.published(Topic.REQUEST_PROGRESS) if isinstance(event, RequestFailed))
     assert told in failed.reason
-    assert "TRIPFOLD_UPSTREAM_ALLOW_NO_CITIES" in failed.reason
+    assert "TRIPFOLD_UPSTREAM_ALLOW_EMPTY_CITY_LIST" in failed.reason
     planned.allow_no_cities = True
     assert (await planned.plan()).countries == {}
 
