@@ -21,6 +21,7 @@ from shared.kafka.consumer import consume, make_broker
 from shared.runtime.settings import Settings
 from shared.service import ServiceContext, make_app
 
+PLANNER_BATCH = 50
 PLANNER_LINGER_MS = 50
 WORKER_LINGER_MS = 50
 RETRIES_BATCH = 1_000
@@ -62,9 +63,12 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             retrier=retrier,
             group=GROUPS[Topic.PROCESS_REQUESTS],
             skip_markers=context.skip_markers,
-            batch_records_max=1,
+            batch_records_max=PLANNER_BATCH,
             linger_ms=PLANNER_LINGER_MS,
-            deadline_s=min(longest_fetch_s(settings, settings.upstream_deadline_s), POLL_INTERVAL_S_MAX),
+            deadline_s=min(
+                longest_fetch_s(settings, settings.upstream_deadline_s) * PLANNER_BATCH, POLL_INTERVAL_S_MAX
+            ),
+            in_turns=True,
         )
         subscriptions.append(subscription)
         publishes.add(Topic.CITY_TASKS)
@@ -94,6 +98,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             batch_records_max=settings.ingest_batch,
             linger_ms=WORKER_LINGER_MS,
             deadline_s=min(longest_attempt_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
+            in_turns=True,
         )
         retries = Retries(context.publisher, clock=utc_now, retrier=retrier)
         retry_subscription = consume(

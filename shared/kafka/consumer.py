@@ -12,14 +12,17 @@ fails, a decoder that hands on raw records, and a handler that ends only by a co
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from typing import Any, Protocol
 
 import msgspec
 import structlog
-from aiokafka import ConsumerRecord
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka.errors import KafkaError
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
@@ -180,12 +183,14 @@ def consume(
     linger_ms: int,
     deadline_s: float = 180.0,
     skip_markers: SkipMarkers | None = None,
+    in_turns: bool = False,
 ) -> Subscription:
     """Subscribe ``process`` to a topic: it gets batches of records, and a batch is committed when it returns.
 
     ``process`` is called again with the same batch until it ends without a fault; only what ``skips`` takes is left
     out. ``deadline_s`` is the longest that
-    it takes without one: how long Kafka is told to expect no poll. Returns what has to be watched for progress.
+    it takes without one: how long Kafka is told to expect no poll. With ``in_turns`` a batch has records of every
+    partition alike. Returns what has to be watched for progress.
     """
     poll_interval_ms = int((deadline_s + POLL_INTERVAL_SLACK_S) * 1000)
     instance = f"{settings.kafka_group_instance_id}-{topic.value}" if settings.kafka_group_instance_id else None
@@ -207,6 +212,8 @@ def consume(
         parser=_parse,
         decoder=_keep,
     )
+    if in_turns:  # FastStream has no setting for it
+        subscriber.get_msg = partial(take_in_turns, records_max=batch_records_max, linger_ms=linger_ms)  # type: ignore[method-assign]
 
     subscription = Subscription(topic, subscriber)
 
@@ -241,15 +248,48 @@ def consume(
             await retrier.retry_until_available("batch", attempt, detail=f"of {topic.value}")
         except Stopping:
             return  # without a commit: another process, or the next start, takes the batch again
-        try:
-            await message.ack()
-        except KafkaError as error:
-            metrics.commit_failures.inc()
-            _log.warning("commit failed, the batch will come again", topic=topic.value, error=str(error))
+        await _commit(message, topic)
         metrics.batch_seconds.labels(topic.value).observe(time.monotonic() - began)
 
     subscriber(handle)
     return subscription
+
+
+async def _commit(message: KafkaMessage, topic: Topic) -> None:
+    try:
+        await message.ack()
+    except KafkaError as error:
+        metrics.commit_failures.inc()
+        _log.warning("commit failed, the batch will come again", topic=topic.value, error=str(error))
+
+
+async def take_in_turns(
+    consumer: AIOKafkaConsumer, *, records_max: int, linger_ms: int
+) -> tuple[ConsumerRecord[Any, Any], ...]:
+    """Take one record of each partition in turn, until there are enough or none is left.
+
+    aiokafka hands out all records that it has fetched of one partition before those of the next one. With that, the
+    requests of a backlog would all end together.
+    """
+    taken: list[ConsumerRecord[Any, Any]] = []
+    partitions = list(consumer.assignment())
+    random.shuffle(partitions)
+    try:
+        while len(taken) < records_max:
+            before = len(taken)
+            for partition in partitions:
+                if len(taken) < records_max:
+                    taken += chain(*(await consumer.getmany(partition, timeout_ms=0, max_records=1)).values())
+            if len(taken) == before:
+                if taken:
+                    break
+                taken += chain(*(await consumer.getmany(timeout_ms=linger_ms, max_records=1)).values())
+                if not taken:
+                    break
+    except KafkaError:
+        if not taken:
+            raise  # a record that is taken must be handled, because the next commit covers it
+    return tuple(taken)
 
 
 async def decode_batch(batch: Sequence[ConsumedRecord], publisher: Publisher) -> list[DecodedRecord]:

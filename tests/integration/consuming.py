@@ -40,6 +40,7 @@ async def consuming(
     *,
     health: Health | None = None,
     skip_markers: SkipMarkers | None = None,
+    in_turns: bool = False,
 ) -> AsyncIterator[Retrier]:
     """Consume a topic with a collector for as long as the context is open."""
     retrier = Retrier(health=health or Health(), wait_max_s=0.05)
@@ -54,6 +55,7 @@ async def consuming(
         batch_records_max=10,
         linger_ms=20,
         skip_markers=skip_markers,
+        in_turns=in_turns,
     )
     await broker.start()
     try:

@@ -191,6 +191,21 @@ async def test_a_date_requested_twice_at_once_counts_once(authority: Authority, 
     assert (await tripfold.stats(date))["peru"][date] == figures_of(*files)
 
 
+async def test_a_backlog_completes_in_the_order_of_its_requests(authority: Authority, tripfold: Running) -> None:
+    """Of ten requests in a row, the tasks of an early one are done before those of a late one."""
+    dates = [f"2024-08-{day:02}" for day in range(1, 11)]
+    for city in range(12):
+        authority.add_city(city, f"City {city}", "Peru")
+        for date in dates:
+            authority.put(city, date, make_trips(city, 20, date))
+    authority.pace_s = 0.2
+    places = [await tripfold.request(date) for date in dates]
+    ends = [await tripfold.ended(place) for place in places]
+    assert {end["status"] for end in ends} == {"completed"}
+    order = sorted(range(len(dates)), key=lambda place: ends[place]["updated_at"])
+    assert all(abs(order.index(place) - place) <= 3 for place in range(len(dates))), order
+
+
 async def test_no_cities_at_all_fail_the_request(tripfold: Running) -> None:
     """A request of an upstream without cities fails, and its reason names the setting that allows none."""
     request = await tripfold.process("2024-05-09")

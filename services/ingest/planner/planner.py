@@ -73,10 +73,11 @@ class Planner:
         self._allow_no_cities = allow_no_cities
 
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
-        """Plan the requests of a batch, one after the other. When it returns, it can be committed."""
-        for item in await decode_batch(batch, self._publisher):
-            assert isinstance(item.event, ProcessRequested)
-            await self._plan_request(item.event)
+        """Plan the requests of a batch, the oldest first; those of a range by date. Then it can be committed."""
+        decoded = [item.event for item in await decode_batch(batch, self._publisher)]
+        requests = [event for event in decoded if isinstance(event, ProcessRequested)]
+        for request in sorted(requests, key=lambda request: (_moment(request), request.date)):
+            await self._plan_request(request)
 
     async def _plan_request(self, request: ProcessRequested) -> None:
         log = _log.bind(request_id=request.request_id, date=str(request.date))

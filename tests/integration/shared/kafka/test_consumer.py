@@ -14,7 +14,7 @@ from aiokafka.structs import ConsumerRecord
 
 from shared.domain import events
 from shared.domain.contribution import Contribution
-from shared.domain.events import CityDayStats, NewerContract, ProcessRequested
+from shared.domain.events import CityDayStats, IngestCity, NewerContract, ProcessRequested
 from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
 from shared.domain.topics import TOPICS, Topic
 from shared.kafka.admin import apply_topics, check_topics
@@ -278,3 +278,40 @@ async def test_publishing_waits_for_every_acknowledgement(settings: Settings) ->
             )
         )
     assert len(await records_of(settings, Topic.CITY_STATS)) == 400
+
+
+async def test_tasks_of_a_backlog_come_in_the_order_of_their_requests(settings: Settings) -> None:
+    """The tasks of a date come from every partition before those of dates long after it."""
+    days, cities = 20, 60
+    collector = Collector()
+    async with publisher_of(settings) as publisher:
+        for day in range(1, days + 1):
+            await publisher.publish([OutgoingEvent(task(day, city)) for city in range(cities)])
+    async with consuming(settings, Topic.CITY_TASKS, collector, in_turns=True):
+        await eventually(partial(collector.has, days * cities), "all tasks")
+    dates = [event.date.day for event in map(decoded_task, collector.seen)]
+    assert len(dates) == days * cities
+    assert all(dates[: cities * days // 2].count(day) == cities for day in range(1, days // 4))
+    assert not {days - 1, days} & set(dates[: cities * days // 4])
+
+
+def task(day: int, city: int) -> IngestCity:
+    """Make the task of a city on a date in May."""
+    return IngestCity(
+        request_id=mint_request_id(utc_now()),
+        date=DATE.replace(day=day),
+        city_id=CityId(str(city)),
+        upstream_id=str(city),
+        city_name=f"City {city}",
+        country=CountrySlug("peru"),
+        country_name="Peru",
+        plan_revision=1,
+        position=city,
+    )
+
+
+def decoded_task(record: ConsumedRecord) -> IngestCity:
+    """Return the task of a record."""
+    event = events.decode(record.topic, record.value)
+    assert isinstance(event, IngestCity)
+    return event
