@@ -236,7 +236,7 @@ async def _fold_with_rebuild(settings: Settings, dates: int) -> Measured:
     replay = KafkaTopicReader(settings, Topic.CITY_STATS)
     async with S3Store(settings) as store, KafkaPublisher(settings, source="bench") as publisher:
         await store.create_bucket()
-        rebuilt = await Rebuild(store, publisher, token="bench", report=report, replay=replay).run()
+        rebuilt = await Rebuild(store, publisher, token="bench", report=report, reader=replay).run()
         await replay.close()
         assert rebuilt.flipped, rebuilt.refused
         peak = peak_rss_bytes()

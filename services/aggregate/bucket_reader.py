@@ -1,7 +1,7 @@
-"""What the bucket stands for: the events of every manifest and plan, date by date.
+"""Reads the events of every manifest and plan in the bucket, date by date.
 
-Manifests and plans are the record of truth; the summaries can always be made again from them. Memory is that of one
-date, however many there are.
+Manifests and plans are the source of truth: summaries can always be rebuilt from them. Only one date is in memory at a
+time, however many dates there are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shared.storage.object_store import ObjectStore, StoredObject
 GETS_AT_ONCE_MAX = 16
 KEYS_AT_ONCE_MAX = 1_000
 SOURCE_PREFIXES = (keys.PLANS, keys.MANIFESTS)
-"""The prefixes of all that summaries are made from."""
+"""The prefixes of the objects that summaries are built from."""
 
 
 class Dates(msgspec.Struct, frozen=True):
@@ -37,14 +37,14 @@ class Dates(msgspec.Struct, frozen=True):
 
 
 class DateEvents(msgspec.Struct, frozen=True):
-    """What the bucket says of one date: its events by country, and the objects that cannot be read, with the reason."""
+    """The events of one date by country, and the objects that cannot be read, each with the reason."""
 
     date: dt.date
     by_country: dict[CountrySlug, list[StatEvent]]
     unreadable: dict[str, str]
 
     def take(self, key: str, make: Callable[[], Iterable[StatEvent]]) -> None:
-        """Add the events that ``make`` reads from an object, or note why it cannot be read."""
+        """Add the events that ``make`` reads from an object, or record why the object cannot be read."""
         try:
             for event in make():
                 self.by_country.setdefault(event.country, []).append(event)
@@ -52,24 +52,24 @@ class DateEvents(msgspec.Struct, frozen=True):
             self.unreadable[key] = str(error)
 
     def summary(self, country: CountrySlug) -> Summary | None:
-        """Return what the country's summary must be, or None if the bucket knows nothing of the country-day."""
+        """Return the expected summary of a country, or None if the bucket has no events of the country-day."""
         events = self.by_country.get(country)
         return fold(empty_summary(self.date, country), events) if events else None
 
     def expected_cities(self) -> frozenset[CityId] | None:
-        """Return all cities that the date's plan expects, in any country, or None if there is no plan."""
+        """Return the cities that the date's plan expects in all countries, or None if there is no plan."""
         plans = [
             event for events in self.by_country.values() for event in events if isinstance(event, CountryDayPlanned)
         ]
         return frozenset(city_id for plan in plans for city_id in plan.city_ids) if plans else None
 
     def statistics(self) -> list[CityDayStats]:
-        """Return what the date's manifests say of the current files."""
+        """Return the statistics of the current files from the date's manifests."""
         return [event for events in self.by_country.values() for event in events if isinstance(event, CityDayStats)]
 
 
 async def read_events(store: ObjectStore, date: dt.date) -> DateEvents:
-    """Read a date's plan and manifests, and return the events they stand for."""
+    """Read a date's plan and manifests, and return their events."""
     read = DateEvents(date, {}, {})
 
     async def read_manifest(key: str) -> None:
@@ -102,9 +102,9 @@ async def read_summaries(store: ObjectStore, generation: int, date: dt.date) -> 
 
 
 async def known_dates(store: ObjectStore, dates: Dates, *prefixes: str) -> list[dt.date]:
-    """Return the dates of the range that any key under ``prefixes`` is about, in order.
+    """Return the dates of the range that have a key under ``prefixes``, in order.
 
-    Of a range with both ends it returns every date, unlisted: the bucket may hold many more.
+    For a range with both ends it returns every date without listing, since the bucket may hold many more.
     """
     if dates.first is not None and dates.last is not None:
         days = (dates.last - dates.first).days + 1
@@ -119,7 +119,7 @@ async def known_dates(store: ObjectStore, dates: Dates, *prefixes: str) -> list[
 
 
 def events_of_whole_plan(plan: Plan) -> list[StatEvent]:
-    """Return what a plan expects of each of its countries."""
+    """Return the events of all countries of a plan."""
     return [event for country in sorted({*plan.countries, *plan.gone}) for event in events_of_plan(plan, country)]
 
 

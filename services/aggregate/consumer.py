@@ -1,16 +1,17 @@
-"""Folding a batch of events into the summaries of their country-days.
+"""Consumes ``city-stats``: folds each batch of events into the summaries of their country-days.
 
-The order of effects, and why it loses and repeats nothing:
+The order of effects, which loses nothing and repeats nothing:
 
-1. take a batch, then read which generations are live and building (in this order: a rebuild that sets its pointer
-   before it takes the end of the topic then knows that every later batch is folded into both);
-2. for each country-day and generation: fold, and swap the summary in; lost the race → read again, fold again;
-3. publish the live summaries, again if another process has changed them meanwhile, and for records that were already
-   superseded when they came, what the bucket holds (the compacted topics would otherwise end in stale records);
-4. publish ``CityFolded`` for every event that a request caused, also when it changed nothing;
-5. commit.
+1. Take a batch, then read which generations are live and building. A rebuild sets its pointer before it takes the end
+   of the topic, so every batch after that end is folded into both generations.
+2. For each country-day and generation: fold the events, and write the summary by compare-and-swap. After a conflict,
+   read the summary again and fold again.
+3. Publish the live summaries, and publish them again if another process has changed them meanwhile. For a record that
+   was already superseded, publish what the bucket holds. Otherwise the compacted topics would end in stale records.
+4. Publish ``CityFolded`` for every event that a request caused, also when the event changed nothing.
+5. Commit.
 
-A crash after any step leaves a batch that comes again, and folding it again changes nothing.
+After a crash at any step Kafka redelivers the batch, and folding it again changes nothing.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository
 
 FOLDS_AT_ONCE_MAX = 32
-ALONE_S = 0.5
-"""How soon after a swap nobody else can have taken the partition over, folded and published."""
+TAKEOVER_MIN_S = 0.5
+"""No other process can take the partition over, fold and publish in less time than this after a write."""
 
 
 class _Caused(msgspec.Struct, frozen=True):
@@ -50,7 +51,7 @@ class _Caused(msgspec.Struct, frozen=True):
 
 
 class CityStatsConsumer:
-    """Folds batches of ``city-stats``. Any number can run side by side: the swap of each summary decides."""
+    """Folds batches of ``city-stats``. Any number can run side by side: each summary is written by compare-and-swap."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class CityStatsConsumer:
         self._summaries = SummaryWriter(store, cache_bytes=cache_bytes, clock_s=clock_s)
 
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
-        """Fold a batch. When it returns, all its effects have happened and it can be committed."""
+        """Fold a batch. When this returns, all effects have happened and the batch can be committed."""
         groups: dict[tuple[dt.date, CountrySlug], list[_Caused]] = {}
         for record, event in (
             (item.record, as_stat_event(item.event)) for item in await decode_batch(batch, self._publisher)
@@ -75,15 +76,15 @@ class CityStatsConsumer:
             caused = _Caused(event, cause_of(dict(record.headers)))
             groups.setdefault((event.date, event.country), []).append(caused)
         current = await read_current(self._store)
-        room = asyncio.Semaphore(FOLDS_AT_ONCE_MAX)
+        limit = asyncio.Semaphore(FOLDS_AT_ONCE_MAX)
 
         async def fold_one(group: list[_Caused]) -> None:
-            async with room:
+            async with limit:
                 await self._fold_group(group, current)
 
         await run_all(fold_one(group) for group in groups.values())
         await self._publisher.publish(
-            OutgoingEvent(_folded(item.event, item.cause))
+            OutgoingEvent(_city_folded(item.event, item.cause))
             for group in groups.values()
             for item in group
             if item.cause is not None and not isinstance(item.event, CountryDayPlanned)
@@ -91,7 +92,7 @@ class CityStatsConsumer:
 
     async def _fold_group(self, group: list[_Caused], current: GenerationPointer) -> None:
         events = [item.event for item in group]
-        # Live comes last: whoever compares the two after a look at the live one never finds it ahead.
+        # The live summary comes last, so a rebuild that reads it first never finds it ahead of the built one.
         for generation in reversed(current.folded):
             entry = await self._summaries.fold(generation, events)
         await self._publisher.publish(map(OutgoingEvent, await self._current_of_superseded(events, entry.summary)))
@@ -100,18 +101,18 @@ class CityStatsConsumer:
             entry.published = True
 
     async def _publish(self, generation: int, entry: CachedSummary) -> None:
-        """Publish a live summary, and what it has become if another process has changed it meanwhile.
+        """Publish a live summary, and publish it again if another process has changed it meanwhile.
 
-        That one's record may have come before ours, and the compacted topic is to end in the latest. The steady state
-        is not asked for it: what was swapped in over a swap of our own, a moment ago, is nobody else's.
+        The record of the other process may come before ours, and the compacted topic must end in the latest. A summary
+        that replaced one of our own a moment ago needs no such check.
         """
         key = keys.summary(generation, entry.summary.date, entry.summary.country)
         summary, etag = entry.summary, entry.etag
         while True:
-            # Version 0 is a country-day of which only a part of a plan is known: there is nothing to tell.
+            # Version 0: only a part of the plan is known, so there is nothing to publish.
             if summary.version:
                 await self._publisher.publish([OutgoingEvent(summary_event(summary))])
-            if entry.alone_at_s is not None and self._clock_s() - entry.alone_at_s < ALONE_S:
+            if entry.replaced_own_at_s is not None and self._clock_s() - entry.replaced_own_at_s < TAKEOVER_MIN_S:
                 return
             present = await self._store.get(key, first_bytes=1)
             if present is None or present.etag == etag:
@@ -122,9 +123,9 @@ class CityStatsConsumer:
             summary, etag = objects.decode(Summary, found.body, key), found.etag
 
     async def _current_of_superseded(self, events: Sequence[StatEvent], summary: Summary) -> list[Event]:
-        """Return what the bucket holds for each key whose last record of this batch is already superseded."""
+        """Return the bucket's events for each key whose last record in this batch is already superseded."""
         if not any(superseded(summary, event) for event in events):
-            return []  # nearly always, and much cheaper than the keys
+            return []  # nearly always, and much cheaper than building the keys
         last_of_key = {event.key: event for event in events}
         stale = [event for event in last_of_key.values() if superseded(summary, event)]
         current: list[Event] = []
@@ -145,7 +146,7 @@ class CityStatsConsumer:
         return current
 
 
-def _folded(event: StatEvent, cause: Cause | None) -> CityFolded:
+def _city_folded(event: StatEvent, cause: Cause | None) -> CityFolded:
     assert cause is not None
     assert not isinstance(event, CountryDayPlanned)
     return CityFolded(
@@ -163,9 +164,9 @@ YOUNG_OBJECTS_MAX: Final = 50_000
 
 
 def tune_collector() -> None:
-    """Let Python look for cycles when 50,000 objects are new, rather than 700.
+    """Run the garbage collector after 50,000 new objects instead of 700.
 
-    A batch is thousands of records and events, all of them freed without that, and each look goes through those that
-    are there: an eighth of the processor time of a rebuild. It takes no more memory at its peak (`bench.fold`).
+    A batch has thousands of records and events, and reference counts free them all. Yet each run of the collector
+    visits them: an eighth of the processor time of a rebuild. Peak memory does not grow (`bench.fold`).
     """
     gc.set_threshold(YOUNG_OBJECTS_MAX, *gc.get_threshold()[1:])

@@ -1,9 +1,13 @@
-"""The fold: how events become the summary of a country-day. Pure: no I/O, no clock.
+"""The fold: merges events into the summary of a country-day. Pure: no I/O, no clock.
 
-It is a join. For each city the ledger keeps the entry of the highest revision (a retraction stays, as a tombstone),
-of equal revisions the one with the greater canonical bytes; of two plans it keeps the higher revision. So it is
-commutative, associative and idempotent on any input, and as the encoding is canonical and nothing comes from the
-folding service, a summary is the same byte for byte whatever the order, the duplicates and the batches of its events.
+The fold is a join, so it is commutative, associative and idempotent on any input:
+
+- For each city the ledger keeps the entry of the highest revision. A retraction stays as a tombstone.
+- Of two entries with equal revisions it keeps the one with the greater canonical bytes.
+- Of two plans it keeps the one with the higher revision.
+
+The encoding is canonical, and nothing in a summary comes from the service that folds. So the order, the duplicates and
+the batches of the events never change a byte of a summary.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ _encoder = msgspec.json.Encoder(order="deterministic")
 
 
 def empty_summary(date: dt.date, country: CountrySlug) -> Summary:
-    """Return the summary that nothing has been folded into: the identity of the join."""
+    """Return a summary without events: the identity of the join."""
     return Summary(date=date, country=country)
 
 
@@ -59,7 +63,7 @@ def fold(summary: Summary, folded: Iterable[StatEvent]) -> Summary:
 
 
 def join(summary: Summary, other: Summary) -> Summary:
-    """Join two summaries of one country-day: as if the events of both had been folded.
+    """Join two summaries of one country-day. The result equals a fold of the events of both.
 
     Returns ``summary`` itself if the other changes nothing. Raises ValueError for one of another country-day.
     """
@@ -78,7 +82,7 @@ def join(summary: Summary, other: Summary) -> Summary:
 
 
 def superseded(summary: Summary, event: StatEvent) -> bool:
-    """Tell whether the summary already holds a higher revision of what ``event`` is about."""
+    """Return whether the summary already holds a higher revision than ``event`` for its city or its plan."""
     if isinstance(event, CountryDayPlanned):
         return summary.plan_revision > event.plan_revision
     entry = summary.ledger.get(event.city_id)
@@ -86,7 +90,7 @@ def superseded(summary: Summary, event: StatEvent) -> bool:
 
 
 def as_stat_event(event: Event) -> StatEvent:
-    """Return ``event`` as one that can be folded; its topic holds no other types."""
+    """Return ``event`` as a type that can be folded; its topic holds no other types."""
     assert isinstance(event, _STAT_EVENTS)
     return event
 
@@ -117,7 +121,7 @@ def _is_greater(entry: LedgerEntry, known: LedgerEntry) -> bool:
 
 
 def _last_of(instants: Sequence[dt.datetime | None]) -> dt.datetime | None:
-    """Return the last instant; of the ways to write it (``10:00Z``, ``12:00+02:00``), the greatest as text."""
+    """Return the last instant. Of several ways to write it (``10:00Z``, ``12:00+02:00``), the greatest text wins."""
     known = [instant for instant in instants if instant is not None]
     if not known:
         return None
@@ -146,7 +150,7 @@ def _joined(
 
 
 def _without_superseded(plans: dict[_PlanKey, dict[int, tuple[CityId, ...]]]) -> tuple[PlanChunks, ...]:
-    """Keep the highest plan that is whole, and those above it that may become so; the highest first."""
+    """Keep the highest complete plan and the incomplete plans above it, highest first."""
     kept = []
     for (revision, chunks), cities in sorted(plans.items(), reverse=True):
         plan = PlanChunks(revision=revision, chunks=chunks, cities=dict(sorted(cities.items())))

@@ -1,4 +1,4 @@
-"""Writes summaries by compare-and-swap, and publishes them."""
+"""Writes summaries by compare-and-swap, and publishes stored objects until their topics end in the latest version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shared.runtime.lru import LruCache
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectStore
 
-ENTRY_BYTES = 1_500
+CACHE_ENTRY_BYTES = 1_500
 
 
 class CachedSummary(msgspec.Struct):
@@ -29,21 +29,21 @@ class CachedSummary(msgspec.Struct):
     summary: Summary
     etag: str
     body_bytes: int
-    ours: bool = False  # this process wrote it, rather than read it
-    alone_at_s: float | None = None  # when it was swapped in over what was ours, too
+    written_here: bool = False  # by this process, which did not only read it
+    replaced_own_at_s: float | None = None  # when it replaced a summary that this process had written, too
     published: bool = False
 
     @property
     def memory_bytes(self) -> int:
         """The measured use of memory: a fixed part, and twice the JSON."""
-        return ENTRY_BYTES + 2 * self.body_bytes
+        return CACHE_ENTRY_BYTES + 2 * self.body_bytes
 
 
 class SummaryWriter:
-    """Changes summaries by compare-and-swap: lost the race → read again, change again.
+    """Changes summaries by compare-and-swap. After a conflict it reads the summary again and changes it again.
 
-    A summary that is not in the cache is taken to be as the last such one was. If that was missing, it is created
-    without being looked for, which fails if it is there: new dates and new generations take one request, not two.
+    If the last summary that was not in the cache did not exist, the next one is created without a read. The write fails
+    if it exists. So new dates and new generations take one request each, not two.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class SummaryWriter:
     ) -> None:
         self._store = store
         self._last_was_missing = False
-        # What this process wrote or read last, so a steady state costs one PUT a fold. A stale entry loses its swap.
+        # With the last versions in memory a fold costs one PUT. A stale entry ends in a conflict.
         self._cache: LruCache[str, CachedSummary] = LruCache(cache_bytes, lambda _, entry: entry.memory_bytes)
         self._clock_s = clock_s
 
     async def fold(self, generation: int, events: Sequence[StatEvent]) -> CachedSummary:
-        """Fold events of one country-day into its summary of a generation; return what is stored then."""
+        """Fold events of one country-day into its summary of a generation, and return the stored summary."""
         date, country = events[0].date, events[0].country
         return await self._change(generation, empty_summary(date, country), lambda before: fold(before, events))
 
@@ -70,17 +70,17 @@ class SummaryWriter:
 
     async def _change(self, generation: int, empty: Summary, change: Callable[[Summary], Summary]) -> CachedSummary:
         key = keys.summary(generation, empty.date, empty.country)
-        lost = False
+        conflicted = False
         while True:
             known = self._cache.get(key)
-            guessed = known is None and self._last_was_missing and not lost
+            guessed = known is None and self._last_was_missing and not conflicted
             if known is None and not guessed:
                 known = await self._read(key)
                 self._last_was_missing = known is None
             before = known.summary if known else empty
             after = change(before)
             if known and after is before:
-                # A cached summary ages, and what is superseded is asked of the present one.
+                # A cached summary may be stale, and the caller compares revisions with the stored one.
                 found = await self._store.get(key, first_bytes=1)
                 if found is None or found.etag == known.etag:
                     return known
@@ -93,13 +93,13 @@ class SummaryWriter:
                 if not guessed:
                     metrics.cas_conflicts.labels("summary").inc()
                 self._cache.drop(key)
-                lost = True
+                conflicted = True
                 continue
             except BaseException:
                 self._cache.drop(key)
                 raise
-            alone_at_s = self._clock_s() if known and known.ours else None
-            written = CachedSummary(after, etag, len(body), ours=True, alone_at_s=alone_at_s)
+            replaced_own_at_s = self._clock_s() if known and known.written_here else None
+            written = CachedSummary(after, etag, len(body), written_here=True, replaced_own_at_s=replaced_own_at_s)
             self._cache.keep(key, written)
             return written
 
@@ -113,7 +113,7 @@ class SummaryWriter:
 
 
 def summary_event(summary: Summary) -> CountryDaySummary:
-    """Return what downstream consumers are told of a summary: its totals, not its ledger."""
+    """Return the event of a summary for downstream consumers: its totals without its ledger."""
     return CountryDaySummary(
         date=summary.date,
         country=summary.country,
@@ -132,7 +132,7 @@ async def publish_summary(
 ) -> int:
     """Publish a live summary as it is stored, and again if another generation was made live meanwhile.
 
-    ``generation`` is the one that was live when the caller looked. Returns how many events the summary stands for.
+    ``generation`` is the one that the caller found live. Returns the number of the summary's events.
     """
 
     def events_of(body: bytes) -> list[Event]:
@@ -150,9 +150,9 @@ async def publish_summary(
 async def publish_as_stored(
     store: ObjectStore, publisher: Publisher, key: str, events_of: Callable[[bytes], Iterable[Event]]
 ) -> int:
-    """Publish what an object stands for, and again if it changed meanwhile; return how many events that is.
+    """Publish the events of a stored object, and again if it changed meanwhile; return their number.
 
-    Otherwise these records might come after those of the change, and be what compaction keeps.
+    Otherwise these records could follow those of the change, and compaction would keep the older ones.
     """
     found = await store.get(key)
     while found is not None:

@@ -422,9 +422,9 @@ class World:
             job.publisher,
             token=token,
             report=lambda *_: None,
-            replay=replay,
+            reader=replay,
             seed=seed,
-            held_bytes_max=1_000,  # so little that country-days come in parts
+            pending_bytes_max=1_000,  # so little that country-days come in parts
         )
 
     async def repair(self, *, calls: int | None = None) -> Job:

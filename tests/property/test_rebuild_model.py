@@ -199,7 +199,7 @@ class Scene:
     async def _rebuild(self, process: Process) -> None:
         store: AdminObjectStore = GatedStore(self.bucket.store, process)  # type: ignore[assignment]  # no clock is read
         replay = GatedReplay(self.bucket, process) if self._from_kafka else None
-        job = self._kind(store, self.bucket.publisher, token="token", report=lambda *_: None, replay=replay)
+        job = self._kind(store, self.bucket.publisher, token="token", report=lambda *_: None, reader=replay)
         rebuilt = await job.run()
         if not rebuilt.flipped:
             self.failures.append(f"refused: {rebuilt.refused}")

@@ -189,7 +189,7 @@ async def _run_rebuild(
     async with S3Store(settings) as store, KafkaPublisher(settings, source="rebuild") as publisher:
         await publisher.check()
         with _Steps() as steps:
-            job = Rebuild(store, publisher, token=token, report=steps.report, replay=replay, seed=seed)
+            job = Rebuild(store, publisher, token=token, report=steps.report, reader=replay, seed=seed)
             return await job.run(take_over=take_over, dry_run=dry_run)
 
 

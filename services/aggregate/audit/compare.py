@@ -1,4 +1,4 @@
-"""Comparing a summary with what the bucket's manifests and plan say it must be. Pure: no I/O, no clock."""
+"""Compares a summary with the one that manifests and plan give. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from shared.domain.objects import LedgerEntry, Manifest, Summary
 NOTHING = "nothing"
 SUMMARY = "summary"
 RAW_OBJECT = "raw object"
-"""What every difference about a raw object begins with."""
+"""Every difference of a raw object begins with this."""
 RAW_EXPIRED = "expired raw object"
-"""What a raw object is that is missing and older than raw objects are kept."""
+"""A raw object that is missing and older than the retention of raw objects."""
 LEDGER_ENTRY = "ledger entry"
-"""What differs where ledger and manifest say different things under one revision."""
+"""Ledger and manifest differ under one revision."""
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
-    """Where something is not as the bucket's manifests and plan say.
+    """A difference from the bucket's manifests and plan.
 
-    ``in_flight`` marks a manifest or plan ahead of the summary: its event may just be on its way, so it has to be
-    looked at again before it counts.
+    ``in_flight`` marks a manifest or plan that is ahead of the summary. Its event may still be in Kafka, so the caller
+    must read both again before the difference counts.
     """
 
     date: dt.date
@@ -39,13 +39,13 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def differences(expected: Summary | None, found: Summary | None) -> list[Difference]:
-    """Compare the summary of one country-day with what it must be; empty if and only if they are equal.
+    """Compare the summary of a country-day with the expected one. The result is empty if and only if they are equal.
 
-    ``found`` has to be read before the manifests that ``expected`` is made from: then only they can be ahead.
+    Read ``found`` before the manifests that ``expected`` is built from: then only the manifests can be ahead.
     """
     if expected is None or found is None:
         return _one_missing(expected, found)
-    told = [
+    found_differences = [
         *_of_plans(expected, found),
         *(
             difference
@@ -53,9 +53,9 @@ def differences(expected: Summary | None, found: Summary | None) -> list[Differe
             if (difference := _of_city(expected, city_id, found.ledger.get(city_id))) is not None
         ),
     ]
-    if told:
-        return told
-    # The same ledger under the same plan: whatever else differs was computed or written wrong.
+    if found_differences:
+        return found_differences
+    # The ledger and the plan are equal, so any other difference was computed or written wrong.
     return [
         _difference(expected, what=field, found=_text(getattr(found, field)), expected=_text(getattr(expected, field)))
         for field in expected.__struct_fields__
@@ -64,22 +64,22 @@ def differences(expected: Summary | None, found: Summary | None) -> list[Differe
 
 
 def byte_differences(found: Summary, body: bytes) -> list[Difference]:
-    """Compare the bytes of a summary whose content is right with the canonical ones.
+    """Compare the bytes of a summary whose content is right with the canonical bytes.
 
-    Whoever reads its first bytes alone relies on them. A summary of an earlier build is right in bytes of its own.
+    A reader of only the first bytes relies on their order. A summary of an earlier build may have other bytes.
     """
     canonical = objects.encode(found)
     if body == canonical or found.schema_version < objects.SCHEMA_VERSION:
         return []
     return [
         _difference(
-            found, what="bytes", found=f"{len(body)} bytes, written otherwise", expected=f"{len(canonical)} bytes"
+            found, what="bytes", found=f"{len(body)} bytes, encoded differently", expected=f"{len(canonical)} bytes"
         )
     ]
 
 
 def raw_differences(manifest: Manifest, recount: Recount) -> list[Difference]:
-    """Compare what a manifest says of its raw object with what an independent parser reads in it."""
+    """Compare the figures of a manifest with those that the audit parser reads in its raw object."""
     pairs = {
         "sha256": (recount.sha256, manifest.sha256),
         "size_bytes": (recount.size_bytes, manifest.size_bytes),
@@ -100,7 +100,7 @@ def raw_differences(manifest: Manifest, recount: Recount) -> list[Difference]:
 
 
 def of_raw_object(manifest: Manifest, *, what: str, found: str, expected: str) -> Difference:
-    """Return a difference about the raw object that a manifest names."""
+    """Return a difference of the raw object that a manifest names."""
     return Difference(
         date=manifest.date,
         country=manifest.country,

@@ -1,7 +1,7 @@
-"""Counting a stored trip file again, with the standard library's JSON decoder and arithmetic of its own.
+"""Counts a stored trip file again, with the JSON decoder of the standard library and its own arithmetic.
 
-It is slower and simpler than the ingest's parser on purpose and shares no code with it, so that a mistake in one is
-not repeated in the other. Every rule of a trip is asked again, as bad records may have been left out.
+It shares no code with the parser of ingest, so a mistake in one is not repeated in the other. It is slower and simpler
+on purpose. It checks every rule of a trip, since ingest may have left bad records out.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ ARRAY = RecordsForm()
 
 
 class AuditParseError(ValueError):
-    """The file is not of its form: the message says where it stops being it."""
+    """The file does not have the expected form; the message says where."""
 
 
 class Recount(msgspec.Struct, frozen=True, kw_only=True):
-    """What a raw object holds. ``first_bad`` says what is wrong with the first of the bad records."""
+    """The figures of a raw object. ``first_bad`` says what is wrong with the first bad record."""
 
     sha256: str
     size_bytes: int
@@ -56,7 +56,7 @@ class Recount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditParser:
-    """Counts one file of one date (``YYYY-MM-DD``), fed chunk by chunk. No more than one record and a chunk is kept."""
+    """Counts a file of one date (``YYYY-MM-DD``) chunk by chunk. At most one record and a chunk are in memory."""
 
     def __init__(self, date: str, *, form: RecordsForm = ARRAY, other_dates_are_bad: bool = False) -> None:
         self._date = date
@@ -87,7 +87,7 @@ class AuditParser:
         self._take(self._decode(chunk, last=False))
 
     def end(self) -> Recount:
-        """Return what the whole file holds. Raises AuditParseError if it stops in its middle."""
+        """Return the figures of the whole file. Raises AuditParseError if the file is truncated."""
         self._take(self._decode(b"", last=True) + "\n")
         if not self._form.is_lines:
             self._expect(self._ended, "the end of the array")
@@ -120,10 +120,10 @@ class AuditParser:
             place = self._take_array(text, place)
         self._rest = text[place:]
         if len(self._rest) > RECORD_CHARACTERS_MAX:
-            raise AuditParseError(f"what follows {self._records} records is too long")
+            raise AuditParseError(f"the text after {self._records} records is too long")
 
     def _open(self, text: str) -> int:
-        """Go behind the bracket of the array, if it is there; return how much of the text is done with."""
+        """Find the opening bracket of the array; return the position after it, or 0 if it has not arrived."""
         try:
             place = self._find_array(text)
         except (IndexError, json.JSONDecodeError):
@@ -173,7 +173,7 @@ class AuditParser:
                     raise AuditParseError(f"record {self._records + 1} is not JSON: {error}") from error
                 break  # it may end in a later chunk
             if end == len(text):
-                break  # so may a number
+                break  # a number may go on in a later chunk
             self._count(record)
             place = end
         return place
@@ -189,7 +189,7 @@ class AuditParser:
         return end
 
     def _close(self) -> None:
-        """Expect what stands around the array to be JSON."""
+        """Check that the text around the array is JSON."""
         try:
             json.loads(self._before + self._rest)
         except json.JSONDecodeError as error:
@@ -199,7 +199,7 @@ class AuditParser:
         try:
             passengers, accident, delay_ms, elsewhere = self._read(record)
         except (KeyError, TypeError, ValueError) as error:
-            self._first_bad = self._first_bad or f"record {self._records + 1}: {type(error).__name__} {error}"
+            self._first_bad = self._first_bad or f"record {self._records + 1}: {_reason_of(error)}"
             self._bad_records += 1
             return
         for place, summand in enumerate((1, passengers, accident, delay_ms)):
@@ -207,14 +207,19 @@ class AuditParser:
         self._on_other_dates += elsewhere
 
     def _read(self, record: Any) -> tuple[int, bool, int, bool]:
-        """Return a trip's passengers, accident and delay, and whether it is on another date; raise if it is bad."""
+        """Return a trip's passengers, accident and delay, and whether it is on another date. Raises if it is bad."""
         departure, passengers, accident = record["departure-time"], record["passengers"], record["accident"]
-        _require(isinstance(record["bus-type"], str), "bus-type")
-        _require(type(passengers) is int and 0 <= passengers <= 1_000_000, "passengers")
-        _require(isinstance(accident, bool), "accident")
-        _require(bool(_DEPARTURE.fullmatch(departure)), "departure-time")
+        _require(isinstance(record["bus-type"], str), "bus-type is not a text")
+        _require(
+            type(passengers) is int and 0 <= passengers <= 1_000_000,
+            "passengers is not a whole number from 0 to 1000000",
+        )
+        _require(isinstance(accident, bool), "accident is not true or false")
+        _require(bool(_DEPARTURE.fullmatch(departure)), "departure-time is not a time")
         date = dt.date.fromisoformat(departure[:10]).isoformat()
-        _require(date == self._date or not self._other_dates_are_bad, "another date")
+        _require(
+            date == self._date or not self._other_dates_are_bad, f"departure-time is on {date}, not on {self._date}"
+        )
         return passengers, accident, self._milliseconds(record["delay"]), date != self._date
 
     def _milliseconds(self, duration: str) -> int:
@@ -228,6 +233,16 @@ class AuditParser:
     def _expect(self, fulfilled: bool, what: str) -> None:
         if not fulfilled:
             raise AuditParseError(f"expected {what} after {self._records} records")
+
+
+def _reason_of(error: Exception) -> str:
+    match error:
+        case KeyError():
+            return f"{error.args[0]} is missing"
+        case TypeError():
+            return "a value has the wrong type"
+        case _:
+            return str(error)
 
 
 def _skip(text: str, place: int) -> int:

@@ -1,12 +1,14 @@
-"""Making wrong summaries again from manifests and plans.
+"""Repairs wrong summaries from manifests and plans.
 
-Publishing the events again could not: the fold keeps the higher revision. So the summary is swapped for the one that
-the bucket stands for, by comparison with the very bytes that were found wrong. The summary was read before the
-manifests, so the one that replaces it misses nothing that was folded into it and that a manifest still names.
+Events that are published again could not repair them, since the fold keeps the higher revision. So a compare-and-swap
+replaces the wrong bytes with the summary that manifests and plan give. The wrong summary was read before the manifests,
+so the new one misses no folded event that a manifest still names.
 
-Two things are looked into before anything is thrown away. A city that the ledger alone knows may have lost its
-manifest: unless its date's plan and raw objects know nothing of it either, the summary is left as it was. And where
-ledger and manifest say different things under one revision, one of them was damaged: the raw object tells which.
+Two checks come before a summary is replaced:
+
+- A city that only the ledger has may have lost its manifest. The summary stays as it is, unless the plan and the raw
+  objects of the date do not have the city either.
+- Where ledger and manifest differ under one revision, one of them is damaged. The raw object decides which.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from services.aggregate.audit.compare import LEDGER_ENTRY, Difference
-from services.aggregate.audit.verify import Look, Wait, look_at, verify_dates, verify_raw_object
+from services.aggregate.audit.verify import DateSnapshot, Wait, read_snapshot, verify_dates, verify_raw_object
 from services.aggregate.bucket_reader import Dates
 from services.aggregate.fold import empty_summary
 from services.aggregate.summary_writer import publish_summary
@@ -33,16 +35,16 @@ from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectSto
 TRIES_MAX = 10
 LOST_NAMED_MAX = 10
 RECOUNTED_MAX = 20
-"""How many raw objects are read for one summary: damage to manifests shows in some of them, and files are large."""
+"""At most so many raw objects are read for one summary: files are large, and a sample shows damaged manifests."""
 RECOUNTS_AT_ONCE_MAX = 4
 
 
 class TooManyConflicts(DependencyUnavailable):
-    """An object is being written by others so often that it could not be swapped."""
+    """Other writers changed the object at every try to replace it."""
 
 
 class Repaired(msgspec.Struct, frozen=True, kw_only=True):
-    """A summary that was wrong: its version then and afterwards, or why it could not be made again."""
+    """A wrong summary: its version before and after the repair, or the reason why it was not repaired."""
 
     date: dt.date
     country: CountrySlug
@@ -53,7 +55,7 @@ class Repaired(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RepairedDate(msgspec.Struct, frozen=True, kw_only=True):
-    """What was repaired on one date, and how far the repairing has come."""
+    """The repairs of one date, and the progress over all dates."""
 
     country_days: list[Repaired]
     dates_done: int
@@ -63,10 +65,10 @@ class RepairedDate(msgspec.Struct, frozen=True, kw_only=True):
 async def repair_dates(
     store: AdminObjectStore, publisher: Publisher, dates: Dates, *, wait: Wait, drop_lost: bool = False
 ) -> AsyncIterator[RepairedDate]:
-    """Repair what verifying finds wrong, date by date. A summary that is right is not written.
+    """Verify date by date, and repair the wrong summaries. A summary that is right is not written.
 
-    A summary that may lose a city or its plan, for the object is lost, is left as it is unless ``drop_lost``; and one
-    whose manifests are not what their raw objects hold is left in any case.
+    A summary that would lose a city or its plan, because their object is lost, stays as it is unless ``drop_lost``. A
+    summary whose manifests do not match their raw objects always stays as it is.
     """
     async for verified in verify_dates(store, dates, deep=False, wait=wait):
         repaired = []
@@ -78,77 +80,82 @@ async def repair_dates(
 async def repair_date(
     store: AdminObjectStore, publisher: Publisher, date: dt.date, *, drop_lost: bool = False
 ) -> list[Repaired]:
-    """Make the wrong summaries of a date again, and publish them.
+    """Repair the wrong summaries of a date, and publish them.
 
-    What is in flight counts as wrong here: to fold it before the aggregate does is no fault.
+    A summary with events in flight counts as wrong here: the repair may fold them before the aggregate does.
     """
     repaired: dict[CountrySlug, Repaired] = {}
     for _ in range(TRIES_MAX):
-        look = await look_at(store, date)
+        snapshot = await read_snapshot(store, date)
         wrong: dict[CountrySlug, list[Difference]] = {}
-        for difference in look.differences():
+        for difference in snapshot.differences():
             wrong.setdefault(difference.country, []).append(difference)
-        if look.events.unreadable:
-            reasons = "; ".join(reason for _, reason in sorted(look.events.unreadable.items())[:LOST_NAMED_MAX])
+        if snapshot.events.unreadable:
+            reasons = "; ".join(reason for _, reason in sorted(snapshot.events.unreadable.items())[:LOST_NAMED_MAX])
             unreadable = (
-                f"not all that it is made from can be read: {reasons}. Restore what is damaged from the bucket's "
-                f"versions, or delete it and request the date again"
+                f"not all manifests and plans of the date can be read: {reasons}. Restore these objects from the "
+                f"bucket's versions, or delete them and request the date again"
             )
-            return [*repaired.values(), *(_refused(look, country, wrong[country], unreadable) for country in wrong)]
-        contended = False
+            return [*repaired.values(), *(_refused(snapshot, country, wrong[country], unreadable) for country in wrong)]
+        conflict = False
         for country, differences in wrong.items():
-            reason = await _reason_to_refuse(store, look, country, differences, drop_lost=drop_lost)
+            reason = await _reason_to_refuse(store, snapshot, country, differences, drop_lost=drop_lost)
             if reason is not None:
-                repaired[country] = _refused(look, country, differences, reason)
+                repaired[country] = _refused(snapshot, country, differences, reason)
                 continue
             try:
-                repaired[country] = await _swap_in(store, look, country, differences)
+                repaired[country] = await _swap_in(store, snapshot, country, differences)
             except CasConflict:
-                contended = True
+                conflict = True
                 continue
-            await publish_summary(store, publisher, look.generation, date, country)
-        if not contended and (await read_current(store)).live == look.generation:
+            await publish_summary(store, publisher, snapshot.generation, date, country)
+        if not conflict and (await read_current(store)).live == snapshot.generation:
             return list(repaired.values())
-    raise TooManyConflicts(f"summaries of {date} were written by others {TRIES_MAX} times: try again later")
+    raise TooManyConflicts(f"summaries of {date} changed at each of {TRIES_MAX} tries. Try again later")
 
 
 async def _reason_to_refuse(
-    store: AdminObjectStore, look: Look, country: CountrySlug, differences: list[Difference], *, drop_lost: bool
+    store: AdminObjectStore,
+    snapshot: DateSnapshot,
+    country: CountrySlug,
+    differences: list[Difference],
+    *,
+    drop_lost: bool,
 ) -> str | None:
-    """Say why a summary must not be made again, if so.
+    """Return the reason to leave a summary as it is, or None.
 
-    A later build wrote it, or a manifest is damaged or lost of a city of its ledger.
+    A later build wrote the summary, or the manifest of a city in its ledger is damaged or lost.
     """
-    found = look.found.get(country)
-    key = keys.summary(look.generation, look.events.date, country)
+    found = snapshot.found.get(country)
+    key = keys.summary(snapshot.generation, snapshot.events.date, country)
     try:
         summary = objects.decode(Summary, found.body, key) if found else None
     except NewerObject as error:
         return str(error)
     except CorruptObject:
-        return None  # what it knew cannot be told; the manifests are all there is
-    damaged = await _damaged_manifests(store, look, country, differences)
+        return None  # its ledger cannot be read, so only the manifests remain
+    damaged = await _damaged_manifests(store, snapshot, country, differences)
     if damaged or drop_lost or summary is None:
         return damaged
-    return await _what_would_be_lost(store, look, summary)
+    return await _reason_of_loss(store, snapshot, summary)
 
 
-async def _what_would_be_lost(store: AdminObjectStore, look: Look, summary: Summary) -> str | None:
-    """Say what a summary knows that may have lost its manifest or its plan."""
-    expected = look.events.expected_cities()
+async def _reason_of_loss(store: AdminObjectStore, snapshot: DateSnapshot, summary: Summary) -> str | None:
+    """Return which cities or plan of a summary would be lost, or None."""
+    expected = snapshot.events.expected_cities()
     if summary.plan_revision and expected is None:
         return (
-            "the plan of the date is lost: restore it from the bucket's versions or request the date again; "
+            "the plan of the date is lost. Restore it from the bucket's versions or request the date again; "
             "--drop-lost leaves it out"
         )
-    remade = look.events.summary(summary.country)
-    named = remade.ledger if remade else {}
+    expected_summary = snapshot.events.summary(summary.country)
+    named = expected_summary.ledger if expected_summary else {}
     unnamed = {city_id: entry for city_id, entry in summary.ledger.items() if city_id not in named}
-    elsewhere = {stats.city_id for stats in look.events.statistics()}
+    elsewhere = {stats.city_id for stats in snapshot.events.statistics()}
     lost = []
     for city_id, entry in unnamed.items():
         if city_id in elsewhere:
-            # Its manifest has it in another country. A tombstone keeps older records out, whoever set it.
+            # Its manifest has it in another country. A tombstone still keeps older records out.
             may_be_lost = entry.contribution is None
         else:
             may_be_lost = expected is None or city_id in expected or await _has_raw(store, summary.date, city_id)
@@ -158,17 +165,17 @@ async def _what_would_be_lost(store: AdminObjectStore, look: Look, summary: Summ
         return None
     more = f" and {len(lost) - LOST_NAMED_MAX} more" if len(lost) > LOST_NAMED_MAX else ""
     return (
-        f"no manifest says anything of city {', '.join(lost[:LOST_NAMED_MAX])}{more}: restore it or request the date "
-        f"again; --drop-lost leaves it out"
+        f"city {', '.join(lost[:LOST_NAMED_MAX])}{more} has no manifest. Restore the manifest or request the date "
+        f"again; --drop-lost leaves the city out"
     )
 
 
 async def _damaged_manifests(
-    store: AdminObjectStore, look: Look, country: CountrySlug, differences: list[Difference]
+    store: AdminObjectStore, snapshot: DateSnapshot, country: CountrySlug, differences: list[Difference]
 ) -> str | None:
-    """Say which manifests are not what their raw objects hold, of those that the ledger contradicts."""
+    """Return which manifests contradict both the ledger and their raw objects, or None."""
     contradicted = {one.city_id for one in differences if one.what == LEDGER_ENTRY}
-    stats = [one for one in look.events.statistics() if one.country == country and one.city_id in contradicted]
+    stats = [one for one in snapshot.events.statistics() if one.country == country and one.city_id in contradicted]
     recounts = await bounded_map(
         lambda one: verify_raw_object(store, one), stats[:RECOUNTED_MAX], limit=RECOUNTS_AT_ONCE_MAX
     )
@@ -178,8 +185,8 @@ async def _damaged_manifests(
     first = damaged[0]
     cities = ", ".join(sorted({str(one.city_id) for one in damaged}))
     return (
-        f"it may be right, and the manifest wrong of city {cities}: {first.what} is {first.found}, the manifest says "
-        f"{first.expected}. Restore the manifest from the bucket's versions, or "
+        f"the summary may be right, and the manifest of city {cities} wrong: {first.what} is {first.found}, the "
+        f"manifest says {first.expected}. Restore the manifest from the bucket's versions, or "
         f"'tripfold reprocess --from {first.date} --to {first.date} --city {first.city_id} --again' "
         "makes a new revision from the raw object"
     )
@@ -191,33 +198,35 @@ async def _has_raw(store: AdminObjectStore, date: dt.date, city_id: CityId) -> b
     return False
 
 
-async def _swap_in(store: ObjectStore, look: Look, country: CountrySlug, differences: list[Difference]) -> Repaired:
-    date = look.events.date
-    remade = look.events.summary(country) or empty_summary(date, country)
-    found = look.found.get(country)
-    key = keys.summary(look.generation, date, country)
-    await store.compare_and_swap(key, objects.encode(remade), etag=found.etag if found else None)
+async def _swap_in(
+    store: ObjectStore, snapshot: DateSnapshot, country: CountrySlug, differences: list[Difference]
+) -> Repaired:
+    date = snapshot.events.date
+    expected_summary = snapshot.events.summary(country) or empty_summary(date, country)
+    found = snapshot.found.get(country)
+    key = keys.summary(snapshot.generation, date, country)
+    await store.compare_and_swap(key, objects.encode(expected_summary), etag=found.etag if found else None)
     return Repaired(
         date=date,
         country=country,
         differences=differences,
-        version_before=_version_of(look, country),
-        version_after=remade.version,
+        version_before=_version_of(snapshot, country),
+        version_after=expected_summary.version,
     )
 
 
-def _refused(look: Look, country: CountrySlug, differences: list[Difference], reason: str) -> Repaired:
+def _refused(snapshot: DateSnapshot, country: CountrySlug, differences: list[Difference], reason: str) -> Repaired:
     return Repaired(
-        date=look.events.date,
+        date=snapshot.events.date,
         country=country,
         differences=differences,
-        version_before=_version_of(look, country),
+        version_before=_version_of(snapshot, country),
         refused=reason,
     )
 
 
-def _version_of(look: Look, country: CountrySlug) -> int | None:
-    found = look.found.get(country)
+def _version_of(snapshot: DateSnapshot, country: CountrySlug) -> int | None:
+    found = snapshot.found.get(country)
     if found is None:
         return None
     try:

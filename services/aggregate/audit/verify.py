@@ -1,8 +1,8 @@
-"""Verifying the live summaries against the bucket's manifests, plans and raw objects, date by date.
+"""Verifies the live summaries against the manifests, plans and raw objects of the bucket, date by date.
 
-Of each date the summaries are read first, then the plan and the manifests: so these alone can be ahead, by events
-that are on their way. Whatever is ahead is looked at again after a wait, a bounded number of times, before it counts.
-A missing summary is on its way only while the request that planned its date runs: a request that has ended is served.
+For each date it reads the summaries first, then the plan and the manifests. So only these can be ahead, by events in
+flight. A date with events in flight is read again after a wait, a bounded number of times, before a difference counts.
+A missing summary is in flight only while the request that planned its date runs: a request that has ended is served.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore, ObjectNotFound, StoredObject
 from shared.storage.repository import Repository
 
-LOOKS_MAX = 6
+READS_MAX = 6
 RAW_OBJECTS_AT_ONCE_MAX = 4
 
 _Stored = TypeVar("_Stored", bound=BucketObject)
@@ -44,7 +44,7 @@ Wait = Callable[[int], Awaitable[None]]
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found on one date, and how far the verifying has come."""
+    """The differences of one date, and the progress over all dates."""
 
     date: dt.date
     country_days: int
@@ -54,8 +54,8 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     raw_expired: int = 0
 
 
-class Look(msgspec.Struct, frozen=True):
-    """One date as it was read: its live summaries, and what the bucket says they must be."""
+class DateSnapshot(msgspec.Struct, frozen=True):
+    """One date as it was read: its live summaries, and the events of its manifests and plan."""
 
     generation: int
     found: dict[CountrySlug, StoredObject]
@@ -63,13 +63,13 @@ class Look(msgspec.Struct, frozen=True):
 
     def differences(self) -> list[Difference]:
         """Compare all country-days of the date."""
-        told = [
+        differences = [
             Difference(date=self.events.date, country=CountrySlug(""), what=key, found=reason, expected="readable")
             for key, reason in sorted(self.events.unreadable.items())
         ]
         for country in sorted({*self.found, *self.events.by_country}):
-            told += self.of_country(country)
-        return told
+            differences += self.of_country(country)
+        return differences
 
     def of_country(self, country: CountrySlug) -> list[Difference]:
         """Compare one country-day."""
@@ -83,19 +83,19 @@ class Look(msgspec.Struct, frozen=True):
                     date=self.events.date, country=country, what=compare.SUMMARY, found=str(error), expected="readable"
                 )
             ]
-        told = compare.differences(self.events.summary(country), summary)
-        if not told and found is not None and summary is not None:
-            told = compare.byte_differences(summary, found.body)
-        return told
+        differences = compare.differences(self.events.summary(country), summary)
+        if not differences and found is not None and summary is not None:
+            differences = compare.byte_differences(summary, found.body)
+        return differences
 
 
-async def look_at(store: AdminObjectStore, date: dt.date) -> Look:
-    """Read the live summaries of a date, then what the bucket says of it."""
+async def read_snapshot(store: AdminObjectStore, date: dt.date) -> DateSnapshot:
+    """Read the live summaries of a date, then its plan and manifests."""
     while True:
         live = (await read_current(store)).live
         found = await read_summaries(store, live, date)
         if (await read_current(store)).live == live:
-            return Look(live, found, await read_events(store, date))
+            return DateSnapshot(live, found, await read_events(store, date))
 
 
 async def verify_dates(
@@ -108,35 +108,35 @@ async def verify_dates(
 ) -> AsyncIterator[Verified]:
     """Verify date by date; with ``deep`` also read every raw object that a manifest names.
 
-    A raw object that was stored before ``raw_expired_before`` may be gone on purpose: it is counted, and no difference.
-
-    Dates with something in flight come last, looked at until nothing is in flight, at most LOOKS_MAX times.
+    A missing raw object that was stored before ``raw_expired_before`` has expired: it is counted, and no difference.
+    Dates with events in flight come last. They are read until no event is in flight, at most READS_MAX times.
     """
     live = (await read_current(store)).live
     known = await known_dates(store, dates, *SOURCE_PREFIXES, keys.summaries_of_generation(live))
     done = 0
     pending = known
-    for look_number in range(1, LOOKS_MAX + 1):
-        if look_number > 1:
-            await wait(look_number - 1)
+    for read_number in range(1, READS_MAX + 1):
+        if read_number > 1:
+            await wait(read_number - 1)
         in_flight: list[dt.date] = []
         for date in pending:
-            look = await look_at(store, date)
-            told = look.differences()
-            if look_number < LOOKS_MAX and any(difference.in_flight for difference in told):
+            snapshot = await read_snapshot(store, date)
+            differences = snapshot.differences()
+            if read_number < READS_MAX and any(difference.in_flight for difference in differences):
                 in_flight.append(date)
                 continue
-            if any(difference.in_flight for difference in told) and not await _request_runs(store, date):
-                told = [
-                    _deleted(difference) if difference.what == compare.SUMMARY else difference for difference in told
+            if any(difference.in_flight for difference in differences) and not await _request_runs(store, date):
+                differences = [
+                    _not_in_flight(difference) if difference.what == compare.SUMMARY else difference
+                    for difference in differences
                 ]
-            raw = await _raw_differences(store, look, raw_expired_before) if deep else []
-            told += [difference for difference in raw if difference.what != compare.RAW_EXPIRED]
+            raw = await _raw_differences(store, snapshot, raw_expired_before) if deep else []
+            differences += [difference for difference in raw if difference.what != compare.RAW_EXPIRED]
             done += 1
             yield Verified(
                 date=date,
-                country_days=len({*look.found, *look.events.by_country}),
-                differences=told,
+                country_days=len({*snapshot.found, *snapshot.events.by_country}),
+                differences=differences,
                 dates_done=done,
                 dates_total=len(known),
                 raw_expired=sum(difference.what == compare.RAW_EXPIRED for difference in raw),
@@ -147,7 +147,7 @@ async def verify_dates(
 
 
 async def _request_runs(store: AdminObjectStore, date: dt.date) -> bool:
-    """Tell whether the request that planned a date last has not ended. What cannot be read counts as ended."""
+    """Return whether the last request that planned a date still runs. An unreadable record counts as ended."""
     try:
         plan = await _read(store, Plan, keys.plan(date))
         record = await _read(store, RequestRecord, keys.request(plan.request_id)) if plan else None
@@ -161,16 +161,16 @@ async def _read(store: AdminObjectStore, kind: type[_Stored], key: str) -> _Stor
     return objects.decode(kind, found.body, key) if found else None
 
 
-def _deleted(difference: Difference) -> Difference:
+def _not_in_flight(difference: Difference) -> Difference:
     return msgspec.structs.replace(difference, in_flight=False)
 
 
 async def _raw_differences(
-    store: AdminObjectStore, look: Look, raw_expired_before: dt.datetime | None
+    store: AdminObjectStore, snapshot: DateSnapshot, raw_expired_before: dt.datetime | None
 ) -> list[Difference]:
     of_files = await bounded_map(
         lambda stats: verify_raw_object(store, stats, raw_expired_before),
-        look.events.statistics(),
+        snapshot.events.statistics(),
         limit=RAW_OBJECTS_AT_ONCE_MAX,
     )
     return [difference for of_file in of_files for difference in of_file]
@@ -179,10 +179,10 @@ async def _raw_differences(
 async def verify_raw_object(
     store: AdminObjectStore, stats: CityDayStats, raw_expired_before: dt.datetime | None = None
 ) -> list[Difference]:
-    """Compare the manifest that ``stats`` were read from with the raw object that it names."""
+    """Compare the manifest of ``stats`` with the raw object that it names."""
     manifest = await Repository(store).get(Manifest, keys.manifest(stats.date, stats.city_id))
     if manifest is None or manifest.revision != stats.revision:
-        return []  # replaced since the look began: its next verifying is the one that counts
+        return []  # replaced since the date was read: the next verification counts
     try:
         recount = await _recount(store, manifest)
     except ObjectNotFound:
@@ -195,11 +195,11 @@ async def verify_raw_object(
 
 
 async def _recount(store: AdminObjectStore, manifest: Manifest) -> Recount:
-    counter = AuditParser(
+    parser = AuditParser(
         manifest.date.isoformat(),
         form=RecordsForm.parse(manifest.records_form),
         other_dates_are_bad=manifest.other_dates_are_bad,
     )
     async for chunk in store.stream(manifest.raw_key):
-        await asyncio.to_thread(counter.feed, chunk)
-    return await asyncio.to_thread(counter.end)
+        await asyncio.to_thread(parser.feed, chunk)
+    return await asyncio.to_thread(parser.end)

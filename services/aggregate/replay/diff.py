@@ -1,4 +1,4 @@
-"""What a flip from one generation to another would change of a country-day. Pure."""
+"""Compares a country-day in two generations, before a flip from one to the other. Pure: no I/O, no clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMED_MAX = 20
 
 
 class Side(msgspec.Struct, frozen=True, kw_only=True):
-    """What one generation says of a country-day."""
+    """The figures of a country-day in one generation."""
 
     version: int
     totals: Contribution
@@ -23,10 +23,10 @@ class Side(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """A country-day that two generations do not agree about.
+    """A country-day that differs between two generations.
 
-    ``why`` names what makes them differ: the plan, cities, or fields that do not follow from the ledger; ``goes_back``
-    names what is newer in the live generation than in the built one.
+    ``why`` lists the differences: the plan, cities, or fields that do not follow from the ledger. ``goes_back`` lists
+    the revisions that are newer in the live generation than in the built one.
     """
 
     date: dt.date
@@ -38,7 +38,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def change_of(live: Summary | None, built: Summary | None, *, unreadable: bool = False) -> Change | None:
-    """Compare a country-day of both generations; None if they agree. ``unreadable``: the live one has it, damaged."""
+    """Compare a country-day of both generations; None if they agree. ``unreadable``: the live summary is damaged."""
     either = live or built
     if either is None or live == built:
         return None
@@ -54,18 +54,18 @@ def change_of(live: Summary | None, built: Summary | None, *, unreadable: bool =
 
 def _why(live: Summary | None, built: Summary | None) -> tuple[str, ...]:
     if live is None or built is None:
-        return ("the live generation does not have it" if live is None else "nothing stands for it",)
-    told = [
+        return ("the live generation does not have it" if live is None else "no manifest or plan has it",)
+    differences = [
         f"city {city_id}: {of_city}"
         for city_id in sorted({*live.ledger, *built.ledger})
         if (of_city := _why_city(live.ledger.get(city_id), built.ledger.get(city_id))) is not None
     ]
     if live.plans != built.plans:
-        told.insert(0, f"plan: revision {live.plan_revision or 'none'} → {built.plan_revision or 'none'}")
-    if not told:
+        differences.insert(0, f"plan: revision {live.plan_revision or 'none'} → {built.plan_revision or 'none'}")
+    if not differences:
         fields = [field for field in live.__struct_fields__ if getattr(live, field) != getattr(built, field)]
-        told.append(f"equal ledgers, but {', '.join(fields)}")
-    return _bounded(told)
+        differences.append(f"equal ledgers, but {', '.join(fields)}")
+    return _bounded(differences)
 
 
 def _why_city(live: LedgerEntry | None, built: LedgerEntry | None) -> str | None:
@@ -75,22 +75,22 @@ def _why_city(live: LedgerEntry | None, built: LedgerEntry | None) -> str | None
     return f"other content under revision {after}" if before == after else f"revision {before} → {after}"
 
 
-def _bounded(told: list[str]) -> tuple[str, ...]:
-    more = [f"and {len(told) - NAMED_MAX} more"] if len(told) > NAMED_MAX else []
-    return (*told[:NAMED_MAX], *more)
+def _bounded(differences: list[str]) -> tuple[str, ...]:
+    more = [f"and {len(differences) - NAMED_MAX} more"] if len(differences) > NAMED_MAX else []
+    return (*differences[:NAMED_MAX], *more)
 
 
 def _goes_back(live: Summary, built: Summary | None) -> tuple[str, ...]:
     ledger = built.ledger if built else {}
-    back = [
+    older = [
         f"city {city_id}: revision {ledger[city_id].revision if city_id in ledger else 'none'} after {entry.revision}"
         for city_id, entry in live.ledger.items()
         if city_id not in ledger or ledger[city_id].revision < entry.revision
     ]
     plan_revision = built.plan_revision if built else 0
     if plan_revision < live.plan_revision:
-        back.insert(0, f"plan: revision {plan_revision or 'none'} after {live.plan_revision}")
-    return _bounded(back)
+        older.insert(0, f"plan: revision {plan_revision or 'none'} after {live.plan_revision}")
+    return _bounded(older)
 
 
 def _side(summary: Summary | None) -> Side | None:

@@ -1,7 +1,7 @@
-"""The pointer to the live generation of summaries, and to the one being built: ``state/current.json``.
+"""Changes the pointer to the live and the building generation of summaries (``state/current.json``).
 
-Every change of it is a compare-and-swap. A rebuild owns the building generation by its token: if another took over,
-the token is another's, and all that the first still does goes into a generation that nobody will ever read.
+Every change is a compare-and-swap. A rebuild owns the building generation by its token. If another rebuild takes over,
+the token changes, and the first one writes on into a generation that no reader will ever see.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ WATCH_INTERVAL_S = 60.0
 
 
 class RebuildInProgress(OperatorError):
-    """The pointer names a building generation, so another rebuild runs, or died and left it."""
+    """The pointer names a building generation: another rebuild runs, or crashed."""
 
 
 class RebuildTakenOver(OperatorError):
-    """This rebuild's token is no longer the pointer's: another rebuild took over, so this one must not flip."""
+    """Another rebuild took over, and its token is in the pointer: this rebuild must not flip."""
 
 
 class GenerationInUse(OperatorError):
-    """The generation is read or written, or may still be, so it cannot be dropped."""
+    """The generation is in use, or may still be, so it cannot be dropped."""
 
 
 class NoSuchGeneration(OperatorError):
-    """There are no summaries of this generation."""
+    """The generation has no summaries."""
 
 
 class GenerationState(enum.Enum):
-    """What a generation is to the pointer."""
+    """Whether the pointer names a generation as live or building."""
 
     LIVE = "live"
     BUILDING = "building"
@@ -50,7 +50,7 @@ class GenerationState(enum.Enum):
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """A generation that has summaries or is named by the pointer."""
+    """A generation that has summaries, or that the pointer names."""
 
     number: int
     state: GenerationState
@@ -59,9 +59,9 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def begin(store: AdminObjectStore, token: str, *, take_over: bool) -> GenerationPointer:
-    """Make a number that was never used the building generation, under ``token``; return the pointer.
+    """Set a new building generation in the pointer, under ``token``; return the pointer.
 
-    Raises RebuildInProgress if another is being built, unless it is to be taken over.
+    Its number was never used before. Raises RebuildInProgress if there is one already, unless ``take_over``.
     """
 
     async def change(current: GenerationPointer) -> GenerationPointer:
@@ -80,7 +80,7 @@ async def begin(store: AdminObjectStore, token: str, *, take_over: bool) -> Gene
 
 
 async def flip(store: ObjectStore, token: str, number: int) -> None:
-    """Make the generation that was built under ``token`` the live one.
+    """Make the generation live that was built under ``token``.
 
     Raises RebuildTakenOver if the pointer has the token of another rebuild.
     """
@@ -98,7 +98,7 @@ async def flip(store: ObjectStore, token: str, number: int) -> None:
 
 
 async def abandon(store: ObjectStore, token: str) -> None:
-    """Take the building generation back if it still is that of ``token``; the live one stays."""
+    """Remove the building generation from the pointer if it still has ``token``."""
 
     async def change(current: GenerationPointer) -> GenerationPointer:
         if current.building is None or current.token != token:
@@ -109,24 +109,24 @@ async def abandon(store: ObjectStore, token: str) -> None:
 
 
 async def rebuild_age_s(store: AdminObjectStore) -> float | None:
-    """Return how long ago the rebuild began whose mark the pointer has, by the store's clock; None without a mark."""
+    """Return the age of the pointer's building generation by the store's clock, or None if there is none."""
     current = await read_current(store)
     return None if current.building is None else await _pointer_age_s(store)
 
 
 async def watch_rebuild(store: AdminObjectStore, retrier: Retrier) -> None:
-    """Show the age of a rebuild's mark as a metric, once a minute until asked to stop."""
+    """Export the age of a building generation as a metric, once a minute until asked to stop."""
 
-    async def look() -> None:
+    async def measure() -> None:
         metrics.rebuild_age.set(await rebuild_age_s(store) or 0)
 
     while not retrier.stopping.is_set():
-        await retrier.retry_until_available("generation", look)
+        await retrier.retry_until_available("generation", measure)
         await retrier.pause(WATCH_INTERVAL_S)
 
 
 async def list_generations(store: ObjectStore) -> list[Generation]:
-    """Return the generations that there are, with the number and size of their summaries."""
+    """Return all generations with the number and size of their summaries."""
     current = await read_current(store)
     found = []
     for number in range(1, current.highest + 1):
@@ -142,27 +142,27 @@ async def list_generations(store: ObjectStore) -> list[Generation]:
 
 
 async def drop(store: AdminObjectStore, number: int, *, grace: dt.timedelta) -> int:
-    """Delete the summaries of an old generation, and return how many there were.
+    """Delete the summaries of an old generation, and return their number.
 
-    Raises NoSuchGeneration, and GenerationInUse for the live and the building one, and while the pointer has stood for
-    less than ``grace``: a reader or an aggregate that is slow may not have seen it yet.
+    Raises NoSuchGeneration, and GenerationInUse for the live and the building generation. It raises GenerationInUse also
+    until ``grace`` after the last change of the pointer: a slow reader or aggregate may not have seen it yet.
     """
     current = await read_current(store)
     state = _state(current, number)
     if state is not GenerationState.OLD:
-        raise GenerationInUse(f"generation {number} is {state.value}: it cannot be dropped")
+        raise GenerationInUse(f"generation {number} is {state.value}, so it cannot be dropped")
     await require_summaries(store, number)
     age_s = await _pointer_age_s(store)
     if age_s < grace.total_seconds():
         raise GenerationInUse(
-            f"generation {number} may still be read: {keys.CURRENT} was changed {age_s:.0f} s ago; "
-            f"try again when that is {grace.total_seconds():.0f} s, or give a shorter --grace-s"
+            f"generation {number} may still be read: {keys.CURRENT} was changed {age_s:.0f} s ago. "
+            f"Try again {grace.total_seconds():.0f} s after the change, or give a shorter --grace-s"
         )
     return await delete_summaries(store, number)
 
 
 async def delete_summaries(store: AdminObjectStore, number: int) -> int:
-    """Delete all summaries of a generation, and return how many there were."""
+    """Delete all summaries of a generation, and return their number."""
     deleted = 0
     batch: list[str] = []
     async for listed in store.list(keys.summaries_of_generation(number)):
@@ -176,14 +176,14 @@ async def delete_summaries(store: AdminObjectStore, number: int) -> int:
 
 
 async def require_summaries(store: ObjectStore, number: int) -> None:
-    """Raise NoSuchGeneration unless there is a summary of the generation."""
+    """Raise NoSuchGeneration unless the generation has a summary."""
     async for _ in store.list(keys.summaries_of_generation(number)):
         return
-    raise NoSuchGeneration(f"there are no summaries of generation {number}; 'tripfold generations list' shows all")
+    raise NoSuchGeneration(f"generation {number} has no summaries. 'tripfold generations list' shows all generations")
 
 
 async def _pointer_age_s(store: AdminObjectStore) -> float:
-    """Return how long ago the pointer was changed, by the store's clock; without a pointer, for ever."""
+    """Return the time since the last change of the pointer by the store's clock; without a pointer, infinity."""
     async for listed in store.list(keys.CURRENT):
         return (await store.now() - listed.last_modified).total_seconds()
     return math.inf

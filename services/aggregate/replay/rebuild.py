@@ -1,19 +1,20 @@
-"""Building a generation of summaries anew, beside the live one, and making it live.
+"""Rebuilds all summaries into a new generation beside the live one, and makes the new one live.
 
-The order of effects, and why no reader sees a half-built answer and nothing is lost:
+The order of effects, in which no reader sees an incomplete generation and no event is lost:
 
-1. the pointer gets a building generation, of a number never used, under this rebuild's token;
-2. from then on aggregates, who read the pointer after they received a batch, fold into both before they commit;
-3. only then the end of the topic is taken (or plans and manifests are listed), and everything before it is folded
-   into the building generation. A batch that an aggregate received without seeing the pointer lies before that end,
-   and its manifests were written before it was published. From Kafka, too, the manifests are joined at the end.
-   Nobody reads what is being built, so events of the topic are held back, up to a number of bytes, until those of
-   their country-day are together: each is a read and a write less. Aggregates swap, and so does this;
-4. both generations are compared, the live one read first: aggregates write it last, so it is never ahead;
-5. the pointer is flipped, under the token, unless anything would go back;
-6. from S3, the compacted topics are filled again.
+1. Set the building generation in the pointer, with a number never used before, under this rebuild's token.
+2. From now on, aggregates fold into both generations before they commit: they read the pointer after each batch.
+3. Take the end of the topic (or list plans and manifests), and fold everything before it into the building generation.
+   A batch that an aggregate received before it saw the pointer lies before that end, and its manifests were written
+   before the batch was published. A rebuild from Kafka folds the manifests at the end, too.
+4. Compare both generations, the live one read first. Aggregates write the live one last, so it is never ahead.
+5. Flip the pointer under the token, unless a revision would go back.
+6. After a rebuild from S3, fill the compacted topics again.
 
-A rebuild that dies changes nothing that is read. What it built is left, and its number is never used again.
+No reader needs the building generation yet. So step 3 holds events back, up to a number of bytes, until the events of
+their country-day are together: each saves a read and a write. Aggregates write by compare-and-swap, and so does this.
+
+A rebuild that crashes changes nothing that readers see. Its generation stays, and its number is never used again.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ from shared.runtime.concurrency import bounded_map, prefetch
 from shared.runtime.retry import DependencyUnavailable
 from shared.storage.object_store import AdminObjectStore, StoredObject
 
-HELD_BYTES_MAX = 8 * 1024 * 1024
+PENDING_BYTES_MAX = 8 * 1024 * 1024
 RECORD_BYTES = 48
-"""What a record takes beside the bytes of its value."""
+"""The memory of a record without the bytes of its value."""
 FOLDS_AT_ONCE_MAX = 32
 CHANGES_KEPT_MAX = 10_000
 NEWER_NAMED_MAX = 5
@@ -54,18 +55,18 @@ NEWER_NAMED_MAX = 5
 EVERY_DATE = Dates()
 
 Report = Callable[[str, int, int, int], None]
-"""Told how far a step is: its name, how much is done, of how much, and the events that were read so far."""
+"""Reports progress: the name of the step, how much is done, the total, and the number of events read so far."""
 
 
 class RebuildRefused(OperatorError):
-    """Something that the summaries are made from cannot be read, so a generation without it would be wrong."""
+    """A source of the summaries cannot be read, so a generation without it would be wrong."""
 
 
 class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rebuild built, and what it did with it.
+    """The result of a rebuild.
 
-    ``changes`` holds at most CHANGES_KEPT_MAX of ``changes_total``. ``refused`` says why the generation was not made
-    live: something in it would be older than what is live, or the topic has ``newer_records``, which it lacks.
+    ``changes`` holds at most CHANGES_KEPT_MAX of ``changes_total``. ``refused`` is the reason why the generation was
+    not made live: a revision in it is older than the live one, or it lacks ``newer_records`` of the topic.
     """
 
     generation: int
@@ -80,11 +81,11 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     refused: str | None = None
 
 
-class _Held:
-    """Records that wait for others of their country-day, as they came, bounded in bytes.
+class _PendingRecords:
+    """Undecoded records that wait for others of their country-day, bounded in bytes.
 
-    Their keys begin with it. An event takes a dozen times as many objects as a record, so it is decoded when it is
-    folded. Over the bound, the country-days go to which nothing was added for the longest time.
+    Their keys begin with the country-day. A decoded event takes a dozen times as many objects as a record, so the fold
+    decodes it. Over the bound, the country-days leave first that have had no new record for the longest time.
     """
 
     def __init__(self, bytes_max: int) -> None:
@@ -116,9 +117,10 @@ class _Held:
 
 
 class Rebuild:
-    """One rebuild. ``token`` is its own; ``replay`` is the topic to read, ``seed`` a generation to begin with.
+    """One rebuild, under its own ``token``.
 
-    ``held_bytes_max`` is how much of the topic waits for more events of its country-days.
+    ``reader`` is the topic to read, and ``seed`` is a generation to begin with. At most ``pending_bytes_max`` of
+    records wait for more events of their country-days.
     """
 
     def __init__(
@@ -128,25 +130,25 @@ class Rebuild:
         *,
         token: str,
         report: Report,
-        replay: PairReader | None = None,
+        reader: PairReader | None = None,
         seed: int | None = None,
-        held_bytes_max: int = HELD_BYTES_MAX,
+        pending_bytes_max: int = PENDING_BYTES_MAX,
     ) -> None:
         self._store = store
         self._publisher = publisher
         self._token = token
         self._report = report
-        self._replay = replay
+        self._reader = reader
         self._seed = seed
         self._writer = SummaryWriter(store, cache_bytes=0)  # a country-day seldom comes twice
-        self._held_bytes_max = held_bytes_max
+        self._pending_bytes_max = pending_bytes_max
         self._events = 0
         self._poison_records = 0
         self._newer_records = 0
         self._newer_named: list[str] = []
 
     async def run(self, *, take_over: bool = False, dry_run: bool = False) -> Rebuilt:
-        """Rebuild. With ``dry_run`` it ends before the flip, and what was built is deleted.
+        """Rebuild. A ``dry_run`` ends before the flip and deletes the generation that it built.
 
         Raises RebuildInProgress, RebuildTakenOver, RebuildRefused and the errors of S3 and Kafka. The live generation
         then stays as it was.
@@ -164,7 +166,7 @@ class Rebuild:
         if not rebuilt.flipped:
             await generations.abandon(self._store, self._token)
             await generations.delete_summaries(self._store, rebuilt.generation)
-        elif self._replay is None:
+        elif self._reader is None:
             await self._fill_topics(rebuilt.generation)
         return rebuilt
 
@@ -172,8 +174,8 @@ class Rebuild:
         pointer = await generations.begin(self._store, self._token, take_over=take_over)
         number = pointer.building
         assert number is not None
-        if self._replay is not None:
-            await self._fold_topic(self._replay, number)
+        if self._reader is not None:
+            await self._fold_topic(self._reader, number)
         if self._seed is not None:
             await self._join_seed(self._seed, number)
         await self._fold_bucket(number)
@@ -195,23 +197,23 @@ class Rebuild:
             refused=refused,
         )
 
-    async def _fold_topic(self, replay: PairReader, number: int) -> None:
-        total = await replay.take_end()
+    async def _fold_topic(self, reader: PairReader, number: int) -> None:
+        total = await reader.take_end()
         done = 0
         self._report("reading the topic", done, total, self._events)
-        held = _Held(self._held_bytes_max)
-        async with contextlib.aclosing(prefetch(replay.read_pairs())) as batches:
+        pending = _PendingRecords(self._pending_bytes_max)
+        async with contextlib.aclosing(prefetch(reader.read_pairs())) as batches:
             async for batch in batches:
-                held.add(batch)
-                await self._fold_records(number, held.take())
+                pending.add(batch)
+                await self._fold_records(number, pending.take())
                 done += len(batch)
                 self._report("reading the topic", done, total, self._events)
-        await self._fold_records(number, held.take(whole=True))
+        await self._fold_records(number, pending.take(whole=True))
         self._report("reading the topic", done, total, self._events)
 
     async def _fold_records(self, number: int, groups: Sequence[Sequence[bytes]]) -> None:
         async def fold_group(bodies: Sequence[bytes]) -> None:
-            # Of one country-day, unless a key lies about its value.
+            # All are of one country-day, unless a record has the wrong key.
             for of_country_day in _by_country_day(self._decoded(bodies)):
                 await self._writer.fold(number, of_country_day)
 
@@ -223,7 +225,7 @@ class Rebuild:
             try:
                 decoded.append(as_stat_event(events.decode(Topic.CITY_STATS, body)))
             except PoisonRecord:
-                self._poison_records += 1  # the aggregate has buried it; it is in no summary
+                self._poison_records += 1  # a dead letter of the aggregate: it is in no summary
             except NewerContract as error:
                 self._newer_records += 1
                 if len(self._newer_named) < NEWER_NAMED_MAX:
@@ -235,9 +237,9 @@ class Rebuild:
         if not self._newer_records:
             return None
         return (
-            f"{self._newer_records} records of the topic have a later schema version than this build knows "
-            f"({'; '.join(self._newer_named)}), and were left out; 'tripfold verify --topics' names their "
-            f"partitions and offsets. Upgrade this build, then run this again, or run 'tripfold rebuild --from s3'"
+            f"{self._newer_records} records of the topic were left out: they have a later schema version than this "
+            f"build knows ({'; '.join(self._newer_named)}). 'tripfold verify --topics' names their partitions and "
+            f"offsets. Upgrade this build, then run this again, or run 'tripfold rebuild --from s3'"
         )
 
     async def _join_seed(self, seed: int, number: int) -> None:
@@ -264,15 +266,15 @@ class Rebuild:
         return dict(sorted(read.by_country.items()))
 
     async def _fold_groups(self, number: int, groups: Sequence[Sequence[StatEvent]]) -> None:
-        """Fold groups of events, those of one country-day each."""
+        """Fold groups of events, each of one country-day."""
         await bounded_map(lambda group: self._writer.fold(number, group), groups, limit=FOLDS_AT_ONCE_MAX)
 
     async def _compare(self, live: int, built: int) -> tuple[int, list[Change], int, str | None]:
-        """Compare all country-days; return how many there are, the changes, their number, and what goes back."""
+        """Compare all country-days. Return their number, the changes, the count of changes, and a reason to refuse."""
         dates = await known_dates(self._store, EVERY_DATE, *map(keys.summaries_of_generation, (live, built)))
         country_days = total = 0
         changes: list[Change] = []
-        back: list[str] = []
+        older: list[str] = []
         for done, date in enumerate(dates, 1):
             of_live = await read_summaries(self._store, live, date)
             of_built = await read_summaries(self._store, built, date)
@@ -286,19 +288,19 @@ class Rebuild:
                 total += 1
                 if len(changes) < CHANGES_KEPT_MAX:
                     changes.append(change)
-                if change.goes_back and len(back) < 5:
-                    back.append(f"{date}/{country}: {', '.join(change.goes_back)}")
+                if change.goes_back and len(older) < 5:
+                    older.append(f"{date}/{country}: {', '.join(change.goes_back)}")
             self._report("comparing with the live generation", done, len(dates), self._events)
         refused = (
-            f"the live generation knows newer revisions than manifests and plans: {'; '.join(back)}. If manifests and "
-            f"plans are right, run 'tripfold repair', then this again"
+            f"the live generation has newer revisions than manifests and plans: {'; '.join(older)}. If manifests and "
+            f"plans are right, run 'tripfold repair', then run this again"
         )
-        return country_days, changes, total, refused if back else None
+        return country_days, changes, total, refused if older else None
 
     async def _fill_topics(self, number: int) -> None:
-        """Publish the events of all manifests and plans, and all live summaries, so that the topics hold them again.
+        """Publish the events of all manifests and plans, and all live summaries.
 
-        A record may come after a newer one of its key: the aggregates see that and publish the newer again.
+        A record may follow a newer one of its key. Then the aggregates publish the newer one again.
         """
         dates = await known_dates(self._store, EVERY_DATE, *SOURCE_PREFIXES, keys.summaries_of_generation(number))
         for done, date in enumerate(dates, 1):
@@ -320,7 +322,7 @@ def _by_country_day(events_of_group: list[StatEvent]) -> list[list[StatEvent]]:
         return []
     date, country = events_of_group[0].date, events_of_group[0].country
     if all(event.country == country and event.date == date for event in events_of_group):
-        return [events_of_group]  # nearly always, and looking is much cheaper than sorting
+        return [events_of_group]  # nearly always, and much cheaper than grouping
     groups: dict[tuple[dt.date, CountrySlug], list[StatEvent]] = {}
     for event in events_of_group:
         groups.setdefault((event.date, event.country), []).append(event)
@@ -328,7 +330,7 @@ def _by_country_day(events_of_group: list[StatEvent]) -> list[list[StatEvent]]:
 
 
 def _decode(found: StoredObject | None, key: str) -> Summary | None:
-    """Decode a summary; one that cannot be read counts as missing, which is why it is being rebuilt."""
+    """Decode a summary. One that cannot be read counts as missing: the rebuild replaces it."""
     if found is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Reading a topic from its beginning to where it ended at one moment: a port, and its adapter over Kafka."""
+"""Reads a topic from its beginning to its end at one moment: a port, and its adapter for Kafka."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shared.runtime.settings import Settings
 
 BATCH_RECORDS_MAX = 2_000
 FETCH_BYTES_MAX = 128 * 1024
-"""How much is fetched of a partition at once, and lies in memory, for each of them. A larger record comes alone."""
+"""The bytes of one fetch, which are in memory for each partition. A larger record is fetched alone."""
 POLL_MS = 500
 SILENCE_MAX_S = 60.0
 
@@ -29,42 +29,42 @@ Pair = tuple[bytes | None, bytes | None]
 
 
 class TopicUnreadable(DependencyUnavailable):
-    """The topic cannot be read to its end now."""
+    """The topic cannot be read to its end at the moment."""
 
 
 class _Ended(Protocol):
-    """What is read up to an end that was taken before."""
+    """A reader that stops at an end which was taken before."""
 
     async def take_end(self) -> int:
-        """Note where the topic ends now; return how many offsets lie between what was read and that."""
+        """Record the present end of the topic, and return the number of unread offsets before it."""
 
 
 class TopicReader(_Ended, Protocol):
-    """A topic to be read once more."""
+    """Reads the records of a topic."""
 
     def read(self) -> AsyncIterator[Sequence[ConsumedRecord]]:
-        """Read all records before the end that was taken, in batches, from where the reading before ended."""
+        """Read all unread records before the taken end, in batches."""
 
 
 class PairReader(_Ended, Protocol):
-    """A topic to be read once more, of each record the key and the value alone: that takes much less time."""
+    """Reads the keys and values of a topic, which takes much less time than reading whole records."""
 
     def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
-        """Read all pairs before the end that was taken, in batches, from where the reading before ended."""
+        """Read all unread pairs before the taken end, in batches."""
 
 
 class RewindableReader(TopicReader, Protocol):
-    """A TopicReader that can begin again."""
+    """A TopicReader that can start again from the beginning."""
 
     async def rewind(self) -> None:
         """Go back to the beginning of the topic."""
 
 
 class KafkaTopicReader:
-    """A TopicReader and a PairReader over Kafka: a consumer in no group, which commits nothing and disturbs no service.
+    """A TopicReader and a PairReader for Kafka. Its consumer is in no group and commits nothing.
 
-    With ``last_records_max`` it begins so many records before the end of each partition. With ``after_commits_of`` it
-    begins where that consumer group has committed, and reads ``records_max`` offsets of each partition at most.
+    ``last_records_max``: start this many records before the end of each partition. ``after_commits_of``: start at the
+    committed offsets of this consumer group. ``records_max``: read at most so many offsets of each partition.
     """
 
     def __init__(
@@ -123,21 +123,21 @@ class KafkaTopicReader:
                 yield [(record.key, record.value) for records in polled for record in records]
 
     async def _read(self) -> AsyncGenerator[list[list[ConsumerRecord[bytes, bytes]]]]:
-        heard_s = time.monotonic()
+        last_batch_at_s = time.monotonic()
         while self._ends:
             try:
                 polled = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=BATCH_RECORDS_MAX)
                 for partition in list(self._ends):
-                    # The position, not the last record: compaction may have taken the records before the end.
+                    # The position counts, not the last record: compaction may have removed the records before the end.
                     if await self._consumer.position(partition) >= self._ends[partition]:
                         del self._ends[partition]
             except (KafkaError, OSError) as error:
-                raise TopicUnreadable(f"topic {self._name} broke off: {type(error).__name__}: {error}") from error
+                raise TopicUnreadable(f"reading topic {self._name} failed: {type(error).__name__}: {error}") from error
             if polled:
-                heard_s = time.monotonic()
+                last_batch_at_s = time.monotonic()
                 yield list(polled.values())
-            elif time.monotonic() - heard_s > SILENCE_MAX_S:
-                raise TopicUnreadable(f"topic {self._name} gave nothing for {SILENCE_MAX_S:.0f} s before its end")
+            elif time.monotonic() - last_batch_at_s > SILENCE_MAX_S:
+                raise TopicUnreadable(f"topic {self._name} returned no record for {SILENCE_MAX_S:.0f} s before its end")
 
     async def rewind(self) -> None:
         self._ends = {}
@@ -145,9 +145,9 @@ class KafkaTopicReader:
             self._consumer.seek(partition, begin)
 
     async def _positions(self) -> dict[TopicPartition, int]:
-        """Return where the reading of each partition is: at its beginning, at first."""
+        """Return the position in each partition; at first the beginning."""
         if not self._started:
-            # Checked first, or the consumer might create the topic by accident.
+            # Check first: otherwise the consumer could create the topic by accident.
             await KafkaPublisher(self._settings, source="replay").check([self._topic])
             await self._consumer.start()
             self._started = True
@@ -158,7 +158,7 @@ class KafkaTopicReader:
     async def _committed(
         self, begins: dict[TopicPartition, int], ends: dict[TopicPartition, int]
     ) -> dict[TopicPartition, int]:
-        """Return what the group has committed of each partition; the beginning if nothing, or nothing valid."""
+        """Return the committed offset of each partition, or its beginning without a valid commit."""
         assert self._after_commits_of is not None
         group = group_id(self._settings.topic_prefix, self._after_commits_of)
         async with admin_client(self._settings) as client:
@@ -169,5 +169,5 @@ class KafkaTopicReader:
         }
 
     async def close(self) -> None:
-        """Leave the cluster. Safe to call at any time."""
+        """Close the consumer. Safe to call at any time."""
         await self._consumer.stop()

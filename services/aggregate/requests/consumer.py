@@ -1,11 +1,14 @@
-"""Folding progress events into the records of their requests, and sending stuck requests on their way again.
+"""Consumes ``request-progress``: folds progress events into the records of their requests.
 
-A record is written at most once in ``interval_s``: what came since is one batch. The order of effects: the record; if
-its request has ended, ``ProcessRequested`` of the request of the date that waits for it; the commit. A crash between
-them repeats both.
+A record is written at most once in ``interval_s``: the events since the last write are one batch.
 
-A request that has made no progress for long is published again, with the same id, so whatever the broker lost comes
-back by itself.
+The order of effects:
+
+1. Write the record.
+2. If the request has ended, publish ``ProcessRequested`` of the request of the same date that waits for it.
+3. Commit.
+
+After a crash between them, all steps happen again.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from shared.storage.repository import Repository
 
 
 class RequestProgressConsumer:
-    """Folds batches of ``request-progress``. Any number can run side by side: the swap of each record decides."""
+    """Folds batches of ``request-progress``. Any number can run side by side: records change by compare-and-swap."""
 
     def __init__(
         self, store: ObjectStore, publisher: Publisher, *, clock: Clock, retrier: Retrier, interval_s: float
@@ -45,14 +48,14 @@ class RequestProgressConsumer:
         self._written_at_s = 0.0
 
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
-        """Fold a batch. When it returns, all its effects have happened and it can be committed."""
+        """Fold a batch. When this returns, all effects have happened and the batch can be committed."""
         groups: dict[RequestId, list[ProgressEvent]] = {}
         for item in await decode_batch(batch, self._publisher):
             event = as_progress_event(item.event)
             groups.setdefault(event.request_id, []).append(event)
         await run_all(self._fold_group(request_id, events) for request_id, events in groups.items())
         now_s = time.monotonic()
-        # What comes meanwhile waits in Kafka, and is the next batch.
+        # Events that arrive during the pause stay in Kafka and become the next batch.
         await self._retrier.pause(max(0.0, self._written_at_s + self._interval_s - now_s))
         self._written_at_s = time.monotonic()
 

@@ -1,10 +1,14 @@
-"""How progress events become the record of a request. Pure: the time is passed in.
+"""Folds progress events into the record of a request. Pure: the time is passed in.
 
-Like the fold of summaries it is a join: of two plans the higher revision counts and begins anew, of two outcomes of
-a city the higher one (failed < skipped < unchanged < stored), of two failures that of the later retry, of published
-and folded revisions the highest for each country. Events may come twice and in any order. The bytes and trips shown
-are those of the first end that was served. While a retry runs, only its own failures count: an earlier one does not
-end it, however late it comes.
+The fold is a join, so events may come twice and in any order:
+
+- Of two plans the higher revision counts, and the record begins anew under it.
+- Of two outcomes of a city the higher one counts (failed < skipped < unchanged < stored).
+- Of two failures of a city the one of the later retry counts.
+- Of the published and folded revisions the highest of each country counts.
+
+The record shows the bytes and trips of the first end that was served. While a retry runs, only its own failures count:
+a late failure of an earlier run does not end it.
 """
 
 from __future__ import annotations
@@ -47,13 +51,13 @@ def fold_progress(record: RequestRecord, folded: Iterable[ProgressEvent], now: d
 
 
 def as_progress_event(event: Event) -> ProgressEvent:
-    """Return ``event`` as one of a request's progress; its topic holds no other types."""
+    """Return ``event`` as a type of request progress; its topic holds no other types."""
     assert isinstance(event, ProgressEvent)
     return event
 
 
 def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
-    """Return the record under a higher plan, where positions mean other cities: nothing of it is known yet."""
+    """Return an empty record under a higher plan, in which positions mean other cities."""
     return RequestRecord(
         request_id=record.request_id,
         date=record.date,
@@ -70,7 +74,7 @@ def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
 
 
 class _Working:
-    """A record that is being changed: its bitmaps as integers and its maps as dictionaries, encoded once at the end."""
+    """A record during the fold: bitmaps are integers and maps are dictionaries, encoded once at the end."""
 
     def __init__(self, record: RequestRecord) -> None:
         self._fixed = record
@@ -83,11 +87,11 @@ class _Working:
 
     @property
     def plan_revision(self) -> int:
-        """The revision of the plan that positions belong to; 0 before any is known."""
+        """The revision of the plan that positions belong to; 0 before a plan is known."""
         return self._fixed.plan_revision
 
     def record(self) -> RequestRecord:
-        """Return the record as it has become."""
+        """Return the changed record."""
         return msgspec.structs.replace(
             self._fixed,
             outcomes={outcome: bitmap.encode(members) for outcome, members in self._outcomes.items() if members},
@@ -99,12 +103,12 @@ class _Working:
         )
 
     def fail(self, event: RequestFailed) -> None:
-        """Note that the request as a whole cannot be served; a plan found later counts for more."""
+        """Record that the whole request cannot be served. A plan that comes later outweighs this."""
         if self._fixed.failed_reason is None and not self._fixed.planned and not self._is_before_retry(event):
             self._fixed = msgspec.structs.replace(self._fixed, failed_reason=event.reason)
 
     def plan(self, event: RequestPlanned) -> None:
-        """Take over what the plan says, if it is not known yet."""
+        """Record the counts of the plan, if no plan is known yet."""
         if self._fixed.planned:
             return
         self._fixed = msgspec.structs.replace(
@@ -168,7 +172,7 @@ class _Working:
             self._note_failure(event)
 
     def _note_failure(self, event: CityFinished) -> None:
-        """Keep why a city failed; of several reasons that of the latest retry, and of equals the greater one."""
+        """Keep the reason of the latest retry; of equally late reasons, the greater text."""
         failure = Failure(
             city_id=event.city_id,
             city_name=event.city_name,
@@ -181,7 +185,7 @@ class _Working:
             self._failures[event.position] = failure
 
     def _settle(self, position: int, outcome: Outcome | None, city: CityUnderWay) -> None:
-        """Put a city back, or count it as served, or drop it as failed, once it is."""
+        """Keep a city as under way, or count it as served, or drop it once it has failed."""
         ended = outcome in {Outcome.UNCHANGED, Outcome.STORED}
         if ended and all(city.folded.get(country, 0) >= revision for country, revision in city.published.items()):
             self._under_way.pop(position, None)

@@ -20,14 +20,9 @@ from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository, Versioned
 
 REQUEUE_INTERVAL_S = 60.0
-
-
 REQUEUE_REQUESTS_MAX = 1_000
-
-
 REQUEUE_WAIT_MAX = dt.timedelta(days=1)
 """The longest wait before a stalled request is published once more."""
-
 
 Clock = Callable[[], dt.datetime]
 
@@ -54,7 +49,7 @@ class Requeue:
         self._clock = clock
         self._after = after
         self._wait_max = max(after, wait_max)
-        self._ended: dict[str, str] = {}  # the ETags of records that need not be read again, by key
+        self._ended: dict[str, str] = {}  # the ETags of ended records, by key: these are not read again
 
     async def run(self, retrier: Retrier) -> None:
         """Requeue stalled requests once a minute until asked to stop."""

@@ -193,7 +193,7 @@ async def test_a_rebuild_that_was_killed_leaves_a_mark_that_an_operator_clears(s
         assert await summaries(store) == right
 
 
-class _HeldReplay:
+class _PendingRecordsReplay:
     """An empty topic that is not at its end before it is released."""
 
     def __init__(self) -> None:
@@ -224,8 +224,8 @@ async def test_of_rebuilds_that_race_one_completes(settings: Settings) -> None:
 
 async def _two_at_once(settings: Settings, store: S3Store, publisher: KafkaPublisher) -> None:
     highest = (await read_current(store)).highest
-    replay = _HeldReplay()
-    first = Rebuild(store, publisher, token="first", report=lambda *_: None, replay=replay)
+    replay = _PendingRecordsReplay()
+    first = Rebuild(store, publisher, token="first", report=lambda *_: None, reader=replay)
     rebuilding = asyncio.create_task(first.run())
     await building(store, highest)
     code, _, err = await tripfold(settings, "rebuild", "--from", "s3")

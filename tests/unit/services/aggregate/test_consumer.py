@@ -1,4 +1,4 @@
-"""What the aggregate publishes when another one changes the same summary: the topic ends in the latest."""
+"""The consumer of city-stats: its topics end in the latest summary, and each fold costs few calls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 
-from services.aggregate.consumer import ALONE_S, CityStatsConsumer
+from services.aggregate.consumer import TAKEOVER_MIN_S, CityStatsConsumer
 from services.aggregate.fold import as_stat_event
 from services.aggregate.replay.generations import begin
 from services.aggregate.summary_writer import SummaryWriter
@@ -22,7 +22,7 @@ from tests.fakes.log import MemoryPublisher
 
 
 class LatePublisher(MemoryPublisher):
-    """Before it publishes a summary, it lets something else happen, once."""
+    """A publisher that lets another action happen once before it publishes a summary."""
 
     def __init__(self, bucket: OperatedBucket) -> None:
         super().__init__(bucket.log)
@@ -37,7 +37,7 @@ class LatePublisher(MemoryPublisher):
 
 
 class Aggregate:
-    """One aggregate with a clock of its own, whose publishing can be held up."""
+    """An aggregate with its own clock, whose publishing can be delayed."""
 
     def __init__(self, bucket: OperatedBucket) -> None:
         self._bucket = bucket
@@ -58,9 +58,9 @@ def last_version(bucket: OperatedBucket) -> int:
 
 @pytest.mark.parametrize("before", ["itself", "another", "nobody"])
 async def test_a_paused_aggregate_leaves_no_stale_summary_in_the_topic(before: str) -> None:
-    """Paused between its swap and its record, while another folds and publishes more, it publishes the latest too.
+    """An aggregate that is paused between its write and its publish also publishes the latest summary.
 
-    Only after a swap over one of its own it may take itself for alone, and for a moment.
+    Only for a moment after a write over its own summary it skips the check for other writers.
     """
     bucket = OperatedBucket()
     paused, other = Aggregate(bucket), Aggregate(bucket)
@@ -71,7 +71,7 @@ async def test_a_paused_aggregate_leaves_no_stale_summary_in_the_topic(before: s
     async def pause() -> None:
         await other.fold(first)
         await other.fold(second)
-        paused.now_s += ALONE_S if before == "itself" else 0
+        paused.now_s += TAKEOVER_MIN_S if before == "itself" else 0
 
     paused.publisher.before = pause
     await paused.fold(first)
@@ -79,13 +79,13 @@ async def test_a_paused_aggregate_leaves_no_stale_summary_in_the_topic(before: s
 
 
 def last_of_key(bucket: OperatedBucket, key: str) -> Event:
-    """Return what compaction leaves of a key of ``city-stats``."""
+    """Return the record of a ``city-stats`` key that compaction keeps."""
     last = [record for record in bucket.log.records(Topic.CITY_STATS) if record.key == key.encode()][-1]
     return events.decode(last.topic, last.value)
 
 
-async def test_a_batch_that_ends_in_a_stale_record_is_answered_with_the_present_one() -> None:
-    """What counts is the last record of a key: the topic ends in the manifest's, whatever came before it."""
+async def test_a_stale_last_record_is_followed_by_the_current_one() -> None:
+    """If the last record of a key is stale, the current event of the manifest is published after it."""
     bucket = OperatedBucket()
     aggregate = Aggregate(bucket)
     [stale], [present] = bucket.store_file(1, 11, trips(1)), bucket.store_file(1, 12, trips(2))
@@ -96,8 +96,8 @@ async def test_a_batch_that_ends_in_a_stale_record_is_answered_with_the_present_
     assert len(bucket.log.records(Topic.CITY_STATS)) == records + 2, "a batch that ends well needs no answer"
 
 
-async def test_a_stale_plan_is_answered_with_the_present_one() -> None:
-    """The topic ends in the plan that the bucket holds, also of a country that is in it no longer."""
+async def test_a_stale_plan_is_followed_by_the_current_one() -> None:
+    """The topic ends in the bucket's plan, also for a country that has left the plan."""
     bucket = OperatedBucket()
     aggregate = Aggregate(bucket)
     stale = bucket.plan(1, {"armenia": [1]})
@@ -107,8 +107,8 @@ async def test_a_stale_plan_is_answered_with_the_present_one() -> None:
     assert last_of_key(bucket, present.key) == present
 
 
-async def test_a_bucket_that_knows_less_than_the_summary_is_not_published() -> None:
-    """A restored manifest or plan would be stale as well: answered with itself, a record would come back for ever."""
+async def test_a_restored_older_manifest_is_not_published() -> None:
+    """A restored manifest or plan that is stale itself is not published: its record would come back for ever."""
     bucket = OperatedBucket()
     aggregate = Aggregate(bucket)
     await aggregate.fold([*bucket.store_file(1, 12, trips(2)), *bucket.plan(2, {"armenia": [1, 2]})])
@@ -119,7 +119,7 @@ async def test_a_bucket_that_knows_less_than_the_summary_is_not_published() -> N
 
 
 async def test_nothing_counts_as_folded_before_its_summary_is_written() -> None:
-    """While a summary cannot be written, no request hears that its city is served."""
+    """While a summary cannot be written, no CityFolded event is published."""
     bucket = OperatedBucket()
     folder = CityStatsConsumer(bucket.store, bucket.publisher, cache_bytes=100_000)
     cause = Cause(request_id=REQUEST, plan_revision=1, position=0)
@@ -144,7 +144,7 @@ async def test_nothing_counts_as_folded_before_its_summary_is_written() -> None:
 
 
 async def test_in_a_steady_state_a_fold_costs_one_call() -> None:
-    """An aggregate that is alone with a country-day swaps its next summary in, and makes no other call for it."""
+    """An aggregate that alone writes a country-day makes one compare-and-swap for each fold."""
     bucket = OperatedBucket()
     alone = Aggregate(bucket)
     await alone.fold(bucket.plan(1, {"armenia": [1]}))
@@ -167,7 +167,7 @@ async def test_in_a_steady_state_a_fold_costs_one_call() -> None:
 
 
 async def test_new_dates_cost_one_call_each() -> None:
-    """Once a summary was missing, the next one that is not known is created without a look for it."""
+    """After a missing summary, the next unknown summary is created without a read."""
     bucket = OperatedBucket()
     first, *others = (
         [as_stat_event(event) for event in bucket.store_file(city, 10 + city, trips(city), f"country-{city}")]
@@ -179,15 +179,15 @@ async def test_new_dates_cost_one_call_each() -> None:
     async def no_get(key: str, *, first_bytes: int | None = None) -> object:
         raise AssertionError(f"{key} was read, {first_bytes} bytes")
 
-    bucket.store.get = no_get  # type: ignore[method-assign,assignment]  # a look is an error here
+    bucket.store.get = no_get  # type: ignore[method-assign,assignment]  # a read is an error here
     for following in others:
         await writer.fold(1, following)
     assert len(bucket.store.bodies(keys.summaries_of_generation(1))) == 4
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 100_000])
-async def test_a_summary_that_is_there_already_is_folded_into(cache_bytes: int) -> None:
-    """A writer that takes a summary for missing finds it by its lost race, if another one or itself made it."""
+async def test_an_existing_summary_is_found_by_the_conflict(cache_bytes: int) -> None:
+    """A writer that guesses a summary to be missing finds it by the conflict of its write."""
     bucket = OperatedBucket()
     first, second, third = (
         [as_stat_event(event) for event in bucket.store_file(city, 10 + city, trips(city))] for city in (1, 2, 3)
@@ -200,8 +200,8 @@ async def test_a_summary_that_is_there_already_is_folded_into(cache_bytes: int) 
     assert (await bucket.summary()).version == 11 + 12 + 13
 
 
-async def test_the_live_generation_is_never_ahead_of_the_one_being_built() -> None:
-    """Who compares the two, the live one first, finds in both what it found in one: no rebuild is refused for that."""
+async def test_the_live_generation_is_never_ahead_of_the_building_one() -> None:
+    """A comparison that reads the live summary first finds each of its events in the built one, too."""
     bucket = OperatedBucket()
     aggregate = Aggregate(bucket)
     current = await begin(bucket.store, "token", take_over=False)
@@ -218,7 +218,7 @@ async def test_the_live_generation_is_never_ahead_of_the_one_being_built() -> No
             ahead.append(objects.decode(Summary, body, key).version - version)
         return written
 
-    bucket.store.compare_and_swap = compared_after  # type: ignore[method-assign]  # a rebuild that looks at any moment
+    bucket.store.compare_and_swap = compared_after  # type: ignore[method-assign]  # a rebuild reads at any moment
     await aggregate.fold(bucket.store_file(1, 11, trips(1)))
     await aggregate.fold(bucket.store_file(2, 12, trips(2)))
     assert ahead == [0, 0]

@@ -1,4 +1,4 @@
-"""Verify and repair: what they name, what they leave alone, and what is in flight."""
+"""Verify and repair: which differences they report, which summaries they write, and how events in flight count."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from services.aggregate.audit.compare import Difference
 from services.aggregate.audit.recount import AuditParseError, AuditParser
 from services.aggregate.audit.repair import Repaired, repair_dates
-from services.aggregate.audit.verify import look_at, verify_dates
+from services.aggregate.audit.verify import read_snapshot, verify_dates
 from services.aggregate.bucket_reader import Dates, read_events
 from services.aggregate.replay.rebuild import Rebuild, RebuildRefused
 from shared.domain import keys, objects
@@ -25,7 +25,7 @@ from shared.storage.object_store import ObjectInfo, StoredObject
 from tests.fakes.bucket import ALL, DAY, NOON, REQUEST, OperatedBucket, trips
 
 
-async def no_wait(_look: int) -> None:
+async def no_wait(_read: int) -> None:
     return
 
 
@@ -58,12 +58,12 @@ async def bucket() -> OperatedBucket:
 
 
 async def test_a_bucket_at_rest_has_no_difference(bucket: OperatedBucket) -> None:
-    """What the services leave behind is as the manifests say, and its raw objects hold what the manifests say."""
+    """Summaries, manifests and raw objects agree after the services have finished."""
     assert await verified(bucket, deep=True) == []
 
 
-async def test_a_range_leaves_the_other_dates_alone(bucket: OperatedBucket) -> None:
-    """Of a range, each date of it is looked at, and no other."""
+async def test_verify_reads_only_the_dates_of_its_range(bucket: OperatedBucket) -> None:
+    """Verify reads every date of a range, and no other date."""
     await bucket.damage(totals=NOTHING)
     before, after = DAY - dt.timedelta(days=1), DAY + dt.timedelta(days=1)
     for first, last, count in ((before, after, 3), (after, None, 0), (None, DAY, 1), (after, after, 1)):
@@ -73,8 +73,8 @@ async def test_a_range_leaves_the_other_dates_alone(bucket: OperatedBucket) -> N
         assert told == ["armenia"] * (first != after)
 
 
-async def test_a_wrong_contribution_is_named_by_its_city(bucket: OperatedBucket) -> None:
-    """A ledger entry that is not its manifest's is named with country-day and city, and both values."""
+async def test_a_wrong_contribution_is_reported_with_its_city(bucket: OperatedBucket) -> None:
+    """A ledger entry that differs from its manifest is reported with country-day, city and both values."""
     summary = await bucket.summary()
     entry = msgspec.structs.replace(summary.ledger[CityId("1")], contribution=NOTHING)
     await bucket.damage(ledger={**summary.ledger, CityId("1"): entry})
@@ -84,14 +84,14 @@ async def test_a_wrong_contribution_is_named_by_its_city(bucket: OperatedBucket)
     assert '"passengers":10' in one.expected
 
 
-async def test_wrong_totals_are_named_by_their_field(bucket: OperatedBucket) -> None:
-    """Totals that are not those of the ledger are a difference of the country-day."""
+async def test_wrong_totals_are_reported_with_their_field(bucket: OperatedBucket) -> None:
+    """Totals that differ from the ledger are a difference of the country-day."""
     await bucket.damage(totals=NOTHING)
     assert [(one.country, one.what) for one in await verified(bucket)] == [("armenia", "totals")]
 
 
-async def test_a_lost_summary_and_a_stray_one_are_told(bucket: OperatedBucket) -> None:
-    """A country-day without its summary is a difference, and so is a summary that nothing stands for."""
+async def test_a_missing_summary_and_a_stray_one_are_reported(bucket: OperatedBucket) -> None:
+    """A country-day without a summary is a difference, and so is a summary without a manifest or plan."""
     body = bucket.store.objects.pop(await bucket.summary_key("armenia")).body
     stray = body.replace(b'"country":"armenia"', b'"country":"chad"')
     bucket.store.write(await bucket.summary_key("chad"), stray)
@@ -102,8 +102,10 @@ async def test_a_lost_summary_and_a_stray_one_are_told(bucket: OperatedBucket) -
 
 
 @pytest.mark.parametrize(("running", "in_flight"), [(True, True), (False, False)])
-async def test_a_deleted_summary_is_not_on_its_way(bucket: OperatedBucket, *, running: bool, in_flight: bool) -> None:
-    """A missing summary is in flight only while the request that planned its date has not ended."""
+async def test_a_missing_summary_is_in_flight_only_while_its_request_runs(
+    bucket: OperatedBucket, *, running: bool, in_flight: bool
+) -> None:
+    """A missing summary is in flight only while the request that planned its date runs."""
     del bucket.store.objects[await bucket.summary_key("armenia")]
     record = RequestRecord(request_id=REQUEST, date=DAY, requested_at=NOON, updated_at=NOON, planned=not running)
     bucket.store.write(keys.request(REQUEST), objects.encode(record))
@@ -112,7 +114,7 @@ async def test_a_deleted_summary_is_not_on_its_way(bucket: OperatedBucket, *, ru
 
 
 async def test_an_unreadable_object_is_a_difference(bucket: OperatedBucket) -> None:
-    """A summary or a manifest that does not decode is named, and stops nothing."""
+    """A summary or manifest that cannot be decoded is reported, and verify goes on."""
     bucket.store.write(await bucket.summary_key("brasil"), b"{")
     bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
     told = await verified(bucket)
@@ -120,28 +122,28 @@ async def test_an_unreadable_object_is_a_difference(bucket: OperatedBucket) -> N
     assert ("brasil", "summary") in [(one.country, one.what) for one in told]
 
 
-async def test_a_manifest_ahead_is_looked_at_again(bucket: OperatedBucket) -> None:
-    """A revision that is folded while verify waits is no difference; one that never is, is one."""
+async def test_a_manifest_ahead_is_read_again(bucket: OperatedBucket) -> None:
+    """A revision that is folded while verify waits is no difference; one that is never folded is one."""
     published = bucket.store_file(1, 30, trips(4))
-    looks = []
+    reads = []
 
-    async def fold_at_second_look(look: int) -> None:
-        looks.append(look)
-        if look == 2:
+    async def fold_at_second_read(snapshot: int) -> None:
+        reads.append(snapshot)
+        if snapshot == 2:
             await bucket.fold(published)
 
-    dates = [date async for date in verify_dates(bucket.store, ALL, deep=False, wait=fold_at_second_look)]
-    assert (dates[0].differences, looks) == ([], [1, 2])
+    dates = [date async for date in verify_dates(bucket.store, ALL, deep=False, wait=fold_at_second_read)]
+    assert (dates[0].differences, reads) == ([], [1, 2])
     bucket.store_file(1, 31, trips(5))
     [one] = await verified(bucket)
     assert (one.city_id, one.found, one.expected, one.in_flight) == ("1", "30", "31", True)
 
 
-async def test_a_plan_ahead_is_looked_at_again(bucket: OperatedBucket) -> None:
-    """A plan that is folded while verify waits is no difference; one older than the summary's counts at once."""
+async def test_a_plan_ahead_is_read_again(bucket: OperatedBucket) -> None:
+    """A plan that is folded while verify waits is no difference; a plan older than the summary's counts at once."""
     published = bucket.plan(3, {"armenia": [1], "brasil": [2, 3, 4]})
 
-    async def fold_at_once(_look: int) -> None:
+    async def fold_at_once(_read: int) -> None:
         await bucket.fold(published)
 
     dates = [date async for date in verify_dates(bucket.store, ALL, deep=False, wait=fold_at_once)]
@@ -154,7 +156,7 @@ async def test_a_plan_ahead_is_looked_at_again(bucket: OperatedBucket) -> None:
 
 
 async def test_a_ledger_ahead_of_its_manifest_counts_at_once(bucket: OperatedBucket) -> None:
-    """A manifest that went back, as from a restored backup, is not in flight."""
+    """A manifest that went back, as after the restore of a backup, is not in flight."""
     manifest = bucket.manifest(1)
     assert manifest is not None
     older = msgspec.structs.replace(manifest, revision=5)
@@ -164,7 +166,7 @@ async def test_a_ledger_ahead_of_its_manifest_counts_at_once(bucket: OperatedBuc
 
 
 async def test_deep_reads_the_raw_bytes(bucket: OperatedBucket) -> None:
-    """With --deep a raw object that is not what its manifest says is named by its city: wrong, lost or no trip file."""
+    """With --deep a raw object that is wrong, lost or no trip file is reported with its city."""
     for city, body in ((1, b"[]"), (2, None), (3, b"[{}]")):
         manifest = bucket.manifest(city)
         assert manifest is not None
@@ -176,11 +178,11 @@ async def test_deep_reads_the_raw_bytes(bucket: OperatedBucket) -> None:
     told = [(one.city_id, one.what, one.found) for one in await verified(bucket, deep=True)]
     assert ("1", "raw object: trips", "0") in told
     assert ("2", "raw object", "nothing") in told
-    assert ("3", "raw object", "record 1: KeyError 'departure-time'") in told
+    assert ("3", "raw object", "record 1: departure-time is missing") in told
 
 
-async def test_deep_counts_what_has_expired(bucket: OperatedBucket) -> None:
-    """A raw object that is missing and older than raw objects are kept is counted, and no difference."""
+async def test_deep_counts_expired_raw_objects(bucket: OperatedBucket) -> None:
+    """A missing raw object that is older than the retention is counted, and no difference."""
     lost = bucket.manifest(1)
     assert lost is not None
     del bucket.store.objects[lost.raw_key]
@@ -190,8 +192,8 @@ async def test_deep_counts_what_has_expired(bucket: OperatedBucket) -> None:
         assert told == [(differences, expired)]
 
 
-async def test_deep_reads_a_file_as_it_was_folded(bucket: OperatedBucket) -> None:
-    """The manifest says in which form the records are, how many were left out, and whether other dates were."""
+async def test_deep_reads_a_file_by_the_rules_of_its_manifest(bucket: OperatedBucket) -> None:
+    """The manifest holds the form of the records, the number left out, and whether other dates were bad."""
     for form, body in (
         ("lines", b"%b\n%b\n%b\n"),
         ("/data/trips", b'{"x": [{}], "data": {"y": "[", "trips": [%b, %b, %b], "z": 1}}'),
@@ -220,12 +222,15 @@ async def test_deep_reads_a_file_as_it_was_folded(bucket: OperatedBucket) -> Non
             assert told == differs
 
 
-async def test_repair_makes_wrong_summaries_again_and_no_others(bucket: OperatedBucket) -> None:
-    """A repaired summary is byte for byte the one before the damage, and is published; the others are not written."""
+async def test_repair_writes_only_wrong_summaries(bucket: OperatedBucket) -> None:
+    """A repaired summary has the bytes from before the damage and is published; the others are not written."""
     right = {key: bucket.store.objects[key].body for key in bucket.store.objects}
     untouched = bucket.store.objects[await bucket.summary_key("brasil")]
     summary = await bucket.summary()
-    ledger = {**summary.ledger, CityId("1"): LedgerEntry(revision=99)}  # higher: publishing again could not mend it
+    ledger = {
+        **summary.ledger,
+        CityId("1"): LedgerEntry(revision=99),
+    }  # higher, so events published again could not repair it
     await bucket.damage(ledger=ledger, version=500)
     told = bucket.published_versions()
     [one] = await repaired(bucket)
@@ -236,21 +241,21 @@ async def test_repair_makes_wrong_summaries_again_and_no_others(bucket: Operated
     assert await repaired(bucket) == []
 
 
-async def test_repair_drops_no_city_whose_manifest_is_lost_unless_told_to(bucket: OperatedBucket) -> None:
-    """A city that the ledger alone knows is named and kept; with drop_lost the summary is made without it."""
+async def test_repair_drops_a_city_without_manifest_only_with_drop_lost(bucket: OperatedBucket) -> None:
+    """A city that only the ledger has is named and kept; with drop_lost the new summary leaves it out."""
     del bucket.store.objects[keys.manifest(DAY, CityId("3"))]
     before = await bucket.summary("brasil")
     [one] = await repaired(bucket)
     assert (one.country, one.version_after) == ("brasil", None)
-    assert "no manifest says anything of city 3" in (one.refused or "")
+    assert "city 3 has no manifest" in (one.refused or "")
     assert await bucket.summary("brasil") == before
     [one] = await repaired(bucket, drop_lost=True)
     assert (one.refused, list((await bucket.summary("brasil")).ledger)) == (None, ["2"])
     assert await verified(bucket) == []
 
 
-async def test_repair_drops_no_plan_that_is_lost_unless_told_to(bucket: OperatedBucket) -> None:
-    """A date whose plan is lost keeps what its summaries know of it; with drop_lost they are made without it."""
+async def test_repair_drops_a_lost_plan_only_with_drop_lost(bucket: OperatedBucket) -> None:
+    """A date whose plan is lost keeps its summaries; with drop_lost the new summaries leave the plan out."""
     del bucket.store.objects[keys.plan(DAY)]
     before = await bucket.summary()
     assert ["the plan of the date is lost" in (one.refused or "") for one in await repaired(bucket)] == [True, True]
@@ -259,8 +264,8 @@ async def test_repair_drops_no_plan_that_is_lost_unless_told_to(bucket: Operated
     assert not (await bucket.summary()).complete
 
 
-async def test_a_stray_summary_is_emptied_only_if_told_to(bucket: OperatedBucket) -> None:
-    """A summary that nothing stands for is refused; with drop_lost it is emptied, and verify has nothing to say."""
+async def test_a_stray_summary_is_emptied_only_with_drop_lost(bucket: OperatedBucket) -> None:
+    """A summary without a manifest or plan stays; with drop_lost it is emptied, and verify finds no difference."""
     body = bucket.store.objects[await bucket.summary_key("armenia")].body
     bucket.store.write(await bucket.summary_key("chad"), body.replace(b'"country":"armenia"', b'"country":"chad"'))
     del bucket.store.objects[keys.manifest(DAY, CityId("1"))]
@@ -272,8 +277,8 @@ async def test_a_stray_summary_is_emptied_only_if_told_to(bucket: OperatedBucket
     assert await verified(bucket) == []
 
 
-async def test_repair_drops_a_city_that_nothing_in_the_bucket_knows(bucket: OperatedBucket) -> None:
-    """A city without manifest, plan and raw object, or whose manifest has it elsewhere, was written in by hand."""
+async def test_repair_drops_a_city_that_only_the_ledger_has(bucket: OperatedBucket) -> None:
+    """A city without manifest, plan and raw object, or whose manifest is in another country, is dropped."""
     right = await bucket.summary()
     for city in ("999", "3"):
         await bucket.damage(ledger={**right.ledger, CityId(city): right.ledger[CityId("1")]})
@@ -284,8 +289,8 @@ async def test_repair_drops_a_city_that_nothing_in_the_bucket_knows(bucket: Oper
 
 
 @pytest.mark.parametrize("known", ["raw object", "plan"])
-async def test_repair_keeps_a_city_that_the_bucket_knows_of(bucket: OperatedBucket, known: str) -> None:
-    """A raw object or the plan of the date is enough for a city to be taken for one whose manifest is lost."""
+async def test_repair_keeps_a_city_that_has_a_raw_object_or_a_plan(bucket: OperatedBucket, known: str) -> None:
+    """A city with a raw object or in the plan of the date counts as one whose manifest is lost."""
     right = await bucket.summary()
     await bucket.damage(ledger={**right.ledger, CityId("9"): right.ledger[CityId("1")]})
     if known == "plan":
@@ -293,12 +298,12 @@ async def test_repair_keeps_a_city_that_the_bucket_knows_of(bucket: OperatedBuck
     else:
         bucket.store.write(keys.raw(DAY, CityId("9"), "attempt"), b"[]")
     [one] = await repaired(bucket)
-    assert "no manifest says anything of city 9" in (one.refused or "")
+    assert "city 9 has no manifest" in (one.refused or "")
     assert CityId("9") in (await bucket.summary()).ledger
 
 
-async def test_a_copy_of_another_summary_is_found_and_mended(bucket: OperatedBucket) -> None:
-    """A summary, readable in itself, that lies under the key of another country or date is not taken for that one's."""
+async def test_a_summary_under_the_key_of_another_is_repaired(bucket: OperatedBucket) -> None:
+    """A readable summary under the key of another country or date is replaced."""
     right = bucket.store.objects[await bucket.summary_key()].body
     other_date = right.replace(b'"date":"2024-05-01"', b'"date":"2024-05-02"')
     for strayed in (bucket.store.objects[await bucket.summary_key("brasil")].body, other_date):
@@ -311,8 +316,8 @@ async def test_a_copy_of_another_summary_is_found_and_mended(bucket: OperatedBuc
 
 
 @pytest.mark.parametrize("how", [b"%b\n", b" %b"])
-async def test_a_summary_of_other_bytes_is_found_and_mended(bucket: OperatedBucket, how: bytes) -> None:
-    """A summary that says the right thing in other bytes is a difference: its first bytes are read alone."""
+async def test_a_summary_in_other_bytes_is_repaired(bucket: OperatedBucket, how: bytes) -> None:
+    """A summary with the right content in other bytes is a difference, since readers rely on its first bytes."""
     key = await bucket.summary_key()
     right = bucket.store.objects[key].body
     written = json.dumps(json.loads(right), indent=1).encode()
@@ -326,13 +331,13 @@ async def test_a_summary_of_other_bytes_is_found_and_mended(bucket: OperatedBuck
 async def test_a_summary_of_an_earlier_build_is_right_in_its_own_bytes(
     bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an earlier build wrote is read, and no difference, though this build would write it otherwise."""
+    """A summary of an earlier build is no difference, although this build would encode it differently."""
     monkeypatch.setattr(objects, "SCHEMA_VERSION", objects.SCHEMA_VERSION + 1)
     assert await verified(bucket) == []
 
 
-async def test_a_strayed_manifest_is_a_difference(bucket: OperatedBucket) -> None:
-    """A manifest under the key of another city-day, or a plan under another date's, is named, and builds nothing."""
+async def test_a_manifest_under_a_wrong_key_is_a_difference(bucket: OperatedBucket) -> None:
+    """A manifest under the key of another city-day, or a plan under another date, is reported and builds nothing."""
     city = keys.manifest(DAY, CityId("1"))
     other = keys.manifest(DAY, CityId("3"))
     plan = keys.plan(DAY)
@@ -351,7 +356,7 @@ async def test_a_strayed_manifest_is_a_difference(bucket: OperatedBucket) -> Non
 
 
 async def test_repair_follows_no_damaged_manifest(bucket: OperatedBucket) -> None:
-    """Where the raw object is as the ledger says, and the manifest is not, the summary is left as it was."""
+    """If the raw object agrees with the ledger and not with the manifest, the summary stays as it is."""
     manifest = bucket.manifest(1)
     assert manifest is not None
     damaged = msgspec.structs.replace(manifest, contribution=NOTHING)
@@ -363,7 +368,7 @@ async def test_repair_follows_no_damaged_manifest(bucket: OperatedBucket) -> Non
 
 
 async def test_repair_does_not_drop_a_city_whose_manifest_is_unreadable(bucket: OperatedBucket) -> None:
-    """While a manifest of the date cannot be read, its summaries stay as they are, and the reason is told."""
+    """While a manifest of the date cannot be read, its summaries stay as they are, and the reason is reported."""
     bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
     before = await bucket.summary()
     assert all("city=1.json" in (one.refused or "") for one in await repaired(bucket))
@@ -371,7 +376,7 @@ async def test_repair_does_not_drop_a_city_whose_manifest_is_unreadable(bucket: 
 
 
 async def test_repair_replaces_no_summary_of_a_later_build(bucket: OperatedBucket) -> None:
-    """A summary that a later build wrote is named, and neither repair nor a rebuild of this build replaces it."""
+    """A summary of a later build is reported; neither repair nor a rebuild of this build replaces it."""
     key = await bucket.summary_key()
     later = bucket.store.objects[key].body.replace(b'"schema_version":1', b'"schema_version":9')
     later = later.replace(b'"totals":{', b'"totals":{"trips_by_hour":"of another type",')
@@ -388,7 +393,7 @@ async def test_repair_replaces_no_summary_of_a_later_build(bucket: OperatedBucke
 
 
 async def test_repair_yields_to_an_aggregate(bucket: OperatedBucket) -> None:
-    """A summary that an aggregate writes after it was found wrong is looked at again, and nothing folded is lost."""
+    """A wrong summary that an aggregate writes meanwhile is read again, and no folded event is lost."""
     await bucket.damage(totals=NOTHING)
     published = bucket.store_file(1, 30, trips(4))
     compare_and_swap = bucket.store.compare_and_swap
@@ -407,8 +412,8 @@ async def test_repair_yields_to_an_aggregate(bucket: OperatedBucket) -> None:
     assert await verified(bucket) == []
 
 
-async def test_repair_looks_again_at_what_was_written_meanwhile(bucket: OperatedBucket) -> None:
-    """Who loses the race for a summary does not take the winner's for a right one."""
+async def test_repair_reads_a_summary_again_after_a_conflict(bucket: OperatedBucket) -> None:
+    """After a conflict repair does not take the other writer's summary for a right one."""
     await bucket.damage(cities_reported=99)
     compare_and_swap = bucket.store.compare_and_swap
 
@@ -417,13 +422,13 @@ async def test_repair_looks_again_at_what_was_written_meanwhile(bucket: Operated
         await bucket.damage(cities_reported=98)
         return await compare_and_swap(key, body, etag=etag)
 
-    bucket.store.compare_and_swap = damaged_again  # type: ignore[method-assign]  # whoever damages it comes first
+    bucket.store.compare_and_swap = damaged_again  # type: ignore[method-assign]  # the damage happens first
     await repaired(bucket)
     assert await verified(bucket) == []
 
 
-async def test_what_is_folded_while_manifests_are_read_is_no_damage(bucket: OperatedBucket) -> None:
-    """Summaries are read first: none can be ahead of a manifest that was read before."""
+async def test_an_event_folded_while_manifests_are_read_is_no_difference(bucket: OperatedBucket) -> None:
+    """Summaries are read first, so none can be ahead of a manifest that was read before."""
     get = bucket.store.get
 
     async def replaced_after(key: str, *, first_bytes: int | None = None) -> StoredObject | None:
@@ -437,8 +442,8 @@ async def test_what_is_folded_while_manifests_are_read_is_no_damage(bucket: Oper
     assert await verified(bucket) == []
 
 
-async def test_a_look_is_of_the_generation_that_is_live_after_it(bucket: OperatedBucket) -> None:
-    """Where the pointer moves while summaries are read, those of the generation before say nothing."""
+async def test_a_snapshot_is_of_the_generation_that_is_live_after_it(bucket: OperatedBucket) -> None:
+    """If the pointer moves while summaries are read, the summaries of the new live generation are read."""
     listing = bucket.store.list
 
     async def flipped_before(prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
@@ -452,21 +457,21 @@ async def test_a_look_is_of_the_generation_that_is_live_after_it(bucket: Operate
             yield one
 
     bucket.store.list = flipped_before  # type: ignore[method-assign]  # a rebuild and a drop come first
-    look = await look_at(bucket.store, DAY)
-    assert (look.generation, look.differences()) == (2, [])
+    snapshot = await read_snapshot(bucket.store, DAY)
+    assert (snapshot.generation, snapshot.differences()) == (2, [])
 
 
-async def test_repair_drops_no_tombstone_that_a_manifest_does_not_name(bucket: OperatedBucket) -> None:
-    """A tombstone keeps older records of a city out: the summary is left as it is, and an operator told."""
+async def test_repair_keeps_a_tombstone_without_manifest(bucket: OperatedBucket) -> None:
+    """A tombstone keeps older records of a city out, so the summary stays and the reason is reported."""
     right = await bucket.summary("brasil")
     await bucket.damage("brasil", ledger={**right.ledger, CityId("1"): LedgerEntry(revision=15)})
     [one] = await repaired(bucket)
-    assert "no manifest says anything of city 1" in (one.refused or "")
+    assert "city 1 has no manifest" in (one.refused or "")
     assert (await bucket.summary("brasil")).ledger[CityId("1")] == LedgerEntry(revision=15)
 
 
-async def test_repair_goes_on_in_the_generation_that_was_made_live_meanwhile(bucket: OperatedBucket) -> None:
-    """Where the pointer moves while a summary is made again, that of the live generation is looked at too."""
+async def test_repair_goes_on_in_a_generation_that_became_live_meanwhile(bucket: OperatedBucket) -> None:
+    """If the pointer moves during a repair, the summary of the new live generation is repaired, too."""
     await bucket.damage(cities_reported=99)
     for key, stored in list(bucket.store.objects.items()):
         if key.startswith(keys.summaries_of_generation(1)):
@@ -483,10 +488,10 @@ async def test_repair_goes_on_in_the_generation_that_was_made_live_meanwhile(buc
     assert await verified(bucket) == []
 
 
-async def test_a_date_of_more_objects_than_are_read_at_once_is_read_whole(
+async def test_a_date_with_more_objects_than_a_batch_is_read_completely(
     bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many objects are read at once, each of a date is read, the last of a full batch too."""
+    """All objects of a date are read, whatever the size of a batch."""
     for at_once in range(1, 5):
         monkeypatch.setattr("services.aggregate.bucket_reader.KEYS_AT_ONCE_MAX", at_once)
         assert len((await read_events(bucket.store, DAY)).statistics()) == 3
@@ -525,29 +530,29 @@ def record(delay: str = "PT1S", departure: str = "2024-05-01T01:00:00", **more: 
         ("PT-0.0025S", -2),
     ],
 )
-def test_the_recount_reads_delays_by_itself(written: str, delay_ms: int) -> None:
-    """Weeks, signs, fractions and rounding half to even are read as the documents say."""
+def test_the_audit_parser_reads_delays(written: str, delay_ms: int) -> None:
+    """Weeks, signs, fractions and rounding half to even follow the documentation."""
     assert count(json.dumps([record(written)]).encode()) == (1, 3, 1, delay_ms, 0)
     assert round(Fraction(delay_ms)) == delay_ms
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 100, 100_000])
-def test_the_recount_is_the_same_however_a_file_is_cut(chunk_bytes: int) -> None:
-    """A file with a byte order mark, white space and nested values counts the same in any chunks."""
+def test_the_audit_parser_reads_a_file_in_any_chunks(chunk_bytes: int) -> None:
+    """A file with a byte order mark, white space and nested values has the same figures in any chunks."""
     records = [record(stops=[{"name": "]}"}, [1]]), record(departure="2024-05-02T00:10"), record()]
     body = b"\xef\xbb\xbf \n" + json.dumps(records, indent=1, ensure_ascii=False).encode() + b"\n "
     assert count(body, chunk_bytes) == (3, 9, 3, 3_000, 1)
 
 
 @pytest.mark.parametrize("body", [b"", b"[", b"{}", b'[{"a"', b"[] x", b"[\xff]", b"[1", b"null", b"[],"])
-def test_what_is_no_trip_file_is_not_counted(body: bytes) -> None:
-    """A file that stops, or holds something else, is named as such, and never counted in part."""
+def test_the_audit_parser_rejects_other_files(body: bytes) -> None:
+    """A truncated file, or one of another form, raises an error, and no part of it is counted."""
     with pytest.raises(AuditParseError):
         count(body)
 
 
-def test_what_is_no_trip_is_counted_apart() -> None:
-    """A value that is no trip, or a trip that breaks a rule, is left out of the sums and named."""
+def test_the_audit_parser_counts_bad_records_separately() -> None:
+    """A value that is no trip, or a trip that breaks a rule, is left out of the sums and reported."""
     bad: list[object] = [
         1,
         {},
@@ -563,5 +568,5 @@ def test_what_is_no_trip_is_counted_apart() -> None:
 
 
 def test_an_empty_array_counts_nothing() -> None:
-    """A file may hold no trips."""
+    """A file may have no trips."""
     assert count(b" [ ] ") == (0, 0, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Rebuilding: what becomes live, what is refused, and what is left by one that dies."""
+"""Rebuild: which generation becomes live, when a flip is refused, and what a crashed rebuild leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from services.aggregate.replay import generations
 from services.aggregate.replay.generations import GenerationInUse, GenerationState, NoSuchGeneration, RebuildInProgress
-from services.aggregate.replay.rebuild import HELD_BYTES_MAX, Rebuild, RebuildRefused, Rebuilt
+from services.aggregate.replay.rebuild import PENDING_BYTES_MAX, Rebuild, RebuildRefused, Rebuilt
 from shared.domain import keys, objects
 from shared.domain.contribution import NOTHING
 from shared.domain.ids import CityId, CountrySlug
@@ -43,7 +43,7 @@ async def rebuild(
     take_over: bool = False,
     dry_run: bool = False,
     store: AdminObjectStore | None = None,
-    held_bytes_max: int = HELD_BYTES_MAX,
+    pending_bytes_max: int = PENDING_BYTES_MAX,
 ) -> Rebuilt:
     replay = None if records is None else MemoryTopicReader(lambda: records)
     job = Rebuild(
@@ -51,9 +51,9 @@ async def rebuild(
         bucket.publisher,
         token=token,
         report=unseen,
-        replay=replay,
+        reader=replay,
         seed=seed,
-        held_bytes_max=held_bytes_max,
+        pending_bytes_max=pending_bytes_max,
     )
     return await job.run(take_over=take_over, dry_run=dry_run)
 
@@ -77,36 +77,36 @@ async def bucket() -> OperatedBucket:
     return bucket
 
 
-async def test_from_s3_the_same_bytes_come_out(bucket: OperatedBucket) -> None:
-    """A rebuild from plans and manifests makes every summary byte for byte, under a number never used."""
+async def test_a_rebuild_from_s3_gives_the_same_bytes(bucket: OperatedBucket) -> None:
+    """A rebuild from plans and manifests gives every summary byte for byte, under a new number."""
     rebuilt = await rebuild(bucket)
     assert (rebuilt.generation, rebuilt.flipped, rebuilt.changes, rebuilt.country_days) == (2, True, [], 3)
     assert bodies(bucket, 2) == bodies(bucket, 1)
     assert await read_current(bucket.store) == GenerationPointer(live=2, highest=2)
 
 
-@pytest.mark.parametrize("held_bytes_max", [0, 2_000, HELD_BYTES_MAX])
+@pytest.mark.parametrize("pending_bytes_max", [0, 2_000, PENDING_BYTES_MAX])
 @pytest.mark.parametrize("seed", range(10))
-async def test_a_topic_replayed_thrice_in_any_order_gives_the_same_bytes(
-    bucket: OperatedBucket, seed: int, held_bytes_max: int
+async def test_a_rebuild_from_kafka_gives_the_same_bytes_in_any_order(
+    bucket: OperatedBucket, seed: int, pending_bytes_max: int
 ) -> None:
-    """A topic read three times, shuffled and with duplicates, gives the summaries byte for byte."""
+    """A topic that is read three times, shuffled and with duplicates, gives the summaries byte for byte."""
     records = bucket.log.records(Topic.CITY_STATS) * 3
     shuffler = random.Random(seed)
     records += shuffler.choices(records, k=10)
     shuffler.shuffle(records)
     for key in [key for key in bucket.store.objects if key.startswith(("plans/", "manifests/"))]:
-        del bucket.store.objects[key]  # so that the topic alone has to do it
-    rebuilt = await rebuild(bucket, records=records, held_bytes_max=held_bytes_max)
+        del bucket.store.objects[key]  # so only the topic has the events
+    rebuilt = await rebuild(bucket, records=records, pending_bytes_max=pending_bytes_max)
     assert (rebuilt.flipped, rebuilt.changes, rebuilt.events) == (True, [], len(records))
     assert bodies(bucket, 2) == bodies(bucket, 1)
 
 
-@pytest.mark.parametrize(("held_bytes_max", "writes"), [(HELD_BYTES_MAX, 1), (0, 4)])
-async def test_events_wait_for_others_of_their_country_day(held_bytes_max: int, writes: int) -> None:
-    """A country-day whose events come in three batches is written once, unless nothing may wait.
+@pytest.mark.parametrize(("pending_bytes_max", "writes"), [(PENDING_BYTES_MAX, 1), (0, 4)])
+async def test_events_wait_for_others_of_their_country_day(pending_bytes_max: int, writes: int) -> None:
+    """A country-day in three batches is written once, unless no record may wait.
 
-    Then each batch is a write, and one more loses, since the country-day was taken to be as new as the one before.
+    Without waiting each batch is a write. One write conflicts, because the country-day was guessed to be new.
     """
     bucket = OperatedBucket()
     records = [
@@ -115,24 +115,24 @@ async def test_events_wait_for_others_of_their_country_day(held_bytes_max: int, 
         for event in bucket.store_file(city, 10 + city, trips(city), "armenia")
     ]
     for key in [key for key in bucket.store.objects if key.startswith("manifests/")]:
-        del bucket.store.objects[key]  # so that they are not folded at the end
+        del bucket.store.objects[key]  # so they are not folded at the end
     crossings = Crossings()
     store = BreakableAdminStore(bucket.store, Life("rebuild", crossings))
-    await rebuild(bucket, records=records, store=store, held_bytes_max=held_bytes_max)
+    await rebuild(bucket, records=records, store=store, pending_bytes_max=pending_bytes_max)
     summary = keys.summary(2, DAY, CountrySlug("armenia"))
     assert sum(made.what == f"swap {summary}" for made in crossings.made) == writes
 
 
-async def test_from_kafka_the_manifests_are_joined(bucket: OperatedBucket) -> None:
-    """What the topic has lost, the manifests and plans still bring; what cannot be decoded is counted."""
+async def test_a_rebuild_from_kafka_folds_the_manifests_too(bucket: OperatedBucket) -> None:
+    """Manifests and plans give the events that the topic has lost; records that cannot be decoded are counted."""
     poison = bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia/1", b"{")
     rebuilt = await rebuild(bucket, records=[poison])
     assert (rebuilt.flipped, rebuilt.poison_records) == (True, 1)
     assert bodies(bucket, 2) == bodies(bucket, 1)
 
 
-async def test_from_kafka_a_record_of_a_later_version_refuses_the_flip(bucket: OperatedBucket) -> None:
-    """A generation that lacks a record of a later version is not made live, and the refusal names the remedy."""
+async def test_a_record_of_a_later_version_refuses_the_flip(bucket: OperatedBucket) -> None:
+    """A generation that lacks a record of a later version is not made live, and the error names the remedy."""
     before = bodies(bucket, 1)
     newer = bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia/1", b'{"type":"forecast","schema_version":2}')
     rebuilt = await rebuild(bucket, records=[newer])
@@ -142,22 +142,22 @@ async def test_from_kafka_a_record_of_a_later_version_refuses_the_flip(bucket: O
     assert bodies(bucket, 1) == before
 
 
-async def test_a_key_need_not_tell_the_truth(bucket: OperatedBucket) -> None:
-    """Records are put together by their keys, and folded by what they say: any key, and none, changes nothing."""
+async def test_records_with_wrong_keys_are_folded_by_their_values(bucket: OperatedBucket) -> None:
+    """Records are grouped by their keys and folded by their values: a wrong or missing key changes nothing."""
     lies = [None, b"", b"/", b"2024-05-01/armenia/1", b"2024-05-01/\xff"]
     records = [
         msgspec.structs.replace(record, key=lies[place % len(lies)])
         for place, record in enumerate(bucket.log.records(Topic.CITY_STATS))
     ]
     for key in [key for key in bucket.store.objects if key.startswith(("plans/", "manifests/"))]:
-        del bucket.store.objects[key]  # so that the topic alone has to do it
+        del bucket.store.objects[key]  # so only the topic has the events
     rebuilt = await rebuild(bucket, records=records)
     assert (rebuilt.flipped, rebuilt.changes, rebuilt.events) == (True, [], len(records))
     assert bodies(bucket, 2) == bodies(bucket, 1)
 
 
-async def test_a_wrong_summary_is_told_and_replaced(bucket: OperatedBucket) -> None:
-    """Where the live generation is wrong, the difference is told by country-day, and the flip puts it right."""
+async def test_a_wrong_summary_is_reported_and_replaced(bucket: OperatedBucket) -> None:
+    """A difference to the live generation is reported by country-day, and the flip corrects it."""
     right = bodies(bucket, 1)
     await bucket.damage(totals=NOTHING)
     del bucket.store.objects[await bucket.summary_key("brasil")]
@@ -172,15 +172,15 @@ async def test_a_wrong_summary_is_told_and_replaced(bucket: OperatedBucket) -> N
     assert bodies(bucket, 2) == right
 
 
-async def test_a_summary_that_cannot_be_read_is_told_as_such(bucket: OperatedBucket) -> None:
-    """A live summary of garbage is a difference that names it so, not one that is missing."""
+async def test_an_unreadable_summary_is_reported_as_unreadable(bucket: OperatedBucket) -> None:
+    """An unreadable live summary is reported as unreadable, not as missing."""
     bucket.store.write(await bucket.summary_key(), b"{")
     [change] = (await rebuild(bucket)).changes
     assert (change.live, change.why) == (None, ("the summary of the live generation cannot be read",))
 
 
 async def test_each_difference_says_why(bucket: OperatedBucket) -> None:
-    """A country-day that changes is told with the plan and the cities that make it change."""
+    """A changed country-day is reported with the plan and the cities that differ."""
     summary = await bucket.summary()
     other = msgspec.structs.replace(summary.ledger[CityId("1")], city_name="Another")
     await bucket.damage(ledger={CityId("1"): other}, plans=(), plan_revision=0)
@@ -193,7 +193,7 @@ async def test_each_difference_says_why(bucket: OperatedBucket) -> None:
 
 
 async def test_a_dry_run_changes_nothing(bucket: OperatedBucket) -> None:
-    """A dry run tells what would change, and leaves no summary, no live pointer and no event other than before."""
+    """A dry run reports the changes, and leaves no summary, no live pointer and no event other than before."""
     await bucket.damage(totals=NOTHING)
     before = {key: stored.body for key, stored in bucket.store.objects.items() if key != keys.CURRENT}
     records = len(bucket.log.appended)
@@ -205,28 +205,28 @@ async def test_a_dry_run_changes_nothing(bucket: OperatedBucket) -> None:
 
 
 async def test_a_flip_that_goes_back_is_refused(bucket: OperatedBucket) -> None:
-    """If the live generation knows a newer revision or plan than the bucket, it stays, and both are named."""
+    """If the live generation has a newer revision or plan than the bucket, it stays, and both are reported."""
     summary = await bucket.summary()
     await bucket.damage(ledger={**summary.ledger, CityId("1"): LedgerEntry(revision=99)}, plan_revision=7)
     rebuilt = await rebuild(bucket)
     assert not rebuilt.flipped
     assert rebuilt.changes[0].goes_back == ("plan: revision 2 after 7", "city 1: revision 21 after 99")
     assert "city 1: revision 21 after 99" in (rebuilt.refused or "")
-    assert "run 'tripfold repair', then this again" in (rebuilt.refused or "")
+    assert "run 'tripfold repair', then run this again" in (rebuilt.refused or "")
     assert await read_current(bucket.store) == GenerationPointer(live=1, highest=2)
     assert bodies(bucket, 2) == {}
 
 
-async def test_an_unreadable_manifest_stops_it(bucket: OperatedBucket) -> None:
-    """A manifest that cannot be read is named, and the live generation stays: one without its city would be wrong."""
+async def test_an_unreadable_manifest_stops_a_rebuild(bucket: OperatedBucket) -> None:
+    """A manifest that cannot be read is reported, and the live generation stays."""
     bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
     with pytest.raises(RebuildRefused, match=r"city=1\.json"):
         await rebuild(bucket)
     assert await read_current(bucket.store) == GenerationPointer(live=1, highest=2)
 
 
-async def test_after_the_loss_of_kafka_the_topics_are_filled(bucket: OperatedBucket) -> None:
-    """From S3 an empty Kafka gets back what compaction would have kept: every current event and every summary."""
+async def test_a_rebuild_from_s3_fills_empty_topics(bucket: OperatedBucket) -> None:
+    """A rebuild from S3 publishes every current event and every summary, as compaction would have kept them."""
     kept = {record.key: record.value for topic in FILLED for record in bucket.log.records(topic)}
     bucket.log = MemoryLog()
     bucket.publisher = MemoryPublisher(bucket.log)
@@ -237,15 +237,15 @@ async def test_after_the_loss_of_kafka_the_topics_are_filled(bucket: OperatedBuc
 FILLED = (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES)
 
 
-async def test_from_kafka_nothing_is_published(bucket: OperatedBucket) -> None:
-    """A rebuild from the topic adds nothing to it."""
+async def test_a_rebuild_from_kafka_publishes_nothing(bucket: OperatedBucket) -> None:
+    """A rebuild from the topic adds no record to it."""
     before = len(bucket.log.appended)
     await rebuild(bucket, records=bucket.log.records(Topic.CITY_STATS))
     assert len(bucket.log.appended) == before
 
 
 async def test_a_second_rebuild_is_refused_until_it_takes_over(bucket: OperatedBucket) -> None:
-    """While a building pointer stands a rebuild says so; told to take over it builds under another number."""
+    """While a generation is being built, a second rebuild is refused; with take_over it uses another number."""
     await generations.begin(bucket.store, "token-of-the-dead", take_over=False)
     with pytest.raises(RebuildInProgress, match="a rebuild into generation 2 began"):
         await rebuild(bucket)
@@ -254,26 +254,26 @@ async def test_a_second_rebuild_is_refused_until_it_takes_over(bucket: OperatedB
     assert (rebuilt.generation, rebuilt.flipped) == (3, True)
 
 
-async def test_a_pointer_whose_answer_was_lost_is_known_again(bucket: OperatedBucket) -> None:
-    """A swap that happened and seems lost is the rebuild's own: it waits for nobody, and gives out no other number."""
+async def test_a_pointer_write_whose_response_was_lost_is_recognised(bucket: OperatedBucket) -> None:
+    """If the write happened and its response was lost, the retry keeps the number and takes nothing over."""
     compare_and_swap = bucket.store.compare_and_swap
     lost: list[str] = []
 
-    async def lose_the_first_answer(key: str, body: bytes, *, etag: str | None) -> str:
+    async def lose_the_first_response(key: str, body: bytes, *, etag: str | None) -> str:
         answer = await compare_and_swap(key, body, etag=etag)
         if not lost:
             lost.append(key)
             raise CasConflict(key)
         return answer
 
-    bucket.store.compare_and_swap = lose_the_first_answer  # type: ignore[method-assign]  # as a client that tries again by itself
+    bucket.store.compare_and_swap = lose_the_first_response  # type: ignore[method-assign]  # a client retries by itself
     rebuilt = await rebuild(bucket)
     assert lost == [keys.CURRENT]
     assert (rebuilt.generation, rebuilt.flipped) == (2, True)
 
 
-async def test_a_zombie_cannot_flip(bucket: OperatedBucket) -> None:
-    """A rebuild that was taken over fails at its flip, and takes nothing from the one that took over."""
+async def test_a_rebuild_that_was_taken_over_cannot_flip(bucket: OperatedBucket) -> None:
+    """A rebuild that was taken over fails at its flip, and changes nothing of the other rebuild."""
     await generations.begin(bucket.store, "zombie", take_over=False)
     await generations.begin(bucket.store, "another", take_over=True)
     with pytest.raises(generations.RebuildTakenOver, match="another rebuild took over"):
@@ -282,12 +282,12 @@ async def test_a_zombie_cannot_flip(bucket: OperatedBucket) -> None:
     current = await read_current(bucket.store)
     assert (current.live, current.building, current.token) == (1, 3, "another")
     await generations.flip(bucket.store, "another", 3)
-    await generations.flip(bucket.store, "another", 3)  # as after a lost answer
+    await generations.flip(bucket.store, "another", 3)  # as after a lost response
     assert await read_current(bucket.store) == GenerationPointer(live=3, highest=3)
 
 
-async def test_a_failed_rebuild_gives_the_pointer_back(bucket: OperatedBucket) -> None:
-    """A rebuild that ends by a fault leaves no building pointer, so the next one needs not take over."""
+async def test_a_failed_rebuild_clears_the_pointer(bucket: OperatedBucket) -> None:
+    """A rebuild that ends with an error leaves no building generation, so the next one need not take over."""
     bucket.store.write(keys.plan(DAY), b"{")
     with pytest.raises(RebuildRefused):
         await rebuild(bucket)
@@ -295,9 +295,10 @@ async def test_a_failed_rebuild_gives_the_pointer_back(bucket: OperatedBucket) -
     assert (await rebuild(bucket, token="token-2")).generation == 3
 
 
-async def test_wherever_it_dies_nothing_changes_and_the_next_one_succeeds(bucket: OperatedBucket) -> None:
-    """Killed before or after any of its calls, a rebuild leaves a live generation with the right bytes; the next,
-    taking over, ends as if nothing had happened.
+async def test_after_a_crash_at_any_call_the_next_rebuild_succeeds(bucket: OperatedBucket) -> None:
+    """A rebuild that crashes before or after any call leaves the live generation unchanged.
+
+    The next rebuild takes over and ends as if there had been no crash.
     """
     right = bodies(bucket, 1)
     begin = dict(bucket.store.objects)
@@ -321,8 +322,8 @@ async def test_wherever_it_dies_nothing_changes_and_the_next_one_succeeds(bucket
             assert bodies(bucket, rebuilt.generation) == corrected
 
 
-async def test_activate_begins_with_an_old_generation(bucket: OperatedBucket) -> None:
-    """Activating a generation makes one that holds its summaries and what has come since."""
+async def test_activate_starts_from_an_old_generation(bucket: OperatedBucket) -> None:
+    """Activating a generation builds a new one from its summaries and all later events."""
     await rebuild(bucket)
     await bucket.fold(bucket.store_file(1, 40, trips(9)))
     await bucket.damage(totals=NOTHING)
@@ -334,7 +335,7 @@ async def test_activate_begins_with_an_old_generation(bucket: OperatedBucket) ->
 
 
 async def test_a_lost_pointer_stops_readers_and_writers(bucket: OperatedBucket) -> None:
-    """Without state/current.json nobody takes generation 1 for the live one once there was another."""
+    """Without state/current.json, generation 1 is not taken for the live one if another generation exists."""
     await rebuild(bucket)
     del bucket.store.objects[keys.CURRENT]
     await provision_pointer(bucket.store)
@@ -346,7 +347,7 @@ async def test_a_lost_pointer_stops_readers_and_writers(bucket: OperatedBucket) 
 
 
 async def test_the_pointer_of_a_new_bucket_is_written_once() -> None:
-    """A new bucket says which generation is live; one that holds summaries or a pointer stays as it is."""
+    """A new bucket gets a pointer; a bucket with summaries or a pointer stays as it is."""
     empty = OperatedBucket()
     del empty.store.objects[keys.CURRENT]
     await provision_pointer(empty.store)
@@ -357,7 +358,7 @@ async def test_the_pointer_of_a_new_bucket_is_written_once() -> None:
 
 
 async def test_generations_are_listed_and_dropped(bucket: OperatedBucket) -> None:
-    """An old generation can be dropped once the pointer has stood for the grace period; those in use never."""
+    """An old generation can be dropped after the grace period; the live and the building one cannot."""
     await rebuild(bucket)
     listed = await generations.list_generations(bucket.store)
     assert [(one.number, one.state, one.summaries) for one in listed] == [

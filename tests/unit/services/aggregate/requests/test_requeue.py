@@ -1,4 +1,4 @@
-"""The sweep: which requests are sent on their way again, and how often."""
+"""Requeue of stalled requests: which requests are published again, and how often."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DATE = dt.date(2024, 5, 1)
 
 
 class ObservedStore(MemoryStore):
-    """A store that notes which objects are read."""
+    """A store that records which objects are read."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
@@ -38,15 +38,15 @@ class ObservedStore(MemoryStore):
         return await super().get(key, first_bytes=first_bytes)
 
 
-class Swept:
-    """A bucket with requests in it, and a sweep whose publishing can be refused."""
+class RequeueWorld:
+    """A bucket with requests, and a requeue whose publishing can be refused."""
 
     def __init__(self) -> None:
         self.clock = Clock(dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC))
         self.store = ObservedStore(self.clock)
         self.log = MemoryLog()
         self.publisher = RefusingPublisher(self.log)
-        self.sweep = Requeue(self.store, self.publisher, clock=self.clock, after=AFTER)
+        self.requeue = Requeue(self.store, self.publisher, clock=self.clock, after=AFTER)
 
     def request(self, *, ended: bool = False) -> RequestId:
         """Write the record of a request that is made now."""
@@ -63,7 +63,7 @@ class Swept:
 
 
 class RefusingPublisher(MemoryPublisher):
-    """Publishes unless it is told to refuse."""
+    """A publisher that refuses events while ``refusing`` is set."""
 
     refusing = False
 
@@ -73,72 +73,72 @@ class RefusingPublisher(MemoryPublisher):
         await super().publish(outgoing)
 
 
-async def test_only_what_has_stood_still_for_long_is_sent_again() -> None:
-    """A request that makes progress, or has ended, is left alone, and hides no older one that stands still."""
-    swept = Swept()
-    stuck = swept.request()
-    swept.request(ended=True)
-    swept.clock.advance(AFTER.total_seconds())
-    swept.request()  # the latest are listed first
-    assert await swept.sweep.once() == 1
-    assert swept.sent() == [stuck]
+async def test_only_stalled_requests_are_requeued() -> None:
+    """A request with progress, and one that has ended, are not requeued, and hide no older stalled one."""
+    world = RequeueWorld()
+    stuck = world.request()
+    world.request(ended=True)
+    world.clock.advance(AFTER.total_seconds())
+    world.request()  # the latest are listed first
+    assert await world.requeue.once() == 1
+    assert world.sent() == [stuck]
 
 
-async def test_each_time_it_waits_twice_as_long() -> None:
-    """What was sent again is given as long again to make progress as it has made none, and a day at most."""
-    swept = Swept()
-    stuck = swept.request()
+async def test_each_wait_is_twice_as_long_up_to_a_day() -> None:
+    """A requeued request waits as long again as it has made no progress, and at most a day."""
+    world = RequeueWorld()
+    stuck = world.request()
     sent_at = []
     for quarter in range(1, 4 * 24 * 30):
-        swept.clock.advance(AFTER.total_seconds())
-        if await swept.sweep.once():
+        world.clock.advance(AFTER.total_seconds())
+        if await world.requeue.once():
             sent_at.append(quarter)
     assert sent_at[:7] == [1, 2, 4, 8, 16, 32, 64]
     a_day = REQUEUE_WAIT_MAX // AFTER
     assert sent_at[7:] == list(range(128, 4 * 24 * 30, a_day))
-    assert swept.sent() == [stuck] * len(sent_at)
+    assert world.sent() == [stuck] * len(sent_at)
 
 
-async def test_progress_begins_it_anew() -> None:
-    """A request that moves after it was sent again, and then stands still, is due as soon as a new one."""
-    swept = Swept()
-    stuck = swept.request()
-    swept.clock.advance(30 * REQUEUE_WAIT_MAX.total_seconds())
-    assert await swept.sweep.once() == 1
+async def test_progress_resets_the_wait() -> None:
+    """A requeued request that makes progress and stalls again is due as soon as a new one."""
+    world = RequeueWorld()
+    stuck = world.request()
+    world.clock.advance(30 * REQUEUE_WAIT_MAX.total_seconds())
+    assert await world.requeue.once() == 1
     key = keys.request(stuck)
-    record = objects.decode(RequestRecord, swept.store.objects[key].body, key)
-    moved = msgspec.structs.replace(record, updated_at=swept.clock(), version=record.version + 1)
-    swept.store.write(key, objects.encode(moved))
-    swept.clock.advance(AFTER.total_seconds() - 1)
-    assert await swept.sweep.once() == 0
-    swept.clock.advance(1)
-    assert await swept.sweep.once() == 1
+    record = objects.decode(RequestRecord, world.store.objects[key].body, key)
+    moved = msgspec.structs.replace(record, updated_at=world.clock(), version=record.version + 1)
+    world.store.write(key, objects.encode(moved))
+    world.clock.advance(AFTER.total_seconds() - 1)
+    assert await world.requeue.once() == 0
+    world.clock.advance(1)
+    assert await world.requeue.once() == 1
 
 
-async def test_what_has_ended_is_read_once() -> None:
-    """A record that has ended is read by one sweep; one that is taken up again, by the next, too."""
-    swept = Swept()
-    ended = swept.request(ended=True)
-    swept.clock.advance(AFTER.total_seconds())
-    await swept.sweep.once()
-    await swept.sweep.once()
-    assert swept.store.reads == [keys.request(ended)]
+async def test_an_ended_record_is_read_once() -> None:
+    """The record of an ended request is read once; after a retry it is read again."""
+    world = RequeueWorld()
+    ended = world.request(ended=True)
+    world.clock.advance(AFTER.total_seconds())
+    await world.requeue.once()
+    await world.requeue.once()
+    assert world.store.reads == [keys.request(ended)]
     key = keys.request(ended)
-    record = objects.decode(RequestRecord, swept.store.objects[key].body, key)
-    swept.store.write(key, objects.encode(msgspec.structs.replace(record, planned=False)))
-    swept.clock.advance(AFTER.total_seconds())
-    assert await swept.sweep.once() == 1
-    assert swept.sent() == [ended]
+    record = objects.decode(RequestRecord, world.store.objects[key].body, key)
+    world.store.write(key, objects.encode(msgspec.structs.replace(record, planned=False)))
+    world.clock.advance(AFTER.total_seconds())
+    assert await world.requeue.once() == 1
+    assert world.sent() == [ended]
 
 
-async def test_what_kafka_did_not_take_is_sent_by_the_next_sweep() -> None:
-    """A request counts as sent when it is acknowledged, and not before."""
-    swept = Swept()
-    stuck = swept.request()
-    swept.clock.advance(AFTER.total_seconds())
-    swept.publisher.refusing = True
+async def test_a_refused_publish_is_repeated_by_the_next_requeue() -> None:
+    """A request counts as requeued only after Kafka acknowledges the event."""
+    world = RequeueWorld()
+    stuck = world.request()
+    world.clock.advance(AFTER.total_seconds())
+    world.publisher.refusing = True
     with pytest.raises(KafkaUnavailable):
-        await swept.sweep.once()
-    swept.publisher.refusing = False
-    assert await swept.sweep.once() == 1
-    assert swept.sent() == [stuck]
+        await world.requeue.once()
+    world.publisher.refusing = False
+    assert await world.requeue.once() == 1
+    assert world.sent() == [stuck]
