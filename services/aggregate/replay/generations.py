@@ -144,8 +144,8 @@ async def list_generations(store: ObjectStore) -> list[Generation]:
 async def drop(store: AdminObjectStore, number: int, *, grace: dt.timedelta) -> int:
     """Delete the summaries of an old generation, and return their number.
 
-    Raises NoSuchGeneration, and GenerationInUse for the live and the building generation. It raises GenerationInUse also
-    until ``grace`` after the last change of the pointer: a slow reader or aggregate may not have seen it yet.
+    Raises NoSuchGeneration, and GenerationInUse for the live and the building generation. It also raises this
+    error until ``grace`` after the last change of the pointer: a slow reader or aggregate may not have seen it yet.
     """
     current = await read_current(store)
     state = _state(current, number)
