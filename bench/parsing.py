@@ -6,7 +6,7 @@ the fold alone, without starting Python or importing; peak memory is that of the
 `imports only` says how much of it is there before a byte is read.
 
 Bias: the file is what the reference upstream writes, without white space and in one order of fields, every trip
-drawn anew so that no cache is favoured; the fast path was made for such files. Tripfold validates every field. The
+drawn anew so that no cache is favoured; the batch path was made for such files. Tripfold validates every field. The
 peers check what their types check, and use the same rule for delays as Tripfold, behind a cache; DuckDB only
 looks for whole seconds. The file is in the page cache for all.
 """
@@ -80,22 +80,22 @@ def write_trip_file(path: Path, *, trips: int, seed: int = 1) -> None:
         out.write("]")
 
 
-def fold_with_fast_path(path: Path) -> Sums:
+def fold_with_batch_path(path: Path) -> Sums:
     """Fold with `total_trip_file`, as the worker does."""
-    return _fold_with_tripfold(path, force_reference=False)
+    return _fold_with_tripfold(path, force_strict=False)
 
 
-def fold_with_reference_path(path: Path) -> Sums:
+def fold_with_strict_path(path: Path) -> Sums:
     """Fold with the path that takes over when the fast one declines."""
-    return _fold_with_tripfold(path, force_reference=True)
+    return _fold_with_tripfold(path, force_strict=True)
 
 
-def _fold_with_tripfold(path: Path, *, force_reference: bool) -> Sums:
+def _fold_with_tripfold(path: Path, *, force_strict: bool) -> Sums:
     from services.ingest.parsing.parser import total_trip_file  # noqa: PLC0415 - each process imports its contender alone
 
     with path.open("rb", buffering=0) as file:
-        folded = total_trip_file(lambda: file.read(CHUNK_BYTES), date=DATE, force_reference=force_reference)
-    assert folded.records_read_slowly == (folded.records if force_reference else 0)
+        folded = total_trip_file(lambda: file.read(CHUNK_BYTES), date=DATE, force_strict=force_strict)
+    assert folded.strict_path_records == (folded.records if force_strict else 0)
     sums = folded.contribution
     return sums.trips, sums.passengers, sums.accidents, sums.delay_total_ms, folded.trips_on_other_dates
 
@@ -149,15 +149,15 @@ def fold_with_duckdb(path: Path) -> Sums:
 
 
 def only_import(_path: Path) -> Sums:
-    """Import what the fast path needs, and fold nothing."""
+    """Import what the batch path needs, and fold nothing."""
     import services.ingest.parsing.parser  # noqa: F401, PLC0415 - as above
 
     return NOTHING
 
 
 CONTENDERS: Final[dict[str, Callable[[Path], Sums]]] = {
-    "fast path": fold_with_fast_path,
-    "reference path": fold_with_reference_path,
+    "batch path": fold_with_batch_path,
+    "strict path": fold_with_strict_path,
     "ijson.items": fold_with_ijson_items,
     "json.loads": fold_with_json_loads,
     "DuckDB, one thread": fold_with_duckdb,

@@ -164,7 +164,7 @@ def _summed_up(store: str, name: str, streams: int, turns: list[Measured], store
 def _measure_here(name: str, *, blocks: int, streams: int) -> Measured:
     import uvloop  # noqa: PLC0415 - loaded, as all of Tripfold here, in the contenders' processes alone
 
-    from services.ingest.memory import tune_allocator  # noqa: PLC0415 - as above
+    from services.ingest.worker.streaming import tune_allocator  # noqa: PLC0415 - as above
 
     tune_allocator()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -174,8 +174,8 @@ def _measure_here(name: str, *, blocks: int, streams: int) -> Measured:
 async def _carry(fold: Fold | None, *, blocks: int, streams: int) -> Measured:
     """Take files from the upstream into S3, and the time."""
     from services.ingest.parsing.parser import total_trip_file  # noqa: PLC0415 - as above
+    from services.ingest.upstream.circuit_breaker import CircuitBreaker  # noqa: PLC0415 - as above
     from services.ingest.upstream.client import HttpUpstream  # noqa: PLC0415 - as above
-    from services.ingest.upstream.retry import CircuitBreaker  # noqa: PLC0415 - as above
     from services.ingest.worker import streaming  # noqa: PLC0415 - as above
     from shared.runtime.health import Health  # noqa: PLC0415 - as above
     from shared.runtime.retry import Retrier  # noqa: PLC0415 - as above
@@ -198,12 +198,12 @@ async def _carry(fold: Fold | None, *, blocks: int, streams: int) -> Measured:
                         download.chunks,
                         upload,
                         date=DATE,
-                        meter=streaming.Meter(),
+                        progress=streaming.StreamProgress(),
                         threads=threads,
-                        fold=fold or total_trip_file,
+                        parse=fold or total_trip_file,
                     )
                     await upload.complete()
-                    return streamed.size_bytes, streamed.folded
+                    return streamed.size_bytes, streamed.totals
                 size_bytes = 0
                 async for chunk in download.chunks:
                     size_bytes += len(chunk)

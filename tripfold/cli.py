@@ -13,7 +13,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from services.ingest.role import Role
 from shared.domain.errors import OperatorError
 from shared.runtime.settings import Settings, load_settings
 from tripfold.client.commands import client_commands
@@ -41,6 +40,14 @@ app.add_typer(operate_commands)
 console = open_console()
 
 
+class IngestRole(enum.Enum):
+    """The part of the ingest service that a process runs."""
+
+    ALL = "all"
+    PLANNER = "planner"
+    WORKER = "worker"
+
+
 class DocumentFormat(enum.Enum):
     """How a document is written."""
 
@@ -62,14 +69,17 @@ def serve_api() -> None:
 
 @serve_commands.command("ingest")
 def serve_ingest(
-    role: Annotated[Role, typer.Option(help="Run the planner, the worker, or both in one process.")] = Role.ALL,
+    role: Annotated[
+        IngestRole, typer.Option(help="Run the planner, the worker, or both in one process.")
+    ] = IngestRole.ALL,
 ) -> None:
     """Plan requests, and stream city-days into S3 while folding them."""
     settings = _settings()
     from services.ingest.app import create_app
     from shared.service import serve
 
-    serve(create_app(settings, role), settings)
+    app = create_app(settings, planner=role is not IngestRole.WORKER, worker=role is not IngestRole.PLANNER)
+    serve(app, settings)
 
 
 @serve_commands.command("aggregate")

@@ -1,4 +1,4 @@
-"""The ingest service: a planner of requests and a worker of city-days, as one process or as two."""
+"""The ingest service: plans requests and ingests city-days, in one process or in two."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 from litestar import Litestar
 
-from services.ingest.memory import tune_allocator
 from services.ingest.planner.planner import Planner
-from services.ingest.role import Role
+from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.client import HttpUpstream
-from services.ingest.upstream.retry import WAIT_MAX_S, CircuitBreaker, UpstreamRetryPolicy
+from services.ingest.upstream.retry import WAIT_MAX_S, UpstreamRetryPolicy
 from services.ingest.worker.city_day import CityDayIngest
-from services.ingest.worker.task_retries import Retries
+from services.ingest.worker.streaming import tune_allocator
+from services.ingest.worker.task_retries import TaskRetries
 from services.ingest.worker.worker import Worker
 from shared.domain.ids import utc_now
 from shared.domain.topics import GROUPS, Topic
@@ -24,20 +24,19 @@ from shared.service import ServiceContext, make_app
 PLANNER_BATCH = 50
 PLANNER_LINGER_MS = 50
 WORKER_LINGER_MS = 50
-RETRIES_BATCH = 1_000
+RETRY_BATCH_RECORDS = 1_000
 POLL_INTERVAL_S_MAX = 20 * 86_400.0
-"""Kafka counts it in milliseconds, in 31 bits."""
+"""The limit of ``max.poll.interval.ms``, which has 31 bits."""
 
 
-def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
-    """Wire the ingest service over the Kafka, S3 and upstream of the settings."""
+def create_app(settings: Settings, *, planner: bool = True, worker: bool = True) -> Litestar:
+    """Wire the planner, the worker, or both to the Kafka, S3 and upstream of the settings."""
     tune_allocator()
     context = ServiceContext(settings, source="ingest")
     retrier = context.retrier
     circuit = CircuitBreaker(retrier, retry_after_max_s=settings.upstream_retry_after_max_s)
     upstream = HttpUpstream(settings, circuit)
     retry_policy = UpstreamRetryPolicy(
-        retrier,
         circuit,
         attempts_max=settings.upstream_attempts,
         outage_limit_s=settings.upstream_outage_limit_s,
@@ -46,8 +45,8 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
     broker = make_broker(settings)
     subscriptions = []
     publishes = {Topic.CITY_STATS, Topic.REQUEST_PROGRESS}
-    if role in {Role.ALL, Role.PLANNER}:
-        planner = Planner(
+    if planner:
+        request_planner = Planner(
             context.store,
             context.publisher,
             upstream,
@@ -58,7 +57,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
         subscription = consume(
             broker,
             Topic.PROCESS_REQUESTS,
-            planner.process,
+            request_planner.process,
             settings=settings,
             retrier=retrier,
             group=GROUPS[Topic.PROCESS_REQUESTS],
@@ -72,7 +71,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
         )
         subscriptions.append(subscription)
         publishes.add(Topic.CITY_TASKS)
-    if role in {Role.ALL, Role.WORKER}:
+    if worker:
         publishes |= {Topic.CITY_TASKS, Topic.CITY_TASK_RETRIES}
         ingest = CityDayIngest(
             context.store,
@@ -80,17 +79,17 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             upstream,
             clock=utc_now,
             retry_policy=retry_policy,
-            threads=ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="fold"),
+            threads=ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="parse"),
             deadline_s=settings.ingest_deadline_s,
             rules=settings.file_rules,
             raw_retention=settings.raw_retention,
         )
-        worker = Worker(ingest, context.publisher, retrier=retrier, streams=settings.ingest_streams)
+        city_worker = Worker(ingest, context.publisher, retrier=retrier, streams=settings.ingest_streams)
         rounds = math.ceil(settings.ingest_batch / min(settings.ingest_streams, settings.upstream_concurrency_max))
         subscription = consume(
             broker,
             Topic.CITY_TASKS,
-            worker.process,
+            city_worker.process,
             settings=settings,
             retrier=retrier,
             group=GROUPS[Topic.CITY_TASKS],
@@ -100,7 +99,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             deadline_s=min(longest_attempt_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
             in_turns=True,
         )
-        retries = Retries(context.publisher, clock=utc_now, retrier=retrier)
+        retries = TaskRetries(context.publisher, clock=utc_now, retrier=retrier)
         retry_subscription = consume(
             broker,
             Topic.CITY_TASK_RETRIES,
@@ -109,7 +108,7 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
             retrier=retrier,
             group=GROUPS[Topic.CITY_TASK_RETRIES],
             skip_markers=context.skip_markers,
-            batch_records_max=RETRIES_BATCH,
+            batch_records_max=RETRY_BATCH_RECORDS,
             linger_ms=WORKER_LINGER_MS,
         )
         subscriptions += [subscription, retry_subscription]
@@ -119,10 +118,10 @@ def create_app(settings: Settings, role: Role = Role.ALL) -> Litestar:
 
 
 def longest_fetch_s(settings: Settings, attempt_s: float) -> float:
-    """Return how long a fetch may take with all its attempts and waits: so long Kafka is to expect no poll."""
+    """Return the longest time of a fetch with all its attempts and waits. Kafka must allow this time between polls."""
     return settings.upstream_attempts * longest_attempt_s(settings, attempt_s)
 
 
 def longest_attempt_s(settings: Settings, attempt_s: float) -> float:
-    """Return how long one attempt may take, together with the waits before it."""
+    """Return the longest time of one attempt and the waits before it."""
     return attempt_s + settings.upstream_outage_limit_s + settings.upstream_retry_after_max_s + WAIT_MAX_S

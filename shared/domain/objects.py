@@ -38,9 +38,9 @@ class NewerObject(CorruptObject):
 
 
 class BucketEpoch(BucketObject, frozen=True, kw_only=True):
-    """The bucket's birth. No revision of this bucket is lower than ``base``: seconds since 2020-01-01."""
+    """The bucket's birth. No revision of this bucket is lower than ``revision_floor``: seconds since 2020-01-01."""
 
-    base: int
+    revision_floor: int = msgspec.field(name="base")
     born_at: dt.datetime
 
 

@@ -1,4 +1,4 @@
-"""The bucket's birth: the floor of every revision minted in it, so that a wiped bucket never repeats one."""
+"""The bucket epoch: the floor of every revision, so that a bucket that was wiped never repeats a revision."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from shared.storage.repository import Repository
 
 
 async def read_bucket_epoch(store: ObjectStore, clock: Callable[[], dt.datetime]) -> BucketEpoch:
-    """Read the bucket's lineage, or write it if this is the bucket's first use."""
+    """Read the bucket's epoch. On the bucket's first use, write it."""
 
-    async def born(before: BucketEpoch | None) -> BucketEpoch:
+    async def first_use(before: BucketEpoch | None) -> BucketEpoch:
         now = clock()
-        return before or BucketEpoch(base=int((now - EPOCH).total_seconds()), born_at=now)
+        return before or BucketEpoch(revision_floor=int((now - EPOCH).total_seconds()), born_at=now)
 
-    epoch = await Repository(store).update(BucketEpoch, keys.LINEAGE, born)
+    epoch = await Repository(store).update(BucketEpoch, keys.BUCKET_EPOCH, first_use)
     assert epoch is not None, "a missing one is made"
     return epoch
 
 
-def next_revision(previous: int | None, base: int) -> int:
-    """Return the revision after ``previous``: never below ``base``, the floor of the bucket's lineage."""
-    return max((previous or 0) + 1, base)
+def next_revision(previous: int | None, revision_floor: int) -> int:
+    """Return the revision after ``previous``, and never less than the bucket's ``revision_floor``."""
+    return max((previous or 0) + 1, revision_floor)

@@ -10,7 +10,7 @@ import msgspec
 
 from shared.domain import keys, objects
 from shared.domain.ids import RequestId
-from shared.domain.objects import BucketObject, RequestRecord
+from shared.domain.objects import BucketObject, Plan, RequestRecord
 from shared.domain.requests import retried_record
 from shared.runtime import metrics
 from shared.storage.object_store import CasConflict, ObjectStore
@@ -78,6 +78,22 @@ class Repository:
                     raise
                 continue
             return after
+
+
+async def read_plan(store: ObjectStore, date: dt.date) -> Plan | None:
+    """Return the plan of a date, or None if the date was never requested."""
+    return await Repository(store).get(Plan, keys.plan(date))
+
+
+async def read_request_record(store: ObjectStore, request_id: RequestId) -> RequestRecord | None:
+    """Return the record of a request, or None if there is none."""
+    return await Repository(store).get(RequestRecord, keys.request(request_id))
+
+
+async def read_cancelled_record(store: ObjectStore, request_id: RequestId) -> RequestRecord | None:
+    """Return the record of a cancelled request, or None if the request was not cancelled."""
+    record = await read_request_record(store, request_id)
+    return record if record is not None and record.cancelled_at is not None else None
 
 
 async def begin_retry(

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from services.ingest.upstream.client import (
-    PermanentUpstreamError,
-)
+from services.ingest.upstream.errors import PermanentUpstreamError
 from shared.domain.contribution import Contribution
 from shared.domain.events import (
     CityDayStats,

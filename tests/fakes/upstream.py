@@ -8,14 +8,8 @@ import datetime as dt
 import hashlib
 from collections.abc import AsyncIterator
 
-from services.ingest.upstream.client import (
-    Download,
-    PermanentUpstreamError,
-    TransientUpstreamError,
-    Upstream,
-    UpstreamDown,
-    Validators,
-)
+from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
+from services.ingest.upstream.port import Download, Upstream, Validators
 from tests.fakes.faults import Life, do_nothing
 
 

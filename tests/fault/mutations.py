@@ -26,7 +26,7 @@ from services.aggregate.requests.requeue import Requeue
 from services.aggregate.summary_writer import CachedSummary, SummaryWriter
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.errors import TransientUpstreamError
-from services.ingest.worker.city_day import CityDayIngest, Finished
+from services.ingest.worker.city_day import CityDayIngest, CityResult
 from services.ingest.worker.manifest import Place
 from shared.domain import events, keys, objects
 from shared.domain.events import CityDayRetracted, CityDayStats, Event, IngestCity, Outcome
@@ -408,9 +408,9 @@ def silent_if_unchanged(patch: pytest.MonkeyPatch) -> None:
     """Let a worker that finds nothing changed publish nothing."""
     publish = CityDayIngest._publish
 
-    async def quiet(self: CityDayIngest, task: IngestCity, finished: Finished) -> None:
+    async def quiet(self: CityDayIngest, task: IngestCity, finished: CityResult) -> None:
         if finished.outcome is Outcome.UNCHANGED:
-            finished = Finished(outcome=Outcome.UNCHANGED)
+            finished = CityResult(outcome=Outcome.UNCHANGED)
         await publish(self, task, finished)
 
     patch.setattr(CityDayIngest, "_publish", quiet)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from services.ingest.worker.attempts import ALONE_AFTER, ALONE_DEATHS_MAX, NOTED_MAX, Attempts, Deaths
+from services.ingest.worker.attempts import ALONE_AFTER, ALONE_CRASHES_MAX, NOTED_MAX, Attempts, CrashedAttempts
 from shared.domain import keys, objects
 from shared.domain.ids import CityId
 from shared.domain.objects import AttemptsUnderWay, QuarantineReport, ReportedRecord
@@ -218,7 +218,7 @@ def deadly_world(times: int) -> World:
 
 async def test_a_file_that_kills_again_and_again_is_quarantined_and_can_be_retried() -> None:
     """After three deaths alone the worker does not parse it: it lies in quarantine, whole, until it is asked for."""
-    deaths = ALONE_AFTER + ALONE_DEATHS_MAX
+    deaths = ALONE_AFTER + ALONE_CRASHES_MAX
     world = deadly_world(deaths)
     before = quarantined("parser_crash")
     request_id = world.request(WHOLE)
@@ -228,8 +228,8 @@ async def test_a_file_that_kills_again_and_again_is_quarantined_and_can_be_retri
     assert world.store.objects[report.key].body == trip_file(MORNING, DATE)
     failure = record_of(world, request_id).failures[0]
     assert (failure.reason, failure.quarantine_key) == (report.reason, report.key)
-    assert f"{deaths} workers died" in failure.reason
-    assert f"{ALONE_DEATHS_MAX} of them parsed it alone" in failure.reason
+    assert f"{deaths} workers crashed" in failure.reason
+    assert f"{ALONE_CRASHES_MAX} of them parsed it alone" in failure.reason
     assert quarantined("parser_crash") == before + 1
     assert note(world) is None
     world.clock.advance(60)
@@ -238,7 +238,7 @@ async def test_a_file_that_kills_again_and_again_is_quarantined_and_can_be_retri
     assert status_of(record_of(world, request_id)) is Status.COMPLETED
 
 
-@pytest.mark.parametrize("times", [1, ALONE_AFTER, ALONE_AFTER + ALONE_DEATHS_MAX - 1])
+@pytest.mark.parametrize("times", [1, ALONE_AFTER, ALONE_AFTER + ALONE_CRASHES_MAX - 1])
 async def test_a_file_that_was_not_the_killer_is_taken_in(times: int) -> None:
     """If workers died over it for other reasons, a good file is taken in, and the deaths are forgotten."""
     world = deadly_world(times)
@@ -316,8 +316,8 @@ async def test_a_note_holds_a_bounded_number_of_attempts() -> None:
     world = World()
     attempts = Attempts(world.store, clock=world.clock)
     counts = [await attempts.begin(DATE, CITY, str(number), alone=number > 1) for number in range(NOTED_MAX + 5)]
-    assert counts[:3] == [Deaths(all=number, alone=0) for number in range(3)]
-    assert counts[-1] == Deaths(all=NOTED_MAX, alone=NOTED_MAX)
+    assert counts[:3] == [CrashedAttempts(all=number, alone=0) for number in range(3)]
+    assert counts[-1] == CrashedAttempts(all=NOTED_MAX, alone=NOTED_MAX)
     left = note(world)
     assert left is not None
     assert len(left.under_way) == NOTED_MAX

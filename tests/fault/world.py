@@ -25,9 +25,10 @@ from services.aggregate.requests.consumer import RequestProgressConsumer
 from services.aggregate.requests.requeue import Requeue
 from services.ingest.parsing.parser import DEFAULT_RULES
 from services.ingest.planner.planner import Planner
-from services.ingest.upstream.client import UpstreamRetryPolicy
+from services.ingest.upstream.circuit_breaker import CircuitBreaker
+from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker.city_day import CityDayIngest
-from services.ingest.worker.task_retries import Retries
+from services.ingest.worker.task_retries import TaskRetries
 from services.ingest.worker.worker import Worker
 from shared.domain import events, keys, objects
 from shared.domain.errors import OperatorError
@@ -273,7 +274,7 @@ class World:
 
     def make_handler(self, process: Process) -> Handler:
         """Build what a process of a role does with a batch, as the services wire it."""
-        retry_policy = UpstreamRetryPolicy(process.retrier, attempts_max=10, outage_limit_s=3600)
+        retry_policy = UpstreamRetryPolicy(CircuitBreaker(process.retrier), attempts_max=10, outage_limit_s=3600)
         match process.role:
             case "planner":
                 planner = Planner(
@@ -300,7 +301,7 @@ class World:
                 # One stream at a time, so that the same call has the same number in every run.
                 return Worker(ingest, process.publisher, retrier=process.retrier, streams=1).process
             case "retries":
-                return Retries(process.publisher, clock=self.clock_of("worker"), retrier=process.retrier).process
+                return TaskRetries(process.publisher, clock=self.clock_of("worker"), retrier=process.retrier).process
             case "aggregate":
                 return CityStatsConsumer(process.store, process.publisher, cache_bytes=100_000).process
             case _:

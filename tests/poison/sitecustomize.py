@@ -16,7 +16,7 @@ from services.ingest.parsing import parser
 _total_trip_file = parser.total_trip_file
 
 
-def _poisoned(read: Callable[[], bytes], **options: Any) -> parser.FoldedFile:
+def _poisoned(read: Callable[[], bytes], **options: Any) -> parser.FileTotals:
     def read_or_die() -> bytes:
         chunk = read()
         if b"POISON" in chunk:

@@ -191,16 +191,16 @@ def reader(body: bytes, chunk_bytes: int) -> Callable[[], bytes]:
 
 
 def outcome(
-    body: bytes, chunk_bytes: int, limits: ParserLimits, *, rules: FileRules = DEFAULT_RULES, force_reference: bool
+    body: bytes, chunk_bytes: int, limits: ParserLimits, *, rules: FileRules = DEFAULT_RULES, force_strict: bool
 ) -> Outcome:
     """Fold a body in chunks to its five numbers and its bad records, or to the words of its refusal and those."""
-    return outcome_of(reader(body, chunk_bytes), limits, rules=rules, force_reference=force_reference)
+    return outcome_of(reader(body, chunk_bytes), limits, rules=rules, force_strict=force_strict)
 
 
-def outcome_of(read: Callable[[], bytes], limits: ParserLimits, *, rules: FileRules, force_reference: bool) -> Outcome:
+def outcome_of(read: Callable[[], bytes], limits: ParserLimits, *, rules: FileRules, force_strict: bool) -> Outcome:
     """Fold what is read, as `outcome` does."""
     try:
-        folded = total_trip_file(read, date=DATE, rules=rules, limits=limits, force_reference=force_reference)
+        folded = total_trip_file(read, date=DATE, rules=rules, limits=limits, force_strict=force_strict)
     except InvalidTripFile as error:
         return str(error), error.bad_records, error.reported
     sums = folded.contribution
@@ -274,9 +274,9 @@ def test_both_paths_agree_on_any_document(
 ) -> None:
     """Sums, bad records and refusals depend on bytes and rules alone: not on path, chunks or windows."""
     body = data.draw(documents(rules.form, odd=True))
-    expected = outcome(body, len(body) + 1, ParserLimits(), rules=rules, force_reference=True)
-    for chunk_bytes, bounds, force_reference in ways:
-        assert outcome(body, chunk_bytes, bounds, rules=rules, force_reference=force_reference) == expected
+    expected = outcome(body, len(body) + 1, ParserLimits(), rules=rules, force_strict=True)
+    for chunk_bytes, bounds, force_strict in ways:
+        assert outcome(body, chunk_bytes, bounds, rules=rules, force_strict=force_strict) == expected
     if not isinstance(expected[0], str):
         check_otherwise(body, rules, expected)
 
@@ -289,11 +289,11 @@ def test_no_cut_between_two_chunks_changes_the_outcome(
     """A document may come in two chunks, cut at any byte: both paths say what they say of it in one."""
     body = data.draw(documents(rules.form, odd=True).filter(lambda body: len(body) < 1000))
     bounds = ParserLimits(window_bytes=window_bytes)
-    expected = outcome(body, len(body) + 1, bounds, rules=rules, force_reference=True)
+    expected = outcome(body, len(body) + 1, bounds, rules=rules, force_strict=True)
     for cut in range(1, len(body)):
-        for force_reference in (False, True):
+        for force_strict in (False, True):
             chunks = iter([body[:cut], body[cut:], b""])
-            found = outcome_of(chunks.__next__, bounds, rules=rules, force_reference=force_reference)
+            found = outcome_of(chunks.__next__, bounds, rules=rules, force_strict=force_strict)
             assert found == expected
 
 
@@ -304,7 +304,7 @@ def test_documents_by_the_rules_add_up(
 ) -> None:
     """A document that is refused is refused for what its ignored fields hold, and any other adds up exactly."""
     body = data.draw(documents(form, odd=False))
-    result = outcome(body, chunk_bytes, bounds, rules=FileRules(form=form), force_reference=False)
+    result = outcome(body, chunk_bytes, bounds, rules=FileRules(form=form), force_strict=False)
     if isinstance(result[0], str):
         allowed = ["nested deeper", "640 digits", "not Unicode"] + ["the line ends inside"] * form.is_lines
         assert any(part in result[0] for part in allowed)
@@ -326,10 +326,10 @@ def test_nothing_but_a_refusal_escapes(body: bytes, chunk_bytes: int) -> None:
     """Arbitrary bytes are folded or refused, by both paths alike, whatever form is expected."""
     for form in ("array", "lines", "/t", "/?"):
         rules = FileRules(form=RecordsForm.parse(form))
-        expected = outcome(body, len(body) + 1, ParserLimits(), rules=rules, force_reference=True)
-        for force_reference in (False, True):
+        expected = outcome(body, len(body) + 1, ParserLimits(), rules=rules, force_strict=True)
+        for force_strict in (False, True):
             bounds = ParserLimits(window_bytes=16)
-            assert outcome(body, chunk_bytes, bounds, rules=rules, force_reference=force_reference) == expected
+            assert outcome(body, chunk_bytes, bounds, rules=rules, force_strict=force_strict) == expected
 
 
 @settings(max_examples=300, deadline=None)

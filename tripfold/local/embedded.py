@@ -39,7 +39,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from shared.domain.errors import OperatorError
-from shared.domain.keys import LINEAGE
+from shared.domain.keys import BUCKET_EPOCH
 from tripfold.local.ports import GRPC_OFFSET, EmbeddedPorts, free_ports
 from tripfold.local.supervisor import ChildEvent, ChildProcess, Probe, Supervisor, http_probe
 
@@ -334,7 +334,7 @@ def bucket_probe(endpoints: Endpoints) -> Probe:
         return http_probe(url, method=method, headers=sign, statuses=statuses)
 
     has_bucket = signed("HEAD", bucket_url, (200,))
-    reads = signed("GET", f"{bucket_url}/{LINEAGE}", (200, 404))
+    reads = signed("GET", f"{bucket_url}/{BUCKET_EPOCH}", (200, 404))
 
     async def probe() -> bool:
         return await has_bucket() and await reads()

@@ -11,8 +11,9 @@ import msgspec
 from services.aggregate.replay.generations import rebuild_age_s
 from services.aggregate.replay.topic_reader import KafkaTopicReader, TopicReader
 from services.ingest.planner.city_list import InvalidCityList, parse_city_list
-from services.ingest.upstream.client import HttpUpstream, PermanentUpstreamError, TransientUpstreamError, UpstreamDown
-from services.ingest.upstream.retry import CircuitBreaker
+from services.ingest.upstream.circuit_breaker import CircuitBreaker
+from services.ingest.upstream.client import HttpUpstream
+from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
 from shared.domain import events, keys
 from shared.domain.errors import OperatorError
 from shared.domain.events import CityDayRetracted, CityDayStats, CountryDayPlanned, NewerContract, PoisonRecord
@@ -247,8 +248,8 @@ async def epoch(store: ObjectStore, replay: TopicReader) -> str:
     would then keep the other one.
     """
     repository = Repository(store)
-    known = await repository.get(BucketEpoch, keys.LINEAGE)
-    base = known.base if known else 0
+    known = await repository.get(BucketEpoch, keys.BUCKET_EPOCH)
+    base = known.revision_floor if known else 0
     seen: dict[str, int] = {}
     await replay.take_end()
     async for batch in replay.read():

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from services.ingest.planner.planner import read_plan
 from shared.domain import bitmap, keys
 from shared.domain.errors import OperatorError
 from shared.domain.events import ProcessRequested
@@ -18,7 +17,7 @@ from shared.kafka.producer import Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectStore
-from shared.storage.repository import Repository
+from shared.storage.repository import Repository, read_plan
 from tripfold.operate.requests import UnknownRequest, read_request, retry_request
 
 GETS_AT_ONCE_MAX = 16

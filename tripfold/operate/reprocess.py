@@ -19,8 +19,8 @@ from services.aggregate.audit.repair import TooManyConflicts
 from services.aggregate.bucket_reader import Dates, known_dates, read_summaries
 from services.aggregate.summary_writer import publish_as_stored
 from services.ingest.parsing.trips import RULE_VERSION
-from services.ingest.worker.manifest import reprocessed, would_fold_alike
-from services.ingest.worker.streaming import FileRefused, Meter, Streamed, stream_file
+from services.ingest.worker.manifest import gives_same_totals, reprocessed
+from services.ingest.worker.streaming import FileRefused, StreamedFile, StreamProgress, stream_file
 from shared.domain import keys, objects
 from shared.domain.contribution import Contribution
 from shared.domain.file_rules import FileRules
@@ -194,27 +194,27 @@ class Reprocess:
             raise NotReprocessable(
                 f"it was read by rules of version {previous.rule_version}; this build has {RULE_VERSION}: upgrade it"
             )
-        if not again and would_fold_alike(previous, self._rules):
+        if not again and gives_same_totals(previous, self._rules):
             return None
         streamed = await self._read(previous)
-        base = (await read_bucket_epoch(self._store, self._clock)).base
+        base = (await read_bucket_epoch(self._store, self._clock)).revision_floor
         return reprocessed(
             previous,
-            streamed.folded,
+            streamed.totals,
             rules=self._rules,
             attempt=uuid.uuid4().hex,
             now=self._clock(),
-            base=base,
+            revision_floor=base,
         )
 
-    async def _read(self, manifest: Manifest) -> Streamed:
+    async def _read(self, manifest: Manifest) -> StreamedFile:
         try:
             streamed = await stream_file(
                 self._store.stream(manifest.raw_key),
                 _Discarded(),
                 date=manifest.date.isoformat(),
                 rules=self._rules,
-                meter=Meter(),
+                progress=StreamProgress(),
                 threads=self._threads,
             )
         except ObjectNotFound as error:

@@ -134,18 +134,22 @@ async def raise_base(
     base = wanted if wanted is not None else (topic.revision if topic else 0) + 1
     repository = Repository(store)
     while True:
-        read = await repository.read(BucketEpoch, keys.LINEAGE)
+        read = await repository.read(BucketEpoch, keys.BUCKET_EPOCH)
         before = read.value if read else None
-        if before is not None and base <= before.base:
-            if wanted is not None and wanted < before.base:
-                raise CannotRestore(f"the base is {before.base} already, and never lowered: give more than {wanted}")
-            base = before.base
-        restored = Restored(base_before=before.base if before else None, base=base, topic=topic, dry_run=dry_run)
-        if dry_run or (before is not None and base == before.base):
+        if before is not None and base <= before.revision_floor:
+            if wanted is not None and wanted < before.revision_floor:
+                raise CannotRestore(
+                    f"the base is {before.revision_floor} already, and never lowered: give more than {wanted}"
+                )
+            base = before.revision_floor
+        restored = Restored(
+            base_before=before.revision_floor if before else None, base=base, topic=topic, dry_run=dry_run
+        )
+        if dry_run or (before is not None and base == before.revision_floor):
             return restored
-        raised = BucketEpoch(base=base, born_at=before.born_at if before else clock())
+        raised = BucketEpoch(revision_floor=base, born_at=before.born_at if before else clock())
         try:
-            await repository.compare_and_swap(keys.LINEAGE, raised, over=read)
+            await repository.compare_and_swap(keys.BUCKET_EPOCH, raised, over=read)
         except CasConflict:
             continue
         return restored
@@ -186,11 +190,11 @@ async def _reissue(store: ObjectStore, publisher: Publisher, difference: RecordD
         stored = read(found.body)
         if stored.revision > known:  # another key of the same plan or city came first
             break
-        base = (await read_bucket_epoch(store, utc_now)).base
+        base = (await read_bucket_epoch(store, utc_now)).revision_floor
         if isinstance(stored, Plan):
-            above: Plan | Manifest = reissued_plan(stored, base=base)
+            above: Plan | Manifest = reissued_plan(stored, revision_floor=base)
         else:
-            above = reissued(stored, attempt=uuid.uuid4().hex, base=base)
+            above = reissued(stored, attempt=uuid.uuid4().hex, revision_floor=base)
         if above.revision <= known:
             raise CannotRestore(
                 f"the topic knows revision {known} of {difference.key}, and the next one would be {above.revision}: "

@@ -6,7 +6,7 @@ wherever its end came from. If it does not, the end was inside a string or a nes
 tried.
 
 This path never judges. Whatever it cannot read, or would read otherwise than the reference path, it declines:
-it leaves the bytes unfolded, and the reference path goes on from there. It may therefore only accept what the
+it leaves the bytes unparsed, and the reference path goes on from there. It may therefore only accept what the
 reference path accepts too, with the same sums, and these are the places where its decoder is not enough:
 
 - it skips the fields it does not know, without looking at their UTF-8, their depth or the length of their numbers;
@@ -29,7 +29,7 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 
 from services.ingest.parsing.totals import TripTotals
-from services.ingest.parsing.trip_file import WHITE_SPACE, ParserLimits, UnfoldedBytes, may_have_long_number
+from services.ingest.parsing.trip_file import WHITE_SPACE, ParserLimits, UnparsedBytes, may_have_long_number
 from services.ingest.parsing.trips import DatedTrip, InvalidTrip, PlainTrip, Trip
 from shared.domain.file_rules import RecordsForm
 
@@ -45,35 +45,35 @@ _NEITHER_BRACKET_NOR_QUOTE = bytes(set(range(256)) - set(b'[]{}"'))
 _Trip = TypeVar("_Trip", PlainTrip, DatedTrip, Trip)
 
 
-class FastPath:
-    """Folds records into the tally for as long as they are plain; `unfolded` stands where a record is awaited."""
+class BatchPath:
+    """Folds records into the tally for as long as they are plain; `unparsed` stands where a record is awaited."""
 
     def __init__(
         self,
-        unfolded: UnfoldedBytes,
+        unparsed: UnparsedBytes,
         form: RecordsForm,
         totals: TripTotals,
         limits: ParserLimits,
         progress: Callable[[int], None],
     ) -> None:
-        self._unfolded = unfolded
+        self._unparsed = unparsed
         self._limits = limits
         self._progress = progress
-        self._tally = totals
+        self._totals = totals
         self._shape: _Shape = _LineShape() if form.is_lines else _ArrayShape(limits.retreats)
         self._ladder = _Ladder(self._shape, totals, limits)
         self._smallest_bytes = min(SMALLEST_WINDOW_BYTES, limits.window_bytes)
         self._window_bytes = limits.window_bytes
 
-    def fold(self) -> bool:
+    def total(self) -> bool:
         """Fold windows until the smallest is declined; return whether there was one before."""
         folded = False
         while True:
-            self._unfolded.fill(self._limits.window_bytes)
-            start = self._shape.next_record(self._unfolded)
+            self._unparsed.fill(self._limits.window_bytes)
+            start = self._shape.next_record(self._unparsed)
             if start is None:
                 return folded
-            if self._fold_window(start):
+            if self._total_window(start):
                 folded = True
                 self._window_bytes = min(2 * self._window_bytes, self._limits.window_bytes)
             elif self._window_bytes > self._smallest_bytes:
@@ -81,21 +81,21 @@ class FastPath:
             else:
                 return folded
 
-    def _fold_window(self, start: int) -> bool:
-        pending = self._unfolded.pending
+    def _total_window(self, start: int) -> bool:
+        pending = self._unparsed.pending
         end = min(len(pending), start + self._window_bytes)
-        for cut in self._shape.cuts(self._unfolded, start, end):
+        for cut in self._shape.cuts(self._unparsed, start, end):
             with memoryview(pending) as view:
                 window = b"".join((b"[", view[start:cut], b"]"))
             try:
-                self._ladder.fold(window)
+                self._ladder.total(window)
             except (msgspec.ValidationError, InvalidTrip, UnicodeDecodeError, _NotForThisPath):
                 return False
             except (msgspec.DecodeError, RecursionError):
                 continue
-            self._unfolded.drop(cut)
-            self._unfolded.inside = True
-            self._progress(self._tally.trips)
+            self._unparsed.drop(cut)
+            self._unparsed.inside = True
+            self._progress(self._totals.trips)
             return True
         return False
 
@@ -103,10 +103,10 @@ class FastPath:
 class _Shape(Protocol):
     """How one form of file is cut into windows, and how a window is decoded."""
 
-    def next_record(self, unfolded: UnfoldedBytes) -> int | None:
+    def next_record(self, unparsed: UnparsedBytes) -> int | None:
         """Return where the next record begins among the pending bytes, if it is an object."""
 
-    def cuts(self, unfolded: UnfoldedBytes, start: int, end: int) -> Iterator[int]:
+    def cuts(self, unparsed: UnparsedBytes, start: int, end: int) -> Iterator[int]:
         """Yield ends of a window to try, the best first."""
 
     def decoder(self, kind: type[_Trip]) -> Callable[[bytes], list[_Trip]]:
@@ -120,11 +120,11 @@ class _ArrayShape:
         self._retreats = retreats
         self._opening = b""
 
-    def next_record(self, unfolded: UnfoldedBytes) -> int | None:
+    def next_record(self, unparsed: UnparsedBytes) -> int | None:
         """Return where the next record begins, after exactly one comma unless it is the first."""
-        pending = unfolded.pending
+        pending = unparsed.pending
         start = _after_white_space(pending, 0)
-        if unfolded.inside:
+        if unparsed.inside:
             if not pending.startswith(b",", start):
                 return None
             start = _after_white_space(pending, start + 1)
@@ -134,12 +134,12 @@ class _ArrayShape:
             self._opening = match[0]
         return start
 
-    def cuts(self, unfolded: UnfoldedBytes, start: int, end: int) -> Iterator[int]:
+    def cuts(self, unparsed: UnparsedBytes, start: int, end: int) -> Iterator[int]:
         """Yield ends after a ``}``: before the last record that opens like the first, then from the last.
 
         In files with nested objects the last ``}`` is seldom a record's; the first guess finds the one that is.
         """
-        pending = unfolded.pending
+        pending = unparsed.pending
         last_opening = pending.rfind(self._opening, start + 1, end) if self._opening else -1
         guess = pending.rfind(b"}", start, last_opening) + 1 if last_opening > 0 else 0
         if guess:
@@ -160,20 +160,20 @@ class _ArrayShape:
 class _LineShape:
     """Records each in a line of its own."""
 
-    def next_record(self, unfolded: UnfoldedBytes) -> int | None:
+    def next_record(self, unparsed: UnparsedBytes) -> int | None:
         """Return where the next record begins, after a line break unless it is the first."""
-        pending = unfolded.pending
+        pending = unparsed.pending
         start = _after_white_space(pending, 0)
-        if unfolded.inside and pending.find(b"\n", 0, start) < 0:
+        if unparsed.inside and pending.find(b"\n", 0, start) < 0:
             return None
         return start if pending.startswith(b"{", start) else None
 
-    def cuts(self, unfolded: UnfoldedBytes, start: int, end: int) -> Iterator[int]:
+    def cuts(self, unparsed: UnparsedBytes, start: int, end: int) -> Iterator[int]:
         """Yield the end of the last whole line."""
-        if end == len(unfolded.pending) and unfolded.ended:
+        if end == len(unparsed.pending) and unparsed.ended:
             yield end
             return
-        line_break = unfolded.pending.rfind(b"\n", start, end)
+        line_break = unparsed.pending.rfind(b"\n", start, end)
         if line_break > 0:
             yield line_break
 
@@ -214,16 +214,16 @@ class _Ladder:
     """The decoders of windows, from the quickest to the most patient, and the one that the file is at."""
 
     def __init__(self, shape: _Shape, totals: TripTotals, limits: ParserLimits) -> None:
-        self._tally = totals
+        self._totals = totals
         self._depth_max = limits.depth
         self._plain = shape.decoder(PlainTrip)
         self._dated = shape.decoder(DatedTrip)
         self._written = shape.decoder(Trip)
-        self._rungs = (self._fold_plain, self._fold_dated, self._fold_written)
+        self._rungs = (self._total_plain, self._total_dated, self._total_written)
         self._rung = 0
         self._windows_here = 0
 
-    def fold(self, window: bytes) -> None:
+    def total(self, window: bytes) -> None:
         """Add up the records of a window, on the first rung from here that takes it, or raise why the last does not."""
         for rung in range(self._rung, len(self._rungs)):
             try:
@@ -239,18 +239,18 @@ class _Ladder:
         self._windows_here = self._windows_here + 1 if rung == self._rung else 0
         self._rung = rung if self._windows_here < WINDOWS_ON_LOWER_RUNG else 0
 
-    def _fold_plain(self, window: bytes) -> None:
+    def _total_plain(self, window: bytes) -> None:
         self._add_dated(window, self._plain(window))
 
-    def _fold_dated(self, window: bytes) -> None:
+    def _total_dated(self, window: bytes) -> None:
         trips = self._dated(window)
         self._check_skipped(window, len(trips))
         self._add_dated(window, trips)
 
-    def _fold_written(self, window: bytes) -> None:
+    def _total_written(self, window: bytes) -> None:
         trips = self._written(window)
         self._check_skipped(window, len(trips))
-        self._tally.add_all(trips, on_other_dates=self._tally.count_on_other_dates(trips))
+        self._totals.add_all(trips, on_other_dates=self._totals.count_on_other_dates(trips))
 
     def _add_dated(self, window: bytes, trips: Sequence[DatedTrip]) -> None:
         """Add trips whose departures are as the decoder read them; if it may have misread one, decode them again."""
@@ -259,9 +259,9 @@ class _Ladder:
         # What was rounded to midnight may have been written as the last moment of the date before.
         rounded = escapes or b"." in window
         if cut_short or (rounded and any(trip.departure_time.time() == time.min for trip in trips)):
-            self._fold_written(window)
+            self._total_written(window)
         else:
-            self._tally.add_all(trips, on_other_dates=self._tally.count_dated_on_other_dates(trips))
+            self._totals.add_all(trips, on_other_dates=self._totals.count_dated_on_other_dates(trips))
 
     def _check_skipped(self, window: bytes, records: int) -> None:
         """Raise `_NotForThisPath` if a field that the decoder skipped may be one that the reference path refuses."""

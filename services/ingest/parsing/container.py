@@ -13,7 +13,7 @@ import msgspec
 
 from services.ingest.parsing.json_events import json_events
 from services.ingest.parsing.record_reader import FIRST_LOOK_BYTES, value_end
-from services.ingest.parsing.trip_file import FileFault, ParserLimits, UnfoldedBytes, shortened
+from services.ingest.parsing.trip_file import FileFault, ParserLimits, UnparsedBytes, shortened
 from shared.domain.file_rules import RecordsForm, pointer
 
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -21,7 +21,7 @@ _ELSEWHERE: Final = "TRIPFOLD_INGEST_RECORDS says where else the records are"
 _ENTERED: Final = "the array of trips begins"
 
 
-class Envelope(Protocol):
+class Container(Protocol):
     """What stands around the records of one form of file."""
 
     def enter(self) -> None:
@@ -31,27 +31,27 @@ class Envelope(Protocol):
         """Go from behind the last record to the end of the file. Raises `FileFault`."""
 
 
-def make_envelope(unfolded: UnfoldedBytes, form: RecordsForm, limits: ParserLimits) -> Envelope:
-    """Return the envelope of a form."""
+def make_container(unparsed: UnparsedBytes, form: RecordsForm, limits: ParserLimits) -> Container:
+    """Return the container of a form."""
     if form.is_lines:
-        return _Lines(unfolded)
-    return _Document(unfolded, form.path, limits) if form.path else _Array(unfolded)
+        return _Lines(unparsed)
+    return _Document(unparsed, form.path, limits) if form.path else _Array(unparsed)
 
 
-def _pass_byte_order_mark(unfolded: UnfoldedBytes) -> None:
-    unfolded.fill(len(_BYTE_ORDER_MARK))
-    if unfolded.pending.startswith(_BYTE_ORDER_MARK):
-        unfolded.drop(len(_BYTE_ORDER_MARK))
+def _pass_byte_order_mark(unparsed: UnparsedBytes) -> None:
+    unparsed.fill(len(_BYTE_ORDER_MARK))
+    if unparsed.pending.startswith(_BYTE_ORDER_MARK):
+        unparsed.drop(len(_BYTE_ORDER_MARK))
 
 
 class _Lines:
     """Nothing but a byte order mark."""
 
-    def __init__(self, unfolded: UnfoldedBytes) -> None:
-        self._unfolded = unfolded
+    def __init__(self, unparsed: UnparsedBytes) -> None:
+        self._unparsed = unparsed
 
     def enter(self) -> None:
-        _pass_byte_order_mark(self._unfolded)
+        _pass_byte_order_mark(self._unparsed)
 
     def leave(self) -> None:
         pass
@@ -60,74 +60,74 @@ class _Lines:
 class _Array:
     """The brackets of an array that is the whole document."""
 
-    def __init__(self, unfolded: UnfoldedBytes) -> None:
-        self._unfolded = unfolded
+    def __init__(self, unparsed: UnparsedBytes) -> None:
+        self._unparsed = unparsed
 
     def enter(self) -> None:
-        _pass_byte_order_mark(self._unfolded)
-        first = self._unfolded.peek()
+        _pass_byte_order_mark(self._unparsed)
+        first = self._unparsed.peek()
         if not first:
             raise FileFault("empty document")
         if first == b"{":
             raise FileFault(f"expected an array of trips, got an object; {_ELSEWHERE}")
         if first != b"[":
             raise FileFault(f"expected an array of trips, got {shortened(first)}")
-        self._unfolded.drop(1)
+        self._unparsed.drop(1)
 
     def leave(self) -> None:
-        self._unfolded.drop(1)
-        if self._unfolded.peek():
+        self._unparsed.drop(1)
+        if self._unparsed.peek():
             raise FileFault("something follows the array of trips")
 
 
 class _Document:
     """An object in which, under a path of keys, the array is."""
 
-    def __init__(self, unfolded: UnfoldedBytes, path: tuple[str, ...], limits: ParserLimits) -> None:
-        self._unfolded = unfolded
+    def __init__(self, unparsed: UnparsedBytes, path: tuple[str, ...], limits: ParserLimits) -> None:
+        self._unparsed = unparsed
         self._path = path
         self._bytes_max = limits.record_bytes
         self._depth_max = limits.depth
         self._before = b""
 
     def enter(self) -> None:
-        _pass_byte_order_mark(self._unfolded)
-        if not self._unfolded.peek():
+        _pass_byte_order_mark(self._unparsed)
+        if not self._unparsed.peek():
             raise FileFault("empty document")
         end = self._find_array()
-        self._before = bytes(self._unfolded.pending[:end])
+        self._before = bytes(self._unparsed.pending[:end])
         try:
             self._check(self._before, _ENTERED)
         except FileFault as fault:
             if fault.reason != _ENTERED:
                 raise
-        self._unfolded.drop(end)
+        self._unparsed.drop(end)
 
     def leave(self) -> None:
-        self._unfolded.fill(self._bytes_max + 1)
-        after = bytes(self._unfolded.pending[: self._bytes_max])
+        self._unparsed.fill(self._bytes_max + 1)
+        after = bytes(self._unparsed.pending[: self._bytes_max])
         too_long = None
-        if len(self._unfolded.pending) > self._bytes_max:
+        if len(self._unparsed.pending) > self._bytes_max:
             too_long = f"more than {self._bytes_max} bytes follow the array of trips"
         self._check(self._before + after, too_long)
-        self._unfolded.drop(len(after))
+        self._unparsed.drop(len(after))
 
     def _find_array(self) -> int:
         """Return where the array's bracket ends. Raises `FileFault` if there is none."""
         look_bytes = FIRST_LOOK_BYTES
         while True:
-            self._unfolded.fill(min(look_bytes, self._bytes_max + 1))
-            end = _array_under(self._path, self._unfolded.pending)
+            self._unparsed.fill(min(look_bytes, self._bytes_max + 1))
+            end = _array_under(self._path, self._unparsed.pending)
             if end is not None and end <= self._bytes_max:
                 return end
-            if self._unfolded.ended or len(self._unfolded.pending) > self._bytes_max:
+            if self._unparsed.ended or len(self._unparsed.pending) > self._bytes_max:
                 self._refuse()
             look_bytes *= 2
 
     def _refuse(self) -> NoReturn:
-        before = bytes(self._unfolded.pending[: self._bytes_max])
+        before = bytes(self._unparsed.pending[: self._bytes_max])
         too_long = None
-        if len(self._unfolded.pending) > self._bytes_max:
+        if len(self._unparsed.pending) > self._bytes_max:
             too_long = f"{pointer(self._path)} does not begin within the first {self._bytes_max} bytes"
         self._check(before, too_long)
         raise FileFault(f"there is no {pointer(self._path)} by its plain name")

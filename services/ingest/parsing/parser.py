@@ -13,11 +13,11 @@ from typing import Final
 import msgspec
 
 from services.ingest.parsing.bad_records import BadRecords
-from services.ingest.parsing.batch_path import SMALLEST_WINDOW_BYTES, FastPath
-from services.ingest.parsing.container import make_envelope
+from services.ingest.parsing.batch_path import SMALLEST_WINDOW_BYTES, BatchPath
+from services.ingest.parsing.container import make_container
 from services.ingest.parsing.json_events import any_exponent
 from services.ingest.parsing.record_reader import ArrayRecords, LineRecords
-from services.ingest.parsing.strict_path import ReferencePath
+from services.ingest.parsing.strict_path import StrictPath
 from services.ingest.parsing.totals import TripTotals
 from services.ingest.parsing.trip_file import (
     BadRecord,
@@ -25,7 +25,7 @@ from services.ingest.parsing.trip_file import (
     InvalidTripFile,
     ParserLimits,
     TooManyBadRecords,
-    UnfoldedBytes,
+    UnparsedBytes,
 )
 from shared.domain.contribution import Contribution
 from shared.domain.file_rules import FileRules
@@ -35,7 +35,7 @@ __all__ = [
     "DEFAULT_RULES",
     "BadRecord",
     "FileRules",
-    "FoldedFile",
+    "FileTotals",
     "InvalidTripFile",
     "ParserLimits",
     "TooManyBadRecords",
@@ -46,11 +46,11 @@ DEFAULT_LIMITS: Final = ParserLimits()
 DEFAULT_RULES: Final = FileRules()
 
 
-class FoldedFile(msgspec.Struct, frozen=True, kw_only=True):
+class FileTotals(msgspec.Struct, frozen=True, kw_only=True):
     """What a valid file adds up to.
 
     `records` are all it has, of which `bad_records` are left out of the sums and the first of those are `reported`.
-    `trips_on_other_dates` are among the sums. The reference path read `records_read_slowly` of the records.
+    `trips_on_other_dates` are among the sums. The reference path read `strict_path_records` of the records.
     """
 
     contribution: Contribution
@@ -58,7 +58,7 @@ class FoldedFile(msgspec.Struct, frozen=True, kw_only=True):
     records: int
     bad_records: int = 0
     reported: tuple[BadRecord, ...] = ()
-    records_read_slowly: int = 0
+    strict_path_records: int = 0
 
 
 def total_trip_file(
@@ -68,13 +68,13 @@ def total_trip_file(
     rules: FileRules = DEFAULT_RULES,
     limits: ParserLimits = DEFAULT_LIMITS,
     progress: Callable[[int], None] | None = None,
-    force_reference: bool = False,
-) -> FoldedFile:
+    force_strict: bool = False,
+) -> FileTotals:
     """Fold the file of one city on one date (``YYYY-MM-DD``).
 
     `read` returns the next bytes, as many as it likes, and ``b""`` at the end; it may block, and what it raises is
     passed on. A valid file is read to its end. `progress` is told the number of trips folded so far, now and then. With
-    `force_reference` the fast path is left out: slower, and the same answer. Records that break a rule are left out,
+    `force_strict` the fast path is left out: slower, and the same answer. Records that break a rule are left out,
     counted and reported, as far as the `rules` allow.
 
     Raises `InvalidTripFile` for a file that is not read to its end, `TooManyBadRecords` for one that is and has more
@@ -82,43 +82,43 @@ def total_trip_file(
     """
     totals = TripTotals(date, other_dates_are_bad=rules.other_dates_are_bad)
     bad = BadRecords()
-    unfolded = UnfoldedBytes(read)
+    unparsed = UnparsedBytes(read)
     report = progress or (lambda _trips: None)
-    reader = (LineRecords if rules.form.is_lines else ArrayRecords)(unfolded, limits)
-    reference = ReferencePath(unfolded, reader, totals, bad, report)
-    fast = None if force_reference else FastPath(unfolded, rules.form, totals, limits, report)
-    envelope = make_envelope(unfolded, rules.form, limits)
+    reader = (LineRecords if rules.form.is_lines else ArrayRecords)(unparsed, limits)
+    reference = StrictPath(unparsed, reader, totals, bad, report)
+    fast = None if force_strict else BatchPath(unparsed, rules.form, totals, limits, report)
+    container = make_container(unparsed, rules.form, limits)
     with any_exponent():
         try:
-            envelope.enter()
-            _fold_records(fast, reference, limits)
-            envelope.leave()
+            container.enter()
+            _total_records(fast, reference, limits)
+            container.leave()
         except FileFault as fault:
             raise InvalidTripFile(
-                fault.reason, byte_offset=unfolded.offset, bad_records=bad.count, reported=bad.reported
+                fault.reason, byte_offset=unparsed.offset, bad_records=bad.count, reported=bad.reported
             ) from fault
     records = totals.trips + bad.count
     if bad.count and not rules.bad_records_max.allows(bad.count, records=records):
         raise TooManyBadRecords(bad.count, bad.reported, records=records)
-    return FoldedFile(
+    return FileTotals(
         contribution=totals.contribution,
         trips_on_other_dates=totals.trips_on_other_dates,
         records=records,
         bad_records=bad.count,
         reported=bad.reported,
-        records_read_slowly=reference.records,
+        strict_path_records=reference.records,
     )
 
 
-def _fold_records(fast: FastPath | None, reference: ReferencePath, limits: ParserLimits) -> None:
+def _total_records(fast: BatchPath | None, reference: StrictPath, limits: ParserLimits) -> None:
     """Fold all records. The longer the fast path takes none, the rarer it is asked."""
     if fast is None:
-        reference.fold(None)
+        reference.total(None)
         return
     stretch_bytes = SMALLEST_WINDOW_BYTES
     more = True
     while more:
-        if fast.fold():
+        if fast.total():
             stretch_bytes = SMALLEST_WINDOW_BYTES
-        more = reference.fold(stretch_bytes)
+        more = reference.total(stretch_bytes)
         stretch_bytes = min(2 * stretch_bytes, limits.window_bytes)

@@ -10,7 +10,7 @@ import enum
 import re
 from typing import Final, NamedTuple, Protocol
 
-from services.ingest.parsing.trip_file import FileFault, ParserLimits, UnfoldedBytes
+from services.ingest.parsing.trip_file import FileFault, ParserLimits, UnparsedBytes
 
 FIRST_LOOK_BYTES: Final = 16 * 1024
 
@@ -42,52 +42,52 @@ class RecordReader(Protocol):
 
 
 class ArrayRecords:
-    """The records of an array; `unfolded` stands behind its ``[`` or behind a record. Its ``]`` is left."""
+    """The records of an array; `unparsed` stands behind its ``[`` or behind a record. Its ``]`` is left."""
 
-    def __init__(self, unfolded: UnfoldedBytes, limits: ParserLimits) -> None:
-        self._unfolded = unfolded
+    def __init__(self, unparsed: UnparsedBytes, limits: ParserLimits) -> None:
+        self._unparsed = unparsed
         self._limits = limits
 
     def take(self) -> RecordText | None:
         """Take the next record, or return ``None`` at the end of the array. Raises `FileFault`."""
-        return _take_flat(self._unfolded, self._limits, _COMMA_AND_FLAT_OBJECT) or self._take_any()
+        return _take_flat(self._unparsed, self._limits, _COMMA_AND_FLAT_OBJECT) or self._take_any()
 
     def _take_any(self) -> RecordText | None:
-        first = self._unfolded.peek()
+        first = self._unparsed.peek()
         if first == b"]":
             return None
-        if self._unfolded.inside and first:
+        if self._unparsed.inside and first:
             if first != b",":
                 raise FileFault("not JSON: expected a comma or the end of the array")
-            self._unfolded.drop(1)
-            first = self._unfolded.peek()
+            self._unparsed.drop(1)
+            first = self._unparsed.peek()
         if not first:
             raise FileFault("the file ends inside its array of trips")
         if first in b",]":
             raise FileFault("not JSON: expected a value in the array")
-        return _take_value(self._unfolded, self._limits)
+        return _take_value(self._unparsed, self._limits)
 
 
 class LineRecords:
     """The records of a file that has one in a line. Lines of white space are passed over."""
 
-    def __init__(self, unfolded: UnfoldedBytes, limits: ParserLimits) -> None:
-        self._unfolded = unfolded
+    def __init__(self, unparsed: UnparsedBytes, limits: ParserLimits) -> None:
+        self._unparsed = unparsed
         self._limits = limits
 
     def take(self) -> RecordText | None:
         """Take the record of the next line, or return ``None`` at the end of the file. Raises `FileFault`."""
-        record = _take_flat(self._unfolded, self._limits, _LINE_OF_FLAT_OBJECT) or self._take_any()
+        record = _take_flat(self._unparsed, self._limits, _LINE_OF_FLAT_OBJECT) or self._take_any()
         if record is None or b"\n" not in record.text:
             return record
         return RecordText(record.offset, record.text[: record.text.index(b"\n")], "the line ends inside a record")
 
     def _take_any(self) -> RecordText | None:
-        if self._unfolded.inside and self._unfolded.peek(_IN_LINE) not in {b"", b"\n"}:
+        if self._unparsed.inside and self._unparsed.peek(_IN_LINE) not in {b"", b"\n"}:
             raise FileFault("something follows a record in its line")
-        if not self._unfolded.peek():
+        if not self._unparsed.peek():
             return None
-        return _take_value(self._unfolded, self._limits)
+        return _take_value(self._unparsed, self._limits)
 
 
 class Ending(enum.Enum):
@@ -98,18 +98,18 @@ class Ending(enum.Enum):
     TOO_DEEP = enum.auto()
 
 
-def _take_flat(unfolded: UnfoldedBytes, limits: ParserLimits, following: re.Pattern[bytes]) -> RecordText | None:
+def _take_flat(unparsed: UnparsedBytes, limits: ParserLimits, following: re.Pattern[bytes]) -> RecordText | None:
     """Take the next record at once if it is pending and a short object with nothing nested, as most records are."""
-    match = following.match(unfolded.pending, 0, FIRST_LOOK_BYTES) if unfolded.inside else None
+    match = following.match(unparsed.pending, 0, FIRST_LOOK_BYTES) if unparsed.inside else None
     if match is None or len(match[1]) > limits.record_bytes:
         return None
-    record = RecordText(unfolded.offset + match.start(1), match[1])
-    unfolded.drop(match.end())
+    record = RecordText(unparsed.offset + match.start(1), match[1])
+    unparsed.drop(match.end())
     return record
 
 
-def _take_value(unfolded: UnfoldedBytes, limits: ParserLimits) -> RecordText:
-    end, ending = _look_for_end(unfolded, limits)
+def _take_value(unparsed: UnparsedBytes, limits: ParserLimits) -> RecordText:
+    end, ending = _look_for_end(unparsed, limits)
     unfinished = None
     if end > limits.record_bytes:
         end = limits.record_bytes
@@ -118,22 +118,22 @@ def _take_value(unfolded: UnfoldedBytes, limits: ParserLimits) -> RecordText:
         unfinished = f"values are nested deeper than {limits.depth}"
     elif ending is Ending.OPEN:
         unfinished = "the file ends inside a record"
-    record = RecordText(unfolded.offset, bytes(unfolded.pending[:end]), unfinished)
-    unfolded.drop(end)
-    unfolded.inside = True
+    record = RecordText(unparsed.offset, bytes(unparsed.pending[:end]), unfinished)
+    unparsed.drop(end)
+    unparsed.inside = True
     return record
 
 
-def _look_for_end(unfolded: UnfoldedBytes, limits: ParserLimits) -> tuple[int, Ending]:
+def _look_for_end(unparsed: UnparsedBytes, limits: ParserLimits) -> tuple[int, Ending]:
     """Find the end of the value that the pending bytes begin with, reading on as far as it may be.
 
     Each look begins anew at twice as many bytes, so all of them together cost no more than twice the last.
     """
     look_bytes = FIRST_LOOK_BYTES
     while True:
-        unfolded.fill(min(look_bytes, limits.record_bytes + 1))
-        end, ending = value_end(unfolded.pending, limits.depth - 1, ended=unfolded.ended)
-        if ending is not Ending.OPEN or unfolded.ended or end > limits.record_bytes:
+        unparsed.fill(min(look_bytes, limits.record_bytes + 1))
+        end, ending = value_end(unparsed.pending, limits.depth - 1, ended=unparsed.ended)
+        if ending is not Ending.OPEN or unparsed.ended or end > limits.record_bytes:
             return end, ending
         look_bytes *= 2
 

@@ -9,7 +9,7 @@ from services.ingest.parsing.bad_records import BadRecords
 from services.ingest.parsing.json_events import json_events
 from services.ingest.parsing.record_reader import RecordReader, RecordText
 from services.ingest.parsing.totals import TripTotals
-from services.ingest.parsing.trip_file import FileFault, InvalidTripFile, UnfoldedBytes
+from services.ingest.parsing.trip_file import FileFault, InvalidTripFile, UnparsedBytes
 from services.ingest.parsing.trips import FIELD_NAMES, InvalidTrip, parse_trip
 
 BATCH_BYTES: Final = 16 * 1024
@@ -21,41 +21,41 @@ Value = dict[str, Any] | InvalidTrip
 """The fields of a trip that a record has, or what is wrong with a record that is no object."""
 
 
-class ReferencePath:
+class StrictPath:
     """Folds the records that a reader takes into a tally, and those that break a rule into the bad ones."""
 
     def __init__(
         self,
-        unfolded: UnfoldedBytes,
+        unparsed: UnparsedBytes,
         reader: RecordReader,
         totals: TripTotals,
         bad: BadRecords,
         progress: Callable[[int], None],
     ) -> None:
-        self._unfolded = unfolded
+        self._unparsed = unparsed
         self._reader = reader
-        self._tally = totals
+        self._totals = totals
         self._bad = bad
         self._progress = progress
         self.records = 0
 
-    def fold(self, stretch_bytes: int | None) -> bool:
+    def total(self, stretch_bytes: int | None) -> bool:
         """Fold records for so many bytes and the rest of the last one, or for ``None`` all; return whether more follow.
 
         Raises `InvalidTripFile` for what ends the file, and what reading raises.
         """
-        stop = None if stretch_bytes is None else self._unfolded.offset + stretch_bytes
+        stop = None if stretch_bytes is None else self._unparsed.offset + stretch_bytes
         more = True
-        while more and (stop is None or self._unfolded.offset < stop):
-            size_bytes = BATCH_BYTES if stop is None else min(BATCH_BYTES, stop - self._unfolded.offset)
+        while more and (stop is None or self._unparsed.offset < stop):
+            size_bytes = BATCH_BYTES if stop is None else min(BATCH_BYTES, stop - self._unparsed.offset)
             batch: list[RecordText] = []
             try:
                 more = self._take_batch(batch, size_bytes)
             except FileFault as fault:
-                self._fold_batch(batch)
-                raise self._refusal(fault.reason, self._unfolded.offset) from fault
-            self._fold_batch(batch)
-            self._progress(self._tally.trips)
+                self._total_batch(batch)
+                raise self._refusal(fault.reason, self._unparsed.offset) from fault
+            self._total_batch(batch)
+            self._progress(self._totals.trips)
         return more
 
     def _refusal(self, reason: str, byte_offset: int) -> InvalidTripFile:
@@ -70,7 +70,7 @@ class ReferencePath:
 
     @property
     def _next_number(self) -> int:
-        return self._tally.trips + self._bad.count + 1
+        return self._totals.trips + self._bad.count + 1
 
     def _take_batch(self, batch: list[RecordText], size_bytes: int) -> bool:
         """Take records of so many bytes, or to one that is unfinished; return whether more may follow."""
@@ -84,7 +84,7 @@ class ReferencePath:
             size_bytes -= len(record.text)
         return True
 
-    def _fold_batch(self, batch: list[RecordText]) -> None:
+    def _total_batch(self, batch: list[RecordText]) -> None:
         """Fold all of these records, together if that goes well, or else up to the one that ends the file."""
         if not batch:
             return
@@ -108,7 +108,7 @@ class ReferencePath:
             try:
                 if isinstance(value, InvalidTrip):
                     raise value
-                self._tally.add(parse_trip(value))
+                self._totals.add(parse_trip(value))
             except InvalidTrip as fault:
                 self._bad.add(fault, record_number=self._next_number, byte_offset=record.offset)
 

@@ -141,7 +141,7 @@ class FileFault(Exception):
 WHITE_SPACE: Final = re.compile(rb"[ \t\r\n]*")
 
 
-class UnfoldedBytes:
+class UnparsedBytes:
     """The bytes of a file from where folding stands: `pending`, which begin at `offset`, and what `read` will give.
 
     `inside` says that records before `pending` are folded, so that what separates two records, or ends them, follows.

@@ -1,22 +1,24 @@
-"""Planning a requested date: which cities it expects, and one task for each.
+"""Plans a requested date: reads the city list, writes the plan, and publishes one task for each city.
 
 The order of effects:
 
-0. nothing for a request whose tasks were all published, nor for one that waits while another of its date runs; for
-   one that was cancelled, the word that it was; any other becomes the one that runs (``state/active-requests/``,
+0. decide whether to plan the request. Skip it if all its tasks were published, or if another request of its date runs.
+   Publish ``RequestFailed`` if it was cancelled. Otherwise make it the running request of its date
+   (``state/active-requests/``, compare-and-swap);
+1. fetch the city list from the upstream, and mint a slug for each new country (``state/countries.json``,
    compare-and-swap);
-1. the list of cities from the upstream, and a slug for each country (``state/countries.json``, compare-and-swap);
-2. the plan (compare-and-swap, revision + 1); one that this request already made, or that expects the same, stays;
-3. ``CountryDayPlanned`` for each country of the plan, and an empty one for each that has no city left;
-4. ``RequestPlanned``;
-5. the tasks;
-6. the plan again: if it moved on meanwhile, the newer one's countries are published after ours;
-7. into the request's record, that its tasks were published (compare-and-swap);
+2. write the plan (compare-and-swap, revision + 1). Keep a plan that this request made before, or that has the same
+   content;
+3. publish ``CountryDayPlanned`` for each country of the plan, and an empty one for each country without cities;
+4. publish ``RequestPlanned``;
+5. publish the tasks;
+6. read the plan again. If another planner has written a newer plan, publish the countries of that plan after ours;
+7. mark the request as dispatched in its record (compare-and-swap);
 8. commit.
 
-A crash after any step leaves a request that comes again, and finds its own plan. A retry of failed cities goes the
-same way: under the plan that it names, with tasks for its cities alone. So does a stalled request that is published
-again, with tasks for its unfinished cities.
+After a crash at any step, Kafka redelivers the request, and the planner finds the plan that it wrote. A retry of
+failed cities takes the same steps with the plan that it names, and publishes tasks for those cities only. A stalled
+request that is published again takes them too, with tasks for its unfinished cities.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 import structlog
 
-from services.ingest.cancellation import CANCELLED, RequestCancelled, read_cancelled, read_record
-from services.ingest.planner.city_list import CityList, InvalidCityList, mint_slugs, parse_city_list
-from services.ingest.upstream.client import PermanentUpstreamError, Upstream, UpstreamRetryPolicy
-from shared.domain import bitmap, keys, objects
+from services.ingest.planner.city_list import CityList, InvalidCityList, parse_city_list
+from services.ingest.planner.country_slugs import mint_slugs
+from services.ingest.upstream.errors import PermanentUpstreamError
+from services.ingest.upstream.port import Upstream
+from services.ingest.upstream.retry import UpstreamRetryPolicy
+from shared.domain import bitmap, keys
 from shared.domain.events import CountryDayPlanned, IngestCity, ProcessRequested, RequestFailed, RequestPlanned
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import Countries, Plan, PlannedCity, PlannedCountry, RequestRecord
@@ -41,17 +45,20 @@ from shared.domain.requests import new_record, unfinished_of
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
-from shared.runtime import metrics
 from shared.storage import active_requests
 from shared.storage.bucket_epoch import next_revision, read_bucket_epoch
-from shared.storage.object_store import CasConflict, ObjectStore
-from shared.storage.repository import Repository
+from shared.storage.object_store import ObjectStore
+from shared.storage.repository import Repository, read_cancelled_record, read_plan, read_request_record
 
 _log = structlog.get_logger()
 
 
+class _RequestCancelled(Exception):  # no error: the planner publishes it as the request's end
+    """The request was cancelled before it was planned."""
+
+
 class Planner:
-    """Plans the requests of ``process-requests``. Any number can run side by side: the plan's swap decides."""
+    """Plans the requests of ``process-requests``. Planners can run in parallel: compare-and-swap decides."""
 
     def __init__(
         self,
@@ -68,15 +75,15 @@ class Planner:
         self._publisher = publisher
         self._upstream = upstream
         self._clock = clock
-        self._persistence = retry_policy
-        self._published: ProcessRequested | None = None  # what an outage kept from being noted in its record
+        self._retry_policy = retry_policy
+        self._published: ProcessRequested | None = None  # published, but not yet marked in its record
         self._allow_no_cities = allow_no_cities
 
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
-        """Plan the requests of a batch, the oldest first; those of a range by date. Then it can be committed."""
+        """Plan the requests of a batch, oldest first, then by date. Afterwards the batch can be committed."""
         decoded = [item.event for item in await decode_batch(batch, self._publisher)]
         requests = [event for event in decoded if isinstance(event, ProcessRequested)]
-        for request in sorted(requests, key=lambda request: (_moment(request), request.date)):
+        for request in sorted(requests, key=lambda request: (_asked_at(request), request.date)):
             await self._plan_request(request)
 
     async def _plan_request(self, request: ProcessRequested) -> None:
@@ -84,21 +91,21 @@ class Planner:
         if request == self._published:
             await self._mark_dispatched(request)
             return
-        record = await read_record(self._store, request.request_id)
+        record = await read_request_record(self._store, request.request_id)
         if record is not None and _is_dispatched(record, request):
-            log.info("request planned already")
+            log.info("request_already_planned")
             return
         if not await self._may_begin(request, record):
-            log.info("request waits for the one of its date that runs")
+            log.info("request_waiting")
             return
         try:
             plan = await self._plan_of(request, record)
-        except RequestCancelled as cancelled:
-            log.info("request cancelled")
-            await self._publish_failed(request, record, f"{cancelled} before its cities were planned")
+        except _RequestCancelled:
+            log.info("request_cancelled")
+            await self._publish_failed(request, record, "the request was cancelled before its cities were planned")
             return
         except (PermanentUpstreamError, InvalidCityList) as error:
-            log.warning("request failed", reason=str(error))
+            log.warning("request_failed", error=str(error))
             await self._publish_failed(request, record, f"the list of cities could not be had: {error}")
             await self._mark_dispatched(request)
             return
@@ -116,8 +123,8 @@ class Planner:
         )
         await self._publisher.publish([OutgoingEvent(planned)])
         await self._publisher.publish(map(OutgoingEvent, _tasks(plan, request, record)))
-        log.info("planned", cities=cities, countries=len(plan.countries), plan_revision=plan.revision)
-        # Our countries may have been published after those of a newer plan: the topic is to end in the newest.
+        log.info("request_planned", cities=cities, countries=len(plan.countries), plan_revision=plan.revision)
+        # This planner may have published its countries after those of a newer plan. The newest must come last.
         latest = await read_plan(self._store, request.date)
         while latest is not None and latest.revision > plan.revision:
             plan = latest
@@ -127,28 +134,19 @@ class Planner:
         await self._mark_dispatched(request)
 
     async def _may_begin(self, request: ProcessRequested, record: RequestRecord | None) -> bool:
-        """Make the request the one of its date that runs, unless it has to wait for its turn."""
+        """Make the request the running one of its date. Return False if it has to wait for another request."""
         if request.retry is not None or (record is not None and record.cancelled_at is not None):
             return True
         return await active_requests.begin(self._store, request.date, request.request_id, self._clock())
 
     async def _mark_dispatched(self, request: ProcessRequested) -> None:
-        key = keys.request(request.request_id)
-        while True:
-            found = await self._store.get(key)
-            if found is None:
-                record = new_record(request.request_id, request.date, self._clock())
-            else:
-                record = objects.decode(RequestRecord, found.body, key)
+        async def mark(before: RequestRecord | None) -> RequestRecord:
+            record = before or new_record(request.request_id, request.date, self._clock())
             if _is_dispatched(record, request):
-                return
-            marked = msgspec.structs.replace(record, dispatched_at=_moment(request))
-            try:
-                await self._store.compare_and_swap(key, objects.encode(marked), etag=found.etag if found else None)
-            except CasConflict:
-                metrics.cas_conflicts.labels("request").inc()
-                continue
-            return
+                return record
+            return msgspec.structs.replace(record, dispatched_at=_asked_at(request))
+
+        await self._repository.update(RequestRecord, keys.request(request.request_id), mark, counted_as="request")
 
     async def _publish_failed(self, request: ProcessRequested, record: RequestRecord | None, reason: str) -> None:
         failed = RequestFailed(
@@ -170,33 +168,33 @@ class Planner:
         key = keys.plan(request.date)
         epoch = await read_bucket_epoch(self._store, self._clock)
 
-        # The plan is read before the list is fetched: so a list never replaces a plan made from a later one.
+        # `update` reads the plan before this fetches the list, so no list replaces a plan made from a later list.
         async def replan(before: Plan | None) -> Plan:
             if before is not None and _made_for(before, request, record):
                 return before
-            await self._refuse_cancelled(request)
-            body = await self._persistence.fetch(self._upstream.cities)
-            # A list may hold 100,000 cities: threads keep the event loop free for heartbeats and streams.
+            await self._raise_if_cancelled(request)
+            body = await self._retry_policy.run(self._upstream.cities)
+            # A list can hold 100,000 cities. Threads keep the event loop free for heartbeats and streams.
             listed = await asyncio.to_thread(parse_city_list, body)
             if not listed.cities and not self._allow_no_cities:
                 raise InvalidCityList(_no_cities(listed))
-            slugs = (await self._mint(listed)).slugs
+            slugs = (await self._mint_slugs(listed)).slugs
             plan = await asyncio.to_thread(
-                next_plan, before, request, listed, slugs, now=self._clock(), base=epoch.base
+                next_plan, before, request, listed, slugs, now=self._clock(), revision_floor=epoch.revision_floor
             )
-            return before if before is not None and _expects_the_same(before, plan) else plan
+            return before if before is not None and _has_same_content(before, plan) else plan
 
         plan = await self._repository.update(Plan, key, replan, counted_as="plan")
         assert plan is not None, "a missing one is made"
         return plan
 
-    async def _refuse_cancelled(self, request: ProcessRequested) -> None:
-        record = await read_cancelled(self._store, request.request_id)
-        # One whose cities are known ends city by city: its tasks are published again, for the workers to skip.
+    async def _raise_if_cancelled(self, request: ProcessRequested) -> None:
+        record = await read_cancelled_record(self._store, request.request_id)
+        # A planned request ends city by city: the planner publishes its tasks again, and the workers skip them.
         if record is not None and not record.planned:
-            raise RequestCancelled(CANCELLED)
+            raise _RequestCancelled
 
-    async def _mint(self, listed: CityList) -> Countries:
+    async def _mint_slugs(self, listed: CityList) -> Countries:
         async def mint(before: Countries | None) -> Countries | None:
             known = before or Countries()
             minted = await asyncio.to_thread(mint_slugs, known, {city.country_name for city in listed.cities})
@@ -206,11 +204,11 @@ class Planner:
 
 
 def _no_cities(listed: CityList) -> str:
-    found = "it is empty"
+    fault = "it is empty"
     if listed.bad_cities_count:
         first = listed.bad_cities[0]
-        found = f"none of its {listed.bad_cities_count} entries is a city; the first is {first.entry}: {first.reason}"
-    return f"{found}; set TRIPFOLD_UPSTREAM_ALLOW_EMPTY_CITY_LIST=true if a date may have no cities"
+        fault = f"none of its {listed.bad_cities_count} entries is a city; the first is {first.entry}: {first.reason}"
+    return f"{fault}; set TRIPFOLD_UPSTREAM_ALLOW_EMPTY_CITY_LIST=true if a date may have no cities"
 
 
 def next_plan(
@@ -220,16 +218,16 @@ def next_plan(
     slugs: dict[str, CountrySlug],
     *,
     now: dt.datetime,
-    base: int,
+    revision_floor: int,
 ) -> Plan:
-    """Return the plan that follows ``before``: the listed cities by country, and the countries that have none left."""
+    """Return the plan after ``before``: the listed cities by country, and the countries that have no cities now."""
     cities: dict[CountrySlug, list[PlannedCity]] = {}
     spellings: dict[CountrySlug, Counter[str]] = {}
     for entry in listed.cities:
         country = slugs[entry.country_name]
         spellings.setdefault(country, Counter())[entry.country_name] += 1
         cities.setdefault(country, []).append(entry.city)
-    # Of several spellings the most frequent is shown, whatever the order of the list.
+    # The most frequent spelling becomes the name, independent of the order of the list.
     names = {country: max(sorted(found), key=found.__getitem__) for country, found in spellings.items()}
     countries = {
         country: PlannedCountry(
@@ -242,7 +240,7 @@ def next_plan(
         gone = before.gone | {country: planned.name for country, planned in before.countries.items()}
     return Plan(
         date=request.date,
-        revision=next_revision(before.revision if before else None, base),
+        revision=next_revision(before.revision if before else None, revision_floor),
         request_id=request.request_id,
         planned_at=now,
         countries=countries,
@@ -252,8 +250,8 @@ def next_plan(
     )
 
 
-def _expects_the_same(before: Plan, plan: Plan) -> bool:
-    """Tell whether a plan says nothing new: then the one before stays, and no summary changes for its sake."""
+def _has_same_content(before: Plan, plan: Plan) -> bool:
+    """Tell whether two plans differ in their revision only. If so, the earlier one stays and no summary changes."""
     return (before.countries, before.gone, before.bad_cities, before.bad_cities_count) == (
         plan.countries,
         plan.gone,
@@ -263,7 +261,7 @@ def _expects_the_same(before: Plan, plan: Plan) -> bool:
 
 
 def _made_for(plan: Plan, request: ProcessRequested, record: RequestRecord | None) -> bool:
-    """Tell whether a request has its plan: it made it, or asks for cities of it once more."""
+    """Tell whether the request made this plan, or repeats cities of it."""
     retry = request.retry
     return (
         plan.request_id == request.request_id
@@ -273,7 +271,7 @@ def _made_for(plan: Plan, request: ProcessRequested, record: RequestRecord | Non
 
 
 def _is_resent_under(plan: Plan, request: ProcessRequested, record: RequestRecord | None) -> bool:
-    """Tell whether a stalled request was published again whose record goes by this plan."""
+    """Tell whether this is a stalled request, published again, whose record names this plan."""
     return (
         request.resent_at is not None
         and record is not None
@@ -283,32 +281,27 @@ def _is_resent_under(plan: Plan, request: ProcessRequested, record: RequestRecor
 
 
 def _retried_at(request: ProcessRequested, record: RequestRecord | None) -> dt.datetime | None:
-    """Return the time of the latest retry of a request: an earlier failure does not end it."""
+    """Return the time of the latest retry of a request. A failure from before that time does not end it."""
     retries = (request.retry, record.retry if record is not None else None)
     return max((retry.retried_at for retry in retries if retry is not None), default=None)
 
 
-def _moment(request: ProcessRequested) -> dt.datetime:
-    """Return when the processing was asked for: of a request, a retry and its repetition each is later."""
+def _asked_at(request: ProcessRequested) -> dt.datetime:
+    """Return when this event was published: as a request, later as a retry, or later still as a repetition."""
     retried_at = request.retry.retried_at if request.retry else request.requested_at
     return max(retried_at, request.resent_at or retried_at)
 
 
 def _is_dispatched(record: RequestRecord, request: ProcessRequested) -> bool:
-    """Tell whether every task of a request, or of this retry or repetition of it, was published."""
+    """Tell whether all tasks of this request, retry or repetition were published."""
     if record.dispatched_at is None:
         return False
     repeated = request.retry is not None or request.resent_at is not None
-    return not repeated or _moment(request) <= record.dispatched_at
-
-
-async def read_plan(store: ObjectStore, date: dt.date) -> Plan | None:
-    """Read the plan of a date, or None if it was never requested."""
-    return await Repository(store).get(Plan, keys.plan(date))
+    return not repeated or _asked_at(request) <= record.dispatched_at
 
 
 def _tasks(plan: Plan, request: ProcessRequested, record: RequestRecord | None) -> Iterator[IngestCity]:
-    """Yield a task for each city that is asked for: of a plan that has moved on since the retry, for all of them."""
+    """Yield a task for each requested city. A retry whose plan was replaced gets a task for every city."""
     retry = request.retry
     chosen = bitmap.decode(retry.positions) if retry and retry.plan_revision == plan.revision else None
     if record is not None and _is_resent_under(plan, request, record):

@@ -1,14 +1,18 @@
-"""What can go wrong with the upstream: three kinds, each with its own consequence."""
+"""The errors of the upstream: three kinds, each handled in its own way."""
 
 from __future__ import annotations
 
 
 class UpstreamDown(RuntimeError):
-    """The upstream cannot be reached at all: waited out, up to a limit, at the cost of no attempt."""
+    """The upstream cannot be reached. It is retried with backoff up to a limit, and the outage costs no attempt."""
+
+
+class OutageTooLong(UpstreamDown):
+    """The outage of the upstream has lasted longer than the limit."""
 
 
 class TransientUpstreamError(RuntimeError):
-    """The upstream answered with a fault that may pass (a cut body, a stall, 5xx, 429): one attempt has failed."""
+    """The upstream failed in a way that may pass, such as a cut body, a stall, 5xx or 429. One attempt has failed."""
 
     def __init__(self, reason: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -16,4 +20,4 @@ class TransientUpstreamError(RuntimeError):
 
 
 class PermanentUpstreamError(RuntimeError):
-    """The city-day (or the list of cities) cannot be had; the message is the reason that the user is told."""
+    """The city-day or the city list cannot be fetched. The message is the reason that the user sees."""

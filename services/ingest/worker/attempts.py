@@ -1,96 +1,94 @@
-"""Notes on which attempts at a city-day are being parsed: how a file is found out that kills whoever parses it.
+"""Records which attempts are parsing a city-day, to detect a file that crashes its workers.
 
-An attempt is noted before its parsing starts, and takes itself out when the parsing ends, in whatever way: with a
-result, with a fault of the upstream or of the bucket, or because the worker was asked to stop. So an attempt that stays
-in the note has died, or is at work in another process, or could not reach the bucket at its end. The three cannot be
-told apart. From ALONE_AFTER of them on, the file is parsed while its worker parses nothing else, so that no neighbour
-can be the cause. After ALONE_DEATHS_MAX deaths alone the file is quarantined without being parsed.
+A worker records an attempt before it parses the file, and removes it when the parsing ends. The end may be a result, an
+error of the upstream or the bucket, or a shutdown. An attempt that stays recorded has crashed, still runs in another
+process, or could not reach the bucket at its end. A worker cannot distinguish these cases.
+
+From ALONE_AFTER such attempts on, a worker parses the file while it parses nothing else, so no other file can cause
+the crash. After ALONE_CRASHES_MAX crashes alone, a worker quarantines the file without parsing it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime as dt
 from collections.abc import Callable
 
 import msgspec
 import structlog
 
-from shared.domain import keys, objects
+from shared.domain import keys
 from shared.domain.ids import CityId
 from shared.domain.objects import AttemptsUnderWay, AttemptUnderWay
 from shared.runtime import metrics
 from shared.storage.object_store import CasConflict, ObjectStore, StoreUnavailable
+from shared.storage.repository import Repository, Versioned
 
 ALONE_AFTER = 2
-ALONE_DEATHS_MAX = 3
+ALONE_CRASHES_MAX = 3
 NOTED_MAX = 10
 END_DEADLINE_S = 5.0
 
 _log = structlog.get_logger()
 
 
-class Deaths(msgspec.Struct, frozen=True, kw_only=True):
-    """How many attempts at a file have not taken themselves out, and how many of them were alone in their worker."""
+class CrashedAttempts(msgspec.Struct, frozen=True, kw_only=True):
+    """The number of attempts that stayed recorded, and how many of them were alone in their worker."""
 
     all: int
     alone: int
 
 
 class Attempts:
-    """The notes of all city-days."""
+    """The recorded attempts of all city-days."""
 
     def __init__(self, store: ObjectStore, *, clock: Callable[[], dt.datetime]) -> None:
         self._store = store
+        self._repository = Repository(store)
         self._clock = clock
 
-    async def begin(self, date: dt.date, city_id: CityId, attempt: str, *, alone: bool) -> Deaths:
-        """Note that an attempt is about to be parsed; return how many before it have not taken themselves out."""
+    async def begin(self, date: dt.date, city_id: CityId, attempt: str, *, alone: bool) -> CrashedAttempts:
+        """Record an attempt before it is parsed, and return the earlier attempts that stayed recorded."""
         key = keys.attempts(date, city_id)
         own = AttemptUnderWay(attempt=attempt, begun_at=self._clock(), alone=alone)
-        note = AttemptsUnderWay(date=date, city_id=city_id)
-        etag = None
+        before: Versioned[AttemptsUnderWay] | None = None
         while True:
-            others = tuple(one for one in note.under_way if one.attempt != attempt)
-            # Of more than are counted, the latest are kept.
+            under_way = before.value.under_way if before else ()
+            others = tuple(one for one in under_way if one.attempt != attempt)
+            # Only the latest attempts are kept.
             noted = AttemptsUnderWay(date=date, city_id=city_id, under_way=(*others, own)[-NOTED_MAX:])
             try:
-                await self._store.compare_and_swap(key, objects.encode(noted), etag=etag)
+                # Most city-days have no attempts recorded, so the first try writes without a read.
+                await self._repository.compare_and_swap(key, noted, over=before)
             except CasConflict:
                 metrics.cas_conflicts.labels("attempts").inc()
-                found = await self._store.get(key)
-                note = (
-                    objects.decode(AttemptsUnderWay, found.body, key)
-                    if found
-                    else AttemptsUnderWay(date=date, city_id=city_id)
-                )
-                etag = found.etag if found else None
+                before = await self._repository.read(AttemptsUnderWay, key)
             else:
-                return Deaths(all=len(others), alone=sum(one.alone for one in others))
+                return CrashedAttempts(all=len(others), alone=sum(one.alone for one in others))
 
     async def end(self, date: dt.date, city_id: CityId, attempt: str, *, settled: bool) -> None:
-        """Take an attempt out; if what it found settles the matter, all others too. Raises nothing of the bucket's.
+        """Remove an attempt, or all attempts if this one settled whether the file is valid.
 
-        What cannot be written now is taken for a death later on.
+        Raises no error of the bucket. An attempt that cannot be removed now counts as a crash later.
         """
         try:
             async with asyncio.timeout(END_DEADLINE_S):
                 await self._end(keys.attempts(date, city_id), attempt, settled=settled)
         except (StoreUnavailable, TimeoutError) as error:
-            _log.warning("an attempt stays noted", date=str(date), city_id=city_id, attempt=attempt, error=str(error))
+            _log.warning("attempt_not_removed", date=str(date), city_id=city_id, attempt=attempt, error=str(error))
 
     async def _end(self, key: str, attempt: str, *, settled: bool) -> None:
         while not settled:
-            found = await self._store.get(key)
-            if found is None:
+            before = await self._repository.read(AttemptsUnderWay, key)
+            if before is None:
                 return
-            note = objects.decode(AttemptsUnderWay, found.body, key)
-            others = tuple(one for one in note.under_way if one.attempt != attempt)
+            others = tuple(one for one in before.value.under_way if one.attempt != attempt)
             if not others:
                 break
-            left = AttemptsUnderWay(date=note.date, city_id=note.city_id, under_way=others)
-            with contextlib.suppress(CasConflict):
-                await self._store.compare_and_swap(key, objects.encode(left), etag=found.etag)
-                return
+            left = AttemptsUnderWay(date=before.value.date, city_id=before.value.city_id, under_way=others)
+            try:
+                await self._repository.compare_and_swap(key, left, over=before)
+            except CasConflict:
+                continue
+            return
         await self._store.delete(key)

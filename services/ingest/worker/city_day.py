@@ -1,25 +1,26 @@
-"""The ingest of one city-day.
+"""Ingests one city-day: fetches its file, stores it, and publishes its statistics.
 
 The order of effects:
 
-1. read the manifest; if this task's request already made its revision, go on at 7: no download; if the request was
-   cancelled meanwhile, go on at 8: the city is skipped;
-2. ask the upstream, on condition that the file changed; unconditionally if the stored raw object is lost, which the
-   same bytes replace as a next revision;
-3. stream it to a raw key of this attempt's own, hashed, validated and folded as the bytes pass, while a note says that
-   this attempt is being parsed (``attempts.py``);
-4. decide: refused (the file goes to quarantine, ``quarantine.py``; go on at 8), unchanged (the upload is aborted), or a
-   next revision;
+1. read the manifest. If this task's request already wrote its revision, go on at 7 without a download. If the request
+   was cancelled meanwhile, skip the city: go on at 8;
+2. send a conditional request to the upstream. If the stored raw object is lost, send an unconditional one: the same
+   bytes then replace the lost object as a new revision;
+3. stream the file to a raw key of this attempt, and hash, check and total it. Meanwhile a record says that this attempt
+   is being parsed (``attempts.py``);
+4. decide. An invalid file goes to quarantine (``quarantine.py``): go on at 8. If the file is unchanged, abort the
+   upload. Otherwise make the next revision;
 5. complete the upload;
-6. swap the manifest in; lost the race → start again at 1, and leave the raw object to the clean-up;
-7. publish what the manifest says, also when nothing changed, and when an earlier end of this task waits for it;
+6. write the manifest by compare-and-swap. After a conflict start again at 1, and leave the raw object to gc;
+7. publish the events of the manifest. Do so also if nothing changed, or if an earlier run of this task still waits for
+   them to be folded;
 8. publish ``CityFinished``;
 9. commit (by the caller).
 
-If the upstream breaks or is down in 2 or 3, the task is published again instead, to be tried later (``retrying.py``),
-and 9 follows. A file over which workers have died is parsed only when the caller runs nothing else.
+If the upstream fails or is down in 2 or 3, publish the task again for a later attempt (``task_retries.py``), and go on
+at 9. A file whose parsing crashed workers is parsed only while the worker runs nothing else.
 
-The manifest is the outbox: a crash anywhere leaves a task that comes again and finds in it what to publish.
+The manifest is the outbox. After a crash at any step Kafka redelivers the task, and the manifest says what to publish.
 """
 
 from __future__ import annotations
@@ -34,23 +35,22 @@ from concurrent.futures import Executor
 import msgspec
 import structlog
 
-from services.ingest.cancellation import CANCELLED, RequestCancelled, read_cancelled, read_record
 from services.ingest.parsing.parser import DEFAULT_RULES, FileRules, total_trip_file
-from services.ingest.planner.planner import read_plan
-from services.ingest.upstream.client import (
-    Download,
-    PermanentUpstreamError,
-    TransientUpstreamError,
-    Upstream,
-    UpstreamDown,
-    UpstreamRetryPolicy,
-)
-from services.ingest.worker.attempts import ALONE_AFTER, ALONE_DEATHS_MAX, Attempts
+from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
+from services.ingest.upstream.port import Download, Upstream
+from services.ingest.upstream.retry import UpstreamRetryPolicy
+from services.ingest.worker.attempts import ALONE_AFTER, ALONE_CRASHES_MAX, Attempts
 from services.ingest.worker.manifest import NewFile, Place, next_manifest, validators_of
-from services.ingest.worker.quarantine import Arrived, Quarantine
-from services.ingest.worker.streaming import FileRefused, Meter, Streamed, deadly_file, stream_file
-from services.ingest.worker.task_retries import tried_again
-from shared.domain import keys, objects
+from services.ingest.worker.quarantine import FileSource, Quarantine
+from services.ingest.worker.streaming import (
+    FileRefused,
+    StreamedFile,
+    StreamProgress,
+    refuse_crashing_file,
+    stream_file,
+)
+from services.ingest.worker.task_retries import next_attempt
+from shared.domain import keys
 from shared.domain.events import Cause, CityFinished, CityProgressed, Event, IngestCity, Outcome, Published
 from shared.domain.ids import RequestId
 from shared.domain.objects import Manifest
@@ -62,15 +62,21 @@ from shared.kafka.records import OutgoingEvent
 from shared.runtime import metrics
 from shared.storage.bucket_epoch import read_bucket_epoch
 from shared.storage.object_store import CasConflict, ObjectStore, Upload
-from shared.storage.repository import Repository
+from shared.storage.repository import (
+    Repository,
+    Versioned,
+    read_cancelled_record,
+    read_plan,
+    read_request_record,
+)
 
 PROGRESS_INTERVAL_S = 1.0
 
 _log = structlog.get_logger()
 
 
-class Finished(msgspec.Struct, frozen=True, kw_only=True):
-    """How a city-day ended: a manifest to publish, or the reason that there is none, and where a refused file lies."""
+class CityResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The result for a city-day: a manifest to publish or the reason for none, and the key of a refused file."""
 
     outcome: Outcome
     manifest: Manifest | None = None
@@ -78,12 +84,16 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     quarantine_key: str | None = None
 
 
-class _NotAlone(Exception):  # no error: the caller carries the task out later
-    """The file has to be parsed alone, and others may be parsed beside it now."""
+class _MustParseAlone(Exception):  # no error: the worker runs the task later
+    """The file must be parsed alone, and other files may be in progress now."""
+
+
+class _RequestCancelled(Exception):  # no error: the worker skips the city
+    """All requests for the city-day were cancelled before it was started."""
 
 
 class CityDayIngest:
-    """Ingests city-days. Any number can run side by side, also of one city-day: the manifest's swap decides."""
+    """Ingests city-days. Workers can run in parallel, even on one city-day: the manifest's compare-and-swap decides."""
 
     def __init__(
         self,
@@ -100,10 +110,11 @@ class CityDayIngest:
         mint_attempt: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._store = store
+        self._repository = Repository(store)
         self._publisher = publisher
         self._upstream = upstream
         self._clock = clock
-        self._persistence = retry_policy
+        self._retry_policy = retry_policy
         self._threads = threads
         self._deadline_s = deadline_s
         self._rules = rules
@@ -113,84 +124,89 @@ class CityDayIngest:
         self._quarantine = Quarantine(store, clock=clock)
 
     async def run(self, tasks: Sequence[IngestCity], *, alone: bool) -> bool:
-        """Ingest one city-day, for all the tasks that ask for it. When it returns True, they can be committed.
+        """Ingest one city-day for all its tasks. Returns True if the tasks can be committed now.
 
-        False: the file has to be parsed while this process parses nothing else; ``alone`` says that it does so now.
-
-        The last task of the highest plan is the one that is carried out; what it finds is published for each of them.
+        Returns False if the file must be parsed alone; call it again with ``alone`` when the process parses nothing
+        else. Runs the last task of the highest plan, and publishes its result for every task.
         """
-        # Not the first: it may come again, and its file have been corrected before the last was asked for.
+        # Not the first task: it may be redelivered, and its file may be older than the last request.
         chosen = max(reversed(tasks), key=lambda task: task.plan_revision)
         log = _log.bind(date=str(chosen.date), city_id=chosen.city_id, request_id=chosen.request_id)
         began_at = self._clock()
         try:
-            finished = await self._persistence.once(
+            finished = await self._retry_policy.run_once(
                 lambda: self._ingest(chosen, tasks, alone=alone),
                 down_s=min((began_at - (task.down_since or began_at)).total_seconds() for task in tasks),
             )
-        except _NotAlone:
+        except _MustParseAlone:
             return False
         except (TransientUpstreamError, UpstreamDown) as fault:
-            log.info("city is tried again later", reason=str(fault))
+            log.info("city_retry_scheduled", error=str(fault))
             for task in tasks:
-                await self._try_later(task, fault, began_at)
+                await self._retry_later(task, fault, began_at)
             return True
-        except RequestCancelled as cancelled:
-            finished = Finished(outcome=Outcome.SKIPPED, reason=str(cancelled))
+        except _RequestCancelled:
+            finished = CityResult(outcome=Outcome.SKIPPED, reason="the request was cancelled")
         except PermanentUpstreamError as error:
-            finished = Finished(outcome=Outcome.FAILED, reason=str(error)[:2_000])
+            finished = CityResult(outcome=Outcome.FAILED, reason=str(error)[:2_000])
         log.info(
-            "city finished",
+            "city_ingested",
             outcome=finished.outcome.value,
-            reason=finished.reason,
+            error=finished.reason,
             quarantine_key=finished.quarantine_key,
         )
         for task in tasks:
             await self._end(task, finished)
         return True
 
-    async def _try_later(
+    async def _retry_later(
         self, task: IngestCity, fault: TransientUpstreamError | UpstreamDown, began_at: dt.datetime
     ) -> None:
-        """Publish a task to be tried later, or end it if it was tried for long enough."""
+        """Publish a task for a later attempt, or end it after the last attempt."""
         try:
-            later = tried_again(
+            later = next_attempt(
                 task,
                 fault,
                 began_at=began_at,
                 now=self._clock(),
-                attempts_max=self._persistence.attempts_max,
-                outage_limit_s=self._persistence.outage_limit_s,
+                attempts_max=self._retry_policy.attempts_max,
+                outage_limit_s=self._retry_policy.outage_limit_s,
             )
         except PermanentUpstreamError as error:
-            _log.info("city finished", request_id=task.request_id, outcome="failed", reason=str(error))
-            await self._end(task, Finished(outcome=Outcome.FAILED, reason=str(error)[:2_000]))
+            _log.info(
+                "city_ingested",
+                date=str(task.date),
+                city_id=task.city_id,
+                request_id=task.request_id,
+                outcome="failed",
+                error=str(error),
+            )
+            await self._end(task, CityResult(outcome=Outcome.FAILED, reason=str(error)[:2_000]))
         else:
             await self._publisher.publish([OutgoingEvent(later, topic=Topic.CITY_TASK_RETRIES)])
 
-    async def _end(self, task: IngestCity, finished: Finished) -> None:
+    async def _end(self, task: IngestCity, finished: CityResult) -> None:
         if finished.manifest is None:
             await self._publish_awaited(task)
         await self._publish(task, finished)
 
     async def _publish_awaited(self, task: IngestCity) -> None:
-        """Publish again what an earlier end of this task still waits to see folded, now that it would end without.
+        """Publish the manifest again if an earlier run of this task still waits for its events to be folded.
 
-        A compaction can have taken those records before they were folded, and the earlier end is the one that counts.
+        Compaction may have removed those records before they were folded, and the earlier run's result counts.
         """
-        record = await read_record(self._store, task.request_id)
+        record = await read_request_record(self._store, task.request_id)
         if record is None or record.plan_revision != task.plan_revision or not is_awaited(record, task.position):
             return
-        key = keys.manifest(task.date, task.city_id)
-        found = await self._store.get(key)
-        if found is not None:
-            await self._publish_events(task, events_of_manifest(objects.decode(Manifest, found.body, key)))
+        manifest = await self._repository.get(Manifest, keys.manifest(task.date, task.city_id))
+        if manifest is not None:
+            await self._publish_events(task, events_of_manifest(manifest))
 
     async def _publish_events(self, task: IngestCity, events: Iterable[Event]) -> None:
         cause = Cause(request_id=task.request_id, plan_revision=task.plan_revision, position=task.position)
         await self._publisher.publish(OutgoingEvent(event, cause) for event in events)
 
-    async def _publish(self, task: IngestCity, finished: Finished) -> None:
+    async def _publish(self, task: IngestCity, finished: CityResult) -> None:
         manifest = finished.manifest
         events = events_of_manifest(manifest) if manifest else ()
         await self._publish_events(task, events)
@@ -211,7 +227,7 @@ class CityDayIngest:
         )
         await self._publisher.publish([OutgoingEvent(ended)])
 
-    async def _ingest(self, task: IngestCity, tasks: Sequence[IngestCity], *, alone: bool) -> Finished:
+    async def _ingest(self, task: IngestCity, tasks: Sequence[IngestCity], *, alone: bool) -> CityResult:
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
@@ -223,25 +239,23 @@ class CityDayIngest:
                 f"the city-day took longer than its deadline of {self._deadline_s:.0f} s"
             ) from error
 
-    async def _try_once(self, task: IngestCity, wanted_by: Collection[RequestId], *, alone: bool) -> Finished | None:
-        """Go through steps 1 to 6 once. Returns None if the race for the manifest was lost.
+    async def _try_once(self, task: IngestCity, wanted_by: Collection[RequestId], *, alone: bool) -> CityResult | None:
+        """Take steps 1 to 6 once. Returns None if another worker wrote the manifest first.
 
-        Raises RequestCancelled if all the requests that wanted the city-day were cancelled before it was begun.
+        Raises _RequestCancelled if all requests for the city-day were cancelled before it was started.
         """
-        key = keys.manifest(task.date, task.city_id)
-        found = await self._store.get(key)
-        previous = objects.decode(Manifest, found.body, key) if found else None
-        etag = found.etag if found else None
+        stored = await self._repository.read(Manifest, keys.manifest(task.date, task.city_id))
+        previous = stored.value if stored else None
         attempt = self._mint_attempt()
         if previous is not None and _made_for(previous, task):
             place = await self._place_after_move(previous)
             if place is None:
-                return Finished(outcome=Outcome.STORED, manifest=previous)
-            return await self._swap(key, etag, await self._next(previous, task, place, None, attempt))
+                return CityResult(outcome=Outcome.STORED, manifest=previous)
+            return await self._swap(stored, await self._next(previous, task, place, None, attempt))
         if await self._all_cancelled(wanted_by):
             if previous is None or previous.request_id not in wanted_by:
-                raise RequestCancelled(CANCELLED)
-            return Finished(outcome=Outcome.STORED, manifest=previous)  # it may not be published yet
+                raise _RequestCancelled
+            return CityResult(outcome=Outcome.STORED, manifest=previous)  # perhaps not published yet
         place = await self._place(task, previous)
         raw_lost = previous is not None and await self._is_raw_lost(previous)
         known = validators_of(
@@ -249,7 +263,7 @@ class CityDayIngest:
         )
         async with self._upstream.download(task.upstream_id, task.date, known) as download:
             taken = await self._take(download, task, previous, place, attempt, raw_lost=raw_lost, alone=alone)
-        return taken if isinstance(taken, Finished) else await self._swap(key, etag, taken)
+        return taken if isinstance(taken, CityResult) else await self._swap(stored, taken)
 
     async def _take(
         self,
@@ -261,8 +275,8 @@ class CityDayIngest:
         *,
         raw_lost: bool,
         alone: bool,
-    ) -> Manifest | Finished:
-        """Do with an answer what is to be done; return the next revision, or how the city-day ended without one."""
+    ) -> Manifest | CityResult:
+        """Take steps 3 to 5 with a response. Return the next revision, or the result if there is none."""
         if download.chunks is None:
             return await self._next(previous, task, place, None, attempt) or _unchanged(previous)
         raw_key = keys.raw(task.date, task.city_id, attempt)
@@ -282,9 +296,9 @@ class CityDayIngest:
             if manifest.raw_key == raw_key:
                 await upload.complete()
         except FileRefused as refused:
-            arrived = Arrived(url=download.url, validators=download.validators, attempt=attempt, raw_key=raw_key)
-            report = await self._quarantine.keep(refused, task, arrived, upload)
-            return Finished(outcome=Outcome.FAILED, reason=report.reason, quarantine_key=report.key)
+            source = FileSource(url=download.url, validators=download.validators, attempt=attempt, raw_key=raw_key)
+            report = await self._quarantine.keep(refused, task, source, upload)
+            return CityResult(outcome=Outcome.FAILED, reason=report.reason, quarantine_key=report.key)
         else:
             return manifest
         finally:
@@ -292,27 +306,27 @@ class CityDayIngest:
 
     async def _stream(
         self, task: IngestCity, download: Download, upload: Upload, attempt: str, *, alone: bool
-    ) -> Streamed:
-        """Pass the file through, noted as being parsed for so long. Raises FileRefused if it is no trip file.
+    ) -> StreamedFile:
+        """Stream the file, and record this attempt while it is parsed. Raises FileRefused for an invalid file.
 
-        Raises _NotAlone for a file over which workers have died, unless it is ``alone``.
+        Raises _MustParseAlone for a file whose parsing crashed workers, unless it is ``alone``.
         """
         assert download.chunks is not None, "an unchanged file is not streamed"
         settled = False
         try:
-            died = await self._attempts.begin(task.date, task.city_id, attempt, alone=alone)
-            if died.all >= ALONE_AFTER and not alone:
-                raise _NotAlone
-            deadly = died.alone >= ALONE_DEATHS_MAX
-            async with self._reported(task, download) as meter:
+            crashed = await self._attempts.begin(task.date, task.city_id, attempt, alone=alone)
+            if crashed.all >= ALONE_AFTER and not alone:
+                raise _MustParseAlone
+            refuse = crashed.alone >= ALONE_CRASHES_MAX
+            async with self._reported(task, download) as progress:
                 streamed = await stream_file(
                     download.chunks,
                     upload,
                     date=task.date.isoformat(),
                     rules=self._rules,
-                    meter=meter,
+                    progress=progress,
                     threads=self._threads,
-                    fold=deadly_file(died.all, died.alone) if deadly else total_trip_file,
+                    parse=refuse_crashing_file(crashed.all, crashed.alone) if refuse else total_trip_file,
                 )
             settled = True
         except FileRefused:
@@ -320,18 +334,18 @@ class CityDayIngest:
             raise
         finally:
             await self._attempts.end(task.date, task.city_id, attempt, settled=settled)
-        metrics.bad_records.inc(streamed.folded.bad_records)
+        metrics.bad_records.inc(streamed.totals.bad_records)
         return streamed
 
     async def _is_raw_lost(self, manifest: Manifest) -> bool:
-        """Tell whether a raw object is missing that was not to expire yet."""
+        """Tell whether the raw object is missing although it has not expired."""
         if self._raw_retention is not None and self._clock() - manifest.raw_stored_at > self._raw_retention:
             return False
         return await self._store.get(manifest.raw_key, first_bytes=1) is None
 
     async def _all_cancelled(self, request_ids: Collection[RequestId]) -> bool:
         for request_id in sorted(request_ids):
-            if await read_cancelled(self._store, request_id) is None:
+            if await read_cancelled_record(self._store, request_id) is None:
                 return False
         return True
 
@@ -340,26 +354,34 @@ class CityDayIngest:
     ) -> Manifest | None:
         epoch = await read_bucket_epoch(self._store, self._clock)
         return next_manifest(
-            previous, task, place, file, rules=self._rules, attempt=attempt, now=self._clock(), base=epoch.base
+            previous,
+            task,
+            place,
+            file,
+            rules=self._rules,
+            attempt=attempt,
+            now=self._clock(),
+            revision_floor=epoch.revision_floor,
         )
 
-    async def _swap(self, key: str, etag: str | None, manifest: Manifest | None) -> Finished | None:
+    async def _swap(self, stored: Versioned[Manifest] | None, manifest: Manifest | None) -> CityResult | None:
         assert manifest is not None
+        key = keys.manifest(manifest.date, manifest.city_id)
         try:
-            await self._store.compare_and_swap(key, objects.encode(manifest), etag=etag)
+            await self._repository.compare_and_swap(key, manifest, over=stored)
         except CasConflict:
             metrics.cas_conflicts.labels("manifest").inc()
-            current = await Repository(self._store).get(Manifest, key)
-            # A swap whose answer was lost may have happened, and others may have built on it.
+            current = await self._repository.get(Manifest, key)
+            # If the response to this attempt's write was lost, other workers may have built on that write.
             if current is None or not current.made_by(manifest.attempt):
                 return None
             manifest = current
         if manifest.retracted and await self._place_after_move(manifest) is not None:
             return None
-        return Finished(outcome=Outcome.STORED, manifest=manifest)
+        return CityResult(outcome=Outcome.STORED, manifest=manifest)
 
     async def _place(self, task: IngestCity, previous: Manifest | None) -> Place:
-        """Choose the country: the task's own, unless it would undo what a newer plan says."""
+        """Return the task's country, or the country of a newer plan if there is one."""
         asked = Place(country=task.country, country_name=task.country_name, plan_revision=task.plan_revision)
         if previous is None or previous.country == task.country:
             return asked
@@ -368,9 +390,9 @@ class CityDayIngest:
         return await self._place_in_newer_plan(task, task.plan_revision) or asked
 
     async def _place_after_move(self, manifest: Manifest) -> Place | None:
-        """Return where the city belongs if a plan newer than a move says otherwise, or None if it stays.
+        """Return the city's place if a plan newer than its last move names another country, or None.
 
-        A task of that newer plan may have passed before the move was swapped in, and found nothing to do.
+        The newer plan's task may have run before the move was written, when the city still was in that country.
         """
         if not manifest.retracted:
             return None
@@ -387,10 +409,10 @@ class CityDayIngest:
         return None
 
     @contextlib.asynccontextmanager
-    async def _reported(self, task: IngestCity, download: Download) -> AsyncIterator[Meter]:
-        """Publish how far the stream is, once a second while it lasts. Nothing depends on these events."""
-        meter = Meter()
-        meter.bytes_total = download.bytes_total
+    async def _reported(self, task: IngestCity, download: Download) -> AsyncIterator[StreamProgress]:
+        """Publish the progress of the stream once a second. Nothing depends on these events."""
+        progress = StreamProgress()
+        progress.bytes_total = download.bytes_total
 
         async def report() -> None:
             while True:
@@ -401,23 +423,23 @@ class CityDayIngest:
                     city_id=task.city_id,
                     plan_revision=task.plan_revision,
                     position=task.position,
-                    bytes_done=meter.bytes_done,
-                    bytes_total=meter.bytes_total,
-                    trips_done=meter.trips_done,
+                    bytes_done=progress.bytes_done,
+                    bytes_total=progress.bytes_total,
+                    trips_done=progress.trips_done,
                 )
                 with contextlib.suppress(KafkaUnavailable):
                     await self._publisher.publish([OutgoingEvent(progressed)])
 
         reporting = asyncio.create_task(report())
         try:
-            yield meter
+            yield progress
         finally:
             reporting.cancel()
             await asyncio.gather(reporting, return_exceptions=True)
 
 
 def _made_for(manifest: Manifest, task: IngestCity) -> bool:
-    """Tell whether the task's own request made this revision, and the task asks for no move since."""
+    """Tell whether the task's request made this revision, and the task does not move the city since."""
     settled = manifest.country == task.country or manifest.plan_revision >= task.plan_revision
     return manifest.request_id == task.request_id and settled
 
@@ -426,6 +448,6 @@ def _place_of(manifest: Manifest) -> Place:
     return Place(country=manifest.country, country_name=manifest.country_name, plan_revision=manifest.plan_revision)
 
 
-def _unchanged(previous: Manifest | None) -> Finished:
+def _unchanged(previous: Manifest | None) -> CityResult:
     assert previous is not None
-    return Finished(outcome=Outcome.UNCHANGED, manifest=previous)
+    return CityResult(outcome=Outcome.UNCHANGED, manifest=previous)

@@ -1,4 +1,4 @@
-"""What a city-day's next revision is, given the one before and what was found. Pure."""
+"""Computes the next revision of a city-day from the previous manifest and the fetched file. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import datetime as dt
 
 import msgspec
 
-from services.ingest.parsing.parser import FoldedFile
+from services.ingest.parsing.parser import FileTotals
 from services.ingest.parsing.trips import RULE_VERSION
-from services.ingest.upstream.client import Validators
-from services.ingest.worker.streaming import Streamed
+from services.ingest.upstream.port import Validators
+from services.ingest.worker.streaming import StreamedFile
 from shared.domain.events import IngestCity
 from shared.domain.file_rules import FileRules
 from shared.domain.ids import CountrySlug
@@ -18,7 +18,7 @@ from shared.storage.bucket_epoch import next_revision
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """The country that a city-day counts for, and the plan that says so."""
+    """The country of a city-day, and the plan revision that assigns it."""
 
     country: CountrySlug
     country_name: str
@@ -26,32 +26,31 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that was streamed: what passed, and where it lies."""
+    """A file that was streamed: its totals, its URL and its raw key."""
 
     raw_key: str
     url: str
     validators: Validators
-    streamed: Streamed
+    streamed: StreamedFile
     replaces_lost: bool = False
 
 
 def validators_of(manifest: Manifest | None, url: str, rules: FileRules) -> Validators | None:
-    """Return what a conditional GET may name, or None if the file has to be read anew.
+    """Return the validators for a conditional GET, or None if the file must be downloaded again.
 
-    Validators count only at the URL that gave them, and only if the present rules would fold the file
-    to the same sums.
+    Validators are valid only at the URL that sent them, and only if the present rules give the file the same totals.
     """
-    if manifest is None or manifest.upstream_url != url or not would_fold_alike(manifest, rules):
+    if manifest is None or manifest.upstream_url != url or not gives_same_totals(manifest, rules):
         return None
     if manifest.etag is None and manifest.last_modified is None:
         return None
     return Validators(etag=manifest.etag, last_modified=manifest.last_modified)
 
 
-def would_fold_alike(manifest: Manifest, rules: FileRules) -> bool:
-    """Tell whether the rules would fold the stored file to the sums that its manifest has.
+def gives_same_totals(manifest: Manifest, rules: FileRules) -> bool:
+    """Tell whether the rules give the stored file the totals that its manifest has.
 
-    If not, the same bytes are folded again. How bad records are judged counts only for a file that has some.
+    If not, the same bytes are parsed again. The rules on bad records matter only for a file that has some.
     """
     if manifest.rule_version != RULE_VERSION or manifest.records_form != str(rules.form):
         return False
@@ -71,13 +70,13 @@ def next_manifest(
     rules: FileRules,
     attempt: str,
     now: dt.datetime,
-    base: int,
+    revision_floor: int,
 ) -> Manifest | None:
     """Return the revision that follows ``previous``, or None if nothing changed.
 
-    ``file`` is None when the upstream says that the stored file is the current one. Unchanged means equal bytes, equal
-    names and equal parsing rules; a move or a new name alone is a revision that names the same raw object. A file that
-    ``replaces_lost`` bytes is a revision although it is the same.
+    ``file`` is None if the upstream responds that the stored file is current. Unchanged means equal bytes, equal names
+    and equal parsing rules. A move or a new name alone makes a revision with the same raw object. So does a file that
+    ``replaces_lost`` bytes, with a new raw object.
     """
     if file is None:
         assert previous is not None, "only a stored file can be unchanged"
@@ -87,9 +86,9 @@ def next_manifest(
             previous is not None
             and not file.replaces_lost
             and previous.sha256 == file.streamed.sha256
-            and would_fold_alike(previous, rules)
+            and gives_same_totals(previous, rules)
         )
-    succession = _succeed(previous, task, place, base)
+    succession = _succeed(previous, task, place, revision_floor)
     if previous is not None and same_file:
         renamed = previous.city_name != task.city_name and task.plan_revision >= previous.plan_revision
         if previous.country == place.country and not renamed:
@@ -112,8 +111,8 @@ def next_manifest(
         date=task.date,
         city_id=task.city_id,
         city_name=task.city_name,
-        contribution=file.streamed.folded.contribution,
-        trips_on_other_dates=file.streamed.folded.trips_on_other_dates,
+        contribution=file.streamed.totals.contribution,
+        trips_on_other_dates=file.streamed.totals.trips_on_other_dates,
         attempt=attempt,
         raw_key=file.raw_key,
         sha256=file.streamed.sha256,
@@ -124,7 +123,7 @@ def next_manifest(
         request_id=task.request_id,
         rule_version=RULE_VERSION,
         records_form=str(rules.form),
-        bad_records=file.streamed.folded.bad_records,
+        bad_records=file.streamed.totals.bad_records,
         other_dates_are_bad=rules.other_dates_are_bad,
         ingested_at=now,
         country=place.country,
@@ -137,32 +136,32 @@ def next_manifest(
 
 
 def reprocessed(
-    previous: Manifest, folded: FoldedFile, *, rules: FileRules, attempt: str, now: dt.datetime, base: int
+    previous: Manifest, totals: FileTotals, *, rules: FileRules, attempt: str, now: dt.datetime, revision_floor: int
 ) -> Manifest | None:
-    """Return the revision that follows ``previous`` when its stored file is read again, or None if it says the same."""
+    """Return the revision after its stored file was parsed again, or None if its content is the same."""
     following = msgspec.structs.replace(
         previous,
-        contribution=folded.contribution,
-        trips_on_other_dates=folded.trips_on_other_dates,
+        contribution=totals.contribution,
+        trips_on_other_dates=totals.trips_on_other_dates,
         rule_version=RULE_VERSION,
         records_form=str(rules.form),
-        bad_records=folded.bad_records,
+        bad_records=totals.bad_records,
         other_dates_are_bad=rules.other_dates_are_bad,
     )
     if following == previous:
         return None
     return msgspec.structs.replace(
         following,
-        revision=next_revision(previous.revision, base),
+        revision=next_revision(previous.revision, revision_floor),
         history=_history_after(previous),
         attempt=attempt,
         ingested_at=now,
     )
 
 
-def reissued(previous: Manifest, *, attempt: str, base: int) -> Manifest:
-    """Return a revision that says the same as ``previous``, its retractions too, under a number of its own."""
-    revision = next_revision(previous.revision, base)
+def reissued(previous: Manifest, *, attempt: str, revision_floor: int) -> Manifest:
+    """Return a new revision with the content and the retractions of ``previous``."""
+    revision = next_revision(previous.revision, revision_floor)
     return msgspec.structs.replace(
         previous,
         revision=revision,
@@ -172,13 +171,13 @@ def reissued(previous: Manifest, *, attempt: str, base: int) -> Manifest:
     )
 
 
-def reissued_plan(previous: Plan, *, base: int) -> Plan:
-    """Return a plan that says the same as ``previous``, under a revision of its own."""
-    return msgspec.structs.replace(previous, revision=next_revision(previous.revision, base))
+def reissued_plan(previous: Plan, *, revision_floor: int) -> Plan:
+    """Return a new revision of a plan with the content of ``previous``."""
+    return msgspec.structs.replace(previous, revision=next_revision(previous.revision, revision_floor))
 
 
 class _Succession(msgspec.Struct, frozen=True, kw_only=True):
-    """What ties a revision to the one before it."""
+    """The fields of a revision that follow from the previous one."""
 
     revision: int
     plan_revision: int
@@ -186,8 +185,8 @@ class _Succession(msgspec.Struct, frozen=True, kw_only=True):
     history: tuple[PastRevision, ...]
 
 
-def _succeed(previous: Manifest | None, task: IngestCity, place: Place, base: int) -> _Succession:
-    revision = next_revision(previous.revision if previous else None, base)
+def _succeed(previous: Manifest | None, task: IngestCity, place: Place, revision_floor: int) -> _Succession:
+    revision = next_revision(previous.revision if previous else None, revision_floor)
     plan_revision = max(place.plan_revision, task.plan_revision)
     if previous is None:
         return _Succession(revision=revision, plan_revision=plan_revision, retracted={}, history=())

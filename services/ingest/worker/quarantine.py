@@ -1,14 +1,13 @@
-"""Refusing a file: its bytes stay in their raw object, and a report under ``quarantine/`` says what is wrong.
+"""Quarantines an invalid file: keeps its bytes as a raw object, and writes a report under ``quarantine/``.
 
-The order of effects, after all of the file has passed into its raw object's upload:
+The order of effects, after the upload of the raw object has received the whole file:
 
-1. the reports on the city-day: the same bytes are there already → note in their report that they came again, and stop;
-2. complete the upload, so that the bytes lie under the raw key of this attempt;
-3. put the report, which names the raw key and makes the file count as quarantined.
+1. read the reports on the city-day. If one of them is on the same bytes, count them there as seen again, and stop;
+2. complete the upload, so that the bytes are stored under the raw key of this attempt;
+3. put the report, which names the raw key. From now on the file is quarantined.
 
-A crash before 3 leaves a task that comes again and does it all under another attempt. The dead one's raw object, which
-neither a manifest nor a report names, is left to the clean-up. No key is written twice, but for the note of 1, which is
-swapped.
+After a crash before 3 Kafka redelivers the task, and another attempt takes all steps again. No manifest and no report
+names the raw object of the crashed attempt, so gc deletes it. Only step 1 writes a key twice, by compare-and-swap.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import msgspec
 
 from services.ingest.parsing.parser import InvalidTripFile, TooManyBadRecords
 from services.ingest.parsing.trips import RULE_VERSION
-from services.ingest.upstream.client import Validators
+from services.ingest.upstream.port import Validators
 from services.ingest.worker.streaming import FileRefused
 from shared.domain import keys, objects
 from shared.domain.events import IngestCity
@@ -28,13 +27,14 @@ from shared.domain.ids import CityId
 from shared.domain.objects import QuarantineReport, ReportedRecord
 from shared.runtime import metrics
 from shared.storage.object_store import CasConflict, ObjectStore, Upload
+from shared.storage.repository import Repository, Versioned
 
 REPORTS_COMPARED_MAX = 50
-"""So many reports on a city-day, the latest, are looked through for the same bytes."""
+"""The number of reports on a city-day, from the latest, that are compared with a refused file."""
 
 
-class Arrived(msgspec.Struct, frozen=True, kw_only=True):
-    """A refused file as it came: from where, and as which attempt's raw object it is being uploaded."""
+class FileSource(msgspec.Struct, frozen=True, kw_only=True):
+    """The origin of a refused file: its URL and validators, and the attempt and raw key of its upload."""
 
     url: str
     validators: Validators
@@ -43,43 +43,49 @@ class Arrived(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quarantine:
-    """Takes refused files in. Any number can do so side by side, also of one city-day."""
+    """Stores refused files. Workers can run in parallel, even on one city-day."""
 
     def __init__(self, store: ObjectStore, *, clock: Callable[[], dt.datetime]) -> None:
         self._store = store
+        self._repository = Repository(store)
         self._clock = clock
 
-    async def keep(self, refused: FileRefused, task: IngestCity, arrived: Arrived, upload: Upload) -> QuarantineReport:
-        """Keep a file and the report on it, or find them kept. The upload is completed, or left to be aborted."""
+    async def keep(
+        self, refused: FileRefused, task: IngestCity, source: FileSource, upload: Upload
+    ) -> QuarantineReport:
+        """Store a file and its report, or return the report on the same bytes.
+
+        Completes the upload of new bytes; otherwise the caller aborts it.
+        """
         why = "invalid" if isinstance(refused.fault, InvalidTripFile) else "parser_crash"
         metrics.quarantined_files.labels(why).inc()
         known = await self._seen_again(task, refused.sha256)
         if known is not None:
             return known
-        report = report_on(refused, task, arrived, self._clock())
+        report = report_on(refused, task, source, self._clock())
         await upload.complete()
         await self._store.put(report.report_key, objects.encode(report))
         return report
 
     async def _seen_again(self, task: IngestCity, sha256: str) -> QuarantineReport | None:
-        """Find the report on the same bytes, and note that this request saw them too."""
+        """Find the report on the same bytes, and count that this request received them too."""
         while True:
             found = await self._find(task.date, task.city_id, sha256)
             if found is None:
                 return None
-            report, etag = found
+            report = found.value
             if report.last_request_id == task.request_id:
                 return report
             again = msgspec.structs.replace(
                 report, seen=report.seen + 1, last_seen_at=self._clock(), last_request_id=task.request_id
             )
             try:
-                await self._store.compare_and_swap(report.report_key, objects.encode(again), etag=etag)
+                await self._repository.compare_and_swap(report.report_key, again, over=found)
             except CasConflict:
-                continue  # another request saw it, or the clean-up has just deleted it
+                continue  # another request counted it, or gc has just deleted it
             return again
 
-    async def _find(self, date: dt.date, city_id: CityId, sha256: str) -> tuple[QuarantineReport, str] | None:
+    async def _find(self, date: dt.date, city_id: CityId, sha256: str) -> Versioned[QuarantineReport] | None:
         reports = [
             listed
             async for listed in self._store.list(keys.quarantine_of(date, city_id))
@@ -87,15 +93,14 @@ class Quarantine:
         ]
         latest_first = sorted(reports, key=lambda listed: listed.last_modified, reverse=True)
         for listed in latest_first[:REPORTS_COMPARED_MAX]:
-            found = await self._store.get(listed.key)
-            report = objects.decode(QuarantineReport, found.body, listed.key) if found else None
-            if found is not None and report is not None and report.sha256 == sha256:
-                return report, found.etag
+            found = await self._repository.read(QuarantineReport, listed.key)
+            if found is not None and found.value.sha256 == sha256:
+                return found
         return None
 
 
-def report_on(refused: FileRefused, task: IngestCity, arrived: Arrived, now: dt.datetime) -> QuarantineReport:
-    """Write down what is wrong with a file, and where it lies."""
+def report_on(refused: FileRefused, task: IngestCity, source: FileSource, now: dt.datetime) -> QuarantineReport:
+    """Return the report on a refused file: its fault, its origin and its raw key."""
     fault = refused.fault
     invalid = fault if isinstance(fault, InvalidTripFile) else None
     return QuarantineReport(
@@ -106,11 +111,11 @@ def report_on(refused: FileRefused, task: IngestCity, arrived: Arrived, now: dt.
         country_name=task.country_name,
         request_id=task.request_id,
         plan_revision=task.plan_revision,
-        attempt=arrived.attempt,
-        key=arrived.raw_key,
-        upstream_url=arrived.url,
-        etag=arrived.validators.etag,
-        last_modified=arrived.validators.last_modified,
+        attempt=source.attempt,
+        key=source.raw_key,
+        upstream_url=source.url,
+        etag=source.validators.etag,
+        last_modified=source.validators.last_modified,
         sha256=refused.sha256,
         size_bytes=refused.size_bytes,
         reason=str(fault)[:2_000],

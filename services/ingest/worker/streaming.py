@@ -1,48 +1,60 @@
-"""One file on its way: from the upstream into the bucket, hashed, parsed and folded as the bytes pass.
+"""Streams one file from the upstream into the bucket, and hashes, checks and totals its bytes on the way.
 
-The event loop moves bytes; a thread hashes and parses them. Between the two stands a queue of bounded size, so a
-slow side slows the other down, and memory stays the same for a file of any size.
+The event loop moves bytes; a thread hashes and parses them. A bounded queue connects the two. The slower side slows
+the other one down, so memory use does not depend on the size of the file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import ctypes.util
 import hashlib
 import queue
+import sys
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from typing import Protocol
 
 import msgspec
 
-from services.ingest.parsing.parser import DEFAULT_RULES, FileRules, FoldedFile, InvalidTripFile, total_trip_file
+from services.ingest.parsing.parser import DEFAULT_RULES, FileRules, FileTotals, InvalidTripFile, total_trip_file
 from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
 from shared.storage.object_store import Upload
 
 BATCH_BYTES = 256 * 1024
 BATCHES_QUEUED_MAX = 4
 
+MMAP_THRESHOLD_BYTES = 1024 * 1024
+TRIM_THRESHOLD_BYTES = 4 * 1024 * 1024
+ARENAS_MAX = 1
 
-class Streamed(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a file once all of it has passed."""
+# <malloc.h> of glibc
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+
+
+class StreamedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A valid file that was received whole: its hash, its size and its totals."""
 
     sha256: str
     size_bytes: int
-    folded: FoldedFile
+    totals: FileTotals
 
 
-class DeadlyFile(RuntimeError):
-    """A file that is not parsed any more, because workers have died while they parsed it."""
+class CrashingFile(RuntimeError):
+    """The file is not parsed again: workers crashed each time that they parsed it."""
 
 
 class FileRefused(RuntimeError):
-    """The file is no trip file, and all of it that came has passed: ``fault`` is what is wrong with it.
+    """The file is not a valid trip file; ``fault`` says why. All bytes that the upstream sent were uploaded.
 
-    ``broke_off`` is why not all of it came, if it did not.
+    ``broke_off`` is the upstream's error if the file did not arrive whole.
     """
 
     def __init__(
-        self, fault: InvalidTripFile | DeadlyFile, *, sha256: str, size_bytes: int, broke_off: Exception | None
+        self, fault: InvalidTripFile | CrashingFile, *, sha256: str, size_bytes: int, broke_off: Exception | None
     ) -> None:
         super().__init__(str(fault))
         self.fault = fault
@@ -51,29 +63,31 @@ class FileRefused(RuntimeError):
         self.broke_off = broke_off
 
 
-class Fold(Protocol):
-    """Folds one file: `total_trip_file`, or what refuses to."""
+class FileParser(Protocol):
+    """Parses one file: `total_trip_file`, or a function that refuses every file."""
 
     def __call__(
         self, read: Callable[[], bytes], *, date: str, rules: FileRules, progress: Callable[[int], None]
-    ) -> FoldedFile:
-        """Fold what ``read`` gives, in a thread. Raises InvalidTripFile, and DeadlyFile if it can."""
+    ) -> FileTotals:
+        """Total the bytes from ``read``, in a thread. Raises InvalidTripFile, and CrashingFile if it refuses."""
 
 
-def deadly_file(deaths: int, deaths_alone: int) -> Fold:
-    """Return what refuses a file unread, because of so many deaths."""
+def refuse_crashing_file(crashes: int, crashes_alone: int) -> FileParser:
+    """Return a parser that refuses a file unread, because workers crashed ``crashes`` times while they parsed it."""
 
     def refuse(
         read: Callable[[], bytes], *, date: str, rules: FileRules, progress: Callable[[int], None]
-    ) -> FoldedFile:
+    ) -> FileTotals:
         del read, date, rules, progress
-        raise DeadlyFile(f"{deaths} workers died while they parsed this file; {deaths_alone} of them parsed it alone")
+        raise CrashingFile(
+            f"{crashes} workers crashed while they parsed this file; {crashes_alone} of them parsed it alone"
+        )
 
     return refuse
 
 
-class Meter:
-    """How far a stream has come: read by whoever reports progress."""
+class StreamProgress:
+    """How much of a file was streamed and parsed so far."""
 
     def __init__(self) -> None:
         self.bytes_done = 0
@@ -81,28 +95,28 @@ class Meter:
         self.trips_done = 0
 
     def count_trips(self, trips: int) -> None:
-        """Note that ``trips`` have been folded so far."""
+        """Set the number of trips totalled so far."""
         self.trips_done = trips
 
 
-class _Bridge:
+class _ChunkQueue:
     """A bounded queue of batches of chunks, from the event loop to one thread."""
 
     def __init__(self) -> None:
         self._batches: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(BATCHES_QUEUED_MAX)
         self._loop = asyncio.get_running_loop()
-        self._parsing: asyncio.Future[FoldedFile | _Verdict] | None = None
+        self._parsing: asyncio.Future[FileTotals | _Refusal] | None = None
         self.sha256 = hashlib.sha256()
         self.exhausted = False
 
-    def watch(self, parsing: asyncio.Future[FoldedFile | _Verdict]) -> None:
-        """Let no ``put`` wait for a thread that has ended."""
+    def watch(self, parsing: asyncio.Future[FileTotals | _Refusal]) -> None:
+        """Release a waiting ``put`` when the thread ends."""
         self._parsing = parsing
         parsing.add_done_callback(lambda _: self._room.release())
 
     async def put(self, batch: list[bytes]) -> None:
-        """Queue chunks for the thread. It ends before the file does by an error of its own alone: that is raised."""
+        """Queue chunks for the thread. If the thread has failed, raise its error."""
         await self._room.acquire()
         if self._parsing is not None and self._parsing.done():
             self._parsing.result()
@@ -112,22 +126,22 @@ class _Bridge:
         self._batches.put([])
 
     def read(self) -> bytes:
-        """Take the next bytes, in the thread; ``b""`` at the end."""
+        """Return the next bytes, or ``b""`` at the end. The thread calls this."""
         batch = self._batches.get()
         if not batch:
             self.exhausted = True
             return b""
-        # Joined here, not in the loop, and before hashing: each update gives up the interpreter and awaits it again.
+        # The thread joins the chunks, to spare the loop, and before hashing: each update releases and retakes the GIL.
         joined = b"".join(batch)
         self.sha256.update(joined)
         self._loop.call_soon_threadsafe(self._room.release)
         return joined
 
 
-class _Verdict(msgspec.Struct, frozen=True):
-    """What is wrong with a file, and whether all that came had to be read to know it."""
+class _Refusal(msgspec.Struct, frozen=True):
+    """The fault of a file, and whether the parser needed all received bytes to find it."""
 
-    fault: InvalidTripFile | DeadlyFile
+    fault: InvalidTripFile | CrashingFile
     at_the_end: bool
 
 
@@ -137,58 +151,58 @@ async def stream_file(
     *,
     date: str,
     rules: FileRules = DEFAULT_RULES,
-    meter: Meter,
+    progress: StreamProgress,
     threads: Executor,
-    fold: Fold = total_trip_file,
-) -> Streamed:
-    """Pass a file through: each chunk to the upload, and to the thread that hashes and folds it.
+    parse: FileParser = total_trip_file,
+) -> StreamedFile:
+    """Send each chunk of a file to the upload, and to a thread that hashes and totals it.
 
-    A file that is known to be bad is received to its end all the same, so that all of it can be put aside. The upload
-    is left to be completed or aborted. Raises FileRefused for a bad file, and whatever ``chunks`` and ``upload`` raise.
+    An invalid file is received to its end too, so that quarantine holds all of it. The caller completes or aborts the
+    upload. Raises FileRefused for an invalid file, and every error of ``chunks`` and ``upload``.
     """
-    bridge = _Bridge()
+    chunk_queue = _ChunkQueue()
     loop = asyncio.get_running_loop()
 
-    def parse() -> FoldedFile | _Verdict:
+    def hash_and_parse() -> FileTotals | _Refusal:
         try:
-            return fold(bridge.read, date=date, rules=rules, progress=meter.count_trips)
-        except (InvalidTripFile, DeadlyFile) as error:
-            verdict = _Verdict(error, bridge.exhausted)
-            while not bridge.exhausted:
-                bridge.read()
-            return verdict
+            return parse(chunk_queue.read, date=date, rules=rules, progress=progress.count_trips)
+        except (InvalidTripFile, CrashingFile) as error:
+            refusal = _Refusal(error, chunk_queue.exhausted)
+            while not chunk_queue.exhausted:
+                chunk_queue.read()
+            return refusal
 
-    parsing = loop.run_in_executor(threads, parse)
-    bridge.watch(parsing)
+    parsing = loop.run_in_executor(threads, hash_and_parse)
+    chunk_queue.watch(parsing)
     broke_off: Exception | None = None
     try:
         async for batch in _batches(chunks):
-            await bridge.put(batch)
+            await chunk_queue.put(batch)
             for chunk in batch:
                 await upload.write(chunk)
-                meter.bytes_done += len(chunk)
+                progress.bytes_done += len(chunk)
     except (TransientUpstreamError, UpstreamDown, PermanentUpstreamError) as error:
         broke_off = error
     finally:
-        bridge.end()
+        chunk_queue.end()
         await asyncio.wait([parsing])
-        parsing.exception()  # retrieved, should the stream's own error go first
+        parsing.exception()  # mark it as retrieved, in case the stream's own error is raised first
     parsed = await parsing
-    # What only the end of the file shows is no fault of a file that has not come to its end.
-    if broke_off is not None and not (isinstance(parsed, _Verdict) and not parsed.at_the_end):
+    # A file that arrived in part is not at fault for an error that only its end showed.
+    if broke_off is not None and not (isinstance(parsed, _Refusal) and not parsed.at_the_end):
         raise broke_off
-    sha256 = bridge.sha256.hexdigest()
-    if isinstance(parsed, _Verdict):
+    sha256 = chunk_queue.sha256.hexdigest()
+    if isinstance(parsed, _Refusal):
         raise FileRefused(
-            parsed.fault, sha256=sha256, size_bytes=meter.bytes_done, broke_off=broke_off
+            parsed.fault, sha256=sha256, size_bytes=progress.bytes_done, broke_off=broke_off
         ) from parsed.fault
-    return Streamed(sha256=sha256, size_bytes=meter.bytes_done, folded=parsed)
+    return StreamedFile(sha256=sha256, size_bytes=progress.bytes_done, totals=parsed)
 
 
 async def _batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-    """Gather small chunks, so that no switch of threads is paid for each packet.
+    """Gather small chunks into batches, because each batch costs a switch of threads.
 
-    What came before a fault of the upstream is given before the fault is raised.
+    An upstream error is raised after the chunks that came before it.
     """
     batch: list[bytes] = []
     batch_bytes = 0
@@ -206,3 +220,21 @@ async def _batches(chunks: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
         yield batch
     if fault is not None:
         raise fault
+
+
+def tune_allocator() -> None:
+    """Set glibc's allocator so that streams reuse their memory: map only large buffers, and share one heap.
+
+    By default glibc maps buffers over 128 KiB, and raises this threshold up to 32 MiB whenever a large buffer is freed.
+    The buffers of upload parts then come from the heap and fragment it: 20 MB more for one stream, as measured.
+    A threshold fixed at 128 KiB costs 600,000 page faults per gigabyte instead of 20,000. The kernel then maps,
+    clears and unmaps every batch and every parser window. A heap that is trimmed at once, or one heap per thread,
+    costs as much. Other C libraries have no such settings and stay as they are.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(ctypes.util.find_library("c"))
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+        libc.mallopt(_M_ARENA_MAX, ARENAS_MAX)

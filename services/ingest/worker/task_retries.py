@@ -1,14 +1,14 @@
-"""Trying a city-day again later, without holding a stream: through a topic of tasks that wait for their time.
+"""TaskRetries city-days through a topic of delayed tasks, so that a waiting retry occupies no stream.
 
 The order of effects:
 
-1. the worker publishes the task to ``city-task-retries``, with its failed attempts and the time before which it is not
+1. the worker publishes the task to ``city-task-retries``, with its count of failed attempts and the time when it is
    due, and commits the batch;
-2. `Retries` waits until the task is due, and publishes it to ``city-tasks``;
+2. `TaskRetries` waits until the task is due, and publishes it to ``city-tasks``;
 3. it commits.
 
-A crash after 1 or 2 publishes the same task twice. Both copies have one identity: a worker that takes them together
-runs one. Run apart, they cost further attempts and change nothing.
+A crash after 1 or 2 publishes the same task twice. Both copies have one identity, so a worker that receives both in one
+batch runs one of them. In different batches both run: that costs attempts and changes no result.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
-from services.ingest.upstream.retry import WAIT_FIRST_S, WAIT_MAX_S, OutageTooLong, jittered_s
+from services.ingest.upstream.errors import OutageTooLong, PermanentUpstreamError, TransientUpstreamError, UpstreamDown
+from services.ingest.upstream.retry import WAIT_FIRST_S, WAIT_MAX_S, jittered_s
 from shared.domain.events import IngestCity
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import Publisher
@@ -28,7 +28,7 @@ from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.runtime.retry import Retrier
 
 
-def tried_again(
+def next_attempt(
     task: IngestCity,
     fault: TransientUpstreamError | UpstreamDown,
     *,
@@ -39,7 +39,7 @@ def tried_again(
 ) -> IngestCity:
     """Return the task for its next attempt. Raises PermanentUpstreamError after the last attempt or a long outage.
 
-    An upstream that is down costs no attempt: it is down since ``began_at``, or since an earlier run found it so.
+    An outage costs no attempt. It started at ``began_at``, or when an earlier run of the task met it.
     """
     if isinstance(fault, TransientUpstreamError):
         failed = task.failed_attempts + 1
@@ -55,17 +55,17 @@ def tried_again(
     return msgspec.structs.replace(task, not_before=now + dt.timedelta(seconds=wait_s), down_since=down_since)
 
 
-class Retries:
-    """Gives the tasks of ``city-task-retries`` back to ``city-tasks`` when they are due."""
+class TaskRetries:
+    """Publishes each task of ``city-task-retries`` to ``city-tasks`` when it is due."""
 
     def __init__(self, publisher: Publisher, *, clock: Callable[[], dt.datetime], retrier: Retrier) -> None:
         self._publisher = publisher
         self._clock = clock
-        self._patience = retrier
+        self._retrier = retrier
 
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
-        """Publish each task of a batch once it is due, or after WAIT_MAX_S. When it returns, it can be committed."""
-        now, began_s = self._clock(), self._patience.now_s()
+        """Publish each task of a batch when it is due, or after WAIT_MAX_S. Afterwards the batch can be committed."""
+        now, began_s = self._clock(), self._retrier.now_s()
         waiting: list[tuple[float, IngestCity]] = []
         for item in await decode_batch(batch, self._publisher):
             assert isinstance(item.event, IngestCity)
@@ -74,9 +74,9 @@ class Retries:
         waiting.sort(key=lambda one: one[0])
         while waiting:
             first_s = waiting[0][0]
-            await self._patience.sleep(max(0.0, first_s - (self._patience.now_s() - began_s)))
-            self._patience.raise_if_stopping()
-            passed_s = max(first_s, self._patience.now_s() - began_s)
+            await self._retrier.sleep(max(0.0, first_s - (self._retrier.now_s() - began_s)))
+            self._retrier.raise_if_stopping()
+            passed_s = max(first_s, self._retrier.now_s() - began_s)
             due = [task for wait_s, task in waiting if wait_s <= passed_s]
             await self._publisher.publish(map(OutgoingEvent, due))
             waiting = waiting[len(due) :]

@@ -1,6 +1,7 @@
-"""Taking tasks: a bounded batch of city-days side by side, tasks of the same city-day as one, one commit for all.
+"""Runs the tasks of a batch in parallel, tasks of the same city-day as one, with one commit for the batch.
 
-A file over which workers have died is parsed after the others of its batch, alone: so a further death is its own.
+A file whose parsing crashed workers is parsed alone, after the other files of its batch. If the worker then crashes
+again, that file is the cause.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from shared.runtime.retry import Retrier
 
 
 class Worker:
-    """Carries out the tasks of ``city-tasks``."""
+    """Runs the tasks of ``city-tasks``."""
 
     def __init__(self, ingest: CityDayIngest, publisher: Publisher, *, retrier: Retrier, streams: int) -> None:
         self._ingest = ingest
         self._publisher = publisher
-        self._patience = retrier
+        self._retrier = retrier
         self._room = asyncio.Semaphore(streams)
 
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
-        """Ingest the city-days of a batch. When it returns, all are done and it can be committed.
+        """Ingest all city-days of a batch. Afterwards the batch can be committed.
 
-        Raises Stopping when asked to stop: what is under way is aborted, and comes again.
+        Raises Stopping at shutdown: city-days in progress are aborted, and Kafka redelivers their tasks.
         """
         groups: dict[tuple[dt.date, CityId], dict[str, IngestCity]] = {}
         for item in await decode_batch(batch, self._publisher):
             assert isinstance(item.event, IngestCity)
             groups.setdefault((item.event.date, item.event.city_id), {})[item.event.identity] = item.event
         working = asyncio.create_task(self._run_all([list(tasks.values()) for tasks in groups.values()]))
-        stopping = asyncio.create_task(self._patience.stopping.wait())
-        waited_for: list[asyncio.Future[Any]] = [working, stopping]
+        stopping = asyncio.create_task(self._retrier.stopping.wait())
+        futures: list[asyncio.Future[Any]] = [working, stopping]
         try:
-            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
-            self._patience.raise_if_stopping()
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+            self._retrier.raise_if_stopping()
             await working
         finally:
             stopping.cancel()
@@ -63,7 +64,7 @@ class Worker:
 
     async def _run(self, tasks: Sequence[IngestCity], *, alone: bool = False) -> bool:
         async with self._room:
-            return await self._patience.retry_until_available(
+            return await self._retrier.retry_until_available(
                 "city_day",
                 lambda: self._ingest.run(tasks, alone=alone),
                 detail=f"{tasks[0].date}/{tasks[0].city_id}",

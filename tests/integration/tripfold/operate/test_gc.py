@@ -12,6 +12,7 @@ import datetime as dt
 import random
 from concurrent.futures import ThreadPoolExecutor
 
+from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker.city_day import CityDayIngest
 from shared.domain import keys, objects
@@ -72,7 +73,7 @@ class Ingest:
             MemoryPublisher(MemoryLog()),
             self._upstream,
             clock=utc_now,
-            retry_policy=UpstreamRetryPolicy(retrier, attempts_max=5, outage_limit_s=60),
+            retry_policy=UpstreamRetryPolicy(CircuitBreaker(retrier), attempts_max=5, outage_limit_s=60),
             threads=self._threads,
             deadline_s=DEADLINE_S,
         )

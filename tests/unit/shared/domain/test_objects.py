@@ -110,7 +110,7 @@ EXAMPLES: list[BucketObject] = [
         },
         gone={CountrySlug("brasil"): "Brasil"},
     ),
-    BucketEpoch(base=7, born_at=NOW),
+    BucketEpoch(revision_floor=7, born_at=NOW),
     Countries(slugs={"Armenia": ARMENIA, "🇫🇷": CountrySlug("-1f2e3d4c")}),
     GenerationPointer(live=2, building=3, token="t", highest=3),
 ]
@@ -202,7 +202,7 @@ def test_the_key_of_a_summary_reads_back() -> None:
     for other in (
         keys.plan(DATE),
         keys.manifest(DATE, CityId("1")),
-        keys.LINEAGE,
+        keys.BUCKET_EPOCH,
         "summaries/generation=1/date=x/country=y.json",
     ):
         assert keys.parse_summary(other) is None

@@ -90,7 +90,7 @@ async def test_the_metric_shows_the_age_of_a_rebuild() -> None:
 async def test_a_restored_backup_is_found_out() -> None:
     """A topic with a revision that the bucket would mint again is told, by the object and the revision."""
     bucket = OperatedBucket()
-    bucket.store.write(keys.LINEAGE, objects.encode(BucketEpoch(base=5, born_at=NOON)))
+    bucket.store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=5, born_at=NOON)))
     await bucket.fold([*bucket.plan(5, {"armenia": [1]}), *bucket.store_file(1, 10, trips(1))])
     backup = dict(bucket.store.objects)
     records = bucket.log.records(Topic.CITY_STATS)
@@ -101,7 +101,7 @@ async def test_a_restored_backup_is_found_out() -> None:
     bucket.store.objects = backup
     with pytest.raises(Unfit, match=r"city=1\.json has revision 11 in the topic"):
         await epoch(bucket.store, MemoryTopicReader(lambda: records))
-    bucket.store.write(keys.LINEAGE, objects.encode(BucketEpoch(base=12, born_at=NOON)))
+    bucket.store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=12, born_at=NOON)))
     assert "none of a revision" in await epoch(bucket.store, MemoryTopicReader(lambda: records))
 
 

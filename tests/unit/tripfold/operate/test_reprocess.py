@@ -151,7 +151,7 @@ async def test_a_selection_and_a_dry_run_leave_the_rest(bucket: OperatedBucket, 
         ("1", None, 10),
         ("2", None, 20),
     ]
-    after = {key: stored.body for key, stored in bucket.store.objects.items() if key != keys.LINEAGE}
+    after = {key: stored.body for key, stored in bucket.store.objects.items() if key != keys.BUCKET_EPOCH}
     assert after == before
     assert await reprocessed(bucket, threads, Selection(again=True, country=CountrySlug("brasil"))) == []
     assert (

@@ -20,7 +20,7 @@ KNOWN = TopicHighest(revision=500, key="2024-05-01/armenia/7", records=10)
 def store_with(base: int | None) -> MemoryStore:
     store = MemoryStore(Clock(NOON))
     if base is not None:
-        store.write(keys.LINEAGE, objects.encode(BucketEpoch(base=base, born_at=NOON)))
+        store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=base, born_at=NOON)))
     return store
 
 
@@ -31,8 +31,8 @@ async def raised(
 
 
 def base_of(store: MemoryStore) -> int | None:
-    stored = store.objects.get(keys.LINEAGE)
-    return objects.decode(BucketEpoch, stored.body, keys.LINEAGE).base if stored else None
+    stored = store.objects.get(keys.BUCKET_EPOCH)
+    return objects.decode(BucketEpoch, stored.body, keys.BUCKET_EPOCH).revision_floor if stored else None
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, 501), (10, 501), (500, 501), (501, 501), (900, 900)])
@@ -75,13 +75,13 @@ async def test_who_is_overtaken_raises_the_base_all_the_same() -> None:
 
     async def overtaken(key: str, body: bytes, *, etag: str | None) -> str:
         store.compare_and_swap = compare_and_swap  # type: ignore[method-assign]  # once
-        store.write(keys.LINEAGE, objects.encode(BucketEpoch(base=10, born_at=BORN)))
+        store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=10, born_at=BORN)))
         return await compare_and_swap(key, body, etag=etag)
 
     store.compare_and_swap = overtaken  # type: ignore[method-assign]  # a service comes first
     assert (await raised(store)).base_before == 10
-    assert objects.decode(BucketEpoch, store.objects[keys.LINEAGE].body, keys.LINEAGE) == BucketEpoch(
-        base=501, born_at=BORN
+    assert objects.decode(BucketEpoch, store.objects[keys.BUCKET_EPOCH].body, keys.BUCKET_EPOCH) == BucketEpoch(
+        revision_floor=501, born_at=BORN
     )
 
 

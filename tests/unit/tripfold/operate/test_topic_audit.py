@@ -268,7 +268,7 @@ async def test_the_base_is_above_records_of_a_later_version(bucket: OperatedBuck
 
 async def test_after_a_backup_consumers_get_what_the_bucket_holds(bucket: OperatedBucket) -> None:
     """Where the topic knows more than a restored bucket, restore gives revisions above what the topic knows."""
-    bucket.store.write(keys.LINEAGE, objects.encode(BucketEpoch(base=5, born_at=NOON)))
+    bucket.store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=5, born_at=NOON)))
     backup = dict(bucket.store.objects)
     await bucket.fold(bucket.store_file(1, 11 + 30, trips(9)), bucket.plan(7, {"armenia": [1], "brasil": [2]}))
     await bucket.fold(bucket.store_file(2, 50, trips(9), "armenia"))
@@ -303,7 +303,7 @@ async def put_back(bucket: OperatedBucket, base: int) -> None:
     (planned,) = (event for event in bucket.plan(50, {"armenia": [1]}) if event.key.endswith("/armenia"))
     await bucket.fold(bucket.store_file(1, 50, trips(9)), [planned])
     bucket.store.objects = backup
-    bucket.store.write(keys.LINEAGE, objects.encode(BucketEpoch(base=base, born_at=NOON)))
+    bucket.store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=base, born_at=NOON)))
 
 
 async def test_a_revision_that_consumers_know_is_not_given_twice(bucket: OperatedBucket) -> None:

@@ -18,9 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 
-from services.ingest.upstream.client import HttpUpstream, PermanentUpstreamError, Validators
-from services.ingest.upstream.retry import CircuitBreaker, UpstreamRetryPolicy
-from services.ingest.worker.streaming import FileRefused, Meter, Streamed, stream_file
+from services.ingest.upstream.circuit_breaker import CircuitBreaker
+from services.ingest.upstream.client import HttpUpstream
+from services.ingest.upstream.errors import PermanentUpstreamError
+from services.ingest.upstream.port import Validators
+from services.ingest.upstream.retry import UpstreamRetryPolicy
+from services.ingest.worker.streaming import FileRefused, StreamedFile, StreamProgress, stream_file
 from shared.runtime.health import Health
 from shared.runtime.metrics import REGISTRY
 from shared.runtime.retry import Retrier
@@ -89,7 +92,7 @@ class Client(msgspec.Struct):
     threads: ThreadPoolExecutor
     attempts: int = 0
 
-    async def attempt(self, city: str = "1", known: Validators | None = None) -> Streamed | None:
+    async def attempt(self, city: str = "1", known: Validators | None = None) -> StreamedFile | None:
         """Stream a city-day's file into the bucket, once; None if it is unchanged."""
         self.attempts += 1
         async with self.upstream.download(city, DAY, known) as download:
@@ -97,7 +100,7 @@ class Client(msgspec.Struct):
                 return None
             upload = self.store.upload(f"raw/{city}")
             streamed = await stream_file(
-                download.chunks, upload, date=DAY.isoformat(), meter=Meter(), threads=self.threads
+                download.chunks, upload, date=DAY.isoformat(), progress=StreamProgress(), threads=self.threads
             )
             await upload.complete()
             return streamed
@@ -110,9 +113,9 @@ class Client(msgspec.Struct):
                 taken.append(len(chunk))
                 await asyncio.sleep(pause_s)
 
-    async def fetch(self, city: str = "1") -> Streamed | None:
-        """Stream a city-day's file into the bucket, with all the persistence of the ingest."""
-        return await self.retry_policy.fetch(lambda: self.attempt(city))
+    async def fetch(self, city: str = "1") -> StreamedFile | None:
+        """Stream a city-day's file into the bucket, and retry it as the ingest does."""
+        return await self.retry_policy.run(lambda: self.attempt(city))
 
     async def fetch_exactly(self, body: bytes) -> None:
         """Fetch, and check that every byte came, once, to the bucket, the hash and the parser."""
@@ -120,7 +123,7 @@ class Client(msgspec.Struct):
         assert streamed is not None
         assert self.store.objects["raw/1"].body == body
         assert streamed.sha256 == hashlib.sha256(body).hexdigest()
-        assert (streamed.size_bytes, streamed.folded.contribution.trips) == (len(body), len(json.loads(body)))
+        assert (streamed.size_bytes, streamed.totals.contribution.trips) == (len(body), len(json.loads(body)))
 
     async def failure(self) -> str:
         """Fetch what cannot be had, and return the reason; nothing may be stored."""
@@ -137,8 +140,7 @@ async def client_of(url: str, retrier: Retrier | None = None, **changes: object)
     settings = Settings.model_validate({"upstream_url": url, **{f"upstream_{name}": given[name] for name in given}})
     retrier = retrier or Retrier(health=Health(), wait_max_s=1)
     circuit = CircuitBreaker(retrier, retry_after_max_s=settings.upstream_retry_after_max_s)
-    keeping = UpstreamRetryPolicy(
-        retrier,
+    retry_policy = UpstreamRetryPolicy(
         circuit,
         attempts_max=settings.upstream_attempts,
         outage_limit_s=settings.upstream_outage_limit_s,
@@ -146,7 +148,7 @@ async def client_of(url: str, retrier: Retrier | None = None, **changes: object)
     )
     with ThreadPoolExecutor(8) as threads:
         async with HttpUpstream(settings, circuit) as http:
-            yield Client(http, keeping, retrier, MemoryStore(Clock(NOW)), threads)
+            yield Client(http, retry_policy, retrier, MemoryStore(Clock(NOW)), threads)
 
 
 def counted(outcome: str) -> float:
@@ -177,7 +179,7 @@ def redirect(location: str, status: int = 302) -> Answer:
 
 async def fail_in_turn(circuit: CircuitBreaker, error: Exception, *before: Exception) -> None:
     """Let a request end with ``error``; while it was under way, others ended with those ``before``."""
-    async with circuit.turn(since_s=0, outage_limit_s=60):
+    async with circuit.acquire(since_s=0, outage_limit_s=60):
         for other in before:
             with contextlib.suppress(type(other)):
                 await fail_in_turn(circuit, other)

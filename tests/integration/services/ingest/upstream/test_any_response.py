@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from services.ingest.upstream.client import PermanentUpstreamError, TransientUpstreamError, Validators
+from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError
+from services.ingest.upstream.port import Validators
 from services.ingest.worker.streaming import FileRefused
 from tests.integration.services.ingest.upstream.client import (
     BOMB,

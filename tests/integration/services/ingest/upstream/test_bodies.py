@@ -8,7 +8,7 @@ import zlib
 import brotli
 import pytest
 
-from services.ingest.upstream.client import Validators
+from services.ingest.upstream.port import Validators
 from shared.runtime import zstd
 from tests.integration.services.ingest.upstream.client import (
     BODY,

@@ -8,8 +8,9 @@ import contextlib
 import pytest
 import structlog
 
-from services.ingest.upstream.client import TransientUpstreamError, UpstreamDown
-from services.ingest.upstream.retry import CircuitBreaker, UpstreamRetryPolicy
+from services.ingest.upstream.circuit_breaker import CircuitBreaker
+from services.ingest.upstream.errors import TransientUpstreamError, UpstreamDown
+from services.ingest.upstream.retry import UpstreamRetryPolicy
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier, Stopping
 from tests.integration.services.ingest.upstream.client import (
@@ -26,7 +27,7 @@ async def test_of_many_streams_one_asks_whether_the_upstream_is_back() -> None:
     reached = False
     retrier = Retrier(health=Health(), wait_max_s=1)
     circuit = CircuitBreaker(retrier)
-    keeping = UpstreamRetryPolicy(retrier, circuit, attempts_max=1, outage_limit_s=60)
+    retry_policy = UpstreamRetryPolicy(circuit, attempts_max=1, outage_limit_s=60)
 
     async def attempt() -> int:
         nonlocal asking, asking_max, asked
@@ -40,9 +41,9 @@ async def test_of_many_streams_one_asks_whether_the_upstream_is_back() -> None:
         return 1
 
     with contextlib.suppress(UpstreamDown):
-        async with circuit.turn(since_s=0, outage_limit_s=60):
+        async with circuit.acquire(since_s=0, outage_limit_s=60):
             await attempt()
-    fetching = [asyncio.create_task(keeping.fetch(attempt)) for _ in range(20)]
+    fetching = [asyncio.create_task(retry_policy.run(attempt)) for _ in range(20)]
     await until(lambda: asked >= 6)
     assert asking_max == 1
     assert retrier.health.faults == {"upstream": "nobody there"}
@@ -75,7 +76,7 @@ async def test_a_probe_that_is_cancelled_lets_another_probe() -> None:
         await fail_in_turn(circuit, UpstreamDown("nobody there"))
 
     async def never() -> None:
-        async with circuit.turn(since_s=0, outage_limit_s=60):
+        async with circuit.acquire(since_s=0, outage_limit_s=60):
             await asyncio.sleep(3600)
 
     probing = asyncio.create_task(never())
@@ -83,7 +84,7 @@ async def test_a_probe_that_is_cancelled_lets_another_probe() -> None:
     probing.cancel()
     await asyncio.gather(probing, return_exceptions=True)
     assert circuit.retrier.health.faults
-    async with asyncio.timeout(10), circuit.turn(since_s=0, outage_limit_s=60):
+    async with asyncio.timeout(10), circuit.acquire(since_s=0, outage_limit_s=60):
         pass
     assert not circuit.retrier.health.faults
 
@@ -105,7 +106,7 @@ async def test_a_probe_that_was_answered_before_an_outage_does_not_end_it() -> N
         await fail_in_turn(circuit, UpstreamDown("nobody there"))
 
     async def break_after_an_outage() -> None:
-        async with circuit.turn(since_s=0, outage_limit_s=60):
+        async with circuit.acquire(since_s=0, outage_limit_s=60):
             circuit.reached()
             with contextlib.suppress(UpstreamDown):
                 await fail_in_turn(circuit, UpstreamDown("gone again"))

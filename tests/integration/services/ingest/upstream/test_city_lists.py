@@ -11,7 +11,7 @@ import pytest
 from services.ingest.planner.city_list import parse_city_list
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream import client as upstream_client
-from services.ingest.upstream.client import PermanentUpstreamError, TransientUpstreamError
+from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError
 from shared.domain import events
 from shared.domain.events import IngestCity, ProcessRequested, RequestFailed, RequestPlanned
 from shared.domain.ids import RequestId

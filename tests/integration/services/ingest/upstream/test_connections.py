@@ -92,6 +92,6 @@ async def test_a_city_whose_host_alone_is_down_fails_while_others_are_served() -
         failing = asyncio.create_task(client.failure())
         async with asyncio.timeout(30):
             while not failing.done():
-                await client.retry_policy.fetch(partial(client.attempt, "2"))
+                await client.retry_policy.run(partial(client.attempt, "2"))
                 client.store.objects.clear()
         assert "cannot be reached" in await failing

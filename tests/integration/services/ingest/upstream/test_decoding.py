@@ -9,7 +9,7 @@ import brotli
 import pytest
 
 from services.ingest.upstream import client as upstream_client
-from services.ingest.upstream.client import PermanentUpstreamError
+from services.ingest.upstream.errors import PermanentUpstreamError
 from shared.runtime import zstd
 from tests.integration.services.ingest.upstream.client import (
     BODY,

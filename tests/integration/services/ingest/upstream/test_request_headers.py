@@ -8,7 +8,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from services.ingest.upstream.client import TransientUpstreamError
+from services.ingest.upstream.errors import TransientUpstreamError
 from tests.integration.services.ingest.upstream.client import (
     BODY,
     GOOD,
@@ -33,7 +33,7 @@ async def test_retry_after_is_honoured_by_every_stream(status: int, form: str) -
     async with HostileServer(busy, GOOD) as server, client_of(server.url, retrier) as client:
         asked_at_s = retrier.time_s
         with pytest.raises(TransientUpstreamError):
-            async with client.retry_policy._circuit.turn(since_s=0, outage_limit_s=1):
+            async with client.retry_policy._circuit.acquire(since_s=0, outage_limit_s=1):
                 await client.attempt()
         await client.fetch("another")
         assert retrier.time_s - asked_at_s >= 100

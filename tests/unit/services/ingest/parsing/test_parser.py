@@ -15,7 +15,7 @@ from services.ingest.parsing.bad_records import BAD_RECORDS_REPORTED_MAX
 from services.ingest.parsing.parser import (
     DEFAULT_LIMITS,
     DEFAULT_RULES,
-    FoldedFile,
+    FileTotals,
     InvalidTripFile,
     ParserLimits,
     TooManyBadRecords,
@@ -61,11 +61,11 @@ def fold(
     *,
     rules: FileRules = DEFAULT_RULES,
     limits: ParserLimits = DEFAULT_LIMITS,
-    force_reference: bool = False,
-) -> FoldedFile:
+    force_strict: bool = False,
+) -> FileTotals:
     """Fold a body in one chunk."""
     body = body.encode() if isinstance(body, str) else body
-    return total_trip_file(reader(body), date=DATE, rules=rules, limits=limits, force_reference=force_reference)
+    return total_trip_file(reader(body), date=DATE, rules=rules, limits=limits, force_strict=force_strict)
 
 
 def refusal(
@@ -75,7 +75,7 @@ def refusal(
     with pytest.raises(InvalidTripFile) as by_default:
         fold(body, rules=rules, limits=limits)
     with pytest.raises(InvalidTripFile) as by_reference:
-        fold(body, rules=rules, limits=limits, force_reference=True)
+        fold(body, rules=rules, limits=limits, force_strict=True)
     assert str(by_default.value) == str(by_reference.value)
     assert by_default.value.reported == by_reference.value.reported
     return by_default.value
@@ -112,8 +112,8 @@ def test_a_file_is_folded_to_its_sums() -> None:
 )
 def test_ordinary_files_take_the_fast_path(body: str) -> None:
     """White space, pretty printing, braces in strings, Unicode, unknown fields and every known spelling stay fast."""
-    fast, reference = fold(body), fold(body, force_reference=True)
-    assert (fast.records_read_slowly, reference.records_read_slowly) == (0, reference.records)
+    fast, reference = fold(body), fold(body, force_strict=True)
+    assert (fast.strict_path_records, reference.strict_path_records) == (0, reference.records)
     assert fast.contribution == reference.contribution
 
 
@@ -127,14 +127,14 @@ def test_the_fast_path_finds_records_among_nested_objects(chunk_bytes: int, wind
         reader(body.encode(), chunk_bytes), date=DATE, limits=ParserLimits(window_bytes=window_bytes)
     )
     assert folded.contribution.trips == 20
-    assert folded.records_read_slowly == 0
+    assert folded.strict_path_records == 0
 
 
 def test_a_record_longer_than_a_window_takes_the_reference_path() -> None:
     """What does not fit into a window is folded all the same, with all that comes after it."""
     body = array(record(), ignored('"' + "y" * 500 + '"'), record())
     folded = fold(body, limits=ParserLimits(window_bytes=300))
-    assert (folded.records_read_slowly, folded.contribution.trips) == (2, 3)
+    assert (folded.strict_path_records, folded.contribution.trips) == (2, 3)
 
 
 def test_an_empty_array_contributes_nothing() -> None:
@@ -153,8 +153,8 @@ def test_trips_on_other_dates_are_counted() -> None:
     """A night bus that leaves on another date counts as a trip, and is reported."""
     departures = ["2024-05-01T00:00:00", "2024-04-30T23:59:59", "2024-05-02T00:00:00", "2024-05-01T23:59:59"]
     body = array(*(record(departure_time=json.dumps(departure)) for departure in departures))
-    for force_reference in (False, True):
-        folded = fold(body, force_reference=force_reference)
+    for force_strict in (False, True):
+        folded = fold(body, force_strict=force_strict)
         assert (folded.contribution.trips, folded.trips_on_other_dates) == (4, 2)
 
 
@@ -175,7 +175,7 @@ def test_trips_on_other_dates_are_counted() -> None:
 def test_no_fraction_or_offset_moves_a_departure(departure: str, on_other_dates: int) -> None:
     """The date is the ten characters written, though the quick decoder would round the moment into the next day."""
     folded = fold(array(record(departure_time=f'"{departure}"')))
-    assert folded.records_read_slowly == 0
+    assert folded.strict_path_records == 0
     assert folded.trips_on_other_dates == on_other_dates
 
 
@@ -213,8 +213,8 @@ def test_of_two_fields_with_one_name_the_last_counts() -> None:
 )
 def test_an_unknown_field_may_hold_any_json(value: str) -> None:
     """Numbers beyond any type, long digits in strings, lone surrogates and 64 levels are ignored with their field."""
-    for force_reference in (False, True):
-        assert fold(array(ignored(value)), force_reference=force_reference).contribution == ONE
+    for force_strict in (False, True):
+        assert fold(array(ignored(value)), force_strict=force_strict).contribution == ONE
 
 
 @pytest.mark.parametrize(
@@ -336,10 +336,8 @@ def test_records_that_are_no_objects_are_bad_records() -> None:
     """Any other JSON value in the place of a trip is left out like a trip that breaks a rule, and found by its byte."""
     values = ["1", "null", '"}, {"', "[[{}]]", "-1.5e3", "true", '""', "[]"]
     body = " [ " + " , ".join([record(), *values, record()]) + " ] "
-    for force_reference in (False, True):
-        folded = fold(
-            body, rules=FileRules(bad_records_max=BadRecordsMax.parse("80%")), force_reference=force_reference
-        )
+    for force_strict in (False, True):
+        folded = fold(body, rules=FileRules(bad_records_max=BadRecordsMax.parse("80%")), force_strict=force_strict)
         assert (folded.contribution.trips, folded.bad_records, folded.records) == (2, 8, 10)
         places = [bad.byte_offset for bad in folded.reported if bad.byte_offset is not None]
         assert [body[place : place + len(value)] for place, value in zip(places, values, strict=True)] == values
@@ -374,8 +372,8 @@ def test_trips_on_other_dates_can_be_bad_records() -> None:
     """If the rules say so, a trip on another date is left out and reported, and no longer counted apart."""
     body = array(record(), record(departure_time='"2024-05-02T00:00:00"'), record())
     rules = FileRules(bad_records_max=BadRecordsMax.parse("1"), other_dates_are_bad=True)
-    for force_reference in (False, True):
-        folded = fold(body, rules=rules, force_reference=force_reference)
+    for force_strict in (False, True):
+        folded = fold(body, rules=rules, force_strict=force_strict)
         assert (folded.contribution.trips, folded.trips_on_other_dates, folded.bad_records) == (2, 0, 1)
         assert (folded.reported[0].field, folded.reported[0].value) == ("departure-time", "'2024-05-02T00:00:00'")
     assert refusal(body, rules=FileRules(other_dates_are_bad=True)).record_number == 2
@@ -400,7 +398,7 @@ def test_after_an_odd_record_the_fast_path_goes_on(odd: str, form: str) -> None:
     rules = of_form(form, bad_records_max="3")
     folded = fold(body if form != "/trips" else f'{{"trips":{body}}}', rules=rules)
     assert folded.records == 20_003
-    assert 3 <= folded.records_read_slowly < 500
+    assert 3 <= folded.strict_path_records < 500
 
 
 PRETTY = json.dumps([json.loads(record())] * 2, indent=4)
@@ -432,12 +430,12 @@ def test_records_are_found_in_each_form(form: str, body: str, trips: int, chunk_
     """Lines may be blank, end in CRLF or not end; a path may have anything around it; both paths find the records."""
     if len(body) > 10_000 and chunk_bytes < 100:
         chunk_bytes = 10_007
-    for force_reference in (False, True):
+    for force_strict in (False, True):
         folded = total_trip_file(
-            reader(body.encode(), chunk_bytes), date=DATE, rules=of_form(form), force_reference=force_reference
+            reader(body.encode(), chunk_bytes), date=DATE, rules=of_form(form), force_strict=force_strict
         )
         assert folded.contribution.trips == trips
-        assert folded.records_read_slowly == (trips if force_reference else 0)
+        assert folded.strict_path_records == (trips if force_strict else 0)
 
 
 @pytest.mark.parametrize(
@@ -532,8 +530,8 @@ def test_an_odd_record_has_one_answer_in_every_form(form: str, odd: str, answer:
         assert answer in str(verdict)
         assert (verdict.record_number, verdict.byte_offset) == (2, body.index(odd))
     else:
-        for force_reference in (False, True):
-            assert fold(body, rules=of_form(form), force_reference=force_reference).contribution.trips == 3
+        for force_strict in (False, True):
+            assert fold(body, rules=of_form(form), force_strict=force_strict).contribution.trips == 3
 
 
 def test_a_long_value_is_shortened_in_the_error() -> None:
@@ -562,17 +560,17 @@ def test_one_bad_record_far_inside_is_found_after_the_fast_path() -> None:
     assert (verdict.record_number, verdict.byte_offset) == (before + 1, 1 + before * (len(good) + 1))
 
 
-@pytest.mark.parametrize("force_reference", [False, True])
-def test_a_record_is_as_long_as_its_bound_and_no_longer(force_reference: bool) -> None:
+@pytest.mark.parametrize("force_strict", [False, True])
+def test_a_record_is_as_long_as_its_bound_and_no_longer(force_strict: bool) -> None:
     """A record of exactly `record_bytes` counts, and one byte more is refused, between short ones and alone."""
     limits = ParserLimits(record_bytes=5000, window_bytes=1000)
     fits = ignored('"' + "y" * (5000 - len(ignored('""'))) + '"')
     too_long = fits.replace("y", "yy", 1)
     body = array(record(), fits, record())
-    assert fold(body, limits=limits, force_reference=force_reference).contribution.trips == 3
+    assert fold(body, limits=limits, force_strict=force_strict).contribution.trips == 3
     for body in (array(record(), too_long, record()), array(too_long)):
         with pytest.raises(InvalidTripFile, match="longer than 5000 bytes"):
-            fold(body, limits=limits, force_reference=force_reference)
+            fold(body, limits=limits, force_strict=force_strict)
 
 
 def endless(opening: bytes, repeated: bytes) -> Callable[[], bytes]:
@@ -588,7 +586,7 @@ def endless(opening: bytes, repeated: bytes) -> Callable[[], bytes]:
     return lambda: next(stream)
 
 
-@pytest.mark.parametrize("force_reference", [False, True])
+@pytest.mark.parametrize("force_strict", [False, True])
 @pytest.mark.parametrize(
     ("opening", "repeated"),
     [
@@ -605,7 +603,7 @@ def endless(opening: bytes, repeated: bytes) -> Callable[[], bytes]:
         (f"[{record()}]".encode(), b"]"),
     ],
 )
-def test_an_endless_token_is_refused_in_bounded_memory(opening: bytes, repeated: bytes, force_reference: bool) -> None:
+def test_an_endless_token_is_refused_in_bounded_memory(opening: bytes, repeated: bytes, force_strict: bool) -> None:
     """Whatever never ends is refused once it is longer than a record may be, and never held in memory."""
     tracemalloc.start()
     try:
@@ -614,7 +612,7 @@ def test_an_endless_token_is_refused_in_bounded_memory(opening: bytes, repeated:
                 endless(opening, repeated),
                 date=DATE,
                 limits=ParserLimits(record_bytes=128 * 1024),
-                force_reference=force_reference,
+                force_strict=force_strict,
             )
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
@@ -622,7 +620,7 @@ def test_an_endless_token_is_refused_in_bounded_memory(opening: bytes, repeated:
     assert peak_bytes < 4 * 1024 * 1024
 
 
-@pytest.mark.parametrize("force_reference", [False, True])
+@pytest.mark.parametrize("force_strict", [False, True])
 @pytest.mark.parametrize(
     ("form", "opening", "repeated"),
     [
@@ -638,7 +636,7 @@ def test_an_endless_token_is_refused_in_bounded_memory(opening: bytes, repeated:
     ],
 )
 def test_no_form_waits_for_the_end_of_an_endless_token(
-    form: str, opening: bytes, repeated: bytes, force_reference: bool
+    form: str, opening: bytes, repeated: bytes, force_strict: bool
 ) -> None:
     """Lines, and what stands around an array under a path, are bounded like records."""
     tracemalloc.start()
@@ -649,7 +647,7 @@ def test_no_form_waits_for_the_end_of_an_endless_token(
                 date=DATE,
                 rules=of_form(form),
                 limits=ParserLimits(record_bytes=128 * 1024),
-                force_reference=force_reference,
+                force_strict=force_strict,
             )
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
@@ -677,11 +675,11 @@ def test_white_space_without_end_takes_no_memory() -> None:
     assert peak_bytes < 8 * 1024 * 1024
 
 
-@pytest.mark.parametrize("force_reference", [False, True])
-def test_memory_does_not_grow_with_the_file(force_reference: bool) -> None:
+@pytest.mark.parametrize("force_strict", [False, True])
+def test_memory_does_not_grow_with_the_file(force_strict: bool) -> None:
     """A file of many windows is held a few windows at a time."""
     block = (",".join([record()] * 500) + ",").encode()
-    blocks = 20 if force_reference else 200
+    blocks = 20 if force_strict else 200
 
     def chunks() -> Iterator[bytes]:
         yield b"["
@@ -692,7 +690,7 @@ def test_memory_does_not_grow_with_the_file(force_reference: bool) -> None:
     stream = chunks()
     tracemalloc.start()
     try:
-        folded = total_trip_file(lambda: next(stream), date=DATE, force_reference=force_reference)
+        folded = total_trip_file(lambda: next(stream), date=DATE, force_strict=force_strict)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -700,9 +698,9 @@ def test_memory_does_not_grow_with_the_file(force_reference: bool) -> None:
     assert peak_bytes < 4 * 1024 * 1024
 
 
-@pytest.mark.parametrize("force_reference", [False, True])
+@pytest.mark.parametrize("force_strict", [False, True])
 @pytest.mark.parametrize("error", [ConnectionResetError("cut"), UnicodeDecodeError("utf-8", b"x", 0, 1, "mine")])
-def test_what_reading_raises_is_passed_on(error: Exception, force_reference: bool) -> None:
+def test_what_reading_raises_is_passed_on(error: Exception, force_strict: bool) -> None:
     """A broken download is no verdict on the file, even if its error is of a kind that parsing raises too."""
 
     def chunks() -> Iterator[bytes]:
@@ -711,20 +709,20 @@ def test_what_reading_raises_is_passed_on(error: Exception, force_reference: boo
 
     stream = chunks()
     with pytest.raises(type(error)) as passed_on:
-        total_trip_file(lambda: next(stream), date=DATE, force_reference=force_reference)
+        total_trip_file(lambda: next(stream), date=DATE, force_strict=force_strict)
     assert passed_on.value is error
 
 
-@pytest.mark.parametrize("force_reference", [False, True])
-def test_a_valid_file_is_read_to_its_end(force_reference: bool) -> None:
+@pytest.mark.parametrize("force_strict", [False, True])
+def test_a_valid_file_is_read_to_its_end(force_strict: bool) -> None:
     """All of a valid file is read, to the empty chunk, so whoever hashes what is read hashes the file."""
     chunks = [f"[{record()}]".encode(), b"\n", b"  ", b""]
-    total_trip_file(lambda: chunks.pop(0), date=DATE, force_reference=force_reference)
+    total_trip_file(lambda: chunks.pop(0), date=DATE, force_strict=force_strict)
     assert chunks == []
 
 
-@pytest.mark.parametrize("force_reference", [False, True])
-def test_progress_is_told_the_trips_folded_so_far(force_reference: bool) -> None:
+@pytest.mark.parametrize("force_strict", [False, True])
+def test_progress_is_told_the_trips_folded_so_far(force_strict: bool) -> None:
     """The numbers told never fall, and the last is the number of trips."""
     body = array(*[record()] * 2000)
     told: list[int] = []
@@ -733,7 +731,7 @@ def test_progress_is_told_the_trips_folded_so_far(force_reference: bool) -> None
         date=DATE,
         limits=ParserLimits(window_bytes=4096),
         progress=told.append,
-        force_reference=force_reference,
+        force_strict=force_strict,
     )
     assert told == sorted(told)
     assert len(told) > 10
@@ -753,10 +751,10 @@ def test_no_number_ends_the_process() -> None:
     program = (
         "from services.ingest.parsing.parser import *\n"
         "for digits in (640, 641, 4300, 4301, 100_000):\n"
-        "    for force_reference in (False, True):\n"
+        "    for force_strict in (False, True):\n"
         "        body = iter([b'[{\"x\":[' + b'9' * digits + b',1,2,3,{}]}]', b''])\n"
         "        try:\n"
-        "            total_trip_file(lambda: next(body), date='2024-05-01', force_reference=force_reference)\n"
+        "            total_trip_file(lambda: next(body), date='2024-05-01', force_strict=force_strict)\n"
         "        except InvalidTripFile as error:\n"
         "            print(digits, error.reason)\n"
     )

@@ -17,9 +17,9 @@ from services.ingest.planner.city_list import (
     UPSTREAM_ID_LENGTH_MAX,
     InvalidCityList,
     identify_city,
-    mint_slugs,
     parse_city_list,
 )
+from services.ingest.planner.country_slugs import mint_slugs
 from shared.domain import events, keys
 from shared.domain.events import RequestPlanned
 from shared.domain.ids import (
@@ -223,7 +223,7 @@ def test_of_two_cities_with_one_id_the_first_counts() -> None:
     """The second city of an id is reported and left out, even if it is in another country."""
     listed = parse_city_list(listing(city(1), city(1, country="Brasil"), city("1", country="Brasil")))
     assert [(one.city.city_id, one.country_name) for one in listed.cities] == [("1", "Armenia"), ("~1", "Brasil")]
-    assert [bad.reason for bad in listed.bad_cities] == ["a city with id '1' came before it"]
+    assert [bad.reason for bad in listed.bad_cities] == ["an earlier entry has the id '1' too"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable
 import msgspec
 import pytest
 
-from services.ingest.planner.planner import Planner, read_plan
+from services.ingest.planner.planner import Planner
+from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from shared.domain import bitmap, events, keys, objects
 from shared.domain.events import (
@@ -28,6 +29,7 @@ from shared.domain.topics import Topic
 from shared.kafka.records import OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
+from shared.storage.repository import read_plan
 from tests.fakes.builders import Clock, Truth
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.fakes.store import MemoryStore
@@ -100,7 +102,8 @@ class Planned:
     async def plan(self, request: ProcessRequested | None = None, publisher: MemoryPublisher | None = None) -> Plan:
         """Plan a request; return the plan that the date has then."""
         request = request or self.requested()
-        retry_policy = UpstreamRetryPolicy(Retrier(health=Health(), wait_max_s=1), attempts_max=1, outage_limit_s=1)
+        circuit = CircuitBreaker(Retrier(health=Health(), wait_max_s=1))
+        retry_policy = UpstreamRetryPolicy(circuit, attempts_max=1, outage_limit_s=1)
         planner = Planner(
             self.store,
             publisher or self.publisher,

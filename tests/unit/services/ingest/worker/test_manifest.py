@@ -8,11 +8,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.ingest.parsing.parser import DEFAULT_RULES, FoldedFile
+from services.ingest.parsing.parser import DEFAULT_RULES, FileTotals
 from services.ingest.parsing.trips import RULE_VERSION
-from services.ingest.upstream.client import Validators
+from services.ingest.upstream.port import Validators
 from services.ingest.worker.manifest import NewFile, Place, next_manifest, validators_of
-from services.ingest.worker.streaming import Streamed
+from services.ingest.worker.streaming import StreamedFile
 from shared.domain import keys, objects
 from shared.domain.contribution import Contribution
 from shared.domain.events import CityDayRetracted, CityDayStats, IngestCity
@@ -49,7 +49,7 @@ def place(country: CountrySlug, plan_revision: int = 1) -> Place:
 
 
 def file(sha256: str, *, raw_key: str = "", etag: str | None = None) -> NewFile:
-    folded = FoldedFile(
+    folded = FileTotals(
         contribution=Contribution(trips=len(sha256), passengers=1, accidents=0, delay_total_ms=5),
         trips_on_other_dates=1,
         records=len(sha256),
@@ -58,7 +58,7 @@ def file(sha256: str, *, raw_key: str = "", etag: str | None = None) -> NewFile:
         raw_key=raw_key or f"raw/{sha256}.json",
         url=URL,
         validators=Validators(etag=etag),
-        streamed=Streamed(sha256=sha256, size_bytes=100, folded=folded),
+        streamed=StreamedFile(sha256=sha256, size_bytes=100, totals=folded),
     )
 
 
@@ -71,7 +71,7 @@ def following(
     attempt: str = "next",
     rules: FileRules = DEFAULT_RULES,
 ) -> Manifest | None:
-    return next_manifest(previous, asked, where, found, attempt=attempt, now=NOW, base=BASE, rules=rules)
+    return next_manifest(previous, asked, where, found, attempt=attempt, now=NOW, revision_floor=BASE, rules=rules)
 
 
 def first(country: CountrySlug = ARMENIA) -> Manifest:
@@ -238,10 +238,12 @@ def test_the_history_is_bounded_and_the_latest_first() -> None:
     assert not manifest.made_by("first")
 
 
-@pytest.mark.parametrize(("previous", "base", "expected"), [(None, 7, 7), (3, 7, 7), (7, 7, 8), (9, 7, 10)])
-def test_a_revision_grows_and_never_falls_below_the_base(previous: int | None, base: int, expected: int) -> None:
+@pytest.mark.parametrize(("previous", "revision_floor", "expected"), [(None, 7, 7), (3, 7, 7), (7, 7, 8), (9, 7, 10)])
+def test_a_revision_grows_and_never_falls_below_the_base(
+    previous: int | None, revision_floor: int, expected: int
+) -> None:
     """The next revision is one more than the last, and at least the floor of the bucket."""
-    assert next_revision(previous, base) == expected
+    assert next_revision(previous, revision_floor) == expected
 
 
 def test_validators_count_at_their_own_url_and_under_the_present_rules() -> None:
@@ -267,12 +269,12 @@ def test_a_late_task_without_a_move_never_lowers_the_plan_either() -> None:
 async def test_of_two_births_of_a_bucket_one_counts() -> None:
     """Whoever loses the race for the lineage mints by the base that the other one wrote, not by its own."""
     store = MemoryStore(lambda: NOW)
-    other = BucketEpoch(base=BASE, born_at=NOW)
+    other = BucketEpoch(revision_floor=BASE, born_at=NOW)
     compare_and_swap = store.compare_and_swap
 
     async def overtaken(key: str, body: bytes, *, etag: str | None) -> str:
         store.compare_and_swap = compare_and_swap  # type: ignore[method-assign]  # once
-        store.write(keys.LINEAGE, objects.encode(other))
+        store.write(keys.BUCKET_EPOCH, objects.encode(other))
         return await compare_and_swap(key, body, etag=etag)
 
     store.compare_and_swap = overtaken  # type: ignore[method-assign]  # another process comes first

@@ -7,9 +7,9 @@ import datetime as dt
 import msgspec
 import pytest
 
-from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
-from services.ingest.upstream.retry import WAIT_MAX_S, OutageTooLong
-from services.ingest.worker.task_retries import Retries, tried_again
+from services.ingest.upstream.errors import OutageTooLong, PermanentUpstreamError, TransientUpstreamError, UpstreamDown
+from services.ingest.upstream.retry import WAIT_MAX_S
+from services.ingest.worker.task_retries import TaskRetries, next_attempt
 from shared.domain import events
 from shared.domain.events import IngestCity
 from shared.domain.ids import CityId, CountrySlug, RequestId
@@ -41,7 +41,7 @@ TASK = IngestCity(
 def again(task: IngestCity, fault: TransientUpstreamError | UpstreamDown, *, after_s: float = 0.0) -> IngestCity:
     """Return a task as it is tried next, after a run that began so long after noon and ended at once."""
     at = NOON + dt.timedelta(seconds=after_s)
-    return tried_again(task, fault, began_at=at, now=at, attempts_max=ATTEMPTS_MAX, outage_limit_s=OUTAGE_LIMIT_S)
+    return next_attempt(task, fault, began_at=at, now=at, attempts_max=ATTEMPTS_MAX, outage_limit_s=OUTAGE_LIMIT_S)
 
 
 def test_attempts_are_counted_from_task_to_task() -> None:
@@ -92,7 +92,7 @@ async def test_tasks_are_given_back_when_they_are_due() -> None:
         task = msgspec.structs.replace(TASK, city_id=CityId(city), not_before=not_before)
         await publisher.publish([OutgoingEvent(task, topic=Topic.CITY_TASK_RETRIES)])
     batch = log.records(Topic.CITY_TASK_RETRIES)
-    await Retries(publisher, clock=Clock(NOON), retrier=retrier).process(batch)
+    await TaskRetries(publisher, clock=Clock(NOON), retrier=retrier).process(batch)
     given_back = [one for one in log.appended if one.topic is Topic.CITY_TASKS]
     cities = [
         event.city_id for one in given_back if isinstance(event := events.decode(one.topic, one.value), IngestCity)
