@@ -1,4 +1,4 @@
-"""The API service, wired."""
+"""Assembles the API service from its routes, middleware and dependencies."""
 
 from __future__ import annotations
 
@@ -10,26 +10,25 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 import structlog
 import uvicorn
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.di import Provide
 
-from services.api import health
-from services.api.auth import access_of
-from services.api.documentation.asyncapi_page import asyncapi_handlers
-from services.api.documentation.openapi import docs_handlers, openapi_config
+from services.api.auth import Access, access_of
+from services.api.documentation.openapi import openapi_config
 from services.api.health import Check, Readiness
 from services.api.http.date_range import ProcessableDates
 from services.api.http.problems import exception_handlers
+from services.api.http.query_parameters import check_query
 from services.api.middleware.access_log import AccessLog
 from services.api.middleware.compression import Compression
 from services.api.middleware.cors import cors_config
 from services.api.middleware.head_and_options import HeadAndOptions
-from services.api.middleware.security_headers import Hardening
-from services.api.quarantine import list_quarantine
+from services.api.middleware.security_headers import SecurityHeaders
 from services.api.requests.event_stream import RequestEventStream
 from services.api.requests.ranges import RangeRequests
 from services.api.requests.service import Requests
-from services.api.routes.requests import api_router
+from services.api.routes import documentation, health, quarantine, statistics
+from services.api.routes import requests as request_routes
 from services.api.statistics.cache import ResponseCache
 from services.api.statistics.countries import CountryNames
 from services.api.statistics.reader import SummaryReader
@@ -52,7 +51,7 @@ _log = structlog.get_logger()
 
 
 def create_app(settings: Settings) -> Litestar:
-    """Return the API over the S3 and the Kafka of the settings. It starts without either, and says so when asked."""
+    """Return the API with the S3 and Kafka of the settings. It also starts while these are down."""
     store = S3Store(settings)
     publisher = KafkaPublisher(settings, source="api")
 
@@ -62,7 +61,7 @@ def create_app(settings: Settings) -> Litestar:
             try:
                 yield
             finally:
-                # A producer that Kafka has left alone would wait for it.
+                # Without Kafka, closing the producer would wait for pending records.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CLOSE_TIMEOUT_S):
                         await publisher.__aexit__(None, None, None)
@@ -85,7 +84,7 @@ def assemble(
     connected: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     clock: Callable[[], dt.datetime] = utc_now,
 ) -> Litestar:
-    """Return the API over any store and publisher; it serves while it is inside of ``connected``."""
+    """Return the API with any store and publisher. It serves while it is inside ``connected``."""
     state = Health()
     access = access_of(settings)
     requests = Requests(store, publisher, clock=clock)
@@ -103,12 +102,9 @@ def assemble(
 
     app = Litestar(
         route_handlers=[
-            api_router(access),
-            health.live,
-            health.ready,
-            health.metrics,
-            *docs_handlers(),
-            *asyncapi_handlers(topic_prefix=settings.topic_prefix),
+            _api_router(access),
+            *health.HANDLERS,
+            *documentation.handlers(topic_prefix=settings.topic_prefix),
             *page_handlers(),
         ],
         dependencies={
@@ -116,11 +112,11 @@ def assemble(
             "ranges": _provided(RangeRequests(store, requests, clock=clock)),
             "processable": _provided(ProcessableDates(settings.api_date_first, settings.api_days_ahead_max, clock)),
             "request_days_max": _provided(settings.api_request_days_max),
-            "following": _provided(RequestEventStream(requests)),
+            "event_stream": _provided(RequestEventStream(requests)),
             "reader": _provided(reader),
             "countries": _provided(CountryNames(reader.countries)),
-            "answers": _provided(ResponseCache(settings.api_response_cache_bytes)),
-            "quarantine": _provided(functools.partial(list_quarantine, store)),
+            "response_cache": _provided(ResponseCache(settings.api_response_cache_bytes)),
+            "quarantine": _provided(functools.partial(quarantine.list_quarantine, store)),
             "days_max": _provided(settings.api_range_days_max),
             "readiness": _provided(Readiness(state, checks)),
         },
@@ -130,13 +126,13 @@ def assemble(
         openapi_config=openapi_config(),
         logging_config=None,  # structlog is configured once, for the whole process
     )
-    # Around the router, so that a path of no route is logged too.
-    app.asgi_handler = AccessLog(Hardening(HeadAndOptions(Compression(app.asgi_handler))))
+    # These wrap the router, so that requests that match no route are logged too.
+    app.asgi_handler = AccessLog(SecurityHeaders(HeadAndOptions(Compression(app.asgi_handler))))
     return app
 
 
 def serve(settings: Settings) -> None:
-    """Serve the API until the process is asked to stop; then end what is under way within a few seconds."""
+    """Serve the API until a signal stops the process. Open requests get a few seconds to finish."""
     configure_logging(settings)
     uvicorn.run(
         create_app(settings),
@@ -153,5 +149,16 @@ def serve(settings: Settings) -> None:
     )
 
 
-def _provided(thing: object) -> Provide:
-    return Provide(lambda: thing, sync_to_thread=False)
+def _api_router(access: Access) -> Router:
+    """Return the router of the operations that need access and whose queries are checked."""
+    return Router(
+        path="/",
+        route_handlers=[*request_routes.HANDLERS, *quarantine.HANDLERS, *statistics.HANDLERS],
+        before_request=check_query,
+        guards=[access.guard],
+        security=[{"key": []}, {"bearer": []}] if access.needs_key else None,
+    )
+
+
+def _provided(dependency: object) -> Provide:
+    return Provide(lambda: dependency, sync_to_thread=False)

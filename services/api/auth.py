@@ -1,6 +1,6 @@
-"""Who may use the API: keys with scopes, and a rate limit for each key. Without keys, for each client that processes.
+"""Access control: API keys with scopes, and a rate limit for each key, or for each client that processes dates.
 
-Of a key only the SHA-256 is known here. A key is 256 random bits, so nothing slower is needed to keep it.
+The service knows only the SHA-256 of a key. A key has 256 random bits, so a slow password hash is not needed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _ENTRY = re.compile(r"([A-Za-z0-9._-]{1,60}):(read|process|read\+process):([0-9a
 
 
 class Scope(enum.Enum):
-    """What a key is good for: reading, or asking for dates too."""
+    """A permission of a key: to read, or to request processing."""
 
     READ = "read"
     PROCESS = "process"
@@ -48,23 +48,26 @@ READ_OR_PROCESS = frozenset(Scope)
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A key as it is kept: a name for people, what it is good for, and the SHA-256 of the key in hexadecimal."""
+    """A stored API key: its name, its scopes, and the SHA-256 of the key in hexadecimal."""
 
     name: str
     scopes: frozenset[Scope]
     sha256: str
 
 
-class AccessUnclear(OperatorError):
-    """The settings do not say who may use the API. The message says how to."""
+class InvalidAccessSettings(OperatorError):
+    """The settings do not say who may use the API. The message names the remedy."""
 
 
-class Refused(HTTPException):
-    """Who asks may not have this: 401, 403 or 429."""
+class AccessDenied(HTTPException):
+    """The client may not use the operation: 401, 403 or 429."""
 
 
-class Rate:
-    """How often each key or client may ask: so many a minute, saved up for a minute at most."""
+class RateLimiter:
+    """A token bucket for each key or client, which holds the tokens of a minute at most.
+
+    Litestar's rate limit middleware runs before the guard identifies the key, and stores the time of each request.
+    """
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_minute = per_minute
@@ -72,7 +75,7 @@ class Rate:
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, name: str) -> float:
-        """Take one for this name; return 0, or the seconds until there is one."""
+        """Take a token of this name; return 0, or the seconds until the next token if there is none."""
         now_s = self._clock()
         left, at_s = self._left.get(name, (float(self._per_minute), now_s))
         left = min(float(self._per_minute), left + (now_s - at_s) * self._per_minute / 60)
@@ -85,42 +88,45 @@ class Rate:
 
 
 class Access:
-    """Decides who may use what. Without keys, everybody may use everything."""
+    """Decides which operations a client may use. Without keys, every client may use all of them."""
 
-    def __init__(self, keys: Iterable[ApiKey], rate: Rate) -> None:
+    def __init__(self, keys: Iterable[ApiKey], rate: RateLimiter) -> None:
         self._keys = tuple(keys)
         self._rate = rate
 
     @property
     def needs_key(self) -> bool:
-        """Whether only those with a key may use the API."""
+        """Whether clients need a key."""
         return bool(self._keys)
 
     def guard(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        """Let a request pass, or raise Refused.
+        """Raise AccessDenied if a request may not use its operation.
 
-        An operation needs one of the scopes in its ``opt``; without them, the scope to read. Without keys, only
-        operations that process are limited: a client is then known by its address alone.
+        An operation needs one of the scopes in its ``opt``, or the scope to read if it names none. Without keys, the
+        rate limit applies only to operations that process, and a client is identified by its address.
         """
         needed = handler.opt.get(SCOPE, READ)
         if not self._keys:
             if needed == PROCESS:
                 client = connection.client.host if connection.client else "unknown"
-                self._limit(client, f"The client {client} asks for too much.")
+                self._limit(client, f"Client {client} has exceeded its rate limit.")
             return
-        key = self._find(presented(connection.headers.get("authorization", ""), connection.headers.get(KEY_HEADER, "")))
+        key = self._find(
+            key_in_headers(connection.headers.get("authorization", ""), connection.headers.get(KEY_HEADER, ""))
+        )
         if key is None:
-            raise Refused(
+            raise AccessDenied(
                 status_code=HTTPStatus.UNAUTHORIZED,
-                detail=f"This needs an API key, in {KEY_HEADER} or as a bearer token. There is none, or it is unknown.",
+                detail=f"The API key is missing or unknown. Send a valid key in {KEY_HEADER} or as a bearer token.",
                 headers={"WWW-Authenticate": 'Bearer realm="tripfold"'},
             )
-        self._limit(key.name, f"The key {key.name} is used too often.")
+        self._limit(key.name, f'Key "{key.name}" has exceeded its rate limit.')
         if not needed & key.scopes:
-            scopes = " or ".join(sorted(scope.value for scope in needed))
-            raise Refused(
+            granted = " and ".join(sorted(scope.value for scope in key.scopes))
+            needed_text = " or ".join(sorted(f'"{scope.value}"' for scope in needed))
+            raise AccessDenied(
                 status_code=HTTPStatus.FORBIDDEN,
-                detail=f"This needs a key with the scope {scopes}; {key.name} has not got it.",
+                detail=f'Key "{key.name}" can only {granted}. Use a key with the {needed_text} scope.',
             )
         connection.state[CALLER] = key.name
 
@@ -128,7 +134,7 @@ class Access:
         wait_s = self._rate.take(name)
         if wait_s:
             seconds = math.ceil(wait_s)
-            raise Refused(
+            raise AccessDenied(
                 status_code=HTTPStatus.TOO_MANY_REQUESTS,
                 detail=f"{detail} Try again in {seconds} s.",
                 headers={"Retry-After": str(seconds)},
@@ -137,23 +143,23 @@ class Access:
     def _find(self, key: str) -> ApiKey | None:
         digest = digest_of(key)
         found = None
-        for known in self._keys:  # all of them, so that the time tells nothing
+        for known in self._keys:  # always all keys, so that the time reveals nothing about them
             if hmac.compare_digest(known.sha256, digest):
                 found = known
         return found
 
 
 def access_of(settings: Settings) -> Access:
-    """Return the access that the settings ask for. Keys that are named are required.
+    """Return the access control of the settings. If they name keys, clients need one.
 
-    Raises AccessUnclear if the settings need keys and name none, or name keys and let everybody in.
+    Raises InvalidAccessSettings if the settings require keys and name none, or name keys and open the API to everybody.
     """
-    rate = Rate(settings.api_requests_per_minute)
+    rate = RateLimiter(settings.api_requests_per_minute)
     named = bool(settings.api_keys or settings.api_keys_file)
     if settings.api_access == "open" and named:
-        raise AccessUnclear(
-            f"{PREFIX}API_ACCESS=open lets everybody in, but API keys are named: unset {PREFIX}API_ACCESS to require "
-            f"a key, or remove {PREFIX}API_KEYS and {PREFIX}API_KEYS_FILE"
+        raise InvalidAccessSettings(
+            f"{PREFIX}API_ACCESS=open opens the API to everybody, but API keys are named: unset {PREFIX}API_ACCESS to "
+            f"require a key, or remove {PREFIX}API_KEYS and {PREFIX}API_KEYS_FILE"
         )
     if settings.api_access != "keys" and not named:
         return Access((), rate)
@@ -162,20 +168,22 @@ def access_of(settings: Settings) -> Access:
         try:
             lines += Path(settings.api_keys_file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise AccessUnclear(f"{PREFIX}API_KEYS_FILE={settings.api_keys_file!r} cannot be read: {error}") from error
+            raise InvalidAccessSettings(
+                f"{PREFIX}API_KEYS_FILE={settings.api_keys_file!r} cannot be read: {error}"
+            ) from error
     keys = parse_keys(lines)
     if not keys:
-        raise AccessUnclear(
-            f"nobody may use the API: name keys in {PREFIX}API_KEYS or {PREFIX}API_KEYS_FILE (`tripfold api-key NAME` "
-            f"makes one), or let everybody in with {PREFIX}API_ACCESS=open"
+        raise InvalidAccessSettings(
+            f"no client can use the API: name keys in {PREFIX}API_KEYS or {PREFIX}API_KEYS_FILE (`tripfold api-key "
+            f"NAME` makes one), or open the API to everybody with {PREFIX}API_ACCESS=open"
         )
     return Access(keys, rate)
 
 
 def parse_keys(lines: Iterable[str]) -> tuple[ApiKey, ...]:
-    """Read keys, one a line as ``name:scopes:sha256``; empty lines and lines that begin with # are left out.
+    """Parse keys from lines of ``name:scopes:sha256``. Skip empty lines and lines that begin with #.
 
-    Raises AccessUnclear for a line that is none, without repeating it: it might hold a key.
+    Raises InvalidAccessSettings for a malformed line. The message does not repeat the line, which might have a key.
     """
     keys: dict[str, ApiKey] = {}
     for number, line in enumerate(lines, start=1):
@@ -184,16 +192,16 @@ def parse_keys(lines: Iterable[str]) -> tuple[ApiKey, ...]:
             continue
         match = _ENTRY.fullmatch(entry)
         if match is None:
-            raise AccessUnclear(
+            raise InvalidAccessSettings(
                 f"API key {number} cannot be read: expected name:scopes:sha256, where scopes are read, process or "
-                "read+process, and sha256 is that of the key, in hexadecimal"
+                "read+process, and sha256 is the SHA-256 of the key in hexadecimal"
             )
         name, scopes, digest = match.groups()
         if name in keys:
-            raise AccessUnclear(f"there are two API keys called {name}: give each a name of its own")
+            raise InvalidAccessSettings(f"two API keys have the name {name}: give each a different name")
         keys[name] = ApiKey(name=name, scopes=frozenset(Scope(scope) for scope in scopes.split("+")), sha256=digest)
     if len(keys) > KEYS_MAX:
-        raise AccessUnclear(f"there are {len(keys)} API keys, and {KEYS_MAX} can be kept")
+        raise InvalidAccessSettings(f"there are {len(keys)} API keys; the limit is {KEYS_MAX}")
     return tuple(keys.values())
 
 
@@ -203,11 +211,11 @@ def mint_key() -> str:
 
 
 def digest_of(key: str) -> str:
-    """Return what is kept of a key."""
+    """Return the SHA-256 of a key in hexadecimal, as the settings hold it."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def presented(authorization: str, key_header: str) -> str:
-    """Return the key that a request comes with, or nothing."""
+def key_in_headers(authorization: str, key_header: str) -> str:
+    """Return the key in the headers of a request, or an empty string."""
     scheme, _, token = authorization.partition(" ")
     return key_header or (token.strip() if scheme.lower() == "bearer" else "")

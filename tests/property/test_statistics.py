@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.api.http.date_range import DateRange
-from services.api.middleware.legacy_query import whole_query
+from services.api.middleware.legacy_query import repaired_query
 from services.api.statistics.model import average_delay_s, country_stats
 from shared.domain.contribution import Contribution, round_half_even
 from shared.domain.ids import CountrySlug
@@ -148,11 +148,11 @@ def test_days_and_months_of_a_range(days: DateRange) -> None:
 
 
 @given(st.binary(max_size=60), st.dates())
-def test_whole_query(rest: bytes, last: dt.date) -> None:
+def test_repaired_query(rest: bytes, last: dt.date) -> None:
     """A query of the first version means what it meant with the equals sign, and a whole one stays as it is."""
     before = rest.replace(b"&", b"").replace(b"to", b"") + b"&" if rest else b""
     odd = before + f"to{last}".encode()
     whole = before + f"to={last}".encode()
-    assert whole_query(odd) == whole
-    assert whole_query(whole) == whole
-    assert ("to", last.isoformat()) in parse_qsl(whole_query(odd).decode("latin-1"))
+    assert repaired_query(odd) == whole
+    assert repaired_query(whole) == whole
+    assert ("to", last.isoformat()) in parse_qsl(repaired_query(odd).decode("latin-1"))

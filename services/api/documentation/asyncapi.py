@@ -1,7 +1,7 @@
-"""The contract of the topics and events as an AsyncAPI 3.0 document, made from the types. Pure.
+"""The AsyncAPI 3.0 document of the topics and events, generated from the types. Pure.
 
-The document says nothing that the types and the table of topics do not: a field that is added shows in it by itself.
-``docs/asyncapi.json`` is the committed copy; a test compares the two, so a change of the contract is a visible diff.
+A new field appears in the document by itself. ``docs/asyncapi.json`` is the committed copy. A test compares the two, so
+a change of the contract is a visible diff.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from services.api.documentation.event_examples import CAUSE, EXAMPLES
+from services.api.documentation.examples import CAUSE, EVENTS
 from shared.domain.events import (
     EVENT_TYPES,
     SCHEMA_VERSION,
@@ -72,7 +72,7 @@ _PLAN_KEY = "{date}/{country}; further chunks {date}/{country}/+1, …"
 
 
 def asyncapi_document(*, topic_prefix: str = "") -> Json:
-    """Return the AsyncAPI document of all topics and events. ``topic_prefix`` stands before the topics' names."""
+    """Return the AsyncAPI document of all topics and events. ``topic_prefix`` precedes the names of the topics."""
     kinds = [kind for of_topic in EVENT_TYPES.values() for kind in of_topic]
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     return {
@@ -109,7 +109,7 @@ def asyncapi_document(*, topic_prefix: str = "") -> Json:
 
 
 def encode_document(document: Json) -> bytes:
-    """Encode a document as the JSON that is committed and served: indented, with a final newline."""
+    """Encode a document as it is committed and served: indented JSON with a final newline."""
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
@@ -168,7 +168,7 @@ def _operation(spec: TopicSpec) -> Json:
 
 def _message(kind: type[Event]) -> Json:
     tag = str(kind.__struct_config__.tag)
-    examples = [event for event in EXAMPLES if type(event) is kind]
+    examples = [event for event in EVENTS if type(event) is kind]
     summary, description = _prose(kind.__doc__ or "")
     key: Json = {"type": "string", "examples": [event.key for event in examples]}
     if kind in _KEY_PATTERNS:
@@ -240,7 +240,7 @@ def _dead_letter() -> Json:
 
 
 def _tidy(schema: Json) -> Json:
-    """Write a docstring as Markdown; leave the rest of a schema as msgspec makes it."""
+    """Convert the docstring of a schema to Markdown; keep its other keywords."""
     if "description" not in schema:
         return schema
     return {**schema, "description": " ".join(filter(None, _prose(schema["description"])))}

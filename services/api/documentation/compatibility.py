@@ -1,8 +1,8 @@
-"""What may change in the contract of the events, and what may not. Pure.
+"""Checks that a change of the event contract is compatible. Pure.
 
-Old records stay in compacted topics for ever, and consumers are upgraded when they like. So the contract only grows:
-by events, and by fields with defaults. What decoders check is never changed, not even made laxer: a consumer of the
-version before would bury what it cannot decode.
+Old records stay in compacted topics for ever, and consumers upgrade at any time. So a change may only add events, and
+fields with defaults. The checks of decoders never change, not even to accept more: a consumer of the previous version
+would send the records that it cannot decode to the dead letters.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _ABOUT_ONLY = {"title", "description", "examples", "default"}
 
 
 class ContractBroken(OperatorError):
-    """The types say something that the committed contract rules out."""
+    """The event types break the committed contract."""
 
 
 def write_contract(path: Path) -> None:
-    """Write the AsyncAPI document of the types to ``path``. Raises ContractBroken if it breaks what stands there."""
+    """Write the AsyncAPI document of the types to ``path``. Raises ContractBroken if it breaks the document there."""
     document = asyncapi_document()
     if path.exists():
         broken = breaking_changes(msgspec.json.decode(path.read_bytes()), document)
         if broken:
             raise ContractBroken(
-                f"{path} was left as it is, for consumers rely on it: {'; '.join(broken)}. Add a new field with a "
+                f"{path} was not changed, because consumers rely on it: {'; '.join(broken)}. Add a new field with a "
                 "default, or a new event, instead."
             )
     path.write_bytes(encode_document(document))
 
 
 def breaking_changes(before: Json, after: Json) -> list[str]:
-    """Return a sentence for each change from one AsyncAPI document to the next that breaks somebody; none is good."""
+    """Return a sentence for each change between two AsyncAPI documents that breaks a consumer."""
     broken: list[str] = []
     for name, channel in before["channels"].items():
         broken += _changes_of_channel(name, channel, after["channels"].get(name))
@@ -86,7 +86,7 @@ def _changes_of_schema(name: str, before: Json, after: Json | None) -> list[str]
 
 
 def _checked(schema: Any) -> Any:
-    """Return what a decoder checks of a schema: not what it only tells."""
+    """Return the keywords of a schema that a decoder checks, without its descriptions."""
     if isinstance(schema, dict):
         return {keyword: _checked(value) for keyword, value in schema.items() if keyword not in _ABOUT_ONLY}
     return [_checked(one) for one in schema] if isinstance(schema, list) else schema

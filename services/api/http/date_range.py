@@ -1,14 +1,18 @@
-"""Ranges of dates: which there can be, their days and their months. Pure."""
+"""Ranges of dates: validation, and their days and months. Pure."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
+from typing import NewType
 
 import msgspec
 
 from services.api.http.errors import InvalidParameter, InvalidRequest
 from shared.runtime.settings import PREFIX
+
+DaysMax = NewType("DaysMax", int)
+"""The maximum number of days in a range: litestar injects it by this type."""
 
 
 class DateRange(msgspec.Struct, frozen=True):
@@ -22,44 +26,44 @@ class DateRange(msgspec.Struct, frozen=True):
 
     @property
     def days(self) -> int:
-        """How many days the range has: at least one."""
+        """The number of days, at least one."""
         return (self.last - self.first).days + 1
 
     def dates(self) -> Iterator[dt.date]:
         """Yield the days in order."""
-        return (self.first + dt.timedelta(days=place) for place in range(self.days))
+        return (self.first + dt.timedelta(days=index) for index in range(self.days))
 
     def months(self) -> Iterator[str]:
-        """Yield the months that the range touches, in order, as ``YYYY-MM``."""
+        """Yield the months of the days in order, as ``YYYY-MM``."""
         months = range(self.first.year * 12 + self.first.month - 1, self.last.year * 12 + self.last.month)
         return (f"{month // 12:04d}-{month % 12 + 1:02d}" for month in months)
 
 
 class ProcessableDates(msgspec.Struct, frozen=True):
-    """The dates that may be processed: from ``first`` to so many days after today (UTC)."""
+    """The dates that may be processed: from ``first`` to ``days_ahead_max`` days after today (UTC)."""
 
     first: dt.date
     days_ahead_max: int
     clock: Callable[[], dt.datetime]
 
-    def check(self, asked: Mapping[str, dt.date]) -> None:
-        """Raise InvalidRequest that names each date of ``asked``, by parameter, outside of the range."""
+    def check(self, requested: Mapping[str, dt.date]) -> None:
+        """Raise InvalidRequest if a date is out of range. ``requested`` has the dates by parameter."""
         last = self.clock().date() + dt.timedelta(days=self.days_ahead_max)
-        refused = [
+        out_of_range = [
             InvalidParameter(
                 name=name,
-                reason=f"{date} is not between {self.first} and {last}: ask for a date in between, or have "
-                f"{PREFIX}API_DATE_FIRST or {PREFIX}API_DAYS_AHEAD_MAX changed",
+                reason=f"{date} is not between {self.first} and {last}. Use a date in this range, or ask the operator "
+                f"to change {PREFIX}API_DATE_FIRST or {PREFIX}API_DAYS_AHEAD_MAX",
             )
-            for name, date in asked.items()
+            for name, date in requested.items()
             if not self.first <= date <= last
         ]
-        if refused:
-            raise InvalidRequest(*refused)
+        if out_of_range:
+            raise InvalidRequest(*out_of_range)
 
 
 def date_range(first: dt.date, last: dt.date, *, days_max: int) -> DateRange:
-    """Return the range that a query asks for.
+    """Return the range from ``first`` to ``last``.
 
     Raises InvalidRequest if it ends before it begins, or has more than ``days_max`` days.
     """
@@ -71,24 +75,28 @@ def date_range(first: dt.date, last: dt.date, *, days_max: int) -> DateRange:
         raise InvalidRequest(
             InvalidParameter(
                 name="to",
-                reason=f"from {first} to {last} are {days.days} days, and one query takes at most {days_max}: "
-                f"ask for to={latest} and for the rest in another query",
+                reason=f"from {first} to {last} are {days.days} days, and one request may have at most {days_max}. "
+                f"Use to={latest}, and request the rest separately",
             )
         )
     return days
 
 
-def asked_range(date: dt.date | None, first: dt.date | None, last: dt.date | None, *, days_max: int) -> DateRange:
-    """Return the range that is asked for by ``from`` and ``to`` instead of ``date``.
+def requested_range(date: dt.date | None, first: dt.date | None, last: dt.date | None, *, days_max: int) -> DateRange:
+    """Return the range of a request that has ``from`` and ``to`` instead of ``date``.
 
-    Raises InvalidRequest unless it is exactly these two, in order, and at most ``days_max`` days.
+    Raises InvalidRequest if ``date`` is given, one of the two is missing, or the range is invalid.
     """
     if date is not None:
-        raise InvalidRequest(InvalidParameter(name="date", reason="it is given beside from or to: leave it out"))
+        raise InvalidRequest(
+            InvalidParameter(
+                name="date", reason="it cannot be combined with from and to: use either date or both of them"
+            )
+        )
     if first is None and last is None:
-        reason = "it is required, and is missing; for example: date=2024-05-01, or from=2024-05-01&to=2024-05-07"
+        reason = "it is missing. For example: date=2024-05-01, or from=2024-05-01&to=2024-05-07"
         raise InvalidRequest(InvalidParameter(name="date", reason=reason))
     if first is None or last is None:
         missing = "from" if first is None else "to"
-        raise InvalidRequest(InvalidParameter(name=missing, reason="it is missing: from and to come together"))
+        raise InvalidRequest(InvalidParameter(name=missing, reason="it is missing: from and to are used together"))
     return date_range(first, last, days_max=days_max)

@@ -1,4 +1,4 @@
-"""Giving up early. Elsewhere faults of the surroundings are waited out; here somebody is waiting for the answer."""
+"""Request deadlines: the API fails fast where the event consumers retry."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from collections.abc import AsyncIterator
 from shared.runtime.retry import DependencyUnavailable
 
 
-class TookTooLong(DependencyUnavailable):
-    """S3 or Kafka did not answer in the time that a client can be made to wait. What was asked may have happened."""
+class DeadlineExceeded(DependencyUnavailable):
+    """S3 or Kafka did not respond before the deadline. The operation may have happened nevertheless."""
 
 
 @contextlib.asynccontextmanager
-async def deadline(limit_s: float, what: str, fault: type[DependencyUnavailable] = TookTooLong) -> AsyncIterator[None]:
-    """Raise ``fault`` if the body of the ``async with`` takes longer than ``limit_s``; ``what`` says what it does."""
+async def deadline(
+    limit_s: float, operation: str, error_type: type[DependencyUnavailable] = DeadlineExceeded
+) -> AsyncIterator[None]:
+    """Raise ``error_type`` if the body of the ``async with`` takes longer than ``limit_s``.
+
+    ``operation`` describes the body in the message.
+    """
     try:
         async with asyncio.timeout(limit_s):
             yield
     except TimeoutError as error:
-        raise fault(f"{what} took longer than {limit_s:g} s") from error
+        raise error_type(f"{operation} took longer than {limit_s:g} s") from error

@@ -1,4 +1,4 @@
-"""The errors that a request can end in. How they are told is in ``problems.py``."""
+"""The errors of requests. ``problems.py`` turns them into problem details."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from shared.domain.ids import RequestId
 from shared.runtime.retry import DependencyUnavailable
 
-SHOWN_LENGTH_MAX = 100
+QUOTED_LENGTH_MAX = 100
 
 
 class InvalidParameter(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +20,7 @@ class InvalidParameter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InvalidRequest(ValueError):
-    """A request that cannot be meant: it names each parameter that is at fault."""
+    """A request with invalid parameters. It names each of them."""
 
     def __init__(self, *parameters: InvalidParameter) -> None:
         super().__init__("; ".join(f"{parameter.name}: {parameter.reason}" for parameter in parameters))
@@ -28,25 +28,25 @@ class InvalidRequest(ValueError):
 
 
 class NotFound(LookupError):
-    """What was asked for does not exist. The message says what."""
+    """The requested resource does not exist. The message names it."""
+
+
+class Conflict(RuntimeError):
+    """The state of the request does not allow the operation. The message states it."""
 
 
 class IdempotencyKeyReused(ValueError):
-    """An idempotency key that came with other parameters before. The message says with which."""
+    """An idempotency key came with other parameters before. The message names them."""
 
 
 class StatusNotWritten(DependencyUnavailable):
-    """A request was published, but its status could not be written."""
+    """A request was published, and its status could not be written."""
 
     def __init__(self, message: str, request_id: RequestId) -> None:
         super().__init__(message)
         self.request_id = request_id
 
 
-def shown(value: str) -> str:
-    """Return a value of a request as an error may repeat it: quoted, and of bounded length."""
-    return repr(value if len(value) <= SHOWN_LENGTH_MAX else f"{value[:SHOWN_LENGTH_MAX]}…")
-
-
-class Conflict(RuntimeError):
-    """What was asked for does not fit what the request is at present: the message says how it is."""
+def quoted(value: str) -> str:
+    """Return a client's value for an error message: in quotes, and cut to QUOTED_LENGTH_MAX."""
+    return repr(value if len(value) <= QUOTED_LENGTH_MAX else f"{value[:QUOTED_LENGTH_MAX]}…")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def strong_etag(parts: Iterable[str]) -> str:
-    """Return the ETag of an answer that is made of ``parts`` and of nothing else."""
+    """Return the ETag of a response that depends on ``parts`` alone."""
     digest = hashlib.sha256()
     for part in parts:
         encoded = part.encode()
@@ -15,7 +15,7 @@ def strong_etag(parts: Iterable[str]) -> str:
     return f'"{digest.hexdigest()[:32]}"'
 
 
-def is_known(if_none_match: str, etag: str) -> bool:
-    """Return whether a client that sends this ``If-None-Match`` has the answer with this ETag."""
+def matches(if_none_match: str, etag: str) -> bool:
+    """Return whether ``If-None-Match`` lists this ETag: then the response is 304."""
     known = [one.strip().removeprefix("W/") for one in if_none_match.split(",")]
     return etag in known or known == ["*"]

@@ -1,6 +1,6 @@
-"""Which of the forms that an answer can have a client wants, by its ``Accept`` and ``Accept-Encoding``. Pure.
+"""Content negotiation by ``Accept`` and ``Accept-Encoding``. Pure.
 
-Litestar's ``Accept`` header takes a type with ``q=0`` for accepted, and has nothing for ``Accept-Encoding``.
+Litestar's ``Accept`` parser accepts types with ``q=0``, and it has none for ``Accept-Encoding``.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ PREFERENCES_MAX = 50
 
 
 class NotAcceptable(HTTPException):
-    """No form that an answer can have is one that the client takes."""
+    """The client accepts none of the offered media types."""
 
     status_code = HTTPStatus.NOT_ACCEPTABLE
 
 
 def media_type(accept: str, offered: Sequence[str]) -> str:
-    """Return the offered media type that ``accept`` ranks highest; of equals, the first. Empty: anything will do.
+    """Return the offered media type that ``accept`` ranks highest, the first one among equals.
 
-    Raises NotAcceptable if it takes none.
+    An empty ``accept`` accepts every type. Raises NotAcceptable if it accepts none of those offered.
     """
     if not accept.strip():
         return offered[0]
@@ -30,12 +30,12 @@ def media_type(accept: str, offered: Sequence[str]) -> str:
     found = {one: _rank(ranks, (one, f"{one.partition('/')[0]}/*", "*/*")) or 0.0 for one in offered}
     best = max(offered, key=lambda one: found[one])
     if found[best] == 0:
-        raise NotAcceptable(f"None of what is accepted can be had; these can: {', '.join(offered)}.")
+        raise NotAcceptable(f"Accept allows none of the available media types. Use one of these: {', '.join(offered)}.")
     return best
 
 
 def content_coding(accept_encoding: str, offered: Sequence[str]) -> str:
-    """Return the offered coding that is ranked highest; of equals, the first. ``identity``: none is wanted."""
+    """Return the offered coding that is ranked highest, the first one among equals, or ``identity``."""
     ranks = _ranks(accept_encoding)
     found = {one: _rank(ranks, (one, "*")) or 0.0 for one in offered}
     best = max(offered, key=lambda one: found[one])

@@ -1,4 +1,4 @@
-"""What can go wrong with a request, and how it is told: as ``application/problem+json`` (RFC 9457), always.
+"""Problem details: every error response is ``application/problem+json`` (RFC 9457).
 
 Litestar's plugin for problem details sends untyped maps, which the OpenAPI document cannot describe.
 """
@@ -24,11 +24,11 @@ from services.api.http.errors import (
     InvalidRequest,
     NotFound,
     StatusNotWritten,
-    shown,
+    quoted,
 )
-from services.api.http.query_parameters import declared_of, unusable
+from services.api.http.query_parameters import declared_of, invalid_value
+from services.api.http.unreadable import RequestedObjectUnreadable, report_unreadable
 from services.api.middleware.access_log import trace_id_of
-from services.api.unreadable import UnreadableAlone, noted
 from shared.domain.objects import CorruptObject
 from shared.kafka.producer import KafkaUnavailable
 from shared.runtime.retry import DependencyUnavailable
@@ -37,110 +37,114 @@ from shared.storage.object_store import StoreUnavailable
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
 
+BAD_REQUEST = "A parameter is missing, unknown, repeated or invalid. The response names it."
+UNREADABLE = "The stored object of this resource cannot be read. The response names it and the remedy."
+S3_UNAVAILABLE = "S3 cannot be reached. `Retry-After` says when to try again."
+
 _TOO_LARGE = {
-    "request_entity_too_large": "The request has a body that is too large: no operation takes any.",
-    "request_uri_too_long": "The address is too long.",
+    "request_entity_too_large": "The request body is too large. No operation reads a body.",
+    "request_uri_too_long": "The URL is too long.",
     "request_header_fields_too_large": "The headers are too large.",
 }
 _REFUSALS = {
-    "unauthorized": "There is no API key, or it is not known.",
-    "forbidden": "The API key has not got the scope that this needs.",
-    "too_many_requests": "The API key is used too often. `Retry-After` says when to try again.",
+    "unauthorized": "The API key is missing or unknown.",
+    "forbidden": "The API key lacks the scope that this operation needs.",
+    "too_many_requests": "The rate limit of the API key is exceeded. `Retry-After` says when to try again.",
 }
 
-_AN_INVALID_PARAMETER = InvalidParameter(name="from", reason="2024-05-02 is after to=2024-05-01: swap the two")
-_AN_ID = "018f3d2a-5c00-7aaa-8bbb-0123456789ab"
+_EXAMPLE_PARAMETER = InvalidParameter(name="from", reason="2024-05-02 is after to=2024-05-01: swap the two")
+_EXAMPLE_ID = "018f3d2a-5c00-7aaa-8bbb-0123456789ab"
 _EXAMPLES = {
     HTTPStatus.BAD_REQUEST: (
         "invalid-parameter",
         "Invalid parameter",
-        f"{_AN_INVALID_PARAMETER.name}: {_AN_INVALID_PARAMETER.reason}",
+        f"{_EXAMPLE_PARAMETER.name}: {_EXAMPLE_PARAMETER.reason}",
     ),
     HTTPStatus.UNAUTHORIZED: (
         "about:blank",
         HTTPStatus.UNAUTHORIZED.phrase,
-        "This needs an API key, in X-API-Key or as a bearer token. There is none, or it is unknown.",
+        "The API key is missing or unknown. Send a valid key in X-API-Key or as a bearer token.",
     ),
     HTTPStatus.FORBIDDEN: (
         "about:blank",
         HTTPStatus.FORBIDDEN.phrase,
-        "This needs a key with the scope process; reader has not got it.",
+        'Key "reader" can only read. Use a key with the "process" scope.',
     ),
     HTTPStatus.NOT_FOUND: (
         "not-found",
-        "Nothing there",
-        f"There is no request with the id '{_AN_ID}'. GET /process-requests lists them.",
+        "Not found",
+        f"There is no request with the id '{_EXAMPLE_ID}'. GET /process-requests lists them.",
     ),
     HTTPStatus.NOT_ACCEPTABLE: (
         "about:blank",
         HTTPStatus.NOT_ACCEPTABLE.phrase,
-        "None of what is accepted can be had; these can: application/json, application/x-ndjson, text/csv.",
+        "Accept allows none of the available media types. Use one of these: application/json, text/csv.",
     ),
-    HTTPStatus.CONFLICT: ("not-now", "Not now", f"Request {_AN_ID} has ended: it is completed."),
+    HTTPStatus.CONFLICT: ("not-now", "Conflict", f"Request {_EXAMPLE_ID} has ended: it is completed."),
     HTTPStatus.UNPROCESSABLE_ENTITY: (
         "idempotency-key-used-otherwise",
-        "Idempotency key used otherwise",
-        "The Idempotency-Key was used with date=2024-05-01 before: use another one.",
+        "Idempotency key reused",
+        "Idempotency-Key 'nightly' was used for date=2024-05-01. Use another key for a request with other parameters.",
     ),
     HTTPStatus.TOO_MANY_REQUESTS: (
         "about:blank",
         HTTPStatus.TOO_MANY_REQUESTS.phrase,
-        "The key reader is used too often. Try again in 7 s.",
+        'Key "reader" has exceeded its rate limit. Try again in 7 s.',
     ),
     HTTPStatus.INTERNAL_SERVER_ERROR: (
         "unreadable-object",
         "Unreadable object",
-        f"requests/fe70c2d5a3ff-{_AN_ID}.json is not a readable RequestRecord: Input data was truncated.",
+        f"requests/fe70c2d5a3ff-{_EXAMPLE_ID}.json is not readable: Input data was truncated. Request its date again.",
     ),
-    HTTPStatus.SERVICE_UNAVAILABLE: ("unavailable", "Unavailable", "S3 cannot be used. Try again in a few seconds."),
+    HTTPStatus.SERVICE_UNAVAILABLE: ("unavailable", "Unavailable", "S3 cannot be reached. Try again in a few seconds."),
 }
 
 _log = structlog.get_logger()
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What went wrong, as RFC 9457 has it, with two members of our own: ``invalid_parameters`` and ``request_id``."""
+    """A problem as in RFC 9457, with the extension members ``invalid_parameters`` and ``request_id``."""
 
     type: Annotated[str, msgspec.Meta(description="The kind of problem.", examples=["about:blank"])]
-    title: Annotated[str, msgspec.Meta(description="The kind of problem, in words.")]
+    title: Annotated[str, msgspec.Meta(description="A short name of the kind of problem.")]
     status: Annotated[int, msgspec.Meta(description="The HTTP status.", ge=400, le=599)]
     detail: Annotated[
         str,
         msgspec.Meta(
-            description="What is wrong with this request, and what to do.",
+            description="What happened, and what to do next.",
         ),
     ]
     invalid_parameters: Annotated[
-        tuple[InvalidParameter, ...], msgspec.Meta(description="Each parameter that cannot be used, and why.")
+        tuple[InvalidParameter, ...], msgspec.Meta(description="Each invalid parameter, and why.")
     ] = ()
     request_id: Annotated[
         str | None,
-        msgspec.Meta(description="The request that was published all the same, though its status cannot be shown."),
+        msgspec.Meta(description="The id of a request that was published, although its status cannot be shown yet."),
     ] = None
 
 
 def exception_handlers() -> ExceptionHandlersMap:
-    """Return what turns each exception into a problem."""
+    """Return the handlers that turn exceptions into problem details."""
     return {
         InvalidRequest: _invalid_request,
-        NotFound: _nothing_there,
-        IdempotencyKeyReused: _key_used_otherwise,
-        Conflict: _not_now,
+        NotFound: _not_found,
+        IdempotencyKeyReused: _key_reused,
+        Conflict: _conflict,
         DependencyUnavailable: _unavailable,
         CorruptObject: _unreadable,
-        UnreadableAlone: _unreadable,
+        RequestedObjectUnreadable: _unreadable,
         HTTPException: _http_exception,
         Exception: _unexpected,
     }
 
 
 def responses(**problems: str) -> dict[int, ResponseSpec]:
-    """Describe the problems of an operation for its documentation: ``responses(bad_request="When …")``."""
+    """Return the documentation of an operation's problems: ``responses(bad_request="When …")``."""
     return open_responses(**problems, **_REFUSALS)
 
 
 def open_responses(**problems: str) -> dict[int, ResponseSpec]:
-    """Describe the problems of an operation that needs no key."""
+    """Return the documentation of the problems of an operation that needs no key."""
     return {
         (status := HTTPStatus[name.upper()]): ResponseSpec(
             Problem,
@@ -160,16 +164,16 @@ def _example_of(status: HTTPStatus) -> Problem:
         title=title,
         status=status,
         detail=detail,
-        invalid_parameters=(_AN_INVALID_PARAMETER,) if status is HTTPStatus.BAD_REQUEST else (),
+        invalid_parameters=(_EXAMPLE_PARAMETER,) if status is HTTPStatus.BAD_REQUEST else (),
     )
 
 
-def _answer(problem: Problem, headers: Mapping[str, str] | None = None) -> Response[Any]:
+def _response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response[Any]:
     return Response(problem, status_code=problem.status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
 
 
 def _invalid(error: InvalidRequest) -> Response[Any]:
-    return _answer(
+    return _response(
         Problem(
             type="urn:problem-type:tripfold:invalid-parameter",
             title="Invalid parameter",
@@ -184,33 +188,33 @@ def _invalid_request(_: Request[Any, Any, Any], error: InvalidRequest) -> Respon
     return _invalid(error)
 
 
-def _nothing_there(_: Request[Any, Any, Any], error: NotFound) -> Response[Any]:
-    return _answer(
+def _not_found(_: Request[Any, Any, Any], error: NotFound) -> Response[Any]:
+    return _response(
         Problem(
             type="urn:problem-type:tripfold:not-found",
-            title="Nothing there",
+            title="Not found",
             status=HTTPStatus.NOT_FOUND,
             detail=str(error),
         )
     )
 
 
-def _key_used_otherwise(_: Request[Any, Any, Any], error: IdempotencyKeyReused) -> Response[Any]:
-    return _answer(
+def _key_reused(_: Request[Any, Any, Any], error: IdempotencyKeyReused) -> Response[Any]:
+    return _response(
         Problem(
             type="urn:problem-type:tripfold:idempotency-key-used-otherwise",
-            title="Idempotency key used otherwise",
+            title="Idempotency key reused",
             status=HTTPStatus.UNPROCESSABLE_ENTITY,
             detail=str(error),
         )
     )
 
 
-def _not_now(_: Request[Any, Any, Any], error: Conflict) -> Response[Any]:
-    return _answer(
+def _conflict(_: Request[Any, Any, Any], error: Conflict) -> Response[Any]:
+    return _response(
         Problem(
             type="urn:problem-type:tripfold:not-now",
-            title="Not now",
+            title="Conflict",
             status=HTTPStatus.CONFLICT,
             detail=f"{str(error)[:1].upper()}{str(error)[1:]}.",
         )
@@ -218,8 +222,8 @@ def _not_now(_: Request[Any, Any, Any], error: Conflict) -> Response[Any]:
 
 
 def _unavailable(_: Request[Any, Any, Any], error: DependencyUnavailable) -> Response[Any]:
-    _log.warning("unavailable", error=str(error))
-    return _answer(
+    _log.warning("dependency_unavailable", error=str(error))
+    return _response(
         Problem(
             type="urn:problem-type:tripfold:unavailable",
             title="Unavailable",
@@ -231,43 +235,43 @@ def _unavailable(_: Request[Any, Any, Any], error: DependencyUnavailable) -> Res
     )
 
 
-def _unreadable(_: Request[Any, Any, Any], error: CorruptObject | UnreadableAlone) -> Response[Any]:
-    return _answer(
+def _unreadable(_: Request[Any, Any, Any], error: CorruptObject | RequestedObjectUnreadable) -> Response[Any]:
+    return _response(
         Problem(
             type="urn:problem-type:tripfold:unreadable-object",
             title="Unreadable object",
             status=HTTPStatus.INTERNAL_SERVER_ERROR,
-            detail=noted(error).reason if isinstance(error, CorruptObject) else str(error),
+            detail=report_unreadable(error).reason if isinstance(error, CorruptObject) else str(error),
         )
     )
 
 
 def _outage(error: DependencyUnavailable) -> str:
-    """Say what cannot be used, without the addresses that the error itself may name: those are for the log."""
+    """Describe an outage for the client. Its own message may have internal addresses, so only the log has it."""
     match error:
         case StatusNotWritten():
-            return f"Request {error.request_id} was published and will be carried out; its status cannot be read yet."
+            return f"Request {error.request_id} was published and will be processed; its status cannot be read yet."
         case KafkaUnavailable():
-            return "Kafka did not acknowledge the request. It may happen all the same, and asking twice is harmless."
+            return "Kafka did not acknowledge the request. It may be processed nevertheless; repeating it is harmless."
         case StoreUnavailable():
-            return "S3 cannot be used."
+            return "S3 cannot be reached."
         case _:
             return f"{error}."
 
 
 def _http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
-    """Tell what Litestar itself refused: an unknown path or method, a parameter of the wrong type."""
+    """Handle errors that Litestar raises: an unknown path or method, or a parameter of the wrong type."""
     if isinstance(error, ValidationException):
         return _invalid(_as_invalid_request(request, error))
     status = HTTPStatus(error.status_code)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _unexpected(request, error)
     details = {
-        HTTPStatus.NOT_FOUND: f"There is nothing at {shown(request.url.path)}. The documentation is at /docs.",
-        HTTPStatus.METHOD_NOT_ALLOWED: f"{shown(request.url.path)} takes no {request.method}. "
+        HTTPStatus.NOT_FOUND: f"There is no resource at {quoted(request.url.path)}. The documentation is at /docs.",
+        HTTPStatus.METHOD_NOT_ALLOWED: f"{quoted(request.url.path)} does not support {request.method}. "
         "The documentation is at /docs.",
     }
-    return _answer(
+    return _response(
         Problem(
             type="about:blank",
             title=status.phrase,
@@ -280,12 +284,12 @@ def _http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Re
 
 def _as_invalid_request(request: Request[Any, Any, Any], error: ValidationException) -> InvalidRequest:
     declared = {parameter.argument: parameter for parameter in declared_of(request)}
-    faults = error.extra if isinstance(error.extra, list) else []
+    errors = error.extra if isinstance(error.extra, list) else []
     return InvalidRequest(
         *(
-            unusable(parameter, request.query_params.get(parameter.name, ""), fault["message"])
-            for fault in faults
-            if (parameter := declared.get(fault.get("key", "")))
+            invalid_value(parameter, request.query_params.get(parameter.name, ""), one["message"])
+            for one in errors
+            if (parameter := declared.get(one.get("key", "")))
         )
     )
 
@@ -293,13 +297,13 @@ def _as_invalid_request(request: Request[Any, Any, Any], error: ValidationExcept
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
     trace_id = trace_id_of(request.scope)
     _log.error(
-        "unexpected error", method=request.method, path=request.url.path, http_request_id=trace_id, exc_info=error
+        "request_crashed", method=request.method, path=request.url.path, http_request_id=trace_id, exc_info=error
     )
-    return _answer(
+    return _response(
         Problem(
             type="about:blank",
             title=HTTPStatus.INTERNAL_SERVER_ERROR.phrase,
             status=HTTPStatus.INTERNAL_SERVER_ERROR,
-            detail=f"This is a fault of the service. Its log tells more under http_request_id {trace_id}.",
+            detail=f"The service failed unexpectedly. Its log has the error under http_request_id {trace_id}.",
         )
     )

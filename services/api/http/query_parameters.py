@@ -1,10 +1,11 @@
-"""The parameters of a query: none may be missing, unknown or given twice, and a wrong one is told by its name.
+"""Validation of query parameters: each must be declared, given once, and valid; errors name the parameter.
 
-What an operation takes is declared once, in the signature of its route; this reads it from there.
+The signature of a handler declares its parameters; this module reads them from there.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -13,16 +14,26 @@ from urllib.parse import parse_qsl
 import msgspec
 from litestar import Request
 from litestar.enums import ParamType
-from litestar.params import ParameterKwarg
+from litestar.openapi.spec import Example
+from litestar.params import ParameterKwarg, QueryParameter
 from litestar.typing import FieldDefinition
 
-from services.api.http.errors import InvalidParameter, InvalidRequest, shown
+from services.api.http.errors import InvalidParameter, InvalidRequest, quoted
 
 QUERY_PARAMETERS_MAX = 50
 
+_REASONS = (
+    (re.compile(r"Expected `int` >= (-?\d+)"), "it must be {} or more"),
+    (re.compile(r"Expected `int` <= (-?\d+)"), "it must be {} or less"),
+    (re.compile(r"Expected `int`"), "it must be a whole number"),
+    (re.compile(r"Expected `date`|Invalid RFC3339 encoded date"), "it must be a date, as YYYY-MM-DD"),
+    (re.compile(r"Expected `str` of length >= (\d+)"), "it must have at least {} characters"),
+    (re.compile(r"Expected `str` of length <= (\d+)"), "it must have at most {} characters"),
+)
 
-class Declared(msgspec.Struct, frozen=True, kw_only=True):
-    """A query parameter as a route declares it. ``argument`` is its name in the signature of the handler."""
+
+class DeclaredParameter(msgspec.Struct, frozen=True, kw_only=True):
+    """A query parameter that a handler declares. ``argument`` is its name in the handler's signature."""
 
     argument: str
     name: str
@@ -30,15 +41,15 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     example: str
 
 
-async def refuse_undeclared(request: Request[Any, Any, Any]) -> None:
-    """Refuse a query that does not fit the declaration of its route, before anything is read from it.
+async def check_query(request: Request[Any, Any, Any]) -> None:
+    """Check a query against the declaration of its handler, before any value is read.
 
-    Raises InvalidRequest, naming each parameter that is missing, unknown or given more than once.
+    Raises InvalidRequest, which names each parameter that is missing, unknown or repeated.
     """
     pairs = query_pairs(request.scope["query_string"])
-    faults = faults_of([name for name, _ in pairs], declared_of(request))
-    if faults:
-        raise InvalidRequest(*faults)
+    errors = parameter_errors([name for name, _ in pairs], declared_of(request))
+    if errors:
+        raise InvalidRequest(*errors)
 
 
 def query_pairs(query: bytes) -> list[tuple[str, str]]:
@@ -50,25 +61,27 @@ def query_pairs(query: bytes) -> list[tuple[str, str]]:
         raise InvalidRequest(InvalidParameter(name="query", reason=reason)) from error
 
 
-def faults_of(given: Sequence[str], declared: Collection[Declared]) -> list[InvalidParameter]:
-    """Compare the names that a query gives with those that are declared."""
+def parameter_errors(given: Sequence[str], declared: Collection[DeclaredParameter]) -> list[InvalidParameter]:
+    """Return an error for each name that is unknown, repeated or missing."""
     counts = Counter(given)
     names = {parameter.name for parameter in declared}
     known = ", ".join(sorted(names)) or "none"
     unknown = [
-        InvalidParameter(name=shown(name)[1:-1], reason=f"it is not a parameter of this operation, which takes {known}")
+        InvalidParameter(
+            name=quoted(name)[1:-1], reason=f"it is not a parameter of this operation. Its parameters are: {known}"
+        )
         for name in counts
         if name not in names
     ]
     repeated = [
-        InvalidParameter(name=name, reason=f"it is given {count} times: give it once")
+        InvalidParameter(name=name, reason=f"it is given {count} times. Give it once")
         for name, count in counts.items()
         if name in names and count > 1
     ]
     missing = [
         InvalidParameter(
             name=parameter.name,
-            reason=f"it is required, and is missing; for example: {parameter.name}={parameter.example}",
+            reason=f"it is missing. For example: {parameter.name}={parameter.example}",
         )
         for parameter in declared
         if parameter.required and parameter.name not in counts
@@ -76,21 +89,21 @@ def faults_of(given: Sequence[str], declared: Collection[Declared]) -> list[Inva
     return unknown + repeated + missing
 
 
-def unusable(parameter: Declared, value: str, reason: str) -> InvalidParameter:
-    """Say that a value is not of its parameter's type, and what one looks like."""
+def invalid_value(parameter: DeclaredParameter, value: str, reason: str) -> InvalidParameter:
+    """Return the error for an invalid value, with an example of a valid one. ``reason`` is msgspec's message."""
     return InvalidParameter(
         name=parameter.name,
-        reason=f"{shown(value)} cannot be used ({reason}); for example: {parameter.name}={parameter.example}",
+        reason=f"{quoted(value)} cannot be used: {_plain(reason)}. For example: {parameter.name}={parameter.example}",
     )
 
 
-def declared_of(request: Request[Any, Any, Any]) -> list[Declared]:
-    """Return the query parameters that the route of a request declares."""
+def declared_of(request: Request[Any, Any, Any]) -> list[DeclaredParameter]:
+    """Return the query parameters that the handler of a request declares."""
     return declared_in(request.route_handler.parsed_fn_signature.parameters)
 
 
-def declared_in(signature: Mapping[str, FieldDefinition]) -> list[Declared]:
-    """Return the query parameters among the arguments of a handler."""
+def declared_in(signature: Mapping[str, FieldDefinition]) -> list[DeclaredParameter]:
+    """Return the query parameters in the signature of a handler."""
     declared = []
     for argument, field in signature.items():
         definition = field.kwarg_definition
@@ -99,7 +112,7 @@ def declared_in(signature: Mapping[str, FieldDefinition]) -> list[Declared]:
         if definition.param_type is ParamType.QUERY:
             example = definition.examples[0].value if definition.examples else ""
             declared.append(
-                Declared(
+                DeclaredParameter(
                     argument=argument,
                     name=definition.name or argument,
                     required=field.is_required,
@@ -107,3 +120,17 @@ def declared_in(signature: Mapping[str, FieldDefinition]) -> list[Declared]:
                 )
             )
     return declared
+
+
+def date_parameter(name: str, description: str, example: str | None) -> QueryParameter:
+    """Return the declaration of a query parameter that is a date."""
+    examples = None if example is None else [Example(value=example)]
+    return QueryParameter(name=name, description=description, examples=examples)
+
+
+def _plain(message: str) -> str:
+    """Translate a message of msgspec into one without the type names of Python."""
+    for pattern, reason in _REASONS:
+        if match := pattern.match(message):
+            return reason.format(*match.groups())
+    return "it does not have the expected form"

@@ -1,6 +1,6 @@
-"""One log line and one measurement for each HTTP request, the ones that match no route included.
+"""The access log: a log line and a metric for each HTTP request, including those that match no route.
 
-Each request has an id, ``X-Request-ID``, in the response and in the log. It is not that of a request for a date.
+The response and the log have an id for each HTTP request, ``X-Request-ID``. It is not the id of a processing request.
 """
 
 from __future__ import annotations
@@ -19,24 +19,26 @@ HEADER = "X-Request-ID"
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 request_seconds = Histogram(
-    "tripfold_http_request_seconds", "Time from an HTTP request to the end of its answer", ["method", "route", "status"]
+    "tripfold_http_request_seconds",
+    "Time from an HTTP request to the end of its response",
+    ["method", "route", "status"],
 )
 _TRACE_ID = "http_request_id"
-_GIVEN = re.compile(r"[A-Za-z0-9._:-]{1,100}")
+_VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _log = structlog.get_logger()
 
 
 class AccessLog:
-    """ASGI middleware that logs each HTTP request: its path, never its query.
+    """ASGI middleware that logs each HTTP request, without its query.
 
-    Litestar's Prometheus plugin has metrics of its own names, and sees no request that matches no route.
+    Litestar's Prometheus plugin prescribes the names of metrics, and misses requests that match no route.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, under the id that its client gave it, or under a new one."""
+        """Handle a request under the id that its client gave, or under a new one."""
         if scope["type"] != ScopeType.HTTP:
             await self.app(scope, receive, send)
             return
@@ -45,7 +47,7 @@ class AccessLog:
         method, path = scope["method"], scope["path"]
         trace_id = scope["state"][_TRACE_ID] = _trace_id(scope["headers"])
 
-        async def watching(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])
@@ -53,15 +55,15 @@ class AccessLog:
             await send(message)
 
         try:
-            await self.app(scope, receive, watching)
+            await self.app(scope, receive, send_with_id)
         finally:
             took_s = time.perf_counter() - began_s
-            # Labels come from the route and not from the client: their number is bounded.
+            # Labels come from the routes, not from the client, so that their number is bounded.
             request_seconds.labels(
                 method if method in KNOWN_METHODS else "other", scope.get("path_template", "unmatched"), status
             ).observe(took_s)
             _log.info(
-                "request",
+                "http_request",
                 method=method,
                 path=path,
                 status=status,
@@ -71,10 +73,10 @@ class AccessLog:
 
 
 def trace_id_of(scope: Scope) -> str:
-    """Return the id that a request has in the log."""
+    """Return the id of an HTTP request in the log."""
     return str(scope["state"].get(_TRACE_ID, ""))
 
 
 def _trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     given = next((value.decode("latin-1") for name, value in headers if name == HEADER.lower().encode()), "")
-    return given if _GIVEN.fullmatch(given) else uuid.uuid4().hex
+    return given if _VALID_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,6 +1,6 @@
-"""Compressing answers by ``Accept-Encoding``: whole ones here, streamed ones as their parts are made.
+"""Compresses responses by ``Accept-Encoding``: whole bodies in the middleware, streamed bodies part by part.
 
-Answers with an ETag are left alone: a strong one is of certain bytes, so whoever gives it chooses the coding first.
+The middleware skips responses with an ETag. A strong ETag names exact bytes, so their handlers choose the coding.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ CODINGS = (ZSTD, GZIP)
 ZSTD_LEVEL = 3
 GZIP_LEVEL = 5
 SIZE_BYTES_MIN = 1024
-IN_PLACE_BYTES_MAX = 64 * 1024  # more would hold up the event loop
+INLINE_BYTES_MAX = 64 * 1024  # larger bodies are compressed in a thread, because they would block the event loop
 PART_BYTES_MIN = 256 * 1024
 
 _TEXTS = ("application/json", "application/problem+json", "application/vnd.oai.openapi+json", "text/")
 _STREAMED = "text/event-stream"
 
 
-def coded(body: bytes, coding: str) -> bytes:
-    """Compress a body by one of CODINGS; anything else leaves it as it is. Equal bytes in are equal bytes out."""
+def compress(body: bytes, coding: str) -> bytes:
+    """Compress a body by one of CODINGS; return it unchanged for any other. The result is deterministic."""
     if coding == ZSTD:
         return zstd.compress(body, ZSTD_LEVEL)
     if coding == GZIP:
@@ -40,8 +40,8 @@ def coded(body: bytes, coding: str) -> bytes:
     return body
 
 
-def coded_parts(parts: Iterable[bytes], coding: str) -> Iterator[bytes]:
-    """Compress a body as its parts come, in pieces of PART_BYTES_MIN and more; equal parts in are equal bytes out."""
+def compress_parts(parts: Iterable[bytes], coding: str) -> Iterator[bytes]:
+    """Compress a stream in pieces of at least PART_BYTES_MIN. The result is deterministic."""
     pieces = _pieces(parts)
     if coding == ZSTD:
         compressor = zstd.ZstdCompressor(ZSTD_LEVEL)
@@ -70,16 +70,16 @@ def _pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class Compression:
-    """ASGI middleware that compresses whole responses, if they are texts worth it.
+    """ASGI middleware that compresses whole text responses of SIZE_BYTES_MIN and more.
 
-    Litestar's own ignores ``q=0``, compresses images and event streams, and changes bytes that have a strong ETag.
+    Litestar's own middleware ignores ``q=0``, compresses images and event streams, and breaks strong ETags.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and compress its response."""
+        """Handle a request, and compress its response."""
         if scope["type"] != ScopeType.HTTP:
             await self.app(scope, receive, send)
             return
@@ -87,7 +87,7 @@ class Compression:
         coding = content_coding(accepted, CODINGS)
         held: HTTPResponseStartEvent | None = None
 
-        async def sending(message: Message) -> None:
+        async def send_compressed(message: Message) -> None:
             nonlocal held
             if message["type"] == "http.response.start":
                 held = message
@@ -98,13 +98,13 @@ class Compression:
                 if _compressible(headers) and not message["more_body"] and len(message["body"]) >= SIZE_BYTES_MIN:
                     headers.add("Vary", "Accept-Encoding")
                     if coding != IDENTITY:
-                        message["body"] = await _coded(message["body"], coding)
+                        message["body"] = await _compressed(message["body"], coding)
                         headers["Content-Encoding"] = coding
                         headers["Content-Length"] = str(len(message["body"]))
                 await send(start)
             await send(message)
 
-        await self.app(scope, receive, sending)
+        await self.app(scope, receive, send_compressed)
 
 
 def _compressible(headers: MutableScopeHeaders) -> bool:
@@ -114,7 +114,7 @@ def _compressible(headers: MutableScopeHeaders) -> bool:
     return media_type.startswith(_TEXTS)
 
 
-async def _coded(body: bytes, coding: str) -> bytes:
-    if len(body) <= IN_PLACE_BYTES_MAX:
-        return coded(body, coding)
-    return await asyncio.to_thread(coded, body, coding)
+async def _compressed(body: bytes, coding: str) -> bytes:
+    if len(body) <= INLINE_BYTES_MAX:
+        return compress(body, coding)
+    return await asyncio.to_thread(compress, body, coding)

@@ -1,4 +1,4 @@
-"""Pages of other origins may use the API if the settings name them."""
+"""CORS: pages of other origins may use the API if the settings name them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ALLOWED = ["Authorization", "Idempotency-Key", "If-None-Match", "Last-Event-ID",
 
 
 def cors_config(origins: str) -> CORSConfig | None:
-    """Return the rules for the origins of the setting, or None if there are none."""
+    """Return the CORS rules for the origins of the setting, or None if it names none."""
     allowed = [origin.strip() for origin in origins.split(",") if origin.strip()]
     if not allowed:
         return None

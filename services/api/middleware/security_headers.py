@@ -1,4 +1,4 @@
-"""What holds for every request and answer: bounded sizes, and headers that keep browsers careful."""
+"""Security headers on every response, and size limits on every request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from services.api.http.problems import MEDIA_TYPE, Problem
 
 HEADER_BYTES_MAX = 32 * 1024
-ADDRESS_BYTES_MAX = 32 * 1024
+URL_BYTES_MAX = 32 * 1024
 BODY_BYTES_MAX = 32 * 1024
 
 _HEADERS = {
@@ -25,42 +25,42 @@ _HEADERS = {
 }
 
 
-class Hardening:
-    """ASGI middleware that refuses what is too long, and adds security headers to the responses that lack them.
+class SecurityHeaders:
+    """ASGI middleware that adds missing security headers, and refuses requests that are too large.
 
-    Litestar bounds a body only where a handler reads it, and none does; it bounds neither addresses nor headers.
+    Litestar limits a body only if a handler reads it, and no handler does. It limits neither URLs nor headers.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, unless it is too long."""
+        """Handle a request, or refuse it if it is too large."""
         if scope["type"] != ScopeType.HTTP:
             await self.app(scope, receive, send)
             return
 
-        async def adding(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = {name.lower() for name, _ in message["headers"]}
                 added = [(name, value) for name, value in _HEADERS.items() if name not in given]
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
-        status = _too_long(scope["raw_path"], scope["query_string"], scope["headers"])
+        status = _size_error(scope["raw_path"], scope["query_string"], scope["headers"])
         if status is None:
-            await self.app(scope, receive, adding)
+            await self.app(scope, receive, send_with_headers)
         else:
-            await _refuse(status, adding)
+            await _refuse(status, send_with_headers)
 
 
-def _too_long(path: bytes, query: bytes, headers: Iterable[tuple[bytes, bytes]]) -> HTTPStatus | None:
-    if len(path) + len(query) > ADDRESS_BYTES_MAX:
+def _size_error(path: bytes, query: bytes, headers: Iterable[tuple[bytes, bytes]]) -> HTTPStatus | None:
+    if len(path) + len(query) > URL_BYTES_MAX:
         return HTTPStatus.REQUEST_URI_TOO_LONG
     headers = list(headers)
     if sum(len(name) + len(value) for name, value in headers) > HEADER_BYTES_MAX:
         return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-    # A body without a length is never read either: no operation takes one.
+    # A body without a length needs no limit: no operation reads it.
     if any(name == b"content-length" and _number(value) > BODY_BYTES_MAX for name, value in headers):
         return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
     return None
@@ -71,16 +71,16 @@ def _number(value: bytes) -> float:
     return int(digits) if digits.isdigit() else math.inf
 
 
-_TAKEN = {
-    HTTPStatus.REQUEST_URI_TOO_LONG: f"an address of {ADDRESS_BYTES_MAX} bytes",
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: f"headers of {HEADER_BYTES_MAX} bytes",
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: f"a body of {BODY_BYTES_MAX} bytes",
+_LIMITS = {
+    HTTPStatus.REQUEST_URI_TOO_LONG: f"a URL is limited to {URL_BYTES_MAX} bytes",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: f"headers are limited to {HEADER_BYTES_MAX} bytes",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: f"a body is limited to {BODY_BYTES_MAX} bytes",
 }
 
 
 async def _refuse(status: HTTPStatus, send: Send) -> None:
     problem = Problem(
-        type="about:blank", title=status.phrase, status=status, detail=f"This service takes {_TAKEN[status]} at most."
+        type="about:blank", title=status.phrase, status=status, detail=f"The request is too large: {_LIMITS[status]}."
     )
     body = msgspec.json.encode(problem)
     headers = [

@@ -1,8 +1,13 @@
-"""Requests for a range of dates: one request for each date, and what holds them together.
+"""Processing requests for a range of dates: one request for each date, and a record that lists them.
 
-The order of effects: the idempotency key, if there is one, is claimed; each date joins the request of that date that
-waits, or gets one that does; the range is written, with the ids of its requests; those without a record are taken in
-like any other. Asking again with the key goes on where the first one stopped, under the same ids.
+The order of effects when a range is accepted:
+
+1. its idempotency key, if it has one, is claimed;
+2. each date joins the waiting request of that date, or gets a new waiting request;
+3. the record of the range is written, with the ids of its requests;
+4. the requests without a record are published and recorded, like any other request.
+
+A second call with the key continues where the first one stopped, under the same ids.
 """
 
 from __future__ import annotations
@@ -10,24 +15,25 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 from services.api.http.date_range import DateRange
 from services.api.http.deadline import deadline
-from services.api.http.errors import Conflict, NotFound, shown
+from services.api.http.errors import Conflict, NotFound, quoted
+from services.api.http.unreadable import UnreadableObject, report_unreadable
 from services.api.requests.service import (
-    GETS_AT_ONCE_MAX,
+    CONCURRENT_GETS_MAX,
     RECORD_DEADLINE_S,
     RequestOverview,
     Requests,
+    create_if_absent,
     overview_of,
-    put_if_absent,
 )
 from shared.domain import keys
 from shared.domain.ids import RequestId, mint_request_id, parse_request_id
-from shared.domain.objects import BucketObject, RequestRecord
+from shared.domain.objects import BucketObject, CorruptObject, RequestRecord
 from shared.domain.requests import Counts, Status, new_record
 from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectStore
@@ -35,7 +41,7 @@ from shared.storage.repository import Repository
 
 
 class RangeRecord(BucketObject, frozen=True, kw_only=True):
-    """A range that was asked for, and its requests in the order of the dates."""
+    """A requested range, and its requests in the order of the dates."""
 
     range_id: RequestId
     first: dt.date
@@ -44,7 +50,7 @@ class RangeRecord(BucketObject, frozen=True, kw_only=True):
 
 
 class RangeDetail(msgspec.Struct, frozen=True, kw_only=True, rename={"first": "from", "last": "to"}):
-    """A range that was asked for, and how far its requests have come."""
+    """A requested range, and the progress of its requests."""
 
     id: Annotated[str, msgspec.Meta(examples=["018f3d2a-5c00-7aaa-8bbb-0123456789ab"])]
     first: dt.date
@@ -52,24 +58,38 @@ class RangeDetail(msgspec.Struct, frozen=True, kw_only=True, rename={"first": "f
     status: Annotated[
         Status,
         msgspec.Meta(
-            description="Failed: every date failed. Completed: every date is, and its numbers are served. Cancelled: a "
-            "date was, before it ended."
+            description="Failed: every date failed. Completed: every date is completed, and its statistics are served. "
+            "Cancelled: a date was cancelled. A request that cannot be read counts as failed."
         ),
     ]
     counts: Annotated[Counts, msgspec.Meta(description="The sums over the dates.")]
-    requests: Annotated[tuple[RequestOverview, ...], msgspec.Meta(description="One request a date, in their order.")]
+    requests: Annotated[tuple[RequestOverview, ...], msgspec.Meta(description="The request of each date, in order.")]
+    unreadable: Annotated[
+        tuple[UnreadableObject, ...],
+        msgspec.Meta(description="Records of its requests that cannot be read; `requests` lacks them."),
+    ] = ()
+
+
+class _Missing(NamedTuple):
+    """A request of a range that has no record yet."""
+
+    request_id: RequestId
+    date: dt.date
+
+
+_Child = RequestRecord | UnreadableObject | _Missing
 
 
 class RangeRequests:
-    """The ranges of the bucket, and the way to ask for one."""
+    """Reads and cancels the ranges of the bucket, and accepts new ones."""
 
     def __init__(self, store: ObjectStore, requests: Requests, *, clock: Callable[[], dt.datetime]) -> None:
-        self._store = store
+        self._repository = Repository(store)
         self._requests = requests
         self._clock = clock
 
     async def accept(self, days: DateRange, *, idempotency_key: str | None = None, caller: str = "") -> RangeDetail:
-        """Ask for every date of a range; errors are those of asking for one."""
+        """Request the processing of every date of a range. Raises the errors of `Requests.accept`."""
 
         async def mint() -> RequestId:
             return mint_request_id(self._clock())
@@ -83,23 +103,25 @@ class RangeRequests:
                 )
                 record = await self._read(keys.range_request(range_id))
             if record is None:
-                joined = await bounded_map(self._requests.join, list(days.dates()), limit=GETS_AT_ONCE_MAX)
+                joined = await bounded_map(self._requests.join, list(days.dates()), limit=CONCURRENT_GETS_MAX)
                 wanted = RangeRecord(range_id=range_id, first=days.first, last=days.last, requests=tuple(joined))
-                record = await put_if_absent(self._store, keys.range_request(range_id), wanted)
+                record = await create_if_absent(self._repository, keys.range_request(range_id), wanted)
             children = await self._children(record)
-        await self._requests.start([(child.request_id, child.date) for child, there in children if not there])
+        await self._requests.start(
+            [(child.request_id, child.date) for child in children if isinstance(child, _Missing)]
+        )
         return await self.read(range_id)
 
     async def read(self, text: str) -> RangeDetail:
-        """Return the range whose id ``text`` spells, as it is. Raises NotFound if there is none."""
+        """Return a range by the text of its id. Raises NotFound if there is none."""
         range_id = parse_request_id(text)
         if range_id is not None:
             async with deadline(RECORD_DEADLINE_S, "Reading the range's status"):
                 record = await self._read(keys.range_request(range_id))
                 children = await self._children(record) if record else []
             if record is not None:
-                return detail_of(record, [child for child, _ in children])
-        raise NotFound(f"There is no range with the id {shown(text)}.")
+                return detail_of(record, children)
+        raise NotFound(f"There is no range with the id {quoted(text)}. `Location` named it when it was accepted.")
 
     async def cancel(self, text: str) -> RangeDetail:
         """Cancel every request of a range that has not ended; return the range.
@@ -109,46 +131,56 @@ class RangeRequests:
         detail = await self.read(text)
         if detail.status.ended:
             raise Conflict(f"every request of range {detail.id} has ended: it is {detail.status.value}")
-        # Another one may end meanwhile.
-        await bounded_map(self._cancel, [child.id for child in detail.requests], limit=GETS_AT_ONCE_MAX)
+        # A request may end in the meantime, which _cancel ignores.
+        await bounded_map(self._cancel, [child.id for child in detail.requests], limit=CONCURRENT_GETS_MAX)
         return await self.read(text)
 
     async def _cancel(self, request_id: str) -> None:
         with contextlib.suppress(Conflict):
             await self._requests.cancel(request_id)
 
-    async def _children(self, record: RangeRecord) -> list[tuple[RequestRecord, bool]]:
-        """Return the record of each request, and whether it is there or has yet to be."""
+    async def _children(self, record: RangeRecord) -> list[_Child]:
 
-        async def child(place: int) -> tuple[RequestRecord, bool]:
-            request_id = record.requests[place]
-            found = await self._requests.find(request_id)
-            return found or new_record(request_id, record.first + dt.timedelta(days=place)), found is not None
+        async def child(index: int) -> _Child:
+            request_id = record.requests[index]
+            try:
+                found = await self._requests.find(request_id)
+            except CorruptObject as error:
+                return report_unreadable(error)
+            return found or _Missing(request_id, record.first + dt.timedelta(days=index))
 
-        return await bounded_map(child, range(len(record.requests)), limit=GETS_AT_ONCE_MAX)
+        return await bounded_map(child, range(len(record.requests)), limit=CONCURRENT_GETS_MAX)
 
     async def _read(self, key: str) -> RangeRecord | None:
-        return await Repository(self._store).get(RangeRecord, key)
+        return await self._repository.get(RangeRecord, key)
 
 
-def detail_of(record: RangeRecord, children: Sequence[RequestRecord]) -> RangeDetail:
-    """Return what is shown of a range."""
-    overviews = tuple(overview_of(child) for child in children)
+def detail_of(record: RangeRecord, children: Sequence[_Child]) -> RangeDetail:
+    """Return the fields of a range that the API shows. A request without a record is shown as accepted."""
+    unreadable = tuple(child for child in children if isinstance(child, UnreadableObject))
+    overviews = tuple(
+        overview_of(new_record(child.request_id, child.date) if isinstance(child, _Missing) else child)
+        for child in children
+        if not isinstance(child, UnreadableObject)
+    )
     sums = {field: sum(getattr(overview.counts, field) for overview in overviews) for field in Counts.__struct_fields__}
     return RangeDetail(
         id=record.range_id,
         first=record.first,
         last=record.last,
-        status=status_of_all([overview.status for overview in overviews]),
+        # An unreadable request counts as failed: the range can end, and never claims to be completed.
+        status=status_of_all([overview.status for overview in overviews] + [Status.FAILED] * len(unreadable)),
         counts=Counts(**sums),
         requests=overviews,
+        unreadable=unreadable,
     )
 
 
 def status_of_all(statuses: Sequence[Status]) -> Status:
-    """Return the status of requests taken together: their common one, or else where they are on the way.
+    """Return the combined status of several requests.
 
-    If all have ended, and not in the same way, it is cancelled if one of them was.
+    It is their common status. Otherwise, if all have ended, it is cancelled if one was cancelled, and completed with
+    failures if not. While some have not ended, it is planned or running.
     """
     if len(set(statuses)) == 1:
         return statuses[0]

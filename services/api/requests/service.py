@@ -1,13 +1,13 @@
-"""Requests: taking one in, and showing how far it has come.
+"""Accepts, cancels, retries and lists processing requests.
 
-The order of effects of taking one in:
+The order of effects when a request is accepted:
 
-1. it joins the request of the date that waits, or becomes the one (compare-and-swap);
+1. it joins the waiting request of its date, or becomes the waiting request (compare-and-swap);
 2. its idempotency key, if it has one, is claimed;
-3. Kafka acknowledges ``ProcessRequested``, unless the request has a record, which shows that Kafka has done so;
-4. its record is put if there is none; then the client is answered.
+3. Kafka acknowledges ``ProcessRequested``; this is skipped if the request has a record, which proves that Kafka did;
+4. its record is written if there is none; then the client gets the response.
 
-So an answered request is carried out, and its status can be read.
+So every request that a client got a response for is processed, and its status can be read.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from services.api.http.deadline import deadline
-from services.api.http.errors import Conflict, NotFound, StatusNotWritten, shown
+from services.api.http.errors import Conflict, NotFound, StatusNotWritten, quoted
+from services.api.http.unreadable import UnreadableObject, read_if_readable
 from services.api.requests.idempotency import Claims
-from services.api.unreadable import UnreadableObject, read_if_readable
 from shared.domain import bitmap, keys, objects
 from shared.domain.events import Outcome
 from shared.domain.ids import RequestId, mint_request_id, parse_request_id
@@ -44,43 +44,45 @@ from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.retry import DependencyUnavailable
 from shared.storage import active_requests
-from shared.storage.object_store import CasConflict, ObjectStore, StoredObject
+from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository, begin_retry
 
 ACKNOWLEDGE_DEADLINE_S = 10.0
 RECORD_DEADLINE_S = 10.0
 LISTING_DEADLINE_S = 30.0
-GETS_AT_ONCE_MAX = 16
+CONCURRENT_GETS_MAX = 16
 
 _Record = TypeVar("_Record", bound=BucketObject)
 
 
 class RequestOverview(msgspec.Struct, frozen=True, kw_only=True):
-    """A request, and how far it has come."""
+    """A request and its progress."""
 
     id: Annotated[str, msgspec.Meta(examples=["018f3d2a-5c00-7aaa-8bbb-0123456789ab"])]
-    date: Annotated[dt.date, msgspec.Meta(description="The date that was asked for.")]
+    date: Annotated[dt.date, msgspec.Meta(description="The requested date.")]
     status: Annotated[
-        Status, msgspec.Meta(description="The last four are ends. Completed means that the numbers are served.")
+        Status, msgspec.Meta(description="The last four are final. Completed: the statistics are served.")
     ]
     requested_at: dt.datetime
-    updated_at: Annotated[dt.datetime, msgspec.Meta(description="When the request last made progress.")]
-    version: Annotated[int, msgspec.Meta(ge=1, description="Grows with every change.", examples=[12])]
-    countries: Annotated[int, msgspec.Meta(ge=0, description="Countries of the date's plan.", examples=[3])]
+    updated_at: Annotated[dt.datetime, msgspec.Meta(description="The time of the latest progress.")]
+    version: Annotated[int, msgspec.Meta(ge=1, description="Increases with every change.", examples=[12])]
+    countries: Annotated[
+        int, msgspec.Meta(ge=0, description="The number of countries in the date's plan.", examples=[3])
+    ]
     counts: Annotated[
         Counts,
         msgspec.Meta(
-            description="A city is done when it failed, was skipped, or its numbers are served. bytes_total is of "
-            "the files begun so far: nobody knows the sizes of the others."
+            description="A city is done when it failed, was skipped, or its numbers are served. bytes_total covers "
+            "only the files begun so far: the sizes of the others are unknown."
         ),
     ]
     failed_reason: Annotated[
-        str | None, msgspec.Meta(description="Why the request as a whole failed; null: it did not.")
+        str | None, msgspec.Meta(description="Why the request as a whole failed; null: it did not fail.")
     ]
     cancelled_at: Annotated[
         dt.datetime | None,
         msgspec.Meta(
-            description="When it was cancelled: cities that were not started by then are skipped; null: it was not."
+            description="When it was cancelled; cities that had not started are skipped. null: it was not cancelled."
         ),
     ]
 
@@ -94,7 +96,7 @@ class CityFailure(msgspec.Struct, frozen=True, kw_only=True):
     quarantine_key: Annotated[
         str | None,
         msgspec.Meta(
-            description="The object of the bucket that holds the file, if it was refused; its report lies beside it.",
+            description="The object of the bucket that holds a refused file; its report has the key beside it.",
             examples=["quarantine/date=2024-05-01/city=7/4f2c1f0f9a6c4c0f8e0f3f8f6f0d2b11.json"],
         ),
     ]
@@ -108,62 +110,62 @@ class LeftOutCity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RetriedCityDetail(msgspec.Struct, frozen=True, kw_only=True):
-    """A city that a retry takes up again."""
+    """A city that a retry fetches again."""
 
     city_id: Annotated[str, msgspec.Meta(examples=["7"])]
     city_name: Annotated[str, msgspec.Meta(examples=["Port Tina"])]
 
 
 class RetryDetail(msgspec.Struct, frozen=True, kw_only=True):
-    """The latest retry of a request: what it takes up again, and what came of it."""
+    """The latest retry of a request, and its progress."""
 
-    count: Annotated[int, msgspec.Meta(ge=1, description="How often the request was retried.", examples=[1])]
+    count: Annotated[int, msgspec.Meta(ge=1, description="The number of retries of the request.", examples=[1])]
     retried_at: dt.datetime
-    cities_total: Annotated[int, msgspec.Meta(ge=0, description="Cities that are taken up again.", examples=[9])]
+    cities_total: Annotated[int, msgspec.Meta(ge=0, description="Cities that are retried.", examples=[9])]
     cities_done: Annotated[
-        int, msgspec.Meta(ge=0, description="Those that have failed again, were skipped, or are served now.")
+        int, msgspec.Meta(ge=0, description="Retried cities that failed again, were skipped, or are served now.")
     ]
-    cities_failed: Annotated[int, msgspec.Meta(ge=0, description="Those that have failed again.")]
+    cities_failed: Annotated[int, msgspec.Meta(ge=0, description="Retried cities that failed again.")]
     cities: Annotated[
         tuple[RetriedCityDetail, ...],
-        msgspec.Meta(description="The cities that had failed: the first hundred. None if the city list had failed."),
+        msgspec.Meta(description="The first 100 cities that had failed; empty if the city list had failed."),
     ]
 
 
 class RequestDetail(RequestOverview, frozen=True, kw_only=True):
-    """A request, how far it has come, and what went wrong on the way."""
+    """A request, its progress, and its failures."""
 
     retry: Annotated[
-        RetryDetail | None, msgspec.Meta(description="The latest retry of its failed cities; null: there was none.")
+        RetryDetail | None, msgspec.Meta(description="The latest retry of its failed cities; null: none.")
     ] = None
     failures: Annotated[
         tuple[CityFailure, ...],
-        msgspec.Meta(description="The cities that failed: the first hundred; counts.cities_failed has their number."),
+        msgspec.Meta(description="The first 100 cities that failed; counts.cities_failed has the number of all."),
     ]
-    bad_cities_count: Annotated[int, msgspec.Meta(ge=0, description="Entries of the list of cities left out.")]
+    bad_cities_count: Annotated[int, msgspec.Meta(ge=0, description="Entries of the city list that were left out.")]
     bad_cities: Annotated[
-        tuple[LeftOutCity, ...], msgspec.Meta(description="The entries that were left out: the first hundred.")
+        tuple[LeftOutCity, ...], msgspec.Meta(description="The first 100 entries that were left out.")
     ]
 
 
 class RequestList(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests, the latest first."""
+    """Requests, newest first."""
 
     requests: tuple[RequestOverview, ...]
     unreadable: Annotated[
-        tuple[UnreadableObject, ...], msgspec.Meta(description="Records among these requests that cannot be read.")
+        tuple[UnreadableObject, ...], msgspec.Meta(description="Records of requests that cannot be read.")
     ]
     next: Annotated[
         str | None,
         msgspec.Meta(
-            description="Where those before them are; null: there are none.",
+            description="The path of the next page; null: this is the last page.",
             examples=["/process-requests?limit=50&after=018f3d2a-5c00-7aaa-8bbb-0123456789ab"],
         ),
     ]
 
 
 class Latest(msgspec.Struct, frozen=True, kw_only=True):
-    """The latest requests. ``last`` is the id of the last one if there are more after it."""
+    """The latest requests. ``last`` is the id of the last one if more follow."""
 
     records: list[RequestRecord]
     unreadable: list[UnreadableObject]
@@ -171,25 +173,25 @@ class Latest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Requests:
-    """The requests of the bucket, and the way to make one."""
+    """Reads and changes the requests of the bucket, and publishes new ones."""
 
     def __init__(self, store: ObjectStore, publisher: Publisher, *, clock: Callable[[], dt.datetime]) -> None:
         self._store = store
+        self._repository = Repository(store)
         self._publisher = publisher
         self._clock = clock
         self._locks: weakref.WeakValueDictionary[dt.date, asyncio.Lock] = weakref.WeakValueDictionary()
         self.claims = Claims(store, clock=clock)
 
     async def accept(self, date: dt.date, *, idempotency_key: str | None = None, caller: str = "") -> RequestRecord:
-        """Ask for a date to be processed; return the request's record. The same key again gives the same request.
+        """Request the processing of a date; return the request's record.
 
-        It is the request of the date that waits already, if there is one: its files are not read yet.
+        If a request of the date already waits, return that one: none of its files is read yet. The same idempotency key
+        returns the same request. ``caller`` names the client, whose idempotency keys are separate from those of others.
 
-        ``caller`` is who asks: each has idempotency keys of their own.
-
-        Raises DependencyUnavailable if Kafka does not acknowledge: the request may be processed all the same, and it is
-        safe to ask again. Raises StatusNotWritten if Kafka does, but the record cannot be written. Raises
-        InvalidRequest for a key that cannot be one, and IdempotencyKeyReused for one that came with another date.
+        Raises DependencyUnavailable if Kafka does not acknowledge; the request may be processed nevertheless, and a
+        retry is safe. Raises StatusNotWritten if Kafka acknowledges and the record cannot be written. Raises
+        InvalidRequest for a malformed key, and IdempotencyKeyReused for a key that came with another date.
         """
         async with deadline(RECORD_DEADLINE_S, "Joining the requests of the date"), self._lock(date):
             if idempotency_key is None:
@@ -205,23 +207,22 @@ class Requests:
         return record
 
     async def join(self, date: dt.date) -> RequestId:
-        """Return the id of the request of a date that waits; it is a new one if none does."""
+        """Return the id of the waiting request of a date; if there is none, a new one becomes it."""
         return await active_requests.join(self._store, date, mint_request_id(self._clock()))
 
     def _lock(self, date: dt.date) -> asyncio.Lock:
-        # Many clients of one process ask one after the other: so they do not race each other for the object on S3.
+        # Serializes the clients of this process, so that they do not race for the object of the date on S3.
         return self._locks.setdefault(date, asyncio.Lock())
 
-    async def start(self, asked: Sequence[tuple[RequestId, dt.date]]) -> list[RequestRecord]:
-        """Publish requests under their ids, put the records that are not there, and return them."""
-        records = [new_record(request_id, date) for request_id, date in asked]
+    async def start(self, requested: Sequence[tuple[RequestId, dt.date]]) -> list[RequestRecord]:
+        """Publish requests under their ids, write the records that are missing, and return the records."""
+        records = [new_record(request_id, date) for request_id, date in requested]
         if not records:
             return []
-        requested = [OutgoingEvent(request_event(record)) for record in records]
-        await self._publish(requested)
+        await self._publish([OutgoingEvent(request_event(record)) for record in records])
         try:
             async with deadline(RECORD_DEADLINE_S, "Writing the request's status"):
-                return await bounded_map(self._put_if_absent, records, limit=GETS_AT_ONCE_MAX)
+                return await bounded_map(self._create, records, limit=CONCURRENT_GETS_MAX)
         except DependencyUnavailable as error:
             request_id = records[0].request_id
             raise StatusNotWritten(
@@ -230,51 +231,59 @@ class Requests:
 
     async def find(self, request_id: RequestId) -> RequestRecord | None:
         """Return a request's record, or None if there is none."""
-        return await self._read(keys.request(request_id))
+        return await self._repository.get(RequestRecord, keys.request(request_id))
 
     async def read(self, text: str) -> RequestRecord:
-        """Return the record of the request whose id ``text`` spells. Raises NotFound if there is none."""
+        """Return the record of a request by the text of its id. Raises NotFound if there is none."""
+        request_id = parse_request_id(text)
         async with deadline(RECORD_DEADLINE_S, "Reading the request's status"):
-            key, found = await self._found(text)
-        return objects.decode(RequestRecord, found.body, key)
+            record = await self.find(request_id) if request_id else None
+        if record is None:
+            raise _no_such_request(text)
+        return record
 
     async def cancel(self, text: str) -> RequestRecord:
-        """Ask for the cities of a request to be skipped that are not started yet; return its record.
+        """Cancel a request, so that the cities that have not started are skipped; return its record.
 
-        Every client that joined the request shares its end. If it was not planned, it is published again for the
-        planner to end it at once, also while another one of its date runs.
+        The cancellation affects every client that joined the request. A request that is not planned yet is published
+        again, so that the planner ends it at once, even while another request of its date runs.
 
-        Raises NotFound if there is no such request, and Conflict if nothing is left to cancel.
+        Raises NotFound if there is no such request, and Conflict if it has ended.
         """
         cancelled = await self._cancel(text)
         if not cancelled.planned:
-            # It is cancelled without Kafka too: the requeue of stalled requests ends it then.
+            # If Kafka is down, the requeue of stalled requests ends the request later.
             with contextlib.suppress(DependencyUnavailable):
                 await self._publish([OutgoingEvent(request_event(cancelled))])
         return cancelled
 
     async def _cancel(self, text: str) -> RequestRecord:
+        request_id = parse_request_id(text)
+        if request_id is None:
+            raise _no_such_request(text)
+
+        async def cancelled(record: RequestRecord | None) -> RequestRecord:
+            if record is None:
+                raise _no_such_request(text)
+            if status_of(record).ended:
+                raise Conflict(f"request {record.request_id} has ended: it is {status_of(record).value}")
+            if record.cancelled_at is not None:
+                return record
+            now = self._clock()
+            return msgspec.structs.replace(record, cancelled_at=now, updated_at=now, version=record.version + 1)
+
         async with deadline(RECORD_DEADLINE_S, "Cancelling the request"):
-            while True:
-                key, found = await self._found(text)
-                record = objects.decode(RequestRecord, found.body, key)
-                if status_of(record).ended:
-                    raise Conflict(f"request {record.request_id} has ended: it is {status_of(record).value}")
-                if record.cancelled_at is not None:
-                    return record
-                now = self._clock()
-                cancelled = msgspec.structs.replace(
-                    record, cancelled_at=now, updated_at=now, version=record.version + 1
-                )
-                with contextlib.suppress(CasConflict):  # it made progress meanwhile
-                    await self._store.compare_and_swap(key, objects.encode(cancelled), etag=found.etag)
-                    return cancelled
+            stored = await self._repository.update(
+                RequestRecord, keys.request(request_id), cancelled, counted_as="request"
+            )
+        assert stored is not None, "a missing record raises NotFound"
+        return stored
 
     async def retry(self, text: str) -> RequestRecord:
-        """Take up the failed cities of a request again; return its record, in which they are unfinished.
+        """Retry the failed cities of a request; return its record, in which they are unfinished.
 
-        Raises NotFound if there is no such request, Conflict if it has not ended or no city of it has failed, and a
-        DependencyUnavailable if Kafka does not acknowledge: asking again is harmless.
+        Raises NotFound if there is no such request. Raises Conflict if it has not ended, or has no failed city. Raises
+        DependencyUnavailable if Kafka does not acknowledge; a second call is harmless.
         """
         request_id = parse_request_id(text)
         async with deadline(RECORD_DEADLINE_S, "Recording the retry"):
@@ -292,14 +301,14 @@ class Requests:
             await self._publisher.publish(outgoing)
 
     async def latest(self, limit: int, *, after: RequestId | None = None) -> Latest:
-        """Return the latest requests, at most ``limit``, the latest first; with ``after``, those made before."""
+        """Return the latest requests, newest first, at most ``limit``; with ``after``, those made before that one."""
         async with deadline(LISTING_DEADLINE_S, "Reading the latest requests"):
             latest: list[str] = []
             async for listed in self._store.list(keys.REQUESTS, after=keys.request(after) if after else ""):
                 latest.append(listed.key)
                 if len(latest) > limit:
                     break
-            records = await bounded_map(self._read_if_readable, latest[:limit], limit=GETS_AT_ONCE_MAX)
+            records = await bounded_map(self._read_if_readable, latest[:limit], limit=CONCURRENT_GETS_MAX)
         return Latest(
             records=[record for record in records if isinstance(record, RequestRecord)],
             unreadable=[record for record in records if isinstance(record, UnreadableObject)],
@@ -310,31 +319,21 @@ class Requests:
         found = await self._store.get(key)
         return read_if_readable(lambda: objects.decode(RequestRecord, found.body, key)) if found else None
 
-    async def _found(self, text: str) -> tuple[str, StoredObject]:
-        request_id = parse_request_id(text)
-        key = keys.request(request_id) if request_id else ""
-        found = await self._store.get(key) if key else None
-        if found is None:
-            raise _no_such_request(text)
-        return key, found
-
-    async def _put_if_absent(self, record: RequestRecord) -> RequestRecord:
-        return await put_if_absent(self._store, keys.request(record.request_id), record)
-
-    async def _read(self, key: str) -> RequestRecord | None:
-        return await Repository(self._store).get(RequestRecord, key)
+    async def _create(self, record: RequestRecord) -> RequestRecord:
+        return await create_if_absent(self._repository, keys.request(record.request_id), record)
 
 
-async def put_if_absent(store: ObjectStore, key: str, record: _Record) -> _Record:
-    """Write a record if there is none; return the one that is there then.
+async def create_if_absent(repository: Repository, key: str, record: _Record) -> _Record:
+    """Write a record if there is none; return the stored record.
 
-    A race can be lost to nobody: to a conflict that the store did not decide in time. Then it is run again.
+    A conditional write can fail although no other writer exists, when the store did not decide an earlier conflict in
+    time. Then there is no record to read, and the write is tried again.
     """
     while True:
         try:
-            await store.compare_and_swap(key, objects.encode(record), etag=None)
+            await repository.compare_and_swap(key, record, over=None)
         except CasConflict:
-            stored = await Repository(store).get(type(record), key)
+            stored = await repository.get(type(record), key)
             if stored is None:
                 continue
             return stored
@@ -342,11 +341,11 @@ async def put_if_absent(store: ObjectStore, key: str, record: _Record) -> _Recor
 
 
 def _no_such_request(text: str) -> NotFound:
-    return NotFound(f"There is no request with the id {shown(text)}. GET /process-requests lists them.")
+    return NotFound(f"There is no request with the id {quoted(text)}. GET /process-requests lists them.")
 
 
 def overview_of(record: RequestRecord) -> RequestOverview:
-    """Return what a list shows of a request."""
+    """Return the fields of a request that a list shows."""
     return RequestOverview(
         id=record.request_id,
         date=record.date,
@@ -362,7 +361,7 @@ def overview_of(record: RequestRecord) -> RequestOverview:
 
 
 def detail_of(record: RequestRecord) -> RequestDetail:
-    """Return all that is shown of a request."""
+    """Return all fields of a request that the API shows."""
     return RequestDetail(
         **msgspec.structs.asdict(overview_of(record)),
         failures=tuple(
@@ -384,15 +383,15 @@ def _retry_of(record: RequestRecord) -> RetryDetail | None:
     retry = record.retry
     if retry is None:
         return None
-    chosen = (1 << record.cities) - 1  # under another plan all cities are taken up
+    retried = (1 << record.cities) - 1  # under another plan all cities are retried
     if retry.plan_revision == record.plan_revision:
-        chosen = bitmap.decode(retry.positions)
-    failed = chosen & bitmap.decode(record.outcomes.get(Outcome.FAILED, "0"))
+        retried = bitmap.decode(retry.positions)
+    failed = retried & bitmap.decode(record.outcomes.get(Outcome.FAILED, "0"))
     return RetryDetail(
         count=retry.count,
         retried_at=retry.retried_at,
-        cities_total=chosen.bit_count(),
-        cities_done=(chosen & ~unfinished_of(record)).bit_count(),
+        cities_total=retried.bit_count(),
+        cities_done=(retried & ~unfinished_of(record)).bit_count(),
         cities_failed=failed.bit_count(),
         cities=tuple(RetriedCityDetail(city_id=one.city_id, city_name=one.city_name) for one in retry.cities),
     )

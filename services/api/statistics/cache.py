@@ -1,67 +1,75 @@
-"""Bodies of answers, each made once for all who ask for the same.
+"""Caches of the statistics: heads of summaries, response bodies, and work that concurrent queries share.
 
-A strong ETag names the bytes, and it is computed anew for every query from what S3 holds at that moment. So a body that
-is found under it is the one that would be made: nothing here is ever stale, and nothing has to go but for want of room.
+Nothing here is ever stale. Each query computes its strong ETag from a fresh listing of S3, and the ETag names the exact
+bytes. A cached body under this ETag equals a new one. Entries leave a cache only when it is full.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Generic, TypeVar
+
+from shared.domain.objects import SummaryHead
+from shared.runtime.lru import LruCache
+
+ENTRY_OVERHEAD_BYTES = 750  # the measured memory of a head beside the characters of its key and ETag
+
+_Result = TypeVar("_Result")
 
 
 class Body:
-    """A body that is being made, however slowly its readers take it, or that is done."""
+    """A body that is complete or being made. Slow readers do not delay it."""
 
     def __init__(self) -> None:
         self.size_bytes = 0
         self.done = False
         self._parts: list[bytes] = []
-        self._fault: Exception | None = None
+        self._error: Exception | None = None
         self._grown = asyncio.Condition()
 
     async def make(self, parts: Iterator[bytes]) -> None:
-        """Take the parts in, beside the event loop. What that raises is for the readers."""
+        """Collect the parts in a thread. An error is raised to the readers."""
         try:
-            async for part in beside_the_loop(parts):
+            async for part in iterate_in_thread(parts):
                 async with self._grown:
                     self._parts.append(part)
                     self.size_bytes += len(part)
                     self._grown.notify_all()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where somebody waits for the body
-            self._fault = error
+        except Exception as error:  # noqa: BLE001 - every error is raised to the readers of the body
+            self._error = error
         async with self._grown:
             self.done = True
             self._grown.notify_all()
 
     @property
     def failed(self) -> bool:
-        """Whether it could not be made."""
-        return self._fault is not None
+        """Whether making the body failed."""
+        return self._error is not None
 
     async def parts(self) -> AsyncIterator[bytes]:
-        """Yield the parts from the first on, as they come."""
-        place = 0
+        """Yield all parts from the first on, as they are made."""
+        index = 0
         while True:
             async with self._grown:
-                while place == len(self._parts) and not self.done:
+                while index == len(self._parts) and not self.done:
                     await self._grown.wait()
-            for part in self._parts[place:]:
-                place += 1
+            for part in self._parts[index:]:
+                index += 1
                 yield part
-            if self.done and place == len(self._parts):
+            if self.done and index == len(self._parts):
                 break
-        if self._fault is not None:
-            raise self._fault
+        if self._error is not None:
+            raise self._error
 
     async def whole(self) -> bytes:
-        """Return all of it."""
+        """Return the whole body."""
         return b"".join([part async for part in self.parts()])
 
 
 class ResponseCache:
-    """The bodies that were asked for last. Those under way count with the size that is expected of them."""
+    """The most recently used bodies. A body that is being made counts with its expected size."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
@@ -70,14 +78,14 @@ class ResponseCache:
         self._making: set[asyncio.Task[None]] = set()
 
     def find(self, etag: str) -> Body | None:
-        """Return the body under an ETag, or None if it has to be made."""
+        """Return the body under an ETag, or None."""
         body = self._bodies.get(etag)
         if body is not None:
             self._bodies.move_to_end(etag)
         return body
 
     def begin(self, etag: str, parts: Iterator[bytes], *, expected_bytes: int) -> Body | None:
-        """Begin to make a body out of its parts; None, and nothing is taken of them, if there is no room for it."""
+        """Start to make a body from its parts. Return None, and consume no part, if the cache has no room."""
         if not self._has_room(expected_bytes):
             return None
         body = self._bodies[etag] = Body()
@@ -94,16 +102,76 @@ class ResponseCache:
             self._bodies.pop(etag, None)
 
     def _has_room(self, wanted_bytes: int) -> bool:
-        """Let the bodies go that were used least recently, until there is room or only those under way are left."""
-        taken_bytes = sum(self._expected_bytes.get(etag, body.size_bytes) for etag, body in self._bodies.items())
+        """Evict the least recently used bodies until there is room. Bodies that are being made stay."""
+        used_bytes = sum(self._expected_bytes.get(etag, body.size_bytes) for etag, body in self._bodies.items())
         for etag in [etag for etag in self._bodies if etag not in self._expected_bytes]:
-            if taken_bytes + wanted_bytes <= self._bytes_max:
+            if used_bytes + wanted_bytes <= self._bytes_max:
                 break
-            taken_bytes -= self._bodies.pop(etag).size_bytes
-        return taken_bytes + wanted_bytes <= self._bytes_max
+            used_bytes -= self._bodies.pop(etag).size_bytes
+        return used_bytes + wanted_bytes <= self._bytes_max
 
 
-async def beside_the_loop(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield parts that each take long enough to make to hold up the event loop."""
+async def iterate_in_thread(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield parts that a thread makes, because each takes long enough to block the event loop."""
     while (part := await asyncio.to_thread(next, parts, None)) is not None:
         yield part
+
+
+class HeadCache:
+    """The most recently used heads, each with its ETag. A key has one ETag at a time."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._entries: LruCache[str, tuple[str, SummaryHead]] = LruCache(
+            bytes_max, lambda key, entry: _entry_bytes(key, entry[0])
+        )
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: str, etag: str) -> SummaryHead | None:
+        """Return the head of ``key`` with this ETag, or None."""
+        entry = self._entries.get(key)
+        return entry[1] if entry is not None and entry[0] == etag else None
+
+    def keep(self, key: str, etag: str, head: SummaryHead) -> None:
+        """Store a head; it replaces the previous one of the key."""
+        self._entries.keep(key, (etag, head))
+
+
+class SingleFlight(Generic[_Result]):
+    """Runs one call for each name at a time, and shares its result among concurrent callers.
+
+    A caller that arrives during a call shares the next one with the other callers that wait. So each caller gets the
+    result of a call that began after it arrived.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[str, asyncio.Task[_Result]] = {}
+        self._next: dict[str, asyncio.Task[_Result]] = {}
+
+    async def run(self, name: str, work: Callable[[], Awaitable[_Result]]) -> _Result:
+        """Return the result of ``work``, or of a call of this name that begins later. Errors are shared too."""
+        task = self._next.get(name)
+        if task is None:
+            before = self._running.get(name)
+            task = asyncio.create_task(self._after(before, name, work))
+            (self._running if before is None else self._next)[name] = task
+        # A caller that is cancelled must not cancel the shared call.
+        return await asyncio.shield(task)
+
+    async def _after(
+        self, before: asyncio.Task[_Result] | None, name: str, work: Callable[[], Awaitable[_Result]]
+    ) -> _Result:
+        if before is not None:
+            await asyncio.wait([before])
+            self._running[name] = self._next.pop(name)
+        try:
+            return await work()
+        finally:
+            # If a next call waits, it replaces this one in _running when this task ends.
+            if name not in self._next:
+                del self._running[name]
+
+
+def _entry_bytes(key: str, etag: str) -> int:
+    return len(key) + len(etag) + ENTRY_OVERHEAD_BYTES

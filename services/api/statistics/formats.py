@@ -1,4 +1,4 @@
-"""The statistics as JSON, as NDJSON and as CSV, a part for each country. Pure."""
+"""Encodes statistics as JSON, NDJSON or CSV, in a part for each country. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from services.api.statistics.model import CountryDays, DayStats
 
-VERSION = "2"  # part of every ETag: to be raised when the same numbers are written in another way
+VERSION = "2"  # part of every ETag: increase it when the encoding of the same numbers changes
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -21,8 +21,8 @@ _FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
 _PLAIN = ("bus_count", "passenger_count", "exist_accident", "average_delay_s")
 
 
-def written(countries: Iterable[CountryDays], media_type: str, *, detailed: bool) -> Iterator[bytes]:
-    """Write statistics in one of MEDIA_TYPES, country by country. NDJSON and CSV have a line for each country-day."""
+def encoded_parts(countries: Iterable[CountryDays], media_type: str, *, detailed: bool) -> Iterator[bytes]:
+    """Encode statistics in one of MEDIA_TYPES, country by country. NDJSON and CSV have a line for each country-day."""
     if media_type == NDJSON:
         return _ndjson(countries)
     if media_type == CSV:
@@ -31,12 +31,12 @@ def written(countries: Iterable[CountryDays], media_type: str, *, detailed: bool
 
 
 def content_type(media_type: str) -> str:
-    """Return the media type with the parameters that it is sent with; the charset of a text is added to them."""
+    """Return the media type with its parameters. Litestar adds the charset of text types."""
     return f"{media_type}; header=present" if media_type == CSV else media_type
 
 
-def bytes_of_day(*, detailed: bool, compressed: bool) -> int:
-    """Return about how many bytes a country-day takes, in whichever form, rather too many than too few."""
+def estimated_day_bytes(*, detailed: bool, compressed: bool) -> int:
+    """Return an upper estimate of the size of a country-day in any media type."""
     plain_bytes = 380 if detailed else 150
     return plain_bytes // 3 if compressed else plain_bytes
 
@@ -79,5 +79,5 @@ def _lines(country_days: CountryDays) -> Iterator[dict[str, object]]:
 
 def _cell(value: object) -> object:
     if isinstance(value, str) and value.startswith(_FORMULA_BEGINS):
-        return f"'{value}"  # a name is the upstream's: a spreadsheet would compute this one
+        return f"'{value}"  # names come from the upstream, and a spreadsheet would run this one as a formula
     return str(value).lower() if isinstance(value, bool) else value

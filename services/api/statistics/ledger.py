@@ -1,4 +1,4 @@
-"""The ledger of a country-day as the API shows it: city by city, with where each contribution comes from. Pure."""
+"""The ledger of a country-day: the contribution of each city, and its source. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shared.domain.objects import LedgerEntry, Manifest, Summary
 
 
 class Standing(enum.Enum):
-    """How a city stands to its country-day."""
+    """The state of a city in its country-day."""
 
     REPORTED = "reported"
     LEFT = "left"
@@ -27,14 +27,16 @@ class Standing(enum.Enum):
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a city's file came from, as the city-day's manifest says.
+    """The source of a city's contribution, from the manifest of the city-day.
 
-    The manifest is written before the ledger: for a moment its revision can be higher than the ledger's.
+    The manifest is written before the ledger, so its revision can be higher for a moment.
     """
 
-    revision: Annotated[int, msgspec.Meta(description="The revision that the manifest names.", examples=[152703181])]
-    country: Annotated[str, msgspec.Meta(description="The country that the city counts for now.", examples=["armenia"])]
-    request_id: Annotated[str, msgspec.Meta(description="The request that made this revision.")]
+    revision: Annotated[int, msgspec.Meta(description="The revision in the manifest.", examples=[152703181])]
+    country: Annotated[
+        str, msgspec.Meta(description="The country that the city counts for at present.", examples=["armenia"])
+    ]
+    request_id: Annotated[str, msgspec.Meta(description="The request that stored this revision.")]
     upstream_url: Annotated[str, msgspec.Meta(examples=["http://upstream.example/cities/7/stats?date=2024-05-01"])]
     raw_key: Annotated[
         str,
@@ -43,19 +45,21 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
             examples=["raw/date=2024-05-01/city=7/4f2c1f0f9a6c4c0f8e0f3f8f6f0d2b11.json"],
         ),
     ]
-    sha256: Annotated[str, msgspec.Meta(description="Of the file, in hexadecimal.")]
+    sha256: Annotated[str, msgspec.Meta(description="The SHA-256 of the file, in hexadecimal.")]
     size_bytes: Annotated[int, msgspec.Meta(ge=0, examples=[104857600])]
-    etag: Annotated[str | None, msgspec.Meta(description="What the upstream called this version of the file.")]
-    last_modified: Annotated[str | None, msgspec.Meta(description="When the upstream says that the file changed.")]
+    etag: Annotated[str | None, msgspec.Meta(description="The upstream's ETag of the file.")]
+    last_modified: Annotated[str | None, msgspec.Meta(description="The upstream's Last-Modified of the file.")]
     ingested_at: dt.datetime
     bad_records: Annotated[
         int,
         msgspec.Meta(
-            ge=0, description="Records of the file that break a rule, and were left out, as the settings allow."
+            ge=0, description="Records of the file that break a rule and were left out, as the settings allow."
         ),
     ]
-    rule_version: Annotated[int, msgspec.Meta(description="The version of the rules that the file was read by.")]
-    plan_revision: Annotated[int, msgspec.Meta(description="The plan that put the city in its country.")]
+    rule_version: Annotated[int, msgspec.Meta(description="The version of the rules that the file was parsed with.")]
+    plan_revision: Annotated[
+        int, msgspec.Meta(description="The revision of the plan that assigned the city to its country.")
+    ]
 
 
 class LedgerCity(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,15 +71,15 @@ class LedgerCity(msgspec.Struct, frozen=True, kw_only=True):
 
     city_id: Annotated[str, msgspec.Meta(examples=["7"])]
     city_name: Annotated[
-        str, msgspec.Meta(description="From its file, or else from the date's plan.", examples=["Port Tina"])
+        str, msgspec.Meta(description="The name in its file, or else in the date's plan.", examples=["Port Tina"])
     ]
     standing: Standing
     revision: Annotated[
         int | None, msgspec.Meta(description="The city's revision in the ledger; null: none.", examples=[152703181])
     ]
-    contribution: Annotated[Contribution | None, msgspec.Meta(description="What the city adds to the day.")]
+    contribution: Annotated[Contribution | None, msgspec.Meta(description="The city's share of the day's totals.")]
     trips_on_other_dates: Annotated[
-        int, msgspec.Meta(ge=0, description="Trips counted here whose departure is written with another date.")
+        int, msgspec.Meta(ge=0, description="Counted trips whose departure has another date.")
     ]
     provenance: Provenance | None
 
@@ -90,21 +94,21 @@ class Ledger(msgspec.Struct, frozen=True, kw_only=True):
     next: Annotated[
         str | None,
         msgspec.Meta(
-            description="Where the next page is; null: this is the last.",
+            description="The path of the next page; null: this is the last page.",
             examples=["/country-stats/armenia/2024-05-01?limit=100&after=7"],
         ),
     ]
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """The ids of some of the cities of a ledger. ``last`` is whether there are none after them."""
+    """The ids of the cities on a page of a ledger. ``last`` is whether it is the last page."""
 
     city_ids: tuple[CityId, ...]
     last: bool
 
 
 def parse_date(text: str) -> dt.date | None:
-    """Return the date that a path names, or None if it names none."""
+    """Return the date in a path, or None if it is malformed."""
     try:
         return msgspec.convert(text, dt.date)
     except msgspec.ValidationError:
@@ -112,14 +116,14 @@ def parse_date(text: str) -> dt.date | None:
 
 
 def page_of(summary: Summary, *, after: str, limit: int) -> Page:
-    """Choose the first ``limit`` cities whose ids are greater than ``after``, of those in the ledger or expected."""
+    """Return the first ``limit`` cities of the ledger or plan whose ids are greater than ``after``."""
     city_ids = sorted(summary.ledger.keys() | summary.expected_cities)
     start = bisect_right(city_ids, after)
     return Page(city_ids=tuple(city_ids[start : start + limit]), last=start + limit >= len(city_ids))
 
 
 def needs_names(summary: Summary, page: Page, manifests: Mapping[CityId, Manifest]) -> bool:
-    """Tell whether neither ledger nor manifest names some city of a page."""
+    """Return whether a city of the page has a name in neither ledger nor manifest."""
     return any(not _name_of(summary.ledger.get(city_id), manifests.get(city_id)) for city_id in page.city_ids)
 
 
@@ -131,7 +135,7 @@ def ledger_of(
     limit: int,
     planned_names: Mapping[CityId, str],
 ) -> Ledger:
-    """Return a page of a country-day's ledger; ``planned_names`` are for cities that nothing else names."""
+    """Return a page of a country-day's ledger. ``planned_names`` are used for cities without a name elsewhere."""
     expected = summary.expected_cities
     path = f"/country-stats/{summary.country}/{summary.date}"
     return Ledger(

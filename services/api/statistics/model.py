@@ -1,6 +1,6 @@
-"""What the API says of a country-day, from the head of its summary. Pure.
+"""The statistics of a country-day, computed from the head of its summary. Pure.
 
-Everything is an integer until the last step: sums are exact, and an average is rounded once, half to even.
+All arithmetic before the last step uses integers: sums are exact, and an average is rounded once, half to even.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from services.api.http.date_range import DateRange
-from services.api.unreadable import UnreadableObject
+from services.api.http.unreadable import UnreadableObject
 from shared.domain import keys
 from shared.domain.contribution import NOTHING, Contribution, round_half_even
 from shared.domain.ids import CountrySlug
@@ -21,10 +21,10 @@ from shared.domain.objects import Summary, SummaryHead
 
 
 class DayStats(msgspec.Struct, frozen=True, kw_only=True):
-    """The statistics of one country on one date. A day without data is zeros and ``false``.
+    """The statistics of one country on one date. A day without data has zeros and ``false``.
 
-    The first four are always there; the others, which say what the day is made of and how complete it is, only where
-    details are asked for, and in a ledger. There, ``version`` 0 marks a day that was never requested.
+    The first four fields are always present. The others show the sums and the completeness of the day; only
+    `detail=full` and ledgers have them. There, ``version`` 0 marks a day that was never requested.
     """
 
     bus_count: Annotated[int, msgspec.Meta(ge=0, description="Bus trips of the day.", examples=[1250])]
@@ -60,18 +60,18 @@ class DayStats(msgspec.Struct, frozen=True, kw_only=True):
     version: Annotated[
         int | UnsetType,
         msgspec.Meta(
-            description="Grows with every change of the day; 0: the day was never requested, or is unreadable.",
+            description="Increases with every change of the day; 0: the day was never requested, or is unreadable.",
             examples=[1680934212],
         ),
     ] = UNSET
     last_ingested_at: Annotated[
         dt.datetime | UnsetType | None,
-        msgspec.Meta(description="When the newest file that is counted was taken in; null: none is."),
+        msgspec.Meta(description="When the newest counted file was ingested; null: no file is counted."),
     ] = UNSET
     unreadable: Annotated[
         str | UnsetType | None,
         msgspec.Meta(
-            description="Why the stored day cannot be read, and what to do: its zeros mean nothing; null: it can be."
+            description="Why the stored day cannot be read, and what to do. Ignore its zeros. null: it is readable."
         ),
     ] = UNSET
 
@@ -92,10 +92,10 @@ def country_stats(
     detailed: bool,
     unreadable: Iterable[UnreadableObject] = (),
 ) -> Iterator[CountryDays]:
-    """Arrange heads by country and date, both sorted, and yield a country at a time.
+    """Sort heads by country and date, and yield the days of each country.
 
-    A country that has data on any day of the range gets every day of it; other countries are left out. Detailed, so
-    does a country of which any day is planned or unreadable. An unreadable day is left out where nothing can say so.
+    A country with data on any day of the range has every day of it; other countries are left out. With ``detailed``,
+    countries with a planned or unreadable day are included too. Without it, unreadable days are left out.
     """
     by_country: dict[CountrySlug, dict[dt.date, SummaryHead]] = {}
     shown = set()
@@ -126,7 +126,7 @@ def country_stats(
 
 
 def day_stats(head: SummaryHead | None) -> DayStats:
-    """Return the statistics of a day; None stands for a day that nothing is known of."""
+    """Return the statistics of a day. ``head`` is None for a day without a summary."""
     if head is None:
         return _NO_DATA
     totals = head.totals
@@ -139,7 +139,7 @@ def day_stats(head: SummaryHead | None) -> DayStats:
 
 
 def day_detail(head: SummaryHead | Summary | None, *, country_name: str, unreadable: str | None = None) -> DayStats:
-    """Return all that is known of a day; ``country_name`` is for a day that does not say it itself."""
+    """Return the detailed statistics of a day. ``country_name`` is used for a day without a summary."""
     totals = head.totals if head else NOTHING
     return DayStats(
         bus_count=totals.trips,

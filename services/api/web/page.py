@@ -1,7 +1,6 @@
-"""The page at ``/``: the files in the folder ``page``, read once and served as they are.
+"""The page at ``/``: serves the files in the folder ``files``, which are read once.
 
-Its scripts are ES modules without a build step. Nothing on it comes from another host, and the policy it is sent with
-holds the browser to that.
+Its scripts are ES modules without a build step. Its content security policy forbids other hosts.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _HEADERS = {
     ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",  # kept, but asked for again with its ETag: an upgraded service never mixes versions
+    "Cache-Control": "no-cache",  # the browser checks the ETag each time, so that the versions of an upgrade never mix
 }
 
 
@@ -39,27 +38,27 @@ def page_files() -> dict[str, StaticFile]:
 
 
 def page_handlers() -> list[HTTPRouteHandler]:
-    """Return the handlers of the page and of what it loads."""
-    return [document, part]
+    """Return the handlers of the page and its files."""
+    return [document, page_file]
 
 
 @get("/", include_in_schema=False)
 async def document(request: Request[Any, Any, Any]) -> Response[bytes]:
     """Return the page."""
-    return await _answer(request, DOCUMENT)
+    return await _response(request, DOCUMENT)
 
 
 @get("/page/{name:str}", include_in_schema=False)
-async def part(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
+async def page_file(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
     """Return a file that the page loads."""
-    return await _answer(request, name)
+    return await _response(request, name)
 
 
-async def _answer(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
+async def _response(request: Request[Any, Any, Any], name: str) -> Response[bytes]:
     file = _FILES.get(name)
     if file is None:
         raise NotFoundException
-    return await file.answer(request, _HEADERS)
+    return await file.respond(request, _HEADERS)
 
 
 _FILES = page_files()

@@ -1,4 +1,4 @@
-"""Files that are part of the service and served as they are: read once, compressed once for each coding."""
+"""Static files of the service: read once, and compressed once for each coding."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from litestar import Request, Response
 
-from services.api.http.etag import is_known
+from services.api.http.etag import matches
 from services.api.http.negotiation import content_coding
-from services.api.middleware.compression import CODINGS, IDENTITY, SIZE_BYTES_MIN, coded
+from services.api.middleware.compression import CODINGS, IDENTITY, SIZE_BYTES_MIN, compress
 
 MEDIA_TYPES = {
     "html": "text/html",
@@ -24,38 +24,38 @@ MEDIA_TYPES = {
 
 
 class StaticFile:
-    """A file, its media type, and its forms by content coding."""
+    """A file, its media type, and its bytes in each content coding."""
 
     def __init__(self, name: str, body: bytes) -> None:
         self.body = body
         self.media_type = MEDIA_TYPES[extension_of(name)]
         self._digest = hashlib.sha256(body).hexdigest()[:32]
-        self._forms = {IDENTITY: body}
+        self._encoded = {IDENTITY: body}
 
     def etag(self, coding: str) -> str:
-        """Return the strong ETag of one form."""
+        """Return the strong ETag of the file in one coding."""
         return f'"{self._digest}"' if coding == IDENTITY else f'"{self._digest}-{coding}"'
 
-    async def form(self, coding: str) -> bytes:
-        """Return the bytes under a coding. They are made at their first use, beside the event loop."""
-        if coding not in self._forms:
-            self._forms[coding] = await asyncio.to_thread(coded, self.body, coding)
-        return self._forms[coding]
+    async def body_in(self, coding: str) -> bytes:
+        """Return the file in a coding. The first use compresses it in a thread."""
+        if coding not in self._encoded:
+            self._encoded[coding] = await asyncio.to_thread(compress, self.body, coding)
+        return self._encoded[coding]
 
-    async def answer(self, request: Request[Any, Any, Any], headers: Mapping[str, str]) -> Response[bytes]:
-        """Answer with the file in the coding that the client wants, or with 304 if it has that."""
+    async def respond(self, request: Request[Any, Any, Any], headers: Mapping[str, str]) -> Response[bytes]:
+        """Return the file in the coding that the client prefers, or 304 if the client has it."""
         wanted = content_coding(request.headers.get("accept-encoding", ""), CODINGS)
         if len(self.body) < SIZE_BYTES_MIN:
             wanted = IDENTITY
         etag = self.etag(wanted)
         sent = {**headers, "ETag": etag, "Vary": "Accept-Encoding"}
-        if is_known(request.headers.get("if-none-match", ""), etag):
+        if matches(request.headers.get("if-none-match", ""), etag):
             return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=sent)
         if wanted != IDENTITY:
             sent["Content-Encoding"] = wanted
-        return Response(await self.form(wanted), media_type=self.media_type, headers=sent)
+        return Response(await self.body_in(wanted), media_type=self.media_type, headers=sent)
 
 
 def extension_of(name: str) -> str:
-    """Return what stands behind the last dot of a name."""
+    """Return the part of a name after its last dot."""
     return name.rpartition(".")[2]

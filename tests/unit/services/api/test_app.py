@@ -128,7 +128,7 @@ def test_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer.headers["x-request-id"] in answer.json()["detail"]
     assert "NoneType" not in answer.text
     event, fields = recorder.entries[0]
-    assert (event, fields["http_request_id"]) == ("unexpected error", answer.headers["x-request-id"])
+    assert (event, fields["http_request_id"]) == ("request_crashed", answer.headers["x-request-id"])
     assert isinstance(fields["exc_info"], TypeError)
 
 
@@ -243,7 +243,7 @@ def test_access_log(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access_log, "_log", recorder)
     client.get("/country-stats?from=2024-05-01&to=2024-05-01&token=secret")
     client.get("/nothing?token=secret")
-    assert [event for event, _ in recorder.entries] == ["request", "request"]
+    assert [event for event, _ in recorder.entries] == ["http_request", "http_request"]
     fields = [fields for _, fields in recorder.entries]
     assert [(entry["method"], entry["path"], entry["status"]) for entry in fields] == [
         ("GET", "/country-stats", 400),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.api.auth import AccessUnclear, Rate, Scope, access_of, digest_of, mint_key, parse_keys
+from services.api.auth import InvalidAccessSettings, RateLimiter, Scope, access_of, digest_of, mint_key, parse_keys
 from services.api.middleware import security_headers
 from shared.domain.topics import Topic
 from shared.runtime.settings import Settings
@@ -39,7 +39,7 @@ def test_with_a_key() -> None:
         assert client.get("/process-requests", headers={"Authorization": f"Bearer {READER}"}).status_code == 200
         refused = client.post(ASK, headers={"X-API-Key": READER})
         assert (refused.status_code, refused.headers["content-type"]) == (403, "application/problem+json")
-        assert "scope process" in refused.json()["detail"]
+        assert '"process" scope' in refused.json()["detail"]
         assert client.delete("/process-requests/1", headers={"X-API-Key": READER}).status_code == 403
         assert world.published(Topic.PROCESS_REQUESTS) == []
         assert client.post(ASK, headers={"X-API-Key": NIGHTLY}).status_code == 202
@@ -115,7 +115,7 @@ def test_too_often() -> None:
 def test_rate() -> None:
     """What is not used is saved up for a minute at most; the wait that is told is the wait that is needed."""
     now_s = 0.0
-    rate = Rate(6, clock=lambda: now_s)
+    rate = RateLimiter(6, clock=lambda: now_s)
     assert [rate.take("a") for _ in range(7)] == [0] * 6 + [10]
     now_s = 10.0
     assert [rate.take("a"), rate.take("a")] == [0, 10]
@@ -142,7 +142,7 @@ def test_keys_of_a_file(tmp_path: Path) -> None:
         ({}, "TRIPFOLD_API_ACCESS=open"),
         ({"api_keys": f"reader:write:{digest_of(READER)}"}, "read, process or read"),
         ({"api_keys": f"reader:read:{READER}"}, "sha256"),
-        ({"api_keys": f"{KEYS},{KEYS}"}, "two API keys called reader"),
+        ({"api_keys": f"{KEYS},{KEYS}"}, "two API keys have the name reader"),
         ({"api_keys_file": "/nowhere/keys"}, "cannot be read"),
         ({"api_access": "open", "api_keys": KEYS}, "API keys are named: unset TRIPFOLD_API_ACCESS"),
         ({"api_access": "open", "api_keys_file": "/nowhere/keys"}, "API keys are named: unset TRIPFOLD_API_ACCESS"),
@@ -150,7 +150,7 @@ def test_keys_of_a_file(tmp_path: Path) -> None:
 )
 def test_unclear_settings(settings: dict[str, str], told: str) -> None:
     """An API that is not told who may use it does not start; what it says repeats no key."""
-    with pytest.raises(AccessUnclear, match=told) as refused:
+    with pytest.raises(InvalidAccessSettings, match=told) as refused:
         access_of(Settings.model_validate(settings))
     assert READER not in str(refused.value)
 
@@ -158,7 +158,7 @@ def test_unclear_settings(settings: dict[str, str], told: str) -> None:
 def test_long_requests() -> None:
     """An address or headers without end are refused before anything looks at them."""
     with World().client() as client:
-        long = client.get("/country-stats?country=" + "x" * security_headers.ADDRESS_BYTES_MAX)
+        long = client.get("/country-stats?country=" + "x" * security_headers.URL_BYTES_MAX)
         assert (long.status_code, long.headers["content-type"]) == (414, "application/problem+json")
         large = client.get("/process-requests", headers={"X-Large": "x" * security_headers.HEADER_BYTES_MAX})
         assert (large.status_code, large.headers["content-type"]) == (431, "application/problem+json")

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from services.api.auth import KEY_HEADER, digest_of, mint_key
-from services.api.http import prefer
+from services.api.requests import event_stream
 from services.api.requests.ranges import RangeRecord
 from shared.domain import keys, objects
 from shared.domain.events import Outcome
@@ -80,7 +80,7 @@ def _api_schema() -> Iterator[OpenApiSchema]:
         pytest.MonkeyPatch.context() as patched,
         served(world, api_access="keys", api_keys=KEYS, api_requests_per_minute=1_000_000) as address,
     ):
-        patched.setattr(prefer, "WAIT_MAX_S", 0)  # nobody carries these requests out
+        patched.setattr(event_stream, "WAIT_MAX_S", 0)  # nobody carries these requests out
         # Constants of whatever modules other tests have loaded would make up other requests each time.
         patched.setattr("hypothesis.internal.conjecture.providers._get_local_constants", Constants)
         schema = schemathesis.openapi.from_url(f"{address}/schema/openapi.json")

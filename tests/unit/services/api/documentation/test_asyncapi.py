@@ -17,7 +17,7 @@ from yaml import safe_load
 
 from services.api.documentation.asyncapi import DEAD_LETTER, asyncapi_document, encode_document
 from services.api.documentation.compatibility import ContractBroken, breaking_changes, write_contract
-from services.api.documentation.event_examples import EXAMPLES
+from services.api.documentation.examples import EVENTS
 from shared.domain.events import EVENT_TYPES, Event, decode, encode
 from shared.domain.topics import TOPICS, Topic
 from tests import ROOT
@@ -86,7 +86,7 @@ def test_every_event(document: Document, kind: type[Event]) -> None:
 
 def test_no_example_is_left_over() -> None:
     """Every example belongs to an event of a topic."""
-    assert {type(event) for event in EXAMPLES} == set(KINDS)
+    assert {type(event) for event in EVENTS} == set(KINDS)
 
 
 def test_schemas_refuse(document: Document) -> None:

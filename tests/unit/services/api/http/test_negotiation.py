@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from services.api.http.etag import is_known, strong_etag
+from services.api.http.etag import matches, strong_etag
 from services.api.http.negotiation import NotAcceptable, content_coding, media_type
-from services.api.http.prefer import wait_s
 from services.api.middleware.compression import CODINGS
+from services.api.requests.event_stream import wait_s
 from services.api.statistics.formats import CSV, JSON, MEDIA_TYPES, NDJSON
 
 
@@ -88,4 +88,4 @@ def test_etag_tells_parts_apart() -> None:
 )
 def test_known(if_none_match: str, known: bool) -> None:
     """An answer is known by any of the ETags that a client has."""
-    assert is_known(if_none_match, '"a"') == known
+    assert matches(if_none_match, '"a"') == known

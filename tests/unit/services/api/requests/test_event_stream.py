@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from services.api.requests import event_stream as following_module
-from services.api.requests.event_stream import HEARTBEAT, RequestEventStream, TooManyStreams, event_of
+from services.api.requests.event_stream import RequestEventStream, TooManyStreams, event_of
 from services.api.requests.service import Requests
 from shared.domain import keys
 from shared.domain.events import Outcome
@@ -18,7 +18,7 @@ from tests.fakes.api import DAY, NOW, World, record_of, write
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following_module, "LOOK_INTERVAL_S", 0.001)
+    monkeypatch.setattr(following_module, "POLL_INTERVAL_S", 0.001)
 
 
 @pytest.fixture(name="world")
@@ -41,6 +41,7 @@ def completed(version: int) -> RequestRecord:
     return msgspec.structs.replace(running(version), outcomes={Outcome.STORED: "3"}, served="3")
 
 
+HEARTBEAT = b": still there\n\n"
 ID = record_of(NOW).request_id
 
 
@@ -134,7 +135,7 @@ def test_waiting_for_the_end(world: World) -> None:
 
     requests = Quick(world.store, world.publisher, clock=world.clock)
     with world.client() as client:
-        client.app.dependencies["following"].dependency = lambda: RequestEventStream(requests)
+        client.app.dependencies["event_stream"].dependency = lambda: RequestEventStream(requests)
         answer = client.post(f"/process-request?date={DAY}", headers={"Prefer": "wait=30"})
         assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=30")
         assert answer.json()["status"] == "completed"

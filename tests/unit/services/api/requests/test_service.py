@@ -292,7 +292,7 @@ def test_unreadable_records_are_named(world: World, client: Client) -> None:
     alone = client.get(f"/process-requests/{broken.request_id}")
     assert (alone.status_code, alone.json()["type"]) == (500, "urn:problem-type:tripfold:unreadable-object")
     assert key in alone.json()["detail"]
-    assert "Ask for its date again" in alone.json()["detail"]
+    assert "Request its date again" in alone.json()["detail"]
 
 
 def test_page_by_page(world: World, client: Client) -> None:

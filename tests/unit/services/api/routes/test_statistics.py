@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from services.api.middleware import compression
-from services.api.routes import requests
+from services.api.routes import statistics
 from shared.runtime import zstd
 from tests.fakes.api import NOW, Client, World, planned, record_of, stats, write
 
@@ -120,7 +120,7 @@ def test_sent_as_it_is_made(form: str, coding: str, monkeypatch: pytest.MonkeyPa
     with world.client() as client:
         plain = client.get(path, headers={**headers, "Accept-Encoding": "identity"}).content
         whole = client.get(path, headers=headers)
-        monkeypatch.setattr(requests, "AT_ONCE_MAX", 10)
+        monkeypatch.setattr(statistics, "BUFFERED_COUNTRY_DAYS_MAX", 10)
         with client.stream("GET", path, headers=headers) as answer:
             body = b"".join(answer.iter_raw())
     assert "content-length" not in answer.headers

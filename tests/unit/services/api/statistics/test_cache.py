@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.api.routes import requests
+from services.api.routes import statistics
 from services.api.statistics.cache import Body, ResponseCache
 from tests.fakes.api import DAY, World, stats
 
@@ -101,7 +101,7 @@ def test_kept_answer(coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     The cache of heads is empty: what is answered without reading one is what was kept.
     """
-    monkeypatch.setattr(requests, "AT_ONCE_MAX", 0)
+    monkeypatch.setattr(statistics, "BUFFERED_COUNTRY_DAYS_MAX", 0)
     world = World()
     for day in range(31):
         world.fold_in(stats("armenia", DAY + dt.timedelta(days=day)))

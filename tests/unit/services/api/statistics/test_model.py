@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.api.middleware.legacy_query import whole_query
-from services.api.unreadable import unreadable_objects
+from services.api.http.unreadable import unreadable_objects
+from services.api.middleware.legacy_query import repaired_query
 from shared.domain import keys, objects
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import Countries
@@ -323,6 +323,6 @@ def test_unreadable_summary(world: World, client: Client, body: bytes, remedy: s
         (b"a=%ff&&=&to2024-05-31\xff", b"a=%ff&&=&to2024-05-31\xff"),
     ],
 )
-def test_whole_query(query: bytes, whole: bytes) -> None:
+def test_repaired_query(query: bytes, whole: bytes) -> None:
     """The missing equals sign is put in, and every other pair stays as it is, byte for byte."""
-    assert whole_query(query) == whole
+    assert repaired_query(query) == whole

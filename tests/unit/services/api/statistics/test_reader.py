@@ -10,7 +10,8 @@ import pytest
 
 from services.aggregate.fold import empty_summary, fold
 from services.api.http.date_range import DateRange
-from services.api.http.deadline import TookTooLong
+from services.api.http.deadline import DeadlineExceeded
+from services.api.statistics import cache as cache_module
 from services.api.statistics import reader as reader_module
 from services.api.statistics.reader import HeadCache, SummaryReader
 from shared.domain import keys, objects
@@ -175,7 +176,7 @@ async def test_other_keys_are_passed_over() -> None:
 async def test_cache_is_bounded() -> None:
     """A cache that holds two heads forgets the one used least recently."""
     world = World()
-    entry_bytes = len(keys.summary(1, DAY, CountrySlug("armenia"))) + 34 + reader_module.ENTRY_OVERHEAD_BYTES
+    entry_bytes = len(keys.summary(1, DAY, CountrySlug("armenia"))) + 34 + cache_module.ENTRY_OVERHEAD_BYTES
     reader = reader_of(world, cache_bytes=2 * entry_bytes)
     for country in ("armenia", "belgium", "estonia"):
         world.fold_in(stats(country))
@@ -205,7 +206,7 @@ def test_cache_keeps_one_head_of_a_key() -> None:
     """A head replaces the one before it, which is never found again and takes no room."""
     summary = fold(empty_summary(DAY, CountrySlug("armenia")), [stats("armenia")])
     head = objects.decode_head(objects.encode(summary), "a")
-    cache = HeadCache(2 * (reader_module.ENTRY_OVERHEAD_BYTES + len("a") + len('"1"')))
+    cache = HeadCache(2 * (cache_module.ENTRY_OVERHEAD_BYTES + len("a") + len('"1"')))
     for etag in ('"1"', '"2"', '"3"'):
         cache.keep("a", etag, head)
     cache.keep("b", '"1"', head)
@@ -276,7 +277,7 @@ async def test_range_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> Non
             return await super().get(key, first_bytes=first_bytes)
 
     monkeypatch.setattr(reader_module, "RANGE_DEADLINE_S", 0.01)
-    with pytest.raises(TookTooLong, match="2024-05-01 to 2024-05-31"):
+    with pytest.raises(DeadlineExceeded, match="2024-05-01 to 2024-05-31"):
         await heads_of(reader_of(World(Silent())))
 
 
@@ -298,7 +299,7 @@ async def test_bounded_concurrency() -> None:
     for day in MAY.dates():
         world.fold_in(stats("armenia", day))
     assert len(await heads_of(reader_of(world), MAY)) == 31
-    assert most == reader_module.GETS_AT_ONCE_MAX
+    assert most == reader_module.CONCURRENT_GETS_MAX
 
 
 async def test_readers_that_come_together() -> None:
@@ -332,7 +333,7 @@ async def test_a_tag_that_suffices() -> None:
     world = World()
     world.fold_in(stats("armenia"))
     reader = reader_of(world)
-    tag, heads, _ = await reader.read(MAY, suffices=lambda _: True)
+    tag, heads, _ = await reader.read(MAY, tag_suffices=lambda _: True)
     assert heads is None
     assert heads_read(world) == []
     world.fold_in(stats("armenia", dt.date(2024, 6, 1)))

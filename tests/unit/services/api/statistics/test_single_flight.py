@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from services.api.statistics.single_flight import SingleFlight
+from services.api.statistics.cache import SingleFlight
 
 
 class Counting:

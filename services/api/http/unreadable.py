@@ -1,6 +1,6 @@
-"""Objects of the bucket that cannot be read: each is left out of a response, and named there, in the log and a metric.
+"""Unreadable objects of the bucket: a response leaves them out and names them, and a log line and a metric count them.
 
-Only a query for such an object alone fails: then its error becomes a problem, in ``problems.py``.
+A request for one object that is unreadable fails, with a problem from ``problems.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAMED_MAX = 20
 NAME_LENGTH_MAX = 200
 
 unreadable_objects = Counter(
-    "tripfold_unreadable_objects_total", "Objects of the bucket that a query found and could not read", ["kind"]
+    "tripfold_unreadable_objects_total", "Objects of the bucket that the API could not read", ["kind"]
 )
 _KINDS = {
     keys.SUMMARIES: "summary",
@@ -39,36 +39,36 @@ _log = structlog.get_logger()
 
 
 class UnreadableObject(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of the bucket that cannot be read, and why. It is left out of everything else in the response."""
+    """An object of the bucket that cannot be read, and why. The rest of the response lacks it."""
 
     key: Annotated[str, msgspec.Meta(examples=["summaries/generation=1/date=2024-05-01/country=armenia.json"])]
     reason: Annotated[str, msgspec.Meta(description="Why it cannot be read, and what to do.")]
 
 
 def read_if_readable(read: Callable[[], _Read]) -> _Read | UnreadableObject:
-    """Return what ``read`` reads from an object; if it is unreadable, count and log that instead."""
+    """Return the result of ``read``; if its object is unreadable, report that and return the report."""
     try:
         return read()
     except CorruptObject as error:
-        return noted(error)
+        return report_unreadable(error)
 
 
-def noted(error: CorruptObject) -> UnreadableObject:
-    """Count and log an unreadable object; return its key, and why it is unreadable with what to do."""
+def report_unreadable(error: CorruptObject) -> UnreadableObject:
+    """Count and log an unreadable object; return its key, the reason, and the remedy."""
     unreadable_objects.labels(_kind_of(error.key)).inc()
-    _log.error("object is unreadable", key=error.key, error=str(error))
+    _log.error("object_unreadable", key=error.key, error=str(error))
     return UnreadableObject(key=error.key, reason=f"{error}. {_remedy_of(error)}")
 
 
-class UnreadableAlone(RuntimeError):
-    """A query for one object that cannot be read."""
+class RequestedObjectUnreadable(RuntimeError):
+    """The one object that a client requested cannot be read."""
 
     def __init__(self, unreadable: UnreadableObject) -> None:
         super().__init__(unreadable.reason)
 
 
-def named(objects: Iterable[UnreadableObject]) -> dict[str, str]:
-    """Return the response header that names unreadable objects, the first NAMED_MAX of them; none: no header."""
+def unreadable_header(objects: Iterable[UnreadableObject]) -> dict[str, str]:
+    """Return the response header that names the first NAMED_MAX unreadable objects; no header if there are none."""
     names = [_name_of(one.key) for one in objects]
     if not names:
         return {}
@@ -89,10 +89,10 @@ def _kind_of(key: str) -> str:
 def _remedy_of(error: CorruptObject) -> str:
     key = error.key
     if isinstance(error, NewerObject):
-        return "A later version of Tripfold wrote it: upgrade the API."
+        return "A later version of Tripfold wrote it. Upgrade the API."
     if keys.parse_summary(key):
         date = keys.parse_date(key)
-        return f"An operator can make it again from the bucket: tripfold repair --from {date} --to {date}"
+        return f"An operator can compute it again from the bucket: tripfold repair --from {date} --to {date}"
     if key.startswith(keys.REQUESTS):
-        return "Ask for its date again, or have an operator restore the object from the bucket's versions."
-    return "An operator can restore it from the bucket's versions; tripfold verify lists all that is damaged."
+        return "Request its date again, or ask an operator to restore the object from the bucket's versions."
+    return "An operator can restore it from the bucket's versions. `tripfold verify` lists all damaged objects."

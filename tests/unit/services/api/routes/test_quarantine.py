@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from services.api.quarantine import RECORDS_SHOWN_MAX
+from services.api.routes.quarantine import RECORDS_SHOWN_MAX
 from shared.domain import objects
 from shared.domain.objects import QuarantineReport
 from tests.fakes.api import DAY, Client, World, report_of, write_report
