@@ -13,7 +13,8 @@ from services.api.http.date_range import DateRange
 from services.api.http.deadline import DeadlineExceeded
 from services.api.statistics import cache as cache_module
 from services.api.statistics import reader as reader_module
-from services.api.statistics.reader import HeadCache, SummaryReader
+from services.api.statistics.cache import HeadCache
+from services.api.statistics.reader import SummaryReader
 from shared.domain import keys, objects
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import SummaryHead
