@@ -8,8 +8,10 @@ Ten years of two hundred countries are 730,000 objects: no store is filled with 
 from __future__ import annotations
 
 import argparse
+import bisect
 import datetime as dt
 import hashlib
+import itertools
 import random
 from collections import Counter
 from typing import Any
@@ -18,13 +20,14 @@ from urllib.parse import parse_qs, unquote
 import msgspec
 import uvicorn
 
-from shared.domain import objects
+from shared.domain import keys, objects
 from shared.domain.contribution import Contribution
 from shared.domain.ids import CityId, CountrySlug
-from shared.domain.objects import LedgerEntry, PlanChunks, Summary
+from shared.domain.objects import GenerationPointer, LedgerEntry, PlanChunks, Summary
 
 CITIES = 5
 PAGE = 1_000
+FOLDER = "summaries/generation=1/date="
 
 
 class Summaries:
@@ -84,22 +87,25 @@ class Summaries:
 
     def listing(self, prefix: str, after: str) -> tuple[bytes, int]:
         """Return a page of a listing as XML."""
-        month = prefix.partition("date=")[2]
-        keys = [
-            (f"summaries/generation=1/date={date}/country={country}.json", date, country)
-            for date in self.dates
-            if date.startswith(month)
+        first = max(prefix, after)
+        dates = (
+            self.dates[bisect.bisect_left(self.dates, first[len(FOLDER) :][:10]) :] if first >= FOLDER else self.dates
+        )
+        found = (
+            (key, date, country)
+            for date in dates
             for country in self.countries
-        ] if prefix.startswith("summaries/generation=1/date=") else []  # fmt: skip
-        begin = next((place for place, (key, *_) in enumerate(keys) if key > after), len(keys)) if after else 0
-        page = keys[begin : begin + PAGE]
+            if (key := f"{FOLDER}{date}/country={country}.json").startswith(prefix) and key > after
+        )
+        listed = list(itertools.islice(found, PAGE + 1))
+        page = listed[:PAGE]
         entries = "".join(
             f"<Contents><Key>{key}</Key><LastModified>2024-05-02T01:00:00.000Z</LastModified>"
             f"<ETag>{self.etag(date, country).replace(chr(34), '&quot;')}</ETag><Size>1500</Size>"
             "<StorageClass>STANDARD</StorageClass></Contents>"
             for key, date, country in page
         )
-        more = begin + PAGE < len(keys)
+        more = len(listed) > PAGE
         token = f"<NextContinuationToken>{page[-1][0]}</NextContinuationToken>" if more else ""
         return (
             '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
@@ -128,7 +134,10 @@ def app_of(summaries: Summaries) -> Any:
         else:
             counts["get"] += 1
             parts = path.split("/")
-            if "/summaries/" not in path:
+            if path.endswith(f"/{keys.CURRENT}"):
+                body = objects.encode(GenerationPointer())
+                headers[b"etag"] = b'"pointer"'
+            elif "/summaries/" not in path:
                 status, body = 404, b"<Error><Code>NoSuchKey</Code></Error>"
             else:
                 date, country = parts[-2].removeprefix("date="), parts[-1].removeprefix("country=")[:-5]
