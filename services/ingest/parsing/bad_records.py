@@ -1,4 +1,4 @@
-"""The bad records of one file: all are counted, the first are kept to be reported."""
+"""Counts the bad records of one file, and keeps the first ones for its report."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class BadRecords:
 
     @property
     def reported(self) -> tuple[BadRecord, ...]:
-        """The first of them, at most `BAD_RECORDS_REPORTED_MAX`."""
+        """The first bad records, at most `BAD_RECORDS_REPORTED_MAX`."""
         return tuple(self._reported)
 
     def add(self, fault: InvalidTrip, *, record_number: int, byte_offset: int) -> None:
-        """Count a record."""
+        """Count a bad record."""
         self.count += 1
         if len(self._reported) < BAD_RECORDS_REPORTED_MAX:
             bad = BadRecord(

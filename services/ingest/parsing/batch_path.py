@@ -1,22 +1,22 @@
-"""The fast path: whole windows of records through one typed decoder.
+"""The batch path: decodes whole windows of records with one typed decoder.
 
-A window is a stretch of the file that ends in ``}``, or in a line. Between square brackets it is a document, decoded
-as an array of trips; JSON is read from left to right, so if that succeeds the window is a run of whole records,
-wherever its end came from. If it does not, the end was inside a string or a nested object, and an earlier ``}`` is
-tried.
+A window is a part of the file that ends after a ``}``, or at the end of a line. In square brackets it is a JSON
+document, which is decoded as an array of trips. A JSON decoder reads from left to right. If it succeeds, the window
+holds only whole records, whatever its end was. If it fails, the end was inside a string or a nested object, and the
+path tries an earlier ``}``.
 
-This path never judges. Whatever it cannot read, or would read otherwise than the reference path, it declines:
-it leaves the bytes unparsed, and the reference path goes on from there. It may therefore only accept what the
-reference path accepts too, with the same sums, and these are the places where its decoder is not enough:
+This path never rejects a record. It declines a window that it cannot read, or that it might read differently than the
+strict path. It then leaves the bytes to the strict path. So it may accept only windows that the strict path accepts
+with the same totals. Its decoders are not strict enough in three places:
 
-- it skips the fields it does not know, without looking at their UTF-8, their depth or the length of their numbers;
-- what it does to a departure time, `DatedTrip` says;
-- a record may go on over several lines for it.
+- they skip unknown fields without a check of their UTF-8, their depth or the length of their numbers;
+- they read departure times in the way that `DatedTrip` describes;
+- they accept a record that spans several lines.
 
-Three decoders stand on a ladder: `PlainTrip` is the quickest and forbids other fields, `DatedTrip` skips them, and
-`Trip` leaves the departure time to the rules. A file steps down when it brings a window that only a lower rung takes,
-and now and then tries the top again. A window that no rung takes is made smaller, so that little of the file is
-declined for one record; each that is folded is followed by one of twice the size.
+There are three decoders. `PlainTrip` is the fastest and forbids other fields. `DatedTrip` skips other fields. `Trip`
+leaves the departure time to the rules. A window that a decoder rejects goes to the next decoder, which then stays in
+use for some windows before the path tries the fastest again. If all decoders reject a window, the path tries a smaller
+one, so that one record makes it decline little of the file. After each success the window doubles.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from shared.domain.file_rules import RecordsForm
 
 SMALLEST_WINDOW_BYTES: Final = 2048
 SHRINK_FACTOR: Final = 8
-WINDOWS_ON_LOWER_RUNG: Final = 16
+WINDOWS_PER_LOWER_LEVEL: Final = 16
 
 _OPENING = re.compile(rb'\{[ \t\r\n]*"[^"\\]{0,100}"')
 _AROUND_LINE_BREAK = re.compile(rb"[ \t\r]*\n[ \t\r\n]*")
@@ -46,7 +46,7 @@ _Trip = TypeVar("_Trip", PlainTrip, DatedTrip, Trip)
 
 
 class BatchPath:
-    """Folds records into the tally for as long as they are plain; `unparsed` stands where a record is awaited."""
+    """Totals records until it has to decline one. `unparsed` starts where the next record is expected."""
 
     def __init__(
         self,
@@ -60,36 +60,36 @@ class BatchPath:
         self._limits = limits
         self._progress = progress
         self._totals = totals
-        self._shape: _Shape = _LineShape() if form.is_lines else _ArrayShape(limits.retreats)
-        self._ladder = _Ladder(self._shape, totals, limits)
+        self._form: _FileForm = _LineForm() if form.is_lines else _ArrayForm(limits.retreats)
+        self._decoders = _Decoders(self._form, totals, limits)
         self._smallest_bytes = min(SMALLEST_WINDOW_BYTES, limits.window_bytes)
         self._window_bytes = limits.window_bytes
 
     def total(self) -> bool:
-        """Fold windows until the smallest is declined; return whether there was one before."""
-        folded = False
+        """Total windows until the smallest is declined. Return whether any window was totalled."""
+        any_totalled = False
         while True:
             self._unparsed.fill(self._limits.window_bytes)
-            start = self._shape.next_record(self._unparsed)
+            start = self._form.next_record(self._unparsed)
             if start is None:
-                return folded
+                return any_totalled
             if self._total_window(start):
-                folded = True
+                any_totalled = True
                 self._window_bytes = min(2 * self._window_bytes, self._limits.window_bytes)
             elif self._window_bytes > self._smallest_bytes:
                 self._window_bytes = max(self._window_bytes // SHRINK_FACTOR, self._smallest_bytes)
             else:
-                return folded
+                return any_totalled
 
     def _total_window(self, start: int) -> bool:
         pending = self._unparsed.pending
         end = min(len(pending), start + self._window_bytes)
-        for cut in self._shape.cuts(self._unparsed, start, end):
+        for cut in self._form.cuts(self._unparsed, start, end):
             with memoryview(pending) as view:
                 window = b"".join((b"[", view[start:cut], b"]"))
             try:
-                self._ladder.total(window)
-            except (msgspec.ValidationError, InvalidTrip, UnicodeDecodeError, _NotForThisPath):
+                self._decoders.total(window)
+            except (msgspec.ValidationError, InvalidTrip, UnicodeDecodeError, _Declined):
                 return False
             except (msgspec.DecodeError, RecursionError):
                 continue
@@ -100,20 +100,20 @@ class BatchPath:
         return False
 
 
-class _Shape(Protocol):
-    """How one form of file is cut into windows, and how a window is decoded."""
+class _FileForm(Protocol):
+    """Cuts one form of file into windows, and makes the decoders of a window."""
 
     def next_record(self, unparsed: UnparsedBytes) -> int | None:
-        """Return where the next record begins among the pending bytes, if it is an object."""
+        """Return the start of the next record in the pending bytes, or None if it is not an object."""
 
     def cuts(self, unparsed: UnparsedBytes, start: int, end: int) -> Iterator[int]:
-        """Yield ends of a window to try, the best first."""
+        """Yield possible ends of a window, the best first."""
 
     def decoder(self, kind: type[_Trip]) -> Callable[[bytes], list[_Trip]]:
-        """Return what decodes the records of a window, between brackets; it raises as `msgspec` does, or declines."""
+        """Return a decoder of a window in brackets. It raises the errors of `msgspec`, or `_Declined`."""
 
 
-class _ArrayShape:
+class _ArrayForm:
     """Records separated by commas."""
 
     def __init__(self, retreats: int) -> None:
@@ -121,7 +121,7 @@ class _ArrayShape:
         self._opening = b""
 
     def next_record(self, unparsed: UnparsedBytes) -> int | None:
-        """Return where the next record begins, after exactly one comma unless it is the first."""
+        """Return the start of the next record, after exactly one comma unless it is the first."""
         pending = unparsed.pending
         start = _after_white_space(pending, 0)
         if unparsed.inside:
@@ -135,9 +135,9 @@ class _ArrayShape:
         return start
 
     def cuts(self, unparsed: UnparsedBytes, start: int, end: int) -> Iterator[int]:
-        """Yield ends after a ``}``: before the last record that opens like the first, then from the last.
+        """Yield ends after a ``}``: first before the last record that opens like the first one, then from the end.
 
-        In files with nested objects the last ``}`` is seldom a record's; the first guess finds the one that is.
+        In a file with nested objects the last ``}`` seldom ends a record, but the first guess does.
         """
         pending = unparsed.pending
         last_opening = pending.rfind(self._opening, start + 1, end) if self._opening else -1
@@ -157,11 +157,11 @@ class _ArrayShape:
         return msgspec.json.Decoder(list[kind]).decode  # type: ignore[valid-type] # a list of what the variable holds
 
 
-class _LineShape:
-    """Records each in a line of its own."""
+class _LineForm:
+    """One record per line."""
 
     def next_record(self, unparsed: UnparsedBytes) -> int | None:
-        """Return where the next record begins, after a line break unless it is the first."""
+        """Return the start of the next record, after a line break unless it is the first."""
         pending = unparsed.pending
         start = _after_white_space(pending, 0)
         if unparsed.inside and pending.find(b"\n", 0, start) < 0:
@@ -178,7 +178,7 @@ class _LineShape:
             yield line_break
 
     def decoder(self, kind: type[_Trip]) -> Callable[[bytes], list[_Trip]]:
-        """Return a decoder of lines that declines if a record goes on over two, or a line holds two."""
+        """Return a decoder of lines that declines a record on two lines, and two records on one line."""
         decode_lines = msgspec.json.Decoder(kind).decode_lines
 
         def decode(window: bytes) -> list[_Trip]:
@@ -187,16 +187,16 @@ class _LineShape:
             if not _is_one_a_line(window, len(trips)):
                 lines_alone = _AROUND_LINE_BREAK.sub(b"\n", window[1:-1]).strip()
                 if not _is_one_a_line(lines_alone, len(trips)):
-                    raise _NotForThisPath
+                    raise _Declined
             return trips
 
         return decode
 
 
 def _is_one_a_line(lines: bytes, records: int) -> bool:
-    """Tell whether JSON objects are separated by single line breaks, and have none inside.
+    """Tell whether JSON objects are separated by single line breaks and contain no line break.
 
-    Nothing else than two values of the top level can have no more between them than a line break.
+    Only two values of the top level can be separated by a line break alone.
     """
     if lines.count(b"\n") != records - 1:
         return False
@@ -210,34 +210,34 @@ def _after_white_space(pending: bytearray, start: int) -> int:
     return match.end()
 
 
-class _Ladder:
-    """The decoders of windows, from the quickest to the most patient, and the one that the file is at."""
+class _Decoders:
+    """The decoders of windows, from the fastest to the most general, and the one in use."""
 
-    def __init__(self, shape: _Shape, totals: TripTotals, limits: ParserLimits) -> None:
+    def __init__(self, form: _FileForm, totals: TripTotals, limits: ParserLimits) -> None:
         self._totals = totals
         self._depth_max = limits.depth
-        self._plain = shape.decoder(PlainTrip)
-        self._dated = shape.decoder(DatedTrip)
-        self._written = shape.decoder(Trip)
-        self._rungs = (self._total_plain, self._total_dated, self._total_written)
-        self._rung = 0
+        self._plain = form.decoder(PlainTrip)
+        self._dated = form.decoder(DatedTrip)
+        self._written = form.decoder(Trip)
+        self._levels = (self._total_plain, self._total_dated, self._total_written)
+        self._level = 0
         self._windows_here = 0
 
     def total(self, window: bytes) -> None:
-        """Add up the records of a window, on the first rung from here that takes it, or raise why the last does not."""
-        for rung in range(self._rung, len(self._rungs)):
+        """Total a window with the first decoder, from the one in use, that accepts it. Raises the last one's error."""
+        for level in range(self._level, len(self._levels)):
             try:
-                self._rungs[rung](window)
+                self._levels[level](window)
             except msgspec.ValidationError:
-                if rung == len(self._rungs) - 1:
+                if level == len(self._levels) - 1:
                     raise
             else:
-                self._stay_for_a_while(rung)
+                self._remember_level(level)
                 return
 
-    def _stay_for_a_while(self, rung: int) -> None:
-        self._windows_here = self._windows_here + 1 if rung == self._rung else 0
-        self._rung = rung if self._windows_here < WINDOWS_ON_LOWER_RUNG else 0
+    def _remember_level(self, level: int) -> None:
+        self._windows_here = self._windows_here + 1 if level == self._level else 0
+        self._level = level if self._windows_here < WINDOWS_PER_LOWER_LEVEL else 0
 
     def _total_plain(self, window: bytes) -> None:
         self._add_dated(window, self._plain(window))
@@ -253,10 +253,10 @@ class _Ladder:
         self._totals.add_all(trips, on_other_dates=self._totals.count_on_other_dates(trips))
 
     def _add_dated(self, window: bytes, trips: Sequence[DatedTrip]) -> None:
-        """Add trips whose departures are as the decoder read them; if it may have misread one, decode them again."""
+        """Add trips with the decoder's departure times. If it may have misread one, decode the window again."""
         escapes = b"\\" in window
         cut_short = escapes and b"\\u0000" in window
-        # What was rounded to midnight may have been written as the last moment of the date before.
+        # The decoder may have rounded the last moment of the previous date up to midnight.
         rounded = escapes or b"." in window
         if cut_short or (rounded and any(trip.departure_time.time() == time.min for trip in trips)):
             self._total_written(window)
@@ -264,28 +264,28 @@ class _Ladder:
             self._totals.add_all(trips, on_other_dates=self._totals.count_dated_on_other_dates(trips))
 
     def _check_skipped(self, window: bytes, records: int) -> None:
-        """Raise `_NotForThisPath` if a field that the decoder skipped may be one that the reference path refuses."""
+        """Raise `_Declined` if the strict path might refuse a field that the decoder skipped."""
         if not window.isascii():
             window.decode()
-        # Deeper than the array and its records is only what has brackets beyond theirs.
+        # Only brackets beyond those of the array and its records can nest deeper.
         more_brackets = window.count(b"{") - records
         if window.find(b"[", 1) > 0:
             more_brackets += window.count(b"[") - 1
         if more_brackets > self._depth_max - 2 and _is_deeper(window, self._depth_max):
-            raise _NotForThisPath
+            raise _Declined
         if may_have_long_number(window):
-            raise _NotForThisPath
+            raise _Declined
 
 
-class _NotForThisPath(Exception):
-    """A window holds what the decoder accepts and the reference path may not."""
+class _Declined(Exception):
+    """The decoder accepts the window, but the strict path might not."""
 
 
 def _is_deeper(window: bytes, depth: int) -> bool:
-    """Tell whether the brackets of a JSON document, those outside of strings, are nested deeper than `depth`.
+    """Tell whether the brackets of a JSON document, outside of strings, are nested deeper than `depth`.
 
-    Two quotes side by side go without changing on which side of a string any bracket is, and mostly no other
-    quotes are left once all else has gone. Then each round takes off the innermost brackets.
+    First remove everything but brackets and quotes. Then remove pairs of adjacent quotes, which does not change which
+    brackets are inside strings, and usually leaves no quotes. Each round then removes the innermost brackets.
     """
     if b"\\" in window:
         window = window.replace(b"\\\\", b"").replace(b'\\"', b"")

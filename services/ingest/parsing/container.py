@@ -1,7 +1,7 @@
-"""What stands around the records of a file: passed over before the first, and checked after the last.
+"""The container of the records in a file: skipped before the first record, and checked after the last.
 
-For records under a path, that is a JSON document of its own, with an empty array in the place of the records. Where
-the array begins is found by bracket and quote, and then the parser has to agree.
+If the records are under a path, the container is a JSON document with an empty array in place of the records. A
+scan of brackets and quotes finds the start of the array, and the JSON parser then confirms it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _ENTERED: Final = "the array of trips begins"
 
 
 class Container(Protocol):
-    """What stands around the records of one form of file."""
+    """The container of one form of file."""
 
     def enter(self) -> None:
-        """Go to where the first record is awaited. Raises `FileFault`."""
+        """Advance to the first record. Raises `FileFault`."""
 
     def leave(self) -> None:
-        """Go from behind the last record to the end of the file. Raises `FileFault`."""
+        """Advance from the end of the last record to the end of the file. Raises `FileFault`."""
 
 
 def make_container(unparsed: UnparsedBytes, form: RecordsForm, limits: ParserLimits) -> Container:
-    """Return the container of a form."""
+    """Return the container of a form of file."""
     if form.is_lines:
         return _Lines(unparsed)
     return _Document(unparsed, form.path, limits) if form.path else _Array(unparsed)
@@ -45,7 +45,7 @@ def _pass_byte_order_mark(unparsed: UnparsedBytes) -> None:
 
 
 class _Lines:
-    """Nothing but a byte order mark."""
+    """No container except a byte order mark."""
 
     def __init__(self, unparsed: UnparsedBytes) -> None:
         self._unparsed = unparsed
@@ -81,7 +81,7 @@ class _Array:
 
 
 class _Document:
-    """An object in which, under a path of keys, the array is."""
+    """An object that has the array under a path of keys."""
 
     def __init__(self, unparsed: UnparsedBytes, path: tuple[str, ...], limits: ParserLimits) -> None:
         self._unparsed = unparsed
@@ -113,7 +113,7 @@ class _Document:
         self._unparsed.drop(len(after))
 
     def _find_array(self) -> int:
-        """Return where the array's bracket ends. Raises `FileFault` if there is none."""
+        """Return the offset after the array's opening bracket. Raises `FileFault` if there is no array."""
         look_bytes = FIRST_LOOK_BYTES
         while True:
             self._unparsed.fill(min(look_bytes, self._bytes_max + 1))
@@ -133,19 +133,19 @@ class _Document:
         raise FileFault(f"there is no {pointer(self._path)} by its plain name")
 
     def _check(self, document: bytes, unfinished: str | None = None) -> None:
-        """Raise `FileFault` if this is not a document with an array at the path; of an unfinished one, in any case."""
+        """Raise `FileFault` unless this is a document with an array at the path. Always raise if it is unfinished."""
         walk = _Walk(self._path, self._depth_max)
         for event, value in json_events(document, unfinished):
             walk.step(event, value)
         walk.end()
-        # The parser would take an unfinished token there, such as `"` or `tru`, for nothing.
+        # The parser would ignore an unfinished token there, such as `"` or `tru`.
         end, _ = value_end(document, self._depth_max, ended=True)
         if document[end:].strip(b" \t\r\n"):
             raise FileFault("something follows the document")
 
 
 class _Walk:
-    """Follows the path through the events of a document: each of its keys has to be there, once."""
+    """Follows the path through the events of a document. Each key of the path must occur exactly once."""
 
     def __init__(self, path: tuple[str, ...], depth_max: int) -> None:
         self._path = path
@@ -206,7 +206,7 @@ _TOKEN = re.compile(rb'[{}\[\],:]|"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
 def _array_under(path: tuple[str, ...], data: bytearray) -> int | None:
-    """Return where the bracket ends that opens the array under the path, if data is JSON and holds it."""
+    """Return the offset after the opening bracket of the array under the path, or None if it is not in the data."""
     depth = inside = 0
     awaited = True
     string = b""

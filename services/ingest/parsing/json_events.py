@@ -1,10 +1,10 @@
-"""The events of one JSON text, by ijson on yajl: the judge of what is JSON.
+"""The events of one JSON text, from ijson on yajl, which decides whether the text is JSON.
 
-Around it stand the checks it leaves out: yajl takes vertical tabs and form feeds for white space, and an integer that
-Python refuses to convert makes ijson go on with an event that holds no object.
+This module adds two checks that yajl lacks. Yajl accepts vertical tabs and form feeds as white space. If Python
+refuses to convert an integer, ijson continues with an event without a value.
 
-One thing is left as yajl has it, in text that no sum is made of: the escape of a high surrogate without its low half
-is read as ``?``, the escape of a low one alone is refused.
+One behaviour of yajl stays, because it concerns only text that is not totalled. An escaped high surrogate without its
+low half is read as ``?``. An escaped low surrogate alone is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import ijson
 from services.ingest.parsing.trip_file import NUMBER_MAX_DIGITS, FileFault, may_have_long_number
 
 PIECE_BYTES: Final = 64 * 1024
-"""What the parser is handed at once: for that long it holds the interpreter."""
+"""The size of one call to the parser, which holds the GIL for the whole call."""
 
 _YAJL = ijson.get_backend("yajl2_c")
 _FALSE_WHITE_SPACE = re.compile(rb"[\v\f]")
@@ -28,7 +28,7 @@ _STRING_OR_LONG_NUMBER = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[0-9]{%d}' % (NUMBE
 
 
 def any_exponent() -> AbstractContextManager[Context]:
-    """Return the context to read events in: a number whose exponent is beyond any Decimal is JSON all the same."""
+    """Return a context for reading events, in which a number may have an exponent beyond Decimal's range."""
     context = getcontext().copy()
     context.traps[InvalidOperation] = False
     return localcontext(context)
@@ -37,9 +37,9 @@ def any_exponent() -> AbstractContextManager[Context]:
 def json_events(text: bytes, unfinished: str | None = None) -> Iterator[tuple[str, Any]]:
     """Yield the events of `basic_parse`: ``("map_key", name)``, ``("number", value)`` and so on.
 
-    If `unfinished`, the text is the beginning of one, and this the reason that there is no more of it.
+    If `unfinished`, the text is only the beginning of a text, and `unfinished` is the reason why it was cut.
 
-    Raises `FileFault` for the first thing that is not JSON, or with that reason.
+    Raises `FileFault` for the first place that is not JSON, or with that reason.
     """
     text, unfinished = _cut_before_what_yajl_may_not_see(text, unfinished)
     try:
@@ -51,7 +51,7 @@ def json_events(text: bytes, unfinished: str | None = None) -> Iterator[tuple[st
 
 
 class _Pieces:
-    """A text as a file to read from. If it is unfinished, reading ends in an error, so the parser sees no end."""
+    """A text as a readable file. If it is unfinished, the last read raises an error, so the parser sees no end."""
 
     def __init__(self, text: bytes, unfinished: str | None) -> None:
         self._text = text

@@ -1,8 +1,8 @@
-"""Folds one trip file, as it streams by, into what its city-day contributes.
+"""Totals one trip file while it is streamed.
 
-`total_trip_file` is synchronous and touches nothing but the `read` it is given, so it runs in a worker thread and
-in a test alike. The fast path folds what it can; what it declines, the reference path folds, and it alone finds fault.
-So there is one verdict on any file, however the bytes were cut on their way.
+`total_trip_file` is synchronous and uses nothing but its `read` function, so it runs in a thread or in a test. The
+batch path totals the records that it can, and the strict path totals the rest. Only the strict path rejects records, so
+the result does not depend on how the bytes were cut into chunks.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ DEFAULT_RULES: Final = FileRules()
 
 
 class FileTotals(msgspec.Struct, frozen=True, kw_only=True):
-    """What a valid file adds up to.
+    """The totals of a valid file.
 
-    `records` are all it has, of which `bad_records` are left out of the sums and the first of those are `reported`.
-    `trips_on_other_dates` are among the sums. The reference path read `strict_path_records` of the records.
+    `records` counts all records. The totals leave out the `bad_records`, of which the first are `reported`. They
+    include the `trips_on_other_dates`. The strict path read `strict_path_records` of the records.
     """
 
     contribution: Contribution
@@ -70,28 +70,28 @@ def total_trip_file(
     progress: Callable[[int], None] | None = None,
     force_strict: bool = False,
 ) -> FileTotals:
-    """Fold the file of one city on one date (``YYYY-MM-DD``).
+    """Total the file of one city on one date (``YYYY-MM-DD``).
 
-    `read` returns the next bytes, as many as it likes, and ``b""`` at the end; it may block, and what it raises is
-    passed on. A valid file is read to its end. `progress` is told the number of trips folded so far, now and then. With
-    `force_strict` the fast path is left out: slower, and the same answer. Records that break a rule are left out,
-    counted and reported, as far as the `rules` allow.
+    `read` returns the next bytes in chunks of any size, and ``b""`` at the end. It may block, and its errors are passed
+    on. A valid file is read to its end. `progress` regularly receives the number of trips totalled so far.
+    `force_strict` disables the batch path: that is slower and gives the same result. Records that break a rule are
+    skipped, counted and reported, as far as the `rules` allow.
 
-    Raises `InvalidTripFile` for a file that is not read to its end, `TooManyBadRecords` for one that is and has more
-    of them than it may, and nothing else for any bytes.
+    Raises `InvalidTripFile` for a file that cannot be read to its end, and `TooManyBadRecords` for a file that has more
+    bad records than the rules allow. It raises nothing else for any bytes.
     """
     totals = TripTotals(date, other_dates_are_bad=rules.other_dates_are_bad)
     bad = BadRecords()
     unparsed = UnparsedBytes(read)
     report = progress or (lambda _trips: None)
     reader = (LineRecords if rules.form.is_lines else ArrayRecords)(unparsed, limits)
-    reference = StrictPath(unparsed, reader, totals, bad, report)
-    fast = None if force_strict else BatchPath(unparsed, rules.form, totals, limits, report)
+    strict = StrictPath(unparsed, reader, totals, bad, report)
+    batch = None if force_strict else BatchPath(unparsed, rules.form, totals, limits, report)
     container = make_container(unparsed, rules.form, limits)
     with any_exponent():
         try:
             container.enter()
-            _total_records(fast, reference, limits)
+            _total_records(batch, strict, limits)
             container.leave()
         except FileFault as fault:
             raise InvalidTripFile(
@@ -106,19 +106,19 @@ def total_trip_file(
         records=records,
         bad_records=bad.count,
         reported=bad.reported,
-        strict_path_records=reference.records,
+        strict_path_records=strict.records,
     )
 
 
-def _total_records(fast: BatchPath | None, reference: StrictPath, limits: ParserLimits) -> None:
-    """Fold all records. The longer the fast path takes none, the rarer it is asked."""
-    if fast is None:
-        reference.total(None)
+def _total_records(batch: BatchPath | None, strict: StrictPath, limits: ParserLimits) -> None:
+    """Total all records. The longer the batch path declines every window, the less often it is tried."""
+    if batch is None:
+        strict.total(None)
         return
     stretch_bytes = SMALLEST_WINDOW_BYTES
     more = True
     while more:
-        if fast.total():
+        if batch.total():
             stretch_bytes = SMALLEST_WINDOW_BYTES
-        more = reference.total(stretch_bytes)
+        more = strict.total(stretch_bytes)
         stretch_bytes = min(2 * stretch_bytes, limits.window_bytes)

@@ -1,7 +1,7 @@
-"""Takes one record after the other out of a file, by bracket and quote.
+"""Cuts a file into records by its brackets and quotes.
 
-What it takes is a JSON value if the file is JSON; of a file that is not, it takes something that is no JSON value
-either, or finds no comma where one belongs. So whoever parses all it takes has parsed the array.
+If the file is JSON, each record is a JSON value. If it is not, some record is not a JSON value, or a comma is missing
+between two of them. So a caller that parses every record has checked the whole array.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _IN_LINE = re.compile(rb"[ \t\r]*")
 
 
 class RecordText(NamedTuple):
-    """A record as it is written, from a byte offset on. If `unfinished`, this is its beginning, and that is why."""
+    """The text of a record and its byte offset. If `unfinished`, the text was cut for that reason."""
 
     offset: int
     text: bytes
@@ -42,7 +42,7 @@ class RecordReader(Protocol):
 
 
 class ArrayRecords:
-    """The records of an array; `unparsed` stands behind its ``[`` or behind a record. Its ``]`` is left."""
+    """The records of an array. `unparsed` starts after its ``[`` or after a record; its ``]`` is not taken."""
 
     def __init__(self, unparsed: UnparsedBytes, limits: ParserLimits) -> None:
         self._unparsed = unparsed
@@ -69,7 +69,7 @@ class ArrayRecords:
 
 
 class LineRecords:
-    """The records of a file that has one in a line. Lines of white space are passed over."""
+    """The records of a file with one record per line. Blank lines are skipped."""
 
     def __init__(self, unparsed: UnparsedBytes, limits: ParserLimits) -> None:
         self._unparsed = unparsed
@@ -91,7 +91,7 @@ class LineRecords:
 
 
 class Ending(enum.Enum):
-    """How a look for the end of a value ended."""
+    """The result of the search for the end of a value."""
 
     WHOLE = enum.auto()
     OPEN = enum.auto()
@@ -99,7 +99,7 @@ class Ending(enum.Enum):
 
 
 def _take_flat(unparsed: UnparsedBytes, limits: ParserLimits, following: re.Pattern[bytes]) -> RecordText | None:
-    """Take the next record at once if it is pending and a short object with nothing nested, as most records are."""
+    """Take the next record if it is a short flat object in the pending bytes, as most records are."""
     match = following.match(unparsed.pending, 0, FIRST_LOOK_BYTES) if unparsed.inside else None
     if match is None or len(match[1]) > limits.record_bytes:
         return None
@@ -125,9 +125,9 @@ def _take_value(unparsed: UnparsedBytes, limits: ParserLimits) -> RecordText:
 
 
 def _look_for_end(unparsed: UnparsedBytes, limits: ParserLimits) -> tuple[int, Ending]:
-    """Find the end of the value that the pending bytes begin with, reading on as far as it may be.
+    """Find the end of the value at the start of the pending bytes, and read more bytes as needed.
 
-    Each look begins anew at twice as many bytes, so all of them together cost no more than twice the last.
+    Each search starts again with twice as many bytes, so all searches together cost at most twice the last one.
     """
     look_bytes = FIRST_LOOK_BYTES
     while True:
@@ -139,7 +139,7 @@ def _look_for_end(unparsed: UnparsedBytes, limits: ParserLimits) -> tuple[int, E
 
 
 def value_end(data: bytearray | bytes, depth_max: int, *, ended: bool) -> tuple[int, Ending]:
-    """Return where the value that begins data ends, or else how far it goes; `ended`: no more data follows."""
+    """Return the end of the value at the start of the data. `ended` says that no more data follows."""
     opening = data[:1]
     if opening == b"{" and (flat := _FLAT_OBJECT.match(data, 0, FIRST_LOOK_BYTES)):
         return flat.end(), Ending.WHOLE

@@ -1,4 +1,4 @@
-"""The reference path: any file, record by record, and every verdict."""
+"""The strict path: reads any file record by record, and decides which records and files are invalid."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SCALARS: Final = frozenset({"string", "number", "boolean", "null"})
 _OPENERS: Final = frozenset({"start_map", "start_array"})
 
 Value = dict[str, Any] | InvalidTrip
-"""The fields of a trip that a record has, or what is wrong with a record that is no object."""
+"""The trip fields of a record, or the fault of a record that is not an object."""
 
 
 class StrictPath:
-    """Folds the records that a reader takes into a tally, and those that break a rule into the bad ones."""
+    """Totals the records of a reader, and counts the records that break a rule as bad."""
 
     def __init__(
         self,
@@ -40,9 +40,9 @@ class StrictPath:
         self.records = 0
 
     def total(self, stretch_bytes: int | None) -> bool:
-        """Fold records for so many bytes and the rest of the last one, or for ``None`` all; return whether more follow.
+        """Total records until `stretch_bytes` are passed, or all for ``None``. Return whether more records follow.
 
-        Raises `InvalidTripFile` for what ends the file, and what reading raises.
+        Raises `InvalidTripFile` for a fault that ends the file, and the errors of reading.
         """
         stop = None if stretch_bytes is None else self._unparsed.offset + stretch_bytes
         more = True
@@ -59,7 +59,7 @@ class StrictPath:
         return more
 
     def _refusal(self, reason: str, byte_offset: int) -> InvalidTripFile:
-        """Return the error that ends the file, with the bad records that were found before."""
+        """Return the error that ends the file, with the bad records found so far."""
         return InvalidTripFile(
             reason,
             byte_offset=byte_offset,
@@ -73,7 +73,7 @@ class StrictPath:
         return self._totals.trips + self._bad.count + 1
 
     def _take_batch(self, batch: list[RecordText], size_bytes: int) -> bool:
-        """Take records of so many bytes, or to one that is unfinished; return whether more may follow."""
+        """Take records of `size_bytes`, or up to an unfinished one. Return whether more records may follow."""
         while size_bytes > 0:
             record = self._reader.take()
             if record is None:
@@ -85,7 +85,7 @@ class StrictPath:
         return True
 
     def _total_batch(self, batch: list[RecordText]) -> None:
-        """Fold all of these records, together if that goes well, or else up to the one that ends the file."""
+        """Total these records: all at once if they are valid JSON, or one by one up to the one that ends the file."""
         if not batch:
             return
         if batch[-1].unfinished is None:
@@ -114,7 +114,7 @@ class StrictPath:
 
 
 def _values(texts: bytes, unfinished: str | None = None) -> list[Value]:
-    """Parse values that are separated by commas; of nested ones, no more is kept than their type.
+    """Parse values that are separated by commas. Of nested values only the type is kept.
 
     Raises `FileFault`.
     """

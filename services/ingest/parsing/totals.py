@@ -1,8 +1,7 @@
-"""Adds up the trips of one city-day: exact integers, and each written delay and departure read once.
+"""Totals the trips of one city-day in exact integers, and parses each distinct delay and departure once.
 
-A file repeats its delays and departures thousands of times, so what each means is looked up in a dictionary
-that the rules fill as new ones come. The dictionaries are emptied when full: a file of nothing but different
-delays is slower, never larger.
+A file repeats its delays and departures thousands of times. Two dictionaries keep the parsed value of each text. A
+full dictionary is emptied, so a file of distinct delays takes more time but no more memory.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from shared.domain.contribution import Contribution
 
 DELAYS_MAX: Final = 65_536
 DEPARTURES_MAX: Final = 100_000
-"""More than a day has seconds, so a file of whole seconds never empties the dictionary."""
+"""More than the seconds of a day, so a file of whole seconds never empties the dictionary."""
 DEPARTURE_KEPT_MAX_CHARACTERS: Final = 64
 OTHER_DATE: Final = "the trip departs on another date than the file's"
 
 
 class TripTotals:
-    """What the trips seen so far add up to, for a file of one date (``YYYY-MM-DD``).
+    """The totals of the trips so far, for a file of one date (``YYYY-MM-DD``).
 
-    A trip that breaks a rule raises `InvalidTrip` and changes nothing.
+    A trip that breaks a rule raises `InvalidTrip` and does not change the totals.
     """
 
     def __init__(self, date: str, *, other_dates_are_bad: bool = False) -> None:
@@ -50,7 +49,7 @@ class TripTotals:
 
     @property
     def contribution(self) -> Contribution:
-        """The sums as what the city-day adds to its country-day."""
+        """The totals as the city-day's contribution to its country-day."""
         return Contribution(
             trips=self.trips,
             passengers=self._passengers,
@@ -113,7 +112,7 @@ _whole_seconds: Final = msgspec.json.Decoder(list[Annotated[int, msgspec.Meta(ge
 
 
 class _Delays(dict[str, int]):
-    """Milliseconds by written delay, each worked out when it is first asked for."""
+    """Milliseconds by the text of a delay, computed on first use."""
 
     def __missing__(self, written: str) -> int:
         if len(self) >= DELAYS_MAX:
@@ -123,7 +122,7 @@ class _Delays(dict[str, int]):
 
 
 class _OnAnotherDate(dict[str, bool]):
-    """Whether a written departure time is on another date than the file, worked out when it is first asked for."""
+    """Whether a departure time is on another date than the file's, by its text, computed on first use."""
 
     def __init__(self, date: str) -> None:
         super().__init__()
@@ -133,7 +132,7 @@ class _OnAnotherDate(dict[str, bool]):
         on_another_date = departure_date(written) != self._date
         if len(self) >= DEPARTURES_MAX:
             self.clear()
-        # A departure of many fractional digits is valid and may be long: it is not worth keeping.
+        # A departure with many fractional digits is valid but rare, and would take much memory.
         if len(written) <= DEPARTURE_KEPT_MAX_CHARACTERS:
             self[written] = on_another_date
         return on_another_date

@@ -1,4 +1,4 @@
-"""A trip file as it arrives: the bytes that are not folded yet, the bounds on reading them, and what is wrong."""
+"""A trip file while it arrives: its unparsed bytes, the limits of parsing, and the errors of a file."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import msgspec
 
 VALUE_MAX_CHARACTERS: Final = 100
 NUMBER_MAX_DIGITS: Final = 640
-"""The longest run of digits in a number of any field: what Python converts under each of its settings."""
+"""The longest run of digits in a number of any field, which Python converts under all of its settings."""
 
 
 class ParserLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of parsing one file.
+    """The limits of parsing one file.
 
-    `window_bytes` is what the fast path decodes at once: for that long, 0.2 ms, the decoder holds the interpreter,
-    and with more than 256 KiB the trips outgrow the processor's cache and all is slower. `record_bytes` is the longest
-    record, and the most that may stand before or after an array that lies under a path. `depth` is the deepest nesting,
-    counting the array of records and the record itself, and `retreats` how often a window whose end was no record's
-    end is cut shorter.
+    `window_bytes` is the size of a window of the batch path. Decoding one holds the GIL for 0.2 ms. Above 256 KiB
+    the trips exceed the processor's cache, and parsing gets slower. `record_bytes` limits a record, and the bytes
+    before and after an array under a path. `depth` limits the nesting, including the array and the record itself.
+    `retreats` is how often the batch path tries a shorter end of a window.
     """
 
     window_bytes: int = 128 * 1024
@@ -30,7 +29,7 @@ class ParserLimits(msgspec.Struct, frozen=True, kw_only=True):
     retreats: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse bounds under which the two paths could answer differently."""
+        """Refuse limits under which the two paths could give different results."""
         if not 0 < self.window_bytes <= self.record_bytes:
             raise ValueError("a window holds at least a byte and at most one longest record")
         if self.depth < 2 or self.retreats < 0:
@@ -40,8 +39,8 @@ class ParserLimits(msgspec.Struct, frozen=True, kw_only=True):
 class BadRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A record that is JSON and breaks a rule.
 
-    `record_number` counts from 1 and `byte_offset`, where the record begins, from 0, in the file as it was folded:
-    without content-encoding. `field` is ``None`` if the record is no object; `value` is shortened.
+    `record_number` counts from 1. `byte_offset` is the start of the record in the decoded file, from 0. `field` is
+    ``None`` if the record is not an object. `value` is shortened.
     """
 
     record_number: int
@@ -55,12 +54,11 @@ class BadRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InvalidTripFile(ValueError):
-    """The file, or some of its records, are not what a trip file may be.
+    """The file is not a valid trip file, or it has too many bad records.
 
-    `reason`, `record_number`, `byte_offset`, `field` and `value` are those of what ended the file, or else of its
-    first bad record; each but the reason may be ``None``. `byte_offset` is where the record begins that could not be
-    read, or as near to the fault as is known. `bad_records` counts the records that are JSON and break a rule, as
-    far as the file was read, and `reported` holds the first of them.
+    `reason`, `record_number`, `byte_offset`, `field` and `value` describe the fault that ended the file, or its first
+    bad record. All but the reason may be ``None``. `byte_offset` is the start of the unreadable record, or the nearest
+    known place. `bad_records` counts the bad records as far as the file was read, and `reported` has the first.
     """
 
     def __init__(
@@ -88,7 +86,7 @@ class InvalidTripFile(ValueError):
 
 
 class TooManyBadRecords(InvalidTripFile):
-    """A file that was read to its end has more bad records than it may have; says how many of how many."""
+    """A file that was read to its end has more bad records than the rules allow."""
 
     def __init__(self, bad_records: int, reported: tuple[BadRecord, ...], *, records: int) -> None:
         first = reported[0]
@@ -131,7 +129,7 @@ def shortened(value: object) -> str:
 
 
 class FileFault(Exception):
-    """What ends a file at once, before it is known where: `reason` as in `InvalidTripFile`."""
+    """A fault that ends a file, before its place is known. `reason` is as in `InvalidTripFile`."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -142,9 +140,9 @@ WHITE_SPACE: Final = re.compile(rb"[ \t\r\n]*")
 
 
 class UnparsedBytes:
-    """The bytes of a file from where folding stands: `pending`, which begin at `offset`, and what `read` will give.
+    """The bytes of a file that are not parsed yet: `pending`, which start at `offset`, and the bytes from `read`.
 
-    `inside` says that records before `pending` are folded, so that what separates two records, or ends them, follows.
+    `inside` is true after the first record: then a separator or the end of the records follows.
     """
 
     def __init__(self, read: Callable[[], bytes]) -> None:
@@ -155,16 +153,16 @@ class UnparsedBytes:
         self.inside = False
 
     def fill(self, size_bytes: int) -> None:
-        """Read until so many bytes are pending, or the file has ended."""
+        """Read until `size_bytes` are pending, or the file ends."""
         while not self.ended and len(self.pending) < size_bytes:
             chunk = self._read()
             self.pending += chunk
             self.ended = not chunk
 
-    def peek(self, passed_over: re.Pattern[bytes] = WHITE_SPACE) -> bytes:
-        """Drop white space, or what else may be passed over; return the next byte, or ``b""`` at the end."""
+    def peek(self, skipped: re.Pattern[bytes] = WHITE_SPACE) -> bytes:
+        """Skip white space, or another pattern. Return the next byte, or ``b""`` at the end."""
         while True:
-            match = passed_over.match(self.pending)
+            match = skipped.match(self.pending)
             assert match is not None
             if match.end():
                 self.drop(match.end())
@@ -173,7 +171,7 @@ class UnparsedBytes:
             self.fill(1)
 
     def drop(self, size_bytes: int) -> None:
-        """Go on after the first so many pending bytes."""
+        """Drop the first `size_bytes` of the pending bytes."""
         del self.pending[:size_bytes]
         self.offset += size_bytes
 
@@ -183,9 +181,9 @@ _TWO_DIGITS = re.compile(rb"[0-9](?=[0-9])")
 
 
 def may_have_long_number(data: bytes) -> bool:
-    """Tell whether some run of digits may be longer than `NUMBER_MAX_DIGITS`; ``False`` is certain.
+    """Tell whether a run of digits may be longer than `NUMBER_MAX_DIGITS`. ``False`` is certain.
 
-    So long a run covers two neighbours of the bytes a stride apart, and all between them.
+    Of the bytes sampled at each stride, a run of that length covers two neighbours and all bytes between them.
     """
     return any(
         data[match.start() * _STRIDE : (match.start() + 1) * _STRIDE].isdigit()

@@ -1,21 +1,21 @@
-"""The rules of a trip: what one record of an upstream file may say, and what it means.
+"""The rules of a trip: the valid values of each field of a record, and their meaning.
 
-Every path that reads trips asks these rules, so there is one answer to what a delay is worth and on which
-date a trip departs.
+Both parser paths use these rules, so a delay and a departure date have one meaning.
 
 - **delay**: an ISO 8601 duration of weeks, days, hours, minutes and seconds in that order, in upper case
-  (``PT4080S``, ``P1DT2H``, ``PT1M30.5S``). A sign may stand in front of the whole (``-PT5M``) and of each
-  number (``PT-4080S``, ``PT-1H-8M``); the two multiply, as in ``java.time.Duration``. The last number may have
-  a fraction, after a point or a comma. Years and months have no fixed length and are refused, and so are lower
-  case (ISO 8601 has none; a spelling once accepted cannot be taken back) and anything beyond 366 days. The
+  (``PT4080S``, ``P1DT2H``, ``PT1M30.5S``). The duration (``-PT5M``) and each number (``PT-4080S``, ``PT-1H-8M``)
+  may have a sign; the two multiply, as in ``java.time.Duration``. The last number may have a fraction, after a
+  point or a comma. Years and months are refused, because they have no fixed length. Lower case is refused, because
+  ISO 8601 has none and an accepted spelling could never be refused later. More than 366 days are refused. The
   result is whole milliseconds, rounded once, half to even.
 - **departure-time**: ``YYYY-MM-DDTHH:MM``, with seconds, a fraction of them and an offset if the upstream
-  writes them. As in RFC 3339, ``t`` or a space may stand for ``T`` and ``z`` for ``Z``. The date of a trip is
-  what is written, the first ten characters: no offset moves it and no fraction rounds it into the next day.
+  writes them. As in RFC 3339, ``t`` or a space may replace ``T``, and ``z`` may replace ``Z``. The date of a trip
+  is its first ten characters: no offset changes it, and no fraction rounds it to the next day.
 - **passengers**: an integer from 0 to 1,000,000, written without fraction or exponent.
-- **bus-type** is any string, **accident** is ``true`` or ``false``. All five fields are required, of two with
-  one name the last counts, and other fields are ignored, though they must be JSON: UTF-8, and no number with more
-  than 640 digits in a row.
+- **bus-type**: any string. **accident**: ``true`` or ``false``.
+
+All five fields are required. If a name occurs twice, the last one counts. Other fields are ignored, but they must be
+JSON in UTF-8, and no number may have more than 640 digits in a row.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import msgspec
 from shared.domain.contribution import round_half_even
 
 RULE_VERSION: Final = 1
-"""The version of these rules. Raise it with every change of what a file adds up to."""
+"""The version of these rules. Raise it with every change that changes the totals of a file."""
 
 PASSENGERS_MAX: Final = 1_000_000
 DELAY_MAX_MS: Final = 366 * 86_400_000
@@ -40,7 +40,7 @@ Passengers = Annotated[int, msgspec.Meta(ge=0, le=PASSENGERS_MAX)]
 
 
 class Trip(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
-    """One bus departure as the upstream wrote it; `delay_ms` and `departure_date` say what it means."""
+    """One bus departure with the upstream's texts, which `delay_ms` and `departure_date` parse."""
 
     departure_time: str
     bus_type: str
@@ -50,10 +50,10 @@ class Trip(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
 
 
 class DatedTrip(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
-    """The same record with its departure time read by the decoder, which is quicker than reading it here.
+    """The same record with a departure time that the decoder parses, which is faster.
 
-    What it accepts, `departure_date` accepts too, but for two things that whoever decodes into it has to keep
-    away: the decoder stops reading a departure time at an escaped NUL, and rounds fractions to microseconds.
+    `departure_date` accepts every time that the decoder accepts, with two exceptions that the caller must exclude. The
+    decoder stops reading a time at an escaped NUL, and it rounds fractions to microseconds.
     """
 
     departure_time: datetime
@@ -64,7 +64,7 @@ class DatedTrip(msgspec.Struct, frozen=True, gc=False, rename="kebab"):
 
 
 class PlainTrip(DatedTrip, frozen=True, gc=False, rename="kebab", forbid_unknown_fields=True):
-    """The same record with nothing else in it, so that the decoder passes over nothing unread."""
+    """The same record without other fields, so the decoder skips nothing unchecked."""
 
 
 class InvalidTrip(ValueError):
@@ -90,9 +90,9 @@ _DEPARTURE = re.compile(
 
 
 def delay_ms(written: str) -> int:
-    """Return a delay in whole milliseconds, negative for a departure before its time.
+    """Return a delay in whole milliseconds, negative for an early departure.
 
-    Raises `InvalidTrip` if it is not a duration these rules know.
+    Raises `InvalidTrip` if it is not a valid duration.
     """
     if len(written) > DELAY_MAX_CHARACTERS:
         raise _bad_delay(written, f"a duration has at most {DELAY_MAX_CHARACTERS} characters")
@@ -124,9 +124,9 @@ def delay_ms(written: str) -> int:
 
 
 def departure_date(written: str) -> str:
-    """Return the date a departure time is written with, as ``YYYY-MM-DD``.
+    """Return the date in a departure time, as ``YYYY-MM-DD``.
 
-    Raises `InvalidTrip` if it is not a date and time these rules know.
+    Raises `InvalidTrip` if it is not a valid date and time.
     """
     match = _DEPARTURE.fullmatch(written)
     if match is None:
@@ -140,7 +140,7 @@ def departure_date(written: str) -> str:
 
 
 def parse_trip(record: dict[str, Any]) -> Trip:
-    """Turn the known fields of one record into a trip of the right types; raise `InvalidTrip` if they are not."""
+    """Convert the trip fields of a record. Raises `InvalidTrip` if one has the wrong type or value."""
     try:
         return msgspec.convert(record, Trip)
     except msgspec.ValidationError as error:
@@ -158,7 +158,7 @@ def _first_fault(record: dict[str, Any]) -> InvalidTrip:
             return InvalidTrip("the field is missing", field=name)
         value = record[name]
         try:
-            # A number with a fraction is a float to whoever wrote the file, not this program's Decimal.
+            # A message must not mention Decimal: for the upstream, a number with a fraction is a float.
             msgspec.convert(float(value) if isinstance(value, Decimal) else value, field.type)
         except msgspec.ValidationError as error:
             return InvalidTrip(str(error), field=name, value=value)
