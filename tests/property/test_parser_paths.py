@@ -1,7 +1,7 @@
 """The law of the two paths: on any bytes, cut in any way, they give the same sums or both refuse the file.
 
 Documents are built from records that are mostly valid, with the fields, spellings and white space that the two
-decoders are known to read differently, and then some are damaged. The reference path on the whole document in one
+decoders are known to read differently, and then some are damaged. The strict path on the whole document in one
 piece is the judge; what it accepts is also checked against `json.loads` and sums worked out here by other means.
 """
 

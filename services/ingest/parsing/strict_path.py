@@ -114,7 +114,7 @@ class StrictPath:
 
 
 def _values(texts: bytes, unfinished: str | None = None) -> list[Value]:
-    """Parse values that are separated by commas. Of nested values only the type is kept.
+    """Parse values that are separated by commas. It keeps only the type of nested values.
 
     Raises `FileFault`.
     """

@@ -183,7 +183,7 @@ _TWO_DIGITS = re.compile(rb"[0-9](?=[0-9])")
 def may_have_long_number(data: bytes) -> bool:
     """Tell whether a run of digits may be longer than `NUMBER_MAX_DIGITS`. ``False`` is certain.
 
-    Of the bytes sampled at each stride, a run of that length covers two neighbours and all bytes between them.
+    The test samples one byte per stride: a run of that length covers two neighbouring samples and the bytes between.
     """
     return any(
         data[match.start() * _STRIDE : (match.start() + 1) * _STRIDE].isdigit()

@@ -1,7 +1,7 @@
-"""Undoing content-codings in bounded memory: gzip, deflate, br and zstd, a piece at a time.
+"""Decodes content-encodings in bounded memory: gzip, deflate, br and zstd, one piece at a time.
 
-The HTTP client's own decoders are left alone: they inflate all of a packet at once, and take a body that ends
-inside its stream for a whole one.
+The HTTP client's own decoders are not used. They inflate a whole packet at once, and accept a body that ends inside
+its compressed stream.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Going on with a broken download from the byte it stopped at (RFC 9110, 13.1.5 and 14). Pure.
+"""Resumes a broken download at the next byte with a range request (RFC 9110, 13.1.5 and 14). Pure.
 
-A part is taken only if it cannot belong to another file: the request names a strong validator, and the answer has to
-begin at the very byte, end at the file's end, and repeat the validator if it names one.
+A part is accepted only if it cannot belong to another file. The request names a strong validator. The response must
+start at the requested byte and end at the end of the file. If it has a validator, that must be the same.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})", 
 
 
 class CannotResume(TransientUpstreamError):
-    """The rest of the file cannot be had on its own: it has to be read anew."""
+    """The rest of the file cannot be fetched alone; the whole file must be downloaded again."""
 
 
 class Resumable(msgspec.Struct, frozen=True, kw_only=True):
-    """What of a first answer is needed to go on with it; ``bytes_total`` is None if it did not say."""
+    """The headers of the first response that a resumption needs; ``bytes_total`` is None if unknown."""
 
     if_range: str
     etag: str | None

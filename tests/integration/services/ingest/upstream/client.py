@@ -165,7 +165,7 @@ def resumptions() -> float:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait until ``condition`` holds; fail loudly if it does not come to."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # what is looked at has no event
+        while not condition():  # noqa: ASYNC110  # the condition has no event
             await asyncio.sleep(0.001)
 
 

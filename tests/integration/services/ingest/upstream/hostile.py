@@ -22,7 +22,7 @@ OLD = "Wed, 01 May 2024 00:00:00 GMT"
 
 
 class Request(msgspec.Struct, frozen=True):
-    """What was asked: the target, and the headers by their lower-case names."""
+    """A received request: its target, and its headers by their lower-case names."""
 
     target: str
     headers: dict[str, str]

@@ -57,7 +57,7 @@ async def test_requests_are_counted_once_by_how_they_ended(answer: Answer, outco
 @given(st.binary(max_size=300), st.booleans(), st.sampled_from([b"", b"HTTP/1.1 ", b"HTTP/1.1 200 OK\r\n", head_of()]))
 @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_bytes_end_in_a_named_fault(data: bytes, reset: bool, before: bytes) -> None:
-    """Whatever a server sends, the client says which of its faults it is, and raises nothing else."""
+    """For any bytes from a server the client raises one of its three errors, and nothing else."""
     async with HostileServer(raw(before + data, reset=reset)) as server, client_of(server.url) as client:
         with contextlib.suppress(TransientUpstreamError, PermanentUpstreamError, FileRefused):
             await client.attempt()

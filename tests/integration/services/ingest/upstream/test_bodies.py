@@ -154,7 +154,7 @@ async def test_content_types_that_may_hold_json_are_taken(content_type: str) -> 
     "content_type", ["application/xml", "image/png", "application/zip", "multipart/byteranges; boundary=x", "nonsense"]
 )
 async def test_other_content_types_fail_the_city(content_type: str) -> None:
-    """What says that it is no JSON is believed, even if it looks like it."""
+    """A body with another content type fails, even if it looks like JSON."""
     async with HostileServer(whole(BODY, content_type=content_type)) as server, client_of(server.url) as client:
         assert "content-type" in await client.failure()
         assert len(server.requests) == 1

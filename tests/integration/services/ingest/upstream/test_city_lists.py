@@ -37,7 +37,7 @@ from tripfold.operate.doctor import Unfit, city_list
 
 
 async def test_the_list_of_cities_is_as_bounded_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list that is too long, a bomb, a broken or a refused one is told apart like a file is."""
+    """A list that is too long, a bomb, a broken or a refused one fails with the same error as a file."""
     monkeypatch.setattr(upstream_client, "CITY_LIST_BYTES_MAX", 1_000)
     for answer, fault in (
         (whole(b" " * 1_001), PermanentUpstreamError),
@@ -125,7 +125,7 @@ BAD_CITIES = [
 
 
 async def test_bad_cities_are_left_out_and_named_and_the_others_count() -> None:
-    """Whatever is wrong with some entries of the list, it costs no other city its statistics."""
+    """Bad entries of the city list are reported, and all other cities are planned."""
     good = [
         {"id": number, "name": name, "country": country}
         for number, (name, country) in enumerate(

@@ -65,7 +65,7 @@ async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("url", ["http://no-such-host.invalid", "http://127.0.0.1:1", "https://127.0.0.1:{port}"])
 async def test_an_upstream_that_cannot_be_reached_costs_no_attempt(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that does not resolve, a closed port and a port without TLS are outages: waited out, up to the limit."""
+    """A name that does not resolve, a closed port and a port without TLS are outages, retried up to the limit."""
     monkeypatch.setattr(upstream_client, "CONNECT_TIMEOUT_S", 0.1)
     async with (
         HostileServer(raw(b"not TLS\r\n")) as server,

@@ -108,7 +108,7 @@ WRONG_RESTS: dict[str, Answer] = {
 
 @pytest.mark.parametrize("rest", WRONG_RESTS.values(), ids=WRONG_RESTS.keys())
 async def test_a_rest_that_does_not_fit_begins_the_file_again(rest: Answer) -> None:
-    """What may not be the rest of the same file is not taken: the next attempt is for the whole file."""
+    """A part that may belong to another file is refused, and the next attempt fetches the whole file."""
     cut = raw(head_of(content_length=str(len(LARGE)), etag='"v1"') + LARGE[:50_000])
     async with HostileServer(cut, rest, whole(LARGE, etag='"v1"')) as server, client_of(server.url) as client:
         await client.fetch_exactly(LARGE)
@@ -119,7 +119,7 @@ async def test_a_rest_that_does_not_fit_begins_the_file_again(rest: Answer) -> N
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_a_resumption_outlasts_a_server_that_is_busy(status: int) -> None:
-    """A status that may pass is waited out in mid-download; so is a reset."""
+    """A status that may pass is retried in the middle of a download; so is a reset."""
     cut = raw(head_of(content_length=str(len(LARGE)), etag='"v1"') + LARGE[:50_000])
     rest = whole(REST, 206, content_range=SPAN, etag='"v1"')
     async with (

@@ -26,7 +26,7 @@ from tests.integration.services.ingest.upstream.hostile import (
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("form", ["seconds", "date"])
 async def test_retry_after_is_honoured_by_every_stream(status: int, form: str) -> None:
-    """Nobody asks before the time that the upstream named, be it seconds or a date."""
+    """No stream sends a request before the time in Retry-After, given in seconds or as a date."""
     at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=120)
     busy = whole(b"", status, retry_after="100" if form == "seconds" else format_datetime(at, usegmt=True))
     retrier = VirtualPatience()
@@ -53,7 +53,7 @@ async def test_a_retry_after_beyond_reason_is_bounded() -> None:
 
 
 async def test_requests_are_kept_apart() -> None:
-    """Of all streams together no more requests are made in a second than the settings say."""
+    """All streams together send no more requests in a second than the settings allow."""
     retrier = VirtualPatience()
     async with HostileServer(GOOD) as server, client_of(server.url, retrier, requests_per_s=2) as client:
         await asyncio.gather(*(client.fetch(str(city)) for city in range(7)))
@@ -61,7 +61,7 @@ async def test_requests_are_kept_apart() -> None:
 
 
 async def test_requests_side_by_side_are_bounded() -> None:
-    """Of many streams only so many ask at a time."""
+    """Only a limited number of streams send requests at a time."""
 
     async def slow(request: Request, connection: Connection) -> None:
         await asyncio.sleep(0.02)

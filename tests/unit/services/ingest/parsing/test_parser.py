@@ -110,7 +110,7 @@ def test_a_file_is_folded_to_its_sums() -> None:
         " [ ]\n",
     ],
 )
-def test_ordinary_files_take_the_fast_path(body: str) -> None:
+def test_ordinary_files_take_the_batch_path(body: str) -> None:
     """White space, pretty printing, braces in strings, Unicode, unknown fields and every known spelling stay fast."""
     fast, reference = fold(body), fold(body, force_strict=True)
     assert (fast.strict_path_records, reference.strict_path_records) == (0, reference.records)
@@ -119,7 +119,7 @@ def test_ordinary_files_take_the_fast_path(body: str) -> None:
 
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 1000])
 @pytest.mark.parametrize("window_bytes", [250, 1000])
-def test_the_fast_path_finds_records_among_nested_objects(chunk_bytes: int, window_bytes: int) -> None:
+def test_the_batch_path_finds_records_among_nested_objects(chunk_bytes: int, window_bytes: int) -> None:
     """A window that ends in a nested object is cut back to a record's end, however many objects are nested."""
     stops = array(*['{"a":{"b":"}"}}'] * 5)
     body = array(*[ignored(stops)] * 20)
@@ -130,8 +130,8 @@ def test_the_fast_path_finds_records_among_nested_objects(chunk_bytes: int, wind
     assert folded.strict_path_records == 0
 
 
-def test_a_record_longer_than_a_window_takes_the_reference_path() -> None:
-    """What does not fit into a window is folded all the same, with all that comes after it."""
+def test_a_record_longer_than_a_window_takes_the_strict_path() -> None:
+    """A record that does not fit into a window is totalled, and so are all records after it."""
     body = array(record(), ignored('"' + "y" * 500 + '"'), record())
     folded = fold(body, limits=ParserLimits(window_bytes=300))
     assert (folded.strict_path_records, folded.contribution.trips) == (2, 3)
@@ -391,8 +391,8 @@ def test_trips_on_other_dates_can_be_bad_records() -> None:
     ],
 )
 @pytest.mark.parametrize("form", ["array", "lines", "/trips"])
-def test_after_an_odd_record_the_fast_path_goes_on(odd: str, form: str) -> None:
-    """Of a file with an odd record here and there, the reference path reads no more than their neighbourhood."""
+def test_after_an_odd_record_the_batch_path_goes_on(odd: str, form: str) -> None:
+    """In a file with a few odd records, the strict path reads only the records around them."""
     records = ([record()] * 5_000 + [odd]) * 3 + [record()] * 5_000
     body = "\n".join(records) if form == "lines" else array(*records)
     rules = of_form(form, bad_records_max="3")
@@ -523,7 +523,7 @@ def in_form(form: str, *records: str) -> str:
     ],
 )
 def test_an_odd_record_has_one_answer_in_every_form(form: str, odd: str, answer: str | None) -> None:
-    """What a record may hold depends neither on the form of the file nor on the path that reads it."""
+    """The rules of a record are the same for every form of file and for both paths."""
     body = in_form(form, record(), odd, record())
     if answer:
         verdict = refusal(body, rules=of_form(form))
@@ -551,8 +551,8 @@ def test_a_delay_with_its_digits_elsewhere_is_refused_among_plain_ones(delay: st
     assert f"field 'delay', value {delay!r}" in str(refusal(array(*records)))
 
 
-def test_one_bad_record_far_inside_is_found_after_the_fast_path() -> None:
-    """Totals, numbers and offsets are carried over when the reference path goes on from a declined window."""
+def test_one_bad_record_far_inside_is_found_after_the_batch_path() -> None:
+    """Totals, numbers and offsets are carried over when the strict path goes on from a declined window."""
     good = record()
     before = 3000
     body = array(*[good] * before, record(delay='"P1Y"'), *[good] * 10)
@@ -604,7 +604,7 @@ def endless(opening: bytes, repeated: bytes) -> Callable[[], bytes]:
     ],
 )
 def test_an_endless_token_is_refused_in_bounded_memory(opening: bytes, repeated: bytes, force_strict: bool) -> None:
-    """Whatever never ends is refused once it is longer than a record may be, and never held in memory."""
+    """A token without an end is refused at the limit of a record, in bounded memory."""
     tracemalloc.start()
     try:
         with pytest.raises(InvalidTripFile):
@@ -739,7 +739,7 @@ def test_progress_is_told_the_trips_folded_so_far(force_strict: bool) -> None:
 
 
 def test_limits_that_let_the_paths_differ_are_refused() -> None:
-    """A window never holds a record that the reference path would find too long."""
+    """A window never holds a record that the strict path would find too long."""
     bad: list[dict[str, Any]] = [{"window_bytes": 2_000_000}, {"window_bytes": 0}, {"depth": 1}]
     for bounds in bad:
         with pytest.raises(ValueError, match=r"holds at least|two deep"):

@@ -77,7 +77,7 @@ def test_signs_multiply(written: str, expected_ms: int) -> None:
     ],
 )
 def test_a_delay_is_rounded_once_half_to_even(written: str, expected_ms: int) -> None:
-    """What is below a millisecond is rounded from all its digits, and an exact half to the even neighbour."""
+    """A fraction of a millisecond is rounded from all its digits, and an exact half to even."""
     assert delay_ms(written) == expected_ms
 
 
@@ -209,7 +209,7 @@ def test_passengers_may_be_none_or_a_million(passengers: int) -> None:
     assert parse_trip(RECORD | {"passengers": passengers}).passengers == passengers
 
 
-def test_a_tally_refuses_what_is_no_date() -> None:
+def test_totals_refuse_an_invalid_date() -> None:
     """The date of a file is written as YYYY-MM-DD, or the file cannot be folded."""
     for date in ("2024-5-1", "20240501", "2024-02-30", ""):
         with pytest.raises(ValueError, match=r"date|isoformat|day"):
@@ -233,7 +233,7 @@ def test_a_trip_that_breaks_a_rule_changes_no_sum() -> None:
     assert (totals.contribution, totals.trips_on_other_dates) == before
 
 
-def test_a_tally_forgets_before_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_dictionaries_of_totals_are_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of nothing but different delays and departures adds up, and its dictionaries stay within their bounds."""
     monkeypatch.setattr("services.ingest.parsing.totals.DELAYS_MAX", 50)
     monkeypatch.setattr("services.ingest.parsing.totals.DEPARTURES_MAX", 60)

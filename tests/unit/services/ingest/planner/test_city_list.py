@@ -1,4 +1,4 @@
-"""What cities, countries and requests are called, for any name that an upstream can come up with."""
+"""The city list, and the IDs and slugs of cities, countries and requests for any name from an upstream."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_name_without_letters_is_a_hash(name: str) -> None:
 
 
 def test_two_names_never_share_a_slug() -> None:
-    """Of two names that read alike the later one gets a hash, whichever of them came first."""
+    """If two names have the same readable slug, the later one gets a hash."""
     first = mint_slugs(Countries(), ["Россия"])
     both = mint_slugs(first, ["Rossiia"])
     assert both.slugs["Россия"] == "rossiia"
@@ -131,7 +131,7 @@ def test_a_long_name_has_a_short_slug() -> None:
 
 @given(st.lists(st.text(min_size=1, max_size=100), max_size=8), st.lists(st.text(min_size=1, max_size=100), max_size=8))
 def test_any_names_have_slugs_of_their_own(before: list[str], names: list[str]) -> None:
-    """Whatever the names, every one has a valid slug, no two share one, and none changes by what comes later."""
+    """Every name has a valid slug of its own, which later names do not change."""
     known = mint_slugs(Countries(), before)
     minted = mint_slugs(known, names)
     assert set(minted.slugs) == {*before, *names}
@@ -169,7 +169,7 @@ def test_what_is_no_city_id_is_refused(value: object) -> None:
 
 @given(st.one_of(st.integers(-(10**38), 10**38), string_ids(UPSTREAM_ID_LENGTH_MAX)))
 def test_any_city_id_fits_into_a_key(value: object) -> None:
-    """Whatever the id, it is valid in events, bounded, and never starts with a plus sign, as chunks of plans do."""
+    """Every ID is valid in events, bounded, and never starts with a plus sign, as chunks of plans do."""
     city_id, _ = identify_city(value)
     msgspec.convert({"city": city_id}, Names)
     assert len(city_id.encode()) <= CITY_ID_BYTES_MAX

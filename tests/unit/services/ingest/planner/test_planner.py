@@ -207,7 +207,7 @@ async def test_entries_that_were_left_out_are_those_of_the_present_list(before: 
 
 
 async def test_a_plan_that_lost_its_race_is_not_published() -> None:
-    """Who finds another plan swapped in makes the next one upon it: no revision stands for two lists."""
+    """After a compare-and-swap conflict the planner plans again from the other plan: no revision has two lists."""
     planned = Planned()
     planned.lists({"1": "Peru", "2": "Chad"})
 
@@ -226,7 +226,7 @@ async def test_a_plan_that_lost_its_race_is_not_published() -> None:
 
 
 async def test_a_slug_is_minted_once_also_in_a_race() -> None:
-    """Of two names that would have one slug, the one that was minted first keeps it, whoever else was at it."""
+    """If two planners mint one slug for two names, the first name keeps it."""
     planned = Planned()
     planned.lists({"1": "Россия"})
 

@@ -239,7 +239,7 @@ def test_the_history_is_bounded_and_the_latest_first() -> None:
 
 
 @pytest.mark.parametrize(("previous", "revision_floor", "expected"), [(None, 7, 7), (3, 7, 7), (7, 7, 8), (9, 7, 10)])
-def test_a_revision_grows_and_never_falls_below_the_base(
+def test_a_revision_grows_and_never_falls_below_the_floor(
     previous: int | None, revision_floor: int, expected: int
 ) -> None:
     """The next revision is one more than the last, and at least the floor of the bucket."""
@@ -266,8 +266,8 @@ def test_a_late_task_without_a_move_never_lowers_the_plan_either() -> None:
     assert manifest.plan_revision == 5
 
 
-async def test_of_two_births_of_a_bucket_one_counts() -> None:
-    """Whoever loses the race for the lineage mints by the base that the other one wrote, not by its own."""
+async def test_one_of_two_racing_bucket_epochs_counts() -> None:
+    """A process that loses the race to write the bucket epoch uses the revision floor of the winner."""
     store = MemoryStore(lambda: NOW)
     other = BucketEpoch(revision_floor=BASE, born_at=NOW)
     compare_and_swap = store.compare_and_swap
