@@ -29,7 +29,7 @@ REQUEST = RequestId("018f38bf-1d00-7000-8000-000000000001")
 NOON = dt.datetime(2024, 5, 2, 12, tzinfo=dt.UTC)
 
 
-class OperatedBucket:
+class FakeBucket:
     """The bucket, the log and an aggregate's folder over them; nothing runs unless it is asked to."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class OperatedBucket:
         headers = events.headers_of(event, source="test")
         return self.log.append(event.topic, event.key.encode(), events.encode(event), headers)
 
-    async def settled(self) -> None:
+    async def fold_all(self) -> None:
         """Fold everything that the bucket stands for."""
         for listed in [key for key in self.store.objects if key.startswith("plans/")]:
             date = keys.parse_date(listed)

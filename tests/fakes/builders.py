@@ -62,7 +62,7 @@ class City(msgspec.Struct, frozen=True):
     name: str = "Port Tina"
 
 
-class Truth(msgspec.Struct, frozen=True, kw_only=True):
+class UpstreamState(msgspec.Struct, frozen=True, kw_only=True):
     """What the upstream holds of a date. A city without a file answers 404; a file of bytes is not a valid one.
 
     ``cities`` is None when the list cannot be had.

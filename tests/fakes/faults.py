@@ -28,7 +28,7 @@ class Break(enum.Enum):
     PAUSE = "the process stands still before the call happens, until everybody takes it for dead"
 
 
-class Crossing(msgspec.Struct, frozen=True):
+class PortCall(msgspec.Struct, frozen=True):
     """A call across a port: who made it, what it was, and whether it had an effect outside its process."""
 
     life: str
@@ -36,11 +36,11 @@ class Crossing(msgspec.Struct, frozen=True):
     effect: bool
 
 
-class Crossings:
+class PortCalls:
     """Counts all calls across ports, and breaks those that the schedule names by their number."""
 
     def __init__(self, schedule: Mapping[int, Break] | None = None) -> None:
-        self.made: list[Crossing] = []
+        self.made: list[PortCall] = []
         self._schedule = dict(schedule or {})
 
     def heal(self) -> None:
@@ -51,27 +51,27 @@ class Crossings:
         """Break the call that comes after so many others from here on."""
         self._schedule[len(self.made) + calls] = how
 
-    def next_break(self, crossing: Crossing) -> Break | None:
+    def next_break(self, port_call: PortCall) -> Break | None:
         """Count a call and say how it breaks, if it does."""
-        self.made.append(crossing)
+        self.made.append(port_call)
         return self._schedule.get(len(self.made) - 1)
 
 
-class Life:
+class ProcessLife:
     """One life of a process: a dead process makes no more calls, whatever tasks of it still run.
 
     ``calls_left`` is after how many calls more it stands still; None: after no number of them.
     """
 
-    def __init__(self, name: str, crossings: Crossings) -> None:
+    def __init__(self, name: str, port_calls: PortCalls) -> None:
         self.name = name
-        self.crossings = crossings
+        self.port_calls = port_calls
         self.dead = False
         self.paused = asyncio.Event()
         self.resumed = asyncio.Event()
         self.calls_left: int | None = None
 
-    async def cross(
+    async def make_call(
         self,
         what: str,
         call: Callable[[], Awaitable[_Result]],
@@ -86,7 +86,7 @@ class Life:
         What can lose a race raises ``loss`` then.
         """
         await self._go_on()
-        broken = self.crossings.next_break(Crossing(self.name, what, effect))
+        broken = self.port_calls.next_break(PortCall(self.name, what, effect))
         match broken:
             case Break.DIE_BEFORE:
                 self.dead = True
@@ -96,7 +96,7 @@ class Life:
             case Break.UNDECIDED if loss is not None:
                 raise loss(what)
             case Break.PAUSE:
-                self.stand_still()
+                self.pause()
                 await self.resumed.wait()
         result = await call()
         if broken is Break.SENT_TWICE and effect:
@@ -110,7 +110,7 @@ class Life:
 
     async def _go_on(self) -> None:
         if self.calls_left == 0:
-            self.stand_still()
+            self.pause()
         if self.paused.is_set():
             await self.resumed.wait()
         if self.dead:
@@ -118,7 +118,7 @@ class Life:
         if self.calls_left is not None:
             self.calls_left -= 1
 
-    def stand_still(self) -> None:
+    def pause(self) -> None:
         """Make no call until resumed."""
         self.calls_left = None
         self.resumed.clear()

@@ -14,7 +14,7 @@ from shared.domain.topics import Topic, partition_of
 from shared.kafka.dead_letters import as_dead_letter
 from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
-from tests.fakes.faults import Life, do_nothing
+from tests.fakes.faults import ProcessLife, do_nothing
 
 PARTITIONS = 3
 
@@ -212,12 +212,12 @@ class _EventRefused(KafkaUnavailable):
 
 
 class BreakablePublisher:
-    """A Publisher whose every event crosses through a `Life`, so that a batch can break in its middle.
+    """A Publisher whose every event crosses through a `ProcessLife`, so that a batch can break in its middle.
 
     After a lost answer the events that follow are not published; a refused event alone is missing.
     """
 
-    def __init__(self, publisher: Publisher, life: Life) -> None:
+    def __init__(self, publisher: Publisher, life: ProcessLife) -> None:
         self._publisher = publisher
         self._life = life
 
@@ -225,7 +225,7 @@ class BreakablePublisher:
         refused: _EventRefused | None = None
         for item in list(outgoing):
             try:
-                await self._life.cross(
+                await self._life.make_call(
                     f"publish {type(item.event).__name__} {item.event.key}",
                     functools.partial(self._publisher.publish, [item]),
                     KafkaUnavailable,
@@ -238,15 +238,18 @@ class BreakablePublisher:
             raise refused
 
     async def send_to_dead_letters(self, record: ConsumedRecord, error: str) -> None:
-        await self._life.cross(
-            "bury", lambda: self._publisher.send_to_dead_letters(record, error), KafkaUnavailable, effect=True
+        await self._life.make_call(
+            "dead letter",
+            lambda: self._publisher.send_to_dead_letters(record, error),
+            KafkaUnavailable,
+            effect=True,
         )
 
 
 class BreakableRecordPublisher(BreakablePublisher):
-    """A Publisher and RecordPublisher whose every record crosses through a `Life`."""
+    """A Publisher and RecordPublisher whose every record crosses through a `ProcessLife`."""
 
-    def __init__(self, publisher: MemoryPublisher, life: Life) -> None:
+    def __init__(self, publisher: MemoryPublisher, life: ProcessLife) -> None:
         super().__init__(publisher, life)
         self._records = publisher
         self._operator = life
@@ -254,7 +257,7 @@ class BreakableRecordPublisher(BreakablePublisher):
     async def publish_record(
         self, topic: Topic, *, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
     ) -> None:
-        await self._operator.cross(
+        await self._operator.make_call(
             f"publish a record to {topic.value}",
             lambda: self._records.publish_record(topic, key=key, value=value, headers=headers),
             KafkaUnavailable,
@@ -263,24 +266,24 @@ class BreakableRecordPublisher(BreakablePublisher):
 
 
 class BreakableTopicReader:
-    """A RewindableReader and a PairReader whose calls cross through a `Life`."""
+    """A RewindableReader and a PairReader whose calls cross through a `ProcessLife`."""
 
-    def __init__(self, replay: MemoryTopicReader, life: Life) -> None:
+    def __init__(self, replay: MemoryTopicReader, life: ProcessLife) -> None:
         self._replay = replay
         self._life = life
 
     async def take_end(self) -> int:
-        return await self._life.cross("take the end", self._replay.take_end, KafkaUnavailable, effect=False)
+        return await self._life.make_call("take the end", self._replay.take_end, KafkaUnavailable, effect=False)
 
     async def read(self) -> AsyncIterator[Sequence[ConsumedRecord]]:
         async for batch in self._replay.read():
-            await self._life.cross("read the topic", do_nothing, KafkaUnavailable, effect=False)
+            await self._life.make_call("read the topic", do_nothing, KafkaUnavailable, effect=False)
             yield batch
 
     async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
         async for batch in self._replay.read_pairs():
-            await self._life.cross("read the topic", do_nothing, KafkaUnavailable, effect=False)
+            await self._life.make_call("read the topic", do_nothing, KafkaUnavailable, effect=False)
             yield batch
 
     async def rewind(self) -> None:
-        await self._life.cross("rewind", self._replay.rewind, KafkaUnavailable, effect=False)
+        await self._life.make_call("rewind", self._replay.rewind, KafkaUnavailable, effect=False)

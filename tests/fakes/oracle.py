@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from shared.domain.ids import RequestId
-from tests.fakes.builders import City, Trip, Truth
+from tests.fakes.builders import City, Trip, UpstreamState
 
 
 class ExpectedDay(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +39,7 @@ class Oracle:
         copied._countries = set(self._countries)
         return copied
 
-    def requested(self, request_id: RequestId, truth: Truth) -> None:
+    def requested(self, request_id: RequestId, truth: UpstreamState) -> None:
         """Take note of a request that is served while the upstream holds ``truth``."""
         if truth.cities is None:
             self.statuses[request_id] = "failed"

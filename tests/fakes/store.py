@@ -22,7 +22,7 @@ from shared.storage.object_store import (
     UnfinishedUpload,
     Upload,
 )
-from tests.fakes.faults import Life, do_nothing
+from tests.fakes.faults import ProcessLife, do_nothing
 
 STREAM_CHUNK_BYTES = 7  # so that a record is cut anywhere
 
@@ -150,19 +150,19 @@ class _MemoryUpload:
 
 
 class BreakableStore:
-    """An ObjectStore whose calls cross through a `Life`."""
+    """An ObjectStore whose calls cross through a `ProcessLife`."""
 
-    def __init__(self, store: ObjectStore, life: Life) -> None:
+    def __init__(self, store: ObjectStore, life: ProcessLife) -> None:
         self._store = store
         self._life = life
 
     async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
-        return await self._life.cross(
+        return await self._life.make_call(
             f"get {key}", lambda: self._store.get(key, first_bytes=first_bytes), StoreUnavailable, effect=False
         )
 
     async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
-        return await self._life.cross(
+        return await self._life.make_call(
             f"swap {key}",
             lambda: self._store.compare_and_swap(key, body, etag=etag),
             StoreUnavailable,
@@ -171,43 +171,43 @@ class BreakableStore:
         )
 
     async def put(self, key: str, body: bytes) -> None:
-        await self._life.cross(f"put {key}", lambda: self._store.put(key, body), StoreUnavailable, effect=True)
+        await self._life.make_call(f"put {key}", lambda: self._store.put(key, body), StoreUnavailable, effect=True)
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
         async for listed in self._store.list(prefix, after=after):
-            await self._life.cross(f"list {prefix}", do_nothing, StoreUnavailable, effect=False)
+            await self._life.make_call(f"list {prefix}", do_nothing, StoreUnavailable, effect=False)
             yield listed
 
     def upload(self, key: str) -> Upload:
         return _BreakableUpload(self._store.upload(key), key, self._life)
 
     async def delete(self, key: str) -> None:
-        await self._life.cross(f"delete {key}", lambda: self._store.delete(key), StoreUnavailable, effect=True)
+        await self._life.make_call(f"delete {key}", lambda: self._store.delete(key), StoreUnavailable, effect=True)
 
 
 class BreakableAdminStore(BreakableStore):
-    """An AdminObjectStore whose calls cross through a `Life`."""
+    """An AdminObjectStore whose calls cross through a `ProcessLife`."""
 
-    def __init__(self, store: AdminObjectStore, life: Life) -> None:
+    def __init__(self, store: AdminObjectStore, life: ProcessLife) -> None:
         super().__init__(store, life)
         self._operated = store
         self._operator = life
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         async for chunk in self._operated.stream(key):
-            await self._operator.cross(f"stream {key}", do_nothing, StoreUnavailable, effect=False)
+            await self._operator.make_call(f"stream {key}", do_nothing, StoreUnavailable, effect=False)
             yield chunk
 
     async def now(self) -> dt.datetime:
-        return await self._operator.cross("now", self._operated.now, StoreUnavailable, effect=False)
+        return await self._operator.make_call("now", self._operated.now, StoreUnavailable, effect=False)
 
     async def unfinished_uploads(self, prefix: str) -> AsyncIterator[UnfinishedUpload]:
         async for upload in self._operated.unfinished_uploads(prefix):
-            await self._operator.cross(f"list uploads {prefix}", do_nothing, StoreUnavailable, effect=False)
+            await self._operator.make_call(f"list uploads {prefix}", do_nothing, StoreUnavailable, effect=False)
             yield upload
 
     async def abort_upload(self, unfinished: UnfinishedUpload) -> None:
-        await self._operator.cross(
+        await self._operator.make_call(
             f"abort upload {unfinished.key}",
             lambda: self._operated.abort_upload(unfinished),
             StoreUnavailable,
@@ -216,17 +216,19 @@ class BreakableAdminStore(BreakableStore):
 
 
 class _BreakableUpload:
-    def __init__(self, upload: Upload, key: str, life: Life) -> None:
+    def __init__(self, upload: Upload, key: str, life: ProcessLife) -> None:
         self._upload = upload
         self._key = key
         self._life = life
 
     async def write(self, chunk: bytes) -> None:
-        await self._life.cross(f"write {self._key}", lambda: self._upload.write(chunk), StoreUnavailable, effect=False)
+        await self._life.make_call(
+            f"write {self._key}", lambda: self._upload.write(chunk), StoreUnavailable, effect=False
+        )
 
     async def complete(self) -> None:
-        await self._life.cross(f"complete {self._key}", self._upload.complete, StoreUnavailable, effect=True)
+        await self._life.make_call(f"complete {self._key}", self._upload.complete, StoreUnavailable, effect=True)
 
     async def abort(self) -> None:
         with contextlib.suppress(StoreUnavailable):  # the port says that giving up never fails
-            await self._life.cross(f"abort {self._key}", self._upload.abort, StoreUnavailable, effect=False)
+            await self._life.make_call(f"abort {self._key}", self._upload.abort, StoreUnavailable, effect=False)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
 from services.ingest.upstream.port import Download, Upstream, Validators
-from tests.fakes.faults import Life, do_nothing
+from tests.fakes.faults import ProcessLife, do_nothing
 
 
 class MemoryUpstream:
@@ -63,21 +63,21 @@ class MemoryUpstream:
 
 
 class BreakableUpstream:
-    """An Upstream whose calls and chunks cross through a `Life`."""
+    """An Upstream whose calls and chunks cross through a `ProcessLife`."""
 
-    def __init__(self, upstream: Upstream, life: Life) -> None:
+    def __init__(self, upstream: Upstream, life: ProcessLife) -> None:
         self._upstream = upstream
         self._life = life
 
     async def cities(self) -> bytes:
-        return await self._life.cross("GET /cities", self._upstream.cities, UpstreamDown, effect=False)
+        return await self._life.make_call("GET /cities", self._upstream.cities, UpstreamDown, effect=False)
 
     def city_url(self, upstream_id: str, date: dt.date) -> str:
         return self._upstream.city_url(upstream_id, date)
 
     @contextlib.asynccontextmanager
     async def download(self, upstream_id: str, date: dt.date, known: Validators | None) -> AsyncIterator[Download]:
-        await self._life.cross(f"GET file {upstream_id}", do_nothing, UpstreamDown, effect=False)
+        await self._life.make_call(f"GET file {upstream_id}", do_nothing, UpstreamDown, effect=False)
         async with self._upstream.download(upstream_id, date, known) as download:
             if download.chunks is not None:
                 download.chunks = self._chunks(download.chunks, upstream_id)
@@ -85,5 +85,5 @@ class BreakableUpstream:
 
     async def _chunks(self, chunks: AsyncIterator[bytes], upstream_id: str) -> AsyncIterator[bytes]:
         async for chunk in chunks:
-            await self._life.cross(f"read file {upstream_id}", do_nothing, TransientUpstreamError, effect=False)
+            await self._life.make_call(f"read file {upstream_id}", do_nothing, TransientUpstreamError, effect=False)
             yield chunk

@@ -63,7 +63,7 @@ def requests(world: World) -> list[RequestRecord]:
     return _stored(world, keys.REQUESTS, RequestRecord)
 
 
-def essence(world: World) -> dict[str, bytes]:
+def comparable_state(world: World) -> dict[str, bytes]:
     """Return all that has to come to the same whatever broke: attempts are told apart by their order alone.
 
     These are the live summaries, byte for byte, plans, countries, manifests, and what compaction leaves of the topics.
@@ -100,7 +100,7 @@ def _without_attempts(manifest: Manifest) -> Manifest:
 async def leftovers(world: World) -> list[str]:
     """Clean a world at rest as an operator does; name what is left then and that nothing needs."""
     world.clock.advance(2 * GC_AGE.total_seconds())
-    world.crossings.heal()
+    world.port_calls.heal()
     await world.gc()
     world.clock.advance(GC_AGE.total_seconds())
     await world.drop_generations()

@@ -35,13 +35,13 @@ from shared.domain.contribution import Contribution
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
-from tests.fakes.builders import City, Trip, Truth
+from tests.fakes.builders import City, Trip, UpstreamState
 from tests.fakes.faults import Break
 from tests.fakes.log import PARTITIONS, BrokenContract
 from tests.fakes.oracle import ExpectedDay
 from tests.fault import checks
 from tests.fault.watcher import Watcher
-from tests.fault.world import DATE, GC_AGE, ROLES, Job, Process, Stuck, World
+from tests.fault.world import DATE, GC_AGE, ROLES, Job, NotAtRest, Process, World
 
 HISTORIES_PER_SEED = 200
 STEPS_MAX = 40
@@ -101,14 +101,14 @@ class History(RuleBasedStateMachine):
                 self.come_to_rest()
                 self._run(self.watcher.look())
         finally:
-            self.world.crossings.heal()
+            self.world.port_calls.heal()
             self._runner.run(self._let_go())
             self._runner.close()
 
     def _run(self, step: Coroutine[Any, Any, _Result]) -> _Result:
         try:
             return self._runner.run(step)
-        except (Stuck, BrokenContract) as error:
+        except (NotAtRest, BrokenContract) as error:
             raise AssertionError(f"{type(error).__name__}: {error}") from error
 
     @invariant()
@@ -203,7 +203,7 @@ class History(RuleBasedStateMachine):
     @rule(after=calls, how=breaks)
     def break_a_call(self, after: int, how: Break) -> None:
         """Let one of the next calls across a port break."""
-        self.world.crossings.break_after(after, how)
+        self.world.port_calls.break_after(after, how)
 
     @rule(role=roles, back=st.booleans())
     def rebalance(self, role: str, back: bool) -> None:
@@ -274,7 +274,7 @@ class History(RuleBasedStateMachine):
 
     async def _rest(self) -> None:
         world = self.world
-        world.crossings.heal()
+        world.port_calls.heal()
         world.upstream.cuts.clear()
         await self._let_go()
         await world.run_to_rest()
@@ -368,9 +368,9 @@ class History(RuleBasedStateMachine):
             if isinstance(file, tuple):
                 self.possible[city].files.add(file)
 
-    def _truth(self) -> Truth:
+    def _truth(self) -> UpstreamState:
         listed = tuple(City(city, country) for city, country in sorted(self.listed.items()))
-        return Truth(cities=None if self.list_is_bad else listed, files=self.files)
+        return UpstreamState(cities=None if self.list_is_bad else listed, files=self.files)
 
 
 def contribution_of(file: File) -> Contribution:

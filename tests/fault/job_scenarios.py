@@ -13,16 +13,16 @@ from shared.domain.contribution import NOTHING
 from shared.domain.ids import CityId
 from shared.domain.topics import Topic
 from shared.kafka.dead_letters import as_dead_letter
-from tests.fakes.builders import Truth
+from tests.fakes.builders import UpstreamState
 from tests.fakes.faults import Break
-from tests.fault.checks import differences, essence, leftovers, live_summaries, manifests, summaries
+from tests.fault.checks import comparable_state, differences, leftovers, live_summaries, manifests, summaries
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, FIRST, HOME, MOVED, WHOLE, breaks_of, unlike
 from tests.fault.watcher import Watcher
 from tests.fault.world import DATE, GC_AGE, STALLED_AFTER, Job, World
 
 MANY_CALLS = 200
 
-CORRECTION = Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
+CORRECTION = UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
 
 Prepare = Callable[[World], Awaitable[None]]
 Command = Callable[[World], Awaitable[Job]]
@@ -39,7 +39,7 @@ class JobScenario(msgspec.Struct, frozen=True, kw_only=True):
 
 async def at_rest(world: World) -> None:
     """Serve a date, move a city, correct its file: all of it folded."""
-    for truth in (FIRST, WHOLE, Truth(cities=MOVED, files=WHOLE.files)):
+    for truth in (FIRST, WHOLE, UpstreamState(cities=MOVED, files=WHOLE.files)):
         world.request(truth)
         await world.run_to_rest()
 
@@ -117,14 +117,14 @@ async def topics_lost(world: World) -> None:
 
 async def in_quarantine(world: World) -> None:
     """Refuse two files, which are good by now."""
-    bad = Truth(cities=HOME, files={1: b"[7]", 2: b"[8]", 3: EVENING})
+    bad = UpstreamState(cities=HOME, files={1: b"[7]", 2: b"[8]", 3: EVENING})
     request_id = world.request(bad)
     await world.run_to_rest()
     WHOLE.write_into(world.upstream, DATE)
     world.oracle.requested(request_id, WHOLE)
 
 
-async def tasks_buried(world: World) -> None:
+async def tasks_in_dead_letters(world: World) -> None:
     """Bury the tasks of a request, as a build does that cannot read them."""
     world.request(WHOLE)
     await world.turn("planner")
@@ -184,15 +184,15 @@ SCENARIOS = [
     JobScenario(name="restore and republish", prepare=put_back, command=World.restore, same_bytes=False),
     JobScenario(name="republish", prepare=topics_lost, command=World.republish),
     JobScenario(name="quarantine retry", prepare=in_quarantine, command=World.retry_quarantined),
-    JobScenario(name="dead-letters retry", prepare=tasks_buried, command=World.send_letters_back),
-    JobScenario(name="sweep", prepare=tasks_lost, command=World.requeue_once),
+    JobScenario(name="dead-letters retry", prepare=tasks_in_dead_letters, command=World.retry_dead_letters),
+    JobScenario(name="requeue", prepare=tasks_lost, command=World.requeue_once),
 ]
 
 
 async def finished(world: World, scenario: JobScenario) -> None:
     """Let services come to rest, and run the command until it ends well, as an operator does who sees it fail."""
     await world.run_to_rest()
-    world.crossings.heal()
+    world.port_calls.heal()
     job = await scenario.command(world)
     assert job.ended_well, job.refused
     await world.run_to_rest()
@@ -209,9 +209,9 @@ async def broken_anywhere(scenario: JobScenario, kind: type[World] = World) -> A
         return world
 
     calm = await struck({})
-    made = list(calm.crossings.made)
+    made = list(calm.port_calls.made)
     await finished(calm, scenario)
-    expected = essence(calm)
+    expected = comparable_state(calm)
     for one in [*differences(calm), *await leftovers(calm)]:
         yield f"without a fault: {one}"
     for number, how in breaks_of(made):
@@ -219,7 +219,7 @@ async def broken_anywhere(scenario: JobScenario, kind: type[World] = World) -> A
         await finished(world, scenario)
         found = differences(world)
         if scenario.same_bytes:
-            found += unlike(essence(world), expected)
+            found += unlike(comparable_state(world), expected)
         for one in [*found, *await leftovers(world)]:
             yield f"call {number} ({made[number].what}) by {made[number].life}, {how.value}: {one}"
 
@@ -230,7 +230,7 @@ async def paused_anywhere(scenario: JobScenario, kind: type[World] = World) -> A
     await scenario.prepare(before)
     calm = before.continued()
     await scenario.command(calm)
-    for number, crossing in enumerate(list(calm.crossings.made)):
+    for number, port_call in enumerate(list(calm.port_calls.made)):
         world = before.continued({number: Break.PAUSE})
         job = await scenario.command(world)
         world.request(CORRECTION)
@@ -238,7 +238,7 @@ async def paused_anywhere(scenario: JobScenario, kind: type[World] = World) -> A
         await job.resume()
         await finished(world, scenario)
         for one in [*differences(world), *await leftovers(world)]:
-            yield f"standing still before call {number} ({crossing.what}): {one}"
+            yield f"standing still before call {number} ({port_call.what}): {one}"
 
 
 async def taken_over_anywhere(kind: type[World] = World) -> AsyncIterator[str]:
@@ -247,17 +247,17 @@ async def taken_over_anywhere(kind: type[World] = World) -> AsyncIterator[str]:
     await under_way(before)
     calm = before.continued()
     await calm.rebuild()
-    for number in range(len(calm.crossings.made)):
+    for number in range(len(calm.port_calls.made)):
         world = before.continued({number: Break.PAUSE})
         zombie = await world.rebuild()
         taking_over = await world.rebuild()
         world.request(WHOLE)
         await world.run_to_rest()
-        served, expected = summaries(world), essence(world)
+        served, expected = summaries(world), comparable_state(world)
         await zombie.resume()
         wrong = unlike(summaries(world), served)
         await world.run_to_rest()
-        wrong += [*unlike(essence(world), expected), *differences(world)]
+        wrong += [*unlike(comparable_state(world), expected), *differences(world)]
         if not taking_over.ended_well:
             wrong.append(f"the rebuild that took over was refused: {taking_over.refused}")
         for one in wrong:
@@ -298,16 +298,16 @@ async def cleaned_beside_services(kind: type[World] = World) -> AsyncIterator[st
     calm = before.continued()
     calm.request(CORRECTION)
     await calm.run_to_rest()
-    for number, crossing in enumerate(list(calm.crossings.made)):
-        if not crossing.life.startswith("worker"):
+    for number, port_call in enumerate(list(calm.port_calls.made)):
+        if not port_call.life.startswith("worker"):
             continue
         world = before.continued({number: Break.PAUSE})
         world.request(CORRECTION)
         while await world.turn("planner") or await world.turn("worker"):
-            if world.standing_still:
+            if world.has_paused_process:
                 break
         await world.gc()
         await world.resume_paused()
         await world.run_to_rest()
         for one in differences(world):
-            yield f"cleaned up before call {number} ({crossing.what}): {one}"
+            yield f"cleaned up before call {number} ({port_call.what}): {one}"

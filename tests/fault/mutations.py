@@ -15,7 +15,7 @@ from functools import partial
 import msgspec
 import pytest
 
-from services.aggregate import consumer
+from services.aggregate import consumer, summary_writer
 from services.aggregate import fold as pure_fold
 from services.aggregate.consumer import CityStatsConsumer
 from services.aggregate.fold import StatEvent, empty_summary
@@ -39,7 +39,7 @@ from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
-from tests.fakes.builders import Truth
+from tests.fakes.builders import UpstreamState
 from tests.fakes.faults import Break
 from tests.fakes.store import BreakableStore
 from tests.fakes.upstream import BreakableUpstream
@@ -66,7 +66,7 @@ class Mutation(msgspec.Struct, frozen=True, kw_only=True):
 CORRECTION = Scenario(
     name="a corrected file",
     before=(WHOLE,),
-    struck=Truth(cities=HOME, files={1: CORRECTED, 2: EMPTY, 3: EVENING}),
+    state=UpstreamState(cities=HOME, files={1: CORRECTED, 2: EMPTY, 3: EVENING}),
 )
 
 
@@ -109,11 +109,11 @@ async def losing_the_log(kind: type[World]) -> AsyncIterator[str]:
     world = kind()
     world.request(WHOLE)
     await world.run_to_rest()
-    world.request(CORRECTION.struck)
+    world.request(CORRECTION.state)
     while await world.turn("planner") or await world.turn("worker"):
         pass
     world.lose_the_log()
-    world.request(CORRECTION.struck)
+    world.request(CORRECTION.state)
     await world.run_to_rest()
     await world.requeue()
     await world.run_to_rest()
@@ -132,7 +132,7 @@ async def redelivering_everything(kind: type[World]) -> AsyncIterator[str]:
     """Let everything in the topic of statistics come again, and look after each batch."""
     world = kind()
     watcher = Watcher(world)
-    for truth in (WHOLE, Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING}), WHOLE):
+    for truth in (WHOLE, UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING}), WHOLE):
         world.request(truth)
         await world.run_to_rest()
         for one in await watcher.complaints():
@@ -159,7 +159,7 @@ async def watching_progress(kind: type[World]) -> AsyncIterator[str]:
         yield one
 
 
-async def building_on_a_lost_answer(kind: type[World]) -> AsyncIterator[str]:
+async def building_on_a_lost_response(kind: type[World]) -> AsyncIterator[str]:
     """Lose the answer to a manifest's swap; another worker builds on it, and then the upstream has no file any more.
 
     The city is stored: the request must not be told that it failed.
@@ -167,10 +167,10 @@ async def building_on_a_lost_answer(kind: type[World]) -> AsyncIterator[str]:
 
     class Hasty(kind):  # type: ignore[valid-type, misc]  # a class is made of the kind that is asked for
         def make_store(self) -> RecordingStore:
-            return LosesTheFirstAnswer(self)
+            return LosesTheFirstResponse(self)
 
     world = Hasty()
-    world.request(Truth(cities=HOME[:1], files={1: EVENING}))
+    world.request(UpstreamState(cities=HOME[:1], files={1: EVENING}))
     await world.run_to_rest()
     record = objects.decode(objects.RequestRecord, next(iter(world.store.bodies(keys.REQUESTS).values())), "request")
     if record.failures:
@@ -179,7 +179,7 @@ async def building_on_a_lost_answer(kind: type[World]) -> AsyncIterator[str]:
         yield one
 
 
-class LosesTheFirstAnswer(RecordingStore):
+class LosesTheFirstResponse(RecordingStore):
     """Takes the first manifest, lets another worker build on it, takes the file away, and says that it lost."""
 
     def __init__(self, world: World) -> None:
@@ -214,14 +214,14 @@ class LosesTheFirstAnswer(RecordingStore):
         raise CasConflict(key)
 
 
-async def burying_poison(kind: type[World]) -> AsyncIterator[str]:
+async def refusing_dead_letters(kind: type[World]) -> AsyncIterator[str]:
     """Refuse, lose and kill the burying of a poison record: it must be among the dead letters in the end."""
     for how in Break:
         if how is Break.PAUSE:
             continue
         world = kind()
         world.log.append(Topic.CITY_STATS, b"2024-05-01/poison", b"{")
-        world.crossings.break_after(0, how)
+        world.port_calls.break_after(0, how)
         await world.run_to_rest()
         buried = {record.key for record in world.log.records(Topic.DEAD_LETTERS)}
         if buried != {b"2024-05-01/poison"}:
@@ -388,7 +388,7 @@ def any_country(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CityDayIngest, "_place_after_move", stays)
 
 
-def lost_is_lost(patch: pytest.MonkeyPatch) -> None:
+def conflict_means_loss(patch: pytest.MonkeyPatch) -> None:
     """Let a worker take every lost race for one that somebody else has won."""
     patch.setattr(Manifest, "made_by", lambda _self, _attempt: False)
 
@@ -417,7 +417,7 @@ def silent_if_unchanged(patch: pytest.MonkeyPatch) -> None:
 
 
 def _folding(patch: pytest.MonkeyPatch, change: Callable[[Summary, Sequence[StatEvent]], Summary]) -> None:
-    patch.setattr(consumer, "fold", lambda summary, folded: change(summary, list(folded)))
+    patch.setattr(summary_writer, "fold", lambda summary, folded: change(summary, list(folded)))
 
 
 def no_retractions(patch: pytest.MonkeyPatch) -> None:
@@ -520,7 +520,7 @@ def gone_is_silent(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Planner, "_publish_countries", present_only)
 
 
-def bury_if_possible(patch: pytest.MonkeyPatch) -> None:
+def drop_if_dead_letter_fails(patch: pytest.MonkeyPatch) -> None:
     """Let a poison record go if it cannot be buried at once."""
 
     async def careless(batch: Sequence[ConsumedRecord], publisher: Publisher) -> list[DecodedRecord]:
@@ -532,7 +532,7 @@ def bury_if_possible(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(consumer, "decode_batch", careless)
 
 
-def no_answer_to_stale_records(patch: pytest.MonkeyPatch) -> None:
+def no_record_after_stale_ones(patch: pytest.MonkeyPatch) -> None:
     """Let the topic end in a stale record."""
 
     async def deaf(_self: CityStatsConsumer, _events: Sequence[StatEvent], _summary: Summary) -> list[Event]:
@@ -556,7 +556,7 @@ def quiet_without_change(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SummaryWriter, "fold", once)
 
 
-def no_sweep(patch: pytest.MonkeyPatch) -> None:
+def no_requeue(patch: pytest.MonkeyPatch) -> None:
     """Let nobody send a request again."""
 
     async def nothing(_self: Requeue) -> int:
@@ -588,7 +588,7 @@ MUTATIONS = (
     ),
     Mutation(name="plans unordered", patch=the_last_plan_wins, proof=redelivering_everything),
     Mutation(name="a stale country accepted", patch=any_country, proof=pausing("a city moves back")),
-    Mutation(name="a lost answer taken for a loss", patch=lost_is_lost, proof=building_on_a_lost_answer),
+    Mutation(name="a lost answer taken for a loss", patch=conflict_means_loss, proof=building_on_a_lost_response),
     Mutation(name="revision check dropped", patch=any_revision, proof=redelivering_everything),
     Mutation(name="commit before effect", kind=CommitFirst, proof=breaking_a_correction),
     Mutation(name="unchanged without re-publish", patch=silent_if_unchanged, proof=losing_the_log),
@@ -607,15 +607,17 @@ MUTATIONS = (
     Mutation(name="gc ignoring the age", patch=gc_of_any_age, proof=job_scenarios.cleaned_beside_services),
     Mutation(name="at most once", kind=AtMostOnce, proof=breaking_a_correction),
     Mutation(name="a raw object after its manifest", kind=RawLast, proof=breaking_a_correction),
-    Mutation(name="a stale record left in the topic", patch=no_answer_to_stale_records, proof=pausing_a_correction),
+    Mutation(name="a stale record left in the topic", patch=no_record_after_stale_ones, proof=pausing_a_correction),
     Mutation(name="an unchanged summary not published again", patch=quiet_without_change, proof=breaking_a_correction),
     Mutation(
         name="a country that left not planned",
         patch=gone_is_silent,
         proof=breaking("the only city of a country moves away"),
     ),
-    Mutation(name="poison let go when it cannot be buried", patch=bury_if_possible, proof=burying_poison),
-    Mutation(name="requests not sent again", patch=no_sweep, proof=losing_records),
+    Mutation(
+        name="poison dropped when the dead letter fails", patch=drop_if_dead_letter_fails, proof=refusing_dead_letters
+    ),
+    Mutation(name="requests not sent again", patch=no_requeue, proof=losing_records),
     Mutation(
         name="a broken download taken for the file",
         patch=upstream_without_conditions,

@@ -9,9 +9,9 @@ import msgspec
 from shared.domain.ids import RequestId
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
-from tests.fakes.builders import City, Trip, Truth
-from tests.fakes.faults import Break, Crossing
-from tests.fault.checks import differences, essence, leftovers, record_of, unfinished
+from tests.fakes.builders import City, Trip, UpstreamState
+from tests.fakes.faults import Break, PortCall
+from tests.fault.checks import comparable_state, differences, leftovers, record_of, unfinished
 from tests.fault.world import ROUNDS_MAX, World
 
 ARMENIA, BRASIL = "Armenia", "Brasil"
@@ -23,14 +23,14 @@ EMPTY: tuple[Trip, ...] = ()
 
 HOME = (City(1, ARMENIA), City(2, ARMENIA), City(3, BRASIL))
 MOVED = (City(1, BRASIL), City(2, ARMENIA), City(3, BRASIL))
-LEFT_ALONE = (City(1, ARMENIA), City(2, ARMENIA), City(3, ARMENIA))
+ALL_IN_ARMENIA = (City(1, ARMENIA), City(2, ARMENIA), City(3, ARMENIA))
 
-FIRST = Truth(cities=HOME, files={1: MORNING, 2: EMPTY})
-WHOLE = Truth(cities=HOME, files={1: MORNING, 2: EMPTY, 3: EVENING})
+FIRST = UpstreamState(cities=HOME, files={1: MORNING, 2: EMPTY})
+WHOLE = UpstreamState(cities=HOME, files={1: MORNING, 2: EMPTY, 3: EVENING})
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
-    """What the upstream holds when the date is requested: ``before``, unbroken, and then ``struck``, with the faults.
+    """What the upstream holds when the date is requested: ``before``, unbroken, and then ``state``, with the faults.
 
     ``requests_at_once`` ask side by side, of whom none waits for another; ``requests_while_running`` ask once the first
     has been begun, and join one that waits. ``afterwards`` is what the upstream holds at a last request, which a
@@ -38,81 +38,81 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: str
-    before: tuple[Truth, ...] = ()
-    struck: Truth
+    before: tuple[UpstreamState, ...] = ()
+    state: UpstreamState
     requests_at_once: int = 1
     requests_while_running: int = 0
     cuts: tuple[int, ...] = ()
     etags: bool = True
     same_bytes: bool = True
-    afterwards: Truth = WHOLE
+    afterwards: UpstreamState = WHOLE
 
 
 SCENARIOS = [
-    Scenario(name="a first request: one city good, one empty, one missing", struck=FIRST),
+    Scenario(name="a first request: one city good, one empty, one missing", state=FIRST),
     Scenario(
         name="a corrected file",
         before=(FIRST,),
-        struck=Truth(cities=HOME, files={1: CORRECTED, 2: EMPTY}),
+        state=UpstreamState(cities=HOME, files={1: CORRECTED, 2: EMPTY}),
     ),
     Scenario(
         name="a city moves",
         before=(WHOLE,),
-        struck=Truth(cities=MOVED, files=WHOLE.files),
-        afterwards=Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING}),
+        state=UpstreamState(cities=MOVED, files=WHOLE.files),
+        afterwards=UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING}),
     ),
     Scenario(
         name="a city moves, and its upstream knows no validators",
         before=(WHOLE,),
-        struck=Truth(cities=MOVED, files=WHOLE.files),
+        state=UpstreamState(cities=MOVED, files=WHOLE.files),
         etags=False,
     ),
     Scenario(
         name="a city moves with a corrected file",
         before=(WHOLE,),
-        struck=Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING}),
+        state=UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING}),
     ),
     Scenario(
         name="a city moves back",
-        before=(WHOLE, Truth(cities=MOVED, files=WHOLE.files)),
-        struck=WHOLE,
-        afterwards=Truth(cities=MOVED, files=WHOLE.files),
+        before=(WHOLE, UpstreamState(cities=MOVED, files=WHOLE.files)),
+        state=WHOLE,
+        afterwards=UpstreamState(cities=MOVED, files=WHOLE.files),
     ),
     Scenario(
         name="the only city of a country moves away",
         before=(WHOLE,),
-        struck=Truth(cities=LEFT_ALONE, files=WHOLE.files),
+        state=UpstreamState(cities=ALL_IN_ARMENIA, files=WHOLE.files),
     ),
-    Scenario(name="a request repeated, nothing changed", before=(WHOLE,), struck=WHOLE),
-    Scenario(name="a request repeated, and no validators", before=(WHOLE,), struck=WHOLE, etags=False),
-    Scenario(name="one date requested twice at once", struck=WHOLE, requests_at_once=2, same_bytes=False),
+    Scenario(name="a request repeated, nothing changed", before=(WHOLE,), state=WHOLE),
+    Scenario(name="a request repeated, and no validators", before=(WHOLE,), state=WHOLE, etags=False),
+    Scenario(name="one date requested twice at once", state=WHOLE, requests_at_once=2, same_bytes=False),
     Scenario(
         name="a move requested twice at once",
         before=(WHOLE,),
-        struck=Truth(cities=MOVED, files=WHOLE.files),
+        state=UpstreamState(cities=MOVED, files=WHOLE.files),
         requests_at_once=2,
         same_bytes=False,
     ),
-    Scenario(name="a date requested again while it is processed", struck=WHOLE, requests_while_running=2),
+    Scenario(name="a date requested again while it is processed", state=WHOLE, requests_while_running=2),
     Scenario(
         name="a move requested again while it is processed",
         before=(WHOLE,),
-        struck=Truth(cities=MOVED, files=WHOLE.files),
+        state=UpstreamState(cities=MOVED, files=WHOLE.files),
         requests_while_running=1,
     ),
     Scenario(
         name="a file disappears after it was stored, another is broken",
         before=(WHOLE,),
-        struck=Truth(cities=HOME, files={2: b'[{"passengers":1}]', 3: EVENING}),
+        state=UpstreamState(cities=HOME, files={2: b'[{"passengers":1}]', 3: EVENING}),
     ),
     Scenario(
         name="a bad file is asked for again",
-        before=(Truth(cities=HOME, files={1: MORNING, 2: b'[{"passengers":1}]', 3: EVENING}),),
-        struck=Truth(cities=HOME, files={1: MORNING, 2: b'[{"passengers":1}]', 3: EVENING}),
+        before=(UpstreamState(cities=HOME, files={1: MORNING, 2: b'[{"passengers":1}]', 3: EVENING}),),
+        state=UpstreamState(cities=HOME, files={1: MORNING, 2: b'[{"passengers":1}]', 3: EVENING}),
     ),
-    Scenario(name="files break off twice before they come", struck=WHOLE, cuts=(0, 150)),
-    Scenario(name="the list of cities cannot be had", before=(FIRST,), struck=Truth(cities=None, files={})),
-    Scenario(name="no cities at all", before=(FIRST,), struck=Truth(cities=(), files={})),
+    Scenario(name="files break off twice before they come", state=WHOLE, cuts=(0, 150)),
+    Scenario(name="the list of cities cannot be had", before=(FIRST,), state=UpstreamState(cities=None, files={})),
+    Scenario(name="no cities at all", before=(FIRST,), state=UpstreamState(cities=(), files={})),
 ]
 
 
@@ -125,7 +125,7 @@ async def world_before(scenario: Scenario, kind: type[World] = World) -> World:
     return world
 
 
-async def struck(
+async def run_with_faults(
     scenario: Scenario, before: World, broken: Mapping[int, Break], *, resume_after_rounds: int = ROUNDS_MAX
 ) -> World:
     """Run the step with the faults, from where ``before`` rests, and come to rest."""
@@ -139,48 +139,48 @@ async def struck(
 async def request_all(scenario: Scenario, world: World) -> None:
     """Ask as often as the scenario says."""
     for _ in range(scenario.requests_at_once):
-        world.request(scenario.struck, joining=scenario.requests_at_once == 1)
+        world.request(scenario.state, joining=scenario.requests_at_once == 1)
     if scenario.requests_while_running:
         await world.turn("planner")
     for _ in range(scenario.requests_while_running):
-        world.request(scenario.struck)
+        world.request(scenario.state)
 
 
 def _cuts(scenario: Scenario) -> dict[str, list[int]]:
-    return {str(city.id): list(scenario.cuts) for city in scenario.struck.cities or ()}
+    return {str(city.id): list(scenario.cuts) for city in scenario.state.cities or ()}
 
 
-def breaks_of(made: Sequence[Crossing]) -> Iterator[tuple[int, Break]]:
+def breaks_of(made: Sequence[PortCall]) -> Iterator[tuple[int, Break]]:
     """Name every way in which every call can break, but for those that come to the same.
 
     Dying before a call is dying after the one before it, if that was the same process's; a call without an effect is
     as good as none when its answer is lost.
     """
-    for number, crossing in enumerate(made):
+    for number, port_call in enumerate(made):
         yield number, Break.LOST_ANSWER
-        if number == 0 or made[number - 1].life != crossing.life:
+        if number == 0 or made[number - 1].life != port_call.life:
             yield number, Break.DIE_BEFORE
-        if crossing.effect:
+        if port_call.effect:
             yield number, Break.DIE_AFTER
             yield number, Break.REFUSED
             yield number, Break.SENT_TWICE
-        if crossing.what.startswith("swap "):
+        if port_call.what.startswith("swap "):
             yield number, Break.UNDECIDED
 
 
 async def broken_anywhere(scenario: Scenario, kind: type[World] = World) -> AsyncIterator[str]:
     """Run a scenario with each of its calls broken in each way; name all that is wrong in the end."""
     before = await world_before(scenario, kind)
-    calm = await struck(scenario, before, {})
-    expected = essence(calm)
-    made = list(calm.crossings.made)
+    calm = await run_with_faults(scenario, before, {})
+    expected = comparable_state(calm)
+    made = list(calm.port_calls.made)
     for one in [*differences(calm), *await leftovers(calm)]:
         yield f"without a fault: {one}"
     for number, how in breaks_of(made):
-        world = await struck(scenario, before, {number: how})
+        world = await run_with_faults(scenario, before, {number: how})
         found = differences(world)
         if scenario.same_bytes:
-            found += unlike(essence(world), expected)
+            found += unlike(comparable_state(world), expected)
         for one in [*found, *await leftovers(world)]:
             yield f"call {number} ({made[number].what}) by {made[number].life}, {how.value}: {one}"
 
@@ -197,18 +197,18 @@ def unlike(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> list[st
 async def paused_anywhere(scenario: Scenario, kind: type[World] = World) -> AsyncIterator[str]:
     """Run a scenario, and a request after it, with a pause before each call in turn; name all that is wrong."""
     before = await world_before(scenario, kind)
-    made = list((await struck(scenario, before, {})).crossings.made)
-    for number, crossing in enumerate(made):
-        world = await struck(scenario, before, {number: Break.PAUSE})
+    made = list((await run_with_faults(scenario, before, {})).port_calls.made)
+    for number, port_call in enumerate(made):
+        world = await run_with_faults(scenario, before, {number: Break.PAUSE})
         world.request(scenario.afterwards)
         await world.run_to_rest()
         await world.resume_paused()
         await world.run_to_rest()
         for one in differences(world):
-            yield f"paused at call {number} ({crossing.what}) by {crossing.life}: {one}"
+            yield f"paused at call {number} ({port_call.what}) by {port_call.life}: {one}"
 
 
-async def taken_back_anywhere(struck_by: Truth, kind: type[World] = World) -> AsyncIterator[tuple[str, World]]:
+async def taken_back_anywhere(struck_by: UpstreamState, kind: type[World] = World) -> AsyncIterator[tuple[str, World]]:
     """Pause before each call while a change is taken in that the upstream then takes back; give each world at rest.
 
     Nobody else does the work of the process that stands still before the change is taken back: who does it then, and
@@ -221,18 +221,18 @@ async def taken_back_anywhere(struck_by: Truth, kind: type[World] = World) -> As
     async def taken_in(broken: Mapping[int, Break]) -> World:
         world = before.continued(broken)
         world.request(struck_by)
-        while not world.standing_still and await world.run_turns(1):
+        while not world.has_paused_process and await world.run_turns(1):
             pass
         return world
 
-    for number, crossing in enumerate(list((await taken_in({})).crossings.made)):
+    for number, port_call in enumerate(list((await taken_in({})).port_calls.made)):
         world = await taken_in({number: Break.PAUSE})
-        assert world.standing_still, f"call {number} was not made again"
+        assert world.has_paused_process, f"call {number} was not made again"
         world.request(WHOLE)
         await world.run_to_rest()
         await world.resume_paused()
         await world.run_to_rest()
-        yield f"paused at call {number} ({crossing.what}) by {crossing.life}", world
+        yield f"paused at call {number} ({port_call.what}) by {port_call.life}", world
 
 
 async def losing_anything(scenario: Scenario, kind: type[World] = World) -> AsyncIterator[str]:
@@ -241,7 +241,7 @@ async def losing_anything(scenario: Scenario, kind: type[World] = World) -> Asyn
     Summaries for downstream consumers are left out: a rebuild publishes those again.
     """
     before = await world_before(scenario, kind)
-    appended = list((await struck(scenario, before, {})).log.appended)
+    appended = list((await run_with_faults(scenario, before, {})).log.appended)
     for number, record in enumerate(appended):
         if record.topic is Topic.COUNTRY_DAY_SUMMARIES:
             continue
@@ -252,7 +252,7 @@ async def losing_anything(scenario: Scenario, kind: type[World] = World) -> Asyn
         await world.requeue()
         await world.run_to_rest()
         found = unfinished(world)
-        world.request(scenario.struck)
+        world.request(scenario.state)
         await world.run_to_rest()
         for one in found + differences(world):
             yield f"record {number} of {record.topic.value} lost: {one}"

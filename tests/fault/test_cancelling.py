@@ -14,7 +14,7 @@ from shared.domain.ids import RequestId
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import Counts, Status, counts_of, status_of
 from shared.domain.topics import Topic
-from tests.fakes.builders import City, Trip, Truth
+from tests.fakes.builders import City, Trip, UpstreamState
 from tests.fakes.faults import Break
 from tests.fakes.log import MemoryPublisher
 from tests.fault.checks import inconsistencies, manifests, unfinished
@@ -22,12 +22,12 @@ from tests.fault.world import World
 
 TURNS_MAX = 100
 CITIES = 6
-WANTED = Truth(
+WANTED = UpstreamState(
     cities=tuple(City(number, "Armenia" if number % 2 else "Brasil") for number in range(CITIES)),
     files={number: (Trip(passengers=number, delay_ms=1_000),) for number in range(CITIES)},
 )
 
-ONE = Truth(cities=WANTED.cities and WANTED.cities[:1], files={0: (Trip(passengers=4, delay_ms=1_000),)})
+ONE = UpstreamState(cities=WANTED.cities and WANTED.cities[:1], files={0: (Trip(passengers=4, delay_ms=1_000),)})
 
 
 def read(world: World, request_id: RequestId) -> RequestRecord:
@@ -116,8 +116,8 @@ async def test_what_was_swapped_in_before_is_published_although_all_were_cancell
     await world.turn("planner")
     made = world.continued()
     await made.turn("worker")
-    (compare_and_swap,) = (at for at, one in enumerate(made.crossings.made) if one.what.startswith("swap manifests/"))
-    world.crossings.break_after(compare_and_swap, Break.DIE_AFTER)
+    (compare_and_swap,) = (at for at, one in enumerate(made.port_calls.made) if one.what.startswith("swap manifests/"))
+    world.port_calls.break_after(compare_and_swap, Break.DIE_AFTER)
     await world.turn("worker")
     assert len(manifests(world)) == 1
     assert world.log.records(Topic.CITY_STATS) != []

@@ -14,7 +14,7 @@ from shared.domain.objects import RequestRecord
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
 from shared.storage.active_requests import STALLED_AFTER
-from tests.fakes.builders import Truth
+from tests.fakes.builders import UpstreamState
 from tests.fakes.log import PARTITIONS
 from tests.fault.checks import decoded, differences, record_of, requests
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, WHOLE, failed_world
@@ -37,7 +37,7 @@ async def two_requests() -> tuple[World, RequestId, RequestId]:
 async def test_many_requests_cost_two_rounds() -> None:
     """Twenty clients who ask while a request runs share one more, whose files are read after they asked."""
     world, running, waiting = await two_requests()
-    corrected = Truth(cities=HOME, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
+    corrected = UpstreamState(cities=HOME, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
     assert {world.request(corrected) for _ in range(19)} == {waiting}
     await world.run_to_rest()
     assert len(tasks(world)) == 2 * len(HOME)

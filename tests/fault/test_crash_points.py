@@ -35,16 +35,16 @@ from shared.domain import keys, outbox
 from shared.domain.events import CityFinished
 from shared.domain.ids import CityId
 from shared.domain.topics import Topic
-from tests.fakes.builders import Truth
+from tests.fakes.builders import UpstreamState
 from tests.fakes.faults import Break
 from tests.fakes.log import PARTITIONS
 from tests.fault.checks import decoded, differences, inconsistencies, manifests, unfinished
 from tests.fault.scenarios import (
+    ALL_IN_ARMENIA,
     CORRECTED,
     EMPTY,
     EVENING,
     HOME,
-    LEFT_ALONE,
     MOVED,
     SCENARIOS,
     WHOLE,
@@ -53,7 +53,7 @@ from tests.fault.scenarios import (
     losing_anything,
     paused_anywhere,
     request_all,
-    struck,
+    run_with_faults,
     taken_back_anywhere,
     world_before,
 )
@@ -72,7 +72,7 @@ async def test_any_call_may_break(scenario: Scenario) -> None:
 async def test_any_call_may_break_a_plan_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A country whose plan takes several events comes to the same end, whichever of them breaks."""
     monkeypatch.setattr(outbox, "PLAN_CHUNK_CITIES_MAX", 1)
-    wrong = [one async for one in broken_anywhere(Scenario(name="a plan in chunks", struck=WHOLE))]
+    wrong = [one async for one in broken_anywhere(Scenario(name="a plan in chunks", state=WHOLE))]
     assert not wrong, "\n".join(wrong[:20])
 
 
@@ -87,7 +87,7 @@ async def test_a_move_that_was_taken_back_is_not_done_by_who_comes_back() -> Non
     """A worker that stands still while a city moves and moves back goes by the newest plan when it goes on."""
     wrong = [
         f"{what}: {one}"
-        async for what, world in taken_back_anywhere(Truth(cities=MOVED, files=WHOLE.files))
+        async for what, world in taken_back_anywhere(UpstreamState(cities=MOVED, files=WHOLE.files))
         if "by planner" not in what
         for one in differences(world)
     ]
@@ -96,7 +96,7 @@ async def test_a_move_that_was_taken_back_is_not_done_by_who_comes_back() -> Non
 
 async def test_what_was_taken_back_is_right_after_a_further_request() -> None:
     """A change that is swapped in although it was taken back is whole, and gone with the date's next request."""
-    changed = Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
+    changed = UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
     async for what, world in taken_back_anywhere(changed):
         assert inconsistencies(world) == [], what
         assert unfinished(world) == [], what
@@ -126,10 +126,12 @@ def test_several_calls_may_break(scenario: Scenario, broken: dict[int, Break], r
     """
 
     async def run() -> list[str]:
-        world = await struck(scenario, await world_before(scenario), broken, resume_after_rounds=resume_after_rounds)
+        world = await run_with_faults(
+            scenario, await world_before(scenario), broken, resume_after_rounds=resume_after_rounds
+        )
         world.request(scenario.afterwards)
         await world.run_to_rest(resume_after_rounds=resume_after_rounds)
-        world.crossings.heal()
+        world.port_calls.heal()
         await world.resume_paused()
         await world.run_to_rest()
         await world.requeue()
@@ -157,9 +159,9 @@ class SideBySide(World):
 async def test_two_processes_may_have_one_batch(scenario: Scenario) -> None:
     """Where every batch is handled twice, at the same time, the end is the same as if it were once."""
     before = await world_before(scenario, SideBySide)
-    for truth in (scenario.struck, scenario.afterwards):
+    for truth in (scenario.state, scenario.afterwards):
         world = before.continued()
-        await request_all(msgspec.structs.replace(scenario, struck=truth), world)
+        await request_all(msgspec.structs.replace(scenario, state=truth), world)
         await world.run_to_rest()
         assert differences(world) == []
         before = world
@@ -173,7 +175,7 @@ async def test_an_aggregate_that_gets_a_partition_back_knows_what_is_stale() -> 
     stale = [record for record in world.log.records(Topic.CITY_STATS) if record.key == b"2024-05-01/armenia/1"]
     first = world.living("aggregate")
     world.replace("aggregate")
-    world.request(Truth(cities=HOME, files={1: CORRECTED, 2: EMPTY, 3: EVENING}))
+    world.request(UpstreamState(cities=HOME, files={1: CORRECTED, 2: EMPTY, 3: EVENING}))
     await world.run_to_rest()
     world.replace("aggregate", first)
     world.log.append(Topic.CITY_STATS, stale[0].key, stale[0].value, stale[0].headers)
@@ -184,7 +186,7 @@ async def test_an_aggregate_that_gets_a_partition_back_knows_what_is_stale() -> 
 async def test_a_file_that_is_known_leaves_nothing_in_the_bucket() -> None:
     """Bytes that come again without validators, for a city that stays or moves, are no object and no upload."""
     world = World(etags=False, chunk_bytes=64)
-    for truth in (WHOLE, WHOLE, Truth(cities=MOVED, files=WHOLE.files)):
+    for truth in (WHOLE, WHOLE, UpstreamState(cities=MOVED, files=WHOLE.files)):
         world.request(truth)
         await world.run_to_rest()
     assert set(world.store.bodies(keys.RAW)) == {manifest.raw_key for manifest in manifests(world)}
@@ -228,7 +230,7 @@ async def test_a_moved_city_is_said_to_be_published_in_both_countries() -> None:
     world = World()
     world.request(WHOLE)
     await world.run_to_rest()
-    world.request(Truth(cities=MOVED, files=WHOLE.files))
+    world.request(UpstreamState(cities=MOVED, files=WHOLE.files))
     await world.run_to_rest()
     ended = [one for one in decoded(world, Topic.REQUEST_PROGRESS) if isinstance(one, CityFinished)]
     (moved,) = [{pair.country for pair in one.published} for one in ended if one.city_id == "1"][1:]
@@ -241,7 +243,7 @@ async def test_a_late_task_does_not_undo_a_move_of_a_city_that_has_left_since() 
     world.request(WHOLE)
     await world.run_to_rest()
     late = [record for record in world.log.records(Topic.CITY_TASKS) if b'"city_id":"1"' in (record.value or b"")]
-    for truth in (Truth(cities=MOVED, files=WHOLE.files), Truth(cities=MOVED[1:], files=WHOLE.files)):
+    for truth in (UpstreamState(cities=MOVED, files=WHOLE.files), UpstreamState(cities=MOVED[1:], files=WHOLE.files)):
         world.request(truth)
         await world.run_to_rest()
     world.log.append(Topic.CITY_TASKS, late[0].key, late[0].value, late[0].headers)
@@ -255,7 +257,7 @@ async def test_a_stale_plan_of_a_country_that_has_left_is_not_what_its_topic_end
     world.request(WHOLE)
     await world.run_to_rest()
     stale = [record for record in world.log.records(Topic.CITY_STATS) if record.key == b"2024-05-01/brasil"]
-    world.request(Truth(cities=LEFT_ALONE, files=WHOLE.files))
+    world.request(UpstreamState(cities=ALL_IN_ARMENIA, files=WHOLE.files))
     await world.run_to_rest()
     world.log.append(Topic.CITY_STATS, stale[0].key, stale[0].value, stale[0].headers)
     await world.run_to_rest()
@@ -271,6 +273,6 @@ async def test_a_task_that_comes_again_keeps_no_later_request_from_the_corrected
         world.log.rewind("worker", Topic.CITY_TASKS, partition, len(HOME))
     world.replace("worker")
     # Its partition has no other city, so that both tasks are taken together.
-    world.request(Truth(cities=HOME, files={**WHOLE.files, 2: CORRECTED}))
+    world.request(UpstreamState(cities=HOME, files={**WHOLE.files, 2: CORRECTED}))
     await world.run_to_rest()
     assert differences(world) == []

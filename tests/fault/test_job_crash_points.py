@@ -20,7 +20,7 @@ from services.api.requests.service import Requests
 from shared.domain import keys
 from shared.domain.errors import OperatorError
 from shared.domain.requests import Status, status_of
-from tests.fakes.faults import Break, Crossings, Life
+from tests.fakes.faults import Break, PortCalls, ProcessLife
 from tests.fakes.log import BreakablePublisher, MemoryPublisher
 from tests.fakes.store import BreakableStore
 from tests.fault.checks import differences, inconsistencies, live_summaries, requests
@@ -35,7 +35,7 @@ from tests.fault.job_scenarios import (
     under_way,
 )
 from tests.fault.scenarios import FIRST, WHOLE, breaks_of
-from tests.fault.world import DATE, World, is_death
+from tests.fault.world import DATE, World, is_crash
 
 FIRST_REQUEST = "018f38bf-1d00-7000-8000-000000000001"
 
@@ -63,7 +63,7 @@ async def test_what_is_served_never_goes_back_while_a_rebuild_breaks() -> None:
     calm = before.continued()
     await calm.rebuild()
     versions = {summary.country: summary.version for summary in live_summaries(before)}
-    for number, how in breaks_of(list(calm.crossings.made)):
+    for number, how in breaks_of(list(calm.port_calls.made)):
         world = before.continued({number: how})
         await world.rebuild()
         served = {summary.country: summary.version for summary in live_summaries(world)}
@@ -80,37 +80,37 @@ async def test_what_goes_on_beside_a_command_does_no_harm(happening: Callable[[]
 Ask = Callable[[RangeRequests, Requests], Awaitable[object]]
 
 
-async def answered(world: World, ask: Ask, broken: Mapping[int, Break]) -> int:
+async def call_until_response(world: World, ask: Ask, broken: Mapping[int, Break]) -> int:
     """Ask the API again and again until it answers; return how many calls it made."""
-    crossings = Crossings(broken)
+    port_calls = PortCalls(broken)
     for life in range(10):
-        process = Life(f"api-{life}", crossings)
+        process = ProcessLife(f"api-{life}", port_calls)
         store = BreakableStore(world.store, process)
         publisher = BreakablePublisher(MemoryPublisher(world.log, source="api"), process)
         api = Requests(store, publisher, clock=world.clock)
         try:
             await ask(RangeRequests(store, api, clock=world.clock), api)
         except Conflict:
-            return len(crossings.made)  # an earlier try has done it, and is told so
+            return len(port_calls.made)  # an earlier try has done it, and is told so
         except (OperatorError, StatusNotWritten):
             continue  # the client is told, and asks again
         except BaseException as error:
-            if not is_death(error):
+            if not is_crash(error):
                 raise
         else:
-            return len(crossings.made)
+            return len(port_calls.made)
     raise AssertionError("the request was never answered")
 
 
-async def answered_anywhere(prepare: Callable[[], Awaitable[World]], ask: Ask) -> AsyncIterator[tuple[str, World]]:
+async def call_with_each_break(prepare: Callable[[], Awaitable[World]], ask: Ask) -> AsyncIterator[tuple[str, World]]:
     """Ask the API with each of its calls broken in each way; give each world, at rest, and what broke in it."""
-    calls = await answered(await prepare(), ask, {})
+    calls = await call_until_response(await prepare(), ask, {})
     for number in range(calls):
         for how in Break:
             if how is Break.PAUSE:
                 continue
             world = await prepare()
-            await answered(world, ask, {number: how})
+            await call_until_response(world, ask, {number: how})
             await world.run_to_rest()
             yield f"call {number}: {how.value}", world
 
@@ -129,7 +129,7 @@ async def test_taking_a_request_in_may_break_anywhere() -> None:
         record = await api.accept(DATE, idempotency_key="of-the-client")
         await api.read(record.request_id)  # an answered request can be looked at, from the first moment on
 
-    async for what, world in answered_anywhere(holding_files, ask):
+    async for what, world in call_with_each_break(holding_files, ask):
         assert [status_of(record) for record in requests(world)] == [Status.COMPLETED], what
         assert sum(summary.totals.trips for summary in live_summaries(world)) == 3, what
 
@@ -142,7 +142,7 @@ async def test_taking_a_range_in_may_break_anywhere() -> None:
         detail = await ranges.accept(days, idempotency_key="of-the-client")
         await ranges.read(detail.id)
 
-    async for what, world in answered_anywhere(holding_files, ask):
+    async for what, world in call_with_each_break(holding_files, ask):
         ended = {record.date: status_of(record) for record in requests(world)}
         assert ended == dict.fromkeys(days.dates(), Status.COMPLETED), what
         assert len(requests(world)) == days.days, what
@@ -162,7 +162,7 @@ async def test_cancelling_a_request_may_break_anywhere() -> None:
     async def ask(_ranges: RangeRequests, api: Requests) -> None:
         await api.cancel(FIRST_REQUEST)
 
-    async for what, world in answered_anywhere(planned, ask):
+    async for what, world in call_with_each_break(planned, ask):
         assert [status_of(record) for record in requests(world)] == [Status.CANCELLED], what
         assert (world.store.bodies(keys.RAW), inconsistencies(world)) == ({}, []), what
 
@@ -181,5 +181,5 @@ async def test_retrying_a_request_may_break_anywhere() -> None:
     async def ask(_ranges: RangeRequests, api: Requests) -> None:
         await api.retry(FIRST_REQUEST)
 
-    async for what, world in answered_anywhere(failed, ask):
+    async for what, world in call_with_each_break(failed, ask):
         assert differences(world) == [], what

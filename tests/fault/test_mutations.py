@@ -15,10 +15,10 @@ from tests.fault.mutations import (
     MUTATIONS,
     Mutation,
     Proof,
-    building_on_a_lost_answer,
-    burying_poison,
+    building_on_a_lost_response,
     losing_the_log,
     redelivering_everything,
+    refusing_dead_letters,
     watching_progress,
 )
 from tests.fault.world import World
@@ -45,7 +45,8 @@ async def test_a_broken_promise_is_noticed(mutation: Mutation, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "proof", [redelivering_everything, watching_progress, building_on_a_lost_answer, burying_poison, losing_the_log]
+    "proof",
+    [redelivering_everything, watching_progress, building_on_a_lost_response, refusing_dead_letters, losing_the_log],
 )
 async def test_nothing_is_noticed_while_the_promises_hold(proof: Proof) -> None:
     """The runs that only mutations were written for end right without one; the others have tests of their own."""

@@ -14,8 +14,8 @@ from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
 from shared.runtime.metrics import REGISTRY
 from shared.runtime.retry import Stopping
-from tests.fakes.builders import Truth, trip_file
-from tests.fakes.faults import Break, Crossing, Crossings
+from tests.fakes.builders import UpstreamState, trip_file
+from tests.fakes.faults import Break, PortCall, PortCalls
 from tests.fakes.log import PARTITIONS
 from tests.fault.checks import differences, record_of
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MORNING, WHOLE
@@ -28,9 +28,9 @@ BROKEN = b"[" + GOOD_TRIP + b", NaN, " + b", ".join([GOOD_TRIP] * 6_000) + b"]"
 CITY = CityId("1")
 
 
-def holding(body: bytes) -> Truth:
+def holding(body: bytes) -> UpstreamState:
     """Return an upstream whose first city has this file."""
-    return Truth(cities=HOME, files={1: body, 2: EMPTY, 3: EVENING})
+    return UpstreamState(cities=HOME, files={1: body, 2: EMPTY, 3: EVENING})
 
 
 def reports(world: World) -> list[QuarantineReport]:
@@ -88,7 +88,7 @@ async def test_a_corrected_file_is_taken_in_by_a_retry() -> None:
     world = World()
     request_id = world.request(holding(BAD))
     await world.run_to_rest()
-    world.retry(request_id, Truth(cities=HOME, files={1: CORRECTED, 2: EMPTY, 3: EVENING}))
+    world.retry(request_id, UpstreamState(cities=HOME, files={1: CORRECTED, 2: EMPTY, 3: EVENING}))
     await world.run_to_rest()
     assert status_of(record_of(world, request_id)) is Status.COMPLETED
     assert differences(world) == []
@@ -194,16 +194,16 @@ async def test_of_many_reports_the_latest_are_looked_through(monkeypatch: pytest
     assert sorted(report.seen for report in reports(world)) == [1, 2]
 
 
-class DeadlyReads(Crossings):
+class DeadlyReads(PortCalls):
     """Lets the worker die over the first city's file, so many times, as soon as it reads from it."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
         self.left = times
 
-    def next_break(self, crossing: Crossing) -> Break | None:
-        super().next_break(crossing)
-        if crossing.what == "read file 1" and self.left > 0:
+    def next_break(self, port_call: PortCall) -> Break | None:
+        super().next_break(port_call)
+        if port_call.what == "read file 1" and self.left > 0:
             self.left -= 1
             return Break.DIE_BEFORE
         return None
@@ -212,7 +212,7 @@ class DeadlyReads(Crossings):
 def deadly_world(times: int) -> World:
     """Return a world whose worker dies so many times over the first city's file."""
     world = World()
-    world.crossings = DeadlyReads(times)
+    world.port_calls = DeadlyReads(times)
     return world
 
 

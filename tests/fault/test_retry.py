@@ -8,12 +8,12 @@ import pytest
 from shared.domain import keys, objects
 from shared.domain.requests import NothingToRetry, Status, counts_of, retried_record, status_of
 from shared.domain.topics import Topic
-from tests.fakes.builders import Truth
+from tests.fakes.builders import UpstreamState
 from tests.fault.checks import differences, record_of
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MORNING, MOVED, WHOLE, breaks_of, failed_world
 from tests.fault.world import DATE, World
 
-LATE = Truth(cities=HOME, files={1: MORNING, 2: EMPTY, 3: b"[7]"})
+LATE = UpstreamState(cities=HOME, files={1: MORNING, 2: EMPTY, 3: b"[7]"})
 
 
 async def test_a_retry_takes_up_the_failed_cities_alone() -> None:
@@ -40,14 +40,14 @@ async def test_a_retry_that_fails_tells_the_later_reason() -> None:
 
 
 @pytest.mark.parametrize("retried", [WHOLE, LATE], ids=["the file came", "the file is bad"])
-async def test_any_call_of_a_retry_may_break(retried: Truth) -> None:
+async def test_any_call_of_a_retry_may_break(retried: UpstreamState) -> None:
     """Whichever call breaks, in whichever way, the retry ends as if none had."""
     before, request_id = await failed_world()
     calm = before.continued()
     calm.retry(request_id, retried)
     await calm.run_to_rest()
     wrong = []
-    for number, how in breaks_of(list(calm.crossings.made)):
+    for number, how in breaks_of(list(calm.port_calls.made)):
         world = before.continued({number: how})
         world.retry(request_id, retried)
         await world.run_to_rest()
@@ -58,9 +58,9 @@ async def test_any_call_of_a_retry_may_break(retried: Truth) -> None:
 async def test_a_retry_under_a_plan_that_has_moved_on_takes_up_all_cities() -> None:
     """Where a later request changed the plan, positions mean other cities: all of them are asked for."""
     world, request_id = await failed_world()
-    world.request(Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY}))
+    world.request(UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY}))
     await world.run_to_rest()
-    world.retry(request_id, Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING}))
+    world.retry(request_id, UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING}))
     await world.run_to_rest()
     record = record_of(world, request_id)
     assert (status_of(record), counts_of(record).cities_total) == (Status.COMPLETED, 3)
@@ -70,7 +70,7 @@ async def test_a_retry_under_a_plan_that_has_moved_on_takes_up_all_cities() -> N
 async def test_a_request_whose_list_failed_is_asked_for_as_a_whole() -> None:
     """A request that failed as a whole is planned by its retry, and completed."""
     world = World()
-    request_id = world.request(Truth(cities=None, files={}))
+    request_id = world.request(UpstreamState(cities=None, files={}))
     await world.run_to_rest()
     assert status_of(record_of(world, request_id)) is Status.FAILED
     world.retry(request_id, WHOLE)

@@ -44,8 +44,8 @@ from shared.runtime.metrics import Concern
 from shared.runtime.retry import DependencyUnavailable, Retrier
 from shared.storage import active_requests
 from shared.storage.repository import begin_retry
-from tests.fakes.builders import Clock, Truth
-from tests.fakes.faults import Break, Crash, Crossings, Life
+from tests.fakes.builders import Clock, UpstreamState
+from tests.fakes.faults import Break, Crash, PortCalls, ProcessLife
 from tests.fakes.log import (
     PARTITIONS,
     BreakablePublisher,
@@ -81,7 +81,7 @@ Handler = Callable[[Sequence[ConsumedRecord]], Awaitable[None]]
 _threads = ThreadPoolExecutor(4, thread_name_prefix="fold")  # more than one: a paused stream holds its own
 
 
-class Stuck(BaseException):  # nothing that waits out faults may catch it
+class NotAtRest(BaseException):  # nothing that waits out faults may catch it
     """The processes do not come to rest."""
 
 
@@ -98,7 +98,7 @@ class WatchedHealth(Health):
             self._unexpected.append(f"{what}: {reason}")
 
 
-class QuickPatience(Retrier):
+class QuickRetrier(Retrier):
     """Waits no time, but gives up after so many waits that nothing can be coming."""
 
     def __init__(self, health: Health) -> None:
@@ -113,7 +113,7 @@ class QuickPatience(Retrier):
         self._now_s += seconds
         self._pauses += 1
         if self._pauses > PAUSES_MAX:
-            raise Stuck(f"after {PAUSES_MAX} waits: {self.health.faults}")
+            raise NotAtRest(f"after {PAUSES_MAX} waits: {self.health.faults}")
         await asyncio.sleep(0)
 
 
@@ -133,26 +133,26 @@ ROLES = {
 }
 
 
-class Process(Life):
+class Process(ProcessLife):
     """One life of one of the four processes: objects of its own, nothing kept from the life before it."""
 
     def __init__(self, world: World, role: str, number: int) -> None:
-        super().__init__(f"{role}-{number}", world.crossings)
+        super().__init__(f"{role}-{number}", world.port_calls)
         self.role = role
         self.member = world.log.join(role, ROLES[role].topic)
         self.health = WatchedHealth(world.unexpected)
-        self.retrier = world.make_patience(self.health)
+        self.retrier = world.make_retrier(self.health)
         self.store = BreakableStore(world.store, self)
         self.publisher = world.make_publisher(self)
         self.upstream = BreakableUpstream(world.upstream, self)
         self.process = world.make_handler(self)
 
 
-class Job(Life):
+class Job(ProcessLife):
     """One run of an operator's command, which ends as it ends: by itself, by a fault, by dying."""
 
     def __init__(self, world: World, name: str) -> None:
-        super().__init__(name, world.crossings)
+        super().__init__(name, world.port_calls)
         self.store = BreakableAdminStore(world.store, self)
         self.publisher = BreakableRecordPublisher(MemoryPublisher(world.log, source=name), self)
         self.ended_well = False
@@ -184,7 +184,7 @@ class Job(Life):
         except (DependencyUnavailable, OperatorError) as error:
             self.refused = str(error)  # the operator is told, and runs it again
         except BaseException as error:
-            if not is_death(error):
+            if not is_crash(error):
                 raise
 
 
@@ -222,7 +222,7 @@ class World:
         self.log = MemoryLog()
         self.upstream = MemoryUpstream(chunk_bytes=chunk_bytes, etags=etags)
         self.oracle = Oracle()
-        self.crossings = Crossings(broken)
+        self.port_calls = PortCalls(broken)
         self.unexpected: list[str] = []
         self.raw_retention: dt.timedelta | None = None
         self.resumed = 0
@@ -238,9 +238,9 @@ class World:
         """Build the bucket; its uploads are of several parts soon."""
         return RecordingStore(self.clock, part_bytes=UPLOAD_PART_BYTES)
 
-    def make_patience(self, health: Health) -> Retrier:
+    def make_retrier(self, health: Health) -> Retrier:
         """Build what a process waits with."""
-        return QuickPatience(health)
+        return QuickRetrier(health)
 
     def make_publisher(self, process: Process) -> Publisher:
         """Build what a process publishes with."""
@@ -313,7 +313,7 @@ class World:
                     interval_s=0,
                 ).process
 
-    def request(self, truth: Truth, *, joining: bool = True) -> RequestId:
+    def request(self, truth: UpstreamState, *, joining: bool = True) -> RequestId:
         """Ask for the date while the upstream holds ``truth``, as the API does; nothing runs yet.
 
         Without ``joining``, by a publisher that knows nothing of the date's other requests.
@@ -332,7 +332,7 @@ class World:
         self.oracle.requested(request_id, truth)
         return request_id
 
-    def retry(self, request_id: RequestId, truth: Truth) -> None:
+    def retry(self, request_id: RequestId, truth: UpstreamState) -> None:
         """Take up a request's failed cities again while the upstream holds ``truth``; nothing runs yet."""
         truth.write_into(self.upstream, DATE)
         self.clock.advance(60)
@@ -356,7 +356,7 @@ class World:
                 return
             if rounds >= resume_after_rounds:
                 await self.resume_paused()
-        raise Stuck(f"after {ROUNDS_MAX} rounds")
+        raise NotAtRest(f"after {ROUNDS_MAX} rounds")
 
     async def run_turns(self, turns: int) -> int:
         """Let the processes take so many turns that have something to do; return how many they found."""
@@ -396,7 +396,7 @@ class World:
         return list(self._living)
 
     @property
-    def standing_still(self) -> bool:
+    def has_paused_process(self) -> bool:
         """Whether a process stands still."""
         return bool(self._standing_still)
 
@@ -523,7 +523,7 @@ class World:
         await job.run(work)
         return job
 
-    async def send_letters_back(self) -> Job:
+    async def retry_dead_letters(self) -> Job:
         """Send all dead letters back that were not sent back yet."""
         job = self._job("send-back")
 
@@ -541,10 +541,10 @@ class World:
 
     async def requeue_once(self) -> Job:
         """Send requests on their way again that have made no progress for long, by the time that it is."""
-        job = self._job("sweep")
+        job = self._job("requeue")
 
         async def work() -> None:
-            clock = self.clock_of("sweep")
+            clock = self.clock_of("requeue")
             await Requeue(job.store, job.publisher, clock=clock, after=STALLED_AFTER, wait_max=STALLED_AFTER).once()
 
         await job.run(work)
@@ -558,8 +558,8 @@ class World:
     async def requeue(self) -> None:
         """Send every request on its way again that has made no progress for long."""
         self.clock.advance(STALLED_AFTER.total_seconds())
-        publisher = MemoryPublisher(self.log, source="sweep")
-        clock = self.clock_of("sweep")
+        publisher = MemoryPublisher(self.log, source="requeue")
+        clock = self.clock_of("requeue")
         await Requeue(self.store, publisher, clock=clock, after=STALLED_AFTER, wait_max=STALLED_AFTER).once()
 
     async def turn(self, role: str, *, partitions: Sequence[int] = range(PARTITIONS)) -> bool:
@@ -584,13 +584,13 @@ class World:
             if not self.commit_first:
                 await self._commit(process, batch)
         except BaseException as error:
-            if not is_death(error):
+            if not is_crash(error):
                 raise
             self._forget(process)
 
     async def _commit(self, process: Process, batch: Sequence[ConsumedRecord]) -> None:
         try:
-            await process.cross("commit", lambda: process.member.commit(batch), KafkaUnavailable, effect=True)
+            await process.make_call("commit", lambda: process.member.commit(batch), KafkaUnavailable, effect=True)
         except KafkaUnavailable:
             return  # the batch may come again
 
@@ -613,7 +613,7 @@ def at_once(step: Coroutine[Any, Any, _Result]) -> _Result:
             return ended.value  # type: ignore[no-any-return]  # what the step returns
 
 
-async def _until_still(life: Life, task: asyncio.Task[None]) -> bool:
+async def _until_still(life: ProcessLife, task: asyncio.Task[None]) -> bool:
     """Wait until a task has ended, or its process stands still; say whether it has ended."""
     pausing = asyncio.create_task(life.paused.wait())
     await asyncio.wait([task, pausing], return_when=asyncio.FIRST_COMPLETED)
@@ -632,6 +632,6 @@ class Refused(OperatorError):
     """A command did not do what it was asked to."""
 
 
-def is_death(error: BaseException) -> bool:
+def is_crash(error: BaseException) -> bool:
     """Tell whether an error, or a group of errors, is a process's death."""
     return isinstance(error, Crash) or (isinstance(error, BaseExceptionGroup) and error.subgroup(Crash) is not None)

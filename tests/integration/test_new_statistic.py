@@ -28,7 +28,7 @@ from shared.kafka.records import OutgoingEvent
 from shared.runtime.settings import Settings
 from shared.storage.s3 import S3Store
 from tests import ROOT
-from tests.fakes.bucket import DAY, OperatedBucket, trips
+from tests.fakes.bucket import DAY, FakeBucket, trips
 from tests.integration.running import environment_of, eventually
 from tripfold.local.ports import free_port
 
@@ -151,7 +151,7 @@ async def test_a_new_statistic_is_filled_by_reprocessing(settings: Settings, tmp
     async with S3Store(settings) as store, KafkaPublisher(settings, source="test") as publisher:
         await store.create_bucket()
         await apply_topics(settings)
-        bucket = OperatedBucket()
+        bucket = FakeBucket()
         await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3]}))
         for city, country in ((1, "armenia"), (2, "armenia"), (3, "brasil")):
             await bucket.fold(bucket.store_file(city, city + 10, trips(city), country))

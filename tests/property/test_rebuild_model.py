@@ -33,7 +33,7 @@ from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore, ObjectInfo, StoredObject, UnfinishedUpload, Upload
-from tests.fakes.bucket import DAY, OperatedBucket, trips
+from tests.fakes.bucket import DAY, FakeBucket, trips
 from tests.fakes.store import MemoryStore
 
 PREEMPTIONS_MAX = 1
@@ -156,10 +156,10 @@ class GatedStore:
         await self._store.abort_upload(unfinished)
 
 
-class GatedReplay:
+class GatedTopicReader:
     """The topic as a rebuild reads it: what was published when it took the end, and nothing later."""
 
-    def __init__(self, bucket: OperatedBucket, process: Process) -> None:
+    def __init__(self, bucket: FakeBucket, process: Process) -> None:
         self._bucket = bucket
         self._process = process
         self._records: list[ConsumedRecord] = []
@@ -179,7 +179,7 @@ class Scene:
 
     def __init__(self, *, from_kafka: bool, kind: type[Rebuild] = Rebuild) -> None:
         self._kind = kind
-        self.bucket = OperatedBucket()
+        self.bucket = FakeBucket()
         self.versions: list[int] = []
         self.failures: list[str] = []
         self.processes = [Process(name) for name in ("rebuild", "aggregate-1", "aggregate-2", "reader")]
@@ -198,7 +198,7 @@ class Scene:
 
     async def _rebuild(self, process: Process) -> None:
         store: AdminObjectStore = GatedStore(self.bucket.store, process)  # type: ignore[assignment]  # no clock is read
-        replay = GatedReplay(self.bucket, process) if self._from_kafka else None
+        replay = GatedTopicReader(self.bucket, process) if self._from_kafka else None
         job = self._kind(store, self.bucket.publisher, token="token", report=lambda *_: None, reader=replay)
         rebuilt = await job.run()
         if not rebuilt.flipped:

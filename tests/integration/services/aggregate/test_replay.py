@@ -36,7 +36,7 @@ from shared.runtime.settings import Settings
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
-from tests.fakes.bucket import DAY, OperatedBucket, trips
+from tests.fakes.bucket import DAY, FakeBucket, trips
 from tests.integration.authority import Authority
 from tests.integration.commands import begun, told, tripfold
 from tests.integration.conftest import isolated_settings
@@ -50,9 +50,9 @@ DATES = [dt.date(2023, 1, 1) + dt.timedelta(days=day) for day in range(8)]
 COMPACTED = (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES)
 
 
-async def filled(store: ObjectStore) -> OperatedBucket:
+async def filled(store: ObjectStore) -> FakeBucket:
     """Put a history of DATES into a bucket, as services would have left it; on each date a city was corrected."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     for number, date in enumerate(DATES):
         await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3], "chad": [4]}, date))
         for city, country in ((1, "armenia"), (2, "armenia"), (3, "brasil"), (4, "chad")):
@@ -95,7 +95,7 @@ async def building(store: ObjectStore, after: int) -> GenerationPointer:
     return await eventually(look, "a rebuild to begin")
 
 
-async def _published(publisher: KafkaPublisher, bucket: OperatedBucket, random: Random) -> list[Event]:
+async def _published(publisher: KafkaPublisher, bucket: FakeBucket, random: Random) -> list[Event]:
     """Publish every record of the history three times, in any order; return them."""
     published: list[Event] = [
         events.decode(record.topic, record.value) for record in bucket.log.records(Topic.CITY_STATS) * 3
@@ -193,7 +193,7 @@ async def test_a_rebuild_that_was_killed_leaves_a_mark_that_an_operator_clears(s
         assert await summaries(store) == right
 
 
-class _PendingRecordsReplay:
+class _HeldTopicReader:
     """An empty topic that is not at its end before it is released."""
 
     def __init__(self) -> None:
@@ -224,7 +224,7 @@ async def test_of_rebuilds_that_race_one_completes(settings: Settings) -> None:
 
 async def _two_at_once(settings: Settings, store: S3Store, publisher: KafkaPublisher) -> None:
     highest = (await read_current(store)).highest
-    replay = _PendingRecordsReplay()
+    replay = _HeldTopicReader()
     first = Rebuild(store, publisher, token="first", report=lambda *_: None, reader=replay)
     rebuilding = asyncio.create_task(first.run())
     await building(store, highest)

@@ -17,14 +17,14 @@ from shared.domain.objects import Summary
 from shared.domain.topics import Topic
 from shared.kafka.records import OutgoingEvent
 from shared.storage.object_store import StoreUnavailable
-from tests.fakes.bucket import DAY, REQUEST, OperatedBucket, trips
+from tests.fakes.bucket import DAY, REQUEST, FakeBucket, trips
 from tests.fakes.log import MemoryPublisher
 
 
 class LatePublisher(MemoryPublisher):
     """A publisher that lets another action happen once before it publishes a summary."""
 
-    def __init__(self, bucket: OperatedBucket) -> None:
+    def __init__(self, bucket: FakeBucket) -> None:
         super().__init__(bucket.log)
         self.before: Callable[[], Awaitable[None]] | None = None
 
@@ -39,7 +39,7 @@ class LatePublisher(MemoryPublisher):
 class Aggregate:
     """An aggregate with its own clock, whose publishing can be delayed."""
 
-    def __init__(self, bucket: OperatedBucket) -> None:
+    def __init__(self, bucket: FakeBucket) -> None:
         self._bucket = bucket
         self.now_s = 0.0
         self.publisher = LatePublisher(bucket)
@@ -49,7 +49,7 @@ class Aggregate:
         await self._folder.process([self._bucket.record_of(event) for event in published])
 
 
-def last_version(bucket: OperatedBucket) -> int:
+def last_version(bucket: FakeBucket) -> int:
     last = [record for record in bucket.log.appended if record.topic is Topic.COUNTRY_DAY_SUMMARIES][-1]
     event = events.decode(last.topic, last.value)
     assert isinstance(event, CountryDaySummary)
@@ -62,7 +62,7 @@ async def test_a_paused_aggregate_leaves_no_stale_summary_in_the_topic(before: s
 
     Only for a moment after a write over its own summary it skips the check for other writers.
     """
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     paused, other = Aggregate(bucket), Aggregate(bucket)
     if before != "nobody":
         await (paused if before == "itself" else other).fold(bucket.plan(1, {"armenia": [1, 2]}))
@@ -78,7 +78,7 @@ async def test_a_paused_aggregate_leaves_no_stale_summary_in_the_topic(before: s
     assert last_version(bucket) == (await bucket.summary()).version == 23 + (before != "nobody")
 
 
-def last_of_key(bucket: OperatedBucket, key: str) -> Event:
+def last_of_key(bucket: FakeBucket, key: str) -> Event:
     """Return the record of a ``city-stats`` key that compaction keeps."""
     last = [record for record in bucket.log.records(Topic.CITY_STATS) if record.key == key.encode()][-1]
     return events.decode(last.topic, last.value)
@@ -86,7 +86,7 @@ def last_of_key(bucket: OperatedBucket, key: str) -> Event:
 
 async def test_a_stale_last_record_is_followed_by_the_current_one() -> None:
     """If the last record of a key is stale, the current event of the manifest is published after it."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     aggregate = Aggregate(bucket)
     [stale], [present] = bucket.store_file(1, 11, trips(1)), bucket.store_file(1, 12, trips(2))
     await aggregate.fold([present, stale])
@@ -98,7 +98,7 @@ async def test_a_stale_last_record_is_followed_by_the_current_one() -> None:
 
 async def test_a_stale_plan_is_followed_by_the_current_one() -> None:
     """The topic ends in the bucket's plan, also for a country that has left the plan."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     aggregate = Aggregate(bucket)
     stale = bucket.plan(1, {"armenia": [1]})
     [present] = bucket.plan(2, {"armenia": [1, 2]})
@@ -109,7 +109,7 @@ async def test_a_stale_plan_is_followed_by_the_current_one() -> None:
 
 async def test_a_restored_older_manifest_is_not_published() -> None:
     """A restored manifest or plan that is stale itself is not published: its record would come back for ever."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     aggregate = Aggregate(bucket)
     await aggregate.fold([*bucket.store_file(1, 12, trips(2)), *bucket.plan(2, {"armenia": [1, 2]})])
     restored = [*bucket.store_file(1, 11, trips(1)), *bucket.plan(1, {"armenia": [1]})]
@@ -120,7 +120,7 @@ async def test_a_restored_older_manifest_is_not_published() -> None:
 
 async def test_nothing_counts_as_folded_before_its_summary_is_written() -> None:
     """While a summary cannot be written, no CityFolded event is published."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     folder = CityStatsConsumer(bucket.store, bucket.publisher, cache_bytes=100_000)
     cause = Cause(request_id=REQUEST, plan_revision=1, position=0)
     [stats] = bucket.store_file(1, 11, trips(1))
@@ -145,7 +145,7 @@ async def test_nothing_counts_as_folded_before_its_summary_is_written() -> None:
 
 async def test_in_a_steady_state_a_fold_costs_one_call() -> None:
     """An aggregate that alone writes a country-day makes one compare-and-swap for each fold."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     alone = Aggregate(bucket)
     await alone.fold(bucket.plan(1, {"armenia": [1]}))
     key = await bucket.summary_key()
@@ -168,7 +168,7 @@ async def test_in_a_steady_state_a_fold_costs_one_call() -> None:
 
 async def test_new_dates_cost_one_call_each() -> None:
     """After a missing summary, the next unknown summary is created without a read."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     first, *others = (
         [as_stat_event(event) for event in bucket.store_file(city, 10 + city, trips(city), f"country-{city}")]
         for city in range(1, 5)
@@ -188,7 +188,7 @@ async def test_new_dates_cost_one_call_each() -> None:
 @pytest.mark.parametrize("cache_bytes", [0, 100_000])
 async def test_an_existing_summary_is_found_by_the_conflict(cache_bytes: int) -> None:
     """A writer that guesses a summary to be missing finds it by the conflict of its write."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     first, second, third = (
         [as_stat_event(event) for event in bucket.store_file(city, 10 + city, trips(city))] for city in (1, 2, 3)
     )
@@ -202,7 +202,7 @@ async def test_an_existing_summary_is_found_by_the_conflict(cache_bytes: int) ->
 
 async def test_the_live_generation_is_never_ahead_of_the_building_one() -> None:
     """A comparison that reads the live summary first finds each of its events in the built one, too."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     aggregate = Aggregate(bucket)
     current = await begin(bucket.store, "token", take_over=False)
     building = keys.summary(current.highest, DAY, CountrySlug("armenia"))

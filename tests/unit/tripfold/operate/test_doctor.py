@@ -18,7 +18,7 @@ from shared.runtime.metrics import REGISTRY
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
 from shared.storage.object_store import CasConflict
-from tests.fakes.bucket import NOON, OperatedBucket, trips
+from tests.fakes.bucket import NOON, FakeBucket, trips
 from tests.fakes.log import MemoryTopicReader
 from tests.fakes.store import MemoryStore
 from tripfold.operate.doctor import Unfit, epoch, examine, newer_records, race, rebuild_mark
@@ -45,7 +45,7 @@ class Forgetful(MemoryStore):
 
 async def test_a_store_that_compares_and_swaps_passes() -> None:
     """One winner in every race is what is asked for, and no probe is left behind."""
-    store = OperatedBucket().store
+    store = FakeBucket().store
     before = dict(store.objects)
     assert "won each of 6 races" in await race(store)
     assert store.objects == before
@@ -66,7 +66,7 @@ async def test_a_lost_answer_is_not_held_against_the_store() -> None:
 
 async def test_a_rebuild_that_is_marked_and_old_is_found_out() -> None:
     """The mark of a rebuild passes while it is young; after an hour its rebuild has probably died."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     assert await rebuild_mark(bucket.store) == "none is under way"
     await begin(bucket.store, "dead", take_over=False)
     assert "has not ended" in await rebuild_mark(bucket.store)
@@ -77,7 +77,7 @@ async def test_a_rebuild_that_is_marked_and_old_is_found_out() -> None:
 
 async def test_the_metric_shows_the_age_of_a_rebuild() -> None:
     """The metric of an aggregate is the age of the rebuild that is marked, and 0 once it has ended."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     await begin(bucket.store, "dead", take_over=False)
     bucket.clock.advance(100)
     retrier = Retrier(health=Health(), wait_max_s=1)
@@ -89,7 +89,7 @@ async def test_the_metric_shows_the_age_of_a_rebuild() -> None:
 
 async def test_a_restored_backup_is_found_out() -> None:
     """A topic with a revision that the bucket would mint again is told, by the object and the revision."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     bucket.store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=5, born_at=NOON)))
     await bucket.fold([*bucket.plan(5, {"armenia": [1]}), *bucket.store_file(1, 10, trips(1))])
     backup = dict(bucket.store.objects)
@@ -107,7 +107,7 @@ async def test_a_restored_backup_is_found_out() -> None:
 
 async def test_a_record_of_a_later_version_is_named_until_it_is_skipped() -> None:
     """The record that blocks a consumer is named by its place; it says nothing against the lineage."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"unknown-thing","schema_version":1}')
     newer = bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"forecast","schema_version":2}')
     records = bucket.log.records(Topic.CITY_STATS)

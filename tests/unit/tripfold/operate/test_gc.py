@@ -10,7 +10,7 @@ import pytest
 from shared.domain import keys, objects
 from shared.domain.ids import CityId
 from shared.storage.object_store import StoredObject, UnfinishedUpload
-from tests.fakes.bucket import DAY, OperatedBucket, trips
+from tests.fakes.bucket import DAY, FakeBucket, trips
 from tests.fakes.store import MemoryStore
 from tripfold.operate.gc import InvalidAge, Swept, Verdict, clean, parse_age
 
@@ -20,7 +20,7 @@ ORPHAN = keys.raw(DAY, CityId("1"), "orphan")
 
 
 async def cleaned(
-    bucket: OperatedBucket,
+    bucket: FakeBucket,
     *,
     dry_run: bool = False,
     older_than: dt.timedelta = WEEK,
@@ -36,14 +36,14 @@ async def cleaned(
     return [swept async for swept in sweep]
 
 
-def raw_keys(bucket: OperatedBucket) -> list[str]:
+def raw_keys(bucket: FakeBucket) -> list[str]:
     return list(bucket.store.bodies("raw/"))
 
 
 @pytest.fixture
-def bucket() -> OperatedBucket:
+def bucket() -> FakeBucket:
     """Give a city-day of two revisions and an orphan, and a second city, all eight days old."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     bucket.store_file(1, 10, trips(1))
     bucket.store_file(1, 11, trips(2))
     bucket.store_file(2, 10, trips(1))
@@ -52,14 +52,14 @@ def bucket() -> OperatedBucket:
     return bucket
 
 
-async def test_only_what_no_manifest_names_is_deleted(bucket: OperatedBucket) -> None:
+async def test_only_what_no_manifest_names_is_deleted(bucket: FakeBucket) -> None:
     """An old attempt that is neither current nor in the history goes; all others stay."""
     before = raw_keys(bucket)
     assert [(one.key, one.verdict) for one in await cleaned(bucket)] == [(ORPHAN, Verdict.RAW_ATTEMPT)]
     assert raw_keys(bucket) == [key for key in before if key != ORPHAN]
 
 
-async def test_a_moved_city_keeps_the_file_it_names(bucket: OperatedBucket) -> None:
+async def test_a_moved_city_keeps_the_file_it_names(bucket: FakeBucket) -> None:
     """A revision that names an earlier attempt's raw object keeps it, whatever its own attempt is called."""
     manifest = bucket.manifest(2)
     assert manifest is not None
@@ -69,7 +69,7 @@ async def test_a_moved_city_keeps_the_file_it_names(bucket: OperatedBucket) -> N
     assert manifest.raw_key in raw_keys(bucket)
 
 
-async def test_a_dry_run_deletes_nothing(bucket: OperatedBucket) -> None:
+async def test_a_dry_run_deletes_nothing(bucket: FakeBucket) -> None:
     """A dry run tells the same and leaves all as it was."""
     bucket.store.unfinished.append(unfinished(bucket, days=8))
     before = raw_keys(bucket)
@@ -78,7 +78,7 @@ async def test_a_dry_run_deletes_nothing(bucket: OperatedBucket) -> None:
     assert told == await cleaned(bucket)
 
 
-async def test_what_is_young_is_left_alone(bucket: OperatedBucket) -> None:
+async def test_what_is_young_is_left_alone(bucket: FakeBucket) -> None:
     """An orphan younger than the age may be a worker's that has not swapped yet."""
     young = keys.raw(DAY, CityId("1"), "young")
     bucket.store.write(young, b"[]")
@@ -88,7 +88,7 @@ async def test_what_is_young_is_left_alone(bucket: OperatedBucket) -> None:
     assert ORPHAN not in raw_keys(bucket)
 
 
-async def test_without_a_readable_manifest_nothing_goes(bucket: OperatedBucket) -> None:
+async def test_without_a_readable_manifest_nothing_goes(bucket: FakeBucket) -> None:
     """Raw objects whose manifest is lost or damaged are told and kept: they may be all that is left."""
     del bucket.store.objects[keys.manifest(DAY, CityId("1"))]
     bucket.store.write(keys.manifest(DAY, CityId("2")), b"{")
@@ -98,7 +98,7 @@ async def test_without_a_readable_manifest_nothing_goes(bucket: OperatedBucket) 
     assert {one.verdict for one in told} == {Verdict.NO_MANIFEST, Verdict.UNREADABLE_MANIFEST}
 
 
-async def test_unfinished_uploads_are_aborted_by_their_age(bucket: OperatedBucket) -> None:
+async def test_unfinished_uploads_are_aborted_by_their_age(bucket: FakeBucket) -> None:
     """An upload begun before the age is aborted, a younger one is left to its worker."""
     bucket.store.unfinished += [unfinished(bucket, days=8), unfinished(bucket, days=1)]
     await cleaned(bucket)
@@ -106,14 +106,14 @@ async def test_unfinished_uploads_are_aborted_by_their_age(bucket: OperatedBucke
 
 
 @pytest.mark.parametrize("seconds", [60, 3600])
-async def test_an_age_within_the_deadline_is_refused(bucket: OperatedBucket, seconds: int) -> None:
+async def test_an_age_within_the_deadline_is_refused(bucket: FakeBucket, seconds: int) -> None:
     """An age that is not longer than a task's deadline is refused before anything is looked at."""
     with pytest.raises(InvalidAge, match="not longer than the deadline"):
         await cleaned(bucket, older_than=dt.timedelta(seconds=seconds))
     assert ORPHAN in raw_keys(bucket)
 
 
-def quarantine(bucket: OperatedBucket, attempt: str, city: str = "1") -> tuple[str, str]:
+def quarantine(bucket: FakeBucket, attempt: str, city: str = "1") -> tuple[str, str]:
     """Put a file of a city into quarantine; return its raw key and its report's."""
     key, report = keys.raw(DAY, CityId(city), attempt), keys.quarantine_report(DAY, CityId(city), attempt)
     bucket.store.write(key, b"[7]")
@@ -121,7 +121,7 @@ def quarantine(bucket: OperatedBucket, attempt: str, city: str = "1") -> tuple[s
     return key, report
 
 
-async def test_old_quarantine_goes_and_young_quarantine_stays(bucket: OperatedBucket) -> None:
+async def test_old_quarantine_goes_and_young_quarantine_stays(bucket: FakeBucket) -> None:
     """A report goes with its raw object, the report first, by the quarantine's own age; until then both stay."""
     old = quarantine(bucket, "old")
     bucket.clock.advance(10 * 86_400)
@@ -133,7 +133,7 @@ async def test_old_quarantine_goes_and_young_quarantine_stays(bucket: OperatedBu
     assert {*old, *young} & set(bucket.store.objects) == set(young)
 
 
-async def test_a_file_that_was_refused_again_stays(bucket: OperatedBucket) -> None:
+async def test_a_file_that_was_refused_again_stays(bucket: FakeBucket) -> None:
     """A report that was written lately keeps its raw object, however old the bytes are."""
     key, report = quarantine(bucket, "again")
     bucket.clock.advance(10 * 86_400)
@@ -142,7 +142,7 @@ async def test_a_file_that_was_refused_again_stays(bucket: OperatedBucket) -> No
     assert {key, report} <= set(bucket.store.objects)
 
 
-async def test_a_raw_object_without_manifest_or_report_stays(bucket: OperatedBucket) -> None:
+async def test_a_raw_object_without_manifest_or_report_stays(bucket: FakeBucket) -> None:
     """Of a city-day without a manifest a refused file is not named as kept in doubt, an unknown one is."""
     refused, _ = quarantine(bucket, "refused", city="9")
     unknown = keys.raw(DAY, CityId("9"), "unknown")
@@ -153,7 +153,7 @@ async def test_a_raw_object_without_manifest_or_report_stays(bucket: OperatedBuc
     assert {refused, unknown} <= set(raw_keys(bucket))
 
 
-async def test_old_notes_of_attempts_go(bucket: OperatedBucket) -> None:
+async def test_old_notes_of_attempts_go(bucket: FakeBucket) -> None:
     """A note that a dead worker left goes once it is old: its deaths are forgotten."""
     bucket.store.write(keys.attempts(DAY, CityId("1")), b"{}")
     bucket.clock.advance(8 * 86_400)
@@ -162,7 +162,7 @@ async def test_old_notes_of_attempts_go(bucket: OperatedBucket) -> None:
     assert list(bucket.store.bodies("attempts/")) == [keys.attempts(DAY, CityId("2"))]
 
 
-async def test_a_quarantines_age_within_the_deadline_is_refused(bucket: OperatedBucket) -> None:
+async def test_a_quarantines_age_within_the_deadline_is_refused(bucket: FakeBucket) -> None:
     """A file that may just be coming into quarantine is not looked at."""
     with pytest.raises(InvalidAge, match="not longer than the deadline"):
         await cleaned(bucket, quarantine_older_than=dt.timedelta(minutes=5))
@@ -171,7 +171,7 @@ async def test_a_quarantines_age_within_the_deadline_is_refused(bucket: Operated
 class RacingStore(MemoryStore):
     """Before call number ``at``, a worker that began an hour ago swaps its manifest in."""
 
-    def __init__(self, bucket: OperatedBucket, at: int) -> None:
+    def __init__(self, bucket: FakeBucket, at: int) -> None:
         super().__init__(bucket.clock)
         self.objects = bucket.store.objects
         self._bucket = bucket
@@ -205,7 +205,7 @@ YOUNG = keys.raw(DAY, CityId("1"), "young")
 
 
 @pytest.mark.parametrize("at", range(1, 5))
-async def test_a_manifest_written_meanwhile_is_not_robbed(bucket: OperatedBucket, at: int) -> None:
+async def test_a_manifest_written_meanwhile_is_not_robbed(bucket: FakeBucket, at: int) -> None:
     """Whenever during the clean-up a worker swaps its manifest in, all that this names is still there."""
     bucket.store.write(YOUNG, b"[]")
     bucket.clock.advance(DEADLINE_S - 1)
@@ -232,5 +232,5 @@ def test_other_ages_are_refused(text: str) -> None:
         parse_age(text)
 
 
-def unfinished(bucket: OperatedBucket, *, days: int) -> UnfinishedUpload:
+def unfinished(bucket: FakeBucket, *, days: int) -> UnfinishedUpload:
     return UnfinishedUpload(key=ORPHAN, upload_id=f"upload-{days}", begun_at=bucket.clock() - dt.timedelta(days=days))

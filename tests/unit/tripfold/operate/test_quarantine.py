@@ -9,13 +9,13 @@ import pytest
 from shared.domain import events
 from shared.domain.events import ProcessRequested
 from shared.domain.topics import Topic
-from tests.fakes.builders import Truth
+from tests.fakes.builders import UpstreamState
 from tests.fakes.log import MemoryPublisher
 from tests.fault.scenarios import CORRECTED, EVENING, HOME, MOVED
 from tests.fault.world import DATE, World
 from tripfold.operate.quarantine import Chosen, NothingQuarantined, read_city_day, read_reports, retry_reports
 
-BAD = Truth(cities=HOME, files={1: b"[7]", 2: b"[8]", 3: EVENING})
+BAD = UpstreamState(cities=HOME, files={1: b"[7]", 2: b"[8]", 3: EVENING})
 
 
 async def refused_world() -> World:
@@ -55,7 +55,7 @@ async def test_the_latest_report_of_a_city_day_comes_first() -> None:
     """Of two files of a city-day the later one is shown first; a city-day without one is named."""
     world = await refused_world()
     world.clock.advance(60)
-    world.request(Truth(cities=HOME, files={1: b"[77]", 2: b"[8]", 3: EVENING}))
+    world.request(UpstreamState(cities=HOME, files={1: b"[77]", 2: b"[8]", 3: EVENING}))
     await world.run_to_rest()
     first, second = await read_city_day(world.store, DATE, "1")
     assert (first.size_bytes, second.size_bytes) == (4, 3)
@@ -85,7 +85,7 @@ async def test_what_was_taken_in_since_is_not_asked_for_again() -> None:
     """A file whose city has not failed in its last request is settled, and nothing is published for it."""
     world = await refused_world()
     request_id = last_requested(world).request_id
-    world.retry(request_id, Truth(cities=HOME, files={1: CORRECTED, 2: b"[8]", 3: EVENING}))
+    world.retry(request_id, UpstreamState(cities=HOME, files={1: CORRECTED, 2: b"[8]", 3: EVENING}))
     await world.run_to_rest()
     retried = await retry_reports(
         world.store, MemoryPublisher(world.log), await read_reports(world.store, Chosen(city_id="1")), clock=world.clock
@@ -97,7 +97,7 @@ async def test_under_a_newer_plan_all_that_failed_is_asked_for() -> None:
     """Where the date's plan has moved on, a position means another city: the request's failed ones are all named."""
     world = await refused_world()
     first = last_requested(world).request_id
-    world.request(Truth(cities=MOVED, files={1: CORRECTED, 2: CORRECTED, 3: EVENING}))
+    world.request(UpstreamState(cities=MOVED, files={1: CORRECTED, 2: CORRECTED, 3: EVENING}))
     await world.run_to_rest()
     reports = await read_reports(world.store, Chosen(city_id="2"))
     retried = await retry_reports(world.store, MemoryPublisher(world.log), reports, clock=world.clock)

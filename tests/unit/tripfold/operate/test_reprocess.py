@@ -20,9 +20,9 @@ from shared.domain.file_rules import BadRecordsMax, FileRules
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.topics import Topic
 from shared.storage.object_store import AdminObjectStore, StoreUnavailable
-from tests.fakes.bucket import ALL, DAY, OperatedBucket, trips
+from tests.fakes.bucket import ALL, DAY, FakeBucket, trips
 from tests.fakes.builders import trip_file
-from tests.fakes.faults import Break, Crash, Crossings, Life
+from tests.fakes.faults import Break, Crash, PortCalls, ProcessLife
 from tests.fakes.store import BreakableAdminStore
 from tripfold.operate.reprocess import Reprocess, Reprocessed, Selection
 
@@ -36,9 +36,9 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.fixture
-async def bucket() -> OperatedBucket:
+async def bucket() -> FakeBucket:
     """Two countries of a date, folded by the present rules, whose sums the manifests of 1 and 2 have wrong."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3]}))
     for city, country in ((1, "armenia"), (2, "armenia"), (3, "brasil")):
         bucket.store_file(city, city + 10, trips(city), country)
@@ -49,12 +49,12 @@ async def bucket() -> OperatedBucket:
         bucket.store.write(
             keys.manifest(DAY, manifest.city_id), objects.encode(msgspec.structs.replace(manifest, contribution=wrong))
         )
-    await bucket.settled()
+    await bucket.fold_all()
     return bucket
 
 
 async def reprocessed(
-    bucket: OperatedBucket,
+    bucket: FakeBucket,
     threads: ThreadPoolExecutor,
     selection: Selection | None = None,
     *,
@@ -74,20 +74,20 @@ async def reprocessed(
     return [one async for date in job.run(selection or Selection(again=True)) for one in date.reprocessed]
 
 
-def passengers(bucket: OperatedBucket, city: int) -> int:
+def passengers(bucket: FakeBucket, city: int) -> int:
     manifest = bucket.manifest(city)
     assert manifest is not None
     return manifest.contribution.passengers
 
 
-async def folded(bucket: OperatedBucket, since: int) -> None:
+async def folded(bucket: FakeBucket, since: int) -> None:
     """Fold what was published since so many records."""
     records = [record for record in bucket.log.appended[since:] if record.topic is Topic.CITY_STATS]
     await CityStatsConsumer(bucket.store, bucket.publisher, cache_bytes=100_000).process(records)
 
 
 async def test_what_the_rules_read_otherwise_becomes_a_revision(
-    bucket: OperatedBucket, threads: ThreadPoolExecutor
+    bucket: FakeBucket, threads: ThreadPoolExecutor
 ) -> None:
     """City-days whose file adds up to something else get a new revision, naming the same file, and are published."""
     since = len(bucket.log.appended)
@@ -111,7 +111,7 @@ async def no_wait(_look: int) -> None:
     return
 
 
-async def test_without_a_changed_rule_nothing_is_read(bucket: OperatedBucket, threads: ThreadPoolExecutor) -> None:
+async def test_without_a_changed_rule_nothing_is_read(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
     """Files of the present rule version are left alone; of an older one, each becomes a revision, changed or not."""
     assert await reprocessed(bucket, threads, Selection()) == []
     manifest = bucket.manifest(3)
@@ -125,7 +125,7 @@ async def test_without_a_changed_rule_nothing_is_read(bucket: OperatedBucket, th
     assert (manifest.rule_version, manifest.revision) == (RULE_VERSION, one.revision_after)
 
 
-async def test_a_changed_setting_is_a_changed_rule(bucket: OperatedBucket, threads: ThreadPoolExecutor) -> None:
+async def test_a_changed_setting_is_a_changed_rule(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
     """Files that a setting would read otherwise are read again, and no others."""
     other_date = DAY.replace(day=2)
     bucket.store_file(3, 20, trips(4), "brasil")
@@ -143,7 +143,7 @@ async def test_a_changed_setting_is_a_changed_rule(bucket: OperatedBucket, threa
     assert [one.city_id for one in await reprocessed(bucket, threads, Selection())] == ["3"]
 
 
-async def test_a_selection_and_a_dry_run_leave_the_rest(bucket: OperatedBucket, threads: ThreadPoolExecutor) -> None:
+async def test_a_selection_and_a_dry_run_leave_the_rest(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
     """A dry run writes nothing; a country, a city or a range restricts what is read."""
     before = {key: stored.body for key, stored in bucket.store.objects.items()}
     told = await reprocessed(bucket, threads, dry_run=True)
@@ -163,7 +163,7 @@ async def test_a_selection_and_a_dry_run_leave_the_rest(bucket: OperatedBucket, 
     assert (passengers(bucket, 1), passengers(bucket, 2)) == (0, 20)
 
 
-async def test_what_cannot_be_read_again_is_left_as_it_was(bucket: OperatedBucket, threads: ThreadPoolExecutor) -> None:
+async def test_what_cannot_be_read_again_is_left_as_it_was(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
     """A raw object that is lost or changed, and a manifest of later rules, are refused by name; the others go on."""
     for city, change in ((1, "lost"), (2, "other")):
         manifest = bucket.manifest(city)
@@ -181,7 +181,7 @@ async def test_what_cannot_be_read_again_is_left_as_it_was(bucket: OperatedBucke
     assert (passengers(bucket, 1), passengers(bucket, 2)) == (0, 0)
 
 
-async def test_a_file_that_is_ingested_meanwhile_wins(bucket: OperatedBucket, threads: ThreadPoolExecutor) -> None:
+async def test_a_file_that_is_ingested_meanwhile_wins(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
     """If a worker swaps a newer file in while the older one is read again, the newer one stays."""
     stream = bucket.store.stream
     ingested: list[str] = []
@@ -204,20 +204,18 @@ async def test_a_file_that_is_ingested_meanwhile_wins(bucket: OperatedBucket, th
     ]  # published, for nobody had
 
 
-async def test_wherever_it_is_ended_the_next_one_completes_it(
-    bucket: OperatedBucket, threads: ThreadPoolExecutor
-) -> None:
+async def test_wherever_it_is_ended_the_next_one_completes_it(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
     """Killed before or after any of its calls and started again, a reprocess ends as if nothing had happened."""
     begin, log = dict(bucket.store.objects), bucket.log.copy()
-    crossings = Crossings()
-    await reprocessed(bucket, threads, store=BreakableAdminStore(bucket.store, Life("reprocess", crossings)))
-    calls = len(crossings.made)
+    port_calls = PortCalls()
+    await reprocessed(bucket, threads, store=BreakableAdminStore(bucket.store, ProcessLife("reprocess", port_calls)))
+    calls = len(port_calls.made)
     assert calls > 15
     for number in range(calls):
         for broken in (Break.DIE_BEFORE, Break.DIE_AFTER, Break.LOST_ANSWER, Break.REFUSED):
             bucket.store.objects, bucket.log = dict(begin), log.copy()
             bucket.publisher._log = bucket.log
-            life = Life("reprocess", Crossings({number: broken}))
+            life = ProcessLife("reprocess", PortCalls({number: broken}))
             with contextlib.suppress(Crash, BaseExceptionGroup, StoreUnavailable):
                 await reprocessed(bucket, threads, store=BreakableAdminStore(bucket.store, life))
             await reprocessed(bucket, threads)
@@ -227,7 +225,7 @@ async def test_wherever_it_is_ended_the_next_one_completes_it(
 
 
 async def test_what_the_ledger_does_not_know_is_published_again(
-    bucket: OperatedBucket, threads: ThreadPoolExecutor
+    bucket: FakeBucket, threads: ThreadPoolExecutor
 ) -> None:
     """A manifest of the present rules that was never folded is published, unless the run is a dry one."""
     bucket.store_file(4, 14, trips(4), "brasil")

@@ -7,7 +7,7 @@ import pytest
 from shared.domain import keys, objects
 from shared.domain.objects import BucketEpoch
 from shared.domain.topics import Topic
-from tests.fakes.bucket import NOON, OperatedBucket, trips
+from tests.fakes.bucket import NOON, FakeBucket, trips
 from tests.fakes.builders import Clock
 from tests.fakes.log import MemoryTopicReader
 from tests.fakes.store import MemoryStore
@@ -87,7 +87,7 @@ async def test_who_is_overtaken_raises_the_base_all_the_same() -> None:
 
 async def test_the_highest_of_a_topic_may_be_a_plans_or_come_after_what_is_none() -> None:
     """Revisions of plans count as those of files do, and a record that is no event hides none behind it."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia", b"{")
     for event in (*bucket.store_file(1, 30, trips(1)), *bucket.plan(40, {"armenia": [1]})):
         bucket.record_of(event)

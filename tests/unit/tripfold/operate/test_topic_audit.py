@@ -16,7 +16,7 @@ from shared.domain.ids import CityId
 from shared.domain.objects import BucketEpoch
 from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
-from tests.fakes.bucket import ALL, DAY, NOON, OperatedBucket, trips
+from tests.fakes.bucket import ALL, DAY, NOON, FakeBucket, trips
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tripfold.operate.republish import RepublishedDate, republish
 from tripfold.operate.restore import CannotRestore, Reissued, highest_of, raise_base, reissue
@@ -29,7 +29,7 @@ NEXT_DAY = DAY + dt.timedelta(days=1)
 class LogReplay:
     """A topic of a `MemoryLog`, read in batches of two."""
 
-    def __init__(self, bucket: OperatedBucket, topic: Topic) -> None:
+    def __init__(self, bucket: FakeBucket, topic: Topic) -> None:
         self._bucket = bucket
         self._topic = topic
         self._read = 0
@@ -59,7 +59,7 @@ async def no_wait(_look: int) -> None:
 
 
 def audit_of(
-    bucket: OperatedBucket,
+    bucket: FakeBucket,
     *,
     wait: Callable[[int], Awaitable[None]] = no_wait,
     keys_at_once_max: int = 1_000,
@@ -84,11 +84,11 @@ async def told(audit: TopicAudit, dates: Dates = ALL) -> list[RecordDifference]:
     ]
 
 
-async def republished(bucket: OperatedBucket, dates: Dates = ALL) -> list[RepublishedDate]:
+async def republished(bucket: FakeBucket, dates: Dates = ALL) -> list[RepublishedDate]:
     return [one async for one in republish(bucket.store, bucket.publisher, dates)]
 
 
-async def reissued(bucket: OperatedBucket) -> list[Reissued]:
+async def reissued(bucket: FakeBucket) -> list[Reissued]:
     return [one async for one in reissue(bucket.store, bucket.publisher, audit_of(bucket))]
 
 
@@ -97,9 +97,9 @@ def named(differences: Sequence[RecordDifference]) -> list[tuple[str, str, str, 
 
 
 @pytest.fixture
-async def bucket() -> OperatedBucket:
+async def bucket() -> FakeBucket:
     """Two dates, folded; on the first, city 2 has moved from Armenia to Brasil."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3]}), bucket.plan(1, {"chad": [4]}, NEXT_DAY))
     for city, country in ((1, "armenia"), (2, "armenia"), (3, "brasil")):
         await bucket.fold(bucket.store_file(city, city + 10, trips(city), country))
@@ -110,14 +110,14 @@ async def bucket() -> OperatedBucket:
 
 
 @pytest.mark.parametrize("keys_at_once_max", [1, 5, 1_000])
-async def test_topics_that_are_right_have_no_difference(bucket: OperatedBucket, keys_at_once_max: int) -> None:
+async def test_topics_that_are_right_have_no_difference(bucket: FakeBucket, keys_at_once_max: int) -> None:
     """What the services publish is what the bucket stands for, in however many passes it is compared."""
     opened: list[LogReplay] = []
     assert await told(audit_of(bucket, keys_at_once_max=keys_at_once_max, opened=opened)) == []
     assert [replay.rewound for replay in opened] == ([1, 1] if keys_at_once_max == 1_000 else [2, 2])
 
 
-async def test_all_that_an_empty_kafka_lacks_is_named_and_published(bucket: OperatedBucket) -> None:
+async def test_all_that_an_empty_kafka_lacks_is_named_and_published(bucket: FakeBucket) -> None:
     """After a loss of Kafka every key is missing; republishing fills both topics with what they held."""
     kept = [{record.key: record.value for record in bucket.log.records(topic)} for topic in COMPACTED]
     bucket.log = MemoryLog()
@@ -130,7 +130,7 @@ async def test_all_that_an_empty_kafka_lacks_is_named_and_published(bucket: Oper
     assert await told(audit_of(bucket)) == []
 
 
-async def test_a_topic_that_ends_in_a_stale_record_is_named(bucket: OperatedBucket) -> None:
+async def test_a_topic_that_ends_in_a_stale_record_is_named(bucket: FakeBucket) -> None:
     """If an older record comes after the newest, compaction would keep it: it is named, and the newest published."""
     for topic, key, found, expected in (
         (Topic.CITY_STATS, b"2024-05-01/armenia/2", "revision 12", "revision 20"),
@@ -143,7 +143,7 @@ async def test_a_topic_that_ends_in_a_stale_record_is_named(bucket: OperatedBuck
         assert await told(audit_of(bucket)) == []
 
 
-async def test_a_record_that_cannot_be_read_is_replaced(bucket: OperatedBucket) -> None:
+async def test_a_record_that_cannot_be_read_is_replaced(bucket: FakeBucket) -> None:
     """A key whose last record is no event, or says something else under the same revision, is named and mended."""
     key = "2024-05-01/brasil/3"
     bucket.log.append(Topic.CITY_STATS, key.encode(), b"{")
@@ -160,7 +160,7 @@ async def test_a_record_that_cannot_be_read_is_replaced(bucket: OperatedBucket) 
     assert await told(audit_of(bucket)) == []
 
 
-def events_of(bucket: OperatedBucket, key: str) -> list[events.CityDayStats]:
+def events_of(bucket: FakeBucket, key: str) -> list[events.CityDayStats]:
     decoded = []
     for record in bucket.log.records(Topic.CITY_STATS):
         if record.key == key.encode() and record.value != b"{":
@@ -170,7 +170,7 @@ def events_of(bucket: OperatedBucket, key: str) -> list[events.CityDayStats]:
     return decoded
 
 
-async def test_what_is_in_flight_is_looked_at_again(bucket: OperatedBucket) -> None:
+async def test_what_is_in_flight_is_looked_at_again(bucket: FakeBucket) -> None:
     """A revision that is published while the audit waits is no difference; one that never is, is one."""
     published = bucket.store_file(1, 30, trips(4))
 
@@ -185,14 +185,14 @@ async def test_what_is_in_flight_is_looked_at_again(bucket: OperatedBucket) -> N
     ]
 
 
-async def test_a_range_leaves_the_other_dates_alone(bucket: OperatedBucket) -> None:
+async def test_a_range_leaves_the_other_dates_alone(bucket: FakeBucket) -> None:
     """Of a range, the keys of its dates are compared, and no others."""
     bucket.log = MemoryLog()
     differences = await told(audit_of(bucket), Dates(NEXT_DAY, NEXT_DAY))
     assert {one.date for one in differences} == {NEXT_DAY}
 
 
-async def test_republishing_names_what_it_cannot_read_and_leaves_other_dates_alone(bucket: OperatedBucket) -> None:
+async def test_republishing_names_what_it_cannot_read_and_leaves_other_dates_alone(bucket: FakeBucket) -> None:
     """Of a range, an unreadable object is named and the rest is published; another date gets nothing."""
     bucket.log = MemoryLog()
     bucket.publisher = MemoryPublisher(bucket.log)
@@ -204,7 +204,7 @@ async def test_republishing_names_what_it_cannot_read_and_leaves_other_dates_alo
     assert {(record.key or b"")[:10] for record in bucket.log.appended} == {str(DAY).encode()}
 
 
-async def test_a_key_that_nothing_stands_for_is_named_and_left(bucket: OperatedBucket) -> None:
+async def test_a_key_that_nothing_stands_for_is_named_and_left(bucket: FakeBucket) -> None:
     """A city-day that only the topic knows cannot be taken back: it is named with what to do."""
     del bucket.store.objects[keys.manifest(DAY, CityId("3"))]
     assert named(await told(audit_of(bucket))) == [("2024-05-01/brasil/3", "record", "revision 13", "nothing")]
@@ -212,7 +212,7 @@ async def test_a_key_that_nothing_stands_for_is_named_and_left(bucket: OperatedB
     assert "request 2024-05-01 again" in (one.refused or "")
 
 
-async def test_while_an_object_cannot_be_read_no_key_is_called_unnamed(bucket: OperatedBucket) -> None:
+async def test_while_an_object_cannot_be_read_no_key_is_called_unnamed(bucket: FakeBucket) -> None:
     """An unreadable manifest is the difference that is named, not the key that it may stand for."""
     bucket.store.write(keys.manifest(DAY, CityId("3")), b"{")
     assert [(one.key, one.what) for one in await told(audit_of(bucket))] == [
@@ -220,9 +220,7 @@ async def test_while_an_object_cannot_be_read_no_key_is_called_unnamed(bucket: O
     ]
 
 
-async def test_chunks_of_an_older_plan_are_no_difference(
-    bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_chunks_of_an_older_plan_are_no_difference(bucket: FakeBucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan with fewer chunks leaves the last ones of the plan before it in the topic: they are superseded."""
     monkeypatch.setattr("shared.domain.outbox.PLAN_CHUNK_CITIES_MAX", 1)
     await bucket.fold(bucket.plan(3, {"armenia": [1], "brasil": [2, 3]}))
@@ -235,7 +233,7 @@ async def test_chunks_of_an_older_plan_are_no_difference(
 @pytest.mark.parametrize("key", [b"2024-05-01/armenia/99", b"odd", None])
 @pytest.mark.parametrize("keys_at_once_max", [1, 1_000])
 async def test_records_that_cannot_be_read_are_skipped_and_named(
-    bucket: OperatedBucket, key: bytes | None, keys_at_once_max: int
+    bucket: FakeBucket, key: bytes | None, keys_at_once_max: int
 ) -> None:
     """An audit goes on past a record of a later version and one of an unknown type, and names each once."""
     newer = bucket.log.append(Topic.CITY_STATS, key, b'{"type":"city-day-stats","schema_version":9}')
@@ -251,14 +249,14 @@ async def test_records_that_cannot_be_read_are_skipped_and_named(
 
 async def test_a_topic_of_unreadable_records_alone_is_read() -> None:
     """Records that cannot be read are named although neither topic nor bucket has a date."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     bucket.log.append(Topic.CITY_STATS, None, b"{")
     audit = audit_of(bucket)
     assert await told(audit) == []
     assert audit.unread.total == 1
 
 
-async def test_the_base_is_above_records_of_a_later_version(bucket: OperatedBucket) -> None:
+async def test_the_base_is_above_records_of_a_later_version(bucket: FakeBucket) -> None:
     """Restoring skips and names what it cannot read, and still goes above the revision of a later version."""
     bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"x","schema_version":2,"revision":9000}')
     bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"x","schema_version":1,"revision":9999}')
@@ -266,7 +264,7 @@ async def test_the_base_is_above_records_of_a_later_version(bucket: OperatedBuck
     assert (topic.revision, topic.unread_total, [one.newer for one in topic.unread]) == (9000, 2, [True, False])
 
 
-async def test_after_a_backup_consumers_get_what_the_bucket_holds(bucket: OperatedBucket) -> None:
+async def test_after_a_backup_consumers_get_what_the_bucket_holds(bucket: FakeBucket) -> None:
     """Where the topic knows more than a restored bucket, restore gives revisions above what the topic knows."""
     bucket.store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=5, born_at=NOON)))
     backup = dict(bucket.store.objects)
@@ -291,13 +289,13 @@ async def test_after_a_backup_consumers_get_what_the_bucket_holds(bucket: Operat
     manifest = bucket.manifest(2)
     assert manifest is not None
     assert (manifest.revision, manifest.retracted) == (51, {"armenia": 51})
-    await bucket.settled()
+    await bucket.fold_all()
     assert (await bucket.summary()).totals.trips == 1
     await republished(bucket)
     assert await told(audit_of(bucket)) == []
 
 
-async def put_back(bucket: OperatedBucket, base: int) -> None:
+async def put_back(bucket: FakeBucket, base: int) -> None:
     """Let the topic know a revision 50 of city 1 and a plan 50, of Armenia alone, and the bucket neither."""
     backup = dict(bucket.store.objects)
     (planned,) = (event for event in bucket.plan(50, {"armenia": [1]}) if event.key.endswith("/armenia"))
@@ -306,14 +304,14 @@ async def put_back(bucket: OperatedBucket, base: int) -> None:
     bucket.store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=base, born_at=NOON)))
 
 
-async def test_a_revision_that_consumers_know_is_not_given_twice(bucket: OperatedBucket) -> None:
+async def test_a_revision_that_consumers_know_is_not_given_twice(bucket: FakeBucket) -> None:
     """A base that is what the topic knows would give its very revision to other content: that is refused."""
     await put_back(bucket, 50)
     with pytest.raises(CannotRestore, match="stop all"):
         await reissued(bucket)
 
 
-async def test_a_new_plan_is_told_to_all_its_countries(bucket: OperatedBucket) -> None:
+async def test_a_new_plan_is_told_to_all_its_countries(bucket: FakeBucket) -> None:
     """Though the topic is ahead in one country alone, a plan under a new revision is news for the others too."""
     await put_back(bucket, 51)
     await reissued(bucket)
@@ -322,9 +320,7 @@ async def test_a_new_plan_is_told_to_all_its_countries(bucket: OperatedBucket) -
 
 
 @pytest.mark.parametrize("revision", [50, 51])
-async def test_whatever_is_written_meanwhile_ends_above_what_the_topic_knows(
-    bucket: OperatedBucket, revision: int
-) -> None:
+async def test_whatever_is_written_meanwhile_ends_above_what_the_topic_knows(bucket: FakeBucket, revision: int) -> None:
     """If a worker swaps its own revision in first, that one is published if it is above, and else one above it."""
     await put_back(bucket, 51)
     compare_and_swap = bucket.store.compare_and_swap
@@ -344,7 +340,7 @@ async def test_whatever_is_written_meanwhile_ends_above_what_the_topic_knows(
 
 
 async def test_a_chunk_of_a_plan_that_the_bucket_does_not_know_is_named(
-    bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
+    bucket: FakeBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A further chunk of the plan in force, or of a higher one, is not left over from an older plan."""
     monkeypatch.setattr("shared.domain.outbox.PLAN_CHUNK_CITIES_MAX", 1)

@@ -22,14 +22,14 @@ from shared.domain.contribution import NOTHING, Contribution
 from shared.domain.ids import CityId
 from shared.domain.objects import GenerationPointer, LedgerEntry, RequestRecord
 from shared.storage.object_store import ObjectInfo, StoredObject
-from tests.fakes.bucket import ALL, DAY, NOON, REQUEST, OperatedBucket, trips
+from tests.fakes.bucket import ALL, DAY, NOON, REQUEST, FakeBucket, trips
 
 
 async def no_wait(_read: int) -> None:
     return
 
 
-async def verified(bucket: OperatedBucket, *, deep: bool = False) -> list[Difference]:
+async def verified(bucket: FakeBucket, *, deep: bool = False) -> list[Difference]:
     return [
         difference
         async for date in verify_dates(bucket.store, ALL, deep=deep, wait=no_wait)
@@ -37,7 +37,7 @@ async def verified(bucket: OperatedBucket, *, deep: bool = False) -> list[Differ
     ]
 
 
-async def repaired(bucket: OperatedBucket, *, drop_lost: bool = False) -> list[Repaired]:
+async def repaired(bucket: FakeBucket, *, drop_lost: bool = False) -> list[Repaired]:
     return [
         one
         async for date in repair_dates(bucket.store, bucket.publisher, ALL, wait=no_wait, drop_lost=drop_lost)
@@ -46,9 +46,9 @@ async def repaired(bucket: OperatedBucket, *, drop_lost: bool = False) -> list[R
 
 
 @pytest.fixture
-async def bucket() -> OperatedBucket:
+async def bucket() -> FakeBucket:
     """Two countries of a date, folded; city 2 has moved from Armenia to Brasil."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3]}))
     for city, country in ((1, "armenia"), (2, "armenia"), (3, "brasil")):
         await bucket.fold(bucket.store_file(city, city + 10, trips(city), country))
@@ -57,12 +57,12 @@ async def bucket() -> OperatedBucket:
     return bucket
 
 
-async def test_a_bucket_at_rest_has_no_difference(bucket: OperatedBucket) -> None:
+async def test_a_bucket_at_rest_has_no_difference(bucket: FakeBucket) -> None:
     """Summaries, manifests and raw objects agree after the services have finished."""
     assert await verified(bucket, deep=True) == []
 
 
-async def test_verify_reads_only_the_dates_of_its_range(bucket: OperatedBucket) -> None:
+async def test_verify_reads_only_the_dates_of_its_range(bucket: FakeBucket) -> None:
     """Verify reads every date of a range, and no other date."""
     await bucket.damage(totals=NOTHING)
     before, after = DAY - dt.timedelta(days=1), DAY + dt.timedelta(days=1)
@@ -73,7 +73,7 @@ async def test_verify_reads_only_the_dates_of_its_range(bucket: OperatedBucket) 
         assert told == ["armenia"] * (first != after)
 
 
-async def test_a_wrong_contribution_is_reported_with_its_city(bucket: OperatedBucket) -> None:
+async def test_a_wrong_contribution_is_reported_with_its_city(bucket: FakeBucket) -> None:
     """A ledger entry that differs from its manifest is reported with country-day, city and both values."""
     summary = await bucket.summary()
     entry = msgspec.structs.replace(summary.ledger[CityId("1")], contribution=NOTHING)
@@ -84,13 +84,13 @@ async def test_a_wrong_contribution_is_reported_with_its_city(bucket: OperatedBu
     assert '"passengers":10' in one.expected
 
 
-async def test_wrong_totals_are_reported_with_their_field(bucket: OperatedBucket) -> None:
+async def test_wrong_totals_are_reported_with_their_field(bucket: FakeBucket) -> None:
     """Totals that differ from the ledger are a difference of the country-day."""
     await bucket.damage(totals=NOTHING)
     assert [(one.country, one.what) for one in await verified(bucket)] == [("armenia", "totals")]
 
 
-async def test_a_missing_summary_and_a_stray_one_are_reported(bucket: OperatedBucket) -> None:
+async def test_a_missing_summary_and_a_stray_one_are_reported(bucket: FakeBucket) -> None:
     """A country-day without a summary is a difference, and so is a summary without a manifest or plan."""
     body = bucket.store.objects.pop(await bucket.summary_key("armenia")).body
     stray = body.replace(b'"country":"armenia"', b'"country":"chad"')
@@ -103,7 +103,7 @@ async def test_a_missing_summary_and_a_stray_one_are_reported(bucket: OperatedBu
 
 @pytest.mark.parametrize(("running", "in_flight"), [(True, True), (False, False)])
 async def test_a_missing_summary_is_in_flight_only_while_its_request_runs(
-    bucket: OperatedBucket, *, running: bool, in_flight: bool
+    bucket: FakeBucket, *, running: bool, in_flight: bool
 ) -> None:
     """A missing summary is in flight only while the request that planned its date runs."""
     del bucket.store.objects[await bucket.summary_key("armenia")]
@@ -113,7 +113,7 @@ async def test_a_missing_summary_is_in_flight_only_while_its_request_runs(
     assert difference.in_flight is in_flight
 
 
-async def test_an_unreadable_object_is_a_difference(bucket: OperatedBucket) -> None:
+async def test_an_unreadable_object_is_a_difference(bucket: FakeBucket) -> None:
     """A summary or manifest that cannot be decoded is reported, and verify goes on."""
     bucket.store.write(await bucket.summary_key("brasil"), b"{")
     bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
@@ -122,7 +122,7 @@ async def test_an_unreadable_object_is_a_difference(bucket: OperatedBucket) -> N
     assert ("brasil", "summary") in [(one.country, one.what) for one in told]
 
 
-async def test_a_manifest_ahead_is_read_again(bucket: OperatedBucket) -> None:
+async def test_a_manifest_ahead_is_read_again(bucket: FakeBucket) -> None:
     """A revision that is folded while verify waits is no difference; one that is never folded is one."""
     published = bucket.store_file(1, 30, trips(4))
     reads = []
@@ -139,7 +139,7 @@ async def test_a_manifest_ahead_is_read_again(bucket: OperatedBucket) -> None:
     assert (one.city_id, one.found, one.expected, one.in_flight) == ("1", "30", "31", True)
 
 
-async def test_a_plan_ahead_is_read_again(bucket: OperatedBucket) -> None:
+async def test_a_plan_ahead_is_read_again(bucket: FakeBucket) -> None:
     """A plan that is folded while verify waits is no difference; a plan older than the summary's counts at once."""
     published = bucket.plan(3, {"armenia": [1], "brasil": [2, 3, 4]})
 
@@ -155,7 +155,7 @@ async def test_a_plan_ahead_is_read_again(bucket: OperatedBucket) -> None:
     }
 
 
-async def test_a_ledger_ahead_of_its_manifest_counts_at_once(bucket: OperatedBucket) -> None:
+async def test_a_ledger_ahead_of_its_manifest_counts_at_once(bucket: FakeBucket) -> None:
     """A manifest that went back, as after the restore of a backup, is not in flight."""
     manifest = bucket.manifest(1)
     assert manifest is not None
@@ -165,7 +165,7 @@ async def test_a_ledger_ahead_of_its_manifest_counts_at_once(bucket: OperatedBuc
     assert (one.found, one.expected, one.in_flight) == ("11", "5", False)
 
 
-async def test_deep_reads_the_raw_bytes(bucket: OperatedBucket) -> None:
+async def test_deep_reads_the_raw_bytes(bucket: FakeBucket) -> None:
     """With --deep a raw object that is wrong, lost or no trip file is reported with its city."""
     for city, body in ((1, b"[]"), (2, None), (3, b"[{}]")):
         manifest = bucket.manifest(city)
@@ -181,7 +181,7 @@ async def test_deep_reads_the_raw_bytes(bucket: OperatedBucket) -> None:
     assert ("3", "raw object", "record 1: departure-time is missing") in told
 
 
-async def test_deep_counts_expired_raw_objects(bucket: OperatedBucket) -> None:
+async def test_deep_counts_expired_raw_objects(bucket: FakeBucket) -> None:
     """A missing raw object that is older than the retention is counted, and no difference."""
     lost = bucket.manifest(1)
     assert lost is not None
@@ -192,7 +192,7 @@ async def test_deep_counts_expired_raw_objects(bucket: OperatedBucket) -> None:
         assert told == [(differences, expired)]
 
 
-async def test_deep_reads_a_file_by_the_rules_of_its_manifest(bucket: OperatedBucket) -> None:
+async def test_deep_reads_a_file_by_the_rules_of_its_manifest(bucket: FakeBucket) -> None:
     """The manifest holds the form of the records, the number left out, and whether other dates were bad."""
     for form, body in (
         ("lines", b"%b\n%b\n%b\n"),
@@ -222,7 +222,7 @@ async def test_deep_reads_a_file_by_the_rules_of_its_manifest(bucket: OperatedBu
             assert told == differs
 
 
-async def test_repair_writes_only_wrong_summaries(bucket: OperatedBucket) -> None:
+async def test_repair_writes_only_wrong_summaries(bucket: FakeBucket) -> None:
     """A repaired summary has the bytes from before the damage and is published; the others are not written."""
     right = {key: bucket.store.objects[key].body for key in bucket.store.objects}
     untouched = bucket.store.objects[await bucket.summary_key("brasil")]
@@ -241,7 +241,7 @@ async def test_repair_writes_only_wrong_summaries(bucket: OperatedBucket) -> Non
     assert await repaired(bucket) == []
 
 
-async def test_repair_drops_a_city_without_manifest_only_with_drop_lost(bucket: OperatedBucket) -> None:
+async def test_repair_drops_a_city_without_manifest_only_with_drop_lost(bucket: FakeBucket) -> None:
     """A city that only the ledger has is named and kept; with drop_lost the new summary leaves it out."""
     del bucket.store.objects[keys.manifest(DAY, CityId("3"))]
     before = await bucket.summary("brasil")
@@ -254,7 +254,7 @@ async def test_repair_drops_a_city_without_manifest_only_with_drop_lost(bucket: 
     assert await verified(bucket) == []
 
 
-async def test_repair_drops_a_lost_plan_only_with_drop_lost(bucket: OperatedBucket) -> None:
+async def test_repair_drops_a_lost_plan_only_with_drop_lost(bucket: FakeBucket) -> None:
     """A date whose plan is lost keeps its summaries; with drop_lost the new summaries leave the plan out."""
     del bucket.store.objects[keys.plan(DAY)]
     before = await bucket.summary()
@@ -264,7 +264,7 @@ async def test_repair_drops_a_lost_plan_only_with_drop_lost(bucket: OperatedBuck
     assert not (await bucket.summary()).complete
 
 
-async def test_a_stray_summary_is_emptied_only_with_drop_lost(bucket: OperatedBucket) -> None:
+async def test_a_stray_summary_is_emptied_only_with_drop_lost(bucket: FakeBucket) -> None:
     """A summary without a manifest or plan stays; with drop_lost it is emptied, and verify finds no difference."""
     body = bucket.store.objects[await bucket.summary_key("armenia")].body
     bucket.store.write(await bucket.summary_key("chad"), body.replace(b'"country":"armenia"', b'"country":"chad"'))
@@ -277,7 +277,7 @@ async def test_a_stray_summary_is_emptied_only_with_drop_lost(bucket: OperatedBu
     assert await verified(bucket) == []
 
 
-async def test_repair_drops_a_city_that_only_the_ledger_has(bucket: OperatedBucket) -> None:
+async def test_repair_drops_a_city_that_only_the_ledger_has(bucket: FakeBucket) -> None:
     """A city without manifest, plan and raw object, or whose manifest is in another country, is dropped."""
     right = await bucket.summary()
     for city in ("999", "3"):
@@ -289,7 +289,7 @@ async def test_repair_drops_a_city_that_only_the_ledger_has(bucket: OperatedBuck
 
 
 @pytest.mark.parametrize("known", ["raw object", "plan"])
-async def test_repair_keeps_a_city_that_has_a_raw_object_or_a_plan(bucket: OperatedBucket, known: str) -> None:
+async def test_repair_keeps_a_city_that_has_a_raw_object_or_a_plan(bucket: FakeBucket, known: str) -> None:
     """A city with a raw object or in the plan of the date counts as one whose manifest is lost."""
     right = await bucket.summary()
     await bucket.damage(ledger={**right.ledger, CityId("9"): right.ledger[CityId("1")]})
@@ -302,7 +302,7 @@ async def test_repair_keeps_a_city_that_has_a_raw_object_or_a_plan(bucket: Opera
     assert CityId("9") in (await bucket.summary()).ledger
 
 
-async def test_a_summary_under_the_key_of_another_is_repaired(bucket: OperatedBucket) -> None:
+async def test_a_summary_under_the_key_of_another_is_repaired(bucket: FakeBucket) -> None:
     """A readable summary under the key of another country or date is replaced."""
     right = bucket.store.objects[await bucket.summary_key()].body
     other_date = right.replace(b'"date":"2024-05-01"', b'"date":"2024-05-02"')
@@ -316,7 +316,7 @@ async def test_a_summary_under_the_key_of_another_is_repaired(bucket: OperatedBu
 
 
 @pytest.mark.parametrize("how", [b"%b\n", b" %b"])
-async def test_a_summary_in_other_bytes_is_repaired(bucket: OperatedBucket, how: bytes) -> None:
+async def test_a_summary_in_other_bytes_is_repaired(bucket: FakeBucket, how: bytes) -> None:
     """A summary with the right content in other bytes is a difference, since readers rely on its first bytes."""
     key = await bucket.summary_key()
     right = bucket.store.objects[key].body
@@ -329,14 +329,14 @@ async def test_a_summary_in_other_bytes_is_repaired(bucket: OperatedBucket, how:
 
 
 async def test_a_summary_of_an_earlier_build_is_right_in_its_own_bytes(
-    bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
+    bucket: FakeBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A summary of an earlier build is no difference, although this build would encode it differently."""
     monkeypatch.setattr(objects, "SCHEMA_VERSION", objects.SCHEMA_VERSION + 1)
     assert await verified(bucket) == []
 
 
-async def test_a_manifest_under_a_wrong_key_is_a_difference(bucket: OperatedBucket) -> None:
+async def test_a_manifest_under_a_wrong_key_is_a_difference(bucket: FakeBucket) -> None:
     """A manifest under the key of another city-day, or a plan under another date, is reported and builds nothing."""
     city = keys.manifest(DAY, CityId("1"))
     other = keys.manifest(DAY, CityId("3"))
@@ -355,7 +355,7 @@ async def test_a_manifest_under_a_wrong_key_is_a_difference(bucket: OperatedBuck
             await Rebuild(bucket.store, bucket.publisher, token="token", report=lambda *_: None).run()
 
 
-async def test_repair_follows_no_damaged_manifest(bucket: OperatedBucket) -> None:
+async def test_repair_follows_no_damaged_manifest(bucket: FakeBucket) -> None:
     """If the raw object agrees with the ledger and not with the manifest, the summary stays as it is."""
     manifest = bucket.manifest(1)
     assert manifest is not None
@@ -367,7 +367,7 @@ async def test_repair_follows_no_damaged_manifest(bucket: OperatedBucket) -> Non
     assert await bucket.summary() == right
 
 
-async def test_repair_does_not_drop_a_city_whose_manifest_is_unreadable(bucket: OperatedBucket) -> None:
+async def test_repair_does_not_drop_a_city_whose_manifest_is_unreadable(bucket: FakeBucket) -> None:
     """While a manifest of the date cannot be read, its summaries stay as they are, and the reason is reported."""
     bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
     before = await bucket.summary()
@@ -375,7 +375,7 @@ async def test_repair_does_not_drop_a_city_whose_manifest_is_unreadable(bucket: 
     assert await bucket.summary() == before
 
 
-async def test_repair_replaces_no_summary_of_a_later_build(bucket: OperatedBucket) -> None:
+async def test_repair_replaces_no_summary_of_a_later_build(bucket: FakeBucket) -> None:
     """A summary of a later build is reported; neither repair nor a rebuild of this build replaces it."""
     key = await bucket.summary_key()
     later = bucket.store.objects[key].body.replace(b'"schema_version":1', b'"schema_version":9')
@@ -392,7 +392,7 @@ async def test_repair_replaces_no_summary_of_a_later_build(bucket: OperatedBucke
     assert bucket.store.objects[key].body == later
 
 
-async def test_repair_yields_to_an_aggregate(bucket: OperatedBucket) -> None:
+async def test_repair_yields_to_an_aggregate(bucket: FakeBucket) -> None:
     """A wrong summary that an aggregate writes meanwhile is read again, and no folded event is lost."""
     await bucket.damage(totals=NOTHING)
     published = bucket.store_file(1, 30, trips(4))
@@ -412,7 +412,7 @@ async def test_repair_yields_to_an_aggregate(bucket: OperatedBucket) -> None:
     assert await verified(bucket) == []
 
 
-async def test_repair_reads_a_summary_again_after_a_conflict(bucket: OperatedBucket) -> None:
+async def test_repair_reads_a_summary_again_after_a_conflict(bucket: FakeBucket) -> None:
     """After a conflict repair does not take the other writer's summary for a right one."""
     await bucket.damage(cities_reported=99)
     compare_and_swap = bucket.store.compare_and_swap
@@ -427,7 +427,7 @@ async def test_repair_reads_a_summary_again_after_a_conflict(bucket: OperatedBuc
     assert await verified(bucket) == []
 
 
-async def test_an_event_folded_while_manifests_are_read_is_no_difference(bucket: OperatedBucket) -> None:
+async def test_an_event_folded_while_manifests_are_read_is_no_difference(bucket: FakeBucket) -> None:
     """Summaries are read first, so none can be ahead of a manifest that was read before."""
     get = bucket.store.get
 
@@ -442,7 +442,7 @@ async def test_an_event_folded_while_manifests_are_read_is_no_difference(bucket:
     assert await verified(bucket) == []
 
 
-async def test_a_snapshot_is_of_the_generation_that_is_live_after_it(bucket: OperatedBucket) -> None:
+async def test_a_snapshot_is_of_the_generation_that_is_live_after_it(bucket: FakeBucket) -> None:
     """If the pointer moves while summaries are read, the summaries of the new live generation are read."""
     listing = bucket.store.list
 
@@ -461,7 +461,7 @@ async def test_a_snapshot_is_of_the_generation_that_is_live_after_it(bucket: Ope
     assert (snapshot.generation, snapshot.differences()) == (2, [])
 
 
-async def test_repair_keeps_a_tombstone_without_manifest(bucket: OperatedBucket) -> None:
+async def test_repair_keeps_a_tombstone_without_manifest(bucket: FakeBucket) -> None:
     """A tombstone keeps older records of a city out, so the summary stays and the reason is reported."""
     right = await bucket.summary("brasil")
     await bucket.damage("brasil", ledger={**right.ledger, CityId("1"): LedgerEntry(revision=15)})
@@ -470,7 +470,7 @@ async def test_repair_keeps_a_tombstone_without_manifest(bucket: OperatedBucket)
     assert (await bucket.summary("brasil")).ledger[CityId("1")] == LedgerEntry(revision=15)
 
 
-async def test_repair_goes_on_in_a_generation_that_became_live_meanwhile(bucket: OperatedBucket) -> None:
+async def test_repair_goes_on_in_a_generation_that_became_live_meanwhile(bucket: FakeBucket) -> None:
     """If the pointer moves during a repair, the summary of the new live generation is repaired, too."""
     await bucket.damage(cities_reported=99)
     for key, stored in list(bucket.store.objects.items()):
@@ -489,7 +489,7 @@ async def test_repair_goes_on_in_a_generation_that_became_live_meanwhile(bucket:
 
 
 async def test_a_date_with_more_objects_than_a_batch_is_read_completely(
-    bucket: OperatedBucket, monkeypatch: pytest.MonkeyPatch
+    bucket: FakeBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All objects of a date are read, whatever the size of a batch."""
     for at_once in range(1, 5):

@@ -21,8 +21,8 @@ from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
 from shared.storage.generation_pointer import GenerationPointerMissing, provision_pointer, read_current
 from shared.storage.object_store import AdminObjectStore, CasConflict, StoreUnavailable
-from tests.fakes.bucket import DAY, OperatedBucket, trips
-from tests.fakes.faults import Break, Crash, Crossings, Life
+from tests.fakes.bucket import DAY, FakeBucket, trips
+from tests.fakes.faults import Break, Crash, PortCalls, ProcessLife
 from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryTopicReader
 from tests.fakes.store import BreakableAdminStore
 
@@ -35,7 +35,7 @@ def unseen(_step: str, _done: int, _total: int, _events: int) -> None:
 
 
 async def rebuild(
-    bucket: OperatedBucket,
+    bucket: FakeBucket,
     *,
     records: Sequence[ConsumedRecord] | None = None,
     seed: int | None = None,
@@ -58,16 +58,16 @@ async def rebuild(
     return await job.run(take_over=take_over, dry_run=dry_run)
 
 
-def bodies(bucket: OperatedBucket, generation: int) -> dict[str, bytes]:
+def bodies(bucket: FakeBucket, generation: int) -> dict[str, bytes]:
     """Return the bytes of a generation's summaries, by the rest of their keys."""
     prefix = keys.summaries_of_generation(generation)
     return {key.removeprefix(prefix): body for key, body in bucket.store.bodies(prefix).items()}
 
 
 @pytest.fixture
-async def bucket() -> OperatedBucket:
+async def bucket() -> FakeBucket:
     """Two dates, folded; on the first, city 1 was corrected and city 2 has moved."""
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3]}), bucket.plan(1, {"chad": [4]}, NEXT_DAY))
     for city, country in ((1, "armenia"), (2, "armenia"), (3, "brasil")):
         await bucket.fold(bucket.store_file(city, city + 10, trips(city), country))
@@ -77,7 +77,7 @@ async def bucket() -> OperatedBucket:
     return bucket
 
 
-async def test_a_rebuild_from_s3_gives_the_same_bytes(bucket: OperatedBucket) -> None:
+async def test_a_rebuild_from_s3_gives_the_same_bytes(bucket: FakeBucket) -> None:
     """A rebuild from plans and manifests gives every summary byte for byte, under a new number."""
     rebuilt = await rebuild(bucket)
     assert (rebuilt.generation, rebuilt.flipped, rebuilt.changes, rebuilt.country_days) == (2, True, [], 3)
@@ -88,7 +88,7 @@ async def test_a_rebuild_from_s3_gives_the_same_bytes(bucket: OperatedBucket) ->
 @pytest.mark.parametrize("pending_bytes_max", [0, 2_000, PENDING_BYTES_MAX])
 @pytest.mark.parametrize("seed", range(10))
 async def test_a_rebuild_from_kafka_gives_the_same_bytes_in_any_order(
-    bucket: OperatedBucket, seed: int, pending_bytes_max: int
+    bucket: FakeBucket, seed: int, pending_bytes_max: int
 ) -> None:
     """A topic that is read three times, shuffled and with duplicates, gives the summaries byte for byte."""
     records = bucket.log.records(Topic.CITY_STATS) * 3
@@ -108,7 +108,7 @@ async def test_events_wait_for_others_of_their_country_day(pending_bytes_max: in
 
     Without waiting each batch is a write. One write conflicts, because the country-day was guessed to be new.
     """
-    bucket = OperatedBucket()
+    bucket = FakeBucket()
     records = [
         bucket.record_of(event)
         for city in range(1, 12)
@@ -116,14 +116,14 @@ async def test_events_wait_for_others_of_their_country_day(pending_bytes_max: in
     ]
     for key in [key for key in bucket.store.objects if key.startswith("manifests/")]:
         del bucket.store.objects[key]  # so they are not folded at the end
-    crossings = Crossings()
-    store = BreakableAdminStore(bucket.store, Life("rebuild", crossings))
+    port_calls = PortCalls()
+    store = BreakableAdminStore(bucket.store, ProcessLife("rebuild", port_calls))
     await rebuild(bucket, records=records, store=store, pending_bytes_max=pending_bytes_max)
     summary = keys.summary(2, DAY, CountrySlug("armenia"))
-    assert sum(made.what == f"swap {summary}" for made in crossings.made) == writes
+    assert sum(made.what == f"swap {summary}" for made in port_calls.made) == writes
 
 
-async def test_a_rebuild_from_kafka_folds_the_manifests_too(bucket: OperatedBucket) -> None:
+async def test_a_rebuild_from_kafka_folds_the_manifests_too(bucket: FakeBucket) -> None:
     """Manifests and plans give the events that the topic has lost; records that cannot be decoded are counted."""
     poison = bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia/1", b"{")
     rebuilt = await rebuild(bucket, records=[poison])
@@ -131,7 +131,7 @@ async def test_a_rebuild_from_kafka_folds_the_manifests_too(bucket: OperatedBuck
     assert bodies(bucket, 2) == bodies(bucket, 1)
 
 
-async def test_a_record_of_a_later_version_refuses_the_flip(bucket: OperatedBucket) -> None:
+async def test_a_record_of_a_later_version_refuses_the_flip(bucket: FakeBucket) -> None:
     """A generation that lacks a record of a later version is not made live, and the error names the remedy."""
     before = bodies(bucket, 1)
     newer = bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia/1", b'{"type":"forecast","schema_version":2}')
@@ -142,7 +142,7 @@ async def test_a_record_of_a_later_version_refuses_the_flip(bucket: OperatedBuck
     assert bodies(bucket, 1) == before
 
 
-async def test_records_with_wrong_keys_are_folded_by_their_values(bucket: OperatedBucket) -> None:
+async def test_records_with_wrong_keys_are_folded_by_their_values(bucket: FakeBucket) -> None:
     """Records are grouped by their keys and folded by their values: a wrong or missing key changes nothing."""
     lies = [None, b"", b"/", b"2024-05-01/armenia/1", b"2024-05-01/\xff"]
     records = [
@@ -156,7 +156,7 @@ async def test_records_with_wrong_keys_are_folded_by_their_values(bucket: Operat
     assert bodies(bucket, 2) == bodies(bucket, 1)
 
 
-async def test_a_wrong_summary_is_reported_and_replaced(bucket: OperatedBucket) -> None:
+async def test_a_wrong_summary_is_reported_and_replaced(bucket: FakeBucket) -> None:
     """A difference to the live generation is reported by country-day, and the flip corrects it."""
     right = bodies(bucket, 1)
     await bucket.damage(totals=NOTHING)
@@ -172,14 +172,14 @@ async def test_a_wrong_summary_is_reported_and_replaced(bucket: OperatedBucket) 
     assert bodies(bucket, 2) == right
 
 
-async def test_an_unreadable_summary_is_reported_as_unreadable(bucket: OperatedBucket) -> None:
+async def test_an_unreadable_summary_is_reported_as_unreadable(bucket: FakeBucket) -> None:
     """An unreadable live summary is reported as unreadable, not as missing."""
     bucket.store.write(await bucket.summary_key(), b"{")
     [change] = (await rebuild(bucket)).changes
     assert (change.live, change.why) == (None, ("the summary of the live generation cannot be read",))
 
 
-async def test_each_difference_says_why(bucket: OperatedBucket) -> None:
+async def test_each_difference_says_why(bucket: FakeBucket) -> None:
     """A changed country-day is reported with the plan and the cities that differ."""
     summary = await bucket.summary()
     other = msgspec.structs.replace(summary.ledger[CityId("1")], city_name="Another")
@@ -192,7 +192,7 @@ async def test_each_difference_says_why(bucket: OperatedBucket) -> None:
     )
 
 
-async def test_a_dry_run_changes_nothing(bucket: OperatedBucket) -> None:
+async def test_a_dry_run_changes_nothing(bucket: FakeBucket) -> None:
     """A dry run reports the changes, and leaves no summary, no live pointer and no event other than before."""
     await bucket.damage(totals=NOTHING)
     before = {key: stored.body for key, stored in bucket.store.objects.items() if key != keys.CURRENT}
@@ -204,7 +204,7 @@ async def test_a_dry_run_changes_nothing(bucket: OperatedBucket) -> None:
     assert (after, len(bucket.log.appended)) == (before, records)
 
 
-async def test_a_flip_that_goes_back_is_refused(bucket: OperatedBucket) -> None:
+async def test_a_flip_that_goes_back_is_refused(bucket: FakeBucket) -> None:
     """If the live generation has a newer revision or plan than the bucket, it stays, and both are reported."""
     summary = await bucket.summary()
     await bucket.damage(ledger={**summary.ledger, CityId("1"): LedgerEntry(revision=99)}, plan_revision=7)
@@ -217,7 +217,7 @@ async def test_a_flip_that_goes_back_is_refused(bucket: OperatedBucket) -> None:
     assert bodies(bucket, 2) == {}
 
 
-async def test_an_unreadable_manifest_stops_a_rebuild(bucket: OperatedBucket) -> None:
+async def test_an_unreadable_manifest_stops_a_rebuild(bucket: FakeBucket) -> None:
     """A manifest that cannot be read is reported, and the live generation stays."""
     bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
     with pytest.raises(RebuildRefused, match=r"city=1\.json"):
@@ -225,7 +225,7 @@ async def test_an_unreadable_manifest_stops_a_rebuild(bucket: OperatedBucket) ->
     assert await read_current(bucket.store) == GenerationPointer(live=1, highest=2)
 
 
-async def test_a_rebuild_from_s3_fills_empty_topics(bucket: OperatedBucket) -> None:
+async def test_a_rebuild_from_s3_fills_empty_topics(bucket: FakeBucket) -> None:
     """A rebuild from S3 publishes every current event and every summary, as compaction would have kept them."""
     kept = {record.key: record.value for topic in FILLED for record in bucket.log.records(topic)}
     bucket.log = MemoryLog()
@@ -237,14 +237,14 @@ async def test_a_rebuild_from_s3_fills_empty_topics(bucket: OperatedBucket) -> N
 FILLED = (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES)
 
 
-async def test_a_rebuild_from_kafka_publishes_nothing(bucket: OperatedBucket) -> None:
+async def test_a_rebuild_from_kafka_publishes_nothing(bucket: FakeBucket) -> None:
     """A rebuild from the topic adds no record to it."""
     before = len(bucket.log.appended)
     await rebuild(bucket, records=bucket.log.records(Topic.CITY_STATS))
     assert len(bucket.log.appended) == before
 
 
-async def test_a_second_rebuild_is_refused_until_it_takes_over(bucket: OperatedBucket) -> None:
+async def test_a_second_rebuild_is_refused_until_it_takes_over(bucket: FakeBucket) -> None:
     """While a generation is being built, a second rebuild is refused; with take_over it uses another number."""
     await generations.begin(bucket.store, "token-of-the-dead", take_over=False)
     with pytest.raises(RebuildInProgress, match="a rebuild into generation 2 began"):
@@ -254,7 +254,7 @@ async def test_a_second_rebuild_is_refused_until_it_takes_over(bucket: OperatedB
     assert (rebuilt.generation, rebuilt.flipped) == (3, True)
 
 
-async def test_a_pointer_write_whose_response_was_lost_is_recognised(bucket: OperatedBucket) -> None:
+async def test_a_pointer_write_whose_response_was_lost_is_recognised(bucket: FakeBucket) -> None:
     """If the write happened and its response was lost, the retry keeps the number and takes nothing over."""
     compare_and_swap = bucket.store.compare_and_swap
     lost: list[str] = []
@@ -272,7 +272,7 @@ async def test_a_pointer_write_whose_response_was_lost_is_recognised(bucket: Ope
     assert (rebuilt.generation, rebuilt.flipped) == (2, True)
 
 
-async def test_a_rebuild_that_was_taken_over_cannot_flip(bucket: OperatedBucket) -> None:
+async def test_a_rebuild_that_was_taken_over_cannot_flip(bucket: FakeBucket) -> None:
     """A rebuild that was taken over fails at its flip, and changes nothing of the other rebuild."""
     await generations.begin(bucket.store, "zombie", take_over=False)
     await generations.begin(bucket.store, "another", take_over=True)
@@ -286,7 +286,7 @@ async def test_a_rebuild_that_was_taken_over_cannot_flip(bucket: OperatedBucket)
     assert await read_current(bucket.store) == GenerationPointer(live=3, highest=3)
 
 
-async def test_a_failed_rebuild_clears_the_pointer(bucket: OperatedBucket) -> None:
+async def test_a_failed_rebuild_clears_the_pointer(bucket: FakeBucket) -> None:
     """A rebuild that ends with an error leaves no building generation, so the next one need not take over."""
     bucket.store.write(keys.plan(DAY), b"{")
     with pytest.raises(RebuildRefused):
@@ -295,21 +295,21 @@ async def test_a_failed_rebuild_clears_the_pointer(bucket: OperatedBucket) -> No
     assert (await rebuild(bucket, token="token-2")).generation == 3
 
 
-async def test_after_a_crash_at_any_call_the_next_rebuild_succeeds(bucket: OperatedBucket) -> None:
+async def test_after_a_crash_at_any_call_the_next_rebuild_succeeds(bucket: FakeBucket) -> None:
     """A rebuild that crashes before or after any call leaves the live generation unchanged.
 
     The next rebuild takes over and ends as if there had been no crash.
     """
     right = bodies(bucket, 1)
     begin = dict(bucket.store.objects)
-    crossings = Crossings()
-    await rebuild(bucket, store=BreakableAdminStore(bucket.store, Life("rebuild", crossings)))
-    calls = len(crossings.made)
+    port_calls = PortCalls()
+    await rebuild(bucket, store=BreakableAdminStore(bucket.store, ProcessLife("rebuild", port_calls)))
+    calls = len(port_calls.made)
     assert calls > 30
     for number in range(calls):
         for broken in (Break.DIE_BEFORE, Break.DIE_AFTER, Break.LOST_ANSWER, Break.REFUSED):
             bucket.store.objects = dict(begin)
-            life = Life("rebuild", Crossings({number: broken}))
+            life = ProcessLife("rebuild", PortCalls({number: broken}))
             with contextlib.suppress(Crash, BaseExceptionGroup, StoreUnavailable):
                 await rebuild(bucket, store=BreakableAdminStore(bucket.store, life))
             current = await read_current(bucket.store)
@@ -322,7 +322,7 @@ async def test_after_a_crash_at_any_call_the_next_rebuild_succeeds(bucket: Opera
             assert bodies(bucket, rebuilt.generation) == corrected
 
 
-async def test_activate_starts_from_an_old_generation(bucket: OperatedBucket) -> None:
+async def test_activate_starts_from_an_old_generation(bucket: FakeBucket) -> None:
     """Activating a generation builds a new one from its summaries and all later events."""
     await rebuild(bucket)
     await bucket.fold(bucket.store_file(1, 40, trips(9)))
@@ -334,7 +334,7 @@ async def test_activate_starts_from_an_old_generation(bucket: OperatedBucket) ->
         await rebuild(bucket, seed=7)
 
 
-async def test_a_lost_pointer_stops_readers_and_writers(bucket: OperatedBucket) -> None:
+async def test_a_lost_pointer_stops_readers_and_writers(bucket: FakeBucket) -> None:
     """Without state/current.json, generation 1 is not taken for the live one if another generation exists."""
     await rebuild(bucket)
     del bucket.store.objects[keys.CURRENT]
@@ -348,7 +348,7 @@ async def test_a_lost_pointer_stops_readers_and_writers(bucket: OperatedBucket) 
 
 async def test_the_pointer_of_a_new_bucket_is_written_once() -> None:
     """A new bucket gets a pointer; a bucket with summaries or a pointer stays as it is."""
-    empty = OperatedBucket()
+    empty = FakeBucket()
     del empty.store.objects[keys.CURRENT]
     await provision_pointer(empty.store)
     assert empty.store.objects[keys.CURRENT].body == objects.encode(GenerationPointer())
@@ -357,7 +357,7 @@ async def test_the_pointer_of_a_new_bucket_is_written_once() -> None:
     assert (await read_current(empty.store)).live == 3
 
 
-async def test_generations_are_listed_and_dropped(bucket: OperatedBucket) -> None:
+async def test_generations_are_listed_and_dropped(bucket: FakeBucket) -> None:
     """An old generation can be dropped after the grace period; the live and the building one cannot."""
     await rebuild(bucket)
     listed = await generations.list_generations(bucket.store)

@@ -30,7 +30,7 @@ from shared.kafka.records import OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
 from shared.storage.repository import read_plan
-from tests.fakes.builders import Clock, Truth
+from tests.fakes.builders import Clock, UpstreamState
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.fakes.store import MemoryStore
 from tests.fakes.upstream import MemoryUpstream
@@ -247,7 +247,7 @@ async def test_a_cancelled_request_ends_also_under_the_plan_of_another() -> None
     world = World()
     first = world.request(WHOLE)
     await world.run_to_rest()
-    request_id = world.request(Truth(cities=HOME, files=WHOLE.files))
+    request_id = world.request(UpstreamState(cities=HOME, files=WHOLE.files))
     await world.turn("planner")
     await world.turn("progress")
     key = keys.request(request_id)

@@ -17,15 +17,15 @@ from shared.domain.events import ProcessRequested
 from shared.domain.ids import RequestId
 from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
-from tests.fakes.builders import Truth
-from tests.fakes.faults import Break, Crossing, Crossings
+from tests.fakes.builders import UpstreamState
+from tests.fakes.faults import Break, PortCall, PortCalls
 from tests.fault.checks import differences, topics_against_the_bucket
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE
-from tests.fault.world import DATE, ROLES, Stuck, World
+from tests.fault.world import DATE, ROLES, NotAtRest, World
 
 DAY = dt.timedelta(days=1)
-CORRECTION = Truth(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
-LOG_CALLS = ("publish", "commit", "bury", "take the end", "read the topic")
+CORRECTION = UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
+LOG_CALLS = ("publish", "commit", "dead letter", "take the end", "read the topic")
 UPSTREAM_CALLS = ("GET", "read file")
 
 POISON: dict[str, bytes | None] = {
@@ -46,41 +46,41 @@ POISON: dict[str, bytes | None] = {
 each_role = pytest.mark.parametrize("role", list(ROLES))
 
 
-def is_of_store(crossing: Crossing) -> bool:
+def is_of_store(port_call: PortCall) -> bool:
     """Tell whether a call goes to the bucket."""
-    return not crossing.what.startswith((*LOG_CALLS, *UPSTREAM_CALLS))
+    return not port_call.what.startswith((*LOG_CALLS, *UPSTREAM_CALLS))
 
 
-def is_of_log(crossing: Crossing) -> bool:
+def is_of_log(port_call: PortCall) -> bool:
     """Tell whether a call goes to the log."""
-    return crossing.what.startswith(LOG_CALLS)
+    return port_call.what.startswith(LOG_CALLS)
 
 
-def writes_to_store(crossing: Crossing) -> bool:
+def writes_to_store(port_call: PortCall) -> bool:
     """Tell whether a call writes into the bucket, as those that a full disk refuses."""
-    return is_of_store(crossing) and (crossing.effect or crossing.what.startswith("write"))
+    return is_of_store(port_call) and (port_call.effect or port_call.what.startswith("write"))
 
 
-class Outage(Crossings):
+class Outage(PortCalls):
     """Refuses so many of the calls that a port gets, from a certain call on."""
 
-    def __init__(self, refused: Callable[[Crossing], bool], *, begin: int, calls: int) -> None:
+    def __init__(self, refused: Callable[[PortCall], bool], *, begin: int, calls: int) -> None:
         super().__init__()
         self._refused = refused
         self._begin = begin
         self.calls_left = calls
 
-    def next_break(self, crossing: Crossing) -> Break | None:
-        self.made.append(crossing)
-        if len(self.made) <= self._begin or not self.calls_left or not self._refused(crossing):
+    def next_break(self, port_call: PortCall) -> Break | None:
+        self.made.append(port_call)
+        if len(self.made) <= self._begin or not self.calls_left or not self._refused(port_call):
             return None
         self.calls_left -= 1
         return Break.REFUSED
 
 
-def bury_refused(crossing: Crossing) -> bool:
+def is_dead_letter(port_call: PortCall) -> bool:
     """Tell whether a call publishes a dead letter."""
-    return crossing.what.startswith("bury")
+    return port_call.what.startswith("dead letter")
 
 
 @each_role
@@ -111,12 +111,12 @@ async def test_what_cannot_be_buried_is_not_passed(role: str) -> None:
     world = World()
     topic = ROLES[role].topic
     poison = world.log.append(topic, f"{DATE}/x".encode(), b"{")
-    world.crossings = Outage(bury_refused, begin=0, calls=100_000)
-    with pytest.raises(Stuck):
+    world.port_calls = Outage(is_dead_letter, begin=0, calls=100_000)
+    with pytest.raises(NotAtRest):
         await world.turn(role)
     assert not world.living(role).health.ready
     assert poison in world.log.take(role, topic, 10)
-    world.crossings = Crossings()
+    world.port_calls = PortCalls()
     world.replace(role)
     world.request(WHOLE)
     await world.run_to_rest()
@@ -137,7 +137,7 @@ async def test_a_newer_event_stops_its_service_alone(role: str, known: bool) -> 
     kind = events.EVENT_TYPES[ROLES[role].topic][0].__struct_config__.tag
     record = of_type(role, str(kind) if known else "not-known-yet", 2)
     appended = world.log.append(record.topic, record.key, record.value)
-    with pytest.raises(Stuck):
+    with pytest.raises(NotAtRest):
         await world.turn(role)
     health = world.living(role).health
     assert not health.ready
@@ -167,7 +167,7 @@ async def test_after_an_upgrade_the_newer_event_counts(monkeypatch: pytest.Monke
     request_id = RequestId("018f38bf-1d00-7000-8000-000000000001")
     event = ProcessRequested(request_id=request_id, date=DATE, requested_at=world.clock(), schema_version=2)
     world.log.append(event.topic, event.key.encode(), events.encode(event))
-    with pytest.raises(Stuck):
+    with pytest.raises(NotAtRest):
         await world.run_to_rest()
     monkeypatch.setattr(events, "SCHEMA_VERSION", 2)
     world.replace("planner")
@@ -179,15 +179,15 @@ async def test_after_an_upgrade_the_newer_event_counts(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("calls", [1, 30, 400])
 @pytest.mark.parametrize("refused", [is_of_store, is_of_log, writes_to_store], ids=["S3", "Kafka", "a full disk"])
-async def test_an_outage_buries_nothing_and_is_waited_out(refused: Callable[[Crossing], bool], calls: int) -> None:
+async def test_an_outage_buries_nothing_and_is_waited_out(refused: Callable[[PortCall], bool], calls: int) -> None:
     """Whenever an outage begins and however long it is, nobody is told of a failure and all ends as without it."""
     calm = World()
     calm.request(WHOLE)
     await calm.run_to_rest()
-    for begin in range(0, len(calm.crossings.made), 9):
+    for begin in range(0, len(calm.port_calls.made), 9):
         world = World()
         world.request(WHOLE)
-        world.crossings = outage = Outage(refused, begin=begin, calls=calls)
+        world.port_calls = outage = Outage(refused, begin=begin, calls=calls)
         await world.run_to_rest()
         outage.calls_left = 0
         world.request(CORRECTION)
@@ -204,9 +204,9 @@ async def test_an_outage_shows(role: str) -> None:
     await world.run_to_rest()
     for partition in world.log.ends(ROLES[role].topic):
         world.log.rewind(role, ROLES[role].topic, partition, 100)
-    world.crossings = Outage(is_of_store, begin=0, calls=100_000)
+    world.port_calls = Outage(is_of_store, begin=0, calls=100_000)
     world.replace(role)
-    with pytest.raises(Stuck):
+    with pytest.raises(NotAtRest):
         await world.turn(role)
     health = world.living(role).health
     health.started = True
@@ -246,7 +246,7 @@ class SkewedWorld(World):
         "worker": -DAY,
         "aggregate": DAY,
         "progress": -DAY,
-        "sweep": DAY,
+        "requeue": DAY,
     }
 
     def clock_of(self, role: str) -> Callable[[], dt.datetime]:
@@ -263,7 +263,7 @@ class OtherwiseSkewedWorld(SkewedWorld):
 async def test_clocks_may_be_wrong_by_a_day(kind: type[World]) -> None:
     """What is served, which revision is the highest and how requests end depends on nobody's clock."""
     world = kind()
-    for truth in (Truth(cities=HOME, files={1: CORRECTED}), WHOLE, CORRECTION, WHOLE):
+    for truth in (UpstreamState(cities=HOME, files={1: CORRECTED}), WHOLE, CORRECTION, WHOLE):
         world.request(truth)
         for _ in range(2):
             await world.turn("planner")
