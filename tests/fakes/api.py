@@ -1,4 +1,4 @@
-"""The API over a store and a log in memory, and the country-days that its tests put there."""
+"""The API over a store and a log in memory, and builders for the country-days of its tests."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Client = TestClient[Litestar]
 
 
 class ObservedStore(MemoryStore):
-    """A MemoryStore that notes what is read, and can be down."""
+    """A MemoryStore that records reads, and can be down."""
 
     def __init__(self) -> None:
         super().__init__(lambda: NOW)
@@ -98,7 +98,7 @@ class World:
 
     @contextlib.contextmanager
     def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
-        """Serve the API while the block lasts; an error inside it is answered, as it would be in production."""
+        """Serve the API while the block lasts. An error inside the API becomes a response, as in production."""
         app = assemble(
             Settings.model_validate({"api_access": "open", **settings}),
             store=self.store,
@@ -110,7 +110,7 @@ class World:
             yield client
 
     def fold_in(self, *folded: StatEvent, generation: int = 1) -> None:
-        """Write the summary that events of one country-day make; they replace what was there."""
+        """Write the summary of some events of one country-day, over any earlier one."""
         summary = fold(empty_summary(folded[0].date, folded[0].country), folded)
         self.store.write(keys.summary(generation, summary.date, summary.country), objects.encode(summary))
 
@@ -138,7 +138,7 @@ def stats(
     accidents: int = 0,
     delay_total_ms: int = 9_000,
 ) -> CityDayStats:
-    """Return what one city contributes."""
+    """Return the statistics event of one city."""
     return CityDayStats(
         date=date,
         country=CountrySlug(country),
@@ -159,12 +159,12 @@ def stats(
 
 
 def retracted(country: str, date: dt.date = DAY, *, city_id: str, revision: int = 9) -> CityDayRetracted:
-    """Return that a city left a country."""
+    """Return the event that a city left a country."""
     return CityDayRetracted(date=date, country=CountrySlug(country), city_id=CityId(city_id), revision=revision)
 
 
 def planned(country: str, date: dt.date = DAY, *, city_ids: Iterable[str], plan_revision: int = 3) -> CountryDayPlanned:
-    """Return which cities a country-day expects."""
+    """Return the plan event of a country-day."""
     return CountryDayPlanned(
         date=date,
         country=CountrySlug(country),
@@ -206,7 +206,7 @@ def record_of(at: dt.datetime = NOW) -> RequestRecord:
 
 
 def write(world: World, record: RequestRecord) -> None:
-    """Put a record into the bucket."""
+    """Write a request record into the bucket."""
     world.store.write(keys.request(record.request_id), objects.encode(record))
 
 
@@ -246,6 +246,6 @@ def report_of(city_id: str, date: dt.date = DAY) -> QuarantineReport:
 
 
 def write_report(world: World, report: QuarantineReport) -> None:
-    """Write a report as the ingest does, and the bytes that it is about."""
+    """Write a report as ingest does, with the bytes of its file."""
     world.store.write(report.key, b"[7]")
     world.store.write(report.report_key, objects.encode(report))

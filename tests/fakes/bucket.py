@@ -1,4 +1,4 @@
-"""A bucket in memory as the services leave it: plans, manifests with their raw objects, and live summaries."""
+"""A bucket in memory as the services leave it: plans, manifests with raw objects, and live summaries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOON = dt.datetime(2024, 5, 2, 12, tzinfo=dt.UTC)
 
 
 class FakeBucket:
-    """The bucket, the log and an aggregate's folder over them; nothing runs unless it is asked to."""
+    """A bucket, a log and a consumer of city-stats, which runs only when a test calls it."""
 
     def __init__(self) -> None:
         self.clock = Clock(NOON)
@@ -40,7 +40,7 @@ class FakeBucket:
         self.store.write(keys.CURRENT, objects.encode(GenerationPointer()))
 
     def plan(self, revision: int, cities: dict[str, Sequence[int]], date: dt.date = DAY) -> list[Event]:
-        """Write a date's plan: cities by country; return its events, which are not folded."""
+        """Write the plan of a date from cities by country. Return its events, which are not folded."""
         plan = Plan(
             date=date,
             revision=revision,
@@ -63,7 +63,7 @@ class FakeBucket:
     def store_file(
         self, city: int, revision: int, trips: Sequence[Trip], country: str = "armenia", date: dt.date = DAY
     ) -> list[Event]:
-        """Write a city-day's raw object and manifest as a worker does; return its events, which are not folded."""
+        """Write the raw object and manifest of a city-day as a worker does. Return its events, which are not folded."""
         body = trip_file(trips, date)
         attempt = f"attempt-{city}-{revision}"
         city_id = CityId(str(city))
@@ -107,7 +107,7 @@ class FakeBucket:
         return objects.decode(Manifest, self.store.objects[key].body, key) if key in self.store.objects else None
 
     async def fold(self, *batches: Sequence[Event]) -> None:
-        """Fold events as an aggregate does that has just started."""
+        """Fold events as a newly started aggregate does."""
         folder = CityStatsConsumer(self.store, self.publisher, cache_bytes=100_000)
         for batch in batches:
             await folder.process([self.record_of(event) for event in batch])
@@ -118,7 +118,7 @@ class FakeBucket:
         return self.log.append(event.topic, event.key.encode(), events.encode(event), headers)
 
     async def fold_all(self) -> None:
-        """Fold everything that the bucket stands for."""
+        """Fold the events of all plans and manifests."""
         for listed in [key for key in self.store.objects if key.startswith("plans/")]:
             date = keys.parse_date(listed)
             assert date is not None
@@ -135,7 +135,7 @@ class FakeBucket:
         return objects.decode(Summary, self.store.objects[key].body, key)
 
     async def damage(self, country: str = "armenia", **changes: object) -> None:
-        """Write a live summary with some of its fields changed."""
+        """Change some fields of a live summary."""
         damaged = msgspec.structs.replace(await self.summary(country), **changes)
         self.store.write(await self.summary_key(country), objects.encode(damaged))
 
@@ -164,5 +164,5 @@ def _past(manifest: Manifest) -> PastRevision:
 
 
 def trips(count: int, *, passengers: int = 10) -> list[Trip]:
-    """Return so many trips, each a little late and every third with an accident."""
+    """Return trips that are each a little late; every third has an accident."""
     return [Trip(passengers=passengers, delay_ms=1_500 * number, accident=number % 3 == 0) for number in range(count)]

@@ -1,4 +1,4 @@
-"""A clock, trip files and city lists, as tests need them."""
+"""A clock, trip files and city lists for tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.fakes.upstream import MemoryUpstream
 
 
 class Clock:
-    """A clock that stands still until it is set."""
+    """A clock that moves only when a test sets it."""
 
     def __init__(self, now: dt.datetime) -> None:
         self.now = now
@@ -32,7 +32,7 @@ class Clock:
 
 
 class Trip(msgspec.Struct, frozen=True, kw_only=True):
-    """A trip as the upstream has it; ``delay_ms`` is whole and written as an ISO 8601 duration."""
+    """A trip of the upstream; ``delay_ms`` is written as an ISO 8601 duration."""
 
     passengers: int
     delay_ms: int
@@ -55,7 +55,7 @@ def trip_file(trips: Iterable[Trip], date: dt.date) -> bytes:
 
 
 class City(msgspec.Struct, frozen=True):
-    """A city as the upstream lists it. Its country's name is one lower-case word with a capital: the slug is plain."""
+    """A city of the upstream's list. Its country is one word, so the slug is the lower-case name."""
 
     id: int
     country: str
@@ -63,16 +63,17 @@ class City(msgspec.Struct, frozen=True):
 
 
 class UpstreamState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the upstream holds of a date. A city without a file answers 404; a file of bytes is not a valid one.
+    """The city list and files of the upstream for one date.
 
-    ``cities`` is None when the list cannot be had.
+    A city without a file gets a 404 response, and a file of bytes is not valid. ``cities`` is None when the list cannot
+    be fetched.
     """
 
     cities: tuple[City, ...] | None
     files: Mapping[int, tuple[Trip, ...] | bytes]
 
     def write_into(self, upstream: MemoryUpstream, date: dt.date) -> None:
-        """Make the upstream answer with this."""
+        """Make the fake upstream serve this state."""
         if self.cities is None:
             upstream.city_list = PermanentUpstreamError("http://upstream.test/cities answered 403")
         else:

@@ -13,11 +13,11 @@ _Result = TypeVar("_Result")
 
 
 class Crash(BaseException):  # nothing that waits out faults may catch it
-    """The process died at this call."""
+    """The process crashed at this call."""
 
 
 class Break(enum.Enum):
-    """How a call across a port breaks."""
+    """A way in which a call across a port breaks."""
 
     DIE_BEFORE = "the process dies before the call happens"
     DIE_AFTER = "the call happens, and the process dies before it knows"
@@ -29,7 +29,7 @@ class Break(enum.Enum):
 
 
 class PortCall(msgspec.Struct, frozen=True):
-    """A call across a port: who made it, what it was, and whether it had an effect outside its process."""
+    """A call across a port: its process, its name, and whether it has an effect outside the process."""
 
     life: str
     what: str
@@ -37,7 +37,7 @@ class PortCall(msgspec.Struct, frozen=True):
 
 
 class PortCalls:
-    """Counts all calls across ports, and breaks those that the schedule names by their number."""
+    """Counts all calls across ports, and breaks those that the schedule names by number."""
 
     def __init__(self, schedule: Mapping[int, Break] | None = None) -> None:
         self.made: list[PortCall] = []
@@ -48,19 +48,19 @@ class PortCalls:
         self._schedule = {}
 
     def break_after(self, calls: int, how: Break) -> None:
-        """Break the call that comes after so many others from here on."""
+        """Break one call, after ``calls`` more calls."""
         self._schedule[len(self.made) + calls] = how
 
     def next_break(self, port_call: PortCall) -> Break | None:
-        """Count a call and say how it breaks, if it does."""
+        """Count a call, and return how it breaks."""
         self.made.append(port_call)
         return self._schedule.get(len(self.made) - 1)
 
 
 class ProcessLife:
-    """One life of a process: a dead process makes no more calls, whatever tasks of it still run.
+    """One run of a process. After a crash no task of it makes another call.
 
-    ``calls_left`` is after how many calls more it stands still; None: after no number of them.
+    ``calls_left`` is the number of calls before the process pauses; None: it does not pause.
     """
 
     def __init__(self, name: str, port_calls: PortCalls) -> None:
@@ -81,9 +81,10 @@ class ProcessLife:
         refusal: Callable[[str], Exception] | None = None,
         loss: Callable[[str], Exception] | None = None,
     ) -> _Result:
-        """Make a call across a port, or break it as scheduled: with ``fault``, or ``refusal`` if it never happened.
+        """Make a call across a port, or break it as scheduled.
 
-        What can lose a race raises ``loss`` then.
+        A broken call raises ``fault``, or ``refusal`` if it never happened. A call that can conflict raises ``loss``
+        then.
         """
         await self._go_on()
         broken = self.port_calls.next_break(PortCall(self.name, what, effect))

@@ -1,4 +1,4 @@
-"""Kafka in memory: a log with consumer groups and a publisher, and the same ports whose calls can break."""
+"""Kafka in memory: a log with consumer groups and a publisher, and the same ports with calls that can break."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ PARTITIONS = 3
 
 
 class MemoryLog:
-    """Topics of `PARTITIONS` partitions each, and the offsets that consumer groups have committed.
+    """Topics of `PARTITIONS` partitions each, and the committed offsets of consumer groups.
 
-    Of the records appended since it was made, it acknowledges and loses those whose number is in ``losing``.
+    The log acknowledges and then loses the records whose number is in ``losing``.
     """
 
     def __init__(self, losing: Collection[int] = ()) -> None:
@@ -34,7 +34,7 @@ class MemoryLog:
         self._members: dict[str, MemoryMember] = {}
 
     def copy(self, losing: Collection[int] = ()) -> MemoryLog:
-        """Return a log of its own with the same records and offsets, and no members."""
+        """Return a separate log with the same records and offsets, and no members."""
         copied = MemoryLog(losing)
         copied._records = {place: list(records) for place, records in self._records.items()}
         copied._ends = dict(self._ends)
@@ -62,13 +62,13 @@ class MemoryLog:
         return record
 
     def join(self, group: str, topic: Topic) -> MemoryMember:
-        """Become the one member of a group: the member before takes and commits nothing any more."""
+        """Become the one member of a group; the previous member can no longer take or commit."""
         return MemoryMember(self, group, topic)
 
     def take(
         self, group: str, topic: Topic, records_max: int, *, partitions: Sequence[int] = range(PARTITIONS)
     ) -> list[ConsumedRecord]:
-        """Return the next records after those committed, the same again until they are, in the order given."""
+        """Return the records after the committed offsets, in the order of ``partitions``."""
         taken: list[ConsumedRecord] = []
         for partition in partitions:
             begin = self._committed.get((group, topic, partition), 0)
@@ -82,12 +82,12 @@ class MemoryLog:
             self._committed[place] = max(self._committed.get(place, 0), record.offset + 1)
 
     def rewind(self, group: str, topic: Topic, partition: int, records: int) -> None:
-        """Forget that a group has committed the last so many records of a partition: they come again."""
+        """Move the committed offset of a group back by some records, so they are delivered again."""
         place = (group, topic, partition)
         self._committed[place] = max(0, self._committed.get(place, 0) - records)
 
     def compact(self, topic: Topic) -> None:
-        """Keep of each key the last record alone, where it stands."""
+        """Keep only the last record of each key, at its offset."""
         for partition in range(PARTITIONS):
             records = self._records.get((topic, partition), [])
             last = {record.key: record.offset for record in records}
@@ -120,7 +120,7 @@ class MemoryMember:
         self._log._members[self._group] = self
 
     async def take(self, records_max: int, *, partitions: Sequence[int] = range(PARTITIONS)) -> list[ConsumedRecord]:
-        """Return the next records after those committed, the same again until they are."""
+        """Return the records after the committed offsets."""
         await asyncio.sleep(0)
         return self._log.take(self._group, self._topic, records_max, partitions=partitions)
 
@@ -133,7 +133,7 @@ class MemoryMember:
 
 
 class MemoryTopicReader:
-    """A RewindableReader and a PairReader of what ``records`` returns, in its order and in batches of a few records."""
+    """A RewindableReader and a PairReader over the result of ``records``, in small batches."""
 
     def __init__(self, records: Callable[[], Sequence[ConsumedRecord]], *, batch_records_max: int = 4) -> None:
         self._records = records
@@ -143,7 +143,7 @@ class MemoryTopicReader:
 
     @classmethod
     def of(cls, log: MemoryLog, topic: Topic, *, batch_records_max: int = 4) -> Self:
-        """Return the replay of a topic."""
+        """Return the reader of a topic."""
         return cls(lambda: log.records(topic), batch_records_max=batch_records_max)
 
     async def take_end(self) -> int:
@@ -173,11 +173,11 @@ class MemoryTopicReader:
 
 
 class BrokenContract(BaseException):  # nothing that waits out faults may catch it
-    """An event was published that its own contract refuses."""
+    """A published event cannot be decoded, or is decoded differently."""
 
 
 class MemoryPublisher:
-    """A Publisher into a `MemoryLog`. Every event it takes is read back, as a consumer would."""
+    """A Publisher into a `MemoryLog`. It decodes every event that it publishes, as a consumer would."""
 
     def __init__(self, log: MemoryLog, *, source: str = "test") -> None:
         self._log = log
@@ -212,9 +212,9 @@ class _EventRefused(KafkaUnavailable):
 
 
 class BreakablePublisher:
-    """A Publisher whose every event crosses through a `ProcessLife`, so that a batch can break in its middle.
+    """A Publisher whose every event is a call of a `ProcessLife`, so a batch can break in the middle.
 
-    After a lost answer the events that follow are not published; a refused event alone is missing.
+    After a lost response the later events are not published. A refused event is the only one missing.
     """
 
     def __init__(self, publisher: Publisher, life: ProcessLife) -> None:
@@ -247,7 +247,7 @@ class BreakablePublisher:
 
 
 class BreakableRecordPublisher(BreakablePublisher):
-    """A Publisher and RecordPublisher whose every record crosses through a `ProcessLife`."""
+    """A Publisher and RecordPublisher whose every record is a call of a `ProcessLife`."""
 
     def __init__(self, publisher: MemoryPublisher, life: ProcessLife) -> None:
         super().__init__(publisher, life)
@@ -266,7 +266,7 @@ class BreakableRecordPublisher(BreakablePublisher):
 
 
 class BreakableTopicReader:
-    """A RewindableReader and a PairReader whose calls cross through a `ProcessLife`."""
+    """A RewindableReader and a PairReader whose calls are those of a `ProcessLife`."""
 
     def __init__(self, replay: MemoryTopicReader, life: ProcessLife) -> None:
         self._replay = replay

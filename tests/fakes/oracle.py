@@ -1,4 +1,4 @@
-"""Computes the expected summaries from the requests and the upstream, with arithmetic of its own."""
+"""Computes the expected summaries from the requests and the upstream, with its own arithmetic."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.fakes.builders import City, Trip, UpstreamState
 
 
 class ExpectedDay(msgspec.Struct, frozen=True, kw_only=True):
-    """What the summary of a country-day must say."""
+    """The expected figures of a country-day's summary."""
 
     trips: int = 0
     passengers: int = 0
@@ -22,7 +22,7 @@ class ExpectedDay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Oracle:
-    """Knows what one date's summaries and its requests' ends must be, once all is at rest."""
+    """Computes the summaries of one date and the end of its requests, for a world at rest."""
 
     def __init__(self) -> None:
         self.statuses: dict[RequestId, str] = {}
@@ -40,7 +40,7 @@ class Oracle:
         return copied
 
     def requested(self, request_id: RequestId, truth: UpstreamState) -> None:
-        """Take note of a request that is served while the upstream holds ``truth``."""
+        """Record a request that is served while the upstream has this state."""
         if truth.cities is None:
             self.statuses[request_id] = "failed"
             return
@@ -56,7 +56,7 @@ class Oracle:
         self.statuses[request_id] = "completed with failures" if failed else "completed"
 
     def days(self) -> dict[str, ExpectedDay]:
-        """Return what each country's summary must say, by slug."""
+        """Return the expected summary of each country, by slug."""
         return {country.lower(): self._day(country) for country in sorted(self._countries)}
 
     def _day(self, country: str) -> ExpectedDay:

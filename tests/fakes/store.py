@@ -1,4 +1,4 @@
-"""An object store in memory, and the same store whose calls can break."""
+"""An object store in memory, and the same store with calls that can break."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class BucketObject(msgspec.Struct, frozen=True):
 
 
 class MemoryStore:
-    """An AdminObjectStore whose ETags are MD5 sums, as S3's are, so that equal bytes have equal ETags.
+    """An AdminObjectStore whose ETags are MD5 sums, so equal bytes have equal ETags, as in S3.
 
-    An upload of more than ``part_bytes`` is one of several parts: until it ends it is among ``unfinished``.
+    An upload of more than ``part_bytes`` has several parts. Until it ends it is in ``unfinished``.
     """
 
     def __init__(self, clock: Callable[[], dt.datetime], *, part_bytes: int = UPLOAD_PART_BYTES) -> None:
@@ -49,7 +49,7 @@ class MemoryStore:
         self.unfinished: list[UnfinishedUpload] = []
 
     def bodies(self, prefix: str) -> dict[str, bytes]:
-        """Return what lies under ``prefix``, by key."""
+        """Return the objects under ``prefix``, by key."""
         return {key: self.objects[key].body for key in sorted(self.objects) if key.startswith(prefix)}
 
     async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
@@ -107,7 +107,7 @@ class MemoryStore:
         self.unfinished = [upload for upload in self.unfinished if upload != unfinished]
 
     def write(self, key: str, body: bytes) -> str:
-        """Write an object whatever was there, and return its ETag."""
+        """Write an object over any earlier one, and return its ETag."""
         etag = f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
         self.objects[key] = BucketObject(body, etag, self._clock())
         return etag
@@ -150,7 +150,7 @@ class _MemoryUpload:
 
 
 class BreakableStore:
-    """An ObjectStore whose calls cross through a `ProcessLife`."""
+    """An ObjectStore whose calls are those of a `ProcessLife`."""
 
     def __init__(self, store: ObjectStore, life: ProcessLife) -> None:
         self._store = store
@@ -186,7 +186,7 @@ class BreakableStore:
 
 
 class BreakableAdminStore(BreakableStore):
-    """An AdminObjectStore whose calls cross through a `ProcessLife`."""
+    """An AdminObjectStore whose calls are those of a `ProcessLife`."""
 
     def __init__(self, store: AdminObjectStore, life: ProcessLife) -> None:
         super().__init__(store, life)

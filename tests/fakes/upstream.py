@@ -1,4 +1,4 @@
-"""The upstream in memory, and the same upstream whose calls can break."""
+"""The upstream in memory, and the same upstream with calls that can break."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class MemoryUpstream:
 
 
 class BreakableUpstream:
-    """An Upstream whose calls and chunks cross through a `ProcessLife`."""
+    """An Upstream whose calls and chunks are calls of a `ProcessLife`."""
 
     def __init__(self, upstream: Upstream, life: ProcessLife) -> None:
         self._upstream = upstream

@@ -1,4 +1,4 @@
-"""What must hold of a world at rest: against the oracle, against the manifests, against the topics."""
+"""Checks of a world at rest: against the oracle, the manifests and the topics."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def requests(world: World) -> list[RequestRecord]:
 
 
 def comparable_state(world: World) -> dict[str, bytes]:
-    """Return all that has to come to the same whatever broke: attempts are told apart by their order alone.
+    """Return all state that must be equal after a run with breaks; attempts are named by their order.
 
-    These are the live summaries, byte for byte, plans, countries, manifests, and what compaction leaves of the topics.
+    It has the live summaries byte for byte, plans, countries, manifests, and the compacted topics.
     """
     found = {f"summaries/{key}": body for key, body in summaries(world).items()}
     found |= world.store.bodies(keys.PLANS) | world.store.bodies(keys.COUNTRIES)
@@ -83,7 +83,7 @@ _Revision = TypeVar("_Revision", Manifest, PastRevision)
 
 
 def _without_attempts(manifest: Manifest) -> Manifest:
-    """Name the attempts of a manifest by their order, the oldest first; raw keys by the attempts that wrote them."""
+    """Name the attempts of a manifest by their order, oldest first, and raw keys by the attempts that wrote them."""
     names: dict[str, str] = {}
 
     def named(attempt: str) -> str:
@@ -98,7 +98,7 @@ def _without_attempts(manifest: Manifest) -> Manifest:
 
 
 async def leftovers(world: World) -> list[str]:
-    """Clean a world at rest as an operator does; name what is left then and that nothing needs."""
+    """Run gc in a world at rest, and name the unneeded objects that remain."""
     world.clock.advance(2 * GC_AGE.total_seconds())
     world.port_calls.heal()
     await world.gc()
@@ -118,12 +118,12 @@ async def leftovers(world: World) -> list[str]:
 
 
 def raw_keys_of(manifest: Manifest) -> set[str]:
-    """Return the raw objects that a manifest names, now or in its history."""
+    """Return the raw objects of a manifest and of its history."""
     return {manifest.raw_key, *(past.raw_key for past in manifest.history)}
 
 
 def inconsistencies(world: World) -> list[str]:
-    """Name everything in a world at rest that does not agree with the manifests and plans, whatever it says."""
+    """Name each contradiction of a world at rest with its manifests and plans."""
     return [
         *world.unexpected,
         *summaries_against_manifests(world),
@@ -133,11 +133,11 @@ def inconsistencies(world: World) -> list[str]:
 
 
 def differences(world: World) -> list[str]:
-    """Name everything in a world at rest that is not as the oracle and the manifests say; empty if all is well.
+    """Name each difference of a world at rest from the oracle and the manifests.
 
-    Of a world in which a process came back, two things are not asked: how exactly a request ended whose cities were
-    fetched partly before and partly after the upstream changed, and that the *last* summary of a country-day in its
-    topic is the highest, which is why consumers keep the highest.
+    In a world with a resumed process, two facts are not checked. One is the exact end of a request whose cities were
+    fetched partly before and partly after the upstream changed. The other is that the last summary of a country-day in
+    its topic is the highest, since consumers keep the highest themselves.
     """
     return [
         *world.unexpected,
@@ -151,7 +151,7 @@ def differences(world: World) -> list[str]:
 
 
 def unfinished(world: World) -> list[str]:
-    """Name the requests that have not come to an end."""
+    """Name the requests that have not ended."""
     return [
         f"{record.request_id} is {status_of(record).value}" for record in requests(world) if not status_of(record).ended
     ]
@@ -189,7 +189,7 @@ def _requests_against_the_oracle(world: World) -> list[str]:
 
 
 def summaries_against_manifests(world: World) -> list[str]:
-    """Compare every ledger with the manifests, entry by entry: each names what the other does."""
+    """Compare every ledger with the manifests, entry by entry in both directions."""
     ledgers: dict[tuple[str, str], object] = {
         (summary.country, city_id): (entry.revision, entry.contribution, entry.sha256)
         for summary in live_summaries(world)
@@ -221,9 +221,9 @@ def raw_objects_against_manifests(world: World) -> list[str]:
 
 
 def quarantine_against_requests(world: World) -> list[str]:
-    """Compare reports with the bytes that they are about, and requests with the reports that they name.
+    """Compare reports with their bytes, and requests with the reports that they name.
 
-    The same bytes are kept once, unless a process stood still or two were at it side by side.
+    The same bytes are kept once, unless a process was paused or two processes stored them at the same time.
     """
     wrong = []
     held, raw = world.store.bodies(keys.QUARANTINE), world.store.bodies(keys.RAW)
@@ -247,9 +247,9 @@ def quarantine_against_requests(world: World) -> list[str]:
 
 
 def topics_against_the_bucket(world: World, *, buried: int = 0) -> list[str]:
-    """Compare what compaction would leave, and what a careful consumer would keep, with the bucket.
+    """Compare the compacted topics, and the view of a consumer that keeps the highest, with the bucket.
 
-    So many poison records must have been buried, each at least once and none else.
+    Each poison record must be in the dead letters at least once, and no other record.
     """
     stats: dict[str, Event] = {}
     for manifest in manifests(world):
@@ -278,12 +278,12 @@ def topics_against_the_bucket(world: World, *, buried: int = 0) -> list[str]:
 
 
 def decoded(world: World, topic: Topic) -> list[Event]:
-    """Return the events of a topic, without what is poison."""
+    """Return the events of a topic without poison records."""
     return [event for event in map(event_of, world.log.records(topic)) if event is not None]
 
 
 def event_of(record: ConsumedRecord) -> Event | None:
-    """Return the event of a record, or None if it is poison."""
+    """Return the event of a record, or None for a poison record."""
     with contextlib.suppress(PoisonRecord):
         return events.decode(record.topic, record.value)
     return None

@@ -1,4 +1,4 @@
-"""What all runs over the fakes need: quiet services."""
+"""Fixtures of all fault tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import structlog
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """Keep the services' logs out of thousands of runs."""
+    """Silence the logs of the services."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield

@@ -1,14 +1,17 @@
-"""Random histories of one date, as a state machine: what may happen, in any order, and what must hold after each step.
+"""Random histories of one date, as a state machine with checks after each step.
 
-The fault model: files are corrected, cities move, leave and come back, files and the list of cities go bad, requests
-come; processes handle their batches in any order of partitions, are replaced in the middle of one, come back after
-they were replaced, and break at any call across a port in any way that a call can break; batches come again; topics
-are compacted, poison lies in them; rebuilds, repairs and clean-ups run, some standing still at a call while all this
-goes on. Nobody stands still for longer than the age of the clean-up: that is its one assumption.
+The fault model:
+- Files are corrected, cities move, leave and come back, files and the city list become invalid, and requests arrive.
+- Processes handle batches in any order of partitions, are replaced in the middle of a batch, and resume later.
+- Any call across a port breaks in any way. Records are delivered again, topics are compacted and hold poison records.
+- Rebuild, repair and gc run, and can pause at a call meanwhile. No pause is longer than the minimum age for gc.
 
-After every step: nothing is served that no manifest ever said, every raw object that a manifest names is there, totals
-are those of their ledger, no revision and no version goes back, a request that is completed is served, and a reader
-sees exactly what is live. At rest, after one more request, what is served is what the upstream holds.
+After every step:
+- Each served number is one that some manifest had, and each raw object of a manifest exists.
+- Totals match their ledger, no revision or version goes back, and a completed request is served.
+- A reader sees exactly the live generation.
+
+At rest, after one more request, the served numbers match the upstream.
 """
 
 from __future__ import annotations
@@ -71,14 +74,14 @@ orders = st.permutations(range(PARTITIONS))
 
 
 class Possible(msgspec.Struct):
-    """What may be stored of a city: it depends on when a worker looked."""
+    """The contributions that a worker may have stored for a city, depending on when it read the file."""
 
     countries: set[str] = msgspec.field(default_factory=set)
     files: set[File] = msgspec.field(default_factory=set)
 
 
 class History(RuleBasedStateMachine):
-    """One history. ``kind`` is the world that it happens in: mutations give another."""
+    """One history. ``kind`` is the class of its world; mutations use others."""
 
     kind: type[World] = World
 
@@ -113,7 +116,7 @@ class History(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_wrong(self) -> None:
-        """Look at everything that must hold after every step."""
+        """Run all checks that hold after every step."""
         self._run(self.watcher.look())
 
     @initialize(placed=st.fixed_dictionaries(dict.fromkeys(CITIES, countries)))
@@ -145,7 +148,7 @@ class History(RuleBasedStateMachine):
 
     @rule(city=cities, missing=st.booleans())
     def spoil_a_file(self, city: int, missing: bool) -> None:
-        """Make a city's file one that cannot be read, or that is not there."""
+        """Make a city's file invalid or missing."""
         self.files[city] = BROKEN_FILE
         if missing:
             del self.files[city]
@@ -153,7 +156,7 @@ class History(RuleBasedStateMachine):
 
     @rule(bad=st.booleans())
     def spoil_the_list(self, bad: bool) -> None:
-        """Make the list of cities one that cannot be had, or set it right."""
+        """Make the city list fail, or work again."""
         self.list_is_bad = bad
         self._hold()
 
@@ -167,23 +170,23 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.world.requests < REQUESTS_MAX)
     @rule()
     def publish_a_request(self) -> None:
-        """Ask for the date."""
+        """Request the date."""
         self._request()
 
     @rule(role=roles, partition=st.integers(0, PARTITIONS - 1), records=st.integers(1, 4))
     def redeliver(self, role: str, partition: int, records: int) -> None:
-        """Let records come again that were committed, as after a commit that failed."""
+        """Deliver committed records again, as after a failed commit."""
         self.world.log.rewind(role, ROLES[role].topic, partition, records)
 
     @rule()
     def compact(self) -> None:
-        """Compact the topics that are compacted."""
+        """Compact the compacted topics."""
         for topic in (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES):
             self.world.log.compact(topic)
 
     @rule(role=roles, value=st.sampled_from(POISON), city=cities)
     def poison(self, role: str, value: bytes, city: int) -> None:
-        """Put a record into a topic that is no event."""
+        """Append a poison record to a topic."""
         self.world.log.append(ROLES[role].topic, f"{DATE}/poison/{city}/{self.buried}".encode(), value)
         self.buried += 1
 
@@ -207,7 +210,7 @@ class History(RuleBasedStateMachine):
 
     @rule(role=roles, back=st.booleans())
     def rebalance(self, role: str, back: bool) -> None:
-        """Give a role to another process: a new one, or the one that had it before, with all that it knew."""
+        """Give a role to another process: a new one, or the previous one with its old state."""
         former = self.former.get(role)
         if role in self.world.roles_living:
             self.former[role] = self.world.living(role)
@@ -216,7 +219,7 @@ class History(RuleBasedStateMachine):
 
     @rule()
     def go_on(self) -> None:
-        """Let the processes that stood still go on."""
+        """Resume the paused processes."""
         self._run(self.world.resume_paused())
 
     # What operators do.
@@ -224,24 +227,24 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: len(self.jobs) < JOBS_MAX)
     @rule(from_kafka=st.booleans(), stand_still_after=st.none() | calls)
     def rebuild(self, from_kafka: bool, stand_still_after: int | None) -> None:
-        """Begin a rebuild, which may stand still after some calls."""
+        """Start a rebuild that may pause after some calls."""
         self.jobs.append(self._run(self.world.rebuild(from_kafka=from_kafka, calls=stand_still_after)))
 
     @precondition(lambda self: len(self.jobs) < JOBS_MAX)
     @rule(stand_still_after=st.none() | calls)
     def repair(self, stand_still_after: int | None) -> None:
-        """Begin to repair."""
+        """Start a repair."""
         self.jobs.append(self._run(self.world.repair(calls=stand_still_after)))
 
     @precondition(lambda self: len(self.jobs) < JOBS_MAX)
     @rule(stand_still_after=st.none() | calls)
     def gc(self, stand_still_after: int | None) -> None:
-        """Begin to clean up, with nothing older than its age."""
+        """Start gc with its minimum age, so that it deletes nothing recent."""
         self.jobs.append(self._run(self.world.gc(calls=stand_still_after)))
 
     @rule()
     def gc_later(self) -> None:
-        """Clean up when its age has passed: by then whoever stood still has gone on, and what lay still was sent."""
+        """Resume everything, wait for the minimum age, and run gc."""
         self._run(self._let_go())
         self._run(self.world.requeue())
         self.world.clock.advance(GC_AGE.total_seconds() + 1)
@@ -250,7 +253,7 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.jobs)
     @rule(stand_still_after=st.none() | calls)
     def go_on_with_a_job(self, stand_still_after: int | None) -> None:
-        """Let a command that stood still go on."""
+        """Resume a paused command."""
         job = self.jobs.pop(0)
         self._run(job.resume(calls=stand_still_after))
         if not job.ended:
@@ -258,14 +261,14 @@ class History(RuleBasedStateMachine):
 
     @rule()
     def requeue(self) -> None:
-        """Send requests on their way again that make no progress."""
+        """Requeue stalled requests."""
         self._run(self.world.requeue())
 
     # What must hold at rest.
 
     @rule()
     def come_to_rest(self) -> None:
-        """Let everything end; ask once more; what is served then is what the upstream holds."""
+        """Run everything to its end, request once more, and compare the served numbers with the upstream."""
         self.list_is_bad = False
         self._hold()
         self._run(self._rest())
@@ -304,7 +307,7 @@ class History(RuleBasedStateMachine):
         return wrong + self._against_the_upstream()
 
     def _against_the_upstream(self) -> list[str]:
-        """Compare the served totals with the upstream's files; what it holds no more must be what it once held."""
+        """Compare the served totals with the upstream's files, now or, for a removed city, earlier."""
         wrong = []
         placed: dict[int, tuple[str, File]] = {}
         by_city = {manifest.city_id: manifest for manifest in checks.manifests(self.world)}
@@ -384,7 +387,7 @@ def contribution_of(file: File) -> Contribution:
 
 
 def run_histories(seed_number: int, histories: int, *, kind: type[World] = World, shrink: bool = True) -> None:
-    """Run so many histories from a seed; raise what is wrong in the simplest one that was found."""
+    """Run ``count`` histories from a seed; raise the error of the simplest failing one."""
     machine = seed(seed_number)(type("SeededHistory", (History,), {"kind": kind}))
     phases = [Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else [])]
     run_state_machine_as_test(
@@ -402,5 +405,5 @@ def run_histories(seed_number: int, histories: int, *, kind: type[World] = World
 
 
 def new_seed() -> int:
-    """Return a seed that nobody has chosen."""
+    """Return a random seed."""
     return random.SystemRandom().randrange(1_000_000_000)

@@ -1,4 +1,4 @@
-"""What the upstream holds before, while and after calls break, and the running of it with every call broken in turn."""
+"""Scenarios of the upstream's state before, during and after breaks, and runs that break every call in turn."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ WHOLE = UpstreamState(cities=HOME, files={1: MORNING, 2: EMPTY, 3: EVENING})
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True):
-    """What the upstream holds when the date is requested: ``before``, unbroken, and then ``state``, with the faults.
+    """The upstream's states around one request: ``before`` without breaks, then ``state`` with them.
 
-    ``requests_at_once`` ask side by side, of whom none waits for another; ``requests_while_running`` ask once the first
-    has been begun, and join one that waits. ``afterwards`` is what the upstream holds at a last request, which a
-    process that stood still sleeps through.
+    ``requests_at_once`` are independent requests. ``requests_while_running`` come after the first one began, and join a
+    waiting one. ``afterwards`` is the state at a last request, during which a paused process sleeps.
     """
 
     name: str
@@ -117,7 +116,7 @@ SCENARIOS = [
 
 
 async def world_before(scenario: Scenario, kind: type[World] = World) -> World:
-    """Run what comes before the faults."""
+    """Run the requests before the breaks."""
     world = kind(etags=scenario.etags)
     for truth in scenario.before:
         world.request(truth)
@@ -128,7 +127,7 @@ async def world_before(scenario: Scenario, kind: type[World] = World) -> World:
 async def run_with_faults(
     scenario: Scenario, before: World, broken: Mapping[int, Break], *, resume_after_rounds: int = ROUNDS_MAX
 ) -> World:
-    """Run the step with the faults, from where ``before`` rests, and come to rest."""
+    """Run the step with breaks from the state of ``before``, to rest."""
     world = before.continued(broken)
     world.upstream.cuts = _cuts(scenario)
     await request_all(scenario, world)
@@ -137,7 +136,7 @@ async def run_with_faults(
 
 
 async def request_all(scenario: Scenario, world: World) -> None:
-    """Ask as often as the scenario says."""
+    """Make all requests of the scenario."""
     for _ in range(scenario.requests_at_once):
         world.request(scenario.state, joining=scenario.requests_at_once == 1)
     if scenario.requests_while_running:
@@ -151,10 +150,10 @@ def _cuts(scenario: Scenario) -> dict[str, list[int]]:
 
 
 def breaks_of(made: Sequence[PortCall]) -> Iterator[tuple[int, Break]]:
-    """Name every way in which every call can break, but for those that come to the same.
+    """Return every way in which every call can break, without duplicates.
 
-    Dying before a call is dying after the one before it, if that was the same process's; a call without an effect is
-    as good as none when its answer is lost.
+    A crash before a call equals a crash after the previous call of the same process. A call without an effect that
+    loses its response equals a call that did not happen.
     """
     for number, port_call in enumerate(made):
         yield number, Break.LOST_ANSWER
@@ -169,7 +168,7 @@ def breaks_of(made: Sequence[PortCall]) -> Iterator[tuple[int, Break]]:
 
 
 async def broken_anywhere(scenario: Scenario, kind: type[World] = World) -> AsyncIterator[str]:
-    """Run a scenario with each of its calls broken in each way; name all that is wrong in the end."""
+    """Run a scenario with each call broken in each way; name all differences."""
     before = await world_before(scenario, kind)
     calm = await run_with_faults(scenario, before, {})
     expected = comparable_state(calm)
@@ -195,7 +194,7 @@ def unlike(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> list[st
 
 
 async def paused_anywhere(scenario: Scenario, kind: type[World] = World) -> AsyncIterator[str]:
-    """Run a scenario, and a request after it, with a pause before each call in turn; name all that is wrong."""
+    """Run a scenario and a later request with a pause before each call in turn; name all differences."""
     before = await world_before(scenario, kind)
     made = list((await run_with_faults(scenario, before, {})).port_calls.made)
     for number, port_call in enumerate(made):
@@ -209,10 +208,9 @@ async def paused_anywhere(scenario: Scenario, kind: type[World] = World) -> Asyn
 
 
 async def taken_back_anywhere(struck_by: UpstreamState, kind: type[World] = World) -> AsyncIterator[tuple[str, World]]:
-    """Pause before each call while a change is taken in that the upstream then takes back; give each world at rest.
+    """Pause before each call during a change that the upstream then reverts; yield each world at rest.
 
-    Nobody else does the work of the process that stands still before the change is taken back: who does it then, and
-    serves a later request, finds everything as it was before.
+    No other process does the work of the paused process before the change is reverted.
     """
     before = kind()
     before.request(WHOLE)
@@ -236,9 +234,9 @@ async def taken_back_anywhere(struck_by: UpstreamState, kind: type[World] = Worl
 
 
 async def losing_anything(scenario: Scenario, kind: type[World] = World) -> AsyncIterator[str]:
-    """Run a scenario with each record lost in turn, then a sweep and a further request; name all that is wrong.
+    """Run a scenario with each record lost in turn, then requeue and request again; name all differences.
 
-    Summaries for downstream consumers are left out: a rebuild publishes those again.
+    Summaries for downstream consumers are left out, since a rebuild publishes those again.
     """
     before = await world_before(scenario, kind)
     appended = list((await run_with_faults(scenario, before, {})).log.appended)
@@ -259,7 +257,7 @@ async def losing_anything(scenario: Scenario, kind: type[World] = World) -> Asyn
 
 
 async def failed_world() -> tuple[World, RequestId]:
-    """Run a request to its end, of which one city fails."""
+    """Run a request in which one city fails."""
     world = World()
     request_id = world.request(FIRST)
     await world.run_to_rest()

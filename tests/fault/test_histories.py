@@ -1,7 +1,7 @@
-"""Random histories against the oracle: some in every run of the tests, as many as one likes by a variable.
+"""Random histories against the oracle: a few in every test run, and as many as a variable sets.
 
-TRIPFOLD_HISTORIES is how many are run, in portions of 200, each from a seed of its own; TRIPFOLD_HISTORIES_SEED is
-the seed of the first. A portion that fails says its seed, which finds the same history again.
+TRIPFOLD_HISTORIES is the number of histories, in portions of 200 with a seed each. TRIPFOLD_HISTORIES_SEED is the first
+seed. A failing portion prints its seed, which repeats its histories.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ SEED = os.environ.get("TRIPFOLD_HISTORIES_SEED")
 
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize("portion", range(max(1, HISTORIES // HISTORIES_PER_SEED)))
-def test_every_history_ends_right(portion: int) -> None:
-    """Whatever happens in whatever order, nothing wrong is served at any step, and at rest all is as it must be."""
+def test_random_histories_match_the_oracle(portion: int) -> None:
+    """In any order of steps, all checks hold after each step, and the world at rest matches the oracle."""
     seed = new_seed() if SEED is None else int(SEED) + portion
     try:
         run_histories(seed, min(HISTORIES, HISTORIES_PER_SEED))

@@ -1,7 +1,7 @@
-"""The harness can fail: each promise of the design is broken on purpose, and the runs notice.
+"""The harness can fail: each mutation breaks one promise of the design, and its runs notice.
 
-By default each mutation meets the runs that were written with it in mind. With TRIPFOLD_MUTATION_HISTORIES, so many
-random histories are run of those that histories find by themselves.
+By default each mutation meets the runs that were written for it. TRIPFOLD_MUTATION_HISTORIES sets a number of random
+histories for the mutations that histories find by themselves.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutati
 
 @each_mutation
 async def test_a_broken_promise_is_noticed(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one promise of the design is broken, at least one of its runs ends wrong."""
+    """At least one run of a mutation ends with a difference."""
     mutation.patch(monkeypatch)
     async for _ in mutation.proof(mutation.kind):
         return
@@ -49,7 +49,7 @@ async def test_a_broken_promise_is_noticed(mutation: Mutation, monkeypatch: pyte
     [redelivering_everything, watching_progress, building_on_a_lost_response, refusing_dead_letters, losing_the_log],
 )
 async def test_nothing_is_noticed_while_the_promises_hold(proof: Proof) -> None:
-    """The runs that only mutations were written for end right without one; the others have tests of their own."""
+    """The runs that were written only for mutations pass without a mutation."""
     assert [one async for one in proof(World)] == []
 
 

@@ -1,4 +1,4 @@
-"""What must hold after every step of a world, whatever happens in it."""
+"""Checks that hold after every step of a world."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.fault.world import DATE, World
 
 
 class Watcher:
-    """What has been seen of a world so far, to say what must not happen next."""
+    """Remembers the earlier states of a world, and checks the next ones against them."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -120,7 +120,7 @@ class Watcher:
 
 
 def _is_served(finished: CityFinished, live: Mapping[CountrySlug, Summary]) -> bool:
-    """Tell whether all that a city ended with is in the live summaries."""
+    """Return whether all revisions of a finished city are in the live summaries."""
     ledgers = {country: summary.ledger for country, summary in live.items()}
     return bool(finished.published) and all(
         finished.city_id in ledgers.get(pair.country, {})

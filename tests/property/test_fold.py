@@ -99,7 +99,7 @@ def made_distinct(folded: Sequence[StatEvent]) -> list[StatEvent]:
 
 
 @given(stat_events, st.data())
-def test_order_duplicates_and_batches_do_not_show(folded: list[StatEvent], data: st.DataObject) -> None:
+def test_order_duplicates_and_batches_change_nothing(folded: list[StatEvent], data: st.DataObject) -> None:
     """Any order, any duplicates and any split into batches give the same summary, byte for byte."""
     again = data.draw(st.lists(st.sampled_from(folded), max_size=6)) if folded else []
     shuffled = data.draw(st.permutations(folded + again))
@@ -183,8 +183,8 @@ def test_totals_are_those_of_the_ledger(folded: list[StatEvent]) -> None:
 
 
 @given(stat_events)
-def test_the_highest_revision_of_each_city_stands(folded: list[StatEvent]) -> None:
-    """The ledger holds an entry of each city's highest revision, as some event of that revision said it."""
+def test_the_highest_revision_of_each_city_wins(folded: list[StatEvent]) -> None:
+    """The ledger holds an entry of each city's highest revision, as an event of that revision has it."""
     summary = fold_all(folded)
     about_cities = [event for event in folded if not isinstance(event, CountryDayPlanned)]
     assert set(summary.ledger) == {event.city_id for event in about_cities}
@@ -233,7 +233,7 @@ def test_the_version_grows_with_every_change_of_the_totals(folded: list[StatEven
 
 @given(st.lists(st.one_of(stats, retractions), max_size=12), st.permutations(range(5)))
 def test_completeness_changes_only_with_the_version(folded: list[StatEvent], revisions_: list[int]) -> None:
-    """With plans as the planner makes them, complete and the counts of cities change only with the version."""
+    """For the plans of a planner, completeness and the counts of cities change only with the version."""
     planned: list[StatEvent] = [
         CountryDayPlanned(
             date=DATE,

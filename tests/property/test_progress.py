@@ -133,7 +133,7 @@ def fold_in_batches(happened: Sequence[ProgressEvent], sizes: Sequence[int] = ()
 
 
 def meaning(record: RequestRecord) -> tuple[Status, int, dict[Outcome, int]]:
-    """Return what a user is told: the status, which cities are served, and how each ended."""
+    """Return the visible state: the status, the served cities, and the outcome of each city."""
     outcomes = {outcome: int(members, 16) for outcome, members in record.outcomes.items()}
     return status_of(record), int(record.served, 16), {outcome: bits for outcome, bits in outcomes.items() if bits}
 
@@ -179,7 +179,7 @@ def all_folded(about: Sequence[ProgressEvent]) -> bool:
 
 
 @given(histories(), st.data())
-def test_order_duplicates_and_batches_do_not_show(history: History, data: st.DataObject) -> None:
+def test_order_duplicates_and_batches_change_nothing(history: History, data: st.DataObject) -> None:
     """Any order, duplicates and batches of all that happened end in the same status, cities served and outcomes."""
     again = data.draw(st.lists(st.sampled_from(history.events), max_size=5))
     happened = data.draw(st.permutations([*history.events, *again]))
@@ -231,7 +231,7 @@ def test_completed_means_served(history: History, data: st.DataObject) -> None:
 
 @given(histories())
 def test_folding_again_changes_nothing(history: History) -> None:
-    """What was folded before may come again without a change of what a user is told."""
+    """Events that are folded again do not change what a user sees."""
     record = fold_in_batches(history.events)
     for event in history.events:
         assert meaning(fold_progress(record, [event], NOW)) == meaning(record)

@@ -1,11 +1,12 @@
-"""A model of rebuilding: the interleavings of a rebuild, two aggregates and a reader, call by call.
+"""A model of rebuild: the interleavings of a rebuild, two aggregates and a reader, call by call.
 
-The fault model: every call across a port can wait for as long as any other process likes, and processes can be
-switched at every call up to a number of times that no process asked for. Schedules that lead to a state already seen
-(the same bucket, and every process with the same answers so far) are not followed further. The aggregates fold a
-correction and a first file, whose manifests are written and published before, while or after the rebuild begins. In
-each end the live summaries are what the manifests say, byte for byte; what an aggregate has folded is in the live
-generation from then on; and a reader sees versions of one whole generation that never go back.
+The fault model: every call across a port can wait for any other process. A schedule switches processes at most so many
+times without need. Schedules that reach a known state (equal bucket, and equal responses to every process) are not
+followed further. The aggregates fold a correction and a first file, whose manifests are written before, during or after
+the start of the rebuild.
+
+At each end the live summaries match the manifests byte for byte. A folded event is in the live generation from then on.
+A reader sees versions of one whole generation that never go back.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class GatedStore:
 
 
 class GatedTopicReader:
-    """The topic as a rebuild reads it: what was published when it took the end, and nothing later."""
+    """The topic as a rebuild reads it, up to the end that it took."""
 
     def __init__(self, bucket: FakeBucket, process: Process) -> None:
         self._bucket = bucket
@@ -296,8 +297,8 @@ async def wrong_ends(*, from_kafka: bool, kind: type[Rebuild] = Rebuild) -> Asyn
 
 
 @pytest.mark.parametrize("from_kafka", [False, True], ids=["from-s3", "from-kafka"])
-async def test_no_interleaving_shows(from_kafka: bool) -> None:
-    """Whatever the order of calls, what is live in the end is what the manifests say, and no reader sees less."""
+async def test_every_interleaving_ends_with_the_right_summaries(from_kafka: bool) -> None:
+    """In any order of calls the live summaries match the manifests at the end, and no reader sees less."""
     schedules = 0
     async for differences, schedule in wrong_ends(from_kafka=from_kafka):
         schedules += 1

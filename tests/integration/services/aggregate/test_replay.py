@@ -1,8 +1,8 @@
-"""Replays against real surroundings: rebuilds that are killed, stopped and raced, read from, and Kafka lost whole.
+"""Rebuilds against Kafka and S3: killed, stopped, concurrent, with readers, and after the loss of Kafka.
 
-The fault model of the first test: the process of a rebuild is killed (SIGKILL) at moments drawn from a seed, several
-times in a row, or stopped (SIGSTOP) for as long as others like. TRIPFOLD_TEST_KILLS sets how often it is killed, and
-TRIPFOLD_TEST_SEED the seed; a failure prints both.
+The fault model of the first test: a rebuild is killed (SIGKILL) several times in a row at random moments, or stopped
+(SIGSTOP) for any time. TRIPFOLD_TEST_KILLS sets the number of kills, and TRIPFOLD_TEST_SEED the seed. A failure prints
+both.
 """
 
 from __future__ import annotations
