@@ -12,7 +12,7 @@ import msgspec
 _Result = TypeVar("_Result")
 
 
-class Crash(BaseException):  # nothing that waits out faults may catch it
+class Crash(BaseException):  # no retry may catch it
     """The process crashed at this call."""
 
 

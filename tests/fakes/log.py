@@ -172,7 +172,7 @@ class MemoryTopicReader:
         return [record for record in self._records() if (record.partition, record.offset) in self._due]
 
 
-class BrokenContract(BaseException):  # nothing that waits out faults may catch it
+class BrokenContract(BaseException):  # no retry may catch it
     """A published event cannot be decoded, or is decoded differently."""
 
 

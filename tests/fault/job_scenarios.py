@@ -225,7 +225,7 @@ async def broken_anywhere(scenario: JobScenario, kind: type[World] = World) -> A
 
 
 async def paused_anywhere(scenario: JobScenario, kind: type[World] = World) -> AsyncIterator[str]:
-    """Let a command stand still before each of its calls while services serve a request; name all that is wrong."""
+    """Let a command pause before each of its calls while services serve a request; name all that is wrong."""
     before = kind()
     await scenario.prepare(before)
     calm = before.continued()
@@ -238,11 +238,11 @@ async def paused_anywhere(scenario: JobScenario, kind: type[World] = World) -> A
         await job.resume()
         await finished(world, scenario)
         for one in [*differences(world), *await leftovers(world)]:
-            yield f"standing still before call {number} ({port_call.what}): {one}"
+            yield f"paused before call {number} ({port_call.what}): {one}"
 
 
 async def taken_over_anywhere(kind: type[World] = World) -> AsyncIterator[str]:
-    """Let a rebuild stand still before each of its calls while another one takes over and ends; name what is wrong."""
+    """Let a rebuild pause before each of its calls while another one takes over and ends; name what is wrong."""
     before = kind()
     await under_way(before)
     calm = before.continued()
@@ -292,7 +292,7 @@ async def rebuilt_beside_services(kind: type[World] = World, *, from_kafka: bool
 
 
 async def cleaned_beside_services(kind: type[World] = World) -> AsyncIterator[str]:
-    """Clean up while a worker stands still before each of its calls; name all that is wrong."""
+    """Clean up while a worker is paused before each of its calls; name all that is wrong."""
     before = kind()
     await at_rest(before)
     calm = before.continued()

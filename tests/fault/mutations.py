@@ -81,7 +81,7 @@ def breaking(name: str) -> Proof:
 
 
 def pausing(name: str) -> Proof:
-    """Let every process of a scenario stand still before every call."""
+    """Let every process of a scenario pause before every call."""
     return partial(scenarios.paused_anywhere, scenario(name))
 
 

@@ -1,23 +1,22 @@
-"""Nothing is lost and nothing is counted twice, whatever call across a port breaks.
+"""No event is lost or counted twice, whatever call across a port breaks.
 
-The fault model. Four processes (planner, worker, aggregate, progress) make calls: to the bucket, to the log (each
-event and each commit), to the upstream (each list, each file, each chunk). A scenario is run once without a fault,
-and its calls are counted. Then it is run again for each call and for each way in which that call can break:
+The fault model: four processes (planner, worker, aggregate, progress) call the bucket, the log and the upstream. A
+scenario runs once without breaks, and its calls are counted. Then it runs again for each call and for each way to break
+it:
 
-- the process dies before the call happens, or after it happened and before it knows. Another one begins with nothing
-  but the bucket and the log, where the records that were not committed come again;
-- the call happens and its answer is lost, or it does not happen at all: the process lives and sees a fault;
-- the call happens, its answer is lost, and the client sends it again before the process knows: a swap then loses to
-  itself;
-- the process stands still before the call until everybody takes it for dead, others do its work and that of a later
-  request, and then it goes on: with all that it knew, as nobody can prevent.
+- The process crashes before the call, or after the call and before it knows the result. A new process starts from the
+  bucket and the log, which delivers uncommitted records again.
+- The call happens and its response is lost, or the call does not happen. The process sees an error.
+- The response is lost and the client repeats the call itself, so a compare-and-swap conflicts with itself.
+- The process pauses before the call. Others do its work and that of a later request. Then it resumes with its old
+  state.
 
-In the end, at rest, the totals and the completeness of every country-day must be what plain arithmetic over the
-upstream's trips says, every request must have ended as it should, and ledgers, manifests, raw objects and topics must
-agree. Where nothing but crashes happened, the summaries must even be the same bytes, and manifests and compacted
-topics the same but for the names of attempts. After a clean-up nothing may be left that no manifest names.
+At rest, the totals and completeness of every country-day match plain arithmetic over the upstream's trips. Every
+request has ended correctly, and ledgers, manifests, raw objects and topics agree. After crashes alone, the summaries
+are equal byte for byte, and manifests and compacted topics are equal but for the names of attempts. After gc no object
+is left that no manifest names.
 
-One fault more is the log's own: it loses one record that it acknowledged. What is not modelled is a bucket that does.
+One more fault is that the log loses an acknowledged record. A bucket that loses objects is not modelled.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenar
 
 @each_scenario
 async def test_any_call_may_break(scenario: Scenario) -> None:
-    """Whichever call breaks, in whichever way, all ends as if none had."""
+    """With any call broken in any way, the end is the same as without a break."""
     wrong = [one async for one in broken_anywhere(scenario)]
     assert not wrong, "\n".join(wrong[:20])
 
@@ -77,14 +76,14 @@ async def test_any_call_may_break_a_plan_in_chunks(monkeypatch: pytest.MonkeyPat
 
 
 @each_scenario
-async def test_any_process_may_come_back(scenario: Scenario) -> None:
-    """Wherever a process stands still until others have moved on, its going on does no harm."""
+async def test_any_process_may_pause_and_resume(scenario: Scenario) -> None:
+    """A process that pauses at any call and resumes after the others have gone on does no harm."""
     wrong = [one async for one in paused_anywhere(scenario)]
     assert not wrong, "\n".join(wrong[:20])
 
 
-async def test_a_move_that_was_taken_back_is_not_done_by_who_comes_back() -> None:
-    """A worker that stands still while a city moves and moves back goes by the newest plan when it goes on."""
+async def test_a_resumed_worker_follows_the_newest_plan() -> None:
+    """A worker that is paused while a city moves and moves back follows the newest plan afterwards."""
     wrong = [
         f"{what}: {one}"
         async for what, world in taken_back_anywhere(UpstreamState(cities=MOVED, files=WHOLE.files))
@@ -119,10 +118,10 @@ async def test_what_the_log_loses_comes_back(scenario: Scenario) -> None:
     resume_after_rounds=st.integers(0, 12),
 )
 def test_several_calls_may_break(scenario: Scenario, broken: dict[int, Break], resume_after_rounds: int) -> None:
-    """Whichever calls break in one run, pauses of any length among them, a sweep and a further request set it right.
+    """After several breaks in one run, pauses among them, a requeue and a further request correct everything.
 
-    One fault needs neither. But a process that comes back, finds its batch taken over, and dies over it a second time
-    leaves half of its work to nobody: a request without an end, or a revision that the topic does not know yet.
+    One break needs neither. A resumed process that crashes over its lost batch can leave half of its work: a request
+    without an end, or a revision that is not in the topic.
     """
 
     async def run() -> list[str]:

@@ -1,8 +1,12 @@
-"""Poison, newer events, outages, a full disk, a lost bucket, wrong clocks: nothing wrong is written, all comes back.
+"""Poison records, newer events, outages, a full disk, a lost bucket and wrong clocks: no wrong data is written.
 
-The fault model: a record that is no event lies anywhere in any topic; a port refuses every call, or every write, for
-as long as it likes; the bucket is deleted whole; clocks are wrong by a day. Processes only wait, show that they do,
-and go on by themselves.
+The fault model:
+- A poison record lies anywhere in any topic.
+- A port refuses every call, or every write, for any time.
+- The whole bucket is deleted.
+- Clocks are wrong by a day.
+
+Processes only wait, report it, and go on without help.
 """
 
 from __future__ import annotations
@@ -85,8 +89,8 @@ def is_dead_letter(port_call: PortCall) -> bool:
 
 @each_role
 @pytest.mark.parametrize("value", list(POISON.values()), ids=list(POISON))
-async def test_poison_in_any_topic_is_buried_and_passed(role: str, value: bytes | None) -> None:
-    """A record that is no event goes to the dead letters as it came, and the events around it count."""
+async def test_poison_in_any_topic_goes_to_dead_letters(role: str, value: bytes | None) -> None:
+    """A poison record goes to the dead letters unchanged, and the events around it count."""
     world = World()
     topic = ROLES[role].topic
     keys_ = [f"{DATE}/{number}".encode() for number in range(6)]
@@ -106,8 +110,8 @@ async def test_poison_in_any_topic_is_buried_and_passed(role: str, value: bytes 
 
 
 @each_role
-async def test_what_cannot_be_buried_is_not_passed(role: str) -> None:
-    """As long as a dead letter is not acknowledged its record is not committed, and what follows waits behind it."""
+async def test_a_record_without_acknowledged_dead_letter_is_not_committed(role: str) -> None:
+    """While a dead letter is not acknowledged, its record is not committed, and later records wait."""
     world = World()
     topic = ROLES[role].topic
     poison = world.log.append(topic, f"{DATE}/x".encode(), b"{")
@@ -132,7 +136,7 @@ def of_type(role: str, kind: str, version: int) -> ConsumedRecord:
 @each_role
 @pytest.mark.parametrize("known", [True, False], ids=["a known type", "an unknown type"])
 async def test_a_newer_event_stops_its_service_alone(role: str, known: bool) -> None:
-    """A service that finds an event of a later version waits, not ready, and names it; nothing is lost or buried."""
+    """A service with an event of a later version waits, is not ready, and names it; no event is lost."""
     world = World()
     kind = events.EVENT_TYPES[ROLES[role].topic][0].__struct_config__.tag
     record = of_type(role, str(kind) if known else "not-known-yet", 2)
@@ -149,8 +153,8 @@ async def test_a_newer_event_stops_its_service_alone(role: str, known: bool) -> 
 
 
 @each_role
-async def test_an_unknown_type_of_a_known_version_is_buried(role: str) -> None:
-    """A record of an unknown type stops nobody: it goes to the dead letters, and the service goes on."""
+async def test_unknown_event_type_goes_to_dead_letters(role: str) -> None:
+    """A record of an unknown type goes to the dead letters, and the service goes on."""
     world = World()
     record = of_type(role, "unknown-thing", 1)
     world.log.append(record.topic, record.key, record.value)
@@ -179,8 +183,8 @@ async def test_after_an_upgrade_the_newer_event_counts(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("calls", [1, 30, 400])
 @pytest.mark.parametrize("refused", [is_of_store, is_of_log, writes_to_store], ids=["S3", "Kafka", "a full disk"])
-async def test_an_outage_buries_nothing_and_is_waited_out(refused: Callable[[PortCall], bool], calls: int) -> None:
-    """Whenever an outage begins and however long it is, nobody is told of a failure and all ends as without it."""
+async def test_an_outage_is_retried_without_dead_letters(refused: Callable[[PortCall], bool], calls: int) -> None:
+    """In any outage of any length no failure is reported, and the end is the same as without it."""
     calm = World()
     calm.request(WHOLE)
     await calm.run_to_rest()
@@ -197,8 +201,8 @@ async def test_an_outage_buries_nothing_and_is_waited_out(refused: Callable[[Por
 
 
 @pytest.mark.parametrize("role", [role for role in ROLES if role != "retries"])  # which has no use for S3
-async def test_an_outage_shows(role: str) -> None:
-    """While S3 refuses every call, a process with something to do is not ready, and says what it waits for."""
+async def test_an_outage_makes_a_process_not_ready(role: str) -> None:
+    """While S3 refuses every call, a process with work is not ready and names S3."""
     world = World()
     world.request(WHOLE)
     await world.run_to_rest()
@@ -261,7 +265,7 @@ class OtherwiseSkewedWorld(SkewedWorld):
 
 @pytest.mark.parametrize("kind", [SkewedWorld, OtherwiseSkewedWorld])
 async def test_clocks_may_be_wrong_by_a_day(kind: type[World]) -> None:
-    """What is served, which revision is the highest and how requests end depends on nobody's clock."""
+    """Served numbers, the highest revisions and the ends of requests depend on no clock."""
     world = kind()
     for truth in (UpstreamState(cities=HOME, files={1: CORRECTED}), WHOLE, CORRECTION, WHOLE):
         world.request(truth)

@@ -51,7 +51,7 @@ async def test_a_command_may_break_anywhere(scenario: JobScenario) -> None:
 
 @each_scenario
 async def test_a_command_may_stand_still_anywhere(scenario: JobScenario) -> None:
-    """Wherever a command stands still while a city is corrected and moves, nothing is lost and nothing goes back."""
+    """Wherever a command is paused while a city is corrected and moves, nothing is lost and nothing goes back."""
     wrong = [one async for one in paused_anywhere(scenario)]
     assert not wrong, "\n".join(wrong[:20])
 

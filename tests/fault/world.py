@@ -81,7 +81,7 @@ Handler = Callable[[Sequence[ConsumedRecord]], Awaitable[None]]
 _threads = ThreadPoolExecutor(4, thread_name_prefix="fold")  # more than one: a paused stream holds its own
 
 
-class NotAtRest(BaseException):  # nothing that waits out faults may catch it
+class NotAtRest(BaseException):  # no retry may catch it
     """The processes do not come to rest."""
 
 
@@ -161,16 +161,16 @@ class Job(ProcessLife):
 
     @property
     def ended(self) -> bool:
-        """Whether it runs no more, and stands still nowhere."""
+        """Whether it runs no more, and is paused nowhere."""
         return self._task is None or self._task.done()
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run until it ends, or stands still before a call."""
+        """Run until it ends, or is paused before a call."""
         self._task = asyncio.create_task(self._work(work))
         await _until_still(self, self._task)
 
     async def resume(self, *, calls: int | None = None) -> None:
-        """Go on from where it stands still: to its end, or for so many calls."""
+        """Go on from where it is paused: to its end, or for so many calls."""
         self.calls_left = calls
         self.paused.clear()
         self.resumed.set()
@@ -372,7 +372,7 @@ class World:
         return taken
 
     async def resume_paused(self) -> None:
-        """Let the processes that stood still go on where they were; others have long done their work."""
+        """Let the processes that was paused go on where they were; others have long done their work."""
         while self._standing_still:
             process, task = self._standing_still.pop()
             self.resumed += 1
@@ -397,7 +397,7 @@ class World:
 
     @property
     def has_paused_process(self) -> bool:
-        """Whether a process stands still."""
+        """Whether a process is paused."""
         return bool(self._standing_still)
 
     async def rebuild(self, *, from_kafka: bool = False, seed: int | None = None, calls: int | None = None) -> Job:
@@ -614,7 +614,7 @@ def at_once(step: Coroutine[Any, Any, _Result]) -> _Result:
 
 
 async def _until_still(life: ProcessLife, task: asyncio.Task[None]) -> bool:
-    """Wait until a task has ended, or its process stands still; say whether it has ended."""
+    """Wait until a task has ended, or its process is paused; say whether it has ended."""
     pausing = asyncio.create_task(life.paused.wait())
     await asyncio.wait([task, pausing], return_when=asyncio.FIRST_COMPLETED)
     pausing.cancel()
