@@ -36,10 +36,10 @@ from typing import Any, Final
 
 import msgspec
 
-from bench.authority import BLOCK_BYTES, Sums, city_id, write_block
 from bench.context import ROOT, Store, cpu_s, end_in_order, null_store, peak_rss_bytes, seaweedfs, served
 from bench.parsing import fold_with_duckdb
 from bench.tables import print_table
+from bench.upstream import BLOCK_BYTES, Sums, city_id, write_block
 
 DATE: Final = "2024-05-01"
 LOOK_INTERVAL_S: Final = 0.005
@@ -68,7 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         block = Path(folder) / "block.json"
         sums = write_block(block, date=DATE)
-        with served("authority", "--block", str(block)) as (url, _pid):
+        with served("upstream", "--block", str(block)) as (url, _pid):
             bench = _Bench(url, sums, options.runs or (1 if options.quick else 3))
             with seaweedfs(Path(folder) / "embedded") as store:
                 bench.compare(store, ["pass-through", "Tripfold"], blocks)

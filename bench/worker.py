@@ -29,9 +29,9 @@ from typing import Final
 import httpx
 import msgspec
 
-from bench.authority import BLOCK_BYTES, Sums, city_id, write_block
 from bench.context import ROOT, end_in_order, null_store, peak_rss_bytes, seaweedfs, served
 from bench.tables import print_table
+from bench.upstream import BLOCK_BYTES, Sums, city_id, write_block
 from shared.domain import keys, objects
 from shared.domain.events import IngestCity
 from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
@@ -92,7 +92,7 @@ def main() -> None:
         block = Path(folder) / "block.json"
         bench = _Bench(write_block(block, date=DATE.isoformat()))
         with (
-            served("authority", "--block", str(block)) as (upstream_url, _pid),
+            served("upstream", "--block", str(block)) as (upstream_url, _pid),
             seaweedfs(Path(folder) / "embedded") as kafka,
             null_store() as sink,
         ):

@@ -1,9 +1,9 @@
-"""A real Apache Kafka for tests, by ``scripts/apache-kafka``; and the program behind ``make test-kafka``.
+"""Apache Kafka for tests, run by ``scripts/apache-kafka``; also the program of ``make test-kafka``.
 
     python -m tests.apache_kafka [--only-integration] [ARGUMENTS FOR PYTEST]
 
-It starts a broker on a free port with a data directory of its own, runs tests/integration against it and then
-tests/kafka, which starts and stops that broker, and stops it at the end, whatever happened.
+It starts a broker on a free port with its own data directory, runs tests/integration against it, and stops it. Then it
+runs tests/kafka, which starts and stops its own brokers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tripfold.local.ports import free_port
 SCRIPT = ROOT / "scripts" / "apache-kafka"
 BOOTSTRAP_VARIABLE = "TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS"
 REAL_VARIABLE = "TRIPFOLD_TEST_REAL_KAFKA"
-"""Set to 1, it lets tests/kafka run: they start brokers of their own."""
+"""Set to 1 to run tests/kafka, which starts its own brokers."""
 ONLY_INTEGRATION = "--only-integration"
 PORT_TRIES_MAX = 50
 COMMAND_DEADLINE_S = 240.0
@@ -34,11 +34,11 @@ FETCH_DEADLINE_S = 1800.0
 
 
 class NoApacheKafka(RuntimeError):
-    """This machine cannot run the broker, or it did not start; the message is the script's."""
+    """This machine cannot run the broker, or the broker did not start; the message is the script's."""
 
 
 class ApacheKafka(msgspec.Struct, frozen=True, kw_only=True):
-    """One broker: where its data is, where it listens, where it tells clients to find it, and properties of its own."""
+    """A broker: its data directory, its port, the port that it advertises, and a file of more properties."""
 
     data_dir: Path
     port: int
@@ -47,21 +47,21 @@ class ApacheKafka(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def address(self) -> str:
-        """Where clients find it."""
+        """The bootstrap address for clients."""
         return f"127.0.0.1:{self.advertised_port}"
 
     def start(self) -> None:
-        """Start it, and return once it is ready. Raises NoApacheKafka."""
+        """Start the broker, and return once it is ready. Raises NoApacheKafka."""
         place = ("--data-dir", str(self.data_dir), "--port", str(self.port))
         more = () if self.properties is None else ("--properties", str(self.properties))
         _script("start", *place, "--advertised-port", str(self.advertised_port), *more)
 
     def stop(self) -> None:
-        """Stop it as its operator would; its data stays."""
+        """Stop the broker gracefully; its data stays."""
         _script("stop", "--data-dir", str(self.data_dir))
 
     def kill(self) -> None:
-        """Kill it with -9, as a power cut would, and wait for its end."""
+        """Kill the broker with SIGKILL, and wait until it has exited."""
         pid = int((self.data_dir / "kafka.pid").read_text())
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -78,18 +78,18 @@ def reason_unavailable() -> str | None:
 
 
 def broker_port() -> int:
-    """Choose a free port whose next one, for the controller, is free too."""
+    """Return a free port whose next port, for the controller, is free too."""
     for _ in range(PORT_TRIES_MAX):
-        # A process gets the ports in order, and each once: the next one is nobody else's.
+        # free_port hands out ports in order and each once, so no other caller has the next one.
         port = free_port("Apache Kafka")
         if free_port("Apache Kafka's controller") == port + 1:
             return port
-    raise RuntimeError(f"no two free ports side by side in {PORT_TRIES_MAX} tries")
+    raise RuntimeError(f"found no two adjacent free ports in {PORT_TRIES_MAX} attempts")
 
 
 @contextlib.contextmanager
 def apache_kafka(data_dir: Path, *, advertised_port: int | None = None) -> Iterator[ApacheKafka]:
-    """Run a broker on ``data_dir`` while the block lasts. Raises NoApacheKafka."""
+    """Run a broker on ``data_dir`` during the block. Raises NoApacheKafka."""
     port = broker_port()
     broker = ApacheKafka(data_dir=data_dir, port=port, advertised_port=advertised_port or port)
     try:
@@ -100,7 +100,7 @@ def apache_kafka(data_dir: Path, *, advertised_port: int | None = None) -> Itera
 
 
 def _script(*arguments: str, deadline_s: float = COMMAND_DEADLINE_S) -> None:
-    # A session of its own: Ctrl-C in a terminal reaches whoever has to stop the broker, not the broker first.
+    # In its own session the broker gets no Ctrl-C from the terminal; the tests stop it.
     done = subprocess.run(
         [SCRIPT, *arguments],
         check=False,
@@ -114,15 +114,15 @@ def _script(*arguments: str, deadline_s: float = COMMAND_DEADLINE_S) -> None:
 
 
 def run_pytest(*arguments: str, **environment: str) -> int:
-    """Run pytest with these variables in a process of its own; return its exit code once it has ended in order."""
+    """Run pytest with these variables in a subprocess; return its exit code."""
     command = [sys.executable, "-m", "pytest", *arguments]
     running = subprocess.Popen(command, env={**os.environ, **environment})
-    # Whoever ends this process alone means pytest too.
+    # Pass SIGTERM on to pytest as Ctrl-C.
     before = signal.signal(signal.SIGTERM, lambda *_: running.send_signal(signal.SIGINT))
     try:
         return running.wait()
     except KeyboardInterrupt:
-        # The terminal has sent it to pytest too, which ends its own processes first.
+        # The terminal sent Ctrl-C to pytest too; wait until pytest has stopped its processes.
         return running.wait()
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -131,7 +131,7 @@ def run_pytest(*arguments: str, **environment: str) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Run both suites, or the first alone; return the exit code of the first that failed, or 0."""
+    """Run both suites, or only the first; return the exit code of the first that failed, or 0."""
     assert threading.current_thread() is threading.main_thread()
     only_integration = arguments[:1] == [ONLY_INTEGRATION]
     arguments = arguments[only_integration:]
@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
             return 1
     if failed or only_integration:
         return failed
-    # One process: the tests share a system, and stop its broker.
+    # These tests share one system and stop its broker, so they run in one process.
     return run_pytest("tests/kafka", *arguments, "-n0", **{REAL_VARIABLE: "1"})
 
 

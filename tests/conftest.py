@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Settings for all tests."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import signal
 
 from hypothesis import settings
 
-# A test that is slow because the machine is busy is not a failure.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+# A busy machine must not fail a test, so examples have no deadline.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
-# A shell lets what it runs in the background ignore Ctrl-C, and so would all that tests start and end by it.
+# A shell's background processes ignore SIGINT, and the tests' subprocesses would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,11 +1,11 @@
-"""Run the integration tests, and faults of the network, on what Docker runs: Apache Kafka, an S3 store, a proxy.
+"""Run the integration and network tests against containers: Apache Kafka, an S3 store, and Toxiproxy.
 
     python -m tests.containers [ARGUMENTS FOR PYTEST]
 
-Kafka and the store are the images that docker-compose.yml runs, or TRIPFOLD_KAFKA_IMAGE and TRIPFOLD_S3_IMAGE. The
-proxy is Toxiproxy, or TRIPFOLD_PROXY_IMAGE: both can also be reached through it, and tests/network lets it break off,
-delay and swallow what passes. Where all of them are, the tests find in the variables of ``Containers.environment``.
-The tests share one proxy, so they run one after the other. Nothing is left in Docker, also after Ctrl-C.
+Kafka and the store use the images of docker-compose.yml, or TRIPFOLD_KAFKA_IMAGE and TRIPFOLD_S3_IMAGE. Toxiproxy's
+image can be set by TRIPFOLD_PROXY_IMAGE. Both servers can also be reached through Toxiproxy, where tests/network
+injects faults. The variables of ``Containers.environment`` tell the tests all addresses. The tests share one proxy, so
+they run one after the other. All containers are removed at the end, also after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from tripfold.local.embedded import BUCKET
 
 COMPOSE_FILE = ROOT / "docker-compose.yml"
 PROXY_IMAGE = "ghcr.io/shopify/toxiproxy:2.12.0"
-START_DEADLINE_S = 180.0  # on a busy machine; ten seconds are enough on an idle one
-LOOK_S = 0.2
-LOOK_TIMEOUT_S = 5
+START_DEADLINE_S = 180.0  # an idle machine needs ten seconds
+PROBE_INTERVAL_S = 0.2
+PROBE_TIMEOUT_S = 5
 LOG_LINES_MAX = 30
 
 KAFKA_PORT = 9092
@@ -84,31 +84,31 @@ KAFKA_SETTINGS = {
     "KAFKA_HEAP_OPTS": "-Xms128m -Xmx512m",
 }
 
-# A broker tells its clients where to find it, and the ports are known only once the containers have been started.
+# The broker must advertise the published ports, which are known only after the containers have started.
 WAIT_FOR_ADDRESSES_THEN_RUN = f"""
 until [ -s {ADDRESSES_FILE} ]; do sleep 0.1; done
 export KAFKA_ADVERTISED_LISTENERS="BROKER://localhost:19092,$(cat {ADDRESSES_FILE})"
 exec /etc/kafka/docker/run
 """
 
-# Its parts find each other on the loopback address; only S3 is reached from outside. See docker-compose.yml.
+# SeaweedFS's parts use the loopback address; only S3 listens on all addresses. See docker-compose.yml.
 S3_COMMAND = (
     f"-logtostderr=true mini -dir=/data -ip=127.0.0.1 -ip.bind=0.0.0.0 -s3.port={S3_PORT} "
     "-webdav=false -admin.ui=false -s3.port.iceberg=0 -s3.port.lance=0 -master.telemetry=false "
-    "-s3.iam.readOnly=false"  # tests make users with fewer rights
+    "-s3.iam.readOnly=false"  # tests create users with fewer permissions
 )
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "tripfold-tests", "AWS_SECRET_ACCESS_KEY": "only-for-tests-in-containers"}
 S3_REGION = "us-east-1"
 
 
 class NotReady(RuntimeError):
-    """What runs in a container ended, or did not answer in time; the message ends with its log."""
+    """A container exited or did not respond in time; the message ends with its log."""
 
 
 class Containers(msgspec.Struct, frozen=True, kw_only=True):
-    """Where what runs in containers is found: Kafka and the store, and the proxy with two ways to either.
+    """The addresses of Kafka, the store and Toxiproxy, which has two proxies for each server.
 
-    One way is Tripfold's (``proxied``); the other (``probed``) is for tests that look at what the proxy does.
+    Tripfold uses the ``proxied`` addresses. The ``probed`` ones are for tests that check the proxy's faults.
     """
 
     kafka: str
@@ -121,7 +121,7 @@ class Containers(msgspec.Struct, frozen=True, kw_only=True):
     probed_s3: str
 
     def environment(self) -> dict[str, str]:
-        """Return the variables by which the tests find all of it."""
+        """Return the variables that tell the tests these addresses."""
         return {
             **S3_KEYS,
             KAFKA_VARIABLE: self.kafka,
@@ -136,7 +136,7 @@ class Containers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compose_image(variable: str) -> str:
-    """Return the image that a variable names, or else the one that docker-compose.yml runs in its place."""
+    """Return the image that an environment variable names, or else the default of docker-compose.yml."""
     pinned = re.search(rf"\$\{{{variable}:-([^}}]+)\}}", COMPOSE_FILE.read_text(encoding="utf-8"))
     assert pinned is not None, f"{COMPOSE_FILE} names no image by {variable}"
     return os.environ.get(variable, pinned[1])
@@ -144,18 +144,18 @@ def compose_image(variable: str) -> str:
 
 @contextmanager
 def containers() -> Iterator[Containers]:
-    """Run all three while the block lasts; then both Kafka and the store answer, past the proxy and through it.
+    """Run all three containers during the block; Kafka and the store respond directly and through the proxy.
 
     Raises DockerException if there is no Docker engine or an image is missing, and NotReady.
     """
     with ExitStack() as stack:
-        _fetch(stack.enter_context(_nothing_left()))
+        _fetch(stack.enter_context(_docker_client()))
         network = stack.enter_context(Network())
         proxy = stack.enter_context(_proxy(network))
         s3 = stack.enter_context(_s3(network))
         kafka = stack.enter_context(_kafka(network))
         toxiproxy_url = f"http://{_published(proxy, PROXY_API_PORT)}"
-        _wait("Toxiproxy", proxy, partial(_toxiproxy_answers, toxiproxy_url))
+        _wait("Toxiproxy", proxy, partial(_toxiproxy_responds, toxiproxy_url))
         found = Containers(
             kafka=_published(kafka, KAFKA_PORT),
             s3_url=f"http://{_published(s3, S3_PORT)}",
@@ -174,24 +174,25 @@ def containers() -> Iterator[Containers]:
             for name, port in (("s3", PROXIED_S3_PORT), ("s3-probe", PROBED_S3_PORT)):
                 toxiproxy.make(name, listen=f"0.0.0.0:{port}", upstream=f"s3:{S3_PORT}")
         for address in (found.kafka, found.proxied_kafka):
-            _wait(f"Kafka at {address}", kafka, partial(_kafka_answers, address))
+            _wait(f"Kafka at {address}", kafka, partial(_kafka_responds, address))
         for url in (found.s3_url, found.proxied_s3_url):
-            _wait(f"S3 at {url}", s3, partial(_s3_answers, url))
+            _wait(f"S3 at {url}", s3, partial(_s3_responds, url))
         yield found
 
 
 @contextmanager
-def _nothing_left() -> Iterator[docker.DockerClient]:
-    """Connect to the engine, and remove what is left of this process's at the end.
+def _docker_client() -> Iterator[docker.DockerClient]:
+    """Connect to Docker; remove all containers and networks of this process at the end.
 
-    Each container is removed by its own context; but Ctrl-C may come after Docker made one and before that is known.
+    Each container's own context removes it too. But Ctrl-C can come after Docker created it and before its context
+    begins.
     """
     try:
         client = docker.from_env()
         client.ping()
     except DockerException as error:
         raise DockerException(
-            f"no Docker engine answers; DOCKER_HOST says where one is, if not here: {error}"
+            f"Docker does not respond: {error}; start it, or set DOCKER_HOST to its address"
         ) from error
     try:
         yield client
@@ -213,45 +214,45 @@ def _fetch(client: docker.DockerClient) -> None:
             try:
                 client.images.pull(image)
             except DockerException as error:
-                raise DockerException(f"{image} is not here, and could not be pulled: {error}") from error
+                raise DockerException(f"could not pull the image {image}: {error}") from error
 
 
-def _wait(what: str, container: DockerContainer, answers: Callable[[], bool]) -> None:
-    """Look until it answers. Raises NotReady."""
+def _wait(what: str, container: DockerContainer, responds: Callable[[], bool]) -> None:
+    """Wait until a server responds. Raises NotReady."""
     ends_at_s = time.monotonic() + START_DEADLINE_S
-    while not answers():
+    while not responds():
         container.reload()
         ended = container.status not in {"created", "running"}
         if ended or time.monotonic() > ends_at_s:
             log = container.get_wrapped_container().logs(tail=LOG_LINES_MAX).decode(errors="replace")
-            how = "ended while it started" if ended else f"did not answer within {START_DEADLINE_S:.0f} s"
+            how = "exited during startup" if ended else f"did not respond within {START_DEADLINE_S:.0f} s"
             raise NotReady(f"{what} {how}; its log ends with\n{log}")
-        time.sleep(LOOK_S)
+        time.sleep(PROBE_INTERVAL_S)
 
 
-def _toxiproxy_answers(url: str) -> bool:
+def _toxiproxy_responds(url: str) -> bool:
     try:
-        return httpx.get(f"{url}/version", timeout=LOOK_TIMEOUT_S, trust_env=False).is_success
+        return httpx.get(f"{url}/version", timeout=PROBE_TIMEOUT_S, trust_env=False).is_success
     except httpx.HTTPError:
         return False
 
 
-def _kafka_answers(address: str) -> bool:
-    """Say whether Kafka answers there, and sends its clients to nowhere else."""
+def _kafka_responds(address: str) -> bool:
+    """Return whether Kafka responds at an address and advertises the same address."""
     client = AdminClient({"bootstrap.servers": address, "log_level": 0})
     try:
-        brokers = client.list_topics(timeout=LOOK_TIMEOUT_S).brokers.values()
+        brokers = client.list_topics(timeout=PROBE_TIMEOUT_S).brokers.values()
     except KafkaException:
         return False
     return {f"{broker.host}:{broker.port}" for broker in brokers} == {address}
 
 
-def _s3_answers(url: str) -> bool:
-    """Say whether the store makes the embedded store's bucket, which tests take for one that is there, and reads it.
+def _s3_responds(url: str) -> bool:
+    """Return whether the store can create and read the bucket that tests expect.
 
-    For some seconds after its start a store can have a bucket and answer 500 for what is in it.
+    For some seconds after startup a store can have a bucket and return 500 for its objects.
     """
-    config = Config(connect_timeout=LOOK_TIMEOUT_S, read_timeout=LOOK_TIMEOUT_S, retries={"total_max_attempts": 1})
+    config = Config(connect_timeout=PROBE_TIMEOUT_S, read_timeout=PROBE_TIMEOUT_S, retries={"total_max_attempts": 1})
     keys = {name.lower(): value for name, value in S3_KEYS.items()}
     client = boto3.client("s3", endpoint_url=url, region_name=S3_REGION, config=config, **keys)
     try:
@@ -274,7 +275,7 @@ def _proxy_image() -> str:
 def _proxy(network: Network) -> DockerContainer:
     container = DockerContainer(_proxy_image()).with_network(network)
     ports = (PROXY_API_PORT, PROXIED_KAFKA_PORT, PROXIED_S3_PORT, PROBED_KAFKA_PORT, PROBED_S3_PORT)
-    # The tests read in its log which connections it broke.
+    # Tests read the broken connections from the log.
     return container.with_exposed_ports(*ports).with_envs(LOG_LEVEL="info")
 
 
@@ -292,32 +293,32 @@ def _kafka(network: Network) -> DockerContainer:
 
 def _published(container: DockerContainer, port: int) -> str:
     host = container.get_container_host_ip()
-    # Not localhost: that may be ::1 first, where another program may have the port.
+    # localhost can resolve to ::1 first, where another program may use the port.
     return f"{'127.0.0.1' if host == 'localhost' else host}:{container.get_exposed_port(port)}"
 
 
 def _own_or_published(proxy: DockerContainer, port: int) -> str:
-    """Return the container's own address if this machine reaches it (Docker on Linux), or the published one.
+    """Return the container's own address if this machine can reach it (Docker on Linux), or the published one.
 
-    A published port is served by a proxy of Docker's, which takes connections for a port that is closed, and hands a
-    reset on as an end: the network would be less faulty than the tests say.
+    Docker's own proxy serves a published port. It accepts connections for a closed port and turns a reset into a close,
+    so it hides some faults from the tests.
     """
     host = proxy.get_docker_client().bridge_ip(proxy.get_container_id())
     try:
-        socket.create_connection((host, PROXY_API_PORT), timeout=LOOK_TIMEOUT_S).close()
+        socket.create_connection((host, PROXY_API_PORT), timeout=PROBE_TIMEOUT_S).close()
     except OSError:
         return _published(proxy, port)
     return f"{host}:{port}"
 
 
 def main(arguments: list[str]) -> int:
-    """Run tests/integration, tests/network, and whatever else ``arguments`` say to pytest; return its exit code."""
+    """Run tests/integration and tests/network, with more ``arguments`` for pytest; return its exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with containers() as found:
             return run_pytest("tests/integration", "tests/network", *arguments, "-n0", **found.environment())
     except (DockerException, NotReady) as error:
-        sys.stderr.write(f"tests.containers: what the tests need could not be run in Docker: {error}\n")
+        sys.stderr.write(f"tests.containers: the containers did not start: {error}\n")
         return 1
     except KeyboardInterrupt:
         return 130

@@ -16,39 +16,43 @@ from pathlib import Path
 import msgspec
 
 from tests.apache_kafka import reason_unavailable
-from tests.chaos.campaign import Plan, Report, chaos
+from tests.chaos.campaign import CampaignConfig, CampaignReport, run_campaign
 from tests.chaos.report import markdown_of
-from tests.chaos.system import Shape
+from tests.chaos.system import SystemConfig
 
 EMBEDDED_SERVICES = ("api", "planner", "worker-1", "aggregate-1")
 
 
 def main() -> int:
-    """Run one campaign, write its report, and return 1 if anything was wrong at its end."""
+    """Run one campaign and write its report; return 1 if the final checks find a difference."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--broker", choices=("kafka", "embedded"), default="kafka")
     parser.add_argument("--report", type=Path, default=Path(".data/chaos"))
-    asked = parser.parse_args()
-    seed = secrets.randbelow(1_000_000) if asked.seed is None else asked.seed
-    embedded = asked.broker == "embedded"
+    options = parser.parse_args()
+    seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
+    embedded = options.broker == "embedded"
     if not embedded and (reason := reason_unavailable()) is not None:
         sys.stderr.write(f"chaos: {reason}; or run it on the embedded broker: make chaos BROKER=embedded\n")
         return 2
-    shape = Shape(embedded_broker=True, services=EMBEDDED_SERVICES, seed=seed) if embedded else Shape(seed=seed)
+    config = (
+        SystemConfig(embedded_broker=True, services=EMBEDDED_SERVICES, seed=seed)
+        if embedded
+        else SystemConfig(seed=seed)
+    )
     directory = Path(tempfile.mkdtemp(prefix="tripfold-chaos-"))
     say(f"seed {seed}; logs in {directory}")
-    plan = Plan(seconds=asked.seconds, seed=seed, shape=shape, say=say)
+    campaign = CampaignConfig(seconds=options.seconds, seed=seed, system=config, say=say)
     try:
-        report = asyncio.run(until_stopped(plan, directory))
+        report = asyncio.run(until_stopped(campaign, directory))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        say("stopped; nothing was judged")
+        say("stopped before the final checks")
         shutil.rmtree(directory, ignore_errors=True)
         return 130
-    asked.report.mkdir(parents=True, exist_ok=True)
-    (asked.report / "chaos.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
-    (asked.report / "chaos.md").write_text(markdown_of(report), encoding="utf-8")
+    options.report.mkdir(parents=True, exist_ok=True)
+    (options.report / "chaos.json").write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2))
+    (options.report / "chaos.md").write_text(markdown_of(report), encoding="utf-8")
     sys.stdout.write(markdown_of(report))
     if report.differences:
         say(f"{len(report.differences)} differences; seed {seed}; the logs stay in {directory}")
@@ -57,16 +61,16 @@ def main() -> int:
     return 0
 
 
-async def until_stopped(plan: Plan, directory: Path) -> Report:
-    """Run the campaign; end it in an orderly way on SIGINT or SIGTERM."""
-    running = asyncio.ensure_future(chaos(plan, directory))
+async def until_stopped(campaign: CampaignConfig, directory: Path) -> CampaignReport:
+    """Run the campaign; stop it gracefully on SIGINT or SIGTERM."""
+    running = asyncio.ensure_future(run_campaign(campaign, directory))
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, running.cancel)
     return await running
 
 
 def say(text: str) -> None:
-    """Tell how it goes, on standard error."""
+    """Write a line of progress to standard error."""
     with contextlib.suppress(BrokenPipeError):
         sys.stderr.write(f"chaos: {text}{os.linesep}")
         sys.stderr.flush()

@@ -1,20 +1,24 @@
-"""Judge what Tripfold stored and serves. This program shares no code with Tripfold, and imports nothing of it.
+"""Check what Tripfold stored, published and serves. This program shares no code with Tripfold.
 
     python tests/chaos/oracle.py --s3 URL --bucket B --api URL --upstream URL [--kafka SERVERS --prefix P] [--truth]
         [--dates D …]
 
-It reads the bucket with boto3, the topics with confluent-kafka, and the files with Python's own ``json``. What it
-compares:
+It reads the bucket with boto3, the topics with confluent-kafka, and the files with the standard library's ``json``. It
+makes these comparisons:
 
-- each manifest with the raw object that it names: SHA-256, size, and the sums over the records;
-- each raw object that a manifest names with the versions that the upstream has ever had (``/truth``);
-- the sums by country and date over all manifests with what the API serves;
-- with ``--kafka``, the same sums with the two compacted topics, of which it keeps the highest revision or version of
-  each key, and the topic of dead letters, which is to be empty;
-- with ``--truth``, what the API serves with the sums over the upstream's files as they are now, country by country.
+- Each manifest with its raw object: SHA-256, size, and the sums over the records.
 
-It prints one JSON object: ``city_days``, ``country_days``, ``trips``, and ``differences``, a list of sentences. The
-exit code is 1 if there is one.
+- Each raw object of a manifest with all versions that the upstream ever served (``/truth``).
+
+- The sums over all manifests, by country and date, with the API's response.
+
+- With ``--kafka``: the same sums with the two compacted topics. The oracle keeps the highest revision or version of
+  each key. The topic of dead letters must be empty.
+
+- With ``--truth``: the API's response with the sums over the upstream's current files.
+
+It prints one JSON object with ``city_days``, ``country_days``, ``trips``, and a list of ``differences``. The exit code
+is 1 if there is a difference.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ Sums = list[int]
 
 
 def milliseconds(duration: str) -> int:
-    """Read a duration of whole seconds, as this upstream writes it."""
+    """Parse an ISO 8601 duration of whole seconds into milliseconds."""
     match = DURATION.fullmatch(duration)
     if match is None:
         raise ValueError(duration)
@@ -64,18 +68,18 @@ def sums_of(body: bytes) -> Sums:
 
 
 def fetch(url: str) -> Any:
-    """Fetch JSON; an upstream of the chaos is asked to be truthful."""
+    """Fetch JSON."""
     return json.loads(fetch_bytes(url))
 
 
 def fetch_bytes(url: str) -> bytes:
-    """Fetch a body."""
-    with urllib.request.urlopen(urllib.request.Request(url, headers={"X-Truthful": "1"}), timeout=120) as answer:
-        return bytes(answer.read())
+    """Fetch a body; the header asks the chaos upstream to inject no fault."""
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"X-Truthful": "1"}), timeout=120) as response:
+        return bytes(response.read())
 
 
-class Judge:
-    """Collects what is wrong, in sentences."""
+class Oracle:
+    """Compares sums, and collects the differences as sentences."""
 
     def __init__(self, bucket: Any, dates: list[str] | None) -> None:
         self.bucket = bucket
@@ -85,21 +89,21 @@ class Judge:
         self.differences: list[str] = []
 
     def expect(self, what: str, found: object, expected: object) -> None:
-        """Note a difference unless the two are equal."""
+        """Record a difference unless the two values are equal."""
         if found != expected and len(self.differences) < DIFFERENCES_MAX:
             self.differences.append(f"{what}: found {found}, expected {expected}")
 
-    def judged(self, date: str) -> bool:
-        """Say whether a date is to be judged."""
+    def included(self, date: str) -> bool:
+        """Return whether a date is to be checked."""
         return self.dates is None or date in self.dates
 
-    def stored(self, versions: dict[str, list[str]]) -> tuple[dict[tuple[str, str], Sums], set[str]]:
-        """Add up the raw objects that manifests name, by country name and date; also return the dates."""
+    def check_stored(self, versions: dict[str, list[str]]) -> tuple[dict[tuple[str, str], Sums], set[str]]:
+        """Check the manifests and their raw objects; return the sums by country name and date, and the dates."""
         days: dict[tuple[str, str], Sums] = {}
         dates = set()
         for entry in self.bucket.objects.filter(Prefix="manifests/"):
             manifest = json.loads(entry.get()["Body"].read())
-            if not self.judged(manifest["date"]):
+            if not self.included(manifest["date"]):
                 continue
             where = f"{manifest['city_id']}/{manifest['date']}"
             raw = self.bucket.Object(manifest["raw_key"]).get()["Body"].read()
@@ -117,11 +121,11 @@ class Judge:
             self.trips += sums[0]
         return days, dates
 
-    def served(self, api: str, dates: set[str], days: dict[tuple[str, str], Sums], what: str) -> None:
-        """Compare what the API answers about ``dates`` with sums by country name and date."""
+    def check_served(self, api: str, dates: set[str], days: dict[tuple[str, str], Sums], what: str) -> None:
+        """Compare the API's statistics of ``dates`` with sums by country name and date."""
         if not dates:
             return
-        answer = fetch(f"{api}/country-stats?from={min(dates)}&to={max(dates)}&detail=full")
+        response = fetch(f"{api}/country-stats?from={min(dates)}&to={max(dates)}&detail=full")
         found = {
             (day["country_name"], date): (
                 day["bus_count"],
@@ -129,9 +133,9 @@ class Judge:
                 day["exist_accident"],
                 day["average_delay_s"],
             )
-            for by_date in answer.values()
+            for by_date in response.values()
             for date, day in by_date.items()
-            if self.judged(date)
+            if self.included(date)
         }
         expected = {
             key: (
@@ -142,19 +146,19 @@ class Judge:
             )
             for key, (trips, passengers, accidents, delay_ms) in days.items()
         }
-        # A country with data anywhere in the range is served every day of it, zeros where it has none.
+        # The API serves every day of the range for a country with any data in it, and zeros for days without.
         for country, date in found.keys() - expected.keys():
             if any(known == country for known, _ in days):
                 expected[country, date] = (0, 0, False, 0.0)
         for key in sorted(found.keys() | expected.keys()):
             self.expect(f"{what} {key[0]} {key[1]}", found.get(key), expected.get(key))
 
-    def joined(self, events: list[dict[str, Any]]) -> dict[tuple[str, str], Sums]:
-        """Keep the highest revision of each city, and add up what is left, by country name and date."""
+    def fold(self, events: list[dict[str, Any]]) -> dict[tuple[str, str], Sums]:
+        """Keep the highest revision of each city-day; return the sums by country name and date."""
         cities: dict[tuple[str, str, str], dict[str, Any]] = {}
         names: dict[str, str] = {}
         for event in events:
-            if event["type"] == "country-day-planned" or not self.judged(event["date"]):
+            if event["type"] == "country-day-planned" or not self.included(event["date"]):
                 continue
             key = event["date"], event["country"], event["city_id"]
             if event["revision"] >= cities.get(key, event)["revision"]:
@@ -169,40 +173,40 @@ class Judge:
                 found[names[country], date] = [a + b for a, b in zip(day, sums, strict=True)]
         return found
 
-    def logged(self, kafka: str, prefix: str, days: dict[tuple[str, str], Sums]) -> None:
-        """Compare what a consumer of the topics ends with with sums by country name and date."""
-        self.alike("topic city-stats", self.joined(read_topic(kafka, f"{prefix}city-stats")), days)
+    def check_published(self, kafka: str, prefix: str, days: dict[tuple[str, str], Sums]) -> None:
+        """Compare a consumer's view of the topics with sums by country name and date."""
+        self.compare("topic city-stats", self.fold(read_topic(kafka, f"{prefix}city-stats")), days)
         summaries: dict[tuple[str, str], dict[str, Any]] = {}
         for event in read_topic(kafka, f"{prefix}country-day-summaries"):
-            if not self.judged(event["date"]):
+            if not self.included(event["date"]):
                 continue
             key_of_day = event["country"], event["date"]
             if event["version"] >= summaries.get(key_of_day, event)["version"]:
                 summaries[key_of_day] = event
         latest = {(event["country_name"], date): totals_of(event["totals"]) for (_, date), event in summaries.items()}
-        # A country-day that its last city has left has a record of nothing, and no sums.
-        self.alike("topic country-day-summaries", without_nothing(latest), without_nothing(days))
-        for letter in read_topic(kafka, f"{prefix}dead-letters"):
-            self.expect("dead letters", letter, None)
+        # A country-day without cities keeps an empty record in the topic, but has no sums.
+        self.compare("topic country-day-summaries", without_empty_days(latest), without_empty_days(days))
+        for dead_letter in read_topic(kafka, f"{prefix}dead-letters"):
+            self.expect("dead letters", dead_letter, None)
 
-    def alike(self, what: str, found: dict[tuple[str, str], Sums], expected: dict[tuple[str, str], Sums]) -> None:
+    def compare(self, what: str, found: dict[tuple[str, str], Sums], expected: dict[tuple[str, str], Sums]) -> None:
         """Compare sums by country name and date."""
         for key in sorted(found.keys() | expected.keys()):
             self.expect(f"{what} {key[0]} {key[1]}", found.get(key), expected.get(key))
 
 
-def without_nothing(days: dict[tuple[str, str], Sums]) -> dict[tuple[str, str], Sums]:
-    """Leave out the country-days without a single trip."""
+def without_empty_days(days: dict[tuple[str, str], Sums]) -> dict[tuple[str, str], Sums]:
+    """Return the country-days that have trips."""
     return {key: sums for key, sums in days.items() if any(sums)}
 
 
 def totals_of(contribution: dict[str, int]) -> Sums:
-    """Return a contribution as sums."""
+    """Return the sums of a contribution."""
     return [contribution[name] for name in ("trips", "passengers", "accidents", "delay_total_ms")]
 
 
 def read_topic(kafka: str, topic: str) -> list[dict[str, Any]]:
-    """Read a topic from its beginning to its end; what is no JSON is returned as its error."""
+    """Return all events of a topic."""
     settings = {"bootstrap.servers": kafka, "group.id": "oracle", "enable.auto.commit": False}
     consumer = Consumer({**settings, "enable.partition.eof": False})
     events = []
@@ -221,7 +225,7 @@ def read_topic(kafka: str, topic: str) -> list[dict[str, Any]]:
             if message.error() is not None:
                 raise RuntimeError(str(message.error()))
             events.append(json.loads(message.value() or b""))
-            # The last record before the end may have been compacted away; the position moves past it all the same.
+            # Compaction may have removed the last record, so compare positions instead of offsets of records.
             for partition in consumer.position([TopicPartition(topic, number) for number in ends]):
                 if partition.offset >= ends[partition.partition]:
                     del ends[partition.partition]
@@ -231,7 +235,7 @@ def read_topic(kafka: str, topic: str) -> list[dict[str, Any]]:
 
 
 def truth(upstream: str, dates: set[str]) -> dict[tuple[str, str], Sums]:
-    """Add up the upstream's files as they are now, by country name and date."""
+    """Return the sums of the upstream's current files by country name and date."""
     days: dict[tuple[str, str], Sums] = defaultdict(lambda: [0, 0, 0, 0])
     for city in fetch(f"{upstream}/cities"):
         country = unicodedata.normalize("NFC", city["country"])
@@ -242,31 +246,31 @@ def truth(upstream: str, dates: set[str]) -> dict[tuple[str, str], Sums]:
 
 
 def main() -> int:
-    """Judge, print what was found, and return the exit code."""
+    """Run the comparisons, print the result, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("s3", "bucket", "api", "upstream"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--kafka")
     parser.add_argument("--prefix", default="")
     parser.add_argument("--truth", action="store_true")
-    parser.add_argument("--dates", nargs="+", help="judge these alone")
-    asked = parser.parse_args()
-    store = boto3.resource("s3", endpoint_url=asked.s3, config=Config(s3={"addressing_style": "path"}))
-    judge = Judge(store.Bucket(asked.bucket), asked.dates)
-    days, dates = judge.stored(fetch(f"{asked.upstream}/truth"))
-    judge.served(asked.api, dates, days, "served against stored")
-    if asked.kafka:
-        judge.logged(asked.kafka, asked.prefix, days)
-    if asked.truth:
-        judge.served(asked.api, dates, truth(asked.upstream, dates), "served against the upstream")
+    parser.add_argument("--dates", nargs="+", help="check only these dates")
+    options = parser.parse_args()
+    store = boto3.resource("s3", endpoint_url=options.s3, config=Config(s3={"addressing_style": "path"}))
+    oracle = Oracle(store.Bucket(options.bucket), options.dates)
+    days, dates = oracle.check_stored(fetch(f"{options.upstream}/truth"))
+    oracle.check_served(options.api, dates, days, "served against stored")
+    if options.kafka:
+        oracle.check_published(options.kafka, options.prefix, days)
+    if options.truth:
+        oracle.check_served(options.api, dates, truth(options.upstream, dates), "served against the upstream")
     found = {
-        "city_days": judge.city_days,
+        "city_days": oracle.city_days,
         "country_days": len(days),
-        "trips": judge.trips,
-        "differences": judge.differences,
+        "trips": oracle.trips,
+        "differences": oracle.differences,
     }
     sys.stdout.write(json.dumps(found) + "\n")
-    return 1 if judge.differences else 0
+    return 1 if oracle.differences else 0
 
 
 if __name__ == "__main__":

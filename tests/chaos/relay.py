@@ -1,7 +1,7 @@
-"""A TCP relay that stands before a server and can be told to behave as a broken network does.
+"""A TCP relay in front of a server that can simulate a broken network.
 
-It is for Kafka in the first place: a client is told where the broker is by the broker itself, so the broker has to
-advertise the relay's port (``scripts/apache-kafka start --advertised-port``); nothing then reaches it another way.
+The relay is mainly for Kafka. Clients learn the broker's address from the broker, so the broker must advertise the
+relay's port (``scripts/apache-kafka start --advertised-port``). Then no client can bypass the relay.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ CHUNK_BYTES = 64 * 1024
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class Network(enum.Enum):
+class NetworkState(enum.Enum):
     """How the relay behaves."""
 
     OPEN = "open"
-    AWAY = "away"
-    """Connections are reset, those that are there and those that come: a server that is down."""
-    SILENT = "silent"
-    """Connections stay, and nothing comes through, in either direction: a cable that is cut."""
+    DOWN = "down"
+    """The relay resets open and new connections, like a server that is down."""
+    BLACKHOLED = "blackholed"
+    """Connections stay open but no byte passes in either direction, like a cut cable."""
 
 
 class Relay:
-    """Relays ``127.0.0.1:port`` to ``target_port``; use it as an async context manager. Port 0: any free one.
+    """Relays ``127.0.0.1:port`` to ``target_port``; use it as an async context manager. Port 0 picks a free port.
 
-    ``serve`` may take the place of the plain copying of bytes; then the relay cannot be made silent.
+    ``serve`` can replace the plain copying of bytes; then the relay cannot be blackholed.
     """
 
     def __init__(self, target_port: int, *, port: int = 0, serve: Serve | None = None) -> None:
@@ -43,7 +43,7 @@ class Relay:
         self.port = int(self._socket.getsockname()[1])
         self._open = asyncio.Event()
         self._open.set()
-        self._network = Network.OPEN
+        self._network = NetworkState.OPEN
         self._connections: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -52,26 +52,26 @@ class Relay:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
-        await self._cut()
+        await self._reset_all()
         await self._server.wait_closed()
 
-    async def become(self, network: Network) -> None:
-        """Behave so from here on."""
+    async def set_state(self, network: NetworkState) -> None:
+        """Change how the relay behaves from now on."""
         self._network = network
-        if network is Network.SILENT:
+        if network is NetworkState.BLACKHOLED:
             self._open.clear()
             return
-        if network is Network.AWAY:
-            await self._cut()
+        if network is NetworkState.DOWN:
+            await self._reset_all()
         self._open.set()
 
-    async def _cut(self) -> None:
+    async def _reset_all(self) -> None:
         for connection in self._connections:
             connection.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._network is Network.AWAY:
+        if self._network is NetworkState.DOWN:
             reset(writer)
             return
         task = asyncio.current_task()
@@ -81,20 +81,20 @@ class Relay:
             with contextlib.suppress(OSError):
                 await self.serve(reader, writer)
         except asyncio.CancelledError:
-            reset(writer)  # asked to by ``_cut`` alone: the task ends here
+            reset(writer)  # only ``_reset_all`` cancels this task, so it ends here
         finally:
             self._connections.discard(task)
             writer.close()
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            there_reader, there_writer = await asyncio.open_connection(HOST, self.target_port)
+            target_reader, target_writer = await asyncio.open_connection(HOST, self.target_port)
         except OSError:
             reset(writer)
             raise
         try:
-            ways = [self._pump(reader, there_writer), self._pump(there_reader, writer)]
-            tasks = [asyncio.create_task(way) for way in ways]
+            directions = [self._pump(reader, target_writer), self._pump(target_reader, writer)]
+            tasks = [asyncio.create_task(direction) for direction in directions]
             try:
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -102,7 +102,7 @@ class Relay:
                     one.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
         finally:
-            there_writer.close()
+            target_writer.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(CHUNK_BYTES):

@@ -1,17 +1,17 @@
-"""The report of a chaos as a page for people."""
+"""Renders the report of a chaos campaign as Markdown."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from tests.chaos.campaign import RECOVERY_DEADLINE_S, Report
+from tests.chaos.campaign import RECOVERY_DEADLINE_S, CampaignReport
 
 COUNTERS = {
-    "tripfold_faults_total": "tries that were waited out and made again",
-    "tripfold_cas_conflicts_total": "compare-and-swaps that another writer, or an earlier try, had won",
-    "tripfold_commit_failures_total": "commits that failed, so that a batch came again",
-    "tripfold_upstream_resumptions_total": "downloads that went on where they broke",
+    "tripfold_faults_total": "failed calls that were retried with backoff",
+    "tripfold_cas_conflicts_total": "compare-and-swap conflicts, with another writer or an earlier attempt",
+    "tripfold_commit_failures_total": "failed offset commits, after which Kafka redelivers the batch",
+    "tripfold_upstream_resumptions_total": "downloads resumed with a range request",
     "tripfold_upstream_requests_total": "requests to the upstream",
     "tripfold_events_consumed_total": "events consumed",
     "tripfold_events_published_total": "events published",
@@ -19,32 +19,29 @@ COUNTERS = {
 }
 
 
-def markdown_of(report: Report) -> str:
-    """Write the report as Markdown, from a heading of the second level on."""
+def markdown_of(report: CampaignReport) -> str:
+    """Return the report as Markdown that begins with a second-level heading."""
     ended = ", ".join(f"{count:,} {status}" for status, count in sorted(report.requests_ended.items()))
     lines = [
         f"## {report.seconds:.0f} seconds on {'the embedded broker' if report.broker == 'embedded' else report.broker}",
         "",
-        f"Seed {report.seed}, begun {report.began_at}. **{len(report.differences)} differences.**",
+        f"Seed {report.seed}, started {report.started_at}. **{len(report.differences)} differences.**",
         "",
         *(f"- {difference}" for difference in report.differences),
         *([""] if report.differences else []),
         *_table(
-            ("what", "number"),
+            ("count", "number"),
             [
                 ("faults injected", f"{sum(report.faults.values()):,}"),
                 ("requests accepted", f"{report.requests_accepted:,}"),
-                ("requests refused with an error, to be made again", f"{report.requests_refused:,}"),
+                ("requests refused with an error", f"{report.requests_refused:,}"),
                 ("requests ended", ended),
-                ("city-days done for them", f"{report.city_days_done:,}"),
-                ("… of which the upstream's mischief made fail", f"{report.city_days_failed:,}"),
+                ("city-days done", f"{report.city_days_done:,}"),
+                ("… of which failed because of upstream faults", f"{report.city_days_failed:,}"),
                 ("files corrected", f"{report.corrections:,}"),
                 ("cities moved", f"{report.moves:,}"),
-                (
-                    "judged at the end",
-                    _judged(report),
-                ),
-                ("from the last fault to rest", f"{report.rest_s:.1f} s"),
+                ("checked at the end", _checked(report)),
+                ("from the last fault until idle", f"{report.idle_after_s:.1f} s"),
                 ("differences", f"{len(report.differences):,}"),
             ],
         ),
@@ -55,13 +52,13 @@ def markdown_of(report: Report) -> str:
         ),
         "",
         *_table(
-            ("counted by the services", "number"),
+            ("counter of the services", "number"),
             [(text, f"{report.counters.get(name, 0):,}") for name, text in COUNTERS.items()],
         ),
         "",
         *_table(
             (
-                "until ready again, while other faults went on",
+                "recovery until ready, while other faults continue",
                 "times",
                 "median",
                 "longest",
@@ -74,24 +71,24 @@ def markdown_of(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _judged(report: Report) -> str:
-    days = f"{report.city_days_judged:,} city-days, {report.country_days_judged:,} country-days"
-    return f"{days}, {report.trips_judged:,} trips"
+def _checked(report: CampaignReport) -> str:
+    days = f"{report.city_days_checked:,} city-days, {report.country_days_checked:,} country-days"
+    return f"{days}, {report.trips_checked:,} trips"
 
 
-def _times(report: Report) -> Iterable[tuple[str, ...]]:
+def _times(report: CampaignReport) -> Iterable[tuple[str, ...]]:
     timed: Mapping[str, Sequence[float]] = {
         **report.recovery_s,
-        "from SIGTERM to the end of the process": report.sigterm_s,
+        "from SIGTERM to exit": report.sigterm_s,
     }
-    for what, times_s in sorted(timed.items()):
+    for event, times_s in sorted(timed.items()):
         if times_s:
             yield (
-                what,
+                event,
                 f"{len(times_s)}",
                 f"{statistics.median(times_s):.1f} s",
                 f"{max(times_s):.1f} s",
-                f"{report.given_up.get(what, 0)}",
+                f"{report.recoveries_missed.get(event, 0)}",
             )
 
 

@@ -1,15 +1,21 @@
-"""An HTTP proxy that stands before an S3 store and answers wrongly on purpose: at rates, or as it is told.
+"""An HTTP proxy in front of an S3 store that injects faults, at random rates or from a script.
 
-A request is passed on byte for byte, its ``Host`` header included, so a signature made for the proxy's address is
-valid at the store. Each connection carries one request. The faults, and what a client has to make of them:
+The proxy forwards each request byte for byte, with its ``Host`` header. So a signature made for the proxy's address is
+valid at the store. Each connection carries one request. The faults:
 
-- an error is answered and nothing was applied: 503, 500, and 409 for a conditional write;
-- the connection breaks before the store has the request: nothing was applied;
-- the connection breaks in the middle of the request's body: nothing may become visible;
-- the store applied it, and the answer is lost: the connection breaks, or a 500 takes the answer's place;
-- the store applied a conditional write, and says that the condition does not hold, or does not say the new ETag;
-- the answer breaks off in the middle of its body;
-- the request is held for some seconds.
+- The proxy returns an error and the store applies nothing: 503, 500, and 409 for a conditional write.
+
+- The connection breaks before the store has the request, so the store applies nothing.
+
+- The connection breaks in the middle of the request's body, so nothing may become visible.
+
+- The store applies the request and the response is lost: the connection breaks, or a 500 replaces the response.
+
+- The store applies a conditional write, and the response is 412 or lacks the new ETag.
+
+- The response breaks off in the middle of its body.
+
+- The proxy delays the request for some seconds.
 """
 
 from __future__ import annotations
@@ -33,33 +39,33 @@ READ_TIMEOUT_S = 120.0
 
 
 class Fault(enum.Enum):
-    """What is done to one request."""
+    """A fault of one request."""
 
-    ERROR_503 = "S3 answered 503"
-    ERROR_500 = "S3 answered 500"
-    CONFLICT_409 = "S3 answered 409"
-    BROKEN_BEFORE = "S3 connection broken before applying"
-    BROKEN_WITHIN = "S3 connection broken in the middle of a request"
-    BROKEN_AFTER = "S3 connection broken after applying"
-    ERROR_AFTER = "S3 answered 500 after applying"
-    PRECONDITION_AFTER = "S3 answered 412 after applying"
-    ETAG_LOST = "S3 answered a write without an ETag"
-    ANSWER_CUT = "S3 answer broken off"
-    HELD = "S3 request held"
+    ERROR_503 = "S3 returned 503"
+    ERROR_500 = "S3 returned 500"
+    CONFLICT_409 = "S3 returned 409"
+    RESET_BEFORE_APPLYING = "S3 connection reset before applying"
+    RESET_MID_REQUEST = "S3 connection reset in the middle of a request"
+    RESET_AFTER_APPLYING = "S3 connection reset after applying"
+    ERROR_500_AFTER_APPLYING = "S3 returned 500 after applying"
+    ERROR_412_AFTER_APPLYING = "S3 returned 412 after applying"
+    ETAG_MISSING = "S3 response to a write had no ETag"
+    RESPONSE_TRUNCATED = "S3 response truncated"
+    DELAYED = "S3 request delayed"
 
 
 ERRORS = {
     Fault.ERROR_503: (503, "SlowDown"),
     Fault.ERROR_500: (500, "InternalError"),
     Fault.CONFLICT_409: (409, "ConditionalRequestConflict"),
-    Fault.ERROR_AFTER: (500, "InternalError"),
-    Fault.PRECONDITION_AFTER: (412, "PreconditionFailed"),
+    Fault.ERROR_500_AFTER_APPLYING: (500, "InternalError"),
+    Fault.ERROR_412_AFTER_APPLYING: (412, "PreconditionFailed"),
 }
-AFTER = frozenset({Fault.BROKEN_AFTER, Fault.ERROR_AFTER, Fault.PRECONDITION_AFTER})
+APPLIED = frozenset({Fault.RESET_AFTER_APPLYING, Fault.ERROR_500_AFTER_APPLYING, Fault.ERROR_412_AFTER_APPLYING})
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A request's head: what it asks for, and the bytes as they came."""
+class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
+    """A request's line and headers, parsed and as bytes."""
 
     method: str
     target: str
@@ -73,27 +79,32 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def body_bytes(self) -> int:
-        """How long the body is that follows."""
+        """The length of the body that follows."""
         return int(self.headers.get("content-length", "0"))
 
 
 class FaultyS3:
     """Proxies a store on ``127.0.0.1:store_port``; use it as an async context manager.
 
-    ``rates`` maps faults to their probabilities, which may be changed at any time, as may ``away``: then every
-    connection is reset. ``script`` holds faults for the next requests whose target contains a text, first come first
-    served. ``injected`` counts the faults that happened.
+    Tests can change these attributes at any time:
+
+    * ``rates`` maps each fault to its probability.
+    * ``down`` makes the proxy reset every connection.
+    * ``script`` holds (method, text, fault) entries. The next request with that method and text in its target gets
+      the fault of the first matching entry, which is then removed.
+
+    ``injected`` counts the faults so far.
     """
 
-    def __init__(self, store_port: int, *, seed: int = 0, hold_s: float = 3.0) -> None:
+    def __init__(self, store_port: int, *, seed: int = 0, delay_s: float = 3.0) -> None:
         self.rates: dict[Fault, float] = {}
         self.script: list[tuple[str, str, Fault]] = []
         self.injected: Counter[Fault] = Counter()
         self.requests = 0
-        self.away = False
+        self.down = False
         self._store_port = store_port
         self._draw = random.Random(seed)
-        self._hold_s = hold_s
+        self._delay_s = delay_s
         self._socket = socket.create_server((HOST, 0))
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://{HOST}:{self.port}"
@@ -119,36 +130,36 @@ class FaultyS3:
                 async with asyncio.timeout(READ_TIMEOUT_S):
                     await self._serve(reader, writer)
         except asyncio.CancelledError:
-            reset(writer)  # asked to by ``__aexit__`` alone: the task ends here
+            reset(writer)  # only ``__aexit__`` cancels this task, so it ends here
         finally:
             self._connections.discard(task)
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.away:
+        if self.down:
             reset(writer)
             return
-        asked = parse_head(await reader.readuntil(b"\r\n\r\n"))
+        request = parse_head(await reader.readuntil(b"\r\n\r\n"))
         self.requests += 1
-        fault = self._choose(asked)
+        fault = self._choose(request)
         if fault is not None:
             self.injected[fault] += 1
-        if asked.headers.get("expect", "").lower() == "100-continue":
+        if request.headers.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if fault is Fault.HELD:
-            await asyncio.sleep(self._hold_s)
-        if fault in ERRORS and fault not in AFTER:
-            await _discard(reader, asked.body_bytes)
-            await self._error(writer, asked, fault)
+        if fault is Fault.DELAYED:
+            await asyncio.sleep(self._delay_s)
+        if fault in ERRORS and fault not in APPLIED:
+            await _discard(reader, request.body_bytes)
+            await self._send_error(writer, request, fault)
             return
-        if fault is Fault.BROKEN_BEFORE:
-            await _discard(reader, asked.body_bytes)
+        if fault is Fault.RESET_BEFORE_APPLYING:
+            await _discard(reader, request.body_bytes)
             reset(writer)
             return
-        await self._pass_on(asked, fault, reader, writer)
+        await self._forward(request, fault, reader, writer)
 
-    async def _pass_on(
-        self, asked: Asked, fault: Fault | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    async def _forward(
+        self, request: RequestHead, fault: Fault | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         try:
             store_reader, store_writer = await asyncio.open_connection(HOST, self._store_port)
@@ -156,41 +167,41 @@ class FaultyS3:
             reset(writer)
             raise
         try:
-            store_writer.write(asked.head)
-            body_bytes = asked.body_bytes // 2 if fault is Fault.BROKEN_WITHIN else asked.body_bytes
+            store_writer.write(request.head)
+            body_bytes = request.body_bytes // 2 if fault is Fault.RESET_MID_REQUEST else request.body_bytes
             await _copy(reader, store_writer, body_bytes)
-            if fault is Fault.BROKEN_WITHIN:
+            if fault is Fault.RESET_MID_REQUEST:
                 reset(store_writer)
                 reset(writer)
                 return
-            if fault in AFTER:
-                answer = await store_reader.read()
-                # A client told that nobody answered would ask again all the same; but then nothing was lost here.
-                if not answer:
+            if fault in APPLIED:
+                response = await store_reader.read()
+                # Without a response from the store the request may not be applied, so report no "after applying" fault.
+                if not response:
                     reset(writer)
                 elif fault in ERRORS:
-                    await self._error(writer, asked, fault)
+                    await self._send_error(writer, request, fault)
                 else:
                     reset(writer)
                 return
-            await self._answer(asked, fault, store_reader, writer)
+            await self._relay_response(request, fault, store_reader, writer)
         finally:
             store_writer.close()
 
-    async def _answer(
-        self, asked: Asked, fault: Fault | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    async def _relay_response(
+        self, request: RequestHead, fault: Fault | None, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         while head.startswith(b"HTTP/1.1 100"):
             head = await reader.readuntil(b"\r\n\r\n")
-        if fault is Fault.ETAG_LOST:
+        if fault is Fault.ETAG_MISSING:
             head = b"\r\n".join(line for line in head.split(b"\r\n") if not line.lower().startswith(b"etag:"))
         writer.write(head)
-        if fault is Fault.ANSWER_CUT:
+        if fault is Fault.RESPONSE_TRUNCATED:
             size_bytes = int(parse_fields(head).get("content-length", "0"))
-            if asked.method == "GET" and size_bytes > 1:
+            if request.method == "GET" and size_bytes > 1:
                 await _copy(reader, writer, size_bytes // 2)
-                # Else the reset would overtake what was sent before it.
+                # Without this pause the reset overtakes the bytes sent before it.
                 await asyncio.sleep(0.01)
             reset(writer)
             return
@@ -198,29 +209,29 @@ class FaultyS3:
             writer.write(chunk)
             await writer.drain()
 
-    def _choose(self, asked: Asked) -> Fault | None:
+    def _choose(self, request: RequestHead) -> Fault | None:
         for position, (method, text, fault) in enumerate(self.script):
-            if asked.method == method and text in asked.target:
+            if request.method == method and text in request.target:
                 del self.script[position]
                 return fault
         for fault, rate in self.rates.items():
             applies = {
-                Fault.CONFLICT_409: asked.conditional,
-                Fault.PRECONDITION_AFTER: asked.conditional,
-                Fault.ETAG_LOST: asked.conditional,
-                Fault.BROKEN_WITHIN: asked.body_bytes > 1,
-                Fault.ANSWER_CUT: asked.method == "GET",
-                Fault.BROKEN_AFTER: asked.method != "GET",
-                Fault.ERROR_AFTER: asked.method != "GET",
+                Fault.CONFLICT_409: request.conditional,
+                Fault.ERROR_412_AFTER_APPLYING: request.conditional,
+                Fault.ETAG_MISSING: request.conditional,
+                Fault.RESET_MID_REQUEST: request.body_bytes > 1,
+                Fault.RESPONSE_TRUNCATED: request.method == "GET",
+                Fault.RESET_AFTER_APPLYING: request.method != "GET",
+                Fault.ERROR_500_AFTER_APPLYING: request.method != "GET",
             }
             if applies.get(fault, True) and self._draw.random() < rate:
                 return fault
         return None
 
-    async def _error(self, writer: asyncio.StreamWriter, asked: Asked, fault: Fault) -> None:
+    async def _send_error(self, writer: asyncio.StreamWriter, request: RequestHead, fault: Fault) -> None:
         status, code = ERRORS[fault]
         body = f"<Error><Code>{code}</Code><Message>on purpose</Message></Error>".encode()
-        if asked.method == "HEAD":
+        if request.method == "HEAD":
             body = b""
         writer.write(
             f"HTTP/1.1 {status} {code}\r\ncontent-type: application/xml\r\ncontent-length: {len(body)}\r\n"
@@ -230,11 +241,11 @@ class FaultyS3:
         await writer.drain()
 
 
-def parse_head(head: bytes) -> Asked:
-    """Read a request's head. ``head`` of the result asks the store to close the connection after its answer."""
+def parse_head(head: bytes) -> RequestHead:
+    """Parse a request's head; the result's ``head`` asks the store to close the connection after its response."""
     method, target, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
     kept = [line for line in head.removesuffix(b"\r\n\r\n").split(b"\r\n") if not _is_hop_by_hop(line)]
-    return Asked(
+    return RequestHead(
         method=method,
         target=target,
         headers=parse_fields(head),
@@ -243,7 +254,7 @@ def parse_head(head: bytes) -> Asked:
 
 
 def parse_fields(head: bytes) -> dict[str, str]:
-    """Read the fields of a request's or an answer's head, by their names in lower case."""
+    """Return the header fields of a request or a response by their lower-case names."""
     fields = (line.partition(":") for line in head.decode("latin-1").split("\r\n")[1:] if line)
     return {name.lower(): value.strip() for name, _, value in fields}
 

@@ -1,4 +1,4 @@
-"""All of Tripfold as processes, with a faulty proxy before S3, a relay before Kafka, and a mischievous upstream."""
+"""All of Tripfold as processes, with a faulty proxy for S3, a relay for Kafka, and an upstream that injects faults."""
 
 from __future__ import annotations
 
@@ -36,8 +36,11 @@ ARGUMENTS = {
 }
 
 
-class Shape(msgspec.Struct, frozen=True, kw_only=True):
-    """What a system is made of. The embedded broker takes one consumer in a group, so one of each service."""
+class SystemConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The configuration of a system.
+
+    The embedded broker allows one consumer in a group, so it needs ``services`` with one of each.
+    """
 
     embedded_broker: bool = False
     services: tuple[str, ...] = ("api", "planner", "worker-1", "worker-2", "aggregate-1", "aggregate-2")
@@ -51,12 +54,13 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True):
-    """A running system. ``environment`` is the services' own: through the proxy and the relay.
+    """A running system.
 
-    ``listeners`` are told of everything that happens to its processes.
+    ``environment`` holds the settings of the services, which use the proxy and the relay. The supervisor calls
+    ``listeners`` for every event of its processes.
     """
 
-    shape: Shape
+    config: SystemConfig
     supervisor: Supervisor
     kafka: ApacheKafka | None
     network: Relay
@@ -71,43 +75,43 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def api_url(self) -> str:
-        """Where the API is."""
+        """The URL of the API."""
         return self.health_urls["api"]
 
     @property
     def kafka_address(self) -> str:
-        """Where Kafka is, for its clients."""
+        """The bootstrap address of Kafka."""
         return self.environment[f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS"]
 
     async def ready(self, name: str) -> bool:
-        """Say whether a service says that it is ready."""
+        """Return whether a service reports that it is ready."""
         with contextlib.suppress(httpx.HTTPError):
-            answer = await self.client.get(f"{self.health_urls[name]}/health/ready", timeout=4)
-            return answer.is_success
+            response = await self.client.get(f"{self.health_urls[name]}/health/ready", timeout=4)
+            return response.is_success
         return False
 
     async def all_ready(self) -> bool:
-        """Say whether every service says that it is ready."""
-        return all(await asyncio.gather(*(self.ready(name) for name in self.shape.services)))
+        """Return whether every service reports that it is ready."""
+        return all(await asyncio.gather(*(self.ready(name) for name in self.config.services)))
 
     async def restart_kafka(self, pause_s: float, *, kill: bool) -> None:
         """Stop or kill the broker, wait, and start it again."""
         if self.kafka is None:
-            self.supervisor.kill("broker", signal.SIGTERM)  # its supervisor starts it again
+            self.supervisor.kill("broker", signal.SIGTERM)  # the supervisor restarts it
             return
         await asyncio.to_thread(self.kafka.kill if kill else self.kafka.stop)
         await asyncio.sleep(pause_s)
         await asyncio.to_thread(self.kafka.start)
 
     async def command(self, *arguments: str, deadline_s: float = 300.0) -> tuple[int, str]:
-        """Run one of Tripfold's commands, past the proxy; return its exit code and what it printed."""
+        """Run a ``tripfold`` command, bypassing the S3 proxy; return its exit code and its output."""
         direct = {f"{PREFIX}S3_ENDPOINT_URL": self.store_url}
         return await run(sys.executable, "-m", "tripfold", *arguments, env=self.environment | direct, s=deadline_s)
 
     async def oracle(self, *dates: str, truth: bool, kafka: bool = True, deadline_s: float = 300.0) -> tuple[int, str]:
-        """Run the program that judges what was stored and is served, of ``dates`` or of all.
+        """Run the oracle for ``dates``, or for all dates; return its exit code and its output.
 
-        It shares no code with Tripfold.
+        The oracle is a program that checks stored and served data, and shares no code with Tripfold.
         """
         program = str(Path(__file__).with_name("oracle.py"))
         arguments = ["--s3", self.store_url, "--bucket", self.environment[f"{PREFIX}S3_BUCKET"]]
@@ -122,7 +126,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run(*command: str, env: dict[str, str], s: float) -> tuple[int, str]:
-    """Run a program; return its exit code and its output. After ``s`` seconds it is killed, and TimeoutError raised."""
+    """Run a program; return its exit code and its output. Kills it and raises TimeoutError after ``s`` seconds."""
     process = await asyncio.create_subprocess_exec(
         *command, env=env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
@@ -138,8 +142,8 @@ async def run(*command: str, env: dict[str, str], s: float) -> tuple[int, str]:
 
 
 @contextlib.asynccontextmanager
-async def context(shape: Shape, directory: Path) -> AsyncIterator[System]:
-    """Run everything but Tripfold's services, which ``start_services`` starts. Nothing is left when it ends."""
+async def running_system(config: SystemConfig, directory: Path) -> AsyncIterator[System]:
+    """Run everything except the services, which ``start_services`` starts; stop all processes at the end."""
     listeners: list[Callable[[ChildEvent], None]] = []
 
     def on_event(event: ChildEvent) -> None:
@@ -151,9 +155,9 @@ async def context(shape: Shape, directory: Path) -> AsyncIterator[System]:
         supervisor = await stack.enter_async_context(Supervisor(on_event=on_event, held_fds=embedded.held_fds))
         s3, broker, _ = embedded.children
         kafka: ApacheKafka | None = None
-        if shape.embedded_broker:
+        if config.embedded_broker:
             own_port = embedded.ports.broker
-            # The relay must say its own address where the broker says the broker's.
+            # This relay replaces the broker's address in its responses by its own.
             network = await stack.enter_async_context(_embedded_network(own_port))
             await supervisor.start(s3, broker)
         else:
@@ -163,11 +167,13 @@ async def context(shape: Shape, directory: Path) -> AsyncIterator[System]:
             stack.callback(kafka.stop)
             await asyncio.gather(supervisor.start(s3), asyncio.to_thread(kafka.start))
         store_port = int(embedded.endpoints.s3_endpoint_url.rpartition(":")[2])
-        proxy = await stack.enter_async_context(FaultyS3(store_port, seed=shape.seed))
+        proxy = await stack.enter_async_context(FaultyS3(store_port, seed=config.seed))
         upstream = await stack.enter_async_context(
-            ChaosUpstream(cities=shape.cities, dates=list(shape.dates), seed=shape.seed, large_files=shape.large_files)
+            ChaosUpstream(
+                cities=config.cities, dates=list(config.dates), seed=config.seed, large_files=config.large_files
+            )
         )
-        ports = {name: free_port(name) for name in shape.services}
+        ports = {name: free_port(name) for name in config.services}
         environment = {
             **os.environ,
             **embedded.endpoints.environment(),
@@ -177,7 +183,7 @@ async def context(shape: Shape, directory: Path) -> AsyncIterator[System]:
             f"{PREFIX}TOPIC_PREFIX": "chaos.",
             f"{PREFIX}UPSTREAM_URL": upstream.url,
             f"{PREFIX}UPSTREAM_REQUESTS_PER_S": "200",
-            f"{PREFIX}KAFKA_SESSION_TIMEOUT_S": str(shape.session_timeout_s),
+            f"{PREFIX}KAFKA_SESSION_TIMEOUT_S": str(config.session_timeout_s),
             f"{PREFIX}RETRY_WAIT_MAX_S": "2",
             f"{PREFIX}UPSTREAM_READ_TIMEOUT_S": "3",
             f"{PREFIX}STALLED_REQUEST_AFTER_S": "20",
@@ -185,12 +191,12 @@ async def context(shape: Shape, directory: Path) -> AsyncIterator[System]:
             f"{PREFIX}API_ACCESS": "open",
             f"{PREFIX}API_REQUESTS_PER_MINUTE": "100000",
             f"{PREFIX}LOG_FORMAT": "text",
-            **{f"{PREFIX}{name}": value for name, value in shape.settings},
+            **{f"{PREFIX}{name}": value for name, value in config.settings},
         }
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=15, trust_env=False))
-        stack.push_async_callback(supervisor.stop)  # while what the services need is there
+        stack.push_async_callback(supervisor.stop)  # stop the services before their dependencies
         yield System(
-            shape=shape,
+            config=config,
             supervisor=supervisor,
             kafka=kafka,
             network=network,
@@ -214,12 +220,12 @@ async def _embedded_network(broker_own_port: int) -> AsyncIterator[Relay]:
 
 
 def service(system: System, name: str, **settings: str) -> ChildProcess:
-    """Describe one of the services as a child; it counts as started once it answers, ready or not."""
+    """Return a service as a child process that counts as started once it is live, ready or not."""
     kind = name.partition("-")[0]
     port = system.health_urls[name].rpartition(":")[2]
     own = {
         f"{PREFIX}API_PORT" if kind == "api" else f"{PREFIX}HEALTH_PORT": port,
-        **({f"{PREFIX}KAFKA_GROUP_INSTANCE_ID": name} if system.shape.static_members else {}),
+        **({f"{PREFIX}KAFKA_GROUP_INSTANCE_ID": name} if system.config.static_members else {}),
         **{f"{PREFIX}{setting}": value for setting, value in settings.items()},
     }
     return ChildProcess(
@@ -234,36 +240,36 @@ def service(system: System, name: str, **settings: str) -> ChildProcess:
 
 
 async def start_services(system: System, *, provision: bool = True) -> None:
-    """Make the topics, and start every service of the system's shape."""
+    """Create the topics, and start every service of the configuration."""
     if provision:
         await apply_topics(load_settings(system.environment))
-    await system.supervisor.start(*(service(system, name) for name in system.shape.services))
+    await system.supervisor.start(*(service(system, name) for name in system.config.services))
 
 
-class Metrics:
-    """The counters of services that die: what each process counted last is kept when it is gone."""
+class CounterTotals:
+    """Sums the services' counters across their restarts."""
 
     def __init__(self) -> None:
         self.totals: Counter[str] = Counter()
         self._last: dict[str, dict[str, float]] = {}
 
     async def sample(self, system: System) -> None:
-        """Read the counters of every service that answers."""
-        await asyncio.gather(*(self._sample(system, name) for name in system.shape.services))
+        """Read the counters of every service that responds."""
+        await asyncio.gather(*(self._sample(system, name) for name in system.config.services))
 
     async def _sample(self, system: System, name: str) -> None:
         try:
-            answer = await system.client.get(f"{system.health_urls[name]}/metrics", timeout=4)
+            response = await system.client.get(f"{system.health_urls[name]}/metrics", timeout=4)
         except httpx.HTTPError:
             return
         found = {}
-        for line in answer.text.splitlines():
+        for line in response.text.splitlines():
             if line.startswith("tripfold_") and "_total" in line:
                 counter, _, value = line.rpartition(" ")
                 found[counter] = float(value)
         last = self._last.get(name, {})
         for counter, now in found.items():
             before = last.get(counter, 0.0)
-            # A counter that is lower than it was is another process's.
+            # A lower value means that the service restarted.
             self.totals[counter.partition("{")[0]] += int(now - before if now >= before else now)
         self._last[name] = found

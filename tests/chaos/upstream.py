@@ -1,7 +1,7 @@
-"""A transit authority's server that corrects its files, moves its cities, and misbehaves at rates that can be changed.
+"""An upstream server that corrects files, moves cities between countries, and injects faults at adjustable rates.
 
-Its truth is told by ``/truth``: every version of every file that was ever served, by its SHA-256, so that a program
-of its own can judge what became of them.
+``/truth`` lists the SHA-256 of every version of every file that it ever served. A separate program compares them with
+what Tripfold stored.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from tests.chaos.s3_proxy import parse_fields
 CHUNK_BYTES = 64 * 1024
 POOL_RECORDS = 4_000
 LARGE_EVERY = 9
-"""One city of so many has files that take several parts of an upload."""
+"""Every ninth city has files large enough for a multipart upload."""
 READ_TIMEOUT_S = 60.0
 COUNTRIES = ("Armenia", "Peru", "Россия", "Rossiia", "🇫🇷", 'A/B "quoted"')
 
 
-class Mischief(enum.Enum):
-    """How one answer is wrong."""
+class UpstreamFault(enum.Enum):
+    """A fault of one response."""
 
-    ERROR_500 = "upstream answered 500"
-    BUSY_503 = "upstream answered 503 with Retry-After"
-    NOT_FOUND = "upstream answered 404"
-    BROKEN = "upstream reset before an answer"
-    CUT = "upstream file cut off"
-    STALLED = "upstream stalled in the middle"
+    ERROR_500 = "upstream returned 500"
+    BUSY_503 = "upstream returned 503 with Retry-After"
+    NOT_FOUND = "upstream returned 404"
+    RESET = "upstream reset the connection before a response"
+    TRUNCATED = "upstream file truncated"
+    STALLED = "upstream stalled in the middle of a file"
     SLOW = "upstream slow"
-    GARBAGE = "upstream file damaged"
-    PAGE = "upstream answered an HTML page"
+    DAMAGED = "upstream file damaged"
+    HTML_PAGE = "upstream returned an HTML page"
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -52,16 +52,17 @@ class _Request(msgspec.Struct, frozen=True):
 class ChaosUpstream:
     """Serves on a free port; use it as an async context manager.
 
-    ``rates`` maps mischief to its probability. ``pause_s`` is waited before each file. ``asked`` counts by target.
+    ``rates`` maps each fault to its probability. ``pause_s`` is the delay before each file. ``requests_by_target``
+    counts requests by path and query.
     """
 
     def __init__(self, *, cities: int, dates: list[str], seed: int, large_files: bool = True) -> None:
-        self.rates: dict[Mischief, float] = {}
-        self.injected: Counter[Mischief] = Counter()
+        self.rates: dict[UpstreamFault, float] = {}
+        self.injected: Counter[UpstreamFault] = Counter()
         self.corrections = 0
         self.moves = 0
         self.requests = 0
-        self.asked: Counter[str] = Counter()
+        self.requests_by_target: Counter[str] = Counter()
         self.pause_s = 0.0
         self.dates = dates
         self._large_files = large_files
@@ -90,12 +91,12 @@ class ChaosUpstream:
         await self._server.wait_closed()
 
     def correct(self, date: str | None = None) -> None:
-        """Replace the file of some city, of ``date`` or of any."""
+        """Replace the file of a random city, on ``date`` or a random date."""
         self.corrections += 1
         self._write(self._draw.choice(list(self._countries)), date or self._draw.choice(self.dates))
 
     def move(self) -> None:
-        """Move some city to another country."""
+        """Move a random city to another country."""
         self.moves += 1
         city = self._draw.choice(list(self._countries))
         self._countries[city] = self._draw.choice([one for one in COUNTRIES if one != self._countries[city]])
@@ -121,15 +122,15 @@ class ChaosUpstream:
                     head = await reader.readuntil(b"\r\n\r\n")
                     self.requests += 1
                     target = head.split(b" ", 2)[1].decode()
-                    self.asked[target] += 1
-                    await self._answer(_Request(target, parse_fields(head)), writer)
+                    self.requests_by_target[target] += 1
+                    await self._respond(_Request(target, parse_fields(head)), writer)
         except asyncio.CancelledError:
-            reset(writer)  # asked to by ``__aexit__`` alone: the task ends here
+            reset(writer)  # only ``__aexit__`` cancels this task, so it ends here
         finally:
             self._connections.discard(task)
             writer.close()
 
-    async def _answer(self, request: _Request, writer: asyncio.StreamWriter) -> None:
+    async def _respond(self, request: _Request, writer: asyncio.StreamWriter) -> None:
         path, _, query = request.target.partition("?")
         if path == "/truth":
             served = {f"{city}/{date}": versions for (city, date), versions in self._served.items()}
@@ -142,7 +143,7 @@ class ChaosUpstream:
             listed = [
                 {"id": city, "name": f"City {city}", "country": country} for city, country in self._countries.items()
             ]
-            await self._send_somehow(request, json.dumps(listed).encode(), writer)
+            await self._send_with_fault(request, json.dumps(listed).encode(), writer)
             return
         file = int(path.split("/")[2]), parse_qs(query)["date"][0]
         body = self._bodies.get(file)
@@ -151,33 +152,33 @@ class ChaosUpstream:
             return
         if "x-truthful" not in request.fields:
             await asyncio.sleep(self.pause_s)
-        await self._send_somehow(request, body, writer)
+        await self._send_with_fault(request, body, writer)
 
-    async def _send_somehow(self, request: _Request, body: bytes, writer: asyncio.StreamWriter) -> None:
-        mischief = self._choose()
-        # A probe that is to learn the truth is answered well, always.
+    async def _send_with_fault(self, request: _Request, body: bytes, writer: asyncio.StreamWriter) -> None:
+        fault = self._choose()
+        # The oracle's own requests always succeed.
         if "x-truthful" in request.fields:
-            mischief = None
-        if mischief is not None:
-            self.injected[mischief] += 1
-        match mischief:
-            case Mischief.ERROR_500:
+            fault = None
+        if fault is not None:
+            self.injected[fault] += 1
+        match fault:
+            case UpstreamFault.ERROR_500:
                 await _send(writer, 500, b"oh")
-            case Mischief.BUSY_503:
+            case UpstreamFault.BUSY_503:
                 await _send(writer, 503, b"", retry_after="1")
-            case Mischief.NOT_FOUND:
+            case UpstreamFault.NOT_FOUND:
                 await _send(writer, 404, b"")
-            case Mischief.BROKEN:
+            case UpstreamFault.RESET:
                 reset(writer)
-            case Mischief.GARBAGE:
+            case UpstreamFault.DAMAGED:
                 await _send(writer, 200, body[: len(body) // 2] + b'{"passengers": oops' + body[len(body) // 2 :])
-            case Mischief.PAGE:
+            case UpstreamFault.HTML_PAGE:
                 await _send(writer, 200, b"<html>please log in</html>", content_type="text/html")
             case _:
-                await self._send_file(request, body, mischief, writer)
+                await self._send_file(request, body, fault, writer)
 
     async def _send_file(
-        self, request: _Request, body: bytes, mischief: Mischief | None, writer: asyncio.StreamWriter
+        self, request: _Request, body: bytes, fault: UpstreamFault | None, writer: asyncio.StreamWriter
     ) -> None:
         etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
         if request.fields.get("if-none-match") == etag:
@@ -185,26 +186,26 @@ class ChaosUpstream:
             return
         start = 0
         headers = {"etag": etag, "accept-ranges": "bytes"}
-        asked = request.fields.get("range", "")
-        if asked.startswith("bytes=") and request.fields.get("if-range") == etag:
-            start = int(asked.removeprefix("bytes=").partition("-")[0])
+        wanted = request.fields.get("range", "")
+        if wanted.startswith("bytes=") and request.fields.get("if-range") == etag:
+            start = int(wanted.removeprefix("bytes=").partition("-")[0])
             headers["content_range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
         part = body[start:]
         writer.write(_head(206 if start else 200, len(part), headers))
-        stop = len(part) // 2 if mischief in {Mischief.CUT, Mischief.STALLED} else len(part)
+        stop = len(part) // 2 if fault in {UpstreamFault.TRUNCATED, UpstreamFault.STALLED} else len(part)
         for offset in range(0, stop, CHUNK_BYTES):
             writer.write(part[offset : min(stop, offset + CHUNK_BYTES)])
             await writer.drain()
-            await asyncio.sleep(0.15 if mischief is Mischief.SLOW else 0)
-        if mischief is Mischief.STALLED:
+            await asyncio.sleep(0.15 if fault is UpstreamFault.SLOW else 0)
+        if fault is UpstreamFault.STALLED:
             await asyncio.sleep(4)
         if stop < len(part):
             reset(writer)
 
-    def _choose(self) -> Mischief | None:
-        for mischief, rate in self.rates.items():
+    def _choose(self) -> UpstreamFault | None:
+        for fault, rate in self.rates.items():
             if self._draw.random() < rate:
-                return mischief
+                return fault
         return None
 
 

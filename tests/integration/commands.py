@@ -27,7 +27,7 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["tripfold.operate.terminal", "tripfold.operate.replay_terminal", "tripfold.cli"])
 
 
-class Ended(msgspec.Struct, frozen=True):
+class CommandResult(msgspec.Struct, frozen=True):
     """How a command ended: its exit code (negative: the signal that killed it), and what it printed."""
 
     code: int
@@ -53,15 +53,17 @@ class Command:
         if pid is not None and self.running:
             os.kill(pid, number)
 
-    async def ended(self) -> Ended:
+    async def ended(self) -> CommandResult:
         """Wait until it has ended."""
         await asyncio.to_thread(self._process.join, DEADLINE_S)
         assert self._process.exitcode is not None, "the command did not end"
-        return Ended(self._process.exitcode, (self._folder / "out").read_text(), (self._folder / "err").read_text())
+        return CommandResult(
+            self._process.exitcode, (self._folder / "out").read_text(), (self._folder / "err").read_text()
+        )
 
 
 @contextlib.contextmanager
-def begun(settings: Settings, *arguments: str) -> Iterator[Command]:
+def started(settings: Settings, *arguments: str) -> Iterator[Command]:
     """Begin a command; it is killed if it still runs at the end."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("out", "err"):
@@ -78,12 +80,12 @@ def begun(settings: Settings, *arguments: str) -> Iterator[Command]:
 
 async def tripfold(settings: Settings, *arguments: str) -> tuple[int, str, str]:
     """Run a command to its end; return its exit code and what it printed."""
-    with begun(settings, *arguments) as command:
+    with started(settings, *arguments) as command:
         ended = await command.ended()
     return ended.code, ended.out, ended.err
 
 
-async def told(settings: Settings, *arguments: str) -> tuple[int, Any]:
+async def run_json(settings: Settings, *arguments: str) -> tuple[int, Any]:
     """Run a command with --json; return its exit code and what it told."""
     code, out, err = await tripfold(settings, *arguments, "--json")
     assert out, err

@@ -23,10 +23,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from shared.domain.topics import partition_of
 from shared.runtime.settings import Settings
 from tests import ROOT
-from tests.integration.authority import Authority
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, environment_of, running
 from tests.integration.trips import make_trips
+from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
 
 in_one_loop = pytest.mark.asyncio(loop_scope="module")
@@ -42,23 +42,23 @@ Figures = dict[tuple[str, str], tuple[int, int]]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tripfold(embedded: EmbeddedServices, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
     """Run Tripfold with two dates processed, one of them twice: a file was corrected, and a city had moved."""
-    with Authority() as authority:
-        settings = isolated_settings(embedded, UPSTREAM_URL=authority.url)
+    with UpstreamServer() as upstream:
+        settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url)
         async with running(settings, tmp_path_factory.mktemp("logs")) as services:
-            authority.add_city(0, "Port Tina", "Armenia")
-            authority.add_city(1, "Nowhere", "Armenia")
-            authority.add_city("san/josé", "San José", "Россия")
-            authority.add_city(3, "Lima", "Peru")
+            upstream.add_city(0, "Port Tina", "Armenia")
+            upstream.add_city(1, "Nowhere", "Armenia")
+            upstream.add_city("san/josé", "San José", "Россия")
+            upstream.add_city(3, "Lima", "Peru")
             for seed, date in enumerate(DATES):
                 for city in (0, "san/josé", 3):
-                    authority.put(city, date, make_trips(seed + 10 * len(str(city)), 150, date))
-                authority.put(1, date, [])
+                    upstream.put(city, date, make_trips(seed + 10 * len(str(city)), 150, date))
+                upstream.put(1, date, [])
             odd = json.dumps(make_trips(7, 40, DATES[0])).replace("{", '{"passengers": 999999, ')
-            authority.files["san/josé", DATES[0]] = b"\xef\xbb\xbf" + odd.encode()
+            upstream.files["san/josé", DATES[0]] = b"\xef\xbb\xbf" + odd.encode()
             for date in DATES:
                 assert (await services.process(date))["status"] == "completed"
-            authority.put(0, DATES[0], make_trips(99, 80, DATES[0]))
-            authority.add_city(3, "Lima", "Portugal")
+            upstream.put(0, DATES[0], make_trips(99, 80, DATES[0]))
+            upstream.add_city(3, "Lima", "Portugal")
             assert (await services.process(DATES[0]))["status"] == "completed"
             await services.store.put(
                 f"raw/date={DATES[0]}/city=0/{'f' * 32}.json", json.dumps(make_trips(5, 7, DATES[0])).encode()

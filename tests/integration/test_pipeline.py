@@ -23,51 +23,51 @@ import pytest_asyncio
 from shared.domain import keys, objects
 from shared.domain.ids import CityId
 from shared.domain.objects import Manifest
-from tests.integration.authority import Authority
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
 from tests.integration.trips import figures_of, make_trips
+from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture(scope="module")
-def authority() -> Any:
+def upstream() -> Any:
     """One upstream for the module; each test uses dates of its own."""
-    with Authority() as server:
+    with UpstreamServer() as server:
         yield server
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tripfold(
-    authority: Authority, embedded: EmbeddedServices, tmp_path_factory: pytest.TempPathFactory
+    upstream: UpstreamServer, embedded: EmbeddedServices, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Running]:
     """Run the services against that upstream."""
-    settings = isolated_settings(embedded, UPSTREAM_URL=authority.url, UPSTREAM_ATTEMPTS="2")
+    settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url, UPSTREAM_ATTEMPTS="2")
     async with running(settings, tmp_path_factory.mktemp("logs")) as services:
         yield services
 
 
 @pytest.fixture(autouse=True)
-def _only_its_own_cities(authority: Authority) -> None:
-    authority.cities = []
-    authority.etags = False
-    authority.pace_s = 0.0
+def _only_its_own_cities(upstream: UpstreamServer) -> None:
+    upstream.cities = []
+    upstream.etags = False
+    upstream.pace_s = 0.0
 
 
-async def test_numbers_are_exact_when_the_request_says_completed(authority: Authority, tripfold: Running) -> None:
+async def test_numbers_are_exact_when_the_request_says_completed(upstream: UpstreamServer, tripfold: Running) -> None:
     """Cities of one name, an empty file and strange country names all count, the moment the request is completed."""
     date = "2024-05-01"
     one, two, three, four = (make_trips(seed, 400 + seed, date) for seed in range(4))
-    authority.add_city(0, "Port Tina", "Armenia")
-    authority.add_city(1, "Port Tina", "Armenia")
-    authority.add_city(2, "Nowhere", "Armenia")
-    authority.add_city("san/josé", "San José", "Россия")
-    authority.add_city(4, "Х", "Rossiia")
-    authority.add_city(5, "Paris", "🇫🇷")
+    upstream.add_city(0, "Port Tina", "Armenia")
+    upstream.add_city(1, "Port Tina", "Armenia")
+    upstream.add_city(2, "Nowhere", "Armenia")
+    upstream.add_city("san/josé", "San José", "Россия")
+    upstream.add_city(4, "Х", "Rossiia")
+    upstream.add_city(5, "Paris", "🇫🇷")
     for city, trips in ((0, one), (1, two), (2, []), ("san/josé", three), (4, four), (5, one)):
-        authority.put(city, date, trips)
+        upstream.put(city, date, trips)
     request = await tripfold.process(date)
     statistics = await tripfold.stats(date, detail="full")
     assert request["status"] == "completed"
@@ -79,28 +79,28 @@ async def test_numbers_are_exact_when_the_request_says_completed(authority: Auth
     assert {"armenia", "rossiia"} <= statistics.keys()
 
 
-async def test_a_corrected_file_replaces_its_numbers(authority: Authority, tripfold: Running) -> None:
+async def test_a_corrected_file_replaces_its_numbers(upstream: UpstreamServer, tripfold: Running) -> None:
     """Numbers of a re-requested date whose upstream data changed are replaced, not added."""
     date = "2024-05-02"
     before, after = make_trips(1, 300, date), make_trips(2, 200, date)
-    authority.add_city(0, "A", "Peru")
-    authority.put(0, date, before)
+    upstream.add_city(0, "A", "Peru")
+    upstream.put(0, date, before)
     await tripfold.process(date)
     assert (await tripfold.stats(date))["peru"][date] == figures_of(before)
-    authority.put(0, date, after)
+    upstream.put(0, date, after)
     await tripfold.process(date)
     assert (await tripfold.stats(date))["peru"][date] == figures_of(after)
 
 
 @pytest.mark.parametrize("etags", [False, True])
 async def test_an_unchanged_file_leaves_everything_untouched(
-    authority: Authority, tripfold: Running, etags: bool
+    upstream: UpstreamServer, tripfold: Running, etags: bool
 ) -> None:
     """A repeated request of the same data completes, and neither plan, manifest, raw objects nor summary change."""
     date = f"2024-05-{3 + etags:02}"
-    authority.etags = etags
-    authority.add_city(0, "A", "Peru")
-    authority.put(0, date, make_trips(1, 300, date))
+    upstream.etags = etags
+    upstream.add_city(0, "A", "Peru")
+    upstream.put(0, date, make_trips(1, 300, date))
     await tripfold.process(date)
     before = await _objects(tripfold, date)
     again = await tripfold.process(date)
@@ -114,16 +114,16 @@ async def _objects(tripfold: Running, date: str) -> dict[str, str]:
     return {one.key: one.etag for one in listed if not one.key.startswith(keys.ACTIVE_REQUESTS)}
 
 
-async def test_a_city_that_moves_counts_in_one_country(authority: Authority, tripfold: Running) -> None:
+async def test_a_city_that_moves_counts_in_one_country(upstream: UpstreamServer, tripfold: Running) -> None:
     """A city that moves, with and without new bytes, and back, counts for the country it is in, and only there."""
     date = "2024-05-05"
     first, second = make_trips(1, 300, date), make_trips(2, 100, date)
-    authority.add_city(0, "A", "Peru")
-    authority.put(0, date, first)
+    upstream.add_city(0, "A", "Peru")
+    upstream.put(0, date, first)
     await tripfold.process(date)
     for country, file in (("Japan", first), ("Malta", second), ("Peru", second)):
-        authority.add_city(0, "A", country)
-        authority.put(0, date, file)
+        upstream.add_city(0, "A", country)
+        upstream.put(0, date, file)
         request = await tripfold.process(date)
         assert request["status"] == "completed"
         assert await tripfold.stats(date) == {country.lower(): {date: figures_of(file)}}
@@ -138,17 +138,17 @@ async def test_a_city_that_moves_counts_in_one_country(authority: Authority, tri
     assert hashlib.sha256(stored.body).hexdigest() == manifest.sha256
 
 
-async def test_a_city_that_fails_is_named_and_the_others_count(authority: Authority, tripfold: Running) -> None:
+async def test_a_city_that_fails_is_named_and_the_others_count(upstream: UpstreamServer, tripfold: Running) -> None:
     """A city of 404, one of 500 and one with a bad record are failures with reasons; the rest is served."""
     date = "2024-05-06"
     good = make_trips(1, 300, date)
     bad = [*make_trips(2, 10, date), {"departure-time": f"{date}T01:00:00", "bus-type": "B", "passengers": "many"}]
     for city in range(4):
-        authority.add_city(city, f"City {city}", "Peru")
-    authority.put(0, date, good)
-    authority.files["1", date] = 404
-    authority.files["2", date] = 500
-    authority.put(3, date, bad)
+        upstream.add_city(city, f"City {city}", "Peru")
+    upstream.put(0, date, good)
+    upstream.files["1", date] = 404
+    upstream.files["2", date] = 500
+    upstream.put(3, date, bad)
     request = await tripfold.process(date)
     assert request["status"] == "completed with failures"
     reasons = {failure["city_id"]: failure["reason"] for failure in request["failures"]}
@@ -159,32 +159,32 @@ async def test_a_city_that_fails_is_named_and_the_others_count(authority: Author
     assert "record 11" in reasons["3"]
     day = (await tripfold.stats(date, detail="full"))["peru"][date]
     assert (day["bus_count"], day["cities_reported"], day["cities_expected"], day["complete"]) == (300, 1, 4, False)
-    authority.put(1, date, good)
-    authority.put(2, date, good)
-    authority.put(3, date, good)
+    upstream.put(1, date, good)
+    upstream.put(2, date, good)
+    upstream.put(3, date, good)
     assert (await tripfold.process(date))["status"] == "completed"
     assert (await tripfold.stats(date))["peru"][date] == figures_of(good, good, good, good)
 
 
-async def test_a_404_keeps_the_good_revision_before_it(authority: Authority, tripfold: Running) -> None:
+async def test_a_404_keeps_the_good_revision_before_it(upstream: UpstreamServer, tripfold: Running) -> None:
     """A file that disappeared is a failure of the request, and its numbers stay."""
     date = "2024-05-07"
     good = make_trips(1, 300, date)
-    authority.add_city(0, "A", "Peru")
-    authority.put(0, date, good)
+    upstream.add_city(0, "A", "Peru")
+    upstream.put(0, date, good)
     await tripfold.process(date)
-    authority.files["0", date] = 404
+    upstream.files["0", date] = 404
     assert (await tripfold.process(date))["status"] == "completed with failures"
     assert (await tripfold.stats(date))["peru"][date] == figures_of(good)
 
 
-async def test_a_date_requested_twice_at_once_counts_once(authority: Authority, tripfold: Running) -> None:
+async def test_a_date_requested_twice_at_once_counts_once(upstream: UpstreamServer, tripfold: Running) -> None:
     """Two requests of one date side by side both complete, and no trip counts twice."""
     date = "2024-05-08"
     files = [make_trips(seed, 300, date) for seed in range(5)]
     for city, file in enumerate(files):
-        authority.add_city(city, f"City {city}", "Peru")
-        authority.put(city, date, file)
+        upstream.add_city(city, f"City {city}", "Peru")
+        upstream.put(city, date, file)
     places = await asyncio.gather(tripfold.request(date), tripfold.request(date))
     ends = await asyncio.gather(*(tripfold.ended(place) for place in places))
     assert [end["status"] for end in ends] == ["completed", "completed"]
@@ -216,13 +216,13 @@ async def test_no_cities_at_all_fail_the_request(tripfold: Running) -> None:
     assert await tripfold.stats("2024-05-09") == {}
 
 
-async def test_bad_cities_are_reported_and_the_rest_go_on(authority: Authority, tripfold: Running) -> None:
+async def test_bad_cities_are_reported_and_the_rest_go_on(upstream: UpstreamServer, tripfold: Running) -> None:
     """Entries without id, name or country, and second ones of an id, are left out and named."""
     date = "2024-05-10"
     good = make_trips(1, 50, date)
-    authority.add_city(0, "A", "Peru")
-    authority.put(0, date, good)
-    authority.cities += [{"id": 0, "name": "B", "country": "Peru"}, {"id": 1.5, "name": "C", "country": "Peru"}, 7]
+    upstream.add_city(0, "A", "Peru")
+    upstream.put(0, date, good)
+    upstream.cities += [{"id": 0, "name": "B", "country": "Peru"}, {"id": 1.5, "name": "C", "country": "Peru"}, 7]
     request = await tripfold.process(date)
     assert request["status"] == "completed"
     assert request["bad_cities_count"] == 3
@@ -231,19 +231,19 @@ async def test_bad_cities_are_reported_and_the_rest_go_on(authority: Authority, 
 
 @pytest.mark.parametrize("victim", ["planner", "worker", "aggregate", "api"])
 async def test_a_service_killed_in_the_middle_loses_nothing(
-    authority: Authority, tripfold: Running, victim: str
+    upstream: UpstreamServer, tripfold: Running, victim: str
 ) -> None:
     """A service that is killed with -9 while cities stream is started again, and the request completes exactly."""
     date = f"2024-06-{['planner', 'worker', 'aggregate', 'api'].index(victim) + 1:02}"
     files = [make_trips(seed, 4000, date) for seed in range(6)]
     for city, file in enumerate(files):
-        authority.add_city(city, f"City {city}", "Peru")
-        authority.put(city, date, file)
-    authority.pace_s = 0.02
-    asked_before = len(authority.requests)
+        upstream.add_city(city, f"City {city}", "Peru")
+        upstream.put(city, date, file)
+    upstream.pace_s = 0.02
+    asked_before = len(upstream.requests)
     place = await tripfold.request(date)
     if victim != "planner":
-        await eventually(partial(_asked_for_files, authority, asked_before), "the first download")
+        await eventually(partial(_asked_for_files, upstream, asked_before), "the first download")
     tripfold.supervisor.kill(victim)
     if victim == "api":
         await eventually(partial(_alive, tripfold), "the API to come back")
@@ -252,8 +252,8 @@ async def test_a_service_killed_in_the_middle_loses_nothing(
     assert (await tripfold.stats(date))["peru"][date] == figures_of(*files)
 
 
-async def _asked_for_files(authority: Authority, asked_before: int) -> bool | None:
-    return any("/stats" in path for path in authority.requests[asked_before:]) or None
+async def _asked_for_files(upstream: UpstreamServer, asked_before: int) -> bool | None:
+    return any("/stats" in path for path in upstream.requests[asked_before:]) or None
 
 
 async def _alive(tripfold: Running) -> bool | None:
@@ -288,15 +288,15 @@ async def begun(tripfold: Running, *arguments: str) -> asyncio.subprocess.Proces
     )
 
 
-async def test_commands_of_a_client(authority: Authority, tripfold: Running) -> None:
+async def test_commands_of_a_client(upstream: UpstreamServer, tripfold: Running) -> None:
     """The commands ask for dates, say what failed and exit 1, and print the numbers that the API serves."""
     first, second = "2024-07-01", "2024-07-02"
     files = {date: make_trips(day, 200, date) for day, date in enumerate((first, second))}
-    authority.add_city(0, "Lima", "Peru")
-    authority.add_city(1, "Gone [bold]", "Peru")
+    upstream.add_city(0, "Lima", "Peru")
+    upstream.add_city(1, "Gone [bold]", "Peru")
     for date in (first, second):
-        authority.put(0, date, files[date])
-    authority.put(1, second, files[second])
+        upstream.put(0, date, files[date])
+    upstream.put(1, second, files[second])
 
     code, out, err = await command(tripfold, "request", f"{first}..{second}")
     assert (code, err) == (1, "")
@@ -321,17 +321,17 @@ async def test_commands_of_a_client(authority: Authority, tripfold: Running) -> 
         assert int(rows[date]["bus_count"]) == figures["bus_count"]
 
 
-async def test_cancelled_while_it_is_watched(authority: Authority, tripfold: Running) -> None:
+async def test_cancelled_while_it_is_watched(upstream: UpstreamServer, tripfold: Running) -> None:
     """Ctrl-C ends the watching alone, and says how to go on; cancelling skips the cities that were not begun."""
     date = "2024-07-04"
     cities = 30  # more than a worker takes at a time
     for city in range(cities):
-        authority.add_city(city, f"City {city}", "Peru")
-        authority.put(city, date, make_trips(city, 1000, date))
-    authority.pace_s = 5.0
-    asked_before = len(authority.requests)
+        upstream.add_city(city, f"City {city}", "Peru")
+        upstream.put(city, date, make_trips(city, 1000, date))
+    upstream.pace_s = 5.0
+    asked_before = len(upstream.requests)
     watching = await begun(tripfold, "request", date)
-    await eventually(partial(_asked_for_files, authority, asked_before), "the first download")
+    await eventually(partial(_asked_for_files, upstream, asked_before), "the first download")
     watching.send_signal(signal.SIGINT)
     out, _ = await asyncio.wait_for(watching.communicate(), 60)
     assert watching.returncode == 130
@@ -340,7 +340,7 @@ async def test_cancelled_while_it_is_watched(authority: Authority, tripfold: Run
 
     code, _, err = await command(tripfold, "cancel", told[1])
     assert (code, err) == (0, "")
-    authority.pace_s = 0.0
+    upstream.pace_s = 0.0
     code, out_of_watch, _ = await command(tripfold, "watch", told[1])
     assert code == 1
     assert "cancelled" in out_of_watch

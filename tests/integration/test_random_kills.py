@@ -27,10 +27,10 @@ import pytest
 
 from shared.domain import objects
 from shared.domain.objects import Manifest
-from tests.integration.authority import CHUNK_BYTES, Authority
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
 from tests.integration.trips import figures_of, make_trips
+from tests.integration.upstream import CHUNK_BYTES, UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
 from tripfold.local.supervisor import RESTART_WINDOW_S, RESTARTS_MAX
 
@@ -55,44 +55,44 @@ async def test_whatever_is_killed_every_byte_and_every_number_is_right(
     print(f"seed {SEED}")  # noqa: T201  # pytest shows it when the test fails
     draw = random.Random(SEED)
     dates = [f"2024-{1 + number // 28:02}-{1 + number % 28:02}" for number in range(DATES)]
-    with Authority(etags=draw.random() < 0.5) as authority:
-        files = _fill(authority, dates, draw)
-        authority.pace_s = 0.03
-        settings = isolated_settings(embedded, UPSTREAM_URL=authority.url, INGEST_BATCH=str(STREAMS))
+    with UpstreamServer(etags=draw.random() < 0.5) as upstream:
+        files = _fill(upstream, dates, draw)
+        upstream.pace_s = 0.03
+        settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url, INGEST_BATCH=str(STREAMS))
         async with running(settings, tmp_path) as tripfold:
             places = [await tripfold.request(date) for date in dates]
-            await _kill_at_random(tripfold, authority, draw)
-            authority.pace_s = 0.0
+            await _kill_at_random(tripfold, upstream, draw)
+            upstream.pace_s = 0.0
             for date, place in zip(dates, places, strict=True):
                 await _completed(tripfold, date, place)
-            await _assert_all_is_right(tripfold, authority, files)
+            await _assert_all_is_right(tripfold, upstream, files)
 
 
-def _fill(authority: Authority, dates: Sequence[str], draw: random.Random) -> dict[str, dict[str, list[Any]]]:
+def _fill(upstream: UpstreamServer, dates: Sequence[str], draw: random.Random) -> dict[str, dict[str, list[Any]]]:
     """Make every city's files; return the trips by date and country."""
     files: dict[str, dict[str, list[Any]]] = {date: {"peru": [], "malta": []} for date in dates}
     for city in range(CITIES):
         country = ("Peru", "Malta")[city % 2]
-        authority.add_city(city, f"City {city}", country)
+        upstream.add_city(city, f"City {city}", country)
         for date in dates:
             trips = make_trips(draw.randrange(2**32), draw.randrange(TRIPS // 2, TRIPS), date)
-            authority.put(city, date, trips)
+            upstream.put(city, date, trips)
             files[date][country.lower()].append(trips)
     return files
 
 
-def _pace_s(authority: Authority) -> float:
+def _pace_s(upstream: UpstreamServer) -> float:
     """Return the pace at which a worker has something to download for as long as the kills take."""
-    chunks = sum(len(body) // CHUNK_BYTES + 1 for body in authority.files.values() if isinstance(body, bytes))
+    chunks = sum(len(body) // CHUNK_BYTES + 1 for body in upstream.files.values() if isinstance(body, bytes))
     return max(0, KILLS - RESTARTS_MAX) * BETWEEN_KILLS_S * STREAMS / chunks
 
 
-async def _kill_at_random(tripfold: Running, authority: Authority, draw: random.Random) -> None:
+async def _kill_at_random(tripfold: Running, upstream: UpstreamServer, draw: random.Random) -> None:
     for number in range(KILLS):
-        await eventually(partial(_downloads_since, authority, len(authority.requests)), "a download, or all to be done")
+        await eventually(partial(_downloads_since, upstream, len(upstream.requests)), "a download, or all to be done")
         await asyncio.sleep(draw.uniform(0, KILL_WITHIN_S))
         victim = draw.choice(("worker", "worker", "worker", "planner"))
-        print(f"kill {number + 1}: the {victim}, after {len(authority.requests)} requests")  # noqa: T201  # as above
+        print(f"kill {number + 1}: the {victim}, after {len(upstream.requests)} requests")  # noqa: T201  # as above
         await eventually(partial(_killed, tripfold, victim), f"the {victim} to run, which was killed before")
         if number >= RESTARTS_MAX - 2:
             await asyncio.sleep(BETWEEN_KILLS_S)
@@ -105,11 +105,11 @@ async def _killed(tripfold: Running, victim: str) -> bool | None:
     return None
 
 
-async def _downloads_since(authority: Authority, requests_before: int) -> bool | None:
-    every_file_was_asked_for = {path for path in authority.requests if "/stats" in path}
-    if len(every_file_was_asked_for) == len(authority.files):
+async def _downloads_since(upstream: UpstreamServer, requests_before: int) -> bool | None:
+    every_file_was_asked_for = {path for path in upstream.requests if "/stats" in path}
+    if len(every_file_was_asked_for) == len(upstream.files):
         return True
-    return any("/stats" in path for path in authority.requests[requests_before:]) or None
+    return any("/stats" in path for path in upstream.requests[requests_before:]) or None
 
 
 async def _completed(tripfold: Running, date: str, place: str) -> None:
@@ -123,7 +123,9 @@ async def _completed(tripfold: Running, date: str, place: str) -> None:
     assert request["status"] == "completed"
 
 
-async def _assert_all_is_right(tripfold: Running, authority: Authority, files: dict[str, dict[str, list[Any]]]) -> None:
+async def _assert_all_is_right(
+    tripfold: Running, upstream: UpstreamServer, files: dict[str, dict[str, list[Any]]]
+) -> None:
     seen: Counter[tuple[str, str]] = Counter()
     async for one in tripfold.store.list("manifests/"):
         found = await tripfold.store.get(one.key)
@@ -132,11 +134,11 @@ async def _assert_all_is_right(tripfold: Running, authority: Authority, files: d
         seen[manifest.city_id, str(manifest.date)] += 1
         raw = await tripfold.store.get(manifest.raw_key)
         assert raw is not None, f"{one.key} names {manifest.raw_key}, which is not there"
-        body = authority.files[manifest.city_id, str(manifest.date)]
+        body = upstream.files[manifest.city_id, str(manifest.date)]
         assert isinstance(body, bytes)
         assert hashlib.sha256(raw.body).hexdigest() == manifest.sha256 == hashlib.sha256(body).hexdigest(), one.key
         assert manifest.history == (), f"{one.key}: the same bytes became a second revision"
-    assert seen == Counter(authority.files.keys())
+    assert seen == Counter(upstream.files.keys())
     for date, by_country in files.items():
         statistics = await tripfold.stats(date, detail="full")
         assert statistics.keys() == by_country.keys()

@@ -1,4 +1,4 @@
-"""Names and passwords: what a broker that asks for them lets in, over TLS."""
+"""SASL over TLS: who can use a broker that requires a username and a password."""
 
 from __future__ import annotations
 
@@ -32,63 +32,63 @@ NAME, PASSWORD = "tripfold", "open sesame"
 MECHANISMS = {"SCRAM-SHA-256": ScramMechanism.SCRAM_SHA_256, "SCRAM-SHA-512": ScramMechanism.SCRAM_SHA_512}
 
 PROPERTIES = """\
-listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},GUARDED://127.0.0.1:{guarded}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,GUARDED:SASL_SSL,CONTROLLER:PLAINTEXT
-listener.name.guarded.ssl.keystore.type=PEM
-listener.name.guarded.ssl.keystore.location={keystore}
-listener.name.guarded.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
-listener.name.guarded.plain.sasl.jaas.config=\
+listeners=PLAINTEXT://127.0.0.1:{port},SECURED://127.0.0.1:{secured},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},SECURED://127.0.0.1:{secured}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SECURED:SASL_SSL,CONTROLLER:PLAINTEXT
+listener.name.secured.ssl.keystore.type=PEM
+listener.name.secured.ssl.keystore.location={keystore}
+listener.name.secured.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
+listener.name.secured.plain.sasl.jaas.config=\
 org.apache.kafka.common.security.plain.PlainLoginModule required user_{name}="{password}";
-listener.name.guarded.scram-sha-256.sasl.jaas.config=\
+listener.name.secured.scram-sha-256.sasl.jaas.config=\
 org.apache.kafka.common.security.scram.ScramLoginModule required;
-listener.name.guarded.scram-sha-512.sasl.jaas.config=\
+listener.name.secured.scram-sha-512.sasl.jaas.config=\
 org.apache.kafka.common.security.scram.ScramLoginModule required;
 """
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Make the authority that vouches for the broker."""
+    """Make the authority that signs the broker's certificate."""
     return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")
-def guarded(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run a broker that knows one user; give the address at which it asks who comes."""
-    folder = tmp_path_factory.mktemp("guarded")
+def secured(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a broker with one user; yield the address of its SASL listener."""
+    folder = tmp_path_factory.mktemp("secured")
     pem = certificates.server_pem()
     key = load_pem_private_key(pem, None).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     keystore = folder / "broker.pem"
-    keystore.write_bytes(key + pem[pem.index(b"-----BEGIN CERTIFICATE") :])  # Kafka reads no other form of a key
-    guarded_port = free_port("Kafka behind passwords")
+    keystore.write_bytes(key + pem[pem.index(b"-----BEGIN CERTIFICATE") :])  # Kafka reads only PKCS #8 keys
+    secured_port = free_port("Kafka behind passwords")
     port = broker_port()
     properties = folder / "more.properties"
-    ports = {"port": port, "controller": port + 1, "guarded": guarded_port}
+    ports = {"port": port, "controller": port + 1, "secured": secured_port}
     properties.write_text(PROPERTIES.format(**ports, keystore=keystore, name=NAME, password=PASSWORD))
     broker = ApacheKafka(data_dir=folder / "kafka", port=port, advertised_port=port, properties=properties)
     try:
         broker.start()
-        make_users(broker.address)
-        yield f"127.0.0.1:{guarded_port}"
+        create_users(broker.address)
+        yield f"127.0.0.1:{secured_port}"
     finally:
         broker.stop()
 
 
-def make_users(address: str) -> None:
-    """Give the user a password for each mechanism that keeps its own."""
+def create_users(address: str) -> None:
+    """Set the user's password for each SCRAM mechanism."""
     admin = AdminClient({"bootstrap.servers": address})
     users = [
         UserScramCredentialUpsertion(NAME, ScramCredentialInfo(mechanism, 4096), PASSWORD.encode())
         for mechanism in MECHANISMS.values()
     ]
-    for user in users:  # one at a time: a request may name a user once
+    for user in users:  # a request may contain a user only once
         for done in admin.alter_user_scram_credentials([user]).values():
             done.result(30)
 
 
 def settings_of(address: str, certificates: Certificates, mechanism: str, password: str = PASSWORD) -> Settings:
-    """Return settings that name the user, with topics of their own."""
+    """Return settings with the user and a unique topic prefix."""
     return load_settings(
         {
             "TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS": address,
@@ -104,9 +104,9 @@ def settings_of(address: str, certificates: Certificates, mechanism: str, passwo
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", *MECHANISMS])
-async def test_whoever_knows_the_password_gets_in(guarded: str, certificates: Certificates, mechanism: str) -> None:
-    """Provisioning, publishing, consuming in a group and replaying all show the name and the password."""
-    settings = settings_of(guarded, certificates, mechanism)
+async def test_the_right_password_is_accepted(secured: str, certificates: Certificates, mechanism: str) -> None:
+    """Provisioning, publishing, consuming in a group and replaying all authenticate."""
+    settings = settings_of(secured, certificates, mechanism)
     await apply_topics(settings)
     async with KafkaPublisher(settings, source="test") as publisher:
         await publisher.check()
@@ -124,11 +124,11 @@ async def test_whoever_knows_the_password_gets_in(guarded: str, certificates: Ce
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", *MECHANISMS])
-async def test_a_wrong_password_gets_nobody_in(guarded: str, certificates: Certificates, mechanism: str) -> None:
-    """The service sees Kafka as unavailable, and goes on waiting; the password is not in the message."""
-    settings = settings_of(guarded, certificates, mechanism, password="close sesame")
+async def test_a_wrong_password_is_refused(secured: str, certificates: Certificates, mechanism: str) -> None:
+    """A wrong password counts as an outage of Kafka, and the error does not contain the password."""
+    settings = settings_of(secured, certificates, mechanism, password="close sesame")
     async with KafkaPublisher(settings, source="test") as publisher:
         with pytest.raises(KafkaUnavailable) as refused:
             await publisher.check()
-    assert guarded in str(refused.value)
+    assert secured in str(refused.value)
     assert "sesame" not in str(refused.value)

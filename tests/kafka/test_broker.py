@@ -1,6 +1,6 @@
-"""The broker itself: stopped and started in mid-work, killed, unreachable, silent; and its compaction.
+"""Broker outages (stopped, killed, unreachable, hanging) and compaction.
 
-Each scenario ends with the oracle: what is stored, logged and served is the upstream's truth.
+Each test ends with the oracle: the stored, published and served sums are the upstream's.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from shared.kafka.admin import admin_client
 from shared.runtime.settings import PREFIX, load_settings
-from tests.chaos.relay import Network
+from tests.chaos.relay import NetworkState
 from tests.chaos.system import PARTITIONS, System
-from tests.chaos.upstream import Mischief
+from tests.chaos.upstream import UpstreamFault
 from tests.integration.running import eventually
 from tests.kafka.conftest import Tripfold
 
-ROLL_AND_CLEAN_AT_ONCE = {
+COMPACT_IMMEDIATELY = {
     "segment.ms": "50",
     "segment.bytes": "1048576",
     "min.cleanable.dirty.ratio": "0.0001",
@@ -31,33 +31,31 @@ ROLL_AND_CLEAN_AT_ONCE = {
 
 
 @pytest.mark.parametrize("kill", [False, True])
-async def test_a_broker_that_restarts_in_mid_work_loses_nothing(tripfold: Tripfold, kill: bool) -> None:
-    """Whether stopped or killed, the broker comes back to consumers that go on, and to an exact result."""
+async def test_a_broker_restart_during_processing_loses_nothing(tripfold: Tripfold, kill: bool) -> None:
+    """After a stop or a kill of the broker consumers continue, and the result is exact."""
     date = f"2024-05-{8 + kill:02}"
-    tripfold.system.upstream.rates = {Mischief.SLOW: 1.0}
-    place = await tripfold.post(date)
-    await tripfold.under_way(date)
+    tripfold.system.upstream.rates = {UpstreamFault.SLOW: 1.0}
+    location = await tripfold.post(date)
+    await tripfold.downloads_started(date)
     await tripfold.system.restart_kafka(1.0, kill=kill)
-    await tripfold.completed(place)
+    await tripfold.completed(location)
     await tripfold.ready()
-    await tripfold.exact(date)
+    await tripfold.assert_exact(date)
 
 
-@pytest.mark.parametrize("network", [Network.AWAY, Network.SILENT])
-async def test_idle_services_say_when_kafka_is_away_and_work_when_it_is_back(
-    tripfold: Tripfold, network: Network
-) -> None:
-    """Without any work every service stops being ready while Kafka is away; back again, they are ready, and consume."""
+@pytest.mark.parametrize("network", [NetworkState.DOWN, NetworkState.BLACKHOLED])
+async def test_idle_services_are_not_ready_without_kafka_and_recover(tripfold: Tripfold, network: NetworkState) -> None:
+    """Idle services are live but not ready without Kafka; when Kafka is back they are ready and consume."""
     system = tripfold.system
-    date = f"2024-05-{10 + (network is Network.SILENT):02}"
-    await system.network.become(network)
-    for name in system.shape.services:
+    date = f"2024-05-{10 + (network is NetworkState.BLACKHOLED):02}"
+    await system.network.set_state(network)
+    for name in system.config.services:
         await eventually(partial(_not_ready, system, name), f"{name} to notice that Kafka is {network.value}")
         assert (await system.client.get(f"{system.health_urls[name]}/health/live")).is_success
-    await system.network.become(Network.OPEN)
+    await system.network.set_state(NetworkState.OPEN)
     await tripfold.ready()
     await tripfold.completed(await tripfold.post(date))
-    await tripfold.exact(date)
+    await tripfold.assert_exact(date)
 
 
 async def _not_ready(system: System, name: str) -> bool | None:
@@ -65,21 +63,21 @@ async def _not_ready(system: System, name: str) -> bool | None:
 
 
 async def test_a_compacted_topic_rebuilds_the_state(tripfold: Tripfold) -> None:
-    """After compaction really removed records, a new consumer of the topics ends with exactly what is served."""
+    """After compaction removed records, a rebuild from the topics gives exactly what the API serves."""
     system, date = tripfold.system, "2024-05-12"
-    await _configure(system, ROLL_AND_CLEAN_AT_ONCE)
+    await _configure(system, COMPACT_IMMEDIATELY)
     for _ in range(3):
         system.upstream.correct(date)
         system.upstream.move()
         await tripfold.completed(await tripfold.post(date))
 
     async def compacted() -> bool | None:
-        # The active segment is never compacted, and only a new record ends it.
+        # Kafka does not compact the active segment, and only a new record closes it.
         await tripfold.completed(await tripfold.post(date))
         return await _removed_by_compaction(system, "city-stats") > 0 or None
 
     await eventually(compacted, "compaction", deadline_s=90)
-    await tripfold.exact(date)
+    await tripfold.assert_exact(date)
     code, output = await system.command("rebuild", "--from", "kafka", "--dry-run", "--json")
     assert code == 0, output
     rebuilt = json.loads(output)
@@ -97,7 +95,7 @@ async def _configure(system: System, configuration: dict[str, str]) -> None:
 
 
 async def _removed_by_compaction(system: System, topic: str) -> int:
-    """Count the records that compaction has removed: offsets at which there is none."""
+    """Return the number of records that compaction removed: offsets without a record."""
     name = system.environment[f"{PREFIX}TOPIC_PREFIX"] + topic
     consumer = AIOKafkaConsumer(bootstrap_servers=system.kafka_address, auto_offset_reset="earliest")
     await consumer.start()

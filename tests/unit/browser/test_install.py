@@ -1,4 +1,4 @@
-"""How the tests get a browser."""
+"""Installing a browser for the tests."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from tests.browser import conftest, install
 
 
-def test_a_browser_that_cannot_be_installed_is_told_in_one_line(
+def test_a_failed_browser_installation_prints_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where no browser works and none can be installed, one line names the command that failed and why."""
+    """If no browser works and none can be installed, one line names the failed command and the reason."""
     monkeypatch.setattr(install, "chromium", lambda: None)
     monkeypatch.setattr(install, "commands", lambda: ["echo no network; exit 7"])
     install.main()
@@ -20,10 +20,10 @@ def test_a_browser_that_cannot_be_installed_is_told_in_one_line(
     assert "the tests of the page are skipped: `echo no network; exit 7` failed: no network" in line
 
 
-def test_a_browser_is_installed(
+def test_a_missing_browser_is_installed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Where there is no browser the command installs one, and is named."""
+    """Without a browser the command installs one, and the output names the command."""
     real, installed = conftest.chromium(), tmp_path / "chromium"
     if real is None:
         pytest.fail("no Chromium: run `python -m tests.browser.install`")

@@ -1,4 +1,4 @@
-"""The program that judges a chaos can fail: each kind of wrong that it looks for is named when it is there."""
+"""The oracle reports each kind of error that it looks for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.chaos import oracle
-from tests.chaos.oracle import Judge, milliseconds, sums_of
+from tests.chaos import oracle as module
+from tests.chaos.oracle import Oracle, milliseconds, sums_of
 
 DATE = "2024-05-01"
 NEXT_DATE = "2024-05-02"
@@ -24,7 +24,7 @@ DIGEST = hashlib.sha256(RAW).hexdigest()
 
 
 class Object:
-    """An object as boto3 gives it."""
+    """A fake of boto3's object."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
@@ -34,7 +34,7 @@ class Object:
 
 
 class Bucket:
-    """A bucket of one manifest, changed by the test, and the raw object that it names."""
+    """A fake bucket with one manifest, which the test changes, and its raw object."""
 
     def __init__(self, **changes: Any) -> None:
         contribution = {"trips": 2, "passengers": 7, "accidents": 1, "delay_total_ms": 85_000}
@@ -59,18 +59,18 @@ class Bucket:
         return Object(RAW)
 
 
-def test_a_bucket_that_is_right_has_no_differences() -> None:
-    """The sums of a file come out as they can be worked out by hand."""
-    judge = Judge(Bucket(), None)
-    days, dates = judge.stored({f"7/{DATE}": [DIGEST]})
-    assert judge.differences == []
+def test_a_correct_bucket_has_no_differences() -> None:
+    """The sums of a file are those computed by hand."""
+    oracle = Oracle(Bucket(), None)
+    days, dates = oracle.check_stored({f"7/{DATE}": [DIGEST]})
+    assert oracle.differences == []
     assert (days, dates) == ({("Peru", DATE): [2, 7, 1, 85_000]}, {DATE})
     assert sums_of(RAW) == [2, 7, 1, 85_000]
     assert milliseconds("P1DT1H") == 90_000_000
 
 
 @pytest.mark.parametrize(
-    ("changes", "versions", "told"),
+    ("changes", "versions", "message"),
     [
         ({"contribution": {"trips": 4, "passengers": 14, "accidents": 2, "delay_total_ms": 1}}, [DIGEST], "sums"),
         ({"sha256": "0" * 64}, [DIGEST], "SHA-256"),
@@ -78,13 +78,13 @@ def test_a_bucket_that_is_right_has_no_differences() -> None:
         ({}, ["0" * 64], "a version that the upstream had"),
     ],
 )
-def test_a_wrong_manifest_is_named(changes: dict[str, Any], versions: list[str], told: str) -> None:
-    """Sums, digest, size and origin are each compared, and the city-day is named."""
-    judge = Judge(Bucket(**changes), None)
-    judge.stored({f"7/{DATE}": versions})
-    assert len(judge.differences) == 1
-    assert f"7/{DATE}" in judge.differences[0]
-    assert told in judge.differences[0]
+def test_a_wrong_manifest_is_reported(changes: dict[str, Any], versions: list[str], message: str) -> None:
+    """The oracle compares sums, digest, size and origin, and the difference names the city-day."""
+    oracle = Oracle(Bucket(**changes), None)
+    oracle.check_stored({f"7/{DATE}": versions})
+    assert len(oracle.differences) == 1
+    assert f"7/{DATE}" in oracle.differences[0]
+    assert message in oracle.differences[0]
 
 
 @pytest.mark.parametrize(
@@ -92,21 +92,21 @@ def test_a_wrong_manifest_is_named(changes: dict[str, Any], versions: list[str],
     [({"bus_count": 0, "passenger_count": 0}, 0), ({"bus_count": 1, "passenger_count": 0}, 1)],
     ids=["zeros", "a trip"],
 )
-def test_a_day_that_no_city_is_left_on_has_to_be_served_as_zeros(
+def test_a_day_without_cities_must_be_served_as_zeros(
     monkeypatch: pytest.MonkeyPatch, day: dict[str, int], differences: int
 ) -> None:
-    """Every day of a range is served of a country with data in it; of a day without, anything but zeros is named."""
+    """The API serves every day of a range; a day without data that is not zero is a difference."""
     served = {"country_name": "Peru", "exist_accident": False, "average_delay_s": 0.0}
     known = {**served, "bus_count": 2, "passenger_count": 7, "exist_accident": True, "average_delay_s": 42.5}
-    monkeypatch.setattr(oracle, "fetch", lambda _: {"peru": {DATE: known, NEXT_DATE: {**served, **day}}})
-    judge = Judge(Bucket(), None)
-    judge.served("http://api", {DATE, NEXT_DATE}, {("Peru", DATE): [2, 7, 1, 85_000]}, "served")
-    assert len(judge.differences) == differences, judge.differences
+    monkeypatch.setattr(module, "fetch", lambda _: {"peru": {DATE: known, NEXT_DATE: {**served, **day}}})
+    oracle = Oracle(Bucket(), None)
+    oracle.check_served("http://api", {DATE, NEXT_DATE}, {("Peru", DATE): [2, 7, 1, 85_000]}, "served")
+    assert len(oracle.differences) == differences, oracle.differences
 
 
-def test_a_topic_is_joined_by_the_highest_revision() -> None:
-    """A stale record that comes last changes nothing; a retraction of a higher revision takes the city away."""
-    judge = Judge(Bucket(), None)
+def test_the_highest_revision_of_a_topic_counts() -> None:
+    """A stale last record changes nothing, and a retraction with a higher revision removes the city."""
+    oracle = Oracle(Bucket(), None)
     contribution = {"trips": 2, "passengers": 7, "accidents": 1, "delay_total_ms": 85_000}
 
     def event(kind: str, revision: int, **more: Any) -> dict[str, Any]:
@@ -114,5 +114,5 @@ def test_a_topic_is_joined_by_the_highest_revision() -> None:
 
     stale = event("city-day-stats", 1, country_name="Peru", contribution=dict.fromkeys(contribution, 9))
     right = event("city-day-stats", 2, country_name="Peru", contribution=contribution)
-    assert judge.joined([right, stale]) == {("Peru", DATE): [2, 7, 1, 85_000]}
-    assert judge.joined([right, event("city-day-retracted", 3), stale]) == {}
+    assert oracle.fold([right, stale]) == {("Peru", DATE): [2, 7, 1, 85_000]}
+    assert oracle.fold([right, event("city-day-retracted", 3), stale]) == {}

@@ -37,11 +37,11 @@ from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
 from tests.fakes.bucket import DAY, FakeBucket, trips
-from tests.integration.authority import Authority
-from tests.integration.commands import begun, told, tripfold
+from tests.integration.commands import run_json, started, tripfold
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
 from tests.integration.trips import OTHER_DATE, TRIPS
+from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
 
 KILLS = int(os.environ.get("TRIPFOLD_TEST_KILLS", "2"))
@@ -122,14 +122,14 @@ async def test_a_rebuild_that_is_ended_gives_its_pointer_back(
     async with opened(settings) as (store, _):
         await filled(store)
         right = await summaries(store)
-        with begun(settings, "rebuild", "--from", "s3") as command:
+        with started(settings, "rebuild", "--from", "s3") as command:
             await building(store, 1)
             command.signal(number)
             ended = await command.ended()
         assert (ended.code, "Traceback" in ended.err) == (code, False), ended.err
         assert await read_current(store) == GenerationPointer(live=1, highest=2)
         assert await summaries(store) == right
-        assert (await told(settings, "rebuild", "--from", "s3"))[0] == 0
+        assert (await run_json(settings, "rebuild", "--from", "s3"))[0] == 0
 
 
 async def test_a_record_may_be_larger_than_a_fetch(settings: Settings) -> None:
@@ -158,13 +158,13 @@ async def test_a_rebuild_that_is_killed_changes_nothing(settings: Settings) -> N
         published = await _published(publisher, bucket, random)
         for number in range(KILLS):
             highest = (await read_current(store)).highest
-            with begun(settings, "rebuild", "--take-over", "--from", random.choice(["s3", "kafka"])) as command:
+            with started(settings, "rebuild", "--take-over", "--from", random.choice(["s3", "kafka"])) as command:
                 await building(store, highest)
                 await asyncio.sleep(random.uniform(0, 1))
                 command.signal(signal.SIGKILL)
                 await command.ended()
             assert await summaries(store) == right, f"after kill {number} of {KILLS}, seed {SEED}"
-        code, rebuilt = await told(settings, "rebuild", "--from", "s3", "--take-over")
+        code, rebuilt = await run_json(settings, "rebuild", "--from", "s3", "--take-over")
         assert (code, rebuilt["changes"]) == (0, [])
         assert await summaries(store) == right
         await _stale_topic(settings, publisher, published)
@@ -176,19 +176,19 @@ async def test_a_rebuild_that_was_killed_leaves_a_mark_that_an_operator_clears(s
     async with opened(settings) as (store, _):
         await filled(store)
         right = await summaries(store)
-        with begun(settings, "rebuild", "--from", "s3") as command:
+        with started(settings, "rebuild", "--from", "s3") as command:
             await building(store, 1)
             command.signal(signal.SIGKILL)
             assert (await command.ended()).code == -signal.SIGKILL
         code, _, err = await tripfold(settings, "rebuild", "--from", "s3")
         assert (code, "--take-over" in err, "tripfold rebuild --abandon" in err) == (1, True, True), err
         if remedy == "take over":
-            assert (await told(settings, "rebuild", "--from", "s3", "--take-over"))[0] == 0
+            assert (await run_json(settings, "rebuild", "--from", "s3", "--take-over"))[0] == 0
         else:
             code, out, _ = await tripfold(settings, "rebuild", "--abandon")
             assert (code, "generation 2 is abandoned" in out) == (0, True), out
             assert await read_current(store) == GenerationPointer(live=1, highest=2)
-            assert (await told(settings, "rebuild", "--from", "s3"))[0] == 0
+            assert (await run_json(settings, "rebuild", "--from", "s3"))[0] == 0
         assert await read_current(store) == GenerationPointer(live=3, highest=3)
         assert await summaries(store) == right
 
@@ -219,7 +219,7 @@ async def test_of_rebuilds_that_race_one_completes(settings: Settings) -> None:
         await _two_at_once(settings, store, publisher)
         await _a_zombie(settings, store)
         assert await summaries(store) == right
-        assert (await told(settings, "verify"))[0] == 0
+        assert (await run_json(settings, "verify"))[0] == 0
 
 
 async def _two_at_once(settings: Settings, store: S3Store, publisher: KafkaPublisher) -> None:
@@ -238,10 +238,10 @@ async def _two_at_once(settings: Settings, store: S3Store, publisher: KafkaPubli
 
 async def _a_zombie(settings: Settings, store: ObjectStore) -> None:
     highest = (await read_current(store)).highest
-    with begun(settings, "rebuild", "--from", "s3") as zombie:
+    with started(settings, "rebuild", "--from", "s3") as zombie:
         await building(store, highest)
         zombie.signal(signal.SIGSTOP)
-        code, rebuilt = await told(settings, "rebuild", "--from", "kafka", "--take-over")
+        code, rebuilt = await run_json(settings, "rebuild", "--from", "kafka", "--take-over")
         assert (code, rebuilt["flipped"], rebuilt["changes"]) == (0, True, [])
         zombie.signal(signal.SIGCONT)
         ended = await zombie.ended()
@@ -256,15 +256,15 @@ async def _stale_topic(settings: Settings, publisher: KafkaPublisher, published:
         for event in published
         if isinstance(event, events.CityDayStats) and event.key.endswith("armenia/1") and event.revision == 10
     )
-    code, _ = await told(settings, "republish")
+    code, _ = await run_json(settings, "republish")
     assert code == 0
     await publisher.publish([OutgoingEvent(stale)])
-    code, verified = await told(settings, "verify", "--topics", "--from", str(stale.date), "--to", str(stale.date))
+    code, verified = await run_json(settings, "verify", "--topics", "--from", str(stale.date), "--to", str(stale.date))
     assert code == 1
     assert [(one["key"], one["what"]) for one in verified["differences"]] == [(stale.key, "last record")]
-    code, _ = await told(settings, "republish", "--from", str(stale.date), "--to", str(stale.date))
+    code, _ = await run_json(settings, "republish", "--from", str(stale.date), "--to", str(stale.date))
     assert code == 0
-    code, verified = await told(settings, "verify", "--topics")
+    code, verified = await run_json(settings, "verify", "--topics")
     assert (code, verified["differences_total"]) == (0, 0)
 
 
@@ -275,24 +275,24 @@ async def test_replays_beside_readers_and_writers_and_a_lost_kafka(embedded: Emb
     Kafka lost whole, topics and offsets: a rebuild from S3 gives the same bytes, fills the topics with the same
     records, and the services go on.
     """
-    with Authority() as authority:
+    with UpstreamServer() as upstream:
         for city, country in ((1, "Armenia"), (2, "Armenia"), (3, "Brasil")):
-            authority.add_city(city, f"City {city}", country)
-            authority.put(city, str(DAY), TRIPS[: city * 10])
-            authority.put(city, OTHER_DATE, TRIPS[:5])
+            upstream.add_city(city, f"City {city}", country)
+            upstream.put(city, str(DAY), TRIPS[: city * 10])
+            upstream.put(city, OTHER_DATE, TRIPS[:5])
         # Consumers without a name leave their group when they end, so that its offsets can be deleted.
-        settings = isolated_settings(embedded, UPSTREAM_URL=authority.url, KAFKA_GROUP_INSTANCE_ID="")
+        settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url, KAFKA_GROUP_INSTANCE_ID="")
         async with running(settings, tmp_path) as services:
             await filled(services.store)
             await _overstate(services.store)
             assert (await services.process(str(DAY)))["status"] == "completed"
-            await _flip_under_load(services, authority)
+            await _flip_under_load(services, upstream)
         async with S3Store(settings) as store:
             await _lose_kafka(settings, store)
         async with running(settings, tmp_path) as services:
             assert (await services.process(OTHER_DATE))["status"] == "completed"
             assert (await services.stats(OTHER_DATE))["armenia"][OTHER_DATE]["bus_count"] == 10
-            assert (await told(settings, "verify", "--deep"))[0] == 0
+            assert (await run_json(settings, "verify", "--deep"))[0] == 0
 
 
 async def _overstate(store: S3Store) -> None:
@@ -309,7 +309,7 @@ async def _overstate(store: S3Store) -> None:
     await bounded_map(overstate, listed, limit=16)
 
 
-async def _flip_under_load(services: Running, authority: Authority) -> None:
+async def _flip_under_load(services: Running, upstream: UpstreamServer) -> None:
     span = (str(DATES[0]), str(DATES[-1]))
     wrong = await services.stats(*span)
     answers: list[dict[str, Any]] = []
@@ -320,9 +320,9 @@ async def _flip_under_load(services: Running, authority: Authority) -> None:
             answers.append(await services.stats(*span))
 
     asking = [asyncio.create_task(ask()) for _ in range(2)]
-    authority.put(1, str(DAY), TRIPS)
+    upstream.put(1, str(DAY), TRIPS)
     correcting = asyncio.create_task(services.process(str(DAY)))
-    code, rebuilt = await told(services.settings, "rebuild", "--from", "s3")
+    code, rebuilt = await run_json(services.settings, "rebuild", "--from", "s3")
     assert (code, rebuilt["flipped"]) == (0, True), rebuilt
     right = await services.stats(*span)
     done.set()
@@ -335,8 +335,8 @@ async def _flip_under_load(services: Running, authority: Authority) -> None:
     assert all(answer in (wrong, right) for answer in answers), "an answer mixed two generations"
     assert (flips[0], wrong == right) == (False, False)
     assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
-    assert (await told(services.settings, "verify", "--deep"))[0] == 0
-    assert (await told(services.settings, "verify", "--topics"))[0] == 0
+    assert (await run_json(services.settings, "verify", "--deep"))[0] == 0
+    assert (await run_json(services.settings, "verify", "--topics"))[0] == 0
 
 
 async def _lose_kafka(settings: Settings, store: S3Store) -> None:
@@ -347,11 +347,11 @@ async def _lose_kafka(settings: Settings, store: S3Store) -> None:
     code, _, err = await tripfold(settings, "topics", "apply")
     assert code == 0, err
     assert await last_records(settings) == {}
-    code, rebuilt = await told(settings, "rebuild", "--from", "s3")
+    code, rebuilt = await run_json(settings, "rebuild", "--from", "s3")
     assert (code, rebuilt["changes_total"]) == (0, 0)
     assert await summaries(store) == right
     assert await last_records(settings) == kept
-    assert (await told(settings, "verify", "--topics"))[0] == 0
+    assert (await run_json(settings, "verify", "--topics"))[0] == 0
 
 
 def _delete_topics_and_offsets(settings: Settings) -> None:

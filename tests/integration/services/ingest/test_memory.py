@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from bench.authority import write_block
 from bench.context import ROOT, null_store, served
 from bench.pipe import Measured
+from bench.upstream import write_block
 
 BLOCK_BYTES = 4_000_000
 GROWTH_BYTES_MAX = 8_000_000

@@ -17,9 +17,9 @@ from typing import Any
 
 import httpx
 
-from tests.integration.authority import Authority
 from tests.integration.running import ENDED, eventually
 from tests.integration.trips import figures_of, make_trips
+from tests.integration.upstream import UpstreamServer
 from tripfold.local.ports import free_port
 from tripfold.local.recompute import CountryDay, recompute
 
@@ -63,10 +63,10 @@ async def test_up_goes_on_where_it_stopped(tmp_path: Path) -> None:
     trips = make_trips(1, 500, DATE)
     port = free_port("the API of a test")
     arguments = ("--data-dir", str(tmp_path / "data"), "--port", str(port))
-    with Authority() as authority:
-        authority.add_city(0, "A", "Peru")
-        authority.put(0, DATE, trips)
-        async with up("--upstream", authority.url, *arguments) as process:
+    with UpstreamServer() as upstream:
+        upstream.add_city(0, "A", "Peru")
+        upstream.put(0, DATE, trips)
+        async with up("--upstream", upstream.url, *arguments) as process:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
                 await eventually(lambda: _ready(client), "the stack to be ready")
                 place = (await client.post("/process-request", params={"date": DATE})).headers["location"]
@@ -78,7 +78,7 @@ async def test_up_goes_on_where_it_stopped(tmp_path: Path) -> None:
             assert "Traceback" not in output
         assert processes_of(tmp_path) == []
         async with (
-            up("--upstream", authority.url, *arguments),
+            up("--upstream", upstream.url, *arguments),
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
         ):
             await eventually(lambda: _ready(client), "the stack to be ready again")
@@ -92,23 +92,23 @@ async def test_up_brings_back_what_the_broker_lost(tmp_path: Path) -> None:
     later = "2024-05-02"
     port = free_port("the API of a test")
     arguments = ("--data-dir", str(tmp_path / "data"), "--port", str(port))
-    with Authority() as authority:
-        authority.add_city(0, "A", "Peru")
+    with UpstreamServer() as upstream:
+        upstream.add_city(0, "A", "Peru")
         for date in (DATE, later):
-            authority.put(0, date, make_trips(1, 500, date))
+            upstream.put(0, date, make_trips(1, 500, date))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            async with up("--upstream", authority.url, *arguments) as process:
+            async with up("--upstream", upstream.url, *arguments) as process:
                 await eventually(lambda: _ready(client), "the stack to be ready")
                 place = (await client.post("/process-request", params={"date": DATE})).headers["location"]
                 await eventually(lambda: _ended(client, place), "the request to end")
-                authority.pace_s = 600
+                upstream.pace_s = 600
                 place = (await client.post("/process-request", params={"date": later})).headers["location"]
                 process.kill()
                 await process.wait()
             await eventually(partial(_nothing_runs, tmp_path), "the children to end")
             (tmp_path / "data" / "kafka" / "kafka.json").unlink(missing_ok=True)
-            authority.pace_s = 0
-            async with up("--upstream", authority.url, *arguments) as process:
+            upstream.pace_s = 0
+            async with up("--upstream", upstream.url, *arguments) as process:
                 await eventually(lambda: _ready(client), "the stack to be ready again")
                 assert (await eventually(lambda: _ended(client, place), "the request to end"))["status"] == "completed"
                 variables = (tmp_path / "data" / "environment").read_text().replace("export ", "").split()
@@ -156,10 +156,10 @@ def test_the_recomputation_is_right() -> None:
         {"departure-time": f"{DATE}T00:00:00", "bus-type": "B", "passengers": 3, "delay": "PT1M30S", "accident": False},
         {"departure-time": f"{DATE}T00:00:00", "bus-type": "B", "passengers": 4, "delay": "-PT0.5S", "accident": True},
     ]
-    with Authority() as authority:
-        authority.add_city(0, "A", "Peru")
-        authority.files["0", DATE] = json.dumps(trips, separators=(",", ":")).encode()
-        found = recompute(authority.url, [dt.date(2024, 5, 1)])
+    with UpstreamServer() as upstream:
+        upstream.add_city(0, "A", "Peru")
+        upstream.files["0", DATE] = json.dumps(trips, separators=(",", ":")).encode()
+        found = recompute(upstream.url, [dt.date(2024, 5, 1)])
     assert found == {
         ("Peru", DATE): CountryDay(
             buses=2,

@@ -12,10 +12,10 @@ import pytest
 import pytest_asyncio
 from botocore.exceptions import ClientError
 
-from tests.integration.authority import Authority
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, running
 from tests.integration.trips import figures_of, make_trips
+from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
 from tripfold.operate.iam_policies import BucketRole, policy_of
 
@@ -26,9 +26,9 @@ Keys = dict[str, str]
 
 
 @pytest.fixture(scope="module")
-def authority() -> Any:
+def upstream() -> Any:
     """Serve the files of this module's cities."""
-    with Authority() as server:
+    with UpstreamServer() as server:
         yield server
 
 
@@ -74,30 +74,30 @@ class Confined:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def confined(
-    authority: Authority, embedded: EmbeddedServices, tmp_path_factory: pytest.TempPathFactory
+    upstream: UpstreamServer, embedded: EmbeddedServices, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Confined]:
     """Run the services, each with a user of its own."""
-    settings = isolated_settings(embedded, UPSTREAM_URL=authority.url, UPSTREAM_ATTEMPTS="2")
+    settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url, UPSTREAM_ATTEMPTS="2")
     users = {role: await asyncio.to_thread(make_user, embedded, settings.s3_bucket, role) for role in SERVICES}
     own = {role.value: keys for role, keys in users.items()}
     async with running(settings, tmp_path_factory.mktemp("logs"), own=own) as services:
         yield Confined(services, users, embedded)
 
 
-async def test_every_service_does_its_work_with_the_least_rights(confined: Confined, authority: Authority) -> None:
+async def test_every_service_does_its_work_with_the_least_rights(confined: Confined, upstream: UpstreamServer) -> None:
     """A date, its corrected file, a move, a missing city and the ledger come out as with all rights."""
     date, tripfold = "2024-05-01", confined.tripfold
     trips = {city: make_trips(city, 50, date) for city in (1, 2)}
     for city, file in trips.items():
-        authority.add_city(city, f"City {city}", "Armenia")
-        authority.put(city, date, file)
+        upstream.add_city(city, f"City {city}", "Armenia")
+        upstream.put(city, date, file)
     assert (await tripfold.process(date))["status"] == "completed"
     assert await tripfold.stats(date) == {"armenia": {date: figures_of(*trips.values())}}
 
     trips[1] = make_trips(7, 60, date)
-    authority.put(1, date, trips[1])
-    authority.cities[1]["country"] = "Peru"
-    authority.add_city(3, "City 3", "Peru")
+    upstream.put(1, date, trips[1])
+    upstream.cities[1]["country"] = "Peru"
+    upstream.add_city(3, "City 3", "Peru")
     assert (await tripfold.process(date))["status"] == "completed with failures"
     assert await tripfold.stats(date) == {
         "armenia": {date: figures_of(trips[1])},

@@ -21,11 +21,11 @@ from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectNotFound
 from shared.storage.s3 import S3Store
 from tests.fakes.bucket import DAY
-from tests.integration.authority import Authority
-from tests.integration.commands import told, tripfold
+from tests.integration.commands import run_json, tripfold
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
 from tests.integration.trips import OTHER_DATE, TRIPS
+from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
 
 TROUBLESOME = "[/bold] \x9b31m \u202e"
@@ -55,32 +55,32 @@ async def damage_entry(services: Running, country: str) -> None:
 
 async def test_an_operators_day(embedded: EmbeddedServices, tmp_path: Any) -> None:
     """Verify, repair, rebuild from both sides, drop, clean up and examine, on a stack of running services."""
-    with Authority() as authority:
+    with UpstreamServer() as upstream:
         for city, country in ((1, "Armenia"), (2, "Armenia"), (3, "Brasil")):
-            authority.add_city(city, f"City {city} {TROUBLESOME}", country)
-            authority.put(city, str(DAY), TRIPS[: city * 10])
-            authority.put(city, OTHER_DATE, TRIPS[:5])
-        settings = isolated_settings(embedded, UPSTREAM_URL=authority.url)
+            upstream.add_city(city, f"City {city} {TROUBLESOME}", country)
+            upstream.put(city, str(DAY), TRIPS[: city * 10])
+            upstream.put(city, OTHER_DATE, TRIPS[:5])
+        settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url)
         async with running(settings, tmp_path) as services:
             assert (await services.process(str(DAY)))["status"] == "completed"
             right = await services.stats(str(DAY))
             await _verify_and_repair(services, right)
-            await _rebuild(services, authority, right)
+            await _rebuild(services, upstream, right)
             await _clean_up(services)
-            code, found = await told(services.settings, "doctor")
+            code, found = await run_json(services.settings, "doctor")
             assert (code, [one for one in found if not one["ok"]]) == (0, [])
 
 
 async def _verify_and_repair(services: Running, right: dict[str, Any]) -> None:
-    code, verified = await told(services.settings, "verify", "--deep")
+    code, verified = await run_json(services.settings, "verify", "--deep")
     nothing_wrong = {"dates": 1, "country_days": 2, "raw_expired": 0, "differences_total": 0, "differences": []}
     assert (code, verified) == (0, nothing_wrong)
     await damage(services, "armenia")
-    code, verified = await told(services.settings, "verify", "--from", str(DAY), "--to", str(DAY))
+    code, verified = await run_json(services.settings, "verify", "--from", str(DAY), "--to", str(DAY))
     assert code == 1
     assert [(one["country"], one["what"]) for one in verified["differences"]] == [("armenia", "totals")]
     assert await services.stats(str(DAY)) != right
-    code, repaired = await told(services.settings, "repair")
+    code, repaired = await run_json(services.settings, "repair")
     assert (code, [one["country"] for one in repaired["country_days"]]) == (0, ["armenia"])
     assert await services.stats(str(DAY)) == right
     await damage_entry(services, "brasil")
@@ -94,33 +94,33 @@ async def _verify_and_repair(services: Running, right: dict[str, Any]) -> None:
     assert await services.stats(str(DAY)) == right
 
 
-async def _rebuild(services: Running, authority: Authority, right: dict[str, Any]) -> None:
+async def _rebuild(services: Running, upstream: UpstreamServer, right: dict[str, Any]) -> None:
     await damage(services, "armenia")
-    code, rebuilt = await told(services.settings, "rebuild", "--from", "kafka", "--dry-run")
+    code, rebuilt = await run_json(services.settings, "rebuild", "--from", "kafka", "--dry-run")
     assert (code, rebuilt["flipped"], [one["country"] for one in rebuilt["changes"]]) == (0, False, ["armenia"])
     code, out, err = await tripfold(services.settings, "rebuild", "--from", "s3", "--dry-run")
     assert (code, "Traceback" in err) == (0, False), err
     told_of = ("live", "built", "equal ledgers, but totals", "1 of them other than in generation 1", "a dry run")
     assert [told for told in told_of if told not in out] == []
     assert await services.stats(str(DAY)) != right
-    code, rebuilt = await told(services.settings, "rebuild", "--from", "kafka")
+    code, rebuilt = await run_json(services.settings, "rebuild", "--from", "kafka")
     assert (code, rebuilt["flipped"], rebuilt["generation"]) == (0, True, 4)
     assert await services.stats(str(DAY)) == right
-    code, rebuilt = await told(services.settings, "rebuild", "--from", "s3")
+    code, rebuilt = await run_json(services.settings, "rebuild", "--from", "s3")
     assert (code, rebuilt["flipped"], rebuilt["changes"]) == (0, True, [])
     assert await services.stats(str(DAY)) == right
-    authority.put(1, str(DAY), TRIPS)
+    upstream.put(1, str(DAY), TRIPS)
     assert (await services.process(str(DAY)))["status"] == "completed"
     assert (await services.process(OTHER_DATE))["status"] == "completed"
     assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
-    code, activated = await told(services.settings, "generations", "activate", "1")
+    code, activated = await run_json(services.settings, "generations", "activate", "1")
     assert (code, activated["flipped"], activated["generation"]) == (0, True, 6)
     assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
     code, out, _ = await tripfold(services.settings, "generations", "list")
     assert (code, [word in out for word in ("live", "old")]) == (0, [True, True])
     code, out, err = await tripfold(services.settings, "generations", "drop", "1", "--grace-s", "0")
     assert (code, "2 summaries" in out) == (0, True), err
-    code, verified = await told(services.settings, "verify", "--deep")
+    code, verified = await run_json(services.settings, "verify", "--deep")
     assert (code, verified["country_days"]) == (0, 4)
 
 
@@ -136,7 +136,7 @@ async def _clean_up(services: Running) -> None:
     quick = services.settings.model_copy(update={"ingest_deadline_s": 1.0})
 
     async def both_gone() -> bool | None:
-        code, _ = await told(quick, "gc", "--older-than", "2s")
+        code, _ = await run_json(quick, "gc", "--older-than", "2s")
         assert code == 0
         left = [one async for one in services.store.unfinished_uploads(keys.RAW)]
         return True if not left and await services.store.get(orphan) is None else None
@@ -167,7 +167,7 @@ async def test_a_topic_that_is_set_otherwise_is_named_with_its_remedy(settings: 
 async def test_a_bucket_that_is_missing_is_not_made_by_being_examined(settings: Settings) -> None:
     """The doctor names a missing bucket, and leaves nothing behind that would look like one."""
     for _ in range(2):
-        code, found = await told(settings, "doctor")
+        code, found = await run_json(settings, "doctor")
         by_name = {one["what"]: one for one in found}
         assert (code, by_name["S3"]["ok"], by_name["lineage"]["ok"]) == (1, False, False)
         assert by_name["compare-and-swap"]["found"] == "not examined without S3"

@@ -17,11 +17,11 @@ from shared.kafka.producer import KafkaPublisher
 from shared.kafka.records import ConsumedRecord
 from shared.runtime.settings import Settings
 from tests import ROOT
-from tests.integration.authority import Authority
-from tests.integration.commands import told, tripfold
+from tests.integration.commands import run_json, tripfold
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
 from tests.integration.trips import figures_of, make_trips
+from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
 
 DATE = "2024-05-01"
@@ -33,26 +33,26 @@ POISON = ROOT / "tests" / "poison"
 async def test_what_failed_is_found_and_put_right(embedded: EmbeddedServices, tmp_path: Path) -> None:
     """A bad and a deadly file lie in quarantine while the rest is served; put right, each is taken up by a command."""
     trips = {city: make_trips(city, 40, DATE) for city in (1, 2, 3)}
-    with Authority() as authority:
+    with UpstreamServer() as upstream:
         for city, file in trips.items():
-            authority.add_city(city, f"City {city}", "Armenia")
-            authority.put(city, DATE, file)
-        authority.put(2, DATE, [*trips[2], {**trips[2][0], "passengers": -1}])
-        authority.put(3, DATE, [*trips[3], {**trips[3][0], "bus-type": "POISON"}])
-        settings = isolated_settings(embedded, UPSTREAM_URL=authority.url)
+            upstream.add_city(city, f"City {city}", "Armenia")
+            upstream.put(city, DATE, file)
+        upstream.put(2, DATE, [*trips[2], {**trips[2][0], "passengers": -1}])
+        upstream.put(3, DATE, [*trips[3], {**trips[3][0], "bus-type": "POISON"}])
+        settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url)
         deadly = {"worker": {"PYTHONPATH": os.pathsep.join([str(POISON), str(ROOT)])}}
         async with running(settings, tmp_path, own=deadly) as services:
             request = await services.process(DATE)
             assert request["status"] == "completed with failures"
             assert await services.stats(DATE) == {"armenia": {DATE: figures_of(trips[1])}}
-            await _found_in_quarantine(services, request, authority)
-            authority.put(2, DATE, trips[2])
-            authority.put(3, DATE, trips[3])
+            await _found_in_quarantine(services, request, upstream)
+            upstream.put(2, DATE, trips[2])
+            upstream.put(3, DATE, trips[3])
             await _retried(services, request)
             assert await services.stats(DATE) == {"armenia": {DATE: figures_of(*trips.values())}}
 
 
-async def _found_in_quarantine(services: Running, request: dict[str, Any], authority: Authority) -> None:
+async def _found_in_quarantine(services: Running, request: dict[str, Any], upstream: UpstreamServer) -> None:
     failures = {failure["city_id"]: failure for failure in request["failures"]}
     assert failures.keys() == {"2", "3"}
     assert "record 41" in failures["2"]["reason"]
@@ -60,12 +60,12 @@ async def _found_in_quarantine(services: Running, request: dict[str, Any], autho
     for city, failure in failures.items():
         found = await services.store.get(failure["quarantine_key"])
         assert found is not None
-        assert found.body == authority.files[city, DATE]
-    code, listed = await told(services.settings, "quarantine", "list", "--from", DATE, "--country", "armenia")
+        assert found.body == upstream.files[city, DATE]
+    code, listed = await run_json(services.settings, "quarantine", "list", "--from", DATE, "--country", "armenia")
     assert (code, [one["key"] for one in listed]) == (0, [failures[city]["quarantine_key"] for city in ("2", "3")])
     code, out, _ = await tripfold(services.settings, "quarantine", "list")
     assert (code, out.count(DATE)) == (0, 2), "what 'quarantine show' is to be given is not cut short"
-    code, shown = await told(services.settings, "quarantine", "show", DATE, "2")
+    code, shown = await run_json(services.settings, "quarantine", "show", DATE, "2")
     assert (code, shown["bad_records"], shown["records"]) == (0, 1, 41)
     assert (shown["reported"][0]["field"], shown["reported"][0]["value"]) == ("passengers", "-1")
     files = (await services.client.get("/quarantine", params={"from": DATE, "to": DATE})).json()
@@ -80,7 +80,7 @@ def request_date(request: dict[str, Any]) -> Any:
 
 async def _retried(services: Running, request: dict[str, Any]) -> None:
     where = f"/process-requests/{request['id']}"
-    code, retried = await told(services.settings, "quarantine", "retry", DATE, "2")
+    code, retried = await run_json(services.settings, "quarantine", "retry", DATE, "2")
     assert (code, retried["asked"], retried["requests"]) == (0, [{"date": DATE, "city_id": "2"}], [request["id"]])
 
     async def failed(count: int) -> bool | None:
@@ -90,15 +90,15 @@ async def _retried(services: Running, request: dict[str, Any]) -> None:
     await eventually(lambda: failed(1), "the city that was put right to be served")
     code, out, _ = await tripfold(services.settings, "requests", "show", request["id"])
     assert (code, "raw/" in out, f"requests retry {request['id']}" in out) == (0, True, True)
-    code, retried = await told(services.settings, "requests", "retry", request["id"])
+    code, retried = await run_json(services.settings, "requests", "retry", request["id"])
     assert (code, retried) == (0, [{"request_id": request["id"], "date": DATE, "cities": 1}])
     await eventually(lambda: failed(0), "the last city to be served")
     assert (await services.client.get(where)).json()["status"] == "completed"
-    code, listed = await told(services.settings, "requests", "list", "--limit", "5")
+    code, listed = await run_json(services.settings, "requests", "list", "--limit", "5")
     assert (code, [(one["id"], one["status"]) for one in listed]) == (0, [(request["id"], "completed")])
     code, out, _ = await tripfold(services.settings, "requests", "list")
     assert (code, request["id"] in out) == (0, True), "what 'requests show' is to be given is not cut short"
-    code, retried = await told(services.settings, "quarantine", "retry", DATE)
+    code, retried = await run_json(services.settings, "quarantine", "retry", DATE)
     assert (code, retried["asked"], len(retried["settled"])) == (0, [], 2)
 
 

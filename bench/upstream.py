@@ -64,7 +64,7 @@ def city_id(*, blocks: int, number: int) -> int:
     return blocks * 1000 + number
 
 
-class Authority(socketserver.ThreadingTCPServer):
+class UpstreamServer(socketserver.ThreadingTCPServer):
     """Serves ``/cities/{id}/stats`` for any date. A thread for each request."""
 
     daemon_threads = True
@@ -78,7 +78,7 @@ class Authority(socketserver.ThreadingTCPServer):
 
 
 class _Answer(socketserver.BaseRequestHandler):
-    server: Authority
+    server: UpstreamServer
     request: socket.socket
 
     def handle(self) -> None:
@@ -119,7 +119,7 @@ def main() -> None:
     """Serve until the process is ended; the first line printed is where."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--block", type=Path, required=True, help="a file that `write_block` has written")
-    with Authority(parser.parse_args().block) as server:
+    with UpstreamServer(parser.parse_args().block) as server:
         print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
         server.serve_forever()
 

@@ -1,4 +1,4 @@
-"""A transit authority's server that tests control: its cities and files are data that can change at any time."""
+"""A transit upstream's server that tests control: its cities and files are data that can change at any time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import uvicorn
 CHUNK_BYTES = 64 * 1024
 
 
-class Authority:
+class UpstreamServer:
     """Serves ``/cities`` and ``/cities/{id}/stats?date=`` on a free port, from a thread of its own.
 
     ``files`` maps (city id, date) to a body; a city without one answers 404, and a number in place of a body is
