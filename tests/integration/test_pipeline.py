@@ -191,14 +191,14 @@ async def test_a_date_requested_twice_at_once_counts_once(upstream: UpstreamServ
     assert (await tripfold.stats(date))["peru"][date] == figures_of(*files)
 
 
-async def test_a_backlog_completes_in_the_order_of_its_requests(authority: Authority, tripfold: Running) -> None:
+async def test_a_backlog_completes_in_the_order_of_its_requests(upstream: UpstreamServer, tripfold: Running) -> None:
     """Of ten requests in a row, the tasks of an early one are done before those of a late one."""
     dates = [f"2024-08-{day:02}" for day in range(1, 11)]
     for city in range(12):
-        authority.add_city(city, f"City {city}", "Peru")
+        upstream.add_city(city, f"City {city}", "Peru")
         for date in dates:
-            authority.put(city, date, make_trips(city, 20, date))
-    authority.pace_s = 0.2
+            upstream.put(city, date, make_trips(city, 20, date))
+    upstream.pace_s = 0.2
     places = [await tripfold.request(date) for date in dates]
     ends = [await tripfold.ended(place) for place in places]
     assert {end["status"] for end in ends} == {"completed"}
