@@ -529,8 +529,10 @@ class Campaign:
             report.differences.append(f"{when}: verify --deep ended with {code}: {output[-2000:]}")
         code, output = await self.system.command("quarantine", "list", "--json")
         try:
-            refused = json.loads(output)
-            report.differences += [f"{when}: a good file is in quarantine: {one}" for one in refused]
+            quarantined = json.loads(output)
+            good = self.system.upstream.digests()  # the upstream damages files too: those belong in quarantine
+            found = [one for one in quarantined if one["sha256"] in good]
+            report.differences += [f"{when}: a good file is in quarantine: {one}" for one in found]
         except json.JSONDecodeError:
             report.differences.append(f"{when}: quarantine list ended with {code}: {output[-2000:]}")
         code, output = await self.system.oracle(*self.config.system.dates, truth=truth)

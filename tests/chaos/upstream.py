@@ -101,6 +101,10 @@ class ChaosUpstream:
         city = self._draw.choice(list(self._countries))
         self._countries[city] = self._draw.choice([one for one in COUNTRIES if one != self._countries[city]])
 
+    def digests(self) -> set[str]:
+        """Return the SHA-256 of every version of every file."""
+        return {digest for versions in self._served.values() for digest in versions}
+
     def _write(self, city: int, date: str) -> None:
         large = self._large_files and city % LARGE_EVERY == LARGE_EVERY - 1
         records = 48_000 if large else self._files.choice([0, 40, 400, 1500, 3000])
