@@ -1,4 +1,4 @@
-"""The page at ``/``, as somebody in front of it meets it."""
+"""The page at ``/`` in a browser."""
 
 from __future__ import annotations
 
@@ -147,13 +147,13 @@ def test_sorting(world: World, page: Page, address: str) -> None:
     expect(table.locator("th", has_text="Average delay")).to_have_attribute("aria-sort", "descending")
 
 
-def test_asking_and_watching(world: World, page: Page, address: str) -> None:
-    """A date that is asked for shows its progress, its failures with their reasons, and then its numbers."""
+def test_requested_date_shows_progress_then_statistics(world: World, page: Page, address: str) -> None:
+    """A requested date shows its progress, its failures with reasons, and then its statistics."""
     page.goto(f"{address}/{RANGE}")
     expect(page.get_by_text("No data in this range")).to_be_visible()
     expect(page.get_by_text("No date has been requested yet")).to_be_visible()
-    page.get_by_role("button", name="Request these days").click()
-    page.locator("#ask").get_by_role("button", name="Request").click()
+    page.get_by_role("button", name="Process these days").click()
+    page.locator("#ask").get_by_role("button", name="Process").click()
     expect(page.get_by_text("Requested 2 dates.")).to_be_visible()
     expect(page.locator(".requests > li")).to_have_count(2)
     running = under_way()
@@ -181,8 +181,8 @@ def test_cancelling_and_retrying(world: World, page: Page, address: str) -> None
     row.locator("summary").click()
     expect(row).to_contain_text("Port Tina (9): no JSON")
     expect(row).to_contain_text("The file is kept at quarantine/a.json")
-    row.get_by_role("button", name="Try the failed cities again").click()
-    expect(row).to_contain_text("The failed cities are taken up again.")
+    row.get_by_role("button", name="Retry the failed cities").click()
+    expect(row).to_contain_text("Retrying 1 city.")
     (retried,) = (event for event in world.published(Topic.PROCESS_REQUESTS) if isinstance(event, ProcessRequested))
     assert retried.request_id == failed.request_id
     row = page.locator(".requests > li", has_text="2024-05-01")
@@ -276,7 +276,7 @@ def test_store_down(world: World, page: Page, address: str) -> None:
     world.store.down = True
     page.goto(f"{address}/{RANGE}")
     alert = page.locator("#answer").get_by_role("alert")
-    expect(alert).to_contain_text("S3 cannot be used. Try again in a few seconds.")
+    expect(alert).to_contain_text("S3 cannot be reached. Try again in a few seconds.")
     world.store.down = False
     alert.get_by_role("button", name="Try again").click()
     expect(cell(page, "Armenia", 1)).to_be_visible()
@@ -296,7 +296,7 @@ def test_a_key(world: World, page: Page) -> None:
         expect(alert).to_contain_text("An API key is needed")
         page.get_by_label("API key").fill("wrong")
         page.get_by_role("button", name="Use this key").click()
-        expect(alert).to_contain_text("This API key is not known")
+        expect(alert).to_contain_text("This API key is unknown")
         assert page.url == f"{address}/"
         page.get_by_label("API key").fill(key)
         page.get_by_role("button", name="Use this key").click()
@@ -328,7 +328,7 @@ def test_progress_with_a_key(world: World, page: Page) -> None:
 
 
 def test_a_refused_range(world: World, page: Page, address: str) -> None:
-    """What the API says of a range it refuses is what the page says."""
+    """The page shows the API's reason for refusing a range."""
     fill(world)
     page.goto(f"{address}/?from=2024-05-02&to=2024-05-01")
     expect(page.locator("#answer").get_by_role("alert")).to_contain_text("swap the two")
@@ -355,13 +355,13 @@ def test_refused_files(world: World, page: Page, address: str) -> None:
     expect(refused).to_contain_text(report.reported[0].reason)
 
 
-def test_what_breaks_off(world: World, page: Page, address: str) -> None:
-    """Numbers that do not all come are not shown as if they were all."""
+def test_incomplete_statistics_are_an_error(world: World, page: Page, address: str) -> None:
+    """Statistics that arrive incompletely are shown as an error."""
     fill(world)
     broken = '{"country":"armenia","date":"2024-05-01","bus_count":1'
     page.route("**/country-stats?*", lambda route: route.fulfill(body=broken, content_type="application/x-ndjson"))
     page.goto(f"{address}/{RANGE}")
-    expect(page.locator("#answer").get_by_role("alert")).to_contain_text("The service did not send all of them.")
+    expect(page.locator("#answer").get_by_role("alert")).to_contain_text("The connection ended early. Try again.")
 
 
 def test_the_service_is_gone(world: World, page: Page, address: str) -> None:

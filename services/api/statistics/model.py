@@ -94,8 +94,8 @@ def country_stats(
 ) -> Iterator[CountryDays]:
     """Sort heads by country and date, and yield the days of each country.
 
-    A country with data on any day of the range has every day of it; other countries are left out. With ``detailed``,
-    countries with a planned or unreadable day are included too. Without it, unreadable days are left out.
+    A country with data on any day of the range has every day of it; other countries are left out. ``detailed`` also
+    includes countries with a planned or unreadable day. Otherwise, unreadable days are left out.
     """
     by_country: dict[CountrySlug, dict[dt.date, SummaryHead]] = {}
     shown = set()

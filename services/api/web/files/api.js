@@ -1,8 +1,8 @@
-// The REST API, as this page uses it.
+// The client of the REST API.
 
-import { breath } from "./dom.js";
+import { yieldToBrowser } from "./dom.js";
 
-/** An answer that was not what was asked for, in words for the reader. */
+/** An error of the API or the network, in words for the reader. */
 export class Problem extends Error {
   constructor(title, detail, { status = 0 } = {}) {
     super(detail);
@@ -13,7 +13,7 @@ export class Problem extends Error {
 
 const KEPT = "tripfold-key";
 
-/** Keep an API key for as long as this window is open. */
+/** Store an API key until this window is closed. */
 export const keepKey = (key) => sessionStorage.setItem(KEPT, key);
 
 function headers(accept) {
@@ -21,34 +21,34 @@ function headers(accept) {
   return { Accept: accept, ...(key && { "X-API-Key": key }) };
 }
 
-function keyRefused(answer) {
+function keyRefused(response) {
   return sessionStorage.getItem(KEPT)
-    ? new Problem("This API key is not known", "It is mistyped, or it was revoked. Enter another one.", answer)
-    : new Problem("An API key is needed", "The operator of this service makes one with `tripfold api-key`.", answer);
+    ? new Problem("This API key is unknown", "It is mistyped or revoked. Enter a valid key.", response)
+    : new Problem("An API key is needed", "Ask the operator of this service, who creates keys with `tripfold api-key`.", response);
 }
 
-async function answered(path, accept, { etag, ...options } = {}) {
-  let answer;
+async function checkedFetch(path, accept, { etag, ...options } = {}) {
+  let response;
   try {
-    answer = await fetch(path, { headers: { ...headers(accept), ...(etag && { "If-None-Match": etag }) }, ...options });
+    response = await fetch(path, { headers: { ...headers(accept), ...(etag && { "If-None-Match": etag }) }, ...options });
   } catch (error) {
     throw unreachable(error);
   }
-  if (answer.ok || (etag && answer.status === 304)) return answer;
-  if (answer.status === 401) throw keyRefused(answer);
-  const body = await answer.json().catch(() => null);
-  throw new Problem(body?.title ?? `Status ${answer.status}`, body?.detail ?? answer.statusText, answer);
+  if (response.ok || (etag && response.status === 304)) return response;
+  if (response.status === 401) throw keyRefused(response);
+  const body = await response.json().catch(() => null);
+  throw new Problem(body?.title ?? `Status ${response.status}`, body?.detail ?? response.statusText, response);
 }
 
 function unreachable(error) {
   if (error.name === "AbortError") return error;
-  return new Problem("The service cannot be reached", "Is it running, and is this machine connected to it?");
+  return new Problem("The service cannot be reached", "Check that it runs and that this machine is connected to it.");
 }
 
-const fetched = async (path, options = {}) => (await answered(path, "application/json", options)).json().catch(() => null);
+const fetched = async (path, options = {}) => (await checkedFetch(path, "application/json", options)).json().catch(() => null);
 
-async function* pieces(answer) {
-  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+async function* pieces(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
     const { done, value } = await reader.read();
     if (done) return;
@@ -56,40 +56,40 @@ async function* pieces(answer) {
   }
 }
 
-/** The statistics of a range in another form, as a file. */
+/** The statistics of a range in another media type, as a file. */
 export async function statsFile({ from, to, country }, type) {
   const query = new URLSearchParams({ from, to, detail: "full", ...(country && { country }) });
-  return (await answered(`/country-stats?${query}`, type)).blob();
+  return (await checkedFetch(`/country-stats?${query}`, type)).blob();
 }
 
 /**
- * The country-days of a range, with all details: `ondays` is called with some at a time, sorted, as they come.
- * Returns their ETag. Where that is `etag`, nothing has changed and `ondays` is not called.
+ * Read the detailed country-days of a range. Calls `ondays` with sorted batches as they arrive, and returns the ETag. If it
+ * equals `etag`, nothing has changed, and `ondays` is not called.
  */
 export async function countryStats({ from, to, country }, { signal, etag }, ondays) {
   const query = new URLSearchParams({ from, to, detail: "full", ...(country && { country }) });
-  const answer = await answered(`/country-stats?${query}`, "application/x-ndjson", { signal, etag });
-  if (answer.status === 304) return etag;
+  const response = await checkedFetch(`/country-stats?${query}`, "application/x-ndjson", { signal, etag });
+  if (response.status === 304) return etag;
   let rest = "";
   try {
-    for await (const piece of pieces(answer)) {
+    for await (const piece of pieces(response)) {
       const end = piece.lastIndexOf("\n");
       if (end >= 0) ondays(JSON.parse(`[${(rest + piece.slice(0, end)).replaceAll("\n", ",")}]`));
       rest = end >= 0 ? piece.slice(end + 1) : rest + piece;
-      await breath();
+      await yieldToBrowser();
     }
   } catch (error) {
     throw error instanceof SyntaxError ? error : unreachable(error);
   }
-  if (rest) throw new Problem("The numbers broke off", "The service did not send all of them.");
-  return answer.headers.get("ETag");
+  if (rest) throw new Problem("The statistics are incomplete", "The connection ended early. Try again.");
+  return response.headers.get("ETag");
 }
 
-/** The files of a range of dates that were refused, at most `limit` of them, and how many there are. */
+/** The first `limit` refused files of a range of dates, and the number of all. */
 export const quarantine = ({ from, to }, limit, signal) =>
   fetched(`/quarantine?${new URLSearchParams({ from, to, limit })}`, { signal });
 
-/** A page of a country-day's cities; `next` is the path that the page before named. */
+/** A page of a country-day's cities. `next` is the path from the previous page. */
 export const ledger = (country, date, next) =>
   fetched(next ?? `/country-stats/${encodeURIComponent(country)}/${date}?limit=100`);
 
@@ -98,12 +98,12 @@ export const cancel = (id) => fetched(`/process-requests/${id}`, { method: "DELE
 export const retry = (id) => fetched(`/process-requests/${id}/retry`, { method: "POST" });
 export const request = (id) => fetched(`/process-requests/${id}`);
 
-/** Follow a request: `onevent` is called with each state of it. Ends with the stream; whoever calls begins again. */
+/** Follow a request: call `onevent` with each of its states until the stream ends. The caller reconnects. */
 export async function follow(id, onevent, signal) {
-  const answer = await fetch(`/process-requests/${id}/events`, { headers: headers("text/event-stream"), signal });
-  if (!answer.ok || !answer.body) return;
+  const response = await fetch(`/process-requests/${id}/events`, { headers: headers("text/event-stream"), signal });
+  if (!response.ok || !response.body) return;
   let rest = "";
-  for await (const piece of pieces(answer)) {
+  for await (const piece of pieces(response)) {
     const parts = (rest + piece).split("\n\n");
     rest = parts.pop();
     for (const part of parts) {
@@ -113,6 +113,6 @@ export async function follow(id, onevent, signal) {
   }
 }
 
-/** Ask for the dates from one to another to be processed. */
+/** Request the processing of a range of dates. */
 export const ask = (from, to) =>
   fetched(`/process-request?${new URLSearchParams(from === to ? { date: from } : { from, to })}`, { method: "POST" });

@@ -1,4 +1,4 @@
-// The cities of a country-day, and where each contribution comes from.
+// The dialog with the cities of a country-day and the source of each contribution.
 
 import { ledger } from "./api.js";
 import { button, element, notice } from "./dom.js";
@@ -30,7 +30,7 @@ export function openCountryDay(country, day) {
   );
   dialog.replaceChildren(content);
   dialog.onclick = (event) => {
-    if (event.target === dialog) dialog.close(); // beside it: what is shown lies in elements of its own
+    if (event.target === dialog) dialog.close(); // a click on the backdrop; the content has elements of its own
   };
   dialog.showModal();
   read(cities, country, day, null, null);
@@ -41,7 +41,7 @@ async function read(place, country, day, next, body) {
     const page = await ledger(country.slug, day.date, next);
     if (!body) {
       body = element("tbody");
-      place.replaceChildren(page.cities.length ? table(body) : notice("empty", "No city is known of this day"));
+      place.replaceChildren(page.cities.length ? table(body) : notice("empty", "This day has no cities"));
     }
     body.append(...page.cities.map(row));
     if (page.next) {
@@ -55,8 +55,8 @@ async function read(place, country, day, next, body) {
     const missing = problem.status === 404;
     place.append(
       missing
-        ? notice("empty", "Nothing is known of this day", "Ask for its date below: what the upstream has of it is then fetched.")
-        : notice("error", problem.title ?? "That failed", problem.message),
+        ? notice("empty", "This day has not been processed yet", "Process its date below to see its cities here.")
+        : notice("error", problem.title ?? "The request failed", problem.message),
     );
   } finally {
     place.querySelector(".loading")?.remove();
@@ -78,7 +78,7 @@ const table = (body) =>
         element(
           "tr",
           {},
-          ["City", "Standing", "Average delay", "Passengers", "Buses", "Accidents", "Where it comes from"].map((name, place) =>
+          ["City", "Standing", "Average delay", "Passengers", "Buses", "Accidents", "Source"].map((name, place) =>
             element("th", { scope: "col", class: place > 1 && place < 6 ? "figure" : null }, name),
           ),
         ),
@@ -99,22 +99,22 @@ function row(city) {
     figure(added ? count(added.passengers) : "–"),
     figure(added ? count(added.trips) : "–"),
     figure(added ? count(added.accidents) : "–"),
-    element("td", {}, city.provenance ? provenance(city.provenance) : "no file was ever taken in"),
+    element("td", {}, city.provenance ? provenance(city.provenance) : "no file was ingested"),
   );
 }
 
 function provenance(from) {
   const facts = {
-    "Taken in": instant(from.ingested_at),
+    Ingested: instant(from.ingested_at),
     Upstream: from.upstream_url,
     "Raw file": from.raw_key,
     Size: `${bytes(from.size_bytes)} (${count(from.size_bytes)} bytes)`,
     "SHA-256": from.sha256,
     "Upstream's ETag": from.etag ?? "none",
-    "Changed upstream": from.last_modified ?? "not said",
+    "Changed upstream": from.last_modified ?? "unknown",
     Revision: String(from.revision),
     "Plan revision": String(from.plan_revision),
-    "Read by rules": `version ${from.rule_version}`,
+    "Parsed with rules": `version ${from.rule_version}`,
     Request: from.request_id,
   };
   return element(

@@ -1,13 +1,13 @@
-// Making elements. Text is always text: nothing that the API answers is ever read as markup.
+// Creates elements. Text is never parsed as markup, so responses of the API cannot inject any.
 
-/** Make an element: attributes by name, `onclick` and the like as listeners, then its children. */
+/** Create an element with attributes, listeners (`onclick` and the like) and children. */
 export function element(name, attributes = {}, ...children) {
   return fill(document.createElement(name), attributes, children);
 }
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** Make an SVG element. */
+/** Create an SVG element. */
 export function drawn(name, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, name), attributes, children);
 }
@@ -22,12 +22,12 @@ function fill(made, attributes, children) {
   return made;
 }
 
-/** A button that does something on this page. */
+/** Create a button. */
 export function button(text, onclick, attributes = {}) {
   return element("button", { type: "button", onclick, ...attributes }, text);
 }
 
-/** What stands where there is nothing to show, or nothing could be had: a title, why, and what can be done. */
+/** Create a notice for an empty result or an error: a title, the reason, and the remedies. */
 export function notice(kind, title, text, ...actions) {
   return element(
     "div",
@@ -41,14 +41,14 @@ export function notice(kind, title, text, ...actions) {
 const SLICE_MS = 12;
 let sliceEnds = 0;
 
-/** Let the browser draw and listen in the midst of long work, if it was kept from that for a while. */
-export async function breath() {
+/** Yield to the browser during long work, at most once in SLICE_MS. */
+export async function yieldToBrowser() {
   if (performance.now() < sliceEnds) return;
   await new Promise((resume) => setTimeout(resume));
   sliceEnds = performance.now() + SLICE_MS;
 }
 
-/** Show `text` beside the pointer or the focus, at a place of the window. */
+/** Show a hint at a position of the window. */
 export function showHint(text, x, y) {
   const hint = document.getElementById("hint");
   if (hint.textContent !== text) hint.textContent = text;
@@ -58,12 +58,12 @@ export function showHint(text, x, y) {
   hint.style.top = `${y + 18 + height > innerHeight ? Math.max(4, y - height - 12) : y + 18}px`;
 }
 
-/** Take the hint away. */
+/** Hide the hint. */
 export function hideHint() {
   document.getElementById("hint").hidden = true;
 }
 
-/** Tell those who listen rather than look. */
-export function tell(text) {
+/** Announce a text to screen readers. */
+export function announce(text) {
   document.getElementById("news").textContent = text;
 }

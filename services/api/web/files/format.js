@@ -1,4 +1,4 @@
-// Numbers, dates and sizes as people read them.
+// Formats numbers, dates and sizes for people.
 
 const whole = new Intl.NumberFormat("en");
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
@@ -15,7 +15,7 @@ export function delay(seconds) {
   return signed(seconds, `${count(minutes)} min ${rounded % 60} s`);
 }
 
-/** Seconds that are round, as `30 s`, `2 min` or `2 min 30 s`. */
+/** Round seconds, as `30 s`, `2 min` or `2 min 30 s`. */
 export function roundDelay(seconds) {
   const whole = Math.abs(seconds);
   const parts = [];
@@ -24,7 +24,7 @@ export function roundDelay(seconds) {
   return signed(seconds, parts.join(" "));
 }
 
-/** Seconds that are round, in the unit of a narrow cell. */
+/** Round seconds, in the unit of a narrow cell. */
 export const secondsOrMore = (seconds) => (Math.abs(seconds) < 1000 ? signed(seconds, `${seconds} s`) : roundDelay(seconds));
 
 const signed = (value, text) => (value < 0 ? `−${text.replace("-", "")}` : text);
@@ -50,14 +50,14 @@ const moment = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle
 /** An instant in the reader's time zone. */
 export const instant = (text) => moment.format(new Date(text));
 
-/** A date `YYYY-MM-DD`, moved by days; dates are the upstream's local dates, and have no time zone here. */
+/** A date `YYYY-MM-DD` moved by days. Dates are the upstream's local dates and have no time zone. */
 export function moved(date, days) {
   const at = new Date(`${date}T00:00:00Z`);
   at.setUTCDate(at.getUTCDate() + days);
   return at.toISOString().slice(0, 10);
 }
 
-/** How many days lie between two dates, both counted. */
+/** The number of days from one date to another, both included. */
 export const daysIn = (from, to) => Math.round((Date.parse(to) - Date.parse(from)) / 86_400_000) + 1;
 
 const weekday = new Intl.DateTimeFormat("en", { weekday: "short", timeZone: "UTC" });

@@ -1,6 +1,6 @@
-// Country × day, as a table whose cells are coloured: it can be read, heard and walked through with the arrow keys.
+// A heat map of countries and days: a table with coloured cells, which screen readers read and arrow keys navigate.
 
-import { breath, button, element, hideHint, showHint } from "./dom.js";
+import { button, element, hideHint, showHint, yieldToBrowser } from "./dom.js";
 import { dayOfWeek, month } from "./format.js";
 import { COLOURS, MEASURES, colour, sentence, thresholds } from "./stats.js";
 
@@ -10,7 +10,7 @@ const CELLS_AT_ONCE_MAX = 1_500;
 const CELLS_AT_FIRST_MAX = 12_000;
 const ROWS_AT_FIRST_MIN = 10;
 
-/** Show a measure of every country-day; `onopen(country, day)` is called for the one that is chosen. */
+/** Create the heat map of a measure. Calls `onopen(country, day)` for the selected country-day. */
 export function heatmap({ countries, dates }, measure, onopen) {
   const { name, of, short } = MEASURES[measure];
   const met = thresholds(countries.flatMap(({ days }) => days.filter((day) => day.standing !== "none").map(of)));
@@ -42,7 +42,7 @@ export function heatmap({ countries, dates }, measure, onopen) {
   const addRows = async (to) => {
     while (body.rows.length < to) {
       body.append(...countries.slice(body.rows.length, Math.min(to, body.rows.length + rowsAtOnce)).map(rowOf));
-      await breath();
+      await yieldToBrowser();
     }
   };
   addRows(Math.min(rowsAtFirst, countries.length));
@@ -151,14 +151,14 @@ function listen(table, dayOf, onopen) {
   });
 }
 
-// One cell of the table is in the order of Tab: the one that was walked to last.
+// Only the cell that had the focus last is in the tab order.
 function moveTo(table, cell) {
   table.querySelector("tbody [tabindex]")?.removeAttribute("tabindex");
   cell.setAttribute("tabindex", "0");
   cell.focus();
 }
 
-/** Call `draw`, which draws the map again, and put the focus back on the country-day that had it. */
+/** Call `draw`, which redraws the map, and restore the focus to the same country-day. */
 export function keepingFocus(place, draw) {
   const cell = document.activeElement.closest("#answer .heatmap tbody td");
   const name = cell?.parentElement.cells[0].textContent;
@@ -178,7 +178,7 @@ function legend(met, { bound }) {
   const place = (step) => (steps === 1 ? 3 : Math.round((step * (COLOURS - 1)) / (steps - 1)));
   return element(
     "ul",
-    { class: "legend colours", "aria-label": "What the colours mean" },
+    { class: "legend colours", "aria-label": "Legend of the colours" },
     Array.from({ length: steps }, (_, step) =>
       element("li", { class: "step" }, element("i", { class: `c${place(step)}` }), element("span", {}, label(step))),
     ),

@@ -1,4 +1,4 @@
-// One line for each chosen country, as SVG. What it shows stands in the tables too.
+// A line chart as SVG, with a line for each selected country. The tables have the same numbers.
 
 import { drawn, element, hideHint, showHint } from "./dom.js";
 import { dayAndMonth, monthAndYear } from "./format.js";
@@ -12,7 +12,7 @@ const LABEL_WIDTH = 84;
 const DAYS_BY_DAY_MAX = 92;
 const DAYS_WITH_DOTS_MAX = 45;
 
-/** Draw a measure of some countries over the days. It is drawn again whenever its width changes. */
+/** Draw a measure of some countries by day. Redraws the chart when its width changes. */
 export function lines(countries, dates, measure) {
   const place = element("div", { class: "chart" });
   const readout = element("output", { class: "readout" });
@@ -156,7 +156,7 @@ function ticksOf(values, inTime) {
   return Array.from({ length: last - first + 1 }, (_, place) => Number(((first + place) * step).toPrecision(12)));
 }
 
-// At least `least`, and round: whole for counts, a part or a multiple of minutes for times.
+// A round step of at least `least`: a whole number for counts, a fraction or multiple of minutes for times.
 function stepOf(least, inTime) {
   const power = 10 ** Math.floor(Math.log10(least));
   const decimal = [1, 2, 5, 10].find((factor) => factor * power >= least) * power;
@@ -166,7 +166,7 @@ function stepOf(least, inTime) {
 
 const STEPS_OF_TIME_S = [15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400];
 
-// Days at an even distance; of a longer range, first days of months.
+// Labels at even distances: days, or the first days of months in a longer range.
 function labelsOf(dates, most) {
   if (dates.length <= DAYS_BY_DAY_MAX) {
     const step = [1, 2, 3, 4, 5, 7, 10, 14, 21, 28].find((days) => dates.length / days <= most) ?? 46;

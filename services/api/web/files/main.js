@@ -1,8 +1,8 @@
-// The page: what is shown stands in its address, so it can be kept, sent, and gone back to.
+// The page. Its address holds the selection, so that bookmarks, links and the Back button work.
 
 import { countryStats, keepKey, statsFile } from "./api.js";
 import { openCountryDay } from "./country_day.js";
-import { button, element, hideHint, notice, tell } from "./dom.js";
+import { announce, button, element, hideHint, notice } from "./dom.js";
 import { count, daysIn, delay, moved, plural } from "./format.js";
 import { heatmap, keepingFocus } from "./heatmap.js";
 import { LINES_MAX, lines } from "./lines.js";
@@ -19,10 +19,10 @@ const REVALIDATE_MS = 60_000;
 const form = document.getElementById("range");
 const answer = document.getElementById("answer");
 
-let shown = null; // what the address says: from, to, country, measure
-let loading = null; // while statistics are read: what stops that
-let etag = null; // of the statistics on the page; null: there are none
-let chosen = null; // the slugs with a line; null: the largest
+let shown = null; // the selection in the address: from, to, country, measure
+let loading = null; // the AbortController of the statistics request in progress
+let etag = null; // of the displayed statistics; null: none are displayed
+let chosen = null; // the slugs of the countries with a line; null: the largest countries
 
 function fromAddress() {
   const query = new URLSearchParams(location.search);
@@ -42,7 +42,7 @@ function go(changes, { replace = false } = {}) {
   return load();
 }
 
-// Quietly: what is on the page stays until something else has come, and if nothing has changed.
+// With `quietly`, the page keeps the displayed statistics until changed ones arrive.
 async function load({ quietly = false } = {}) {
   form.elements.from.value = shown.from;
   form.elements.to.value = shown.to;
@@ -65,7 +65,7 @@ async function load({ quietly = false } = {}) {
     if (now === etag) return;
     keepingFocus(answer, () => show(gathered.arranged()));
     etag = now;
-    tell(`Statistics from ${shown.from} to ${shown.to}.`);
+    announce(`Statistics from ${shown.from} to ${shown.to}.`);
   } catch (problem) {
     if (problem.name === "AbortError") return;
     fail(problem, () => load());
@@ -78,11 +78,11 @@ async function load({ quietly = false } = {}) {
   }
 }
 
-// Numbers that are on the page stay under the message.
+// Displayed statistics stay below the error message.
 function fail(problem, again) {
   if (!problem.title) console.error(problem);
   const remedy = problem.status === 401 ? keyForm() : button("Try again", again);
-  const message = notice("error", problem.title ?? "That failed", problem.message, remedy);
+  const message = notice("error", problem.title ?? "The request failed", problem.message, remedy);
   answer.querySelector(":scope > .error")?.remove();
   if (etag) answer.prepend(message);
   else answer.replaceChildren(message);
@@ -118,8 +118,10 @@ function show(stats) {
       notice(
         "empty",
         "No data in this range",
-        shown.country ? "Not of this country, at least." : "Nothing was taken in of these days. Request them, and watch their numbers come in.",
-        button("Request these days", () => {
+        shown.country
+          ? "This country has no data on these days. Choose another country, or process the days."
+          : "These days have not been processed yet. Process them to see results here.",
+        button("Process these days", () => {
           asking.elements.from.value = shown.from;
           asking.elements.to.value = shown.to;
           asking.scrollIntoView();
@@ -136,7 +138,7 @@ function show(stats) {
   const drawLines = () => {
     const some = stats.countries.filter((country) => chosen.has(country.slug));
     graph.replaceChildren(
-      some.length ? lines(some, stats.dates, shown.measure) : notice("empty", "No country is chosen", "Choose some in the table below."),
+      some.length ? lines(some, stats.dates, shown.measure) : notice("empty", "No country is selected", "Select countries in the table below."),
     );
   };
   const drawTable = () =>
@@ -209,7 +211,7 @@ function overview({ countries, total }) {
       { class: total.provisional ? "provisional-text" : null },
       `${plural(countries.length, "country", "countries")}, ${plural(known, "country-day")} with data: `,
       total.provisional
-        ? `${count(total.provisional)} provisional, because files of cities are missing; their numbers will change.`
+        ? `${count(total.provisional)} provisional: files of cities are missing, so the numbers will change.`
         : "all complete.",
       total.none ? ` ${plural(total.none, "country-day")} without data.` : "",
     ),
@@ -220,7 +222,7 @@ function measures(redraw) {
   return element(
     "fieldset",
     { class: "measures" },
-    element("legend", { class: "unseen" }, "What is shown"),
+    element("legend", { class: "unseen" }, "Measure"),
     Object.entries(MEASURES).map(([key, { name }]) =>
       element(
         "label",
@@ -250,13 +252,13 @@ function downloads() {
       element("a", { href, download: `${name}.${ending}` }).click();
       setTimeout(() => URL.revokeObjectURL(href), 60_000);
     } catch (problem) {
-      answer.append(notice("error", problem.title ?? "That failed", problem.message));
+      answer.append(notice("error", problem.title ?? "The request failed", problem.message));
     }
   };
   return element(
     "p",
     { class: "downloads" },
-    "The same numbers as a file: ",
+    "Download these numbers: ",
     button("CSV", () => save("text/csv", "csv")),
     button("JSON", () => save("application/json", "json")),
     button("NDJSON", () => save("application/x-ndjson", "ndjson")),
@@ -266,7 +268,7 @@ function downloads() {
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   const { from, to, country } = Object.fromEntries(new FormData(form));
-  if (!from || !to) answer.replaceChildren(notice("error", "A day is missing", "Give a first and a last day."));
+  if (!from || !to) answer.replaceChildren(notice("error", "A date is missing", "Enter a first and a last date."));
   else go({ from, to, country });
 });
 form.elements.country.addEventListener("change", () => form.requestSubmit());
@@ -288,7 +290,7 @@ setInterval(revalidate, REVALIDATE_MS);
 let refreshing = null;
 shown = fromAddress();
 watchRequests({
-  // Without a range in the address: the days that were asked for last.
+  // Without a range in the address, show the dates that were requested last.
   onfirst: (requests) => {
     const known = requests.map((one) => one.date).sort();
     const today = new Date().toISOString().slice(0, 10);
@@ -300,7 +302,7 @@ watchRequests({
     asking.to.value ||= asking.from.value;
     if (!(shown.from && shown.to)) go({ from, to }, { replace: true });
   },
-  // Without the requests there is no range to show yet, and none to write into the address.
+  // Without the list of requests there is no default range.
   onunknown: (problem, again) => {
     if ((shown.from && shown.to) || answer.querySelector("[name=key]")) return;
     fail(problem, again);

@@ -1,4 +1,4 @@
-// The files of the range that were refused: why, and where they lie.
+// The refused files of the range, with the reason and the keys of the stored objects.
 
 import { quarantine } from "./api.js";
 import { element, notice } from "./dom.js";
@@ -6,9 +6,9 @@ import { bytes, count, instant, plural } from "./format.js";
 
 const LISTED = 100;
 
-let onPage = null; // what is listed, so that a list that has not changed keeps its open details
+let onPage = null; // the displayed list, so that an unchanged list keeps its open details
 
-/** Show the refused files of a range, of one country if it names one. */
+/** Show the refused files of a range, or of one country in it. */
 export async function showQuarantine(range, signal) {
   const section = document.getElementById("refused");
   const place = section.querySelector("div");
@@ -20,38 +20,38 @@ export async function showQuarantine(range, signal) {
     onPage = told;
     section.hidden = shown.length === 0;
     place.replaceChildren(
-      element("p", {}, "No trip of these files is counted; what their cities reported before still is. A file stays listed after it was put right upstream."),
+      element("p", {}, "Trips of these files are not counted. Earlier good files of the same cities still count. A file stays listed after it is corrected upstream."),
       element("ul", { class: "refused" }, shown.map(item)),
       total > files.length ? element("p", {}, `These are the first ${count(files.length)} of ${count(total)}.`) : "",
     );
   } catch (problem) {
     if (problem.name === "AbortError") return;
     onPage = null;
-    section.hidden = problem.status === 401; // the statistics ask for the key
-    place.replaceChildren(notice("error", problem.title ?? "That failed", problem.message));
+    section.hidden = problem.status === 401; // the statistics section asks for the key
+    place.replaceChildren(notice("error", problem.title ?? "The request failed", problem.message));
   }
 }
 
 function item(file) {
   const facts = {
     File: file.key,
-    "Report on it": file.report_key,
+    Report: file.report_key,
     Size: `${bytes(file.size_bytes)} (${count(file.size_bytes)} bytes)`,
     "SHA-256": file.sha256,
     Upstream: file.upstream_url,
     "First refused": instant(file.quarantined_at),
-    Came: file.seen === 1 ? "once" : `${count(file.seen)} times, last ${instant(file.last_seen_at)}`,
+    Fetched: file.seen === 1 ? "once" : `${count(file.seen)} times, last ${instant(file.last_seen_at)}`,
   };
   return element(
     "li",
     {},
     element("strong", {}, `${file.date}, ${file.city_name || "city"} (${file.city_id})`),
     ` ${file.country}: ${file.reason}`,
-    file.broke_off ? `; not all of it came: ${file.broke_off}` : "",
+    file.broke_off ? `; the download stopped early: ${file.broke_off}` : "",
     element(
       "details",
       {},
-      element("summary", {}, file.bad_records ? `${plural(file.bad_records, "bad record")}${file.records ? ` of ${count(file.records)}` : ""}` : "Where it lies"),
+      element("summary", {}, file.bad_records ? `${plural(file.bad_records, "bad record")}${file.records ? ` of ${count(file.records)}` : ""}` : "Details"),
       file.reported.length
         ? element(
             "ul",
@@ -61,7 +61,7 @@ function item(file) {
                 "li",
                 {},
                 `record ${count(one.record_number)}${one.field ? `, ${one.field}` : ""}: ${one.reason}`,
-                one.value === null ? "" : [", but it is ", element("code", {}, one.value)],
+                one.value === null ? "" : ["; the value is ", element("code", {}, one.value)],
               ),
             ),
           )

@@ -1,7 +1,7 @@
-// Asking for dates, and watching the requests.
+// The form that requests dates, and the list of requests with their progress.
 
 import { ask, cancel, follow, latestRequests, request, retry } from "./api.js";
-import { button, element, notice, tell } from "./dom.js";
+import { announce, button, element, notice } from "./dom.js";
 import { bytes, count, daysIn, instant, plural } from "./format.js";
 
 const LISTED = 20;
@@ -14,8 +14,8 @@ const MARKS = { completed: "✓", "completed with failures": "!", failed: "✕",
 const ended = (one) => ENDS.has(one.status);
 
 /**
- * Show the latest requests and keep them as they are. `onserved(date)` is called when one has ended, also again after a
- * retry; `onfirst(requests)` once they are known, and `onunknown(problem, again)` while they are not.
+ * Show the latest requests and update them. Calls `onserved(date)` each time that one has ended, `onfirst(requests)` when
+ * the list arrives first, and `onunknown(problem, again)` while the list cannot be read.
  */
 export function watchRequests({ onserved, onfirst, onunknown }) {
   const form = document.getElementById("ask");
@@ -37,14 +37,14 @@ export function watchRequests({ onserved, onfirst, onunknown }) {
       first = false;
     } catch (problem) {
       place.querySelector(".error")?.remove();
-      place.prepend(notice("error", problem.title ?? "That failed", problem.message, button("Try again", look)));
+      place.prepend(notice("error", problem.title ?? "The request failed", problem.message, button("Try again", look)));
       if (first) onunknown(problem, look);
     }
     place.setAttribute("aria-busy", "false");
     if (!document.hidden) timer = setTimeout(look, wait);
   }
 
-  // What is not streamed, or whose stream broke, is still looked at in the list.
+  // Requests without a stream are updated by polling the list.
   function stream(id) {
     if (streams.has(id) || streams.size >= STREAMS_MAX) return;
     const stopping = new AbortController();
@@ -60,7 +60,7 @@ export function watchRequests({ onserved, onfirst, onunknown }) {
     const before = row.shown;
     row.show(one);
     if (first || !ended(one) || before?.version === one.version) return;
-    if (before?.status !== one.status) tell(`The request for ${one.date} is ${one.status}.`);
+    if (before?.status !== one.status) announce(`The request for ${one.date} is ${one.status}.`);
     onserved(one.date);
   }
 
@@ -77,7 +77,7 @@ export function watchRequests({ onserved, onfirst, onunknown }) {
       list.replaceChildren(...wanted);
     }
     if (listed.length) place.replaceChildren(list);
-    else place.replaceChildren(notice("empty", "No date has been requested yet", "Choose a date above: its progress shows here."));
+    else place.replaceChildren(notice("empty", "No date has been requested yet", "Choose dates above. Their progress appears here."));
   }
 
   form.addEventListener("submit", async (event) => {
@@ -85,7 +85,7 @@ export function watchRequests({ onserved, onfirst, onunknown }) {
     const asked = document.getElementById("asked");
     const { from, to } = Object.fromEntries(new FormData(form));
     if (!from || !to) {
-      asked.replaceChildren(notice("error", "A day is missing", "Give a first and a last day."));
+      asked.replaceChildren(notice("error", "A date is missing", "Enter a first and a last date."));
       return;
     }
     const send = form.querySelector("button");
@@ -94,7 +94,7 @@ export function watchRequests({ onserved, onfirst, onunknown }) {
       await ask(from, to);
       asked.replaceChildren(element("p", {}, `Requested ${plural(daysIn(from, to), "date")}.`));
     } catch (problem) {
-      asked.replaceChildren(notice("error", problem.title ?? "That failed", problem.message));
+      asked.replaceChildren(notice("error", problem.title ?? "The request failed", problem.message));
     } finally {
       send.disabled = false;
     }
@@ -115,7 +115,7 @@ function rowOf(onchange) {
   const done = element("p", { class: "done" });
   const failures = element("details", { hidden: true }, element("summary"), element("div"));
   const stop = button("Cancel", () => act(stop, cancel));
-  const again = button("Try the failed cities again", () => act(again, retry));
+  const again = button("Retry the failed cities", () => act(again, retry));
   const acted = element("p", { role: "status", hidden: true });
   const top = element("p", { class: "title" }, mark, title, status, stop);
   const item = element("li", {}, top, bar, done, failures, again, acted);
@@ -125,9 +125,10 @@ function rowOf(onchange) {
   async function act(pressed, change) {
     pressed.disabled = true;
     try {
+      const retried = row.shown.counts.cities_failed;
       await change(row.shown.id);
       onchange();
-      acted.textContent = change === cancel ? "Cities that are not started yet are skipped." : "The failed cities are taken up again.";
+      acted.textContent = change === cancel ? "Cancelling. Cities already in progress finish normally." : `Retrying ${plural(retried, "city", "cities")}.`;
     } catch (problem) {
       acted.textContent = problem.message;
     }
@@ -179,7 +180,7 @@ function summaryOf(one) {
     if (counts.cities_skipped) parts.push(`${count(counts.cities_skipped)} skipped`);
     if (counts.cities_failed) parts.push(`${count(counts.cities_failed)} failed`);
   }
-  parts.push(`asked ${instant(one.requested_at)}`);
+  parts.push(`requested ${instant(one.requested_at)}`);
   return parts.join(" · ");
 }
 
@@ -194,10 +195,10 @@ async function fillFailures(details, id) {
       reason ? element("p", {}, reason) : "",
       element("ul", {}, failures.map((one) => item(`${one.city_name || "city"} (${one.city_id})`, one.reason, one.quarantine_key))),
       counts.cities_failed > failures.length ? element("p", {}, `and ${count(counts.cities_failed - failures.length)} more`) : "",
-      badCount ? element("p", {}, `${plural(badCount, "entry", "entries")} of the upstream's list could not be used:`) : "",
+      badCount ? element("p", {}, `${plural(badCount, "entry", "entries")} of the upstream's city list could not be used:`) : "",
       element("ul", {}, bad.map((one) => item(one.entry, one.reason))),
     );
   } catch (problem) {
-    place.replaceChildren(notice("error", problem.title ?? "That failed", problem.message));
+    place.replaceChildren(notice("error", problem.title ?? "The request failed", problem.message));
   }
 }

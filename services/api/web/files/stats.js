@@ -1,4 +1,4 @@
-// What the statistics say, ready to be shown. Pure: no element, no request, no clock.
+// Computes the displayed statistics. Pure: no DOM, no requests, no clock.
 
 import { count, delay, plural, roundDelay, secondsOrMore, short, shortDelay } from "./format.js";
 
@@ -11,13 +11,13 @@ export const MEASURES = {
 
 export const COLOURS = 7;
 
-/** How a day stands: `complete`, `provisional` (cities are missing), or `none` (nothing was taken in). */
+/** The state of a day: `complete`, `provisional` (cities are missing), or `none` (no file was ingested). */
 export function standing(day) {
   if (day.last_ingested_at === null) return "none";
   return day.complete ? "complete" : "provisional";
 }
 
-/** Gathers country-days as they come, sorted by country and date. */
+/** Collects country-days, which arrive sorted by country and date. */
 export class Gathered {
   #bySlug = new Map();
 
@@ -46,7 +46,7 @@ export class Gathered {
 
 const byName = new Intl.Collator("en");
 
-/** Add days up. Sums are of integers, and the average is of the sums: exact, like the days themselves. */
+/** Add days up. All sums are integers, and the average is computed from them, so it is exact. */
 export function total(days) {
   const sums = { bus_count: 0, passenger_count: 0, accident_count: 0, complete: 0, provisional: 0, none: 0 };
   let delayMs = 0;
@@ -61,8 +61,8 @@ export function total(days) {
 }
 
 /**
- * Where the colours of a scale meet: at most six values, so that each colour has about as many days. A least value that
- * is more frequent than that (no accident) has a colour of its own.
+ * The limits between the colours of a scale: at most six values, so that each colour has about as many days. A frequent
+ * lowest value, such as no accidents, gets its own colour.
  */
 export function thresholds(values) {
   const sorted = Float64Array.from(values).sort();
@@ -71,10 +71,10 @@ export function thresholds(values) {
   const range = sorted.at(-1) - least;
   const step = 10 ** Math.floor(Math.log10(range / 20));
   const above = sorted.subarray(sorted.findIndex((value) => value > least));
-  const apart = sorted.length - above.length > sorted.length / COLOURS;
-  const [spread, parts] = apart ? [above, COLOURS - 1] : [sorted, COLOURS];
+  const isLowestSeparate = sorted.length - above.length > sorted.length / COLOURS;
+  const [spread, parts] = isLowestSeparate ? [above, COLOURS - 1] : [sorted, COLOURS];
   const met = [];
-  for (let part = apart ? 0 : 1; part < parts; part += 1) {
+  for (let part = isLowestSeparate ? 0 : 1; part < parts; part += 1) {
     const value = spread[Math.floor((part * spread.length) / parts)];
     const rounded = Number((Math.round(value / step) * step).toPrecision(12));
     const threshold = rounded > least && rounded <= sorted.at(-1) ? rounded : value;
@@ -83,7 +83,7 @@ export function thresholds(values) {
   return met;
 }
 
-/** The colour of a value: spread over all seven when there are fewer steps. */
+/** The colour of a value. Fewer steps are spread over all seven colours. */
 export function colour(value, met) {
   const place = met.filter((threshold) => value >= threshold).length;
   return met.length ? Math.round((place * (COLOURS - 1)) / met.length) : 3;
@@ -95,7 +95,7 @@ export function completeness(day) {
   if (day.standing === "provisional") {
     return day.cities_expected
       ? `provisional: ${count(day.cities_reported)} of ${plural(day.cities_expected, "city", "cities")}`
-      : "provisional: its plan is not known yet";
+      : "provisional: the number of its cities is not known yet";
   }
   return day.cities_expected ? `no data yet: 0 of ${plural(day.cities_expected, "city", "cities")}` : "no data";
 }

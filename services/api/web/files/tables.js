@@ -1,4 +1,4 @@
-// The numbers as tables: every country's totals, or one country's days. A click on a head sorts by its column.
+// Tables of the statistics: the totals by country, or the days of one country. A click on a heading sorts the rows.
 
 import { button, element } from "./dom.js";
 import { count, delay } from "./format.js";
@@ -11,7 +11,7 @@ const FIGURES = [
   { name: "Accidents", of: (row) => row.accident_count, show: count },
 ];
 
-/** A row for each country. `chosen` holds the slugs of those with a line; `onchoose(slug, on)` changes it. */
+/** A table with a row for each country. `chosen` has the slugs of countries with a line; `onchoose(slug, on)` changes it. */
 export function countriesTable(countries, { chosen, linesMax, onchoose, onopen }) {
   const days = ({ complete, provisional, none }) => complete + provisional + none;
   const columns = [
@@ -49,7 +49,7 @@ export function countriesTable(countries, { chosen, linesMax, onchoose, onopen }
   return sortable("Totals by country", columns, countries);
 }
 
-/** A row for each day of one country; `onopen(day)` shows its cities. */
+/** A table with a row for each day of one country. `onopen(day)` shows its cities. */
 export function daysTable(country, onopen) {
   const columns = [
     { name: "Date", of: (day) => day.date, show: (date, day) => button(date, () => onopen(day), { class: "link" }), head: true },
@@ -67,7 +67,7 @@ export function daysTable(country, onopen) {
   return sortable(`Days of ${country.name}`, columns, country.days);
 }
 
-const orders = new Map(); // by caption: how a table was sorted, so that it is again when its numbers change
+const orders = new Map(); // the sort order by caption, kept when the numbers change
 
 function sortable(caption, columns, rows) {
   const body = element("tbody");

@@ -1,4 +1,4 @@
-"""What the API is beside its operations: its errors, its health, its log, its documentation."""
+"""The API beside its operations: errors, health, access log, metrics and documentation."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class Recorder:
         ("POST", "/docs", 405),
     ],
 )
-def test_refusals_of_the_framework(client: Client, method: str, path: str, status: int) -> None:
-    """What no route takes is answered as a problem like everything else."""
+def test_unknown_paths_and_methods_are_problems(client: Client, method: str, path: str, status: int) -> None:
+    """An unknown path or method gets a problem, like every other error."""
     answer = client.request(method, path)
     assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM)
     problem = answer.json()
@@ -80,16 +80,16 @@ def test_refusals_of_the_framework(client: Client, method: str, path: str, statu
     "path",
     ["/", "/docs", "/health/live", "/metrics", "/process-requests", "/country-stats?from=2024-05-01&to2024-05-02"],
 )
-def test_head(client: Client, path: str) -> None:
-    """HEAD is answered by the headers that GET is, and no body."""
+def test_head_has_the_headers_of_get(client: Client, path: str) -> None:
+    """The response to HEAD has the headers of GET and no body."""
     headers = {"X-Request-ID": "the-same"}
     head, get = client.head(path, headers=headers), client.get(path, headers=headers)
     assert (head.status_code, head.content) == (200, b"")
     assert {**head.headers, "content-length": ""} == {**get.headers, "content-length": ""}
 
 
-def test_head_of_a_stream() -> None:
-    """HEAD on a stream that goes on until a request has ended is answered at once."""
+def test_head_of_an_event_stream_ends_at_once() -> None:
+    """HEAD on an event stream gets its headers at once."""
     world = World()
     record = record_of(NOW)
     write(world, record)
@@ -100,7 +100,7 @@ def test_head_of_a_stream() -> None:
 
 
 def test_allowed_methods(client: Client) -> None:
-    """What takes GET says that it takes HEAD, what does not refuses it, and OPTIONS means nothing by its query."""
+    """Allow lists HEAD wherever it lists GET, and OPTIONS ignores the query."""
     assert client.put("/country-stats").headers["allow"] == "GET, HEAD, OPTIONS"
     refused = client.head("/process-request")
     assert (refused.status_code, refused.headers["allow"]) == (405, "OPTIONS, POST")
@@ -112,8 +112,8 @@ def test_allowed_methods(client: Client) -> None:
     assert client.options("/nothing").status_code == 404
 
 
-def test_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error that nobody foresaw is a 500 that tells nothing of it but an id; under this the log tells all."""
+def test_unexpected_error_is_500_with_the_id_of_its_log_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The response to an unexpected error has only an id, under which the log has the error."""
     recorder = Recorder()
     monkeypatch.setattr(problems, "_log", recorder)
     world = World()
@@ -147,7 +147,7 @@ def test_examples_of_problems(client: Client) -> None:
 
 
 def test_alive(client: Client) -> None:
-    """A process that answers is alive, whatever it can reach."""
+    """The liveness check does not depend on S3 and Kafka."""
     assert client.get("/health/live").json() == {"live": True}
 
 
@@ -181,7 +181,7 @@ def test_not_ready() -> None:
 
 
 async def test_probes_are_shared() -> None:
-    """Many that ask at once cause one probe, and a probe is good for a second."""
+    """Concurrent readiness checks share one probe, which is valid for a second."""
     probes = 0
     now_s = 100.0
 
@@ -219,8 +219,8 @@ async def test_readiness_recovers() -> None:
     assert [report.ready for report in reports] == [False, False, True]
 
 
-async def test_silent_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not answer in time cannot be reached."""
+async def test_dependency_that_does_not_respond_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dependency that does not respond in time is reported as unavailable."""
     monkeypatch.setattr(health, "PROBE_TIMEOUT_S", 0.01)
 
     async def silent() -> None:
@@ -230,7 +230,7 @@ async def test_silent_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(report.faults) == ["s3"]
 
 
-async def test_kafka_that_nobody_runs() -> None:
+async def test_kafka_check_fails_without_a_broker() -> None:
     """The check of Kafka fails when no broker listens."""
     settings = Settings.model_validate({"kafka_bootstrap_servers": f"127.0.0.1:{UNUSED_PORT}"})
     with pytest.raises(KafkaUnavailable, match=f"127.0.0.1:{UNUSED_PORT}"):
@@ -254,7 +254,7 @@ def test_access_log(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_metrics(client: Client) -> None:
-    """Requests are counted by route, not by path; what no route takes is counted together."""
+    """Requests are counted by route, not by path; requests that match no route share one label."""
     before = metric(client, "tripfold_http_request_seconds_count", method="other", route="unmatched", status="405")
     client.get("/process-requests/one")
     client.get("/process-requests/two")

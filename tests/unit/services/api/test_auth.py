@@ -1,4 +1,4 @@
-"""Who may use the API, how often, and how much of a request is taken."""
+"""API keys, scopes, rate limits, and limits on the size of requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ASK = "/process-request?date=2024-05-01"
 @pytest.mark.parametrize(
     "headers", [{}, {"X-API-Key": "wrong"}, {"Authorization": f"Basic {READER}"}, {"Authorization": "Bearer"}]
 )
-def test_without_a_key(headers: dict[str, str]) -> None:
+def test_request_without_a_valid_key_is_401(headers: dict[str, str]) -> None:
     """Without a known key, nothing is read and nothing is published."""
     world = World()
     with world.client(api_access="keys", api_keys=KEYS) as client:
@@ -31,8 +31,8 @@ def test_without_a_key(headers: dict[str, str]) -> None:
     assert world.store.reads == []
 
 
-def test_with_a_key() -> None:
-    """A key is taken in either header, and only for what its scopes allow."""
+def test_key_is_limited_to_its_scopes() -> None:
+    """A key is accepted in either header, and only for operations that its scopes allow."""
     world = World()
     with world.client(api_access="keys", api_keys=KEYS) as client:
         assert client.get("/process-requests", headers={"X-API-Key": READER}).status_code == 200
@@ -46,14 +46,14 @@ def test_with_a_key() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/page/main.js", "/docs", "/schema/openapi.json", "/health/live", "/metrics"])
-def test_what_needs_no_key(path: str) -> None:
+def test_page_documentation_and_health_need_no_key(path: str) -> None:
     """The page's files, the documentation, health and metrics are for everybody."""
     with World().client(api_access="keys", api_keys=KEYS) as client:
         assert client.get(path).status_code == 200
 
 
 def test_keys_are_in_no_log_and_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither a known key nor one that was tried shows in a log or an answer, also when something breaks."""
+    """Neither a known key nor one that was tried shows in a log or a response, even during an outage."""
     world = World()
     tried = mint_key()
     with world.client(api_access="keys", api_keys=KEYS) as client:
@@ -82,7 +82,7 @@ def test_each_key_has_idempotency_keys_of_its_own() -> None:
 
 
 def test_a_key_that_processes_reads_the_status_of_requests() -> None:
-    """Whoever may process may follow that request and its range; statistics and lists need the scope to read."""
+    """A key with the process scope reads requests and ranges; statistics and lists need the read scope."""
     process_only = mint_key()
     with World().client(api_access="keys", api_keys=f"nightly:process:{digest_of(process_only)}") as client:
         headers = {"X-API-Key": process_only}
@@ -94,15 +94,15 @@ def test_a_key_that_processes_reads_the_status_of_requests() -> None:
             assert client.get(path, headers=headers).status_code == 403
 
 
-def test_without_keys_a_client_processes_only_so_often() -> None:
+def test_clients_without_keys_have_a_rate_limit_for_processing() -> None:
     """Where everybody may use the API, asking for dates is limited, and reading is not."""
     with World().client(api_access="open", api_requests_per_minute=2) as client:
         assert [client.post(ASK).status_code for _ in range(3)] == [202, 202, 429]
         assert [client.get("/process-requests").status_code for _ in range(3)] == [200] * 3
 
 
-def test_too_often() -> None:
-    """A key that is used too often is told when to come again; another key is not touched by that."""
+def test_rate_limit_of_a_key_is_429_with_retry_after() -> None:
+    """A key over its limit gets 429 with Retry-After; other keys are not affected."""
     with World().client(api_access="keys", api_keys=KEYS, api_requests_per_minute=2) as client:
         statuses = [client.get("/process-requests", headers={"X-API-Key": READER}).status_code for _ in range(2)]
         refused = client.get("/process-requests", headers={"X-API-Key": READER})
@@ -112,8 +112,8 @@ def test_too_often() -> None:
         assert client.get("/process-requests", headers={"X-API-Key": NIGHTLY}).status_code == 200
 
 
-def test_rate() -> None:
-    """What is not used is saved up for a minute at most; the wait that is told is the wait that is needed."""
+def test_rate_limiter_refills_a_minute_at_most() -> None:
+    """Unused tokens accumulate for a minute at most, and the returned wait is exact."""
     now_s = 0.0
     rate = RateLimiter(6, clock=lambda: now_s)
     assert [rate.take("a") for _ in range(7)] == [0] * 6 + [10]
@@ -148,15 +148,15 @@ def test_keys_of_a_file(tmp_path: Path) -> None:
         ({"api_access": "open", "api_keys_file": "/nowhere/keys"}, "API keys are named: unset TRIPFOLD_API_ACCESS"),
     ],
 )
-def test_unclear_settings(settings: dict[str, str], told: str) -> None:
-    """An API that is not told who may use it does not start; what it says repeats no key."""
+def test_invalid_access_settings_stop_the_start(settings: dict[str, str], told: str) -> None:
+    """Invalid access settings raise an error that repeats no key."""
     with pytest.raises(InvalidAccessSettings, match=told) as refused:
         access_of(Settings.model_validate(settings))
     assert READER not in str(refused.value)
 
 
-def test_long_requests() -> None:
-    """An address or headers without end are refused before anything looks at them."""
+def test_oversized_requests_are_refused() -> None:
+    """A URL, headers or a body over the limit are refused with a problem."""
     with World().client() as client:
         long = client.get("/country-stats?country=" + "x" * security_headers.URL_BYTES_MAX)
         assert (long.status_code, long.headers["content-type"]) == (414, "application/problem+json")
@@ -177,7 +177,7 @@ def test_who_needs_a_key_is_documented() -> None:
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/process-requests", "/nothing", "/health/live"])
 def test_security_headers(path: str) -> None:
-    """Every answer, errors too, tells browsers to be careful."""
+    """Every response, including errors, has the security headers."""
     with World().client() as client:
         headers = client.get(path).headers
     assert headers["x-content-type-options"] == "nosniff"

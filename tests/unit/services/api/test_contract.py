@@ -104,7 +104,7 @@ def test_what_is_not_allowed(api_schema: OpenApiSchema, path: str) -> None:
 
 @pytest.mark.parametrize("path", KNOWN)
 def test_what_is_there(api_schema: OpenApiSchema, path: str) -> None:
-    """What the document's examples name is answered as it says, when it is there."""
+    """The resources of the document's examples get the documented responses when they exist."""
     for method, operation in api_schema[path].items():
         case = operation.Case(path_parameters=KNOWN[path])
         answer = case.call_and_validate(headers={KEY_HEADER: KEY}, timeout=TIMEOUT_S)

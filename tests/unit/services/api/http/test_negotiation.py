@@ -1,4 +1,4 @@
-"""What a client says of the form of an answer: media types, codings, preferences, validators."""
+"""Content negotiation, ``Prefer: wait`` and ETags."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_media_type(accept: str, chosen: str) -> None:
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/xml, image/*", "*/*;q=0"])
-def test_nothing_acceptable(accept: str) -> None:
+def test_not_acceptable_names_the_offered_types(accept: str) -> None:
     """A client that takes none of the forms is told which there are."""
     with pytest.raises(NotAcceptable, match="text/csv"):
         media_type(accept, MEDIA_TYPES)
@@ -72,12 +72,12 @@ def test_content_coding(accept_encoding: str, chosen: str) -> None:
         ("await=3", None),
     ],
 )
-def test_wait(prefer: str, seconds: int | None) -> None:
+def test_prefer_wait_is_bounded(prefer: str, seconds: int | None) -> None:
     """A wait is bounded, and what is not understood is as if it was not there."""
     assert wait_s(prefer) == seconds
 
 
-def test_etag_tells_parts_apart() -> None:
+def test_etag_depends_on_the_split_of_its_parts() -> None:
     """The same letters in other parts are another answer."""
     assert strong_etag(["ab", "c"]) != strong_etag(["a", "bc"]) != strong_etag(["abc"])
 
@@ -86,6 +86,6 @@ def test_etag_tells_parts_apart() -> None:
     ("if_none_match", "known"),
     [("", False), ('"a"', True), ('"b", W/"a"', True), ("*", True), ('"aa"', False), ("a", False)],
 )
-def test_known(if_none_match: str, known: bool) -> None:
+def test_if_none_match(if_none_match: str, known: bool) -> None:
     """An answer is known by any of the ETags that a client has."""
     assert matches(if_none_match, '"a"') == known

@@ -1,4 +1,4 @@
-"""Following a request: server-sent events, and an answer that is held back."""
+"""Event streams, and responses that wait for the end of a request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from services.api.requests import event_stream as following_module
+from services.api.requests import event_stream as event_stream_module
 from services.api.requests.event_stream import RequestEventStream, TooManyStreams, event_of
 from services.api.requests.service import Requests
 from shared.domain import keys
@@ -18,7 +18,7 @@ from tests.fakes.api import DAY, NOW, World, record_of, write
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following_module, "POLL_INTERVAL_S", 0.001)
+    monkeypatch.setattr(event_stream_module, "POLL_INTERVAL_S", 0.001)
 
 
 @pytest.fixture(name="world")
@@ -26,8 +26,8 @@ def _world() -> World:
     return World()
 
 
-def following_of(world: World) -> RequestEventStream:
-    """Return what follows the requests of a world."""
+def stream_of(world: World) -> RequestEventStream:
+    """Return the event streams of a world's requests."""
     return RequestEventStream(Requests(world.store, world.publisher, clock=world.clock))
 
 
@@ -45,9 +45,9 @@ HEARTBEAT = b": still there\n\n"
 ID = record_of(NOW).request_id
 
 
-def begun(following: RequestEventStream, record: RequestRecord, last_seen: str = "") -> AsyncIterator[bytes]:
+def begun(streams: RequestEventStream, record: RequestRecord, last_seen: str = "") -> AsyncIterator[bytes]:
     """Return the events from a record on."""
-    events = following.events(record, last_seen)
+    events = streams.events(record, last_seen)
     assert events is not None
     return events
 
@@ -55,7 +55,7 @@ def begun(following: RequestEventStream, record: RequestRecord, last_seen: str =
 async def test_events_until_the_end(world: World) -> None:
     """Each change is an event whose id is the version; the stream ends with the request."""
     write(world, running(2))
-    events = begun(following_of(world), running(2))
+    events = begun(stream_of(world), running(2))
     assert await anext(events) == b"retry: 2000\n\n"
     assert await anext(events) == event_of(running(2))
     write(world, running(3))
@@ -65,10 +65,10 @@ async def test_events_until_the_end(world: World) -> None:
     assert event_of(completed(4)).startswith(b'id: 4\nevent: progress\ndata: {"id":"')
 
 
-async def test_going_on(world: World) -> None:
+async def test_stream_resumes_after_last_event_id(world: World) -> None:
     """A client that comes back with the last id gets only what changed since."""
     write(world, running(3))
-    events = begun(following_of(world), running(3), last_seen="3")
+    events = begun(stream_of(world), running(3), last_seen="3")
     await anext(events)
     write(world, completed(4))
     assert [event async for event in events] == [event_of(completed(4))]
@@ -76,9 +76,9 @@ async def test_going_on(world: World) -> None:
 
 async def test_heartbeats(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """While nothing changes, or S3 is down, comments are sent."""
-    monkeypatch.setattr(following_module, "HEARTBEAT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(event_stream_module, "HEARTBEAT_INTERVAL_S", 0.0)
     write(world, running(2))
-    events = begun(following_of(world), running(2), last_seen="2")
+    events = begun(stream_of(world), running(2), last_seen="2")
     await anext(events)
     assert await anext(events) == HEARTBEAT
     world.store.down = True
@@ -89,28 +89,28 @@ async def test_heartbeats(world: World, monkeypatch: pytest.MonkeyPatch) -> None
     assert rest[-1] == event_of(completed(3))
 
 
-async def test_an_old_stream_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stream_ends_at_its_age_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream has an end even if its request has none: the client comes back."""
-    monkeypatch.setattr(following_module, "STREAM_AGE_MAX_S", 0.0)
+    monkeypatch.setattr(event_stream_module, "STREAM_AGE_MAX_S", 0.0)
     write(world, running(2))
-    assert [event async for event in begun(following_of(world), running(2), last_seen="2")] == [b"retry: 2000\n\n"]
+    assert [event async for event in begun(stream_of(world), running(2), last_seen="2")] == [b"retry: 2000\n\n"]
 
 
 async def test_streams_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the limit a client is refused; a stream that ends makes room."""
-    monkeypatch.setattr(following_module, "STREAMS_MAX", 1)
+    monkeypatch.setattr(event_stream_module, "STREAMS_MAX", 1)
     write(world, running(2))
-    following = following_of(world)
-    events = begun(following, running(2))
+    streams = stream_of(world)
+    events = begun(streams, running(2))
     await anext(events)
     with pytest.raises(TooManyStreams):
-        following.events(running(2), "")
+        streams.events(running(2), "")
     write(world, completed(3))
     assert [event async for event in events]
-    assert following.events(running(2), "") is not None
+    assert streams.events(running(2), "") is not None
 
 
-def test_over_http(world: World) -> None:
+def test_events_over_http(world: World) -> None:
     """The stream is of the type that browsers expect, and no cache keeps it; after the end comes 204."""
     write(world, completed(4))
     with world.client() as client:
@@ -123,8 +123,8 @@ def test_over_http(world: World) -> None:
         assert client.get("/process-requests/none/events").status_code == 404
 
 
-def test_waiting_for_the_end(world: World) -> None:
-    """With Prefer: wait, an answer is held until the request has ended, and then is 200."""
+def test_prefer_wait_responds_200_at_the_end(world: World) -> None:
+    """``Prefer: wait`` delays the response until the request has ended; its status is then 200."""
 
     class Quick(Requests):
         async def read(self, text: str) -> RequestRecord:
@@ -142,8 +142,8 @@ def test_waiting_for_the_end(world: World) -> None:
         assert answer.headers["location"] == f"/process-requests/{answer.json()['id']}"
 
 
-def test_waiting_in_vain(world: World) -> None:
-    """When the time is over and the request has not ended, the answer is 202."""
+def test_prefer_wait_responds_202_after_the_limit(world: World) -> None:
+    """If the request has not ended after the wait, the status is 202."""
     with world.client() as client:
         answer = client.post(f"/process-request?date={DAY}", headers={"Prefer": "wait=0"})
         assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=0")

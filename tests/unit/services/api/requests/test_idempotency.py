@@ -1,4 +1,4 @@
-"""Asking again with the same idempotency key."""
+"""Repeated requests with the same idempotency key."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def published_ids(world: World) -> list[str]:
     return [event.request_id for event in events if isinstance(event, ProcessRequested)]
 
 
-def test_the_same_again(world: World, client: Client) -> None:
+def test_same_key_and_date_return_the_same_request(world: World, client: Client) -> None:
     """The same key and date give the same request, and it is published once."""
     first, second = (client.post(PATH, headers=KEY) for _ in range(2))
     assert (first.status_code, second.status_code) == (202, 202)
@@ -55,7 +55,7 @@ async def test_each_key_keeps_the_request_that_it_joined(world: World, client: C
     assert [client.post(PATH, headers=headers).json()["id"] for headers in (KEY, another)] == [first, first]
 
 
-def test_other_parameters(world: World, client: Client) -> None:
+def test_reused_key_with_another_date_is_422(world: World, client: Client) -> None:
     """The same key with another date is refused, names both, and publishes nothing."""
     client.post(PATH, headers=KEY)
     answer = client.post("/process-request?date=2024-05-02", headers=KEY)
@@ -65,7 +65,7 @@ def test_other_parameters(world: World, client: Client) -> None:
     assert len(published_ids(world)) == 1
 
 
-def test_after_a_day(world: World, client: Client) -> None:
+def test_key_is_free_again_after_24_hours(world: World, client: Client) -> None:
     """After 24 hours a key is free again, for any date."""
     first = client.post(PATH, headers=KEY)
     world.clock.now = NOW + dt.timedelta(hours=24)
@@ -93,7 +93,7 @@ def test_claimed_before_published(world: World, client: Client) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "two words", "x" * 256])
-def test_what_is_no_key(world: World, client: Client, key: str) -> None:
+def test_malformed_key_is_400(world: World, client: Client, key: str) -> None:
     """A key that is empty, with spaces, or without end is refused, and nothing is published."""
     answer = client.post(PATH, headers={"Idempotency-Key": key})
     assert answer.status_code == 400
@@ -102,7 +102,7 @@ def test_what_is_no_key(world: World, client: Client, key: str) -> None:
 
 
 async def test_racing_claims(world: World) -> None:
-    """Of many that claim a key at once all get the id of the first."""
+    """Concurrent claims of a key all get the id of the first."""
     claims = Claims(world.store, clock=world.clock)
 
     async def choose() -> RequestId:
@@ -113,7 +113,7 @@ async def test_racing_claims(world: World) -> None:
     assert len(world.store.bodies(keys.idempotency("")[:12])) == 1
 
 
-def test_other_origins() -> None:
+def test_cors_allows_the_origins_of_the_settings() -> None:
     """Pages of the origins in the settings may use the API, and no others."""
     origin = "https://dashboard.example.com"
     asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "idempotency-key"}

@@ -1,4 +1,4 @@
-"""Asking for a range of dates."""
+"""Requests for a range of dates."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from services.api.requests.ranges import status_of_all
+from shared.domain import keys
 from shared.domain.events import Outcome, ProcessRequested
 from shared.domain.ids import RequestId
 from shared.domain.requests import Status, new_record
@@ -76,7 +77,7 @@ def test_how_far_it_has_come(world: World, client: Client) -> None:
         ("from=2024-05-01&to=2024-06-01", "to"),
     ],
 )
-def test_no_range(world: World, client: Client, query: str, name: str) -> None:
+def test_invalid_range_is_400(world: World, client: Client, query: str, name: str) -> None:
     """A range that is half, beside a date, backwards or too long is refused, and nothing is published."""
     answer = client.post(f"/process-request?{query}")
     assert (answer.status_code, [fault["name"] for fault in answer.json()["invalid_parameters"]]) == (400, [name])
@@ -102,7 +103,7 @@ def test_a_date_that_is_not_processed(world: World, client: Client, query: str, 
     assert client.post("/process-request?date=2025-06-02").status_code == 202
 
 
-def test_the_same_again(world: World, client: Client) -> None:
+def test_same_key_returns_the_same_range(world: World, client: Client) -> None:
     """The same key gives the same range, also when Kafka was down in between; another range is refused."""
     key = {"Idempotency-Key": "may"}
     world.publisher.down = True
@@ -120,6 +121,29 @@ def test_waiting(world: World, client: Client) -> None:
     assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=0")
     assert len(published(world)) == 3
     assert client.get("/process-ranges/none").status_code == 404
+
+
+def test_unreadable_request_is_named_and_the_others_are_served(world: World, client: Client) -> None:
+    """A range leaves out a request whose record cannot be read, names it, and can still be cancelled."""
+    body = client.post(PATH).json()
+    first, *rest = (RequestId(one["id"]) for one in body["requests"])
+    world.store.write(keys.request(first), b'{"request_id":')
+    where = f"/process-ranges/{body['id']}"
+    for response, status in ((client.get(where), 200), (client.delete(where), 202)):
+        shown = response.json()
+        assert response.status_code == status
+        assert [one["id"] for one in shown["requests"]] == rest
+        assert [one["key"] for one in shown["unreadable"]] == [keys.request(first)]
+        assert keys.request(first) in response.headers["tripfold-unreadable"]
+        assert shown["status"] == "running"
+
+
+def test_unreadable_request_counts_as_failed(world: World, client: Client) -> None:
+    """A range whose requests are all unreadable is failed, so that clients stop waiting."""
+    body = client.post(PATH).json()
+    for one in body["requests"]:
+        world.store.write(keys.request(RequestId(one["id"])), b"[]")
+    assert client.get(f"/process-ranges/{body['id']}").json()["status"] == "failed"
 
 
 def test_cancelled(world: World, client: Client) -> None:

@@ -1,4 +1,4 @@
-"""Asking for a date, and following the request."""
+"""Accepting, reading, listing, cancelling and retrying requests."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_kafka_silent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_store_down_when_accepting(world: World, client: Client) -> None:
-    """While S3 is down no request is taken in: 503 with Retry-After, and nothing is published."""
+    """While S3 is down the response is 503 with Retry-After, and nothing is published."""
     world.store.down = True
     answer = client.post("/process-request?date=2024-05-01")
     assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
@@ -158,7 +158,7 @@ def test_published_before_written() -> None:
     assert len(world.store.bodies(keys.REQUESTS)) == 1
 
 
-def test_progress_was_faster() -> None:
+def test_record_written_by_progress_first_is_kept() -> None:
     """If the request's progress was written first, that record stays, and is the answer."""
 
     class Faster(ObservedPublisher):
@@ -402,7 +402,7 @@ async def test_time_of_a_request_is_in_its_id() -> None:
     assert record.requested_at == NOW + dt.timedelta(milliseconds=1)
 
 
-async def test_a_race_that_nobody_won_is_run_again() -> None:
+async def test_undecided_conflict_is_retried() -> None:
     """A conflict that S3 did not decide is no record: an answered request has one."""
 
     class Undecided(ObservedStore):
@@ -419,7 +419,7 @@ async def test_a_race_that_nobody_won_is_run_again() -> None:
     assert world.store.bodies(keys.REQUESTS) == {keys.request(record.request_id): objects.encode(record)}
 
 
-async def test_a_conflict_that_never_ends_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_conflict_that_never_ends_is_503_with_the_request_id(monkeypatch: pytest.MonkeyPatch) -> None:
     """While S3 decides no conflict, a request is answered as one that is carried out, and whose record is missing."""
 
     class Undecided(ObservedStore):

@@ -80,7 +80,7 @@ def cell_of(value: object) -> str:
     return value if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
-def test_nothing_as_csv(client: Client) -> None:
+def test_csv_without_data_has_its_header(client: Client) -> None:
     """A table without data still has its head."""
     answer = client.get("/country-stats?from=2023-05-01&to=2023-05-01", headers={"Accept": "text/csv"})
     assert answer.text.splitlines() == ["country,date,bus_count,passenger_count,exist_accident,average_delay_s"]
@@ -107,7 +107,7 @@ def test_compressed(client: Client) -> None:
 
 @pytest.mark.parametrize("form", ["application/json", "application/x-ndjson", "text/csv"])
 @pytest.mark.parametrize("coding", ["identity", "gzip", "zstd"])
-def test_sent_as_it_is_made(form: str, coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_response_equals_the_buffered_one(form: str, coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long answer comes in parts, and is the same bytes under the same ETag as if it was made whole."""
     world = World()
     days = [dt.date(2024, 1, 1) + dt.timedelta(days=place) for place in range(60)]
@@ -155,7 +155,7 @@ def test_every_large_answer_is_compressed(world: World, client: Client) -> None:
 
 
 def test_small_answers_stay_plain(client: Client) -> None:
-    """What compressing would not make much smaller is sent as it is."""
+    """Small responses are sent without compression."""
     answer = client.get("/health/live", headers={"Accept-Encoding": "gzip, zstd"})
     assert answer.json() == {"live": True}
     assert "content-encoding" not in answer.headers
@@ -176,7 +176,7 @@ def test_not_modified(world: World, client: Client) -> None:
 
 
 def test_a_change_elsewhere(world: World, client: Client) -> None:
-    """What changes on other days, or in other countries than the one asked for, leaves the ETag as it is."""
+    """Changes of other days or other countries keep the ETag."""
     path = f"{PATH}&country=armenia"
     etag = client.get(path).headers["etag"]
     world.fold_in(stats("belgium", trips=3, revision=6))

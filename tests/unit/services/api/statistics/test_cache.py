@@ -38,7 +38,7 @@ async def test_made_once() -> None:
     assert taken == [b"a", b"b", b"c"]
 
 
-async def test_a_slow_reader() -> None:
+async def test_slow_reader_does_not_delay_others() -> None:
     """A reader that takes one part and goes holds up nobody."""
     answers = ResponseCache(100)
     body = answers.begin('"a"', parts_of(b"abc", []), expected_bytes=10)
@@ -49,7 +49,7 @@ async def test_a_slow_reader() -> None:
     assert await made(answers.find('"a"')) == b"abc"
 
 
-async def test_no_room() -> None:
+async def test_least_recently_used_body_is_evicted() -> None:
     """The body used least recently goes for a new one; none goes for one too large, and nothing of that is made."""
     answers, taken = ResponseCache(10), list[bytes]()
     for etag in ('"a"', '"b"'):
@@ -80,8 +80,8 @@ async def test_larger_than_expected() -> None:
     assert answers.find('"a"') is None
 
 
-async def test_a_body_that_cannot_be_made() -> None:
-    """What the making of a body raises is raised to those who wait for it; the next one makes it anew."""
+async def test_error_while_making_a_body_reaches_its_readers() -> None:
+    """An error while a body is made is raised to its readers, and the next request makes it again."""
 
     def broken() -> Iterator[bytes]:
         yield b"1"

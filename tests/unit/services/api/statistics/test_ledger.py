@@ -1,4 +1,4 @@
-"""What ``GET /country-stats/{country}/{date}`` answers."""
+"""``GET /country-stats/{country}/{date}``: the ledger of a country-day."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_planned_day(world: World, client: Client) -> None:
 
 
 def test_names_from_the_plan(world: World, client: Client) -> None:
-    """A city that nothing was taken in of has the name that the plan gives it."""
+    """A city without a file has its name from the plan."""
     world.fold_in(planned("armenia", city_ids=["7"]))
     city = PlannedCity(city_id=CityId("7"), upstream_id="7", name="Port Tina")
     countries = {CountrySlug("armenia"): PlannedCountry(name="Armenia", cities=(city,))}

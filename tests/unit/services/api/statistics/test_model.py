@@ -1,4 +1,4 @@
-"""What ``GET /country-stats`` answers."""
+"""``GET /country-stats``: the statistics of a range of dates."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_empty_file_is_data(world: World, client: Client) -> None:
 
 
 def test_one_country(world: World, client: Client) -> None:
-    """With ``country`` only that country is answered, by its slug, or by its name if that is of no other country."""
+    """``country`` selects one country by its slug, or by its name if that is unique."""
     slugs = {"Belgium": "belgium", "Côte d'Ivoire": "cote-d-ivoire", "Chad": "chad", "CHAD": "chad-2"}
     countries = Countries(slugs={name: CountrySlug(slug) for name, slug in slugs.items()})
     world.store.write(keys.COUNTRIES, objects.encode(countries))
@@ -119,7 +119,7 @@ def test_unknown_country(world: World, client: Client, named: str, hint: str) ->
 
 
 def test_details(world: World, client: Client) -> None:
-    """With ``detail=full`` a day also says how complete it is and what it is computed from."""
+    """``detail=full`` adds the completeness and the exact sums of each day."""
     world.fold_in(
         stats("armenia", city_id="7", revision=5, trips=3, accidents=2, delay_total_ms=6_000),
         planned("armenia", city_ids=["7", "8"], plan_revision=3),
@@ -154,7 +154,7 @@ def test_details(world: World, client: Client) -> None:
 
 
 def test_details_of_a_planned_day(world: World, client: Client) -> None:
-    """With details a country is there from its plan on; one that the plan no longer has is not."""
+    """``detail=full`` includes planned countries, and excludes countries that left the plan."""
     world.fold_in(planned("armenia", city_ids=["7"]))
     world.fold_in(planned("belgium", city_ids=[]))
     days = client.get("/country-stats?from=2024-05-01&to=2024-05-02&detail=full").json()
@@ -255,7 +255,7 @@ def test_edges_of_the_calendar(empty: Client) -> None:
 
 
 def test_too_many_parameters(empty: Client) -> None:
-    """A query of very many parameters is refused, not taken apart."""
+    """A query with too many parameters is refused."""
     answer = empty.get("/country-stats?" + "&".join(f"p{number}=1" for number in range(51)))
     assert answer.status_code == 400
     assert "50" in answer.json()["detail"]

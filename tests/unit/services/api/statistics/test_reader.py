@@ -52,7 +52,7 @@ def trips(heads: list[SummaryHead]) -> dict[tuple[str, str], int]:
     return {(head.country, head.date.isoformat()): head.totals.trips for head in heads}
 
 
-async def test_only_the_range() -> None:
+async def test_only_summaries_of_the_range_are_read() -> None:
     """The summaries of a range are read, and no others, though a month is listed whole."""
     world = World()
     for day in (1, 2, 3):
@@ -62,8 +62,8 @@ async def test_only_the_range() -> None:
     assert heads_read(world) == [keys.summary(1, dt.date(2024, 5, 2), CountrySlug("armenia"))]
 
 
-async def test_only_the_country() -> None:
-    """Of other countries than the one asked for nothing is read."""
+async def test_only_summaries_of_the_country_are_read() -> None:
+    """A query for one country reads no summary of other countries."""
     world = World()
     world.fold_in(stats("armenia"))
     world.fold_in(stats("belgium"))
@@ -92,7 +92,7 @@ async def test_only_the_head_is_fetched() -> None:
 
 
 async def test_unchanged_summaries_are_not_fetched_again() -> None:
-    """What was seen is not fetched again; what changed is, and what is new."""
+    """Only new and changed summaries are fetched."""
     world = World()
     reader = reader_of(world)
     world.fold_in(stats("armenia", trips=1))
@@ -166,7 +166,7 @@ async def test_summary_that_is_gone_after_its_listing() -> None:
 
 
 async def test_other_keys_are_passed_over() -> None:
-    """What lies among the summaries and is none is passed over."""
+    """Keys under the prefix that name no summary are ignored."""
     world = World()
     world.fold_in(stats("armenia"))
     world.store.write("summaries/generation=1/date=2024-05-01/_SUCCESS", b"")
@@ -269,7 +269,7 @@ async def test_generation_that_changes_for_ever() -> None:
         await heads_of(reader_of(flipping_world(1_000)), MAY)
 
 
-async def test_range_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_range_exceeds_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """A range that cannot be read in time is given up."""
 
     class Silent(ObservedStore):
