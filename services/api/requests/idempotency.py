@@ -1,10 +1,10 @@
 """``Idempotency-Key``: a client that lost a response repeats its request with the same key, and gets the same request.
 
 The service claims a key on S3 before it publishes anything. The claim names the id that the request will have: a new
-one, or that of the request of the date that already waits. A repeated call with the key gets that id:
+one, or that of the request of the date that already waits. A repeated call with the key gets that id.
 
-- if the first call crashed, the repeated call publishes the request under the claimed id;
-- if both calls run, the request is published twice under one id, and the planner plans it once.
+If the first call crashed, the repeated call publishes the request under the claimed id. If both calls run, the request
+is published twice under one id, and the planner plans it once.
 """
 
 from __future__ import annotations

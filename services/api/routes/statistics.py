@@ -121,8 +121,9 @@ async def statistics_by_country(
 ) -> Response[Any]:
     """Return the statistics by country slug and date, both sorted.
 
-    A country with data on any day of the range has every day of it; a day without data has zeros and `false`. `detail=full`
-    adds countries that are planned and have no data yet. There, `version` 0 marks a day that was never requested.
+    A country with data on any day of the range has every day of it; a day without data has zeros and `false`.
+    `detail=full` adds countries that are planned and have no data yet. There, `version` 0 marks a day
+    that was never requested.
 
     `Tripfold-Unreadable` names stored days that cannot be read. They are left out, or give the reason with
     `detail=full`.
