@@ -1,4 +1,4 @@
-"""What the benchmarks run against: the upstream, and S3 as SeaweedFS or as a sink, each in a process of its own."""
+"""Servers for the benchmarks: the upstream, and S3 as SeaweedFS or as a sink, each in its own process."""
 
 from __future__ import annotations
 

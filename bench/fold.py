@@ -320,7 +320,7 @@ PEERS: Final = {
 
 
 class _Turns(NamedTuple):
-    """What one contender took, turn by turn, and what its store took meanwhile, in CPU seconds."""
+    """The measurements of one contender by turn, with the CPU seconds of its store."""
 
     name: str
     store: Store | None

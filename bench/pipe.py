@@ -8,7 +8,7 @@ that process, and of its peak memory, with Python and all libraries in it. `held
 was held, as a task sees it that wants to run every 5 ms; on a machine with other work it includes the waiting for a
 core.
 
-What the processor time goes to is told by leaving one step after the other out.
+The benchmark leaves out one step after the other to show the CPU time of each.
 
 Bias: everything runs on this machine, so S3 and the upstream take processor time from the worker. Against SeaweedFS
 the store limits both contenders alike; the sink shows what the pipe itself can do. The file repeats a block of 32 MB of

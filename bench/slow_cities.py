@@ -1,4 +1,4 @@
-"""What cities that answer with errors cost the others. Run it as `python -m bench.slow_cities`.
+"""Measures how cities with errors delay the others. Run it as `python -m bench.slow_cities`.
 
 An upstream answers five of fifty cities with 503 after a second, and the others with a small file at once. A real
 worker takes all fifty tasks from the embedded Kafka and writes to SeaweedFS, and it is measured how long the 45 good
@@ -123,7 +123,7 @@ def _median(environment: dict[str, str], partitions: int, runs: int) -> Measured
 
 
 async def _measure(environment: dict[str, str], partitions: int, cities: range | list[int]) -> float:
-    """Return in how many seconds a worker has taken in all good cities of those that are asked for."""
+    """Return in how many seconds a worker has stored all good cities of the requested ones."""
     name = uuid.uuid4().hex
     own = {
         **environment,

@@ -1,4 +1,4 @@
-"""What the benchmarks print: tables in Markdown, readable in a terminal and on a page alike."""
+"""Prints Markdown tables that are readable in a terminal and on a page."""
 
 from __future__ import annotations
 

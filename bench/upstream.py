@@ -1,4 +1,4 @@
-"""A transit authority that costs next to nothing: it sends a block of trips over and over, without reading it.
+"""An upstream that needs almost no CPU: it sends a block of trips over and over, without reading it.
 
 The file of city 4007 is four blocks, that of city 31000 is 31: the thousands count. The kernel copies the block from
 the page cache into the socket (`sendfile`), so what is measured is Tripfold. Each block is the same bytes: nothing in
@@ -26,7 +26,7 @@ _STATS: Final = re.compile(rb"GET /cities/([0-9]+)/stats\?date=([0-9-]{10}) ")
 
 
 class Sums(msgspec.Struct, frozen=True):
-    """What the trips of a file add up to."""
+    """The sums over the trips of a file."""
 
     trips: int
     passengers: int

@@ -1,4 +1,4 @@
-"""What a worker takes: memory by file size and by streams; and what a second adds. Run it as `python -m bench.worker`.
+"""Measures workers: memory by file size and streams, and the gain of a second one. Run it as `python -m bench.worker`.
 
 Real workers (`tripfold serve ingest --role worker`) take tasks from the embedded Kafka, files from the upstream, and
 write them to the sink of `bench.null_s3`, for a file of 4 GB should not fill a disk. Memory is the peak of the whole
@@ -57,7 +57,7 @@ _LAG_MAX: Final = re.compile(r"^tripfold_event_loop_lag_max_seconds (\S+)", re.M
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What workers are given: so many cities, each with a file of so many blocks."""
+    """The load of the workers: so many cities, each with a file of so many blocks."""
 
     workers: int
     streams: int

@@ -30,7 +30,7 @@ from shared.domain.objects import Manifest
 from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
 from tests.integration.trips import figures_of, make_trips
-from tests.integration.upstream import CHUNK_BYTES, UpstreamServer
+from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
 from tripfold.local.supervisor import RESTART_WINDOW_S, RESTARTS_MAX
 
@@ -40,7 +40,6 @@ SEED = int(os.environ.get("TRIPFOLD_TEST_SEED", random.randrange(2**32)))
 CITIES = 5
 TRIPS = 4000
 STREAMS = 4
-PACE_MIN_S = 0.03
 KILL_WITHIN_S = 0.8
 REQUESTS_MAX = 3
 BETWEEN_KILLS_S = RESTART_WINDOW_S / RESTARTS_MAX + 1
@@ -79,12 +78,6 @@ def _fill(upstream: UpstreamServer, dates: Sequence[str], draw: random.Random) -
             upstream.put(city, date, trips)
             files[date][country.lower()].append(trips)
     return files
-
-
-def _pace_s(upstream: UpstreamServer) -> float:
-    """Return the pace at which a worker has something to download for as long as the kills take."""
-    chunks = sum(len(body) // CHUNK_BYTES + 1 for body in upstream.files.values() if isinstance(body, bytes))
-    return max(0, KILLS - RESTARTS_MAX) * BETWEEN_KILLS_S * STREAMS / chunks
 
 
 async def _kill_at_random(tripfold: Running, upstream: UpstreamServer, draw: random.Random) -> None:
