@@ -31,7 +31,7 @@ _log = structlog.get_logger()
 
 
 class ServiceContext:
-    """What every event-handling service stands on: the bucket, the publisher, and patience with both."""
+    """The bucket, publisher, health and retrier of one event-handling service."""
 
     def __init__(self, settings: Settings, *, source: str) -> None:
         self.settings = settings
@@ -51,11 +51,11 @@ def make_app(
     background: tuple[Background, ...] = (),
     resources: tuple[contextlib.AbstractAsyncContextManager[Any], ...] = (),
 ) -> Litestar:
-    """Return the service as an ASGI app: health and metrics over HTTP, and the broker's subscribers behind them.
+    """Return the service as an ASGI app: health and metrics over HTTP, with the broker's subscribers.
 
-    The order in which things start does not matter. Before it subscribes, the service waits for S3, for Kafka and for
-    the topics that it consumes and ``publishes``, alive but not ready. (FastStream's own ASGI app would end when Kafka
-    is away at the start.)
+    Services can start in any order. Before it subscribes, a service waits for S3, for Kafka and for the topics that it
+    consumes and ``publishes``; until then it is live but not ready. (FastStream's own ASGI app exits if Kafka is
+    unavailable at the start.)
     """
     retrier = context.retrier
     topics = {*(subscription.topic for subscription in subscriptions), *publishes, Topic.DEAD_LETTERS}
@@ -68,7 +68,7 @@ def make_app(
         await retrier.retry_until_available("kafka", check_kafka)
         await retrier.retry_until_available("consumer", broker.start)
         context.health.started = True
-        _log.info("ready")
+        _log.info("service_ready")
         progress = (subscription.watch(retrier, check_kafka) for subscription in subscriptions)
         await asyncio.gather(_watch(context, check_kafka), *progress)
 
@@ -95,30 +95,30 @@ def make_app(
 
 
 def health_routes(health: Health) -> list[Any]:
-    """Return what every service answers of itself: ``/health/live``, ``/health/ready`` and ``/metrics``."""
+    """Return the routes ``/health/live``, ``/health/ready`` and ``/metrics``."""
 
     @get("/health/live", sync_to_thread=False)
     def live() -> dict[str, bool]:
-        """Say that the process runs."""
+        """Report that the process runs."""
         return {"live": True}
 
     @get("/health/ready", sync_to_thread=False)
     def ready() -> Response[dict[str, Any]]:
-        """Say whether the service can do its work, and if not, why."""
+        """Report whether the service is ready, and its faults."""
         body = {"ready": health.ready, "started": health.started, "faults": health.faults}
         return Response(body, status_code=200 if health.ready else 503)
 
     @get("/metrics", sync_to_thread=False)
     def metrics() -> Response[bytes]:
-        """Return the metrics in Prometheus' text format."""
-        # Litestar adds the charset of a text itself.
+        """Return the metrics in the Prometheus text format."""
+        # Litestar adds the charset.
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8"))
 
     return [live, ready, metrics]
 
 
 async def _watch(context: ServiceContext, check_kafka: Callable[[], Awaitable[None]]) -> None:
-    """Check S3, Kafka and its topics every few seconds, so that an idle service, too, tells the truth."""
+    """Check S3, Kafka and its topics every few seconds, so that an idle service reports outages too."""
     health = context.health
     checks: tuple[tuple[Concern, Callable[[], Awaitable[None]]], ...] = (
         ("s3", context.store.check),
@@ -128,7 +128,7 @@ async def _watch(context: ServiceContext, check_kafka: Callable[[], Awaitable[No
         for what, check in checks:
             try:
                 await check()
-            except Exception as error:  # noqa: BLE001  # whatever it is: readiness must not stand still for it
+            except Exception as error:  # noqa: BLE001  # no error may stop the checks
                 health.failing(what, str(error) or type(error).__name__)
             else:
                 health.recovered(what)
@@ -141,7 +141,7 @@ async def _run(job: Background, retrier: Retrier) -> None:
 
 
 def serve(app: Litestar, settings: Settings) -> None:
-    """Run a service until it is asked to stop by SIGTERM or SIGINT."""
+    """Run a service until SIGTERM or SIGINT."""
     uvicorn.run(
         app,
         host=settings.health_host,

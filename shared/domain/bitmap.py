@@ -1,10 +1,10 @@
-"""Sets of small integers as bitmaps: an integer in memory, hexadecimal digits in JSON, bit n for member n."""
+"""Sets of small integers as bitmaps: an integer in memory, hexadecimal digits in JSON. Bit n stands for member n."""
 
 from __future__ import annotations
 
 
 def decode(digits: str) -> int:
-    """Return the bitmap that hexadecimal digits spell."""
+    """Return the bitmap of hexadecimal digits."""
     return int(digits, 16)
 
 
@@ -14,15 +14,15 @@ def encode(bitmap: int) -> str:
 
 
 def member(position: int) -> int:
-    """Return the set of ``position`` alone."""
+    """Return the set with only ``position``."""
     return 1 << position
 
 
 def contains(bitmap: int, position: int) -> bool:
-    """Tell whether ``position`` is in the set."""
+    """Return whether ``position`` is in the set."""
     return bool(bitmap >> position & 1)
 
 
 def size(digits: str) -> int:
-    """Return how many members a set in hexadecimal digits has."""
+    """Return the number of members of a set in hexadecimal digits."""
     return int(digits, 16).bit_count()

@@ -1,4 +1,4 @@
-"""What one city-day adds to its country-day: integers only, so sums are exact in any order."""
+"""The contribution of one city-day to its country-day: integers only, so sums are exact in any order."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import msgspec
 
 
 class Contribution(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The four sums of one file, or of several files added together.
+    """The four sums of one file or of several files.
 
-    ``delay_total_ms`` is in whole milliseconds and negative when departures were early on the whole.
+    ``delay_total_ms`` is in whole milliseconds. It is negative if departures were early overall.
     """
 
     trips: int
@@ -29,7 +29,7 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def round_half_even(numerator: int, denominator: int) -> int:
-    """Divide two integers and round to the nearest one, a tie to the even one. ``denominator`` is positive."""
+    """Divide two integers and round to the nearest one, ties to even. ``denominator`` is positive."""
     quotient, remainder = divmod(numerator, denominator)
     above_half = 2 * remainder > denominator
     tie = 2 * remainder == denominator
@@ -41,5 +41,5 @@ _figures = tuple((name, attrgetter(name)) for name in Contribution.__struct_fiel
 
 
 def total_of(contributions: Sequence[Contribution]) -> Contribution:
-    """Add contributions up, figure by figure: a country may have 10,000, and none is made on the way."""
+    """Return the sum of contributions, without intermediate objects: a country may have 10,000 cities."""
     return Contribution(**{name: sum(map(figure, contributions)) for name, figure in _figures})

@@ -1,7 +1,7 @@
-"""The base of errors that are told to a person at the terminal."""
+"""The base of errors that a command prints to its user."""
 
 from __future__ import annotations
 
 
 class OperatorError(RuntimeError):
-    """Something that the person at the terminal can put right: the message says in a sentence what, and how."""
+    """An error that an operator can fix. Its message says what happened and what to do."""

@@ -1,7 +1,7 @@
-"""Every event that travels through Kafka, as frozen and tagged types.
+"""The events in Kafka, as frozen and tagged types.
 
-On the wire an event is JSON, with its type in ``type`` and the version of the contract in ``schema_version``.
-The contract grows by new fields with defaults; a field is never re-typed or removed; unknown fields are skipped.
+An event is encoded as JSON, with its type in ``type`` and the version of the contract in ``schema_version``.
+New fields of the contract have defaults. No field is removed or changes its type. Readers ignore unknown fields.
 Headers follow the Kafka binding of CloudEvents 1.0 in binary mode.
 """
 
@@ -39,7 +39,7 @@ PositionsField = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]+$(?!\n)", max_l
 
 
 class Outcome(enum.Enum):
-    """How a city-day of a request ended, from the least to the most: of several, the highest counts."""
+    """The outcome of a city-day of a request, in ascending order. Of several outcomes, the highest counts."""
 
     FAILED = "failed"
     SKIPPED = "skipped"
@@ -48,32 +48,32 @@ class Outcome(enum.Enum):
 
     @property
     def rank(self) -> int:
-        """The place in the order failed < skipped < unchanged < stored."""
+        """The position in the order failed < skipped < unchanged < stored."""
         return list(Outcome).index(self)
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    """What all events have: a type, and the version of the contract they were written under."""
+    """The base of events: a type and the version of the contract."""
 
     topic: ClassVar[Topic]
     schema_version: Annotated[int, msgspec.Meta(ge=1)] = SCHEMA_VERSION
 
     @property
     def key(self) -> str:
-        """The record key: of all records with one key, compaction keeps the last."""
+        """The record key. Compaction keeps the last record of each key."""
         raise NotImplementedError
 
     @property
     def identity(self) -> str:
-        """What tells this event from the others of its type and key, the same whenever it is published again."""
+        """Distinguishes events of one type and key. The same event published again has the same identity."""
         return ""
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """Which cities of a request are to be taken up again, and when that was asked.
+    """The cities of a request to retry, and the time at which the retry was requested.
 
-    ``positions`` is a bitmap over the order of the plan of ``plan_revision``, in hexadecimal, bit n for position n. If
-    the date's plan has moved on since, all of its cities are taken up.
+    ``positions`` is a hexadecimal bitmap in the order of the plan of ``plan_revision``; bit n stands for position n. If
+    the date has a later plan, all of its cities are processed.
     """
 
     plan_revision: RevisionField
@@ -82,10 +82,10 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"):
-    """Somebody asked for a date; or, with ``retry``, for some cities of a request once more.
+    """A client requested a date or, with ``retry``, a retry of some cities of a request.
 
-    ``resent_at`` is when a request was published again that was stalled, or whose city list could not be read: only
-    its unfinished cities are taken up.
+    ``resent_at`` is the time at which a stalled request, or one whose city list could not be read, was published again.
+    Only its unfinished cities are then processed.
     """
 
     topic: ClassVar[Topic] = Topic.PROCESS_REQUESTS
@@ -105,11 +105,11 @@ class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"
 
 
 class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
-    """One city-day is to be fetched. ``position`` is the city's place in the plan of ``plan_revision``.
+    """The task to fetch one city-day. ``position`` is the position of the city in the plan of ``plan_revision``.
 
-    ``retried_at`` is when the city was asked for once more, after it had failed. ``failed_attempts`` counts attempts
-    that broke, after each of which the task is tried again, not before ``not_before``. ``down_since`` is since when it
-    has found the upstream down.
+    ``retried_at`` is the time of the retry of a failed city. ``failed_attempts`` counts attempts with a transient
+    error; the task is then retried, not before ``not_before``. ``down_since`` is the time since which the upstream is
+    unavailable to it.
     """
 
     topic: ClassVar[Topic] = Topic.CITY_TASKS
@@ -138,9 +138,9 @@ class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
 
 
 class CityDayStats(Event, frozen=True, kw_only=True, gc=False, tag="city-day-stats"):
-    """What one city-day contributes to its country-day, replacing every lower revision of it.
+    """The contribution of one city-day to its country-day. It replaces every lower revision.
 
-    ``bad_records`` is how many records of the file were left out because they break a rule.
+    ``bad_records`` counts the records of the file that were left out because they break a rule.
     """
 
     topic: ClassVar[Topic] = Topic.CITY_STATS
@@ -169,7 +169,7 @@ class CityDayStats(Event, frozen=True, kw_only=True, gc=False, tag="city-day-sta
 
 
 class CityDayRetracted(Event, frozen=True, kw_only=True, tag="city-day-retracted"):
-    """A city-day no longer contributes to this country: the city moved to another one."""
+    """A city-day no longer contributes to this country, because the city moved to another one."""
 
     topic: ClassVar[Topic] = Topic.CITY_STATS
     date: dt.date
@@ -187,7 +187,7 @@ class CityDayRetracted(Event, frozen=True, kw_only=True, tag="city-day-retracted
 
 
 class CountryDayPlanned(Event, frozen=True, kw_only=True, tag="country-day-planned"):
-    """Which cities a country-day expects: one of ``chunks`` parts, each with a key of its own. Empty if none."""
+    """The cities that a country-day expects, or none: one of ``chunks`` parts, each with its own key."""
 
     topic: ClassVar[Topic] = Topic.CITY_STATS
     date: dt.date
@@ -200,7 +200,7 @@ class CountryDayPlanned(Event, frozen=True, kw_only=True, tag="country-day-plann
 
     @property
     def key(self) -> str:
-        # No city id starts with a plus sign, so a later chunk cannot be taken for a city.
+        # No city id starts with a plus sign, so the key of a later chunk is never the key of a city.
         chunk = f"/+{self.chunk}" if self.chunk else ""
         return f"{self.date}/{self.country}{chunk}"
 
@@ -210,7 +210,7 @@ class CountryDayPlanned(Event, frozen=True, kw_only=True, tag="country-day-plann
 
 
 class CountryDaySummary(Event, frozen=True, kw_only=True, tag="country-day-summary"):
-    """The totals of one country-day. ``version`` grows with every change: keep the highest of a key."""
+    """The totals of one country-day. ``version`` grows with every change; keep the highest version of each key."""
 
     topic: ClassVar[Topic] = Topic.COUNTRY_DAY_SUMMARIES
     date: dt.date
@@ -233,14 +233,14 @@ class CountryDaySummary(Event, frozen=True, kw_only=True, tag="country-day-summa
 
 
 class BadCity(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry of the upstream's city list that was left out, and why."""
+    """An invalid entry of the upstream's city list, and the reason."""
 
     entry: Annotated[str, msgspec.Meta(max_length=300)]
     reason: ReasonField
 
 
 class RequestPlanned(Event, frozen=True, kw_only=True, tag="request-planned"):
-    """The planner knows how many cities this request is about."""
+    """The planner has planned the request and knows the number of its cities."""
 
     topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
     request_id: RequestField
@@ -262,7 +262,7 @@ class RequestPlanned(Event, frozen=True, kw_only=True, tag="request-planned"):
 
 
 class CityProgressed(Event, frozen=True, kw_only=True, tag="city-progressed"):
-    """A city-day is being streamed: at most one a second for each stream."""
+    """The progress of a city-day that is being streamed, at most once a second for each stream."""
 
     topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
     request_id: RequestField
@@ -293,7 +293,7 @@ class Published(msgspec.Struct, frozen=True, kw_only=True, order=True):
 class CityFinished(Event, frozen=True, kw_only=True, tag="city-finished"):
     """A city-day of a request has ended. It is served once every pair in ``published`` is folded.
 
-    ``quarantine_key`` is where its file lies if it was refused; ``retried_at`` is of the task that ended so.
+    ``quarantine_key`` is the raw key of a refused file. ``retried_at`` is that of the task.
     """
 
     topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
@@ -322,7 +322,7 @@ class CityFinished(Event, frozen=True, kw_only=True, tag="city-finished"):
 
 
 class CityFolded(Event, frozen=True, kw_only=True, tag="city-folded"):
-    """A revision that a request caused, or found unchanged, is in the live summary of its country-day."""
+    """The live summary of a country-day contains a revision that a request caused or found unchanged."""
 
     topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
     request_id: RequestField
@@ -343,7 +343,7 @@ class CityFolded(Event, frozen=True, kw_only=True, tag="city-folded"):
 
 
 class RequestFailed(Event, frozen=True, kw_only=True, tag="request-failed"):
-    """The request as a whole cannot be served, and why. ``retried_at`` is of the retry that ended so."""
+    """The whole request failed, and the reason. ``retried_at`` is that of the failed retry."""
 
     topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
     request_id: RequestField
@@ -366,7 +366,7 @@ def _retried(identity: str, retried_at: dt.datetime | None) -> str:
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
-    """The task that made a worker publish a revision: it travels in headers, so the body is the same each time."""
+    """The task for which a worker published a revision. It is in headers, so that the body stays the same each time."""
 
     request_id: RequestField
     plan_revision: RevisionField
@@ -384,13 +384,13 @@ EVENT_TYPES: Mapping[Topic, tuple[type[Event], ...]] = {
 
 
 class PoisonRecord(ValueError):
-    """A record that no version of the contract can mean: it belongs with the dead letters."""
+    """A record that is not valid in any version of the contract. It goes to the dead letters."""
 
 
 class NewerContract(OperatorError):
-    """A record has a later schema version than this build knows: upgrade the build, or skip the record by command.
+    """A record has a later schema version than this build supports. Upgrade the build, or skip the record.
 
-    ``partition`` and ``offset`` are None where the reader does not know them.
+    ``partition`` and ``offset`` are None if the reader does not know them.
     """
 
     def __init__(
@@ -410,7 +410,7 @@ class NewerContract(OperatorError):
         )
 
     def at(self, partition: int, offset: int) -> NewerContract:
-        """Return the same error, with the place of the record."""
+        """Return this error with the partition and offset of the record."""
         return NewerContract(self.topic, self.kind, self.version, partition=partition, offset=offset)
 
 
@@ -434,18 +434,18 @@ _decoders = {topic: _decoder(kinds) for topic, kinds in EVENT_TYPES.items()}
 
 
 def encode(event: Event) -> bytes:
-    """Encode an event canonically: the same event is always the same bytes."""
+    """Encode an event canonically: equal events have equal bytes."""
     return _encoder.encode(event)
 
 
 def decode(topic: Topic, value: bytes | None) -> Event:
-    """Decode the value of a record of ``topic``, strictly, in one pass.
+    """Decode the value of a record of ``topic``, strictly and in one pass.
 
-    Raises PoisonRecord for what cannot be an event of this topic, a type that is not known included, and NewerContract
-    for an event of a later schema version.
+    Raises PoisonRecord for a value that is not an event of this topic, including an unknown type, and NewerContract for
+    an event of a later schema version.
     """
     if value is None:
-        raise PoisonRecord("the record has no value: the topics of Tripfold hold no tombstones")
+        raise PoisonRecord("the record has no value; the topics of Tripfold have no tombstones")
     try:
         event = _decoders[topic].decode(value)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -466,7 +466,7 @@ def _refuse_newer(topic: Topic, value: bytes) -> None:
 
 
 def headers_of(event: Event, *, source: str, cause: Cause | None = None) -> list[tuple[str, bytes]]:
-    """Return the record headers of an event: CloudEvents attributes, the request id and the task that caused it."""
+    """Return the record headers of an event: CloudEvents attributes, request id and cause."""
     kind = str(event.__struct_config__.tag)
     request_id: RequestId | None = cause.request_id if cause else getattr(event, "request_id", None)
     parts = [kind, event.key, event.identity, request_id or ""]
@@ -486,7 +486,7 @@ def headers_of(event: Event, *, source: str, cause: Cause | None = None) -> list
 
 
 def cause_of(headers: Mapping[str, bytes]) -> Cause | None:
-    """Return the task that caused a record, from its headers, or None if they name none (or not one that can be)."""
+    """Return the task that caused a record from its headers, or None if they have no valid one."""
     try:
         return msgspec.convert(
             {

@@ -76,7 +76,7 @@ def pointer(path: tuple[str, ...]) -> str:
 class FileRules(msgspec.Struct, frozen=True, kw_only=True):
     """The rules of trip files that an operator can set. By default no record may be bad.
 
-    With ``other_dates_are_bad``, a trip that departs on another date than the file's is a bad record.
+    If ``other_dates_are_bad``, a trip that departs on another date than the file's is a bad record.
     """
 
     form: RecordsForm = RecordsForm()

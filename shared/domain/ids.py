@@ -1,4 +1,4 @@
-"""The names of things: what a date, a country, a city, a request and a revision are called everywhere."""
+"""Identifiers and field types: country slugs, city ids, request ids, revisions, instants."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SLUG_LENGTH_MAX = 80 + 1 + 8  # the slug, a dash, and eight digits of a hash
 CITY_ID_LENGTH_MAX = 160
 NAME_LENGTH_MAX = 300
 
-# The same names as fields of events and stored objects: checked whenever one is decoded. Python's ``$`` matches
-# before a final newline too, hence ``(?!\n)``; a request id begins with 0 until the year 2527.
+# Field types of events and stored objects, validated when one is decoded. Python's ``$`` also matches before a final
+# newline, hence ``(?!\n)``. A request id begins with 0 until the year 2527.
 CountryField = Annotated[
     CountrySlug, msgspec.Meta(pattern=r"^[a-z0-9-]+$(?!\n)", max_length=SLUG_LENGTH_MAX, examples=["armenia"])
 ]
@@ -39,7 +39,7 @@ _REQUEST_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3
 
 
 def mint_request_id(now: dt.datetime) -> RequestId:
-    """Mint a request id: a UUID of version 7 (RFC 9562, 5.7), so that ids sort by the time in their first 48 bits."""
+    """Create a request id: a UUID of version 7 (RFC 9562, 5.7). Ids sort by the time in their first 48 bits."""
     milliseconds = int(now.timestamp() * 1000)
     noise = int.from_bytes(os.urandom(10), "big")
     value = milliseconds << 80 | 0x7 << 76 | (noise >> 68) << 64 | 0b10 << 62 | noise & (1 << 62) - 1
@@ -48,15 +48,15 @@ def mint_request_id(now: dt.datetime) -> RequestId:
 
 
 def parse_request_id(text: str) -> RequestId | None:
-    """Return the request id that ``text`` spells, or None if no request can have it."""
+    """Return ``text`` as a request id, or None if it is not a valid one."""
     return RequestId(text) if _REQUEST_ID.fullmatch(text) else None
 
 
 def request_time_ms(request_id: RequestId) -> int:
-    """Return the milliseconds since 1970 that a request id carries."""
+    """Return the time of a request id in milliseconds since 1970."""
     return int(request_id[:8] + request_id[9:13], 16)
 
 
 def utc_now() -> dt.datetime:
-    """Return the time, in UTC: the one clock of the services, passed in wherever time matters."""
+    """Return the current time in UTC. Services pass this clock in where time matters."""
     return dt.datetime.now(dt.UTC)

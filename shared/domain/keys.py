@@ -1,4 +1,4 @@
-"""The keys of the bucket, in Hive style, so that query engines find dates, cities and countries as columns."""
+"""The keys of the bucket. They are Hive-style, so query engines see dates, cities and countries as columns."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _TIME_MS_END = 1 << 48  # the time of a UUID of version 7 has 48 bits
 
 
 def raw(date: dt.date, city_id: CityId, attempt: str) -> str:
-    """Return the key of one attempt's upstream bytes: written once, never overwritten."""
+    """Return the key of the upstream bytes of one attempt. It is written once and never overwritten."""
     return f"raw/date={date}/city={city_id}/{attempt}.json"
 
 
 def manifest(date: dt.date, city_id: CityId) -> str:
-    """Return the key of the object that names a city-day's current revision."""
+    """Return the key of a city-day's manifest, which names its current revision."""
     return f"manifests/date={date}/city={city_id}.json"
 
 
 def quarantine_report(date: dt.date, city_id: CityId, attempt: str) -> str:
-    """Return the key of the report on a file that was refused; its bytes lie under the attempt's raw key."""
+    """Return the key of the report on a refused file. The file itself is under the raw key of the attempt."""
     return f"quarantine/date={date}/city={city_id}/{attempt}{REPORT_SUFFIX}"
 
 
@@ -58,22 +58,22 @@ def quarantine_of_month(month: str) -> str:
 
 
 def attempts(date: dt.date, city_id: CityId) -> str:
-    """Return the key of the note on which attempts at a city-day are being parsed."""
+    """Return the key of the object that lists the attempts of a city-day that are being parsed."""
     return f"attempts/date={date}/city={city_id}.json"
 
 
 def active_requests(date: dt.date) -> str:
-    """Return the key of the object that says which request of a date runs and which one waits."""
+    """Return the key of the object that names the running and the waiting request of a date."""
     return f"{ACTIVE_REQUESTS}date={date}.json"
 
 
 def skip(topic: str, partition: int, offset: int) -> str:
-    """Return the key of the marker that lets a consumer move one record to the dead letters."""
+    """Return the key of the marker that makes a consumer send one record to the dead letters."""
     return f"state/skips/{topic}/{partition}/{offset}.json"
 
 
 def plan(date: dt.date) -> str:
-    """Return the key of the object that says which cities a date expects."""
+    """Return the key of a date's plan, which lists the expected cities."""
     return f"plans/date={date}.json"
 
 
@@ -88,12 +88,12 @@ def manifests_of(date: dt.date) -> str:
 
 
 def raw_of(date: dt.date) -> str:
-    """Return the prefix of all attempts' bytes of a date."""
+    """Return the prefix of the raw objects of a date."""
     return f"raw/date={date}/"
 
 
 def raw_of_city_day(date: dt.date, city_id: CityId) -> str:
-    """Return the prefix of all attempts' bytes of a city-day."""
+    """Return the prefix of the raw objects of a city-day."""
     return f"raw/date={date}/city={city_id}/"
 
 
@@ -113,7 +113,7 @@ def summaries_of_month(generation: int, month: str) -> str:
 
 
 def parse_date(key: str) -> dt.date | None:
-    """Return the date that a key names, or None if it names none."""
+    """Return the date in a key, or None."""
     match = _DATE.search(key)
     try:
         return dt.date.fromisoformat(match[1]) if match else None
@@ -122,7 +122,7 @@ def parse_date(key: str) -> dt.date | None:
 
 
 def parse_summary(key: str) -> tuple[dt.date, CountrySlug] | None:
-    """Return the date and country that a summary's key names, or None for any other key."""
+    """Return the date and country of a summary's key, or None for any other key."""
     folder, _, name = key.rpartition("/")
     date = _date_of_summaries(folder)
     if date is None or not name.startswith("country="):
@@ -142,13 +142,13 @@ def _date_of_summaries(folder: str) -> dt.date | None:
 
 
 def parse_generation(key: str) -> int | None:
-    """Return the generation that a summary's key names, or None for any other key."""
+    """Return the generation of a summary's key, or None for any other key."""
     match = _GENERATION.match(key)
     return int(match[1]) if match else None
 
 
 def idempotency(digest: str) -> str:
-    """Return the key of what an idempotency key was used for; ``digest`` is the key's SHA-256 in hexadecimal."""
+    """Return the key of an idempotency record. ``digest`` is the hexadecimal SHA-256 of the idempotency key."""
     return f"idempotency/{digest}.json"
 
 
@@ -158,10 +158,10 @@ def range_request(range_id: RequestId) -> str:
 
 
 def request(request_id: RequestId) -> str:
-    """Return the key of a request's progress: the time in it is inverted, so that a listing has the latest first."""
+    """Return the key of a request's record. It has the inverted time, so a listing returns the latest first."""
     return f"{REQUESTS}{_TIME_MS_END - 1 - request_time_ms(request_id):012x}-{request_id}.json"
 
 
 def parse_request(key: str) -> RequestId | None:
-    """Return the id of the request that a key of its progress names, or None for any other key."""
+    """Return the request id of a request's key, or None for any other key."""
     return parse_request_id(key.removeprefix(REQUESTS)[13:].removesuffix(".json"))

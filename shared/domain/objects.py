@@ -1,4 +1,4 @@
-"""Every small JSON object of the bucket that two services need, as typed structs with one canonical encoding."""
+"""The JSON objects in the bucket that several services use: typed structs with one canonical encoding."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _Stored = TypeVar("_Stored", bound="BucketObject")
 
 
 class BucketObject(msgspec.Struct, frozen=True, kw_only=True):
-    """What all stored objects have: the version of the layout they were written under."""
+    """The base of stored objects: the version of their schema."""
 
     schema_version: int = SCHEMA_VERSION
 
 
 class CorruptObject(RuntimeError):
-    """An object of the bucket that cannot be read: nothing may be built on it. ``key`` is the object's."""
+    """The object under ``key`` cannot be read."""
 
     def __init__(self, key: str, fault: str) -> None:
         super().__init__(f"{key} {fault}")
@@ -34,7 +34,7 @@ class CorruptObject(RuntimeError):
 
 
 class NewerObject(CorruptObject):
-    """An object that a later version wrote: this build must neither use nor replace it."""
+    """A later version of Tripfold wrote the object. This build must not use or replace it."""
 
 
 class BucketEpoch(BucketObject, frozen=True, kw_only=True):
@@ -45,15 +45,15 @@ class BucketEpoch(BucketObject, frozen=True, kw_only=True):
 
 
 class Countries(BucketObject, frozen=True, kw_only=True):
-    """The slug of every country ever seen, by its name in NFC. A slug is minted once and never changes."""
+    """The slug of every known country, by its name in NFC. A slug never changes."""
 
     slugs: dict[str, CountrySlug] = {}
 
 
 class GenerationPointer(BucketObject, frozen=True, kw_only=True):
-    """Which generation of summaries is live, and which one is being built, by whose token.
+    """The live generation of summaries, and the one that the rebuild with ``token`` is building.
 
-    ``highest`` is the highest number ever given out: generations are never reused.
+    ``highest`` is the highest number of any generation so far. Numbers are never reused.
     """
 
     live: int = 1
@@ -63,12 +63,12 @@ class GenerationPointer(BucketObject, frozen=True, kw_only=True):
 
     @property
     def folded(self) -> tuple[int, ...]:
-        """The generations that an aggregate folds into: live first."""
+        """The generations into which an aggregate folds, the live one first."""
         return (self.live,) if self.building is None else (self.live, self.building)
 
 
 class PlannedCity(msgspec.Struct, frozen=True, kw_only=True):
-    """A city a date expects. ``upstream_id`` is its id as the upstream writes it, for the URL."""
+    """A city that a date expects. ``upstream_id`` is its id in the URLs of the upstream."""
 
     city_id: CityId
     upstream_id: str
@@ -83,7 +83,7 @@ class PlannedCountry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(BucketObject, frozen=True, kw_only=True):
-    """Which cities, by country, a date expects. ``gone`` names the countries of earlier plans that have none left."""
+    """The expected cities of a date by country. ``gone`` has the countries that only earlier plans had."""
 
     date: dt.date
     revision: int
@@ -96,7 +96,7 @@ class Plan(BucketObject, frozen=True, kw_only=True):
 
 
 class PastRevision(msgspec.Struct, frozen=True, kw_only=True):
-    """A revision that a manifest named before, and the attempt that made it."""
+    """An earlier revision of a manifest, and the attempt that made it."""
 
     revision: int
     attempt: str
@@ -107,12 +107,12 @@ class PastRevision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(BucketObject, frozen=True, kw_only=True):
-    """The current revision of a city-day, and the one record of truth about it.
+    """The current revision of a city-day: the authoritative record.
 
-    ``retracted`` maps each country the city left to the revision that took it away. ``history`` holds the revisions
-    before this one, the latest first, at most HISTORY_LENGTH_MAX of them. ``records_form`` says where
-    in the raw object its records are. ``bad_records`` are left out of the contribution; with ``other_dates_are_bad``,
-    those that depart on another date were among them.
+    ``retracted`` maps each country that the city has left to the revision of the retraction. ``history`` has the
+    earlier revisions, the latest first, at most HISTORY_LENGTH_MAX. ``records_form`` says where the raw object has its
+    records. ``bad_records`` counts the records that the contribution leaves out. If ``other_dates_are_bad``, these
+    include the records that depart on another date.
     """
 
     date: dt.date
@@ -142,17 +142,17 @@ class Manifest(BucketObject, frozen=True, kw_only=True):
 
     @property
     def raw_stored_at(self) -> dt.datetime:
-        """When its raw object was stored: later revisions, such as moves, may name the same one."""
+        """The time at which the raw object was stored. Later revisions, such as moves, can name the same object."""
         same = [past.ingested_at for past in self.history if past.raw_key == self.raw_key]
         return min([self.ingested_at, *same])
 
     def made_by(self, attempt: str) -> bool:
-        """Tell whether ``attempt`` made this revision or one before it: whether its swap happened."""
+        """Return whether ``attempt`` made this revision or an earlier one: whether its compare-and-swap succeeded."""
         return attempt == self.attempt or any(past.attempt == attempt for past in self.history)
 
 
 class ReportedRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A record of a refused file that breaks a rule: its number from 1, where it begins, and what is wrong with it."""
+    """A bad record of a refused file: its number from 1, its offset and the fault."""
 
     record_number: int
     byte_offset: int | None = None
@@ -162,13 +162,13 @@ class ReportedRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class QuarantineReport(BucketObject, frozen=True, kw_only=True):
-    """Why a file was refused as a whole. ``key`` is the raw object that holds its bytes.
+    """The reason for which a whole file was refused. ``key`` is the raw object with its bytes.
 
-    ``reason`` is the sentence that the request shows. ``byte_offset``, ``record_number``, ``field`` and ``value`` are
-    those of the fault that ended the reading of the file, or of its first bad record; each may be None.
-    ``bad_records`` counts the records that break a rule, as far as the file was read, and ``reported`` holds the first
-    of them. ``broke_off`` says why not all of the file came, if it did not. A file that is asked for and refused again
-    with the same bytes is not kept twice: ``seen`` counts how often, and ``last_request_id`` asked last.
+    ``reason`` is the sentence that the request shows. ``byte_offset``, ``record_number``, ``field`` and ``value``
+    locate the fault that ended the parsing, or the first bad record; each may be None. ``bad_records`` counts the bad
+    records up to the point where parsing ended, and ``reported`` has the first of them. ``broke_off`` says why the
+    download was incomplete, or is None. A file that is refused again with the same bytes is not stored twice: ``seen``
+    counts the refusals, and ``last_request_id`` is the latest request.
     """
 
     date: dt.date
@@ -207,7 +207,7 @@ class QuarantineReport(BucketObject, frozen=True, kw_only=True):
 
 
 class AttemptUnderWay(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt at a city-day whose file was being parsed when this was last written."""
+    """An attempt whose file is being parsed, or was when its worker crashed."""
 
     attempt: str
     begun_at: dt.datetime
@@ -215,7 +215,7 @@ class AttemptUnderWay(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptsUnderWay(BucketObject, frozen=True, kw_only=True):
-    """Which attempts at a city-day are being parsed, or were when their worker died: the dead stay in."""
+    """The attempts of a city-day that are being parsed. Attempts of crashed workers stay in the list."""
 
     date: dt.date
     city_id: CityId
@@ -223,7 +223,7 @@ class AttemptsUnderWay(BucketObject, frozen=True, kw_only=True):
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """What a summary knows of one city: its contribution, or that it was retracted (a tombstone)."""
+    """The entry of one city in a summary: its contribution, or a tombstone after its retraction."""
 
     revision: int
     city_name: str = ""
@@ -234,7 +234,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 
 
 class PlanChunks(msgspec.Struct, frozen=True, kw_only=True):
-    """The expected cities of a country-day under one plan revision: the chunks seen, by number, of ``chunks``."""
+    """The expected cities of a country-day in one plan revision: the received chunks by number, out of ``chunks``."""
 
     revision: int
     chunks: int
@@ -242,14 +242,14 @@ class PlanChunks(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def whole(self) -> bool:
-        """Whether every chunk has been seen, so that the plan can be in force."""
+        """Whether every chunk has been received, so that the plan can take effect."""
         return len(self.cities) == self.chunks
 
 
 class Summary(BucketObject, frozen=True, kw_only=True):
-    """One country-day: totals first, then the plan, then the ledger they are computed from.
+    """The summary of a country-day: its totals, then the plan, then the ledger of cities.
 
-    The order of the fields is the order of the bytes: a reader of totals takes the first few KiB alone.
+    The order of the fields is the order of the bytes, so a reader of totals fetches only the first few KiB.
     """
 
     date: dt.date
@@ -268,16 +268,16 @@ class Summary(BucketObject, frozen=True, kw_only=True):
 
     @property
     def expected_cities(self) -> frozenset[CityId]:
-        """The cities that the plan in force, the last of ``plans`` if it is whole, expects."""
+        """The cities that the current plan expects: the last of ``plans``, if all its chunks have been received."""
         if not self.plans or not self.plans[-1].whole:
             return frozenset()
         return frozenset(city for cities in self.plans[-1].cities.values() for city in cities)
 
 
 class SummaryHead(BucketObject, frozen=True, kw_only=True, gc=False):
-    """What the first bytes of a Summary say: everything but the plan and the ledger.
+    """The first bytes of a Summary: everything but the plan and the ledger.
 
-    A reader keeps tens of thousands, none of which can be part of a cycle: the garbage collector passes them over.
+    A reader caches tens of thousands. None can be part of a reference cycle, so the garbage collector skips them.
     """
 
     date: dt.date
@@ -294,9 +294,9 @@ class SummaryHead(BucketObject, frozen=True, kw_only=True, gc=False):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A city-day that failed, why, and where its file lies if it was refused.
+    """A failed city-day, the reason, and the raw key of its file if it was refused.
 
-    ``retried_at`` is when it was last asked for once more: of two failures of a city the later one is told.
+    ``retried_at`` is the time of its latest retry. Of two failures of a city, the request shows the later one.
     """
 
     city_id: CityId
@@ -307,7 +307,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CityUnderWay(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A city-day of a request that is started and not yet served.
+    """A city-day of a request that has started and is not yet served.
 
     ``published`` and ``folded`` map countries to the highest revision published and folded.
     """
@@ -320,7 +320,7 @@ class CityUnderWay(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ActiveRequests(BucketObject, frozen=True, kw_only=True):
-    """Which request of a date was begun last, and which one is to be begun when that one has ended."""
+    """The request of a date that was started last, and the one that starts when it has ended."""
 
     date: dt.date
     running: RequestId | None = None
@@ -328,18 +328,18 @@ class ActiveRequests(BucketObject, frozen=True, kw_only=True):
 
 
 class RetriedCity(msgspec.Struct, frozen=True, kw_only=True):
-    """A failed city that a retry takes up again."""
+    """A failed city that is retried."""
 
     city_id: CityId
     city_name: str
 
 
 class RetryRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """The latest retry of a request: which cities it takes up again, and since when.
+    """The latest retry of a request.
 
-    ``positions`` is a bitmap over the plan of ``plan_revision``; 0 of a request whose city list could not be read.
-    ``count`` is how often the request was retried, and ``cities`` names the first of the cities. An earlier failure of
-    such a city, or of the request, does not end the retry.
+    ``positions`` is a bitmap of the retried cities, over the plan of ``plan_revision``; 0 if the city list could not be
+    read. ``count`` is the number of retries of the request, and ``cities`` has the first of the retried cities. A
+    failure that is older than the retry does not end it.
     """
 
     count: int
@@ -350,12 +350,12 @@ class RetryRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestRecord(BucketObject, frozen=True, kw_only=True):
-    """The progress of one request: bitmaps over the plan's order, and what is under way.
+    """The progress of one request: bitmaps in the order of the plan, and the city-days in progress.
 
-    ``outcomes`` holds a bitmap for each outcome, and ``served`` one of the cities whose revisions are all folded in
-    the live generation: integers in hexadecimal, bit n for position n. ``version`` grows with every change.
-    ``cancelled_at`` is when somebody asked for its cities to be skipped that were not started yet. ``dispatched_at`` is
-    the time of the latest ``ProcessRequested`` of which the planner has published every task.
+    ``outcomes`` has a bitmap for each outcome. ``served`` is the bitmap of the cities whose revisions are all in the
+    live generation. Bitmaps are hexadecimal integers; bit n stands for position n. ``version`` grows with every change.
+    ``cancelled_at`` is the time of the cancellation, which skips cities that have not started. ``dispatched_at`` is
+    the time of the latest ``ProcessRequested`` for which the planner has published every task.
     """
 
     request_id: RequestId
@@ -383,21 +383,21 @@ class RequestRecord(BucketObject, frozen=True, kw_only=True):
 
 
 _PLANS_MARK = b',"plans":'
-_encoder = msgspec.json.Encoder()  # msgspec's own sorting takes no maps by number or by enum
+_encoder = msgspec.json.Encoder()  # msgspec cannot sort maps with integer or enum keys
 _decoders: dict[type[BucketObject], msgspec.json.Decoder[BucketObject]] = {}
 _version_decoder = msgspec.json.Decoder(BucketObject)
 
 
 def encode(stored: BucketObject) -> bytes:
-    """Encode a stored object. Whoever makes one sorts its maps, so equal objects are equal bytes."""
+    """Encode a stored object. Its creator sorts its maps, so equal objects have equal bytes."""
     return _encoder.encode(stored)
 
 
 def decode(kind: type[_Stored], body: bytes, key: str) -> _Stored:
-    """Decode a stored object of ``kind``; ``key`` is named in errors.
+    """Decode a stored object of ``kind``. Errors name its ``key``.
 
-    Raises CorruptObject for a body that does not decode or that is about something else than its key names, and
-    NewerObject for one of a later schema version.
+    Raises CorruptObject if the body cannot be decoded or belongs to another key, and NewerObject for a later schema
+    version.
     """
     decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
     try:
@@ -407,7 +407,7 @@ def decode(kind: type[_Stored], body: bytes, key: str) -> _Stored:
         raise CorruptObject(key, f"is not a readable {kind.__name__}: {error}") from error
     if stored.schema_version > SCHEMA_VERSION:
         _refuse_newer(body, key)
-    _refuse_strayed(stored, key)
+    _require_own_key(stored, key)
     return stored  # type: ignore[return-value]  # the decoder of this kind made it
 
 
@@ -420,32 +420,34 @@ def _refuse_newer(body: bytes, key: str) -> None:
         raise NewerObject(key, f"has schema version {version}; this build knows {SCHEMA_VERSION}: upgrade it")
 
 
-def _refuse_strayed(stored: BucketObject, key: str) -> None:
+def _require_own_key(stored: BucketObject, key: str) -> None:
     match stored:
         case Manifest():
             own = keys.manifest(stored.date, stored.city_id)
-            strayed = key.startswith(keys.MANIFESTS) and key != own
+            misplaced = key.startswith(keys.MANIFESTS) and key != own
         case Plan():
             own = keys.plan(stored.date)
-            strayed = key.startswith(keys.PLANS) and key != own
+            misplaced = key.startswith(keys.PLANS) and key != own
         case ActiveRequests():
             own = keys.active_requests(stored.date)
-            strayed = key.startswith(keys.ACTIVE_REQUESTS) and key != own
+            misplaced = key.startswith(keys.ACTIVE_REQUESTS) and key != own
         case Summary() | SummaryHead():
             own = f"{stored.date}/{stored.country}"
-            strayed = key.startswith(keys.SUMMARIES) and keys.parse_summary(key) != (stored.date, stored.country)
+            misplaced = key.startswith(keys.SUMMARIES) and keys.parse_summary(key) != (stored.date, stored.country)
         case _:
             return
-    if strayed:
-        raise CorruptObject(key, f"holds what belongs to {own}")
+    if misplaced:
+        raise CorruptObject(key, f"holds the content of {own}")
 
 
 def decode_head(first_bytes: bytes, key: str) -> SummaryHead:
     """Decode the totals of a summary from its first bytes, without the plan and the ledger.
 
-    A quote inside a JSON string is always escaped, so the mark of the next field cannot stand inside a name.
+    JSON escapes quotes in strings, so the name of the next field cannot occur inside a value.
     """
     end = first_bytes.find(_PLANS_MARK)
     if end < 0:
-        raise CorruptObject(key, f"does not begin like a summary: no field 'plans' in {len(first_bytes)} bytes")
+        raise CorruptObject(
+            key, f"does not begin like a summary: its first {len(first_bytes)} bytes have no field 'plans'"
+        )
     return decode(SummaryHead, first_bytes[:end] + b"}", key)

@@ -1,4 +1,4 @@
-"""The events that a stored manifest or plan stands for. Both are outboxes: whoever reads one can publish it again."""
+"""The events of a stored manifest or plan. Both are outboxes: their events can be published again from the bucket."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from shared.domain.objects import Manifest, Plan
 
 
 def events_of_manifest(manifest: Manifest) -> tuple[CityDayStats | CityDayRetracted, ...]:
-    """Return the statistics of the current revision, and a retraction for each country that the city left."""
+    """Return the statistics of the current revision, and a retraction for each country that the city has left."""
     stats = CityDayStats(
         date=manifest.date,
         country=manifest.country,
@@ -33,7 +33,7 @@ def events_of_manifest(manifest: Manifest) -> tuple[CityDayStats | CityDayRetrac
 
 
 def events_of_plan(plan: Plan, country: CountrySlug) -> tuple[CountryDayPlanned, ...]:
-    """Return what a plan expects of one country, in chunks; an empty one for a country that has no city left."""
+    """Return the expected cities of one country in chunks; one empty chunk for a country without cities."""
     planned = plan.countries.get(country)
     name = planned.name if planned else plan.gone[country]
     city_ids = tuple(city.city_id for city in planned.cities) if planned else ()

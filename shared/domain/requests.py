@@ -1,7 +1,7 @@
-"""What the record of a request's progress means, and how the retry of its failed cities begins.
+"""The status of a request, from the record of its progress, and the start of a retry of its failed cities.
 
-The order of effects of a retry: the record is changed by compare-and-swap, so that the request is running again; then
-``ProcessRequested`` is published. If it is lost, the requeue of stalled requests publishes it again.
+Order of effects of a retry: a compare-and-swap changes the record, so that the request is running again; then
+``ProcessRequested`` is published. If that event is lost, the requeue of stalled requests publishes it again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shared.domain.objects import RequestRecord, RetriedCity, RetryRecord
 
 
 class Status(enum.Enum):
-    """Where a request is. The last four are ends; only a retry of failed cities can move *with failures* on."""
+    """The status of a request. The last four are final; a retry makes a request with failures run again."""
 
     ACCEPTED = "accepted"
     PLANNED = "planned"
@@ -31,12 +31,12 @@ class Status(enum.Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more happens by itself."""
+        """Whether the status is final unless the request is retried."""
         return self in {Status.COMPLETED, Status.COMPLETED_WITH_FAILURES, Status.FAILED, Status.CANCELLED}
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a request has come. A city is done when it failed or its numbers are served."""
+    """The progress of a request. A city is done when it has failed, was skipped or is served."""
 
     cities_total: int
     cities_done: int
@@ -50,7 +50,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def counts_of(record: RequestRecord) -> Counts:
-    """Count what is done. ``bytes_total`` is of the files begun so far: nobody knows the others' sizes."""
+    """Return the progress of a request. ``bytes_total`` covers started files only: other sizes are unknown."""
     failed = bitmap.size(record.outcomes.get(Outcome.FAILED, "0"))
     skipped = bitmap.size(record.outcomes.get(Outcome.SKIPPED, "0"))
     under_way = record.under_way.values()
@@ -68,10 +68,9 @@ def counts_of(record: RequestRecord) -> Counts:
 
 
 def status_of(record: RequestRecord) -> Status:
-    """Say where a request is. Completed means served: every city has failed or is folded in the live generation.
+    """Return the status of a request. Completed means that every city has failed or is in the live generation.
 
-    A request that was cancelled goes on until the cities that were started have ended. If none was left to skip, it
-    ends like any other.
+    A cancelled request runs until its started cities have ended. If no city was left to skip, it ends like any other.
     """
     if not record.planned:
         if record.failed_reason is None:
@@ -86,7 +85,7 @@ def status_of(record: RequestRecord) -> Status:
 
 
 def unfinished_of(record: RequestRecord) -> int:
-    """Return the bitmap of the cities that have neither failed nor been skipped nor are served."""
+    """Return the bitmap of the cities that are not yet failed, skipped or served."""
     finished = bitmap.decode(record.served)
     for outcome in (Outcome.FAILED, Outcome.SKIPPED):
         finished |= bitmap.decode(record.outcomes.get(outcome, "0"))
@@ -94,13 +93,13 @@ def unfinished_of(record: RequestRecord) -> int:
 
 
 def new_record(request_id: RequestId, date: dt.date, now: dt.datetime | None = None) -> RequestRecord:
-    """Return the record of a request of which nothing else is known; its id says when it was made."""
+    """Return the first record of a request. Its id contains the time at which it was requested."""
     requested_at = dt.datetime.fromtimestamp(request_time_ms(request_id) / 1000, dt.UTC)
     return RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=now or requested_at)
 
 
 def request_event(record: RequestRecord, *, resent_at: dt.datetime | None = None) -> ProcessRequested:
-    """Return the event that has the request processed: its latest retry, if there was one."""
+    """Return the event that starts the processing of a request, or of its latest retry."""
     retry = None
     if record.retry is not None and not record.retry.plan_revision:
         resent_at = resent_at or record.retry.retried_at
@@ -120,36 +119,36 @@ def request_event(record: RequestRecord, *, resent_at: dt.datetime | None = None
 
 
 def is_awaited(record: RequestRecord, position: int) -> bool:
-    """Tell whether a city has ended with numbers that are not served yet."""
+    """Return whether a city has ended with statistics that are not served yet."""
     ended = (record.outcomes.get(outcome, "0") for outcome in (Outcome.UNCHANGED, Outcome.STORED))
     has_numbers = any(bitmap.contains(bitmap.decode(digits), position) for digits in ended)
     return has_numbers and not bitmap.contains(bitmap.decode(record.served), position)
 
 
 class NothingToRetry(OperatorError):
-    """The request has no failed cities that could be taken up again, or has not ended yet."""
+    """The request has no failed cities to retry, or has not ended yet."""
 
 
 def retried_record(record: RequestRecord, now: dt.datetime, *, positions: int | None = None) -> RequestRecord:
-    """Return the record of a request whose failed cities are taken up again: it is running, and they are unfinished.
+    """Return the record of a request with a new retry of its failed cities.
 
-    If its city list could not be read, all of it is taken up. ``positions`` is a bitmap of the cities to which the
-    retry is limited. Returns ``record`` itself if such a retry runs already. Raises NothingToRetry if none of the
-    cities has failed, or if the request has not ended.
+    If its city list could not be read, the whole request is retried. ``positions`` is a bitmap that limits the retry to
+    these cities. Returns ``record`` itself if such a retry already runs. Raises NothingToRetry if none of the cities
+    has failed, or if the request has not ended.
     """
     status = status_of(record)
     if not status.ended:
         if record.retry is not None and not (positions or 0) & ~bitmap.decode(record.retry.positions):
             return record
-        raise NothingToRetry(f"request {record.request_id} is {status.value}: it can be retried once it has ended")
+        raise NothingToRetry(f"request {record.request_id} is {status.value}; retry it when it has ended")
     if record.cancelled_at is not None:
-        raise NothingToRetry(f"request {record.request_id} was cancelled: ask for {record.date} again")
+        raise NothingToRetry(f"request {record.request_id} was cancelled; request {record.date} again")
     failed = bitmap.decode(record.outcomes.get(Outcome.FAILED, "0"))
     chosen = failed if positions is None else failed & positions
     if not chosen and status is not Status.FAILED:
-        raise NothingToRetry(f"request {record.request_id} is {status.value}: no such city of it has failed")
+        raise NothingToRetry(f"request {record.request_id} is {status.value}; it has no failed city to retry")
     retried = {at: failure for at, failure in record.failures.items() if bitmap.contains(chosen, at)}
-    # Clocks differ: the planner tells a new retry from an old one by its time.
+    # The planner distinguishes retries by their time, and clocks differ: each retry is later than the one before.
     earlier = [record.dispatched_at, record.retry.retried_at if record.retry else None]
     after = [at + dt.timedelta(microseconds=1) for at in earlier if at is not None]
     return msgspec.structs.replace(

@@ -1,4 +1,4 @@
-"""The topics: one table of what they are called, how they are keyed, kept and partitioned."""
+"""The topics: names, keys, retention, consumer groups and partitioning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aiokafka.partitioner import murmur2
 DAY_MS = 24 * 60 * 60 * 1000
 RECORD_BYTES_MAX = 4 * 1024 * 1024
 METADATA_AGE_MAX_MS = 10_000
-"""How long a client may believe in what it knows of topics: one that was made again is found after this."""
+"""How often clients refresh topic metadata. A recreated topic is found within this time."""
 DEAD_LETTER_BYTES_MAX = RECORD_BYTES_MAX + 64 * 1024
 """A dead letter is a record plus the headers for its origin and error."""
 
@@ -44,7 +44,7 @@ def group_id(prefix: str, group: str) -> str:
 
 
 class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """How a topic is to be on a cluster. ``config`` holds Kafka's topic settings, by their own names."""
+    """The specification of a topic. ``config`` holds Kafka's topic settings under their own names."""
 
     topic: Topic
     key: str
@@ -56,7 +56,7 @@ class TopicSpec(msgspec.Struct, frozen=True, kw_only=True):
         return f"{prefix}{self.topic.value}"
 
 
-def _kept_for(days: int, *, bytes_max: int = RECORD_BYTES_MAX) -> dict[str, str]:
+def _retained_for(days: int, *, bytes_max: int = RECORD_BYTES_MAX) -> dict[str, str]:
     return {
         "cleanup.policy": "delete",
         "retention.ms": str(days * DAY_MS),
@@ -70,9 +70,9 @@ def _compacted(**extra: str) -> dict[str, str]:
 
 
 TOPICS: tuple[TopicSpec, ...] = (
-    TopicSpec(topic=Topic.PROCESS_REQUESTS, key="{date}", holds="ProcessRequested", config=_kept_for(30)),
-    TopicSpec(topic=Topic.CITY_TASKS, key="{date}/{city_id}", holds="IngestCity", config=_kept_for(30)),
-    TopicSpec(topic=Topic.CITY_TASK_RETRIES, key="{date}/{city_id}", holds="IngestCity", config=_kept_for(30)),
+    TopicSpec(topic=Topic.PROCESS_REQUESTS, key="{date}", holds="ProcessRequested", config=_retained_for(30)),
+    TopicSpec(topic=Topic.CITY_TASKS, key="{date}/{city_id}", holds="IngestCity", config=_retained_for(30)),
+    TopicSpec(topic=Topic.CITY_TASK_RETRIES, key="{date}/{city_id}", holds="IngestCity", config=_retained_for(30)),
     TopicSpec(
         topic=Topic.CITY_STATS,
         key="{date}/{country}/{city_id}",
@@ -89,30 +89,30 @@ TOPICS: tuple[TopicSpec, ...] = (
         topic=Topic.REQUEST_PROGRESS,
         key="{request_id}",
         holds="RequestPlanned, CityProgressed, CityFinished, CityFolded, RequestFailed",
-        config=_kept_for(30),
+        config=_retained_for(30),
     ),
     TopicSpec(
         topic=Topic.DEAD_LETTERS,
         key="as it came",
         holds="what could not be processed",
-        config=_kept_for(90, bytes_max=DEAD_LETTER_BYTES_MAX),
+        config=_retained_for(90, bytes_max=DEAD_LETTER_BYTES_MAX),
     ),
 )
 
 
 def partition_of(key: bytes | None, partitions: Sequence[int], available: Sequence[int]) -> int:
-    """Choose the partition of a key by its first two parts, so that one consumer folds all of a country-day.
+    """Return the partition of a key. It depends on the first two parts, so one consumer folds a whole country-day.
 
-    The hash is Kafka's murmur2 over those parts. A record without a key goes to the first partition: only dead
-    letters can have none.
+    The hash is Kafka's murmur2 of those parts. A record without a key goes to the first partition; only dead letters
+    can have no key.
     """
-    del available  # A partition that is away is waited for: another one would break the order of a key.
+    del available  # The producer waits for an unavailable partition: another one would break the order of a key.
     if key is None:
         return partitions[0]
     return partitions[(int(murmur2(affinity_of(key))) & 0x7FFFFFFF) % len(partitions)]
 
 
 def affinity_of(key: bytes) -> bytes:
-    """Return a key's first two parts: of ``city-stats``, what all records of a country-day have in common."""
+    """Return the first two parts of a key, which all records of a country-day in ``city-stats`` share."""
     end = key.find(b"/", key.find(b"/") + 1)
     return key if end < 0 else key[:end]

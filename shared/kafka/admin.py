@@ -1,4 +1,4 @@
-"""The topics on a cluster: made as the table in ``shared.domain.topics`` has them, and compared with it."""
+"""Creates the topics of ``shared.domain.topics`` on a cluster, and compares the cluster with that table."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
 
 LISTED_DEADLINE_S = 10.0
-LISTED_LOOK_S = 0.05
-
+LISTED_INTERVAL_S = 0.05
 
 MISSING = "missing"
 
 
 class TopicDifference(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a topic on the cluster is not as it should be."""
+    """A topic, or a setting of it, that differs from the table."""
 
     topic: str
     what: str
@@ -35,7 +34,7 @@ class TopicDifference(msgspec.Struct, frozen=True, kw_only=True):
 
 @contextlib.asynccontextmanager
 async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    """Connect to the cluster as an administrator. Raises DependencyUnavailable if it cannot be reached."""
+    """Connect an admin client to the cluster. Raises DependencyUnavailable if it cannot be reached."""
     client = AIOKafkaAdminClient(**connection(settings), request_timeout_ms=20_000)
     try:
         try:
@@ -50,10 +49,10 @@ async def admin_client(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]
 
 
 async def apply_topics(settings: Settings) -> list[str]:
-    """Make the topics that are missing; return their names. Topics that are there are left as they are."""
+    """Create the missing topics and return their names. Existing topics are not changed."""
     async with admin_client(settings) as client:
         present = set(await client.list_topics())
-        made = []
+        created = []
         for spec in TOPICS:
             name = spec.name(settings.topic_prefix)
             if name in present:
@@ -64,28 +63,30 @@ async def apply_topics(settings: Settings) -> list[str]:
                 replication_factor=settings.kafka_replication_factor,
                 topic_configs=dict(spec.config),
             )
-            answer = await client.create_topics([new])
-            for _, code, *message in answer.topic_errors:
+            response = await client.create_topics([new])
+            for _, code, *message in response.topic_errors:
                 error = for_code(code)
                 if code and error is not TopicAlreadyExistsError:
-                    raise DependencyUnavailable(f"topic {name} could not be made: {error.__name__} {message}")
+                    raise DependencyUnavailable(f"topic {name} could not be created: {error.__name__} {message}")
                 if not code:
-                    made.append(name)
-        await _until_listed(client, made)
-        return made
+                    created.append(name)
+        await _until_listed(client, created)
+        return created
 
 
 async def _until_listed(client: AIOKafkaAdminClient, names: Sequence[str]) -> None:
-    """Wait until the cluster knows of topics that it has made: whoever comes next may ask for them."""
+    """Wait until the cluster lists the created topics, so that the next command finds them."""
     deadline_s = time.monotonic() + LISTED_DEADLINE_S
     while missing := set(names) - set(await client.list_topics()):
         if time.monotonic() > deadline_s:
-            raise DependencyUnavailable(f"topics {', '.join(sorted(missing))} were made, and are not listed")
-        await asyncio.sleep(LISTED_LOOK_S)
+            raise DependencyUnavailable(
+                f"topics {', '.join(sorted(missing))} were created, but the cluster does not list them yet"
+            )
+        await asyncio.sleep(LISTED_INTERVAL_S)
 
 
 async def check_topics(settings: Settings) -> list[TopicDifference]:
-    """Compare the topics on the cluster with the table, and say where they differ."""
+    """Return where the topics on the cluster differ from the table."""
     differences = []
     async with admin_client(settings) as client:
         present = set(await client.list_topics())
@@ -99,13 +100,15 @@ async def check_topics(settings: Settings) -> list[TopicDifference]:
 
 
 def remedies(settings: Settings, differences: Sequence[TopicDifference]) -> list[str]:
-    """Say what mends the differences: the command that makes topics, and Kafka's own for each that is set otherwise."""
-    told = ["'tripfold topics apply' makes what is missing"] if any(one.found == MISSING for one in differences) else []
+    """Return the commands that fix the differences: ``tripfold topics apply``, and Kafka's for topic settings."""
+    commands = []
+    if any(one.found == MISSING for one in differences):
+        commands.append("'tripfold topics apply' creates the missing topics")
     wanted: dict[str, list[str]] = {}
     for one in differences:
         if one.found != MISSING:
             wanted.setdefault(one.topic, []).append(f"{one.what}={one.expected}")
-    return told + [
+    return commands + [
         f"kafka-configs.sh --bootstrap-server {settings.kafka_bootstrap_servers} --alter --entity-type topics "
         f"--entity-name {topic} --add-config {','.join(configs)}"
         for topic, configs in wanted.items()
@@ -113,8 +116,8 @@ def remedies(settings: Settings, differences: Sequence[TopicDifference]) -> list
 
 
 async def _config_differences(client: AIOKafkaAdminClient, name: str, spec: TopicSpec) -> list[TopicDifference]:
-    answers = await client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
-    found = {entry[0]: entry[1] for answer in answers for resource in answer.resources for entry in resource[4]}
+    responses = await client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
+    found = {entry[0]: entry[1] for response in responses for resource in response.resources for entry in resource[4]}
     return [
         TopicDifference(topic=name, what=setting, found=str(found.get(setting)), expected=expected)
         for setting, expected in spec.config.items()

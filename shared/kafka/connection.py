@@ -1,4 +1,4 @@
-"""How a client gets to Kafka: its addresses, and by what means it proves who it is and whom it talks to."""
+"""Connection options of Kafka clients: brokers, TLS and SASL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SASL = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512":
 
 
 def connection(settings: Settings) -> dict[str, Any]:
-    """Return the arguments that every aiokafka client takes: the brokers, TLS and SASL.
+    """Return the arguments of every aiokafka client: brokers, TLS and SASL.
 
     Raises InvalidSettings if a file that the settings name cannot be used.
     """
@@ -36,7 +36,7 @@ def connection(settings: Settings) -> dict[str, Any]:
 
 
 def broker_security(settings: Settings) -> BaseSecurity | None:
-    """Return the same for a FastStream broker. Raises InvalidSettings as `connection` does."""
+    """Return the security options of a FastStream broker. Raises InvalidSettings as `connection` does."""
     options = connection(settings)
     context = options.get("ssl_context")
     if settings.kafka_uses_sasl:

@@ -1,12 +1,12 @@
 """Consuming topics with FastStream, at least once: a batch is committed only after all its effects have happened.
 
-A record of a later schema version blocks its consumer. While the batch is tried again, the consumer looks in the bucket
-for the marker that ``tripfold skip`` writes. If it names that record, the record goes to the dead letters, and the rest
-of the batch is handled without it.
+A record of a later schema version blocks its consumer. While it retries the batch, the consumer looks in the bucket for
+the marker that ``tripfold skip`` writes. If the marker names that record, the consumer sends it to the dead letters and
+handles the rest of the batch.
 
-FastStream's defaults would lose messages in several ways (acknowledge first, start at the latest offset, skip a
-record whose headers are not UTF-8). Everything that matters is therefore written out here, once: a parser that never
-fails, a decoder that hands on raw records, and a handler that ends only by a commit or with the process.
+FastStream's defaults can lose messages: they acknowledge first, start at the latest offset and skip a record whose
+headers are not UTF-8. This module replaces them: its parser never fails, its decoder returns raw records, and its
+handler ends only with a commit or with the process.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ UNASSIGNED = (
     "this process has no partition of {topic}: the topic is missing, the group is rebalancing, or other processes have "
     "all partitions; run no more processes than the topic has partitions"
 )
-UNASSIGNED_LOOKS_MAX = 2
-"""A consumer that has no partition at so many looks in a row is at fault; at one, its group may be rebalancing."""
+UNASSIGNED_CHECKS_MAX = 2
+"""A consumer without a partition in this many checks in a row is reported. In one check, its group may rebalance."""
 RESTART_DEADLINE_S = 60.0
 
 _log = structlog.get_logger()
 
 
 class DecodedRecord(msgspec.Struct, frozen=True):
-    """A record and the event it holds."""
+    """A record and its event."""
 
     record: ConsumedRecord
     event: Event
@@ -65,22 +65,25 @@ Process = Callable[[Sequence[ConsumedRecord]], Awaitable[None]]
 
 
 class Subscriber(Protocol):
-    """What a subscription needs of FastStream's subscriber. ``consumer`` is aiokafka's, or None while it is stopped."""
+    """The part of FastStream's subscriber that a subscription uses.
+
+    ``consumer`` is the aiokafka consumer, or None while the subscriber is stopped.
+    """
 
     consumer: Any
 
     async def start(self) -> None:
-        """Make a consumer, and begin to consume."""
+        """Create a consumer and start consuming."""
 
     async def stop(self) -> None:
         """Stop consuming."""
 
 
 class Subscription:
-    """One subscription, and whether it makes progress.
+    """A subscription that is restarted if it hangs.
 
-    After an outage a consumer can stand still for good with nothing to show it but a private future: it is connected,
-    it has its partitions, and it takes nothing. So what counts is progress: records that wait, and none that is taken.
+    After an outage a consumer can hang: it is connected and has partitions, but it takes no batch, and only a private
+    future of aiokafka shows the error. A consumer that has lag and takes no batch for STUCK_AFTER_S is restarted.
     """
 
     def __init__(self, topic: Topic, subscriber: Subscriber) -> None:
@@ -90,42 +93,42 @@ class Subscription:
         self._subscriber = subscriber
 
     async def watch(self, retrier: Retrier, check_kafka: Callable[[], Awaitable[None]]) -> None:
-        """Look after the progress until asked to stop; show a consumer that stands still, and start it again.
+        """Watch the progress until asked to stop. Report a consumer that hangs, and restart it.
 
-        ``check_kafka`` raises a DependencyUnavailable while Kafka is away: that is no fault of the consumer's.
+        ``check_kafka`` raises DependencyUnavailable while Kafka is unavailable. The time of an outage does not count.
         """
         name = self.topic.value
-        batches_before, stands_since_s = self.batches, retrier.now_s()
-        unassigned_looks = 0
+        batches_before, no_progress_since_s = self.batches, retrier.now_s()
+        unassigned_checks = 0
         while not retrier.stopping.is_set():
             await retrier.sleep(PROGRESS_INTERVAL_S)
-            unassigned_looks = 0 if self._has_partitions() else unassigned_looks + 1
-            if unassigned_looks >= UNASSIGNED_LOOKS_MAX:
+            unassigned_checks = 0 if self._has_partitions() else unassigned_checks + 1
+            if unassigned_checks >= UNASSIGNED_CHECKS_MAX:
                 retrier.health.failing("partitions", UNASSIGNED.format(topic=name), detail=name)
             else:
                 retrier.health.recovered("partitions", detail=name)
-            if self.handling or self.batches != batches_before or await self._at_the_end():
-                batches_before, stands_since_s = self.batches, retrier.now_s()
+            if self.handling or self.batches != batches_before or await self._has_no_lag():
+                batches_before, no_progress_since_s = self.batches, retrier.now_s()
                 retrier.health.recovered("consumer", detail=name)
                 continue
             try:
                 await check_kafka()
             except DependencyUnavailable:
-                stands_since_s = retrier.now_s()
+                no_progress_since_s = retrier.now_s()
                 continue
-            if retrier.now_s() - stands_since_s >= STUCK_AFTER_S and not retrier.stopping.is_set():
-                reason = f"records wait, and none was taken for {STUCK_AFTER_S:.0f} s"
+            if retrier.now_s() - no_progress_since_s >= STUCK_AFTER_S and not retrier.stopping.is_set():
+                reason = f"the consumer has lag and has taken no batch for {STUCK_AFTER_S:.0f} s; it is restarted"
                 retrier.health.failing("consumer", reason, detail=name)
-                _log.error("consumer stands still, it is started again", topic=name)
+                _log.error("consumer_restarted", topic=name)
                 await self._restart()
-                stands_since_s = retrier.now_s()
+                no_progress_since_s = retrier.now_s()
 
     def _has_partitions(self) -> bool:
         consumer = self._subscriber.consumer
-        return consumer is None or bool(consumer.assignment())  # what is None is being started
+        return consumer is None or bool(consumer.assignment())  # None: it is starting
 
-    async def _at_the_end(self) -> bool:
-        """Say whether no record waits in the partitions that the consumer has; one that cannot say has not ended."""
+    async def _has_no_lag(self) -> bool:
+        """Return whether the consumer has read its partitions to the end; False if this cannot be determined."""
         consumer = self._subscriber.consumer
         if consumer is None:
             return False
@@ -133,36 +136,36 @@ class Subscription:
             async with asyncio.timeout(PROGRESS_TIMEOUT_S):
                 partitions = list(consumer.assignment())
                 ends = await consumer.end_offsets(partitions) if partitions else {}
-                waiting = [end for one, end in ends.items() if await consumer.position(one) < end]
+                lagging = [one for one, end in ends.items() if await consumer.position(one) < end]
         except (KafkaError, OSError, TimeoutError):
             return False
-        if partitions and not waiting:
+        if partitions and not lagging:
             metrics.last_poll.labels(self.topic.value).set_to_current_time()
-        return not waiting
+        return not lagging
 
     async def _restart(self) -> None:
         try:
             async with asyncio.timeout(RESTART_DEADLINE_S):
                 await self._stop()
                 await self._subscriber.start()
-        except Exception as error:  # noqa: BLE001  # whatever it is: it is tried again
-            _log.warning("consumer could not be started again", topic=self.topic.value, error=repr(error))
+        except Exception as error:  # noqa: BLE001  # any failed restart is tried again
+            _log.warning("consumer_restart_failed", topic=self.topic.value, error=repr(error))
 
     async def _stop(self) -> None:
         try:
             await self._subscriber.stop()
-        except Exception as error:  # noqa: BLE001  # aiokafka keeps what ended its fetching for who stops it
-            _log.warning("what the consumer stood still for", topic=self.topic.value, error=repr(error))
+        except Exception as error:  # noqa: BLE001  # aiokafka raises here the error that ended its fetching
+            _log.warning("consumer_failed", topic=self.topic.value, error=repr(error))
             await self._subscriber.stop()
 
 
 def make_broker(settings: Settings) -> KafkaBroker:
-    """Return a FastStream broker for consuming; publishing has a producer of its own."""
+    """Return a FastStream broker that only consumes; KafkaPublisher has its own producer."""
     return KafkaBroker(
         settings.kafka_bootstrap_servers.split(","),
         security=broker_security(settings),
         client_id="tripfold",
-        consumer_only=True,  # topics are provisioned by a command; services never create one by accident
+        consumer_only=True,  # only 'tripfold topics apply' creates topics
         allow_auto_create_topics=False,
         apply_types=False,
         graceful_timeout=SHUTDOWN_GRACE_S,
@@ -185,12 +188,11 @@ def consume(
     skip_markers: SkipMarkers | None = None,
     in_turns: bool = False,
 ) -> Subscription:
-    """Subscribe ``process`` to a topic: it gets batches of records, and a batch is committed when it returns.
+    """Subscribe ``process`` to a topic: it gets batches of records, and its return commits the batch.
 
-    ``process`` is called again with the same batch until it ends without a fault; only what ``skips`` takes is left
-    out. ``deadline_s`` is the longest that
-    it takes without one: how long Kafka is told to expect no poll. With ``in_turns`` a batch has records of every
-    partition alike. Returns what has to be watched for progress.
+    A failed batch is retried, without the records that ``skip_markers`` sends to the dead letters. ``deadline_s`` is
+    the longest duration of one batch; it sets Kafka's ``max.poll.interval.ms``. If ``in_turns``, a batch has records of
+    every partition alike. Returns the subscription; run its ``watch``.
     """
     poll_interval_ms = int((deadline_s + POLL_INTERVAL_SLACK_S) * 1000)
     instance = f"{settings.kafka_group_instance_id}-{topic.value}" if settings.kafka_group_instance_id else None
@@ -247,7 +249,7 @@ def consume(
         try:
             await retrier.retry_until_available("batch", attempt, detail=f"of {topic.value}")
         except Stopping:
-            return  # without a commit: another process, or the next start, takes the batch again
+            return  # without a commit: Kafka redelivers the batch
         await _commit(message, topic)
         metrics.batch_seconds.labels(topic.value).observe(time.monotonic() - began)
 
@@ -260,7 +262,7 @@ async def _commit(message: KafkaMessage, topic: Topic) -> None:
         await message.ack()
     except KafkaError as error:
         metrics.commit_failures.inc()
-        _log.warning("commit failed, the batch will come again", topic=topic.value, error=str(error))
+        _log.warning("commit_failed", topic=topic.value, error=str(error))
 
 
 async def take_in_turns(
@@ -268,8 +270,8 @@ async def take_in_turns(
 ) -> tuple[ConsumerRecord[Any, Any], ...]:
     """Take one record of each partition in turn, until there are enough or none is left.
 
-    aiokafka hands out all records that it has fetched of one partition before those of the next one. With that, the
-    requests of a backlog would all end together.
+    aiokafka returns all fetched records of one partition before those of the next one. In that order, the requests of a
+    backlog would all end together.
     """
     taken: list[ConsumerRecord[Any, Any]] = []
     partitions = list(consumer.assignment())
@@ -293,10 +295,10 @@ async def take_in_turns(
 
 
 async def decode_batch(batch: Sequence[ConsumedRecord], publisher: Publisher) -> list[DecodedRecord]:
-    """Decode the events of a batch in order; bury what is poison.
+    """Decode the events of a batch in order; send poison records to the dead letters.
 
-    Raises NewerContract, with the place of the record, for an event of a later schema version: the service stops being
-    ready, and waits until it is upgraded or the record is skipped.
+    Raises NewerContract, with partition and offset, for an event of a later schema version. The service is then not
+    ready until it is upgraded or the record is skipped.
     """
     decoded = []
     for record in batch:
@@ -306,7 +308,7 @@ async def decode_batch(batch: Sequence[ConsumedRecord], publisher: Publisher) ->
             raise error.at(record.partition, record.offset) from error
         except PoisonRecord as error:
             _log.error(
-                "poison record",
+                "poison_record",
                 topic=record.topic.value,
                 partition=record.partition,
                 offset=record.offset,

@@ -1,4 +1,4 @@
-"""Publishing events: a port, and its adapter over Kafka. It returns once all replicas acknowledged every event."""
+"""Publishing events: the port and its Kafka adapter. A publish returns once all replicas have acknowledged it."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ DEAD_LETTERS_REMEMBERED_MAX = 20_000
 
 
 class KafkaUnavailable(DependencyUnavailable):
-    """Kafka did not acknowledge an event. It may have taken it all the same: publishing again is harmless."""
+    """Kafka did not acknowledge an event. It may be stored nevertheless; publishing it again is harmless."""
 
 
 class TopicsMissing(DependencyUnavailable):
-    """Topics that the process needs are not on the cluster. ``tripfold topics apply`` makes them."""
+    """The cluster lacks topics that the process needs. ``tripfold topics apply`` creates them."""
 
 
 class Publisher(Protocol):
-    """What the services need to publish. Both methods raise KafkaUnavailable when an acknowledgement is missing."""
+    """Publishes events and dead letters. Raises KafkaUnavailable when an acknowledgement is missing."""
 
     async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
-        """Publish events, in order for each key, and wait until all are acknowledged."""
+        """Publish events, in order for each key; return when all are acknowledged."""
 
     async def send_to_dead_letters(self, record: ConsumedRecord, error: str) -> None:
-        """Publish a record that cannot be processed to the dead letters, as it came, with its origin and ``error``."""
+        """Publish an unprocessable record unchanged to the dead letters, with its origin and ``error``."""
 
 
 class RecordPublisher(Protocol):
-    """What an operator's commands need to publish records that are not made here. Raises KafkaUnavailable."""
+    """Publishes raw records for operator commands. Raises KafkaUnavailable."""
 
     async def publish_record(
         self, topic: Topic, *, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
     ) -> None:
-        """Publish a record as it is, and wait until it is acknowledged."""
+        """Publish a record unchanged; return when it is acknowledged."""
 
 
 class KafkaPublisher:
@@ -75,10 +75,10 @@ class KafkaPublisher:
             await self._producer.stop()
 
     async def check(self, topics: Iterable[Topic] = ()) -> None:
-        """Raise KafkaUnavailable if Kafka does not answer now, and TopicsMissing if it lacks one of ``topics``.
+        """Raise KafkaUnavailable if Kafka does not respond, and TopicsMissing if it lacks one of ``topics``.
 
-        It asks over a connection of its own: a producer that was connected once says nothing of the present. It asks
-        for all topics, since a question about one can create it.
+        The check opens a new connection, because an idle producer does not notice an outage. It lists all topics,
+        because a request for one topic can create it.
         """
         wanted = [self._settings.topic_prefix + topic.value for topic in topics]
         client = AIOKafkaClient(**connection(self._settings), request_timeout_ms=CHECK_TIMEOUT_MS)
@@ -91,7 +91,7 @@ class KafkaPublisher:
             await client.close()
         missing = [name for name in wanted if name not in present]
         if missing:
-            raise TopicsMissing(f"no topic {', '.join(missing)} on the cluster: run 'tripfold topics apply'")
+            raise TopicsMissing(f"the cluster has no topic {', '.join(missing)}: run 'tripfold topics apply'")
 
     async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
         batch: list[tuple[Topic, bytes, bytes, list[tuple[str, bytes]]]] = []
@@ -130,7 +130,7 @@ class KafkaPublisher:
             ]
             await asyncio.gather(*(future for _, future in sent))
         except (KafkaError, OSError) as error:
-            raise KafkaUnavailable(f"Kafka did not acknowledge: {type(error).__name__}: {error}") from error
+            raise KafkaUnavailable(f"Kafka did not acknowledge an event: {type(error).__name__}: {error}") from error
         for topic, count in Counter(topic for topic, _ in sent).items():
             metrics.events_published.labels(topic.value).inc(count)
 

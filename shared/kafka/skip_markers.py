@@ -1,8 +1,8 @@
 """Skip markers: an operator's decision that one record of a later schema version goes to the dead letters.
 
-The marker is an object in the bucket. A consumer that is blocked by a record looks for the marker of just that record.
-It holds the digest of the value and the record's timestamp, so it never applies to another record, such as one at the
-same offset after the topic was deleted and made again.
+The marker is an object in the bucket. A consumer that a record blocks looks for the marker of that record. The marker
+holds the digest of the value and the record's timestamp, so it never applies to another record, such as one at the same
+offset of a recreated topic.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 
 
 class SkipMarker(msgspec.Struct, frozen=True, kw_only=True):
-    """Names one record by the digest of its value and its timestamp, and says when it was marked."""
+    """Identifies one record by the digest of its value and its timestamp."""
 
     sha256: str
     timestamp_ms: int
@@ -39,30 +39,35 @@ class SkipMarkers:
         self._publisher = publisher
 
     async def take(self, error: NewerContract, batch: Sequence[ConsumedRecord]) -> list[ConsumedRecord]:
-        """Return the batch without the record that ``error`` is about, now a dead letter. Raises it if not marked."""
-        place = (error.partition, error.offset)
+        """Send the record of ``error`` to the dead letters and return the rest of the batch.
+
+        Raises ``error`` if the record is not marked.
+        """
+        position = (error.partition, error.offset)
         for record in batch:
-            if (record.partition, record.offset) == place and await is_marked(self._store, record):
+            if (record.partition, record.offset) == position and await is_marked(self._store, record):
                 await self._publisher.send_to_dead_letters(record, f"skipped by an operator: {error}")
-                _log.warning("record skipped", topic=record.topic.value, partition=place[0], offset=place[1])
+                _log.warning(
+                    "record_skipped", topic=record.topic.value, partition=record.partition, offset=record.offset
+                )
                 return [other for other in batch if other is not record]
         raise error
 
 
 async def is_marked(store: ObjectStore, record: ConsumedRecord) -> bool:
-    """Tell whether an operator has marked this very record to be skipped."""
+    """Return whether an operator has marked exactly this record to be skipped."""
     found = await store.get(_key_of(record))
     if found is None:
         return False
     try:
         marker = msgspec.json.decode(found.body, type=SkipMarker)
     except msgspec.MsgspecError:
-        return False  # 'tripfold skip' writes it again
+        return False  # 'tripfold skip' overwrites it
     return (marker.sha256, marker.timestamp_ms) == (_digest_of(record), record.timestamp_ms)
 
 
 async def mark(store: ObjectStore, record: ConsumedRecord, now: dt.datetime) -> None:
-    """Mark a record to be skipped, in place of whatever lay under its partition and offset before."""
+    """Mark a record to be skipped. Replaces any marker of the same partition and offset."""
     marker = SkipMarker(sha256=_digest_of(record), timestamp_ms=record.timestamp_ms, marked_at=now)
     body = msgspec.json.encode(marker)
     while True:

@@ -1,4 +1,4 @@
-"""Doing many things side by side, but not all at once, and one thing ahead of another, but not far ahead."""
+"""Bounded concurrency: a map with a limit, and a prefetch of one item."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ _Result = TypeVar("_Result")
 async def bounded_map(
     work: Callable[[_Item], Awaitable[_Result]], items: Sequence[_Item], *, limit: int
 ) -> list[_Result]:
-    """Apply ``work`` to each item, at most ``limit`` at a time; return the results in the items' order.
+    """Apply ``work`` to each item, at most ``limit`` at a time; return the results in the order of the items.
 
-    The first error ends the rest, and is raised as it is.
+    The first error cancels the rest and is raised unchanged.
     """
     results: dict[int, _Result] = {}
-    waiting = iter(enumerate(items))
+    pending = iter(enumerate(items))
 
-    async def take_from_waiting() -> None:
-        for place, item in waiting:
+    async def work_off() -> None:
+        for place, item in pending:
             results[place] = await work(item)
 
     try:
         async with asyncio.TaskGroup() as tasks:
             for _ in range(min(limit, len(items))):
-                tasks.create_task(take_from_waiting())
+                tasks.create_task(work_off())
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
     return [results[place] for place in range(len(items))]
 
 
 async def prefetch(source: AsyncIterator[_Item]) -> AsyncGenerator[_Item]:
-    """Yield what ``source`` yields, and let it find the next item while the one before is being worked on.
+    """Yield the items of ``source``, and fetch the next one while the caller works on the current one.
 
-    No item is None. Close it, or what it is looking for goes on.
+    No item may be None. Close the generator to cancel the pending fetch.
     """
     following = asyncio.ensure_future(anext(source, None))
     try:

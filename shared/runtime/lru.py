@@ -1,4 +1,7 @@
-"""A cache bounded in bytes. cachetools raises for an entry larger than the cache; this one does not keep it."""
+"""An LRU cache with a limit in bytes.
+
+cachetools raises for an entry larger than the whole cache; this cache does not store it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ _Value = TypeVar("_Value")
 
 
 class LruCache(Generic[_Key, _Value]):
-    """Keeps the values used last, at most ``bytes_max`` of them together; ``size_of`` tells the bytes of an entry."""
+    """Keeps the most recently used values, at most ``bytes_max`` in all; ``size_of`` returns the bytes of an entry."""
 
     def __init__(self, bytes_max: int, size_of: Callable[[_Key, _Value], int]) -> None:
         self._bytes_max = bytes_max
@@ -23,13 +26,13 @@ class LruCache(Generic[_Key, _Value]):
         return len(self._entries)
 
     def get(self, key: _Key) -> _Value | None:
-        """Return the value kept under ``key``, which counts as a use, or None."""
+        """Return the value of ``key``, or None. This counts as a use."""
         if key in self._entries:
             self._entries.move_to_end(key)
         return self._entries.get(key)
 
     def keep(self, key: _Key, value: _Value) -> None:
-        """Keep a value in place of the one before it; the values used least recently make room."""
+        """Store a value, and evict the least recently used ones that no longer fit."""
         self.drop(key)
         self._entries[key] = value
         self._bytes += self._size_of(key, value)
@@ -38,6 +41,6 @@ class LruCache(Generic[_Key, _Value]):
             self._bytes -= self._size_of(oldest, dropped)
 
     def drop(self, key: _Key) -> None:
-        """Forget ``key``."""
+        """Remove ``key``."""
         if key in self._entries:
             self._bytes -= self._size_of(key, self._entries.pop(key))

@@ -1,4 +1,4 @@
-"""Waiting out the faults of the surroundings: S3, Kafka, the network. Without bound, with backoff, visibly."""
+"""Retries with backoff while S3, Kafka or the network is unavailable: without limit, and visible in the health."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _log = structlog.get_logger()
 
 
 class DependencyUnavailable(OperatorError):
-    """Something that Tripfold needs cannot be used now. It is never the fault of the message being handled."""
+    """A service that Tripfold depends on is unavailable. The message being handled is never the cause."""
 
 
 class Stopping(RuntimeError):
-    """The process was asked to stop while it waited. What was under way is given back, not lost."""
+    """The process was asked to stop during a retry. Kafka will redeliver the unfinished batch."""
 
 
 class Retrier:
-    """How long to wait between two tries, and what ends the waiting: the process being asked to stop."""
+    """Retries work with backoff until it succeeds or the process is asked to stop."""
 
     def __init__(self, *, health: Health, wait_max_s: float) -> None:
         self.health = health
@@ -39,12 +39,12 @@ class Retrier:
     async def retry_until_available(
         self, what: Concern, attempt: Callable[[], Awaitable[_Result]], *, detail: str = ""
     ) -> _Result:
-        """Run ``attempt`` until it ends without a fault, and return its result.
+        """Run ``attempt`` until it succeeds, and return its result.
 
-        ``what`` and ``detail`` name it in logs and health; metrics have ``what`` alone.
+        ``what`` and ``detail`` name it in logs and health; metrics have only ``what``.
 
-        Any exception counts as a fault of the surroundings, an error of our own included: the message that is being
-        handled is kept, the process shows itself not ready, and nothing is lost. Raises Stopping when asked to stop.
+        Every exception is retried, including a bug of Tripfold: the message being handled is kept, and the process
+        reports that it is not ready. Raises Stopping when the process is asked to stop.
         """
         tries = 0
         while True:
@@ -54,22 +54,22 @@ class Retrier:
                 result = await attempt()
             except Stopping:
                 raise
-            except Exception as error:  # noqa: BLE001  # see the docstring: whatever it is, the message is kept
+            except Exception as error:  # noqa: BLE001  # see the docstring
                 tries += 1
                 self.health.failing(what, f"{type(error).__name__}: {error}", detail=detail)
                 expected = isinstance(error, OperatorError)
-                _log.warning("waiting", what=what, detail=detail, tries=tries, error=str(error), exc_info=not expected)
+                _log.warning("retrying", what=what, detail=detail, tries=tries, error=str(error), exc_info=not expected)
                 await self.pause(min(self._wait_max_s, WAIT_FIRST_S * 2 ** min(tries, 20)))
             else:
                 self.health.recovered(what, detail=detail)
                 return result
 
     def now_s(self) -> float:
-        """Return the time by the clock that the waiting goes by: seconds from any origin, never backwards."""
+        """Return the time of the monotonic clock that the waits use, in seconds."""
         return time.monotonic()
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep for ``seconds``; end at once when asked to stop."""
+        """Sleep for ``seconds``; return at once when asked to stop."""
         try:
             async with asyncio.timeout(seconds):
                 await self.stopping.wait()
@@ -77,7 +77,7 @@ class Retrier:
             return
 
     async def pause(self, seconds: float) -> None:
-        """Sleep up to ``seconds``, with jitter; end at once when asked to stop."""
+        """Sleep for half to all of ``seconds``, at random; return at once when asked to stop."""
         await self.sleep(seconds * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, not a secret
 
     def raise_if_stopping(self) -> None:
@@ -87,7 +87,7 @@ class Retrier:
 
 
 async def run_all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines side by side until all have ended; then raise the first error, as it is, if there was one."""
+    """Run coroutines concurrently until all have ended, then raise the first error, if any."""
     for result in await asyncio.gather(*work, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result

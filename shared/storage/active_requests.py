@@ -1,15 +1,16 @@
-"""Coalescing the requests of a date: one runs, one waits, and later ones join the one that waits.
+"""Coalesces the requests of a date: one runs, one waits, and later ones join the waiting one.
 
-The decision is a small object for each date, changed by compare-and-swap:
+The state is a small object for each date, changed by compare-and-swap:
 
-1. the API puts a request into ``waiting``, or joins the one that is there and has not begun;
-2. the planner moves it from ``waiting`` to ``running`` before it reads the city list, and only once the one before it
-   has ended. So whoever joins a waiting request gets files that are read after the join;
-3. the aggregate publishes the waiting request when the running one has ended.
+1. The API writes a request into ``waiting``, or joins the one that waits there and has not begun.
+2. The planner moves it from ``waiting`` to ``running`` before it reads the city list, once the previous request has
+   ended. The client of a joined request therefore gets files that are read after the join.
+3. The aggregate publishes the waiting request when the running one has ended.
 
-Nothing here can lose a request. The planner drops one that waits only while another runs, and whoever ends that other
-one publishes it. If that is lost, the requeue of stalled requests publishes it. A running request that is stalled for
-long, or whose record is gone, keeps none waiting. A request that is not named here at all is processed as it comes.
+No request is lost. The planner drops the event of a waiting request only while another request runs, and the end of
+that request publishes the waiting one again. If that event is lost, the requeue of stalled requests publishes it. A
+running request that is stalled, or whose record is missing, blocks no other. A request that is not named here is
+processed at once.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ from shared.runtime import metrics
 from shared.storage.object_store import CasConflict, ObjectStore
 
 STALLED_AFTER = dt.timedelta(hours=1)
-"""A running request without progress for so long keeps the next one waiting no longer."""
+"""A running request without progress for this long no longer blocks the next one."""
 
 
 async def join(store: ObjectStore, date: dt.date, request_id: RequestId) -> RequestId:
-    """Let a request wait for its turn; return its id, or that of the request of the date that waits already."""
+    """Make a request wait; return its id, or the id of the request of the date that already waits."""
     while True:
         active, etag = await _read(store, date)
         if active.waiting is not None and _is_joinable(await _record(store, active.waiting)):
             return active.waiting
-        if await _swap(store, msgspec.structs.replace(active, waiting=request_id), etag):
+        if await _compare_and_swap(store, msgspec.structs.replace(active, waiting=request_id), etag):
             return request_id
 
 
 async def begin(store: ObjectStore, date: dt.date, request_id: RequestId, now: dt.datetime) -> bool:
-    """Move a request from waiting to running; return False if it has to wait for another one that runs."""
+    """Move a request from waiting to running; return False if another request still runs."""
     while True:
         active, etag = await _read(store, date)
         if active.waiting != request_id:
@@ -48,18 +49,18 @@ async def begin(store: ObjectStore, date: dt.date, request_id: RequestId, now: d
         running = await _record(store, active.running) if active.running else None
         if running is not None and _is_running(running, now):
             return False
-        if await _swap(store, msgspec.structs.replace(active, running=request_id, waiting=None), etag):
+        if await _compare_and_swap(store, msgspec.structs.replace(active, running=request_id, waiting=None), etag):
             return True
 
 
 async def waiting_for(store: ObjectStore, date: dt.date, request_id: RequestId) -> RequestId | None:
-    """Return the request that waits for this one to end, if there is one."""
+    """Return the request that waits for this one to end, if any."""
     active, _ = await _read(store, date)
     return active.waiting if active.running == request_id else None
 
 
 def _is_joinable(record: RequestRecord | None) -> bool:
-    """Tell whether a waiting request will still be processed. Without a record it was not published yet."""
+    """Return whether a waiting request will still be processed. One without a record is not published yet."""
     return record is None or not (record.planned or record.cancelled_at is not None or status_of(record).ended)
 
 
@@ -73,17 +74,17 @@ async def _read(store: ObjectStore, date: dt.date) -> tuple[ActiveRequests, str 
     return (objects.decode(ActiveRequests, found.body, key), found.etag) if found else (ActiveRequests(date=date), None)
 
 
-async def _swap(store: ObjectStore, active: ActiveRequests, etag: str | None) -> bool:
+async def _compare_and_swap(store: ObjectStore, active: ActiveRequests, etag: str | None) -> bool:
     try:
         await store.compare_and_swap(keys.active_requests(active.date), objects.encode(active), etag=etag)
-    except CasConflict:  # perhaps to itself: then it finds what it wrote
+    except CasConflict:  # perhaps with an own write whose response was lost
         metrics.cas_conflicts.labels("active_requests").inc()
         return False
     return True
 
 
 async def _record(store: ObjectStore, request_id: RequestId) -> RequestRecord | None:
-    """Read the record of another request. One that cannot be read must not stop this one."""
+    """Read the record of another request. An unreadable one must not block this one."""
     key = keys.request(request_id)
     found = await store.get(key)
     try:

@@ -1,4 +1,4 @@
-"""Which generation of summaries is live, and which one is being built: ``state/current.json``."""
+"""The generation pointer, ``state/current.json``: which generation of summaries is live, and which is being built."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def _first_generation(store: ObjectStore) -> GenerationPointer:
 
 
 async def provision_pointer(store: ObjectStore) -> None:
-    """Write the pointer of a new bucket. A bucket that has a pointer, or any summary, stays as it is."""
+    """Write the pointer of a new bucket. Does nothing if the bucket has a pointer or a summary."""
     async for _ in store.list(keys.SUMMARIES):
         return
     try:
@@ -63,4 +63,4 @@ async def provision_pointer(store: ObjectStore) -> None:
 
 
 _AFTER_THE_FIRST_GENERATION = f"{keys.summaries_of_generation(GenerationPointer().live)}~"
-"""Greater than every key of the first generation, and less than every key of another one."""
+"""A key after every key of the first generation and before every key of another one."""

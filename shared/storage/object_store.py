@@ -1,8 +1,9 @@
-"""The bucket: the port that the services use. `shared.storage.s3` adapts it to S3.
+"""The object store port. `shared.storage.s3` is its adapter for S3.
 
-Two facts about S3 shape this port. A compare-and-swap is a PutObject with ``If-Match`` or ``If-None-Match``, used on
-small objects only: racing conditional multipart uploads are not exact on every store. And a response can be lost: a
-write that failed may have happened, so a writer that loses a race reads the object again before it decides.
+Two properties of S3 shape this port. First, a compare-and-swap is a PutObject with ``If-Match`` or ``If-None-Match``.
+It is used only for small objects, because conditional multipart uploads are not exact on every store. Second, a
+response can be lost: a failed write may be stored. After a conflict, a writer therefore reads the object again before
+it decides.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ STREAM_CHUNK_BYTES = 1024 * 1024
 
 
 class StoreUnavailable(DependencyUnavailable):
-    """The store cannot be used now: unreachable, throttling, refusing the credentials. Wait, then try again."""
+    """The store is unreachable, throttles requests or refuses the credentials. Retry later."""
 
 
 class CasConflict(RuntimeError):
-    """Somebody else wrote the object first, or an earlier try of ours did: read it again.
+    """The object has another ETag: another writer wrote it, or an own write whose response was lost. Read it again.
 
-    There may be nothing to read: a store can answer for as long as one asks that a conflict is not decided yet.
+    A conditional write can fail although no other writer exists: a store can return 409 until it has decided.
     """
 
 
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
-    """An object as it was read: its bytes, and the ETag that a swap has to name."""
+    """The bytes and the ETag of an object that was read."""
 
     body: bytes
     etag: str
 
 
 class ObjectInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """An object as a listing shows it."""
+    """An entry of a listing."""
 
     key: str
     etag: str
@@ -47,52 +48,52 @@ class ObjectInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Upload(Protocol):
-    """A new object under way, written from front to back. Nothing is visible before ``complete``."""
+    """A streaming upload of a new object. The object is not visible before ``complete``."""
 
     async def write(self, chunk: bytes) -> None:
-        """Append ``chunk``; waits while too many parts are in flight."""
+        """Append ``chunk``. Waits while too many parts are in flight."""
 
     async def complete(self) -> None:
-        """Make the object visible, whole."""
+        """Make the whole object visible."""
 
     async def abort(self) -> None:
-        """Give the upload up and leave nothing. Safe to call at any time, also after ``complete``."""
+        """Abort the upload and delete its parts. Safe to call at any time, also after ``complete``."""
 
 
 class ObjectStore(Protocol):
-    """What the services need of a bucket. Every method raises StoreUnavailable when the store cannot be used."""
+    """A bucket. Every method raises StoreUnavailable when the store cannot be used."""
 
     async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
-        """Read an object, or its first bytes, or return None if there is none."""
+        """Return an object, or only its first bytes, or None if there is none."""
 
     async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
-        """Write an object only if its ETag still is ``etag`` (None: only if there is none); return the new ETag.
+        """Write an object only if its ETag is still ``etag`` (None: if it does not exist); return the new ETag.
 
-        Raises CasConflict if it is not so.
+        Raises CasConflict otherwise.
         """
 
     async def put(self, key: str, body: bytes) -> None:
-        """Write an object whose key nobody else writes."""
+        """Write an object. No other writer may use its key."""
 
     def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
-        """List the objects under ``prefix``, page by page, in the store's order.
+        """List the objects under ``prefix`` page by page, in the order of the store.
 
-        With ``after``, only those whose key is past it.
+        Only keys after ``after`` are listed, if it is given.
         """
 
     def upload(self, key: str) -> Upload:
-        """Begin a new object of unknown size, whose key nobody else writes."""
+        """Start the upload of an object of unknown size. No other writer may use its key."""
 
     async def delete(self, key: str) -> None:
-        """Delete an object; it is no fault if there is none."""
+        """Delete an object. Succeeds if there is none."""
 
 
 class ObjectNotFound(RuntimeError):
-    """There is no object under the key."""
+    """There is no object with this key."""
 
 
 class UnfinishedUpload(msgspec.Struct, frozen=True, kw_only=True):
-    """A multipart upload that was begun, and neither completed nor aborted."""
+    """A multipart upload that is neither completed nor aborted."""
 
     key: str
     upload_id: str
@@ -100,16 +101,16 @@ class UnfinishedUpload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdminObjectStore(ObjectStore, Protocol):
-    """What an operator's commands need of a bucket beyond the services."""
+    """A bucket with the further methods that operator commands need."""
 
     def stream(self, key: str) -> AsyncIterator[bytes]:
-        """Read an object of any size, chunk by chunk. Raises ObjectNotFound if there is none."""
+        """Read an object of any size in chunks. Raises ObjectNotFound if there is none."""
 
     async def now(self) -> dt.datetime:
-        """Return the time by the store's own clock, which ``last_modified`` and ``begun_at`` are of too."""
+        """Return the time of the store's clock, which also sets ``last_modified`` and ``begun_at``."""
 
     def unfinished_uploads(self, prefix: str) -> AsyncIterator[UnfinishedUpload]:
-        """List the multipart uploads under ``prefix`` that were begun and not ended."""
+        """List the unfinished multipart uploads under ``prefix``."""
 
     async def abort_upload(self, unfinished: UnfinishedUpload) -> None:
-        """Give up an upload that whoever began it has left behind; it is no fault if it has ended since."""
+        """Abort an abandoned upload. Succeeds if it has ended since."""

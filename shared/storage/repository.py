@@ -19,14 +19,14 @@ _Stored = TypeVar("_Stored", bound=BucketObject)
 
 
 class Versioned(msgspec.Struct, Generic[_Stored], frozen=True):
-    """An object as it was read, and the ETag that a compare-and-swap has to name."""
+    """An object with the ETag under which it was read."""
 
     value: _Stored
     etag: str
 
 
 class Repository:
-    """Reads and writes typed objects. Every read raises CorruptObject and NewerObject as `objects.decode` does."""
+    """Reads and writes typed objects. Reads raise CorruptObject and NewerObject, as `objects.decode` does."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store = store
@@ -42,9 +42,9 @@ class Repository:
         return None if found is None else objects.decode(kind, found.body, key)
 
     async def compare_and_swap(self, key: str, value: BucketObject, *, over: Versioned[_Stored] | None) -> str:
-        """Write an object if what is stored still is ``over`` (None: nothing); return the new ETag.
+        """Write an object if the stored version is still ``over`` (None: none exists); return the new ETag.
 
-        Raises CasConflict if it is not.
+        Raises CasConflict otherwise.
         """
         return await self._store.compare_and_swap(key, objects.encode(value), etag=over.etag if over else None)
 
@@ -57,10 +57,10 @@ class Repository:
         tries_max: int | None = None,
         counted_as: str = "",
     ) -> _Stored | None:
-        """Change an object, again from the start after each lost race; return what is stored then.
+        """Change an object by compare-and-swap, again after each conflict; return the stored object.
 
-        ``change`` gets what is stored, or None, and returns what to store. It returns its argument, or None, to leave
-        that as it is. Raises CasConflict after ``tries_max`` lost races, each counted under ``counted_as``.
+        ``change`` gets the stored object, or None, and returns the new one. It returns its argument, or None, to change
+        nothing. Raises CasConflict after ``tries_max`` conflicts. A metric counts each under ``counted_as``.
         """
         tries = 0
         while True:
@@ -99,9 +99,9 @@ async def read_cancelled_record(store: ObjectStore, request_id: RequestId) -> Re
 async def begin_retry(
     store: ObjectStore, request_id: RequestId, now: dt.datetime, *, positions: int | None = None
 ) -> RequestRecord | None:
-    """Record a retry of a request's failed cities; return the record, whose ``request_event`` is to be published.
+    """Record a retry of a request's failed cities, and return the record. The caller publishes its ``request_event``.
 
-    A retry that runs already is returned as it is, to be published again. Returns None if there is no such request.
+    A retry that already runs is returned unchanged, to be published again. Returns None if there is no such request.
     Raises NothingToRetry.
     """
 

@@ -1,12 +1,11 @@
-"""The bucket in S3: obstore reads, writes, lists and uploads; aioboto3 does what only an operator needs.
+"""The S3 adapter: obstore reads, writes, lists and uploads; aioboto3 serves administration.
 
-obstore works outside the interpreter lock and costs a fraction of botocore's memory and processor time. It cannot
-create buckets, list unfinished uploads or read the store's clock: `shared.storage.s3_administration` does that with
-aioboto3, and is imported only when it is needed.
+obstore works outside the interpreter lock and needs a fraction of botocore's memory and processor time. It cannot
+create buckets, list unfinished uploads or read the store's clock. `shared.storage.s3_administration` does that with
+aioboto3, and is imported on first use.
 
-There is one policy of retries above this module, that of the callers. Here a conditional write is sent once: sent
-again by a client it would conflict with itself. Reads and the parts of an upload are tried a few times, so that one
-503 does not restart a download of gigabytes.
+The callers of this module retry. This module sends a conditional write once, because a repeated one would conflict with
+itself. It retries reads and the parts of an upload a few times, so that one 503 does not restart a large download.
 """
 
 from __future__ import annotations
@@ -61,8 +60,8 @@ FEW_RETRIES: Final[RetryConfig] = {
 }
 
 _JSON: Final = {"Content-Type": "application/json"}
-_NOWHERE: Final = "state/check/"
-"""A prefix that holds nothing: a listing of it proves that the bucket can be reached, and reads no key."""
+_EMPTY_PREFIX: Final = "state/check/"
+"""An empty prefix. Listing it proves that the bucket can be reached, without reading a key."""
 
 _FAULTS: Final = (BaseError, OSError)
 _STATUS: Final = re.compile(r"status code: (\d{3})")
@@ -76,13 +75,13 @@ class S3Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.bucket = settings.s3_bucket
-        self._room = asyncio.Semaphore(settings.s3_pool_size)
-        self._administered: S3Administration | None = None
+        self._connections = asyncio.Semaphore(settings.s3_pool_size)
+        self._admin: S3Administration | None = None
         self._closing = contextlib.AsyncExitStack()
         self._open()
 
     def _open(self) -> None:
-        """Make the clients, which find their credentials anew. Requests under way go on with the old ones."""
+        """Create the clients, which look up the credentials. Running requests keep the old clients."""
         self._opened_at_s = time.monotonic()
         self._once = _client(self._settings, NO_RETRIES)
         self._client = _client(self._settings, FEW_RETRIES)
@@ -94,16 +93,16 @@ class S3Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._closing.aclose()
-        # A thread of obstore that still returns from Python while the interpreter ends would abort the process.
+        # A thread of obstore that returns from Python while the interpreter shuts down would abort the process.
         await asyncio.sleep(THREADS_RETURN_S)
 
     async def check(self) -> None:
         """Raise StoreUnavailable if the bucket cannot be reached with these credentials.
 
-        Refused credentials are looked up again: somebody may have corrected their file, or renewed the role.
+        Refused credentials are looked up again, because an operator may have corrected the file or the role.
         """
         try:
-            async for _ in obstore.list(self._client, _NOWHERE):
+            async for _ in obstore.list(self._client, _EMPTY_PREFIX):
                 pass
         except _FAULTS as error:
             refused = _status(error) in {None, 400, 401, 403}
@@ -113,23 +112,23 @@ class S3Store:
 
     async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
         try:
-            async with self._room:
+            async with self._connections:
                 if first_bytes is None:
-                    answer = await obstore.get_async(self._client, key)
+                    response = await obstore.get_async(self._client, key)
                 else:
-                    answer = await obstore.get_async(self._client, key, options={"range": (0, first_bytes)})
-                body = await answer.bytes_async()
+                    response = await obstore.get_async(self._client, key, options={"range": (0, first_bytes)})
+                body = await response.bytes_async()
         except _FAULTS as error:
-            # A missing bucket is a 404 as well, and must not look like a missing object.
+            # A missing bucket is a 404 too, and must not look like a missing object.
             if isinstance(error, FileNotFoundError) and _NO_SUCH_KEY in str(error):
                 return None
             raise _unavailable("GetObject", key, error) from error
-        return StoredObject(body=bytes(body), etag=_etag_of(answer.meta["e_tag"], "GetObject", key))
+        return StoredObject(body=bytes(body), etag=_etag_of(response.meta["e_tag"], "GetObject", key))
 
     async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
         for wait_s in CONFLICT_WAITS_S:
             try:
-                async with self._room:
+                async with self._connections:
                     written = await obstore.put_async(
                         self._once,
                         key,
@@ -142,7 +141,7 @@ class S3Store:
                 status = _status(error)
                 if status == 404 and _NO_SUCH_KEY not in str(error):  # the bucket is missing
                     raise _unavailable("PutObject", key, error) from error
-                # 409: the store has not decided yet between this write and another one that is under way.
+                # 409: the store has not yet decided between this write and a concurrent one.
                 if status != 409 or wait_s is None:
                     raise CasConflict(key) from error
                 await asyncio.sleep(wait_s)
@@ -154,11 +153,11 @@ class S3Store:
 
     async def put(self, key: str, body: bytes) -> None:
         with _faults("PutObject", key):
-            async with self._room:
+            async with self._connections:
                 await obstore.put_async(self._client, key, body, use_multipart=False, attributes=_JSON)
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
-        # obstore's prefixes are whole folders, so a part of a name selects keys here. They follow one another.
+        # obstore accepts only whole folders as prefixes. Keys with a partial name are adjacent; they are selected here.
         folder = prefix[: prefix.rfind("/") + 1]
         offset = max(after, "" if prefix == folder else prefix[:-1])
         last = ""
@@ -168,8 +167,8 @@ class S3Store:
                 yield entry
             elif last > prefix:
                 return
-        # obstore takes a page that is truncated, and names no next one, for the last. One more request proves the end:
-        # an incomplete listing could delete objects, or make an incomplete generation the live one.
+        # obstore treats a truncated page without a continuation token as the last one. One more request proves the end,
+        # because an incomplete listing could delete objects or activate an incomplete generation.
         if last:
             async for entry in self._entries(folder, last):
                 raise StoreUnavailable(f"S3 ListObjectsV2 of {prefix}: the listing ended before {entry.key}")
@@ -187,18 +186,18 @@ class S3Store:
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         try:
-            answer = await obstore.get_async(self._client, key)
+            response = await obstore.get_async(self._client, key)
         except _FAULTS as error:
             if isinstance(error, FileNotFoundError) and _NO_SUCH_KEY in str(error):
                 raise ObjectNotFound(key) from error
             raise _unavailable("GetObject", key, error) from error
         with _faults("GetObject", key):
-            async for chunk in answer.stream(min_chunk_size=STREAM_CHUNK_BYTES):
+            async for chunk in response.stream(min_chunk_size=STREAM_CHUNK_BYTES):
                 yield bytes(chunk)
 
     async def delete(self, key: str) -> None:
         try:
-            async with self._room:
+            async with self._connections:
                 await obstore.delete_async(self._client, key)
         except _FAULTS as error:
             if isinstance(error, FileNotFoundError) and _NO_SUCH_KEY in str(error):
@@ -209,7 +208,7 @@ class S3Store:
         return _S3Upload(self._client, key)
 
     async def create_bucket(self) -> None:
-        """Create the bucket unless it is there."""
+        """Create the bucket if it does not exist."""
         await (await self._administration()).create_bucket()
 
     async def now(self) -> dt.datetime:
@@ -223,15 +222,15 @@ class S3Store:
         await (await self._administration()).abort_upload(unfinished)
 
     async def _administration(self) -> S3Administration:
-        if self._administered is None:
+        if self._admin is None:
             from shared.storage.s3_administration import S3Administration  # noqa: PLC0415  # botocore takes 30 MB
 
-            self._administered = await self._closing.enter_async_context(S3Administration(self._settings))
-        return self._administered
+            self._admin = await self._closing.enter_async_context(S3Administration(self._settings))
+        return self._admin
 
 
 class _S3Upload:
-    """An upload: one PutObject if it is shorter than a part, else a multipart upload with few parts in flight."""
+    """One PutObject for an object shorter than a part, else a multipart upload with few parts in flight."""
 
     def __init__(self, client: Obstore, key: str) -> None:
         self._key = key
@@ -242,67 +241,67 @@ class _S3Upload:
             max_concurrency=UPLOAD_PARTS_IN_FLIGHT_MAX,
             attributes=_JSON,
         )
-        self._small: list[bytes] = []
-        self._small_bytes = 0
+        self._buffer: list[bytes] = []
+        self._buffered_bytes = 0
         self._written_bytes = 0
         self._completing: asyncio.Future[None] | None = None
         self._aborted = False
 
     async def write(self, chunk: bytes) -> None:
-        self._small.append(chunk)
-        self._small_bytes += len(chunk)
-        if self._small_bytes >= WRITE_BYTES:  # a call costs as much as copying some 100 kB
-            await self._write_small()
+        self._buffer.append(chunk)
+        self._buffered_bytes += len(chunk)
+        if self._buffered_bytes >= WRITE_BYTES:  # one call costs as much as copying about 100 kB
+            await self._write_buffer()
 
-    async def _write_small(self) -> None:
-        piece = self._small[0] if len(self._small) == 1 else b"".join(self._small)
-        self._small.clear()
-        self._small_bytes = 0
+    async def _write_buffer(self) -> None:
+        piece = self._buffer[0] if len(self._buffer) == 1 else b"".join(self._buffer)
+        self._buffer.clear()
+        self._buffered_bytes = 0
         self._written_bytes += len(piece)
         if self._written_bytes > UPLOAD_PARTS_MAX * UPLOAD_PART_BYTES:
             raise ValueError(
-                f"{self._key} has more than {UPLOAD_PARTS_MAX} parts of {UPLOAD_PART_BYTES} bytes: S3 takes no more"
+                f"{self._key} has more than {UPLOAD_PARTS_MAX} parts of {UPLOAD_PART_BYTES} bytes, the limit of S3"
             )
         with _faults("UploadPart", self._key):
             await self._writer.write(piece)
 
     async def complete(self) -> None:
-        if self._small:
-            await self._write_small()
-        # Closing aborts the upload if it fails, but not if it is cancelled: so it always runs to its end.
+        if self._buffer:
+            await self._write_buffer()
+        # A failed close aborts the upload, but a cancelled one does not. The shield lets the close always finish.
         self._completing = asyncio.ensure_future(self._writer.close())
         with _faults("CompleteMultipartUpload", self._key):
             await asyncio.shield(self._completing)
 
     async def abort(self) -> None:
-        # An upload that cannot be aborted now stays unfinished, and the clean-up takes it by its age.
+        # An upload that cannot be aborted now stays unfinished; gc aborts it later by its age.
         with contextlib.suppress(*_FAULTS):
             if self._completing is not None:
                 await self._completing
             elif not self._aborted:
                 self._aborted = True
-                self._small.clear()
-                await self._writer.__aexit__(RuntimeError, RuntimeError("the upload is given up"), None)
+                self._buffer.clear()
+                await self._writer.__aexit__(RuntimeError, RuntimeError("the upload is aborted"), None)
 
 
 def endpoint_url_of(settings: Settings, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the URL of the S3 server, or None for that of AWS."""
+    """Return the URL of the S3 server, or None for AWS."""
     given = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
     return settings.s3_endpoint_url or given or None
 
 
 def ca_file_of(settings: Settings, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the file of certificates to trust beside the system's, or an empty string."""
+    """Return the file of certificates to trust in addition to the system's, or an empty string."""
     return settings.s3_ca_file or environment.get("AWS_CA_BUNDLE", "")
 
 
 def _client(settings: Settings, retries: RetryConfig) -> Obstore:
-    """Return a client of the bucket. It finds its credentials, and a proxy, in the environment."""
+    """Return a client of the bucket. It reads its credentials and the proxy from the environment."""
     options: ClientConfig = {
         "allow_http": True,
         "connect_timeout": "5s",
-        "read_timeout": "30s",  # racing writers of one key can be made to wait for seconds by the store
-        "timeout": "1d",  # of a whole request: a stream may take hours, and its reader has a deadline of its own
+        "read_timeout": "30s",  # a store can delay concurrent writers of one key for seconds
+        "timeout": "1d",  # of a whole request: a stream may take hours, and its reader has its own deadline
         "pool_idle_timeout": "15s",
         "pool_max_idle_per_host": str(settings.s3_pool_size),
     }
@@ -321,7 +320,7 @@ def _client(settings: Settings, retries: RetryConfig) -> Obstore:
         config["endpoint"] = hosted if virtual else endpoint_url.rstrip("/")
     if settings.s3_checksums == "when_supported":
         config["checksum_algorithm"] = "SHA256"
-    metadata_url = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")  # obstore has another name for it
+    metadata_url = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT")  # obstore uses another name
     if metadata_url:
         config["metadata_endpoint"] = metadata_url
     if uses_shared_files(os.environ):
@@ -345,20 +344,20 @@ def _faults(operation: str, name: str) -> Iterator[None]:
 
 
 def _unavailable(operation: str, name: str, error: Exception) -> StoreUnavailable:
-    told, _, details = str(error).partition("\n\nDebug source")
-    reasons = ["".join(found) for found in _REASON.findall(details)] if told.endswith("error sending request") else []
-    told = f"{told}: {reasons[-1]}" if reasons else told or type(error).__name__
-    return StoreUnavailable(f"S3 {operation} of {name}: {told}")
+    message, _, details = str(error).partition("\n\nDebug source")
+    reasons = _REASON.findall(details) if message.endswith("error sending request") else []
+    message = f"{message}: {''.join(reasons[-1])}" if reasons else message or type(error).__name__
+    return StoreUnavailable(f"S3 {operation} of {name}: {message}")
 
 
 def _status(error: Exception) -> int | None:
-    """Return the status of the response that an error tells of; obstore gives it in its text only."""
+    """Return the HTTP status of an error. obstore has it only in the message."""
     match = _STATUS.search(str(error))
     return int(match[1]) if match else None
 
 
 def _etag_of(etag: str | None, operation: str, key: str) -> str:
-    """Return an ETag; without one nothing can be swapped, and some stores take an empty condition for none."""
+    """Return ``etag``. Raise if it is missing: some stores treat a write with an empty condition as unconditional."""
     if not etag:
-        raise StoreUnavailable(f"S3 {operation} of {key}: a response without an ETag")
+        raise StoreUnavailable(f"S3 {operation} of {key}: the response has no ETag")
     return etag

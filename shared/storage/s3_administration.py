@@ -1,6 +1,7 @@
-"""What obstore cannot do with a bucket: create it, read its clock, list and abort the uploads of other processes.
+"""Bucket administration with aioboto3: create the bucket, read the store's clock, list and abort uploads.
 
-Only operators' commands need this. It is the one module that imports aioboto3, which takes 30 MB of memory.
+obstore cannot do this. Only operator commands need it, and only this module imports aioboto3, which takes 30 MB of
+memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _FAULTS = (ClientError, BotoCoreError, OSError, aiohttp.ClientError)
 
 
 class S3Administration:
-    """An operator's view of a bucket. Use it as an async context manager."""
+    """Administers a bucket. Use it as an async context manager."""
 
     def __init__(self, settings: Settings) -> None:
         self._bucket = settings.s3_bucket
@@ -57,7 +58,7 @@ class S3Administration:
         await self._connecting.__aexit__(kind, error, trace)
 
     async def create_bucket(self) -> None:
-        """Create the bucket unless it is there."""
+        """Create the bucket if it does not exist."""
         with _faults("HeadBucket", self._bucket):
             try:
                 await self._client.head_bucket(Bucket=self._bucket)
@@ -72,16 +73,18 @@ class S3Administration:
             await self._client.create_bucket(Bucket=self._bucket, **extra)
 
     async def now(self) -> dt.datetime:
-        """Return the time by the store's own clock."""
+        """Return the time of the store's clock."""
         with _faults("HeadBucket", self._bucket):
-            answer = await self._client.head_bucket(Bucket=self._bucket)
-        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+            response = await self._client.head_bucket(Bucket=self._bucket)
+        date = response["ResponseMetadata"]["HTTPHeaders"].get("date")
         if date is None:
-            raise StoreUnavailable("S3 HeadBucket answered without a Date: the store's clock cannot be read")
+            raise StoreUnavailable(
+                "S3 HeadBucket: the response has no Date header, so the clock of the store is unknown"
+            )
         return email.utils.parsedate_to_datetime(date)
 
     async def unfinished_uploads(self, prefix: str) -> AsyncIterator[UnfinishedUpload]:
-        """List the multipart uploads under ``prefix`` that were begun and not ended."""
+        """List the unfinished multipart uploads under ``prefix``."""
         with _faults("ListMultipartUploads", prefix):
             pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=prefix)
             async for page in pages:
@@ -89,7 +92,7 @@ class S3Administration:
                     yield UnfinishedUpload(key=entry["Key"], upload_id=entry["UploadId"], begun_at=entry["Initiated"])
 
     async def abort_upload(self, unfinished: UnfinishedUpload) -> None:
-        """Abort an upload that another process has left; it is no fault if it has ended since."""
+        """Abort an upload of another process. Succeeds if it has ended since."""
         with _faults("AbortMultipartUpload", unfinished.key):
             try:
                 await self._client.abort_multipart_upload(

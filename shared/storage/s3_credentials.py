@@ -1,7 +1,7 @@
-"""Credentials from shared files and profiles (``~/.aws``), which obstore does not read.
+"""AWS credentials from shared files and profiles (``~/.aws``), which obstore does not read.
 
-obstore itself finds credentials in the environment, from a web identity, a container and an instance role. botocore
-is imported only if the environment or the home folder has shared files.
+obstore itself reads credentials from the environment, a web identity, a container or an instance role. botocore is
+imported only if shared files exist or the environment names a profile.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from obstore.store import S3Credential
 
 LIFETIME = dt.timedelta(minutes=10)
-"""obstore asks again 5 minutes before this ends; botocore renews what expires within 15."""
+"""obstore asks again 5 minutes before this ends; botocore renews credentials that expire within 15 minutes."""
 
 
 def uses_shared_files(environment: Mapping[str, str]) -> bool:
-    """Tell whether credentials may be in shared files: a profile is named, or a file exists.
+    """Return whether credentials may be in shared files: a profile is named, or a file exists.
 
-    Keys and web identities in the environment come first, as in every AWS client.
+    Keys and web identities in the environment have precedence, as in every AWS client.
     """
     if environment.get("AWS_ACCESS_KEY_ID") or environment.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
         return False
@@ -35,7 +35,7 @@ def uses_shared_files(environment: Mapping[str, str]) -> bool:
 
 
 class SharedFileCredentials:
-    """Gives obstore the credentials that botocore finds: in files, from roles, single sign-on or a command."""
+    """Provides obstore with botocore's credentials: from files, roles, single sign-on or a command."""
 
     def __init__(self) -> None:
         self._found: Any = None
@@ -46,7 +46,9 @@ class SharedFileCredentials:
 
             self._found = Session().get_credentials()
         if self._found is None:
-            raise RuntimeError("no AWS credentials in the environment, in shared files or from a role")
+            raise RuntimeError(
+                "no AWS credentials in the environment, shared files or a role; set AWS_ACCESS_KEY_ID or AWS_PROFILE"
+            )
         frozen = self._found.get_frozen_credentials()
         return {
             "access_key_id": frozen.access_key,

@@ -89,7 +89,7 @@ async def test_what_has_not_failed_is_not_retried() -> None:
     with pytest.raises(NothingToRetry, match="was cancelled"):
         retried_record(msgspec.structs.replace(failed, cancelled_at=world.clock()), world.clock())
     under_way = world.request(WHOLE)
-    with pytest.raises(NothingToRetry, match="once it has ended"):
+    with pytest.raises(NothingToRetry, match="retry it when it has ended"):
         retried_record(record_of(world, under_way), world.clock())
     await world.run_to_rest()
     with pytest.raises(NothingToRetry, match="completed"):

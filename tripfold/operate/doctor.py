@@ -85,7 +85,7 @@ async def examine(settings: Settings) -> AsyncIterator[Examined]:
             (
                 "topics",
                 lambda: _topics(settings),
-                "'tripfold topics apply' makes what is missing; 'tripfold topics check' says how to set the rest",
+                "'tripfold topics apply' creates missing topics; 'tripfold topics check' says how to change the others",
             ),
             (
                 "consuming",

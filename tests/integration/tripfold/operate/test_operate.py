@@ -157,7 +157,7 @@ async def test_a_topic_that_is_set_otherwise_is_named_with_its_remedy(settings: 
     by_hand = NewTopic(name, num_partitions=1, replication_factor=1, config={"cleanup.policy": "delete"})
     await asyncio.to_thread(client.create_topics([by_hand])[name].result)
     code, out, err = await tripfold(settings, "topics", "check")
-    assert (code, "'tripfold topics apply' makes what is missing" in out) == (1, True), out + err
+    assert (code, "'tripfold topics apply' creates the missing topics" in out) == (1, True), out + err
     remedy = f"--entity-name {name} --add-config cleanup.policy=compact,retention.ms=-1,"
     for command in ("apply", "check"):
         code, out, err = await tripfold(settings, "topics", command)

@@ -310,7 +310,7 @@ async def test_a_summary_under_the_key_of_another_is_repaired(bucket: FakeBucket
         bucket.store.write(await bucket.summary_key(), strayed)
         [one] = await verified(bucket)
         assert (one.country, one.what) == ("armenia", "summary")
-        assert "holds what belongs to" in one.found
+        assert "holds the content of" in one.found
         assert [one.refused for one in await repaired(bucket)] == [None]
         assert bucket.store.objects[await bucket.summary_key()].body == right
 
@@ -351,7 +351,7 @@ async def test_a_manifest_under_a_wrong_key_is_a_difference(bucket: FakeBucket) 
         bucket.store.write(key, body)
         assert key in [one.what for one in await verified(bucket)]
         assert all(key in (one.refused or "") for one in await repaired(bucket))
-        with pytest.raises(RebuildRefused, match="holds what belongs to"):
+        with pytest.raises(RebuildRefused, match="holds the content of"):
             await Rebuild(bucket.store, bucket.publisher, token="token", report=lambda *_: None).run()
 
 

@@ -498,8 +498,8 @@ def test_a_retry_that_kafka_did_not_acknowledge_is_asked_for_again(world: World,
 @pytest.mark.parametrize(
     ("outcomes", "detail"),
     [
-        ({Outcome.STORED: "1"}, "is completed: no such city of it has failed"),
-        ({}, "it can be retried once it has ended"),
+        ({Outcome.STORED: "1"}, "is completed; it has no failed city to retry"),
+        ({}, "retry it when it has ended"),
     ],
 )
 def test_nothing_to_retry(world: World, client: Client, outcomes: dict[Outcome, str], detail: str) -> None:
