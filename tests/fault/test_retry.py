@@ -83,7 +83,7 @@ async def test_what_has_not_failed_is_not_retried() -> None:
     """A request that is under way, one that is completed, and a city that has not failed are refused."""
     world, request_id = await failed_world()
     failed = record_of(world, request_id)
-    with pytest.raises(NothingToRetry, match="no such city"):
+    with pytest.raises(NothingToRetry, match="no failed city to retry"):
         retried_record(failed, world.clock(), positions=0b011)
     assert retried_record(failed, world.clock(), positions=0b111) == retried_record(failed, world.clock())
     with pytest.raises(NothingToRetry, match="was cancelled"):
