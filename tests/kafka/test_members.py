@@ -6,6 +6,7 @@ Each test ends with the oracle: the stored, published and served sums are the up
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 from shared.runtime.settings import PREFIX
@@ -126,6 +127,6 @@ def rebalances(system: System, group: str) -> list[str]:
 def log_lines(system: System, group: str) -> list[str]:
     """Return the lines about a group in the broker's log."""
     assert system.kafka is not None
-    name = f"{system.environment[f'{PREFIX}TOPIC_PREFIX']}tripfold-{group}"
+    name = re.compile(re.escape(f"{system.environment[f'{PREFIX}TOPIC_PREFIX']}tripfold-{group}") + r"(?![\w-])")
     log = (system.kafka.data_dir / "kafka.log").read_text(errors="replace")
-    return [line for line in log.splitlines() if name in line]
+    return [line for line in log.splitlines() if name.search(line)]
