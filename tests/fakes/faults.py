@@ -19,13 +19,13 @@ class Crash(BaseException):  # no retry may catch it
 class Break(enum.Enum):
     """A way in which a call across a port breaks."""
 
-    DIE_BEFORE = "the process dies before the call happens"
-    DIE_AFTER = "the call happens, and the process dies before it knows"
-    LOST_ANSWER = "the call happens, its answer is lost, and the process sees a fault"
+    DIE_BEFORE = "the process crashes before the call happens"
+    DIE_AFTER = "the call happens, and the process crashes before it gets the response"
+    LOST_ANSWER = "the call happens, its response is lost, and the process sees a fault"
     REFUSED = "the call does not happen, and the process sees a fault"
-    SENT_TWICE = "the call happens, its answer is lost, and the client sends it again by itself"
-    UNDECIDED = "the call does not happen, and a swap is told that it lost, as when a conflict never ends"
-    PAUSE = "the process stands still before the call happens, until everybody takes it for dead"
+    SENT_TWICE = "the call happens, its response is lost, and the client sends it again by itself"
+    UNDECIDED = "the call does not happen, and a compare-and-swap conflicts, as when a conflict never ends"
+    PAUSE = "the process pauses before the call happens, until the others replace it"
 
 
 class PortCall(msgspec.Struct, frozen=True):

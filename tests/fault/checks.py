@@ -146,7 +146,7 @@ def differences(world: World) -> list[str]:
         *summaries_against_manifests(world),
         *raw_objects_against_manifests(world),
         *quarantine_against_requests(world),
-        *topics_against_the_bucket(world, buried=world.buried),
+        *topics_against_the_bucket(world, dead_letters=world.dead_letters),
     ]
 
 
@@ -246,8 +246,8 @@ def quarantine_against_requests(world: World) -> list[str]:
     return wrong
 
 
-def topics_against_the_bucket(world: World, *, buried: int = 0) -> list[str]:
-    """Compare the compacted topics, and the view of a consumer that keeps the highest, with the bucket.
+def topics_against_the_bucket(world: World, *, dead_letters: int = 0) -> list[str]:
+    """Compare the compacted topics, and a consumer that keeps the highest revision, with the bucket.
 
     Each poison record must be in the dead letters at least once, and no other record.
     """
@@ -260,8 +260,8 @@ def topics_against_the_bucket(world: World, *, buried: int = 0) -> list[str]:
     totals: dict[str, Event] = {event.key: event for event in map(summary_event, live_summaries(world))}
     wrong = []
     letters = world.log.records(Topic.DEAD_LETTERS)
-    if len({letter.key for letter in letters}) != buried:
-        wrong.append(f"expected {buried} records to be buried, found {letters}")
+    if len({letter.key for letter in letters}) != dead_letters:
+        wrong.append(f"expected {dead_letters} records in the dead letters, found {letters}")
     for topic, expected in ((Topic.CITY_STATS, stats), (Topic.COUNTRY_DAY_SUMMARIES, totals)):
         published = decoded(world, topic)
         last = {event.key: event for event in published}

@@ -94,7 +94,7 @@ class History(RuleBasedStateMachine):
         self.files: dict[int, File | bytes] = {}
         self.list_is_bad = False
         self.possible: dict[int, Possible] = {city: Possible() for city in CITIES}
-        self.buried = 0
+        self.dead_letters = 0
         self.former: dict[str, Process] = {}
         self.jobs: list[Job] = []
 
@@ -126,7 +126,7 @@ class History(RuleBasedStateMachine):
         self.files = {city: GOOD_FILES[city] for city in CITIES}
         self._hold()
 
-    # What the upstream does.
+    # Steps of the upstream.
 
     @rule(city=cities, file=st.sampled_from(GOOD_FILES))
     def correct_a_file(self, city: int, file: File) -> None:
@@ -165,7 +165,7 @@ class History(RuleBasedStateMachine):
         """Let the next downloads of a city break off."""
         self.world.upstream.cuts[str(city)] = cuts
 
-    # What users and Kafka do.
+    # Steps of users and Kafka.
 
     @precondition(lambda self: self.world.requests < REQUESTS_MAX)
     @rule()
@@ -187,10 +187,10 @@ class History(RuleBasedStateMachine):
     @rule(role=roles, value=st.sampled_from(POISON), city=cities)
     def poison(self, role: str, value: bytes, city: int) -> None:
         """Append a poison record to a topic."""
-        self.world.log.append(ROLES[role].topic, f"{DATE}/poison/{city}/{self.buried}".encode(), value)
-        self.buried += 1
+        self.world.log.append(ROLES[role].topic, f"{DATE}/poison/{city}/{self.dead_letters}".encode(), value)
+        self.dead_letters += 1
 
-    # What processes do.
+    # Steps of processes.
 
     @rule(role=roles, order=orders)
     def handle_a_batch(self, role: str, order: list[int]) -> None:
@@ -222,7 +222,7 @@ class History(RuleBasedStateMachine):
         """Resume the paused processes."""
         self._run(self.world.resume_paused())
 
-    # What operators do.
+    # Steps of operators.
 
     @precondition(lambda self: len(self.jobs) < JOBS_MAX)
     @rule(from_kafka=st.booleans(), stand_still_after=st.none() | calls)
@@ -264,7 +264,7 @@ class History(RuleBasedStateMachine):
         """Requeue stalled requests."""
         self._run(self.world.requeue())
 
-    # What must hold at rest.
+    # Checks at rest.
 
     @rule()
     def come_to_rest(self) -> None:
@@ -297,7 +297,7 @@ class History(RuleBasedStateMachine):
     def _wrong_at_rest(self) -> list[str]:
         wrong = checks.unfinished(self.world) + checks.summaries_against_manifests(self.world)
         wrong += checks.raw_objects_against_manifests(self.world)
-        wrong += checks.topics_against_the_bucket(self.world, buried=self.buried)
+        wrong += checks.topics_against_the_bucket(self.world, dead_letters=self.dead_letters)
         wrong += [one for one in self.world.unexpected if "was refused" not in one]
         last = max(checks.requests(self.world), key=lambda record: record.request_id)
         failed = any(not isinstance(self.files.get(city), tuple) for city in self.listed)

@@ -1,4 +1,4 @@
-"""An operator's commands, the state of the world in which each begins, and the running of it with every call broken."""
+"""An operator's commands, the state of the world in which each begins, and runs that break every call in turn."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class JobScenario(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def at_rest(world: World) -> None:
-    """Serve a date, move a city, correct its file: all of it folded."""
+    """Process a date, move a city and correct its file; all of it is folded."""
     for truth in (FIRST, WHOLE, UpstreamState(cities=MOVED, files=WHOLE.files)):
         world.request(truth)
         await world.run_to_rest()
 
 
 async def under_way(world: World) -> None:
-    """As before, and a correction is in the bucket and in the topic, but not folded."""
+    """As at rest, but a correction is in the bucket and the topic, and not folded."""
     await at_rest(world)
     world.request(CORRECTION)
     while await world.turn("planner") or await world.turn("worker"):
@@ -53,7 +53,7 @@ async def under_way(world: World) -> None:
 
 
 async def damaged(world: World) -> None:
-    """As at rest, but one live summary says something wrong and another is lost."""
+    """As at rest, but one live summary is wrong and another is lost."""
     await at_rest(world)
     armenia, brasil = (summary for summary in live_summaries(world))
     wrong = msgspec.structs.replace(armenia, totals=NOTHING)
@@ -62,7 +62,7 @@ async def damaged(world: World) -> None:
 
 
 async def littered(world: World) -> None:
-    """As at rest, with an attempt that nobody names, an upload without an end, and a worker still at its file."""
+    """As at rest, with an attempt that no manifest names, an unfinished upload, and a worker still reading."""
     await at_rest(world)
     for city in (1, 3):
         world.store.write(keys.raw(DATE, CityId(str(city)), "lost-race"), b"[]")
@@ -74,7 +74,7 @@ async def littered(world: World) -> None:
 
 
 async def read_by_older_rules(world: World) -> None:
-    """As at rest, but rules of before have counted no passengers: manifests and summaries say so."""
+    """As at rest, but older rules counted no passengers, and manifests and summaries show it."""
     await at_rest(world)
     for manifest in manifests(world):
         older = msgspec.structs.replace(
@@ -91,7 +91,7 @@ async def read_by_older_rules(world: World) -> None:
 
 
 async def flipped(world: World) -> None:
-    """Make another generation live; that has stood for long, and a correction is under way."""
+    """Make another generation live for a long time, with a correction not folded yet."""
     await at_rest(world)
     await world.rebuild()
     world.clock.advance(GC_AGE.total_seconds())
@@ -101,7 +101,7 @@ async def flipped(world: World) -> None:
 
 
 async def put_back(world: World) -> None:
-    """Put a backup of the bucket back, of a time before a correction that the topics know."""
+    """Restore a backup of the bucket from before a correction that the topics hold."""
     await at_rest(world)
     backup, known = dict(world.store.objects), world.oracle.copy()
     world.request(CORRECTION)
@@ -116,7 +116,7 @@ async def topics_lost(world: World) -> None:
 
 
 async def in_quarantine(world: World) -> None:
-    """Refuse two files, which are good by now."""
+    """Quarantine two files that are good by now."""
     bad = UpstreamState(cities=HOME, files={1: b"[7]", 2: b"[8]", 3: EVENING})
     request_id = world.request(bad)
     await world.run_to_rest()
@@ -125,19 +125,19 @@ async def in_quarantine(world: World) -> None:
 
 
 async def tasks_in_dead_letters(world: World) -> None:
-    """Bury the tasks of a request, as a build does that cannot read them."""
+    """Send the tasks of a request to the dead letters, as a build does that cannot read them."""
     world.request(WHOLE)
     await world.turn("planner")
     tasks = world.log.records(Topic.CITY_TASKS)
     for task in tasks:
         world.log.append(Topic.DEAD_LETTERS, *as_dead_letter(task, "not an event of city-tasks"))
     world.log.commit("worker", tasks)
-    world.buried = len(tasks)
+    world.dead_letters = len(tasks)
     await world.run_to_rest()
 
 
 async def tasks_lost(world: World) -> None:
-    """Lose the tasks of a request, which makes no progress then for long."""
+    """Lose the tasks of a request, which is stalled afterwards."""
     world.request(WHOLE)
     await world.turn("planner")
     world.log.commit("worker", world.log.records(Topic.CITY_TASKS))
@@ -151,17 +151,17 @@ async def rebuild_from_s3(world: World) -> Job:
 
 
 async def rebuild_from_kafka(world: World) -> Job:
-    """Rebuild from the topic, then plans and manifests."""
+    """Rebuild from the topic, then from plans and manifests."""
     return await world.rebuild(from_kafka=True)
 
 
 async def gc(world: World) -> Job:
-    """Clean up."""
+    """Run gc."""
     return await world.gc()
 
 
 async def repair(world: World) -> Job:
-    """Repair."""
+    """Run repair."""
     return await world.repair()
 
 
@@ -180,7 +180,7 @@ SCENARIOS = [
     JobScenario(name="reprocess", prepare=read_by_older_rules, command=World.reprocess),
     JobScenario(name="generations activate, a correction under way", prepare=flipped, command=activate),
     JobScenario(name="generations drop, a correction under way", prepare=flipped, command=World.drop_generations),
-    # Whoever begins again finds higher revisions in the topic, and goes above them.
+    # A second attempt finds higher revisions in the topic, and goes above them.
     JobScenario(name="restore and republish", prepare=put_back, command=World.restore, same_bytes=False),
     JobScenario(name="republish", prepare=topics_lost, command=World.republish),
     JobScenario(name="quarantine retry", prepare=in_quarantine, command=World.retry_quarantined),
@@ -190,7 +190,7 @@ SCENARIOS = [
 
 
 async def finished(world: World, scenario: JobScenario) -> None:
-    """Let services come to rest, and run the command until it ends well, as an operator does who sees it fail."""
+    """Let services come to rest, and rerun the command until it succeeds, as an operator does."""
     await world.run_to_rest()
     world.port_calls.heal()
     job = await scenario.command(world)
@@ -199,7 +199,7 @@ async def finished(world: World, scenario: JobScenario) -> None:
 
 
 async def broken_anywhere(scenario: JobScenario, kind: type[World] = World) -> AsyncIterator[str]:
-    """Run a command with each of its calls broken in each way, then again; name all that is wrong in the end."""
+    """Break each call of a command in each way, then run it again; name all that is wrong at the end."""
     before = kind()
     await scenario.prepare(before)
 
@@ -225,7 +225,7 @@ async def broken_anywhere(scenario: JobScenario, kind: type[World] = World) -> A
 
 
 async def paused_anywhere(scenario: JobScenario, kind: type[World] = World) -> AsyncIterator[str]:
-    """Let a command pause before each of its calls while services serve a request; name all that is wrong."""
+    """Pause a command before each of its calls while services process a request; name all that is wrong."""
     before = kind()
     await scenario.prepare(before)
     calm = before.continued()
@@ -242,7 +242,7 @@ async def paused_anywhere(scenario: JobScenario, kind: type[World] = World) -> A
 
 
 async def taken_over_anywhere(kind: type[World] = World) -> AsyncIterator[str]:
-    """Let a rebuild pause before each of its calls while another one takes over and ends; name what is wrong."""
+    """Pause a rebuild before each of its calls while another one takes over and ends; name all that is wrong."""
     before = kind()
     await under_way(before)
     calm = before.continued()
@@ -265,9 +265,9 @@ async def taken_over_anywhere(kind: type[World] = World) -> AsyncIterator[str]:
 
 
 async def rebuilt_beside_services(kind: type[World] = World, *, from_kafka: bool = False) -> AsyncIterator[str]:
-    """Rebuild beside services that have lived for long, and that correct and move a city after each of its calls.
+    """Rebuild beside running services that correct and move a city after each of its calls; name all that is wrong.
 
-    What they remember of the time before the rebuild is what this is about; name all that is wrong.
+    The services started before the rebuild, so their caches are from before it.
     """
     for calls in range(MANY_CALLS):
         world = kind()
@@ -292,7 +292,7 @@ async def rebuilt_beside_services(kind: type[World] = World, *, from_kafka: bool
 
 
 async def cleaned_beside_services(kind: type[World] = World) -> AsyncIterator[str]:
-    """Clean up while a worker is paused before each of its calls; name all that is wrong."""
+    """Run gc while a worker is paused before each of its calls; name all that is wrong."""
     before = kind()
     await at_rest(before)
     calm = before.continued()

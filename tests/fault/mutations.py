@@ -1,8 +1,7 @@
-"""Promises of the design, each broken on purpose: what a broken one is, and the runs that have to notice it.
+"""Promises of the design, each broken on purpose, and the runs that must notice it.
 
-A mutation changes the services (or the store that they trust) for as long as a test lasts. Its proof is a series of
-runs that ends in nothing while the promise holds, which tests of their own assert, and in at least one complaint while
-it is broken.
+A mutation changes the services, or the store that they trust, during one test. Its proof is a series of runs. They
+report nothing while the promise holds, which separate tests assert, and at least one complaint while it is broken.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ async def breaking_a_correction(kind: type[World]) -> AsyncIterator[str]:
 
 
 async def pausing_a_correction(kind: type[World]) -> AsyncIterator[str]:
-    """Stand still before every call while a file is corrected."""
+    """Pause before every call while a file is corrected."""
     async for one in scenarios.paused_anywhere(CORRECTION, kind):
         yield one
 
@@ -174,7 +173,7 @@ async def building_on_a_lost_response(kind: type[World]) -> AsyncIterator[str]:
     await world.run_to_rest()
     record = objects.decode(objects.RequestRecord, next(iter(world.store.bodies(keys.REQUESTS).values())), "request")
     if record.failures:
-        yield f"a city that was stored is told to have failed: {record.failures}"
+        yield f"a city that was stored is reported as failed: {record.failures}"
     for one in unfinished(world):
         yield one
 
@@ -223,9 +222,9 @@ async def refusing_dead_letters(kind: type[World]) -> AsyncIterator[str]:
         world.log.append(Topic.CITY_STATS, b"2024-05-01/poison", b"{")
         world.port_calls.break_after(0, how)
         await world.run_to_rest()
-        buried = {record.key for record in world.log.records(Topic.DEAD_LETTERS)}
-        if buried != {b"2024-05-01/poison"}:
-            yield f"{how.value}: buried {buried}"
+        dead_letters = {record.key for record in world.log.records(Topic.DEAD_LETTERS)}
+        if dead_letters != {b"2024-05-01/poison"}:
+            yield f"{how.value}: dead letters {dead_letters}"
 
 
 # The broken promises.
@@ -521,7 +520,7 @@ def gone_is_silent(patch: pytest.MonkeyPatch) -> None:
 
 
 def drop_if_dead_letter_fails(patch: pytest.MonkeyPatch) -> None:
-    """Let a poison record go if it cannot be buried at once."""
+    """Drop a poison record if it cannot be sent to the dead letters at once."""
 
     async def careless(batch: Sequence[ConsumedRecord], publisher: Publisher) -> list[DecodedRecord]:
         try:

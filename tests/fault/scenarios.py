@@ -185,7 +185,7 @@ async def broken_anywhere(scenario: Scenario, kind: type[World] = World) -> Asyn
 
 
 def unlike(found: Mapping[str, bytes], expected: Mapping[str, bytes]) -> list[str]:
-    """Name what is not as it is without a fault."""
+    """Name the differences from a run without a fault."""
     return [
         f"{name}: without a fault {expected.get(name)!r}, found {found.get(name)!r}"
         for name in sorted({*found, *expected})

@@ -1,6 +1,6 @@
-"""A request may be cancelled at any moment: what was not begun is skipped, and what was ends as it would have.
+"""A request may be cancelled at any moment: unstarted cities are skipped, and started ones finish normally.
 
-Each test runs the processes for so many turns, cancels as the API does, and runs them to rest.
+Each test runs the processes for some turns, cancels as the API does, and runs them to rest.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ async def cancel(world: World, request_id: RequestId) -> None:
 
 
 async def cancelled_after(turns: int) -> tuple[World, RequestId, Counts]:
-    """Return a world at rest whose only request was cancelled after so many turns, and what was done by then."""
+    """Return a world at rest whose only request was cancelled after some turns, and its counts at that time."""
     world = World()
     request_id = world.request(WANTED)
     await world.run_turns(turns)
@@ -53,7 +53,7 @@ async def cancelled_after(turns: int) -> tuple[World, RequestId, Counts]:
 
 
 async def test_cancelled_at_any_moment() -> None:
-    """The request ends, and every city is either served or skipped: fewer are skipped the later it is cancelled."""
+    """The request ends, and every city is served or skipped: the later it is cancelled, the fewer are skipped."""
     skipped = []
     for turns in range(TURNS_MAX):
         try:
@@ -79,8 +79,8 @@ async def test_cancelled_at_any_moment() -> None:
     assert skipped[-1] == 0
 
 
-async def test_only_who_cancelled_goes_without() -> None:
-    """A city that another request waits for too is fetched, and both are told."""
+async def test_a_city_of_a_cancelled_request_is_fetched_for_another_request() -> None:
+    """A city that another request waits for too is fetched, and both requests record it."""
     world = World()
     first, second = world.request(WANTED), world.request(WANTED, joining=False)
     await cancel(world, first)
@@ -91,15 +91,15 @@ async def test_only_who_cancelled_goes_without() -> None:
 
 
 async def two_tasks_of_a_city(world: World) -> tuple[RequestId, RequestId]:
-    """Ask for one city twice, so that a worker takes both tasks together."""
+    """Request one city twice, so that a worker takes both tasks in one batch."""
     first, second = world.request(ONE), world.request(ONE, joining=False)
     while await world.turn("planner") or await world.turn("progress"):
         pass
     return first, second
 
 
-async def test_who_is_left_gets_a_city_that_both_tasks_are_about() -> None:
-    """Of two requests whose tasks are taken together one is cancelled: the city is fetched for the other."""
+async def test_a_city_of_a_shared_task_batch_is_fetched_for_the_remaining_request() -> None:
+    """If one of two requests whose tasks share a batch is cancelled, the city is fetched for the other."""
     for cancelled in (0, 1):
         world = World()
         both = await two_tasks_of_a_city(world)
@@ -109,8 +109,8 @@ async def test_who_is_left_gets_a_city_that_both_tasks_are_about() -> None:
         assert inconsistencies(world) == []
 
 
-async def test_what_was_swapped_in_before_is_published_although_all_were_cancelled() -> None:
-    """A worker dies between its swap and its events; by then another request has joined, and both are cancelled."""
+async def test_a_manifest_written_before_a_crash_is_published_although_all_requests_were_cancelled() -> None:
+    """A worker crashes between its manifest and its events; another request joins, and both are cancelled."""
     world = World()
     first = world.request(ONE)
     await world.turn("planner")
@@ -132,7 +132,7 @@ async def test_what_was_swapped_in_before_is_published_although_all_were_cancell
 
 
 async def test_cancelled_after_the_tasks_were_lost() -> None:
-    """A cancelled request whose tasks the broker lost ends when it is sent on its way again."""
+    """A cancelled request whose tasks the broker lost ends when it is requeued."""
     world = World()
     request_id = world.request(WANTED)
     await world.run_turns(1)

@@ -27,7 +27,7 @@ def write(world: World, record: RequestRecord) -> None:
 
 
 async def two_requests() -> tuple[World, RequestId, RequestId]:
-    """Begin a request, whose planner then has read the city list, and ask again."""
+    """Begin a request, let its planner read the city list, and request again."""
     world = World()
     running = world.request(WHOLE)
     await world.turn("planner")
@@ -35,7 +35,7 @@ async def two_requests() -> tuple[World, RequestId, RequestId]:
 
 
 async def test_many_requests_cost_two_rounds() -> None:
-    """Twenty clients who ask while a request runs share one more, whose files are read after they asked."""
+    """Twenty clients that request while a request runs share one more, whose files are read after they asked."""
     world, running, waiting = await two_requests()
     corrected = UpstreamState(cities=HOME, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
     assert {world.request(corrected) for _ in range(19)} == {waiting}
@@ -57,7 +57,7 @@ async def test_a_request_waits_until_the_one_before_has_ended() -> None:
 
 
 @pytest.mark.parametrize("lost", [True, False], ids=["its record is lost", "it is stalled"])
-async def test_a_dead_request_blocks_none(lost: bool) -> None:
+async def test_a_stalled_request_blocks_no_other(lost: bool) -> None:
     """A waiting request begins once the running one has no record, or has made no progress for long."""
     world, running, waiting = await two_requests()
     world.log.commit("worker", world.log.records(Topic.CITY_TASKS))
@@ -101,7 +101,7 @@ async def test_a_retry_blocks_the_next_request_until_it_ends() -> None:
 
 
 async def test_an_earlier_failure_does_not_end_a_retry() -> None:
-    """While a retry runs, the failure that it was asked for may come again: the request goes on."""
+    """While a retry runs, the failure that caused it may be delivered again: the request goes on."""
     world, request_id = await failed_world()
     world.retry(request_id, WHOLE)
     for partition in range(PARTITIONS):
@@ -113,8 +113,8 @@ async def test_an_earlier_failure_does_not_end_a_retry() -> None:
     assert status_of(record_of(world, request_id)) is Status.COMPLETED
 
 
-async def test_a_stalled_retry_takes_up_the_same_cities() -> None:
-    """A retry whose tasks were lost is published again for its cities alone, and ends."""
+async def test_a_stalled_retry_is_requeued_for_the_same_cities() -> None:
+    """A retry whose tasks were lost is published again for its cities only, and ends."""
     world, request_id = await failed_world()
     world.retry(request_id, WHOLE)
     await world.turn("planner")

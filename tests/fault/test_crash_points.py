@@ -63,7 +63,7 @@ each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenar
 
 @each_scenario
 async def test_any_call_may_break(scenario: Scenario) -> None:
-    """With any call broken in any way, the end is the same as without a break."""
+    """Whichever call breaks in whichever way, the end is the same as without a break."""
     wrong = [one async for one in broken_anywhere(scenario)]
     assert not wrong, "\n".join(wrong[:20])
 
@@ -77,7 +77,7 @@ async def test_any_call_may_break_a_plan_in_chunks(monkeypatch: pytest.MonkeyPat
 
 @each_scenario
 async def test_any_process_may_pause_and_resume(scenario: Scenario) -> None:
-    """A process that pauses at any call and resumes after the others have gone on does no harm."""
+    """A process that pauses at any call, and resumes after the others have gone on, does no harm."""
     wrong = [one async for one in paused_anywhere(scenario)]
     assert not wrong, "\n".join(wrong[:20])
 
@@ -93,8 +93,8 @@ async def test_a_resumed_worker_follows_the_newest_plan() -> None:
     assert not wrong, "\n".join(wrong[:20])
 
 
-async def test_what_was_taken_back_is_right_after_a_further_request() -> None:
-    """A change that is swapped in although it was taken back is whole, and gone with the date's next request."""
+async def test_a_reverted_change_is_right_after_a_further_request() -> None:
+    """A change that is written although it was reverted is complete, and gone with the date's next request."""
     changed = UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
     async for what, world in taken_back_anywhere(changed):
         assert inconsistencies(world) == [], what
@@ -105,8 +105,8 @@ async def test_what_was_taken_back_is_right_after_a_further_request() -> None:
 
 
 @each_scenario
-async def test_what_the_log_loses_comes_back(scenario: Scenario) -> None:
-    """Whichever record the log loses, a sweep ends every request, and a further request sets all right."""
+async def test_any_lost_record_is_recovered(scenario: Scenario) -> None:
+    """Whichever record the log loses, a requeue ends every request, and a further request corrects everything."""
     wrong = [one async for one in losing_anything(scenario)]
     assert not wrong, "\n".join(wrong[:20])
 
@@ -155,8 +155,8 @@ class SideBySide(World):
 
 
 @each_scenario
-async def test_two_processes_may_have_one_batch(scenario: Scenario) -> None:
-    """Where every batch is handled twice, at the same time, the end is the same as if it were once."""
+async def test_two_processes_may_handle_one_batch(scenario: Scenario) -> None:
+    """If every batch is handled twice at the same time, the end is the same as if it were once."""
     before = await world_before(scenario, SideBySide)
     for truth in (scenario.state, scenario.afterwards):
         world = before.continued()
@@ -166,8 +166,8 @@ async def test_two_processes_may_have_one_batch(scenario: Scenario) -> None:
         before = world
 
 
-async def test_an_aggregate_that_gets_a_partition_back_knows_what_is_stale() -> None:
-    """Where others folded meanwhile, an aggregate's old cache does not let the topic end in a stale record."""
+async def test_an_aggregate_that_gets_a_partition_back_detects_its_stale_cache() -> None:
+    """After others folded, an aggregate's old cache does not leave a stale record as the last one in the topic."""
     world = World()
     world.request(WHOLE)
     await world.run_to_rest()
@@ -182,8 +182,8 @@ async def test_an_aggregate_that_gets_a_partition_back_knows_what_is_stale() -> 
     assert differences(world) == []
 
 
-async def test_a_file_that_is_known_leaves_nothing_in_the_bucket() -> None:
-    """Bytes that come again without validators, for a city that stays or moves, are no object and no upload."""
+async def test_a_known_file_leaves_nothing_in_the_bucket() -> None:
+    """Known bytes without validators make no object and no upload, whether the city stays or moves."""
     world = World(etags=False, chunk_bytes=64)
     for truth in (WHOLE, WHOLE, UpstreamState(cities=MOVED, files=WHOLE.files)):
         world.request(truth)
@@ -194,7 +194,7 @@ async def test_a_file_that_is_known_leaves_nothing_in_the_bucket() -> None:
 
 @pytest.mark.parametrize("etags", [True, False])
 async def test_a_lost_raw_object_is_downloaded_again(etags: bool) -> None:
-    """Where a raw object is missing, the date's next request stores the same bytes as a new revision."""
+    """If a raw object is missing, the date's next request stores the same bytes as a new revision."""
     world = World(etags=etags)
     world.request(WHOLE)
     await world.run_to_rest()
@@ -209,8 +209,8 @@ async def test_a_lost_raw_object_is_downloaded_again(etags: bool) -> None:
     assert not [one for one in differences(world) if "history" not in one]
 
 
-async def test_an_expired_raw_object_is_left_so() -> None:
-    """Where raw objects are kept for a time only, an older one that is missing is no reason to download it again."""
+async def test_an_expired_raw_object_is_not_downloaded_again() -> None:
+    """If raw objects expire, an older one that is missing is no reason to download it again."""
     world = World()
     world.raw_retention = dt.timedelta(days=1)
     world.request(WHOLE)
@@ -224,8 +224,8 @@ async def test_an_expired_raw_object_is_left_so() -> None:
     assert world.upstream.downloads == []
 
 
-async def test_a_moved_city_is_said_to_be_published_in_both_countries() -> None:
-    """A move is served once it is folded where the city went and where it left: both are waited for."""
+async def test_a_moved_city_is_served_once_both_countries_are_folded() -> None:
+    """A move is served once it is folded both in the new country and in the old one."""
     world = World()
     world.request(WHOLE)
     await world.run_to_rest()
@@ -237,7 +237,7 @@ async def test_a_moved_city_is_said_to_be_published_in_both_countries() -> None:
 
 
 async def test_a_late_task_does_not_undo_a_move_of_a_city_that_has_left_since() -> None:
-    """A city that the newest plan does not name stays where the plan before moved it, whatever comes late."""
+    """A city that the newest plan does not name stays where the previous plan moved it, whatever arrives late."""
     world = World()
     world.request(WHOLE)
     await world.run_to_rest()
@@ -250,8 +250,8 @@ async def test_a_late_task_does_not_undo_a_move_of_a_city_that_has_left_since() 
     assert [manifest.country for manifest in manifests(world) if manifest.city_id == "1"] == ["brasil"]
 
 
-async def test_a_stale_plan_of_a_country_that_has_left_is_not_what_its_topic_ends_in() -> None:
-    """A country without cities has a plan too: an older one that comes late is followed by the present one."""
+async def test_a_stale_plan_of_a_removed_country_is_not_the_last_in_its_topic() -> None:
+    """A country without cities has a plan too: a late older one is followed by the present one."""
     world = World()
     world.request(WHOLE)
     await world.run_to_rest()
@@ -263,15 +263,15 @@ async def test_a_stale_plan_of_a_country_that_has_left_is_not_what_its_topic_end
     assert differences(world) == []
 
 
-async def test_a_task_that_comes_again_keeps_no_later_request_from_the_corrected_file() -> None:
-    """In one batch with the task of a later request, one that was done before does not speak for both."""
+async def test_a_repeated_task_does_not_keep_a_later_request_from_the_corrected_file() -> None:
+    """In one batch with the task of a later request, a task that is already done does not speak for both."""
     world = World()
     world.request(WHOLE)
     await world.run_to_rest()
     for partition in range(PARTITIONS):
         world.log.rewind("worker", Topic.CITY_TASKS, partition, len(HOME))
     world.replace("worker")
-    # Its partition has no other city, so that both tasks are taken together.
+    # Its partition has no other city, so both tasks are in one batch.
     world.request(UpstreamState(cities=HOME, files={**WHOLE.files, 2: CORRECTED}))
     await world.run_to_rest()
     assert differences(world) == []

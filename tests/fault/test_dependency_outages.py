@@ -105,8 +105,8 @@ async def test_poison_in_any_topic_goes_to_dead_letters(role: str, value: bytes 
     assert sorted((letter.key, letter.value) for letter in letters) == [(key, value) for key in keys_]
     assert all(letter.headers[0] == ("odd", b"\xff") for letter in letters)
     assert {dict(letter.headers)["tripfold_origin_topic"] for letter in letters} == {topic.value.encode()}
-    assert not [one for one in differences(world) if "to be buried" not in one]
-    assert topics_against_the_bucket(world, buried=6) == []
+    assert not [one for one in differences(world) if "in the dead letters" not in one]
+    assert topics_against_the_bucket(world, dead_letters=6) == []
 
 
 @each_role
@@ -124,7 +124,7 @@ async def test_a_record_without_acknowledged_dead_letter_is_not_committed(role: 
     world.replace(role)
     world.request(WHOLE)
     await world.run_to_rest()
-    assert topics_against_the_bucket(world, buried=1) == []
+    assert topics_against_the_bucket(world, dead_letters=1) == []
 
 
 def of_type(role: str, kind: str, version: int) -> ConsumedRecord:
@@ -161,7 +161,7 @@ async def test_unknown_event_type_goes_to_dead_letters(role: str) -> None:
     world.request(WHOLE)
     await world.run_to_rest()
     assert [letter.value for letter in world.log.records(Topic.DEAD_LETTERS)] == [record.value]
-    assert topics_against_the_bucket(world, buried=1) == []
+    assert topics_against_the_bucket(world, dead_letters=1) == []
 
 
 async def test_after_an_upgrade_the_newer_event_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,11 +220,11 @@ async def test_an_outage_makes_a_process_not_ready(role: str) -> None:
 
 
 async def test_a_deleted_bucket_is_filled_again() -> None:
-    """After the bucket was deleted and made anew, beside the topics that there are, a request brings all back.
+    """After the bucket was deleted and created again beside the old topics, a request brings everything back.
 
-    No revision is minted twice: those of the new bucket begin above all that the old one can have given out. What the
-    topics hold of city-days that nobody asks for any more stays there, and a summary may begin at a lower version than
-    before, if its ledger has fewer cities: docs/explanation/limits.md says so.
+    No revision is minted twice: revisions of the new bucket begin above all that the old one can have minted. Records
+    of city-days that are not requested again stay in the topics. A summary may begin at a lower version than before, if
+    its ledger has fewer cities (docs/explanation/limits.md).
     """
     world = World()
     for truth in (WHOLE, CORRECTION):

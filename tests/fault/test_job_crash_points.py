@@ -1,9 +1,10 @@
-"""An operator's commands, and what the API does, may break at any call and be run again.
+"""An operator's commands and the API's calls may break anywhere and be run again.
 
-The fault model is that of test_crash_points. A command dies or sees a fault at one of its calls; services go on, with
-what was under way when it began; then the operator runs it again, unbroken. Or it stands still before a call until the
-services have come to rest, and goes on then. In the end all is as the oracle says, byte for byte as if nothing had
-broken, and nothing is left over.
+The fault model is that of test_crash_points. A command crashes or sees a fault at one of its calls. The services go on
+with the work that was in progress, and the operator runs the command again without a break. Or the command pauses
+before a call until the services have come to rest, and then resumes.
+
+At the end everything matches the oracle, byte for byte as if nothing had broken, and nothing is left over.
 """
 
 from __future__ import annotations
@@ -44,20 +45,20 @@ each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenar
 
 @each_scenario
 async def test_a_command_may_break_anywhere(scenario: JobScenario) -> None:
-    """Whichever call of a command breaks, in whichever way, running it again ends as if none had."""
+    """Whichever call of a command breaks in whichever way, the next run ends as if none had."""
     wrong = [one async for one in broken_anywhere(scenario)]
     assert not wrong, "\n".join(wrong[:20])
 
 
 @each_scenario
-async def test_a_command_may_stand_still_anywhere(scenario: JobScenario) -> None:
-    """Wherever a command is paused while a city is corrected and moves, nothing is lost and nothing goes back."""
+async def test_a_command_may_pause_anywhere(scenario: JobScenario) -> None:
+    """Wherever a command pauses while a city is corrected and moves, nothing is lost and nothing goes back."""
     wrong = [one async for one in paused_anywhere(scenario)]
     assert not wrong, "\n".join(wrong[:20])
 
 
-async def test_what_is_served_never_goes_back_while_a_rebuild_breaks() -> None:
-    """Whichever call of a rebuild breaks, what is live afterwards is no older than before, with nothing missing."""
+async def test_served_numbers_never_go_back_while_a_rebuild_breaks() -> None:
+    """Whichever call of a rebuild breaks, the live numbers afterwards are complete and no older than before."""
     before = World()
     await under_way(before)
     calm = before.continued()
@@ -71,8 +72,8 @@ async def test_what_is_served_never_goes_back_while_a_rebuild_breaks() -> None:
 
 
 @pytest.mark.parametrize("happening", [taken_over_anywhere, rebuilt_beside_services, cleaned_beside_services])
-async def test_what_goes_on_beside_a_command_does_no_harm(happening: Callable[[], AsyncIterator[str]]) -> None:
-    """Whoever works while a rebuild or a clean-up does, at whichever of its calls, nothing is lost."""
+async def test_concurrent_work_beside_a_command_does_no_harm(happening: Callable[[], AsyncIterator[str]]) -> None:
+    """Whichever process works during a rebuild or gc, at whichever of its calls, nothing is lost."""
     wrong = [one async for one in happening()]
     assert not wrong, "\n".join(wrong[:20])
 
@@ -81,7 +82,7 @@ Ask = Callable[[RangeRequests, Requests], Awaitable[object]]
 
 
 async def call_until_response(world: World, ask: Ask, broken: Mapping[int, Break]) -> int:
-    """Ask the API again and again until it answers; return how many calls it made."""
+    """Call the API again until it responds; return how many calls it made."""
     port_calls = PortCalls(broken)
     for life in range(10):
         process = ProcessLife(f"api-{life}", port_calls)
@@ -91,9 +92,9 @@ async def call_until_response(world: World, ask: Ask, broken: Mapping[int, Break
         try:
             await ask(RangeRequests(store, api, clock=world.clock), api)
         except Conflict:
-            return len(port_calls.made)  # an earlier try has done it, and is told so
+            return len(port_calls.made)  # an earlier try has done it
         except (OperatorError, StatusNotWritten):
-            continue  # the client is told, and asks again
+            continue  # the client sees the error and tries again
         except BaseException as error:
             if not is_crash(error):
                 raise
@@ -103,7 +104,7 @@ async def call_until_response(world: World, ask: Ask, broken: Mapping[int, Break
 
 
 async def call_with_each_break(prepare: Callable[[], Awaitable[World]], ask: Ask) -> AsyncIterator[tuple[str, World]]:
-    """Ask the API with each of its calls broken in each way; give each world, at rest, and what broke in it."""
+    """Call the API with each of its calls broken in each way; yield each world at rest, and what broke in it."""
     calls = await call_until_response(await prepare(), ask, {})
     for number in range(calls):
         for how in Break:
@@ -116,14 +117,14 @@ async def call_with_each_break(prepare: Callable[[], Awaitable[World]], ask: Ask
 
 
 async def holding_files() -> World:
-    """Return a world in which nothing was asked for yet."""
+    """Return a world without any request."""
     world = World()
     WHOLE.write_into(world.upstream, DATE)
     return world
 
 
-async def test_taking_a_request_in_may_break_anywhere() -> None:
-    """Whichever call breaks while a request is taken in, its client gets one request in the end, which completes."""
+async def test_accepting_a_request_may_break_anywhere() -> None:
+    """Whichever call breaks while the API accepts a request, its client ends with one request, which completes."""
 
     async def ask(_ranges: RangeRequests, api: Requests) -> None:
         record = await api.accept(DATE, idempotency_key="of-the-client")
@@ -134,8 +135,8 @@ async def test_taking_a_request_in_may_break_anywhere() -> None:
         assert sum(summary.totals.trips for summary in live_summaries(world)) == 3, what
 
 
-async def test_taking_a_range_in_may_break_anywhere() -> None:
-    """Whichever call breaks while a range is taken in, its client gets one request a date in the end."""
+async def test_accepting_a_range_may_break_anywhere() -> None:
+    """Whichever call breaks while the API accepts a range, its client ends with one request for each date."""
     days = DateRange(DATE, DATE + dt.timedelta(days=1))
 
     async def ask(ranges: RangeRequests, _api: Requests) -> None:
@@ -150,7 +151,7 @@ async def test_taking_a_range_in_may_break_anywhere() -> None:
 
 
 async def test_cancelling_a_request_may_break_anywhere() -> None:
-    """Whichever call breaks while a request is cancelled, it is cancelled in the end, and skips what was not begun."""
+    """Whichever call breaks while a request is cancelled, it ends cancelled, and its unstarted cities are skipped."""
 
     async def planned() -> World:
         world = World()
@@ -168,7 +169,7 @@ async def test_cancelling_a_request_may_break_anywhere() -> None:
 
 
 async def test_retrying_a_request_may_break_anywhere() -> None:
-    """Whichever call breaks while failed cities are taken up again, they are in the end, and the request completes."""
+    """Whichever call breaks while failed cities are retried, all are retried in the end, and the request completes."""
 
     async def failed() -> World:
         world = World()

@@ -1,4 +1,4 @@
-"""Files that are refused, and files that kill who parses them: nothing of them is lost, and nothing else is harmed."""
+"""Refused files, and files that crash the worker: their bytes are kept, and nothing else is harmed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def quarantined(why: str) -> float:
 
 
 async def test_a_refused_file_is_kept_and_the_good_revision_stays() -> None:
-    """The bytes and a report lie in quarantine, the request says why and where, and the manifest is what it was."""
+    """The bytes and a report are in quarantine, the request says why and where, and the manifest is unchanged."""
     world = World()
     world.request(WHOLE)
     await world.run_to_rest()
@@ -83,8 +83,8 @@ async def test_a_refused_file_is_kept_and_the_good_revision_stays() -> None:
     assert differences(world) == []
 
 
-async def test_a_corrected_file_is_taken_in_by_a_retry() -> None:
-    """Once the upstream has put it right, a retry of the request takes the file in, and completes the request."""
+async def test_a_corrected_file_is_processed_by_a_retry() -> None:
+    """Once the upstream has corrected it, a retry of the request processes the file and completes the request."""
     world = World()
     request_id = world.request(holding(BAD))
     await world.run_to_rest()
@@ -94,8 +94,8 @@ async def test_a_corrected_file_is_taken_in_by_a_retry() -> None:
     assert differences(world) == []
 
 
-async def test_all_of_a_file_is_kept_however_early_its_fault_is_known() -> None:
-    """A file that stops being JSON in its second record is received to its end, and kept whole."""
+async def test_a_bad_file_is_kept_whole_however_early_its_fault_is_known() -> None:
+    """A file that stops being JSON in its second record is received to its end and kept whole."""
     world = World(chunk_bytes=64 * 1024)
     world.request(holding(BROKEN))
     await world.run_to_rest()
@@ -105,8 +105,8 @@ async def test_all_of_a_file_is_kept_however_early_its_fault_is_known() -> None:
     assert differences(world) == []
 
 
-async def test_a_bad_file_that_breaks_off_is_kept_as_far_as_it_came() -> None:
-    """What came of a file that is known to be bad is kept, and the report says that it is not all."""
+async def test_a_bad_file_that_breaks_off_is_kept_up_to_the_break() -> None:
+    """The received bytes of a file known to be bad are kept, and the report says that they are incomplete."""
     world = World(chunk_bytes=64 * 1024)
     world.upstream.cuts = {"1": [555_555]}
     world.request(holding(BROKEN))
@@ -119,7 +119,7 @@ async def test_a_bad_file_that_breaks_off_is_kept_as_far_as_it_came() -> None:
 
 
 async def test_a_good_file_that_breaks_off_is_not_taken_for_a_bad_one() -> None:
-    """A cut file has no end to its array, which is no verdict on it: it is fetched again."""
+    """A cut file has no end to its array, which proves nothing about it: it is fetched again."""
     world = World()
     world.upstream.cuts = {"1": [0, 150]}
     request_id = world.request(WHOLE)
@@ -129,7 +129,7 @@ async def test_a_good_file_that_breaks_off_is_not_taken_for_a_bad_one() -> None:
 
 
 async def test_the_same_bad_file_is_kept_once() -> None:
-    """However often the same bytes are refused, they are kept once, and their report says how often they came."""
+    """However often the same bytes are refused, they are kept once, and their report counts them."""
     world = World()
     requests = []
     for _ in range(3):
@@ -144,8 +144,8 @@ async def test_the_same_bad_file_is_kept_once() -> None:
     assert differences(world) == []
 
 
-async def test_a_task_that_comes_again_has_not_brought_its_file_again() -> None:
-    """A worker that dies after its note that the same bytes were seen counts them once for its request."""
+async def test_a_repeated_task_does_not_count_its_file_again() -> None:
+    """A worker that crashes after it noted that the same bytes were seen counts them once for its request."""
     world = World()
     for _ in range(2):
         world.request(holding(BAD))
@@ -159,7 +159,7 @@ async def test_a_task_that_comes_again_has_not_brought_its_file_again() -> None:
 
 
 async def test_the_bytes_are_kept_anew_if_their_report_is_deleted_meanwhile() -> None:
-    """Where the clean-up takes the report away that was to be noted in, the file that came last is kept, not that."""
+    """If gc deletes the report before the new sighting is noted in it, the newer file is kept instead."""
     world = World()
     world.request(holding(BAD))
     await world.run_to_rest()
@@ -172,7 +172,7 @@ async def test_the_bytes_are_kept_anew_if_their_report_is_deleted_meanwhile() ->
             del world.store.objects[key], world.store.objects[first.key]
         return await compare_and_swap(key, body, etag=etag)
 
-    world.store.compare_and_swap = deleted  # type: ignore[method-assign]  # the clean-up comes first
+    world.store.compare_and_swap = deleted  # type: ignore[method-assign]  # gc comes first
     request_id = world.request(holding(BAD))
     await world.run_to_rest()
     (report,) = reports(world)
@@ -183,8 +183,8 @@ async def test_the_bytes_are_kept_anew_if_their_report_is_deleted_meanwhile() ->
     assert world.store.objects[report.key].body == BAD
 
 
-async def test_of_many_reports_the_latest_are_looked_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that comes again and again is known by its latest report, however many lie before it."""
+async def test_the_latest_of_many_reports_are_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is refused repeatedly is recognised by its latest report, however many lie before it."""
     monkeypatch.setattr("services.ingest.worker.quarantine.REPORTS_COMPARED_MAX", 1)
     world = World()
     for body in (BAD, BAD + b" ", BAD + b" "):
@@ -195,7 +195,7 @@ async def test_of_many_reports_the_latest_are_looked_through(monkeypatch: pytest
 
 
 class DeadlyReads(PortCalls):
-    """Lets the worker die over the first city's file, so many times, as soon as it reads from it."""
+    """Crashes the worker this many times as soon as it reads from the first city's file."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -210,14 +210,14 @@ class DeadlyReads(PortCalls):
 
 
 def deadly_world(times: int) -> World:
-    """Return a world whose worker dies so many times over the first city's file."""
+    """Return a world whose worker crashes this many times while it reads the first city's file."""
     world = World()
     world.port_calls = DeadlyReads(times)
     return world
 
 
-async def test_a_file_that_kills_again_and_again_is_quarantined_and_can_be_retried() -> None:
-    """After three deaths alone the worker does not parse it: it lies in quarantine, whole, until it is asked for."""
+async def test_a_file_that_crashes_the_worker_repeatedly_is_quarantined_and_can_be_retried() -> None:
+    """After three crashes while parsing it alone, the worker quarantines the file whole until a retry."""
     deaths = ALONE_AFTER + ALONE_CRASHES_MAX
     world = deadly_world(deaths)
     before = quarantined("parser_crash")
@@ -239,8 +239,8 @@ async def test_a_file_that_kills_again_and_again_is_quarantined_and_can_be_retri
 
 
 @pytest.mark.parametrize("times", [1, ALONE_AFTER, ALONE_AFTER + ALONE_CRASHES_MAX - 1])
-async def test_a_file_that_was_not_the_killer_is_taken_in(times: int) -> None:
-    """If workers died over it for other reasons, a good file is taken in, and the deaths are forgotten."""
+async def test_a_good_file_is_processed_after_unrelated_crashes(times: int) -> None:
+    """If workers crashed on it for other reasons, a good file is processed, and its crashes are forgotten."""
     world = deadly_world(times)
     request_id = world.request(WHOLE)
     await world.run_to_rest()
@@ -249,8 +249,8 @@ async def test_a_file_that_was_not_the_killer_is_taken_in(times: int) -> None:
     assert differences(world) == []
 
 
-async def test_restarts_and_faults_of_others_do_not_count() -> None:
-    """An attempt that ends because the worker is asked to stop, or the upstream breaks, takes itself out."""
+async def test_restarts_and_upstream_faults_do_not_count_as_crashes() -> None:
+    """An attempt that ends because the worker is stopped, or the upstream fails, removes itself from the note."""
     world = World()
     world.upstream.cuts = {"1": [150, 150, 150]}
     world.request(WHOLE)
@@ -264,8 +264,8 @@ async def test_restarts_and_faults_of_others_do_not_count() -> None:
     assert differences(world) == []
 
 
-async def test_a_broken_download_takes_no_death_out() -> None:
-    """An attempt that ends with the upstream's fault settles nothing: who died before it stays noted."""
+async def test_a_broken_download_removes_no_earlier_crash() -> None:
+    """An attempt that ends with an upstream fault removes no other: earlier crashes stay in the note."""
     world = deadly_world(1)
     world.upstream.cuts = {"1": [150] * 20}
     world.request(WHOLE)
@@ -275,7 +275,7 @@ async def test_a_broken_download_takes_no_death_out() -> None:
     assert len(left.under_way) == 1
 
 
-async def test_who_is_overtaken_in_taking_itself_out_does_so_all_the_same() -> None:
+async def test_an_attempt_is_removed_although_another_is_noted_at_the_same_time() -> None:
     """If another attempt is noted meanwhile, both changes of the note are kept."""
     world = World()
     attempts = Attempts(world.store, clock=world.clock)
@@ -296,7 +296,7 @@ async def test_who_is_overtaken_in_taking_itself_out_does_so_all_the_same() -> N
 
 
 async def stopped_in_the_middle(world: World) -> Process:
-    """Ask a worker to stop while it reads the first city's file; return it once it has."""
+    """Ask a worker to stop while it reads the first city's file; return it once it has stopped."""
     while not world.log.take("worker", ROLES["worker"].topic, 1):
         await world.turn("planner")
     process = Process(world, "worker", 0)
@@ -312,7 +312,7 @@ async def stopped_in_the_middle(world: World) -> Process:
 
 
 async def test_a_note_holds_a_bounded_number_of_attempts() -> None:
-    """However many attempts are noted, the note stays small, and an attempt counts the others alone."""
+    """However many attempts are noted, the note stays small, and an attempt counts only the others."""
     world = World()
     attempts = Attempts(world.store, clock=world.clock)
     counts = [await attempts.begin(DATE, CITY, str(number), alone=number > 1) for number in range(NOTED_MAX + 5)]

@@ -1,4 +1,4 @@
-"""Taking up a request's failed cities again: those alone, under the request's own id, whatever breaks meanwhile."""
+"""Retries of a request: only its failed cities, under the request's own id, whichever call breaks meanwhile."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.fault.world import DATE, World
 LATE = UpstreamState(cities=HOME, files={1: MORNING, 2: EMPTY, 3: b"[7]"})
 
 
-async def test_a_retry_takes_up_the_failed_cities_alone() -> None:
-    """Once its file is there, the failed city is fetched, no other is asked for, and the request is completed."""
+async def test_a_retry_fetches_only_the_failed_cities() -> None:
+    """Once its file is there, the failed city is fetched, no other is requested, and the request is completed."""
     world, request_id = await failed_world()
     world.upstream.downloads.clear()
     world.retry(request_id, WHOLE)
@@ -27,8 +27,8 @@ async def test_a_retry_takes_up_the_failed_cities_alone() -> None:
     assert differences(world) == []
 
 
-async def test_a_retry_that_fails_tells_the_later_reason() -> None:
-    """A city that fails otherwise than before is told with what was found last; the request stays as it ended."""
+async def test_a_failed_retry_reports_the_later_reason() -> None:
+    """A city that fails differently than before reports the last reason; the request stays as it ended."""
     world, request_id = await failed_world()
     assert "404" in record_of(world, request_id).failures[2].reason
     world.retry(request_id, LATE)
@@ -41,7 +41,7 @@ async def test_a_retry_that_fails_tells_the_later_reason() -> None:
 
 @pytest.mark.parametrize("retried", [WHOLE, LATE], ids=["the file came", "the file is bad"])
 async def test_any_call_of_a_retry_may_break(retried: UpstreamState) -> None:
-    """Whichever call breaks, in whichever way, the retry ends as if none had."""
+    """Whichever call breaks in whichever way, the retry ends as if none had."""
     before, request_id = await failed_world()
     calm = before.continued()
     calm.retry(request_id, retried)
@@ -55,8 +55,8 @@ async def test_any_call_of_a_retry_may_break(retried: UpstreamState) -> None:
     assert not wrong, "\n".join(wrong[:20])
 
 
-async def test_a_retry_under_a_plan_that_has_moved_on_takes_up_all_cities() -> None:
-    """Where a later request changed the plan, positions mean other cities: all of them are asked for."""
+async def test_a_retry_after_a_changed_plan_requests_all_cities() -> None:
+    """If a later request changed the plan, positions mean other cities, so all cities are requested."""
     world, request_id = await failed_world()
     world.request(UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY}))
     await world.run_to_rest()
@@ -67,8 +67,8 @@ async def test_a_retry_under_a_plan_that_has_moved_on_takes_up_all_cities() -> N
     assert [one for one in differences(world) if "expected 'completed with failures'" not in one] == []
 
 
-async def test_a_request_whose_list_failed_is_asked_for_as_a_whole() -> None:
-    """A request that failed as a whole is planned by its retry, and completed."""
+async def test_a_request_whose_city_list_failed_is_retried_as_a_whole() -> None:
+    """A request that failed as a whole is planned by its retry and completed."""
     world = World()
     request_id = world.request(UpstreamState(cities=None, files={}))
     await world.run_to_rest()
@@ -79,8 +79,8 @@ async def test_a_request_whose_list_failed_is_asked_for_as_a_whole() -> None:
     assert differences(world) == []
 
 
-async def test_what_has_not_failed_is_not_retried() -> None:
-    """A request that is under way, one that is completed, and a city that has not failed are refused."""
+async def test_only_failures_are_retried() -> None:
+    """A running request, a completed request and a city that has not failed are refused."""
     world, request_id = await failed_world()
     failed = record_of(world, request_id)
     with pytest.raises(NothingToRetry, match="no failed city to retry"):
@@ -97,8 +97,8 @@ async def test_what_has_not_failed_is_not_retried() -> None:
 
 
 @pytest.mark.parametrize("cancelled", [False, True], ids=["its file went bad", "it was cancelled"])
-async def test_what_an_earlier_end_waits_for_is_published_again(cancelled: bool) -> None:
-    """A request whose events were compacted away is served in the end, though its city could not be had once more."""
+async def test_a_retry_publishes_again_what_an_earlier_end_waits_for(cancelled: bool) -> None:
+    """A request whose events were compacted away is served in the end, although its city could not be fetched again."""
     world = World()
     world.request(WHOLE)
     await world.run_to_rest()

@@ -34,7 +34,7 @@ class Watcher:
         self._reader = SummaryReader(world.store, cache_bytes=100_000)
 
     async def look(self) -> None:
-        """Assert all that must hold after every step."""
+        """Assert all rules that hold after every step."""
         self._take_note()
         live = checks.live_summaries(self._world)
         for summary in live:
@@ -111,8 +111,8 @@ class Watcher:
             before = self._served.get(planned, 0)
             self._served[planned] = before | bitmap.decode(record.served)
             for position, finished in self._finished.get(planned, {}).items():
-                # A city that was served stays so: what its task stores when it comes again later, of a file that was
-                # corrected since, is on its way (docs/explanation/limits.md). So one of its ends is enough.
+                # A served city stays served: a revision that a repeated task stores later, of a corrected file, is on
+                # its way (docs/explanation/limits.md). So one of its ends is enough.
                 if not bitmap.contains(before, position) and bitmap.contains(self._served[planned], position):
                     assert any(_is_served(event, live) for event in finished), (
                         f"city {finished[0].city_id} counts as served for {record.request_id}, and is not"

@@ -1,7 +1,7 @@
-"""All processes of Tripfold over the fakes, in one event loop: run to rest, with calls broken as a schedule says.
+"""All processes of Tripfold over the fakes, in one event loop: run to rest, with calls broken by a schedule.
 
-Beside the four services there are an operator's commands (`Job`): rebuild, repair, gc. Each runs when it is told to,
-may stand still at a call while the services go on, and leaves what it leaves when it dies.
+Besides the four services there are an operator's commands (`Job`): rebuild, repair, gc. A test starts each one. A
+command can pause at a call while the services go on. A crashed command leaves its unfinished work behind.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class NotAtRest(BaseException):  # no retry may catch it
 
 
 class WatchedHealth(Health):
-    """Notes what was waited out although it was none of the faults that the fakes make: an error of our own."""
+    """Records each retried fault that the fakes did not make: an error of our own."""
 
     def __init__(self, unexpected: list[str]) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class WatchedHealth(Health):
 
 
 class QuickRetrier(Retrier):
-    """Waits no time, but gives up after so many waits that nothing can be coming."""
+    """Sleeps for no time, and gives up after so many retries that nothing can be coming."""
 
     def __init__(self, health: Health) -> None:
         super().__init__(health=health, wait_max_s=1)
@@ -118,7 +118,7 @@ class QuickRetrier(Retrier):
 
 
 class Role(msgspec.Struct, frozen=True):
-    """What a process consumes, and how many records at a time."""
+    """The topic that a process consumes, and how many records it takes at a time."""
 
     topic: Topic
     batch_records_max: int
@@ -134,7 +134,7 @@ ROLES = {
 
 
 class Process(ProcessLife):
-    """One life of one of the four processes: objects of its own, nothing kept from the life before it."""
+    """One life of one of the four processes, with its own objects; it keeps nothing from the life before."""
 
     def __init__(self, world: World, role: str, number: int) -> None:
         super().__init__(f"{role}-{number}", world.port_calls)
@@ -149,7 +149,7 @@ class Process(ProcessLife):
 
 
 class Job(ProcessLife):
-    """One run of an operator's command, which ends as it ends: by itself, by a fault, by dying."""
+    """One run of an operator's command. It ends by itself, by a fault or by a crash."""
 
     def __init__(self, world: World, name: str) -> None:
         super().__init__(name, world.port_calls)
@@ -161,16 +161,16 @@ class Job(ProcessLife):
 
     @property
     def ended(self) -> bool:
-        """Whether it runs no more, and is paused nowhere."""
+        """Whether it has ended and is not paused."""
         return self._task is None or self._task.done()
 
     async def run(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run until it ends, or is paused before a call."""
+        """Run until it ends or pauses before a call."""
         self._task = asyncio.create_task(self._work(work))
         await _until_still(self, self._task)
 
     async def resume(self, *, calls: int | None = None) -> None:
-        """Go on from where it is paused: to its end, or for so many calls."""
+        """Resume it until it ends, or for this many calls."""
         self.calls_left = calls
         self.paused.clear()
         self.resumed.set()
@@ -182,14 +182,14 @@ class Job(ProcessLife):
             await work()
             self.ended_well = True
         except (DependencyUnavailable, OperatorError) as error:
-            self.refused = str(error)  # the operator is told, and runs it again
+            self.refused = str(error)  # the operator sees it and runs the command again
         except BaseException as error:
             if not is_crash(error):
                 raise
 
 
 class RecordingStore(MemoryStore):
-    """A MemoryStore that remembers every manifest and every plan that was ever written."""
+    """A MemoryStore that records every manifest and every plan that was written."""
 
     def __init__(self, clock: Callable[[], dt.datetime], *, part_bytes: int) -> None:
         super().__init__(clock, part_bytes=part_bytes)
@@ -207,8 +207,8 @@ class RecordingStore(MemoryStore):
 class World:
     """The bucket, the log, the upstream and the processes between them.
 
-    ``broken`` says which calls break, by their number since this world began. A process that died is started again
-    at its next turn, and finds the records that it had not committed.
+    ``broken`` says which calls break, by their number since this world began. A crashed process is started again at its
+    next turn, and gets the records that it had not committed.
     """
 
     commit_first = False
@@ -230,24 +230,24 @@ class World:
         self.attempts = 0
         self.requests = 0
         self.rebuilds = 0
-        self.buried = 0
+        self.dead_letters = 0
         self._living: dict[str, Process] = {}
         self._standing_still: list[tuple[Process, asyncio.Task[None]]] = []
 
     def make_store(self) -> RecordingStore:
-        """Build the bucket; its uploads are of several parts soon."""
+        """Build the bucket, with small upload parts."""
         return RecordingStore(self.clock, part_bytes=UPLOAD_PART_BYTES)
 
     def make_retrier(self, health: Health) -> Retrier:
-        """Build what a process waits with."""
+        """Build the retrier of a process."""
         return QuickRetrier(health)
 
     def make_publisher(self, process: Process) -> Publisher:
-        """Build what a process publishes with."""
+        """Build the publisher of a process."""
         return BreakablePublisher(MemoryPublisher(self.log, source=process.role), process)
 
     def continued(self, broken: Mapping[int, Break] | None = None, *, losing: Collection[int] = ()) -> Self:
-        """Return a world of its own that begins, with new processes, where this one rests; its log may lose records."""
+        """Return a separate world with new processes that continues from this one; its log may lose records."""
         world = type(self)(broken, etags=self._etags)
         world.clock.now = self.clock.now
         world.store.objects = dict(self.store.objects)
@@ -259,21 +259,21 @@ class World:
         world.attempts = self.attempts
         world.requests = self.requests
         world.rebuilds = self.rebuilds
-        world.buried = self.buried
+        world.dead_letters = self.dead_letters
         return world
 
     def lose_the_log(self) -> None:
-        """Take all records and offsets away, as after the loss of Kafka; processes begin anew."""
+        """Delete all records and offsets, as after the loss of Kafka; new processes start."""
         self.log = MemoryLog()
         self._living.clear()
 
     def clock_of(self, role: str) -> Callable[[], dt.datetime]:
-        """Return the clock that processes of a role go by."""
+        """Return the clock of a role's processes."""
         del role
         return self.clock
 
     def make_handler(self, process: Process) -> Handler:
-        """Build what a process of a role does with a batch, as the services wire it."""
+        """Build the batch handler of a process, as the services wire it."""
         retry_policy = UpstreamRetryPolicy(CircuitBreaker(process.retrier), attempts_max=10, outage_limit_s=3600)
         match process.role:
             case "planner":
@@ -314,9 +314,9 @@ class World:
                 ).process
 
     def request(self, truth: UpstreamState, *, joining: bool = True) -> RequestId:
-        """Ask for the date while the upstream holds ``truth``, as the API does; nothing runs yet.
+        """Request the date while the upstream holds ``truth``, as the API does; nothing runs yet.
 
-        Without ``joining``, by a publisher that knows nothing of the date's other requests.
+        Without ``joining``, the publisher ignores the date's other requests.
         """
         truth.write_into(self.upstream, DATE)
         self.requests += 1
@@ -333,7 +333,7 @@ class World:
         return request_id
 
     def retry(self, request_id: RequestId, truth: UpstreamState) -> None:
-        """Take up a request's failed cities again while the upstream holds ``truth``; nothing runs yet."""
+        """Retry a request's failed cities while the upstream holds ``truth``; nothing runs yet."""
         truth.write_into(self.upstream, DATE)
         self.clock.advance(60)
         record = at_once(begin_retry(self.store, request_id, self.clock()))
@@ -346,9 +346,9 @@ class World:
         self.log.append(requested.topic, requested.key.encode(), events.encode(requested), headers)
 
     async def run_to_rest(self, *, resume_after_rounds: int = ROUNDS_MAX) -> None:
-        """Let every process take its turns until no topic holds anything that is not committed.
+        """Let every process take turns until every record of every topic is committed.
 
-        A process that stands still goes on after so many rounds of the others, if they take so long.
+        A paused process resumes after this many rounds of the others, if they take so long.
         """
         for rounds in range(ROUNDS_MAX):
             turns = [await self.turn(role) for role in ROLES]
@@ -359,7 +359,7 @@ class World:
         raise NotAtRest(f"after {ROUNDS_MAX} rounds")
 
     async def run_turns(self, turns: int) -> int:
-        """Let the processes take so many turns that have something to do; return how many they found."""
+        """Let the processes take this many turns with work to do; return how many they found."""
         taken = 0
         for _ in range(ROUNDS_MAX):
             before = taken
@@ -372,7 +372,7 @@ class World:
         return taken
 
     async def resume_paused(self) -> None:
-        """Let the processes that was paused go on where they were; others have long done their work."""
+        """Resume the paused processes after others have done their work."""
         while self._standing_still:
             process, task = self._standing_still.pop()
             self.resumed += 1
@@ -386,13 +386,13 @@ class World:
         return self._living[role]
 
     def replace(self, role: str, process: Process | None = None) -> None:
-        """Give a role to another process: a new one, or one that had it before."""
+        """Give a role to another process: a new one, or a previous one."""
         self._living[role] = process or Process(self, role, self.deaths + 1)
         self._living[role].member.rejoin()
 
     @property
     def roles_living(self) -> list[str]:
-        """The roles that a process has now."""
+        """Return the roles that have a process now."""
         return list(self._living)
 
     @property
@@ -401,7 +401,7 @@ class World:
         return bool(self._standing_still)
 
     async def rebuild(self, *, from_kafka: bool = False, seed: int | None = None, calls: int | None = None) -> Job:
-        """Rebuild all summaries, or activate generation ``seed``, taking over from a rebuild that was there before."""
+        """Rebuild all summaries, or activate generation ``seed``; take over from any earlier rebuild."""
         self.rebuilds += 1
         token = f"token-{self.rebuilds}"
         job = self._job(f"rebuild-{self.rebuilds}", calls=calls)
@@ -417,7 +417,7 @@ class World:
         return job
 
     def make_rebuild(self, job: Job, token: str, replay: PairReader | None, *, seed: int | None = None) -> Rebuild:
-        """Build what rebuilds."""
+        """Build the rebuild."""
         return Rebuild(
             job.store,
             job.publisher,
@@ -429,7 +429,7 @@ class World:
         )
 
     async def repair(self, *, calls: int | None = None) -> Job:
-        """Make again what verify finds wrong."""
+        """Repair what verify finds wrong."""
         job = self._job("repair", calls=calls)
 
         async def work() -> None:
@@ -442,7 +442,7 @@ class World:
         return job
 
     async def gc(self, *, calls: int | None = None) -> Job:
-        """Delete what nobody will ever name."""
+        """Delete objects that nothing can name any more."""
         job = self._job("gc", calls=calls)
 
         async def work() -> None:
@@ -453,7 +453,7 @@ class World:
         return job
 
     async def drop_generations(self) -> Job:
-        """Delete the summaries of every generation but the live one, as an operator does after a rebuild."""
+        """Delete the summaries of all generations except the live one, as an operator does after a rebuild."""
         job = self._job("drop")
 
         async def work() -> None:
@@ -465,7 +465,7 @@ class World:
         return job
 
     async def reprocess(self) -> Job:
-        """Read the raw objects again that were read by other rules."""
+        """Reprocess the raw objects that were parsed under other rules."""
         job = self._job("reprocess")
 
         async def work() -> None:
@@ -481,7 +481,7 @@ class World:
         return job
 
     async def restore(self) -> Job:
-        """Raise the base of revisions above all that the topic knows, and give new ones to what it knows better."""
+        """Raise the revision floor above every revision in the topic, and republish what the topic knows better."""
         job = self._job("restore")
 
         @contextlib.asynccontextmanager
@@ -502,7 +502,7 @@ class World:
         return job
 
     async def republish(self) -> Job:
-        """Publish the bucket to the compacted topics again."""
+        """Republish the bucket to the compacted topics."""
         job = self._job("republish")
         await job.run(lambda: self._republish(job))
         return job
@@ -513,7 +513,7 @@ class World:
                 raise Refused(str(one.unreadable))
 
     async def retry_quarantined(self) -> Job:
-        """Ask once more for all files in quarantine."""
+        """Retry all files in quarantine."""
         job = self._job("retry")
 
         async def work() -> None:
@@ -524,7 +524,7 @@ class World:
         return job
 
     async def retry_dead_letters(self) -> Job:
-        """Send all dead letters back that were not sent back yet."""
+        """Send back all dead letters that were not sent back yet."""
         job = self._job("send-back")
 
         @contextlib.asynccontextmanager
@@ -540,7 +540,7 @@ class World:
         return job
 
     async def requeue_once(self) -> Job:
-        """Send requests on their way again that have made no progress for long, by the time that it is."""
+        """Requeue the requests that are stalled at the present time."""
         job = self._job("requeue")
 
         async def work() -> None:
@@ -556,14 +556,14 @@ class World:
         return job
 
     async def requeue(self) -> None:
-        """Send every request on its way again that has made no progress for long."""
+        """Requeue every stalled request."""
         self.clock.advance(STALLED_AFTER.total_seconds())
         publisher = MemoryPublisher(self.log, source="requeue")
         clock = self.clock_of("requeue")
         await Requeue(self.store, publisher, clock=clock, after=STALLED_AFTER, wait_max=STALLED_AFTER).once()
 
     async def turn(self, role: str, *, partitions: Sequence[int] = range(PARTITIONS)) -> bool:
-        """Let a process handle its next batch; say whether there was one."""
+        """Let a process handle its next batch; return whether there was one."""
         process = self._living.get(role)
         if process is None:
             process = self._living[role] = Process(self, role, self.deaths)
@@ -605,7 +605,7 @@ class World:
 
 
 def at_once(step: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run a step to its end while nothing else happens."""
+    """Run a step to its end while nothing else runs."""
     while True:
         try:
             step.send(None)
@@ -614,7 +614,7 @@ def at_once(step: Coroutine[Any, Any, _Result]) -> _Result:
 
 
 async def _until_still(life: ProcessLife, task: asyncio.Task[None]) -> bool:
-    """Wait until a task has ended, or its process is paused; say whether it has ended."""
+    """Wait until a task has ended or its process is paused; return whether it has ended."""
     pausing = asyncio.create_task(life.paused.wait())
     await asyncio.wait([task, pausing], return_when=asyncio.FIRST_COMPLETED)
     pausing.cancel()
@@ -624,14 +624,14 @@ async def _until_still(life: ProcessLife, task: asyncio.Task[None]) -> bool:
 
 
 async def no_wait(_look: int) -> None:
-    """Let everybody else have a turn, in place of a wait."""
+    """Let other tasks run, in place of a wait."""
     await asyncio.sleep(0)
 
 
 class Refused(OperatorError):
-    """A command did not do what it was asked to."""
+    """A command did not do its work."""
 
 
 def is_crash(error: BaseException) -> bool:
-    """Tell whether an error, or a group of errors, is a process's death."""
+    """Tell whether an error, or a group of errors, is a crash of the process."""
     return isinstance(error, Crash) or (isinstance(error, BaseExceptionGroup) and error.subgroup(Crash) is not None)
