@@ -381,7 +381,7 @@ def test_the_service_is_gone(world: World, page: Page, address: str) -> None:
 
 
 def test_axes(world: World, page: Page, address: str) -> None:
-    """The axes are marked at round values, in one unit, and at days that lie equally far apart."""
+    """The axes are marked at round values, in one unit, and at days with equal distances."""
     for number in range(31):
         world.fold_in(stats("armenia", DAY + dt.timedelta(days=number), delay_total_ms=(number - 3) * 80_000))
     page.goto(f"{address}/?from=2024-05-01&to=2024-05-31")

@@ -129,7 +129,7 @@ def test_every_type_of_event_has_an_example() -> None:
 
 @each_event
 def test_an_event_comes_back_as_it_was(event: Event) -> None:
-    """What is published is what is read, and the same event is the same bytes."""
+    """A decoded event equals the published one, and equal events have equal bytes."""
     value = events.encode(event)
     assert events.decode(event.topic, value) == event
     assert events.encode(events.decode(event.topic, value)) == value
@@ -296,7 +296,7 @@ def test_a_country_day_stays_in_one_partition() -> None:
 
 @given(st.lists(st.binary(max_size=3), max_size=4))
 def test_the_affinity_of_a_key_is_its_first_two_parts(parts: list[bytes]) -> None:
-    """Whatever a key is made of, what it is spread by is all before its second slash."""
+    """The partition of any key depends only on the part before its second slash."""
     key = b"/".join(parts)
     assert affinity_of(key) == b"/".join(key.split(b"/")[:2])
 

@@ -1,4 +1,4 @@
-"""What an operator may say about trip files: read from a setting, written back, and judged."""
+"""Rules of trip files: parsed from a setting, written back, and applied."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ each_object = pytest.mark.parametrize("stored", EXAMPLES, ids=lambda stored: typ
 
 @each_object
 def test_an_object_comes_back_as_it_was(stored: BucketObject) -> None:
-    """What is stored is what is read, and the same object is the same bytes."""
+    """A decoded object equals the stored one, and equal objects have equal bytes."""
     body = objects.encode(stored)
     assert objects.decode(type(stored), body, "a key") == stored
     assert objects.encode(objects.decode(type(stored), body, "a key")) == body
@@ -151,7 +151,7 @@ def test_totals_stand_before_the_ledger() -> None:
     ["Armenia", 'A","plans":[],"x":"', '","plans":', "\\", '\\","plans":[]', "🇦🇲" * 50, '"' * 300, "\u0000" * 300],
 )
 def test_a_head_is_read_from_the_first_bytes(name: str) -> None:
-    """Whatever the country is called, the head says what the whole summary says."""
+    """The head has the values of the whole summary, for any name of the country."""
     summary = msgspec.structs.replace(SUMMARY, country_name=name)
     body = objects.encode(summary)
     first_bytes = body[: body.index(b'"ledger"')]

@@ -1,4 +1,4 @@
-"""What a client of Kafka is told of TLS and SASL."""
+"""TLS and SASL settings of Kafka clients."""
 
 from __future__ import annotations
 

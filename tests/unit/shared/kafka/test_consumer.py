@@ -1,6 +1,6 @@
-"""Progress as liveness: a consumer that stands still beside waiting records is shown, and started again.
+"""Progress as liveness: a consumer that has lag and makes no progress is reported and restarted.
 
-The consumer is written by hand and stands still as aiokafka's does; the clock is the test's.
+The consumer is a fake that hangs as aiokafka's does; the test moves the clock.
 """
 
 from __future__ import annotations

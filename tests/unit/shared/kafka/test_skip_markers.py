@@ -65,7 +65,7 @@ async def test_a_marker_that_cannot_be_read_marks_nothing(store: MemoryStore) ->
 
 @pytest.mark.parametrize("value", [GOOD.value, b'{"type":"unknown-thing","schema_version":1}'])
 async def test_a_record_that_blocks_nobody_is_not_marked(store: MemoryStore, value: bytes) -> None:
-    """What this build reads, and what goes to the dead letters anyway, needs no skip."""
+    """A record that this build reads, or sends to the dead letters anyway, needs no skip."""
     with pytest.raises(CannotSkip, match="blocks no consumer"):
         await mark_newer(store, msgspec.structs.replace(NEWER, value=value))
     assert store.objects == {}

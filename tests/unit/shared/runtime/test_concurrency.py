@@ -12,7 +12,7 @@ from shared.runtime.concurrency import prefetch
 
 
 class Broken(Exception):
-    """What goes wrong in a source."""
+    """An error in a source."""
 
 
 async def numbers(taken: list[int], *, broken_at: int | None = None) -> AsyncIterator[int]:
@@ -37,7 +37,7 @@ async def test_one_item_is_looked_for_while_another_is_worked_on() -> None:
 
 
 async def test_the_fault_of_a_source_comes_in_its_place() -> None:
-    """What came before a fault is worked on, and then the fault is raised as it is."""
+    """The items before an error are handled; then the error itself is raised."""
     items = prefetch(numbers([], broken_at=2))
     assert [await anext(items), await anext(items)] == [0, 1]
     with pytest.raises(Broken):

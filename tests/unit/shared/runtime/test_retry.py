@@ -10,7 +10,7 @@ from shared.runtime.retry import DependencyUnavailable, run_all
 
 
 async def test_a_fault_is_raised_when_everything_has_ended() -> None:
-    """What is still under way goes on to its end first: tried again, it would meet itself."""
+    """The other calls finish first: otherwise a retry would run beside them."""
     ended: list[str] = []
 
     async def fail() -> None:

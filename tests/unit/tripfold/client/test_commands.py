@@ -46,7 +46,7 @@ def test_dates(text: str, dates: tuple[str, str]) -> None:
     "text", ["", "..", "2024-05-01..", "..2024-05-01", "may", "2023-02-29", "2024-05-02..2024-05-01"]
 )
 def test_no_dates(text: str) -> None:
-    """What is no date and no range is refused, with what it should look like."""
+    """A text that is neither a date nor a range is refused, and the error shows the expected form."""
     with pytest.raises(NoDates, match="write "):
         parse_dates(text)
 
@@ -276,7 +276,7 @@ async def _latest(url: str) -> tuple[RequestState, ...]:
 
 
 async def test_loading_the_client_loads_no_service() -> None:
-    """Who only asks the API needs none of what the services stand on."""
+    """A client of the API imports none of the libraries of the services."""
     script = (
         "import sys, tripfold.client.api, tripfold.client.watching, tripfold.client.figures, tripfold.client.commands;"
         "print([name for name in sys.modules if name.split('.')[0] in "

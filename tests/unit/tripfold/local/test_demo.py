@@ -1,4 +1,4 @@
-"""What the demo prints."""
+"""The demo's output."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ async def test_children_run_inside_the_context_and_not_after_it(tmp_path: Path) 
 
 
 async def test_groups_stop_in_reverse_order(tmp_path: Path) -> None:
-    """What was started last stops first, and the next group only after it."""
+    """The group that was started last stops first, and the next group only after it."""
     async with Supervisor() as supervisor:
         await supervisor.start(child(tmp_path, "store", SAY_WHEN_STOPPED, ready_file="ready-store"))
         await supervisor.start(

@@ -207,7 +207,7 @@ def test_streaming_holds_a_few_blocks() -> None:
 
 @pytest.mark.parametrize("missing_days", [0, 1, 7, 100])
 def test_missing_days_of_any_hundred_dates(missing_days: int) -> None:
-    """Of any 100 consecutive dates of a city, exactly the number asked for have no file."""
+    """Exactly the chosen number of any 100 consecutive dates of a city have no file."""
     options = UpstreamOptions(missing_days=missing_days)
     for first in (DAY, DAY + timedelta(days=33), date(1999, 12, 31)):
         days = [first + timedelta(days=step) for step in range(100)]

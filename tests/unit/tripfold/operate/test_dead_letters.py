@@ -34,7 +34,7 @@ HEADERS = (("ce_type", b"x"), ("not utf-8", b"\xff"), ("tripfold_error", b"forge
 
 
 class Cemetery:
-    """A log with dead letters in it, buried as a service does, one an hour."""
+    """A log with dead letters, which were sent as a service sends them, one an hour."""
 
     def __init__(self) -> None:
         self.clock = Clock(NOON)
@@ -57,7 +57,7 @@ class Cemetery:
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[TopicReader]:
-        """Open the topic of dead letters; its records have the times at which they were buried."""
+        """Open the topic of dead letters; its records have the times at which they were sent."""
         records = sorted(self.log.records(Topic.DEAD_LETTERS), key=self.log.appended.index)
         timed = [_at(record, at) for record, at in zip(records, self._all_times(records), strict=True)]
         yield MemoryTopicReader(lambda: timed)
@@ -157,15 +157,15 @@ async def test_letters_of_one_record_count_once(cemetery: Cemetery) -> None:
         await send_back(cemetery.open, cemetery.publisher, copies[:1], clock=cemetery.clock)
 
 
-async def test_letters_go_back_in_the_order_in_which_they_were_buried(cemetery: Cemetery) -> None:
-    """However letters are named, what was buried first is sent back first."""
+async def test_dead_letters_are_sent_back_oldest_first(cemetery: Cemetery) -> None:
+    """The oldest dead letter is sent back first, in whatever order the ids are given."""
     letters = [one for one in await cemetery.letters() if one.origin_topic == "city-tasks"]
     sent = await send_back(cemetery.open, cemetery.publisher, [one.id for one in letters], clock=cemetery.clock)
     assert [one.size_bytes for one in sent] == [5_000, 0]
 
 
-async def test_letters_of_several_partitions_go_back_in_that_order(cemetery: Cemetery) -> None:
-    """The topic is read partition by partition: what was buried first is sent back first all the same."""
+async def test_dead_letters_of_several_partitions_are_sent_back_oldest_first(cemetery: Cemetery) -> None:
+    """The topic is read partition by partition, and still the oldest dead letter is sent back first."""
     for number in range(6):
         await cemetery.send_to_dead_letters(Topic.CITY_STATS, str(number).encode(), key=f"2024-05-01/{number}".encode())
 
@@ -209,7 +209,7 @@ async def test_a_letter_that_is_not_there_is_named(cemetery: Cemetery, letter_id
 
 
 async def test_a_record_that_is_too_long_for_a_letter_is_cut_and_not_sent_back(cemetery: Cemetery) -> None:
-    """What was compressed on its way may be longer than a topic takes: its beginning is buried."""
+    """A compressed record may be longer than a topic accepts once unpacked: its beginning becomes a dead letter."""
     await cemetery.send_to_dead_letters(Topic.CITY_STATS, b"x" * (RECORD_BYTES_MAX + 1), key=b"k" * 100_000)
     record = cemetery.log.appended[-1]
     headers = sum(len(name) + len(value) for name, value in record.headers)

@@ -119,7 +119,7 @@ async def test_a_record_of_a_later_version_is_named_until_it_is_skipped() -> Non
 
 
 async def test_nothing_in_reach_is_told_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With S3, Kafka and upstream away, each examination fails with a sentence, and says which to see to first."""
+    """Each check fails with a sentence while S3, Kafka and upstream are away, and says which to repair first."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
     ports = [closed_port() for _ in range(3)]

@@ -143,7 +143,7 @@ async def test_a_file_that_was_refused_again_stays(bucket: FakeBucket) -> None:
 
 
 async def test_a_raw_object_without_manifest_or_report_stays(bucket: FakeBucket) -> None:
-    """Of a city-day without a manifest a refused file is not named as kept in doubt, an unknown one is."""
+    """A city-day without a manifest: an unknown file is reported as kept in doubt, a refused file is not."""
     refused, _ = quarantine(bucket, "refused", city="9")
     unknown = keys.raw(DAY, CityId("9"), "unknown")
     bucket.store.write(unknown, b"[7]")
@@ -227,7 +227,7 @@ def test_ages_are_read_with_their_unit(text: str, seconds: int) -> None:
 
 @pytest.mark.parametrize("text", ["7", "d", "-7d", "7 d", "1w", ""])
 def test_other_ages_are_refused(text: str) -> None:
-    """What is no age is named."""
+    """The error names a text that is no age."""
     with pytest.raises(InvalidAge, match="is not an age"):
         parse_age(text)
 

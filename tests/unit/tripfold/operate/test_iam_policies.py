@@ -40,7 +40,7 @@ def test_only_prefixes_end_in_a_star() -> None:
 
 
 def test_a_statement_without_resources_is_left_out() -> None:
-    """Who deletes nothing has no statement about it: an empty list of resources is refused by stores."""
+    """A role that deletes nothing has no Delete statement: stores refuse an empty list of resources."""
     assert "Delete" not in statements_of(BucketRole.API)
 
 

@@ -52,7 +52,7 @@ async def test_reports_are_chosen_by_date_country_and_city(chosen: Chosen, citie
 
 
 async def test_the_latest_report_of_a_city_day_comes_first() -> None:
-    """Of two files of a city-day the later one is shown first; a city-day without one is named."""
+    """The later of two files of a city-day is shown first; the error names a city-day without one."""
     world = await refused_world()
     world.clock.advance(60)
     world.request(UpstreamState(cities=HOME, files={1: b"[77]", 2: b"[8]", 3: EVENING}))
@@ -108,7 +108,7 @@ async def test_under_a_newer_plan_all_that_failed_is_asked_for() -> None:
 
 
 async def test_all_refused_cities_of_a_request_are_asked_for_together() -> None:
-    """Of several files that one request brought, a retry names every city, and only once each."""
+    """A retry of several files of one request names every city once."""
     world = await refused_world()
     retried = await retry_reports(
         world.store, MemoryPublisher(world.log), await read_reports(world.store, Chosen()), clock=world.clock

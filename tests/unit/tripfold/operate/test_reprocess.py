@@ -112,7 +112,7 @@ async def no_wait(_look: int) -> None:
 
 
 async def test_without_a_changed_rule_nothing_is_read(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
-    """Files of the present rule version are left alone; of an older one, each becomes a revision, changed or not."""
+    """Files of the present rule version are not read; each file of an older one becomes a revision, changed or not."""
     assert await reprocessed(bucket, threads, Selection()) == []
     manifest = bucket.manifest(3)
     assert manifest is not None

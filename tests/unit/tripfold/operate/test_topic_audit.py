@@ -111,7 +111,7 @@ async def bucket() -> FakeBucket:
 
 @pytest.mark.parametrize("keys_at_once_max", [1, 5, 1_000])
 async def test_topics_that_are_right_have_no_difference(bucket: FakeBucket, keys_at_once_max: int) -> None:
-    """What the services publish is what the bucket stands for, in however many passes it is compared."""
+    """The events of the services match the bucket, in however many passes they are compared."""
     opened: list[LogReplay] = []
     assert await told(audit_of(bucket, keys_at_once_max=keys_at_once_max, opened=opened)) == []
     assert [replay.rewound for replay in opened] == ([1, 1] if keys_at_once_max == 1_000 else [2, 2])
@@ -185,15 +185,15 @@ async def test_what_is_in_flight_is_looked_at_again(bucket: FakeBucket) -> None:
     ]
 
 
-async def test_a_range_leaves_the_other_dates_alone(bucket: FakeBucket) -> None:
-    """Of a range, the keys of its dates are compared, and no others."""
+async def test_only_the_dates_of_a_range_are_compared(bucket: FakeBucket) -> None:
+    """Only the keys of the range's dates are compared."""
     bucket.log = MemoryLog()
     differences = await told(audit_of(bucket), Dates(NEXT_DAY, NEXT_DAY))
     assert {one.date for one in differences} == {NEXT_DAY}
 
 
-async def test_republishing_names_what_it_cannot_read_and_leaves_other_dates_alone(bucket: FakeBucket) -> None:
-    """Of a range, an unreadable object is named and the rest is published; another date gets nothing."""
+async def test_republishing_a_range_names_unreadable_objects_and_skips_other_dates(bucket: FakeBucket) -> None:
+    """An unreadable object in the range is named and the rest is published; other dates get nothing."""
     bucket.log = MemoryLog()
     bucket.publisher = MemoryPublisher(bucket.log)
     unreadable = keys.manifest(DAY, CityId("3"))

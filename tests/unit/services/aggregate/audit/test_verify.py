@@ -166,7 +166,7 @@ async def test_a_ledger_ahead_of_its_manifest_counts_at_once(bucket: FakeBucket)
 
 
 async def test_deep_reads_the_raw_bytes(bucket: FakeBucket) -> None:
-    """With --deep a raw object that is wrong, lost or no trip file is reported with its city."""
+    """The option --deep reports each raw object that is wrong, lost or no trip file, with its city."""
     for city, body in ((1, b"[]"), (2, None), (3, b"[{}]")):
         manifest = bucket.manifest(city)
         assert manifest is not None

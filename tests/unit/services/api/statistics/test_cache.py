@@ -1,4 +1,4 @@
-"""Long answers that are made once: kept under their ETags, in bounded memory."""
+"""Caches of the statistics: long responses in bounded memory, and calls that concurrent requests share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from services.api.routes import statistics
-from services.api.statistics.cache import Body, ResponseCache
+from services.api.statistics.cache import Body, ResponseCache, SingleFlight
 from tests.fakes.api import DAY, World, stats
 
 PATH = "/country-stats?from=2024-05-01&to=2024-05-31"
@@ -23,61 +23,61 @@ def parts_of(text: bytes, taken: list[bytes]) -> Iterator[bytes]:
 
 
 async def made(body: Body | None) -> bytes:
-    """Return a body that there was room for."""
+    """Return the bytes of a body that the cache had room for."""
     assert body is not None
     return await body.whole()
 
 
-async def test_made_once() -> None:
-    """Everybody who asks while a body is made, or after it, gets all of it, and it is made once."""
-    answers, taken = ResponseCache(100), list[bytes]()
-    first = answers.begin('"a"', parts_of(b"abc", taken), expected_bytes=10)
-    second = answers.find('"a"')
+async def test_a_body_is_made_once_for_all_readers() -> None:
+    """Every reader during and after the making gets the whole body, and it is made once."""
+    cache, taken = ResponseCache(100), list[bytes]()
+    first = cache.begin('"a"', parts_of(b"abc", taken), expected_bytes=10)
+    second = cache.find('"a"')
     assert set(await asyncio.gather(made(first), made(second))) == {b"abc"}
-    assert await made(answers.find('"a"')) == b"abc"
+    assert await made(cache.find('"a"')) == b"abc"
     assert taken == [b"a", b"b", b"c"]
 
 
 async def test_slow_reader_does_not_delay_others() -> None:
-    """A reader that takes one part and goes holds up nobody."""
-    answers = ResponseCache(100)
-    body = answers.begin('"a"', parts_of(b"abc", []), expected_bytes=10)
+    """A reader that takes one part and leaves delays no other reader."""
+    cache = ResponseCache(100)
+    body = cache.begin('"a"', parts_of(b"abc", []), expected_bytes=10)
     assert body is not None
     async for part in body.parts():
         assert part == b"a"
         break
-    assert await made(answers.find('"a"')) == b"abc"
+    assert await made(cache.find('"a"')) == b"abc"
 
 
 async def test_least_recently_used_body_is_evicted() -> None:
-    """The body used least recently goes for a new one; none goes for one too large, and nothing of that is made."""
-    answers, taken = ResponseCache(10), list[bytes]()
+    """A new body evicts the least recently used one; a body over the limit evicts none and is not made."""
+    cache, taken = ResponseCache(10), list[bytes]()
     for etag in ('"a"', '"b"'):
-        await made(answers.begin(etag, parts_of(b"12345", []), expected_bytes=5))
+        await made(cache.begin(etag, parts_of(b"12345", []), expected_bytes=5))
         await asyncio.sleep(0)
-    assert answers.find('"a"') is not None
-    await made(answers.begin('"c"', parts_of(b"12345", []), expected_bytes=5))
-    assert [answers.find(etag) is None for etag in ('"a"', '"b"', '"c"')] == [False, True, False]
-    assert answers.begin('"d"', parts_of(b"12345", taken), expected_bytes=11) is None
+    assert cache.find('"a"') is not None
+    await made(cache.begin('"c"', parts_of(b"12345", []), expected_bytes=5))
+    assert [cache.find(etag) is None for etag in ('"a"', '"b"', '"c"')] == [False, True, False]
+    assert cache.begin('"d"', parts_of(b"12345", taken), expected_bytes=11) is None
     assert taken == []
 
 
-async def test_bodies_under_way_count() -> None:
-    """Bodies under way take the room that is expected of them, and are not given up for another."""
-    answers = ResponseCache(10)
-    under_way = answers.begin('"a"', parts_of(b"123", []), expected_bytes=6)
-    assert answers.begin('"b"', parts_of(b"12345", []), expected_bytes=5) is None
+async def test_unfinished_bodies_count_and_are_not_evicted() -> None:
+    """An unfinished body counts with its expected size, and no other body evicts it."""
+    cache = ResponseCache(10)
+    under_way = cache.begin('"a"', parts_of(b"123", []), expected_bytes=6)
+    assert cache.begin('"b"', parts_of(b"12345", []), expected_bytes=5) is None
     assert await made(under_way) == b"123"
     await asyncio.sleep(0)
-    assert await made(answers.begin('"b"', parts_of(b"12345", []), expected_bytes=5)) == b"12345"
+    assert await made(cache.begin('"b"', parts_of(b"12345", []), expected_bytes=5)) == b"12345"
 
 
-async def test_larger_than_expected() -> None:
-    """A body that turns out larger than all the room is sent to those who wait for it, and not kept."""
-    answers = ResponseCache(4)
-    assert await made(answers.begin('"a"', parts_of(b"12345", []), expected_bytes=3)) == b"12345"
+async def test_a_body_larger_than_the_cache_is_sent_and_not_kept() -> None:
+    """A body that proves larger than the cache still reaches its readers, and is not kept."""
+    cache = ResponseCache(4)
+    assert await made(cache.begin('"a"', parts_of(b"12345", []), expected_bytes=3)) == b"12345"
     await asyncio.sleep(0)
-    assert answers.find('"a"') is None
+    assert cache.find('"a"') is None
 
 
 async def test_error_while_making_a_body_reaches_its_readers() -> None:
@@ -87,19 +87,19 @@ async def test_error_while_making_a_body_reaches_its_readers() -> None:
         yield b"1"
         raise OSError("the disk is full")
 
-    answers = ResponseCache(100)
-    body = answers.begin('"a"', broken(), expected_bytes=5)
+    cache = ResponseCache(100)
+    body = cache.begin('"a"', broken(), expected_bytes=5)
     with pytest.raises(OSError, match="the disk is full"):
         await made(body)
     await asyncio.sleep(0)
-    assert answers.find('"a"') is None
+    assert cache.find('"a"') is None
 
 
 @pytest.mark.parametrize("coding", ["identity", "gzip", "zstd"])
-def test_kept_answer(coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long answer that was made before is the same bytes, without a head being read; a changed number makes another.
+def test_a_cached_response_is_sent_without_reading_heads(coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cached response has the same bytes and reads no heads; a changed summary makes a new one.
 
-    The cache of heads is empty: what is answered without reading one is what was kept.
+    The cache of heads is empty, so a response that reads no head comes from the cache of responses.
     """
     monkeypatch.setattr(statistics, "BUFFERED_COUNTRY_DAYS_MAX", 0)
     world = World()
@@ -111,10 +111,10 @@ def test_kept_answer(coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
         def ask(known: str = "") -> tuple[int, bytes, str, int]:
             world.store.reads.clear()
             sent = headers | ({"If-None-Match": known} if known else {})
-            with client.stream("GET", PATH, headers=sent) as answer:
-                body = b"".join(answer.iter_raw())
+            with client.stream("GET", PATH, headers=sent) as response:
+                body = b"".join(response.iter_raw())
             read = sum(key.startswith("summaries/") for key in world.store.reads)
-            return answer.status_code, body, answer.headers["etag"], read
+            return response.status_code, body, response.headers["etag"], read
 
         first = ask()
         again = ask()
@@ -125,3 +125,75 @@ def test_kept_answer(coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert changed[0] == 200
         assert changed[2] != first[2]
         assert changed[3] == 31
+
+
+class Counting:
+    """Work that waits for its gate and returns how often it was started."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.gate = asyncio.Event()
+
+    async def __call__(self) -> int:
+        self.started += 1
+        mine = self.started
+        await self.gate.wait()
+        return mine
+
+
+async def settled() -> None:
+    """Let every task run until it waits."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_callers_during_a_call_share_the_next_one() -> None:
+    """Callers that arrive during a call share the next one; none gets a result that was started before it asked."""
+    shared, work = SingleFlight[int](), Counting()
+    first = asyncio.create_task(shared.run("a", work))
+    await settled()
+    later = [asyncio.create_task(shared.run("a", work)) for _ in range(5)]
+    await settled()
+    assert work.started == 1
+    work.gate.set()
+    assert await first == 1
+    assert await asyncio.gather(*later) == [2] * 5
+    assert await shared.run("a", work) == 3
+
+
+async def test_calls_under_different_names_run_concurrently() -> None:
+    """A call under another name starts at once."""
+    shared, work = SingleFlight[int](), Counting()
+    asking = [asyncio.create_task(shared.run(name, work)) for name in "ab"]
+    await settled()
+    assert work.started == 2
+    work.gate.set()
+    assert await asyncio.gather(*asking) == [1, 2]
+
+
+async def test_a_cancelled_caller_does_not_cancel_the_call_of_the_others() -> None:
+    """The remaining caller gets the result."""
+    shared, work = SingleFlight[int](), Counting()
+    first = asyncio.create_task(shared.run("a", work))
+    second = asyncio.create_task(shared.run("a", work))
+    third = asyncio.create_task(shared.run("a", work))
+    await settled()
+    first.cancel()
+    second.cancel()
+    work.gate.set()
+    assert await third == 2
+    assert await shared.run("a", work) == 3
+
+
+async def test_a_failed_call_is_not_kept() -> None:
+    """Each caller gets the error, and the next call starts anew."""
+    shared, work = SingleFlight[int](), Counting()
+    work.gate.set()
+
+    async def broken() -> int:
+        raise ConnectionResetError
+
+    for _ in range(2):
+        with pytest.raises(ConnectionResetError):
+            await shared.run("a", broken)
+    assert await shared.run("a", work) == 1

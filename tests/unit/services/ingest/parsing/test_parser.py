@@ -369,7 +369,7 @@ def test_what_ends_a_file_does_so_whatever_is_allowed(fault: str) -> None:
 
 
 def test_trips_on_other_dates_can_be_bad_records() -> None:
-    """If the rules say so, a trip on another date is left out and reported, and no longer counted apart."""
+    """If the rules say so, a trip on another date is left out and reported, and has no count of its own."""
     body = array(record(), record(departure_time='"2024-05-02T00:00:00"'), record())
     rules = FileRules(bad_records_max=BadRecordsMax.parse("1"), other_dates_are_bad=True)
     for force_strict in (False, True):
