@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-WORKERS ?= 3 # of the tests: they wait for processes of their own as much as they work
+WORKERS ?= 3 # parallel test processes; more than cores, because tests also wait for the processes they start
 HISTORIES ?= 10000
 
 .DEFAULT_GOAL := help
 .PHONY: help demo up test lint unit audit bench asyncapi contract screenshots format test-containers test-kafka test-kafka-integration chaos histories mutations requirements soak
 
-help: ## Show what can be made
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.local ## Process three dates on an embedded stack and print the statistics (ARGS=--exit: then stop)
 	@$(BIN)/tripfold demo $(ARGS)
@@ -28,27 +28,27 @@ lint: $(VENV)/.dev ## Check style, types, imports, workflows and docs
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.check_docs
 
-soak: $(VENV)/.dev ## Kill ingest at random for ten minutes, and compare every byte and number (TRIPFOLD_TEST_SEED: repeat)
+soak: $(VENV)/.dev ## Kill ingest at random for ten minutes, then compare every byte and number (TRIPFOLD_TEST_SEED: repeat a run)
 	TRIPFOLD_TEST_KILLS=40 TRIPFOLD_TEST_KILL_DATES=60 $(BIN)/python -m pytest -s tests/integration/test_random_kills.py $(ARGS)
 
-unit: $(VENV)/.dev ## Run the tests alone (ARGS: for pytest)
+unit: $(VENV)/.dev ## Run the tests without lint (ARGS: for pytest)
 	$(BIN)/python -m tests.browser.install
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-audit: $(VENV)/.dev ## Look the pinned requirements up among the known vulnerabilities (asks the internet)
+audit: $(VENV)/.dev ## Check the pinned requirements for known vulnerabilities (needs the internet)
 	$(BIN)/pip-audit --disable-pip --require-hashes $(foreach file,$(wildcard requirements/*.txt),-r $(file))
 
-bench: $(VENV)/bench/.installed ## Measure Tripfold beside its peers: tables, and JSON in .data/bench (ARGS: --quick, --only NAME)
+bench: $(VENV)/bench/.installed ## Compare Tripfold's speed with its peers; results in .data/bench (ARGS: --quick, --only NAME)
 	$(VENV)/bench/bin/python -m bench $(ARGS)
 
-asyncapi: $(VENV)/.local ## Write the contract of the events, docs/asyncapi.json, from the types
+asyncapi: $(VENV)/.local ## Write docs/asyncapi.json, the contract of the events, from the types
 	$(BIN)/tripfold asyncapi --write docs/asyncapi.json
 
-contract: $(VENV)/.dev ## Hold the API to its OpenAPI document with many made-up requests (EXAMPLES=, SEED=)
+contract: $(VENV)/.dev ## Test the API against its OpenAPI document with generated requests (EXAMPLES=, SEED=)
 	TRIPFOLD_TEST_EXAMPLES=$(or $(EXAMPLES),1000) TRIPFOLD_TEST_SEED=$(SEED) \
 		$(BIN)/python -m pytest --timeout 0 tests/unit/services/api/test_contract.py $(ARGS)
 
-screenshots: $(VENV)/.dev ## Take pictures of the page into .data/screenshots
+screenshots: $(VENV)/.dev ## Save screenshots of the page to .data/screenshots
 	$(BIN)/python -m tests.browser.install
 	$(BIN)/python -m tests.browser.screenshots .data/screenshots
 
@@ -56,23 +56,23 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-containers: $(VENV)/.dev ## Run the integration tests, and faults of the network, on Kafka, S3 and a proxy in containers (needs Docker)
+test-containers: $(VENV)/.dev ## Run the integration and network fault tests on Kafka, S3 and a proxy in containers (needs Docker)
 	$(BIN)/python -m tests.containers $(ARGS)
 
-test-kafka: $(VENV)/.dev ## Run the integration tests and those of faults against a real Apache Kafka (needs Java 17 and Maven)
+test-kafka: $(VENV)/.dev ## Run the integration tests and fault scenarios on a real Apache Kafka (needs Java 17 and Maven)
 	$(BIN)/python -m tests.apache_kafka -n $(WORKERS) $(ARGS)
 
-test-kafka-integration: $(VENV)/.dev ## Run of these the integration tests alone: minutes, and no broker is stopped
+test-kafka-integration: $(VENV)/.dev ## Run only the integration tests on a real Apache Kafka: minutes, without stopping a broker
 	$(BIN)/python -m tests.apache_kafka --only-integration -n $(WORKERS) $(ARGS)
 
-chaos: $(VENV)/.dev ## Run all of it under load while everything fails (SECONDS=600 SEED=… BROKER=kafka|embedded)
+chaos: $(VENV)/.dev ## Run Tripfold under load with random faults, then check the result (SECONDS=600 SEED=… BROKER=kafka|embedded)
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --broker $(or $(BROKER),kafka) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-histories: $(VENV)/.dev ## Run 10,000 random histories against the oracle (HISTORIES=200 SEED=7: those of one seed)
+histories: $(VENV)/.dev ## Run 10,000 random histories against the oracle (HISTORIES=200: fewer; SEED=7: repeat a run)
 	TRIPFOLD_HISTORIES=$(HISTORIES) $(if $(SEED),TRIPFOLD_HISTORIES_SEED=$(SEED)) \
 		$(BIN)/python -m pytest -n $(WORKERS) tests/fault/test_histories.py $(ARGS)
 
-mutations: $(VENV)/.dev ## Break each promise on purpose; let random histories find it (HISTORIES=1000: at most so many)
+mutations: $(VENV)/.dev ## Check that random histories find each deliberate bug (HISTORIES=1000: at most 1,000 for each)
 	TRIPFOLD_MUTATION_HISTORIES=$(HISTORIES) $(BIN)/python -m pytest -n $(WORKERS) tests/fault/test_mutations.py $(ARGS)
 
 requirements: ## Pin the requirements again, with hashes (needs uv)
@@ -88,24 +88,24 @@ COMPILE := pyproject.toml $(COMPILE_OPTIONS)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Tripfold needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V). Set PYTHON to one." >&2; exit 1; }
+		{ echo "Tripfold needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V). Set PYTHON to a later one." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.local: $(VENV)/bin/python requirements/local.txt pyproject.toml
-	@echo "installing what the demo needs into $(VENV)"
+	@echo "installing the requirements of the demo into $(VENV)"
 	@$(PIP) install --require-hashes -r requirements/local.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python requirements/dev.txt pyproject.toml
-	@echo "installing what the tests need into $(VENV)"
+	@echo "installing the requirements of the tests into $(VENV)"
 	@$(PIP) install --require-hashes -r requirements/dev.txt
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The peers need other versions of what Tripfold and its tests use, so they have an environment of their own.
+# The peers need other versions of Tripfold's dependencies, so the benchmarks have their own environment.
 $(VENV)/bench/.installed: requirements/bench.txt pyproject.toml
-	@echo "installing what the benchmarks need into $(VENV)/bench"
+	@echo "installing the requirements of the benchmarks into $(VENV)/bench"
 	@$(PYTHON) -m venv $(VENV)/bench
 	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/bench.txt
 	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e .

@@ -1,13 +1,13 @@
-"""Every benchmark, one after the other: `make bench`, or `python -m bench`.
+"""Run every benchmark, one after the other: `make bench`, or `python -m bench`.
 
-A benchmark is a module of this package that runs by itself as well::
+A benchmark is a module of this package. It also runs by itself::
 
     python -m bench.NAME [--quick] [--runs N] [its own options] [--json FILE]
 
-It prints tables in Markdown (`bench.tables`), says in its docstring what it measures and where it is biased, writes
-all it found to FILE, and exits with another code than 0 if its contenders disagree or something it needs broke.
-Peers that are not installed are left out, and named on standard error. To add one, write the module and list it in
-`BENCHMARKS`: that is all. Each runs in a process of its own, so that none is measured with another's memory.
+A benchmark prints tables in Markdown (`bench.tables`) and writes all results to FILE. Its docstring says what it
+measures and where it is biased. It exits with a code other than 0 if its contenders disagree or a dependency failed.
+Peers that are not installed are left out, and named on standard error. To add a benchmark, write the module and list
+it in `BENCHMARKS`. Each runs in a process of its own, so that none is measured with another's memory.
 """
 
 from __future__ import annotations

@@ -1,22 +1,23 @@
-"""How fast events become summaries, next to Quix Streams doing the same keyed fold. Run it as `python -m bench.fold`.
+"""Measure how fast events become summaries, next to the same keyed fold in Quix Streams: `python -m bench.fold`.
 
-A topic holds city-day events of 200 countries, 2,740 a date as a million on 365 dates are: date by date as ingest
-publishes them, the cities of a date in any order, one of fifty corrected by a higher revision that may come first.
-Kafka is Apache Kafka where Java is, else the embedded one. Each contender reads all of it, in a process of its own, and
-keeps for each country-day the highest revision of every city and the totals over them:
+A topic holds city-day events of 200 countries, 2,740 for each date: a million on 365 dates. They come date by date, as
+ingest publishes them, and the cities of a date in any order. A higher revision, which may come first, corrects one city
+of fifty. Kafka is Apache Kafka where Java is installed, else the embedded one. Each contender reads the whole topic in
+a process of its own. It keeps for each country-day the highest revision of every city, and the totals over them:
 
 * `rebuild`: `tripfold rebuild --from kafka`, timed while it reads the topic. Every summary is on S3 then.
-* `aggregate`: the service's consumer and folder: the same, and each summary is published, and each batch committed.
+* `aggregate`: the service's consumer and folder. It also publishes each summary, and commits each batch.
 * `Quix Streams` (`bench.quix`): a StreamingDataFrame with state, as its documentation has it; the state of a
   country-day holds an entry for each city, and the totals. It ends in RocksDB and in a changelog topic.
 * `Quix Streams, no changelog`: the same without that topic: the state is on this machine's disk alone.
 
-What Tripfold stored is listed, and read again for some dates; Quix adds up what it changes. Sums that are not those of
-the events fail the benchmark. Then a country of many cities is folded: one changed city, and a full day.
+The benchmark lists Tripfold's stored summaries, and reads those of some dates again; Quix adds up its changes. Sums
+that differ from those of the events fail the benchmark. Then a country of many cities is folded: one changed city, and
+a full day.
 
 Tripfold writes to two stores. `a sink` (`bench.null_s3`) keeps summaries in memory, with compare-and-swap: it costs
 little, as the RocksDB that Quix writes to does, so this is the pair that compares the two. `SeaweedFS`, the embedded
-one, is what a laptop sees: a conditional write takes it a millisecond of the same two cores, which bounds everybody.
+one, is what a laptop has: a conditional write takes a millisecond of the same two cores, which limits everyone.
 
 Bias: Tripfold checks each field, encodes a whole ledger, and puts it over HTTP, signed; Quix writes to a local disk,
 and decodes with msgspec, without types. Its events are keyed by country-day in the key's deserializer, which saves it

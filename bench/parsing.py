@@ -1,14 +1,14 @@
-"""How fast a trip file is folded, next to what else one would fold it with. Run it as `python -m bench.parsing`.
+"""Measure how fast Tripfold totals a trip file, next to other parsers. Run it as `python -m bench.parsing`.
 
-Each contender folds the same file to the same five numbers (trips, passengers, accidents, total delay, trips on
-other dates), several times, each time in a process of its own; the table gives the median. CPU time is that of
-the fold alone, without starting Python or importing; peak memory is that of the whole process, and the row
-`imports only` says how much of it is there before a byte is read.
+Each contender totals the same file to the same five numbers: trips, passengers, accidents, total delay, trips on other
+dates. It does so several times, each time in a process of its own; the table gives the median. CPU time is that of
+parsing alone, without starting Python or importing. Peak memory is that of the whole process. The row `imports only`
+has the memory in use before a byte is read.
 
-Bias: the file is what the reference upstream writes, without white space and in one order of fields, every trip
-drawn anew so that no cache is favoured; the batch path was made for such files. Tripfold validates every field. The
-peers check what their types check, and use the same rule for delays as Tripfold, behind a cache; DuckDB only
-looks for whole seconds. The file is in the page cache for all.
+Bias: the file is as the reference upstream writes it, without white space and in one order of fields. The batch path
+was made for such files. Each trip is random, so that no cache is favoured. Tripfold validates every field. The peers
+check what their types check, and use the same rule for delays as Tripfold, behind a cache; DuckDB only reads whole
+seconds. The file is in the page cache for all.
 """
 
 from __future__ import annotations

@@ -1,19 +1,18 @@
-"""How fast a file goes from the upstream into S3, next to the same pipeline without parsing: `python -m bench.pipe`.
+"""Measure how fast a file goes from the upstream into S3, with and without parsing: `python -m bench.pipe`.
 
-Each contender takes one file (or several side by side) the way the worker does, with its own modules: the HTTP client
-of the upstream, the stream, the upload. They differ in what the stream's thread does with the bytes: `pass-through`
-hashes them, `Tripfold` hashes, validates and folds, the peers hash and fold with what else one might have taken. Each
-turn is a process of its own; contenders take turns, and the table gives medians of wall time, of the processor time of
-that process, and of its peak memory, with Python and all libraries in it. `held` is the longest that the event loop
-was held, as a task sees it that wants to run every 5 ms; on a machine with other work it includes the waiting for a
-core.
+Each contender takes one file, or several at once, through the worker's own modules: the HTTP client of the upstream,
+the stream, the upload. They differ in the work of the stream's thread: `pass-through` hashes the bytes, `Tripfold`
+hashes, validates and totals, the peers hash and total with another parser. Each turn is a process of its own, and
+contenders take turns. The table gives medians of wall time, and of that process's CPU time and peak memory, with Python
+and all libraries in it. `held` is the longest time for which the event loop was blocked. A task that should run every
+5 ms measures it; on a machine with other work it includes the waiting for a core.
 
 The benchmark leaves out one step after the other to show the CPU time of each.
 
 Bias: everything runs on this machine, so S3 and the upstream take processor time from the worker. Against SeaweedFS
 the store limits both contenders alike; the sink shows what the pipe itself can do. The file repeats a block of 32 MB of
-trips as the reference upstream writes them, from the page cache. The peers get files of a quarter of the size, for
-`json.loads` keeps all of one in memory, and do not look at what Tripfold validates.
+trips as the reference upstream writes them, from the page cache. The peers get files of a quarter of the size,
+because `json.loads` keeps a whole file in memory, and they do not check what Tripfold validates.
 """
 
 from __future__ import annotations
@@ -138,9 +137,10 @@ class _Bench:
                 turns[name].append(measured)
                 store_cpu_s[name].append(cpu_s(store.pid) - began_s)
         # Only a parser that was replaced adds nothing up.
-        for name, taken in turns.items():
-            assert (taken[0].sums is None) == (name in STEPS), f"{name} folds what it should not, or nothing"
-            self.results.append(_summed_up(store.name, name, streams, taken, store_cpu_s[name]))
+        for name, measured_turns in turns.items():
+            sums = measured_turns[0].sums
+            assert (sums is None) == (name in STEPS), f"{name} totals what it should not, or nothing"
+            self.results.append(_summed_up(store.name, name, streams, measured_turns, store_cpu_s[name]))
 
 
 def _summed_up(store: str, name: str, streams: int, turns: list[Measured], store_cpu_s: list[float]) -> Result:

@@ -1,16 +1,16 @@
-"""How fast the API answers `GET /country-stats`, next to other ways to read the same summaries.
+"""Measure how fast the API serves `GET /country-stats`, next to other ways to read the same summaries.
 
-`python -m bench.reader` starts the API as a process of its own over an S3 server of made-up summaries
-(`bench.summaries`: another process, which makes each object when it is asked for), and asks for a year and for ten of
-two hundred countries: with nothing known (cold), again (warm), again with its ETag (304), and after all summaries of
-one day changed. Then fifty clients ask for a month each at once. The peers read the year once each: the same API
-without a cache, and DuckDB. DuckDB's httpfs is not on any package index, so boto3 fetches for it, 32 objects side by
-side, and it parses and sums what came.
+`python -m bench.reader` starts the API as a process of its own. The API reads generated summaries from an S3 server
+(`bench.summaries`): another process, which makes each object on request. The benchmark requests one year, and ten
+years, of two hundred countries: with an empty cache (cold), again (warm), again with the ETag (304), and after all
+summaries of one day changed. Then fifty clients request a month each at once. The peers read the year once each: the
+same API without a cache, and DuckDB. DuckDB's httpfs is not on any package index, so boto3 fetches 32 objects at a time
+for it; DuckDB parses and sums them.
 
-Bias: everything is on one machine, so S3's latency is near to none, and its server takes CPU time from the API;
-over a network, requests count for more and CPU for less. That is why requests to S3 are in every row. An answer that
-takes longer than the API's own deadline is 503, and is asked for again: `tries` says how often; what was read by then
-is kept.
+Bias: everything is on one machine, so S3 has almost no latency, and its server takes CPU time from the API. Over a
+network, requests count for more and CPU for less, so every row has the requests to S3. A response that would take
+longer than the API's own deadline is 503, and is requested again: `tries` says how often. The API keeps what it has
+read by then.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Measures how cities with errors delay the others. Run it as `python -m bench.slow_cities`.
+"""Measure how cities with errors delay the others. Run it as `python -m bench.slow_cities`.
 
-An upstream answers five of fifty cities with 503 after a second, and the others with a small file at once. A real
-worker takes all fifty tasks from the embedded Kafka and writes to SeaweedFS, and it is measured how long the 45 good
-ones take: by themselves, and among all fifty. It is done with twelve partitions, and with all tasks in one.
+An upstream returns 503 after a second for five of fifty cities, and a small file at once for the others. A real worker
+takes all fifty tasks from the embedded Kafka and writes to SeaweedFS. The benchmark measures how long the 45 good
+cities take: alone, and among all fifty. It does so with twelve partitions, and with all tasks in one.
 
-Bias: upstream, worker, broker and store share the machine's cores, so the good cities take longer by themselves than
-they would; the seconds that the bad ones take are the upstream's and stay. The limit on requests a second is lifted.
+Bias: upstream, worker, broker and store share the machine's cores, so the good cities take longer alone than they
+would elsewhere. The upstream sets the time of the bad cities. There is no limit on requests a second.
 """
 
 from __future__ import annotations

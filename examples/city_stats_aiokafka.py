@@ -3,8 +3,8 @@
     python examples/city_stats_aiokafka.py
 
 reads ``city-stats`` from its beginning to its present end, and prints a line of JSON for each country-day. It keeps
-for each city of a country-day the record of the highest ``revision``: adding up records as they come would count a
-corrected file twice, and a city that moved to another country in both.
+for each city of a country-day the record of the highest ``revision``. The sum over all records would count a corrected
+file twice, and a city that moved to another country in both.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
     python examples/rebuild_table.py --database city_days.sqlite
     sqlite3 city_days.sqlite 'select * from country_days'
 
-takes in what the topic holds and ends; run again it goes on where it stopped, and with ``--follow`` it does not end.
-Delete the file, and the next run builds the table again.
+reads the topic to its end and exits. The next run continues from there; with ``--follow`` it does not exit. Delete the
+file, and the next run builds the table again.
 
-Offsets are kept in the database, in the transaction of the rows they stand for: killed at any moment, it repeats or
-loses nothing. A row is replaced only by a higher ``revision``, since an older record can come after a newer one. A
-retraction stays as a row without figures, for the same reason: a statistic it took away may come once more.
+The database keeps the offsets, written in the same transaction as their rows: a kill at any moment repeats or loses
+nothing. Only a higher ``revision`` replaces a row, since an older record can come after a newer one. A retraction stays
+as a row without figures, for the same reason: a statistic that it retracted may come once more.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def main() -> None:
     with closing(consumer), closing(sqlite3.connect(options.database)) as database:
         database.executescript(SCHEMA)
         count = run(consumer, database, options.topic_prefix + "city-stats", follow=options.follow)
-    print(f"{count} records taken in")
+    print(f"{count} records read")
 
 
 if __name__ == "__main__":

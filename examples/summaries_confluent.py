@@ -3,8 +3,8 @@
     python examples/summaries_confluent.py
     python examples/summaries_confluent.py --follow
 
-reads ``country-day-summaries`` to its present end, prints a line of JSON for each country-day, and with ``--follow``
-goes on with each that changes. Of the records of a key the highest ``version`` counts, never simply the last.
+reads ``country-day-summaries`` to its present end, and prints a line of JSON for each country-day. Then ``--follow``
+prints each that changes. The record with the highest ``version`` of its key counts, which may not be the last.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python examples/summaries_duckdb.py --from 2024-05-01 --to 2024-05-31
 
-prints a line of JSON for each country-day. Summaries lie under ``summaries/generation=N/date=D/country=C.json``. Which
-generation is live stands in ``state/current.json``: a rebuild makes another one and moves that pointer, so N is read
-from there each time, and again at the end, lest the query has seen a generation that was dropped meanwhile.
+prints a line of JSON for each country-day. Summaries lie under ``summaries/generation=N/date=D/country=C.json``.
+``state/current.json`` names the live generation N: a rebuild makes another one and moves that pointer. So the example
+reads N each time, and again at the end, in case the generation was dropped during the query.
 
-DuckDB reads the objects through s3fs. With its own extension ``httpfs``, which ``INSTALL httpfs`` downloads, leave out
-``register_filesystem`` and make a secret in its place::
+DuckDB reads the objects through s3fs. It can also use its own extension ``httpfs``, which ``INSTALL httpfs`` downloads.
+Then leave out ``register_filesystem``, and make a secret in its place::
 
     CREATE SECRET (TYPE s3, PROVIDER credential_chain, ENDPOINT '127.0.0.1:8333', URL_STYLE 'path', USE_SSL false)
 """

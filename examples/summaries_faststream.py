@@ -2,11 +2,11 @@
 
     python examples/summaries_faststream.py
 
-prints a line of JSON for each summary that is newer than the one it knew, and goes on until Ctrl-C. Records come at
-least once, and an older one can come after a newer one: of a key the highest ``version`` counts.
+prints a line of JSON for each summary that is newer than the last one of its key, until Ctrl-C. Records come at least
+once, and an older one can come after a newer one: the highest ``version`` of a key counts.
 
-It reads the topic whenever it starts, in no consumer group: what it knows is in memory alone. A consumer that keeps
-what it knows in a database commits its offsets there, as ``rebuild_table.py`` does.
+It reads the whole topic at each start, in no consumer group, since it keeps its state only in memory. A consumer that
+keeps its state in a database commits its offsets there, as ``rebuild_table.py`` does.
 """
 
 from __future__ import annotations

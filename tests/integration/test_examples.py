@@ -1,8 +1,8 @@
 """The examples for downstream teams, each run as its user runs it, against one Tripfold: they agree with the API.
 
-The bucket and the topics hold what makes naive consumers wrong: a file that was corrected, a city that moved to
-another country, what a crashed worker left, records that come again, records that are no events, a byte order mark,
-repeated fields, and names that keys have to escape.
+The bucket and the topics hold data that a naive consumer gets wrong. There is a corrected file, a city that moved to
+another country, and an upload of a crashed worker. There are repeated records, records that are no events, a byte order
+mark, repeated fields, and names that keys have to escape.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ async def test_own_table(tripfold: Running, served: Figures, tmp_path: Path) -> 
     await run(tripfold, *arguments)
     assert _table(path) == served
     [again], _ = await run(tripfold, *arguments)
-    assert again == "0 records taken in"
+    assert again == "0 records read"
     with sqlite3.connect(path) as database:
         database.execute("delete from city_days where country = 'portugal'")
         database.execute("update offsets set next = case partition when 0 then 10000000 else 0 end")

@@ -192,7 +192,7 @@ async def test_a_date_requested_twice_at_once_counts_once(upstream: UpstreamServ
 
 
 async def test_a_backlog_completes_in_the_order_of_its_requests(upstream: UpstreamServer, tripfold: Running) -> None:
-    """Of ten requests in a row, the tasks of an early one are done before those of a late one."""
+    """The tasks of an early request in a backlog of ten are done before those of a late one."""
     dates = [f"2024-08-{day:02}" for day in range(1, 11)]
     for city in range(12):
         upstream.add_city(city, f"City {city}", "Peru")

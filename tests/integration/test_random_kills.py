@@ -1,10 +1,9 @@
 """Ingest killed with SIGKILL at random under load.
 
-The fault model: a process may end between any two of its instructions, with parts of an upload under way, with the
-manifest swapped and nothing published, with everything published and nothing committed. Several dates are being
-processed; the planner or the worker dies a random moment after the worker began to download, and is started again by
-its supervisor. Afterwards every stored file is compared with the upstream's own bytes, and every number with what
-those bytes add up to.
+The fault model: a process may end between any two of its instructions. Parts of an upload may be under way, the
+manifest written and nothing published, or everything published and nothing committed. Several dates are in progress.
+The test kills the planner or the worker at a random time after the first download; its supervisor starts it again.
+Then the test compares every stored file with the upstream's own bytes, and every number with the sums of those bytes.
 
 TRIPFOLD_TEST_KILLS and TRIPFOLD_TEST_KILL_DATES make it longer (`make soak`); TRIPFOLD_TEST_SEED repeats a run, up to
 the timing of the machine. A failing run prints its seed.

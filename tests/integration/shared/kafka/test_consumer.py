@@ -116,8 +116,8 @@ async def test_a_country_day_is_in_one_partition(settings: Settings) -> None:
     assert len(set.union(*partitions.values())) > 1
 
 
-async def test_a_handler_with_faults_gets_its_batch_again(settings: Settings) -> None:
-    """A fault is waited out with the batch in hand, visibly; then the batch is handled, and nothing is skipped."""
+async def test_failed_batch_is_retried(settings: Settings) -> None:
+    """A failed batch is retried, and health shows the fault; then the batch is handled, and nothing is skipped."""
     health = Health()
     collector = Collector(KafkaUnavailable("away"), RuntimeError("a fault of our own"))
     async with publisher_of(settings) as publisher, consuming(settings, Topic.CITY_STATS, collector, health=health):
@@ -146,7 +146,7 @@ async def test_a_stopped_handler_gives_its_batch_back(settings: Settings) -> Non
 
 
 async def test_a_committed_batch_does_not_come_again(settings: Settings) -> None:
-    """What was handled before a restart is not handled after it."""
+    """A batch that was handled before a restart is not handled after it."""
     async with publisher_of(settings) as publisher:
         for day in (1, 2):
             collector = Collector()
@@ -158,7 +158,7 @@ async def test_a_committed_batch_does_not_come_again(settings: Settings) -> None
 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"\xff\xfe", b'{"type":"process-requested"}', b"[" * 100_000, None])
-async def test_poison_is_buried_as_it_came(settings: Settings, value: bytes | None) -> None:
+async def test_poison_goes_to_dead_letters_unchanged(settings: Settings, value: bytes | None) -> None:
     """A record that is no event goes to the dead letters with its origin and headers; the rest of the batch counts."""
     name = settings.topic_prefix + Topic.PROCESS_REQUESTS.value
     good = requested(2)
@@ -180,16 +180,16 @@ async def test_poison_is_buried_as_it_came(settings: Settings, value: bytes | No
         collector = Decoding()
         async with consuming(settings, Topic.PROCESS_REQUESTS, collector):
             await eventually(partial(collector.has, 2), "both records")
-        buried = await records_of(settings, Topic.DEAD_LETTERS)
+        dead_letters = await records_of(settings, Topic.DEAD_LETTERS)
     assert seen == [good]
-    assert [(one.key, one.value) for one in buried] == [(b"k", value)]
-    headers = dict(buried[0].headers)
+    assert [(one.key, one.value) for one in dead_letters] == [(b"k", value)]
+    headers = dict(dead_letters[0].headers)
     assert headers["odd"] == b"\xff"
     assert headers["tripfold_origin_topic"] == b"process-requests"
     assert headers["tripfold_error"]
 
 
-async def test_poison_of_a_batch_that_is_tried_again_is_buried_once(settings: Settings) -> None:
+async def test_poison_of_a_retried_batch_becomes_one_dead_letter(settings: Settings) -> None:
     """However often a batch is tried, each of its poison records becomes one dead letter."""
     name = settings.topic_prefix + Topic.PROCESS_REQUESTS.value
     collector = Collector(*(KafkaUnavailable("away") for _ in range(5)))
@@ -211,7 +211,7 @@ async def test_poison_of_a_batch_that_is_tried_again_is_buried_once(settings: Se
 
 
 async def test_a_newer_contract_stops_the_service_and_loses_nothing(settings: Settings) -> None:
-    """An event of a later version is neither skipped nor buried until an operator says so; the service is not ready."""
+    """An event of a later version stops its service until an operator skips it; the service is not ready."""
     store = MemoryStore(utc_now)
     name = settings.topic_prefix + Topic.PROCESS_REQUESTS.value
     health = Health()

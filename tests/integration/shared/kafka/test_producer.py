@@ -1,7 +1,7 @@
-"""What the services need of a log: the fake and the broker do it alike, the embedded one or a real Apache Kafka.
+"""The contract of the log, for the fake, the embedded broker and a real Apache Kafka.
 
-So what is proven over the fake holds of a real one, as far as it depends on what is said here. A member of a group
-takes the next batch and commits it, or leaves without: over Kafka it is the services' own way of consuming.
+A test over the fake also holds for a real broker, as far as it depends on this contract. A member of a group takes the
+next batch and commits it, or leaves without a commit. Over Kafka, members use the services' own consumer.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Log(Protocol):
 
     @property
     def publisher(self) -> LogPublisher:
-        """What publishes events, and records as they are."""
+        """The publisher of events, and of records as they are."""
 
     async def join(self, group: str, topic: Topic) -> Member:
         """Become the member of a group; one that was before is taken for dead."""
@@ -223,7 +223,7 @@ async def log(request: pytest.FixtureRequest, settings: Settings) -> AsyncIterat
 
 
 def retracted(city: int, revision: int, country: str = "peru") -> OutgoingEvent:
-    """Make a small event: its key is of the country-day, its revision tells it apart."""
+    """Make a small event: its key is of the country-day, its revision identifies it."""
     return OutgoingEvent(
         CityDayRetracted(date=DATE, country=CountrySlug(country), city_id=CityId(str(city)), revision=revision)
     )
@@ -326,7 +326,7 @@ async def test_groups_do_not_disturb_each_other(log: Log) -> None:
 
 
 async def test_a_group_is_taken_over(log: Log) -> None:
-    """Who joins gets what the member before had taken and not committed, while that one still believes to be in it."""
+    """A new member gets the uncommitted batch of the former one, which does not yet know that it was replaced."""
     await log.publisher.publish([retracted(1, 1)])
     first = await log.join("takeover", Topic.CITY_STATS)
     assert revisions(await first.take()) == [1]
@@ -361,7 +361,7 @@ async def test_an_empty_topic_is_read_at_once(log: Log) -> None:
 
 
 async def test_publishing_waits_for_every_event(log: Log) -> None:
-    """What was published by several tasks side by side is all there when they have returned."""
+    """When several tasks have published at once and returned, every event is in the log."""
     await asyncio.gather(*(log.publisher.publish([requested(day)]) for day in range(1, 21)))
     assert len(await read(log, Topic.PROCESS_REQUESTS)) == 20
 

@@ -1,6 +1,6 @@
-"""What the services and an operator's commands need of a bucket: the fake, moto's server and SeaweedFS do it alike.
+"""The contract of the object store, for the fake, moto's server and SeaweedFS.
 
-So what is proven over the fake holds of a real one, as far as it depends on what is said here.
+A test over the fake also holds for a real store, as far as it depends on this contract.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ async def test_a_swap_needs_the_current_etag(store: ObjectStore) -> None:
     assert (found.body, found.etag) == (b"2", second)
 
 
-async def test_of_racing_swaps_one_wins(store: ObjectStore, request: pytest.FixtureRequest) -> None:
-    """Of several writers that read the same object, exactly one swaps it."""
+async def test_one_of_racing_swaps_wins(store: ObjectStore, request: pytest.FixtureRequest) -> None:
+    """Exactly one of several writers that read the same object replaces it."""
     _skip_on_moto(request)
     etag = await store.compare_and_swap("a.json", b"start", etag=None)
 
@@ -124,8 +124,8 @@ async def test_of_racing_swaps_one_wins(store: ObjectStore, request: pytest.Fixt
     assert [found.body] == [f"{winner}".encode() for winner in winners]
 
 
-async def test_of_racing_creations_one_wins(store: ObjectStore, request: pytest.FixtureRequest) -> None:
-    """Of several writers that found nothing, exactly one creates the object, and the others have lost."""
+async def test_one_of_racing_creations_wins(store: ObjectStore, request: pytest.FixtureRequest) -> None:
+    """Exactly one of several writers that found no object creates it; the others get a conflict."""
     _skip_on_moto(request)
 
     async def create(number: int) -> int | None:
@@ -153,7 +153,7 @@ async def test_a_swap_sent_again_loses_to_itself(store: ObjectStore) -> None:
 
 
 async def test_equal_bytes_have_equal_etags(store: ObjectStore) -> None:
-    """The ETag of a small object tells its bytes apart, and nothing else: who wrote them does not show."""
+    """The ETag of a small object depends on its bytes alone, not on their writer."""
     first = await store.compare_and_swap("a.json", b"1", etag=None)
     second = await store.compare_and_swap("b.json", b"1", etag=None)
     third = await store.compare_and_swap("b.json", b"2", etag=second)
@@ -251,7 +251,7 @@ async def test_a_stream_is_the_whole_object(store: AdminObjectStore) -> None:
 
 
 async def test_ages_are_by_the_clock_of_the_store(store: AdminObjectStore) -> None:
-    """What was written just now is no older than a moment, by the store's own time."""
+    """An object written just now is no older than a moment, by the store's own clock."""
     before = await store.now()
     await store.put("a.json", b"1")
     (listed,) = [one async for one in store.list("a")]
@@ -306,8 +306,8 @@ async def test_an_upload_without_an_end_is_listed_until_it_ends(store: AdminObje
     assert await keys_of(store) == ["raw/city=1/one.json"]
 
 
-async def test_an_upload_that_was_taken_away_cannot_be_completed(store: AdminObjectStore) -> None:
-    """What the clean-up aborts is gone for its writer too, who sees a fault; aborting it again does nothing."""
+async def test_an_aborted_upload_cannot_be_completed(store: AdminObjectStore) -> None:
+    """An upload that gc aborts is gone for its writer too, which gets an error; aborting it again does nothing."""
     upload = store.upload("raw/city=1/one.json")
     await upload.write(bytes(UPLOAD_PART_BYTES))
     await upload.write(b"1")

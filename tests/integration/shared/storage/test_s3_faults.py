@@ -1,4 +1,4 @@
-"""Whatever a store answers that is no success is a fault of the surroundings: no lost race, no missing object."""
+"""Every error response of a store is a dependency outage, not a CAS conflict or a missing object."""
 
 from __future__ import annotations
 
@@ -188,8 +188,8 @@ async def test_a_listing_that_is_not_whole_is_a_fault(listing: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["", "ETag: \r\n"], ids=["no ETag", "an empty ETag"])
-async def test_an_answer_without_an_etag_is_a_fault(field: str) -> None:
-    """What could not be swapped again by its ETag is neither read nor written: the write may have happened."""
+async def test_a_response_without_an_etag_is_an_outage(field: str) -> None:
+    """A response without an ETag is an error for reads and writes, although the write may have happened."""
     head = f"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n{field}Connection: close\r\n\r\n1".encode()
     async with answering(lambda _: head) as store:
         for name in ("get", "get the head", "create", "swap"):

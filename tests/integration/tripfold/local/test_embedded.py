@@ -1,7 +1,7 @@
 """The embedded stack, with the real S3 server and the real broker.
 
-The fault model: a child is killed with -9, the whole process that runs a stack is killed with -9, and two stacks, or a
-stack and a stranger, want the same directory or the same port.
+The fault model: a child is killed with -9, or the whole process that runs a stack is. Two stacks, or a stack and
+another program, use the same directory or the same port.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ async def test_an_object_is_swapped_by_comparison(services: EmbeddedServices) ->
 
 
 async def test_records_come_out_as_they_went_in(services: EmbeddedServices) -> None:
-    """What is produced is consumed, in order."""
+    """Records are consumed in the order in which they were produced."""
     await produce(services, "in-order", b"1", b"2", b"3")
     assert await consume(services, "in-order", 3) == [b"1", b"2", b"3"]
 
@@ -316,7 +316,7 @@ def test_a_missing_wheel_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 
 def test_the_binaries_are_programs_not_scripts() -> None:
-    """What is run is the binary itself: a script around it would take the signals."""
+    """The stack runs the binaries themselves: a script around one would receive the signals."""
     for path in (find_binary("weed"), find_binary("noida-db")):
         assert os.access(path, os.X_OK)
         assert path.read_bytes()[:2] != b"#!"

@@ -58,8 +58,8 @@ def processes_of(data_dir: Path) -> list[str]:
     return found
 
 
-async def test_up_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    """What was processed before Ctrl-C is served after a new start, and nothing runs in between."""
+async def test_up_continues_where_it_stopped(tmp_path: Path) -> None:
+    """Dates processed before Ctrl-C are served after a new start, and nothing runs in between."""
     trips = make_trips(1, 500, DATE)
     port = free_port("the API of a test")
     arguments = ("--data-dir", str(tmp_path / "data"), "--port", str(port))

@@ -192,7 +192,7 @@ async def test_current_copy_wins_over_range(client: httpx.AsyncClient) -> None:
 
 
 async def test_without_etags() -> None:
-    """With ETags off none is sent and no condition holds."""
+    """The upstream sends no ETag and ignores conditions when ETags are off."""
     async with serving(UpstreamOptions(cities=4, trips_per_city=3000, etag=False)) as client:
         plain = await client.get(PATH, headers={"If-None-Match": "*"})
         resumed = await client.get(PATH, headers={"Range": "bytes=0-9", "If-Range": FILE.etag})
@@ -202,7 +202,7 @@ async def test_without_etags() -> None:
 
 
 async def test_without_ranges() -> None:
-    """With ranges off none is offered and the whole file comes."""
+    """The upstream offers no ranges and sends the whole file when ranges are off."""
     async with serving(UpstreamOptions(cities=4, trips_per_city=3000, ranges=False)) as client:
         response = await client.get(PATH, headers={"Range": "bytes=0-9"})
     assert response.status_code == 200

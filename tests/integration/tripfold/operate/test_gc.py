@@ -1,8 +1,8 @@
-"""The clean-up beside a running ingest, on a real store.
+"""The command gc beside a running ingest, on a real store.
 
-The fault model: workers race for the same city-days, so that many raw objects are written and lose; the clean-up runs
-again and again meanwhile, with the shortest age that it takes. Whatever a manifest names, now or in its history, is
-there at every moment.
+The fault model: workers race for the same city-days, so that they write many raw objects and lose most races. gc runs
+again and again meanwhile, with the shortest age that it accepts. Each object that a manifest names, now or in its
+history, exists at every moment.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ async def missing(store: S3Store) -> list[str]:
     return sorted(named - present)
 
 
-async def test_the_cleanup_robs_no_running_ingest(settings: Settings) -> None:
-    """Beside racing workers the clean-up deletes what lost, and never what a manifest names."""
+async def test_gc_keeps_objects_of_a_running_ingest(settings: Settings) -> None:
+    """The command gc deletes objects that lost a race of workers, and never one that a manifest names."""
     deleted: list[str] = []
     async with SlowStore(settings) as store:
         await store.create_bucket()

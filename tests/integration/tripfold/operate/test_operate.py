@@ -174,7 +174,7 @@ async def test_a_bucket_that_is_missing_is_not_made_by_being_examined(settings: 
 
 
 async def test_a_bucket_is_streamed_and_told_the_time(embedded: EmbeddedServices) -> None:
-    """A large object comes whole in chunks, a missing one is told as such, and the store tells a time close to ours."""
+    """A large object comes whole in chunks, a missing one is reported, and the store's clock is close to ours."""
     async with S3Store(isolated_settings(embedded)) as store:
         await store.create_bucket()
         body = bytes(range(256)) * 20_000

@@ -1,4 +1,4 @@
-"""What fails, and the operator's way to put it right: bad files, deadly files, requests and dead letters."""
+"""Failures and the operator's repairs: bad files, files that crash the worker, requests and dead letters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POISON = ROOT / "tests" / "poison"
 
 
 async def test_what_failed_is_found_and_put_right(embedded: EmbeddedServices, tmp_path: Path) -> None:
-    """A bad and a deadly file lie in quarantine while the rest is served; put right, each is taken up by a command."""
+    """A bad file and one that crashes the worker are quarantined; a command processes each after its correction."""
     trips = {city: make_trips(city, 40, DATE) for city in (1, 2, 3)}
     with UpstreamServer() as upstream:
         for city, file in trips.items():
