@@ -12,10 +12,10 @@ makes these comparisons:
 
 - The sums over all manifests, by country and date, with the API's response.
 
-- With ``--kafka``: the same sums with the two compacted topics. The oracle keeps the highest revision or version of
-  each key. The topic of dead letters must be empty.
+- The same sums with the two compacted topics, if ``--kafka`` is given. The oracle keeps the highest revision or version
+  of each key. The topic of dead letters must be empty.
 
-- With ``--truth``: the API's response with the sums over the upstream's current files.
+- If ``--truth`` is given, the API's response with the sums over the upstream's current files.
 
 It prints one JSON object with ``city_days``, ``country_days``, ``trips``, and a list of ``differences``. The exit code
 is 1 if there is a difference.

@@ -303,7 +303,7 @@ async def stopped_in_the_middle(world: World) -> Process:
     batch = world.log.take("worker", ROLES["worker"].topic, ROLES["worker"].batch_records_max)
     handling = asyncio.ensure_future(process.process(batch))
     async with asyncio.timeout(10):
-        while note(world) is None:  # noqa: ASYNC110  # what is looked at has no event
+        while note(world) is None:  # noqa: ASYNC110  # a write to the store has no event
             await asyncio.sleep(0)
     process.retrier.stopping.set()
     with pytest.raises(Stopping):

@@ -5,7 +5,7 @@ manifest written and nothing published, or everything published and nothing comm
 The test kills the planner or the worker at a random time after the first download; its supervisor starts it again.
 Then the test compares every stored file with the upstream's own bytes, and every number with the sums of those bytes.
 
-TRIPFOLD_TEST_KILLS and TRIPFOLD_TEST_KILL_DATES make it longer (`make soak`); TRIPFOLD_TEST_SEED repeats a run, up to
+TRIPFOLD_TEST_KILLS and TRIPFOLD_TEST_KILL_DATES make it longer (`make soak`). TRIPFOLD_TEST_SEED repeats a run, up to
 the timing of the machine. A failing run prints its seed.
 """
 

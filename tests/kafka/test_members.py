@@ -85,7 +85,7 @@ async def test_a_handler_slower_than_its_poll_interval_does_no_harm(tripfold: Tr
             location = await tripfold.post(date)
             await eventually(downloaded_twice, "two workers to process one message")
         finally:
-            # With slow downloads the group keeps rebalancing, and no commit succeeds.
+            # While downloads are slow the group keeps rebalancing, and no commit succeeds.
             system.upstream.pause_s = 0.0
         await tripfold.completed(location)
         await tripfold.assert_exact(date)

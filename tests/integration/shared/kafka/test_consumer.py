@@ -127,7 +127,7 @@ async def test_failed_batch_is_retried(settings: Settings) -> None:
     assert health.faults == {}
 
 
-async def test_a_stopped_handler_gives_its_batch_back(settings: Settings) -> None:
+async def test_a_batch_of_a_stopped_service_is_delivered_again(settings: Settings) -> None:
     """A service that is stopped while it waits commits nothing; the next one gets the batch."""
     stuck = Collector(*(KafkaUnavailable("away") for _ in range(10_000)))
     health = Health()

@@ -63,7 +63,7 @@ class Rereading(TopicReader, PairReader, Protocol):
 
 
 class Log(Protocol):
-    """A log, as this suite tries it."""
+    """A log under test."""
 
     @property
     def publisher(self) -> LogPublisher:

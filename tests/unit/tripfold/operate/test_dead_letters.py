@@ -45,7 +45,7 @@ class Cemetery:
     async def send_to_dead_letters(
         self, topic: Topic, value: bytes | None, *, key: bytes | None = b"2024-05-01/7"
     ) -> None:
-        """Bury a record that came to a topic."""
+        """Send a record of a topic to the dead letters."""
         record = self.log.append(topic, key, value, HEADERS)
         await self.publisher.send_to_dead_letters(record, f"not an event of {topic.value}: \x1b[31m")
         self._stamp()
@@ -183,7 +183,7 @@ async def test_dead_letters_of_several_partitions_are_sent_back_oldest_first(cem
 
 
 async def test_a_command_that_dies_before_its_mark_may_send_again(cemetery: Cemetery) -> None:
-    """A letter counts as sent back only once its mark is there: what dies in between loses nothing."""
+    """A dead letter counts as sent back only once its mark is written: a crash before that loses nothing."""
 
     class Dying(MemoryPublisher):
         async def publish_record(
@@ -203,7 +203,7 @@ async def test_a_command_that_dies_before_its_mark_may_send_again(cemetery: Ceme
 
 @pytest.mark.parametrize("letter_id", ["0/99", "x", "1", "-1/3", "1/2/3"])
 async def test_a_letter_that_is_not_there_is_named(cemetery: Cemetery, letter_id: str) -> None:
-    """An id that is none, or of no letter, is refused with a sentence."""
+    """An invalid id, or one of no dead letter, is refused with a sentence."""
     with pytest.raises(UnknownLetter, match=letter_id):
         await read_letter(cemetery.open, letter_id)
 
