@@ -99,7 +99,7 @@ def test_head_of_an_event_stream_ends_at_once() -> None:
     assert answer.headers["content-type"].startswith("text/event-stream")
 
 
-def test_allowed_methods(client: Client) -> None:
+def test_allow_lists_the_methods_of_a_path(client: Client) -> None:
     """Allow lists HEAD wherever it lists GET, and OPTIONS ignores the query."""
     assert client.put("/country-stats").headers["allow"] == "GET, HEAD, OPTIONS"
     refused = client.head("/process-request")
@@ -132,7 +132,7 @@ def test_unexpected_error_is_500_with_the_id_of_its_log_entry(monkeypatch: pytes
     assert isinstance(fields["exc_info"], TypeError)
 
 
-def test_examples_of_problems(client: Client) -> None:
+def test_examples_of_problems_have_the_status_of_their_response(client: Client) -> None:
     """Each example of a problem in the OpenAPI document has the status of its response."""
     paths = client.get("/schema/openapi.json").json()["paths"]
     told = {
@@ -146,7 +146,7 @@ def test_examples_of_problems(client: Client) -> None:
     assert all(int(status) == of_example for status, of_example in told)
 
 
-def test_alive(client: Client) -> None:
+def test_liveness_does_not_depend_on_s3_and_kafka(client: Client) -> None:
     """The liveness check does not depend on S3 and Kafka."""
     assert client.get("/health/live").json() == {"live": True}
 
@@ -159,14 +159,14 @@ async def _unreachable() -> None:
     raise KafkaUnavailable("no broker answers")
 
 
-def test_ready() -> None:
+def test_api_is_ready_when_it_reaches_its_dependencies() -> None:
     """An API that can reach everything is ready."""
     with World().client(checks={"s3": _reachable, "kafka": _reachable}) as client:
         answer = client.get("/health/ready")
     assert (answer.status_code, answer.json()) == (200, {"ready": True, "faults": {}})
 
 
-def test_not_ready() -> None:
+def test_api_without_kafka_is_not_ready_and_still_serves_reads() -> None:
     """An API that cannot reach Kafka is not ready, says why, and still serves what can be read."""
     world = World()
     world.fold_in(stats("armenia"))
@@ -180,7 +180,7 @@ def test_not_ready() -> None:
         assert metric(client, "tripfold_ready") == 0.0
 
 
-async def test_probes_are_shared() -> None:
+async def test_concurrent_readiness_checks_share_one_probe() -> None:
     """Concurrent readiness checks share one probe, which is valid for a second."""
     probes = 0
     now_s = 100.0
@@ -198,8 +198,8 @@ async def test_probes_are_shared() -> None:
     assert probes == 2
 
 
-async def test_readiness_recovers() -> None:
-    """A fault is reported as long as it lasts, and no longer."""
+async def test_readiness_recovers_when_the_fault_ends() -> None:
+    """A fault is reported only while it lasts."""
     now_s = 100.0
     faults = [StoreUnavailable("S3 is down"), ValueError("odd"), None]
     state = Health()
@@ -237,8 +237,8 @@ async def test_kafka_check_fails_without_a_broker() -> None:
         await KafkaPublisher(settings, source="test").check()
 
 
-def test_access_log(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each request is one line: method, path, status and time, never the query."""
+def test_access_log_has_one_line_per_request_without_the_query(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each request makes one line with method, path, status and time, never the query."""
     recorder = Recorder()
     monkeypatch.setattr(access_log, "_log", recorder)
     client.get("/country-stats?from=2024-05-01&to=2024-05-01&token=secret")
@@ -253,7 +253,7 @@ def test_access_log(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in str(recorder.entries)
 
 
-def test_metrics(client: Client) -> None:
+def test_requests_are_counted_by_route(client: Client) -> None:
     """Requests are counted by route, not by path; requests that match no route share one label."""
     before = metric(client, "tripfold_http_request_seconds_count", method="other", route="unmatched", status="405")
     client.get("/process-requests/one")
@@ -280,13 +280,13 @@ def metric(client: Client, name: str, **labels: str) -> float:
     return sum(sample.value for sample in samples if sample.labels == labels)
 
 
-def test_document_is_openapi(document: dict[str, Any]) -> None:
+def test_document_is_valid_openapi(document: dict[str, Any]) -> None:
     """The document is valid OpenAPI 3.1."""
     assert document["openapi"].startswith("3.1.")
     validate(document)
 
 
-def test_documented_operations(document: dict[str, Any]) -> None:
+def test_every_operation_is_documented(document: dict[str, Any]) -> None:
     """Every operation is documented, with a summary and a description."""
     operations = {
         (method, path): operation for path, item in document["paths"].items() for method, operation in item.items()
@@ -309,8 +309,8 @@ def test_documented_operations(document: dict[str, Any]) -> None:
     assert all(operation["summary"] and operation["description"] for operation in operations.values())
 
 
-def test_documented_parameters(document: dict[str, Any]) -> None:
-    """Parameters are documented as the operation takes them: ``from`` and ``to`` are required dates."""
+def test_parameters_are_documented_as_the_operation_accepts_them(document: dict[str, Any]) -> None:
+    """Parameters are documented as the operation accepts them: ``from`` and ``to`` are required dates."""
     parameters = {
         parameter["name"]: parameter for parameter in document["paths"]["/country-stats"]["get"]["parameters"]
     }
@@ -320,7 +320,7 @@ def test_documented_parameters(document: dict[str, Any]) -> None:
     assert all(parameter["description"] and parameter["examples"] for parameter in parameters.values())
 
 
-def test_documented_problems(document: dict[str, Any]) -> None:
+def test_every_error_is_documented_as_a_problem(document: dict[str, Any]) -> None:
     """Every error of an operation is documented as a problem."""
     for path, item in document["paths"].items():
         for operation in item.values():
@@ -332,7 +332,7 @@ def test_documented_problems(document: dict[str, Any]) -> None:
             assert all(set(answer["content"]) == {PROBLEM} for answer in errors.values()), path
 
 
-def test_documented_answer(document: dict[str, Any]) -> None:
+def test_the_figures_of_a_day_are_documented_as_required(document: dict[str, Any]) -> None:
     """The four figures of a day are required; the details are documented, and optional."""
     day = document["components"]["schemas"]["DayStats"]
     assert set(day["required"]) == {"bus_count", "passenger_count", "exist_accident", "average_delay_s"}
@@ -341,8 +341,8 @@ def test_documented_answer(document: dict[str, Any]) -> None:
     assert [set(example["value"]) for example in content["examples"].values()] == [{"armenia"}, {"armenia"}]
 
 
-def test_docs_need_nobody_else(client: Client) -> None:
-    """The page of the documentation loads what it needs from this service alone."""
+def test_the_documentation_loads_nothing_from_other_hosts(client: Client) -> None:
+    """The page of the documentation loads all its parts from this service."""
     page = client.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
@@ -355,8 +355,8 @@ def test_docs_need_nobody_else(client: Client) -> None:
     assert '"/schema/openapi.json"' in client.get("/docs/start.js").text
 
 
-def test_the_page_needs_nobody_else(client: Client) -> None:
-    """The page at the root loads its parts from this service alone, without script or style in place."""
+def test_the_page_loads_nothing_from_other_hosts(client: Client) -> None:
+    """The page at the root loads all its parts from this service, without inline scripts or styles."""
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
     addresses = re.findall(r'(?:src|href)="([^"]+)"', page.text)
@@ -372,8 +372,8 @@ def test_the_page_needs_nobody_else(client: Client) -> None:
         assert not re.search("https?://", text), name
 
 
-def test_the_page_is_asked_for_once(client: Client) -> None:
-    """A browser that has a part of the page is told that it is still the same."""
+def test_unchanged_parts_of_the_page_are_304(client: Client) -> None:
+    """A browser that has a part of the page gets 304 while the part is unchanged."""
     etag = client.get("/page/main.js").headers["etag"]
     answer = client.get("/page/main.js", headers={"If-None-Match": etag})
     assert (answer.status_code, answer.content) == (304, b"")

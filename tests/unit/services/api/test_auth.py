@@ -52,7 +52,7 @@ def test_page_documentation_and_health_need_no_key(path: str) -> None:
         assert client.get(path).status_code == 200
 
 
-def test_keys_are_in_no_log_and_no_answer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_are_in_no_log_and_no_response(capsys: pytest.CaptureFixture[str]) -> None:
     """Neither a known key nor one that was tried shows in a log or a response, even during an outage."""
     world = World()
     tried = mint_key()
@@ -71,7 +71,7 @@ def test_keys_are_in_no_log_and_no_answer(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_each_key_has_idempotency_keys_of_its_own() -> None:
-    """Two callers that make up the same idempotency key do not meet."""
+    """The same idempotency key under two API keys makes two requests."""
     other = mint_key()
     with World().client(api_access="keys", api_keys=f"{KEYS},other:process:{digest_of(other)}") as client:
         statuses = [
@@ -95,7 +95,7 @@ def test_a_key_that_processes_reads_the_status_of_requests() -> None:
 
 
 def test_clients_without_keys_have_a_rate_limit_for_processing() -> None:
-    """Where everybody may use the API, asking for dates is limited, and reading is not."""
+    """Without API keys, processing dates is limited, and reading is not."""
     with World().client(api_access="open", api_requests_per_minute=2) as client:
         assert [client.post(ASK).status_code for _ in range(3)] == [202, 202, 429]
         assert [client.get("/process-requests").status_code for _ in range(3)] == [200] * 3
@@ -123,8 +123,8 @@ def test_rate_limiter_refills_a_minute_at_most() -> None:
     assert [rate.take("a") for _ in range(7)] == [0] * 6 + [10]
 
 
-def test_keys_of_a_file(tmp_path: Path) -> None:
-    """A file of keys has one a line, and may say what they are for."""
+def test_a_key_file_has_one_key_per_line(tmp_path: Path) -> None:
+    """A key file has one key per line, each with optional scopes."""
     file = tmp_path / "keys"
     file.write_text(f"# dashboards\nreader:read:{digest_of(READER)}\n\nnightly:process:{digest_of(NIGHTLY)}\n")
     keys = parse_keys(file.read_text().splitlines())
@@ -166,8 +166,8 @@ def test_oversized_requests_are_refused() -> None:
         assert (heavy.status_code, heavy.headers["content-type"]) == (413, "application/problem+json")
 
 
-def test_who_needs_a_key_is_documented() -> None:
-    """The document asks for a key only where one is needed."""
+def test_the_openapi_document_asks_for_a_key_only_where_needed() -> None:
+    """The OpenAPI document asks for a key only where the API needs one."""
     for keys in ("", KEYS):
         with World().client(api_access="open-without-keys", api_keys=keys) as client:
             paths = client.get("/schema/openapi.json").json()["paths"]
@@ -176,7 +176,7 @@ def test_who_needs_a_key_is_documented() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/process-requests", "/nothing", "/health/live"])
-def test_security_headers(path: str) -> None:
+def test_every_response_has_the_security_headers(path: str) -> None:
     """Every response, including errors, has the security headers."""
     with World().client() as client:
         headers = client.get(path).headers

@@ -90,20 +90,20 @@ def _api_schema() -> Iterator[OpenApiSchema]:
 
 
 @pytest.mark.parametrize("path", FALLIBLE + INFALLIBLE)
-def test_what_is_allowed(api_schema: OpenApiSchema, path: str) -> None:
-    """Every request that the document allows is answered as it says."""
+def test_documented_requests_get_documented_responses(api_schema: OpenApiSchema, path: str) -> None:
+    """Every request that the document allows gets a documented response."""
     without: list[CheckFunction] = [positive_data_acceptance] if path in ALLOWED_AND_REFUSED else []
     try_out(api_schema, path, GenerationMode.POSITIVE, without=without)
 
 
 @pytest.mark.parametrize("path", FALLIBLE)
-def test_what_is_not_allowed(api_schema: OpenApiSchema, path: str) -> None:
-    """Every request that the document does not allow is refused as it says."""
+def test_undocumented_requests_are_refused(api_schema: OpenApiSchema, path: str) -> None:
+    """Every request that the document does not allow is refused as documented."""
     try_out(api_schema, path, GenerationMode.NEGATIVE, without=[])
 
 
 @pytest.mark.parametrize("path", KNOWN)
-def test_what_is_there(api_schema: OpenApiSchema, path: str) -> None:
+def test_existing_resources_get_documented_responses(api_schema: OpenApiSchema, path: str) -> None:
     """The resources of the document's examples get the documented responses when they exist."""
     for method, operation in api_schema[path].items():
         case = operation.Case(path_parameters=KNOWN[path])
@@ -130,6 +130,6 @@ def try_out(api_schema: OpenApiSchema, path: str, mode: GenerationMode, *, witho
         every_answer()
 
 
-def test_every_path(api_schema: OpenApiSchema) -> None:
-    """The paths that are tried are those of the document."""
+def test_every_documented_path_is_tried(api_schema: OpenApiSchema) -> None:
+    """The paths under test are exactly those of the document."""
     assert sorted(api_schema) == sorted(FALLIBLE + INFALLIBLE)

@@ -122,13 +122,13 @@ def changed(event: Event, **fields: object) -> bytes:
 
 
 def test_every_type_of_event_has_an_example() -> None:
-    """The examples here are all that any topic can hold."""
+    """The examples here are all events that a topic can hold."""
     kinds = {kind for kinds in events.EVENT_TYPES.values() for kind in kinds}
     assert {type(event) for event in EXAMPLES} == kinds
 
 
 @each_event
-def test_an_event_comes_back_as_it_was(event: Event) -> None:
+def test_a_decoded_event_equals_the_published_one(event: Event) -> None:
     """A decoded event equals the published one, and equal events have equal bytes."""
     value = events.encode(event)
     assert events.decode(event.topic, value) == event
@@ -136,22 +136,22 @@ def test_an_event_comes_back_as_it_was(event: Event) -> None:
 
 
 @each_event
-def test_an_event_says_what_it_is(event: Event) -> None:
-    """Type and schema version are in every record, and the tag is the name of the type."""
+def test_every_event_has_its_type_and_schema_version(event: Event) -> None:
+    """Every record has the type and schema version, and the tag is the name of the type."""
     body = json.loads(events.encode(event))
     assert body["schema_version"] == events.SCHEMA_VERSION
     assert body["type"].replace("-", "") == type(event).__name__.lower()
 
 
 @each_event
-def test_fields_that_are_not_known_are_skipped(event: Event) -> None:
-    """A field that a later release adds does not disturb this one."""
+def test_unknown_fields_are_ignored(event: Event) -> None:
+    """A field that a later release adds is ignored."""
     assert events.decode(event.topic, changed(event, added={"deep": [1, 2]})) == event
 
 
 @each_event
 def test_an_event_in_the_wrong_topic_is_poison(event: Event) -> None:
-    """A known event where it does not belong is not skipped over and not waited for: it is poison."""
+    """A known event in the wrong topic is neither skipped nor retried: it is poison."""
     wrong = Topic.PROCESS_REQUESTS if event.topic is not Topic.PROCESS_REQUESTS else Topic.CITY_TASKS
     with pytest.raises(PoisonRecord):
         events.decode(wrong, events.encode(event))
@@ -172,7 +172,7 @@ def test_an_unknown_type_of_a_known_version_is_poison() -> None:
 
 
 def test_an_unknown_type_of_a_later_version_is_newer() -> None:
-    """A type of a later schema version stops the service; the error names all that tells the record."""
+    """A type of a later schema version stops the service; the error identifies the record."""
     with pytest.raises(NewerContract) as newer:
         events.decode(Topic.CITY_STATS, changed(STATS, type="city-day-forecast", schema_version=2))
     message = str(newer.value.at(3, 17))
@@ -200,8 +200,8 @@ def test_an_unknown_type_of_a_later_version_is_newer() -> None:
         changed(STATS, schema_version="1"),
     ],
 )
-def test_what_no_version_can_mean_is_poison(value: bytes | None) -> None:
-    """A record that is no event of any version belongs with the dead letters."""
+def test_a_record_of_no_version_is_poison(value: bytes | None) -> None:
+    """A record that is no event of any version is poison."""
     with pytest.raises(PoisonRecord):
         events.decode(Topic.CITY_STATS, value)
 
@@ -226,14 +226,14 @@ def test_what_no_version_can_mean_is_poison(value: bytes | None) -> None:
     ],
 )
 def test_decoding_is_strict(fields: dict[str, object]) -> None:
-    """No field is coerced or taken out of its bounds: a string is no number, a time without an offset no instant."""
+    """Decoding coerces no field and accepts no value out of bounds: a time without an offset is refused."""
     with pytest.raises(PoisonRecord):
         events.decode(Topic.CITY_STATS, changed(STATS, **fields))
 
 
 @given(st.binary(max_size=200), st.sampled_from([topic for topic in Topic if topic in events.EVENT_TYPES]))
 def test_any_bytes_are_an_event_or_poison(value: bytes, topic: Topic) -> None:
-    """No bytes make decoding fail in any other way."""
+    """Decoding never fails in any other way."""
     with pytest.raises((PoisonRecord, NewerContract)):
         events.decode(topic, value)
 
@@ -251,7 +251,7 @@ def test_headers_are_cloud_events(event: Event) -> None:
     assert headers.get("ce_requestid") == getattr(event, "request_id", None)
 
 
-def test_the_id_of_an_event_is_its_own() -> None:
+def test_the_id_depends_on_event_and_request() -> None:
     """Different events have different ids, the same event always the same, and the request is part of it."""
     cause = Cause(request_id=REQUEST, plan_revision=3, position=0)
     other = msgspec.structs.replace(cause, request_id="018f38bf-1d00-7000-8000-000000000002")
@@ -280,7 +280,7 @@ def test_a_cause_travels_in_headers() -> None:
     ],
 )
 def test_headers_that_name_no_task_are_no_cause(headers: dict[str, bytes]) -> None:
-    """Headers that somebody else wrote are ignored and stop nothing."""
+    """Headers of other programs are ignored and stop nothing."""
     good = dict(headers_of(STATS, source="ingest", cause=Cause(request_id=REQUEST, plan_revision=3, position=0)))
     assert cause_of(good | headers) is None
 

@@ -26,8 +26,8 @@ def test_a_path_is_a_json_pointer(written: str, path: tuple[str, ...]) -> None:
     assert str(form) == written
 
 
-def test_lines_are_a_form_of_their_own() -> None:
-    """The word `lines` stands for one record a line."""
+def test_lines_stands_for_one_record_a_line() -> None:
+    """The word `lines` means a file with one record on each line."""
     assert RecordsForm.parse("lines").is_lines
     assert str(RecordsForm.parse("lines")) == "lines"
 
@@ -36,7 +36,7 @@ def test_lines_are_a_form_of_their_own() -> None:
     ("written", "most_of_1000"), [("0", 0), ("17", 17), ("0.5%", 5), ("0.05%", 0), ("0.1%", 1), ("100%", 1000)]
 )
 def test_a_limit_of_bad_records_is_exact(written: str, most_of_1000: int) -> None:
-    """A file may have exactly so many bad records, and not one more."""
+    """A file may have exactly the limit of bad records, and not one more."""
     limit = BadRecordsMax.parse(written)
     assert str(limit) == written
     assert limit.allows(most_of_1000, records=1000)
@@ -44,7 +44,7 @@ def test_a_limit_of_bad_records_is_exact(written: str, most_of_1000: int) -> Non
 
 
 @pytest.mark.parametrize("written", ["", "-1", "1.5", "101%", "100.1%", "%", "5 %", "1e3", "٣", "0,5%"])
-def test_no_other_limit_is_read(written: str) -> None:
-    """Anything but a whole number, or a percentage to 100, is refused with an example of both."""
+def test_other_limits_are_refused(written: str) -> None:
+    """A limit that is neither a whole number nor a percentage up to 100 is refused with an example of both."""
     with pytest.raises(ValueError, match=r"such as 100, or a percentage of them such as 0\.5%"):
         BadRecordsMax.parse(written)

@@ -118,7 +118,7 @@ each_object = pytest.mark.parametrize("stored", EXAMPLES, ids=lambda stored: typ
 
 
 @each_object
-def test_an_object_comes_back_as_it_was(stored: BucketObject) -> None:
+def test_a_decoded_object_equals_the_stored_one(stored: BucketObject) -> None:
     """A decoded object equals the stored one, and equal objects have equal bytes."""
     body = objects.encode(stored)
     assert objects.decode(type(stored), body, "a key") == stored
@@ -127,21 +127,21 @@ def test_an_object_comes_back_as_it_was(stored: BucketObject) -> None:
 
 @each_object
 def test_a_later_schema_is_refused(stored: BucketObject) -> None:
-    """An object that a later version wrote is not built upon; the error names it and says what to do."""
+    """An object of a later version is not used; the error names it and says what to do."""
     body = objects.encode(msgspec.structs.replace(stored, schema_version=objects.SCHEMA_VERSION + 1))
     with pytest.raises(CorruptObject, match=r"some/key\.json .*upgrade"):
         objects.decode(type(stored), body, "some/key.json")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"null", b"[]", b"{}", b'{"live":"1"}', b"\xff", b"[" * 100_000])
-def test_what_is_no_object_is_refused(body: bytes) -> None:
-    """Bytes that are not the object say so by name, whatever they are."""
+def test_bytes_that_are_no_object_are_refused(body: bytes) -> None:
+    """The error names the key, whatever the bytes are."""
     with pytest.raises(CorruptObject, match="manifests/x"):
         objects.decode(Manifest, body, "manifests/x")
 
 
 def test_totals_stand_before_the_ledger() -> None:
-    """A reader of totals takes the first bytes alone: everything it needs stands before plan and ledger."""
+    """A reader of totals reads only the first bytes: all it needs comes before plan and ledger."""
     body = objects.encode(SUMMARY)
     assert body.index(b'"plan_revision"') < body.index(b'"plans"') < body.index(b'"ledger"')
 
@@ -163,26 +163,26 @@ def test_a_head_is_read_from_the_first_bytes(name: str) -> None:
 @pytest.mark.parametrize(
     "first_bytes", [b"", b"{", objects.encode(SUMMARY)[:100], b'nonsense,"plans":[]', b"\xff" * 50]
 )
-def test_too_few_bytes_are_no_head(first_bytes: bytes) -> None:
-    """A head that is cut, or is none, is an error that names the key."""
+def test_an_incomplete_head_is_refused(first_bytes: bytes) -> None:
+    """A head that is cut or missing is an error that names the key."""
     with pytest.raises(CorruptObject, match="summaries/x"):
         objects.decode_head(first_bytes, "summaries/x")
 
 
 def test_the_head_of_a_later_schema_is_refused() -> None:
-    """A summary of a later version is not half understood."""
+    """A summary of a later version is refused, not read in part."""
     later = msgspec.structs.replace(SUMMARY, schema_version=objects.SCHEMA_VERSION + 1)
     with pytest.raises(CorruptObject, match="upgrade"):
         objects.decode_head(objects.encode(later), "a summary")
 
 
 def test_a_tombstone_is_small() -> None:
-    """A city that left a ledger leaves its revision and nothing else."""
+    """A city that left a ledger leaves only its revision."""
     assert msgspec.json.encode(LedgerEntry(revision=7)) == b'{"revision":7}'
 
 
 def test_an_attempt_is_found_in_the_history() -> None:
-    """A swap happened if its attempt is the current one or one before it."""
+    """A compare-and-swap succeeded if its attempt is the current one or one before it."""
     assert MANIFEST.made_by("b")
     assert MANIFEST.made_by("a")
     assert not MANIFEST.made_by("c")

@@ -19,7 +19,7 @@ def settings_of(**variables: str) -> Settings:
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
-def test_consumers_and_producers_are_told_the_same(mechanism: str) -> None:
+def test_consumers_and_producers_get_the_same_security(mechanism: str) -> None:
     """FastStream's consumers get the protocol, mechanism, name and password that every other client gets."""
     settings = settings_of(**SASL, KAFKA_SASL_MECHANISM=mechanism)
     told = connection(settings)
@@ -30,13 +30,13 @@ def test_consumers_and_producers_are_told_the_same(mechanism: str) -> None:
     assert of_consumers["ssl_context"] is not None
 
 
-def test_plain_text_needs_nothing() -> None:
-    """Without TLS and SASL there is neither a context nor a name."""
+def test_plain_text_has_no_tls_context_and_no_login() -> None:
+    """Without TLS and SASL there is neither a TLS context nor a user name."""
     assert connection(settings_of()) == {"bootstrap_servers": "127.0.0.1:9092", "security_protocol": "PLAINTEXT"}
     assert broker_security(settings_of()) is None
 
 
-def test_a_password_comes_from_a_file(tmp_path: Path) -> None:
+def test_a_password_file_is_read_without_its_line_break(tmp_path: Path) -> None:
     """The line break at the end of the file is no part of the password."""
     file = tmp_path / "password"
     file.write_text("open sesame\n")
@@ -72,7 +72,7 @@ def test_a_file_that_holds_no_certificate_is_named(tmp_path: Path, variable: str
         ({**SASL, "KAFKA_PASSWORD_FILE": "also"}, "not both"),
     ],
 )
-def test_half_of_sasl_is_refused(variables: dict[str, str], expected: str) -> None:
+def test_incomplete_sasl_is_refused(variables: dict[str, str], expected: str) -> None:
     """SASL without a name, without a password or with two is refused, and the password is not in the message."""
     with pytest.raises(InvalidSettings) as refused:
         settings_of(**variables)

@@ -83,7 +83,7 @@ async def answers() -> None:
 
 
 async def test_a_consumer_that_hangs_is_reported_and_restarted() -> None:
-    """A consumer that has lag and takes no batch is a fault until it is restarted."""
+    """A consumer that has lag and takes no batch is reported until it is restarted."""
     subscriber = Subscriber(Consumer(position=3, end=9))
     clock = Clock(lasts_s=STUCK_AFTER_S * 3)
     await Subscription(Topic.CITY_STATS, subscriber).watch(clock, answers)
@@ -102,7 +102,7 @@ async def test_a_failed_restart_is_retried() -> None:
 
 
 async def test_a_consumer_whose_stop_raises_is_restarted_at_once() -> None:
-    """The stop raises the error that ended the fetching; the restart goes on."""
+    """The stop raises the error that ended the fetching; the restart continues."""
     subscriber = Subscriber(Consumer(position=3, end=9), stops_failing=1)
     clock = Clock(lasts_s=STUCK_AFTER_S * 1.5)
     await Subscription(Topic.CITY_STATS, subscriber).watch(clock, answers)
@@ -111,7 +111,7 @@ async def test_a_consumer_whose_stop_raises_is_restarted_at_once() -> None:
 
 
 async def test_a_consumer_without_lag_is_not_restarted() -> None:
-    """A consumer without lag may idle without end."""
+    """A consumer without lag may idle for any time."""
     subscriber = Subscriber(Consumer(position=9, end=9))
     await Subscription(Topic.CITY_STATS, subscriber).watch(Clock(lasts_s=STUCK_AFTER_S * 5), answers)
     assert subscriber.starts == 0
@@ -126,8 +126,8 @@ async def test_a_consumer_that_handles_a_batch_is_not_restarted() -> None:
     assert subscriber.starts == 0
 
 
-async def test_kafka_away_is_no_fault_of_the_consumer() -> None:
-    """While Kafka is away nothing is started again; the time counts from when it is back."""
+async def test_a_consumer_is_not_restarted_during_an_outage_of_kafka() -> None:
+    """While Kafka is away no consumer is restarted; the time counts from its return."""
     subscriber = Subscriber(Consumer(position=3, end=9))
     clock = Clock(lasts_s=STUCK_AFTER_S * 3)
 
@@ -139,8 +139,8 @@ async def test_kafka_away_is_no_fault_of_the_consumer() -> None:
     assert subscriber.starts == 0
 
 
-async def test_a_consumer_without_partitions_is_at_fault() -> None:
-    """An empty assignment shows within 30 s, though not at the first look, and ends when a partition comes."""
+async def test_a_consumer_without_partitions_is_reported() -> None:
+    """An empty assignment is reported within 30 s, though not at the first check, until a partition is assigned."""
     consumer = Consumer(position=9, end=9)
     clock = Clock(lasts_s=100)
     showed_at_s: list[float] = []
@@ -158,8 +158,8 @@ async def test_a_consumer_without_partitions_is_at_fault() -> None:
     assert clock.health.faults == {}
 
 
-async def test_slow_progress_is_progress() -> None:
-    """A consumer that takes a batch now and then is not started again, however much waits for it."""
+async def test_a_slow_consumer_is_not_restarted() -> None:
+    """A consumer that takes a batch now and then is not restarted, whatever its lag."""
     subscriber = Subscriber(Consumer(position=3, end=9_000))
     subscription = Subscription(Topic.CITY_STATS, subscriber)
 

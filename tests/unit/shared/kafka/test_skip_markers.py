@@ -33,7 +33,7 @@ def _store() -> MemoryStore:
 
 
 async def test_a_marked_record_goes_to_the_dead_letters(store: MemoryStore) -> None:
-    """A batch goes on without the marked record; without a marker it stays blocked."""
+    """A batch continues without the marked record; without a marker it stays blocked."""
     log = MemoryLog()
     skip_markers = SkipMarkers(store, MemoryPublisher(log))
     error = NewerContract(Topic.CITY_STATS, "forecast", 2, partition=3, offset=17)
@@ -57,14 +57,14 @@ async def test_a_marker_does_not_outlive_its_topic(store: MemoryStore, changes: 
     assert await is_marked(store, other)
 
 
-async def test_a_marker_that_cannot_be_read_marks_nothing(store: MemoryStore) -> None:
+async def test_an_unreadable_marker_skips_nothing(store: MemoryStore) -> None:
     """A damaged marker leaves the consumer blocked rather than skipping a record by guess."""
     store.write(keys.skip("city-stats", 3, 17), b"{")
     assert not await is_marked(store, NEWER)
 
 
 @pytest.mark.parametrize("value", [GOOD.value, b'{"type":"unknown-thing","schema_version":1}'])
-async def test_a_record_that_blocks_nobody_is_not_marked(store: MemoryStore, value: bytes) -> None:
+async def test_a_record_that_blocks_no_consumer_is_not_marked(store: MemoryStore, value: bytes) -> None:
     """A record that this build reads, or sends to the dead letters anyway, needs no skip."""
     with pytest.raises(CannotSkip, match="blocks no consumer"):
         await mark_newer(store, msgspec.structs.replace(NEWER, value=value))

@@ -24,7 +24,7 @@ async def numbers(taken: list[int], *, broken_at: int | None = None) -> AsyncIte
         yield number
 
 
-async def test_one_item_is_looked_for_while_another_is_worked_on() -> None:
+async def test_the_next_item_is_fetched_while_one_is_handled() -> None:
     """All items come in order, and the source is at most one ahead."""
     taken: list[int] = []
     worked_on = []
@@ -36,7 +36,7 @@ async def test_one_item_is_looked_for_while_another_is_worked_on() -> None:
     assert worked_on == [0, 1, 2, 3, 4]
 
 
-async def test_the_fault_of_a_source_comes_in_its_place() -> None:
+async def test_an_error_of_the_source_is_raised_in_its_place() -> None:
     """The items before an error are handled; then the error itself is raised."""
     items = prefetch(numbers([], broken_at=2))
     assert [await anext(items), await anext(items)] == [0, 1]
@@ -44,8 +44,8 @@ async def test_the_fault_of_a_source_comes_in_its_place() -> None:
         await anext(items)
 
 
-async def test_nothing_is_looked_for_after_the_end() -> None:
-    """A source that is waited for is given up with whoever asked."""
+async def test_the_source_is_cancelled_with_its_caller() -> None:
+    """A pending read of the source is cancelled together with its caller."""
     ended = asyncio.Event()
 
     async def endless() -> AsyncIterator[int]:

@@ -9,7 +9,7 @@ import pytest
 from shared.runtime.retry import DependencyUnavailable, run_all
 
 
-async def test_a_fault_is_raised_when_everything_has_ended() -> None:
+async def test_an_error_is_raised_after_all_calls_ended() -> None:
     """The other calls finish first: otherwise a retry would run beside them."""
     ended: list[str] = []
 

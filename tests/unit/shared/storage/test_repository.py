@@ -19,7 +19,7 @@ def store() -> MemoryStore:
 
 
 async def test_a_missing_object_is_none_and_an_unreadable_one_is_corrupt(store: MemoryStore) -> None:
-    """Neither is taken for the other, so a damaged object is never written over as if it were missing."""
+    """The two differ, so a damaged object is never overwritten as if it were missing."""
     repository = Repository(store)
     assert await repository.get(GenerationPointer, keys.CURRENT) is None
     assert await repository.read(GenerationPointer, keys.CURRENT) is None
@@ -30,8 +30,8 @@ async def test_a_missing_object_is_none_and_an_unreadable_one_is_corrupt(store: 
         await repository.update(GenerationPointer, keys.CURRENT, lambda _: _return(GenerationPointer()))
 
 
-async def test_a_swap_over_what_was_read_wins_once(store: MemoryStore) -> None:
-    """A second write over the same reading loses, of an object as of nothing."""
+async def test_a_compare_and_swap_succeeds_once_per_read(store: MemoryStore) -> None:
+    """A second write over the same read is a conflict, for an object as for a missing one."""
     repository = Repository(store)
     await repository.compare_and_swap(keys.CURRENT, GenerationPointer(live=1), over=None)
     read = await repository.read(GenerationPointer, keys.CURRENT)
@@ -43,8 +43,8 @@ async def test_a_swap_over_what_was_read_wins_once(store: MemoryStore) -> None:
     assert await repository.get(GenerationPointer, keys.CURRENT) == GenerationPointer(live=2)
 
 
-async def test_an_update_starts_again_after_a_lost_race(store: MemoryStore) -> None:
-    """The change is computed anew from what another writer stored, and neither change is lost."""
+async def test_an_update_is_computed_anew_after_a_cas_conflict(store: MemoryStore) -> None:
+    """The change is computed again from the object that another writer stored, and neither change is lost."""
 
     async def change(before: GenerationPointer | None) -> GenerationPointer:
         if before is None:
@@ -58,7 +58,7 @@ async def test_an_update_starts_again_after_a_lost_race(store: MemoryStore) -> N
 
 
 async def test_an_update_that_changes_nothing_writes_nothing(store: MemoryStore) -> None:
-    """An object that stays as it is keeps its ETag; nothing stays nothing."""
+    """An unchanged object keeps its ETag; a missing object stays missing."""
     repository = Repository(store)
     assert await repository.update(GenerationPointer, keys.CURRENT, lambda _: _return(None)) is None
     assert store.objects == {}
@@ -69,8 +69,8 @@ async def test_an_update_that_changes_nothing_writes_nothing(store: MemoryStore)
     assert store.objects == written
 
 
-async def test_an_update_gives_up_after_so_many_lost_races(store: MemoryStore) -> None:
-    """A bounded update raises CasConflict rather than trying for ever."""
+async def test_an_update_gives_up_after_its_limit_of_cas_conflicts(store: MemoryStore) -> None:
+    """A bounded update raises CasConflict at its limit."""
     tries = 0
 
     async def change(_: GenerationPointer | None) -> GenerationPointer:

@@ -239,7 +239,7 @@ async def test_checksums_are_sent_where_the_settings_ask(server: Recorder, check
 
 
 async def test_objects_are_written_as_json(server: Recorder) -> None:
-    """Every object has the content type of JSON, and a condition where it is swapped."""
+    """Every object has the content type of JSON, and a condition if it is a compare-and-swap."""
     async with S3Store(server.settings()) as store:
         await store.put("a.json", b"{}")
         await store.compare_and_swap("a.json", b"{}", etag=None)
@@ -252,7 +252,7 @@ async def test_objects_are_written_as_json(server: Recorder) -> None:
 
 @pytest.mark.parametrize("etag", [None, '"1"'])
 async def test_a_conditional_write_is_sent_once(server: Recorder, etag: str | None) -> None:
-    """A client that sends a conditional write again conflicts with itself; reads are tried a few times."""
+    """A client that repeats a conditional write conflicts with itself; reads are tried a few times."""
     server.respond = lambda _: b"HTTP/1.1 503 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     async with S3Store(server.settings()) as store:
         with pytest.raises(StoreUnavailable, match="503"):
@@ -264,8 +264,8 @@ async def test_a_conditional_write_is_sent_once(server: Recorder, etag: str | No
 
 
 @pytest.mark.parametrize("etag", [None, '"1"'])
-async def test_a_conflict_that_stays_is_a_lost_race(server: Recorder, etag: str | None) -> None:
-    """A 409 is not decided: the write is tried again after a wait, and lost if the store never decides."""
+async def test_a_lasting_conflict_is_a_cas_conflict(server: Recorder, etag: str | None) -> None:
+    """A 409 is undecided: the write is retried after a wait, and is a CasConflict if the store never decides."""
     server.respond = lambda _: b"HTTP/1.1 409 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     async with S3Store(server.settings()) as store:
         with pytest.raises(CasConflict):

@@ -60,8 +60,8 @@ async def test_a_larger_file_costs_one_call_a_part_and_two(server: NullS3, store
     assert sorted(server.part_sizes_bytes) == [1, UPLOAD_PART_BYTES, UPLOAD_PART_BYTES]
 
 
-async def test_an_upload_that_is_given_up_is_aborted(server: NullS3, store: S3Store) -> None:
-    """The store is told at once, so that no parts are left for the clean-up; a second abort sends nothing."""
+async def test_an_abandoned_upload_is_aborted(server: NullS3, store: S3Store) -> None:
+    """The abort is sent at once, so that no parts are left for the clean-up; a second abort sends nothing."""
     given_up = store.upload("raw/one.json")
     await given_up.write(bytes(UPLOAD_PART_BYTES + 1))
     await given_up.abort()

@@ -44,8 +44,8 @@ def client() -> Iterator[Client]:
         yield client
 
 
-def test_committed_contract(document: Document) -> None:
-    """The committed document is that of the types."""
+def test_committed_document_is_up_to_date(document: Document) -> None:
+    """The committed document equals the one generated from the types."""
     assert msgspec.json.decode(COMMITTED.read_bytes()) == document, (
         "the contract of the events has changed: 'make asyncapi' writes docs/asyncapi.json again, and its diff is what "
         "consumers will see"
@@ -57,8 +57,8 @@ def test_contract_only_grows(document: Document) -> None:
     assert breaking_changes(msgspec.json.decode(COMMITTED.read_bytes()), document) == []
 
 
-def test_valid_document(document: Document) -> None:
-    """The document is a valid AsyncAPI 3.0 document, and every reference in it leads somewhere."""
+def test_document_is_valid_asyncapi(document: Document) -> None:
+    """The document is valid AsyncAPI 3.0, and every reference in it resolves."""
     AsyncAPI3.model_validate(document)
     for reference in _references(document):
         place: Any = document
@@ -67,8 +67,8 @@ def test_valid_document(document: Document) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_event(document: Document, kind: type[Event]) -> None:
-    """Each event is in the channel of its topic, with an example that is exactly what the strict decoder takes."""
+def test_every_event_has_a_decodable_example(document: Document, kind: type[Event]) -> None:
+    """Each event is in the channel of its topic, with an example that the strict decoder accepts exactly."""
     channel = document["channels"][kind.topic.value]
     message = document["components"]["messages"][kind.__name__]
     assert channel["messages"][kind.__name__] == {"$ref": f"#/components/messages/{kind.__name__}"}
@@ -84,13 +84,13 @@ def test_every_event(document: Document, kind: type[Event]) -> None:
         assert re.search(message["bindings"]["kafka"]["key"].get("pattern", ""), event.key)
 
 
-def test_no_example_is_left_over() -> None:
+def test_every_example_belongs_to_an_event() -> None:
     """Every example belongs to an event of a topic."""
     assert {type(event) for event in EVENTS} == set(KINDS)
 
 
-def test_schemas_refuse(document: Document) -> None:
-    """A payload's schema refuses what the strict decoder refuses, and takes fields that nobody knows yet."""
+def test_schemas_refuse_invalid_payloads(document: Document) -> None:
+    """A payload's schema refuses what the strict decoder refuses, and accepts unknown fields."""
     [example] = document["components"]["messages"]["CityDayStats"]["examples"]
     payload = {"$ref": "#/components/schemas/CityDayStats"}
     _check(document, payload, example["payload"] | {"of_tomorrow": 1})
@@ -99,7 +99,7 @@ def test_schemas_refuse(document: Document) -> None:
             _check(document, payload, example["payload"] | wrong)
 
 
-def test_every_topic(document: Document) -> None:
+def test_channels_are_the_provisioned_topics(document: Document) -> None:
     """The channels are the topics, with the settings and keys they are provisioned with."""
     assert list(document["channels"]) == [topic.value for topic in Topic]
     for spec in TOPICS:
@@ -115,8 +115,8 @@ def test_every_topic(document: Document) -> None:
     assert "highest `version`" in document["channels"]["country-day-summaries"]["description"]
 
 
-def test_prefix_of_the_installation() -> None:
-    """A prefix stands before the topics' names, in addresses and bindings alike."""
+def test_topic_prefix_is_in_addresses_and_bindings() -> None:
+    """The prefix stands before the topics' names, in addresses and bindings alike."""
     channel = asyncapi_document(topic_prefix="eu.")["channels"]["city-stats"]
     assert (channel["address"], channel["bindings"]["kafka"]["topic"]) == ("eu.city-stats", "eu.city-stats")
 
@@ -168,7 +168,7 @@ def _delete_what_was_kept(document: Document) -> None:
         (_delete_what_was_kept, "topic city-stats is kept by"),
     ],
 )
-def test_breaking_change(document: Document, change: Callable[[Document], None], told: str) -> None:
+def test_breaking_change_is_named(document: Document, change: Callable[[Document], None], told: str) -> None:
     """A change that breaks a consumer is named."""
     changed = copy.deepcopy(document)
     change(changed)
@@ -176,8 +176,8 @@ def test_breaking_change(document: Document, change: Callable[[Document], None],
     assert broken.startswith(told)
 
 
-def test_growth_breaks_nobody(document: Document) -> None:
-    """A field with a default and other words in a description break nobody."""
+def test_additions_are_not_breaking(document: Document) -> None:
+    """A field with a default and new words in a description are not breaking."""
     changed = copy.deepcopy(document)
     schema = _schema(changed, "CityDayStats")
     schema["properties"]["buses"] = {"type": "integer", "default": 0}
@@ -185,8 +185,8 @@ def test_growth_breaks_nobody(document: Document) -> None:
     assert breaking_changes(document, changed) == []
 
 
-def test_contract_is_not_overwritten(document: Document, tmp_path: Path) -> None:
-    """Writing the contract refuses to drop a field that the file has, and leaves the file; else it writes it."""
+def test_write_refuses_to_drop_a_field(document: Document, tmp_path: Path) -> None:
+    """Writing the contract refuses to drop a field of the file and leaves the file; otherwise it writes it."""
     path = tmp_path / "asyncapi.json"
     _schema(document, "CityDayStats")["properties"]["buses"] = {"type": "integer"}
     path.write_bytes(encode_document(document))
@@ -199,23 +199,23 @@ def test_contract_is_not_overwritten(document: Document, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("style", "read"), [("json", msgspec.json.decode), ("yaml", safe_load)])
-def test_command(document: Document, style: str, read: Callable[[str], Document]) -> None:
+def test_command_prints_json_or_yaml(document: Document, style: str, read: Callable[[str], Document]) -> None:
     """The command prints the document as JSON or as YAML."""
     printed = CliRunner().invoke(app, ["asyncapi", "--format", style])
     assert printed.exit_code == 0
     assert read(printed.stdout) == document
 
 
-def test_served_document(client: Client, document: Document) -> None:
-    """The API serves the document, and answers 304 to who has it."""
+def test_document_is_served_with_its_etag(client: Client, document: Document) -> None:
+    """The API serves the document, and responds 304 to a client that has it."""
     answer = client.get("/asyncapi.json")
     assert answer.headers["content-type"].startswith("application/json")
     assert answer.json() == document
     assert client.get("/asyncapi.json", headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
 
 
-def test_page_needs_nobody_else(client: Client) -> None:
-    """The page of the events loads its parts from this service alone, without script or style in place."""
+def test_event_page_loads_nothing_from_other_hosts(client: Client) -> None:
+    """The page of the events loads all its parts from this service, without inline scripts or styles."""
     page = client.get("/asyncapi")
     assert page.headers["content-type"].startswith("text/html")
     policy = page.headers["content-security-policy"]

@@ -27,14 +27,14 @@ from services.api.statistics.formats import CSV, JSON, MEDIA_TYPES, NDJSON
         ("text/csv;q=lots, application/x-ndjson;q=0.1", NDJSON),
     ],
 )
-def test_media_type(accept: str, chosen: str) -> None:
+def test_highest_ranked_media_type_wins(accept: str, chosen: str) -> None:
     """The highest rank wins, a name ranks before a wildcard, and of equals JSON comes first."""
     assert media_type(accept, MEDIA_TYPES) == chosen
 
 
 @pytest.mark.parametrize("accept", ["text/html", "application/xml, image/*", "*/*;q=0"])
 def test_not_acceptable_names_the_offered_types(accept: str) -> None:
-    """A client that takes none of the forms is told which there are."""
+    """The problem lists the offered media types to a client that accepts none of them."""
     with pytest.raises(NotAcceptable, match="text/csv"):
         media_type(accept, MEDIA_TYPES)
 
@@ -53,7 +53,7 @@ def test_not_acceptable_names_the_offered_types(accept: str) -> None:
         ("gzip;q=0.2, identity;q=0.5", "identity"),
     ],
 )
-def test_content_coding(accept_encoding: str, chosen: str) -> None:
+def test_coding_is_used_only_for_clients_that_accept_it(accept_encoding: str, chosen: str) -> None:
     """A coding is used only for a client that asks for one."""
     assert content_coding(accept_encoding, CODINGS) == chosen
 
@@ -73,12 +73,12 @@ def test_content_coding(accept_encoding: str, chosen: str) -> None:
     ],
 )
 def test_prefer_wait_is_bounded(prefer: str, seconds: int | None) -> None:
-    """A wait is bounded, and what is not understood is as if it was not there."""
+    """A wait is bounded, and an invalid preference is ignored."""
     assert wait_s(prefer) == seconds
 
 
 def test_etag_depends_on_the_split_of_its_parts() -> None:
-    """The same letters in other parts are another answer."""
+    """The same characters, split into other parts, make another ETag."""
     assert strong_etag(["ab", "c"]) != strong_etag(["a", "bc"]) != strong_etag(["abc"])
 
 
@@ -86,6 +86,6 @@ def test_etag_depends_on_the_split_of_its_parts() -> None:
     ("if_none_match", "known"),
     [("", False), ('"a"', True), ('"b", W/"a"', True), ("*", True), ('"aa"', False), ("a", False)],
 )
-def test_if_none_match(if_none_match: str, known: bool) -> None:
-    """An answer is known by any of the ETags that a client has."""
+def test_if_none_match_accepts_any_listed_etag(if_none_match: str, known: bool) -> None:
+    """A response counts as known if the client lists its ETag."""
     assert matches(if_none_match, '"a"') == known

@@ -52,7 +52,7 @@ def begun(streams: RequestEventStream, record: RequestRecord, last_seen: str = "
     return events
 
 
-async def test_events_until_the_end(world: World) -> None:
+async def test_stream_has_each_change_and_ends_with_the_request(world: World) -> None:
     """Each change is an event whose id is the version; the stream ends with the request."""
     write(world, running(2))
     events = begun(stream_of(world), running(2))
@@ -74,8 +74,8 @@ async def test_stream_resumes_after_last_event_id(world: World) -> None:
     assert [event async for event in events] == [event_of(completed(4))]
 
 
-async def test_heartbeats(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While nothing changes, or S3 is down, comments are sent."""
+async def test_idle_stream_sends_comments(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing changes, or S3 is down, the stream sends comments."""
     monkeypatch.setattr(event_stream_module, "HEARTBEAT_INTERVAL_S", 0.0)
     write(world, running(2))
     events = begun(stream_of(world), running(2), last_seen="2")
@@ -90,14 +90,14 @@ async def test_heartbeats(world: World, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_stream_ends_at_its_age_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream has an end even if its request has none: the client comes back."""
+    """A stream ends even if its request does not; the client reconnects."""
     monkeypatch.setattr(event_stream_module, "STREAM_AGE_MAX_S", 0.0)
     write(world, running(2))
     assert [event async for event in begun(stream_of(world), running(2), last_seen="2")] == [b"retry: 2000\n\n"]
 
 
 async def test_streams_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond the limit a client is refused; a stream that ends makes room."""
+    """A client beyond the limit is refused; a stream that ends frees its place."""
     monkeypatch.setattr(event_stream_module, "STREAMS_MAX", 1)
     write(world, running(2))
     streams = stream_of(world)
@@ -110,8 +110,8 @@ async def test_streams_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch
     assert streams.events(running(2), "") is not None
 
 
-def test_events_over_http(world: World) -> None:
-    """The stream is of the type that browsers expect, and no cache keeps it; after the end comes 204."""
+def test_event_stream_is_not_cached_and_ends_with_204(world: World) -> None:
+    """The stream has the media type of server-sent events, and no cache keeps it; after the end comes 204."""
     write(world, completed(4))
     with world.client() as client:
         answer = client.get(f"/process-requests/{ID}/events")

@@ -46,7 +46,7 @@ def test_same_key_and_date_return_the_same_request(world: World, client: Client)
 
 
 async def test_each_key_keeps_the_request_that_it_joined(world: World, client: Client) -> None:
-    """Two keys join the request that waits; once it was begun, another key gets another, and both keep theirs."""
+    """Two keys join the waiting request; once it is started, a third key gets another, and both keep theirs."""
     another, later = {"Idempotency-Key": "another"}, {"Idempotency-Key": "later"}
     first, second = (client.post(PATH, headers=headers).json()["id"] for headers in (KEY, another))
     assert first == second
@@ -74,8 +74,8 @@ def test_key_is_free_again_after_24_hours(world: World, client: Client) -> None:
     assert first.json()["id"] != second.json()["id"]
 
 
-def test_a_crash_between_claim_and_publish(world: World, client: Client) -> None:
-    """A key that was claimed and whose request was not published: asking again publishes it under the claimed id."""
+def test_claimed_and_unpublished_request_is_published_by_the_next_try(world: World, client: Client) -> None:
+    """After a crash between claim and publish, the next try publishes the request under the claimed id."""
     world.publisher.down = True
     assert client.post(PATH, headers=KEY).status_code == 503
     world.publisher.down = False
@@ -85,7 +85,7 @@ def test_a_crash_between_claim_and_publish(world: World, client: Client) -> None
     assert client.post(PATH, headers=KEY).json()["id"] == again.json()["id"]
 
 
-def test_claimed_before_published(world: World, client: Client) -> None:
+def test_key_is_claimed_before_publishing(world: World, client: Client) -> None:
     """While the key cannot be claimed, nothing is published."""
     world.store.down = True
     assert client.post(PATH, headers=KEY).status_code == 503
@@ -94,14 +94,14 @@ def test_claimed_before_published(world: World, client: Client) -> None:
 
 @pytest.mark.parametrize("key", ["", "two words", "x" * 256])
 def test_malformed_key_is_400(world: World, client: Client, key: str) -> None:
-    """A key that is empty, with spaces, or without end is refused, and nothing is published."""
+    """A key that is empty, has spaces, or is too long is refused, and nothing is published."""
     answer = client.post(PATH, headers={"Idempotency-Key": key})
     assert answer.status_code == 400
     assert [fault["name"] for fault in answer.json()["invalid_parameters"]] == ["Idempotency-Key"]
     assert published_ids(world) == []
 
 
-async def test_racing_claims(world: World) -> None:
+async def test_concurrent_claims_get_the_id_of_the_first(world: World) -> None:
     """Concurrent claims of a key all get the id of the first."""
     claims = Claims(world.store, clock=world.clock)
 

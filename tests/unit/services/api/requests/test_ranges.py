@@ -38,8 +38,8 @@ def published(world: World) -> list[tuple[str, dt.date]]:
     return sorted(found, key=lambda pair: pair[1])
 
 
-def test_a_request_for_each_date(world: World, client: Client) -> None:
-    """Each date of a range is a request of its own, and Location leads to all of them."""
+def test_a_range_makes_a_request_per_date(world: World, client: Client) -> None:
+    """Each date of a range has its own request, and Location leads to all of them."""
     answer = client.post(PATH)
     body = answer.json()
     assert (answer.status_code, answer.headers["location"]) == (202, f"/process-ranges/{body['id']}")
@@ -50,8 +50,8 @@ def test_a_request_for_each_date(world: World, client: Client) -> None:
     assert all(client.get(f"/process-requests/{one['id']}").json()["status"] == "accepted" for one in body["requests"])
 
 
-def test_how_far_it_has_come(world: World, client: Client) -> None:
-    """A range counts its dates together, and has ended when all of them have."""
+def test_progress_of_a_range_sums_its_dates(world: World, client: Client) -> None:
+    """A range sums its dates, and has ended when all of them have."""
     where = client.post(PATH).headers["location"]
     for number, (request_id, date) in enumerate(published(world), start=1):
         record = new_record(RequestId(request_id), date)
@@ -93,7 +93,7 @@ def test_invalid_range_is_400(world: World, client: Client, query: str, name: st
         ("from=1999-12-31&to=2000-01-01", "from"),
     ],
 )
-def test_a_date_that_is_not_processed(world: World, client: Client, query: str, name: str) -> None:
+def test_date_out_of_bounds_is_refused(world: World, client: Client, query: str, name: str) -> None:
     """A date before 2000 or more than 366 days ahead is refused with the dates that are accepted."""
     answer = client.post(f"/process-request?{query}")
     (fault,) = answer.json()["invalid_parameters"]
@@ -115,8 +115,8 @@ def test_same_key_returns_the_same_range(world: World, client: Client) -> None:
     assert client.post("/process-request?date=2024-05-01", headers=key).status_code == 422
 
 
-def test_waiting(world: World, client: Client) -> None:
-    """A range can be waited for like a request."""
+def test_prefer_wait_works_for_ranges(world: World, client: Client) -> None:
+    """A client can wait for a range like for a request."""
     answer = client.post(PATH, headers={"Prefer": "wait=0"})
     assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=0")
     assert len(published(world)) == 3
@@ -146,8 +146,8 @@ def test_unreadable_request_counts_as_failed(world: World, client: Client) -> No
     assert client.get(f"/process-ranges/{body['id']}").json()["status"] == "failed"
 
 
-def test_cancelled(world: World, client: Client) -> None:
-    """Cancelling a range cancels each of its requests that has not ended; when all have, nothing is left to cancel."""
+def test_cancelling_a_range_cancels_its_unfinished_requests(world: World, client: Client) -> None:
+    """Cancelling a range cancels each request that has not ended; a range without any is 409."""
     body = client.post(PATH).json()
     first, *rest = (RequestId(one["id"]) for one in body["requests"])
     done = msgspec.structs.replace(
@@ -177,6 +177,6 @@ def test_cancelled(world: World, client: Client) -> None:
         ([Status.PLANNED, Status.ACCEPTED], Status.PLANNED),
     ],
 )
-def test_status_of_all(statuses: list[Status], together: Status) -> None:
-    """Requests together have ended only when each has."""
+def test_range_ends_when_each_request_has(statuses: list[Status], together: Status) -> None:
+    """Several requests have ended only when each of them has."""
     assert status_of_all(statuses) is together

@@ -34,8 +34,8 @@ def _client(world: World) -> Iterator[Client]:
         yield client
 
 
-def test_accepted(world: World, client: Client) -> None:
-    """An accepted date is published, its record is in the bucket, and Location leads to what the answer says."""
+def test_an_accepted_request_is_published_and_recorded(world: World, client: Client) -> None:
+    """An accepted date is published, its record is in the bucket, and Location leads to the same representation."""
     answer = client.post("/process-request?date=2024-05-01")
     assert answer.status_code == 202
     body = answer.json()
@@ -50,7 +50,7 @@ def test_accepted(world: World, client: Client) -> None:
 
 
 async def test_simultaneous_requests_of_a_date_are_one(world: World) -> None:
-    """Twenty clients that ask at once get one request, which is published once."""
+    """Twenty concurrent requests of a date become one request, which is published once."""
     requests = requests_module.Requests(world.store, world.publisher, clock=world.clock)
     records = await asyncio.gather(*(requests.accept(DAY) for _ in range(20)))
     assert len({record.request_id for record in records}) == 1
@@ -72,16 +72,16 @@ def test_a_request_that_reads_nothing_more_is_not_joined(
     assert client.post("/process-request?date=2024-05-01").json()["id"] != first
 
 
-async def test_a_request_that_was_begun_is_not_joined(world: World, client: Client) -> None:
-    """A client that asks while the files of the date are read gets another request."""
+async def test_a_started_request_is_not_joined(world: World, client: Client) -> None:
+    """A client that requests a date while its files are being read gets another request."""
     first = client.post("/process-request?date=2024-05-01").json()["id"]
     assert await active_requests.begin(world.store, DAY, RequestId(first), NOW)
     assert client.post("/process-request?date=2024-05-01").json()["id"] != first
 
 
 @pytest.mark.parametrize("query", ["", "date=", "date=tomorrow", "date=2024-05-01&date=2024-05-02", "day=2024-05-01"])
-def test_invalid_date(world: World, client: Client, query: str) -> None:
-    """A date that is missing or cannot be used is answered 400, and nothing is published."""
+def test_invalid_date_is_400(world: World, client: Client, query: str) -> None:
+    """A missing or invalid date is 400, and nothing is published."""
     answer = client.post(f"/process-request?{query}")
     assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
     assert {"date", "day"} & {fault["name"] for fault in answer.json()["invalid_parameters"]}
@@ -89,8 +89,8 @@ def test_invalid_date(world: World, client: Client, query: str) -> None:
     assert world.store.bodies(keys.REQUESTS) == {}
 
 
-def test_kafka_down(world: World, client: Client) -> None:
-    """While Kafka does not acknowledge, the answer is 503 with Retry-After, and the bucket knows of no request."""
+def test_outage_of_kafka_is_503_with_retry_after(world: World, client: Client) -> None:
+    """While Kafka does not acknowledge, the response is 503 with Retry-After, and no record is written."""
     world.publisher.down = True
     answer = client.post("/process-request?date=2024-05-01")
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
@@ -100,8 +100,8 @@ def test_kafka_down(world: World, client: Client) -> None:
     assert world.store.bodies(keys.REQUESTS) == {}
 
 
-def test_kafka_silent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Kafka that says nothing is waited for only so long."""
+def test_wait_for_kafka_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API waits a limited time for an acknowledgement of Kafka."""
 
     class Silent(ObservedPublisher):
         async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
@@ -117,7 +117,7 @@ def test_kafka_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Kafka" in answer.json()["detail"]
 
 
-def test_store_down_when_accepting(world: World, client: Client) -> None:
+def test_outage_of_s3_when_accepting_is_503_and_publishes_nothing(world: World, client: Client) -> None:
     """While S3 is down the response is 503 with Retry-After, and nothing is published."""
     world.store.down = True
     answer = client.post("/process-request?date=2024-05-01")
@@ -125,8 +125,8 @@ def test_store_down_when_accepting(world: World, client: Client) -> None:
     assert world.published(Topic.PROCESS_REQUESTS) == []
 
 
-def test_store_down_once_published() -> None:
-    """When the record cannot be written the answer is 503, and names the request that was published all the same."""
+def test_outage_of_s3_after_publishing_is_503_with_the_request_id() -> None:
+    """When the record cannot be written the response is 503, and names the request, which was published."""
 
     class Last(ObservedPublisher):
         async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
@@ -143,8 +143,8 @@ def test_store_down_once_published() -> None:
     assert answer.json()["request_id"] == published.request_id
 
 
-def test_published_before_written() -> None:
-    """The record is written only after Kafka has acknowledged."""
+def test_the_record_is_written_after_kafka_acknowledged() -> None:
+    """The API writes the record only after Kafka has acknowledged the event."""
 
     class Ordered(ObservedPublisher):
         async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
@@ -159,7 +159,7 @@ def test_published_before_written() -> None:
 
 
 def test_record_written_by_progress_first_is_kept() -> None:
-    """If the request's progress was written first, that record stays, and is the answer."""
+    """If the progress service writes the record first, that record stays and is the response."""
 
     class Faster(ObservedPublisher):
         async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
@@ -179,8 +179,8 @@ def test_record_written_by_progress_first_is_kept() -> None:
         assert client.get(f"/process-requests/{body['id']}").json() == body
 
 
-def test_progress(world: World, client: Client) -> None:
-    """A request says what is done of the total, and names what failed."""
+def test_status_has_counts_and_failures(world: World, client: Client) -> None:
+    """The status of a request has its counts, totals and failures."""
     record = msgspec.structs.replace(
         record_of(),
         version=7,
@@ -240,8 +240,8 @@ def test_progress(world: World, client: Client) -> None:
     }
 
 
-def test_failed_request(world: World, client: Client) -> None:
-    """A request that failed as a whole says why."""
+def test_failed_request_has_its_reason(world: World, client: Client) -> None:
+    """A request that failed as a whole has a reason."""
     record = msgspec.structs.replace(record_of(), failed_reason="the list of cities could not be had")
     write(world, record)
     body = client.get(f"/process-requests/{record.request_id}").json()
@@ -249,15 +249,15 @@ def test_failed_request(world: World, client: Client) -> None:
 
 
 @pytest.mark.parametrize("text", [REQUEST, REQUEST.upper(), "1", "..%2f..%2fstate%2fcurrent", "%00", "a" * 3000])
-def test_unknown_request(client: Client, text: str) -> None:
-    """An unknown or malformed id is answered 404, as a problem."""
+def test_unknown_request_is_404(client: Client, text: str) -> None:
+    """An unknown or malformed id is 404, as a problem."""
     answer = client.get(f"/process-requests/{text}")
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
     assert len(answer.text) < 1_000
 
 
-def test_latest_first(world: World, client: Client) -> None:
-    """Requests are listed the latest first, at most as many as asked for, without their failures."""
+def test_requests_are_listed_latest_first(world: World, client: Client) -> None:
+    """Requests are listed latest first, up to the limit, without their failures."""
     records = [record_of(NOW + dt.timedelta(milliseconds=place)) for place in range(60)]
     for record in records:
         write(world, record)
@@ -269,13 +269,13 @@ def test_latest_first(world: World, client: Client) -> None:
     assert len(client.get("/process-requests?limit=500").json()["requests"]) == 60
 
 
-def test_no_requests(client: Client) -> None:
+def test_list_of_an_empty_bucket_is_empty(client: Client) -> None:
     """A bucket without requests lists none."""
     assert client.get("/process-requests").json() == {"requests": [], "unreadable": [], "next": None}
 
 
 def test_unreadable_records_are_named(world: World, client: Client) -> None:
-    """A record that cannot be read is left out of the list and named; alone, it is a problem with key and remedy."""
+    """The list names an unreadable record and leaves it out; a query for it alone is a problem with key and remedy."""
     broken, newer, good = (record_of(NOW + dt.timedelta(seconds=place)) for place in range(3))
     for record in (broken, newer, good):
         write(world, record)
@@ -295,8 +295,8 @@ def test_unreadable_records_are_named(world: World, client: Client) -> None:
     assert "Request its date again" in alone.json()["detail"]
 
 
-def test_page_by_page(world: World, client: Client) -> None:
-    """Following ``next`` lists every request once, the latest first, also those that came meanwhile not."""
+def test_next_links_list_every_request_once(world: World, client: Client) -> None:
+    """Following ``next`` lists every request once, latest first, without those that arrive meanwhile."""
     records = [record_of(NOW + dt.timedelta(milliseconds=place)) for place in range(5)]
     for record in records:
         write(world, record)
@@ -310,14 +310,14 @@ def test_page_by_page(world: World, client: Client) -> None:
 
 
 @pytest.mark.parametrize("after", ["1", REQUEST.upper(), f"{REQUEST}0"])
-def test_after_what_is_no_request(client: Client, after: str) -> None:
-    """A page begins after a request id, or is refused."""
+def test_invalid_page_start_is_refused(client: Client, after: str) -> None:
+    """A page begins after a request id; any other value is refused."""
     answer = client.get(f"/process-requests?after={after}")
     assert (answer.status_code, answer.json()["invalid_parameters"][0]["name"]) == (400, "after")
 
 
-def test_cancelled(world: World, client: Client) -> None:
-    """A request that is cancelled says so, twice as well as once, and everything it said before."""
+def test_cancelling_is_idempotent_and_keeps_the_status(world: World, client: Client) -> None:
+    """A cancelled request says so, once or twice cancelled, and keeps its other fields."""
     request = client.post("/process-request?date=2024-05-01").json()
     where = f"/process-requests/{request['id']}"
     world.clock.advance(5)
@@ -342,8 +342,10 @@ def test_cancelled(world: World, client: Client) -> None:
         ),
     ],
 )
-def test_nothing_left_to_cancel(world: World, client: Client, changes: dict[str, object], status: str) -> None:
-    """A request that has ended cannot be cancelled: 409, as a problem that says how it ended."""
+def test_cancelling_an_ended_request_is_409(
+    world: World, client: Client, changes: dict[str, object], status: str
+) -> None:
+    """A request that has ended cannot be cancelled: 409, with a problem that says how it ended."""
     record = msgspec.structs.replace(record_of(), **changes)
     write(world, record)
     answer = client.delete(f"/process-requests/{record.request_id}")
@@ -352,13 +354,13 @@ def test_nothing_left_to_cancel(world: World, client: Client, changes: dict[str,
     assert client.get(f"/process-requests/{record.request_id}").json()["status"] == status
 
 
-def test_nothing_to_cancel(client: Client) -> None:
-    """A request that there is not cannot be cancelled."""
+def test_cancelling_an_unknown_request_is_404(client: Client) -> None:
+    """A request that does not exist cannot be cancelled."""
     assert [client.delete(f"/process-requests/{text}").status_code for text in (REQUEST, "1")] == [404, 404]
 
 
-def test_cancelled_while_it_makes_progress(world: World) -> None:
-    """Progress that is written while a request is being cancelled is kept, and the request is cancelled."""
+def test_cancelling_keeps_concurrent_progress(world: World) -> None:
+    """Progress that is written during a cancellation is kept, and the request is cancelled."""
     record = record_of()
     write(world, record)
     planned = msgspec.structs.replace(record, planned=True, cities=3, version=2)
@@ -378,15 +380,15 @@ def test_cancelled_while_it_makes_progress(world: World) -> None:
 
 
 @pytest.mark.parametrize("limit", ["0", "501", "-1", "many", "1.5", ""])
-def test_invalid_limit(client: Client, limit: str) -> None:
-    """A limit out of its bounds is answered 400 and named."""
+def test_invalid_limit_is_400(client: Client, limit: str) -> None:
+    """A limit out of its bounds is 400; the problem names it."""
     answer = client.get(f"/process-requests?limit={limit}")
     assert answer.status_code == 400
     assert answer.json()["invalid_parameters"][0]["name"] == "limit"
 
 
-def test_store_down_when_reading(world: World, client: Client) -> None:
-    """While S3 is down neither a request nor the list of them can be read: 503 with Retry-After."""
+def test_outage_of_s3_when_reading_is_503_with_retry_after(world: World, client: Client) -> None:
+    """While S3 is down both a request and the list of requests are 503 with Retry-After."""
     world.store.down = True
     for path in (f"/process-requests/{REQUEST}", "/process-requests"):
         answer = client.get(path)
@@ -395,7 +397,7 @@ def test_store_down_when_reading(world: World, client: Client) -> None:
 
 
 async def test_time_of_a_request_is_in_its_id() -> None:
-    """The time of a request is cut to the milliseconds that its id can hold."""
+    """The time of a request is cut to milliseconds, as its id holds them."""
     world = World()
     clock = Clock(NOW + dt.timedelta(microseconds=1_999))
     record = await requests_module.Requests(world.store, world.publisher, clock=clock).accept(DAY)
@@ -403,7 +405,7 @@ async def test_time_of_a_request_is_in_its_id() -> None:
 
 
 async def test_undecided_conflict_is_retried() -> None:
-    """A conflict that S3 did not decide is no record: an answered request has one."""
+    """A conflict that S3 did not decide leaves no record, so the write is retried."""
 
     class Undecided(ObservedStore):
         conflicts = 3
@@ -420,7 +422,7 @@ async def test_undecided_conflict_is_retried() -> None:
 
 
 async def test_conflict_that_never_ends_is_503_with_the_request_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While S3 decides no conflict, a request is answered as one that is carried out, and whose record is missing."""
+    """While S3 decides no conflict, the error says that the request is accepted and its record is missing."""
 
     class Undecided(ObservedStore):
         async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
@@ -449,8 +451,8 @@ async def test_error_of_one_read_ends_the_list() -> None:
         await requests_module.Requests(world.store, world.publisher, clock=world.clock).latest(8)
 
 
-def test_retry(world: World, client: Client) -> None:
-    """A retry publishes the failed cities of the request under its own id, and the request is running again."""
+def test_retry_publishes_the_failed_cities(world: World, client: Client) -> None:
+    """A retry publishes the failed cities under the request's id, and the request is running again."""
     record = msgspec.structs.replace(
         record_of(),
         planned=True,
@@ -479,8 +481,8 @@ def test_retry(world: World, client: Client) -> None:
     assert requested.retry == Retry(plan_revision=3, positions="5", retried_at=NOW)
 
 
-def test_a_retry_that_kafka_did_not_acknowledge_is_asked_for_again(world: World, client: Client) -> None:
-    """The retry that was recorded is published then: the same one, not another."""
+def test_a_retry_without_acknowledgement_is_published_again(world: World, client: Client) -> None:
+    """The next retry publishes the recorded retry, not another one."""
     record = msgspec.structs.replace(
         record_of(), planned=True, plan_revision=3, cities=1, outcomes={Outcome.FAILED: "1"}
     )
@@ -502,8 +504,10 @@ def test_a_retry_that_kafka_did_not_acknowledge_is_asked_for_again(world: World,
         ({}, "retry it when it has ended"),
     ],
 )
-def test_nothing_to_retry(world: World, client: Client, outcomes: dict[Outcome, str], detail: str) -> None:
-    """A request that is under way, or of which no city has failed, is answered 409 with the reason."""
+def test_request_without_failed_cities_is_not_retried(
+    world: World, client: Client, outcomes: dict[Outcome, str], detail: str
+) -> None:
+    """A retry of a running request, or of one without failed cities, is 409 with the reason."""
     record = msgspec.structs.replace(
         record_of(), planned=True, plan_revision=3, cities=1, outcomes=outcomes, served="1" if outcomes else "0"
     )

@@ -25,8 +25,8 @@ def _client(world: World) -> Iterator[Client]:
         yield client
 
 
-def test_a_refused_file(world: World, client: Client) -> None:
-    """A file says why it was refused, with its first bad records, and where it and its report lie; no credentials."""
+def test_refused_file_has_its_reason_and_bad_records(world: World, client: Client) -> None:
+    """A file has the reason of its refusal, its first bad records, its key and its report's key; no credentials."""
     write_report(world, report_of("7"))
     answer = client.get(f"/quarantine?from={DAY}&to={DAY}")
     assert answer.status_code == 200
@@ -45,8 +45,8 @@ def test_a_refused_file(world: World, client: Client) -> None:
     assert file["reason"].startswith("record 1")
 
 
-def test_files_of_a_range(world: World, client: Client) -> None:
-    """Only files of the dates asked for are listed, by date, at most as many as asked for, with their number."""
+def test_only_files_of_the_range_are_listed(world: World, client: Client) -> None:
+    """Only files of the range are listed, by date, up to the limit, with their number."""
     dates = [DAY + dt.timedelta(days=days) for days in (-1, 0, 30, 31, 40)]
     for date in reversed(dates):
         write_report(world, report_of("7", date))
@@ -54,8 +54,8 @@ def test_files_of_a_range(world: World, client: Client) -> None:
     assert (answer["total"], [file["date"] for file in answer["files"]]) == (3, [str(dates[1]), str(dates[2])])
 
 
-def test_a_file_that_is_cleaned_up_meanwhile(world: World, client: Client) -> None:
-    """A report that is listed and gone when it is read is left out."""
+def test_report_deleted_after_its_listing_is_left_out(world: World, client: Client) -> None:
+    """A report that is deleted between listing and reading is left out."""
     report = report_of("7")
     world.store.write(report.report_key, objects.encode(report))
     get = world.store.get
@@ -69,12 +69,12 @@ def test_a_file_that_is_cleaned_up_meanwhile(world: World, client: Client) -> No
 
 
 @pytest.mark.parametrize("query", ["", "from=2024-05-02&to=2024-05-01", "from=2020-01-01&to=2024-05-01", "from=x&to=y"])
-def test_a_range_that_cannot_be(client: Client, query: str) -> None:
-    """Dates that are missing, the wrong way round, too many or none are refused as for the statistics."""
+def test_invalid_range_is_refused(client: Client, query: str) -> None:
+    """Dates that are missing, reversed, too many or invalid are refused as for the statistics."""
     assert client.get(f"/quarantine?{query}").status_code == 400
 
 
-def test_reports_are_stored_as_they_are_read() -> None:
+def test_a_decoded_report_equals_the_stored_one() -> None:
     """A report comes back from its bytes as it was."""
     report = msgspec.structs.replace(report_of("7"), broke_off="cut", records=None)
     assert objects.decode(QuarantineReport, objects.encode(report), "a report") == report

@@ -35,8 +35,8 @@ def _client(world: World) -> Iterator[Client]:
         yield client
 
 
-def test_csv(client: Client) -> None:
-    """CSV has a head and a line for each country-day."""
+def test_csv_has_a_header_and_a_line_per_country_day(client: Client) -> None:
+    """CSV has a header and a line for each country-day."""
     answer = client.get(PATH, headers={"Accept": "text/csv"})
     assert answer.headers["content-type"] == "text/csv; header=present; charset=utf-8"
     assert answer.text == (
@@ -49,8 +49,8 @@ def test_csv(client: Client) -> None:
 
 
 @pytest.mark.parametrize("detail", ["", "&detail=full"])
-def test_every_form_says_the_same(client: Client, detail: str) -> None:
-    """The three forms hold the same figures, with details and without."""
+def test_every_media_type_has_the_same_figures(client: Client, detail: str) -> None:
+    """The three media types have the same figures, with details and without."""
     by_country = client.get(f"{PATH}{detail}").json()
     lines = [
         {"country": country, "date": date, **day} for country, days in by_country.items() for date, day in days.items()
@@ -65,8 +65,8 @@ def test_every_form_says_the_same(client: Client, detail: str) -> None:
 
 
 @pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r"])
-def test_names_that_a_spreadsheet_would_compute(world: World, client: Client, begin: str) -> None:
-    """In CSV a name that begins as a formula does is no formula; whatever else is in it is quoted, and stays."""
+def test_csv_escapes_names_that_begin_like_formulas(world: World, client: Client, begin: str) -> None:
+    """In CSV a name that begins like a formula is escaped; other special characters are quoted and kept."""
     name = f'{begin}HYPERLINK("http://x","a, b")\nc'
     world.fold_in(msgspec.structs.replace(stats("armenia"), country_name=name))
     answer = client.get(f"{PATH}&detail=full&country=armenia", headers={"Accept": "text/csv"})
@@ -81,20 +81,20 @@ def cell_of(value: object) -> str:
 
 
 def test_csv_without_data_has_its_header(client: Client) -> None:
-    """A table without data still has its head."""
+    """A table without data still has its header."""
     answer = client.get("/country-stats?from=2023-05-01&to=2023-05-01", headers={"Accept": "text/csv"})
     assert answer.text.splitlines() == ["country,date,bus_count,passenger_count,exist_accident,average_delay_s"]
 
 
-def test_not_acceptable(client: Client) -> None:
-    """A client that takes no form there is gets 406, as a problem that names the forms."""
+def test_unacceptable_media_type_is_406(client: Client) -> None:
+    """A client that accepts none of the media types gets 406, with a problem that lists them."""
     answer = client.get(PATH, headers={"Accept": "text/html"})
     assert (answer.status_code, answer.headers["content-type"]) == (406, "application/problem+json")
     assert "application/x-ndjson" in answer.json()["detail"]
 
 
-def test_compressed(client: Client) -> None:
-    """Zstd and gzip hold the bytes of the plain answer."""
+def test_compressed_response_equals_the_plain_one(client: Client) -> None:
+    """Zstd and gzip responses hold the bytes of the plain response."""
     plain = client.get(PATH, headers={"Accept-Encoding": "identity"})
     assert "content-encoding" not in plain.headers
     with client.stream("GET", PATH, headers={"Accept-Encoding": "zstd"}) as answer:
@@ -108,7 +108,7 @@ def test_compressed(client: Client) -> None:
 @pytest.mark.parametrize("form", ["application/json", "application/x-ndjson", "text/csv"])
 @pytest.mark.parametrize("coding", ["identity", "gzip", "zstd"])
 def test_streamed_response_equals_the_buffered_one(form: str, coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long answer comes in parts, and is the same bytes under the same ETag as if it was made whole."""
+    """A long response is streamed, with the same bytes and ETag as a buffered one."""
     world = World()
     days = [dt.date(2024, 1, 1) + dt.timedelta(days=place) for place in range(60)]
     for country in ("armenia", "belgium", "chile"):
@@ -131,8 +131,8 @@ def test_streamed_response_equals_the_buffered_one(form: str, coding: str, monke
     assert len(body) < len(plain) / 4 or coding == "identity"
 
 
-def test_every_large_answer_is_compressed(world: World, client: Client) -> None:
-    """Lists, ledgers, the document, the page and the documentation come compressed to who wants it, and say so."""
+def test_every_large_response_is_compressed(world: World, client: Client) -> None:
+    """Lists, ledgers, documents and pages are compressed for a client that accepts it, and the headers say so."""
     for place in range(10):
         write(world, record_of(NOW + dt.timedelta(milliseconds=place)))
     world.fold_in(*(stats("armenia", city_id=str(number)) for number in range(100)))
@@ -154,15 +154,15 @@ def test_every_large_answer_is_compressed(world: World, client: Client) -> None:
                 assert client.get(path, headers=known).status_code == 304
 
 
-def test_small_answers_stay_plain(client: Client) -> None:
+def test_small_responses_stay_plain(client: Client) -> None:
     """Small responses are sent without compression."""
     answer = client.get("/health/live", headers={"Accept-Encoding": "gzip, zstd"})
     assert answer.json() == {"live": True}
     assert "content-encoding" not in answer.headers
 
 
-def test_not_modified(world: World, client: Client) -> None:
-    """An answer is 304 until a number of it changes; then it has another ETag."""
+def test_unchanged_response_is_304(world: World, client: Client) -> None:
+    """A response is 304 until one of its numbers changes; then it has another ETag."""
     first = client.get(PATH)
     assert first.headers["vary"] == "Accept, Accept-Encoding"
     known = {"If-None-Match": first.headers["etag"]}
@@ -175,7 +175,7 @@ def test_not_modified(world: World, client: Client) -> None:
     assert changed.headers["etag"] != first.headers["etag"]
 
 
-def test_a_change_elsewhere(world: World, client: Client) -> None:
+def test_changes_of_other_days_and_countries_keep_the_etag(world: World, client: Client) -> None:
     """Changes of other days or other countries keep the ETag."""
     path = f"{PATH}&country=armenia"
     etag = client.get(path).headers["etag"]
@@ -184,8 +184,8 @@ def test_a_change_elsewhere(world: World, client: Client) -> None:
     assert client.get(path, headers={"If-None-Match": etag}).status_code == 304
 
 
-def test_every_answer_has_its_own_etag(client: Client) -> None:
-    """Another query, media type or coding is another ETag."""
+def test_every_representation_has_its_own_etag(client: Client) -> None:
+    """Another query, media type or coding has another ETag."""
     variants = [
         (path, {"Accept": accept, "Accept-Encoding": coding})
         for path in (PATH, f"{PATH}&detail=full", f"{PATH}&country=armenia", PATH.replace("05-02", "05-03"))
@@ -201,5 +201,5 @@ def test_every_answer_has_its_own_etag(client: Client) -> None:
 
 
 def test_the_first_version_has_the_same_etag(client: Client) -> None:
-    """A query of the first version is the same query."""
+    """A query of the first version has the ETag of the same complete query."""
     assert client.get(PATH.replace("to=", "to")).headers["etag"] == client.get(PATH).headers["etag"]

@@ -27,8 +27,8 @@ def _client(world: World) -> Iterator[Client]:
         yield client
 
 
-def test_contribution_with_provenance(world: World, client: Client) -> None:
-    """A city's row holds its contribution, its revision, and where the file came from."""
+def test_a_city_has_its_contribution_and_provenance(world: World, client: Client) -> None:
+    """A city's row has its contribution, its revision, and the origin of its file."""
     event = stats("armenia", city_id="7", trips=3, passengers=21, accidents=1, delay_total_ms=6_000)
     world.fold_in(event, planned("armenia", city_ids=["7"]))
     world.write_manifest(manifest_of(event))
@@ -61,14 +61,14 @@ def test_contribution_with_provenance(world: World, client: Client) -> None:
     ]
 
 
-def test_totals(world: World, client: Client) -> None:
-    """The totals of a ledger are those of the day's statistics in full."""
+def test_totals_of_a_ledger_equal_the_statistics(world: World, client: Client) -> None:
+    """The totals of a ledger equal the day's statistics in full detail."""
     world.fold_in(stats("armenia", city_id="7"), stats("armenia", city_id="8"), planned("armenia", city_ids=["7"]))
     in_full = client.get("/country-stats?from=2024-05-01&to=2024-05-01&detail=full").json()
     assert client.get(LEDGER).json()["totals"] == in_full["armenia"]["2024-05-01"]
 
 
-def test_standings(world: World, client: Client) -> None:
+def test_each_city_has_a_status(world: World, client: Client) -> None:
     """A city is reported, has left, is missing or was retracted."""
     world.fold_in(
         stats("armenia", city_id="1"),
@@ -86,15 +86,15 @@ def test_standings(world: World, client: Client) -> None:
     }
 
 
-def test_plan_in_force(world: World, client: Client) -> None:
-    """A newer plan of which a part has not come yet is not in force: the one before it says what is expected."""
+def test_an_incomplete_plan_is_not_in_force(world: World, client: Client) -> None:
+    """While a part of a newer plan is missing, the plan before it names the expected cities."""
     newer = planned("armenia", city_ids=["8"], plan_revision=4)
     world.fold_in(planned("armenia", city_ids=["7"]), msgspec.structs.replace(newer, chunks=2))
     assert standings(client.get(LEDGER).json()) == {"7": "missing"}
 
 
-def test_missing_and_moved_cities_by_name(world: World, client: Client) -> None:
-    """A city that moved away is named by its manifest, which says where it counts."""
+def test_moved_city_is_named_by_its_manifest(world: World, client: Client) -> None:
+    """A city that moved away gets its name from its manifest, which says where it counts."""
     world.fold_in(retracted("armenia", city_id="7", revision=6))
     world.write_manifest(manifest_of(stats("belgium", city_id="7", revision=6)))
     (city,) = client.get(LEDGER).json()["cities"]
@@ -102,7 +102,7 @@ def test_missing_and_moved_cities_by_name(world: World, client: Client) -> None:
     assert (city["city_name"], city["provenance"]["country"]) == ("City 7", "belgium")
 
 
-def test_manifest_ahead_of_the_ledger(world: World, client: Client) -> None:
+def test_manifest_ahead_of_the_ledger_shows_its_own_revision(world: World, client: Client) -> None:
     """A manifest that is ahead shows its own revision beside the ledger's."""
     world.fold_in(stats("armenia", city_id="7", revision=5))
     world.write_manifest(manifest_of(stats("armenia", city_id="7", revision=6)))
@@ -110,8 +110,8 @@ def test_manifest_ahead_of_the_ledger(world: World, client: Client) -> None:
     assert (city["revision"], city["provenance"]["revision"]) == (5, 6)
 
 
-def test_pages(world: World, client: Client) -> None:
-    """Following ``next`` shows every city once, in the order of their ids, whatever characters those have."""
+def test_next_links_list_every_city_once(world: World, client: Client) -> None:
+    """Following ``next`` lists every city once, in the order of the ids, whatever characters those have."""
     city_ids = sorted(["7", "10", "~S%C3%A3o%2FLuiz", "~a&b", "~x#y", "~+" + "ab" * 32])
     world.fold_in(*(stats("armenia", city_id=city_id) for city_id in city_ids))
     seen: list[str] = []
@@ -125,7 +125,7 @@ def test_pages(world: World, client: Client) -> None:
     assert seen == city_ids
 
 
-def test_manifests_of_a_page_alone(world: World, client: Client) -> None:
+def test_only_manifests_of_the_page_are_read(world: World, client: Client) -> None:
     """Only the manifests of the cities on the page are read."""
     world.fold_in(*(stats("armenia", city_id=str(number)) for number in range(10, 20)))
     client.get(f"{LEDGER}?limit=3&after=12")
@@ -133,20 +133,20 @@ def test_manifests_of_a_page_alone(world: World, client: Client) -> None:
     assert manifests == [f"manifests/date={DAY}/city={number}.json" for number in (13, 14, 15)]
 
 
-def test_after_the_last(world: World, client: Client) -> None:
+def test_page_after_the_last_city_is_empty(world: World, client: Client) -> None:
     """After the last city there is an empty page."""
     world.fold_in(stats("armenia"))
     ledger = client.get(f"{LEDGER}?after=9").json()
     assert (ledger["cities"], ledger["next"]) == ([], None)
 
 
-def test_planned_day(world: World, client: Client) -> None:
-    """A day that is planned and not yet reported has a ledger: of missing cities."""
+def test_planned_day_has_a_ledger_of_missing_cities(world: World, client: Client) -> None:
+    """A day that is planned and not yet reported has a ledger of missing cities."""
     world.fold_in(planned("armenia", city_ids=["7", "8"]))
     assert standings(client.get(LEDGER).json()) == {"7": "missing", "8": "missing"}
 
 
-def test_names_from_the_plan(world: World, client: Client) -> None:
+def test_city_without_a_file_has_its_name_from_the_plan(world: World, client: Client) -> None:
     """A city without a file has its name from the plan."""
     world.fold_in(planned("armenia", city_ids=["7"]))
     city = PlannedCity(city_id=CityId("7"), upstream_id="7", name="Port Tina")
@@ -156,8 +156,8 @@ def test_names_from_the_plan(world: World, client: Client) -> None:
     assert client.get(LEDGER).json()["cities"][0]["city_name"] == "Port Tina"
 
 
-def test_unreadable_manifest(world: World, client: Client) -> None:
-    """A manifest that cannot be read leaves its city without provenance, and is named."""
+def test_unreadable_manifest_is_named(world: World, client: Client) -> None:
+    """A city whose manifest is unreadable has no provenance, and the manifest is named."""
     world.fold_in(stats("armenia", city_id="7"))
     key = keys.manifest(DAY, CityId("7"))
     world.store.write(key, b"{")
@@ -165,7 +165,7 @@ def test_unreadable_manifest(world: World, client: Client) -> None:
     assert (answer.json()["cities"][0]["provenance"], answer.headers["tripfold-unreadable"]) == (None, key)
 
 
-def test_live_generation(world: World, client: Client) -> None:
+def test_ledger_comes_from_the_live_generation(world: World, client: Client) -> None:
     """The ledger is the live generation's."""
     world.fold_in(stats("armenia", trips=1), generation=1)
     world.fold_in(stats("armenia", trips=2), generation=2)
@@ -189,8 +189,8 @@ def test_live_generation(world: World, client: Client) -> None:
         "/country-stats/%00/2024-05-01",
     ],
 )
-def test_unknown_country_day(world: World, client: Client, path: str) -> None:
-    """A country-day that nothing is known of is answered 404, as a problem."""
+def test_unknown_country_day_is_404(world: World, client: Client, path: str) -> None:
+    """An unknown country-day is 404, as a problem."""
     world.fold_in(stats("armenia"))
     answer = client.get(path)
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
@@ -200,16 +200,16 @@ def test_unknown_country_day(world: World, client: Client, path: str) -> None:
     ("query", "name"),
     [("limit=0", "limit"), ("limit=1001", "limit"), ("before=7", "before"), ("after=1&after=2", "after")],
 )
-def test_invalid_page(world: World, client: Client, query: str, name: str) -> None:
-    """A page that cannot be meant is answered 400, naming the parameter."""
+def test_invalid_page_is_400(world: World, client: Client, query: str, name: str) -> None:
+    """An invalid page is 400; the problem names the parameter."""
     world.fold_in(stats("armenia"))
     answer = client.get(f"{LEDGER}?{query}")
     assert answer.status_code == 400
     assert [fault["name"] for fault in answer.json()["invalid_parameters"]] == [name]
 
 
-def test_store_down(world: World, client: Client) -> None:
-    """While S3 is down a ledger is answered 503 with Retry-After."""
+def test_outage_of_s3_is_503_with_retry_after(world: World, client: Client) -> None:
+    """While S3 is down a ledger is 503 with Retry-After."""
     world.store.down = True
     answer = client.get(LEDGER)
     assert answer.status_code == 503

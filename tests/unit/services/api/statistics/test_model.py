@@ -35,7 +35,7 @@ def _empty() -> Iterator[Client]:
         yield client
 
 
-def test_four_names(world: World, client: Client) -> None:
+def test_a_day_has_exactly_four_figures(world: World, client: Client) -> None:
     """A day holds exactly the four figures, each computed from the totals of its country."""
     world.fold_in(
         stats("armenia", city_id="7", trips=3, passengers=21, accidents=1, delay_total_ms=10_000),
@@ -56,8 +56,8 @@ def test_four_names(world: World, client: Client) -> None:
     }
 
 
-def test_every_day_of_a_country_with_data(world: World, client: Client) -> None:
-    """A country with data on one day of the range has every day of it, and the days without data are zeros."""
+def test_days_without_data_are_zeros(world: World, client: Client) -> None:
+    """A country with data on one day of the range has every day of it; the days without data are zeros."""
     world.fold_in(stats("armenia", dt.date(2024, 5, 31)))
     days = client.get("/country-stats?from=2024-05-30&to=2024-06-02").json()["armenia"]
     assert list(days) == ["2024-05-30", "2024-05-31", "2024-06-01", "2024-06-02"]
@@ -65,28 +65,28 @@ def test_every_day_of_a_country_with_data(world: World, client: Client) -> None:
     assert [day for date, day in days.items() if date != "2024-05-31"] == [NO_DATA] * 3
 
 
-def test_sorted_countries(world: World, client: Client) -> None:
-    """Countries come sorted by slug, whatever months their data is in."""
+def test_countries_are_sorted_by_slug(world: World, client: Client) -> None:
+    """Countries are sorted by slug, whatever months their data is in."""
     world.fold_in(stats("chad", dt.date(2024, 4, 30)))
     world.fold_in(stats("armenia", dt.date(2024, 5, 2)))
     world.fold_in(stats("belgium", dt.date(2024, 6, 1)))
     assert list(client.get("/country-stats?from=2024-04-01&to=2024-06-30").json()) == ["armenia", "belgium", "chad"]
 
 
-def test_no_data_at_all(world: World, client: Client) -> None:
-    """A country that is only planned is no data, and neither is one outside of the range."""
+def test_countries_without_data_are_left_out(world: World, client: Client) -> None:
+    """A country that is only planned, or has data only outside the range, is left out."""
     world.fold_in(planned("chad", city_ids=["1"]))
     world.fold_in(stats("armenia", dt.date(2024, 5, 2)))
     assert client.get("/country-stats?from=2024-05-01&to=2024-05-01").json() == {}
 
 
 def test_empty_file_is_data(world: World, client: Client) -> None:
-    """A city that reported no trips makes its country a country with data, and its average is 0."""
+    """A country of which a city reported no trips has data, and its average is 0."""
     world.fold_in(stats("armenia", trips=0, passengers=0, delay_total_ms=0))
     assert client.get("/country-stats?from=2024-05-01&to=2024-05-01").json() == {"armenia": {"2024-05-01": NO_DATA}}
 
 
-def test_one_country(world: World, client: Client) -> None:
+def test_a_country_is_selected_by_slug_or_unique_name(world: World, client: Client) -> None:
     """``country`` selects one country by its slug, or by its name if that is unique."""
     slugs = {"Belgium": "belgium", "Côte d'Ivoire": "cote-d-ivoire", "Chad": "chad", "CHAD": "chad-2"}
     countries = Countries(slugs={name: CountrySlug(slug) for name, slug in slugs.items()})
@@ -108,8 +108,8 @@ def test_one_country(world: World, client: Client) -> None:
 @pytest.mark.parametrize(
     ("named", "hint"), [("belguim", "Did you mean belgium?"), ("Chad", "td-1 or td-2"), ("Nowhere at all", "GET")]
 )
-def test_unknown_country(world: World, client: Client, named: str, hint: str) -> None:
-    """A country that does not exist, or a name that two have, is 404 with those that are written most like it."""
+def test_unknown_country_is_404_with_similar_names(world: World, client: Client, named: str, hint: str) -> None:
+    """An unknown country, or a name that two countries have, is 404 with the most similar names."""
     slugs = {"Belgium": "belgium", "Chad": "td-1", "CHAD": "td-2"}
     countries = Countries(slugs={name: CountrySlug(slug) for name, slug in slugs.items()})
     world.store.write(keys.COUNTRIES, objects.encode(countries))
@@ -118,7 +118,7 @@ def test_unknown_country(world: World, client: Client, named: str, hint: str) ->
         assert (answer.status_code, hint in answer.json()["detail"]) == (404, True), answer.text
 
 
-def test_details(world: World, client: Client) -> None:
+def test_detail_full_adds_completeness_and_exact_sums(world: World, client: Client) -> None:
     """``detail=full`` adds the completeness and the exact sums of each day."""
     world.fold_in(
         stats("armenia", city_id="7", revision=5, trips=3, accidents=2, delay_total_ms=6_000),
@@ -153,7 +153,7 @@ def test_details(world: World, client: Client) -> None:
     }
 
 
-def test_details_of_a_planned_day(world: World, client: Client) -> None:
+def test_detail_full_includes_planned_countries(world: World, client: Client) -> None:
     """``detail=full`` includes planned countries, and excludes countries that left the plan."""
     world.fold_in(planned("armenia", city_ids=["7"]))
     world.fold_in(planned("belgium", city_ids=[]))
@@ -168,21 +168,21 @@ def test_details_of_a_planned_day(world: World, client: Client) -> None:
     "query",
     ["from=2024-05-01&to2024-05-02", "to2024-05-02&from=2024-05-01", "from=2024-05-01&to2024-05-02="],
 )
-def test_first_version(world: World, client: Client, query: str) -> None:
-    """The queries of the first version, which lack an equals sign, are answered like whole ones."""
+def test_queries_of_the_first_version_are_accepted(world: World, client: Client, query: str) -> None:
+    """Queries of the first version, which lack an equals sign, get the same responses as complete ones."""
     world.fold_in(stats("armenia"))
     whole = client.get("/country-stats?from=2024-05-01&to=2024-05-02")
     assert client.get(f"/country-stats?{query}").json() == whole.json() != {}
 
 
-def test_first_version_beside_other_parameters(world: World, client: Client) -> None:
+def test_queries_of_the_first_version_accept_other_parameters(world: World, client: Client) -> None:
     """The form of the first version takes the other parameters too."""
     world.fold_in(stats("armenia"))
     world.fold_in(stats("belgium"))
     assert list(client.get("/country-stats?country=belgium&from=2024-05-01&to2024-05-02").json()) == ["belgium"]
 
 
-def test_first_version_is_of_this_route_alone(empty: Client) -> None:
+def test_other_routes_refuse_queries_of_the_first_version(empty: Client) -> None:
     """No other route takes the form of the first version."""
     answer = empty.get("/process-requests?to2024-05-31")
     assert answer.status_code == 400
@@ -214,8 +214,8 @@ def test_first_version_is_of_this_route_alone(empty: Client) -> None:
         ("from=2024-05-02&to=2024-05-01", ["from"]),
     ],
 )
-def test_invalid_queries(empty: Client, query: str, names: list[str]) -> None:
-    """A query that cannot be meant is answered 400, naming each parameter that is at fault, and why."""
+def test_invalid_query_is_400_and_names_its_parameters(empty: Client, query: str, names: list[str]) -> None:
+    """An invalid query is 400; the problem names each invalid parameter and the reason."""
     answer = empty.get(f"/country-stats?{query}")
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"
@@ -234,13 +234,13 @@ def test_invalid_queries(empty: Client, query: str, names: list[str]) -> None:
         ("from=2024-05-01&to=2025-05-02", ["367 days", "366", "to=2025-05-01"]),
     ],
 )
-def test_reasons(empty: Client, query: str, parts: list[str]) -> None:
-    """A reason repeats the value that is wrong, and says what to do."""
+def test_reason_repeats_the_value_and_says_what_to_do(empty: Client, query: str, parts: list[str]) -> None:
+    """A reason repeats the wrong value, and says what to do."""
     detail = empty.get(f"/country-stats?{query}").json()["detail"]
     assert all(part in detail for part in parts), detail
 
 
-def test_longest_range(world: World) -> None:
+def test_range_longer_than_the_setting_is_refused(world: World) -> None:
     """The longest range is a setting: one day more is refused."""
     assert Settings().api_range_days_max == 366
     with world.client(api_range_days_max=2) as client:
@@ -248,13 +248,13 @@ def test_longest_range(world: World) -> None:
         assert client.get("/country-stats?from=2024-05-01&to=2024-05-03").status_code == 400
 
 
-def test_edges_of_the_calendar(empty: Client) -> None:
-    """The first and the last days that there are can be asked for."""
+def test_first_and_last_days_of_the_calendar_are_accepted(empty: Client) -> None:
+    """The first and the last day of the calendar are valid in a query."""
     assert empty.get("/country-stats?from=0001-01-01&to=0001-01-01").json() == {}
     assert empty.get("/country-stats?from=9999-12-31&to=9999-12-31").json() == {}
 
 
-def test_too_many_parameters(empty: Client) -> None:
+def test_query_with_too_many_parameters_is_refused(empty: Client) -> None:
     """A query with too many parameters is refused."""
     answer = empty.get("/country-stats?" + "&".join(f"p{number}=1" for number in range(51)))
     assert answer.status_code == 400
@@ -262,13 +262,13 @@ def test_too_many_parameters(empty: Client) -> None:
 
 
 def test_long_values_are_cut(empty: Client) -> None:
-    """A value that is wrong is repeated, but not at any length."""
+    """The problem repeats a wrong value, cut to a limited length."""
     detail = empty.get(f"/country-stats?from={'9' * 5000}&to=2024-05-01").json()["detail"]
     assert len(detail) < 500
 
 
-def test_store_down(world: World, client: Client) -> None:
-    """While S3 is down the answer is 503 with Retry-After, and tells no address; then statistics are served again."""
+def test_outage_of_s3_is_503_with_retry_after(world: World, client: Client) -> None:
+    """While S3 is down the response is 503 with Retry-After and no address; then statistics are served again."""
     world.fold_in(stats("armenia"))
     world.store.down = True
     answer = client.get("/country-stats?from=2024-05-01&to=2024-05-01")
@@ -283,8 +283,8 @@ def test_store_down(world: World, client: Client) -> None:
     ("body", "remedy"),
     [(b"<html>", "tripfold repair --from 2024-05-01"), (b'{"schema_version":99,"plans":[]}', "upgrade")],
 )
-def test_unreadable_summary(world: World, client: Client, body: bytes, remedy: str) -> None:
-    """A summary that cannot be read is named, and the others are served; a query for it alone is a problem."""
+def test_unreadable_summary_is_named(world: World, client: Client, body: bytes, remedy: str) -> None:
+    """An unreadable summary is named, and the others are served; a query for it alone is a problem."""
     key = f"summaries/generation=1/date={DAY}/country=armenia.json"
     world.store.write(key, body.replace(b'"plans":', b'"x":1,"plans":'))
     world.fold_in(stats("armenia", dt.date(2024, 5, 2)))
@@ -323,6 +323,6 @@ def test_unreadable_summary(world: World, client: Client, body: bytes, remedy: s
         (b"a=%ff&&=&to2024-05-31\xff", b"a=%ff&&=&to2024-05-31\xff"),
     ],
 )
-def test_repaired_query(query: bytes, whole: bytes) -> None:
-    """The missing equals sign is put in, and every other pair stays as it is, byte for byte."""
+def test_repair_adds_only_the_missing_equals_sign(query: bytes, whole: bytes) -> None:
+    """The repair adds the missing equals sign; every other pair stays the same, byte for byte."""
     assert repaired_query(query) == whole

@@ -53,7 +53,7 @@ def trips(heads: list[SummaryHead]) -> dict[tuple[str, str], int]:
 
 
 async def test_only_summaries_of_the_range_are_read() -> None:
-    """The summaries of a range are read, and no others, though a month is listed whole."""
+    """Only the summaries of the range are read, though a month is listed whole."""
     world = World()
     for day in (1, 2, 3):
         world.fold_in(stats("armenia", dt.date(2024, 5, day), trips=day))
@@ -73,7 +73,7 @@ async def test_only_summaries_of_the_country_are_read() -> None:
 
 
 async def test_only_the_head_is_fetched() -> None:
-    """A summary with a long ledger is read by its first bytes alone."""
+    """Only the first bytes of a summary with a long ledger are read."""
     sizes: list[int] = []
 
     class Measuring(ObservedStore):
@@ -111,8 +111,8 @@ async def test_unchanged_summaries_are_not_fetched_again() -> None:
     assert heads_read(world) == [keys.summary(1, DAY, CountrySlug(country)) for country in ("belgium", "chad")]
 
 
-async def test_summary_that_changes_after_its_listing() -> None:
-    """A summary that changes between listing and fetching is shown as fetched, and kept under what was fetched."""
+async def test_summary_that_changes_after_its_listing_is_served_as_fetched() -> None:
+    """A summary that changes between listing and fetching is served and cached as fetched."""
 
     class Changing(ObservedStore):
         async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
@@ -131,8 +131,8 @@ async def test_summary_that_changes_after_its_listing() -> None:
     assert heads_read(world) == []
 
 
-async def test_what_changed_after_its_listing_has_a_tag_of_its_own() -> None:
-    """Numbers that no listing has named yet are under no tag that a listing has: one tag never means two answers."""
+async def test_summary_that_changes_after_its_listing_has_an_etag_of_its_own() -> None:
+    """Numbers that no listing has named yet get an ETag that no listing has: one ETag never means two responses."""
 
     class Changing(ObservedStore):
         async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
@@ -150,8 +150,8 @@ async def test_what_changed_after_its_listing_has_a_tag_of_its_own() -> None:
     assert len(set(tags)) == 3
 
 
-async def test_summary_that_is_gone_after_its_listing() -> None:
-    """A summary that is deleted between listing and fetching is no data."""
+async def test_summary_deleted_after_its_listing_is_no_data() -> None:
+    """A summary that is deleted between listing and fetching counts as no data."""
 
     class Deleting(ObservedStore):
         async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
@@ -165,7 +165,7 @@ async def test_summary_that_is_gone_after_its_listing() -> None:
     assert await heads_of(reader_of(world), MAY) == []
 
 
-async def test_other_keys_are_passed_over() -> None:
+async def test_keys_that_name_no_summary_are_ignored() -> None:
     """Keys under the prefix that name no summary are ignored."""
     world = World()
     world.fold_in(stats("armenia"))
@@ -174,8 +174,8 @@ async def test_other_keys_are_passed_over() -> None:
     assert len(await heads_of(reader_of(world), MAY)) == 1
 
 
-async def test_cache_is_bounded() -> None:
-    """A cache that holds two heads forgets the one used least recently."""
+async def test_full_cache_evicts_the_least_recently_used_head() -> None:
+    """A cache that holds two heads evicts the one used least recently."""
     world = World()
     entry_bytes = len(keys.summary(1, DAY, CountrySlug("armenia"))) + 34 + cache_module.ENTRY_OVERHEAD_BYTES
     reader = reader_of(world, cache_bytes=2 * entry_bytes)
@@ -194,7 +194,7 @@ async def test_cache_is_bounded() -> None:
     assert len(heads_read(world)) == 1
 
 
-async def test_no_cache() -> None:
+async def test_cache_of_no_bytes_keeps_nothing() -> None:
     """A cache of no bytes keeps nothing, and everything is still served."""
     world = World()
     world.fold_in(stats("armenia"))
@@ -204,7 +204,7 @@ async def test_no_cache() -> None:
 
 
 def test_cache_keeps_one_head_of_a_key() -> None:
-    """A head replaces the one before it, which is never found again and takes no room."""
+    """A new head replaces the one before it, which is never found again and takes no memory."""
     summary = fold(empty_summary(DAY, CountrySlug("armenia")), [stats("armenia")])
     head = objects.decode_head(objects.encode(summary), "a")
     cache = HeadCache(2 * (cache_module.ENTRY_OVERHEAD_BYTES + len("a") + len('"1"')))
@@ -216,8 +216,8 @@ def test_cache_keeps_one_head_of_a_key() -> None:
     assert len(cache) == 2
 
 
-async def test_live_generation() -> None:
-    """The generation that the pointer names is served; in a bucket without a pointer and another one, the first."""
+async def test_the_live_generation_is_served() -> None:
+    """The generation that the pointer names is served; without a pointer, the first one."""
     world = World()
     del world.store.objects[keys.CURRENT]
     world.fold_in(stats("armenia", trips=1), generation=1)
@@ -257,14 +257,14 @@ def flipping_world(flips: int) -> World:
     return world
 
 
-async def test_generation_that_changes_while_it_is_read() -> None:
-    """When a rebuild goes live while summaries are being read, the answer is of the new generation, whole."""
+async def test_generation_that_changes_during_a_read_is_read_anew() -> None:
+    """When a rebuild goes live during a read, the whole response comes from the new generation."""
     heads = await heads_of(reader_of(flipping_world(2)), MAY)
     assert trips(heads) == {("belgium", "2024-05-01"): 3}
 
 
-async def test_generation_that_changes_for_ever() -> None:
-    """A generation that changes every time is not read for ever."""
+async def test_reader_gives_up_on_a_generation_that_keeps_changing() -> None:
+    """The reader retries only a limited number of times."""
     with pytest.raises(StoreUnavailable, match="changed"):
         await heads_of(reader_of(flipping_world(1_000)), MAY)
 
@@ -282,8 +282,8 @@ async def test_slow_range_exceeds_its_deadline(monkeypatch: pytest.MonkeyPatch) 
         await heads_of(reader_of(World(Silent())))
 
 
-async def test_bounded_concurrency() -> None:
-    """No more heads are fetched side by side than the bound, and no fewer when there are more."""
+async def test_heads_are_fetched_concurrently_up_to_the_limit() -> None:
+    """The reader fetches as many heads concurrently as the limit allows, and no more."""
     running = most = 0
 
     class Slow(ObservedStore):
@@ -303,8 +303,8 @@ async def test_bounded_concurrency() -> None:
     assert most == reader_module.CONCURRENT_GETS_MAX
 
 
-async def test_readers_that_come_together() -> None:
-    """However many ask at the same time, a month is listed a few times, and no head is fetched twice."""
+async def test_concurrent_queries_share_listings_and_fetches() -> None:
+    """Any number of concurrent queries list a month a few times and fetch no head twice."""
     listings: list[str] = []
 
     class Counting(ObservedStore):
@@ -329,8 +329,8 @@ async def test_readers_that_come_together() -> None:
     assert len(listings) <= 3
 
 
-async def test_a_tag_that_suffices() -> None:
-    """Where the tag suffices nothing is fetched; it changes with the summaries of the range, and with no other."""
+async def test_a_known_etag_fetches_nothing() -> None:
+    """A query that needs only the ETag fetches nothing; the ETag changes only with the summaries of the range."""
     world = World()
     world.fold_in(stats("armenia"))
     reader = reader_of(world)
@@ -346,8 +346,8 @@ async def test_a_tag_that_suffices() -> None:
     assert (await reader.read(MAY)).tag not in {tag, changed}
 
 
-async def test_a_rebuild_keeps_the_tag() -> None:
-    """A rebuild that changes no summary leaves the tag as it was."""
+async def test_a_rebuild_without_changes_keeps_the_etag() -> None:
+    """A rebuild that changes no summary keeps the ETag."""
     world = World()
     world.fold_in(stats("armenia"), generation=1)
     world.fold_in(stats("armenia"), generation=2)
@@ -358,8 +358,8 @@ async def test_a_rebuild_keeps_the_tag() -> None:
     assert (await reader.read(MAY)).tag == before.tag
 
 
-async def test_map_bounded_keeps_the_order() -> None:
-    """Results come in the order of the items, whatever the order they were ready in."""
+async def test_bounded_map_keeps_the_order() -> None:
+    """Results come in the order of the items, in whatever order they are ready."""
 
     async def slower_at_first(item: int) -> int:
         for _ in range(10 - item):
@@ -370,8 +370,8 @@ async def test_map_bounded_keeps_the_order() -> None:
     assert await bounded_map(slower_at_first, [], limit=4) == []
 
 
-async def test_map_bounded_raises_the_error_itself() -> None:
-    """The first error is raised as it is, and ends the rest."""
+async def test_bounded_map_raises_the_first_error() -> None:
+    """The first error is raised itself, and ends the other calls."""
     begun: list[int] = []
 
     async def failing(item: int) -> None:
