@@ -1,4 +1,4 @@
-"""The API beside its operations: errors, health, access log, metrics and documentation."""
+"""The application: errors, health, access log, metrics and documentation."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def _client() -> Iterator[Client]:
 
 @pytest.fixture(name="document", scope="module")
 def _document(client: Client) -> dict[str, Any]:
-    answer = client.get("/schema/openapi.json")
-    assert answer.status_code == 200
-    document: dict[str, Any] = answer.json()
+    response = client.get("/schema/openapi.json")
+    assert response.status_code == 200
+    document: dict[str, Any] = response.json()
     return document
 
 
@@ -68,12 +68,12 @@ class Recorder:
 )
 def test_unknown_paths_and_methods_are_problems(client: Client, method: str, path: str, status: int) -> None:
     """An unknown path or method gets a problem, like every other error."""
-    answer = client.request(method, path)
-    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM)
-    problem = answer.json()
+    response = client.request(method, path)
+    assert (response.status_code, response.headers["content-type"]) == (status, PROBLEM)
+    problem = response.json()
     assert problem["status"] == status
     assert set(problem) == {"type", "title", "status", "detail"}
-    assert ("allow" in answer.headers) == (status == 405)
+    assert ("allow" in response.headers) == (status == 405)
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_head_of_an_event_stream_ends_at_once() -> None:
     record = record_of(NOW)
     write(world, record)
     with world.client() as client:
-        answer = client.head(f"/process-requests/{record.request_id}/events")
-    assert (answer.status_code, answer.content) == (200, b"")
-    assert answer.headers["content-type"].startswith("text/event-stream")
+        response = client.head(f"/process-requests/{record.request_id}/events")
+    assert (response.status_code, response.content) == (200, b"")
+    assert response.headers["content-type"].startswith("text/event-stream")
 
 
 def test_allow_lists_the_methods_of_a_path(client: Client) -> None:
@@ -119,16 +119,16 @@ def test_unexpected_error_is_500_with_the_id_of_its_log_entry(monkeypatch: pytes
     world = World()
     world.store.objects = None  # type: ignore[assignment]  # to be broken in a way that nobody foresaw
     with world.client() as client:
-        answer = client.get("/process-requests")
+        response = client.get("/process-requests")
         given = client.get("/process-requests", headers={"X-Request-ID": "abc-1"})
         forged = client.get("/process-requests", headers={"X-Request-ID": "a b"})
-    assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
+    assert (response.status_code, response.headers["content-type"]) == (500, PROBLEM)
     assert given.headers["x-request-id"] == "abc-1"
     assert forged.headers["x-request-id"] != "a b"
-    assert answer.headers["x-request-id"] in answer.json()["detail"]
-    assert "NoneType" not in answer.text
+    assert response.headers["x-request-id"] in response.json()["detail"]
+    assert "NoneType" not in response.text
     event, fields = recorder.entries[0]
-    assert (event, fields["http_request_id"]) == ("request_crashed", answer.headers["x-request-id"])
+    assert (event, fields["http_request_id"]) == ("request_crashed", response.headers["x-request-id"])
     assert isinstance(fields["exc_info"], TypeError)
 
 
@@ -162,8 +162,8 @@ async def _unreachable() -> None:
 def test_api_is_ready_when_it_reaches_its_dependencies() -> None:
     """An API that can reach everything is ready."""
     with World().client(checks={"s3": _reachable, "kafka": _reachable}) as client:
-        answer = client.get("/health/ready")
-    assert (answer.status_code, answer.json()) == (200, {"ready": True, "faults": {}})
+        response = client.get("/health/ready")
+    assert (response.status_code, response.json()) == (200, {"ready": True, "faults": {}})
 
 
 def test_api_without_kafka_is_not_ready_and_still_serves_reads() -> None:
@@ -171,8 +171,8 @@ def test_api_without_kafka_is_not_ready_and_still_serves_reads() -> None:
     world = World()
     world.fold_in(stats("armenia"))
     with world.client(checks={"s3": _reachable, "kafka": _unreachable}) as client:
-        answer = client.get("/health/ready")
-        assert (answer.status_code, answer.json()) == (
+        response = client.get("/health/ready")
+        assert (response.status_code, response.json()) == (
             503,
             {"ready": False, "faults": {"kafka": "no broker answers"}},
         )
@@ -324,12 +324,12 @@ def test_every_error_is_documented_as_a_problem(document: dict[str, Any]) -> Non
     """Every error of an operation is documented as a problem."""
     for path, item in document["paths"].items():
         for operation in item.values():
-            errors = {status: answer for status, answer in operation["responses"].items() if status >= "400"}
+            errors = {status: response for status, response in operation["responses"].items() if status >= "400"}
             assert {"413", "414", "431"} <= set(errors)
             if path.startswith("/health"):
                 continue
             assert {"400", "401", "403", "429", "503"} <= set(errors)
-            assert all(set(answer["content"]) == {PROBLEM} for answer in errors.values()), path
+            assert all(set(response["content"]) == {PROBLEM} for response in errors.values()), path
 
 
 def test_the_figures_of_a_day_are_documented_as_required(document: dict[str, Any]) -> None:
@@ -375,6 +375,6 @@ def test_the_page_loads_nothing_from_other_hosts(client: Client) -> None:
 def test_unchanged_parts_of_the_page_are_304(client: Client) -> None:
     """A browser that has a part of the page gets 304 while the part is unchanged."""
     etag = client.get("/page/main.js").headers["etag"]
-    answer = client.get("/page/main.js", headers={"If-None-Match": etag})
-    assert (answer.status_code, answer.content) == (304, b"")
+    response = client.get("/page/main.js", headers={"If-None-Match": etag})
+    assert (response.status_code, response.content) == (304, b"")
     assert client.get("/page/nothing.js").status_code == 404

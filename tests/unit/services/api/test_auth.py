@@ -24,9 +24,9 @@ def test_request_without_a_valid_key_is_401(headers: dict[str, str]) -> None:
     """Without a known key, nothing is read and nothing is published."""
     world = World()
     with world.client(api_access="keys", api_keys=KEYS) as client:
-        for answer in (client.get("/process-requests", headers=headers), client.post(ASK, headers=headers)):
-            assert (answer.status_code, answer.headers["content-type"]) == (401, "application/problem+json")
-            assert answer.headers["www-authenticate"].startswith("Bearer")
+        for response in (client.get("/process-requests", headers=headers), client.post(ASK, headers=headers)):
+            assert (response.status_code, response.headers["content-type"]) == (401, "application/problem+json")
+            assert response.headers["www-authenticate"].startswith("Bearer")
     assert world.published(Topic.PROCESS_REQUESTS) == []
     assert world.store.reads == []
 
@@ -57,16 +57,16 @@ def test_keys_are_in_no_log_and_no_response(capsys: pytest.CaptureFixture[str]) 
     world = World()
     tried = mint_key()
     with world.client(api_access="keys", api_keys=KEYS) as client:
-        answers = [
+        responses = [
             client.get(path, headers=headers)
             for path in ("/process-requests", "/nothing", "/metrics")
             for headers in ({"X-API-Key": READER}, {"Authorization": f"Bearer {tried}"})
         ]
         world.store.down = True
-        answers.append(client.get("/process-requests", headers={"X-API-Key": READER}))
+        responses.append(client.get("/process-requests", headers={"X-API-Key": READER}))
     logged = capsys.readouterr()
     assert "/process-requests" in logged.out
-    told = logged.out + logged.err + "".join(answer.text for answer in answers)
+    told = logged.out + logged.err + "".join(response.text for response in responses)
     assert [key for key in (READER, tried, digest_of(READER)) if key in told] == []
 
 

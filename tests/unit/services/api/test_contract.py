@@ -1,4 +1,4 @@
-"""The API is what its OpenAPI document says, whatever is sent to it: requests are made up from the document.
+"""The API conforms to its OpenAPI document: the tests generate requests from the document.
 
 The same requests are made up each time. ``make contract`` makes up many more, of a seed that a failure prints
 and that ``make contract SEED=`` repeats.
@@ -107,12 +107,12 @@ def test_existing_resources_get_documented_responses(api_schema: OpenApiSchema, 
     """The resources of the document's examples get the documented responses when they exist."""
     for method, operation in api_schema[path].items():
         case = operation.Case(path_parameters=KNOWN[path])
-        answer = case.call_and_validate(headers={KEY_HEADER: KEY}, timeout=TIMEOUT_S)
-        assert answer.status_code == (200 if method.lower() == "get" else 409)
+        response = case.call_and_validate(headers={KEY_HEADER: KEY}, timeout=TIMEOUT_S)
+        assert response.status_code == (200 if method.lower() == "get" else 409)
 
 
 def try_out(api_schema: OpenApiSchema, path: str, mode: GenerationMode, *, without: list[CheckFunction]) -> None:
-    """Make requests up for each operation of a path, and check the answers with all checks but some."""
+    """Generate requests for each operation of a path, and check the responses with all checks but some."""
     for operation in api_schema[path].values():
 
         @seed(SEED)

@@ -1,4 +1,4 @@
-"""Events on the wire: what is one, what is poison, and what a later version may send."""
+"""Events on the wire: encoding, strict decoding, poison records and later schema versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading ahead, but not far."""
+"""Prefetching one item ahead."""
 
 from __future__ import annotations
 

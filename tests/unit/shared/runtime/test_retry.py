@@ -1,4 +1,4 @@
-"""Work side by side: a fault of one part is told when all the others have come to their end."""
+"""Concurrent calls: an error of one is raised after all the others have ended."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Request(msgspec.Struct):
 
 
 class Recorder:
-    """A server that keeps the requests it gets. ``respond`` may give another answer than success."""
+    """A server that keeps the requests it gets. ``respond`` may return a response other than success."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -46,7 +46,7 @@ class Recorder:
         self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Take one request of a connection, and answer it."""
+        """Read one request of a connection, and respond to it."""
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
             headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}

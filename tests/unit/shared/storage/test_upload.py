@@ -1,4 +1,4 @@
-"""How an upload calls S3: as seldom as can be, in parts that any store takes."""
+"""Calls of an upload to S3: as few as possible, in parts that any store accepts."""
 
 from __future__ import annotations
 

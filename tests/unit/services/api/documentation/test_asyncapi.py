@@ -1,4 +1,4 @@
-"""The AsyncAPI document: true to the types, valid, equal to the committed one, and only ever growing."""
+"""The AsyncAPI document: it matches the types, is valid, equals the committed one, and only grows."""
 
 from __future__ import annotations
 
@@ -208,10 +208,10 @@ def test_command_prints_json_or_yaml(document: Document, style: str, read: Calla
 
 def test_document_is_served_with_its_etag(client: Client, document: Document) -> None:
     """The API serves the document, and responds 304 to a client that has it."""
-    answer = client.get("/asyncapi.json")
-    assert answer.headers["content-type"].startswith("application/json")
-    assert answer.json() == document
-    assert client.get("/asyncapi.json", headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+    response = client.get("/asyncapi.json")
+    assert response.headers["content-type"].startswith("application/json")
+    assert response.json() == document
+    assert client.get("/asyncapi.json", headers={"If-None-Match": response.headers["etag"]}).status_code == 304
 
 
 def test_event_page_loads_nothing_from_other_hosts(client: Client) -> None:

@@ -114,10 +114,10 @@ def test_event_stream_is_not_cached_and_ends_with_204(world: World) -> None:
     """The stream has the media type of server-sent events, and no cache keeps it; after the end comes 204."""
     write(world, completed(4))
     with world.client() as client:
-        answer = client.get(f"/process-requests/{ID}/events")
-        assert answer.headers["content-type"].startswith("text/event-stream")
-        assert answer.headers["cache-control"] == "no-store"
-        assert answer.content == b"retry: 2000\n\n" + event_of(completed(4))
+        response = client.get(f"/process-requests/{ID}/events")
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["cache-control"] == "no-store"
+        assert response.content == b"retry: 2000\n\n" + event_of(completed(4))
         over = client.get(f"/process-requests/{ID}/events", headers={"Last-Event-ID": "4"})
         assert (over.status_code, over.content) == (204, b"")
         assert client.get("/process-requests/none/events").status_code == 404
@@ -136,15 +136,15 @@ def test_prefer_wait_responds_200_at_the_end(world: World) -> None:
     requests = Quick(world.store, world.publisher, clock=world.clock)
     with world.client() as client:
         client.app.dependencies["event_stream"].dependency = lambda: RequestEventStream(requests)
-        answer = client.post(f"/process-request?date={DAY}", headers={"Prefer": "wait=30"})
-        assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=30")
-        assert answer.json()["status"] == "completed"
-        assert answer.headers["location"] == f"/process-requests/{answer.json()['id']}"
+        response = client.post(f"/process-request?date={DAY}", headers={"Prefer": "wait=30"})
+        assert (response.status_code, response.headers["preference-applied"]) == (200, "wait=30")
+        assert response.json()["status"] == "completed"
+        assert response.headers["location"] == f"/process-requests/{response.json()['id']}"
 
 
 def test_prefer_wait_responds_202_after_the_limit(world: World) -> None:
     """If the request has not ended after the wait, the status is 202."""
     with world.client() as client:
-        answer = client.post(f"/process-request?date={DAY}", headers={"Prefer": "wait=0"})
-        assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=0")
+        response = client.post(f"/process-request?date={DAY}", headers={"Prefer": "wait=0"})
+        assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=0")
         assert "preference-applied" not in client.post(f"/process-request?date={DAY}").headers

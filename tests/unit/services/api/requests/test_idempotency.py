@@ -58,10 +58,10 @@ async def test_each_key_keeps_the_request_that_it_joined(world: World, client: C
 def test_reused_key_with_another_date_is_422(world: World, client: Client) -> None:
     """The same key with another date is refused, names both, and publishes nothing."""
     client.post(PATH, headers=KEY)
-    answer = client.post("/process-request?date=2024-05-02", headers=KEY)
-    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
-    assert "date=2024-05-01" in answer.json()["detail"]
-    assert "date=2024-05-02" in answer.json()["detail"]
+    response = client.post("/process-request?date=2024-05-02", headers=KEY)
+    assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
+    assert "date=2024-05-01" in response.json()["detail"]
+    assert "date=2024-05-02" in response.json()["detail"]
     assert len(published_ids(world)) == 1
 
 
@@ -95,9 +95,9 @@ def test_key_is_claimed_before_publishing(world: World, client: Client) -> None:
 @pytest.mark.parametrize("key", ["", "two words", "x" * 256])
 def test_malformed_key_is_400(world: World, client: Client, key: str) -> None:
     """A key that is empty, has spaces, or is too long is refused, and nothing is published."""
-    answer = client.post(PATH, headers={"Idempotency-Key": key})
-    assert answer.status_code == 400
-    assert [fault["name"] for fault in answer.json()["invalid_parameters"]] == ["Idempotency-Key"]
+    response = client.post(PATH, headers={"Idempotency-Key": key})
+    assert response.status_code == 400
+    assert [fault["name"] for fault in response.json()["invalid_parameters"]] == ["Idempotency-Key"]
     assert published_ids(world) == []
 
 

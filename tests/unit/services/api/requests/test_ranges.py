@@ -40,13 +40,13 @@ def published(world: World) -> list[tuple[str, dt.date]]:
 
 def test_a_range_makes_a_request_per_date(world: World, client: Client) -> None:
     """Each date of a range has its own request, and Location leads to all of them."""
-    answer = client.post(PATH)
-    body = answer.json()
-    assert (answer.status_code, answer.headers["location"]) == (202, f"/process-ranges/{body['id']}")
+    response = client.post(PATH)
+    body = response.json()
+    assert (response.status_code, response.headers["location"]) == (202, f"/process-ranges/{body['id']}")
     assert (body["from"], body["to"], body["status"]) == ("2024-05-01", "2024-05-03", "accepted")
     assert [(one["id"], dt.date.fromisoformat(one["date"])) for one in body["requests"]] == published(world)
     assert [date for _, date in published(world)] == DATES
-    assert client.get(answer.headers["location"]).json() == body
+    assert client.get(response.headers["location"]).json() == body
     assert all(client.get(f"/process-requests/{one['id']}").json()["status"] == "accepted" for one in body["requests"])
 
 
@@ -79,8 +79,8 @@ def test_progress_of_a_range_sums_its_dates(world: World, client: Client) -> Non
 )
 def test_invalid_range_is_400(world: World, client: Client, query: str, name: str) -> None:
     """A range that is half, beside a date, backwards or too long is refused, and nothing is published."""
-    answer = client.post(f"/process-request?{query}")
-    assert (answer.status_code, [fault["name"] for fault in answer.json()["invalid_parameters"]]) == (400, [name])
+    response = client.post(f"/process-request?{query}")
+    assert (response.status_code, [fault["name"] for fault in response.json()["invalid_parameters"]]) == (400, [name])
     assert published(world) == []
 
 
@@ -95,9 +95,9 @@ def test_invalid_range_is_400(world: World, client: Client, query: str, name: st
 )
 def test_date_out_of_bounds_is_refused(world: World, client: Client, query: str, name: str) -> None:
     """A date before 2000 or more than 366 days ahead is refused with the dates that are accepted."""
-    answer = client.post(f"/process-request?{query}")
-    (fault,) = answer.json()["invalid_parameters"]
-    assert (answer.status_code, fault["name"]) == (400, name)
+    response = client.post(f"/process-request?{query}")
+    (fault,) = response.json()["invalid_parameters"]
+    assert (response.status_code, fault["name"]) == (400, name)
     assert "is not between 2000-01-01 and 2025-06-02" in fault["reason"]
     assert published(world) == []
     assert client.post("/process-request?date=2025-06-02").status_code == 202
@@ -117,8 +117,8 @@ def test_same_key_returns_the_same_range(world: World, client: Client) -> None:
 
 def test_prefer_wait_works_for_ranges(world: World, client: Client) -> None:
     """A client can wait for a range like for a request."""
-    answer = client.post(PATH, headers={"Prefer": "wait=0"})
-    assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=0")
+    response = client.post(PATH, headers={"Prefer": "wait=0"})
+    assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=0")
     assert len(published(world)) == 3
     assert client.get("/process-ranges/none").status_code == 404
 
@@ -155,9 +155,9 @@ def test_cancelling_a_range_cancels_its_unfinished_requests(world: World, client
     )
     write(world, done)
     where = f"/process-ranges/{body['id']}"
-    answer = client.delete(where)
-    assert answer.status_code == 202
-    assert [bool(one["cancelled_at"]) for one in answer.json()["requests"]] == [False, True, True]
+    response = client.delete(where)
+    assert response.status_code == 202
+    assert [bool(one["cancelled_at"]) for one in response.json()["requests"]] == [False, True, True]
     for request_id in rest:
         record = new_record(request_id, dt.date(2024, 5, 2))
         write(world, msgspec.structs.replace(record, cancelled_at=NOW, failed_reason="the request was cancelled"))

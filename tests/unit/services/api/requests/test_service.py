@@ -36,14 +36,14 @@ def _client(world: World) -> Iterator[Client]:
 
 def test_an_accepted_request_is_published_and_recorded(world: World, client: Client) -> None:
     """An accepted date is published, its record is in the bucket, and Location leads to the same representation."""
-    answer = client.post("/process-request?date=2024-05-01")
-    assert answer.status_code == 202
-    body = answer.json()
-    assert answer.headers["location"] == f"/process-requests/{body['id']}"
+    response = client.post("/process-request?date=2024-05-01")
+    assert response.status_code == 202
+    body = response.json()
+    assert response.headers["location"] == f"/process-requests/{body['id']}"
     assert (body["date"], body["status"], body["version"]) == ("2024-05-01", "accepted", 1)
     assert body["requested_at"] == body["updated_at"] == "2024-06-01T12:30:00Z"
     assert parse_request_id(body["id"]) is not None
-    assert client.get(answer.headers["location"]).json() == body
+    assert client.get(response.headers["location"]).json() == body
     assert world.published(Topic.PROCESS_REQUESTS) == [
         ProcessRequested(request_id=body["id"], date=DAY, requested_at=NOW)
     ]
@@ -82,9 +82,9 @@ async def test_a_started_request_is_not_joined(world: World, client: Client) -> 
 @pytest.mark.parametrize("query", ["", "date=", "date=tomorrow", "date=2024-05-01&date=2024-05-02", "day=2024-05-01"])
 def test_invalid_date_is_400(world: World, client: Client, query: str) -> None:
     """A missing or invalid date is 400, and nothing is published."""
-    answer = client.post(f"/process-request?{query}")
-    assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
-    assert {"date", "day"} & {fault["name"] for fault in answer.json()["invalid_parameters"]}
+    response = client.post(f"/process-request?{query}")
+    assert (response.status_code, response.headers["content-type"]) == (400, "application/problem+json")
+    assert {"date", "day"} & {fault["name"] for fault in response.json()["invalid_parameters"]}
     assert world.published(Topic.PROCESS_REQUESTS) == []
     assert world.store.bodies(keys.REQUESTS) == {}
 
@@ -92,11 +92,11 @@ def test_invalid_date_is_400(world: World, client: Client, query: str) -> None:
 def test_outage_of_kafka_is_503_with_retry_after(world: World, client: Client) -> None:
     """While Kafka does not acknowledge, the response is 503 with Retry-After, and no record is written."""
     world.publisher.down = True
-    answer = client.post("/process-request?date=2024-05-01")
-    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
-    assert int(answer.headers["retry-after"]) > 0
-    assert "Kafka" in answer.json()["detail"]
-    assert "internal" not in answer.text
+    response = client.post("/process-request?date=2024-05-01")
+    assert (response.status_code, response.headers["content-type"]) == (503, "application/problem+json")
+    assert int(response.headers["retry-after"]) > 0
+    assert "Kafka" in response.json()["detail"]
+    assert "internal" not in response.text
     assert world.store.bodies(keys.REQUESTS) == {}
 
 
@@ -112,16 +112,16 @@ def test_wait_for_kafka_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
     world.publisher = Silent(world.log)
     with world.client() as client:
-        answer = client.post("/process-request?date=2024-05-01")
-    assert answer.status_code == 503
-    assert "Kafka" in answer.json()["detail"]
+        response = client.post("/process-request?date=2024-05-01")
+    assert response.status_code == 503
+    assert "Kafka" in response.json()["detail"]
 
 
 def test_outage_of_s3_when_accepting_is_503_and_publishes_nothing(world: World, client: Client) -> None:
     """While S3 is down the response is 503 with Retry-After, and nothing is published."""
     world.store.down = True
-    answer = client.post("/process-request?date=2024-05-01")
-    assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+    response = client.post("/process-request?date=2024-05-01")
+    assert (response.status_code, "retry-after" in response.headers) == (503, True)
     assert world.published(Topic.PROCESS_REQUESTS) == []
 
 
@@ -136,11 +136,11 @@ def test_outage_of_s3_after_publishing_is_503_with_the_request_id() -> None:
     world = World()
     world.publisher = Last(world.log)
     with world.client() as client:
-        answer = client.post("/process-request?date=2024-05-01")
-    assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
+        response = client.post("/process-request?date=2024-05-01")
+    assert (response.status_code, "retry-after" in response.headers) == (503, True)
     (published,) = world.published(Topic.PROCESS_REQUESTS)
     assert isinstance(published, ProcessRequested)
-    assert answer.json()["request_id"] == published.request_id
+    assert response.json()["request_id"] == published.request_id
 
 
 def test_the_record_is_written_after_kafka_acknowledged() -> None:
@@ -251,9 +251,9 @@ def test_failed_request_has_its_reason(world: World, client: Client) -> None:
 @pytest.mark.parametrize("text", [REQUEST, REQUEST.upper(), "1", "..%2f..%2fstate%2fcurrent", "%00", "a" * 3000])
 def test_unknown_request_is_404(client: Client, text: str) -> None:
     """An unknown or malformed id is 404, as a problem."""
-    answer = client.get(f"/process-requests/{text}")
-    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
-    assert len(answer.text) < 1_000
+    response = client.get(f"/process-requests/{text}")
+    assert (response.status_code, response.headers["content-type"]) == (404, "application/problem+json")
+    assert len(response.text) < 1_000
 
 
 def test_requests_are_listed_latest_first(world: World, client: Client) -> None:
@@ -282,12 +282,12 @@ def test_unreadable_records_are_named(world: World, client: Client) -> None:
     key = keys.request(broken.request_id)
     world.store.write(key, b'{"schema_version":1,"request_id"')
     world.store.write(keys.request(newer.request_id), b'{"schema_version":99}')
-    answer = client.get("/process-requests?limit=2")
-    assert [one["id"] for one in answer.json()["requests"]] == [good.request_id]
-    assert [one["key"] for one in answer.json()["unreadable"]] == [keys.request(newer.request_id)]
-    assert "upgrade" in answer.json()["unreadable"][0]["reason"]
-    assert answer.headers["tripfold-unreadable"] == keys.request(newer.request_id)
-    rest = client.get(answer.json()["next"])
+    response = client.get("/process-requests?limit=2")
+    assert [one["id"] for one in response.json()["requests"]] == [good.request_id]
+    assert [one["key"] for one in response.json()["unreadable"]] == [keys.request(newer.request_id)]
+    assert "upgrade" in response.json()["unreadable"][0]["reason"]
+    assert response.headers["tripfold-unreadable"] == keys.request(newer.request_id)
+    rest = client.get(response.json()["next"])
     assert ([one["key"] for one in rest.json()["unreadable"]], rest.json()["next"]) == ([key], None)
     alone = client.get(f"/process-requests/{broken.request_id}")
     assert (alone.status_code, alone.json()["type"]) == (500, "urn:problem-type:tripfold:unreadable-object")
@@ -312,8 +312,8 @@ def test_next_links_list_every_request_once(world: World, client: Client) -> Non
 @pytest.mark.parametrize("after", ["1", REQUEST.upper(), f"{REQUEST}0"])
 def test_invalid_page_start_is_refused(client: Client, after: str) -> None:
     """A page begins after a request id; any other value is refused."""
-    answer = client.get(f"/process-requests?after={after}")
-    assert (answer.status_code, answer.json()["invalid_parameters"][0]["name"]) == (400, "after")
+    response = client.get(f"/process-requests?after={after}")
+    assert (response.status_code, response.json()["invalid_parameters"][0]["name"]) == (400, "after")
 
 
 def test_cancelling_is_idempotent_and_keeps_the_status(world: World, client: Client) -> None:
@@ -321,14 +321,14 @@ def test_cancelling_is_idempotent_and_keeps_the_status(world: World, client: Cli
     request = client.post("/process-request?date=2024-05-01").json()
     where = f"/process-requests/{request['id']}"
     world.clock.advance(5)
-    answer = client.delete(where)
-    assert (answer.status_code, answer.json()["cancelled_at"]) == (202, "2024-06-01T12:30:05Z")
-    assert answer.json() == request | {
+    response = client.delete(where)
+    assert (response.status_code, response.json()["cancelled_at"]) == (202, "2024-06-01T12:30:05Z")
+    assert response.json() == request | {
         "cancelled_at": "2024-06-01T12:30:05Z",
         "updated_at": "2024-06-01T12:30:05Z",
         "version": 2,
     }
-    assert client.delete(where).json() == client.get(where).json() == answer.json()
+    assert client.delete(where).json() == client.get(where).json() == response.json()
 
 
 @pytest.mark.parametrize(
@@ -348,9 +348,9 @@ def test_cancelling_an_ended_request_is_409(
     """A request that has ended cannot be cancelled: 409, with a problem that says how it ended."""
     record = msgspec.structs.replace(record_of(), **changes)
     write(world, record)
-    answer = client.delete(f"/process-requests/{record.request_id}")
-    assert (answer.status_code, answer.headers["content-type"]) == (409, "application/problem+json")
-    assert f"it is {status}." in answer.json()["detail"]
+    response = client.delete(f"/process-requests/{record.request_id}")
+    assert (response.status_code, response.headers["content-type"]) == (409, "application/problem+json")
+    assert f"it is {status}." in response.json()["detail"]
     assert client.get(f"/process-requests/{record.request_id}").json()["status"] == status
 
 
@@ -382,18 +382,18 @@ def test_cancelling_keeps_concurrent_progress(world: World) -> None:
 @pytest.mark.parametrize("limit", ["0", "501", "-1", "many", "1.5", ""])
 def test_invalid_limit_is_400(client: Client, limit: str) -> None:
     """A limit out of its bounds is 400; the problem names it."""
-    answer = client.get(f"/process-requests?limit={limit}")
-    assert answer.status_code == 400
-    assert answer.json()["invalid_parameters"][0]["name"] == "limit"
+    response = client.get(f"/process-requests?limit={limit}")
+    assert response.status_code == 400
+    assert response.json()["invalid_parameters"][0]["name"] == "limit"
 
 
 def test_outage_of_s3_when_reading_is_503_with_retry_after(world: World, client: Client) -> None:
     """While S3 is down both a request and the list of requests are 503 with Retry-After."""
     world.store.down = True
     for path in (f"/process-requests/{REQUEST}", "/process-requests"):
-        answer = client.get(path)
-        assert answer.status_code == 503
-        assert "retry-after" in answer.headers
+        response = client.get(path)
+        assert response.status_code == 503
+        assert "retry-after" in response.headers
 
 
 async def test_time_of_a_request_is_in_its_id() -> None:
@@ -463,9 +463,9 @@ def test_retry_publishes_the_failed_cities(world: World, client: Client) -> None
         failures={2: Failure(city_id=CityId("7"), city_name="Port Tina", reason="the upstream answered 404")},
     )
     write(world, record)
-    answer = client.post(f"/process-requests/{record.request_id}/retry")
-    body = answer.json()
-    assert (answer.status_code, body["status"], body["failures"], body["version"]) == (202, "running", [], 2)
+    response = client.post(f"/process-requests/{record.request_id}/retry")
+    body = response.json()
+    assert (response.status_code, body["status"], body["failures"], body["version"]) == (202, "running", [], 2)
     assert body["retry"] == {
         "count": 1,
         "retried_at": "2024-06-01T12:30:00Z",
@@ -512,7 +512,7 @@ def test_request_without_failed_cities_is_not_retried(
         record_of(), planned=True, plan_revision=3, cities=1, outcomes=outcomes, served="1" if outcomes else "0"
     )
     write(world, record)
-    answer = client.post(f"/process-requests/{record.request_id}/retry")
-    assert (answer.status_code, answer.headers["content-type"]) == (409, "application/problem+json")
-    assert detail in answer.json()["detail"]
+    response = client.post(f"/process-requests/{record.request_id}/retry")
+    assert (response.status_code, response.headers["content-type"]) == (409, "application/problem+json")
+    assert detail in response.json()["detail"]
     assert not world.published(Topic.PROCESS_REQUESTS)

@@ -1,4 +1,4 @@
-"""The files in quarantine over HTTP: which were refused, why, and where they lie."""
+"""``GET /quarantine``: refused files, their reasons and their keys."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def _client(world: World) -> Iterator[Client]:
 def test_refused_file_has_its_reason_and_bad_records(world: World, client: Client) -> None:
     """A file has the reason of its refusal, its first bad records, its key and its report's key; no credentials."""
     write_report(world, report_of("7"))
-    answer = client.get(f"/quarantine?from={DAY}&to={DAY}")
-    assert answer.status_code == 200
-    (file,) = answer.json()["files"]
+    response = client.get(f"/quarantine?from={DAY}&to={DAY}")
+    assert response.status_code == 200
+    (file,) = response.json()["files"]
     assert (file["city_id"], file["records"], file["bad_records"]) == ("7", 20, 12)
     assert len(file["reported"]) == RECORDS_SHOWN_MAX
     assert file["reported"][0] == {
@@ -50,8 +50,8 @@ def test_only_files_of_the_range_are_listed(world: World, client: Client) -> Non
     dates = [DAY + dt.timedelta(days=days) for days in (-1, 0, 30, 31, 40)]
     for date in reversed(dates):
         write_report(world, report_of("7", date))
-    answer = client.get(f"/quarantine?from={dates[1]}&to={dates[3]}&limit=2").json()
-    assert (answer["total"], [file["date"] for file in answer["files"]]) == (3, [str(dates[1]), str(dates[2])])
+    response = client.get(f"/quarantine?from={dates[1]}&to={dates[3]}&limit=2").json()
+    assert (response["total"], [file["date"] for file in response["files"]]) == (3, [str(dates[1]), str(dates[2])])
 
 
 def test_report_deleted_after_its_listing_is_left_out(world: World, client: Client) -> None:

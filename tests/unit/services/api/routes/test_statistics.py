@@ -1,4 +1,4 @@
-"""The forms of the statistics over HTTP: JSON, NDJSON, CSV; compressed; not changed."""
+"""Representations of the statistics: JSON, NDJSON, CSV, compression and ETags."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def _client(world: World) -> Iterator[Client]:
 
 def test_csv_has_a_header_and_a_line_per_country_day(client: Client) -> None:
     """CSV has a header and a line for each country-day."""
-    answer = client.get(PATH, headers={"Accept": "text/csv"})
-    assert answer.headers["content-type"] == "text/csv; header=present; charset=utf-8"
-    assert answer.text == (
+    response = client.get(PATH, headers={"Accept": "text/csv"})
+    assert response.headers["content-type"] == "text/csv; header=present; charset=utf-8"
+    assert response.text == (
         "country,date,bus_count,passenger_count,exist_accident,average_delay_s\r\n"
         "armenia,2024-05-01,8,40,true,1.125\r\n"
         "armenia,2024-05-02,0,0,false,0.0\r\n"
@@ -69,8 +69,8 @@ def test_csv_escapes_names_that_begin_like_formulas(world: World, client: Client
     """In CSV a name that begins like a formula is escaped; other special characters are quoted and kept."""
     name = f'{begin}HYPERLINK("http://x","a, b")\nc'
     world.fold_in(msgspec.structs.replace(stats("armenia"), country_name=name))
-    answer = client.get(f"{PATH}&detail=full&country=armenia", headers={"Accept": "text/csv"})
-    (day, _) = csv.DictReader(io.StringIO(answer.text, newline=""))
+    response = client.get(f"{PATH}&detail=full&country=armenia", headers={"Accept": "text/csv"})
+    (day, _) = csv.DictReader(io.StringIO(response.text, newline=""))
     assert day["country_name"] == f"'{name}"
     assert client.get(f"{PATH}&detail=full").json()["armenia"]["2024-05-01"]["country_name"] == name
 
@@ -82,27 +82,27 @@ def cell_of(value: object) -> str:
 
 def test_csv_without_data_has_its_header(client: Client) -> None:
     """A table without data still has its header."""
-    answer = client.get("/country-stats?from=2023-05-01&to=2023-05-01", headers={"Accept": "text/csv"})
-    assert answer.text.splitlines() == ["country,date,bus_count,passenger_count,exist_accident,average_delay_s"]
+    response = client.get("/country-stats?from=2023-05-01&to=2023-05-01", headers={"Accept": "text/csv"})
+    assert response.text.splitlines() == ["country,date,bus_count,passenger_count,exist_accident,average_delay_s"]
 
 
 def test_unacceptable_media_type_is_406(client: Client) -> None:
     """A client that accepts none of the media types gets 406, with a problem that lists them."""
-    answer = client.get(PATH, headers={"Accept": "text/html"})
-    assert (answer.status_code, answer.headers["content-type"]) == (406, "application/problem+json")
-    assert "application/x-ndjson" in answer.json()["detail"]
+    response = client.get(PATH, headers={"Accept": "text/html"})
+    assert (response.status_code, response.headers["content-type"]) == (406, "application/problem+json")
+    assert "application/x-ndjson" in response.json()["detail"]
 
 
 def test_compressed_response_equals_the_plain_one(client: Client) -> None:
     """Zstd and gzip responses hold the bytes of the plain response."""
     plain = client.get(PATH, headers={"Accept-Encoding": "identity"})
     assert "content-encoding" not in plain.headers
-    with client.stream("GET", PATH, headers={"Accept-Encoding": "zstd"}) as answer:
-        assert answer.headers["content-encoding"] == "zstd"
-        assert zstd.decompress(b"".join(answer.iter_raw())) == plain.content
-    with client.stream("GET", PATH, headers={"Accept-Encoding": "gzip"}) as answer:
-        assert answer.headers["content-encoding"] == "gzip"
-        assert gzip.decompress(b"".join(answer.iter_raw())) == plain.content
+    with client.stream("GET", PATH, headers={"Accept-Encoding": "zstd"}) as response:
+        assert response.headers["content-encoding"] == "zstd"
+        assert zstd.decompress(b"".join(response.iter_raw())) == plain.content
+    with client.stream("GET", PATH, headers={"Accept-Encoding": "gzip"}) as response:
+        assert response.headers["content-encoding"] == "gzip"
+        assert gzip.decompress(b"".join(response.iter_raw())) == plain.content
 
 
 @pytest.mark.parametrize("form", ["application/json", "application/x-ndjson", "text/csv"])
@@ -121,11 +121,11 @@ def test_streamed_response_equals_the_buffered_one(form: str, coding: str, monke
         plain = client.get(path, headers={**headers, "Accept-Encoding": "identity"}).content
         whole = client.get(path, headers=headers)
         monkeypatch.setattr(statistics, "BUFFERED_COUNTRY_DAYS_MAX", 10)
-        with client.stream("GET", path, headers=headers) as answer:
-            body = b"".join(answer.iter_raw())
-    assert "content-length" not in answer.headers
-    assert answer.headers["etag"] == whole.headers["etag"]
-    assert answer.headers.get("content-encoding", "identity") == coding
+        with client.stream("GET", path, headers=headers) as response:
+            body = b"".join(response.iter_raw())
+    assert "content-length" not in response.headers
+    assert response.headers["etag"] == whole.headers["etag"]
+    assert response.headers.get("content-encoding", "identity") == coding
     decompress: dict[str, Callable[[bytes], Any]] = {"gzip": gzip.decompress, "zstd": zstd.decompress}
     assert bytes(decompress.get(coding, bytes)(body)) == plain
     assert len(body) < len(plain) / 4 or coding == "identity"
@@ -142,23 +142,23 @@ def test_every_large_response_is_compressed(world: World, client: Client) -> Non
         assert "content-encoding" not in plain.headers
         assert plain.headers["vary"] == "Accept-Encoding"
         for coding, decompress in (("gzip", gzip.decompress), ("zstd", zstd.decompress)):
-            with client.stream("GET", path, headers={"Accept-Encoding": coding}) as answer:
-                body = b"".join(answer.iter_raw())
-            assert (answer.headers["content-encoding"], answer.headers["vary"]) == (coding, "Accept-Encoding"), path
-            assert int(answer.headers["content-length"]) == len(body) < len(plain.content)
+            with client.stream("GET", path, headers={"Accept-Encoding": coding}) as response:
+                body = b"".join(response.iter_raw())
+            assert (response.headers["content-encoding"], response.headers["vary"]) == (coding, "Accept-Encoding"), path
+            assert int(response.headers["content-length"]) == len(body) < len(plain.content)
             if path != "/metrics":
                 assert bytes(decompress(body)) == plain.content
             if "etag" in plain.headers:
-                known = {"Accept-Encoding": coding, "If-None-Match": answer.headers["etag"]}
-                assert answer.headers["etag"] != plain.headers["etag"]
+                known = {"Accept-Encoding": coding, "If-None-Match": response.headers["etag"]}
+                assert response.headers["etag"] != plain.headers["etag"]
                 assert client.get(path, headers=known).status_code == 304
 
 
 def test_small_responses_stay_plain(client: Client) -> None:
     """Small responses are sent without compression."""
-    answer = client.get("/health/live", headers={"Accept-Encoding": "gzip, zstd"})
-    assert answer.json() == {"live": True}
-    assert "content-encoding" not in answer.headers
+    response = client.get("/health/live", headers={"Accept-Encoding": "gzip, zstd"})
+    assert response.json() == {"live": True}
+    assert "content-encoding" not in response.headers
 
 
 def test_unchanged_response_is_304(world: World, client: Client) -> None:
@@ -194,8 +194,8 @@ def test_every_representation_has_its_own_etag(client: Client) -> None:
     ]
     etags = []
     for path, headers in variants:
-        with client.stream("GET", path, headers=headers) as answer:
-            etags.append(answer.headers["etag"])
+        with client.stream("GET", path, headers=headers) as response:
+            etags.append(response.headers["etag"])
     assert len(set(etags)) == len(variants)
     assert all(etag.startswith('"') for etag in etags)
 

@@ -161,8 +161,8 @@ def test_unreadable_manifest_is_named(world: World, client: Client) -> None:
     world.fold_in(stats("armenia", city_id="7"))
     key = keys.manifest(DAY, CityId("7"))
     world.store.write(key, b"{")
-    answer = client.get(LEDGER)
-    assert (answer.json()["cities"][0]["provenance"], answer.headers["tripfold-unreadable"]) == (None, key)
+    response = client.get(LEDGER)
+    assert (response.json()["cities"][0]["provenance"], response.headers["tripfold-unreadable"]) == (None, key)
 
 
 def test_ledger_comes_from_the_live_generation(world: World, client: Client) -> None:
@@ -192,8 +192,8 @@ def test_ledger_comes_from_the_live_generation(world: World, client: Client) -> 
 def test_unknown_country_day_is_404(world: World, client: Client, path: str) -> None:
     """An unknown country-day is 404, as a problem."""
     world.fold_in(stats("armenia"))
-    answer = client.get(path)
-    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    response = client.get(path)
+    assert (response.status_code, response.headers["content-type"]) == (404, "application/problem+json")
 
 
 @pytest.mark.parametrize(
@@ -203,17 +203,17 @@ def test_unknown_country_day_is_404(world: World, client: Client, path: str) -> 
 def test_invalid_page_is_400(world: World, client: Client, query: str, name: str) -> None:
     """An invalid page is 400; the problem names the parameter."""
     world.fold_in(stats("armenia"))
-    answer = client.get(f"{LEDGER}?{query}")
-    assert answer.status_code == 400
-    assert [fault["name"] for fault in answer.json()["invalid_parameters"]] == [name]
+    response = client.get(f"{LEDGER}?{query}")
+    assert response.status_code == 400
+    assert [fault["name"] for fault in response.json()["invalid_parameters"]] == [name]
 
 
 def test_outage_of_s3_is_503_with_retry_after(world: World, client: Client) -> None:
     """While S3 is down a ledger is 503 with Retry-After."""
     world.store.down = True
-    answer = client.get(LEDGER)
-    assert answer.status_code == 503
-    assert "retry-after" in answer.headers
+    response = client.get(LEDGER)
+    assert response.status_code == 503
+    assert "retry-after" in response.headers
 
 
 def standings(ledger: dict[str, Any]) -> dict[str, str]:

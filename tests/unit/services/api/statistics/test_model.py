@@ -41,10 +41,10 @@ def test_a_day_has_exactly_four_figures(world: World, client: Client) -> None:
         stats("armenia", city_id="7", trips=3, passengers=21, accidents=1, delay_total_ms=10_000),
         stats("armenia", city_id="8", trips=5, passengers=35, delay_total_ms=-1_001),
     )
-    answer = client.get("/country-stats?from=2024-05-01&to=2024-05-01")
-    assert answer.status_code == 200
-    assert answer.headers["content-type"] == "application/json"
-    assert answer.json() == {
+    response = client.get("/country-stats?from=2024-05-01&to=2024-05-01")
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    assert response.json() == {
         "armenia": {
             "2024-05-01": {
                 "bus_count": 8,
@@ -99,8 +99,8 @@ def test_a_country_is_selected_by_slug_or_unique_name(world: World, client: Clie
         "CÔTE D'IVOIRE": "cote-d-ivoire",
         "armenia": "armenia",  # not in the list, and yet in the bucket
     }.items():
-        answer = client.get(f"/country-stats?from=2024-05-01&to=2024-05-01&country={named}")
-        assert list(answer.json()) == [slug]
+        response = client.get(f"/country-stats?from=2024-05-01&to=2024-05-01&country={named}")
+        assert list(response.json()) == [slug]
         assert client.get(f"/country-stats/{named}/2024-05-01").json()["country"] == slug
     assert client.get("/country-stats?from=2024-05-01&to=2024-05-01&country=chad").json() == {}
 
@@ -114,8 +114,8 @@ def test_unknown_country_is_404_with_similar_names(world: World, client: Client,
     countries = Countries(slugs={name: CountrySlug(slug) for name, slug in slugs.items()})
     world.store.write(keys.COUNTRIES, objects.encode(countries))
     for path in (f"/country-stats?from=2024-05-01&to=2024-05-01&country={named}", f"/country-stats/{named}/{DAY}"):
-        answer = client.get(path)
-        assert (answer.status_code, hint in answer.json()["detail"]) == (404, True), answer.text
+        response = client.get(path)
+        assert (response.status_code, hint in response.json()["detail"]) == (404, True), response.text
 
 
 def test_detail_full_adds_completeness_and_exact_sums(world: World, client: Client) -> None:
@@ -184,9 +184,9 @@ def test_queries_of_the_first_version_accept_other_parameters(world: World, clie
 
 def test_other_routes_refuse_queries_of_the_first_version(empty: Client) -> None:
     """No other route takes the form of the first version."""
-    answer = empty.get("/process-requests?to2024-05-31")
-    assert answer.status_code == 400
-    assert answer.json()["invalid_parameters"][0]["name"] == "to2024-05-31"
+    response = empty.get("/process-requests?to2024-05-31")
+    assert response.status_code == 400
+    assert response.json()["invalid_parameters"][0]["name"] == "to2024-05-31"
 
 
 @pytest.mark.parametrize(
@@ -216,10 +216,10 @@ def test_other_routes_refuse_queries_of_the_first_version(empty: Client) -> None
 )
 def test_invalid_query_is_400_and_names_its_parameters(empty: Client, query: str, names: list[str]) -> None:
     """An invalid query is 400; the problem names each invalid parameter and the reason."""
-    answer = empty.get(f"/country-stats?{query}")
-    assert answer.status_code == 400
-    assert answer.headers["content-type"] == "application/problem+json"
-    problem = answer.json()
+    response = empty.get(f"/country-stats?{query}")
+    assert response.status_code == 400
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
     assert problem["type"] == "urn:problem-type:tripfold:invalid-parameter"
     assert [fault["name"] for fault in problem["invalid_parameters"]] == names
     assert all(fault["reason"] in problem["detail"] for fault in problem["invalid_parameters"])
@@ -256,9 +256,9 @@ def test_first_and_last_days_of_the_calendar_are_accepted(empty: Client) -> None
 
 def test_query_with_too_many_parameters_is_refused(empty: Client) -> None:
     """A query with too many parameters is refused."""
-    answer = empty.get("/country-stats?" + "&".join(f"p{number}=1" for number in range(51)))
-    assert answer.status_code == 400
-    assert "50" in answer.json()["detail"]
+    response = empty.get("/country-stats?" + "&".join(f"p{number}=1" for number in range(51)))
+    assert response.status_code == 400
+    assert "50" in response.json()["detail"]
 
 
 def test_long_values_are_cut(empty: Client) -> None:
@@ -271,10 +271,10 @@ def test_outage_of_s3_is_503_with_retry_after(world: World, client: Client) -> N
     """While S3 is down the response is 503 with Retry-After and no address; then statistics are served again."""
     world.fold_in(stats("armenia"))
     world.store.down = True
-    answer = client.get("/country-stats?from=2024-05-01&to=2024-05-01")
-    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
-    assert int(answer.headers["retry-after"]) > 0
-    assert "internal" not in answer.text
+    response = client.get("/country-stats?from=2024-05-01&to=2024-05-01")
+    assert (response.status_code, response.headers["content-type"]) == (503, "application/problem+json")
+    assert int(response.headers["retry-after"]) > 0
+    assert "internal" not in response.text
     world.store.down = False
     assert client.get("/country-stats?from=2024-05-01&to=2024-05-01").status_code == 200
 

@@ -1,4 +1,4 @@
-"""The reader of summaries: what it fetches, what it keeps, and that an answer is of one generation."""
+"""The reader of summaries: fetches, caching, and one generation per response."""
 
 from __future__ import annotations
 
