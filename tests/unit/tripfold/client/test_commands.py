@@ -37,15 +37,15 @@ from tripfold.client.watching import requests_table, watch_requests
         ("2024-02-29..2024-02-29", ("2024-02-29", "2024-02-29")),
     ],
 )
-def test_dates(text: str, dates: tuple[str, str]) -> None:
-    """A date stands for itself, and two dots between two for all from one to the other."""
+def test_dates_and_ranges_are_parsed(text: str, dates: tuple[str, str]) -> None:
+    """A date means itself, and two dates with two dots between them mean a range."""
     assert tuple(map(str, parse_dates(text))) == dates
 
 
 @pytest.mark.parametrize(
     "text", ["", "..", "2024-05-01..", "..2024-05-01", "may", "2023-02-29", "2024-05-02..2024-05-01"]
 )
-def test_no_dates(text: str) -> None:
+def test_a_text_that_is_no_date_is_refused(text: str) -> None:
     """A text that is neither a date nor a range is refused, and the error shows the expected form."""
     with pytest.raises(NoDates, match="write "):
         parse_dates(text)
@@ -172,15 +172,15 @@ async def test_follows_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2024-05-01 [red]Lima (8) failed: it answered [404]" in console.file.getvalue()
 
 
-async def test_keys_and_refusals() -> None:
-    """A key is sent when there is one; a refusal says what the API says, and nobody there says where was looked."""
+async def test_errors_have_the_message_of_the_api_or_its_address() -> None:
+    """The client sends its key; an error has the API's message, or the address that did not respond."""
     keys = f"reader:read:{digest_of('sesame')}"
     with served(World(), api_access="keys", api_keys=keys) as url:
         async with ApiClient(url, "sesame") as client:
             assert await client.latest(5) == ()
             with pytest.raises(NotFound, match="no request and no range"):
                 await client.requests_of(REQUEST)
-            with pytest.raises(ApiUnusable, match="scope process"):
+            with pytest.raises(ApiUnusable, match='"process" scope'):
                 await client.ask(DAY, DAY)
         async with ApiClient(url, None) as client:
             with pytest.raises(ApiUnusable, match="TRIPFOLD_API_KEY has it"):

@@ -1,4 +1,4 @@
-"""Dead letters: found by where they came from and when, sent back as they came, and not twice by accident."""
+"""Dead letters: selected by origin and day, sent back unchanged, and not twice by accident."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOON = dt.datetime(2024, 5, 2, 12, tzinfo=dt.UTC)
 HEADERS = (("ce_type", b"x"), ("not utf-8", b"\xff"), ("tripfold_error", b"forged"))
 
 
-class Cemetery:
+class DeadLetterLog:
     """A log with dead letters, which were sent as a service sends them, one an hour."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Cemetery:
         return [*self._times_ms, *[int(self.clock().timestamp() * 1000)] * (len(records) - len(self._times_ms))]
 
     async def letters(self, wanted: Wanted | None = None, limit: int = 100) -> tuple[DeadLetter, ...]:
-        """List letters."""
+        """List dead letters."""
         return (await list_letters(self.open, wanted or Wanted(), limit=limit)).letters
 
 
@@ -82,18 +82,18 @@ def _at(record: ConsumedRecord, timestamp_ms: int) -> ConsumedRecord:
     )
 
 
-@pytest.fixture(name="cemetery")
-async def _cemetery() -> Cemetery:
-    cemetery = Cemetery()
-    await cemetery.send_to_dead_letters(Topic.PROCESS_REQUESTS, b"{", key=b"2024-05-01")
-    await cemetery.send_to_dead_letters(Topic.CITY_TASKS, b"\xff" * 5_000)
-    await cemetery.send_to_dead_letters(Topic.CITY_TASKS, None, key=None)
-    return cemetery
+@pytest.fixture(name="world")
+async def _world() -> DeadLetterLog:
+    world = DeadLetterLog()
+    await world.send_to_dead_letters(Topic.PROCESS_REQUESTS, b"{", key=b"2024-05-01")
+    await world.send_to_dead_letters(Topic.CITY_TASKS, b"\xff" * 5_000)
+    await world.send_to_dead_letters(Topic.CITY_TASKS, None, key=None)
+    return world
 
 
-async def test_the_latest_letters_come_first(cemetery: Cemetery) -> None:
-    """A list has the latest letters with their origin and error, each value's beginning, and how many there are."""
-    listing = await list_letters(cemetery.open, Wanted(), limit=2)
+async def test_the_latest_dead_letters_come_first(world: DeadLetterLog) -> None:
+    """A list has the latest dead letters: origin, error, beginning of the value, and how many there are."""
+    listing = await list_letters(world.open, Wanted(), limit=2)
     assert [one.origin_topic for one in listing.letters] == ["city-tasks", "city-tasks"]
     assert listing.total == 3
     latest, before = listing.letters
@@ -113,76 +113,76 @@ async def test_the_latest_letters_come_first(cemetery: Cemetery) -> None:
         (Wanted(last=dt.date(2024, 5, 1)), 0),
     ],
 )
-async def test_letters_are_chosen_by_origin_and_day(cemetery: Cemetery, wanted: Wanted, found: int) -> None:
-    """Only letters of that topic and of those days are listed."""
-    assert len(await cemetery.letters(wanted)) == found
+async def test_dead_letters_are_selected_by_origin_and_day(world: DeadLetterLog, wanted: Wanted, found: int) -> None:
+    """Only dead letters of the selected topic and days are listed."""
+    assert len(await world.letters(wanted)) == found
 
 
-async def test_a_letter_is_sent_back_as_it_came(cemetery: Cemetery) -> None:
-    """Key, value and headers are the record's own, a forged header of ours among them; one more names the letter."""
-    (letter,) = await cemetery.letters(Wanted(origin_topic="process-requests"))
-    await send_back(cemetery.open, cemetery.publisher, [letter.id], clock=cemetery.clock)
-    first, again = cemetery.log.records(Topic.PROCESS_REQUESTS)
+async def test_a_dead_letter_is_sent_back_unchanged(world: DeadLetterLog) -> None:
+    """The record keeps its key, value and headers, even forged ones; one more header names the dead letter."""
+    (letter,) = await world.letters(Wanted(origin_topic="process-requests"))
+    await send_back(world.open, world.publisher, [letter.id], clock=world.clock)
+    first, again = world.log.records(Topic.PROCESS_REQUESTS)
     assert (again.key, again.value) == (first.key, first.value)
     assert again.headers == (*HEADERS, (RETRIED_FROM_HEADER, f"dead-letters/{letter.id}".encode()))
 
 
-async def test_what_was_sent_back_is_marked_and_not_sent_twice(cemetery: Cemetery) -> None:
-    """A letter that was sent back says when, is refused with all others named, and goes again only if that is asked."""
-    letters = await cemetery.letters()
-    await send_back(cemetery.open, cemetery.publisher, [letters[0].id], clock=cemetery.clock)
-    marked = await cemetery.letters()
+async def test_a_dead_letter_is_marked_and_not_sent_back_twice(world: DeadLetterLog) -> None:
+    """A dead letter that was sent back says when; a call that names it again sends nothing, unless it asks for that."""
+    letters = await world.letters()
+    await send_back(world.open, world.publisher, [letters[0].id], clock=world.clock)
+    marked = await world.letters()
     assert [one.retried_at is not None for one in marked] == [True, False, False]
-    sent = len(cemetery.log.appended)
+    sent = len(world.log.appended)
     with pytest.raises(NotSentBack, match=f"already sent back: {letters[0].id} "):
-        await send_back(cemetery.open, cemetery.publisher, [one.id for one in letters], clock=cemetery.clock)
-    assert len(cemetery.log.appended) == sent
-    await send_back(cemetery.open, cemetery.publisher, [one.id for one in letters], clock=cemetery.clock, again=True)
-    assert len(cemetery.log.appended) == sent + 6
-    assert all(one.retried_at for one in await cemetery.letters())
+        await send_back(world.open, world.publisher, [one.id for one in letters], clock=world.clock)
+    assert len(world.log.appended) == sent
+    await send_back(world.open, world.publisher, [one.id for one in letters], clock=world.clock, again=True)
+    assert len(world.log.appended) == sent + 6
+    assert all(one.retried_at for one in await world.letters())
 
 
-async def test_letters_of_one_record_count_once(cemetery: Cemetery) -> None:
-    """A record with several letters is listed and sent back once, by whichever of them it is named."""
-    record = cemetery.log.append(Topic.CITY_STATS, b"2024-05-01/x/1", b"?")
+async def test_dead_letters_of_one_record_count_once(world: DeadLetterLog) -> None:
+    """A record with several dead letters is listed and sent back once, whichever of them is named."""
+    record = world.log.append(Topic.CITY_STATS, b"2024-05-01/x/1", b"?")
     for _ in range(3):
-        await cemetery.publisher.send_to_dead_letters(record, "unknown")
-    copies = [f"{one.partition}/{one.offset}" for one in cemetery.log.records(Topic.DEAD_LETTERS) if one.value == b"?"]
-    listing = await list_letters(cemetery.open, Wanted(origin_topic="city-stats"), limit=10)
+        await world.publisher.send_to_dead_letters(record, "unknown")
+    copies = [f"{one.partition}/{one.offset}" for one in world.log.records(Topic.DEAD_LETTERS) if one.value == b"?"]
+    listing = await list_letters(world.open, Wanted(origin_topic="city-stats"), limit=10)
     assert (listing.total, [one.id for one in listing.letters]) == (1, copies[:1])
-    sent = await send_back(cemetery.open, cemetery.publisher, copies[1:], clock=cemetery.clock)
+    sent = await send_back(world.open, world.publisher, copies[1:], clock=world.clock)
     assert len(sent) == 1
-    assert len(cemetery.log.records(Topic.CITY_STATS)) == 2
+    assert len(world.log.records(Topic.CITY_STATS)) == 2
     with pytest.raises(NotSentBack, match="already"):
-        await send_back(cemetery.open, cemetery.publisher, copies[:1], clock=cemetery.clock)
+        await send_back(world.open, world.publisher, copies[:1], clock=world.clock)
 
 
-async def test_dead_letters_are_sent_back_oldest_first(cemetery: Cemetery) -> None:
+async def test_dead_letters_are_sent_back_oldest_first(world: DeadLetterLog) -> None:
     """The oldest dead letter is sent back first, in whatever order the ids are given."""
-    letters = [one for one in await cemetery.letters() if one.origin_topic == "city-tasks"]
-    sent = await send_back(cemetery.open, cemetery.publisher, [one.id for one in letters], clock=cemetery.clock)
+    letters = [one for one in await world.letters() if one.origin_topic == "city-tasks"]
+    sent = await send_back(world.open, world.publisher, [one.id for one in letters], clock=world.clock)
     assert [one.size_bytes for one in sent] == [5_000, 0]
 
 
-async def test_dead_letters_of_several_partitions_are_sent_back_oldest_first(cemetery: Cemetery) -> None:
+async def test_dead_letters_of_several_partitions_are_sent_back_oldest_first(world: DeadLetterLog) -> None:
     """The topic is read partition by partition, and still the oldest dead letter is sent back first."""
     for number in range(6):
-        await cemetery.send_to_dead_letters(Topic.CITY_STATS, str(number).encode(), key=f"2024-05-01/{number}".encode())
+        await world.send_to_dead_letters(Topic.CITY_STATS, str(number).encode(), key=f"2024-05-01/{number}".encode())
 
     @contextlib.asynccontextmanager
     async def by_partition() -> AsyncIterator[TopicReader]:
-        async with cemetery.open() as replay:
+        async with world.open() as replay:
             await replay.take_end()
             records = [record async for batch in replay.read() for record in batch]
         records.sort(key=lambda record: record.partition)
         yield MemoryTopicReader(lambda: records)
 
-    letters = await cemetery.letters(Wanted(origin_topic="city-stats"))
-    sent = await send_back(by_partition, cemetery.publisher, [one.id for one in letters], clock=cemetery.clock)
+    letters = await world.letters(Wanted(origin_topic="city-stats"))
+    sent = await send_back(by_partition, world.publisher, [one.id for one in letters], clock=world.clock)
     assert [one.value for one in sent] == [str(number).encode() for number in range(6)]
 
 
-async def test_a_command_that_dies_before_its_mark_may_send_again(cemetery: Cemetery) -> None:
+async def test_a_crash_before_the_mark_may_send_a_record_again(world: DeadLetterLog) -> None:
     """A dead letter counts as sent back only once its mark is written: a crash before that loses nothing."""
 
     class Dying(MemoryPublisher):
@@ -193,45 +193,45 @@ async def test_a_command_that_dies_before_its_mark_may_send_again(cemetery: Ceme
                 raise KafkaUnavailable("gone")
             await super().publish_record(topic, key=key, value=value, headers=headers)
 
-    (letter,) = await cemetery.letters(Wanted(origin_topic="process-requests"))
+    (letter,) = await world.letters(Wanted(origin_topic="process-requests"))
     with pytest.raises(KafkaUnavailable):
-        await send_back(cemetery.open, Dying(cemetery.log), [letter.id], clock=cemetery.clock)
-    assert (await read_letter(cemetery.open, letter.id)).retried_at is None
-    await send_back(cemetery.open, cemetery.publisher, [letter.id], clock=cemetery.clock)
-    assert len(cemetery.log.records(Topic.PROCESS_REQUESTS)) == 3
+        await send_back(world.open, Dying(world.log), [letter.id], clock=world.clock)
+    assert (await read_letter(world.open, letter.id)).retried_at is None
+    await send_back(world.open, world.publisher, [letter.id], clock=world.clock)
+    assert len(world.log.records(Topic.PROCESS_REQUESTS)) == 3
 
 
 @pytest.mark.parametrize("letter_id", ["0/99", "x", "1", "-1/3", "1/2/3"])
-async def test_a_letter_that_is_not_there_is_named(cemetery: Cemetery, letter_id: str) -> None:
-    """An invalid id, or one of no dead letter, is refused with a sentence."""
+async def test_an_unknown_dead_letter_is_named(world: DeadLetterLog, letter_id: str) -> None:
+    """An invalid id, or one of no dead letter, is refused, and the error names it."""
     with pytest.raises(UnknownLetter, match=letter_id):
-        await read_letter(cemetery.open, letter_id)
+        await read_letter(world.open, letter_id)
 
 
-async def test_a_record_that_is_too_long_for_a_letter_is_cut_and_not_sent_back(cemetery: Cemetery) -> None:
+async def test_a_record_too_long_for_a_dead_letter_is_cut_and_not_sent_back(world: DeadLetterLog) -> None:
     """A compressed record may be longer than a topic accepts once unpacked: its beginning becomes a dead letter."""
-    await cemetery.send_to_dead_letters(Topic.CITY_STATS, b"x" * (RECORD_BYTES_MAX + 1), key=b"k" * 100_000)
-    record = cemetery.log.appended[-1]
+    await world.send_to_dead_letters(Topic.CITY_STATS, b"x" * (RECORD_BYTES_MAX + 1), key=b"k" * 100_000)
+    record = world.log.appended[-1]
     headers = sum(len(name) + len(value) for name, value in record.headers)
     assert len(record.key or b"") + len(record.value or b"") + headers < DEAD_LETTER_BYTES_MAX
     whole = RECORD_BYTES_MAX + 1 + 100_000 + sum(len(name) + len(value) for name, value in HEADERS)
     assert (CUT_HEADER, str(whole).encode()) in record.headers
     letter = f"{record.partition}/{record.offset}"
     with pytest.raises(NotSentBack, match="beginning of a longer record, at offset"):
-        await send_back(cemetery.open, cemetery.publisher, [letter], clock=cemetery.clock)
+        await send_back(world.open, world.publisher, [letter], clock=world.clock)
 
 
-async def test_a_letter_of_no_topic_is_not_sent_anywhere() -> None:
+async def test_a_dead_letter_of_no_topic_is_not_sent_back() -> None:
     """A record that somebody else wrote into the topic, without our headers, is listed and cannot be sent back."""
-    cemetery = Cemetery()
-    cemetery.log.append(Topic.DEAD_LETTERS, b"k", b"v", [("tripfold_retried", b"not a mark")])
-    (letter,) = await cemetery.letters()
+    world = DeadLetterLog()
+    world.log.append(Topic.DEAD_LETTERS, b"k", b"v", [("tripfold_retried", b"not a mark")])
+    (letter,) = await world.letters()
     assert (letter.origin_topic, letter.error, letter.value) == ("", "", b"v")
     with pytest.raises(NotSentBack, match="no topic"):
-        await send_back(cemetery.open, cemetery.publisher, [letter.id], clock=cemetery.clock)
+        await send_back(world.open, world.publisher, [letter.id], clock=world.clock)
 
 
-def test_what_is_printed_does_nothing_to_a_terminal() -> None:
+def test_control_characters_are_not_sent_to_the_terminal() -> None:
     """Escape sequences, other control characters and markup are shown, not obeyed; long text is shortened."""
     shown = printable("a\x1b[31m[red]b\u202e\n\r")
     assert Text.from_markup(shown).plain == "a\\x1b[31m[red]b\\u202e\n\\r"

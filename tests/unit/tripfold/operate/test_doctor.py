@@ -118,7 +118,7 @@ async def test_a_record_of_a_later_version_is_named_until_it_is_skipped() -> Non
     assert await newer_records(bucket.store, MemoryTopicReader(lambda: records)) == []
 
 
-async def test_nothing_in_reach_is_told_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_dependencies_are_reported_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each check fails with a sentence while S3, Kafka and upstream are away, and says which to repair first."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")

@@ -88,8 +88,8 @@ async def test_what_is_young_is_left_alone(bucket: FakeBucket) -> None:
     assert ORPHAN not in raw_keys(bucket)
 
 
-async def test_without_a_readable_manifest_nothing_goes(bucket: FakeBucket) -> None:
-    """Raw objects whose manifest is lost or damaged are told and kept: they may be all that is left."""
+async def test_without_a_readable_manifest_nothing_is_deleted(bucket: FakeBucket) -> None:
+    """Raw objects whose manifest is lost or damaged are reported and kept: they may be the only copy."""
     del bucket.store.objects[keys.manifest(DAY, CityId("1"))]
     bucket.store.write(keys.manifest(DAY, CityId("2")), b"{")
     before = raw_keys(bucket)
@@ -121,7 +121,7 @@ def quarantine(bucket: FakeBucket, attempt: str, city: str = "1") -> tuple[str, 
     return key, report
 
 
-async def test_old_quarantine_goes_and_young_quarantine_stays(bucket: FakeBucket) -> None:
+async def test_only_old_quarantined_files_are_deleted(bucket: FakeBucket) -> None:
     """A report goes with its raw object, the report first, by the quarantine's own age; until then both stay."""
     old = quarantine(bucket, "old")
     bucket.clock.advance(10 * 86_400)
@@ -153,8 +153,8 @@ async def test_a_raw_object_without_manifest_or_report_stays(bucket: FakeBucket)
     assert {refused, unknown} <= set(raw_keys(bucket))
 
 
-async def test_old_notes_of_attempts_go(bucket: FakeBucket) -> None:
-    """A note that a dead worker left goes once it is old: its deaths are forgotten."""
+async def test_old_notes_of_attempts_are_deleted(bucket: FakeBucket) -> None:
+    """The old note of a crashed worker is deleted, and with it the count of its crashes."""
     bucket.store.write(keys.attempts(DAY, CityId("1")), b"{}")
     bucket.clock.advance(8 * 86_400)
     bucket.store.write(keys.attempts(DAY, CityId("2")), b"{}")

@@ -722,8 +722,8 @@ def test_a_valid_file_is_read_to_its_end(force_strict: bool) -> None:
 
 
 @pytest.mark.parametrize("force_strict", [False, True])
-def test_progress_is_told_the_trips_folded_so_far(force_strict: bool) -> None:
-    """The numbers told never fall, and the last is the number of trips."""
+def test_progress_has_the_number_of_trips_so_far(force_strict: bool) -> None:
+    """The reported numbers never fall, and the last is the number of trips."""
     body = array(*[record()] * 2000)
     told: list[int] = []
     total_trip_file(
