@@ -173,7 +173,7 @@ class MemoryTopicReader:
 
 
 class BrokenContract(BaseException):  # no retry may catch it
-    """A published event cannot be decoded, or is decoded differently."""
+    """A published event cannot be decoded, or decodes to another event."""
 
 
 class MemoryPublisher:

@@ -387,7 +387,7 @@ def contribution_of(file: File) -> Contribution:
 
 
 def run_histories(seed_number: int, histories: int, *, kind: type[World] = World, shrink: bool = True) -> None:
-    """Run ``count`` histories from a seed; raise the error of the simplest failing one."""
+    """Run this many histories from a seed; raise the error of the simplest failing one."""
     machine = seed(seed_number)(type("SeededHistory", (History,), {"kind": kind}))
     phases = [Phase.explicit, Phase.generate, *([Phase.shrink] if shrink else [])]
     run_state_machine_as_test(

@@ -54,7 +54,7 @@ Proof = Callable[[type[World]], AsyncIterator[str]]
 
 
 class Mutation(msgspec.Struct, frozen=True, kw_only=True):
-    """One broken promise: how it is broken (a world of another kind, or a patch), and what has to notice."""
+    """One broken promise: a world of another kind, or a patch, and the runs that must notice it."""
 
     name: str
     proof: Proof
@@ -121,14 +121,14 @@ async def losing_the_log(kind: type[World]) -> AsyncIterator[str]:
 
 
 async def cleaning_up(kind: type[World]) -> AsyncIterator[str]:
-    """Break every call of a clean-up."""
+    """Break every call of gc."""
     (gc,) = (one for one in job_scenarios.SCENARIOS if one.name.startswith("gc"))
     async for one in job_scenarios.broken_anywhere(gc, kind):
         yield one
 
 
 async def redelivering_everything(kind: type[World]) -> AsyncIterator[str]:
-    """Let everything in the topic of statistics come again, and look after each batch."""
+    """Deliver every record of the statistics topic again, and check the world after each batch."""
     world = kind()
     watcher = Watcher(world)
     for truth in (WHOLE, UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING}), WHOLE):
@@ -146,7 +146,7 @@ async def redelivering_everything(kind: type[World]) -> AsyncIterator[str]:
 
 
 async def watching_progress(kind: type[World]) -> AsyncIterator[str]:
-    """Look whether a request is completed before its numbers are served, with the aggregate behind."""
+    """Check, with the aggregate behind, that no request is completed before its numbers are served."""
     world = kind()
     watcher = Watcher(world)
     world.request(WHOLE)
@@ -159,12 +159,12 @@ async def watching_progress(kind: type[World]) -> AsyncIterator[str]:
 
 
 async def building_on_a_lost_response(kind: type[World]) -> AsyncIterator[str]:
-    """Lose the answer to a manifest's swap; another worker builds on it, and then the upstream has no file any more.
+    """Lose the response to a manifest's write; another worker builds on it, and then the upstream has no file.
 
-    The city is stored: the request must not be told that it failed.
+    The city is stored, so the request must not report it as failed.
     """
 
-    class Hasty(kind):  # type: ignore[valid-type, misc]  # a class is made of the kind that is asked for
+    class Hasty(kind):  # type: ignore[valid-type, misc]  # its base class is an argument
         def make_store(self) -> RecordingStore:
             return LosesTheFirstResponse(self)
 
@@ -179,7 +179,7 @@ async def building_on_a_lost_response(kind: type[World]) -> AsyncIterator[str]:
 
 
 class LosesTheFirstResponse(RecordingStore):
-    """Takes the first manifest, lets another worker build on it, takes the file away, and says that it lost."""
+    """Stores the first manifest and a later one of another worker, removes the file, and raises a conflict."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world.clock, part_bytes=64)
@@ -214,7 +214,7 @@ class LosesTheFirstResponse(RecordingStore):
 
 
 async def refusing_dead_letters(kind: type[World]) -> AsyncIterator[str]:
-    """Refuse, lose and kill the burying of a poison record: it must be among the dead letters in the end."""
+    """Break the sending of a poison record to the dead letters in each way: it must be there in the end."""
     for how in Break:
         if how is Break.PAUSE:
             continue
@@ -231,7 +231,7 @@ async def refusing_dead_letters(kind: type[World]) -> AsyncIterator[str]:
 
 
 class BlindStore(RecordingStore):
-    """A store whose swap does not look at the ETag."""
+    """A store whose compare-and-swap ignores the ETag."""
 
     async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
         del etag
@@ -240,7 +240,7 @@ class BlindStore(RecordingStore):
 
 
 class BlindSwap(World):
-    """Has a store that does not compare when it swaps."""
+    """Has a store whose compare-and-swap writes without comparing."""
 
     def make_store(self) -> RecordingStore:
         return BlindStore(self.clock, part_bytes=64)
@@ -253,7 +253,7 @@ class CommitFirst(World):
 
 
 class OncePublisher:
-    """Publishes each event to a topic at most once: what was tried before is taken for published."""
+    """Publishes each event to a topic at most once: a tried event counts as published."""
 
     def __init__(self, publisher: Publisher, tried: set[bytes]) -> None:
         self._publisher = publisher
@@ -271,7 +271,7 @@ class OncePublisher:
 
 
 class AtMostOnce(World):
-    """Has processes that do not publish again what they may have published."""
+    """Has processes that never publish an event twice, even if the first try may have failed."""
 
     def __init__(self, broken: Mapping[int, Break] | None = None, *, etags: bool = True) -> None:
         super().__init__(broken, etags=etags)
@@ -282,7 +282,7 @@ class AtMostOnce(World):
 
 
 class RawLastStore(BreakableStore):
-    """Completes a raw object only after the manifest that names it was swapped in."""
+    """Completes a raw object only after the manifest that names it was written."""
 
     def __init__(self, store: ObjectStore, life: Process) -> None:
         super().__init__(store, life)
@@ -315,7 +315,7 @@ class _Postponed:
 
 
 class RawLast(World):
-    """Has workers that name a raw object before it is there."""
+    """Has workers whose manifest names a raw object that does not exist yet."""
 
     def make_handler(self, process: Process) -> Handler:
         process.store = RawLastStore(self.store, process)
@@ -335,7 +335,7 @@ class HastyRebuild(Rebuild):
 
 
 class ReadsBeforeThePointer(World):
-    """Has a rebuild that reads first and says so afterwards."""
+    """Has a rebuild that reads the manifests before it sets the pointer."""
 
     def make_rebuild(self, job: Job, token: str, replay: object, *, seed: int | None = None) -> Rebuild:
         del replay, seed
@@ -343,7 +343,7 @@ class ReadsBeforeThePointer(World):
 
 
 def pointer_before_the_batch(patch: pytest.MonkeyPatch) -> None:
-    """Let an aggregate fold by the pointer that it read when it had done with the batch before."""
+    """Let an aggregate fold by the pointer that it read after the previous batch."""
     known: dict[int, GenerationPointer] = {}
     process = CityStatsConsumer.process
 
@@ -359,12 +359,12 @@ def pointer_before_the_batch(patch: pytest.MonkeyPatch) -> None:
 
 
 def live_alone(patch: pytest.MonkeyPatch) -> None:
-    """Let aggregates fold into the live generation alone."""
+    """Let aggregates fold into the live generation only."""
     patch.setattr(GenerationPointer, "folded", property(lambda self: (self.live,)))
 
 
 def the_last_plan_wins(patch: pytest.MonkeyPatch) -> None:
-    """Let the plan that came last be in force, not the highest."""
+    """Put the latest plan to arrive in force, instead of the highest."""
     ordered = pure_fold._without_superseded
 
     def last(plans: dict[tuple[int, int], dict[int, tuple[CityId, ...]]]) -> object:
@@ -375,7 +375,7 @@ def the_last_plan_wins(patch: pytest.MonkeyPatch) -> None:
 
 
 def any_country(patch: pytest.MonkeyPatch) -> None:
-    """Let a task's country count whatever a newer plan says."""
+    """Accept a task's country, whatever a newer plan says."""
 
     async def asked(_self: CityDayIngest, task: IngestCity, _previous: Manifest | None) -> Place:
         return Place(country=task.country, country_name=task.country_name, plan_revision=task.plan_revision)
@@ -388,12 +388,12 @@ def any_country(patch: pytest.MonkeyPatch) -> None:
 
 
 def conflict_means_loss(patch: pytest.MonkeyPatch) -> None:
-    """Let a worker take every lost race for one that somebody else has won."""
+    """Let a worker treat every conflict as a write of another worker."""
     patch.setattr(Manifest, "made_by", lambda _self, _attempt: False)
 
 
 def any_revision(patch: pytest.MonkeyPatch) -> None:
-    """Let the ledger keep what came last, whatever its revision."""
+    """Let the ledger keep the latest entry to arrive, whatever its revision."""
 
     def keep(ledger: dict[CityId, LedgerEntry], city_id: CityId, entry: LedgerEntry) -> bool:
         changed = ledger.get(city_id) != entry
@@ -404,7 +404,7 @@ def any_revision(patch: pytest.MonkeyPatch) -> None:
 
 
 def silent_if_unchanged(patch: pytest.MonkeyPatch) -> None:
-    """Let a worker that finds nothing changed publish nothing."""
+    """Let a worker that finds no change publish nothing."""
     publish = CityDayIngest._publish
 
     async def quiet(self: CityDayIngest, task: IngestCity, finished: CityResult) -> None:
@@ -420,13 +420,13 @@ def _folding(patch: pytest.MonkeyPatch, change: Callable[[Summary, Sequence[Stat
 
 
 def no_retractions(patch: pytest.MonkeyPatch) -> None:
-    """Let the fold pass over retractions."""
+    """Let the fold ignore retractions."""
     fold = pure_fold.fold
     _folding(patch, lambda before, new: fold(before, [one for one in new if not isinstance(one, CityDayRetracted)]))
 
 
 def no_tombstones(patch: pytest.MonkeyPatch) -> None:
-    """Let a retraction take a city out of the ledger without a trace."""
+    """Let a retraction remove a city from the ledger without a tombstone."""
     fold = pure_fold.fold
 
     def forget(before: Summary, new: Sequence[StatEvent]) -> Summary:
@@ -440,7 +440,7 @@ def no_tombstones(patch: pytest.MonkeyPatch) -> None:
 
 
 def adding(patch: pytest.MonkeyPatch) -> None:
-    """Let the fold add what comes to the totals that there are."""
+    """Let the fold add new contributions to the totals, instead of replacing old ones."""
     fold = pure_fold.fold
 
     def add(before: Summary, new: Sequence[StatEvent]) -> Summary:
@@ -465,7 +465,7 @@ def completed_before_folded(patch: pytest.MonkeyPatch) -> None:
 
 
 def flip_without_token(patch: pytest.MonkeyPatch) -> None:
-    """Let a rebuild make its generation live whoever has taken over."""
+    """Let a rebuild make its generation live even if another rebuild took over."""
 
     async def flip(store: ObjectStore, _token: str, number: int) -> None:
         found = await store.get(keys.CURRENT)
@@ -479,7 +479,7 @@ def flip_without_token(patch: pytest.MonkeyPatch) -> None:
 
 
 def gc_without_history(patch: pytest.MonkeyPatch) -> None:
-    """Let the clean-up keep the current attempt alone."""
+    """Let gc keep the current attempt only."""
     judge = gc._judge
 
     async def forgetful(store: ObjectStore, group: list[ObjectInfo]) -> list[Swept]:
@@ -504,13 +504,13 @@ class _WithoutHistory:
 
 
 def gc_of_any_age(patch: pytest.MonkeyPatch) -> None:
-    """Let the clean-up take what is young."""
+    """Let gc delete recent objects."""
     sweep_raw = gc._sweep_raw
     patch.setattr(gc, "_sweep_raw", lambda store, before: sweep_raw(store, before + dt.timedelta(days=365)))
 
 
 def gone_is_silent(patch: pytest.MonkeyPatch) -> None:
-    """Let the planner say nothing of a country that has no city left."""
+    """Let the planner publish no plan for a country without cities."""
 
     async def present_only(self: Planner, plan: Plan) -> None:
         planned: list[Event] = [one for country in plan.countries for one in events_of_plan(plan, country)]
@@ -532,7 +532,7 @@ def drop_if_dead_letter_fails(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_record_after_stale_ones(patch: pytest.MonkeyPatch) -> None:
-    """Let the topic end in a stale record."""
+    """Let a stale record be the last one of its key in the topic."""
 
     async def deaf(_self: CityStatsConsumer, _events: Sequence[StatEvent], _summary: Summary) -> list[Event]:
         return []
@@ -541,7 +541,7 @@ def no_record_after_stale_ones(patch: pytest.MonkeyPatch) -> None:
 
 
 def quiet_without_change(patch: pytest.MonkeyPatch) -> None:
-    """Let a summary be published only by who changed it."""
+    """Let only the process that changed a summary publish it."""
     fold = SummaryWriter.fold
 
     async def once(self: SummaryWriter, generation: int, new: Sequence[StatEvent]) -> CachedSummary:
@@ -556,7 +556,7 @@ def quiet_without_change(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_requeue(patch: pytest.MonkeyPatch) -> None:
-    """Let nobody send a request again."""
+    """Requeue no request."""
 
     async def nothing(_self: Requeue) -> int:
         return 0
@@ -565,7 +565,7 @@ def no_requeue(patch: pytest.MonkeyPatch) -> None:
 
 
 def upstream_without_conditions(patch: pytest.MonkeyPatch) -> None:
-    """Let a broken download be taken for the whole file."""
+    """Treat a broken download as the whole file."""
     chunks = BreakableUpstream._chunks
 
     async def cut(self: BreakableUpstream, of: AsyncIterator[bytes], upstream_id: str) -> AsyncIterator[bytes]:
@@ -587,7 +587,7 @@ MUTATIONS = (
     ),
     Mutation(name="plans unordered", patch=the_last_plan_wins, proof=redelivering_everything),
     Mutation(name="a stale country accepted", patch=any_country, proof=pausing("a city moves back")),
-    Mutation(name="a lost answer taken for a loss", patch=conflict_means_loss, proof=building_on_a_lost_response),
+    Mutation(name="a lost response taken for a conflict", patch=conflict_means_loss, proof=building_on_a_lost_response),
     Mutation(name="revision check dropped", patch=any_revision, proof=redelivering_everything),
     Mutation(name="commit before effect", kind=CommitFirst, proof=breaking_a_correction),
     Mutation(name="unchanged without re-publish", patch=silent_if_unchanged, proof=losing_the_log),
@@ -616,7 +616,7 @@ MUTATIONS = (
     Mutation(
         name="poison dropped when the dead letter fails", patch=drop_if_dead_letter_fails, proof=refusing_dead_letters
     ),
-    Mutation(name="requests not sent again", patch=no_requeue, proof=losing_records),
+    Mutation(name="requests not requeued", patch=no_requeue, proof=losing_records),
     Mutation(
         name="a broken download taken for the file",
         patch=upstream_without_conditions,

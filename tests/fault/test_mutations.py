@@ -1,7 +1,7 @@
 """The harness can fail: each mutation breaks one promise of the design, and its runs notice.
 
 By default each mutation meets the runs that were written for it. TRIPFOLD_MUTATION_HISTORIES sets a number of random
-histories for the mutations that histories find by themselves.
+histories for the mutations that random histories can find.
 """
 
 from __future__ import annotations

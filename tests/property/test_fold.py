@@ -24,7 +24,7 @@ COUNTRY = CountrySlug("armenia")
 CITIES = [CityId(name) for name in ("1", "2", "~old%20port")]
 TIMES = [
     dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC),
-    dt.datetime(2024, 5, 2, 12, tzinfo=dt.timezone(dt.timedelta(hours=2))),  # the same instant, written otherwise
+    dt.datetime(2024, 5, 2, 12, tzinfo=dt.timezone(dt.timedelta(hours=2))),  # the same instant, written differently
     dt.datetime(2024, 5, 2, 10, 0, 1, tzinfo=dt.UTC),
 ]
 
@@ -77,7 +77,7 @@ def fold_all(folded: Sequence[StatEvent]) -> Summary:
 
 
 def fold_in_batches(folded: Sequence[StatEvent], sizes: Sequence[int]) -> Summary:
-    """Fold batch by batch, as a service would that stores and reads the summary in between."""
+    """Fold batch by batch, as a service does that stores and reads the summary in between."""
     summary = empty_summary(DATE, COUNTRY)
     start = 0
     for size in [*sizes, len(folded)]:
@@ -88,7 +88,7 @@ def fold_in_batches(folded: Sequence[StatEvent], sizes: Sequence[int]) -> Summar
 
 
 def made_distinct(folded: Sequence[StatEvent]) -> list[StatEvent]:
-    """Keep the first event of each city and revision: what a bucket that never mints a revision twice publishes."""
+    """Keep the first event of each city and revision, as in a bucket that never mints a revision twice."""
     first: dict[object, StatEvent] = {}
     for event in folded:
         if isinstance(event, CountryDayPlanned):
@@ -109,21 +109,21 @@ def test_order_duplicates_and_batches_change_nothing(folded: list[StatEvent], da
 
 @given(stat_events, stat_events)
 def test_joining_two_summaries_is_folding_the_events_of_both(one: list[StatEvent], other: list[StatEvent]) -> None:
-    """An old generation joined into a new one brings all that it knows, plans in parts too, and nothing else."""
+    """Joining an old generation into a new one adds its entries and plans, incomplete ones too, and nothing else."""
     joined = join(fold_all(one), fold_all(other))
     assert objects.encode(joined) == objects.encode(fold_all([*one, *other]))
     assert join(joined, fold_all(other)) is joined
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
-def test_of_one_instant_written_in_two_ways_the_same_is_kept_in_any_order(order: tuple[int, ...]) -> None:
-    """The time of the last file comes out in the same bytes, whichever city was folded first."""
+def test_one_instant_written_in_two_ways_folds_the_same_in_any_order(order: tuple[int, ...]) -> None:
+    """The time of the last file is encoded in the same bytes, whichever city was folded first."""
     cities = [city_at(city_id, at) for city_id, at in zip(CITIES, (TIMES[0], TIMES[1], TIMES[0]), strict=True)]
     assert objects.encode(fold_all([cities[place] for place in order])) == objects.encode(fold_all(cities))
 
 
 def city_at(city_id: CityId, at: dt.datetime) -> CityDayStats:
-    """Return the statistics of a city that came in at a time."""
+    """Return the statistics of a city that was ingested at a time."""
     return CityDayStats(
         date=DATE,
         country=COUNTRY,
@@ -142,8 +142,8 @@ def city_at(city_id: CityId, at: dt.datetime) -> CityDayStats:
 
 
 @given(stat_events, stat_events)
-def test_folding_again_returns_the_very_summary(folded: list[StatEvent], more: list[StatEvent]) -> None:
-    """Events that were folded before change nothing, and the fold says so by returning the same object."""
+def test_folding_again_returns_the_same_object(folded: list[StatEvent], more: list[StatEvent]) -> None:
+    """Events that were folded before change nothing, and the fold returns the same object."""
     summary = fold_all(folded + more)
     assert fold(summary, folded) is summary
     assert fold(summary, ()) is summary
@@ -151,7 +151,7 @@ def test_folding_again_returns_the_very_summary(folded: list[StatEvent], more: l
 
 @given(stat_events)
 def test_a_different_summary_is_different_bytes(folded: list[StatEvent]) -> None:
-    """Whenever the fold returns another object, its bytes are others too: no write without a change."""
+    """If the fold returns another object, its bytes differ too: no write without a change."""
     summary = empty_summary(DATE, COUNTRY)
     for event in folded:
         after = fold(summary, [event])
@@ -161,7 +161,7 @@ def test_a_different_summary_is_different_bytes(folded: list[StatEvent]) -> None
 
 @given(stat_events)
 def test_totals_are_those_of_the_ledger(folded: list[StatEvent]) -> None:
-    """Totals, counts, version and completeness are what anyone computes from the ledger and the plan in force."""
+    """Totals, counts, version and completeness follow from the ledger and the plan in force."""
     summary = fold_all(folded)
     current = [entry for entry in summary.ledger.values() if entry.contribution is not None]
     sums = [0, 0, 0, 0]
@@ -184,7 +184,7 @@ def test_totals_are_those_of_the_ledger(folded: list[StatEvent]) -> None:
 
 @given(stat_events)
 def test_the_highest_revision_of_each_city_wins(folded: list[StatEvent]) -> None:
-    """The ledger holds an entry of each city's highest revision, as an event of that revision has it."""
+    """The ledger holds each city's highest revision, with the values of an event of that revision."""
     summary = fold_all(folded)
     about_cities = [event for event in folded if not isinstance(event, CountryDayPlanned)]
     assert set(summary.ledger) == {event.city_id for event in about_cities}
@@ -199,7 +199,7 @@ def test_the_highest_revision_of_each_city_wins(folded: list[StatEvent]) -> None
 
 @given(stat_events, stats)
 def test_a_higher_revision_replaces(folded: list[StatEvent], correction: CityDayStats) -> None:
-    """A revision above all others of its city is what counts for the city, and changes no other city."""
+    """A revision above all others of its city replaces that city's entry, and changes no other city."""
     correction = msgspec.structs.replace(correction, revision=10)
     before = fold_all(folded)
     after = fold(before, [correction])
@@ -210,7 +210,7 @@ def test_a_higher_revision_replaces(folded: list[StatEvent], correction: CityDay
 
 @given(stat_events, st.sampled_from(CITIES))
 def test_a_retraction_removes(folded: list[StatEvent], city_id: CityId) -> None:
-    """A retraction takes the city out of the totals and leaves a tombstone, which an older revision cannot lift."""
+    """A retraction removes the city from the totals and leaves a tombstone, which an older revision cannot replace."""
     retraction = CityDayRetracted(date=DATE, country=COUNTRY, city_id=city_id, revision=10)
     summary = fold(fold_all(folded), [retraction])
     assert summary.ledger[city_id].contribution is None
@@ -221,7 +221,7 @@ def test_a_retraction_removes(folded: list[StatEvent], city_id: CityId) -> None:
 
 @given(stat_events)
 def test_the_version_grows_with_every_change_of_the_totals(folded: list[StatEvent]) -> None:
-    """Where no revision means two things, whatever a reader sees change comes with a higher version."""
+    """If no revision has two meanings, every change that a reader sees has a higher version."""
     summary = empty_summary(DATE, COUNTRY)
     for event in made_distinct(folded):
         after = fold(summary, [event])
@@ -269,7 +269,7 @@ def test_the_highest_whole_plan_is_in_force(folded: list[CountryDayPlanned]) -> 
 
 
 @given(stat_events)
-def test_superseded_is_what_a_higher_revision_stands_above(folded: list[StatEvent]) -> None:
+def test_an_event_below_a_higher_revision_is_superseded(folded: list[StatEvent]) -> None:
     """An event is superseded exactly if a higher revision of its city, or a higher whole plan, was folded."""
     summary = fold_all(folded)
     for event in folded:
@@ -286,7 +286,7 @@ def test_superseded_is_what_a_higher_revision_stands_above(folded: list[StatEven
 
 @given(stat_events)
 def test_a_summary_survives_its_encoding(folded: list[StatEvent]) -> None:
-    """A stored summary reads back as it was written, and its head says what the whole says."""
+    """A stored summary reads back as it was written, and its head agrees with the whole."""
     summary = fold_all(folded)
     body = objects.encode(summary)
     assert objects.encode(objects.decode(Summary, body, "a summary")) == body
@@ -298,7 +298,7 @@ def test_a_summary_survives_its_encoding(folded: list[StatEvent]) -> None:
     "written", ["2024-05-02T10:00:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "2024-05-02T10:00:00Z"]
 )
 def test_every_event_that_decodes_can_be_folded(written: str) -> None:
-    """An event is either poison or can be folded beside any other: no time in it stops the fold."""
+    """An event is either poison or can be folded with any other: no time in it stops the fold."""
     bodies = [events.encode(city_at(city_id, TIMES[0])) for city_id in CITIES[:2]]
     bodies[1] = bodies[1].replace(b"2024-05-02T10:00:00Z", written.encode())
     decoded: list[StatEvent] = []
@@ -320,7 +320,7 @@ def test_an_event_of_another_country_day_is_refused() -> None:
 
 
 def test_an_empty_plan_is_complete() -> None:
-    """A country-day of which nothing is expected is complete, and has no data."""
+    """A country-day without expected cities is complete, and has no data."""
     summary = fold_all(
         [CountryDayPlanned(date=DATE, country=COUNTRY, country_name="Armenia", plan_revision=3, city_ids=())]
     )
@@ -328,7 +328,7 @@ def test_an_empty_plan_is_complete() -> None:
 
 
 def test_without_a_whole_plan_nothing_is_complete() -> None:
-    """A country-day whose plan is not whole is not complete, even if every city that was named has reported."""
+    """A country-day without a whole plan is not complete, even if every named city has reported."""
     chunk = CountryDayPlanned(
         date=DATE, country=COUNTRY, country_name="Armenia", plan_revision=3, city_ids=(), chunk=0, chunks=2
     )
@@ -337,7 +337,7 @@ def test_without_a_whole_plan_nothing_is_complete() -> None:
 
 
 @given(plans, plans)
-def test_of_contradicting_chunks_one_counts_in_any_order(one: CountryDayPlanned, other: CountryDayPlanned) -> None:
-    """Two chunks of one number under one plan that name other cities come to the same, whichever comes first."""
+def test_one_of_contradicting_chunks_counts_in_any_order(one: CountryDayPlanned, other: CountryDayPlanned) -> None:
+    """Two chunks of one plan with the same number and other cities fold to the same result in either order."""
     other = msgspec.structs.replace(other, plan_revision=one.plan_revision, chunk=one.chunk, chunks=one.chunks)
     assert objects.encode(fold_all([one, other])) == objects.encode(fold_all([other, one]))

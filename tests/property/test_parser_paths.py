@@ -1,8 +1,8 @@
 """The law of the two paths: on any bytes, cut in any way, they give the same sums or both refuse the file.
 
-Documents are built from records that are mostly valid, with the fields, spellings and white space that the two
-decoders are known to read differently, and then some are damaged. The strict path on the whole document in one
-piece is the judge; what it accepts is also checked against `json.loads` and sums worked out here by other means.
+Documents are built from mostly valid records, with fields, spellings and white space that the two decoders are known to
+read differently. Then some are damaged. The strict path on the whole document in one piece is the reference. Accepted
+documents are also checked against `json.loads` and independent sums.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def documents(draw: st.DrawFn, form: RecordsForm, *, odd: bool) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, body: bytes) -> bytes:
-    """Draw a body that is cut, or has a byte or a token too many or another."""
+    """Draw a body that is cut, or has an extra or a changed byte or token."""
     place = draw(st.integers(0, len(body)))
     match draw(st.sampled_from(["cut", "flip", "insert", "append"])):
         case "cut":
@@ -185,7 +185,7 @@ limits = st.builds(
 
 
 def reader(body: bytes, chunk_bytes: int) -> Callable[[], bytes]:
-    """Return a `read` that gives the body in chunks and then nothing."""
+    """Return a `read` that returns the body in chunks and then nothing."""
     chunks = iter([body[start : start + chunk_bytes] for start in range(0, len(body), chunk_bytes)])
     return lambda: next(chunks, b"")
 
@@ -193,12 +193,12 @@ def reader(body: bytes, chunk_bytes: int) -> Callable[[], bytes]:
 def outcome(
     body: bytes, chunk_bytes: int, limits: ParserLimits, *, rules: FileRules = DEFAULT_RULES, force_strict: bool
 ) -> Outcome:
-    """Fold a body in chunks to its five numbers and its bad records, or to the words of its refusal and those."""
+    """Parse a body in chunks to its five totals or the text of its refusal, and to its bad records."""
     return outcome_of(reader(body, chunk_bytes), limits, rules=rules, force_strict=force_strict)
 
 
 def outcome_of(read: Callable[[], bytes], limits: ParserLimits, *, rules: FileRules, force_strict: bool) -> Outcome:
-    """Fold what is read, as `outcome` does."""
+    """Parse the chunks of `read`, as `outcome` does."""
     try:
         folded = total_trip_file(read, date=DATE, rules=rules, limits=limits, force_strict=force_strict)
     except InvalidTripFile as error:
@@ -239,7 +239,7 @@ def worked_out_otherwise(trips: list[dict[str, Any]]) -> Numbers:
 
 
 def check_otherwise(body: bytes, rules: FileRules, found: Outcome) -> None:
-    """Check what an accepted document came to: its sums, also by the recount, and the places of what was left out."""
+    """Check the sums of an accepted document, also by the recount, and the places of its bad records."""
     numbers, bad_records, reported = found
     records = read_otherwise(body, rules.form)
     assert len(reported) == bad_records
@@ -272,7 +272,7 @@ ways = st.lists(st.tuples(st.sampled_from([1, 3, 64, 500, 100_000]), limits, st.
 def test_both_paths_agree_on_any_document(
     data: st.DataObject, rules: FileRules, ways: list[tuple[int, ParserLimits, bool]]
 ) -> None:
-    """Sums, bad records and refusals depend on bytes and rules alone: not on path, chunks or windows."""
+    """Sums, bad records and refusals depend only on bytes and rules, not on path, chunks or windows."""
     body = data.draw(documents(rules.form, odd=True))
     expected = outcome(body, len(body) + 1, ParserLimits(), rules=rules, force_strict=True)
     for chunk_bytes, bounds, force_strict in ways:
@@ -283,10 +283,10 @@ def test_both_paths_agree_on_any_document(
 
 @settings(max_examples=40, deadline=None)
 @given(st.data(), rules, st.sampled_from([20, 150, 1000]))
-def test_no_cut_between_two_chunks_changes_the_outcome(
+def test_a_cut_between_two_chunks_never_changes_the_outcome(
     data: st.DataObject, rules: FileRules, window_bytes: int
 ) -> None:
-    """A document may come in two chunks, cut at any byte: both paths say what they say of it in one."""
+    """A document in two chunks, cut at any byte, has the same outcome as in one, on both paths."""
     body = data.draw(documents(rules.form, odd=True).filter(lambda body: len(body) < 1000))
     bounds = ParserLimits(window_bytes=window_bytes)
     expected = outcome(body, len(body) + 1, bounds, rules=rules, force_strict=True)
@@ -302,7 +302,7 @@ def test_no_cut_between_two_chunks_changes_the_outcome(
 def test_documents_by_the_rules_add_up(
     data: st.DataObject, form: RecordsForm, chunk_bytes: int, bounds: ParserLimits
 ) -> None:
-    """A document that is refused is refused for what its ignored fields hold, and any other adds up exactly."""
+    """A document is refused only for the content of its ignored fields; any other adds up exactly."""
     body = data.draw(documents(form, odd=False))
     result = outcome(body, chunk_bytes, bounds, rules=FileRules(form=form), force_strict=False)
     if isinstance(result[0], str):
@@ -323,7 +323,7 @@ def test_documents_by_the_rules_add_up(
 @example(b':"t":[', 1)
 @example(b'{"\\ud800":[]}', 1)
 def test_nothing_but_a_refusal_escapes(body: bytes, chunk_bytes: int) -> None:
-    """Arbitrary bytes are folded or refused, by both paths alike, whatever form is expected."""
+    """Arbitrary bytes are parsed or refused, by both paths alike, whatever form is expected."""
     for form in ("array", "lines", "/t", "/?"):
         rules = FileRules(form=RecordsForm.parse(form))
         expected = outcome(body, len(body) + 1, ParserLimits(), rules=rules, force_strict=True)

@@ -1,4 +1,4 @@
-"""The laws of a request's progress: events come twice and in any order, and mean the same."""
+"""The laws of a request's progress: events may arrive twice and in any order, with the same result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ published_pairs = st.dictionaries(st.sampled_from(COUNTRIES), st.integers(1, 4),
 
 
 class History(msgspec.Struct, frozen=True):
-    """All that happened to a request, and the number of cities of each of its plans."""
+    """All events of a request, and the number of cities of each of its plans."""
 
     events: tuple[ProgressEvent, ...]
     cities: dict[int, int]
@@ -89,7 +89,7 @@ def progressed(revision: int, position: int) -> ProgressEvent:
 
 @st.composite
 def cities_ends(draw: st.DrawFn, revision: int, position: int, ends_max: int) -> list[CityFinished]:
-    """Draw how a city of a plan ended, each time that it was tried: what failed or was skipped published nothing."""
+    """Draw how each try of a city of a plan ended; failed and skipped tries published nothing."""
     ends = []
     for outcome in draw(st.lists(st.sampled_from(Outcome), max_size=ends_max)):
         pairs = draw(published_pairs) if outcome in {Outcome.STORED, Outcome.UNCHANGED} else {}
@@ -101,7 +101,7 @@ def cities_ends(draw: st.DrawFn, revision: int, position: int, ends_max: int) ->
 def histories(draw: st.DrawFn, *, ends_max: int = 3, folds_missing: bool = False) -> History:
     """Draw a request's whole history under one or two plans.
 
-    Every pair that was published is folded as well, unless ``folds_missing``.
+    Every published pair is folded as well, unless ``folds_missing``.
     """
     happened: list[ProgressEvent] = []
     cities: dict[int, int] = {}
@@ -122,7 +122,7 @@ def histories(draw: st.DrawFn, *, ends_max: int = 3, folds_missing: bool = False
 
 
 def fold_in_batches(happened: Sequence[ProgressEvent], sizes: Sequence[int] = ()) -> RequestRecord:
-    """Fold batch by batch, as a service would that stores and reads the record in between."""
+    """Fold batch by batch, as a service does that stores and reads the record in between."""
     record = new_record(REQUEST, DATE, NOW)
     start = 0
     for size in [*sizes, len(happened)]:
@@ -180,7 +180,7 @@ def all_folded(about: Sequence[ProgressEvent]) -> bool:
 
 @given(histories(), st.data())
 def test_order_duplicates_and_batches_change_nothing(history: History, data: st.DataObject) -> None:
-    """Any order, duplicates and batches of all that happened end in the same status, cities served and outcomes."""
+    """Any order, duplicates and batches of all events end in the same status, served cities and outcomes."""
     again = data.draw(st.lists(st.sampled_from(history.events), max_size=5))
     happened = data.draw(st.permutations([*history.events, *again]))
     sizes = data.draw(st.lists(st.integers(0, 4), max_size=5))
@@ -188,15 +188,15 @@ def test_order_duplicates_and_batches_change_nothing(history: History, data: st.
 
 
 @given(histories(ends_max=1, folds_missing=True), st.data())
-def test_a_request_waits_for_what_is_not_folded(history: History, data: st.DataObject) -> None:
-    """A request of which some revisions are not folded yet is not completed, in whatever order its events came."""
+def test_a_request_with_unfolded_revisions_is_not_completed(history: History, data: st.DataObject) -> None:
+    """A request with revisions that are not folded yet is not completed, in any order of its events."""
     happened = data.draw(st.permutations(history.events))
     assert meaning(fold_in_batches(happened)) == expected_meaning(history)
 
 
 @given(histories(folds_missing=True), st.data())
 def test_completed_means_served(history: History, data: st.DataObject) -> None:
-    """At no moment is a request completed with a city that neither failed nor has a revision folded as published."""
+    """In a completed request, each city failed, was skipped, or has its published revisions folded."""
     happened = data.draw(st.permutations(history.events))
     record = new_record(REQUEST, DATE, NOW)
     for count, event in enumerate(happened, 1):
@@ -231,7 +231,7 @@ def test_completed_means_served(history: History, data: st.DataObject) -> None:
 
 @given(histories())
 def test_folding_again_changes_nothing(history: History) -> None:
-    """Events that are folded again do not change what a user sees."""
+    """Events that are folded again do not change the visible state."""
     record = fold_in_batches(history.events)
     for event in history.events:
         assert meaning(fold_progress(record, [event], NOW)) == meaning(record)
@@ -239,7 +239,7 @@ def test_folding_again_changes_nothing(history: History) -> None:
 
 @given(histories(), st.data())
 def test_every_change_has_a_higher_version(history: History, data: st.DataObject) -> None:
-    """A record that differs has a higher version and the time of the change; one that does not is the same object."""
+    """A changed record has a higher version and the time of the change; an unchanged one is the same object."""
     record = new_record(REQUEST, DATE, NOW)
     later = NOW + dt.timedelta(minutes=1)
     for event in data.draw(st.permutations(history.events)):
@@ -251,7 +251,7 @@ def test_every_change_has_a_higher_version(history: History, data: st.DataObject
 
 
 def test_a_failed_city_that_is_stored_later_completes_its_request() -> None:
-    """A retry turns *completed with failures* into *completed*, and the failure is no longer named."""
+    """A retry turns *completed with failures* into *completed*, and the record no longer names the failure."""
     record = fold_in_batches([planned(7, 1), finished(7, 0, Outcome.FAILED, {})])
     assert status_of(record) is Status.COMPLETED_WITH_FAILURES
     assert [failure.reason for failure in record.failures.values()] == ["it answered 404"]
@@ -262,7 +262,7 @@ def test_a_failed_city_that_is_stored_later_completes_its_request() -> None:
     assert record.failures == {}
 
 
-def test_a_failure_after_a_success_is_not_one() -> None:
+def test_a_failure_after_a_success_is_ignored() -> None:
     """A city that is served stays served when a later try fails."""
     stored: list[ProgressEvent] = [
         planned(7, 1),
@@ -282,12 +282,12 @@ def test_a_move_is_served_once_both_countries_are_folded() -> None:
 
 
 def test_a_request_without_cities_is_completed() -> None:
-    """A plan without any city completes its request at once."""
+    """A plan without cities completes its request at once."""
     assert status_of(fold_in_batches([planned(7, 0)])) is Status.COMPLETED
 
 
 def test_a_request_that_failed_can_still_be_planned() -> None:
-    """A request whose city list could not be had is failed, until a later try plans it."""
+    """A request whose city list could not be fetched has failed, until a later try plans it."""
     failed = RequestFailed(request_id=REQUEST, date=DATE, requested_at=NOW, reason="/cities answered 500")
     record = fold_in_batches([failed])
     assert status_of(record) is Status.FAILED
@@ -305,8 +305,8 @@ def test_a_higher_plan_begins_anew() -> None:
 
 
 @given(st.permutations([(None, "404"), (None, "500"), (NOW, "bad"), (NOW + dt.timedelta(minutes=1), "404")]))
-def test_of_a_citys_failures_that_of_the_latest_retry_is_told(ends: list[tuple[dt.datetime | None, str]]) -> None:
-    """In whichever order failures come, the reason that is told is the last one's."""
+def test_a_city_reports_the_failure_of_its_latest_retry(ends: list[tuple[dt.datetime | None, str]]) -> None:
+    """In any order of failures, the record reports the reason of the last retry."""
     failed = finished(7, 0, Outcome.FAILED, {})
     happened = [msgspec.structs.replace(failed, retried_at=at, reason=reason) for at, reason in ends]
     record = fold_in_batches([planned(7, 1), *happened], [2, 1])
@@ -315,7 +315,7 @@ def test_of_a_citys_failures_that_of_the_latest_retry_is_told(ends: list[tuple[d
 
 
 def test_failures_are_named_up_to_a_bound() -> None:
-    """Every failure counts, and the record names no more of them than its bound."""
+    """Every failure counts, but the record names only a bounded number of them."""
     count = FAILURES_MAX + 5
     record = fold_in_batches([planned(7, count), *(finished(7, at, Outcome.FAILED, {}) for at in range(count))])
     assert status_of(record) is Status.COMPLETED_WITH_FAILURES
@@ -324,7 +324,7 @@ def test_failures_are_named_up_to_a_bound() -> None:
 
 
 def test_bytes_and_trips_add_up() -> None:
-    """The bytes and trips done are those of the files that ended and of those under way."""
+    """The bytes and trips of a request are those of finished files and of files in progress."""
     record = fold_in_batches([planned(7, 2), progressed(7, 0), finished(7, 1, Outcome.STORED, {COUNTRIES[0]: 3})])
     assert (counts_of(record).bytes_done, counts_of(record).trips_done) == (150, 15)
     assert counts_of(record).bytes_total == 200
@@ -333,7 +333,7 @@ def test_bytes_and_trips_add_up() -> None:
 
 
 def test_a_bitmap_is_a_set() -> None:
-    """Members put into a bitmap are in it, and none other."""
+    """A bitmap has the members that were added to it, and no others."""
     members = bitmap.member(0) | bitmap.member(3) | bitmap.member(200)
     assert [at for at in range(300) if bitmap.contains(members, at)] == [0, 3, 200]
     assert bitmap.decode(bitmap.encode(members)) == members
@@ -341,7 +341,7 @@ def test_a_bitmap_is_a_set() -> None:
 
 
 def test_a_city_is_served_once_every_revision_that_it_published_is_folded() -> None:
-    """An older revision, or one of its countries alone, is not what was published."""
+    """An older revision, or one of two countries alone, does not make a city served."""
     moved = finished(7, 0, Outcome.STORED, {COUNTRIES[0]: 3, COUNTRIES[1]: 3})
     record = fold_progress(new_record(REQUEST, DATE, NOW), [planned(7, 1), moved], NOW)
     for event in (folded(7, 0, COUNTRIES[0], 2), folded(7, 0, COUNTRIES[1], 3), folded(7, 0, COUNTRIES[0], 2)):

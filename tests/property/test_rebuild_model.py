@@ -44,7 +44,7 @@ STEPS_MAX = 200
 
 
 class Process:
-    """One process under the scheduler: it stands before a call until it is stepped."""
+    """One process under the scheduler: it waits before each call until the scheduler lets it go on."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -54,7 +54,7 @@ class Process:
         self.task: asyncio.Task[None] | None = None
 
     def start(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Begin; it runs up to its first call."""
+        """Start it, and let it run up to its first call."""
 
         async def run() -> None:
             try:
@@ -70,7 +70,7 @@ class Process:
         return self.task is not None and self.task.done()
 
     async def arrive(self) -> None:
-        """Wait until it stands before a call, or has ended."""
+        """Wait until it is before a call, or has ended."""
         await self._arrived.wait()
         if self.task is not None and self._at_end():
             await self.task
@@ -81,21 +81,21 @@ class Process:
     _waiting = False
 
     async def step(self) -> None:
-        """Let it make the call it stands before, and run up to the next one."""
+        """Let it make its next call, and run up to the one after."""
         self._arrived.clear()
         self._waiting = False
         self._go.set()
         await self.arrive()
 
     async def gate(self) -> None:
-        """Stand before a call."""
+        """Wait before a call."""
         self._waiting = True
         self._go.clear()
         self._arrived.set()
         await self._go.wait()
 
     def note(self, answer: object) -> None:
-        """Take note of an answer: what the process will do depends on its answers alone."""
+        """Record a response: the process depends on its responses alone."""
         self.seen.update(repr(answer).encode() + b"\0")
 
 
@@ -158,7 +158,7 @@ class GatedStore:
 
 
 class GatedTopicReader:
-    """The topic as a rebuild reads it, up to the end that it took."""
+    """The topic as a rebuild reads it, up to the end offset that it took."""
 
     def __init__(self, bucket: FakeBucket, process: Process) -> None:
         self._bucket = bucket
@@ -206,7 +206,7 @@ class Scene:
             self.failures.append(f"refused: {rebuilt.refused}")
 
     async def _aggregate(self, process: Process, city: int, revision: int, count: int) -> None:
-        """Stand in for a worker and an aggregate: the manifest, its event, and the fold of the batch."""
+        """Act as a worker and an aggregate: write the manifest, publish its event, and fold the batch."""
         await process.gate()
         published: list[Event] = self.bucket.store_file(city, revision, trips(count))
         await process.gate()
@@ -224,11 +224,11 @@ class Scene:
             self.versions.append(sum(head.version for head in heads))
 
     async def live_summary(self) -> Summary:
-        """Return the live summary, without a call that could wait."""
+        """Return the live summary, without a call that the scheduler can hold."""
         return await self.bucket.summary()
 
     def state(self) -> bytes:
-        """Return what the rest of the run depends on."""
+        """Return the state that determines the rest of the run."""
         digest = hashlib.blake2b(digest_size=16)
         for key in sorted(self.bucket.store.objects):
             digest.update(key.encode() + self.bucket.store.objects[key].etag.encode())
@@ -239,7 +239,7 @@ class Scene:
         return digest.digest()
 
     async def differences(self) -> list[str]:
-        """Name what is wrong when all have ended."""
+        """Name all that is wrong after all processes have ended."""
         store = self.bucket.store
         must = (await read_events(store, DAY)).summary((await self.live_summary()).country)
         assert must is not None
@@ -256,9 +256,9 @@ class Scene:
 async def run(
     schedule: Sequence[int], *, from_kafka: bool, kind: type[Rebuild] = Rebuild
 ) -> tuple[Scene, list[tuple[bytes, list[int], int]]]:
-    """Run a scene by a schedule, then on without a switch; return what could have been chosen at each step.
+    """Run a scene by a schedule, then on without a switch; return the possible choices at each step.
 
-    A choice that has ended already falls to the next process that has not.
+    If the chosen process has ended, the next one that has not ended runs.
     """
     scene = Scene(from_kafka=from_kafka, kind=kind)
     await scene.begin()
@@ -275,7 +275,7 @@ async def run(
 
 
 async def wrong_ends(*, from_kafka: bool, kind: type[Rebuild] = Rebuild) -> AsyncIterator[tuple[list[str], list[int]]]:
-    """Run every schedule of up to PREEMPTIONS_MAX preemptions; give what is wrong at its end, and the schedule."""
+    """Run every schedule of up to PREEMPTIONS_MAX preemptions; yield its errors at the end, and the schedule."""
     open_schedules: list[tuple[list[int], int]] = [([], 0)]
     seen: set[tuple[bytes, int, int]] = set()
     schedules = 0
@@ -307,8 +307,8 @@ async def test_every_interleaving_ends_with_the_right_summaries(from_kafka: bool
 
 
 @pytest.mark.parametrize("from_kafka", [False, True], ids=["from-s3", "from-kafka"])
-async def test_no_wild_interleaving_shows(from_kafka: bool) -> None:
-    """The same holds for schedules that switch at every call, drawn at random from a fixed seed."""
+async def test_random_interleavings_end_with_the_right_summaries(from_kafka: bool) -> None:
+    """The same holds for random schedules that switch at every call, drawn from a fixed seed."""
     random = Random(20240501)
     for _ in range(RANDOM_SCHEDULES):
         schedule = random.choices(range(4), k=STEPS_MAX)
@@ -329,7 +329,7 @@ class HastyRebuild(Rebuild):
 
 
 async def test_the_model_notices_a_rebuild_in_the_wrong_order() -> None:
-    """If the rebuild read the manifests before it set the pointer, some interleaving would end wrong."""
+    """If the rebuild reads the manifests before it sets the pointer, some interleaving ends wrong."""
     async for differences, _ in wrong_ends(from_kafka=False, kind=HastyRebuild):
         if differences:
             return

@@ -1,4 +1,4 @@
-"""The laws of the statistics: exact sums, one rounding, every day of a country; of ranges; of first-version queries."""
+"""The laws of the statistics: exact sums, one rounding, every day of a country, ranges, and repaired queries."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ contributions = st.builds(
 
 @st.composite
 def heads(draw: st.DrawFn) -> SummaryHead:
-    """Return the head of any country-day, as a fold leaves it: without data, its totals are nothing."""
+    """Return the head of any country-day, as a fold leaves it: without data, its totals are zero."""
     has_data = draw(st.booleans())
     expected = draw(st.integers(0, 5))
     reported = draw(st.integers(0, expected)) if has_data else 0
@@ -68,19 +68,19 @@ def ranges(draw: st.DrawFn) -> DateRange:
 
 @given(st.integers(), st.integers(min_value=1))
 def test_rounding(numerator: int, denominator: int) -> None:
-    """Rounding is that of exact fractions: to the nearest, a tie to the even one."""
+    """Rounding matches exact fractions: to the nearest, and a tie to the even number."""
     assert round_half_even(numerator, denominator) == round(Fraction(numerator, denominator))
 
 
 @given(st.integers(-(10**6), 10**6), st.integers(1, 1_000))
 def test_ties(half: int, denominator: int) -> None:
-    """A tie goes to the even one, on both sides of zero."""
+    """A tie rounds to the even number, on both sides of zero."""
     assert round_half_even((2 * half + 1) * denominator, 2 * denominator) == (half if half % 2 == 0 else half + 1)
 
 
 @given(delays_ms, trip_counts)
 def test_average_as_it_is_written(delay_total_ms: int, trips: int) -> None:
-    """The number in the answer is, digit for digit, the exact average rounded half to even to the millisecond."""
+    """The number in the response is, digit for digit, the exact average rounded half to even to the millisecond."""
     totals = Contribution(trips=trips, passengers=0, accidents=0, delay_total_ms=delay_total_ms)
     written = Decimal(msgspec.json.encode(average_delay_s(totals)).decode())
     exact_ms = Fraction(delay_total_ms, trips)
@@ -90,7 +90,7 @@ def test_average_as_it_is_written(delay_total_ms: int, trips: int) -> None:
 
 @given(head_lists, ranges())
 def test_every_day_of_every_country_with_data(drawn: list[SummaryHead], days: DateRange) -> None:
-    """A country is there if it has data on any day of the range, with every day of it; all is sorted."""
+    """A country is listed if it has data on any day of the range, with every day of it; all is sorted."""
     inside = [head for head in drawn if head.date in days]
     stats = dict(country_stats(inside, days, detailed=False))
     assert list(stats) == sorted({head.country for head in inside if head.has_data})
@@ -111,7 +111,7 @@ def test_nothing_is_lost(drawn: list[SummaryHead], days: DateRange) -> None:
 
 @given(head_lists, ranges(), st.randoms(use_true_random=False))
 def test_order_of_heads(drawn: list[SummaryHead], days: DateRange, chance: random.Random) -> None:
-    """The answer does not depend on the order in which heads were read."""
+    """The response does not depend on the order in which heads were read."""
     inside = [head for head in drawn if head.date in days]
     shuffled = chance.sample(inside, len(inside))
     for detailed in (False, True):
@@ -122,7 +122,7 @@ def test_order_of_heads(drawn: list[SummaryHead], days: DateRange, chance: rando
 
 @given(head_lists, ranges())
 def test_details_only_add(drawn: list[SummaryHead], days: DateRange) -> None:
-    """The brief answer is the detailed one without the details, and without countries that are only planned."""
+    """The brief response is the detailed one without details and without countries that are only planned."""
     inside = [head for head in drawn if head.date in days]
     brief = msgspec.to_builtins(dict(country_stats(inside, days, detailed=False)))
     full = msgspec.to_builtins(dict(country_stats(inside, days, detailed=True)))
@@ -138,7 +138,7 @@ def test_details_only_add(drawn: list[SummaryHead], days: DateRange) -> None:
 
 @given(ranges())
 def test_days_and_months_of_a_range(days: DateRange) -> None:
-    """A range has its days in order, and just the months that they are in."""
+    """A range has its days in order, and exactly their months."""
     drawn = list(days.dates())
     assert (drawn[0], drawn[-1], len(drawn)) == (days.first, days.last, days.days)
     assert list(days.months()) == sorted({date.isoformat()[:7] for date in drawn})
@@ -149,7 +149,7 @@ def test_days_and_months_of_a_range(days: DateRange) -> None:
 
 @given(st.binary(max_size=60), st.dates())
 def test_repaired_query(rest: bytes, last: dt.date) -> None:
-    """A query of the first version means what it meant with the equals sign, and a whole one stays as it is."""
+    """A query whose ``to`` lacks the equals sign is repaired, and a correct query is unchanged."""
     before = rest.replace(b"&", b"").replace(b"to", b"") + b"&" if rest else b""
     odd = before + f"to{last}".encode()
     whole = before + f"to={last}".encode()

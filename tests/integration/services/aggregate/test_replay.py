@@ -51,7 +51,7 @@ COMPACTED = (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES)
 
 
 async def filled(store: ObjectStore) -> FakeBucket:
-    """Put a history of DATES into a bucket, as services would have left it; on each date a city was corrected."""
+    """Fill a bucket with a history of DATES, as services leave it; on each date a city was corrected."""
     bucket = FakeBucket()
     for number, date in enumerate(DATES):
         await bucket.fold(bucket.plan(1, {"armenia": [1, 2], "brasil": [3], "chad": [4]}, date))
@@ -72,7 +72,7 @@ async def summaries(store: ObjectStore) -> dict[str, bytes]:
 
 
 async def last_records(settings: Settings) -> dict[tuple[Topic, bytes | None], bytes | None]:
-    """Return the last record of each key of the compacted topics: what compaction keeps."""
+    """Return the last record of each key of the compacted topics, which compaction keeps."""
     kept: dict[tuple[Topic, bytes | None], bytes | None] = {}
     for topic in COMPACTED:
         replay = KafkaTopicReader(settings, topic)
@@ -86,7 +86,7 @@ async def last_records(settings: Settings) -> dict[tuple[Topic, bytes | None], b
 
 
 async def building(store: ObjectStore, after: int) -> GenerationPointer:
-    """Wait until a generation beyond number ``after`` is being built, or has been."""
+    """Wait until a generation after number ``after`` is being built, or was built."""
 
     async def look() -> GenerationPointer | None:
         current = await read_current(store)
@@ -96,7 +96,7 @@ async def building(store: ObjectStore, after: int) -> GenerationPointer:
 
 
 async def _published(publisher: KafkaPublisher, bucket: FakeBucket, random: Random) -> list[Event]:
-    """Publish every record of the history three times, in any order; return them."""
+    """Publish every record of the history three times, in random order; return their events."""
     published: list[Event] = [
         events.decode(record.topic, record.value) for record in bucket.log.records(Topic.CITY_STATS) * 3
     ]
@@ -107,7 +107,7 @@ async def _published(publisher: KafkaPublisher, bucket: FakeBucket, random: Rand
 
 @contextlib.asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[tuple[S3Store, KafkaPublisher]]:
-    """Provision the bucket and the topics of a test, and open both."""
+    """Provision the bucket and topics of a test, and open both."""
     async with S3Store(settings) as store, KafkaPublisher(settings, source="test") as publisher:
         await store.create_bucket()
         await apply_topics(settings)
@@ -115,10 +115,10 @@ async def opened(settings: Settings) -> AsyncIterator[tuple[S3Store, KafkaPublis
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_a_rebuild_that_is_ended_gives_its_pointer_back(
+async def test_an_interrupted_rebuild_restores_the_pointer(
     settings: Settings, number: signal.Signals, code: int
 ) -> None:
-    """Ended by Ctrl-C or by a supervisor, a rebuild leaves the live generation, and the next needs not take over."""
+    """A rebuild that Ctrl-C or a supervisor ends keeps the live generation, and the next one need not take over."""
     async with opened(settings) as (store, _):
         await filled(store)
         right = await summaries(store)
@@ -133,7 +133,7 @@ async def test_a_rebuild_that_is_ended_gives_its_pointer_back(
 
 
 async def test_a_record_may_be_larger_than_a_fetch(settings: Settings) -> None:
-    """A record that is longer than what is fetched at once is read, whole and in its place among the others."""
+    """A record that is longer than one fetch is read whole, and in its place among the others."""
     await apply_topics(settings)
     values = [b"1" * size for size in (10, 3 * FETCH_BYTES_MAX, 10, FETCH_BYTES_MAX, 10)]
     async with KafkaPublisher(settings, source="test") as publisher:
@@ -149,7 +149,7 @@ async def test_a_record_may_be_larger_than_a_fetch(settings: Settings) -> None:
 
 @pytest.mark.timeout(300)
 async def test_a_rebuild_that_is_killed_changes_nothing(settings: Settings) -> None:
-    """However often a rebuild is killed, live numbers stay, and the topic it reads ends as the bucket says."""
+    """However often a rebuild is killed, live numbers stay, and its topic ends with the records of the bucket."""
     random = Random(SEED)
     async with opened(settings) as (store, publisher):
         bucket = await filled(store)
@@ -172,7 +172,7 @@ async def test_a_rebuild_that_is_killed_changes_nothing(settings: Settings) -> N
 
 @pytest.mark.parametrize("remedy", ["take over", "abandon"])
 async def test_a_rebuild_that_was_killed_leaves_a_mark_that_an_operator_clears(settings: Settings, remedy: str) -> None:
-    """A rebuild finds the mark of a killed one, is refused, and names both remedies; either works."""
+    """A rebuild that finds the mark of a killed one is refused and names both remedies; either works."""
     async with opened(settings) as (store, _):
         await filled(store)
         right = await summaries(store)
@@ -194,7 +194,7 @@ async def test_a_rebuild_that_was_killed_leaves_a_mark_that_an_operator_clears(s
 
 
 class _HeldTopicReader:
-    """An empty topic that is not at its end before it is released."""
+    """An empty topic whose end is reached once it is released."""
 
     def __init__(self) -> None:
         self.released = asyncio.Event()
@@ -207,10 +207,10 @@ class _HeldTopicReader:
         yield ()
 
 
-async def test_of_rebuilds_that_race_one_completes(settings: Settings) -> None:
+async def test_one_of_racing_rebuilds_completes(settings: Settings) -> None:
     """A second rebuild is refused or takes over; the one that completes ends with the numbers that were live.
 
-    The topic it reads holds every record three times, in any order.
+    The topic that it reads holds every record three times, in random order.
     """
     async with opened(settings) as (store, publisher):
         bucket = await filled(store)
@@ -250,7 +250,7 @@ async def _a_zombie(settings: Settings, store: ObjectStore) -> None:
 
 
 async def _stale_topic(settings: Settings, publisher: KafkaPublisher, published: Sequence[Event]) -> None:
-    """Let the topic end in an older record of one key, and have that found and mended."""
+    """Append an older record of one key to the topic; the audit must find it and republishing must correct it."""
     stale = next(
         event
         for event in published
@@ -270,10 +270,10 @@ async def _stale_topic(settings: Settings, publisher: KafkaPublisher, published:
 
 @pytest.mark.timeout(300)
 async def test_replays_beside_readers_and_writers_and_a_lost_kafka(embedded: EmbeddedServices, tmp_path: Path) -> None:
-    """A flip between different numbers shows one whole generation to readers, and what is ingested meanwhile stays.
+    """A flip to a generation with other numbers shows readers one whole generation, and keeps newly ingested numbers.
 
-    Kafka lost whole, topics and offsets: a rebuild from S3 gives the same bytes, fills the topics with the same
-    records, and the services go on.
+    Kafka loses all topics and offsets: a rebuild from S3 gives the same bytes, fills the topics with the same records,
+    and the services go on.
     """
     with UpstreamServer() as upstream:
         for city, country in ((1, "Armenia"), (2, "Armenia"), (3, "Brasil")):
@@ -296,7 +296,7 @@ async def test_replays_beside_readers_and_writers_and_a_lost_kafka(embedded: Emb
 
 
 async def _overstate(store: S3Store) -> None:
-    """Make every live summary say a million of everything more, with the ledger as it was."""
+    """Add a million to every number of each live summary, and leave its ledger unchanged."""
 
     async def overstate(key: str) -> None:
         found = await store.get(key)
