@@ -87,10 +87,10 @@ def of_one_client(s3: str, days: int, countries: int, runs: int) -> list[Row]:
         def ask(what: str, headers: dict[str, str] | None = None) -> Row:
             lists, gets = counts(s3)
             began_s = time.perf_counter()
-            tries, answer = persistently(http, path, headers)
+            tries, response = persistently(http, path, headers)
             took_s = time.perf_counter() - began_s
             after = counts(s3)
-            assert what == "not changed" or len(answer.json()) == countries, "countries are missing"
+            assert what == "not changed" or len(response.json()) == countries, "countries are missing"
             return {
                 "": what,
                 "days": days,
@@ -98,9 +98,9 @@ def of_one_client(s3: str, days: int, countries: int, runs: int) -> list[Row]:
                 "tries": tries,
                 "S3 lists": after[0] - lists,
                 "S3 gets": after[1] - gets,
-                "MB of JSON": len(answer.content) / 1e6,
+                "MB of JSON": len(response.content) / 1e6,
                 "API's memory, MB": memory_mb(process.pid),
-                "etag": answer.headers["etag"],
+                "etag": response.headers["etag"],
             }
 
         cold = ask("cold")
@@ -119,8 +119,8 @@ def of_many_clients(s3: str, countries: int) -> Row:
         took = []
         for round_ in range(ROUNDS):
             began_s = time.perf_counter()
-            answer = await http.get(paths[(client + round_) % len(paths)])
-            answer.raise_for_status()
+            response = await http.get(paths[(client + round_) % len(paths)])
+            response.raise_for_status()
             took.append(time.perf_counter() - began_s)
         return took
 
@@ -151,8 +151,8 @@ def of_peers(s3: str, days: int, countries: int) -> list[Row]:
     before = counts(s3)
     with api(s3, cache_bytes=0) as (url, process), httpx.Client(base_url=url, timeout=300) as http:
         began_s = time.perf_counter()
-        answer = http.get(f"/country-stats?from={FIRST}&to={last}")
-        name = "the API without a cache" + (", which gave up" if answer.status_code == 503 else "")
+        response = http.get(f"/country-stats?from={FIRST}&to={last}")
+        name = "the API without a cache" + (", which gave up" if response.status_code == 503 else "")
         rows = [peer_row(name, days, time.perf_counter() - began_s, counts_since(s3, before), memory_mb(process.pid))]
     try:
         import duckdb  # noqa: F401, PLC0415 - a peer that need not be there
@@ -229,7 +229,7 @@ def api(s3: str, *, cache_bytes: int) -> Iterator[tuple[str, subprocess.Popen[by
 
 @contextmanager
 def process_of(arguments: list[str], ready_url: str, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run Python until the block ends, from when it answers."""
+    """Run Python until the block ends; wait until its URL responds."""
     with ExitStack() as stack:
         process = stack.enter_context(subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env))
         stack.callback(process.terminate)
@@ -251,11 +251,11 @@ def environment() -> dict[str, str]:
 
 
 def persistently(http: httpx.Client, path: str, headers: dict[str, str] | None = None) -> tuple[int, httpx.Response]:
-    """Ask until the answer is not that it took too long; return how often, and the answer."""
+    """Repeat a request while the API returns 503; return the number of tries, and the response."""
     for tries in range(1, TRIES_MAX + 1):
-        answer = http.get(path, headers=headers)
-        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
-            return tries, answer
+        response = http.get(path, headers=headers)
+        if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+            return tries, response
     sys.exit(f"{path} took too long {TRIES_MAX} times")
 
 

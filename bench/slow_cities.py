@@ -87,8 +87,8 @@ class _Upstream(BaseHTTPRequestHandler):
 
 def main() -> None:
     """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description="Measure what cities that answer with errors cost the others.")
-    parser.add_argument("--runs", type=int, default=3, help="of so many runs the median is told")
+    parser = argparse.ArgumentParser(description="Measure how cities with errors delay the others.")
+    parser.add_argument("--runs", type=int, default=3, help="runs; the median counts")
     parser.add_argument("--quick", action="store_true", help="one run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     options = parser.parse_args()
@@ -105,7 +105,7 @@ def main() -> None:
         }
         found = [_median(environment, partitions, 1 if options.quick else options.runs) for partitions in (12, 1)]
     print_table(
-        f"{GOOD_CITIES} good cities, by themselves and beside {len(BAD_CITIES)} that answer 503",
+        f"{GOOD_CITIES} good cities, by themselves and beside {len(BAD_CITIES)} that return 503",
         ("partitions", "by themselves, s", "beside, s", "ratio"),
         [(str(one.partitions), one.alone_s, one.beside_s, one.ratio) for one in found],
     )

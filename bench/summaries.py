@@ -1,8 +1,8 @@
-"""An S3 server of made-up summaries: it holds no object, and makes each when it is asked for.
+"""An S3 server of generated summaries: it stores no object, and makes each on request.
 
-Ten years of two hundred countries are 730,000 objects: no store is filled with those for a benchmark. A key is
+Ten years of two hundred countries are 730,000 objects, too many to write for a benchmark. A key is
 `summaries/generation=1/date=D/country=cNNN.json`. `POST /?change=YYYY-MM-DD` changes all summaries of a day, and
-`GET /?count` says how many requests were answered. It lists and it gets, ranges too; it checks no signature.
+`GET /?count` returns the number of requests served. It serves listings, objects and ranges; it checks no signature.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ async def test_confluent(tripfold: Running, served: Figures) -> None:
 
 @in_one_loop
 async def test_duckdb(tripfold: Running, served: Figures) -> None:
-    """DuckDB reads from S3 what the API serves of the dates that were asked for."""
+    """DuckDB reads from S3 the same statistics of the requested dates as the API serves."""
     lines, _ = await run(tripfold, "summaries_duckdb.py", "--from", DATES[1], "--to", "2024-05-31")
     assert figures_of_rows(map(json.loads, lines)) == {key: one for key, one in served.items() if key[1] == DATES[1]}
 

@@ -103,8 +103,8 @@ async def told(build: Path, settings: Settings, *arguments: str) -> dict[str, An
     )
     out, err = await process.communicate()
     assert process.returncode == 0, (out, err)
-    answer: dict[str, Any] = json.loads(out)
-    return answer
+    response: dict[str, Any] = json.loads(out)
+    return response
 
 
 @contextlib.asynccontextmanager
@@ -128,10 +128,10 @@ async def aggregate(build: Path, settings: Settings) -> AsyncIterator[httpx.Asyn
 
 async def _readiness(client: httpx.AsyncClient, *, ready: bool) -> str | None:
     try:
-        answer = await client.get("/health/ready")
+        response = await client.get("/health/ready")
     except httpx.TransportError:
         return None
-    return answer.text if (answer.status_code == 200) == ready else None
+    return response.text if (response.status_code == 200) == ready else None
 
 
 async def live(store: S3Store, country: str) -> dict[str, Any]:

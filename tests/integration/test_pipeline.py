@@ -264,12 +264,12 @@ async def _alive(tripfold: Running) -> bool | None:
 
 async def test_a_post_is_accepted_with_its_place(tripfold: Running) -> None:
     """A request is answered with 202 and where its status is, which can be read at once."""
-    answer = await tripfold.client.post("/process-request", params={"date": "2024-05-11"})
-    assert answer.status_code == 202
-    status = await tripfold.client.get(answer.headers["location"])
+    response = await tripfold.client.post("/process-request", params={"date": "2024-05-11"})
+    assert response.status_code == 202
+    status = await tripfold.client.get(response.headers["location"])
     assert status.status_code == 200
-    assert status.json()["id"] == answer.json()["id"]
-    assert json.loads(answer.text)["date"] == "2024-05-11"
+    assert status.json()["id"] == response.json()["id"]
+    assert json.loads(response.text)["date"] == "2024-05-11"
 
 
 async def command(tripfold: Running, *arguments: str) -> tuple[int | None, str, str]:

@@ -157,7 +157,7 @@ async def test_a_file_comes_over_tls(certificates: Certificates) -> None:
 async def test_an_upstream_of_another_authority_is_an_outage(
     certificates: Certificates, another_authority: Certificates
 ) -> None:
-    """An https upstream whose authority is not the one named is asked for nothing."""
+    """The client sends no request to an https upstream whose certificate authority is not the named one."""
     async with (
         HostileServer(GOOD, tls=certificates.server()) as server,
         client_of(server.url, ca_file=str(another_authority.ca_file)) as client,

@@ -18,8 +18,8 @@ CHUNK_BYTES = 64 * 1024
 class UpstreamServer:
     """Serves ``/cities`` and ``/cities/{id}/stats?date=`` on a free port, from a thread of its own.
 
-    ``files`` maps (city id, date) to a body; a city without one answers 404, and a number in place of a body is
-    answered as that status. ``pace_s`` is waited after each chunk. ``requests`` lists the paths asked for.
+    ``files`` maps (city id, date) to a body; a city without one gets 404, and a number in place of a body
+    is the status of the response. It waits ``pace_s`` after each chunk. ``requests`` lists the requested paths.
     """
 
     def __init__(self, *, content_type: str = "text/html", etags: bool = False) -> None:

@@ -32,32 +32,32 @@ BINDING_VERSION = "0.5.0"
 DEAD_LETTER = "DeadLetter"
 
 _KEEP_REVISION = (
-    "**Of the records of one key keep the one of the highest `revision` (of a plan: `plan_revision`), never simply the "
+    "**Keep the record of each key with the highest `revision` (of a plan: `plan_revision`), which may not be the "
     "last.** Records come at least once, and an older one can come after a newer one."
 )
 _KEEP_VERSION = (
-    "**Of the records of one key keep the one of the highest `version`, never simply the last.** Records come at least "
+    "**Keep the record of each key with the highest `version`, which may not be the last.** Records come at least "
     "once, and an older one can come after a newer one."
 )
 _REPLACES = (
-    "A `city-day-stats` replaces what the city-day contributed before, and a `city-day-retracted` takes it away from "
-    "that country: adding records up counts twice."
+    "A `city-day-stats` replaces the former contribution of the city-day, and a `city-day-retracted` removes it from "
+    "that country: a sum over all records counts twice."
 )
-_OWN_USE = "Between Tripfold's own services: to look at, not to build on."
+_OWN_USE = "Internal to Tripfold's services; other consumers must not depend on it."
 
 _ABOUT: Mapping[Topic, tuple[str, str]] = {
-    Topic.PROCESS_REQUESTS: ("Dates that somebody asked for", _OWN_USE),
-    Topic.CITY_TASKS: ("City-days to be fetched", _OWN_USE),
-    Topic.CITY_TASK_RETRIES: ("City-days to be fetched again later", _OWN_USE),
+    Topic.PROCESS_REQUESTS: ("Requested dates", _OWN_USE),
+    Topic.CITY_TASKS: ("City-days to fetch", _OWN_USE),
+    Topic.CITY_TASK_RETRIES: ("City-days to fetch again later", _OWN_USE),
     Topic.CITY_STATS: (
-        "What every city-day contributes, and which cities a country-day expects",
+        "The contribution of each city-day, and the cities that each country-day expects",
         f"For consumers downstream. {_KEEP_REVISION} {_REPLACES}",
     ),
-    Topic.COUNTRY_DAY_SUMMARIES: ("The totals of every country-day", f"For consumers downstream. {_KEEP_VERSION}"),
-    Topic.REQUEST_PROGRESS: ("How requests come along", _OWN_USE),
+    Topic.COUNTRY_DAY_SUMMARIES: ("The totals of each country-day", f"For consumers downstream. {_KEEP_VERSION}"),
+    Topic.REQUEST_PROGRESS: ("The progress of requests", _OWN_USE),
     Topic.DEAD_LETTERS: (
-        "What could not be processed",
-        "Records of the other topics, key, value and headers as they came, with their origin and the error in headers.",
+        "Records that could not be processed",
+        "Records of the other topics, unchanged. Additional headers have the origin and the error.",
     ),
 }
 

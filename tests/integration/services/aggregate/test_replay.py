@@ -312,12 +312,12 @@ async def _overstate(store: S3Store) -> None:
 async def _flip_under_load(services: Running, upstream: UpstreamServer) -> None:
     span = (str(DATES[0]), str(DATES[-1]))
     wrong = await services.stats(*span)
-    answers: list[dict[str, Any]] = []
+    responses: list[dict[str, Any]] = []
     done = asyncio.Event()
 
     async def ask() -> None:
         while not done.is_set():
-            answers.append(await services.stats(*span))
+            responses.append(await services.stats(*span))
 
     asking = [asyncio.create_task(ask()) for _ in range(2)]
     upstream.put(1, str(DAY), TRIPS)
@@ -331,8 +331,8 @@ async def _flip_under_load(services: Running, upstream: UpstreamServer) -> None:
     days = [day for of_country in right.values() for day in of_country.values()]
     assert len(days) == 3 * len(DATES)
     assert all(day["bus_count"] < 100 for day in days)
-    flips = [answer == right for answer in answers]
-    assert all(answer in (wrong, right) for answer in answers), "an answer mixed two generations"
+    flips = [response == right for response in responses]
+    assert all(response in (wrong, right) for response in responses), "a response mixed two generations"
     assert (flips[0], wrong == right) == (False, False)
     assert (await services.stats(str(DAY)))["armenia"][str(DAY)]["bus_count"] == 70
     assert (await run_json(services.settings, "verify", "--deep"))[0] == 0

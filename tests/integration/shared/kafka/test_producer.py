@@ -70,7 +70,7 @@ class Log(Protocol):
         """The publisher of events, and of records as they are."""
 
     async def join(self, group: str, topic: Topic) -> Member:
-        """Become the member of a group; one that was before is taken for dead."""
+        """Become the member of a group; the former member is treated as dead."""
 
     def replay(self, topic: Topic) -> contextlib.AbstractAsyncContextManager[Rereading]:
         """Read a topic from its beginning."""

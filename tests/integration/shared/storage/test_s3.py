@@ -173,7 +173,7 @@ async def test_a_swap_of_what_was_deleted_loses(store: AdminObjectStore) -> None
 
 
 async def test_the_first_bytes_are_enough(store: ObjectStore) -> None:
-    """A reader of an object's head gets no more than it asked for, and all of a shorter object."""
+    """A read of the first bytes returns at most the requested number, and all of a shorter object."""
     await store.put("a.json", b"0123456789")
     for first_bytes, body in ((4, b"0123"), (100, b"0123456789")):
         found = await store.get("a.json", first_bytes=first_bytes)

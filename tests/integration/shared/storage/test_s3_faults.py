@@ -25,7 +25,7 @@ ETAG = '"d41d8cd98f00b204e9800998ecf8427e"'
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """How a store answers every request, and what it calls that."""
+    """The response of a store to every request: status and error code."""
 
     status: int
     code: str
@@ -101,7 +101,7 @@ CALLS: dict[str, Callable[[S3Store], Awaitable[object]]] = {
 
 @contextlib.asynccontextmanager
 async def answering(answer: Callable[[str], bytes]) -> AsyncIterator[S3Store]:
-    """Run a store that gives one answer to every request of a method, and close the connection."""
+    """Run a store that sends one response to every request of a method, and closes the connection."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -153,7 +153,7 @@ async def test_an_answer_that_breaks_off_is_a_fault() -> None:
 
 
 async def test_an_answer_that_is_none_is_a_fault() -> None:
-    """A connection that is closed without an answer is a fault, also when a race might have been lost over it."""
+    """A connection that closes without a response is an outage, also after a write that may have conflicted."""
     async with answering(lambda _: b"") as store:
         results = await asyncio.gather(*(call(store) for call in CALLS.values()), return_exceptions=True)
         unfinished = UnfinishedUpload(key=KEY, upload_id="x", begun_at=utc_now())

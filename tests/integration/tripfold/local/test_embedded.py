@@ -240,7 +240,7 @@ async def test_a_directory_keeps_its_data(tmp_path: Path) -> None:
         sockets = [path for child in services.stack.children for path in child.leftovers]
     assert not any(is_running(pid) for pid in pids)
     assert not any(path.exists() for path in sockets)
-    # A stranger takes the port meanwhile: the stack moves, its data does not.
+    # Another program takes the port meanwhile: the stack uses another port and keeps its data.
     with socket.create_server(("127.0.0.1", before.stack.ports.s3)), embedded_services(tmp_path) as services:
         assert services.s3_endpoint_url != before.s3_endpoint_url
         assert services.kafka_bootstrap_servers == before.kafka_bootstrap_servers
@@ -273,7 +273,7 @@ def test_a_killed_process_leaves_nothing_and_the_directory_is_free(tmp_path: Pat
 
 @pytest.mark.parametrize("offset", [0, GRPC_OFFSET])
 def test_a_port_that_is_taken_is_named(tmp_path: Path, offset: int) -> None:
-    """A fixed port that a stranger listens on, or the gRPC port above it, is named in one sentence."""
+    """If another program listens on a fixed port or the gRPC port above it, one sentence names the port."""
     port = free_port("the test", with_grpc=True)
     with socket.create_server(("127.0.0.1", port + offset)), pytest.raises(PortTaken) as taken:
         EmbeddedStack(tmp_path, s3_port=port)

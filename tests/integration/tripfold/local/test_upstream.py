@@ -186,7 +186,7 @@ async def test_if_range(client: httpx.AsyncClient, if_range: str, status: int) -
 
 
 async def test_current_copy_wins_over_range(client: httpx.AsyncClient) -> None:
-    """A current copy is 304 even when a range is asked for."""
+    """A current copy gets 304 even when the request has a range."""
     response = await client.get(PATH, headers={"Range": "bytes=0-9", "If-None-Match": FILE.etag})
     assert response.status_code == 304
 

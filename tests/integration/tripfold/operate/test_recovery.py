@@ -40,8 +40,8 @@ async def test_what_failed_is_found_and_put_right(embedded: EmbeddedServices, tm
         upstream.put(2, DATE, [*trips[2], {**trips[2][0], "passengers": -1}])
         upstream.put(3, DATE, [*trips[3], {**trips[3][0], "bus-type": "POISON"}])
         settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url)
-        deadly = {"worker": {"PYTHONPATH": os.pathsep.join([str(POISON), str(ROOT)])}}
-        async with running(settings, tmp_path, own=deadly) as services:
+        crashing = {"worker": {"PYTHONPATH": os.pathsep.join([str(POISON), str(ROOT)])}}
+        async with running(settings, tmp_path, own=crashing) as services:
             request = await services.process(DATE)
             assert request["status"] == "completed with failures"
             assert await services.stats(DATE) == {"armenia": {DATE: figures_of(trips[1])}}

@@ -1,6 +1,6 @@
 """The client of the upstream as the ingest wires it, for tests against a hostile server.
 
-The fault model: a server that answers anything at all, byte by byte, as slowly as it likes, and breaks off anywhere.
+The fault model: a server that sends any response, byte by byte, at any speed, and cuts it off anywhere.
 Not in it: a server that gives a well-formed, complete and valid file of other trips.
 """
 

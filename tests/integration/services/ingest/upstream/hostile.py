@@ -29,7 +29,7 @@ class Request(msgspec.Struct, frozen=True):
 
     @property
     def first_byte(self) -> int:
-        """Where the range begins that is asked for; 0 without one."""
+        """The start of the requested range; 0 without one."""
         return int(self.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
 
 

@@ -1,4 +1,4 @@
-"""Bodies that are cut, framed wrongly or too long, and answers that are refused."""
+"""Bodies that are truncated, framed wrongly or too long, and responses that are refused."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.integration.services.ingest.upstream.hostile import (
 
 
 @pytest.mark.parametrize("answer", [GOOD, chunked(BODY), raw(head_of() + BODY)], ids=["length", "chunked", "close"])
-async def test_a_whole_file_passes_however_its_end_is_told(answer: Answer) -> None:
-    """A file with a length, in chunks, or up to the end of its connection is taken as it is."""
+async def test_a_whole_file_passes_with_each_framing(answer: Answer) -> None:
+    """A file with a length, in chunks, or up to the end of its connection is accepted as it is."""
     async with HostileServer(answer) as server, client_of(server.url) as client:
         await client.fetch_exactly(BODY)
 
@@ -78,7 +78,7 @@ BREAKS: dict[str, Answer] = {
 
 @pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS.keys())
 async def test_a_broken_answer_costs_an_attempt_and_the_next_one_succeeds(broken: Answer) -> None:
-    """After an answer that broke, wherever it did, the file is fetched anew, and is exactly the file."""
+    """After an interrupted response, the file is fetched again, and its bytes are exact."""
     async with HostileServer(broken, GOOD) as server, client_of(server.url) as client:
         await client.fetch_exactly(BODY)
         assert client.attempts == 2
@@ -94,7 +94,7 @@ async def test_an_upstream_that_always_breaks_fails_the_city_after_its_attempts(
         assert len(server.requests) == 2
 
 
-async def test_what_follows_a_body_is_not_read_as_the_next_answer() -> None:
+async def test_bytes_after_a_body_are_not_read_as_the_next_response() -> None:
     """A length that is too short cuts the file, which fails; the rest of it does not reach another city."""
     evil = head_of(content_length=str(len(BODY))) + BODY
     short = raw(head_of(content_length="2", connection="keep-alive") + b"[]" + evil)
@@ -107,7 +107,7 @@ async def test_what_follows_a_body_is_not_read_as_the_next_answer() -> None:
 
 
 async def test_a_file_that_its_length_cuts_fails_as_no_whole_document() -> None:
-    """A length that is too short by one is taken at its word, or the byte after it breaks the answer."""
+    """A file whose stated length is one byte too short fails."""
     async with (
         HostileServer(raw(head_of(content_length=str(len(BODY) - 1)) + BODY)) as server,
         client_of(server.url) as client,
@@ -180,7 +180,7 @@ async def test_validators_that_cannot_be_sent_back_are_not_kept() -> None:
 
 
 async def test_cookies_are_not_kept() -> None:
-    """Nothing that one answer sets is sent with the next request."""
+    """The client does not send a cookie of one response with the next request."""
     async with HostileServer(whole(BODY, set_cookie="a=b; path=/")) as server, client_of(server.url) as client:
         await client.fetch()
         await client.fetch()

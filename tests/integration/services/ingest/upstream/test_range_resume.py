@@ -145,7 +145,7 @@ async def test_a_resumption_outlasts_a_restart_of_the_server() -> None:
 
 
 async def test_resumptions_are_bounded() -> None:
-    """A server that gives a byte at a time does not get asked for ever."""
+    """The number of requests to a server that sends a byte at a time is bounded."""
 
     async def one_byte(request: Request, connection: Connection) -> None:
         start = request.first_byte
@@ -164,7 +164,7 @@ async def test_resumptions_are_bounded() -> None:
 async def test_an_upstream_that_goes_down_in_every_download_fails_the_city(
     resumptions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer that broke costs an attempt also if there was nobody to ask for the rest: attempts are bounded."""
+    """An interrupted response costs an attempt also if the rest cannot be requested: attempts are bounded."""
     monkeypatch.setattr(upstream_client, "RESUME_OUTAGE_LIMIT_S", 0.1)
     begun = raw(head_of(content_length=str(len(LARGE)), etag='"v1"') + LARGE[:50_000])
 

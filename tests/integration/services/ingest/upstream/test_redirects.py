@@ -20,7 +20,7 @@ from tests.integration.services.ingest.upstream.hostile import (
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_redirects_on_the_same_host_are_followed(status: int) -> None:
-    """The file behind some redirects is the file; its own URL stays the one that was asked for."""
+    """The client follows redirects to the file; the file keeps the URL of the request."""
     answers = [redirect("/elsewhere?x=1", status), redirect("deeper", status), GOOD]
     async with HostileServer(*answers) as server, client_of(server.url) as client:
         await client.fetch_exactly(BODY)
