@@ -35,7 +35,7 @@ def event_of(value: bytes | None) -> dict[str, Any]:
 async def read_newest(bootstrap_servers: str, topic: str) -> Records:
     """Return the record of the highest revision of each key, as the topic has them now."""
     newest: Records = {}
-    # In no group, it gets every partition and disturbs nobody.
+    # Without a group, it gets every partition and does not affect other consumers.
     consumer = AIOKafkaConsumer(
         topic,
         bootstrap_servers=bootstrap_servers,

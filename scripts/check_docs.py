@@ -29,7 +29,7 @@ START = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference"
 WORDS_MAX = 2_000
 HISTORY = "CHANGELOG.md"
-"""The one page that names what is gone."""
+"""The only page that may mention former names."""
 
 OTHER_VARIABLES = re.compile(rf"{PREFIX}(API_URL|API_KEY|TEST_\w+|HISTORIES\w*|MUTATION_\w+)")
 DECLARE_METRICS = ("services.api.app", "services.ingest.app", "services.aggregate.app")
@@ -89,7 +89,7 @@ def broken_links(pages: dict[Path, str]) -> Iterator[str]:
 
 
 def missing_files(pages: dict[Path, str]) -> Iterator[str]:
-    """Name each path of the repository that a page mentions as code and that is not there."""
+    """Name each path of the repository that a page mentions as code and that does not exist."""
     for page, text in pages.items():
         for path in sorted(set(_PATH.findall(text))):
             if not (ROOT / path).exists() and page.name != HISTORY:
@@ -105,7 +105,7 @@ def links_of(page: Path, text: str) -> Iterator[tuple[str, Path, str]]:
 
 
 def unlinked_pages(pages: dict[Path, str]) -> Iterator[str]:
-    """Name each page that no chain of links from the README leads to."""
+    """Name each page that links from the README do not reach."""
     reached: set[Path] = set()
     to_read = {START}
     while to_read:
@@ -168,7 +168,7 @@ def operations() -> set[str]:
 
 
 def undescribed(page_name: str, kind: str, names: set[str], *, rows: str = "") -> Iterator[str]:
-    """Name what the code has and a reference page lacks; and, with ``rows``, what only the page has."""
+    """Name each entry of the code that a reference page lacks; and, with ``rows``, each that only the page has."""
     page = REFERENCE / page_name
     text = page.read_text(encoding="utf-8")
     described = set(re.findall(rows, text, re.MULTILINE)) if rows else {name for name in names if f"`{name}" in text}
@@ -207,7 +207,7 @@ def undescribed_commands() -> Iterator[str]:
 
 
 def unknown_variables(pages: dict[Path, str]) -> Iterator[str]:
-    """Name each variable that a page mentions and no setting has; one that ends in _ stands for all that begin so."""
+    """Name each variable that a page mentions and no setting has; a name that ends in _ is a prefix."""
     known = settings()
     for page, text in pages.items():
         for name in sorted(set(_VARIABLE.findall(text))):
