@@ -14,7 +14,7 @@ from tests.fakes.faults import ProcessLife, do_nothing
 
 
 class MemoryUpstream:
-    """An Upstream whose list and files are set by the test; a fault in place of bytes is raised when asked for.
+    """An Upstream whose list and files are set by the test; a fault in place of bytes is raised by its download.
 
     ``cuts`` holds, for a city, after how many bytes each of its next downloads breaks off.
     """

@@ -113,7 +113,7 @@ async def leftovers(world: World) -> list[str]:
     left += [f"{key} is named by a manifest and was deleted" for key in named if key not in world.store.objects]
     current = world.store.objects.get(keys.CURRENT)
     if current is not None and objects.decode(GenerationPointer, current.body, keys.CURRENT).building is not None:
-        left.append("a generation is being built, and nobody builds it")
+        left.append("a generation is marked as being built, and no rebuild runs")
     return left
 
 

@@ -483,7 +483,7 @@ def gc_without_history(patch: pytest.MonkeyPatch) -> None:
     judge = gc._judge
 
     async def forgetful(store: ObjectStore, group: list[ObjectInfo]) -> list[Swept]:
-        return await judge(_WithoutHistory(store), group)  # type: ignore[arg-type]  # it reads manifests, no more
+        return await judge(_WithoutHistory(store), group)  # type: ignore[arg-type]  # it only reads manifests
 
     patch.setattr(gc, "_judge", forgetful)
 

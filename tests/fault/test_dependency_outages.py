@@ -66,7 +66,7 @@ def writes_to_store(port_call: PortCall) -> bool:
 
 
 class Outage(PortCalls):
-    """Refuses so many of the calls that a port gets, from a certain call on."""
+    """Refuses some calls of a port, beginning with a certain call."""
 
     def __init__(self, refused: Callable[[PortCall], bool], *, begin: int, calls: int) -> None:
         super().__init__()

@@ -106,7 +106,7 @@ async def test_a_retry_publishes_again_what_an_earlier_end_waits_for(cancelled: 
     for role in ("planner", "worker", "progress"):
         while await world.turn(role):
             pass
-    await world.rebuild(from_kafka=False)  # publishes the same events once more, for nobody's request
+    await world.rebuild(from_kafka=False)  # publishes the same events again, for no request
     world.log.compact(Topic.CITY_STATS)
     LATE.write_into(world.upstream, DATE)
     await world.run_to_rest()

@@ -99,7 +99,7 @@ class WatchedHealth(Health):
 
 
 class QuickRetrier(Retrier):
-    """Sleeps for no time, and gives up after so many retries that nothing can be coming."""
+    """Sleeps for no time, and gives up after so many retries that no more work can arrive."""
 
     def __init__(self, health: Health) -> None:
         super().__init__(health=health, wait_max_s=1)

@@ -193,7 +193,7 @@ def test_the_keys_are_the_owners_alone(services: EmbeddedServices) -> None:
 
 
 def test_a_second_stack_on_the_directory_is_refused(services: EmbeddedServices) -> None:
-    """Two stacks on one directory: the second is refused, and told which process has it."""
+    """A second stack on one directory is refused, and the error names the process that has it."""
     data_dir = services.stack.children[0].log_path.parents[1]
     with pytest.raises(DataDirInUse, match=f"in use by process {os.getpid()}"):
         EmbeddedStack(data_dir)

@@ -120,7 +120,7 @@ async def test_head(client: httpx.AsyncClient) -> None:
     ],
 )
 async def test_if_none_match(client: httpx.AsyncClient, method: str, if_none_match: str, status: int) -> None:
-    """A client whose copy is current is told so without a body; any other gets the file."""
+    """A client whose copy is current gets a 304 without a body; any other gets the file."""
     response = await client.request(method, PATH, headers={"If-None-Match": if_none_match})
     assert response.status_code == status
     assert response.headers["etag"] == FILE.etag

@@ -103,7 +103,7 @@ async def _retried(services: Running, request: dict[str, Any]) -> None:
 
 
 async def test_dead_letters_are_found_and_sent_back(settings: Settings) -> None:
-    """A letter is listed, shown without harm to the terminal, sent back as it came, marked, and not sent twice."""
+    """A dead letter is listed, shown safely on the terminal, sent back unchanged, marked, and not sent twice."""
     await apply_topics(settings)
     record = ConsumedRecord(
         topic=Topic.PROCESS_REQUESTS, partition=2, offset=7, key=b"2024-05-01", value=POISON_RECORD, headers=HEADERS

@@ -1,4 +1,4 @@
-"""The clean-up: what it deletes, what it keeps, and that it robs nobody."""
+"""Garbage collection: the objects that it deletes and the ones that it keeps."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def test_a_moved_city_keeps_the_file_it_names(bucket: FakeBucket) -> None:
 
 
 async def test_a_dry_run_deletes_nothing(bucket: FakeBucket) -> None:
-    """A dry run tells the same and leaves all as it was."""
+    """A dry run reports the same and deletes nothing."""
     bucket.store.unfinished.append(unfinished(bucket, days=8))
     before = raw_keys(bucket)
     told = await cleaned(bucket, dry_run=True)
@@ -79,7 +79,7 @@ async def test_a_dry_run_deletes_nothing(bucket: FakeBucket) -> None:
 
 
 async def test_what_is_young_is_left_alone(bucket: FakeBucket) -> None:
-    """An orphan younger than the age may be a worker's that has not swapped yet."""
+    """An orphan younger than the age may belong to a worker that has not written its manifest yet."""
     young = keys.raw(DAY, CityId("1"), "young")
     bucket.store.write(young, b"[]")
     bucket.clock.advance(6 * 86_400)
@@ -206,7 +206,7 @@ YOUNG = keys.raw(DAY, CityId("1"), "young")
 
 @pytest.mark.parametrize("at", range(1, 5))
 async def test_a_manifest_written_meanwhile_is_not_robbed(bucket: FakeBucket, at: int) -> None:
-    """Whenever during the clean-up a worker swaps its manifest in, all that this names is still there."""
+    """Whenever a worker writes its manifest during gc, every object that it names still exists."""
     bucket.store.write(YOUNG, b"[]")
     bucket.clock.advance(DEADLINE_S - 1)
     bucket.store = racing = RacingStore(bucket, at)

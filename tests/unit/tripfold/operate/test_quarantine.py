@@ -1,4 +1,4 @@
-"""Quarantine as an operator finds it: chosen by date, country and city, and asked for again where it failed last."""
+"""Quarantine for operators: filtered by date, country and city, and retried in the latest request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def refused_world() -> World:
 
 
 def last_requested(world: World) -> ProcessRequested:
-    """Return what was asked for last."""
+    """Return the latest request."""
     event = events.decode(Topic.PROCESS_REQUESTS, world.log.records(Topic.PROCESS_REQUESTS)[-1].value)
     assert isinstance(event, ProcessRequested)
     return event
@@ -46,7 +46,7 @@ def last_requested(world: World) -> ProcessRequested:
     ],
 )
 async def test_reports_are_chosen_by_date_country_and_city(chosen: Chosen, cities: list[str]) -> None:
-    """Only the reports that were asked for are read, by date and city."""
+    """Only the selected reports are read, by date and city."""
     world = await refused_world()
     assert [report.city_id for report in await read_reports(world.store, chosen)] == cities
 
@@ -64,7 +64,7 @@ async def test_the_latest_report_of_a_city_day_comes_first() -> None:
 
 
 async def test_only_the_chosen_city_is_asked_for_again() -> None:
-    """A retry of one file names its city alone, in the request that asked for it last."""
+    """A retry of one file names its city only, in the latest request that asked for it."""
     world = await refused_world()
     later = world.request(BAD)
     await world.run_to_rest()

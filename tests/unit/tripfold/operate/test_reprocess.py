@@ -126,7 +126,7 @@ async def test_without_a_changed_rule_nothing_is_read(bucket: FakeBucket, thread
 
 
 async def test_a_changed_setting_is_a_changed_rule(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
-    """Files that a setting would read otherwise are read again, and no others."""
+    """Only files that the present settings would read differently are reprocessed."""
     other_date = DAY.replace(day=2)
     bucket.store_file(3, 20, trips(4), "brasil")
     manifest = bucket.manifest(3)

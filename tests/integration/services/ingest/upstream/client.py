@@ -68,7 +68,7 @@ GOOD = whole(BODY, etag='"v1"')
 
 
 class VirtualPatience(Retrier):
-    """Waits no time, and notes how long it would have waited."""
+    """Sleeps for no time, and records how long it would have slept."""
 
     def __init__(self) -> None:
         super().__init__(health=Health(), wait_max_s=1)
@@ -93,7 +93,7 @@ class Client(msgspec.Struct):
     attempts: int = 0
 
     async def attempt(self, city: str = "1", known: Validators | None = None) -> StreamedFile | None:
-        """Stream a city-day's file into the bucket, once; None if it is unchanged."""
+        """Stream a city-day's file into the bucket once; None if it is unchanged."""
         self.attempts += 1
         async with self.upstream.download(city, DAY, known) as download:
             if download.chunks is None:
@@ -106,7 +106,7 @@ class Client(msgspec.Struct):
             return streamed
 
     async def drain(self, taken: list[int], *, pause_s: float = 0) -> None:
-        """Take a city-day's file at leisure, and note how long each piece of it is."""
+        """Read a city-day's file slowly, and record the length of each piece."""
         async with self.upstream.download("1", DAY, None) as download:
             assert download.chunks is not None
             async for chunk in download.chunks:
@@ -118,7 +118,7 @@ class Client(msgspec.Struct):
         return await self.retry_policy.run(lambda: self.attempt(city))
 
     async def fetch_exactly(self, body: bytes) -> None:
-        """Fetch, and check that every byte came, once, to the bucket, the hash and the parser."""
+        """Fetch, and check that every byte arrived once in the bucket, the hash and the parser."""
         streamed = await self.fetch()
         assert streamed is not None
         assert self.store.objects["raw/1"].body == body
@@ -126,7 +126,7 @@ class Client(msgspec.Struct):
         assert (streamed.size_bytes, streamed.totals.contribution.trips) == (len(body), len(json.loads(body)))
 
     async def failure(self) -> str:
-        """Fetch what cannot be had, and return the reason; nothing may be stored."""
+        """Fetch a file that must fail, and return the reason; nothing may be stored."""
         with pytest.raises((PermanentUpstreamError, FileRefused)) as caught:
             await self.fetch()
         assert not self.store.objects
@@ -135,7 +135,7 @@ class Client(msgspec.Struct):
 
 @contextlib.asynccontextmanager
 async def client_of(url: str, retrier: Retrier | None = None, **changes: object) -> AsyncIterator[Client]:
-    """Give a client of the upstream at ``url``; ``changes`` are settings without ``upstream_``."""
+    """Open a client of the upstream at ``url``; ``changes`` are settings without ``upstream_``."""
     given = {"attempts": 3, "read_timeout_s": 5, "requests_per_s": 10_000, "outage_limit_s": 0.3, **changes}
     settings = Settings.model_validate({"upstream_url": url, **{f"upstream_{name}": given[name] for name in given}})
     retrier = retrier or Retrier(health=Health(), wait_max_s=1)
@@ -152,18 +152,18 @@ async def client_of(url: str, retrier: Retrier | None = None, **changes: object)
 
 
 def counted(outcome: str) -> float:
-    """Return how many requests have ended so."""
+    """Return how many requests ended with this outcome."""
     value = REGISTRY.get_sample_value("tripfold_upstream_requests_total", {"outcome": outcome})
     return value or 0.0
 
 
 def resumptions() -> float:
-    """Return how many downloads have gone on where they broke."""
+    """Return how many downloads resumed after a break."""
     return REGISTRY.get_sample_value("tripfold_upstream_resumptions_total") or 0.0
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until ``condition`` holds; fail loudly if it does not come to."""
+    """Wait until ``condition`` holds, or fail."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110  # the condition has no event
             await asyncio.sleep(0.001)
@@ -173,12 +173,12 @@ BOMB = b"[" + b" " * 100_000_000
 
 
 def redirect(location: str, status: int = 302) -> Answer:
-    """Answer with a redirect."""
+    """Respond with a redirect."""
     return whole(b"", status, location=location)
 
 
 async def fail_in_turn(circuit: CircuitBreaker, error: Exception, *before: Exception) -> None:
-    """Let a request end with ``error``; while it was under way, others ended with those ``before``."""
+    """End a request with ``error``, after other requests ended with those ``before`` while it ran."""
     async with circuit.acquire(since_s=0, outage_limit_s=60):
         for other in before:
             with contextlib.suppress(type(other)):

@@ -112,12 +112,12 @@ def head_of(status: int = 200, /, **headers: str) -> bytes:
 
 
 def whole(body: bytes, status: int = 200, /, **headers: str) -> Answer:
-    """Answer well."""
+    """Respond with a valid file."""
     return raw(head_of(status, content_length=str(len(body)), **headers) + body)
 
 
 def chunked(body: bytes, *, finished: bool = True, **headers: str) -> Answer:
-    """Answer with a body in chunks, whose end is said or not."""
+    """Respond with a chunked body, with or without its end."""
     parts = [body[start : start + 10_000] for start in range(0, len(body), 10_000)]
     coded = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
     return raw(head_of(transfer_encoding="chunked", **headers) + coded + (b"0\r\n\r\n" if finished else b""))

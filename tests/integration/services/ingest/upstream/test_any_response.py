@@ -43,7 +43,7 @@ from tests.integration.services.ingest.upstream.hostile import (
     ],
 )
 async def test_requests_are_counted_once_by_how_they_ended(answer: Answer, outcome: str) -> None:
-    """One request is one in the metric, under what became of it."""
+    """Each request is counted once in the metric, under its outcome."""
     outcomes = ("complete", "unchanged", "redirected", "refused", "interrupted", "unavailable", "aborted")
     before = {name: counted(name) for name in outcomes}
     async with HostileServer(answer) as server, client_of(server.url) as client:
@@ -74,7 +74,7 @@ async def test_any_bytes_end_in_a_named_fault(data: bytes, reset: bool, before: 
 )
 @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_headers_end_in_a_file_or_a_named_fault(headers: dict[str, str], status: int) -> None:
-    """No header can do more than fail its city; what is kept of it can be sent back."""
+    """No header can do more than fail its city; kept validators can be sent back."""
     async with HostileServer(whole(b"[]", status, **headers)) as server, client_of(server.url) as client:
         with contextlib.suppress(TransientUpstreamError, PermanentUpstreamError, FileRefused):
             async with client.upstream.download("1", DAY, None) as download:

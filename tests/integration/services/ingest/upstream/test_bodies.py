@@ -29,7 +29,7 @@ from tests.integration.services.ingest.upstream.hostile import (
 
 @pytest.mark.parametrize("answer", [GOOD, chunked(BODY), raw(head_of() + BODY)], ids=["length", "chunked", "close"])
 async def test_a_whole_file_passes_with_each_framing(answer: Answer) -> None:
-    """A file with a length, in chunks, or up to the end of its connection is accepted as it is."""
+    """A file with a length, in chunks, or up to the end of its connection is accepted unchanged."""
     async with HostileServer(answer) as server, client_of(server.url) as client:
         await client.fetch_exactly(BODY)
 
@@ -116,7 +116,7 @@ async def test_a_file_that_its_length_cuts_fails_as_no_whole_document() -> None:
 
 
 async def test_a_file_over_the_limit_fails_at_once() -> None:
-    """A length over the limit is refused at the head; a body without a length, once it is over it."""
+    """A length over the limit is refused at the headers; a body without a length once it exceeds the limit."""
     for answer in (whole(BODY), chunked(BODY), whole(gzip.compress(BODY), content_encoding="gzip")):
         async with HostileServer(answer) as server, client_of(server.url, file_bytes_max=len(BODY) - 1) as client:
             assert "TRIPFOLD_UPSTREAM_FILE_BYTES_MAX" in await client.failure()
@@ -144,8 +144,8 @@ async def test_a_file_over_the_limit_fails_at_once() -> None:
         "",
     ],
 )
-async def test_content_types_that_may_hold_json_are_taken(content_type: str) -> None:
-    """JSON by any of its names passes, and so do the types of servers that do not know what they serve."""
+async def test_content_types_that_may_hold_json_are_accepted(content_type: str) -> None:
+    """Every JSON content type passes, and so do the default types of servers that do not know the type."""
     async with HostileServer(whole(BODY, content_type=content_type)) as server, client_of(server.url) as client:
         await client.fetch_exactly(BODY)
 
@@ -162,7 +162,7 @@ async def test_other_content_types_fail_the_city(content_type: str) -> None:
 
 @pytest.mark.parametrize("status", [201, 204, 206, 300, 304, 400, 401, 403, 404, 410, 418])
 async def test_other_statuses_fail_the_city_at_once(status: int) -> None:
-    """A refusal is a fact: it is not tried again, and its status is the reason."""
+    """A refusal is permanent: it is not retried, and its status is the reason."""
     async with HostileServer(raw(head_of(status, content_length="0"))) as server, client_of(server.url) as client:
         assert f"answered {status}" in await client.failure()
         assert len(server.requests) == 1

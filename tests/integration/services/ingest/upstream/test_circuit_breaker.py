@@ -21,7 +21,7 @@ from tests.integration.services.ingest.upstream.client import (
 )
 
 
-async def test_of_many_streams_one_asks_whether_the_upstream_is_back() -> None:
+async def test_one_of_many_streams_probes_the_upstream() -> None:
     """While the upstream is down its streams wait; one probes at a time, and when it is back all go on."""
     asking = asking_max = asked = 0
     reached = False
@@ -89,8 +89,8 @@ async def test_a_probe_that_is_cancelled_lets_another_probe() -> None:
     assert not circuit.retrier.health.faults
 
 
-async def test_what_was_asked_before_an_outage_does_not_end_it() -> None:
-    """A download that breaks when the upstream goes does not send the waiting streams ahead."""
+async def test_a_request_from_before_an_outage_does_not_end_it() -> None:
+    """A download that breaks when the upstream fails does not release the waiting streams."""
     retrier = VirtualPatience()
     circuit = CircuitBreaker(retrier)
     with pytest.raises(TransientUpstreamError):
@@ -99,7 +99,7 @@ async def test_what_was_asked_before_an_outage_does_not_end_it() -> None:
 
 
 async def test_a_probe_that_was_answered_before_an_outage_does_not_end_it() -> None:
-    """A download that began as a probe, and breaks when the upstream goes again, is as old as any other."""
+    """A download that began as a probe and breaks in a new outage does not end that outage."""
     retrier = VirtualPatience()
     circuit = CircuitBreaker(retrier)
     with pytest.raises(UpstreamDown):
@@ -118,7 +118,7 @@ async def test_a_probe_that_was_answered_before_an_outage_does_not_end_it() -> N
 
 
 async def test_a_stream_that_waits_gives_up_when_the_process_stops() -> None:
-    """Waiting for the upstream ends at once when the process is asked to stop."""
+    """Waiting for the upstream ends at once when the process stops."""
     retrier = Retrier(health=Health(), wait_max_s=1)
     async with client_of("http://127.0.0.1:1", retrier, outage_limit_s=3600) as client:
         fetching = asyncio.create_task(client.fetch())

@@ -1,4 +1,4 @@
-"""The list of cities: bounded as a file is; bad entries cost no other city."""
+"""The city list: bounded like a file; bad entries affect no other city."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tripfold.operate.doctor import Unfit, city_list
 
 
 async def test_the_list_of_cities_is_as_bounded_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list that is too long, a bomb, a broken or a refused one fails with the same error as a file."""
+    """A list that is too long, a compression bomb, broken or refused fails with the same error as a file."""
     monkeypatch.setattr(upstream_client, "CITY_LIST_BYTES_MAX", 1_000)
     for answer, fault in (
         (whole(b" " * 1_001), PermanentUpstreamError),
@@ -54,15 +54,15 @@ async def test_the_list_of_cities_is_as_bounded_as_a_file(monkeypatch: pytest.Mo
         assert await client.upstream.cities() == b"[]"
 
 
-async def test_a_missing_list_of_cities_is_told_as_such() -> None:
+async def test_a_missing_city_list_is_reported_as_missing() -> None:
     """A 404 of the list names the setting of the upstream's URL, not a city and a date."""
     async with HostileServer(whole(b"", 404)) as server, client_of(server.url) as client:
         with pytest.raises(PermanentUpstreamError, match="no list of cities; check TRIPFOLD_UPSTREAM_URL"):
             await client.upstream.cities()
 
 
-async def test_doctor_counts_bad_entries_apart_from_cities() -> None:
-    """An entry that is no city is told with its reason; a list without a city is unfit unless it is allowed."""
+async def test_doctor_counts_bad_entries_and_cities_separately() -> None:
+    """An entry that is no city is reported with its reason; a list without cities is unfit unless it is allowed."""
     good, bad = b'{"id": 1, "name": "A", "country": "Peru"}', b'{"id": null}'
     async with HostileServer(whole(b"[" + good + b"," + bad + b"]")) as server:
         assert "lists 1 cities, and 1 bad entries" in await city_list(Settings(upstream_url=server.url))
@@ -74,7 +74,7 @@ async def test_doctor_counts_bad_entries_apart_from_cities() -> None:
 
 
 async def planned(server: HostileServer) -> tuple[RequestPlanned | RequestFailed, list[IngestCity]]:
-    """Plan a request against the list that a server gives; return how it ended, and its tasks."""
+    """Plan a request with the list of a server; return how it ended, and its tasks."""
     log = MemoryLog()
     request_id = RequestId("018f38bf-1d00-7000-8000-000000000001")
     requested = ProcessRequested(request_id=request_id, date=DAY, requested_at=NOW)
@@ -150,8 +150,8 @@ async def test_bad_cities_are_left_out_and_named_and_the_others_count() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"{}", b"[", b"[1", b"[{}", b"[]]", b"[,]", b"[" * 100_000, b"\xff[]"])
-async def test_what_is_no_list_fails_the_request_with_its_reason(body: bytes) -> None:
-    """A body that is no JSON array ends the request, and does not hold the planner."""
+async def test_a_body_that_is_no_list_fails_the_request_with_its_reason(body: bytes) -> None:
+    """A body that is no JSON array fails the request, and does not block the planner."""
     async with HostileServer(whole(body)) as server:
         ended, tasks = await planned(server)
     assert isinstance(ended, RequestFailed)
@@ -160,7 +160,7 @@ async def test_what_is_no_list_fails_the_request_with_its_reason(body: bytes) ->
 
 
 async def test_a_list_of_100_000_cities_is_parsed_beside_the_event_loop() -> None:
-    """While a long list is parsed the loop goes on turning, and every city of it gets its task."""
+    """While a long list is parsed the event loop runs, and every city gets its task."""
     cities = [{"id": number, "name": f"Город {number}", "country": f"C{number % 200}"} for number in range(100_000)]
     turns = turns_before = turns_after = 0
 

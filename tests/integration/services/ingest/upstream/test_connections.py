@@ -1,4 +1,4 @@
-"""An upstream that cannot be reached, or that nobody vouches for."""
+"""An upstream that is unreachable, or has an untrusted certificate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.integration.services.ingest.upstream.hostile import (
 
 
 def self_signed(folder: Path) -> ssl.SSLContext:
-    """Make a certificate that nobody vouches for."""
+    """Make an untrusted certificate."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
@@ -47,15 +47,15 @@ def self_signed(folder: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_an_outage(tmp_path: Path) -> None:
-    """Without trust nothing is asked; the reason is the city's once the outage was too long."""
+async def test_an_untrusted_certificate_is_an_outage(tmp_path: Path) -> None:
+    """Without trust no request is sent; the city fails with this reason once the outage is too long."""
     async with HostileServer(GOOD, tls=self_signed(tmp_path)) as server, client_of(server.url) as client:
         assert "CERTIFICATE_VERIFY_FAILED" in await client.failure()
         assert not server.requests
 
 
 async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The upstream is asked directly, whatever the variables for proxies say."""
+    """Requests go to the upstream directly, whatever the proxy variables say."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "")
@@ -79,7 +79,7 @@ async def test_an_upstream_that_cannot_be_reached_costs_no_attempt(url: str, mon
 
 
 async def test_a_city_whose_host_alone_is_down_fails_while_others_are_served() -> None:
-    """That other files can be had does not begin the outage of one anew: it fails after the limit of an outage."""
+    """Successful downloads of other files do not restart a host's outage: its city fails after the outage limit."""
 
     async def one_elsewhere(request: Request, connection: Connection) -> None:
         answer = redirect("http://127.0.0.1:1/") if request.target.startswith("/cities/1/") else GOOD

@@ -1,4 +1,4 @@
-"""Content-codings: every form of them is undone, in bounded memory."""
+"""Content-codings: every form of them is decoded, in bounded memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CODINGS = {
 
 @pytest.mark.parametrize("coding", CODINGS.keys())
 async def test_a_compression_bomb_is_stopped_early(coding: str) -> None:
-    """A body that inflates beyond the ratio fails its city, before more than a little of it was inflated."""
+    """A body that inflates beyond the ratio fails its city after little of it was inflated."""
     async with (
         HostileServer(whole(CODINGS[coding](BOMB), content_encoding=coding)) as server,
         client_of(server.url) as client,
@@ -46,7 +46,7 @@ async def test_a_compression_bomb_is_stopped_early(coding: str) -> None:
 
 
 @pytest.mark.parametrize("coding", CODINGS.keys())
-async def test_every_coding_that_is_asked_for_is_undone(coding: str) -> None:
+async def test_every_requested_coding_is_decoded(coding: str) -> None:
     """The bucket, the hash and the parser get the file itself, whatever coding it came in."""
     coded = CODINGS[coding](LARGE)
     async with HostileServer(whole(coded, content_encoding=coding)) as server, client_of(server.url) as client:
@@ -64,15 +64,15 @@ UNUSUAL_STREAMS = {
 
 
 @pytest.mark.parametrize(("coding", "coded"), UNUSUAL_STREAMS.values(), ids=UNUSUAL_STREAMS.keys())
-async def test_every_form_of_a_coding_is_undone(coding: str, coded: bytes) -> None:
+async def test_every_form_of_a_coding_is_decoded(coding: str, coded: bytes) -> None:
     """Streams in several parts, empty and skipped ones among them, and deflate as some servers write it, are files."""
     async with HostileServer(whole(coded, content_encoding=coding)) as server, client_of(server.url) as client:
         await client.fetch_exactly(LARGE)
 
 
 @pytest.mark.parametrize("coding", ["compress", "gzip, gzip", "aes128gcm", "\xff"])
-async def test_a_coding_that_was_not_asked_for_fails_the_city(coding: str) -> None:
-    """Codings on top of each other, and unknown ones, are a fact, not a fault that passes."""
+async def test_a_coding_that_was_not_requested_fails_the_city(coding: str) -> None:
+    """Stacked and unknown codings are permanent errors."""
     async with HostileServer(whole(BODY, content_encoding=coding)) as server, client_of(server.url) as client:
         assert "content-encoding" in await client.failure()
         assert len(server.requests) == 1

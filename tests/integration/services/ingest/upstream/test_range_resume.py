@@ -1,4 +1,4 @@
-"""Downloads that break go on at the next byte, with the same file or not at all."""
+"""Broken downloads resume at the next byte of the same file, or not at all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.integration.services.ingest.upstream.hostile import (
 @example(cuts=[len(LARGE) - 1], chunks=True, reset=False)
 @hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_a_broken_download_goes_on_at_the_next_byte(cuts: list[int], chunks: bool, reset: bool) -> None:
-    """Wherever and however often a download is cut, no byte is missing, none comes twice, and no attempt is spent."""
+    """Wherever and however often a download is cut, each byte arrives once, and no attempt is used."""
     ranges = RangeServer(LARGE, cuts=list(cuts), chunked=chunks)
     ranges.reset = reset
     async with HostileServer(ranges) as server, client_of(server.url, attempts=1) as client:
@@ -119,7 +119,7 @@ async def test_a_rest_that_does_not_fit_begins_the_file_again(rest: Answer) -> N
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_a_resumption_outlasts_a_server_that_is_busy(status: int) -> None:
-    """A status that may pass is retried in the middle of a download; so is a reset."""
+    """A transient status in the middle of a download is retried; so is a reset."""
     cut = raw(head_of(content_length=str(len(LARGE)), etag='"v1"') + LARGE[:50_000])
     rest = whole(REST, 206, content_range=SPAN, etag='"v1"')
     async with (
@@ -130,7 +130,7 @@ async def test_a_resumption_outlasts_a_server_that_is_busy(status: int) -> None:
 
 
 async def test_a_resumption_outlasts_a_restart_of_the_server() -> None:
-    """A server that is gone for a while in mid-download goes on with the same file."""
+    """A download resumes with the same file after its server was down for a while."""
     ranges = RangeServer(LARGE, cuts=[70_000])
     async with HostileServer(ranges) as server, client_of(server.url, attempts=1, resumptions=100) as client:
         fetching = asyncio.create_task(client.fetch_exactly(LARGE))

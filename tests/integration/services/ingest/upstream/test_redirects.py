@@ -1,4 +1,4 @@
-"""Redirects: where they may lead, and what is sent there."""
+"""Redirects: their allowed targets, and the headers sent there."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_a_redirect_loop_fails_the_city() -> None:
 
 @pytest.mark.parametrize("location", ["http://localhost:{port}/x", "http://127.0.0.1:1/", "//localhost:{port}/"])
 async def test_a_redirect_to_another_host_is_refused(location: str) -> None:
-    """Nothing is asked of a host or port that the settings do not name."""
+    """No request goes to a host or port that the settings do not name."""
     async with (
         HostileServer(GOOD) as other,
         HostileServer(redirect(location.format(port=other.port))) as server,
@@ -56,7 +56,7 @@ async def test_a_redirect_to_another_host_is_refused(location: str) -> None:
 
 
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/", "http://[", "http://a:b:c/", "\x01"])
-async def test_a_redirect_to_what_is_no_web_address_is_refused(location: str) -> None:
+async def test_a_redirect_to_another_scheme_is_refused(location: str) -> None:
     """A location of another scheme, or that cannot be read, fails the city."""
     async with HostileServer(redirect(location)) as server, client_of(server.url, attempts=1) as client:
         await client.failure()
@@ -74,7 +74,7 @@ async def test_a_redirect_to_a_named_host_is_followed(named: str) -> None:
         await client.fetch_exactly(BODY)
 
 
-async def test_a_login_is_shown_to_the_upstream_alone(tmp_path: Path) -> None:
+async def test_credentials_are_sent_to_the_upstream_only(tmp_path: Path) -> None:
     """Each request to the upstream carries name and password (RFC 7617); a host that it redirects to gets neither."""
     password = tmp_path / "password"
     password.write_text("open:sesame\n")

@@ -1,4 +1,4 @@
-"""How often, and how many at a time, the upstream is asked."""
+"""Limits on the rate and the concurrency of requests to the upstream."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def test_retry_after_is_honoured_by_every_stream(status: int, form: str) -
 
 
 async def test_a_retry_after_beyond_reason_is_bounded() -> None:
-    """A year is not waited for, and neither is a date that cannot be read."""
+    """A wait of a year is shortened, and so is one until a date that cannot be read."""
     for written in ("31536000", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT", "soon", "-5", "Wed, 99 Foo 0000"):
         retrier = VirtualPatience()
         async with (
@@ -52,7 +52,7 @@ async def test_a_retry_after_beyond_reason_is_bounded() -> None:
             assert retrier.time_s - 1_000 < 60
 
 
-async def test_requests_are_kept_apart() -> None:
+async def test_the_request_rate_is_limited() -> None:
     """All streams together send no more requests in a second than the settings allow."""
     retrier = VirtualPatience()
     async with HostileServer(GOOD) as server, client_of(server.url, retrier, requests_per_s=2) as client:
@@ -60,7 +60,7 @@ async def test_requests_are_kept_apart() -> None:
         assert retrier.time_s - 1_000 >= 3.0
 
 
-async def test_requests_side_by_side_are_bounded() -> None:
+async def test_concurrent_requests_are_limited() -> None:
     """Only a limited number of streams send requests at a time."""
 
     async def slow(request: Request, connection: Connection) -> None:

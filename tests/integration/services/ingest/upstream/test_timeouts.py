@@ -1,4 +1,4 @@
-"""Silence, trickles and answers without end."""
+"""Silence, slow bytes and endless responses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SLOW: dict[str, tuple[Answer, str]] = {
 
 @pytest.mark.parametrize(("answer", "reason"), SLOW.values(), ids=SLOW.keys())
 async def test_silence_and_a_trickle_cost_an_attempt(answer: Answer, reason: str) -> None:
-    """Neither a stall nor a byte now and then holds a stream."""
+    """Neither a stall nor an occasional byte holds a stream."""
     async with (
         HostileServer(answer) as server,
         client_of(server.url, read_timeout_s=0.2, speed_window_s=0.1, attempts=2) as client,
@@ -44,7 +44,7 @@ async def test_silence_and_a_trickle_cost_an_attempt(answer: Answer, reason: str
 
 
 async def test_headers_that_trickle_are_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The head of an answer has one deadline, however often a byte of it comes."""
+    """The head of a response has one deadline, however often a byte of it arrives."""
     monkeypatch.setattr(upstream_client, "CONNECT_TIMEOUT_S", 0.2)
     async with (
         HostileServer(trickled(b"HTTP/1.1 200 OK\r\nx: ", b"y" * 10_000)) as server,
@@ -54,16 +54,16 @@ async def test_headers_that_trickle_are_broken_off(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("framing", [b"2;", b"2\r\n[]\r\n0\r\nx: "], ids=["an extension", "a trailer"])
-async def test_what_frames_the_chunks_of_a_body_may_not_trickle(framing: bytes) -> None:
-    """Bytes that are none of the file, however often one comes, do not keep a stream that waits for some."""
+async def test_slow_chunk_framing_costs_an_attempt(framing: bytes) -> None:
+    """Framing bytes, however often one arrives, do not extend the wait for bytes of the file."""
     answer = trickled(head_of(transfer_encoding="chunked") + framing, b"y" * 10_000)
     async with HostileServer(answer) as server, client_of(server.url, read_timeout_s=1, attempts=1) as client:
         async with asyncio.timeout(30):
             assert "stalled" in await client.failure()
 
 
-async def test_an_answer_has_a_deadline() -> None:
-    """An answer that is fast enough at any time, and never ends, is broken off."""
+async def test_a_response_has_a_deadline() -> None:
+    """A response that is fast enough at any time and never ends is aborted."""
 
     async def endless(_request: Request, connection: Connection) -> None:
         await connection.send(head_of(transfer_encoding="chunked"))

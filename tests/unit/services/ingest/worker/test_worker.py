@@ -124,7 +124,7 @@ async def test_a_task_that_comes_twice_is_one() -> None:
 
 
 async def test_no_more_cities_than_the_setting_stream_at_once() -> None:
-    """However large the batch, only so many cities are under way, and so much memory is taken."""
+    """However large the batch, the number of cities in progress and the memory are bounded."""
     ingest = SlowIngest(slow=[str(number) for number in range(10)])
     processing = asyncio.create_task(worker_over(ingest).process(batch_of(10)))
     async with asyncio.timeout(10):
