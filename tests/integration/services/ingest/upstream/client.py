@@ -67,7 +67,7 @@ LARGE = make_file(8_000)
 GOOD = whole(BODY, etag='"v1"')
 
 
-class VirtualPatience(Retrier):
+class VirtualRetrier(Retrier):
     """Sleeps for no time, and records how long it would have slept."""
 
     def __init__(self) -> None:

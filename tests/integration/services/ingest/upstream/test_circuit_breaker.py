@@ -14,7 +14,7 @@ from services.ingest.upstream.retry import UpstreamRetryPolicy
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier, Stopping
 from tests.integration.services.ingest.upstream.client import (
-    VirtualPatience,
+    VirtualRetrier,
     client_of,
     fail_in_turn,
     until,
@@ -54,7 +54,7 @@ async def test_one_of_many_streams_probes_the_upstream() -> None:
 
 async def test_an_outage_is_logged_at_its_start_and_at_its_end_with_its_duration() -> None:
     """An outage leaves two lines in the log, however many streams and probes find the upstream down."""
-    retrier = VirtualPatience()
+    retrier = VirtualRetrier()
     circuit = CircuitBreaker(retrier)
     with structlog.testing.capture_logs() as logged:
         for _ in range(3):
@@ -91,7 +91,7 @@ async def test_a_probe_that_is_cancelled_lets_another_probe() -> None:
 
 async def test_a_request_from_before_an_outage_does_not_end_it() -> None:
     """A download that breaks when the upstream fails does not release the waiting streams."""
-    retrier = VirtualPatience()
+    retrier = VirtualRetrier()
     circuit = CircuitBreaker(retrier)
     with pytest.raises(TransientUpstreamError):
         await fail_in_turn(circuit, TransientUpstreamError("cut"), UpstreamDown("nobody there"))
@@ -100,7 +100,7 @@ async def test_a_request_from_before_an_outage_does_not_end_it() -> None:
 
 async def test_a_probe_that_was_answered_before_an_outage_does_not_end_it() -> None:
     """A download that began as a probe and breaks in a new outage does not end that outage."""
-    retrier = VirtualPatience()
+    retrier = VirtualRetrier()
     circuit = CircuitBreaker(retrier)
     with pytest.raises(UpstreamDown):
         await fail_in_turn(circuit, UpstreamDown("nobody there"))

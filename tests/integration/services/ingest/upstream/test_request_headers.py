@@ -12,7 +12,7 @@ from services.ingest.upstream.errors import TransientUpstreamError
 from tests.integration.services.ingest.upstream.client import (
     BODY,
     GOOD,
-    VirtualPatience,
+    VirtualRetrier,
     client_of,
 )
 from tests.integration.services.ingest.upstream.hostile import (
@@ -29,7 +29,7 @@ async def test_retry_after_is_honoured_by_every_stream(status: int, form: str) -
     """No stream sends a request before the time in Retry-After, given in seconds or as a date."""
     at = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=120)
     busy = whole(b"", status, retry_after="100" if form == "seconds" else format_datetime(at, usegmt=True))
-    retrier = VirtualPatience()
+    retrier = VirtualRetrier()
     async with HostileServer(busy, GOOD) as server, client_of(server.url, retrier) as client:
         asked_at_s = retrier.time_s
         with pytest.raises(TransientUpstreamError):
@@ -41,9 +41,9 @@ async def test_retry_after_is_honoured_by_every_stream(status: int, form: str) -
 
 
 async def test_a_retry_after_beyond_reason_is_bounded() -> None:
-    """A wait of a year is shortened, and so is one until a date that cannot be read."""
+    """A Retry-After of a year, or one that cannot be read, causes no long wait."""
     for written in ("31536000", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT", "soon", "-5", "Wed, 99 Foo 0000"):
-        retrier = VirtualPatience()
+        retrier = VirtualRetrier()
         async with (
             HostileServer(whole(b"", 503, retry_after=written), GOOD) as server,
             client_of(server.url, retrier, retry_after_max_s=50) as client,
@@ -54,7 +54,7 @@ async def test_a_retry_after_beyond_reason_is_bounded() -> None:
 
 async def test_the_request_rate_is_limited() -> None:
     """All streams together send no more requests in a second than the settings allow."""
-    retrier = VirtualPatience()
+    retrier = VirtualRetrier()
     async with HostileServer(GOOD) as server, client_of(server.url, retrier, requests_per_s=2) as client:
         await asyncio.gather(*(client.fetch(str(city)) for city in range(7)))
         assert retrier.time_s - 1_000 >= 3.0
