@@ -1,4 +1,4 @@
-"""The surroundings of integration tests: a real S3 and a real Kafka, started once for each test process.
+"""Fixtures of integration tests: a real S3 and a real Kafka, started once for each test process.
 
 Kafka is the embedded broker, or the one at TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS. S3 is the embedded SeaweedFS, or the
 store at TRIPFOLD_TEST_S3_ENDPOINT_URL, whose keys are in the AWS variables. Every test has topics and a bucket of its
@@ -47,7 +47,7 @@ def settings(embedded: EmbeddedServices) -> Settings:
 
 
 def isolated_settings(embedded: EmbeddedServices, **changes: str) -> Settings:
-    """Return settings for the surroundings with a new prefix and bucket; ``changes`` are variables without prefix."""
+    """Return settings for the test services with a new prefix and bucket; ``changes`` are variables without prefix."""
     name = f"t{uuid.uuid4().hex[:12]}"
     environment = {
         **embedded.environment(),

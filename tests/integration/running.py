@@ -1,4 +1,4 @@
-"""Tripfold's services as processes, against the surroundings of a test."""
+"""Tripfold's services as processes, against the S3 and Kafka of a test."""
 
 from __future__ import annotations
 

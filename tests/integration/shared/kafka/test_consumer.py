@@ -87,7 +87,7 @@ async def records_of(settings: Settings, topic: Topic) -> list[ConsumerRecord[by
         await consumer.stop()
 
 
-async def test_what_is_published_is_consumed(settings: Settings) -> None:
+async def test_published_events_are_consumed(settings: Settings) -> None:
     """Events come out as they went in, with CloudEvents headers and the task that caused them."""
     event = stats("peru", "7", 3)
     cause = events.Cause(request_id=mint_request_id(utc_now()), plan_revision=2, position=1)
@@ -247,7 +247,7 @@ async def test_a_newer_contract_stops_the_service_and_loses_nothing(settings: Se
     assert [record.value for record in collector.seen] != [newer.value]
 
 
-async def test_kafka_away_is_a_fault_of_the_surroundings(settings: Settings, unused_tcp_port: int) -> None:
+async def test_an_unreachable_kafka_is_a_dependency_outage(settings: Settings, unused_tcp_port: int) -> None:
     """Publishing to a broker that nobody listens for raises KafkaUnavailable."""
     away = settings.model_copy(update={"kafka_bootstrap_servers": f"127.0.0.1:{unused_tcp_port}"})
     async with KafkaPublisher(away, source="test") as publisher:

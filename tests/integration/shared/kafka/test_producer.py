@@ -120,7 +120,7 @@ class KafkaMember:
     """A member that consumes as the services do: its handler waits until the test has decided."""
 
     def __init__(self, settings: Settings, group: str, topic: Topic) -> None:
-        self._patience = Retrier(health=Health(), wait_max_s=0.05)
+        self._retrier = Retrier(health=Health(), wait_max_s=0.05)
         self._taken: asyncio.Queue[Sequence[ConsumedRecord]] = asyncio.Queue()
         self._decided = asyncio.Event()
         self._batch: Sequence[ConsumedRecord] = ()
@@ -130,7 +130,7 @@ class KafkaMember:
             topic,
             self._process,
             settings=settings,
-            retrier=self._patience,
+            retrier=self._retrier,
             group=group,
             batch_records_max=BATCH_RECORDS_MAX,
             linger_ms=20,
@@ -144,7 +144,7 @@ class KafkaMember:
         self._decided.clear()
         await self._taken.put(batch)
         decided = asyncio.create_task(self._decided.wait())
-        stopping = asyncio.create_task(self._patience.stopping.wait())
+        stopping = asyncio.create_task(self._retrier.stopping.wait())
         await asyncio.wait([decided, stopping], return_when=asyncio.FIRST_COMPLETED)
         decided.cancel()
         stopping.cancel()
@@ -162,7 +162,7 @@ class KafkaMember:
         self._batch = ()
 
     async def leave(self) -> None:
-        self._patience.stopping.set()
+        self._retrier.stopping.set()
         await self._broker.stop()
 
 
@@ -300,7 +300,7 @@ async def test_a_record_comes_as_it_went(log: Log) -> None:
     assert sorted(pairs, key=repr) == sorted([(record.key, record.value) for record in records], key=repr)
 
 
-async def test_what_was_not_committed_comes_again(log: Log) -> None:
+async def test_uncommitted_records_are_delivered_again(log: Log) -> None:
     """A member that leaves without a commit loses nothing; after a commit the next member goes on behind it."""
     await log.publisher.publish(retracted(1, revision) for revision in range(1, BATCH_RECORDS_MAX + 3))
     first = await log.join("again", Topic.CITY_STATS)

@@ -160,7 +160,7 @@ async def test_equal_bytes_have_equal_etags(store: ObjectStore) -> None:
     assert (first == second, second == third) == (True, False)
 
 
-async def test_a_swap_of_what_was_deleted_loses(store: AdminObjectStore) -> None:
+async def test_a_write_over_a_deleted_object_conflicts(store: AdminObjectStore) -> None:
     """An object that was deleted meanwhile is no longer the one that was read, and may be created again."""
     etag = await store.compare_and_swap("a.json", b"1", etag=None)
     await store.delete("a.json")
@@ -330,7 +330,7 @@ async def test_an_object_is_deleted_and_deleting_it_again_is_no_error(store: Obj
     assert await keys_of(store) == [kept]
 
 
-async def test_wrong_credentials_and_a_missing_bucket_are_faults_of_the_surroundings(
+async def test_wrong_credentials_and_a_missing_bucket_are_dependency_outages(
     embedded: EmbeddedServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither looks like a missing object: what cannot be read now is not taken for nothing."""
@@ -374,7 +374,7 @@ async def test_credentials_that_are_corrected_are_found(
         await store.compare_and_swap(f"{uuid.uuid4().hex}.json", b"1", etag=None)
 
 
-async def test_an_answer_that_breaks_off_is_a_fault_of_the_surroundings(embedded: EmbeddedServices) -> None:
+async def test_a_response_that_breaks_off_is_a_dependency_outage(embedded: EmbeddedServices) -> None:
     """An object whose body is cut off on the way, whole or in chunks, is unavailable: never short, never missing."""
     settings = settings_of(embedded.s3_endpoint_url)
     async with S3Store(settings) as direct:
@@ -396,7 +396,7 @@ async def test_an_answer_that_breaks_off_is_a_fault_of_the_surroundings(embedded
 
 
 @pytest.mark.parametrize("fault", [Fault.RESET_AFTER_APPLYING, Fault.ERROR_500_AFTER_APPLYING])
-async def test_a_lost_answer_is_never_a_second_write(embedded: EmbeddedServices, fault: Fault) -> None:
+async def test_a_lost_response_never_causes_a_second_write(embedded: EmbeddedServices, fault: Fault) -> None:
     """A swap that was applied and not answered is a fault, is not sent again, and the object is its own."""
     settings = settings_of(embedded.s3_endpoint_url)
     async with S3Store(settings) as direct:
@@ -426,7 +426,7 @@ async def test_a_conflict_is_not_decided_yet(embedded: EmbeddedServices) -> None
         assert proxy.script == []
 
 
-async def test_a_store_that_is_away_is_a_fault_of_the_surroundings(unused_tcp_port: int) -> None:
+async def test_an_unreachable_store_is_a_dependency_outage(unused_tcp_port: int) -> None:
     """A store that nobody listens for is unavailable, in every method."""
     async with S3Store(settings_of(f"http://127.0.0.1:{unused_tcp_port}")) as away:
         for attempt in (

@@ -128,7 +128,7 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=list(FAULTS))
-async def test_a_fault_of_the_store_is_told_as_one(fault: Fault) -> None:
+async def test_a_failed_response_is_a_fault(fault: Fault) -> None:
     """Each method raises StoreUnavailable, with the store's own word for it where there is one."""
     body = f"<Error><Code>{fault.code}</Code><Message>no</Message></Error>".encode()
 
@@ -143,7 +143,7 @@ async def test_a_fault_of_the_store_is_told_as_one(fault: Fault) -> None:
         assert name in {"check", "now"} or fault.code in str(result), f"{name}: {result}"
 
 
-async def test_an_answer_that_breaks_off_is_a_fault() -> None:
+async def test_a_response_that_breaks_off_is_a_fault() -> None:
     """A body shorter than it was said to be is not taken for an object, in no method that reads one."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: " + ETAG.encode() + b"\r\nConnection: close\r\n\r\n"
     async with answering(lambda _: head + b'{"schema_version":1') as store:
@@ -152,7 +152,7 @@ async def test_an_answer_that_breaks_off_is_a_fault() -> None:
                 await CALLS[name](store)
 
 
-async def test_an_answer_that_is_none_is_a_fault() -> None:
+async def test_an_invalid_response_is_a_fault() -> None:
     """A connection that closes without a response is an outage, also after a write that may have conflicted."""
     async with answering(lambda _: b"") as store:
         results = await asyncio.gather(*(call(store) for call in CALLS.values()), return_exceptions=True)

@@ -272,7 +272,7 @@ def test_a_killed_process_leaves_nothing_and_the_directory_is_free(tmp_path: Pat
 
 
 @pytest.mark.parametrize("offset", [0, GRPC_OFFSET])
-def test_a_port_that_is_taken_is_named(tmp_path: Path, offset: int) -> None:
+def test_an_occupied_port_is_named(tmp_path: Path, offset: int) -> None:
     """If another program listens on a fixed port or the gRPC port above it, one sentence names the port."""
     port = free_port("the test", with_grpc=True)
     with socket.create_server(("127.0.0.1", port + offset)), pytest.raises(PortTaken) as taken:
@@ -322,7 +322,7 @@ def test_the_binaries_are_programs_not_scripts() -> None:
         assert path.read_bytes()[:2] != b"#!"
 
 
-def test_damaged_keys_are_told(tmp_path: Path) -> None:
+def test_damaged_keys_are_reported(tmp_path: Path) -> None:
     """A file of keys that cannot be read is named, and the directory is unlocked again."""
     (tmp_path / "embedded.json").write_text("{")
     with pytest.raises(DataDirDamaged, match=r"embedded\.json cannot be read"):

@@ -30,7 +30,7 @@ HEADERS = (("who", b"me"),)
 POISON = ROOT / "tests" / "poison"
 
 
-async def test_what_failed_is_found_and_put_right(embedded: EmbeddedServices, tmp_path: Path) -> None:
+async def test_failures_are_found_and_corrected(embedded: EmbeddedServices, tmp_path: Path) -> None:
     """A bad file and one that crashes the worker are quarantined; a command processes each after its correction."""
     trips = {city: make_trips(city, 40, DATE) for city in (1, 2, 3)}
     with UpstreamServer() as upstream:

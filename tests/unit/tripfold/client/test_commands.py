@@ -190,7 +190,7 @@ async def test_errors_have_the_message_of_the_api_or_its_address() -> None:
             await client.latest(5)
 
 
-async def test_a_lost_answer_is_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_response_still_makes_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """While S3 is down a request is retried, and is one request in the end."""
     monkeypatch.setattr(api_module, "RETRY_AFTER_MAX_S", 0.01)
     world = World()

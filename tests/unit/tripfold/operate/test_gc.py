@@ -52,7 +52,7 @@ def bucket() -> FakeBucket:
     return bucket
 
 
-async def test_only_what_no_manifest_names_is_deleted(bucket: FakeBucket) -> None:
+async def test_only_objects_that_no_manifest_names_are_deleted(bucket: FakeBucket) -> None:
     """An old attempt that is neither current nor in the history goes; all others stay."""
     before = raw_keys(bucket)
     assert [(one.key, one.verdict) for one in await cleaned(bucket)] == [(ORPHAN, Verdict.RAW_ATTEMPT)]
@@ -78,7 +78,7 @@ async def test_a_dry_run_deletes_nothing(bucket: FakeBucket) -> None:
     assert told == await cleaned(bucket)
 
 
-async def test_what_is_young_is_left_alone(bucket: FakeBucket) -> None:
+async def test_recent_objects_are_kept(bucket: FakeBucket) -> None:
     """An orphan younger than the age may belong to a worker that has not written its manifest yet."""
     young = keys.raw(DAY, CityId("1"), "young")
     bucket.store.write(young, b"[]")

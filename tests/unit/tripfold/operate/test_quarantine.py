@@ -63,7 +63,7 @@ async def test_the_latest_report_of_a_city_day_comes_first() -> None:
         await read_city_day(world.store, DATE, "3")
 
 
-async def test_only_the_chosen_city_is_asked_for_again() -> None:
+async def test_only_the_selected_city_is_retried() -> None:
     """A retry of one file names its city only, in the latest request that asked for it."""
     world = await refused_world()
     later = world.request(BAD)
@@ -93,7 +93,7 @@ async def test_what_was_taken_in_since_is_not_asked_for_again() -> None:
     assert ([report.city_id for report in retried.settled], retried.requests) == (["1"], ())
 
 
-async def test_under_a_newer_plan_all_that_failed_is_asked_for() -> None:
+async def test_under_a_newer_plan_all_failed_cities_are_retried() -> None:
     """Where the date's plan has moved on, a position means another city: the request's failed ones are all named."""
     world = await refused_world()
     first = last_requested(world).request_id
@@ -107,7 +107,7 @@ async def test_under_a_newer_plan_all_that_failed_is_asked_for() -> None:
     assert world.unexpected == []
 
 
-async def test_all_refused_cities_of_a_request_are_asked_for_together() -> None:
+async def test_all_refused_cities_of_a_request_are_retried_together() -> None:
     """A retry of several files of one request names every city once."""
     world = await refused_world()
     retried = await retry_reports(

@@ -77,7 +77,7 @@ BREAKS: dict[str, Answer] = {
 
 
 @pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS.keys())
-async def test_a_broken_answer_costs_an_attempt_and_the_next_one_succeeds(broken: Answer) -> None:
+async def test_a_broken_response_costs_an_attempt_and_the_next_one_succeeds(broken: Answer) -> None:
     """After an interrupted response, the file is fetched again, and its bytes are exact."""
     async with HostileServer(broken, GOOD) as server, client_of(server.url) as client:
         await client.fetch_exactly(BODY)

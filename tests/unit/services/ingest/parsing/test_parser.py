@@ -243,7 +243,7 @@ def test_an_unknown_field_may_hold_any_json(value: str) -> None:
         ('{"a":' * 100_000, "nested deeper than 64"),
     ],
 )
-def test_what_is_not_json_or_has_no_bounds_is_refused_in_unknown_fields_too(value: str, reason: str) -> None:
+def test_invalid_or_unbounded_json_is_refused_in_unknown_fields_too(value: str, reason: str) -> None:
     """An ignored field still has to be JSON, of bounded depth and of numbers that can be read."""
     verdict = refusal(array(record(), ignored(value), record()))
     assert reason in verdict.reason
@@ -251,7 +251,7 @@ def test_what_is_not_json_or_has_no_bounds_is_refused_in_unknown_fields_too(valu
 
 
 @pytest.mark.parametrize("value", [b'"\xff"', b'"\xc0\xaf"', b'"\xed\xa0\x80"', b'"\xe2\x82"'])
-def test_what_is_not_utf_8_is_refused_in_unknown_fields_too(value: bytes) -> None:
+def test_invalid_utf_8_is_refused_in_unknown_fields_too(value: bytes) -> None:
     """Invalid bytes, overlong forms and encoded surrogates are no text, wherever they stand."""
     body = array(ignored("?")).encode().replace(b"?", value)
     assert refusal(body).record_number == 1
@@ -522,7 +522,7 @@ def in_form(form: str, *records: str) -> str:
         (ignored('"' + "y" * 1_100_000 + '"'), "a record is longer than 1048576 bytes"),
     ],
 )
-def test_an_odd_record_has_one_answer_in_every_form(form: str, odd: str, answer: str | None) -> None:
+def test_an_odd_record_has_one_outcome_in_every_form(form: str, odd: str, answer: str | None) -> None:
     """The rules of a record are the same for every form of file and for both paths."""
     body = in_form(form, record(), odd, record())
     if answer:

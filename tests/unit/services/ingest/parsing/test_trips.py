@@ -114,7 +114,7 @@ def test_a_delay_is_rounded_once_half_to_even(written: str, expected_ms: int) ->
         ("PT" + "9" * 62 + "S", "at most 64 characters"),
     ],
 )
-def test_what_is_no_duration_is_refused(written: str, reason: str) -> None:
+def test_an_invalid_duration_is_refused(written: str, reason: str) -> None:
     """Years, months, lower case, misplaced fractions, absurd lengths and the empty duration are no delays."""
     with pytest.raises(InvalidTrip, match=reason) as refused:
         delay_ms(written)
@@ -164,7 +164,7 @@ def test_the_date_of_a_departure_is_the_date_written(written: str, expected: str
         "٢٠٢٤-05-01T01:23:00",
     ],
 )
-def test_what_is_no_departure_time_is_refused(written: str) -> None:
+def test_an_invalid_departure_time_is_refused(written: str) -> None:
     """A departure time has a date that exists and a time of that day."""
     with pytest.raises(InvalidTrip) as refused:
         departure_date(written)

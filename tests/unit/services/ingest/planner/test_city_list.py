@@ -161,7 +161,7 @@ def test_a_city_id_is_readable(value: object, city_id: str, upstream_id: str) ->
 
 
 @pytest.mark.parametrize("value", [None, True, 7.5, "", ".", "..", [], {}, 10**40, "x" * (UPSTREAM_ID_LENGTH_MAX + 1)])
-def test_what_is_no_city_id_is_refused(value: object) -> None:
+def test_an_invalid_city_id_is_refused(value: object) -> None:
     """Anything but an integer or a string of a sensible length, which a URL's path can hold, is no id."""
     with pytest.raises(ValueError, match="its id"):
         identify_city(value)
@@ -249,7 +249,7 @@ def test_a_bad_entry_is_left_out_and_reported(entry: object, reason: str) -> Non
 
 
 @pytest.mark.parametrize("body", [b"", b"null", b"{}", b'"cities"', b"[{]", b"[", b"\xff", b"[" * 100_000])
-def test_what_is_no_list_is_refused_as_a_whole(body: bytes) -> None:
+def test_an_invalid_city_list_is_refused_as_a_whole(body: bytes) -> None:
     """A body that is not a JSON array is no list of cities."""
     with pytest.raises(InvalidCityList, match="not a JSON array"):
         parse_city_list(body)
