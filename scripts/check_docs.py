@@ -17,12 +17,11 @@ from typing import Any
 
 from prometheus_client import REGISTRY
 from prometheus_client.metrics_core import Metric
-from typer.main import get_command
 
 from services.api.app import create_app
 from shared.domain.topics import TOPICS
 from shared.runtime.settings import PREFIX, Settings, load_settings
-from tripfold.cli import app as command_line
+from tripfold.cli import loaded_commands
 
 ROOT = Path(__file__).resolve().parents[1]
 START = ROOT / "README.md"
@@ -180,7 +179,7 @@ def undescribed(page_name: str, kind: str, names: set[str], *, rows: str = "") -
 
 def commands() -> dict[str, set[str]]:
     """Return the long options of each command, by its full name."""
-    return dict(_commands_below("tripfold", get_command(command_line)))
+    return dict(_commands_below("tripfold", loaded_commands()))
 
 
 def _commands_below(name: str, command: Any) -> Iterator[tuple[str, set[str]]]:

@@ -1,41 +1,77 @@
-"""The ``tripfold`` command."""
+"""The ``tripfold`` command: its groups of commands, and the commands that run services.
+
+The commands of operators are loaded when they are called: see ``lazy_commands``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import enum
 import sys
-from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from typer.main import get_command
 
 from shared.domain.errors import OperatorError
-from shared.runtime.settings import Settings, load_settings
 from tripfold.client.commands import client_commands
 from tripfold.console import open_console
-from tripfold.operate.commands import operate_commands
-from tripfold.operate.iam_policies import BucketRole, policy_of
+from tripfold.lazy_commands import LazyCommand, LazyGroup
 
 if TYPE_CHECKING:
-    from shared.kafka.admin import TopicDifference
+    from shared.runtime.settings import Settings
+
+USE = "Use"
+SERVE = "Services"
+SET_UP = "Set up and check"
+REPAIR = "Inspect and repair"
+LOCAL = "On this machine"
+
+_OPERATE = "tripfold.operate"
+
+
+class Commands(LazyGroup):
+    """The commands of ``tripfold``."""
+
+    panels: ClassVar = (USE, SERVE, SET_UP, REPAIR, LOCAL)
+    lazy_commands: ClassVar = {
+        name: LazyCommand(target=f"{_OPERATE}.{target}", help=line, panel=panel)
+        for name, target, line, panel in (
+            ("topics", "topics:topics_commands", "Make or check the topics.", SET_UP),
+            ("bucket", "bucket:bucket_commands", "Make the bucket; print IAM policies.", SET_UP),
+            ("doctor", "doctor:doctor_command", "Check S3, Kafka, topics, upstream and revisions.", SET_UP),
+            ("requests", "requests:requests_commands", "List, show or retry requests.", REPAIR),
+            ("quarantine", "quarantine:quarantine_commands", "List, show or retry refused files.", REPAIR),
+            (
+                "dead-letters",
+                "dead_letters:dead_letters_commands",
+                "List, show or retry records that could not be processed.",
+                REPAIR,
+            ),
+            ("skip", "skip:skip_command", "Move a record of a later schema version to the dead letters.", REPAIR),
+            ("verify", "verify:verify_command", "Compare summaries or topics with the bucket.", REPAIR),
+            ("repair", "repair:repair_command", "Replace wrong live summaries.", REPAIR),
+            ("republish", "republish:republish_command", "Publish the bucket to the compacted topics again.", REPAIR),
+            ("reprocess", "reprocess:reprocess_command", "Read stored files again under the present rules.", REPAIR),
+            ("rebuild", "rebuild:rebuild_command", "Build a new generation of all summaries and make it live.", REPAIR),
+            ("generations", "rebuild:generations_commands", "List, drop or activate generations of summaries.", REPAIR),
+            ("restore", "restore:restore_command", "Raise the revisions of a restored bucket.", REPAIR),
+            ("gc", "gc:gc_command", "Delete objects that nothing needs.", REPAIR),
+        )
+    }
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Folds a transit authority's raw trip files into exact per-country, per-day statistics.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 serve_commands = typer.Typer(help="Run one service against the Kafka and S3 of the settings.", no_args_is_help=True)
-topics_commands = typer.Typer(help="The topics on the Kafka of the settings.", no_args_is_help=True)
-bucket_commands = typer.Typer(help="The bucket on the S3 of the settings.", no_args_is_help=True)
-app.add_typer(serve_commands, name="serve")
-app.add_typer(topics_commands, name="topics")
-app.add_typer(bucket_commands, name="bucket")
 app.add_typer(client_commands)
-app.add_typer(operate_commands)
+app.add_typer(serve_commands, name="serve", rich_help_panel=SERVE)
 
 console = open_console()
 
@@ -49,19 +85,24 @@ class IngestRole(enum.Enum):
 
 
 class DocumentFormat(enum.Enum):
-    """How a document is written."""
+    """The format of a printed document."""
 
     JSON = "json"
     YAML = "yaml"
 
 
-_Result = TypeVar("_Result")
+def loaded_commands() -> Any:
+    """Return the command with all its commands loaded, for a program that inspects them."""
+    command = get_command(app)
+    assert isinstance(command, Commands)
+    command.load_all()
+    return command
 
 
 @serve_commands.command("api")
 def serve_api() -> None:
     """Serve the REST API on TRIPFOLD_API_HOST and TRIPFOLD_API_PORT."""
-    settings = _settings()
+    settings = _service_settings()
     from services.api.app import serve
 
     serve(settings)
@@ -73,8 +114,8 @@ def serve_ingest(
         IngestRole, typer.Option(help="Run the planner, the worker, or both in one process.")
     ] = IngestRole.ALL,
 ) -> None:
-    """Plan requests, and stream city-days into S3 while folding them."""
-    settings = _settings()
+    """Plan requests, and stream city-days into S3."""
+    settings = _service_settings()
     from services.ingest.app import create_app
     from shared.service import serve
 
@@ -85,99 +126,25 @@ def serve_ingest(
 @serve_commands.command("aggregate")
 def serve_aggregate() -> None:
     """Fold city statistics into the summaries of country-days."""
-    settings = _settings()
+    settings = _service_settings()
     from services.aggregate.app import create_app
     from shared.service import serve
 
     serve(create_app(settings), settings)
 
 
-@topics_commands.command("apply")
-def topics_apply() -> None:
-    """Make the topics that are missing. Safe to run again: a topic that is there is left as it is.
-
-    Exit 1, with the remedy, if one that is there is set otherwise than it should be: somebody else has made it.
-
-    Example: TRIPFOLD_KAFKA_PARTITIONS=12 TRIPFOLD_KAFKA_REPLICATION_FACTOR=3 tripfold topics apply
-    """
-    from shared.kafka.admin import apply_topics, check_topics
-
-    settings = _settings()
-    made = _run(apply_topics(settings))
-    console.print(f"made {', '.join(made)}" if made else "all topics are there", soft_wrap=True)
-    # Another broker may not know yet what was made just now.
-    _refuse(settings, [one for one in _run(check_topics(settings)) if one.topic not in made])
-
-
-@topics_commands.command("check")
-def topics_check() -> None:
-    """Say where the topics on the cluster are not as they should be; exit 1 if any is not.
-
-    Example: tripfold topics check
-    """
-    from shared.kafka.admin import check_topics
-
-    settings = _settings()
-    _refuse(settings, _run(check_topics(settings)))
-    console.print("all topics are as they should be")
-
-
-def _refuse(settings: Settings, differences: Sequence[TopicDifference]) -> None:
-    """Show where topics are not as they should be, and what mends that, and exit 1; do nothing if all are."""
-    if not differences:
-        return
-    from shared.kafka.admin import remedies
-
-    table = Table("topic", "setting", "found", "expected")
-    for one in differences:
-        table.add_row(one.topic, one.what, one.found, one.expected)
-    console.print(table)
-    for line in remedies(settings, differences):
-        console.print(line, highlight=False, soft_wrap=True)
-    raise typer.Exit(1)
-
-
-@bucket_commands.command("apply")
-def bucket_apply() -> None:
-    """Make the bucket and its first objects unless they are there. Safe to run again.
-
-    Example: tripfold bucket apply
-    """
-    from shared.storage.generation_pointer import provision_pointer
-    from shared.storage.s3 import S3Store
-
-    settings = _settings()
-
-    async def make() -> None:
-        async with S3Store(settings) as store:
-            await store.create_bucket()
-            await provision_pointer(store)
-
-    _run(make())
-    console.print(f"bucket {settings.s3_bucket} is there")
-
-
-@bucket_commands.command("policy")
-def bucket_policy(
-    role: Annotated[BucketRole, typer.Argument(help="Who is to use the bucket.")],
-) -> None:
-    """Print the least that a service may do in the bucket, as an IAM policy document.
-
-    Example: tripfold bucket policy worker > worker.json
-    """
-    console.print_json(data=policy_of(role, _settings().s3_bucket))
-
-
-@app.command("asyncapi")
+@app.command("asyncapi", rich_help_panel=LOCAL)
 def asyncapi(
-    style: Annotated[DocumentFormat, typer.Option("--format", help="How to write it.")] = DocumentFormat.JSON,
-    topic_prefix: Annotated[str, typer.Option(help="Put before the names of the topics.")] = "",
+    style: Annotated[
+        DocumentFormat, typer.Option("--format", help="The format of the document.")
+    ] = DocumentFormat.JSON,
+    topic_prefix: Annotated[str, typer.Option(help="The prefix of the topics' names.")] = "",
     write: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write JSON there, unless that breaks the contract that FILE holds."),
+        typer.Option(metavar="FILE", help="Write JSON to FILE, unless that breaks the contract in it."),
     ] = None,
 ) -> None:
-    """Print the contract of the topics and events: an AsyncAPI 3.0 document, made from the types.
+    """Print the contract of the topics and events, as an AsyncAPI 3.0 document.
 
     Example: tripfold asyncapi --format yaml
     """
@@ -196,21 +163,24 @@ def asyncapi(
         typer.echo(encode_document(document), nl=False)
 
 
-@app.command("upstream")
+@app.command("upstream", rich_help_panel=LOCAL)
 def upstream(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port to listen on.", min=0, max=65535)] = 8090,
-    seed: Annotated[int, typer.Option(help="The same seed and date give the same bytes.")] = 1,
-    cities: Annotated[int, typer.Option(help="How many cities there are.", min=0)] = 30,
-    countries: Annotated[int, typer.Option(help="How many countries they lie in.", min=1)] = 5,
+    seed: Annotated[int, typer.Option(help="The seed of the files: the same seed and date give the same bytes.")] = 1,
+    cities: Annotated[int, typer.Option(help="The number of cities.", min=0)] = 30,
+    countries: Annotated[int, typer.Option(help="The number of their countries.", min=1)] = 5,
     trips_per_city: Annotated[
-        int | None, typer.Option(help="Trips in each file. Unset: files of 1 to 20 MB, and one of over 100 MB.", min=0)
+        int | None,
+        typer.Option(help="The trips of each file. Default: files of 1 to 20 MB, and one of over 100 MB.", min=0),
     ] = None,
-    missing_days: Annotated[int, typer.Option(help="Of 100 days of a city, how many answer 404.", min=0, max=100)] = 0,
+    missing_days: Annotated[
+        int, typer.Option(help="The days without a file (404), of every 100 days of a city.", min=0, max=100)
+    ] = 0,
     etag: Annotated[bool, typer.Option(help="Send an ETag and honour If-None-Match.")] = True,
     ranges: Annotated[bool, typer.Option(help="Honour Range and If-Range.")] = True,
 ) -> None:
-    """Serve made-up cities and trip files of any size, as a transit authority's server does.
+    """Serve generated cities and trip files, as a transit authority's server does.
 
     Example: tripfold upstream --cities 3 --trips-per-city 10000
     """
@@ -226,16 +196,16 @@ def upstream(
         etag=etag,
         ranges=ranges,
     )
-    console.print(f"upstream at http://{host}:{port}/cities; Ctrl-C stops it")
+    console.print(f"Upstream: http://{host}:{port}/cities. Stop it with Ctrl-C.")
     serve(options, host, port)
 
 
-@app.command("api-key")
+@app.command("api-key", rich_help_panel=SET_UP)
 def api_key(
-    name: Annotated[str, typer.Argument(help="Who it is for: letters, digits, dots, dashes and underscores.")],
-    scope: Annotated[list[str] | None, typer.Option(help="read, process, or both by giving it twice.")] = None,
+    name: Annotated[str, typer.Argument(help="The client's name: letters, digits, dots, dashes and underscores.")],
+    scope: Annotated[list[str] | None, typer.Option(help="read or process. Repeat it for both. Default: read.")] = None,
 ) -> None:
-    """Make a key for the API: print it, and the line that the settings need.
+    """Make an API key: print it once, and the entry for the settings.
 
     Example: tripfold api-key nightly --scope read --scope process
     """
@@ -244,71 +214,74 @@ def api_key(
     key = mint_key()
     line = f"{name}:{'+'.join(sorted(set(scope or ['read']), reverse=True))}:{digest_of(key)}"
     parse_keys([line])
-    console.print(f"the key, which is shown this once: {key}", soft_wrap=True, highlight=False)
-    console.print(f"for TRIPFOLD_API_KEYS or its file: {line}", soft_wrap=True, highlight=False)
+    console.print(f"API key (not shown again): {key}", soft_wrap=True, highlight=False)
+    console.print(f"Entry for TRIPFOLD_API_KEYS or its file: {line}", soft_wrap=True, highlight=False)
 
 
-@app.command("up")
+@app.command("up", rich_help_panel=LOCAL)
 def up(
     upstream_url: Annotated[
-        str | None, typer.Option("--upstream", help="Where the trip files come from. Unset: the reference upstream.")
+        str | None,
+        typer.Option(
+            "--upstream", metavar="URL", help="The source of the trip files. Default: the reference upstream."
+        ),
     ] = None,
-    data_dir: Annotated[Path, typer.Option(help="Where everything is kept; made if need be.")] = Path(".data/up"),
+    data_dir: Annotated[Path, typer.Option(help="The directory of all data. It is made if it does not exist.")] = Path(
+        ".data/up"
+    ),
     host: Annotated[str, typer.Option(help="The address that the API listens on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="The port that the API listens on.", min=1, max=65535)] = 8080,
 ) -> None:
     """Run all of Tripfold on this machine until Ctrl-C: S3, Kafka, planner, worker, aggregate and API.
 
-    Started again on the same data directory it goes on where it stopped.
+    Started again on the same data directory, it continues where it stopped.
 
     Example: tripfold up --upstream http://transit.example.com:5000
     """
     from tripfold.local.stack import StackOptions
-    from tripfold.local.terminal import run_up
+    from tripfold.local.up import run_up
 
     options = StackOptions(data_dir=data_dir, host=host, port=port, upstream_url=_upstream_url(upstream_url))
-    _run(run_up(options, console))
+    asyncio.run(run_up(options, console))
 
 
-@app.command("demo")
+@app.command("demo", rich_help_panel=LOCAL)
 def demo(
-    leave: Annotated[bool, typer.Option("--exit", help="Check every number, then stop by itself.")] = False,
-    data_dir: Annotated[Path, typer.Option(help="Where everything is kept; made if need be.")] = Path(".data/demo"),
+    leave: Annotated[bool, typer.Option("--exit", help="Compare every number with the raw files, then stop.")] = False,
+    data_dir: Annotated[Path, typer.Option(help="The directory of all data. It is made if it does not exist.")] = Path(
+        ".data/demo"
+    ),
     port: Annotated[int, typer.Option(help="The port that the API listens on.", min=1, max=65535)] = 8080,
 ) -> None:
     """Run all of Tripfold, process three dates of thirty cities, and print the country statistics.
 
-    With --exit every number is compared with an independent recomputation from the raw files; the exit code is 0 only
-    if all are equal.
+    --exit compares every number with an independent recomputation from the raw files. It exits with 1 if one differs.
     """
+    from tripfold.local.demo import run_demo
     from tripfold.local.stack import StackOptions
-    from tripfold.local.terminal import run_demo
 
-    _run(run_demo(StackOptions(data_dir=data_dir, port=port), console, leave=leave))
+    asyncio.run(run_demo(StackOptions(data_dir=data_dir, port=port), console, leave=leave))
 
 
 def _upstream_url(value: str | None) -> str | None:
     if value is not None and not value.startswith(("http://", "https://")):
         raise typer.BadParameter(
-            f"{value!r}: expected a URL that begins with http:// or https://", param_hint="--upstream"
+            f"the URL is {value!r}; it must begin with http:// or https://", param_hint="--upstream"
         )
     return None if value is None else value.rstrip("/")
 
 
-def _settings() -> Settings:
-    settings = load_settings()
+def _service_settings() -> Settings:
     from shared.runtime.logging import configure_logging
+    from shared.runtime.settings import load_settings
 
+    settings = load_settings()
     configure_logging(settings)
     return settings
 
 
-def _run(work: Coroutine[Any, Any, _Result]) -> _Result:
-    return asyncio.run(work)
-
-
 def main() -> None:
-    """Run the command; say in one sentence what went wrong, if something did."""
+    """Run the command. Print an error of the operator as one sentence, and exit with 1."""
     try:
         app()
     except OperatorError as error:

@@ -48,7 +48,7 @@ from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE,
 from tests.fault.watcher import Watcher
 from tests.fault.world import DATE, Handler, Job, Process, RecordingStore, World
 from tripfold.operate import gc
-from tripfold.operate.gc import Swept
+from tripfold.operate.gc import GcCandidate
 
 Proof = Callable[[type[World]], AsyncIterator[str]]
 
@@ -482,7 +482,7 @@ def gc_without_history(patch: pytest.MonkeyPatch) -> None:
     """Let gc keep the current attempt only."""
     judge = gc._judge
 
-    async def forgetful(store: ObjectStore, group: list[ObjectInfo]) -> list[Swept]:
+    async def forgetful(store: ObjectStore, group: list[ObjectInfo]) -> list[GcCandidate]:
         return await judge(_WithoutHistory(store), group)  # type: ignore[arg-type]  # it only reads manifests
 
     patch.setattr(gc, "_judge", forgetful)
@@ -505,8 +505,8 @@ class _WithoutHistory:
 
 def gc_of_any_age(patch: pytest.MonkeyPatch) -> None:
     """Let gc delete recent objects."""
-    sweep_raw = gc._sweep_raw
-    patch.setattr(gc, "_sweep_raw", lambda store, before: sweep_raw(store, before + dt.timedelta(days=365)))
+    old_raw_objects = gc._old_raw_objects
+    patch.setattr(gc, "_old_raw_objects", lambda store, before: old_raw_objects(store, before + dt.timedelta(days=365)))
 
 
 def gone_is_silent(patch: pytest.MonkeyPatch) -> None:

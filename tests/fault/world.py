@@ -58,12 +58,12 @@ from tests.fakes.log import (
 from tests.fakes.oracle import Oracle
 from tests.fakes.store import BreakableAdminStore, BreakableStore, MemoryStore
 from tests.fakes.upstream import BreakableUpstream, MemoryUpstream
-from tripfold.operate.dead_letters import LETTERS_MAX, Wanted, list_letters, send_back
-from tripfold.operate.gc import clean
-from tripfold.operate.quarantine import Chosen, read_reports, retry_reports
+from tripfold.operate.dead_letters import RETRIED_MAX, DeadLetterFilter, list_dead_letters, send_back
+from tripfold.operate.gc import collect_garbage
+from tripfold.operate.quarantine import QuarantineFilter, read_reports, retry_reports
 from tripfold.operate.reprocess import Reprocess, Selection
 from tripfold.operate.republish import republish
-from tripfold.operate.restore import highest_of, raise_base, reissue
+from tripfold.operate.restore import highest_revision, raise_floor, reissue
 from tripfold.operate.topic_audit import TopicAudit
 
 DATE = dt.date(2024, 5, 1)
@@ -446,7 +446,7 @@ class World:
         job = self._job("gc", calls=calls)
 
         async def work() -> None:
-            async for _ in clean(job.store, older_than=GC_AGE, deadline_s=TASK_DEADLINE_S, dry_run=False):
+            async for _ in collect_garbage(job.store, older_than=GC_AGE, deadline_s=TASK_DEADLINE_S, dry_run=False):
                 pass
 
         await job.run(work)
@@ -490,8 +490,8 @@ class World:
 
         async def work() -> None:
             async with open_topic(Topic.CITY_STATS) as replay:
-                highest = await highest_of(replay, lambda *_: None)
-            await raise_base(job.store, topic=highest, wanted=None, clock=self.clock, dry_run=False)
+                highest = await highest_revision(replay, lambda *_: None)
+            await raise_floor(job.store, topic=highest, wanted=None, clock=self.clock, dry_run=False)
             audit = TopicAudit(job.store, open_topic, wait=no_wait, report=lambda *_: None)
             async for one in reissue(job.store, job.publisher, audit):
                 if one.refused is not None:
@@ -517,7 +517,7 @@ class World:
         job = self._job("retry")
 
         async def work() -> None:
-            reports = await read_reports(job.store, Chosen())
+            reports = await read_reports(job.store, QuarantineFilter())
             await retry_reports(job.store, job.publisher, reports, clock=self.clock)
 
         await job.run(work)
@@ -532,7 +532,7 @@ class World:
             yield BreakableTopicReader(MemoryTopicReader.of(self.log, Topic.DEAD_LETTERS), job)
 
         async def work() -> None:
-            listing = await list_letters(open_topic, Wanted(), limit=LETTERS_MAX)
+            listing = await list_dead_letters(open_topic, DeadLetterFilter(), limit=RETRIED_MAX)
             waiting = [letter.id for letter in listing.letters if letter.retried_at is None]
             await send_back(open_topic, job.publisher, waiting, clock=self.clock)
 

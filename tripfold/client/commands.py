@@ -45,7 +45,7 @@ class NoDates(OperatorError):
     """What was given is neither a date nor a range of dates."""
 
 
-@client_commands.command("request")
+@client_commands.command("request", rich_help_panel="Use")
 def request(
     dates: Annotated[
         str, typer.Argument(metavar="DATE|FROM..TO", help="A date, or the first and the last of several.")
@@ -82,7 +82,7 @@ def request(
     _end(run())
 
 
-@client_commands.command("watch")
+@client_commands.command("watch", rich_help_panel="Use")
 def watch(
     wanted: Annotated[
         str | None, typer.Argument(metavar="[ID]", help="A request or a range. Unset: the latest requests.")
@@ -113,7 +113,7 @@ def watch(
     _end(run())
 
 
-@client_commands.command("cancel")
+@client_commands.command("cancel", rich_help_panel="Use")
 def cancel(wanted: _Id, *, api: _Api = API_URL, key: _Key = None) -> None:
     """Cancel a request, or a range of dates: cities that are not started yet are skipped.
 
@@ -131,7 +131,7 @@ def cancel(wanted: _Id, *, api: _Api = API_URL, key: _Key = None) -> None:
     _end(run())
 
 
-@client_commands.command("stats")
+@client_commands.command("stats", rich_help_panel="Use")
 def stats(
     first: _First,
     last: _Last,

@@ -1,4 +1,4 @@
-"""The demo: requests dates over the REST API, shows how they progress, prints and checks what comes out."""
+"""Runs the demo: processes three dates over the REST API, prints their statistics, and can check every number."""
 
 from __future__ import annotations
 
@@ -16,18 +16,53 @@ from rich.table import Table
 
 from shared.domain.errors import OperatorError
 from tripfold.local.recompute import CountryDay, recompute
+from tripfold.local.stack import RunningStack, StackOptions, local_stack
+from tripfold.local.supervisor import StopRequested
+from tripfold.local.up import event_printer, print_recovered, print_urls
 
+DEMO_DATES = tuple(dt.date(2024, 5, day) for day in (1, 2, 3))
 POLL_INTERVAL_S = 0.25
 REQUEST_DEADLINE_S = 1800.0
 ENDED = {"completed", "completed with failures", "failed", "cancelled"}
 
 
 class DemoFailed(OperatorError):
-    """The demo did not come to its end, or a number is not what it should be. The message says which."""
+    """A date did not complete, or a number differs. The message says which."""
+
+
+async def run_demo(options: StackOptions, console: Console, *, leave: bool) -> None:
+    """Run the stack, process the demo's dates and print their statistics; then leave, or run until Ctrl-C.
+
+    With ``leave`` every number is compared with its recomputation. Raises DemoFailed if a date does not complete, or a
+    number differs.
+    """
+    try:
+        async with local_stack(options, on_event=event_printer(console)) as stack:
+            print_recovered(stack, console)
+            await stack.supervisor.run(_demonstrate(stack, options, console, check=leave))
+            if not leave:
+                console.print("Stop it with Ctrl-C.")
+                await stack.supervisor.wait()
+    except StopRequested:
+        if leave:
+            raise DemoFailed("stopped before the end") from None
+
+
+async def _demonstrate(stack: RunningStack, options: StackOptions, console: Console, *, check: bool) -> None:
+    began_s = time.monotonic()
+    console.print(f"Requesting {', '.join(map(str, DEMO_DATES))}.")
+    await process_dates(stack.api_url, DEMO_DATES, console)
+    statistics = await read_statistics(stack.api_url, DEMO_DATES)
+    console.print(statistics_table(statistics))
+    console.print(f"Processed three dates in {time.monotonic() - began_s:.0f} s.")
+    print_urls(stack, options, console)
+    if check:
+        compared = await asyncio.to_thread(verify, stack.upstream_url, DEMO_DATES, statistics)
+        console.print(f"[green]All numbers of {compared} country-days equal their recomputation from the raw files.")
 
 
 async def process_dates(api_url: str, dates: Sequence[dt.date], console: Console) -> None:
-    """Request ``dates`` and show progress until each has ended. Raises DemoFailed unless all are completed."""
+    """Request ``dates`` and show their progress until they end. Raises DemoFailed unless all are completed."""
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.fields[date]}"),
@@ -49,12 +84,12 @@ async def _process_date(client: httpx.AsyncClient, date: dt.date, progress: Prog
     bar = progress.add_task("", date=str(date), detail="requested", total=None)
     response = await client.post("/process-request", params={"date": str(date)})
     response.raise_for_status()
-    where = response.headers["location"]
+    location = response.headers["location"]
     deadline_s = time.monotonic() + REQUEST_DEADLINE_S
     while True:
-        answer = await client.get(where)
-        answer.raise_for_status()
-        request: dict[str, Any] = answer.json()
+        response = await client.get(location)
+        response.raise_for_status()
+        request: dict[str, Any] = response.json()
         counts = request["counts"]
         ended = request["status"] in ENDED
         progress.update(
@@ -72,7 +107,7 @@ async def _process_date(client: httpx.AsyncClient, date: dt.date, progress: Prog
 
 
 async def read_statistics(api_url: str, dates: Sequence[dt.date]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Ask the API for the statistics of the dates' range, in full detail: by country slug, then by date."""
+    """Return the statistics of the range of the dates, in full detail: by country slug, then by date."""
     query = {"from": str(min(dates)), "to": str(max(dates)), "detail": "full"}
     async with httpx.AsyncClient(base_url=api_url, timeout=30, trust_env=False) as client:
         response = await client.get("/country-stats", params=query)
@@ -82,7 +117,7 @@ async def read_statistics(api_url: str, dates: Sequence[dt.date]) -> dict[str, d
 
 
 def statistics_table(statistics: dict[str, dict[str, dict[str, Any]]]) -> Table:
-    """Return the statistics as a table, a line for each country-day."""
+    """Return the statistics as a table with a line for each country-day."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("country", overflow="fold", min_width=12)
     table.add_column("date", no_wrap=True)
@@ -104,9 +139,9 @@ def statistics_table(statistics: dict[str, dict[str, dict[str, Any]]]) -> Table:
 
 
 def verify(upstream_url: str, dates: Sequence[dt.date], statistics: dict[str, dict[str, dict[str, Any]]]) -> int:
-    """Compare every number with a recomputation from the upstream's files, which shares no code with the services.
+    """Compare every number with a recomputation from the files of the upstream, which shares no code with the services.
 
-    Returns how many country-days were compared. Raises DemoFailed naming the first that differs.
+    Return the number of compared country-days. Raises DemoFailed for the first that differs.
     """
     expected = recompute(upstream_url, dates)
     served = {

@@ -1,4 +1,4 @@
-"""Looking at everything that Tripfold stands on, as it is now: each examination says what it found, and the remedy."""
+"""Checks S3, Kafka, the topics, the upstream and the revisions of the bucket, and names a remedy for each fault."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
+import typer
+from rich.table import Table
 
 from services.aggregate.replay.generations import rebuild_age_s
 from services.aggregate.replay.topic_reader import KafkaTopicReader, TopicReader
@@ -29,28 +31,29 @@ from shared.runtime.settings import Settings
 from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectStore
 from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
+from tripfold.operate.command_line import AsJson, command_settings, console, print_json, printable, run_command
 
 NEWER_NAMED_MAX = 10
 RACE_ROUNDS = 3
 RACE_WRITERS = 4
-LINEAGE_RECORDS_MAX = 2_000
+REVISION_RECORDS_MAX = 2_000
 WAITING_RECORDS_MAX = 5_000
-"""So many records after the last commit are looked at, of each partition: more than a batch has of it."""
+"""Of each partition, the most records that are read after the last commit: more than a batch has."""
 GETS_AT_ONCE_MAX = 16
 NEEDS = {
     "compare-and-swap": {"S3"},
     "topics": {"Kafka"},
-    "consuming": {"S3", "Kafka", "topics"},
-    "lineage": {"S3", "Kafka"},
+    "consumers": {"S3", "Kafka", "topics"},
+    "revisions": {"S3", "Kafka"},
     "rebuild": {"S3"},
 }
-"""What cannot be examined when something else failed: a probe might even make a bucket that is missing."""
+"""The checks that a check needs. Without them it does not run: a probe could even make a missing bucket."""
 REBUILD_OLD_S = 3_600
-UNKNOWN = "this could not be examined: see first to what failed above"
+NOT_CHECKED = "not checked: first repair what failed above"
 
 
-class Examined(msgspec.Struct, frozen=True, kw_only=True):
-    """What was looked at, whether it is as it should be, what was found, and what to do if it is not."""
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of one check: its name, whether it passed, what it found, and the remedy if it failed."""
 
     what: str
     ok: bool
@@ -58,79 +61,105 @@ class Examined(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str = ""
 
 
-class Unfit(OperatorError):
-    """What was examined is not as it should be; the message says how."""
+class CheckFailed(OperatorError):
+    """A check failed. The message says what it found."""
 
 
-async def examine(settings: Settings) -> AsyncIterator[Examined]:
-    """Examine S3, its compare-and-swap, Kafka, topics, consumers, upstream, lineage and a rebuild, in turn."""
+def doctor_command(*, as_json: AsJson = False) -> None:
+    """Check S3 and its compare-and-swap, Kafka, topics, consumers, upstream and revisions; exit 1 if a check fails.
+
+    Example: tripfold doctor
+    """
+    settings = command_settings()
+
+    async def run() -> list[Check]:
+        return [one async for one in run_checks(settings)]
+
+    checks = run_command(run())
+    if as_json:
+        print_json(checks)
+    else:
+        table = Table("check", "", "found", "remedy")
+        for one in checks:
+            verdict = "[green]ok[/green]" if one.ok else "[red]failed[/red]"
+            table.add_row(one.what, verdict, printable(one.found), printable(one.remedy))
+        console.print(table)
+    if not all(one.ok for one in checks):
+        raise typer.Exit(1)
+
+
+async def run_checks(settings: Settings) -> AsyncIterator[Check]:
+    """Check S3, its compare-and-swap, Kafka, topics, consumers, upstream, revisions and a rebuild, in this order."""
     async with S3Store(settings) as store, KafkaPublisher(settings, source="doctor") as publisher:
 
         async def s3() -> str:
             await store.check()
-            return f"bucket {store.bucket} answers"
+            return f"bucket {store.bucket} responds"
 
         async def kafka() -> str:
             await publisher.check()
-            return f"{settings.kafka_bootstrap_servers} answers"
+            return f"{settings.kafka_bootstrap_servers} responds"
 
-        examinations: list[tuple[str, Callable[[], Awaitable[str]], str]] = [
-            ("S3", s3, "see TRIPFOLD_S3_* and the AWS credentials; 'tripfold bucket apply' makes the bucket"),
+        checks: list[tuple[str, Callable[[], Awaitable[str]], str]] = [
+            ("S3", s3, "check TRIPFOLD_S3_* and the AWS credentials; make the bucket with 'tripfold bucket apply'"),
             (
                 "compare-and-swap",
-                lambda: race(store),
-                "this store must not be used: racing writers would lose each other's changes",
+                lambda: check_compare_and_swap(store),
+                "do not use this store: concurrent writers would lose each other's changes",
             ),
-            ("Kafka", kafka, "see TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS, and whether the brokers run"),
+            ("Kafka", kafka, "check TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS, and that the brokers run"),
             (
                 "topics",
-                lambda: _topics(settings),
+                lambda: _check_topics(settings),
                 "'tripfold topics apply' creates missing topics; 'tripfold topics check' says how to change the others",
             ),
             (
-                "consuming",
-                lambda: _consuming(settings, store),
+                "consumers",
+                lambda: _check_consumers(settings, store),
                 "upgrade the processes, or move the record to the dead letters: tripfold skip TOPIC PARTITION OFFSET",
             ),
-            ("upstream", lambda: city_list(settings), "see TRIPFOLD_UPSTREAM_URL, and whether that server runs"),
+            ("upstream", lambda: check_city_list(settings), "check TRIPFOLD_UPSTREAM_URL, and that this server runs"),
             (
-                "lineage",
-                lambda: _lineage_of(settings, store),
+                "revisions",
+                lambda: _check_revisions(settings, store),
                 "stop the services, run 'tripfold restore', start them, then 'tripfold republish'",
             ),
             (
                 "rebuild",
-                lambda: rebuild_mark(store),
-                "if it does not run any more, clear its mark with 'tripfold rebuild --abandon'",
+                lambda: check_rebuild_mark(store),
+                "if it no longer runs, clear its mark with 'tripfold rebuild --abandon'",
             ),
         ]
         failed: set[str] = set()
-        for what, examination, remedy in examinations:
+        for what, check, remedy in checks:
             missing = NEEDS.get(what, set()) & failed
             if missing:
-                yield Examined(
-                    what=what, ok=False, found=f"not examined without {' and '.join(sorted(missing))}", remedy=UNKNOWN
+                yield Check(
+                    what=what,
+                    ok=False,
+                    found=f"not checked without {' and '.join(sorted(missing))}",
+                    remedy=NOT_CHECKED,
                 )
                 continue
-            examined = await _examined(what, examination, remedy)
-            if not examined.ok:
+            result = await _run_check(what, check, remedy)
+            if not result.ok:
                 failed.add(what)
-            yield examined
+            yield result
 
 
-async def _examined(what: str, examination: Callable[[], Awaitable[str]], remedy: str) -> Examined:
+async def _run_check(what: str, check: Callable[[], Awaitable[str]], remedy: str) -> Check:
     try:
-        return Examined(what=what, ok=True, found=await examination())
+        return Check(what=what, ok=True, found=await check())
     except DependencyUnavailable as error:
-        return Examined(what=what, ok=False, found=str(error), remedy=UNKNOWN if what in NEEDS else remedy)
+        return Check(what=what, ok=False, found=str(error), remedy=NOT_CHECKED if what in NEEDS else remedy)
     except (OperatorError, CorruptObject) as error:
-        return Examined(what=what, ok=False, found=str(error), remedy=remedy)
+        return Check(what=what, ok=False, found=str(error), remedy=remedy)
 
 
-async def race(store: AdminObjectStore) -> str:
-    """Let writers race for one key, to make it and to change it; raise Unfit unless one of them wins each time.
+async def check_compare_and_swap(store: AdminObjectStore) -> str:
+    """Let writers race to make and to change one object. Raises CheckFailed unless exactly one wins each race.
 
-    A winner whose answer was lost counts as the winner if its bytes are what is stored.
+    A writer whose response was lost counts as the winner if its bytes are stored.
     """
     key = f"state/probe-{uuid.uuid4().hex}.json"
     try:
@@ -140,7 +169,7 @@ async def race(store: AdminObjectStore) -> str:
             await store.delete(key)
     finally:
         await store.delete(key)
-    return f"one of {RACE_WRITERS} writers won each of {2 * RACE_ROUNDS} races"
+    return f"1 of {RACE_WRITERS} concurrent writes succeeded, in each of {2 * RACE_ROUNDS} rounds"
 
 
 async def _race_once(store: ObjectStore, key: str, name: str, etag: str | None) -> str:
@@ -154,11 +183,11 @@ async def _race_once(store: ObjectStore, key: str, name: str, etag: str | None) 
     won = await asyncio.gather(*(write(number) for number in range(RACE_WRITERS)))
     winners = [number for number, one in enumerate(won) if one]
     if len(winners) > 1:
-        raise Unfit(f"{len(winners)} of {RACE_WRITERS} racing writers were each told that they had won")
+        raise CheckFailed(f"{len(winners)} of {RACE_WRITERS} concurrent conditional writes succeeded; only one may")
     stored = await store.get(key)
     written = [number for number in range(RACE_WRITERS) if stored and stored.body == _probe(name, number)]
     if stored is None or not written or (winners and winners != written):
-        raise Unfit("after a race the object is not what its winner wrote")
+        raise CheckFailed("after concurrent conditional writes the object is not what the successful one wrote")
     return stored.etag
 
 
@@ -166,25 +195,27 @@ def _probe(name: str, number: int) -> bytes:
     return f'{{"probe":"{name}","writer":{number}}}'.encode()
 
 
-async def _topics(settings: Settings) -> str:
+async def _check_topics(settings: Settings) -> str:
     differences = await check_topics(settings)
     if differences:
-        raise Unfit("; ".join(f"{one.topic}: {one.what} is {one.found}, not {one.expected}" for one in differences))
-    return "all are as they should be"
+        raise CheckFailed(
+            "; ".join(f"{one.topic}: {one.what} is {one.found}, not {one.expected}" for one in differences)
+        )
+    return "all have the expected settings"
 
 
-async def rebuild_mark(store: AdminObjectStore) -> str:
-    """Say how old the mark of a rebuild is. Raises Unfit for one so old that its rebuild has probably died."""
+async def check_rebuild_mark(store: AdminObjectStore) -> str:
+    """Return the age of a rebuild's mark. Raises CheckFailed if it is so old that the rebuild has probably crashed."""
     age_s = await rebuild_age_s(store)
     if age_s is None:
-        return "none is under way"
-    found = f"one was begun {age_s:.0f} s ago, and has not ended"
+        return "no rebuild is marked"
+    found = f"a rebuild began {age_s:.0f} s ago and has not ended"
     if age_s > REBUILD_OLD_S:
-        raise Unfit(found)
+        raise CheckFailed(found)
     return found
 
 
-async def _consuming(settings: Settings, store: ObjectStore) -> str:
+async def _check_consumers(settings: Settings, store: ObjectStore) -> str:
     blocking: list[str] = []
     for topic, group in GROUPS.items():
         replay = KafkaTopicReader(settings, topic, after_commits_of=group, records_max=WAITING_RECORDS_MAX)
@@ -193,13 +224,13 @@ async def _consuming(settings: Settings, store: ObjectStore) -> str:
         finally:
             await replay.close()
     if blocking:
-        raise Unfit("; ".join(blocking))
-    return "no record of a later schema version waits"
+        raise CheckFailed("; ".join(blocking))
+    return "no record of a later schema version blocks a consumer"
 
 
 async def newer_records(store: ObjectStore, replay: TopicReader) -> list[str]:
-    """Name the records of a later schema version that no operator has marked to be skipped."""
-    told: list[str] = []
+    """Name the records of a later schema version that are not marked to be skipped."""
+    newer: list[str] = []
     await replay.take_end()
     async for batch in replay.read():
         for record in batch:
@@ -209,43 +240,43 @@ async def newer_records(store: ObjectStore, replay: TopicReader) -> list[str]:
                 continue
             except NewerContract as error:
                 if not await is_marked(store, record):
-                    told.append(str(error.at(record.partition, record.offset)))
-                    if len(told) == NEWER_NAMED_MAX:
-                        return told
-    return told
+                    newer.append(str(error.at(record.partition, record.offset)))
+                    if len(newer) == NEWER_NAMED_MAX:
+                        return newer
+    return newer
 
 
-async def city_list(settings: Settings) -> str:
-    """Say how many cities the upstream lists. Raises Unfit if it lists none, or cannot be asked."""
+async def check_city_list(settings: Settings) -> str:
+    """Return how many cities the upstream lists. Raises CheckFailed if it lists none, or cannot be reached."""
     url = f"{settings.upstream_url}/cities"
     retrier = Retrier(health=Health(), wait_max_s=settings.retry_wait_max_s)
     async with HttpUpstream(settings, CircuitBreaker(retrier)) as upstream:
         try:
             listed = parse_city_list(await upstream.cities())
         except (UpstreamDown, TransientUpstreamError, PermanentUpstreamError, InvalidCityList) as error:
-            raise Unfit(f"{url}: {error}" if isinstance(error, InvalidCityList) else str(error)) from error
+            raise CheckFailed(f"{url}: {error}" if isinstance(error, InvalidCityList) else str(error)) from error
     found = f"{url} lists {len(listed.cities)} cities"
     if listed.bad_cities_count:
         first = listed.bad_cities[0]
         found += f", and {listed.bad_cities_count} bad entries; the first is {first.entry}: {first.reason}"
     if not listed.cities and not settings.upstream_allow_empty_city_list:
-        raise Unfit(found)
+        raise CheckFailed(found)
     return found
 
 
-async def _lineage_of(settings: Settings, store: ObjectStore) -> str:
-    replay = KafkaTopicReader(settings, Topic.CITY_STATS, last_records_max=LINEAGE_RECORDS_MAX)
+async def _check_revisions(settings: Settings, store: ObjectStore) -> str:
+    replay = KafkaTopicReader(settings, Topic.CITY_STATS, last_records_max=REVISION_RECORDS_MAX)
     try:
-        return await epoch(store, replay)
+        return await check_revisions(store, replay)
     finally:
         await replay.close()
 
 
-async def epoch(store: ObjectStore, replay: TopicReader) -> str:
-    """Compare the revisions at the end of the topic with what the bucket would mint next.
+async def check_revisions(store: ObjectStore, replay: TopicReader) -> str:
+    """Compare the revisions at the end of the topic with the next revisions of the bucket.
 
-    Raises Unfit if the bucket would mint a revision that the topic has seen, as after a restored backup: consumers
-    would then keep the other one.
+    Raises CheckFailed if the bucket would give out a revision that the topic already has, as after a restored backup.
+    Consumers would keep the record of the topic.
     """
     repository = Repository(store)
     known = await repository.get(BucketEpoch, keys.BUCKET_EPOCH)
@@ -257,7 +288,7 @@ async def epoch(store: ObjectStore, replay: TopicReader) -> str:
             try:
                 event = events.decode(record.topic, record.value)
             except (PoisonRecord, NewerContract):
-                continue  # "consuming" names what is newer
+                continue  # the check of the consumers names newer records
             match event:
                 case CityDayStats() | CityDayRetracted():
                     key, revision = keys.manifest(event.date, event.city_id), event.revision
@@ -278,8 +309,8 @@ async def epoch(store: ObjectStore, replay: TopicReader) -> str:
     }
     if repeated:
         key = max(repeated, key=lambda one: repeated[one])
-        raise Unfit(
-            f"the topic knows higher revisions than the bucket, of {len(repeated)} city-days and plans: {key} has "
+        raise CheckFailed(
+            f"the topic has higher revisions than the bucket, of {len(repeated)} city-days and plans: {key} has "
             f"revision {repeated[key]} in the topic"
         )
-    return f"{len(seen)} city-days and plans at the end of the topic, none of a revision that the bucket would repeat"
+    return f"{len(seen):,} city-days and plans at the end of the topic; the bucket would repeat none of their revisions"

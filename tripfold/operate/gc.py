@@ -1,14 +1,17 @@
-"""Cleaning up: raw attempts that lost their race, uploads that were never ended, what has been in quarantine for long.
+"""Deletes objects that nothing needs: raw objects without a manifest entry, unfinished uploads, old quarantine.
 
-Why nothing is robbed of its raw object: only objects older than an age are looked at, by the store's clock alone, and
-that age is longer than the deadline of any task. So the worker that wrote one has long swapped its manifest in, or
-never will. The manifest is read after the object was listed, and what it names, now or in its history, is kept; a
-later revision can only name what the one before it named, or what is young. A raw object that a report in quarantine
-names is kept too. Without a manifest nothing is deleted.
+A raw object that a manifest may still name is never deleted:
 
-A file in quarantine goes once its report has been left alone for an age of its own: a file that is refused again makes
-its report young. The report goes first, so that no report is ever about bytes that are gone; then the raw object. If
-the clean-up dies between the two, and the city-day has no manifest, the raw object stays.
+- Only objects older than an age are candidates, by the store's clock, and the age exceeds the deadline of a task. So
+  the worker that wrote one has written its manifest long ago, or never will.
+- The manifest is read after the raw objects are listed. Every raw object that it names, now or in its history, is kept.
+  A later revision can only name those, or a young one.
+- A raw object that a quarantine report names is kept.
+- Without a manifest nothing of a city-day is deleted.
+
+A quarantined file has an age of its own, which begins again when the file is refused again. Its report is deleted
+first, so no report is about a missing file; then the raw object. If gc crashes between the two, and the city-day has no
+manifest, the raw object stays.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ import datetime as dt
 import enum
 import re
 from collections.abc import AsyncIterator
+from typing import Annotated
 
 import msgspec
+import typer
+from rich.table import Table
 
 from shared.domain import keys
 from shared.domain.errors import OperatorError
@@ -26,6 +32,17 @@ from shared.domain.ids import CityId
 from shared.domain.objects import CorruptObject, Manifest
 from shared.storage.object_store import AdminObjectStore, ObjectInfo, ObjectStore
 from shared.storage.repository import Repository
+from shared.storage.s3 import S3Store
+from tripfold.operate.command_line import (
+    JSON_ITEMS_MAX,
+    TABLE_ROWS_MAX,
+    AsJson,
+    command_settings,
+    console,
+    print_json,
+    printable,
+    run_command,
+)
 
 _AGE = re.compile(r"(\d{1,6})([smhd])")
 _UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -34,18 +51,18 @@ _REPORT = re.compile(r"quarantine/date=(\d{4}-\d{2}-\d{2})/city=([^/]+)/([^/]+)\
 
 
 class InvalidAge(OperatorError):
-    """The age cannot be read, or is so short that a task may still be at work on what is that old."""
+    """The age cannot be parsed, or a task may run longer than it."""
 
 
 class Verdict(enum.Enum):
-    """What becomes of something that was looked at."""
+    """Why an old object is deleted or kept."""
 
-    RAW_ATTEMPT = "raw attempt that no manifest names"
-    EXPIRED_QUARANTINE = "raw object of a file in quarantine"
-    EXPIRED_REPORT = "report on a file in quarantine"
-    LEFT_ATTEMPTS = "note of attempts that died"
+    UNNAMED_RAW = "raw object that no manifest names"
+    EXPIRED_QUARANTINE = "raw object of an old quarantined file"
+    EXPIRED_REPORT = "report on an old quarantined file"
+    STALE_ATTEMPTS = "notes on attempts that crashed"
     UNFINISHED_UPLOAD = "unfinished upload"
-    NO_MANIFEST = "kept: there is no manifest of this city-day"
+    NO_MANIFEST = "kept: this city-day has no manifest"
     UNREADABLE_MANIFEST = "kept: the manifest of this city-day cannot be read"
 
     @property
@@ -54,8 +71,8 @@ class Verdict(enum.Enum):
         return self not in {Verdict.NO_MANIFEST, Verdict.UNREADABLE_MANIFEST}
 
 
-class Swept(msgspec.Struct, frozen=True, kw_only=True):
-    """Something old that nobody is known to need. The size of an unfinished upload is not known, and 0."""
+class GcCandidate(msgspec.Struct, frozen=True, kw_only=True):
+    """An old object that nothing is known to need. The size of an unfinished upload is unknown, and 0."""
 
     key: str
     verdict: Verdict
@@ -63,47 +80,90 @@ class Swept(msgspec.Struct, frozen=True, kw_only=True):
     written_at: dt.datetime
 
 
+def gc_command(
+    *,
+    older_than: Annotated[
+        str, typer.Option(metavar="AGE", help="The least age, by the store's clock: a number and s, m, h or d.")
+    ] = "7d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the objects, and delete none.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete raw objects that no manifest or report names, unfinished uploads, and old quarantine.
+
+    A manifest names its raw object and those of its history. Files in quarantine have an age of their own,
+    TRIPFOLD_QUARANTINE_DAYS.
+
+    Example: tripfold gc --older-than 14d --dry-run
+    """
+    settings = command_settings()
+
+    async def run() -> tuple[int, int, list[GcCandidate]]:
+        deleted = size_bytes = 0
+        kept: list[GcCandidate] = []
+        async with S3Store(settings) as store:
+            async for one in collect_garbage(
+                store,
+                older_than=parse_age(older_than),
+                quarantine_older_than=dt.timedelta(days=settings.quarantine_days),
+                deadline_s=settings.ingest_deadline_s,
+                dry_run=dry_run,
+            ):
+                deleted += one.verdict.deleted
+                size_bytes += one.size_bytes if one.verdict.deleted else 0
+                kept += [one][: JSON_ITEMS_MAX - len(kept)]
+        return deleted, size_bytes, kept
+
+    deleted, size_bytes, kept = run_command(run())
+    if as_json:
+        print_json({"dry_run": dry_run, "deleted": deleted, "size_bytes": size_bytes, "found": kept})
+        return
+    if kept:
+        table = Table("key", "what", "bytes", "written")
+        for one in kept[:TABLE_ROWS_MAX]:
+            written = f"{one.written_at:%Y-%m-%d %H:%M}"
+            table.add_row(printable(one.key), one.verdict.value, f"{one.size_bytes:,}", written)
+        console.print(table)
+    console.print(f"{'Would delete' if dry_run else 'Deleted'} {deleted:,} objects, {size_bytes:,} bytes.")
+
+
 def parse_age(text: str) -> dt.timedelta:
-    """Read an age such as ``7d``, ``36h``, ``90m`` or ``7200s``. Raises InvalidAge."""
+    """Parse an age such as ``7d``, ``36h``, ``90m`` or ``7200s``. Raises InvalidAge."""
     match = _AGE.fullmatch(text)
     if match is None:
-        raise InvalidAge(f"{text!r} is not an age: expected a number and s, m, h or d, such as 7d or 36h")
+        raise InvalidAge(f"the age is {text!r}; it must be a number and s, m, h or d, such as 7d or 36h")
     return dt.timedelta(seconds=int(match[1]) * _UNIT_S[match[2]])
 
 
-async def clean(
+async def collect_garbage(
     store: AdminObjectStore,
     *,
     older_than: dt.timedelta,
     deadline_s: float,
     dry_run: bool,
     quarantine_older_than: dt.timedelta | None = None,
-) -> AsyncIterator[Swept]:
-    """Delete what is older than an age and named by no manifest; give each as it goes, and what is kept in doubt.
+) -> AsyncIterator[GcCandidate]:
+    """Delete objects older than ``older_than`` that nothing needs; yield each, and each that is kept in doubt.
 
-    Files in quarantine go if they are older than ``quarantine_older_than``; without it they stay. Raises InvalidAge
-    unless both ages are longer than ``deadline_s``, the longest that a task may take.
+    Quarantined files are deleted if they are older than ``quarantine_older_than``; without it they are kept. Raises
+    InvalidAge unless both ages exceed ``deadline_s``, the longest time that a task may take.
     """
     _require_longer(older_than, deadline_s)
     _require_longer(quarantine_older_than, deadline_s)
     now = await store.now()
     before = now - older_than
-    sweeps = [
-        _sweep_raw(store, before),
-        _sweep_left(store, keys.ATTEMPTS, Verdict.LEFT_ATTEMPTS, before),
-    ]
+    scans = [_old_raw_objects(store, before), _stale_attempts(store, before)]
     if quarantine_older_than is not None:
-        sweeps.append(_sweep_quarantine(store, now - quarantine_older_than))
-    for sweep in sweeps:
-        async for swept in sweep:
-            if swept.verdict.deleted and not dry_run:
-                await store.delete(swept.key)
-            yield swept
+        scans.append(_old_quarantine(store, now - quarantine_older_than))
+    for scan in scans:
+        async for candidate in scan:
+            if candidate.verdict.deleted and not dry_run:
+                await store.delete(candidate.key)
+            yield candidate
     async for unfinished in store.unfinished_uploads(keys.RAW):
         if unfinished.begun_at < before:
             if not dry_run:
                 await store.abort_upload(unfinished)
-            yield Swept(
+            yield GcCandidate(
                 key=unfinished.key, verdict=Verdict.UNFINISHED_UPLOAD, size_bytes=0, written_at=unfinished.begun_at
             )
 
@@ -111,39 +171,39 @@ async def clean(
 def _require_longer(age: dt.timedelta | None, deadline_s: float) -> None:
     if age is not None and age.total_seconds() <= deadline_s:
         raise InvalidAge(
-            f"an age of {age.total_seconds():.0f} s is not longer than the deadline of a task, "
-            f"{deadline_s:.0f} s (TRIPFOLD_INGEST_DEADLINE_S): a worker could still name what is that old"
+            f"the age is {age.total_seconds():.0f} s; it must exceed the deadline of a task, {deadline_s:.0f} s "
+            f"(TRIPFOLD_INGEST_DEADLINE_S), as a worker may still write a manifest that names an object of that age"
         )
 
 
-async def _sweep_raw(store: ObjectStore, before: dt.datetime) -> AsyncIterator[Swept]:
+async def _old_raw_objects(store: ObjectStore, before: dt.datetime) -> AsyncIterator[GcCandidate]:
     async for folder in _folders(store, keys.RAW):
         old = [one for one in folder if one.last_modified < before and _RAW.fullmatch(one.key) is not None]
         if old:
-            for swept in await _judge(store, old):
-                yield swept
+            for candidate in await _judge(store, old):
+                yield candidate
 
 
-async def _sweep_left(store: ObjectStore, prefix: str, verdict: Verdict, before: dt.datetime) -> AsyncIterator[Swept]:
-    """Give what lies under a prefix and is written over and over while anybody needs it."""
-    async for listed in store.list(prefix):
+async def _stale_attempts(store: ObjectStore, before: dt.datetime) -> AsyncIterator[GcCandidate]:
+    """Yield old notes on attempts: a worker that still needs its note keeps it young."""
+    async for listed in store.list(keys.ATTEMPTS):
         if listed.last_modified < before:
-            yield _swept(listed, verdict)
+            yield _candidate(listed, Verdict.STALE_ATTEMPTS)
 
 
-async def _sweep_quarantine(store: ObjectStore, before: dt.datetime) -> AsyncIterator[Swept]:
+async def _old_quarantine(store: ObjectStore, before: dt.datetime) -> AsyncIterator[GcCandidate]:
     async for report in store.list(keys.QUARANTINE):
         match = _REPORT.fullmatch(report.key)
         if match is None or report.last_modified >= before:
             continue
-        yield _swept(report, Verdict.EXPIRED_REPORT)
+        yield _candidate(report, Verdict.EXPIRED_REPORT)
         raw_key = keys.raw(dt.date.fromisoformat(match[1]), CityId(match[2]), match[3])
         async for listed in store.list(raw_key):
-            yield _swept(listed, Verdict.EXPIRED_QUARANTINE)
+            yield _candidate(listed, Verdict.EXPIRED_QUARANTINE)
 
 
 async def _folders(store: ObjectStore, prefix: str) -> AsyncIterator[list[ObjectInfo]]:
-    """Give the objects under a prefix, those of one city-day after the other."""
+    """Yield the objects under a prefix, grouped by city-day."""
     group: list[ObjectInfo] = []
     async for listed in store.list(prefix):
         if group and listed.key.rpartition("/")[0] != group[0].key.rpartition("/")[0]:
@@ -154,31 +214,31 @@ async def _folders(store: ObjectStore, prefix: str) -> AsyncIterator[list[Object
         yield group
 
 
-async def _judge(store: ObjectStore, group: list[ObjectInfo]) -> list[Swept]:
+async def _judge(store: ObjectStore, group: list[ObjectInfo]) -> list[GcCandidate]:
     match = _RAW.fullmatch(group[0].key)
     assert match is not None
     date, city_id = dt.date.fromisoformat(match[1]), CityId(match[2])
     try:
         manifest = await Repository(store).get(Manifest, keys.manifest(date, city_id))
     except CorruptObject:
-        return [_swept(listed, Verdict.UNREADABLE_MANIFEST) for listed in group]
+        return [_candidate(listed, Verdict.UNREADABLE_MANIFEST) for listed in group]
     if manifest is None:
         named: set[str] = set()
         verdict = Verdict.NO_MANIFEST
     else:
         named = {manifest.raw_key, *(past.raw_key for past in manifest.history)}
-        verdict = Verdict.RAW_ATTEMPT
+        verdict = Verdict.UNNAMED_RAW
     unnamed = [listed for listed in group if listed.key not in named]
     if unnamed:
         reports = {listed.key async for listed in store.list(keys.quarantine_of(date, city_id))}
         unnamed = [listed for listed in unnamed if _report_of_raw(listed.key) not in reports]
-    return [_swept(listed, verdict) for listed in unnamed]
+    return [_candidate(listed, verdict) for listed in unnamed]
 
 
 def _report_of_raw(raw_key: str) -> str:
-    """Return the key of the report on the file that a raw attempt brought, if it was refused."""
+    """Return the key of the quarantine report on a raw object, whether it exists or not."""
     return f"{keys.QUARANTINE}{raw_key.removeprefix(keys.RAW).removesuffix('.json')}{keys.REPORT_SUFFIX}"
 
 
-def _swept(listed: ObjectInfo, verdict: Verdict) -> Swept:
-    return Swept(key=listed.key, verdict=verdict, size_bytes=listed.size_bytes, written_at=listed.last_modified)
+def _candidate(listed: ObjectInfo, verdict: Verdict) -> GcCandidate:
+    return GcCandidate(key=listed.key, verdict=verdict, size_bytes=listed.size_bytes, written_at=listed.last_modified)

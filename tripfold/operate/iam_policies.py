@@ -1,8 +1,8 @@
-"""The least that each service may do in the bucket, as an IAM policy document.
+"""The minimal IAM policy of each service in the bucket.
 
-Every service may list the bucket: to somebody who may not, S3 answers 403 for an object that is missing, and the
-services build on 404. Keys hold dates, city ids and country slugs, nothing else. No service may delete, but the worker,
-which gives back its own notes; deleting is the operator's.
+Every service may list the bucket. Without that right S3 responds with 403 to a read of a missing object, and the
+services rely on 404. Keys hold only dates, city ids and country slugs. No service may delete, except the worker, which
+deletes its own notes on attempts; an operator deletes the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 
 class BucketRole(StrEnum):
-    """Who uses the bucket."""
+    """A user of the bucket."""
 
     API = "api"
     PLANNER = "planner"
@@ -54,7 +54,7 @@ ALLOWED: Final = {
 
 
 def policy_of(role: BucketRole, bucket: str) -> dict[str, Any]:
-    """Return the policy document that a role needs on ``bucket``, in the language of AWS IAM, version 2012-10-17."""
+    """Return the policy that a role needs on ``bucket``, as an AWS IAM document of version 2012-10-17."""
     arn = f"arn:aws:s3:::{bucket}"
     if role is BucketRole.OPERATOR:
         return _document(_statement("EverythingInTheBucket", ["s3:*"], [arn, f"{arn}/*"]))

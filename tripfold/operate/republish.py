@@ -1,8 +1,8 @@
-"""Publishes a range of dates from the bucket to the compacted topics again, whatever the topics hold.
+"""Publishes a range of dates from the bucket to the compacted topics again.
 
 Consumers keep the highest revision of a key, so publishing twice is harmless. The order of effects, date by date: each
 plan and manifest is read and its events are published, then each live summary. An object that changed meanwhile is
-published again, so that compaction keeps its latest record. A run that was broken off continues at its last date.
+published again, so that compaction keeps its latest record. An interrupted run continues at its last date.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import datetime as dt
 from collections.abc import AsyncIterator, Iterable
 
 import msgspec
+import typer
 
 from services.aggregate.bucket_reader import SOURCE_PREFIXES, Dates, events_of_whole_plan, known_dates
 from services.aggregate.summary_writer import publish_as_stored, publish_summary
@@ -18,22 +19,78 @@ from shared.domain import keys, objects
 from shared.domain.events import Event
 from shared.domain.objects import CorruptObject, Manifest, Plan
 from shared.domain.outbox import events_of_manifest
-from shared.kafka.producer import Publisher
+from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.runtime.concurrency import bounded_map
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectStore
+from shared.storage.s3 import S3Store
+from tripfold.operate.command_line import (
+    TABLE_ROWS_MAX,
+    AsJson,
+    FirstDate,
+    LastDate,
+    command_settings,
+    console,
+    date_range,
+    print_json,
+    print_line,
+    printable,
+    progress_bar,
+    progress_console,
+    run_command,
+)
 
 OBJECTS_AT_ONCE_MAX = 16
 
 
 class RepublishedDate(msgspec.Struct, frozen=True, kw_only=True):
-    """How many events of a date were published, which objects cannot be read and why, and how far the run has come."""
+    """One republished date: its events, its unreadable objects by key with the reason, and the run's progress."""
 
     date: dt.date
     events: int
     unreadable: dict[str, str]
     dates_done: int
     dates_total: int
+
+
+def republish_command(first: FirstDate = None, last: LastDate = None, *, as_json: AsJson = False) -> None:
+    """Publish plans, manifests and live summaries of a range of dates to the compacted topics again.
+
+    Publishing twice is harmless: consumers keep the highest revision. An interrupted run prints the date from which to
+    continue. Exit 1 if an object cannot be read.
+
+    Example: tripfold republish --from 2024-05-01 --to 2024-05-31
+    """
+    selected = Dates(*date_range(first, last))
+    settings = command_settings()
+    published = dates = 0
+    unreadable: dict[str, str] = {}
+    current: dt.date | None = None
+
+    async def run() -> None:
+        nonlocal published, dates, current
+        async with S3Store(settings) as store, KafkaPublisher(settings, source="republish") as publisher:
+            await publisher.check()
+            with progress_bar("republishing", "dates") as show:
+                async for one in republish(store, publisher, selected):
+                    published, dates, current = published + one.events, dates + 1, one.date
+                    unreadable.update(one.unreadable)
+                    show(one.dates_done, one.dates_total)
+
+    try:
+        run_command(run())
+    except BaseException:
+        if current is not None:
+            progress_console.print(f"{dates:,} dates are published. Continue with '--from {current}'.")
+        raise
+    if as_json:
+        print_json({"dates": dates, "events": published, "unreadable": unreadable})
+    else:
+        for reason in list(unreadable.values())[:TABLE_ROWS_MAX]:
+            print_line(f"Not published: {printable(reason)}")
+        console.print(f"Published {published:,} events of {dates:,} dates.")
+    if unreadable:
+        raise typer.Exit(1)
 
 
 async def republish(store: ObjectStore, publisher: Publisher, dates: Dates) -> AsyncIterator[RepublishedDate]:

@@ -1,28 +1,148 @@
-"""The requests of the bucket, as an operator finds them and takes up what failed in them."""
+"""Lists and shows the requests of the bucket, and retries their failed cities."""
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Sequence
+from typing import Annotated
+
+import typer
+from rich.table import Table
 
 from services.api.requests.service import RequestDetail, RequestOverview, detail_of, overview_of
-from shared.domain import keys
+from shared.domain import bitmap, keys
 from shared.domain.errors import OperatorError
 from shared.domain.events import ProcessRequested
-from shared.domain.ids import RequestId, parse_request_id
+from shared.domain.ids import RequestId, parse_request_id, utc_now
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import request_event, retried_record
-from shared.kafka.producer import Publisher
+from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository, begin_retry
+from shared.storage.s3 import S3Store
+from tripfold.operate.command_line import (
+    AsJson,
+    argument_column,
+    command_settings,
+    console,
+    print_json,
+    print_line,
+    printable,
+    run_command,
+)
 
 GETS_AT_ONCE_MAX = 16
+
+requests_commands = typer.Typer(
+    help="Requests: their progress, and their failed cities.", no_args_is_help=True, add_completion=False
+)
 
 
 class UnknownRequest(OperatorError):
     """There is no request with this id."""
+
+
+@requests_commands.command("list")
+def list_command(
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="The most requests to show.")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List the latest requests, the latest first.
+
+    Example: tripfold requests list --limit 50
+    """
+    settings = command_settings()
+
+    async def read() -> list[RequestOverview]:
+        async with S3Store(settings) as store:
+            return await latest_requests(store, limit=limit)
+
+    found = run_command(read())
+    if as_json:
+        print_json(found)
+        return
+    table = Table(argument_column("request"), "date", "status", "cities", "failed", "requested")
+    for one in found:
+        cities = f"{one.counts.cities_done}/{one.counts.cities_total}"
+        failed = str(one.counts.cities_failed or "")
+        table.add_row(one.id, str(one.date), one.status.value, cities, failed, f"{one.requested_at:%Y-%m-%d %H:%M}")
+    console.print(table)
+
+
+@requests_commands.command("show")
+def show_command(
+    request_id: Annotated[str, typer.Argument(metavar="ID", help="The request's id.")], *, as_json: AsJson = False
+) -> None:
+    """Show one request, and every failure with its reason.
+
+    Example: tripfold requests show 018f3d2a-5c00-7aaa-8bbb-0123456789ab
+    """
+    settings = command_settings()
+
+    async def read() -> RequestDetail:
+        async with S3Store(settings) as store:
+            return await request_detail(store, request_id)
+
+    found = run_command(read())
+    if as_json:
+        print_json(found)
+        return
+    counts = found.counts
+    console.print(
+        f"{found.id}: {found.date}, {found.status.value}, {counts.cities_done} of {counts.cities_total} cities"
+    )
+    if found.failed_reason is not None:
+        print_line(printable(found.failed_reason))
+    if found.failures:
+        table = Table(argument_column("city", folded=True), "name", "reason", "in quarantine")
+        for failure in found.failures:
+            row = (failure.city_id, failure.city_name, failure.reason, failure.quarantine_key or "")
+            table.add_row(*map(printable, row))
+        console.print(table)
+    if counts.cities_failed > len(found.failures):
+        console.print(f"{counts.cities_failed:,} cities failed; the first {len(found.failures):,} are named.")
+    if counts.cities_failed or found.failed_reason is not None:
+        print_line(f"Retry what failed: 'tripfold requests retry {found.id}'.")
+    for bad in found.bad_cities:
+        print_line(f"Skipped in the list of cities: {printable(f'{bad.entry}: {bad.reason}')}")
+
+
+@requests_commands.command("retry")
+def retry_command(
+    request_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The requests' ids.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Retry the failed cities of requests, each under its own id.
+
+    When the last failed city succeeds, "completed with failures" becomes "completed". If the date's plan has changed,
+    all its cities are processed again; a file that has not changed upstream is not downloaded.
+
+    Example: tripfold requests retry 018f3d2a-5c00-7aaa-8bbb-0123456789ab
+    """
+    settings = command_settings()
+
+    async def retry() -> list[ProcessRequested]:
+        async with S3Store(settings) as store, KafkaPublisher(settings, source="retry") as publisher:
+            return await retry_requests(store, publisher, request_ids, clock=utc_now)
+
+    retried = run_command(retry())
+    if as_json:
+        print_json([{"request_id": one.request_id, "date": one.date, "cities": _cities_of(one)} for one in retried])
+        return
+    for one in retried:
+        cities = _cities_of(one)
+        what = (
+            "the city list, then all cities" if cities is None else f"{cities:,} {'city' if cities == 1 else 'cities'}"
+        )
+        print_line(f"Retrying {what} of {one.date}. Watch it: 'tripfold watch {one.request_id}'.")
+
+
+def _cities_of(requested: ProcessRequested) -> int | None:
+    return bitmap.size(requested.retry.positions) if requested.retry else None
 
 
 async def latest_requests(store: ObjectStore, *, limit: int) -> list[RequestOverview]:
@@ -39,17 +159,17 @@ async def latest_requests(store: ObjectStore, *, limit: int) -> list[RequestOver
 
 
 async def request_detail(store: ObjectStore, request_id: str) -> RequestDetail:
-    """Return all that is known of a request. Raises UnknownRequest if there is none."""
+    """Return a request with its failures. Raises UnknownRequest if there is none."""
     return detail_of(await read_request(store, request_id))
 
 
 async def retry_requests(
     store: ObjectStore, publisher: Publisher, request_ids: Sequence[str], *, clock: Callable[[], dt.datetime]
 ) -> list[ProcessRequested]:
-    """Take up the failed cities of requests again, each under its own id; return what was published.
+    """Retry the failed cities of requests, each under its own id; return the published events.
 
-    Nothing is published unless all can be. Raises UnknownRequest, and NothingToRetry for a request that has not ended
-    or has no failed city.
+    Publishes nothing unless every request can be retried. Raises UnknownRequest, and NothingToRetry for a request that
+    has not ended or has no failed city.
     """
     for record in [await read_request(store, request_id) for request_id in request_ids]:
         retried_record(record, clock())
@@ -61,11 +181,11 @@ async def retry_requests(
 async def retry_request(
     store: ObjectStore, text: str, now: dt.datetime, *, positions: int | None = None
 ) -> ProcessRequested:
-    """Record the retry of a request; return what is to be published. Raises UnknownRequest and NothingToRetry."""
+    """Record the retry of a request; return the event to publish. Raises UnknownRequest and NothingToRetry."""
     request_id = parse_request_id(text)
     record = await begin_retry(store, request_id, now, positions=positions) if request_id else None
     if record is None:
-        raise UnknownRequest(f"there is no request {text[:100]!r}; 'tripfold requests list' shows the latest")
+        raise UnknownRequest(f"there is no request {text[:100]!r}. List the latest: 'tripfold requests list'.")
     return request_event(record)
 
 
@@ -76,4 +196,4 @@ async def read_request(store: ObjectStore, text: str) -> RequestRecord:
         record = await Repository(store).get(RequestRecord, keys.request(request_id))
         if record is not None:
             return record
-    raise UnknownRequest(f"there is no request {text[:100]!r}; 'tripfold requests list' shows the latest")
+    raise UnknownRequest(f"there is no request {text[:100]!r}. List the latest: 'tripfold requests list'.")

@@ -1,8 +1,11 @@
-"""Restores the order of revisions after a backup of the bucket was put back. Runs while no service runs.
+"""Raises the revisions of a bucket that was restored from a backup. Runs while no service runs.
 
-The backup has forgotten which revisions were given out since, and consumers keep the highest revision of a key. The
-order of effects: the base of the lineage is raised above all that the topic knows, and never lowered; then each plan
-and city-day that the topic knows better gets a revision above the base, and its events are published.
+A restored bucket does not know which revisions were given out since the backup, and consumers keep the highest revision
+of a key. The order of effects:
+
+1. The revision floor of the bucket is raised above all revisions of the topic. It is never lowered.
+2. Each plan and city-day of which the topic has a higher revision gets a revision above the floor.
+3. Its events are published.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections.abc import AsyncIterator, Callable
+from typing import Annotated
 
 import msgspec
+import typer
 
 from services.aggregate.bucket_reader import Dates, events_of_whole_plan
 from services.aggregate.replay.topic_reader import TopicReader
@@ -24,24 +29,40 @@ from shared.domain.ids import CityId, utc_now
 from shared.domain.objects import EPOCH, BucketEpoch, CorruptObject, Manifest, Plan
 from shared.domain.outbox import events_of_manifest
 from shared.domain.topics import Topic
-from shared.kafka.producer import Publisher
+from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.kafka.records import ConsumedRecord
+from shared.runtime.retry import DependencyUnavailable
+from shared.runtime.settings import Settings
 from shared.storage.bucket_epoch import read_bucket_epoch
 from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository
-from tripfold.operate.topic_audit import TopicAudit
+from shared.storage.s3 import S3Store
+from tripfold.operate.command_line import (
+    TABLE_ROWS_MAX,
+    AsJson,
+    StepBars,
+    command_settings,
+    console,
+    print_json,
+    print_line,
+    printable,
+    progress_bar,
+    run_command,
+    wait_to_look_again,
+)
+from tripfold.operate.topic_audit import TopicAudit, kafka_topics, print_unread
 from tripfold.operate.topic_records import RecordDifference, UnreadRecord, UnreadRecords, revision_of
 
 
 class CannotRestore(OperatorError):
-    """The base cannot be raised like this; the message says why, and what to do."""
+    """The revision floor cannot be raised like this. The message says why, and what to do."""
 
 
 class TopicHighest(msgspec.Struct, frozen=True, kw_only=True):
-    """The highest revision in ``city-stats``, the key that has it, and how many records were read.
+    """The highest revision in ``city-stats``, its key, and the number of records that were read.
 
-    ``unread`` names the first records that this build cannot read, of ``unread_total``. Of those of a later version the
-    revisions count too.
+    ``unread`` names the first of ``unread_total`` records that this build cannot read. The revisions of records of a
+    later version count too.
     """
 
     revision: int
@@ -52,23 +73,23 @@ class TopicHighest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Numbered(msgspec.Struct, frozen=True):
-    """What an event of any version says of its revision: the contract never retypes a field."""
+    """The revision of an event of any version: the contract never changes the type of a field."""
 
     revision: int = 0
     plan_revision: int = 0
 
 
 class Restored(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of the base. ``topic`` is None if the topic was not read."""
+    """The revision floor before and after. ``topic`` is None if the topic was not read."""
 
-    base_before: int | None
-    base: int
+    floor_before: int | None
+    floor: int
     topic: TopicHighest | None
     dry_run: bool
 
 
 class Reissued(msgspec.Struct, frozen=True, kw_only=True):
-    """A key that the topic knows better than the bucket: its new revision, or why it got none."""
+    """A key of which the topic has a higher revision than the bucket: its new revision, or why it got none."""
 
     key: str
     known: int
@@ -76,13 +97,101 @@ class Reissued(msgspec.Struct, frozen=True, kw_only=True):
     refused: str | None = None
 
 
-def seconds_of(now: dt.datetime) -> int:
-    """Return a time as a base: seconds since 2020-01-01, as in a bucket that is born then."""
+def restore_command(
+    *,
+    floor: Annotated[
+        int | None,
+        typer.Option("--floor", min=1, help="The new revision floor. Default: just above the topic city-stats."),
+    ] = None,
+    now: Annotated[
+        bool,
+        typer.Option("--now", help="Use the present time as the floor, as in a new bucket: also if Kafka is lost."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the new floor, and change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Raise the revisions of a bucket that was restored from a backup. Stop all services first.
+
+    The next revision of every city-day and plan is then above all that the topic has. Each of which the topic has a
+    higher revision than the bucket gets a new one at once. Exit 1 if one could not.
+
+    Example: tripfold restore
+
+    Example: tripfold restore --now
+    """
+    if now and floor is not None:
+        raise typer.BadParameter("use --floor or --now, not both", param_hint="--now")
+    settings = command_settings()
+    wanted = floor_at(utc_now()) if now else floor
+
+    async def run() -> tuple[Restored, list[Reissued], str]:
+        async with S3Store(settings) as store, KafkaPublisher(settings, source="restore") as publisher:
+            await store.check()
+            topic, outage = None, ""
+            try:
+                topic = await _read_topic(settings)
+            except DependencyUnavailable as error:
+                if wanted is None:
+                    raise
+                outage = str(error)
+            restored = await raise_floor(store, topic=topic, wanted=wanted, clock=utc_now, dry_run=dry_run)
+            if dry_run or topic is None:
+                return restored, [], outage
+            with StepBars() as bars:
+                audit = TopicAudit(store, kafka_topics(settings), wait=wait_to_look_again, report=bars.report)
+                return restored, [one async for one in reissue(store, publisher, audit)], outage
+
+    restored, reissued, outage = run_command(run())
+    refused = [one for one in reissued if one.refused is not None]
+    if as_json:
+        print_json({**msgspec.structs.asdict(restored), "reissued": reissued})
+    else:
+        _print_restored(restored, outage)
+        if not dry_run:
+            for one in refused[:TABLE_ROWS_MAX]:
+                print_line(printable(f"{one.key}: {one.refused}"))
+            print_line(
+                f"{len(reissued) - len(refused):,} keys got new revisions, {len(refused):,} could not. Start the "
+                f"services, then run 'tripfold republish'."
+            )
+    if refused:
+        raise typer.Exit(1)
+
+
+def _print_restored(restored: Restored, outage: str) -> None:
+    topic = restored.topic
+    if topic is None:
+        print_line(f"The topic was not read: {outage}")
+    else:
+        print_unread(topic.unread_total, topic.unread)
+        if topic.records:
+            print_line(
+                f"The highest revision in the topic is {topic.revision}, of {topic.key} ({topic.records:,} records)."
+            )
+        else:
+            console.print("The topic is empty.")
+    if restored.floor == restored.floor_before:
+        console.print(f"The revision floor is {restored.floor}, which is above the topic: unchanged.")
+        return
+    verb = "would be" if restored.dry_run else "is"
+    console.print(f"The revision floor {verb} {restored.floor}; it was {restored.floor_before or 'not set'}.")
+
+
+async def _read_topic(settings: Settings) -> TopicHighest:
+    async with KafkaPublisher(settings, source="restore") as publisher:
+        await publisher.check()
+    async with kafka_topics(settings)(Topic.CITY_STATS) as replay:
+        with progress_bar("reading city-stats", "records") as show:
+            return await highest_revision(replay, show)
+
+
+def floor_at(now: dt.datetime) -> int:
+    """Return a time as a revision floor: seconds since 2020-01-01, as a new bucket gets."""
     return int((now - EPOCH).total_seconds())
 
 
-async def highest_of(replay: TopicReader, report: Callable[[int, int], None]) -> TopicHighest:
-    """Read the whole topic; return the highest revision in it."""
+async def highest_revision(replay: TopicReader, report: Callable[[int, int], None]) -> TopicHighest:
+    """Read the whole topic; return its highest revision."""
     total = await replay.take_end()
     highest, key, records = 0, "", 0
     unread = UnreadRecords()
@@ -113,7 +222,7 @@ def _revision_of_newer(record: ConsumedRecord) -> int:
     return max(numbered.revision, numbered.plan_revision)
 
 
-async def raise_base(
+async def raise_floor(
     store: ObjectStore,
     *,
     topic: TopicHighest | None,
@@ -121,33 +230,33 @@ async def raise_base(
     clock: Callable[[], dt.datetime],
     dry_run: bool,
 ) -> Restored:
-    """Raise the base to ``wanted``, or just above what the topic knows. Raises CannotRestore rather than lower it."""
+    """Raise the revision floor to ``wanted``, or just above the topic. Raises CannotRestore rather than lower it."""
     if wanted is None and topic is None:
         raise CannotRestore(
-            "without the topic it is not known which revisions were given out: with Kafka lost, give --now"
+            "without the topic the revisions that were given out are unknown: if Kafka is lost, use --now"
         )
     if wanted is not None and topic is not None and wanted <= topic.revision:
         raise CannotRestore(
-            f"a base of {wanted} is not above revision {topic.revision}, which the topic knows of {topic.key}: "
-            f"give more, or leave --base out"
+            f"--floor is {wanted}; it must exceed revision {topic.revision}, which the topic has of {topic.key}: "
+            f"use a higher number, or leave --floor out"
         )
-    base = wanted if wanted is not None else (topic.revision if topic else 0) + 1
+    floor = wanted if wanted is not None else (topic.revision if topic else 0) + 1
     repository = Repository(store)
     while True:
         read = await repository.read(BucketEpoch, keys.BUCKET_EPOCH)
         before = read.value if read else None
-        if before is not None and base <= before.revision_floor:
+        if before is not None and floor <= before.revision_floor:
             if wanted is not None and wanted < before.revision_floor:
                 raise CannotRestore(
-                    f"the base is {before.revision_floor} already, and never lowered: give more than {wanted}"
+                    f"--floor is {wanted}; the floor is {before.revision_floor} and never falls: use a higher number"
                 )
-            base = before.revision_floor
+            floor = before.revision_floor
         restored = Restored(
-            base_before=before.revision_floor if before else None, base=base, topic=topic, dry_run=dry_run
+            floor_before=before.revision_floor if before else None, floor=floor, topic=topic, dry_run=dry_run
         )
-        if dry_run or (before is not None and base == before.revision_floor):
+        if dry_run or (before is not None and floor == before.revision_floor):
             return restored
-        raised = BucketEpoch(revision_floor=base, born_at=before.born_at if before else clock())
+        raised = BucketEpoch(revision_floor=floor, born_at=before.born_at if before else clock())
         try:
             await repository.compare_and_swap(keys.BUCKET_EPOCH, raised, over=read)
         except CasConflict:
@@ -156,7 +265,7 @@ async def raise_base(
 
 
 async def reissue(store: ObjectStore, publisher: Publisher, audit: TopicAudit) -> AsyncIterator[Reissued]:
-    """Give a new revision to each plan and city-day of which ``city-stats`` knows a higher one, and publish it."""
+    """Give a new revision to each plan and city-day of which ``city-stats`` has a higher one, and publish it."""
     async for audited in audit.run(Topic.CITY_STATS, Dates()):
         for difference in audited.differences:
             known = difference.ahead
@@ -188,7 +297,7 @@ async def _reissue(store: ObjectStore, publisher: Publisher, difference: RecordD
         if found is None:
             raise CorruptObject(key, "is gone")
         stored = read(found.body)
-        if stored.revision > known:  # another key of the same plan or city came first
+        if stored.revision > known:  # another key of the same plan or city has raised it
             break
         base = (await read_bucket_epoch(store, utc_now)).revision_floor
         if isinstance(stored, Plan):
@@ -197,8 +306,8 @@ async def _reissue(store: ObjectStore, publisher: Publisher, difference: RecordD
             above = reissued(stored, attempt=uuid.uuid4().hex, revision_floor=base)
         if above.revision <= known:
             raise CannotRestore(
-                f"the topic knows revision {known} of {difference.key}, and the next one would be {above.revision}: "
-                f"a service runs; stop all, then run 'tripfold restore' again"
+                f"the topic has revision {known} of {difference.key}, and the next one would be {above.revision}: "
+                f"a service is running. Stop all services, then run 'tripfold restore' again"
             )
         try:
             await store.compare_and_swap(key, objects.encode(above), etag=found.etag)

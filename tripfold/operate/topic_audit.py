@@ -1,11 +1,10 @@
-"""Comparing the compacted topics with the bucket: what their records say of each key, date by date.
+"""Compares the compacted topics with the bucket, date by date.
 
-The topic is read to its end first, the bucket afterwards: so the bucket alone can be ahead, by events that are on
-their way. Where they differ, the rest that the topic has got meanwhile is read after a wait, and the dates that
-differed are compared again, a bounded number of times, before a difference counts.
+The topic is read to its end first, then the bucket. So only the bucket can be ahead, by events that are on their way.
+Where the two differ, the new records of the topic are read after a wait, and the dates that differed are compared
+again. A difference counts after a bounded number of comparisons.
 
-Memory is bounded by the keys that are compared at a time: a topic with more records than that is read several times,
-each time for other dates.
+The number of keys in memory is bounded. A topic with more records is read several times, each time for other dates.
 """
 
 from __future__ import annotations
@@ -18,29 +17,39 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 import msgspec
 
 from services.aggregate.bucket_reader import SOURCE_PREFIXES, Dates, known_dates, read_events, read_summaries
-from services.aggregate.replay.topic_reader import RewindableReader
+from services.aggregate.replay.topic_reader import KafkaTopicReader, RewindableReader
 from services.aggregate.summary_writer import summary_event
 from shared.domain import keys, objects
 from shared.domain.events import Event
 from shared.domain.objects import CorruptObject, Summary
 from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
+from shared.runtime.settings import Settings
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore
-from tripfold.operate.topic_records import LastRecords, RecordDifference, UnreadRecords, date_of, record_differences
+from tripfold.operate.command_line import console, print_line, printable
+from tripfold.operate.topic_records import (
+    LastRecords,
+    RecordDifference,
+    UnreadRecord,
+    UnreadRecords,
+    date_of,
+    record_differences,
+)
 
 KEYS_AT_ONCE_MAX = 200_000
-LOOKS_MAX = 4
+COMPARISONS_MAX = 4
+UNREAD_LINES_MAX = 20
 COMPACTED = (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES)
 
 Wait = Callable[[int], Awaitable[None]]
 OpenTopic = Callable[[Topic], contextlib.AbstractAsyncContextManager[RewindableReader]]
 Report = Callable[[str, int, int], None]
-"""Told how far a step is: its name, how much is done, of how much."""
+"""Takes the progress of a step: its name, what is done, and the total."""
 
 
 class AuditedDate(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found of one date in one topic."""
+    """The differences of one date in one topic, and the number of keys that were compared."""
 
     topic: Topic
     date: dt.date
@@ -49,9 +58,9 @@ class AuditedDate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TopicAudit:
-    """Compares topics with the bucket. ``keys_at_once_max`` bounds its memory, at some 300 bytes a key.
+    """Compares topics with the bucket. ``keys_at_once_max`` bounds its memory, at about 300 bytes a key.
 
-    ``unread`` has the records that were skipped because this build cannot read them.
+    ``unread`` has the records that this build cannot read and skips.
     """
 
     def __init__(
@@ -78,7 +87,7 @@ class TopicAudit:
                     yield audited
 
     async def _groups(self, topic: Topic, reader: RewindableReader, dates: Dates) -> list[list[dt.date]]:
-        """Divide all dates into groups of which each can be held in memory; the topic is counted once for it."""
+        """Divide the dates into groups that each fit in memory, by counting the records of the topic."""
         records: Counter[dt.date] = Counter()
         async for batch in self._read(topic, reader, "counting"):
             records.update(date for record in batch if (date := date_of(record)) is not None and date in dates)
@@ -93,7 +102,7 @@ class TopicAudit:
                 held = 0
             groups[-1].append(date)
             held += records[date]
-        return groups or [[]]  # without any date the topic is read all the same: it may hold what cannot be read
+        return groups or [[]]  # without any date the topic is still read: it may hold unreadable records
 
     async def _of_group(
         self, topic: Topic, reader: RewindableReader, dates: list[dt.date]
@@ -101,17 +110,17 @@ class TopicAudit:
         await reader.rewind()
         seen = LastRecords(frozenset(dates), self.unread)
         async for batch in self._read(topic, reader, "reading"):
-            seen.take(batch)
+            seen.add(batch)
         pending = dates
-        for look in range(1, LOOKS_MAX + 1):
+        for look in range(1, COMPARISONS_MAX + 1):
             if look > 1:
                 await self._wait(look)
                 async for batch in self._read(topic, reader, "reading"):
-                    seen.take(batch)
+                    seen.add(batch)
             differing: list[dt.date] = []
             for done, date in enumerate(pending, 1):
                 audited = await self._compare(topic, date, seen)
-                if look == LOOKS_MAX or not audited.differences:
+                if look == COMPARISONS_MAX or not audited.differences:
                     yield audited
                 else:
                     differing.append(date)
@@ -131,25 +140,25 @@ class TopicAudit:
     async def _compare(self, topic: Topic, date: dt.date, seen: LastRecords) -> AuditedDate:
         of_date = seen.of_date(date)
         expected, unreadable = await (_stats if topic is Topic.CITY_STATS else _summaries)(self._store, date)
-        told = record_differences(topic, date, of_date, expected)
+        differences = record_differences(topic, date, of_date, expected)
         if unreadable:
-            # What these objects stand for is not known, so no key can be said to stand for nothing.
-            told = [difference for difference in told if not difference.unnamed]
-            told += [
+            # An unreadable object may stand for any key, so no key counts as unknown to the bucket.
+            differences = [difference for difference in differences if not difference.unnamed]
+            differences += [
                 RecordDifference(topic=topic, date=date, key=key, what="object", found=reason, expected="readable")
                 for key, reason in sorted(unreadable.items())
             ]
-        return AuditedDate(topic=topic, date=date, keys=len({*of_date, *expected}), differences=told)
+        return AuditedDate(topic=topic, date=date, keys=len({*of_date, *expected}), differences=differences)
 
 
 async def _stats(store: AdminObjectStore, date: dt.date) -> tuple[Mapping[str, Event], dict[str, str]]:
-    """Return the events that plan and manifests of a date stand for, by key, and what cannot be read, and why."""
+    """Return the events of the plan and manifests of a date by key, and the unreadable objects with the reason."""
     read = await read_events(store, date)
     return {event.key: event for of_country in read.by_country.values() for event in of_country}, read.unreadable
 
 
 async def _summaries(store: AdminObjectStore, date: dt.date) -> tuple[Mapping[str, Event], dict[str, str]]:
-    """Return the same of the live summaries of a date."""
+    """Return the events of the live summaries of a date by key, and the unreadable objects with the reason."""
     live = (await read_current(store)).live
     expected: dict[str, Event] = {}
     unreadable: dict[str, str] = {}
@@ -164,3 +173,25 @@ async def _summaries(store: AdminObjectStore, date: dt.date) -> tuple[Mapping[st
             event = summary_event(summary)
             expected[event.key] = event
     return expected, unreadable
+
+
+def kafka_topics(settings: Settings) -> OpenTopic:
+    """Return a function that opens a topic on the Kafka of the settings."""
+
+    @contextlib.asynccontextmanager
+    async def open_topic(topic: Topic) -> AsyncIterator[KafkaTopicReader]:
+        replay = KafkaTopicReader(settings, topic)
+        try:
+            yield replay
+        finally:
+            await replay.close()
+
+    return open_topic
+
+
+def print_unread(total: int, named: Sequence[UnreadRecord]) -> None:
+    """Name the records that were skipped because this build cannot read them."""
+    for one in named[:UNREAD_LINES_MAX]:
+        print_line(f"Skipped: {printable(str(one))}")
+    if total > UNREAD_LINES_MAX:
+        console.print(f"{total - UNREAD_LINES_MAX:,} more records were skipped; --json names up to 1,000.")

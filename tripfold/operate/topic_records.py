@@ -1,7 +1,7 @@
-"""What the records of a compacted topic say of each key, compared with what the bucket stands for. Pure.
+"""Compares the records of a compacted topic with the events of the bucket, key by key. Pure.
 
-Consumers keep the highest revision of a key, and compaction keeps its last record. So both have to be what the bucket
-stands for: a consumer that was there all the time, and one that begins after a compaction, then know the same.
+Consumers keep the highest revision of a key; compaction keeps its last record. Both must equal the event of the bucket.
+Then a consumer that has always run and one that starts after a compaction have the same data.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from shared.kafka.records import ConsumedRecord
 
 NOTHING = "nothing"
 UNREADABLE = 0
-"""In place of a revision: the record cannot be decoded. Revisions begin at 1."""
+"""Stands for the revision of a record that cannot be decoded. Revisions begin at 1."""
 UNREAD_MAX = 100_000
 UNREAD_NAMED_MAX = 1_000
 
@@ -41,10 +41,10 @@ class Seen(msgspec.Struct):
 
 
 class RecordDifference(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the records of a key are not what the bucket stands for.
+    """A key whose records differ from the event of the bucket.
 
-    ``ahead`` marks a topic that knows a higher revision than the bucket: publishing again cannot mend that.
-    ``unnamed`` marks a key that nothing in the bucket stands for.
+    ``ahead`` is the revision of the topic if it is higher than the bucket's: publishing again cannot repair that.
+    ``unnamed`` marks a key that no object in the bucket has.
     """
 
     topic: Topic
@@ -58,7 +58,7 @@ class RecordDifference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnreadRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A record that was skipped: where it is, and why this build cannot read it (a later version, or no event)."""
+    """A skipped record: its place, and why this build cannot read it (a later version, or not an event)."""
 
     topic: Topic
     partition: int
@@ -71,7 +71,7 @@ class UnreadRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnreadRecords:
-    """The records that were skipped: how many (up to a bound), and the first of them. One read again counts once."""
+    """The skipped records: their number (up to a bound), and the first of them. A repeated record counts once."""
 
     def __init__(self) -> None:
         self.named: list[UnreadRecord] = []
@@ -79,11 +79,11 @@ class UnreadRecords:
 
     @property
     def total(self) -> int:
-        """How many there are."""
+        """The number of skipped records."""
         return len(self._places)
 
     def note(self, record: ConsumedRecord, error: PoisonRecord | NewerContract) -> None:
-        """Note that a record was skipped, and why."""
+        """Note a skipped record, and why it was skipped."""
         place = (record.topic, record.partition, record.offset)
         if place in self._places or self.total == UNREAD_MAX:
             return
@@ -95,7 +95,7 @@ class UnreadRecords:
             self.named.append(UnreadRecord(topic=topic, partition=partition, offset=offset, newer=newer, why=why))
 
     def decode(self, record: ConsumedRecord) -> Event | None:
-        """Return the event that a record holds, or note the record and return None."""
+        """Return the event of a record, or note the record and return None."""
         try:
             return events.decode(record.topic, record.value)
         except (PoisonRecord, NewerContract) as error:
@@ -104,7 +104,7 @@ class UnreadRecords:
 
 
 class LastRecords:
-    """What was seen of each key of some dates (None: of all). Takes some 300 bytes of memory a key."""
+    """The last and the highest record of each key of some dates (None: of all). Takes about 300 bytes a key."""
 
     def __init__(self, dates: Collection[dt.date] | None, unread: UnreadRecords | None = None) -> None:
         self._dates = dates
@@ -112,12 +112,12 @@ class LastRecords:
         self._by_date: dict[dt.date, dict[str, Seen]] = {}
         self.records = 0
 
-    def take(self, records: Iterable[ConsumedRecord]) -> None:
-        """Note records, in the order of their topic. Those that cannot be read are noted as such, and skipped."""
+    def add(self, records: Iterable[ConsumedRecord]) -> None:
+        """Note records, in the order of their topic. Unreadable ones are noted as such, and skipped."""
         for record in records:
             date = date_of(record)
             if date is None:
-                self._unread.decode(record)  # only to name it
+                self._unread.decode(record)  # notes an unreadable record
             if date is None or (self._dates is not None and date not in self._dates):
                 continue
             self.records += 1
@@ -128,12 +128,12 @@ class LastRecords:
         return (UNREADABLE, 0) if event is None else (revision_of(event), _hash_of(event))
 
     def of_date(self, date: dt.date) -> Mapping[str, Seen]:
-        """Return what was seen of each key of a date."""
+        """Return the records of each key of a date."""
         return self._by_date.get(date, {})
 
     @property
     def dates(self) -> set[dt.date]:
-        """The dates that any key was seen of."""
+        """The dates of all keys."""
         return set(self._by_date)
 
     def _note(self, date: dt.date, key: str, revision: int, content_hash: int) -> None:
@@ -148,7 +148,7 @@ class LastRecords:
 
 
 def date_of(record: ConsumedRecord) -> dt.date | None:
-    """Return the date that a record's key begins with, or None if it does not."""
+    """Return the date at the beginning of a record's key, or None if there is none."""
     try:
         return dt.date.fromisoformat((record.key or b"")[:10].decode())
     except ValueError:
@@ -156,7 +156,7 @@ def date_of(record: ConsumedRecord) -> dt.date | None:
 
 
 def revision_of(event: Event) -> int:
-    """Return what grows with every change of what an event of a compacted topic is about."""
+    """Return the number in an event of a compacted topic that grows with every change."""
     match event:
         case CityDayStats() | CityDayRetracted():
             return event.revision
@@ -170,13 +170,13 @@ def revision_of(event: Event) -> int:
 def record_differences(
     topic: Topic, date: dt.date, seen: Mapping[str, Seen], expected: Mapping[str, Event]
 ) -> list[RecordDifference]:
-    """Compare the records of a date with the events that the bucket stands for, by key."""
-    told = []
+    """Compare the records of a date with the events of the bucket, by key."""
+    differences = []
     for key in sorted({*seen, *expected}):
         difference = _of_key(topic, date, key, seen.get(key), expected)
         if difference is not None:
-            told.append(difference)
-    return told
+            differences.append(difference)
+    return differences
 
 
 def _of_key(
@@ -185,7 +185,7 @@ def _of_key(
     event = expected.get(key)
     if event is None:
         assert seen is not None
-        if seen.highest == UNREADABLE:  # named among the records that were skipped
+        if seen.highest == UNREADABLE:  # it is named among the skipped records
             return None
         if _is_left_over(key, seen, expected):
             return None
@@ -214,7 +214,7 @@ def _of_key(
 
 
 def _is_left_over(key: str, seen: Seen, expected: Mapping[str, Event]) -> bool:
-    """Tell whether this is a further chunk of an older plan, where the newer one has fewer chunks."""
+    """Return whether this is a chunk of an older plan, of which the newer plan has fewer."""
     country_day, _, chunk = key.rpartition("/")
     plan = expected.get(country_day)
     return chunk.startswith("+") and isinstance(plan, CountryDayPlanned) and seen.highest < plan.plan_revision

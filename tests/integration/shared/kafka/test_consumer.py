@@ -27,7 +27,7 @@ from shared.runtime.settings import Settings
 from tests.fakes.store import MemoryStore
 from tests.integration.consuming import Collector, consuming
 from tests.integration.running import eventually
-from tripfold.operate.skipping import mark_newer, read_record
+from tripfold.operate.skip import mark_newer, read_record
 
 DATE = dt.date(2024, 5, 1)
 

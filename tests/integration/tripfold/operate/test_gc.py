@@ -28,7 +28,7 @@ from tests.fakes.builders import trip_file
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.fakes.upstream import MemoryUpstream
 from tests.integration.running import eventually
-from tripfold.operate.gc import Verdict, clean
+from tripfold.operate.gc import Verdict, collect_garbage
 
 CITIES = ("1", "2")
 WORKERS = 3
@@ -114,8 +114,8 @@ async def test_gc_keeps_objects_of_a_running_ingest(settings: Settings) -> None:
             ingesting = asyncio.create_task(ingest.run())
 
             async def clean_once() -> bool | None:
-                async for swept in clean(store, older_than=AGE, deadline_s=DEADLINE_S, dry_run=False):
-                    assert swept.verdict is Verdict.RAW_ATTEMPT
+                async for swept in collect_garbage(store, older_than=AGE, deadline_s=DEADLINE_S, dry_run=False):
+                    assert swept.verdict is Verdict.UNNAMED_RAW
                     deleted.append(swept.key)
                 assert await missing(store) == []
                 return True if len(deleted) >= ORPHANS_MIN else None

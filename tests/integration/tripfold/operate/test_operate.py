@@ -85,8 +85,8 @@ async def _verify_and_repair(services: Running, right: dict[str, Any]) -> None:
     assert await services.stats(str(DAY)) == right
     await damage_entry(services, "brasil")
     for command, code_expected, expected in (
-        ("verify", 1, "1 found wrong in 2 country-days"),
-        ("repair", 0, "1 summaries made again, 0 refused"),
+        ("verify", 1, "Differences: 1, in 2 country-days"),
+        ("repair", 0, "Summaries repaired: 1; refused: 0"),
     ):
         code, out, err = await tripfold(services.settings, command)
         assert (code, expected in out) == (code_expected, True), out + err
@@ -100,7 +100,7 @@ async def _rebuild(services: Running, upstream: UpstreamServer, right: dict[str,
     assert (code, rebuilt["flipped"], [one["country"] for one in rebuilt["changes"]]) == (0, False, ["armenia"])
     code, out, err = await tripfold(services.settings, "rebuild", "--from", "s3", "--dry-run")
     assert (code, "Traceback" in err) == (0, False), err
-    told_of = ("live", "built", "equal ledgers, but totals", "1 of them other than in generation 1", "a dry run")
+    told_of = ("live", "built", "equal ledgers, but totals", "1 of them differ from generation 1", "Dry run")
     assert [told for told in told_of if told not in out] == []
     assert await services.stats(str(DAY)) != right
     code, rebuilt = await run_json(services.settings, "rebuild", "--from", "kafka")
@@ -132,7 +132,7 @@ async def _clean_up(services: Running) -> None:
     for _ in range(3):
         await upload.write(bytes(5 * 1024 * 1024))
     code, _, err = await tripfold(services.settings, "gc", "--older-than", "30m")
-    assert (code, "not longer than the deadline" in err) == (1, True)
+    assert (code, "must exceed the deadline" in err) == (1, True)
     quick = services.settings.model_copy(update={"ingest_deadline_s": 1.0})
 
     async def both_gone() -> bool | None:
@@ -169,8 +169,8 @@ async def test_a_bucket_that_is_missing_is_not_made_by_being_examined(settings: 
     for _ in range(2):
         code, found = await run_json(settings, "doctor")
         by_name = {one["what"]: one for one in found}
-        assert (code, by_name["S3"]["ok"], by_name["lineage"]["ok"]) == (1, False, False)
-        assert by_name["compare-and-swap"]["found"] == "not examined without S3"
+        assert (code, by_name["S3"]["ok"], by_name["revisions"]["ok"]) == (1, False, False)
+        assert by_name["compare-and-swap"]["found"] == "not checked without S3"
 
 
 async def test_a_bucket_is_streamed_and_told_the_time(embedded: EmbeddedServices) -> None:

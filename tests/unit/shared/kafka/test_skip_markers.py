@@ -14,7 +14,7 @@ from tests.fakes.bucket import NOON
 from tests.fakes.builders import STATS
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.fakes.store import MemoryStore
-from tripfold.operate.skipping import CannotSkip, mark_newer
+from tripfold.operate.skip import CannotSkip, mark_newer
 
 NEWER = ConsumedRecord(
     topic=Topic.CITY_STATS,

@@ -21,11 +21,11 @@ from tripfold.operate.command_line import printable
 from tripfold.operate.dead_letters import (
     RETRIED_FROM_HEADER,
     DeadLetter,
+    DeadLetterFilter,
     NotSentBack,
-    UnknownLetter,
-    Wanted,
-    list_letters,
-    read_letter,
+    UnknownDeadLetter,
+    list_dead_letters,
+    read_dead_letter,
     send_back,
 )
 
@@ -65,9 +65,9 @@ class DeadLetterLog:
     def _all_times(self, records: list[ConsumedRecord]) -> Iterable[int]:
         return [*self._times_ms, *[int(self.clock().timestamp() * 1000)] * (len(records) - len(self._times_ms))]
 
-    async def letters(self, wanted: Wanted | None = None, limit: int = 100) -> tuple[DeadLetter, ...]:
+    async def letters(self, wanted: DeadLetterFilter | None = None, limit: int = 100) -> tuple[DeadLetter, ...]:
         """List dead letters."""
-        return (await list_letters(self.open, wanted or Wanted(), limit=limit)).letters
+        return (await list_dead_letters(self.open, wanted or DeadLetterFilter(), limit=limit)).letters
 
 
 def _at(record: ConsumedRecord, timestamp_ms: int) -> ConsumedRecord:
@@ -93,11 +93,16 @@ async def _world() -> DeadLetterLog:
 
 async def test_the_latest_dead_letters_come_first(world: DeadLetterLog) -> None:
     """A list has the latest dead letters: origin, error, beginning of the value, and how many there are."""
-    listing = await list_letters(world.open, Wanted(), limit=2)
+    listing = await list_dead_letters(world.open, DeadLetterFilter(), limit=2)
     assert [one.origin_topic for one in listing.letters] == ["city-tasks", "city-tasks"]
     assert listing.total == 3
     latest, before = listing.letters
-    assert (latest.key, latest.value, latest.size_bytes, latest.buried_at) == (None, None, 0, NOON.replace(hour=14))
+    assert (latest.key, latest.value, latest.size_bytes, latest.dead_lettered_at) == (
+        None,
+        None,
+        0,
+        NOON.replace(hour=14),
+    )
     assert (before.size_bytes, before.value) == (5_000, b"\xff" * dead_letters.KEPT_VALUE_BYTES)
     assert before.error.startswith("not an event of city-tasks")
     assert before.headers == HEADERS
@@ -106,21 +111,21 @@ async def test_the_latest_dead_letters_come_first(world: DeadLetterLog) -> None:
 @pytest.mark.parametrize(
     ("wanted", "found"),
     [
-        (Wanted(origin_topic="process-requests"), 1),
-        (Wanted(origin_topic="city-stats"), 0),
-        (Wanted(first=NOON.date()), 3),
-        (Wanted(first=dt.date(2024, 5, 3)), 0),
-        (Wanted(last=dt.date(2024, 5, 1)), 0),
+        (DeadLetterFilter(origin_topic="process-requests"), 1),
+        (DeadLetterFilter(origin_topic="city-stats"), 0),
+        (DeadLetterFilter(first=NOON.date()), 3),
+        (DeadLetterFilter(first=dt.date(2024, 5, 3)), 0),
+        (DeadLetterFilter(last=dt.date(2024, 5, 1)), 0),
     ],
 )
-async def test_dead_letters_are_selected_by_origin_and_day(world: DeadLetterLog, wanted: Wanted, found: int) -> None:
+async def test_dead_letters_are_selected_by_origin_and_day(world: DeadLetterLog, wanted: DeadLetterFilter, found: int) -> None:
     """Only dead letters of the selected topic and days are listed."""
     assert len(await world.letters(wanted)) == found
 
 
 async def test_a_dead_letter_is_sent_back_unchanged(world: DeadLetterLog) -> None:
     """The record keeps its key, value and headers, even forged ones; one more header names the dead letter."""
-    (letter,) = await world.letters(Wanted(origin_topic="process-requests"))
+    (letter,) = await world.letters(DeadLetterFilter(origin_topic="process-requests"))
     await send_back(world.open, world.publisher, [letter.id], clock=world.clock)
     first, again = world.log.records(Topic.PROCESS_REQUESTS)
     assert (again.key, again.value) == (first.key, first.value)
@@ -148,7 +153,7 @@ async def test_dead_letters_of_one_record_count_once(world: DeadLetterLog) -> No
     for _ in range(3):
         await world.publisher.send_to_dead_letters(record, "unknown")
     copies = [f"{one.partition}/{one.offset}" for one in world.log.records(Topic.DEAD_LETTERS) if one.value == b"?"]
-    listing = await list_letters(world.open, Wanted(origin_topic="city-stats"), limit=10)
+    listing = await list_dead_letters(world.open, DeadLetterFilter(origin_topic="city-stats"), limit=10)
     assert (listing.total, [one.id for one in listing.letters]) == (1, copies[:1])
     sent = await send_back(world.open, world.publisher, copies[1:], clock=world.clock)
     assert len(sent) == 1
@@ -177,7 +182,7 @@ async def test_dead_letters_of_several_partitions_are_sent_back_oldest_first(wor
         records.sort(key=lambda record: record.partition)
         yield MemoryTopicReader(lambda: records)
 
-    letters = await world.letters(Wanted(origin_topic="city-stats"))
+    letters = await world.letters(DeadLetterFilter(origin_topic="city-stats"))
     sent = await send_back(by_partition, world.publisher, [one.id for one in letters], clock=world.clock)
     assert [one.value for one in sent] == [str(number).encode() for number in range(6)]
 
@@ -193,10 +198,10 @@ async def test_a_crash_before_the_mark_may_send_a_record_again(world: DeadLetter
                 raise KafkaUnavailable("gone")
             await super().publish_record(topic, key=key, value=value, headers=headers)
 
-    (letter,) = await world.letters(Wanted(origin_topic="process-requests"))
+    (letter,) = await world.letters(DeadLetterFilter(origin_topic="process-requests"))
     with pytest.raises(KafkaUnavailable):
         await send_back(world.open, Dying(world.log), [letter.id], clock=world.clock)
-    assert (await read_letter(world.open, letter.id)).retried_at is None
+    assert (await read_dead_letter(world.open, letter.id)).retried_at is None
     await send_back(world.open, world.publisher, [letter.id], clock=world.clock)
     assert len(world.log.records(Topic.PROCESS_REQUESTS)) == 3
 
@@ -204,8 +209,8 @@ async def test_a_crash_before_the_mark_may_send_a_record_again(world: DeadLetter
 @pytest.mark.parametrize("letter_id", ["0/99", "x", "1", "-1/3", "1/2/3"])
 async def test_an_unknown_dead_letter_is_named(world: DeadLetterLog, letter_id: str) -> None:
     """An invalid id, or one of no dead letter, is refused, and the error names it."""
-    with pytest.raises(UnknownLetter, match=letter_id):
-        await read_letter(world.open, letter_id)
+    with pytest.raises(UnknownDeadLetter, match=letter_id):
+        await read_dead_letter(world.open, letter_id)
 
 
 async def test_a_record_too_long_for_a_dead_letter_is_cut_and_not_sent_back(world: DeadLetterLog) -> None:

@@ -21,7 +21,14 @@ from shared.storage.object_store import CasConflict
 from tests.fakes.bucket import NOON, FakeBucket, trips
 from tests.fakes.log import MemoryTopicReader
 from tests.fakes.store import MemoryStore
-from tripfold.operate.doctor import Unfit, epoch, examine, newer_records, race, rebuild_mark
+from tripfold.operate.doctor import (
+    CheckFailed,
+    check_compare_and_swap,
+    check_rebuild_mark,
+    check_revisions,
+    newer_records,
+    run_checks,
+)
 
 
 class Careless(MemoryStore):
@@ -44,35 +51,35 @@ class Forgetful(MemoryStore):
 
 
 async def test_a_store_that_compares_and_swaps_passes() -> None:
-    """One winner in every race is what is asked for, and no probe is left behind."""
+    """Exactly one concurrent write succeeds, and the check leaves no probe behind."""
     store = FakeBucket().store
     before = dict(store.objects)
-    assert "won each of 6 races" in await race(store)
+    assert "in each of 6 rounds" in await check_compare_and_swap(store)
     assert store.objects == before
 
 
 async def test_two_winners_are_one_too_many() -> None:
     """A store that lets several racing writers win is told unfit, and no probe is left behind."""
     store = Careless(lambda: NOON)
-    with pytest.raises(Unfit, match="4 of 4 racing writers"):
-        await race(store)
+    with pytest.raises(CheckFailed, match="4 of 4 concurrent conditional writes"):
+        await check_compare_and_swap(store)
     assert store.objects == {}
 
 
 async def test_a_lost_answer_is_not_held_against_the_store() -> None:
-    """A race whose winner never heard of it is still won by one."""
-    await race(Forgetful(lambda: NOON))
+    """A writer that succeeds without hearing of it still counts as the one winner."""
+    await check_compare_and_swap(Forgetful(lambda: NOON))
 
 
 async def test_a_rebuild_that_is_marked_and_old_is_found_out() -> None:
     """The mark of a rebuild passes while it is young; after an hour its rebuild has probably died."""
     bucket = FakeBucket()
-    assert await rebuild_mark(bucket.store) == "none is under way"
+    assert await check_rebuild_mark(bucket.store) == "no rebuild is marked"
     await begin(bucket.store, "dead", take_over=False)
-    assert "has not ended" in await rebuild_mark(bucket.store)
+    assert "has not ended" in await check_rebuild_mark(bucket.store)
     bucket.clock.advance(3_601)
-    with pytest.raises(Unfit, match="3601 s ago"):
-        await rebuild_mark(bucket.store)
+    with pytest.raises(CheckFailed, match="3601 s ago"):
+        await check_rebuild_mark(bucket.store)
 
 
 async def test_the_metric_shows_the_age_of_a_rebuild() -> None:
@@ -95,14 +102,14 @@ async def test_a_restored_backup_is_found_out() -> None:
     backup = dict(bucket.store.objects)
     records = bucket.log.records(Topic.CITY_STATS)
     records += [bucket.record_of(event) for event in bucket.plan(5, {"armenia": [1]})]
-    assert "none of a revision" in await epoch(bucket.store, MemoryTopicReader(lambda: records))
+    assert "would repeat none" in await check_revisions(bucket.store, MemoryTopicReader(lambda: records))
     records += [bucket.record_of(event) for event in bucket.store_file(1, 11, trips(2))]
-    assert "none of a revision" in await epoch(bucket.store, MemoryTopicReader(lambda: records))
+    assert "would repeat none" in await check_revisions(bucket.store, MemoryTopicReader(lambda: records))
     bucket.store.objects = backup
-    with pytest.raises(Unfit, match=r"city=1\.json has revision 11 in the topic"):
-        await epoch(bucket.store, MemoryTopicReader(lambda: records))
+    with pytest.raises(CheckFailed, match=r"city=1\.json has revision 11 in the topic"):
+        await check_revisions(bucket.store, MemoryTopicReader(lambda: records))
     bucket.store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=12, born_at=NOON)))
-    assert "none of a revision" in await epoch(bucket.store, MemoryTopicReader(lambda: records))
+    assert "would repeat none" in await check_revisions(bucket.store, MemoryTopicReader(lambda: records))
 
 
 async def test_a_record_of_a_later_version_is_named_until_it_is_skipped() -> None:
@@ -113,7 +120,7 @@ async def test_a_record_of_a_later_version_is_named_until_it_is_skipped() -> Non
     records = bucket.log.records(Topic.CITY_STATS)
     (told,) = await newer_records(bucket.store, MemoryTopicReader(lambda: records))
     assert f"partition {newer.partition}, offset {newer.offset} of city-stats has type 'forecast'" in told
-    await epoch(bucket.store, MemoryTopicReader(lambda: records))
+    await check_revisions(bucket.store, MemoryTopicReader(lambda: records))
     await skip_markers.mark(bucket.store, newer, NOON)
     assert await newer_records(bucket.store, MemoryTopicReader(lambda: records)) == []
 
@@ -128,12 +135,12 @@ async def test_unreachable_dependencies_are_reported_and_not_raised(monkeypatch:
         kafka_bootstrap_servers=f"127.0.0.1:{ports[1]}",
         upstream_url=f"http://127.0.0.1:{ports[2]}",
     )
-    found = {one.what: one async for one in examine(settings)}
-    assert set(found) == {"S3", "compare-and-swap", "Kafka", "topics", "consuming", "upstream", "lineage", "rebuild"}
+    found = {one.what: one async for one in run_checks(settings)}
+    assert set(found) == {"S3", "compare-and-swap", "Kafka", "topics", "consumers", "upstream", "revisions", "rebuild"}
     assert not any(one.ok for one in found.values())
     assert "TRIPFOLD_S3_" in found["S3"].remedy
-    assert "see first to what failed above" in found["compare-and-swap"].remedy
-    assert found["lineage"].found == "not examined without Kafka and S3"
+    assert "first repair what failed above" in found["compare-and-swap"].remedy
+    assert found["revisions"].found == "not checked without Kafka and S3"
 
 
 def closed_port() -> int:

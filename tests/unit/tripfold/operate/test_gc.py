@@ -12,7 +12,7 @@ from shared.domain.ids import CityId
 from shared.storage.object_store import StoredObject, UnfinishedUpload
 from tests.fakes.bucket import DAY, FakeBucket, trips
 from tests.fakes.store import MemoryStore
-from tripfold.operate.gc import InvalidAge, Swept, Verdict, clean, parse_age
+from tripfold.operate.gc import GcCandidate, InvalidAge, Verdict, collect_garbage, parse_age
 
 WEEK = dt.timedelta(days=7)
 DEADLINE_S = 3600.0
@@ -25,8 +25,8 @@ async def cleaned(
     dry_run: bool = False,
     older_than: dt.timedelta = WEEK,
     quarantine_older_than: dt.timedelta | None = None,
-) -> list[Swept]:
-    sweep = clean(
+) -> list[GcCandidate]:
+    sweep = collect_garbage(
         bucket.store,
         older_than=older_than,
         deadline_s=DEADLINE_S,
@@ -55,7 +55,7 @@ def bucket() -> FakeBucket:
 async def test_only_objects_that_no_manifest_names_are_deleted(bucket: FakeBucket) -> None:
     """An old attempt that is neither current nor in the history goes; all others stay."""
     before = raw_keys(bucket)
-    assert [(one.key, one.verdict) for one in await cleaned(bucket)] == [(ORPHAN, Verdict.RAW_ATTEMPT)]
+    assert [(one.key, one.verdict) for one in await cleaned(bucket)] == [(ORPHAN, Verdict.UNNAMED_RAW)]
     assert raw_keys(bucket) == [key for key in before if key != ORPHAN]
 
 
@@ -108,7 +108,7 @@ async def test_unfinished_uploads_are_aborted_by_their_age(bucket: FakeBucket) -
 @pytest.mark.parametrize("seconds", [60, 3600])
 async def test_an_age_within_the_deadline_is_refused(bucket: FakeBucket, seconds: int) -> None:
     """An age that is not longer than a task's deadline is refused before anything is looked at."""
-    with pytest.raises(InvalidAge, match="not longer than the deadline"):
+    with pytest.raises(InvalidAge, match="must exceed the deadline"):
         await cleaned(bucket, older_than=dt.timedelta(seconds=seconds))
     assert ORPHAN in raw_keys(bucket)
 
@@ -164,7 +164,7 @@ async def test_old_notes_of_attempts_are_deleted(bucket: FakeBucket) -> None:
 
 async def test_a_quarantines_age_within_the_deadline_is_refused(bucket: FakeBucket) -> None:
     """A file that may just be coming into quarantine is not looked at."""
-    with pytest.raises(InvalidAge, match="not longer than the deadline"):
+    with pytest.raises(InvalidAge, match="must exceed the deadline"):
         await cleaned(bucket, quarantine_older_than=dt.timedelta(minutes=5))
 
 
@@ -228,7 +228,7 @@ def test_ages_are_read_with_their_unit(text: str, seconds: int) -> None:
 @pytest.mark.parametrize("text", ["7", "d", "-7d", "7 d", "1w", ""])
 def test_other_ages_are_refused(text: str) -> None:
     """The error names a text that is no age."""
-    with pytest.raises(InvalidAge, match="is not an age"):
+    with pytest.raises(InvalidAge, match="must be a number and s, m, h or d"):
         parse_age(text)
 
 

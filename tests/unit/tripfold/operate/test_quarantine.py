@@ -13,7 +13,7 @@ from tests.fakes.builders import UpstreamState
 from tests.fakes.log import MemoryPublisher
 from tests.fault.scenarios import CORRECTED, EVENING, HOME, MOVED
 from tests.fault.world import DATE, World
-from tripfold.operate.quarantine import Chosen, NothingQuarantined, read_city_day, read_reports, retry_reports
+from tripfold.operate.quarantine import NothingQuarantined, QuarantineFilter, read_city_day, read_reports, retry_reports
 
 BAD = UpstreamState(cities=HOME, files={1: b"[7]", 2: b"[8]", 3: EVENING})
 
@@ -36,16 +36,16 @@ def last_requested(world: World) -> ProcessRequested:
 @pytest.mark.parametrize(
     ("chosen", "cities"),
     [
-        (Chosen(), ["1", "2"]),
-        (Chosen(first=DATE, last=DATE), ["1", "2"]),
-        (Chosen(first=DATE + dt.timedelta(days=1)), []),
-        (Chosen(last=DATE - dt.timedelta(days=1)), []),
-        (Chosen(country="armenia"), ["1", "2"]),
-        (Chosen(country="brasil"), []),
-        (Chosen(first=DATE, city_id="2"), ["2"]),
+        (QuarantineFilter(), ["1", "2"]),
+        (QuarantineFilter(first=DATE, last=DATE), ["1", "2"]),
+        (QuarantineFilter(first=DATE + dt.timedelta(days=1)), []),
+        (QuarantineFilter(last=DATE - dt.timedelta(days=1)), []),
+        (QuarantineFilter(country="armenia"), ["1", "2"]),
+        (QuarantineFilter(country="brasil"), []),
+        (QuarantineFilter(first=DATE, city_id="2"), ["2"]),
     ],
 )
-async def test_reports_are_chosen_by_date_country_and_city(chosen: Chosen, cities: list[str]) -> None:
+async def test_reports_are_chosen_by_date_country_and_city(chosen: QuarantineFilter, cities: list[str]) -> None:
     """Only the selected reports are read, by date and city."""
     world = await refused_world()
     assert [report.city_id for report in await read_reports(world.store, chosen)] == cities
@@ -68,7 +68,7 @@ async def test_only_the_selected_city_is_retried() -> None:
     world = await refused_world()
     later = world.request(BAD)
     await world.run_to_rest()
-    reports = await read_reports(world.store, Chosen(city_id="2"))
+    reports = await read_reports(world.store, QuarantineFilter(city_id="2"))
     retried = await retry_reports(world.store, MemoryPublisher(world.log), reports, clock=world.clock)
     assert [report.city_id for report in retried.asked] == ["2"]
     requested = last_requested(world)
@@ -88,7 +88,10 @@ async def test_what_was_taken_in_since_is_not_asked_for_again() -> None:
     world.retry(request_id, UpstreamState(cities=HOME, files={1: CORRECTED, 2: b"[8]", 3: EVENING}))
     await world.run_to_rest()
     retried = await retry_reports(
-        world.store, MemoryPublisher(world.log), await read_reports(world.store, Chosen(city_id="1")), clock=world.clock
+        world.store,
+        MemoryPublisher(world.log),
+        await read_reports(world.store, QuarantineFilter(city_id="1")),
+        clock=world.clock,
     )
     assert ([report.city_id for report in retried.settled], retried.requests) == (["1"], ())
 
@@ -99,7 +102,7 @@ async def test_under_a_newer_plan_all_failed_cities_are_retried() -> None:
     first = last_requested(world).request_id
     world.request(UpstreamState(cities=MOVED, files={1: CORRECTED, 2: CORRECTED, 3: EVENING}))
     await world.run_to_rest()
-    reports = await read_reports(world.store, Chosen(city_id="2"))
+    reports = await read_reports(world.store, QuarantineFilter(city_id="2"))
     retried = await retry_reports(world.store, MemoryPublisher(world.log), reports, clock=world.clock)
     # City 2 alone is where city 1 was, and would be asked for in its place.
     assert [(one.request_id, one.retry and one.retry.positions) for one in retried.requests] == [(first, "3")]
@@ -111,7 +114,7 @@ async def test_all_refused_cities_of_a_request_are_retried_together() -> None:
     """A retry of several files of one request names every city once."""
     world = await refused_world()
     retried = await retry_reports(
-        world.store, MemoryPublisher(world.log), await read_reports(world.store, Chosen()), clock=world.clock
+        world.store, MemoryPublisher(world.log), await read_reports(world.store, QuarantineFilter()), clock=world.clock
     )
     assert [report.city_id for report in retried.asked] == ["1", "2"]
     assert [one.retry and one.retry.positions for one in retried.requests] == ["3"]

@@ -11,7 +11,7 @@ from tests.fakes.bucket import NOON, FakeBucket, trips
 from tests.fakes.builders import Clock
 from tests.fakes.log import MemoryTopicReader
 from tests.fakes.store import MemoryStore
-from tripfold.operate.restore import CannotRestore, Restored, TopicHighest, highest_of, raise_base, seconds_of
+from tripfold.operate.restore import CannotRestore, Restored, TopicHighest, floor_at, highest_revision, raise_floor
 
 BORN = NOON.replace(year=2023)
 KNOWN = TopicHighest(revision=500, key="2024-05-01/armenia/7", records=10)
@@ -27,7 +27,7 @@ def store_with(base: int | None) -> MemoryStore:
 async def raised(
     store: MemoryStore, *, topic: TopicHighest | None = KNOWN, wanted: int | None = None, dry_run: bool = False
 ) -> Restored:
-    return await raise_base(store, topic=topic, wanted=wanted, clock=Clock(NOON), dry_run=dry_run)
+    return await raise_floor(store, topic=topic, wanted=wanted, clock=Clock(NOON), dry_run=dry_run)
 
 
 def base_of(store: MemoryStore) -> int | None:
@@ -40,31 +40,31 @@ async def test_the_base_ends_just_above_what_the_topic_knows(before: int | None,
     """By itself the base becomes the topic's highest revision plus one, unless it is above that already."""
     store = store_with(before)
     restored = await raised(store)
-    assert (restored.base_before, restored.base, base_of(store)) == (before, after, after)
+    assert (restored.floor_before, restored.floor, base_of(store)) == (before, after, after)
 
 
 async def test_a_base_is_taken_as_given_if_it_is_above_everything() -> None:
     """A base that was asked for is taken; one that the topic knows, or that would lower it, is refused by name."""
     store = store_with(600)
-    for wanted, reason in ((500, "2024-05-01/armenia/7"), (550, "never lowered")):
+    for wanted, reason in ((500, "2024-05-01/armenia/7"), (550, "never falls")):
         with pytest.raises(CannotRestore, match=reason):
             await raised(store, wanted=wanted)
     assert base_of(store) == 600
-    assert (await raised(store, wanted=700)).base == base_of(store) == 700
+    assert (await raised(store, wanted=700)).floor == base_of(store) == 700
 
 
 async def test_with_kafka_lost_the_present_time_will_do() -> None:
     """Without the topic the base has to be given; the present time is above all that any bucket gave out."""
     store = store_with(10)
-    with pytest.raises(CannotRestore, match="give --now"):
+    with pytest.raises(CannotRestore, match="use --now"):
         await raised(store, topic=None)
-    assert (await raised(store, topic=None, wanted=seconds_of(NOON))).base == base_of(store) == seconds_of(NOON)
+    assert (await raised(store, topic=None, wanted=floor_at(NOON))).floor == base_of(store) == floor_at(NOON)
 
 
 async def test_a_dry_run_raises_nothing() -> None:
     """A dry run tells the base that would be, and writes none."""
     store = store_with(10)
-    assert (await raised(store, dry_run=True)).base == 501
+    assert (await raised(store, dry_run=True)).floor == 501
     assert base_of(store) == 10
 
 
@@ -79,7 +79,7 @@ async def test_who_is_overtaken_raises_the_base_all_the_same() -> None:
         return await compare_and_swap(key, body, etag=etag)
 
     store.compare_and_swap = overtaken  # type: ignore[method-assign]  # a service comes first
-    assert (await raised(store)).base_before == 10
+    assert (await raised(store)).floor_before == 10
     assert objects.decode(BucketEpoch, store.objects[keys.BUCKET_EPOCH].body, keys.BUCKET_EPOCH) == BucketEpoch(
         revision_floor=501, born_at=BORN
     )
@@ -91,5 +91,7 @@ async def test_the_highest_of_a_topic_may_be_a_plans_or_come_after_what_is_none(
     bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia", b"{")
     for event in (*bucket.store_file(1, 30, trips(1)), *bucket.plan(40, {"armenia": [1]})):
         bucket.record_of(event)
-    topic = await highest_of(MemoryTopicReader.of(bucket.log, Topic.CITY_STATS, batch_records_max=10), lambda *_: None)
+    topic = await highest_revision(
+        MemoryTopicReader.of(bucket.log, Topic.CITY_STATS, batch_records_max=10), lambda *_: None
+    )
     assert (topic.revision, topic.key, topic.records) == (40, "2024-05-01/armenia", 3)

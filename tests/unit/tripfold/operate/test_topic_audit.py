@@ -19,7 +19,7 @@ from shared.kafka.records import ConsumedRecord
 from tests.fakes.bucket import ALL, DAY, NOON, FakeBucket, trips
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tripfold.operate.republish import RepublishedDate, republish
-from tripfold.operate.restore import CannotRestore, Reissued, highest_of, raise_base, reissue
+from tripfold.operate.restore import CannotRestore, Reissued, highest_revision, raise_floor, reissue
 from tripfold.operate.topic_audit import COMPACTED, TopicAudit
 from tripfold.operate.topic_records import RecordDifference
 
@@ -260,7 +260,7 @@ async def test_the_base_is_above_records_of_a_later_version(bucket: FakeBucket) 
     """Restoring skips and names what it cannot read, and still goes above the revision of a later version."""
     bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"x","schema_version":2,"revision":9000}')
     bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"x","schema_version":1,"revision":9999}')
-    topic = await highest_of(LogReplay(bucket, Topic.CITY_STATS), lambda *_: None)
+    topic = await highest_revision(LogReplay(bucket, Topic.CITY_STATS), lambda *_: None)
     assert (topic.revision, topic.unread_total, [one.newer for one in topic.unread]) == (9000, 2, [True, False])
 
 
@@ -279,10 +279,10 @@ async def test_after_a_backup_consumers_get_what_the_bucket_holds(bucket: FakeBu
         "2024-05-01/brasil": 7,
         "2024-05-01/brasil/2": 50,
     }
-    topic = await highest_of(LogReplay(bucket, Topic.CITY_STATS), lambda *_: None)
+    topic = await highest_revision(LogReplay(bucket, Topic.CITY_STATS), lambda *_: None)
     assert (topic.revision, topic.key.startswith("2024-05-01/")) == (50, True)
-    restored = await raise_base(bucket.store, topic=topic, wanted=None, clock=bucket.clock, dry_run=False)
-    assert restored.base == 51
+    restored = await raise_floor(bucket.store, topic=topic, wanted=None, clock=bucket.clock, dry_run=False)
+    assert restored.floor == 51
     done = await reissued(bucket)
     assert [(one.key, one.known, one.refused) for one in done] == [(key, known, None) for key, known in ahead.items()]
     assert done[1].revision == 51
@@ -307,7 +307,7 @@ async def put_back(bucket: FakeBucket, base: int) -> None:
 async def test_a_revision_that_consumers_know_is_not_given_twice(bucket: FakeBucket) -> None:
     """A base that is what the topic knows would give its very revision to other content: that is refused."""
     await put_back(bucket, 50)
-    with pytest.raises(CannotRestore, match="stop all"):
+    with pytest.raises(CannotRestore, match="Stop all services"):
         await reissued(bucket)
 
 

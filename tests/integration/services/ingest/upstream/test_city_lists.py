@@ -33,7 +33,7 @@ from tests.integration.services.ingest.upstream.hostile import (
     raw,
     whole,
 )
-from tripfold.operate.doctor import Unfit, city_list
+from tripfold.operate.doctor import CheckFailed, check_city_list
 
 
 async def test_the_list_of_cities_is_as_bounded_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,12 +65,12 @@ async def test_doctor_counts_bad_entries_and_cities_separately() -> None:
     """An entry that is no city is reported with its reason; a list without cities is unfit unless it is allowed."""
     good, bad = b'{"id": 1, "name": "A", "country": "Peru"}', b'{"id": null}'
     async with HostileServer(whole(b"[" + good + b"," + bad + b"]")) as server:
-        assert "lists 1 cities, and 1 bad entries" in await city_list(Settings(upstream_url=server.url))
+        assert "lists 1 cities, and 1 bad entries" in await check_city_list(Settings(upstream_url=server.url))
     async with HostileServer(whole(b"[" + bad + b"]")) as server:
-        with pytest.raises(Unfit, match="lists 0 cities, and 1 bad entries"):
-            await city_list(Settings(upstream_url=server.url))
+        with pytest.raises(CheckFailed, match="lists 0 cities, and 1 bad entries"):
+            await check_city_list(Settings(upstream_url=server.url))
         allowed = Settings(upstream_url=server.url, upstream_allow_empty_city_list=True)
-        assert "lists 0 cities" in await city_list(allowed)
+        assert "lists 0 cities" in await check_city_list(allowed)
 
 
 async def planned(server: HostileServer) -> tuple[RequestPlanned | RequestFailed, list[IngestCity]]:

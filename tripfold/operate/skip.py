@@ -1,12 +1,15 @@
-"""Marking a record of a later schema version, so that the consumer that it blocks moves it to the dead letters.
+"""Marks a record of a later schema version, so that the consumer that it blocks moves it to the dead letters.
 
-The record is read first: it must block a consumer, and the marker holds its digest, so it applies to no other record.
+The command reads the record first: the record must block a consumer. The marker holds the record's digest, so it
+applies to no other record.
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
+import typer
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
@@ -23,18 +26,28 @@ from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
-from tripfold.operate.command_line import command_settings, console, printable, run_command
+from tripfold.operate.command_line import command_settings, print_line, printable, run_command
 
 READ_DEADLINE_S = 20.0
 SHOWN_VALUE_LENGTH_MAX = 2_000
 
 
 class CannotSkip(OperatorError):
-    """The record cannot be skipped; the message says why."""
+    """The record cannot be skipped. The message says why."""
 
 
-def skip(topic: str, partition: int, offset: int) -> None:
-    """Mark a record to be skipped, and show it."""
+def skip_command(
+    topic: Annotated[str, typer.Argument(metavar="TOPIC", help="A topic that a service consumes, such as city-stats.")],
+    partition: Annotated[int, typer.Argument(metavar="PARTITION", min=0, help="The record's partition.")],
+    offset: Annotated[int, typer.Argument(metavar="OFFSET", min=0, help="The record's offset.")],
+) -> None:
+    """Move a record of a later schema version, which blocks its consumer, to the dead letters.
+
+    The services keep running. Readiness, the log and 'tripfold doctor' name the record that blocks a consumer. Upgrade
+    instead if you can: a skipped record counts nowhere until 'tripfold dead-letters retry' sends it back.
+
+    Example: tripfold skip city-stats 3 17
+    """
     settings = command_settings()
     consumed = {one.value: one for one in GROUPS}
     if topic not in consumed:
@@ -48,18 +61,16 @@ def skip(topic: str, partition: int, offset: int) -> None:
     record = run_command(run())
     value = printable((record.value or b"").decode(errors="backslashreplace"), length_max=SHOWN_VALUE_LENGTH_MAX)
     key = printable((record.key or b"").decode(errors="backslashreplace"))
-    console.print(f"[bold]key[/bold]  {key}", highlight=False, soft_wrap=True)
-    console.print(f"[bold]value[/bold]  {value}", highlight=False, soft_wrap=True)
-    console.print(
-        f"marked: the consumer that this record blocks moves it to the dead letters within about "
-        f"{settings.retry_wait_max_s:.0f} s; see 'tripfold dead-letters list --topic {topic}'",
-        highlight=False,
-        soft_wrap=True,
+    print_line(f"[bold]key[/bold]  {key}")
+    print_line(f"[bold]value[/bold]  {value}")
+    print_line(
+        f"Marked. Its consumer moves it to the dead letters within about {settings.retry_wait_max_s:.0f} s. See it: "
+        f"'tripfold dead-letters list --topic {topic}'."
     )
 
 
 async def mark_newer(store: ObjectStore, record: ConsumedRecord) -> ConsumedRecord:
-    """Mark a record of a later schema version. Raises CannotSkip for any other record: it blocks nobody."""
+    """Mark a record of a later schema version. Raises CannotSkip for any other record: it blocks no consumer."""
     place = f"offset {record.offset} of partition {record.partition} of {record.topic.value}"
     try:
         events.decode(record.topic, record.value)
@@ -94,5 +105,5 @@ async def read_record(settings: Settings, topic: Topic, partition: int, offset: 
     finally:
         await consumer.stop()
     if record.offset != offset:
-        raise CannotSkip(f"partition {partition} of {name} has no record at offset {offset} any more")
+        raise CannotSkip(f"partition {partition} of {name} no longer has a record at offset {offset}")
     return record

@@ -11,14 +11,14 @@ from rich.console import Console
 
 from tests.fakes.bucket import NOON
 from tests.fakes.builders import Clock
-from tripfold.operate import progress_bar as bars
-from tripfold.operate.progress_bar import PLAIN_INTERVAL_S, progress_bar
+from tripfold.operate import command_line
+from tripfold.operate.command_line import PLAIN_INTERVAL_S, progress_bar
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a terminal there is a bar with what is done, the remark, and the time left."""
     shown = io.StringIO()
-    monkeypatch.setattr(bars, "progress_console", Console(file=shown, force_terminal=True, width=120))
+    monkeypatch.setattr(command_line, "progress_console", Console(file=shown, force_terminal=True, width=120))
     with progress_bar("reading the topic", "") as show:
         show(0, 9, "0 events/s")
         show(7, 9, "1,234 events/s")

@@ -1,0 +1,48 @@
+"""The ``tripfold`` command: its help, and the loading of its commands."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from tripfold import cli
+from tripfold.cli import Commands, loaded_commands
+
+HEAVY = ("aiokafka", "aioboto3", "obstore", "litestar", "faststream", "pydantic", "services.aggregate", "services.api")
+
+
+async def test_help_loads_no_heavy_module() -> None:
+    """``tripfold --help`` answers at once: it loads no library of Kafka, S3 or HTTP, and no service."""
+    script = (
+        "import sys; from typer.testing import CliRunner; from tripfold import cli;"
+        "assert CliRunner().invoke(cli.app, ['--help']).exit_code == 0;"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+    out, _ = await process.communicate()
+    assert out.decode().strip() == "[]"
+
+
+@pytest.mark.parametrize("name", Commands.lazy_commands)
+def test_lazy_command_shows_its_own_help(name: str) -> None:
+    """Each command that is loaded when it is called has its help, with an example or a list of commands."""
+    result = CliRunner().invoke(cli.app, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Example: tripfold" in result.output or "Commands" in result.output
+
+
+def test_help_lists_every_command_with_a_line() -> None:
+    """The list of commands has a line for each command, in the panel of its purpose."""
+    output = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "100"}).output
+    assert [name for name in loaded_commands().commands if f"│ {name} " not in output] == []
+    assert [panel for panel in Commands.panels if f"─ {panel} ─" not in output] == []
+
+
+def test_unknown_command_names_similar_ones() -> None:
+    """A misspelt command fails with the commands that it resembles."""
+    result = CliRunner().invoke(cli.app, ["verfy"])
+    assert result.exit_code == 2
+    assert "verify" in result.output

@@ -1,0 +1,163 @@
+"""Compares the live summaries, or the compacted topics, with the manifests and plans of the bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from services.aggregate.audit.compare import RAW_OBJECT, Difference
+from services.aggregate.audit.verify import verify_dates
+from services.aggregate.bucket_reader import Dates
+from shared.domain.ids import utc_now
+from shared.kafka.producer import KafkaPublisher
+from shared.storage.s3 import S3Store
+from tripfold.operate.command_line import (
+    JSON_ITEMS_MAX,
+    TABLE_ROWS_MAX,
+    AsJson,
+    FirstDate,
+    LastDate,
+    StepBars,
+    command_settings,
+    console,
+    date_range,
+    print_json,
+    printable,
+    progress_bar,
+    run_command,
+    wait_to_look_again,
+)
+from tripfold.operate.topic_audit import COMPACTED, TopicAudit, kafka_topics, print_unread
+from tripfold.operate.topic_records import RecordDifference, UnreadRecords
+
+
+def verify_command(
+    first: FirstDate = None,
+    last: LastDate = None,
+    *,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also read every raw object again, with an independent parser.")
+    ] = False,
+    topics: Annotated[
+        bool, typer.Option("--topics", help="Compare the compacted topics with the bucket, instead of the summaries.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Recompute every country-day from manifests and plans; exit 1 if a live summary differs.
+
+    With --topics, each key of city-stats and country-day-summaries is compared with the bucket: the record of the
+    highest revision, and the last record.
+
+    An object or a record may still be on its way. verify looks again for some seconds before it reports a difference.
+
+    Example: tripfold verify --from 2024-05-01 --to 2024-05-31 --deep
+
+    Example: tripfold verify --topics
+    """
+    if topics and deep:
+        raise typer.BadParameter("--topics reads no raw objects: run --deep by itself", param_hint="--deep")
+    dates = Dates(*date_range(first, last))
+    if topics:
+        _verify_topics(dates, as_json=as_json)
+    else:
+        _verify_summaries(dates, deep=deep, as_json=as_json)
+
+
+def _verify_summaries(dates: Dates, *, deep: bool, as_json: bool) -> None:
+    settings = command_settings()
+    retention = settings.raw_retention
+    expired_before = None if retention is None else utc_now() - retention
+
+    async def run() -> tuple[int, int, int, int, list[Difference]]:
+        dates_done = country_days = total = raw_expired = 0
+        kept: list[Difference] = []
+        async with S3Store(settings) as store:
+            with progress_bar("verifying", "dates") as show:
+                async for verified in verify_dates(
+                    store, dates, deep=deep, wait=wait_to_look_again, raw_expired_before=expired_before
+                ):
+                    dates_done += 1
+                    country_days += verified.country_days
+                    total += len(verified.differences)
+                    raw_expired += verified.raw_expired
+                    kept += verified.differences[: JSON_ITEMS_MAX - len(kept)]
+                    show(verified.dates_done, verified.dates_total)
+        return dates_done, country_days, total, raw_expired, kept
+
+    dates_done, country_days, total, raw_expired, kept = run_command(run())
+    if as_json:
+        print_json(
+            {
+                "dates": dates_done,
+                "country_days": country_days,
+                "differences_total": total,
+                "raw_expired": raw_expired,
+                "differences": kept,
+            }
+        )
+    elif kept:
+        console.print(_table_of(kept))
+        console.print(f"Differences: {total:,}, in {country_days:,} country-days. Repair summaries: 'tripfold repair'.")
+        if any(one.what.startswith(RAW_OBJECT) for one in kept):
+            console.print("repair does not restore raw objects. Request these dates again to download them.")
+    else:
+        console.print(f"No differences: {country_days:,} country-days of {dates_done:,} dates match their manifests.")
+    if raw_expired and not as_json:
+        console.print(f"{raw_expired:,} raw objects have expired (TRIPFOLD_RAW_RETENTION_DAYS).")
+    if kept:
+        raise typer.Exit(1)
+
+
+def _table_of(differences: Iterable[Difference]) -> Table:
+    table = Table("date", "country", "city", "what", "found", "expected")
+    for number, one in enumerate(differences):
+        if number == TABLE_ROWS_MAX:
+            table.caption = f"the first {TABLE_ROWS_MAX:,}; --json prints up to {JSON_ITEMS_MAX:,}"
+            break
+        found = f"{one.found} (still in flight)" if one.in_flight else one.found
+        row = (str(one.date), one.country, one.city_id or "", one.what, found, one.expected)
+        table.add_row(*map(printable, row))
+    return table
+
+
+def _verify_topics(dates: Dates, *, as_json: bool) -> None:
+    settings = command_settings()
+    keys_of = dict.fromkeys((topic.value for topic in COMPACTED), 0)
+
+    async def run() -> tuple[int, list[RecordDifference], UnreadRecords]:
+        total = 0
+        kept: list[RecordDifference] = []
+        async with S3Store(settings) as store, KafkaPublisher(settings, source="verify") as publisher:
+            await publisher.check()
+            with StepBars() as bars:
+                audit = TopicAudit(store, kafka_topics(settings), wait=wait_to_look_again, report=bars.report)
+                for topic in COMPACTED:
+                    async for audited in audit.run(topic, dates):
+                        keys_of[topic.value] += audited.keys
+                        total += len(audited.differences)
+                        kept += audited.differences[: JSON_ITEMS_MAX - len(kept)]
+        return total, kept, audit.unread
+
+    total, kept, unread = run_command(run())
+    compared = " and ".join(f"{count:,} keys of {topic}" for topic, count in keys_of.items())
+    if as_json:
+        document = {"keys": keys_of, "differences_total": total, "differences": kept}
+        print_json({**document, "skipped_total": unread.total, "skipped": unread.named})
+    else:
+        print_unread(unread.total, unread.named)
+        if kept:
+            table = Table("topic", "key", "what", "found", "expected")
+            for one in kept[:TABLE_ROWS_MAX]:
+                table.add_row(one.topic.value, printable(one.key), one.what, printable(one.found), one.expected)
+            console.print(table)
+            shown = f" (the first {TABLE_ROWS_MAX:,} are shown)" if total > TABLE_ROWS_MAX else ""
+            console.print(
+                f"Differences: {total:,}{shown}, in {compared}. Publish the bucket again: 'tripfold republish'."
+            )
+        else:
+            console.print(f"No differences: {compared} match the bucket.")
+    if kept:
+        raise typer.Exit(1)
