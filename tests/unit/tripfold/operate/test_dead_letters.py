@@ -118,7 +118,9 @@ async def test_the_latest_dead_letters_come_first(world: DeadLetterLog) -> None:
         (DeadLetterFilter(last=dt.date(2024, 5, 1)), 0),
     ],
 )
-async def test_dead_letters_are_selected_by_origin_and_day(world: DeadLetterLog, wanted: DeadLetterFilter, found: int) -> None:
+async def test_dead_letters_are_selected_by_origin_and_day(
+    world: DeadLetterLog, wanted: DeadLetterFilter, found: int
+) -> None:
     """Only dead letters of the selected topic and days are listed."""
     assert len(await world.letters(wanted)) == found
 
