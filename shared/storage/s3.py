@@ -160,18 +160,23 @@ class S3Store:
         # obstore accepts only whole folders as prefixes. Keys with a partial name are adjacent; they are selected here.
         folder = prefix[: prefix.rfind("/") + 1]
         offset = max(after, "" if prefix == folder else prefix[:-1])
-        last = ""
-        async for entry in self._entries(folder, offset):
-            last = entry.key
-            if last.startswith(prefix):
-                yield entry
-            elif last > prefix:
+        # obstore treats a truncated page without a continuation token as the last one. So the listing is asked for more
+        # after its last key, until there is none: an incomplete one could delete objects or activate an incomplete
+        # generation. Keys that others write meanwhile may be among them.
+        asked_after, is_continued = offset, False
+        while True:
+            last = ""
+            async for entry in self._entries(folder, asked_after):
+                last = entry.key
+                if is_continued and last <= asked_after:
+                    raise StoreUnavailable(f"S3 ListObjectsV2 of {prefix}: {last} is listed after {asked_after}")
+                if last.startswith(prefix):
+                    yield entry
+                elif last > prefix:
+                    return
+            if not last:
                 return
-        # obstore treats a truncated page without a continuation token as the last one. One more request proves the end,
-        # because an incomplete listing could delete objects or activate an incomplete generation.
-        if last:
-            async for entry in self._entries(folder, last):
-                raise StoreUnavailable(f"S3 ListObjectsV2 of {prefix}: the listing ended before {entry.key}")
+            asked_after, is_continued = last, True
 
     async def _entries(self, folder: str, offset: str) -> AsyncIterator[ObjectInfo]:
         with _faults("ListObjectsV2", folder):
