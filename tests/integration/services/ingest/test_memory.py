@@ -22,7 +22,7 @@ async def test_a_file_four_times_as_large_takes_no_more_memory(tmp_path: Path) -
     """The peak of a process that streams 100 MB is that of one that streams 25 MB, and below 150 MB."""
     block = tmp_path / "block.json"
     sums = write_block(block, date="2024-05-01", size_bytes=BLOCK_BYTES)
-    with served("authority", "--block", str(block)) as (url, _pid), null_store() as store:
+    with served("upstream", "--block", str(block)) as (url, _pid), null_store() as store:
         environment = {**os.environ, **store.environment, "TRIPFOLD_UPSTREAM_URL": url}
         small, large = [await _streamed(blocks, environment) for blocks in (6, 24)]
     assert (small.sums, large.sums) == (sums.times(6), sums.times(24))
