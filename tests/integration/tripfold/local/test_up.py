@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -120,7 +121,9 @@ async def test_up_brings_back_what_the_broker_lost(tmp_path: Path) -> None:
                 process.send_signal(signal.SIGINT)
                 output = (await asyncio.wait_for(process.communicate(), STOP_DEADLINE_S))[0].decode()
     assert "the last stop was not clean" in output
-    assert "3 events of 1 dates were published again from the bucket, and 1 unfinished requests resumed" in output
+    # The kill may come before or after the second date was planned.
+    resumed = r"[34] events of [12] dates were published again from the bucket, and 1 unfinished requests resumed"
+    assert re.search(resumed, output), output
 
 
 async def _nothing_runs(data_dir: Path) -> bool | None:
