@@ -187,6 +187,20 @@ async def test_a_listing_that_is_not_whole_is_a_fault(listing: str) -> None:
             await list_all(store)
 
 
+async def test_a_listing_continues_after_keys_that_others_write_meanwhile() -> None:
+    """A key that is written behind the last one while a listing ends is listed too, and is no outage."""
+    later = f"{KEY}.later"
+    pages = [ENTRY, ENTRY.replace(KEY, later), ""]
+
+    def page(_method: str) -> bytes:
+        body = f"<ListBucketResult><Name>bucket</Name><IsTruncated>false</IsTruncated>{pages.pop(0)}</ListBucketResult>"
+        return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+
+    async with answering(page) as store:
+        assert [entry.key async for entry in store.list(KEY[: KEY.rfind("/") + 1])] == [KEY, later]
+    assert pages == []
+
+
 @pytest.mark.parametrize("field", ["", "ETag: \r\n"], ids=["no ETag", "an empty ETag"])
 async def test_a_response_without_an_etag_is_an_outage(field: str) -> None:
     """A response without an ETag is an error for reads and writes, although the write may have happened."""
