@@ -1,4 +1,4 @@
-"""Terminals: how commands print for people and for pipes."""
+"""Opens consoles for terminals and for pipes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ PIPED_WIDTH = 1_000
 
 
 def open_console(*, stderr: bool = False) -> Console:
-    """Open standard output or error. What is piped is not cut into lines of a terminal that nobody looks at."""
+    """Open standard output or error. In a pipe, lines are not wrapped at the width of a terminal."""
     opened = Console(stderr=stderr)
     return opened if opened.is_terminal else Console(stderr=stderr, width=PIPED_WIDTH)

@@ -335,7 +335,7 @@ async def test_cancelled_while_it_is_watched(upstream: UpstreamServer, tripfold:
     watching.send_signal(signal.SIGINT)
     out, _ = await asyncio.wait_for(watching.communicate(), 60)
     assert watching.returncode == 130
-    told = re.search(r"tripfold watch (\S+);", out.decode())
+    told = re.search(r"'tripfold watch (\S+)'", out.decode())
     assert told is not None
 
     code, _, err = await command(tripfold, "cancel", told[1])

@@ -1,4 +1,4 @@
-"""The REST API over HTTP, as its clients see it: nothing here is shared with the service."""
+"""A client of the REST API. It shares no code with the service."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from urllib.parse import quote
 
 import httpx
 import msgspec
+from httpx_sse import EventSource, ServerSentEvent
 
 from shared.domain.errors import OperatorError
-from tripfold.client.server_sent import Event, EventStream
 
 TRIES_MAX = 4
 TRY_AGAIN_S = 1.0
 RETRY_AFTER_MAX_S = 30.0
-TIMEOUT_S = 75.0  # past the 60 s that an answer may be held for
-QUIET_MAX_S = 45.0  # a stream that lives sends something every 15 s
+TIMEOUT_S = 75.0  # the API holds a response for up to 60 s
+QUIET_MAX_S = 45.0  # the API sends a comment on an idle stream every 15 s
 
 _ENDS = frozenset({"completed", "completed with failures", "failed", "cancelled"})
 
 
 class ApiUnusable(OperatorError):
-    """The API cannot be reached, or refuses. The message says which, where, and what to do."""
+    """The API cannot be reached, or refuses the request."""
 
 
 class NotFound(ApiUnusable):
-    """The API has nothing of that id."""
+    """No request or range has this id."""
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a request has come."""
+    """The progress of a request."""
 
     cities_total: int
     cities_done: int
@@ -47,7 +47,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """A city that failed, and why."""
+    """A city that failed, with the reason."""
 
     city_id: str
     city_name: str
@@ -55,7 +55,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestState(msgspec.Struct, frozen=True, kw_only=True):
-    """A request, and how far it has come. A list of them names no failures."""
+    """A request and its progress. A listing leaves out the failures."""
 
     id: str
     date: dt.date
@@ -68,7 +68,7 @@ class RequestState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more happens by itself."""
+        """Whether the request has reached its last status."""
         return self.status in _ENDS
 
 
@@ -77,7 +77,7 @@ class _Requests(msgspec.Struct, frozen=True):
 
 
 class ApiClient:
-    """A client of one API; an async context manager."""
+    """Calls the API at a URL. An async context manager."""
 
     def __init__(self, url: str, key: str | None) -> None:
         self._url = url
@@ -93,52 +93,52 @@ class ApiClient:
     ) -> None:
         await self._http.__aexit__(kind, error, trace)
 
-    async def ask(self, first: dt.date, last: dt.date) -> tuple[str, tuple[RequestState, ...]]:
-        """Ask for the dates from ``first`` to ``last``; return the id of what was asked for, and its requests.
+    async def process(self, first: dt.date, last: dt.date) -> tuple[str, tuple[RequestState, ...]]:
+        """Request that dates are processed; return the id of the request or range, and its requests.
 
-        An answer that is lost is asked for again, under a key that makes it one request.
+        An idempotency key lets the client retry a lost response without a second request.
         """
         query = {"date": str(first)} if first == last else {"from": str(first), "to": str(last)}
-        answer = await self._answer("POST", "/process-request", query, {"Idempotency-Key": uuid.uuid4().hex})
+        response = await self._call("POST", "/process-request", query, {"Idempotency-Key": uuid.uuid4().hex})
         if first != last:
-            return msgspec.json.decode(answer.content, type=_Id).id, _requests_of(answer)
-        state = msgspec.json.decode(answer.content, type=RequestState)
+            return msgspec.json.decode(response.content, type=_Id).id, _requests_of(response)
+        state = msgspec.json.decode(response.content, type=RequestState)
         return state.id, (state,)
 
-    async def requests_of(self, wanted: str) -> tuple[RequestState, ...]:
-        """Return the request of an id, or the requests of the range of that id. Raises NotFound."""
+    async def requests_of(self, request_or_range_id: str) -> tuple[RequestState, ...]:
+        """Return the request with this id, or the requests of the range with this id. Raises NotFound."""
         try:
-            return (await self.request(wanted),)
+            return (await self.request(request_or_range_id),)
         except NotFound:
-            return _requests_of(await self._range("GET", wanted))
+            return _requests_of(await self._range("GET", request_or_range_id))
 
     async def request(self, request_id: str) -> RequestState:
         """Return a request. Raises NotFound."""
-        answer = await self._answer("GET", f"/process-requests/{_segment(request_id)}")
-        return msgspec.json.decode(answer.content, type=RequestState)
+        response = await self._call("GET", f"/process-requests/{_segment(request_id)}")
+        return msgspec.json.decode(response.content, type=RequestState)
 
     async def latest(self, limit: int) -> tuple[RequestState, ...]:
-        """Return the latest requests, the latest first."""
-        return _requests_of(await self._answer("GET", "/process-requests", {"limit": str(limit)}))
+        """Return the latest requests, newest first."""
+        return _requests_of(await self._call("GET", "/process-requests", {"limit": str(limit)}))
 
-    async def cancel(self, wanted: str) -> None:
-        """Cancel the request, or the range, of an id. Raises NotFound."""
+    async def cancel(self, request_or_range_id: str) -> None:
+        """Cancel the request or the range with this id. Raises NotFound."""
         try:
-            await self._answer("DELETE", f"/process-requests/{_segment(wanted)}")
+            await self._call("DELETE", f"/process-requests/{_segment(request_or_range_id)}")
         except NotFound:
-            await self._range("DELETE", wanted)
+            await self._range("DELETE", request_or_range_id)
 
     async def follow(self, state: RequestState) -> AsyncIterator[RequestState]:
         """Yield each state of a request after ``state``, until it has ended.
 
-        A stream that breaks is taken up again after its last event.
+        A broken stream resumes after its last event.
         """
         failures = 0
         while not state.ended:
             try:
                 async for event in self._events(state):
                     failures = 0
-                    if event.name == "progress":
+                    if event.event == "progress":
                         state = msgspec.json.decode(event.data, type=RequestState)
                         yield state
             except httpx.TransportError as error:
@@ -149,36 +149,33 @@ class ApiClient:
                 await asyncio.sleep(TRY_AGAIN_S)
 
     async def statistics(self, first: dt.date, last: dt.date, country: str | None, media_type: str) -> bytes:
-        """Return the statistics of a range, with all details, in a media type."""
+        """Return the body of the statistics of a range, with all details, in a media type."""
         query = {"from": str(first), "to": str(last), "detail": "full", **({"country": country} if country else {})}
-        return (await self._answer("GET", "/country-stats", query, {"Accept": media_type})).content
+        return (await self._call("GET", "/country-stats", query, {"Accept": media_type})).content
 
-    async def _range(self, method: str, wanted: str) -> httpx.Response:
+    async def _range(self, method: str, range_id: str) -> httpx.Response:
         try:
-            return await self._answer(method, f"/process-ranges/{_segment(wanted)}")
+            return await self._call(method, f"/process-ranges/{_segment(range_id)}")
         except NotFound:
             raise NotFound(
-                f"{self._url} has no request and no range {wanted!r}; tripfold watch lists the latest"
+                f"{self._url} has no request or range {range_id!r}. List the latest requests: 'tripfold watch'."
             ) from None
 
-    async def _events(self, state: RequestState) -> AsyncIterator[Event]:
+    async def _events(self, state: RequestState) -> AsyncIterator[ServerSentEvent]:
         headers = {"Last-Event-ID": str(state.version), "Accept": "text/event-stream"}
         path = f"/process-requests/{state.id}/events"
         timeout = httpx.Timeout(TIMEOUT_S, read=QUIET_MAX_S)
-        async with self._http.stream("GET", path, headers=headers, timeout=timeout) as answer:
-            if answer.status_code in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
-                await asyncio.sleep(_retry_after_s(answer))
+        async with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+            if response.status_code in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+                await asyncio.sleep(_retry_after_s(response))
                 return
-            if answer.is_error:
-                await answer.aread()
-                raise self._refused(answer)
-            stream = EventStream()
-            async for line in answer.aiter_lines():
-                event = stream.line(line)
-                if event is not None:
-                    yield event
+            if response.is_error:
+                await response.aread()
+                raise self._refused(response)
+            async for event in EventSource(response).aiter_sse():
+                yield event
 
-    async def _answer(
+    async def _call(
         self,
         method: str,
         path: str,
@@ -187,37 +184,39 @@ class ApiClient:
     ) -> httpx.Response:
         for tries in range(1, TRIES_MAX + 1):
             try:
-                answer = await self._http.request(method, path, params=query, headers=headers)
+                response = await self._http.request(method, path, params=query, headers=headers)
             except httpx.TransportError as error:
-                # Who is not there at all is more often a wrong address than a restart.
+                # A refused connection is more often a wrong address than a restart.
                 if tries == TRIES_MAX or isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol):
                     raise self._unreachable(error) from error
                 await asyncio.sleep(TRY_AGAIN_S)
                 continue
-            busy = answer.status_code in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+            busy = response.status_code in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
             if not busy or tries == TRIES_MAX:
                 break
-            await asyncio.sleep(_retry_after_s(answer))
-        if answer.is_error:
-            raise self._refused(answer)
-        return answer
+            await asyncio.sleep(_retry_after_s(response))
+        if response.is_error:
+            raise self._refused(response)
+        return response
 
     def _unreachable(self, error: httpx.TransportError) -> ApiUnusable:
-        reason = str(error) or type(error).__name__
+        silent = isinstance(error, httpx.TimeoutException)
+        reason = str(error) or ("it did not respond in time" if silent else "the connection broke")
         return ApiUnusable(
-            f"the API at {self._url} cannot be reached ({reason}): is it running? --api or TRIPFOLD_API_URL says where"
+            f"the API at {self._url} cannot be reached: {reason}. Check that it runs there, "
+            "or set its address with --api or TRIPFOLD_API_URL."
         )
 
-    def _refused(self, answer: httpx.Response) -> ApiUnusable:
+    def _refused(self, response: httpx.Response) -> ApiUnusable:
         try:
-            told = msgspec.json.decode(answer.content, type=_Problem).detail
+            detail = msgspec.json.decode(response.content, type=_Problem).detail
         except msgspec.MsgspecError:
-            told = f"{answer.status_code} {answer.reason_phrase}: is this Tripfold's API?"
-        if answer.status_code == HTTPStatus.NOT_FOUND:
-            return NotFound(told)
-        if answer.status_code == HTTPStatus.UNAUTHORIZED:
-            told += " --key or TRIPFOLD_API_KEY has it."
-        return ApiUnusable(f"{self._url} refuses: {told}")
+            detail = f"status {response.status_code}, not in Tripfold's format. Check --api or TRIPFOLD_API_URL."
+        if response.status_code == HTTPStatus.NOT_FOUND:
+            return NotFound(detail)
+        if response.status_code == HTTPStatus.UNAUTHORIZED:
+            detail += " Set it with --key or TRIPFOLD_API_KEY."
+        return ApiUnusable(f"{self._url} refused the request: {detail}")
 
 
 class _Id(msgspec.Struct, frozen=True):
@@ -229,13 +228,13 @@ class _Problem(msgspec.Struct, frozen=True):
 
 
 def _segment(text: str) -> str:
-    return quote(text, safe="") or "-"  # an empty one would be another path
+    return quote(text, safe="") or "-"  # an empty segment would be another path
 
 
-def _requests_of(answer: httpx.Response) -> tuple[RequestState, ...]:
-    return msgspec.json.decode(answer.content, type=_Requests).requests
+def _requests_of(response: httpx.Response) -> tuple[RequestState, ...]:
+    return msgspec.json.decode(response.content, type=_Requests).requests
 
 
-def _retry_after_s(answer: httpx.Response) -> float:
-    told = answer.headers.get("retry-after", "")
-    return min(float(told), RETRY_AFTER_MAX_S) if told.isdigit() else TRY_AGAIN_S
+def _retry_after_s(response: httpx.Response) -> float:
+    header = response.headers.get("retry-after", "")
+    return min(float(header), RETRY_AFTER_MAX_S) if header.isdigit() else TRY_AGAIN_S

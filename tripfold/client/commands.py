@@ -1,4 +1,4 @@
-"""The commands of those who use Tripfold from afar, over its REST API."""
+"""The commands for users: they call the REST API."""
 
 from __future__ import annotations
 
@@ -19,45 +19,49 @@ API_URL = "http://127.0.0.1:8080"
 
 client_commands = typer.Typer()
 
-_Api = Annotated[str, typer.Option("--api", envvar="TRIPFOLD_API_URL", help="Where the API is.")]
+_Api = Annotated[str, typer.Option("--api", envvar="TRIPFOLD_API_URL", help="The URL of the API.")]
 _Key = Annotated[
     str | None,
-    typer.Option("--key", envvar="TRIPFOLD_API_KEY", help="The API key. Better in the variable: others see commands."),
+    typer.Option(
+        "--key",
+        envvar="TRIPFOLD_API_KEY",
+        help="The API key. Others can see it in the process list: prefer the variable.",
+    ),
 ]
 _First = Annotated[
     dt.datetime, typer.Option("--from", metavar="YYYY-MM-DD", formats=["%Y-%m-%d"], help="The first day.")
 ]
 _Last = Annotated[
-    dt.datetime, typer.Option("--to", metavar="YYYY-MM-DD", formats=["%Y-%m-%d"], help="The last day, included.")
+    dt.datetime, typer.Option("--to", metavar="YYYY-MM-DD", formats=["%Y-%m-%d"], help="The last day (included).")
 ]
-_Id = Annotated[str, typer.Argument(help="The id of a request, or of a range of dates.", show_default=False)]
+_Id = Annotated[str, typer.Argument(help="The id of a request or of a range of dates.", show_default=False)]
 
 
 class Format(enum.Enum):
-    """How statistics are printed."""
+    """The format of printed statistics."""
 
     TABLE = "table"
     CSV = "csv"
     JSON = "json"
 
 
-class NoDates(OperatorError):
-    """What was given is neither a date nor a range of dates."""
+class InvalidDates(OperatorError):
+    """The argument is neither a date nor a range of dates."""
 
 
 @client_commands.command("request", rich_help_panel="Use")
 def request(
     dates: Annotated[
-        str, typer.Argument(metavar="DATE|FROM..TO", help="A date, or the first and the last of several.")
+        str, typer.Argument(metavar="DATE|FROM..TO", help="A date, or the first and the last date of a range.")
     ],
     *,
     api: _Api = API_URL,
     key: _Key = None,
-    watch: Annotated[bool, typer.Option(help="Show how it progresses until it has ended.")] = True,
+    watch: Annotated[bool, typer.Option(help="Show the progress until the request has ended.")] = True,
 ) -> None:
-    """Have dates processed, and watch until their numbers are served; exit 1 if anything failed.
+    """Request that dates are processed, and watch until their numbers are served; exit 1 if anything failed.
 
-    Ctrl-C stops watching, not the request.
+    Ctrl-C stops the display; the request continues.
 
     Example: tripfold request 2024-05-01
 
@@ -73,11 +77,11 @@ def request(
 
     async def run() -> bool:
         async with ApiClient(api.rstrip("/"), key) as client:
-            asked, states = await client.ask(first, last)
+            request_id, states = await client.process(first, last)
             if not watch:
-                console.print(asked, highlight=False, soft_wrap=True)
+                console.print(request_id, highlight=False, soft_wrap=True)
                 return True
-            return await _watched(watch_requests(client, states, console), asked, console)
+            return await _watched(watch_requests(client, states, console), request_id, console)
 
     _end(run())
 
@@ -85,13 +89,15 @@ def request(
 @client_commands.command("watch", rich_help_panel="Use")
 def watch(
     wanted: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="A request or a range. Unset: the latest requests.")
+        str | None, typer.Argument(metavar="[ID]", help="The id of a request or a range. Default: the latest requests.")
     ] = None,
     *,
     api: _Api = API_URL,
     key: _Key = None,
 ) -> None:
-    """Watch a request, or a range of dates, until it has ended; exit 1 if anything failed. Without an id: the latest.
+    """Watch a request or a range of dates until it has ended; exit 1 if anything failed.
+
+    Without an id, list the latest requests.
 
     Example: tripfold watch
 
@@ -115,7 +121,7 @@ def watch(
 
 @client_commands.command("cancel", rich_help_panel="Use")
 def cancel(wanted: _Id, *, api: _Api = API_URL, key: _Key = None) -> None:
-    """Cancel a request, or a range of dates: cities that are not started yet are skipped.
+    """Cancel a request or a range of dates. Cities already in progress finish normally; the others are skipped.
 
     Example: tripfold cancel 018f3d2a-5c00-7aaa-8bbb-0123456789ab
     """
@@ -124,8 +130,8 @@ def cancel(wanted: _Id, *, api: _Api = API_URL, key: _Key = None) -> None:
     async def run() -> bool:
         async with ApiClient(api.rstrip("/"), key) as client:
             await client.cancel(wanted)
-        told = f"cancelled; what was started ends as it would have: tripfold watch {wanted}"
-        open_console().print(told, highlight=False, soft_wrap=True)
+        message = f"Cancelled. Cities already in progress finish normally. Watch them: 'tripfold watch {wanted}'."
+        open_console().print(message, highlight=False, soft_wrap=True)
         return True
 
     _end(run())
@@ -136,8 +142,8 @@ def stats(
     first: _First,
     last: _Last,
     *,
-    country: Annotated[str | None, typer.Option(help="One country's slug: then day by day.")] = None,
-    format_: Annotated[Format, typer.Option("--format", help="A table to look at, or what the API answers.")] = (
+    country: Annotated[str | None, typer.Option(help="A country's slug: print a line for each of its days.")] = None,
+    format_: Annotated[Format, typer.Option("--format", help="A table, or the response of the API as it is.")] = (
         Format.TABLE
     ),
     api: _Api = API_URL,
@@ -164,37 +170,42 @@ def stats(
         statistics = decode_statistics(body)
         console = open_console()
         if not statistics:
-            what = f"{country} from" if country else "any country from"
-            console.print(f"there is no data of {what} {first:%Y-%m-%d} to {last:%Y-%m-%d}", highlight=False)
+            dates = f"{first:%Y-%m-%d}..{last:%Y-%m-%d}"
+            console.print(
+                f"No data of {country or 'any country'} for {dates}. Request it: 'tripfold request {dates}'.",
+                highlight=False,
+                soft_wrap=True,
+            )
         elif country is None:
             print_statistics(statistics, console)
         else:
-            print_whole(table_of_days(next(iter(statistics.values()))), console)  # a name has its slug as the key
+            (days,) = statistics.values()
+            print_whole(table_of_days(days), console)
         return True
 
     _end(run())
 
 
 def parse_dates(text: str) -> tuple[dt.date, dt.date]:
-    """Read ``DATE`` or ``FROM..TO``. Raises NoDates."""
+    """Read ``DATE`` or ``FROM..TO``. Raises InvalidDates."""
     first, dots, last = text.partition("..")
     try:
         days = dt.date.fromisoformat(first), dt.date.fromisoformat(last if dots else first)
     except ValueError:
-        raise NoDates(
-            f"{text!r} is no date and no range of dates: write 2024-05-01, or 2024-05-01..2024-05-07"
+        raise InvalidDates(
+            f"the argument is {text!r}; it must be a date or a range, such as 2024-05-01 or 2024-05-01..2024-05-07"
         ) from None
     if days[0] > days[1]:
-        raise NoDates(f"{text!r} ends before it begins: write {days[1]}..{days[0]}")
+        raise InvalidDates(f"the range {text!r} ends before it begins; use {days[1]}..{days[0]}")
     return days
 
 
-async def _watched(watching: Coroutine[Any, Any, bool], asked: str, console: Console) -> bool:
+async def _watched(watching: Coroutine[Any, Any, bool], request_id: str, console: Console) -> bool:
     try:
         return await watching
     except asyncio.CancelledError:
         console.print(
-            f"it goes on without you; to watch it again: tripfold watch {asked}; to cancel it: tripfold cancel {asked}",
+            f"Still running. Watch it: 'tripfold watch {request_id}'. Cancel it: 'tripfold cancel {request_id}'.",
             highlight=False,
             soft_wrap=True,
         )

@@ -13,14 +13,14 @@ from rich.measure import Measurement
 from rich.table import Table
 
 SPARKLINE_WIDTH_MAX = 31
-SPARKLINE_WIDTHS = (SPARKLINE_WIDTH_MAX, 20, 12, 0)  # from where there is much room to where there is little
+SPARKLINE_WIDTHS = (SPARKLINE_WIDTH_MAX, 20, 12, 0)  # the first that fits the terminal is used; 0: no sparkline
 WIDTH_MAX = 1_000
 BARS = "▁▂▃▄▅▆▇█"
 NO_DATA = "·"
 
 
 class Day(msgspec.Struct, frozen=True, kw_only=True):
-    """What the API says of a country-day."""
+    """A country-day in a response of the API."""
 
     bus_count: int
     passenger_count: int
@@ -31,12 +31,12 @@ class Day(msgspec.Struct, frozen=True, kw_only=True):
     cities_reported: int
     cities_expected: int
     complete: bool
-    version: Annotated[int, msgspec.Meta(description="0: nothing is known of the day.")]
+    version: Annotated[int, msgspec.Meta(description="0: the day has not been processed.")]
     unreadable: str | None = None
 
     @property
     def known(self) -> bool:
-        """Whether anything is known of the day: otherwise its zeros mean nothing."""
+        """Whether the day has numbers. Without them its zeros mean nothing."""
         return self.cities_reported > 0 or self.bus_count > 0
 
 
@@ -44,14 +44,14 @@ Statistics = dict[str, dict[dt.date, Day]]
 
 
 def decode_statistics(body: bytes) -> Statistics:
-    """Read the API's answer in JSON, with all details."""
+    """Decode the API's JSON with ``detail=full``."""
     return msgspec.json.decode(body, type=Statistics)
 
 
 def sparkline(values: Sequence[float | None], *, width: int = SPARKLINE_WIDTH_MAX) -> str:
-    """Draw values as bars between the least and the greatest of them; None is a day without data.
+    """Draw values as bars between their minimum and maximum; None is a day without data.
 
-    More values than ``width`` are taken together, as the mean of neighbours.
+    Of more than ``width`` values, each bar shows the mean of its neighbours.
     """
     columns = _columns(values, width) if len(values) > width else list(values)
     known = [value for value in columns if value is not None]
@@ -74,9 +74,9 @@ def _columns(values: Sequence[float | None], width: int) -> list[float | None]:
 
 
 def print_statistics(statistics: Statistics, console: Console) -> None:
-    """Print a line for each country, with sparklines as long as there is room for, or none.
+    """Print a line for each country, with the longest sparklines that fit.
 
-    A figure is never cut: a line that is too long even so is the terminal's to wrap.
+    Numbers are never cut: the terminal wraps a line that is still too long.
     """
     for width in SPARKLINE_WIDTHS:
         table = table_of(statistics, width=width)
@@ -86,20 +86,20 @@ def print_statistics(statistics: Statistics, console: Console) -> None:
 
 
 def print_whole(table: Table, console: Console) -> None:
-    """Print a table as wide as it is, for a terminal to wrap if it is too wide."""
+    """Print a table at its full width; the terminal wraps it if needed."""
     console.width = max(console.width, width_of(table, console))
     console.print(table, highlight=False)
 
 
 def width_of(table: Table, console: Console) -> int:
-    """Return how many columns a table takes where there is room for all of it."""
+    """Return the full width of a table, in columns."""
     return Measurement.get(console, console.options.update(max_width=WIDTH_MAX), table).maximum
 
 
 def table_of(statistics: Statistics, *, width: int = SPARKLINE_WIDTH_MAX) -> Table:
-    """Return a line for each country: its totals over the range, and how they went from day to day.
+    """Return a line for each country: its totals over the range, and a sparkline of its days.
 
-    ``width`` is that of the sparklines; 0: there are none.
+    ``width`` is the width of a sparkline; 0: none.
     """
     by_day = [f"{what}by day" if width else None for what in (("delay ", "passengers ") if width > 16 else ("", ""))]
     table = _table("country", by_day[0], "delay (s)", by_day[1], "passengers", "buses", "accidents", "days")

@@ -1,4 +1,4 @@
-"""Watching requests in a terminal, until each has ended."""
+"""Shows the progress of requests in a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REASONS_SHOWN_MAX = 20
 
 
 async def watch_requests(client: ApiClient, states: Sequence[RequestState], console: Console) -> bool:
-    """Show a bar for each request until all have ended, then what went wrong; return whether nothing did."""
+    """Show a bar for each request until all have ended, then the failures; return whether there were none."""
     progress = Progress(
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.fields[date]}"),
@@ -32,7 +32,7 @@ async def watch_requests(client: ApiClient, states: Sequence[RequestState], cons
     with progress:
         ends = await asyncio.gather(*(_watch(client, state, progress) for state in states))
     for state in ends:
-        _tell_failures(state, console)
+        _print_failures(state, console)
     return all(state.status == "completed" for state in ends)
 
 
@@ -42,7 +42,7 @@ async def _watch(client: ApiClient, state: RequestState, progress: Progress) -> 
     async for later in client.follow(state):
         state = later
         _show(progress, bar, state)
-    state = await client.request(state.id)  # one that had ended at the beginning came without its failures
+    state = await client.request(state.id)  # a listing and an ended request have no failures yet
     _show(progress, bar, state)
     return state
 
@@ -50,13 +50,13 @@ async def _watch(client: ApiClient, state: RequestState, progress: Progress) -> 
 def _show(progress: Progress, bar: TaskID, state: RequestState) -> None:
     total = state.counts.cities_total
     if state.ended:
-        total = max(total, 1)  # so that the bar is full, and its clock stops, also without any city
+        total = max(total, 1)  # a request without cities needs a full bar too: it stops the clock
     completed = total if state.ended else state.counts.cities_done
     progress.update(bar, total=total or None, completed=completed, detail=detail_of(state))
 
 
 def detail_of(state: RequestState) -> str:
-    """Say in a line how far a request has come."""
+    """Describe the progress of a request in one line."""
     counts = state.counts
     parts = [
         f"{counts.cities_done}/{counts.cities_total} cities",
@@ -77,7 +77,7 @@ def detail_of(state: RequestState) -> str:
     return " ".join(parts)
 
 
-def _tell_failures(state: RequestState, console: Console) -> None:
+def _print_failures(state: RequestState, console: Console) -> None:
     if state.failed_reason is not None:
         console.print(
             f"[red]{state.date} {state.status}:[/red] {escape(state.failed_reason)}", highlight=False, soft_wrap=True
@@ -90,12 +90,13 @@ def _tell_failures(state: RequestState, console: Console) -> None:
     more = state.counts.cities_failed - min(len(state.failures), REASONS_SHOWN_MAX)
     if more > 0:
         console.print(
-            f"[red]{state.date}[/red] and {more} more; all are at /process-requests/{state.id}", highlight=False
+            f"[red]{state.date}[/red] {more:,} more cities failed. See all: GET /process-requests/{state.id}.",
+            highlight=False,
         )
 
 
 async def watch_latest(client: ApiClient, console: Console) -> None:
-    """Show the latest requests; in a terminal until Ctrl-C, otherwise once."""
+    """Show the latest requests: until Ctrl-C in a terminal, otherwise once."""
     if not console.is_terminal:
         console.print(requests_table(await client.latest(LISTED)))
         return
@@ -106,7 +107,7 @@ async def watch_latest(client: ApiClient, console: Console) -> None:
 
 
 def requests_table(states: Sequence[RequestState]) -> Table:
-    """Return a line for each request. On 80 columns a long status takes two lines; an id is always whole."""
+    """Return a line for each request. On 80 columns a long status wraps; an id never does."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for heading in ("id", "date"):
         table.add_column(heading, no_wrap=True)

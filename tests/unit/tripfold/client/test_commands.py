@@ -23,9 +23,8 @@ from tests.serving import served
 from tripfold import cli
 from tripfold.client import api as api_module
 from tripfold.client.api import ApiClient, ApiUnusable, NotFound, RequestState
-from tripfold.client.commands import NoDates, parse_dates
+from tripfold.client.commands import InvalidDates, parse_dates
 from tripfold.client.figures import decode_statistics, print_statistics, sparkline, table_of, table_of_days
-from tripfold.client.server_sent import Event, EventStream
 from tripfold.client.watching import requests_table, watch_requests
 
 
@@ -47,30 +46,8 @@ def test_dates_and_ranges_are_parsed(text: str, dates: tuple[str, str]) -> None:
 )
 def test_a_text_that_is_no_date_is_refused(text: str) -> None:
     """A text that is neither a date nor a range is refused, and the error shows the expected form."""
-    with pytest.raises(NoDates, match="write "):
+    with pytest.raises(InvalidDates, match=r"; (it must be|use) "):
         parse_dates(text)
-
-
-def test_events_of_a_stream() -> None:
-    """Comments and reconnection times are no events; an event's data may have many lines; ids last."""
-    lines = [
-        "retry: 2000",
-        "",
-        ": still there",
-        "",
-        "id: 1",
-        "event: progress",
-        "data: {",
-        "data:}",
-        "",
-        "data:  x",
-        "",
-    ]
-    stream = EventStream()
-    assert [event for line in [*lines, ""] if (event := stream.line(line))] == [
-        Event(name="progress", data="{\n}", id="1"),
-        Event(name="message", data=" x", id="1"),
-    ]
 
 
 @pytest.mark.parametrize(
@@ -172,18 +149,39 @@ async def test_follows_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "2024-05-01 [red]Lima (8) failed: it answered [404]" in console.file.getvalue()
 
 
+async def test_line_separator_in_a_city_name_does_not_break_the_stream() -> None:
+    """An event is read whole although its JSON has U+2028, which Python counts as the end of a line."""
+    world = World()
+    ended: RequestRecord = msgspec.structs.replace(
+        record_of(),
+        planned=True,
+        cities=1,
+        version=2,
+        outcomes={Outcome.FAILED: "1"},
+        failures={0: Failure(city_id=CityId("8"), city_name="Li\u2028ma", reason="404")},
+    )
+    write(world, ended)
+    with served(world) as url:
+        async with ApiClient(url, None) as client:
+            (state,) = await client.requests_of(ended.request_id)
+            older = msgspec.structs.replace(state, status="running", version=1)
+            async with asyncio.timeout(20):
+                (later,) = [later async for later in client.follow(older)]
+    assert [failure.city_name for failure in later.failures] == ["Li\u2028ma"]
+
+
 async def test_errors_have_the_message_of_the_api_or_its_address() -> None:
     """The client sends its key; an error has the API's message, or the address that did not respond."""
     keys = f"reader:read:{digest_of('sesame')}"
     with served(World(), api_access="keys", api_keys=keys) as url:
         async with ApiClient(url, "sesame") as client:
             assert await client.latest(5) == ()
-            with pytest.raises(NotFound, match="no request and no range"):
+            with pytest.raises(NotFound, match="no request or range"):
                 await client.requests_of(REQUEST)
             with pytest.raises(ApiUnusable, match='"process" scope'):
-                await client.ask(DAY, DAY)
+                await client.process(DAY, DAY)
         async with ApiClient(url, None) as client:
-            with pytest.raises(ApiUnusable, match="TRIPFOLD_API_KEY has it"):
+            with pytest.raises(ApiUnusable, match="Set it with --key or TRIPFOLD_API_KEY"):
                 await client.latest(5)
     async with ApiClient(url, None) as client:
         with pytest.raises(ApiUnusable, match=f"the API at {url} cannot be reached"):
@@ -208,7 +206,7 @@ async def test_a_lost_response_still_makes_one_request(monkeypatch: pytest.Monke
     monkeypatch.setattr(world.store, "compare_and_swap", sometimes)
     with served(world) as url:
         async with ApiClient(url, None) as client:
-            asked, (state,) = await client.ask(DAY, DAY)
+            asked, (state,) = await client.process(DAY, DAY)
             assert [one.id for one in await client.latest(5)] == [asked] == [state.id]
 
 
