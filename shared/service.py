@@ -86,6 +86,7 @@ def make_app(
                 yield
             finally:
                 retrier.stopping.set()
+                await asyncio.gather(*(subscription.drain() for subscription in subscriptions))
                 await broker.stop()
                 for task in tasks:
                     task.cancel()

@@ -80,12 +80,14 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
             clock=utc_now,
             retry_policy=retry_policy,
             threads=ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="parse"),
+            streams=settings.ingest_streams,
             deadline_s=settings.ingest_deadline_s,
             rules=settings.file_rules,
             raw_retention=settings.raw_retention,
         )
-        city_worker = Worker(ingest, context.publisher, retrier=retrier, streams=settings.ingest_streams)
-        rounds = math.ceil(settings.ingest_batch / min(settings.ingest_streams, settings.upstream_concurrency_max))
+        city_worker = Worker(ingest, context.publisher, retrier=retrier)
+        # A task waits for a stream while others use all of them.
+        rounds = math.ceil(settings.upstream_concurrency_max / settings.ingest_streams)
         subscription = consume(
             broker,
             Topic.CITY_TASKS,
@@ -94,7 +96,8 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
             retrier=retrier,
             group=GROUPS[Topic.CITY_TASKS],
             skip_markers=context.skip_markers,
-            batch_records_max=settings.ingest_batch,
+            batch_records_max=1,
+            batches_at_once=settings.upstream_concurrency_max,
             linger_ms=WORKER_LINGER_MS,
             deadline_s=min(longest_attempt_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
             in_turns=True,

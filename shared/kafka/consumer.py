@@ -1,5 +1,8 @@
 """Consuming topics with FastStream, at least once: a batch is committed only after all its effects have happened.
 
+A consumer can handle several batches at once. A slow batch then holds back its own commit and no other batch. After a
+crash, Kafka redelivers the batches from the slow one on.
+
 A record of a later schema version blocks its consumer. While it retries the batch, the consumer looks in the bucket for
 the marker that ``tripfold skip`` writes. If the marker names that record, the consumer sends it to the dead letters and
 handles the rest of the batch.
@@ -14,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -22,7 +25,7 @@ from typing import Any, Protocol
 
 import msgspec
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRecord
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaMessage
@@ -34,6 +37,7 @@ from shared.kafka.connection import broker_security
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.kafka.skip_markers import SkipMarkers
+from shared.kafka.uncommitted import Taken, Uncommitted
 from shared.runtime import metrics
 from shared.runtime.retry import DependencyUnavailable, Retrier, Stopping
 from shared.runtime.settings import Settings
@@ -50,6 +54,8 @@ UNASSIGNED = (
 UNASSIGNED_CHECKS_MAX = 2
 """A consumer without a partition in this many checks in a row is reported. In one check, its group may rebalance."""
 RESTART_DEADLINE_S = 60.0
+UNCOMMITTED_MAX = 1_000
+"""The number of records that a consumer takes at most without a commit. A crash redelivers no more than these."""
 
 _log = structlog.get_logger()
 
@@ -88,9 +94,24 @@ class Subscription:
 
     def __init__(self, topic: Topic, subscriber: Subscriber) -> None:
         self.topic = topic
-        self.handling = False
         self.batches = 0
+        self.running: set[asyncio.Task[None]] = set()
         self._subscriber = subscriber
+
+    def start(self, batch: Coroutine[Any, Any, None]) -> None:
+        """Start handling a batch."""
+        self.batches += 1
+        task = asyncio.create_task(batch)
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+
+    async def drain(self) -> None:
+        """Wait until all batches have ended, and cancel them after SHUTDOWN_GRACE_S."""
+        running = list(self.running)
+        if running:
+            await asyncio.wait(running, timeout=SHUTDOWN_GRACE_S)
+        for batch in running:
+            batch.cancel()
 
     async def watch(self, retrier: Retrier, check_kafka: Callable[[], Awaitable[None]]) -> None:
         """Watch the progress until asked to stop. Report a consumer that hangs, and restart it.
@@ -107,7 +128,7 @@ class Subscription:
                 retrier.health.failing("partitions", UNASSIGNED.format(topic=name), detail=name)
             else:
                 retrier.health.recovered("partitions", detail=name)
-            if self.handling or self.batches != batches_before or await self._has_no_lag():
+            if self.running or self.batches != batches_before or await self._has_no_lag():
                 batches_before, no_progress_since_s = self.batches, retrier.now_s()
                 retrier.health.recovered("consumer", detail=name)
                 continue
@@ -142,6 +163,16 @@ class Subscription:
         if partitions and not lagging:
             metrics.last_poll.labels(self.topic.value).set_to_current_time()
         return not lagging
+
+    async def commit(self, offsets: dict[TopicPartition, int]) -> None:
+        """Commit offsets. If that fails, count it: a later commit covers them, or Kafka redelivers the records."""
+        if not offsets or self._subscriber.consumer is None:
+            return
+        try:
+            await self._subscriber.consumer.commit(offsets)
+        except KafkaError as error:
+            metrics.commit_failures.inc()
+            _log.warning("commit_failed", topic=self.topic.value, error=str(error))
 
     async def _restart(self) -> None:
         try:
@@ -187,12 +218,13 @@ def consume(
     deadline_s: float = 180.0,
     skip_markers: SkipMarkers | None = None,
     in_turns: bool = False,
+    batches_at_once: int = 1,
 ) -> Subscription:
     """Subscribe ``process`` to a topic: it gets batches of records, and its return commits the batch.
 
     A failed batch is retried, without the records that ``skip_markers`` sends to the dead letters. ``deadline_s`` is
     the longest duration of one batch; it sets Kafka's ``max.poll.interval.ms``. If ``in_turns``, a batch has records of
-    every partition alike. Returns the subscription; run its ``watch``.
+    every partition alike. Returns the subscription; run its ``watch``, and its ``drain`` before the broker stops.
     """
     poll_interval_ms = int((deadline_s + POLL_INTERVAL_SLACK_S) * 1000)
     instance = f"{settings.kafka_group_instance_id}-{topic.value}" if settings.kafka_group_instance_id else None
@@ -218,51 +250,48 @@ def consume(
         subscriber.get_msg = partial(take_in_turns, records_max=batch_records_max, linger_ms=linger_ms)  # type: ignore[method-assign]
 
     subscription = Subscription(topic, subscriber)
+    uncommitted = Uncommitted()
 
     async def handle(message: KafkaMessage) -> None:
-        subscription.batches += 1
-        subscription.handling = True
-        try:
-            await handle_batch(message)
-        finally:
-            subscription.handling = False
-
-    async def handle_batch(message: KafkaMessage) -> None:
-        began = time.monotonic()
         batch = consumed_records(topic, message.raw_message)
         metrics.events_consumed.labels(topic.value).inc(len(batch))
         metrics.last_poll.labels(topic.value).set_to_current_time()
-        remaining = batch
+        subscription.start(handle_batch(batch, uncommitted.take(batch)))
+        running = subscription.running
+        while running and (len(running) >= batches_at_once or len(uncommitted) >= UNCOMMITTED_MAX):
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
 
-        async def attempt() -> None:
-            nonlocal remaining
-            while True:
-                try:
-                    await process(remaining)
-                except NewerContract as error:
-                    if skip_markers is None:
-                        raise
-                    remaining = await skip_markers.take(error, remaining)
-                else:
-                    return
-
+    async def handle_batch(batch: list[ConsumedRecord], taken: list[Taken]) -> None:
+        began = time.monotonic()
+        detail = f"of {topic.value}"
+        if batches_at_once > 1:  # each has its own fault
+            detail += f" from {batch[0].partition}/{batch[0].offset}"
         try:
-            await retrier.retry_until_available("batch", attempt, detail=f"of {topic.value}")
+            await retrier.retry_until_available(
+                "batch", lambda: _process_unmarked(process, batch, skip_markers), detail=detail
+            )
         except Stopping:
             return  # without a commit: Kafka redelivers the batch
-        await _commit(message, topic)
+        name = settings.topic_prefix + topic.value
+        done = uncommitted.finish(taken)
+        await subscription.commit({TopicPartition(name, partition): offset for partition, offset in done.items()})
         metrics.batch_seconds.labels(topic.value).observe(time.monotonic() - began)
 
     subscriber(handle)
     return subscription
 
 
-async def _commit(message: KafkaMessage, topic: Topic) -> None:
-    try:
-        await message.ack()
-    except KafkaError as error:
-        metrics.commit_failures.inc()
-        _log.warning("commit_failed", topic=topic.value, error=str(error))
+async def _process_unmarked(process: Process, batch: list[ConsumedRecord], skip_markers: SkipMarkers | None) -> None:
+    """Process a batch without the records that an operator has marked to be skipped."""
+    while True:
+        try:
+            await process(batch)
+        except NewerContract as error:
+            if skip_markers is None:
+                raise
+            batch = await skip_markers.take(error, batch)
+        else:
+            return
 
 
 async def take_in_turns(

@@ -165,7 +165,6 @@ class Settings(BaseSettings):
     ingest_streams: int = Field(
         default=4, ge=1, le=64, description="city-days that one worker streams at the same time"
     )
-    ingest_batch: int = Field(default=16, ge=1, le=1000, description="tasks that one worker takes and commits together")
     ingest_deadline_s: float = Field(default=3600, ge=1, description="longest duration of one city-day")
     ingest_records: str = Field(
         default="array",

@@ -90,25 +90,6 @@ async def test_a_city_of_a_cancelled_request_is_fetched_for_another_request() ->
     assert inconsistencies(world) == []
 
 
-async def two_tasks_of_a_city(world: World) -> tuple[RequestId, RequestId]:
-    """Request one city twice, so that a worker takes both tasks in one batch."""
-    first, second = world.request(ONE), world.request(ONE, joining=False)
-    while await world.turn("planner") or await world.turn("progress"):
-        pass
-    return first, second
-
-
-async def test_a_city_of_a_shared_task_batch_is_fetched_for_the_remaining_request() -> None:
-    """If one of two requests whose tasks share a batch is cancelled, the city is fetched for the other."""
-    for cancelled in (0, 1):
-        world = World()
-        both = await two_tasks_of_a_city(world)
-        await cancel(world, both[cancelled])
-        await world.run_to_rest()
-        assert [status_of(read(world, one)) for one in both] == [Status.COMPLETED] * 2
-        assert inconsistencies(world) == []
-
-
 async def test_a_manifest_written_before_a_crash_is_published_although_all_requests_were_cancelled() -> None:
     """A worker crashes between its manifest and its events; another request joins, and both are cancelled."""
     world = World()

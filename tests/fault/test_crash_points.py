@@ -264,14 +264,13 @@ async def test_a_stale_plan_of_a_removed_country_is_not_the_last_in_its_topic() 
 
 
 async def test_a_repeated_task_does_not_keep_a_later_request_from_the_corrected_file() -> None:
-    """In one batch with the task of a later request, a task that is already done does not speak for both."""
+    """A task that is redelivered before that of a later request does not speak for the later one."""
     world = World()
     world.request(WHOLE)
     await world.run_to_rest()
     for partition in range(PARTITIONS):
         world.log.rewind("worker", Topic.CITY_TASKS, partition, len(HOME))
     world.replace("worker")
-    # Its partition has no other city, so both tasks are in one batch.
     world.request(UpstreamState(cities=HOME, files={**WHOLE.files, 2: CORRECTED}))
     await world.run_to_rest()
     assert differences(world) == []

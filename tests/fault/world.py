@@ -294,12 +294,12 @@ class World:
                     clock=self.clock_of(process.role),
                     retry_policy=retry_policy,
                     threads=_threads,
+                    streams=1,
                     deadline_s=TASK_DEADLINE_S,
                     raw_retention=self.raw_retention,
                     mint_attempt=self._mint_attempt,
                 )
-                # One stream at a time, so that the same call has the same number in every run.
-                return Worker(ingest, process.publisher, retrier=process.retrier, streams=1).process
+                return Worker(ingest, process.publisher, retrier=process.retrier).process
             case "retries":
                 return TaskRetries(process.publisher, clock=self.clock_of("worker"), retrier=process.retrier).process
             case "aggregate":

@@ -41,18 +41,21 @@ async def consuming(
     health: Health | None = None,
     skip_markers: SkipMarkers | None = None,
     in_turns: bool = False,
+    batch_records_max: int = 10,
+    batches_at_once: int = 1,
 ) -> AsyncIterator[Retrier]:
     """Consume a topic with a collector for as long as the context is open."""
     retrier = Retrier(health=health or Health(), wait_max_s=0.05)
     broker = make_broker(settings)
-    consume(
+    subscription = consume(
         broker,
         topic,
         collector.process,
         settings=settings,
         retrier=retrier,
         group="test",
-        batch_records_max=10,
+        batch_records_max=batch_records_max,
+        batches_at_once=batches_at_once,
         linger_ms=20,
         skip_markers=skip_markers,
         in_turns=in_turns,
@@ -62,4 +65,5 @@ async def consuming(
         yield retrier
     finally:
         retrier.stopping.set()
+        await subscription.drain()
         await broker.stop()

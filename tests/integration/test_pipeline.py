@@ -206,6 +206,28 @@ async def test_a_backlog_completes_in_the_order_of_its_requests(upstream: Upstre
     assert all(abs(order.index(place) - place) <= 3 for place in range(len(dates))), order
 
 
+async def test_cities_without_a_response_delay_no_other(upstream: UpstreamServer, tripfold: Running) -> None:
+    """While the upstream does not respond for more cities than there are streams, the other cities are ingested."""
+    date = "2024-09-01"
+    silent, others = {str(city) for city in range(5)}, range(5, 50)
+    assert len(silent) > tripfold.settings.ingest_streams
+    for city in (*range(5), *others):
+        upstream.add_city(city, f"City {city}", "Peru")
+        upstream.put(city, date, make_trips(city, 20, date))
+    upstream.silent = set(silent)
+    try:
+        place = await tripfold.request(date)
+
+        async def ingested() -> bool | None:
+            listed = [one.key async for one in tripfold.store.list(keys.manifests_of(dt.date.fromisoformat(date)))]
+            return len(listed) >= len(others) or None
+
+        await eventually(ingested, "the cities that get a response")
+    finally:
+        upstream.silent.clear()
+    assert (await tripfold.ended(place))["status"] == "completed"
+
+
 async def test_no_cities_at_all_fail_the_request(tripfold: Running) -> None:
     """A request of an upstream without cities fails, and its reason names the setting that allows none."""
     request = await tripfold.process("2024-05-09")

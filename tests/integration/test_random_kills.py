@@ -56,7 +56,7 @@ async def test_whatever_is_killed_every_byte_and_every_number_is_right(
     with UpstreamServer(etags=draw.random() < 0.5) as upstream:
         files = _fill(upstream, dates, draw)
         upstream.pace_s = 0.03
-        settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url, INGEST_BATCH=str(STREAMS))
+        settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url)
         async with running(settings, tmp_path) as tripfold:
             places = [await tripfold.request(date) for date in dates]
             await _kill_at_random(tripfold, upstream, draw)

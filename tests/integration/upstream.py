@@ -19,7 +19,8 @@ class UpstreamServer:
     """Serves ``/cities`` and ``/cities/{id}/stats?date=`` on a free port, from a thread of its own.
 
     ``files`` maps (city id, date) to a body; a city without one gets 404, and a number in place of a body
-    is the status of the response. It waits ``pace_s`` after each chunk. ``requests`` lists the requested paths.
+    is the status of the response. Cities in ``silent`` get no response while they are in it. It waits
+    ``pace_s`` after each chunk. ``requests`` lists the requested paths.
     """
 
     def __init__(self, *, content_type: str = "text/html", etags: bool = False) -> None:
@@ -28,6 +29,7 @@ class UpstreamServer:
         self.content_type = content_type
         self.etags = etags
         self.pace_s = 0.0
+        self.silent: set[str] = set()
         self.requests: list[str] = []
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
@@ -64,6 +66,8 @@ class UpstreamServer:
             await self._answer(send, 200, json.dumps(self.cities).encode(), headers)
             return
         city_id = unquote(path.split("/")[2])
+        while city_id in self.silent:  # noqa: ASYNC110  # the test changes it in another thread
+            await asyncio.sleep(0.02)
         body = self.files.get((city_id, parse_qs(query)["date"][0]), 404)
         if isinstance(body, int):
             await self._answer(send, body, b"", {})

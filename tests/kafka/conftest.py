@@ -115,7 +115,7 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Syst
         seed=7,
         large_files=False,
         session_timeout_s=45,  # longer than a static member takes to restart
-        settings=(("INGEST_STREAMS", "2"), ("INGEST_BATCH", "4")),
+        settings=(("INGEST_STREAMS", "2"),),
     )
     async with running_system(config, tmp_path_factory.mktemp("system")) as running:
         await start_services(running)

@@ -29,7 +29,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor
 
 import msgspec
@@ -42,6 +42,7 @@ from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker.attempts import ALONE_AFTER, ALONE_CRASHES_MAX, Attempts
 from services.ingest.worker.manifest import NewFile, Place, next_manifest, validators_of
 from services.ingest.worker.quarantine import FileSource, Quarantine
+from services.ingest.worker.stream_slots import StreamSlots
 from services.ingest.worker.streaming import (
     FileRefused,
     StreamedFile,
@@ -52,7 +53,6 @@ from services.ingest.worker.streaming import (
 from services.ingest.worker.task_retries import next_attempt
 from shared.domain import keys
 from shared.domain.events import Cause, CityFinished, CityProgressed, Event, IngestCity, Outcome, Published
-from shared.domain.ids import RequestId
 from shared.domain.objects import Manifest
 from shared.domain.outbox import events_of_manifest
 from shared.domain.requests import is_awaited
@@ -84,12 +84,12 @@ class CityResult(msgspec.Struct, frozen=True, kw_only=True):
     quarantine_key: str | None = None
 
 
-class _MustParseAlone(Exception):  # no error: the worker runs the task later
+class _MustParseAlone(Exception):  # no error: the file is then parsed alone
     """The file must be parsed alone, and other files may be in progress now."""
 
 
 class _RequestCancelled(Exception):  # no error: the worker skips the city
-    """All requests for the city-day were cancelled before it was started."""
+    """The request was cancelled before the city-day was started."""
 
 
 class CityDayIngest:
@@ -104,6 +104,7 @@ class CityDayIngest:
         clock: Callable[[], dt.datetime],
         retry_policy: UpstreamRetryPolicy,
         threads: Executor,
+        streams: int,
         deadline_s: float,
         rules: FileRules = DEFAULT_RULES,
         raw_retention: dt.timedelta | None = None,
@@ -116,6 +117,7 @@ class CityDayIngest:
         self._clock = clock
         self._retry_policy = retry_policy
         self._threads = threads
+        self._streams = StreamSlots(streams)
         self._deadline_s = deadline_s
         self._rules = rules
         self._raw_retention = raw_retention
@@ -123,41 +125,26 @@ class CityDayIngest:
         self._attempts = Attempts(store, clock=clock)
         self._quarantine = Quarantine(store, clock=clock)
 
-    async def run(self, tasks: Sequence[IngestCity], *, alone: bool) -> bool:
-        """Ingest one city-day for all its tasks. Returns True if the tasks can be committed now.
-
-        Returns False if the file must be parsed alone; call it again with ``alone`` when the process parses nothing
-        else. Runs the last task of the highest plan, and publishes its result for every task.
-        """
-        # Not the first task: it may be redelivered, and its file may be older than the last request.
-        chosen = max(reversed(tasks), key=lambda task: task.plan_revision)
-        log = _log.bind(date=str(chosen.date), city_id=chosen.city_id, request_id=chosen.request_id)
+    async def run(self, task: IngestCity) -> None:
+        """Ingest one city-day. Afterwards the task can be committed."""
+        log = _log.bind(date=str(task.date), city_id=task.city_id, request_id=task.request_id)
         began_at = self._clock()
+        down_s = (began_at - (task.down_since or began_at)).total_seconds()
         try:
-            finished = await self._retry_policy.run_once(
-                lambda: self._ingest(chosen, tasks, alone=alone),
-                down_s=min((began_at - (task.down_since or began_at)).total_seconds() for task in tasks),
-            )
-        except _MustParseAlone:
-            return False
+            try:
+                finished = await self._retry_policy.run_once(lambda: self._ingest(task), down_s=down_s)
+            except _MustParseAlone:
+                async with self._streams.all():
+                    finished = await self._retry_policy.run_once(lambda: self._ingest(task, alone=True), down_s=down_s)
         except (TransientUpstreamError, UpstreamDown) as fault:
             log.info("city_retry_scheduled", error=str(fault))
-            for task in tasks:
-                await self._retry_later(task, fault, began_at)
-            return True
+            await self._retry_later(task, fault, began_at)
+            return
         except _RequestCancelled:
             finished = CityResult(outcome=Outcome.SKIPPED, reason="the request was cancelled")
         except PermanentUpstreamError as error:
             finished = CityResult(outcome=Outcome.FAILED, reason=str(error)[:2_000])
-        log.info(
-            "city_ingested",
-            outcome=finished.outcome.value,
-            error=finished.reason,
-            quarantine_key=finished.quarantine_key,
-        )
-        for task in tasks:
-            await self._end(task, finished)
-        return True
+        await self._end(task, finished)
 
     async def _retry_later(
         self, task: IngestCity, fault: TransientUpstreamError | UpstreamDown, began_at: dt.datetime
@@ -173,19 +160,20 @@ class CityDayIngest:
                 outage_limit_s=self._retry_policy.outage_limit_s,
             )
         except PermanentUpstreamError as error:
-            _log.info(
-                "city_ingested",
-                date=str(task.date),
-                city_id=task.city_id,
-                request_id=task.request_id,
-                outcome="failed",
-                error=str(error),
-            )
             await self._end(task, CityResult(outcome=Outcome.FAILED, reason=str(error)[:2_000]))
         else:
             await self._publisher.publish([OutgoingEvent(later, topic=Topic.CITY_TASK_RETRIES)])
 
     async def _end(self, task: IngestCity, finished: CityResult) -> None:
+        _log.info(
+            "city_ingested",
+            date=str(task.date),
+            city_id=task.city_id,
+            request_id=task.request_id,
+            outcome=finished.outcome.value,
+            error=finished.reason,
+            quarantine_key=finished.quarantine_key,
+        )
         if finished.manifest is None:
             await self._publish_awaited(task)
         await self._publish(task, finished)
@@ -227,11 +215,11 @@ class CityDayIngest:
         )
         await self._publisher.publish([OutgoingEvent(ended)])
 
-    async def _ingest(self, task: IngestCity, tasks: Sequence[IngestCity], *, alone: bool) -> CityResult:
+    async def _ingest(self, task: IngestCity, *, alone: bool = False) -> CityResult:
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    finished = await self._try_once(task, {one.request_id for one in tasks}, alone=alone)
+                    finished = await self._try_once(task, alone=alone)
                     if finished is not None:
                         return finished
         except TimeoutError as error:
@@ -239,10 +227,10 @@ class CityDayIngest:
                 f"the city-day took longer than its deadline of {self._deadline_s:.0f} s"
             ) from error
 
-    async def _try_once(self, task: IngestCity, wanted_by: Collection[RequestId], *, alone: bool) -> CityResult | None:
+    async def _try_once(self, task: IngestCity, *, alone: bool) -> CityResult | None:
         """Take steps 1 to 6 once. Returns None if another worker wrote the manifest first.
 
-        Raises _RequestCancelled if all requests for the city-day were cancelled before it was started.
+        Raises _RequestCancelled if the request was cancelled before the city-day was started.
         """
         stored = await self._repository.read(Manifest, keys.manifest(task.date, task.city_id))
         previous = stored.value if stored else None
@@ -252,8 +240,8 @@ class CityDayIngest:
             if place is None:
                 return CityResult(outcome=Outcome.STORED, manifest=previous)
             return await self._swap(stored, await self._next(previous, task, place, None, attempt))
-        if await self._all_cancelled(wanted_by):
-            if previous is None or previous.request_id not in wanted_by:
+        if await read_cancelled_record(self._store, task.request_id) is not None:
+            if previous is None or previous.request_id != task.request_id:
                 raise _RequestCancelled
             return CityResult(outcome=Outcome.STORED, manifest=previous)  # perhaps not published yet
         place = await self._place(task, previous)
@@ -261,7 +249,11 @@ class CityDayIngest:
         known = validators_of(
             None if raw_lost else previous, self._upstream.city_url(task.upstream_id, task.date), self._rules
         )
-        async with self._upstream.download(task.upstream_id, task.date, known) as download:
+        # The slot is taken after the response has arrived: a slow upstream holds no slot while it does not respond.
+        async with (
+            self._upstream.download(task.upstream_id, task.date, known) as download,
+            contextlib.nullcontext() if alone or download.chunks is None else self._streams.one(),
+        ):
             taken = await self._take(download, task, previous, place, attempt, raw_lost=raw_lost, alone=alone)
         return taken if isinstance(taken, CityResult) else await self._swap(stored, taken)
 
@@ -342,12 +334,6 @@ class CityDayIngest:
         if self._raw_retention is not None and self._clock() - manifest.raw_stored_at > self._raw_retention:
             return False
         return await self._store.get(manifest.raw_key, first_bytes=1) is None
-
-    async def _all_cancelled(self, request_ids: Collection[RequestId]) -> bool:
-        for request_id in sorted(request_ids):
-            if await read_cancelled_record(self._store, request_id) is None:
-                return False
-        return True
 
     async def _next(
         self, previous: Manifest | None, task: IngestCity, place: Place, file: NewFile | None, attempt: str

@@ -1,14 +1,14 @@
-"""TaskRetries city-days through a topic of delayed tasks, so that a waiting retry occupies no stream.
+"""Retries city-days through a topic of delayed tasks, so that a waiting retry occupies no stream.
 
 The order of effects:
 
 1. the worker publishes the task to ``city-task-retries``, with its count of failed attempts and the time when it is
-   due, and commits the batch;
+   due, and commits;
 2. `TaskRetries` waits until the task is due, and publishes it to ``city-tasks``;
 3. it commits.
 
-A crash after 1 or 2 publishes the same task twice. Both copies have one identity, so a worker that receives both in one
-batch runs one of them. In different batches both run: that costs attempts and changes no result.
+A crash after 1 or 2 publishes the same task twice. Both copies run, one after the other: that costs attempts and
+changes no result.
 """
 
 from __future__ import annotations

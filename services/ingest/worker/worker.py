@@ -1,8 +1,4 @@
-"""Runs the tasks of a batch in parallel, tasks of the same city-day as one, with one commit for the batch.
-
-A file whose parsing crashed workers is parsed alone, after the other files of its batch. If the worker then crashes
-again, that file is the cause.
-"""
+"""Runs the tasks of ``city-tasks``: those of different city-days at the same time, those of one in order."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import asyncio
 import datetime as dt
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from services.ingest.worker.city_day import CityDayIngest
 from shared.domain.events import IngestCity
@@ -21,51 +18,38 @@ from shared.runtime.retry import Retrier
 
 
 class Worker:
-    """Runs the tasks of ``city-tasks``."""
+    """Runs tasks. Its ``process`` can run several times at once."""
 
-    def __init__(self, ingest: CityDayIngest, publisher: Publisher, *, retrier: Retrier, streams: int) -> None:
+    def __init__(self, ingest: CityDayIngest, publisher: Publisher, *, retrier: Retrier) -> None:
         self._ingest = ingest
         self._publisher = publisher
         self._retrier = retrier
-        self._room = asyncio.Semaphore(streams)
+        self._locks: WeakValueDictionary[tuple[dt.date, CityId], asyncio.Lock] = WeakValueDictionary()
 
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
-        """Ingest all city-days of a batch. Afterwards the batch can be committed.
+        """Ingest the city-days of a batch, one after the other. Afterwards the batch can be committed.
 
-        Raises Stopping at shutdown: city-days in progress are aborted, and Kafka redelivers their tasks.
+        Raises Stopping at shutdown: the city-day in progress is aborted, and Kafka redelivers its task.
         """
-        groups: dict[tuple[dt.date, CityId], dict[str, IngestCity]] = {}
         for item in await decode_batch(batch, self._publisher):
             assert isinstance(item.event, IngestCity)
-            groups.setdefault((item.event.date, item.event.city_id), {})[item.event.identity] = item.event
-        working = asyncio.create_task(self._run_all([list(tasks.values()) for tasks in groups.values()]))
+            await self._run_until_stopping(item.event)
+
+    async def _run_until_stopping(self, task: IngestCity) -> None:
+        running = asyncio.create_task(self._run(task))
         stopping = asyncio.create_task(self._retrier.stopping.wait())
-        futures: list[asyncio.Future[Any]] = [working, stopping]
+        futures: list[asyncio.Future[Any]] = [running, stopping]
         try:
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
             self._retrier.raise_if_stopping()
-            await working
+            await running
         finally:
             stopping.cancel()
-            working.cancel()
-            await asyncio.gather(working, stopping, return_exceptions=True)
+            running.cancel()
+            await asyncio.gather(running, stopping, return_exceptions=True)
 
-    async def _run_all(self, groups: Sequence[Sequence[IngestCity]]) -> None:
-        running = [asyncio.create_task(self._run(tasks)) for tasks in groups]
-        try:
-            done = await asyncio.gather(*running)
-        finally:
-            for one in running:
-                one.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-        for tasks, is_done in zip(groups, done, strict=True):
-            if not is_done:
-                await self._run(tasks, alone=True)
-
-    async def _run(self, tasks: Sequence[IngestCity], *, alone: bool = False) -> bool:
-        async with self._room:
-            return await self._retrier.retry_until_available(
-                "city_day",
-                lambda: self._ingest.run(tasks, alone=alone),
-                detail=f"{tasks[0].date}/{tasks[0].city_id}",
+    async def _run(self, task: IngestCity) -> None:
+        async with self._locks.setdefault((task.date, task.city_id), asyncio.Lock()):
+            await self._retrier.retry_until_available(
+                "city_day", lambda: self._ingest.run(task), detail=f"{task.date}/{task.city_id}"
             )

@@ -23,6 +23,7 @@ from shared.kafka.producer import KafkaPublisher, KafkaUnavailable, TopicsMissin
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime.health import Health
+from shared.runtime.retry import Stopping
 from shared.runtime.settings import Settings
 from tests.fakes.store import MemoryStore
 from tests.integration.consuming import Collector, consuming
@@ -114,6 +115,35 @@ async def test_a_country_day_is_in_one_partition(settings: Settings) -> None:
         partitions.setdefault(record.key.rpartition(b"/")[0], set()).add(record.partition)
     assert {len(found) for found in partitions.values()} == {1}
     assert len(set.union(*partitions.values())) > 1
+
+
+async def test_a_slow_batch_delays_no_other_and_is_not_committed(settings: Settings) -> None:
+    """With several batches at once, the records after a slow one are handled; after a stop it is delivered again."""
+    settings = settings.model_copy(update={"kafka_partitions": 1})
+    slow = asyncio.Event()
+    handled: list[int] = []
+
+    async def process(batch: Sequence[ConsumedRecord]) -> None:
+        for record in batch:
+            if record.offset == 1 and not slow.is_set():
+                await slow.wait()
+                raise Stopping
+            handled.append(record.offset)
+
+    async def has(*offsets: int) -> bool | None:
+        return set(offsets) <= set(handled) or None
+
+    collector = Collector()
+    collector.process = process  # type: ignore[method-assign]
+    async with publisher_of(settings) as publisher:
+        await publisher.publish([OutgoingEvent(stats("peru", str(city), 1)) for city in range(6)])
+        async with consuming(settings, Topic.CITY_STATS, collector, batch_records_max=1, batches_at_once=3):
+            await eventually(partial(has, 0, 2, 3, 4, 5), "the records around the slow one")
+            slow.set()
+        handled.clear()
+        async with consuming(settings, Topic.CITY_STATS, collector, batch_records_max=1, batches_at_once=3):
+            await eventually(partial(has, 1, 2, 3, 4, 5), "the slow record and those after it")
+    assert 0 not in handled
 
 
 async def test_failed_batch_is_retried(settings: Settings) -> None:

@@ -64,7 +64,7 @@ class Ingest:
             self._rounds += 1
             self._upstream.files = dict.fromkeys(CITIES, trip_file(trips(1, passengers=self._rounds), DAY))
             asked = [(worker, city) for worker in workers for city in CITIES]
-            await asyncio.gather(*(worker.run([self._task(city)], alone=False) for worker, city in asked))
+            await asyncio.gather(*(worker.run(self._task(city)) for worker, city in asked))
 
     def _worker(self) -> CityDayIngest:
         retrier = Retrier(health=Health(), wait_max_s=1)
@@ -75,6 +75,7 @@ class Ingest:
             clock=utc_now,
             retry_policy=UpstreamRetryPolicy(CircuitBreaker(retrier), attempts_max=5, outage_limit_s=60),
             threads=self._threads,
+            streams=len(CITIES),
             deadline_s=DEADLINE_S,
         )
 

@@ -5,6 +5,8 @@ The consumer is a fake that hangs as aiokafka's does; the test moves the clock.
 
 from __future__ import annotations
 
+import asyncio
+
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
@@ -121,8 +123,10 @@ async def test_a_consumer_that_handles_a_batch_is_not_restarted() -> None:
     """A long batch is progress."""
     subscriber = Subscriber(Consumer(position=3, end=9))
     subscription = Subscription(Topic.CITY_STATS, subscriber)
-    subscription.handling = True
+    subscription.start(asyncio.sleep(3_600))
     await subscription.watch(Clock(lasts_s=STUCK_AFTER_S * 5), answers)
+    (batch,) = subscription.running
+    batch.cancel()
     assert subscriber.starts == 0
 
 

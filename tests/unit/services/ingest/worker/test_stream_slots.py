@@ -1,0 +1,57 @@
+"""Stream slots: how many streams run at once, and that a stream can have the worker for itself."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.ingest.worker.stream_slots import StreamSlots
+
+
+class Streams:
+    """Streams that each last until ``end``, and count how many run."""
+
+    def __init__(self, count: int) -> None:
+        self.slots = StreamSlots(count)
+        self.end = asyncio.Event()
+        self.running = 0
+        self.running_max = 0
+        self.beside: list[int] = []
+
+    async def one(self) -> None:
+        async with self.slots.one():
+            self.running += 1
+            self.running_max = max(self.running_max, self.running)
+            await self.end.wait()
+            self.running -= 1
+
+    async def alone(self) -> None:
+        async with self.slots.all():
+            self.beside.append(self.running)
+            self.running += 1
+            await asyncio.sleep(0)
+            self.running -= 1
+
+
+async def test_no_more_streams_run_than_there_are_slots() -> None:
+    """Ten streams of three slots run three at once."""
+    streams = Streams(3)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        for _ in range(10):
+            tasks.create_task(streams.one())
+        while streams.running < 3:  # noqa: ASYNC110  # the test waits for this state
+            await asyncio.sleep(0)
+        streams.end.set()
+    assert streams.running_max == 3
+
+
+async def test_streams_that_take_all_slots_run_alone_and_end() -> None:
+    """Two streams that need all slots wait for the others, and do not block each other."""
+    streams = Streams(2)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        tasks.create_task(streams.one())
+        tasks.create_task(streams.alone())
+        tasks.create_task(streams.alone())
+        tasks.create_task(streams.one())
+        await asyncio.sleep(0)
+        streams.end.set()
+    assert streams.beside == [0, 0]
