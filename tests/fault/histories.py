@@ -7,7 +7,7 @@ The fault model:
 - Rebuild, repair and gc run, and can pause at a call meanwhile. No pause is longer than the minimum age for gc.
 
 After every step:
-- Each served number is one that some manifest had, and each raw object of a manifest exists.
+- Each served number is one that some manifest had. Raw objects are written before their manifests, and exist.
 - Totals match their ledger, no revision or version goes back, and a completed request is served.
 - A reader sees exactly the live generation.
 

@@ -101,6 +101,8 @@ class Watcher:
         self._versions[country] = summary.version
 
     def _raw_objects_are_there(self) -> None:
+        early = self._world.store.early_manifests
+        assert not early, f"{early} were written before their raw objects"
         for manifest in checks.manifests(self._world):
             lost = [key for key in checks.raw_keys_of(manifest) if key not in self._world.store.objects]
             assert not lost, f"{lost} are named by the manifest of city {manifest.city_id}, and are not there"

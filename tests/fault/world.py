@@ -189,16 +189,19 @@ class Job(ProcessLife):
 
 
 class RecordingStore(MemoryStore):
-    """A MemoryStore that records every manifest and every plan that was written."""
+    """A MemoryStore that records every manifest and plan, and each manifest written before its raw object."""
 
     def __init__(self, clock: Callable[[], dt.datetime], *, part_bytes: int) -> None:
         super().__init__(clock, part_bytes=part_bytes)
         self.manifests: list[Manifest] = []
         self.plans: list[Plan] = []
+        self.early_manifests: list[str] = []
 
     def write(self, key: str, body: bytes) -> str:
         if key.startswith(keys.MANIFESTS):
-            self.manifests.append(objects.decode(Manifest, body, key))
+            manifest = objects.decode(Manifest, body, key)
+            self.manifests.append(manifest)
+            self.early_manifests += [key] if manifest.raw_key not in self.objects else []
         elif key.startswith(keys.PLANS):
             self.plans.append(objects.decode(Plan, body, key))
         return super().write(key, body)
