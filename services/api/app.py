@@ -24,6 +24,7 @@ from services.api.middleware.compression import Compression
 from services.api.middleware.cors import cors_config
 from services.api.middleware.head_and_options import HeadAndOptions
 from services.api.middleware.security_headers import SecurityHeaders
+from services.api.middleware.size_limits import SizeLimits
 from services.api.requests.event_stream import RequestEventStream
 from services.api.requests.ranges import RangeRequests
 from services.api.requests.service import Requests
@@ -127,7 +128,7 @@ def assemble(
         logging_config=None,  # structlog is configured once, for the whole process
     )
     # These wrap the router, so that requests that match no route are logged too.
-    app.asgi_handler = AccessLog(SecurityHeaders(HeadAndOptions(Compression(app.asgi_handler))))
+    app.asgi_handler = AccessLog(SecurityHeaders(SizeLimits(HeadAndOptions(Compression(app.asgi_handler)))))
     return app
 
 

@@ -54,49 +54,29 @@ _REFUSALS = {
 
 _EXAMPLE_PARAMETER = InvalidParameter(name="from", reason="2024-05-02 is after to=2024-05-01: swap the two")
 _EXAMPLE_ID = "018f3d2a-5c00-7aaa-8bbb-0123456789ab"
-_EXAMPLES = {
-    HTTPStatus.BAD_REQUEST: (
-        "invalid-parameter",
-        "Invalid parameter",
-        f"{_EXAMPLE_PARAMETER.name}: {_EXAMPLE_PARAMETER.reason}",
-    ),
-    HTTPStatus.UNAUTHORIZED: (
-        "about:blank",
-        HTTPStatus.UNAUTHORIZED.phrase,
-        "The API key is missing or unknown. Send a valid key in X-API-Key or as a bearer token.",
-    ),
-    HTTPStatus.FORBIDDEN: (
-        "about:blank",
-        HTTPStatus.FORBIDDEN.phrase,
-        'Key "reader" can only read. Use a key with the "process" scope.',
-    ),
-    HTTPStatus.NOT_FOUND: (
-        "not-found",
-        "Not found",
-        f"There is no request with the id '{_EXAMPLE_ID}'. GET /process-requests lists them.",
-    ),
-    HTTPStatus.NOT_ACCEPTABLE: (
-        "about:blank",
-        HTTPStatus.NOT_ACCEPTABLE.phrase,
-        "Accept allows none of the available media types. Use one of these: application/json, text/csv.",
-    ),
-    HTTPStatus.CONFLICT: ("not-now", "Conflict", f"Request {_EXAMPLE_ID} has ended: it is completed."),
-    HTTPStatus.UNPROCESSABLE_ENTITY: (
-        "idempotency-key-used-otherwise",
-        "Idempotency key reused",
-        "Idempotency-Key 'nightly' was used for date=2024-05-01. Use another key for a request with other parameters.",
-    ),
-    HTTPStatus.TOO_MANY_REQUESTS: (
-        "about:blank",
-        HTTPStatus.TOO_MANY_REQUESTS.phrase,
-        'Key "reader" has exceeded its rate limit. Try again in 7 s.',
-    ),
-    HTTPStatus.INTERNAL_SERVER_ERROR: (
-        "unreadable-object",
-        "Unreadable object",
-        f"requests/fe70c2d5a3ff-{_EXAMPLE_ID}.json is not readable: Input data was truncated. Request its date again.",
-    ),
-    HTTPStatus.SERVICE_UNAVAILABLE: ("unavailable", "Unavailable", "S3 cannot be reached. Try again in a few seconds."),
+_EXAMPLE_DETAILS = {
+    HTTPStatus.BAD_REQUEST: f"{_EXAMPLE_PARAMETER.name}: {_EXAMPLE_PARAMETER.reason}",
+    HTTPStatus.UNAUTHORIZED: "The API key is missing or unknown. Send a valid key in X-API-Key or as a bearer token.",
+    HTTPStatus.FORBIDDEN: 'Key "reader" can only read. Use a key with the "process" scope.',
+    HTTPStatus.NOT_FOUND: f"There is no request with the id '{_EXAMPLE_ID}'. GET /process-requests lists them.",
+    HTTPStatus.NOT_ACCEPTABLE: "Accept allows none of the available media types. Use one of these: application/json, "
+    "text/csv.",
+    HTTPStatus.CONFLICT: f"Request {_EXAMPLE_ID} has ended: it is completed.",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "Idempotency-Key 'nightly' was used for date=2024-05-01. Use another key for a "
+    "request with other parameters.",
+    HTTPStatus.TOO_MANY_REQUESTS: 'Key "reader" has exceeded its rate limit. Try again in 7 s.',
+    HTTPStatus.INTERNAL_SERVER_ERROR: f"requests/fe70c2d5a3ff-{_EXAMPLE_ID}.json is not readable: Input data was "
+    "truncated. Request its date again.",
+    HTTPStatus.SERVICE_UNAVAILABLE: "S3 cannot be reached. Try again in a few seconds.",
+}
+# The problem types of Tripfold. An error that HTTP alone explains has the type "about:blank".
+_TYPES = {
+    HTTPStatus.BAD_REQUEST: "invalid-parameter",
+    HTTPStatus.NOT_FOUND: "not-found",
+    HTTPStatus.CONFLICT: "conflict",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "idempotency-key-reused",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "unreadable-object",
+    HTTPStatus.SERVICE_UNAVAILABLE: "unavailable",
 }
 
 _log = structlog.get_logger()
@@ -108,12 +88,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     type: Annotated[str, msgspec.Meta(description="The kind of problem.", examples=["about:blank"])]
     title: Annotated[str, msgspec.Meta(description="A short name of the kind of problem.")]
     status: Annotated[int, msgspec.Meta(description="The HTTP status.", ge=400, le=599)]
-    detail: Annotated[
-        str,
-        msgspec.Meta(
-            description="What happened, and what to do next.",
-        ),
-    ]
+    detail: Annotated[str, msgspec.Meta(description="What happened, and what to do next.")]
     invalid_parameters: Annotated[
         tuple[InvalidParameter, ...], msgspec.Meta(description="Each invalid parameter, and why.")
     ] = ()
@@ -157,93 +132,71 @@ def open_responses(**problems: str) -> dict[int, ResponseSpec]:
     }
 
 
-def _example_of(status: HTTPStatus) -> Problem:
-    kind, title, detail = _EXAMPLES.get(status, ("about:blank", status.phrase, f"{status.description}."))
+def blank_problem(status: HTTPStatus, detail: str) -> Problem:
+    """Return a problem of the type ``about:blank``, whose title is the phrase of its status."""
+    return Problem(type="about:blank", title=status.phrase, status=status, detail=detail)
+
+
+def _typed_problem(
+    status: HTTPStatus,
+    detail: str,
+    *,
+    invalid_parameters: tuple[InvalidParameter, ...] = (),
+    request_id: str | None = None,
+) -> Problem:
+    kind = _TYPES[status]
     return Problem(
-        type=kind if kind == "about:blank" else f"urn:problem-type:tripfold:{kind}",
-        title=title,
+        type=f"urn:problem-type:tripfold:{kind}",
+        title=kind.replace("-", " ").capitalize(),
         status=status,
         detail=detail,
-        invalid_parameters=(_EXAMPLE_PARAMETER,) if status is HTTPStatus.BAD_REQUEST else (),
+        invalid_parameters=invalid_parameters,
+        request_id=request_id,
     )
+
+
+def _example_of(status: HTTPStatus) -> Problem:
+    detail = _EXAMPLE_DETAILS.get(status, f"{status.description}.")
+    if status not in _TYPES:
+        return blank_problem(status, detail)
+    parameters = (_EXAMPLE_PARAMETER,) if status is HTTPStatus.BAD_REQUEST else ()
+    return _typed_problem(status, detail, invalid_parameters=parameters)
 
 
 def _response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response[Any]:
     return Response(problem, status_code=problem.status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
 
 
-def _invalid(error: InvalidRequest) -> Response[Any]:
-    return _response(
-        Problem(
-            type="urn:problem-type:tripfold:invalid-parameter",
-            title="Invalid parameter",
-            status=HTTPStatus.BAD_REQUEST,
-            detail=str(error),
-            invalid_parameters=error.parameters,
-        )
-    )
-
-
 def _invalid_request(_: Request[Any, Any, Any], error: InvalidRequest) -> Response[Any]:
-    return _invalid(error)
+    return _response(_typed_problem(HTTPStatus.BAD_REQUEST, str(error), invalid_parameters=error.parameters))
 
 
 def _not_found(_: Request[Any, Any, Any], error: NotFound) -> Response[Any]:
-    return _response(
-        Problem(
-            type="urn:problem-type:tripfold:not-found",
-            title="Not found",
-            status=HTTPStatus.NOT_FOUND,
-            detail=str(error),
-        )
-    )
+    return _response(_typed_problem(HTTPStatus.NOT_FOUND, str(error)))
 
 
 def _key_reused(_: Request[Any, Any, Any], error: IdempotencyKeyReused) -> Response[Any]:
-    return _response(
-        Problem(
-            type="urn:problem-type:tripfold:idempotency-key-used-otherwise",
-            title="Idempotency key reused",
-            status=HTTPStatus.UNPROCESSABLE_ENTITY,
-            detail=str(error),
-        )
-    )
+    return _response(_typed_problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)))
 
 
 def _conflict(_: Request[Any, Any, Any], error: Conflict) -> Response[Any]:
-    return _response(
-        Problem(
-            type="urn:problem-type:tripfold:not-now",
-            title="Conflict",
-            status=HTTPStatus.CONFLICT,
-            detail=f"{str(error)[:1].upper()}{str(error)[1:]}.",
-        )
-    )
+    detail = str(error)
+    return _response(_typed_problem(HTTPStatus.CONFLICT, f"{detail[:1].upper()}{detail[1:]}."))
 
 
 def _unavailable(_: Request[Any, Any, Any], error: DependencyUnavailable) -> Response[Any]:
     _log.warning("dependency_unavailable", error=str(error))
+    request_id = error.request_id if isinstance(error, StatusNotWritten) else None
+    detail = f"{_outage(error)} Try again in a few seconds."
     return _response(
-        Problem(
-            type="urn:problem-type:tripfold:unavailable",
-            title="Unavailable",
-            status=HTTPStatus.SERVICE_UNAVAILABLE,
-            detail=f"{_outage(error)} Try again in a few seconds.",
-            request_id=error.request_id if isinstance(error, StatusNotWritten) else None,
-        ),
+        _typed_problem(HTTPStatus.SERVICE_UNAVAILABLE, detail, request_id=request_id),
         {"Retry-After": str(RETRY_AFTER_S)},
     )
 
 
 def _unreadable(_: Request[Any, Any, Any], error: CorruptObject | RequestedObjectUnreadable) -> Response[Any]:
-    return _response(
-        Problem(
-            type="urn:problem-type:tripfold:unreadable-object",
-            title="Unreadable object",
-            status=HTTPStatus.INTERNAL_SERVER_ERROR,
-            detail=report_unreadable(error).reason if isinstance(error, CorruptObject) else str(error),
-        )
-    )
+    detail = report_unreadable(error).reason if isinstance(error, CorruptObject) else str(error)
+    return _response(_typed_problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail))
 
 
 def _outage(error: DependencyUnavailable) -> str:
@@ -262,7 +215,7 @@ def _outage(error: DependencyUnavailable) -> str:
 def _http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     """Handle errors that Litestar raises: an unknown path or method, or a parameter of the wrong type."""
     if isinstance(error, ValidationException):
-        return _invalid(_as_invalid_request(request, error))
+        return _invalid_request(request, _as_invalid_request(request, error))
     status = HTTPStatus(error.status_code)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _unexpected(request, error)
@@ -271,15 +224,7 @@ def _http_exception(request: Request[Any, Any, Any], error: HTTPException) -> Re
         HTTPStatus.METHOD_NOT_ALLOWED: f"{quoted(request.url.path)} does not support {request.method}. "
         "The documentation is at /docs.",
     }
-    return _response(
-        Problem(
-            type="about:blank",
-            title=status.phrase,
-            status=status,
-            detail=details.get(status, error.detail),
-        ),
-        error.headers,
-    )
+    return _response(blank_problem(status, details.get(status, error.detail)), error.headers)
 
 
 def _as_invalid_request(request: Request[Any, Any, Any], error: ValidationException) -> InvalidRequest:
@@ -299,11 +244,5 @@ def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[A
     _log.error(
         "request_crashed", method=request.method, path=request.url.path, http_request_id=trace_id, exc_info=error
     )
-    return _response(
-        Problem(
-            type="about:blank",
-            title=HTTPStatus.INTERNAL_SERVER_ERROR.phrase,
-            status=HTTPStatus.INTERNAL_SERVER_ERROR,
-            detail=f"The service failed unexpectedly. Its log has the error under http_request_id {trace_id}.",
-        )
-    )
+    detail = f"The service failed unexpectedly. Its log has the error under http_request_id {trace_id}."
+    return _response(blank_problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail))

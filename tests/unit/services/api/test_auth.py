@@ -1,4 +1,4 @@
-"""API keys, scopes, rate limits, and limits on the size of requests."""
+"""API keys, scopes and rate limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from services.api.auth import InvalidAccessSettings, RateLimiter, Scope, access_of, digest_of, mint_key, parse_keys
-from services.api.middleware import security_headers
 from shared.domain.topics import Topic
 from shared.runtime.settings import Settings
 from tests.fakes.api import World
@@ -155,17 +154,6 @@ def test_invalid_access_settings_stop_the_start(settings: dict[str, str], told: 
     assert READER not in str(refused.value)
 
 
-def test_oversized_requests_are_refused() -> None:
-    """A URL, headers or a body over the limit are refused with a problem."""
-    with World().client() as client:
-        long = client.get("/country-stats?country=" + "x" * security_headers.URL_BYTES_MAX)
-        assert (long.status_code, long.headers["content-type"]) == (414, "application/problem+json")
-        large = client.get("/process-requests", headers={"X-Large": "x" * security_headers.HEADER_BYTES_MAX})
-        assert (large.status_code, large.headers["content-type"]) == (431, "application/problem+json")
-        heavy = client.post(ASK, content=b"x" * (security_headers.BODY_BYTES_MAX + 1))
-        assert (heavy.status_code, heavy.headers["content-type"]) == (413, "application/problem+json")
-
-
 def test_the_openapi_document_asks_for_a_key_only_where_needed() -> None:
     """The OpenAPI document asks for a key only where the API needs one."""
     for keys in ("", KEYS):
@@ -173,15 +161,3 @@ def test_the_openapi_document_asks_for_a_key_only_where_needed() -> None:
             paths = client.get("/schema/openapi.json").json()["paths"]
         assert bool(paths["/process-requests"]["get"].get("security")) is bool(keys)
         assert not paths["/health/live"]["get"].get("security")
-
-
-@pytest.mark.parametrize("path", ["/", "/docs", "/process-requests", "/nothing", "/health/live"])
-def test_every_response_has_the_security_headers(path: str) -> None:
-    """Every response, including errors, has the security headers."""
-    with World().client() as client:
-        headers = client.get(path).headers
-    assert headers["x-content-type-options"] == "nosniff"
-    assert headers["x-frame-options"] == "DENY"
-    assert headers["referrer-policy"] == "no-referrer"
-    assert headers["content-security-policy"].startswith("default-src 'none'")
-    assert len(headers.get_list("content-security-policy")) == 1

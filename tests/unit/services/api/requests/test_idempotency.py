@@ -60,6 +60,7 @@ def test_reused_key_with_another_date_is_422(world: World, client: Client) -> No
     client.post(PATH, headers=KEY)
     response = client.post("/process-request?date=2024-05-02", headers=KEY)
     assert (response.status_code, response.headers["content-type"]) == (422, "application/problem+json")
+    assert response.json()["type"] == "urn:problem-type:tripfold:idempotency-key-reused"
     assert "date=2024-05-01" in response.json()["detail"]
     assert "date=2024-05-02" in response.json()["detail"]
     assert len(published_ids(world)) == 1

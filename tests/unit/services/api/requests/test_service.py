@@ -350,6 +350,7 @@ def test_cancelling_an_ended_request_is_409(
     write(world, record)
     response = client.delete(f"/process-requests/{record.request_id}")
     assert (response.status_code, response.headers["content-type"]) == (409, "application/problem+json")
+    assert response.json()["type"] == "urn:problem-type:tripfold:conflict"
     assert f"it is {status}." in response.json()["detail"]
     assert client.get(f"/process-requests/{record.request_id}").json()["status"] == status
 
