@@ -8,7 +8,7 @@ import functools
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from typing import Self
 
-from services.aggregate.replay.topic_reader import Pair
+from services.aggregate.replay.topic_reader import RawRecord
 from shared.domain import events
 from shared.domain.topics import Topic, partition_of
 from shared.kafka.dead_letters import as_dead_letter
@@ -133,7 +133,7 @@ class MemoryMember:
 
 
 class MemoryTopicReader:
-    """A RewindableReader and a PairReader over the result of ``records``, in small batches."""
+    """A RewindableReader and a RawReader over the result of ``records``, in small batches."""
 
     def __init__(self, records: Callable[[], Sequence[ConsumedRecord]], *, batch_records_max: int = 4) -> None:
         self._records = records
@@ -164,9 +164,9 @@ class MemoryTopicReader:
         self._due |= self._read
         self._read = set()
 
-    async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
+    async def read_raw(self) -> AsyncIterator[Sequence[RawRecord]]:
         async for batch in self.read():
-            yield [(record.key, record.value) for record in batch]
+            yield [(record.key, record.value, record.partition, record.offset) for record in batch]
 
     def _taken(self) -> list[ConsumedRecord]:
         return [record for record in self._records() if (record.partition, record.offset) in self._due]
@@ -266,7 +266,7 @@ class BreakableRecordPublisher(BreakablePublisher):
 
 
 class BreakableTopicReader:
-    """A RewindableReader and a PairReader whose calls are those of a `ProcessLife`."""
+    """A RewindableReader and a RawReader whose calls are those of a `ProcessLife`."""
 
     def __init__(self, replay: MemoryTopicReader, life: ProcessLife) -> None:
         self._replay = replay
@@ -280,8 +280,8 @@ class BreakableTopicReader:
             await self._life.make_call("read the topic", do_nothing, KafkaUnavailable, effect=False)
             yield batch
 
-    async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
-        async for batch in self._replay.read_pairs():
+    async def read_raw(self) -> AsyncIterator[Sequence[RawRecord]]:
+        async for batch in self._replay.read_raw():
             await self._life.make_call("read the topic", do_nothing, KafkaUnavailable, effect=False)
             yield batch
 

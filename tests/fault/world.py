@@ -20,7 +20,7 @@ from services.aggregate.bucket_reader import Dates
 from services.aggregate.consumer import CityStatsConsumer
 from services.aggregate.replay.generations import GenerationState, drop, list_generations
 from services.aggregate.replay.rebuild import Rebuild
-from services.aggregate.replay.topic_reader import PairReader, RewindableReader, TopicReader
+from services.aggregate.replay.topic_reader import RawReader, RewindableReader, TopicReader
 from services.aggregate.requests.consumer import RequestProgressConsumer
 from services.aggregate.requests.requeue import Requeue
 from services.ingest.parsing.parser import DEFAULT_RULES
@@ -419,7 +419,7 @@ class World:
         await job.run(work)
         return job
 
-    def make_rebuild(self, job: Job, token: str, replay: PairReader | None, *, seed: int | None = None) -> Rebuild:
+    def make_rebuild(self, job: Job, token: str, replay: RawReader | None, *, seed: int | None = None) -> Rebuild:
         """Build the rebuild."""
         return Rebuild(
             job.store,

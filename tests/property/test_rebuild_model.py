@@ -23,7 +23,7 @@ from services.aggregate.bucket_reader import read_events
 from services.aggregate.consumer import CityStatsConsumer
 from services.aggregate.fold import StatEvent
 from services.aggregate.replay.rebuild import Rebuild, Rebuilt
-from services.aggregate.replay.topic_reader import Pair
+from services.aggregate.replay.topic_reader import RawRecord
 from services.api.http.date_range import DateRange
 from services.api.statistics.reader import SummaryReader
 from shared.domain import keys, objects
@@ -171,8 +171,8 @@ class GatedTopicReader:
         self._process.note(len(self._records))
         return len(self._records)
 
-    async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
-        yield [(record.key, record.value) for record in self._records]
+    async def read_raw(self) -> AsyncIterator[Sequence[RawRecord]]:
+        yield [(record.key, record.value, record.partition, record.offset) for record in self._records]
 
 
 class Scene:

@@ -15,7 +15,7 @@ from services.aggregate.replay import generations
 from services.aggregate.replay.diff import Side
 from services.aggregate.replay.generations import Generation, drop, list_generations
 from services.aggregate.replay.rebuild import Rebuild, Rebuilt
-from services.aggregate.replay.topic_reader import KafkaTopicReader, PairReader
+from services.aggregate.replay.topic_reader import KafkaTopicReader, RawReader
 from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaPublisher
 from shared.runtime.settings import Settings
@@ -181,7 +181,7 @@ def _abandon_rebuild() -> None:
 
 
 async def _run_rebuild(
-    settings: Settings, *, take_over: bool, dry_run: bool, replay: PairReader | None = None, seed: int | None = None
+    settings: Settings, *, take_over: bool, dry_run: bool, replay: RawReader | None = None, seed: int | None = None
 ) -> Rebuilt:
     tune_collector()
     token = uuid.uuid4().hex

@@ -58,7 +58,10 @@ class RecordDifference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnreadRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A skipped record: its place, and why this build cannot read it (a later version, or not an event)."""
+    """A skipped record: its place, and why this build cannot read it (a later version, or not an event).
+
+    The reason of a ``newer`` record names its place too.
+    """
 
     topic: Topic
     partition: int
@@ -67,7 +70,8 @@ class UnreadRecord(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
     def __str__(self) -> str:
-        return f"{self.topic.value}, partition {self.partition}, offset {self.offset}: {self.why}"
+        place = f"{self.topic.value}, partition {self.partition}, offset {self.offset}"
+        return self.why if self.newer else f"{place}: {self.why}"
 
 
 class UnreadRecords:

@@ -31,7 +31,7 @@ from services.aggregate.bucket_reader import SOURCE_PREFIXES, Dates, known_dates
 from services.aggregate.fold import StatEvent, as_stat_event
 from services.aggregate.replay import generations
 from services.aggregate.replay.diff import Change, change_of
-from services.aggregate.replay.topic_reader import Pair, PairReader
+from services.aggregate.replay.topic_reader import RawReader, RawRecord
 from services.aggregate.summary_writer import SummaryWriter, publish_summary
 from shared.domain import events, keys, objects
 from shared.domain.errors import OperatorError
@@ -46,7 +46,7 @@ from shared.runtime.retry import DependencyUnavailable
 from shared.storage.object_store import AdminObjectStore, StoredObject
 
 PENDING_BYTES_MAX = 8 * 1024 * 1024
-RECORD_BYTES = 48
+RECORD_BYTES = 144
 """The memory of a record without the bytes of its value."""
 FOLDS_AT_ONCE_MAX = 32
 CHANGES_KEPT_MAX = 10_000
@@ -81,6 +81,10 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     refused: str | None = None
 
 
+_Body = tuple[bytes, int, int]
+"""The value, partition and offset of a record."""
+
+
 class _PendingRecords:
     """Undecoded records that wait for others of their country-day, bounded in bytes.
 
@@ -91,27 +95,27 @@ class _PendingRecords:
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._bytes = 0
-        self._groups: OrderedDict[bytes, list[bytes]] = OrderedDict()
+        self._groups: OrderedDict[bytes, list[_Body]] = OrderedDict()
 
-    def add(self, batch: Iterable[Pair]) -> None:
-        """Hold records, by key and value."""
+    def add(self, batch: Iterable[RawRecord]) -> None:
+        """Hold records, by their country-day."""
         groups = self._groups
-        for key, value in batch:
+        for key, value, partition, offset in batch:
             group = affinity_of(key or b"")
-            body = value or b""  # no event either way
-            self._bytes += RECORD_BYTES + len(body)
+            body = (value or b"", partition, offset)  # neither is an event
+            self._bytes += RECORD_BYTES + len(body[0])
             if group in groups:
                 groups.move_to_end(group)
                 groups[group].append(body)
             else:
                 groups[group] = [body]
 
-    def take(self, *, whole: bool = False) -> list[list[bytes]]:
+    def take(self, *, whole: bool = False) -> list[list[_Body]]:
         """Return the groups that are over the bound, or all."""
         taken = []
         while self._groups and (whole or self._bytes > self._bytes_max):
             _, bodies = self._groups.popitem(last=False)
-            self._bytes -= RECORD_BYTES * len(bodies) + sum(map(len, bodies))
+            self._bytes -= RECORD_BYTES * len(bodies) + sum(len(value) for value, _, _ in bodies)
             taken.append(bodies)
         return taken
 
@@ -130,7 +134,7 @@ class Rebuild:
         *,
         token: str,
         report: Report,
-        reader: PairReader | None = None,
+        reader: RawReader | None = None,
         seed: int | None = None,
         pending_bytes_max: int = PENDING_BYTES_MAX,
     ) -> None:
@@ -197,12 +201,12 @@ class Rebuild:
             refused=refused,
         )
 
-    async def _fold_topic(self, reader: PairReader, number: int) -> None:
+    async def _fold_topic(self, reader: RawReader, number: int) -> None:
         total = await reader.take_end()
         done = 0
         self._report("reading the topic", done, total, self._events)
         pending = _PendingRecords(self._pending_bytes_max)
-        async with contextlib.aclosing(prefetch(reader.read_pairs())) as batches:
+        async with contextlib.aclosing(prefetch(reader.read_raw())) as batches:
             async for batch in batches:
                 pending.add(batch)
                 await self._fold_records(number, pending.take())
@@ -211,35 +215,37 @@ class Rebuild:
         await self._fold_records(number, pending.take(whole=True))
         self._report("reading the topic", done, total, self._events)
 
-    async def _fold_records(self, number: int, groups: Sequence[Sequence[bytes]]) -> None:
-        async def fold_group(bodies: Sequence[bytes]) -> None:
+    async def _fold_records(self, number: int, groups: Sequence[Sequence[_Body]]) -> None:
+        async def fold_group(bodies: Sequence[_Body]) -> None:
             # All are of one country-day, unless a record has the wrong key.
             for of_country_day in _by_country_day(self._decoded(bodies)):
                 await self._writer.fold(number, of_country_day)
 
         await bounded_map(fold_group, groups, limit=FOLDS_AT_ONCE_MAX)
 
-    def _decoded(self, bodies: Sequence[bytes]) -> list[StatEvent]:
+    def _decoded(self, bodies: Sequence[_Body]) -> list[StatEvent]:
         decoded = []
-        for body in bodies:
+        for value, partition, offset in bodies:
             try:
-                decoded.append(as_stat_event(events.decode(Topic.CITY_STATS, body)))
+                decoded.append(as_stat_event(events.decode(Topic.CITY_STATS, value)))
             except PoisonRecord:
                 self._poison_records += 1  # a dead letter of the aggregate: it is in no summary
             except NewerContract as error:
                 self._newer_records += 1
                 if len(self._newer_named) < NEWER_NAMED_MAX:
-                    self._newer_named.append(f"{error.kind[:100]!r}, schema version {error.version}")
+                    place = f"{error.topic.value}, partition {partition}, offset {offset}"
+                    self._newer_named.append(f"{place}: type {error.kind[:100]!r}, schema version {error.version}")
         self._events += len(decoded)
         return decoded
 
     def _refused_for_newer(self) -> str | None:
         if not self._newer_records:
             return None
+        more = self._newer_records - len(self._newer_named)
+        named = "; ".join(self._newer_named) + (f"; and {more:,} more" if more else "")
         return (
-            f"{self._newer_records} records of the topic were left out: they have a later schema version than this "
-            f"build knows ({'; '.join(self._newer_named)}). 'tripfold verify --topics' names their partitions and "
-            f"offsets. Upgrade this build, then run this again, or run 'tripfold rebuild --from s3'"
+            f"{self._newer_records:,} records were left out, because this build does not know their schema version "
+            f"({named}). Upgrade this build, then run this again, or run 'tripfold rebuild --from s3'"
         )
 
     async def _join_seed(self, seed: int, number: int) -> None:

@@ -24,8 +24,8 @@ FETCH_BYTES_MAX = 128 * 1024
 POLL_MS = 500
 SILENCE_MAX_S = 60.0
 
-Pair = tuple[bytes | None, bytes | None]
-"""The key and the value of a record."""
+RawRecord = tuple[bytes | None, bytes | None, int, int]
+"""The key, value, partition and offset of a record."""
 
 
 class TopicUnreadable(DependencyUnavailable):
@@ -46,11 +46,11 @@ class TopicReader(_Ended, Protocol):
         """Read all unread records before the taken end, in batches."""
 
 
-class PairReader(_Ended, Protocol):
-    """Reads the keys and values of a topic, which takes much less time than reading whole records."""
+class RawReader(_Ended, Protocol):
+    """Reads the raw records of a topic. This takes a fraction of the time of ConsumedRecords, which have headers."""
 
-    def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
-        """Read all unread pairs before the taken end, in batches."""
+    def read_raw(self) -> AsyncIterator[Sequence[RawRecord]]:
+        """Read all unread records before the taken end, in batches."""
 
 
 class RewindableReader(TopicReader, Protocol):
@@ -61,7 +61,7 @@ class RewindableReader(TopicReader, Protocol):
 
 
 class KafkaTopicReader:
-    """A TopicReader and a PairReader for Kafka. Its consumer is in no group and commits nothing.
+    """A TopicReader and a RawReader for Kafka. Its consumer is in no group and commits nothing.
 
     ``last_records_max``: start this many records before the end of each partition. ``after_commits_of``: start at the
     committed offsets of this consumer group. ``records_max``: read at most so many offsets of each partition.
@@ -117,10 +117,14 @@ class KafkaTopicReader:
             async for polled in batches:
                 yield consumed_records(self._topic, [record for records in polled for record in records])
 
-    async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
+    async def read_raw(self) -> AsyncIterator[Sequence[RawRecord]]:
         async with contextlib.aclosing(self._read()) as batches:
             async for polled in batches:
-                yield [(record.key, record.value) for records in polled for record in records]
+                yield [
+                    (record.key, record.value, record.partition, record.offset)
+                    for records in polled
+                    for record in records
+                ]
 
     async def _read(self) -> AsyncGenerator[list[list[ConsumerRecord[bytes, bytes]]]]:
         last_batch_at_s = time.monotonic()

@@ -22,7 +22,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from services.aggregate.replay.rebuild import Rebuild
-from services.aggregate.replay.topic_reader import FETCH_BYTES_MAX, KafkaTopicReader, Pair
+from services.aggregate.replay.topic_reader import FETCH_BYTES_MAX, KafkaTopicReader, RawRecord
 from shared.domain import events, keys, objects
 from shared.domain.contribution import Contribution
 from shared.domain.events import Event
@@ -142,7 +142,7 @@ async def test_a_record_may_be_larger_than_a_fetch(settings: Settings) -> None:
     replay = KafkaTopicReader(settings, Topic.CITY_STATS)
     try:
         assert await replay.take_end() == len(values)
-        assert [value async for batch in replay.read_pairs() for _, value in batch] == values
+        assert [value async for batch in replay.read_raw() for _, value, _, _ in batch] == values
     finally:
         await replay.close()
 
@@ -202,7 +202,7 @@ class _HeldTopicReader:
     async def take_end(self) -> int:
         return 0
 
-    async def read_pairs(self) -> AsyncIterator[Sequence[Pair]]:
+    async def read_raw(self) -> AsyncIterator[Sequence[RawRecord]]:
         await self.released.wait()
         yield ()
 

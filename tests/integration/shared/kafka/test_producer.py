@@ -19,7 +19,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from faststream.kafka import KafkaBroker
 
-from services.aggregate.replay.topic_reader import KafkaTopicReader, PairReader, TopicReader
+from services.aggregate.replay.topic_reader import KafkaTopicReader, RawReader, TopicReader
 from shared.domain import events
 from shared.domain.events import CityDayRetracted, ProcessRequested
 from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
@@ -58,7 +58,7 @@ class LogPublisher(Publisher, RecordPublisher, Protocol):
     """Both ways to publish."""
 
 
-class Rereading(TopicReader, PairReader, Protocol):
+class Rereading(TopicReader, RawReader, Protocol):
     """Both ways to read a topic once more."""
 
 
@@ -296,8 +296,9 @@ async def test_a_record_comes_as_it_went(log: Log) -> None:
     assert {record.headers for record in records} == {tuple(headers)}
     async with log.replay(Topic.DEAD_LETTERS) as replay:
         await replay.take_end()
-        pairs = [pair async for batch in replay.read_pairs() for pair in batch]
-    assert sorted(pairs, key=repr) == sorted([(record.key, record.value) for record in records], key=repr)
+        raw = [record async for batch in replay.read_raw() for record in batch]
+    expected = [(record.key, record.value, record.partition, record.offset) for record in records]
+    assert sorted(raw, key=repr) == sorted(expected, key=repr)
 
 
 async def test_uncommitted_records_are_delivered_again(log: Log) -> None:

@@ -244,7 +244,10 @@ async def test_records_that_cannot_be_read_are_skipped_and_named(
         (newer.partition, newer.offset, True),
         (unknown.partition, unknown.offset, False),
     ]
-    assert "schema version 9" in audit.unread.named[0].why
+    at_newer, at_unknown = (str(one) for one in audit.unread.named)
+    assert at_newer.startswith(f"partition {newer.partition}, offset {newer.offset} of city-stats has type")
+    assert "schema version 9" in at_newer
+    assert at_unknown.startswith(f"city-stats, partition {unknown.partition}, offset {unknown.offset}: ")
 
 
 async def test_a_topic_of_unreadable_records_alone_is_read() -> None:

@@ -132,13 +132,14 @@ async def test_a_rebuild_from_kafka_folds_the_manifests_too(bucket: FakeBucket) 
 
 
 async def test_a_record_of_a_later_version_refuses_the_flip(bucket: FakeBucket) -> None:
-    """A generation that lacks a record of a later version is not made live, and the error names the remedy."""
+    """A generation that lacks records of a later version is not made live; the error names them and the remedy."""
     before = bodies(bucket, 1)
     newer = bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia/1", b'{"type":"forecast","schema_version":2}')
     rebuilt = await rebuild(bucket, records=[newer])
     assert (rebuilt.flipped, rebuilt.newer_records) == (False, 1)
     assert "rebuild --from s3" in (rebuilt.refused or "")
-    assert "'forecast', schema version 2" in (rebuilt.refused or "")
+    place = f"city-stats, partition {newer.partition}, offset {newer.offset}"
+    assert f"{place}: type 'forecast', schema version 2" in (rebuilt.refused or "")
     assert bodies(bucket, 1) == before
 
 
