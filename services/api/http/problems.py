@@ -37,19 +37,19 @@ from shared.storage.object_store import StoreUnavailable
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
 
-BAD_REQUEST = "A parameter is missing, unknown, repeated or invalid. The response names it."
 UNREADABLE = "The stored object of this resource cannot be read. The response names it and the remedy."
-S3_UNAVAILABLE = "S3 cannot be reached. `Retry-After` says when to try again."
 
 _TOO_LARGE = {
     "request_entity_too_large": "The request body is too large. No operation reads a body.",
     "request_uri_too_long": "The URL is too long.",
     "request_header_fields_too_large": "The headers are too large.",
 }
-_REFUSALS = {
+_USUAL = {
+    "bad_request": "A parameter is missing, unknown, repeated or invalid. The response names it.",
     "unauthorized": "The API key is missing or unknown.",
     "forbidden": "The API key lacks the scope that this operation needs.",
     "too_many_requests": "The rate limit of the API key is exceeded. `Retry-After` says when to try again.",
+    "service_unavailable": "S3 cannot be reached. `Retry-After` says when to try again.",
 }
 
 _EXAMPLE_PARAMETER = InvalidParameter(name="from", reason="2024-05-02 is after to=2024-05-01: swap the two")
@@ -114,8 +114,8 @@ def exception_handlers() -> ExceptionHandlersMap:
 
 
 def responses(**problems: str) -> dict[int, ResponseSpec]:
-    """Return the documentation of an operation's problems: ``responses(bad_request="When …")``."""
-    return open_responses(**problems, **_REFUSALS)
+    """Return the documentation of an operation's problems: the usual ones, and ``responses(not_found="When …")``."""
+    return open_responses(**{**_USUAL, **problems})
 
 
 def open_responses(**problems: str) -> dict[int, ResponseSpec]:

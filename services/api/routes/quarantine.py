@@ -13,7 +13,7 @@ from litestar.params import QueryParameter, SkipValidation
 
 from services.api.http.date_range import DateRange, DaysMax, date_range
 from services.api.http.deadline import deadline
-from services.api.http.problems import BAD_REQUEST, S3_UNAVAILABLE, responses
+from services.api.http.problems import responses
 from services.api.http.query_parameters import date_parameter
 from services.api.http.unreadable import UnreadableObject, read_if_readable, unreadable_header
 from shared.domain import keys, objects
@@ -102,7 +102,7 @@ QuarantinePort = NamedDependency[SkipValidation[ReadQuarantine]]
     operation_id="listQuarantine",
     tags=["quarantine"],
     response_description="The quarantined files, by date and city.",
-    responses=responses(bad_request=BAD_REQUEST, service_unavailable=S3_UNAVAILABLE),
+    responses=responses(),
 )
 async def files_in_quarantine(
     *,

@@ -17,7 +17,7 @@ from litestar.response import Stream
 
 from services.api.auth import CALLER, PROCESS, READ_OR_PROCESS, SCOPE
 from services.api.http.date_range import DaysMax, ProcessableDates, requested_range
-from services.api.http.problems import BAD_REQUEST, S3_UNAVAILABLE, UNREADABLE, responses
+from services.api.http.problems import UNREADABLE, responses
 from services.api.http.query_parameters import date_parameter
 from services.api.http.unreadable import unreadable_header
 from services.api.requests.event_stream import WAIT_MAX_S, ProgressEvent, RequestEventStream, wait_s
@@ -80,7 +80,6 @@ Prefer = Annotated[
             description="With `Prefer: wait`: the request has ended.",
         ),
         **responses(
-            bad_request=BAD_REQUEST,
             unprocessable_entity="The `Idempotency-Key` was used with another date within the last 24 hours.",
             service_unavailable=KAFKA_OR_S3_UNAVAILABLE,
         ),
@@ -157,10 +156,8 @@ def _status_of_wait(status: Status, limit_s: int | None) -> HTTPStatus:
     tags=["requests"],
     response_description="The range, and the request of each date.",
     responses=responses(
-        bad_request=BAD_REQUEST,
         not_found="There is no such range.",
         internal_server_error=UNREADABLE,
-        service_unavailable=S3_UNAVAILABLE,
     ),
 )
 async def process_range_status(
@@ -182,10 +179,8 @@ async def process_range_status(
     tags=["requests"],
     response_description="The request and its progress.",
     responses=responses(
-        bad_request=BAD_REQUEST,
         not_found="There is no such request.",
         internal_server_error=UNREADABLE,
-        service_unavailable=S3_UNAVAILABLE,
     ),
 )
 async def process_request_status(
@@ -209,7 +204,6 @@ async def process_request_status(
             RequestDetail, generate_examples=False, description="With `Prefer: wait`: the retry has ended."
         ),
         **responses(
-            bad_request=BAD_REQUEST,
             not_found="There is no such request.",
             conflict="The request has not ended, or no city of it has failed.",
             service_unavailable=KAFKA_OR_S3_UNAVAILABLE,
@@ -247,10 +241,8 @@ async def retry_process_request(
     tags=["requests"],
     response_description="The request is being cancelled; its status shows when it has ended.",
     responses=responses(
-        bad_request=BAD_REQUEST,
         not_found="There is no such request.",
         conflict="The request has ended, so nothing is left to cancel.",
-        service_unavailable=S3_UNAVAILABLE,
     ),
 )
 async def cancel_process_request(
@@ -274,10 +266,8 @@ async def cancel_process_request(
     tags=["requests"],
     response_description="The requests of the range are being cancelled.",
     responses=responses(
-        bad_request=BAD_REQUEST,
         not_found="There is no such range.",
         conflict="Every request of the range has ended, so nothing is left to cancel.",
-        service_unavailable=S3_UNAVAILABLE,
     ),
 )
 async def cancel_process_range(
@@ -310,7 +300,6 @@ def _range_response(detail: RangeDetail, status: HTTPStatus, headers: Mapping[st
             None, generate_examples=False, description="The request has ended, and the client has its last event."
         ),
         **responses(
-            bad_request=BAD_REQUEST,
             not_found="There is no such request.",
             service_unavailable="S3 cannot be reached, or too many streams are open. `Retry-After` says when to try "
             "again.",
@@ -347,7 +336,7 @@ async def process_request_events(
     operation_id="listProcessRequests",
     tags=["requests"],
     response_description="The latest requests, newest first.",
-    responses=responses(bad_request=BAD_REQUEST, service_unavailable=S3_UNAVAILABLE),
+    responses=responses(),
 )
 async def latest_process_requests(
     requests: RequestsPort,

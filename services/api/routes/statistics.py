@@ -22,7 +22,7 @@ from services.api.http.date_range import DaysMax, date_range
 from services.api.http.errors import NotFound, quoted
 from services.api.http.etag import matches, strong_etag
 from services.api.http.negotiation import content_coding, media_type
-from services.api.http.problems import BAD_REQUEST, S3_UNAVAILABLE, UNREADABLE, responses
+from services.api.http.problems import UNREADABLE, responses
 from services.api.http.query_parameters import date_parameter
 from services.api.http.unreadable import RequestedObjectUnreadable, unreadable_header
 from services.api.middleware.compression import CODINGS, IDENTITY, compress_parts
@@ -85,11 +85,9 @@ class StatisticsOperation(Operation):
             description="The client's copy, whose ETag is in `If-None-Match`, is current.",
         ),
         **responses(
-            bad_request=BAD_REQUEST,
             not_found="There is no such country. The response suggests countries with similar names.",
             not_acceptable="`Accept` allows none of JSON, NDJSON and CSV.",
             internal_server_error=UNREADABLE,
-            service_unavailable=S3_UNAVAILABLE,
         ),
     },
 )
@@ -200,10 +198,8 @@ def _length_of(body: Body) -> dict[str, str]:
     tags=["statistics"],
     response_description="The totals of the day, and a page of its cities.",
     responses=responses(
-        bad_request=BAD_REQUEST,
         not_found="There is no data for this country-day.",
         internal_server_error=UNREADABLE,
-        service_unavailable=S3_UNAVAILABLE,
     ),
 )
 async def ledger_of_country_day(
