@@ -343,7 +343,10 @@ class CityFolded(Event, frozen=True, kw_only=True, tag="city-folded"):
 
 
 class RequestFailed(Event, frozen=True, kw_only=True, tag="request-failed"):
-    """The whole request failed, and the reason. ``retried_at`` is that of the failed retry."""
+    """The whole request failed, and the reason. ``retried_at`` is that of the failed retry.
+
+    If no entry of the city list was valid, ``bad_cities_count`` counts them, and ``bad_cities`` has the first.
+    """
 
     topic: ClassVar[Topic] = Topic.REQUEST_PROGRESS
     request_id: RequestField
@@ -351,6 +354,8 @@ class RequestFailed(Event, frozen=True, kw_only=True, tag="request-failed"):
     requested_at: InstantField
     reason: ReasonField
     retried_at: InstantField | None = None
+    bad_cities_count: CountField = 0
+    bad_cities: tuple[BadCity, ...] = ()
 
     @property
     def key(self) -> str:

@@ -228,9 +228,11 @@ async def test_cities_without_a_response_delay_no_other(upstream: UpstreamServer
     assert (await tripfold.ended(place))["status"] == "completed"
 
 
-async def test_no_cities_at_all_fail_the_request(tripfold: Running) -> None:
-    """A request of an upstream without cities fails, and its reason names the setting that allows none."""
+async def test_no_cities_at_all_fail_the_request(upstream: UpstreamServer, tripfold: Running) -> None:
+    """A request without a valid city fails, counts the bad entries, and names the setting that allows none."""
+    upstream.cities += [{"id": 1.5, "name": "C", "country": "Peru"}, 7]
     request = await tripfold.process("2024-05-09")
+    assert request["bad_cities_count"] == 2
     assert (request["status"], "TRIPFOLD_UPSTREAM_ALLOW_EMPTY_CITY_LIST" in request["failed_reason"]) == (
         "failed",
         True,

@@ -116,7 +116,9 @@ def histories(draw: st.DrawFn, *, ends_max: int = 3, folds_missing: bool = False
             if draw(st.booleans()):
                 happened.append(progressed(revision, position))
     if draw(st.booleans()):
-        failed = RequestFailed(request_id=REQUEST, date=DATE, requested_at=NOW, reason="/cities answered 500")
+        failed = RequestFailed(
+            request_id=REQUEST, date=DATE, requested_at=NOW, reason="/cities answered 500", bad_cities_count=2
+        )
         happened.append(failed)
     return History(tuple(happened), cities)
 

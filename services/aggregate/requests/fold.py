@@ -58,6 +58,7 @@ def as_progress_event(event: Event) -> ProgressEvent:
 
 def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
     """Return an empty record under a higher plan, in which positions mean other cities."""
+    failed = record.failed_reason is not None
     return RequestRecord(
         request_id=record.request_id,
         date=record.date,
@@ -69,6 +70,8 @@ def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
         dispatched_at=record.dispatched_at,
         retry=record.retry,
         failed_reason=record.failed_reason,
+        bad_cities_count=record.bad_cities_count if failed else 0,
+        bad_cities=record.bad_cities if failed else (),
         plan_revision=plan_revision,
     )
 
@@ -105,7 +108,12 @@ class _Working:
     def fail(self, event: RequestFailed) -> None:
         """Record that the whole request cannot be served. A plan that comes later outweighs this."""
         if self._fixed.failed_reason is None and not self._fixed.planned and not self._is_before_retry(event):
-            self._fixed = msgspec.structs.replace(self._fixed, failed_reason=event.reason)
+            self._fixed = msgspec.structs.replace(
+                self._fixed,
+                failed_reason=event.reason,
+                bad_cities_count=event.bad_cities_count,
+                bad_cities=event.bad_cities,
+            )
 
     def plan(self, event: RequestPlanned) -> None:
         """Record the counts of the plan, if no plan is known yet."""

@@ -49,6 +49,20 @@ class CityList(msgspec.Struct, frozen=True, kw_only=True):
     bad_cities_count: int
 
 
+class NoCities(InvalidCityList):
+    """The city list has no valid entry."""
+
+    def __init__(self, listed: CityList) -> None:
+        fault = "it is empty"
+        if listed.bad_cities_count:
+            first = listed.bad_cities[0]
+            fault = (
+                f"none of its {listed.bad_cities_count} entries is a city; the first is {first.entry}: {first.reason}"
+            )
+        super().__init__(f"{fault}; set TRIPFOLD_UPSTREAM_ALLOW_EMPTY_CITY_LIST=true if a date may have no cities")
+        self.listed = listed
+
+
 class _BadEntry(ValueError):
     pass
 

@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 import structlog
 
-from services.ingest.planner.city_list import CityList, InvalidCityList, parse_city_list
+from services.ingest.planner.city_list import CityList, InvalidCityList, NoCities, parse_city_list
 from services.ingest.planner.country_slugs import mint_slugs
 from services.ingest.upstream.errors import PermanentUpstreamError
 from services.ingest.upstream.port import Upstream
@@ -106,7 +106,8 @@ class Planner:
             return
         except (PermanentUpstreamError, InvalidCityList) as error:
             log.warning("request_failed", error=str(error))
-            await self._publish_failed(request, record, f"the list of cities could not be had: {error}")
+            listed = error.listed if isinstance(error, NoCities) else None
+            await self._publish_failed(request, record, f"the list of cities cannot be used: {error}", listed)
             await self._mark_dispatched(request)
             return
         await self._publish_countries(plan)
@@ -148,13 +149,17 @@ class Planner:
 
         await self._repository.update(RequestRecord, keys.request(request.request_id), mark, counted_as="request")
 
-    async def _publish_failed(self, request: ProcessRequested, record: RequestRecord | None, reason: str) -> None:
+    async def _publish_failed(
+        self, request: ProcessRequested, record: RequestRecord | None, reason: str, listed: CityList | None = None
+    ) -> None:
         failed = RequestFailed(
             request_id=request.request_id,
             date=request.date,
             requested_at=request.requested_at,
             reason=reason[:2_000],
             retried_at=_retried_at(request, record),
+            bad_cities_count=listed.bad_cities_count if listed else 0,
+            bad_cities=listed.bad_cities if listed else (),
         )
         await self._publisher.publish([OutgoingEvent(failed)])
 
@@ -177,7 +182,7 @@ class Planner:
             # A list can hold 100,000 cities. Threads keep the event loop free for heartbeats and streams.
             listed = await asyncio.to_thread(parse_city_list, body)
             if not listed.cities and not self._allow_no_cities:
-                raise InvalidCityList(_no_cities(listed))
+                raise NoCities(listed)
             slugs = (await self._mint_slugs(listed)).slugs
             plan = await asyncio.to_thread(
                 next_plan, before, request, listed, slugs, now=self._clock(), revision_floor=epoch.revision_floor
@@ -201,14 +206,6 @@ class Planner:
             return before if minted is known else minted
 
         return await self._repository.update(Countries, keys.COUNTRIES, mint, counted_as="countries") or Countries()
-
-
-def _no_cities(listed: CityList) -> str:
-    fault = "it is empty"
-    if listed.bad_cities_count:
-        first = listed.bad_cities[0]
-        fault = f"none of its {listed.bad_cities_count} entries is a city; the first is {first.entry}: {first.reason}"
-    return f"{fault}; set TRIPFOLD_UPSTREAM_ALLOW_EMPTY_CITY_LIST=true if a date may have no cities"
 
 
 def next_plan(

@@ -190,6 +190,7 @@ async def test_a_list_without_a_city_fails_its_request(bad: int, told: str) -> N
     (failed,) = (event for event in planned.published(Topic.REQUEST_PROGRESS) if isinstance(event, RequestFailed))
     assert told in failed.reason
     assert "TRIPFOLD_UPSTREAM_ALLOW_EMPTY_CITY_LIST" in failed.reason
+    assert (failed.bad_cities_count, len(failed.bad_cities)) == (bad, bad)
     planned.allow_no_cities = True
     assert (await planned.plan()).countries == {}
 
