@@ -28,8 +28,15 @@ def test_the_api_requires_keys_if_some_are_configured(variables: dict[str, str])
 
 
 def test_the_command_service_builds_and_starts_nothing() -> None:
-    """The service for commands has the settings of the other services, and depends on none of them."""
+    """The service for commands has the settings of the other services, finds the API, and depends on none of them."""
     command = SERVICES["tripfold"]
-    assert command["environment"] == SERVICES["worker"]["environment"]
+    own = {"TRIPFOLD_API_URL": "http://api:8080", "TRIPFOLD_API_KEY": "${TRIPFOLD_API_KEY:-}"}
+    assert command["environment"] == {**SERVICES["worker"]["environment"], **own}
     assert command["profiles"]
     assert not command.keys() & {"build", "depends_on"}
+
+
+def test_settings_of_the_api_restart_no_other_service() -> None:
+    """Only the API gets API keys: setting them in .env leaves the containers of the other services as they are."""
+    with_keys = [name for name, one in SERVICES.items() if "TRIPFOLD_API_KEYS" in (one.get("environment") or {})]
+    assert with_keys == ["api"]
