@@ -16,6 +16,8 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from prometheus_client import Histogram
 
 HEADER = "X-Request-ID"
+PROBED = frozenset({"/health/live", "/health/ready", "/metrics"})
+"""Paths that programs request every few seconds."""
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 request_seconds = Histogram(
@@ -29,7 +31,7 @@ _log = structlog.get_logger()
 
 
 class AccessLog:
-    """ASGI middleware that logs each HTTP request, without its query.
+    """ASGI middleware that logs each HTTP request, without its query; successful probes only at the level debug.
 
     Litestar's Prometheus plugin prescribes the names of metrics, and misses requests that match no route.
     """
@@ -62,7 +64,8 @@ class AccessLog:
             request_seconds.labels(
                 method if method in KNOWN_METHODS else "other", scope.get("path_template", "unmatched"), status
             ).observe(took_s)
-            _log.info(
+            log = _log.debug if scope.get("path_template") in PROBED and status < 400 else _log.info
+            log(
                 "http_request",
                 method=method,
                 path=path,
