@@ -34,6 +34,7 @@ from tripfold.operate.command_line import (
 )
 
 GETS_AT_ONCE_MAX = 16
+WIDE_COLUMNS = 100
 
 requests_commands = typer.Typer(
     help="Requests: their progress, and their failed cities.", no_args_is_help=True, add_completion=False
@@ -64,12 +65,20 @@ def list_command(
     if as_json:
         print_json(found)
         return
-    table = Table(argument_column("request"), "date", "status", "cities", "failed", "requested")
-    for one in found:
-        cities = f"{one.counts.cities_done}/{one.counts.cities_total}"
-        failed = str(one.counts.cities_failed or "")
-        table.add_row(one.id, str(one.date), one.status.value, cities, failed, f"{one.requested_at:%Y-%m-%d %H:%M}")
-    console.print(table)
+    console.print(requests_table(found, width=console.width))
+
+
+def requests_table(requests: Sequence[RequestOverview], *, width: int) -> Table:
+    """Return the table of requests for a terminal of ``width`` columns. A narrow one lacks the last column."""
+    table = Table(argument_column("request"), argument_column("date"), "status", "cities")
+    if width >= WIDE_COLUMNS:
+        table.add_column("requested (UTC)", no_wrap=True)
+    for one in requests:
+        counts = one.counts
+        failed = f", {counts.cities_failed} failed" if counts.cities_failed else ""
+        cells = (one.id, str(one.date), one.status.value, f"{counts.cities_done}/{counts.cities_total}{failed}")
+        table.add_row(*(*cells, f"{one.requested_at:%Y-%m-%d %H:%M}")[: len(table.columns)])
+    return table
 
 
 @requests_commands.command("show")
@@ -93,6 +102,9 @@ def show_command(
     counts = found.counts
     console.print(
         f"{found.id}: {found.date}, {found.status.value}, {counts.cities_done} of {counts.cities_total} cities"
+    )
+    console.print(
+        f"requested {found.requested_at:%Y-%m-%d %H:%M:%S}, last progress {found.updated_at:%Y-%m-%d %H:%M:%S} UTC"
     )
     if found.failed_reason is not None:
         print_line(printable(found.failed_reason))
