@@ -1,4 +1,4 @@
-"""Loads a command when it is called, so that ``tripfold --help`` answers without loading any of them."""
+"""Loads a command when it is called, so ``tripfold --help`` loads none of them."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def shoot(browser: Browser, path: Path, world: World, query: str, width: int, sc
     with served(world) as address:
         page = context.new_page()
         page.goto(f"{address}/{query}")
-        for place in ("#answer", "#latest"):
+        for place in ("#results", "#latest"):
             expect(page.locator(place)).to_have_attribute("aria-busy", "false", timeout=DEADLINE_MS)
         for summary in page.locator(".requests details:not([hidden]) summary").all():
             summary.click()

@@ -74,7 +74,7 @@ def test_completeness_shows(world: World, page: Page, address: str) -> None:
     expect(cell(page, "Armenia", 2)).to_have_text("1.1 provisional")
     expect(cell(page, "Brazil", 2)).to_have_class("none")
     expect(cell(page, "Brazil", 2)).to_have_text("no data")
-    expect(page.locator("#answer")).to_contain_text("3 country-days with data: 1 provisional")
+    expect(page.locator("#results")).to_contain_text("3 country-days with data: 1 provisional")
 
 
 def test_measures(world: World, page: Page, address: str) -> None:
@@ -240,7 +240,7 @@ def test_numbers_are_read_again(world: World, page: Page, address: str) -> None:
     expect(totals.locator("th", has_text="Buses")).to_have_attribute("aria-sort", "descending")
     page.route("**/country-stats?*", lambda route: route.abort())
     page.evaluate(look_again)
-    alert = page.locator("#answer").get_by_role("alert")
+    alert = page.locator("#results").get_by_role("alert")
     expect(alert).to_contain_text("The service cannot be reached")
     expect(cell(page, "Armenia", 2)).to_have_text("1.1")
     page.unroute("**/country-stats?*")
@@ -275,7 +275,7 @@ def test_store_down(world: World, page: Page, address: str) -> None:
     fill(world)
     world.store.down = True
     page.goto(f"{address}/{RANGE}")
-    alert = page.locator("#answer").get_by_role("alert")
+    alert = page.locator("#results").get_by_role("alert")
     expect(alert).to_contain_text("S3 cannot be reached. Try again in a few seconds.")
     world.store.down = False
     alert.get_by_role("button", name="Try again").click()
@@ -292,7 +292,7 @@ def test_a_key(world: World, page: Page) -> None:
     key = mint_key()
     with served(world, api_access="keys", api_keys=f"page:read:{digest_of(key)}") as address:
         page.goto(address)
-        alert = page.locator("#answer").get_by_role("alert")
+        alert = page.locator("#results").get_by_role("alert")
         expect(alert).to_contain_text("An API key is needed")
         page.get_by_label("API key").fill("wrong")
         page.get_by_role("button", name="Use this key").click()
@@ -331,7 +331,7 @@ def test_a_refused_range(world: World, page: Page, address: str) -> None:
     """The page shows the API's reason for refusing a range."""
     fill(world)
     page.goto(f"{address}/?from=2024-05-02&to=2024-05-01")
-    expect(page.locator("#answer").get_by_role("alert")).to_contain_text("swap the two")
+    expect(page.locator("#results").get_by_role("alert")).to_contain_text("swap the two")
 
 
 def test_refused_files(world: World, page: Page, address: str) -> None:
@@ -361,7 +361,7 @@ def test_incomplete_statistics_are_an_error(world: World, page: Page, address: s
     broken = '{"country":"armenia","date":"2024-05-01","bus_count":1'
     page.route("**/country-stats?*", lambda route: route.fulfill(body=broken, content_type="application/x-ndjson"))
     page.goto(f"{address}/{RANGE}")
-    expect(page.locator("#answer").get_by_role("alert")).to_contain_text("The connection ended early. Try again.")
+    expect(page.locator("#results").get_by_role("alert")).to_contain_text("The connection ended early. Try again.")
 
 
 def test_the_service_is_gone(world: World, page: Page, address: str) -> None:
@@ -372,7 +372,7 @@ def test_the_service_is_gone(world: World, page: Page, address: str) -> None:
     expect(cell(page, "Armenia", 1)).to_be_visible()
     page.route("**/country-stats?*", lambda route: route.abort())
     page.get_by_role("button", name="Later").click()
-    alert = page.locator("#answer").get_by_role("alert")
+    alert = page.locator("#results").get_by_role("alert")
     expect(alert).to_contain_text("The service cannot be reached")
     expect(page.locator(".requests > li")).to_have_count(1)
     page.unroute("**/country-stats?*")
@@ -489,7 +489,7 @@ CONTRASTS_MIN = """() => {
 
 
 def test_documentation(page: Page, address: str) -> None:
-    """The documentation shows every operation, with the answers it may have, and loads nothing from elsewhere."""
+    """The documentation shows every operation, with its possible responses, and loads nothing from elsewhere."""
     requested: list[str] = []
     faults: list[str] = []
     page.on("request", lambda request: requested.append(request.url))

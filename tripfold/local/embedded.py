@@ -319,8 +319,8 @@ def broker_relay(data_dir: Path, *, port: int, broker_port: int) -> ChildProcess
 def bucket_probe(endpoints: Endpoints) -> Probe:
     """Ask for the bucket with a signed request, then for an object: S3 knows the keys, and reads what it stored.
 
-    For some seconds after a start the bucket can be there, and every object that is in it be answered with 500. The
-    object is one that is in every bucket that holds something; 404 is as good an answer.
+    For some seconds after a start the bucket can exist while each of its objects gives 500. The probe reads an object
+    that every bucket with data has; 404 is good too.
     """
     bucket_url = f"{endpoints.s3_endpoint_url}/{endpoints.bucket}"
     signer = S3SigV4Auth(Credentials(endpoints.access_key, endpoints.secret_key), "s3", endpoints.region)

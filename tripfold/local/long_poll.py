@@ -1,10 +1,9 @@
 """Long polling for a broker that has none: a relay of Kafka's protocol that holds back empty fetch responses.
 
-A consumer asks for records, and asks again when it got none. Kafka keeps such a question open until there is a record
-or ``fetch.max.wait.ms`` is over; the embedded broker answers at once, and a consumer that waits for work then spins
-with thousands of questions a second. This relay stands before the embedded broker and keeps an empty answer until
-somebody has produced, or HOLD_S is over. Clients need to know nothing of it: the broker's address in its answers is
-replaced by the relay's.
+Kafka holds a fetch request until there is a record or ``fetch.max.wait.ms`` is over. The embedded broker responds at
+once, so an idle consumer would send thousands of requests a second. This relay stands before the broker. It holds an
+empty response until a client produces a record, or HOLD_S is over. Clients notice nothing: the relay replaces the
+broker's address in responses by its own.
 
 Format: https://kafka.apache.org/protocol (frames of a 4-byte size; a request begins with its API key, API version and
 correlation id, a response with its correlation id).
@@ -26,8 +25,8 @@ _FETCH = 1
 _ADDRESS_BEARING = frozenset({3, 10})  # Metadata, FindCoordinator
 
 
-class _Asked(NamedTuple):
-    """A request under way: what it asks for, how long it is, and how often had been produced when it came."""
+class _Request(NamedTuple):
+    """A request in progress: its API key, its size, and the number of produce responses before it."""
 
     api_key: int
     size_bytes: int
@@ -49,10 +48,10 @@ class Relay:
         """Relay one connection until either side ends it."""
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             broker_reader, broker_writer = await asyncio.open_connection(self._host, self._broker_port)
-            asked: dict[bytes, _Asked] = {}
+            requests: dict[bytes, _Request] = {}
             ways = [
-                asyncio.create_task(self._requests(reader, broker_writer, asked)),
-                asyncio.create_task(self._responses(broker_reader, writer, asked)),
+                asyncio.create_task(self._requests(reader, broker_writer, requests)),
+                asyncio.create_task(self._responses(broker_reader, writer, requests)),
             ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -64,22 +63,22 @@ class Relay:
         writer.close()
 
     async def _requests(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[bytes, _Asked]
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, requests: dict[bytes, _Request]
     ) -> None:
         while True:
             frame = await _read_frame(reader)
-            asked[frame[4:8]] = _Asked(int.from_bytes(frame[:2], "big"), len(frame), self._produced)
+            requests[frame[4:8]] = _Request(int.from_bytes(frame[:2], "big"), len(frame), self._produced)
             await _write_frame(writer, frame)
 
     async def _responses(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: dict[bytes, _Asked]
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, requests: dict[bytes, _Request]
     ) -> None:
-        # Offsets have a fixed size, so of the answers to requests of one size the shortest is one without records.
-        # To take another for it is harmless: it comes a little later.
+        # Offsets have a fixed size, so the shortest response to requests of one size has no records.
+        # A mistake is harmless: it only delays a response a little.
         shortest: dict[int, int] = {}
         while True:
             frame = await _read_frame(reader)
-            request = asked.pop(frame[:4])
+            request = requests.pop(frame[:4])
             if request.api_key == _FETCH:
                 shortest[request.size_bytes] = min(len(frame), shortest.get(request.size_bytes, len(frame)))
                 if len(frame) == shortest[request.size_bytes]:
@@ -93,7 +92,7 @@ class Relay:
                 self._news = asyncio.Event()
 
     async def _hold(self, produced: int) -> None:
-        """Wait until more has been produced than when the question came, at most HOLD_S."""
+        """Wait for the next produce response after ``produced`` of them, for at most HOLD_S."""
         if self._produced == produced:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._news.wait(), HOLD_S)
@@ -128,8 +127,8 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--broker-port", type=int, required=True)
-    asked = parser.parse_args()
-    asyncio.run(relay_until_stopped(asked.host, asked.port, asked.broker_port))
+    arguments = parser.parse_args()
+    asyncio.run(relay_until_stopped(arguments.host, arguments.port, arguments.broker_port))
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def http_probe(
     headers: Callable[[], Mapping[str, str]] = dict,
     statuses: Collection[int] = (200,),
 ) -> Probe:
-    """Make a probe that is true once ``url`` (plain HTTP) answers with one of the statuses.
+    """Make a probe that is true once ``url`` (plain HTTP) returns one of the statuses.
 
     ``headers`` is called for each request, because a signature contains the time.
     """
@@ -356,7 +356,7 @@ async def _become_ready(child: _Child, process: asyncio.subprocess.Process) -> s
         return None
     while process.returncode is None:
         with contextlib.suppress(OSError, TimeoutError):
-            # Another program may answer on the port of a child that has just ended.
+            # Another program may listen on the port of a child that has just ended.
             if await asyncio.wait_for(spec.ready(), PROBE_TIMEOUT_S) and process.returncode is None:
                 return None
         if time.monotonic() > child.started_at_s + spec.ready_deadline_s:
@@ -384,7 +384,7 @@ def _die_with(parent_pid: int) -> None:
 
 
 def _signal_group(process_group: int, number: signal.Signals) -> None:
-    # macOS answers PermissionError when only zombies are left in the group.
+    # macOS raises PermissionError when only zombies are left in the group.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process_group, number)
 

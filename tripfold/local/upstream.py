@@ -34,7 +34,7 @@ from tripfold.local.trip_files import (
 __all__ = ["UpstreamOptions", "city_list", "create_app", "serve", "trip_file"]
 
 # 19 digits are beyond any file, and keep int() cheap. Several ranges in one request do not match: like any range
-# that is not understood, they are answered with the whole file.
+# that is not understood, they return the whole file.
 BYTE_RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})", re.IGNORECASE)
 SHUTDOWN_GRACE_S = 1
 
@@ -94,7 +94,7 @@ class CuttingServer(uvicorn.Server):
 
 @get("/health")
 async def report_health() -> dict[str, str]:
-    """Say that the server answers."""
+    """Report that the server runs."""
     return {"status": "ok"}
 
 
@@ -130,7 +130,7 @@ async def send_stats(
 async def describe_stats(
     city_id: FromPath[int], day: DateParameter, request: Request[Any, Any, Any], options: Options
 ) -> Response[None]:
-    """Answer with the headers of a whole file: ranges are for GET alone."""
+    """Send the headers of a whole file. Only GET supports ranges."""
     file = _find(options, city_id, day)
     if options.etag and names_etag(request.headers.get("if-none-match", ""), file.etag):
         return Response(None, status_code=304, headers={"etag": file.etag})

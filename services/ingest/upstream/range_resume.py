@@ -33,7 +33,7 @@ class Resumable(msgspec.Struct, frozen=True, kw_only=True):
 def resumable(headers: Mapping[str, str], *, last_modified: str | None, bytes_total: int | None) -> Resumable | None:
     """Return how a download with these headers can go on after a break, or None if it cannot.
 
-    ``last_modified`` is the date of the answer, if it is a strong validator.
+    ``last_modified`` is the date of the response, if it is a strong validator.
     """
     if headers.get("accept-ranges", "").strip().lower() == "none":
         return None
@@ -51,7 +51,7 @@ def range_headers(first: Resumable, done_bytes: int) -> dict[str, str]:
 
 
 def part_bytes(first: Resumable, done_bytes: int, *, status: int, headers: Mapping[str, str]) -> int:
-    """Return how many bytes an answer adds to the first ``done_bytes``; raise CannotResume unless it goes on there."""
+    """Return how many bytes a response adds to the first ``done_bytes``. Raises CannotResume if it starts elsewhere."""
     if status == 200:
         raise CannotResume("the file changed while it was downloaded, or its rest is not given alone")
     if status != 206:

@@ -160,7 +160,7 @@ function moveTo(table, cell) {
 
 /** Call `draw`, which redraws the map, and restore the focus to the same country-day. */
 export function keepingFocus(place, draw) {
-  const cell = document.activeElement.closest("#answer .heatmap tbody td");
+  const cell = document.activeElement.closest("#results .heatmap tbody td");
   const name = cell?.parentElement.cells[0].textContent;
   draw();
   const row = cell && [...place.querySelectorAll(".heatmap tbody tr")].find((one) => one.cells[0].textContent === name);

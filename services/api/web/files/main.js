@@ -17,7 +17,7 @@ const QUIET_MS = 400;
 const REVALIDATE_MS = 60_000;
 
 const form = document.getElementById("range");
-const answer = document.getElementById("answer");
+const results = document.getElementById("results");
 
 let shown = null; // the selection in the address: from, to, country, measure
 let loading = null; // the AbortController of the statistics request in progress
@@ -50,10 +50,10 @@ async function load({ quietly = false } = {}) {
   loading = new AbortController();
   const { signal } = loading;
   showQuarantine(shown, signal);
-  answer.setAttribute("aria-busy", "true");
+  results.setAttribute("aria-busy", "true");
   if (!quietly) {
     etag = null;
-    const slow = setTimeout(() => answer.replaceChildren(element("p", { class: "loading" }, "Reading the statistics…")), QUIET_MS);
+    const slow = setTimeout(() => results.replaceChildren(element("p", { class: "loading" }, "Reading the statistics…")), QUIET_MS);
     signal.addEventListener("abort", () => clearTimeout(slow));
     loading.slow = slow;
   }
@@ -61,9 +61,9 @@ async function load({ quietly = false } = {}) {
   try {
     const gathered = new Gathered();
     const now = await countryStats(shown, { signal, etag }, (days) => gathered.add(days));
-    answer.querySelector(":scope > .error")?.remove();
+    results.querySelector(":scope > .error")?.remove();
     if (now === etag) return;
-    keepingFocus(answer, () => show(gathered.arranged()));
+    keepingFocus(results, () => show(gathered.arranged()));
     etag = now;
     announce(`Statistics from ${shown.from} to ${shown.to}.`);
   } catch (problem) {
@@ -73,7 +73,7 @@ async function load({ quietly = false } = {}) {
     clearTimeout(mine.slow);
     if (mine === loading) {
       loading = null;
-      answer.setAttribute("aria-busy", "false");
+      results.setAttribute("aria-busy", "false");
     }
   }
 }
@@ -83,9 +83,9 @@ function fail(problem, again) {
   if (!problem.title) console.error(problem);
   const remedy = problem.status === 401 ? keyForm() : button("Try again", again);
   const message = notice("error", problem.title ?? "The request failed", problem.message, remedy);
-  answer.querySelector(":scope > .error")?.remove();
-  if (etag) answer.prepend(message);
-  else answer.replaceChildren(message);
+  results.querySelector(":scope > .error")?.remove();
+  if (etag) results.prepend(message);
+  else results.replaceChildren(message);
 }
 
 function revalidate() {
@@ -114,7 +114,7 @@ function show(stats) {
   choices(stats.countries);
   if (stats.countries.length === 0) {
     const asking = document.getElementById("ask");
-    answer.replaceChildren(
+    results.replaceChildren(
       notice(
         "empty",
         "No data in this range",
@@ -164,7 +164,7 @@ function show(stats) {
   }
   drawMap();
   drawTable();
-  answer.replaceChildren(
+  results.replaceChildren(
     overview(stats),
     measures(() => {
       drawMap();
@@ -252,7 +252,7 @@ function downloads() {
       element("a", { href, download: `${name}.${ending}` }).click();
       setTimeout(() => URL.revokeObjectURL(href), 60_000);
     } catch (problem) {
-      answer.append(notice("error", problem.title ?? "The request failed", problem.message));
+      results.append(notice("error", problem.title ?? "The request failed", problem.message));
     }
   };
   return element(
@@ -268,7 +268,7 @@ function downloads() {
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   const { from, to, country } = Object.fromEntries(new FormData(form));
-  if (!from || !to) answer.replaceChildren(notice("error", "A date is missing", "Enter a first and a last date."));
+  if (!from || !to) results.replaceChildren(notice("error", "A date is missing", "Enter a first and a last date."));
   else go({ from, to, country });
 });
 form.elements.country.addEventListener("change", () => form.requestSubmit());
@@ -304,9 +304,9 @@ watchRequests({
   },
   // Without the list of requests there is no default range.
   onunknown: (problem, again) => {
-    if ((shown.from && shown.to) || answer.querySelector("[name=key]")) return;
+    if ((shown.from && shown.to) || results.querySelector("[name=key]")) return;
     fail(problem, again);
-    answer.setAttribute("aria-busy", "false");
+    results.setAttribute("aria-busy", "false");
   },
   onserved: (date) => {
     if (date < shown.from || date > shown.to) return;
