@@ -8,6 +8,7 @@ runs tests/kafka, which starts and stops its own brokers.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -27,7 +28,6 @@ SCRIPT = ROOT / "scripts" / "apache-kafka"
 BOOTSTRAP_VARIABLE = "TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS"
 REAL_VARIABLE = "TRIPFOLD_TEST_REAL_KAFKA"
 """Set to 1 to run tests/kafka, which starts its own brokers."""
-ONLY_INTEGRATION = "--only-integration"
 PORT_TRIES_MAX = 50
 COMMAND_DEADLINE_S = 240.0
 FETCH_DEADLINE_S = 1800.0
@@ -130,11 +130,20 @@ def run_pytest(*arguments: str, **environment: str) -> int:
             running.kill()
 
 
+def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser that knows ``--help``. It leaves the arguments for pytest to its caller."""
+    text = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=text, allow_abbrev=False
+    )
+
+
 def main(arguments: list[str]) -> int:
     """Run both suites, or only the first; return the exit code of the first that failed, or 0."""
     assert threading.current_thread() is threading.main_thread()
-    only_integration = arguments[:1] == [ONLY_INTEGRATION]
-    arguments = arguments[only_integration:]
+    parser = parser_of("tests.apache_kafka", __doc__)
+    parser.add_argument("--only-integration", action="store_true")
+    options, arguments = parser.parse_known_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     reason = reason_unavailable()
     if reason is not None:
@@ -147,7 +156,7 @@ def main(arguments: list[str]) -> int:
         except NoApacheKafka as error:
             sys.stderr.write(f"test-kafka: {error}\n")
             return 1
-    if failed or only_integration:
+    if failed or options.only_integration:
         return failed
     # These tests share one system and stop its broker, so they run in one process.
     return run_pytest("tests/kafka", *arguments, "-n0", **{REAL_VARIABLE: "1"})

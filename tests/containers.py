@@ -34,7 +34,7 @@ from testcontainers.core.labels import LABEL_SESSION_ID, SESSION_ID
 from testcontainers.core.network import Network
 
 from tests import ROOT
-from tests.apache_kafka import run_pytest
+from tests.apache_kafka import parser_of, run_pytest
 from tests.integration.conftest import KAFKA_VARIABLE, S3_VARIABLE
 from tests.network.toxiproxy import (
     PROBED_KAFKA_VARIABLE,
@@ -313,6 +313,7 @@ def _own_or_published(proxy: DockerContainer, port: int) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run tests/integration and tests/network, with more ``arguments`` for pytest; return its exit code."""
+    _, arguments = parser_of("tests.containers", __doc__).parse_known_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with containers() as found:
