@@ -66,6 +66,7 @@ def main() -> None:
         reason = f"`{command}` failed: {last_line(tried.stdout)}" if tried.returncode else why_not()
         if reason is None:
             sys.stdout.write(f"installed Chromium for the tests of the page: {command}\n")
+            break
     if reason:
         sys.stdout.write(
             f"no Chromium, so the tests of the page are skipped: {reason}; install one, or name one in "

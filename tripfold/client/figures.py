@@ -51,7 +51,7 @@ def decode_statistics(body: bytes) -> Statistics:
 def sparkline(values: Sequence[float | None], *, width: int = SPARKLINE_WIDTH_MAX) -> str:
     """Draw values as bars between their minimum and maximum; None is a day without data.
 
-    Of more than ``width`` values, each bar shows the mean of its neighbours.
+    Each bar shows the mean of several values if there are more than ``width``.
     """
     columns = _columns(values, width) if len(values) > width else list(values)
     known = [value for value in columns if value is not None]
