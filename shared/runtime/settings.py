@@ -92,9 +92,7 @@ class Settings(BaseSettings):
     upstream_concurrency_max: int = Field(default=8, ge=1, le=1000, description="concurrent requests of one process")
     upstream_requests_per_s: float = Field(default=20, gt=0, le=10_000, description="request rate of one process")
     upstream_redirect_hosts: str = Field(
-        default="",
-        pattern=r"^[A-Za-z0-9.:,_\[\]-]*$",
-        description="other hosts that the upstream may redirect to",
+        default="", pattern=r"^[A-Za-z0-9.:,_\[\]-]*$", description="other hosts that the upstream may redirect to"
     )
     upstream_file_bytes_max: int = Field(
         default=16 * 1024**3, ge=1, description="largest trip file, in bytes after content-encoding"
@@ -102,7 +100,6 @@ class Settings(BaseSettings):
     upstream_decompression_ratio_max: float = Field(
         default=200, ge=1, description="largest ratio of decompressed to compressed bytes"
     )
-
     upstream_allow_empty_city_list: bool = Field(
         default=False,
         description="accept a list of cities without a valid entry as an empty plan; otherwise its request fails",
@@ -153,12 +150,10 @@ class Settings(BaseSettings):
         default="path", description="where URLs carry the bucket's name"
     )
     s3_checksums: Literal["when_required", "when_supported"] = Field(
-        default="when_required",
-        description="when the S3 client adds checksums to its writes; some stores refuse them",
+        default="when_required", description="when the S3 client adds checksums to its writes; some stores refuse them"
     )
     s3_ca_file: str = Field(
-        default="",
-        description="authorities (PEM) for an https endpoint, in addition to the system's",
+        default="", description="authorities (PEM) for an https endpoint, in addition to the system's"
     )
     s3_pool_size: int = Field(default=32, ge=1, le=1000, description="connections to S3 of one process")
 
@@ -166,14 +161,8 @@ class Settings(BaseSettings):
         default=4, ge=1, le=64, description="city-days that one worker streams at the same time"
     )
     ingest_deadline_s: float = Field(default=3600, ge=1, description="longest duration of one city-day")
-    ingest_records: str = Field(
-        default="array",
-        description="where a file has its trips",
-    )
-    ingest_bad_records_max: str = Field(
-        default="0",
-        description="bad records that a file may have; they are left out",
-    )
+    ingest_records: str = Field(default="array", description="where a file has its trips")
+    ingest_bad_records_max: str = Field(default="0", description="bad records that a file may have; they are left out")
     ingest_other_dates: Literal["counted", "bad"] = Field(
         default="counted", description="how a trip is treated that departs on another date than its file's"
     )
@@ -225,10 +214,7 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="rate limit of each key; without keys, of the process requests of each client address",
     )
-    api_cors_origins: str = Field(
-        default="",
-        description="other origins whose pages may use the API",
-    )
+    api_cors_origins: str = Field(default="", description="other origins whose pages may use the API")
 
     health_host: str = Field(
         default="127.0.0.1", description="listen address of health and metrics of ingest and aggregate"
@@ -261,20 +247,6 @@ class Settings(BaseSettings):
                 "it must be a URL of a host, with an optional port and path, such as http://127.0.0.1:8090"
             )
         return value.rstrip("/")
-
-    @property
-    def raw_retention(self) -> dt.timedelta | None:
-        """How long raw objects are kept at least; None: without end."""
-        return None if self.raw_retention_days is None else dt.timedelta(days=self.raw_retention_days)
-
-    @property
-    def file_rules(self) -> FileRules:
-        """The rules for trip files that follow from the settings."""
-        return FileRules(
-            form=RecordsForm.parse(self.ingest_records),
-            bad_records_max=BadRecordsMax.parse(self.ingest_bad_records_max),
-            other_dates_are_bad=self.ingest_other_dates == "bad",
-        )
 
     @field_validator("ingest_records")
     @classmethod
@@ -332,6 +304,20 @@ class Settings(BaseSettings):
         if has_password and not self.upstream_username:
             raise ValueError(f"{PREFIX}UPSTREAM_USERNAME is empty; a password for the upstream needs a name")
         return self
+
+    @property
+    def raw_retention(self) -> dt.timedelta | None:
+        """How long raw objects are kept at least; None: without end."""
+        return None if self.raw_retention_days is None else dt.timedelta(days=self.raw_retention_days)
+
+    @property
+    def file_rules(self) -> FileRules:
+        """The rules for trip files that follow from the settings."""
+        return FileRules(
+            form=RecordsForm.parse(self.ingest_records),
+            bad_records_max=BadRecordsMax.parse(self.ingest_bad_records_max),
+            other_dates_are_bad=self.ingest_other_dates == "bad",
+        )
 
     @property
     def kafka_uses_tls(self) -> bool:
