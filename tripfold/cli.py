@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from shared.domain.errors import OperatorError
 from tripfold.client.commands import client_commands
-from tripfold.console import open_console
+from tripfold.console import open_console, printable
 from tripfold.lazy_commands import LazyCommand, LazyGroup
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ def main() -> None:
     try:
         app()
     except OperatorError as error:
-        Console(stderr=True).print("[red]tripfold:[/red]", str(error), highlight=False, soft_wrap=True)
+        Console(stderr=True).print("[red]tripfold:[/red]", printable(str(error)), highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tripfold.client.api import ApiClient, RequestState
+from tripfold.console import printable
 
 LOOK_INTERVAL_S = 1.0
 LISTED = 15
@@ -80,12 +80,12 @@ def detail_of(state: RequestState) -> str:
 def _print_failures(state: RequestState, console: Console) -> None:
     if state.failed_reason is not None:
         console.print(
-            f"[red]{state.date} {state.status}:[/red] {escape(state.failed_reason)}", highlight=False, soft_wrap=True
+            f"[red]{state.date} {state.status}:[/red] {printable(state.failed_reason)}", highlight=False, soft_wrap=True
         )
     for failure in state.failures[:REASONS_SHOWN_MAX]:
-        city = escape(f"{failure.city_name or 'city'} ({failure.city_id})")
+        city = printable(f"{failure.city_name or 'city'} ({failure.city_id})")
         console.print(
-            f"[red]{state.date} {city} failed:[/red] {escape(failure.reason)}", highlight=False, soft_wrap=True
+            f"[red]{state.date} {city} failed:[/red] {printable(failure.reason)}", highlight=False, soft_wrap=True
         )
     more = state.counts.cities_failed - min(len(state.failures), REASONS_SHOWN_MAX)
     if more > 0:

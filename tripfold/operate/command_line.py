@@ -14,7 +14,6 @@ from typing import Annotated, Any, Self, TypeVar
 import msgspec
 import typer
 import uvloop
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
@@ -101,16 +100,6 @@ def argument_column(heading: str, *, folded: bool = False) -> Column:
     A ``folded`` column breaks long cells into several lines.
     """
     return Column(heading, overflow="fold") if folded else Column(heading, no_wrap=True)
-
-
-def printable(text: str, *, length_max: int | None = None) -> str:
-    """Escape control characters and markup, so that untrusted text cannot change the terminal.
-
-    Text longer than ``length_max`` ends in an ellipsis.
-    """
-    shown = text if length_max is None or len(text) <= length_max else f"{text[: length_max - 1]}…"
-    escaped = "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in shown)
-    return escape(escaped)
 
 
 async def wait_to_look_again(look: int) -> None:

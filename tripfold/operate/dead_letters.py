@@ -39,6 +39,7 @@ from shared.kafka.dead_letters import (
 from shared.kafka.producer import KafkaPublisher, RecordPublisher
 from shared.kafka.records import ConsumedRecord
 from shared.runtime.settings import Settings
+from tripfold.console import printable
 from tripfold.operate.command_line import (
     AsJson,
     FirstDate,
@@ -49,7 +50,6 @@ from tripfold.operate.command_line import (
     date_range,
     print_json,
     print_line,
-    printable,
     run_command,
 )
 

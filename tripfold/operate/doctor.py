@@ -31,7 +31,8 @@ from shared.runtime.settings import Settings
 from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectStore
 from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
-from tripfold.operate.command_line import AsJson, command_settings, console, print_json, printable, run_command
+from tripfold.console import printable
+from tripfold.operate.command_line import AsJson, command_settings, console, print_json, run_command
 
 NEWER_NAMED_MAX = 10
 RACE_ROUNDS = 3

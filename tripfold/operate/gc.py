@@ -33,6 +33,7 @@ from shared.domain.objects import CorruptObject, Manifest
 from shared.storage.object_store import AdminObjectStore, ObjectInfo, ObjectStore
 from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
+from tripfold.console import printable
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
     TABLE_ROWS_MAX,
@@ -40,7 +41,6 @@ from tripfold.operate.command_line import (
     command_settings,
     console,
     print_json,
-    printable,
     run_command,
 )
 

@@ -22,6 +22,7 @@ from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository, read_plan
 from shared.storage.s3 import S3Store
+from tripfold.console import printable
 from tripfold.operate.command_line import (
     TABLE_ROWS_MAX,
     AsJson,
@@ -33,7 +34,6 @@ from tripfold.operate.command_line import (
     date_range,
     print_json,
     print_line,
-    printable,
     run_command,
 )
 from tripfold.operate.requests import UnknownRequest, read_request, retry_request

@@ -21,6 +21,7 @@ from shared.kafka.producer import KafkaPublisher
 from shared.runtime.settings import Settings
 from shared.storage.generation_pointer import read_current
 from shared.storage.s3 import S3Store
+from tripfold.console import printable
 from tripfold.operate.command_line import (
     TABLE_ROWS_MAX,
     AsJson,
@@ -29,7 +30,6 @@ from tripfold.operate.command_line import (
     console,
     print_json,
     print_line,
-    printable,
     run_command,
 )
 

@@ -12,6 +12,7 @@ from services.aggregate.audit.repair import Repaired, repair_dates
 from services.aggregate.bucket_reader import Dates
 from shared.kafka.producer import KafkaPublisher
 from shared.storage.s3 import S3Store
+from tripfold.console import printable
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
     TABLE_ROWS_MAX,
@@ -22,7 +23,6 @@ from tripfold.operate.command_line import (
     console,
     date_range,
     print_json,
-    printable,
     progress_bar,
     run_command,
     wait_to_look_again,

@@ -39,6 +39,7 @@ from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectNotFound
 from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
+from tripfold.console import printable
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
     TABLE_ROWS_MAX,
@@ -49,7 +50,6 @@ from tripfold.operate.command_line import (
     console,
     date_range,
     print_json,
-    printable,
     progress_bar,
     run_command,
 )

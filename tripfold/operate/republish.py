@@ -24,6 +24,7 @@ from shared.runtime.concurrency import bounded_map
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
+from tripfold.console import printable
 from tripfold.operate.command_line import (
     TABLE_ROWS_MAX,
     AsJson,
@@ -34,7 +35,6 @@ from tripfold.operate.command_line import (
     date_range,
     print_json,
     print_line,
-    printable,
     progress_bar,
     progress_console,
     run_command,

@@ -22,6 +22,7 @@ from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository, begin_retry
 from shared.storage.s3 import S3Store
+from tripfold.console import printable
 from tripfold.operate.command_line import (
     AsJson,
     argument_column,
@@ -29,7 +30,6 @@ from tripfold.operate.command_line import (
     console,
     print_json,
     print_line,
-    printable,
     run_command,
 )
 

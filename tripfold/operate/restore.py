@@ -37,6 +37,7 @@ from shared.storage.bucket_epoch import read_bucket_epoch
 from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
+from tripfold.console import printable
 from tripfold.operate.command_line import (
     TABLE_ROWS_MAX,
     AsJson,
@@ -45,7 +46,6 @@ from tripfold.operate.command_line import (
     console,
     print_json,
     print_line,
-    printable,
     progress_bar,
     run_command,
     wait_to_look_again,

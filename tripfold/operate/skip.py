@@ -26,7 +26,8 @@ from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
-from tripfold.operate.command_line import command_settings, print_line, printable, run_command
+from tripfold.console import printable
+from tripfold.operate.command_line import command_settings, print_line, run_command
 
 READ_DEADLINE_S = 20.0
 SHOWN_VALUE_LENGTH_MAX = 2_000

@@ -27,7 +27,8 @@ from shared.kafka.records import ConsumedRecord
 from shared.runtime.settings import Settings
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore
-from tripfold.operate.command_line import console, print_line, printable
+from tripfold.console import printable
+from tripfold.operate.command_line import console, print_line
 from tripfold.operate.topic_records import (
     LastRecords,
     RecordDifference,

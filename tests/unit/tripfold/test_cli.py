@@ -41,6 +41,16 @@ def test_help_lists_every_command_with_a_line() -> None:
     assert [panel for panel in Commands.panels if f"─ {panel} ─" not in output] == []
 
 
+def test_error_shows_text_that_looks_like_markup(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An error shows a value as it was given, also if it looks like markup."""
+    monkeypatch.setattr(sys, "argv", ["tripfold", "request", "[bold]x"])
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    assert "'[bold]x'" in capsys.readouterr().err
+
+
 def test_unknown_command_names_similar_ones() -> None:
     """A misspelt command fails with the commands that it resembles."""
     result = CliRunner().invoke(cli.app, ["verfy"])

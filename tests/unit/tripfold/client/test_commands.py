@@ -112,7 +112,10 @@ def test_narrow_terminals(width: int) -> None:
 
 
 async def test_follows_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each state of a request comes once, also over a stream that broke; failures are named, and are not success."""
+    """Each state of a request comes once, also over a stream that broke; failures are named, and are not success.
+
+    Markup and control characters in a name change nothing in the terminal.
+    """
     monkeypatch.setattr(api_module, "TRY_AGAIN_S", 0.01)
     world = World()
     record = record_of()
@@ -126,7 +129,7 @@ async def test_follows_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
             version=3,
             outcomes={Outcome.STORED: "1", Outcome.FAILED: "2"},
             served="1",
-            failures={1: Failure(city_id=CityId("8"), city_name="[red]Lima", reason="it answered [404]")},
+            failures={1: Failure(city_id=CityId("8"), city_name="[red]Li\x1bma", reason="it answered [404]")},
         ),
     ]
     console = Console(file=io.StringIO(), width=120)
@@ -146,7 +149,7 @@ async def test_follows_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await watch_requests(client, [state], console) is False
     assert isinstance(console.file, io.StringIO)
     assert "2/2 cities" in console.file.getvalue()
-    assert "2024-05-01 [red]Lima (8) failed: it answered [404]" in console.file.getvalue()
+    assert "2024-05-01 [red]Li\\x1bma (8) failed: it answered [404]" in console.file.getvalue()
 
 
 async def test_line_separator_in_a_city_name_does_not_break_the_stream() -> None:

@@ -16,8 +16,8 @@ from shared.kafka.producer import KafkaUnavailable
 from shared.kafka.records import ConsumedRecord
 from tests.fakes.builders import Clock
 from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryTopicReader
+from tripfold.console import printable
 from tripfold.operate import dead_letters
-from tripfold.operate.command_line import printable
 from tripfold.operate.dead_letters import (
     RETRIED_FROM_HEADER,
     DeadLetter,
