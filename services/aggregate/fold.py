@@ -3,8 +3,8 @@
 The fold is a join, so it is commutative, associative and idempotent on any input:
 
 - For each city the ledger keeps the entry of the highest revision. A retraction stays as a tombstone.
-- Of two entries with equal revisions it keeps the one with the greater canonical bytes.
-- Of two plans it keeps the one with the higher revision.
+- If two entries have equal revisions, it keeps the one with the greater canonical bytes.
+- It keeps the plan with the highest revision.
 
 The encoding is canonical, and nothing in a summary comes from the service that folds. So the order, the duplicates and
 the batches of the events never change a byte of a summary.

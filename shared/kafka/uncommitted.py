@@ -19,7 +19,7 @@ class Uncommitted:
         self._partitions: defaultdict[int, deque[Taken]] = defaultdict(deque)
 
     def __len__(self) -> int:
-        return sum(len(taken) for taken in self._partitions.values())
+        return sum(map(len, self._partitions.values()))
 
     def take(self, batch: Sequence[ConsumedRecord]) -> list[Taken]:
         """Add records that were taken from the topic. Return what `finish` expects when they are done."""

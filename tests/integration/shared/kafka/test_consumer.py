@@ -118,7 +118,7 @@ async def test_a_country_day_is_in_one_partition(settings: Settings) -> None:
 
 
 async def test_a_slow_batch_delays_no_other_and_is_not_committed(settings: Settings) -> None:
-    """With several batches at once, the records after a slow one are handled; after a stop it is delivered again."""
+    """A consumer of several batches handles the records after a slow one; a stop makes Kafka deliver that one again."""
     settings = settings.model_copy(update={"kafka_partitions": 1})
     slow = asyncio.Event()
     handled: list[int] = []
