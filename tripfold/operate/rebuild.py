@@ -68,11 +68,11 @@ def rebuild_command(
 ) -> None:
     """Build a generation of all summaries beside the live one, compare the two, and make the new one live.
 
-    Services keep running. Exit 1 if the new generation is refused, because the live one has something newer. With
-    --from s3 the compacted topics are then filled again, as after a loss of Kafka.
+    Services keep running. Exit 1 if the new generation is refused, because the live one has something newer. Afterwards
+    the option --from s3 fills the compacted topics again, as after a loss of Kafka.
 
-    A killed rebuild changes nothing that is served, but its mark stays and blocks the next rebuild. Start that one with
-    --take-over, or clear the mark with --abandon.
+    A killed rebuild changes nothing that is served, but its mark stays and blocks the next rebuild. Then start the next
+    one with --take-over, or clear the mark with --abandon.
 
     Example: tripfold rebuild --from s3 --dry-run
 
