@@ -67,6 +67,7 @@ _FAULTS: Final = (BaseError, OSError)
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _REASON: Final = re.compile(r'(?:message|error): "([^"]+)"|(InvalidCertificate)')
 _NO_SUCH_KEY: Final = "<Code>NoSuchKey</Code>"
+_INSTANCE_ROLE: Final = "/latest/api/token"  # obstore requests it where it finds no other credentials
 
 
 class S3Store:
@@ -352,6 +353,8 @@ def _unavailable(operation: str, name: str, error: Exception) -> StoreUnavailabl
     message, _, details = str(error).partition("\n\nDebug source")
     reasons = _REASON.findall(details) if message.endswith("error sending request") else []
     message = f"{message}: {''.join(reasons[-1])}" if reasons else message or type(error).__name__
+    if _INSTANCE_ROLE in message:
+        message = f"no AWS credentials in the environment or shared files, and no instance role ({message})"
     return StoreUnavailable(f"S3 {operation} of {name}: {message}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 import msgspec
 import typer
@@ -32,7 +32,14 @@ from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectSto
 from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
 from tripfold.console import printable
-from tripfold.operate.command_line import AsJson, command_settings, console, print_json, run_command
+from tripfold.operate.command_line import (
+    AsJson,
+    argument_column,
+    command_settings,
+    console,
+    print_json,
+    run_command,
+)
 
 NEWER_NAMED_MAX = 10
 RACE_ROUNDS = 3
@@ -80,13 +87,18 @@ def doctor_command(*, as_json: AsJson = False) -> None:
     if as_json:
         print_json(checks)
     else:
-        table = Table("check", "", "found", "remedy")
-        for one in checks:
-            verdict = "[green]ok[/green]" if one.ok else "[red]failed[/red]"
-            table.add_row(one.what, verdict, printable(one.found), printable(one.remedy))
-        console.print(table)
+        console.print(checks_table(checks))
     if not all(one.ok for one in checks):
         raise typer.Exit(1)
+
+
+def checks_table(checks: Iterable[Check]) -> Table:
+    """Return a table of checks. A narrow terminal breaks long addresses and names of settings, and cuts none."""
+    table = Table("check", "", *(argument_column(heading, folded=True) for heading in ("found", "remedy")))
+    for one in checks:
+        verdict = "[green]ok[/green]" if one.ok else "[red]failed[/red]"
+        table.add_row(one.what, verdict, printable(one.found), printable(one.remedy))
+    return table
 
 
 async def run_checks(settings: Settings) -> AsyncIterator[Check]:

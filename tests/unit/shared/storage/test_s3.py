@@ -182,6 +182,15 @@ async def test_a_web_identity_is_exchanged_for_keys(
     assert used == ["key-of-token-1", *["key-of-token-2"] * 3]
 
 
+async def test_missing_credentials_are_named(server: Recorder, no_keys: pytest.MonkeyPatch) -> None:
+    """Without credentials and without an instance role, the error says so before it names the role's address."""
+    no_keys.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
+    server.respond = lambda _: b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    async with S3Store(server.settings()) as store:
+        with pytest.raises(StoreUnavailable, match=r"of bucket: no AWS credentials .*, and no instance role \("):
+            await store.check()
+
+
 async def test_an_instance_role_gives_keys(server: Recorder, no_keys: pytest.MonkeyPatch) -> None:
     """Without anything configured, the metadata service of the instance is asked."""
     no_keys.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import socket
 
 import pytest
+from rich.console import Console
 
 from services.aggregate.replay.generations import begin, watch_rebuild
 from shared.domain import keys, objects
@@ -22,10 +24,12 @@ from tests.fakes.bucket import NOON, FakeBucket, trips
 from tests.fakes.log import MemoryTopicReader
 from tests.fakes.store import MemoryStore
 from tripfold.operate.doctor import (
+    Check,
     CheckFailed,
     check_compare_and_swap,
     check_rebuild_mark,
     check_revisions,
+    checks_table,
     newer_records,
     run_checks,
 )
@@ -147,3 +151,16 @@ def closed_port() -> int:
     """Return a port of this machine that nothing listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def test_a_narrow_terminal_cuts_no_remedy() -> None:
+    """In 80 columns the table breaks long names into lines, so that every character is there."""
+    failed = Check(
+        what="Kafka",
+        ok=False,
+        found="Kafka at kafka-1.example.com:9092,kafka-2.example.com:9092 cannot be reached",
+        remedy="check TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS, and that the brokers run",
+    )
+    written = io.StringIO()
+    Console(file=written, width=80).print(checks_table([failed]))
+    assert "…" not in written.getvalue()
