@@ -8,14 +8,14 @@ import datetime as dt
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 import typer
 import uvloop
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.table import Column, Table
 
 from shared.domain.errors import OperatorError
 from shared.domain.objects import CorruptObject
@@ -94,12 +94,12 @@ def print_line(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True)
 
 
-def argument_column(heading: str, *, folded: bool = False) -> Column:
-    """Return a table column whose cells are arguments of other commands, so that a narrow terminal cuts none.
+def make_table(*headings: str, whole: Collection[str] = ()) -> Table:
+    """Return a table of which a narrow terminal cuts nothing: long cells break into lines.
 
-    A ``folded`` column breaks long cells into several lines.
+    The cells of the ``whole`` columns stay on one line, so that they can be copied into other commands.
     """
-    return Column(heading, overflow="fold") if folded else Column(heading, no_wrap=True)
+    return Table(*(Column(name, no_wrap=True) if name in whole else Column(name, overflow="fold") for name in headings))
 
 
 async def wait_to_look_again(look: int) -> None:

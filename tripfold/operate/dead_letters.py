@@ -22,7 +22,6 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 
 from services.aggregate.replay.topic_reader import KafkaTopicReader, TopicReader
 from shared.domain.errors import OperatorError
@@ -44,10 +43,10 @@ from tripfold.operate.command_line import (
     AsJson,
     FirstDate,
     LastDate,
-    argument_column,
     command_settings,
     console,
     date_range,
+    make_table,
     print_json,
     print_line,
     run_command,
@@ -190,7 +189,7 @@ def list_command(
     if as_json:
         print_json({"total": found.total, "letters": [_for_json(letter) for letter in found.letters]})
         return
-    table = Table(argument_column("dead letter"), "since (UTC)", "from", "key", "error", "sent back")
+    table = make_table("dead letter", "since (UTC)", "from", "key", "error", "sent back", whole={"dead letter"})
     for one in found.letters:
         origin = f"{one.origin_topic} {one.origin_partition}/{one.origin_offset}"
         back = f"{one.retried_at:%Y-%m-%d %H:%M}" if one.retried_at else ""

@@ -32,14 +32,7 @@ from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectSto
 from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
 from tripfold.console import printable
-from tripfold.operate.command_line import (
-    AsJson,
-    argument_column,
-    command_settings,
-    console,
-    print_json,
-    run_command,
-)
+from tripfold.operate.command_line import AsJson, command_settings, console, make_table, print_json, run_command
 
 NEWER_NAMED_MAX = 10
 RACE_ROUNDS = 3
@@ -94,7 +87,7 @@ def doctor_command(*, as_json: AsJson = False) -> None:
 
 def checks_table(checks: Iterable[Check]) -> Table:
     """Return a table of checks. A narrow terminal breaks long addresses and names of settings, and cuts none."""
-    table = Table("check", "", *(argument_column(heading, folded=True) for heading in ("found", "remedy")))
+    table = make_table("check", "", "found", "remedy")
     for one in checks:
         verdict = "[green]ok[/green]" if one.ok else "[red]failed[/red]"
         table.add_row(one.what, verdict, printable(one.found), printable(one.remedy))

@@ -24,7 +24,6 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 
 from shared.domain import keys
 from shared.domain.errors import OperatorError
@@ -40,6 +39,7 @@ from tripfold.operate.command_line import (
     AsJson,
     command_settings,
     console,
+    make_table,
     print_json,
     run_command,
 )
@@ -118,7 +118,7 @@ def gc_command(
         print_json({"dry_run": dry_run, "deleted": deleted, "size_bytes": size_bytes, "found": kept})
         return
     if kept:
-        table = Table("key", "what", "bytes", "written")
+        table = make_table("key", "what", "bytes", "written")
         for one in kept[:TABLE_ROWS_MAX]:
             written = f"{one.written_at:%Y-%m-%d %H:%M}"
             table.add_row(printable(one.key), one.verdict.value, f"{one.size_bytes:,}", written)

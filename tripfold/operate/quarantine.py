@@ -8,7 +8,6 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 
 from shared.domain import bitmap, keys
 from shared.domain.errors import OperatorError
@@ -28,10 +27,10 @@ from tripfold.operate.command_line import (
     AsJson,
     FirstDate,
     LastDate,
-    argument_column,
     command_settings,
     console,
     date_range,
+    make_table,
     print_json,
     print_line,
     run_command,
@@ -107,8 +106,8 @@ def list_command(
     if as_json:
         print_json(found)
         return
-    date, city_id = argument_column("date"), argument_column("city", folded=True)
-    table = Table(date, "country", city_id, "name", "bytes", "bad records", "reason", "refused (UTC)", "seen")
+    headings = ("date", "country", "city", "name", "bytes", "bad records", "reason", "refused (UTC)", "seen")
+    table = make_table(*headings, whole={"date"})
     for one in found[:TABLE_ROWS_MAX]:
         row = (one.country, one.city_id, one.city_name, f"{one.size_bytes:,}", str(one.bad_records), one.reason)
         shown = (printable(text, length_max=SHOWN_LENGTH_MAX) for text in row)
@@ -218,7 +217,7 @@ def _print_report(report: QuarantineReport) -> None:
         if text:
             print_line(f"[bold]{name:>11}[/bold]  {printable(text)}")
     if report.reported:
-        table = Table("record", "byte", "field", "value", "reason")
+        table = make_table("record", "byte", "field", "value", "reason")
         for record in report.reported:
             place = (str(record.record_number), "" if record.byte_offset is None else str(record.byte_offset))
             table.add_row(*place, *map(printable, (record.field or "", record.value or "", record.reason)))

@@ -28,6 +28,7 @@ from tripfold.operate.command_line import (
     StepBars,
     command_settings,
     console,
+    make_table,
     print_json,
     print_line,
     run_command,
@@ -117,7 +118,7 @@ def list_command(*, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = Table("generation", "state", "summaries", "bytes")
+    table = make_table("generation", "state", "summaries", "bytes")
     for one in found:
         table.add_row(str(one.number), one.state.value, f"{one.summaries:,}", f"{one.size_bytes:,}")
     console.print(table)
@@ -223,7 +224,9 @@ def _print_in_words(rebuilt: Rebuilt, *, dry_run: bool) -> None:
 
 
 def _table_of_changes(rebuilt: Rebuilt) -> Table:
-    table = Table("date", "country", "", "version", "trips", "passengers", "accidents", "delay ms", "cities", "why")
+    table = make_table(
+        "date", "country", "", "version", "trips", "passengers", "accidents", "delay ms", "cities", "why"
+    )
     for change in rebuilt.changes[:TABLE_ROWS_MAX]:
         why = "; ".join(change.why[:REASONS_MAX]) + (" …" if len(change.why) > REASONS_MAX else "")
         for name, side, reason in (("live", change.live, ""), ("built", change.built, why)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from services.aggregate.audit.compare import Difference
 from services.aggregate.audit.repair import Repaired, repair_dates
@@ -22,6 +21,7 @@ from tripfold.operate.command_line import (
     command_settings,
     console,
     date_range,
+    make_table,
     print_json,
     progress_bar,
     run_command,
@@ -69,7 +69,7 @@ def repair_command(
     if as_json:
         print_json({"repaired": total - refused, "refused": refused, "country_days": kept})
     elif kept:
-        table = Table("date", "country", "version before", "version", "what was wrong")
+        table = make_table("date", "country", "version before", "version", "what was wrong")
         for one in kept[:TABLE_ROWS_MAX]:
             version = str(one.version_after) if one.refused is None else f"not repaired: {one.refused}"
             wrong = "; ".join(_sentence_of(difference) for difference in one.differences[:REASONS_MAX])

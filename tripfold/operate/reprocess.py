@@ -49,6 +49,7 @@ from tripfold.operate.command_line import (
     command_settings,
     console,
     date_range,
+    make_table,
     print_json,
     progress_bar,
     run_command,
@@ -184,7 +185,7 @@ def reprocess_command(
 
 
 def _table_of(results: Iterable[Reprocessed]) -> Table:
-    table = Table("date", "country", "city", "revision", "trips", "passengers", "accidents", "delay ms", "")
+    table = make_table("date", "country", "city", "revision", "trips", "passengers", "accidents", "delay ms", "")
     for number, one in enumerate(results):
         if number == TABLE_ROWS_MAX:
             table.caption = f"the first {TABLE_ROWS_MAX:,}; --json prints up to {JSON_ITEMS_MAX:,}"

@@ -25,9 +25,9 @@ from shared.storage.s3 import S3Store
 from tripfold.console import printable
 from tripfold.operate.command_line import (
     AsJson,
-    argument_column,
     command_settings,
     console,
+    make_table,
     print_json,
     print_line,
     run_command,
@@ -70,7 +70,7 @@ def list_command(
 
 def requests_table(requests: Sequence[RequestOverview], *, width: int) -> Table:
     """Return the table of requests for a terminal of ``width`` columns. A narrow one lacks the last column."""
-    table = Table(argument_column("request"), argument_column("date"), "status", "cities")
+    table = make_table("request", "date", "status", "cities", whole={"request", "date"})
     if width >= WIDE_COLUMNS:
         table.add_column("requested (UTC)", no_wrap=True)
     for one in requests:
@@ -109,7 +109,7 @@ def show_command(
     if found.failed_reason is not None:
         print_line(printable(found.failed_reason))
     if found.failures:
-        table = Table(argument_column("city", folded=True), "name", "reason", "in quarantine")
+        table = make_table("city", "name", "reason", "in quarantine")
         for failure in found.failures:
             row = (failure.city_id, failure.city_name, failure.reason, failure.quarantine_key or "")
             table.add_row(*map(printable, row))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import typer
-from rich.table import Table
 
 from shared.kafka.admin import TopicDifference, apply_topics, check_topics, remedies
 from shared.runtime.settings import Settings
-from tripfold.operate.command_line import command_settings, console, print_line, run_command
+from tripfold.operate.command_line import command_settings, console, make_table, print_line, run_command
 
 topics_commands = typer.Typer(
     help="The topics on the Kafka of the settings.", no_args_is_help=True, add_completion=False
@@ -46,7 +45,7 @@ def _refuse(settings: Settings, differences: Sequence[TopicDifference]) -> None:
     """Print the differences with their remedies and exit with 1, if there are any."""
     if not differences:
         return
-    table = Table("topic", "setting", "found", "expected")
+    table = make_table("topic", "setting", "found", "expected")
     for one in differences:
         table.add_row(one.topic, one.what, one.found, one.expected)
     console.print(table)

@@ -25,6 +25,7 @@ from tripfold.operate.command_line import (
     command_settings,
     console,
     date_range,
+    make_table,
     print_json,
     progress_bar,
     run_command,
@@ -112,7 +113,7 @@ def _verify_summaries(dates: Dates, *, deep: bool, as_json: bool) -> None:
 
 
 def _table_of(differences: Iterable[Difference]) -> Table:
-    table = Table("date", "country", "city", "what", "found", "expected")
+    table = make_table("date", "country", "city", "what", "found", "expected")
     for number, one in enumerate(differences):
         if number == TABLE_ROWS_MAX:
             table.caption = f"the first {TABLE_ROWS_MAX:,}; --json prints up to {JSON_ITEMS_MAX:,}"
@@ -149,7 +150,7 @@ def _verify_topics(dates: Dates, *, as_json: bool) -> None:
     else:
         print_unread(unread.total, unread.named)
         if kept:
-            table = Table("topic", "key", "what", "found", "expected")
+            table = make_table("topic", "key", "what", "found", "expected")
             for one in kept[:TABLE_ROWS_MAX]:
                 table.add_row(one.topic.value, printable(one.key), one.what, printable(one.found), one.expected)
             console.print(table)
