@@ -185,6 +185,11 @@ def test_cancelling_and_retrying(world: World, page: Page, address: str) -> None
     expect(row).to_contain_text("Retrying 1 city.")
     (retried,) = (event for event in world.published(Topic.PROCESS_REQUESTS) if isinstance(event, ProcessRequested))
     assert retried.request_id == failed.request_id
+    record = objects.decode(RequestRecord, world.store.objects[keys.request(failed.request_id)].body, "")
+    write(world, ended(msgspec.structs.replace(record, version=record.version + 1)))
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(row.locator(".status")).to_have_text("completed with failures")
+    expect(row.get_by_text("Retrying 1 city.")).to_be_hidden()
     row = page.locator(".requests > li", has_text="2024-05-01")
     row.get_by_role("button", name="Cancel the request for 2024-05-01").click()
     expect(row).to_contain_text("running, being cancelled")

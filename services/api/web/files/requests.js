@@ -127,13 +127,13 @@ function rowOf(onchange) {
     try {
       const retried = row.shown.counts.cities_failed;
       await change(row.shown.id);
-      onchange();
       acted.textContent = change === cancel ? "Cancelling. Cities already in progress finish normally." : `Retrying ${plural(retried, "city", "cities")}.`;
     } catch (problem) {
       acted.textContent = problem.message;
     }
     acted.hidden = false;
     pressed.disabled = false;
+    onchange();
   }
 
   failures.addEventListener("toggle", () => failures.open && fillFailures(failures, row.shown.id));
@@ -150,6 +150,7 @@ function rowOf(onchange) {
     stop.setAttribute("aria-label", `Cancel the request for ${one.date}`);
     again.hidden = one.status !== "completed with failures" || Boolean(one.cancelled_at);
     bar.hidden = ended(one);
+    if (ended(one)) acted.hidden = true;
     bar.setAttribute("aria-label", `Cities done for ${one.date}`);
     if (counts.cities_total) {
       bar.max = counts.cities_total;
