@@ -39,6 +39,7 @@ def newer_summaries(bootstrap_servers: str, topic: str) -> Iterator[dict[str, An
             "enable.auto.commit": False,
             "auto.offset.reset": "earliest",
             "enable.partition.eof": True,
+            "reconnect.backoff.ms": 1000,
         }
     )
     try:

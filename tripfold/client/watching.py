@@ -58,6 +58,8 @@ def _show(progress: Progress, bar: TaskID, state: RequestState) -> None:
 def detail_of(state: RequestState) -> str:
     """Describe the progress of a request in one line."""
     counts = state.counts
+    if not counts.cities_total and not state.ended:
+        return state.status  # its cities are not planned yet
     parts = [
         f"{counts.cities_done}/{counts.cities_total} cities",
         f"{counts.bytes_done / 1e6:,.0f} MB",

@@ -105,7 +105,7 @@ def _verify_summaries(dates: Dates, *, deep: bool, as_json: bool) -> None:
         if any(one.what.startswith(RAW_OBJECT) for one in kept):
             console.print("repair does not restore raw objects. Request these dates again to download them.")
     else:
-        console.print(f"No differences: {country_days:,} country-days of {dates_done:,} dates match their manifests.")
+        console.print(f"No differences: {country_days:,} country-days match their manifests (dates: {dates_done:,}).")
     if raw_expired and not as_json:
         console.print(f"{raw_expired:,} raw objects have expired (TRIPFOLD_RAW_RETENTION_DAYS).")
     if kept:
