@@ -22,10 +22,21 @@ from tests.fakes.api import DAY, NOW, REQUEST, World, planned, record_of, stats,
 from tests.serving import served
 from tripfold import cli
 from tripfold.client import api as api_module
-from tripfold.client.api import ApiClient, ApiUnusable, NotFound, RequestState
+from tripfold.client.api import ApiClient, ApiUnusable, Counts, NotFound, RequestState
 from tripfold.client.commands import InvalidDates, parse_dates
 from tripfold.client.figures import decode_statistics, print_statistics, sparkline, table_of, table_of_days
-from tripfold.client.watching import requests_table, watch_requests
+from tripfold.client.watching import detail_of, requests_table, watch_requests
+
+
+def test_a_request_without_a_plan_shows_its_status() -> None:
+    """Until its cities are planned, the progress line has the status and no zeros."""
+    counts = Counts(**dict.fromkeys(Counts.__struct_fields__, 0))
+    state = RequestState(id="1", date=DAY, status="accepted", version=1, requested_at=NOW, counts=counts)
+    assert detail_of(state) == "accepted"
+    planned_state = msgspec.structs.replace(
+        state, status="running", counts=msgspec.structs.replace(counts, cities_total=3)
+    )
+    assert detail_of(planned_state).startswith("0/3 cities")
 
 
 @pytest.mark.parametrize(
