@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from functools import partial
 
-from litestar import Litestar
-
 from services.aggregate.consumer import CityStatsConsumer, tune_collector
 from services.aggregate.replay.generations import watch_rebuild
 from services.aggregate.requests.consumer import RequestProgressConsumer
@@ -15,13 +13,13 @@ from shared.domain.ids import utc_now
 from shared.domain.topics import GROUPS, Topic
 from shared.kafka.consumer import consume, make_broker
 from shared.runtime.settings import Settings
-from shared.service import ServiceContext, make_app
+from shared.service import AsgiApp, ServiceContext, make_app
 
 PROGRESS_BATCH_MAX = 5_000
 PROGRESS_LINGER_MS = 100
 
 
-def create_app(settings: Settings) -> Litestar:
+def create_app(settings: Settings) -> AsgiApp:
     """Wire the aggregate service over the Kafka and S3 of the settings."""
     tune_collector()
     context = ServiceContext(settings, source="aggregate")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 
-from litestar import Litestar
-
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.client import HttpUpstream
@@ -19,7 +17,7 @@ from shared.domain.ids import utc_now
 from shared.domain.topics import GROUPS, Topic
 from shared.kafka.consumer import consume, make_broker
 from shared.runtime.settings import Settings
-from shared.service import ServiceContext, make_app
+from shared.service import AsgiApp, ServiceContext, make_app
 
 PLANNER_BATCH = 50
 PLANNER_LINGER_MS = 50
@@ -29,7 +27,7 @@ POLL_INTERVAL_S_MAX = 20 * 86_400.0
 """The limit of ``max.poll.interval.ms``, which has 31 bits."""
 
 
-def create_app(settings: Settings, *, planner: bool = True, worker: bool = True) -> Litestar:
+def create_app(settings: Settings, *, planner: bool = True, worker: bool = True) -> AsgiApp:
     """Wire the planner, the worker, or both to the Kafka, S3 and upstream of the settings."""
     tune_allocator()
     context = ServiceContext(settings, source="ingest")

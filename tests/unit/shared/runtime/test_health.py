@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import time
 
+import httpx
 import pytest
-from litestar import Litestar
-from litestar.testing import TestClient
 from prometheus_client import Counter
 
 from shared.domain.topics import Topic
 from shared.runtime import health, metrics
 from shared.runtime.health import Health, measure_loop_lag
-from shared.service import health_routes
+from shared.service import health_app
 
 
 def lag_s() -> float:
@@ -40,10 +39,20 @@ def labels_of(counter: Counter) -> list[dict[str, str]]:
     return [sample.labels for sample in metric.samples if sample.name.endswith("_total")]
 
 
-def test_liveness_returns_a_body() -> None:
-    """``/health/live`` of every event-handling service returns ``{"live": true}``."""
-    with TestClient(Litestar(health_routes(Health()))) as client:
-        assert client.get("/health/live").json() == {"live": True}
+async def test_health_endpoints_report_liveness_readiness_and_metrics() -> None:
+    """Liveness never depends on faults. Readiness is 503 with its faults, and unknown paths are 404."""
+    state = Health()
+    state.started = True
+    transport = httpx.ASGITransport(health_app(state, contextlib.nullcontext))
+    async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+        assert (await client.get("/health/live")).json() == {"live": True}
+        assert (await client.get("/health/ready")).status_code == 200
+        state.failing("s3", "away")
+        assert (await client.get("/health/live")).status_code == 200
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["faults"]) == (503, {"s3": "away"})
+        assert "tripfold_event_loop_lag_seconds" in (await client.get("/metrics")).text
+        assert (await client.get("/")).status_code == 404
 
 
 async def test_a_blocked_event_loop_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
