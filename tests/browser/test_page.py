@@ -65,7 +65,7 @@ def cell(page: Page, country: str, day: int) -> Locator:
     return page.locator(".heatmap tbody tr", has_text=country).locator("td").nth(day - 1)
 
 
-def test_completeness_shows(world: World, page: Page, address: str) -> None:
+def test_complete_provisional_and_missing_days_look_different(world: World, page: Page, address: str) -> None:
     """A complete day, a provisional one and one without data look different, and say so to a screen reader."""
     fill(world)
     page.goto(f"{address}/{RANGE}")
@@ -77,7 +77,7 @@ def test_completeness_shows(world: World, page: Page, address: str) -> None:
     expect(page.locator("#results")).to_contain_text("3 country-days with data: 1 provisional")
 
 
-def test_measures(world: World, page: Page, address: str) -> None:
+def test_choosing_a_measure_changes_charts_and_address(world: World, page: Page, address: str) -> None:
     """Choosing another measure changes the heat map, the lines and the address."""
     fill(world)
     page.goto(f"{address}/{RANGE}")
@@ -91,7 +91,7 @@ def test_measures(world: World, page: Page, address: str) -> None:
     assert "measure=accidents" in page.url
 
 
-def test_keyboard(world: World, page: Page, address: str) -> None:
+def test_the_heat_map_can_be_used_with_the_keyboard(world: World, page: Page, address: str) -> None:
     """The arrow keys walk through the heat map, Enter shows the cities, Escape leads back to the cell."""
     fill(world)
     page.goto(f"{address}/{RANGE}")
@@ -113,7 +113,7 @@ def test_keyboard(world: World, page: Page, address: str) -> None:
     expect(first).to_be_focused()
 
 
-def test_cities_of_a_day(world: World, page: Page, address: str) -> None:
+def test_clicking_a_country_day_lists_its_cities(world: World, page: Page, address: str) -> None:
     """A click on a country-day lists its cities, each with where its numbers come from."""
     fill(world)
     page.goto(f"{address}/{RANGE}")
@@ -126,7 +126,7 @@ def test_cities_of_a_day(world: World, page: Page, address: str) -> None:
     expect(dialog.get_by_text("ab" * 32).first).to_be_visible()
 
 
-def test_one_country(world: World, page: Page, address: str) -> None:
+def test_a_country_name_leads_to_its_days(world: World, page: Page, address: str) -> None:
     """A country's name leads to its days; Back leads to all countries again."""
     fill(world)
     page.goto(f"{address}/{RANGE}")
@@ -137,7 +137,7 @@ def test_one_country(world: World, page: Page, address: str) -> None:
     expect(page.get_by_role("table", name="Totals by country").locator("tbody tr")).to_have_count(2)
 
 
-def test_sorting(world: World, page: Page, address: str) -> None:
+def test_clicking_a_column_heading_sorts_the_table(world: World, page: Page, address: str) -> None:
     """A click on the head of a column sorts by it, the largest first."""
     fill(world)
     page.goto(f"{address}/{RANGE}")
@@ -169,7 +169,7 @@ def test_requested_date_shows_progress_then_statistics(world: World, page: Page,
     expect(cell(page, "Armenia", 1)).to_have_text("1.1")
 
 
-def test_cancelling_and_retrying(world: World, page: Page, address: str) -> None:
+def test_a_request_can_be_cancelled_and_retried(world: World, page: Page, address: str) -> None:
     """A request that runs can be cancelled, and the failed cities of one that has ended be tried again."""
     running = under_way()
     write(world, running)
@@ -214,7 +214,7 @@ def test_progress_is_streamed(world: World, page: Page, address: str) -> None:
         expect(row).to_contain_text("completed with failures")
 
 
-def test_numbers_are_read_again(world: World, page: Page, address: str) -> None:
+def test_statistics_follow_retries_and_other_clients(world: World, page: Page, address: str) -> None:
     """The numbers follow a retry of a request that had ended, and what another client changed; else they are not sent.
 
     The focus and the order of the table stay. A failure to read them again says so above the numbers.
@@ -253,7 +253,7 @@ def test_numbers_are_read_again(world: World, page: Page, address: str) -> None:
     expect(alert).to_have_count(0)
 
 
-def test_another_clients_request(world: World, page: Page, address: str) -> None:
+def test_statistics_follow_a_request_of_another_client(world: World, page: Page, address: str) -> None:
     """When a request that somebody else made is first seen after its end, its numbers are read."""
     page.goto(f"{address}/{RANGE}")
     expect(page.get_by_text("No date has been requested yet")).to_be_visible()
@@ -263,7 +263,7 @@ def test_another_clients_request(world: World, page: Page, address: str) -> None
     expect(cell(page, "Armenia", 1)).to_be_visible()
 
 
-def test_few_accidents(world: World, page: Page, address: str) -> None:
+def test_days_with_accidents_stand_out(world: World, page: Page, address: str) -> None:
     """Where most days have no accident, those that have some stand out, by their number."""
     for number in range(20):
         accidents = {7: 1, 13: 500}.get(number, 0)
@@ -275,7 +275,7 @@ def test_few_accidents(world: World, page: Page, address: str) -> None:
     expect(page.locator(".legend.colours")).to_contain_text("500 and more")
 
 
-def test_store_down(world: World, page: Page, address: str) -> None:
+def test_an_outage_of_s3_is_shown_and_can_be_retried(world: World, page: Page, address: str) -> None:
     """While S3 is down the page says so and lets one try again; then it shows the numbers."""
     fill(world)
     world.store.down = True
@@ -287,7 +287,7 @@ def test_store_down(world: World, page: Page, address: str) -> None:
     expect(cell(page, "Armenia", 1)).to_be_visible()
 
 
-def test_a_key(world: World, page: Page) -> None:
+def test_the_page_asks_for_a_key_and_keeps_it(world: World, page: Page) -> None:
     """Where a key is needed the page asks for one, says when it is wrong, and keeps it while the window is open.
 
     A first visit shows the days that were requested last, as it does without keys.
@@ -312,7 +312,7 @@ def test_a_key(world: World, page: Page) -> None:
         page.goto("about:blank")
 
 
-def test_progress_with_a_key(world: World, page: Page) -> None:
+def test_progress_is_streamed_with_a_key_that_is_in_no_url(world: World, page: Page) -> None:
     """Where a key is needed progress is streamed all the same, and the key stands in no address."""
     running = under_way()
     write(world, running)
@@ -332,14 +332,14 @@ def test_progress_with_a_key(world: World, page: Page) -> None:
     assert [url for url in asked if key in url] == []
 
 
-def test_a_refused_range(world: World, page: Page, address: str) -> None:
+def test_an_invalid_range_shows_the_reason_of_the_api(world: World, page: Page, address: str) -> None:
     """The page shows the API's reason for refusing a range."""
     fill(world)
     page.goto(f"{address}/?from=2024-05-02&to=2024-05-01")
     expect(page.locator("#results").get_by_role("alert")).to_contain_text("swap the two")
 
 
-def test_refused_files(world: World, page: Page, address: str) -> None:
+def test_refused_files_of_the_range_are_listed(world: World, page: Page, address: str) -> None:
     """Files of the range that were refused are shown with why, their bad records and where they lie; of no other days.
 
     Without any, nothing is said of them.
@@ -369,7 +369,7 @@ def test_incomplete_statistics_are_an_error(world: World, page: Page, address: s
     expect(page.locator("#results").get_by_role("alert")).to_contain_text("The connection ended early. Try again.")
 
 
-def test_the_service_is_gone(world: World, page: Page, address: str) -> None:
+def test_an_outage_of_the_api_is_shown_until_it_is_back(world: World, page: Page, address: str) -> None:
     """When the service goes away in mid-use the page says so; the requests stay, and once it is back, so is the map."""
     fill(world)
     write(world, ended(under_way()))
@@ -385,7 +385,7 @@ def test_the_service_is_gone(world: World, page: Page, address: str) -> None:
     expect(cell(page, "Armenia", 1)).to_be_visible()
 
 
-def test_axes(world: World, page: Page, address: str) -> None:
+def test_axes_have_round_ticks_and_equal_distances(world: World, page: Page, address: str) -> None:
     """The axes are marked at round values, in one unit, and at days with equal distances."""
     for number in range(31):
         world.fold_in(stats("armenia", DAY + dt.timedelta(days=number), delay_total_ms=(number - 3) * 80_000))
@@ -401,7 +401,7 @@ def test_axes(world: World, page: Page, address: str) -> None:
     assert ticks.all_text_contents()[:2] == ["0", "1"]
 
 
-def test_a_year_fits(world: World, page: Page, address: str) -> None:
+def test_a_year_fits_on_a_screen_and_scrolls_on_a_phone(world: World, page: Page, address: str) -> None:
     """A year is seen whole on a screen, and can be moved about on a phone."""
     for number in range(365):
         world.fold_in(stats("armenia", DAY + dt.timedelta(days=number)))
@@ -416,7 +416,7 @@ def test_a_year_fits(world: World, page: Page, address: str) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
-def test_first_visit(world: World, page: Page, address: str) -> None:
+def test_a_first_visit_shows_the_requested_dates(world: World, page: Page, address: str) -> None:
     """Without a range in the address, the page shows the dates that were requested."""
     fill(world)
     write(world, ended(under_way()))
@@ -425,7 +425,7 @@ def test_first_visit(world: World, page: Page, address: str) -> None:
     expect(cell(page, "Armenia", 1)).to_be_visible()
 
 
-def test_names_are_text(world: World, page: Page, address: str) -> None:
+def test_names_are_shown_as_text_not_markup(world: World, page: Page, address: str) -> None:
     """A name that looks like markup is shown as it is written."""
     name = "<img src=x onerror=alert(1)>"
     world.fold_in(msgspec.structs.replace(stats("odd"), country_name=name))
@@ -435,7 +435,9 @@ def test_names_are_text(world: World, page: Page, address: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1180])
-def test_every_width(world: World, page: Page, address: str, width: int, scheme: str) -> None:
+def test_nothing_overflows_and_text_has_contrast_at_any_width(
+    world: World, page: Page, address: str, width: int, scheme: str
+) -> None:
     """Nothing sticks out of the page, on a phone or a screen, whatever the names; text stands out in both schemes."""
     fill(world)
     write(world, ended(under_way()))
@@ -448,7 +450,7 @@ def test_every_width(world: World, page: Page, address: str, width: int, scheme:
     assert page.evaluate(CONTRASTS_MIN) >= 4.5
 
 
-def test_a_year_of_many_countries(world: World, page: Page, address: str) -> None:
+def test_a_year_of_many_countries_shows_the_first_ones(world: World, page: Page, address: str) -> None:
     """A year is shown with the first countries; the others come when they are asked for."""
     for number in range(60):
         country = f"country-{number}"
@@ -493,7 +495,7 @@ CONTRASTS_MIN = """() => {
 }"""
 
 
-def test_documentation(page: Page, address: str) -> None:
+def test_the_api_documentation_shows_every_operation(page: Page, address: str) -> None:
     """The documentation shows every operation, with its possible responses, and loads nothing from elsewhere."""
     requested: list[str] = []
     faults: list[str] = []
@@ -508,7 +510,7 @@ def test_documentation(page: Page, address: str) -> None:
     assert faults == []
 
 
-def test_events(page: Page, address: str) -> None:
+def test_the_event_page_shows_every_event(page: Page, address: str) -> None:
     """The page of the events shows every event, and loads nothing from elsewhere."""
     requested: list[str] = []
     faults: list[str] = []

@@ -52,7 +52,7 @@ async def cancelled_after(turns: int) -> tuple[World, RequestId, Counts]:
     return world, request_id, before
 
 
-async def test_cancelled_at_any_moment() -> None:
+async def test_a_request_may_be_cancelled_at_any_call() -> None:
     """The request ends, and every city is served or skipped: the later it is cancelled, the fewer are skipped."""
     skipped = []
     for turns in range(TURNS_MAX):
@@ -112,7 +112,7 @@ async def test_a_manifest_written_before_a_crash_is_published_although_all_reque
     assert unfinished(world) == []
 
 
-async def test_cancelled_after_the_tasks_were_lost() -> None:
+async def test_a_cancelled_request_whose_tasks_were_lost_ends_when_requeued() -> None:
     """A cancelled request whose tasks the broker lost ends when it is requeued."""
     world = World()
     request_id = world.request(WANTED)

@@ -68,7 +68,7 @@ async def test_any_call_may_break(scenario: Scenario) -> None:
     assert not wrong, "\n".join(wrong[:20])
 
 
-async def test_any_call_may_break_a_plan_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_publishing_a_plan_in_chunks_may_break_at_any_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """A country whose plan takes several events comes to the same end, whichever of them breaks."""
     monkeypatch.setattr(outbox, "PLAN_CHUNK_CITIES_MAX", 1)
     wrong = [one async for one in broken_anywhere(Scenario(name="a plan in chunks", state=WHOLE))]
@@ -263,7 +263,7 @@ async def test_a_stale_plan_of_a_removed_country_is_not_the_last_in_its_topic() 
     assert differences(world) == []
 
 
-async def test_a_repeated_task_does_not_keep_a_later_request_from_the_corrected_file() -> None:
+async def test_a_redelivered_task_does_not_hide_a_corrected_file_from_a_later_request() -> None:
     """A task that is redelivered before that of a later request does not speak for the later one."""
     world = World()
     world.request(WHOLE)

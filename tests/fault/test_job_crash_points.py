@@ -44,14 +44,14 @@ each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenar
 
 
 @each_scenario
-async def test_a_command_may_break_anywhere(scenario: JobScenario) -> None:
+async def test_a_command_may_break_at_any_call(scenario: JobScenario) -> None:
     """Whichever call of a command breaks in whichever way, the next run ends as if none had."""
     wrong = [one async for one in broken_anywhere(scenario)]
     assert not wrong, "\n".join(wrong[:20])
 
 
 @each_scenario
-async def test_a_command_may_pause_anywhere(scenario: JobScenario) -> None:
+async def test_a_command_may_pause_at_any_call(scenario: JobScenario) -> None:
     """Wherever a command pauses while a city is corrected and moves, nothing is lost and nothing goes back."""
     wrong = [one async for one in paused_anywhere(scenario)]
     assert not wrong, "\n".join(wrong[:20])
@@ -123,7 +123,7 @@ async def holding_files() -> World:
     return world
 
 
-async def test_accepting_a_request_may_break_anywhere() -> None:
+async def test_accepting_a_request_may_break_at_any_call() -> None:
     """Whichever call breaks while the API accepts a request, its client ends with one request, which completes."""
 
     async def ask(_ranges: RangeRequests, api: Requests) -> None:
@@ -135,7 +135,7 @@ async def test_accepting_a_request_may_break_anywhere() -> None:
         assert sum(summary.totals.trips for summary in live_summaries(world)) == 3, what
 
 
-async def test_accepting_a_range_may_break_anywhere() -> None:
+async def test_accepting_a_range_may_break_at_any_call() -> None:
     """Whichever call breaks while the API accepts a range, its client ends with one request for each date."""
     days = DateRange(DATE, DATE + dt.timedelta(days=1))
 
@@ -150,7 +150,7 @@ async def test_accepting_a_range_may_break_anywhere() -> None:
         assert len(world.store.bodies("range-requests/")) == 1, what
 
 
-async def test_cancelling_a_request_may_break_anywhere() -> None:
+async def test_cancelling_a_request_may_break_at_any_call() -> None:
     """Whichever call breaks while a request is cancelled, it ends cancelled, and its unstarted cities are skipped."""
 
     async def planned() -> World:
@@ -168,7 +168,7 @@ async def test_cancelling_a_request_may_break_anywhere() -> None:
         assert (world.store.bodies(keys.RAW), inconsistencies(world)) == ({}, []), what
 
 
-async def test_retrying_a_request_may_break_anywhere() -> None:
+async def test_retrying_a_request_may_break_at_any_call() -> None:
     """Whichever call breaks while failed cities are retried, all are retried in the end, and the request completes."""
 
     async def failed() -> World:

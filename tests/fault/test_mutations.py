@@ -36,7 +36,7 @@ each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutati
 
 
 @each_mutation
-async def test_a_broken_promise_is_noticed(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_mutation_is_detected(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     """At least one run of a mutation ends with a difference."""
     mutation.patch(monkeypatch)
     async for _ in mutation.proof(mutation.kind):
@@ -48,7 +48,7 @@ async def test_a_broken_promise_is_noticed(mutation: Mutation, monkeypatch: pyte
     "proof",
     [redelivering_everything, watching_progress, building_on_a_lost_response, refusing_dead_letters, losing_the_log],
 )
-async def test_nothing_is_noticed_while_the_promises_hold(proof: Proof) -> None:
+async def test_runs_written_for_mutations_pass_without_one(proof: Proof) -> None:
     """The runs that were written only for mutations pass without a mutation."""
     assert [one async for one in proof(World)] == []
 
@@ -60,7 +60,7 @@ async def test_nothing_is_noticed_while_the_promises_hold(proof: Proof) -> None:
     [mutation for mutation in MUTATIONS if mutation.name in FOUND_BY_HISTORIES],
     ids=lambda mutation: mutation.name,
 )
-def test_histories_notice_too(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_histories_detect_mutations(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random histories find a broken promise by themselves."""
     mutation.patch(monkeypatch)
     with pytest.raises(BaseException):  # noqa: B017, PT011  # whichever way it shows

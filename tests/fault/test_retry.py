@@ -97,7 +97,7 @@ async def test_only_failures_are_retried() -> None:
 
 
 @pytest.mark.parametrize("cancelled", [False, True], ids=["its file went bad", "it was cancelled"])
-async def test_a_retry_publishes_again_what_an_earlier_end_waits_for(cancelled: bool) -> None:
+async def test_a_retry_publishes_again_events_that_a_request_still_waits_for(cancelled: bool) -> None:
     """A request whose events were compacted away is served in the end, although its city could not be fetched again."""
     world = World()
     world.request(WHOLE)

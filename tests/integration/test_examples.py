@@ -139,21 +139,21 @@ def figures_of_rows(rows: Iterable[dict[str, Any]]) -> Figures:
 
 
 @in_one_loop
-async def test_faststream(tripfold: Running, served: Figures) -> None:
+async def test_the_faststream_example_ends_with_the_served_numbers(tripfold: Running, served: Figures) -> None:
     """The FastStream consumer ends up with what the API serves."""
     lines, _ = await run(tripfold, "summaries_faststream.py", "--idle-s", "1.5")
     assert figures_of_summaries(lines) == served
 
 
 @in_one_loop
-async def test_aiokafka(tripfold: Running, served: Figures) -> None:
+async def test_the_aiokafka_example_adds_up_to_the_served_numbers(tripfold: Running, served: Figures) -> None:
     """Adding the cities up, with aiokafka, gives what the API serves."""
     lines, _ = await run(tripfold, "city_stats_aiokafka.py")
     assert figures_of_rows(map(json.loads, lines)) == served
 
 
 @in_one_loop
-async def test_confluent(tripfold: Running, served: Figures) -> None:
+async def test_the_confluent_example_prints_each_country_day_once(tripfold: Running, served: Figures) -> None:
     """The confluent-kafka consumer prints each country-day once, as the API serves it."""
     lines, _ = await run(tripfold, "summaries_confluent.py")
     assert figures_of_summaries(lines) == served
@@ -161,14 +161,14 @@ async def test_confluent(tripfold: Running, served: Figures) -> None:
 
 
 @in_one_loop
-async def test_duckdb(tripfold: Running, served: Figures) -> None:
+async def test_the_duckdb_example_reads_the_served_numbers(tripfold: Running, served: Figures) -> None:
     """DuckDB reads from S3 the same statistics of the requested dates as the API serves."""
     lines, _ = await run(tripfold, "summaries_duckdb.py", "--from", DATES[1], "--to", "2024-05-31")
     assert figures_of_rows(map(json.loads, lines)) == {key: one for key, one in served.items() if key[1] == DATES[1]}
 
 
 @in_one_loop
-async def test_raw_trips(tripfold: Running, served: Figures) -> None:
+async def test_the_raw_trips_example_adds_up_to_the_served_numbers(tripfold: Running, served: Figures) -> None:
     """Raw trips joined through the manifests are what the API serves; a bare glob would have counted more."""
     lines, told = await run(tripfold, "raw_trips_duckdb.py", "--date", DATES[0])
     figures = figures_of_rows({**json.loads(line), "date": DATES[0]} for line in lines)
@@ -178,7 +178,7 @@ async def test_raw_trips(tripfold: Running, served: Figures) -> None:
 
 
 @in_one_loop
-async def test_own_table(tripfold: Running, served: Figures, tmp_path: Path) -> None:
+async def test_the_table_example_continues_and_can_be_reset(tripfold: Running, served: Figures, tmp_path: Path) -> None:
     """A table of one's own is what the API serves; run again it goes on, and set back it is the same again."""
     path = tmp_path / "city_days.sqlite"
     arguments = ("rebuild_table.py", "--database", str(path))
@@ -200,7 +200,9 @@ def _table(path: Path) -> Figures:
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_help(example: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_example_has_a_help_text(
+    example: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each example says how to run it, and is in the README of the examples."""
     monkeypatch.setattr(sys, "argv", [example, "--help"])
     with pytest.raises(SystemExit, match=r"^0$"):

@@ -228,7 +228,7 @@ async def test_cities_without_a_response_delay_no_other(upstream: UpstreamServer
     assert (await tripfold.ended(place))["status"] == "completed"
 
 
-async def test_no_cities_at_all_fail_the_request(upstream: UpstreamServer, tripfold: Running) -> None:
+async def test_an_empty_city_list_fails_the_request(upstream: UpstreamServer, tripfold: Running) -> None:
     """A request without a valid city fails, counts the bad entries, and names the setting that allows none."""
     upstream.cities += [{"id": 1.5, "name": "C", "country": "Peru"}, 7]
     request = await tripfold.process("2024-05-09")
@@ -240,7 +240,7 @@ async def test_no_cities_at_all_fail_the_request(upstream: UpstreamServer, tripf
     assert await tripfold.stats("2024-05-09") == {}
 
 
-async def test_bad_cities_are_reported_and_the_rest_go_on(upstream: UpstreamServer, tripfold: Running) -> None:
+async def test_bad_cities_are_reported_and_the_others_are_planned(upstream: UpstreamServer, tripfold: Running) -> None:
     """Entries without id, name or country, and second ones of an id, are left out and named."""
     date = "2024-05-10"
     good = make_trips(1, 50, date)
@@ -286,7 +286,7 @@ async def _alive(tripfold: Running) -> bool | None:
     return None
 
 
-async def test_a_post_is_accepted_with_its_place(tripfold: Running) -> None:
+async def test_a_post_returns_the_url_of_its_status(tripfold: Running) -> None:
     """A request is answered with 202 and where its status is, which can be read at once."""
     response = await tripfold.client.post("/process-request", params={"date": "2024-05-11"})
     assert response.status_code == 202
@@ -312,7 +312,7 @@ async def begun(tripfold: Running, *arguments: str) -> asyncio.subprocess.Proces
     )
 
 
-async def test_commands_of_a_client(upstream: UpstreamServer, tripfold: Running) -> None:
+async def test_client_commands_request_watch_and_print(upstream: UpstreamServer, tripfold: Running) -> None:
     """The commands ask for dates, say what failed and exit 1, and print the numbers that the API serves."""
     first, second = "2024-07-01", "2024-07-02"
     files = {date: make_trips(day, 200, date) for day, date in enumerate((first, second))}
@@ -345,7 +345,7 @@ async def test_commands_of_a_client(upstream: UpstreamServer, tripfold: Running)
         assert int(rows[date]["bus_count"]) == figures["bus_count"]
 
 
-async def test_cancelled_while_it_is_watched(upstream: UpstreamServer, tripfold: Running) -> None:
+async def test_a_watched_request_can_be_cancelled(upstream: UpstreamServer, tripfold: Running) -> None:
     """Ctrl-C ends the watching alone, and says how to go on; cancelling skips the cities that were not begun."""
     date = "2024-07-04"
     cities = 30  # more than a worker takes at a time

@@ -46,9 +46,7 @@ BETWEEN_KILLS_S = RESTART_WINDOW_S / RESTARTS_MAX + 1
 
 
 @pytest.mark.timeout(120 + 60 * KILLS)
-async def test_whatever_is_killed_every_byte_and_every_number_is_right(
-    embedded: EmbeddedServices, tmp_path: Path
-) -> None:
+async def test_files_and_totals_are_exact_after_random_kills(embedded: EmbeddedServices, tmp_path: Path) -> None:
     """After random kills every raw object is the upstream's file, every total is exact, and nothing came twice."""
     print(f"seed {SEED}")  # noqa: T201  # pytest shows it when the test fails
     draw = random.Random(SEED)

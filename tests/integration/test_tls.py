@@ -86,9 +86,7 @@ def kafka_settings(address: str, **changes: object) -> Settings:
     return load_settings({**environment, "TRIPFOLD_TOPIC_PREFIX": f"t{uuid.uuid4().hex[:12]}."})
 
 
-async def test_events_go_over_tls_with_a_certificate_on_both_sides(
-    embedded: EmbeddedServices, certificates: Certificates
-) -> None:
+async def test_kafka_clients_use_mutual_tls(embedded: EmbeddedServices, certificates: Certificates) -> None:
     """Provisioning, publishing and consuming all show the client's certificate, and check the broker's."""
     context = certificates.server(asks_for_a_certificate=True)
     async with tls_kafka(embedded, context) as address:
@@ -106,7 +104,7 @@ async def test_events_go_over_tls_with_a_certificate_on_both_sides(
         assert [record.value for record in records] == [encode(STATS)]
 
 
-async def test_a_broker_that_nobody_vouches_for_gets_nothing(
+async def test_a_broker_with_an_untrusted_certificate_is_unreachable(
     embedded: EmbeddedServices, certificates: Certificates, another_authority: Certificates
 ) -> None:
     """A broker whose certificate another authority made counts as out of reach."""
@@ -145,7 +143,7 @@ async def test_the_bucket_is_reached_over_tls(
                 await store.check()
 
 
-async def test_a_file_comes_over_tls(certificates: Certificates) -> None:
+async def test_a_file_is_downloaded_over_tls(certificates: Certificates) -> None:
     """An https upstream whose authority the settings name is trusted."""
     async with (
         HostileServer(GOOD, tls=certificates.server()) as server,
@@ -154,7 +152,7 @@ async def test_a_file_comes_over_tls(certificates: Certificates) -> None:
         await client.fetch_exactly(BODY)
 
 
-async def test_an_upstream_of_another_authority_is_an_outage(
+async def test_an_upstream_with_an_untrusted_certificate_is_an_outage(
     certificates: Certificates, another_authority: Certificates
 ) -> None:
     """The client sends no request to an https upstream whose certificate authority is not the named one."""

@@ -62,7 +62,7 @@ async def test_numbers_are_exact_after_a_fault(proxied: Proxied, fault: Fault) -
     assert json.loads(output)["city_days"] == CITIES
 
 
-async def test_a_calm_network_breaks_nothing(proxied: Proxied) -> None:
+async def test_a_network_without_faults_breaks_no_connection(proxied: Proxied) -> None:
     """Without a fault the proxy breaks no connection."""
     before = {proxy: proxied.log.broken(proxy) for proxy in ("s3", "kafka")}
     date = proxied.fresh_date()

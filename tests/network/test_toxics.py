@@ -30,7 +30,7 @@ DEADLINE_S = 60.0
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-async def test_a_fault_has_the_effect_of_its_name(toxiproxy: Toxiproxy, fault: Fault) -> None:
+async def test_each_toxic_has_its_effect(toxiproxy: Toxiproxy, fault: Fault) -> None:
     """A client sees the named effect during the fault, and responses before and after it."""
     server = kafka(os.environ[PROBED_KAFKA_VARIABLE]) if fault.proxy == "kafka" else s3(os.environ[PROBED_S3_VARIABLE])
     certain = tuple(msgspec.structs.replace(toxic, toxicity=1.0) for toxic in fault.toxics)

@@ -108,7 +108,7 @@ def test_order_duplicates_and_batches_change_nothing(folded: list[StatEvent], da
 
 
 @given(stat_events, stat_events)
-def test_joining_two_summaries_is_folding_the_events_of_both(one: list[StatEvent], other: list[StatEvent]) -> None:
+def test_joining_two_summaries_equals_folding_both_sets_of_events(one: list[StatEvent], other: list[StatEvent]) -> None:
     """Joining an old generation into a new one adds its entries and plans, incomplete ones too, and nothing else."""
     joined = join(fold_all(one), fold_all(other))
     assert objects.encode(joined) == objects.encode(fold_all([*one, *other]))
@@ -150,7 +150,7 @@ def test_folding_again_returns_the_same_object(folded: list[StatEvent], more: li
 
 
 @given(stat_events)
-def test_a_different_summary_is_different_bytes(folded: list[StatEvent]) -> None:
+def test_a_different_summary_has_different_bytes(folded: list[StatEvent]) -> None:
     """If the fold returns another object, its bytes differ too: no write without a change."""
     summary = empty_summary(DATE, COUNTRY)
     for event in folded:
@@ -160,7 +160,7 @@ def test_a_different_summary_is_different_bytes(folded: list[StatEvent]) -> None
 
 
 @given(stat_events)
-def test_totals_are_those_of_the_ledger(folded: list[StatEvent]) -> None:
+def test_totals_are_the_sums_of_the_ledger(folded: list[StatEvent]) -> None:
     """Totals, counts, version and completeness follow from the ledger and the plan in force."""
     summary = fold_all(folded)
     current = [entry for entry in summary.ledger.values() if entry.contribution is not None]
@@ -285,7 +285,7 @@ def test_an_event_below_a_higher_revision_is_superseded(folded: list[StatEvent])
 
 
 @given(stat_events)
-def test_a_summary_survives_its_encoding(folded: list[StatEvent]) -> None:
+def test_a_decoded_summary_equals_the_encoded_one(folded: list[StatEvent]) -> None:
     """A stored summary reads back as it was written, and its head agrees with the whole."""
     summary = fold_all(folded)
     body = objects.encode(summary)

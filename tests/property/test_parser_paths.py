@@ -299,9 +299,7 @@ def test_a_cut_between_two_chunks_never_changes_the_outcome(
 
 @settings(max_examples=100, deadline=None)
 @given(st.data(), forms, st.sampled_from([1, 50, 100_000]), limits)
-def test_documents_by_the_rules_add_up(
-    data: st.DataObject, form: RecordsForm, chunk_bytes: int, bounds: ParserLimits
-) -> None:
+def test_valid_documents_add_up(data: st.DataObject, form: RecordsForm, chunk_bytes: int, bounds: ParserLimits) -> None:
     """A document is refused only for the content of its ignored fields; any other adds up exactly."""
     body = data.draw(documents(form, odd=False))
     result = outcome(body, chunk_bytes, bounds, rules=FileRules(form=form), force_strict=False)
@@ -322,7 +320,7 @@ def test_documents_by_the_rules_add_up(
 @example(b'{"t":[]}tru', 1)
 @example(b':"t":[', 1)
 @example(b'{"\\ud800":[]}', 1)
-def test_nothing_but_a_refusal_escapes(body: bytes, chunk_bytes: int) -> None:
+def test_arbitrary_bytes_are_parsed_or_refused(body: bytes, chunk_bytes: int) -> None:
     """Arbitrary bytes are parsed or refused, by both paths alike, whatever form is expected."""
     for form in ("array", "lines", "/t", "/?"):
         rules = FileRules(form=RecordsForm.parse(form))

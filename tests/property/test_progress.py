@@ -334,7 +334,7 @@ def test_bytes_and_trips_add_up() -> None:
     assert (counts_of(record).bytes_done, counts_of(record).cities_done) == (150, 1)
 
 
-def test_a_bitmap_is_a_set() -> None:
+def test_a_bitmap_has_its_added_members() -> None:
     """A bitmap has the members that were added to it, and no others."""
     members = bitmap.member(0) | bitmap.member(3) | bitmap.member(200)
     assert [at for at in range(300) if bitmap.contains(members, at)] == [0, 3, 200]

@@ -328,7 +328,7 @@ class HastyRebuild(Rebuild):
         return self._early
 
 
-async def test_the_model_notices_a_rebuild_in_the_wrong_order() -> None:
+async def test_the_model_detects_a_rebuild_in_the_wrong_order() -> None:
     """If the rebuild reads the manifests before it sets the pointer, some interleaving ends wrong."""
     async for differences, _ in wrong_ends(from_kafka=False, kind=HastyRebuild):
         if differences:

@@ -67,19 +67,19 @@ def ranges(draw: st.DrawFn) -> DateRange:
 
 
 @given(st.integers(), st.integers(min_value=1))
-def test_rounding(numerator: int, denominator: int) -> None:
+def test_averages_round_exactly(numerator: int, denominator: int) -> None:
     """Rounding matches exact fractions: to the nearest, and a tie to the even number."""
     assert round_half_even(numerator, denominator) == round(Fraction(numerator, denominator))
 
 
 @given(st.integers(-(10**6), 10**6), st.integers(1, 1_000))
-def test_ties(half: int, denominator: int) -> None:
+def test_ties_round_to_even(half: int, denominator: int) -> None:
     """A tie rounds to the even number, on both sides of zero."""
     assert round_half_even((2 * half + 1) * denominator, 2 * denominator) == (half if half % 2 == 0 else half + 1)
 
 
 @given(delays_ms, trip_counts)
-def test_average_as_it_is_written(delay_total_ms: int, trips: int) -> None:
+def test_the_written_average_is_exact(delay_total_ms: int, trips: int) -> None:
     """The number in the response is, digit for digit, the exact average rounded half to even to the millisecond."""
     totals = Contribution(trips=trips, passengers=0, accidents=0, delay_total_ms=delay_total_ms)
     written = Decimal(msgspec.json.encode(average_delay_s(totals)).decode())
@@ -89,7 +89,7 @@ def test_average_as_it_is_written(delay_total_ms: int, trips: int) -> None:
 
 
 @given(head_lists, ranges())
-def test_every_day_of_every_country_with_data(drawn: list[SummaryHead], days: DateRange) -> None:
+def test_a_country_with_data_has_every_day_of_the_range(drawn: list[SummaryHead], days: DateRange) -> None:
     """A country is listed if it has data on any day of the range, with every day of it; all is sorted."""
     inside = [head for head in drawn if head.date in days]
     stats = dict(country_stats(inside, days, detailed=False))
@@ -99,7 +99,7 @@ def test_every_day_of_every_country_with_data(drawn: list[SummaryHead], days: Da
 
 
 @given(head_lists, ranges())
-def test_nothing_is_lost(drawn: list[SummaryHead], days: DateRange) -> None:
+def test_daily_figures_add_up_to_the_totals(drawn: list[SummaryHead], days: DateRange) -> None:
     """The figures of all days add up to the totals of all heads, and accidents are shown where there are any."""
     inside = [head for head in drawn if head.date in days]
     stats = dict(country_stats(inside, days, detailed=True))
@@ -110,7 +110,9 @@ def test_nothing_is_lost(drawn: list[SummaryHead], days: DateRange) -> None:
 
 
 @given(head_lists, ranges(), st.randoms(use_true_random=False))
-def test_order_of_heads(drawn: list[SummaryHead], days: DateRange, chance: random.Random) -> None:
+def test_the_response_does_not_depend_on_the_order_of_heads(
+    drawn: list[SummaryHead], days: DateRange, chance: random.Random
+) -> None:
     """The response does not depend on the order in which heads were read."""
     inside = [head for head in drawn if head.date in days]
     shuffled = chance.sample(inside, len(inside))
@@ -121,7 +123,7 @@ def test_order_of_heads(drawn: list[SummaryHead], days: DateRange, chance: rando
 
 
 @given(head_lists, ranges())
-def test_details_only_add(drawn: list[SummaryHead], days: DateRange) -> None:
+def test_detail_full_adds_to_the_brief_response(drawn: list[SummaryHead], days: DateRange) -> None:
     """The brief response is the detailed one without details and without countries that are only planned."""
     inside = [head for head in drawn if head.date in days]
     brief = msgspec.to_builtins(dict(country_stats(inside, days, detailed=False)))
@@ -137,7 +139,7 @@ def test_details_only_add(drawn: list[SummaryHead], days: DateRange) -> None:
 
 
 @given(ranges())
-def test_days_and_months_of_a_range(days: DateRange) -> None:
+def test_a_range_has_its_days_and_months(days: DateRange) -> None:
     """A range has its days in order, and exactly their months."""
     drawn = list(days.dates())
     assert (drawn[0], drawn[-1], len(drawn)) == (days.first, days.last, days.days)
@@ -148,7 +150,7 @@ def test_days_and_months_of_a_range(days: DateRange) -> None:
 
 
 @given(st.binary(max_size=60), st.dates())
-def test_repaired_query(rest: bytes, last: dt.date) -> None:
+def test_a_query_without_an_equals_sign_is_repaired(rest: bytes, last: dt.date) -> None:
     """A query whose ``to`` lacks the equals sign is repaired, and a correct query is unchanged."""
     before = rest.replace(b"&", b"").replace(b"to", b"") + b"&" if rest else b""
     odd = before + f"to{last}".encode()

@@ -24,13 +24,13 @@ def test_broken_links_are_found(text: str, finding: str | None) -> None:
     assert list(check_docs.broken_links({PAGE: text})) == ([finding] if finding else [])
 
 
-def test_anchors_are_those_of_github() -> None:
+def test_anchors_are_made_as_on_github() -> None:
     """Punctuation goes, spaces become dashes, and a repeated heading gets a number."""
     text = "# Keys: `raw/`, and *more*\n## Fold\n## Fold\n```\n# no heading\n```\n## [Link](x.md) 2"
     assert check_docs.anchors_of(text) == {"keys-raw-and-more", "fold", "fold-1", "link-2"}
 
 
-def test_pages_without_a_way_from_the_readme_are_found() -> None:
+def test_pages_unreachable_from_the_readme_are_found() -> None:
     """A page is reached from the README, by way of other pages too."""
     linked, lost = ROOT / "docs" / "linked.md", ROOT / "docs" / "lost.md"
     pages = {check_docs.START: "[a](docs/made-up.md)", PAGE: "[b](linked.md#x)", linked: "", lost: "[c](made-up.md)"}
@@ -45,7 +45,7 @@ def test_long_pages_are_found() -> None:
     ]
 
 
-def test_names_that_the_code_does_not_have_are_found() -> None:
+def test_documented_names_missing_in_the_code_are_found() -> None:
     """A page names only files, settings and commands that exist."""
     text = (
         "`services/none.py` TRIPFOLD_NONE TRIPFOLD_S3_* TRIPFOLD_API_KEY `tripfold none` `tripfold requests list` "
@@ -63,7 +63,7 @@ def test_names_that_the_code_does_not_have_are_found() -> None:
     ]
 
 
-def test_names_of_the_code_that_no_page_has_are_found() -> None:
+def test_undocumented_names_of_the_code_are_found() -> None:
     """A setting without a row in its table is a finding."""
     names = {*check_docs.settings(), "TRIPFOLD_NEW"}
     found = list(check_docs.undescribed("settings.md", "setting", names, rows=r"^\| `(TRIPFOLD_\w+)`"))

@@ -132,7 +132,7 @@ async def test_an_interrupted_rebuild_restores_the_pointer(
         assert (await run_json(settings, "rebuild", "--from", "s3"))[0] == 0
 
 
-async def test_a_record_may_be_larger_than_a_fetch(settings: Settings) -> None:
+async def test_a_record_larger_than_a_fetch_is_read_whole(settings: Settings) -> None:
     """A record that is longer than one fetch is read whole, and in its place among the others."""
     await apply_topics(settings)
     values = [b"1" * size for size in (10, 3 * FETCH_BYTES_MAX, 10, FETCH_BYTES_MAX, 10)]
@@ -171,7 +171,7 @@ async def test_a_rebuild_that_is_killed_changes_nothing(settings: Settings) -> N
 
 
 @pytest.mark.parametrize("remedy", ["take over", "abandon"])
-async def test_a_rebuild_that_was_killed_leaves_a_mark_that_an_operator_clears(settings: Settings, remedy: str) -> None:
+async def test_an_operator_clears_the_mark_of_a_killed_rebuild(settings: Settings, remedy: str) -> None:
     """A rebuild that finds the mark of a killed one is refused and names both remedies; either works."""
     async with opened(settings) as (store, _):
         await filled(store)
@@ -269,7 +269,9 @@ async def _stale_topic(settings: Settings, publisher: KafkaPublisher, published:
 
 
 @pytest.mark.timeout(300)
-async def test_replays_beside_readers_and_writers_and_a_lost_kafka(embedded: EmbeddedServices, tmp_path: Path) -> None:
+async def test_rebuilds_run_beside_readers_and_writers_and_after_a_loss_of_kafka(
+    embedded: EmbeddedServices, tmp_path: Path
+) -> None:
     """A flip to a generation with other numbers shows readers one whole generation, and keeps newly ingested numbers.
 
     Kafka loses all topics and offsets: a rebuild from S3 gives the same bytes, fills the topics with the same records,

@@ -157,7 +157,7 @@ async def test_failed_batch_is_retried(settings: Settings) -> None:
     assert health.faults == {}
 
 
-async def test_a_batch_of_a_stopped_service_is_delivered_again(settings: Settings) -> None:
+async def test_the_batch_of_a_stopped_service_is_redelivered(settings: Settings) -> None:
     """A service that is stopped while it waits commits nothing; the next one gets the batch."""
     stuck = Collector(*(KafkaUnavailable("away") for _ in range(10_000)))
     health = Health()
@@ -175,7 +175,7 @@ async def test_a_batch_of_a_stopped_service_is_delivered_again(settings: Setting
     assert stuck.seen == []
 
 
-async def test_a_committed_batch_does_not_come_again(settings: Settings) -> None:
+async def test_a_committed_batch_is_not_redelivered(settings: Settings) -> None:
     """A batch that was handled before a restart is not handled after it."""
     async with publisher_of(settings) as publisher:
         for day in (1, 2):

@@ -263,7 +263,7 @@ async def read(log: Log, topic: Topic) -> list[ConsumedRecord]:
         return [record async for batch in replay.read() for record in batch]
 
 
-async def test_a_country_day_comes_in_its_order(log: Log) -> None:
+async def test_records_of_a_country_day_keep_their_order(log: Log) -> None:
     """Records whose keys share their first two parts are of one partition, and come as they were published."""
     await log.publisher.publish(retracted(city, revision) for revision in range(1, 6) for city in (1, 2))
     records = await taken(await log.join("order", Topic.CITY_STATS), 10)
@@ -282,7 +282,7 @@ async def test_keys_are_spread_over_partitions(log: Log) -> None:
     assert len({record.partition for record in records}) > 1
 
 
-async def test_a_record_comes_as_it_went(log: Log) -> None:
+async def test_a_consumed_record_equals_the_published_one(log: Log) -> None:
     """Keys, values and headers are bytes of any kind, in their order; a key or a value may be none."""
     headers = [("odd", b"\xff\x00"), ("twice", b"1"), ("twice", b"2"), ("empty", b"")]
     for key, value in ((b"2024-05-01/\xff", b"\xff{"), (b"k", None), (None, b"")):
@@ -317,7 +317,7 @@ async def test_uncommitted_records_are_delivered_again(log: Log) -> None:
     assert revisions([*again, *rest]) == list(range(1, BATCH_RECORDS_MAX + 3))
 
 
-async def test_groups_do_not_disturb_each_other(log: Log) -> None:
+async def test_each_group_gets_every_record(log: Log) -> None:
     """Each group gets everything, whatever another has committed."""
     await log.publisher.publish([retracted(1, 1)])
     for group in ("one", "two"):
@@ -326,7 +326,7 @@ async def test_groups_do_not_disturb_each_other(log: Log) -> None:
         await member.leave()
 
 
-async def test_a_group_is_taken_over(log: Log) -> None:
+async def test_a_new_member_gets_the_uncommitted_batch_of_the_former_one(log: Log) -> None:
     """A new member gets the uncommitted batch of the former one, which does not yet know that it was replaced."""
     await log.publisher.publish([retracted(1, 1)])
     first = await log.join("takeover", Topic.CITY_STATS)
@@ -343,7 +343,7 @@ async def test_a_group_is_taken_over(log: Log) -> None:
     assert set(found) <= {1, 2}
 
 
-async def test_a_replay_ends_where_the_end_was_taken(log: Log) -> None:
+async def test_a_replay_ends_at_the_end_offset_that_was_taken(log: Log) -> None:
     """A replay reads everything before the end that was taken, in the order of each partition, and nothing later."""
     await log.publisher.publish(retracted(1, revision, f"country-{revision % 3}") for revision in range(1, 13))
     async with log.replay(Topic.CITY_STATS) as replay:

@@ -94,7 +94,7 @@ async def test_only_the_first_creation_wins(store: ObjectStore) -> None:
     assert found.body == b"1"
 
 
-async def test_a_swap_needs_the_current_etag(store: ObjectStore) -> None:
+async def test_compare_and_swap_needs_the_current_etag(store: ObjectStore) -> None:
     """A swap that names the ETag last read wins; one that names an older ETag, or a missing object, loses."""
     first = await store.compare_and_swap("a.json", b"1", etag=None)
     second = await store.compare_and_swap("a.json", b"2", etag=first)
@@ -141,7 +141,7 @@ async def test_one_of_racing_creations_wins(store: ObjectStore, request: pytest.
     assert [found.body] == [f"{winner}".encode() for winner in winners]
 
 
-async def test_a_swap_sent_again_loses_to_itself(store: ObjectStore) -> None:
+async def test_a_repeated_compare_and_swap_conflicts_with_itself(store: ObjectStore) -> None:
     """A swap that happened, and is sent again with the same ETag, finds its own bytes there and loses."""
     etag = await store.compare_and_swap("a.json", b"1", etag=None)
     swapped = await store.compare_and_swap("a.json", b"2", etag=etag)
@@ -172,7 +172,7 @@ async def test_a_write_over_a_deleted_object_conflicts(store: AdminObjectStore) 
     assert await keys_of(store) == ["a.json"]
 
 
-async def test_the_first_bytes_are_enough(store: ObjectStore) -> None:
+async def test_a_read_can_be_limited_to_the_first_bytes(store: ObjectStore) -> None:
     """A read of the first bytes returns at most the requested number, and all of a shorter object."""
     await store.put("a.json", b"0123456789")
     for first_bytes, body in ((4, b"0123"), (100, b"0123456789")):
@@ -181,7 +181,7 @@ async def test_the_first_bytes_are_enough(store: ObjectStore) -> None:
         assert found.body == body
 
 
-async def test_a_listing_has_the_prefix_alone(store: ObjectStore) -> None:
+async def test_a_listing_has_only_the_objects_under_its_prefix(store: ObjectStore) -> None:
     """A listing names every object under its prefix, with its size and the ETag that reading gives."""
     for key in ("raw/date=1/city=~S%C3%A3o/1.json", "raw/date=1/city=2/1.json", "raw/date=2/city=2/1.json"):
         await store.put(key, b"12345")
@@ -209,7 +209,7 @@ async def test_any_key_is_read_as_it_was_written(store: ObjectStore) -> None:
     assert sorted(past) == sorted(one.key for one in listed if one.key > "odd/a+b")
 
 
-async def test_a_listing_is_whole_and_in_order(store: ObjectStore) -> None:
+async def test_a_listing_is_complete_and_sorted(store: ObjectStore) -> None:
     """However many pages it takes, the keys of one folder come all, once and sorted; also after a certain key."""
     expected = [f"requests/{number:04x}.json" for number in range(1_011)]
     await bounded_map(lambda key: store.put(key, b"1"), expected[::-1], limit=16)
@@ -240,7 +240,7 @@ async def test_a_listing_keeps_a_folder_together(store: ObjectStore) -> None:
     assert sorted(changes) == sorted(set(folders))
 
 
-async def test_a_stream_is_the_whole_object(store: AdminObjectStore) -> None:
+async def test_a_stream_returns_the_whole_object(store: AdminObjectStore) -> None:
     """An object of any size is read chunk by chunk; one that is not there is missing, not a fault."""
     body = bytes(number % 251 for number in range(1000)) * 2_100
     await store.put("raw/one.json", body)
@@ -250,7 +250,7 @@ async def test_a_stream_is_the_whole_object(store: AdminObjectStore) -> None:
         await anext(aiter(store.stream("raw/two.json")))
 
 
-async def test_ages_are_by_the_clock_of_the_store(store: AdminObjectStore) -> None:
+async def test_ages_are_measured_by_the_clock_of_the_store(store: AdminObjectStore) -> None:
     """An object written just now is no older than a moment, by the store's own clock."""
     before = await store.now()
     await store.put("a.json", b"1")
@@ -348,7 +348,7 @@ async def test_wrong_credentials_and_a_missing_bucket_are_dependency_outages(
             await refused.compare_and_swap("a.json", b"1", etag=None)
 
 
-async def test_credentials_that_are_corrected_are_found(
+async def test_corrected_credentials_are_used_without_a_restart(
     embedded: EmbeddedServices, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A store refused for its credentials works once their file has been corrected, without a new process."""
@@ -414,7 +414,7 @@ async def test_a_lost_response_never_causes_a_second_write(embedded: EmbeddedSer
     assert found.body == b"mine"
 
 
-async def test_a_conflict_is_not_decided_yet(embedded: EmbeddedServices) -> None:
+async def test_a_conflict_with_a_write_under_way_is_retried(embedded: EmbeddedServices) -> None:
     """A swap that conflicts with another write under way is tried again, and wins if there is no other after all."""
     settings = settings_of(embedded.s3_endpoint_url)
     async with S3Store(settings) as direct:

@@ -178,7 +178,7 @@ ENTRY = (
     ],
     ids=["more to come, and not where", "fewer entries than counted"],
 )
-async def test_a_listing_that_is_not_whole_is_a_fault(listing: str) -> None:
+async def test_an_incomplete_listing_is_a_fault(listing: str) -> None:
     """A page without all that it tells of is never taken for all that there is."""
     body = f"<ListBucketResult><Name>bucket</Name>{listing}</ListBucketResult>".encode()
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()

@@ -142,7 +142,7 @@ def kill_and_wait_for_restart(services: EmbeddedServices, events: list[ChildEven
     )
 
 
-async def test_an_object_is_swapped_by_comparison(services: EmbeddedServices) -> None:
+async def test_s3_supports_conditional_writes(services: EmbeddedServices) -> None:
     """PutObject takes If-None-Match and If-Match, and refuses the one who comes second with 412."""
     async with s3_client(services) as client:
         key = {"Bucket": services.bucket, "Key": "manifests/one.json"}
@@ -157,13 +157,13 @@ async def test_an_object_is_swapped_by_comparison(services: EmbeddedServices) ->
     assert await read_object(services, "manifests/one.json") == b"3"
 
 
-async def test_records_come_out_as_they_went_in(services: EmbeddedServices) -> None:
+async def test_records_are_consumed_in_order(services: EmbeddedServices) -> None:
     """Records are consumed in the order in which they were produced."""
     await produce(services, "in-order", b"1", b"2", b"3")
     assert await consume(services, "in-order", 3) == [b"1", b"2", b"3"]
 
 
-def test_nothing_answers_without_a_signature(services: EmbeddedServices) -> None:
+def test_unsigned_requests_are_refused(services: EmbeddedServices) -> None:
     """Neither S3 nor the filer behind it gives anything to a request that is not signed."""
     ports = services.stack.ports
     for url in (
@@ -185,7 +185,7 @@ def test_every_port_is_on_loopback_only(services: EmbeddedServices) -> None:
             socket.create_connection(("127.0.0.2", port), timeout=1)
 
 
-def test_the_keys_are_the_owners_alone(services: EmbeddedServices) -> None:
+def test_only_the_owner_can_read_the_keys(services: EmbeddedServices) -> None:
     """The file with the keys can be read by its owner only."""
     path = services.stack.children[0].log_path.parents[1] / "embedded.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -259,7 +259,7 @@ with embedded_services(Path(sys.argv[1])) as services:
 """
 
 
-def test_a_killed_process_leaves_nothing_and_the_directory_is_free(tmp_path: Path) -> None:
+def test_a_killed_stack_leaves_no_process_and_no_lock(tmp_path: Path) -> None:
     """After kill -9 of the process that ran a stack, its children are gone, and a new one has the directory."""
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -315,7 +315,7 @@ def test_a_missing_wheel_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert not (tmp_path / "data").exists()
 
 
-def test_the_binaries_are_programs_not_scripts() -> None:
+def test_the_stack_runs_the_binaries_without_a_wrapper() -> None:
     """The stack runs the binaries themselves: a script around one would receive the signals."""
     for path in (find_binary("weed"), find_binary("noida-db")):
         assert os.access(path, os.X_OK)

@@ -88,7 +88,7 @@ async def test_up_continues_where_it_stopped(tmp_path: Path) -> None:
             assert (await client.get(place)).json()["status"] == "completed"
 
 
-async def test_up_brings_back_what_the_broker_lost(tmp_path: Path) -> None:
+async def test_up_republishes_events_that_the_broker_lost(tmp_path: Path) -> None:
     """After kill -9 and the loss of all records, up fills the topics, resumes an unfinished request and says so."""
     later = "2024-05-02"
     port = free_port("the API of a test")
@@ -141,7 +141,7 @@ async def _ended(client: httpx.AsyncClient, place: str) -> dict[str, Any] | None
     return request if request["status"] in ENDED else None
 
 
-async def test_a_taken_port_is_one_clear_sentence(tmp_path: Path) -> None:
+async def test_a_taken_port_is_named_without_a_traceback(tmp_path: Path) -> None:
     """A port that another program uses is named, without a traceback, and nothing is left running."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -153,7 +153,7 @@ async def test_a_taken_port_is_one_clear_sentence(tmp_path: Path) -> None:
     assert processes_of(tmp_path) == []
 
 
-def test_the_recomputation_is_right() -> None:
+def test_the_independent_recomputation_matches_figures_worked_out_by_hand() -> None:
     """The demo's independent recomputation gives the figures that can be worked out by hand."""
     trips: list[dict[str, Any]] = [
         {"departure-time": f"{DATE}T00:00:00", "bus-type": "B", "passengers": 3, "delay": "PT1M30S", "accident": False},

@@ -69,7 +69,7 @@ async def eventually(holds: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_cities(client: httpx.AsyncClient) -> None:
+async def test_cities_are_a_json_array(client: httpx.AsyncClient) -> None:
     """The cities come as a JSON array of id, name and country, beyond ASCII too."""
     response = await client.get("/cities")
     assert response.status_code == 200
@@ -78,7 +78,7 @@ async def test_cities(client: httpx.AsyncClient) -> None:
     assert [city["id"] for city in response.json()] == [city.id for city in city_list(OPTIONS)]
 
 
-async def test_whole_file(client: httpx.AsyncClient) -> None:
+async def test_a_file_has_its_length_and_etag(client: httpx.AsyncClient) -> None:
     """A file comes whole, with its length, its ETag and the offer of ranges."""
     response = await client.get(PATH)
     assert response.status_code == 200
@@ -91,13 +91,13 @@ async def test_whole_file(client: httpx.AsyncClient) -> None:
     assert len(json.loads(response.content)) == 3000
 
 
-async def test_empty_file() -> None:
+async def test_a_city_day_without_trips_is_an_empty_array() -> None:
     """A city-day without trips is an empty array."""
     async with serving(UpstreamOptions(trips_per_city=0)) as client:
         assert (await client.get(PATH)).content == b"[]"
 
 
-async def test_head(client: httpx.AsyncClient) -> None:
+async def test_head_has_the_headers_of_the_whole_file(client: httpx.AsyncClient) -> None:
     """HEAD gives the headers of the whole file, whatever range it names, and no body."""
     response = await client.head(PATH, headers={"Range": "bytes=0-9"})
     assert response.status_code == 200
@@ -119,7 +119,9 @@ async def test_head(client: httpx.AsyncClient) -> None:
         (FILE.etag.strip('"'), 200),
     ],
 )
-async def test_if_none_match(client: httpx.AsyncClient, method: str, if_none_match: str, status: int) -> None:
+async def test_if_none_match_of_the_current_etag_is_304(
+    client: httpx.AsyncClient, method: str, if_none_match: str, status: int
+) -> None:
     """A client whose copy is current gets a 304 without a body; any other gets the file."""
     response = await client.request(method, PATH, headers={"If-None-Match": if_none_match})
     assert response.status_code == status
@@ -140,7 +142,7 @@ async def test_if_none_match(client: httpx.AsyncClient, method: str, if_none_mat
         ("Bytes=0-1", 0, 2),
     ],
 )
-async def test_range(client: httpx.AsyncClient, header: str, start: int, stop: int) -> None:
+async def test_one_range_returns_its_bytes(client: httpx.AsyncClient, header: str, start: int, stop: int) -> None:
     """One range is answered with exactly its bytes and where they lie in the file."""
     response = await client.get(PATH, headers={"Range": header})
     assert response.status_code == 206
@@ -151,7 +153,7 @@ async def test_range(client: httpx.AsyncClient, header: str, start: int, stop: i
 
 
 @pytest.mark.parametrize("header", [f"bytes={len(BODY)}-", "bytes=99999999-99999999", "bytes=-0"])
-async def test_unsatisfiable_range(client: httpx.AsyncClient, header: str) -> None:
+async def test_an_unsatisfiable_range_is_416(client: httpx.AsyncClient, header: str) -> None:
     """A range without a byte of the file is 416 and names the file's length."""
     response = await client.get(PATH, headers={"Range": header})
     assert response.status_code == 416
@@ -162,7 +164,7 @@ async def test_unsatisfiable_range(client: httpx.AsyncClient, header: str) -> No
 @pytest.mark.parametrize(
     "header", ["bytes=5-2", "bytes=-", "bytes=0-1,5-6", "lines=0-1", "bytes=x-", "bytes=" + "9" * 50 + "-"]
 )
-async def test_range_not_understood(client: httpx.AsyncClient, header: str) -> None:
+async def test_an_invalid_range_is_ignored(client: httpx.AsyncClient, header: str) -> None:
     """A range that is malformed, of another unit or one of several is ignored: the whole file comes."""
     response = await client.get(PATH, headers={"Range": header})
     assert response.status_code == 200
@@ -178,7 +180,9 @@ async def test_range_not_understood(client: httpx.AsyncClient, header: str) -> N
         ("Wed, 01 May 2024 00:00:00 GMT", 200),
     ],
 )
-async def test_if_range(client: httpx.AsyncClient, if_range: str, status: int) -> None:
+async def test_if_range_of_another_etag_returns_the_whole_file(
+    client: httpx.AsyncClient, if_range: str, status: int
+) -> None:
     """A range of the file the client knows comes as a part; of any other file the whole comes."""
     response = await client.get(PATH, headers={"Range": "bytes=10-19", "If-Range": if_range})
     assert response.status_code == status
@@ -191,7 +195,7 @@ async def test_current_copy_wins_over_range(client: httpx.AsyncClient) -> None:
     assert response.status_code == 304
 
 
-async def test_without_etags() -> None:
+async def test_etags_can_be_off() -> None:
     """The upstream sends no ETag and ignores conditions when ETags are off."""
     async with serving(UpstreamOptions(cities=4, trips_per_city=3000, etag=False)) as client:
         plain = await client.get(PATH, headers={"If-None-Match": "*"})
@@ -201,7 +205,7 @@ async def test_without_etags() -> None:
     assert plain.content == resumed.content == BODY
 
 
-async def test_without_ranges() -> None:
+async def test_ranges_can_be_off() -> None:
     """The upstream offers no ranges and sends the whole file when ranges are off."""
     async with serving(UpstreamOptions(cities=4, trips_per_city=3000, ranges=False)) as client:
         response = await client.get(PATH, headers={"Range": "bytes=0-9"})
@@ -233,7 +237,7 @@ async def test_errors_are_json(client: httpx.AsyncClient, path: str, status: int
     assert response.json()["detail"]
 
 
-async def test_missing_day() -> None:
+async def test_a_missing_day_is_404() -> None:
     """A missing day of a known city is 404."""
     async with serving(UpstreamOptions(missing_days=100)) as client:
         response = await client.get(PATH)
@@ -241,13 +245,13 @@ async def test_missing_day() -> None:
     assert response.json()["detail"] == "city 1 has no file for 2024-05-01"
 
 
-async def test_health(client: httpx.AsyncClient) -> None:
+async def test_a_running_upstream_is_healthy(client: httpx.AsyncClient) -> None:
     """A running upstream says that it is well."""
     response = await client.get("/health")
     assert response.status_code == 200
 
 
-async def test_a_leaving_client_ends_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_disconnected_client_ends_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the client of an endless stream leaves, the stream ends and the server goes on answering."""
     ended = threading.Event()
     read = TripFile.read
@@ -272,7 +276,7 @@ async def test_a_leaving_client_ends_its_stream(monkeypatch: pytest.MonkeyPatch)
         assert (await client.get("/health")).status_code == 200
 
 
-async def test_one_stream_does_not_hold_up_another() -> None:
+async def test_an_endless_stream_does_not_block_another_response() -> None:
     """A short answer comes while an endless file streams to a client that takes all it can."""
     async with serving(ENDLESS) as client, client.stream("GET", PATH) as response:
         chunks = response.aiter_raw()
@@ -284,7 +288,7 @@ async def test_one_stream_does_not_hold_up_another() -> None:
         await asyncio.gather(taking, return_exceptions=True)
 
 
-async def test_serve_stops_in_the_middle_of_a_stream() -> None:
+async def test_serve_stops_during_a_stream() -> None:
     """A served process that is asked to stop cuts the streams still running, and ends without a complaint."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

@@ -84,7 +84,7 @@ async def confined(
         yield Confined(services, users, embedded)
 
 
-async def test_every_service_does_its_work_with_the_least_rights(confined: Confined, upstream: UpstreamServer) -> None:
+async def test_every_service_works_with_its_minimal_policy(confined: Confined, upstream: UpstreamServer) -> None:
     """A date, its corrected file, a move, a missing city and the ledger come out as with all rights."""
     date, tripfold = "2024-05-01", confined.tripfold
     trips = {city: make_trips(city, 50, date) for city in (1, 2)}
@@ -110,7 +110,7 @@ async def test_every_service_does_its_work_with_the_least_rights(confined: Confi
     await tripfold.ended(again.headers["location"])
 
 
-async def test_no_service_may_do_what_is_anothers(confined: Confined) -> None:
+async def test_no_service_may_write_the_objects_of_another(confined: Confined) -> None:
     """The worker writes no summary, the aggregate no manifest, the API reads no raw file, and nobody deletes one."""
     bucket = confined.tripfold.settings.s3_bucket
 

@@ -53,7 +53,7 @@ async def damage_entry(services: Running, country: str) -> None:
     await services.store.put(key, objects.encode(msgspec.structs.replace(summary, ledger=ledger)))
 
 
-async def test_an_operators_day(embedded: EmbeddedServices, tmp_path: Any) -> None:
+async def test_operator_commands_work_beside_running_services(embedded: EmbeddedServices, tmp_path: Any) -> None:
     """Verify, repair, rebuild from both sides, drop, clean up and examine, on a stack of running services."""
     with UpstreamServer() as upstream:
         for city, country in ((1, "Armenia"), (2, "Armenia"), (3, "Brasil")):
@@ -150,7 +150,7 @@ async def _clean_up(services: Running) -> None:
         assert await services.store.get(key) is not None
 
 
-async def test_a_topic_that_is_set_otherwise_is_named_with_its_remedy(settings: Settings) -> None:
+async def test_a_topic_with_other_settings_is_named_with_its_remedy(settings: Settings) -> None:
     """A topic that was made by hand is left as it is by apply; apply and check say how to set it, and exit 1."""
     name = f"{settings.topic_prefix}{Topic.CITY_STATS.value}"
     client = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
@@ -164,7 +164,7 @@ async def test_a_topic_that_is_set_otherwise_is_named_with_its_remedy(settings: 
         assert (code, remedy in out, "'tripfold topics apply'" in out) == (1, True, False), out + err
 
 
-async def test_a_bucket_that_is_missing_is_not_made_by_being_examined(settings: Settings) -> None:
+async def test_doctor_does_not_create_a_missing_bucket(settings: Settings) -> None:
     """The doctor names a missing bucket, and leaves nothing behind that would look like one."""
     for _ in range(2):
         code, found = await run_json(settings, "doctor")
@@ -173,7 +173,7 @@ async def test_a_bucket_that_is_missing_is_not_made_by_being_examined(settings: 
         assert by_name["compare-and-swap"]["found"] == "not checked without S3"
 
 
-async def test_a_bucket_is_streamed_and_told_the_time(embedded: EmbeddedServices) -> None:
+async def test_the_admin_store_streams_objects_and_knows_the_time_of_the_store(embedded: EmbeddedServices) -> None:
     """A large object comes whole in chunks, a missing one is reported, and the store's clock is close to ours."""
     async with S3Store(isolated_settings(embedded)) as store:
         await store.create_bucket()

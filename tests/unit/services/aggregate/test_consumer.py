@@ -143,7 +143,7 @@ async def test_nothing_counts_as_folded_before_its_summary_is_written() -> None:
     assert (folded.country, folded.revision) == ("armenia", 11)
 
 
-async def test_in_a_steady_state_a_fold_costs_one_call() -> None:
+async def test_each_fold_costs_one_call_in_a_steady_state() -> None:
     """An aggregate that alone writes a country-day makes one compare-and-swap for each fold."""
     bucket = FakeBucket()
     alone = Aggregate(bucket)

@@ -261,7 +261,7 @@ def test_the_id_depends_on_event_and_request() -> None:
     assert dict(headers_of(STATS, source="aggregate", cause=cause))["ce_id"] == ids[-2]
 
 
-def test_a_cause_travels_in_headers() -> None:
+def test_the_cause_of_a_record_is_in_its_headers() -> None:
     """The task that caused a record is read back from its headers, and the record's value does not change by it."""
     cause = Cause(request_id=REQUEST, plan_revision=3, position=4_711)
     assert cause_of(dict(headers_of(STATS, source="ingest", cause=cause))) == cause

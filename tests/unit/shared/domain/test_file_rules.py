@@ -26,7 +26,7 @@ def test_a_path_is_a_json_pointer(written: str, path: tuple[str, ...]) -> None:
     assert str(form) == written
 
 
-def test_lines_stands_for_one_record_a_line() -> None:
+def test_the_word_lines_means_one_record_per_line() -> None:
     """The word `lines` means a file with one record on each line."""
     assert RecordsForm.parse("lines").is_lines
     assert str(RecordsForm.parse("lines")) == "lines"

@@ -140,7 +140,7 @@ def test_bytes_that_are_no_object_are_refused(body: bytes) -> None:
         objects.decode(Manifest, body, "manifests/x")
 
 
-def test_totals_stand_before_the_ledger() -> None:
+def test_totals_are_encoded_before_the_ledger() -> None:
     """A reader of totals reads only the first bytes: all it needs comes before plan and ledger."""
     body = objects.encode(SUMMARY)
     assert body.index(b'"plan_revision"') < body.index(b'"plans"') < body.index(b'"ledger"')

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shared.runtime.lru import LruCache
 
 
-def test_the_values_used_least_recently_make_room() -> None:
+def test_the_least_recently_used_values_are_evicted() -> None:
     """A use counts, a replaced value frees its bytes, and a value larger than the cache is not kept."""
     cache: LruCache[str, bytes] = LruCache(10, lambda _, value: len(value))
     cache.keep("a", bytes(4))

@@ -72,18 +72,18 @@ def test_a_text_that_is_no_date_is_refused(text: str) -> None:
         ([5.0, 5.0], "▁▁"),
     ],
 )
-def test_sparkline(values: list[float | None], drawn: str) -> None:
+def test_a_sparkline_scales_to_its_values(values: list[float | None], drawn: str) -> None:
     """The least value is the lowest bar and the greatest the highest; a day without data has none."""
     assert sparkline(values) == drawn
 
 
-def test_long_sparkline() -> None:
+def test_a_long_sparkline_groups_days() -> None:
     """More days than there is room for are taken together, and none is left out."""
     assert sparkline([float(place // 100) for place in range(800)], width=8) == "▁▂▃▄▅▆▇█"
     assert len(sparkline([1.0] * 366)) == 31
 
 
-def test_tables() -> None:
+def test_tables_sum_days_and_mark_incomplete_ones() -> None:
     """A country's line sums its days exactly; a day's line says what is missing of it."""
     world = World()
     world.fold_in(stats("armenia", trips=3, delay_total_ms=3_000, accidents=2), planned("armenia", city_ids=["7", "8"]))
@@ -104,7 +104,7 @@ def test_tables() -> None:
 
 
 @pytest.mark.parametrize("width", [200, 120, 90, 60, 30])
-def test_narrow_terminals(width: int) -> None:
+def test_sparklines_shrink_on_narrow_terminals(width: int) -> None:
     """Where there is little room sparklines get shorter, then go; names and figures are whole on any terminal."""
     world = World()
     for place in range(31):
@@ -122,7 +122,7 @@ def test_narrow_terminals(width: int) -> None:
     assert len(line.rstrip()) <= max(width, 90)
 
 
-async def test_follows_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_watching_reports_each_state_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each state of a request comes once, also over a stream that broke; failures are named, and are not success.
 
     Markup and control characters in a name change nothing in the terminal.
@@ -224,7 +224,7 @@ async def test_a_lost_response_still_makes_one_request(monkeypatch: pytest.Monke
             assert [one.id for one in await client.latest(5)] == [asked] == [state.id]
 
 
-def test_commands_without_a_stack() -> None:
+def test_commands_print_the_responses_of_the_api() -> None:
     """The commands print what the API has: the latest requests, and its statistics as they are."""
     world = World()
     world.fold_in(stats("armenia"), planned("armenia", city_ids=["7"]))
@@ -256,7 +256,7 @@ def test_commands_without_a_stack() -> None:
         assert asked in {key[-41:-5] for key in world.store.bodies("requests/")}
 
 
-def test_ids_and_reasons_are_whole() -> None:
+def test_ids_and_reasons_are_not_truncated() -> None:
     """Ids are whole on 80 columns; in a pipe every request and every failure is one line."""
     world = World()
     reason = "record 41, byte 4879, field 'passengers', value -1: " + "expected 0 or more " * 20

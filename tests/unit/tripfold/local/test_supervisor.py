@@ -142,7 +142,7 @@ async def test_a_program_that_does_not_exist_fails_the_start(tmp_path: Path) -> 
             await supervisor.start(spec)
 
 
-async def test_the_death_of_a_child_ends_the_wait(tmp_path: Path) -> None:
+async def test_a_killed_child_that_may_not_restart_ends_the_wait(tmp_path: Path) -> None:
     """A child that may not be restarted ends everything when it is killed, and is named."""
     async with Supervisor() as supervisor:
         await supervisor.start(child(tmp_path, "store", SLEEP))
@@ -154,7 +154,7 @@ async def test_the_death_of_a_child_ends_the_wait(tmp_path: Path) -> None:
     assert not is_running(store)
 
 
-async def test_a_death_during_a_start_fails_that_start(tmp_path: Path) -> None:
+async def test_a_child_killed_during_the_start_of_another_fails_that_start(tmp_path: Path) -> None:
     """While one group starts, the death of a child of another group is not overlooked."""
     async with Supervisor() as supervisor:
         await supervisor.start(child(tmp_path, "first", "import time; time.sleep(0.2); raise SystemExit(7)"))

@@ -54,7 +54,7 @@ def forget_everything_rendered() -> None:
     dated_block.cache_clear()
 
 
-def test_same_bytes_twice() -> None:
+def test_a_file_rendered_twice_has_the_same_bytes() -> None:
     """A file rendered again from nothing has the same bytes."""
     options = UpstreamOptions(seed=9, trips_per_city=3000)
     first = b"".join(trip_file(options, 4, DAY).read())
@@ -62,7 +62,7 @@ def test_same_bytes_twice() -> None:
     assert b"".join(trip_file(options, 4, DAY).read()) == first
 
 
-def test_pinned_bytes_and_etag() -> None:
+def test_bytes_and_etag_are_pinned() -> None:
     """The bytes and the ETag of version 1 never change; a change of the bytes needs another GENERATOR_VERSION."""
     file = trip_file(UpstreamOptions(trips_per_city=20_000), 3, DAY)
     digest = hashlib.sha256(b"".join(file.read())).hexdigest()
@@ -70,7 +70,7 @@ def test_pinned_bytes_and_etag() -> None:
     assert file.etag == '"995b56b1c0edc0f71e88556280f35355"'
 
 
-def test_files_differ() -> None:
+def test_seed_city_and_date_change_the_file() -> None:
     """Another seed, city or date is another file, with another ETag."""
     files = [
         trip_file(UpstreamOptions(seed=seed, trips_per_city=10), city_id, day)
@@ -160,7 +160,7 @@ def test_the_json_is_compact_and_in_the_upstream_order() -> None:
     )
 
 
-def test_chunks_are_worth_sending() -> None:
+def test_chunks_have_64_to_256_kib() -> None:
     """Every chunk of a whole file but the last is between 64 and 256 KiB."""
     lengths = [len(chunk) for chunk in SMALL.read()]
     assert all(64 * 1024 <= length <= 256 * 1024 for length in lengths[:-1])
@@ -168,7 +168,7 @@ def test_chunks_are_worth_sending() -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_default_sizes(seed: int) -> None:
+def test_default_files_have_their_documented_sizes(seed: int) -> None:
     """By default a date is about 220 MB: one file above 100 MB and 29 of 1 to 20 MB, known without rendering."""
     options = UpstreamOptions(seed=seed)
     dated_block.cache_clear()
@@ -180,7 +180,7 @@ def test_default_sizes(seed: int) -> None:
     assert dated_block.cache_info().misses == 0
 
 
-def test_the_end_of_a_huge_file_is_near() -> None:
+def test_the_end_of_a_huge_file_is_rendered_alone() -> None:
     """The last kilobyte of a file above 4 GB takes the rendering of no more than its last blocks."""
     file = trip_file(UpstreamOptions(trips_per_city=40_000_000), 1, DAY)
     assert file.size_bytes > 4 * 1024**3
@@ -206,7 +206,7 @@ def test_streaming_holds_a_few_blocks() -> None:
 
 
 @pytest.mark.parametrize("missing_days", [0, 1, 7, 100])
-def test_missing_days_of_any_hundred_dates(missing_days: int) -> None:
+def test_a_city_misses_the_chosen_number_of_any_100_days(missing_days: int) -> None:
     """Exactly the chosen number of any 100 consecutive dates of a city have no file."""
     options = UpstreamOptions(missing_days=missing_days)
     for first in (DAY, DAY + timedelta(days=33), date(1999, 12, 31)):
@@ -238,7 +238,7 @@ def test_an_unknown_city_has_no_file(city_id: int) -> None:
         trip_file(UpstreamOptions(), city_id, DAY)
 
 
-def test_the_default_cities() -> None:
+def test_the_default_list_has_thirty_cities() -> None:
     """Thirty cities lie six to a country; some names are not ASCII, and one country has two cities of one name."""
     cities = city_list(UpstreamOptions())
     assert [city.id for city in cities] == list(range(30))
@@ -247,7 +247,7 @@ def test_the_default_cities() -> None:
     assert max(Counter((city.name, city.country) for city in cities).values()) == 2
 
 
-def test_more_cities_than_names() -> None:
+def test_long_city_lists_continue_with_numbers() -> None:
     """Lists longer than the names go on with numbers, keep the cities before, and never merge two countries."""
     options = UpstreamOptions(cities=len(CITY_NAMES) * 3, countries=len(COUNTRY_NAMES) * 2 + 1)
     cities = city_list(options)

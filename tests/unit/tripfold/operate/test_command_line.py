@@ -15,7 +15,7 @@ from tripfold.operate import command_line
 from tripfold.operate.command_line import PLAIN_INTERVAL_S, progress_bar
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """At a terminal there is a bar with what is done, the remark, and the time left."""
     shown = io.StringIO()
     monkeypatch.setattr(command_line, "progress_console", Console(file=shown, force_terminal=True, width=120))
@@ -28,7 +28,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r"left.*\d:\d\d:\d\d|left.*-:--:--", last)
 
 
-def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_an_occasional_line_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a terminal progress is a plain line in so many seconds, with how much is done and the time left."""
     clock = Clock(NOON)
     with progress_bar("verifying [/x]", "dates", clock_s=lambda: (clock() - NOON) / dt.timedelta(seconds=1)) as show:
@@ -43,7 +43,7 @@ def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> N
     ]
 
 
-def test_what_ends_at_once_leaves_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_command_prints_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
     """A quick command writes nothing beside its result."""
     with progress_bar("verifying", "dates") as show:
         show(0, 1)

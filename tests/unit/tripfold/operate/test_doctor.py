@@ -62,7 +62,7 @@ async def test_a_store_that_compares_and_swaps_passes() -> None:
     assert store.objects == before
 
 
-async def test_two_winners_are_one_too_many() -> None:
+async def test_a_store_with_two_winners_of_a_race_fails() -> None:
     """A store that lets several racing writers win is told unfit, and no probe is left behind."""
     store = Careless(lambda: NOON)
     with pytest.raises(CheckFailed, match="4 of 4 concurrent conditional writes"):
@@ -70,12 +70,12 @@ async def test_two_winners_are_one_too_many() -> None:
     assert store.objects == {}
 
 
-async def test_a_lost_answer_is_not_held_against_the_store() -> None:
+async def test_a_write_whose_response_was_lost_counts_as_won() -> None:
     """A writer that succeeds without hearing of it still counts as the one winner."""
     await check_compare_and_swap(Forgetful(lambda: NOON))
 
 
-async def test_a_rebuild_that_is_marked_and_old_is_found_out() -> None:
+async def test_an_old_mark_of_a_rebuild_is_reported() -> None:
     """The mark of a rebuild passes while it is young; after an hour its rebuild has probably died."""
     bucket = FakeBucket()
     assert await check_rebuild_mark(bucket.store) == "no rebuild is marked"
@@ -98,7 +98,7 @@ async def test_the_metric_shows_the_age_of_a_rebuild() -> None:
     assert REGISTRY.get_sample_value("tripfold_rebuild_age_seconds") == 100
 
 
-async def test_a_restored_backup_is_found_out() -> None:
+async def test_a_restored_backup_is_reported() -> None:
     """A topic with a revision that the bucket would mint again is told, by the object and the revision."""
     bucket = FakeBucket()
     bucket.store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=5, born_at=NOON)))

@@ -162,7 +162,7 @@ async def test_old_notes_of_attempts_are_deleted(bucket: FakeBucket) -> None:
     assert list(bucket.store.bodies("attempts/")) == [keys.attempts(DAY, CityId("2"))]
 
 
-async def test_a_quarantines_age_within_the_deadline_is_refused(bucket: FakeBucket) -> None:
+async def test_an_age_of_quarantine_within_the_deadline_is_refused(bucket: FakeBucket) -> None:
     """A file that may just be coming into quarantine is not looked at."""
     with pytest.raises(InvalidAge, match="must exceed the deadline"):
         await cleaned(bucket, quarantine_older_than=dt.timedelta(minutes=5))
@@ -205,7 +205,7 @@ YOUNG = keys.raw(DAY, CityId("1"), "young")
 
 
 @pytest.mark.parametrize("at", range(1, 5))
-async def test_a_manifest_written_meanwhile_is_not_robbed(bucket: FakeBucket, at: int) -> None:
+async def test_a_manifest_written_during_gc_keeps_its_objects(bucket: FakeBucket, at: int) -> None:
     """Whenever a worker writes its manifest during gc, every object that it names still exists."""
     bucket.store.write(YOUNG, b"[]")
     bucket.clock.advance(DEADLINE_S - 1)
@@ -220,13 +220,13 @@ async def test_a_manifest_written_meanwhile_is_not_robbed(bucket: FakeBucket, at
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("7d", 604_800), ("36h", 129_600), ("90m", 5_400), ("7200s", 7_200)])
-def test_ages_are_read_with_their_unit(text: str, seconds: int) -> None:
+def test_an_age_is_a_number_and_a_unit(text: str, seconds: int) -> None:
     """An age is a number and its unit."""
     assert parse_age(text).total_seconds() == seconds
 
 
 @pytest.mark.parametrize("text", ["7", "d", "-7d", "7 d", "1w", ""])
-def test_other_ages_are_refused(text: str) -> None:
+def test_an_invalid_age_is_refused(text: str) -> None:
     """The error names a text that is no age."""
     with pytest.raises(InvalidAge, match="must be a number and s, m, h or d"):
         parse_age(text)

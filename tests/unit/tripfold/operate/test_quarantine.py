@@ -81,7 +81,7 @@ async def test_only_the_selected_city_is_retried() -> None:
     assert world.upstream.downloads == ["2"]
 
 
-async def test_what_was_taken_in_since_is_not_asked_for_again() -> None:
+async def test_a_city_that_no_longer_fails_is_not_retried() -> None:
     """A file whose city has not failed in its last request is settled, and nothing is published for it."""
     world = await refused_world()
     request_id = last_requested(world).request_id

@@ -86,7 +86,7 @@ async def folded(bucket: FakeBucket, since: int) -> None:
     await CityStatsConsumer(bucket.store, bucket.publisher, cache_bytes=100_000).process(records)
 
 
-async def test_what_the_rules_read_otherwise_becomes_a_revision(
+async def test_a_file_with_other_totals_under_new_rules_becomes_a_revision(
     bucket: FakeBucket, threads: ThreadPoolExecutor
 ) -> None:
     """City-days whose file adds up to something else get a new revision, naming the same file, and are published."""
@@ -111,7 +111,7 @@ async def no_wait(_look: int) -> None:
     return
 
 
-async def test_without_a_changed_rule_nothing_is_read(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
+async def test_files_of_the_present_rules_are_not_read(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
     """Files of the present rule version are not read; each file of an older one becomes a revision, changed or not."""
     assert await reprocessed(bucket, threads, Selection()) == []
     manifest = bucket.manifest(3)
@@ -125,7 +125,9 @@ async def test_without_a_changed_rule_nothing_is_read(bucket: FakeBucket, thread
     assert (manifest.rule_version, manifest.revision) == (RULE_VERSION, one.revision_after)
 
 
-async def test_a_changed_setting_is_a_changed_rule(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
+async def test_files_that_changed_settings_affect_are_reprocessed(
+    bucket: FakeBucket, threads: ThreadPoolExecutor
+) -> None:
     """Only files that the present settings would read differently are reprocessed."""
     other_date = DAY.replace(day=2)
     bucket.store_file(3, 20, trips(4), "brasil")
@@ -143,7 +145,7 @@ async def test_a_changed_setting_is_a_changed_rule(bucket: FakeBucket, threads: 
     assert [one.city_id for one in await reprocessed(bucket, threads, Selection())] == ["3"]
 
 
-async def test_a_selection_and_a_dry_run_leave_the_rest(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
+async def test_a_selection_and_a_dry_run_change_nothing_else(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
     """A dry run writes nothing; a country, a city or a range restricts what is read."""
     before = {key: stored.body for key, stored in bucket.store.objects.items()}
     told = await reprocessed(bucket, threads, dry_run=True)
@@ -163,7 +165,9 @@ async def test_a_selection_and_a_dry_run_leave_the_rest(bucket: FakeBucket, thre
     assert (passengers(bucket, 1), passengers(bucket, 2)) == (0, 20)
 
 
-async def test_what_cannot_be_read_again_is_left_as_it_was(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
+async def test_a_file_that_cannot_be_read_again_stays_as_it_was(
+    bucket: FakeBucket, threads: ThreadPoolExecutor
+) -> None:
     """A raw object that is lost or changed, and a manifest of later rules, are refused by name; the others go on."""
     for city, change in ((1, "lost"), (2, "other")):
         manifest = bucket.manifest(city)
@@ -206,7 +210,9 @@ async def test_a_file_that_is_ingested_meanwhile_wins(bucket: FakeBucket, thread
     ]  # published, for nobody had
 
 
-async def test_wherever_it_is_ended_the_next_one_completes_it(bucket: FakeBucket, threads: ThreadPoolExecutor) -> None:
+async def test_an_interrupted_reprocess_is_completed_by_the_next_one(
+    bucket: FakeBucket, threads: ThreadPoolExecutor
+) -> None:
     """Killed before or after any of its calls and started again, a reprocess ends as if nothing had happened."""
     begin, log = dict(bucket.store.objects), bucket.log.copy()
     port_calls = PortCalls()
@@ -226,7 +232,7 @@ async def test_wherever_it_is_ended_the_next_one_completes_it(bucket: FakeBucket
             assert (await bucket.summary()).totals.passengers == 30, (number, broken)
 
 
-async def test_what_the_ledger_does_not_know_is_published_again(
+async def test_a_manifest_that_was_never_folded_is_published_again(
     bucket: FakeBucket, threads: ThreadPoolExecutor
 ) -> None:
     """A manifest of the present rules that was never folded is published, unless the run is a dry one."""

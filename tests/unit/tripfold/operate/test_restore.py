@@ -36,14 +36,14 @@ def base_of(store: MemoryStore) -> int | None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, 501), (10, 501), (500, 501), (501, 501), (900, 900)])
-async def test_the_base_ends_just_above_what_the_topic_knows(before: int | None, after: int) -> None:
+async def test_the_revision_floor_is_raised_above_the_topic(before: int | None, after: int) -> None:
     """By itself the base becomes the topic's highest revision plus one, unless it is above that already."""
     store = store_with(before)
     restored = await raised(store)
     assert (restored.floor_before, restored.floor, base_of(store)) == (before, after, after)
 
 
-async def test_a_base_is_taken_as_given_if_it_is_above_everything() -> None:
+async def test_a_given_revision_floor_must_be_above_the_topic() -> None:
     """A base that was asked for is taken; one that the topic knows, or that would lower it, is refused by name."""
     store = store_with(600)
     for wanted, reason in ((500, "2024-05-01/armenia/7"), (550, "never falls")):
@@ -53,7 +53,7 @@ async def test_a_base_is_taken_as_given_if_it_is_above_everything() -> None:
     assert (await raised(store, wanted=700)).floor == base_of(store) == 700
 
 
-async def test_with_kafka_lost_the_present_time_will_do() -> None:
+async def test_the_present_time_is_a_floor_if_kafka_is_lost() -> None:
     """Without the topic the base has to be given; the present time is above all that any bucket gave out."""
     store = store_with(10)
     with pytest.raises(CannotRestore, match="use --now"):
@@ -68,7 +68,7 @@ async def test_a_dry_run_raises_nothing() -> None:
     assert base_of(store) == 10
 
 
-async def test_who_is_overtaken_raises_the_base_all_the_same() -> None:
+async def test_the_floor_is_raised_despite_a_concurrent_write() -> None:
     """If a service writes the lineage just before, the base is raised over that one, and the birth stays its own."""
     store = store_with(None)
     compare_and_swap = store.compare_and_swap
@@ -85,7 +85,7 @@ async def test_who_is_overtaken_raises_the_base_all_the_same() -> None:
     )
 
 
-async def test_the_highest_of_a_topic_may_be_a_plans_or_come_after_what_is_none() -> None:
+async def test_the_highest_revision_counts_plans_and_ignores_poison() -> None:
     """Revisions of plans count as those of files do, and a record that is no event hides none behind it."""
     bucket = FakeBucket()
     bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia", b"{")

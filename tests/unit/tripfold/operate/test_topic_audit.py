@@ -110,14 +110,14 @@ async def bucket() -> FakeBucket:
 
 
 @pytest.mark.parametrize("keys_at_once_max", [1, 5, 1_000])
-async def test_topics_that_are_right_have_no_difference(bucket: FakeBucket, keys_at_once_max: int) -> None:
+async def test_correct_topics_have_no_difference(bucket: FakeBucket, keys_at_once_max: int) -> None:
     """The events of the services match the bucket, in however many passes they are compared."""
     opened: list[LogReplay] = []
     assert await told(audit_of(bucket, keys_at_once_max=keys_at_once_max, opened=opened)) == []
     assert [replay.rewound for replay in opened] == ([1, 1] if keys_at_once_max == 1_000 else [2, 2])
 
 
-async def test_all_that_an_empty_kafka_lacks_is_named_and_published(bucket: FakeBucket) -> None:
+async def test_republish_fills_an_empty_kafka(bucket: FakeBucket) -> None:
     """After a loss of Kafka every key is missing; republishing fills both topics with what they held."""
     kept = [{record.key: record.value for record in bucket.log.records(topic)} for topic in COMPACTED]
     bucket.log = MemoryLog()
@@ -170,7 +170,7 @@ def events_of(bucket: FakeBucket, key: str) -> list[events.CityDayStats]:
     return decoded
 
 
-async def test_what_is_in_flight_is_looked_at_again(bucket: FakeBucket) -> None:
+async def test_events_in_flight_are_checked_again(bucket: FakeBucket) -> None:
     """A revision that is published while the audit waits is no difference; one that never is, is one."""
     published = bucket.store_file(1, 30, trips(4))
 
@@ -204,7 +204,7 @@ async def test_republishing_a_range_names_unreadable_objects_and_skips_other_dat
     assert {(record.key or b"")[:10] for record in bucket.log.appended} == {str(DAY).encode()}
 
 
-async def test_a_key_that_nothing_stands_for_is_named_and_left(bucket: FakeBucket) -> None:
+async def test_a_key_without_an_object_is_named_and_kept(bucket: FakeBucket) -> None:
     """A city-day that only the topic knows cannot be taken back: it is named with what to do."""
     del bucket.store.objects[keys.manifest(DAY, CityId("3"))]
     assert named(await told(audit_of(bucket))) == [("2024-05-01/brasil/3", "record", "revision 13", "nothing")]
@@ -212,7 +212,7 @@ async def test_a_key_that_nothing_stands_for_is_named_and_left(bucket: FakeBucke
     assert "request 2024-05-01 again" in (one.refused or "")
 
 
-async def test_while_an_object_cannot_be_read_no_key_is_called_unnamed(bucket: FakeBucket) -> None:
+async def test_an_unreadable_manifest_is_named_instead_of_its_key(bucket: FakeBucket) -> None:
     """An unreadable manifest is the difference that is named, not the key that it may stand for."""
     bucket.store.write(keys.manifest(DAY, CityId("3")), b"{")
     assert [(one.key, one.what) for one in await told(audit_of(bucket))] == [
@@ -250,7 +250,7 @@ async def test_records_that_cannot_be_read_are_skipped_and_named(
     assert at_unknown.startswith(f"city-stats, partition {unknown.partition}, offset {unknown.offset}: ")
 
 
-async def test_a_topic_of_unreadable_records_alone_is_read() -> None:
+async def test_unreadable_records_are_named_in_an_otherwise_empty_topic() -> None:
     """Records that cannot be read are named although neither topic nor bucket has a date."""
     bucket = FakeBucket()
     bucket.log.append(Topic.CITY_STATS, None, b"{")
@@ -259,7 +259,7 @@ async def test_a_topic_of_unreadable_records_alone_is_read() -> None:
     assert audit.unread.total == 1
 
 
-async def test_the_base_is_above_records_of_a_later_version(bucket: FakeBucket) -> None:
+async def test_the_revision_floor_is_above_records_of_a_later_version(bucket: FakeBucket) -> None:
     """Restoring skips and names what it cannot read, and still goes above the revision of a later version."""
     bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"x","schema_version":2,"revision":9000}')
     bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"x","schema_version":1,"revision":9999}')
@@ -267,7 +267,7 @@ async def test_the_base_is_above_records_of_a_later_version(bucket: FakeBucket) 
     assert (topic.revision, topic.unread_total, [one.newer for one in topic.unread]) == (9000, 2, [True, False])
 
 
-async def test_after_a_backup_consumers_get_what_the_bucket_holds(bucket: FakeBucket) -> None:
+async def test_restore_publishes_the_restored_bucket_under_higher_revisions(bucket: FakeBucket) -> None:
     """Where the topic knows more than a restored bucket, restore gives revisions above what the topic knows."""
     bucket.store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=5, born_at=NOON)))
     backup = dict(bucket.store.objects)
@@ -307,14 +307,14 @@ async def put_back(bucket: FakeBucket, base: int) -> None:
     bucket.store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=base, born_at=NOON)))
 
 
-async def test_a_revision_that_consumers_know_is_not_given_twice(bucket: FakeBucket) -> None:
+async def test_a_floor_that_would_reuse_a_known_revision_is_refused(bucket: FakeBucket) -> None:
     """A base that is what the topic knows would give its very revision to other content: that is refused."""
     await put_back(bucket, 50)
     with pytest.raises(CannotRestore, match="Stop all services"):
         await reissued(bucket)
 
 
-async def test_a_new_plan_is_told_to_all_its_countries(bucket: FakeBucket) -> None:
+async def test_a_reissued_plan_is_published_for_all_its_countries(bucket: FakeBucket) -> None:
     """Though the topic is ahead in one country alone, a plan under a new revision is news for the others too."""
     await put_back(bucket, 51)
     await reissued(bucket)
@@ -323,7 +323,7 @@ async def test_a_new_plan_is_told_to_all_its_countries(bucket: FakeBucket) -> No
 
 
 @pytest.mark.parametrize("revision", [50, 51])
-async def test_whatever_is_written_meanwhile_ends_above_what_the_topic_knows(bucket: FakeBucket, revision: int) -> None:
+async def test_a_revision_written_during_a_restore_ends_above_the_topic(bucket: FakeBucket, revision: int) -> None:
     """If a worker swaps its own revision in first, that one is published if it is above, and else one above it."""
     await put_back(bucket, 51)
     compare_and_swap = bucket.store.compare_and_swap
@@ -342,9 +342,7 @@ async def test_whatever_is_written_meanwhile_ends_above_what_the_topic_knows(buc
     assert [one for one in await told(audit_of(bucket)) if one.topic is Topic.CITY_STATS] == []
 
 
-async def test_a_chunk_of_a_plan_that_the_bucket_does_not_know_is_named(
-    bucket: FakeBucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_unknown_chunk_of_a_current_plan_is_named(bucket: FakeBucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A further chunk of the plan in force, or of a higher one, is not left over from an older plan."""
     monkeypatch.setattr("shared.domain.outbox.PLAN_CHUNK_CITIES_MAX", 1)
     backup = dict(bucket.store.objects)

@@ -106,7 +106,7 @@ async def test_bytes_after_a_body_are_not_read_as_the_next_response() -> None:
         assert len(server.requests) == 2
 
 
-async def test_a_file_that_its_length_cuts_fails_as_no_whole_document() -> None:
+async def test_a_file_longer_than_its_content_length_fails() -> None:
     """A file whose stated length is one byte too short fails."""
     async with (
         HostileServer(raw(head_of(content_length=str(len(BODY) - 1)) + BODY)) as server,

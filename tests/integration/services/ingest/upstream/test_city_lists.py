@@ -36,7 +36,7 @@ from tests.integration.services.ingest.upstream.hostile import (
 from tripfold.operate.doctor import CheckFailed, check_city_list
 
 
-async def test_the_list_of_cities_is_as_bounded_as_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_city_list_has_the_limits_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """A list that is too long, a compression bomb, broken or refused fails with the same error as a file."""
     monkeypatch.setattr(upstream_client, "CITY_LIST_BYTES_MAX", 1_000)
     for answer, fault in (
@@ -159,7 +159,7 @@ async def test_a_body_that_is_no_list_fails_the_request_with_its_reason(body: by
     assert not tasks
 
 
-async def test_a_list_of_100_000_cities_is_parsed_beside_the_event_loop() -> None:
+async def test_a_list_of_100_000_cities_does_not_block_the_event_loop() -> None:
     """While a long list is parsed the event loop runs, and every city gets its task."""
     cities = [{"id": number, "name": f"Город {number}", "country": f"C{number % 200}"} for number in range(100_000)]
     turns = turns_before = turns_after = 0

@@ -38,7 +38,7 @@ from tests.integration.services.ingest.upstream.hostile import (
 @example(cuts=[0, 0, 0], chunks=False, reset=False)
 @example(cuts=[len(LARGE) - 1], chunks=True, reset=False)
 @hypothesis_settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_a_broken_download_goes_on_at_the_next_byte(cuts: list[int], chunks: bool, reset: bool) -> None:
+async def test_a_broken_download_resumes_at_the_next_byte(cuts: list[int], chunks: bool, reset: bool) -> None:
     """Wherever and however often a download is cut, each byte arrives once, and no attempt is used."""
     ranges = RangeServer(LARGE, cuts=list(cuts), chunked=chunks)
     ranges.reset = reset
@@ -50,7 +50,7 @@ async def test_a_broken_download_goes_on_at_the_next_byte(cuts: list[int], chunk
         )
 
 
-async def test_last_modified_serves_where_there_is_no_etag() -> None:
+async def test_last_modified_is_a_validator_where_there_is_no_etag() -> None:
     """A date that is old enough is a strong validator too."""
     ranges = RangeServer(LARGE, cuts=[200_000, 300_000], etag=None)
     ranges.last_modified = OLD
@@ -73,7 +73,7 @@ async def test_last_modified_serves_where_there_is_no_etag() -> None:
         {"etag": '"v1"', "content_encoding": "gzip"},
     ],
 )
-async def test_without_a_strong_validator_a_broken_download_begins_again(headers: dict[str, str]) -> None:
+async def test_a_broken_download_without_a_strong_validator_restarts(headers: dict[str, str]) -> None:
     """Weak tags, young dates, codings and servers without ranges: the next request is for the whole file."""
     body = gzip.compress(LARGE) if "content_encoding" in headers else LARGE
     cut = raw(head_of(content_length=str(len(body)), **headers) + body[:50_000])
@@ -107,7 +107,7 @@ WRONG_RESTS: dict[str, Answer] = {
 
 
 @pytest.mark.parametrize("rest", WRONG_RESTS.values(), ids=WRONG_RESTS.keys())
-async def test_a_rest_that_does_not_fit_begins_the_file_again(rest: Answer) -> None:
+async def test_a_part_of_another_file_restarts_the_download(rest: Answer) -> None:
     """A part that may belong to another file is refused, and the next attempt fetches the whole file."""
     cut = raw(head_of(content_length=str(len(LARGE)), etag='"v1"') + LARGE[:50_000])
     async with HostileServer(cut, rest, whole(LARGE, etag='"v1"')) as server, client_of(server.url) as client:
@@ -118,7 +118,7 @@ async def test_a_rest_that_does_not_fit_begins_the_file_again(rest: Answer) -> N
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-async def test_a_resumption_outlasts_a_server_that_is_busy(status: int) -> None:
+async def test_a_resumption_retries_transient_statuses(status: int) -> None:
     """A transient status in the middle of a download is retried; so is a reset."""
     cut = raw(head_of(content_length=str(len(LARGE)), etag='"v1"') + LARGE[:50_000])
     rest = whole(REST, 206, content_range=SPAN, etag='"v1"')
@@ -129,7 +129,7 @@ async def test_a_resumption_outlasts_a_server_that_is_busy(status: int) -> None:
         await client.fetch_exactly(LARGE)
 
 
-async def test_a_resumption_outlasts_a_restart_of_the_server() -> None:
+async def test_a_download_resumes_after_a_restart_of_the_server() -> None:
     """A download resumes with the same file after its server was down for a while."""
     ranges = RangeServer(LARGE, cuts=[70_000])
     async with HostileServer(ranges) as server, client_of(server.url, attempts=1, resumptions=100) as client:

@@ -27,7 +27,7 @@ async def test_redirects_on_the_same_host_are_followed(status: int) -> None:
         assert [request.target for request in server.requests][1:] == ["/elsewhere?x=1", "/deeper"]
 
 
-async def test_a_url_is_sent_as_it_is_written() -> None:
+async def test_escapes_of_a_url_are_sent_unchanged() -> None:
     """The escapes of a URL stay as they are: a signed one is valid in no other spelling."""
     signed = "/a%2Fb/%41?signature=%2F%3D%2B%20%7e+a"
     async with HostileServer(redirect(signed), GOOD) as server, client_of(server.url) as client:

@@ -32,7 +32,7 @@ SLOW: dict[str, tuple[Answer, str]] = {
 
 
 @pytest.mark.parametrize(("answer", "reason"), SLOW.values(), ids=SLOW.keys())
-async def test_silence_and_a_trickle_cost_an_attempt(answer: Answer, reason: str) -> None:
+async def test_stalled_and_slow_bodies_cost_an_attempt(answer: Answer, reason: str) -> None:
     """Neither a stall nor an occasional byte holds a stream."""
     async with (
         HostileServer(answer) as server,
@@ -43,7 +43,7 @@ async def test_silence_and_a_trickle_cost_an_attempt(answer: Answer, reason: str
         assert "(2 attempts)" in failure
 
 
-async def test_headers_that_trickle_are_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_headers_are_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The head of a response has one deadline, however often a byte of it arrives."""
     monkeypatch.setattr(upstream_client, "CONNECT_TIMEOUT_S", 0.2)
     async with (
@@ -78,7 +78,7 @@ async def test_a_response_has_a_deadline() -> None:
         assert "TRIPFOLD_UPSTREAM_DEADLINE_S" in await client.failure()
 
 
-async def test_a_slow_bucket_is_not_blamed_on_the_upstream() -> None:
+async def test_time_spent_on_the_bucket_does_not_count_as_a_slow_upstream() -> None:
     """Only the time spent waiting for the upstream counts for its speed."""
     async with HostileServer(chunked(LARGE)) as server, client_of(server.url, speed_window_s=0.05) as client:
         taken: list[int] = []

@@ -355,7 +355,7 @@ async def test_a_manifest_under_a_wrong_key_is_a_difference(bucket: FakeBucket) 
             await Rebuild(bucket.store, bucket.publisher, token="token", report=lambda *_: None).run()
 
 
-async def test_repair_follows_no_damaged_manifest(bucket: FakeBucket) -> None:
+async def test_repair_ignores_a_damaged_manifest(bucket: FakeBucket) -> None:
     """If the raw object agrees with the ledger and not with the manifest, the summary stays as it is."""
     manifest = bucket.manifest(1)
     assert manifest is not None
@@ -392,7 +392,7 @@ async def test_repair_replaces_no_summary_of_a_later_build(bucket: FakeBucket) -
     assert bucket.store.objects[key].body == later
 
 
-async def test_repair_yields_to_an_aggregate(bucket: FakeBucket) -> None:
+async def test_repair_keeps_a_summary_that_an_aggregate_wrote_meanwhile(bucket: FakeBucket) -> None:
     """A wrong summary that an aggregate writes meanwhile is read again, and no folded event is lost."""
     await bucket.damage(totals=NOTHING)
     published = bucket.store_file(1, 30, trips(4))
@@ -470,7 +470,7 @@ async def test_repair_keeps_a_tombstone_without_manifest(bucket: FakeBucket) -> 
     assert (await bucket.summary("brasil")).ledger[CityId("1")] == LedgerEntry(revision=15)
 
 
-async def test_repair_goes_on_in_a_generation_that_became_live_meanwhile(bucket: FakeBucket) -> None:
+async def test_repair_continues_in_a_generation_that_became_live_meanwhile(bucket: FakeBucket) -> None:
     """If the pointer moves during a repair, the summary of the new live generation is repaired, too."""
     await bucket.damage(cities_reported=99)
     for key, stored in list(bucket.store.objects.items()):

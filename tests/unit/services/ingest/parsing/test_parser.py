@@ -86,7 +86,7 @@ def of_form(written: str, bad_records_max: str = "0") -> FileRules:
     return FileRules(form=RecordsForm.parse(written), bad_records_max=BadRecordsMax.parse(bad_records_max))
 
 
-def test_a_file_is_folded_to_its_sums() -> None:
+def test_a_file_is_totalled() -> None:
     """Trips, passengers, accidents and delay are added up over all records."""
     body = array(record(), record(passengers="5", delay='"PT-80S"', accident="true"))
     assert fold(body).contribution == Contribution(trips=2, passengers=50, accidents=1, delay_total_ms=4_000_000)
@@ -172,14 +172,14 @@ def test_trips_on_other_dates_are_counted() -> None:
         ("2024-05-02T00:30:00+05:30", 1),
     ],
 )
-def test_no_fraction_or_offset_moves_a_departure(departure: str, on_other_dates: int) -> None:
+def test_a_fraction_or_offset_does_not_change_the_date_of_a_departure(departure: str, on_other_dates: int) -> None:
     """The date is the ten characters written, though the quick decoder would round the moment into the next day."""
     folded = fold(array(record(departure_time=f'"{departure}"')))
     assert folded.strict_path_records == 0
     assert folded.trips_on_other_dates == on_other_dates
 
 
-def test_a_departure_with_more_behind_a_nul_is_refused() -> None:
+def test_a_departure_with_text_after_a_nul_is_refused() -> None:
     """The quick decoder stops at an escaped NUL; the rules read on, and refuse what follows."""
     assert refusal(array(record(departure_time='"2024-05-01T01:23:00\\u0000more"'))).field == "departure-time"
 
@@ -358,7 +358,7 @@ def test_of_many_bad_records_the_first_hundred_are_reported() -> None:
 
 
 @pytest.mark.parametrize("fault", ["{]", '{"x":1', "[" * 100, '{"x":' + "9" * 641 + "}", record() + "]x"])
-def test_what_ends_a_file_does_so_whatever_is_allowed(fault: str) -> None:
+def test_a_fault_of_the_document_refuses_the_file_whatever_the_limit_of_bad_records(fault: str) -> None:
     """A fault of the document refuses the file, and the bad records before it are told with it."""
     verdict = refusal(
         f"[{record()},{record(delay='5')},{fault}", rules=FileRules(bad_records_max=BadRecordsMax.parse("100%"))
@@ -391,7 +391,7 @@ def test_trips_on_other_dates_can_be_bad_records() -> None:
     ],
 )
 @pytest.mark.parametrize("form", ["array", "lines", "/trips"])
-def test_after_an_odd_record_the_batch_path_goes_on(odd: str, form: str) -> None:
+def test_the_batch_path_continues_after_an_odd_record(odd: str, form: str) -> None:
     """In a file with a few odd records, the strict path reads only the records around them."""
     records = ([record()] * 5_000 + [odd]) * 3 + [record()] * 5_000
     body = "\n".join(records) if form == "lines" else array(*records)
@@ -484,7 +484,7 @@ def test_records_are_found_in_each_form(form: str, body: str, trips: int, chunk_
         ("/trips", f'{{"trips":[],"x":{json.dumps("y" * 1_100_000)}}}', "more than 1048576 bytes follow"),
     ],
 )
-def test_what_is_not_of_its_form_is_refused(form: str, body: str, reason: str) -> None:
+def test_a_file_of_another_form_is_refused(form: str, body: str, reason: str) -> None:
     """A broken line or path has a reason of its own, whatever number of bad records is allowed."""
     assert reason in str(refusal(body, rules=of_form(form)))
 
@@ -544,7 +544,7 @@ def test_a_long_value_is_shortened_in_the_error() -> None:
 
 @pytest.mark.parametrize("delay", ["P4T080S", "4PT080S", "PT40S80", "P4080TS", "PT40S,PT80", "PT", "S"])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_delay_with_its_digits_elsewhere_is_refused_among_plain_ones(delay: str, place: int) -> None:
+def test_a_malformed_delay_is_refused_among_plain_ones(delay: str, place: int) -> None:
     """Delays of whole seconds are added up together, and each still has to be one by itself."""
     records = [record(delay='"PT1S"'), record(delay='"PT20S"')]
     records.insert(place, record(delay=json.dumps(delay)))
@@ -561,7 +561,7 @@ def test_one_bad_record_far_inside_is_found_after_the_batch_path() -> None:
 
 
 @pytest.mark.parametrize("force_strict", [False, True])
-def test_a_record_is_as_long_as_its_bound_and_no_longer(force_strict: bool) -> None:
+def test_a_record_may_be_as_long_as_the_limit(force_strict: bool) -> None:
     """A record of exactly `record_bytes` counts, and one byte more is refused, between short ones and alone."""
     limits = ParserLimits(record_bytes=5000, window_bytes=1000)
     fits = ignored('"' + "y" * (5000 - len(ignored('""'))) + '"')
@@ -635,7 +635,7 @@ def test_an_endless_token_is_refused_in_bounded_memory(opening: bytes, repeated:
         ("/trips", b'{"trips":[]}', b" "),
     ],
 )
-def test_no_form_waits_for_the_end_of_an_endless_token(
+def test_an_endless_token_is_refused_in_every_form(
     form: str, opening: bytes, repeated: bytes, force_strict: bool
 ) -> None:
     """Lines, and what stands around an array under a path, are bounded like records."""
@@ -700,7 +700,7 @@ def test_memory_does_not_grow_with_the_file(force_strict: bool) -> None:
 
 @pytest.mark.parametrize("force_strict", [False, True])
 @pytest.mark.parametrize("error", [ConnectionResetError("cut"), UnicodeDecodeError("utf-8", b"x", 0, 1, "mine")])
-def test_what_reading_raises_is_passed_on(error: Exception, force_strict: bool) -> None:
+def test_an_error_of_the_download_is_raised_unchanged(error: Exception, force_strict: bool) -> None:
     """A broken download is no verdict on the file, even if its error is of a kind that parsing raises too."""
 
     def chunks() -> Iterator[bytes]:
@@ -738,7 +738,7 @@ def test_progress_has_the_number_of_trips_so_far(force_strict: bool) -> None:
     assert told[-1] == 2000
 
 
-def test_limits_that_let_the_paths_differ_are_refused() -> None:
+def test_a_window_larger_than_the_record_limit_is_refused() -> None:
     """A window never holds a record that the strict path would find too long."""
     bad: list[dict[str, Any]] = [{"window_bytes": 2_000_000}, {"window_bytes": 0}, {"depth": 1}]
     for bounds in bad:
@@ -746,7 +746,7 @@ def test_limits_that_let_the_paths_differ_are_refused() -> None:
             ParserLimits(**bounds)
 
 
-def test_no_number_ends_the_process() -> None:
+def test_huge_integers_do_not_crash_the_process() -> None:
     """Integers that Python refuses to convert never reach the C parser, under the strictest setting as well."""
     program = (
         "from services.ingest.parsing.parser import *\n"

@@ -39,7 +39,7 @@ DAY_MS = 86_400_000
         ("-P366D", -366 * DAY_MS),
     ],
 )
-def test_a_duration_is_worth_its_milliseconds(written: str, expected_ms: int) -> None:
+def test_a_duration_is_converted_to_milliseconds(written: str, expected_ms: int) -> None:
     """Weeks, days, hours, minutes and seconds add up, the last with a fraction after a point or a comma."""
     assert delay_ms(written) == expected_ms
 
@@ -57,7 +57,7 @@ def test_a_duration_is_worth_its_milliseconds(written: str, expected_ms: int) ->
         ("PT-0.5S", -500),
     ],
 )
-def test_signs_multiply(written: str, expected_ms: int) -> None:
+def test_the_signs_of_a_duration_multiply(written: str, expected_ms: int) -> None:
     """A sign before the whole and a sign before a number both count, so an early departure is negative."""
     assert delay_ms(written) == expected_ms
 
@@ -204,7 +204,7 @@ def test_every_field_is_required(field: str) -> None:
 
 
 @pytest.mark.parametrize("passengers", [0, 1_000_000])
-def test_passengers_may_be_none_or_a_million(passengers: int) -> None:
+def test_passengers_may_be_0_to_a_million(passengers: int) -> None:
     """Both bounds of the number of passengers are allowed."""
     assert parse_trip(RECORD | {"passengers": passengers}).passengers == passengers
 
@@ -233,7 +233,7 @@ def test_a_trip_that_breaks_a_rule_changes_no_sum() -> None:
     assert (totals.contribution, totals.trips_on_other_dates) == before
 
 
-def test_full_dictionaries_of_totals_are_emptied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_of_totals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of nothing but different delays and departures adds up, and its dictionaries stay within their bounds."""
     monkeypatch.setattr("services.ingest.parsing.totals.DELAYS_MAX", 50)
     monkeypatch.setattr("services.ingest.parsing.totals.DEPARTURES_MAX", 60)

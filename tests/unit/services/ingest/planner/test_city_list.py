@@ -96,7 +96,7 @@ def test_two_names_never_share_a_slug() -> None:
     assert slug_of("Россия", mint_slugs(Countries(), ["Rossiia"])).startswith("rossiia-")
 
 
-def test_a_name_that_spells_another_ones_hash_gets_more_digits() -> None:
+def test_a_name_equal_to_the_hash_slug_of_another_gets_a_longer_hash() -> None:
     """Even a name that is written like the slug of another name gets a slug of its own."""
     taken = mint_slugs(Countries(), ["Rossiia", "Россия"])
     impostor = taken.slugs["Россия"]
@@ -130,7 +130,7 @@ def test_a_long_name_has_a_short_slug() -> None:
 
 
 @given(st.lists(st.text(min_size=1, max_size=100), max_size=8), st.lists(st.text(min_size=1, max_size=100), max_size=8))
-def test_any_names_have_slugs_of_their_own(before: list[str], names: list[str]) -> None:
+def test_each_name_has_its_own_slug(before: list[str], names: list[str]) -> None:
     """Every name has a valid slug of its own, which later names do not change."""
     known = mint_slugs(Countries(), before)
     minted = mint_slugs(known, names)
@@ -177,7 +177,7 @@ def test_any_city_id_fits_into_a_key(value: object) -> None:
 
 
 @given(string_ids(200), string_ids(200))
-def test_two_city_ids_stay_two(one: str, other: str) -> None:
+def test_different_city_ids_have_different_keys(one: str, other: str) -> None:
     """Different ids are different in keys, hashed ones too."""
     assert (identify_city(one)[0] == identify_city(other)[0]) == (one == other)
 
@@ -197,13 +197,13 @@ def test_two_city_ids_stay_two(one: str, other: str) -> None:
         {"request": "018F3D2A-5C00-7AAA-8BBB-0123456789AB"},
     ],
 )
-def test_what_is_no_name_does_not_decode(names: dict[str, str]) -> None:
+def test_an_event_with_an_invalid_name_is_refused(names: dict[str, str]) -> None:
     """An event with a name that no key can hold, not even with a newline at its end, is none."""
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(names, Names)
 
 
-def test_a_list_of_cities() -> None:
+def test_a_city_list_keeps_its_order_and_normalizes_names() -> None:
     """A list is read in its order; names are in NFC, and fields that are not asked for are ignored."""
     body = json.dumps([city() | {"mayor": {"name": "T."}}, city("b", "Süd", unicodedata.normalize("NFD", "Åland"))])
     listed = parse_city_list(b"\xef\xbb\xbf" + body.encode())
@@ -219,7 +219,7 @@ def test_two_cities_may_have_one_name() -> None:
     assert len(parse_city_list(listing(city(1), city(2))).cities) == 2
 
 
-def test_of_two_cities_with_one_id_the_first_counts() -> None:
+def test_the_first_of_two_cities_with_one_id_counts() -> None:
     """The second city of an id is reported and left out, even if it is in another country."""
     listed = parse_city_list(listing(city(1), city(1, country="Brasil"), city("1", country="Brasil")))
     assert [(one.city.city_id, one.country_name) for one in listed.cities] == [("1", "Armenia"), ("~1", "Brasil")]
@@ -255,13 +255,13 @@ def test_an_invalid_city_list_is_refused_as_a_whole(body: bytes) -> None:
         parse_city_list(body)
 
 
-def test_an_empty_list_is_one() -> None:
+def test_an_empty_city_list_is_valid() -> None:
     """A list without cities is valid."""
     assert parse_city_list(b" [] ").cities == ()
 
 
 @pytest.mark.parametrize("strange", ["\U000e0001", "\u200b", '"', "\\", "ä"])
-def test_bad_entries_fit_into_their_event(strange: str) -> None:
+def test_the_report_of_bad_entries_is_bounded(strange: str) -> None:
     """However long and strange bad entries are, the event that reports them is valid, and names a bounded number."""
     long_id = strange * UPSTREAM_ID_LENGTH_MAX
     entries = [city(long_id)] * (BAD_CITIES_NAMED_MAX + 5)
@@ -282,7 +282,7 @@ def test_bad_entries_fit_into_their_event(strange: str) -> None:
 
 
 @given(st.binary(max_size=40), st.lists(st.one_of(st.none(), st.integers(), st.text(max_size=5)), max_size=5))
-def test_any_body_is_a_list_or_is_refused(noise: bytes, values: list[object]) -> None:
+def test_any_body_is_parsed_or_refused(noise: bytes, values: list[object]) -> None:
     """No body makes anything else happen than a list of cities or its refusal."""
     for body in (noise, b"[" + noise + b"]", listing(*({"id": value} for value in values))):
         try:
@@ -306,7 +306,7 @@ def test_request_ids_sort_by_time() -> None:
 @pytest.mark.parametrize(
     "text", ["", "x", "018f3d2a-5c00-4aaa-8bbb-0123456789ab", "018f3d2a-5c00-7aaa-8bbb-0123456789ab\n"]
 )
-def test_what_is_no_request_id_is_not_taken_for_one(text: str) -> None:
+def test_an_invalid_request_id_is_refused(text: str) -> None:
     """Only a UUID of version 7 in lower case is a request id."""
     assert parse_request_id(text) is None
 

@@ -132,7 +132,7 @@ class Planned:
         return last
 
 
-async def test_a_retry_goes_by_the_plan_that_it_names() -> None:
+async def test_a_retry_uses_the_plan_that_it_names() -> None:
     """While no later request changed the plan, a retry is for its cities alone, whatever the upstream lists by then."""
     planned = Planned()
     planned.lists({"1": "Peru", "2": "Peru"})
@@ -146,7 +146,7 @@ async def test_a_retry_goes_by_the_plan_that_it_names() -> None:
     assert [(task.city_id, task.position, task.retried_at) for task in tasks[4:]] == [("2", 1, retried_at)]
 
 
-async def test_a_request_that_comes_again_is_planned_once() -> None:
+async def test_a_redelivered_request_is_planned_once() -> None:
     """Once all tasks of a request are published, the same event publishes none again, nor reads the city list."""
     planned = Planned()
     planned.lists({"1": "Peru", "2": "Peru"})
@@ -157,7 +157,7 @@ async def test_a_request_that_comes_again_is_planned_once() -> None:
     assert len(planned.published(Topic.CITY_TASKS)) == 2
 
 
-async def test_a_plan_that_moves_on_meanwhile_is_what_the_topic_ends_in() -> None:
+async def test_the_topic_ends_with_the_newest_plan_after_a_race() -> None:
     """A planner that is overtaken between its swap and its events publishes the newer plan's after them."""
     planned = Planned()
     planned.lists({"1": "Peru", "2": "Chad"})
@@ -180,7 +180,7 @@ async def test_the_most_frequent_spelling_of_a_country_is_shown() -> None:
 
 
 @pytest.mark.parametrize(("bad", "told"), [(0, "it is empty"), (2, "none of its 2 entries is a city")])
-async def test_a_list_without_a_city_fails_its_request(bad: int, told: str) -> None:
+async def test_an_empty_city_list_fails_the_request(bad: int, told: str) -> None:
     """An empty list, or one of bad entries alone, leaves the plan as it was; a setting allows it."""
     planned = Planned()
     planned.lists({"1": "Peru"})
@@ -196,7 +196,7 @@ async def test_a_list_without_a_city_fails_its_request(bad: int, told: str) -> N
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (101, 102)])
-async def test_entries_that_were_left_out_are_those_of_the_present_list(before: int, after: int) -> None:
+async def test_a_request_counts_the_bad_entries_of_its_own_city_list(before: int, after: int) -> None:
     """A request tells how many entries its own list had that are no cities, also where all others are as before."""
     planned = Planned()
     planned.lists({"1": "Peru"}, bad=before)
@@ -243,7 +243,7 @@ async def test_a_slug_is_minted_once_also_in_a_race() -> None:
     assert slugs["Россия"] != "rossiia"
 
 
-async def test_a_cancelled_request_ends_also_under_the_plan_of_another() -> None:
+async def test_a_cancelled_request_ends_under_the_plan_of_another_request() -> None:
     """One whose tasks were lost is sent on its way again, and its cities are skipped, though another made its plan."""
     world = World()
     first = world.request(WHOLE)

@@ -99,7 +99,7 @@ def test_the_same_bytes_change_nothing() -> None:
     assert following(first(), task(2, plan_revision=2), place(ARMENIA, 2), file("aa", raw_key="raw/other.json")) is None
 
 
-def test_a_file_that_the_upstream_calls_unchanged_changes_nothing() -> None:
+def test_an_upstream_response_304_changes_nothing() -> None:
     """A conditional answer without a body is no revision while the country is the same."""
     assert following(first(), task(2), place(ARMENIA), None) is None
 
@@ -159,7 +159,7 @@ def test_a_changed_rule_is_a_new_revision_of_the_same_bytes() -> None:
         ),
     ],
 )
-def test_the_same_bytes_are_folded_again_if_the_settings_could_change_their_sums(
+def test_the_same_bytes_are_totalled_again_if_changed_settings_could_change_their_totals(
     before: dict[str, Any], rules: FileRules, alike: bool
 ) -> None:
     """Another form always counts; another limit of bad records or word on other dates, for a file that it concerns."""
@@ -195,7 +195,7 @@ def test_a_move_back_lifts_the_retraction() -> None:
     assert (back.country, back.retracted) == (ARMENIA, {BRASIL: BASE + 2})
 
 
-def test_every_country_that_was_left_stays_retracted() -> None:
+def test_every_former_country_stays_retracted() -> None:
     """Each country is retracted by the revision that left it, so that no event of the way can be missing."""
     manifest = moved(moved(first(), BRASIL, plan_revision=2), CHILE, plan_revision=3)
     assert manifest.retracted == {ARMENIA: BASE + 1, BRASIL: BASE + 2}
@@ -216,7 +216,7 @@ def test_an_older_plan_never_lowers_the_plan() -> None:
     assert (manifest.country, manifest.plan_revision) == (BRASIL, 5)
 
 
-def test_a_place_of_a_newer_plan_than_the_task_is_remembered() -> None:
+def test_a_place_from_a_newer_plan_than_the_task_keeps_that_plan() -> None:
     """Where a newer plan chose the country, the manifest says so, and the task's own plan cannot undo it."""
     manifest = following(first(), task(2, plan_revision=3), place(BRASIL, 7), None)
     assert manifest is not None
@@ -258,7 +258,7 @@ def test_validators_count_at_their_own_url_and_under_the_present_rules() -> None
     assert validators_of(None, URL, DEFAULT_RULES) is None
 
 
-def test_a_late_task_without_a_move_never_lowers_the_plan_either() -> None:
+def test_a_late_task_without_a_move_does_not_lower_the_plan() -> None:
     """A task of an older plan that brings a new file leaves the newest plan that a revision was made under."""
     before = msgspec.structs.replace(first(), plan_revision=5)
     manifest = following(before, task(2, plan_revision=3), place(ARMENIA, 3), file("bbb"))

@@ -83,7 +83,7 @@ class Waiting(Retrier):
         self.slept_s += seconds
 
 
-async def test_tasks_are_given_back_when_they_are_due() -> None:
+async def test_tasks_are_published_again_when_they_are_due() -> None:
     """The earliest comes first, whatever the order of the topic; none is waited for longer than the longest wait."""
     log, retrier = MemoryLog(), Waiting()
     publisher = MemoryPublisher(log)
@@ -101,7 +101,7 @@ async def test_tasks_are_given_back_when_they_are_due() -> None:
     assert retrier.slept_s == WAIT_MAX_S
 
 
-async def test_a_city_that_breaks_holds_up_no_batch() -> None:
+async def test_a_broken_download_does_not_delay_its_batch() -> None:
     """The worker commits a batch whose city broke off: the city waits in a topic of its own, and comes again."""
     world = World()
     world.upstream.cuts = {"1": [0, 0]}

@@ -94,7 +94,7 @@ async def test_tasks_of_one_city_day_run_one_after_the_other() -> None:
     assert ingest.done.count((FIRST, "0")) == 2
 
 
-async def test_a_worker_that_is_asked_to_stop_waits_for_no_file() -> None:
+async def test_a_stopping_worker_does_not_wait_for_downloads() -> None:
     """However long a file would still take, its task is given back at once, uncommitted."""
     ingest = SlowIngest()
     retrier = Retrier(health=Health(), wait_max_s=1)
