@@ -34,6 +34,7 @@ from shared.domain import events
 from shared.domain.events import Event, NewerContract, PoisonRecord
 from shared.domain.topics import METADATA_AGE_MAX_MS, RECORD_BYTES_MAX, Topic, group_id
 from shared.kafka.connection import broker_security
+from shared.kafka.lag import Lag, Offsets
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.kafka.skip_markers import SkipMarkers
@@ -96,7 +97,9 @@ class Subscription:
         self.topic = topic
         self.batches = 0
         self.running: set[asyncio.Task[None]] = set()
+        self.uncommitted = Uncommitted()
         self._subscriber = subscriber
+        self._lag = Lag(topic, self.uncommitted)
 
     def start(self, batch: Coroutine[Any, Any, None]) -> None:
         """Start handling a batch."""
@@ -114,7 +117,7 @@ class Subscription:
             batch.cancel()
 
     async def watch(self, retrier: Retrier, check_kafka: Callable[[], Awaitable[None]]) -> None:
-        """Watch the progress until asked to stop. Report a consumer that hangs, and restart it.
+        """Watch the progress until asked to stop: export the lag, report a consumer that hangs, and restart it.
 
         ``check_kafka`` raises DependencyUnavailable while Kafka is unavailable. The time of an outage does not count.
         """
@@ -128,7 +131,8 @@ class Subscription:
                 retrier.health.failing("partitions", UNASSIGNED.format(topic=name), detail=name)
             else:
                 retrier.health.recovered("partitions", detail=name)
-            if self.running or self.batches != batches_before or await self._has_no_lag():
+            has_read_all = await self._measure()
+            if self.running or self.batches != batches_before or has_read_all:
                 batches_before, no_progress_since_s = self.batches, retrier.now_s()
                 retrier.health.recovered("consumer", detail=name)
                 continue
@@ -148,21 +152,28 @@ class Subscription:
         consumer = self._subscriber.consumer
         return consumer is None or bool(consumer.assignment())  # None: it is starting
 
-    async def _has_no_lag(self) -> bool:
-        """Return whether the consumer has read its partitions to the end; False if this cannot be determined."""
+    async def _measure(self) -> bool:
+        """Export the lag. Return whether the consumer has read its partitions to the end; False if it is unknown."""
+        offsets = await self._read_offsets()
+        self._lag.measure(offsets)
+        if offsets is None or any(one.position < one.end for one in offsets.values()):
+            return False
+        if offsets and not self.running:
+            metrics.last_poll.labels(self.topic.value).set_to_current_time()
+        return True
+
+    async def _read_offsets(self) -> dict[int, Offsets] | None:
+        """Return the offsets of each assigned partition; None while the consumer restarts or Kafka is unavailable."""
         consumer = self._subscriber.consumer
         if consumer is None:
-            return False
+            return None
         try:
             async with asyncio.timeout(PROGRESS_TIMEOUT_S):
                 partitions = list(consumer.assignment())
                 ends = await consumer.end_offsets(partitions) if partitions else {}
-                lagging = [one for one, end in ends.items() if await consumer.position(one) < end]
+                return {one.partition: Offsets(await consumer.position(one), end) for one, end in ends.items()}
         except (KafkaError, OSError, TimeoutError):
-            return False
-        if partitions and not lagging:
-            metrics.last_poll.labels(self.topic.value).set_to_current_time()
-        return not lagging
+            return None
 
     async def commit(self, offsets: dict[TopicPartition, int]) -> None:
         """Commit offsets. If that fails, count it: a later commit covers them, or Kafka redelivers the records."""
@@ -250,7 +261,7 @@ def consume(
         subscriber.get_msg = partial(take_in_turns, records_max=batch_records_max, linger_ms=linger_ms)  # type: ignore[method-assign]
 
     subscription = Subscription(topic, subscriber)
-    uncommitted = Uncommitted()
+    uncommitted = subscription.uncommitted
 
     async def handle(message: KafkaMessage) -> None:
         batch = consumed_records(topic, message.raw_message)

@@ -28,10 +28,15 @@ class Uncommitted:
             before = self._partitions[record.partition]
             if before and record.offset <= before[-1].offset:
                 before.clear()  # Kafka delivers from an earlier offset again: the partition was lost and regained
-            one = Taken(record.partition, record.offset)
+            one = Taken(record.partition, record.offset, record.timestamp_ms)
             before.append(one)
             added.append(one)
         return added
+
+    def oldest(self, partition: int) -> Taken | None:
+        """Return the first record of a partition that is not done, or None."""
+        taken = self._partitions.get(partition)
+        return taken[0] if taken else None
 
     def finish(self, done: Sequence[Taken]) -> dict[int, int]:
         """Mark records as done. Return the offset to commit for each partition that moves."""
@@ -46,11 +51,12 @@ class Uncommitted:
 
 
 class Taken:
-    """A record that was taken, by its partition and offset."""
+    """A record that was taken: its partition, offset and timestamp (0 if unknown)."""
 
-    __slots__ = ("done", "offset", "partition")
+    __slots__ = ("done", "offset", "partition", "timestamp_ms")
 
-    def __init__(self, partition: int, offset: int) -> None:
+    def __init__(self, partition: int, offset: int, timestamp_ms: int) -> None:
         self.partition = partition
         self.offset = offset
+        self.timestamp_ms = timestamp_ms
         self.done = False

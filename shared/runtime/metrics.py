@@ -25,6 +25,14 @@ faults = Counter(
 )
 ready = Gauge("tripfold_ready", "1 while the service is ready")
 last_poll = Gauge("tripfold_last_poll_timestamp_seconds", "When the service last took a batch or found none", ["topic"])
+consumer_lag = Gauge(
+    "tripfold_consumer_lag", "Records of a partition that the consumer has not processed", ["topic", "partition"]
+)
+oldest_record_age = Gauge(
+    "tripfold_consumer_oldest_record_age_seconds",
+    "Age of the oldest record that the consumer has not processed; 0 without one",
+    ["topic"],
+)
 batch_seconds = Histogram(
     "tripfold_batch_seconds",
     "Time from taking a batch to its commit",

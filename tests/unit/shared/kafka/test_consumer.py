@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from shared.domain.topics import Topic
 from shared.kafka.consumer import PROGRESS_INTERVAL_S, STUCK_AFTER_S, Subscription
+from shared.runtime import metrics
 from shared.runtime.health import Health
 from shared.runtime.retry import DependencyUnavailable, Retrier
 
@@ -128,6 +130,19 @@ async def test_a_consumer_that_handles_a_batch_is_not_restarted() -> None:
     (batch,) = subscription.running
     batch.cancel()
     assert subscriber.starts == 0
+
+
+@pytest.mark.parametrize("batch_s", [0, 3_600])
+async def test_the_lag_is_exported(batch_s: int) -> None:
+    """The consumer exports its lag while it hangs and during a long batch."""
+    metrics.consumer_lag.clear()
+    subscription = Subscription(Topic.CITY_STATS, Subscriber(Consumer(position=3, end=9)))
+    subscription.start(asyncio.sleep(batch_s))
+    await subscription.watch(Clock(lasts_s=PROGRESS_INTERVAL_S), answers)
+    for batch in subscription.running:
+        batch.cancel()
+    labels = {"topic": "city-stats", "partition": "0"}
+    assert metrics.REGISTRY.get_sample_value("tripfold_consumer_lag", labels) == 6
 
 
 async def test_a_consumer_is_not_restarted_during_an_outage_of_kafka() -> None:
