@@ -148,10 +148,13 @@ def metrics() -> set[str]:
 
 
 def label_values() -> set[str]:
-    """Return the labels of the metrics that exist from the start, and their values; topics are in another page."""
+    """Return the labels of the metrics that exist from the start, and their values.
+
+    Topics are in another page, and a version is not described.
+    """
     samples = [sample for metric in _own_metrics() for sample in metric.samples]
     labels = [(label, value) for sample in samples for label, value in sample.labels.items()]
-    return {name for label, value in labels if label not in {"le", "topic"} for name in (label, value)}
+    return {name for label, value in labels if label not in {"le", "topic", "version"} for name in (label, value)}
 
 
 def _own_metrics() -> list[Metric]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Literal, get_args
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -13,6 +14,8 @@ __all__ = ["REGISTRY"]
 Concern = Literal["s3", "kafka", "consumer", "partitions", "batch", "city_day", "requeue", "upstream", "generation"]
 """The values of the label ``what``: a dependency, or the work that waits for one."""
 
+build_info = Gauge("tripfold_build_info", "Always 1; the label is the version of Tripfold", ["version"])
+build_info.labels(version("tripfold")).set(1)
 events_consumed = Counter("tripfold_events_consumed_total", "Events consumed from a topic", ["topic"])
 events_published = Counter("tripfold_events_published_total", "Events acknowledged by Kafka", ["topic"])
 dead_letters = Counter("tripfold_dead_letters_total", "Records sent to the dead letters", ["topic"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from litestar import Request, Router
@@ -12,7 +13,6 @@ from litestar.openapi.spec import Components, SecurityScheme, Tag
 
 from services.api.auth import KEY_HEADER
 
-API_VERSION = "1.0.0"
 OPENAPI_PATH = "/schema/openapi.json"
 
 
@@ -20,7 +20,7 @@ def openapi_config() -> OpenAPIConfig:
     """Return the configuration of the OpenAPI document."""
     return OpenAPIConfig(
         title="Tripfold",
-        version=API_VERSION,
+        version=version("tripfold"),
         summary="Exact per-country, per-day statistics of a transit authority's trips.",
         description="Request a date, watch its progress, read its statistics. Dates are the upstream's local dates. "
         "Errors are `application/problem+json` (RFC 9457). The events on Kafka are at [/asyncapi](/asyncapi).",
