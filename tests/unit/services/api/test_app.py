@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,13 +25,7 @@ PROBLEM = "application/problem+json"
 UNUSED_PORT = 1  # nobody listens there
 
 
-@pytest.fixture(name="client", scope="module")
-def _client() -> Iterator[Client]:
-    with World().client() as client:
-        yield client
-
-
-@pytest.fixture(name="document", scope="module")
+@pytest.fixture(name="document")
 def _document(client: Client) -> dict[str, Any]:
     response = client.get("/schema/openapi.json")
     assert response.status_code == 200

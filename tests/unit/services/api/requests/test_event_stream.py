@@ -21,11 +21,6 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_stream_module, "POLL_INTERVAL_S", 0.001)
 
 
-@pytest.fixture(name="world")
-def _world() -> World:
-    return World()
-
-
 def stream_of(world: World) -> RequestEventStream:
     """Return the event streams of a world's requests."""
     return RequestEventStream(Requests(world.store, world.publisher, clock=world.clock))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Iterator
 
 import pytest
 
@@ -18,17 +17,6 @@ from tests.fakes.api import DAY, NOW, Client, World
 
 KEY = {"Idempotency-Key": "nightly-2024-05-01"}
 PATH = "/process-request?date=2024-05-01"
-
-
-@pytest.fixture(name="world")
-def _world() -> World:
-    return World()
-
-
-@pytest.fixture(name="client")
-def _client(world: World) -> Iterator[Client]:
-    with world.client() as client:
-        yield client
 
 
 def published_ids(world: World) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -18,17 +17,6 @@ from tests.fakes.api import NOW, Client, World, write
 
 PATH = "/process-request?from=2024-05-01&to=2024-05-03"
 DATES = [dt.date(2024, 5, day) for day in (1, 2, 3)]
-
-
-@pytest.fixture(name="world")
-def _world() -> World:
-    return World()
-
-
-@pytest.fixture(name="client")
-def _client(world: World) -> Iterator[Client]:
-    with world.client() as client:
-        yield client
 
 
 def published(world: World) -> list[tuple[str, dt.date]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import msgspec
 import pytest
@@ -21,17 +21,6 @@ from shared.storage import active_requests
 from shared.storage.object_store import CasConflict, StoreUnavailable
 from tests.fakes.api import DAY, NOW, REQUEST, Client, ObservedPublisher, ObservedStore, World, record_of, write
 from tests.fakes.builders import Clock
-
-
-@pytest.fixture(name="world")
-def _world() -> World:
-    return World()
-
-
-@pytest.fixture(name="client")
-def _client(world: World) -> Iterator[Client]:
-    with world.client() as client:
-        yield client
 
 
 def test_an_accepted_request_is_published_and_recorded(world: World, client: Client) -> None:

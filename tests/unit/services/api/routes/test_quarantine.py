@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
 
 import msgspec
 import pytest
@@ -12,17 +11,6 @@ from services.api.routes.quarantine import RECORDS_SHOWN_MAX
 from shared.domain import objects
 from shared.domain.objects import QuarantineReport
 from tests.fakes.api import DAY, Client, World, report_of, write_report
-
-
-@pytest.fixture(name="world")
-def _world() -> World:
-    return World()
-
-
-@pytest.fixture(name="client")
-def _client(world: World) -> Iterator[Client]:
-    with world.client() as client:
-        yield client
 
 
 def test_refused_file_has_its_reason_and_bad_records(world: World, client: Client) -> None:

@@ -7,7 +7,7 @@ import datetime as dt
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -27,12 +27,6 @@ def _world() -> World:
     world.fold_in(stats("armenia", accidents=1), planned("armenia", city_ids=["7"]))
     world.fold_in(stats("belgium", trips=2))
     return world
-
-
-@pytest.fixture(name="client")
-def _client(world: World) -> Iterator[Client]:
-    with world.client() as client:
-        yield client
 
 
 def test_csv_has_a_header_and_a_line_per_country_day(client: Client) -> None:

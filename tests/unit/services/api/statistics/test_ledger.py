@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -14,17 +13,6 @@ from shared.domain.objects import Plan, PlannedCity, PlannedCountry
 from tests.fakes.api import DAY, NOW, REQUEST, Client, World, manifest_of, planned, retracted, stats
 
 LEDGER = "/country-stats/armenia/2024-05-01"
-
-
-@pytest.fixture(name="world")
-def _world() -> World:
-    return World()
-
-
-@pytest.fixture(name="client")
-def _client(world: World) -> Iterator[Client]:
-    with world.client() as client:
-        yield client
 
 
 def test_a_city_has_its_contribution_and_provenance(world: World, client: Client) -> None:

@@ -18,17 +18,6 @@ from tests.fakes.api import DAY, Client, World, planned, stats
 NO_DATA = {"bus_count": 0, "passenger_count": 0, "exist_accident": False, "average_delay_s": 0.0}
 
 
-@pytest.fixture(name="world")
-def _world() -> World:
-    return World()
-
-
-@pytest.fixture(name="client")
-def _client(world: World) -> Iterator[Client]:
-    with world.client() as client:
-        yield client
-
-
 @pytest.fixture(name="empty", scope="module")
 def _empty() -> Iterator[Client]:
     with World().client() as client:
