@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any
 
 import msgspec
 from litestar import Litestar
 from litestar.testing import TestClient
+from prometheus_client.parser import text_string_to_metric_families
 
 from services.aggregate.fold import StatEvent, empty_summary, fold
 from services.api.app import assemble
@@ -249,3 +251,33 @@ def write_report(world: World, report: QuarantineReport) -> None:
     """Write a report as ingest does, with the bytes of its file."""
     world.store.write(report.key, b"[7]")
     world.store.write(report.report_key, objects.encode(report))
+
+
+class Recorder:
+    """A logger that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[str, dict[str, Any]]] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        """Keep an entry."""
+        self.entries.append((event, fields))
+
+    error = info
+
+    def debug(self, event: str, **fields: Any) -> None:
+        """Keep nothing: the level info hides it."""
+
+
+def labels_of(client: Client, name: str) -> list[dict[str, str]]:
+    """Return the labels of every sample of a metric."""
+    assert client.get("/metrics").headers["content-type"].count("charset") == 1
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return [sample.labels for family in families for sample in family.samples if sample.name == name]
+
+
+def metric(client: Client, name: str, **labels: str) -> float:
+    """Return the value of a metric's sample, or 0 if there is none."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if sample.labels == labels)

@@ -99,3 +99,15 @@ STATS = CityDayStats(
     rule_version=1,
     ingested_at=dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC),
 )
+
+
+def trip_record(delay: str = "PT1S", departure: str = "2024-05-01T01:00:00", **more: object) -> dict[str, object]:
+    """Return a trip as a file has it. Its bus type has characters that a careless parser misreads."""
+    return {
+        "departure-time": departure,
+        "bus-type": 'a "}], \\ 🚌',
+        "passengers": 3,
+        "delay": delay,
+        "accident": True,
+        **more,
+    }

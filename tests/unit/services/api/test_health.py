@@ -1,0 +1,108 @@
+"""Liveness and readiness of the API."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from services.api import health
+from services.api.health import Readiness
+from shared.kafka.producer import KafkaPublisher, KafkaUnavailable
+from shared.runtime.health import Health
+from shared.runtime.settings import Settings
+from shared.storage.object_store import StoreUnavailable
+from tests.fakes.api import Client, World, metric, stats
+
+UNUSED_PORT = 1  # nobody listens there
+
+
+def test_liveness_does_not_depend_on_s3_and_kafka(client: Client) -> None:
+    """The liveness check does not depend on S3 and Kafka."""
+    assert client.get("/health/live").json() == {"live": True}
+
+
+async def _reachable() -> None:
+    return
+
+
+async def _unreachable() -> None:
+    raise KafkaUnavailable("no broker answers")
+
+
+def test_api_is_ready_when_it_reaches_its_dependencies() -> None:
+    """An API that can reach everything is ready."""
+    with World().client(checks={"s3": _reachable, "kafka": _reachable}) as client:
+        response = client.get("/health/ready")
+    assert (response.status_code, response.json()) == (200, {"ready": True, "faults": {}})
+
+
+def test_api_without_kafka_is_not_ready_and_still_serves_reads() -> None:
+    """An API that cannot reach Kafka is not ready, says why, and still serves what can be read."""
+    world = World()
+    world.fold_in(stats("armenia"))
+    with world.client(checks={"s3": _reachable, "kafka": _unreachable}) as client:
+        response = client.get("/health/ready")
+        assert (response.status_code, response.json()) == (
+            503,
+            {"ready": False, "faults": {"kafka": "no broker answers"}},
+        )
+        assert client.get("/country-stats?from=2024-05-01&to=2024-05-01").status_code == 200
+        assert metric(client, "tripfold_ready") == 0.0
+
+
+async def test_concurrent_readiness_checks_share_one_probe() -> None:
+    """Concurrent readiness checks share one probe, which is valid for a second."""
+    probes = 0
+    now_s = 100.0
+
+    async def counting() -> None:
+        nonlocal probes
+        probes += 1
+        await asyncio.sleep(0)
+
+    readiness = Readiness(Health(), {"s3": counting}, clock=lambda: now_s)
+    await asyncio.gather(*(readiness.report() for _ in range(10)))
+    assert probes == 1
+    now_s += health.PROBE_AGE_MAX_S
+    await readiness.report()
+    assert probes == 2
+
+
+async def test_readiness_recovers_when_the_fault_ends() -> None:
+    """A fault is reported only while it lasts."""
+    now_s = 100.0
+    faults = [StoreUnavailable("S3 is down"), ValueError("odd"), None]
+    state = Health()
+    state.started = True
+
+    async def check() -> None:
+        fault = faults.pop(0)
+        if fault is not None:
+            raise fault
+
+    readiness = Readiness(state, {"s3": check}, clock=lambda: now_s)
+    reports = []
+    for _ in range(3):
+        reports.append(await readiness.report())
+        now_s += health.PROBE_AGE_MAX_S
+    assert [report.faults for report in reports] == [{"s3": "S3 is down"}, {"s3": "odd"}, {}]
+    assert [report.ready for report in reports] == [False, False, True]
+
+
+async def test_dependency_that_does_not_respond_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dependency that does not respond in time is reported as unavailable."""
+    monkeypatch.setattr(health, "PROBE_TIMEOUT_S", 0.01)
+
+    async def silent() -> None:
+        await asyncio.Event().wait()
+
+    report = await Readiness(Health(), {"s3": silent, "kafka": _reachable}).report()
+    assert list(report.faults) == ["s3"]
+
+
+async def test_kafka_check_fails_without_a_broker() -> None:
+    """The check of Kafka fails when no broker listens."""
+    settings = Settings.model_validate({"kafka_bootstrap_servers": f"127.0.0.1:{UNUSED_PORT}"})
+    with pytest.raises(KafkaUnavailable, match=f"127.0.0.1:{UNUSED_PORT}"):
+        await KafkaPublisher(settings, source="test").check()
