@@ -9,6 +9,7 @@ import datetime as dt
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
+import structlog
 
 from shared.domain import keys
 from shared.domain.objects import RequestRecord
@@ -25,6 +26,8 @@ REQUEUE_WAIT_MAX = dt.timedelta(days=1)
 """The longest wait before a stalled request is published once more."""
 
 Clock = Callable[[], dt.datetime]
+
+_log = structlog.get_logger()
 
 
 class Requeue:
@@ -69,6 +72,7 @@ class Requeue:
             await self._publisher.publish(
                 [OutgoingEvent(request_event(record, resent_at=self._resent_at(now, record)))]
             )
+            _log.warning("request_requeued", request_id=record.request_id, date=str(record.date))
             try:
                 marked = msgspec.structs.replace(record, resent_at=now)
                 await self._records.compare_and_swap(key, marked, over=read)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 import pytest
+import structlog
 
 from services.aggregate.requests.requeue import REQUEUE_WAIT_MAX, Requeue
 from shared.domain import events, keys, objects
@@ -74,14 +75,18 @@ class RefusingPublisher(MemoryPublisher):
 
 
 async def test_only_stalled_requests_are_requeued() -> None:
-    """A request with progress, and one that has ended, are not requeued, and hide no older stalled one."""
+    """A stalled request is requeued, with a line in the log; one with progress, or that has ended, is not."""
     world = RequeueWorld()
     stuck = world.request()
     world.request(ended=True)
     world.clock.advance(AFTER.total_seconds())
     world.request()  # the latest are listed first
-    assert await world.requeue.once() == 1
+    with structlog.testing.capture_logs() as logged:
+        assert await world.requeue.once() == 1
     assert world.sent() == [stuck]
+    assert [(line["event"], line["request_id"], line["date"]) for line in logged] == [
+        ("request_requeued", stuck, "2024-05-01")
+    ]
 
 
 async def test_each_wait_is_twice_as_long_up_to_a_day() -> None:
