@@ -31,6 +31,7 @@ import datetime as dt
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor
+from functools import partial
 
 import msgspec
 import structlog
@@ -42,7 +43,7 @@ from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker.attempts import ALONE_AFTER, ALONE_CRASHES_MAX, Attempts
 from services.ingest.worker.manifest import NewFile, Place, next_manifest, validators_of
 from services.ingest.worker.quarantine import FileSource, Quarantine
-from services.ingest.worker.stream_slots import StreamSlots
+from services.ingest.worker.stream_slots import NoFreeSlot, Slots, StreamSlots
 from services.ingest.worker.streaming import (
     FileRefused,
     StreamedFile,
@@ -71,6 +72,8 @@ from shared.storage.repository import (
 )
 
 PROGRESS_INTERVAL_S = 1.0
+SLOT_WAIT_MAX_S = 20.0
+"""How long an open response waits for a stream slot. Many servers close a connection that nobody reads for a minute."""
 
 _log = structlog.get_logger()
 
@@ -128,23 +131,27 @@ class CityDayIngest:
     async def run(self, task: IngestCity) -> None:
         """Ingest one city-day. Afterwards the task can be committed."""
         log = _log.bind(date=str(task.date), city_id=task.city_id, request_id=task.request_id)
-        began_at = self._clock()
-        down_s = (began_at - (task.down_since or began_at)).total_seconds()
-        try:
+        held = Slots.NONE
+        while True:
             try:
-                finished = await self._retry_policy.run_once(lambda: self._ingest(task), down_s=down_s)
-            except _MustParseAlone:
-                async with self._streams.all():
-                    finished = await self._retry_policy.run_once(lambda: self._ingest(task, alone=True), down_s=down_s)
-        except (TransientUpstreamError, UpstreamDown) as fault:
-            log.info("city_retry_scheduled", error=str(fault))
-            await self._retry_later(task, fault, began_at)
+                async with self._streams.hold(held):
+                    began_at = self._clock()
+                    down_s = (began_at - (task.down_since or began_at)).total_seconds()
+                    finished = await self._retry_policy.run_once(partial(self._ingest, task, held), down_s=down_s)
+            except (NoFreeSlot, _MustParseAlone) as more:
+                held = Slots.ONE if isinstance(more, NoFreeSlot) else Slots.ALL
+                task = msgspec.structs.replace(task, down_since=None)  # the upstream has responded
+                continue
+            except (TransientUpstreamError, UpstreamDown) as fault:
+                log.info("city_retry_scheduled", error=str(fault))
+                await self._retry_later(task, fault, began_at)
+                return
+            except _RequestCancelled:
+                finished = CityResult(outcome=Outcome.SKIPPED, reason="the request was cancelled")
+            except PermanentUpstreamError as error:
+                finished = CityResult(outcome=Outcome.FAILED, reason=str(error)[:2_000])
+            await self._end(task, finished)
             return
-        except _RequestCancelled:
-            finished = CityResult(outcome=Outcome.SKIPPED, reason="the request was cancelled")
-        except PermanentUpstreamError as error:
-            finished = CityResult(outcome=Outcome.FAILED, reason=str(error)[:2_000])
-        await self._end(task, finished)
 
     async def _retry_later(
         self, task: IngestCity, fault: TransientUpstreamError | UpstreamDown, began_at: dt.datetime
@@ -215,11 +222,11 @@ class CityDayIngest:
         )
         await self._publisher.publish([OutgoingEvent(ended)])
 
-    async def _ingest(self, task: IngestCity, *, alone: bool = False) -> CityResult:
+    async def _ingest(self, task: IngestCity, held: Slots) -> CityResult:
         try:
             async with asyncio.timeout(self._deadline_s):
                 while True:
-                    finished = await self._try_once(task, alone=alone)
+                    finished = await self._try_once(task, held)
                     if finished is not None:
                         return finished
         except TimeoutError as error:
@@ -227,10 +234,11 @@ class CityDayIngest:
                 f"the city-day took longer than its deadline of {self._deadline_s:.0f} s"
             ) from error
 
-    async def _try_once(self, task: IngestCity, *, alone: bool) -> CityResult | None:
+    async def _try_once(self, task: IngestCity, held: Slots) -> CityResult | None:
         """Take steps 1 to 6 once. Returns None if another worker wrote the manifest first.
 
-        Raises _RequestCancelled if the request was cancelled before the city-day was started.
+        Raises _RequestCancelled if the request was cancelled before the city-day was started, and NoFreeSlot if a
+        response waits too long for a slot.
         """
         stored = await self._repository.read(Manifest, keys.manifest(task.date, task.city_id))
         previous = stored.value if stored else None
@@ -250,11 +258,16 @@ class CityDayIngest:
             None if raw_lost else previous, self._upstream.city_url(task.upstream_id, task.date), self._rules
         )
         # The slot is taken after the response has arrived: a slow upstream holds no slot while it does not respond.
+        # If no slot becomes free soon, the file is requested again when the task holds one.
         async with (
             self._upstream.download(task.upstream_id, task.date, known) as download,
-            contextlib.nullcontext() if alone or download.chunks is None else self._streams.one(),
+            contextlib.nullcontext()
+            if held is not Slots.NONE or download.chunks is None
+            else self._streams.one(wait_max_s=SLOT_WAIT_MAX_S),
         ):
-            taken = await self._take(download, task, previous, place, attempt, raw_lost=raw_lost, alone=alone)
+            taken = await self._take(
+                download, task, previous, place, attempt, raw_lost=raw_lost, alone=held is Slots.ALL
+            )
         return taken if isinstance(taken, CityResult) else await self._swap(stored, taken)
 
     async def _take(

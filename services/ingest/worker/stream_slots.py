@@ -5,6 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from enum import Enum
+
+
+class Slots(Enum):
+    """How many slots a stream holds."""
+
+    NONE = 0
+    ONE = 1
+    ALL = 2
+
+
+class NoFreeSlot(Exception):  # no error: the stream then waits without an open response
+    """No slot became free in time."""
 
 
 class StreamSlots:
@@ -16,10 +29,17 @@ class StreamSlots:
         self._taking_all = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def one(self) -> AsyncIterator[None]:
-        """Hold one slot, when one is free."""
-        async with self._slots:
+    async def one(self, *, wait_max_s: float | None = None) -> AsyncIterator[None]:
+        """Hold one slot, when one is free. Raises NoFreeSlot after ``wait_max_s`` seconds."""
+        try:
+            async with asyncio.timeout(wait_max_s):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise NoFreeSlot from None
+        try:
             yield
+        finally:
+            self._slots.release()
 
     @contextlib.asynccontextmanager
     async def all(self) -> AsyncIterator[None]:
@@ -29,3 +49,9 @@ class StreamSlots:
             for _ in range(self._count):
                 await stack.enter_async_context(self._slots)
             yield
+
+    def hold(self, slots: Slots) -> contextlib.AbstractAsyncContextManager[None]:
+        """Hold none, one or all of the slots."""
+        if slots is Slots.ALL:
+            return self.all()
+        return self.one() if slots is Slots.ONE else contextlib.nullcontext()

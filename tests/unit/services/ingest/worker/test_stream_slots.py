@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from services.ingest.worker.stream_slots import StreamSlots
+import pytest
+
+from services.ingest.worker.stream_slots import NoFreeSlot, StreamSlots
 
 
 class Streams:
@@ -55,3 +57,14 @@ async def test_streams_that_take_all_slots_run_alone_and_end() -> None:
         await asyncio.sleep(0)
         streams.end.set()
     assert streams.beside == [0, 0]
+
+
+async def test_a_stream_that_finds_no_slot_in_time_gives_up() -> None:
+    """The wait for a slot can be limited; a free slot is taken even without a wait."""
+    slots = StreamSlots(1)
+    async with slots.one(wait_max_s=0):
+        with pytest.raises(NoFreeSlot):
+            async with slots.one(wait_max_s=0):
+                pass
+    async with slots.one(wait_max_s=0):
+        pass
