@@ -55,6 +55,8 @@ UNASSIGNED = (
 UNASSIGNED_CHECKS_MAX = 2
 """A consumer without a partition in this many checks in a row is reported. In one check, its group may rebalance."""
 RESTART_DEADLINE_S = 60.0
+COMMIT_TIMEOUT_S = 30.0
+"""aiokafka repeats a failed commit without end, also after its consumer was stopped."""
 UNCOMMITTED_MAX = 1_000
 """The number of records that a consumer takes at most without a commit. A crash redelivers no more than these."""
 
@@ -180,10 +182,11 @@ class Subscription:
         if not offsets or self._subscriber.consumer is None:
             return
         try:
-            await self._subscriber.consumer.commit(offsets)
-        except KafkaError as error:
+            async with asyncio.timeout(COMMIT_TIMEOUT_S):
+                await self._subscriber.consumer.commit(offsets)
+        except (KafkaError, TimeoutError) as error:
             metrics.commit_failures.inc()
-            _log.warning("commit_failed", topic=self.topic.value, error=str(error))
+            _log.warning("commit_failed", topic=self.topic.value, error=repr(error))
 
     async def _restart(self) -> None:
         try:

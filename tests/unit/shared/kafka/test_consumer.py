@@ -12,6 +12,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from shared.domain.topics import Topic
+from shared.kafka import consumer as consumer_module
 from shared.kafka.consumer import PROGRESS_INTERVAL_S, STUCK_AFTER_S, Subscription
 from shared.runtime import metrics
 from shared.runtime.health import Health
@@ -36,6 +37,9 @@ class Consumer:
 
     async def position(self, _: TopicPartition) -> int:
         return self.where
+
+    async def commit(self, _: dict[TopicPartition, int]) -> None:
+        await asyncio.Event().wait()
 
 
 class Subscriber:
@@ -190,3 +194,13 @@ async def test_a_slow_consumer_is_not_restarted() -> None:
 
     await subscription.watch(Working(lasts_s=STUCK_AFTER_S * 5), answers)
     assert subscriber.starts == 0
+
+
+async def test_a_commit_that_never_ends_holds_up_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up and counted, so that the consumer goes on or is seen to hang."""
+    monkeypatch.setattr(consumer_module, "COMMIT_TIMEOUT_S", 0.01)
+    failures = metrics.commit_failures._value.get()
+    subscription = Subscription(Topic.CITY_STATS, Subscriber(Consumer(position=3, end=9)))
+    async with asyncio.timeout(10):
+        await subscription.commit({PARTITION: 3})
+    assert metrics.commit_failures._value.get() == failures + 1
