@@ -25,6 +25,7 @@ from shared.domain.objects import ActiveRequests, CorruptObject, RequestRecord
 from shared.domain.requests import status_of
 from shared.runtime import metrics
 from shared.storage.object_store import CasConflict, ObjectStore
+from shared.storage.repository import Repository, read_request_record
 
 STALLED_AFTER = dt.timedelta(hours=1)
 """A running request without progress for this long no longer blocks the next one."""
@@ -69,9 +70,8 @@ def _is_running(record: RequestRecord, now: dt.datetime) -> bool:
 
 
 async def _read(store: ObjectStore, date: dt.date) -> tuple[ActiveRequests, str | None]:
-    key = keys.active_requests(date)
-    found = await store.get(key)
-    return (objects.decode(ActiveRequests, found.body, key), found.etag) if found else (ActiveRequests(date=date), None)
+    stored = await Repository(store).read(ActiveRequests, keys.active_requests(date))
+    return (stored.value, stored.etag) if stored else (ActiveRequests(date=date), None)
 
 
 async def _compare_and_swap(store: ObjectStore, active: ActiveRequests, etag: str | None) -> bool:
@@ -85,9 +85,7 @@ async def _compare_and_swap(store: ObjectStore, active: ActiveRequests, etag: st
 
 async def _record(store: ObjectStore, request_id: RequestId) -> RequestRecord | None:
     """Read the record of another request. An unreadable one must not block this one."""
-    key = keys.request(request_id)
-    found = await store.get(key)
     try:
-        return objects.decode(RequestRecord, found.body, key) if found else None
+        return await read_request_record(store, request_id)
     except CorruptObject:
         return None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
 
 import msgspec
 
@@ -29,17 +28,16 @@ from shared.domain import keys, objects
 from shared.domain.events import CityDayStats
 from shared.domain.file_rules import RecordsForm
 from shared.domain.ids import CountrySlug
-from shared.domain.objects import BucketObject, CorruptObject, Manifest, Plan, RequestRecord, Summary
+from shared.domain.objects import CorruptObject, Manifest, Summary
 from shared.domain.requests import status_of
 from shared.runtime.concurrency import bounded_map
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore, ObjectNotFound, StoredObject
-from shared.storage.repository import Repository
+from shared.storage.repository import Repository, read_plan, read_request_record
 
 READS_MAX = 6
 RAW_OBJECTS_AT_ONCE_MAX = 4
 
-_Stored = TypeVar("_Stored", bound=BucketObject)
 Wait = Callable[[int], Awaitable[None]]
 
 
@@ -149,16 +147,11 @@ async def verify_dates(
 async def _request_runs(store: AdminObjectStore, date: dt.date) -> bool:
     """Return whether the last request that planned a date still runs. An unreadable record counts as ended."""
     try:
-        plan = await _read(store, Plan, keys.plan(date))
-        record = await _read(store, RequestRecord, keys.request(plan.request_id)) if plan else None
+        plan = await read_plan(store, date)
+        record = await read_request_record(store, plan.request_id) if plan else None
     except CorruptObject:
         return False
     return record is not None and not status_of(record).ended
-
-
-async def _read(store: AdminObjectStore, kind: type[_Stored], key: str) -> _Stored | None:
-    found = await store.get(key)
-    return objects.decode(kind, found.body, key) if found else None
 
 
 def _not_in_flight(difference: Difference) -> Difference:
