@@ -35,6 +35,7 @@ import httpx
 
 from bench.tables import print_table
 from tripfold.local.ports import free_port
+from tripfold.local.supervisor import http_probe
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 FIRST: Final = dt.date(2015, 1, 1)
@@ -234,14 +235,10 @@ def process_of(arguments: list[str], ready_url: str, env: dict[str, str]) -> Ite
         process = stack.enter_context(subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env))
         stack.callback(process.terminate)
         deadline_s = time.monotonic() + START_DEADLINE_S
-        while True:
-            try:
-                httpx.get(ready_url, timeout=5).raise_for_status()
-                break
-            except httpx.TransportError:
-                if process.poll() is not None or time.monotonic() > deadline_s:
-                    sys.exit(f"{arguments} did not start")
-                time.sleep(0.1)
+        while not asyncio.run(http_probe(ready_url)()):
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                sys.exit(f"{arguments} did not start")
+            time.sleep(0.1)
         yield process
 
 

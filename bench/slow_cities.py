@@ -25,7 +25,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
 
-import httpx
 import msgspec
 
 from bench.context import end_in_order, seaweedfs
@@ -135,11 +134,10 @@ async def _measure(environment: dict[str, str], partitions: int, cities: range |
     settings = load_settings(own)
     await apply_topics(settings)
     async with contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
         store = await stack.enter_async_context(S3Store(settings))
         await store.create_bucket()
         publisher = await stack.enter_async_context(KafkaPublisher(settings, source="bench"))
-        await stack.enter_async_context(running_worker(own, 0, client))
+        await stack.enter_async_context(running_worker(own, 0))
         began_s = time.perf_counter()
         await publisher.publish([OutgoingEvent(task_of(CityId(str(city)), city)) for city in cities])
         async with asyncio.timeout(DEADLINE_S):

@@ -42,6 +42,7 @@ from shared.kafka.records import OutgoingEvent
 from shared.runtime.settings import Settings, load_settings
 from shared.storage.s3 import S3Store
 from tripfold.local.ports import free_port
+from tripfold.local.supervisor import http_probe
 
 DATE: Final = dt.date(2024, 5, 1)
 READY_DEADLINE_S: Final = 60.0
@@ -150,8 +151,7 @@ class _Bench:
             store = await stack.enter_async_context(S3Store(settings))
             publisher = await stack.enter_async_context(KafkaPublisher(settings, source="bench"))
             workers = [
-                await stack.enter_async_context(running_worker(environment, number, client))
-                for number in range(load.workers)
+                await stack.enter_async_context(running_worker(environment, number)) for number in range(load.workers)
             ]
             idle = max(peak_rss_bytes(process.pid) for process, _ in workers)
             before = await _calls(client, settings)
@@ -179,7 +179,7 @@ class _Bench:
 
 @contextlib.asynccontextmanager
 async def running_worker(
-    environment: dict[str, str], number: int, client: httpx.AsyncClient
+    environment: dict[str, str], number: int
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """Run a worker; yield its process, and where its health is, once it is ready."""
     port = free_port("a worker's health")
@@ -187,9 +187,10 @@ async def running_worker(
     command = (sys.executable, "-m", "tripfold", "serve", "ingest", "--role", "worker")
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env={**environment, **own})
     url = f"http://127.0.0.1:{port}"
+    ready = http_probe(f"{url}/health/ready")
     try:
         async with asyncio.timeout(READY_DEADLINE_S):
-            while not await _is_ready(client, url):  # noqa: ASYNC110 - another process has no event to wait for
+            while not await ready():  # noqa: ASYNC110 - another process has no event to wait for
                 await asyncio.sleep(LOOK_INTERVAL_S)
         yield process, url
     finally:
@@ -199,13 +200,6 @@ async def running_worker(
         except TimeoutError:
             process.kill()
             await process.wait()
-
-
-async def _is_ready(client: httpx.AsyncClient, url: str) -> bool:
-    try:
-        return (await client.get(f"{url}/health/ready")).is_success
-    except httpx.TransportError:
-        return False
 
 
 async def _held_s(client: httpx.AsyncClient, url: str) -> float:

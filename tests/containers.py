@@ -10,6 +10,7 @@ they run one after the other. All containers are removed at the end, also after 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -22,7 +23,6 @@ from functools import partial
 
 import boto3
 import docker
-import httpx
 import msgspec
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -46,6 +46,7 @@ from tests.network.toxiproxy import (
     Toxiproxy,
 )
 from tripfold.local.embedded import BUCKET
+from tripfold.local.supervisor import http_probe
 
 COMPOSE_FILE = ROOT / "docker-compose.yml"
 PROXY_IMAGE = "ghcr.io/shopify/toxiproxy:2.12.0"
@@ -155,7 +156,7 @@ def containers() -> Iterator[Containers]:
         s3 = stack.enter_context(_s3(network))
         kafka = stack.enter_context(_kafka(network))
         toxiproxy_url = f"http://{_published(proxy, PROXY_API_PORT)}"
-        _wait("Toxiproxy", proxy, partial(_toxiproxy_responds, toxiproxy_url))
+        _wait("Toxiproxy", proxy, lambda: asyncio.run(http_probe(f"{toxiproxy_url}/version")()))
         found = Containers(
             kafka=_published(kafka, KAFKA_PORT),
             s3_url=f"http://{_published(s3, S3_PORT)}",
@@ -228,13 +229,6 @@ def _wait(what: str, container: DockerContainer, responds: Callable[[], bool]) -
             how = "exited during startup" if ended else f"did not respond within {START_DEADLINE_S:.0f} s"
             raise NotReady(f"{what} {how}; its log ends with\n{log}")
         time.sleep(PROBE_INTERVAL_S)
-
-
-def _toxiproxy_responds(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/version", timeout=PROBE_TIMEOUT_S, trust_env=False).is_success
-    except httpx.HTTPError:
-        return False
 
 
 def _kafka_responds(address: str) -> bool:

@@ -85,10 +85,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
     async def ready(self, name: str) -> bool:
         """Return whether a service reports that it is ready."""
-        with contextlib.suppress(httpx.HTTPError):
-            response = await self.client.get(f"{self.health_urls[name]}/health/ready", timeout=4)
-            return response.is_success
-        return False
+        return await http_probe(f"{self.health_urls[name]}/health/ready")()
 
     async def all_ready(self) -> bool:
         """Return whether every service reports that it is ready."""
@@ -153,19 +150,18 @@ async def running_system(config: SystemConfig, directory: Path) -> AsyncIterator
     async with contextlib.AsyncExitStack() as stack:
         embedded = stack.enter_context(contextlib.closing(EmbeddedStack(directory / "data")))
         supervisor = await stack.enter_async_context(Supervisor(on_event=on_event, held_fds=embedded.held_fds))
-        s3, broker, _ = embedded.children
         kafka: ApacheKafka | None = None
         if config.embedded_broker:
-            own_port = embedded.ports.broker
+            own_port = embedded.ports["broker"]
             # This relay replaces the broker's address in its responses by its own.
             network = await stack.enter_async_context(_embedded_network(own_port))
-            await supervisor.start(s3, broker)
+            await supervisor.start(embedded.s3, embedded.broker)
         else:
             port = broker_port()
             network = await stack.enter_async_context(Relay(port))
             kafka = ApacheKafka(data_dir=directory / "kafka", port=port, advertised_port=network.port)
             stack.callback(kafka.stop)
-            await asyncio.gather(supervisor.start(s3), asyncio.to_thread(kafka.start))
+            await asyncio.gather(supervisor.start(embedded.s3), asyncio.to_thread(kafka.start))
         store_port = int(embedded.endpoints.s3_endpoint_url.rpartition(":")[2])
         proxy = await stack.enter_async_context(FaultyS3(store_port, seed=config.seed))
         upstream = await stack.enter_async_context(
@@ -235,7 +231,6 @@ def service(system: System, name: str, **settings: str) -> ChildProcess:
         log_path=system.directory / "logs" / f"{name}.log",
         ready=http_probe(f"{system.health_urls[name]}/health/live"),
         ready_deadline_s=180,
-        restart=True,
     )
 
 

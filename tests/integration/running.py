@@ -18,7 +18,7 @@ from shared.kafka.admin import apply_topics
 from shared.runtime.settings import PREFIX, Settings
 from shared.storage.s3 import S3Store
 from tripfold.local.ports import free_port
-from tripfold.local.supervisor import ChildProcess, Supervisor, http_probe
+from tripfold.local.supervisor import ChildProcess, Probe, Supervisor, http_probe
 
 ROLES = {
     "planner": ("serve", "ingest", "--role", "planner"),
@@ -89,6 +89,15 @@ async def eventually(
         await asyncio.sleep(0.05)
 
 
+async def until(probe: Probe, what: str) -> None:
+    """Wait until ``probe`` is true."""
+
+    async def look() -> bool | None:
+        return await probe() or None
+
+    await eventually(look, what)
+
+
 @contextlib.asynccontextmanager
 async def running(
     settings: Settings, logs: Path, *, workers: int = 1, own: Mapping[str, Mapping[str, str]] | None = None
@@ -133,6 +142,4 @@ def _child(name: str, arguments: tuple[str, ...], environment: dict[str, str], l
         env=environment,
         log_path=logs / f"{name}.log",
         ready=http_probe(url),
-        ready_deadline_s=60,
-        restart=True,
     )

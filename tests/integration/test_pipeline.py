@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import csv
 import datetime as dt
 import hashlib
@@ -16,7 +15,6 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
-import httpx
 import pytest
 import pytest_asyncio
 
@@ -24,10 +22,11 @@ from shared.domain import keys, objects
 from shared.domain.ids import CityId
 from shared.domain.objects import Manifest
 from tests.integration.conftest import isolated_settings
-from tests.integration.running import Running, eventually, running
+from tests.integration.running import Running, eventually, running, until
 from tests.integration.trips import figures_of, make_trips
 from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
+from tripfold.local.supervisor import http_probe
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -270,7 +269,7 @@ async def test_a_service_killed_in_the_middle_loses_nothing(
         await eventually(partial(_asked_for_files, upstream, asked_before), "the first download")
     tripfold.supervisor.kill(victim)
     if victim == "api":
-        await eventually(partial(_alive, tripfold), "the API to come back")
+        await until(http_probe(str(tripfold.client.base_url.join("/health/live"))), "the API to come back")
     request = await tripfold.ended(place)
     assert request["status"] == "completed"
     assert (await tripfold.stats(date))["peru"][date] == figures_of(*files)
@@ -278,12 +277,6 @@ async def test_a_service_killed_in_the_middle_loses_nothing(
 
 async def _asked_for_files(upstream: UpstreamServer, asked_before: int) -> bool | None:
     return any("/stats" in path for path in upstream.requests[asked_before:]) or None
-
-
-async def _alive(tripfold: Running) -> bool | None:
-    with contextlib.suppress(httpx.TransportError):
-        return (await tripfold.client.get("/health/live")).is_success
-    return None
 
 
 async def test_a_post_returns_the_url_of_its_status(tripfold: Running) -> None:

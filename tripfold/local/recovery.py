@@ -1,8 +1,9 @@
-"""Brings back what the embedded broker lost in an unclean stop.
+"""Restores the records that the embedded broker lost in an unclean stop.
 
-Killed with SIGKILL, the broker loses records that it acknowledged. The order of effects: all plans, manifests and live
-summaries of the bucket are published again, then each unfinished request. A file beside the broker's snapshot says that
-both are complete. It is made after a clean stop and deleted before the next start: if it is missing, records may be.
+Killed with SIGKILL, the broker loses records that it acknowledged. The recovery publishes all plans, manifests and live
+summaries of the bucket again, then each unfinished request.
+
+A file beside the broker's snapshot states that no record is missing. A clean stop creates it; a start deletes it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ AT_ONCE = dt.timedelta()
 
 
 class Recovered(msgspec.Struct, frozen=True, kw_only=True):
-    """What was published again: how many events, of how many dates, and how many unfinished requests."""
+    """The result of a recovery: counts of published events, and the keys of unreadable objects."""
 
     events: int
     dates: int
@@ -33,16 +34,16 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: tuple[str, ...]
 
     def sentence(self) -> str:
-        """Say it in one sentence."""
-        failed = f"; not published: {', '.join(self.unreadable)}" if self.unreadable else ""
+        """Return a sentence for users."""
+        failed = f" These objects could not be read: {', '.join(self.unreadable)}." if self.unreadable else ""
         return (
-            f"the last stop was not clean, so Kafka may have lost records: {self.events:,} events of {self.dates:,} "
-            f"dates were published again from the bucket, and {self.requests:,} unfinished requests resumed{failed}"
+            "The last stop was not clean, so Kafka may have lost records. Published again from the bucket: "
+            f"{self.events:,} events of {self.dates:,} dates, and {self.requests:,} unfinished requests.{failed}"
         )
 
 
 class BrokerState:
-    """Knows whether the embedded broker may lack records: at the start, and after each event of its process."""
+    """Tracks whether the embedded broker may have lost records."""
 
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / "kafka" / "complete"
@@ -50,18 +51,18 @@ class BrokerState:
         self._path.unlink(missing_ok=True)
 
     def observe(self, event: ChildEvent) -> None:
-        """Take note if the broker ended by itself, or was killed because it did not stop in time."""
+        """Note an event: a broker that ended by itself or was killed may have lost records."""
         if event.name == "broker" and event.kind in {EventKind.ENDED, EventKind.KILLED}:
             self.incomplete = True
 
     def save(self) -> None:
-        """Write down that nothing is missing, if so. Call it after the broker has stopped."""
+        """Create the file if no record is missing. Call it after the broker has stopped."""
         if not self.incomplete:
             self._path.touch()
 
 
 async def recover(settings: Settings) -> Recovered:
-    """Publish all of the bucket to the compacted topics again, and every unfinished request to its topic."""
+    """Publish the bucket to the compacted topics again, and every unfinished request to its topic."""
     events = dates = 0
     unreadable: list[str] = []
     async with S3Store(settings) as store, KafkaPublisher(settings, source="recovery") as publisher:

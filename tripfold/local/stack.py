@@ -1,4 +1,4 @@
-"""The whole of Tripfold on one machine: S3, Kafka, the reference upstream and the services, under one supervisor."""
+"""Runs all of Tripfold on one machine: S3, Kafka, the reference upstream and the services."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import PREFIX, Settings, load_settings
 from shared.storage.generation_pointer import provision_pointer
 from shared.storage.s3 import S3Store
-from tripfold.local.embedded import EmbeddedStack, Endpoints
+from tripfold.local.embedded import EmbeddedStack, Endpoints, write_private
 from tripfold.local.ports import free_port
 from tripfold.local.recovery import BrokerState, Recovered, recover
 from tripfold.local.supervisor import ChildEvent, ChildProcess, Supervisor, http_probe
@@ -33,7 +33,7 @@ _Result = TypeVar("_Result")
 
 
 class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a local stack is to be. ``upstream_url`` of None: the reference upstream."""
+    """The options of a local stack. If ``upstream_url`` is None, it runs the reference upstream."""
 
     data_dir: Path
     host: str = LOOPBACK
@@ -43,7 +43,7 @@ class StackOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunningStack(msgspec.Struct, frozen=True, kw_only=True):
-    """A stack whose every part is ready, and where it can be reached."""
+    """A stack that is ready, and its addresses."""
 
     api_url: str
     upstream_url: str
@@ -52,22 +52,22 @@ class RunningStack(msgspec.Struct, frozen=True, kw_only=True):
     environment: Mapping[str, str]
     supervisor: Supervisor
     recovered: Recovered | None
-    """What was published again because the last stop was not clean."""
+    """What was published again, if the last stop was not clean."""
 
 
 @contextlib.asynccontextmanager
 async def local_stack(
     options: StackOptions, *, on_event: Callable[[ChildEvent], None], handle_signals: bool = True
 ) -> AsyncIterator[RunningStack]:
-    """Start a stack, in the order in which its parts need each other; stop it when the context is left.
+    """Run a stack while the context is open. Its parts start in the order in which they need each other.
 
-    Raises the named errors of ``tripfold.local.embedded``, ``ports`` and ``supervisor``, each with one clear sentence.
-    Raises StopRequested if it is interrupted before everything is ready.
+    Raises OperatorError if a port is taken, the data directory is in use, or a part fails for good. Raises
+    StopRequested on SIGINT and SIGTERM.
     """
     api_port = free_port("the API", fixed=options.port)
     with contextlib.ExitStack() as ended:
         embedded = ended.enter_context(contextlib.closing(EmbeddedStack(options.data_dir)))
-        data_dir = options.data_dir.expanduser().absolute()
+        data_dir = embedded.data_dir
         logs_dir = data_dir / "logs"
         upstream_url = options.upstream_url
         upstream_port = None
@@ -82,11 +82,11 @@ async def local_stack(
             f"{PREFIX}API_ACCESS": os.environ.get(f"{PREFIX}API_ACCESS") or "open-without-keys",
             f"{PREFIX}API_PORT": str(api_port),
             f"{PREFIX}KAFKA_PARTITIONS": str(PARTITIONS),
-            # A static member takes over at once from one that was killed; the embedded broker evicts nobody.
+            # The embedded broker never evicts a killed member; a member with the same id replaces it.
             f"{PREFIX}KAFKA_GROUP_INSTANCE_ID": "local",
             "PYTHONUNBUFFERED": "1",
         }
-        variables_file = _write_variables(options.data_dir, embedded.endpoints, upstream_url)
+        variables_file = _write_variables(data_dir, embedded.endpoints, upstream_url)
         services = [
             _service(name, arguments, free_port(f"the health of the {name}"), environment, logs_dir)
             for name, arguments in (
@@ -104,16 +104,13 @@ async def local_stack(
             broker.observe(event)
             on_event(event)
 
-        async with Supervisor(
-            on_event=observe, handle_signals=handle_signals, held_fds=embedded.held_fds
-        ) as supervisor:
-            await supervisor.start(*embedded.children)
+        async with embedded.run(on_event=observe, handle_signals=handle_signals) as supervisor:
             settings = load_settings(environment)
-            os.environ.update(embedded.endpoints.environment())  # where the S3 client looks for its keys
-            await supervisor.run(_once_available(lambda: _provision(settings)))
+            os.environ.update(embedded.endpoints.environment())  # the S3 client reads its keys there
+            await _once_available(lambda: _provision(settings))
             recovered = None
             if broker.incomplete:
-                recovered = await supervisor.run(_once_available(lambda: recover(settings)))
+                recovered = await _once_available(lambda: recover(settings))
                 broker.incomplete = False
             if upstream_port is not None:
                 arguments = ("upstream", "--port", str(upstream_port), *options.upstream_arguments)
@@ -132,15 +129,11 @@ async def local_stack(
 
 
 def _write_variables(data_dir: Path, endpoints: Endpoints, upstream_url: str) -> Path:
-    """Write the variables that lead clients and the commands of an operator to the stack, for a shell to read."""
+    """Write a file with the addresses and keys of the stack, which a shell can source."""
     path = data_dir / "environment"
-    draft = path.with_suffix(".tmp")
-    draft.unlink(missing_ok=True)
     variables = {**endpoints.environment(), f"{PREFIX}UPSTREAM_URL": upstream_url}
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in variables.items()]
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.writelines(lines)
-    draft.replace(path)
+    write_private(path, "".join(lines).encode())
     return path
 
 
@@ -151,7 +144,7 @@ async def _provision(settings: Settings) -> None:
 
 
 async def _once_available(work: Callable[[], Awaitable[_Result]]) -> _Result:
-    """Do ``work``; try it a few times more if S3 or Kafka, which have only just started, are not available yet."""
+    """Run ``work``. Retry it a few times, because S3 and Kafka have only just started."""
     for _ in range(TRIES_MAX - 1):
         with contextlib.suppress(DependencyUnavailable):
             return await work()
@@ -176,6 +169,4 @@ def _child(
         env=dict(environment),
         log_path=logs_dir / f"{name}.log",
         ready=http_probe(health_url),
-        ready_deadline_s=60.0,
-        restart=True,
     )

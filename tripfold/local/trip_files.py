@@ -1,8 +1,8 @@
-"""Trip files made from a seed: any size, the same bytes every time, any range of them without the rest.
+"""Generates trip files from a seed: files of any size, and any byte range of them.
 
-A file is a JSON array cut from a pool of ready-made blocks of trips. The pool is rendered once per seed; a file
-repeats a shuffled handful of its blocks until it has the right number of trips. So its size is arithmetic, a
-byte range costs the blocks it touches, and a file of 4 GB takes no more memory than one of 4 MB.
+A seed has a pool of blocks of trips. A file is a JSON array that repeats a few of these blocks until it has the right
+number of trips. So a file's size is known without its content, a byte range costs only its own blocks, and a file of
+4 GB needs no more memory than one of 4 MB.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from random import Random
 import msgspec
 
 GENERATOR_VERSION = 1
-"""Part of every ETag: raise it with any change that changes a byte of any file."""
+"""A part of every ETag. Increase it with each change that changes the bytes of a file."""
 
 TRIPS_PER_BLOCK = 1024
 BLOCKS_IN_POOL = 64
@@ -27,12 +27,12 @@ MEAN_TRIP_BYTES = 112
 
 BIG_CITY_ID = 0
 DAYS_IN_PATTERN = 100
-# Its multiples, taken modulo 1, lie evenly in 0..1 however many there are.
+# Its multiples modulo 1 lie evenly in 0..1, however many there are.
 GOLDEN_RATIO = 0.618033988749895
 
 DATE_PLACEHOLDER = b"0000-00-00"
 
-# Only ever appended to: a name's place is a city's or a country's identity.
+# Only append: the position of a name identifies its country or city.
 COUNTRY_NAMES = (
     "Armenia",
     "Côte d'Ivoire",
@@ -55,7 +55,7 @@ COUNTRY_NAMES = (
     "Botswana",
     "Україна",
 )
-# Two are called São Miguel, and with the default five countries both lie in the same one.
+# Two cities are named São Miguel. Both are in the same one of the default five countries.
 CITY_NAMES = (
     "Port Tina",
     "Grand-Béréby",
@@ -91,16 +91,15 @@ CITY_NAMES = (
 
 
 class NoTripFileError(LookupError):
-    """There is no file for this city on this date: the city is unknown, or the day is one of the missing."""
+    """The city has no file on this date, or does not exist."""
 
 
 class UpstreamOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the reference upstream serves, and which HTTP features it has.
+    """The options of the reference upstream: its files and its HTTP features.
 
-    ``trips_per_city`` of None gives the default spread: city 0 above 100 MB and the others 1 to 20 MB, about
-    220 MB a date with 30 cities. ``missing_days`` of any 100 consecutive dates of a city have no file.
-    ``etag`` and ``ranges`` switch off conditional requests and byte ranges, which some real servers lack.
-    Raises ValueError on a value out of range.
+    If ``trips_per_city`` is None, city 0 has more than 100 MB, and the others 1 to 20 MB: about 220 MB a date with 30
+    cities. A city lacks ``missing_days`` of any 100 consecutive dates. Some real servers lack conditional requests
+    (``etag``) and byte ranges (``ranges``). Raises ValueError on a value out of range.
     """
 
     seed: int = 1
@@ -131,10 +130,10 @@ class City(msgspec.Struct, frozen=True):
 
 
 class TripBlock(msgspec.Struct, frozen=True, eq=False):
-    """``TRIPS_PER_BLOCK`` trips as JSON, each followed by a comma, with a placeholder for the date.
+    """``TRIPS_PER_BLOCK`` trips as JSON, each with a comma after it and a placeholder for the date.
 
-    ``ends[i]`` is the offset behind the comma of trip ``i``. The placeholder is as long as a date, so offsets
-    hold for every date. Blocks are equal only to themselves, which makes them cheap keys of a cache.
+    ``ends[i]`` is the offset after the comma of trip ``i``. The placeholder has the length of a date, so the offsets
+    are right for every date. A block is equal only to itself, which makes it a cheap cache key.
     """
 
     template: bytes
@@ -142,11 +141,11 @@ class TripBlock(msgspec.Struct, frozen=True, eq=False):
 
 
 class TripFile(msgspec.Struct, frozen=True, eq=False, kw_only=True):
-    """One city-day's file: its size and validator are known, its bytes are made when read.
+    """The file of a city-day. Its bytes are generated when they are read.
 
-    ``etag`` is a strong entity tag with its quotes; it depends on all that the bytes depend on, and nothing else.
-    The file is ``cycle`` again and again, its last block cut short to make ``trips`` exact; ``cycle_ends[i]`` is
-    the offset behind block ``i``, not counting the opening bracket.
+    ``etag`` is a strong entity tag with its quotes. It depends on everything that the bytes depend on, and on nothing
+    else. The file repeats the blocks of ``cycle``; its last block is cut so that the file has ``trips`` trips.
+    ``cycle_ends[i]`` is the offset after block ``i``, without the opening bracket.
     """
 
     date: date
@@ -157,13 +156,13 @@ class TripFile(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
     @property
     def size_bytes(self) -> int:
-        """The length of the whole file."""
+        """The length of the file."""
         return len(b"[") + self._offset_of_block(self._last_block) + self._last_block_bytes + len(b"]")
 
     def read(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
-        """Yield the bytes from ``start`` up to ``stop`` (default: the end) in chunks of a block, about 115 KB.
+        """Yield the bytes from ``start`` to ``stop`` (default: the end) in chunks of a block, about 115 KB.
 
-        Raises ValueError, at the first chunk, when the range is not inside the file.
+        Raises ValueError, before the first chunk, if the range is not inside the file.
         """
         stop = self.size_bytes if stop is None else stop
         if not 0 <= start <= stop <= self.size_bytes:
@@ -174,7 +173,7 @@ class TripFile(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         offset = self._offset_of_block(number) + (len(b"[") if number else 0)
         while offset < stop:
             piece = self._piece(number)
-            # A slice of everything is the piece itself: whole blocks go out without a copy.
+            # A slice of all bytes is the same object, so whole blocks are not copied.
             yield piece[max(start - offset, 0) : stop - offset]
             offset += len(piece)
             number += 1
@@ -205,9 +204,9 @@ class TripFile(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
 
 def city_list(options: UpstreamOptions) -> list[City]:
-    """List every city by ascending id, dealt out evenly to the countries.
+    """Return the cities by ascending id, distributed evenly over the countries.
 
-    The same for every seed, so that another seed reads as corrected files of the same cities.
+    They are the same for every seed, so another seed has corrected files of the same cities.
     """
     return [
         City(
@@ -220,9 +219,9 @@ def city_list(options: UpstreamOptions) -> list[City]:
 
 
 def trip_file(options: UpstreamOptions, city_id: int, day: date) -> TripFile:
-    """Describe the file of one city on one date without rendering it.
+    """Describe the file of a city-day without rendering it.
 
-    Raises NoTripFileError when the city is unknown or the date is one of the city's missing days.
+    Raises NoTripFileError if the city is unknown, or has no file on this date.
     """
     if not 0 <= city_id < options.cities:
         raise NoTripFileError(f"there is no city {city_id}")
@@ -240,10 +239,10 @@ def trip_file(options: UpstreamOptions, city_id: int, day: date) -> TripFile:
 
 
 def is_missing(options: UpstreamOptions, city_id: int, day: date) -> bool:
-    """Tell whether the city has no file for this date.
+    """Return whether the city has no file on this date.
 
-    The missing days come again every 100 days, so any 100 consecutive dates miss exactly ``missing_days``; a
-    greater ``missing_days`` misses all that a smaller one does.
+    The missing days repeat every 100 days, so any 100 consecutive dates lack exactly ``missing_days`` files. A greater
+    number adds missing days to those of a smaller one.
     """
     if options.missing_days == 0:
         return False
@@ -253,20 +252,20 @@ def is_missing(options: UpstreamOptions, city_id: int, day: date) -> bool:
 
 @lru_cache(maxsize=4)
 def block_pool(seed: int) -> tuple[TripBlock, ...]:
-    """Render the blocks that every file of this seed is made of: about 7 MB."""
+    """Render all blocks of a seed: about 7 MB."""
     return tuple(_block(seed, number) for number in range(BLOCKS_IN_POOL))
 
 
 @lru_cache(maxsize=256)
 def dated_block(block: TripBlock, date_text: str) -> bytes:
-    """Render one block for one date; the last 256 of them, about 30 MB, are kept."""
+    """Render a block for a date. The cache holds the last 256 of them, about 30 MB."""
     return block.template.replace(DATE_PLACEHOLDER, date_text.encode())
 
 
 def _block(seed: int, number: int) -> TripBlock:
-    # Of Random, only the numbers of random() are promised to stay the same in every version of Python.
-    draw = Random(_digest("block", seed, number)).random  # noqa: S311 - no secret, and it has to repeat
-    # Blocks in the middle of the pool are rush hours: fuller buses, longer delays.
+    # Python promises the same numbers in every version only for random().
+    draw = Random(_digest("block", seed, number)).random  # noqa: S311  # no secret; it must repeat
+    # Blocks in the middle of the pool are rush hours, with fuller buses and longer delays.
     rush = BLOCKS_IN_POOL // 2 - abs(number - BLOCKS_IN_POOL // 2)
     trips = [_trip(draw, rush) for _ in range(TRIPS_PER_BLOCK)]
     return TripBlock(template=b"".join(trips), ends=tuple(accumulate(map(len, trips))))
@@ -286,9 +285,9 @@ def _trip(draw: Callable[[], float], rush: int) -> bytes:
 
 
 def _duration(duration_s: int, *, writing: int) -> str:
-    """Write a duration as ``PT4080S``, in one ``writing`` of eight as ``PT1H8M`` and in another as ``PT12M30S``.
+    """Return a duration as ``PT4080S``, or for ``writing`` 0 as ``PT1H8M`` and for 1 as ``PT12M30S``.
 
-    Hours and minutes alone drop the seconds, and a duration too short for a unit is written without it.
+    ``PT1H8M`` drops the seconds. A duration that is too short for a unit is written without it.
     """
     minutes, seconds = divmod(duration_s, 60)
     if writing == 0 and minutes >= 60:
@@ -299,7 +298,7 @@ def _duration(duration_s: int, *, writing: int) -> str:
 
 
 def _cycle(seed: int, city_id: int, day: date) -> tuple[TripBlock, ...]:
-    """Shuffle neighbouring blocks of the pool, so that some files are of busy days and others of calm ones."""
+    """Return neighbouring blocks of the pool in random order, so that some days are busy and others calm."""
     pool = block_pool(seed)
     first = int(_fraction("mood", seed, city_id, day) * len(pool))
     neighbours = [(first + step) % len(pool) for step in range(BLOCKS_IN_CYCLE)]
@@ -313,23 +312,23 @@ def _trip_count(options: UpstreamOptions, city_id: int, day: date) -> int:
     today = _fraction("size", options.seed, city_id, day)
     if city_id == BIG_CITY_ID:
         return int(106_000_000 + 3_000_000 * today) // MEAN_TRIP_BYTES
-    # Most towns are small: the fifth power takes half of them below 2 MB. Each has its size, give or take a tenth.
+    # Most towns are small: the fifth power puts half of them below 2 MB. Their size varies by a tenth.
     town = (_fraction("town", options.seed) + city_id * GOLDEN_RATIO) % 1
     usual_bytes = 1_200_000 + 16_500_000 * town * town * town * town * town
     return int(usual_bytes * (0.9 + 0.2 * today)) // MEAN_TRIP_BYTES
 
 
 def _name(names: Sequence[str], place: int) -> str:
-    """Name a place, starting again with a number (``Port Tina 2``) when the names are used up."""
+    """Return the name of a place, with a number (``Port Tina 2``) once all names are used."""
     lap, index = divmod(place, len(names))
     return f"{names[index]} {lap + 1}" if lap else names[index]
 
 
 def _fraction(*key: object) -> float:
-    """Draw a number from 0 up to 1 that is always the same for the same key."""
+    """Return a number from 0 up to 1 that depends only on the key."""
     return int.from_bytes(_digest(*key)[:6]) / 2**48
 
 
 def _digest(*key: object) -> bytes:
-    """Hash a key of parts whose texts hold no slash, the generator's version with them."""
+    """Return the hash of a key and of the generator's version. No part of a key may contain a slash."""
     return blake2b("/".join(map(str, (GENERATOR_VERSION, *key))).encode(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Runs the whole stack until Ctrl-C, and prints where its parts are."""
+"""Runs all of Tripfold until Ctrl-C, and prints its addresses."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ async def run_up(options: StackOptions, console: Console) -> None:
         async with local_stack(options, on_event=event_printer(console)) as stack:
             print_recovered(stack, console)
             print_urls(stack, options, console)
-            console.print(
-                "Stop it with Ctrl-C. Started again on the same data directory, it continues where it stopped."
-            )
+            console.print("Stop it with Ctrl-C. It continues on the same data directory when you start it again.")
             await stack.supervisor.wait()
 
 
 def print_urls(stack: RunningStack, options: StackOptions, console: Console) -> None:
-    """Print where the parts of a stack are."""
+    """Print the addresses and directories of a stack."""
     lines = {
         "API": stack.api_url,
         "docs": f"{stack.api_url}/docs",
@@ -39,14 +37,14 @@ def print_urls(stack: RunningStack, options: StackOptions, console: Console) -> 
 
 
 def print_recovered(stack: RunningStack, console: Console) -> None:
-    """Print what was published again after an unclean stop, if anything."""
+    """Print what was published again, if the last stop was not clean."""
     recovered = stack.recovered
     if recovered and (recovered.events or recovered.requests or recovered.unreadable):
         console.print(recovered.sentence(), highlight=False, markup=False, soft_wrap=True)
 
 
 def event_printer(console: Console) -> Callable[[ChildEvent], None]:
-    """Return a function that prints a line for each event of a child process."""
+    """Return a function that prints the events of child processes."""
 
     def print_event(event: ChildEvent) -> None:
         console.print(f"[dim]{event.text}[/dim]", highlight=False)

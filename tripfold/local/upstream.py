@@ -1,6 +1,6 @@
-"""The reference upstream: a server of city lists and trip files made from a seed.
+"""The reference upstream: an HTTP server of generated city lists and trip files.
 
-It stands in for a transit authority's server, so that Tripfold can be tried and tested with files of real size.
+It replaces a transit authority's server, so that users can try Tripfold with files of real size.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tripfold.local.trip_files import (
 
 __all__ = ["UpstreamOptions", "city_list", "create_app", "serve", "trip_file"]
 
-# 19 digits are beyond any file, and keep int() cheap. Several ranges in one request do not match: like any range
-# that is not understood, they return the whole file.
+# 19 digits exceed any file, and keep int() cheap. Several ranges in one request do not match. For them, as for any
+# unknown range, the server returns the whole file.
 BYTE_RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})", re.IGNORECASE)
 SHUTDOWN_GRACE_S = 1
 
@@ -43,18 +43,18 @@ Options = NamedDependency[UpstreamOptions]
 
 
 class UnsatisfiableRangeError(ValueError):
-    """A byte range that was understood, and has no byte in common with the file."""
+    """A valid byte range without a byte of the file."""
 
 
 class ByteRange(msgspec.Struct, frozen=True):
-    """The bytes from ``start`` up to, not including, ``stop``; never empty."""
+    """The bytes from ``start`` to ``stop``, without ``stop``. It is never empty."""
 
     start: int
     stop: int
 
 
 def create_app(options: UpstreamOptions) -> Litestar:
-    """Build the server; what every file of the seed has in common is rendered here, in about 0.2 s."""
+    """Return the server. Renders the blocks of the seed, which takes about 0.2 s."""
     block_pool(options.seed)
     return Litestar(
         [list_cities, send_stats, describe_stats, report_health],
@@ -65,7 +65,7 @@ def create_app(options: UpstreamOptions) -> Litestar:
 
 
 def serve(options: UpstreamOptions, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM, which cut the streams still running."""
+    """Serve until SIGINT or SIGTERM, which also end running streams."""
     config = uvicorn.Config(
         create_app(options),
         host=host,
@@ -80,13 +80,13 @@ def serve(options: UpstreamOptions, host: str, port: int) -> None:
 
 
 class CuttingServer(uvicorn.Server):
-    """A server whose shutdown waits for no client.
+    """A server that does not wait for clients at shutdown.
 
-    A file may take hours to send; left to itself, uvicorn would cancel such a stream with a page of traceback.
+    A file may take hours to send. uvicorn would cancel such a stream, and log a traceback.
     """
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drop every connection, then shut down as usual."""
+        """Close every connection, then shut down."""
         for connection in self.server_state.connections:
             connection.transport.abort()
         await super().shutdown(sockets)
@@ -94,13 +94,13 @@ class CuttingServer(uvicorn.Server):
 
 @get("/health")
 async def report_health() -> dict[str, str]:
-    """Report that the server runs."""
+    """Return 200."""
     return {"status": "ok"}
 
 
 @get("/cities")
 async def list_cities(options: Options) -> list[City]:
-    """List every city with its country."""
+    """Return every city with its country."""
     return city_list(options)
 
 
@@ -108,7 +108,7 @@ async def list_cities(options: Options) -> list[City]:
 async def send_stats(
     city_id: FromPath[int], day: DateParameter, request: Request[Any, Any, Any], options: Options
 ) -> Response[Any]:
-    """Stream one city-day's file, or the one range asked for, or say that the client's copy is current."""
+    """Stream the file of a city-day or a byte range of it, or return 304 if the client's copy is current."""
     file = _find(options, city_id, day)
     headers = _headers(options, file)
     if options.etag and names_etag(request.headers.get("if-none-match", ""), file.etag):
@@ -130,7 +130,7 @@ async def send_stats(
 async def describe_stats(
     city_id: FromPath[int], day: DateParameter, request: Request[Any, Any, Any], options: Options
 ) -> Response[None]:
-    """Send the headers of a whole file. Only GET supports ranges."""
+    """Return the headers of a whole file, because ranges apply to GET only."""
     file = _find(options, city_id, day)
     if options.etag and names_etag(request.headers.get("if-none-match", ""), file.etag):
         return Response(None, status_code=304, headers={"etag": file.etag})
@@ -138,15 +138,15 @@ async def describe_stats(
 
 
 def names_etag(if_none_match: str, etag: str) -> bool:
-    """Tell whether an ``If-None-Match`` value names this entity tag, by the weak comparison it asks for."""
+    """Return whether an ``If-None-Match`` header matches this entity tag (weak comparison)."""
     candidates = [candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")]
     return etag in candidates or candidates == ["*"]
 
 
 def byte_range(header: str, size_bytes: int) -> ByteRange | None:
-    """Read a ``Range`` header of one range against a file; None if it asks for nothing we know.
+    """Parse a ``Range`` header with one range of a file; return None if it is not valid.
 
-    Raises UnsatisfiableRangeError when the range starts behind the file's end or is a suffix of no bytes.
+    Raises UnsatisfiableRangeError if the range starts after the file's end or is an empty suffix.
     """
     match = BYTE_RANGE.fullmatch(header.strip())
     if match is None or match.groups() == ("", ""):
@@ -182,7 +182,7 @@ def _headers(options: UpstreamOptions, file: TripFile) -> dict[str, str]:
 def _wanted_range(options: UpstreamOptions, request: Request[Any, Any, Any], file: TripFile) -> ByteRange | None:
     if not options.ranges:
         return None
-    # If-Range compares strongly: a weak tag, a date or an unknown tag means the client's part is of another file.
+    # If-Range uses strong comparison: with a weak tag, a date or another tag the client's part may be of another file.
     condition = request.headers.get("if-range")
     if condition is not None and not (options.etag and condition.strip() == file.etag):
         return None
@@ -197,5 +197,5 @@ def _wanted_range(options: UpstreamOptions, request: Request[Any, Any, Any], fil
 async def _stream(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     for chunk in chunks:
         yield chunk
-        # Towards a fast reader sending never waits, so without this one stream would hold up all others.
+        # A write to a fast client never waits, so without this a stream would block all others.
         await asyncio.sleep(0)

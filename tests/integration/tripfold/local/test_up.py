@@ -1,4 +1,4 @@
-"""``tripfold up`` as its user runs it: started, asked, stopped with Ctrl-C, started again on the same data."""
+"""``tripfold up``, as users run it: start it, send requests, stop it, and start it again on the same data."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from typing import Any
 
 import httpx
 
-from tests.integration.running import ENDED, eventually
+from tests.integration.running import ENDED, eventually, until
 from tests.integration.trips import figures_of, make_trips
 from tests.integration.upstream import UpstreamServer
 from tripfold.local.ports import free_port
 from tripfold.local.recompute import CountryDay, recompute
+from tripfold.local.supervisor import http_probe
 
 DATE = "2024-05-01"
 STOP_DEADLINE_S = 10.0
@@ -30,7 +31,7 @@ STOP_DEADLINE_S = 10.0
 
 @contextlib.asynccontextmanager
 async def up(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run ``tripfold up``; kill it at the end should it still run."""
+    """Run ``tripfold up``; kill it at the end if it still runs."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -60,16 +61,17 @@ def processes_of(data_dir: Path) -> list[str]:
 
 
 async def test_up_continues_where_it_stopped(tmp_path: Path) -> None:
-    """Dates processed before Ctrl-C are served after a new start, and nothing runs in between."""
+    """Dates processed before Ctrl-C are served after the next start, and nothing runs in between."""
     trips = make_trips(1, 500, DATE)
     port = free_port("the API of a test")
+    ready = http_probe(f"http://127.0.0.1:{port}/health/ready")
     arguments = ("--data-dir", str(tmp_path / "data"), "--port", str(port))
     with UpstreamServer() as upstream:
         upstream.add_city(0, "A", "Peru")
         upstream.put(0, DATE, trips)
         async with up("--upstream", upstream.url, *arguments) as process:
             async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-                await eventually(lambda: _ready(client), "the stack to be ready")
+                await until(ready, "the stack to be ready")
                 place = (await client.post("/process-request", params={"date": DATE})).headers["location"]
                 request = await eventually(lambda: _ended(client, place), "the request to end")
             assert request["status"] == "completed"
@@ -82,16 +84,17 @@ async def test_up_continues_where_it_stopped(tmp_path: Path) -> None:
             up("--upstream", upstream.url, *arguments),
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
         ):
-            await eventually(lambda: _ready(client), "the stack to be ready again")
+            await until(ready, "the stack to be ready again")
             answer = await client.get("/country-stats", params={"from": DATE, "to": DATE})
             assert answer.json() == {"peru": {DATE: figures_of(trips)}}
             assert (await client.get(place)).json()["status"] == "completed"
 
 
 async def test_up_republishes_events_that_the_broker_lost(tmp_path: Path) -> None:
-    """After kill -9 and the loss of all records, up fills the topics, resumes an unfinished request and says so."""
+    """After SIGKILL and the loss of all records, up fills the topics, resumes an unfinished request and says so."""
     later = "2024-05-02"
     port = free_port("the API of a test")
+    ready = http_probe(f"http://127.0.0.1:{port}/health/ready")
     arguments = ("--data-dir", str(tmp_path / "data"), "--port", str(port))
     with UpstreamServer() as upstream:
         upstream.add_city(0, "A", "Peru")
@@ -99,7 +102,7 @@ async def test_up_republishes_events_that_the_broker_lost(tmp_path: Path) -> Non
             upstream.put(0, date, make_trips(1, 500, date))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             async with up("--upstream", upstream.url, *arguments) as process:
-                await eventually(lambda: _ready(client), "the stack to be ready")
+                await until(ready, "the stack to be ready")
                 place = (await client.post("/process-request", params={"date": DATE})).headers["location"]
                 await eventually(lambda: _ended(client, place), "the request to end")
                 upstream.pace_s = 600
@@ -110,7 +113,7 @@ async def test_up_republishes_events_that_the_broker_lost(tmp_path: Path) -> Non
             (tmp_path / "data" / "kafka" / "kafka.json").unlink(missing_ok=True)
             upstream.pace_s = 0
             async with up("--upstream", upstream.url, *arguments) as process:
-                await eventually(lambda: _ready(client), "the stack to be ready again")
+                await until(ready, "the stack to be ready again")
                 assert (await eventually(lambda: _ended(client, place), "the request to end"))["status"] == "completed"
                 variables = (tmp_path / "data" / "environment").read_text().replace("export ", "").split()
                 verify = await asyncio.create_subprocess_exec(
@@ -120,20 +123,14 @@ async def test_up_republishes_events_that_the_broker_lost(tmp_path: Path) -> Non
                 assert await verify.wait() == 0
                 process.send_signal(signal.SIGINT)
                 output = (await asyncio.wait_for(process.communicate(), STOP_DEADLINE_S))[0].decode()
-    assert "the last stop was not clean" in output
+    assert "The last stop was not clean" in output
     # The kill may come before or after the second date was planned.
-    resumed = r"[34] events of [12] dates were published again from the bucket, and 1 unfinished requests resumed"
+    resumed = r"Published again from the bucket: [34] events of [12] dates, and 1 unfinished requests"
     assert re.search(resumed, output), output
 
 
 async def _nothing_runs(data_dir: Path) -> bool | None:
     return processes_of(data_dir) == [] or None
-
-
-async def _ready(client: httpx.AsyncClient) -> bool | None:
-    with contextlib.suppress(httpx.TransportError):
-        return (await client.get("/health/ready")).is_success or None
-    return None
 
 
 async def _ended(client: httpx.AsyncClient, place: str) -> dict[str, Any] | None:
@@ -142,13 +139,13 @@ async def _ended(client: httpx.AsyncClient, place: str) -> dict[str, Any] | None
 
 
 async def test_a_taken_port_is_named_without_a_traceback(tmp_path: Path) -> None:
-    """A port that another program uses is named, without a traceback, and nothing is left running."""
+    """The error names a port that another program uses, without a traceback, and no process is left."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         async with up("--data-dir", str(tmp_path / "data"), "--port", str(port)) as process:
             output = (await process.communicate())[0].decode()
     assert process.returncode == 1
-    assert f"Port {port}, wanted for the API, is used by another program" in output
+    assert f"Port {port} for the API cannot be opened: Address already in use" in output
     assert "Traceback" not in output
     assert processes_of(tmp_path) == []
 
