@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
+from shared.domain.events import Outcome
 from shared.domain.topics import Topic
 
 __all__ = ["REGISTRY"]
@@ -42,6 +43,10 @@ batch_seconds = Histogram(
     ["topic"],
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
 )
+requeued_requests = Counter(
+    "tripfold_requeued_requests_total", "Requests published again because they made no progress for long"
+)
+city_days = Counter("tripfold_city_days_total", "City-days that a worker has finished, by outcome", ["outcome"])
 quarantined_files = Counter(
     "tripfold_quarantined_files_total",
     "Refused files, by reason: invalid, or parser_crash (parsing it crashes the process). Counts repeated files too",
@@ -76,5 +81,7 @@ for _object in ("active_requests", "attempts", "countries", "manifest", "plan", 
     cas_conflicts.labels(_object)
 for _why in ("invalid", "parser_crash"):
     quarantined_files.labels(_why)
+for _ended in Outcome:
+    city_days.labels(_ended.value)
 for _outcome in ("complete", "unchanged", "redirected", "refused", "interrupted", "unavailable", "aborted"):
     upstream_requests.labels(_outcome)

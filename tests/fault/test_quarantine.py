@@ -8,6 +8,7 @@ import pytest
 
 from services.ingest.worker.attempts import ALONE_AFTER, ALONE_CRASHES_MAX, NOTED_MAX, Attempts, CrashedAttempts
 from shared.domain import keys, objects
+from shared.domain.events import Outcome
 from shared.domain.ids import CityId
 from shared.domain.objects import AttemptsUnderWay, QuarantineReport, ReportedRecord
 from shared.domain.requests import Status, status_of
@@ -53,6 +54,14 @@ def quarantined(why: str) -> float:
     return REGISTRY.get_sample_value("tripfold_quarantined_files_total", {"why": why}) or 0.0
 
 
+def city_days() -> dict[Outcome, float]:
+    """Return how many city-days were finished, by outcome."""
+    return {
+        outcome: REGISTRY.get_sample_value("tripfold_city_days_total", {"outcome": outcome.value}) or 0.0
+        for outcome in Outcome
+    }
+
+
 async def test_a_refused_file_is_kept_and_the_good_revision_stays() -> None:
     """The bytes and a report are in quarantine, the request says why and where, and the manifest is unchanged."""
     world = World()
@@ -81,6 +90,18 @@ async def test_a_refused_file_is_kept_and_the_good_revision_stays() -> None:
     assert world.store.objects[keys.manifest(DATE, CITY)] == manifest
     assert quarantined("invalid") == before + 1
     assert differences(world) == []
+
+
+async def test_city_days_are_counted_by_outcome() -> None:
+    """Each finished city-day counts once, by its outcome."""
+    world = World()
+    before = city_days()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    world.request(holding(BAD))
+    await world.run_to_rest()
+    counted = {outcome: count - before[outcome] for outcome, count in city_days().items()}
+    assert counted == {Outcome.STORED: 3, Outcome.FAILED: 1, Outcome.UNCHANGED: 2, Outcome.SKIPPED: 0}
 
 
 async def test_a_corrected_file_is_processed_by_a_retry() -> None:

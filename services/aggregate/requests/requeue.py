@@ -16,6 +16,7 @@ from shared.domain.objects import RequestRecord
 from shared.domain.requests import request_event, status_of
 from shared.kafka.producer import Publisher
 from shared.kafka.records import OutgoingEvent
+from shared.runtime import metrics
 from shared.runtime.retry import Retrier
 from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository, Versioned
@@ -72,6 +73,7 @@ class Requeue:
             await self._publisher.publish(
                 [OutgoingEvent(request_event(record, resent_at=self._resent_at(now, record)))]
             )
+            metrics.requeued_requests.inc()
             _log.warning("request_requeued", request_id=record.request_id, date=str(record.date))
             try:
                 marked = msgspec.structs.replace(record, resent_at=now)

@@ -18,6 +18,7 @@ from shared.domain.requests import new_record
 from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaUnavailable
 from shared.kafka.records import OutgoingEvent
+from shared.runtime.metrics import REGISTRY
 from shared.storage.object_store import StoredObject
 from tests.fakes.builders import Clock
 from tests.fakes.log import MemoryLog, MemoryPublisher
@@ -74,9 +75,15 @@ class RefusingPublisher(MemoryPublisher):
         await super().publish(outgoing)
 
 
+def requeued() -> float:
+    """Return how many requests were requeued."""
+    return REGISTRY.get_sample_value("tripfold_requeued_requests_total") or 0.0
+
+
 async def test_only_stalled_requests_are_requeued() -> None:
-    """A stalled request is requeued, with a line in the log; one with progress, or that has ended, is not."""
+    """A stalled request is requeued, counted and logged; one with progress, or that has ended, is not."""
     world = RequeueWorld()
+    before = requeued()
     stuck = world.request()
     world.request(ended=True)
     world.clock.advance(AFTER.total_seconds())
@@ -84,6 +91,7 @@ async def test_only_stalled_requests_are_requeued() -> None:
     with structlog.testing.capture_logs() as logged:
         assert await world.requeue.once() == 1
     assert world.sent() == [stuck]
+    assert requeued() == before + 1
     assert [(line["event"], line["request_id"], line["date"]) for line in logged] == [
         ("request_requeued", stuck, "2024-05-01")
     ]
