@@ -59,8 +59,8 @@ FEW_RETRIES: Final[RetryConfig] = {
     "backoff": {"init_backoff": dt.timedelta(milliseconds=100), "max_backoff": dt.timedelta(seconds=2)},
 }
 
-# obstore starts one thread for each core by default. Threads that wake each other up for small requests cost a sixth
-# more processor time, and a single one carries a gigabyte a second.
+# By default obstore starts one thread for each core. Threads that wake each other up for small requests cost more
+# processor time than they save. This must be set before the first request.
 os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
 
 _JSON: Final = {"Content-Type": "application/json"}
