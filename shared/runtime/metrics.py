@@ -15,6 +15,11 @@ __all__ = ["REGISTRY"]
 Concern = Literal["s3", "kafka", "consumer", "partitions", "batch", "city_day", "requeue", "upstream", "generation"]
 """The values of the label ``what``: a dependency, or the work that waits for one."""
 
+S3Operation = Literal[
+    "GetObject", "PutObject", "ListObjectsV2", "DeleteObject", "UploadPart", "CompleteMultipartUpload"
+]
+S3Result = Literal["ok", "not_found", "conflict", "error", "cancelled"]
+
 build_info = Gauge("tripfold_build_info", "Always 1; the label is the version of Tripfold", ["version"])
 build_info.labels(version("tripfold")).set(1)
 events_consumed = Counter("tripfold_events_consumed_total", "Events consumed from a topic", ["topic"])
@@ -63,6 +68,12 @@ upstream_resumptions = Counter("tripfold_upstream_resumptions_total", "Interrupt
 upstream_reachable = Gauge("tripfold_upstream_reachable", "0 while the circuit breaker of the upstream is open")
 upstream_reachable.set(1)
 rebuild_age = Gauge("tripfold_rebuild_age_seconds", "Age of the rebuild that runs or was interrupted; 0 without one")
+s3_request_seconds = Histogram(
+    "tripfold_s3_request_seconds",
+    "Time from a request to S3 to its response",
+    ["operation", "result"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
 event_loop_lag = Histogram(
     "tripfold_event_loop_lag_seconds",
     "Delay of the event loop in waking a task",
@@ -79,6 +90,8 @@ for _concern in get_args(Concern):
     faults.labels(_concern)
 for _object in ("active_requests", "attempts", "countries", "manifest", "plan", "request", "summary"):
     cas_conflicts.labels(_object)
+for _operation in get_args(S3Operation):
+    s3_request_seconds.labels(_operation, "error")
 for _why in ("invalid", "parser_crash"):
     quarantined_files.labels(_why)
 for _ended in Outcome:

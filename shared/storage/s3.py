@@ -19,13 +19,14 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store as Obstore
 
+from shared.runtime import metrics
 from shared.runtime.settings import Settings
 from shared.storage.object_store import (
     STREAM_CHUNK_BYTES,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 UPLOAD_PARTS_IN_FLIGHT_MAX: Final = 2
 UPLOAD_PARTS_MAX: Final = 10_000
 WRITE_BYTES: Final = 1024 * 1024
+LIST_PAGE_KEYS: Final = 1_000
 CREDENTIALS_INTERVAL_S: Final = 2.0
 THREADS_RETURN_S: Final = 0.02
 CONFLICT_WAITS_S: Final = (0.05, 0.2, 0.8, None)
@@ -118,14 +120,14 @@ class S3Store:
     async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
         try:
             async with self._connections:
-                if first_bytes is None:
-                    response = await obstore.get_async(self._client, key)
-                else:
-                    response = await obstore.get_async(self._client, key, options={"range": (0, first_bytes)})
-                body = await response.bytes_async()
+                with _observed("GetObject"):
+                    if first_bytes is None:
+                        response = await obstore.get_async(self._client, key)
+                    else:
+                        response = await obstore.get_async(self._client, key, options={"range": (0, first_bytes)})
+                    body = await response.bytes_async()
         except _FAULTS as error:
-            # A missing bucket is a 404 too, and must not look like a missing object.
-            if isinstance(error, FileNotFoundError) and _NO_SUCH_KEY in str(error):
+            if _result_of(error) == "not_found":
                 return None
             raise _unavailable("GetObject", key, error) from error
         return StoredObject(body=bytes(body), etag=_etag_of(response.meta["e_tag"], "GetObject", key))
@@ -134,24 +136,22 @@ class S3Store:
         for wait_s in CONFLICT_WAITS_S:
             try:
                 async with self._connections:
-                    written = await obstore.put_async(
-                        self._once,
-                        key,
-                        body,
-                        mode="create" if etag is None else {"e_tag": etag},
-                        use_multipart=False,
-                        attributes=_JSON,
-                    )
-            except (AlreadyExistsError, PreconditionError) as error:
-                status = _status(error)
-                if status == 404 and _NO_SUCH_KEY not in str(error):  # the bucket is missing
+                    with _observed("PutObject"):
+                        written = await obstore.put_async(
+                            self._once,
+                            key,
+                            body,
+                            mode="create" if etag is None else {"e_tag": etag},
+                            use_multipart=False,
+                            attributes=_JSON,
+                        )
+            except _FAULTS as error:
+                if _result_of(error) != "conflict":
                     raise _unavailable("PutObject", key, error) from error
                 # 409: the store has not yet decided between this write and a concurrent one.
-                if status != 409 or wait_s is None:
+                if _status(error) != 409 or wait_s is None:
                     raise CasConflict(key) from error
                 await asyncio.sleep(wait_s)
-            except _FAULTS as error:
-                raise _unavailable("PutObject", key, error) from error
             else:
                 return _etag_of(written["e_tag"], "PutObject", key)
         raise AssertionError("the last try neither returned nor raised")
@@ -159,7 +159,8 @@ class S3Store:
     async def put(self, key: str, body: bytes) -> None:
         with _faults("PutObject", key):
             async with self._connections:
-                await obstore.put_async(self._client, key, body, use_multipart=False, attributes=_JSON)
+                with _observed("PutObject"):
+                    await obstore.put_async(self._client, key, body, use_multipart=False, attributes=_JSON)
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
         # obstore accepts only whole folders as prefixes. Keys with a partial name are adjacent; they are selected here.
@@ -184,21 +185,30 @@ class S3Store:
             asked_after, is_continued = last, True
 
     async def _entries(self, folder: str, offset: str) -> AsyncIterator[ObjectInfo]:
+        listing = obstore.list(self._client, folder or None, offset=offset or None, chunk_size=LIST_PAGE_KEYS)
         with _faults("ListObjectsV2", folder):
-            async for chunk in obstore.list(self._client, folder or None, offset=offset or None, chunk_size=1_000):
-                for entry in chunk:
+            while True:
+                with _observed("ListObjectsV2"):
+                    try:
+                        page = await anext(listing)  # with a default it raises SystemError over obstore
+                    except StopAsyncIteration:
+                        return
+                for entry in page:
                     yield ObjectInfo(
                         key=entry["path"],
                         etag=_etag_of(entry["e_tag"], "ListObjectsV2", entry["path"]),
                         size_bytes=entry["size"],
                         last_modified=entry["last_modified"],
                     )
+                if len(page) < LIST_PAGE_KEYS:
+                    return
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         try:
-            response = await obstore.get_async(self._client, key)
+            with _observed("GetObject"):
+                response = await obstore.get_async(self._client, key)
         except _FAULTS as error:
-            if isinstance(error, FileNotFoundError) and _NO_SUCH_KEY in str(error):
+            if _result_of(error) == "not_found":
                 raise ObjectNotFound(key) from error
             raise _unavailable("GetObject", key, error) from error
         with _faults("GetObject", key):
@@ -208,9 +218,10 @@ class S3Store:
     async def delete(self, key: str) -> None:
         try:
             async with self._connections:
-                await obstore.delete_async(self._client, key)
+                with _observed("DeleteObject"):
+                    await obstore.delete_async(self._client, key)
         except _FAULTS as error:
-            if isinstance(error, FileNotFoundError) and _NO_SUCH_KEY in str(error):
+            if _result_of(error) == "not_found":
                 return
             raise _unavailable("DeleteObject", key, error) from error
 
@@ -272,7 +283,7 @@ class _S3Upload:
             raise ValueError(
                 f"{self._key} has more than {UPLOAD_PARTS_MAX} parts of {UPLOAD_PART_BYTES} bytes, the limit of S3"
             )
-        with _faults("UploadPart", self._key):
+        with _faults("UploadPart", self._key), _observed("UploadPart"):
             await self._writer.write(piece)
 
     async def complete(self) -> None:
@@ -280,7 +291,7 @@ class _S3Upload:
             await self._write_buffer()
         # A failed close aborts the upload, but a cancelled one does not. The shield lets the close always finish.
         self._completing = asyncio.ensure_future(self._writer.close())
-        with _faults("CompleteMultipartUpload", self._key):
+        with _faults("CompleteMultipartUpload", self._key), _observed("CompleteMultipartUpload"):
             await asyncio.shield(self._completing)
 
     async def abort(self) -> None:
@@ -343,6 +354,31 @@ def _read_certificates(ca_file: str) -> bytes:
         return Path(ca_file).read_bytes()
     except OSError as error:
         raise StoreUnavailable(f"the certificates for S3 in {ca_file} cannot be read: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _observed(operation: metrics.S3Operation) -> Iterator[None]:
+    """Observe the time and the result of one request."""
+    began_s = time.perf_counter()
+    result: metrics.S3Result = "cancelled"
+    try:
+        yield
+        result = "ok"
+    except _FAULTS as error:
+        result = _result_of(error)
+        raise
+    finally:
+        metrics.s3_request_seconds.labels(operation, result).observe(time.perf_counter() - began_s)
+
+
+def _result_of(error: Exception) -> Literal["not_found", "conflict", "error"]:
+    """Return what an error of obstore means. A missing bucket must not look like a missing object."""
+    if isinstance(error, FileNotFoundError) and _NO_SUCH_KEY in str(error):
+        return "not_found"
+    if isinstance(error, (AlreadyExistsError, PreconditionError)):
+        bucket_missing = _status(error) == 404 and _NO_SUCH_KEY not in str(error)
+        return "error" if bucket_missing else "conflict"
+    return "error"
 
 
 @contextlib.contextmanager

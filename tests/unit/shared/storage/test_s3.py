@@ -9,15 +9,16 @@ import json
 import ssl
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 import trustme
 
+from shared.runtime.metrics import REGISTRY
 from shared.runtime.settings import Settings, load_settings
-from shared.storage.object_store import CasConflict, StoreUnavailable
+from shared.storage.object_store import CasConflict, ObjectNotFound, StoreUnavailable
 from shared.storage.s3 import S3Store
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nETag: "1"\r\nConnection: close\r\n\r\n{}'
@@ -97,6 +98,93 @@ def in_hours(hours: int) -> str:
 def responding(body: str) -> bytes:
     """Return a successful response."""
     return f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+
+
+def failing(status: int, code: str = "") -> bytes:
+    """Return an error response."""
+    body = f"<Error><Code>{code}</Code></Error>"
+    return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+
+
+def observed() -> dict[tuple[str, str], float]:
+    """Return how many requests were observed, by operation and result."""
+    return {
+        (sample.labels["operation"], sample.labels["result"]): sample.value
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "tripfold_s3_request_seconds_count"
+    }
+
+
+async def list_all(store: S3Store) -> None:
+    """List objects."""
+    async for _ in store.list("raw/"):
+        pass
+
+
+async def read_whole(store: S3Store) -> None:
+    """Read an object chunk by chunk."""
+    async for _ in store.stream("a.json"):
+        pass
+
+
+async def upload(store: S3Store) -> None:
+    """Upload a small object."""
+    writer = store.upload("a.json")
+    await writer.write(b"1")
+    await writer.complete()
+
+
+EMPTY_LIST = responding("<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
+MISSING = failing(404, "NoSuchKey")
+REFUSED = failing(403)
+REQUESTS: list[tuple[Callable[[S3Store], Awaitable[object]], bytes, dict[tuple[str, str], int]]] = [
+    (lambda store: store.get("a.json"), ANSWER, {("GetObject", "ok"): 1}),
+    (lambda store: store.get("a.json"), MISSING, {("GetObject", "not_found"): 1}),
+    (lambda store: store.get("a.json"), failing(404, "NoSuchBucket"), {("GetObject", "error"): 1}),
+    (read_whole, ANSWER, {("GetObject", "ok"): 1}),
+    (read_whole, MISSING, {("GetObject", "not_found"): 1}),
+    (lambda store: store.put("a.json", b"1"), ANSWER, {("PutObject", "ok"): 1}),
+    (lambda store: store.put("a.json", b"1"), REFUSED, {("PutObject", "error"): 1}),
+    (lambda store: store.compare_and_swap("a", b"1", etag="1"), ANSWER, {("PutObject", "ok"): 1}),
+    (lambda store: store.compare_and_swap("a", b"1", etag="1"), failing(412), {("PutObject", "conflict"): 1}),
+    (lambda store: store.compare_and_swap("a", b"1", etag="1"), failing(503), {("PutObject", "error"): 1}),
+    (lambda store: store.delete("a.json"), ANSWER, {("DeleteObject", "ok"): 1}),
+    (list_all, EMPTY_LIST, {("ListObjectsV2", "ok"): 1}),
+    (list_all, REFUSED, {("ListObjectsV2", "error"): 1}),
+    (upload, ANSWER, {("UploadPart", "ok"): 1, ("CompleteMultipartUpload", "ok"): 1}),
+    (upload, REFUSED, {("UploadPart", "ok"): 1, ("CompleteMultipartUpload", "error"): 1}),
+]
+
+
+@pytest.mark.parametrize(("call", "response", "expected"), REQUESTS)
+async def test_each_request_is_observed_by_operation_and_result(
+    server: Recorder,
+    call: Callable[[S3Store], Awaitable[object]],
+    response: bytes,
+    expected: dict[tuple[str, str], int],
+) -> None:
+    """The histogram of requests to S3 has each request once, with its operation and result."""
+    server.respond = lambda _: response
+    before = observed()
+    async with S3Store(server.settings()) as store:
+        with contextlib.suppress(StoreUnavailable, CasConflict, ObjectNotFound):
+            await call(store)
+    assert {key: count - before.get(key, 0) for key, count in observed().items() if count != before.get(key, 0)} == (
+        expected
+    )
+
+
+async def test_a_cancelled_request_is_observed(server: Recorder) -> None:
+    """A request that is cancelled before its response counts too, with a result of its own."""
+    before = observed().get(("GetObject", "cancelled"), 0)
+    async with S3Store(server.settings()) as store:
+        reading = asyncio.create_task(store.get("a.json"))
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+    assert observed()["GetObject", "cancelled"] == before + 1
 
 
 async def test_keys_of_the_environment_sign_requests(server: Recorder, environment: pytest.MonkeyPatch) -> None:
