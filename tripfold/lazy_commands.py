@@ -1,4 +1,4 @@
-"""Loads a command when it is called, so ``tripfold --help`` loads none of them."""
+"""Loads a command when it is called, so ``tripfold --help`` loads none of them. Typer has no such option."""
 
 from __future__ import annotations
 

@@ -29,7 +29,10 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def round_half_even(numerator: int, denominator: int) -> int:
-    """Divide two integers and round to the nearest one, ties to even. ``denominator`` is positive."""
+    """Divide two integers and round to the nearest one, ties to even. ``denominator`` is positive.
+
+    ``round(Fraction(...))`` gives the same in five times the time; a file can have millions of distinct delays.
+    """
     quotient, remainder = divmod(numerator, denominator)
     above_half = 2 * remainder > denominator
     tie = 2 * remainder == denominator

@@ -1,7 +1,8 @@
 """Tracks the records that a consumer has taken, to commit offsets when records finish out of order.
 
 A committed offset says that all records before it are done. So the offset of a partition moves only past the records
-that are done without a gap.
+that are done without a gap. aiokafka knows only which records were delivered, and FastStream handles the batches of a
+subscriber one at a time.
 """
 
 from __future__ import annotations
@@ -28,9 +29,8 @@ class Uncommitted:
             before = self._partitions[record.partition]
             if before and record.offset <= before[-1].offset:
                 before.clear()  # Kafka delivers from an earlier offset again: the partition was lost and regained
-            one = Taken(record.partition, record.offset, record.timestamp_ms)
-            before.append(one)
-            added.append(one)
+            before.append(Taken(record.partition, record.offset, record.timestamp_ms))
+            added.append(before[-1])
         return added
 
     def oldest(self, partition: int) -> Taken | None:

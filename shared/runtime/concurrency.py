@@ -1,4 +1,4 @@
-"""Bounded concurrency: a map with a limit, and a prefetch of one item."""
+"""Bounded concurrency: a map with a limit, and a prefetch of one item. asyncio has neither."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Retries with backoff while S3, Kafka or the network is unavailable: without limit, and visible in the health."""
+"""Retries with backoff while S3, Kafka or the network is unavailable: without limit, and visible in the health.
+
+A retry library such as tenacity would replace only the loop. The health, the log and the prompt stop would stay.
+"""
 
 from __future__ import annotations
 

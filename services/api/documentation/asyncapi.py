@@ -1,7 +1,8 @@
 """The AsyncAPI 3.0 document of the topics and events, generated from the types. Pure.
 
 A new field appears in the document by itself. ``docs/asyncapi.json`` is the committed copy. A test compares the two, so
-a change of the contract is a visible diff.
+a change of the contract is a visible diff. FastStream's own document describes the subscribers of one process, and
+those here take raw records.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Old records stay in compacted topics for ever, and consumers upgrade at any time. So a change may only add events, and
 fields with defaults. The checks of decoders never change, not even to accept more: a consumer of the previous version
-would send the records that it cannot decode to the dead letters.
+would send the records that it cannot decode to the dead letters. A schema registry checks this too, but would be one
+more service to run.
 """
 
 from __future__ import annotations

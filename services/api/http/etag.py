@@ -1,4 +1,4 @@
-"""Strong ETags: equal ones mean equal bytes. Pure."""
+"""Strong ETags: equal ones mean equal bytes. Pure. Litestar does not compare ETags."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Validation of query parameters: each must be declared, given once, and valid; errors name the parameter.
 
-The signature of a handler declares its parameters; this module reads them from there.
+The signature of a handler declares its parameters; this module reads them from there. Litestar itself ignores unknown
+and repeated parameters.
 """
 
 from __future__ import annotations

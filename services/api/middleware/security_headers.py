@@ -1,4 +1,4 @@
-"""Security headers on every response."""
+"""Security headers on every response. Litestar has no middleware for them."""
 
 from __future__ import annotations
 

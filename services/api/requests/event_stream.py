@@ -1,4 +1,7 @@
-"""Waiting for the end of a request: server-sent events, and ``Prefer: wait=N`` (RFC 7240)."""
+"""Waits for the end of a request: server-sent events, and ``Prefer: wait=N`` (RFC 7240).
+
+Litestar encodes the events; this module decides when to send one.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ one, or that of the request of the date that already waits. A repeated call with
 
 If the first call crashed, the repeated call publishes the request under the claimed id. If both calls run, the request
 is published twice under one id, and the planner plans it once.
+
+Libraries for this header store responses in a database or in memory. The API has no database, and several processes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Static files of the service: read once, and compressed once for each coding."""
+"""Static files of the service: read once, and compressed once for each coding.
+
+Litestar's static files ignore ``If-None-Match`` and have one ETag for all codings.
+"""
 
 from __future__ import annotations
 

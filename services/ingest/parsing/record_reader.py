@@ -1,7 +1,8 @@
 """Cuts a file into records by its brackets and quotes.
 
 If the file is JSON, each record is a JSON value. If it is not, some record is not a JSON value, or a comma is missing
-between two of them. So a caller that parses every record has checked the whole array.
+between two of them. So a caller that parses every record has checked the whole array. ijson would find the records too,
+but without their byte offsets, which error reports name.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 It opens when the upstream cannot be reached. While it is open, one stream at a time probes the upstream, and the other
 streams wait. They wait without blocking the event loop, so Kafka still receives heartbeats.
+
+The breakers of libraries raise an error while they are open. Here a request waits, as it does for a Retry-After.
 """
 
 from __future__ import annotations

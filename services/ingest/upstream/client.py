@@ -1,7 +1,7 @@
 """The adapter of the upstream port to HTTP.
 
 The client trusts nothing that an upstream sends: lengths, content-encodings, redirects, validators and speed are all
-checked. ``docs/upstream.md`` lists each fault and its handling; ``errors.py`` has the three kinds of error.
+checked. ``docs/reference/upstream.md`` lists each fault and its handling; ``errors.py`` has the three kinds of error.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class _SpeedLimit:
 
 
 class _RateLimit:
-    """Spaces requests so that no more than ``requests_per_s`` are sent in a second."""
+    """Spaces requests evenly, at most ``requests_per_s``. The rate limiters of libraries allow bursts."""
 
     def __init__(self, retrier: Retrier, requests_per_s: float) -> None:
         self._retrier = retrier

@@ -1,7 +1,8 @@
 """Resumes a broken download at the next byte with a range request (RFC 9110, 13.1.5 and 14). Pure.
 
 A part is accepted only if it cannot belong to another file. The request names a strong validator. The response must
-start at the requested byte and end at the end of the file. If it has a validator, that must be the same.
+start at the requested byte and end at the end of the file. If it has a validator, that must be the same. Neither httpx
+nor aiohttp resumes a download.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Decides which redirects of the upstream may be followed, and which hosts may see its credentials. Pure."""
+"""Decides which redirects of the upstream may be followed, and which hosts may see its credentials. Pure.
+
+httpx follows the redirects to every host or to none.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Decides how often, when and for how long a failed request to the upstream is retried."""
+"""Decides how often, when and for how long a failed request to the upstream is retried.
+
+Retry libraries limit attempts or time. Here an outage is limited by its time and costs no attempt.
+"""
 
 from __future__ import annotations
 
