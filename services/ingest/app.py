@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+from faststream.kafka import KafkaBroker
+
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.client import HttpUpstream
+from services.ingest.upstream.port import Upstream
 from services.ingest.upstream.retry import WAIT_MAX_S, UpstreamRetryPolicy
 from services.ingest.worker.city_day import CityDayIngest
 from services.ingest.worker.streaming import tune_allocator
@@ -15,7 +18,7 @@ from services.ingest.worker.task_retries import TaskRetries
 from services.ingest.worker.worker import Worker
 from shared.domain.ids import utc_now
 from shared.domain.topics import GROUPS, Topic
-from shared.kafka.consumer import consume, make_broker
+from shared.kafka.consumer import Subscription, consume, make_broker
 from shared.runtime.settings import Settings
 from shared.service import AsgiApp, ServiceContext, make_app
 
@@ -31,8 +34,7 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
     """Wire the planner, the worker, or both to the Kafka, S3 and upstream of the settings."""
     tune_allocator()
     context = ServiceContext(settings, source="ingest")
-    retrier = context.retrier
-    circuit = CircuitBreaker(retrier, retry_after_max_s=settings.upstream_retry_after_max_s)
+    circuit = CircuitBreaker(context.retrier, retry_after_max_s=settings.upstream_retry_after_max_s)
     upstream = HttpUpstream(settings, circuit)
     retry_policy = UpstreamRetryPolicy(
         circuit,
@@ -41,80 +43,93 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
         concurrency_max=settings.upstream_concurrency_max,
     )
     broker = make_broker(settings)
-    subscriptions = []
-    publishes = {Topic.CITY_STATS, Topic.REQUEST_PROGRESS}
+    subscriptions: list[Subscription] = []
+    publishes = {Topic.CITY_STATS, Topic.CITY_TASKS, Topic.REQUEST_PROGRESS}
     if planner:
-        request_planner = Planner(
-            context.store,
-            context.publisher,
-            upstream,
-            clock=utc_now,
-            retry_policy=retry_policy,
-            allow_no_cities=settings.upstream_allow_empty_city_list,
-        )
-        subscription = consume(
-            broker,
-            Topic.PROCESS_REQUESTS,
-            request_planner.process,
-            settings=settings,
-            retrier=retrier,
-            group=GROUPS[Topic.PROCESS_REQUESTS],
-            skip_markers=context.skip_markers,
-            batch_records_max=PLANNER_BATCH,
-            linger_ms=PLANNER_LINGER_MS,
-            deadline_s=min(
-                longest_fetch_s(settings, settings.upstream_deadline_s) * PLANNER_BATCH, POLL_INTERVAL_S_MAX
-            ),
-            in_turns=True,
-        )
-        subscriptions.append(subscription)
-        publishes.add(Topic.CITY_TASKS)
+        subscriptions.append(_consume_requests(context, broker, upstream, retry_policy))
     if worker:
-        publishes |= {Topic.CITY_TASKS, Topic.CITY_TASK_RETRIES}
-        ingest = CityDayIngest(
-            context.store,
-            context.publisher,
-            upstream,
-            clock=utc_now,
-            retry_policy=retry_policy,
-            threads=ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="parse"),
-            streams=settings.ingest_streams,
-            deadline_s=settings.ingest_deadline_s,
-            rules=settings.file_rules,
-            raw_retention=settings.raw_retention,
-        )
-        city_worker = Worker(ingest, context.publisher, retrier=retrier)
-        # A task waits for a stream while others use all of them.
-        rounds = math.ceil(settings.upstream_concurrency_max / settings.ingest_streams)
-        subscription = consume(
-            broker,
-            Topic.CITY_TASKS,
-            city_worker.process,
-            settings=settings,
-            retrier=retrier,
-            group=GROUPS[Topic.CITY_TASKS],
-            skip_markers=context.skip_markers,
-            batch_records_max=1,
-            batches_at_once=settings.upstream_concurrency_max,
-            linger_ms=WORKER_LINGER_MS,
-            deadline_s=min(longest_attempt_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
-            in_turns=True,
-        )
-        retries = TaskRetries(context.publisher, clock=utc_now, retrier=retrier)
-        retry_subscription = consume(
-            broker,
-            Topic.CITY_TASK_RETRIES,
-            retries.process,
-            settings=settings,
-            retrier=retrier,
-            group=GROUPS[Topic.CITY_TASK_RETRIES],
-            skip_markers=context.skip_markers,
-            batch_records_max=RETRY_BATCH_RECORDS,
-            linger_ms=WORKER_LINGER_MS,
-        )
-        subscriptions += [subscription, retry_subscription]
+        subscriptions += [_consume_tasks(context, broker, upstream, retry_policy), _consume_retries(context, broker)]
+        publishes.add(Topic.CITY_TASK_RETRIES)
     return make_app(
         context, broker, subscriptions=tuple(subscriptions), publishes=tuple(publishes), resources=(upstream,)
+    )
+
+
+def _consume_requests(
+    context: ServiceContext, broker: KafkaBroker, upstream: Upstream, retry_policy: UpstreamRetryPolicy
+) -> Subscription:
+    """Subscribe a planner to the requests."""
+    settings = context.settings
+    planner = Planner(
+        context.store,
+        context.publisher,
+        upstream,
+        clock=utc_now,
+        retry_policy=retry_policy,
+        allow_no_cities=settings.upstream_allow_empty_city_list,
+    )
+    return consume(
+        broker,
+        Topic.PROCESS_REQUESTS,
+        planner.process,
+        settings=settings,
+        retrier=context.retrier,
+        group=GROUPS[Topic.PROCESS_REQUESTS],
+        skip_markers=context.skip_markers,
+        batch_records_max=PLANNER_BATCH,
+        linger_ms=PLANNER_LINGER_MS,
+        deadline_s=min(longest_fetch_s(settings, settings.upstream_deadline_s) * PLANNER_BATCH, POLL_INTERVAL_S_MAX),
+        in_turns=True,
+    )
+
+
+def _consume_tasks(
+    context: ServiceContext, broker: KafkaBroker, upstream: Upstream, retry_policy: UpstreamRetryPolicy
+) -> Subscription:
+    """Subscribe a worker to the tasks."""
+    settings = context.settings
+    ingest = CityDayIngest(
+        context.store,
+        context.publisher,
+        upstream,
+        clock=utc_now,
+        retry_policy=retry_policy,
+        threads=ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="parse"),
+        streams=settings.ingest_streams,
+        deadline_s=settings.ingest_deadline_s,
+        rules=settings.file_rules,
+        raw_retention=settings.raw_retention,
+    )
+    # A task waits for a stream while others use all of them.
+    rounds = math.ceil(settings.upstream_concurrency_max / settings.ingest_streams)
+    return consume(
+        broker,
+        Topic.CITY_TASKS,
+        Worker(ingest, context.publisher, retrier=context.retrier).process,
+        settings=settings,
+        retrier=context.retrier,
+        group=GROUPS[Topic.CITY_TASKS],
+        skip_markers=context.skip_markers,
+        batch_records_max=1,
+        batches_at_once=settings.upstream_concurrency_max,
+        linger_ms=WORKER_LINGER_MS,
+        deadline_s=min(longest_attempt_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
+        in_turns=True,
+    )
+
+
+def _consume_retries(context: ServiceContext, broker: KafkaBroker) -> Subscription:
+    """Subscribe to the tasks that wait for their next attempt."""
+    return consume(
+        broker,
+        Topic.CITY_TASK_RETRIES,
+        TaskRetries(context.publisher, clock=utc_now, retrier=context.retrier).process,
+        settings=context.settings,
+        retrier=context.retrier,
+        group=GROUPS[Topic.CITY_TASK_RETRIES],
+        skip_markers=context.skip_markers,
+        batch_records_max=RETRY_BATCH_RECORDS,
+        linger_ms=WORKER_LINGER_MS,
     )
 
 

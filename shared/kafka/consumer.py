@@ -35,10 +35,10 @@ from shared.domain.events import Event, NewerContract, PoisonRecord
 from shared.domain.topics import METADATA_AGE_MAX_MS, RECORD_BYTES_MAX, Topic, group_id
 from shared.kafka.connection import broker_security
 from shared.kafka.lag import Lag, Offsets
+from shared.kafka.offset_tracker import OffsetTracker, TrackedRecord
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.kafka.skip_markers import SkipMarkers
-from shared.kafka.uncommitted import Taken, Uncommitted
 from shared.runtime import metrics
 from shared.runtime.retry import DependencyUnavailable, Retrier, Stopping
 from shared.runtime.settings import Settings
@@ -99,9 +99,9 @@ class Subscription:
         self.topic = topic
         self.batches = 0
         self.running: set[asyncio.Task[None]] = set()
-        self.uncommitted = Uncommitted()
+        self.tracker = OffsetTracker()
         self._subscriber = subscriber
-        self._lag = Lag(topic, self.uncommitted)
+        self._lag = Lag(topic, self.tracker)
 
     def start(self, batch: Coroutine[Any, Any, None]) -> None:
         """Start handling a batch."""
@@ -264,18 +264,18 @@ def consume(
         subscriber.get_msg = partial(take_in_turns, records_max=batch_records_max, linger_ms=linger_ms)  # type: ignore[method-assign]
 
     subscription = Subscription(topic, subscriber)
-    uncommitted = subscription.uncommitted
+    tracker = subscription.tracker
 
     async def handle(message: KafkaMessage) -> None:
         batch = consumed_records(topic, message.raw_message)
         metrics.events_consumed.labels(topic.value).inc(len(batch))
         metrics.last_poll.labels(topic.value).set_to_current_time()
-        subscription.start(handle_batch(batch, uncommitted.take(batch)))
+        subscription.start(handle_batch(batch, tracker.track(batch)))
         running = subscription.running
-        while running and (len(running) >= batches_at_once or len(uncommitted) >= UNCOMMITTED_MAX):
+        while running and (len(running) >= batches_at_once or len(tracker) >= UNCOMMITTED_MAX):
             await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
 
-    async def handle_batch(batch: list[ConsumedRecord], taken: list[Taken]) -> None:
+    async def handle_batch(batch: list[ConsumedRecord], tracked: list[TrackedRecord]) -> None:
         began = time.monotonic()
         detail = f"of {topic.value}"
         if batches_at_once > 1:  # each has its own fault
@@ -287,7 +287,7 @@ def consume(
         except Stopping:
             return  # without a commit: Kafka redelivers the batch
         name = settings.topic_prefix + topic.value
-        done = uncommitted.finish(taken)
+        done = tracker.mark_done(tracked)
         await subscription.commit({TopicPartition(name, partition): offset for partition, offset in done.items()})
         metrics.batch_seconds.labels(topic.value).observe(time.monotonic() - began)
 

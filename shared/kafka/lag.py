@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from shared.domain.topics import Topic
-from shared.kafka.uncommitted import Uncommitted
+from shared.kafka.offset_tracker import OffsetTracker
 from shared.runtime import metrics
 
 
@@ -26,9 +26,9 @@ class Lag:
     from the first measurement that finds it at the position of the consumer, so its real age is greater.
     """
 
-    def __init__(self, topic: Topic, uncommitted: Uncommitted, *, clock_s: Callable[[], float] = time.time) -> None:
+    def __init__(self, topic: Topic, tracker: OffsetTracker, *, clock_s: Callable[[], float] = time.time) -> None:
         self._topic = topic.value
-        self._uncommitted = uncommitted
+        self._tracker = tracker
         self._clock_s = clock_s
         self._offsets: Mapping[int, Offsets] = {}
         self._waits_since_s: dict[int, tuple[int, float]] = {}  # the oldest unprocessed offset of each partition
@@ -42,7 +42,7 @@ class Lag:
         now_s = self._clock_s()
         waits_since_s: dict[int, tuple[int, float]] = {}
         for partition, read in self._offsets.items():
-            taken = self._uncommitted.oldest(partition)
+            taken = self._tracker.oldest(partition)
             offset = taken.offset if taken else read.position
             lag = max(0, read.end - offset)
             metrics.consumer_lag.labels(self._topic, str(partition)).set(lag)

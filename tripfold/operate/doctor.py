@@ -97,47 +97,8 @@ def checks_table(checks: Iterable[Check]) -> Table:
 async def run_checks(settings: Settings) -> AsyncIterator[Check]:
     """Check S3, its compare-and-swap, Kafka, topics, consumers, upstream, revisions and a rebuild, in this order."""
     async with S3Store(settings) as store, KafkaPublisher(settings, source="doctor") as publisher:
-
-        async def s3() -> str:
-            await store.check()
-            return f"bucket {store.bucket} responds"
-
-        async def kafka() -> str:
-            await publisher.check()
-            return f"{settings.kafka_bootstrap_servers} responds"
-
-        checks: list[tuple[str, Callable[[], Awaitable[str]], str]] = [
-            ("S3", s3, "check TRIPFOLD_S3_* and the AWS credentials; make the bucket with 'tripfold bucket apply'"),
-            (
-                "compare-and-swap",
-                lambda: check_compare_and_swap(store),
-                "do not use this store: concurrent writers would lose each other's changes",
-            ),
-            ("Kafka", kafka, "check TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS, and that the brokers run"),
-            (
-                "topics",
-                lambda: _check_topics(settings),
-                "'tripfold topics apply' creates missing topics; 'tripfold topics check' says how to change the others",
-            ),
-            (
-                "consumers",
-                lambda: _check_consumers(settings, store),
-                "upgrade the processes, or move the record to the dead letters: tripfold skip TOPIC PARTITION OFFSET",
-            ),
-            ("upstream", lambda: check_city_list(settings), "check TRIPFOLD_UPSTREAM_URL, and that this server runs"),
-            (
-                "revisions",
-                lambda: _check_revisions(settings, store),
-                "stop the services, run 'tripfold restore', start them, then 'tripfold republish'",
-            ),
-            (
-                "rebuild",
-                lambda: check_rebuild_mark(store),
-                "if it no longer runs, clear its mark with 'tripfold rebuild --abandon'",
-            ),
-        ]
         failed: set[str] = set()
-        for what, check, remedy in checks:
+        for what, check, remedy in _checks(settings, store, publisher):
             missing = NEEDS.get(what, set()) & failed
             if missing:
                 yield Check(
@@ -151,6 +112,51 @@ async def run_checks(settings: Settings) -> AsyncIterator[Check]:
             if not result.ok:
                 failed.add(what)
             yield result
+
+
+def _checks(
+    settings: Settings, store: S3Store, publisher: KafkaPublisher
+) -> list[tuple[str, Callable[[], Awaitable[str]], str]]:
+    """Return the name, the work and the remedy of each check."""
+
+    async def s3() -> str:
+        await store.check()
+        return f"bucket {store.bucket} responds"
+
+    async def kafka() -> str:
+        await publisher.check()
+        return f"{settings.kafka_bootstrap_servers} responds"
+
+    return [
+        ("S3", s3, "check TRIPFOLD_S3_* and the AWS credentials; make the bucket with 'tripfold bucket apply'"),
+        (
+            "compare-and-swap",
+            lambda: check_compare_and_swap(store),
+            "do not use this store: concurrent writers would lose each other's changes",
+        ),
+        ("Kafka", kafka, "check TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS, and that the brokers run"),
+        (
+            "topics",
+            lambda: _check_topics(settings),
+            "'tripfold topics apply' creates missing topics; 'tripfold topics check' says how to change the others",
+        ),
+        (
+            "consumers",
+            lambda: _check_consumers(settings, store),
+            "upgrade the processes, or move the record to the dead letters: tripfold skip TOPIC PARTITION OFFSET",
+        ),
+        ("upstream", lambda: check_city_list(settings), "check TRIPFOLD_UPSTREAM_URL, and that this server runs"),
+        (
+            "revisions",
+            lambda: _check_revisions(settings, store),
+            "stop the services, run 'tripfold restore', start them, then 'tripfold republish'",
+        ),
+        (
+            "rebuild",
+            lambda: check_rebuild_mark(store),
+            "if it no longer runs, clear its mark with 'tripfold rebuild --abandon'",
+        ),
+    ]
 
 
 async def _run_check(what: str, check: Callable[[], Awaitable[str]], remedy: str) -> Check:

@@ -69,7 +69,10 @@ class Body:
 
 
 class ResponseCache:
-    """The most recently used bodies. A body that is being made counts with its expected size."""
+    """The most recently used bodies. A body that is being made counts with its expected size, and is never evicted.
+
+    So LruCache, whose entries have their size when they come and may all be evicted, does not fit.
+    """
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max

@@ -8,8 +8,8 @@ import pytest
 
 from shared.domain.topics import Topic
 from shared.kafka.lag import Lag, Offsets
+from shared.kafka.offset_tracker import OffsetTracker
 from shared.kafka.records import ConsumedRecord
-from shared.kafka.uncommitted import Uncommitted
 from shared.runtime import metrics
 
 TOPIC = Topic.CITY_TASKS
@@ -40,15 +40,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def uncommitted() -> Uncommitted:
+def tracker() -> OffsetTracker:
     """Return the records that the consumer has taken."""
-    return Uncommitted()
+    return OffsetTracker()
 
 
 @pytest.fixture
-def lag(uncommitted: Uncommitted, clock: Clock) -> Lag:
+def lag(tracker: OffsetTracker, clock: Clock) -> Lag:
     """Return the lag to measure."""
-    return Lag(TOPIC, uncommitted, clock_s=clock)
+    return Lag(TOPIC, tracker, clock_s=clock)
 
 
 def lags() -> dict[str, float]:
@@ -74,23 +74,23 @@ def test_a_consumer_that_has_processed_all_has_no_lag(lag: Lag) -> None:
     assert age_s() == 0
 
 
-def test_a_record_counts_until_its_batch_is_done(lag: Lag, uncommitted: Uncommitted) -> None:
+def test_a_record_counts_until_its_batch_is_done(lag: Lag, tracker: OffsetTracker) -> None:
     """The lag of a batch in progress includes its records; their timestamps give the age."""
-    taken = uncommitted.take([record(3, timestamp_ms=940_000), record(4, timestamp_ms=950_000)])
+    taken = tracker.track([record(3, timestamp_ms=940_000), record(4, timestamp_ms=950_000)])
     lag.measure({0: Offsets(5, 9), 1: Offsets(7, 7)})
     assert lags() == {"0": 6, "1": 0}
     assert age_s() == 60
-    uncommitted.finish(taken[:1])
+    tracker.mark_done(taken[:1])
     lag.measure({0: Offsets(5, 9), 1: Offsets(7, 7)})
     assert lags() == {"0": 5, "1": 0}
     assert age_s() == 50
 
 
-def test_the_oldest_record_of_all_partitions_gives_the_age(lag: Lag, uncommitted: Uncommitted, clock: Clock) -> None:
+def test_the_oldest_record_of_all_partitions_gives_the_age(lag: Lag, tracker: OffsetTracker, clock: Clock) -> None:
     """The age is that of the partition that waits longest."""
     lag.measure({0: Offsets(3, 3), 1: Offsets(7, 8)})
     clock.now_s += 30
-    uncommitted.take([record(3, timestamp_ms=1_020_000)])
+    tracker.track([record(3, timestamp_ms=1_020_000)])
     lag.measure({0: Offsets(4, 4), 1: Offsets(7, 8)})
     assert age_s() == 30
 
@@ -105,18 +105,18 @@ def test_the_age_of_a_consumer_that_hangs_grows(lag: Lag, clock: Clock) -> None:
     assert (lags(), age_s()) == ({"0": 3}, 0)
 
 
-def test_the_age_grows_while_kafka_is_unavailable(lag: Lag, uncommitted: Uncommitted, clock: Clock) -> None:
+def test_the_age_grows_while_kafka_is_unavailable(lag: Lag, tracker: OffsetTracker, clock: Clock) -> None:
     """While Kafka is unavailable, the last known lag stays, and its age grows."""
-    uncommitted.take([record(4, timestamp_ms=990_000)])
+    tracker.track([record(4, timestamp_ms=990_000)])
     lag.measure({0: Offsets(5, 9)})
     clock.now_s += 100
     lag.measure(None)
     assert (lags(), age_s()) == ({"0": 5}, 110)
 
 
-def test_partitions_that_are_no_longer_assigned_lose_their_series(lag: Lag, uncommitted: Uncommitted) -> None:
+def test_partitions_that_are_no_longer_assigned_lose_their_series(lag: Lag, tracker: OffsetTracker) -> None:
     """After a rebalance, only the assigned partitions have a lag, and only their records an age."""
-    uncommitted.take([record(4, timestamp_ms=990_000)])
+    tracker.track([record(4, timestamp_ms=990_000)])
     lag.measure({0: Offsets(5, 9), 1: Offsets(7, 7)})
     lag.measure({1: Offsets(7, 7)})
     assert (lags(), age_s()) == ({"1": 0}, 0)

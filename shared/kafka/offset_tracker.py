@@ -13,44 +13,44 @@ from collections.abc import Sequence
 from shared.kafka.records import ConsumedRecord
 
 
-class Uncommitted:
+class OffsetTracker:
     """The records of one consumer that are taken and not committed, for each partition in order."""
 
     def __init__(self) -> None:
-        self._partitions: defaultdict[int, deque[Taken]] = defaultdict(deque)
+        self._partitions: defaultdict[int, deque[TrackedRecord]] = defaultdict(deque)
 
     def __len__(self) -> int:
         return sum(map(len, self._partitions.values()))
 
-    def take(self, batch: Sequence[ConsumedRecord]) -> list[Taken]:
-        """Add records that were taken from the topic. Return what `finish` expects when they are done."""
+    def track(self, batch: Sequence[ConsumedRecord]) -> list[TrackedRecord]:
+        """Add records that were taken from the topic. Return what `mark_done` expects when they are done."""
         added = []
         for record in batch:
-            before = self._partitions[record.partition]
-            if before and record.offset <= before[-1].offset:
-                before.clear()  # Kafka delivers from an earlier offset again: the partition was lost and regained
-            before.append(Taken(record.partition, record.offset, record.timestamp_ms))
-            added.append(before[-1])
+            tracked = self._partitions[record.partition]
+            if tracked and record.offset <= tracked[-1].offset:
+                tracked.clear()  # Kafka delivers from an earlier offset again: the partition was lost and regained
+            tracked.append(TrackedRecord(record.partition, record.offset, record.timestamp_ms))
+            added.append(tracked[-1])
         return added
 
-    def oldest(self, partition: int) -> Taken | None:
+    def oldest(self, partition: int) -> TrackedRecord | None:
         """Return the first record of a partition that is not done, or None."""
-        taken = self._partitions.get(partition)
-        return taken[0] if taken else None
+        tracked = self._partitions.get(partition)
+        return tracked[0] if tracked else None
 
-    def finish(self, done: Sequence[Taken]) -> dict[int, int]:
+    def mark_done(self, done: Sequence[TrackedRecord]) -> dict[int, int]:
         """Mark records as done. Return the offset to commit for each partition that moves."""
         offsets: dict[int, int] = {}
         for one in done:
             one.done = True
         for partition in {one.partition for one in done}:
-            taken = self._partitions[partition]
-            while taken and taken[0].done:
-                offsets[partition] = taken.popleft().offset + 1
+            tracked = self._partitions[partition]
+            while tracked and tracked[0].done:
+                offsets[partition] = tracked.popleft().offset + 1
         return offsets
 
 
-class Taken:
+class TrackedRecord:
     """A record that was taken: its partition, offset and timestamp (0 if unknown)."""
 
     __slots__ = ("done", "offset", "partition", "timestamp_ms")

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.domain.topics import Topic
+from shared.kafka.offset_tracker import OffsetTracker, TrackedRecord
 from shared.kafka.records import ConsumedRecord
-from shared.kafka.uncommitted import Taken, Uncommitted
 
 
 def records(*offsets: int, partition: int = 0) -> list[ConsumedRecord]:
@@ -23,27 +23,27 @@ def records(*offsets: int, partition: int = 0) -> list[ConsumedRecord]:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), max_size=30), st.randoms())
 def test_an_offset_is_committed_only_when_all_before_are_done(batches: list[tuple[int, int]], random: Random) -> None:
     """In any order of finishing, no unfinished record is before a committed offset; at the end all are committed."""
-    uncommitted = Uncommitted()
+    tracker = OffsetTracker()
     next_offsets = dict.fromkeys(range(4), 0)
-    unfinished: list[list[Taken]] = []
+    unfinished: list[list[TrackedRecord]] = []
     for partition, count in batches:
         first = next_offsets[partition]
         next_offsets[partition] += count
-        unfinished.append(uncommitted.take(records(*range(first, first + count), partition=partition)))
+        unfinished.append(tracker.track(records(*range(first, first + count), partition=partition)))
     random.shuffle(unfinished)
     committed = dict.fromkeys(range(4), 0)
     while unfinished:
-        committed |= uncommitted.finish(unfinished.pop())
+        committed |= tracker.mark_done(unfinished.pop())
         left = [one for batch in unfinished for one in batch]
         assert all(one.offset >= committed[one.partition] for one in left)
     assert committed == next_offsets
-    assert len(uncommitted) == 0
+    assert len(tracker) == 0
 
 
 def test_a_regained_partition_starts_again() -> None:
     """Records from before a partition was lost neither hold back nor advance the offsets after it was regained."""
-    uncommitted = Uncommitted()
-    lost = uncommitted.take(records(500, 501))
-    regained = uncommitted.take(records(0, 1))
-    assert uncommitted.finish(lost) == {}
-    assert uncommitted.finish(regained) == {0: 2}
+    tracker = OffsetTracker()
+    lost = tracker.track(records(500, 501))
+    regained = tracker.track(records(0, 1))
+    assert tracker.mark_done(lost) == {}
+    assert tracker.mark_done(regained) == {0: 2}
