@@ -7,6 +7,7 @@ interrupted, or killed with SIGKILL.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -112,6 +113,22 @@ async def test_a_child_that_ends_before_it_is_ready_fails_the_start(tmp_path: Pa
             await supervisor.start(child(tmp_path, "broken", "print('no disk'); raise SystemExit(3)"))
     log = tmp_path / "broken.log"
     assert str(failure.value) == f"broken ended with exit code 3 before it was ready; the end of {log}:\n    no disk"
+
+
+async def test_another_program_on_the_port_does_not_make_a_child_ready(tmp_path: Path) -> None:
+    """A child that ended during its probe fails the start, although the probe is true."""
+    supervisor = Supervisor()
+
+    async def probe() -> bool:
+        with contextlib.suppress(LookupError):
+            while supervisor.pid("broken"):  # noqa: ASYNC110  # another process has no event
+                await asyncio.sleep(0.01)
+        return True
+
+    spec = msgspec.structs.replace(child(tmp_path, "broken", "raise SystemExit(3)"), ready=probe)
+    with pytest.raises(ChildFailed, match="broken ended with exit code 3 before it was ready"):
+        async with supervisor:
+            await supervisor.start(spec)
 
 
 async def test_a_child_that_is_not_ready_in_time_fails_the_start(tmp_path: Path) -> None:
