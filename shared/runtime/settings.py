@@ -242,7 +242,7 @@ class Settings(BaseSettings):
                 f"the upstream in {PREFIX}UPSTREAM_USERNAME and {PREFIX}UPSTREAM_PASSWORD_FILE, and those of S3 "
                 "in the AWS variables"
             )
-        if not _is_up_to_a_path(value):
+        if not _is_base_url(value):
             raise ValueError(
                 "it must be a URL of a host, with an optional port and path, such as http://127.0.0.1:8090"
             )
@@ -364,7 +364,7 @@ def _rule_of(fault: ErrorDetails) -> str:
     return rule.format(**fault.get("ctx", {})) if rule else fault["msg"].removeprefix("Value error, ")
 
 
-def _is_up_to_a_path(url: str) -> bool:
+def _is_base_url(url: str) -> bool:
     """Return whether a URL names a host and ends where a path can be appended."""
     try:
         parts = urlsplit(url)

@@ -128,7 +128,7 @@ def table_of_days(days: dict[dt.date, Day]) -> Table:
     bars = sparkline([day.average_delay_s if day.known else None for day in days.values()], width=len(days))
     for (date, day), bar in zip(days.items(), bars, strict=True):
         if not day.known:
-            table.add_row(str(date), "", "", "", "", NO_DATA, _why_unknown(day))
+            table.add_row(str(date), "", "", "", "", NO_DATA, _reason_unknown(day))
             continue
         table.add_row(
             str(date),
@@ -150,7 +150,7 @@ def _table(*headings: str | None) -> Table:
     return table
 
 
-def _why_unknown(day: Day) -> str:
+def _reason_unknown(day: Day) -> str:
     if day.unreadable:
         return "unreadable"
     return f"0/{day.cities_expected} provisional" if day.cities_expected else "no data"

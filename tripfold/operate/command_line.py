@@ -102,7 +102,7 @@ def make_table(*headings: str, whole: Collection[str] = ()) -> Table:
     return Table(*(Column(name, no_wrap=True) if name in whole else Column(name, overflow="fold") for name in headings))
 
 
-async def wait_to_look_again(look: int) -> None:
+async def wait_before_comparison(look: int) -> None:
     """Wait before a comparison is repeated: longer each time."""
     await asyncio.sleep(0.5 * look)
 

@@ -23,7 +23,7 @@ class BucketRole(StrEnum):
     OPERATOR = "operator"
 
 
-class Allowed(msgspec.Struct, frozen=True, kw_only=True):
+class BucketRights(msgspec.Struct, frozen=True, kw_only=True):
     """The prefixes that a role may read, write and delete under."""
 
     read: tuple[str, ...]
@@ -33,21 +33,21 @@ class Allowed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ALLOWED: Final = {
-    BucketRole.API: Allowed(
+    BucketRole.API: BucketRights(
         read=("idempotency/", "manifests/", "quarantine/", "range-requests/", "requests/", "state/", "summaries/"),
         write=("idempotency/", "range-requests/", "requests/", "state/active-requests/"),
     ),
-    BucketRole.PLANNER: Allowed(
+    BucketRole.PLANNER: BucketRights(
         read=("plans/", "requests/", "state/"),
         write=("plans/", "requests/", "state/active-requests/", "state/countries.json", "state/lineage.json"),
     ),
-    BucketRole.WORKER: Allowed(
+    BucketRole.WORKER: BucketRights(
         read=("attempts/", "manifests/", "plans/", "quarantine/", "raw/", "requests/", "state/"),
         write=("attempts/", "manifests/", "quarantine/", "raw/", "state/lineage.json"),
         delete=("attempts/",),
         multipart=("raw/",),
     ),
-    BucketRole.AGGREGATE: Allowed(
+    BucketRole.AGGREGATE: BucketRights(
         read=("manifests/", "plans/", "requests/", "state/", "summaries/"), write=("requests/", "summaries/")
     ),
 }
@@ -61,15 +61,15 @@ def policy_of(role: BucketRole, bucket: str) -> dict[str, Any]:
     allowed = ALLOWED[role]
     statements = [
         _statement("List", ["s3:ListBucket"], [arn]),
-        _statement("Read", ["s3:GetObject"], _under(arn, allowed.read)),
-        _statement("Write", ["s3:PutObject"], _under(arn, allowed.write)),
-        _statement("Delete", ["s3:DeleteObject"], _under(arn, allowed.delete)),
-        _statement("GiveUploadsUp", ["s3:AbortMultipartUpload"], _under(arn, allowed.multipart)),
+        _statement("Read", ["s3:GetObject"], _arns(arn, allowed.read)),
+        _statement("Write", ["s3:PutObject"], _arns(arn, allowed.write)),
+        _statement("Delete", ["s3:DeleteObject"], _arns(arn, allowed.delete)),
+        _statement("AbortUploads", ["s3:AbortMultipartUpload"], _arns(arn, allowed.multipart)),
     ]
     return _document(*(statement for statement in statements if statement["Resource"]))
 
 
-def _under(arn: str, prefixes: tuple[str, ...]) -> list[str]:
+def _arns(arn: str, prefixes: tuple[str, ...]) -> list[str]:
     return [f"{arn}/{prefix}*" if prefix.endswith("/") else f"{arn}/{prefix}" for prefix in prefixes]
 
 

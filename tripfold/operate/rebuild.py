@@ -12,7 +12,7 @@ from rich.table import Table
 
 from services.aggregate.consumer import tune_collector
 from services.aggregate.replay import generations
-from services.aggregate.replay.diff import Side
+from services.aggregate.replay.diff import GenerationFigures
 from services.aggregate.replay.generations import Generation, drop, list_generations
 from services.aggregate.replay.rebuild import Rebuild, Rebuilt
 from services.aggregate.replay.topic_reader import KafkaTopicReader, RawReader
@@ -234,7 +234,7 @@ def _table_of_changes(rebuilt: Rebuilt) -> Table:
     return table
 
 
-def _row_of(side: Side | None) -> tuple[str, ...]:
+def _row_of(side: GenerationFigures | None) -> tuple[str, ...]:
     if side is None:
         return ("none", "", "", "", "", "")
     totals = side.totals

@@ -25,7 +25,7 @@ from tripfold.operate.command_line import (
     print_json,
     progress_bar,
     run_command,
-    wait_to_look_again,
+    wait_before_comparison,
 )
 
 REASONS_MAX = 3
@@ -58,7 +58,9 @@ def repair_command(
         async with S3Store(settings) as store, KafkaPublisher(settings, source="repair") as publisher:
             await publisher.check()
             with progress_bar("repairing", "dates") as show:
-                async for one in repair_dates(store, publisher, dates, wait=wait_to_look_again, drop_lost=drop_lost):
+                async for one in repair_dates(
+                    store, publisher, dates, wait=wait_before_comparison, drop_lost=drop_lost
+                ):
                     total += len(one.country_days)
                     refused += sum(repaired.refused is not None for repaired in one.country_days)
                     kept += one.country_days[: JSON_ITEMS_MAX - len(kept)]

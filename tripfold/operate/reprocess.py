@@ -205,7 +205,7 @@ def _arrow(before: int, after: int | None) -> str:
     return str(before) if after is None or after == before else f"{before} → {after}"
 
 
-class _Discarded:
+class _DiscardingUpload:
     """An upload that discards its bytes, as they are already stored."""
 
     async def write(self, chunk: bytes) -> None:
@@ -334,7 +334,7 @@ class Reprocess:
         try:
             streamed = await stream_file(
                 self._store.stream(manifest.raw_key),
-                _Discarded(),
+                _DiscardingUpload(),
                 date=manifest.date.isoformat(),
                 rules=self._rules,
                 progress=StreamProgress(),

@@ -48,7 +48,7 @@ from tripfold.operate.command_line import (
     print_line,
     progress_bar,
     run_command,
-    wait_to_look_again,
+    wait_before_comparison,
 )
 from tripfold.operate.topic_audit import TopicAudit, kafka_topics, print_unread
 from tripfold.operate.topic_records import RecordDifference, UnreadRecord, UnreadRecords, revision_of
@@ -138,7 +138,7 @@ def restore_command(
             if dry_run or topic is None:
                 return restored, [], outage
             with StepBars() as bars:
-                audit = TopicAudit(store, kafka_topics(settings), wait=wait_to_look_again, report=bars.report)
+                audit = TopicAudit(store, kafka_topics(settings), wait=wait_before_comparison, report=bars.report)
                 return restored, [one async for one in reissue(store, publisher, audit)], outage
 
     restored, reissued, outage = run_command(run())

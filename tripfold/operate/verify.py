@@ -29,7 +29,7 @@ from tripfold.operate.command_line import (
     print_json,
     progress_bar,
     run_command,
-    wait_to_look_again,
+    wait_before_comparison,
 )
 from tripfold.operate.topic_audit import COMPACTED, TopicAudit, kafka_topics, print_unread
 from tripfold.operate.topic_records import RecordDifference, UnreadRecords
@@ -78,7 +78,7 @@ def _verify_summaries(dates: Dates, *, deep: bool, as_json: bool) -> None:
         async with S3Store(settings) as store:
             with progress_bar("verifying", "dates") as show:
                 async for verified in verify_dates(
-                    store, dates, deep=deep, wait=wait_to_look_again, raw_expired_before=expired_before
+                    store, dates, deep=deep, wait=wait_before_comparison, raw_expired_before=expired_before
                 ):
                     dates_done += 1
                     country_days += verified.country_days
@@ -134,7 +134,7 @@ def _verify_topics(dates: Dates, *, as_json: bool) -> None:
         async with S3Store(settings) as store, KafkaPublisher(settings, source="verify") as publisher:
             await publisher.check()
             with StepBars() as bars:
-                audit = TopicAudit(store, kafka_topics(settings), wait=wait_to_look_again, report=bars.report)
+                audit = TopicAudit(store, kafka_topics(settings), wait=wait_before_comparison, report=bars.report)
                 for topic in COMPACTED:
                     async for audited in audit.run(topic, dates):
                         keys_of[topic.value] += audited.keys

@@ -44,7 +44,7 @@ def differences(expected: Summary | None, found: Summary | None) -> list[Differe
     Read ``found`` before the manifests that ``expected`` is built from: then only the manifests can be ahead.
     """
     if expected is None or found is None:
-        return _one_missing(expected, found)
+        return _missing_on_one_side(expected, found)
     found_differences = [
         *_of_plans(expected, found),
         *(
@@ -111,7 +111,7 @@ def of_raw_object(manifest: Manifest, *, what: str, found: str, expected: str) -
     )
 
 
-def _one_missing(expected: Summary | None, found: Summary | None) -> list[Difference]:
+def _missing_on_one_side(expected: Summary | None, found: Summary | None) -> list[Difference]:
     if expected is not None:
         return [
             _difference(expected, what=SUMMARY, found=NOTHING, expected=f"version {expected.version}", in_flight=True)

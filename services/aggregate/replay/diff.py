@@ -13,7 +13,7 @@ from shared.domain.objects import LedgerEntry, Summary
 NAMED_MAX = 20
 
 
-class Side(msgspec.Struct, frozen=True, kw_only=True):
+class GenerationFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of a country-day in one generation."""
 
     version: int
@@ -31,8 +31,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
     date: dt.date
     country: CountrySlug
-    live: Side | None
-    built: Side | None
+    live: GenerationFigures | None
+    built: GenerationFigures | None
     why: tuple[str, ...]
     goes_back: tuple[str, ...] = ()
 
@@ -47,18 +47,18 @@ def change_of(live: Summary | None, built: Summary | None, *, unreadable: bool =
         country=either.country,
         live=_side(live),
         built=_side(built),
-        why=("the summary of the live generation cannot be read",) if unreadable else _why(live, built),
+        why=("the summary of the live generation cannot be read",) if unreadable else _reasons(live, built),
         goes_back=_goes_back(live, built) if live else (),
     )
 
 
-def _why(live: Summary | None, built: Summary | None) -> tuple[str, ...]:
+def _reasons(live: Summary | None, built: Summary | None) -> tuple[str, ...]:
     if live is None or built is None:
         return ("the live generation does not have it" if live is None else "no manifest or plan has it",)
     differences = [
         f"city {city_id}: {of_city}"
         for city_id in sorted({*live.ledger, *built.ledger})
-        if (of_city := _why_city(live.ledger.get(city_id), built.ledger.get(city_id))) is not None
+        if (of_city := _city_reason(live.ledger.get(city_id), built.ledger.get(city_id))) is not None
     ]
     if live.plans != built.plans:
         differences.insert(0, f"plan: revision {live.plan_revision or 'none'} → {built.plan_revision or 'none'}")
@@ -68,7 +68,7 @@ def _why(live: Summary | None, built: Summary | None) -> tuple[str, ...]:
     return _bounded(differences)
 
 
-def _why_city(live: LedgerEntry | None, built: LedgerEntry | None) -> str | None:
+def _city_reason(live: LedgerEntry | None, built: LedgerEntry | None) -> str | None:
     if live == built:
         return None
     before, after = (entry.revision if entry else "none" for entry in (live, built))
@@ -93,10 +93,10 @@ def _goes_back(live: Summary, built: Summary | None) -> tuple[str, ...]:
     return _bounded(older)
 
 
-def _side(summary: Summary | None) -> Side | None:
+def _side(summary: Summary | None) -> GenerationFigures | None:
     if summary is None:
         return None
-    return Side(
+    return GenerationFigures(
         version=summary.version,
         totals=summary.totals,
         cities_reported=summary.cities_reported,

@@ -32,21 +32,21 @@ class TopicUnreadable(DependencyUnavailable):
     """The topic cannot be read to its end at the moment."""
 
 
-class _Ended(Protocol):
+class _BoundedReader(Protocol):
     """A reader that stops at an end which was taken before."""
 
     async def take_end(self) -> int:
         """Record the present end of the topic, and return the number of unread offsets before it."""
 
 
-class TopicReader(_Ended, Protocol):
+class TopicReader(_BoundedReader, Protocol):
     """Reads the records of a topic."""
 
     def read(self) -> AsyncIterator[Sequence[ConsumedRecord]]:
         """Read all unread records before the taken end, in batches."""
 
 
-class RawReader(_Ended, Protocol):
+class RawReader(_BoundedReader, Protocol):
     """Reads the raw records of a topic. This takes a fraction of the time of ConsumedRecords, which have headers."""
 
     def read_raw(self) -> AsyncIterator[Sequence[RawRecord]]:

@@ -31,13 +31,13 @@ _CityEvent = CityProgressed | CityFinished | CityFolded
 
 def fold_progress(record: RequestRecord, folded: Iterable[ProgressEvent], now: dt.datetime) -> RequestRecord:
     """Fold events of one request into its record. Returns ``record`` itself if they change nothing."""
-    working = _Working(record)
+    working = _RecordBuilder(record)
     for event in folded:
         if isinstance(event, RequestFailed):
             working.fail(event)
             continue
         if event.plan_revision > working.plan_revision:
-            working = _Working(_begun_anew(working.record(), event.plan_revision))
+            working = _RecordBuilder(_begun_anew(working.record(), event.plan_revision))
         if event.plan_revision < working.plan_revision:
             continue
         if isinstance(event, RequestPlanned):
@@ -76,7 +76,7 @@ def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
     )
 
 
-class _Working:
+class _RecordBuilder:
     """A record during the fold: bitmaps are integers and maps are dictionaries, encoded once at the end."""
 
     def __init__(self, record: RequestRecord) -> None:

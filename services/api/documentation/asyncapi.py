@@ -92,13 +92,13 @@ def asyncapi_document(*, topic_prefix: str = "") -> Json:
         },
         "defaultContentType": "application/json",
         "channels": {_name_of(spec.topic): _channel(spec, topic_prefix) for spec in TOPICS},
-        "operations": {f"send-{_name_of(spec.topic)}": _operation(spec) for spec in sorted(TOPICS, key=_for_own_use)},
+        "operations": {f"send-{_name_of(spec.topic)}": _operation(spec) for spec in sorted(TOPICS, key=_is_internal)},
         "components": {
             "messages": {
                 **{kind.__name__: _message(kind) for kind in kinds},
                 DEAD_LETTER: _dead_letter(),
             },
-            "schemas": {name: _tidy(schema) for name, schema in sorted(schemas.items())},
+            "schemas": {name: _with_markdown_description(schema) for name, schema in sorted(schemas.items())},
             "correlationIds": {
                 "request": {
                     "location": "$message.header#/ce_requestid",
@@ -141,7 +141,7 @@ def _channel(spec: TopicSpec, topic_prefix: str) -> Json:
     }
 
 
-def _for_own_use(spec: TopicSpec) -> bool:
+def _is_internal(spec: TopicSpec) -> bool:
     return spec.topic not in {Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES}
 
 
@@ -170,7 +170,7 @@ def _operation(spec: TopicSpec) -> Json:
 def _message(kind: type[Event]) -> Json:
     tag = str(kind.__struct_config__.tag)
     examples = [event for event in EVENTS if type(event) is kind]
-    summary, description = _prose(kind.__doc__ or "")
+    summary, description = _markdown_paragraphs(kind.__doc__ or "")
     key: Json = {"type": "string", "examples": [event.key for event in examples]}
     if kind in _KEY_PATTERNS:
         key["pattern"] = _KEY_PATTERNS[kind]
@@ -240,14 +240,14 @@ def _dead_letter() -> Json:
     }
 
 
-def _tidy(schema: Json) -> Json:
+def _with_markdown_description(schema: Json) -> Json:
     """Convert the docstring of a schema to Markdown; keep its other keywords."""
     if "description" not in schema:
         return schema
-    return {**schema, "description": " ".join(filter(None, _prose(schema["description"])))}
+    return {**schema, "description": " ".join(filter(None, _markdown_paragraphs(schema["description"])))}
 
 
-def _prose(docstring: str) -> tuple[str, str]:
+def _markdown_paragraphs(docstring: str) -> tuple[str, str]:
     """Split a docstring into its first paragraph and the rest, each on one line, as Markdown."""
     first, _, rest = inspect.cleandoc(docstring).replace("``", "`").partition("\n\n")
     return " ".join(first.split()), " ".join(rest.split())

@@ -92,9 +92,9 @@ def parameter_errors(given: Sequence[str], declared: Collection[DeclaredParamete
 
 def invalid_value(parameter: DeclaredParameter, value: str, reason: str) -> InvalidParameter:
     """Return the error for an invalid value, with an example of a valid one. ``reason`` is msgspec's message."""
+    example = f"{parameter.name}={parameter.example}"
     return InvalidParameter(
-        name=parameter.name,
-        reason=f"{quoted(value)} cannot be used: {_plain(reason)}. For example: {parameter.name}={parameter.example}",
+        name=parameter.name, reason=f"{quoted(value)} cannot be used: {_plain_reason(reason)}. For example: {example}"
     )
 
 
@@ -129,7 +129,7 @@ def date_parameter(name: str, description: str, example: str | None) -> QueryPar
     return QueryParameter(name=name, description=description, examples=examples)
 
 
-def _plain(message: str) -> str:
+def _plain_reason(message: str) -> str:
     """Translate a message of msgspec into one without the type names of Python."""
     for pattern, reason in _REASONS:
         if match := pattern.match(message):

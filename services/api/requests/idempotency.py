@@ -59,7 +59,7 @@ class Claims:
         object_key = keys.idempotency(hashlib.sha256(f"{caller} {key}".encode()).hexdigest())
         mine: Claim | None = None
 
-        async def stored_or_mine(stored: Claim | None) -> Claim:
+        async def keep_or_claim(stored: Claim | None) -> Claim:
             nonlocal mine
             if stored is not None and self._clock() - stored.claimed_at < VALID_FOR:
                 return stored
@@ -68,14 +68,14 @@ class Claims:
             return mine
 
         try:
-            claim = await self._repository.update(Claim, object_key, stored_or_mine, tries_max=TRIES_MAX)
+            claim = await self._repository.update(Claim, object_key, keep_or_claim, tries_max=TRIES_MAX)
         except CasConflict as error:
             raise StoreUnavailable(f"other writers changed {object_key} {TRIES_MAX} times") from error
-        assert claim is not None, "stored_or_mine always returns a claim"
-        return _same_or_refused(claim, key, fingerprint)
+        assert claim is not None, "keep_or_claim always returns a claim"
+        return _claimed_request_id(claim, key, fingerprint)
 
 
-def _same_or_refused(claim: Claim, key: str, fingerprint: str) -> RequestId:
+def _claimed_request_id(claim: Claim, key: str, fingerprint: str) -> RequestId:
     if claim.fingerprint != fingerprint:
         raise IdempotencyKeyReused(
             f"{HEADER} {quoted(key)} was used for {claim.fingerprint} at {claim.claimed_at:%Y-%m-%d %H:%M} UTC, and "

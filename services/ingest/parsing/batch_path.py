@@ -184,16 +184,16 @@ class _LineForm:
         def decode(window: bytes) -> list[_Trip]:
             lines = memoryview(window)[1:-1]
             trips = decode_lines(lines)
-            if not _is_one_a_line(window, len(trips)):
+            if not _has_one_record_per_line(window, len(trips)):
                 lines_alone = _AROUND_LINE_BREAK.sub(b"\n", window[1:-1]).strip()
-                if not _is_one_a_line(lines_alone, len(trips)):
+                if not _has_one_record_per_line(lines_alone, len(trips)):
                     raise _Declined
             return trips
 
         return decode
 
 
-def _is_one_a_line(lines: bytes, records: int) -> bool:
+def _has_one_record_per_line(lines: bytes, records: int) -> bool:
     """Tell whether JSON objects are separated by single line breaks and contain no line break.
 
     Only two values of the top level can be separated by a line break alone.

@@ -134,7 +134,7 @@ class _Document:
 
     def _check(self, document: bytes, unfinished: str | None = None) -> None:
         """Raise `FileFault` unless this is a document with an array at the path. Always raise if it is unfinished."""
-        walk = _Walk(self._path, self._depth_max)
+        walk = _PathFollower(self._path, self._depth_max)
         for event, value in json_events(document, unfinished):
             walk.step(event, value)
         walk.end()
@@ -144,7 +144,7 @@ class _Document:
             raise FileFault("something follows the document")
 
 
-class _Walk:
+class _PathFollower:
     """Follows the path through the events of a document. Each key of the path must occur exactly once."""
 
     def __init__(self, path: tuple[str, ...], depth_max: int) -> None:

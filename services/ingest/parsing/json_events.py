@@ -41,7 +41,7 @@ def json_events(text: bytes, unfinished: str | None = None) -> Iterator[tuple[st
 
     Raises `FileFault` for the first place that is not JSON, or with that reason.
     """
-    text, unfinished = _cut_before_what_yajl_may_not_see(text, unfinished)
+    text, unfinished = _cut_before_invalid_text(text, unfinished)
     try:
         yield from _YAJL.basic_parse(_Pieces(text, unfinished), buf_size=PIECE_BYTES, use_float=False)
     except ijson.JSONError as error:
@@ -66,7 +66,7 @@ class _Pieces:
         return piece
 
 
-def _cut_before_what_yajl_may_not_see(text: bytes, unfinished: str | None) -> tuple[bytes, str | None]:
+def _cut_before_invalid_text(text: bytes, unfinished: str | None) -> tuple[bytes, str | None]:
     false_white_space = _FALSE_WHITE_SPACE.search(text)
     if false_white_space:
         text, unfinished = text[: false_white_space.start()], "not JSON: a vertical tab or form feed"

@@ -91,7 +91,7 @@ class LineRecords:
         return _take_value(self._unparsed, self._limits)
 
 
-class Ending(enum.Enum):
+class ValueEnd(enum.Enum):
     """The result of the search for the end of a value."""
 
     WHOLE = enum.auto()
@@ -110,14 +110,14 @@ def _take_flat(unparsed: UnparsedBytes, limits: ParserLimits, following: re.Patt
 
 
 def _take_value(unparsed: UnparsedBytes, limits: ParserLimits) -> RecordText:
-    end, ending = _look_for_end(unparsed, limits)
+    end, ending = _find_value_end(unparsed, limits)
     unfinished = None
     if end > limits.record_bytes:
         end = limits.record_bytes
         unfinished = f"a record is longer than {limits.record_bytes} bytes"
-    elif ending is Ending.TOO_DEEP:
+    elif ending is ValueEnd.TOO_DEEP:
         unfinished = f"values are nested deeper than {limits.depth}"
-    elif ending is Ending.OPEN:
+    elif ending is ValueEnd.OPEN:
         unfinished = "the file ends inside a record"
     record = RecordText(unparsed.offset, bytes(unparsed.pending[:end]), unfinished)
     unparsed.drop(end)
@@ -125,7 +125,7 @@ def _take_value(unparsed: UnparsedBytes, limits: ParserLimits) -> RecordText:
     return record
 
 
-def _look_for_end(unparsed: UnparsedBytes, limits: ParserLimits) -> tuple[int, Ending]:
+def _find_value_end(unparsed: UnparsedBytes, limits: ParserLimits) -> tuple[int, ValueEnd]:
     """Find the end of the value at the start of the pending bytes, and read more bytes as needed.
 
     Each search starts again with twice as many bytes, so all searches together cost at most twice the last one.
@@ -134,25 +134,25 @@ def _look_for_end(unparsed: UnparsedBytes, limits: ParserLimits) -> tuple[int, E
     while True:
         unparsed.fill(min(look_bytes, limits.record_bytes + 1))
         end, ending = value_end(unparsed.pending, limits.depth - 1, ended=unparsed.ended)
-        if ending is not Ending.OPEN or unparsed.ended or end > limits.record_bytes:
+        if ending is not ValueEnd.OPEN or unparsed.ended or end > limits.record_bytes:
             return end, ending
         look_bytes *= 2
 
 
-def value_end(data: bytearray | bytes, depth_max: int, *, ended: bool) -> tuple[int, Ending]:
+def value_end(data: bytearray | bytes, depth_max: int, *, ended: bool) -> tuple[int, ValueEnd]:
     """Return the end of the value at the start of the data. `ended` says that no more data follows."""
     opening = data[:1]
     if opening == b"{" and (flat := _FLAT_OBJECT.match(data, 0, FIRST_LOOK_BYTES)):
-        return flat.end(), Ending.WHOLE
+        return flat.end(), ValueEnd.WHOLE
     if opening in (b"{", b"["):
         return _container_end(data, depth_max)
     match = (_STRING if opening == b'"' else _OTHER_VALUE).match(data)
     if match is None or (match.end() == len(data) and opening != b'"' and not ended):
-        return len(data), Ending.OPEN
-    return match.end(), Ending.WHOLE
+        return len(data), ValueEnd.OPEN
+    return match.end(), ValueEnd.WHOLE
 
 
-def _container_end(data: bytearray | bytes, depth_max: int) -> tuple[int, Ending]:
+def _container_end(data: bytearray | bytes, depth_max: int) -> tuple[int, ValueEnd]:
     depth = 0
     for token in _BRACKET_OR_STRING.finditer(data):
         first = data[token.start()]
@@ -162,9 +162,9 @@ def _container_end(data: bytearray | bytes, depth_max: int) -> tuple[int, Ending
         elif first in _OPENERS:
             depth += 1
             if depth > depth_max:
-                return token.end(), Ending.TOO_DEEP
+                return token.end(), ValueEnd.TOO_DEEP
         else:
             depth -= 1
             if depth == 0:
-                return token.end(), Ending.WHOLE
-    return len(data), Ending.OPEN
+                return token.end(), ValueEnd.WHOLE
+    return len(data), ValueEnd.OPEN

@@ -87,7 +87,7 @@ class TripTotals:
     def count_dated_on_other_dates(self, trips: Sequence[DatedTrip]) -> int:
         """Return how many depart on another date than the file's, as their decoder read them."""
         departures = [trip.departure_time for trip in trips]
-        # The first and the last tell it of most files, at half the price.
+        # In most files the first and the last departure are on the date. Checking these two takes half the time.
         with suppress(TypeError):  # a departure that is written with an offset has no place beside midnight here
             if self._day_begins <= min(departures) and max(departures) <= self._day_ends:
                 return 0
@@ -98,7 +98,7 @@ class TripTotals:
         written = ",".join(delays).encode()
         if (
             written.translate(None, b"0123456789") == b"PTS," * (len(delays) - 1) + b"PTS"
-            # So no digit stands but between T and S.
+            # Then every digit is between a T and an S.
             and written.count(b"S,PT") == len(delays) - 1
             and written.startswith(b"PT")
             and written.endswith(b"S")

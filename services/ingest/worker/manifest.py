@@ -78,18 +78,8 @@ def next_manifest(
     and equal parsing rules. A move or a new name alone makes a revision with the same raw object. So does a file that
     ``replaces_lost`` bytes, with a new raw object.
     """
-    if file is None:
-        assert previous is not None, "only a stored file can be unchanged"
-        same_file = True
-    else:
-        same_file = (
-            previous is not None
-            and not file.replaces_lost
-            and previous.sha256 == file.streamed.sha256
-            and gives_same_totals(previous, rules)
-        )
-    succession = _succeed(previous, task, place, revision_floor)
-    if previous is not None and same_file:
+    successor = _successor_of(previous, task, place, revision_floor)
+    if previous is not None and (file is None or _is_same_file(previous, file, rules)):
         renamed = previous.city_name != task.city_name and task.plan_revision >= previous.plan_revision
         if previous.country == place.country and not renamed:
             return None
@@ -97,16 +87,16 @@ def next_manifest(
             previous,
             country=place.country,
             country_name=place.country_name,
-            revision=succession.revision,
-            plan_revision=succession.plan_revision,
-            retracted=succession.retracted,
-            history=succession.history,
+            revision=successor.revision,
+            plan_revision=successor.plan_revision,
+            retracted=successor.retracted,
+            history=successor.history,
             attempt=attempt,
             request_id=task.request_id,
             city_name=task.city_name,
             ingested_at=now,
         )
-    assert file is not None
+    assert file is not None, "only a stored file can be unchanged"
     return Manifest(
         date=task.date,
         city_id=task.city_id,
@@ -128,10 +118,10 @@ def next_manifest(
         ingested_at=now,
         country=place.country,
         country_name=place.country_name,
-        revision=succession.revision,
-        plan_revision=succession.plan_revision,
-        retracted=succession.retracted,
-        history=succession.history,
+        revision=successor.revision,
+        plan_revision=successor.plan_revision,
+        retracted=successor.retracted,
+        history=successor.history,
     )
 
 
@@ -176,7 +166,12 @@ def reissued_plan(previous: Plan, *, revision_floor: int) -> Plan:
     return msgspec.structs.replace(previous, revision=next_revision(previous.revision, revision_floor))
 
 
-class _Succession(msgspec.Struct, frozen=True, kw_only=True):
+def _is_same_file(previous: Manifest, file: NewFile, rules: FileRules) -> bool:
+    same_bytes = not file.replaces_lost and previous.sha256 == file.streamed.sha256
+    return same_bytes and gives_same_totals(previous, rules)
+
+
+class _Successor(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of a revision that follow from the previous one."""
 
     revision: int
@@ -185,14 +180,14 @@ class _Succession(msgspec.Struct, frozen=True, kw_only=True):
     history: tuple[PastRevision, ...]
 
 
-def _succeed(previous: Manifest | None, task: IngestCity, place: Place, revision_floor: int) -> _Succession:
+def _successor_of(previous: Manifest | None, task: IngestCity, place: Place, revision_floor: int) -> _Successor:
     revision = next_revision(previous.revision if previous else None, revision_floor)
     plan_revision = max(place.plan_revision, task.plan_revision)
     if previous is None:
-        return _Succession(revision=revision, plan_revision=plan_revision, retracted={}, history=())
+        return _Successor(revision=revision, plan_revision=plan_revision, retracted={}, history=())
     left = {previous.country: revision} if previous.country != place.country else {}
     retracted = {country: at for country, at in (previous.retracted | left).items() if country != place.country}
-    return _Succession(
+    return _Successor(
         revision=revision,
         plan_revision=max(plan_revision, previous.plan_revision),
         retracted=dict(sorted(retracted.items())),
