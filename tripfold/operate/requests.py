@@ -9,8 +9,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from services.api.requests.service import RequestDetail, RequestOverview, detail_of, overview_of
-from shared.domain import bitmap, keys
+from services.api.requests.service import (
+    Latest,
+    RequestDetail,
+    RequestOverview,
+    detail_of,
+    latest_requests,
+    overview_of,
+)
+from shared.domain import bitmap
 from shared.domain.errors import OperatorError
 from shared.domain.events import ProcessRequested
 from shared.domain.ids import RequestId, parse_request_id, utc_now
@@ -18,9 +25,8 @@ from shared.domain.objects import RequestRecord
 from shared.domain.requests import request_event, retried_record
 from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.kafka.records import OutgoingEvent
-from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectStore
-from shared.storage.repository import Repository, begin_retry
+from shared.storage.repository import begin_retry, read_request_record
 from shared.storage.s3 import S3Store
 from tripfold.console import printable
 from tripfold.operate.command_line import (
@@ -33,7 +39,6 @@ from tripfold.operate.command_line import (
     run_command,
 )
 
-GETS_AT_ONCE_MAX = 16
 WIDE_COLUMNS = 100
 
 requests_commands = typer.Typer(
@@ -57,15 +62,18 @@ def list_command(
     """
     settings = command_settings()
 
-    async def read() -> list[RequestOverview]:
+    async def read() -> Latest:
         async with S3Store(settings) as store:
-            return await latest_requests(store, limit=limit)
+            return await latest_requests(store, limit)
 
     found = run_command(read())
+    overviews = [overview_of(record) for record in found.records]
     if as_json:
-        print_json(found)
+        print_json(overviews)
         return
-    console.print(requests_table(found, width=console.width))
+    console.print(requests_table(overviews, width=console.width))
+    for one in found.unreadable:
+        print_line(f"{one.key} is not listed: {one.reason}")
 
 
 def requests_table(requests: Sequence[RequestOverview], *, width: int) -> Table:
@@ -157,19 +165,6 @@ def _cities_of(requested: ProcessRequested) -> int | None:
     return bitmap.size(requested.retry.positions) if requested.retry else None
 
 
-async def latest_requests(store: ObjectStore, *, limit: int) -> list[RequestOverview]:
-    """Return the latest requests, the latest first, at most ``limit`` of them."""
-    latest: list[str] = []
-    async for listed in store.list(keys.REQUESTS):
-        latest.append(listed.key)
-        if len(latest) == limit:
-            break
-
-    repository = Repository(store)
-    records = await bounded_map(lambda key: repository.get(RequestRecord, key), latest, limit=GETS_AT_ONCE_MAX)
-    return [overview_of(record) for record in records if record is not None]
-
-
 async def request_detail(store: ObjectStore, request_id: str) -> RequestDetail:
     """Return a request with its failures. Raises UnknownRequest if there is none."""
     return detail_of(await read_request(store, request_id))
@@ -205,7 +200,7 @@ async def read_request(store: ObjectStore, text: str) -> RequestRecord:
     """Read the record of the request whose id ``text`` spells. Raises UnknownRequest if there is none."""
     request_id: RequestId | None = parse_request_id(text)
     if request_id is not None:
-        record = await Repository(store).get(RequestRecord, keys.request(request_id))
+        record = await read_request_record(store, request_id)
         if record is not None:
             return record
     raise UnknownRequest(f"there is no request {text[:100]!r}. List the latest: 'tripfold requests list'.")

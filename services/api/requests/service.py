@@ -303,24 +303,30 @@ class Requests:
     async def latest(self, limit: int, *, after: RequestId | None = None) -> Latest:
         """Return the latest requests, newest first, at most ``limit``; with ``after``, those made before that one."""
         async with deadline(LISTING_DEADLINE_S, "Reading the latest requests"):
-            latest: list[str] = []
-            async for listed in self._store.list(keys.REQUESTS, after=keys.request(after) if after else ""):
-                latest.append(listed.key)
-                if len(latest) > limit:
-                    break
-            records = await bounded_map(self._read_if_readable, latest[:limit], limit=CONCURRENT_GETS_MAX)
-        return Latest(
-            records=[record for record in records if isinstance(record, RequestRecord)],
-            unreadable=[record for record in records if isinstance(record, UnreadableObject)],
-            last=keys.parse_request(latest[limit - 1]) if len(latest) > limit else None,
-        )
-
-    async def _read_if_readable(self, key: str) -> RequestRecord | UnreadableObject | None:
-        found = await self._store.get(key)
-        return read_if_readable(lambda: objects.decode(RequestRecord, found.body, key)) if found else None
+            return await latest_requests(self._store, limit, after=after)
 
     async def _create(self, record: RequestRecord) -> RequestRecord:
         return await create_if_absent(self._repository, keys.request(record.request_id), record)
+
+
+async def latest_requests(store: ObjectStore, limit: int, *, after: RequestId | None = None) -> Latest:
+    """Return the latest requests, newest first, at most ``limit``; with ``after``, those made before that one."""
+
+    async def read(key: str) -> RequestRecord | UnreadableObject | None:
+        found = await store.get(key)
+        return read_if_readable(lambda: objects.decode(RequestRecord, found.body, key)) if found else None
+
+    latest: list[str] = []
+    async for listed in store.list(keys.REQUESTS, after=keys.request(after) if after else ""):
+        latest.append(listed.key)
+        if len(latest) > limit:
+            break
+    records = await bounded_map(read, latest[:limit], limit=CONCURRENT_GETS_MAX)
+    return Latest(
+        records=[record for record in records if isinstance(record, RequestRecord)],
+        unreadable=[record for record in records if isinstance(record, UnreadableObject)],
+        last=keys.parse_request(latest[limit - 1]) if len(latest) > limit else None,
+    )
 
 
 async def create_if_absent(repository: Repository, key: str, record: _Record) -> _Record:
