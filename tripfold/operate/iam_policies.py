@@ -39,11 +39,11 @@ ALLOWED: Final = {
     ),
     BucketRole.PLANNER: BucketRights(
         read=("plans/", "requests/", "state/"),
-        write=("plans/", "requests/", "state/active-requests/", "state/countries.json", "state/bucket-epoch.json"),
+        write=("plans/", "requests/", "state/active-requests/", "state/countries.json", "state/lineage.json"),
     ),
     BucketRole.WORKER: BucketRights(
         read=("attempts/", "manifests/", "plans/", "quarantine/", "raw/", "requests/", "state/"),
-        write=("attempts/", "manifests/", "quarantine/", "raw/", "state/bucket-epoch.json"),
+        write=("attempts/", "manifests/", "quarantine/", "raw/", "state/lineage.json"),
         delete=("attempts/",),
         multipart=("raw/",),
     ),

@@ -117,7 +117,7 @@ async def test_a_restored_backup_is_reported() -> None:
 
 
 async def test_a_record_of_a_later_version_is_named_until_it_is_skipped() -> None:
-    """The record that blocks a consumer is named by its place, and is no fault of the revisions."""
+    """The record that blocks a consumer is named by its place; it says nothing against the lineage."""
     bucket = FakeBucket()
     bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"unknown-thing","schema_version":1}')
     newer = bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"forecast","schema_version":2}')

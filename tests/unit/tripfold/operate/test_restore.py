@@ -1,4 +1,4 @@
-"""The revision floor of a restored bucket: never below what the topic knows, never lowered."""
+"""Raising the base of the lineage: never below what the topic knows, never back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def raised(
     return await raise_floor(store, topic=topic, wanted=wanted, clock=Clock(NOON), dry_run=dry_run)
 
 
-def floor_in(store: MemoryStore) -> int | None:
+def base_of(store: MemoryStore) -> int | None:
     stored = store.objects.get(keys.BUCKET_EPOCH)
     return objects.decode(BucketEpoch, stored.body, keys.BUCKET_EPOCH).revision_floor if stored else None
 
@@ -40,7 +40,7 @@ async def test_the_revision_floor_is_raised_above_the_topic(before: int | None, 
     """By itself the base becomes the topic's highest revision plus one, unless it is above that already."""
     store = store_with(before)
     restored = await raised(store)
-    assert (restored.floor_before, restored.floor, floor_in(store)) == (before, after, after)
+    assert (restored.floor_before, restored.floor, base_of(store)) == (before, after, after)
 
 
 async def test_a_given_revision_floor_must_be_above_the_topic() -> None:
@@ -49,8 +49,8 @@ async def test_a_given_revision_floor_must_be_above_the_topic() -> None:
     for wanted, reason in ((500, "2024-05-01/armenia/7"), (550, "never falls")):
         with pytest.raises(CannotRestore, match=reason):
             await raised(store, wanted=wanted)
-    assert floor_in(store) == 600
-    assert (await raised(store, wanted=700)).floor == floor_in(store) == 700
+    assert base_of(store) == 600
+    assert (await raised(store, wanted=700)).floor == base_of(store) == 700
 
 
 async def test_the_present_time_is_a_floor_if_kafka_is_lost() -> None:
@@ -58,18 +58,18 @@ async def test_the_present_time_is_a_floor_if_kafka_is_lost() -> None:
     store = store_with(10)
     with pytest.raises(CannotRestore, match="use --now"):
         await raised(store, topic=None)
-    assert (await raised(store, topic=None, wanted=floor_at(NOON))).floor == floor_in(store) == floor_at(NOON)
+    assert (await raised(store, topic=None, wanted=floor_at(NOON))).floor == base_of(store) == floor_at(NOON)
 
 
 async def test_a_dry_run_raises_nothing() -> None:
     """A dry run tells the base that would be, and writes none."""
     store = store_with(10)
     assert (await raised(store, dry_run=True)).floor == 501
-    assert floor_in(store) == 10
+    assert base_of(store) == 10
 
 
 async def test_the_floor_is_raised_despite_a_concurrent_write() -> None:
-    """If a service writes the bucket epoch just before, the floor is raised above it, and its birth is kept."""
+    """If a service writes the lineage just before, the base is raised over that one, and the birth stays its own."""
     store = store_with(None)
     compare_and_swap = store.compare_and_swap
 
