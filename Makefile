@@ -7,7 +7,7 @@ WORKERS ?= 3 # parallel test processes; more than cores, because tests also wait
 HISTORIES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi contract screenshots format test-containers test-kafka test-kafka-integration chaos histories mutations requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi alerts contract screenshots format test-containers test-kafka test-kafka-integration chaos histories mutations requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,7 @@ soak: $(VENV)/.dev ## Kill ingest at random for ten minutes, then compare every 
 
 unit: $(VENV)/.dev ## Run the tests without lint (ARGS: for pytest)
 	$(BIN)/python -m tests.browser.install
+	$(BIN)/python -m tests.promtool
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 audit: $(VENV)/.dev ## Check the pinned requirements for known vulnerabilities (needs the internet)
@@ -43,6 +44,9 @@ bench: $(VENV)/bench/.installed ## Compare Tripfold's speed with its peers; resu
 
 asyncapi: $(VENV)/.local ## Write docs/asyncapi.json, the contract of the events, from the types
 	$(BIN)/tripfold asyncapi --write docs/asyncapi.json
+
+alerts: $(VENV)/.dev ## Write deploy/prometheus/rules.yml, the alerts for Prometheus, from the metrics
+	$(BIN)/python -m scripts.alerts
 
 contract: $(VENV)/.dev ## Test the API against its OpenAPI document with generated requests (EXAMPLES=, SEED=)
 	TRIPFOLD_TEST_EXAMPLES=$(or $(EXAMPLES),1000) TRIPFOLD_TEST_SEED=$(SEED) \

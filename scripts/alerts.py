@@ -1,0 +1,218 @@
+"""Writes deploy/prometheus/rules.yml, the alerts for Prometheus: ``make alerts``.
+
+Names and labels come from the metrics of the code, so none can be wrong. Symptoms come before causes. A ``page`` cannot
+wait until the morning; a ``ticket`` can. docs/how-to/alerts.md has a section for each alert, under its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+import yaml
+from prometheus_client.metrics import MetricWrapperBase
+
+from scripts.check_docs import ROOT
+from services.api.http.unreadable import unreadable_objects
+from services.api.middleware.access_log import PROBED, request_seconds
+from shared.domain.topics import GROUPS, Topic
+from shared.runtime import metrics
+
+RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
+RUNBOOKS = "docs/how-to/alerts.md"
+
+ERROR_BUDGET = 0.001
+"""The share of HTTP requests that may fail in 30 days."""
+ERRORS_MIN = 5
+"""Fewer failed requests raise no alert, or one failure would be a high rate on a quiet API."""
+FOLD_AGE_MAX_S = 10 * 60
+INGEST_AGE_MAX_S = 60 * 60
+REBUILD_AGE_MAX_S = 2 * 60 * 60
+FOLDED = (Topic.CITY_STATS, Topic.REQUEST_PROGRESS)
+
+_SUFFIXES = {"counter": "_total", "gauge": "", "histogram": "_count"}
+
+
+class Alert(msgspec.Struct, frozen=True, kw_only=True):
+    """An alert that fires once ``expr`` has had a result for ``lasts``. ``summary`` is a template of Prometheus."""
+
+    name: str
+    severity: Literal["page", "ticket"]
+    expr: str
+    lasts: str = "0m"
+    summary: str
+
+
+def sample(metric: MetricWrapperBase, *grouped_by: str, **matchers: str) -> str:
+    """Return the selector of a metric; of a histogram, of its count.
+
+    A matcher has its operator: ``topic='="city-stats"'``. Raises ValueError if the metric lacks a label, of a matcher
+    or of ``grouped_by``.
+    """
+    (family,) = metric.describe()
+    if unknown := {*grouped_by, *matchers} - {*metric._labelnames}:  # noqa: SLF001  # the client has no public name
+        raise ValueError(f"{family.name} has no label {', '.join(sorted(unknown))}")
+    chosen = ",".join(f"{label}{matcher}" for label, matcher in matchers.items())
+    return f"{family.name}{_SUFFIXES[family.type]}" + (f"{{{chosen}}}" if chosen else "")
+
+
+def grown(metric: MetricWrapperBase, *labels: str) -> str:
+    """Return whether a counter grew in the last hour, by ``labels``."""
+    return f"sum by ({', '.join(labels)}) (increase({sample(metric, *labels)}[1h])) > 0"
+
+
+def older(topics: tuple[Topic, ...], limit_s: int) -> str:
+    """Return whether a record of a topic has waited for more than ``limit_s``, by topic."""
+    among = f'=~"{"|".join(topic.value for topic in topics)}"'
+    return f"max by (topic) ({sample(metrics.oldest_record_age, topic=among)}) > {limit_s}"
+
+
+def burns(factor: float, long: str, short: str) -> str:
+    """Return whether failed HTTP requests use up the error budget ``factor`` times too fast, in both windows.
+
+    The short window ends the alert soon after the failures end. Probes do not count.
+    """
+    route = f'!~"{"|".join(sorted(PROBED))}"'
+    requests = sample(request_seconds, route=route)
+    errors = sample(request_seconds, route=route, status='=~"5.."')
+    limit = f"{factor * ERROR_BUDGET:g}"
+    return "(" + " and ".join((
+        f"sum(rate({errors}[{long}])) / sum(rate({requests}[{long}])) > {limit}",
+        f"sum(rate({errors}[{short}])) / sum(rate({requests}[{short}])) > {limit}",
+        f"sum(increase({errors}[{long}])) >= {ERRORS_MIN}",
+    )) + ")"  # fmt: skip
+
+
+def down_or_not_ready() -> str:
+    """Return whether a process does not respond to Prometheus or is not ready.
+
+    A process that only waits for the upstream does not count: the upstream has an alert of its own.
+    """
+    here = "on (job, instance)"
+    ready, reachable = sample(metrics.ready), sample(metrics.upstream_reachable)
+    return (
+        f"({ready} == 0 unless {here} {reachable} == 0) or "
+        f"(up == 0 and {here} last_over_time({ready}[1d]))"
+    )  # fmt: skip
+
+
+ALERTS = (
+    Alert(
+        name="TripfoldApiErrorsFast",
+        severity="page",
+        expr=f"{burns(14.4, '1h', '5m')} or {burns(6, '6h', '30m')}",
+        summary="{{ $value | humanizePercentage }} of the HTTP requests fail",
+    ),
+    Alert(
+        name="TripfoldApiErrorsSlow",
+        severity="ticket",
+        expr=burns(1, "3d", "6h"),
+        summary="{{ $value | humanizePercentage }} of the HTTP requests of three days failed",
+    ),
+    Alert(
+        name="TripfoldApiMissing",
+        severity="page",
+        expr=f"absent({sample(unreadable_objects)})",
+        lasts="2m",
+        summary="No API runs",
+    ),
+    Alert(
+        name="TripfoldConsumerMissing",
+        severity="page",
+        expr=" or ".join(f"""absent({sample(metrics.consumer_lag, topic=f'="{topic.value}"')})""" for topic in GROUPS),
+        lasts="2m",
+        summary="No process consumes {{ $labels.topic }}",
+    ),
+    Alert(
+        name="TripfoldNotReady",
+        severity="page",
+        expr=down_or_not_ready(),
+        lasts="5m",
+        summary="{{ $labels.job }} on {{ $labels.instance }} is down or not ready",
+    ),
+    Alert(
+        name="TripfoldNumbersLate",
+        severity="page",
+        expr=older(FOLDED, FOLD_AGE_MAX_S),
+        lasts="1m",
+        summary="A record of {{ $labels.topic }} waits since {{ $value | humanizeDuration }}",
+    ),
+    Alert(
+        name="TripfoldIngestLate",
+        severity="ticket",
+        expr=older(tuple(topic for topic in GROUPS if topic not in FOLDED), INGEST_AGE_MAX_S),
+        lasts="1m",
+        summary="A record of {{ $labels.topic }} waits since {{ $value | humanizeDuration }}",
+    ),
+    Alert(
+        name="TripfoldRequestsStalled",
+        severity="ticket",
+        # A request that waits behind others is published again too, but then city-days end.
+        expr=f"sum(increase({sample(metrics.requeued_requests)}[1h])) > 0 "
+        f"unless sum(increase({sample(metrics.city_days)}[15m])) > 0",
+        summary="Requests make no progress, and no city-day ends",
+    ),
+    Alert(
+        name="TripfoldUnreadableObjects",
+        severity="ticket",
+        expr=grown(unreadable_objects, "kind"),
+        summary="The API cannot read a stored {{ $labels.kind }}",
+    ),
+    Alert(
+        name="TripfoldDeadLetters",
+        severity="ticket",
+        expr=grown(metrics.dead_letters, "topic"),
+        summary="Records of {{ $labels.topic }} went to the dead letters",
+    ),
+    Alert(
+        name="TripfoldQuarantinedFiles",
+        severity="ticket",
+        expr=grown(metrics.quarantined_files, "why"),
+        summary="Trip files are refused: {{ $labels.why }}",
+    ),
+    Alert(
+        name="TripfoldUpstreamUnreachable",
+        severity="ticket",
+        expr=f"min({sample(metrics.upstream_reachable)}) == 0",
+        lasts="5m",
+        summary="The upstream cannot be reached",
+    ),
+    Alert(
+        name="TripfoldRebuildOld",
+        severity="ticket",
+        expr=f"max({sample(metrics.rebuild_age)}) > {REBUILD_AGE_MAX_S}",
+        summary="A rebuild began {{ $value | humanizeDuration }} ago and has not ended",
+    ),
+    Alert(
+        name="TripfoldCommitFailures",
+        severity="ticket",
+        expr=f"sum by (job, instance) (increase({sample(metrics.commit_failures)}[10m])) > 0",
+        lasts="30m",
+        summary="{{ $labels.job }} on {{ $labels.instance }} cannot commit its offsets",
+    ),
+)
+
+
+def runbook(alert: Alert) -> str:
+    """Return the section that says what an alert means and what to do."""
+    return f"{RUNBOOKS}#{alert.name.lower()}"
+
+
+def rules() -> str:
+    """Return the text of the rules file."""
+    rows: list[dict[str, Any]] = [
+        {
+            "alert": alert.name,
+            "expr": alert.expr,
+            "for": alert.lasts,
+            "labels": {"severity": alert.severity},
+            "annotations": {"summary": alert.summary, "runbook": runbook(alert)},
+        }
+        for alert in ALERTS
+    ]
+    text: str = yaml.safe_dump({"groups": [{"name": "tripfold", "rules": rows}]}, sort_keys=False, width=1_000)
+    return f"# Made by `make alerts` from scripts/alerts.py. {RUNBOOKS} explains each alert.\n{text}"
+
+
+if __name__ == "__main__":
+    RULES.write_text(rules(), encoding="utf-8")

@@ -1,0 +1,272 @@
+"""The alerts name only what exists, each fires on its fault, and none fires at rest."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from scripts import alerts, check_docs
+from shared.domain.topics import GROUPS
+from shared.runtime import metrics
+from tests import ROOT
+from tests.promtool import promtool
+
+NEVER_ENDS = "xN"
+"""Repeats a value until the end of a test."""
+PROCESSES = ("api", "planner", "worker", "aggregate")
+CONSUMED = tuple(topic.value for topic in GROUPS)
+
+Series = Mapping[str, str]
+"""The values of each series, one a minute, as promtool writes them."""
+Fired = Mapping[str, tuple[Mapping[str, str], str]]
+"""The labels and the summary of each alert that fires."""
+
+
+def series(name: str, instance: str, **labels: str) -> str:
+    """Return a series as Prometheus scrapes it from a process."""
+    pairs = {"job": "tripfold", "instance": instance, **labels}
+    chosen = ",".join(f'{label}="{value}"' for label, value in pairs.items())
+    return f"{name}{{{chosen}}}"
+
+
+def served(status: str, route: str = "/country-stats") -> str:
+    """Return the series that counts the responses of a route with a status."""
+    return series("tripfold_http_request_seconds_count", "api", method="GET", route=route, status=status)
+
+
+def lag(topic: str) -> str:
+    """Return the series of the lag of a topic."""
+    return series("tripfold_consumer_lag", "worker", topic=topic, partition="0")
+
+
+def age(topic: str) -> str:
+    """Return the series of the age of the oldest record of a topic."""
+    return series("tripfold_consumer_oldest_record_age_seconds", "worker", topic=topic)
+
+
+LETTERS = series("tripfold_dead_letters_total", "worker", topic="city-tasks")
+REFUSED = series("tripfold_quarantined_files_total", "worker", why="invalid")
+UNREADABLE = series("tripfold_unreadable_objects_total", "api", kind="summary")
+REACHABLE = series("tripfold_upstream_reachable", "worker")
+REBUILD = series("tripfold_rebuild_age_seconds", "aggregate")
+COMMITS = series("tripfold_commit_failures_total", "worker")
+REQUEUED = series("tripfold_requeued_requests_total", "aggregate")
+STORED = series("tripfold_city_days_total", "worker", outcome="stored")
+
+REST: Series = {
+    **{series("up", one): f"1+0{NEVER_ENDS}" for one in PROCESSES},
+    **{series("tripfold_ready", one): f"1+0{NEVER_ENDS}" for one in PROCESSES},
+    **{lag(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
+    **{age(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
+    **dict.fromkeys((LETTERS, REFUSED, UNREADABLE, REBUILD, COMMITS, REQUEUED, STORED), f"0+0{NEVER_ENDS}"),
+    REACHABLE: f"1+0{NEVER_ENDS}",
+    served("200"): f"0+60{NEVER_ENDS}",
+    served("503"): f"0+0{NEVER_ENDS}",
+    served("200", "/health/ready"): f"0+6{NEVER_ENDS}",
+}
+"""A deployment without a fault or work."""
+
+QUIET: dict[str, Series] = {
+    "rest": {},
+    "processes that restart within two minutes": {
+        UNREADABLE: f"0x9 stale _ 0{NEVER_ENDS}",
+        series("up", "worker"): f"1x9 0 0 1{NEVER_ENDS}",
+        series("tripfold_ready", "worker"): f"1x9 stale _ 0 1{NEVER_ENDS}",
+        lag("city-tasks"): f"0x9 stale _ 0{NEVER_ENDS}",
+    },
+    "a removed process": {
+        series("up", "worker"): "1x9 stale",
+        series("tripfold_ready", "worker"): "1x9 stale",
+    },
+    "another program is down": {series("up", "elsewhere"): f"0{NEVER_ENDS}"},
+    "failed probes": {served("503", "/health/ready"): f"0+6{NEVER_ENDS}"},
+    "four failed requests of a quiet API": {served("200"): f"0+1{NEVER_ENDS}", served("503"): f"0x20 4{NEVER_ENDS}"},
+    "requests behind a backlog": {REQUEUED: f"0+1{NEVER_ENDS}", STORED: f"0+1{NEVER_ENDS}"},
+    "a commit that fails in a rebalance": {COMMITS: f"0x9 1{NEVER_ENDS}"},
+}
+
+WORKER = {"job": "tripfold", "instance": "worker"}
+FAULTS: dict[str, tuple[Series, int, Fired]] = {
+    "S3 fails for minutes": (
+        {served("503"): f"0+6{NEVER_ENDS}"},
+        10,
+        {
+            "TripfoldApiErrorsFast": ({}, "9.091% of the HTTP requests fail"),
+            "TripfoldApiErrorsSlow": ({}, "9.091% of the HTTP requests of three days failed"),
+        },
+    ),
+    "a little more than one request in a hundred fails for hours": (
+        {served("200"): f"0+600{NEVER_ENDS}", served("503"): f"0+6{NEVER_ENDS}"},
+        400,
+        {
+            "TripfoldApiErrorsFast": ({}, "0.9901% of the HTTP requests fail"),
+            "TripfoldApiErrorsSlow": ({}, "0.9901% of the HTTP requests of three days failed"),
+        },
+    ),
+    "two requests in a thousand fail for hours": (
+        {served("200"): f"0+998{NEVER_ENDS}", served("503"): f"0+2{NEVER_ENDS}"},
+        400,
+        {"TripfoldApiErrorsSlow": ({}, "0.2% of the HTTP requests of three days failed")},
+    ),
+    "no API": ({UNREADABLE: "0x4 stale"}, 8, {"TripfoldApiMissing": ({}, "No API runs")}),
+    **{
+        f"no consumer of {topic}": (
+            {lag(topic): "0x4 stale"},
+            8,
+            {"TripfoldConsumerMissing": ({"topic": topic}, f"No process consumes {topic}")},
+        )
+        for topic in CONSUMED
+    },
+    "a process is not ready": (
+        {series("tripfold_ready", "worker"): f"1x4 0{NEVER_ENDS}"},
+        11,
+        {"TripfoldNotReady": (WORKER, "tripfold on worker is down or not ready")},
+    ),
+    "a process is down": (
+        {series("up", "worker"): f"1x4 0{NEVER_ENDS}", series("tripfold_ready", "worker"): "1x4 stale"},
+        11,
+        {"TripfoldNotReady": (WORKER, "tripfold on worker is down or not ready")},
+    ),
+    "a summary is late": (
+        {age("city-stats"): f"0+60{NEVER_ENDS}"},
+        15,
+        {"TripfoldNumbersLate": ({"topic": "city-stats"}, "A record of city-stats waits since 15m 0s")},
+    ),
+    "a city-day is late": (
+        {age("city-tasks"): f"0+60{NEVER_ENDS}"},
+        90,
+        {"TripfoldIngestLate": ({"topic": "city-tasks"}, "A record of city-tasks waits since 1h 30m 0s")},
+    ),
+    "requests stall": (
+        {REQUEUED: f"0x9 1{NEVER_ENDS}"},
+        20,
+        {"TripfoldRequestsStalled": ({}, "Requests make no progress, and no city-day ends")},
+    ),
+    "a damaged summary": (
+        {UNREADABLE: f"0x9 1{NEVER_ENDS}"},
+        12,
+        {"TripfoldUnreadableObjects": ({"kind": "summary"}, "The API cannot read a stored summary")},
+    ),
+    "a poison record": (
+        {LETTERS: f"0x9 1{NEVER_ENDS}"},
+        12,
+        {"TripfoldDeadLetters": ({"topic": "city-tasks"}, "Records of city-tasks went to the dead letters")},
+    ),
+    "an invalid file": (
+        {REFUSED: f"0x9 1{NEVER_ENDS}"},
+        12,
+        {"TripfoldQuarantinedFiles": ({"why": "invalid"}, "Trip files are refused: invalid")},
+    ),
+    "the upstream is down, so the worker is not ready": (
+        {REACHABLE: f"1x4 0{NEVER_ENDS}", series("tripfold_ready", "worker"): f"1x4 0{NEVER_ENDS}"},
+        11,
+        {"TripfoldUpstreamUnreachable": ({}, "The upstream cannot be reached")},
+    ),
+    "a rebuild died": (
+        {REBUILD: f"0+60{NEVER_ENDS}"},
+        180,
+        {"TripfoldRebuildOld": ({}, "A rebuild began 3h 0m 0s ago and has not ended")},
+    ),
+    "commits fail all the time": (
+        {COMMITS: f"0+1{NEVER_ENDS}"},
+        40,
+        {"TripfoldCommitFailures": (WORKER, "tripfold on worker cannot commit its offsets")},
+    ),
+}
+
+
+def check(tmp_path: Path, changes: Series, minute: int, fired: Fired) -> None:
+    """Fail unless exactly the alerts of ``fired`` fire at a minute of a deployment that differs from REST."""
+    expected = []
+    for alert in alerts.ALERTS:
+        labels, summary = fired.get(alert.name, ({}, ""))
+        annotations = {"summary": summary, "runbook": alerts.runbook(alert)}
+        one = {"exp_labels": {"severity": alert.severity, **labels}, "exp_annotations": annotations}
+        expected.append(
+            {
+                "eval_time": f"{minute}m",
+                "alertname": alert.name,
+                "exp_alerts": [one] if alert.name in fired else [],
+            }
+        )
+    inputs = [
+        {"series": name, "values": values.replace(NEVER_ENDS, f"x{minute}")}
+        for name, values in ({**REST, **changes}).items()
+    ]
+    tests: dict[str, Any] = {
+        "rule_files": [str(alerts.RULES)],
+        "evaluation_interval": "1m",
+        "tests": [{"interval": "1m", "input_series": inputs, "alert_rule_test": expected}],
+    }
+    (tmp_path / "test.yml").write_text(yaml.safe_dump(tests))
+    run_promtool("test", "rules", str(tmp_path / "test.yml"))
+
+
+def run_promtool(*arguments: str) -> None:
+    """Run promtool, and fail with its output if it fails."""
+    executable = promtool()
+    if executable is None:
+        # A run that decides about a change leaves nothing out.
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up("no promtool: run `python -m tests.promtool`, or install Prometheus")
+    ended = subprocess.run([executable, *arguments], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_the_rules_file_is_up_to_date() -> None:
+    """The file is what ``make alerts`` writes."""
+    assert alerts.RULES.read_text() == alerts.rules()
+
+
+def test_prometheus_accepts_the_rules() -> None:
+    """The rules pass Prometheus's own check."""
+    run_promtool("check", "rules", str(alerts.RULES))
+
+
+def test_each_metric_of_an_alert_exists() -> None:
+    """An expression names only metrics of Tripfold and ``up``, which Prometheus makes."""
+    exported = check_docs.metrics()
+    for alert in alerts.ALERTS:
+        named = set(re.findall(r"\b(?:tripfold_\w+|up)\b", alert.expr))
+        assert named, alert.name
+        assert {name.removesuffix("_count") for name in named} <= {*exported, "up"}
+
+
+def test_a_label_that_a_metric_lacks_is_refused() -> None:
+    """A selector, or a group, by a label that the metric does not have is an error."""
+    with pytest.raises(ValueError, match="tripfold_dead_letters has no label partition"):
+        alerts.sample(metrics.dead_letters, partition='="0"')
+    with pytest.raises(ValueError, match="tripfold_dead_letters has no label why"):
+        alerts.grown(metrics.dead_letters, "why")
+
+
+def test_each_alert_has_a_runbook() -> None:
+    """The link of an alert leads to a section of a page."""
+    for alert in alerts.ALERTS:
+        page, _, anchor = alerts.runbook(alert).partition("#")
+        assert anchor in check_docs.anchors_of((ROOT / page).read_text())
+
+
+def test_each_alert_is_tested() -> None:
+    """Each alert fires in a test below."""
+    assert {name for _, _, fired in FAULTS.values() for name in fired} == {alert.name for alert in alerts.ALERTS}
+
+
+@pytest.mark.parametrize("state", QUIET)
+@pytest.mark.parametrize("minute", [11, 25, 90])
+def test_no_alert_fires_without_a_fault(tmp_path: Path, state: str, minute: int) -> None:
+    """At rest, under load and during a restart no alert fires."""
+    check(tmp_path, QUIET[state], minute, {})
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_alert_fires_on_its_fault(tmp_path: Path, fault: str) -> None:
+    """A fault raises its own alerts, with their labels and summaries, and no other."""
+    check(tmp_path, *FAULTS[fault])
