@@ -23,7 +23,7 @@ test: lint unit ## Lint, check types, run the tests
 lint: $(VENV)/.dev ## Check style, types, imports, workflows and docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/zizmor --quiet --offline .github/workflows
+	$(BIN)/zizmor --quiet --offline --strict-collection .github/workflows
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m scripts.check_docs
