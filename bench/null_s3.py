@@ -118,7 +118,7 @@ class _Connection(socketserver.BaseRequestHandler):
             case "GET":
                 self._list(bucket, query)
             case "HEAD":
-                self._send("HeadBucket", 200)
+                self._head(path, is_bucket=not key)
             case _:
                 self._delete(path, query)
 
@@ -182,6 +182,13 @@ class _Connection(socketserver.BaseRequestHandler):
         some = body[: int(ranged[1]) + 1]
         deadline = f"content-range: bytes 0-{len(some) - 1}/{len(body)}\r\n"
         self._send("GetObject", 206, some, etag=etag, fields=deadline)
+
+    def _head(self, path: str, *, is_bucket: bool) -> None:
+        found = self.server.kept.get(path)
+        if is_bucket or found is None:
+            self._send("HeadBucket" if is_bucket else "HeadObject", 200 if is_bucket else 404)
+        else:
+            self._send("HeadObject", 200, found[0], etag=found[1])
 
     def _send(
         self, operation: str, status: int, body: bytes = b"", *, etag: str | None = None, fields: str = ""

@@ -114,7 +114,7 @@ class CityStatsConsumer:
                 await self._publisher.publish([OutgoingEvent(summary_event(summary))])
             if entry.replaced_own_at_s is not None and self._clock_s() - entry.replaced_own_at_s < TAKEOVER_MIN_S:
                 return
-            present = await self._store.get(key, first_bytes=1)
+            present = await self._store.get(key, first_bytes=0)
             if present is None or present.etag == etag:
                 return
             found = await self._store.get(key)

@@ -16,7 +16,7 @@ Concern = Literal["s3", "kafka", "consumer", "partitions", "batch", "city_day", 
 """The values of the label ``what``: a dependency, or the work that waits for one."""
 
 S3Operation = Literal[
-    "GetObject", "PutObject", "ListObjectsV2", "DeleteObject", "UploadPart", "CompleteMultipartUpload"
+    "GetObject", "HeadObject", "PutObject", "ListObjectsV2", "DeleteObject", "UploadPart", "CompleteMultipartUpload"
 ]
 S3Result = Literal["ok", "not_found", "conflict", "error", "cancelled"]
 

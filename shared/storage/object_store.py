@@ -64,7 +64,7 @@ class ObjectStore(Protocol):
     """A bucket. Every method raises StoreUnavailable when the store cannot be used."""
 
     async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
-        """Return an object, or only its first bytes, or None if there is none."""
+        """Return an object, or only its first bytes (0: only its ETag), or None if there is none."""
 
     async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
         """Write an object only if its ETag is still ``etag`` (None: if it does not exist); return the new ETag.

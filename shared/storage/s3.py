@@ -118,19 +118,34 @@ class S3Store:
             raise _unavailable("ListObjectsV2", self.bucket, error) from error
 
     async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+        if first_bytes == 0 and (etag := await self._head(key)) is not None:
+            return StoredObject(body=b"", etag=etag)
         try:
             async with self._connections:
                 with _observed("GetObject"):
                     if first_bytes is None:
                         response = await obstore.get_async(self._client, key)
                     else:
-                        response = await obstore.get_async(self._client, key, options={"range": (0, first_bytes)})
+                        response = await obstore.get_async(self._client, key, options={"range": (0, first_bytes or 1)})
                     body = await response.bytes_async()
         except _FAULTS as error:
             if _result_of(error) == "not_found":
                 return None
             raise _unavailable("GetObject", key, error) from error
         return StoredObject(body=bytes(body), etag=_etag_of(response.meta["e_tag"], "GetObject", key))
+
+    async def _head(self, key: str) -> str | None:
+        """Return the ETag of an object. None if there is none, or no bucket: the 404 of a HEAD does not say which."""
+        try:
+            async with self._connections:
+                with _observed("HeadObject"):
+                    try:
+                        meta = await obstore.head_async(self._client, key)
+                    except FileNotFoundError:
+                        return None
+        except _FAULTS as error:
+            raise _unavailable("HeadObject", key, error) from error
+        return _etag_of(meta["e_tag"], "HeadObject", key)
 
     async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
         for wait_s in CONFLICT_WAITS_S:

@@ -347,7 +347,7 @@ class CityDayIngest:
         """Tell whether the raw object is missing although it has not expired."""
         if self._raw_retention is not None and self._clock() - manifest.raw_stored_at > self._raw_retention:
             return False
-        return await self._store.get(manifest.raw_key, first_bytes=1) is None
+        return await self._store.get(manifest.raw_key, first_bytes=0) is None
 
     async def _next(
         self, previous: Manifest | None, task: IngestCity, place: Place, file: NewFile | None, attempt: str

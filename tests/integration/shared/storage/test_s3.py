@@ -25,6 +25,7 @@ from shared.storage.object_store import (
     CasConflict,
     ObjectNotFound,
     ObjectStore,
+    StoredObject,
     StoreUnavailable,
     UnfinishedUpload,
 )
@@ -179,6 +180,13 @@ async def test_a_read_can_be_limited_to_the_first_bytes(store: ObjectStore) -> N
         found = await store.get("a.json", first_bytes=first_bytes)
         assert found is not None
         assert found.body == body
+
+
+async def test_the_etag_of_an_object_is_read_without_its_bytes(store: ObjectStore) -> None:
+    """A read of no bytes returns the ETag of the write, and None where there is no object."""
+    written = await store.compare_and_swap("a.json", b"0123456789", etag=None)
+    assert await store.get("a.json", first_bytes=0) == StoredObject(body=b"", etag=written)
+    assert await store.get("b.json", first_bytes=0) is None
 
 
 async def test_a_listing_has_only_the_objects_under_its_prefix(store: ObjectStore) -> None:

@@ -142,6 +142,13 @@ REQUESTS: list[tuple[Callable[[S3Store], Awaitable[object]], bytes, dict[tuple[s
     (lambda store: store.get("a.json"), ANSWER, {("GetObject", "ok"): 1}),
     (lambda store: store.get("a.json"), MISSING, {("GetObject", "not_found"): 1}),
     (lambda store: store.get("a.json"), failing(404, "NoSuchBucket"), {("GetObject", "error"): 1}),
+    (lambda store: store.get("a.json", first_bytes=0), ANSWER, {("HeadObject", "ok"): 1}),
+    (lambda store: store.get("a.json", first_bytes=0), failing(503), {("HeadObject", "error"): 1}),
+    (
+        lambda store: store.get("a.json", first_bytes=0),
+        MISSING,
+        {("HeadObject", "ok"): 1, ("GetObject", "not_found"): 1},
+    ),
     (read_whole, ANSWER, {("GetObject", "ok"): 1}),
     (read_whole, MISSING, {("GetObject", "not_found"): 1}),
     (lambda store: store.put("a.json", b"1"), ANSWER, {("PutObject", "ok"): 1}),
