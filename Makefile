@@ -7,7 +7,7 @@ WORKERS ?= 3 # parallel test processes; more than cores, because tests also wait
 HISTORIES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi alerts contract screenshots format test-containers test-kafka test-kafka-integration chaos histories mutations requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi monitoring contract screenshots format test-containers test-kafka test-kafka-integration chaos histories mutations requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,8 +45,9 @@ bench: $(VENV)/bench/.installed ## Compare Tripfold's speed with its peers; resu
 asyncapi: $(VENV)/.local ## Write docs/asyncapi.json, the contract of the events, from the types
 	$(BIN)/tripfold asyncapi --write docs/asyncapi.json
 
-alerts: $(VENV)/.dev ## Write deploy/prometheus/rules.yml, the alerts for Prometheus, from the metrics
+monitoring: $(VENV)/.dev ## Write the alerts for Prometheus and the dashboard for Grafana from the metrics
 	$(BIN)/python -m scripts.alerts
+	$(BIN)/python -m scripts.dashboard
 
 contract: $(VENV)/.dev ## Test the API against its OpenAPI document with generated requests (EXAMPLES=, SEED=)
 	TRIPFOLD_TEST_EXAMPLES=$(or $(EXAMPLES),1000) TRIPFOLD_TEST_SEED=$(SEED) \

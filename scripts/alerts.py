@@ -1,4 +1,4 @@
-"""Writes deploy/prometheus/rules.yml, the alerts for Prometheus: ``make alerts``.
+"""Writes deploy/prometheus/rules.yml, the alerts for Prometheus: ``make monitoring``.
 
 Names and labels come from the metrics of the code, so none can be wrong. Symptoms come before causes. A ``page`` cannot
 wait until the morning; a ``ticket`` can. docs/how-to/alerts.md has a section for each alert, under its name.
@@ -13,8 +13,9 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from scripts.check_docs import ROOT
+from scripts.promql import NOT_PROBED, sample
 from services.api.http.unreadable import unreadable_objects
-from services.api.middleware.access_log import PROBED, request_seconds
+from services.api.middleware.access_log import request_seconds
 from shared.domain.topics import GROUPS, Topic
 from shared.runtime import metrics
 
@@ -30,8 +31,6 @@ INGEST_AGE_MAX_S = 60 * 60
 REBUILD_AGE_MAX_S = 2 * 60 * 60
 FOLDED = (Topic.CITY_STATS, Topic.REQUEST_PROGRESS)
 
-_SUFFIXES = {"counter": "_total", "gauge": "", "histogram": "_count"}
-
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
     """An alert that fires once ``expr`` has had a result for ``lasts``. ``summary`` is a template of Prometheus."""
@@ -41,19 +40,6 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
     expr: str
     lasts: str = "0m"
     summary: str
-
-
-def sample(metric: MetricWrapperBase, *grouped_by: str, **matchers: str) -> str:
-    """Return the selector of a metric; of a histogram, of its count.
-
-    A matcher has its operator: ``topic='="city-stats"'``. Raises ValueError if the metric lacks a label, of a matcher
-    or of ``grouped_by``.
-    """
-    (family,) = metric.describe()
-    if unknown := {*grouped_by, *matchers} - {*metric._labelnames}:  # noqa: SLF001  # the client has no public name
-        raise ValueError(f"{family.name} has no label {', '.join(sorted(unknown))}")
-    chosen = ",".join(f"{label}{matcher}" for label, matcher in matchers.items())
-    return f"{family.name}{_SUFFIXES[family.type]}" + (f"{{{chosen}}}" if chosen else "")
 
 
 def grown(metric: MetricWrapperBase, *labels: str) -> str:
@@ -72,9 +58,8 @@ def burns(factor: float, long: str, short: str) -> str:
 
     The short window ends the alert soon after the failures end. Probes do not count.
     """
-    route = f'!~"{"|".join(sorted(PROBED))}"'
-    requests = sample(request_seconds, route=route)
-    errors = sample(request_seconds, route=route, status='=~"5.."')
+    requests = sample(request_seconds, route=NOT_PROBED)
+    errors = sample(request_seconds, route=NOT_PROBED, status='=~"5.."')
     limit = f"{factor * ERROR_BUDGET:g}"
     return "(" + " and ".join((
         f"sum(rate({errors}[{long}])) / sum(rate({requests}[{long}])) > {limit}",
@@ -211,7 +196,7 @@ def rules() -> str:
         for alert in ALERTS
     ]
     text: str = yaml.safe_dump({"groups": [{"name": "tripfold", "rules": rows}]}, sort_keys=False, width=1_000)
-    return f"# Made by `make alerts` from scripts/alerts.py. {RUNBOOKS} explains each alert.\n{text}"
+    return f"# Made by `make monitoring` from scripts/alerts.py. {RUNBOOKS} explains each alert.\n{text}"
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,8 @@ import yaml
 
 from scripts import alerts, check_docs
 from shared.domain.topics import GROUPS
-from shared.runtime import metrics
 from tests import ROOT
-from tests.promtool import promtool
+from tests.promtool import run_promtool
 
 NEVER_ENDS = "xN"
 """Repeats a value until the end of a test."""
@@ -209,19 +206,8 @@ def check(tmp_path: Path, changes: Series, minute: int, fired: Fired) -> None:
     run_promtool("test", "rules", str(tmp_path / "test.yml"))
 
 
-def run_promtool(*arguments: str) -> None:
-    """Run promtool, and fail with its output if it fails."""
-    executable = promtool()
-    if executable is None:
-        # A run that decides about a change leaves nothing out.
-        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
-        give_up("no promtool: run `python -m tests.promtool`, or install Prometheus")
-    ended = subprocess.run([executable, *arguments], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-
-
 def test_the_rules_file_is_up_to_date() -> None:
-    """The file is what ``make alerts`` writes."""
+    """The file is what ``make monitoring`` writes."""
     assert alerts.RULES.read_text() == alerts.rules()
 
 
@@ -237,14 +223,6 @@ def test_each_metric_of_an_alert_exists() -> None:
         named = set(re.findall(r"\b(?:tripfold_\w+|up)\b", alert.expr))
         assert named, alert.name
         assert {name.removesuffix("_count") for name in named} <= {*exported, "up"}
-
-
-def test_a_label_that_a_metric_lacks_is_refused() -> None:
-    """A selector, or a group, by a label that the metric does not have is an error."""
-    with pytest.raises(ValueError, match="tripfold_dead_letters has no label partition"):
-        alerts.sample(metrics.dead_letters, partition='="0"')
-    with pytest.raises(ValueError, match="tripfold_dead_letters has no label why"):
-        alerts.grown(metrics.dead_letters, "why")
 
 
 def test_each_alert_has_a_runbook() -> None:
