@@ -121,7 +121,7 @@ def _is_greater(entry: LedgerEntry, known: LedgerEntry) -> bool:
 
 
 def _last_of(instants: Sequence[dt.datetime | None]) -> dt.datetime | None:
-    """Return the last instant. Of several ways to write it (``10:00Z``, ``12:00+02:00``), the greatest text wins."""
+    """Return the last instant. If it is written in two ways (``10:00Z``, ``12:00+02:00``), the greatest text wins."""
     known = [instant for instant in instants if instant is not None]
     if not known:
         return None

@@ -55,7 +55,7 @@ class SummaryWriter:
     ) -> None:
         self._store = store
         self._last_was_missing = False
-        # With the last versions in memory a fold costs one PUT. A stale entry ends in a conflict.
+        # The last versions are in memory, so a fold costs one PUT. A stale entry ends in a conflict.
         self._cache: LruCache[str, CachedSummary] = LruCache(cache_bytes, lambda _, entry: entry.memory_bytes)
         self._clock_s = clock_s
 

@@ -1,15 +1,15 @@
 """Consuming topics with FastStream, at least once: a batch is committed only after all its effects have happened.
 
-A consumer can handle several batches at once. A slow batch then holds back its own commit and no other batch. After a
-crash, Kafka redelivers the batches from the slow one on.
+A consumer can handle several batches at once. A slow batch then holds back the commits of its partition, and no other
+batch until UNCOMMITTED_MAX records are not committed. After a crash, Kafka redelivers from the slow batch on.
 
-A record of a later schema version blocks its consumer. While it retries the batch, the consumer looks in the bucket for
-the marker that ``tripfold skip`` writes. If the marker names that record, the consumer sends it to the dead letters and
-handles the rest of the batch.
+A record of a later schema version blocks its batch, and so the consumer. While it retries the batch, the consumer looks
+in the bucket for the marker that ``tripfold skip`` writes. If the marker names that record, the consumer sends it to
+the dead letters and handles the rest of the batch.
 
 FastStream's defaults can lose messages: they acknowledge first, start at the latest offset and skip a record whose
-headers are not UTF-8. This module replaces them: its parser never fails, its decoder returns raw records, and its
-handler ends only with a commit or with the process.
+headers are not UTF-8. This module replaces them: its parser never fails, its decoder returns raw records, and
+only this module commits offsets, after the effects.
 """
 
 from __future__ import annotations
@@ -238,7 +238,8 @@ def consume(
 
     A failed batch is retried, without the records that ``skip_markers`` sends to the dead letters. ``deadline_s`` is
     the longest duration of one batch; it sets Kafka's ``max.poll.interval.ms``. If ``in_turns``, a batch has records of
-    every partition alike. Returns the subscription; run its ``watch``, and its ``drain`` before the broker stops.
+    every partition alike. Up to ``batches_at_once`` batches are handled at the same time. Returns the subscription; run
+    its ``watch``, and its ``drain`` before the broker stops.
     """
     poll_interval_ms = int((deadline_s + POLL_INTERVAL_SLACK_S) * 1000)
     instance = f"{settings.kafka_group_instance_id}-{topic.value}" if settings.kafka_group_instance_id else None
@@ -260,8 +261,9 @@ def consume(
         parser=_parse,
         decoder=_keep,
     )
-    if in_turns:  # FastStream has no setting for it
-        subscriber.get_msg = partial(take_in_turns, records_max=batch_records_max, linger_ms=linger_ms)  # type: ignore[method-assign]
+    if in_turns:
+        take = partial(take_in_turns, records_max=batch_records_max, linger_ms=linger_ms)
+        subscriber.get_msg = take  # type: ignore[method-assign]  # FastStream has no setting for it
 
     subscription = Subscription(topic, subscriber)
     tracker = subscription.tracker

@@ -136,7 +136,8 @@ class EmbeddedStack:
     def close(self) -> None:
         """Remove the sockets of SeaweedFS, and unlock the directory. Call it after the children have ended."""
         for name in S3_SERVERS:
-            Path(f"/tmp/seaweedfs-{name}-grpc-{self.ports[name] + 10_000}.sock").unlink(missing_ok=True)  # noqa: S108
+            socket = f"/tmp/seaweedfs-{name}-grpc-{self.ports[name] + 10_000}.sock"  # noqa: S108  # SeaweedFS's own path
+            Path(socket).unlink(missing_ok=True)
         os.close(self._lock_fd)
 
 

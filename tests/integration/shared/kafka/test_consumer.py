@@ -134,7 +134,7 @@ async def test_a_slow_batch_delays_no_other_and_is_not_committed(settings: Setti
         return set(offsets) <= set(handled) or None
 
     collector = Collector()
-    collector.process = process  # type: ignore[method-assign]
+    collector.process = process  # type: ignore[method-assign]  # the test's own handler
     async with publisher_of(settings) as publisher:
         await publisher.publish([OutgoingEvent(stats("peru", str(city), 1)) for city in range(6)])
         async with consuming(settings, Topic.CITY_STATS, collector, batch_records_max=1, batches_at_once=3):
