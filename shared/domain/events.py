@@ -39,7 +39,7 @@ PositionsField = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]+$(?!\n)", max_l
 
 
 class Outcome(enum.Enum):
-    """The outcome of a city-day of a request, in ascending order. The highest one counts."""
+    """The outcome of a city-day of a request, in ascending order. Of several outcomes, the highest counts."""
 
     FAILED = "failed"
     SKIPPED = "skipped"

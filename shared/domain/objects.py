@@ -296,7 +296,7 @@ class SummaryHead(BucketObject, frozen=True, kw_only=True, gc=False):
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A failed city-day, the reason, and the raw key of its file if it was refused.
 
-    ``retried_at`` is the time of its latest retry. The request shows the failure of the latest.
+    ``retried_at`` is the time of its latest retry. Of two failures of a city, the request shows the later one.
     """
 
     city_id: CityId

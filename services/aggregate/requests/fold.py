@@ -2,10 +2,10 @@
 
 The fold is a join, so events may come twice and in any order:
 
-- The plan of the highest revision counts, and the record begins anew under it.
-- The highest outcome of a city counts (failed < skipped < unchanged < stored).
-- If a city failed twice, the failure of the later retry counts.
-- The highest published and the highest folded revision of each country count.
+- Of two plans the higher revision counts, and the record begins anew under it.
+- Of two outcomes of a city the higher one counts (failed < skipped < unchanged < stored).
+- Of two failures of a city the one of the later retry counts.
+- Of the published and folded revisions the highest of each country counts.
 
 The record shows the bytes and trips of the first end that was served. While a retry runs, only its own failures count:
 a late failure of an earlier run does not end it.
