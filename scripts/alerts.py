@@ -14,8 +14,6 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from scripts.check_docs import ROOT
 from scripts.promql import NOT_PROBED, sample
-from services.api.http.unreadable import unreadable_objects
-from services.api.middleware.access_log import request_seconds
 from shared.domain.topics import GROUPS, Topic
 from shared.runtime import metrics
 
@@ -58,8 +56,8 @@ def burns(factor: float, long: str, short: str) -> str:
 
     The short window ends the alert soon after the failures end. Probes do not count.
     """
-    requests = sample(request_seconds, route=NOT_PROBED)
-    errors = sample(request_seconds, route=NOT_PROBED, status='=~"5.."')
+    requests = sample(metrics.http_request_seconds, route=NOT_PROBED)
+    errors = sample(metrics.http_request_seconds, route=NOT_PROBED, status='=~"5.."')
     limit = f"{factor * ERROR_BUDGET:g}"
     return "(" + " and ".join((
         f"sum(rate({errors}[{long}])) / sum(rate({requests}[{long}])) > {limit}",
@@ -97,7 +95,7 @@ ALERTS = (
     Alert(
         name="TripfoldApiMissing",
         severity="page",
-        expr=f"absent({sample(unreadable_objects)})",
+        expr=f"absent({sample(metrics.unreadable_objects)})",
         lasts="2m",
         summary="No API runs",
     ),
@@ -134,13 +132,13 @@ ALERTS = (
         severity="ticket",
         # A request that waits behind others is published again too, but then city-days end.
         expr=f"sum(increase({sample(metrics.requeued_requests)}[1h])) > 0 "
-        f"unless sum(increase({sample(metrics.city_days)}[15m])) > 0",
+        f"unless sum(increase({sample(metrics.city_tasks_finished)}[15m])) > 0",
         summary="Requests make no progress, and no city-day ends",
     ),
     Alert(
         name="TripfoldUnreadableObjects",
         severity="ticket",
-        expr=grown(unreadable_objects, "kind"),
+        expr=grown(metrics.unreadable_objects, "kind"),
         summary="The API cannot read a stored {{ $labels.kind }}",
     ),
     Alert(

@@ -13,8 +13,6 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from scripts.check_docs import ROOT
 from scripts.promql import NOT_PROBED, sample
-from services.api.http.unreadable import unreadable_objects
-from services.api.middleware.access_log import request_seconds
 from shared.runtime import metrics
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "tripfold.json"
@@ -53,9 +51,17 @@ PANELS = (
     Panel(title="Firing alerts", expr='count by (alertname) (ALERTS{alertstate="firing",alertname=~"Tripfold.*"})'),
     Panel(title="Ready (1) or not (0)", expr=sample(metrics.ready), legend="{{job}} {{instance}}"),
     Panel(title="Versions", expr=f"count by (version) ({sample(metrics.build_info, 'version')})"),
-    Panel(title="HTTP requests, by status", expr=rate(request_seconds, "status", route=NOT_PROBED), unit="reqps"),
-    Panel(title="HTTP responses, 99th percentile", expr=p99(request_seconds, "route", route=NOT_PROBED), unit="s"),
-    Panel(title="Unreadable objects in an hour", expr=in_an_hour(unreadable_objects, "kind")),
+    Panel(
+        title="HTTP requests, by status",
+        expr=rate(metrics.http_request_seconds, "status", route=NOT_PROBED),
+        unit="reqps",
+    ),
+    Panel(
+        title="HTTP responses, 99th percentile",
+        expr=p99(metrics.http_request_seconds, "route", route=NOT_PROBED),
+        unit="s",
+    ),
+    Panel(title="Unreadable objects in an hour", expr=in_an_hour(metrics.unreadable_objects, "kind")),
     Panel(title="Records that wait", expr=f"sum by (topic) ({sample(metrics.consumer_lag, 'topic')})"),
     Panel(
         title="Age of the oldest record that waits",
@@ -63,7 +69,7 @@ PANELS = (
         unit="s",
     ),
     Panel(title="Batches, 99th percentile", expr=p99(metrics.batch_seconds, "topic"), unit="s"),
-    Panel(title="City-days in an hour, by outcome", expr=in_an_hour(metrics.city_days, "outcome")),
+    Panel(title="City-days in an hour, by outcome", expr=in_an_hour(metrics.city_tasks_finished, "outcome")),
     Panel(title="Requests to the upstream, by outcome", expr=rate(metrics.upstream_requests, "outcome"), unit="reqps"),
     Panel(title="Received from the upstream", expr=rate(metrics.upstream_bytes), unit="Bps"),
     Panel(title="Requests to S3", expr=rate(metrics.s3_request_seconds, "operation", "result"), unit="reqps"),

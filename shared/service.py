@@ -12,14 +12,14 @@ import structlog
 import uvicorn
 from faststream.asgi import AsgiResponse
 from faststream.kafka import KafkaBroker
-from prometheus_client import make_asgi_app
+from prometheus_client import CollectorRegistry, make_asgi_app
 
 from shared.domain.topics import Topic
 from shared.kafka.consumer import SHUTDOWN_GRACE_S, Subscription
 from shared.kafka.producer import KafkaPublisher
 from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime.health import Health, measure_loop_lag
-from shared.runtime.metrics import Concern
+from shared.runtime.metrics import Concern, Part, registry_of
 from shared.runtime.retry import Retrier, Stopping
 from shared.runtime.settings import Settings
 from shared.storage.s3 import S3Store
@@ -48,6 +48,7 @@ def make_app(
     context: ServiceContext,
     broker: KafkaBroker,
     *,
+    parts: tuple[Part, ...],
     subscriptions: tuple[Subscription, ...],
     publishes: tuple[Topic, ...],
     background: tuple[Background, ...] = (),
@@ -57,7 +58,7 @@ def make_app(
 
     Services can start in any order. Before it subscribes, a service waits for S3, for Kafka and for the topics that it
     consumes and ``publishes``; until then it is live but not ready. (FastStream's own ASGI app exits if Kafka is
-    unavailable at the start.)
+    unavailable at the start.) It exports the metrics of its ``parts``.
     """
     retrier = context.retrier
     topics = {*(subscription.topic for subscription in subscriptions), *publishes, Topic.DEAD_LETTERS}
@@ -94,15 +95,17 @@ def make_app(
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    return health_app(context.health, running)
+    return health_app(context.health, running, registry_of(*parts))
 
 
-def health_app(health: Health, running: Callable[[], contextlib.AbstractAsyncContextManager[None]]) -> AsgiApp:
+def health_app(
+    health: Health, running: Callable[[], contextlib.AbstractAsyncContextManager[None]], registry: CollectorRegistry
+) -> AsgiApp:
     """Return an app with ``/health/live``, ``/health/ready`` and ``/metrics``, which lives inside ``running()``.
 
     Litestar would take 6 MB of memory for these three routes.
     """
-    metrics = make_asgi_app()
+    metrics = make_asgi_app(registry)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":

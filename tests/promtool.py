@@ -28,14 +28,14 @@ def promtool() -> str | None:
     return shutil.which("promtool") or (str(unpacked) if unpacked.exists() else None)
 
 
-def run_promtool(*arguments: str) -> None:
-    """Run promtool, and fail with its output if it fails. Skip the test without promtool."""
+def run_promtool(*arguments: str, text: str = "") -> None:
+    """Run promtool on ``text``, and fail with its output if it fails. Skip the test without promtool."""
     executable = promtool()
     if executable is None:
         # A run that decides about a change leaves nothing out.
         give_up = pytest.fail if os.environ.get("CI") else pytest.skip
         give_up("no promtool: run `python -m tests.promtool`, or install Prometheus")
-    ended = subprocess.run([executable, *arguments], capture_output=True, text=True, check=False)
+    ended = subprocess.run([executable, *arguments], input=text, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 

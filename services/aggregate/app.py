@@ -55,6 +55,7 @@ def create_app(settings: Settings) -> AsgiApp:
     return make_app(
         context,
         broker,
+        parts=("aggregate",),
         subscriptions=(statistics, requests),
         publishes=(Topic.COUNTRY_DAY_SUMMARIES, Topic.REQUEST_PROGRESS, Topic.CITY_STATS, Topic.PROCESS_REQUESTS),
         background=(requeue.run, partial(watch_rebuild, store)),

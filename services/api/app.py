@@ -39,7 +39,7 @@ from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.runtime.health import Health, measure_loop_lag
 from shared.runtime.logging import configure_logging
-from shared.runtime.metrics import Concern
+from shared.runtime.metrics import Concern, registry_of
 from shared.runtime.settings import Settings
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
@@ -120,6 +120,7 @@ def assemble(
             "quarantine": _provided(functools.partial(quarantine.list_quarantine, store)),
             "days_max": _provided(settings.api_range_days_max),
             "readiness": _provided(Readiness(state, checks)),
+            "registry": _provided(registry_of("api")),
         },
         exception_handlers=exception_handlers(),
         lifespan=[lifespan],

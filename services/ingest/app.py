@@ -19,6 +19,7 @@ from services.ingest.worker.worker import Worker
 from shared.domain.ids import utc_now
 from shared.domain.topics import GROUPS, Topic
 from shared.kafka.consumer import Subscription, consume, make_broker
+from shared.runtime.metrics import Part
 from shared.runtime.settings import Settings
 from shared.service import AsgiApp, ServiceContext, make_app
 
@@ -43,15 +44,23 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
         concurrency_max=settings.upstream_concurrency_max,
     )
     broker = make_broker(settings)
+    parts: list[Part] = []
     subscriptions: list[Subscription] = []
     publishes = {Topic.CITY_STATS, Topic.CITY_TASKS, Topic.REQUEST_PROGRESS}
     if planner:
+        parts.append("planner")
         subscriptions.append(_consume_requests(context, broker, upstream, retry_policy))
     if worker:
+        parts.append("worker")
         subscriptions += [_consume_tasks(context, broker, upstream, retry_policy), _consume_retries(context, broker)]
         publishes.add(Topic.CITY_TASK_RETRIES)
     return make_app(
-        context, broker, subscriptions=tuple(subscriptions), publishes=tuple(publishes), resources=(upstream,)
+        context,
+        broker,
+        parts=tuple(parts),
+        subscriptions=tuple(subscriptions),
+        publishes=tuple(publishes),
+        resources=(upstream,),
     )
 
 

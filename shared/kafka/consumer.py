@@ -96,6 +96,7 @@ class Subscription:
     """
 
     def __init__(self, topic: Topic, subscriber: Subscriber) -> None:
+        metrics.dead_letters.labels(topic.value)  # exports 0, so that an alert sees the first one
         self.topic = topic
         self.batches = 0
         self.running: set[asyncio.Task[None]] = set()

@@ -1,16 +1,29 @@
-"""The Prometheus metrics of all services. docs/reference/metrics.md lists them."""
+"""The Prometheus metrics of all services. docs/reference/metrics.md lists them.
+
+Each metric belongs to a group, and a process exports only the groups of the parts that it runs: see `registry_of`.
+"""
 
 from __future__ import annotations
 
 from importlib.metadata import version
 from typing import Literal, get_args
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY as EVERY_PROCESS
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.metrics import MetricWrapperBase
 
 from shared.domain.events import Outcome
-from shared.domain.topics import Topic
 
-__all__ = ["REGISTRY"]
+Part = Literal["api", "planner", "worker", "aggregate"]
+"""A part of Tripfold. A process runs one of them, or the planner and the worker."""
+
+API, CONSUMERS, UPSTREAM, WORKER, AGGREGATE = (CollectorRegistry() for _ in range(5))
+_GROUPS: dict[Part, tuple[CollectorRegistry, ...]] = {
+    "api": (API,),
+    "planner": (CONSUMERS, UPSTREAM),
+    "worker": (CONSUMERS, UPSTREAM, WORKER),
+    "aggregate": (CONSUMERS, AGGREGATE),
+}
 
 Concern = Literal["s3", "kafka", "consumer", "partitions", "batch", "city_day", "requeue", "upstream", "generation"]
 """The values of the label ``what``: a dependency, or the work that waits for one."""
@@ -19,13 +32,22 @@ S3Operation = Literal[
     "GetObject", "HeadObject", "PutObject", "ListObjectsV2", "DeleteObject", "UploadPart", "CompleteMultipartUpload"
 ]
 S3Result = Literal["ok", "not_found", "conflict", "error", "cancelled"]
+ObjectKind = Literal["summary", "request", "manifest", "plan", "quarantine report", "other"]
+UpstreamOutcome = Literal["complete", "unchanged", "redirected", "refused", "interrupted", "unavailable", "aborted"]
+
+# These are a series beside each counter and histogram, and Prometheus needs none of them.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the client has no types here
 
 build_info = Gauge("tripfold_build_info", "Always 1; the label is the version of Tripfold", ["version"])
 build_info.labels(version("tripfold")).set(1)
-events_consumed = Counter("tripfold_events_consumed_total", "Events consumed from a topic", ["topic"])
+events_consumed = Counter(
+    "tripfold_events_consumed_total", "Events consumed from a topic", ["topic"], registry=CONSUMERS
+)
 events_published = Counter("tripfold_events_published_total", "Events acknowledged by Kafka", ["topic"])
-dead_letters = Counter("tripfold_dead_letters_total", "Records sent to the dead letters", ["topic"])
-commit_failures = Counter("tripfold_commit_failures_total", "Offset commits that failed; the batch is delivered again")
+dead_letters = Counter("tripfold_dead_letters_total", "Records sent to the dead letters", ["topic"], registry=CONSUMERS)
+commit_failures = Counter(
+    "tripfold_commit_failures_total", "Offset commits that failed; the batch is delivered again", registry=CONSUMERS
+)
 cas_conflicts = Counter(
     "tripfold_cas_conflicts_total", "Compare-and-swaps that conflicted with another write", ["object"]
 )
@@ -33,46 +55,82 @@ faults = Counter(
     "tripfold_faults_total", "Failed tries that are repeated, most of them in a dependency outage", ["what"]
 )
 ready = Gauge("tripfold_ready", "1 while the service is ready")
-last_poll = Gauge("tripfold_last_poll_timestamp_seconds", "When the service last took a batch or found none", ["topic"])
+last_poll = Gauge(
+    "tripfold_last_poll_timestamp_seconds",
+    "When the service last took a batch or found none",
+    ["topic"],
+    registry=CONSUMERS,
+)
 consumer_lag = Gauge(
-    "tripfold_consumer_lag", "Records of a partition that the consumer has not processed", ["topic", "partition"]
+    "tripfold_consumer_lag",
+    "Records of a partition that the consumer has not processed",
+    ["topic", "partition"],
+    registry=CONSUMERS,
 )
 oldest_record_age = Gauge(
     "tripfold_consumer_oldest_record_age_seconds",
     "Age of the oldest record that the consumer has not processed; 0 without one",
     ["topic"],
+    registry=CONSUMERS,
 )
 batch_seconds = Histogram(
     "tripfold_batch_seconds",
     "Time from taking a batch to its commit",
     ["topic"],
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
+    registry=CONSUMERS,
 )
 requeued_requests = Counter(
-    "tripfold_requeued_requests_total", "Requests published again because they made no progress for long"
+    "tripfold_requeued_requests_total",
+    "Requests published again because they made no progress for long",
+    registry=AGGREGATE,
 )
-city_days = Counter("tripfold_city_days_total", "City-days that a worker has finished, by outcome", ["outcome"])
+city_tasks_finished = Counter(
+    "tripfold_city_tasks_finished_total",
+    "City-days that a worker has finished, by outcome",
+    ["outcome"],
+    registry=WORKER,
+)
 quarantined_files = Counter(
     "tripfold_quarantined_files_total",
     "Refused files, by reason: invalid, or parser_crash (parsing it crashes the process). Counts repeated files too",
     ["why"],
+    registry=WORKER,
 )
-bad_records = Counter("tripfold_bad_records_total", "Bad records left out of accepted files")
+bad_records = Counter("tripfold_bad_records_total", "Bad records left out of accepted files", registry=WORKER)
 upstream_requests = Counter(
-    "tripfold_upstream_requests_total",
-    "Requests to the upstream, by outcome",
-    ["outcome"],
+    "tripfold_upstream_requests_total", "Requests to the upstream, by outcome", ["outcome"], registry=UPSTREAM
 )
-upstream_bytes = Counter("tripfold_upstream_bytes_total", "Bytes of bodies received from the upstream, before decoding")
-upstream_resumptions = Counter("tripfold_upstream_resumptions_total", "Interrupted downloads that were resumed")
-upstream_reachable = Gauge("tripfold_upstream_reachable", "0 while the circuit breaker of the upstream is open")
+upstream_bytes = Counter(
+    "tripfold_upstream_bytes_total", "Bytes of bodies received from the upstream, before decoding", registry=UPSTREAM
+)
+upstream_resumptions = Counter(
+    "tripfold_upstream_resumptions_total", "Interrupted downloads that were resumed", registry=UPSTREAM
+)
+upstream_reachable = Gauge(
+    "tripfold_upstream_reachable", "0 while the circuit breaker of the upstream is open", registry=UPSTREAM
+)
 upstream_reachable.set(1)
-rebuild_age = Gauge("tripfold_rebuild_age_seconds", "Age of the rebuild that runs or was interrupted; 0 without one")
+rebuild_age = Gauge(
+    "tripfold_rebuild_age_seconds", "Age of the rebuild that runs or was interrupted; 0 without one", registry=AGGREGATE
+)
 s3_request_seconds = Histogram(
     "tripfold_s3_request_seconds",
     "Time from a request to S3 to its response",
     ["operation", "result"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+http_request_seconds = Histogram(
+    "tripfold_http_request_seconds",
+    "Time from an HTTP request to the end of its response",
+    ["method", "route", "status"],
+    registry=API,
+)
+unreadable_objects = Counter(
+    "tripfold_unreadable_objects_total",
+    "Objects of the bucket that the API could not read",
+    ["kind"],
+    registry=API,
 )
 event_loop_lag = Histogram(
     "tripfold_event_loop_lag_seconds",
@@ -83,18 +141,45 @@ event_loop_lag_max = Gauge(
     "tripfold_event_loop_lag_max_seconds", "Longest delay of the event loop since the start of the process"
 )
 
-# A labelled counter exports nothing before its first use. An alert on its increase would miss that first one.
-for _topic in Topic:
-    dead_letters.labels(_topic.value)
-for _concern in get_args(Concern):
-    faults.labels(_concern)
-for _object in ("active_requests", "attempts", "countries", "manifest", "plan", "request", "summary"):
-    cas_conflicts.labels(_object)
-for _operation in get_args(S3Operation):
-    s3_request_seconds.labels(_operation, "error")
-for _why in ("invalid", "parser_crash"):
-    quarantined_files.labels(_why)
-for _ended in Outcome:
-    city_days.labels(_ended.value)
-for _outcome in ("complete", "unchanged", "redirected", "refused", "interrupted", "unavailable", "aborted"):
-    upstream_requests.labels(_outcome)
+_UPLOADS = ("UploadPart", "CompleteMultipartUpload")
+_CONSUMER_FAULTS: tuple[Concern, ...] = ("s3", "kafka", "consumer", "partitions", "batch")
+_FIRST_VALUES: dict[Part, dict[MetricWrapperBase, tuple[str, ...]]] = {
+    "api": {
+        cas_conflicts: ("active_requests", "request"),
+        faults: ("s3", "kafka"),
+        unreadable_objects: get_args(ObjectKind),
+    },
+    "planner": {
+        cas_conflicts: ("active_requests", "countries", "plan", "request"),
+        faults: (*_CONSUMER_FAULTS, "upstream"),
+        upstream_requests: get_args(UpstreamOutcome),
+    },
+    "worker": {
+        cas_conflicts: ("attempts", "manifest"),
+        city_tasks_finished: tuple(outcome.value for outcome in Outcome),
+        faults: (*_CONSUMER_FAULTS, "city_day", "upstream"),
+        quarantined_files: ("invalid", "parser_crash"),
+        upstream_requests: get_args(UpstreamOutcome),
+    },
+    "aggregate": {
+        cas_conflicts: ("request", "summary"),
+        faults: (*_CONSUMER_FAULTS, "requeue", "generation"),
+    },
+}
+"""The label values that a part exports from the start. A labelled counter exports nothing before its first use, and an
+alert on its increase would miss that first one. `consume` does the same for the labels of a topic."""
+
+
+def registry_of(*parts: Part) -> CollectorRegistry:
+    """Return the metrics that a process with these parts exports. Each counter of errors starts at zero."""
+    registry = CollectorRegistry(auto_describe=True)  # knows the names of all groups, so none can be in two
+    for group in dict.fromkeys((EVERY_PROCESS, *(group for part in parts for group in _GROUPS[part]))):
+        registry.register(group)
+    for part in parts:
+        for metric, values in _FIRST_VALUES[part].items():
+            for value in values:
+                metric.labels(value)
+    for operation in get_args(S3Operation):
+        if "worker" in parts or operation not in _UPLOADS:
+            s3_request_seconds.labels(operation, "error")
+    return registry

@@ -13,11 +13,11 @@ from shared.domain.ids import CityId
 from shared.domain.objects import AttemptsUnderWay, QuarantineReport, ReportedRecord
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
-from shared.runtime.metrics import REGISTRY
 from shared.runtime.retry import Stopping
 from tests.fakes.builders import UpstreamState, trip_file
 from tests.fakes.faults import Break, PortCall, PortCalls
 from tests.fakes.log import PARTITIONS
+from tests.fakes.metrics import REGISTRY
 from tests.fault.checks import differences, record_of
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MORNING, WHOLE
 from tests.fault.world import DATE, ROLES, Process, World
@@ -54,10 +54,10 @@ def quarantined(why: str) -> float:
     return REGISTRY.get_sample_value("tripfold_quarantined_files_total", {"why": why}) or 0.0
 
 
-def city_days() -> dict[Outcome, float]:
+def tasks_finished() -> dict[Outcome, float]:
     """Return how many city-days were finished, by outcome."""
     return {
-        outcome: REGISTRY.get_sample_value("tripfold_city_days_total", {"outcome": outcome.value}) or 0.0
+        outcome: REGISTRY.get_sample_value("tripfold_city_tasks_finished_total", {"outcome": outcome.value}) or 0.0
         for outcome in Outcome
     }
 
@@ -95,12 +95,12 @@ async def test_a_refused_file_is_kept_and_the_good_revision_stays() -> None:
 async def test_city_days_are_counted_by_outcome() -> None:
     """Each finished city-day counts once, by its outcome."""
     world = World()
-    before = city_days()
+    before = tasks_finished()
     world.request(WHOLE)
     await world.run_to_rest()
     world.request(holding(BAD))
     await world.run_to_rest()
-    counted = {outcome: count - before[outcome] for outcome, count in city_days().items()}
+    counted = {outcome: count - before[outcome] for outcome, count in tasks_finished().items()}
     assert counted == {Outcome.STORED: 3, Outcome.FAILED: 1, Outcome.UNCHANGED: 2, Outcome.SKIPPED: 0}
 
 

@@ -8,8 +8,8 @@ import tomllib
 from typer.testing import CliRunner
 
 from services.api.documentation.openapi import openapi_config
-from shared.runtime.metrics import REGISTRY
 from tests import ROOT
+from tests.fakes.metrics import REGISTRY
 from tripfold import cli
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

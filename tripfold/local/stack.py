@@ -25,6 +25,11 @@ from tripfold.local.supervisor import ChildEvent, ChildProcess, Supervisor, http
 
 LOOPBACK = "127.0.0.1"
 PARTITIONS = 4
+SERVICES = {
+    "planner": ("serve", "ingest", "--role", "planner"),
+    "worker": ("serve", "ingest", "--role", "worker"),
+    "aggregate": ("serve", "aggregate"),
+}
 UPSTREAM_PORT_PREFERRED = 8090
 TRIES_MAX = 10
 TRY_WAIT_S = 0.5
@@ -50,6 +55,8 @@ class RunningStack(msgspec.Struct, frozen=True, kw_only=True):
     endpoints: Endpoints
     variables_file: Path
     environment: Mapping[str, str]
+    metrics_urls: Mapping[str, str]
+    """Where each process exports its metrics."""
     supervisor: Supervisor
     recovered: Recovered | None
     """What was published again, if the last stop was not clean."""
@@ -87,13 +94,9 @@ async def local_stack(
             "PYTHONUNBUFFERED": "1",
         }
         variables_file = _write_variables(data_dir, embedded.endpoints, upstream_url)
+        health_ports = {name: free_port(f"the health of the {name}") for name in SERVICES}
         services = [
-            _service(name, arguments, free_port(f"the health of the {name}"), environment, logs_dir)
-            for name, arguments in (
-                ("planner", ("serve", "ingest", "--role", "planner")),
-                ("worker", ("serve", "ingest", "--role", "worker")),
-                ("aggregate", ("serve", "aggregate")),
-            )
+            _service(name, arguments, health_ports[name], environment, logs_dir) for name, arguments in SERVICES.items()
         ]
         api_url = f"http://{LOOPBACK if options.host == '0.0.0.0' else options.host}:{api_port}"  # noqa: S104  # not bound here
         api = _child("api", ("serve", "api"), environment, logs_dir, health_url=f"{api_url}/health/ready")
@@ -123,6 +126,10 @@ async def local_stack(
                 endpoints=embedded.endpoints,
                 variables_file=variables_file,
                 environment=environment,
+                metrics_urls={
+                    "API": f"{api_url}/metrics",
+                    **{name: f"http://{LOOPBACK}:{port}/metrics" for name, port in health_ports.items()},
+                },
                 supervisor=supervisor,
                 recovered=recovered,
             )

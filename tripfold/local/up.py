@@ -30,6 +30,7 @@ def print_urls(stack: RunningStack, options: StackOptions, console: Console) -> 
         "Kafka": stack.endpoints.kafka_bootstrap_servers,
         "S3": f"{stack.endpoints.s3_endpoint_url}/{stack.endpoints.bucket}",
         "clients": f". {stack.variables_file}  (sets Kafka, S3 and its keys as variables)",
+        "metrics": ", ".join(f"{url} ({name})" for name, url in stack.metrics_urls.items()),
         "data": f"{options.data_dir} (logs in {options.data_dir / 'logs'})",
     }
     for name, text in lines.items():

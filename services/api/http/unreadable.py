@@ -11,28 +11,22 @@ from urllib.parse import quote
 
 import msgspec
 import structlog
-from prometheus_client import Counter
 
 from shared.domain import keys
 from shared.domain.objects import CorruptObject, NewerObject
+from shared.runtime import metrics
 
 HEADER = "Tripfold-Unreadable"
 NAMED_MAX = 20
 NAME_LENGTH_MAX = 200
 
-unreadable_objects = Counter(
-    "tripfold_unreadable_objects_total", "Objects of the bucket that the API could not read", ["kind"]
-)
-_KINDS = {
+_KINDS: dict[str, metrics.ObjectKind] = {
     keys.SUMMARIES: "summary",
     keys.REQUESTS: "request",
     keys.MANIFESTS: "manifest",
     keys.PLANS: "plan",
     keys.QUARANTINE: "quarantine report",
 }
-_OTHER = "other"
-for _kind in (*_KINDS.values(), _OTHER):
-    unreadable_objects.labels(_kind)
 
 _Read = TypeVar("_Read")
 _log = structlog.get_logger()
@@ -55,7 +49,7 @@ def read_if_readable(read: Callable[[], _Read]) -> _Read | UnreadableObject:
 
 def report_unreadable(error: CorruptObject) -> UnreadableObject:
     """Count and log an unreadable object; return its key, the reason, and the remedy."""
-    unreadable_objects.labels(_kind_of(error.key)).inc()
+    metrics.unreadable_objects.labels(_kind_of(error.key)).inc()
     _log.error("object_unreadable", key=error.key, error=str(error))
     return UnreadableObject(key=error.key, reason=f"{error}. {_remedy_of(error)}")
 
@@ -82,8 +76,8 @@ def _name_of(key: str) -> str:
     return quote(name, safe="/=")[:NAME_LENGTH_MAX]
 
 
-def _kind_of(key: str) -> str:
-    return next((kind for prefix, kind in _KINDS.items() if key.startswith(prefix)), _OTHER)
+def _kind_of(key: str) -> metrics.ObjectKind:
+    return next((kind for prefix, kind in _KINDS.items() if key.startswith(prefix)), "other")
 
 
 def _remedy_of(error: CorruptObject) -> str:

@@ -13,18 +13,14 @@ from collections.abc import Iterable
 import structlog
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
-from prometheus_client import Histogram
+
+from shared.runtime import metrics
 
 HEADER = "X-Request-ID"
 PROBED = frozenset({"/health/live", "/health/ready", "/metrics"})
 """Paths that programs request every few seconds."""
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-request_seconds = Histogram(
-    "tripfold_http_request_seconds",
-    "Time from an HTTP request to the end of its response",
-    ["method", "route", "status"],
-)
 _TRACE_ID = "http_request_id"
 _VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _log = structlog.get_logger()
@@ -61,7 +57,7 @@ class AccessLog:
         finally:
             took_s = time.perf_counter() - began_s
             # Labels come from the routes, not from the client, so that their number is bounded.
-            request_seconds.labels(
+            metrics.http_request_seconds.labels(
                 method if method in KNOWN_METHODS else "other", scope.get("path_template", "unmatched"), status
             ).observe(took_s)
             log = _log.debug if scope.get("path_template") in PROBED and status < 400 else _log.info

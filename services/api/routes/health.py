@@ -8,13 +8,13 @@ from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import SkipValidation
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from services.api.health import Liveness, Readiness, ReadinessReport
 from services.api.http.problems import open_responses
-from shared.runtime.metrics import REGISTRY
 
 ReadinessPort = NamedDependency[SkipValidation[Readiness]]
+RegistryPort = NamedDependency[SkipValidation[CollectorRegistry]]
 
 
 @get(
@@ -52,11 +52,11 @@ async def ready(readiness: ReadinessPort) -> Response[ReadinessReport]:
 
 
 @get("/metrics", include_in_schema=False)
-async def metrics(readiness: ReadinessPort) -> Response[bytes]:
+async def metrics(readiness: ReadinessPort, registry: RegistryPort) -> Response[bytes]:
     """Return the metrics in the text format of Prometheus."""
     await readiness.report()  # updates the gauge tripfold_ready
     # Litestar adds the charset of a text type.
-    return Response(generate_latest(REGISTRY), media_type=CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8"))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8"))
 
 
 HANDLERS = [live, ready, metrics]

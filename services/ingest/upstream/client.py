@@ -35,6 +35,7 @@ from services.ingest.upstream.responses import (
 from services.ingest.upstream.retry import jittered_s
 from services.ingest.upstream.transport import build_get, make_client, translate_errors
 from shared.runtime import metrics
+from shared.runtime.metrics import UpstreamOutcome
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings, secret_value, tls_client_context
 
@@ -291,7 +292,7 @@ class HttpUpstream:
         speed = _SpeedLimit(
             request.url, bytes_per_s_min=settings.upstream_bytes_per_s_min, window_s=settings.upstream_speed_window_s
         )
-        outcome = "aborted"
+        outcome: UpstreamOutcome = "aborted"
         raw = response.aiter_raw()
         try:
             while True:
@@ -339,7 +340,7 @@ class HttpUpstream:
             raise
 
 
-def _count(outcome: str) -> None:
+def _count(outcome: UpstreamOutcome) -> None:
     metrics.upstream_requests.labels(outcome).inc()
 
 

@@ -184,7 +184,7 @@ class CityDayIngest:
         if finished.manifest is None:
             await self._publish_awaited(task)
         await self._publish(task, finished)
-        metrics.city_days.labels(finished.outcome.value).inc()
+        metrics.city_tasks_finished.labels(finished.outcome.value).inc()
 
     async def _publish_awaited(self, task: IngestCity) -> None:
         """Publish the manifest again if an earlier run of this task still waits for its events to be folded.

@@ -55,7 +55,7 @@ REACHABLE = series("tripfold_upstream_reachable", "worker")
 REBUILD = series("tripfold_rebuild_age_seconds", "aggregate")
 COMMITS = series("tripfold_commit_failures_total", "worker")
 REQUEUED = series("tripfold_requeued_requests_total", "aggregate")
-STORED = series("tripfold_city_days_total", "worker", outcome="stored")
+STORED = series("tripfold_city_tasks_finished_total", "worker", outcome="stored")
 
 REST: Series = {
     **{series("up", one): f"1+0{NEVER_ENDS}" for one in PROCESSES},

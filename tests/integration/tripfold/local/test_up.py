@@ -14,13 +14,16 @@ import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
+from shared.runtime.metrics import Part, registry_of
 from tests.integration.running import ENDED, eventually, until
 from tests.integration.trips import figures_of, make_trips
 from tests.integration.upstream import UpstreamServer
+from tests.promtool import run_promtool
 from tripfold.local.ports import free_port
 from tripfold.local.recompute import CountryDay, recompute
 from tripfold.local.supervisor import http_probe
@@ -60,6 +63,27 @@ def processes_of(data_dir: Path) -> list[str]:
     return found
 
 
+async def scrape(process: asyncio.subprocess.Process) -> dict[str, str]:
+    """Return the metrics of each process of a stack, from the addresses that ``up`` prints."""
+    assert process.stdout is not None
+    printed = b""
+    while not printed.startswith(b"metrics "):
+        printed = await process.stdout.readline()
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return {
+            name.lower(): (await client.get(url)).text
+            for url, name in re.findall(r"(http\S+) \((\w+)\)", printed.decode())
+        }
+
+
+def check_metrics(scraped: dict[str, str]) -> None:
+    """Check that each process exports the metrics of its part and no others, under standard names."""
+    for text in scraped.values():
+        run_promtool("check", "metrics", text=text)
+    names = {name: {family.name for family in text_string_to_metric_families(text)} for name, text in scraped.items()}
+    assert names == {part: {family.name for family in registry_of(part).collect()} for part in get_args(Part)}
+
+
 async def test_up_continues_where_it_stopped(tmp_path: Path) -> None:
     """Dates processed before Ctrl-C are served after the next start, and nothing runs in between."""
     trips = make_trips(1, 500, DATE)
@@ -75,6 +99,7 @@ async def test_up_continues_where_it_stopped(tmp_path: Path) -> None:
                 place = (await client.post("/process-request", params={"date": DATE})).headers["location"]
                 request = await eventually(lambda: _ended(client, place), "the request to end")
             assert request["status"] == "completed"
+            check_metrics(await scrape(process))
             process.send_signal(signal.SIGINT)
             output = (await asyncio.wait_for(process.communicate(), STOP_DEADLINE_S))[0].decode()
             assert process.returncode == 0, output

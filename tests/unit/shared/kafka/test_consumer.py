@@ -17,6 +17,7 @@ from shared.kafka.consumer import PROGRESS_INTERVAL_S, STUCK_AFTER_S, Subscripti
 from shared.runtime import metrics
 from shared.runtime.health import Health
 from shared.runtime.retry import DependencyUnavailable, Retrier
+from tests.fakes.metrics import REGISTRY
 
 PARTITION = TopicPartition("city-stats", 0)
 
@@ -146,7 +147,7 @@ async def test_the_lag_is_exported(batch_s: int) -> None:
     for batch in subscription.running:
         batch.cancel()
     labels = {"topic": "city-stats", "partition": "0"}
-    assert metrics.REGISTRY.get_sample_value("tripfold_consumer_lag", labels) == 6
+    assert REGISTRY.get_sample_value("tripfold_consumer_lag", labels) == 6
 
 
 async def test_a_consumer_is_not_restarted_during_an_outage_of_kafka() -> None:

@@ -11,6 +11,7 @@ from shared.kafka.lag import Lag, Offsets
 from shared.kafka.offset_tracker import OffsetTracker
 from shared.kafka.records import ConsumedRecord
 from shared.runtime import metrics
+from tests.fakes.metrics import REGISTRY
 
 TOPIC = Topic.CITY_TASKS
 
@@ -59,7 +60,7 @@ def lags() -> dict[str, float]:
 
 def age_s() -> float | None:
     """Return the exported age of the oldest record."""
-    return metrics.REGISTRY.get_sample_value("tripfold_consumer_oldest_record_age_seconds", {"topic": TOPIC.value})
+    return REGISTRY.get_sample_value("tripfold_consumer_oldest_record_age_seconds", {"topic": TOPIC.value})
 
 
 def record(offset: int, *, timestamp_ms: int) -> ConsumedRecord:

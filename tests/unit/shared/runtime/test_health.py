@@ -10,7 +10,6 @@ import httpx
 import pytest
 from prometheus_client import Counter
 
-from shared.domain.topics import Topic
 from shared.runtime import health, metrics
 from shared.runtime.health import Health, measure_loop_lag
 from shared.service import health_app
@@ -23,9 +22,10 @@ def lag_s() -> float:
 
 
 def test_counters_of_errors_start_at_zero_and_have_a_fixed_set_of_labels() -> None:
-    """The first dead letter can raise an alert, and the detail of a fault adds no time series."""
+    """The first fault can raise an alert, and the detail of a fault adds no time series."""
+    metrics.registry_of("worker")
     before = labels_of(metrics.faults)
-    assert {topic.value for topic in Topic} <= {labels["topic"] for labels in labels_of(metrics.dead_letters)}
+    assert {"what": "city_day"} in before
     state = Health()
     state.failing("city_day", "away", detail="2024-05-07/0")
     assert state.faults == {"city_day 2024-05-07/0": "away"}
@@ -43,7 +43,7 @@ async def test_health_endpoints_report_liveness_readiness_and_metrics() -> None:
     """Liveness never depends on faults. Readiness is 503 with its faults, and unknown paths are 404."""
     state = Health()
     state.started = True
-    transport = httpx.ASGITransport(health_app(state, contextlib.nullcontext))
+    transport = httpx.ASGITransport(health_app(state, contextlib.nullcontext, metrics.registry_of("aggregate")))
     async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
         assert (await client.get("/health/live")).json() == {"live": True}
         assert (await client.get("/health/ready")).status_code == 200

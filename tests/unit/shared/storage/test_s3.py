@@ -16,10 +16,10 @@ import msgspec
 import pytest
 import trustme
 
-from shared.runtime.metrics import REGISTRY
 from shared.runtime.settings import Settings, load_settings
 from shared.storage.object_store import CasConflict, ObjectNotFound, StoreUnavailable
 from shared.storage.s3 import S3Store
+from tests.fakes.metrics import REGISTRY
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nETag: "1"\r\nConnection: close\r\n\r\n{}'
 

@@ -16,12 +16,12 @@ from shared.domain.objects import BucketEpoch
 from shared.domain.topics import Topic
 from shared.kafka import skip_markers
 from shared.runtime.health import Health
-from shared.runtime.metrics import REGISTRY
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
 from shared.storage.object_store import CasConflict
 from tests.fakes.bucket import NOON, FakeBucket, trips
 from tests.fakes.log import MemoryTopicReader
+from tests.fakes.metrics import REGISTRY
 from tests.fakes.store import MemoryStore
 from tripfold.operate.doctor import (
     Check,

@@ -25,10 +25,10 @@ from services.ingest.upstream.port import Validators
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker.streaming import FileRefused, StreamedFile, StreamProgress, stream_file
 from shared.runtime.health import Health
-from shared.runtime.metrics import REGISTRY
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
 from tests.fakes.builders import Clock
+from tests.fakes.metrics import REGISTRY
 from tests.fakes.store import MemoryStore
 from tests.integration.services.ingest.upstream.hostile import (
     Answer,

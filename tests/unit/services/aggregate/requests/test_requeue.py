@@ -18,10 +18,10 @@ from shared.domain.requests import new_record
 from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaUnavailable
 from shared.kafka.records import OutgoingEvent
-from shared.runtime.metrics import REGISTRY
 from shared.storage.object_store import StoredObject
 from tests.fakes.builders import Clock
 from tests.fakes.log import MemoryLog, MemoryPublisher
+from tests.fakes.metrics import REGISTRY
 from tests.fakes.store import MemoryStore
 
 AFTER = dt.timedelta(minutes=15)

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.api.http.unreadable import unreadable_objects
 from services.api.middleware.legacy_query import repaired_query
 from shared.domain import keys, objects
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import Countries
+from shared.runtime import metrics
 from shared.runtime.settings import Settings
 from tests.fakes.api import DAY, Client, World, planned, stats
 
@@ -279,9 +279,9 @@ def test_unreadable_summary_is_named(world: World, client: Client, body: bytes, 
     world.fold_in(stats("armenia", dt.date(2024, 5, 2)))
     world.fold_in(stats("belgium"))
     period = "/country-stats?from=2024-05-01&to=2024-05-02"
-    before = unreadable_objects.labels("summary")._value.get()
+    before = metrics.unreadable_objects.labels("summary")._value.get()
     plain, full = client.get(period), client.get(f"{period}&detail=full")
-    assert unreadable_objects.labels("summary")._value.get() == before + 2
+    assert metrics.unreadable_objects.labels("summary")._value.get() == before + 2
     assert {country: list(days) for country, days in plain.json().items()} == {
         "armenia": ["2024-05-02"],
         "belgium": ["2024-05-01", "2024-05-02"],
