@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from concurrent.futures import ThreadPoolExecutor
 
 from faststream.kafka import KafkaBroker
 
+from services.ingest.jobs.backfills import BackfillAdvancer
+from services.ingest.jobs.runner import JobRunner
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.client import HttpUpstream
@@ -21,7 +24,7 @@ from shared.domain.topics import GROUPS, Topic
 from shared.kafka.consumer import Subscription, consume, make_broker
 from shared.runtime.metrics import Part
 from shared.runtime.settings import Settings
-from shared.service import AsgiApp, ServiceContext, make_app
+from shared.service import AsgiApp, Background, ServiceContext, make_app
 
 PLANNER_BATCH = 50
 PLANNER_LINGER_MS = 50
@@ -46,10 +49,13 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
     broker = make_broker(settings)
     parts: list[Part] = []
     subscriptions: list[Subscription] = []
+    background: list[Background] = []
     publishes = {Topic.CITY_STATS, Topic.CITY_TASKS, Topic.REQUEST_PROGRESS}
     if planner:
         parts.append("planner")
         subscriptions.append(_consume_requests(context, broker, upstream, retry_policy))
+        background.append(_job_runner(context).run)
+        publishes.add(Topic.PROCESS_REQUESTS)
     if worker:
         parts.append("worker")
         subscriptions += [_consume_tasks(context, broker, upstream, retry_policy), _consume_retries(context, broker)]
@@ -60,6 +66,7 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
         parts=tuple(parts),
         subscriptions=tuple(subscriptions),
         publishes=tuple(publishes),
+        background=tuple(background),
         resources=(upstream,),
     )
 
@@ -90,6 +97,18 @@ def _consume_requests(
         deadline_s=min(longest_fetch_s(settings, settings.upstream_deadline_s) * PLANNER_BATCH, POLL_INTERVAL_S_MAX),
         in_turns=True,
     )
+
+
+def _job_runner(context: ServiceContext) -> JobRunner:
+    """Return what advances the backfills beside a planner."""
+    settings = context.settings
+    backfills = BackfillAdvancer(
+        context.store,
+        context.publisher,
+        clock=utc_now,
+        stalled_after=dt.timedelta(seconds=settings.stalled_request_after_s),
+    )
+    return JobRunner(backfills, interval_s=settings.jobs_interval_s)
 
 
 def _consume_tasks(

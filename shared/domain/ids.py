@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import os
 import re
 from typing import Annotated, NewType
@@ -40,8 +41,17 @@ _REQUEST_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3
 
 def mint_request_id(now: dt.datetime) -> RequestId:
     """Create a request id: a UUID of version 7 (RFC 9562, 5.7). Ids sort by the time in their first 48 bits."""
-    milliseconds = int(now.timestamp() * 1000)
-    noise = int.from_bytes(os.urandom(10), "big")
+    return _uuid_7(now, os.urandom(10))
+
+
+def derive_request_id(at: dt.datetime, name: str) -> RequestId:
+    """Return the request id of a time and a name: the same id for the same two, and another for any others."""
+    return _uuid_7(at, hashlib.sha256(name.encode()).digest()[:10])
+
+
+def _uuid_7(at: dt.datetime, noise_bytes: bytes) -> RequestId:
+    milliseconds = int(at.timestamp() * 1000)
+    noise = int.from_bytes(noise_bytes, "big")
     value = milliseconds << 80 | 0x7 << 76 | (noise >> 68) << 64 | 0b10 << 62 | noise & (1 << 62) - 1
     digits = f"{value:032x}"
     return RequestId(f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}")

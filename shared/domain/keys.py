@@ -12,7 +12,9 @@ BUCKET_EPOCH = "state/lineage.json"
 COUNTRIES = "state/countries.json"
 CURRENT = "state/current.json"
 ACTIVE_REQUESTS = "state/active-requests/"
+OPEN_BACKFILLS = "state/open-backfills.json"
 REQUESTS = "requests/"
+BACKFILLS = "backfills/"
 PLANS = "plans/"
 MANIFESTS = "manifests/"
 SUMMARIES = "summaries/"
@@ -159,9 +161,23 @@ def range_request(range_id: RequestId) -> str:
 
 def request(request_id: RequestId) -> str:
     """Return the key of a request's record. It has the inverted time, so a listing returns the latest first."""
-    return f"{REQUESTS}{_TIME_MS_END - 1 - request_time_ms(request_id):012x}-{request_id}.json"
+    return f"{REQUESTS}{_latest_first(request_id)}.json"
 
 
 def parse_request(key: str) -> RequestId | None:
     """Return the request id of a request's key, or None for any other key."""
     return parse_request_id(key.removeprefix(REQUESTS)[13:].removesuffix(".json"))
+
+
+def backfill(backfill_id: RequestId) -> str:
+    """Return the key of a backfill. It has the inverted time, so a listing returns the latest first."""
+    return f"{BACKFILLS}{_latest_first(backfill_id)}.json"
+
+
+def parse_backfill(key: str) -> RequestId | None:
+    """Return the id of a backfill's key, or None for any other key."""
+    return parse_request_id(key.removeprefix(BACKFILLS)[13:].removesuffix(".json"))
+
+
+def _latest_first(request_id: RequestId) -> str:
+    return f"{_TIME_MS_END - 1 - request_time_ms(request_id):012x}-{request_id}"

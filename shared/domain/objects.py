@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import enum
 from typing import TypeVar
 
 import msgspec
@@ -382,6 +383,72 @@ class RequestRecord(BucketObject, frozen=True, kw_only=True):
     retry: RetryRecord | None = None
 
 
+class DateSelection(enum.Enum):
+    """The dates of a backfill that are processed.
+
+    Missing: without the data of every expected city, because the date was never processed or a city failed. Failed:
+    processed, and without the data of a city. All: every date.
+    """
+
+    MISSING = "missing"
+    FAILED = "failed"
+    ALL = "all"
+
+
+class BackfillStatus(enum.Enum):
+    """The status of a backfill. The last three are final; a retry makes a backfill with failures run again."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    COMPLETED_WITH_FAILURES = "completed with failures"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further date is requested."""
+        return self not in {BackfillStatus.RUNNING, BackfillStatus.PAUSED}
+
+
+class Backfill(BucketObject, frozen=True, kw_only=True):
+    """The dates from ``first`` to ``last``, and the progress of their requests. Any planner advances it.
+
+    A date is named by its position in the order of processing. ``cursor`` is the next position that was not looked at.
+    ``under_way`` has the positions that are requested now, and which retry of their request is awaited (0: none).
+    ``completed``, ``failed``, ``skipped``, ``cancelled`` and ``to_retry`` are bitmaps of positions in hexadecimal
+    digits. A skipped date was not in ``selection``, and the request of a cancelled one was cancelled. ``counted`` dates
+    have ended since ``counted_from``, which gives the throughput.
+    ``schedule`` is the name of the schedule that made it.
+    """
+
+    backfill_id: RequestId
+    first: dt.date
+    last: dt.date
+    selection: DateSelection
+    newest_first: bool = False
+    max_parallel: int
+    schedule: str | None = None
+    created_at: dt.datetime
+    updated_at: dt.datetime
+    version: int = 1
+    status: BackfillStatus = BackfillStatus.RUNNING
+    cursor: int = 0
+    under_way: dict[int, int] = {}
+    completed: str = "0"
+    failed: str = "0"
+    skipped: str = "0"
+    cancelled: str = "0"
+    to_retry: str = "0"
+    counted_from: dt.datetime
+    counted: int = 0
+
+
+class OpenBackfills(BucketObject, frozen=True, kw_only=True):
+    """The ids of the backfills that may have work left, oldest first."""
+
+    backfill_ids: tuple[RequestId, ...] = ()
+
+
 _PLANS_MARK = b',"plans":'
 _encoder = msgspec.json.Encoder()  # msgspec cannot sort maps with integer or enum keys
 _decoders: dict[type[BucketObject], msgspec.json.Decoder[BucketObject]] = {}
@@ -431,6 +498,9 @@ def _require_own_key(stored: BucketObject, key: str) -> None:
         case ActiveRequests():
             own = keys.active_requests(stored.date)
             misplaced = key.startswith(keys.ACTIVE_REQUESTS) and key != own
+        case Backfill():
+            own = keys.backfill(stored.backfill_id)
+            misplaced = key.startswith(keys.BACKFILLS) and key != own
         case Summary() | SummaryHead():
             own = f"{stored.date}/{stored.country}"
             misplaced = key.startswith(keys.SUMMARIES) and keys.parse_summary(key) != (stored.date, stored.country)

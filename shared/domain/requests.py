@@ -125,6 +125,27 @@ def is_awaited(record: RequestRecord, position: int) -> bool:
     return has_numbers and not bitmap.contains(bitmap.decode(record.served), position)
 
 
+def is_stalled(record: RequestRecord, now: dt.datetime, *, after: dt.timedelta, wait_max: dt.timedelta) -> bool:
+    """Return whether an unended request is due to be published again: ``after`` its last progress, then ever rarer."""
+    last = max(record.updated_at, record.resent_at or record.updated_at)
+    stalled_for = last - record.updated_at
+    return now - last >= min(max(after, stalled_for), wait_max)
+
+
+def resent_event(record: RequestRecord, now: dt.datetime) -> ProcessRequested:
+    """Return the event of a stalled request. The planner drops one that is not later than its last dispatch."""
+    if record.dispatched_at is not None:
+        now = max(now, record.dispatched_at + dt.timedelta(microseconds=1))
+    return request_event(record, resent_at=now)
+
+
+def cancelled_record(record: RequestRecord, now: dt.datetime) -> RequestRecord:
+    """Return the record of a request that is cancelled. Returns ``record`` itself if it was already cancelled."""
+    if record.cancelled_at is not None:
+        return record
+    return msgspec.structs.replace(record, cancelled_at=now, updated_at=now, version=record.version + 1)
+
+
 class NothingToRetry(OperatorError):
     """The request has no failed cities to retry, or has not ended yet."""
 

@@ -17,15 +17,17 @@ from shared.domain.events import Outcome
 Part = Literal["api", "planner", "worker", "aggregate"]
 """A part of Tripfold. A process runs one of them, or the planner and the worker."""
 
-API, CONSUMERS, UPSTREAM, WORKER, AGGREGATE = (CollectorRegistry() for _ in range(5))
+API, CONSUMERS, UPSTREAM, REQUESTS, PLANNER, WORKER, AGGREGATE = (CollectorRegistry() for _ in range(7))
 _GROUPS: dict[Part, tuple[CollectorRegistry, ...]] = {
     "api": (API,),
-    "planner": (CONSUMERS, UPSTREAM),
+    "planner": (CONSUMERS, UPSTREAM, REQUESTS, PLANNER),
     "worker": (CONSUMERS, UPSTREAM, WORKER),
-    "aggregate": (CONSUMERS, AGGREGATE),
+    "aggregate": (CONSUMERS, REQUESTS, AGGREGATE),
 }
 
-Concern = Literal["s3", "kafka", "consumer", "partitions", "batch", "city_day", "requeue", "upstream", "generation"]
+Concern = Literal[
+    "s3", "kafka", "consumer", "partitions", "batch", "city_day", "requeue", "upstream", "generation", "jobs"
+]
 """The values of the label ``what``: a dependency, or the work that waits for one."""
 
 S3Operation = Literal[
@@ -83,13 +85,19 @@ batch_seconds = Histogram(
 requeued_requests = Counter(
     "tripfold_requeued_requests_total",
     "Requests published again because they made no progress for long",
-    registry=AGGREGATE,
+    registry=REQUESTS,
 )
 city_tasks_finished = Counter(
     "tripfold_city_tasks_finished_total",
     "City-days that a worker has finished, by outcome",
     ["outcome"],
     registry=WORKER,
+)
+open_backfills = Gauge(
+    "tripfold_open_backfills", "Backfills that have not ended, the paused ones included", registry=PLANNER
+)
+backfill_dates = Counter(
+    "tripfold_backfill_dates_total", "Dates of backfills that have ended, by outcome", ["outcome"], registry=PLANNER
 )
 quarantined_files = Counter(
     "tripfold_quarantined_files_total",
@@ -145,13 +153,14 @@ _UPLOADS = ("UploadPart", "CompleteMultipartUpload")
 _CONSUMER_FAULTS: tuple[Concern, ...] = ("s3", "kafka", "consumer", "partitions", "batch")
 _FIRST_VALUES: dict[Part, dict[MetricWrapperBase, tuple[str, ...]]] = {
     "api": {
-        cas_conflicts: ("active_requests", "request"),
+        cas_conflicts: ("active_requests", "backfill", "request"),
         faults: ("s3", "kafka"),
         unreadable_objects: get_args(ObjectKind),
     },
     "planner": {
-        cas_conflicts: ("active_requests", "countries", "plan", "request"),
-        faults: (*_CONSUMER_FAULTS, "upstream"),
+        backfill_dates: ("completed", "failed", "cancelled", "skipped"),
+        cas_conflicts: ("active_requests", "backfill", "countries", "plan", "request"),
+        faults: (*_CONSUMER_FAULTS, "jobs", "upstream"),
         upstream_requests: get_args(UpstreamOutcome),
     },
     "worker": {

@@ -166,6 +166,9 @@ class Settings(BaseSettings):
     ingest_other_dates: Literal["counted", "bad"] = Field(
         default="counted", description="how a trip is treated that departs on another date than its file's"
     )
+    jobs_interval_s: float = Field(
+        default=2, ge=0.1, le=3600, description="time between two looks of a planner at the backfills"
+    )
     raw_retention_days: int | None = Field(
         default=None,
         ge=1,

@@ -32,9 +32,14 @@ STALLED_AFTER = dt.timedelta(hours=1)
 
 
 async def join(store: ObjectStore, date: dt.date, request_id: RequestId) -> RequestId:
-    """Make a request wait; return its id, or the id of the request of the date that already waits."""
+    """Make a request wait; return its id, or the id of the request of the date that already waits.
+
+    Does nothing if the request already runs.
+    """
     while True:
         active, etag = await _read(store, date)
+        if active.running == request_id:
+            return request_id
         if active.waiting is not None and _is_joinable(await _record(store, active.waiting)):
             return active.waiting
         if await _compare_and_swap(store, msgspec.structs.replace(active, waiting=request_id), etag):

@@ -48,6 +48,22 @@ class Repository:
         """
         return await self._store.compare_and_swap(key, objects.encode(value), etag=over.etag if over else None)
 
+    async def create_if_absent(self, key: str, value: _Stored) -> _Stored:
+        """Write an object if there is none; return the stored one.
+
+        A conditional write can fail although no other writer exists, when the store did not decide an earlier conflict
+        in time. Then there is no object to read, and the write is tried again.
+        """
+        while True:
+            try:
+                await self.compare_and_swap(key, value, over=None)
+            except CasConflict:
+                stored = await self.get(type(value), key)
+                if stored is not None:
+                    return stored
+            else:
+                return value
+
     async def update(
         self,
         kind: type[_Stored],

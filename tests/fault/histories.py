@@ -4,7 +4,9 @@ The fault model:
 - Files are corrected, cities move, leave and come back, files and the city list become invalid, and requests arrive.
 - Processes handle batches in any order of partitions, are replaced in the middle of a batch, and resume later.
 - Any call across a port breaks in any way. Records are delivered again, topics are compacted and hold poison records.
-- Rebuild, repair and gc run, and can pause at a call meanwhile. No pause is longer than the minimum age for gc.
+- Backfills are opened, paused, resumed, cancelled and retried, and planners advance them by clocks an hour apart.
+- Rebuild, repair, gc and a planner's look at backfills can pause at a call. No pause is longer than the minimum age for
+  gc.
 
 After every step:
 - Each served number is one that some manifest had. Raw objects are written before their manifests, and exist.
@@ -17,9 +19,11 @@ At rest, after one more request, the served numbers match the upstream.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import datetime as dt
 import random
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -34,8 +38,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from shared.domain.backfills import NotPossible, cancelled, paused, resumed, retried
 from shared.domain.contribution import Contribution
-from shared.domain.ids import CityId, CountrySlug
+from shared.domain.ids import CityId, CountrySlug, RequestId
+from shared.domain.objects import Backfill, BackfillStatus
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
 from tests.fakes.builders import City, Trip, UpstreamState
@@ -50,6 +56,8 @@ HISTORIES_PER_SEED = 200
 STEPS_MAX = 40
 REQUESTS_MAX = 6
 JOBS_MAX = 2
+BACKFILLS_MAX = 2
+LOOKS_MAX = 20
 
 CITIES = (1, 2, 3)
 COUNTRIES = ("Armenia", "Brasil", "Chad")
@@ -97,6 +105,8 @@ class History(RuleBasedStateMachine):
         self.dead_letters = 0
         self.former: dict[str, Process] = {}
         self.jobs: list[Job] = []
+        self.backfills: list[RequestId] = []
+        self.last_request: RequestId | None = None
 
     def teardown(self) -> None:
         try:
@@ -264,6 +274,29 @@ class History(RuleBasedStateMachine):
         """Requeue stalled requests."""
         self._run(self.world.requeue())
 
+    # Steps of backfills. They have the date of the world only, so that its oracle describes them.
+
+    @precondition(lambda self: self.world.backfills < BACKFILLS_MAX)
+    @rule()
+    def open_a_backfill(self) -> None:
+        """Open a backfill."""
+        self.backfills.append(self.world.open_backfill(DATE, DATE))
+        self._note_possible()
+
+    @precondition(lambda self: self.backfills and len(self.jobs) < JOBS_MAX)
+    @rule(stand_still_after=st.none() | calls, hours=st.integers(-1, 1))
+    def advance_backfills(self, stand_still_after: int | None, hours: int) -> None:
+        """Let a planner, whose clock may be wrong, look at the backfills; it may pause after some calls."""
+        off_by = dt.timedelta(hours=hours)
+        self.jobs.append(self._run(self.world.advance_jobs(clock_off_by=off_by, calls=stand_still_after)))
+
+    @precondition(lambda self: self.backfills)
+    @rule(change=st.sampled_from((paused, resumed, cancelled, retried)), which=st.integers(0, BACKFILLS_MAX - 1))
+    def change_a_backfill(self, change: Callable[[Backfill, dt.datetime], Backfill], which: int) -> None:
+        """Pause, resume, cancel or retry a backfill, if its state allows it."""
+        with contextlib.suppress(NotPossible):
+            self.world.change_backfill(self.backfills[which % len(self.backfills)], change)
+
     # Checks at rest.
 
     @rule()
@@ -283,8 +316,19 @@ class History(RuleBasedStateMachine):
         await world.run_to_rest()
         await world.requeue()
         await world.run_to_rest()
+        await self._end_backfills()
         self._request()
         await world.run_to_rest()
+
+    async def _end_backfills(self) -> None:
+        for backfill_id in self.world.open_backfills:
+            if self.world.backfill(backfill_id).status is BackfillStatus.PAUSED:
+                self.world.change_backfill(backfill_id, resumed)
+        for _ in range(LOOKS_MAX):
+            if not self.world.open_backfills:
+                return
+            await self.world.advance_jobs()
+            await self.world.run_to_rest()
 
     async def _let_go(self) -> None:
         await self.world.resume_paused()
@@ -299,7 +343,9 @@ class History(RuleBasedStateMachine):
         wrong += checks.raw_objects_against_manifests(self.world)
         wrong += checks.topics_against_the_bucket(self.world, dead_letters=self.dead_letters)
         wrong += [one for one in self.world.unexpected if "was refused" not in one]
-        last = max(checks.requests(self.world), key=lambda record: record.request_id)
+        assert self.last_request is not None
+        last = checks.record_of(self.world, self.last_request)
+        wrong += [f"backfill {one} has not ended" for one in self.world.open_backfills]
         failed = any(not isinstance(self.files.get(city), tuple) for city in self.listed)
         expected = Status.COMPLETED_WITH_FAILURES if failed else Status.COMPLETED
         if status_of(last) is not expected:
@@ -356,7 +402,7 @@ class History(RuleBasedStateMachine):
         )
 
     def _request(self) -> None:
-        self.world.request(self._truth())
+        self.last_request = self.world.request(self._truth())
         self._note_possible()
 
     def _hold(self) -> None:

@@ -1,7 +1,8 @@
 """All processes of Tripfold over the fakes, in one event loop: run to rest, with calls broken by a schedule.
 
-Besides the four services there are an operator's commands (`Job`): rebuild, repair, gc. A test starts each one. A
-command can pause at a call while the services go on. A crashed command leaves its unfinished work behind.
+Besides the four services there are jobs (`Job`): an operator's rebuild, repair and gc, and a planner's look at the
+backfills. A test starts each one. A job can pause at a call while the services go on. A crashed one leaves its
+unfinished work behind.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from services.aggregate.replay.rebuild import Rebuild
 from services.aggregate.replay.topic_reader import RawReader, RewindableReader, TopicReader
 from services.aggregate.requests.consumer import RequestProgressConsumer
 from services.aggregate.requests.requeue import Requeue
+from services.ingest.jobs.backfills import BackfillAdvancer
 from services.ingest.parsing.parser import DEFAULT_RULES
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
@@ -31,10 +33,11 @@ from services.ingest.worker.city_day import CityDayIngest
 from services.ingest.worker.task_retries import TaskRetries
 from services.ingest.worker.worker import Worker
 from shared.domain import events, keys, objects
+from shared.domain.backfills import new_backfill
 from shared.domain.errors import OperatorError
 from shared.domain.events import ProcessRequested
-from shared.domain.ids import RequestId
-from shared.domain.objects import Manifest, Plan, RequestRecord
+from shared.domain.ids import RequestId, derive_request_id
+from shared.domain.objects import Backfill, Manifest, Plan, RequestRecord
 from shared.domain.requests import request_event
 from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaUnavailable, Publisher
@@ -43,6 +46,7 @@ from shared.runtime.health import Health
 from shared.runtime.metrics import Concern
 from shared.runtime.retry import DependencyUnavailable, Retrier
 from shared.storage import active_requests
+from shared.storage.backfills import change_backfill, open_backfill, read_open
 from shared.storage.repository import begin_retry
 from tests.fakes.builders import Clock, UpstreamState
 from tests.fakes.faults import Break, Crash, PortCalls, ProcessLife
@@ -233,6 +237,7 @@ class World:
         self.attempts = 0
         self.requests = 0
         self.rebuilds = 0
+        self.backfills = 0
         self.dead_letters = 0
         self._living: dict[str, Process] = {}
         self._standing_still: list[tuple[Process, asyncio.Task[None]]] = []
@@ -262,6 +267,7 @@ class World:
         world.attempts = self.attempts
         world.requests = self.requests
         world.rebuilds = self.rebuilds
+        world.backfills = self.backfills
         world.dead_letters = self.dead_letters
         return world
 
@@ -540,6 +546,39 @@ class World:
             await send_back(open_topic, job.publisher, waiting, clock=self.clock)
 
         await job.run(work)
+        return job
+
+    def open_backfill(self, first: dt.date, last: dt.date, **options: object) -> RequestId:
+        """Open a backfill, as the API does; nothing is requested yet."""
+        self.backfills += 1
+        backfill_id = derive_request_id(self.clock(), str(self.backfills))
+        backfill = msgspec.structs.replace(new_backfill(backfill_id, first, last, now=self.clock()), **options)
+        at_once(open_backfill(self.store, backfill))
+        return backfill_id
+
+    def change_backfill(self, backfill_id: RequestId, rule: Callable[[Backfill, dt.datetime], Backfill]) -> None:
+        """Pause, resume, cancel or retry a backfill, as the API does."""
+        at_once(change_backfill(self.store, backfill_id, rule, self.clock()))
+
+    def backfill(self, backfill_id: RequestId) -> Backfill:
+        """Return a backfill."""
+        key = keys.backfill(backfill_id)
+        return objects.decode(Backfill, self.store.objects[key].body, key)
+
+    @property
+    def open_backfills(self) -> tuple[RequestId, ...]:
+        """The ids of the backfills that may have work left."""
+        return at_once(read_open(self.store))
+
+    async def advance_jobs(self, *, clock_off_by: dt.timedelta = dt.timedelta(0), calls: int | None = None) -> Job:
+        """Let a planner with a clock of its own look at all backfills once."""
+        job = self._job("jobs", calls=calls)
+        clock = self.clock_of("planner")
+        await job.run(
+            BackfillAdvancer(
+                job.store, job.publisher, clock=lambda: clock() + clock_off_by, stalled_after=STALLED_AFTER
+            ).once
+        )
         return job
 
     async def requeue_once(self) -> Job:

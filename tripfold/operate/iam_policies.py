@@ -34,12 +34,37 @@ class BucketRights(msgspec.Struct, frozen=True, kw_only=True):
 
 ALLOWED: Final = {
     BucketRole.API: BucketRights(
-        read=("idempotency/", "manifests/", "quarantine/", "range-requests/", "requests/", "state/", "summaries/"),
-        write=("idempotency/", "range-requests/", "requests/", "state/active-requests/"),
+        read=(
+            "backfills/",
+            "idempotency/",
+            "manifests/",
+            "plans/",
+            "quarantine/",
+            "range-requests/",
+            "requests/",
+            "state/",
+            "summaries/",
+        ),
+        write=(
+            "backfills/",
+            "idempotency/",
+            "range-requests/",
+            "requests/",
+            "state/active-requests/",
+            "state/open-backfills.json",
+        ),
     ),
     BucketRole.PLANNER: BucketRights(
-        read=("plans/", "requests/", "state/"),
-        write=("plans/", "requests/", "state/active-requests/", "state/countries.json", "state/lineage.json"),
+        read=("backfills/", "plans/", "requests/", "state/"),
+        write=(
+            "backfills/",
+            "plans/",
+            "requests/",
+            "state/active-requests/",
+            "state/countries.json",
+            "state/lineage.json",
+            "state/open-backfills.json",
+        ),
     ),
     BucketRole.WORKER: BucketRights(
         read=("attempts/", "manifests/", "plans/", "quarantine/", "raw/", "requests/", "state/"),

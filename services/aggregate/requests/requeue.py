@@ -13,7 +13,7 @@ import structlog
 
 from shared.domain import keys
 from shared.domain.objects import RequestRecord
-from shared.domain.requests import request_event, status_of
+from shared.domain.requests import is_stalled, resent_event, status_of
 from shared.kafka.producer import Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime import metrics
@@ -68,11 +68,9 @@ class Requeue:
         resent = 0
         async for key, read in self._unended(now):
             record = read.value
-            if not self._is_due(record, now):
+            if not is_stalled(record, now, after=self._after, wait_max=self._wait_max):
                 continue
-            await self._publisher.publish(
-                [OutgoingEvent(request_event(record, resent_at=self._resent_at(now, record)))]
-            )
+            await self._publisher.publish([OutgoingEvent(resent_event(record, now))])
             metrics.requeued_requests.inc()
             _log.warning("request_requeued", request_id=record.request_id, date=str(record.date))
             try:
@@ -82,18 +80,6 @@ class Requeue:
                 pass  # it made progress, or another process requeued it too: twice is harmless
             resent += 1
         return resent
-
-    @staticmethod
-    def _resent_at(now: dt.datetime, record: RequestRecord) -> dt.datetime:
-        """Return the ``resent_at`` of the event: the planner drops one that is not later than its last dispatch."""
-        if record.dispatched_at is None:
-            return now
-        return max(now, record.dispatched_at + dt.timedelta(microseconds=1))
-
-    def _is_due(self, record: RequestRecord, now: dt.datetime) -> bool:
-        last = max(record.updated_at, record.resent_at or record.updated_at)
-        stalled_for = last - record.updated_at
-        return now - last >= min(max(self._after, stalled_for), self._wait_max)
 
     async def _unended(self, now: dt.datetime) -> AsyncIterator[tuple[str, Versioned[RequestRecord]]]:
         seen = 0

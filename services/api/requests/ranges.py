@@ -28,7 +28,6 @@ from services.api.requests.service import (
     RECORD_DEADLINE_S,
     RequestOverview,
     Requests,
-    create_if_absent,
     overview_of,
 )
 from shared.domain import keys
@@ -105,7 +104,7 @@ class RangeRequests:
             if record is None:
                 joined = await bounded_map(self._requests.join, list(days.dates()), limit=CONCURRENT_GETS_MAX)
                 wanted = RangeRecord(range_id=range_id, first=days.first, last=days.last, requests=tuple(joined))
-                record = await create_if_absent(self._repository, keys.range_request(range_id), wanted)
+                record = await self._repository.create_if_absent(keys.range_request(range_id), wanted)
             children = await self._children(record)
         await self._requests.start(
             [(child.request_id, child.date) for child in children if isinstance(child, _Missing)]

@@ -17,7 +17,7 @@ import contextlib
 import datetime as dt
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import msgspec
 
@@ -28,11 +28,12 @@ from services.api.requests.idempotency import Claims
 from shared.domain import bitmap, keys, objects
 from shared.domain.events import Outcome
 from shared.domain.ids import RequestId, mint_request_id, parse_request_id
-from shared.domain.objects import BucketObject, RequestRecord
+from shared.domain.objects import RequestRecord
 from shared.domain.requests import (
     Counts,
     NothingToRetry,
     Status,
+    cancelled_record,
     counts_of,
     new_record,
     request_event,
@@ -44,15 +45,13 @@ from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.retry import DependencyUnavailable
 from shared.storage import active_requests
-from shared.storage.object_store import CasConflict, ObjectStore
+from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository, begin_retry
 
 ACKNOWLEDGE_DEADLINE_S = 10.0
 RECORD_DEADLINE_S = 10.0
 LISTING_DEADLINE_S = 30.0
 CONCURRENT_GETS_MAX = 16
-
-_Record = TypeVar("_Record", bound=BucketObject)
 
 
 class RequestOverview(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,10 +266,7 @@ class Requests:
                 raise _no_such_request(text)
             if status_of(record).ended:
                 raise Conflict(f"request {record.request_id} has ended: it is {status_of(record).value}")
-            if record.cancelled_at is not None:
-                return record
-            now = self._clock()
-            return msgspec.structs.replace(record, cancelled_at=now, updated_at=now, version=record.version + 1)
+            return cancelled_record(record, self._clock())
 
         async with deadline(RECORD_DEADLINE_S, "Cancelling the request"):
             stored = await self._repository.update(
@@ -306,7 +302,7 @@ class Requests:
             return await latest_requests(self._store, limit, after=after)
 
     async def _create(self, record: RequestRecord) -> RequestRecord:
-        return await create_if_absent(self._repository, keys.request(record.request_id), record)
+        return await self._repository.create_if_absent(keys.request(record.request_id), record)
 
 
 async def latest_requests(store: ObjectStore, limit: int, *, after: RequestId | None = None) -> Latest:
@@ -327,23 +323,6 @@ async def latest_requests(store: ObjectStore, limit: int, *, after: RequestId | 
         unreadable=[record for record in records if isinstance(record, UnreadableObject)],
         last=keys.parse_request(latest[limit - 1]) if len(latest) > limit else None,
     )
-
-
-async def create_if_absent(repository: Repository, key: str, record: _Record) -> _Record:
-    """Write a record if there is none; return the stored record.
-
-    A conditional write can fail although no other writer exists, when the store did not decide an earlier conflict in
-    time. Then there is no record to read, and the write is tried again.
-    """
-    while True:
-        try:
-            await repository.compare_and_swap(key, record, over=None)
-        except CasConflict:
-            stored = await repository.get(type(record), key)
-            if stored is None:
-                continue
-            return stored
-        return record
 
 
 def _no_such_request(text: str) -> NotFound:

@@ -31,11 +31,13 @@ def test_only_prefixes_end_in_a_star() -> None:
     """A single object is named as it is, a prefix with all that is under it."""
     write = statements_of(BucketRole.PLANNER)["Write"]
     assert write["Resource"] == [
+        "arn:aws:s3:::trips/backfills/*",
         "arn:aws:s3:::trips/plans/*",
         "arn:aws:s3:::trips/requests/*",
         "arn:aws:s3:::trips/state/active-requests/*",
         "arn:aws:s3:::trips/state/countries.json",
         "arn:aws:s3:::trips/state/lineage.json",
+        "arn:aws:s3:::trips/state/open-backfills.json",
     ]
 
 
