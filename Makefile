@@ -33,7 +33,7 @@ soak: $(VENV)/.dev ## Kill ingest at random for ten minutes, then compare every 
 
 unit: $(VENV)/.dev ## Run the tests without lint (ARGS: for pytest)
 	$(BIN)/python -m tests.browser.install
-	$(BIN)/python -m tests.promtool
+	$(BIN)/python -m tests.prometheus
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 audit: $(VENV)/.dev ## Check the pinned requirements for known vulnerabilities (needs the internet)

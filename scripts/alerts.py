@@ -27,6 +27,7 @@ ERRORS_MIN = 5
 FOLD_AGE_MAX_S = 10 * 60
 INGEST_AGE_MAX_S = 60 * 60
 REBUILD_AGE_MAX_S = 2 * 60 * 60
+HERE = "on (job, instance)"
 FOLDED = (Topic.CITY_STATS, Topic.REQUEST_PROGRESS)
 
 
@@ -66,17 +67,12 @@ def burns(factor: float, long: str, short: str) -> str:
     )) + ")"  # fmt: skip
 
 
-def down_or_not_ready() -> str:
-    """Return whether a process does not respond to Prometheus or is not ready.
+def not_ready() -> str:
+    """Return which processes are not ready.
 
     A process that only waits for the upstream does not count: the upstream has an alert of its own.
     """
-    here = "on (job, instance)"
-    ready, reachable = sample(metrics.ready), sample(metrics.upstream_reachable)
-    return (
-        f"({ready} == 0 unless {here} {reachable} == 0) or "
-        f"(up == 0 and {here} last_over_time({ready}[1d]))"
-    )  # fmt: skip
+    return f"{sample(metrics.ready)} == 0 unless {HERE} {sample(metrics.upstream_reachable)} == 0"
 
 
 ALERTS = (
@@ -96,21 +92,28 @@ ALERTS = (
         name="TripfoldApiMissing",
         severity="page",
         expr=f"absent({sample(metrics.unreadable_objects)})",
-        lasts="2m",
+        lasts="1m",
         summary="No API runs",
     ),
     Alert(
         name="TripfoldConsumerMissing",
         severity="page",
         expr=" or ".join(f"""absent({sample(metrics.consumer_lag, topic=f'="{topic.value}"')})""" for topic in GROUPS),
-        lasts="2m",
+        lasts="1m",
         summary="No process consumes {{ $labels.topic }}",
     ),
     Alert(
-        name="TripfoldNotReady",
+        name="TripfoldServiceDown",
         severity="page",
-        expr=down_or_not_ready(),
-        lasts="5m",
+        expr=f"count by (job) ({not_ready()}) == count by (job) ({sample(metrics.ready)})",
+        lasts="1m",
+        summary="No {{ $labels.job }} is ready",
+    ),
+    Alert(
+        name="TripfoldNotReady",
+        severity="ticket",
+        expr=f"({not_ready()}) or (up == 0 and {HERE} last_over_time({sample(metrics.ready)}[1d]))",
+        lasts="1m",
         summary="{{ $labels.job }} on {{ $labels.instance }} is down or not ready",
     ),
     Alert(
@@ -157,7 +160,7 @@ ALERTS = (
         name="TripfoldUpstreamUnreachable",
         severity="ticket",
         expr=f"min({sample(metrics.upstream_reachable)}) == 0",
-        lasts="5m",
+        lasts="1m",
         summary="The upstream cannot be reached",
     ),
     Alert(

@@ -40,3 +40,27 @@ def test_settings_of_the_api_restart_no_other_service() -> None:
     """Only the API gets API keys: setting them in .env leaves the containers of the other services as they are."""
     with_keys = [name for name, one in SERVICES.items() if "TRIPFOLD_API_KEYS" in (one.get("environment") or {})]
     assert with_keys == ["api"]
+
+
+def test_the_profile_observe_mounts_files_that_exist_from_pinned_images() -> None:
+    """Without the profile nothing is added; with it each image has a version and each mounted file exists."""
+    observers = {name: one for name, one in SERVICES.items() if one.get("profiles") == ["observe"]}
+    assert observers.keys() == {"prometheus", "alertmanager", "grafana"}
+    for one in observers.values():
+        assert re.fullmatch(r"\$\{\w+:-[\w/-]+:v?\d+\.\d+\.\d+\}", one["image"])
+        mounted = [volume.partition(":")[0] for volume in one["volumes"] if volume.startswith("./")]
+        assert mounted
+        assert all((ROOT / path).exists() for path in mounted)
+
+
+def test_prometheus_scrapes_each_service_where_it_listens() -> None:
+    """Each service of Tripfold is scraped under its name, on the port of its health check."""
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    scraped = {job["job_name"]: job["dns_sd_configs"][0] for job in config["scrape_configs"] if "dns_sd_configs" in job}
+    listening = {
+        name: int(found[1])
+        for name, one in SERVICES.items()
+        if (found := re.search(r"127\.0\.0\.1:(\d+)/health/ready", str(one.get("healthcheck"))))
+    }
+    assert {name: job["port"] for name, job in scraped.items()} == listening
+    assert all(job["names"] == [name] for name, job in scraped.items())

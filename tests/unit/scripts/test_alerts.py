@@ -13,11 +13,12 @@ import yaml
 from scripts import alerts, check_docs
 from shared.domain.topics import GROUPS
 from tests import ROOT
-from tests.promtool import run_promtool
+from tests.prometheus import run_tool
 
+ALERTMANAGER = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
 NEVER_ENDS = "xN"
 """Repeats a value until the end of a test."""
-PROCESSES = ("api", "planner", "worker", "aggregate")
+PROCESSES = ("api", "planner", "worker", "worker-2", "aggregate")
 CONSUMED = tuple(topic.value for topic in GROUPS)
 
 Series = Mapping[str, str]
@@ -28,7 +29,7 @@ Fired = Mapping[str, tuple[Mapping[str, str], str]]
 
 def series(name: str, instance: str, **labels: str) -> str:
     """Return a series as Prometheus scrapes it from a process."""
-    pairs = {"job": "tripfold", "instance": instance, **labels}
+    pairs = {"job": instance.partition("-")[0], "instance": instance, **labels}
     chosen = ",".join(f'{label}="{value}"' for label, value in pairs.items())
     return f"{name}{{{chosen}}}"
 
@@ -72,11 +73,12 @@ REST: Series = {
 
 QUIET: dict[str, Series] = {
     "rest": {},
-    "processes that restart within two minutes": {
-        UNREADABLE: f"0x9 stale _ 0{NEVER_ENDS}",
-        series("up", "worker"): f"1x9 0 0 1{NEVER_ENDS}",
-        series("tripfold_ready", "worker"): f"1x9 stale _ 0 1{NEVER_ENDS}",
-        lag("city-tasks"): f"0x9 stale _ 0{NEVER_ENDS}",
+    "processes that restart within a minute": {
+        UNREADABLE: f"0x9 stale 0{NEVER_ENDS}",
+        series("up", "worker"): f"1x9 0 1{NEVER_ENDS}",
+        series("tripfold_ready", "worker"): f"1x9 stale 1{NEVER_ENDS}",
+        series("tripfold_ready", "aggregate"): f"1x9 0 1{NEVER_ENDS}",
+        lag("city-tasks"): f"0x9 stale 0{NEVER_ENDS}",
     },
     "a removed process": {
         series("up", "worker"): "1x9 stale",
@@ -89,7 +91,7 @@ QUIET: dict[str, Series] = {
     "a commit that fails in a rebalance": {COMMITS: f"0x9 1{NEVER_ENDS}"},
 }
 
-WORKER = {"job": "tripfold", "instance": "worker"}
+WORKER = {"job": "worker", "instance": "worker"}
 FAULTS: dict[str, tuple[Series, int, Fired]] = {
     "S3 fails for minutes": (
         {served("503"): f"0+6{NEVER_ENDS}"},
@@ -121,15 +123,38 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         )
         for topic in CONSUMED
     },
-    "a process is not ready": (
-        {series("tripfold_ready", "worker"): f"1x4 0{NEVER_ENDS}"},
-        11,
-        {"TripfoldNotReady": (WORKER, "tripfold on worker is down or not ready")},
+    "the only aggregate is not ready": (
+        {series("tripfold_ready", "aggregate"): f"1x4 0{NEVER_ENDS}"},
+        8,
+        {
+            "TripfoldServiceDown": ({"job": "aggregate"}, "No aggregate is ready"),
+            "TripfoldNotReady": (
+                {"job": "aggregate", "instance": "aggregate"},
+                "aggregate on aggregate is down or not ready",
+            ),
+        },
     ),
-    "a process is down": (
+    "one of two workers is gone, and the other is not ready": (
+        {
+            series("up", "worker-2"): "1x4 stale",
+            series("tripfold_ready", "worker-2"): "1x4 stale",
+            series("tripfold_ready", "worker"): f"1x4 0{NEVER_ENDS}",
+        },
+        8,
+        {
+            "TripfoldServiceDown": ({"job": "worker"}, "No worker is ready"),
+            "TripfoldNotReady": (WORKER, "worker on worker is down or not ready"),
+        },
+    ),
+    "one of two workers is not ready": (
+        {series("tripfold_ready", "worker"): f"1x4 0{NEVER_ENDS}"},
+        8,
+        {"TripfoldNotReady": (WORKER, "worker on worker is down or not ready")},
+    ),
+    "one of two workers is down": (
         {series("up", "worker"): f"1x4 0{NEVER_ENDS}", series("tripfold_ready", "worker"): "1x4 stale"},
-        11,
-        {"TripfoldNotReady": (WORKER, "tripfold on worker is down or not ready")},
+        8,
+        {"TripfoldNotReady": (WORKER, "worker on worker is down or not ready")},
     ),
     "a summary is late": (
         {age("city-stats"): f"0+60{NEVER_ENDS}"},
@@ -161,9 +186,9 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         12,
         {"TripfoldQuarantinedFiles": ({"why": "invalid"}, "Trip files are refused: invalid")},
     ),
-    "the upstream is down, so the worker is not ready": (
+    "the upstream is down, so the workers are not ready": (
         {REACHABLE: f"1x4 0{NEVER_ENDS}", series("tripfold_ready", "worker"): f"1x4 0{NEVER_ENDS}"},
-        11,
+        8,
         {"TripfoldUpstreamUnreachable": ({}, "The upstream cannot be reached")},
     ),
     "a rebuild died": (
@@ -174,7 +199,7 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
     "commits fail all the time": (
         {COMMITS: f"0+1{NEVER_ENDS}"},
         40,
-        {"TripfoldCommitFailures": (WORKER, "tripfold on worker cannot commit its offsets")},
+        {"TripfoldCommitFailures": (WORKER, "worker on worker cannot commit its offsets")},
     ),
 }
 
@@ -203,7 +228,7 @@ def check(tmp_path: Path, changes: Series, minute: int, fired: Fired) -> None:
         "tests": [{"interval": "1m", "input_series": inputs, "alert_rule_test": expected}],
     }
     (tmp_path / "test.yml").write_text(yaml.safe_dump(tests))
-    run_promtool("test", "rules", str(tmp_path / "test.yml"))
+    run_tool("promtool", "test", "rules", str(tmp_path / "test.yml"))
 
 
 def test_the_rules_file_is_up_to_date() -> None:
@@ -213,7 +238,20 @@ def test_the_rules_file_is_up_to_date() -> None:
 
 def test_prometheus_accepts_the_rules() -> None:
     """The rules pass Prometheus's own check."""
-    run_promtool("check", "rules", str(alerts.RULES))
+    run_tool("promtool", "check", "rules", str(alerts.RULES))
+
+
+def test_prometheus_and_alertmanager_accept_their_configuration() -> None:
+    """The files of docker-compose.yml pass the programs' own checks."""
+    run_tool("promtool", "check", "config", str(ROOT / "deploy" / "prometheus" / "prometheus.yml"))
+    run_tool("amtool", "check-config", str(ALERTMANAGER))
+
+
+def test_alertmanager_names_existing_alerts() -> None:
+    """The inhibitions and routes of Alertmanager name alerts and severities of the rules."""
+    named = set(re.findall(r'(?:alertname|severity)="(\w+)"', ALERTMANAGER.read_text()))
+    assert named
+    assert named <= {value for alert in alerts.ALERTS for value in (alert.name, alert.severity)}
 
 
 def test_each_metric_of_an_alert_exists() -> None:

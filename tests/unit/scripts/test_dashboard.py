@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from scripts import check_docs, dashboard
-from tests.promtool import run_promtool
+from tests.prometheus import run_tool
 
 
 def test_the_dashboard_is_up_to_date() -> None:
@@ -27,4 +27,4 @@ def test_each_query_is_valid(tmp_path: Path) -> None:
         named = set(re.findall(r"\btripfold_\w+", target["expr"]))
         assert {re.sub("_(count|bucket)$", "", name) for name in named} <= exported
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
-    run_promtool("check", "rules", str(tmp_path / "rules.yml"))
+    run_tool("promtool", "check", "rules", str(tmp_path / "rules.yml"))

@@ -23,7 +23,7 @@ from shared.runtime.metrics import Part, registry_of
 from tests.integration.running import ENDED, eventually, until
 from tests.integration.trips import figures_of, make_trips
 from tests.integration.upstream import UpstreamServer
-from tests.promtool import run_promtool
+from tests.prometheus import run_tool
 from tripfold.local.ports import free_port
 from tripfold.local.recompute import CountryDay, recompute
 from tripfold.local.supervisor import http_probe
@@ -79,7 +79,7 @@ async def scrape(process: asyncio.subprocess.Process) -> dict[str, str]:
 def check_metrics(scraped: dict[str, str]) -> None:
     """Check that each process exports the metrics of its part and no others, under standard names."""
     for text in scraped.values():
-        run_promtool("check", "metrics", text=text)
+        run_tool("promtool", "check", "metrics", text=text)
     names = {name: {family.name for family in text_string_to_metric_families(text)} for name, text in scraped.items()}
     assert names == {part: {family.name for family in registry_of(part).collect()} for part in get_args(Part)}
 

@@ -10,7 +10,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from shared.runtime import metrics
 from shared.runtime.metrics import Part, registry_of
-from tests.promtool import run_promtool
+from tests.prometheus import run_tool
 
 PARTS: tuple[Part, ...] = get_args(Part)
 EXPORTED_BY: dict[MetricWrapperBase, set[Part]] = {
@@ -61,4 +61,4 @@ def test_counters_of_errors_start_at_zero() -> None:
 
 def test_names_follow_the_conventions_of_prometheus() -> None:
     """Promtool finds no fault in the names, types and units."""
-    run_promtool("check", "metrics", text=generate_latest(registry_of(*PARTS)).decode())
+    run_tool("promtool", "check", "metrics", text=generate_latest(registry_of(*PARTS)).decode())
