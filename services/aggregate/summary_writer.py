@@ -73,6 +73,7 @@ class SummaryWriter:
         conflicted = False
         while True:
             known = self._cache.get(key)
+            metrics.count_lookups("summaries", hits=known is not None, misses=known is None)
             guessed = known is None and self._last_was_missing and not conflicted
             if known is None and not guessed:
                 known = await self._read(key)

@@ -272,6 +272,7 @@ def consume(
     async def handle(message: KafkaMessage) -> None:
         batch = consumed_records(topic, message.raw_message)
         metrics.events_consumed.labels(topic.value).inc(len(batch))
+        metrics.batch_records.labels(topic.value).observe(len(batch))
         metrics.last_poll.labels(topic.value).set_to_current_time()
         subscription.start(handle_batch(batch, tracker.track(batch)))
         running = subscription.running

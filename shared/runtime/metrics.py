@@ -5,6 +5,7 @@ Each metric belongs to a group, and a process exports only the groups of the par
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Literal, get_args
 
@@ -17,12 +18,12 @@ from shared.domain.events import Outcome
 Part = Literal["api", "planner", "worker", "aggregate"]
 """A part of Tripfold. A process runs one of them, or the planner and the worker."""
 
-API, CONSUMERS, UPSTREAM, REQUESTS, PLANNER, WORKER, AGGREGATE = (CollectorRegistry() for _ in range(7))
+API, CACHES, CONSUMERS, INGEST, REQUESTS, PLANNER, WORKER, AGGREGATE = (CollectorRegistry() for _ in range(8))
 _GROUPS: dict[Part, tuple[CollectorRegistry, ...]] = {
-    "api": (API,),
-    "planner": (CONSUMERS, UPSTREAM, REQUESTS, PLANNER),
-    "worker": (CONSUMERS, UPSTREAM, WORKER),
-    "aggregate": (CONSUMERS, REQUESTS, AGGREGATE),
+    "api": (API, CACHES),
+    "planner": (CONSUMERS, INGEST, REQUESTS, PLANNER),
+    "worker": (CONSUMERS, INGEST, WORKER),
+    "aggregate": (CACHES, CONSUMERS, REQUESTS, AGGREGATE),
 }
 
 Concern = Literal[
@@ -35,6 +36,10 @@ S3Operation = Literal[
 ]
 S3Result = Literal["ok", "not_found", "conflict", "error", "cancelled"]
 ObjectKind = Literal["summary", "request", "manifest", "plan", "quarantine report", "other"]
+Cache = Literal["heads", "responses", "summaries"]
+IngestStage = Literal[
+    "city_list", "publish_plan", "request", "wait", "stream", "complete_upload", "write_manifest", "publish"
+]
 UpstreamOutcome = Literal["complete", "unchanged", "redirected", "refused", "interrupted", "unavailable", "aborted"]
 
 # These are a series beside each counter and histogram, and Prometheus needs none of them.
@@ -82,6 +87,28 @@ batch_seconds = Histogram(
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600),
     registry=CONSUMERS,
 )
+batch_records = Histogram(
+    "tripfold_batch_records",
+    "Records in a batch",
+    ["topic"],
+    buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000),
+    registry=CONSUMERS,
+)
+ingest_stage_seconds = Histogram(
+    "tripfold_ingest_stage_seconds",
+    "Time that a stage of planning a date or of ingesting a city-day takes",
+    ["stage"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600),
+    registry=INGEST,
+)
+stored_bytes = Counter("tripfold_stored_bytes_total", "Bytes of stored files, after decoding", registry=WORKER)
+stored_trips = Counter("tripfold_stored_trips_total", "Trips of stored files", registry=WORKER)
+cache_requests = Counter(
+    "tripfold_cache_requests_total",
+    "Look-ups in a cache, by result: hit or miss",
+    ["cache", "result"],
+    registry=CACHES,
+)
 requeued_requests = Counter(
     "tripfold_requeued_requests_total",
     "Requests published again because they made no progress for long",
@@ -107,16 +134,16 @@ quarantined_files = Counter(
 )
 bad_records = Counter("tripfold_bad_records_total", "Bad records left out of accepted files", registry=WORKER)
 upstream_requests = Counter(
-    "tripfold_upstream_requests_total", "Requests to the upstream, by outcome", ["outcome"], registry=UPSTREAM
+    "tripfold_upstream_requests_total", "Requests to the upstream, by outcome", ["outcome"], registry=INGEST
 )
 upstream_bytes = Counter(
-    "tripfold_upstream_bytes_total", "Bytes of bodies received from the upstream, before decoding", registry=UPSTREAM
+    "tripfold_upstream_bytes_total", "Bytes of bodies received from the upstream, before decoding", registry=INGEST
 )
 upstream_resumptions = Counter(
-    "tripfold_upstream_resumptions_total", "Interrupted downloads that were resumed", registry=UPSTREAM
+    "tripfold_upstream_resumptions_total", "Interrupted downloads that were resumed", registry=INGEST
 )
 upstream_reachable = Gauge(
-    "tripfold_upstream_reachable", "0 while the circuit breaker of the upstream is open", registry=UPSTREAM
+    "tripfold_upstream_reachable", "0 while the circuit breaker of the upstream is open", registry=INGEST
 )
 upstream_reachable.set(1)
 rebuild_age = Gauge(
@@ -132,6 +159,7 @@ http_request_seconds = Histogram(
     "tripfold_http_request_seconds",
     "Time from an HTTP request to the end of its response",
     ["method", "route", "status"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
     registry=API,
 )
 unreadable_objects = Counter(
@@ -177,6 +205,17 @@ _FIRST_VALUES: dict[Part, dict[MetricWrapperBase, tuple[str, ...]]] = {
 }
 """The label values that a part exports from the start. A labelled counter exports nothing before its first use, and an
 alert on its increase would miss that first one. `consume` does the same for the labels of a topic."""
+
+
+def time_stage(stage: IngestStage) -> AbstractContextManager[object]:
+    """Observe the time of a block as that of a stage, also if the block fails."""
+    return ingest_stage_seconds.labels(stage).time()
+
+
+def count_lookups(cache: Cache, *, hits: int = 0, misses: int = 0) -> None:
+    """Count look-ups in a cache."""
+    cache_requests.labels(cache, "hit").inc(hits)
+    cache_requests.labels(cache, "miss").inc(misses)
 
 
 def registry_of(*parts: Part) -> CollectorRegistry:

@@ -33,6 +33,7 @@ from services.api.statistics.countries import CountryNames
 from services.api.statistics.ledger import Ledger, ledger_of, needs_names, page_of, parse_date
 from services.api.statistics.model import CountryStats, country_stats
 from services.api.statistics.reader import SummaryReader
+from shared.runtime import metrics
 
 LEDGER_CITIES_MAX = 1_000
 COUNTRY_LENGTH_MAX = 300
@@ -166,6 +167,7 @@ async def statistics_by_country(
         body = response_cache.find(etag)  # another client may have started it since
     content_type = formats.content_type(form)
     if body is not None:
+        metrics.count_lookups("responses", hits=1)
         return Stream(body.parts(), media_type=content_type, headers=headers | _length_of(body))
     detailed = detail == "full"
     stats = country_stats(reading.heads or [], days, detailed=detailed, unreadable=reading.unreadable)
@@ -183,6 +185,7 @@ async def _content_of(
     """Return a short body as bytes; stream a long one through the cache, if it has room, and uncached otherwise."""
     if country_days <= BUFFERED_COUNTRY_DAYS_MAX:
         return await asyncio.to_thread(b"".join, parts)
+    metrics.count_lookups("responses", misses=1)
     body = response_cache.begin(etag, parts, expected_bytes=country_days * day_bytes)
     return iterate_in_thread(parts) if body is None else body.parts()
 

@@ -23,6 +23,7 @@ from services.api.statistics.cache import HeadCache, SingleFlight
 from shared.domain import keys, objects
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import BucketObject, Countries, Manifest, Plan, Summary, SummaryHead
+from shared.runtime import metrics
 from shared.runtime.concurrency import bounded_map
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectInfo, ObjectStore, StoreUnavailable
@@ -173,6 +174,7 @@ class SummaryReader:
         listed = [one for part in parts for one in part.listed]
         read = {one.key: self._cache.get(one.key, one.etag) for one in listed}
         uncached = [one for one in listed if read[one.key] is None]
+        metrics.count_lookups("heads", hits=len(listed) - len(uncached), misses=len(uncached))
         if not uncached:
             return Reading(tag, [head for head in read.values() if head is not None])
         async with self._ranges:

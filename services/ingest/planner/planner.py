@@ -45,6 +45,7 @@ from shared.domain.requests import new_record, unfinished_of
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
+from shared.runtime import metrics
 from shared.storage import active_requests
 from shared.storage.bucket_epoch import next_revision, read_bucket_epoch
 from shared.storage.object_store import ObjectStore
@@ -110,7 +111,6 @@ class Planner:
             await self._publish_failed(request, record, f"the list of cities cannot be used: {error}", listed)
             await self._mark_dispatched(request)
             return
-        await self._publish_countries(plan)
         cities = sum(len(planned.cities) for planned in plan.countries.values())
         planned = RequestPlanned(
             request_id=request.request_id,
@@ -122,8 +122,10 @@ class Planner:
             bad_cities_count=plan.bad_cities_count,
             bad_cities=plan.bad_cities,
         )
-        await self._publisher.publish([OutgoingEvent(planned)])
-        await self._publisher.publish(map(OutgoingEvent, _tasks(plan, request, record)))
+        with metrics.time_stage("publish_plan"):
+            await self._publish_countries(plan)
+            await self._publisher.publish([OutgoingEvent(planned)])
+            await self._publisher.publish(map(OutgoingEvent, _tasks(plan, request, record)))
         log.info("request_planned", cities=cities, countries=len(plan.countries), plan_revision=plan.revision)
         # This planner may have published its countries after those of a newer plan. The newest must come last.
         latest = await read_plan(self._store, request.date)
@@ -178,9 +180,10 @@ class Planner:
             if before is not None and _made_for(before, request, record):
                 return before
             await self._raise_if_cancelled(request)
-            body = await self._retry_policy.run(self._upstream.cities)
-            # A list can hold 100,000 cities. Threads keep the event loop free for heartbeats and streams.
-            listed = await asyncio.to_thread(parse_city_list, body)
+            with metrics.time_stage("city_list"):
+                body = await self._retry_policy.run(self._upstream.cities)
+                # A list can hold 100,000 cities. Threads keep the event loop free for heartbeats and streams.
+                listed = await asyncio.to_thread(parse_city_list, body)
             if not listed.cities and not self._allow_no_cities:
                 raise NoCities(listed)
             slugs = (await self._mint_slugs(listed)).slugs

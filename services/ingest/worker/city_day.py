@@ -181,9 +181,10 @@ class CityDayIngest:
             error=finished.reason,
             quarantine_key=finished.quarantine_key,
         )
-        if finished.manifest is None:
-            await self._publish_awaited(task)
-        await self._publish(task, finished)
+        with metrics.time_stage("publish"):
+            if finished.manifest is None:
+                await self._publish_awaited(task)
+            await self._publish(task, finished)
         metrics.city_tasks_finished.labels(finished.outcome.value).inc()
 
     async def _publish_awaited(self, task: IngestCity) -> None:
@@ -258,14 +259,13 @@ class CityDayIngest:
         known = validators_of(
             None if raw_lost else previous, self._upstream.city_url(task.upstream_id, task.date), self._rules
         )
-        # The slot is taken after the response has arrived: a slow upstream holds no slot while it does not respond.
-        # If no slot becomes free soon, the file is requested again when the task holds one.
-        async with (
-            self._upstream.download(task.upstream_id, task.date, known) as download,
-            contextlib.nullcontext()
-            if held is not Slots.NONE or download.chunks is None
-            else self._streams.one(wait_max_s=SLOT_WAIT_MAX_S),
-        ):
+        async with contextlib.AsyncExitStack() as stack:
+            with metrics.time_stage("request"):
+                download = await stack.enter_async_context(self._upstream.download(task.upstream_id, task.date, known))
+            # The slot is taken after the response has arrived: a slow upstream holds no slot while it does not respond.
+            # If no slot becomes free soon, the file is requested again when the task holds one.
+            if held is Slots.NONE and download.chunks is not None:
+                await stack.enter_async_context(self._streams.one(wait_max_s=SLOT_WAIT_MAX_S))
             taken = await self._take(
                 download, task, previous, place, attempt, raw_lost=raw_lost, alone=held is Slots.ALL
             )
@@ -288,7 +288,8 @@ class CityDayIngest:
         raw_key = keys.raw(task.date, task.city_id, attempt)
         upload = self._store.upload(raw_key)
         try:
-            streamed = await self._stream(task, download, upload, attempt, alone=alone)
+            with metrics.time_stage("stream"):
+                streamed = await self._stream(task, download, upload, attempt, alone=alone)
             file = NewFile(
                 raw_key=raw_key,
                 url=download.url,
@@ -300,7 +301,8 @@ class CityDayIngest:
             if manifest is None:
                 return _unchanged(previous)
             if manifest.raw_key == raw_key:
-                await upload.complete()
+                with metrics.time_stage("complete_upload"):
+                    await upload.complete()
         except FileRefused as refused:
             source = FileSource(url=download.url, validators=download.validators, attempt=attempt, raw_key=raw_key)
             report = await self._quarantine.keep(refused, task, source, upload)
@@ -368,7 +370,8 @@ class CityDayIngest:
         assert manifest is not None
         key = keys.manifest(manifest.date, manifest.city_id)
         try:
-            await self._repository.compare_and_swap(key, manifest, over=stored)
+            with metrics.time_stage("write_manifest"):
+                await self._repository.compare_and_swap(key, manifest, over=stored)
         except CasConflict:
             metrics.cas_conflicts.labels("manifest").inc()
             current = await self._repository.get(Manifest, key)
@@ -376,6 +379,10 @@ class CityDayIngest:
             if current is None or not current.made_by(manifest.attempt):
                 return None
             manifest = current
+        else:
+            if manifest.raw_key == keys.raw(manifest.date, manifest.city_id, manifest.attempt):  # a new file
+                metrics.stored_bytes.inc(manifest.size_bytes)
+                metrics.stored_trips.inc(manifest.contribution.trips)
         if manifest.retracted and await self._place_after_move(manifest) is not None:
             return None
         return CityResult(outcome=Outcome.STORED, manifest=manifest)

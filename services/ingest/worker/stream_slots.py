@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from enum import Enum
 
+from shared.runtime import metrics
+
 
 class Slots(Enum):
     """How many slots a stream holds."""
@@ -32,8 +34,9 @@ class StreamSlots:
     async def one(self, *, wait_max_s: float | None = None) -> AsyncIterator[None]:
         """Hold one slot, when one is free. Raises NoFreeSlot after ``wait_max_s`` seconds."""
         try:
-            async with asyncio.timeout(wait_max_s):
-                await self._slots.acquire()
+            with metrics.time_stage("wait"):
+                async with asyncio.timeout(wait_max_s):
+                    await self._slots.acquire()
         except TimeoutError:
             raise NoFreeSlot from None
         try:

@@ -25,6 +25,7 @@ from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime.health import Health
 from shared.runtime.retry import Stopping
 from shared.runtime.settings import Settings
+from tests.fakes.metrics import value
 from tests.fakes.store import MemoryStore
 from tests.integration.consuming import Collector, consuming
 from tests.integration.running import eventually
@@ -93,9 +94,11 @@ async def test_published_events_are_consumed(settings: Settings) -> None:
     event = stats("peru", "7", 3)
     cause = events.Cause(request_id=mint_request_id(utc_now()), plan_revision=2, position=1)
     collector = Collector()
+    batched = value("tripfold_batch_records_sum", topic="city-stats")
     async with publisher_of(settings) as publisher, consuming(settings, Topic.CITY_STATS, collector):
         await publisher.publish([OutgoingEvent(event, cause)])
         await eventually(partial(collector.has, 1), "the event")
+    assert value("tripfold_batch_records_sum", topic="city-stats") == batched + 1
     headers = dict(collector.seen[0].headers)
     assert events.decode(Topic.CITY_STATS, collector.seen[0].value) == event
     assert events.cause_of(headers) == cause

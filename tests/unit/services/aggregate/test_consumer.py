@@ -19,6 +19,7 @@ from shared.kafka.records import OutgoingEvent
 from shared.storage.object_store import StoreUnavailable
 from tests.fakes.bucket import DAY, REQUEST, FakeBucket, trips
 from tests.fakes.log import MemoryPublisher
+from tests.fakes.metrics import value
 
 
 class LatePublisher(MemoryPublisher):
@@ -161,9 +162,11 @@ async def test_each_fold_costs_one_call_in_a_steady_state() -> None:
         return await compare_and_swap(key, body, etag=etag)
 
     bucket.store.get, bucket.store.compare_and_swap = counted_get, counted_swap  # type: ignore[method-assign,assignment]  # counted
+    hits = value("tripfold_cache_requests_total", cache="summaries", result="hit")
     published = bucket.store_file(1, 11, trips(1))
     await alone.fold(published)
     assert calls == ["get state/current.json", f"swap {key}"]
+    assert value("tripfold_cache_requests_total", cache="summaries", result="hit") == hits + 1
 
 
 async def test_new_dates_cost_one_call_each() -> None:

@@ -11,6 +11,7 @@ import pytest
 from services.api.routes import statistics
 from services.api.statistics.cache import Body, ResponseCache, SingleFlight
 from tests.fakes.api import DAY, World, stats
+from tests.fakes.metrics import value
 
 PATH = "/country-stats?from=2024-05-01&to=2024-05-31"
 
@@ -95,6 +96,11 @@ async def test_error_while_making_a_body_reaches_its_readers() -> None:
     assert cache.find('"a"') is None
 
 
+def lookups(result: str) -> float:
+    """Return the look-ups in the cache of responses, as the metric counts them."""
+    return value("tripfold_cache_requests_total", cache="responses", result=result)
+
+
 @pytest.mark.parametrize("coding", ["identity", "gzip", "zstd"])
 def test_a_cached_response_is_sent_without_reading_heads(coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cached response has the same bytes and reads no heads; a changed summary makes a new one.
@@ -116,9 +122,11 @@ def test_a_cached_response_is_sent_without_reading_heads(coding: str, monkeypatc
             read = sum(key.startswith("summaries/") for key in world.store.reads)
             return response.status_code, body, response.headers["etag"], read
 
+        misses, hits = lookups("miss"), lookups("hit")
         first = ask()
         again = ask()
         assert (first[3], again) == (31, (*first[:3], 0))
+        assert (lookups("miss"), lookups("hit")) == (misses + 1, hits + 1)
         assert ask(first[2]) == (304, b"", first[2], 0)
         world.fold_in(stats("armenia", trips=9, revision=6))
         changed = ask(first[2])

@@ -21,6 +21,7 @@ from shared.domain.objects import SummaryHead
 from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectInfo, StoredObject, StoreUnavailable
 from tests.fakes.api import DAY, ObservedStore, World, planned, stats
+from tests.fakes.metrics import value
 
 MAY = DateRange(dt.date(2024, 5, 1), dt.date(2024, 5, 31))
 PLENTY_BYTES = 1 << 20
@@ -97,10 +98,13 @@ async def test_unchanged_summaries_are_not_fetched_again() -> None:
     reader = reader_of(world)
     world.fold_in(stats("armenia", trips=1))
     world.fold_in(stats("belgium", trips=2))
+    hits, misses = (value("tripfold_cache_requests_total", cache="heads", result=one) for one in ("hit", "miss"))
     assert len(await heads_of(reader, MAY)) == 2
     heads_read(world)
     assert len(await heads_of(reader, MAY)) == 2
     assert heads_read(world) == []
+    assert value("tripfold_cache_requests_total", cache="heads", result="miss") == misses + 2
+    assert value("tripfold_cache_requests_total", cache="heads", result="hit") == hits + 2
     world.fold_in(stats("belgium", trips=3, revision=6))
     world.fold_in(stats("chad", trips=4))
     assert trips(await heads_of(reader, MAY)) == {

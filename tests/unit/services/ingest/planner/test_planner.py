@@ -32,6 +32,7 @@ from shared.runtime.retry import Retrier
 from shared.storage.repository import read_plan
 from tests.fakes.builders import Clock, UpstreamState
 from tests.fakes.log import MemoryLog, MemoryPublisher
+from tests.fakes.metrics import value
 from tests.fakes.store import MemoryStore
 from tests.fakes.upstream import MemoryUpstream
 from tests.fault.checks import requests
@@ -151,10 +152,13 @@ async def test_a_redelivered_request_is_planned_once() -> None:
     planned = Planned()
     planned.lists({"1": "Peru", "2": "Peru"})
     request = planned.requested()
+    timed = [value("tripfold_ingest_stage_seconds_count", stage=stage) for stage in ("city_list", "publish_plan")]
     await planned.plan(request)
     planned.lists({"3": "Chad"})
     await planned.plan(request)
     assert len(planned.published(Topic.CITY_TASKS)) == 2
+    for before, stage in zip(timed, ("city_list", "publish_plan"), strict=True):
+        assert value("tripfold_ingest_stage_seconds_count", stage=stage) == before + 1
 
 
 async def test_the_topic_ends_with_the_newest_plan_after_a_race() -> None:

@@ -22,10 +22,13 @@ from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
 from tests.fakes.builders import Trip, trip_file
 from tests.fakes.log import MemoryLog, MemoryPublisher
+from tests.fakes.metrics import value
 from tests.fakes.store import MemoryStore
 from tests.fakes.upstream import MemoryUpstream
 
 DAY = dt.date(2024, 5, 1)
+STAGES = {"request": 3, "wait": 3, "stream": 2, "complete_upload": 2, "write_manifest": 2, "publish": 2}
+"""How often each stage is timed when the first of two files waits for the slot, and the second is requested twice."""
 
 
 class PacedUpstream(MemoryUpstream):
@@ -72,7 +75,10 @@ async def test_a_response_that_waits_long_for_a_slot_is_requested_again(monkeypa
     """While one file takes the only slot for long, the other's connection is closed and costs it no attempt."""
     monkeypatch.setattr(city_day, "SLOT_WAIT_MAX_S", 0)
     upstream, store, log = PacedUpstream(), MemoryStore(utc_now), MemoryLog()
-    upstream.files = dict.fromkeys(("0", "1"), trip_file([Trip(passengers=3, delay_ms=0)], DAY))
+    file = trip_file([Trip(passengers=3, delay_ms=0)], DAY)
+    upstream.files = dict.fromkeys(("0", "1"), file)
+    timed = {stage: value("tripfold_ingest_stage_seconds_count", stage=stage) for stage in STAGES}
+    stored_bytes, stored_trips = value("tripfold_stored_bytes_total"), value("tripfold_stored_trips_total")
     circuit = CircuitBreaker(Retrier(health=Health(), wait_max_s=1))
     with ThreadPoolExecutor(1) as threads:
         ingest = CityDayIngest(
@@ -94,3 +100,7 @@ async def test_a_response_that_waits_long_for_a_slot_is_requested_again(monkeypa
             upstream.flowing.set()
     assert upstream.downloads == ["0", "1", "1"]
     assert all(keys.manifest(DAY, CityId(city)) in store.objects for city in ("0", "1"))
+    for stage, times in STAGES.items():
+        assert value("tripfold_ingest_stage_seconds_count", stage=stage) == timed[stage] + times, stage
+    assert value("tripfold_stored_bytes_total") == stored_bytes + 2 * len(file)
+    assert value("tripfold_stored_trips_total") == stored_trips + 2
