@@ -7,7 +7,7 @@ WORKERS ?= 3 # parallel test processes; more than cores, because tests also wait
 HISTORIES ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi monitoring contract screenshots format test-containers test-kafka test-kafka-integration chaos histories mutations requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade chaos histories mutations requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ test-kafka: $(VENV)/.dev ## Run the integration tests and fault scenarios on a r
 
 test-kafka-integration: $(VENV)/.dev ## Run only the integration tests on a real Apache Kafka: minutes, without stopping a broker
 	$(BIN)/python -m tests.apache_kafka --only-integration -n $(WORKERS) $(ARGS)
+
+test-upgrade: $(VENV)/.dev ## Upgrade, roll back and upgrade under load; back up, lose and restore (TRIPFOLD_TEST_SEED: repeat a run)
+	$(BIN)/python -m pytest -n $(WORKERS) tests/upgrade $(ARGS)
 
 chaos: $(VENV)/.dev ## Run Tripfold under load with random faults, then check the result (SECONDS=600 SEED=… BROKER=kafka|embedded)
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --broker $(or $(BROKER),kafka) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -23,6 +23,7 @@ from shared.runtime.metrics import Concern, Part, registry_of
 from shared.runtime.retry import Retrier, Stopping
 from shared.runtime.settings import Settings
 from shared.storage.s3 import S3Store
+from shared.storage.schema_switch import adopt_written_version
 
 Background = Callable[[Retrier], Awaitable[None]]
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
@@ -42,6 +43,11 @@ class ServiceContext:
         self.store = S3Store(settings)
         self.publisher = KafkaPublisher(settings, source=source)
         self.skip_markers = SkipMarkers(self.store, self.publisher)
+
+    async def check_bucket(self) -> None:
+        """Raise StoreUnavailable without the bucket, WrongSchemaVersion if this build cannot write its version."""
+        await self.store.check()
+        await adopt_written_version(self.store)
 
 
 def make_app(
@@ -67,7 +73,7 @@ def make_app(
         await context.publisher.check(sorted(topics, key=lambda topic: topic.value))
 
     async def begin() -> None:
-        await retrier.retry_until_available("s3", context.store.check)
+        await retrier.retry_until_available("s3", context.check_bucket)
         await retrier.retry_until_available("kafka", check_kafka)
         await retrier.retry_until_available("consumer", broker.start)
         context.health.started = True
@@ -138,7 +144,7 @@ async def _watch(context: ServiceContext, check_kafka: Callable[[], Awaitable[No
     """Check S3, Kafka and its topics every few seconds, so that an idle service reports outages too."""
     health = context.health
     checks: tuple[tuple[Concern, Callable[[], Awaitable[None]]], ...] = (
-        ("s3", context.store.check),
+        ("s3", context.check_bucket),
         ("kafka", check_kafka),
     )
     while not context.retrier.stopping.is_set():

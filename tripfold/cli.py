@@ -42,6 +42,12 @@ class Commands(LazyGroup):
             ("topics", "topics:topics_commands", "Make or check the topics.", SET_UP),
             ("bucket", "bucket:bucket_commands", "Make the bucket; print IAM policies.", SET_UP),
             ("doctor", "doctor:doctor_command", "Check S3, Kafka, topics, upstream and revisions.", SET_UP),
+            (
+                "upgrade",
+                "upgrade:upgrade_commands",
+                "Let all processes write the new schema version.",
+                SET_UP,
+            ),
             ("requests", "requests:requests_commands", "List, show or retry requests.", REPAIR),
             ("quarantine", "quarantine:quarantine_commands", "List, show or retry refused files.", REPAIR),
             (

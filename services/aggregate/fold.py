@@ -146,7 +146,7 @@ def _joined(
     kept = _without_superseded(plans)
     if not changed and kept == summary.plans and name == summary.country_name:
         return summary
-    return _with_totals(summary.date, summary.country, name, ledger, kept)
+    return _with_totals(summary, name, ledger, kept)
 
 
 def _without_superseded(plans: dict[_PlanKey, dict[int, tuple[CityId, ...]]]) -> tuple[PlanChunks, ...]:
@@ -165,8 +165,7 @@ def _in_force(plans: tuple[PlanChunks, ...]) -> PlanChunks | None:
 
 
 def _with_totals(
-    date: dt.date,
-    country: CountrySlug,
+    summary: Summary,
     name: str,
     ledger: dict[CityId, LedgerEntry],
     plans: tuple[PlanChunks, ...],
@@ -177,9 +176,8 @@ def _with_totals(
     expected = {city for cities in plan.cities.values() for city in cities} if plan else set()
     missing = {city for city in expected if city not in ledger or ledger[city].contribution is None}
     plan_revision = plan.revision if plan else 0
-    return Summary(
-        date=date,
-        country=country,
+    return msgspec.structs.replace(
+        summary,
         country_name=name,
         version=sum([entry.revision for entry in entries]) + plan_revision,
         totals=total_of(contributions),

@@ -35,17 +35,21 @@ from services.api.statistics.countries import CountryNames
 from services.api.statistics.reader import SummaryReader
 from services.api.web.page import page_handlers
 from shared.domain.ids import utc_now
+from shared.domain.objects import CorruptObject
 from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.runtime.health import Health, measure_loop_lag
 from shared.runtime.logging import configure_logging
 from shared.runtime.metrics import Concern, registry_of
+from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
+from shared.storage.schema_switch import adopt_written_version
 
 SHUTDOWN_GRACE_S = 5
 CLOSE_TIMEOUT_S = 2.0
+SCHEMA_INTERVAL_S = 3.0
 PUBLISHED = (Topic.PROCESS_REQUESTS,)
 
 _log = structlog.get_logger()
@@ -56,12 +60,18 @@ def create_app(settings: Settings) -> Litestar:
     store = S3Store(settings)
     publisher = KafkaPublisher(settings, source="api")
 
+    async def check_bucket() -> None:
+        await store.check()
+        await adopt_written_version(store)
+
     @contextlib.asynccontextmanager
     async def connected() -> AsyncIterator[None]:
         async with store:
+            following = asyncio.create_task(_follow_schema_switch(store))
             try:
                 yield
             finally:
+                following.cancel()
                 # Without Kafka, closing the producer would wait for pending records.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(CLOSE_TIMEOUT_S):
@@ -71,7 +81,7 @@ def create_app(settings: Settings) -> Litestar:
         settings,
         store=store,
         publisher=publisher,
-        checks={"s3": store.check, "kafka": lambda: publisher.check(PUBLISHED)},
+        checks={"s3": check_bucket, "kafka": lambda: publisher.check(PUBLISHED)},
         connected=connected,
     )
 
@@ -131,6 +141,14 @@ def assemble(
     # These wrap the router, so that requests that match no route are logged too.
     app.asgi_handler = AccessLog(SecurityHeaders(SizeLimits(HeadAndOptions(Compression(app.asgi_handler)))))
     return app
+
+
+async def _follow_schema_switch(store: ObjectStore) -> None:
+    """Write the schema version of the bucket's switch, also where nobody asks for readiness."""
+    while True:
+        with contextlib.suppress(DependencyUnavailable, CorruptObject):  # readiness reports it
+            await adopt_written_version(store)
+        await asyncio.sleep(SCHEMA_INTERVAL_S)
 
 
 def serve(settings: Settings) -> None:

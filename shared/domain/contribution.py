@@ -8,7 +8,7 @@ from operator import attrgetter
 import msgspec
 
 
-class Contribution(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The four sums of one file or of several files.
 
     ``delay_total_ms`` is in whole milliseconds. It is negative if departures were early overall.

@@ -14,6 +14,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
+from shared.domain import schema
 from shared.domain.contribution import Contribution
 from shared.domain.errors import OperatorError
 from shared.domain.ids import (
@@ -28,7 +29,6 @@ from shared.domain.ids import (
 )
 from shared.domain.topics import Topic
 
-SCHEMA_VERSION = 1
 TYPE_LENGTH_SHOWN_MAX = 100
 PLAN_CHUNK_CITIES_MAX = 2_000
 
@@ -56,7 +56,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """The base of events: a type and the version of the contract."""
 
     topic: ClassVar[Topic]
-    schema_version: Annotated[int, msgspec.Meta(ge=1)] = SCHEMA_VERSION
+    schema_version: Annotated[int, msgspec.Meta(ge=1)] = schema.FIRST_VERSION
 
     @property
     def key(self) -> str:
@@ -411,7 +411,7 @@ class NewerContract(OperatorError):
         skip = f", or move it to the dead letters: tripfold skip {topic.value} {partition} {offset}" if known else ""
         super().__init__(
             f"{where} has type {kind[:TYPE_LENGTH_SHOWN_MAX]!r}, schema version {version}; this build knows version "
-            f"{SCHEMA_VERSION}: upgrade it{skip}"
+            f"{schema.SCHEMA_VERSION}: upgrade it{skip}"
         )
 
     def at(self, partition: int, offset: int) -> NewerContract:
@@ -421,7 +421,7 @@ class NewerContract(OperatorError):
 
 class _Envelope(msgspec.Struct, frozen=True):
     type: str
-    schema_version: Annotated[int, msgspec.Meta(ge=1)] = 1
+    schema_version: Annotated[int, msgspec.Meta(ge=1)] = schema.FIRST_VERSION
 
 
 _envelope_decoder = msgspec.json.Decoder(_Envelope)
@@ -439,8 +439,8 @@ _decoders = {topic: _decoder(kinds) for topic, kinds in EVENT_TYPES.items()}
 
 
 def encode(event: Event) -> bytes:
-    """Encode an event canonically: equal events have equal bytes."""
-    return _encoder.encode(event)
+    """Encode an event canonically, under the schema version that is written now: equal events have equal bytes."""
+    return _encoder.encode(schema.stamped(event))
 
 
 def decode(topic: Topic, value: bytes | None) -> Event:
@@ -456,7 +456,7 @@ def decode(topic: Topic, value: bytes | None) -> Event:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         _refuse_newer(topic, value)
         raise PoisonRecord(f"not an event of {topic.value}: {error}") from error
-    if event.schema_version > SCHEMA_VERSION:
+    if event.schema_version > schema.SCHEMA_VERSION:
         _refuse_newer(topic, value)
     return event
 
@@ -466,7 +466,7 @@ def _refuse_newer(topic: Topic, value: bytes) -> None:
         envelope = _envelope_decoder.decode(value)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return
-    if envelope.schema_version > SCHEMA_VERSION:
+    if envelope.schema_version > schema.SCHEMA_VERSION:
         raise NewerContract(topic, envelope.type, envelope.schema_version)
 
 
@@ -478,7 +478,7 @@ def headers_of(event: Event, *, source: str, cause: Cause | None = None) -> list
     headers = {
         "ce_specversion": "1.0",
         "ce_id": ":".join(parts),
-        "ce_type": f"tripfold.{kind}.v{event.schema_version}",
+        "ce_type": f"tripfold.{kind}.v{schema.stamped_version(event)}",
         "ce_source": f"/tripfold/{source}",
         "content-type": "application/json",
     }

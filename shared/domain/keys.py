@@ -11,6 +11,7 @@ from shared.domain.ids import CityId, CountrySlug, RequestId, parse_request_id, 
 BUCKET_EPOCH = "state/lineage.json"
 COUNTRIES = "state/countries.json"
 CURRENT = "state/current.json"
+SCHEMA_SWITCH = "state/schema.json"
 ACTIVE_REQUESTS = "state/active-requests/"
 OPEN_BACKFILLS = "state/open-backfills.json"
 REQUESTS = "requests/"

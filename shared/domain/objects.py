@@ -8,12 +8,11 @@ from typing import TypeVar
 
 import msgspec
 
-from shared.domain import keys
+from shared.domain import keys, schema
 from shared.domain.contribution import NOTHING, Contribution
 from shared.domain.events import BadCity, Outcome
 from shared.domain.ids import CityId, CountrySlug, RequestId
 
-SCHEMA_VERSION = 1
 HISTORY_LENGTH_MAX = 100
 EPOCH = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 
@@ -23,7 +22,7 @@ _Stored = TypeVar("_Stored", bound="BucketObject")
 class BucketObject(msgspec.Struct, frozen=True, kw_only=True):
     """The base of stored objects: the version of their schema."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int = schema.FIRST_VERSION
 
 
 class CorruptObject(RuntimeError):
@@ -43,6 +42,10 @@ class BucketEpoch(BucketObject, frozen=True, kw_only=True):
 
     revision_floor: int = msgspec.field(name="base")
     born_at: dt.datetime
+
+
+class SchemaSwitch(BucketObject, frozen=True, kw_only=True):
+    """The switch of the schema version: every process writes the ``schema_version`` of this object."""
 
 
 class Countries(BucketObject, frozen=True, kw_only=True):
@@ -267,6 +270,10 @@ class Summary(BucketObject, frozen=True, kw_only=True):
     plans: tuple[PlanChunks, ...] = ()
     ledger: dict[CityId, LedgerEntry] = {}
 
+    def has_content_of(self, other: Summary) -> bool:
+        """Return whether both are equal, whichever schema version each was written in."""
+        return self == msgspec.structs.replace(other, schema_version=self.schema_version)
+
     @property
     def expected_cities(self) -> frozenset[CityId]:
         """The cities that the current plan expects: the last of ``plans``, if all its chunks have been received."""
@@ -456,8 +463,11 @@ _version_decoder = msgspec.json.Decoder(BucketObject)
 
 
 def encode(stored: BucketObject) -> bytes:
-    """Encode a stored object. Its creator sorts its maps, so equal objects have equal bytes."""
-    return _encoder.encode(stored)
+    """Encode a stored object under the schema version that is written now, or a later one that it already has.
+
+    Its creator sorts its maps, so equal objects have equal bytes.
+    """
+    return _encoder.encode(schema.stamped(stored))
 
 
 def decode(kind: type[_Stored], body: bytes, key: str) -> _Stored:
@@ -472,7 +482,7 @@ def decode(kind: type[_Stored], body: bytes, key: str) -> _Stored:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         _refuse_newer(body, key)
         raise CorruptObject(key, f"is not a readable {kind.__name__}: {error}") from error
-    if stored.schema_version > SCHEMA_VERSION:
+    if stored.schema_version > schema.SCHEMA_VERSION:
         _refuse_newer(body, key)
     _require_own_key(stored, key)
     return stored  # type: ignore[return-value]  # the decoder of this kind made it
@@ -483,8 +493,8 @@ def _refuse_newer(body: bytes, key: str) -> None:
         version = _version_decoder.decode(body).schema_version
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return
-    if version > SCHEMA_VERSION:
-        raise NewerObject(key, f"has schema version {version}; this build knows {SCHEMA_VERSION}: upgrade it")
+    if version > schema.SCHEMA_VERSION:
+        raise NewerObject(key, f"has schema version {version}; this build knows {schema.SCHEMA_VERSION}: upgrade it")
 
 
 def _require_own_key(stored: BucketObject, key: str) -> None:

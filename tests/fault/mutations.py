@@ -434,7 +434,7 @@ def no_tombstones(patch: pytest.MonkeyPatch) -> None:
         left = {city: entry for city, entry in after.ledger.items() if entry.contribution is not None}
         if left == after.ledger:
             return after
-        return pure_fold._with_totals(after.date, after.country, after.country_name, left, after.plans)
+        return pure_fold._with_totals(after, after.country_name, left, after.plans)
 
     _folding(patch, forget)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from shared.domain import events
+from shared.domain import events, schema
 from shared.domain.events import ProcessRequested
 from shared.domain.ids import RequestId
 from shared.domain.topics import Topic
@@ -173,7 +173,7 @@ async def test_after_an_upgrade_the_newer_event_counts(monkeypatch: pytest.Monke
     world.log.append(event.topic, event.key.encode(), events.encode(event))
     with pytest.raises(NotAtRest):
         await world.run_to_rest()
-    monkeypatch.setattr(events, "SCHEMA_VERSION", 2)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
     world.replace("planner")
     world.unexpected.clear()
     world.oracle.requested(request_id, WHOLE)

@@ -18,8 +18,8 @@ from services.aggregate.requests.requeue import Requeue
 from shared.domain.ids import utc_now
 from shared.kafka.producer import KafkaPublisher
 from shared.runtime.settings import Settings
-from shared.storage.s3 import S3Store
 from tripfold.local.supervisor import ChildEvent, EventKind
+from tripfold.operate.command_line import open_bucket
 from tripfold.operate.republish import republish
 
 AT_ONCE = dt.timedelta()
@@ -65,7 +65,7 @@ async def recover(settings: Settings) -> Recovered:
     """Publish the bucket to the compacted topics again, and every unfinished request to its topic."""
     events = dates = 0
     unreadable: list[str] = []
-    async with S3Store(settings) as store, KafkaPublisher(settings, source="recovery") as publisher:
+    async with open_bucket(settings) as store, KafkaPublisher(settings, source="recovery") as publisher:
         async for one in republish(store, publisher, Dates()):
             events, dates = events + one.events, dates + 1
             unreadable += one.unreadable

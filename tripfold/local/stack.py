@@ -18,6 +18,7 @@ from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import PREFIX, Settings, load_settings
 from shared.storage.generation_pointer import provision_pointer
 from shared.storage.s3 import S3Store
+from shared.storage.schema_switch import provision_schema_switch
 from tripfold.local.embedded import EmbeddedStack, Endpoints, write_private
 from tripfold.local.ports import free_port
 from tripfold.local.recovery import BrokerState, Recovered, recover
@@ -147,6 +148,7 @@ def _write_variables(data_dir: Path, endpoints: Endpoints, upstream_url: str) ->
 async def _provision(settings: Settings) -> None:
     await apply_topics(settings)
     async with S3Store(settings) as store:
+        await provision_schema_switch(store)
         await provision_pointer(store)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from shared.storage.generation_pointer import provision_pointer
 from shared.storage.s3 import S3Store
+from shared.storage.schema_switch import provision_schema_switch
 from tripfold.operate.command_line import command_settings, console, run_command
 from tripfold.operate.iam_policies import BucketRole, policy_of
 
@@ -25,6 +26,7 @@ def apply_command() -> None:
     async def make() -> None:
         async with S3Store(settings) as store:
             await store.create_bucket()
+            await provision_schema_switch(store)
             await provision_pointer(store)
 
     run_command(make())

@@ -8,7 +8,7 @@ import datetime as dt
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
 from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
@@ -21,6 +21,8 @@ from shared.domain.errors import OperatorError
 from shared.domain.objects import CorruptObject
 from shared.runtime.logging import configure_logging
 from shared.runtime.settings import Settings, load_settings
+from shared.storage.s3 import S3Store
+from shared.storage.schema_switch import adopt_written_version
 from tripfold.console import open_console
 
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -54,6 +56,14 @@ def command_settings() -> Settings:
     quiet = {"log_level": "warning", "log_format": "text"} if settings.log_level == "info" else {}
     configure_logging(settings.model_copy(update=quiet))
     return settings
+
+
+@contextlib.asynccontextmanager
+async def open_bucket(settings: Settings) -> AsyncIterator[S3Store]:
+    """Open the bucket for a command, which then writes the schema version that the bucket is written in."""
+    async with S3Store(settings) as store:
+        await adopt_written_version(store)
+        yield store
 
 
 def run_command(work: Coroutine[Any, Any, _Result]) -> _Result:

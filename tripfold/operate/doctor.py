@@ -1,4 +1,4 @@
-"""Checks S3, Kafka, the topics, the upstream and the revisions of the bucket, and names a remedy for each fault."""
+"""Checks S3, Kafka, topics, upstream, schema version and revisions, and names a remedy for each fault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from services.ingest.planner.city_list import InvalidCityList, parse_city_list
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.client import HttpUpstream
 from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
-from shared.domain import events, keys
+from shared.domain import events, keys, schema
 from shared.domain.errors import OperatorError
 from shared.domain.events import CityDayRetracted, CityDayStats, CountryDayPlanned, NewerContract, PoisonRecord
 from shared.domain.objects import BucketEpoch, CorruptObject, Manifest, Plan
@@ -31,6 +31,7 @@ from shared.runtime.settings import Settings
 from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectStore
 from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
+from shared.storage.schema_switch import read_written_version
 from tripfold.console import printable
 from tripfold.operate.command_line import AsJson, command_settings, console, make_table, print_json, run_command
 
@@ -43,6 +44,7 @@ WAITING_RECORDS_MAX = 5_000
 GETS_AT_ONCE_MAX = 16
 NEEDS = {
     "compare-and-swap": {"S3"},
+    "schema version": {"S3"},
     "topics": {"Kafka"},
     "consumers": {"S3", "Kafka", "topics"},
     "revisions": {"S3", "Kafka"},
@@ -95,7 +97,7 @@ def checks_table(checks: Iterable[Check]) -> Table:
 
 
 async def run_checks(settings: Settings) -> AsyncIterator[Check]:
-    """Check S3, its compare-and-swap, Kafka, topics, consumers, upstream, revisions and a rebuild, in this order."""
+    """Check S3, compare-and-swap, schema version, Kafka, topics, consumers, upstream, revisions and a rebuild."""
     async with S3Store(settings) as store, KafkaPublisher(settings, source="doctor") as publisher:
         failed: set[str] = set()
         for what, check, remedy in _checks(settings, store, publisher):
@@ -133,6 +135,11 @@ def _checks(
             "compare-and-swap",
             lambda: check_compare_and_swap(store),
             "do not use this store: concurrent writers would lose each other's changes",
+        ),
+        (
+            "schema version",
+            lambda: check_schema_version(store),
+            "use the build that the message names",
         ),
         ("Kafka", kafka, "check TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS, and that the brokers run"),
         (
@@ -205,6 +212,17 @@ async def _race_once(store: ObjectStore, key: str, name: str, etag: str | None) 
 
 def _probe(name: str, number: int) -> bytes:
     return f'{{"probe":"{name}","writer":{number}}}'.encode()
+
+
+async def check_schema_version(store: ObjectStore) -> str:
+    """Return which schema version is written. Raises WrongSchemaVersion if this build cannot write it."""
+    version = await read_written_version(store)
+    if version == schema.SCHEMA_VERSION:
+        return f"version {version} is written, the latest of this build"
+    return (
+        f"version {version} is written. When all processes run this build, 'tripfold upgrade finalize' lets them write "
+        f"version {schema.SCHEMA_VERSION}"
+    )
 
 
 async def _check_topics(settings: Settings) -> str:

@@ -31,7 +31,6 @@ from shared.domain.ids import CityId
 from shared.domain.objects import CorruptObject, Manifest
 from shared.storage.object_store import AdminObjectStore, ObjectInfo, ObjectStore
 from shared.storage.repository import Repository
-from shared.storage.s3 import S3Store
 from tripfold.console import printable
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
@@ -40,6 +39,7 @@ from tripfold.operate.command_line import (
     command_settings,
     console,
     make_table,
+    open_bucket,
     print_json,
     run_command,
 )
@@ -100,7 +100,7 @@ def gc_command(
     async def run() -> tuple[int, int, list[GcCandidate]]:
         deleted = size_bytes = 0
         kept: list[GcCandidate] = []
-        async with S3Store(settings) as store:
+        async with open_bucket(settings) as store:
             async for one in collect_garbage(
                 store,
                 older_than=parse_age(older_than),

@@ -20,7 +20,6 @@ from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository, read_plan
-from shared.storage.s3 import S3Store
 from tripfold.console import printable
 from tripfold.operate.command_line import (
     TABLE_ROWS_MAX,
@@ -31,6 +30,7 @@ from tripfold.operate.command_line import (
     console,
     date_range,
     make_table,
+    open_bucket,
     print_json,
     print_line,
     run_command,
@@ -99,7 +99,7 @@ def list_command(
     selection = QuarantineFilter(first=first_date, last=last_date, country=country, city_id=city)
 
     async def read() -> list[QuarantineReport]:
-        async with S3Store(settings) as store:
+        async with open_bucket(settings) as store:
             return await read_reports(store, selection)
 
     found = run_command(read())
@@ -133,7 +133,7 @@ def show_command(
     settings = command_settings()
 
     async def read() -> list[QuarantineReport]:
-        async with S3Store(settings) as store:
+        async with open_bucket(settings) as store:
             return await read_city_day(store, date.date(), city)
 
     found = run_command(read())
@@ -172,7 +172,7 @@ def retry_command(
     settings = command_settings()
 
     async def retry() -> QuarantineRetry:
-        async with S3Store(settings) as store, KafkaPublisher(settings, source="retry") as publisher:
+        async with open_bucket(settings) as store, KafkaPublisher(settings, source="retry") as publisher:
             reports = await read_reports(store, selection)
             if not reports:
                 raise NothingQuarantined("no such file is in quarantine. List all: 'tripfold quarantine list'.")

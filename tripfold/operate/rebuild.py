@@ -20,7 +20,6 @@ from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaPublisher
 from shared.runtime.settings import Settings
 from shared.storage.generation_pointer import read_current
-from shared.storage.s3 import S3Store
 from tripfold.console import printable
 from tripfold.operate.command_line import (
     TABLE_ROWS_MAX,
@@ -29,6 +28,7 @@ from tripfold.operate.command_line import (
     command_settings,
     console,
     make_table,
+    open_bucket,
     print_json,
     print_line,
     run_command,
@@ -111,7 +111,7 @@ def list_command(*, as_json: AsJson = False) -> None:
     settings = command_settings()
 
     async def run() -> list[Generation]:
-        async with S3Store(settings) as store:
+        async with open_bucket(settings) as store:
             return await list_generations(store)
 
     found = run_command(run())
@@ -139,7 +139,7 @@ def drop_command(
     settings = command_settings()
 
     async def run() -> int:
-        async with S3Store(settings) as store:
+        async with open_bucket(settings) as store:
             return await drop(store, number, grace=dt.timedelta(seconds=grace_s))
 
     console.print(f"Deleted {run_command(run()):,} summaries of generation {number}.")
@@ -166,7 +166,7 @@ def _abandon_rebuild() -> None:
     settings = command_settings()
 
     async def run() -> int | None:
-        async with S3Store(settings) as store:
+        async with open_bucket(settings) as store:
             current = await read_current(store)
             if current.token is not None:
                 await generations.abandon(store, current.token)
@@ -186,7 +186,7 @@ async def _run_rebuild(
 ) -> Rebuilt:
     tune_collector()
     token = uuid.uuid4().hex
-    async with S3Store(settings) as store, KafkaPublisher(settings, source="rebuild") as publisher:
+    async with open_bucket(settings) as store, KafkaPublisher(settings, source="rebuild") as publisher:
         await publisher.check()
         with StepBars() as bars:
             job = Rebuild(store, publisher, token=token, report=bars.report, reader=replay, seed=seed)

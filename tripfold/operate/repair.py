@@ -10,7 +10,6 @@ from services.aggregate.audit.compare import Difference
 from services.aggregate.audit.repair import Repaired, repair_dates
 from services.aggregate.bucket_reader import Dates
 from shared.kafka.producer import KafkaPublisher
-from shared.storage.s3 import S3Store
 from tripfold.console import printable
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
@@ -22,6 +21,7 @@ from tripfold.operate.command_line import (
     console,
     date_range,
     make_table,
+    open_bucket,
     print_json,
     progress_bar,
     run_command,
@@ -55,7 +55,7 @@ def repair_command(
     async def run() -> tuple[int, int, list[Repaired]]:
         total = refused = 0
         kept: list[Repaired] = []
-        async with S3Store(settings) as store, KafkaPublisher(settings, source="repair") as publisher:
+        async with open_bucket(settings) as store, KafkaPublisher(settings, source="repair") as publisher:
             await publisher.check()
             with progress_bar("repairing", "dates") as show:
                 async for one in repair_dates(

@@ -23,7 +23,7 @@ from rich.table import Table
 from services.aggregate.audit.repair import TooManyConflicts
 from services.aggregate.bucket_reader import Dates, known_dates, read_summaries
 from services.aggregate.summary_writer import publish_as_stored
-from services.ingest.parsing.trips import RULE_VERSION
+from services.ingest.parsing.trips import rule_version
 from services.ingest.worker.manifest import gives_same_totals, reprocessed
 from services.ingest.worker.streaming import FileRefused, StreamedFile, StreamProgress, stream_file
 from shared.domain import keys, objects
@@ -38,7 +38,6 @@ from shared.storage.bucket_epoch import read_bucket_epoch
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectNotFound
 from shared.storage.repository import Repository
-from shared.storage.s3 import S3Store
 from tripfold.console import printable
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
@@ -50,6 +49,7 @@ from tripfold.operate.command_line import (
     console,
     date_range,
     make_table,
+    open_bucket,
     print_json,
     progress_bar,
     run_command,
@@ -139,7 +139,7 @@ def reprocess_command(
         city_days = total_bytes = 0
         results: list[Reprocessed] = []
         with ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="parse") as threads:
-            async with S3Store(settings) as store, KafkaPublisher(settings, source="reprocess") as publisher:
+            async with open_bucket(settings) as store, KafkaPublisher(settings, source="reprocess") as publisher:
                 await publisher.check()
                 job = Reprocess(
                     store,
@@ -313,9 +313,9 @@ class Reprocess:
 
     async def _next(self, previous: Manifest, *, again: bool) -> Manifest | None:
         """Return the next revision from the raw object. Return None if nothing is to read or changes."""
-        if previous.rule_version > RULE_VERSION:
+        if previous.rule_version > rule_version():
             raise NotReprocessable(
-                f"its rules have version {previous.rule_version}; this build has version {RULE_VERSION}: upgrade"
+                f"its rules have version {previous.rule_version}; this build has version {rule_version()}: upgrade"
             )
         if not again and gives_same_totals(previous, self._rules):
             return None

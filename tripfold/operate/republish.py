@@ -23,7 +23,6 @@ from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.runtime.concurrency import bounded_map
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectStore
-from shared.storage.s3 import S3Store
 from tripfold.console import printable
 from tripfold.operate.command_line import (
     TABLE_ROWS_MAX,
@@ -33,6 +32,7 @@ from tripfold.operate.command_line import (
     command_settings,
     console,
     date_range,
+    open_bucket,
     print_json,
     print_line,
     progress_bar,
@@ -69,7 +69,7 @@ def republish_command(first: FirstDate = None, last: LastDate = None, *, as_json
 
     async def run() -> None:
         nonlocal published, dates, current
-        async with S3Store(settings) as store, KafkaPublisher(settings, source="republish") as publisher:
+        async with open_bucket(settings) as store, KafkaPublisher(settings, source="republish") as publisher:
             await publisher.check()
             with progress_bar("republishing", "dates") as show:
                 async for one in republish(store, publisher, selected):

@@ -27,13 +27,13 @@ from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import begin_retry, read_request_record
-from shared.storage.s3 import S3Store
 from tripfold.console import printable
 from tripfold.operate.command_line import (
     AsJson,
     command_settings,
     console,
     make_table,
+    open_bucket,
     print_json,
     print_line,
     run_command,
@@ -63,7 +63,7 @@ def list_command(
     settings = command_settings()
 
     async def read() -> Latest:
-        async with S3Store(settings) as store:
+        async with open_bucket(settings) as store:
             return await latest_requests(store, limit)
 
     found = run_command(read())
@@ -100,7 +100,7 @@ def show_command(
     settings = command_settings()
 
     async def read() -> RequestDetail:
-        async with S3Store(settings) as store:
+        async with open_bucket(settings) as store:
             return await request_detail(store, request_id)
 
     found = run_command(read())
@@ -146,7 +146,7 @@ def retry_command(
     settings = command_settings()
 
     async def retry() -> list[ProcessRequested]:
-        async with S3Store(settings) as store, KafkaPublisher(settings, source="retry") as publisher:
+        async with open_bucket(settings) as store, KafkaPublisher(settings, source="retry") as publisher:
             return await retry_requests(store, publisher, request_ids, clock=utc_now)
 
     retried = run_command(retry())

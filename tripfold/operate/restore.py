@@ -36,7 +36,6 @@ from shared.runtime.settings import Settings
 from shared.storage.bucket_epoch import read_bucket_epoch
 from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository
-from shared.storage.s3 import S3Store
 from tripfold.console import printable
 from tripfold.operate.command_line import (
     TABLE_ROWS_MAX,
@@ -44,6 +43,7 @@ from tripfold.operate.command_line import (
     StepBars,
     command_settings,
     console,
+    open_bucket,
     print_json,
     print_line,
     progress_bar,
@@ -125,7 +125,7 @@ def restore_command(
     wanted = floor_at(utc_now()) if now else floor
 
     async def run() -> tuple[Restored, list[Reissued], str]:
-        async with S3Store(settings) as store, KafkaPublisher(settings, source="restore") as publisher:
+        async with open_bucket(settings) as store, KafkaPublisher(settings, source="restore") as publisher:
             await store.check()
             topic, outage = None, ""
             try:

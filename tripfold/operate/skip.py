@@ -25,9 +25,8 @@ from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
 from shared.storage.object_store import ObjectStore
-from shared.storage.s3 import S3Store
 from tripfold.console import printable
-from tripfold.operate.command_line import command_settings, print_line, run_command
+from tripfold.operate.command_line import command_settings, open_bucket, print_line, run_command
 
 READ_DEADLINE_S = 20.0
 SHOWN_VALUE_LENGTH_MAX = 2_000
@@ -55,7 +54,7 @@ def skip_command(
         raise CannotSkip(f"no service consumes a topic {topic[:100]!r}: expected one of {', '.join(consumed)}")
 
     async def run() -> ConsumedRecord:
-        async with S3Store(settings) as store, KafkaPublisher(settings, source="skip") as publisher:
+        async with open_bucket(settings) as store, KafkaPublisher(settings, source="skip") as publisher:
             await publisher.check([consumed[topic]])
             return await mark_newer(store, await read_record(settings, consumed[topic], partition, offset))
 

@@ -13,7 +13,6 @@ from services.aggregate.audit.verify import verify_dates
 from services.aggregate.bucket_reader import Dates
 from shared.domain.ids import utc_now
 from shared.kafka.producer import KafkaPublisher
-from shared.storage.s3 import S3Store
 from tripfold.console import printable
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
@@ -26,6 +25,7 @@ from tripfold.operate.command_line import (
     console,
     date_range,
     make_table,
+    open_bucket,
     print_json,
     progress_bar,
     run_command,
@@ -75,7 +75,7 @@ def _verify_summaries(dates: Dates, *, deep: bool, as_json: bool) -> None:
     async def run() -> tuple[int, int, int, int, list[Difference]]:
         dates_done = country_days = total = raw_expired = 0
         kept: list[Difference] = []
-        async with S3Store(settings) as store:
+        async with open_bucket(settings) as store:
             with progress_bar("verifying", "dates") as show:
                 async for verified in verify_dates(
                     store, dates, deep=deep, wait=wait_before_comparison, raw_expired_before=expired_before
@@ -131,7 +131,7 @@ def _verify_topics(dates: Dates, *, as_json: bool) -> None:
     async def run() -> tuple[int, list[RecordDifference], UnreadRecords]:
         total = 0
         kept: list[RecordDifference] = []
-        async with S3Store(settings) as store, KafkaPublisher(settings, source="verify") as publisher:
+        async with open_bucket(settings) as store, KafkaPublisher(settings, source="verify") as publisher:
             await publisher.check()
             with StepBars() as bars:
                 audit = TopicAudit(store, kafka_topics(settings), wait=wait_before_comparison, report=bars.report)

@@ -8,7 +8,7 @@ import msgspec
 
 from services.aggregate.audit.recount import Recount
 from services.aggregate.fold import empty_summary
-from shared.domain import objects
+from shared.domain import objects, schema
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import LedgerEntry, Manifest, Summary
 
@@ -69,7 +69,7 @@ def byte_differences(found: Summary, body: bytes) -> list[Difference]:
     A reader of only the first bytes relies on their order. A summary of an earlier build may have other bytes.
     """
     canonical = objects.encode(found)
-    if body == canonical or found.schema_version < objects.SCHEMA_VERSION:
+    if body == canonical or found.schema_version < schema.written_version():
         return []
     return [
         _difference(
@@ -116,7 +116,7 @@ def _missing_on_one_side(expected: Summary | None, found: Summary | None) -> lis
         return [
             _difference(expected, what=SUMMARY, found=NOTHING, expected=f"version {expected.version}", in_flight=True)
         ]
-    if found is not None and found != empty_summary(found.date, found.country):
+    if found is not None and not found.has_content_of(empty_summary(found.date, found.country)):
         return [_difference(found, what=SUMMARY, found=f"version {found.version}", expected=NOTHING)]
     return []
 

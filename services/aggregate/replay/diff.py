@@ -40,7 +40,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 def change_of(live: Summary | None, built: Summary | None, *, unreadable: bool = False) -> Change | None:
     """Compare a country-day of both generations; None if they agree. ``unreadable``: the live summary is damaged."""
     either = live or built
-    if either is None or live == built:
+    if either is None or (live and built and live.has_content_of(built)):
         return None
     return Change(
         date=either.date,
@@ -63,7 +63,8 @@ def _reasons(live: Summary | None, built: Summary | None) -> tuple[str, ...]:
     if live.plans != built.plans:
         differences.insert(0, f"plan: revision {live.plan_revision or 'none'} → {built.plan_revision or 'none'}")
     if not differences:
-        fields = [field for field in live.__struct_fields__ if getattr(live, field) != getattr(built, field)]
+        names = [name for name in live.__struct_fields__ if name != "schema_version"]
+        fields = [name for name in names if getattr(live, name) != getattr(built, name)]
         differences.append(f"equal ledgers, but {', '.join(fields)}")
     return _bounded(differences)
 

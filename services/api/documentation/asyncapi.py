@@ -16,7 +16,6 @@ import msgspec
 from services.api.documentation.examples import CAUSE, EVENTS
 from shared.domain.events import (
     EVENT_TYPES,
-    SCHEMA_VERSION,
     CityDayRetracted,
     CityDayStats,
     CountryDayPlanned,
@@ -24,6 +23,7 @@ from shared.domain.events import (
     Event,
     headers_of,
 )
+from shared.domain.schema import SCHEMA_VERSION
 from shared.domain.topics import TOPICS, Topic, TopicSpec
 from shared.kafka.dead_letters import ERROR_HEADER, ORIGIN_OFFSET_HEADER, ORIGIN_PARTITION_HEADER, ORIGIN_TOPIC_HEADER
 

@@ -27,6 +27,7 @@ from services.ingest.parsing.trip_file import (
     TooManyBadRecords,
     UnparsedBytes,
 )
+from services.ingest.parsing.trips import rule_version
 from shared.domain.contribution import Contribution
 from shared.domain.file_rules import FileRules
 
@@ -50,7 +51,8 @@ class FileTotals(msgspec.Struct, frozen=True, kw_only=True):
     """The totals of a valid file.
 
     `records` counts all records. The totals leave out the `bad_records`, of which the first are `reported`. They
-    include the `trips_on_other_dates`. The strict path read `strict_path_records` of the records.
+    include the `trips_on_other_dates`. The strict path read `strict_path_records` of the records. `rule_version` is
+    that of the rules that were in force when the parsing began.
     """
 
     contribution: Contribution
@@ -59,6 +61,7 @@ class FileTotals(msgspec.Struct, frozen=True, kw_only=True):
     bad_records: int = 0
     reported: tuple[BadRecord, ...] = ()
     strict_path_records: int = 0
+    rule_version: int = msgspec.field(default_factory=rule_version)
 
 
 def total_trip_file(
@@ -107,6 +110,7 @@ def total_trip_file(
         bad_records=bad.count,
         reported=bad.reported,
         strict_path_records=strict.records,
+        rule_version=totals.rule_version,
     )
 
 

@@ -14,7 +14,15 @@ from typing import Annotated, Final
 
 import msgspec
 
-from services.ingest.parsing.trips import DELAY_MAX_MS, DatedTrip, InvalidTrip, Trip, delay_ms, departure_date
+from services.ingest.parsing.trips import (
+    DELAY_MAX_MS,
+    DatedTrip,
+    InvalidTrip,
+    Trip,
+    delay_ms,
+    departure_date,
+    rule_version,
+)
 from shared.domain.contribution import Contribution
 
 DELAYS_MAX: Final = 65_536
@@ -35,6 +43,7 @@ class TripTotals:
         if day.isoformat() != date:
             raise ValueError(f"expected a date such as 2024-05-01, got {date!r}")
         self.date = date
+        self.rule_version = rule_version()
         self._day = day
         self._day_begins = datetime.combine(day, time.min)
         self._day_ends = datetime.combine(day, time.max)

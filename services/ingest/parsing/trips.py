@@ -32,6 +32,15 @@ from shared.domain.contribution import round_half_even
 RULE_VERSION: Final = 1
 """The version of these rules. Raise it with every change that changes the totals of a file."""
 
+
+def rule_version() -> int:
+    """Return the version of the rules in force.
+
+    Rules that fill a field of a new schema version are not in force before `schema.written_version` is that version.
+    """
+    return RULE_VERSION
+
+
 PASSENGERS_MAX: Final = 1_000_000
 DELAY_MAX_MS: Final = 366 * 86_400_000
 DELAY_MAX_CHARACTERS: Final = 64

@@ -7,7 +7,7 @@ import datetime as dt
 import msgspec
 
 from services.ingest.parsing.parser import FileTotals
-from services.ingest.parsing.trips import RULE_VERSION
+from services.ingest.parsing.trips import rule_version
 from services.ingest.upstream.port import Validators
 from services.ingest.worker.streaming import StreamedFile
 from shared.domain.events import IngestCity
@@ -52,7 +52,7 @@ def gives_same_totals(manifest: Manifest, rules: FileRules) -> bool:
 
     If not, the same bytes are parsed again. The rules on bad records matter only for a file that has some.
     """
-    if manifest.rule_version != RULE_VERSION or manifest.records_form != str(rules.form):
+    if manifest.rule_version != rule_version() or manifest.records_form != str(rules.form):
         return False
     concerned = manifest.bad_records if manifest.other_dates_are_bad else manifest.trips_on_other_dates
     if concerned and manifest.other_dates_are_bad != rules.other_dates_are_bad:
@@ -111,7 +111,7 @@ def next_manifest(
         etag=file.validators.etag,
         last_modified=file.validators.last_modified,
         request_id=task.request_id,
-        rule_version=RULE_VERSION,
+        rule_version=file.streamed.totals.rule_version,
         records_form=str(rules.form),
         bad_records=file.streamed.totals.bad_records,
         other_dates_are_bad=rules.other_dates_are_bad,
@@ -133,7 +133,7 @@ def reprocessed(
         previous,
         contribution=totals.contribution,
         trips_on_other_dates=totals.trips_on_other_dates,
-        rule_version=RULE_VERSION,
+        rule_version=totals.rule_version,
         records_form=str(rules.form),
         bad_records=totals.bad_records,
         other_dates_are_bad=rules.other_dates_are_bad,

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import msgspec
 
 from services.ingest.parsing.parser import InvalidTripFile, TooManyBadRecords
-from services.ingest.parsing.trips import RULE_VERSION
+from services.ingest.parsing.trips import rule_version
 from services.ingest.upstream.port import Validators
 from services.ingest.worker.streaming import FileRefused
 from shared.domain import keys, objects
@@ -127,7 +127,7 @@ def report_on(refused: FileRefused, task: IngestCity, source: FileSource, now: d
         bad_records=invalid.bad_records if invalid else 0,
         reported=tuple(ReportedRecord(**msgspec.structs.asdict(one)) for one in invalid.reported) if invalid else (),
         broke_off=None if refused.broke_off is None else str(refused.broke_off)[:1_000],
-        rule_version=RULE_VERSION,
+        rule_version=rule_version(),
         quarantined_at=now,
         last_seen_at=now,
         last_request_id=task.request_id,

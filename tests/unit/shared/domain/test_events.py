@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.domain import events
+from shared.domain import events, schema
 from shared.domain.events import (
     BadCity,
     Cause,
@@ -139,7 +139,7 @@ def test_a_decoded_event_equals_the_published_one(event: Event) -> None:
 def test_every_event_has_its_type_and_schema_version(event: Event) -> None:
     """Every record has the type and schema version, and the tag is the name of the type."""
     body = json.loads(events.encode(event))
-    assert body["schema_version"] == events.SCHEMA_VERSION
+    assert body["schema_version"] == schema.SCHEMA_VERSION
     assert body["type"].replace("-", "") == type(event).__name__.lower()
 
 
@@ -162,7 +162,7 @@ def test_a_later_schema_is_not_poison(event: Event) -> None:
     """An event of a later schema version stops the service, whether or not it can be read."""
     for fields in ({}, {"date": 7}):
         with pytest.raises(NewerContract, match="upgrade"):
-            events.decode(event.topic, changed(event, schema_version=events.SCHEMA_VERSION + 1, **fields))
+            events.decode(event.topic, changed(event, schema_version=schema.SCHEMA_VERSION + 1, **fields))
 
 
 def test_an_unknown_type_of_a_known_version_is_poison() -> None:

@@ -7,7 +7,7 @@ import datetime as dt
 import msgspec
 import pytest
 
-from shared.domain import keys, objects
+from shared.domain import keys, objects, schema
 from shared.domain.contribution import Contribution
 from shared.domain.events import Outcome
 from shared.domain.ids import CityId, CountrySlug, RequestId
@@ -128,7 +128,7 @@ def test_a_decoded_object_equals_the_stored_one(stored: BucketObject) -> None:
 @each_object
 def test_a_later_schema_is_refused(stored: BucketObject) -> None:
     """An object of a later version is not used; the error names it and says what to do."""
-    body = objects.encode(msgspec.structs.replace(stored, schema_version=objects.SCHEMA_VERSION + 1))
+    body = objects.encode(msgspec.structs.replace(stored, schema_version=schema.SCHEMA_VERSION + 1))
     with pytest.raises(CorruptObject, match=r"some/key\.json .*upgrade"):
         objects.decode(type(stored), body, "some/key.json")
 
@@ -171,7 +171,7 @@ def test_an_incomplete_head_is_refused(first_bytes: bytes) -> None:
 
 def test_the_head_of_a_later_schema_is_refused() -> None:
     """A summary of a later version is refused, not read in part."""
-    later = msgspec.structs.replace(SUMMARY, schema_version=objects.SCHEMA_VERSION + 1)
+    later = msgspec.structs.replace(SUMMARY, schema_version=schema.SCHEMA_VERSION + 1)
     with pytest.raises(CorruptObject, match="upgrade"):
         objects.decode_head(objects.encode(later), "a summary")
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from services.aggregate.replay.generations import begin, watch_rebuild
-from shared.domain import keys, objects
+from shared.domain import keys, objects, schema
 from shared.domain.objects import BucketEpoch
 from shared.domain.topics import Topic
 from shared.kafka import skip_markers
@@ -24,11 +24,13 @@ from tests.fakes.log import MemoryTopicReader
 from tests.fakes.metrics import REGISTRY
 from tests.fakes.store import MemoryStore
 from tripfold.operate.doctor import (
+    NEEDS,
     Check,
     CheckFailed,
     check_compare_and_swap,
     check_rebuild_mark,
     check_revisions,
+    check_schema_version,
     checks_table,
     newer_records,
     run_checks,
@@ -129,6 +131,14 @@ async def test_a_record_of_a_later_version_is_named_until_it_is_skipped() -> Non
     assert await newer_records(bucket.store, MemoryTopicReader(lambda: records)) == []
 
 
+async def test_an_upgrade_that_is_not_finalized_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of the schema version names the command that ends an upgrade, and passes before and after it."""
+    store = MemoryStore(lambda: NOON)
+    assert "the latest of this build" in await check_schema_version(store)
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
+    assert "tripfold upgrade finalize" in await check_schema_version(store)
+
+
 async def test_unreachable_dependencies_are_reported_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each check fails with a sentence while S3, Kafka and upstream are away, and says which to repair first."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
@@ -140,7 +150,7 @@ async def test_unreachable_dependencies_are_reported_and_not_raised(monkeypatch:
         upstream_url=f"http://127.0.0.1:{ports[2]}",
     )
     found = {one.what: one async for one in run_checks(settings)}
-    assert set(found) == {"S3", "compare-and-swap", "Kafka", "topics", "consumers", "upstream", "revisions", "rebuild"}
+    assert set(found) == {*NEEDS, "S3", "Kafka", "upstream"}
     assert not any(one.ok for one in found.values())
     assert "TRIPFOLD_S3_" in found["S3"].remedy
     assert "first repair what failed above" in found["compare-and-swap"].remedy

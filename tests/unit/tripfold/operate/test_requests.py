@@ -43,7 +43,7 @@ def test_an_unreadable_request_is_named_beside_the_others(
     damaged = keys.request(RequestId("018f38bf-1d00-7000-8000-000000000009"))
     asyncio.run(store.put(keys.request(record.request_id), objects.encode(record)))
     asyncio.run(store.put(damaged, b"{"))
-    monkeypatch.setattr(requests, "S3Store", lambda _: contextlib.nullcontext(store))
+    monkeypatch.setattr(requests, "open_bucket", lambda _: contextlib.nullcontext(store))
     monkeypatch.setattr(requests, "command_settings", Settings)
     list_command()
     printed = capsys.readouterr().out
