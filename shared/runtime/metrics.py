@@ -146,6 +146,14 @@ upstream_reachable = Gauge(
     "tripfold_upstream_reachable", "0 while the circuit breaker of the upstream is open", registry=INGEST
 )
 upstream_reachable.set(1)
+open_requests = Gauge(
+    "tripfold_open_requests", "Requests that have not ended, of the latest 1,000", ["status"], registry=AGGREGATE
+)
+oldest_open_request_age = Gauge(
+    "tripfold_oldest_open_request_age_seconds",
+    "Time since the oldest open request was made; 0 without one",
+    registry=AGGREGATE,
+)
 rebuild_age = Gauge(
     "tripfold_rebuild_age_seconds", "Age of the rebuild that runs or was interrupted; 0 without one", registry=AGGREGATE
 )

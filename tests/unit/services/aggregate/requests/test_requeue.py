@@ -21,7 +21,7 @@ from shared.kafka.records import OutgoingEvent
 from shared.storage.object_store import StoredObject
 from tests.fakes.builders import Clock
 from tests.fakes.log import MemoryLog, MemoryPublisher
-from tests.fakes.metrics import REGISTRY
+from tests.fakes.metrics import value
 from tests.fakes.store import MemoryStore
 
 AFTER = dt.timedelta(minutes=15)
@@ -50,13 +50,18 @@ class RequeueWorld:
         self.publisher = RefusingPublisher(self.log)
         self.requeue = Requeue(self.store, self.publisher, clock=self.clock, after=AFTER)
 
-    def request(self, *, ended: bool = False) -> RequestId:
+    def request(self, *, ended: bool = False, planned: bool = False) -> RequestId:
         """Write the record of a request that is made now."""
         record = new_record(mint_request_id(self.clock()), DATE)
-        if ended:
-            record = msgspec.structs.replace(record, planned=True)  # of no cities
+        record = msgspec.structs.replace(record, planned=ended or planned, cities=int(planned))
         self.store.write(keys.request(record.request_id), objects.encode(record))
         return record.request_id
+
+    def end(self, request_id: RequestId) -> None:
+        """End a request: its plan has no cities."""
+        key = keys.request(request_id)
+        record = objects.decode(RequestRecord, self.store.objects[key].body, key)
+        self.store.write(key, objects.encode(msgspec.structs.replace(record, planned=True)))
 
     def sent(self) -> list[str]:
         """Return the ids of the requests in their topic, in order."""
@@ -77,7 +82,7 @@ class RefusingPublisher(MemoryPublisher):
 
 def requeued() -> float:
     """Return how many requests were requeued."""
-    return REGISTRY.get_sample_value("tripfold_requeued_requests_total") or 0.0
+    return value("tripfold_requeued_requests_total")
 
 
 async def test_only_stalled_requests_are_requeued() -> None:
@@ -155,3 +160,38 @@ async def test_a_refused_publish_is_repeated_by_the_next_requeue() -> None:
     world.publisher.refusing = False
     assert await world.requeue.once() == 1
     assert world.sent() == [stuck]
+
+
+async def test_open_requests_are_exported_by_status() -> None:
+    """The metrics show how many requests are open, and the age of the oldest; an ended one no longer counts."""
+    world = RequeueWorld()
+    oldest = world.request()
+    world.clock.advance(60)
+    world.request(ended=True)
+    world.request(planned=True)
+    world.clock.advance(30)
+    await world.requeue.once()
+    assert exported() == {"accepted": 1, "planned": 1, "running": 0, "oldest": 90}
+    world.end(oldest)
+    await world.requeue.once()
+    assert exported() == {"accepted": 0, "planned": 1, "running": 0, "oldest": 30}
+
+
+def exported() -> dict[str, float]:
+    """Return the open requests as the metrics show them."""
+    counts = {status: value("tripfold_open_requests", status=status) for status in ("accepted", "planned", "running")}
+    return counts | {"oldest": value("tripfold_oldest_open_request_age_seconds")}
+
+
+async def test_an_unreadable_record_holds_back_no_other() -> None:
+    """A stalled request is requeued beside an unreadable record, which is logged once."""
+    world = RequeueWorld()
+    stuck = world.request()
+    damaged = keys.request(world.request())
+    world.store.write(damaged, b"{")
+    world.clock.advance(AFTER.total_seconds())
+    with structlog.testing.capture_logs() as logged:
+        assert await world.requeue.once() == 1
+        await world.requeue.once()
+    assert world.sent() == [stuck]
+    assert [line["key"] for line in logged if line["event"] == "object_unreadable"] == [damaged]
