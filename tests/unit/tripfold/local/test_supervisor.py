@@ -162,10 +162,11 @@ async def test_a_killed_child_is_restarted(tmp_path: Path) -> None:
         await supervisor.start(child(tmp_path, "worker", code))
         first = supervisor.pid("worker")
         os.kill(first, signal.SIGKILL)
-        await until(lambda: len(log.read_text().splitlines()) == 2, "the child runs again")
-        pids = [first, supervisor.pid("worker"), *map(int, log.read_text().split())]
-        assert [is_running(pid) for pid in pids] == [False, True, False, True]
+        # A child can log before the supervisor has its process id, and the file that makes it ready is still there.
         await until(lambda: len(events) == 4, "the child is ready again")
+        await until(lambda: len(log.read_text().splitlines()) == 2, "the child has started another")
+        pids = [first, supervisor.pid("worker"), *map(int, log.read_text().split())]
+        await until(lambda: [is_running(pid) for pid in pids] == [False, True, False, True], "the old group is killed")
     await until(lambda: not any(is_running(pid) for pid in pids), "all have ended")
     kinds = [EventKind.READY, EventKind.ENDED, EventKind.RESTARTING, EventKind.READY]
     assert [event.kind for event in events] == kinds
