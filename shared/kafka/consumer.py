@@ -271,6 +271,7 @@ def consume(
 
     async def handle(message: KafkaMessage) -> None:
         batch = consumed_records(topic, message.raw_message)
+        message.raw_message = ()  # FastStream's message is in a reference cycle, which would keep the records
         metrics.events_consumed.labels(topic.value).inc(len(batch))
         metrics.batch_records.labels(topic.value).observe(len(batch))
         metrics.last_poll.labels(topic.value).set_to_current_time()

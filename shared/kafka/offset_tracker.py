@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
+import msgspec
+
 from shared.kafka.records import ConsumedRecord
+
+
+class TrackedRecord(msgspec.Struct, gc=False):
+    """A record that was taken: its partition, offset and timestamp (0 if unknown)."""
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+    done: bool = False
 
 
 class OffsetTracker:
@@ -48,15 +59,3 @@ class OffsetTracker:
             while tracked and tracked[0].done:
                 offsets[partition] = tracked.popleft().offset + 1
         return offsets
-
-
-class TrackedRecord:
-    """A record that was taken: its partition, offset and timestamp (0 if unknown)."""
-
-    __slots__ = ("done", "offset", "partition", "timestamp_ms")
-
-    def __init__(self, partition: int, offset: int, timestamp_ms: int) -> None:
-        self.partition = partition
-        self.offset = offset
-        self.timestamp_ms = timestamp_ms
-        self.done = False

@@ -41,7 +41,7 @@ def consumed_records(topic: Topic, records: Sequence[ConsumerRecord[Any, Any]]) 
             offset=record.offset,
             key=record.key,
             value=record.value,
-            headers=tuple([(name, value or b"") for name, value in record.headers]),
+            headers=tuple([one if one[1] is not None else (one[0], b"") for one in record.headers]),
             timestamp_ms=record.timestamp,
         )
         for record in records

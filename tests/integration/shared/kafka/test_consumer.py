@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime as dt
+import gc
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
@@ -104,6 +105,21 @@ async def test_published_events_are_consumed(settings: Settings) -> None:
     assert events.cause_of(headers) == cause
     assert headers["ce_type"] == b"tripfold.city-day-stats.v1"
     assert collector.seen[0].key == b"2024-05-01/peru/7"
+
+
+async def test_handled_records_are_freed_without_the_garbage_collector(settings: Settings) -> None:
+    """At most the last batch is in memory. Otherwise the collector would visit all records of the batches before it."""
+    collector = Collector()
+    name = settings.topic_prefix + Topic.CITY_STATS.value
+    gc.disable()
+    try:
+        async with publisher_of(settings) as publisher, consuming(settings, Topic.CITY_STATS, collector):
+            await publisher.publish(OutgoingEvent(stats("peru", str(city), 1)) for city in range(50))
+            await eventually(partial(collector.has, 50), "the events")
+            kept = [one for one in gc.get_objects() if isinstance(one, ConsumerRecord) and one.topic == name]
+            assert len(kept) <= 10
+    finally:
+        gc.enable()
 
 
 async def test_a_country_day_is_in_one_partition(settings: Settings) -> None:
