@@ -31,6 +31,7 @@ from services.api.requests.service import Requests
 from services.api.routes import documentation, health, quarantine, statistics
 from services.api.routes import requests as request_routes
 from services.api.statistics.cache import ResponseCache
+from services.api.statistics.completeness import Completeness
 from services.api.statistics.countries import CountryNames
 from services.api.statistics.reader import SummaryReader
 from services.api.web.page import page_handlers
@@ -103,13 +104,17 @@ def assemble(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        measuring = asyncio.create_task(measure_loop_lag())
-        try:
-            async with connected():
-                state.started = True
+        async with connected():
+            background = [asyncio.create_task(measure_loop_lag())]
+            if settings.api_completeness_days:
+                completeness = Completeness(store, reader, days=settings.api_completeness_days, clock=clock)
+                background.append(asyncio.create_task(completeness.run()))
+            state.started = True
+            try:
                 yield
-        finally:
-            measuring.cancel()
+            finally:
+                for task in background:
+                    task.cancel()
 
     app = Litestar(
         route_handlers=[

@@ -36,6 +36,7 @@ S3Operation = Literal[
 ]
 S3Result = Literal["ok", "not_found", "conflict", "error", "cancelled"]
 ObjectKind = Literal["summary", "request", "manifest", "plan", "quarantine report", "other"]
+SummaryState = Literal["complete", "incomplete", "missing", "unreadable"]
 Cache = Literal["heads", "responses", "summaries"]
 IngestStage = Literal[
     "city_list", "publish_plan", "request", "wait", "stream", "complete_upload", "write_manifest", "publish"
@@ -174,6 +175,17 @@ unreadable_objects = Counter(
     "tripfold_unreadable_objects_total",
     "Objects of the bucket that the API could not read",
     ["kind"],
+    registry=API,
+)
+recent_summaries = Gauge(
+    "tripfold_recent_summaries",
+    "Summaries of the latest dates, by state; missing: planned, and not there",
+    ["state"],
+    registry=API,
+)
+newest_complete_date = Gauge(
+    "tripfold_newest_complete_date_timestamp_seconds",
+    "Begin of the newest date whose country-days are all complete; 0 without one",
     registry=API,
 )
 event_loop_lag = Histogram(

@@ -197,6 +197,9 @@ class Settings(BaseSettings):
     api_days_ahead_max: int = Field(
         default=366, ge=0, le=36_600, description="latest date that may be processed, in days after today (UTC)"
     )
+    api_completeness_days: int = Field(
+        default=30, ge=0, le=366, description="latest dates whose completeness the metrics show; 0: none"
+    )
     api_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="memory for summary heads")
     api_response_cache_bytes: int = Field(default=32 * 1024**2, ge=0, description="memory for long responses")
 

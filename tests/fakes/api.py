@@ -102,7 +102,7 @@ class World:
     def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
         """Serve the API while the block lasts. An error inside the API becomes a response, as in production."""
         app = assemble(
-            Settings.model_validate({"api_access": "open", **settings}),
+            Settings.model_validate({"api_access": "open", "api_completeness_days": 0, **settings}),
             store=self.store,
             publisher=self.publisher,
             checks=checks or {},

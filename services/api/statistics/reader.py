@@ -139,6 +139,12 @@ class SummaryReader:
             return {}
         return {city.city_id: city.name for city in plan.countries[country].cities}
 
+    async def planned_countries(self, date: dt.date) -> frozenset[CountrySlug] | None:
+        """Return the countries of the date's plan, or None if it cannot be read."""
+        async with deadline(LEDGER_DEADLINE_S, f"Reading the plan of {date}"):
+            plan = await self._readable(Plan, keys.plan(date))
+        return frozenset(plan.countries) if isinstance(plan, Plan) else None
+
     async def countries(self) -> dict[str, CountrySlug]:
         """Return the slugs of all countries that were ever planned, by name; empty if they cannot be read."""
         async with deadline(LEDGER_DEADLINE_S, "Reading the countries"):
