@@ -29,6 +29,8 @@ LABEL org.opencontainers.image.title="Tripfold" \
       org.opencontainers.image.licenses="Apache-2.0"
 # The stages above compile byte code, because the container's file system may be read-only.
 ENV PATH=/opt/tripfold/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# In a container, published ports and the probes of an orchestrator come from outside.
+ENV TRIPFOLD_API_HOST=0.0.0.0 TRIPFOLD_HEALTH_HOST=0.0.0.0
 COPY --from=dependencies /opt/tripfold /opt/tripfold
 COPY --from=project /project/opt/tripfold /opt/tripfold
 # A numeric user, so that an orchestrator can check that it is not root.
@@ -37,4 +39,6 @@ WORKDIR /tmp
 # 8080: the API. 8081: health and metrics of the other services.
 EXPOSE 8080 8081
 STOPSIGNAL SIGTERM
+# Healthy means ready: the service has started, and S3 and Kafka can be used.
+HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-m", "tripfold.healthcheck"]
 ENTRYPOINT ["tripfold"]

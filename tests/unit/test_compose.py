@@ -1,4 +1,4 @@
-"""The settings and dependencies in docker-compose.yml, checked without Docker."""
+"""The settings and dependencies in docker-compose.yml and the Dockerfile, checked without Docker."""
 
 from __future__ import annotations
 
@@ -54,13 +54,20 @@ def test_the_profile_observe_mounts_files_that_exist_from_pinned_images() -> Non
 
 
 def test_prometheus_scrapes_each_service_where_it_listens() -> None:
-    """Each service of Tripfold is scraped under its name, on the port of its health check."""
+    """Each service of Tripfold is scraped under its name, on its port."""
     config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
     scraped = {job["job_name"]: job["dns_sd_configs"][0] for job in config["scrape_configs"] if "dns_sd_configs" in job}
+    settings = load_settings({})
     listening = {
-        name: int(found[1])
+        name: settings.api_port if name == "api" else settings.health_port
         for name, one in SERVICES.items()
-        if (found := re.search(r"127\.0\.0\.1:(\d+)/health/ready", str(one.get("healthcheck"))))
+        if str(one.get("command")).startswith("serve ")
     }
     assert {name: job["port"] for name, job in scraped.items()} == listening
     assert all(job["names"] == [name] for name, job in scraped.items())
+
+
+def test_services_in_the_image_listen_on_all_addresses() -> None:
+    """The image sets both listen addresses, so `docker run --publish` reaches a service without more settings."""
+    settings = load_settings(dict(re.findall(r"(TRIPFOLD_\w+)=(\S+)", (ROOT / "Dockerfile").read_text())))
+    assert (settings.api_host, settings.health_host) == ("0.0.0.0", "0.0.0.0")
