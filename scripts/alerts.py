@@ -170,6 +170,13 @@ ALERTS = (
         summary="A rebuild began {{ $value | humanizeDuration }} ago and has not ended",
     ),
     Alert(
+        name="TripfoldApiKeysFileInvalid",
+        severity="ticket",
+        expr=f"{sample(metrics.api_keys_file_valid)} == 0",
+        lasts="1m",
+        summary="{{ $labels.job }} on {{ $labels.instance }} keeps old API keys: their file is invalid",
+    ),
+    Alert(
         name="TripfoldCommitFailures",
         severity="ticket",
         expr=f"sum by (job, instance) (increase({sample(metrics.commit_failures)}[10m])) > 0",

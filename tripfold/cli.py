@@ -6,6 +6,7 @@ The commands of operators are loaded when they are called: see ``lazy_commands``
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import enum
 import sys
 from pathlib import Path
@@ -229,15 +230,24 @@ def upstream(
 def api_key(
     name: Annotated[str, typer.Argument(help="The client's name: letters, digits, dots, dashes and underscores.")],
     scope: Annotated[list[str] | None, typer.Option(help="read or process. Repeat it for both. Default: read.")] = None,
+    expires: Annotated[
+        dt.datetime | None,
+        typer.Option(
+            metavar="YYYY-MM-DD[THH:MMZ]",
+            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%MZ"],
+            help="When the key expires, in UTC. Default: never.",
+        ),
+    ] = None,
 ) -> None:
     """Make an API key: print it once, and the entry for the settings.
 
-    Example: tripfold api-key nightly --scope read --scope process
+    Example: tripfold api-key nightly --scope read --scope process --expires 2027-01-31
     """
     from services.api.auth import digest_of, mint_key, parse_keys
 
     key = mint_key()
     line = f"{name}:{'+'.join(sorted(set(scope or ['read']), reverse=True))}:{digest_of(key)}"
+    line += f":{expires:%Y-%m-%dT%H:%MZ}" if expires else ""
     parse_keys([line])
     console.print(f"API key (not shown again): {key}", soft_wrap=True, highlight=False)
     console.print(f"Entry for TRIPFOLD_API_KEYS or its file: {line}", soft_wrap=True, highlight=False)

@@ -7,11 +7,15 @@ import contextlib
 import datetime as dt
 import functools
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
 import structlog
 import uvicorn
 from litestar import Litestar, Router
+from litestar.connection import ASGIConnection
 from litestar.di import Provide
+from litestar.handlers import BaseRouteHandler
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from services.api.auth import Access, access_of
 from services.api.documentation.openapi import openapi_config
@@ -19,6 +23,7 @@ from services.api.health import Check, Readiness
 from services.api.http.date_range import ProcessableDates
 from services.api.http.problems import exception_handlers
 from services.api.http.query_parameters import check_query
+from services.api.key_file import KeyFile
 from services.api.middleware.access_log import AccessLog
 from services.api.middleware.compression import Compression
 from services.api.middleware.cors import cors_config
@@ -98,12 +103,13 @@ def assemble(
 ) -> Litestar:
     """Return the API with any store and publisher. It serves while it is inside ``connected``."""
     state = Health()
-    access = access_of(settings)
+    access = access_of(settings, clock=clock)
     requests = Requests(store, publisher, clock=clock)
     reader = SummaryReader(store, cache_bytes=settings.api_cache_bytes)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
+<<<<<<< HEAD
         async with connected():
             background = [asyncio.create_task(measure_loop_lag())]
             if settings.api_completeness_days:
@@ -115,6 +121,19 @@ def assemble(
             finally:
                 for task in background:
                     task.cancel()
+=======
+        background = [
+            asyncio.create_task(measure_loop_lag()),
+            asyncio.create_task(KeyFile(settings, access).watch()),
+        ]
+        try:
+            async with connected():
+                state.started = True
+                yield
+        finally:
+            for task in background:
+                task.cancel()
+>>>>>>> b42c0ff (Record who did what, let API keys expire, and use a changed file of keys without a restart)
 
     app = Litestar(
         route_handlers=[
@@ -134,6 +153,7 @@ def assemble(
             "response_cache": _provided(ResponseCache(settings.api_response_cache_bytes)),
             "quarantine": _provided(functools.partial(quarantine.list_quarantine, store)),
             "days_max": _provided(settings.api_range_days_max),
+            "access": _provided(access),
             "readiness": _provided(Readiness(state, checks)),
             "registry": _provided(registry_of("api")),
         },
@@ -145,6 +165,9 @@ def assemble(
     )
     # These wrap the router, so that requests that match no route are logged too.
     app.asgi_handler = AccessLog(SecurityHeaders(SizeLimits(HeadAndOptions(Compression(app.asgi_handler)))))
+    if settings.api_trusted_proxies:
+        behind_proxy: Any = ProxyHeadersMiddleware  # uvicorn and Litestar type the same interface differently
+        app.asgi_handler = behind_proxy(app.asgi_handler, settings.api_trusted_proxies)
     return app
 
 
@@ -159,28 +182,37 @@ async def _follow_schema_switch(store: ObjectStore) -> None:
 def serve(settings: Settings) -> None:
     """Serve the API until a signal stops the process. Open requests get a few seconds to finish."""
     configure_logging(settings)
-    uvicorn.run(
-        create_app(settings),
-        host=settings.api_host,
-        port=settings.api_port,
-        loop="uvloop",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
-    )
+    uvicorn.run(create_app(settings), **server_options(settings))
+
+
+def server_options(settings: Settings) -> dict[str, Any]:
+    """Return the options of the HTTP server."""
+    return {
+        "host": settings.api_host,
+        "port": settings.api_port,
+        "loop": "uvloop",
+        "ws": "none",
+        "lifespan": "on",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "proxy_headers": False,  # by default uvicorn would trust every client of this machine
+        "timeout_keep_alive": 15,
+        "timeout_graceful_shutdown": SHUTDOWN_GRACE_S,
+    }
 
 
 def _api_router(access: Access) -> Router:
     """Return the router of the operations that need access and whose queries are checked."""
+
+    def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        access.guard(connection, handler)  # Litestar would copy a bound method, and with it the keys and rates
+
     return Router(
         path="/",
         route_handlers=[*request_routes.HANDLERS, *quarantine.HANDLERS, *statistics.HANDLERS],
         before_request=check_query,
-        guards=[access.guard],
+        guards=[guard],
         security=[{"key": []}, {"bearer": []}] if access.needs_key else None,
     )
 

@@ -1,10 +1,12 @@
 """Access control: API keys with scopes, and a rate limit for each key, or for each client that processes dates.
 
-The service knows only the SHA-256 of a key. A key has 256 random bits, so a slow password hash is not needed.
+The service knows only the SHA-256 of a key. A key has 256 random bits, so a slow password hash is not needed. The keys
+can be replaced while the service runs (``key_file.py``).
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import enum
 import hashlib
 import hmac
@@ -22,17 +24,24 @@ import msgspec
 from litestar.connection import ASGIConnection
 from litestar.exceptions import HTTPException
 from litestar.handlers import BaseRouteHandler
+from litestar.types import Scope as LitestarScope
 
 from shared.domain.errors import OperatorError
+from shared.domain.ids import utc_now
+from shared.domain.requests import Caller
 from shared.runtime.settings import PREFIX, Settings
 
 KEY_HEADER = "X-API-Key"
 KEYS_MAX = 1_000
 RATES_MAX = 10_000
-CALLER = "caller"
+ADDRESS_LENGTH_MAX = 100
+KEY_FILE_BYTES_MAX = 1024 * 1024
+API_KEY = "api_key"
 SCOPE = "scope"
 
-_ENTRY = re.compile(r"([A-Za-z0-9._-]{1,60}):(read|process|read\+process):([0-9a-f]{64})")
+_ENTRY = re.compile(
+    r"([A-Za-z0-9._-]{1,60}):(read|process|read\+process):([0-9a-f]{64})(?::(\d{4}-\d\d-\d\d(?:T\d\d:\d\d(?::\d\d)?Z)?))?"
+)
 
 
 class Scope(enum.Enum):
@@ -48,11 +57,16 @@ READ_OR_PROCESS = frozenset(Scope)
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored API key: its name, its scopes, and the SHA-256 of the key in hexadecimal."""
+    """A stored API key: its name, its scopes, the SHA-256 of the key in hexadecimal, and when it expires, if ever."""
 
     name: str
     scopes: frozenset[Scope]
     sha256: str
+    expires_at: dt.datetime | None = None
+
+    def expired(self, now: dt.datetime) -> bool:
+        """Return whether the key has expired."""
+        return self.expires_at is not None and self.expires_at <= now
 
 
 class InvalidAccessSettings(OperatorError):
@@ -88,38 +102,52 @@ class RateLimiter:
 
 
 class Access:
-    """Decides which operations a client may use. Without keys, every client may use all of them."""
+    """Decides which operations a client may use.
 
-    def __init__(self, keys: Iterable[ApiKey], rate: RateLimiter) -> None:
-        self._keys = tuple(keys)
+    ``keys`` is None if every client may use all of them. Without any key in ``keys``, no client may.
+    """
+
+    def __init__(
+        self, keys: Iterable[ApiKey] | None, rate: RateLimiter, *, clock: Callable[[], dt.datetime] = utc_now
+    ) -> None:
+        self.needs_key = keys is not None
+        self._keys = tuple(keys or ())
         self._rate = rate
+        self._clock = clock
 
     @property
-    def needs_key(self) -> bool:
-        """Whether clients need a key."""
-        return bool(self._keys)
+    def keys(self) -> tuple[ApiKey, ...]:
+        """The known keys, expired ones included."""
+        return self._keys
+
+    def replace_keys(self, keys: Iterable[ApiKey]) -> None:
+        """Know these keys from now on, and no others. Clients need a key even if there is none."""
+        self.needs_key = True
+        self._keys = tuple(keys)
 
     def guard(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         """Raise AccessDenied if a request may not use its operation.
 
         An operation needs one of the scopes in its ``opt``, or the scope to read if it names none. Without keys, the
-        rate limit applies only to operations that process, and a client is identified by its address.
+        rate limit applies only to operations that process, and a client is identified by its address. The state of the
+        connection then has the key under API_KEY, also that of a denied request.
         """
         needed = handler.opt.get(SCOPE, READ)
-        if not self._keys:
+        if not self.needs_key:
             if needed == PROCESS:
-                client = connection.client.host if connection.client else "unknown"
+                client = caller_of(connection).client
                 self._limit(client, f"Client {client} has exceeded its rate limit.")
             return
         key = self._find(
             key_in_headers(connection.headers.get("authorization", ""), connection.headers.get(KEY_HEADER, ""))
         )
         if key is None:
-            raise AccessDenied(
-                status_code=HTTPStatus.UNAUTHORIZED,
-                detail=f"The API key is missing or unknown. Send a valid key in {KEY_HEADER} or as a bearer token.",
-                headers={"WWW-Authenticate": 'Bearer realm="tripfold"'},
+            raise _unauthorized(
+                f"The API key is missing or unknown. Send a valid key in {KEY_HEADER} or as a bearer token."
             )
+        connection.state[API_KEY] = key
+        if key.expired(self._clock()):
+            raise _unauthorized(f'Key "{key.name}" expired at {key.expires_at:%Y-%m-%d %H:%M} UTC. Use a new key.')
         self._limit(key.name, f'Key "{key.name}" has exceeded its rate limit.')
         if not needed & key.scopes:
             granted = " and ".join(sorted(scope.value for scope in key.scopes))
@@ -128,7 +156,13 @@ class Access:
                 status_code=HTTPStatus.FORBIDDEN,
                 detail=f'Key "{key.name}" can only {granted}. Use a key with the {needed_text} scope.',
             )
-        connection.state[CALLER] = key.name
+
+    def still_allows(self, connection: ASGIConnection[Any, Any, Any, Any]) -> bool:
+        """Return whether the key of a request that passed the guard is still known and has not expired."""
+        if not self.needs_key:
+            return True
+        key = connection.state.get(API_KEY)
+        return key in self._keys and not key.expired(self._clock())
 
     def _limit(self, name: str, detail: str) -> None:
         wait_s = self._rate.take(name)
@@ -149,7 +183,7 @@ class Access:
         return found
 
 
-def access_of(settings: Settings) -> Access:
+def access_of(settings: Settings, *, clock: Callable[[], dt.datetime] = utc_now) -> Access:
     """Return the access control of the settings. If they name keys, clients need one.
 
     Raises InvalidAccessSettings if the settings require keys and name none, or name keys and open the API to everybody.
@@ -162,26 +196,41 @@ def access_of(settings: Settings) -> Access:
             f"require a key, or remove {PREFIX}API_KEYS and {PREFIX}API_KEYS_FILE"
         )
     if settings.api_access != "keys" and not named:
-        return Access((), rate)
-    lines = settings.api_keys.split(",")
-    if settings.api_keys_file:
-        try:
-            lines += Path(settings.api_keys_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidAccessSettings(
-                f"{PREFIX}API_KEYS_FILE={settings.api_keys_file!r} cannot be read: {error}"
-            ) from error
-    keys = parse_keys(lines)
+        return Access(None, rate)
+    keys = read_keys(settings)
     if not keys:
         raise InvalidAccessSettings(
             f"no client can use the API: name keys in {PREFIX}API_KEYS or {PREFIX}API_KEYS_FILE (`tripfold api-key "
             f"NAME` makes one), or open the API to everybody with {PREFIX}API_ACCESS=open"
         )
-    return Access(keys, rate)
+    return Access(keys, rate, clock=clock)
+
+
+def read_keys(settings: Settings) -> tuple[ApiKey, ...]:
+    """Return the keys of the settings and of the file that they name.
+
+    Raises InvalidAccessSettings if the file cannot be read, or a line is malformed.
+    """
+    lines = [entry for entry in settings.api_keys.split(",") if entry]
+    if settings.api_keys_file:
+        try:
+            with Path(settings.api_keys_file).open("rb") as file:
+                content = file.read(KEY_FILE_BYTES_MAX + 1)
+            lines += content.decode().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise InvalidAccessSettings(
+                f"{PREFIX}API_KEYS_FILE={settings.api_keys_file!r} cannot be read: {reason}"
+            ) from error
+        if len(content) > KEY_FILE_BYTES_MAX:
+            raise InvalidAccessSettings(
+                f"{PREFIX}API_KEYS_FILE={settings.api_keys_file!r} is longer than {KEY_FILE_BYTES_MAX:,} bytes"
+            )
+    return parse_keys(lines)
 
 
 def parse_keys(lines: Iterable[str]) -> tuple[ApiKey, ...]:
-    """Parse keys from lines of ``name:scopes:sha256``. Skip empty lines and lines that begin with #.
+    """Parse keys from lines of ``name:scopes:sha256[:expires]``. Skip empty lines and lines that begin with #.
 
     Raises InvalidAccessSettings for a malformed line. The message does not repeat the line, which might have a key.
     """
@@ -193,16 +242,47 @@ def parse_keys(lines: Iterable[str]) -> tuple[ApiKey, ...]:
         match = _ENTRY.fullmatch(entry)
         if match is None:
             raise InvalidAccessSettings(
-                f"API key {number} cannot be read: expected name:scopes:sha256, where scopes are read, process or "
-                "read+process, and sha256 is the SHA-256 of the key in hexadecimal"
+                f"API key {number} cannot be read: expected name:scopes:sha256 or name:scopes:sha256:expires, where "
+                "scopes are read, process or read+process, sha256 is the SHA-256 of the key in hexadecimal, and "
+                "expires is a time in UTC like 2027-01-31 or 2027-01-31T18:00Z"
             )
-        name, scopes, digest = match.groups()
+        name, scopes, digest, expires = match.groups()
         if name in keys:
             raise InvalidAccessSettings(f"two API keys have the name {name}: give each a different name")
-        keys[name] = ApiKey(name=name, scopes=frozenset(Scope(scope) for scope in scopes.split("+")), sha256=digest)
+        keys[name] = ApiKey(
+            name=name,
+            scopes=frozenset(Scope(scope) for scope in scopes.split("+")),
+            sha256=digest,
+            expires_at=_expiry(name, expires) if expires else None,
+        )
     if len(keys) > KEYS_MAX:
         raise InvalidAccessSettings(f"there are {len(keys)} API keys; the limit is {KEYS_MAX}")
     return tuple(keys.values())
+
+
+def _expiry(name: str, text: str) -> dt.datetime:
+    try:
+        return dt.datetime.fromisoformat(text).replace(tzinfo=dt.UTC)
+    except ValueError as error:
+        raise InvalidAccessSettings(f"API key {name} expires at {text}, which is no valid time") from error
+
+
+def caller_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
+    """Return who sent a request: the name of the API key, and the address."""
+    key = connection.state.get(API_KEY)
+    return Caller(key=key.name if key else "", client=client_address(connection.scope))
+
+
+def client_address(scope: LitestarScope) -> str:
+    """Return the address of a client, or "unknown" on a socket without addresses."""
+    client = scope.get("client")
+    return client[0][:ADDRESS_LENGTH_MAX] if client else "unknown"
+
+
+def _unauthorized(detail: str) -> AccessDenied:
+    return AccessDenied(
+        status_code=HTTPStatus.UNAUTHORIZED, detail=detail, headers={"WWW-Authenticate": 'Bearer realm="tripfold"'}
+    )
 
 
 def mint_key() -> str:

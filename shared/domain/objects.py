@@ -357,13 +357,29 @@ class RetryRecord(msgspec.Struct, frozen=True, kw_only=True):
     cities: tuple[RetriedCity, ...] = ()
 
 
+class RequestAction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An action of a client on a request, for the audit.
+
+    ``action`` is ``process``, ``cancel`` or ``retry``. ``key`` is the name of the API key, or empty. ``client`` is the
+    address of the client. ``parameters`` are those of the HTTP request, like a query.
+    """
+
+    at: dt.datetime
+    action: str
+    key: str = ""
+    client: str = ""
+    parameters: str = ""
+    result: str
+
+
 class RequestRecord(BucketObject, frozen=True, kw_only=True):
     """The progress of one request: bitmaps in the order of the plan, and the city-days in progress.
 
     ``outcomes`` has a bitmap for each outcome. ``served`` is the bitmap of the cities whose revisions are all in the
     live generation. Bitmaps are hexadecimal integers; bit n stands for position n. ``version`` grows with every change.
     ``cancelled_at`` is the time of the cancellation, which skips cities that have not started. ``dispatched_at`` is
-    the time of the latest ``ProcessRequested`` for which the planner has published every task.
+    the time of the latest ``ProcessRequested`` for which the planner has published every task. ``actions`` says who
+    requested, cancelled and retried it: the first action, and the latest of the others.
     """
 
     request_id: RequestId
@@ -388,6 +404,7 @@ class RequestRecord(BucketObject, frozen=True, kw_only=True):
     cancelled_at: dt.datetime | None = None
     dispatched_at: dt.datetime | None = None
     retry: RetryRecord | None = None
+    actions: tuple[RequestAction, ...] = ()
 
 
 class DateSelection(enum.Enum):

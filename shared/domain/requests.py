@@ -15,7 +15,10 @@ from shared.domain import bitmap
 from shared.domain.errors import OperatorError
 from shared.domain.events import Outcome, ProcessRequested, Retry
 from shared.domain.ids import RequestId, request_time_ms
-from shared.domain.objects import RequestRecord, RetriedCity, RetryRecord
+from shared.domain.objects import RequestAction, RequestRecord, RetriedCity, RetryRecord
+
+ACTIONS_MAX = 50
+PARAMETERS_LENGTH_MAX = 200
 
 
 class Status(enum.Enum):
@@ -33,6 +36,16 @@ class Status(enum.Enum):
     def ended(self) -> bool:
         """Whether the status is final unless the request is retried."""
         return self in {Status.COMPLETED, Status.COMPLETED_WITH_FAILURES, Status.FAILED, Status.CANCELLED}
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """The client that acts on a request: the name of its API key, or empty, and its address."""
+
+    key: str = ""
+    client: str = ""
+
+
+NOBODY = Caller()
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +109,19 @@ def new_record(request_id: RequestId, date: dt.date, now: dt.datetime | None = N
     """Return the first record of a request. Its id contains the time at which it was requested."""
     requested_at = dt.datetime.fromtimestamp(request_time_ms(request_id) / 1000, dt.UTC)
     return RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=now or requested_at)
+
+
+def with_action(
+    record: RequestRecord, by: Caller, action: str, *, result: str, at: dt.datetime, parameters: str = ""
+) -> RequestRecord:
+    """Return the record with an action of a client. If there are ACTIONS_MAX, the second one is removed."""
+    done = RequestAction(
+        at=at, action=action, key=by.key, client=by.client, parameters=parameters[:PARAMETERS_LENGTH_MAX], result=result
+    )
+    earlier = record.actions
+    if len(earlier) == ACTIONS_MAX:
+        earlier = earlier[:1] + earlier[2:]
+    return msgspec.structs.replace(record, actions=(*earlier, done))
 
 
 def request_event(record: RequestRecord, *, resent_at: dt.datetime | None = None) -> ProcessRequested:

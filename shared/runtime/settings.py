@@ -6,6 +6,7 @@ The S3 client itself finds its credentials: the usual AWS variables, profiles an
 from __future__ import annotations
 
 import datetime as dt
+import ipaddress
 import os
 import re
 import ssl
@@ -213,12 +214,18 @@ class Settings(BaseSettings):
         repr=False,
         description="API keys; scopes are `read`, `process` or `read+process`. `tripfold api-key` prints an entry",
     )
-    api_keys_file: str = Field(default="", description="file of such entries, one a line; empty: none")
+    api_keys_file: str = Field(
+        default="", description="file of such entries, one a line, read again when it changes; empty: none"
+    )
     api_requests_per_minute: int = Field(
         default=600,
         ge=1,
         le=1_000_000,
         description="rate limit of each key; without keys, of the process requests of each client address",
+    )
+    api_trusted_proxies: str = Field(
+        default="",
+        description="proxies whose `X-Forwarded-For` names the client; empty: the client is who opens the connection",
     )
     api_cors_origins: str = Field(default="", description="other origins whose pages may use the API")
 
@@ -271,6 +278,20 @@ class Settings(BaseSettings):
             if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
                 raise ValueError("each origin must be like https://dashboard.example.com, without a path, or *")
         return value
+
+    @field_validator("api_trusted_proxies")
+    @classmethod
+    def _proxies(cls, value: str) -> str:
+        proxies = [proxy for part in value.split(",") if (proxy := part.strip())]
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ValueError(
+                    f"{proxy!r} is not the address of a proxy, such as 10.0.0.7, or of a network of proxies, such as "
+                    "10.0.0.0/24"
+                ) from None
+        return ",".join(proxies)
 
     @field_validator("kafka_bootstrap_servers")
     @classmethod

@@ -8,10 +8,10 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from shared.domain import keys, objects
+from shared.domain import bitmap, keys, objects
 from shared.domain.ids import RequestId
 from shared.domain.objects import BucketObject, Plan, RequestRecord
-from shared.domain.requests import retried_record
+from shared.domain.requests import NOBODY, Caller, retried_record, with_action
 from shared.runtime import metrics
 from shared.storage.object_store import CasConflict, ObjectStore
 
@@ -113,7 +113,12 @@ async def read_cancelled_record(store: ObjectStore, request_id: RequestId) -> Re
 
 
 async def begin_retry(
-    store: ObjectStore, request_id: RequestId, now: dt.datetime, *, positions: int | None = None
+    store: ObjectStore,
+    request_id: RequestId,
+    now: dt.datetime,
+    *,
+    positions: int | None = None,
+    by: Caller = NOBODY,
 ) -> RequestRecord | None:
     """Record a retry of a request's failed cities, and return the record. The caller publishes its ``request_event``.
 
@@ -122,6 +127,11 @@ async def begin_retry(
     """
 
     async def retried(record: RequestRecord | None) -> RequestRecord | None:
-        return record and retried_record(record, now, positions=positions)
+        after = record and retried_record(record, now, positions=positions)
+        if after is None or after is record or after.retry is None or by is NOBODY:
+            return after
+        cities = bitmap.size(after.retry.positions)
+        result = "all cities" if not cities else "1 city" if cities == 1 else f"{cities} cities"
+        return with_action(after, by, "retry", result=result, at=now)
 
     return await Repository(store).update(RequestRecord, keys.request(request_id), retried, counted_as="request")

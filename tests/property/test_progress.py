@@ -22,7 +22,7 @@ from shared.domain.events import (
 )
 from shared.domain.ids import CityId, CountrySlug, mint_request_id
 from shared.domain.objects import RequestRecord
-from shared.domain.requests import Status, counts_of, new_record, status_of
+from shared.domain.requests import Caller, Status, counts_of, new_record, status_of, with_action
 
 DATE = dt.date(2024, 5, 1)
 NOW = dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC)
@@ -72,6 +72,13 @@ def folded(revision: int, position: int, country: CountrySlug, at: int) -> CityF
         country=country,
         revision=at,
     )
+
+
+def test_a_new_plan_keeps_the_actions_of_clients() -> None:
+    """A request that is planned anew still says who requested it."""
+    requested = with_action(new_record(REQUEST, DATE), Caller(key="nightly"), "process", result="accepted", at=NOW)
+    first = fold_progress(requested, [planned(7, 1)], NOW)
+    assert fold_progress(first, [planned(8, 1)], NOW).actions == requested.actions != ()
 
 
 def progressed(revision: int, position: int) -> ProgressEvent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from services.aggregate.replay.generations import rebuild_age_s
 from services.aggregate.replay.topic_reader import KafkaTopicReader, TopicReader
+from services.api.auth import read_keys
 from services.ingest.planner.city_list import InvalidCityList, parse_city_list
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.client import HttpUpstream
@@ -19,6 +21,7 @@ from services.ingest.upstream.errors import PermanentUpstreamError, TransientUps
 from shared.domain import events, keys, schema
 from shared.domain.errors import OperatorError
 from shared.domain.events import CityDayRetracted, CityDayStats, CountryDayPlanned, NewerContract, PoisonRecord
+from shared.domain.ids import utc_now
 from shared.domain.objects import BucketEpoch, CorruptObject, Manifest, Plan
 from shared.domain.topics import GROUPS, Topic
 from shared.kafka.admin import check_topics
@@ -52,6 +55,7 @@ NEEDS = {
 }
 """The checks that a check needs. Without them it does not run: a probe could even make a missing bucket."""
 REBUILD_OLD_S = 3_600
+EXPIRES_SOON = dt.timedelta(days=14)
 NOT_CHECKED = "not checked: first repair what failed above"
 
 
@@ -129,7 +133,7 @@ def _checks(
         await publisher.check()
         return f"{settings.kafka_bootstrap_servers} responds"
 
-    return [
+    checks: list[tuple[str, Callable[[], Awaitable[str]], str]] = [
         ("S3", s3, "check TRIPFOLD_S3_* and the AWS credentials; make the bucket with 'tripfold bucket apply'"),
         (
             "compare-and-swap",
@@ -164,6 +168,15 @@ def _checks(
             "if it no longer runs, clear its mark with 'tripfold rebuild --abandon'",
         ),
     ]
+    if settings.api_keys or settings.api_keys_file:
+        checks.append(
+            (
+                "API keys",
+                lambda: check_api_keys(settings, utc_now()),
+                "correct the entries; until then the API keeps the last valid keys, and a new process does not start",
+            )
+        )
+    return checks
 
 
 async def _run_check(what: str, check: Callable[[], Awaitable[str]], remedy: str) -> Check:
@@ -243,6 +256,17 @@ async def check_rebuild_mark(store: AdminObjectStore) -> str:
     if age_s > REBUILD_OLD_S:
         raise CheckFailed(found)
     return found
+
+
+async def check_api_keys(settings: Settings, now: dt.datetime) -> str:
+    """Return how many API keys there are, and which have expired or expire soon. Raises the errors of `read_keys`."""
+    keys = read_keys(settings)
+    found = [f"{len(keys):,} keys" if len(keys) != 1 else "1 key"]
+    if expired := [key.name for key in keys if key.expired(now)]:
+        found.append(f"expired: {', '.join(expired)}")
+    if soon := [key.name for key in keys if not key.expired(now) and key.expired(now + EXPIRES_SOON)]:
+        found.append(f"expire within {EXPIRES_SOON.days} days: {', '.join(soon)}")
+    return "; ".join(found)
 
 
 async def _check_consumers(settings: Settings, store: ObjectStore) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
+import socket
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.table import Table
 
@@ -21,8 +23,8 @@ from shared.domain import bitmap
 from shared.domain.errors import OperatorError
 from shared.domain.events import ProcessRequested
 from shared.domain.ids import RequestId, parse_request_id, utc_now
-from shared.domain.objects import RequestRecord
-from shared.domain.requests import request_event, retried_record
+from shared.domain.objects import RequestAction, RequestRecord
+from shared.domain.requests import Caller, request_event, retried_record
 from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.storage.object_store import ObjectStore
@@ -46,6 +48,18 @@ requests_commands = typer.Typer(
 )
 
 
+class AuditedOverview(RequestOverview, frozen=True, kw_only=True):
+    """A request, its progress, and who acted on it. The API does not show addresses of clients."""
+
+    actions: tuple[RequestAction, ...]
+
+
+class AuditedDetail(RequestDetail, frozen=True, kw_only=True):
+    """A request, its progress and failures, and who acted on it."""
+
+    actions: tuple[RequestAction, ...]
+
+
 class UnknownRequest(OperatorError):
     """There is no request with this id."""
 
@@ -67,7 +81,7 @@ def list_command(
             return await latest_requests(store, limit)
 
     found = run_command(read())
-    overviews = [overview_of(record) for record in found.records]
+    overviews = [audited_overview(record) for record in found.records]
     if as_json:
         print_json(overviews)
         return
@@ -76,17 +90,29 @@ def list_command(
         print_line(f"{one.key} is not listed: {one.reason}")
 
 
-def requests_table(requests: Sequence[RequestOverview], *, width: int) -> Table:
-    """Return the table of requests for a terminal of ``width`` columns. A narrow one lacks the last column."""
+def audited_overview(record: RequestRecord) -> AuditedOverview:
+    """Return the fields of a request that the list shows."""
+    return AuditedOverview(**msgspec.structs.asdict(overview_of(record)), actions=record.actions)
+
+
+def requests_table(requests: Sequence[AuditedOverview], *, width: int) -> Table:
+    """Return the table of requests for a terminal of ``width`` columns. A narrow one lacks the last two columns."""
     table = make_table("request", "date", "status", "cities", whole={"request", "date"})
     if width >= WIDE_COLUMNS:
         table.add_column("requested (UTC)", no_wrap=True)
+        table.add_column("by", overflow="fold")
     for one in requests:
         counts = one.counts
         failed = f", {counts.cities_failed} failed" if counts.cities_failed else ""
         cells = (one.id, str(one.date), one.status.value, f"{counts.cities_done}/{counts.cities_total}{failed}")
-        table.add_row(*(*cells, f"{one.requested_at:%Y-%m-%d %H:%M}")[: len(table.columns)])
+        wide_cells = (f"{one.requested_at:%Y-%m-%d %H:%M}", ", ".join(dict.fromkeys(map(actor_of, one.actions))))
+        table.add_row(*(*cells, *wide_cells)[: len(table.columns)])
     return table
+
+
+def actor_of(action: RequestAction) -> str:
+    """Return who acted: the name of the API key, or without one the address of the client."""
+    return printable(action.key or action.client)
 
 
 @requests_commands.command("show")
@@ -99,7 +125,7 @@ def show_command(
     """
     settings = command_settings()
 
-    async def read() -> RequestDetail:
+    async def read() -> AuditedDetail:
         async with open_bucket(settings) as store:
             return await request_detail(store, request_id)
 
@@ -114,6 +140,10 @@ def show_command(
     console.print(
         f"requested {found.requested_at:%Y-%m-%d %H:%M:%S}, last progress {found.updated_at:%Y-%m-%d %H:%M:%S} UTC"
     )
+    for action in found.actions:
+        by = f"key {action.key}, {action.client}" if action.key else action.client
+        words = f"{action.at:%Y-%m-%d %H:%M:%S} {action.action} {action.parameters} by {by}: {action.result}"
+        print_line(printable(" ".join(words.split())))
     if found.failed_reason is not None:
         print_line(printable(found.failed_reason))
     if found.failures:
@@ -165,9 +195,10 @@ def _cities_of(requested: ProcessRequested) -> int | None:
     return bitmap.size(requested.retry.positions) if requested.retry else None
 
 
-async def request_detail(store: ObjectStore, request_id: str) -> RequestDetail:
+async def request_detail(store: ObjectStore, request_id: str) -> AuditedDetail:
     """Return a request with its failures. Raises UnknownRequest if there is none."""
-    return detail_of(await read_request(store, request_id))
+    record = await read_request(store, request_id)
+    return AuditedDetail(**msgspec.structs.asdict(detail_of(record)), actions=record.actions)
 
 
 async def retry_requests(
@@ -190,7 +221,8 @@ async def retry_request(
 ) -> ProcessRequested:
     """Record the retry of a request; return the event to publish. Raises UnknownRequest and NothingToRetry."""
     request_id = parse_request_id(text)
-    record = await begin_retry(store, request_id, now, positions=positions) if request_id else None
+    by = Caller(client=f"command on {socket.gethostname()}")
+    record = await begin_retry(store, request_id, now, positions=positions, by=by) if request_id else None
     if record is None:
         raise UnknownRequest(f"there is no request {text[:100]!r}. List the latest: 'tripfold requests list'.")
     return request_event(record)

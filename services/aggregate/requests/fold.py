@@ -69,6 +69,7 @@ def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
         cancelled_at=record.cancelled_at,
         dispatched_at=record.dispatched_at,
         retry=record.retry,
+        actions=record.actions,
         failed_reason=record.failed_reason,
         bad_cities_count=record.bad_cities_count if failed else 0,
         bad_cities=record.bad_cities if failed else (),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Literal
 
 import msgspec
@@ -79,18 +79,21 @@ class RequestEventStream:
                 continue
         return detail
 
-    def events(self, record: RequestRecord, last_seen: str) -> AsyncIterator[bytes] | None:
+    def events(
+        self, record: RequestRecord, last_seen: str, *, allowed: Callable[[], bool] = lambda: True
+    ) -> AsyncIterator[bytes] | None:
         """Return the events of a request from its present state on, or None if the client has all of them.
 
-        ``last_seen`` is the id of the client's last event, or empty. Raises TooManyStreams.
+        ``last_seen`` is the id of the client's last event, or empty. The events end once ``allowed`` returns False.
+        Raises TooManyStreams.
         """
         if ended(record) and last_seen == str(record.version):
             return None
         if self._streams >= STREAMS_MAX:
             raise TooManyStreams(f"{STREAMS_MAX} event streams are open, which is the limit of this process")
-        return self._events(record, last_seen)
+        return self._events(record, last_seen, allowed)
 
-    async def _events(self, record: RequestRecord, last_seen: str) -> AsyncIterator[bytes]:
+    async def _events(self, record: RequestRecord, last_seen: str, allowed: Callable[[], bool]) -> AsyncIterator[bytes]:
         self._streams += 1
         try:
             began_s = sent_s = time.monotonic()
@@ -103,6 +106,8 @@ class RequestEventStream:
                 if ended(record) or time.monotonic() - began_s > STREAM_AGE_MAX_S:
                     return
                 await asyncio.sleep(POLL_INTERVAL_S)
+                if not allowed():
+                    return
                 if time.monotonic() - sent_s >= HEARTBEAT_INTERVAL_S:
                     sent_s = time.monotonic()
                     yield _encoded(comment="still there")

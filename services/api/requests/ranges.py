@@ -33,7 +33,7 @@ from services.api.requests.service import (
 from shared.domain import keys
 from shared.domain.ids import RequestId, mint_request_id, parse_request_id
 from shared.domain.objects import BucketObject, CorruptObject, RequestRecord
-from shared.domain.requests import Counts, Status, new_record
+from shared.domain.requests import NOBODY, Caller, Counts, Status, new_record
 from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository
@@ -87,7 +87,7 @@ class RangeRequests:
         self._requests = requests
         self._clock = clock
 
-    async def accept(self, days: DateRange, *, idempotency_key: str | None = None, caller: str = "") -> RangeDetail:
+    async def accept(self, days: DateRange, *, idempotency_key: str | None = None, by: Caller = NOBODY) -> RangeDetail:
         """Request the processing of every date of a range. Raises the errors of `Requests.accept`."""
 
         async def mint() -> RequestId:
@@ -96,18 +96,21 @@ class RangeRequests:
         async with deadline(RECORD_DEADLINE_S, "Writing the range"):
             range_id = await mint()
             record = None
+            parameters = f"from={days.first}&to={days.last}"
             if idempotency_key is not None:
-                range_id = await self._requests.claims.claim(
-                    idempotency_key, f"from={days.first}&to={days.last}", mint, caller=caller
-                )
+                range_id = await self._requests.claims.claim(idempotency_key, parameters, mint, caller=by.key)
                 record = await self._read(keys.range_request(range_id))
             if record is None:
-                joined = await bounded_map(self._requests.join, list(days.dates()), limit=CONCURRENT_GETS_MAX)
-                wanted = RangeRecord(range_id=range_id, first=days.first, last=days.last, requests=tuple(joined))
+                ids = await bounded_map(self._requests.join, list(days.dates()), limit=CONCURRENT_GETS_MAX)
+                wanted = RangeRecord(range_id=range_id, first=days.first, last=days.last, requests=tuple(ids))
                 record = await self._repository.create_if_absent(keys.range_request(range_id), wanted)
             children = await self._children(record)
+            joined = [child for child in children if isinstance(child, RequestRecord)]
+            await bounded_map(
+                lambda child: self._requests.add_client(child, by, parameters), joined, limit=CONCURRENT_GETS_MAX
+            )
         await self._requests.start(
-            [(child.request_id, child.date) for child in children if isinstance(child, _Missing)]
+            [(child.request_id, child.date) for child in children if isinstance(child, _Missing)], by, parameters
         )
         return await self.read(range_id)
 
@@ -122,7 +125,7 @@ class RangeRequests:
                 return detail_of(record, children)
         raise NotFound(f"There is no range with the id {quoted(text)}. `Location` named it when it was accepted.")
 
-    async def cancel(self, text: str) -> RangeDetail:
+    async def cancel(self, text: str, *, by: Caller = NOBODY) -> RangeDetail:
         """Cancel every request of a range that has not ended; return the range.
 
         Raises NotFound if there is no such range, and Conflict if all its requests have ended.
@@ -131,12 +134,13 @@ class RangeRequests:
         if detail.status.ended:
             raise Conflict(f"every request of range {detail.id} has ended: it is {detail.status.value}")
         # A request may end in the meantime, which _cancel ignores.
-        await bounded_map(self._cancel, [child.id for child in detail.requests], limit=CONCURRENT_GETS_MAX)
+        open_ids = [child.id for child in detail.requests]
+        await bounded_map(lambda request_id: self._cancel(request_id, by), open_ids, limit=CONCURRENT_GETS_MAX)
         return await self.read(text)
 
-    async def _cancel(self, request_id: str) -> None:
+    async def _cancel(self, request_id: str, by: Caller) -> None:
         with contextlib.suppress(Conflict):
-            await self._requests.cancel(request_id)
+            await self._requests.cancel(request_id, by=by)
 
     async def _children(self, record: RangeRecord) -> list[_Child]:
 

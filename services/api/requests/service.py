@@ -30,6 +30,9 @@ from shared.domain.events import Outcome
 from shared.domain.ids import RequestId, mint_request_id, parse_request_id
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import (
+    ACTIONS_MAX,
+    NOBODY,
+    Caller,
     Counts,
     NothingToRetry,
     Status,
@@ -39,6 +42,7 @@ from shared.domain.requests import (
     request_event,
     status_of,
     unfinished_of,
+    with_action,
 )
 from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import OutgoingEvent
@@ -182,11 +186,12 @@ class Requests:
         self._locks: weakref.WeakValueDictionary[dt.date, asyncio.Lock] = weakref.WeakValueDictionary()
         self.claims = Claims(store, clock=clock)
 
-    async def accept(self, date: dt.date, *, idempotency_key: str | None = None, caller: str = "") -> RequestRecord:
+    async def accept(self, date: dt.date, *, idempotency_key: str | None = None, by: Caller = NOBODY) -> RequestRecord:
         """Request the processing of a date; return the request's record.
 
         If a request of the date already waits, return that one: none of its files is read yet. The same idempotency key
-        returns the same request. ``caller`` names the client, whose idempotency keys are separate from those of others.
+        returns the same request. The record names each client; the idempotency keys of one API key are separate from
+        those of others.
 
         Raises DependencyUnavailable if Kafka does not acknowledge; the request may be processed nevertheless, and a
         retry is safe. Raises StatusNotWritten if Kafka acknowledges and the record cannot be written. Raises
@@ -197,12 +202,12 @@ class Requests:
                 request_id = await self.join(date)
             else:
                 request_id = await self.claims.claim(
-                    idempotency_key, f"date={date}", lambda: self.join(date), caller=caller
+                    idempotency_key, f"date={date}", lambda: self.join(date), caller=by.key
                 )
             record = await self.find(request_id)
-        if record is not None:
-            return record
-        (record,) = await self.start([(request_id, date)])
+            if record is not None:
+                return await self.add_client(record, by, f"date={date}")
+        (record,) = await self.start([(request_id, date)], by, f"date={date}")
         return record
 
     async def join(self, date: dt.date) -> RequestId:
@@ -213,20 +218,50 @@ class Requests:
         # Serializes the clients of this process, so that they do not race for the object of the date on S3.
         return self._locks.setdefault(date, asyncio.Lock())
 
-    async def start(self, requested: Sequence[tuple[RequestId, dt.date]]) -> list[RequestRecord]:
+    async def start(
+        self, requested: Sequence[tuple[RequestId, dt.date]], by: Caller, parameters: str
+    ) -> list[RequestRecord]:
         """Publish requests under their ids, write the records that are missing, and return the records."""
-        records = [new_record(request_id, date) for request_id, date in requested]
+        now = self._clock()
+        records = [
+            with_action(new_record(request_id, date), by, "process", result="accepted", at=now, parameters=parameters)
+            for request_id, date in requested
+        ]
         if not records:
             return []
         await self._publish([OutgoingEvent(request_event(record)) for record in records])
         try:
             async with deadline(RECORD_DEADLINE_S, "Writing the request's status"):
-                return await bounded_map(self._create, records, limit=CONCURRENT_GETS_MAX)
+                written = await bounded_map(self._create, records, limit=CONCURRENT_GETS_MAX)
+                return [await self.add_client(record, by, parameters) for record in written]
         except DependencyUnavailable as error:
             request_id = records[0].request_id
             raise StatusNotWritten(
                 f"request {request_id} was published without its record: {error}", request_id
             ) from error
+
+    async def add_client(self, record: RequestRecord, by: Caller, parameters: str) -> RequestRecord:
+        """Add a client to the actions of a request that it joined, once; return the request's record.
+
+        Further clients are only in the access log once the record has ACTIONS_MAX actions.
+        """
+
+        def is_known(record: RequestRecord) -> bool:
+            mine = ("process", by.key, by.client, parameters)
+            return len(record.actions) >= ACTIONS_MAX or any(
+                mine == (one.action, one.key, one.client, one.parameters) for one in record.actions
+            )
+
+        async def joined(stored: RequestRecord | None) -> RequestRecord | None:
+            if stored is None or is_known(stored):
+                return stored
+            result = "joined" if stored.actions else "accepted"  # the progress may have written the record first
+            return with_action(stored, by, "process", result=result, at=self._clock(), parameters=parameters)
+
+        if is_known(record):
+            return record
+        key = keys.request(record.request_id)
+        return await self._repository.update(RequestRecord, key, joined, counted_as="request") or record
 
     async def find(self, request_id: RequestId) -> RequestRecord | None:
         """Return a request's record, or None if there is none."""
@@ -241,7 +276,7 @@ class Requests:
             raise _no_such_request(text)
         return record
 
-    async def cancel(self, text: str) -> RequestRecord:
+    async def cancel(self, text: str, *, by: Caller = NOBODY) -> RequestRecord:
         """Cancel a request, so that the cities that have not started are skipped; return its record.
 
         The cancellation affects every client that joined the request. A request that is not planned yet is published
@@ -249,14 +284,14 @@ class Requests:
 
         Raises NotFound if there is no such request, and Conflict if it has ended.
         """
-        cancelled = await self._cancel(text)
+        cancelled = await self._cancel(text, by)
         if not cancelled.planned:
             # If Kafka is down, the requeue of stalled requests ends the request later.
             with contextlib.suppress(DependencyUnavailable):
                 await self._publish([OutgoingEvent(request_event(cancelled))])
         return cancelled
 
-    async def _cancel(self, text: str) -> RequestRecord:
+    async def _cancel(self, text: str, by: Caller) -> RequestRecord:
         request_id = parse_request_id(text)
         if request_id is None:
             raise _no_such_request(text)
@@ -266,7 +301,9 @@ class Requests:
                 raise _no_such_request(text)
             if status_of(record).ended:
                 raise Conflict(f"request {record.request_id} has ended: it is {status_of(record).value}")
-            return cancelled_record(record, self._clock())
+            now = self._clock()
+            after = cancelled_record(record, now)
+            return record if after is record else with_action(after, by, "cancel", result="cancelled", at=now)
 
         async with deadline(RECORD_DEADLINE_S, "Cancelling the request"):
             stored = await self._repository.update(
@@ -275,7 +312,7 @@ class Requests:
         assert stored is not None, "a missing record raises NotFound"
         return stored
 
-    async def retry(self, text: str) -> RequestRecord:
+    async def retry(self, text: str, *, by: Caller = NOBODY) -> RequestRecord:
         """Retry the failed cities of a request; return its record, in which they are unfinished.
 
         Raises NotFound if there is no such request. Raises Conflict if it has not ended, or has no failed city. Raises
@@ -284,7 +321,7 @@ class Requests:
         request_id = parse_request_id(text)
         async with deadline(RECORD_DEADLINE_S, "Recording the retry"):
             try:
-                record = await begin_retry(self._store, request_id, self._clock()) if request_id else None
+                record = await begin_retry(self._store, request_id, self._clock(), by=by) if request_id else None
             except NothingToRetry as error:
                 raise Conflict(str(error)) from error
         if record is None:

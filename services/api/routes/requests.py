@@ -15,11 +15,12 @@ from litestar.openapi.spec import Example
 from litestar.params import HeaderParameter, PathParameter, QueryParameter, SkipValidation
 from litestar.response import Stream
 
-from services.api.auth import CALLER, PROCESS, READ_OR_PROCESS, SCOPE
+from services.api.auth import PROCESS, READ_OR_PROCESS, SCOPE, Access, caller_of
 from services.api.http.date_range import DaysMax, ProcessableDates, requested_range
 from services.api.http.problems import UNREADABLE, responses
 from services.api.http.query_parameters import date_parameter
 from services.api.http.unreadable import unreadable_header
+from services.api.middleware.access_log import log_result
 from services.api.requests.event_stream import WAIT_MAX_S, ProgressEvent, RequestEventStream, wait_s
 from services.api.requests.idempotency import HEADER as IDEMPOTENCY_HEADER
 from services.api.requests.idempotency import KEY_PATTERN
@@ -35,6 +36,7 @@ LISTED_REQUESTS_MAX = 500
 RequestsPort = NamedDependency[SkipValidation[Requests]]
 RangesPort = NamedDependency[SkipValidation[RangeRequests]]
 EventStreamPort = NamedDependency[SkipValidation[RequestEventStream]]
+AccessPort = NamedDependency[SkipValidation[Access]]
 
 _EXAMPLE_ID = Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")
 RequestIdParameter = Annotated[str, PathParameter(description="The request's id.", examples=[_EXAMPLE_ID])]
@@ -124,18 +126,20 @@ async def process_request(
 
     Use `from` and `to` instead of `date` for several dates: each date becomes a request, and `Location` is the range.
     """
-    caller = request.state.get(CALLER, "")
+    by = caller_of(request)
     limit_s = wait_s(prefer)
     applied = {} if limit_s is None else {"Preference-Applied": f"wait={limit_s}"}
     if date is None or from_ is not None or to is not None:
         days = requested_range(date, from_, to, days_max=request_days_max)
         processable.check({"from": days.first, "to": days.last})
-        detail = await ranges.accept(days, idempotency_key=idempotency_key, caller=caller)
+        detail = await ranges.accept(days, idempotency_key=idempotency_key, by=by)
+        log_result(request, range_id=detail.id)
         detail = await event_stream.until_range_ended(ranges, detail, limit_s or 0)
         location = {"Location": f"/process-ranges/{detail.id}", **applied}
         return _range_response(detail, _status_of_wait(detail.status, limit_s), location)
     processable.check({"date": date})
-    record = await requests.accept(date, idempotency_key=idempotency_key, caller=caller)
+    record = await requests.accept(date, idempotency_key=idempotency_key, by=by)
+    log_result(request, request_id=record.request_id)
     record = await event_stream.until_ended(record, limit_s or 0)
     return Response(
         detail_of(record),
@@ -211,6 +215,7 @@ async def process_request_status(
     },
 )
 async def retry_process_request(
+    request: Request[Any, Any, Any],
     requests: RequestsPort,
     event_stream: EventStreamPort,
     request_id: RequestIdParameter,
@@ -224,7 +229,7 @@ async def retry_process_request(
     request is *completed*.
     """
     limit_s = wait_s(prefer)
-    record = await event_stream.until_ended(await requests.retry(request_id), limit_s or 0)
+    record = await event_stream.until_ended(await requests.retry(request_id, by=caller_of(request)), limit_s or 0)
     return Response(
         detail_of(record),
         status_code=_status_of_wait(status_of(record), limit_s),
@@ -246,6 +251,7 @@ async def retry_process_request(
     ),
 )
 async def cancel_process_request(
+    request: Request[Any, Any, Any],
     requests: RequestsPort,
     request_id: RequestIdParameter,
 ) -> RequestDetail:
@@ -254,7 +260,7 @@ async def cancel_process_request(
     The cancellation affects every client that shares the request. Trips of finished cities are counted. Repeating the
     call before the request ends is harmless. A request whose cities all finish is completed, not cancelled.
     """
-    return detail_of(await requests.cancel(request_id))
+    return detail_of(await requests.cancel(request_id, by=caller_of(request)))
 
 
 @delete(
@@ -271,11 +277,12 @@ async def cancel_process_request(
     ),
 )
 async def cancel_process_range(
+    request: Request[Any, Any, Any],
     ranges: RangesPort,
     range_id: RangeIdParameter,
 ) -> Response[RangeDetail]:
     """Cancel each request of the range that has not ended."""
-    return _range_response(await ranges.cancel(range_id), HTTPStatus.ACCEPTED)
+    return _range_response(await ranges.cancel(range_id, by=caller_of(request)), HTTPStatus.ACCEPTED)
 
 
 def _range_response(detail: RangeDetail, status: HTTPStatus, headers: Mapping[str, str] | None = None) -> Response[Any]:
@@ -307,6 +314,9 @@ def _range_response(detail: RangeDetail, status: HTTPStatus, headers: Mapping[st
     },
 )
 async def process_request_events(
+    *,
+    request: Request[Any, Any, Any],
+    access: AccessPort,
     requests: RequestsPort,
     event_stream: EventStreamPort,
     request_id: RequestIdParameter,
@@ -321,9 +331,11 @@ async def process_request_events(
 ) -> Response[Any]:
     """Send the present state of the request, then an event for each change.
 
-    While nothing changes, comments are sent as heartbeats, so that a lost connection is noticed.
+    While nothing changes, comments are sent as heartbeats, so that a lost connection is noticed. The stream also ends
+    when the API key is revoked or expires.
     """
-    events = event_stream.events(await requests.read(request_id), last_event_id)
+    record = await requests.read(request_id)
+    events = event_stream.events(record, last_event_id, allowed=lambda: access.still_allows(request))
     if events is None:
         return Response(None, status_code=HTTPStatus.NO_CONTENT)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}

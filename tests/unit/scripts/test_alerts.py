@@ -54,6 +54,7 @@ REFUSED = series("tripfold_quarantined_files_total", "worker", why="invalid")
 UNREADABLE = series("tripfold_unreadable_objects_total", "api", kind="summary")
 REACHABLE = series("tripfold_upstream_reachable", "worker")
 REBUILD = series("tripfold_rebuild_age_seconds", "aggregate")
+KEYS_VALID = series("tripfold_api_keys_file_valid", "api")
 COMMITS = series("tripfold_commit_failures_total", "worker")
 REQUEUED = series("tripfold_requeued_requests_total", "aggregate")
 STORED = series("tripfold_city_tasks_finished_total", "worker", outcome="stored")
@@ -65,6 +66,7 @@ REST: Series = {
     **{age(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
     **dict.fromkeys((LETTERS, REFUSED, UNREADABLE, REBUILD, COMMITS, REQUEUED, STORED), f"0+0{NEVER_ENDS}"),
     REACHABLE: f"1+0{NEVER_ENDS}",
+    KEYS_VALID: f"1+0{NEVER_ENDS}",
     served("200"): f"0+60{NEVER_ENDS}",
     served("503"): f"0+0{NEVER_ENDS}",
     served("200", "/health/ready"): f"0+6{NEVER_ENDS}",
@@ -195,6 +197,16 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         {REBUILD: f"0+60{NEVER_ENDS}"},
         180,
         {"TripfoldRebuildOld": ({}, "A rebuild began 3h 0m 0s ago and has not ended")},
+    ),
+    "an invalid file of API keys": (
+        {KEYS_VALID: f"1x4 0{NEVER_ENDS}"},
+        8,
+        {
+            "TripfoldApiKeysFileInvalid": (
+                {"job": "api", "instance": "api"},
+                "api on api keeps old API keys: their file is invalid",
+            )
+        },
     ),
     "commits fail all the time": (
         {COMMITS: f"0+1{NEVER_ENDS}"},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import sys
 
 import pytest
 from typer.testing import CliRunner
 
+from services.api.auth import Scope, digest_of, parse_keys
 from tripfold import cli
 from tripfold.cli import Commands, loaded_commands
 
@@ -49,6 +51,16 @@ def test_error_shows_text_that_looks_like_markup(
     with pytest.raises(SystemExit, match="1"):
         cli.main()
     assert "'[bold]x'" in capsys.readouterr().err
+
+
+def test_an_api_key_is_printed_with_an_entry_that_the_api_reads() -> None:
+    """The entry has the name, the scopes, the digest of the key and its expiry."""
+    arguments = ["api-key", "nightly", "--scope", "process", "--expires", "2027-01-31"]
+    output = CliRunner().invoke(cli.app, arguments).output
+    key, entry = (line.rpartition(": ")[2] for line in output.strip().splitlines())
+    (read,) = parse_keys([entry])
+    assert (read.name, read.scopes, read.sha256) == ("nightly", frozenset({Scope.PROCESS}), digest_of(key))
+    assert read.expires_at == dt.datetime(2027, 1, 31, tzinfo=dt.UTC)
 
 
 def test_unknown_command_names_similar_ones() -> None:

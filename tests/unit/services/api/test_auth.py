@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import pytest
@@ -101,11 +102,12 @@ def test_clients_without_keys_have_a_rate_limit_for_processing() -> None:
 
 
 def test_rate_limit_of_a_key_is_429_with_retry_after() -> None:
-    """A key over its limit gets 429 with Retry-After; other keys are not affected."""
+    """A key over its limit for all operations gets 429 with Retry-After; other keys are not affected."""
     with World().client(api_access="keys", api_keys=KEYS, api_requests_per_minute=2) as client:
-        statuses = [client.get("/process-requests", headers={"X-API-Key": READER}).status_code for _ in range(2)]
+        paths = ("/process-requests", "/process-requests/1")
+        statuses = [client.get(path, headers={"X-API-Key": READER}).status_code for path in paths]
         refused = client.get("/process-requests", headers={"X-API-Key": READER})
-        assert (statuses, refused.status_code) == ([200, 200], 429)
+        assert (statuses, refused.status_code) == ([200, 404], 429)
         assert 1 <= int(refused.headers["retry-after"]) <= 30
         assert refused.headers["content-type"] == "application/problem+json"
         assert client.get("/process-requests", headers={"X-API-Key": NIGHTLY}).status_code == 200
@@ -142,7 +144,10 @@ def test_a_key_file_has_one_key_per_line(tmp_path: Path) -> None:
         ({"api_keys": f"reader:write:{digest_of(READER)}"}, "read, process or read"),
         ({"api_keys": f"reader:read:{READER}"}, "sha256"),
         ({"api_keys": f"{KEYS},{KEYS}"}, "two API keys have the name reader"),
-        ({"api_keys_file": "/nowhere/keys"}, "cannot be read"),
+        ({"api_keys": f"reader:read:{digest_of(READER)}:2027-02-30"}, "reader expires at 2027-02-30, which is no"),
+        ({"api_keys": f"reader:read:{digest_of(READER)}:2027-01-31T18:00"}, "a time in UTC like 2027-01-31"),
+        ({"api_keys_file": "/nowhere/keys"}, "cannot be read: No such file"),
+        ({"api_keys_file": "/dev/zero"}, "is longer than 1,048,576 bytes"),
         ({"api_access": "open", "api_keys": KEYS}, "API keys are named: unset TRIPFOLD_API_ACCESS"),
         ({"api_access": "open", "api_keys_file": "/nowhere/keys"}, "API keys are named: unset TRIPFOLD_API_ACCESS"),
     ],
@@ -152,6 +157,26 @@ def test_invalid_access_settings_stop_the_start(settings: dict[str, str], told: 
     with pytest.raises(InvalidAccessSettings, match=told) as refused:
         access_of(Settings.model_validate(settings))
     assert READER not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("expires", "moment"),
+    [
+        ("2024-06-02", dt.datetime(2024, 6, 2, tzinfo=dt.UTC)),
+        ("2024-06-01T18:30Z", dt.datetime(2024, 6, 1, 18, 30, tzinfo=dt.UTC)),
+    ],
+)
+def test_an_expired_key_is_401_from_its_time_on(expires: str, moment: dt.datetime) -> None:
+    """A key works until its time in UTC; a date means its first moment. The response says that the key has expired."""
+    world = World()
+    entry = f"reader:read:{digest_of(READER)}:{expires}"
+    with world.client(api_access="keys", api_keys=entry) as client:
+        world.clock.now = moment - dt.timedelta(microseconds=1)
+        assert client.get("/process-requests", headers={"X-API-Key": READER}).status_code == 200
+        world.clock.now = moment
+        refused = client.get("/process-requests", headers={"X-API-Key": READER})
+        assert refused.status_code == 401
+        assert f'Key "reader" expired at {moment:%Y-%m-%d %H:%M} UTC' in refused.json()["detail"]
 
 
 def test_the_openapi_document_asks_for_a_key_only_where_needed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import io
 import socket
 
@@ -27,6 +28,7 @@ from tripfold.operate.doctor import (
     NEEDS,
     Check,
     CheckFailed,
+    check_api_keys,
     check_compare_and_swap,
     check_rebuild_mark,
     check_revisions,
@@ -174,3 +176,11 @@ def test_a_narrow_terminal_cuts_no_remedy() -> None:
     written = io.StringIO()
     Console(file=written, width=80).print(checks_table([failed]))
     assert "…" not in written.getvalue()
+
+
+async def test_keys_that_expired_or_expire_soon_are_named() -> None:
+    """The check counts the API keys, and names those that have expired or expire within two weeks."""
+    expiries = {"never": "", "past": ":2024-05-01", "soon": ":2024-05-15", "later": ":2024-05-16"}
+    entries = ",".join(f"{name}:read:{'0' * 64}{expires}" for name, expires in expiries.items())
+    found = await check_api_keys(Settings.model_validate({"api_keys": entries}), NOON - dt.timedelta(days=1))
+    assert found == "4 keys; expired: past; expire within 14 days: soon"

@@ -143,3 +143,16 @@ def test_prefer_wait_responds_202_after_the_limit(world: World) -> None:
         response = client.post(f"/process-request?date={DAY}", headers={"Prefer": "wait=0"})
         assert (response.status_code, response.headers["preference-applied"]) == (202, "wait=0")
         assert "preference-applied" not in client.post(f"/process-request?date={DAY}").headers
+
+
+async def test_stream_ends_when_the_client_is_no_longer_allowed(world: World) -> None:
+    """A stream whose key is revoked ends before the next event."""
+    write(world, running(2))
+    known = [True, False]
+    events = stream_of(world).events(running(2), "2", allowed=lambda: known.pop(0))
+    assert events is not None
+    assert await anext(events) == b"retry: 2000\n\n"
+    write(world, running(3))
+    assert await anext(events) == event_of(running(3))
+    write(world, running(4))
+    assert [event async for event in events] == []

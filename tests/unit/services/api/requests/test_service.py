@@ -9,12 +9,14 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
+from services.api.auth import digest_of, mint_key
 from services.api.http.errors import StatusNotWritten
 from services.api.requests import service as requests_module
 from shared.domain import keys, objects
 from shared.domain.events import BadCity, Outcome, ProcessRequested, Retry
 from shared.domain.ids import CityId, RequestId, parse_request_id
 from shared.domain.objects import CityUnderWay, Failure, RequestRecord
+from shared.domain.requests import ACTIONS_MAX, Caller
 from shared.domain.topics import Topic
 from shared.kafka.records import OutgoingEvent
 from shared.storage import active_requests
@@ -36,6 +38,56 @@ def test_an_accepted_request_is_published_and_recorded(world: World, client: Cli
     assert world.published(Topic.PROCESS_REQUESTS) == [
         ProcessRequested(request_id=body["id"], date=DAY, requested_at=NOW)
     ]
+
+
+def test_a_request_records_who_asked_for_it_joined_cancelled_and_retried_it(world: World) -> None:
+    """The record has each action once with the key, the address, the parameters, the result and the time."""
+    nightly, page = mint_key(), mint_key()
+    keys_named = ",".join(f"{name}:process:{digest_of(key)}" for name, key in (("nightly", nightly), ("page", page)))
+    with world.client(api_access="keys", api_keys=keys_named) as client:
+        for key in (nightly, page, page):
+            path = client.post("/process-request?date=2024-05-01", headers={"X-API-Key": key}).headers["location"]
+        client.post("/process-request?from=2024-05-01&to=2024-05-02", headers={"X-API-Key": page})
+        world.clock.advance(60)
+        client.delete(path, headers={"X-API-Key": page})
+        client.delete(path, headers={"X-API-Key": nightly})
+    actions = read_record(world, path).actions
+    assert [(one.action, one.key, one.client, one.parameters, one.result) for one in actions] == [
+        ("process", "nightly", "testclient", "date=2024-05-01", "accepted"),
+        ("process", "page", "testclient", "date=2024-05-01", "joined"),
+        ("process", "page", "testclient", "from=2024-05-01&to=2024-05-02", "joined"),
+        ("cancel", "page", "testclient", "", "cancelled"),
+    ]
+    assert [one.at - NOW for one in actions] == [dt.timedelta(seconds=s) for s in (0, 0, 0, 60)]
+
+
+def test_a_retry_is_recorded_with_its_client(world: World, client: Client) -> None:
+    """The record says who retried how many cities."""
+    failed = msgspec.structs.replace(
+        record_of(), planned=True, plan_revision=3, cities=2, outcomes={Outcome.FAILED: "3"}
+    )
+    write(world, failed)
+    path = f"/process-requests/{failed.request_id}"
+    assert client.post(f"{path}/retry").status_code == 202
+    assert client.post(f"{path}/retry").status_code == 202
+    (action,) = read_record(world, path).actions
+    assert (action.action, action.client, action.result) == ("retry", "testclient", "2 cities")
+
+
+async def test_a_record_keeps_a_bounded_number_of_actions(world: World) -> None:
+    """Clients that join a request with the most actions are not recorded; a cancellation replaces the second action."""
+    requests = requests_module.Requests(world.store, world.publisher, clock=world.clock)
+    for number in range(ACTIONS_MAX + 5):
+        record = await requests.accept(DAY, by=Caller(client=str(number)))
+    assert [one.client for one in record.actions] == [str(number) for number in range(ACTIONS_MAX)]
+    cancelled = await requests.cancel(record.request_id, by=Caller(client="last"))
+    assert [one.client for one in cancelled.actions] == ["0", *map(str, range(2, ACTIONS_MAX)), "last"]
+
+
+def read_record(world: World, path: str) -> RequestRecord:
+    """Return the record of the request at a path."""
+    key = keys.request(RequestId(path.rpartition("/")[2]))
+    return objects.decode(RequestRecord, world.store.objects[key].body, key)
 
 
 async def test_simultaneous_requests_of_a_date_are_one(world: World) -> None:
