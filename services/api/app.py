@@ -109,9 +109,11 @@ def assemble(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-<<<<<<< HEAD
         async with connected():
-            background = [asyncio.create_task(measure_loop_lag())]
+            background = [
+                asyncio.create_task(measure_loop_lag()),
+                asyncio.create_task(KeyFile(settings, access).watch()),
+            ]
             if settings.api_completeness_days:
                 completeness = Completeness(store, reader, days=settings.api_completeness_days, clock=clock)
                 background.append(asyncio.create_task(completeness.run()))
@@ -121,19 +123,6 @@ def assemble(
             finally:
                 for task in background:
                     task.cancel()
-=======
-        background = [
-            asyncio.create_task(measure_loop_lag()),
-            asyncio.create_task(KeyFile(settings, access).watch()),
-        ]
-        try:
-            async with connected():
-                state.started = True
-                yield
-        finally:
-            for task in background:
-                task.cancel()
->>>>>>> b42c0ff (Record who did what, let API keys expire, and use a changed file of keys without a restart)
 
     app = Litestar(
         route_handlers=[

@@ -177,7 +177,6 @@ unreadable_objects = Counter(
     ["kind"],
     registry=API,
 )
-<<<<<<< HEAD
 recent_summaries = Gauge(
     "tripfold_recent_summaries",
     "Summaries of the latest dates, by state; missing: planned, and not there",
@@ -189,14 +188,12 @@ newest_complete_date = Gauge(
     "Begin of the newest date whose country-days are all complete; 0 without one",
     registry=API,
 )
-=======
 api_keys_file_valid = Gauge(
     "tripfold_api_keys_file_valid",
     "1 while the file of API keys is valid, or none is named; at 0 the last valid keys stay in use",
     registry=API,
 )
 api_keys_file_valid.set(1)
->>>>>>> b42c0ff (Record who did what, let API keys expire, and use a changed file of keys without a restart)
 event_loop_lag = Histogram(
     "tripfold_event_loop_lag_seconds",
     "Delay of the event loop in waking a task",
