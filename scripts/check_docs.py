@@ -19,7 +19,7 @@ from prometheus_client.metrics_core import Metric
 
 from services.api.app import create_app
 from shared.domain.topics import TOPICS
-from shared.runtime.metrics import Part, registry_of
+from shared.runtime.metrics import VERIFY, Part, registry_of
 from shared.runtime.settings import PREFIX, Settings, load_settings
 from tripfold.cli import loaded_commands
 
@@ -160,7 +160,8 @@ def label_values() -> set[str]:
 def _own_metrics() -> list[Metric]:
     for module in DECLARE_METRICS:
         importlib.import_module(module)
-    return [metric for metric in registry_of(*get_args(Part)).collect() if metric.name.startswith("tripfold_")]
+    exported = [*registry_of(*get_args(Part)).collect(), *VERIFY.collect()]
+    return [metric for metric in exported if metric.name.startswith("tripfold_")]
 
 
 def operations() -> set[str]:

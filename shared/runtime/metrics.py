@@ -19,6 +19,8 @@ Part = Literal["api", "planner", "worker", "aggregate"]
 """A part of Tripfold. A process runs one of them, or the planner and the worker."""
 
 API, CACHES, CONSUMERS, INGEST, REQUESTS, PLANNER, WORKER, AGGREGATE = (CollectorRegistry() for _ in range(8))
+VERIFY = CollectorRegistry()
+"""What ``tripfold verify`` writes into a file."""
 _GROUPS: dict[Part, tuple[CollectorRegistry, ...]] = {
     "api": (API, CACHES),
     "planner": (CONSUMERS, INGEST, REQUESTS, PLANNER),
@@ -194,6 +196,21 @@ api_keys_file_valid = Gauge(
     registry=API,
 )
 api_keys_file_valid.set(1)
+verify_success = Gauge(
+    "tripfold_verify_success", "1 if the last verification found no difference, or 0", ["check"], registry=VERIFY
+)
+verify_compared = Gauge(
+    "tripfold_verify_compared", "Country-days or keys that the last verification compared", ["check"], registry=VERIFY
+)
+verify_differences = Gauge(
+    "tripfold_verify_differences", "Differences that the last verification found", ["check"], registry=VERIFY
+)
+verify_timestamp = Gauge(
+    "tripfold_verify_timestamp_seconds", "End of the last verification", ["check"], registry=VERIFY
+)
+verify_duration = Gauge(
+    "tripfold_verify_duration_seconds", "Duration of the last verification", ["check"], registry=VERIFY
+)
 event_loop_lag = Histogram(
     "tripfold_event_loop_lag_seconds",
     "Delay of the event loop in waking a task",

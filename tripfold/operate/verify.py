@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
+from prometheus_client import write_to_textfile
 from rich.table import Table
 
 from services.aggregate.audit.compare import RAW_OBJECT, Difference
 from services.aggregate.audit.verify import verify_dates
 from services.aggregate.bucket_reader import Dates
+from shared.domain.errors import OperatorError
 from shared.domain.ids import utc_now
 from shared.kafka.producer import KafkaPublisher
+from shared.runtime import metrics
 from tripfold.console import printable
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
@@ -45,6 +52,14 @@ def verify_command(
     topics: Annotated[
         bool, typer.Option("--topics", help="Compare the compacted topics with the bucket, instead of the summaries.")
     ] = False,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help="Write the result to FILE as metrics, for the textfile collector of Prometheus's node exporter.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute every country-day from manifests and plans; exit 1 if a live summary differs.
@@ -56,18 +71,46 @@ def verify_command(
 
     Example: tripfold verify --from 2024-05-01 --to 2024-05-31 --deep
 
-    Example: tripfold verify --topics
+    Example: tripfold verify --topics --metrics-file /var/lib/node_exporter/topics.prom
     """
     if topics and deep:
         raise typer.BadParameter("--topics reads no raw objects: run --deep by itself", param_hint="--deep")
+    if metrics_file is not None and not os.access(metrics_file.parent, os.W_OK):
+        raise typer.BadParameter(
+            f"cannot write into {metrics_file.parent}: make this directory, or name another file",
+            param_hint="--metrics-file",
+        )
     dates = Dates(*date_range(first, last))
-    if topics:
-        _verify_topics(dates, as_json=as_json)
-    else:
-        _verify_summaries(dates, deep=deep, as_json=as_json)
+    began_s = time.monotonic()
+    verified = (
+        _verify_topics(dates, as_json=as_json) if topics else _verify_summaries(dates, deep=deep, as_json=as_json)
+    )
+    if metrics_file is not None:
+        check = "topics" if topics else "deep" if deep else "summaries"
+        _write_metrics(metrics_file, check, verified, duration_s=time.monotonic() - began_s)
+    if verified.differences:
+        raise typer.Exit(1)
 
 
-def _verify_summaries(dates: Dates, *, deep: bool, as_json: bool) -> None:
+class _Counts(msgspec.Struct, frozen=True, kw_only=True):
+    compared: int
+    differences: int
+
+
+def _write_metrics(path: Path, check: str, verified: _Counts, *, duration_s: float) -> None:
+    """Write the result to a file that replaces the one of the last run at once."""
+    metrics.verify_success.labels(check).set(not verified.differences)
+    metrics.verify_compared.labels(check).set(verified.compared)
+    metrics.verify_differences.labels(check).set(verified.differences)
+    metrics.verify_timestamp.labels(check).set_to_current_time()
+    metrics.verify_duration.labels(check).set(duration_s)
+    try:
+        write_to_textfile(str(path), metrics.VERIFY)
+    except OSError as error:
+        raise OperatorError(f"cannot write the metrics to {path}: {error.strerror}. Name another file") from error
+
+
+def _verify_summaries(dates: Dates, *, deep: bool, as_json: bool) -> _Counts:
     settings = command_settings()
     retention = settings.raw_retention
     expired_before = None if retention is None else utc_now() - retention
@@ -108,8 +151,7 @@ def _verify_summaries(dates: Dates, *, deep: bool, as_json: bool) -> None:
         console.print(f"No differences: {country_days:,} country-days match their manifests (dates: {dates_done:,}).")
     if raw_expired and not as_json:
         console.print(f"{raw_expired:,} raw objects have expired (TRIPFOLD_RAW_RETENTION_DAYS).")
-    if kept:
-        raise typer.Exit(1)
+    return _Counts(compared=country_days, differences=total)
 
 
 def _table_of(differences: Iterable[Difference]) -> Table:
@@ -124,7 +166,7 @@ def _table_of(differences: Iterable[Difference]) -> Table:
     return table
 
 
-def _verify_topics(dates: Dates, *, as_json: bool) -> None:
+def _verify_topics(dates: Dates, *, as_json: bool) -> _Counts:
     settings = command_settings()
     keys_of = dict.fromkeys((topic.value for topic in COMPACTED), 0)
 
@@ -160,5 +202,4 @@ def _verify_topics(dates: Dates, *, as_json: bool) -> None:
             )
         else:
             console.print(f"No differences: {compared} match the bucket.")
-    if kept:
-        raise typer.Exit(1)
+    return _Counts(compared=sum(keys_of.values()), differences=total)

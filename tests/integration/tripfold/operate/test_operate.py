@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
+from prometheus_client.parser import text_string_to_metric_families
 
 from shared.domain import keys, objects
 from shared.domain.contribution import NOTHING
@@ -26,6 +28,7 @@ from tests.integration.conftest import isolated_settings
 from tests.integration.running import Running, eventually, running
 from tests.integration.trips import OTHER_DATE, TRIPS
 from tests.integration.upstream import UpstreamServer
+from tests.prometheus import run_tool
 from tripfold.local.embedded import EmbeddedServices
 
 TROUBLESOME = "[/bold] \x9b31m \u202e"
@@ -64,20 +67,35 @@ async def test_operator_commands_work_beside_running_services(embedded: Embedded
         async with running(settings, tmp_path) as services:
             assert (await services.process(str(DAY)))["status"] == "completed"
             right = await services.stats(str(DAY))
-            await _verify_and_repair(services, right)
+            await _verify_and_repair(services, right, tmp_path / "verify.prom")
             await _rebuild(services, upstream, right)
             await _clean_up(services)
             code, found = await run_json(services.settings, "doctor")
             assert (code, [one for one in found if not one["ok"]]) == (0, [])
 
 
-async def _verify_and_repair(services: Running, right: dict[str, Any]) -> None:
-    code, verified = await run_json(services.settings, "verify", "--deep")
+def gauges_of(metrics_file: Path) -> dict[tuple[str, str], float]:
+    """Return the values in a file of metrics, by the name after ``tripfold_verify_`` and the check."""
+    text = metrics_file.read_text()
+    run_tool("promtool", "check", "metrics", text=text)
+    families = text_string_to_metric_families(text)
+    samples = [sample for family in families for sample in family.samples]
+    return {(one.name.removeprefix("tripfold_verify_"), one.labels["check"]): one.value for one in samples}
+
+
+async def _verify_and_repair(services: Running, right: dict[str, Any], metrics_file: Path) -> None:
+    code, verified = await run_json(services.settings, "verify", "--deep", "--metrics-file", str(metrics_file))
+    gauges = gauges_of(metrics_file)
+    assert (gauges["success", "deep"], gauges["compared", "deep"], gauges["differences", "deep"]) == (1, 2, 0)
     nothing_wrong = {"dates": 1, "country_days": 2, "raw_expired": 0, "differences_total": 0, "differences": []}
     assert (code, verified) == (0, nothing_wrong)
     await damage(services, "armenia")
-    code, verified = await run_json(services.settings, "verify", "--from", str(DAY), "--to", str(DAY))
+    of_day = ("--from", str(DAY), "--to", str(DAY), "--metrics-file", str(metrics_file))
+    code, verified = await run_json(services.settings, "verify", *of_day)
     assert code == 1
+    later = gauges_of(metrics_file)
+    assert (later["success", "summaries"], later["differences", "summaries"]) == (0, 1)
+    assert later["timestamp_seconds", "summaries"] > gauges["timestamp_seconds", "deep"]
     assert [(one["country"], one["what"]) for one in verified["differences"]] == [("armenia", "totals")]
     assert await services.stats(str(DAY)) != right
     code, repaired = await run_json(services.settings, "repair")
