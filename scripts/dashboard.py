@@ -47,10 +47,27 @@ def p99(metric: MetricWrapperBase, *labels: str, **matchers: str) -> str:
     return f"histogram_quantile(0.99, sum by ({', '.join(('le', *labels))}) (rate({buckets}[$__rate_interval])))"
 
 
+def shared(metric: MetricWrapperBase, *labels: str) -> str:
+    """Return a gauge that each process of a service exports alike, by ``labels``."""
+    return f"max by ({', '.join(labels)}) ({sample(metric, *labels)})"
+
+
+CACHE_HITS = rate(metrics.cache_requests, "cache", result='="hit"')
+
 PANELS = (
     Panel(title="Firing alerts", expr='count by (alertname) (ALERTS{alertstate="firing",alertname=~"Tripfold.*"})'),
     Panel(title="Ready (1) or not (0)", expr=sample(metrics.ready), legend="{{job}} {{instance}}"),
     Panel(title="Versions", expr=f"count by (version) ({sample(metrics.build_info, 'version')})"),
+    Panel(title="Country-days of the latest dates, by state", expr=shared(metrics.recent_summaries, "state")),
+    Panel(
+        title="Age of the newest complete date",
+        expr=f"time() - ({shared(metrics.newest_complete_date)} > 0)",
+        unit="s",
+    ),
+    Panel(title="Differences that verify found", expr=shared(metrics.verify_differences, "check")),
+    Panel(title="Open requests, by status", expr=shared(metrics.open_requests, "status")),
+    Panel(title="Age of the oldest open request", expr=shared(metrics.oldest_open_request_age), unit="s"),
+    Panel(title="City-days in an hour, by outcome", expr=in_an_hour(metrics.city_tasks_finished, "outcome")),
     Panel(
         title="HTTP requests, by status",
         expr=rate(metrics.http_request_seconds, "status", route=NOT_PROBED),
@@ -69,11 +86,18 @@ PANELS = (
         unit="s",
     ),
     Panel(title="Batches, 99th percentile", expr=p99(metrics.batch_seconds, "topic"), unit="s"),
-    Panel(title="City-days in an hour, by outcome", expr=in_an_hour(metrics.city_tasks_finished, "outcome")),
+    Panel(title="Stages of the ingest, 99th percentile", expr=p99(metrics.ingest_stage_seconds, "stage"), unit="s"),
+    Panel(title="Stored files", expr=rate(metrics.stored_bytes), unit="Bps"),
+    Panel(title="Trips stored in an hour", expr=in_an_hour(metrics.stored_trips)),
     Panel(title="Requests to the upstream, by outcome", expr=rate(metrics.upstream_requests, "outcome"), unit="reqps"),
     Panel(title="Received from the upstream", expr=rate(metrics.upstream_bytes), unit="Bps"),
     Panel(title="Requests to S3", expr=rate(metrics.s3_request_seconds, "operation", "result"), unit="reqps"),
     Panel(title="Requests to S3, 99th percentile", expr=p99(metrics.s3_request_seconds, "operation"), unit="s"),
+    Panel(
+        title="Cache hits, as a share of the look-ups",
+        expr=f"{CACHE_HITS} / {rate(metrics.cache_requests, 'cache')}",
+        unit="percentunit",
+    ),
     Panel(title="Failed tries in an hour", expr=in_an_hour(metrics.faults, "what")),
     Panel(title="Refused files in an hour", expr=in_an_hour(metrics.quarantined_files, "why")),
     Panel(title="Dead letters in an hour", expr=in_an_hour(metrics.dead_letters, "topic")),
