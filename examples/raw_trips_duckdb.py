@@ -50,7 +50,11 @@ def read_trips(files: s3fs.S3FileSystem, bucket: str, date: dt.date) -> tuple[li
         database.register_filesystem(files)
         database.execute(MANIFESTS, [bucket, f"s3://{bucket}/manifests/date={date}/*.json"])
         database.execute(LAST_VALUE)
-        current = [url for (url,) in database.execute("select raw_url from manifests").fetchall()]
+        stored = {f"s3://{key}" for key in files.glob(f"{bucket}/raw/date={date}/*/*.json")}
+        named = [url for (url,) in database.execute("select raw_url from manifests").fetchall()]
+        current = [url for url in named if url in stored]  # the others have expired
+        if not current:
+            return [], 0
         found = database.execute(TRIPS, [current])
         names = [column[0] for column in found.description or ()]
         return [dict(zip(names, row, strict=True)) for row in found.fetchall()], len(current)

@@ -65,6 +65,7 @@ class Commands(LazyGroup):
             ("rebuild", "rebuild:rebuild_command", "Build a new generation of all summaries and make it live.", REPAIR),
             ("generations", "rebuild:generations_commands", "List, drop or activate generations of summaries.", REPAIR),
             ("restore", "restore:restore_command", "Raise the revisions of a restored bucket.", REPAIR),
+            ("expire", "expire:expire_commands", "Delete stored files by their age.", REPAIR),
             ("gc", "gc:gc_command", "Delete objects that nothing needs.", REPAIR),
         )
     }

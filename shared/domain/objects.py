@@ -116,7 +116,8 @@ class Manifest(BucketObject, frozen=True, kw_only=True):
     ``retracted`` maps each country that the city has left to the revision of the retraction. ``history`` has the
     earlier revisions, the latest first, at most HISTORY_LENGTH_MAX. ``records_form`` says where the raw object has its
     records. ``bad_records`` counts the records that the contribution leaves out. If ``other_dates_are_bad``, these
-    include the records that depart on another date.
+    include the records that depart on another date. Raw objects that were stored before ``raw_expired_before`` have
+    expired: they may be missing.
     """
 
     date: dt.date
@@ -141,14 +142,29 @@ class Manifest(BucketObject, frozen=True, kw_only=True):
     records_form: str = "array"
     bad_records: int = 0
     other_dates_are_bad: bool = False
+    raw_expired_before: dt.datetime | None = None
     retracted: dict[CountrySlug, int] = {}
     history: tuple[PastRevision, ...] = ()
 
     @property
-    def raw_stored_at(self) -> dt.datetime:
-        """The time at which the raw object was stored. Later revisions, such as moves, can name the same object."""
-        same = [past.ingested_at for past in self.history if past.raw_key == self.raw_key]
-        return min([self.ingested_at, *same])
+    def raw_keys(self) -> frozenset[str]:
+        """The raw objects that the manifest names, now or in its history."""
+        return frozenset(self._raw_stored_at())
+
+    @property
+    def raw_expired(self) -> bool:
+        """Whether the current raw object has expired."""
+        return self.raw_key in self.expired_raw_keys()
+
+    def expired_raw_keys(self, before: dt.datetime | None = None) -> frozenset[str]:
+        """Return the named raw objects that have expired, by the mark of the manifest or a later ``before``."""
+        marks = [mark for mark in (before, self.raw_expired_before) if mark is not None]
+        return frozenset(key for key, stored_at in self._raw_stored_at().items() if marks and stored_at < max(marks))
+
+    def _raw_stored_at(self) -> dict[str, dt.datetime]:
+        """Return when each raw object was stored. Later revisions, such as moves, can name the same object."""
+        oldest_last = [(self.raw_key, self.ingested_at), *((past.raw_key, past.ingested_at) for past in self.history)]
+        return dict(oldest_last)
 
     def made_by(self, attempt: str) -> bool:
         """Return whether ``attempt`` made this revision or an earlier one: whether its compare-and-swap succeeded."""

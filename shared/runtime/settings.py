@@ -170,13 +170,6 @@ class Settings(BaseSettings):
     jobs_interval_s: float = Field(
         default=2, ge=0.1, le=3600, description="time between two looks of a planner at the backfills"
     )
-    raw_retention_days: int | None = Field(
-        default=None,
-        ge=1,
-        le=36_600,
-        description="raw objects older than this may be missing on purpose, as after a lifecycle rule on `raw/`; "
-        "unset: a missing raw object is lost",
-    )
     quarantine_days: int = Field(
         default=90, ge=1, le=36_600, description="age at which `tripfold gc` deletes a refused file and its report"
     )
@@ -331,11 +324,6 @@ class Settings(BaseSettings):
         if has_password and not self.upstream_username:
             raise ValueError(f"{PREFIX}UPSTREAM_USERNAME is empty; a password for the upstream needs a name")
         return self
-
-    @property
-    def raw_retention(self) -> dt.timedelta | None:
-        """How long raw objects are kept at least; None: without end."""
-        return None if self.raw_retention_days is None else dt.timedelta(days=self.raw_retention_days)
 
     @property
     def file_rules(self) -> FileRules:

@@ -104,7 +104,7 @@ async def leftovers(world: World) -> list[str]:
     await world.gc()
     world.clock.advance(GC_AGE.total_seconds())
     await world.drop_generations()
-    named = {key for manifest in manifests(world) for key in raw_keys_of(manifest)}
+    named = {key for manifest in manifests(world) for key in manifest.raw_keys - manifest.expired_raw_keys()}
     live = keys.summaries_of_generation(live_generation(world))
     named |= {report.key for report in _stored(world, keys.QUARANTINE, QuarantineReport)}
     needed = (live, keys.MANIFESTS, keys.PLANS, keys.QUARANTINE, keys.REQUESTS, "state/")
@@ -115,11 +115,6 @@ async def leftovers(world: World) -> list[str]:
     if current is not None and objects.decode(GenerationPointer, current.body, keys.CURRENT).building is not None:
         left.append("a generation is marked as being built, and no rebuild runs")
     return left
-
-
-def raw_keys_of(manifest: Manifest) -> set[str]:
-    """Return the raw objects of a manifest and of its history."""
-    return {manifest.raw_key, *(past.raw_key for past in manifest.history)}
 
 
 def inconsistencies(world: World) -> list[str]:
@@ -212,10 +207,15 @@ def raw_objects_against_manifests(world: World) -> list[str]:
     raw = world.store.bodies("raw/")
     for manifest in manifests(world):
         body = raw.get(manifest.raw_key)
+        expired = manifest.expired_raw_keys()
+        if body is None and manifest.raw_expired:
+            continue
         if body is None or hashlib.sha256(body).hexdigest() != manifest.sha256 or len(body) != manifest.size_bytes:
             wrong.append(f"{manifest.raw_key} is not what the manifest of city {manifest.city_id} says")
         wrong += [
-            f"{past.raw_key} is named in a history and missing" for past in manifest.history if past.raw_key not in raw
+            f"{past.raw_key} is named in a history and missing"
+            for past in manifest.history
+            if past.raw_key not in raw and past.raw_key not in expired
         ]
     return wrong
 

@@ -18,7 +18,7 @@ from tests.fakes.faults import Break
 from tests.fault.checks import comparable_state, differences, leftovers, live_summaries, manifests, summaries
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, FIRST, HOME, MOVED, WHOLE, breaks_of, unlike
 from tests.fault.watcher import Watcher
-from tests.fault.world import DATE, GC_AGE, STALLED_AFTER, Job, World
+from tests.fault.world import DATE, EXPIRE_AGE, GC_AGE, STALLED_AFTER, Job, World
 
 MANY_CALLS = 200
 
@@ -70,6 +70,15 @@ async def littered(world: World) -> None:
     world.clock.advance(GC_AGE.total_seconds() + 1)
     world.request(CORRECTION)
     while await world.turn("planner"):
+        pass
+
+
+async def grown_old(world: World) -> None:
+    """As at rest, for longer than raw objects are kept, with a correction that is not folded yet."""
+    await at_rest(world)
+    world.clock.advance(EXPIRE_AGE.total_seconds() + 1)
+    world.request(CORRECTION)
+    while await world.turn("planner") or await world.turn("worker"):
         pass
 
 
@@ -177,6 +186,7 @@ SCENARIOS = [
     JobScenario(name="rebuild of damaged summaries", prepare=damaged, command=rebuild_from_s3),
     JobScenario(name="repair", prepare=damaged, command=repair),
     JobScenario(name="gc, a correction under way", prepare=littered, command=gc),
+    JobScenario(name="expire raw, a correction under way", prepare=grown_old, command=World.expire_raw),
     JobScenario(name="reprocess", prepare=read_by_older_rules, command=World.reprocess),
     JobScenario(name="generations activate, a correction under way", prepare=flipped, command=activate),
     JobScenario(name="generations drop, a correction under way", prepare=flipped, command=World.drop_generations),

@@ -22,7 +22,6 @@ One more fault is that the log loses an acknowledged record. A bucket that loses
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 from collections.abc import Sequence
 
 import msgspec
@@ -56,7 +55,7 @@ from tests.fault.scenarios import (
     taken_back_anywhere,
     world_before,
 )
-from tests.fault.world import ROLES, Process, World
+from tests.fault.world import EXPIRE_AGE, ROLES, Process, World
 
 each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 
@@ -210,18 +209,21 @@ async def test_a_lost_raw_object_is_downloaded_again(etags: bool) -> None:
 
 
 async def test_an_expired_raw_object_is_not_downloaded_again() -> None:
-    """If raw objects expire, an older one that is missing is no reason to download it again."""
+    """A raw object that has expired is no reason to download an unchanged file. A changed file is stored again."""
     world = World()
-    world.raw_retention = dt.timedelta(days=1)
     world.request(WHOLE)
     await world.run_to_rest()
-    world.clock.advance(2 * 86_400)
-    for key in world.store.bodies("raw/"):
-        del world.store.objects[key]
+    world.clock.advance(EXPIRE_AGE.total_seconds() + 1)
+    await world.expire_raw()
+    assert world.store.bodies("raw/") == {}
     world.upstream.downloads.clear()
     world.request(WHOLE)
     await world.run_to_rest()
-    assert world.upstream.downloads == []
+    assert (world.upstream.downloads, differences(world)) == ([], [])
+    world.request(UpstreamState(cities=HOME, files={**WHOLE.files, 1: CORRECTED}))
+    await world.run_to_rest()
+    assert differences(world) == []
+    assert world.store.bodies("raw/").keys() == {one.raw_key for one in manifests(world) if one.city_id == "1"}
 
 
 async def test_a_moved_city_is_served_once_both_countries_are_folded() -> None:

@@ -104,7 +104,8 @@ class Watcher:
         early = self._world.store.early_manifests
         assert not early, f"{early} were written before their raw objects"
         for manifest in checks.manifests(self._world):
-            lost = [key for key in checks.raw_keys_of(manifest) if key not in self._world.store.objects]
+            needed = manifest.raw_keys - manifest.expired_raw_keys()
+            lost = [key for key in needed if key not in self._world.store.objects]
             assert not lost, f"{lost} are named by the manifest of city {manifest.city_id}, and are not there"
 
     def _counted_as_served_is_served(self, live: Mapping[CountrySlug, Summary]) -> None:

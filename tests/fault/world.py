@@ -63,6 +63,7 @@ from tests.fakes.oracle import Oracle
 from tests.fakes.store import BreakableAdminStore, BreakableStore, MemoryStore
 from tests.fakes.upstream import BreakableUpstream, MemoryUpstream
 from tripfold.operate.dead_letters import RETRIED_MAX, DeadLetterFilter, list_dead_letters, send_back
+from tripfold.operate.expire import expire_raw
 from tripfold.operate.gc import collect_garbage
 from tripfold.operate.quarantine import QuarantineFilter, read_reports, retry_reports
 from tripfold.operate.reprocess import Reprocess, Selection
@@ -75,6 +76,7 @@ ROUNDS_MAX = 500
 PAUSES_MAX = 500
 UPLOAD_PART_BYTES = 64
 GC_AGE = dt.timedelta(days=7)
+EXPIRE_AGE = dt.timedelta(days=30)
 TASK_DEADLINE_S = 60.0
 STALLED_AFTER = dt.timedelta(minutes=10)
 DROP_GRACE = dt.timedelta(minutes=15)
@@ -231,7 +233,6 @@ class World:
         self.oracle = Oracle()
         self.port_calls = PortCalls(broken)
         self.unexpected: list[str] = []
-        self.raw_retention: dt.timedelta | None = None
         self.resumed = 0
         self.deaths = 0
         self.attempts = 0
@@ -305,7 +306,6 @@ class World:
                     threads=_threads,
                     streams=1,
                     deadline_s=TASK_DEADLINE_S,
-                    raw_retention=self.raw_retention,
                     mint_attempt=self._mint_attempt,
                 )
                 return Worker(ingest, process.publisher, retrier=process.retrier).process
@@ -457,6 +457,18 @@ class World:
         async def work() -> None:
             async for _ in collect_garbage(job.store, older_than=GC_AGE, deadline_s=TASK_DEADLINE_S, dry_run=False):
                 pass
+
+        await job.run(work)
+        return job
+
+    async def expire_raw(self, *, calls: int | None = None) -> Job:
+        """Let the old raw objects expire."""
+        job = self._job("expire", calls=calls)
+
+        async def work() -> None:
+            expiring = expire_raw(job.store, Dates(), older_than=EXPIRE_AGE, deadline_s=TASK_DEADLINE_S, dry_run=False)
+            async for one in expiring:
+                assert one.unreadable == []
 
         await job.run(work)
         return job

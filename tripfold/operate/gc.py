@@ -4,8 +4,8 @@ A raw object that a manifest may still name is never deleted:
 
 - Only objects older than an age are candidates, by the store's clock, and the age exceeds the deadline of a task. So
   the worker that wrote one has written its manifest long ago, or never will.
-- The manifest is read after the raw objects are listed. Every raw object that it names, now or in its history, is kept.
-  A later revision can only name those, or a young one.
+- The manifest is read after the raw objects are listed. Every raw object that it names, now or in its history, is kept,
+  unless it has expired (``expire.py``). A later revision can only name those, or a young one.
 - A raw object that a quarantine report names is kept.
 - Without a manifest nothing of a city-day is deleted.
 
@@ -147,8 +147,8 @@ async def collect_garbage(
     Quarantined files are deleted if they are older than ``quarantine_older_than``; without it they are kept. Raises
     InvalidAge unless both ages exceed ``deadline_s``, the longest time that a task may take.
     """
-    _require_longer(older_than, deadline_s)
-    _require_longer(quarantine_older_than, deadline_s)
+    require_longer(older_than, deadline_s)
+    require_longer(quarantine_older_than, deadline_s)
     now = await store.now()
     before = now - older_than
     scans = [_old_raw_objects(store, before), _stale_attempts(store, before)]
@@ -168,7 +168,8 @@ async def collect_garbage(
             )
 
 
-def _require_longer(age: dt.timedelta | None, deadline_s: float) -> None:
+def require_longer(age: dt.timedelta | None, deadline_s: float) -> None:
+    """Raise InvalidAge if a worker may still write a manifest that names an object of this age."""
     if age is not None and age.total_seconds() <= deadline_s:
         raise InvalidAge(
             f"the age is {age.total_seconds():.0f} s; it must exceed the deadline of a task, {deadline_s:.0f} s "
@@ -177,8 +178,8 @@ def _require_longer(age: dt.timedelta | None, deadline_s: float) -> None:
 
 
 async def _old_raw_objects(store: ObjectStore, before: dt.datetime) -> AsyncIterator[GcCandidate]:
-    async for folder in _folders(store, keys.RAW):
-        old = [one for one in folder if one.last_modified < before and _RAW.fullmatch(one.key) is not None]
+    async for folder in raw_folders(store, keys.RAW):
+        old = [one for one in folder if one.last_modified < before]
         if old:
             for candidate in await _judge(store, old):
                 yield candidate
@@ -202,10 +203,12 @@ async def _old_quarantine(store: ObjectStore, before: dt.datetime) -> AsyncItera
             yield _candidate(listed, Verdict.EXPIRED_QUARANTINE)
 
 
-async def _folders(store: ObjectStore, prefix: str) -> AsyncIterator[list[ObjectInfo]]:
-    """Yield the objects under a prefix, grouped by city-day."""
+async def raw_folders(store: ObjectStore, prefix: str) -> AsyncIterator[list[ObjectInfo]]:
+    """Yield the raw objects under a prefix, grouped by city-day."""
     group: list[ObjectInfo] = []
     async for listed in store.list(prefix):
+        if _RAW.fullmatch(listed.key) is None:
+            continue
         if group and listed.key.rpartition("/")[0] != group[0].key.rpartition("/")[0]:
             yield group
             group = []
@@ -214,19 +217,24 @@ async def _folders(store: ObjectStore, prefix: str) -> AsyncIterator[list[Object
         yield group
 
 
-async def _judge(store: ObjectStore, group: list[ObjectInfo]) -> list[GcCandidate]:
+def city_day_of(group: list[ObjectInfo]) -> tuple[dt.date, CityId]:
+    """Return the date and the city of raw objects of one city-day."""
     match = _RAW.fullmatch(group[0].key)
     assert match is not None
-    date, city_id = dt.date.fromisoformat(match[1]), CityId(match[2])
+    return dt.date.fromisoformat(match[1]), CityId(match[2])
+
+
+async def _judge(store: ObjectStore, group: list[ObjectInfo]) -> list[GcCandidate]:
+    date, city_id = city_day_of(group)
     try:
         manifest = await Repository(store).get(Manifest, keys.manifest(date, city_id))
     except CorruptObject:
         return [_candidate(listed, Verdict.UNREADABLE_MANIFEST) for listed in group]
     if manifest is None:
-        named: set[str] = set()
+        named: frozenset[str] = frozenset()
         verdict = Verdict.NO_MANIFEST
     else:
-        named = {manifest.raw_key, *(past.raw_key for past in manifest.history)}
+        named = manifest.raw_keys - manifest.expired_raw_keys()
         verdict = Verdict.UNNAMED_RAW
     unnamed = [listed for listed in group if listed.key not in named]
     if unnamed:

@@ -341,6 +341,11 @@ class Reprocess:
                 threads=self._threads,
             )
         except ObjectNotFound as error:
+            if manifest.raw_expired:
+                raise NotReprocessable(
+                    f"its raw object has expired: 'tripfold expire raw' deleted the files from before "
+                    f"{manifest.raw_expired_before:%Y-%m-%d}. Request {manifest.date} again to download the file"
+                ) from error
             raise NotReprocessable(f"its raw object {manifest.raw_key} is lost") from error
         self._bytes_read += streamed.size_bytes
         if streamed.sha256 != manifest.sha256:

@@ -17,7 +17,6 @@ from services.aggregate.audit.compare import RAW_OBJECT, Difference
 from services.aggregate.audit.verify import verify_dates
 from services.aggregate.bucket_reader import Dates
 from shared.domain.errors import OperatorError
-from shared.domain.ids import utc_now
 from shared.kafka.producer import KafkaPublisher
 from shared.runtime import metrics
 from tripfold.console import printable
@@ -112,17 +111,13 @@ def _write_metrics(path: Path, check: str, verified: _Counts, *, duration_s: flo
 
 def _verify_summaries(dates: Dates, *, deep: bool, as_json: bool) -> _Counts:
     settings = command_settings()
-    retention = settings.raw_retention
-    expired_before = None if retention is None else utc_now() - retention
 
     async def run() -> tuple[int, int, int, int, list[Difference]]:
         dates_done = country_days = total = raw_expired = 0
         kept: list[Difference] = []
         async with open_bucket(settings) as store:
             with progress_bar("verifying", "dates") as show:
-                async for verified in verify_dates(
-                    store, dates, deep=deep, wait=wait_before_comparison, raw_expired_before=expired_before
-                ):
+                async for verified in verify_dates(store, dates, deep=deep, wait=wait_before_comparison):
                     dates_done += 1
                     country_days += verified.country_days
                     total += len(verified.differences)
@@ -150,7 +145,7 @@ def _verify_summaries(dates: Dates, *, deep: bool, as_json: bool) -> _Counts:
     else:
         console.print(f"No differences: {country_days:,} country-days match their manifests (dates: {dates_done:,}).")
     if raw_expired and not as_json:
-        console.print(f"{raw_expired:,} raw objects have expired (TRIPFOLD_RAW_RETENTION_DAYS).")
+        console.print(f"{raw_expired:,} raw objects have expired ('tripfold expire raw').")
     return _Counts(compared=country_days, differences=total)
 
 

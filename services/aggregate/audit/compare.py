@@ -17,7 +17,7 @@ SUMMARY = "summary"
 RAW_OBJECT = "raw object"
 """Every difference of a raw object begins with this."""
 RAW_EXPIRED = "expired raw object"
-"""A raw object that is missing and older than the retention of raw objects."""
+"""A raw object that is missing because it has expired."""
 LEDGER_ENTRY = "ledger entry"
 """Ledger and manifest differ under one revision."""
 

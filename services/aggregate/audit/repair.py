@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from services.aggregate.audit.compare import LEDGER_ENTRY, Difference
+from services.aggregate.audit.compare import LEDGER_ENTRY, RAW_EXPIRED, Difference
 from services.aggregate.audit.verify import DateSnapshot, Wait, read_snapshot, verify_dates, verify_raw_object
 from services.aggregate.bucket_reader import Dates
 from services.aggregate.fold import empty_summary
@@ -179,7 +179,16 @@ async def _damaged_manifests(
     recounts = await bounded_map(
         lambda one: verify_raw_object(store, one), stats[:RECOUNTED_MAX], limit=RECOUNTS_AT_ONCE_MAX
     )
-    damaged = [one for of_file in recounts for one in of_file]
+    found = [one for of_file in recounts for one in of_file]
+    damaged = [one for one in found if one.what != RAW_EXPIRED]
+    expired = [one for one in found if one.what == RAW_EXPIRED]
+    if expired and not damaged:
+        cities = ", ".join(sorted({str(one.city_id) for one in expired}))
+        return (
+            f"summary and manifest of city {cities} differ, and the raw object that decides between them has expired. "
+            f"Restore the manifest from the bucket's versions, or delete it, request {expired[0].date} again "
+            "and repair again"
+        )
     if not damaged:
         return None
     first = damaged[0]

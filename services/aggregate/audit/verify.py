@@ -102,11 +102,10 @@ async def verify_dates(
     *,
     deep: bool,
     wait: Wait,
-    raw_expired_before: dt.datetime | None = None,
 ) -> AsyncIterator[Verified]:
     """Verify date by date; with ``deep`` also read every raw object that a manifest names.
 
-    A missing raw object that was stored before ``raw_expired_before`` has expired: it is counted, and no difference.
+    A missing raw object that has expired is counted, and no difference.
     Dates with events in flight come last. They are read until no event is in flight, at most READS_MAX times.
     """
     live = (await read_current(store)).live
@@ -128,7 +127,7 @@ async def verify_dates(
                     _not_in_flight(difference) if difference.what == compare.SUMMARY else difference
                     for difference in differences
                 ]
-            raw = await _raw_differences(store, snapshot, raw_expired_before) if deep else []
+            raw = await _raw_differences(store, snapshot) if deep else []
             differences += [difference for difference in raw if difference.what != compare.RAW_EXPIRED]
             done += 1
             yield Verified(
@@ -158,20 +157,16 @@ def _not_in_flight(difference: Difference) -> Difference:
     return msgspec.structs.replace(difference, in_flight=False)
 
 
-async def _raw_differences(
-    store: AdminObjectStore, snapshot: DateSnapshot, raw_expired_before: dt.datetime | None
-) -> list[Difference]:
+async def _raw_differences(store: AdminObjectStore, snapshot: DateSnapshot) -> list[Difference]:
     of_files = await bounded_map(
-        lambda stats: verify_raw_object(store, stats, raw_expired_before),
+        lambda stats: verify_raw_object(store, stats),
         snapshot.events.statistics(),
         limit=RAW_OBJECTS_AT_ONCE_MAX,
     )
     return [difference for of_file in of_files for difference in of_file]
 
 
-async def verify_raw_object(
-    store: AdminObjectStore, stats: CityDayStats, raw_expired_before: dt.datetime | None = None
-) -> list[Difference]:
+async def verify_raw_object(store: AdminObjectStore, stats: CityDayStats) -> list[Difference]:
     """Compare the manifest of ``stats`` with the raw object that it names."""
     manifest = await Repository(store).get(Manifest, keys.manifest(stats.date, stats.city_id))
     if manifest is None or manifest.revision != stats.revision:
@@ -179,8 +174,7 @@ async def verify_raw_object(
     try:
         recount = await _recount(store, manifest)
     except ObjectNotFound:
-        expired = raw_expired_before is not None and manifest.raw_stored_at < raw_expired_before
-        what = compare.RAW_EXPIRED if expired else compare.RAW_OBJECT
+        what = compare.RAW_EXPIRED if manifest.raw_expired else compare.RAW_OBJECT
         return [compare.of_raw_object(manifest, what=what, found="nothing", expected=manifest.raw_key)]
     except AuditParseError as error:
         return [compare.of_raw_object(manifest, what=compare.RAW_OBJECT, found=str(error), expected="a trip file")]

@@ -41,7 +41,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     raw_key: Annotated[
         str,
         msgspec.Meta(
-            description="The object of the bucket that holds the file.",
+            description="The object of the bucket that holds the file, unless it has expired.",
             examples=["raw/date=2024-05-01/city=7/4f2c1f0f9a6c4c0f8e0f3f8f6f0d2b11.json"],
         ),
     ]

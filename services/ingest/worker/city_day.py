@@ -110,7 +110,6 @@ class CityDayIngest:
         streams: int,
         deadline_s: float,
         rules: FileRules = DEFAULT_RULES,
-        raw_retention: dt.timedelta | None = None,
         mint_attempt: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._store = store
@@ -123,7 +122,6 @@ class CityDayIngest:
         self._streams = StreamSlots(streams)
         self._deadline_s = deadline_s
         self._rules = rules
-        self._raw_retention = raw_retention
         self._mint_attempt = mint_attempt
         self._attempts = Attempts(store, clock=clock)
         self._quarantine = Quarantine(store, clock=clock)
@@ -347,9 +345,7 @@ class CityDayIngest:
 
     async def _is_raw_lost(self, manifest: Manifest) -> bool:
         """Tell whether the raw object is missing although it has not expired."""
-        if self._raw_retention is not None and self._clock() - manifest.raw_stored_at > self._raw_retention:
-            return False
-        return await self._store.get(manifest.raw_key, first_bytes=0) is None
+        return not manifest.raw_expired and await self._store.get(manifest.raw_key, first_bytes=0) is None
 
     async def _next(
         self, previous: Manifest | None, task: IngestCity, place: Place, file: NewFile | None, attempt: str

@@ -122,6 +122,7 @@ def next_manifest(
         plan_revision=successor.plan_revision,
         retracted=successor.retracted,
         history=successor.history,
+        raw_expired_before=previous.raw_expired_before if previous else None,
     )
 
 

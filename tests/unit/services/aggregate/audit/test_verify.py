@@ -181,12 +181,14 @@ async def test_deep_reads_the_raw_bytes(bucket: FakeBucket) -> None:
 
 
 async def test_deep_counts_expired_raw_objects(bucket: FakeBucket) -> None:
-    """A missing raw object that is older than the retention is counted, and no difference."""
+    """A missing raw object is counted as expired if its manifest says so, and is a difference otherwise."""
     lost = bucket.manifest(1)
     assert lost is not None
     del bucket.store.objects[lost.raw_key]
     for before, differences, expired in ((lost.ingested_at, 1, 0), (lost.ingested_at + dt.timedelta(seconds=1), 0, 1)):
-        dates = verify_dates(bucket.store, ALL, deep=True, wait=no_wait, raw_expired_before=before)
+        marked = msgspec.structs.replace(lost, raw_expired_before=before)
+        bucket.store.write(keys.manifest(DAY, lost.city_id), objects.encode(marked))
+        dates = verify_dates(bucket.store, ALL, deep=True, wait=no_wait)
         told = [(len(date.differences), date.raw_expired) async for date in dates if date.date == DAY]
         assert told == [(differences, expired)]
 
@@ -355,7 +357,7 @@ async def test_a_manifest_under_a_wrong_key_is_a_difference(bucket: FakeBucket) 
 
 
 async def test_repair_ignores_a_damaged_manifest(bucket: FakeBucket) -> None:
-    """If the raw object agrees with the ledger and not with the manifest, the summary stays as it is."""
+    """If the raw object contradicts the manifest, or has expired, the summary stays as it is."""
     manifest = bucket.manifest(1)
     assert manifest is not None
     damaged = msgspec.structs.replace(manifest, contribution=NOTHING)
@@ -363,6 +365,12 @@ async def test_repair_ignores_a_damaged_manifest(bucket: FakeBucket) -> None:
     right = await bucket.summary()
     [one] = await repaired(bucket)
     assert "'tripfold reprocess --from 2024-05-01 --to 2024-05-01 --city 1 --again'" in (one.refused or "")
+    assert await bucket.summary() == right
+    expired = msgspec.structs.replace(damaged, raw_expired_before=bucket.clock() + dt.timedelta(days=1))
+    bucket.store.write(keys.manifest(DAY, CityId("1")), objects.encode(expired))
+    del bucket.store.objects[manifest.raw_key]
+    [one] = await repaired(bucket)
+    assert "the raw object that decides between them has expired" in (one.refused or "")
     assert await bucket.summary() == right
 
 
