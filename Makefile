@@ -9,7 +9,7 @@ HISTORIES ?= 10000
 KUBERNETES := 1.30.0 1.37.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi manifests monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade chaos histories mutations requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade chaos histories mutations requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,14 @@ manifests: $(VENV)/kubernetes/.installed ## Check deploy/kubernetes against the 
 			$(VENV)/kubernetes/built.yaml || exit 1; \
 	done
 
+release: $(VENV)/release/.installed ## Build the wheel and its bill of materials into dist (TAG=v0.1.0: check that they fit the tag)
+	rm -rf dist
+	$(VENV)/release/bin/python -m pip --disable-pip-version-check --quiet wheel --no-deps --no-build-isolation -w dist .
+	$(VENV)/release/bin/cyclonedx-py requirements --output-reproducible --pyproject pyproject.toml --mc-type application \
+		--output-file dist/tripfold.cdx.json requirements/runtime.txt
+	cp requirements/runtime.txt dist/requirements.txt
+	$(VENV)/release/bin/python -m scripts.release dist $(TAG)
+
 contract: $(VENV)/.dev ## Test the API against its OpenAPI document with generated requests (EXAMPLES=, SEED=)
 	TRIPFOLD_TEST_EXAMPLES=$(or $(EXAMPLES),1000) TRIPFOLD_TEST_SEED=$(SEED) \
 		$(BIN)/python -m pytest --timeout 0 tests/unit/services/api/test_contract.py $(ARGS)
@@ -100,8 +108,10 @@ requirements: ## Pin the requirements again, with hashes (needs uv)
 	uv pip compile -q $(COMPILE) --extra dev -o requirements/dev.txt
 	uv pip compile -q $(COMPILE) --extra local --extra build --extra bench -o requirements/bench.txt
 	echo kubernetes-validate==1.37.0 | uv pip compile -q - --no-deps $(COMPILE_OPTIONS) -o requirements/kubernetes.txt
-	sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml | uv pip compile -q - $(COMPILE_OPTIONS) -o requirements/build.txt
+	$(BUILD_BACKEND) | uv pip compile -q - $(COMPILE_OPTIONS) -o requirements/build.txt
+	{ $(BUILD_BACKEND); echo cyclonedx-bom==7.5.0; } | uv pip compile -q - $(COMPILE_OPTIONS) -o requirements/release.txt
 
+BUILD_BACKEND := sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml
 COMPILE_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command "make requirements"
 COMPILE := pyproject.toml $(COMPILE_OPTIONS)
@@ -129,6 +139,12 @@ $(VENV)/bench/.installed: requirements/bench.txt pyproject.toml
 	@$(PYTHON) -m venv $(VENV)/bench
 	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/bench.txt
 	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/release/.installed: requirements/release.txt
+	@echo "installing the build tools into $(VENV)/release"
+	@$(PYTHON) -m venv $(VENV)/release
+	@$(VENV)/release/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/release.txt
 	@touch $@
 
 # kustomize and kubeconform are programs in Go. The schemas are part of a Python package.

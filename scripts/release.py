@@ -1,0 +1,63 @@
+"""Check a release that `make release` has built, and write its notes.
+
+    python -m scripts.release DIST [TAG]
+
+The wheel must have the version of pyproject.toml and no other top-level packages than Tripfold's. With a tag, the tag
+must name the version, and CHANGELOG.md must have a dated section for it, which becomes DIST/notes.md.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = {"services", "shared", "tripfold"}
+
+
+class InvalidRelease(Exception):
+    """The release cannot be published. The message says what differs."""
+
+
+def main(dist: str, tag: str = "") -> None:
+    """Check the release in a folder; exit with 1 and the reason if it is invalid."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    try:
+        check_wheel(Path(dist), version)
+        if tag:
+            notes = notes_of(tag, version, (ROOT / "CHANGELOG.md").read_text())
+            Path(dist, "notes.md").write_text(notes)
+    except InvalidRelease as error:
+        sys.exit(f"release: {error}")
+    print(f"Tripfold {version} in {dist} is complete.")
+
+
+def check_wheel(dist: Path, version: str) -> None:
+    """Check the name and the top-level folders of the wheel. Raises InvalidRelease."""
+    wheels = sorted(path.name for path in dist.glob("*.whl"))
+    expected = f"tripfold-{version}-py3-none-any.whl"
+    if wheels != [expected]:
+        raise InvalidRelease(f"{dist} has the wheels {wheels}; it must have {expected} alone")
+    with zipfile.ZipFile(dist / expected) as wheel:
+        found = {name.partition("/")[0] for name in wheel.namelist()}
+    if found != PACKAGES | {f"tripfold-{version}.dist-info"}:
+        raise InvalidRelease(f"{expected} has the folders {sorted(found)}; pyproject.toml lists {sorted(PACKAGES)}")
+
+
+def notes_of(tag: str, version: str, changelog: str) -> str:
+    """Return the section of a version. Raises InvalidRelease if the tag or the date of the section is wrong."""
+    if tag != f"v{version}":
+        raise InvalidRelease(f"the tag is {tag}; pyproject.toml has version {version}, so it must be v{version}")
+    section = re.search(rf"^## \[{re.escape(version)}\] - (\S+)\n(.*?)(?=^## |\Z)", changelog, re.MULTILINE | re.DOTALL)
+    if section is None:
+        raise InvalidRelease(f"CHANGELOG.md has no section [{version}]")
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}", section[1]):
+        raise InvalidRelease(f"CHANGELOG.md dates [{version}] {section[1]}; write the day of the release")
+    return section[2].strip() + "\n"
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
