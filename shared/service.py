@@ -22,6 +22,7 @@ from shared.runtime.health import Health, measure_loop_lag
 from shared.runtime.metrics import Concern, Part, registry_of
 from shared.runtime.retry import Retrier, Stopping
 from shared.runtime.settings import Settings
+from shared.runtime.tracing import shut_down_tracing
 from shared.storage.s3 import S3Store
 from shared.storage.schema_switch import adopt_written_version
 
@@ -84,6 +85,7 @@ def make_app(
     @contextlib.asynccontextmanager
     async def running() -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(shut_down_tracing)
             await stack.enter_async_context(context.store)
             await stack.enter_async_context(context.publisher)
             for resource in resources:

@@ -129,7 +129,7 @@ def loaded_commands() -> Any:
 @serve_commands.command("api")
 def serve_api() -> None:
     """Serve the REST API on TRIPFOLD_API_HOST and TRIPFOLD_API_PORT."""
-    settings = _service_settings()
+    settings = _service_settings("api")
     from services.api.app import serve
 
     serve(settings)
@@ -142,7 +142,7 @@ def serve_ingest(
     ] = IngestRole.ALL,
 ) -> None:
     """Plan requests, and stream city-days into S3."""
-    settings = _service_settings()
+    settings = _service_settings("ingest" if role is IngestRole.ALL else role.value)
     from services.ingest.app import create_app
     from shared.service import serve
 
@@ -153,7 +153,7 @@ def serve_ingest(
 @serve_commands.command("aggregate")
 def serve_aggregate() -> None:
     """Fold city statistics into the summaries of country-days."""
-    settings = _service_settings()
+    settings = _service_settings("aggregate")
     from services.aggregate.app import create_app
     from shared.service import serve
 
@@ -307,12 +307,14 @@ def _upstream_url(value: str | None) -> str | None:
     return None if value is None else value.rstrip("/")
 
 
-def _service_settings() -> Settings:
+def _service_settings(service: str) -> Settings:
     from shared.runtime.logging import configure_logging
     from shared.runtime.settings import load_settings
+    from shared.runtime.tracing import configure_tracing
 
     settings = load_settings()
     configure_logging(settings)
+    configure_tracing(f"tripfold-{service}")
     return settings
 
 

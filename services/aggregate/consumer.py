@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
+import structlog
 
 from services.aggregate.fold import StatEvent, as_stat_event, superseded
 from services.aggregate.summary_writer import CachedSummary, SummaryWriter, summary_event
@@ -32,9 +33,10 @@ from shared.domain.events import Cause, CityFolded, CountryDayPlanned, Event, ca
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import GenerationPointer, Manifest, Plan, Summary
 from shared.domain.outbox import events_of_manifest, events_of_plan
+from shared.domain.topics import Topic
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import Publisher
-from shared.kafka.records import ConsumedRecord, OutgoingEvent
+from shared.kafka.records import ConsumedRecord, OutgoingEvent, process_span, traceparent_of
 from shared.runtime.retry import run_all
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectStore
@@ -44,10 +46,13 @@ FOLDS_AT_ONCE_MAX = 32
 TAKEOVER_MIN_S = 0.5
 """No other process can take the partition over, fold and publish in less time than this after a write."""
 
+_log = structlog.get_logger()
+
 
 class _Caused(msgspec.Struct, frozen=True):
     event: StatEvent
     cause: Cause | None
+    traceparent: str | None
 
 
 class CityStatsConsumer:
@@ -73,7 +78,8 @@ class CityStatsConsumer:
         for record, event in (
             (item.record, as_stat_event(item.event)) for item in await decode_batch(batch, self._publisher)
         ):
-            caused = _Caused(event, cause_of(dict(record.headers)))
+            headers = dict(record.headers)
+            caused = _Caused(event, cause_of(headers), traceparent_of(headers))
             groups.setdefault((event.date, event.country), []).append(caused)
         current = await read_current(self._store)
         limit = asyncio.Semaphore(FOLDS_AT_ONCE_MAX)
@@ -84,7 +90,7 @@ class CityStatsConsumer:
 
         await run_all(fold_one(group) for group in groups.values())
         await self._publisher.publish(
-            OutgoingEvent(_city_folded(item.event, item.cause))
+            OutgoingEvent(_city_folded(item.event, item.cause), traceparent=item.traceparent)
             for group in groups.values()
             for item in group
             if item.cause is not None and not isinstance(item.event, CountryDayPlanned)
@@ -92,6 +98,23 @@ class CityStatsConsumer:
 
     async def _fold_group(self, group: list[_Caused], current: GenerationPointer) -> None:
         events = [item.event for item in group]
+        date, country = str(events[0].date), events[0].country
+        traceparents = (item.traceparent for item in group)
+        with process_span(Topic.CITY_STATS, traceparents, date=date, country=country, events=len(events)):
+            entry = await self._fold(events, current)
+            causes = {item.cause.request_id for item in group if item.cause is not None}
+            if causes:
+                _log.info(
+                    "country_day_folded",
+                    date=date,
+                    country=country,
+                    version=entry.summary.version,
+                    cities_reported=entry.summary.cities_reported,
+                    cities_expected=entry.summary.cities_expected,
+                    request_id=", ".join(sorted(causes)),
+                )
+
+    async def _fold(self, events: Sequence[StatEvent], current: GenerationPointer) -> CachedSummary:
         # The live summary comes last, so a rebuild that reads it first never finds it ahead of the built one.
         for generation in reversed(current.folded):
             entry = await self._summaries.fold(generation, events)
@@ -99,6 +122,7 @@ class CityStatsConsumer:
         if not entry.published:
             await self._publish(current.live, entry)
             entry.published = True
+        return entry
 
     async def _publish(self, generation: int, entry: CachedSummary) -> None:
         """Publish a live summary, and publish it again if another process has changed it meanwhile.

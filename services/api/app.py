@@ -49,6 +49,7 @@ from shared.runtime.logging import configure_logging
 from shared.runtime.metrics import Concern, registry_of
 from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
+from shared.runtime.tracing import shut_down_tracing
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
 from shared.storage.schema_switch import adopt_written_version
@@ -123,6 +124,7 @@ def assemble(
             finally:
                 for task in background:
                     task.cancel()
+                shut_down_tracing()
 
     app = Litestar(
         route_handlers=[

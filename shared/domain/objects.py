@@ -395,7 +395,8 @@ class RequestRecord(BucketObject, frozen=True, kw_only=True):
     live generation. Bitmaps are hexadecimal integers; bit n stands for position n. ``version`` grows with every change.
     ``cancelled_at`` is the time of the cancellation, which skips cities that have not started. ``dispatched_at`` is
     the time of the latest ``ProcessRequested`` for which the planner has published every task. ``actions`` says who
-    requested, cancelled and retried it: the first action, and the latest of the others.
+    requested, cancelled and retried it: the first action, and the latest of the others. ``traceparent`` is the trace of
+    the HTTP request that began it.
     """
 
     request_id: RequestId
@@ -421,6 +422,7 @@ class RequestRecord(BucketObject, frozen=True, kw_only=True):
     dispatched_at: dt.datetime | None = None
     retry: RetryRecord | None = None
     actions: tuple[RequestAction, ...] = ()
+    traceparent: str | None = None
 
 
 class DateSelection(enum.Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -17,8 +17,8 @@ from shared.domain import events
 from shared.domain.topics import DEAD_LETTER_BYTES_MAX, METADATA_AGE_MAX_MS, Topic, partition_of
 from shared.kafka.connection import connection
 from shared.kafka.dead_letters import as_dead_letter
-from shared.kafka.records import ConsumedRecord, OutgoingEvent
-from shared.runtime import metrics
+from shared.kafka.records import ConsumedRecord, OutgoingEvent, headers_of
+from shared.runtime import metrics, tracing
 from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
 
@@ -95,13 +95,15 @@ class KafkaPublisher:
 
     async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
         batch: list[tuple[Topic, bytes, bytes, list[tuple[str, bytes]]]] = []
+        traceparent = tracing.traceparent()
         for item in outgoing:
-            headers = events.headers_of(item.event, source=self._source, cause=item.cause)
+            headers = headers_of(item, source=self._source, traceparent=traceparent)
             batch.append((item.topic or item.event.topic, item.event.key.encode(), events.encode(item.event), headers))
             if len(batch) == BATCH_EVENTS_MAX:
                 await self._send(batch)
                 batch = []
-        await self._send(batch)
+        if batch:
+            await self._send(batch)
 
     async def send_to_dead_letters(self, record: ConsumedRecord, error: str) -> None:
         # A retried batch contains its poison records again. The digest distinguishes a record of a recreated topic at
@@ -121,16 +123,26 @@ class KafkaPublisher:
     ) -> None:
         await self._send([(topic, key, value, list(headers))])
 
-    async def _send(self, batch: Iterable[tuple[Topic, bytes | None, bytes | None, list[tuple[str, bytes]]]]) -> None:
-        producer = await self._started()
-        try:
-            sent = [
-                (topic, await producer.send(self._settings.topic_prefix + topic.value, value, key, headers=headers))
-                for topic, key, value, headers in batch
-            ]
-            await asyncio.gather(*(future for _, future in sent))
-        except (KafkaError, OSError) as error:
-            raise KafkaUnavailable(f"Kafka did not acknowledge an event: {type(error).__name__}: {error}") from error
+    async def _send(self, batch: Sequence[tuple[Topic, bytes | None, bytes | None, list[tuple[str, bytes]]]]) -> None:
+        destination = batch[0][0].value
+        attributes: tracing.Attributes = {
+            "messaging.system": "kafka",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": destination,
+            "messaging.batch.message_count": len(batch),
+        }
+        with tracing.inner_span(f"send {destination}", "producer", attributes):
+            producer = await self._started()
+            try:
+                sent = [
+                    (topic, await producer.send(self._settings.topic_prefix + topic.value, value, key, headers=headers))
+                    for topic, key, value, headers in batch
+                ]
+                await asyncio.gather(*(future for _, future in sent))
+            except (KafkaError, OSError) as error:
+                raise KafkaUnavailable(
+                    f"Kafka did not acknowledge an event: {type(error).__name__}: {error}"
+                ) from error
         for topic, count in Counter(topic for topic, _ in sent).items():
             metrics.events_published.labels(topic.value).inc(count)
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
 
 from shared.runtime import metrics
 from shared.runtime.metrics import Concern
@@ -10,13 +14,17 @@ from shared.runtime.metrics import Concern
 LAG_INTERVAL_S = 0.05
 """How often the lag is measured. A call that blocks the event loop for longer than this shows up."""
 
+_log = structlog.get_logger()
+
 
 class Health:
     """Collects the current faults of a service. It is ready once it has started and has no fault."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, clock_s: Callable[[], float] = time.monotonic) -> None:
         self.started = False
+        self._clock_s = clock_s
         self._faults: dict[str, str] = {}
+        self._began_s: dict[str, float] = {}
         metrics.ready.set_function(lambda: float(self.ready))
 
     @property
@@ -30,13 +38,24 @@ class Health:
         return dict(self._faults)
 
     def failing(self, what: Concern, reason: str, *, detail: str = "") -> None:
-        """Record that ``what`` fails, and why. ``detail`` says which of its kind; metrics do not have it."""
+        """Record that ``what`` fails, and why. ``detail`` says which of its kind; metrics do not have it.
+
+        The log says when a fault begins and when it ends.
+        """
         metrics.faults.labels(what).inc()
-        self._faults[f"{what} {detail}".rstrip()] = reason
+        name = f"{what} {detail}".rstrip()
+        if name not in self._faults:
+            self._began_s[name] = self._clock_s()
+            _log.warning("fault_began", what=what, detail=detail, error=reason)
+        self._faults[name] = reason
 
     def recovered(self, what: Concern, *, detail: str = "") -> None:
         """Record that ``what`` works again."""
-        self._faults.pop(f"{what} {detail}".rstrip(), None)
+        name = f"{what} {detail}".rstrip()
+        reason = self._faults.pop(name, None)
+        if reason is not None:
+            duration_s = round(self._clock_s() - self._began_s.pop(name), 1)
+            _log.info("fault_ended", what=what, detail=detail, duration_s=duration_s, error=reason)
 
 
 async def measure_loop_lag() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
+from shared.runtime import tracing
 from shared.runtime.settings import Settings
 
 REPEATED_AFTER_S = 10.0
@@ -17,8 +18,9 @@ REPEATED_AFTER_S = 10.0
 class RepeatFilter(logging.Filter):
     """Lets each message of one library pass at most once in REPEATED_AFTER_S, and every message of others.
 
-    While Kafka is unavailable, aiokafka logs the same messages dozens of times a second. The filter compares message
-    templates, before arguments are filled in, so it remembers few of them.
+    While Kafka is unavailable, aiokafka logs the same messages dozens of times a second; OpenTelemetry repeats that its
+    collector is unavailable. The filter compares message templates, before arguments are filled in, so it remembers few
+    of them.
     """
 
     def __init__(self, library: str, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,6 +49,7 @@ def configure_logging(settings: Settings) -> None:
     )
     shared_steps: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        tracing.add_trace_id,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -65,7 +68,8 @@ def configure_logging(settings: Settings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail, renderer],
         )
     )
-    handler.addFilter(RepeatFilter("aiokafka"))
+    for library in ("aiokafka", "opentelemetry"):
+        handler.addFilter(RepeatFilter(library))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())

@@ -26,7 +26,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store as Obstore
 
-from shared.runtime import metrics
+from shared.runtime import metrics, tracing
 from shared.runtime.settings import Settings
 from shared.storage.object_store import (
     STREAM_CHUNK_BYTES,
@@ -122,7 +122,7 @@ class S3Store:
             return StoredObject(body=b"", etag=etag)
         try:
             async with self._connections:
-                with _observed("GetObject"):
+                with _observed("GetObject", key):
                     if first_bytes is None:
                         response = await obstore.get_async(self._client, key)
                     else:
@@ -138,7 +138,7 @@ class S3Store:
         """Return the ETag of an object. None if there is none, or no bucket: the 404 of a HEAD does not say which."""
         try:
             async with self._connections:
-                with _observed("HeadObject"):
+                with _observed("HeadObject", key):
                     try:
                         meta = await obstore.head_async(self._client, key)
                     except FileNotFoundError:
@@ -151,7 +151,7 @@ class S3Store:
         for wait_s in CONFLICT_WAITS_S:
             try:
                 async with self._connections:
-                    with _observed("PutObject"):
+                    with _observed("PutObject", key):
                         written = await obstore.put_async(
                             self._once,
                             key,
@@ -174,7 +174,7 @@ class S3Store:
     async def put(self, key: str, body: bytes) -> None:
         with _faults("PutObject", key):
             async with self._connections:
-                with _observed("PutObject"):
+                with _observed("PutObject", key):
                     await obstore.put_async(self._client, key, body, use_multipart=False, attributes=_JSON)
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
@@ -203,7 +203,7 @@ class S3Store:
         listing = obstore.list(self._client, folder or None, offset=offset or None, chunk_size=LIST_PAGE_KEYS)
         with _faults("ListObjectsV2", folder):
             while True:
-                with _observed("ListObjectsV2"):
+                with _observed("ListObjectsV2", folder):
                     try:
                         page = await anext(listing)  # with a default it raises SystemError over obstore
                     except StopAsyncIteration:
@@ -220,7 +220,7 @@ class S3Store:
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         try:
-            with _observed("GetObject"):
+            with _observed("GetObject", key):
                 response = await obstore.get_async(self._client, key)
         except _FAULTS as error:
             if _result_of(error) == "not_found":
@@ -233,7 +233,7 @@ class S3Store:
     async def delete(self, key: str) -> None:
         try:
             async with self._connections:
-                with _observed("DeleteObject"):
+                with _observed("DeleteObject", key):
                     await obstore.delete_async(self._client, key)
         except _FAULTS as error:
             if _result_of(error) == "not_found":
@@ -306,7 +306,7 @@ class _S3Upload:
             await self._write_buffer()
         # A failed close aborts the upload, but a cancelled one does not. The shield lets the close always finish.
         self._completing = asyncio.ensure_future(self._writer.close())
-        with _faults("CompleteMultipartUpload", self._key), _observed("CompleteMultipartUpload"):
+        with _faults("CompleteMultipartUpload", self._key), _observed("CompleteMultipartUpload", self._key):
             await asyncio.shield(self._completing)
 
     async def abort(self) -> None:
@@ -372,18 +372,24 @@ def _read_certificates(ca_file: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _observed(operation: metrics.S3Operation) -> Iterator[None]:
-    """Observe the time and the result of one request."""
+def _observed(operation: metrics.S3Operation, key: str | None = None) -> Iterator[None]:
+    """Observe the time and the result of one request, and trace it if it has a ``key``."""
+    name = f"S3 {operation}"
+    attributes = {"rpc.system": "aws-api", "rpc.method": operation, "aws.s3.key": key or ""}
     began_s = time.perf_counter()
     result: metrics.S3Result = "cancelled"
-    try:
-        yield
-        result = "ok"
-    except _FAULTS as error:
-        result = _result_of(error)
-        raise
-    finally:
-        metrics.s3_request_seconds.labels(operation, result).observe(time.perf_counter() - began_s)
+    span = tracing.inner_span(name, "client", attributes, errors=False) if key else contextlib.nullcontext()
+    with span:
+        try:
+            yield
+            result = "ok"
+        except _FAULTS as error:
+            result = _result_of(error)
+            raise
+        finally:
+            metrics.s3_request_seconds.labels(operation, result).observe(time.perf_counter() - began_s)
+            if key:
+                tracing.describe_span({"tripfold.s3.result": result}, failed=result == "error")
 
 
 def _result_of(error: Exception) -> Literal["not_found", "conflict", "error"]:

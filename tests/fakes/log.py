@@ -13,7 +13,8 @@ from shared.domain import events
 from shared.domain.topics import Topic, partition_of
 from shared.kafka.dead_letters import as_dead_letter
 from shared.kafka.producer import KafkaUnavailable, Publisher
-from shared.kafka.records import ConsumedRecord, OutgoingEvent
+from shared.kafka.records import ConsumedRecord, OutgoingEvent, headers_of
+from shared.runtime import tracing
 from tests.fakes.faults import ProcessLife, do_nothing
 
 PARTITIONS = 3
@@ -193,7 +194,7 @@ class MemoryPublisher:
                 raise BrokenContract(f"{item.event} was published, but {error}") from error
             if read_back != item.event:
                 raise BrokenContract(f"{item.event} was published, but {read_back} is read")
-            headers = events.headers_of(item.event, source=self._source, cause=item.cause)
+            headers = headers_of(item, source=self._source, traceparent=tracing.traceparent())
             self._log.append(item.topic or item.event.topic, item.event.key.encode(), value, headers)
 
     async def send_to_dead_letters(self, record: ConsumedRecord, error: str) -> None:

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,8 +21,9 @@ import pytest_asyncio
 from shared.domain import keys, objects
 from shared.domain.ids import CityId
 from shared.domain.objects import Manifest
+from tests.integration.collector import Collector, Span
 from tests.integration.conftest import isolated_settings
-from tests.integration.running import Running, eventually, running, until
+from tests.integration.running import ROLES, Running, eventually, running, until
 from tests.integration.trips import figures_of, make_trips
 from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
@@ -38,13 +39,25 @@ def upstream() -> Any:
         yield server
 
 
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    """One collector of traces for the module."""
+    with Collector() as server:
+        yield server
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tripfold(
-    upstream: UpstreamServer, embedded: EmbeddedServices, tmp_path_factory: pytest.TempPathFactory
+    upstream: UpstreamServer,
+    collector: Collector,
+    embedded: EmbeddedServices,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Running]:
-    """Run the services against that upstream."""
+    """Run the services against that upstream, with traces."""
     settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url, UPSTREAM_ATTEMPTS="2")
-    async with running(settings, tmp_path_factory.mktemp("logs")) as services:
+    traces = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
+    own = dict.fromkeys((*ROLES, "api"), traces)
+    async with running(settings, tmp_path_factory.mktemp("logs"), own=own) as services:
         yield services
 
 
@@ -254,9 +267,12 @@ async def test_bad_cities_are_reported_and_the_others_are_planned(upstream: Upst
 
 @pytest.mark.parametrize("victim", ["planner", "worker", "aggregate", "api"])
 async def test_a_service_killed_in_the_middle_loses_nothing(
-    upstream: UpstreamServer, tripfold: Running, victim: str
+    upstream: UpstreamServer, collector: Collector, tripfold: Running, victim: str
 ) -> None:
-    """A service that is killed with -9 while cities stream is started again, and the request completes exactly."""
+    """A service that is killed with -9 while cities stream is started again, and the request completes exactly.
+
+    The request is one trace through all services, and each logs its id.
+    """
     date = f"2024-06-{['planner', 'worker', 'aggregate', 'api'].index(victim) + 1:02}"
     files = [make_trips(seed, 4000, date) for seed in range(6)]
     for city, file in enumerate(files):
@@ -273,6 +289,21 @@ async def test_a_service_killed_in_the_middle_loses_nothing(
     request = await tripfold.ended(place)
     assert request["status"] == "completed"
     assert (await tripfold.stats(date))["peru"][date] == figures_of(*files)
+    # A killed API may have lost the span of the POST, which no other process repeats.
+    wanted = {f"tripfold-{name}" for name in (*ROLES, "api")} - ({"tripfold-api"} if victim == "api" else set())
+    spans = await eventually(partial(_spans_of_services, collector, request["id"], wanted), f"the spans of {wanted}")
+    assert len({span.trace_id for span in spans}) == 1
+    for name in (*ROLES, "api"):
+        lines = [line for line in (tripfold.logs / f"{name}.log").read_text().splitlines() if request["id"] in line]
+        assert any(spans[0].trace_id in line for line in lines), name
+
+
+async def _spans_of_services(collector: Collector, request_id: str, services: set[str]) -> list[Span] | None:
+    """Return the spans of the traces to which a request's events belong, once there are some of these services."""
+    processed = [span for span in collector.spans if span.attributes.get("tripfold.request_id") == request_id]
+    traces = {span.trace_id for span in processed}
+    spans = [span for span in collector.spans if span.trace_id in traces]
+    return spans if {span.service for span in spans} >= services else None
 
 
 async def _asked_for_files(upstream: UpstreamServer, asked_before: int) -> bool | None:

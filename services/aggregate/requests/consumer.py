@@ -16,6 +16,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import msgspec
+import structlog
+from structlog.contextvars import bound_contextvars
+
 from services.aggregate.requests.fold import ProgressEvent, as_progress_event, fold_progress
 from services.aggregate.requests.requeue import (
     Clock,
@@ -23,14 +27,17 @@ from services.aggregate.requests.requeue import (
 from shared.domain import keys
 from shared.domain.ids import RequestId
 from shared.domain.objects import RequestRecord
-from shared.domain.requests import new_record, request_event, status_of
+from shared.domain.requests import Status, counts_of, new_record, request_event, status_of
+from shared.domain.topics import Topic
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import Publisher
-from shared.kafka.records import ConsumedRecord, OutgoingEvent
+from shared.kafka.records import ConsumedRecord, OutgoingEvent, process_span, traceparent_of
 from shared.runtime.retry import Retrier, run_all
 from shared.storage import active_requests
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository
+
+_log = structlog.get_logger()
 
 
 class RequestProgressConsumer:
@@ -50,10 +57,19 @@ class RequestProgressConsumer:
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
         """Fold a batch. When this returns, all effects have happened and the batch can be committed."""
         groups: dict[RequestId, list[ProgressEvent]] = {}
+        traceparents: dict[RequestId, list[str | None]] = {}
         for item in await decode_batch(batch, self._publisher):
             event = as_progress_event(item.event)
             groups.setdefault(event.request_id, []).append(event)
-        await run_all(self._fold_group(request_id, events) for request_id, events in groups.items())
+            traceparents.setdefault(event.request_id, []).append(traceparent_of(dict(item.record.headers)))
+
+        async def fold_one(request_id: RequestId, events: Sequence[ProgressEvent]) -> None:
+            about = {"request_id": request_id, "date": str(events[0].date)}
+            span = process_span(Topic.REQUEST_PROGRESS, traceparents[request_id], **about, events=len(events))
+            with bound_contextvars(**about), span:
+                await self._fold_group(request_id, events)
+
+        await run_all(fold_one(request_id, events) for request_id, events in groups.items())
         now_s = time.monotonic()
         # Events that arrive during the pause stay in Kafka and become the next batch.
         await self._retrier.pause(max(0.0, self._written_at_s + self._interval_s - now_s))
@@ -61,13 +77,22 @@ class RequestProgressConsumer:
 
     async def _fold_group(self, request_id: RequestId, events: Sequence[ProgressEvent]) -> None:
         key = keys.request(request_id)
+        status_before: Status | None = None
 
         async def fold(before: RequestRecord | None) -> RequestRecord:
+            nonlocal status_before
             now = self._clock()
-            return fold_progress(before or new_record(request_id, events[0].date, now), events, now)
+            before = before or new_record(request_id, events[0].date, now)
+            status_before = status_of(before)
+            return fold_progress(before, events, now)
 
         after = await self._records.update(RequestRecord, key, fold, counted_as="request")
-        if after is not None and status_of(after).ended:
+        if after is None:
+            return
+        status = status_of(after)
+        if status is not status_before:
+            _log.info("request_status_changed", status=status.value, **msgspec.structs.asdict(counts_of(after)))
+        if status.ended:
             await self._publish_waiting(after)
 
     async def _publish_waiting(self, ended: RequestRecord) -> None:

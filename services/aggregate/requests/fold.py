@@ -70,6 +70,7 @@ def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
         dispatched_at=record.dispatched_at,
         retry=record.retry,
         actions=record.actions,
+        traceparent=record.traceparent,
         failed_reason=record.failed_reason,
         bad_cities_count=record.bad_cities_count if failed else 0,
         bad_cities=record.bad_cities if failed else (),

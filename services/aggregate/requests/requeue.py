@@ -127,7 +127,7 @@ class Requeue:
 
     async def _resend(self, key: str, read: Versioned[RequestRecord], now: dt.datetime) -> None:
         record = read.value
-        await self._publisher.publish([OutgoingEvent(resent_event(record, now))])
+        await self._publisher.publish([OutgoingEvent(resent_event(record, now), traceparent=record.traceparent)])
         metrics.requeued_requests.inc()
         _log.warning("request_requeued", request_id=record.request_id, date=str(record.date))
         try:

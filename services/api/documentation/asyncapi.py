@@ -210,6 +210,7 @@ def _headers(kind: type[Event], tag: str) -> Json:
         "ce_source": {**text, "description": "The service that published the record.", "pattern": "^/tripfold/"},
         "content-type": {"type": "string", "const": "application/json"},
         "ce_requestid": {**text, "description": "The request that caused the event, if one did."},
+        "traceparent": {**text, "description": "The trace that the event continues, if traces are on."},
     }
     if "request_id" in kind.__struct_fields__:
         required.append("ce_requestid")

@@ -28,7 +28,7 @@ from services.api.http.errors import (
 )
 from services.api.http.query_parameters import declared_of, invalid_value
 from services.api.http.unreadable import RequestedObjectUnreadable, report_unreadable
-from services.api.middleware.access_log import trace_id_of
+from services.api.middleware.access_log import http_request_id
 from shared.domain.objects import CorruptObject
 from shared.kafka.producer import KafkaUnavailable
 from shared.runtime.retry import DependencyUnavailable
@@ -83,7 +83,7 @@ _log = structlog.get_logger()
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A problem as in RFC 9457, with the extension members ``invalid_parameters`` and ``request_id``."""
+    """A problem as in RFC 9457, with further members of Tripfold."""
 
     type: Annotated[str, msgspec.Meta(description="The kind of problem.", examples=["about:blank"])]
     title: Annotated[str, msgspec.Meta(description="A short name of the kind of problem.")]
@@ -96,6 +96,12 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         str | None,
         msgspec.Meta(description="The id of a request that was published, although its status cannot be shown yet."),
     ] = None
+    http_request_id: Annotated[
+        str,
+        msgspec.Meta(
+            description="The id of this HTTP request: `X-Request-ID`. The log of the API has it.", examples=["abc-1"]
+        ),
+    ] = ""
 
 
 def exception_handlers() -> ExceptionHandlersMap:
@@ -134,7 +140,9 @@ def open_responses(**problems: str) -> dict[int, ResponseSpec]:
 
 def blank_problem(status: HTTPStatus, detail: str) -> Problem:
     """Return a problem of the type ``about:blank``, whose title is the phrase of its status."""
-    return Problem(type="about:blank", title=status.phrase, status=status, detail=detail)
+    return Problem(
+        type="about:blank", title=status.phrase, status=status, detail=detail, http_request_id=http_request_id()
+    )
 
 
 def _typed_problem(
@@ -152,6 +160,7 @@ def _typed_problem(
         detail=detail,
         invalid_parameters=invalid_parameters,
         request_id=request_id,
+        http_request_id=http_request_id(),
     )
 
 
@@ -240,9 +249,6 @@ def _as_invalid_request(request: Request[Any, Any, Any], error: ValidationExcept
 
 
 def _unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:
-    trace_id = trace_id_of(request.scope)
-    _log.error(
-        "request_crashed", method=request.method, path=request.url.path, http_request_id=trace_id, exc_info=error
-    )
-    detail = f"The service failed unexpectedly. Its log has the error under http_request_id {trace_id}."
+    _log.error("request_crashed", method=request.method, path=request.url.path, exc_info=error)
+    detail = f"The service failed unexpectedly. Its log has the error under http_request_id {http_request_id()}."
     return _response(blank_problem(HTTPStatus.INTERNAL_SERVER_ERROR, detail))

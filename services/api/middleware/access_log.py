@@ -1,8 +1,9 @@
-"""The access log: a log line and a metric for each HTTP request, including those that match no route.
+"""The access log: a log line, a metric and a span for each HTTP request, including those that match no route.
 
 A line says which client did what, with which result: the audit log.
 
 The response and the log have an id for each HTTP request, ``X-Request-ID``. It is not the id of a processing request.
+Every log line of the request has it as ``http_request_id``.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any
 import structlog
 from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from services.api.auth import API_KEY, client_address
 from services.api.http.errors import InvalidRequest
 from services.api.http.query_parameters import declared_in, query_pairs
-from shared.runtime import metrics
+from shared.runtime import metrics, tracing
 
 HEADER = "X-Request-ID"
 PROBED = frozenset({"/health/live", "/health/ready", "/metrics"})
@@ -30,17 +32,17 @@ KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPT
 
 PARAMETER_LENGTH_MAX = 100
 """The most characters of a parameter that the log shows."""
-_TRACE_ID = "http_request_id"
+_ID = "http_request_id"
 _RESULT = "logged_result"
 _VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 _log = structlog.get_logger()
 
 
 class AccessLog:
-    """ASGI middleware that logs each HTTP request; successful probes only at the level debug.
+    """ASGI middleware that logs and traces each HTTP request; successful probes only at the level debug.
 
     The log shows only those query parameters that the operation declares: a client may have sent a secret under another
-    name.
+    name. A trace has no parameters.
 
     Litestar's Prometheus plugin prescribes the names of metrics, and misses requests that match no route.
     """
@@ -53,16 +55,24 @@ class AccessLog:
         if scope["type"] != ScopeType.HTTP:
             await self.app(scope, receive, send)
             return
+        method, path = _known(scope["method"]), scope["path"]
+        with bound_contextvars(http_request_id=_id_of(scope["headers"])):
+            if path in PROBED:
+                await self._handle(scope, receive, send)
+                return
+            attributes = {"http.request.method": method, "url.path": path}
+            with tracing.server_span(method, _header(scope["headers"], tracing.HEADER), attributes):
+                await self._handle(scope, receive, send)
+
+    async def _handle(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
         began_s = time.perf_counter()
         status = 500
-        method, path = scope["method"], scope["path"]
-        trace_id = scope["state"][_TRACE_ID] = _trace_id(scope["headers"])
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = int(message["status"])
-                message["headers"] = [*message["headers"], (HEADER.lower().encode(), trace_id.encode())]
+                message["headers"] = [*message["headers"], (HEADER.lower().encode(), http_request_id().encode())]
             await send(message)
 
         try:
@@ -70,25 +80,28 @@ class AccessLog:
         finally:
             took_s = time.perf_counter() - began_s
             # Labels come from the routes, not from the client, so that their number is bounded.
-            metrics.http_request_seconds.labels(
-                method if method in KNOWN_METHODS else "other", scope.get("path_template", "unmatched"), status
-            ).observe(took_s)
-            log = _log.debug if scope.get("path_template") in PROBED and status < 400 else _log.info
+            method, route = _known(scope["method"]), scope.get("path_template", "unmatched")
+            metrics.http_request_seconds.labels(method, route, status).observe(took_s)
+            tracing.describe_span(
+                {"http.route": route, "http.response.status_code": status},
+                name=f"{method} {route}",
+                failed=status >= 500,
+            )
+            log = _log.debug if route in PROBED and status < 400 else _log.info
             log(
                 "http_request",
-                method=method,
-                path=path,
+                method=scope["method"],
+                path=scope["path"],
                 status=status,
                 duration_ms=round(took_s * 1000, 1),
                 client=client_address(scope),
-                http_request_id=trace_id,
                 **_operation_of(scope),
             )
 
 
-def trace_id_of(scope: Scope) -> str:
-    """Return the id of an HTTP request in the log."""
-    return str(scope["state"].get(_TRACE_ID, ""))
+def http_request_id() -> str:
+    """Return the id of the present HTTP request in the log, or an empty string outside one."""
+    return str(get_contextvars().get(_ID, ""))
 
 
 def log_result(connection: ASGIConnection[Any, Any, Any, Any], **fields: str) -> None:
@@ -115,6 +128,15 @@ def _operation_of(scope: Scope) -> dict[str, Any]:
     return fields
 
 
-def _trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    given = next((value.decode("latin-1") for name, value in headers if name == HEADER.lower().encode()), "")
+def _known(method: str) -> str:
+    return method if method in KNOWN_METHODS else "other"
+
+
+def _id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    given = _header(headers, HEADER) or ""
     return given if _VALID_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _header(headers: Iterable[tuple[bytes, bytes]], wanted: str) -> str | None:
+    key = wanted.lower().encode()
+    return next((value.decode("latin-1") for name, value in headers if name == key), None)

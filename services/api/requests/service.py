@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import msgspec
+import structlog
 
 from services.api.http.deadline import deadline
 from services.api.http.errors import Conflict, NotFound, StatusNotWritten, quoted
@@ -48,6 +49,7 @@ from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.retry import DependencyUnavailable
+from shared.runtime.tracing import traceparent
 from shared.storage import active_requests
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository, begin_retry
@@ -56,6 +58,8 @@ ACKNOWLEDGE_DEADLINE_S = 10.0
 RECORD_DEADLINE_S = 10.0
 LISTING_DEADLINE_S = 30.0
 CONCURRENT_GETS_MAX = 16
+
+_log = structlog.get_logger()
 
 
 class RequestOverview(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,14 +226,23 @@ class Requests:
         self, requested: Sequence[tuple[RequestId, dt.date]], by: Caller, parameters: str
     ) -> list[RequestRecord]:
         """Publish requests under their ids, write the records that are missing, and return the records."""
-        now = self._clock()
+        now, trace = self._clock(), traceparent()
         records = [
-            with_action(new_record(request_id, date), by, "process", result="accepted", at=now, parameters=parameters)
+            with_action(
+                msgspec.structs.replace(new_record(request_id, date), traceparent=trace),
+                by,
+                "process",
+                result="accepted",
+                at=now,
+                parameters=parameters,
+            )
             for request_id, date in requested
         ]
         if not records:
             return []
         await self._publish([OutgoingEvent(request_event(record)) for record in records])
+        for record in records:
+            _log.info("request_accepted", request_id=record.request_id, date=str(record.date))
         try:
             async with deadline(RECORD_DEADLINE_S, "Writing the request's status"):
                 written = await bounded_map(self._create, records, limit=CONCURRENT_GETS_MAX)

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from services.ingest.planner.city_list import CityList, InvalidCityList, NoCities, parse_city_list
 from services.ingest.planner.country_slugs import mint_slugs
@@ -42,9 +43,10 @@ from shared.domain.ids import CountrySlug
 from shared.domain.objects import Countries, Plan, PlannedCity, PlannedCountry, RequestRecord
 from shared.domain.outbox import events_of_plan
 from shared.domain.requests import new_record, unfinished_of
+from shared.domain.topics import Topic
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import Publisher
-from shared.kafka.records import ConsumedRecord, OutgoingEvent
+from shared.kafka.records import ConsumedRecord, OutgoingEvent, process_span, traceparent_of
 from shared.runtime import metrics
 from shared.storage import active_requests
 from shared.storage.bucket_epoch import next_revision, read_bucket_epoch
@@ -82,31 +84,40 @@ class Planner:
 
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
         """Plan the requests of a batch, oldest first, then by date. Afterwards the batch can be committed."""
-        decoded = [item.event for item in await decode_batch(batch, self._publisher)]
-        requests = [event for event in decoded if isinstance(event, ProcessRequested)]
-        for request in sorted(requests, key=lambda request: (_asked_at(request), request.date)):
-            await self._plan_request(request)
+        requests = [
+            (item.event, traceparent_of(dict(item.record.headers)))
+            for item in await decode_batch(batch, self._publisher)
+            if isinstance(item.event, ProcessRequested)
+        ]
+        for request, traceparent in sorted(requests, key=lambda one: (_asked_at(one[0]), one[0].date)):
+            with bound_contextvars(request_id=request.request_id, date=str(request.date)):
+                await self._read_and_plan(request, traceparent)
 
-    async def _plan_request(self, request: ProcessRequested) -> None:
-        log = _log.bind(request_id=request.request_id, date=str(request.date))
+    async def _read_and_plan(self, request: ProcessRequested, traceparent: str | None) -> None:
         if request == self._published:
             await self._mark_dispatched(request)
             return
         record = await read_request_record(self._store, request.request_id)
+        # Another request may have caused this record, as when that one ended: the record knows the request's own trace.
+        traceparents = (record.traceparent if record else None, traceparent)
+        with process_span(Topic.PROCESS_REQUESTS, traceparents, request_id=request.request_id, date=str(request.date)):
+            await self._plan_request(request, record)
+
+    async def _plan_request(self, request: ProcessRequested, record: RequestRecord | None) -> None:
         if record is not None and _is_dispatched(record, request):
-            log.info("request_already_planned")
+            _log.info("request_already_planned")
             return
         if not await self._may_begin(request, record):
-            log.info("request_waiting")
+            _log.info("request_waiting")
             return
         try:
             plan = await self._plan_of(request, record)
         except _RequestCancelled:
-            log.info("request_cancelled")
+            _log.info("request_cancelled")
             await self._publish_failed(request, record, "the request was cancelled before its cities were planned")
             return
         except (PermanentUpstreamError, InvalidCityList) as error:
-            log.warning("request_failed", error=str(error))
+            _log.warning("request_failed", error=str(error))
             listed = error.listed if isinstance(error, NoCities) else None
             await self._publish_failed(request, record, f"the list of cities cannot be used: {error}", listed)
             await self._mark_dispatched(request)
@@ -126,7 +137,7 @@ class Planner:
             await self._publish_countries(plan)
             await self._publisher.publish([OutgoingEvent(planned)])
             await self._publisher.publish(map(OutgoingEvent, _tasks(plan, request, record)))
-        log.info("request_planned", cities=cities, countries=len(plan.countries), plan_revision=plan.revision)
+        _log.info("request_planned", cities=cities, countries=len(plan.countries), plan_revision=plan.revision)
         # This planner may have published its countries after those of a newer plan. The newest must come last.
         latest = await read_plan(self._store, request.date)
         while latest is not None and latest.revision > plan.revision:

@@ -12,8 +12,6 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Final
 
-import structlog
-
 from services.ingest.upstream.errors import OutageTooLong, PermanentUpstreamError, TransientUpstreamError, UpstreamDown
 from services.ingest.upstream.retry import jittered_s
 from shared.runtime import metrics
@@ -23,7 +21,6 @@ PROBE_POLL_S = 0.25
 """How often a waiting stream checks whether the probe of another stream has reached the upstream."""
 
 _HEALTH: Final = "upstream"
-_log = structlog.get_logger()
 
 
 class CircuitBreaker:
@@ -67,9 +64,6 @@ class CircuitBreaker:
 
     def reached(self) -> None:
         """Close the circuit: the upstream has sent at least the head of a response."""
-        if self._open_since_s is not None:
-            outage_s = round(self.retrier.now_s() - self._open_since_s, 1)
-            _log.info("upstream_reachable_again", outage_s=outage_s, error=self._reason)
         self._open_since_s = None
         self._probes_failed = 0
         self._probe = None
@@ -88,7 +82,6 @@ class CircuitBreaker:
         metrics.upstream_reachable.set(0)
         if self._open_since_s is None:
             self._open_since_s = now_s
-            _log.warning("upstream_unreachable", error=reason)
         elif probe is None:
             return  # sent before the circuit opened: no probe has failed
         self._probe_at_s = now_s + jittered_s(self._probes_failed)

@@ -34,7 +34,7 @@ from services.ingest.upstream.responses import (
 )
 from services.ingest.upstream.retry import jittered_s
 from services.ingest.upstream.transport import build_get, make_client, translate_errors
-from shared.runtime import metrics
+from shared.runtime import metrics, tracing
 from shared.runtime.metrics import UpstreamOutcome
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings, secret_value, tls_client_context
@@ -157,6 +157,12 @@ class HttpUpstream:
     @asynccontextmanager
     async def _fetch(self, request: _Request, conditions: dict[str, str]) -> AsyncIterator[Download]:
         """Send a request, follow its redirects, and receive the body as ``chunks`` inside the block."""
+        with tracing.inner_span("GET upstream", "client", {"http.request.method": "GET", "url.full": request.url}):
+            async with self._response(request, conditions) as download:
+                yield download
+
+    @asynccontextmanager
+    async def _response(self, request: _Request, conditions: dict[str, str]) -> AsyncIterator[Download]:
         response = await self._open(request.url, conditions)
         try:
             if response.status_code == 304 and conditions:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import datetime as dt
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -128,7 +129,6 @@ class CityDayIngest:
 
     async def run(self, task: IngestCity) -> None:
         """Ingest one city-day. Afterwards the task can be committed."""
-        log = _log.bind(date=str(task.date), city_id=task.city_id, request_id=task.request_id)
         held = Slots.NONE
         while True:
             try:
@@ -141,7 +141,7 @@ class CityDayIngest:
                 task = msgspec.structs.replace(task, down_since=None)  # the upstream has responded
                 continue
             except (TransientUpstreamError, UpstreamDown) as fault:
-                log.info("city_retry_scheduled", error=str(fault))
+                _log.info("city_retry_scheduled", error=str(fault))
                 await self._retry_later(task, fault, began_at)
                 return
             except _RequestCancelled:
@@ -172,9 +172,6 @@ class CityDayIngest:
     async def _end(self, task: IngestCity, finished: CityResult) -> None:
         _log.info(
             "city_ingested",
-            date=str(task.date),
-            city_id=task.city_id,
-            request_id=task.request_id,
             outcome=finished.outcome.value,
             error=finished.reason,
             quarantine_key=finished.quarantine_key,
@@ -433,7 +430,8 @@ class CityDayIngest:
                 with contextlib.suppress(KafkaUnavailable):
                     await self._publisher.publish([OutgoingEvent(progressed)])
 
-        reporting = asyncio.create_task(report())
+        # In a context of its own: thousands of these events would flood the trace of the request.
+        reporting = asyncio.create_task(report(), context=contextvars.Context())
         try:
             yield progress
         finally:

@@ -24,7 +24,7 @@ from services.ingest.upstream.retry import WAIT_FIRST_S, WAIT_MAX_S, jittered_s
 from shared.domain.events import IngestCity
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import Publisher
-from shared.kafka.records import ConsumedRecord, OutgoingEvent
+from shared.kafka.records import ConsumedRecord, OutgoingEvent, traceparent_of
 from shared.runtime.retry import Retrier
 
 
@@ -66,17 +66,18 @@ class TaskRetries:
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
         """Publish each task of a batch when it is due, or after WAIT_MAX_S. Afterwards the batch can be committed."""
         now, began_s = self._clock(), self._retrier.now_s()
-        waiting: list[tuple[float, IngestCity]] = []
+        waiting: list[tuple[float, OutgoingEvent]] = []
         for item in await decode_batch(batch, self._publisher):
             assert isinstance(item.event, IngestCity)
             wait_s = (item.event.not_before - now).total_seconds() if item.event.not_before else 0.0
-            waiting.append((min(wait_s, WAIT_MAX_S), item.event))
+            again = OutgoingEvent(item.event, traceparent=traceparent_of(dict(item.record.headers)))
+            waiting.append((min(wait_s, WAIT_MAX_S), again))
         waiting.sort(key=lambda one: one[0])
         while waiting:
             first_s = waiting[0][0]
             await self._retrier.sleep(max(0.0, first_s - (self._retrier.now_s() - began_s)))
             self._retrier.raise_if_stopping()
             passed_s = max(first_s, self._retrier.now_s() - began_s)
-            due = [task for wait_s, task in waiting if wait_s <= passed_s]
-            await self._publisher.publish(map(OutgoingEvent, due))
+            due = [again for wait_s, again in waiting if wait_s <= passed_s]
+            await self._publisher.publish(due)
             waiting = waiting[len(due) :]

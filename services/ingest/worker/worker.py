@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
+from structlog.contextvars import bound_contextvars
+
 from services.ingest.worker.city_day import CityDayIngest
 from shared.domain.events import IngestCity
 from shared.domain.ids import CityId
+from shared.domain.topics import Topic
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import Publisher
-from shared.kafka.records import ConsumedRecord
+from shared.kafka.records import ConsumedRecord, process_span, traceparent_of
 from shared.runtime.retry import Retrier
 
 
@@ -32,8 +35,15 @@ class Worker:
         Raises Stopping at shutdown: the city-day in progress is aborted, and Kafka redelivers its task.
         """
         for item in await decode_batch(batch, self._publisher):
-            assert isinstance(item.event, IngestCity)
-            await self._run_until_stopping(item.event)
+            task = item.event
+            assert isinstance(task, IngestCity)
+            traceparent = traceparent_of(dict(item.record.headers))
+            about = {"request_id": task.request_id, "date": str(task.date), "city_id": task.city_id}
+            with (
+                bound_contextvars(**about),
+                process_span(Topic.CITY_TASKS, [traceparent], **about, failed_attempts=task.failed_attempts),
+            ):
+                await self._run_until_stopping(task)
 
     async def _run_until_stopping(self, task: IngestCity) -> None:
         running = asyncio.create_task(self._run(task))

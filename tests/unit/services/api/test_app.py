@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
-from services.api.http import problems
 from services.api.web.page import page_files
-from tests.fakes.api import Client, Recorder, World
+from tests.fakes.api import Client, World
 
 PROBLEM = "application/problem+json"
 
@@ -32,17 +33,16 @@ def test_unknown_paths_and_methods_are_problems(client: Client, method: str, pat
     assert (response.status_code, response.headers["content-type"]) == (status, PROBLEM)
     problem = response.json()
     assert problem["status"] == status
-    assert set(problem) == {"type", "title", "status", "detail"}
+    assert set(problem) == {"type", "title", "status", "detail", "http_request_id"}
+    assert problem["http_request_id"] == response.headers["x-request-id"]
     assert ("allow" in response.headers) == (status == 405)
 
 
-def test_unexpected_error_is_500_with_the_id_of_its_log_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_error_is_500_with_the_id_of_its_log_entry() -> None:
     """The response to an unexpected error has only an id, under which the log has the error."""
-    recorder = Recorder()
-    monkeypatch.setattr(problems, "_log", recorder)
     world = World()
     world.store.objects = None  # type: ignore[assignment]  # to be broken in a way that nobody foresaw
-    with world.client() as client:
+    with world.client() as client, capture_logs(processors=[merge_contextvars]) as logged:
         response = client.get("/process-requests")
         given = client.get("/process-requests", headers={"X-Request-ID": "abc-1"})
         forged = client.get("/process-requests", headers={"X-Request-ID": "a b"})
@@ -51,9 +51,10 @@ def test_unexpected_error_is_500_with_the_id_of_its_log_entry(monkeypatch: pytes
     assert forged.headers["x-request-id"] != "a b"
     assert response.headers["x-request-id"] in response.json()["detail"]
     assert "NoneType" not in response.text
-    event, fields = recorder.entries[0]
-    assert (event, fields["http_request_id"]) == ("request_crashed", response.headers["x-request-id"])
-    assert isinstance(fields["exc_info"], TypeError)
+    crashed, access, *_ = logged
+    assert (crashed["event"], access["event"]) == ("request_crashed", "http_request")
+    assert crashed["http_request_id"] == access["http_request_id"] == response.headers["x-request-id"]
+    assert isinstance(crashed["exc_info"], TypeError)
 
 
 def test_examples_of_problems_have_the_status_of_their_response(client: Client) -> None:

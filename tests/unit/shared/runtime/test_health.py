@@ -8,6 +8,7 @@ import time
 
 import httpx
 import pytest
+import structlog
 from prometheus_client import Counter
 
 from shared.runtime import health, metrics
@@ -32,6 +33,26 @@ def test_counters_of_errors_start_at_zero_and_have_a_fixed_set_of_labels() -> No
     assert labels_of(metrics.faults) == before
     state.recovered("city_day", detail="2024-05-07/0")
     assert state.faults == {}
+
+
+def test_a_fault_is_logged_when_it_begins_and_when_it_ends() -> None:
+    """A fault leaves two lines however often it is reported, and the second has its duration. Each detail counts."""
+    now_s = 10.0
+    state = Health(clock_s=lambda: now_s)
+    with structlog.testing.capture_logs() as logged:
+        state.recovered("s3")
+        state.failing("s3", "away")
+        state.failing("s3", "still away")
+        state.failing("batch", "away", detail="of city-stats")
+        now_s += 90
+        state.recovered("s3")
+        state.recovered("s3")
+    assert [(line["event"], line["what"], line["detail"], line["error"]) for line in logged] == [
+        ("fault_began", "s3", "", "away"),
+        ("fault_began", "batch", "of city-stats", "away"),
+        ("fault_ended", "s3", "", "still away"),
+    ]
+    assert logged[-1]["duration_s"] == 90.0
 
 
 def labels_of(counter: Counter) -> list[dict[str, str]]:

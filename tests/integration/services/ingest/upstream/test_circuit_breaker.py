@@ -52,7 +52,7 @@ async def test_one_of_many_streams_probes_the_upstream() -> None:
     assert not retrier.health.faults
 
 
-async def test_an_outage_is_logged_at_its_start_and_at_its_end_with_its_duration() -> None:
+async def test_an_outage_is_logged_at_its_start_and_at_its_end() -> None:
     """An outage leaves two lines in the log, however many streams and probes find the upstream down."""
     retrier = VirtualRetrier()
     circuit = CircuitBreaker(retrier)
@@ -60,13 +60,11 @@ async def test_an_outage_is_logged_at_its_start_and_at_its_end_with_its_duration
         for _ in range(3):
             with pytest.raises(UpstreamDown):
                 await fail_in_turn(circuit, UpstreamDown("nobody there"), UpstreamDown("nobody there"))
-        retrier.time_s += 660
         circuit.reached()
         circuit.reached()
     began, ended = logged
-    assert (began["event"], began["error"]) == ("upstream_unreachable", "nobody there")
-    assert ended["event"] == "upstream_reachable_again"
-    assert ended["outage_s"] >= 660
+    assert (began["event"], began["what"], began["error"]) == ("fault_began", "upstream", "nobody there")
+    assert (ended["event"], ended["what"]) == ("fault_ended", "upstream")
 
 
 async def test_a_probe_that_is_cancelled_lets_another_probe() -> None:

@@ -6,10 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.trace import SpanKind
 
 from services.api.auth import digest_of, mint_key
 from services.api.middleware import access_log
 from tests.fakes.api import Client, Recorder, World, labels_of, metric
+from tests.fakes.traces import traced
 from tests.serving import served
 
 KEY = mint_key()
@@ -76,6 +78,19 @@ def test_client_address_is_that_of_a_header_only_behind_a_trusted_proxy(
     with served(World(), **settings) as address:
         httpx.get(f"{address}/process-requests", headers=FORWARDED)
     assert [fields["client"] for _, fields in logged] == [client]
+
+
+def test_each_request_is_a_span_that_continues_the_trace_of_its_caller(client: Client) -> None:
+    """The span has the name of the route; probes have none."""
+    with traced() as exporter:
+        client.get("/health/live")
+        client.get(
+            "/process-requests/one", headers={"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+        )
+        (span,) = (span for span in exporter.get_finished_spans() if span.kind is SpanKind.SERVER)
+    assert span.name == "GET /process-requests/{request_id}"
+    assert f"{span.context.trace_id:x}" == "4bf92f3577b34da6a3ce929d0e0e4736"
+    assert (span.attributes or {})["http.response.status_code"] == 404
 
 
 def test_requests_are_counted_by_route(client: Client) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import msgspec
 import pytest
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
 from services.api.auth import digest_of, mint_key
 from services.api.http.errors import StatusNotWritten
@@ -37,6 +39,20 @@ def test_an_accepted_request_is_published_and_recorded(world: World, client: Cli
     assert client.get(response.headers["location"]).json() == body
     assert world.published(Topic.PROCESS_REQUESTS) == [
         ProcessRequested(request_id=body["id"], date=DAY, requested_at=NOW)
+    ]
+
+
+def test_the_log_names_each_request_and_the_http_request_that_caused_it(client: Client) -> None:
+    """A client's X-Request-ID leads to the id of the request, also if it joined the request of another client."""
+    with capture_logs(processors=[merge_contextvars]) as logged:
+        for http_request_id in ("first", "second"):
+            response = client.post("/process-request?date=2024-05-01", headers={"X-Request-ID": http_request_id})
+        client.delete(response.headers["location"], headers={"X-Request-ID": "third"})
+    assert [(line["event"], line["http_request_id"]) for line in logged if response.json()["id"] in str(line)] == [
+        ("request_accepted", "first"),
+        ("http_request", "first"),
+        ("http_request", "second"),
+        ("http_request", "third"),
     ]
 
 
