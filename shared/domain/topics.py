@@ -100,6 +100,15 @@ TOPICS: tuple[TopicSpec, ...] = (
 )
 
 
+def min_insync_replicas(replicas: int) -> int:
+    """Return the replicas of a topic that must have a record before Kafka acknowledges it.
+
+    With three replicas or more, a record survives the loss of a broker, and writing goes on without one. With fewer,
+    both are impossible: one replica suffices, so that writing goes on.
+    """
+    return 2 if replicas >= 3 else 1
+
+
 def partition_of(key: bytes | None, partitions: Sequence[int], available: Sequence[int]) -> int:
     """Return the partition of a key. It depends on the first two parts, so one consumer folds a whole country-day.
 

@@ -125,10 +125,17 @@ class Settings(BaseSettings):
     kafka_password: SecretStr = Field(default=SecretStr(""), description="SASL password")
     kafka_password_file: str = Field(default="", description="file that holds the SASL password")
     kafka_partitions: int = Field(
-        default=12, ge=1, le=10_000, description="partitions of each topic that `tripfold topics apply` makes"
+        default=12,
+        ge=1,
+        le=10_000,
+        description="partitions of each topic that `tripfold topics apply` makes; unset: at least those of the others",
     )
-    kafka_replication_factor: int = Field(
-        default=1, ge=1, le=32_767, description="replicas of each topic that `tripfold topics apply` makes"
+    kafka_replication_factor: int | None = Field(
+        default=None,
+        ge=1,
+        le=32_767,
+        description="replicas of each topic that `tripfold topics apply` makes; unset: 3, or one on each broker if "
+        "there are fewer, and at least those of the other topics",
     )
     topic_prefix: str = Field(
         default="", pattern=r"^[A-Za-z0-9._-]*$", description="prefix of every topic and consumer group"

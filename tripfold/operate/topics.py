@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import typer
 
+from shared.domain.topics import min_insync_replicas
 from shared.kafka.admin import TopicDifference, apply_topics, check_topics, remedies
 from shared.runtime.settings import Settings
 from tripfold.operate.command_line import command_settings, console, make_table, print_line, run_command
@@ -17,7 +18,7 @@ topics_commands = typer.Typer(
 
 @topics_commands.command("apply")
 def apply_command() -> None:
-    """Make the missing topics. Safe to run again: it changes no existing topic.
+    """Make the missing topics, with min.insync.replicas to suit. Safe to run again: it changes no existing topic.
 
     Exit 1, with the remedy, if an existing topic has other settings.
 
@@ -25,7 +26,13 @@ def apply_command() -> None:
     """
     settings = command_settings()
     made = run_command(apply_topics(settings))
-    print_line(f"Made {', '.join(made)}." if made else "All topics exist.")
+    for size in dict.fromkeys(made.values()):
+        print_line(
+            f"Made {', '.join(made)}: partitions {size.partitions}, replicas {size.replicas}, "
+            f"min.insync.replicas {min_insync_replicas(size.replicas)}."
+        )
+    if not made:
+        print_line("All topics exist.")
     # Another broker may not know yet about the topics that were just made.
     _refuse(settings, [one for one in run_command(check_topics(settings)) if one.topic not in made])
 

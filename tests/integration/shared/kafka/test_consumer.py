@@ -11,6 +11,7 @@ from functools import partial
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.structs import ConsumerRecord
 
 from shared.domain import events
@@ -18,7 +19,7 @@ from shared.domain.contribution import Contribution
 from shared.domain.events import CityDayStats, IngestCity, NewerContract, ProcessRequested
 from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
 from shared.domain.topics import TOPICS, Topic
-from shared.kafka.admin import apply_topics, check_topics
+from shared.kafka.admin import admin_client, apply_topics, check_topics
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import KafkaPublisher, KafkaUnavailable, TopicsMissing
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
@@ -311,10 +312,16 @@ async def test_topics_are_provisioned_from_the_table(settings: Settings) -> None
         await publisher.check([Topic.CITY_STATS])
     assert {one.found for one in await check_topics(settings)} == {"missing"}
     made = await apply_topics(settings)
-    assert made == [spec.name(settings.topic_prefix) for spec in TOPICS]
-    assert await apply_topics(settings) == []
+    assert list(made) == [spec.name(settings.topic_prefix) for spec in TOPICS]
+    assert not await apply_topics(settings)
     await publisher.check([spec.topic for spec in TOPICS])
     assert await check_topics(settings) == []
+    async with admin_client(settings) as client:
+        found = await client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in made])
+    values = [(entry[0], entry[1]) for response in found for one in response.resources for entry in one[4]]
+    assert values.count(("min.insync.replicas", "1")) == len(made)
+    too_few = await check_topics(settings.model_copy(update={"kafka_replication_factor": 3}))
+    assert {(one.what, one.found, one.expected) for one in too_few} == {("replication factor", "1", "3")}
 
 
 async def test_publishing_waits_for_every_acknowledgement(settings: Settings) -> None:
