@@ -9,7 +9,7 @@ HISTORIES ?= 10000
 KUBERNETES := 1.30.0 1.37.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade chaos histories mutations requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade chaos alert-drill histories mutations requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,10 @@ test-upgrade: $(VENV)/.dev ## Upgrade, roll back and upgrade under load; back up
 
 chaos: $(VENV)/.dev ## Run Tripfold under load with random faults, then check the result (SECONDS=600 SEED=… BROKER=kafka|embedded)
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --broker $(or $(BROKER),kafka) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+alert-drill: $(VENV)/.dev ## Inject each fault of chaos, and check that its alert fires in time (BROKER=kafka|embedded ONLY="text")
+	$(BIN)/python -m tests.prometheus
+	$(BIN)/python -m tests.alert_drill --broker $(or $(BROKER),kafka) $(if $(ONLY),--only "$(ONLY)")
 
 histories: $(VENV)/.dev ## Run 10,000 random histories against the oracle (HISTORIES=200: fewer; SEED=7: repeat a run)
 	TRIPFOLD_HISTORIES=$(HISTORIES) $(if $(SEED),TRIPFOLD_HISTORIES_SEED=$(SEED)) \

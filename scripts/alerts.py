@@ -16,6 +16,7 @@ from scripts.check_docs import ROOT
 from scripts.promql import NOT_PROBED, sample
 from shared.domain.topics import GROUPS, Topic
 from shared.runtime import metrics
+from shared.runtime.metrics import SummaryState
 
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
 RUNBOOKS = "docs/how-to/alerts.md"
@@ -29,6 +30,7 @@ INGEST_AGE_MAX_S = 60 * 60
 REBUILD_AGE_MAX_S = 2 * 60 * 60
 HERE = "on (job, instance)"
 FOLDED = (Topic.CITY_STATS, Topic.REQUEST_PROGRESS)
+UPSTREAM_FAILURES = sample(metrics.upstream_requests, outcome='=~"interrupted|unavailable"')
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +67,12 @@ def burns(factor: float, long: str, short: str) -> str:
         f"sum(rate({errors}[{short}])) / sum(rate({requests}[{short}])) > {limit}",
         f"sum(increase({errors}[{long}])) >= {ERRORS_MIN}",
     )) + ")"  # fmt: skip
+
+
+def summaries(*states: SummaryState) -> str:
+    """Return the number of latest country-days in a state, while no request is open that would change it."""
+    chosen = sample(metrics.recent_summaries, state=f'=~"{"|".join(states)}"')
+    return f"sum(max by (state) ({chosen})) > 0 unless sum(max by (status) ({sample(metrics.open_requests)})) > 0"
 
 
 def not_ready() -> str:
@@ -139,6 +147,20 @@ ALERTS = (
         summary="Requests make no progress, and no city-day ends",
     ),
     Alert(
+        name="TripfoldSummariesMissing",
+        severity="ticket",
+        expr=summaries("missing", "unreadable"),
+        lasts="1m",
+        summary="{{ $value }} country-days have lost their summary",
+    ),
+    Alert(
+        name="TripfoldIncompleteDays",
+        severity="ticket",
+        expr=summaries("incomplete"),
+        lasts="1m",
+        summary="{{ $value }} country-days are incomplete",
+    ),
+    Alert(
         name="TripfoldUnreadableObjects",
         severity="ticket",
         expr=grown(metrics.unreadable_objects, "kind"),
@@ -162,6 +184,14 @@ ALERTS = (
         expr=f"min({sample(metrics.upstream_reachable)}) == 0",
         lasts="1m",
         summary="The upstream cannot be reached",
+    ),
+    Alert(
+        name="TripfoldUpstreamFailing",
+        severity="ticket",
+        expr=f"sum(rate({UPSTREAM_FAILURES}[5m])) / sum(rate({sample(metrics.upstream_requests)}[5m])) > 0.5 "
+        f"and sum(increase({UPSTREAM_FAILURES}[5m])) >= {ERRORS_MIN}",
+        lasts="1m",
+        summary="{{ $value | humanizePercentage }} of the requests to the upstream fail",
     ),
     Alert(
         name="TripfoldRebuildOld",

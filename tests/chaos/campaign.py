@@ -290,32 +290,8 @@ class Campaign:
         place, bare = self._draw.random(), self._draw.random() < 0.3
         with contextlib.suppress(KafkaError, OSError, TimeoutError):
             async with asyncio.timeout(REPEAT_DEADLINE_S):
-                if await self._repeat(self.system.environment[f"{PREFIX}TOPIC_PREFIX"] + topic, place, bare=bare):
+                if await append_old_records(self.system, topic, place, bare=bare):
                     self._count("old records appended again", f"in {topic}")
-
-    async def _repeat(self, topic: str, place: float, *, bare: bool) -> int:
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.system.kafka_address, request_timeout_ms=5_000)
-        producer = AIOKafkaProducer(bootstrap_servers=self.system.kafka_address, request_timeout_ms=5_000, acks="all")
-        try:
-            await consumer.start()
-            await producer.start()
-            partition = TopicPartition(topic, int(place * PARTITIONS))
-            consumer.assign([partition])
-            end = (await consumer.end_offsets([partition]))[partition]
-            begin = (await consumer.beginning_offsets([partition]))[partition]
-            if begin == end:
-                return 0
-            consumer.seek(partition, begin + int(place * (end - begin)))
-            old = await consumer.getmany(timeout_ms=2_000, max_records=REPEATED_RECORDS_MAX)
-            records = [record for found in old.values() for record in found]
-            for record in records:
-                headers = [] if bare else list(record.headers)
-                await producer.send_and_wait(
-                    topic, record.value, record.key, partition=record.partition, headers=headers
-                )
-            return len(records)
-        finally:
-            await asyncio.gather(consumer.stop(), producer.stop(), return_exceptions=True)
 
     async def _enforce_exit(self, name: str) -> None:
         """Report and kill a service that does not exit in time after SIGTERM."""
@@ -545,6 +521,34 @@ class Campaign:
         report.city_days_checked = checked["city_days"]
         report.country_days_checked = checked["country_days"]
         report.trips_checked = checked["trips"]
+
+
+async def append_old_records(system: System, topic: str, place: float, *, bare: bool) -> int:
+    """Append old records of a partition to it again, ``bare`` without their headers; return how many.
+
+    ``place``, at least 0 and less than 1, selects the partition and the first of the records.
+    """
+    consumer = AIOKafkaConsumer(bootstrap_servers=system.kafka_address, request_timeout_ms=5_000)
+    producer = AIOKafkaProducer(bootstrap_servers=system.kafka_address, request_timeout_ms=5_000, acks="all")
+    topic = system.environment[f"{PREFIX}TOPIC_PREFIX"] + topic
+    try:
+        await consumer.start()
+        await producer.start()
+        partition = TopicPartition(topic, int(place * PARTITIONS))
+        consumer.assign([partition])
+        end = (await consumer.end_offsets([partition]))[partition]
+        begin = (await consumer.beginning_offsets([partition]))[partition]
+        if begin == end:
+            return 0
+        consumer.seek(partition, begin + int(place * (end - begin)))
+        old = await consumer.getmany(timeout_ms=2_000, max_records=REPEATED_RECORDS_MAX)
+        records = [record for found in old.values() for record in found]
+        for record in records:
+            headers = [] if bare else list(record.headers)
+            await producer.send_and_wait(topic, record.value, record.key, partition=record.partition, headers=headers)
+        return len(records)
+    finally:
+        await asyncio.gather(consumer.stop(), producer.stop(), return_exceptions=True)
 
 
 async def run_campaign(config: CampaignConfig, directory: Path) -> CampaignReport:

@@ -3,7 +3,7 @@
 The proxy forwards each request byte for byte, with its ``Host`` header. So a signature made for the proxy's address is
 valid at the store. Each connection carries one request. The faults:
 
-- The proxy returns an error and the store applies nothing: 503, 500, and 409 for a conditional write.
+- The proxy returns an error and the store applies nothing: 503, 500, 403, and 409 for a conditional write.
 
 - The connection breaks before the store has the request, so the store applies nothing.
 
@@ -52,11 +52,13 @@ class Fault(enum.Enum):
     ETAG_MISSING = "S3 response to a write had no ETag"
     RESPONSE_TRUNCATED = "S3 response truncated"
     DELAYED = "S3 request delayed"
+    FORBIDDEN_403 = "S3 refused the credentials"
 
 
 ERRORS = {
     Fault.ERROR_503: (503, "SlowDown"),
     Fault.ERROR_500: (500, "InternalError"),
+    Fault.FORBIDDEN_403: (403, "InvalidAccessKeyId"),
     Fault.CONFLICT_409: (409, "ConditionalRequestConflict"),
     Fault.ERROR_500_AFTER_APPLYING: (500, "InternalError"),
     Fault.ERROR_412_AFTER_APPLYING: (412, "PreconditionFailed"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,15 @@ KEYS_VALID = series("tripfold_api_keys_file_valid", "api")
 COMMITS = series("tripfold_commit_failures_total", "worker")
 REQUEUED = series("tripfold_requeued_requests_total", "aggregate")
 STORED = series("tripfold_city_tasks_finished_total", "worker", outcome="stored")
+REFUSED_BY_UPSTREAM = series("tripfold_upstream_requests_total", "worker", outcome="interrupted")
+SERVED_BY_UPSTREAM = series("tripfold_upstream_requests_total", "worker", outcome="complete")
+OPEN = series("tripfold_open_requests", "aggregate", status="running")
+
+
+def summaries(state: str) -> str:
+    """Return the series of the latest country-days in a state."""
+    return series("tripfold_recent_summaries", "api", state=state)
+
 
 REST: Series = {
     **{series("up", one): f"1+0{NEVER_ENDS}" for one in PROCESSES},
@@ -67,6 +77,11 @@ REST: Series = {
     **dict.fromkeys((LETTERS, REFUSED, UNREADABLE, REBUILD, COMMITS, REQUEUED, STORED), f"0+0{NEVER_ENDS}"),
     REACHABLE: f"1+0{NEVER_ENDS}",
     KEYS_VALID: f"1+0{NEVER_ENDS}",
+    SERVED_BY_UPSTREAM: f"0+60{NEVER_ENDS}",
+    REFUSED_BY_UPSTREAM: f"0+0{NEVER_ENDS}",
+    OPEN: f"0+0{NEVER_ENDS}",
+    **{summaries(state): f"0+0{NEVER_ENDS}" for state in ("incomplete", "missing", "unreadable")},
+    summaries("complete"): f"150+0{NEVER_ENDS}",
     served("200"): f"0+60{NEVER_ENDS}",
     served("503"): f"0+0{NEVER_ENDS}",
     served("200", "/health/ready"): f"0+6{NEVER_ENDS}",
@@ -87,6 +102,15 @@ QUIET: dict[str, Series] = {
         series("tripfold_ready", "worker"): "1x9 stale",
     },
     "another program is down": {series("up", "elsewhere"): f"0{NEVER_ENDS}"},
+    "a date that is being processed": {
+        OPEN: f"0x9 1{NEVER_ENDS}",
+        summaries("missing"): f"0x9 3 0{NEVER_ENDS}",
+        summaries("incomplete"): f"0x9 2 5{NEVER_ENDS}",
+    },
+    "an upstream that refuses one request in three": {
+        SERVED_BY_UPSTREAM: f"0+40{NEVER_ENDS}",
+        REFUSED_BY_UPSTREAM: f"0+20{NEVER_ENDS}",
+    },
     "failed probes": {served("503", "/health/ready"): f"0+6{NEVER_ENDS}"},
     "four failed requests of a quiet API": {served("200"): f"0+1{NEVER_ENDS}", served("503"): f"0x20 4{NEVER_ENDS}"},
     "requests behind a backlog": {REQUEUED: f"0+1{NEVER_ENDS}", STORED: f"0+1{NEVER_ENDS}"},
@@ -193,6 +217,21 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         8,
         {"TripfoldUpstreamUnreachable": ({}, "The upstream cannot be reached")},
     ),
+    "the upstream refuses all requests": (
+        {SERVED_BY_UPSTREAM: f"0x9 0{NEVER_ENDS}", REFUSED_BY_UPSTREAM: f"0x4 0+30{NEVER_ENDS}"},
+        8,
+        {"TripfoldUpstreamFailing": ({}, "100% of the requests to the upstream fail")},
+    ),
+    "a city of two countries has failed": (
+        {summaries("incomplete"): f"0x4 2{NEVER_ENDS}"},
+        8,
+        {"TripfoldIncompleteDays": ({}, "2 country-days are incomplete")},
+    ),
+    "summaries are deleted and damaged": (
+        {summaries("missing"): f"0x4 2{NEVER_ENDS}", summaries("unreadable"): f"0x4 1{NEVER_ENDS}"},
+        8,
+        {"TripfoldSummariesMissing": ({}, "3 country-days have lost their summary")},
+    ),
     "a rebuild died": (
         {REBUILD: f"0+60{NEVER_ENDS}"},
         180,
@@ -216,10 +255,10 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
 }
 
 
-def check(tmp_path: Path, changes: Series, minute: int, fired: Fired) -> None:
-    """Fail unless exactly the alerts of ``fired`` fire at a minute of a deployment that differs from REST."""
+def check(tmp_path: Path, changes: Series, minutes: Sequence[int], fired: Fired) -> None:
+    """Fail unless exactly the alerts of ``fired`` fire at these minutes of a deployment that differs from REST."""
     expected = []
-    for alert in alerts.ALERTS:
+    for minute, alert in itertools.product(minutes, alerts.ALERTS):
         labels, summary = fired.get(alert.name, ({}, ""))
         annotations = {"summary": summary, "runbook": alerts.runbook(alert)}
         one = {"exp_labels": {"severity": alert.severity, **labels}, "exp_annotations": annotations}
@@ -231,7 +270,7 @@ def check(tmp_path: Path, changes: Series, minute: int, fired: Fired) -> None:
             }
         )
     inputs = [
-        {"series": name, "values": values.replace(NEVER_ENDS, f"x{minute}")}
+        {"series": name, "values": values.replace(NEVER_ENDS, f"x{max(minutes)}")}
         for name, values in ({**REST, **changes}).items()
     ]
     tests: dict[str, Any] = {
@@ -288,13 +327,13 @@ def test_each_alert_is_tested() -> None:
 
 
 @pytest.mark.parametrize("state", QUIET)
-@pytest.mark.parametrize("minute", [11, 25, 90])
-def test_no_alert_fires_without_a_fault(tmp_path: Path, state: str, minute: int) -> None:
+def test_no_alert_fires_without_a_fault(tmp_path: Path, state: str) -> None:
     """At rest, under load and during a restart no alert fires."""
-    check(tmp_path, QUIET[state], minute, {})
+    check(tmp_path, QUIET[state], (11, 25, 90), {})
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_alert_fires_on_its_fault(tmp_path: Path, fault: str) -> None:
     """A fault raises its own alerts, with their labels and summaries, and no other."""
-    check(tmp_path, *FAULTS[fault])
+    changes, minute, fired = FAULTS[fault]
+    check(tmp_path, changes, (minute,), fired)

@@ -1,0 +1,282 @@
+"""The drills: a fault each, and the alert that it must raise, or none.
+
+The faults are those of ``tests.chaos``, held until the alert fires, and those that operators meet. A fault that
+Tripfold absorbs must raise no alert.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any
+
+import boto3
+import msgspec
+from aiokafka import AIOKafkaProducer
+
+from shared.domain.topics import TOPICS, Topic
+from shared.kafka.admin import admin_client
+from shared.runtime.settings import PREFIX, load_settings
+from tests.alert_drill.running import Deployment
+from tests.chaos.campaign import REPEATED_TOPICS, append_old_records
+from tests.chaos.relay import NetworkState
+from tests.chaos.s3_proxy import Fault
+from tests.chaos.upstream import UpstreamFault
+
+QUIET_DATE = "2024-05-04"
+"""Processed before the drills; the load leaves it alone, so that its objects stay as a drill left them."""
+REPEATS = 5
+REPEAT_INTERVAL_S = 4.0
+NEWER = b'{"type":"city-day-stats","schema_version":99}'
+
+Inject = Callable[[Deployment], AbstractAsyncContextManager[None]]
+"""Injects a fault, and ends it when the block ends."""
+
+
+class Drill(msgspec.Struct, frozen=True, kw_only=True):
+    """A fault and the alert that it must raise; None if it must raise none."""
+
+    fault: str
+    inject: Inject
+    alert: str | None = None
+    covers: tuple[Fault | UpstreamFault | NetworkState, ...] = ()
+
+
+@contextlib.asynccontextmanager
+async def nothing(_: Deployment) -> AsyncIterator[None]:
+    """Inject no fault."""
+    yield
+
+
+@contextlib.asynccontextmanager
+async def stopped(deployment: Deployment, name: str) -> AsyncIterator[None]:
+    """Stop a service."""
+    await deployment.stop(name)
+    try:
+        yield
+    finally:
+        await deployment.start(name)
+
+
+@contextlib.asynccontextmanager
+async def killed(deployment: Deployment) -> AsyncIterator[None]:
+    """Kill each service and the S3 store once; each is started again."""
+    for name in deployment.system.config.services:
+        deployment.kill(name)
+    deployment.system.supervisor.kill("s3")
+    yield
+
+
+@contextlib.asynccontextmanager
+async def paused(deployment: Deployment, name: str) -> AsyncIterator[None]:
+    """Pause a service."""
+    deployment.kill(name, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        deployment.kill(name, signal.SIGCONT)
+
+
+@contextlib.asynccontextmanager
+async def disconnected(deployment: Deployment, state: NetworkState) -> AsyncIterator[None]:
+    """Disconnect the services from Kafka."""
+    await deployment.system.network.set_state(state)
+    try:
+        yield
+    finally:
+        await deployment.system.network.set_state(NetworkState.OPEN)
+
+
+@contextlib.asynccontextmanager
+async def broker_killed(deployment: Deployment) -> AsyncIterator[None]:
+    """Kill Kafka's broker; the embedded one cannot stay down, so its network goes down."""
+    kafka = deployment.system.kafka
+    if kafka is None:
+        async with disconnected(deployment, NetworkState.DOWN):
+            yield
+        return
+    await asyncio.to_thread(kafka.kill)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(kafka.start)
+
+
+@contextlib.asynccontextmanager
+async def repeated(deployment: Deployment) -> AsyncIterator[None]:
+    """Append old records to each topic again, some without headers."""
+    for topic in REPEATED_TOPICS:
+        for number in range(REPEATS):
+            await append_old_records(deployment.system, topic, number / REPEATS, bare=number % 2 == 0)
+    yield
+
+
+@contextlib.asynccontextmanager
+async def s3_down(deployment: Deployment) -> AsyncIterator[None]:
+    """Reset each connection to S3."""
+    deployment.system.s3.down = True
+    try:
+        yield
+    finally:
+        deployment.system.s3.down = False
+
+
+@contextlib.asynccontextmanager
+async def s3_fails(deployment: Deployment, rates: dict[Fault, float]) -> AsyncIterator[None]:
+    """Inject faults into requests to S3."""
+    deployment.system.s3.rates = rates
+    try:
+        yield
+    finally:
+        deployment.system.s3.rates = {}
+
+
+@contextlib.asynccontextmanager
+async def upstream_fails(deployment: Deployment, rates: dict[UpstreamFault, float]) -> AsyncIterator[None]:
+    """Inject faults into responses of the upstream."""
+    deployment.system.upstream.rates = rates
+    try:
+        yield
+    finally:
+        deployment.system.upstream.rates = {}
+
+
+@contextlib.asynccontextmanager
+async def poison(deployment: Deployment) -> AsyncIterator[None]:
+    """Publish a record that no version can read."""
+    await _publish(deployment, Topic.CITY_TASKS, b"{")
+    yield
+
+
+@contextlib.asynccontextmanager
+async def newer(deployment: Deployment) -> AsyncIterator[None]:
+    """Publish a record of a later schema version; skip it at the end."""
+    partition, offset = await _publish(deployment, Topic.CITY_STATS, NEWER)
+    try:
+        yield
+    finally:
+        await _run(deployment, "skip", Topic.CITY_STATS.value, str(partition), str(offset))
+
+
+@contextlib.asynccontextmanager
+async def damaged_summary(deployment: Deployment) -> AsyncIterator[None]:
+    """Overwrite a summary; repair it at the end."""
+    client, bucket = _store(deployment)
+    key = await asyncio.to_thread(_find, client, bucket, f"date={QUIET_DATE}/country=", "summaries/")
+    await asyncio.to_thread(client.put_object, Bucket=bucket, Key=key, Body=b"{")
+    try:
+        yield
+    finally:
+        await _run(deployment, "repair", "--from", QUIET_DATE, "--to", QUIET_DATE)
+
+
+@contextlib.asynccontextmanager
+async def wiped_kafka(deployment: Deployment) -> AsyncIterator[None]:
+    """Delete all topics; make them again at the end, and fill them from the bucket."""
+    settings = load_settings(deployment.system.environment)
+    async with admin_client(settings) as client:
+        await client.delete_topics([spec.name(settings.topic_prefix) for spec in TOPICS])
+    try:
+        yield
+    finally:
+        await _run(deployment, "topics", "apply")
+        await _run(deployment, "republish")
+
+
+async def _publish(deployment: Deployment, topic: Topic, value: bytes) -> tuple[int, int]:
+    """Publish a record; return its partition and offset."""
+    system = deployment.system
+    producer = AIOKafkaProducer(bootstrap_servers=system.kafka_address, acks="all")
+    await producer.start()
+    try:
+        name = system.environment[f"{PREFIX}TOPIC_PREFIX"] + topic.value
+        sent = await producer.send_and_wait(name, value, f"{QUIET_DATE}/drill/1".encode())
+        return sent.partition, sent.offset
+    finally:
+        await producer.stop()
+
+
+async def _run(deployment: Deployment, *arguments: str) -> None:
+    """Run a ``tripfold`` command; fail with its output if it fails."""
+    code, output = await deployment.system.command(*arguments)
+    assert code == 0, f"tripfold {' '.join(arguments)} ended with {code}: {output}"
+
+
+def _store(deployment: Deployment) -> tuple[Any, str]:
+    environment = deployment.system.environment
+    client = boto3.client(
+        "s3",
+        endpoint_url=deployment.system.store_url,
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        region_name="us-east-1",
+    )
+    return client, environment[f"{PREFIX}S3_BUCKET"]
+
+
+def _find(client: Any, bucket: str, text: str, prefix: str) -> str:
+    """Return the first key under ``prefix`` with ``text`` in it."""
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return next(str(one["Key"]) for page in pages for one in page["Contents"] if text in one["Key"])
+
+
+def _s3_drill(alert: str | None, rate: float, *faults: Fault) -> Drill:
+    return Drill(
+        fault=", ".join(fault.value for fault in faults),
+        inject=partial(s3_fails, rates=dict.fromkeys(faults, rate)),
+        alert=alert,
+        covers=faults,
+    )
+
+
+def _upstream_drill(alert: str | None, rate: float, *faults: UpstreamFault) -> Drill:
+    return Drill(
+        fault=", ".join(fault.value for fault in faults),
+        inject=partial(upstream_fails, rates=dict.fromkeys(faults, rate)),
+        alert=alert,
+        covers=faults,
+    )
+
+
+DRILLS = (
+    Drill(fault="none, under load", inject=nothing),
+    Drill(fault="all services and S3 killed and restarted", inject=killed),
+    Drill(fault="old records appended again", inject=repeated),
+    _s3_drill(None, 0.05, Fault.CONFLICT_409, Fault.ERROR_412_AFTER_APPLYING, Fault.ETAG_MISSING),
+    _upstream_drill(None, 0.05, UpstreamFault.TRUNCATED, UpstreamFault.STALLED, UpstreamFault.SLOW),
+    Drill(fault="API stopped", inject=partial(stopped, name="api"), alert="TripfoldApiMissing"),
+    Drill(fault="planner stopped", inject=partial(stopped, name="planner"), alert="TripfoldConsumerMissing"),
+    Drill(fault="worker stopped", inject=partial(stopped, name="worker-1"), alert="TripfoldConsumerMissing"),
+    Drill(fault="aggregate stopped", inject=partial(stopped, name="aggregate-1"), alert="TripfoldConsumerMissing"),
+    Drill(fault="worker paused", inject=partial(paused, name="worker-1"), alert="TripfoldConsumerMissing"),
+    *(
+        Drill(
+            fault=f"Kafka {state.value}",
+            inject=partial(disconnected, state=state),
+            alert="TripfoldServiceDown",
+            covers=(state,),
+        )
+        for state in (NetworkState.DOWN, NetworkState.BLACKHOLED)
+    ),
+    Drill(fault="Kafka's broker killed", inject=broker_killed, alert="TripfoldServiceDown"),
+    Drill(fault="S3 down", inject=s3_down, alert="TripfoldServiceDown"),
+    _s3_drill("TripfoldServiceDown", 1, Fault.FORBIDDEN_403),
+    _s3_drill("TripfoldApiErrorsFast", 0.5, Fault.ERROR_503, Fault.ERROR_500, Fault.RESET_BEFORE_APPLYING),
+    _s3_drill("TripfoldApiErrorsFast", 0.9, Fault.RESET_MID_REQUEST, Fault.RESET_AFTER_APPLYING),
+    _s3_drill("TripfoldApiErrorsFast", 1, Fault.ERROR_500_AFTER_APPLYING),
+    _s3_drill("TripfoldApiErrorsFast", 1, Fault.RESPONSE_TRUNCATED),
+    _s3_drill("TripfoldApiErrorsFast", 1, Fault.DELAYED),
+    _upstream_drill("TripfoldUpstreamUnreachable", 1, UpstreamFault.RESET),
+    _upstream_drill("TripfoldUpstreamFailing", 1, UpstreamFault.ERROR_500, UpstreamFault.BUSY_503),
+    _upstream_drill("TripfoldIncompleteDays", 0.3, UpstreamFault.NOT_FOUND),
+    _upstream_drill("TripfoldQuarantinedFiles", 0.3, UpstreamFault.DAMAGED),
+    _upstream_drill("TripfoldQuarantinedFiles", 0.3, UpstreamFault.HTML_PAGE),
+    Drill(fault="poison record", inject=poison, alert="TripfoldDeadLetters"),
+    Drill(fault="record of a newer schema version", inject=newer, alert="TripfoldServiceDown"),
+    Drill(fault="damaged summary", inject=damaged_summary, alert="TripfoldUnreadableObjects"),
+    Drill(fault="all topics deleted", inject=wiped_kafka, alert="TripfoldServiceDown"),
+)

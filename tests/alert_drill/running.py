@@ -1,0 +1,125 @@
+"""Runs a Prometheus with the alerts of deploy/, and services that a drill can stop and start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import msgspec
+import yaml
+
+from tests import ROOT
+from tests.chaos.relay import HOST
+from tests.chaos.system import System, service
+from tests.integration.running import until
+from tests.prometheus import find
+from tripfold.local.ports import free_port
+from tripfold.local.supervisor import ChildProcess, Supervisor, http_probe
+
+CONFIG = ROOT / "deploy" / "prometheus" / "prometheus.yml"
+
+
+class Deployment:
+    """The services of a system, each with its own supervisor. Use it as an async context manager."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self._running: dict[str, contextlib.AsyncExitStack] = {}
+        self._supervisors: dict[str, Supervisor] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for name in list(self._running):
+            await self.stop(name)
+
+    async def start(self, *names: str) -> None:
+        """Start services, and wait until they are live."""
+        for name in names:
+            stack = self._running[name] = contextlib.AsyncExitStack()
+            supervisor = self._supervisors[name] = await stack.enter_async_context(Supervisor())
+            await supervisor.start(service(self.system, name))
+
+    async def stop(self, name: str) -> None:
+        """Stop a service until it is started again."""
+        await self._running.pop(name).aclose()
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a service; if it ends, it is restarted."""
+        self._supervisors[name].kill(name, number)
+
+    async def ready(self) -> None:
+        """Wait until every service is ready."""
+        await until(self.system.all_ready, f"the services to be ready; logs in {self.system.directory}")
+
+
+class Prometheus(msgspec.Struct, frozen=True):
+    """A client of a running Prometheus."""
+
+    url: str
+    client: httpx.AsyncClient
+
+    async def query(self, expression: str) -> list[dict[str, Any]]:
+        """Return the labels of each result of an expression."""
+        response = await self.client.get(f"{self.url}/api/v1/query", params={"query": expression})
+        assert response.status_code == httpx.codes.OK, response.text
+        return [one["metric"] for one in response.json()["data"]["result"]]
+
+    async def firing(self) -> set[str]:
+        """Return the names of the alerts that fire."""
+        response = await self.client.get(f"{self.url}/api/v1/alerts")
+        return {one["labels"]["alertname"] for one in response.json()["data"]["alerts"] if one["state"] == "firing"}
+
+
+def configuration(targets: Mapping[str, Iterable[str]], interval_s: int) -> dict[str, Any]:
+    """Return the configuration of deploy/ with other targets, by job, and another interval, without Alertmanager."""
+    config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+    config["global"] = {"scrape_interval": f"{interval_s}s", "evaluation_interval": f"{interval_s}s"}
+    config["rule_files"] = [str(CONFIG.parent / path) for path in config["rule_files"]]
+    config["scrape_configs"] = [
+        {"job_name": job["job_name"], "static_configs": [{"targets": list(targets[job["job_name"]])}]}
+        for job in config["scrape_configs"]
+        if job["job_name"] in targets
+    ]
+    del config["alerting"]
+    return config
+
+
+@contextlib.asynccontextmanager
+async def prometheus(system: System, directory: Path, interval_s: int) -> AsyncIterator[Prometheus]:
+    """Run a Prometheus without a past during the block; it scrapes the services of the system."""
+    path = _write_configuration(system, directory, interval_s)
+    program = find("prometheus")
+    assert program is not None, "no prometheus: run `python -m tests.prometheus`"
+    address = f"{HOST}:{free_port('Prometheus')}"
+    child = ChildProcess(
+        name="prometheus",
+        argv=(
+            program,
+            f"--config.file={path}",
+            f"--storage.tsdb.path={directory / 'samples'}",
+            f"--web.listen-address={address}",
+        ),
+        env=dict(os.environ),
+        log_path=directory / "prometheus.log",
+        ready=http_probe(f"http://{address}/-/ready"),
+    )
+    async with Supervisor() as supervisor:
+        await supervisor.start(child)
+        yield Prometheus(f"http://{address}", system.client)
+
+
+def _write_configuration(system: System, directory: Path, interval_s: int) -> Path:
+    targets: dict[str, list[str]] = {}
+    for name, url in system.health_urls.items():
+        targets.setdefault(name.partition("-")[0], []).append(url.removeprefix("http://"))
+    directory.mkdir(parents=True)
+    path = directory / "prometheus.yml"
+    path.write_text(yaml.safe_dump(configuration(targets, interval_s)))
+    return path
