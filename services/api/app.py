@@ -18,6 +18,7 @@ from litestar.handlers import BaseRouteHandler
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from services.api.auth import Access, access_of
+from services.api.backfills.service import Backfills, backfill_stream
 from services.api.documentation.openapi import openapi_config
 from services.api.health import Check, Readiness
 from services.api.http.date_range import ProcessableDates
@@ -30,9 +31,9 @@ from services.api.middleware.cors import cors_config
 from services.api.middleware.head_and_options import HeadAndOptions
 from services.api.middleware.security_headers import SecurityHeaders
 from services.api.middleware.size_limits import SizeLimits
-from services.api.requests.event_stream import RequestEventStream
-from services.api.requests.ranges import RangeRequests
+from services.api.requests.event_stream import request_stream
 from services.api.requests.service import Requests
+from services.api.routes import backfills as backfill_routes
 from services.api.routes import documentation, health, quarantine, statistics
 from services.api.routes import requests as request_routes
 from services.api.statistics.cache import ResponseCache
@@ -106,6 +107,7 @@ def assemble(
     state = Health()
     access = access_of(settings, clock=clock)
     requests = Requests(store, publisher, clock=clock)
+    backfills = Backfills(store, requests.claims, clock=clock)
     reader = SummaryReader(store, cache_bytes=settings.api_cache_bytes)
 
     @contextlib.asynccontextmanager
@@ -135,10 +137,11 @@ def assemble(
         ],
         dependencies={
             "requests": _provided(requests),
-            "ranges": _provided(RangeRequests(store, requests, clock=clock)),
+            "backfills": _provided(backfills),
+            "backfill_stream": _provided(backfill_stream(backfills)),
             "processable": _provided(ProcessableDates(settings.api_date_first, settings.api_days_ahead_max, clock)),
             "request_days_max": _provided(settings.api_request_days_max),
-            "event_stream": _provided(RequestEventStream(requests)),
+            "event_stream": _provided(request_stream(requests)),
             "reader": _provided(reader),
             "countries": _provided(CountryNames(reader.countries)),
             "response_cache": _provided(ResponseCache(settings.api_response_cache_bytes)),
@@ -201,7 +204,12 @@ def _api_router(access: Access) -> Router:
 
     return Router(
         path="/",
-        route_handlers=[*request_routes.HANDLERS, *quarantine.HANDLERS, *statistics.HANDLERS],
+        route_handlers=[
+            *request_routes.HANDLERS,
+            *backfill_routes.HANDLERS,
+            *quarantine.HANDLERS,
+            *statistics.HANDLERS,
+        ],
         before_request=check_query,
         guards=[guard],
         security=[{"key": []}, {"bearer": []}] if access.needs_key else None,

@@ -155,11 +155,6 @@ def idempotency(digest: str) -> str:
     return f"idempotency/{digest}.json"
 
 
-def range_request(range_id: RequestId) -> str:
-    """Return the key of a request for a range of dates."""
-    return f"range-requests/{range_id}.json"
-
-
 def request(request_id: RequestId) -> str:
     """Return the key of a request's record. It has the inverted time, so a listing returns the latest first."""
     return f"{REQUESTS}{_latest_first(request_id)}.json"

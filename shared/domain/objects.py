@@ -460,7 +460,7 @@ class Backfill(BucketObject, frozen=True, kw_only=True):
     ``completed``, ``failed``, ``skipped``, ``cancelled`` and ``to_retry`` are bitmaps of positions in hexadecimal
     digits. A skipped date was not in ``selection``, and the request of a cancelled one was cancelled. ``counted`` dates
     have ended since ``counted_from``, which gives the throughput.
-    ``schedule`` is the name of the schedule that made it.
+    ``schedule`` is the name of the schedule that made it. ``actions`` says who made and changed it.
     """
 
     backfill_id: RequestId
@@ -483,6 +483,7 @@ class Backfill(BucketObject, frozen=True, kw_only=True):
     to_retry: str = "0"
     counted_from: dt.datetime
     counted: int = 0
+    actions: tuple[RequestAction, ...] = ()
 
 
 class OpenBackfills(BucketObject, frozen=True, kw_only=True):

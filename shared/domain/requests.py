@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+from typing import TypeVar
 
 import msgspec
 
@@ -15,7 +16,7 @@ from shared.domain import bitmap
 from shared.domain.errors import OperatorError
 from shared.domain.events import Outcome, ProcessRequested, Retry
 from shared.domain.ids import RequestId, request_time_ms
-from shared.domain.objects import RequestAction, RequestRecord, RetriedCity, RetryRecord
+from shared.domain.objects import Backfill, RequestAction, RequestRecord, RetriedCity, RetryRecord
 
 ACTIONS_MAX = 50
 PARAMETERS_LENGTH_MAX = 200
@@ -111,10 +112,13 @@ def new_record(request_id: RequestId, date: dt.date, now: dt.datetime | None = N
     return RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=now or requested_at)
 
 
+_Acted = TypeVar("_Acted", RequestRecord, Backfill)
+
+
 def with_action(
-    record: RequestRecord, by: Caller, action: str, *, result: str, at: dt.datetime, parameters: str = ""
-) -> RequestRecord:
-    """Return the record with an action of a client. If there are ACTIONS_MAX, the second one is removed."""
+    record: _Acted, by: Caller, action: str, *, result: str, at: dt.datetime, parameters: str = ""
+) -> _Acted:
+    """Return a request or backfill with an action of a client. If there are ACTIONS_MAX, the second one is removed."""
     done = RequestAction(
         at=at, action=action, key=by.key, client=by.client, parameters=parameters[:PARAMETERS_LENGTH_MAX], result=result
     )

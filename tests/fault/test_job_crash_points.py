@@ -14,9 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 
-from services.api.http.date_range import DateRange
+from services.api.backfills.service import Backfills, Wanted
 from services.api.http.errors import Conflict, StatusNotWritten
-from services.api.requests.ranges import RangeRequests
 from services.api.requests.service import Requests
 from shared.domain import keys
 from shared.domain.errors import OperatorError
@@ -78,7 +77,7 @@ async def test_concurrent_work_beside_a_command_does_no_harm(happening: Callable
     assert not wrong, "\n".join(wrong[:20])
 
 
-Ask = Callable[[RangeRequests, Requests], Awaitable[object]]
+Ask = Callable[[Backfills, Requests], Awaitable[object]]
 
 
 async def call_until_response(world: World, ask: Ask, broken: Mapping[int, Break]) -> int:
@@ -90,7 +89,7 @@ async def call_until_response(world: World, ask: Ask, broken: Mapping[int, Break
         publisher = BreakablePublisher(MemoryPublisher(world.log, source="api"), process)
         api = Requests(store, publisher, clock=world.clock)
         try:
-            await ask(RangeRequests(store, api, clock=world.clock), api)
+            await ask(Backfills(store, api.claims, clock=world.clock), api)
         except Conflict:
             return len(port_calls.made)  # an earlier try has done it
         except (OperatorError, StatusNotWritten):
@@ -126,7 +125,7 @@ async def holding_files() -> World:
 async def test_accepting_a_request_may_break_at_any_call() -> None:
     """Whichever call breaks while the API accepts a request, its client ends with one request, which completes."""
 
-    async def ask(_ranges: RangeRequests, api: Requests) -> None:
+    async def ask(_backfills: Backfills, api: Requests) -> None:
         record = await api.accept(DATE, idempotency_key="of-the-client")
         await api.read(record.request_id)  # an answered request can be looked at, from the first moment on
 
@@ -135,19 +134,17 @@ async def test_accepting_a_request_may_break_at_any_call() -> None:
         assert sum(summary.totals.trips for summary in live_summaries(world)) == 3, what
 
 
-async def test_accepting_a_range_may_break_at_any_call() -> None:
-    """Whichever call breaks while the API accepts a range, its client ends with one request for each date."""
-    days = DateRange(DATE, DATE + dt.timedelta(days=1))
+async def test_accepting_a_backfill_may_break_at_any_call() -> None:
+    """Whichever call breaks while the API accepts a backfill, its client ends with one, which is open."""
 
-    async def ask(ranges: RangeRequests, _api: Requests) -> None:
-        detail = await ranges.accept(days, idempotency_key="of-the-client")
-        await ranges.read(detail.id)
+    async def ask(backfills: Backfills, _api: Requests) -> None:
+        wanted = Wanted(first=DATE, last=DATE + dt.timedelta(days=1))
+        backfill = await backfills.accept(wanted, idempotency_key="of-the-client")
+        await backfills.read(backfill.backfill_id)
 
     async for what, world in call_with_each_break(holding_files, ask):
-        ended = {record.date: status_of(record) for record in requests(world)}
-        assert ended == dict.fromkeys(days.dates(), Status.COMPLETED), what
-        assert len(requests(world)) == days.days, what
-        assert len(world.store.bodies("range-requests/")) == 1, what
+        (key,) = world.store.bodies(keys.BACKFILLS)
+        assert list(world.open_backfills) == [keys.parse_backfill(key)], what
 
 
 async def test_cancelling_a_request_may_break_at_any_call() -> None:
@@ -160,7 +157,7 @@ async def test_cancelling_a_request_may_break_at_any_call() -> None:
         await world.turn("progress")
         return world
 
-    async def ask(_ranges: RangeRequests, api: Requests) -> None:
+    async def ask(_backfills: Backfills, api: Requests) -> None:
         await api.cancel(FIRST_REQUEST)
 
     async for what, world in call_with_each_break(planned, ask):
@@ -179,7 +176,7 @@ async def test_retrying_a_request_may_break_at_any_call() -> None:
         world.oracle.requested(request_id, WHOLE)
         return world
 
-    async def ask(_ranges: RangeRequests, api: Requests) -> None:
+    async def ask(_backfills: Backfills, api: Requests) -> None:
         await api.retry(FIRST_REQUEST)
 
     async for what, world in call_with_each_break(failed, ask):

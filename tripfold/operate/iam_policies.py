@@ -40,7 +40,6 @@ ALLOWED: Final = {
             "manifests/",
             "plans/",
             "quarantine/",
-            "range-requests/",
             "requests/",
             "state/",
             "summaries/",
@@ -48,7 +47,6 @@ ALLOWED: Final = {
         write=(
             "backfills/",
             "idempotency/",
-            "range-requests/",
             "requests/",
             "state/active-requests/",
             "state/open-backfills.json",

@@ -26,6 +26,7 @@ def openapi_config() -> OpenAPIConfig:
         "Errors are `application/problem+json` (RFC 9457). The events on Kafka are at [/asyncapi](/asyncapi).",
         tags=[
             Tag(name="requests", description="Process dates and watch the progress."),
+            Tag(name="backfills", description="Process many dates, a few at a time."),
             Tag(name="statistics", description="Read the statistics, and the source of each number."),
             Tag(name="quarantine", description="Files that were refused."),
             Tag(name="health", description="Probes for orchestrators and operators."),

@@ -1,4 +1,4 @@
-"""Waits for the end of a request: server-sent events, and ``Prefer: wait=N`` (RFC 7240).
+"""Waits for the end of a request or backfill: server-sent events, and ``Prefer: wait=N`` (RFC 7240).
 
 Litestar encodes the events; this module decides when to send one.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Literal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 from litestar.response.sse import ServerSentEventMessage
 
 from services.api.http.errors import NotFound
-from services.api.requests.ranges import RangeDetail, RangeRequests
 from services.api.requests.service import Requests, detail_of
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import status_of
@@ -33,16 +32,16 @@ _WAIT = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(;.*)?', re.IGNORECASE)
 
 
 class ProgressEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A server-sent event: the state of a request."""
+    """A server-sent event: the state of a request or backfill."""
 
     id: Annotated[
         str,
-        msgspec.Meta(description="The request's version. A client repeats it in `Last-Event-ID`.", examples=["12"]),
+        msgspec.Meta(description="The version of the state. A client repeats it in `Last-Event-ID`.", examples=["12"]),
     ]
     event: Literal["progress"]
     data: Annotated[
         str,
-        msgspec.Meta(description="The JSON of `GET /process-requests/{request_id}`, in one line."),
+        msgspec.Meta(description="The JSON of the state, as `GET` returns it, in one line."),
     ]
 
 
@@ -50,60 +49,71 @@ class TooManyStreams(DependencyUnavailable):
     """The process has STREAMS_MAX open streams."""
 
 
-class RequestEventStream:
-    """Polls the records of requests for clients that wait for progress."""
+class Versioned(Protocol):
+    """A state whose version grows with every change."""
 
-    def __init__(self, requests: Requests) -> None:
-        self._requests = requests
+    @property
+    def version(self) -> int:
+        """The number of the change that made this state."""
+
+
+_State = TypeVar("_State", bound=Versioned)
+
+
+class EventStream(Generic[_State]):
+    """Polls a state for clients that wait for progress.
+
+    ``read`` returns the state after an earlier one, ``ended`` says whether it is the last, and ``detail`` is what an
+    event shows of it.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[_State], Awaitable[_State]],
+        ended: Callable[[_State], bool],
+        detail: Callable[[_State], object],
+    ) -> None:
+        self._read = read
+        self._ended = ended
+        self._detail = detail
         self._streams = 0
 
-    async def until_ended(self, record: RequestRecord, limit_s: float) -> RequestRecord:
-        """Return the record once its request has ended, or its state after ``limit_s``."""
+    async def until_ended(self, state: _State, limit_s: float) -> _State:
+        """Return the state at the end, or that after ``limit_s``."""
         deadline_s = time.monotonic() + limit_s
-        while not ended(record) and (left_s := deadline_s - time.monotonic()) > 0:
+        while not self._ended(state) and (left_s := deadline_s - time.monotonic()) > 0:
             await asyncio.sleep(min(POLL_INTERVAL_S, left_s))
             try:
-                record = await self._requests.read(record.request_id)
+                state = await self._read(state)
             except DependencyUnavailable:
                 continue  # the request is accepted, so an outage of S3 must not turn the response into an error
-        return record
-
-    async def until_range_ended(self, ranges: RangeRequests, detail: RangeDetail, limit_s: float) -> RangeDetail:
-        """Return a range once all its requests have ended, or its state after ``limit_s``."""
-        deadline_s = time.monotonic() + limit_s
-        while not detail.status.ended and (left_s := deadline_s - time.monotonic()) > 0:
-            await asyncio.sleep(min(POLL_INTERVAL_S, left_s))
-            try:
-                detail = await ranges.read(detail.id)
-            except DependencyUnavailable:
-                continue
-        return detail
+        return state
 
     def events(
-        self, record: RequestRecord, last_seen: str, *, allowed: Callable[[], bool] = lambda: True
+        self, state: _State, last_seen: str, *, allowed: Callable[[], bool] = lambda: True
     ) -> AsyncIterator[bytes] | None:
-        """Return the events of a request from its present state on, or None if the client has all of them.
+        """Return the events from a state on, or None if the client has all of them.
 
         ``last_seen`` is the id of the client's last event, or empty. The events end once ``allowed`` returns False.
         Raises TooManyStreams.
         """
-        if ended(record) and last_seen == str(record.version):
+        if self._ended(state) and last_seen == str(state.version):
             return None
         if self._streams >= STREAMS_MAX:
             raise TooManyStreams(f"{STREAMS_MAX} event streams are open, which is the limit of this process")
-        return self._events(record, last_seen, allowed)
+        return self._events(state, last_seen, allowed)
 
-    async def _events(self, record: RequestRecord, last_seen: str, allowed: Callable[[], bool]) -> AsyncIterator[bytes]:
+    async def _events(self, state: _State, last_seen: str, allowed: Callable[[], bool]) -> AsyncIterator[bytes]:
         self._streams += 1
         try:
             began_s = sent_s = time.monotonic()
             yield _encoded(retry=RECONNECT_AFTER_MS)
             while True:
-                if last_seen != str(record.version):
-                    last_seen = str(record.version)
+                if last_seen != str(state.version):
+                    last_seen = str(state.version)
                     sent_s = time.monotonic()
-                    yield event_of(record)
-                if ended(record) or time.monotonic() - began_s > STREAM_AGE_MAX_S:
+                    yield event_of(state.version, self._detail(state))
+                if self._ended(state) or time.monotonic() - began_s > STREAM_AGE_MAX_S:
                     return
                 await asyncio.sleep(POLL_INTERVAL_S)
                 if not allowed():
@@ -112,7 +122,7 @@ class RequestEventStream:
                     sent_s = time.monotonic()
                     yield _encoded(comment="still there")
                 try:
-                    record = await self._requests.read(record.request_id)
+                    state = await self._read(state)
                 except DependencyUnavailable:
                     continue
                 except NotFound:
@@ -121,14 +131,16 @@ class RequestEventStream:
             self._streams -= 1
 
 
-def ended(record: RequestRecord) -> bool:
-    """Return whether the request has ended: its record changes only by a retry."""
-    return status_of(record).ended
+def request_stream(requests: Requests) -> EventStream[RequestRecord]:
+    """Return the streams of requests."""
+    return EventStream(
+        lambda record: requests.read(record.request_id), lambda record: status_of(record).ended, detail_of
+    )
 
 
-def event_of(record: RequestRecord) -> bytes:
-    """Encode the state of a request as a server-sent event."""
-    return _encoded(id=record.version, event="progress", data=msgspec.json.encode(detail_of(record)))
+def event_of(version: int, detail: object) -> bytes:
+    """Encode a state as a server-sent event."""
+    return _encoded(id=version, event="progress", data=msgspec.json.encode(detail))
 
 
 def _encoded(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -16,17 +16,20 @@ from litestar.params import HeaderParameter, PathParameter, QueryParameter, Skip
 from litestar.response import Stream
 
 from services.api.auth import PROCESS, READ_OR_PROCESS, SCOPE, Access, caller_of
+from services.api.backfills.ranges import RangeDetail, read_range
+from services.api.backfills.service import Backfills, Wanted
 from services.api.http.date_range import DaysMax, ProcessableDates, requested_range
 from services.api.http.problems import UNREADABLE, responses
 from services.api.http.query_parameters import date_parameter
 from services.api.http.unreadable import unreadable_header
 from services.api.middleware.access_log import log_result
-from services.api.requests.event_stream import WAIT_MAX_S, ProgressEvent, RequestEventStream, wait_s
+from services.api.requests.event_stream import WAIT_MAX_S, EventStream, ProgressEvent, wait_s
 from services.api.requests.idempotency import HEADER as IDEMPOTENCY_HEADER
 from services.api.requests.idempotency import KEY_PATTERN
-from services.api.requests.ranges import RangeDetail, RangeRequests
 from services.api.requests.service import RequestDetail, RequestList, Requests, detail_of, overview_of
+from shared.domain.backfills import MAX_PARALLEL_MAX, cancelled
 from shared.domain.ids import RequestId
+from shared.domain.objects import Backfill, RequestRecord
 from shared.domain.requests import Status, status_of
 
 REQUEST_ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
@@ -34,13 +37,14 @@ REQUEST_ID_LENGTH = 36
 LISTED_REQUESTS_MAX = 500
 
 RequestsPort = NamedDependency[SkipValidation[Requests]]
-RangesPort = NamedDependency[SkipValidation[RangeRequests]]
-EventStreamPort = NamedDependency[SkipValidation[RequestEventStream]]
+BackfillsPort = NamedDependency[SkipValidation[Backfills]]
+EventStreamPort = NamedDependency[SkipValidation[EventStream[RequestRecord]]]
+BackfillStreamPort = NamedDependency[SkipValidation[EventStream[Backfill]]]
 AccessPort = NamedDependency[SkipValidation[Access]]
 
-_EXAMPLE_ID = Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")
-RequestIdParameter = Annotated[str, PathParameter(description="The request's id.", examples=[_EXAMPLE_ID])]
-RangeIdParameter = Annotated[str, PathParameter(description="The range's id.", examples=[_EXAMPLE_ID])]
+EXAMPLE_ID = Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")
+RequestIdParameter = Annotated[str, PathParameter(description="The request's id.", examples=[EXAMPLE_ID])]
+RangeIdParameter = Annotated[str, PathParameter(description="The range's id.", examples=[EXAMPLE_ID])]
 
 KAFKA_OR_S3_UNAVAILABLE = (
     "Kafka did not acknowledge, or S3 cannot be reached. `Retry-After` says when to try again. Repeating the request "
@@ -56,6 +60,32 @@ Prefer = Annotated[
         examples=[Example(value="wait=30")],
     ),
 ]
+
+IdempotencyKey = Annotated[
+    str | None,
+    HeaderParameter(
+        name=IDEMPOTENCY_HEADER,
+        description="A name that you make up for this request. Within 24 hours the same key returns the same "
+        "request, so a retry after a lost response is safe.",
+        schema_extra={"pattern": KEY_PATTERN},
+        examples=[Example(value="5f0c8a52-0d1f-4f8e-9a53-7f4b1f6f0a11")],
+    ),
+]
+
+LastEventId = Annotated[
+    str,
+    HeaderParameter(
+        name="Last-Event-ID",
+        description="The id of the last event that the client has; the stream continues after it.",
+        examples=[Example(value="12")],
+    ),
+]
+
+DEPRECATED = {
+    "Deprecation": f"@{dt.datetime(2026, 11, 26, tzinfo=dt.UTC).timestamp():.0f}",
+    "Link": '</docs>; rel="deprecation"',
+}
+"""The headers of the operations on ranges, which backfills replace (RFC 9745)."""
 
 
 @post(
@@ -92,7 +122,8 @@ async def process_request(
     request: Request[Any, Any, Any],
     requests: RequestsPort,
     event_stream: EventStreamPort,
-    ranges: RangesPort,
+    backfills: BackfillsPort,
+    backfill_stream: BackfillStreamPort,
     request_days_max: NamedDependency[SkipValidation[DaysMax]],
     processable: NamedDependency[SkipValidation[ProcessableDates]],
     date: Annotated[
@@ -101,22 +132,13 @@ async def process_request(
     # These two have no examples: together with the example of `date` they would form a request that is refused.
     from_: Annotated[
         dt.date | None,
-        date_parameter("from", "The first date of a range, such as `2024-05-01`; use it instead of `date`.", None),
+        date_parameter("from", "Deprecated: the first date of a range, such as `2024-05-01`.", None),
     ] = None,
     to: Annotated[
-        dt.date | None, date_parameter("to", "The last date of the range, included; use it with `from`.", None)
+        dt.date | None, date_parameter("to", "Deprecated: the last date of the range, included.", None)
     ] = None,
     prefer: Prefer = "",
-    idempotency_key: Annotated[
-        str | None,
-        HeaderParameter(
-            name=IDEMPOTENCY_HEADER,
-            description="A name that you make up for this request. Within 24 hours the same key returns the same "
-            "request, so a retry after a lost response is safe.",
-            schema_extra={"pattern": KEY_PATTERN},
-            examples=[Example(value="5f0c8a52-0d1f-4f8e-9a53-7f4b1f6f0a11")],
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response[RequestDetail | RangeDetail]:
     """Respond once Kafka has acknowledged the request and its status can be read at `Location`.
 
@@ -124,7 +146,7 @@ async def process_request(
     begun, and get the same `Location`. Processing a date again stores only the files that changed upstream. A file is
     not fetched at all if the upstream sends an `ETag` or `Last-Modified` and reports no change.
 
-    Use `from` and `to` instead of `date` for several dates: each date becomes a request, and `Location` is the range.
+    `from` and `to` instead of `date` are deprecated: use `POST /backfills`. `Location` is then the range.
     """
     by = caller_of(request)
     limit_s = wait_s(prefer)
@@ -132,9 +154,11 @@ async def process_request(
     if date is None or from_ is not None or to is not None:
         days = requested_range(date, from_, to, days_max=request_days_max)
         processable.check({"from": days.first, "to": days.last})
-        detail = await ranges.accept(days, idempotency_key=idempotency_key, by=by)
-        log_result(request, range_id=detail.id)
-        detail = await event_stream.until_range_ended(ranges, detail, limit_s or 0)
+        wanted = Wanted(first=days.first, last=days.last, max_parallel=MAX_PARALLEL_MAX)
+        backfill = await backfills.accept(wanted, idempotency_key=idempotency_key, by=by)
+        log_result(request, backfill_id=backfill.backfill_id)
+        backfill = await backfill_stream.until_ended(backfill, limit_s or 0)
+        detail = await read_range(requests, backfill)
         location = {"Location": f"/process-ranges/{detail.id}", **applied}
         return _range_response(detail, _status_of_wait(detail.status, limit_s), location)
     processable.check({"date": date})
@@ -155,6 +179,7 @@ def _status_of_wait(status: Status, limit_s: int | None) -> HTTPStatus:
 @get(
     "/process-ranges/{range_id:str}",
     opt={SCOPE: READ_OR_PROCESS},
+    deprecated=True,
     summary="Get the progress of a range of dates",
     operation_id="getProcessRange",
     tags=["requests"],
@@ -165,14 +190,15 @@ def _status_of_wait(status: Status, limit_s: int | None) -> HTTPStatus:
     ),
 )
 async def process_range_status(
-    ranges: RangesPort,
+    backfills: BackfillsPort,
+    requests: RequestsPort,
     range_id: RangeIdParameter,
 ) -> Response[RangeDetail]:
-    """Return the progress of all its dates together, and the request of each.
+    """Return the progress of a backfill and the request of each of its dates. Use `GET /backfills/{id}`.
 
     A request that cannot be read is left out, and named in `unreadable` and in `Tripfold-Unreadable`.
     """
-    return _range_response(await ranges.read(range_id), HTTPStatus.OK)
+    return _range_response(await read_range(requests, await backfills.read(range_id)), HTTPStatus.OK)
 
 
 @get(
@@ -267,26 +293,34 @@ async def cancel_process_request(
     "/process-ranges/{range_id:str}",
     opt={SCOPE: PROCESS},
     status_code=HTTPStatus.ACCEPTED,
+    deprecated=True,
     summary="Cancel a range of dates",
     operation_id="cancelProcessRange",
     tags=["requests"],
     response_description="The requests of the range are being cancelled.",
     responses=responses(
         not_found="There is no such range.",
-        conflict="Every request of the range has ended, so nothing is left to cancel.",
+        conflict="The range has ended, so nothing is left to cancel.",
     ),
 )
 async def cancel_process_range(
     request: Request[Any, Any, Any],
-    ranges: RangesPort,
+    backfills: BackfillsPort,
+    requests: RequestsPort,
     range_id: RangeIdParameter,
 ) -> Response[RangeDetail]:
-    """Cancel each request of the range that has not ended."""
-    return _range_response(await ranges.cancel(range_id, by=caller_of(request)), HTTPStatus.ACCEPTED)
+    """Cancel the backfill: dates under way are cancelled, and no further one is requested.
+
+    Use `DELETE /backfills/{id}`.
+    """
+    backfill = await backfills.change(range_id, cancelled, by=caller_of(request))
+    return _range_response(await read_range(requests, backfill), HTTPStatus.ACCEPTED)
 
 
 def _range_response(detail: RangeDetail, status: HTTPStatus, headers: Mapping[str, str] | None = None) -> Response[Any]:
-    return Response(detail, status_code=status, headers={**(headers or {}), **unreadable_header(detail.unreadable)})
+    return Response(
+        detail, status_code=status, headers={**DEPRECATED, **(headers or {}), **unreadable_header(detail.unreadable)}
+    )
 
 
 @get(
@@ -320,14 +354,7 @@ async def process_request_events(
     requests: RequestsPort,
     event_stream: EventStreamPort,
     request_id: RequestIdParameter,
-    last_event_id: Annotated[
-        str,
-        HeaderParameter(
-            name="Last-Event-ID",
-            description="The id of the last event that the client has; the stream continues after it.",
-            examples=[Example(value="12")],
-        ),
-    ] = "",
+    last_event_id: LastEventId = "",
 ) -> Response[Any]:
     """Send the present state of the request, then an event for each change.
 
@@ -335,7 +362,11 @@ async def process_request_events(
     when the API key is revoked or expires.
     """
     record = await requests.read(request_id)
-    events = event_stream.events(record, last_event_id, allowed=lambda: access.still_allows(request))
+    return stream_response(event_stream.events(record, last_event_id, allowed=lambda: access.still_allows(request)))
+
+
+def stream_response(events: AsyncIterator[bytes] | None) -> Response[Any]:
+    """Return the response with a stream of events, or that without content if the client has all of them."""
     if events is None:
         return Response(None, status_code=HTTPStatus.NO_CONTENT)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -367,7 +398,7 @@ async def latest_process_requests(
             description="The id of a request: only requests made before it are listed. Follow `next` to page.",
             pattern=REQUEST_ID_PATTERN,
             max_length=REQUEST_ID_LENGTH,
-            examples=[_EXAMPLE_ID],
+            examples=[EXAMPLE_ID],
         ),
     ] = None,
 ) -> Response[RequestList]:

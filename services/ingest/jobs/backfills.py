@@ -43,6 +43,7 @@ from shared.domain.events import ProcessRequested
 from shared.domain.ids import RequestId, request_time_ms
 from shared.domain.objects import Backfill, BackfillStatus, CorruptObject, RequestRecord
 from shared.domain.requests import (
+    Caller,
     NothingToRetry,
     Status,
     cancelled_record,
@@ -52,6 +53,7 @@ from shared.domain.requests import (
     resent_event,
     retried_record,
     status_of,
+    with_action,
 )
 from shared.kafka.producer import Publisher
 from shared.kafka.records import OutgoingEvent
@@ -176,17 +178,19 @@ class BackfillAdvancer:
         elif backfill.under_way[position] > _retries_of(record):
             await self._retry(request_id, now)
         elif record is None:
-            await self._request(request_id, date, now)
+            await self._request(backfill, date, now)
         elif is_stalled(record, now, after=self._stalled_after, wait_max=RESEND_WAIT_MAX):
             await self._publish(resent_event(record, now))
             await self._mark_resent(record, now)
 
-    async def _request(self, request_id: RequestId, date: dt.date, now: dt.datetime) -> None:
+    async def _request(self, backfill: Backfill, date: dt.date, now: dt.datetime) -> None:
         """Publish the request of a date. If another one waits there, publish that one if it has no record yet."""
+        request_id = request_id_of(backfill, date)
         waiting = await active_requests.join(self._store, date, request_id)
         if waiting != request_id and await read_request_record(self._store, waiting) is not None:
             return
-        record = new_record(waiting, date, now)
+        by = Caller(client=f"backfill {backfill.backfill_id}")
+        record = with_action(new_record(waiting, date, now), by, "process", result="accepted", at=now)
         await self._publish(request_event(record))
         await self._repository.create_if_absent(keys.request(waiting), record)
 

@@ -23,9 +23,10 @@ from schemathesis.specs.openapi.schemas import OpenApiSchema
 
 from services.api.auth import KEY_HEADER, digest_of, mint_key
 from services.api.requests import event_stream
-from services.api.requests.ranges import RangeRecord
 from shared.domain import keys, objects
+from shared.domain.backfills import new_backfill
 from shared.domain.events import Outcome
+from shared.domain.objects import BackfillStatus
 from tests.fakes.api import NOW, REQUEST, World, manifest_of, planned, record_of, report_of, stats, write, write_report
 from tests.serving import served
 
@@ -39,6 +40,7 @@ KEYS = f"test:read+process:{digest_of(KEY)}"
 FALLIBLE = [
     "/process-request",
     "/process-requests",
+    "/backfills",
     "/quarantine",
     "/country-stats",
     "/country-stats/{country}/{date}",
@@ -48,6 +50,11 @@ INFALLIBLE = [
     "/process-requests/{request_id}/events",
     "/process-requests/{request_id}/retry",
     "/process-ranges/{range_id}",
+    "/backfills/{backfill_id}",
+    "/backfills/{backfill_id}/events",
+    "/backfills/{backfill_id}/pause",
+    "/backfills/{backfill_id}/resume",
+    "/backfills/{backfill_id}/retry",
     "/health/live",
     "/health/ready",
 ]
@@ -56,10 +63,21 @@ KNOWN = {
     "/process-requests/{request_id}/retry": {"request_id": REQUEST},
     "/process-requests/{request_id}/events": {"request_id": REQUEST},
     "/process-ranges/{range_id}": {"range_id": REQUEST},
+    "/backfills/{backfill_id}": {"backfill_id": REQUEST},
+    "/backfills/{backfill_id}/events": {"backfill_id": REQUEST},
+    "/backfills/{backfill_id}/pause": {"backfill_id": REQUEST},
+    "/backfills/{backfill_id}/resume": {"backfill_id": REQUEST},
+    "/backfills/{backfill_id}/retry": {"backfill_id": REQUEST},
     "/country-stats/{country}/{date}": {"country": "armenia", "date": "2024-05-01"},
 }
 # No document can say that ``from`` is not after ``to``, that a key was used before, or that no city has failed.
-ALLOWED_AND_REFUSED = {"/country-stats", "/quarantine", "/process-request", "/process-requests/{request_id}/retry"}
+ALLOWED_AND_REFUSED = {
+    "/country-stats",
+    "/quarantine",
+    "/process-request",
+    "/process-requests/{request_id}/retry",
+    "/backfills",
+}
 
 
 @pytest.fixture(name="api_schema", scope="module")
@@ -74,8 +92,9 @@ def _api_schema() -> Iterator[OpenApiSchema]:
     write(world, completed)
     write_report(world, report_of("7"))
     write(world, msgspec.structs.replace(completed, request_id=REQUEST))
-    asked = RangeRecord(range_id=REQUEST, first=completed.date, last=completed.date, requests=(completed.request_id,))
-    world.store.write(keys.range_request(REQUEST), objects.encode(asked))
+    backfill = new_backfill(REQUEST, completed.date, completed.date, now=NOW)
+    ended = msgspec.structs.replace(backfill, status=BackfillStatus.COMPLETED, cursor=1, completed="1")
+    world.store.write(keys.backfill(REQUEST), objects.encode(ended))
     with (
         pytest.MonkeyPatch.context() as patched,
         served(world, api_access="keys", api_keys=KEYS, api_requests_per_minute=1_000_000) as address,

@@ -39,6 +39,14 @@ def test_every_operation_is_documented(document: dict[str, Any]) -> None:
         ("get", "/process-requests/{request_id}/events"),
         ("post", "/process-requests/{request_id}/retry"),
         ("get", "/process-ranges/{range_id}"),
+        ("post", "/backfills"),
+        ("get", "/backfills"),
+        ("get", "/backfills/{backfill_id}"),
+        ("delete", "/backfills/{backfill_id}"),
+        ("get", "/backfills/{backfill_id}/events"),
+        ("post", "/backfills/{backfill_id}/pause"),
+        ("post", "/backfills/{backfill_id}/resume"),
+        ("post", "/backfills/{backfill_id}/retry"),
         ("get", "/quarantine"),
         ("delete", "/process-ranges/{range_id}"),
         ("get", "/country-stats"),
@@ -47,6 +55,8 @@ def test_every_operation_is_documented(document: dict[str, Any]) -> None:
         ("get", "/health/ready"),
     }
     assert all(operation["summary"] and operation["description"] for operation in operations.values())
+    deprecated = {path for (_, path), operation in operations.items() if operation["deprecated"]}
+    assert deprecated == {"/process-ranges/{range_id}"}
 
 
 def test_parameters_are_documented_as_the_operation_accepts_them(document: dict[str, Any]) -> None:

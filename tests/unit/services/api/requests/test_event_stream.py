@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from services.api.requests import event_stream as event_stream_module
-from services.api.requests.event_stream import RequestEventStream, TooManyStreams, event_of
-from services.api.requests.service import Requests
+from services.api.requests.event_stream import EventStream, TooManyStreams, event_of, request_stream
+from services.api.requests.service import Requests, detail_of
 from shared.domain import keys
 from shared.domain.events import Outcome
 from shared.domain.objects import RequestRecord
@@ -21,9 +21,9 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_stream_module, "POLL_INTERVAL_S", 0.001)
 
 
-def stream_of(world: World) -> RequestEventStream:
+def stream_of(world: World) -> EventStream[RequestRecord]:
     """Return the event streams of a world's requests."""
-    return RequestEventStream(Requests(world.store, world.publisher, clock=world.clock))
+    return request_stream(Requests(world.store, world.publisher, clock=world.clock))
 
 
 def running(version: int) -> RequestRecord:
@@ -36,11 +36,16 @@ def completed(version: int) -> RequestRecord:
     return msgspec.structs.replace(running(version), outcomes={Outcome.STORED: "3"}, served="3")
 
 
+def shown(record: RequestRecord) -> bytes:
+    """Return the event that shows a request."""
+    return event_of(record.version, detail_of(record))
+
+
 HEARTBEAT = b": still there\n\n"
 ID = record_of(NOW).request_id
 
 
-def begun(streams: RequestEventStream, record: RequestRecord, last_seen: str = "") -> AsyncIterator[bytes]:
+def begun(streams: EventStream[RequestRecord], record: RequestRecord, last_seen: str = "") -> AsyncIterator[bytes]:
     """Return the events from a record on."""
     events = streams.events(record, last_seen)
     assert events is not None
@@ -52,12 +57,12 @@ async def test_stream_has_each_change_and_ends_with_the_request(world: World) ->
     write(world, running(2))
     events = begun(stream_of(world), running(2))
     assert await anext(events) == b"retry: 2000\n\n"
-    assert await anext(events) == event_of(running(2))
+    assert await anext(events) == shown(running(2))
     write(world, running(3))
-    assert await anext(events) == event_of(running(3))
+    assert await anext(events) == shown(running(3))
     write(world, completed(4))
-    assert [event async for event in events] == [event_of(completed(4))]
-    assert event_of(completed(4)).startswith(b'id: 4\nevent: progress\ndata: {"id":"')
+    assert [event async for event in events] == [shown(completed(4))]
+    assert shown(completed(4)).startswith(b'id: 4\nevent: progress\ndata: {"id":"')
 
 
 async def test_stream_resumes_after_last_event_id(world: World) -> None:
@@ -66,7 +71,7 @@ async def test_stream_resumes_after_last_event_id(world: World) -> None:
     events = begun(stream_of(world), running(3), last_seen="3")
     await anext(events)
     write(world, completed(4))
-    assert [event async for event in events] == [event_of(completed(4))]
+    assert [event async for event in events] == [shown(completed(4))]
 
 
 async def test_idle_stream_sends_comments(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +86,7 @@ async def test_idle_stream_sends_comments(world: World, monkeypatch: pytest.Monk
     world.store.down = False
     write(world, completed(3))
     rest = [event async for event in events]
-    assert rest[-1] == event_of(completed(3))
+    assert rest[-1] == shown(completed(3))
 
 
 async def test_stream_ends_at_its_age_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +117,7 @@ def test_event_stream_is_not_cached_and_ends_with_204(world: World) -> None:
         response = client.get(f"/process-requests/{ID}/events")
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["cache-control"] == "no-store"
-        assert response.content == b"retry: 2000\n\n" + event_of(completed(4))
+        assert response.content == b"retry: 2000\n\n" + shown(completed(4))
         over = client.get(f"/process-requests/{ID}/events", headers={"Last-Event-ID": "4"})
         assert (over.status_code, over.content) == (204, b"")
         assert client.get("/process-requests/none/events").status_code == 404
@@ -130,7 +135,7 @@ def test_prefer_wait_responds_200_at_the_end(world: World) -> None:
 
     requests = Quick(world.store, world.publisher, clock=world.clock)
     with world.client() as client:
-        client.app.dependencies["event_stream"].dependency = lambda: RequestEventStream(requests)
+        client.app.dependencies["event_stream"].dependency = lambda: request_stream(requests)
         response = client.post(f"/process-request?date={DAY}", headers={"Prefer": "wait=30"})
         assert (response.status_code, response.headers["preference-applied"]) == (200, "wait=30")
         assert response.json()["status"] == "completed"
