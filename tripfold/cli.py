@@ -31,6 +31,7 @@ REPAIR = "Inspect and repair"
 LOCAL = "On this machine"
 
 _OPERATE = "tripfold.operate"
+_CLIENT = "tripfold.client"
 
 
 class Commands(LazyGroup):
@@ -67,6 +68,12 @@ class Commands(LazyGroup):
             ("restore", "restore:restore_command", "Raise the revisions of a restored bucket.", REPAIR),
             ("expire", "expire:expire_commands", "Delete stored files by their age.", REPAIR),
             ("gc", "gc:gc_command", "Delete objects that nothing needs.", REPAIR),
+        )
+    } | {
+        name: LazyCommand(target=f"{_CLIENT}.{target}", help=line, panel=USE)
+        for name, target, line in (
+            ("backfill", "backfills:backfill_command", "Process many dates, a few at a time."),
+            ("backfills", "backfills:backfills_commands", "List, show, pause, resume, cancel or retry backfills."),
         )
     }
 

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -23,7 +23,7 @@ RETRY_AFTER_MAX_S = 30.0
 TIMEOUT_S = 75.0  # the API holds a response for up to 60 s
 QUIET_MAX_S = 45.0  # the API sends a comment on an idle stream every 15 s
 
-_ENDS = frozenset({"completed", "completed with failures", "failed", "cancelled"})
+ENDS = frozenset({"completed", "completed with failures", "failed", "cancelled"})
 
 
 class ApiUnusable(OperatorError):
@@ -31,7 +31,7 @@ class ApiUnusable(OperatorError):
 
 
 class NotFound(ApiUnusable):
-    """No request or range has this id."""
+    """The API has nothing with this id or name."""
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,11 +69,74 @@ class RequestState(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ended(self) -> bool:
         """Whether the request has reached its last status."""
-        return self.status in _ENDS
+        return self.status in ENDS
+
+
+class DateCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """The dates of a backfill by their state."""
+
+    dates_total: int
+    dates_completed: int
+    dates_failed: int
+    dates_skipped: int
+    dates_cancelled: int
+    dates_under_way: int
+
+    @property
+    def dates_done(self) -> int:
+        """The dates that have ended."""
+        return self.dates_completed + self.dates_failed + self.dates_skipped + self.dates_cancelled
+
+
+class BackfillDate(msgspec.Struct, frozen=True, kw_only=True):
+    """A date of a backfill, and the id of its request."""
+
+    date: dt.date
+    request_id: str
+
+
+class BackfillState(msgspec.Struct, frozen=True, kw_only=True, rename={"first": "from", "last": "to"}):
+    """A backfill and its progress. A listing leaves out the dates under way and the failed dates."""
+
+    id: str
+    first: dt.date
+    last: dt.date
+    only: str
+    order: str
+    max_parallel: int
+    schedule: str | None
+    status: str
+    version: int
+    created_at: dt.datetime
+    counts: DateCounts
+    dates_per_hour: float | None
+    estimated_end: dt.datetime | None
+    under_way: tuple[BackfillDate, ...] = ()
+    failed: tuple[BackfillDate, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the backfill has reached its last status, and no date of it is processed any more."""
+        return self.status in ENDS and not self.counts.dates_under_way
+
+
+class BackfillPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """The dates that a backfill would process: their number, and the first of them."""
+
+    dates_total: int
+    dates_selected: int
+    dates: tuple[dt.date, ...]
 
 
 class _Requests(msgspec.Struct, frozen=True):
     requests: tuple[RequestState, ...]
+
+
+class _Backfills(msgspec.Struct, frozen=True):
+    backfills: tuple[BackfillState, ...]
+
+
+_State = TypeVar("_State", RequestState, BackfillState)
 
 
 class ApiClient:
@@ -93,24 +156,27 @@ class ApiClient:
     ) -> None:
         await self._http.__aexit__(kind, error, trace)
 
-    async def process(self, first: dt.date, last: dt.date) -> tuple[str, tuple[RequestState, ...]]:
-        """Request that dates are processed; return the id of the request or range, and its requests.
+    async def process(self, date: dt.date) -> RequestState:
+        """Request that a date is processed.
 
         An idempotency key lets the client retry a lost response without a second request.
         """
-        query = {"date": str(first)} if first == last else {"from": str(first), "to": str(last)}
-        response = await self._call("POST", "/process-request", query, {"Idempotency-Key": uuid.uuid4().hex})
-        if first != last:
-            return msgspec.json.decode(response.content, type=_Id).id, _requests_of(response)
-        state = msgspec.json.decode(response.content, type=RequestState)
-        return state.id, (state,)
+        response = await self._call("POST", "/process-request", {"date": str(date)}, _idempotency_key())
+        return msgspec.json.decode(response.content, type=RequestState)
 
-    async def requests_of(self, request_or_range_id: str) -> tuple[RequestState, ...]:
-        """Return the request with this id, or the requests of the range with this id. Raises NotFound."""
+    async def find(self, wanted: str) -> RequestState | BackfillState:
+        """Return the request or the backfill with this id. Raises NotFound."""
         try:
-            return (await self.request(request_or_range_id),)
+            return await self.request(wanted)
         except NotFound:
-            return _requests_of(await self._range("GET", request_or_range_id))
+            pass
+        try:
+            return await self.backfill(wanted)
+        except NotFound:
+            raise NotFound(
+                f"{self._url} has no request or backfill {wanted!r}. List the latest: 'tripfold watch', "
+                "'tripfold backfills list'."
+            ) from None
 
     async def request(self, request_id: str) -> RequestState:
         """Return a request. Raises NotFound."""
@@ -119,17 +185,42 @@ class ApiClient:
 
     async def latest(self, limit: int) -> tuple[RequestState, ...]:
         """Return the latest requests, newest first."""
-        return _requests_of(await self._call("GET", "/process-requests", {"limit": str(limit)}))
+        response = await self._call("GET", "/process-requests", {"limit": str(limit)})
+        return msgspec.json.decode(response.content, type=_Requests).requests
 
-    async def cancel(self, request_or_range_id: str) -> None:
-        """Cancel the request or the range with this id. Raises NotFound."""
-        try:
-            await self._call("DELETE", f"/process-requests/{_segment(request_or_range_id)}")
-        except NotFound:
-            await self._range("DELETE", request_or_range_id)
+    async def cancel(self, wanted: str) -> None:
+        """Cancel the request or the backfill with this id. Raises NotFound."""
+        found = await self.find(wanted)
+        folder = "backfills" if isinstance(found, BackfillState) else "process-requests"
+        await self._call("DELETE", f"/{folder}/{_segment(wanted)}")
 
-    async def follow(self, state: RequestState) -> AsyncIterator[RequestState]:
-        """Yield each state of a request after ``state``, until it has ended.
+    async def create_backfill(self, query: Mapping[str, str]) -> BackfillState:
+        """Make a backfill with the parameters of the API."""
+        response = await self._call("POST", "/backfills", query, _idempotency_key())
+        return msgspec.json.decode(response.content, type=BackfillState)
+
+    async def preview_backfill(self, query: Mapping[str, str]) -> BackfillPreview:
+        """Return the dates that a backfill would process."""
+        response = await self._call("POST", "/backfills", {**query, "dry_run": "true"})
+        return msgspec.json.decode(response.content, type=BackfillPreview)
+
+    async def backfill(self, backfill_id: str) -> BackfillState:
+        """Return a backfill. Raises NotFound."""
+        response = await self._call("GET", f"/backfills/{_segment(backfill_id)}")
+        return msgspec.json.decode(response.content, type=BackfillState)
+
+    async def latest_backfills(self, limit: int) -> tuple[BackfillState, ...]:
+        """Return the latest backfills, newest first."""
+        response = await self._call("GET", "/backfills", {"limit": str(limit)})
+        return msgspec.json.decode(response.content, type=_Backfills).backfills
+
+    async def change_backfill(self, backfill_id: str, change: str) -> BackfillState:
+        """Pause, resume or retry a backfill. Raises NotFound."""
+        response = await self._call("POST", f"/backfills/{_segment(backfill_id)}/{change}")
+        return msgspec.json.decode(response.content, type=BackfillState)
+
+    async def follow(self, state: _State) -> AsyncIterator[_State]:
+        """Yield each state of a request or backfill after ``state``, until it has ended.
 
         A broken stream resumes after its last event.
         """
@@ -139,7 +230,7 @@ class ApiClient:
                 async for event in self._events(state):
                     failures = 0
                     if event.event == "progress":
-                        state = msgspec.json.decode(event.data, type=RequestState)
+                        state = msgspec.json.decode(event.data, type=type(state))
                         yield state
             except httpx.TransportError as error:
                 failures += 1
@@ -153,17 +244,10 @@ class ApiClient:
         query = {"from": str(first), "to": str(last), "detail": "full", **({"country": country} if country else {})}
         return (await self._call("GET", "/country-stats", query, {"Accept": media_type})).content
 
-    async def _range(self, method: str, range_id: str) -> httpx.Response:
-        try:
-            return await self._call(method, f"/process-ranges/{_segment(range_id)}")
-        except NotFound:
-            raise NotFound(
-                f"{self._url} has no request or range {range_id!r}. List the latest requests: 'tripfold watch'."
-            ) from None
-
-    async def _events(self, state: RequestState) -> AsyncIterator[ServerSentEvent]:
+    async def _events(self, state: RequestState | BackfillState) -> AsyncIterator[ServerSentEvent]:
         headers = {"Last-Event-ID": str(state.version), "Accept": "text/event-stream"}
-        path = f"/process-requests/{state.id}/events"
+        folder = "backfills" if isinstance(state, BackfillState) else "process-requests"
+        path = f"/{folder}/{state.id}/events"
         timeout = httpx.Timeout(TIMEOUT_S, read=QUIET_MAX_S)
         async with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
             if response.status_code in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
@@ -219,20 +303,16 @@ class ApiClient:
         return ApiUnusable(f"{self._url} refused the request: {detail}")
 
 
-class _Id(msgspec.Struct, frozen=True):
-    id: str
-
-
 class _Problem(msgspec.Struct, frozen=True):
     detail: str
 
 
+def _idempotency_key() -> dict[str, str]:
+    return {"Idempotency-Key": uuid.uuid4().hex}
+
+
 def _segment(text: str) -> str:
     return quote(text, safe="") or "-"  # an empty segment would be another path
-
-
-def _requests_of(response: httpx.Response) -> tuple[RequestState, ...]:
-    return msgspec.json.decode(response.content, type=_Requests).requests
 
 
 def _retry_after_s(response: httpx.Response) -> float:

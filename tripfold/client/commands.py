@@ -7,20 +7,25 @@ import datetime as dt
 import enum
 import sys
 from collections.abc import Coroutine
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from shared.domain.errors import OperatorError
 from tripfold.console import open_console
 
+if TYPE_CHECKING:
+    from tripfold.client.api import ApiClient, BackfillState, RequestState
+
 API_URL = "http://127.0.0.1:8080"
+
+PARALLEL_DATES = 4
+"""The dates of a requested range that are processed at once."""
 
 client_commands = typer.Typer()
 
-_Api = Annotated[str, typer.Option("--api", envvar="TRIPFOLD_API_URL", help="The URL of the API.")]
-_Key = Annotated[
+ApiUrl = Annotated[str, typer.Option("--api", envvar="TRIPFOLD_API_URL", help="The URL of the API.")]
+ApiKey = Annotated[
     str | None,
     typer.Option(
         "--key",
@@ -34,7 +39,7 @@ _First = Annotated[
 _Last = Annotated[
     dt.datetime, typer.Option("--to", metavar="YYYY-MM-DD", formats=["%Y-%m-%d"], help="The last day (included).")
 ]
-_Id = Annotated[str, typer.Argument(help="The id of a request or of a range of dates.", show_default=False)]
+_Id = Annotated[str, typer.Argument(help="The id of a request or of a backfill.", show_default=False)]
 
 
 class Format(enum.Enum):
@@ -55,13 +60,14 @@ def request(
         str, typer.Argument(metavar="DATE|FROM..TO", help="A date, or the first and the last date of a range.")
     ],
     *,
-    api: _Api = API_URL,
-    key: _Key = None,
+    api: ApiUrl = API_URL,
+    key: ApiKey = None,
     watch: Annotated[bool, typer.Option(help="Show the progress until the request has ended.")] = True,
 ) -> None:
     """Request that dates are processed, and watch until their numbers are served; exit 1 if anything failed.
 
-    Ctrl-C stops the display; the request continues.
+    A range is a backfill of all its dates: 'tripfold backfill' has more options. Ctrl-C stops the display; the request
+    continues.
 
     Example: tripfold request 2024-05-01
 
@@ -70,32 +76,30 @@ def request(
     Example: tripfold request 2024-05-01 --api https://tripfold.example.com --no-watch
     """
     from tripfold.client.api import ApiClient
-    from tripfold.client.watching import watch_requests
 
     first, last = parse_dates(dates)
-    console = open_console()
 
     async def run() -> bool:
         async with ApiClient(api.rstrip("/"), key) as client:
-            request_id, states = await client.process(first, last)
-            if not watch:
-                console.print(request_id, highlight=False, soft_wrap=True)
-                return True
-            return await _watched(watch_requests(client, states, console), request_id, console)
+            if first == last:
+                return await watch_or_print(client, await client.process(first), watch=watch)
+            query = {"from": str(first), "to": str(last), "only": "all", "max_parallel": str(PARALLEL_DATES)}
+            return await watch_or_print(client, await client.create_backfill(query), watch=watch)
 
-    _end(run())
+    run_client(run())
 
 
 @client_commands.command("watch", rich_help_panel="Use")
 def watch(
     wanted: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="The id of a request or a range. Default: the latest requests.")
+        str | None,
+        typer.Argument(metavar="[ID]", help="A request or backfill. Default: the latest requests."),
     ] = None,
     *,
-    api: _Api = API_URL,
-    key: _Key = None,
+    api: ApiUrl = API_URL,
+    key: ApiKey = None,
 ) -> None:
-    """Watch a request or a range of dates until it has ended; exit 1 if anything failed.
+    """Watch a request or a backfill until it has ended; exit 1 if anything failed.
 
     Without an id, list the latest requests.
 
@@ -104,24 +108,21 @@ def watch(
     Example: tripfold watch 018f3d2a-5c00-7aaa-8bbb-0123456789ab
     """
     from tripfold.client.api import ApiClient
-    from tripfold.client.watching import watch_latest, watch_requests
-
-    console = open_console()
+    from tripfold.client.watching import watch_latest
 
     async def run() -> bool:
         async with ApiClient(api.rstrip("/"), key) as client:
             if wanted is None:
-                await watch_latest(client, console)
+                await watch_latest(client, open_console())
                 return True
-            states = await client.requests_of(wanted)
-            return await _watched(watch_requests(client, states, console), wanted, console)
+            return await watch_or_print(client, await client.find(wanted), watch=True)
 
-    _end(run())
+    run_client(run())
 
 
 @client_commands.command("cancel", rich_help_panel="Use")
-def cancel(wanted: _Id, *, api: _Api = API_URL, key: _Key = None) -> None:
-    """Cancel a request or a range of dates. Cities already in progress finish normally; the others are skipped.
+def cancel(wanted: _Id, *, api: ApiUrl = API_URL, key: ApiKey = None) -> None:
+    """Cancel a request or a backfill. Cities already in progress finish normally; the others are skipped.
 
     Example: tripfold cancel 018f3d2a-5c00-7aaa-8bbb-0123456789ab
     """
@@ -134,7 +135,7 @@ def cancel(wanted: _Id, *, api: _Api = API_URL, key: _Key = None) -> None:
         open_console().print(message, highlight=False, soft_wrap=True)
         return True
 
-    _end(run())
+    run_client(run())
 
 
 @client_commands.command("stats", rich_help_panel="Use")
@@ -146,8 +147,8 @@ def stats(
     format_: Annotated[Format, typer.Option("--format", help="A table, or the response of the API as it is.")] = (
         Format.TABLE
     ),
-    api: _Api = API_URL,
-    key: _Key = None,
+    api: ApiUrl = API_URL,
+    key: ApiKey = None,
 ) -> None:
     """Print the statistics of a range: a line and sparklines for each country, or a line for each day of one.
 
@@ -183,7 +184,7 @@ def stats(
             print_whole(table_of_days(days), console)
         return True
 
-    _end(run())
+    run_client(run())
 
 
 def parse_dates(text: str) -> tuple[dt.date, dt.date]:
@@ -200,18 +201,26 @@ def parse_dates(text: str) -> tuple[dt.date, dt.date]:
     return days
 
 
-async def _watched(watching: Coroutine[Any, Any, bool], request_id: str, console: Console) -> bool:
+async def watch_or_print(client: ApiClient, state: RequestState | BackfillState, *, watch: bool) -> bool:
+    """Watch a request or backfill until it has ended, or print its id; return whether nothing failed."""
+    from tripfold.client.watching import watch as watch_to_end
+
+    console = open_console()
+    if not watch:
+        console.print(state.id, highlight=False, soft_wrap=True)
+        return True
     try:
-        return await watching
+        return await watch_to_end(client, state, console)
     except asyncio.CancelledError:
         console.print(
-            f"Still running. Watch it: 'tripfold watch {request_id}'. Cancel it: 'tripfold cancel {request_id}'.",
+            f"Still running. Watch it: 'tripfold watch {state.id}'. Cancel it: 'tripfold cancel {state.id}'.",
             highlight=False,
             soft_wrap=True,
         )
         raise
 
 
-def _end(work: Coroutine[Any, Any, bool]) -> None:
+def run_client(work: Coroutine[Any, Any, bool]) -> None:
+    """Run a call of the API. Exits with 1 if it returns False."""
     if not asyncio.run(work):
         raise typer.Exit(1)

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tripfold.client.api import ApiClient, RequestState
+from tripfold.client.api import ApiClient, BackfillState, RequestState
 from tripfold.console import printable
 
 LOOK_INTERVAL_S = 1.0
@@ -19,8 +19,8 @@ LISTED = 15
 REASONS_SHOWN_MAX = 20
 
 
-async def watch_requests(client: ApiClient, states: Sequence[RequestState], console: Console) -> bool:
-    """Show a bar for each request until all have ended, then the failures; return whether there were none."""
+async def watch(client: ApiClient, state: RequestState | BackfillState, console: Console) -> bool:
+    """Show a bar for a request or backfill until it has ended, then the failures; return whether there were none."""
     progress = Progress(
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.fields[date]}"),
@@ -30,13 +30,18 @@ async def watch_requests(client: ApiClient, states: Sequence[RequestState], cons
         console=console,
     )
     with progress:
-        ends = await asyncio.gather(*(_watch(client, state, progress) for state in states))
-    for state in ends:
+        if isinstance(state, BackfillState):
+            state = await _watch_backfill(client, state, progress)
+        else:
+            state = await _watch_request(client, state, progress)
+    if isinstance(state, BackfillState):
+        _print_failed_dates(state, console)
+    else:
         _print_failures(state, console)
-    return all(state.status == "completed" for state in ends)
+    return state.status == "completed"
 
 
-async def _watch(client: ApiClient, state: RequestState, progress: Progress) -> RequestState:
+async def _watch_request(client: ApiClient, state: RequestState, progress: Progress) -> RequestState:
     bar = progress.add_task("", date=str(state.date), detail=state.status, total=None)
     _show(progress, bar, state)
     async for later in client.follow(state):
@@ -45,6 +50,68 @@ async def _watch(client: ApiClient, state: RequestState, progress: Progress) -> 
     state = await client.request(state.id)  # a listing and an ended request have no failures yet
     _show(progress, bar, state)
     return state
+
+
+async def _watch_backfill(client: ApiClient, state: BackfillState, progress: Progress) -> BackfillState:
+    total = state.counts.dates_total
+    bar = progress.add_task("", date=f"{state.first}..{state.last}", detail=progress_of(state), total=total)
+    progress.update(bar, completed=total if state.ended else state.counts.dates_done)
+    async for later in client.follow(state):
+        state = later
+        done = total if state.ended else state.counts.dates_done
+        progress.update(bar, completed=done, detail=progress_of(state))
+    return state
+
+
+def progress_of(state: BackfillState) -> str:
+    """Describe the progress of a backfill in one line."""
+    counts = state.counts
+    parts = [f"{counts.dates_done}/{counts.dates_total} dates"]
+    parts += [
+        f"{count} {what}"
+        for count, what in (
+            (counts.dates_skipped, "skipped"),
+            (counts.dates_cancelled, "cancelled"),
+            (counts.dates_failed, "[red]failed[/red]"),
+        )
+        if count
+    ]
+    if state.status not in {"running", "completed"}:
+        parts.append(state.status)
+    if state.dates_per_hour is not None:
+        parts.append(f"{state.dates_per_hour:,.0f}/h")
+    if state.estimated_end is not None:
+        parts.append(f"until about {state.estimated_end:%Y-%m-%d %H:%M} UTC")
+    return " ".join(parts)
+
+
+def _print_failed_dates(state: BackfillState, console: Console) -> None:
+    for failed in state.failed[:REASONS_SHOWN_MAX]:
+        console.print(
+            f"[red]{failed.date} failed.[/red] See why: 'tripfold watch {failed.request_id}'.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    more = state.counts.dates_failed - min(len(state.failed), REASONS_SHOWN_MAX)
+    if more > 0:
+        console.print(f"{more:,} more dates failed. See all: GET /backfills/{state.id}.", highlight=False)
+    if state.counts.dates_failed:
+        console.print(f"Retry them: 'tripfold backfills retry {state.id}'.", highlight=False, soft_wrap=True)
+
+
+def backfills_table(states: Sequence[BackfillState]) -> Table:
+    """Return a line for each backfill. On 80 columns a long status wraps; an id never does."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("id", "dates"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("status")
+    table.add_column("done", justify="right", no_wrap=True)
+    for state in states:
+        counts = state.counts
+        table.add_row(
+            state.id, f"{state.first}..{state.last}", state.status, f"{counts.dates_done}/{counts.dates_total}"
+        )
+    return table
 
 
 def _show(progress: Progress, bar: TaskID, state: RequestState) -> None:

@@ -33,10 +33,10 @@ from services.api.routes.requests import (
     EXAMPLE_ID,
     REQUEST_ID_LENGTH,
     REQUEST_ID_PATTERN,
+    AccessPort,
     BackfillsPort,
     BackfillStreamPort,
     IdempotencyKey,
-    AccessPort,
     LastEventId,
     stream_response,
 )
@@ -182,9 +182,7 @@ async def latest_backfills(
     response_description="The backfill and its progress.",
     responses=responses(not_found=_NO_SUCH, internal_server_error=UNREADABLE),
 )
-async def backfill_status(
-    request: Request[Any, Any, Any], backfills: BackfillsPort, backfill_id: BackfillId
-) -> BackfillDetail:
+async def backfill_status(backfills: BackfillsPort, backfill_id: BackfillId) -> BackfillDetail:
     """Return the counts of its dates, its speed and estimated end, and the requests of its failed dates."""
     return detail_of(await backfills.read(backfill_id))
 
@@ -239,7 +237,9 @@ async def backfill_events(
     response_description=_CHANGED,
     responses=responses(not_found=_NO_SUCH, conflict="It has ended.", internal_server_error=UNREADABLE),
 )
-async def pause_backfill(backfills: BackfillsPort, backfill_id: BackfillId) -> BackfillDetail:
+async def pause_backfill(
+    request: Request[Any, Any, Any], backfills: BackfillsPort, backfill_id: BackfillId
+) -> BackfillDetail:
     """Request no further date. Dates under way are processed to their end."""
     return detail_of(await backfills.change(backfill_id, paused, by=caller_of(request)))
 

@@ -25,7 +25,7 @@ from tripfold.client import api as api_module
 from tripfold.client.api import ApiClient, ApiUnusable, Counts, NotFound, RequestState
 from tripfold.client.commands import InvalidDates, parse_dates
 from tripfold.client.figures import decode_statistics, print_statistics, sparkline, table_of, table_of_days
-from tripfold.client.watching import detail_of, requests_table, watch_requests
+from tripfold.client.watching import detail_of, requests_table, watch
 
 
 def test_a_request_without_a_plan_shows_its_status() -> None:
@@ -146,7 +146,7 @@ async def test_watching_reports_each_state_until_the_end(monkeypatch: pytest.Mon
     console = Console(file=io.StringIO(), width=120)
     with served(world) as url:
         async with ApiClient(url, None) as client:
-            (state,) = await client.requests_of(record.request_id)
+            state = await client.request(record.request_id)
             coming = iter(states)
             write(world, next(coming))
             seen = []
@@ -157,7 +157,7 @@ async def test_watching_reports_each_state_until_the_end(monkeypatch: pytest.Mon
                         write(world, following)
                         break
             assert seen == [2, 3]
-            assert await watch_requests(client, [state], console) is False
+            assert await watch(client, state, console) is False
     assert isinstance(console.file, io.StringIO)
     assert "2/2 cities" in console.file.getvalue()
     assert "2024-05-01 [red]Li\\x1bma (8) failed: it answered [404]" in console.file.getvalue()
@@ -177,7 +177,7 @@ async def test_line_separator_in_a_city_name_does_not_break_the_stream() -> None
     write(world, ended)
     with served(world) as url:
         async with ApiClient(url, None) as client:
-            (state,) = await client.requests_of(ended.request_id)
+            state = await client.request(ended.request_id)
             older = msgspec.structs.replace(state, status="running", version=1)
             async with asyncio.timeout(20):
                 (later,) = [later async for later in client.follow(older)]
@@ -190,10 +190,10 @@ async def test_errors_have_the_message_of_the_api_or_its_address() -> None:
     with served(World(), api_access="keys", api_keys=keys) as url:
         async with ApiClient(url, "sesame") as client:
             assert await client.latest(5) == ()
-            with pytest.raises(NotFound, match="no request or range"):
-                await client.requests_of(REQUEST)
+            with pytest.raises(NotFound, match="no request or backfill"):
+                await client.find(REQUEST)
             with pytest.raises(ApiUnusable, match='"process" scope'):
-                await client.process(DAY, DAY)
+                await client.process(DAY)
         async with ApiClient(url, None) as client:
             with pytest.raises(ApiUnusable, match="Set it with --key or TRIPFOLD_API_KEY"):
                 await client.latest(5)
@@ -220,8 +220,8 @@ async def test_a_lost_response_still_makes_one_request(monkeypatch: pytest.Monke
     monkeypatch.setattr(world.store, "compare_and_swap", sometimes)
     with served(world) as url:
         async with ApiClient(url, None) as client:
-            asked, (state,) = await client.process(DAY, DAY)
-            assert [one.id for one in await client.latest(5)] == [asked] == [state.id]
+            state = await client.process(DAY)
+            assert [one.id for one in await client.latest(5)] == [state.id]
 
 
 def test_commands_print_the_responses_of_the_api() -> None:

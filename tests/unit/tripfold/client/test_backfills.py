@@ -1,0 +1,95 @@
+"""The commands for backfills, against the API."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import msgspec
+import pytest
+from typer.testing import CliRunner, Result
+
+from shared.domain import keys, objects
+from shared.domain.backfills import DateEnd, concluded, with_end
+from shared.domain.ids import RequestId
+from shared.domain.objects import Backfill
+from tests.fakes.api import World
+from tests.serving import served
+from tripfold import cli
+from tripfold.client.api import BackfillState
+from tripfold.client.watching import progress_of
+
+
+def test_backfills_are_made_watched_and_changed() -> None:
+    """Each command prints what happened and the next command; a failed date is exit 1 and names its request."""
+    world = World()
+    runner = CliRunner()
+    with served(world) as url:
+
+        def run(*arguments: str) -> Result:
+            return runner.invoke(cli.app, [*arguments, "--api", url])
+
+        previewed = run("backfill", "2024-05-01..2024-05-03", "--dry-run", "--newest-first").output
+        assert next(line for line in previewed.splitlines() if line.startswith("2024")) == "2024-05-03"
+        assert "3 of 3 dates would be processed." in previewed
+        made = run("backfill", "2024-05-01..2024-05-03", "--no-watch", "--max-parallel", "3")
+        backfill_id = RequestId(made.output.splitlines()[-1])
+        assert backfill_id in run("backfills", "list").output
+        assert "Resume it: 'tripfold backfills resume" in run("backfills", "pause", backfill_id).output
+        assert "2024-05-01..2024-05-03, paused" in run("backfills", "show", backfill_id).output
+        assert run("backfills", "resume", backfill_id).exit_code == 0
+
+        key = keys.backfill(backfill_id)
+        backfill = objects.decode(Backfill, world.store.objects[key].body, key)
+        for position, end in enumerate((DateEnd.FAILED, DateEnd.COMPLETED, DateEnd.COMPLETED)):
+            backfill = with_end(backfill, position, end)
+        ended = msgspec.structs.replace(concluded(backfill), version=9)
+        world.store.write(key, objects.encode(ended))
+        watched = run("watch", backfill_id)
+        assert watched.exit_code == 1
+        assert "3/3 dates 1 failed completed with failures" in watched.output
+        assert "2024-05-01 failed. See why: 'tripfold watch" in watched.output
+        assert "Retrying." in run("backfills", "retry", backfill_id).output
+        assert run("backfills", "cancel", backfill_id).exit_code == 0
+        assert "there is no backfill" in str(run("backfills", "show", "none").exception).lower()
+
+
+def test_a_requested_range_is_a_backfill_of_all_dates() -> None:
+    """``tripfold request`` with a range makes a backfill, and prints its id."""
+    world = World()
+    with served(world) as url:
+        arguments = ["request", "2024-05-01..2024-05-03", "--no-watch", "--api", url]
+        printed = CliRunner().invoke(cli.app, arguments).output.splitlines()[-1]
+    ((key, body),) = world.store.bodies(keys.BACKFILLS).items()
+    backfill = objects.decode(Backfill, body, key)
+    assert (backfill.backfill_id, backfill.selection.value) == (printed, "all")
+
+
+@pytest.mark.parametrize(
+    ("rate", "end", "line"),
+    [
+        (None, None, "0/3 dates paused"),
+        (90.0, dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC), "0/3 dates paused 90/h until about 2024-05-02 10:00 UTC"),
+    ],
+)
+def test_progress_is_one_line(rate: float | None, end: dt.datetime | None, line: str) -> None:
+    """The line has the dates done, the status unless it runs, the speed, and the estimated end."""
+    counts = dict.fromkeys(("dates_completed", "dates_failed", "dates_skipped", "dates_cancelled"), 0)
+    state = msgspec.convert(
+        {
+            "id": "1",
+            "from": "2024-05-01",
+            "to": "2024-05-03",
+            "only": "all",
+            "order": "oldest-first",
+            "max_parallel": 2,
+            "schedule": None,
+            "status": "paused",
+            "version": 1,
+            "created_at": "2024-05-01T00:00:00Z",
+            "counts": {**counts, "dates_total": 3, "dates_under_way": 0},
+            "dates_per_hour": rate,
+            "estimated_end": end,
+        },
+        BackfillState,
+    )
+    assert progress_of(state) == line
