@@ -122,7 +122,7 @@ def with_action(
     done = RequestAction(
         at=at, action=action, key=by.key, client=by.client, parameters=parameters[:PARAMETERS_LENGTH_MAX], result=result
     )
-    earlier = record.actions
+    earlier: tuple[RequestAction, ...] = record.actions
     if len(earlier) == ACTIONS_MAX:
         earlier = earlier[:1] + earlier[2:]
     return msgspec.structs.replace(record, actions=(*earlier, done))

@@ -119,7 +119,7 @@ class BackfillList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client asks of a new backfill."""
+    """A new backfill as a client asks for it."""
 
     first: dt.date
     last: dt.date

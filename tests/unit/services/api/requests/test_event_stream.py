@@ -158,6 +158,6 @@ async def test_stream_ends_when_the_client_is_no_longer_allowed(world: World) ->
     assert events is not None
     assert await anext(events) == b"retry: 2000\n\n"
     write(world, running(3))
-    assert await anext(events) == event_of(running(3))
+    assert await anext(events) == shown(running(3))
     write(world, running(4))
     assert [event async for event in events] == []
