@@ -187,7 +187,7 @@ recent_summaries = Gauge(
 )
 newest_complete_date = Gauge(
     "tripfold_newest_complete_date_timestamp_seconds",
-    "Begin of the newest date whose country-days are all complete; 0 without one",
+    "Start, in UTC, of the newest date whose country-days are all complete; 0 without one",
     registry=API,
 )
 api_keys_file_valid = Gauge(
