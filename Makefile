@@ -9,7 +9,7 @@ HISTORIES ?= 10000
 KUBERNETES := 1.30.0 1.37.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade chaos alert-drill histories mutations requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade released chaos alert-drill histories mutations requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,14 +83,17 @@ format: $(VENV)/.dev ## Format the code
 test-containers: $(VENV)/.dev ## Run the integration and network fault tests on Kafka, S3 and a proxy in containers (needs Docker)
 	$(BIN)/python -m tests.containers $(ARGS)
 
-test-kafka: $(VENV)/.dev ## Run the integration tests and fault scenarios on a real Apache Kafka (needs Java 17 and Maven)
+test-kafka: $(VENV)/.dev ## Run the integration and upgrade tests and fault scenarios on a real Apache Kafka (needs Java 17 and Maven)
 	$(BIN)/python -m tests.apache_kafka -n $(WORKERS) $(ARGS)
 
-test-kafka-integration: $(VENV)/.dev ## Run only the integration tests on a real Apache Kafka: minutes, without stopping a broker
+test-kafka-integration: $(VENV)/.dev ## Run only the integration and upgrade tests on a real Apache Kafka: minutes, without stopping a broker
 	$(BIN)/python -m tests.apache_kafka --only-integration -n $(WORKERS) $(ARGS)
 
 test-upgrade: $(VENV)/.dev ## Upgrade, roll back and upgrade under load; back up, lose and restore (TRIPFOLD_TEST_SEED: repeat a run)
 	$(BIN)/python -m pytest -n $(WORKERS) tests/upgrade $(ARGS)
+
+released: $(VENV)/.dev ## Record objects and events of the version that is developed, which later versions must read
+	$(BIN)/python -m tests.released
 
 chaos: $(VENV)/.dev ## Run Tripfold under load with random faults, then check the result (SECONDS=600 SEED=… BROKER=kafka|embedded)
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --broker $(or $(BROKER),kafka) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -2,8 +2,8 @@
 
     python -m tests.apache_kafka [--only-integration] [ARGUMENTS FOR PYTEST]
 
-It starts a broker on a free port with its own data directory, runs tests/integration against it, and stops it. Then it
-runs tests/kafka, which starts and stops its own brokers.
+It starts a broker on a free port with its own data directory, runs tests/integration and tests/upgrade against it, and
+stops it. Then it runs tests/kafka, which starts and stops its own brokers.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="tripfold-kafka-", ignore_cleanup_errors=True) as directory:
         try:
             with apache_kafka(Path(directory) / "kafka") as broker:
-                failed = run_pytest("tests/integration", *arguments, **{BOOTSTRAP_VARIABLE: broker.address})
+                suites = ("tests/integration", "tests/upgrade")
+                failed = run_pytest(*suites, *arguments, **{BOOTSTRAP_VARIABLE: broker.address})
         except NoApacheKafka as error:
             sys.stderr.write(f"test-kafka: {error}\n")
             return 1
