@@ -30,6 +30,8 @@ Background = Callable[[Retrier], Awaitable[None]]
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 WATCH_INTERVAL_S = 3.0
+WATCH_TIMEOUT_S = 10.0
+"""A store that hangs is reported as soon as this. Its client would wait for a minute or more."""
 
 _log = structlog.get_logger()
 
@@ -144,19 +146,13 @@ def _json_response(body: dict[str, Any], *, status: int = 200) -> AsgiApp:
 
 async def _watch(context: ServiceContext, check_kafka: Callable[[], Awaitable[None]]) -> None:
     """Check S3, Kafka and its topics every few seconds, so that an idle service reports outages too."""
-    health = context.health
     checks: tuple[tuple[Concern, Callable[[], Awaitable[None]]], ...] = (
         ("s3", context.check_bucket),
         ("kafka", check_kafka),
     )
     while not context.retrier.stopping.is_set():
         for what, check in checks:
-            try:
-                await check()
-            except Exception as error:  # noqa: BLE001  # no error may stop the checks
-                health.failing(what, str(error) or type(error).__name__)
-            else:
-                health.recovered(what)
+            await context.health.probe(what, check, timeout_s=WATCH_TIMEOUT_S)
         await context.retrier.pause(WATCH_INTERVAL_S)
 
 

@@ -53,17 +53,9 @@ class Readiness:
         """Return the latest result; probe first if it is older than PROBE_AGE_MAX_S."""
         async with self._probing:
             if self._probed_at_s is None or self._clock() - self._probed_at_s >= PROBE_AGE_MAX_S:
-                await asyncio.gather(*(self._probe(name, check) for name, check in self._checks.items()))
+                probes = (
+                    self._health.probe(name, check, timeout_s=PROBE_TIMEOUT_S) for name, check in self._checks.items()
+                )
+                await asyncio.gather(*probes)
                 self._probed_at_s = self._clock()
         return ReadinessReport(ready=self._health.ready, faults=self._health.faults)
-
-    async def _probe(self, name: Concern, check: Check) -> None:
-        try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                await check()
-        except TimeoutError:
-            self._health.failing(name, f"no response within {PROBE_TIMEOUT_S:g} s")
-        except Exception as error:  # noqa: BLE001  # readiness reports every kind of failure
-            self._health.failing(name, str(error) or type(error).__name__)
-        else:
-            self._health.recovered(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -56,6 +56,18 @@ class Health:
         if reason is not None:
             duration_s = round(self._clock_s() - self._began_s.pop(name), 1)
             _log.info("fault_ended", what=what, detail=detail, duration_s=duration_s, error=reason)
+
+    async def probe(self, what: Concern, check: Callable[[], Awaitable[None]], *, timeout_s: float) -> None:
+        """Run a check of ``what``, and record whether it succeeds in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await check()
+        except TimeoutError:
+            self.failing(what, f"no response within {timeout_s:g} s")
+        except Exception as error:  # noqa: BLE001  # readiness reports every kind of failure
+            self.failing(what, str(error) or type(error).__name__)
+        else:
+            self.recovered(what)
 
 
 async def measure_loop_lag() -> None:

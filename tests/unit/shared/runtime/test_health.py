@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -53,6 +55,23 @@ def test_a_fault_is_logged_when_it_begins_and_when_it_ends() -> None:
         ("fault_ended", "s3", "", "still away"),
     ]
     assert logged[-1]["duration_s"] == 90.0
+
+
+@pytest.mark.parametrize(
+    ("check", "fault"),
+    [
+        (asyncio.Event().wait, "no response within 0.01 s"),
+        (AsyncMock(side_effect=OSError("away")), "away"),
+        (AsyncMock(side_effect=OSError), "OSError"),
+    ],
+)
+async def test_a_dependency_that_fails_or_hangs_is_a_fault_until_a_check_succeeds(check: Any, fault: str) -> None:
+    """A check that gets no response in time fails like one that gets an error."""
+    state = Health()
+    await state.probe("s3", check, timeout_s=0.01)
+    assert state.faults == {"s3": fault}
+    await state.probe("s3", AsyncMock(), timeout_s=5)
+    assert state.faults == {}
 
 
 def labels_of(counter: Counter) -> list[dict[str, str]]:
