@@ -293,7 +293,10 @@ class ApiClient:
 
     def _refused(self, response: httpx.Response) -> ApiUnusable:
         try:
-            detail = msgspec.json.decode(response.content, type=_Problem).detail
+            problem = msgspec.json.decode(response.content, type=_Problem)
+            detail = problem.detail
+            if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+                detail += f" The log of the API has the reason under {problem.http_request_id}."
         except msgspec.MsgspecError:
             detail = f"status {response.status_code}, not in Tripfold's format. Check --api or TRIPFOLD_API_URL."
         if response.status_code == HTTPStatus.NOT_FOUND:
@@ -305,6 +308,7 @@ class ApiClient:
 
 class _Problem(msgspec.Struct, frozen=True):
     detail: str
+    http_request_id: str = ""
 
 
 def _idempotency_key() -> dict[str, str]:

@@ -202,6 +202,17 @@ async def test_errors_have_the_message_of_the_api_or_its_address() -> None:
             await client.latest(5)
 
 
+async def test_an_error_of_the_service_leads_to_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage has the id under which the log of the API has its reason."""
+    monkeypatch.setattr(api_module, "RETRY_AFTER_MAX_S", 0.01)
+    world = World()
+    world.store.down = True
+    with served(world) as url:
+        async with ApiClient(url, None) as client:
+            with pytest.raises(ApiUnusable, match=r"S3 cannot be reached.* under [0-9a-f]{32}\.$"):
+                await client.latest(5)
+
+
 async def test_a_lost_response_still_makes_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """While S3 is down a request is retried, and is one request in the end."""
     monkeypatch.setattr(api_module, "RETRY_AFTER_MAX_S", 0.01)
