@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -51,6 +52,10 @@ class Spans:
         """See `shared.runtime.tracing.server_span`."""
         context = _propagator.extract({HEADER: caller}) if caller else None
         return self._tracer.start_as_current_span(name, context, SpanKind.SERVER, attributes)
+
+    def root(self, name: str, attributes: Attributes) -> Span:
+        """See `shared.runtime.tracing.root_span`."""
+        return self._tracer.start_as_current_span(name, Context(), attributes=attributes)
 
     def consumer(self, name: str, traceparents: Iterable[str | None], attributes: Attributes) -> Span:
         """See `shared.runtime.tracing.consumer_span`."""

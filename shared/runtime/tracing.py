@@ -1,7 +1,7 @@
 """Traces of requests, from the HTTP request through Kafka and S3 to the summary. Off unless an endpoint is set.
 
-A trace begins with an HTTP request. The header ``traceparent`` (W3C Trace Context) of each record continues it. All
-other spans exist only inside a trace: health checks and old records begin none.
+A trace begins with an HTTP request, or with a date of a backfill. The header ``traceparent`` (W3C Trace Context) of
+each record continues it. All other spans exist only inside a trace: health checks and old records begin none.
 
 OpenTelemetry takes 11 MB of memory, so `shared.runtime.spans` imports it, and this module imports that only when traces
 are on.
@@ -69,6 +69,11 @@ def _is_endpoint_set(environment: Mapping[str, str]) -> bool:
 def server_span(name: str, caller: str | None, attributes: Attributes) -> Span:
     """Continue the trace of an HTTP request's ``traceparent``, or begin one."""
     return _OFF if _spans is None else _spans.server(name, caller, attributes)
+
+
+def root_span(name: str, attributes: Attributes) -> Span:
+    """Begin a trace."""
+    return _OFF if _spans is None else _spans.root(name, attributes)
 
 
 def consumer_span(name: str, traceparents: Iterable[str | None], attributes: Attributes) -> Span:

@@ -1,4 +1,4 @@
-"""The events of a request belong to the trace of the HTTP request that began it, whatever breaks."""
+"""The events of a request belong to the trace in which it began, whatever breaks."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import datetime as dt
 
 from services.aggregate.requests.requeue import Requeue
 from services.api.requests.service import Requests
-from shared.domain import events
+from shared.domain import events, keys, objects
 from shared.domain.events import cause_of
+from shared.domain.objects import RequestRecord
 from shared.domain.topics import Topic
 from shared.kafka.records import traceparent_of
 from shared.runtime import tracing
 from tests.fakes.faults import Break
 from tests.fakes.log import MemoryPublisher
 from tests.fakes.traces import trace_id_of, traced
+from tests.fault.jobs import JobsWorld
 from tests.fault.scenarios import WHOLE
 from tests.fault.world import DATE, World
 
@@ -116,3 +118,20 @@ async def test_traces_do_not_enter_the_summaries() -> None:
         await world.run_to_rest()
     assert world.store.bodies("summaries/") == plain.store.bodies("summaries/")
     assert plain.store.bodies("summaries/")
+
+
+async def test_each_date_of_a_backfill_is_a_trace_of_its_own() -> None:
+    """Nobody posts the requests of a backfill, so each begins a trace, which its record and its event have."""
+    with traced():
+        world = JobsWorld()
+        world.open_backfill(DATE, DATE + dt.timedelta(days=1))
+        await world.advance_jobs()
+        recorded = {
+            record.request_id: {trace_id_of(record.traceparent or "")}
+            for key, body in world.store.bodies(keys.REQUESTS).items()
+            if (record := objects.decode(RequestRecord, body, key))
+        }
+        published = traces_of(world)
+    assert len(recorded) == 2
+    assert recorded == published
+    assert len(set.union(*recorded.values())) == 2

@@ -57,7 +57,7 @@ from shared.domain.requests import (
 )
 from shared.kafka.producer import Publisher
 from shared.kafka.records import OutgoingEvent
-from shared.runtime import metrics
+from shared.runtime import metrics, tracing
 from shared.runtime.concurrency import bounded_map
 from shared.storage import active_requests
 from shared.storage.backfills import is_selected, read_open, remove_open
@@ -191,8 +191,13 @@ class BackfillAdvancer:
             return
         by = Caller(client=f"backfill {backfill.backfill_id}")
         record = with_action(new_record(waiting, date, now), by, "process", result="accepted", at=now)
-        await self._publish(request_event(record))
-        await self._repository.create_if_absent(keys.request(waiting), record)
+        about = {"request_id": waiting, "date": str(date), "backfill_id": backfill.backfill_id}
+        # A trace for each date: that of a whole backfill would have far too many spans.
+        with tracing.root_span("request date", {f"tripfold.{name}": value for name, value in about.items()}):
+            await self._publish(request_event(record))
+            record = msgspec.structs.replace(record, traceparent=tracing.traceparent())
+            await self._repository.create_if_absent(keys.request(waiting), record)
+            _log.info("request_accepted", **about)
 
     async def _retry(self, request_id: RequestId, now: dt.datetime) -> None:
         with contextlib.suppress(NothingToRetry):  # it ended in the meantime, which the next step finds

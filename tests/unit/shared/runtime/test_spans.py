@@ -36,7 +36,7 @@ def test_a_batch_continues_its_first_trace_and_links_to_the_others() -> None:
     assert len(many.links) == LINKS_MAX
 
 
-def test_only_an_http_request_begins_a_trace() -> None:
+def test_consumers_and_calls_begin_no_trace() -> None:
     """Records without a trace and requests to S3 outside one make no span, so health checks fill no collector."""
     with traced() as exporter:
         with tracing.consumer_span("process", [None], {}), tracing.inner_span("S3 GetObject", "client", {}):
