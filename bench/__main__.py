@@ -27,6 +27,7 @@ BENCHMARKS: Final = (
     "pipe",
     "worker",
     "slow_cities",
+    "sizing",
     "reader",
     "fold",
 )  # fmt: skip  # one a line: two people can add theirs

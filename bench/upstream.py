@@ -22,6 +22,8 @@ import msgspec
 
 BLOCK_BYTES: Final = 32_000_000
 HEAD_BYTES_MAX: Final = 65_536
+COUNTRIES: Final = 10
+_CITIES: Final = b"GET /cities "
 _STATS: Final = re.compile(rb"GET /cities/([0-9]+)/stats\?date=([0-9-]{10}) ")
 
 
@@ -65,15 +67,16 @@ def city_id(*, blocks: int, number: int) -> int:
 
 
 class UpstreamServer(socketserver.ThreadingTCPServer):
-    """Serves ``/cities/{id}/stats`` for any date. A thread for each request."""
+    """Serves ``/cities``, and ``/cities/{id}/stats`` for any date. A thread for each request."""
 
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, block: Path) -> None:
+    def __init__(self, block: Path, *, cities: int = 0) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.block = block
+        self.cities = cities
         self.block_bytes = block.stat().st_size
 
 
@@ -89,11 +92,27 @@ class _Answer(socketserver.BaseRequestHandler):
                 return
             head += received
         asked_for = _STATS.match(head)
-        if asked_for is None:
+        if head.startswith(_CITIES):
+            self._send_cities()
+        elif asked_for is None:
             self.request.sendall(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-            return
-        with contextlib.suppress(ConnectionError):
-            self._send_file(int(asked_for[1]) // 1000)
+        else:
+            with contextlib.suppress(ConnectionError):
+                self._send_file(int(asked_for[1]) // 1000)
+
+    def _send_cities(self) -> None:
+        numbers = range(self.server.cities)
+        cities = [
+            {
+                "id": city_id(blocks=1, number=number),
+                "name": f"City {number}",
+                "country": f"Country {number % COUNTRIES}",
+            }
+            for number in numbers
+        ]
+        body = json.dumps(cities).encode()
+        self._begin(len(body))
+        self.request.sendall(body)
 
     def _send_file(self, blocks: int) -> None:
         # The last block goes without its last comma, which makes room for one bracket.
@@ -119,7 +138,9 @@ def main() -> None:
     """Serve until the process is ended; the first line printed is where."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--block", type=Path, required=True, help="a file that `write_block` has written")
-    with UpstreamServer(parser.parse_args().block) as server:
+    parser.add_argument("--cities", type=int, default=0, help="cities in the list; each file is one block")
+    options = parser.parse_args()
+    with UpstreamServer(options.block, cities=options.cities) as server:
         print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
         server.serve_forever()
 
