@@ -27,6 +27,7 @@ ERRORS_MIN = 5
 """Fewer failed requests raise no alert, or one failure would be a high rate on a quiet API."""
 FOLD_AGE_MAX_S = 10 * 60
 INGEST_AGE_MAX_S = 60 * 60
+VERIFY_AGE_MAX_S = 2 * 24 * 60 * 60
 REBUILD_AGE_MAX_S = 2 * 60 * 60
 HERE = "on (job, instance)"
 FOLDED = (Topic.CITY_STATS, Topic.REQUEST_PROGRESS)
@@ -159,6 +160,18 @@ ALERTS = (
         expr=summaries("incomplete"),
         lasts="1m",
         summary="{{ $value }} country-days are incomplete",
+    ),
+    Alert(
+        name="TripfoldVerifyDifferences",
+        severity="ticket",
+        expr=f"max by (check) ({sample(metrics.verify_differences, 'check')}) > 0",
+        summary="The check {{ $labels.check }} of verify found {{ $value }} differences",
+    ),
+    Alert(
+        name="TripfoldVerifyOld",
+        severity="ticket",
+        expr=f"time() - max by (check) ({sample(metrics.verify_timestamp, 'check')}) > {VERIFY_AGE_MAX_S}",
+        summary="The check {{ $labels.check }} of verify last ran {{ $value | humanizeDuration }} ago",
     ),
     Alert(
         name="TripfoldUnreadableObjects",

@@ -45,6 +45,7 @@ def test_settings_of_the_api_restart_no_other_service() -> None:
 def test_the_profile_observe_mounts_files_that_exist_from_pinned_images() -> None:
     """Without the profile nothing is added; with it each image has a version and each mounted file exists."""
     observers = {name: one for name, one in SERVICES.items() if one.get("profiles") == ["observe"]}
+    assert observers.pop("verify")["image"] == SERVICES["worker"]["image"]
     assert observers.keys() == {"prometheus", "alertmanager", "grafana"}
     for one in observers.values():
         assert re.fullmatch(r"\$\{\w+:-[\w/-]+:v?\d+\.\d+\.\d+\}", one["image"])

@@ -103,7 +103,7 @@ async def verify_dates(
     deep: bool,
     wait: Wait,
 ) -> AsyncIterator[Verified]:
-    """Verify date by date; with ``deep`` also read every raw object that a manifest names.
+    """Verify date by date, also that each raw object that a manifest names is there; with ``deep`` also read it.
 
     A missing raw object that has expired is counted, and no difference.
     Dates with events in flight come last. They are read until no event is in flight, at most READS_MAX times.
@@ -127,7 +127,7 @@ async def verify_dates(
                     _not_in_flight(difference) if difference.what == compare.SUMMARY else difference
                     for difference in differences
                 ]
-            raw = await _raw_differences(store, snapshot) if deep else []
+            raw = await (_raw_differences(store, snapshot) if deep else _lost_raw_objects(store, snapshot))
             differences += [difference for difference in raw if difference.what != compare.RAW_EXPIRED]
             done += 1
             yield Verified(
@@ -157,6 +157,16 @@ def _not_in_flight(difference: Difference) -> Difference:
     return msgspec.structs.replace(difference, in_flight=False)
 
 
+async def _lost_raw_objects(store: AdminObjectStore, snapshot: DateSnapshot) -> list[Difference]:
+    """Return the raw objects that a manifest names, and that a listing of the date lacks."""
+    listed = {raw.key async for raw in store.list(keys.raw_of(snapshot.events.date))}
+    differences = []
+    for stats in snapshot.events.statistics():
+        if stats.raw_key not in listed and (manifest := await _manifest_of(store, stats)) is not None:
+            differences.append(_missing(manifest))
+    return differences
+
+
 async def _raw_differences(store: AdminObjectStore, snapshot: DateSnapshot) -> list[Difference]:
     of_files = await bounded_map(
         lambda stats: verify_raw_object(store, stats),
@@ -168,17 +178,27 @@ async def _raw_differences(store: AdminObjectStore, snapshot: DateSnapshot) -> l
 
 async def verify_raw_object(store: AdminObjectStore, stats: CityDayStats) -> list[Difference]:
     """Compare the manifest of ``stats`` with the raw object that it names."""
-    manifest = await Repository(store).get(Manifest, keys.manifest(stats.date, stats.city_id))
-    if manifest is None or manifest.revision != stats.revision:
-        return []  # replaced since the date was read: the next verification counts
+    manifest = await _manifest_of(store, stats)
+    if manifest is None:
+        return []
     try:
         recount = await _recount(store, manifest)
     except ObjectNotFound:
-        what = compare.RAW_EXPIRED if manifest.raw_expired else compare.RAW_OBJECT
-        return [compare.of_raw_object(manifest, what=what, found="nothing", expected=manifest.raw_key)]
+        return [_missing(manifest)]
     except AuditParseError as error:
         return [compare.of_raw_object(manifest, what=compare.RAW_OBJECT, found=str(error), expected="a trip file")]
     return compare.raw_differences(manifest, recount)
+
+
+async def _manifest_of(store: AdminObjectStore, stats: CityDayStats) -> Manifest | None:
+    """Return the manifest of ``stats``, or None if another revision has replaced it; the next verification counts."""
+    manifest = await Repository(store).get(Manifest, keys.manifest(stats.date, stats.city_id))
+    return manifest if manifest is not None and manifest.revision == stats.revision else None
+
+
+def _missing(manifest: Manifest) -> Difference:
+    what = compare.RAW_EXPIRED if manifest.raw_expired else compare.RAW_OBJECT
+    return compare.of_raw_object(manifest, what=what, found="nothing", expected=manifest.raw_key)
 
 
 async def _recount(store: AdminObjectStore, manifest: Manifest) -> Recount:

@@ -61,6 +61,8 @@ REQUEUED = series("tripfold_requeued_requests_total", "aggregate")
 STORED = series("tripfold_city_tasks_finished_total", "worker", outcome="stored")
 REFUSED_BY_UPSTREAM = series("tripfold_upstream_requests_total", "worker", outcome="interrupted")
 SERVED_BY_UPSTREAM = series("tripfold_upstream_requests_total", "worker", outcome="complete")
+VERIFIED = series("tripfold_verify_differences", "verify", check="summaries")
+VERIFIED_AT = series("tripfold_verify_timestamp_seconds", "verify", check="summaries")
 OPEN = series("tripfold_open_requests", "aggregate", status="running")
 
 
@@ -76,6 +78,8 @@ REST: Series = {
     **{age(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
     **dict.fromkeys((LETTERS, REFUSED, UNREADABLE, REBUILD, COMMITS, REQUEUED, STORED), f"0+0{NEVER_ENDS}"),
     REACHABLE: f"1+0{NEVER_ENDS}",
+    VERIFIED: f"0+0{NEVER_ENDS}",
+    VERIFIED_AT: f"0+60{NEVER_ENDS}",
     KEYS_VALID: f"1+0{NEVER_ENDS}",
     SERVED_BY_UPSTREAM: f"0+60{NEVER_ENDS}",
     REFUSED_BY_UPSTREAM: f"0+0{NEVER_ENDS}",
@@ -231,6 +235,26 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         {summaries("missing"): f"0x4 2{NEVER_ENDS}", summaries("unreadable"): f"0x4 1{NEVER_ENDS}"},
         8,
         {"TripfoldSummariesMissing": ({}, "3 country-days have lost their summary")},
+    ),
+    "verify finds a lost object": (
+        {VERIFIED: f"0x4 2{NEVER_ENDS}"},
+        8,
+        {
+            "TripfoldVerifyDifferences": (
+                {"check": "summaries"},
+                "The check summaries of verify found 2 differences",
+            )
+        },
+    ),
+    "verify has not run for days": (
+        {VERIFIED_AT: f"0+0{NEVER_ENDS}"},
+        3000,
+        {
+            "TripfoldVerifyOld": (
+                {"check": "summaries"},
+                "The check summaries of verify last ran 2d 2h 0m 0s ago",
+            )
+        },
     ),
     "a rebuild died": (
         {REBUILD: f"0+60{NEVER_ENDS}"},

@@ -165,7 +165,7 @@ async def test_a_ledger_ahead_of_its_manifest_counts_at_once(bucket: FakeBucket)
 
 
 async def test_deep_reads_the_raw_bytes(bucket: FakeBucket) -> None:
-    """The option --deep reports each raw object that is wrong, lost or no trip file, with its city."""
+    """Verify names a raw object that is lost; --deep also one that is wrong or no trip file."""
     for city, body in ((1, b"[]"), (2, None), (3, b"[{}]")):
         manifest = bucket.manifest(city)
         assert manifest is not None
@@ -173,14 +173,15 @@ async def test_deep_reads_the_raw_bytes(bucket: FakeBucket) -> None:
             del bucket.store.objects[manifest.raw_key]
         else:
             bucket.store.write(manifest.raw_key, body)
-    assert await verified(bucket) == []
+    assert [(one.city_id, one.what, one.found) for one in await verified(bucket)] == [("2", "raw object", "nothing")]
     told = [(one.city_id, one.what, one.found) for one in await verified(bucket, deep=True)]
     assert ("1", "raw object: trips", "0") in told
     assert ("2", "raw object", "nothing") in told
     assert ("3", "raw object", "record 1: departure-time is missing") in told
 
 
-async def test_deep_counts_expired_raw_objects(bucket: FakeBucket) -> None:
+@pytest.mark.parametrize("deep", [False, True])
+async def test_expired_raw_objects_are_counted(bucket: FakeBucket, *, deep: bool) -> None:
     """A missing raw object is counted as expired if its manifest says so, and is a difference otherwise."""
     lost = bucket.manifest(1)
     assert lost is not None
@@ -188,7 +189,7 @@ async def test_deep_counts_expired_raw_objects(bucket: FakeBucket) -> None:
     for before, differences, expired in ((lost.ingested_at, 1, 0), (lost.ingested_at + dt.timedelta(seconds=1), 0, 1)):
         marked = msgspec.structs.replace(lost, raw_expired_before=before)
         bucket.store.write(keys.manifest(DAY, lost.city_id), objects.encode(marked))
-        dates = verify_dates(bucket.store, ALL, deep=True, wait=no_wait)
+        dates = verify_dates(bucket.store, ALL, deep=deep, wait=no_wait)
         told = [(len(date.differences), date.raw_expired) async for date in dates if date.date == DAY]
         assert told == [(differences, expired)]
 
