@@ -136,6 +136,16 @@ async def s3_fails(deployment: Deployment, rates: dict[Fault, float]) -> AsyncIt
 
 
 @contextlib.asynccontextmanager
+async def upstream_down(deployment: Deployment) -> AsyncIterator[None]:
+    """Refuse each connection to the upstream."""
+    await deployment.system.upstream.set_down(True)
+    try:
+        yield
+    finally:
+        await deployment.system.upstream.set_down(False)
+
+
+@contextlib.asynccontextmanager
 async def upstream_fails(deployment: Deployment, rates: dict[UpstreamFault, float]) -> AsyncIterator[None]:
     """Inject faults into responses of the upstream."""
     deployment.system.upstream.rates = rates
@@ -269,8 +279,9 @@ DRILLS = (
     _s3_drill("TripfoldApiErrorsFast", 0.9, Fault.RESET_MID_REQUEST, Fault.RESET_AFTER_APPLYING),
     _s3_drill("TripfoldApiErrorsFast", 1, Fault.ERROR_500_AFTER_APPLYING),
     _s3_drill("TripfoldApiErrorsFast", 1, Fault.RESPONSE_TRUNCATED),
-    _s3_drill("TripfoldApiErrorsFast", 1, Fault.DELAYED),
-    _upstream_drill("TripfoldUpstreamUnreachable", 1, UpstreamFault.RESET),
+    _s3_drill("TripfoldServiceDown", 1, Fault.DELAYED),
+    Drill(fault="upstream down", inject=upstream_down, alert="TripfoldUpstreamUnreachable"),
+    _upstream_drill("TripfoldUpstreamFailing", 1, UpstreamFault.RESET),
     _upstream_drill("TripfoldUpstreamFailing", 1, UpstreamFault.ERROR_500, UpstreamFault.BUSY_503),
     _upstream_drill("TripfoldIncompleteDays", 0.3, UpstreamFault.NOT_FOUND),
     _upstream_drill("TripfoldQuarantinedFiles", 0.3, UpstreamFault.DAMAGED),

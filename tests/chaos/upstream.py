@@ -83,6 +83,14 @@ class ChaosUpstream:
         self._server = await asyncio.start_server(self._accept, sock=self._socket)
         return self
 
+    async def set_down(self, down: bool) -> None:
+        """Refuse connections from now on, or accept them again."""
+        if down:
+            self._server.close()
+        else:
+            port = int(self.url.rpartition(":")[2])
+            self._server = await asyncio.start_server(self._accept, HOST, port)
+
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
         for connection in self._connections:
