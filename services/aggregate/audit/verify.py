@@ -160,11 +160,8 @@ def _not_in_flight(difference: Difference) -> Difference:
 async def _lost_raw_objects(store: AdminObjectStore, snapshot: DateSnapshot) -> list[Difference]:
     """Return the raw objects that a manifest names, and that a listing of the date lacks."""
     listed = {raw.key async for raw in store.list(keys.raw_of(snapshot.events.date))}
-    differences = []
-    for stats in snapshot.events.statistics():
-        if stats.raw_key not in listed and (manifest := await _manifest_of(store, stats)) is not None:
-            differences.append(_missing(manifest))
-    return differences
+    lost = [stats for stats in snapshot.events.statistics() if stats.raw_key not in listed]
+    return [_missing(manifest) for stats in lost if (manifest := await _manifest_of(store, stats)) is not None]
 
 
 async def _raw_differences(store: AdminObjectStore, snapshot: DateSnapshot) -> list[Difference]:
