@@ -155,7 +155,7 @@ def predict(load: Load, costs: Costs) -> Prediction:
         worker_mb=IDLE_MB["worker"] + streams * STREAM_MB,
         worker_mb_max=IDLE_MB["worker"] + load.streams * STREAM_MB_MAX,
         reads=load.cities * RAW_READS + load.countries * COUNTRY_READS + DATE_READS,
-        # The aggregate writes a summary for each city that ends at another time than the others, and the request once a second.
+        # The aggregate writes a summary for each city, as they end at different times, and the request once a second.
         writes=load.cities * (RAW_WRITES + parts + 1) + round(max(limits_s.values())) + DATE_WRITES,
         expiring_bytes=load.cities * TASK_BYTES,
         compacted_bytes=load.cities * STAT_BYTES + load.countries * SUMMARY_BYTES,
