@@ -36,6 +36,8 @@ RENAMED = {
     "UPSTREAM_RATIO_MAX": "UPSTREAM_DECOMPRESSION_RATIO_MAX",
 }
 """Former names of settings, without the prefix. A process that finds one in its environment does not start."""
+REMOVED = {"RAW_RETENTION_DAYS": "'tripfold expire raw' marks the manifests of expired files instead"}
+"""Former settings without a successor, and what to do. A process that finds one does not start either."""
 
 _RULES = {
     "bool_parsing": "it must be true or false",
@@ -359,8 +361,10 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """
     present = {name.upper() for name in (os.environ if environment is None else environment)}
     renamed = [(PREFIX + old, PREFIX + new) for old, new in RENAMED.items() if PREFIX + old in present]
-    if renamed:
-        raise InvalidSettings("\n".join(f"{old} has been renamed: set {new} instead" for old, new in renamed))
+    lines = [f"{old} has been renamed: set {new} instead" for old, new in renamed]
+    lines += [f"{PREFIX}{old} no longer exists: {remedy}" for old, remedy in REMOVED.items() if PREFIX + old in present]
+    if lines:
+        raise InvalidSettings("\n".join(lines))
     try:
         if environment is None:
             return Settings()

@@ -125,6 +125,12 @@ def test_a_renamed_setting_is_refused_with_its_new_name(old: str, new: str, monk
         load_settings()
 
 
+def test_a_removed_setting_is_refused_with_the_remedy() -> None:
+    """A setting without a successor stops the process, too: to ignore it would change what the process does."""
+    with pytest.raises(InvalidSettings, match="RAW_RETENTION_DAYS no longer exists: 'tripfold expire raw'"):
+        load_settings({f"{PREFIX}RAW_RETENTION_DAYS": "400"})
+
+
 def test_a_process_with_an_invalid_setting_does_not_start() -> None:
     """A service exits with code 1 and one clear line, without a traceback."""
     environment = {**os.environ, "TRIPFOLD_API_PORT": "eighty"}
