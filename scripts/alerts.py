@@ -192,6 +192,12 @@ ALERTS = (
         summary="Trip files are refused: {{ $labels.why }}",
     ),
     Alert(
+        name="TripfoldSuspiciousFiles",
+        severity="ticket",
+        expr=f"sum(increase({sample(metrics.suspicious_files)}[1h])) > 0",
+        summary="Trip files are much smaller or larger than usual",
+    ),
+    Alert(
         name="TripfoldUpstreamUnreachable",
         severity="ticket",
         expr=f"min({sample(metrics.upstream_reachable)}) == 0",

@@ -16,6 +16,7 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 
 import msgspec
+from msgspec import UNSET
 
 from shared.domain.contribution import total_of
 from shared.domain.events import CityDayRetracted, CityDayStats, CountryDayPlanned, Event
@@ -103,6 +104,7 @@ def _entry_of(event: CityDayStats) -> LedgerEntry:
         trips_on_other_dates=event.trips_on_other_dates,
         sha256=event.sha256,
         ingested_at=event.ingested_at,
+        suspicious=event.suspicious or "",
     )
 
 
@@ -187,6 +189,7 @@ def _with_totals(
         complete=plan is not None and not missing,
         last_ingested_at=_last_of([entry.ingested_at for entry in entries if entry.contribution is not None]),
         plan_revision=plan_revision,
+        cities_suspicious=len([1 for entry in entries if entry.suspicious]) or UNSET,  # absent, as before it existed
         plans=plans,
         ledger={city_id: ledger[city_id] for city_id in sorted(ledger)},
     )

@@ -123,6 +123,7 @@ def summary_event(summary: Summary) -> CountryDaySummary:
         totals=summary.totals,
         cities_reported=summary.cities_reported,
         cities_expected=summary.cities_expected,
+        cities_suspicious=summary.cities_suspicious,
         complete=summary.complete,
         last_ingested_at=summary.last_ingested_at,
     )

@@ -126,6 +126,7 @@ def _consume_tasks(
         streams=settings.ingest_streams,
         deadline_s=settings.ingest_deadline_s,
         rules=settings.file_rules,
+        volume_rules=settings.volume_rules,
     )
     # A task waits for a stream while others use all of them.
     rounds = math.ceil(settings.upstream_concurrency_max / settings.ingest_streams)

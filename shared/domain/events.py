@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from shared.domain import schema
 from shared.domain.contribution import Contribution
@@ -140,7 +141,8 @@ class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
 class CityDayStats(Event, frozen=True, kw_only=True, gc=False, tag="city-day-stats"):
     """The contribution of one city-day to its country-day. It replaces every lower revision.
 
-    ``bad_records`` counts the records of the file that were left out because they break a rule.
+    ``bad_records`` counts the records of the file that were left out because they break a rule. ``suspicious`` says why
+    the volume of the file is unusual; it is absent if it is not.
     """
 
     topic: ClassVar[Topic] = Topic.CITY_STATS
@@ -158,6 +160,7 @@ class CityDayStats(Event, frozen=True, kw_only=True, gc=False, tag="city-day-sta
     rule_version: int
     ingested_at: InstantField
     bad_records: CountField = 0
+    suspicious: ReasonField | UnsetType = UNSET
 
     @property
     def key(self) -> str:
@@ -222,6 +225,7 @@ class CountryDaySummary(Event, frozen=True, kw_only=True, tag="country-day-summa
     cities_expected: CountField
     complete: bool
     last_ingested_at: InstantField | None
+    cities_suspicious: CountField | UnsetType = UNSET
 
     @property
     def key(self) -> str:

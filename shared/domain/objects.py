@@ -7,6 +7,7 @@ import enum
 from typing import TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from shared.domain import keys, schema
 from shared.domain.contribution import NOTHING, Contribution
@@ -117,7 +118,7 @@ class Manifest(BucketObject, frozen=True, kw_only=True):
     earlier revisions, the latest first, at most HISTORY_LENGTH_MAX. ``records_form`` says where the raw object has its
     records. ``bad_records`` counts the records that the contribution leaves out. If ``other_dates_are_bad``, these
     include the records that depart on another date. Raw objects that were stored before ``raw_expired_before`` have
-    expired: they may be missing.
+    expired: they may be missing. ``suspicious`` says why the volume of the file is unusual.
     """
 
     date: dt.date
@@ -143,6 +144,7 @@ class Manifest(BucketObject, frozen=True, kw_only=True):
     bad_records: int = 0
     other_dates_are_bad: bool = False
     raw_expired_before: dt.datetime | None = None
+    suspicious: str | None = None
     retracted: dict[CountrySlug, int] = {}
     history: tuple[PastRevision, ...] = ()
 
@@ -251,6 +253,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     trips_on_other_dates: int = 0
     sha256: str = ""
     ingested_at: dt.datetime | None = None
+    suspicious: str = ""
 
 
 class PlanChunks(msgspec.Struct, frozen=True, kw_only=True):
@@ -283,6 +286,7 @@ class Summary(BucketObject, frozen=True, kw_only=True):
     complete: bool = False
     last_ingested_at: dt.datetime | None = None
     plan_revision: int = 0
+    cities_suspicious: int | UnsetType = UNSET
     plans: tuple[PlanChunks, ...] = ()
     ledger: dict[CityId, LedgerEntry] = {}
 
@@ -315,6 +319,7 @@ class SummaryHead(BucketObject, frozen=True, kw_only=True, gc=False):
     complete: bool
     last_ingested_at: dt.datetime | None
     plan_revision: int
+    cities_suspicious: int | UnsetType = UNSET
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from shared.domain.events import PLAN_CHUNK_CITIES_MAX, CityDayRetracted, CityDayStats, CountryDayPlanned
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import Manifest, Plan
@@ -24,6 +26,7 @@ def events_of_manifest(manifest: Manifest) -> tuple[CityDayStats | CityDayRetrac
         rule_version=manifest.rule_version,
         ingested_at=manifest.ingested_at,
         bad_records=manifest.bad_records,
+        suspicious=manifest.suspicious or UNSET,
     )
     retractions = (
         CityDayRetracted(date=manifest.date, country=country, city_id=manifest.city_id, revision=revision)

@@ -135,6 +135,11 @@ quarantined_files = Counter(
     ["why"],
     registry=WORKER,
 )
+suspicious_files = Counter(
+    "tripfold_suspicious_files_total",
+    "Stored files whose volume is unusual for their city and weekday",
+    registry=WORKER,
+)
 bad_records = Counter("tripfold_bad_records_total", "Bad records left out of accepted files", registry=WORKER)
 upstream_requests = Counter(
     "tripfold_upstream_requests_total", "Requests to the upstream, by outcome", ["outcome"], registry=INGEST
@@ -238,7 +243,7 @@ _FIRST_VALUES: dict[Part, dict[MetricWrapperBase, tuple[str, ...]]] = {
         cas_conflicts: ("attempts", "manifest"),
         city_tasks_finished: tuple(outcome.value for outcome in Outcome),
         faults: (*_CONSUMER_FAULTS, "city_day", "upstream"),
-        quarantined_files: ("invalid", "parser_crash"),
+        quarantined_files: ("invalid", "parser_crash", "suspicious"),
         upstream_requests: get_args(UpstreamOutcome),
     },
     "aggregate": {

@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.domain.errors import OperatorError
 from shared.domain.file_rules import BadRecordsMax, FileRules, RecordsForm
+from shared.domain.volume import VolumeRules
 
 PREFIX = "TRIPFOLD_"
 SECRET_BYTES_MAX = 64 * 1024
@@ -173,6 +174,18 @@ class Settings(BaseSettings):
     ingest_deadline_s: float = Field(default=3600, ge=1, description="longest duration of one city-day")
     ingest_records: str = Field(default="array", description="where a file has its trips")
     ingest_bad_records_max: str = Field(default="0", description="bad records that a file may have; they are left out")
+    ingest_suspicious_files: Literal["counted", "quarantined", "unchecked"] = Field(
+        default="counted", description="how a file is treated whose volume is unusual for its city and weekday"
+    )
+    ingest_volume_ratio_min: float = Field(
+        default=0.65, ge=0, lt=1, description="smallest volume that is not suspicious, in usual volumes"
+    )
+    ingest_volume_ratio_max: float = Field(
+        default=3.0, gt=1, description="largest volume that is not suspicious, in usual volumes"
+    )
+    ingest_volume_trips_min: int = Field(
+        default=1_000, ge=0, description="a volume is never suspicious if it and the usual one have fewer trips"
+    )
     ingest_other_dates: Literal["counted", "bad"] = Field(
         default="counted", description="how a trip is treated that departs on another date than its file's"
     )
@@ -341,6 +354,18 @@ class Settings(BaseSettings):
             form=RecordsForm.parse(self.ingest_records),
             bad_records_max=BadRecordsMax.parse(self.ingest_bad_records_max),
             other_dates_are_bad=self.ingest_other_dates == "bad",
+        )
+
+    @property
+    def volume_rules(self) -> VolumeRules | None:
+        """The rules for the volume of files, or None if it is not checked."""
+        if self.ingest_suspicious_files == "unchecked":
+            return None
+        return VolumeRules(
+            ratio_min=self.ingest_volume_ratio_min,
+            ratio_max=self.ingest_volume_ratio_max,
+            trips_min=self.ingest_volume_trips_min,
+            quarantined=self.ingest_suspicious_files == "quarantined",
         )
 
     @property

@@ -126,6 +126,18 @@ def test_clicking_a_country_day_lists_its_cities(world: World, page: Page, addre
     expect(dialog.get_by_text("ab" * 32).first).to_be_visible()
 
 
+def test_a_suspicious_file_is_named_beside_its_city(world: World, page: Page, address: str) -> None:
+    """The text of the day counts the suspicious files, and the row of the city has the reason."""
+    fill(world)
+    reason = "8 trips; usual on a Wednesday are 2,000"
+    world.fold_in(msgspec.structs.replace(stats("armenia"), suspicious=reason), planned("armenia", city_ids=["7"]))
+    page.goto(f"{address}/{RANGE}")
+    cell(page, "Armenia", 1).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("This day is complete: 1 city, 1 with a suspicious volume.")
+    expect(dialog.locator("tbody tr")).to_contain_text(f"counted suspicious: {reason}")
+
+
 def test_a_country_name_leads_to_its_days(world: World, page: Page, address: str) -> None:
     """A country's name leads to its days; Back leads to all countries again."""
     fill(world)

@@ -40,6 +40,7 @@ from shared.domain.ids import RequestId, derive_request_id
 from shared.domain.objects import Backfill, Manifest, Plan, RequestRecord
 from shared.domain.requests import request_event
 from shared.domain.topics import Topic
+from shared.domain.volume import VolumeRules
 from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord
 from shared.runtime.health import Health
@@ -221,6 +222,7 @@ class World:
     """
 
     commit_first = False
+    volume_rules: VolumeRules | None = None
 
     def __init__(
         self, broken: Mapping[int, Break] | None = None, *, etags: bool = True, chunk_bytes: int = 100
@@ -307,6 +309,7 @@ class World:
                     streams=1,
                     deadline_s=TASK_DEADLINE_S,
                     mint_attempt=self._mint_attempt,
+                    volume_rules=self.volume_rules,
                 )
                 return Worker(ingest, process.publisher, retrier=process.retrier).process
             case "retries":

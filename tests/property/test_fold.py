@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from services.aggregate.fold import StatEvent, empty_summary, fold, join, superseded
 from shared.domain import events, objects
@@ -51,6 +52,7 @@ stats = st.builds(
     size_bytes=st.just(2),
     rule_version=st.just(1),
     ingested_at=st.sampled_from(TIMES),
+    suspicious=st.sampled_from([UNSET, "0 trips; usual on a Wednesday are 2,000"]),
 )
 retractions = st.builds(
     CityDayRetracted,

@@ -157,6 +157,8 @@ def _of_city(expected: Summary, city_id: CityId, found: LedgerEntry | None) -> D
 
 
 def _text(value: object) -> str:
+    if value is msgspec.UNSET:
+        return NOTHING
     return msgspec.json.encode(value, order="deterministic").decode()
 
 

@@ -81,6 +81,13 @@ class LedgerCity(msgspec.Struct, frozen=True, kw_only=True):
     trips_on_other_dates: Annotated[
         int, msgspec.Meta(ge=0, description="Counted trips whose departure has another date.")
     ]
+    suspicious: Annotated[
+        str | None,
+        msgspec.Meta(
+            description="Why the volume of the counted file is unusual; null: it is not.",
+            examples=["4,100 trips; usual on a Wednesday are 9,012"],
+        ),
+    ]
     provenance: Provenance | None
 
 
@@ -175,6 +182,7 @@ def _city(
         revision=entry.revision if entry else None,
         contribution=entry.contribution if entry else None,
         trips_on_other_dates=entry.trips_on_other_dates if entry else 0,
+        suspicious=(entry.suspicious or None) if entry else None,
         provenance=_provenance(manifest) if manifest else None,
     )
 

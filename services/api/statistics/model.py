@@ -74,6 +74,10 @@ class DayStats(msgspec.Struct, frozen=True, kw_only=True):
             description="Why the stored day cannot be read, and what to do. Ignore its zeros. null: it is readable."
         ),
     ] = UNSET
+    cities_suspicious: Annotated[
+        int | UnsetType,
+        msgspec.Meta(description="Counted cities whose file has an unusual volume; the ledger says why.", examples=[0]),
+    ] = UNSET
 
 
 CountryStats = dict[str, dict[str, DayStats]]
@@ -151,6 +155,7 @@ def day_detail(head: SummaryHead | Summary | None, *, country_name: str, unreada
         delay_total_ms=totals.delay_total_ms,
         cities_reported=head.cities_reported if head else 0,
         cities_expected=head.cities_expected if head else 0,
+        cities_suspicious=(head.cities_suspicious or 0) if head else 0,
         complete=head.complete if head else False,
         version=head.version if head else 0,
         last_ingested_at=head.last_ingested_at if head else None,

@@ -9,7 +9,7 @@ The order of effects:
 3. stream the file to a raw key of this attempt, and hash, check and total it. Meanwhile a record says that this attempt
    is being parsed (``attempts.py``);
 4. decide. An invalid file goes to quarantine (``quarantine.py``): go on at 8. If the file is unchanged, abort the
-   upload. Otherwise make the next revision;
+   upload. Otherwise make the next revision, and judge its volume (``volume_check.py``);
 5. complete the upload;
 6. write the manifest by compare-and-swap. After a conflict start again at 1, and leave the raw object to gc;
 7. publish the events of the manifest. Do so also if nothing changed, or if an earlier run of this task still waits for
@@ -53,12 +53,14 @@ from services.ingest.worker.streaming import (
     stream_file,
 )
 from services.ingest.worker.task_retries import next_attempt
+from services.ingest.worker.volume_check import SuspiciousFile, VolumeCheck
 from shared.domain import keys
 from shared.domain.events import Cause, CityFinished, CityProgressed, Event, IngestCity, Outcome, Published
 from shared.domain.objects import Manifest
 from shared.domain.outbox import events_of_manifest
 from shared.domain.requests import is_awaited
 from shared.domain.topics import Topic
+from shared.domain.volume import VolumeRules
 from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime import metrics
@@ -111,6 +113,7 @@ class CityDayIngest:
         streams: int,
         deadline_s: float,
         rules: FileRules = DEFAULT_RULES,
+        volume_rules: VolumeRules | None = None,
         mint_attempt: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._store = store
@@ -126,6 +129,7 @@ class CityDayIngest:
         self._mint_attempt = mint_attempt
         self._attempts = Attempts(store, clock=clock)
         self._quarantine = Quarantine(store, clock=clock)
+        self._volume_check = VolumeCheck(store, volume_rules)
 
     async def run(self, task: IngestCity) -> None:
         """Ingest one city-day. Afterwards the task can be committed."""
@@ -175,6 +179,7 @@ class CityDayIngest:
             outcome=finished.outcome.value,
             error=finished.reason,
             quarantine_key=finished.quarantine_key,
+            suspicious=finished.manifest.suspicious if finished.manifest else None,
         )
         with metrics.time_stage("publish"):
             if finished.manifest is None:
@@ -296,6 +301,7 @@ class CityDayIngest:
             if manifest is None:
                 return _unchanged(previous)
             if manifest.raw_key == raw_key:
+                manifest = await self._judged(manifest, streamed)
                 with metrics.time_stage("complete_upload"):
                     await upload.complete()
         except FileRefused as refused:
@@ -340,6 +346,14 @@ class CityDayIngest:
         metrics.bad_records.inc(streamed.totals.bad_records)
         return streamed
 
+    async def _judged(self, manifest: Manifest, streamed: StreamedFile) -> Manifest:
+        """Return the manifest with the judgement of its file's volume. Raises FileRefused if the rules refuse it."""
+        suspicious = await self._volume_check.suspicion_of(manifest)
+        if suspicious and self._volume_check.rules is not None and self._volume_check.rules.quarantined:
+            fault = SuspiciousFile(f"the file has {suspicious}", bad_records=manifest.bad_records)
+            raise FileRefused(fault, sha256=streamed.sha256, size_bytes=streamed.size_bytes, broke_off=None)
+        return msgspec.structs.replace(manifest, suspicious=suspicious)
+
     async def _is_raw_lost(self, manifest: Manifest) -> bool:
         """Tell whether the raw object is missing although it has not expired."""
         return not manifest.raw_expired and await self._store.get(manifest.raw_key, first_bytes=0) is None
@@ -376,6 +390,8 @@ class CityDayIngest:
             if manifest.raw_key == keys.raw(manifest.date, manifest.city_id, manifest.attempt):  # a new file
                 metrics.stored_bytes.inc(manifest.size_bytes)
                 metrics.stored_trips.inc(manifest.contribution.trips)
+                if manifest.suspicious:
+                    metrics.suspicious_files.inc()
         if manifest.retracted and await self._place_after_move(manifest) is not None:
             return None
         return CityResult(outcome=Outcome.STORED, manifest=manifest)

@@ -21,6 +21,7 @@ from services.ingest.parsing.parser import InvalidTripFile, TooManyBadRecords
 from services.ingest.parsing.trips import rule_version
 from services.ingest.upstream.port import Validators
 from services.ingest.worker.streaming import FileRefused
+from services.ingest.worker.volume_check import SuspiciousFile
 from shared.domain import keys, objects
 from shared.domain.events import IngestCity
 from shared.domain.ids import CityId
@@ -57,7 +58,13 @@ class Quarantine:
 
         Completes the upload of new bytes; otherwise the caller aborts it.
         """
-        why = "invalid" if isinstance(refused.fault, InvalidTripFile) else "parser_crash"
+        match refused.fault:
+            case SuspiciousFile():
+                why = "suspicious"
+            case InvalidTripFile():
+                why = "invalid"
+            case _:
+                why = "parser_crash"
         metrics.quarantined_files.labels(why).inc()
         known = await self._seen_again(task, refused.sha256)
         if known is not None:

@@ -52,6 +52,7 @@ def age(topic: str) -> str:
 
 LETTERS = series("tripfold_dead_letters_total", "worker", topic="city-tasks")
 REFUSED = series("tripfold_quarantined_files_total", "worker", why="invalid")
+SUSPICIOUS = series("tripfold_suspicious_files_total", "worker")
 UNREADABLE = series("tripfold_unreadable_objects_total", "api", kind="summary")
 REACHABLE = series("tripfold_upstream_reachable", "worker")
 REBUILD = series("tripfold_rebuild_age_seconds", "aggregate")
@@ -76,7 +77,7 @@ REST: Series = {
     **{series("tripfold_ready", one): f"1+0{NEVER_ENDS}" for one in PROCESSES},
     **{lag(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
     **{age(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
-    **dict.fromkeys((LETTERS, REFUSED, UNREADABLE, REBUILD, COMMITS, REQUEUED, STORED), f"0+0{NEVER_ENDS}"),
+    **dict.fromkeys((LETTERS, REFUSED, SUSPICIOUS, UNREADABLE, REBUILD, COMMITS, REQUEUED, STORED), f"0+0{NEVER_ENDS}"),
     REACHABLE: f"1+0{NEVER_ENDS}",
     VERIFIED: f"0+0{NEVER_ENDS}",
     VERIFIED_AT: f"0+60{NEVER_ENDS}",
@@ -210,6 +211,11 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         {LETTERS: f"0x9 1{NEVER_ENDS}"},
         12,
         {"TripfoldDeadLetters": ({"topic": "city-tasks"}, "Records of city-tasks went to the dead letters")},
+    ),
+    "a halved file": (
+        {SUSPICIOUS: f"0x9 1{NEVER_ENDS}"},
+        12,
+        {"TripfoldSuspiciousFiles": ({}, "Trip files are much smaller or larger than usual")},
     ),
     "an invalid file": (
         {REFUSED: f"0x9 1{NEVER_ENDS}"},

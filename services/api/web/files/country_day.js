@@ -94,13 +94,20 @@ function row(city) {
     "tr",
     {},
     element("th", { scope: "row" }, city.city_name || "(name not known yet)", element("small", {}, ` id ${city.city_id}`)),
-    element("td", { class: city.standing === "reported" ? null : "provisional-text" }, STANDINGS[city.standing] ?? city.standing),
+    standing(city),
     figure(added?.trips ? delay(added.delay_total_ms / added.trips / 1000) : "–"),
     figure(added ? count(added.passengers) : "–"),
     figure(added ? count(added.trips) : "–"),
     figure(added ? count(added.accidents) : "–"),
     element("td", {}, city.provenance ? provenance(city.provenance) : "no file was ingested"),
   );
+}
+
+function standing(city) {
+  const text = STANDINGS[city.standing] ?? city.standing;
+  const plain = city.standing === "reported" && !city.suspicious;
+  const suspicious = city.suspicious ? element("small", {}, ` suspicious: ${city.suspicious}`) : "";
+  return element("td", { class: plain ? null : "provisional-text" }, text, suspicious);
 }
 
 function provenance(from) {

@@ -91,6 +91,11 @@ export function colour(value, met) {
 
 /** How complete a day is, in words. */
 export function completeness(day) {
+  const suspicious = day.cities_suspicious ? `, ${count(day.cities_suspicious)} with a suspicious volume` : "";
+  return coverage(day) + suspicious;
+}
+
+function coverage(day) {
   if (day.standing === "complete") return `complete: ${plural(day.cities_expected, "city", "cities")}`;
   if (day.standing === "provisional") {
     return day.cities_expected

@@ -30,6 +30,7 @@ def test_a_city_has_its_contribution_and_provenance(world: World, client: Client
             "revision": 5,
             "contribution": {"trips": 3, "passengers": 21, "accidents": 1, "delay_total_ms": 6_000},
             "trips_on_other_dates": 2,
+            "suspicious": None,
             "provenance": {
                 "revision": 5,
                 "country": "armenia",
@@ -207,3 +208,14 @@ def test_outage_of_s3_is_503_with_retry_after(world: World, client: Client) -> N
 def standings(ledger: dict[str, Any]) -> dict[str, str]:
     """Return how each city of a ledger stands to its day."""
     return {city["city_id"]: city["standing"] for city in ledger["cities"]}
+
+
+def test_a_suspicious_city_is_marked_and_counted(world: World, client: Client) -> None:
+    """The ledger says why the volume of a city's file is unusual, and the day how many cities have such a file."""
+    reason = "8 trips; usual on a Wednesday are 2,000"
+    world.fold_in(msgspec.structs.replace(stats("armenia"), suspicious=reason), stats("armenia", city_id="8"))
+    ledger = client.get(f"/country-stats/armenia/{DAY}").json()
+    assert {city["city_id"]: city["suspicious"] for city in ledger["cities"]} == {"7": reason, "8": None}
+    assert ledger["totals"]["cities_suspicious"] == 1
+    day = client.get(f"/country-stats?from={DAY}&to={DAY}&detail=full").json()["armenia"][str(DAY)]
+    assert day["cities_suspicious"] == 1

@@ -128,6 +128,7 @@ def test_detail_full_adds_completeness_and_exact_sums(world: World, client: Clie
         "version": 8,
         "last_ingested_at": "2024-06-01T12:30:00Z",
         "unreadable": None,
+        "cities_suspicious": 0,
     }
     assert days["2024-05-02"] == NO_DATA | {
         "country_name": "Armenia",
@@ -139,6 +140,7 @@ def test_detail_full_adds_completeness_and_exact_sums(world: World, client: Clie
         "version": 0,
         "last_ingested_at": None,
         "unreadable": None,
+        "cities_suspicious": 0,
     }
 
 
