@@ -174,6 +174,13 @@ ALERTS = (
         summary="The check {{ $labels.check }} of verify last ran {{ $value | humanizeDuration }} ago",
     ),
     Alert(
+        name="TripfoldDatesLate",
+        severity="page",
+        expr=f"max by (schedule) ({sample(metrics.late_dates, 'schedule')}) > 0",
+        lasts="1m",
+        summary="{{ $value }} dates of schedule {{ $labels.schedule }} are late",
+    ),
+    Alert(
         name="TripfoldUnreadableObjects",
         severity="ticket",
         expr=grown(metrics.unreadable_objects, "kind"),

@@ -65,6 +65,8 @@ PANELS = (
         unit="s",
     ),
     Panel(title="Differences that verify found", expr=shared(metrics.verify_differences, "check")),
+    Panel(title="Late dates of schedules", expr=shared(metrics.late_dates, "schedule")),
+    Panel(title="Dates of backfills in an hour, by outcome", expr=in_an_hour(metrics.backfill_dates, "outcome")),
     Panel(title="Open requests, by status", expr=shared(metrics.open_requests, "status")),
     Panel(title="Age of the oldest open request", expr=shared(metrics.oldest_open_request_age), unit="s"),
     Panel(title="City-days in an hour, by outcome", expr=in_an_hour(metrics.city_tasks_finished, "outcome")),

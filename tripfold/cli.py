@@ -73,6 +73,7 @@ class Commands(LazyGroup):
         name: LazyCommand(target=f"{_CLIENT}.{target}", help=line, panel=USE)
         for name, target, line in (
             ("backfill", "backfills:backfill_command", "Process many dates, a few at a time."),
+            ("schedule", "schedules:schedule_commands", "Process dates at given times."),
             ("backfills", "backfills:backfills_commands", "List, show, pause, resume, cancel or retry backfills."),
         )
     }

@@ -36,6 +36,8 @@ from services.api.requests.service import Requests
 from services.api.routes import backfills as backfill_routes
 from services.api.routes import documentation, health, quarantine, statistics
 from services.api.routes import requests as request_routes
+from services.api.routes import schedules as schedule_routes
+from services.api.schedules.service import Schedules
 from services.api.statistics.cache import ResponseCache
 from services.api.statistics.completeness import Completeness
 from services.api.statistics.countries import CountryNames
@@ -139,6 +141,7 @@ def assemble(
             "requests": _provided(requests),
             "backfills": _provided(backfills),
             "backfill_stream": _provided(backfill_stream(backfills)),
+            "schedules": _provided(Schedules(store, clock=clock)),
             "processable": _provided(ProcessableDates(settings.api_date_first, settings.api_days_ahead_max, clock)),
             "request_days_max": _provided(settings.api_request_days_max),
             "event_stream": _provided(request_stream(requests)),
@@ -207,6 +210,7 @@ def _api_router(access: Access) -> Router:
         route_handlers=[
             *request_routes.HANDLERS,
             *backfill_routes.HANDLERS,
+            *schedule_routes.HANDLERS,
             *quarantine.HANDLERS,
             *statistics.HANDLERS,
         ],

@@ -10,6 +10,7 @@ from faststream.kafka import KafkaBroker
 
 from services.ingest.jobs.backfills import BackfillAdvancer
 from services.ingest.jobs.runner import JobRunner
+from services.ingest.jobs.schedules import ScheduleRunner
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.client import HttpUpstream
@@ -100,7 +101,7 @@ def _consume_requests(
 
 
 def _job_runner(context: ServiceContext) -> JobRunner:
-    """Return what advances the backfills beside a planner."""
+    """Return what advances backfills and schedules beside a planner."""
     settings = context.settings
     backfills = BackfillAdvancer(
         context.store,
@@ -108,7 +109,7 @@ def _job_runner(context: ServiceContext) -> JobRunner:
         clock=utc_now,
         stalled_after=dt.timedelta(seconds=settings.stalled_request_after_s),
     )
-    return JobRunner(backfills, interval_s=settings.jobs_interval_s)
+    return JobRunner(backfills, ScheduleRunner(context.store, clock=utc_now), interval_s=settings.jobs_interval_s)
 
 
 def _consume_tasks(

@@ -16,6 +16,7 @@ ACTIVE_REQUESTS = "state/active-requests/"
 OPEN_BACKFILLS = "state/open-backfills.json"
 REQUESTS = "requests/"
 BACKFILLS = "backfills/"
+SCHEDULES = "schedules/"
 PLANS = "plans/"
 MANIFESTS = "manifests/"
 SUMMARIES = "summaries/"
@@ -173,6 +174,11 @@ def backfill(backfill_id: RequestId) -> str:
 def parse_backfill(key: str) -> RequestId | None:
     """Return the id of a backfill's key, or None for any other key."""
     return parse_request_id(key.removeprefix(BACKFILLS)[13:].removesuffix(".json"))
+
+
+def schedule(name: str) -> str:
+    """Return the key of a schedule."""
+    return f"{SCHEDULES}{name}.json"
 
 
 def _latest_first(request_id: RequestId) -> str:

@@ -497,6 +497,53 @@ class OpenBackfills(BucketObject, frozen=True, kw_only=True):
     backfill_ids: tuple[RequestId, ...] = ()
 
 
+class ScheduledRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of a schedule: a backfill of the dates from ``first`` to ``last``.
+
+    It is due at ``due``, and was claimed at ``claimed_at``. ``started`` says that its backfill was made.
+    """
+
+    due: dt.datetime
+    backfill_id: RequestId
+    first: dt.date
+    last: dt.date
+    claimed_at: dt.datetime
+    started: bool = False
+
+
+class Deadline(msgspec.Struct, frozen=True, kw_only=True):
+    """A date of a schedule that has to be complete ``at`` a time. ``late``: it was found incomplete after it."""
+
+    date: dt.date
+    at: dt.datetime
+    late: bool = False
+
+
+class Schedule(BucketObject, frozen=True, kw_only=True):
+    """Runs at the times of a cron line in a time zone. Any planner claims a run by compare-and-swap.
+
+    A run processes the date that is ``date_offset`` days from the day on which it is due, and the ``recheck`` days
+    before it. Times up to ``since`` are not run. ``run`` is the latest run. ``deadlines`` are those of the dates that
+    were not found complete yet, if there is a ``complete_by``. ``actions`` says who made and changed it.
+    """
+
+    name: str
+    cron: str
+    timezone: str
+    date_offset: int = -1
+    recheck: int = 0
+    max_parallel: int
+    complete_by: dt.time | None = None
+    paused: bool = False
+    created_at: dt.datetime
+    updated_at: dt.datetime
+    since: dt.datetime
+    version: int = 1
+    run: ScheduledRun | None = None
+    deadlines: tuple[Deadline, ...] = ()
+    actions: tuple[RequestAction, ...] = ()
+
+
 _PLANS_MARK = b',"plans":'
 _encoder = msgspec.json.Encoder()  # msgspec cannot sort maps with integer or enum keys
 _decoders: dict[type[BucketObject], msgspec.json.Decoder[BucketObject]] = {}
@@ -552,6 +599,9 @@ def _require_own_key(stored: BucketObject, key: str) -> None:
         case Backfill():
             own = keys.backfill(stored.backfill_id)
             misplaced = key.startswith(keys.BACKFILLS) and key != own
+        case Schedule():
+            own = keys.schedule(stored.name)
+            misplaced = key.startswith(keys.SCHEDULES) and key != own
         case Summary() | SummaryHead():
             own = f"{stored.date}/{stored.country}"
             misplaced = key.startswith(keys.SUMMARIES) and keys.parse_summary(key) != (stored.date, stored.country)

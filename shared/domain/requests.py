@@ -16,7 +16,7 @@ from shared.domain import bitmap
 from shared.domain.errors import OperatorError
 from shared.domain.events import Outcome, ProcessRequested, Retry
 from shared.domain.ids import RequestId, request_time_ms
-from shared.domain.objects import Backfill, RequestAction, RequestRecord, RetriedCity, RetryRecord
+from shared.domain.objects import Backfill, RequestAction, RequestRecord, RetriedCity, RetryRecord, Schedule
 
 ACTIONS_MAX = 50
 PARAMETERS_LENGTH_MAX = 200
@@ -112,13 +112,16 @@ def new_record(request_id: RequestId, date: dt.date, now: dt.datetime | None = N
     return RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=now or requested_at)
 
 
-_Acted = TypeVar("_Acted", RequestRecord, Backfill)
+_Acted = TypeVar("_Acted", RequestRecord, Backfill, Schedule)
 
 
 def with_action(
     record: _Acted, by: Caller, action: str, *, result: str, at: dt.datetime, parameters: str = ""
 ) -> _Acted:
-    """Return a request or backfill with an action of a client. If there are ACTIONS_MAX, the second one is removed."""
+    """Return a request, backfill or schedule with an action of a client.
+
+    If there are ACTIONS_MAX, the second one is removed.
+    """
     done = RequestAction(
         at=at, action=action, key=by.key, client=by.client, parameters=parameters[:PARAMETERS_LENGTH_MAX], result=result
     )

@@ -126,6 +126,12 @@ city_tasks_finished = Counter(
 open_backfills = Gauge(
     "tripfold_open_backfills", "Backfills that have not ended, the paused ones included", registry=PLANNER
 )
+late_dates = Gauge(
+    "tripfold_late_dates",
+    "Dates of a schedule that were not complete by their deadline",
+    ["schedule"],
+    registry=PLANNER,
+)
 backfill_dates = Counter(
     "tripfold_backfill_dates_total", "Dates of backfills that have ended, by outcome", ["outcome"], registry=PLANNER
 )
@@ -229,13 +235,13 @@ _UPLOADS = ("UploadPart", "CompleteMultipartUpload")
 _CONSUMER_FAULTS: tuple[Concern, ...] = ("s3", "kafka", "consumer", "partitions", "batch")
 _FIRST_VALUES: dict[Part, dict[MetricWrapperBase, tuple[str, ...]]] = {
     "api": {
-        cas_conflicts: ("active_requests", "backfill", "request"),
+        cas_conflicts: ("active_requests", "backfill", "request", "schedule"),
         faults: ("s3", "kafka"),
         unreadable_objects: get_args(ObjectKind),
     },
     "planner": {
         backfill_dates: ("completed", "failed", "cancelled", "skipped"),
-        cas_conflicts: ("active_requests", "backfill", "countries", "plan", "request"),
+        cas_conflicts: ("active_requests", "backfill", "countries", "plan", "request", "schedule"),
         faults: (*_CONSUMER_FAULTS, "jobs", "upstream"),
         upstream_requests: get_args(UpstreamOutcome),
     },

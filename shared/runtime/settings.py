@@ -190,7 +190,10 @@ class Settings(BaseSettings):
         default="counted", description="how a trip is treated that departs on another date than its file's"
     )
     jobs_interval_s: float = Field(
-        default=2, ge=0.1, le=3600, description="time between two looks of a planner at the backfills"
+        default=2,
+        ge=0.1,
+        le=3600,
+        description="time between two looks of a planner at the backfills",
     )
     quarantine_days: int = Field(
         default=90, ge=1, le=36_600, description="age at which `tripfold gc` deletes a refused file and its report"

@@ -10,11 +10,12 @@ import msgspec
 from shared.domain import events, keys, objects
 from shared.domain.backfills import date_at, dates_total, request_id_of, retried
 from shared.domain.events import Outcome, ProcessRequested
-from shared.domain.ids import RequestId
-from shared.domain.objects import RequestRecord
+from shared.domain.ids import CityId, CountrySlug, RequestId
+from shared.domain.objects import Plan, PlannedCity, PlannedCountry, RequestRecord
 from shared.domain.requests import new_record, status_of
 from shared.domain.topics import Topic
 from tests.fakes.faults import Break
+from tests.fakes.store import MemoryStore
 from tests.fault.scenarios import breaks_of
 from tests.fault.world import World
 
@@ -57,6 +58,20 @@ class JobsWorld(World):
         return msgspec.structs.replace(
             record, planned=True, plan_revision=7, cities=1, outcomes=outcomes, served="0" if failed else "1"
         )
+
+    def write_complete(self, date: dt.date, *, lacking: int = 0) -> None:
+        """Write a plan of two cities and the keys of their manifests, but for the ``lacking`` last ones."""
+        cities = tuple(PlannedCity(city_id=CityId(name), upstream_id=name, name=name) for name in ("1", "2"))
+        plan = Plan(
+            date=date,
+            revision=1,
+            request_id=RequestId("018f38bf-1d00-7000-8000-000000000001"),
+            planned_at=self.clock(),
+            countries={CountrySlug("armenia"): PlannedCountry(name="Armenia", cities=cities)},
+        )
+        MemoryStore.write(self.store, keys.plan(date), objects.encode(plan))
+        for city in cities[: len(cities) - lacking]:
+            MemoryStore.write(self.store, keys.manifest(date, city.city_id), b"{}")
 
     def requests_by_date(self) -> dict[dt.date, set[RequestId]]:
         """Return the ids under which each date was published."""

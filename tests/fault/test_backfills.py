@@ -7,15 +7,14 @@ from collections.abc import Mapping
 
 import pytest
 
-from shared.domain import keys, objects
+from shared.domain import keys
 from shared.domain.backfills import cancelled, paused, request_id_of, resumed
-from shared.domain.ids import CityId, CountrySlug, RequestId, mint_request_id
-from shared.domain.objects import BackfillStatus, DateSelection, Plan, PlannedCity, PlannedCountry
+from shared.domain.ids import RequestId, mint_request_id
+from shared.domain.objects import BackfillStatus, DateSelection
 from shared.domain.topics import Topic
 from shared.storage import active_requests
 from shared.storage.backfills import add_open
 from tests.fakes.faults import Break, PortCalls
-from tests.fakes.store import MemoryStore
 from tests.fault.jobs import STEPS_MAX, UNREADABLE, JobsWorld, broken_anywhere
 from tests.fault.scenarios import WHOLE, breaks_of
 from tests.fault.world import Job
@@ -122,21 +121,8 @@ async def test_a_backfill_waits_for_another_request_of_its_date() -> None:
 async def test_only_the_selected_dates_are_requested(selection: DateSelection, requested: set[dt.date]) -> None:
     """Of a complete date, one that lacks a city and one that was never processed, only the selected are requested."""
     world = JobsWorld()
-    cities = (
-        PlannedCity(city_id=CityId("1"), upstream_id="1", name="One"),
-        PlannedCity(city_id=CityId("2"), upstream_id="2", name="Two"),
-    )
-    for date, stored in ((FIRST, cities), (SECOND, cities[:1])):
-        plan = Plan(
-            date=date,
-            revision=1,
-            request_id=RequestId("018f38bf-1d00-7000-8000-000000000001"),
-            planned_at=world.clock(),
-            countries={CountrySlug("armenia"): PlannedCountry(name="Armenia", cities=cities)},
-        )
-        world.store.write(keys.plan(date), objects.encode(plan))
-        for city in stored:
-            MemoryStore.write(world.store, keys.manifest(date, city.city_id), b"{}")
+    world.write_complete(FIRST)
+    world.write_complete(SECOND, lacking=1)
     backfill_id = world.open_backfill(FIRST, THIRD, selection=selection)
     assert await world.finish(backfill_id) == []
     assert set(world.requests_by_date()) == requested

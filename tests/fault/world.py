@@ -25,6 +25,7 @@ from services.aggregate.replay.topic_reader import RawReader, RewindableReader, 
 from services.aggregate.requests.consumer import RequestProgressConsumer
 from services.aggregate.requests.requeue import Requeue
 from services.ingest.jobs.backfills import BackfillAdvancer
+from services.ingest.jobs.schedules import ScheduleRunner
 from services.ingest.parsing.parser import DEFAULT_RULES
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
@@ -37,8 +38,9 @@ from shared.domain.backfills import new_backfill
 from shared.domain.errors import OperatorError
 from shared.domain.events import ProcessRequested
 from shared.domain.ids import RequestId, derive_request_id
-from shared.domain.objects import Backfill, Manifest, Plan, RequestRecord
+from shared.domain.objects import Backfill, Manifest, Plan, RequestRecord, Schedule
 from shared.domain.requests import request_event
+from shared.domain.schedules import new_schedule
 from shared.domain.topics import Topic
 from shared.domain.volume import VolumeRules
 from shared.kafka.producer import KafkaUnavailable, Publisher
@@ -594,6 +596,34 @@ class World:
                 job.store, job.publisher, clock=lambda: clock() + clock_off_by, stalled_after=STALLED_AFTER
             ).once
         )
+        return job
+
+    def set_schedule(self, name: str, **options: object) -> Schedule:
+        """Make a schedule, as the API does: at six each day in Prague, for the day before."""
+        schedule = new_schedule(
+            name,
+            cron="0 6 * * *",
+            timezone="Europe/Prague",
+            date_offset=-1,
+            recheck=0,
+            max_parallel=2,
+            complete_by=None,
+            now=self.clock(),
+        )
+        schedule = msgspec.structs.replace(schedule, **options)
+        self.store.write(keys.schedule(name), objects.encode(schedule))
+        return schedule
+
+    def schedule(self, name: str) -> Schedule:
+        """Return a schedule."""
+        key = keys.schedule(name)
+        return objects.decode(Schedule, self.store.objects[key].body, key)
+
+    async def run_schedules(self, *, clock_off_by: dt.timedelta = dt.timedelta(0), calls: int | None = None) -> Job:
+        """Let a planner with a clock of its own look at all schedules once."""
+        job = self._job("schedules", calls=calls)
+        clock = self.clock_of("planner")
+        await job.run(ScheduleRunner(job.store, clock=lambda: clock() + clock_off_by).once)
         return job
 
     async def requeue_once(self) -> Job:

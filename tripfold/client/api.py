@@ -128,8 +128,44 @@ class BackfillPreview(msgspec.Struct, frozen=True, kw_only=True):
     dates: tuple[dt.date, ...]
 
 
+class RunState(msgspec.Struct, frozen=True, kw_only=True, rename={"first": "from", "last": "to"}):
+    """A run of a schedule."""
+
+    due: dt.datetime
+    first: dt.date
+    last: dt.date
+    backfill_id: str
+    status: str | None
+
+
+class LateDate(msgspec.Struct, frozen=True, kw_only=True):
+    """A date that is not complete after its deadline."""
+
+    date: dt.date
+    deadline: dt.datetime
+
+
+class ScheduleState(msgspec.Struct, frozen=True, kw_only=True):
+    """A schedule, its next and last run, and its late dates."""
+
+    name: str
+    cron: str
+    timezone: str
+    date: int
+    recheck: int
+    max_parallel: int
+    complete_by: str | None
+    next_run: dt.datetime | None
+    last_run: RunState | None
+    late: tuple[LateDate, ...]
+
+
 class _Requests(msgspec.Struct, frozen=True):
     requests: tuple[RequestState, ...]
+
+
+class _Schedules(msgspec.Struct, frozen=True):
+    schedules: tuple[ScheduleState, ...]
 
 
 class _Backfills(msgspec.Struct, frozen=True):
@@ -218,6 +254,30 @@ class ApiClient:
         """Pause, resume or retry a backfill. Raises NotFound."""
         response = await self._call("POST", f"/backfills/{_segment(backfill_id)}/{change}")
         return msgspec.json.decode(response.content, type=BackfillState)
+
+    async def put_schedule(self, name: str, query: Mapping[str, str]) -> ScheduleState:
+        """Make or change a schedule with the parameters of the API."""
+        response = await self._call("PUT", f"/schedules/{_segment(name)}", query)
+        return msgspec.json.decode(response.content, type=ScheduleState)
+
+    async def schedules(self) -> tuple[ScheduleState, ...]:
+        """Return all schedules."""
+        response = await self._call("GET", "/schedules")
+        return msgspec.json.decode(response.content, type=_Schedules).schedules
+
+    async def schedule(self, name: str) -> ScheduleState:
+        """Return a schedule. Raises NotFound."""
+        response = await self._call("GET", f"/schedules/{_segment(name)}")
+        return msgspec.json.decode(response.content, type=ScheduleState)
+
+    async def change_schedule(self, name: str, change: str) -> ScheduleState:
+        """Pause, resume or run a schedule. Raises NotFound."""
+        response = await self._call("POST", f"/schedules/{_segment(name)}/{change}")
+        return msgspec.json.decode(response.content, type=ScheduleState)
+
+    async def delete_schedule(self, name: str) -> None:
+        """Delete a schedule. Raises NotFound."""
+        await self._call("DELETE", f"/schedules/{_segment(name)}")
 
     async def follow(self, state: _State) -> AsyncIterator[_State]:
         """Yield each state of a request or backfill after ``state``, until it has ended.

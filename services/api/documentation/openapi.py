@@ -27,6 +27,7 @@ def openapi_config() -> OpenAPIConfig:
         tags=[
             Tag(name="requests", description="Process dates and watch the progress."),
             Tag(name="backfills", description="Process many dates, a few at a time."),
+            Tag(name="schedules", description="Process dates at given times."),
             Tag(name="statistics", description="Read the statistics, and the source of each number."),
             Tag(name="quarantine", description="Files that were refused."),
             Tag(name="health", description="Probes for orchestrators and operators."),

@@ -16,7 +16,7 @@ def cors_config(origins: str) -> CORSConfig | None:
         return None
     return CORSConfig(
         allow_origins=allowed,
-        allow_methods=["GET", "POST", "DELETE"],
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
         allow_headers=ALLOWED,
         expose_headers=EXPOSED,
         allow_credentials=False,

@@ -8,9 +8,9 @@ Every planner does this for every open backfill, and compare-and-swap decides. T
 3. publish the request of each date under way that has no record yet, and write its record. Publish a stalled one again;
 4. if nothing is left, remove the backfill from the open ones.
 
-A crash after any step, or a lost response, leads to the same publish again: the claim names the dates, the id of a
-request follows from the backfill and its date, and a request without a record counts as not published. So the writer
-of a claim need not know whether it won.
+A crash after any step, or a lost response, leads to the same publish again. The claim names the dates, and the id of a
+request follows from the backfill and its date. A request without a record counts as not published. So the writer of a
+claim need not know whether it won.
 
 A request of a backfill waits like any other while the date is processed. If another request of the date waits too, that
 one comes first.
@@ -190,7 +190,8 @@ class BackfillAdvancer:
         if waiting != request_id and await read_request_record(self._store, waiting) is not None:
             return
         by = Caller(client=f"backfill {backfill.backfill_id}")
-        record = with_action(new_record(waiting, date, now), by, "process", result="accepted", at=now)
+        new = msgspec.structs.replace(new_record(waiting, date, now), requested_at=now)
+        record = with_action(new, by, "process", result="accepted", at=now)
         about = {"request_id": waiting, "date": str(date), "backfill_id": backfill.backfill_id}
         # A trace for each date: that of a whole backfill would have far too many spans.
         with tracing.root_span("request date", {f"tripfold.{name}": value for name, value in about.items()}):

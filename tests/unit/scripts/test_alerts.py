@@ -54,6 +54,7 @@ LETTERS = series("tripfold_dead_letters_total", "worker", topic="city-tasks")
 REFUSED = series("tripfold_quarantined_files_total", "worker", why="invalid")
 SUSPICIOUS = series("tripfold_suspicious_files_total", "worker")
 UNREADABLE = series("tripfold_unreadable_objects_total", "api", kind="summary")
+LATE = series("tripfold_late_dates", "planner", schedule="daily")
 REACHABLE = series("tripfold_upstream_reachable", "worker")
 REBUILD = series("tripfold_rebuild_age_seconds", "aggregate")
 KEYS_VALID = series("tripfold_api_keys_file_valid", "api")
@@ -261,6 +262,11 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
                 "The check summaries of verify last ran 2d 2h 0m 0s ago",
             )
         },
+    ),
+    "a date is not complete by its deadline": (
+        {LATE: f"0x4 1{NEVER_ENDS}"},
+        8,
+        {"TripfoldDatesLate": ({"schedule": "daily"}, "1 dates of schedule daily are late")},
     ),
     "a rebuild died": (
         {REBUILD: f"0+60{NEVER_ENDS}"},

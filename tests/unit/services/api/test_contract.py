@@ -41,6 +41,7 @@ FALLIBLE = [
     "/process-request",
     "/process-requests",
     "/backfills",
+    "/schedules/{name}",
     "/quarantine",
     "/country-stats",
     "/country-stats/{country}/{date}",
@@ -55,6 +56,10 @@ INFALLIBLE = [
     "/backfills/{backfill_id}/pause",
     "/backfills/{backfill_id}/resume",
     "/backfills/{backfill_id}/retry",
+    "/schedules",
+    "/schedules/{name}/pause",
+    "/schedules/{name}/resume",
+    "/schedules/{name}/run",
     "/health/live",
     "/health/ready",
 ]
@@ -77,6 +82,7 @@ ALLOWED_AND_REFUSED = {
     "/process-request",
     "/process-requests/{request_id}/retry",
     "/backfills",
+    "/schedules/{name}",
 }
 
 

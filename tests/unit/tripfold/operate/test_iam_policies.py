@@ -34,6 +34,7 @@ def test_only_prefixes_end_in_a_star() -> None:
         "arn:aws:s3:::trips/backfills/*",
         "arn:aws:s3:::trips/plans/*",
         "arn:aws:s3:::trips/requests/*",
+        "arn:aws:s3:::trips/schedules/*",
         "arn:aws:s3:::trips/state/active-requests/*",
         "arn:aws:s3:::trips/state/countries.json",
         "arn:aws:s3:::trips/state/lineage.json",
@@ -43,7 +44,7 @@ def test_only_prefixes_end_in_a_star() -> None:
 
 def test_a_statement_without_resources_is_left_out() -> None:
     """A role that deletes nothing has no Delete statement: stores refuse an empty list of resources."""
-    assert "Delete" not in statements_of(BucketRole.API)
+    assert "Delete" not in statements_of(BucketRole.PLANNER)
 
 
 def test_the_documentation_has_the_same_table() -> None:
