@@ -4,7 +4,8 @@ The fault model:
 - Files are corrected, cities move, leave and come back, files and the city list become invalid, and requests arrive.
 - Processes handle batches in any order of partitions, are replaced in the middle of a batch, and resume later.
 - Any call across a port breaks in any way. Records are delivered again, topics are compacted and hold poison records.
-- Backfills are opened, paused, resumed, cancelled and retried, and planners advance them by clocks an hour apart.
+- Runs of a schedule are claimed and started. Backfills are opened, paused, resumed, cancelled and retried. Planners
+  advance both by clocks an hour apart.
 - Rebuild, repair, gc and a planner's look at backfills can pause at a call. No pause is longer than the minimum age for
   gc.
 
@@ -134,6 +135,7 @@ class History(RuleBasedStateMachine):
         """Let the upstream list all cities, each with a good file."""
         self.listed = dict(placed)
         self.files = {city: GOOD_FILES[city] for city in CITIES}
+        self.world.set_schedule("yearly", cron="0 0 1 1 *")
         self._hold()
 
     # Steps of the upstream.
@@ -297,6 +299,22 @@ class History(RuleBasedStateMachine):
         with contextlib.suppress(NotPossible):
             self.world.change_backfill(self.backfills[which % len(self.backfills)], change)
 
+    # Steps of a schedule, whose runs have the date of the world too.
+
+    @precondition(lambda self: self.world.backfills < BACKFILLS_MAX)
+    @rule()
+    def claim_a_run(self) -> None:
+        """Claim a run of the schedule, if the one before has ended."""
+        self._run(self.world.claim_run("yearly"))
+        self._note_possible()
+
+    @precondition(lambda self: len(self.jobs) < JOBS_MAX)
+    @rule(stand_still_after=st.none() | calls, hours=st.integers(-1, 1))
+    def run_schedules(self, stand_still_after: int | None, hours: int) -> None:
+        """Let a planner look at the schedules; it may pause after some calls."""
+        off_by = dt.timedelta(hours=hours)
+        self.jobs.append(self._run(self.world.run_schedules(clock_off_by=off_by, calls=stand_still_after)))
+
     # Checks at rest.
 
     @rule()
@@ -321,6 +339,9 @@ class History(RuleBasedStateMachine):
         await world.run_to_rest()
 
     async def _end_backfills(self) -> None:
+        await self.world.run_schedules()
+        run = self.world.schedule("yearly").run
+        assert run is None or run.started, f"{run} was claimed and not started"
         for backfill_id in self.world.open_backfills:
             if self.world.backfill(backfill_id).status is BackfillStatus.PAUSED:
                 self.world.change_backfill(backfill_id, resumed)
@@ -346,6 +367,7 @@ class History(RuleBasedStateMachine):
         assert self.last_request is not None
         last = checks.record_of(self.world, self.last_request)
         wrong += [f"backfill {one} has not ended" for one in self.world.open_backfills]
+        wrong += checks.jobs_without_requests_of_their_own(self.world)
         failed = any(not isinstance(self.files.get(city), tuple) for city in self.listed)
         expected = Status.COMPLETED_WITH_FAILURES if failed else Status.COMPLETED
         if status_of(last) is not expected:

@@ -38,7 +38,7 @@ from shared.domain.backfills import new_backfill
 from shared.domain.errors import OperatorError
 from shared.domain.events import ProcessRequested
 from shared.domain.ids import RequestId, derive_request_id
-from shared.domain.objects import Backfill, Manifest, Plan, RequestRecord, Schedule
+from shared.domain.objects import Backfill, Manifest, Plan, RequestRecord, Schedule, ScheduledRun
 from shared.domain.requests import request_event
 from shared.domain.schedules import new_schedule
 from shared.domain.topics import Topic
@@ -51,6 +51,7 @@ from shared.runtime.retry import DependencyUnavailable, Retrier
 from shared.storage import active_requests
 from shared.storage.backfills import change_backfill, open_backfill, read_open
 from shared.storage.repository import begin_retry
+from shared.storage.schedules import claim_run
 from tests.fakes.builders import Clock, UpstreamState
 from tests.fakes.faults import Break, Crash, PortCalls, ProcessLife
 from tests.fakes.log import (
@@ -618,6 +619,18 @@ class World:
         """Return a schedule."""
         key = keys.schedule(name)
         return objects.decode(Schedule, self.store.objects[key].body, key)
+
+    async def claim_run(self, name: str) -> None:
+        """Claim a run of a schedule for the date of the world; a planner starts it."""
+        self.backfills += 1
+        run = ScheduledRun(
+            due=self.clock(),
+            backfill_id=derive_request_id(self.clock(), str(self.backfills)),
+            first=DATE,
+            last=DATE,
+            claimed_at=self.clock(),
+        )
+        await claim_run(self.store, name, lambda _: run)
 
     async def run_schedules(self, *, clock_off_by: dt.timedelta = dt.timedelta(0), calls: int | None = None) -> Job:
         """Let a planner with a clock of its own look at all schedules once."""
