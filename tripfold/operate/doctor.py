@@ -34,7 +34,7 @@ from shared.runtime.settings import Settings
 from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectStore
 from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
-from shared.storage.schema_switch import read_written_version
+from shared.storage.schema_switch import WrongSchemaVersion, read_written_version
 from tripfold.console import printable
 from tripfold.operate.command_line import AsJson, command_settings, console, make_table, print_json, run_command
 
@@ -228,8 +228,11 @@ def _probe(name: str, number: int) -> bytes:
 
 
 async def check_schema_version(store: ObjectStore) -> str:
-    """Return which schema version is written. Raises WrongSchemaVersion if this build cannot write it."""
-    version = await read_written_version(store)
+    """Return which schema version is written. Raises CheckFailed if this build cannot write it."""
+    try:
+        version = await read_written_version(store)
+    except WrongSchemaVersion as error:
+        raise CheckFailed(str(error)) from error
     if version == schema.SCHEMA_VERSION:
         return f"version {version} is written, the latest of this build"
     return (

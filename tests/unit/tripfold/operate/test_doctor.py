@@ -134,11 +134,14 @@ async def test_a_record_of_a_later_version_is_named_until_it_is_skipped() -> Non
 
 
 async def test_an_upgrade_that_is_not_finalized_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check of the schema version names the command that ends an upgrade, and passes before and after it."""
+    """The check of the schema version names the command that ends an upgrade, and fails for a bucket of a later one."""
     store = MemoryStore(lambda: NOON)
     assert "the latest of this build" in await check_schema_version(store)
     monkeypatch.setattr(schema, "SCHEMA_VERSION", 2)
     assert "tripfold upgrade finalize" in await check_schema_version(store)
+    store.write(keys.SCHEMA_SWITCH, b'{"schema_version":3}')
+    with pytest.raises(CheckFailed, match="upgrade it"):
+        await check_schema_version(store)
 
 
 async def test_unreachable_dependencies_are_reported_and_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
