@@ -25,11 +25,12 @@ from shared.domain import events, keys, objects
 from shared.domain.events import EVENT_TYPES
 from shared.domain.objects import BucketObject, SummaryHead
 from shared.runtime.settings import Settings
+from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
 from tests import ROOT
 from tests.integration.commands import tripfold
 from tests.integration.conftest import isolated_settings
-from tests.integration.running import Running, running
+from tests.integration.running import Running, eventually, running
 from tests.integration.trips import make_trips
 from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import embedded_services
@@ -43,6 +44,7 @@ KINDS: dict[str, type[BucketObject]] = {
     keys.ACTIVE_REQUESTS: objects.ActiveRequests,
     keys.OPEN_BACKFILLS: objects.OpenBackfills,
     keys.BACKFILLS: objects.Backfill,
+    keys.SCHEDULES: objects.Schedule,
     keys.REQUESTS: objects.RequestRecord,
     keys.PLANS: objects.Plan,
     keys.MANIFESTS: objects.Manifest,
@@ -150,8 +152,16 @@ async def _process(services: Running, upstream: UpstreamServer) -> None:
     )
     assert answer.status_code == 202, answer.text
     await services.ended(answer.headers["location"])
+    answer = await services.client.put("/schedules/daily", params={"cron": "* * * * *", "complete_by": "09:00"})
+    assert answer.status_code == 200, answer.text
+    await eventually(lambda: _run_of(services.store, "daily"), "a run of the schedule", deadline_s=150)
     upstream.cities = [{"id": ""}]
     assert (await services.process(third))["status"] == "failed"
+
+
+async def _run_of(store: S3Store, name: str) -> objects.ScheduledRun | None:
+    schedule = await Repository(store).get(objects.Schedule, keys.schedule(name))
+    return schedule.run if schedule else None
 
 
 @contextlib.asynccontextmanager
