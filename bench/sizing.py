@@ -47,9 +47,10 @@ READ_USD: Final = 0.4 / 1e6
 GB_MONTH_USD: Final = 0.023
 """List prices of S3 in us-east-1, 2026: a write or listing, a read, a gigabyte of standard storage."""
 
-RAW_READS: Final = 3
+RAW_READS: Final = 11
 RAW_WRITES: Final = 2
-"""Reads and writes of a worker for a city-day, without those of the raw object: the manifest, a note on the attempt."""
+"""Reads and writes of a worker for a city-day, without those of the raw object: the manifest, a note on the attempt,
+and the manifests of eight earlier weeks."""
 DATE_READS: Final = 35
 DATE_WRITES: Final = 15
 COUNTRY_READS: Final = 4
@@ -70,7 +71,7 @@ STREAM_MB_MAX: Final = 55
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
     """Processor time in seconds of one core, as measured on an idle machine of two cores."""
 
-    worker_city_s: float = 0.011
+    worker_city_s: float = 0.013
     worker_mb_s: float = 0.0049
     other_city_s: float = 0.0
     other_mb_s: float = 0.0

@@ -11,7 +11,7 @@ import pytest
 from services.ingest.parsing.parser import DEFAULT_RULES, FileTotals
 from services.ingest.parsing.trips import RULE_VERSION
 from services.ingest.upstream.port import Validators
-from services.ingest.worker.manifest import NewFile, Place, next_manifest, validators_of
+from services.ingest.worker.manifest import NewFile, Place, next_manifest, reissued, reprocessed, validators_of
 from services.ingest.worker.streaming import StreamedFile
 from shared.domain import keys, objects
 from shared.domain.contribution import Contribution
@@ -279,3 +279,18 @@ async def test_one_of_two_racing_bucket_epochs_counts() -> None:
 
     store.compare_and_swap = overtaken  # type: ignore[method-assign]  # another process comes first
     assert await read_bucket_epoch(store, lambda: NOW) == other
+
+
+def test_a_suspicious_mark_stays_with_the_file() -> None:
+    """A reprocessed, reissued or moved file keeps its mark; a new file begins without one, until it is judged."""
+    marked = msgspec.structs.replace(first(), suspicious="2 trips; usual on a Wednesday are 2,000")
+    totals = msgspec.structs.replace(file("aa").streamed.totals, bad_records=1)
+    kept = [
+        reprocessed(marked, totals, rules=DEFAULT_RULES, attempt="next", now=NOW, revision_floor=BASE),
+        reissued(marked, attempt="next", revision_floor=BASE),
+        moved(marked, BRASIL, plan_revision=2),
+    ]
+    assert [one and one.suspicious for one in kept] == [marked.suspicious] * 3
+    corrected = following(marked, task(2), place(ARMENIA), file("bbb"))
+    assert corrected is not None
+    assert corrected.suspicious is None
