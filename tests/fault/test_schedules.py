@@ -14,10 +14,12 @@ from shared.domain.objects import Backfill
 from shared.domain.schedules import immediate_run, paused, resumed
 from shared.runtime.metrics import PLANNER
 from shared.storage.schedules import claim_run, start_run
+from tests.fakes.builders import UpstreamState
 from tests.fakes.faults import Break
+from tests.fault.checks import live_summaries
 from tests.fault.jobs import JobsWorld
-from tests.fault.scenarios import breaks_of
-from tests.fault.world import Job
+from tests.fault.scenarios import CORRECTED, EVENING, MORNING, WHOLE, breaks_of
+from tests.fault.world import DATE, Job
 
 DAY = dt.timedelta(days=1)
 HOUR = dt.timedelta(hours=1)
@@ -187,3 +189,21 @@ async def test_an_unreadable_schedule_stops_no_other() -> None:
     world.store.write(keys.schedule("bad"), b"{")
     await let_pass(world, 1)
     assert set(world.requests_by_date()) == {YESTERDAY}
+
+
+async def test_a_correction_of_a_day_ago_is_served_without_anyone_asking() -> None:
+    """The first run serves the day; its file is corrected a day later, and the next run serves the correction."""
+    world = JobsWorld()
+    world.set_schedule("daily", recheck=2)
+    served = []
+    for truth in (WHOLE, UpstreamState(cities=WHOLE.cities, files={**WHOLE.files, 1: CORRECTED})):
+        truth.write_into(world.upstream, DATE)
+        for _ in range(4):
+            world.clock.advance(6 * HOUR.total_seconds())
+            await world.run_schedules()
+            for _ in range(6):
+                await world.advance_jobs()
+                await world.run_to_rest()
+        served.append(sum(summary.totals.passengers for summary in live_summaries(world) if summary.date == DATE))
+    passengers = {file: sum(trip.passengers for trip in file) for file in (MORNING, CORRECTED, EVENING)}
+    assert served == [passengers[MORNING] + passengers[EVENING], passengers[CORRECTED] + passengers[EVENING]]

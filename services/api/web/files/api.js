@@ -2,6 +2,8 @@
 
 import { yieldToBrowser } from "./dom.js";
 
+const PARALLEL_DATES = 4;
+
 /** An error of the API or the network, in words for the reader. */
 export class Problem extends Error {
   constructor(title, detail, { status = 0 } = {}) {
@@ -113,6 +115,15 @@ export async function follow(id, onevent, signal) {
   }
 }
 
-/** Request the processing of a range of dates. */
+/** Request the processing of a date, or of a range of dates as a backfill. */
 export const ask = (from, to) =>
-  fetched(`/process-request?${new URLSearchParams(from === to ? { date: from } : { from, to })}`, { method: "POST" });
+  fetched(
+    from === to
+      ? `/process-request?${new URLSearchParams({ date: from })}`
+      : `/backfills?${new URLSearchParams({ from, to, only: "all", max_parallel: PARALLEL_DATES })}`,
+    { method: "POST" },
+  );
+
+export const latestBackfills = async (limit) => (await fetched(`/backfills?limit=${limit}`)).backfills;
+export const cancelBackfill = (id) => fetched(`/backfills/${id}`, { method: "DELETE" });
+export const schedules = async () => (await fetched("/schedules")).schedules;

@@ -1,6 +1,7 @@
 // The page. Its address holds the selection, so that bookmarks, links and the Back button work.
 
 import { countryStats, keepKey, statsFile } from "./api.js";
+import { watchBackfills } from "./backfills.js";
 import { openCountryDay } from "./country_day.js";
 import { announce, button, element, hideHint, notice } from "./dom.js";
 import { count, daysIn, delay, moved, plural } from "./format.js";
@@ -289,7 +290,9 @@ setInterval(revalidate, REVALIDATE_MS);
 
 let refreshing = null;
 shown = fromAddress();
+const lookAtBackfills = watchBackfills({ onended: revalidate });
 watchRequests({
+  onasked: lookAtBackfills,
   // Without a range in the address, show the dates that were requested last.
   onfirst: (requests) => {
     const known = requests.map((one) => one.date).sort();

@@ -15,9 +15,9 @@ const ended = (one) => ENDS.has(one.status);
 
 /**
  * Show the latest requests and update them. Calls `onserved(date)` each time that one has ended, `onfirst(requests)` when
- * the list arrives first, and `onunknown(problem, again)` while the list cannot be read.
+ * the list arrives first, `onunknown(problem, again)` while the list cannot be read, and `onasked()` after a request.
  */
-export function watchRequests({ onserved, onfirst, onunknown }) {
+export function watchRequests({ onserved, onfirst, onunknown, onasked }) {
   const form = document.getElementById("ask");
   const place = document.getElementById("latest");
   const rows = new Map();
@@ -99,6 +99,7 @@ export function watchRequests({ onserved, onfirst, onunknown }) {
       send.disabled = false;
     }
     look();
+    onasked();
   });
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) for (const stopping of streams.values()) stopping.abort();
