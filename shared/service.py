@@ -29,6 +29,7 @@ from shared.storage.schema_switch import adopt_written_version
 Background = Callable[[Retrier], Awaitable[None]]
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
+DISCONNECT_TIMEOUT_S = 8.0
 WATCH_INTERVAL_S = 3.0
 WATCH_TIMEOUT_S = 10.0
 """A store that hangs is reported as soon as this. Its client would wait for a minute or more."""
@@ -100,7 +101,10 @@ def make_app(
             finally:
                 retrier.stopping.set()
                 await asyncio.gather(*(subscription.drain() for subscription in subscriptions))
-                await broker.stop()
+                # A consumer says goodbye to its group. If Kafka hangs, it would wait for 40 s.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(DISCONNECT_TIMEOUT_S):
+                        await broker.stop()
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)

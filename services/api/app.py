@@ -58,7 +58,6 @@ from shared.storage.s3 import S3Store
 from shared.storage.schema_switch import adopt_written_version
 
 SHUTDOWN_GRACE_S = 5
-CLOSE_TIMEOUT_S = 2.0
 SCHEMA_INTERVAL_S = 3.0
 PUBLISHED = (Topic.PROCESS_REQUESTS,)
 
@@ -76,16 +75,12 @@ def create_app(settings: Settings) -> Litestar:
 
     @contextlib.asynccontextmanager
     async def connected() -> AsyncIterator[None]:
-        async with store:
+        async with store, publisher:
             following = asyncio.create_task(_follow_schema_switch(store))
             try:
                 yield
             finally:
                 following.cancel()
-                # Without Kafka, closing the producer would wait for pending records.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                        await publisher.__aexit__(None, None, None)
 
     return assemble(
         settings,

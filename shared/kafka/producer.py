@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ from shared.runtime.settings import Settings
 
 BATCH_EVENTS_MAX = 5_000
 CHECK_TIMEOUT_MS = 1_500
+CLOSE_TIMEOUT_S = 2.0
 DEAD_LETTERS_REMEMBERED_MAX = 20_000
 """How many dead letters a process remembers: more than any batch has."""
 
@@ -72,7 +74,10 @@ class KafkaPublisher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._producer is not None:
-            await self._producer.stop()
+            # Without Kafka, this would wait for pending records.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._producer.stop()
 
     async def check(self, topics: Iterable[Topic] = ()) -> None:
         """Raise KafkaUnavailable if Kafka does not respond, and TopicsMissing if it lacks one of ``topics``.

@@ -8,10 +8,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from services.api.app import CLOSE_TIMEOUT_S
 from services.api.app import SHUTDOWN_GRACE_S as API_GRACE_S
 from shared.kafka.consumer import SHUTDOWN_GRACE_S as CONSUMER_GRACE_S
+from shared.kafka.producer import CLOSE_TIMEOUT_S
 from shared.runtime.settings import PREFIX, Settings, load_settings
+from shared.service import DISCONNECT_TIMEOUT_S
 from tests import ROOT
 from tripfold.cli import app
 
@@ -91,7 +92,8 @@ def test_the_grace_period_exceeds_every_shutdown() -> None:
     [patch] = documents("process.yaml")
     [api] = [one for one in documents("api.yaml") if one["kind"] == "Deployment"]
     waits_s = container(api)["lifecycle"]["preStop"]["sleep"]["seconds"]
-    longest_s = max(2 * CONSUMER_GRACE_S, waits_s + API_GRACE_S + CLOSE_TIMEOUT_S)
+    consumer_s = CONSUMER_GRACE_S + DISCONNECT_TIMEOUT_S + CLOSE_TIMEOUT_S
+    longest_s = max(consumer_s, waits_s + API_GRACE_S + CLOSE_TIMEOUT_S)
     assert patch["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > longest_s
 
 
