@@ -23,7 +23,8 @@ from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository, Versioned
 
 REQUEUE_INTERVAL_S = 60.0
-REQUEUE_REQUESTS_MAX = 1_000
+REQUEUE_REQUESTS_MAX = 5_000
+"""More than a backfill has dates: its requests, made at once by their ids, hide no earlier one."""
 REQUEUE_WAIT_MAX = dt.timedelta(days=1)
 """The longest wait before a stalled request is published once more."""
 

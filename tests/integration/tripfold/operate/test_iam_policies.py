@@ -110,6 +110,21 @@ async def test_every_service_works_with_its_minimal_policy(confined: Confined, u
     await tripfold.ended(again.headers["location"])
 
 
+async def test_backfills_and_schedules_work_with_minimal_policies(confined: Confined, upstream: UpstreamServer) -> None:
+    """A planner advances a backfill of a date that lacks data, and a schedule is made, run and deleted."""
+    date, tripfold = "2024-05-03", confined.tripfold
+    upstream.add_city(1, "City 1", "Armenia")
+    upstream.put(1, date, make_trips(1, 50, date))
+    made = await tripfold.client.post("/backfills", params={"from": date, "to": date, "only": "missing"})
+    backfill = await tripfold.ended(made.headers["location"])
+    assert backfill["counts"]["dates_under_way"] == backfill["counts"]["dates_skipped"] == 0
+    schedule = "/schedules/daily"
+    assert (await tripfold.client.put(schedule, params={"cron": "0 6 * * *"})).status_code == 200
+    run = (await tripfold.client.post(f"{schedule}/run")).json()["last_run"]
+    await tripfold.ended(f"/backfills/{run['backfill_id']}")
+    assert (await tripfold.client.delete(schedule)).status_code == 204
+
+
 async def test_no_service_may_write_the_objects_of_another(confined: Confined) -> None:
     """The worker writes no summary, the aggregate no manifest, the API reads no raw file, and nobody deletes one."""
     bucket = confined.tripfold.settings.s3_bucket
