@@ -39,6 +39,7 @@ _FENCE = re.compile(r"^( *)(```|~~~).*?^ *\2 *$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"`[^`\n]*`")
 _PATH = re.compile(r"`((?:services|shared|tripfold|client|tests|scripts|bench|docs|examples|deploy)/[\w./-]*)`")
 _VARIABLE = re.compile(rf"\b{PREFIX}[A-Z0-9_]+")
+_METRIC = re.compile(r"\btripfold_[a-z_]+_(?:total|seconds|bucket|count|sum)\b")
 _COMMAND = re.compile(r"(?:^|[`$/ (])tripfold ((?:[a-z][a-z-]*\b ?)+)")
 
 
@@ -57,6 +58,7 @@ def main() -> None:
         *undescribed_commands(),
         *missing_files(pages),
         *unknown_variables(pages),
+        *unknown_metrics(pages),
         *unknown_commands(pages),
     ]
     for finding in dict.fromkeys(found):
@@ -217,6 +219,15 @@ def unknown_variables(pages: dict[Path, str]) -> Iterator[str]:
             begins = name.endswith("_") and any(one.startswith(name) for one in known)
             if not (name in known or begins or OTHER_VARIABLES.fullmatch(name) or page.name == HISTORY):
                 yield f"{_name(page)}: there is no setting {name}"
+
+
+def unknown_metrics(pages: dict[Path, str]) -> Iterator[str]:
+    """Name each counter, time or histogram that a page mentions and no process exports."""
+    known = metrics()
+    for page, text in pages.items():
+        for name in sorted(set(_METRIC.findall(text))):
+            if not {name, re.sub("_(bucket|count|sum)$", "", name)} & known and page.name != HISTORY:
+                yield f"{_name(page)}: there is no metric {name}"
 
 
 def unknown_commands(pages: dict[Path, str]) -> Iterator[str]:

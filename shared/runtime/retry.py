@@ -59,8 +59,8 @@ class Retrier:
                 raise
             except Exception as error:  # noqa: BLE001  # see the docstring
                 tries += 1
-                self.health.failing(what, f"{type(error).__name__}: {error}", detail=detail)
-                expected = isinstance(error, OperatorError)
+                expected = isinstance(error, OperatorError)  # its message needs no name of a class
+                self.health.failing(what, str(error) if expected else f"{type(error).__name__}: {error}", detail=detail)
                 _log.warning("retrying", what=what, detail=detail, tries=tries, error=str(error), exc_info=not expected)
                 await self.pause(min(self._wait_max_s, WAIT_FIRST_S * 2 ** min(tries, 20)))
             else:

@@ -46,19 +46,21 @@ def test_long_pages_are_found() -> None:
 
 
 def test_documented_names_missing_in_the_code_are_found() -> None:
-    """A page names only files, settings and commands that exist."""
+    """A page names only files, settings, metrics and commands that exist."""
     text = (
         "`services/none.py` TRIPFOLD_NONE TRIPFOLD_S3_* TRIPFOLD_API_KEY `tripfold none` `tripfold requests list` "
-        "tripfold is a word"
+        "tripfold is a word tripfold_none_total tripfold_batch_seconds_bucket"
     )
     findings = [
         *check_docs.missing_files({PAGE: text}),
         *check_docs.unknown_variables({PAGE: text}),
+        *check_docs.unknown_metrics({PAGE: text}),
         *check_docs.unknown_commands({PAGE: text}),
     ]
     assert findings == [
         "docs/made-up.md: there is no file services/none.py",
         "docs/made-up.md: there is no setting TRIPFOLD_NONE",
+        "docs/made-up.md: there is no metric tripfold_none_total",
         "docs/made-up.md: there is no command tripfold none",
     ]
 
