@@ -348,8 +348,11 @@ async def test_client_commands_request_watch_and_print(upstream: UpstreamServer,
 
     code, out, err = await command(tripfold, "request", f"{first}..{second}")
     assert (code, err) == (1, "")
-    assert f"{first} ━" in out
-    assert "2/2 cities" in out
+    assert f"{first}..{second} ━" in out
+    assert "2/2 dates" in out
+    (request_id,) = re.findall(rf"{first} .*'tripfold watch (\S+)'", out)
+    code, out, err = await command(tripfold, "watch", request_id)
+    assert (code, err) == (1, "")
     assert f"{first} Gone [bold] (1) failed:" in out
     assert "404" in out
 
