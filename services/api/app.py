@@ -44,21 +44,18 @@ from services.api.statistics.countries import CountryNames
 from services.api.statistics.reader import SummaryReader
 from services.api.web.page import page_handlers
 from shared.domain.ids import utc_now
-from shared.domain.objects import CorruptObject
 from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.runtime.health import Health, measure_loop_lag
 from shared.runtime.logging import configure_logging
 from shared.runtime.metrics import Concern, registry_of
-from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
 from shared.runtime.tracing import shut_down_tracing
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
-from shared.storage.schema_switch import adopt_written_version
+from shared.storage.schema_switch import adopt_written_version, follow_schema_switch
 
 SHUTDOWN_GRACE_S = 5
-SCHEMA_INTERVAL_S = 3.0
 PUBLISHED = (Topic.PROCESS_REQUESTS,)
 
 _log = structlog.get_logger()
@@ -76,7 +73,7 @@ def create_app(settings: Settings) -> Litestar:
     @contextlib.asynccontextmanager
     async def connected() -> AsyncIterator[None]:
         async with store, publisher:
-            following = asyncio.create_task(_follow_schema_switch(store))
+            following = asyncio.create_task(follow_schema_switch(store))
             try:
                 yield
             finally:
@@ -161,14 +158,6 @@ def assemble(
         behind_proxy: Any = ProxyHeadersMiddleware  # uvicorn and Litestar type the same interface differently
         app.asgi_handler = behind_proxy(app.asgi_handler, settings.api_trusted_proxies)
     return app
-
-
-async def _follow_schema_switch(store: ObjectStore) -> None:
-    """Write the schema version of the bucket's switch, also where nobody asks for readiness."""
-    while True:
-        with contextlib.suppress(DependencyUnavailable, CorruptObject):  # readiness reports it
-            await adopt_written_version(store)
-        await asyncio.sleep(SCHEMA_INTERVAL_S)
 
 
 def serve(settings: Settings) -> None:

@@ -5,11 +5,16 @@ An operator sets it when all processes run the new build. Without the object, th
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from shared.domain import keys, schema
-from shared.domain.objects import NewerObject, SchemaSwitch
+from shared.domain.objects import CorruptObject, NewerObject, SchemaSwitch
 from shared.runtime.retry import DependencyUnavailable
 from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository
+
+INTERVAL_S = 3.0
 
 
 class WrongSchemaVersion(DependencyUnavailable):
@@ -36,6 +41,14 @@ async def adopt_written_version(store: ObjectStore) -> int:
     version = await read_written_version(store)
     schema.write_version(version)
     return version
+
+
+async def follow_schema_switch(store: ObjectStore, *, interval_s: float = INTERVAL_S) -> None:
+    """Adopt the version of the bucket's switch without end, in a process that nobody asks for its readiness."""
+    while True:
+        with contextlib.suppress(DependencyUnavailable, CorruptObject):  # readiness reports it
+            await adopt_written_version(store)
+        await asyncio.sleep(interval_s)
 
 
 async def finalize_upgrade(store: ObjectStore) -> int:
