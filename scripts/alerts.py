@@ -31,7 +31,8 @@ VERIFY_AGE_MAX_S = 2 * 24 * 60 * 60
 REBUILD_AGE_MAX_S = 2 * 60 * 60
 HERE = "on (job, instance)"
 FOLDED = (Topic.CITY_STATS, Topic.REQUEST_PROGRESS)
-UPSTREAM_FAILURES = sample(metrics.upstream_requests, outcome='=~"interrupted|unavailable"')
+UPSTREAM_FAILURES = sample(metrics.upstream_requests, outcome='="interrupted"')
+"""An unreachable upstream has an alert of its own."""
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):

@@ -100,7 +100,7 @@ async def run(drill: Drill, deployment: Deployment, directory: Path) -> Outcome:
     """Run one drill with a new Prometheus."""
     outcome = Outcome(fault=drill.fault, alert=drill.alert)
     await deployment.ready()
-    async with prometheus(deployment.system, directory, INTERVAL_S) as server:
+    async with prometheus(deployment, directory, INTERVAL_S) as server:
         await asyncio.sleep(BASELINE_S)
         if before := await server.firing():
             outcome.error = f"{', '.join(sorted(before))} fired before the fault"
@@ -140,10 +140,11 @@ def looks_back(name: str | None) -> bool:
     return any(LOOKS_BACK.search(alert.expr) for alert in ALERTS if alert.name == name)
 
 
-async def missing_metrics(system: System, directory: Path) -> list[str]:
+async def missing_metrics(deployment: Deployment, directory: Path) -> list[str]:
     """Return the metrics that an alert or a panel queries, and that no process exports after some work."""
     queried = {name for query in (*ALERTS, *PANELS) for name in re.findall(r"\b(?:tripfold|process)_\w+", query.expr)}
-    async with prometheus(system, directory, INTERVAL_S) as server:
+    await deployment.verify()
+    async with prometheus(deployment, directory, INTERVAL_S) as server:
         await asyncio.sleep(BASELINE_S)
         return [name for name in sorted(queried) if not await server.query(name)]
 
@@ -159,7 +160,7 @@ async def drill_all(drills: Iterable[Drill], *, embedded: bool, directory: Path)
         await process(system, QUIET_DATE)
         load = asyncio.create_task(use(system))
         try:
-            missing = await missing_metrics(system, directory / "metrics")
+            missing = await missing_metrics(deployment, directory / "metrics")
             error = f"no process exports {', '.join(missing)}" if missing else ""
             outcomes.append(Outcome(fault="each queried metric is exported", alert=None, error=error))
             for number, drill in enumerate(drills):

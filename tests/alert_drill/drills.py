@@ -185,6 +185,34 @@ async def damaged_summary(deployment: Deployment) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
+async def lost_raw_object(deployment: Deployment) -> AsyncIterator[None]:
+    """Delete a raw object, and verify; put it back at the end."""
+    client, bucket = _store(deployment)
+    key = await asyncio.to_thread(_find, client, bucket, "", f"raw/date={QUIET_DATE}/")
+    body = await asyncio.to_thread(_take, client, bucket, key)
+    await deployment.verify()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(client.put_object, Bucket=bucket, Key=key, Body=body)
+        await deployment.verify()
+
+
+@contextlib.asynccontextmanager
+async def deleted_summary(deployment: Deployment) -> AsyncIterator[None]:
+    """Delete a summary, and verify; repair it at the end."""
+    client, bucket = _store(deployment)
+    key = await asyncio.to_thread(_find, client, bucket, f"date={QUIET_DATE}/country=", "summaries/")
+    await asyncio.to_thread(client.delete_object, Bucket=bucket, Key=key)
+    await deployment.verify()
+    try:
+        yield
+    finally:
+        await _run(deployment, "repair", "--from", QUIET_DATE, "--to", QUIET_DATE)
+        await deployment.verify()
+
+
+@contextlib.asynccontextmanager
 async def wiped_kafka(deployment: Deployment) -> AsyncIterator[None]:
     """Delete all topics; make them again at the end, and fill them from the bucket."""
     settings = load_settings(deployment.system.environment)
@@ -232,6 +260,13 @@ def _find(client: Any, bucket: str, text: str, prefix: str) -> str:
     """Return the first key under ``prefix`` with ``text`` in it."""
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     return next(str(one["Key"]) for page in pages for one in page["Contents"] if text in one["Key"])
+
+
+def _take(client: Any, bucket: str, key: str) -> bytes:
+    """Delete an object; return what it was."""
+    body: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    client.delete_object(Bucket=bucket, Key=key)
+    return body
 
 
 def _s3_drill(alert: str | None, rate: float, *faults: Fault) -> Drill:
@@ -288,6 +323,8 @@ DRILLS = (
     _upstream_drill("TripfoldQuarantinedFiles", 0.3, UpstreamFault.HTML_PAGE),
     Drill(fault="poison record", inject=poison, alert="TripfoldDeadLetters"),
     Drill(fault="record of a newer schema version", inject=newer, alert="TripfoldServiceDown"),
-    Drill(fault="damaged summary", inject=damaged_summary, alert="TripfoldUnreadableObjects"),
+    Drill(fault="summary damaged", inject=damaged_summary, alert="TripfoldUnreadableObjects"),
+    Drill(fault="summary deleted", inject=deleted_summary, alert="TripfoldVerifyDifferences"),
+    Drill(fault="raw object lost", inject=lost_raw_object, alert="TripfoldVerifyDifferences"),
     Drill(fault="all topics deleted", inject=wiped_kafka, alert="TripfoldServiceDown"),
 )

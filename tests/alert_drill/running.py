@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -29,10 +30,24 @@ class Deployment:
 
     def __init__(self, system: System) -> None:
         self.system = system
+        self.verified = system.directory / "verified"
+        self.verified_address = f"{HOST}:{free_port('the result of verify')}"
         self._running: dict[str, contextlib.AsyncExitStack] = {}
         self._supervisors: dict[str, Supervisor] = {}
 
     async def __aenter__(self) -> Self:
+        self.verified.mkdir()
+        host, _, port = self.verified_address.partition(":")
+        server = ChildProcess(
+            name="verified",
+            argv=(sys.executable, "-m", "http.server", port, "--bind", host, "--directory", str(self.verified)),
+            env=dict(os.environ),
+            log_path=self.system.directory / "logs" / "verified.log",
+            ready=http_probe(f"http://{self.verified_address}/"),
+        )
+        stack = self._running["verified"] = contextlib.AsyncExitStack()
+        supervisor = await stack.enter_async_context(Supervisor())
+        await supervisor.start(server)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -49,6 +64,10 @@ class Deployment:
     async def stop(self, name: str) -> None:
         """Stop a service until it is started again."""
         await self._running.pop(name).aclose()
+
+    async def verify(self) -> None:
+        """Verify the bucket, and show the result to Prometheus, as the profile observe of Docker Compose does."""
+        await self.system.command("verify", "--metrics-file", str(self.verified / "metrics.txt"))
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to a service; if it ends, it is restarted."""
@@ -82,19 +101,20 @@ def configuration(targets: Mapping[str, Iterable[str]], interval_s: int) -> dict
     config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
     config["global"] = {"scrape_interval": f"{interval_s}s", "evaluation_interval": f"{interval_s}s"}
     config["rule_files"] = [str(CONFIG.parent / path) for path in config["rule_files"]]
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    for job in jobs.values():
+        job.pop("dns_sd_configs", None)
     config["scrape_configs"] = [
-        {"job_name": job["job_name"], "static_configs": [{"targets": list(targets[job["job_name"]])}]}
-        for job in config["scrape_configs"]
-        if job["job_name"] in targets
+        jobs[name] | {"static_configs": [{"targets": list(addresses)}]} for name, addresses in targets.items()
     ]
     del config["alerting"]
     return config
 
 
 @contextlib.asynccontextmanager
-async def prometheus(system: System, directory: Path, interval_s: int) -> AsyncIterator[Prometheus]:
-    """Run a Prometheus without a past during the block; it scrapes the services of the system."""
-    path = _write_configuration(system, directory, interval_s)
+async def prometheus(deployment: Deployment, directory: Path, interval_s: int) -> AsyncIterator[Prometheus]:
+    """Run a Prometheus without a past during the block; it scrapes the deployment."""
+    path = _write_configuration(deployment, directory, interval_s)
     program = find("prometheus")
     assert program is not None, "no prometheus: run `python -m tests.prometheus`"
     address = f"{HOST}:{free_port('Prometheus')}"
@@ -112,12 +132,12 @@ async def prometheus(system: System, directory: Path, interval_s: int) -> AsyncI
     )
     async with Supervisor() as supervisor:
         await supervisor.start(child)
-        yield Prometheus(f"http://{address}", system.client)
+        yield Prometheus(f"http://{address}", deployment.system.client)
 
 
-def _write_configuration(system: System, directory: Path, interval_s: int) -> Path:
-    targets: dict[str, list[str]] = {}
-    for name, url in system.health_urls.items():
+def _write_configuration(deployment: Deployment, directory: Path, interval_s: int) -> Path:
+    targets = {"verify": [deployment.verified_address]}
+    for name, url in deployment.system.health_urls.items():
         targets.setdefault(name.partition("-")[0], []).append(url.removeprefix("http://"))
     directory.mkdir(parents=True)
     path = directory / "prometheus.yml"
