@@ -72,9 +72,12 @@ def burns(factor: float, long: str, short: str) -> str:
 
 
 def summaries(*states: SummaryState) -> str:
-    """Return the number of latest country-days in a state, while no request is open that would change it."""
+    """Return the number of latest country-days in a state, while no record waits that could change it.
+
+    The states are measured once a minute, and lag every ten seconds: so lag ends the alert of a date in progress.
+    """
     chosen = sample(metrics.recent_summaries, state=f'=~"{"|".join(states)}"')
-    return f"sum(max by (state) ({chosen})) > 0 unless sum(max by (status) ({sample(metrics.open_requests)})) > 0"
+    return f"sum(max by (state) ({chosen})) > 0 unless sum({sample(metrics.consumer_lag)}) > 0"
 
 
 def not_ready() -> str:
@@ -152,14 +155,14 @@ ALERTS = (
         name="TripfoldSummariesMissing",
         severity="ticket",
         expr=summaries("missing", "unreadable"),
-        lasts="1m",
+        lasts="30s",
         summary="{{ $value }} country-days have lost their summary",
     ),
     Alert(
         name="TripfoldIncompleteDays",
         severity="ticket",
         expr=summaries("incomplete"),
-        lasts="1m",
+        lasts="30s",
         summary="{{ $value }} country-days are incomplete",
     ),
     Alert(

@@ -65,7 +65,6 @@ REFUSED_BY_UPSTREAM = series("tripfold_upstream_requests_total", "worker", outco
 SERVED_BY_UPSTREAM = series("tripfold_upstream_requests_total", "worker", outcome="complete")
 VERIFIED = series("tripfold_verify_differences", "verify", check="summaries")
 VERIFIED_AT = series("tripfold_verify_timestamp_seconds", "verify", check="summaries")
-OPEN = series("tripfold_open_requests", "aggregate", status="running")
 
 
 def summaries(state: str) -> str:
@@ -85,7 +84,6 @@ REST: Series = {
     KEYS_VALID: f"1+0{NEVER_ENDS}",
     SERVED_BY_UPSTREAM: f"0+60{NEVER_ENDS}",
     REFUSED_BY_UPSTREAM: f"0+0{NEVER_ENDS}",
-    OPEN: f"0+0{NEVER_ENDS}",
     **{summaries(state): f"0+0{NEVER_ENDS}" for state in ("incomplete", "missing", "unreadable")},
     summaries("complete"): f"150+0{NEVER_ENDS}",
     served("200"): f"0+60{NEVER_ENDS}",
@@ -109,7 +107,7 @@ QUIET: dict[str, Series] = {
     },
     "another program is down": {series("up", "elsewhere"): f"0{NEVER_ENDS}"},
     "a date that is being processed": {
-        OPEN: f"0x9 1{NEVER_ENDS}",
+        lag("city-tasks"): f"0x9 1{NEVER_ENDS}",
         summaries("missing"): f"0x9 3 0{NEVER_ENDS}",
         summaries("incomplete"): f"0x9 2 5{NEVER_ENDS}",
     },
