@@ -218,9 +218,8 @@ ALERTS = (
     Alert(
         name="TripfoldUpstreamFailing",
         severity="ticket",
-        expr=f"sum(rate({UPSTREAM_FAILURES}[5m])) / sum(rate({sample(metrics.upstream_requests)}[5m])) > 0.5 "
+        expr=f"sum(rate({UPSTREAM_FAILURES}[1m])) / sum(rate({sample(metrics.upstream_requests)}[1m])) > 0.5 "
         f"and sum(increase({UPSTREAM_FAILURES}[5m])) >= {ERRORS_MIN}",
-        lasts="1m",
         summary="{{ $value | humanizePercentage }} of the requests to the upstream fail",
     ),
     Alert(

@@ -29,8 +29,10 @@ from tests.chaos.upstream import UpstreamFault
 
 QUIET_DATE = "2024-05-04"
 """Processed before the drills; the load leaves it alone, so that its objects stay as a drill left them."""
+NEW_DATE = "2024-05-05"
+"""Not processed before its drill: a city that has numbers keeps them when its file is missing."""
+DATES = ("2024-05-01", "2024-05-02", "2024-05-03", QUIET_DATE)
 REPEATS = 5
-REPEAT_INTERVAL_S = 4.0
 NEWER = b'{"type":"city-day-stats","schema_version":99}'
 
 Inject = Callable[[Deployment], AbstractAsyncContextManager[None]]
@@ -153,6 +155,20 @@ async def upstream_fails(deployment: Deployment, rates: dict[UpstreamFault, floa
         yield
     finally:
         deployment.system.upstream.rates = {}
+
+
+@contextlib.asynccontextmanager
+async def file_missing(deployment: Deployment) -> AsyncIterator[None]:
+    """Process a date while the file of a city is missing, then leave the deployment without load."""
+    deployment.busy.clear()
+    deployment.system.upstream.withdraw(0, NEW_DATE)
+    await deployment.request(NEW_DATE)
+    try:
+        yield
+    finally:
+        deployment.system.upstream.publish(0, NEW_DATE)
+        await deployment.request(NEW_DATE)
+        deployment.busy.set()
 
 
 @contextlib.asynccontextmanager
@@ -318,7 +334,12 @@ DRILLS = (
     Drill(fault="upstream down", inject=upstream_down, alert="TripfoldUpstreamUnreachable"),
     _upstream_drill("TripfoldUpstreamFailing", 1, UpstreamFault.RESET),
     _upstream_drill("TripfoldUpstreamFailing", 1, UpstreamFault.ERROR_500, UpstreamFault.BUSY_503),
-    _upstream_drill("TripfoldIncompleteDays", 0.3, UpstreamFault.NOT_FOUND),
+    Drill(
+        fault="a date lacks a file",
+        inject=file_missing,
+        alert="TripfoldIncompleteDays",
+        covers=(UpstreamFault.NOT_FOUND,),
+    ),
     _upstream_drill("TripfoldQuarantinedFiles", 0.3, UpstreamFault.DAMAGED),
     _upstream_drill("TripfoldQuarantinedFiles", 0.3, UpstreamFault.HTML_PAGE),
     Drill(fault="poison record", inject=poison, alert="TripfoldDeadLetters"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -26,10 +27,15 @@ CONFIG = ROOT / "deploy" / "prometheus" / "prometheus.yml"
 
 
 class Deployment:
-    """The services of a system, each with its own supervisor. Use it as an async context manager."""
+    """The services of a system, each with its own supervisor. Use it as an async context manager.
+
+    The load pauses while ``busy`` is not set.
+    """
 
     def __init__(self, system: System) -> None:
         self.system = system
+        self.busy = asyncio.Event()
+        self.busy.set()
         self.verified = system.directory / "verified"
         self.verified_address = f"{HOST}:{free_port('the result of verify')}"
         self._running: dict[str, contextlib.AsyncExitStack] = {}
@@ -64,6 +70,11 @@ class Deployment:
     async def stop(self, name: str) -> None:
         """Stop a service until it is started again."""
         await self._running.pop(name).aclose()
+
+    async def request(self, date: str) -> None:
+        """Request a date, unless the API refuses or cannot be reached."""
+        with contextlib.suppress(httpx.HTTPError):
+            await self.system.client.post(f"{self.system.api_url}/process-request", params={"date": date})
 
     async def verify(self) -> None:
         """Verify the bucket, and show the result to Prometheus, as the profile observe of Docker Compose does."""

@@ -103,6 +103,14 @@ class ChaosUpstream:
         self.corrections += 1
         self._write(self._draw.choice(list(self._countries)), date or self._draw.choice(self.dates))
 
+    def withdraw(self, city: int, date: str) -> None:
+        """Serve no file of a city and date until `publish`."""
+        del self._bodies[city, date]
+
+    def publish(self, city: int, date: str) -> None:
+        """Serve a new file of a city and date."""
+        self._write(city, date)
+
     def move(self) -> None:
         """Move a random city to another country."""
         self.moves += 1
