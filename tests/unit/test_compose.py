@@ -42,6 +42,13 @@ def test_settings_of_the_api_restart_no_other_service() -> None:
     assert with_keys == ["api"]
 
 
+def test_only_services_have_the_health_check_of_the_image() -> None:
+    """It asks for the readiness of a service. A container that runs another program would fail `up --wait`."""
+    own = {name: one for name, one in SERVICES.items() if one["image"] == "tripfold"}
+    services = {name for name, one in own.items() if str(one.get("command")).startswith("serve ")}
+    assert {name for name, one in own.items() if "healthcheck" not in one} == services
+
+
 def test_the_profile_observe_mounts_files_that_exist_from_pinned_images() -> None:
     """Without the profile nothing is added; with it each image has a version and each mounted file exists."""
     observers = {name: one for name, one in SERVICES.items() if one.get("profiles") == ["observe"]}
