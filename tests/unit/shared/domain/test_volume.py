@@ -56,23 +56,13 @@ def test_only_the_same_weekday_of_the_last_eight_weeks_is_compared(date: dt.date
     assert [(date - one).days for one in dates_compared(date)] == list(range(7, 57, 7))
 
 
-@given(st.integers(0, 10**6), st.lists(st.integers(0, 10**6), max_size=8), st.randoms())
-def test_the_order_of_the_earlier_days_does_not_matter(trips: int, earlier: list[int], order: object) -> None:
-    """The judgement depends on which days there are, not on the order in which they were read."""
-    volumes = [Volume(one, 100 * one) for one in earlier]
-    shuffled = list(volumes)
-    order.shuffle(shuffled)  # type: ignore[attr-defined]  # a random.Random of Hypothesis
-    file = Volume(trips, 100 * trips)
-    assert suspicion_of(WEDNESDAY, file, shuffled, RULES) == suspicion_of(WEDNESDAY, file, volumes, RULES)
-
-
 def test_halved_and_empty_files_of_a_year_are_suspicious_and_whole_ones_are_not() -> None:
-    """On each date of a year, every fifth city of the reference upstream: whole, halved, and empty."""
+    """On each date of a year, every tenth city of the reference upstream: whole, halved, and empty."""
     options = UpstreamOptions()
     first = dt.date(2024, 1, 1)
     days = range(-7 * WEEKS_COMPARED, 366)
     alarms, judged = 0, 0
-    for city in city_list(options)[::5]:
+    for city in city_list(options)[::10]:
         files = {day: trip_file(options, city.id, first + dt.timedelta(days=day)) for day in days}
         volumes = {day: volume_of(file) for day, file in files.items()}
         for day in range(366):

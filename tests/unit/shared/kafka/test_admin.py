@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.domain.topics import min_insync_replicas
@@ -19,6 +19,7 @@ def test_writing_goes_on_without_one_of_several_brokers(replicas: int, acknowled
     assert min_insync_replicas(replicas) == acknowledged
 
 
+@settings(max_examples=20)
 @given(SIZES, st.integers(1, 9))
 def test_a_default_makes_no_topic_smaller_than_the_others(present: list[TopicSize], brokers: int) -> None:
     """Without settings, a new topic has the partitions and replicas of each present topic at least."""
@@ -27,11 +28,12 @@ def test_a_default_makes_no_topic_smaller_than_the_others(present: list[TopicSiz
     assert size.replicas == max([min(3, brokers), *(one.replicas for one in present)])
 
 
+@settings(max_examples=20)
 @given(SIZES, st.integers(1, 100), st.integers(1, 5))
 def test_a_setting_decides_the_size(present: list[TopicSize], partitions: int, replicas: int) -> None:
     """A size in the settings holds, whatever the other topics have."""
-    settings = Settings.model_validate({"kafka_partitions": partitions, "kafka_replication_factor": replicas})
-    assert size_of_new_topics(settings, present, brokers=1) == TopicSize(partitions, replicas)
+    chosen = Settings.model_validate({"kafka_partitions": partitions, "kafka_replication_factor": replicas})
+    assert size_of_new_topics(chosen, present, brokers=1) == TopicSize(partitions, replicas)
 
 
 @pytest.mark.parametrize(
