@@ -40,5 +40,5 @@ WORKDIR /tmp
 EXPOSE 8080 8081
 STOPSIGNAL SIGTERM
 # Healthy means ready: the service has started, and S3 and Kafka can be used.
-HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["python", "-m", "tripfold.healthcheck"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=120s --retries=3 CMD ["python", "-m", "tripfold.healthcheck"]
 ENTRYPOINT ["tripfold"]
