@@ -23,14 +23,15 @@ from services.aggregate.replay.rebuild import Rebuild, Rebuilt
 from services.aggregate.requests import fold
 from services.aggregate.requests.requeue import Requeue
 from services.aggregate.summary_writer import CachedSummary, SummaryWriter
+from services.ingest.jobs import backfills as jobs_of_planner
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.errors import TransientUpstreamError
 from services.ingest.worker.city_day import CityDayIngest, CityResult
 from services.ingest.worker.manifest import Place
 from shared.domain import events, keys, objects
 from shared.domain.events import CityDayRetracted, CityDayStats, Event, IngestCity, Outcome
-from shared.domain.ids import CityId, CountrySlug, RequestId
-from shared.domain.objects import GenerationPointer, LedgerEntry, Manifest, PastRevision, Plan, Summary
+from shared.domain.ids import CityId, CountrySlug, RequestId, mint_request_id
+from shared.domain.objects import Backfill, GenerationPointer, LedgerEntry, Manifest, PastRevision, Plan, Summary
 from shared.domain.outbox import events_of_plan
 from shared.domain.topics import Topic
 from shared.kafka.consumer import DecodedRecord, decode_batch
@@ -42,7 +43,7 @@ from tests.fakes.builders import UpstreamState
 from tests.fakes.faults import Break
 from tests.fakes.store import BreakableStore
 from tests.fakes.upstream import BreakableUpstream
-from tests.fault import job_scenarios, scenarios
+from tests.fault import job_scenarios, jobs, scenarios
 from tests.fault.checks import differences, unfinished
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE, Scenario
 from tests.fault.watcher import Watcher
@@ -142,6 +143,18 @@ async def redelivering_everything(kind: type[World]) -> AsyncIterator[str]:
         for one in await watcher.complaints():
             yield one
     for one in differences(world):
+        yield one
+
+
+async def breaking_a_backfill(_kind: type[World]) -> AsyncIterator[str]:
+    """Break every call of the planners while a backfill runs."""
+    async for one in jobs.broken_anywhere(DATE, DATE):
+        yield one
+
+
+async def breaking_a_retry_of_a_backfill(_kind: type[World]) -> AsyncIterator[str]:
+    """Break every call of the planners while a backfill runs and its failed date is retried."""
+    async for one in jobs.broken_anywhere(DATE, DATE, failing=(DATE,)):
         yield one
 
 
@@ -555,6 +568,20 @@ def quiet_without_change(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(SummaryWriter, "fold", once)
 
 
+def ids_of_their_own(patch: pytest.MonkeyPatch) -> None:
+    """Let a backfill request a date under a new id each time."""
+
+    def minted(backfill: Backfill, _date: dt.date) -> RequestId:
+        return mint_request_id(backfill.created_at)
+
+    patch.setattr(jobs_of_planner, "request_id_of", minted)
+
+
+def never_stalled(patch: pytest.MonkeyPatch) -> None:
+    """Let a backfill publish no stalled request again."""
+    patch.setattr(jobs_of_planner, "is_stalled", lambda *_, **__: False)
+
+
 def no_requeue(patch: pytest.MonkeyPatch) -> None:
     """Requeue no request."""
 
@@ -617,6 +644,8 @@ MUTATIONS = (
         name="poison dropped when the dead letter fails", patch=drop_if_dead_letter_fails, proof=refusing_dead_letters
     ),
     Mutation(name="requests not requeued", patch=no_requeue, proof=losing_records),
+    Mutation(name="a new id for each publish of a backfill", patch=ids_of_their_own, proof=breaking_a_backfill),
+    Mutation(name="a backfill that sends nothing again", patch=never_stalled, proof=breaking_a_retry_of_a_backfill),
     Mutation(
         name="a broken download taken for the file",
         patch=upstream_without_conditions,

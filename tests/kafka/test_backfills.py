@@ -1,4 +1,4 @@
-"""A backfill of many dates on a real Kafka, with two workers of which one is killed every ten seconds."""
+"""A backfill of many dates on a real Kafka, with two workers and two planners. One is killed every ten seconds."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ from tests.kafka.conftest import Tripfold
 
 DATES = tuple(str(dt.date(2023, 1, 1) + dt.timedelta(days=day)) for day in range(200))
 CITIES = 2
+SERVICES = ("api", "planner-1", "planner-2", "worker-1", "worker-2", "aggregate-1")
+VICTIMS = ("worker-1", "planner-1", "worker-2", "planner-2")
 BETWEEN_KILLS_S = 10.0
 DEADLINE_S = 700.0
 
 
 @contextlib.asynccontextmanager
-async def killing_workers(system: System) -> AsyncIterator[None]:
-    """Kill one of the two workers every ten seconds during the block."""
+async def killing(system: System) -> AsyncIterator[None]:
+    """Kill a worker or a planner every ten seconds during the block."""
 
     async def kill() -> None:
-        for victim in itertools.cycle(("worker-1", "worker-2")):
+        for victim in itertools.cycle(VICTIMS):
             await asyncio.sleep(BETWEEN_KILLS_S)
             with contextlib.suppress(LookupError):  # it is being restarted
                 system.supervisor.kill(victim)
 
-    killing = asyncio.create_task(kill())
+    killer = asyncio.create_task(kill())
     try:
         yield
     finally:
-        killing.cancel()
-        await asyncio.gather(killing, return_exceptions=True)
+        killer.cancel()
+        await asyncio.gather(killer, return_exceptions=True)
 
 
 async def ended(system: System, path: str) -> dict[str, Any]:
@@ -56,16 +58,16 @@ async def ended(system: System, path: str) -> dict[str, Any]:
     return await eventually(look, f"{path} to end; logs in {system.directory}", deadline_s=DEADLINE_S)
 
 
-async def test_a_backfill_is_exact_while_workers_are_killed(tmp_path: Path) -> None:
+async def test_a_backfill_is_exact_while_processes_are_killed(tmp_path: Path) -> None:
     """Each date is requested under one id and completes; the oracle finds every number exact."""
-    config = SystemConfig(cities=CITIES, dates=DATES, seed=11, large_files=False)
+    config = SystemConfig(services=SERVICES, cities=CITIES, dates=DATES, seed=11, large_files=False)
     async with running_system(config, tmp_path) as system:
         await start_services(system)
         await Tripfold(system).ready()
         wanted = {"from": DATES[0], "to": DATES[-1], "only": "all", "max_parallel": "16"}
         response = await system.client.post(f"{system.api_url}/backfills", params=wanted)
         assert response.status_code == 202, response.text
-        async with killing_workers(system):
+        async with killing(system):
             backfill = await ended(system, response.headers["location"])
         assert (backfill["status"], backfill["counts"]["dates_completed"]) == ("completed", len(DATES)), backfill
         listed = await system.client.get(f"{system.api_url}/process-requests", params={"limit": "500"})
