@@ -492,9 +492,13 @@ class Backfill(BucketObject, frozen=True, kw_only=True):
 
 
 class OpenBackfills(BucketObject, frozen=True, kw_only=True):
-    """The ids of the backfills that may have work left, oldest first."""
+    """The ids of the backfills that may have work left, oldest first.
+
+    ``additions`` grows each time that one is named, also if it is named already.
+    """
 
     backfill_ids: tuple[RequestId, ...] = ()
+    additions: int = 0
 
 
 class ScheduledRun(msgspec.Struct, frozen=True, kw_only=True):

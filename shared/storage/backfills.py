@@ -10,7 +10,10 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable
 
+import msgspec
+
 from shared.domain import keys
+from shared.domain.backfills import is_closed
 from shared.domain.errors import OperatorError
 from shared.domain.ids import RequestId
 from shared.domain.objects import Backfill, CorruptObject, DateSelection, OpenBackfills
@@ -39,27 +42,32 @@ async def add_open(store: ObjectStore, backfill_id: RequestId) -> None:
 
     async def add(stored: OpenBackfills | None) -> OpenBackfills:
         before = stored or OpenBackfills()
-        if backfill_id in before.backfill_ids:
-            return before
-        if len(before.backfill_ids) >= OPEN_MAX:
+        others = [other for other in before.backfill_ids if other != backfill_id]
+        if len(others) >= OPEN_MAX:
             raise TooManyBackfills(
                 f"{OPEN_MAX} backfills are open, which is the limit. Wait until one has ended, or cancel one: "
                 "'tripfold backfills list'"
             )
-        return OpenBackfills(backfill_ids=tuple(sorted((*before.backfill_ids, backfill_id))))
+        return OpenBackfills(backfill_ids=tuple(sorted((*others, backfill_id))), additions=before.additions + 1)
 
     await Repository(store).update(OpenBackfills, keys.OPEN_BACKFILLS, add, counted_as="backfill")
 
 
-async def remove_open(store: ObjectStore, backfill_id: RequestId) -> None:
-    """Let planners no longer advance a backfill."""
+async def remove_closed(store: ObjectStore, backfill_id: RequestId) -> None:
+    """Let planners no longer advance a backfill, unless it has work left again, as after a retry."""
+    repository = Repository(store)
 
     async def remove(stored: OpenBackfills | None) -> OpenBackfills | None:
         if stored is None or backfill_id not in stored.backfill_ids:
             return stored
-        return OpenBackfills(backfill_ids=tuple(other for other in stored.backfill_ids if other != backfill_id))
+        # Read after the open ones: a client names a backfill before it changes it, and this write then conflicts.
+        backfill = await repository.get(Backfill, keys.backfill(backfill_id))
+        if backfill is not None and not is_closed(backfill):
+            return stored
+        others = tuple(other for other in stored.backfill_ids if other != backfill_id)
+        return msgspec.structs.replace(stored, backfill_ids=others)
 
-    await Repository(store).update(OpenBackfills, keys.OPEN_BACKFILLS, remove, counted_as="backfill")
+    await repository.update(OpenBackfills, keys.OPEN_BACKFILLS, remove, counted_as="backfill")
 
 
 async def change_backfill(
@@ -68,6 +76,9 @@ async def change_backfill(
     """Change a backfill by a rule of `domain.backfills`; return the stored one, or None if there is none.
 
     One that has not ended is open afterwards. Raises NotPossible as the rule does, and TooManyBackfills.
+
+    It is named as open before and after the change. Before, so that a crash cannot leave a running one without a name.
+    After, because a planner may have removed the name of the ended one in between.
     """
 
     async def change(stored: Backfill | None) -> Backfill | None:
@@ -78,7 +89,10 @@ async def change_backfill(
             await add_open(store, backfill_id)
         return after
 
-    return await Repository(store).update(Backfill, keys.backfill(backfill_id), change, counted_as="backfill")
+    changed = await Repository(store).update(Backfill, keys.backfill(backfill_id), change, counted_as="backfill")
+    if changed is not None and not changed.status.ended and backfill_id not in await read_open(store):
+        await add_open(store, backfill_id)
+    return changed
 
 
 async def read_open(store: ObjectStore) -> tuple[RequestId, ...]:

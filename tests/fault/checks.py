@@ -10,7 +10,7 @@ import msgspec
 
 from services.aggregate.summary_writer import summary_event
 from shared.domain import bitmap, events, keys, objects
-from shared.domain.backfills import date_at, dates_total, request_id_of
+from shared.domain.backfills import date_at, dates_total, is_closed, request_id_of
 from shared.domain.events import (
     CityDayRetracted,
     CityDayStats,
@@ -148,10 +148,12 @@ def differences(world: World) -> list[str]:
 
 
 def jobs_without_requests_of_their_own(world: World) -> list[str]:
-    """Name each backfill that counts a date as completed without a completed request under its own id."""
+    """Name each backfill that has not ended, or counts a date without a completed request under its own id."""
     found = {record.request_id: status_of(record) for record in requests(world)}
     wrong = []
     for backfill in _stored(world, keys.BACKFILLS, Backfill):
+        if not is_closed(backfill):
+            wrong.append(f"{backfill} has not ended")
         for position in range(dates_total(backfill)):
             request_id = request_id_of(backfill, date_at(backfill, position))
             completed = bitmap.contains(bitmap.decode(backfill.completed), position)

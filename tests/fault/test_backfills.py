@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 from collections.abc import Mapping
 
 import pytest
 
 from shared.domain import keys
-from shared.domain.backfills import cancelled, paused, request_id_of, resumed
+from shared.domain.backfills import cancelled, paused, request_id_of, resumed, retried
 from shared.domain.ids import RequestId, mint_request_id
 from shared.domain.objects import BackfillStatus, DateSelection
 from shared.domain.topics import Topic
@@ -50,6 +51,48 @@ async def test_two_planners_advance_one_backfill() -> None:
             if not world.open_backfills and slow is None:
                 break
         assert world.wrong_at_end(backfill_id) == [], f"paused before call {number}"
+
+
+async def ending_world(broken: Mapping[int, Break]) -> tuple[JobsWorld, RequestId]:
+    """Return a world whose backfill has one failed date, and whose planner has only to record its end."""
+    world = JobsWorld(failing=(FIRST,))
+    backfill_id = world.open_backfill(FIRST, FIRST)
+    await world.advance_jobs()
+    world.process()
+    if broken:
+        world.port_calls = PortCalls(broken)
+    return world, backfill_id
+
+
+async def test_a_retry_while_a_planner_closes_the_backfill_is_not_lost() -> None:
+    """Wherever a planner pauses while it records the end, a retry meanwhile runs to its end."""
+    calm, _ = await ending_world({})
+    before = len(calm.port_calls.made)
+    await calm.advance_jobs()
+    for number in range(len(calm.port_calls.made) - before):
+        world, backfill_id = await ending_world({number: Break.PAUSE})
+        slow = await world.advance_jobs()
+        await world.advance_jobs()
+        world.change_backfill(backfill_id, retried)
+        await slow.resume()
+        await world.finish(backfill_id)
+        assert world.backfill(backfill_id).status is BackfillStatus.COMPLETED, f"paused before call {number}"
+
+
+async def test_a_retry_that_pauses_while_a_planner_closes_the_backfill_is_not_lost() -> None:
+    """Wherever the API pauses during a retry while a planner closes the backfill, the retry runs to its end."""
+    for number in itertools.count():
+        world, backfill_id = await ending_world({})
+        await world.advance_jobs(calls=None)
+        api = await world.change_backfill_slowly(backfill_id, retried, calls=number)
+        paused_there = not api.ended
+        for _ in range(3):
+            await world.advance_jobs()
+        await api.resume()
+        await world.finish(backfill_id)
+        assert world.backfill(backfill_id).status is BackfillStatus.COMPLETED, f"paused after call {number}"
+        if not paused_there:
+            return
 
 
 async def test_a_paused_backfill_requests_nothing_more() -> None:

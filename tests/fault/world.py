@@ -578,6 +578,18 @@ class World:
         """Pause, resume, cancel or retry a backfill, as the API does."""
         at_once(change_backfill(self.store, backfill_id, rule, self.clock()))
 
+    async def change_backfill_slowly(
+        self, backfill_id: RequestId, rule: Callable[[Backfill, dt.datetime], Backfill], *, calls: int
+    ) -> Job:
+        """Change a backfill as the API does, which pauses after some calls."""
+        job = self._job("api", calls=calls)
+
+        async def work() -> None:
+            await change_backfill(job.store, backfill_id, rule, self.clock())
+
+        await job.run(work)
+        return job
+
     def backfill(self, backfill_id: RequestId) -> Backfill:
         """Return a backfill."""
         key = keys.backfill(backfill_id)

@@ -60,7 +60,7 @@ from shared.kafka.records import OutgoingEvent
 from shared.runtime import metrics, tracing
 from shared.runtime.concurrency import bounded_map
 from shared.storage import active_requests
-from shared.storage.backfills import is_selected, read_open, remove_open
+from shared.storage.backfills import is_selected, read_open, remove_closed
 from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository, begin_retry, read_request_record
 
@@ -112,7 +112,7 @@ class BackfillAdvancer:
         now = self._clock()
         if read is None:
             if now.timestamp() * 1000 - request_time_ms(backfill_id) > ABANDONED_AFTER.total_seconds() * 1000:
-                await remove_open(self._store, backfill_id)
+                await remove_closed(self._store, backfill_id)
             return
         before = read.value
         positions = list(before.under_way)
@@ -134,7 +134,7 @@ class BackfillAdvancer:
             except CorruptObject as error:
                 _log.error("backfill_date_blocked", backfill_id=backfill_id, error=str(error))
         if is_closed(after):
-            await remove_open(self._store, backfill_id)
+            await remove_closed(self._store, backfill_id)
             _log.info("backfill_ended", backfill_id=backfill_id, status=after.status.value)
 
     async def _record_of(self, backfill: Backfill, position: int) -> _Found:
