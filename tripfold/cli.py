@@ -62,7 +62,6 @@ class Commands(LazyGroup):
             ("verify", "verify:verify_command", "Compare summaries or topics with the bucket.", REPAIR),
             ("repair", "repair:repair_command", "Replace wrong live summaries.", REPAIR),
             ("republish", "republish:republish_command", "Publish the bucket to the compacted topics again.", REPAIR),
-            ("reprocess", "reprocess:reprocess_command", "Read stored files again under the present rules.", REPAIR),
             ("rebuild", "rebuild:rebuild_command", "Build a new generation of all summaries and make it live.", REPAIR),
             ("generations", "rebuild:generations_commands", "List, drop or activate generations of summaries.", REPAIR),
             ("restore", "restore:restore_command", "Raise the revisions of a restored bucket.", REPAIR),
@@ -74,6 +73,7 @@ class Commands(LazyGroup):
         for name, target, line in (
             ("backfill", "backfills:backfill_command", "Process many dates, a few at a time."),
             ("schedule", "schedules:schedule_commands", "Process dates at given times."),
+            ("reprocess", "backfills:reprocess_command", "Read stored files again under the present rules."),
             ("backfills", "backfills:backfills_commands", "List, show, pause, resume, cancel or retry backfills."),
         )
     }

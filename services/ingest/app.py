@@ -51,7 +51,7 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
     parts: list[Part] = []
     subscriptions: list[Subscription] = []
     background: list[Background] = []
-    publishes = {Topic.CITY_STATS, Topic.CITY_TASKS, Topic.REQUEST_PROGRESS}
+    publishes = {Topic.CITY_STATS, Topic.CITY_TASKS, Topic.BACKGROUND_TASKS, Topic.REQUEST_PROGRESS}
     if planner:
         parts.append("planner")
         subscriptions.append(_consume_requests(context, broker, upstream, retry_policy))
@@ -59,7 +59,8 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
         publishes.add(Topic.PROCESS_REQUESTS)
     if worker:
         parts.append("worker")
-        subscriptions += [_consume_tasks(context, broker, upstream, retry_policy), _consume_retries(context, broker)]
+        subscriptions += _consume_tasks(context, broker, upstream, retry_policy)
+        subscriptions.append(_consume_retries(context, broker))
         publishes.add(Topic.CITY_TASK_RETRIES)
     return make_app(
         context,
@@ -114,9 +115,13 @@ def _job_runner(context: ServiceContext) -> JobRunner:
 
 def _consume_tasks(
     context: ServiceContext, broker: KafkaBroker, upstream: Upstream, retry_policy: UpstreamRetryPolicy
-) -> Subscription:
-    """Subscribe a worker to the tasks."""
+) -> list[Subscription]:
+    """Subscribe a worker to the tasks, and to those in the background with a bounded share of its streams."""
     settings = context.settings
+
+    def share_of(count: int) -> int:
+        return max(1, int(count * settings.ingest_background_share))
+
     ingest = CityDayIngest(
         context.store,
         context.publisher,
@@ -125,26 +130,32 @@ def _consume_tasks(
         retry_policy=retry_policy,
         threads=ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="parse"),
         streams=settings.ingest_streams,
+        background_streams=share_of(settings.ingest_streams),
         deadline_s=settings.ingest_deadline_s,
         rules=settings.file_rules,
         volume_rules=settings.volume_rules,
     )
+    worker = Worker(ingest, context.publisher, retrier=context.retrier)
+    at_once = settings.upstream_concurrency_max
     # A task waits for a stream while others use all of them.
-    rounds = math.ceil(settings.upstream_concurrency_max / settings.ingest_streams)
-    return consume(
-        broker,
-        Topic.CITY_TASKS,
-        Worker(ingest, context.publisher, retrier=context.retrier).process,
-        settings=settings,
-        retrier=context.retrier,
-        group=GROUPS[Topic.CITY_TASKS],
-        skip_markers=context.skip_markers,
-        batch_records_max=1,
-        batches_at_once=settings.upstream_concurrency_max,
-        linger_ms=WORKER_LINGER_MS,
-        deadline_s=min(longest_attempt_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
-        in_turns=True,
-    )
+    rounds = math.ceil(at_once / settings.ingest_streams)
+    return [
+        consume(
+            broker,
+            topic,
+            worker.process,
+            settings=settings,
+            retrier=context.retrier,
+            group=GROUPS[topic],
+            skip_markers=context.skip_markers,
+            batch_records_max=1,
+            batches_at_once=batches_at_once,
+            linger_ms=WORKER_LINGER_MS,
+            deadline_s=min(longest_attempt_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
+            in_turns=True,
+        )
+        for topic, batches_at_once in ((Topic.CITY_TASKS, at_once), (Topic.BACKGROUND_TASKS, share_of(at_once)))
+    ]
 
 
 def _consume_retries(context: ServiceContext, broker: KafkaBroker) -> Subscription:

@@ -10,9 +10,11 @@ import datetime as dt
 import enum
 
 import msgspec
+from msgspec import UnsetType
 
 from shared.domain import bitmap
 from shared.domain.errors import OperatorError
+from shared.domain.events import BACKGROUND, Background
 from shared.domain.ids import RequestId, derive_request_id
 from shared.domain.objects import Backfill, BackfillStatus, DateSelection
 
@@ -61,6 +63,7 @@ def new_backfill(
     newest_first: bool = False,
     max_parallel: int = MAX_PARALLEL_DEFAULT,
     schedule: str | None = None,
+    background: Background | UnsetType = BACKGROUND,
 ) -> Backfill:
     """Return a backfill of which no date is requested yet."""
     return Backfill(
@@ -71,6 +74,7 @@ def new_backfill(
         newest_first=newest_first,
         max_parallel=max_parallel,
         schedule=schedule,
+        background=background,
         created_at=now,
         updated_at=now,
         counted_from=now,

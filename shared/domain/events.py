@@ -82,11 +82,35 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     retried_at: InstantField
 
 
+class Source(enum.Enum):
+    """Where the files of a request are read: at the upstream, or in the bucket, where they are stored."""
+
+    UPSTREAM = "upstream"
+    BUCKET = "bucket"
+
+
+class Background(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Marks work of a backfill, which must not delay other work.
+
+    ``country`` and ``city_id`` limit it to cities of each date. With ``again``, stored files are read even if the
+    present rules should give the same totals.
+    """
+
+    source: Source = Source.UPSTREAM
+    country: CountryField | None = None
+    city_id: CityField | None = None
+    again: bool = False
+
+
+BACKGROUND = Background()
+"""Work of a backfill that reads every file at the upstream."""
+
+
 class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"):
     """A client requested a date or, with ``retry``, a retry of some cities of a request.
 
     ``resent_at`` is the time at which a stalled request, or one whose city list could not be read, was published again.
-    Only its unfinished cities are then processed.
+    Only its unfinished cities are then processed. ``background`` is absent unless a backfill made the request.
     """
 
     topic: ClassVar[Topic] = Topic.PROCESS_REQUESTS
@@ -95,6 +119,7 @@ class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"
     requested_at: InstantField
     retry: Retry | None = None
     resent_at: InstantField | None = None
+    background: Background | UnsetType = UNSET
 
     @property
     def key(self) -> str:
@@ -110,7 +135,7 @@ class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
 
     ``retried_at`` is the time of the retry of a failed city. ``failed_attempts`` counts attempts with a transient
     error; the task is then retried, not before ``not_before``. ``down_since`` is the time since which the upstream is
-    unavailable to it.
+    unavailable to it. ``background`` is absent unless a backfill made its request.
     """
 
     topic: ClassVar[Topic] = Topic.CITY_TASKS
@@ -127,6 +152,17 @@ class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
     failed_attempts: CountField = 0
     not_before: InstantField | None = None
     down_since: InstantField | None = None
+    background: Background | UnsetType = UNSET
+
+    @property
+    def source(self) -> Source:
+        """Where the file is read."""
+        return self.background.source if self.background else Source.UPSTREAM
+
+    @property
+    def runs_from(self) -> Topic:
+        """The topic from which workers run this task."""
+        return Topic.CITY_TASKS if self.background is UNSET else Topic.BACKGROUND_TASKS
 
     @property
     def key(self) -> str:
@@ -386,6 +422,7 @@ EVENT_TYPES: Mapping[Topic, tuple[type[Event], ...]] = {
     Topic.PROCESS_REQUESTS: (ProcessRequested,),
     Topic.CITY_TASKS: (IngestCity,),
     Topic.CITY_TASK_RETRIES: (IngestCity,),
+    Topic.BACKGROUND_TASKS: (IngestCity,),
     Topic.CITY_STATS: (CityDayStats, CityDayRetracted, CountryDayPlanned),
     Topic.COUNTRY_DAY_SUMMARIES: (CountryDaySummary,),
     Topic.REQUEST_PROGRESS: (RequestPlanned, CityProgressed, CityFinished, CityFolded, RequestFailed),

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from shared.domain import keys, schema
 from shared.domain.contribution import NOTHING, Contribution
-from shared.domain.events import BadCity, Outcome
+from shared.domain.events import Background, BadCity, Outcome, Source
 from shared.domain.ids import CityId, CountrySlug, RequestId
 
 HISTORY_LENGTH_MAX = 100
@@ -401,7 +401,7 @@ class RequestRecord(BucketObject, frozen=True, kw_only=True):
     ``cancelled_at`` is the time of the cancellation, which skips cities that have not started. ``dispatched_at`` is
     the time of the latest ``ProcessRequested`` for which the planner has published every task. ``actions`` says who
     requested, cancelled and retried it: the first action, and the latest of the others. ``traceparent`` is the trace of
-    the HTTP request that began it.
+    the HTTP request that began it. ``background`` is absent unless a backfill made it and no client has joined it.
     """
 
     request_id: RequestId
@@ -428,17 +428,19 @@ class RequestRecord(BucketObject, frozen=True, kw_only=True):
     retry: RetryRecord | None = None
     actions: tuple[RequestAction, ...] = ()
     traceparent: str | None = None
+    background: Background | UnsetType = UNSET
 
 
 class DateSelection(enum.Enum):
     """The dates of a backfill that are processed.
 
     Missing: without the data of every expected city, because the date was never processed or a city failed. Failed:
-    processed, and without the data of a city. All: every date.
+    processed, and without the data of a city. Stored: processed. All: every date.
     """
 
     MISSING = "missing"
     FAILED = "failed"
+    STORED = "stored"
     ALL = "all"
 
 
@@ -465,7 +467,8 @@ class Backfill(BucketObject, frozen=True, kw_only=True):
     ``completed``, ``failed``, ``skipped``, ``cancelled`` and ``to_retry`` are bitmaps of positions in hexadecimal
     digits. A skipped date was not in ``selection``, and the request of a cancelled one was cancelled. ``counted`` dates
     have ended since ``counted_from``, which gives the throughput.
-    ``schedule`` is the name of the schedule that made it. ``actions`` says who made and changed it.
+    ``schedule`` is the name of the schedule that made it. ``actions`` says who made and changed it. ``background`` is
+    absent if its requests run like those of clients.
     """
 
     backfill_id: RequestId
@@ -489,6 +492,12 @@ class Backfill(BucketObject, frozen=True, kw_only=True):
     counted_from: dt.datetime
     counted: int = 0
     actions: tuple[RequestAction, ...] = ()
+    background: Background | UnsetType = UNSET
+
+    @property
+    def source(self) -> Source:
+        """Where its requests read the files."""
+        return self.background.source if self.background else Source.UPSTREAM
 
 
 class OpenBackfills(BucketObject, frozen=True, kw_only=True):

@@ -148,6 +148,7 @@ def request_event(record: RequestRecord, *, resent_at: dt.datetime | None = None
         requested_at=record.requested_at,
         retry=retry,
         resent_at=resent_at,
+        background=record.background,
     )
 
 

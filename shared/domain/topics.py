@@ -21,6 +21,7 @@ class Topic(enum.Enum):
 
     PROCESS_REQUESTS = "process-requests"
     CITY_TASKS = "city-tasks"
+    BACKGROUND_TASKS = "background-tasks"
     CITY_TASK_RETRIES = "city-task-retries"
     CITY_STATS = "city-stats"
     COUNTRY_DAY_SUMMARIES = "country-day-summaries"
@@ -31,6 +32,7 @@ class Topic(enum.Enum):
 GROUPS: Mapping[Topic, str] = {
     Topic.PROCESS_REQUESTS: "planner",
     Topic.CITY_TASKS: "worker",
+    Topic.BACKGROUND_TASKS: "worker-background",
     Topic.CITY_TASK_RETRIES: "worker-retries",
     Topic.CITY_STATS: "aggregate",
     Topic.REQUEST_PROGRESS: "progress",
@@ -72,6 +74,7 @@ def _compacted(**extra: str) -> dict[str, str]:
 TOPICS: tuple[TopicSpec, ...] = (
     TopicSpec(topic=Topic.PROCESS_REQUESTS, key="{date}", holds="ProcessRequested", config=_retained_for(30)),
     TopicSpec(topic=Topic.CITY_TASKS, key="{date}/{city_id}", holds="IngestCity", config=_retained_for(30)),
+    TopicSpec(topic=Topic.BACKGROUND_TASKS, key="{date}/{city_id}", holds="IngestCity", config=_retained_for(30)),
     TopicSpec(topic=Topic.CITY_TASK_RETRIES, key="{date}/{city_id}", holds="IngestCity", config=_retained_for(30)),
     TopicSpec(
         topic=Topic.CITY_STATS,

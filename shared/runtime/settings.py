@@ -171,6 +171,12 @@ class Settings(BaseSettings):
     ingest_streams: int = Field(
         default=4, ge=1, le=64, description="city-days that one worker streams at the same time"
     )
+    ingest_background_share: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="share of ingest_streams and upstream_concurrency_max that backfills may use; at least one of each",
+    )
     ingest_deadline_s: float = Field(default=3600, ge=1, description="longest duration of one city-day")
     ingest_records: str = Field(default="array", description="where a file has its trips")
     ingest_bad_records_max: str = Field(default="0", description="bad records that a file may have; they are left out")

@@ -9,7 +9,8 @@ The state is a small object for each date, changed by compare-and-swap:
 
 No request is lost. The planner drops the event of a waiting request only while another request runs, and the end of
 that request publishes the waiting one again. If that event is lost, the requeue of stalled requests publishes it. A
-running request that is stalled, or whose record is missing, blocks no other. A request that is not named here is
+running request that is stalled, or whose record is missing, blocks no other, and one of a backfill blocks only those
+of backfills. A request that is not named here is
 processed at once.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import datetime as dt
 
 import msgspec
+from msgspec import UNSET
 
 from shared.domain import keys, objects
 from shared.domain.ids import RequestId
@@ -46,14 +48,20 @@ async def join(store: ObjectStore, date: dt.date, request_id: RequestId) -> Requ
             return request_id
 
 
-async def begin(store: ObjectStore, date: dt.date, request_id: RequestId, now: dt.datetime) -> bool:
-    """Move a request from waiting to running; return False if another request still runs."""
+async def begin(
+    store: ObjectStore, date: dt.date, request_id: RequestId, now: dt.datetime, *, background: bool = False
+) -> bool:
+    """Move a request from waiting to running; return False if another request still runs.
+
+    A request in the background blocks only others in the background.
+    """
     while True:
         active, etag = await _read(store, date)
         if active.waiting != request_id:
             return True
         running = await _record(store, active.running) if active.running else None
-        if running is not None and _is_running(running, now):
+        blocks = background or (running is not None and running.background is UNSET)
+        if blocks and running is not None and _is_running(running, now):
             return False
         if await _compare_and_swap(store, msgspec.structs.replace(active, running=request_id, waiting=None), etag):
             return True

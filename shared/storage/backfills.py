@@ -111,6 +111,8 @@ async def is_selected(store: ObjectStore, selection: DateSelection, date: dt.dat
         return True
     if plan is None:
         return selection is DateSelection.MISSING
+    if selection is DateSelection.STORED:
+        return True
     lacking = {keys.manifest(date, city.city_id) for planned in plan.countries.values() for city in planned.cities}
     async for listed in store.list(keys.manifests_of(date)):
         lacking.discard(listed.key)

@@ -31,6 +31,10 @@ class CasConflict(RuntimeError):
     """
 
 
+class ObjectNotFound(RuntimeError):
+    """There is no object with this key."""
+
+
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
     """The bytes and the ETag of an object that was read."""
 
@@ -84,12 +88,11 @@ class ObjectStore(Protocol):
     def upload(self, key: str) -> Upload:
         """Start the upload of an object of unknown size. No other writer may use its key."""
 
+    def stream(self, key: str) -> AsyncIterator[bytes]:
+        """Read an object of any size in chunks. Raises ObjectNotFound if there is none."""
+
     async def delete(self, key: str) -> None:
         """Delete an object. Succeeds if there is none."""
-
-
-class ObjectNotFound(RuntimeError):
-    """There is no object with this key."""
 
 
 class UnfinishedUpload(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,9 +105,6 @@ class UnfinishedUpload(msgspec.Struct, frozen=True, kw_only=True):
 
 class AdminObjectStore(ObjectStore, Protocol):
     """A bucket with the further methods that operator commands need."""
-
-    def stream(self, key: str) -> AsyncIterator[bytes]:
-        """Read an object of any size in chunks. Raises ObjectNotFound if there is none."""
 
     async def now(self) -> dt.datetime:
         """Return the time of the store's clock, which also sets ``last_modified`` and ``begun_at``."""

@@ -181,6 +181,11 @@ class BreakableStore:
     def upload(self, key: str) -> Upload:
         return _BreakableUpload(self._store.upload(key), key, self._life)
 
+    async def stream(self, key: str) -> AsyncIterator[bytes]:
+        async for chunk in self._store.stream(key):
+            await self._life.make_call(f"stream {key}", do_nothing, StoreUnavailable, effect=False)
+            yield chunk
+
     async def delete(self, key: str) -> None:
         await self._life.make_call(f"delete {key}", lambda: self._store.delete(key), StoreUnavailable, effect=True)
 
@@ -192,11 +197,6 @@ class BreakableAdminStore(BreakableStore):
         super().__init__(store, life)
         self._operated = store
         self._operator = life
-
-    async def stream(self, key: str) -> AsyncIterator[bytes]:
-        async for chunk in self._operated.stream(key):
-            await self._operator.make_call(f"stream {key}", do_nothing, StoreUnavailable, effect=False)
-            yield chunk
 
     async def now(self) -> dt.datetime:
         return await self._operator.make_call("now", self._operated.now, StoreUnavailable, effect=False)

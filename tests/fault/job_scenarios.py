@@ -6,8 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import msgspec
 
-from services.aggregate.bucket_reader import read_events
-from services.ingest.parsing.trips import RULE_VERSION
 from shared.domain import keys, objects
 from shared.domain.contribution import NOTHING
 from shared.domain.ids import CityId
@@ -15,7 +13,7 @@ from shared.domain.topics import Topic
 from shared.kafka.dead_letters import as_dead_letter
 from tests.fakes.builders import UpstreamState
 from tests.fakes.faults import Break
-from tests.fault.checks import comparable_state, differences, leftovers, live_summaries, manifests, summaries
+from tests.fault.checks import comparable_state, differences, leftovers, live_summaries, summaries
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, FIRST, HOME, MOVED, WHOLE, breaks_of, unlike
 from tests.fault.watcher import Watcher
 from tests.fault.world import DATE, EXPIRE_AGE, GC_AGE, STALLED_AFTER, Job, World
@@ -80,23 +78,6 @@ async def grown_old(world: World) -> None:
     world.request(CORRECTION)
     while await world.turn("planner") or await world.turn("worker"):
         pass
-
-
-async def read_by_older_rules(world: World) -> None:
-    """As at rest, but older rules counted no passengers, and manifests and summaries show it."""
-    await at_rest(world)
-    for manifest in manifests(world):
-        older = msgspec.structs.replace(
-            manifest,
-            rule_version=RULE_VERSION - 1,
-            contribution=msgspec.structs.replace(manifest.contribution, passengers=0),
-        )
-        world.store.write(keys.manifest(DATE, manifest.city_id), objects.encode(older))
-    of_bucket = await read_events(world.store, DATE)
-    for country in of_bucket.by_country:
-        remade = of_bucket.summary(country)
-        assert remade is not None
-        world.store.write(keys.summary(1, DATE, country), objects.encode(remade))
 
 
 async def flipped(world: World) -> None:
@@ -187,7 +168,6 @@ SCENARIOS = [
     JobScenario(name="repair", prepare=damaged, command=repair),
     JobScenario(name="gc, a correction under way", prepare=littered, command=gc),
     JobScenario(name="expire raw, a correction under way", prepare=grown_old, command=World.expire_raw),
-    JobScenario(name="reprocess", prepare=read_by_older_rules, command=World.reprocess),
     JobScenario(name="generations activate, a correction under way", prepare=flipped, command=activate),
     JobScenario(name="generations drop, a correction under way", prepare=flipped, command=World.drop_generations),
     # A second attempt finds higher revisions in the topic, and goes above them.

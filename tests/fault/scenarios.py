@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
+from services.aggregate.bucket_reader import read_events
+from services.ingest.parsing.trips import RULE_VERSION
+from shared.domain import keys, objects
+from shared.domain.events import BACKGROUND, Background, Source
 from shared.domain.ids import RequestId
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
 from tests.fakes.builders import City, Trip, UpstreamState
 from tests.fakes.faults import Break, PortCall
-from tests.fault.checks import comparable_state, differences, leftovers, record_of, unfinished
-from tests.fault.world import ROUNDS_MAX, World
+from tests.fault.checks import comparable_state, differences, leftovers, manifests, record_of, unfinished
+from tests.fault.world import DATE, ROUNDS_MAX, World
 
 ARMENIA, BRASIL = "Armenia", "Brasil"
 
@@ -33,7 +38,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """The upstream's states around one request: ``before`` without breaks, then ``state`` with them.
 
     ``requests_at_once`` are independent requests. ``requests_while_running`` come after the first one began, and join a
-    waiting one. ``afterwards`` is the state at a last request, during which a paused process sleeps.
+    waiting one. With ``older_rules``, the breaks find the numbers of other parsing rules. ``afterwards`` is the state
+    at a last request, during which a paused process sleeps.
     """
 
     name: str
@@ -41,6 +47,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     state: UpstreamState
     requests_at_once: int = 1
     requests_while_running: int = 0
+    background: Background | UnsetType = UNSET
+    older_rules: bool = False
     cuts: tuple[int, ...] = ()
     etags: bool = True
     same_bytes: bool = True
@@ -109,6 +117,20 @@ SCENARIOS = [
         before=(UpstreamState(cities=HOME, files={1: MORNING, 2: b'[{"passengers":1}]', 3: EVENING}),),
         state=UpstreamState(cities=HOME, files={1: MORNING, 2: b'[{"passengers":1}]', 3: EVENING}),
     ),
+    Scenario(
+        name="a date of a backfill, requested by a client meanwhile",
+        state=WHOLE,
+        background=BACKGROUND,
+        requests_while_running=1,
+        same_bytes=False,
+    ),
+    Scenario(
+        name="stored files are read again",
+        before=(WHOLE,),
+        state=WHOLE,
+        background=Background(source=Source.BUCKET),
+        older_rules=True,
+    ),
     Scenario(name="files break off twice before they come", state=WHOLE, cuts=(0, 150)),
     Scenario(name="the list of cities cannot be had", before=(FIRST,), state=UpstreamState(cities=None, files={})),
     Scenario(name="no cities at all", before=(FIRST,), state=UpstreamState(cities=(), files={})),
@@ -121,7 +143,25 @@ async def world_before(scenario: Scenario, kind: type[World] = World) -> World:
     for truth in scenario.before:
         world.request(truth)
         await world.run_to_rest()
+    if scenario.older_rules:
+        await read_by_older_rules(world)
     return world
+
+
+async def read_by_older_rules(world: World) -> None:
+    """Change manifests and summaries as if older rules had counted no passengers."""
+    for manifest in manifests(world):
+        older = msgspec.structs.replace(
+            manifest,
+            rule_version=RULE_VERSION - 1,
+            contribution=msgspec.structs.replace(manifest.contribution, passengers=0),
+        )
+        world.store.write(keys.manifest(DATE, manifest.city_id), objects.encode(older))
+    of_bucket = await read_events(world.store, DATE)
+    for country in of_bucket.by_country:
+        remade = of_bucket.summary(country)
+        assert remade is not None
+        world.store.write(keys.summary(1, DATE, country), objects.encode(remade))
 
 
 async def run_with_faults(
@@ -138,7 +178,7 @@ async def run_with_faults(
 async def request_all(scenario: Scenario, world: World) -> None:
     """Make all requests of the scenario."""
     for _ in range(scenario.requests_at_once):
-        world.request(scenario.state, joining=scenario.requests_at_once == 1)
+        world.request(scenario.state, joining=scenario.requests_at_once == 1, background=scenario.background)
     if scenario.requests_while_running:
         await world.turn("planner")
     for _ in range(scenario.requests_while_running):

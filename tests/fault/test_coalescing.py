@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from shared.domain import keys, objects
-from shared.domain.events import IngestCity
+from shared.domain.events import BACKGROUND, IngestCity
 from shared.domain.ids import RequestId
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import Status, status_of
@@ -18,7 +18,7 @@ from tests.fakes.builders import UpstreamState
 from tests.fakes.log import PARTITIONS
 from tests.fault.checks import decoded, differences, record_of, requests
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, WHOLE, failed_world
-from tests.fault.world import DATE, World
+from tests.fault.world import DATE, ROLES, World
 
 
 def write(world: World, record: RequestRecord) -> None:
@@ -54,6 +54,22 @@ async def test_a_request_waits_until_the_one_before_has_ended() -> None:
     assert {task.request_id for task in tasks(world)}.isdisjoint({waiting})
     await world.run_to_rest()
     assert status_of(record_of(world, waiting)) is Status.COMPLETED
+
+
+async def test_a_backfill_blocks_no_client() -> None:
+    """A client's request completes while a worker has taken no task of the backfill that runs on its date."""
+    world = World()
+    running = world.request(WHOLE, background=BACKGROUND)
+    await world.turn("planner")
+    of_client = world.request(WHOLE)
+    foreground = [role for role in ROLES if role != "background"]
+    while any([await world.turn(role) for role in foreground]):
+        pass
+    assert status_of(record_of(world, of_client)) is Status.COMPLETED
+    assert status_of(record_of(world, running)) is Status.PLANNED
+    await world.run_to_rest()
+    assert status_of(record_of(world, running)) is Status.COMPLETED
+    assert differences(world) == []
 
 
 @pytest.mark.parametrize("lost", [True, False], ids=["its record is lost", "it is stalled"])

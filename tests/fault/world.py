@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from services.aggregate.audit.repair import repair_dates
 from services.aggregate.bucket_reader import Dates
@@ -26,7 +27,6 @@ from services.aggregate.requests.consumer import RequestProgressConsumer
 from services.aggregate.requests.requeue import Requeue
 from services.ingest.jobs.backfills import BackfillAdvancer
 from services.ingest.jobs.schedules import ScheduleRunner
-from services.ingest.parsing.parser import DEFAULT_RULES
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.retry import UpstreamRetryPolicy
@@ -36,7 +36,7 @@ from services.ingest.worker.worker import Worker
 from shared.domain import events, keys, objects
 from shared.domain.backfills import new_backfill
 from shared.domain.errors import OperatorError
-from shared.domain.events import ProcessRequested
+from shared.domain.events import Background, ProcessRequested
 from shared.domain.ids import RequestId, derive_request_id
 from shared.domain.objects import Backfill, Manifest, Plan, RequestRecord, Schedule, ScheduledRun
 from shared.domain.requests import request_event
@@ -70,7 +70,6 @@ from tripfold.operate.dead_letters import RETRIED_MAX, DeadLetterFilter, list_de
 from tripfold.operate.expire import expire_raw
 from tripfold.operate.gc import collect_garbage
 from tripfold.operate.quarantine import QuarantineFilter, read_reports, retry_reports
-from tripfold.operate.reprocess import Reprocess, Selection
 from tripfold.operate.republish import republish
 from tripfold.operate.restore import highest_revision, raise_floor, reissue
 from tripfold.operate.topic_audit import TopicAudit
@@ -137,6 +136,7 @@ class Role(msgspec.Struct, frozen=True):
 ROLES = {
     "planner": Role(Topic.PROCESS_REQUESTS, 1),
     "worker": Role(Topic.CITY_TASKS, 2),
+    "background": Role(Topic.BACKGROUND_TASKS, 2),
     "retries": Role(Topic.CITY_TASK_RETRIES, 5),
     "aggregate": Role(Topic.CITY_STATS, 3),
     "progress": Role(Topic.REQUEST_PROGRESS, 20),
@@ -301,7 +301,7 @@ class World:
                     allow_no_cities=True,
                 )
                 return planner.process
-            case "worker":
+            case "worker" | "background":
                 ingest = CityDayIngest(
                     process.store,
                     process.publisher,
@@ -328,8 +328,10 @@ class World:
                     interval_s=0,
                 ).process
 
-    def request(self, truth: UpstreamState, *, joining: bool = True) -> RequestId:
-        """Request the date while the upstream holds ``truth``, as the API does; nothing runs yet.
+    def request(
+        self, truth: UpstreamState, *, joining: bool = True, background: Background | UnsetType = UNSET
+    ) -> RequestId:
+        """Request the date while the upstream holds ``truth``, as the API or a backfill does; nothing runs yet.
 
         Without ``joining``, the publisher ignores the date's other requests.
         """
@@ -340,7 +342,11 @@ class World:
             request_id = at_once(active_requests.join(self.store, DATE, request_id))
         if keys.request(request_id) not in self.store.objects:
             accepted = RequestRecord(
-                request_id=request_id, date=DATE, requested_at=self.clock(), updated_at=self.clock()
+                request_id=request_id,
+                date=DATE,
+                requested_at=self.clock(),
+                updated_at=self.clock(),
+                background=background,
             )
             self._publish(request_event(accepted), source="api")
             self.store.write(keys.request(request_id), objects.encode(accepted))
@@ -487,22 +493,6 @@ class World:
             for generation in await list_generations(job.store):
                 if generation.state is GenerationState.OLD:
                     await drop(job.store, generation.number, grace=DROP_GRACE)
-
-        await job.run(work)
-        return job
-
-    async def reprocess(self) -> Job:
-        """Reprocess the raw objects that were parsed under other rules."""
-        job = self._job("reprocess")
-
-        async def work() -> None:
-            reprocess = Reprocess(
-                job.store, job.publisher, clock=self.clock, rules=DEFAULT_RULES, threads=_threads, streams=1
-            )
-            async for reprocessed in reprocess.run(Selection()):
-                for one in reprocessed.reprocessed:
-                    if one.refused is not None:
-                        raise Refused(one.refused)
 
         await job.run(work)
         return job

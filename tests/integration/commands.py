@@ -25,7 +25,7 @@ DEADLINE_S = 90
 # Each command is a process of its own, forked from one that has loaded the command: loading takes longer than running.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    ["tripfold.cli", *(f"tripfold.operate.{name}" for name in ("verify", "repair", "rebuild", "restore", "reprocess"))]
+    ["tripfold.cli", *(f"tripfold.operate.{name}" for name in ("verify", "repair", "rebuild", "restore"))]
 )
 
 

@@ -137,10 +137,11 @@ class Load:
         for date in DATES:
             await self.request(date)
         for location in self._open:
-            await eventually(lambda where=location: self._ended(where), f"{location} to end")  # type: ignore[misc]
+            await eventually(lambda where=location: self.ended(where), f"{location} to end")  # type: ignore[misc]
         self._open.clear()
 
-    async def _ended(self, location: str) -> bool | None:
+    async def ended(self, location: str) -> bool | None:
+        """Return whether a request or backfill has ended well, or None while it runs."""
         response = await self._system.client.get(location)
         assert response.status_code == 200, response.text
         status = response.json()["status"]

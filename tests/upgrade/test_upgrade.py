@@ -24,7 +24,7 @@ from tests import ROOT
 from tests.integration.running import eventually
 from tests.integration.upstream import UpstreamServer
 from tests.upgrade.builds import earlier_build, newer_build, run_json
-from tests.upgrade.system import COUNTRIES, DATES, SERVICES, Load, System, running_system
+from tests.upgrade.system import DATES, SERVICES, Load, System, running_system
 
 SEED_VARIABLE = "TRIPFOLD_TEST_SEED"
 
@@ -105,9 +105,11 @@ async def test_a_newer_schema_version_waits_for_its_switch(upgrade: Upgrade, tmp
         assert (finalized["written_before"], finalized["written"]) == (1, 2)
         stuck = await eventually(lambda: system.readiness("aggregate", ready=False), "the older aggregate to stop")
         assert "upgrade it" in stuck
-        reprocessed = await run_json(newer, settings, "reprocess")
-        assert (reprocessed["reprocessed"], reprocessed["refused"]) == (len(COUNTRIES) * len(DATES), 0)
         await system.replace("aggregate", newer)
+        dates = {"from": DATES[0], "to": DATES[-1], "source": "bucket"}
+        backfill = await system.client.post("/backfills", params=dates)
+        location = backfill.headers["location"]
+        await eventually(lambda: upgrade.load.ended(location), "the files to be reprocessed")
         async with upgrade.load.going_on():
             pass
         assert (await run_json(newer, settings, "verify", "--deep"))["differences_total"] == 0

@@ -25,6 +25,7 @@ class Only(enum.Enum):
 
     MISSING = "missing"
     FAILED = "failed"
+    STORED = "stored"
     ALL = "all"
 
 
@@ -35,7 +36,7 @@ def backfill_command(
         Only,
         typer.Option(
             help="missing: dates that lack the data of a city, or were never processed. failed: dates that were "
-            "processed and lack the data of a city. all: every date."
+            "processed and lack the data of a city. stored: dates that were processed. all: every date."
         ),
     ] = Only.MISSING,
     newest_first: Annotated[bool, typer.Option("--newest-first", help="Begin with the last date.")] = False,
@@ -55,14 +56,54 @@ def backfill_command(
 
     Example: tripfold backfill 2023-01-01..2024-12-31 --only failed --dry-run
     """
+    query = _query(dates, newest_first=newest_first, max_parallel=max_parallel)
+    _run({**query, "only": only.value}, api, key, dry_run=dry_run, watch=watch)
+
+
+def reprocess_command(
+    dates: Annotated[str, typer.Argument(metavar="FROM..TO", help="The first and the last date, at most 4,000 dates.")],
+    *,
+    country: Annotated[str | None, typer.Option(metavar="SLUG", help="Only this country.")] = None,
+    city: Annotated[str | None, typer.Option(metavar="ID", help="Only this city.")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also files that the present rules should read alike.")
+    ] = False,
+    newest_first: Annotated[bool, typer.Option("--newest-first", help="Begin with the last date.")] = False,
+    max_parallel: Annotated[
+        int, typer.Option(min=1, max=16, help="The most dates that are processed at once.")
+    ] = MAX_PARALLEL,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print which dates it would process.")] = False,
+    watch: Annotated[bool, typer.Option(help="Show the progress until the backfill has ended.")] = True,
+    api: ApiUrl = API_URL,
+    key: ApiKey = None,
+) -> None:
+    """Read stored files again that other parsing rules have read; exit 1 if a date failed.
+
+    This is a backfill of which workers read the files in the bucket; the upstream is not asked. The rules are those of
+    the workers. A file of which they make something else gets a new revision. Ctrl-C stops the display only.
+
+    Example: tripfold reprocess 2024-05-01..2024-05-31 --dry-run
+
+    Example: tripfold reprocess 2024-05-01..2024-05-31 --country armenia --city 7
+    """
+    query = _query(dates, newest_first=newest_first, max_parallel=max_parallel)
+    query |= {"source": "bucket", "again": str(again).lower()}
+    query |= {name: value for name, value in (("country", country), ("city", city)) if value is not None}
+    _run(query, api, key, dry_run=dry_run, watch=watch)
+
+
+def _query(dates: str, *, newest_first: bool, max_parallel: int) -> dict[str, str]:
     first, last = parse_dates(dates)
-    query = {
+    return {
         "from": str(first),
         "to": str(last),
-        "only": only.value,
         "order": "newest-first" if newest_first else "oldest-first",
         "max_parallel": str(max_parallel),
     }
+
+
+def _run(query: dict[str, str], api: str, key: str | None, *, dry_run: bool, watch: bool) -> None:
+    """Make a backfill and watch it, or print which dates it would process."""
 
     async def run() -> bool:
         async with ApiClient(api.rstrip("/"), key) as client:

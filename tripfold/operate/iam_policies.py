@@ -56,7 +56,7 @@ ALLOWED: Final = {
         delete=("schedules/",),
     ),
     BucketRole.PLANNER: BucketRights(
-        read=("backfills/", "plans/", "requests/", "schedules/", "state/"),
+        read=("backfills/", "manifests/", "plans/", "requests/", "schedules/", "state/"),
         write=(
             "backfills/",
             "plans/",

@@ -71,6 +71,7 @@ def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
         retry=record.retry,
         actions=record.actions,
         traceparent=record.traceparent,
+        background=record.background,
         failed_reason=record.failed_reason,
         bad_cities_count=record.bad_cities_count if failed else 0,
         bad_cities=record.bad_cities if failed else (),

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Annotated, Literal
 
 import msgspec
+from msgspec import UnsetType
 
 from services.api.http.deadline import deadline
 from services.api.http.errors import Conflict, NotFound, quoted
@@ -31,6 +32,7 @@ from shared.domain.backfills import (
     new_backfill,
     request_id_of,
 )
+from shared.domain.events import BACKGROUND, Background, Source
 from shared.domain.ids import RequestId, mint_request_id, parse_request_id
 from shared.domain.objects import Backfill, BackfillStatus, DateSelection
 from shared.domain.requests import NOBODY, Caller, with_action
@@ -64,6 +66,9 @@ class BackfillOverview(msgspec.Struct, frozen=True, kw_only=True, rename={"first
     only: Annotated[DateSelection, msgspec.Meta(description="The dates that are processed.")]
     order: Order
     max_parallel: Annotated[int, msgspec.Meta(ge=1, description="The most dates that are processed at once.")]
+    source: Annotated[Source, msgspec.Meta(description="Where its files are read: `bucket` reads stored files again.")]
+    country: Annotated[str | None, msgspec.Meta(description="The only country that it reads; null: all.")]
+    city: Annotated[str | None, msgspec.Meta(description="The only city that it reads; null: all.")]
     schedule: Annotated[str | None, msgspec.Meta(description="The schedule that made it; null: a client did.")]
     status: Annotated[BackfillStatus, msgspec.Meta(description="The last three are final, unless it is retried.")]
     created_at: dt.datetime
@@ -126,6 +131,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     selection: DateSelection = DateSelection.ALL
     newest_first: bool = False
     max_parallel: int = MAX_PARALLEL_DEFAULT
+    background: Background | UnsetType = BACKGROUND
 
     def backfill(self, backfill_id: RequestId, now: dt.datetime) -> Backfill:
         """Return the backfill."""
@@ -137,6 +143,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
             selection=self.selection,
             newest_first=self.newest_first,
             max_parallel=self.max_parallel,
+            background=self.background,
         )
 
 
@@ -247,6 +254,9 @@ def overview_of(backfill: Backfill) -> BackfillOverview:
         only=backfill.selection,
         order="newest-first" if backfill.newest_first else "oldest-first",
         max_parallel=backfill.max_parallel,
+        source=backfill.source,
+        country=backfill.background.country if backfill.background else None,
+        city=backfill.background.city_id if backfill.background else None,
         schedule=backfill.schedule,
         status=backfill.status,
         created_at=backfill.created_at,
@@ -276,9 +286,10 @@ def _date_of(backfill: Backfill, position: int) -> BackfillDate:
 
 def _fingerprint(wanted: Wanted) -> str:
     order = "newest-first" if wanted.newest_first else "oldest-first"
+    chosen = "".join(f"&{name}={value}" for name, value in msgspec.to_builtins(wanted.background or {}).items())
     return (
         f"from={wanted.first}&to={wanted.last}&only={wanted.selection.value}&order={order}"
-        f"&max_parallel={wanted.max_parallel}"
+        f"&max_parallel={wanted.max_parallel}{chosen}"
     )
 
 

@@ -21,6 +21,7 @@ from typing import Annotated
 
 import msgspec
 import structlog
+from msgspec import UNSET
 
 from services.api.http.deadline import deadline
 from services.api.http.errors import Conflict, NotFound, StatusNotWritten, quoted
@@ -260,6 +261,8 @@ class Requests:
         """
 
         def is_known(record: RequestRecord) -> bool:
+            if record.background is not UNSET:
+                return False
             mine = ("process", by.key, by.client, parameters)
             return len(record.actions) >= ACTIONS_MAX or any(
                 mine == (one.action, one.key, one.client, one.parameters) for one in record.actions
@@ -269,7 +272,9 @@ class Requests:
             if stored is None or is_known(stored):
                 return stored
             result = "joined" if stored.actions else "accepted"  # the progress may have written the record first
-            return with_action(stored, by, "process", result=result, at=self._clock(), parameters=parameters)
+            # A client waits for it now, so it is no longer processed in the background.
+            foreground = msgspec.structs.replace(stored, background=UNSET)
+            return with_action(foreground, by, "process", result=result, at=self._clock(), parameters=parameters)
 
         if is_known(record):
             return record

@@ -24,6 +24,7 @@ from services.api.backfills.service import (
     detail_of,
 )
 from services.api.http.date_range import DaysMax, ProcessableDates, date_range
+from services.api.http.errors import InvalidParameter, InvalidRequest
 from services.api.http.problems import UNREADABLE, responses
 from services.api.http.query_parameters import date_parameter
 from services.api.http.unreadable import unreadable_header
@@ -49,7 +50,8 @@ from shared.domain.backfills import (
     resumed,
     retried,
 )
-from shared.domain.ids import RequestId
+from shared.domain.events import Background, Source
+from shared.domain.ids import CITY_ID_LENGTH_MAX, SLUG_LENGTH_MAX, CityId, CountrySlug, RequestId
 from shared.domain.objects import DateSelection
 
 LISTED_MAX = 500
@@ -100,7 +102,7 @@ async def create_backfill(
         DateSelection,
         QueryParameter(
             description="`missing`: dates that lack the data of a city, or were never processed. `failed`: dates that "
-            "were processed and lack the data of a city. `all`: every date.",
+            "were processed and lack the data of a city. `stored`: dates that were processed. `all`: every date.",
             examples=[Example(value="missing")],
         ),
     ] = DateSelection.MISSING,
@@ -116,6 +118,39 @@ async def create_backfill(
             examples=[Example(value=2)],
         ),
     ] = MAX_PARALLEL_DEFAULT,
+    source: Annotated[
+        Source,
+        QueryParameter(
+            description="`bucket` reads the stored files again under the present rules, without the upstream. It "
+            "processes every date that was processed before; `only` has no effect.",
+            examples=[Example(value="upstream")],
+        ),
+    ] = Source.UPSTREAM,
+    country: Annotated[
+        str | None,
+        QueryParameter(
+            description="With `source=bucket`: the slug of the only country to read.",
+            pattern=r"^[a-z0-9-]+$",
+            max_length=SLUG_LENGTH_MAX,
+            examples=[Example(value="armenia")],
+        ),
+    ] = None,
+    city: Annotated[
+        str | None,
+        QueryParameter(
+            description="With `source=bucket`: the id of the only city to read.",
+            pattern=r"^[^/\s]+$",
+            max_length=CITY_ID_LENGTH_MAX,
+            examples=[Example(value="7")],
+        ),
+    ] = None,
+    again: Annotated[
+        bool,
+        QueryParameter(
+            description="With `source=bucket`: also read files for which the rules should give the same numbers.",
+            examples=[Example(value="false")],
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         QueryParameter(description="`true`: say which dates it would process.", examples=[Example(value="true")]),
@@ -128,12 +163,21 @@ async def create_backfill(
     """
     days = date_range(from_, to, days_max=DaysMax(DATES_MAX))
     processable.check({"from": days.first, "to": days.last})
+    if source is not Source.BUCKET and (country or city or again):
+        reason = f"country, city and again need stored files, and source is {source.value}; use bucket"
+        raise InvalidRequest(InvalidParameter(name="source", reason=reason))
     wanted = Wanted(
         first=days.first,
         last=days.last,
-        selection=only,
+        selection=DateSelection.STORED if source is Source.BUCKET else only,
         newest_first=order == "newest-first",
         max_parallel=max_parallel,
+        background=Background(
+            source=source,
+            country=None if country is None else CountrySlug(country),
+            city_id=None if city is None else CityId(city),
+            again=again,
+        ),
     )
     if dry_run:
         return Response(await backfills.preview(wanted), status_code=HTTPStatus.OK)

@@ -14,6 +14,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import HeaderParameter, PathParameter, QueryParameter, SkipValidation
 from litestar.response import Stream
+from msgspec import UNSET
 
 from services.api.auth import PROCESS, READ_OR_PROCESS, SCOPE, Access, caller_of
 from services.api.backfills.ranges import RangeDetail, read_range
@@ -154,7 +155,7 @@ async def process_request(
     if date is None or from_ is not None or to is not None:
         days = requested_range(date, from_, to, days_max=request_days_max)
         processable.check({"from": days.first, "to": days.last})
-        wanted = Wanted(first=days.first, last=days.last, max_parallel=MAX_PARALLEL_MAX)
+        wanted = Wanted(first=days.first, last=days.last, max_parallel=MAX_PARALLEL_MAX, background=UNSET)
         backfill = await backfills.accept(wanted, idempotency_key=idempotency_key, by=by)
         log_result(request, backfill_id=backfill.backfill_id)
         backfill = await backfill_stream.until_ended(backfill, limit_s or 0)

@@ -39,7 +39,7 @@ from shared.domain.backfills import (
     with_end,
     with_request,
 )
-from shared.domain.events import ProcessRequested
+from shared.domain.events import ProcessRequested, Source
 from shared.domain.ids import RequestId, request_time_ms
 from shared.domain.objects import Backfill, BackfillStatus, CorruptObject, RequestRecord
 from shared.domain.requests import (
@@ -185,12 +185,15 @@ class BackfillAdvancer:
 
     async def _request(self, backfill: Backfill, date: dt.date, now: dt.datetime) -> None:
         """Publish the request of a date. If another one waits there, publish that one if it has no record yet."""
-        request_id = request_id_of(backfill, date)
-        waiting = await active_requests.join(self._store, date, request_id)
+        waiting = request_id = request_id_of(backfill, date)
+        if backfill.source is Source.UPSTREAM:  # stored files are read at once: nothing can be read in common
+            waiting = await active_requests.join(self._store, date, request_id)
         if waiting != request_id and await read_request_record(self._store, waiting) is not None:
             return
         by = Caller(client=f"backfill {backfill.backfill_id}")
         new = msgspec.structs.replace(new_record(waiting, date, now), requested_at=now)
+        if waiting == request_id:
+            new = msgspec.structs.replace(new, background=backfill.background)
         record = with_action(new, by, "process", result="accepted", at=now)
         about = {"request_id": waiting, "date": str(date), "backfill_id": backfill.backfill_id}
         # A trace for each date: that of a whole backfill would have far too many spans.

@@ -19,6 +19,9 @@ The order of effects:
 After a crash at any step, Kafka redelivers the request, and the planner finds the plan that it wrote. A retry of
 failed cities takes the same steps with the plan that it names, and publishes tasks for those cities only. A stalled
 request that is published again takes them too, with tasks for its unfinished cities.
+
+The planner of a request that reads stored files asks no upstream. It publishes a task for each city of the stored plan
+and for each other city with a manifest, and no plan: it skips 1 to 3 and 6.
 """
 
 from __future__ import annotations
@@ -30,15 +33,25 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import structlog
+from msgspec import UNSET
 from structlog.contextvars import bound_contextvars
 
 from services.ingest.planner.city_list import CityList, InvalidCityList, NoCities, parse_city_list
 from services.ingest.planner.country_slugs import mint_slugs
+from services.ingest.planner.stored_cities import read_stored_cities
 from services.ingest.upstream.errors import PermanentUpstreamError
 from services.ingest.upstream.port import Upstream
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from shared.domain import bitmap, keys
-from shared.domain.events import CountryDayPlanned, IngestCity, ProcessRequested, RequestFailed, RequestPlanned
+from shared.domain.events import (
+    Background,
+    CountryDayPlanned,
+    IngestCity,
+    ProcessRequested,
+    RequestFailed,
+    RequestPlanned,
+    Source,
+)
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import Countries, Plan, PlannedCity, PlannedCountry, RequestRecord
 from shared.domain.outbox import events_of_plan
@@ -83,13 +96,13 @@ class Planner:
         self._allow_no_cities = allow_no_cities
 
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
-        """Plan the requests of a batch, oldest first, then by date. Afterwards the batch can be committed."""
+        """Plan the requests of a batch: those of clients first, then the oldest. Afterwards it can be committed."""
         requests = [
             (item.event, traceparent_of(dict(item.record.headers)))
             for item in await decode_batch(batch, self._publisher)
             if isinstance(item.event, ProcessRequested)
         ]
-        for request, traceparent in sorted(requests, key=lambda one: (_asked_at(one[0]), one[0].date)):
+        for request, traceparent in sorted(requests, key=lambda one: _order_of(one[0])):
             with bound_contextvars(request_id=request.request_id, date=str(request.date)):
                 await self._read_and_plan(request, traceparent)
 
@@ -98,6 +111,13 @@ class Planner:
             await self._mark_dispatched(request)
             return
         record = await read_request_record(self._store, request.request_id)
+        if record is None and request.background:  # the progress must not write a record without this
+            record = await self._repository.create_if_absent(
+                keys.request(request.request_id),
+                msgspec.structs.replace(
+                    new_record(request.request_id, request.date, self._clock()), background=request.background
+                ),
+            )
         # Another request may have caused this record, as when that one ended: the record knows the request's own trace.
         traceparents = (record.traceparent if record else None, traceparent)
         with process_span(Topic.PROCESS_REQUESTS, traceparents, request_id=request.request_id, date=str(request.date)):
@@ -107,11 +127,16 @@ class Planner:
         if record is not None and _is_dispatched(record, request):
             _log.info("request_already_planned")
             return
+        background = record.background if record else UNSET
+        stored = background if background and background.source is Source.BUCKET else None
         if not await self._may_begin(request, record):
             _log.info("request_waiting")
             return
         try:
-            plan = await self._plan_of(request, record)
+            if stored:
+                plan = await self._stored_cities(request, stored)
+            else:
+                plan = await self._plan_of(request, record)
         except _RequestCancelled:
             _log.info("request_cancelled")
             await self._publish_failed(request, record, "the request was cancelled before its cities were planned")
@@ -134,12 +159,15 @@ class Planner:
             bad_cities=plan.bad_cities,
         )
         with metrics.time_stage("publish_plan"):
-            await self._publish_countries(plan)
+            if not stored:
+                await self._publish_countries(plan)
             await self._publisher.publish([OutgoingEvent(planned)])
-            await self._publisher.publish(map(OutgoingEvent, _tasks(plan, request, record)))
+            await self._publisher.publish(
+                OutgoingEvent(task, topic=task.runs_from) for task in _tasks(plan, request, record)
+            )
         _log.info("request_planned", cities=cities, countries=len(plan.countries), plan_revision=plan.revision)
         # This planner may have published its countries after those of a newer plan. The newest must come last.
-        latest = await read_plan(self._store, request.date)
+        latest = None if stored else await read_plan(self._store, request.date)
         while latest is not None and latest.revision > plan.revision:
             plan = latest
             await self._publish_countries(plan)
@@ -151,7 +179,10 @@ class Planner:
         """Make the request the running one of its date. Return False if it has to wait for another request."""
         if request.retry is not None or (record is not None and record.cancelled_at is not None):
             return True
-        return await active_requests.begin(self._store, request.date, request.request_id, self._clock())
+        background = record is not None and record.background is not UNSET
+        return await active_requests.begin(
+            self._store, request.date, request.request_id, self._clock(), background=background
+        )
 
     async def _mark_dispatched(self, request: ProcessRequested) -> None:
         async def mark(before: RequestRecord | None) -> RequestRecord:
@@ -181,6 +212,13 @@ class Planner:
         for country in sorted({*plan.countries, *plan.gone}):
             events += events_of_plan(plan, country)
         await self._publisher.publish(map(OutgoingEvent, events))
+
+    async def _stored_cities(self, request: ProcessRequested, wanted: Background) -> Plan:
+        await self._raise_if_cancelled(request)
+        nothing = Plan(
+            date=request.date, revision=1, request_id=request.request_id, planned_at=self._clock(), countries={}
+        )
+        return await read_stored_cities(self._store, request.date, wanted, without_plan=nothing)
 
     async def _plan_of(self, request: ProcessRequested, record: RequestRecord | None) -> Plan:
         key = keys.plan(request.date)
@@ -297,6 +335,10 @@ def _retried_at(request: ProcessRequested, record: RequestRecord | None) -> dt.d
     return max((retry.retried_at for retry in retries if retry is not None), default=None)
 
 
+def _order_of(request: ProcessRequested) -> tuple[bool, dt.datetime, dt.date]:
+    return (request.background is not UNSET, _asked_at(request), request.date)
+
+
 def _asked_at(request: ProcessRequested) -> dt.datetime:
     """Return when this event was published: as a request, later as a retry, or later still as a repetition."""
     retried_at = request.retry.retried_at if request.retry else request.requested_at
@@ -317,6 +359,7 @@ def _tasks(plan: Plan, request: ProcessRequested, record: RequestRecord | None) 
     chosen = bitmap.decode(retry.positions) if retry and retry.plan_revision == plan.revision else None
     if record is not None and _is_resent_under(plan, request, record):
         chosen = unfinished_of(record)
+    background = record.background if record else UNSET
     position = 0
     for country, planned in plan.countries.items():
         for city in planned.cities:
@@ -332,5 +375,6 @@ def _tasks(plan: Plan, request: ProcessRequested, record: RequestRecord | None) 
                     plan_revision=plan.revision,
                     position=position,
                     retried_at=_retried_at(request, record),
+                    background=msgspec.structs.replace(background, country=None, city_id=None) if background else UNSET,
                 )
             position += 1

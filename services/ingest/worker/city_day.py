@@ -20,6 +20,9 @@ The order of effects:
 If the upstream fails or is down in 2 or 3, publish the task again for a later attempt (``task_retries.py``), and go on
 at 9. A file whose parsing crashed workers is parsed only while the worker runs nothing else.
 
+A task whose source is the bucket reads the manifest's raw object instead of 2 and 3. It stores no raw object, and makes
+the next revision if the present rules give other totals. A file that cannot be read again fails, and its numbers stay.
+
 The manifest is the outbox. After a crash at any step Kafka redelivers the task, and the manifest says what to publish.
 """
 
@@ -36,13 +39,22 @@ from functools import partial
 
 import msgspec
 import structlog
+from msgspec import UNSET
 
 from services.ingest.parsing.parser import DEFAULT_RULES, FileRules, total_trip_file
+from services.ingest.parsing.trips import rule_version
 from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
 from services.ingest.upstream.port import Download, Upstream
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker.attempts import ALONE_AFTER, ALONE_CRASHES_MAX, Attempts
-from services.ingest.worker.manifest import NewFile, Place, next_manifest, validators_of
+from services.ingest.worker.manifest import (
+    NewFile,
+    Place,
+    gives_same_totals,
+    next_manifest,
+    reprocessed,
+    validators_of,
+)
 from services.ingest.worker.quarantine import FileSource, Quarantine
 from services.ingest.worker.stream_slots import NoFreeSlot, Slots, StreamSlots
 from services.ingest.worker.streaming import (
@@ -55,7 +67,7 @@ from services.ingest.worker.streaming import (
 from services.ingest.worker.task_retries import next_attempt
 from services.ingest.worker.volume_check import SuspiciousFile, VolumeCheck
 from shared.domain import keys
-from shared.domain.events import Cause, CityFinished, CityProgressed, Event, IngestCity, Outcome, Published
+from shared.domain.events import Cause, CityFinished, CityProgressed, Event, IngestCity, Outcome, Published, Source
 from shared.domain.objects import Manifest
 from shared.domain.outbox import events_of_manifest
 from shared.domain.requests import is_awaited
@@ -65,7 +77,7 @@ from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime import metrics
 from shared.storage.bucket_epoch import read_bucket_epoch
-from shared.storage.object_store import CasConflict, ObjectStore, Upload
+from shared.storage.object_store import CasConflict, ObjectNotFound, ObjectStore, Upload
 from shared.storage.repository import (
     Repository,
     Versioned,
@@ -98,6 +110,10 @@ class _RequestCancelled(Exception):  # no error: the worker skips the city
     """The request was cancelled before the city-day was started."""
 
 
+class _NotReprocessable(Exception):  # no error of ours: the city fails with this reason
+    """The stored file cannot be read again. The message says why, and what to do."""
+
+
 class CityDayIngest:
     """Ingests city-days. Workers can run in parallel, even on one city-day: the manifest's compare-and-swap decides."""
 
@@ -111,6 +127,7 @@ class CityDayIngest:
         retry_policy: UpstreamRetryPolicy,
         threads: Executor,
         streams: int,
+        background_streams: int = 1,
         deadline_s: float,
         rules: FileRules = DEFAULT_RULES,
         volume_rules: VolumeRules | None = None,
@@ -123,7 +140,7 @@ class CityDayIngest:
         self._clock = clock
         self._retry_policy = retry_policy
         self._threads = threads
-        self._streams = StreamSlots(streams)
+        self._streams = StreamSlots(streams, background=background_streams)
         self._deadline_s = deadline_s
         self._rules = rules
         self._mint_attempt = mint_attempt
@@ -133,13 +150,15 @@ class CityDayIngest:
 
     async def run(self, task: IngestCity) -> None:
         """Ingest one city-day. Afterwards the task can be committed."""
-        held = Slots.NONE
+        stored = task.source is Source.BUCKET
+        held = Slots.ONE if stored else Slots.NONE
         while True:
             try:
-                async with self._streams.hold(held):
+                async with self._streams.hold(held, background=task.background is not UNSET):
                     began_at = self._clock()
                     down_s = (began_at - (task.down_since or began_at)).total_seconds()
-                    finished = await self._retry_policy.run_once(partial(self._ingest, task, held), down_s=down_s)
+                    ingest = partial(self._ingest, task, held)
+                    finished = await (ingest() if stored else self._retry_policy.run_once(ingest, down_s=down_s))
             except (NoFreeSlot, _MustParseAlone) as more:
                 held = Slots.ONE if isinstance(more, NoFreeSlot) else Slots.ALL
                 task = msgspec.structs.replace(task, down_since=None)  # the upstream has responded
@@ -254,6 +273,8 @@ class CityDayIngest:
             if previous is None or previous.request_id != task.request_id:
                 raise _RequestCancelled
             return CityResult(outcome=Outcome.STORED, manifest=previous)  # perhaps not published yet
+        if task.source is Source.BUCKET:
+            return await self._reprocess(task, stored, attempt, alone=held is Slots.ALL)
         place = await self._place(task, previous)
         raw_lost = previous is not None and await self._is_raw_lost(previous)
         known = validators_of(
@@ -265,11 +286,63 @@ class CityDayIngest:
             # The slot is taken after the response has arrived: a slow upstream holds no slot while it does not respond.
             # If no slot becomes free soon, the file is requested again when the task holds one.
             if held is Slots.NONE and download.chunks is not None:
-                await stack.enter_async_context(self._streams.one(wait_max_s=SLOT_WAIT_MAX_S))
+                await stack.enter_async_context(
+                    self._streams.one(wait_max_s=SLOT_WAIT_MAX_S, background=task.background is not UNSET)
+                )
             taken = await self._take(
                 download, task, previous, place, attempt, raw_lost=raw_lost, alone=held is Slots.ALL
             )
         return taken if isinstance(taken, CityResult) else await self._swap(stored, taken)
+
+    async def _reprocess(
+        self, task: IngestCity, stored: Versioned[Manifest] | None, attempt: str, *, alone: bool
+    ) -> CityResult | None:
+        """Total the stored raw object by the present rules. Returns None if another worker wrote the manifest first."""
+        if stored is None:
+            return CityResult(outcome=Outcome.SKIPPED, reason="no file of the city is stored")
+        previous = stored.value
+        again = task.background and task.background.again
+        if not again and gives_same_totals(previous, self._rules):
+            return _unchanged(previous)
+        try:
+            streamed = await self._read_again(task, previous, attempt, alone=alone)
+        except _NotReprocessable as refused:
+            return CityResult(outcome=Outcome.FAILED, reason=str(refused)[:2_000])
+        following = reprocessed(
+            previous,
+            streamed.totals,
+            request_id=task.request_id,
+            rules=self._rules,
+            attempt=attempt,
+            now=self._clock(),
+            revision_floor=(await read_bucket_epoch(self._store, self._clock)).revision_floor,
+        )
+        return _unchanged(previous) if following is None else await self._swap(stored, following)
+
+    async def _read_again(self, task: IngestCity, manifest: Manifest, attempt: str, *, alone: bool) -> StreamedFile:
+        if manifest.rule_version > rule_version():
+            raise _NotReprocessable(
+                f"its rules have version {manifest.rule_version}; this build has version {rule_version()}: upgrade"
+            )
+        chunks = self._store.stream(manifest.raw_key)
+        download = Download(url=manifest.upstream_url, chunks=chunks, bytes_total=manifest.size_bytes)
+        try:
+            with metrics.time_stage("stream"):
+                streamed = await self._stream(task, download, _DiscardingUpload(), attempt, alone=alone)
+        except ObjectNotFound as error:
+            if not manifest.raw_expired:
+                raise _NotReprocessable(f"its raw object {manifest.raw_key} is lost") from error
+            raise _NotReprocessable(
+                f"its raw object has expired: 'tripfold expire raw' deleted the files from before "
+                f"{manifest.raw_expired_before:%Y-%m-%d}. Request {manifest.date} again to download the file"
+            ) from error
+        except FileRefused as refused:
+            raise _NotReprocessable(f"the present rules refuse its stored file: {refused}") from refused
+        if streamed.sha256 != manifest.sha256:
+            raise _NotReprocessable(
+                f"its raw object {manifest.raw_key} has changed since it was stored: run 'tripfold verify --deep'"
+            )
+        return streamed
 
     async def _take(
         self,
@@ -463,6 +536,19 @@ def _made_for(manifest: Manifest, task: IngestCity) -> bool:
 
 def _place_of(manifest: Manifest) -> Place:
     return Place(country=manifest.country, country_name=manifest.country_name, plan_revision=manifest.plan_revision)
+
+
+class _DiscardingUpload:
+    """An upload that discards its bytes, as they are already stored."""
+
+    async def write(self, chunk: bytes) -> None:
+        del chunk
+
+    async def complete(self) -> None:
+        return
+
+    async def abort(self) -> None:
+        return
 
 
 def _unchanged(previous: Manifest | None) -> CityResult:

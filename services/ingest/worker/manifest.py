@@ -12,7 +12,7 @@ from services.ingest.upstream.port import Validators
 from services.ingest.worker.streaming import StreamedFile
 from shared.domain.events import IngestCity
 from shared.domain.file_rules import FileRules
-from shared.domain.ids import CountrySlug
+from shared.domain.ids import CountrySlug, RequestId
 from shared.domain.objects import HISTORY_LENGTH_MAX, Manifest, PastRevision, Plan
 from shared.storage.bucket_epoch import next_revision
 
@@ -127,7 +127,14 @@ def next_manifest(
 
 
 def reprocessed(
-    previous: Manifest, totals: FileTotals, *, rules: FileRules, attempt: str, now: dt.datetime, revision_floor: int
+    previous: Manifest,
+    totals: FileTotals,
+    *,
+    request_id: RequestId,
+    rules: FileRules,
+    attempt: str,
+    now: dt.datetime,
+    revision_floor: int,
 ) -> Manifest | None:
     """Return the revision after its stored file was parsed again, or None if its content is the same."""
     following = msgspec.structs.replace(
@@ -146,6 +153,7 @@ def reprocessed(
         revision=next_revision(previous.revision, revision_floor),
         history=_history_after(previous),
         attempt=attempt,
+        request_id=request_id,
         ingested_at=now,
     )
 

@@ -23,26 +23,30 @@ class NoFreeSlot(Exception):  # no error: the stream then waits without an open 
 
 
 class StreamSlots:
-    """The slots of one worker. A waiting stream gets its slot in the order of asking."""
+    """The slots of one worker. A waiting stream gets its slot in the order of asking.
 
-    def __init__(self, count: int) -> None:
+    Streams of background tasks hold at most ``background`` of them.
+    """
+
+    def __init__(self, count: int, *, background: int = 1) -> None:
         self._count = count
         self._slots = asyncio.Semaphore(count)
+        self._background = asyncio.Semaphore(background)
         self._taking_all = asyncio.Lock()
 
     @contextlib.asynccontextmanager
-    async def one(self, *, wait_max_s: float | None = None) -> AsyncIterator[None]:
+    async def one(self, *, wait_max_s: float | None = None, background: bool = False) -> AsyncIterator[None]:
         """Hold one slot, when one is free. Raises NoFreeSlot after ``wait_max_s`` seconds."""
-        try:
-            with metrics.time_stage("wait"):
-                async with asyncio.timeout(wait_max_s):
-                    await self._slots.acquire()
-        except TimeoutError:
-            raise NoFreeSlot from None
-        try:
+        async with contextlib.AsyncExitStack() as held:
+            try:
+                with metrics.time_stage("wait"):
+                    async with asyncio.timeout(wait_max_s):
+                        if background:
+                            await held.enter_async_context(self._background)
+                        await held.enter_async_context(self._slots)
+            except TimeoutError:
+                raise NoFreeSlot from None
             yield
-        finally:
-            self._slots.release()
 
     @contextlib.asynccontextmanager
     async def all(self) -> AsyncIterator[None]:
@@ -53,8 +57,8 @@ class StreamSlots:
                 await stack.enter_async_context(self._slots)
             yield
 
-    def hold(self, slots: Slots) -> contextlib.AbstractAsyncContextManager[None]:
+    def hold(self, slots: Slots, *, background: bool = False) -> contextlib.AbstractAsyncContextManager[None]:
         """Hold none, one or all of the slots."""
         if slots is Slots.ALL:
             return self.all()
-        return self.one() if slots is Slots.ONE else contextlib.nullcontext()
+        return self.one(background=background) if slots is Slots.ONE else contextlib.nullcontext()

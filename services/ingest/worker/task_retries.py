@@ -4,7 +4,7 @@ The order of effects:
 
 1. the worker publishes the task to ``city-task-retries``, with its count of failed attempts and the time when it is
    due, and commits;
-2. `TaskRetries` waits until the task is due, and publishes it to ``city-tasks``;
+2. `TaskRetries` waits until the task is due, and publishes it to ``city-tasks``, or to ``background-tasks``;
 3. it commits.
 
 A crash after 1 or 2 publishes the same task twice. Both copies run, one after the other: that costs attempts and
@@ -56,7 +56,7 @@ def next_attempt(
 
 
 class TaskRetries:
-    """Publishes each task of ``city-task-retries`` to ``city-tasks`` when it is due."""
+    """Publishes each task of ``city-task-retries`` to the topic that it runs from when it is due."""
 
     def __init__(self, publisher: Publisher, *, clock: Callable[[], dt.datetime], retrier: Retrier) -> None:
         self._publisher = publisher
@@ -70,7 +70,8 @@ class TaskRetries:
         for item in await decode_batch(batch, self._publisher):
             assert isinstance(item.event, IngestCity)
             wait_s = (item.event.not_before - now).total_seconds() if item.event.not_before else 0.0
-            again = OutgoingEvent(item.event, traceparent=traceparent_of(dict(item.record.headers)))
+            traceparent = traceparent_of(dict(item.record.headers))
+            again = OutgoingEvent(item.event, topic=item.event.runs_from, traceparent=traceparent)
             waiting.append((min(wait_s, WAIT_MAX_S), again))
         waiting.sort(key=lambda one: one[0])
         while waiting:

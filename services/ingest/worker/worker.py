@@ -1,4 +1,6 @@
-"""Runs the tasks of ``city-tasks``: those of different city-days at the same time, those of one in order."""
+"""Runs the tasks of ``city-tasks`` and ``background-tasks``: different
+city-days at the same time, one city-day's tasks in order.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,6 @@ from structlog.contextvars import bound_contextvars
 from services.ingest.worker.city_day import CityDayIngest
 from shared.domain.events import IngestCity
 from shared.domain.ids import CityId
-from shared.domain.topics import Topic
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, process_span, traceparent_of
@@ -41,7 +42,7 @@ class Worker:
             about = {"request_id": task.request_id, "date": str(task.date), "city_id": task.city_id}
             with (
                 bound_contextvars(**about),
-                process_span(Topic.CITY_TASKS, [traceparent], **about, failed_attempts=task.failed_attempts),
+                process_span(item.record.topic, [traceparent], **about, failed_attempts=task.failed_attempts),
             ):
                 await self._run_until_stopping(task)
 

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from services.aggregate.audit.verify import verify_dates
 from services.aggregate.bucket_reader import Dates
 from shared.domain import keys
-from shared.domain.file_rules import FileRules
 from shared.domain.ids import CityId
 from tests.fakes.bucket import DAY, FakeBucket, trips
 from tripfold.operate.expire import ExpiredDate, expire_raw
 from tripfold.operate.gc import InvalidAge, collect_garbage
-from tripfold.operate.reprocess import Reprocess, Selection
 
 DEADLINE_S = 3600.0
 MONTH = dt.timedelta(days=30)
@@ -108,16 +105,3 @@ async def test_an_age_below_the_deadline_of_a_task_is_refused(bucket: FakeBucket
     """A worker may still be at work on a file of that age."""
     with pytest.raises(InvalidAge, match="TRIPFOLD_INGEST_DEADLINE_S"):
         await expired(bucket, dt.timedelta(seconds=DEADLINE_S))
-
-
-async def test_reprocess_says_that_a_file_has_expired(bucket: FakeBucket) -> None:
-    """The city-day keeps its numbers, and the reason names the remedy."""
-    await expired(bucket)
-    with ThreadPoolExecutor(1) as threads:
-        job = Reprocess(
-            bucket.store, bucket.publisher, clock=bucket.clock, rules=FileRules(), threads=threads, streams=1
-        )
-        selection = Selection(city_id=CityId("1"), again=True)
-        [one] = [one async for date in job.run(selection) for one in date.reprocessed]
-    assert "has expired" in (one.refused or "")
-    assert f"Request {DAY} again" in (one.refused or "")

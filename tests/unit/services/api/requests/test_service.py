@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 import pytest
+from msgspec import UNSET
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
@@ -15,7 +16,7 @@ from services.api.auth import digest_of, mint_key
 from services.api.http.errors import StatusNotWritten
 from services.api.requests import service as requests_module
 from shared.domain import keys, objects
-from shared.domain.events import BadCity, Outcome, ProcessRequested, Retry
+from shared.domain.events import BACKGROUND, BadCity, Outcome, ProcessRequested, Retry
 from shared.domain.ids import CityId, RequestId, parse_request_id
 from shared.domain.objects import CityUnderWay, Failure, RequestRecord
 from shared.domain.requests import ACTIONS_MAX, Caller
@@ -86,6 +87,16 @@ def test_a_retry_is_recorded_with_its_client(world: World, client: Client) -> No
     assert client.post(f"{path}/retry").status_code == 202
     (action,) = read_record(world, path).actions
     assert (action.action, action.client, action.result) == ("retry", "testclient", "2 cities")
+
+
+async def test_a_client_that_joins_brings_a_request_to_the_foreground(world: World) -> None:
+    """A request of a backfill that a client has joined is processed like the requests of clients."""
+    record = msgspec.structs.replace(record_of(), background=BACKGROUND)
+    write(world, record)
+    await active_requests.join(world.store, record.date, record.request_id)
+    requests = requests_module.Requests(world.store, world.publisher, clock=world.clock)
+    joined = await requests.accept(record.date, by=Caller(client="page"))
+    assert (joined.request_id, joined.background) == (record.request_id, UNSET)
 
 
 async def test_a_record_keeps_a_bounded_number_of_actions(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The ingest of city-days beside each other: how they share the stream slots of a worker."""
+"""The ingest of city-days: how they share the stream slots of a worker, and how stored files are read again."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ import datetime as dt
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
 
+from services.ingest.parsing.parser import DEFAULT_RULES
+from services.ingest.parsing.trips import RULE_VERSION
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.port import Download, Validators
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker import city_day
 from services.ingest.worker.city_day import CityDayIngest
-from shared.domain import keys
-from shared.domain.events import IngestCity
+from shared.domain import events, keys, objects
+from shared.domain.events import Background, CityFinished, IngestCity, Source
+from shared.domain.file_rules import FileRules
 from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
+from shared.domain.objects import Manifest
+from shared.domain.topics import Topic
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
+from tests.fakes.bucket import FakeBucket, trips
 from tests.fakes.builders import Trip, trip_file
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.fakes.metrics import value
@@ -104,3 +111,96 @@ async def test_a_response_that_waits_long_for_a_slot_is_requested_again(monkeypa
         assert value("tripfold_ingest_stage_seconds_count", stage=stage) == timed[stage] + times, stage
     assert value("tripfold_stored_bytes_total") == stored_bytes + 2 * len(file)
     assert value("tripfold_stored_trips_total") == stored_trips + 2
+
+
+AGAIN = Background(source=Source.BUCKET, again=True)
+
+
+@pytest.fixture
+def bucket() -> FakeBucket:
+    """Return a date of three files. The manifests of 1 and 2 have no passengers, as if other rules had read them."""
+    bucket = FakeBucket()
+    for city in (1, 2, 3):
+        bucket.store_file(city, city + 10, trips(city))
+    for city in (1, 2):
+        manifest = manifest_of(bucket, city)
+        change(bucket, city, contribution=msgspec.structs.replace(manifest.contribution, passengers=0))
+    return bucket
+
+
+def manifest_of(bucket: FakeBucket, city: int) -> Manifest:
+    """Return the manifest of a city."""
+    manifest = bucket.manifest(city)
+    assert manifest is not None
+    return manifest
+
+
+def change(bucket: FakeBucket, city: int, **changes: object) -> None:
+    """Change fields of a manifest."""
+    changed = msgspec.structs.replace(manifest_of(bucket, city), **changes)
+    bucket.store.write(keys.manifest(DAY, changed.city_id), objects.encode(changed))
+
+
+async def reprocess(
+    bucket: FakeBucket, *, background: Background = AGAIN, rules: FileRules = DEFAULT_RULES
+) -> dict[str, tuple[str, str]]:
+    """Read the files of cities 1 to 4 again; return the outcome and the reason of each."""
+    upstream, circuit = MemoryUpstream(), CircuitBreaker(Retrier(health=Health(), wait_max_s=1))
+    policy = UpstreamRetryPolicy(circuit, attempts_max=1, outage_limit_s=60)
+    raw_before = bucket.store.bodies(keys.RAW)
+    with ThreadPoolExecutor(1) as threads:
+        ingest = CityDayIngest(
+            bucket.store,
+            bucket.publisher,
+            upstream,
+            clock=bucket.clock,
+            retry_policy=policy,
+            threads=threads,
+            streams=1,
+            deadline_s=60,
+            rules=rules,
+        )
+        for city in ("1", "2", "3", "4"):
+            await ingest.run(msgspec.structs.replace(task_of(city), background=background))
+    assert upstream.downloads == []
+    assert bucket.store.bodies(keys.RAW) == raw_before
+    ended = [events.decode(one.topic, one.value) for one in bucket.log.appended if one.topic is Topic.REQUEST_PROGRESS]
+    return {one.city_id: (one.outcome.value, one.reason or "") for one in ended if isinstance(one, CityFinished)}
+
+
+async def test_a_stored_file_with_other_totals_becomes_a_revision(bucket: FakeBucket) -> None:
+    """The revision names the same raw object. A second run changes nothing, and a city without a file is skipped."""
+    ended = await reprocess(bucket)
+    assert [ended[city][0] for city in "1234"] == ["stored", "stored", "unchanged", "skipped"]
+    manifest = manifest_of(bucket, 1)
+    assert (manifest.contribution.passengers, manifest.raw_key) == (10, manifest.history[0].raw_key)
+    assert {outcome for outcome, _ in (await reprocess(bucket)).values()} == {"unchanged", "skipped"}
+
+
+async def test_files_of_the_present_rules_are_not_read(bucket: FakeBucket) -> None:
+    """Without ``again``, a file is read only if the present rules and settings may read it differently."""
+    change(bucket, 1, rule_version=RULE_VERSION - 1)
+    change(bucket, 3, trips_on_other_dates=1)
+    rules = FileRules(other_dates_are_bad=True)
+    ended = await reprocess(bucket, background=Background(source=Source.BUCKET), rules=rules)
+    assert [ended[city][0] for city in "123"] == ["stored", "unchanged", "stored"]
+    assert (manifest_of(bucket, 1).rule_version, manifest_of(bucket, 2).contribution.passengers) == (RULE_VERSION, 0)
+
+
+async def test_a_stored_file_that_cannot_be_read_again_fails_with_its_reason(bucket: FakeBucket) -> None:
+    """A raw object that is lost, has expired or was changed, and later rules: the numbers stay as they were."""
+    before = manifest_of(bucket, 1)
+    del bucket.store.objects[before.raw_key]
+    bucket.store.write(manifest_of(bucket, 2).raw_key, b"[]")
+    change(bucket, 3, rule_version=RULE_VERSION + 1)
+    ended = await reprocess(bucket)
+    assert {outcome for outcome, _ in (ended[city] for city in "123")} == {"failed"}
+    for city, reason in (("1", "is lost"), ("2", "has changed since it was stored"), ("3", "upgrade")):
+        assert reason in ended[city][1]
+    assert manifest_of(bucket, 1) == before
+    change(bucket, 1, raw_expired_before=before.ingested_at + dt.timedelta(days=1))
+    bucket.store.write(manifest_of(bucket, 2).raw_key, b"[7]")
+    ended = await reprocess(bucket)
+    assert "has expired" in ended["1"][1]
+    assert f"Request {DAY} again" in ended["1"][1]
+    assert "the present rules refuse its stored file" in ended["2"][1]

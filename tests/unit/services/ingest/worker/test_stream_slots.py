@@ -13,14 +13,14 @@ class Streams:
     """Streams that each last until ``end``, and count how many run."""
 
     def __init__(self, count: int) -> None:
-        self.slots = StreamSlots(count)
+        self.slots = StreamSlots(count, background=1)
         self.end = asyncio.Event()
         self.running = 0
         self.running_max = 0
         self.beside: list[int] = []
 
-    async def one(self) -> None:
-        async with self.slots.one():
+    async def one(self, *, background: bool = False) -> None:
+        async with self.slots.one(background=background):
             self.running += 1
             self.running_max = max(self.running_max, self.running)
             await self.end.wait()
@@ -44,6 +44,18 @@ async def test_no_more_streams_run_than_there_are_slots() -> None:
             await asyncio.sleep(0)
         streams.end.set()
     assert streams.running_max == 3
+
+
+async def test_background_streams_leave_slots_free() -> None:
+    """However many background streams wait, they hold one of three slots, and others get the rest at once."""
+    streams = Streams(3)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        for background in (True,) * 5 + (False,) * 2:
+            tasks.create_task(streams.one(background=background))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert streams.running == 3
+        streams.end.set()
 
 
 async def test_streams_that_take_all_slots_run_alone_and_end() -> None:

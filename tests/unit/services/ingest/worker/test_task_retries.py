@@ -11,7 +11,7 @@ from services.ingest.upstream.errors import OutageTooLong, PermanentUpstreamErro
 from services.ingest.upstream.retry import WAIT_MAX_S
 from services.ingest.worker.task_retries import TaskRetries, next_attempt
 from shared.domain import events
-from shared.domain.events import IngestCity
+from shared.domain.events import BACKGROUND, IngestCity
 from shared.domain.ids import CityId, CountrySlug, RequestId
 from shared.domain.topics import Topic
 from shared.kafka.records import OutgoingEvent
@@ -99,6 +99,17 @@ async def test_tasks_are_published_again_when_they_are_due() -> None:
     ]
     assert cities == ["now", "soon", "late", "far"]
     assert retrier.slept_s == WAIT_MAX_S
+
+
+async def test_a_background_task_stays_in_the_background() -> None:
+    """A task of a backfill is not tried again before the tasks of clients."""
+    log = MemoryLog()
+    publisher = MemoryPublisher(log)
+    task = msgspec.structs.replace(TASK, background=BACKGROUND)
+    await publisher.publish([OutgoingEvent(task, topic=Topic.CITY_TASK_RETRIES)])
+    batch = log.records(Topic.CITY_TASK_RETRIES)
+    await TaskRetries(publisher, clock=Clock(NOON), retrier=Waiting()).process(batch)
+    assert (len(log.records(Topic.BACKGROUND_TASKS)), log.records(Topic.CITY_TASKS)) == (1, [])
 
 
 async def test_a_broken_download_does_not_delay_its_batch() -> None:
