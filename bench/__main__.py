@@ -27,6 +27,7 @@ BENCHMARKS: Final = (
     "pipe",
     "worker",
     "slow_cities",
+    "fairness",
     "sizing",
     "reader",
     "fold",

@@ -119,7 +119,7 @@ async def _measure(
     running: Servers, environment: dict[str, str], *, workers: int, pids: dict[str, int], date: str
 ) -> Measured:
     for command in (("bucket", "apply"), ("topics", "apply")):
-        await _run(command, environment)
+        await run_command(command, environment)
     commands = {
         "api": ("serve", "api"),
         "planner": ("serve", "ingest", "--role", "planner"),
@@ -129,7 +129,7 @@ async def _measure(
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
         started = await asyncio.gather(
-            *(stack.enter_async_context(_running(command, environment)) for command in commands.values())
+            *(stack.enter_async_context(running_process(command, environment)) for command in commands.values())
         )
         processes = dict(zip(commands, started, strict=True))
         pids = pids | {name: pid for name, (pid, _) in processes.items()}
@@ -137,7 +137,7 @@ async def _measure(
         calls_before = await _s3_calls(client, environment, processes["api"][1])
         machine_before = _machine_cpu_s()
         began_s = time.perf_counter()
-        await _process_date(client, processes["api"][1], date)
+        await process_date(client, processes["api"][1], date)
         wall_s = time.perf_counter() - began_s
         machine_s = _machine_cpu_s() - machine_before
         used = {name: cpu_s(pid) - cpu_before[name] for name, pid in pids.items()}
@@ -158,8 +158,8 @@ async def _measure(
         )
 
 
-async def _run(command: tuple[str, ...], environment: dict[str, str]) -> None:
-    """Run a command until it succeeds: on a busy machine the broker needs some time to list new topics."""
+async def run_command(command: tuple[str, ...], environment: dict[str, str]) -> None:
+    """Run a command of Tripfold until it succeeds: on a busy machine the broker needs some time to list new topics."""
     for _ in range(COMMAND_TRIES):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tripfold", *command, cwd=ROOT, env=environment, stdout=asyncio.subprocess.DEVNULL
@@ -178,7 +178,7 @@ def _by_kind(used: dict[str, float]) -> dict[str, float]:
 
 
 @contextlib.asynccontextmanager
-async def _running(command: tuple[str, ...], environment: dict[str, str]) -> AsyncIterator[tuple[int, str]]:
+async def running_process(command: tuple[str, ...], environment: dict[str, str]) -> AsyncIterator[tuple[int, str]]:
     """Run a process; yield its id, and the URL of its health once it is ready."""
     port = free_port("a process")
     own = {"TRIPFOLD_HEALTH_PORT": str(port), "TRIPFOLD_API_PORT": str(port)}
@@ -201,7 +201,8 @@ async def _running(command: tuple[str, ...], environment: dict[str, str]) -> Asy
             await process.wait()
 
 
-async def _process_date(client: httpx.AsyncClient, api_url: str, date: str) -> None:
+async def process_date(client: httpx.AsyncClient, api_url: str, date: str) -> None:
+    """Request a date, and wait until it is completed."""
     requested = await client.post(f"{api_url}/process-request", params={"date": date})
     requested.raise_for_status()
     async with asyncio.timeout(DONE_DEADLINE_S):

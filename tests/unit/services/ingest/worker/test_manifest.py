@@ -286,7 +286,15 @@ def test_a_suspicious_mark_stays_with_the_file() -> None:
     marked = msgspec.structs.replace(first(), suspicious="2 trips; usual on a Wednesday are 2,000")
     totals = msgspec.structs.replace(file("aa").streamed.totals, bad_records=1)
     kept = [
-        reprocessed(marked, totals, rules=DEFAULT_RULES, attempt="next", now=NOW, revision_floor=BASE),
+        reprocessed(
+            marked,
+            totals,
+            request_id=marked.request_id,
+            rules=DEFAULT_RULES,
+            attempt="next",
+            now=NOW,
+            revision_floor=BASE,
+        ),
         reissued(marked, attempt="next", revision_floor=BASE),
         moved(marked, BRASIL, plan_revision=2),
     ]
