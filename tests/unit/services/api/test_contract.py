@@ -30,8 +30,9 @@ from shared.domain.objects import BackfillStatus
 from tests.fakes.api import NOW, REQUEST, World, manifest_of, planned, record_of, report_of, stats, write, write_report
 from tests.serving import served
 
-EXAMPLES_MAX = int(os.environ.get("TRIPFOLD_TEST_EXAMPLES", "25"))
-SEED = int(os.environ.get("TRIPFOLD_TEST_SEED") or (1 if EXAMPLES_MAX == 25 else random.getrandbits(32)))
+USUAL_EXAMPLES = 12
+EXAMPLES_MAX = int(os.environ.get("TRIPFOLD_TEST_EXAMPLES", str(USUAL_EXAMPLES)))
+SEED = int(os.environ.get("TRIPFOLD_TEST_SEED") or (1 if EXAMPLES_MAX == USUAL_EXAMPLES else random.getrandbits(32)))
 TOO_LARGE = ["413", "414", "431"]  # refusals too, of which the checks do not know
 TIMEOUT_S = 20
 KEY = mint_key()

@@ -57,21 +57,23 @@ def test_progress_of_a_range_sums_its_dates(world: World, client: Client) -> Non
     assert body["counts"]["bytes_done"] == 6
 
 
-@pytest.mark.parametrize(
-    ("query", "name"),
-    [
-        ("from=2024-05-01", "to"),
-        ("to=2024-05-01", "from"),
-        ("date=2024-05-01&from=2024-05-01&to=2024-05-02", "date"),
-        ("from=2024-05-02&to=2024-05-01", "from"),
-        ("from=2024-05-01&to=2024-06-01", "to"),
-        ("from=1999-12-31&to=2000-01-01", "from"),
-    ],
+INVALID = (
+    ("from=2024-05-01", "to"),
+    ("to=2024-05-01", "from"),
+    ("date=2024-05-01&from=2024-05-01&to=2024-05-02", "date"),
+    ("from=2024-05-02&to=2024-05-01", "from"),
+    ("from=2024-05-01&to=2024-06-01", "to"),
+    ("from=1999-12-31&to=2000-01-01", "from"),
 )
-def test_invalid_range_is_400(world: World, client: Client, query: str, name: str) -> None:
+"""Queries that are refused, and the parameter that the response names."""
+
+
+def test_invalid_range_is_400(world: World, client: Client) -> None:
     """A range that is half, beside a date, backwards, too long or too early is refused, and nothing is stored."""
-    response = client.post(f"/process-request?{query}")
-    assert (response.status_code, [fault["name"] for fault in response.json()["invalid_parameters"]]) == (400, [name])
+    for query, name in INVALID:
+        response = client.post(f"/process-request?{query}")
+        named = [fault["name"] for fault in response.json()["invalid_parameters"]]
+        assert (response.status_code, named) == (400, [name]), query
     assert world.store.bodies(keys.BACKFILLS) == {}
 
 

@@ -76,6 +76,17 @@ def test_a_request_records_who_asked_for_it_joined_cancelled_and_retried_it(worl
     assert [one.at - NOW for one in actions] == [dt.timedelta(seconds=s) for s in (0, 0, 60)]
 
 
+def test_date_out_of_bounds_is_refused(world: World, client: Client) -> None:
+    """A date before 2000 or more than 366 days ahead is refused with the dates that are accepted."""
+    for date in ("1999-12-31", "9999-12-31", "2025-06-03"):
+        response = client.post(f"/process-request?date={date}")
+        (fault,) = response.json()["invalid_parameters"]
+        assert (response.status_code, fault["name"]) == (400, "date")
+        assert "is not between 2000-01-01 and 2025-06-02" in fault["reason"]
+    assert world.published(Topic.PROCESS_REQUESTS) == []
+    assert client.post("/process-request?date=2025-06-02").status_code == 202
+
+
 def test_a_retry_is_recorded_with_its_client(world: World, client: Client) -> None:
     """The record says who retried how many cities."""
     failed = msgspec.structs.replace(

@@ -43,25 +43,24 @@ def test_a_schedule_is_made_shown_and_changed(client: Client) -> None:
     assert (changed["created_at"], changed["version"]) == (body["created_at"], body["version"] + 1)
 
 
-@pytest.mark.parametrize(
-    ("path", "name", "reason"),
-    [
-        ("/schedules/daily", "cron", "it is missing. For example: cron=0 6 * * *"),
-        ("/schedules/daily?cron=6", "cron", "'6' must have five fields"),
-        (f"/schedules/daily?cron={quote('0 25 * * *')}", "cron", "'0 25 * * *' has an invalid hour"),
-        (f"/schedules/daily?cron={quote('0 6 * * *')}&timezone=Mars", "timezone", "'Mars' is not a time zone"),
-        (f"/schedules/Daily?cron={quote('0 6 * * *')}", "name", "'Daily' must be 1 to 63 lower-case letters"),
-        (f"/schedules/daily?cron={quote('0 6 * * *')}&complete_by=9", "complete_by", "'9' must be a time of day"),
-        (f"/schedules/daily?cron={quote('0 6 * * *')}&recheck=32", "recheck", "it must be 31 or less"),
-    ],
+INVALID = (
+    ("/schedules/daily", "cron", "it is missing. For example: cron=0 6 * * *"),
+    ("/schedules/daily?cron=6", "cron", "'6' must have five fields"),
+    (f"/schedules/daily?cron={quote('0 25 * * *')}", "cron", "'0 25 * * *' has an invalid hour"),
+    (f"/schedules/daily?cron={quote('0 6 * * *')}&timezone=Mars", "timezone", "'Mars' is not a time zone"),
+    (f"/schedules/Daily?cron={quote('0 6 * * *')}", "name", "'Daily' must be 1 to 63 lower-case letters"),
+    (f"/schedules/daily?cron={quote('0 6 * * *')}&complete_by=9", "complete_by", "'9' must be a time of day"),
+    (f"/schedules/daily?cron={quote('0 6 * * *')}&recheck=32", "recheck", "it must be 31 or less"),
 )
-def test_an_invalid_schedule_is_refused_in_one_sentence(
-    world: World, client: Client, path: str, name: str, reason: str
-) -> None:
+"""Paths that are refused, the parameter that the response names, and the reason."""
+
+
+def test_an_invalid_schedule_is_refused_in_one_sentence(world: World, client: Client) -> None:
     """The response names the parameter, the value and the remedy, and nothing is stored."""
-    response = client.put(path)
-    (fault,) = response.json()["invalid_parameters"]
-    assert (response.status_code, fault["name"], reason in fault["reason"]) == (400, name, True)
+    for path, name, reason in INVALID:
+        response = client.put(path)
+        (fault,) = response.json()["invalid_parameters"]
+        assert (response.status_code, fault["name"], reason in fault["reason"]) == (400, name, True), path
     assert world.store.bodies(keys.SCHEDULES) == {}
 
 
