@@ -74,10 +74,11 @@ def burns(factor: float, long: str, short: str) -> str:
 def summaries(*states: SummaryState) -> str:
     """Return the number of latest country-days in a state, while no record waits that could change it.
 
-    The states are measured once a minute, and lag every ten seconds: so lag ends the alert of a date in progress.
+    After a date has ended, its lag is gone at once, and its old state until the next measurement, half a minute later.
+    So the lag of the last 30 s counts, and the alert waits for 45 s.
     """
     chosen = sample(metrics.recent_summaries, state=f'=~"{"|".join(states)}"')
-    return f"sum(max by (state) ({chosen})) > 0 unless sum({sample(metrics.consumer_lag)}) > 0"
+    return f"sum(max by (state) ({chosen})) > 0 unless sum(max_over_time({sample(metrics.consumer_lag)}[30s])) > 0"
 
 
 def not_ready() -> str:
@@ -155,14 +156,14 @@ ALERTS = (
         name="TripfoldSummariesMissing",
         severity="ticket",
         expr=summaries("missing", "unreadable"),
-        lasts="30s",
+        lasts="45s",
         summary="{{ $value }} country-days have lost their summary",
     ),
     Alert(
         name="TripfoldIncompleteDays",
         severity="ticket",
         expr=summaries("incomplete"),
-        lasts="30s",
+        lasts="45s",
         summary="{{ $value }} country-days are incomplete",
     ),
     Alert(

@@ -1,4 +1,4 @@
-"""Exports how complete the latest dates are, once a minute: their summaries by state, and the newest complete date.
+"""Exports how complete the latest dates are, twice a minute: their summaries by state, and the newest complete date.
 
 The window ends with the newest planned date that is not in the future. A pass lists its plans and summaries, and reads
 only what has changed since the last pass: plans here, summaries through the cache of the reader.
@@ -23,7 +23,7 @@ from shared.runtime.concurrency import bounded_map
 from shared.runtime.metrics import SummaryState
 from shared.storage.object_store import ObjectStore
 
-INTERVAL_S = 60.0
+INTERVAL_S = 30.0
 
 CountryDay = tuple[dt.date, CountrySlug]
 Planned = Mapping[dt.date, frozenset[CountrySlug] | None]
@@ -46,7 +46,7 @@ class Completeness:
         self._countries: dict[str, frozenset[CountrySlug]] = {}  # of each plan, by its key and ETag
 
     async def run(self) -> None:
-        """Measure once a minute until cancelled."""
+        """Measure every INTERVAL_S until cancelled."""
         while True:
             try:
                 await self.measure()

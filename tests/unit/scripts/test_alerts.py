@@ -23,7 +23,7 @@ PROCESSES = ("api", "planner", "worker", "worker-2", "aggregate")
 CONSUMED = tuple(topic.value for topic in GROUPS)
 
 Series = Mapping[str, str]
-"""The values of each series, one a minute, as promtool writes them."""
+"""The values of each series, one at each interval, as promtool writes them."""
 Fired = Mapping[str, tuple[Mapping[str, str], str]]
 """The labels and the summary of each alert that fires."""
 
@@ -289,28 +289,28 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
 }
 
 
-def check(tmp_path: Path, changes: Series, minutes: Sequence[int], fired: Fired) -> None:
-    """Fail unless exactly the alerts of ``fired`` fire at these minutes of a deployment that differs from REST."""
+def check(tmp_path: Path, changes: Series, times: Sequence[int], fired: Fired, *, interval_s: int = 60) -> None:
+    """Fail unless exactly the alerts of ``fired`` fire at these intervals of a deployment that differs from REST."""
     expected = []
-    for minute, alert in itertools.product(minutes, alerts.ALERTS):
+    for time, alert in itertools.product(times, alerts.ALERTS):
         labels, summary = fired.get(alert.name, ({}, ""))
         annotations = {"summary": summary, "runbook": alerts.runbook(alert)}
         one = {"exp_labels": {"severity": alert.severity, **labels}, "exp_annotations": annotations}
         expected.append(
             {
-                "eval_time": f"{minute}m",
+                "eval_time": f"{time * interval_s}s",
                 "alertname": alert.name,
                 "exp_alerts": [one] if alert.name in fired else [],
             }
         )
     inputs = [
-        {"series": name, "values": values.replace(NEVER_ENDS, f"x{max(minutes)}")}
+        {"series": name, "values": values.replace(NEVER_ENDS, f"x{max(times)}")}
         for name, values in ({**REST, **changes}).items()
     ]
     tests: dict[str, Any] = {
         "rule_files": [str(alerts.RULES)],
-        "evaluation_interval": "1m",
-        "tests": [{"interval": "1m", "input_series": inputs, "alert_rule_test": expected}],
+        "evaluation_interval": f"{interval_s}s",
+        "tests": [{"interval": f"{interval_s}s", "input_series": inputs, "alert_rule_test": expected}],
     }
     (tmp_path / "test.yml").write_text(yaml.safe_dump(tests))
     run_tool("promtool", "test", "rules", str(tmp_path / "test.yml"))
@@ -364,6 +364,16 @@ def test_each_alert_is_tested() -> None:
 def test_no_alert_fires_without_a_fault(tmp_path: Path, state: str) -> None:
     """At rest, under load and during a restart no alert fires."""
     check(tmp_path, QUIET[state], (11, 25, 90), {})
+
+
+def test_a_date_that_has_ended_raises_no_alert(tmp_path: Path) -> None:
+    """The states of a date are older than its lag: they still say that cities are missing when the lag has gone."""
+    ended: Series = {
+        lag("city-tasks"): f"1x8 0{NEVER_ENDS}",
+        summaries("missing"): f"2x11 0{NEVER_ENDS}",
+        summaries("incomplete"): f"3x11 0{NEVER_ENDS}",
+    }
+    check(tmp_path, ended, range(6, 16), {}, interval_s=15)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
