@@ -88,7 +88,14 @@ S3_FAULTS = (
 
 PAUSES = (0.2, 0.8, 1.6)
 """The lengths of a service's pause, in session timeouts."""
-REPEATED_TOPICS = ("process-requests", "city-tasks", "city-task-retries", "city-stats", "request-progress")
+REPEATED_TOPICS = (
+    "process-requests",
+    "city-tasks",
+    "background-tasks",
+    "city-task-retries",
+    "city-stats",
+    "request-progress",
+)
 REPEATED_RECORDS_MAX = 40
 REPEAT_DEADLINE_S = 10.0
 
@@ -463,6 +470,7 @@ class Campaign:
         groups = {
             "planner": "process-requests",
             "worker": "city-tasks",
+            "worker-background": "background-tasks",
             "worker-retries": "city-task-retries",
             "aggregate": "city-stats",
             "progress": "request-progress",
