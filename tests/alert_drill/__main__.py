@@ -98,12 +98,6 @@ async def process(system: System, date: str) -> None:
     await eventually(ended, f"{date} to be processed")
 
 
-async def schedule(system: System) -> None:
-    """Make a schedule that does not run here: without one, the metric of late dates does not exist."""
-    code, output = await system.command("schedule", "set", "leap-day", "--cron", "0 0 29 2 *", "--api", system.api_url)
-    assert code == 0, output
-
-
 async def run(drill: Drill, deployment: Deployment, directory: Path) -> Outcome:
     """Run one drill with a new Prometheus."""
     outcome = Outcome(fault=drill.fault, alert=drill.alert)
@@ -174,7 +168,6 @@ async def drill_all(drills: Iterable[Drill], *, embedded: bool, directory: Path)
         await deployment.start(*SERVICES)
         await deployment.ready()
         await process(system, QUIET_DATE)
-        await schedule(system)
         load = asyncio.create_task(use(deployment))
         try:
             missing = await missing_metrics(deployment, directory / "metrics")
