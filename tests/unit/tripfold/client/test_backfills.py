@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 
+import httpx
 import msgspec
 import pytest
 from typer.testing import CliRunner, Result
 
 from shared.domain import keys, objects
 from shared.domain.backfills import DateEnd, concluded, with_end
-from shared.domain.ids import RequestId
-from shared.domain.objects import Backfill
+from shared.domain.events import Background, Source
+from shared.domain.ids import CityId, CountrySlug, RequestId
+from shared.domain.objects import Backfill, DateSelection
 from tests.fakes.api import World
 from tests.serving import served
 from tripfold import cli
@@ -51,6 +53,22 @@ def test_backfills_are_made_watched_and_changed() -> None:
         assert "Retrying." in run("backfills", "retry", backfill_id).output
         assert run("backfills", "cancel", backfill_id).exit_code == 0
         assert "there is no backfill" in str(run("backfills", "show", "none").exception).lower()
+
+
+def test_reprocess_is_a_backfill_of_stored_files() -> None:
+    """It processes the dates that are stored, in the background, and names the chosen country and city."""
+    world = World()
+    with served(world) as url:
+        arguments = ["reprocess", "2024-05-01..2024-05-03", "--country", "armenia", "--city", "7", "--api", url]
+        previewed = CliRunner().invoke(cli.app, [*arguments, "--dry-run"])
+        made = CliRunner().invoke(cli.app, [*arguments, "--no-watch"])
+        refused = httpx.post(f"{url}/backfills?from=2024-05-01&to=2024-05-01&country=armenia")
+    assert "0 of 3 dates would be processed." in previewed.output
+    key = keys.backfill(RequestId(made.output.splitlines()[-1]))
+    backfill = objects.decode(Backfill, world.store.objects[key].body, key)
+    wanted = Background(source=Source.BUCKET, country=CountrySlug("armenia"), city_id=CityId("7"))
+    assert (backfill.background, backfill.selection) == (wanted, DateSelection.STORED)
+    assert (refused.status_code, "use bucket" in refused.text) == (400, True)
 
 
 def test_a_requested_range_is_a_backfill_of_all_dates() -> None:

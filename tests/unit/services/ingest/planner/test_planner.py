@@ -14,6 +14,7 @@ from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from shared.domain import bitmap, events, keys, objects
 from shared.domain.events import (
+    BACKGROUND,
     CountryDayPlanned,
     Event,
     IngestCity,
@@ -29,7 +30,7 @@ from shared.domain.topics import Topic
 from shared.kafka.records import OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
-from shared.storage.repository import read_plan
+from shared.storage.repository import read_plan, read_request_record
 from tests.fakes.builders import Clock, UpstreamState
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.fakes.metrics import value
@@ -100,9 +101,15 @@ class Planned:
         request_id = RequestId(f"018f38bf-1d00-7000-8000-{self._requests:012x}")
         return ProcessRequested(request_id=request_id, date=DATE, requested_at=NOON, retry=retry)
 
-    async def plan(self, request: ProcessRequested | None = None, publisher: MemoryPublisher | None = None) -> Plan:
-        """Plan a request; return the plan that the date has then."""
-        request = request or self.requested()
+    async def plan(
+        self,
+        request: ProcessRequested | None = None,
+        publisher: MemoryPublisher | None = None,
+        *,
+        others: Iterable[ProcessRequested] = (),
+    ) -> Plan:
+        """Plan a request, and others in the same batch after it; return the plan that the date has then."""
+        batch = [request or self.requested(), *others]
         circuit = CircuitBreaker(Retrier(health=Health(), wait_max_s=1))
         retry_policy = UpstreamRetryPolicy(circuit, attempts_max=1, outage_limit_s=1)
         planner = Planner(
@@ -113,9 +120,12 @@ class Planned:
             retry_policy=retry_policy,
             allow_no_cities=self.allow_no_cities,
         )
-        headers = events.headers_of(request, source="api")
-        record = self.log.append(request.topic, request.key.encode(), events.encode(request), headers)
-        await planner.process([record])
+        await planner.process(
+            [
+                self.log.append(one.topic, one.key.encode(), events.encode(one), events.headers_of(one, source="api"))
+                for one in batch
+            ]
+        )
         plan = await read_plan(self.store, DATE)
         assert plan is not None
         return plan
@@ -145,6 +155,25 @@ async def test_a_retry_uses_the_plan_that_it_names() -> None:
     assert await planned.plan(planned.requested(retry)) == before
     tasks = [event for event in planned.published(Topic.CITY_TASKS) if isinstance(event, IngestCity)]
     assert [(task.city_id, task.position, task.retried_at) for task in tasks[4:]] == [("2", 1, retried_at)]
+
+
+async def test_requests_of_clients_are_planned_before_those_of_backfills() -> None:
+    """An older request of a backfill comes later in its batch; its tasks and record are marked."""
+    planned = Planned()
+    planned.lists({"1": "Peru"})
+    older, client = planned.requested(), planned.requested()
+    older = msgspec.structs.replace(older, requested_at=NOON - dt.timedelta(days=1), background=BACKGROUND)
+    await planned.plan(older, others=[client])
+    ended = [
+        event.request_id for event in planned.published(Topic.REQUEST_PROGRESS) if isinstance(event, RequestPlanned)
+    ]
+    assert ended == [client.request_id, older.request_id]
+    for topic, request in ((Topic.CITY_TASKS, client), (Topic.BACKGROUND_TASKS, older)):
+        (task,) = planned.published(topic)
+        assert isinstance(task, IngestCity)
+        record = await read_request_record(planned.store, request.request_id)
+        assert record is not None
+        assert (task.request_id, record.background) == (request.request_id, request.background)
 
 
 async def test_a_redelivered_request_is_planned_once() -> None:
