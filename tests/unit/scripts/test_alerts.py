@@ -252,8 +252,8 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         },
     ),
     "verify has not run for days": (
-        {VERIFIED_AT: f"0+0{NEVER_ENDS}"},
-        3000,
+        {VERIFIED_AT: f"-179400+0{NEVER_ENDS}"},
+        10,
         {
             "TripfoldVerifyOld": (
                 {"check": "summaries"},
