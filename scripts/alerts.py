@@ -27,6 +27,7 @@ ERRORS_MIN = 5
 """Fewer failed requests raise no alert, or one failure would be a high rate on a quiet API."""
 FOLD_AGE_MAX_S = 10 * 60
 INGEST_AGE_MAX_S = 60 * 60
+STALLED_AGE_MIN_S = 5 * 60
 VERIFY_AGE_MAX_S = 2 * 24 * 60 * 60
 REBUILD_AGE_MAX_S = 2 * 60 * 60
 HERE = "on (job, instance)"
@@ -149,6 +150,7 @@ ALERTS = (
         severity="ticket",
         # A request that waits behind others is published again too, but then city-days end.
         expr=f"sum(increase({sample(metrics.requeued_requests)}[1h])) > 0 "
+        f"and max({sample(metrics.oldest_open_request_age)}) > {STALLED_AGE_MIN_S} "
         f"unless sum(increase({sample(metrics.city_tasks_finished)}[15m])) > 0",
         summary="Requests make no progress, and no city-day ends",
     ),

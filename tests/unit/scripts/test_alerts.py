@@ -60,6 +60,7 @@ REBUILD = series("tripfold_rebuild_age_seconds", "aggregate")
 KEYS_VALID = series("tripfold_api_keys_file_valid", "api")
 COMMITS = series("tripfold_commit_failures_total", "worker")
 REQUEUED = series("tripfold_requeued_requests_total", "aggregate")
+OPEN_AGE = series("tripfold_oldest_open_request_age_seconds", "aggregate")
 STORED = series("tripfold_city_tasks_finished_total", "worker", outcome="stored")
 REFUSED_BY_UPSTREAM = series("tripfold_upstream_requests_total", "worker", outcome="interrupted")
 SERVED_BY_UPSTREAM = series("tripfold_upstream_requests_total", "worker", outcome="complete")
@@ -77,7 +78,9 @@ REST: Series = {
     **{series("tripfold_ready", one): f"1+0{NEVER_ENDS}" for one in PROCESSES},
     **{lag(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
     **{age(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
-    **dict.fromkeys((LETTERS, REFUSED, SUSPICIOUS, UNREADABLE, REBUILD, COMMITS, REQUEUED, STORED), f"0+0{NEVER_ENDS}"),
+    **dict.fromkeys(
+        (LETTERS, REFUSED, SUSPICIOUS, UNREADABLE, REBUILD, COMMITS, REQUEUED, STORED, OPEN_AGE), f"0+0{NEVER_ENDS}"
+    ),
     REACHABLE: f"1+0{NEVER_ENDS}",
     VERIFIED: f"0+0{NEVER_ENDS}",
     VERIFIED_AT: f"0+60{NEVER_ENDS}",
@@ -117,7 +120,12 @@ QUIET: dict[str, Series] = {
     },
     "failed probes": {served("503", "/health/ready"): f"0+6{NEVER_ENDS}"},
     "four failed requests of a quiet API": {served("200"): f"0+1{NEVER_ENDS}", served("503"): f"0x20 4{NEVER_ENDS}"},
-    "requests behind a backlog": {REQUEUED: f"0+1{NEVER_ENDS}", STORED: f"0+1{NEVER_ENDS}"},
+    "requests behind a backlog": {
+        REQUEUED: f"0+1{NEVER_ENDS}",
+        STORED: f"0+1{NEVER_ENDS}",
+        OPEN_AGE: f"0+60{NEVER_ENDS}",
+    },
+    "a stalled request that has ended": {REQUEUED: f"0x9 1{NEVER_ENDS}"},
     "a commit that fails in a rebalance": {COMMITS: f"0x9 1{NEVER_ENDS}"},
 }
 
@@ -197,7 +205,7 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         {"TripfoldIngestLate": ({"topic": "city-tasks"}, "A record of city-tasks waits since 1h 30m 0s")},
     ),
     "requests stall": (
-        {REQUEUED: f"0x9 1{NEVER_ENDS}"},
+        {REQUEUED: f"0x9 1{NEVER_ENDS}", OPEN_AGE: f"0+60{NEVER_ENDS}"},
         20,
         {"TripfoldRequestsStalled": ({}, "Requests make no progress, and no city-day ends")},
     ),
