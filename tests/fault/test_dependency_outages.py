@@ -15,9 +15,10 @@ import datetime as dt
 from collections.abc import Callable, Mapping
 
 import pytest
+from msgspec import UNSET
 
 from shared.domain import events, schema
-from shared.domain.events import ProcessRequested
+from shared.domain.events import BACKGROUND, ProcessRequested
 from shared.domain.ids import RequestId
 from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
@@ -204,8 +205,9 @@ async def test_an_outage_is_retried_without_dead_letters(refused: Callable[[Port
 async def test_an_outage_makes_a_process_not_ready(role: str) -> None:
     """While S3 refuses every call, a process with work is not ready and names S3."""
     world = World()
-    world.request(WHOLE)
-    await world.run_to_rest()
+    for background in (UNSET, BACKGROUND):
+        world.request(WHOLE, background=background)
+        await world.run_to_rest()
     for partition in world.log.ends(ROLES[role].topic):
         world.log.rewind(role, ROLES[role].topic, partition, 100)
     world.port_calls = Outage(is_of_store, begin=0, calls=100_000)
