@@ -51,7 +51,7 @@ def limited_plan(plan: Plan, wanted: Background, unplanned: list[Manifest]) -> P
         cities.setdefault(manifest.country, []).append(city)
         names.setdefault(manifest.country, manifest.country_name)
     chosen = {
-        country: tuple(city for city in found if wanted.city_id in {None, city.city_id})
+        country: tuple(city for city in found if wanted.city_id in {None, city.city_id, city.upstream_id})
         for country, found in sorted(cities.items())
         if wanted.country in {None, country}
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from services.ingest.planner.stored_cities import read_stored_cities
+from services.ingest.planner.stored_cities import limited_plan, read_stored_cities
 from shared.domain import keys
 from shared.domain.events import Background, Source
 from shared.domain.ids import CityId, CountrySlug
-from shared.domain.objects import Plan
+from shared.domain.objects import Plan, PlannedCity, PlannedCountry
 from tests.fakes.bucket import DAY, NOON, REQUEST, FakeBucket, trips
 
 ALL = Background(source=Source.BUCKET)
@@ -40,6 +41,16 @@ async def test_a_date_without_a_plan_has_its_stored_files() -> None:
     assert await named(bucket, ALL) == []
     bucket.store_file(1, 10, trips(2))
     assert await named(bucket, ALL) == ["armenia/1"]
+
+
+@pytest.mark.parametrize("city_id", ["~c-7", "c-7"])
+def test_a_city_is_found_by_its_id_in_keys_and_by_its_id_upstream(city_id: str) -> None:
+    """A user may know either: the ledger shows the first, the upstream the second."""
+    city = PlannedCity(city_id=CityId("~c-7"), upstream_id="c-7", name="Kumasi")
+    other = PlannedCity(city_id=CityId("7"), upstream_id="7", name="Accra")
+    planned = {CountrySlug("ghana"): PlannedCountry(name="Ghana", cities=(city, other))}
+    plan = limited_plan(msgspec.structs.replace(NO_PLAN, countries=planned), Background(city_id=CityId(city_id)), [])
+    assert plan.countries == {"ghana": PlannedCountry(name="Ghana", cities=(city,))}
 
 
 async def named(bucket: FakeBucket, wanted: Background) -> list[str]:
