@@ -41,6 +41,7 @@ from hypothesis.stateful import (
 
 from shared.domain.backfills import NotPossible, cancelled, paused, resumed, retried
 from shared.domain.contribution import Contribution
+from shared.domain.events import BACKGROUND, Background, Source
 from shared.domain.ids import CityId, CountrySlug, RequestId
 from shared.domain.objects import Backfill, BackfillStatus
 from shared.domain.requests import Status, status_of
@@ -280,10 +281,10 @@ class History(RuleBasedStateMachine):
     # Steps of backfills. They have the date of the world only, so that its oracle describes them.
 
     @precondition(lambda self: self.world.backfills < BACKFILLS_MAX)
-    @rule()
-    def open_a_backfill(self) -> None:
-        """Open a backfill."""
-        self.backfills.append(self.world.open_backfill(DATE, DATE))
+    @rule(background=st.sampled_from((BACKGROUND, Background(source=Source.BUCKET))))
+    def open_a_backfill(self, background: Background) -> None:
+        """Open a backfill, which downloads files or reads stored ones again."""
+        self.backfills.append(self.world.open_backfill(DATE, DATE, background=background))
         self._note_possible()
 
     @precondition(lambda self: self.backfills and len(self.jobs) < JOBS_MAX)
