@@ -1,8 +1,8 @@
 """Measure a request beside a queued year of backfill. Run it as `python -m bench.fairness`.
 
 API, planner, aggregate and 1 or 2 workers run on Apache Kafka and a sink for S3. Requests of single dates follow each
-other: first while nothing else runs, then while a backfill of a year is in progress. The benchmark compares the times
-from the request until its numbers are served.
+other: first while nothing else runs, then while a backfill of a year is in progress. That backfill has as many dates
+under way as one may have. The benchmark compares the times from the request until its numbers are served.
 
 Bias: all processes share the cores of this machine, so the backfill also takes processor time from the API, the broker
 and the store. Another load on the machine makes both times noise; the table has the load.
@@ -30,6 +30,7 @@ from bench.context import end_in_order, served
 from bench.sizing_run import Servers, process_date, run_command, running_process, servers
 from bench.tables import print_table
 from bench.upstream import write_block
+from shared.domain.backfills import MAX_PARALLEL_MAX
 
 FIRST: Final = dt.date(2024, 5, 1)
 YEAR: Final = ("2023-01-01", "2023-12-31")
@@ -123,7 +124,7 @@ async def _measure(environment: dict[str, str], *, workers: int, requests: int) 
         api_url = started[0][1]
         await _times(client, api_url, FIRST - dt.timedelta(days=2), 2)  # the first requests wait for connections
         alone = await _times(client, api_url, FIRST, requests)
-        query = {"from": YEAR[0], "to": YEAR[1], "only": "all"}
+        query = {"from": YEAR[0], "to": YEAR[1], "only": "all", "max_parallel": MAX_PARALLEL_MAX}
         made = await client.post(f"{api_url}/backfills", params=query)
         made.raise_for_status()
         await asyncio.sleep(BEGUN_AFTER_S)
