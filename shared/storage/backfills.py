@@ -15,10 +15,12 @@ import msgspec
 from shared.domain import keys
 from shared.domain.backfills import is_closed
 from shared.domain.errors import OperatorError
+from shared.domain.events import BACKGROUND, Background
 from shared.domain.ids import RequestId
 from shared.domain.objects import Backfill, CorruptObject, DateSelection, OpenBackfills
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository, read_plan
+from shared.storage.stored_cities import read_stored_cities
 
 OPEN_MAX = 150
 """The limit of open backfills, those of schedules included."""
@@ -101,18 +103,23 @@ async def read_open(store: ObjectStore) -> tuple[RequestId, ...]:
     return stored.backfill_ids if stored else ()
 
 
-async def is_selected(store: ObjectStore, selection: DateSelection, date: dt.date) -> bool:
-    """Return whether a backfill of ``selection`` processes a date. An unreadable plan counts as missing data."""
+async def is_selected(
+    store: ObjectStore, selection: DateSelection, date: dt.date, wanted: Background = BACKGROUND
+) -> bool:
+    """Return whether a backfill of ``selection`` processes a date. An unreadable plan counts as missing data.
+
+    A selection of stored dates leaves out those without a city that is ``wanted``.
+    """
     if selection is DateSelection.ALL:
         return True
     try:
         plan = await read_plan(store, date)
     except CorruptObject:
         return True
+    if selection is DateSelection.STORED:
+        return bool(await read_stored_cities(store, date, wanted, plan))
     if plan is None:
         return selection is DateSelection.MISSING
-    if selection is DateSelection.STORED:
-        return True
     lacking = {keys.manifest(date, city.city_id) for planned in plan.countries.values() for city in planned.cities}
     async for listed in store.list(keys.manifests_of(date)):
         lacking.discard(listed.key)

@@ -104,6 +104,9 @@ class BackfillState(msgspec.Struct, frozen=True, kw_only=True, rename={"first": 
     only: str
     order: str
     max_parallel: int
+    source: str
+    country: str | None
+    city: str | None
     schedule: str | None
     status: str
     version: int

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -36,6 +37,9 @@ async def watch(client: ApiClient, state: RequestState | BackfillState, console:
             state = await _watch_request(client, state, progress)
     if isinstance(state, BackfillState):
         _print_failed_dates(state, console)
+        if state.source == "bucket" and state.counts.dates_skipped == state.counts.dates_total:
+            _print_nothing_stored(state, console)
+            return False
     else:
         _print_failures(state, console)
     return state.status == "completed"
@@ -97,6 +101,17 @@ def _print_failed_dates(state: BackfillState, console: Console) -> None:
         console.print(f"{more:,} more dates failed. See all: GET /backfills/{state.id}.", highlight=False)
     if state.counts.dates_failed:
         console.print(f"Retry them: 'tripfold backfills retry {state.id}'.", highlight=False, soft_wrap=True)
+
+
+def _print_nothing_stored(state: BackfillState, console: Console) -> None:
+    limits = (("country", state.country), ("city", state.city))
+    wanted = "".join(f" of {name} '{value}'" for name, value in limits if value is not None)
+    console.print(
+        f"[red]No file was read.[/red] No date from {state.first} to {state.last} has stored files{escape(wanted)}. "
+        "See the countries and cities of a date: GET /country-stats.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def backfills_table(states: Sequence[BackfillState]) -> Table:

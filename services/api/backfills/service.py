@@ -183,7 +183,9 @@ class Backfills:
         dates = [date_at(backfill, position) for position in range(dates_total(backfill))]
         async with deadline(PREVIEW_DEADLINE_S, "Looking at the data of the dates"):
             selected = await bounded_map(
-                lambda date: is_selected(self._store, wanted.selection, date), dates, limit=CONCURRENT_GETS_MAX
+                lambda date: is_selected(self._store, wanted.selection, date, wanted.background or BACKGROUND),
+                dates,
+                limit=CONCURRENT_GETS_MAX,
             )
         chosen = [date for date, is_one in zip(dates, selected, strict=True) if is_one]
         return BackfillPreview(

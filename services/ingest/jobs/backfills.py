@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import msgspec
 import structlog
@@ -39,7 +40,7 @@ from shared.domain.backfills import (
     with_end,
     with_request,
 )
-from shared.domain.events import ProcessRequested, Source
+from shared.domain.events import BACKGROUND, ProcessRequested, Source
 from shared.domain.ids import RequestId, request_time_ms
 from shared.domain.objects import Backfill, BackfillStatus, CorruptObject, RequestRecord
 from shared.domain.requests import (
@@ -156,16 +157,16 @@ class BackfillAdvancer:
         while free_slots(backfill) and checked < DATES_CHECKED_MAX and backfill.cursor < dates_total(backfill):
             ahead = range(backfill.cursor, min(backfill.cursor + CONCURRENT_READS_MAX, dates_total(backfill)))
             checked += len(ahead)
-            selected = await bounded_map(
-                lambda position: is_selected(self._store, backfill.selection, date_at(backfill, position)),  # noqa: B023
-                ahead,
-                limit=CONCURRENT_READS_MAX,
-            )
+            selected = await bounded_map(partial(self._is_selected, backfill), ahead, limit=CONCURRENT_READS_MAX)
             for position, is_one in zip(ahead, selected, strict=True):
                 if not free_slots(backfill):
                     break
                 backfill = with_request(backfill, position) if is_one else with_end(backfill, position, DateEnd.SKIPPED)
         return backfill
+
+    async def _is_selected(self, backfill: Backfill, position: int) -> bool:
+        wanted = backfill.background or BACKGROUND
+        return await is_selected(self._store, backfill.selection, date_at(backfill, position), wanted)
 
     async def _carry_on(self, backfill: Backfill, position: int, record: _Found, now: dt.datetime) -> None:
         """Publish what the request of a date under way needs: itself, a retry, its cancellation, or itself again."""

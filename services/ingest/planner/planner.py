@@ -38,7 +38,6 @@ from structlog.contextvars import bound_contextvars
 
 from services.ingest.planner.city_list import CityList, InvalidCityList, NoCities, parse_city_list
 from services.ingest.planner.country_slugs import mint_slugs
-from services.ingest.planner.stored_cities import read_stored_cities
 from services.ingest.upstream.errors import PermanentUpstreamError
 from services.ingest.upstream.port import Upstream
 from services.ingest.upstream.retry import UpstreamRetryPolicy
@@ -65,6 +64,7 @@ from shared.storage import active_requests
 from shared.storage.bucket_epoch import next_revision, read_bucket_epoch
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository, read_cancelled_record, read_plan, read_request_record
+from shared.storage.stored_cities import read_stored_cities
 
 _log = structlog.get_logger()
 
@@ -215,10 +215,13 @@ class Planner:
 
     async def _stored_cities(self, request: ProcessRequested, wanted: Background) -> Plan:
         await self._raise_if_cancelled(request)
-        nothing = Plan(
-            date=request.date, revision=1, request_id=request.request_id, planned_at=self._clock(), countries={}
-        )
-        return await read_stored_cities(self._store, request.date, wanted, without_plan=nothing)
+        plan = await read_plan(self._store, request.date)
+        countries = await read_stored_cities(self._store, request.date, wanted, plan)
+        if plan is None:
+            plan = Plan(
+                date=request.date, revision=1, request_id=request.request_id, planned_at=self._clock(), countries={}
+            )
+        return msgspec.structs.replace(plan, countries=countries, gone={}, bad_cities_count=0, bad_cities=())
 
     async def _plan_of(self, request: ProcessRequested, record: RequestRecord | None) -> Plan:
         key = keys.plan(request.date)

@@ -71,6 +71,22 @@ def test_reprocess_is_a_backfill_of_stored_files() -> None:
     assert (refused.status_code, "use bucket" in refused.text) == (400, True)
 
 
+def test_a_reprocessing_that_finds_no_file_fails_and_names_what_it_looked_for() -> None:
+    """All dates are skipped if the city is unknown: the command says so and exits with 1."""
+    world = World()
+    with served(world) as url:
+        arguments = ["reprocess", "2024-05-01..2024-05-02", "--city", "no[such]", "--no-watch", "--api", url]
+        backfill_id = RequestId(CliRunner().invoke(cli.app, arguments).output.splitlines()[-1])
+        key = keys.backfill(backfill_id)
+        backfill = objects.decode(Backfill, world.store.objects[key].body, key)
+        for position in range(2):
+            backfill = with_end(backfill, position, DateEnd.SKIPPED)
+        world.store.write(key, objects.encode(msgspec.structs.replace(concluded(backfill), version=9)))
+        watched = CliRunner().invoke(cli.app, ["watch", backfill_id, "--api", url])
+    assert "No date from 2024-05-01 to 2024-05-02 has stored files of city 'no[such]'." in watched.output
+    assert watched.exit_code == 1
+
+
 def test_a_requested_range_is_a_backfill_of_all_dates() -> None:
     """``tripfold request`` with a range makes a backfill, and prints its id."""
     world = World()
@@ -100,6 +116,9 @@ def test_progress_is_one_line(rate: float | None, end: dt.datetime | None, line:
             "only": "all",
             "order": "oldest-first",
             "max_parallel": 2,
+            "source": "upstream",
+            "country": None,
+            "city": None,
             "schedule": None,
             "status": "paused",
             "version": 1,

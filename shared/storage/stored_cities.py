@@ -1,10 +1,10 @@
-"""Chooses the cities of a date whose stored files are read again."""
+"""Finds the cities of a date whose stored files a reprocessing reads again."""
 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping, Sequence
 
-import msgspec
 import structlog
 
 from shared.domain import keys
@@ -13,20 +13,22 @@ from shared.domain.ids import CountrySlug
 from shared.domain.objects import CorruptObject, Manifest, NewerObject, Plan, PlannedCity, PlannedCountry
 from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectStore
-from shared.storage.repository import Repository, read_plan
+from shared.storage.repository import Repository
 
 CONCURRENT_READS_MAX = 16
 
 _log = structlog.get_logger()
 
 
-async def read_stored_cities(store: ObjectStore, date: dt.date, wanted: Background, *, without_plan: Plan) -> Plan:
-    """Return the plan of a date, limited to the wanted cities, with the cities that only have a stored file.
+async def read_stored_cities(
+    store: ObjectStore, date: dt.date, wanted: Background, plan: Plan | None
+) -> dict[CountrySlug, PlannedCountry]:
+    """Return the wanted cities of a date by country: those of its plan, and those that only have a stored file.
 
-    The summaries count those too. ``without_plan`` is the plan if the date has none.
+    The summaries count the latter too. An unreadable manifest of a city without a plan is left out.
     """
-    plan = await read_plan(store, date) or without_plan
-    planned = {keys.manifest(date, city.city_id) for country in plan.countries.values() for city in country.cities}
+    countries = plan.countries if plan else {}
+    planned = {keys.manifest(date, city.city_id) for country in countries.values() for city in country.cities}
     others = [listed.key async for listed in store.list(keys.manifests_of(date)) if listed.key not in planned]
 
     async def read(key: str) -> Manifest | None:
@@ -39,13 +41,15 @@ async def read_stored_cities(store: ObjectStore, date: dt.date, wanted: Backgrou
             return None
 
     manifests = await bounded_map(read, others, limit=CONCURRENT_READS_MAX)
-    return limited_plan(plan, wanted, [manifest for manifest in manifests if manifest is not None])
+    return wanted_cities(countries, wanted, [manifest for manifest in manifests if manifest is not None])
 
 
-def limited_plan(plan: Plan, wanted: Background, unplanned: list[Manifest]) -> Plan:
-    """Return a plan of the wanted cities among those of a plan and the unplanned ones."""
-    cities = {country: list(planned.cities) for country, planned in plan.countries.items()}
-    names: dict[CountrySlug, str] = {country: planned.name for country, planned in plan.countries.items()}
+def wanted_cities(
+    countries: Mapping[CountrySlug, PlannedCountry], wanted: Background, unplanned: Sequence[Manifest]
+) -> dict[CountrySlug, PlannedCountry]:
+    """Return the wanted cities among the planned and the unplanned ones, without countries that have none of them."""
+    cities = {country: list(planned.cities) for country, planned in countries.items()}
+    names = {country: planned.name for country, planned in countries.items()}
     for manifest in unplanned:
         city = PlannedCity(city_id=manifest.city_id, upstream_id=manifest.city_id, name=manifest.city_name)
         cities.setdefault(manifest.country, []).append(city)
@@ -55,10 +59,4 @@ def limited_plan(plan: Plan, wanted: Background, unplanned: list[Manifest]) -> P
         for country, found in sorted(cities.items())
         if wanted.country in {None, country}
     }
-    return msgspec.structs.replace(
-        plan,
-        countries={c: PlannedCountry(name=names[c], cities=some) for c, some in chosen.items() if some},
-        gone={},
-        bad_cities_count=0,
-        bad_cities=(),
-    )
+    return {country: PlannedCountry(name=names[country], cities=some) for country, some in chosen.items() if some}

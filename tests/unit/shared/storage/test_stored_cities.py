@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
-from services.ingest.planner.stored_cities import limited_plan, read_stored_cities
 from shared.domain import keys
 from shared.domain.events import Background, Source
 from shared.domain.ids import CityId, CountrySlug
-from shared.domain.objects import Plan, PlannedCity, PlannedCountry
-from tests.fakes.bucket import DAY, NOON, REQUEST, FakeBucket, trips
+from shared.domain.objects import PlannedCity, PlannedCountry
+from shared.storage.repository import read_plan
+from shared.storage.stored_cities import read_stored_cities, wanted_cities
+from tests.fakes.bucket import DAY, FakeBucket, trips
 
 ALL = Background(source=Source.BUCKET)
-NO_PLAN = Plan(date=DAY, revision=1, request_id=REQUEST, planned_at=NOON, countries={})
 
 
 @pytest.mark.parametrize(
@@ -49,11 +48,11 @@ def test_a_city_is_found_by_its_id_in_keys_and_by_its_id_upstream(city_id: str) 
     city = PlannedCity(city_id=CityId("~c-7"), upstream_id="c-7", name="Kumasi")
     other = PlannedCity(city_id=CityId("7"), upstream_id="7", name="Accra")
     planned = {CountrySlug("ghana"): PlannedCountry(name="Ghana", cities=(city, other))}
-    plan = limited_plan(msgspec.structs.replace(NO_PLAN, countries=planned), Background(city_id=CityId(city_id)), [])
-    assert plan.countries == {"ghana": PlannedCountry(name="Ghana", cities=(city,))}
+    found = wanted_cities(planned, Background(city_id=CityId(city_id)), [])
+    assert found == {"ghana": PlannedCountry(name="Ghana", cities=(city,))}
 
 
 async def named(bucket: FakeBucket, wanted: Background) -> list[str]:
     """Return the chosen cities by country."""
-    plan = await read_stored_cities(bucket.store, DAY, wanted, without_plan=NO_PLAN)
-    return [f"{country}/{city.city_id}" for country, found in plan.countries.items() for city in found.cities]
+    found = await read_stored_cities(bucket.store, DAY, wanted, await read_plan(bucket.store, DAY))
+    return [f"{country}/{city.city_id}" for country, planned in found.items() for city in planned.cities]
