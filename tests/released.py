@@ -247,7 +247,7 @@ def main() -> None:
         os.environ |= {"AWS_ACCESS_KEY_ID": embedded.access_key, "AWS_SECRET_ACCESS_KEY": embedded.secret_key}
         changes = {"UPSTREAM_URL": upstream.url, "INGEST_DEADLINE_S": str(EXPIRE_AFTER_S - 1)}
         asyncio.run(record(isolated_settings(embedded, **changes), upstream, folder))
-    print(f"{folder.relative_to(ROOT)} is recorded")  # noqa: T201
+    print(f"{folder.relative_to(ROOT)} is recorded")  # noqa: T201 - a program prints its result
 
 
 if __name__ == "__main__":

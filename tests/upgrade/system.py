@@ -7,6 +7,7 @@ import contextlib
 import random
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,6 @@ class Load:
         self._draw = random.Random(seed)
         self.files: dict[tuple[int, str], list[dict[str, Any]]] = {}
         self._open: list[str] = []
-        self.requests = 0
         for city, country in COUNTRIES.items():
             upstream.add_city(city, f"City {city}", country)
         for date in DATES:
@@ -113,7 +113,6 @@ class Load:
             return response.headers["location"] if response.status_code == 202 else None
 
         self._open.append(await eventually(accepted, f"a request of {date} to be accepted"))
-        self.requests += 1
 
     async def _run(self) -> None:
         while True:
@@ -137,7 +136,7 @@ class Load:
         for date in DATES:
             await self.request(date)
         for location in self._open:
-            await eventually(lambda where=location: self.ended(where), f"{location} to end")  # type: ignore[misc]
+            await eventually(partial(self.ended, location), f"{location} to end")
         self._open.clear()
 
     async def ended(self, location: str) -> bool | None:
