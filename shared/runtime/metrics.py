@@ -20,7 +20,7 @@ Part = Literal["api", "planner", "worker", "aggregate"]
 
 API, CACHES, CONSUMERS, INGEST, REQUESTS, PLANNER, WORKER, AGGREGATE = (CollectorRegistry() for _ in range(8))
 VERIFY = CollectorRegistry()
-"""What ``tripfold verify`` writes into a file."""
+"""The metrics that ``tripfold verify`` writes into a file."""
 _GROUPS: dict[Part, tuple[CollectorRegistry, ...]] = {
     "api": (API, CACHES),
     "planner": (CONSUMERS, INGEST, REQUESTS, PLANNER),
@@ -161,7 +161,7 @@ upstream_reachable = Gauge(
 )
 upstream_reachable.set(1)
 open_requests = Gauge(
-    "tripfold_open_requests", "Requests that have not ended, of the latest 1,000", ["status"], registry=AGGREGATE
+    "tripfold_open_requests", "Requests that have not ended, of the latest 5,000", ["status"], registry=AGGREGATE
 )
 oldest_open_request_age = Gauge(
     "tripfold_oldest_open_request_age_seconds",
@@ -207,9 +207,6 @@ api_keys_file_valid = Gauge(
     registry=API,
 )
 api_keys_file_valid.set(1)
-verify_success = Gauge(
-    "tripfold_verify_success", "1 if the last verification found no difference, or 0", ["check"], registry=VERIFY
-)
 verify_compared = Gauge(
     "tripfold_verify_compared", "Country-days or keys that the last verification compared", ["check"], registry=VERIFY
 )
