@@ -74,11 +74,14 @@ def folded(revision: int, position: int, country: CountrySlug, at: int) -> CityF
     )
 
 
-def test_a_new_plan_keeps_the_actions_of_clients() -> None:
-    """A request that is planned anew still says who requested it."""
+def test_a_new_plan_keeps_the_actions_of_clients_and_the_schema_version() -> None:
+    """A request that is planned anew still says who requested it, and under which schema version it is written."""
     requested = with_action(new_record(REQUEST, DATE), Caller(key="nightly"), "process", result="accepted", at=NOW)
+    requested = msgspec.structs.replace(requested, schema_version=2)
     first = fold_progress(requested, [planned(7, 1)], NOW)
-    assert fold_progress(first, [planned(8, 1)], NOW).actions == requested.actions != ()
+    second = fold_progress(first, [planned(8, 1)], NOW)
+    assert second.actions == requested.actions != ()
+    assert second.schema_version == 2
 
 
 def progressed(revision: int, position: int) -> ProgressEvent:
@@ -311,6 +314,12 @@ def test_a_higher_plan_begins_anew() -> None:
     record = fold_in_batches([planned(8, 1), *old])
     assert (status_of(record), record.failures) == (Status.PLANNED, {})
     assert meaning(fold_in_batches([*old, planned(8, 1)])) == meaning(record)
+    stored: list[ProgressEvent] = [
+        planned(7, 2),
+        finished(7, 0, Outcome.STORED, {COUNTRIES[0]: 3}),
+        folded(7, 0, COUNTRIES[0], 3),
+    ]
+    assert fold_in_batches([*stored, progressed(7, 1), *old, planned(8, 1)]) == fold_in_batches([planned(8, 1)])
 
 
 @given(st.permutations([(None, "404"), (None, "500"), (NOW, "bad"), (NOW + dt.timedelta(minutes=1), "404")]))

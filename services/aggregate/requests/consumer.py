@@ -21,9 +21,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from services.aggregate.requests.fold import ProgressEvent, as_progress_event, fold_progress
-from services.aggregate.requests.requeue import (
-    Clock,
-)
+from services.aggregate.requests.requeue import Clock
 from shared.domain import keys
 from shared.domain.ids import RequestId
 from shared.domain.objects import RequestRecord

@@ -2,10 +2,10 @@
 
 The fold is a join, so events may come twice and in any order:
 
-- Of two plans the higher revision counts, and the record begins anew under it.
-- Of two outcomes of a city the higher one counts (failed < skipped < unchanged < stored).
-- Of two failures of a city the one of the later retry counts.
-- Of the published and folded revisions the highest of each country counts.
+- The plan with the higher revision counts, and the record begins anew under it.
+- The higher of two outcomes of a city counts (failed < skipped < unchanged < stored).
+- The failure of a city in the later retry counts.
+- The highest published revision of each country counts, and the highest folded one.
 
 The record shows the bytes and trips of the first end that was served. While a retry runs, only its own failures count:
 a late failure of an earlier run does not end it.
@@ -57,25 +57,22 @@ def as_progress_event(event: Event) -> ProgressEvent:
 
 
 def _begun_anew(record: RequestRecord, plan_revision: int) -> RequestRecord:
-    """Return an empty record under a higher plan, in which positions mean other cities."""
+    """Return the record without any progress, under a higher plan in which positions mean other cities."""
     failed = record.failed_reason is not None
-    return RequestRecord(
-        request_id=record.request_id,
-        date=record.date,
-        requested_at=record.requested_at,
-        updated_at=record.updated_at,
-        version=record.version,
-        resent_at=record.resent_at,
-        cancelled_at=record.cancelled_at,
-        dispatched_at=record.dispatched_at,
-        retry=record.retry,
-        actions=record.actions,
-        traceparent=record.traceparent,
-        background=record.background,
-        failed_reason=record.failed_reason,
+    return msgspec.structs.replace(
+        record,
+        plan_revision=plan_revision,
+        planned=False,
+        cities=0,
+        countries=0,
         bad_cities_count=record.bad_cities_count if failed else 0,
         bad_cities=record.bad_cities if failed else (),
-        plan_revision=plan_revision,
+        outcomes={},
+        served="0",
+        under_way={},
+        bytes_done=0,
+        trips_done=0,
+        failures={},
     )
 
 
