@@ -17,14 +17,17 @@ class Streams:
         self.end = asyncio.Event()
         self.running = 0
         self.running_max = 0
+        self.running_in_background = 0
         self.beside: list[int] = []
 
     async def one(self, *, background: bool = False) -> None:
         async with self.slots.one(background=background):
             self.running += 1
             self.running_max = max(self.running_max, self.running)
+            self.running_in_background += background
             await self.end.wait()
             self.running -= 1
+            self.running_in_background -= background
 
     async def alone(self) -> None:
         async with self.slots.all():
@@ -54,7 +57,7 @@ async def test_background_streams_leave_slots_free() -> None:
             tasks.create_task(streams.one(background=background))
         for _ in range(20):
             await asyncio.sleep(0)
-        assert streams.running == 3
+        assert (streams.running, streams.running_in_background) == (3, 1)
         streams.end.set()
 
 
