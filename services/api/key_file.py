@@ -1,8 +1,9 @@
 """Replaces the API keys when their file changes, without a restart.
 
-The service reads the file every few seconds and compares its keys, so it also notices a file that a link points to
-anew, as Kubernetes replaces a secret. Keys take effect once two readings in a row agree: a file that is being written
-is not used. A file that cannot be read, or has an invalid line, changes nothing: the service keeps the last valid keys.
+The service reads the file every few seconds and compares its keys. So it also notices a link that points to another
+file, which is how Kubernetes replaces a secret. Keys take effect once two readings in a row agree: a file that is being
+written is not used. A file that cannot be read, or has an invalid line, changes nothing: the service keeps the last
+valid keys.
 """
 
 from __future__ import annotations

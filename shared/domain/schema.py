@@ -19,8 +19,6 @@ SCHEMA_VERSION = 1
 """The latest version that this build knows. Raise it with every new field or event that an older build would lose."""
 FIRST_VERSION = 1
 
-_written = max(FIRST_VERSION, SCHEMA_VERSION - 1)
-
 
 class _Versioned(Protocol):
     @property
@@ -33,6 +31,9 @@ _Value = TypeVar("_Value", bound=_Versioned)
 def oldest_written_version() -> int:
     """Return the earliest version that this build can write."""
     return max(FIRST_VERSION, SCHEMA_VERSION - 1)
+
+
+_written = oldest_written_version()
 
 
 def written_version() -> int:

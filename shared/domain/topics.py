@@ -106,8 +106,8 @@ TOPICS: tuple[TopicSpec, ...] = (
 def min_insync_replicas(replicas: int) -> int:
     """Return the replicas of a topic that must have a record before Kafka acknowledges it.
 
-    With three replicas or more, a record survives the loss of a broker, and writing goes on without one. With fewer,
-    both are impossible: one replica suffices, so that writing goes on.
+    A topic of three replicas or more keeps its records when it loses a broker, and can be written to without that one.
+    Fewer replicas cannot do both: one acknowledgement then suffices, so that writing goes on.
     """
     return 2 if replicas >= 3 else 1
 

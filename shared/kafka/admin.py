@@ -90,8 +90,8 @@ async def apply_topics(settings: Settings) -> dict[str, TopicSize]:
 def size_of_new_topics(settings: Settings, present: Iterable[TopicSize], *, brokers: int) -> TopicSize:
     """Return the size of the topics to create: that of the settings.
 
-    Where the settings leave it to the default, a new topic is no smaller than the largest topic that is ``present``,
-    and has REPLICAS_DEFAULT replicas, or as many as there are ``brokers``.
+    A size that they leave to the default is at least that of the largest topic that is ``present``. The default number
+    of replicas is REPLICAS_DEFAULT, or the number of ``brokers`` if there are fewer.
     """
     partitions, replicas = settings.kafka_partitions, settings.kafka_replication_factor
     if "kafka_partitions" not in settings.model_fields_set:

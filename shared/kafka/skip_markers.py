@@ -1,7 +1,7 @@
 """Skip markers: an operator's decision that one record of a later schema version goes to the dead letters.
 
 The marker is an object in the bucket. A consumer that a record blocks looks for the marker of that record. The marker
-holds the digest of the value and the record's timestamp, so it never applies to another record, such as one at the same
+holds the digest of the value and the record's timestamp. So it never applies to another record, for example at the same
 offset of a recreated topic.
 """
 

@@ -199,7 +199,7 @@ class Settings(BaseSettings):
         default=2,
         ge=0.1,
         le=3600,
-        description="time between two looks of a planner at the backfills",
+        description="time between two checks of the open backfills by a planner",
     )
     quarantine_days: int = Field(
         default=90, ge=1, le=36_600, description="age at which `tripfold gc` deletes a refused file and its report"

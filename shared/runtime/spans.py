@@ -43,7 +43,7 @@ class Spans:
                 "service.instance.id": str(uuid.uuid4()),
             }
         )
-        resource = Resource.create().merge(own).merge(OTELResourceDetector().detect())  # the variables have the say
+        resource = Resource.create().merge(own).merge(OTELResourceDetector().detect())  # the variables win
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("tripfold", version("tripfold"))

@@ -60,7 +60,7 @@ class RunningStack(msgspec.Struct, frozen=True, kw_only=True):
     """Where each process exports its metrics."""
     supervisor: Supervisor
     recovered: Recovered | None
-    """What was published again, if the last stop was not clean."""
+    """The events that were published again, if the last stop was not clean."""
 
 
 @contextlib.asynccontextmanager

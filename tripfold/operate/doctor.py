@@ -43,7 +43,7 @@ RACE_ROUNDS = 3
 RACE_WRITERS = 4
 REVISION_RECORDS_MAX = 2_000
 WAITING_RECORDS_MAX = 5_000
-"""Of each partition, the most records that are read after the last commit: more than a batch has."""
+"""The most records of a partition that are read after the last commit: more than a batch has."""
 GETS_AT_ONCE_MAX = 16
 NEEDS = {
     "compare-and-swap": {"S3"},

@@ -1,6 +1,4 @@
-"""Runs the tasks of ``city-tasks`` and ``background-tasks``: different
-city-days at the same time, one city-day's tasks in order.
-"""
+"""Runs tasks of clients and of backfills: those of different city-days at the same time, those of one in order."""
 
 from __future__ import annotations
 

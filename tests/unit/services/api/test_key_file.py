@@ -11,9 +11,9 @@ import pytest
 from services.api import key_file
 from services.api.auth import Access, access_of, digest_of, mint_key
 from services.api.key_file import KeyFile
-from shared.runtime import metrics
 from shared.runtime.settings import Settings
 from tests.fakes.api import Client, Recorder, World
+from tests.fakes.metrics import value
 
 READER, NIGHTLY = mint_key(), mint_key()
 READER_LINE, NIGHTLY_LINE = (
@@ -85,10 +85,10 @@ async def test_an_invalid_file_keeps_the_last_valid_keys(tmp_path: Path, log: Re
     assert (names(access), access.needs_key) == (["reader"], True)
     assert [event for event, _ in log.entries] == ["api_keys_not_reloaded"]
     assert digest_of(READER)[:-1] not in str(log.entries)
-    assert metrics.api_keys_file_valid._value.get() == 0
+    assert value("tripfold_api_keys_file_valid") == 0
     file.write_text(READER_LINE)
     await keys.read()
-    assert metrics.api_keys_file_valid._value.get() == 1
+    assert value("tripfold_api_keys_file_valid") == 1
 
 
 def test_a_running_api_refuses_a_revoked_key_and_never_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from shared.runtime.settings import load_settings
 HANGS_AFTER_S = 30.0
 
 
-class HangingProducer(AIOKafkaProducer):  # type: ignore[misc] # it has no type information
+class HangingProducer(AIOKafkaProducer):  # type: ignore[misc]  # it has no type information
     """A producer with pending records that the broker does not acknowledge."""
 
     async def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -83,5 +84,5 @@ def test_the_standard_variables_override_the_resource(
         pass
     (span,) = exporter.get_finished_spans()
     assert span.resource.attributes["service.name"] == name
-    assert span.resource.attributes["service.version"] == "0.1.0"
+    assert span.resource.attributes["service.version"] == version("tripfold")
     assert ("deployment.environment" in span.resource.attributes) == ("deployment" in str(variables))

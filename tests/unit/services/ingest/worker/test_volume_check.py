@@ -43,7 +43,7 @@ async def test_a_new_file_is_compared_with_the_earlier_weeks() -> None:
 
 
 async def test_earlier_days_that_are_missing_or_unreadable_are_left_out() -> None:
-    """With three readable days of eight the file is judged; with two it is not."""
+    """Three readable days of eight suffice to judge the file; two do not."""
     store = store_with(100, 100, 100, 100)
     store.write(keys.manifest(manifest(1, 1).date, manifest(1, 1).city_id), b"{")
     assert await VolumeCheck(store, RULES).suspicion_of(manifest(0, 50)) is not None
