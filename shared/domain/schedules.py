@@ -7,6 +7,7 @@ after it, and one that comes twice is due once.
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import re
 import zoneinfo
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ CATCH_UP_DATES_MAX = 31
 """The most missed dates that one run processes, those that it checks again not included."""
 
 DEADLINES_MAX = 31
-_LOOKED_BACK = dt.timedelta(days=8)
+_DAY = dt.timedelta(days=1)
 
 
 class InvalidSchedule(OperatorError):
@@ -80,12 +81,11 @@ def due_run(schedule: Schedule, now: dt.datetime) -> ScheduledRun | None:
     first = next_due(schedule)
     if first > now or schedule.paused:
         return None
-    latest = first
-    for due in _due_after(schedule.cron, _zone(schedule.timezone), max(first, now - _LOOKED_BACK)):
-        if due > now:
-            break
-        latest = due
-    return _run(schedule, first, latest, now)
+    zone = _zone(schedule.timezone)
+    # Backwards the library errs by up to one due time around a change of the clocks, so it only says where to begin.
+    begin = next(CronSim(schedule.cron, now.astimezone(zone), reverse=True)).astimezone(dt.UTC) - _DAY
+    later = itertools.takewhile(lambda due: due <= now, _due_after(schedule.cron, zone, max(first, begin)))
+    return _run(schedule, first, max(later, default=first), now)
 
 
 def immediate_run(schedule: Schedule, now: dt.datetime) -> ScheduledRun:

@@ -7,7 +7,7 @@ import zoneinfo
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shared.domain.objects import Schedule, encode
@@ -87,6 +87,7 @@ def test_a_daily_run_is_due_once_on_each_day(cron: str, year: tuple[int, int, in
     start=st.datetimes(dt.datetime(2023, 1, 1), dt.datetime(2025, 1, 1)),  # noqa: DTZ001  # drawn times are naive
     days=st.integers(1, 40),
 )
+@example(zone="UTC", cron="0 0 1 * *", start=dt.datetime(2024, 1, 31), days=40)  # noqa: DTZ001  # as the drawn times
 def test_the_latest_due_time_does_not_depend_on_when_planners_look(
     zone: str, cron: str, start: dt.datetime, days: int
 ) -> None:
