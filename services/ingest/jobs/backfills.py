@@ -42,7 +42,7 @@ from shared.domain.backfills import (
 )
 from shared.domain.events import BACKGROUND, ProcessRequested, Source
 from shared.domain.ids import RequestId, request_time_ms
-from shared.domain.objects import Backfill, BackfillStatus, CorruptObject, RequestRecord
+from shared.domain.objects import Backfill, BackfillStatus, CorruptObject, NewerObject, RequestRecord
 from shared.domain.requests import (
     Caller,
     NothingToRetry,
@@ -75,13 +75,8 @@ RESEND_WAIT_MAX = dt.timedelta(days=1)
 _log = structlog.get_logger()
 
 
-class _Unreadable:
-    """In place of a record that cannot be read."""
-
-
-_UNREADABLE = _Unreadable()
 _END_OF = {Status.COMPLETED: DateEnd.COMPLETED, Status.CANCELLED: DateEnd.CANCELLED}
-_Found = RequestRecord | _Unreadable | None
+_Found = RequestRecord | CorruptObject | None
 
 
 class BackfillAdvancer:
@@ -117,9 +112,7 @@ class BackfillAdvancer:
             return
         before = read.value
         positions = list(before.under_way)
-        found = await bounded_map(
-            lambda position: self._record_of(before, position), positions, limit=CONCURRENT_READS_MAX
-        )
+        found = await bounded_map(partial(self._record_of, before), positions, limit=CONCURRENT_READS_MAX)
         records = dict(zip(positions, found, strict=True))
         after = touched(before, concluded(await self._fill(_settled(before, records, now))), now)
         if after is not before:
@@ -141,14 +134,17 @@ class BackfillAdvancer:
     async def _record_of(self, backfill: Backfill, position: int) -> _Found:
         try:
             return await read_request_record(self._store, request_id_of(backfill, date_at(backfill, position)))
-        except CorruptObject:
-            return _UNREADABLE
+        except NewerObject:
+            raise  # this build is too old to know how the date has ended
+        except CorruptObject as error:
+            _log.error("object_unreadable", key=error.key, error=str(error))
+            return error
 
     async def _fill(self, backfill: Backfill) -> Backfill:
         """Return the backfill with further dates under way. Retries come first."""
         for position in positions_to_retry(backfill)[: free_slots(backfill)]:
             record = await self._record_of(backfill, position)
-            if isinstance(record, _Unreadable):
+            if isinstance(record, CorruptObject):
                 backfill = with_end(backfill, position, DateEnd.FAILED)
                 continue
             retry = 0 if record is None else _retries_of(record) + 1
@@ -172,7 +168,7 @@ class BackfillAdvancer:
         """Publish what the request of a date under way needs: itself, a retry, its cancellation, or itself again."""
         date = date_at(backfill, position)
         request_id = request_id_of(backfill, date)
-        if isinstance(record, _Unreadable):
+        if isinstance(record, CorruptObject):
             return
         if backfill.status is BackfillStatus.CANCELLED and (record is None or record.cancelled_at is None):
             await self._cancel(request_id, date, now)
@@ -235,7 +231,7 @@ class BackfillAdvancer:
 def _settled(backfill: Backfill, found: Mapping[int, _Found], now: dt.datetime) -> Backfill:
     """Return the backfill without the dates whose requests have ended."""
     for position, record in found.items():
-        if isinstance(record, _Unreadable):
+        if isinstance(record, CorruptObject):
             backfill = with_end(backfill, position, DateEnd.FAILED)
         elif record is not None and status_of(record).ended and not _needs_retry(backfill, position, record, now):
             backfill = with_end(backfill, position, _END_OF.get(status_of(record), DateEnd.FAILED))

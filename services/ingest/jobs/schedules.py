@@ -65,8 +65,8 @@ class ScheduleRunner:
             if claimed.run != schedule.run and claimed.run is not None:
                 _log.info("schedule_run", schedule=schedule.name, backfill_id=claimed.run.backfill_id)
             schedule = claimed
+        await self._check_deadlines(schedule, now)  # also while too many backfills are open to start a run
         await start_run(self._store, schedule, now)
-        await self._check_deadlines(schedule, now)
 
     async def _check_deadlines(self, schedule: Schedule, now: dt.datetime) -> None:
         """Mark the dates that are not complete after their deadline, and remove those that are."""

@@ -1,0 +1,45 @@
+"""A planner's look at the schedules: the deadlines of dates."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import msgspec
+import pytest
+import structlog
+
+from services.ingest.jobs.schedules import ScheduleRunner
+from shared.domain import keys, objects
+from shared.domain.objects import Deadline, Schedule
+from shared.domain.schedules import new_schedule
+from shared.storage import backfills
+from tests.fakes.builders import Clock
+from tests.fakes.store import MemoryStore
+
+NOW = dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC)
+
+
+async def test_a_late_date_is_marked_while_no_run_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many open backfills delay a run that is due, and hide no date that is late already."""
+    monkeypatch.setattr(backfills, "OPEN_MAX", 0)
+    made = new_schedule(
+        "daily",
+        cron="0 6 * * *",
+        timezone="UTC",
+        date_offset=-1,
+        recheck=0,
+        max_parallel=2,
+        complete_by=dt.time(9),
+        now=NOW - dt.timedelta(days=1),
+    )
+    yesterday = Deadline(date=dt.date(2024, 4, 30), at=NOW - dt.timedelta(days=1))
+    store = MemoryStore(lambda: NOW)
+    key = keys.schedule("daily")
+    store.write(key, objects.encode(msgspec.structs.replace(made, deadlines=(yesterday,))))
+    with structlog.testing.capture_logs() as logged:
+        await ScheduleRunner(store, clock=Clock(NOW)).once()
+    assert "schedule_waits" in [line["event"] for line in logged]
+    stored = objects.decode(Schedule, store.objects[key].body, key)
+    assert yesterday.date in {one.date for one in stored.deadlines if one.late}
+    assert stored.run is not None
+    assert not stored.run.started
