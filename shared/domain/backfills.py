@@ -132,8 +132,7 @@ def free_slots(backfill: Backfill) -> int:
 
 def positions_to_retry(backfill: Backfill) -> list[int]:
     """Return the positions that wait for a retry, in order."""
-    left = bitmap.decode(backfill.to_retry)
-    return [position for position in range(left.bit_length()) if bitmap.contains(left, position)]
+    return bitmap.members(backfill.to_retry)
 
 
 def with_request(backfill: Backfill, position: int, *, retry: int = 0) -> Backfill:

@@ -23,6 +23,12 @@ def contains(bitmap: int, position: int) -> bool:
     return bool(bitmap >> position & 1)
 
 
+def members(digits: str) -> list[int]:
+    """Return the members of a set in hexadecimal digits, in order."""
+    bitmap = decode(digits)
+    return [position for position in range(bitmap.bit_length()) if contains(bitmap, position)]
+
+
 def size(digits: str) -> int:
     """Return the number of members of a set in hexadecimal digits."""
     return int(digits, 16).bit_count()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
@@ -15,10 +16,10 @@ from msgspec import UnsetType
 
 from services.api.http.deadline import deadline
 from services.api.http.errors import Conflict, NotFound, quoted
-from services.api.http.unreadable import UnreadableObject, read_if_readable
+from services.api.http.unreadable import UnreadableObject, get_if_readable
 from services.api.requests.event_stream import EventStream
 from services.api.requests.idempotency import Claims
-from shared.domain import bitmap, keys, objects
+from shared.domain import bitmap, keys
 from shared.domain.backfills import (
     MAX_PARALLEL_DEFAULT,
     BackfillCounts,
@@ -227,17 +228,13 @@ class Backfills:
 
     async def latest(self, limit: int, *, after: RequestId | None = None) -> BackfillList:
         """Return the latest backfills, newest first, at most ``limit``; with ``after``, those made before that one."""
-
-        async def read(key: str) -> Backfill | UnreadableObject | None:
-            found = await self._store.get(key)
-            return read_if_readable(lambda: objects.decode(Backfill, found.body, key)) if found else None
-
         async with deadline(LISTING_DEADLINE_S, "Reading the latest backfills"):
             listed: list[str] = []
             async for one in self._store.list(keys.BACKFILLS, after=keys.backfill(after) if after else ""):
                 listed.append(one.key)
                 if len(listed) > limit:
                     break
+            read = partial(get_if_readable, self._store, Backfill)
             found = await bounded_map(read, listed[:limit], limit=CONCURRENT_GETS_MAX)
         last = keys.parse_backfill(listed[limit - 1]) if len(listed) > limit else None
         return BackfillList(
@@ -272,12 +269,10 @@ def overview_of(backfill: Backfill) -> BackfillOverview:
 
 def detail_of(backfill: Backfill) -> BackfillDetail:
     """Return all fields of a backfill that the API shows."""
-    failed = bitmap.decode(backfill.failed)
-    positions = [position for position in range(failed.bit_length()) if bitmap.contains(failed, position)]
     return BackfillDetail(
         **msgspec.structs.asdict(overview_of(backfill)),
         under_way=tuple(_date_of(backfill, position) for position in backfill.under_way),
-        failed=tuple(_date_of(backfill, position) for position in positions[:DATES_SHOWN_MAX]),
+        failed=tuple(_date_of(backfill, position) for position in bitmap.members(backfill.failed)[:DATES_SHOWN_MAX]),
     )
 
 

@@ -12,9 +12,10 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
-from shared.domain import keys
-from shared.domain.objects import CorruptObject, NewerObject
+from shared.domain import keys, objects
+from shared.domain.objects import BucketObject, CorruptObject, NewerObject
 from shared.runtime import metrics
+from shared.storage.object_store import ObjectStore
 
 HEADER = "Tripfold-Unreadable"
 NAMED_MAX = 20
@@ -29,6 +30,7 @@ _KINDS: dict[str, metrics.ObjectKind] = {
 }
 
 _Read = TypeVar("_Read")
+_Stored = TypeVar("_Stored", bound=BucketObject)
 _log = structlog.get_logger()
 
 
@@ -47,6 +49,12 @@ def read_if_readable(read: Callable[[], _Read]) -> _Read | UnreadableObject:
         return report_unreadable(error)
 
 
+async def get_if_readable(store: ObjectStore, kind: type[_Stored], key: str) -> _Stored | UnreadableObject | None:
+    """Return an object of ``kind``, or None if there is none. If it is unreadable, report that; return the report."""
+    found = await store.get(key)
+    return read_if_readable(lambda: objects.decode(kind, found.body, key)) if found else None
+
+
 def report_unreadable(error: CorruptObject) -> UnreadableObject:
     """Count and log an unreadable object; return its key, the reason, and the remedy."""
     metrics.unreadable_objects.labels(_kind_of(error.key)).inc()
@@ -61,9 +69,9 @@ class RequestedObjectUnreadable(RuntimeError):
         super().__init__(unreadable.reason)
 
 
-def unreadable_header(objects: Iterable[UnreadableObject]) -> dict[str, str]:
+def unreadable_header(unreadable: Iterable[UnreadableObject]) -> dict[str, str]:
     """Return the response header that names the first NAMED_MAX unreadable objects; no header if there are none."""
-    names = [_name_of(one.key) for one in objects]
+    names = [_name_of(one.key) for one in unreadable]
     if not names:
         return {}
     more = [f"and-{len(names) - NAMED_MAX}-more"] if len(names) > NAMED_MAX else []

@@ -17,6 +17,7 @@ import contextlib
 import datetime as dt
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated
 
 import msgspec
@@ -25,9 +26,9 @@ from msgspec import UNSET
 
 from services.api.http.deadline import deadline
 from services.api.http.errors import Conflict, NotFound, StatusNotWritten, quoted
-from services.api.http.unreadable import UnreadableObject, read_if_readable
+from services.api.http.unreadable import UnreadableObject, get_if_readable
 from services.api.requests.idempotency import Claims
-from shared.domain import bitmap, keys, objects
+from shared.domain import bitmap, keys
 from shared.domain.events import Outcome
 from shared.domain.ids import RequestId, mint_request_id, parse_request_id
 from shared.domain.objects import RequestRecord
@@ -362,16 +363,12 @@ class Requests:
 
 async def latest_requests(store: ObjectStore, limit: int, *, after: RequestId | None = None) -> Latest:
     """Return the latest requests, newest first, at most ``limit``; with ``after``, those made before that one."""
-
-    async def read(key: str) -> RequestRecord | UnreadableObject | None:
-        found = await store.get(key)
-        return read_if_readable(lambda: objects.decode(RequestRecord, found.body, key)) if found else None
-
     latest: list[str] = []
     async for listed in store.list(keys.REQUESTS, after=keys.request(after) if after else ""):
         latest.append(listed.key)
         if len(latest) > limit:
             break
+    read = partial(get_if_readable, store, RequestRecord)
     records = await bounded_map(read, latest[:limit], limit=CONCURRENT_GETS_MAX)
     return Latest(
         records=[record for record in records if isinstance(record, RequestRecord)],

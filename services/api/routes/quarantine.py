@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from functools import partial
 from typing import Annotated, Protocol
 
 import msgspec
@@ -15,8 +16,8 @@ from services.api.http.date_range import DateRange, DaysMax, date_range
 from services.api.http.deadline import deadline
 from services.api.http.problems import responses
 from services.api.http.query_parameters import date_parameter
-from services.api.http.unreadable import UnreadableObject, read_if_readable, unreadable_header
-from shared.domain import keys, objects
+from services.api.http.unreadable import UnreadableObject, get_if_readable, unreadable_header
+from shared.domain import keys
 from shared.domain.objects import QuarantineReport
 from shared.runtime.concurrency import bounded_map
 from shared.storage.object_store import ObjectStore
@@ -138,13 +139,10 @@ async def list_quarantine(store: ObjectStore, days: DateRange, *, limit: int) ->
             if listed.key.endswith(keys.REPORT_SUFFIX) and (keys.parse_date(listed.key) or dt.date.min) in days
         ]
 
-    async def read(key: str) -> QuarantineReport | UnreadableObject | None:
-        found = await store.get(key)
-        return read_if_readable(lambda: objects.decode(QuarantineReport, found.body, key)) if found else None
-
     async with deadline(READING_DEADLINE_S, "Listing the quarantine"):
         months = await bounded_map(of_month, list(days.months()), limit=CONCURRENT_GETS_MAX)
         found = sorted(key for month in months for key in month)
+        read = partial(get_if_readable, store, QuarantineReport)
         reports = await bounded_map(read, found[:limit], limit=CONCURRENT_GETS_MAX)
     return QuarantineList(
         total=len(found),

@@ -10,8 +10,8 @@ import msgspec
 
 from services.api.http.deadline import deadline
 from services.api.http.errors import Conflict, InvalidParameter, InvalidRequest, NotFound, quoted
-from services.api.http.unreadable import UnreadableObject, read_if_readable
-from shared.domain import keys, objects
+from services.api.http.unreadable import UnreadableObject, get_if_readable
+from shared.domain import keys
 from shared.domain.objects import BackfillStatus, Schedule
 from shared.domain.requests import NOBODY, Caller, with_action
 from shared.domain.schedules import (
@@ -28,7 +28,7 @@ from shared.runtime.concurrency import bounded_map
 from shared.storage.backfills import TooManyBackfills
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository
-from shared.storage.schedules import claim_run, is_run_open, read_run, start_run
+from shared.storage.schedules import claim_run, read_run, start_run
 
 DEADLINE_S = 10.0
 LISTING_DEADLINE_S = 30.0
@@ -148,8 +148,7 @@ class Schedules:
         """Return all schedules."""
 
         async def read(key: str) -> ScheduleDetail | UnreadableObject | None:
-            found = await self._store.get(key)
-            schedule = read_if_readable(lambda: objects.decode(Schedule, found.body, key)) if found else None
+            schedule = await get_if_readable(self._store, Schedule, key)
             return await self._detail_of(schedule) if isinstance(schedule, Schedule) else schedule
 
         async with deadline(LISTING_DEADLINE_S, "Reading the schedules"):
@@ -180,16 +179,20 @@ class Schedules:
             return await self._detail_of(stored)
 
     async def run(self, name: str) -> ScheduleDetail:
-        """Run a schedule now. Raises NotFound if there is none, and Conflict if its last run has not ended."""
+        """Run a schedule now.
+
+        Raises NotFound if there is none, and Conflict if its last run has not ended or too many backfills are open.
+        """
         now = self._clock()
         async with deadline(DEADLINE_S, "Starting the run"):
             before = await self._stored(name)
-            claimed = None
-            if not await is_run_open(self._store, before):
-                claimed = await claim_run(self._store, name, lambda schedule: immediate_run(schedule, now))
-            if claimed is None or claimed.run is None or claimed.run == before.run:
-                run_id = before.run.backfill_id if before.run else ""
-                raise Conflict(f"the last run of schedule {name} has not ended: it is backfill {run_id}")
+            claimed = await claim_run(self._store, name, lambda schedule: immediate_run(schedule, now))
+            if claimed is None:
+                raise _no_such_schedule(name)
+            if before.run and claimed.run and claimed.run.backfill_id == before.run.backfill_id:
+                raise Conflict(
+                    f"the last run of schedule {name} has not ended: it is backfill {before.run.backfill_id}"
+                )
             try:
                 await start_run(self._store, claimed, now)
             except TooManyBackfills as error:

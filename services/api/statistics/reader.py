@@ -18,11 +18,11 @@ from typing import NamedTuple, TypeVar
 
 from services.api.http.date_range import DateRange
 from services.api.http.deadline import deadline
-from services.api.http.unreadable import UnreadableObject, read_if_readable
+from services.api.http.unreadable import UnreadableObject, get_if_readable, read_if_readable
 from services.api.statistics.cache import HeadCache, SingleFlight
 from shared.domain import keys, objects
 from shared.domain.ids import CityId, CountrySlug
-from shared.domain.objects import BucketObject, Countries, Manifest, Plan, Summary, SummaryHead
+from shared.domain.objects import Countries, Manifest, Plan, Summary, SummaryHead
 from shared.runtime import metrics
 from shared.runtime.concurrency import bounded_map
 from shared.storage.generation_pointer import read_current
@@ -38,7 +38,6 @@ CONCURRENT_LISTINGS_MAX = 8
 CONCURRENT_GETS_MAX = 16
 
 _Result = TypeVar("_Result")
-_Stored = TypeVar("_Stored", bound=BucketObject)
 
 
 class Reading(NamedTuple):
@@ -124,7 +123,7 @@ class SummaryReader:
         """Return the manifests that the cities have on ``date``, and the manifests that cannot be read."""
         async with deadline(LEDGER_DEADLINE_S, f"Reading {len(city_ids)} manifests of {date}"):
             found = await bounded_map(
-                lambda city_id: self._readable(Manifest, keys.manifest(date, city_id)),
+                lambda city_id: get_if_readable(self._store, Manifest, keys.manifest(date, city_id)),
                 city_ids,
                 limit=CONCURRENT_GETS_MAX,
             )
@@ -134,7 +133,7 @@ class SummaryReader:
     async def city_names(self, date: dt.date, country: CountrySlug) -> dict[CityId, str]:
         """Return the names of a country's cities in the date's plan; empty if it cannot be read."""
         async with deadline(LEDGER_DEADLINE_S, f"Reading the plan of {date}"):
-            plan = await self._readable(Plan, keys.plan(date))
+            plan = await get_if_readable(self._store, Plan, keys.plan(date))
         if not isinstance(plan, Plan) or country not in plan.countries:
             return {}
         return {city.city_id: city.name for city in plan.countries[country].cities}
@@ -142,13 +141,13 @@ class SummaryReader:
     async def planned_countries(self, date: dt.date) -> frozenset[CountrySlug] | None:
         """Return the countries of the date's plan, or None if it cannot be read."""
         async with deadline(LEDGER_DEADLINE_S, f"Reading the plan of {date}"):
-            plan = await self._readable(Plan, keys.plan(date))
+            plan = await get_if_readable(self._store, Plan, keys.plan(date))
         return frozenset(plan.countries) if isinstance(plan, Plan) else None
 
     async def countries(self) -> dict[str, CountrySlug]:
         """Return the slugs of all countries that were ever planned, by name; empty if they cannot be read."""
         async with deadline(LEDGER_DEADLINE_S, "Reading the countries"):
-            countries = await self._readable(Countries, keys.COUNTRIES)
+            countries = await get_if_readable(self._store, Countries, keys.COUNTRIES)
         return countries.slugs if isinstance(countries, Countries) else {}
 
     async def _of_one_generation(self, read: Callable[[int], Awaitable[_Result]]) -> _Result:
@@ -237,10 +236,6 @@ class SummaryReader:
 
     async def _summary(self, generation: int, country: CountrySlug, date: dt.date) -> Summary | None:
         return await Repository(self._store).get(Summary, keys.summary(generation, date, country))
-
-    async def _readable(self, kind: type[_Stored], key: str) -> _Stored | UnreadableObject | None:
-        found = await self._store.get(key)
-        return read_if_readable(lambda: objects.decode(kind, found.body, key)) if found else None
 
 
 def _tag_of(parts: Iterable[str]) -> str:

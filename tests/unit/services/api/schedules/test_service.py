@@ -85,6 +85,19 @@ def test_a_schedule_runs_now_once(world: World, client: Client) -> None:
     assert client.post("/schedules/daily/run").status_code == 202
 
 
+def test_a_schedule_that_is_deleted_before_its_run_is_claimed_is_not_found(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The response is that of a schedule that does not exist, not that of one whose last run goes on."""
+
+    async def find_none(*_: object) -> None:
+        """Find no schedule any more."""
+
+    client.put(PATH)
+    monkeypatch.setattr(service, "claim_run", find_none)
+    assert client.post("/schedules/daily/run").status_code == 404
+
+
 def test_a_schedule_is_paused_resumed_and_deleted(world: World, client: Client) -> None:
     """A paused schedule has no next run; a deleted one is gone, and 404 like one that never was."""
     client.put(PATH)
