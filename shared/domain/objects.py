@@ -379,10 +379,11 @@ class RetryRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestAction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An action of a client on a request, for the audit.
+    """An action of a client on a request, backfill or schedule, for the audit.
 
-    ``action`` is ``process``, ``cancel`` or ``retry``. ``key`` is the name of the API key, or empty. ``client`` is the
-    address of the client. ``parameters`` are those of the HTTP request, like a query.
+    ``action`` is ``process``, ``cancel`` or ``retry`` of a request, ``make`` of a backfill, ``set`` of a schedule, or
+    the state after a change: ``paused``, ``resumed``, ``cancelled`` or ``retried``. ``key`` is the name of the API key,
+    or empty. ``client`` is the address of the client. ``parameters`` are those of the HTTP request, like a query.
     """
 
     at: dt.datetime
@@ -466,9 +467,8 @@ class Backfill(BucketObject, frozen=True, kw_only=True):
     ``under_way`` has the positions that are requested now, and which retry of their request is awaited (0: none).
     ``completed``, ``failed``, ``skipped``, ``cancelled`` and ``to_retry`` are bitmaps of positions in hexadecimal
     digits. A skipped date was not in ``selection``, and the request of a cancelled one was cancelled. ``counted`` dates
-    have ended since ``counted_from``, which gives the throughput.
-    ``schedule`` is the name of the schedule that made it. ``actions`` says who made and changed it. ``background`` is
-    absent if its requests run like those of clients.
+    have ended since ``counted_from``, which gives the throughput. ``schedule`` is the name of the schedule that made
+    it. ``actions`` says who made and changed it. ``background`` is absent if its requests run like those of clients.
     """
 
     backfill_id: RequestId

@@ -9,9 +9,8 @@ The state is a small object for each date, changed by compare-and-swap:
 
 No request is lost. The planner drops the event of a waiting request only while another request runs, and the end of
 that request publishes the waiting one again. If that event is lost, the requeue of stalled requests publishes it. A
-running request that is stalled, or whose record is missing, blocks no other, and one of a backfill blocks only those
-of backfills. A request that is not named here is
-processed at once.
+running request that is stalled, or whose record is missing, blocks no other. One of a backfill blocks only those of
+backfills. A request that is not named here is processed at once.
 """
 
 from __future__ import annotations

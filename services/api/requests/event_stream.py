@@ -46,7 +46,7 @@ class ProgressEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TooManyStreams(DependencyUnavailable):
-    """The process has STREAMS_MAX open streams."""
+    """The process has STREAMS_MAX open streams of requests, or as many of backfills."""
 
 
 class Versioned(Protocol):
@@ -100,7 +100,7 @@ class EventStream(Generic[_State]):
         if self._ended(state) and last_seen == str(state.version):
             return None
         if self._streams >= STREAMS_MAX:
-            raise TooManyStreams(f"{STREAMS_MAX} event streams are open, which is the limit of this process")
+            raise TooManyStreams(f"{STREAMS_MAX} such event streams are open, which is the limit of this process")
         return self._events(state, last_seen, allowed)
 
     async def _events(self, state: _State, last_seen: str, allowed: Callable[[], bool]) -> AsyncIterator[bytes]:

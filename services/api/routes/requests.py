@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -363,7 +364,7 @@ async def process_request_events(
     when the API key is revoked or expires.
     """
     record = await requests.read(request_id)
-    return stream_response(event_stream.events(record, last_event_id, allowed=lambda: access.still_allows(request)))
+    return stream_response(event_stream.events(record, last_event_id, allowed=partial(access.still_allows, request)))
 
 
 def stream_response(events: AsyncIterator[bytes] | None) -> Response[Any]:
