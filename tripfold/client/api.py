@@ -229,9 +229,10 @@ class ApiClient:
 
     async def cancel(self, wanted: str) -> None:
         """Cancel the request or the backfill with this id. Raises NotFound."""
-        found = await self.find(wanted)
-        folder = "backfills" if isinstance(found, BackfillState) else "process-requests"
-        await self._call("DELETE", f"/{folder}/{_segment(wanted)}")
+        if isinstance(await self.find(wanted), BackfillState):
+            await self.cancel_backfill(wanted)
+        else:
+            await self._call("DELETE", f"/process-requests/{_segment(wanted)}")
 
     async def create_backfill(self, query: Mapping[str, str]) -> BackfillState:
         """Make a backfill with the parameters of the API."""
@@ -257,6 +258,10 @@ class ApiClient:
         """Pause, resume or retry a backfill. Raises NotFound."""
         response = await self._call("POST", f"/backfills/{_segment(backfill_id)}/{change}")
         return msgspec.json.decode(response.content, type=BackfillState)
+
+    async def cancel_backfill(self, backfill_id: str) -> None:
+        """Cancel a backfill. Raises NotFound."""
+        await self._call("DELETE", f"/backfills/{_segment(backfill_id)}")
 
     async def put_schedule(self, name: str, query: Mapping[str, str]) -> ScheduleState:
         """Make or change a schedule with the parameters of the API."""

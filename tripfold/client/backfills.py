@@ -9,10 +9,9 @@ import typer
 
 from tripfold.client.api import ApiClient
 from tripfold.client.commands import API_URL, ApiKey, ApiUrl, parse_dates, run_client, watch_or_print
-from tripfold.client.watching import backfills_table, progress_of
+from tripfold.client.watching import LISTED, backfills_table, progress_of
 from tripfold.console import open_console
 
-LISTED = 15
 MAX_PARALLEL = 2
 
 backfills_commands = typer.Typer(help="List, show, pause, resume, cancel or retry backfills.", no_args_is_help=True)
@@ -201,8 +200,7 @@ def cancel_command(wanted: _Id, *, api: ApiUrl = API_URL, key: ApiKey = None) ->
 
     async def run() -> bool:
         async with ApiClient(api.rstrip("/"), key) as client:
-            await client.backfill(wanted)
-            await client.cancel(wanted)
+            await client.cancel_backfill(wanted)
         open_console().print("Cancelled. Finished dates stay served.", highlight=False)
         return True
 
@@ -210,7 +208,6 @@ def cancel_command(wanted: _Id, *, api: ApiUrl = API_URL, key: ApiKey = None) ->
 
 
 def _change(wanted: str, change: str, message: str, api: str, key: str | None) -> None:
-
     async def run() -> bool:
         async with ApiClient(api.rstrip("/"), key) as client:
             await client.change_backfill(wanted, change)

@@ -1,9 +1,9 @@
-"""Shows the progress of requests in a terminal."""
+"""Shows the progress of requests and backfills in a terminal."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -58,12 +58,15 @@ async def _watch_request(client: ApiClient, state: RequestState, progress: Progr
 
 async def _watch_backfill(client: ApiClient, state: BackfillState, progress: Progress) -> BackfillState:
     total = state.counts.dates_total
-    bar = progress.add_task("", date=f"{state.first}..{state.last}", detail=progress_of(state), total=total)
-    progress.update(bar, completed=total if state.ended else state.counts.dates_done)
+    bar = progress.add_task("", date=f"{state.first}..{state.last}", detail="", total=total)
+
+    def show() -> None:
+        progress.update(bar, completed=total if state.ended else state.counts.dates_done, detail=progress_of(state))
+
+    show()
     async for later in client.follow(state):
         state = later
-        done = total if state.ended else state.counts.dates_done
-        progress.update(bar, completed=done, detail=progress_of(state))
+        show()
     return state
 
 
@@ -115,18 +118,12 @@ def _print_nothing_stored(state: BackfillState, console: Console) -> None:
 
 
 def backfills_table(states: Sequence[BackfillState]) -> Table:
-    """Return a line for each backfill. On 80 columns a long status wraps; an id never does."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("id", "dates"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("status")
-    table.add_column("done", justify="right", no_wrap=True)
-    for state in states:
-        counts = state.counts
-        table.add_row(
-            state.id, f"{state.first}..{state.last}", state.status, f"{counts.dates_done}/{counts.dates_total}"
-        )
-    return table
+    """Return a table with a line for each backfill."""
+    rows = (
+        (one.id, f"{one.first}..{one.last}", one.status, f"{one.counts.dates_done}/{one.counts.dates_total}")
+        for one in states
+    )
+    return _table(("id", "dates", "status", "done"), rows)
 
 
 def _show(progress: Progress, bar: TaskID, state: RequestState) -> None:
@@ -191,14 +188,21 @@ async def watch_latest(client: ApiClient, console: Console) -> None:
 
 
 def requests_table(states: Sequence[RequestState]) -> Table:
-    """Return a line for each request. On 80 columns a long status wraps; an id never does."""
+    """Return a table with a line for each request."""
+    rows = (
+        (one.id, str(one.date), one.status, f"{one.counts.cities_done}/{one.counts.cities_total}") for one in states
+    )
+    return _table(("id", "date", "status", "cities"), rows)
+
+
+def _table(headings: tuple[str, str, str, str], rows: Iterable[tuple[str, str, str, str]]) -> Table:
+    """Return a table of ids, dates, statuses and progress. On 80 columns a long status wraps; an id never does."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("id", "date"):
+    name, dates, status, done = headings
+    for heading in (name, dates):
         table.add_column(heading, no_wrap=True)
-    table.add_column("status")
-    table.add_column("cities", justify="right", no_wrap=True)
-    for state in states:
-        table.add_row(
-            state.id, str(state.date), state.status, f"{state.counts.cities_done}/{state.counts.cities_total}"
-        )
+    table.add_column(status)
+    table.add_column(done, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table
