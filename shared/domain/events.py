@@ -40,7 +40,7 @@ PositionsField = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]+$(?!\n)", max_l
 
 
 class Outcome(enum.Enum):
-    """The outcome of a city-day of a request, in ascending order. Of several outcomes, the highest counts."""
+    """The outcome of a city-day of a request, in ascending order. The highest of several counts."""
 
     FAILED = "failed"
     SKIPPED = "skipped"
@@ -92,7 +92,7 @@ class Source(enum.Enum):
 class Background(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Marks work of a backfill, which must not delay other work.
 
-    ``country`` and ``city_id`` limit it to cities of each date. With ``again``, stored files are read even if the
+    ``country`` and ``city_id`` limit it to cities of each date. If ``again`` is set, stored files are read even if the
     present rules should give the same totals.
     """
 
@@ -487,8 +487,8 @@ def encode(event: Event) -> bytes:
 def decode(topic: Topic, value: bytes | None) -> Event:
     """Decode the value of a record of ``topic``, strictly and in one pass.
 
-    Raises PoisonRecord for a value that is not an event of this topic, including an unknown type, and NewerContract for
-    an event of a later schema version.
+    Raises PoisonRecord for a value that is not an event of this topic, including an unknown type. Raises NewerContract
+    for an event of a later schema version.
     """
     if value is None:
         raise PoisonRecord("the record has no value; the topics of Tripfold have no tombstones")

@@ -325,7 +325,7 @@ class SummaryHead(BucketObject, frozen=True, kw_only=True, gc=False):
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A failed city-day, the reason, and the raw key of its file if it was refused.
 
-    ``retried_at`` is the time of its latest retry. Of two failures of a city, the request shows the later one.
+    ``retried_at`` is the time of its latest retry. The request shows the later of two failures of a city.
     """
 
     city_id: CityId

@@ -119,7 +119,7 @@ def pause_command(name: _Name, *, api: ApiUrl = API_URL, key: ApiKey = None) -> 
 
 @schedule_commands.command("resume")
 def resume_command(name: _Name, *, api: ApiUrl = API_URL, key: ApiKey = None) -> None:
-    """Let a paused schedule run again. What was due during the pause is not caught up.
+    """Let a paused schedule run again. Runs that were due during the pause are not caught up.
 
     Example: tripfold schedule resume daily
     """

@@ -216,9 +216,9 @@ def _headers(kind: type[Event], tag: str) -> Json:
     if "request_id" in kind.__struct_fields__:
         required.append("ce_requestid")
     if kind in {CityDayStats, CityDayRetracted}:
-        of_task = "Of the task that caused the event, if one did"
-        properties["ce_planrevision"] = {**text, "pattern": "^[0-9]+$", "description": f"{of_task}: its plan."}
-        properties["ce_position"] = {**text, "pattern": "^[0-9]+$", "description": f"{of_task}: its place there."}
+        task = "the task that caused the event, if one did."
+        properties["ce_planrevision"] = {**text, "pattern": "^[0-9]+$", "description": f"The plan of {task}"}
+        properties["ce_position"] = {**text, "pattern": "^[0-9]+$", "description": f"The place in that plan of {task}"}
     return {"type": "object", "required": required, "properties": properties}
 
 

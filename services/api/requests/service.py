@@ -299,7 +299,7 @@ class Requests:
         """Cancel a request, so that the cities that have not started are skipped; return its record.
 
         The cancellation affects every client that joined the request. A request that is not planned yet is published
-        again, so that the planner ends it at once, even while another request of its date runs.
+        again. The planner then ends it at once, even while another request of its date runs.
 
         Raises NotFound if there is no such request, and Conflict if it has ended.
         """

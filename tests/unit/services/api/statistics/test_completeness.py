@@ -95,7 +95,7 @@ async def test_the_window_ends_with_the_newest_planned_date(days_ago: int, count
 
 
 async def test_a_date_whose_plan_is_unreadable_is_not_complete() -> None:
-    """Nobody knows what an unreadable plan expects."""
+    """An unreadable plan does not say what it expects."""
     world = World()
     plan(world, DAY, "armenia")
     complete(world, DAY, "armenia")
