@@ -39,6 +39,7 @@ def test_backfills_are_made_watched_and_changed() -> None:
         assert "Resume it: 'tripfold backfills resume" in run("backfills", "pause", backfill_id).output
         assert "2024-05-01..2024-05-03, paused" in run("backfills", "show", backfill_id).output
         assert run("backfills", "resume", backfill_id).exit_code == 0
+        assert "2024-05-01..2024-05-03, running" in run("backfills", "show", backfill_id).output
 
         key = keys.backfill(backfill_id)
         backfill = objects.decode(Backfill, world.store.objects[key].body, key)
@@ -52,6 +53,8 @@ def test_backfills_are_made_watched_and_changed() -> None:
         assert "2024-05-01 failed. See why: 'tripfold watch" in watched.output
         assert "Retrying." in run("backfills", "retry", backfill_id).output
         assert run("backfills", "cancel", backfill_id).exit_code == 0
+        assert f"{backfill_id}: 2024-05-01..2024-05-03, cancelled" in run("backfills", "show", backfill_id).output
+        assert "there is no backfill" in str(run("backfills", "cancel", "none").exception).lower()
         assert "there is no backfill" in str(run("backfills", "show", "none").exception).lower()
 
 

@@ -6,10 +6,11 @@ import datetime as dt
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from services.api.backfills.ranges import status_of_all
 from shared.domain import keys, objects
-from shared.domain.backfills import request_id_of
+from shared.domain.backfills import MAX_PARALLEL_MAX, request_id_of
 from shared.domain.events import Outcome
 from shared.domain.ids import RequestId
 from shared.domain.objects import Backfill, BackfillStatus, DateSelection
@@ -33,6 +34,7 @@ def test_a_range_is_a_backfill(world: World, client: Client) -> None:
     assert (response.status_code, response.headers["location"]) == (202, f"/process-ranges/{backfill.backfill_id}")
     assert (body["from"], body["to"], body["status"]) == ("2024-05-01", "2024-05-03", "accepted")
     assert (backfill.first, backfill.last, backfill.selection) == (DATES[0], DATES[2], DateSelection.ALL)
+    assert (backfill.background, backfill.max_parallel) == (UNSET, MAX_PARALLEL_MAX)  # its requests are not delayed
     assert [one["id"] for one in body["requests"]] == [request_id_of(backfill, date) for date in DATES]
     shown = client.get(response.headers["location"])
     assert shown.json() == body
