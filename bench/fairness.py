@@ -12,31 +12,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import datetime as dt
 import json
 import os
 import statistics
-import tempfile
 import time
-import uuid
 from pathlib import Path
 from typing import Final
 
 import httpx
 import msgspec
 
-from bench.context import end_in_order, served
-from bench.sizing_run import Servers, process_date, run_command, running_process, servers
+from bench.context import end_in_order
+from bench.sizing import Load
+from bench.sizing_run import Servers, process_date, running_deployment, servers, upstream_of
 from bench.tables import print_table
-from bench.upstream import write_block
 from shared.domain.backfills import MAX_PARALLEL_MAX
 
 FIRST: Final = dt.date(2024, 5, 1)
 YEAR: Final = ("2023-01-01", "2023-12-31")
 CITIES: Final = 40
-FILE_BYTES: Final = 200_000
-PARTITIONS: Final = 12
+FILE_MB: Final = 0.2
 WORKERS: Final = (1, 2)
 BEGUN_AFTER_S: Final = 10.0
 
@@ -93,38 +89,20 @@ def main() -> None:
 
 def measure(running: Servers, *, workers: int, requests: int) -> Measured:
     """Measure with new topics, a new bucket and new processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        block = Path(folder) / "block.json"
-        write_block(block, date=str(FIRST), size_bytes=FILE_BYTES)
-        with served("upstream", "--block", str(block), "--cities", str(CITIES)) as (url, _pid):
-            environment = {
-                **running.environment,
-                "TRIPFOLD_UPSTREAM_URL": url,
-                "TRIPFOLD_S3_BUCKET": uuid.uuid4().hex,
-                "TRIPFOLD_TOPIC_PREFIX": f"{uuid.uuid4().hex}.",
-                "TRIPFOLD_KAFKA_PARTITIONS": str(PARTITIONS),
-            }
-            return asyncio.run(_measure(environment, workers=workers, requests=requests))
+    load = Load(cities=CITIES, megabytes=FILE_MB, workers=workers)
+    with upstream_of(running, load, date=str(FIRST)) as (environment, _):
+        return asyncio.run(_measure(environment, workers=workers, requests=requests))
 
 
 async def _measure(environment: dict[str, str], *, workers: int, requests: int) -> Measured:
-    for command in (("bucket", "apply"), ("topics", "apply")):
-        await run_command(command, environment)
-    commands = [
-        ("serve", "api"),
-        ("serve", "ingest", "--role", "planner"),
-        ("serve", "aggregate"),
-        *[("serve", "ingest", "--role", "worker")] * workers,
-    ]
-    async with contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False, timeout=60))
-        started = await asyncio.gather(
-            *(stack.enter_async_context(running_process(command, environment)) for command in commands)
-        )
-        api_url = started[0][1]
+    async with (
+        httpx.AsyncClient(trust_env=False, timeout=60) as client,
+        running_deployment(environment, workers) as processes,
+    ):
+        api_url = processes["api"][1]
         await _times(client, api_url, FIRST - dt.timedelta(days=2), 2)  # the first requests wait for connections
         alone = await _times(client, api_url, FIRST, requests)
-        query = {"from": YEAR[0], "to": YEAR[1], "only": "all", "max_parallel": MAX_PARALLEL_MAX}
+        query: dict[str, str | int] = {"from": YEAR[0], "to": YEAR[1], "only": "all", "max_parallel": MAX_PARALLEL_MAX}
         made = await client.post(f"{api_url}/backfills", params=query)
         made.raise_for_status()
         await asyncio.sleep(BEGUN_AFTER_S)

@@ -1,13 +1,18 @@
 """Predict what a deployment needs, and compare predictions with a real one: `python -m bench.sizing`.
 
-    python -m bench.sizing --cities 1000 --megabytes 100 --workers 2 4     predicts, at once
-    python -m bench.sizing [--quick]                                       compares predictions with measurements
+    python -m bench.sizing --cities 1000 --megabytes 100 --workers 2 4
+
+predicts, and needs no measurement.
+
+    python -m bench.sizing [--quick]
+
+compares predictions with measurements.
 
 The model multiplies the cost of a city-day (`Costs`) by the number of city-days, and names the resource that takes
 longest. Partitions divide the cities unevenly, so the busiest worker decides; the model asks the partitioner.
 
-The comparison runs API, planner, aggregate and 1, 2 and 4 workers on Apache Kafka (`bench.sizing_run`). It first takes
-the processor time of a city and of a megabyte from two loads of one worker, whose sizes differ from the predicted load.
+The comparison runs API, planner, aggregate and 1, 2 and 4 workers on Apache Kafka (`bench.sizing_run`). Two loads
+of one worker give the processor time of a city and of a megabyte. Their sizes differ from the predicted load.
 All other predictions come from the constants below, as those of the first command do.
 
 Bias: everything shares the cores of this machine, so four workers on two cores are no faster than two. The store is a
@@ -22,7 +27,6 @@ import datetime as dt
 import json
 import math
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -235,10 +239,7 @@ def main() -> None:
 def _compare(*, quick: bool, json_path: Path | None) -> None:
     """Measure 1, 2 and 4 workers, and print what the model predicts beside it."""
     from bench import sizing_run  # noqa: PLC0415 - a prediction needs neither Kafka nor the services
-    from tests.apache_kafka import reason_unavailable  # noqa: PLC0415 - as above
 
-    if reason := reason_unavailable():
-        sys.exit(f"bench.sizing measures on Apache Kafka, which does not run here: {reason}")
     loads = [
         Load(cities=40, megabytes=0.1, workers=1),
         Load(cities=16, megabytes=4 if quick else 16, workers=1),

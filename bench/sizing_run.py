@@ -22,7 +22,7 @@ from bench.context import ROOT, cpu_s, null_store, peak_rss_bytes, served
 from bench.sizing import Load
 from bench.upstream import city_id, write_block
 from shared.domain.topics import TOPICS
-from tests.apache_kafka import ApacheKafka, apache_kafka
+from tests.apache_kafka import ApacheKafka, apache_kafka, reason_unavailable
 from tripfold.local.ports import free_port
 from tripfold.local.supervisor import http_probe
 
@@ -84,7 +84,9 @@ class Servers(msgspec.Struct, frozen=True, kw_only=True):
 
 @contextlib.contextmanager
 def servers() -> Iterator[Servers]:
-    """Run Apache Kafka and the sink."""
+    """Run Apache Kafka and the sink. Exits with the reason where Apache Kafka cannot run."""
+    if reason := reason_unavailable():
+        sys.exit(f"this benchmark measures on Apache Kafka, which does not run here: {reason}")
     with tempfile.TemporaryDirectory() as folder, null_store() as sink, apache_kafka(Path(folder)) as kafka:
         environment = {
             **os.environ,
@@ -98,8 +100,9 @@ def servers() -> Iterator[Servers]:
         yield Servers(environment=environment, kafka=kafka, pids=pids)
 
 
-def measure(running: Servers, load: Load, *, date: str) -> Measured:
-    """Process one date with new topics, a new bucket and new processes; return what it cost."""
+@contextlib.contextmanager
+def upstream_of(running: Servers, load: Load, *, date: str) -> Iterator[tuple[dict[str, str], int]]:
+    """Serve the files of a load; yield the environment of a new bucket and new topics, and the upstream's pid."""
     with tempfile.TemporaryDirectory() as folder:
         block = Path(folder) / "block.json"
         write_block(block, date=date, size_bytes=round(load.megabytes * 1e6))
@@ -111,13 +114,12 @@ def measure(running: Servers, load: Load, *, date: str) -> Measured:
                 "TRIPFOLD_TOPIC_PREFIX": f"{uuid.uuid4().hex}.",
                 "TRIPFOLD_KAFKA_PARTITIONS": str(load.partitions),
             }
-            pids = {**running.pids, "upstream": pid}
-            return asyncio.run(_measure(running, environment, workers=load.workers, pids=pids, date=date))
+            yield environment, pid
 
 
-async def _measure(
-    running: Servers, environment: dict[str, str], *, workers: int, pids: dict[str, int], date: str
-) -> Measured:
+@contextlib.asynccontextmanager
+async def running_deployment(environment: dict[str, str], workers: int) -> AsyncIterator[dict[str, tuple[int, str]]]:
+    """Make bucket and topics, and run all processes; yield the pid and the URL of each, by name."""
     for command in (("bucket", "apply"), ("topics", "apply")):
         await run_command(command, environment)
     commands = {
@@ -127,21 +129,34 @@ async def _measure(
         **{f"worker-{number}": ("serve", "ingest", "--role", "worker") for number in range(workers)},
     }
     async with contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
         started = await asyncio.gather(
             *(stack.enter_async_context(running_process(command, environment)) for command in commands.values())
         )
-        processes = dict(zip(commands, started, strict=True))
+        yield dict(zip(commands, started, strict=True))
+
+
+def measure(running: Servers, load: Load, *, date: str) -> Measured:
+    """Process one date with new topics, a new bucket and new processes; return what it cost."""
+    with upstream_of(running, load, date=date) as (environment, pid):
+        pids = {**running.pids, "upstream": pid}
+        return asyncio.run(_measure(running, environment, workers=load.workers, pids=pids, date=date))
+
+
+async def _measure(
+    running: Servers, environment: dict[str, str], *, workers: int, pids: dict[str, int], date: str
+) -> Measured:
+    async with httpx.AsyncClient(trust_env=False) as client, running_deployment(environment, workers) as processes:
+        api_url = processes["api"][1]
         pids = pids | {name: pid for name, (pid, _) in processes.items()}
         cpu_before = {name: cpu_s(pid) for name, pid in pids.items()}
-        calls_before = await _s3_calls(client, environment, processes["api"][1])
+        calls_before = await _s3_calls(client, environment, api_url)
         machine_before = _machine_cpu_s()
         began_s = time.perf_counter()
-        await process_date(client, processes["api"][1], date)
+        await process_date(client, api_url, date)
         wall_s = time.perf_counter() - began_s
         machine_s = _machine_cpu_s() - machine_before
         used = {name: cpu_s(pid) - cpu_before[name] for name, pid in pids.items()}
-        calls = await _s3_calls(client, environment, processes["api"][1])
+        calls = await _s3_calls(client, environment, api_url)
         prefix = environment["TRIPFOLD_TOPIC_PREFIX"]
         return Measured(
             wall_s=wall_s,
@@ -193,7 +208,8 @@ async def running_process(command: tuple[str, ...], environment: dict[str, str])
                 await asyncio.sleep(LOOK_INTERVAL_S)
         yield process.pid, url
     finally:
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):  # Ctrl-C ends it too
+            process.terminate()
         try:
             await asyncio.wait_for(process.wait(), END_DEADLINE_S)
         except TimeoutError:
