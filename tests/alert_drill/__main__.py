@@ -177,6 +177,8 @@ async def drill_all(drills: Iterable[Drill], *, embedded: bool, directory: Path)
                 say(f"{drill.fault} …")
                 outcomes.append(await run(drill, deployment, directory / f"drill-{number}"))
                 say(row(outcomes[-1]))
+                if load.done():
+                    load.result()  # raises the error that ended the load; the drills prove nothing without it
         finally:
             load.cancel()
             await asyncio.gather(load, return_exceptions=True)

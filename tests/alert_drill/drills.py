@@ -28,7 +28,7 @@ from tests.chaos.s3_proxy import Fault
 from tests.chaos.upstream import UpstreamFault
 
 QUIET_DATE = "2024-05-04"
-"""Processed before the drills; the load leaves it alone, so that its objects stay as a drill left them."""
+"""Processed before the drills; the load does not request it, so its objects stay as a drill left them."""
 NEW_DATE = "2024-05-05"
 """Not processed before its drill: a city that has numbers keeps them when its file is missing."""
 DATES = ("2024-05-01", "2024-05-02", "2024-05-03", QUIET_DATE)
@@ -128,13 +128,15 @@ async def s3_down(deployment: Deployment) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def s3_fails(deployment: Deployment, rates: dict[Fault, float]) -> AsyncIterator[None]:
-    """Inject faults into requests to S3."""
-    deployment.system.s3.rates = rates
+async def failing(deployment: Deployment, rates: dict[Fault | UpstreamFault, float]) -> AsyncIterator[None]:
+    """Inject faults into requests to S3 and to the upstream, each into the given share of the requests."""
+    system = deployment.system
+    system.s3.rates = {fault: rate for fault, rate in rates.items() if isinstance(fault, Fault)}
+    system.upstream.rates = {fault: rate for fault, rate in rates.items() if isinstance(fault, UpstreamFault)}
     try:
         yield
     finally:
-        deployment.system.s3.rates = {}
+        system.s3.rates, system.upstream.rates = {}, {}
 
 
 @contextlib.asynccontextmanager
@@ -145,16 +147,6 @@ async def upstream_down(deployment: Deployment) -> AsyncIterator[None]:
         yield
     finally:
         await deployment.system.upstream.set_down(False)
-
-
-@contextlib.asynccontextmanager
-async def upstream_fails(deployment: Deployment, rates: dict[UpstreamFault, float]) -> AsyncIterator[None]:
-    """Inject faults into responses of the upstream."""
-    deployment.system.upstream.rates = rates
-    try:
-        yield
-    finally:
-        deployment.system.upstream.rates = {}
 
 
 @contextlib.asynccontextmanager
@@ -285,19 +277,10 @@ def _take(client: Any, bucket: str, key: str) -> bytes:
     return body
 
 
-def _s3_drill(alert: str | None, rate: float, *faults: Fault) -> Drill:
+def _failing(alert: str | None, rate: float, *faults: Fault | UpstreamFault) -> Drill:
     return Drill(
         fault=", ".join(fault.value for fault in faults),
-        inject=partial(s3_fails, rates=dict.fromkeys(faults, rate)),
-        alert=alert,
-        covers=faults,
-    )
-
-
-def _upstream_drill(alert: str | None, rate: float, *faults: UpstreamFault) -> Drill:
-    return Drill(
-        fault=", ".join(fault.value for fault in faults),
-        inject=partial(upstream_fails, rates=dict.fromkeys(faults, rate)),
+        inject=partial(failing, rates=dict.fromkeys(faults, rate)),
         alert=alert,
         covers=faults,
     )
@@ -307,8 +290,8 @@ DRILLS = (
     Drill(fault="none, under load", inject=nothing),
     Drill(fault="all services and S3 killed and restarted", inject=killed),
     Drill(fault="old records appended again", inject=repeated),
-    _s3_drill(None, 0.05, Fault.CONFLICT_409, Fault.ERROR_412_AFTER_APPLYING, Fault.ETAG_MISSING),
-    _upstream_drill(None, 0.05, UpstreamFault.TRUNCATED, UpstreamFault.STALLED, UpstreamFault.SLOW),
+    _failing(None, 0.05, Fault.CONFLICT_409, Fault.ERROR_412_AFTER_APPLYING, Fault.ETAG_MISSING),
+    _failing(None, 0.05, UpstreamFault.TRUNCATED, UpstreamFault.STALLED, UpstreamFault.SLOW),
     Drill(fault="API stopped", inject=partial(stopped, name="api"), alert="TripfoldApiMissing"),
     Drill(fault="planner stopped", inject=partial(stopped, name="planner"), alert="TripfoldConsumerMissing"),
     Drill(fault="worker stopped", inject=partial(stopped, name="worker-1"), alert="TripfoldConsumerMissing"),
@@ -325,23 +308,23 @@ DRILLS = (
     ),
     Drill(fault="Kafka's broker killed", inject=broker_killed, alert="TripfoldServiceDown"),
     Drill(fault="S3 down", inject=s3_down, alert="TripfoldServiceDown"),
-    _s3_drill("TripfoldServiceDown", 1, Fault.FORBIDDEN_403),
-    _s3_drill("TripfoldApiErrorsFast", 0.5, Fault.ERROR_503, Fault.ERROR_500, Fault.RESET_BEFORE_APPLYING),
-    _s3_drill("TripfoldApiErrorsFast", 0.9, Fault.RESET_MID_REQUEST, Fault.RESET_AFTER_APPLYING),
-    _s3_drill("TripfoldApiErrorsFast", 1, Fault.ERROR_500_AFTER_APPLYING),
-    _s3_drill("TripfoldApiErrorsFast", 1, Fault.RESPONSE_TRUNCATED),
-    _s3_drill("TripfoldServiceDown", 1, Fault.DELAYED),
+    _failing("TripfoldServiceDown", 1, Fault.FORBIDDEN_403),
+    _failing("TripfoldApiErrorsFast", 0.5, Fault.ERROR_503, Fault.ERROR_500, Fault.RESET_BEFORE_APPLYING),
+    _failing("TripfoldApiErrorsFast", 0.9, Fault.RESET_MID_REQUEST, Fault.RESET_AFTER_APPLYING),
+    _failing("TripfoldApiErrorsFast", 1, Fault.ERROR_500_AFTER_APPLYING),
+    _failing("TripfoldApiErrorsFast", 1, Fault.RESPONSE_TRUNCATED),
+    _failing("TripfoldServiceDown", 1, Fault.DELAYED),
     Drill(fault="upstream down", inject=upstream_down, alert="TripfoldUpstreamUnreachable"),
-    _upstream_drill("TripfoldUpstreamFailing", 1, UpstreamFault.RESET),
-    _upstream_drill("TripfoldUpstreamFailing", 1, UpstreamFault.ERROR_500, UpstreamFault.BUSY_503),
+    _failing("TripfoldUpstreamFailing", 1, UpstreamFault.RESET),
+    _failing("TripfoldUpstreamFailing", 1, UpstreamFault.ERROR_500, UpstreamFault.BUSY_503),
     Drill(
         fault="a date lacks a file",
         inject=file_missing,
         alert="TripfoldIncompleteDays",
         covers=(UpstreamFault.NOT_FOUND,),
     ),
-    _upstream_drill("TripfoldQuarantinedFiles", 0.3, UpstreamFault.DAMAGED),
-    _upstream_drill("TripfoldQuarantinedFiles", 0.3, UpstreamFault.HTML_PAGE),
+    _failing("TripfoldQuarantinedFiles", 0.3, UpstreamFault.DAMAGED),
+    _failing("TripfoldQuarantinedFiles", 0.3, UpstreamFault.HTML_PAGE),
     Drill(fault="poison record", inject=poison, alert="TripfoldDeadLetters"),
     Drill(fault="record of a newer schema version", inject=newer, alert="TripfoldServiceDown"),
     Drill(fault="summary damaged", inject=damaged_summary, alert="TripfoldUnreadableObjects"),
