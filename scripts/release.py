@@ -2,8 +2,8 @@
 
     python -m scripts.release DIST [TAG]
 
-The wheel must have the version of pyproject.toml and no other top-level packages than Tripfold's. With a tag, the tag
-must name the version, and CHANGELOG.md must have a dated section for it, which becomes DIST/notes.md.
+The wheel must have the version of pyproject.toml and no other top-level packages than Tripfold's. A TAG must name this
+version. CHANGELOG.md must then have a dated section for it, which becomes DIST/notes.md.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ The fault model:
 - Processes handle batches in any order of partitions, are replaced in the middle of a batch, and resume later.
 - Any call across a port breaks in any way. Records are delivered again, topics are compacted and hold poison records.
 - Runs of a schedule are claimed and started. Backfills are opened, paused, resumed, cancelled and retried. Planners
-  advance both by clocks an hour apart.
+  advance both by clocks that differ by an hour.
 - Rebuild, repair, gc and a planner's look at backfills can pause at a call. No pause is longer than the minimum age for
   gc.
 

@@ -38,7 +38,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     """The upstream's states around one request: ``before`` without breaks, then ``state`` with them.
 
     ``requests_at_once`` are independent requests. ``requests_while_running`` come after the first one began, and join a
-    waiting one. With ``older_rules``, the breaks find the numbers of other parsing rules. ``afterwards`` is the state
+    waiting one. If ``older_rules`` is set, the stored numbers follow other parsing rules. ``afterwards`` is the state
     at a last request, during which a paused process sleeps.
     """
 

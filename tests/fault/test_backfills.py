@@ -33,7 +33,7 @@ async def test_a_planner_may_break_at_any_call(failing: tuple[dt.date, ...]) -> 
 
 
 async def test_two_planners_advance_one_backfill() -> None:
-    """Wherever one planner pauses while another goes on, with clocks an hour apart, each date is requested once."""
+    """Wherever one of two planners pauses, each date is requested once. Their clocks differ by an hour."""
     calm = JobsWorld()
     assert await calm.finish(calm.open_backfill(FIRST, LAST)) == []
     for number in range(len(calm.port_calls.made)):
@@ -83,7 +83,7 @@ async def test_a_retry_that_pauses_while_a_planner_closes_the_backfill_is_not_lo
     """Wherever the API pauses during a retry while a planner closes the backfill, the retry runs to its end."""
     for number in itertools.count():
         world, backfill_id = await ending_world({})
-        await world.advance_jobs(calls=None)
+        await world.advance_jobs()
         api = await world.change_backfill_slowly(backfill_id, retried, calls=number)
         paused_there = not api.ended
         for _ in range(3):
@@ -158,11 +158,12 @@ async def test_a_backfill_waits_for_another_request_of_its_date() -> None:
     [
         (DateSelection.MISSING, {SECOND, THIRD}),
         (DateSelection.FAILED, {SECOND}),
+        (DateSelection.STORED, {FIRST, SECOND}),
         (DateSelection.ALL, {FIRST, SECOND, THIRD}),
     ],
 )
 async def test_only_the_selected_dates_are_requested(selection: DateSelection, requested: set[dt.date]) -> None:
-    """Of a complete date, one that lacks a city and one that was never processed, only the selected are requested."""
+    """The first date is complete, the second lacks a city, and the third was never processed."""
     world = JobsWorld()
     world.write_complete(FIRST)
     world.write_complete(SECOND, lacking=1)

@@ -44,7 +44,7 @@ def runs_of(world: JobsWorld) -> list[Backfill]:
     return sorted(found, key=lambda backfill: (backfill.last, backfill.created_at))
 
 
-@pytest.mark.parametrize("off_by", [dt.timedelta(0), HOUR], ids=["equal clocks", "clocks an hour apart"])
+@pytest.mark.parametrize("off_by", [dt.timedelta(0), HOUR], ids=["equal clocks", "clocks that differ"])
 async def test_each_day_is_requested_once(off_by: dt.timedelta) -> None:
     """Without anyone asking, each day is requested the next morning under exactly one id."""
     world = JobsWorld()
@@ -57,7 +57,7 @@ async def test_each_day_is_requested_once(off_by: dt.timedelta) -> None:
 
 
 async def test_the_last_days_are_checked_again() -> None:
-    """With a recheck of two days, a correction of the day before yesterday is found by the next run."""
+    """Each run of a schedule with a recheck of two days also processes the two days before its date."""
     world = JobsWorld()
     world.set_schedule("daily", recheck=2)
     await let_pass(world, 2)

@@ -121,7 +121,7 @@ async def test_traces_do_not_enter_the_summaries() -> None:
 
 
 async def test_each_date_of_a_backfill_is_a_trace_of_its_own() -> None:
-    """Nobody posts the requests of a backfill, so each begins a trace, which its record and its event have."""
+    """No client posts the requests of a backfill, so each begins a trace, which its record and its event have."""
     with traced():
         world = JobsWorld()
         world.open_backfill(DATE, DATE + dt.timedelta(days=1))

@@ -50,7 +50,7 @@ def age(topic: str) -> str:
     return series("tripfold_consumer_oldest_record_age_seconds", "worker", topic=topic)
 
 
-LETTERS = series("tripfold_dead_letters_total", "worker", topic="city-tasks")
+DEAD_LETTERS = series("tripfold_dead_letters_total", "worker", topic="city-tasks")
 REFUSED = series("tripfold_quarantined_files_total", "worker", why="invalid")
 SUSPICIOUS = series("tripfold_suspicious_files_total", "worker")
 UNREADABLE = series("tripfold_unreadable_objects_total", "api", kind="summary")
@@ -79,7 +79,8 @@ REST: Series = {
     **{lag(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
     **{age(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
     **dict.fromkeys(
-        (LETTERS, REFUSED, SUSPICIOUS, UNREADABLE, REBUILD, COMMITS, REQUEUED, STORED, OPEN_AGE), f"0+0{NEVER_ENDS}"
+        (DEAD_LETTERS, REFUSED, SUSPICIOUS, UNREADABLE, REBUILD, COMMITS, REQUEUED, STORED, OPEN_AGE),
+        f"0+0{NEVER_ENDS}",
     ),
     REACHABLE: f"1+0{NEVER_ENDS}",
     VERIFIED: f"0+0{NEVER_ENDS}",
@@ -215,7 +216,7 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         {"TripfoldUnreadableObjects": ({"kind": "summary"}, "The API cannot read a stored summary")},
     ),
     "a poison record": (
-        {LETTERS: f"0x9 1{NEVER_ENDS}"},
+        {DEAD_LETTERS: f"0x9 1{NEVER_ENDS}"},
         12,
         {"TripfoldDeadLetters": ({"topic": "city-tasks"}, "Records of city-tasks went to the dead letters")},
     ),
