@@ -79,7 +79,8 @@ def raw_command(
     """Delete the raw files that are older than an age. The numbers stay, and an unchanged file is not fetched again.
 
     A manifest is marked before its files are deleted, so 'tripfold verify --deep' counts them as expired, not as lost.
-    'tripfold reprocess' can no longer read them. Services keep running. Safe to stop and to run again.
+    'tripfold reprocess' can no longer read them. Services keep running. Safe to stop and to run again. Exit 1 if a
+    manifest cannot be read.
 
     Example: tripfold expire raw --older-than 400d --dry-run
     """
@@ -112,11 +113,15 @@ def raw_command(
                 "unreadable": unreadable,
             }
         )
-        return
-    for reason in unreadable[:TABLE_ROWS_MAX]:
-        print_line(printable(f"Kept the files of a manifest that cannot be read: {reason}"))
-    verb = "Would delete" if dry_run else "Deleted"
-    print_line(f"{verb} {objects:,} raw files of {city_days:,} city-days, {size_bytes:,} bytes.")
+    else:
+        for reason in unreadable[:TABLE_ROWS_MAX]:
+            print_line(printable(f"Kept the files of a manifest that cannot be read: {reason}"))
+        if len(unreadable) > TABLE_ROWS_MAX:
+            print_line(f"… and more such manifests: see them with --json, at most {JSON_ITEMS_MAX:,}.")
+        verb = "Would delete" if dry_run else "Deleted"
+        print_line(f"{verb} {objects:,} raw files of {city_days:,} city-days, {size_bytes:,} bytes.")
+    if unreadable:
+        raise typer.Exit(1)
 
 
 async def expire_raw(

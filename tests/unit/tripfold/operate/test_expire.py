@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 
 import pytest
+from typer.testing import CliRunner
 
 from services.aggregate.audit.verify import verify_dates
 from services.aggregate.bucket_reader import Dates
 from shared.domain import keys
 from shared.domain.ids import CityId
+from shared.runtime.settings import Settings
 from tests.fakes.bucket import DAY, FakeBucket, trips
+from tripfold import cli
+from tripfold.operate import expire
 from tripfold.operate.expire import ExpiredDate, expire_raw
 from tripfold.operate.gc import InvalidAge, collect_garbage
 
@@ -105,3 +110,18 @@ async def test_an_age_below_the_deadline_of_a_task_is_refused(bucket: FakeBucket
     """A worker may still be at work on a file of that age."""
     with pytest.raises(InvalidAge, match="TRIPFOLD_INGEST_DEADLINE_S"):
         await expired(bucket, dt.timedelta(seconds=DEADLINE_S))
+
+
+def test_the_command_fails_if_a_manifest_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script must notice that files stay; the readable rest expires."""
+    bucket = FakeBucket()
+    for city in (1, 2):
+        bucket.store_file(city, 10, trips(1))
+    bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
+    bucket.clock.advance(MONTH.total_seconds() + 3_601)
+    monkeypatch.setattr(expire, "open_bucket", lambda _: contextlib.nullcontext(bucket.store))
+    monkeypatch.setattr(expire, "command_settings", Settings)
+    ended = CliRunner().invoke(cli.app, ["expire", "raw", "--older-than", "30d"])
+    assert "Kept the files of a manifest that cannot be read: manifests/" in ended.output
+    assert "Deleted 1 raw files of 1 city-days" in ended.output
+    assert ended.exit_code == 1
