@@ -1,11 +1,11 @@
-"""The page at ``/``: serves the files in the folder ``files``, which are read once.
+"""The page: serves the files in the folder ``files``, which are read once. Each view of the page has its own path.
 
 Its scripts are ES modules without a build step. Its content security policy forbids other hosts.
 """
 
 from __future__ import annotations
 
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from litestar import Request, Response, get
@@ -16,7 +16,9 @@ from litestar.params import FromPath
 from services.api.web.static_files import MEDIA_TYPES, StaticFile, extension_of
 
 DOCUMENT = "index.html"
+VIEWS = ("/", "/completeness", "/jobs", "/pipeline")
 
+_FOLDER = Path(__file__).parent / "files"
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -29,11 +31,11 @@ _HEADERS = {
 
 
 def page_files() -> dict[str, StaticFile]:
-    """Read the files of the page, by name."""
+    """Read the files of the page, by their path in the folder."""
     return {
-        entry.name: StaticFile(entry.name, entry.read_bytes())
-        for entry in (files("services.api.web") / "files").iterdir()
-        if extension_of(entry.name) in MEDIA_TYPES
+        path.relative_to(_FOLDER).as_posix(): StaticFile(path.name, path.read_bytes())
+        for path in sorted(_FOLDER.rglob("*"))
+        if extension_of(path.name) in MEDIA_TYPES
     }
 
 
@@ -42,16 +44,16 @@ def page_handlers() -> list[HTTPRouteHandler]:
     return [document, page_file]
 
 
-@get("/", include_in_schema=False)
+@get(list(VIEWS), include_in_schema=False)
 async def document(request: Request[Any, Any, Any]) -> Response[bytes]:
-    """Return the page."""
+    """Return the page, which opens the view of the path."""
     return await _response(request, DOCUMENT)
 
 
-@get("/page/{name:str}", include_in_schema=False)
+@get("/page/{name:path}", include_in_schema=False)
 async def page_file(request: Request[Any, Any, Any], name: FromPath[str]) -> Response[bytes]:
     """Return a file that the page loads."""
-    return await _response(request, name)
+    return await _response(request, name.removeprefix("/"))
 
 
 async def _response(request: Request[Any, Any, Any], name: str) -> Response[bytes]:

@@ -38,6 +38,20 @@ export function notice(kind, title, text, ...actions) {
   );
 }
 
+/** Create a box that scrolls what is too large for it. Shadows show on which sides it has more. */
+export function scrollable(...children) {
+  const box = element("div", { class: "scroll" }, ...children);
+  const frame = element("div", { class: "scrollable" }, box);
+  const update = () => {
+    frame.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+    frame.classList.toggle("more-below", box.scrollTop + box.clientHeight < box.scrollHeight - 1);
+  };
+  box.addEventListener("scroll", update, { passive: true });
+  const sizes = new ResizeObserver(update);
+  for (const one of [box, ...box.children]) sizes.observe(one);
+  return frame;
+}
+
 const SLICE_MS = 12;
 let sliceEnds = 0;
 

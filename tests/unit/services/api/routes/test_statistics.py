@@ -131,7 +131,7 @@ def test_every_large_response_is_compressed(world: World, client: Client) -> Non
         write(world, record_of(NOW + dt.timedelta(milliseconds=place)))
     world.fold_in(*(stats("armenia", city_id=str(number)) for number in range(100)))
     paths = ["/process-requests", "/country-stats/armenia/2024-05-01", "/schema/openapi.json", "/metrics", "/"]
-    for path in (*paths, "/page/main.js", "/page/style.css", "/docs/swagger-ui-bundle.js"):
+    for path in (*paths, "/page/api.js", "/page/style.css", "/docs/swagger-ui-bundle.js"):
         plain = client.get(path, headers={"Accept-Encoding": "identity"})
         assert "content-encoding" not in plain.headers
         assert plain.headers["vary"] == "Accept-Encoding"

@@ -1,4 +1,4 @@
-"""The page at ``/`` in a browser."""
+"""The view of the statistics at ``/`` in a browser."""
 
 from __future__ import annotations
 
@@ -7,62 +7,12 @@ import itertools
 
 import msgspec
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
 from services.api.auth import digest_of, mint_key
-from shared.domain import keys, objects
-from shared.domain.events import Outcome, ProcessRequested
-from shared.domain.ids import CityId
-from shared.domain.objects import CityUnderWay, Failure, RequestRecord
-from shared.domain.topics import Topic
-from tests.fakes.api import DAY, NOW, World, manifest_of, planned, record_of, report_of, stats, write, write_report
+from tests.browser.scenes import NEXT_DAY, RANGE, cell, ended, fill, under_way
+from tests.fakes.api import DAY, World, planned, stats, write
 from tests.serving import served
-
-NEXT_DAY = DAY + dt.timedelta(days=1)
-RANGE = "?from=2024-05-01&to=2024-05-02"
-
-
-def fill(world: World) -> None:
-    """Put two countries into the bucket: Armenia is complete on the first day alone, Brazil has one day."""
-    first, second = stats("armenia", city_id="1"), stats("armenia", city_id="2", accidents=1)
-    world.fold_in(planned("armenia", city_ids=["1", "2"]), first, second)
-    world.fold_in(planned("armenia", NEXT_DAY, city_ids=["1", "2"]), stats("armenia", NEXT_DAY, city_id="1"))
-    world.fold_in(planned("brazil", city_ids=["7"]), stats("brazil", trips=4, delay_total_ms=8_000))
-    for event in (first, second):
-        world.write_manifest(manifest_of(event))
-
-
-def under_way(date: dt.date = DAY) -> RequestRecord:
-    """Return a request that has stored one of two cities."""
-    return msgspec.structs.replace(
-        record_of(NOW),
-        date=date,
-        version=5,
-        planned=True,
-        plan_revision=3,
-        cities=2,
-        countries=1,
-        outcomes={Outcome.STORED: "1"},
-        served="1",
-        under_way={1: CityUnderWay(bytes_done=30_000_000, bytes_total=60_000_000, trips_done=6)},
-        bytes_done=10_000_000,
-    )
-
-
-def ended(record: RequestRecord) -> RequestRecord:
-    """Return the request with its second city failed."""
-    return msgspec.structs.replace(
-        record,
-        version=record.version + 1,
-        outcomes={Outcome.STORED: "1", Outcome.FAILED: "2"},
-        under_way={},
-        failures={1: Failure(city_id=CityId("9"), city_name="Port Tina", reason="the upstream answered 404")},
-    )
-
-
-def cell(page: Page, country: str, day: int) -> Locator:
-    """Return a cell of the heat map; days count from 1."""
-    return page.locator(".heatmap tbody tr", has_text=country).locator("td").nth(day - 1)
 
 
 def test_complete_provisional_and_missing_days_look_different(world: World, page: Page, address: str) -> None:
@@ -159,81 +109,12 @@ def test_clicking_a_column_heading_sorts_the_table(world: World, page: Page, add
     expect(table.locator("th", has_text="Average delay")).to_have_attribute("aria-sort", "descending")
 
 
-def test_requested_date_shows_progress_then_statistics(world: World, page: Page, address: str) -> None:
-    """A requested date shows its progress, its failures with reasons, and then its statistics."""
-    page.goto(f"{address}/{RANGE}")
-    expect(page.get_by_text("No data in this range")).to_be_visible()
-    expect(page.get_by_text("No date has been requested yet")).to_be_visible()
-    page.get_by_role("button", name="Process these days").click()
-    page.locator("#ask").get_by_role("button", name="Process").click()
-    expect(page.get_by_text("Requested 2 dates.")).to_be_visible()
-    expect(page.locator("#backfills li")).to_have_count(1)
-    running = under_way()
-    write(world, running)
-    row = page.locator("#latest li", has_text="running")
-    expect(row).to_contain_text("1 of 2 cities · 40.0 MB of 70.0 MB begun · 6 trips")
-    expect(row.get_by_role("progressbar")).to_have_attribute("value", "1")
-    fill(world)
-    write(world, ended(running))
-    row = page.locator(".requests > li", has_text="completed with failures")
-    row.locator("summary").click()
-    expect(row).to_contain_text("Port Tina (9): the upstream answered 404")
-    expect(cell(page, "Armenia", 1)).to_have_text("1.1")
-
-
-def test_a_request_can_be_cancelled_and_retried(world: World, page: Page, address: str) -> None:
-    """A request that runs can be cancelled, and the failed cities of one that has ended be tried again."""
-    running = under_way()
-    write(world, running)
-    failed = ended(msgspec.structs.replace(under_way(NEXT_DAY), request_id=record_of(NOW).request_id))
-    kept = Failure(city_id=CityId("9"), city_name="Port Tina", reason="no JSON", quarantine_key="quarantine/a.json")
-    write(world, msgspec.structs.replace(failed, failures={1: kept}))
-    page.goto(f"{address}/{RANGE}")
-    row = page.locator(".requests > li", has_text="2024-05-02")
-    row.locator("summary").click()
-    expect(row).to_contain_text("Port Tina (9): no JSON")
-    expect(row).to_contain_text("The file is kept at quarantine/a.json")
-    row.get_by_role("button", name="Retry the failed cities").click()
-    expect(row).to_contain_text("Retrying 1 city.")
-    (retried,) = (event for event in world.published(Topic.PROCESS_REQUESTS) if isinstance(event, ProcessRequested))
-    assert retried.request_id == failed.request_id
-    record = objects.decode(RequestRecord, world.store.objects[keys.request(failed.request_id)].body, "")
-    write(world, ended(msgspec.structs.replace(record, version=record.version + 1)))
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    expect(row.locator(".status")).to_have_text("completed with failures")
-    expect(row.get_by_text("Retrying 1 city.")).to_be_hidden()
-    row = page.locator(".requests > li", has_text="2024-05-01")
-    row.get_by_role("button", name="Cancel the request for 2024-05-01").click()
-    expect(row).to_contain_text("running, being cancelled")
-    cancelled = world.store.objects[keys.request(running.request_id)].body
-    assert objects.decode(RequestRecord, cancelled, "").cancelled_at is not None
-
-
-def test_progress_is_streamed(world: World, page: Page, address: str) -> None:
-    """Progress comes by itself, without the list being asked for again; after the end the numbers are read."""
-    fill(world)
-    running = under_way()
-    write(world, running)
-    page.goto(f"{address}/?from=2024-05-01&to=2024-05-01")
-    row = page.locator(".requests > li")
-    expect(row).to_contain_text("running")
-    page.route("**/process-requests?limit=*", lambda route: route.abort())
-    running = msgspec.structs.replace(running, version=6, trips_done=500)
-    write(world, running)
-    expect(row).to_contain_text("506 trips")
-    with page.expect_response("**/country-stats?*"):
-        write(world, ended(running))
-        expect(row).to_contain_text("completed with failures")
-
-
-def test_statistics_follow_retries_and_other_clients(world: World, page: Page, address: str) -> None:
-    """The numbers follow a retry of a request that had ended, and what another client changed; else they are not sent.
+def test_statistics_follow_changes_made_elsewhere(world: World, page: Page, address: str) -> None:
+    """The numbers follow what another client changed; unchanged ones are not sent again.
 
     The focus and the order of the table stay. A failure to read them again says so above the numbers.
     """
     fill(world)
-    failed = ended(under_way())
-    write(world, failed)
     page.goto(f"{address}/{RANGE}")
     expect(cell(page, "Armenia", 2)).to_have_text("1.1 provisional")
     look_again = "dispatchEvent(new Event('focus'))"
@@ -245,9 +126,6 @@ def test_statistics_follow_retries_and_other_clients(world: World, page: Page, a
         page.evaluate(look_again)
     assert unchanged.value.status == 304
     world.fold_in(planned("armenia", NEXT_DAY, city_ids=["1"]), stats("armenia", NEXT_DAY, delay_total_ms=16_000))
-    write(
-        world, msgspec.structs.replace(failed, version=failed.version + 1, outcomes={Outcome.STORED: "3"}, served="3")
-    )
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     expect(cell(page, "Armenia", 2)).to_have_text("2.0 provisional")
     world.fold_in(planned("armenia", NEXT_DAY, city_ids=["1"]), stats("armenia", NEXT_DAY, city_id="1"))
@@ -263,16 +141,6 @@ def test_statistics_follow_retries_and_other_clients(world: World, page: Page, a
     page.unroute("**/country-stats?*")
     page.evaluate(look_again)
     expect(alert).to_have_count(0)
-
-
-def test_statistics_follow_a_request_of_another_client(world: World, page: Page, address: str) -> None:
-    """When a request that somebody else made is first seen after its end, its numbers are read."""
-    page.goto(f"{address}/{RANGE}")
-    expect(page.get_by_text("No date has been requested yet")).to_be_visible()
-    fill(world)
-    write(world, ended(under_way()))
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-    expect(cell(page, "Armenia", 1)).to_be_visible()
 
 
 def test_days_with_accidents_stand_out(world: World, page: Page, address: str) -> None:
@@ -324,52 +192,11 @@ def test_the_page_asks_for_a_key_and_keeps_it(world: World, page: Page) -> None:
         page.goto("about:blank")
 
 
-def test_progress_is_streamed_with_a_key_that_is_in_no_url(world: World, page: Page) -> None:
-    """Where a key is needed progress is streamed all the same, and the key stands in no address."""
-    running = under_way()
-    write(world, running)
-    key = mint_key()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    with served(world, api_access="keys", api_keys=f"page:read:{digest_of(key)}") as address:
-        page.goto(f"{address}/{RANGE}")
-        page.get_by_label("API key").fill(key)
-        page.get_by_role("button", name="Use this key").click()
-        row = page.locator(".requests > li")
-        expect(row).to_contain_text("running")
-        page.route("**/process-requests?limit=*", lambda route: route.abort())
-        write(world, msgspec.structs.replace(running, version=6, trips_done=500))
-        expect(row).to_contain_text("506 trips")
-        page.goto("about:blank")
-    assert [url for url in asked if key in url] == []
-
-
 def test_an_invalid_range_shows_the_reason_of_the_api(world: World, page: Page, address: str) -> None:
     """The page shows the API's reason for refusing a range."""
     fill(world)
     page.goto(f"{address}/?from=2024-05-02&to=2024-05-01")
     expect(page.locator("#results").get_by_role("alert")).to_contain_text("swap the two")
-
-
-def test_refused_files_of_the_range_are_listed(world: World, page: Page, address: str) -> None:
-    """Files of the range that were refused are shown with why, their bad records and where they lie; of no other days.
-
-    Without any, nothing is said of them.
-    """
-    fill(world)
-    page.goto(f"{address}/{RANGE}")
-    expect(cell(page, "Armenia", 1)).to_be_visible()
-    refused = page.get_by_role("region", name="Refused files")
-    expect(refused).to_be_hidden()
-    report = report_of("7")
-    write_report(world, report)
-    write_report(world, report_of("8", dt.date(2024, 6, 1)))
-    page.reload()
-    expect(refused.locator(".refused > li")).to_have_count(1)
-    expect(refused).to_contain_text(report.reason)
-    refused.locator("summary").click()
-    expect(refused).to_contain_text(report.key)
-    expect(refused).to_contain_text(report.reported[0].reason)
 
 
 def test_incomplete_statistics_are_an_error(world: World, page: Page, address: str) -> None:
@@ -382,16 +209,14 @@ def test_incomplete_statistics_are_an_error(world: World, page: Page, address: s
 
 
 def test_an_outage_of_the_api_is_shown_until_it_is_back(world: World, page: Page, address: str) -> None:
-    """When the service goes away in mid-use the page says so; the requests stay, and once it is back, so is the map."""
+    """When the service goes away in mid-use the page says so; once it is back, so is the map."""
     fill(world)
-    write(world, ended(under_way()))
     page.goto(f"{address}/{RANGE}")
     expect(cell(page, "Armenia", 1)).to_be_visible()
     page.route("**/country-stats?*", lambda route: route.abort())
     page.get_by_role("button", name="Later").click()
     alert = page.locator("#results").get_by_role("alert")
     expect(alert).to_contain_text("The service cannot be reached")
-    expect(page.locator(".requests > li")).to_have_count(1)
     page.unroute("**/country-stats?*")
     page.get_by_role("button", name="Earlier").click()
     expect(cell(page, "Armenia", 1)).to_be_visible()
@@ -505,33 +330,3 @@ CONTRASTS_MIN = """() => {
   probe.remove();
   return Math.min(...found);
 }"""
-
-
-def test_the_api_documentation_shows_every_operation(page: Page, address: str) -> None:
-    """The documentation shows every operation, with its possible responses, and loads nothing from elsewhere."""
-    requested: list[str] = []
-    faults: list[str] = []
-    page.on("request", lambda request: requested.append(request.url))
-    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-    page.goto(f"{address}/docs")
-    operations = page.locator(".opblock")
-    expect(operations).to_have_count(28)
-    page.locator(".opblock", has_text="Get the statistics of a range").get_by_role("button").first.click()
-    expect(page.get_by_text("The statistics. With detail=full").first).to_be_visible()
-    assert all(url.startswith((address, "data:", "blob:")) for url in requested)
-    assert faults == []
-
-
-def test_the_event_page_shows_every_event(page: Page, address: str) -> None:
-    """The page of the events shows every event, and loads nothing from elsewhere."""
-    requested: list[str] = []
-    faults: list[str] = []
-    page.on("request", lambda request: requested.append(request.url))
-    page.on("console", lambda message: faults.append(message.text))
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.goto(f"{address}/asyncapi")
-    shown = page.locator("asyncapi-viewer")
-    for text in ("Tripfold events", "send-city-stats", "CityDayRetracted", "highest revision"):
-        expect(shown.get_by_text(text).first).to_be_visible()
-    assert all(url.startswith((address, "data:", "blob:")) for url in requested)
-    assert faults == []

@@ -1,8 +1,8 @@
 // The dialog with the cities of a country-day and the source of each contribution.
 
-import { ledger } from "./api.js";
-import { button, element, notice } from "./dom.js";
-import { bytes, count, delay, instant } from "./format.js";
+import { ledger } from "../api.js";
+import { button, element, notice, scrollable } from "../dom.js";
+import { bytes, count, delay, instant } from "../format.js";
 import { completeness } from "./stats.js";
 
 const STANDINGS = {
@@ -55,7 +55,7 @@ async function read(place, country, day, next, body) {
     const missing = problem.status === 404;
     place.append(
       missing
-        ? notice("empty", "This day has not been processed yet", "Process its date below to see its cities here.")
+        ? notice("empty", "This day has not been processed yet", "Process its date to see its cities here.")
         : notice("error", problem.title ?? "The request failed", problem.message),
     );
   } finally {
@@ -65,9 +65,7 @@ async function read(place, country, day, next, body) {
 }
 
 const table = (body) =>
-  element(
-    "div",
-    { class: "scroll" },
+  scrollable(
     element(
       "table",
       { class: "rows" },

@@ -1,6 +1,6 @@
 // Computes the displayed statistics. Pure: no DOM, no requests, no clock.
 
-import { count, delay, plural, roundDelay, secondsOrMore, short, shortDelay } from "./format.js";
+import { count, delay, plural, roundDelay, secondsOrMore, short, shortDelay } from "../format.js";
 
 export const MEASURES = {
   delay: { name: "Average delay", of: (day) => day.average_delay_s, long: delay, short: shortDelay, mark: roundDelay, bound: secondsOrMore },

@@ -1,8 +1,8 @@
 // The refused files of the range, with the reason and the keys of the stored objects.
 
-import { quarantine } from "./api.js";
-import { element, notice } from "./dom.js";
-import { bytes, count, instant, plural } from "./format.js";
+import { quarantine } from "../api.js";
+import { element, notice } from "../dom.js";
+import { bytes, count, instant, plural } from "../format.js";
 
 const LISTED = 100;
 

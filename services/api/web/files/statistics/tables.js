@@ -1,7 +1,7 @@
 // Tables of the statistics: the totals by country, or the days of one country. A click on a heading sorts the rows.
 
-import { button, element } from "./dom.js";
-import { count, delay } from "./format.js";
+import { button, element, scrollable } from "../dom.js";
+import { count, delay } from "../format.js";
 import { completeness } from "./stats.js";
 
 const FIGURES = [
@@ -110,9 +110,7 @@ function sortable(caption, columns, rows) {
   show(rows);
   const order = orders.get(caption);
   if (order) arrange(columns.find(({ name }) => name === order.name), order.upwards);
-  return element(
-    "div",
-    { class: "scroll" },
+  return scrollable(
     element("table", { class: "rows" }, element("caption", {}, caption), element("thead", {}, element("tr", {}, heads)), body),
   );
 }

@@ -1,7 +1,7 @@
 // A line chart as SVG, with a line for each selected country. The tables have the same numbers.
 
-import { drawn, element, hideHint, showHint } from "./dom.js";
-import { dayAndMonth, monthAndYear } from "./format.js";
+import { drawn, element, hideHint, showHint } from "../dom.js";
+import { dayAndMonth, monthAndYear } from "../format.js";
 import { MEASURES, completeness } from "./stats.js";
 
 export const LINES_MAX = 8;

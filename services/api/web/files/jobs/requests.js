@@ -1,8 +1,9 @@
 // The form that requests dates, and the list of requests with their progress.
 
-import { ask, cancel, follow, latestRequests, request, retry } from "./api.js";
-import { announce, button, element, notice } from "./dom.js";
-import { bytes, count, daysIn, instant, plural } from "./format.js";
+import { ask, cancel, follow, latestRequests, request, retry } from "../api.js";
+import { announce, button, element, notice } from "../dom.js";
+import { problemNotice } from "../problems.js";
+import { bytes, count, daysIn, instant, plural } from "../format.js";
 
 const LISTED = 20;
 const POLL_UNDER_WAY_MS = 2_000;
@@ -14,15 +15,16 @@ const MARKS = { completed: "✓", "completed with failures": "!", failed: "✕",
 const ended = (one) => ENDS.has(one.status);
 
 /**
- * Show the latest requests and update them. Calls `onserved(date)` each time that one has ended, `onfirst(requests)` when
- * the list arrives first, `onunknown(problem, again)` while the list cannot be read, and `onasked()` after a request.
+ * Show the latest requests. Calls `onasked()` after a request. Returns `start()` and `stop()`, which begin and end the
+ * updates.
  */
-export function watchRequests({ onserved, onfirst, onunknown, onasked }) {
+export function watchRequests({ onasked }) {
   const form = document.getElementById("ask");
   const place = document.getElementById("latest");
   const rows = new Map();
   const streams = new Map();
   let timer = null;
+  let stopped = true;
   let first = true;
 
   async function look() {
@@ -33,15 +35,14 @@ export function watchRequests({ onserved, onfirst, onunknown, onasked }) {
       show(listed);
       if (listed.some((one) => !ended(one))) wait = POLL_UNDER_WAY_MS;
       listed.filter((one) => !ended(one)).forEach(({ id }) => stream(id));
-      if (first) onfirst(listed);
       first = false;
     } catch (problem) {
       place.querySelector(".error")?.remove();
-      place.prepend(notice("error", problem.title ?? "The request failed", problem.message, button("Try again", look)));
-      if (first) onunknown(problem, look);
+      place.prepend(problemNotice(problem, look));
     }
     place.setAttribute("aria-busy", "false");
-    if (!document.hidden) timer = setTimeout(look, wait);
+    clearTimeout(timer);
+    if (!stopped) timer = setTimeout(look, wait);
   }
 
   // Requests without a stream are updated by polling the list.
@@ -61,7 +62,6 @@ export function watchRequests({ onserved, onfirst, onunknown, onasked }) {
     row.show(one);
     if (first || !ended(one) || before?.version === one.version) return;
     if (before?.status !== one.status) announce(`The request for ${one.date} is ${one.status}.`);
-    onserved(one.date);
   }
 
   function show(listed) {
@@ -101,11 +101,19 @@ export function watchRequests({ onserved, onfirst, onunknown, onasked }) {
     look();
     onasked();
   });
-  document.addEventListener("visibilitychange", () => {
-    if (document.hidden) for (const stopping of streams.values()) stopping.abort();
-    else look();
-  });
-  look();
+
+  function start() {
+    stopped = false;
+    look();
+  }
+
+  function stop() {
+    stopped = true;
+    clearTimeout(timer);
+    for (const stopping of streams.values()) stopping.abort();
+  }
+
+  return { start, stop };
 }
 
 function rowOf(onchange) {

@@ -1,8 +1,8 @@
 // The open backfills with their progress, and the dates of schedules that are late.
 
-import { cancelBackfill, latestBackfills, schedules } from "./api.js";
-import { button, element, notice } from "./dom.js";
-import { count, instant, plural } from "./format.js";
+import { cancelBackfill, latestBackfills, schedules } from "../api.js";
+import { button, element, notice } from "../dom.js";
+import { count, instant, plural } from "../format.js";
 
 const LISTED = 20;
 const POLL_UNDER_WAY_MS = 2_000;
@@ -11,11 +11,11 @@ const OPEN = new Set(["running", "paused"]);
 
 const open = (one) => OPEN.has(one.status) || one.counts.dates_under_way > 0;
 
-/** Show the open backfills and the late dates, and update them. Calls `onended` when a backfill has ended. */
-export function watchBackfills({ onended }) {
+/** Show the open backfills and the late dates. Returns `start()` and `stop()`, which begin and end the updates. */
+export function watchBackfills() {
   const place = document.getElementById("backfills");
   let timer = null;
-  let known = 0;
+  let stopped = true;
 
   async function look() {
     clearTimeout(timer);
@@ -28,18 +28,25 @@ export function watchBackfills({ onended }) {
         ),
         listed.length ? element("ul", { class: "requests" }, listed.map((one) => rowOf(one, look))) : "",
       );
-      if (listed.length < known) onended();
-      known = listed.length;
       if (listed.length) wait = POLL_UNDER_WAY_MS;
     } catch {
       // The list of requests below shows the problem.
     }
-    if (!document.hidden) timer = setTimeout(look, wait);
+    clearTimeout(timer);
+    if (!stopped) timer = setTimeout(look, wait);
   }
 
-  document.addEventListener("visibilitychange", () => document.hidden || look());
-  look();
-  return look;
+  function start() {
+    stopped = false;
+    look();
+  }
+
+  function stop() {
+    stopped = true;
+    clearTimeout(timer);
+  }
+
+  return { start, stop };
 }
 
 const lateDates = (all) => all.map(({ name, late }) => ({ name, dates: late.map((one) => one.date) })).filter(({ dates }) => dates.length);

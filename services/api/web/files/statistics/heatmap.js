@@ -1,7 +1,7 @@
 // A heat map of countries and days: a table with coloured cells, which screen readers read and arrow keys navigate.
 
-import { button, element, hideHint, showHint, yieldToBrowser } from "./dom.js";
-import { dayOfWeek, month } from "./format.js";
+import { button, element, hideHint, scrollable, showHint, yieldToBrowser } from "../dom.js";
+import { dayOfWeek, month } from "../format.js";
 import { COLOURS, MEASURES, colour, sentence, thresholds } from "./stats.js";
 
 const DAYS_WITH_TEXT_MAX = 16;
@@ -63,7 +63,7 @@ export function heatmap({ countries, dates }, measure, onopen) {
   return element(
     "div",
     {},
-    element("div", { class: "scroll" }, table),
+    scrollable(table),
     more,
     legend(met, MEASURES[measure]),
   );
