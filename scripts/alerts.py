@@ -185,7 +185,7 @@ ALERTS = (
         severity="page",
         expr=f"max by (schedule) ({sample(metrics.late_dates, 'schedule')}) > 0",
         lasts="1m",
-        summary="{{ $value }} dates of schedule {{ $labels.schedule }} are late",
+        summary="Late dates of schedule {{ $labels.schedule }}: {{ $value }}",
     ),
     Alert(
         name="TripfoldUnreadableObjects",

@@ -24,7 +24,7 @@ from shared.runtime.retry import Retrier, Stopping
 from shared.runtime.settings import Settings
 from shared.runtime.tracing import shut_down_tracing
 from shared.storage.s3 import S3Store
-from shared.storage.schema_switch import adopt_written_version
+from shared.storage.schema_switch import check_bucket
 
 Background = Callable[[Retrier], Awaitable[None]]
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
@@ -50,8 +50,7 @@ class ServiceContext:
 
     async def check_bucket(self) -> None:
         """Raise StoreUnavailable without the bucket, WrongSchemaVersion if this build cannot write its version."""
-        await self.store.check()
-        await adopt_written_version(self.store)
+        await check_bucket(self.store)
 
 
 def make_app(

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from shared.runtime.settings import Settings
 
 USE = "Use"
-SERVE = "Services"
-SET_UP = "Set up and check"
-REPAIR = "Inspect and repair"
-LOCAL = "On this machine"
+RUN = "Run"
+SET_UP = "Set up"
+REPAIR = "Check and repair"
+INSPECT = "Inspect"
 
 _OPERATE = "tripfold.operate"
 _CLIENT = "tripfold.client"
@@ -37,28 +37,19 @@ _CLIENT = "tripfold.client"
 class Commands(LazyGroup):
     """The commands of ``tripfold``."""
 
-    panels: ClassVar = (USE, SERVE, SET_UP, REPAIR, LOCAL)
+    panels: ClassVar = (USE, RUN, SET_UP, REPAIR, INSPECT)
     lazy_commands: ClassVar = {
         name: LazyCommand(target=f"{_OPERATE}.{target}", help=line, panel=panel)
         for name, target, line, panel in (
             ("topics", "topics:topics_commands", "Make or check the topics.", SET_UP),
             ("bucket", "bucket:bucket_commands", "Make the bucket; print IAM policies.", SET_UP),
-            ("doctor", "doctor:doctor_command", "Check S3, Kafka, topics, upstream and revisions.", SET_UP),
             (
                 "upgrade",
                 "upgrade:upgrade_commands",
                 "Let all processes write the new schema version.",
                 SET_UP,
             ),
-            ("requests", "requests:requests_commands", "List, show or retry requests.", REPAIR),
-            ("quarantine", "quarantine:quarantine_commands", "List, show or retry refused files.", REPAIR),
-            (
-                "dead-letters",
-                "dead_letters:dead_letters_commands",
-                "List, show or retry records that could not be processed.",
-                REPAIR,
-            ),
-            ("skip", "skip:skip_command", "Move a record of a later schema version to the dead letters.", REPAIR),
+            ("doctor", "doctor:doctor_command", "Check S3, Kafka, topics, upstream and revisions.", REPAIR),
             ("verify", "verify:verify_command", "Compare summaries or topics with the bucket.", REPAIR),
             ("repair", "repair:repair_command", "Replace wrong live summaries.", REPAIR),
             ("republish", "republish:republish_command", "Publish the bucket to the compacted topics again.", REPAIR),
@@ -67,6 +58,15 @@ class Commands(LazyGroup):
             ("restore", "restore:restore_command", "Raise the revisions of a restored bucket.", REPAIR),
             ("expire", "expire:expire_commands", "Delete stored files by their age.", REPAIR),
             ("gc", "gc:gc_command", "Delete objects that nothing needs.", REPAIR),
+            ("skip", "skip:skip_command", "Move a record of a later schema version to the dead letters.", REPAIR),
+            ("requests", "requests:requests_commands", "List, show or retry requests.", INSPECT),
+            ("quarantine", "quarantine:quarantine_commands", "List, show or retry refused files.", INSPECT),
+            (
+                "dead-letters",
+                "dead_letters:dead_letters_commands",
+                "List, show or retry records that could not be processed.",
+                INSPECT,
+            ),
         )
     } | {
         name: LazyCommand(target=f"{_CLIENT}.{target}", help=line, panel=USE)
@@ -84,6 +84,7 @@ app = typer.Typer(
     help="Folds a transit authority's raw trip files into exact per-country, per-day statistics.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # every command below inherits it
 )
 
 
@@ -106,7 +107,7 @@ def _options(
 
 serve_commands = typer.Typer(help="Run one service against the Kafka and S3 of the settings.", no_args_is_help=True)
 app.add_typer(client_commands)
-app.add_typer(serve_commands, name="serve", rich_help_panel=SERVE)
+app.add_typer(serve_commands, name="serve", rich_help_panel=RUN)
 
 console = open_console()
 
@@ -168,12 +169,12 @@ def serve_aggregate() -> None:
     serve(create_app(settings), settings)
 
 
-@app.command("asyncapi", rich_help_panel=LOCAL)
+@app.command("asyncapi", rich_help_panel=INSPECT)
 def asyncapi(
     style: Annotated[
         DocumentFormat, typer.Option("--format", help="The format of the document.")
     ] = DocumentFormat.JSON,
-    topic_prefix: Annotated[str, typer.Option(help="The prefix of the topics' names.")] = "",
+    topic_prefix: Annotated[str, typer.Option(metavar="PREFIX", help="The prefix of the topics' names.")] = "",
     write: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write JSON to FILE, unless that breaks the contract in it."),
@@ -198,19 +199,24 @@ def asyncapi(
         typer.echo(encode_document(document), nl=False)
 
 
-@app.command("upstream", rich_help_panel=LOCAL)
+@app.command("upstream", rich_help_panel=RUN)
 def upstream(
-    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port to listen on.", min=0, max=65535)] = 8090,
-    seed: Annotated[int, typer.Option(help="The seed of the files: the same seed and date give the same bytes.")] = 1,
-    cities: Annotated[int, typer.Option(help="The number of cities.", min=0)] = 30,
-    countries: Annotated[int, typer.Option(help="The number of their countries.", min=1)] = 5,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", help="The port to listen on.", min=0, max=65535)] = 8090,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="The seed of the files: the same seed and date give the same bytes.")
+    ] = 1,
+    cities: Annotated[int, typer.Option(metavar="N", help="The number of cities.", min=0)] = 30,
+    countries: Annotated[int, typer.Option(metavar="N", help="The number of their countries.", min=1)] = 5,
     trips_per_city: Annotated[
         int | None,
-        typer.Option(help="The trips of each file. Default: files of 1 to 20 MB, and one of over 100 MB.", min=0),
+        typer.Option(
+            metavar="N", help="The trips of each file. Default: files of 1 to 20 MB, and one of over 100 MB.", min=0
+        ),
     ] = None,
     missing_days: Annotated[
-        int, typer.Option(help="The days without a file (404), of every 100 days of a city.", min=0, max=100)
+        int,
+        typer.Option(metavar="N", help="The days without a file (404), of every 100 days of a city.", min=0, max=100),
     ] = 0,
     etag: Annotated[bool, typer.Option(help="Send an ETag and honour If-None-Match.")] = True,
     ranges: Annotated[bool, typer.Option(help="Honour Range and If-Range.")] = True,
@@ -237,14 +243,18 @@ def upstream(
 
 @app.command("api-key", rich_help_panel=SET_UP)
 def api_key(
-    name: Annotated[str, typer.Argument(help="The client's name: letters, digits, dots, dashes and underscores.")],
-    scope: Annotated[list[str] | None, typer.Option(help="read or process. Repeat it for both. Default: read.")] = None,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The client's name: letters, digits, dots, dashes and underscores.")
+    ],
+    scope: Annotated[
+        list[str] | None, typer.Option(metavar="SCOPE", help="read or process. Repeat it for both. Default: read.")
+    ] = None,
     expires: Annotated[
         dt.datetime | None,
         typer.Option(
-            metavar="YYYY-MM-DD[THH:MMZ]",
+            metavar="DATE|TIME",
             formats=["%Y-%m-%d", "%Y-%m-%dT%H:%MZ"],
-            help="When the key expires, in UTC. Default: never.",
+            help="When the key expires, in UTC: 2027-01-31 or 2027-01-31T18:00Z. Default: never.",
         ),
     ] = None,
 ) -> None:
@@ -262,7 +272,7 @@ def api_key(
     console.print(f"Entry for TRIPFOLD_API_KEYS or its file: {line}", soft_wrap=True, highlight=False)
 
 
-@app.command("up", rich_help_panel=LOCAL)
+@app.command("up", rich_help_panel=RUN)
 def up(
     upstream_url: Annotated[
         str | None,
@@ -270,11 +280,13 @@ def up(
             "--upstream", metavar="URL", help="The source of the trip files. Default: the reference upstream."
         ),
     ] = None,
-    data_dir: Annotated[Path, typer.Option(help="The directory of all data. It is made if it does not exist.")] = Path(
-        ".data/up"
-    ),
-    host: Annotated[str, typer.Option(help="The address that the API listens on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port that the API listens on.", min=1, max=65535)] = 8080,
+    data_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="The directory of all data. It is made if it does not exist.")
+    ] = Path(".data/up"),
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="The address that the API listens on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="PORT", help="The port that the API listens on.", min=1, max=65535)
+    ] = 8080,
 ) -> None:
     """Run all of Tripfold on this machine until Ctrl-C: S3, Kafka, planner, worker, aggregate and API.
 
@@ -289,13 +301,15 @@ def up(
     asyncio.run(run_up(options, console))
 
 
-@app.command("demo", rich_help_panel=LOCAL)
+@app.command("demo", rich_help_panel=RUN)
 def demo(
     leave: Annotated[bool, typer.Option("--exit", help="Compare every number with the raw files, then stop.")] = False,
-    data_dir: Annotated[Path, typer.Option(help="The directory of all data. It is made if it does not exist.")] = Path(
-        ".data/demo"
-    ),
-    port: Annotated[int, typer.Option(help="The port that the API listens on.", min=1, max=65535)] = 8080,
+    data_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="The directory of all data. It is made if it does not exist.")
+    ] = Path(".data/demo"),
+    port: Annotated[
+        int, typer.Option(metavar="PORT", help="The port that the API listens on.", min=1, max=65535)
+    ] = 8080,
 ) -> None:
     """Run all of Tripfold, process three dates of thirty cities, and print the country statistics.
 

@@ -53,7 +53,7 @@ from shared.runtime.settings import Settings
 from shared.runtime.tracing import shut_down_tracing
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
-from shared.storage.schema_switch import adopt_written_version, follow_schema_switch
+from shared.storage.schema_switch import check_bucket, follow_schema_switch
 
 SHUTDOWN_GRACE_S = 5
 PUBLISHED = (Topic.PROCESS_REQUESTS,)
@@ -65,10 +65,6 @@ def create_app(settings: Settings) -> Litestar:
     """Return the API with the S3 and Kafka of the settings. It also starts while these are down."""
     store = S3Store(settings)
     publisher = KafkaPublisher(settings, source="api")
-
-    async def check_bucket() -> None:
-        await store.check()
-        await adopt_written_version(store)
 
     @contextlib.asynccontextmanager
     async def connected() -> AsyncIterator[None]:
@@ -83,7 +79,7 @@ def create_app(settings: Settings) -> Litestar:
         settings,
         store=store,
         publisher=publisher,
-        checks={"s3": check_bucket, "kafka": lambda: publisher.check(PUBLISHED)},
+        checks={"s3": lambda: check_bucket(store), "kafka": lambda: publisher.check(PUBLISHED)},
         connected=connected,
     )
 

@@ -29,6 +29,7 @@ REPORT_SUFFIX = ".error.json"
 _DATE = re.compile(r"/date=(\d{4}-\d{2}-\d{2})[/.]")
 _GENERATION = re.compile(r"summaries/generation=(\d{1,15})/")
 _TIME_MS_END = 1 << 48  # the time of a UUID of version 7 has 48 bits
+_INVERTED_TIME_DIGITS = 12
 
 
 def raw(date: dt.date, city_id: CityId, attempt: str) -> str:
@@ -163,7 +164,7 @@ def request(request_id: RequestId) -> str:
 
 def parse_request(key: str) -> RequestId | None:
     """Return the request id of a request's key, or None for any other key."""
-    return parse_request_id(key.removeprefix(REQUESTS)[13:].removesuffix(".json"))
+    return _parse_latest_first(key, REQUESTS)
 
 
 def backfill(backfill_id: RequestId) -> str:
@@ -173,7 +174,7 @@ def backfill(backfill_id: RequestId) -> str:
 
 def parse_backfill(key: str) -> RequestId | None:
     """Return the id of a backfill's key, or None for any other key."""
-    return parse_request_id(key.removeprefix(BACKFILLS)[13:].removesuffix(".json"))
+    return _parse_latest_first(key, BACKFILLS)
 
 
 def schedule(name: str) -> str:
@@ -182,4 +183,8 @@ def schedule(name: str) -> str:
 
 
 def _latest_first(request_id: RequestId) -> str:
-    return f"{_TIME_MS_END - 1 - request_time_ms(request_id):012x}-{request_id}"
+    return f"{_TIME_MS_END - 1 - request_time_ms(request_id):0{_INVERTED_TIME_DIGITS}x}-{request_id}"
+
+
+def _parse_latest_first(key: str, prefix: str) -> RequestId | None:
+    return parse_request_id(key.removeprefix(prefix)[_INVERTED_TIME_DIGITS + 1 :].removesuffix(".json"))

@@ -381,9 +381,9 @@ class RetryRecord(msgspec.Struct, frozen=True, kw_only=True):
 class RequestAction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """An action of a client on a request, backfill or schedule, for the audit.
 
-    ``action`` is ``process``, ``cancel`` or ``retry`` of a request, ``make`` of a backfill, ``set`` of a schedule, or
-    the state after a change: ``paused``, ``resumed``, ``cancelled`` or ``retried``. ``key`` is the name of the API key,
-    or empty. ``client`` is the address of the client. ``parameters`` are those of the HTTP request, like a query.
+    ``action`` is ``process``, ``cancel`` or ``retry`` of a request; ``make``, ``pause``, ``resume``, ``cancel`` or
+    ``retry`` of a backfill; ``set``, ``pause``, ``resume`` or ``run`` of a schedule. ``key`` is the name of the API
+    key, or empty. ``client`` is the address of the client. ``parameters`` are those of the HTTP request, like a query.
     """
 
     at: dt.datetime

@@ -37,7 +37,7 @@ S3Operation = Literal[
     "GetObject", "HeadObject", "PutObject", "ListObjectsV2", "DeleteObject", "UploadPart", "CompleteMultipartUpload"
 ]
 S3Result = Literal["ok", "not_found", "conflict", "error", "cancelled"]
-ObjectKind = Literal["summary", "request", "manifest", "plan", "quarantine report", "other"]
+ObjectKind = Literal["summary", "request", "backfill", "schedule", "manifest", "plan", "quarantine report", "other"]
 SummaryState = Literal["complete", "incomplete", "missing", "unreadable"]
 Cache = Literal["heads", "responses", "summaries"]
 IngestStage = Literal[

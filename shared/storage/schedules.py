@@ -27,18 +27,23 @@ from shared.storage.repository import Repository
 
 
 async def claim_run(
-    store: ObjectStore, name: str, choose: Callable[[Schedule], ScheduledRun | None]
+    store: ObjectStore,
+    name: str,
+    choose: Callable[[Schedule], ScheduledRun | None],
+    *,
+    note: Callable[[Schedule], Schedule] = lambda schedule: schedule,
 ) -> Schedule | None:
     """Claim the run that ``choose`` returns, if any; return the schedule, or None if there is none.
 
-    Nothing is claimed while the previous run has not ended.
+    Nothing is claimed while the previous run has not ended. ``note`` returns a schedule that claims a run as it is
+    stored: with the action of a client.
     """
 
     async def claim(stored: Schedule | None) -> Schedule | None:
         run = choose(stored) if stored is not None else None
         if stored is None or run is None or await is_run_open(store, stored):
             return stored
-        return claimed(stored, run)
+        return note(claimed(stored, run))
 
     return await Repository(store).update(Schedule, keys.schedule(name), claim, counted_as="schedule")
 

@@ -13,6 +13,7 @@ from shared.domain.objects import CorruptObject, NewerObject, SchemaSwitch
 from shared.runtime.retry import DependencyUnavailable
 from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository
+from shared.storage.s3 import S3Store
 
 INTERVAL_S = 3.0
 
@@ -41,6 +42,12 @@ async def adopt_written_version(store: ObjectStore) -> int:
     version = await read_written_version(store)
     schema.write_version(version)
     return version
+
+
+async def check_bucket(store: S3Store) -> None:
+    """Raise StoreUnavailable without the bucket, WrongSchemaVersion if this build cannot write its version."""
+    await store.check()
+    await adopt_written_version(store)
 
 
 async def follow_schema_switch(store: ObjectStore, *, interval_s: float = INTERVAL_S) -> None:

@@ -35,7 +35,7 @@ def apply_command() -> None:
 
 @bucket_commands.command("policy")
 def policy_command(
-    role: Annotated[BucketRole, typer.Argument(help="The service, or operator, that uses the bucket.")],
+    role: Annotated[BucketRole, typer.Argument(metavar="ROLE", help="The service, or operator, that uses the bucket.")],
 ) -> None:
     """Print the minimal IAM policy of a service, or of an operator.
 

@@ -33,13 +33,16 @@ PLAIN_INTERVAL_S = 10.0
 
 FirstDate = Annotated[
     dt.datetime | None,
-    typer.Option("--from", metavar="YYYY-MM-DD", formats=["%Y-%m-%d"], help="The first date. Default: the earliest."),
+    typer.Option(
+        "--from",
+        metavar="DATE",
+        formats=["%Y-%m-%d"],
+        help="The first date, such as 2024-05-01. Default: the earliest.",
+    ),
 ]
 LastDate = Annotated[
     dt.datetime | None,
-    typer.Option(
-        "--to", metavar="YYYY-MM-DD", formats=["%Y-%m-%d"], help="The last date, included. Default: the latest."
-    ),
+    typer.Option("--to", metavar="DATE", formats=["%Y-%m-%d"], help="The last date, included. Default: the latest."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -102,6 +105,11 @@ def print_json(value: object) -> None:
 def print_line(text: str) -> None:
     """Print a line as it is: without highlighting, and without line breaks of a table."""
     console.print(text, highlight=False, soft_wrap=True)
+
+
+def print_remark(text: str) -> None:
+    """Print a line about the printed records: in a pipe to standard error, which keeps the records alone."""
+    (console if console.is_terminal else progress_console).print(text, highlight=False, soft_wrap=True)
 
 
 def make_table(*headings: str, whole: Collection[str] = ()) -> Table:

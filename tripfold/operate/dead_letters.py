@@ -38,7 +38,7 @@ from shared.kafka.dead_letters import (
 from shared.kafka.producer import KafkaPublisher, RecordPublisher
 from shared.kafka.records import ConsumedRecord
 from shared.runtime.settings import Settings
-from tripfold.console import printable
+from tripfold.console import Records, printable
 from tripfold.operate.command_line import (
     AsJson,
     FirstDate,
@@ -46,9 +46,9 @@ from tripfold.operate.command_line import (
     command_settings,
     console,
     date_range,
-    make_table,
     print_json,
     print_line,
+    print_remark,
     run_command,
 )
 
@@ -76,10 +76,11 @@ OpenTopic = Callable[[], AbstractAsyncContextManager[TopicReader]]
 """Opens the topic of dead letters for reading once."""
 
 _OriginTopic = Annotated[
-    str | None, typer.Option("--topic", help="Only dead letters that came from this topic, such as city-tasks.")
+    str | None,
+    typer.Option("--topic", metavar="TOPIC", help="Only dead letters that came from this topic, such as city-tasks."),
 ]
 _Depth = Annotated[
-    int, typer.Option("--depth", min=1, max=10_000_000, help="The last records of each partition to read.")
+    int, typer.Option("--depth", metavar="N", min=1, max=10_000_000, help="The last records of each partition to read.")
 ]
 
 
@@ -175,7 +176,7 @@ def list_command(
     last: LastDate = None,
     topic: _OriginTopic = None,
     *,
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The most dead letters to show.")] = 50,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=10_000, help="The most dead letters to show.")] = 50,
     depth: _Depth = 100_000,
     as_json: AsJson = False,
 ) -> None:
@@ -189,14 +190,17 @@ def list_command(
     if as_json:
         print_json({"total": found.total, "letters": [_for_json(letter) for letter in found.letters]})
         return
-    table = make_table("dead letter", "since (UTC)", "from", "key", "error", "sent back", whole={"dead letter"})
+    records = Records(
+        *("dead letter", "since (UTC)", "from", "key", "error", "sent back"),
+        whole={"dead letter"},
+        length_max=SHOWN_LENGTH_MAX,
+    )
     for one in found.letters:
         origin = f"{one.origin_topic} {one.origin_partition}/{one.origin_offset}"
         back = f"{one.retried_at:%Y-%m-%d %H:%M}" if one.retried_at else ""
-        shown = (printable(text, length_max=SHOWN_LENGTH_MAX) for text in (origin, _text_of(one.key), one.error))
-        table.add_row(one.id, f"{one.dead_lettered_at:%Y-%m-%d %H:%M:%S}", *shown, back)
-    console.print(table)
-    console.print(f"{len(found.letters):,} of {found.total:,} dead letters.")
+        records.add(one.id, f"{one.dead_lettered_at:%Y-%m-%d %H:%M:%S}", origin, _text_of(one.key), one.error, back)
+    records.print(console)
+    print_remark(f"{len(found.letters):,} of {found.total:,} dead letters.")
 
 
 @dead_letters_commands.command("show")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 import msgspec
 import typer
-from rich.table import Table
+from rich.text import Text
 
 from services.aggregate.replay.generations import rebuild_age_s
 from services.aggregate.replay.topic_reader import KafkaTopicReader, TopicReader
@@ -35,8 +35,8 @@ from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectSto
 from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
 from shared.storage.schema_switch import WrongSchemaVersion, read_written_version
-from tripfold.console import printable
-from tripfold.operate.command_line import AsJson, command_settings, console, make_table, print_json, run_command
+from tripfold.console import Records
+from tripfold.operate.command_line import AsJson, command_settings, console, print_json, run_command
 
 NEWER_NAMED_MAX = 10
 RACE_ROUNDS = 3
@@ -86,18 +86,18 @@ def doctor_command(*, as_json: AsJson = False) -> None:
     if as_json:
         print_json(checks)
     else:
-        console.print(checks_table(checks))
+        records_of(checks).print(console)
     if not all(one.ok for one in checks):
         raise typer.Exit(1)
 
 
-def checks_table(checks: Iterable[Check]) -> Table:
-    """Return a table of checks. A narrow terminal breaks long addresses and names of settings, and cuts none."""
-    table = make_table("check", "", "found", "remedy")
+def records_of(checks: Iterable[Check]) -> Records:
+    """Return the records of checks: the name, the verdict, what it found, and the remedy."""
+    records = Records("check", "", "found", "remedy")
     for one in checks:
-        verdict = "[green]ok[/green]" if one.ok else "[red]failed[/red]"
-        table.add_row(one.what, verdict, printable(one.found), printable(one.remedy))
-    return table
+        verdict = Text("ok", style="green") if one.ok else Text("failed", style="red")
+        records.add(one.what, verdict, one.found, one.remedy)
+    return records
 
 
 async def run_checks(settings: Settings) -> AsyncIterator[Check]:

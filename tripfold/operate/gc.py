@@ -31,16 +31,15 @@ from shared.domain.ids import CityId
 from shared.domain.objects import CorruptObject, Manifest
 from shared.storage.object_store import AdminObjectStore, ObjectInfo, ObjectStore
 from shared.storage.repository import Repository
-from tripfold.console import printable
+from tripfold.console import Records
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
-    TABLE_ROWS_MAX,
     AsJson,
     command_settings,
     console,
-    make_table,
     open_bucket,
     print_json,
+    print_remark,
     run_command,
 )
 
@@ -118,12 +117,11 @@ def gc_command(
         print_json({"dry_run": dry_run, "deleted": deleted, "size_bytes": size_bytes, "found": kept})
         return
     if kept:
-        table = make_table("key", "what", "bytes", "written")
-        for one in kept[:TABLE_ROWS_MAX]:
-            written = f"{one.written_at:%Y-%m-%d %H:%M}"
-            table.add_row(printable(one.key), one.verdict.value, f"{one.size_bytes:,}", written)
-        console.print(table)
-    console.print(f"{'Would delete' if dry_run else 'Deleted'} {deleted:,} objects, {size_bytes:,} bytes.")
+        records = Records("key", "what", "bytes", "written")
+        for one in kept:
+            records.add(one.key, one.verdict.value, one.size_bytes, f"{one.written_at:%Y-%m-%d %H:%M}")
+        records.print(console)
+    print_remark(f"{'Would delete' if dry_run else 'Deleted'} {deleted:,} objects, {size_bytes:,} bytes.")
 
 
 def parse_age(text: str) -> dt.timedelta:

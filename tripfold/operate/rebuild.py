@@ -8,7 +8,6 @@ import uuid
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from services.aggregate.consumer import tune_collector
 from services.aggregate.replay import generations
@@ -20,17 +19,16 @@ from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaPublisher
 from shared.runtime.settings import Settings
 from shared.storage.generation_pointer import read_current
-from tripfold.console import printable
+from tripfold.console import Records, printable
 from tripfold.operate.command_line import (
-    TABLE_ROWS_MAX,
     AsJson,
     StepBars,
     command_settings,
     console,
-    make_table,
     open_bucket,
     print_json,
     print_line,
+    print_remark,
     run_command,
 )
 
@@ -118,18 +116,22 @@ def list_command(*, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    table = make_table("generation", "state", "summaries", "bytes")
+    records = Records("generation", "state", "summaries", "bytes")
     for one in found:
-        table.add_row(str(one.number), one.state.value, f"{one.summaries:,}", f"{one.size_bytes:,}")
-    console.print(table)
+        records.add(str(one.number), one.state.value, one.summaries, one.size_bytes)
+    records.print(console)
 
 
 @generations_commands.command("drop")
 def drop_command(
-    number: Annotated[int, typer.Argument(min=1, help="The generation's number.")],
+    number: Annotated[int, typer.Argument(metavar="GENERATION", min=1, help="The generation's number.")],
     grace_s: Annotated[
         int,
-        typer.Option(min=0, help="How long ago the pointer must have changed, so that no reader uses the generation."),
+        typer.Option(
+            metavar="SECONDS",
+            min=0,
+            help="How long ago the pointer must have changed, so that no reader uses the generation.",
+        ),
     ] = GRACE_S,
 ) -> None:
     """Delete the summaries of an old generation.
@@ -147,7 +149,7 @@ def drop_command(
 
 @generations_commands.command("activate")
 def activate_command(
-    number: Annotated[int, typer.Argument(min=1, help="The generation's number.")],
+    number: Annotated[int, typer.Argument(metavar="GENERATION", min=1, help="The generation's number.")],
     *,
     dry_run: _DryRun = False,
     take_over: _TakeOver = False,
@@ -204,34 +206,32 @@ def _print_rebuilt(rebuilt: Rebuilt, *, dry_run: bool, as_json: bool) -> None:
 
 def _print_in_words(rebuilt: Rebuilt, *, dry_run: bool) -> None:
     if rebuilt.changes:
-        console.print(_table_of_changes(rebuilt))
-    console.print(
+        _records_of_changes(rebuilt).print(console)
+    print_remark(
         f"Built generation {rebuilt.generation} from {rebuilt.events:,} events: {rebuilt.country_days:,} country-days, "
         f"{rebuilt.changes_total:,} of them differ from generation {rebuilt.live_before}."
     )
     if rebuilt.poison_records:
-        console.print(f"Skipped {rebuilt.poison_records:,} records of the topic that cannot be decoded.")
+        print_remark(f"Skipped {rebuilt.poison_records:,} records of the topic that cannot be decoded.")
     if rebuilt.newer_records:
-        console.print(f"Skipped {rebuilt.newer_records:,} records of the topic that have a later schema version.")
+        print_remark(f"Skipped {rebuilt.newer_records:,} records of the topic that have a later schema version.")
     if rebuilt.refused is not None:
-        print_line(f"[red]Not made live:[/red] {printable(rebuilt.refused)}")
+        print_remark(f"[red]Not made live:[/red] {printable(rebuilt.refused)}")
     elif dry_run:
-        console.print("Dry run: the new generation is deleted, and nothing has changed.")
+        print_remark("Dry run: the new generation is deleted, and nothing has changed.")
     else:
-        console.print(
+        print_remark(
             f"It is live. Delete the old one when no reader uses it: 'tripfold generations drop {rebuilt.live_before}'."
         )
 
 
-def _table_of_changes(rebuilt: Rebuilt) -> Table:
-    table = make_table(
-        "date", "country", "", "version", "trips", "passengers", "accidents", "delay ms", "cities", "why"
-    )
-    for change in rebuilt.changes[:TABLE_ROWS_MAX]:
+def _records_of_changes(rebuilt: Rebuilt) -> Records:
+    records = Records("date", "country", "", "version", "trips", "passengers", "accidents", "delay ms", "cities", "why")
+    for change in rebuilt.changes:
         why = "; ".join(change.why[:REASONS_MAX]) + (" …" if len(change.why) > REASONS_MAX else "")
         for name, side, reason in (("live", change.live, ""), ("built", change.built, why)):
-            table.add_row(str(change.date), change.country, name, *_row_of(side), printable(reason))
-    return table
+            records.add(str(change.date), change.country, name, *_row_of(side), reason)
+    return records
 
 
 def _row_of(side: GenerationFigures | None) -> tuple[str, ...]:

@@ -10,19 +10,18 @@ from services.aggregate.audit.compare import Difference
 from services.aggregate.audit.repair import Repaired, repair_dates
 from services.aggregate.bucket_reader import Dates
 from shared.kafka.producer import KafkaPublisher
-from tripfold.console import printable
+from tripfold.console import Records
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
-    TABLE_ROWS_MAX,
     AsJson,
     FirstDate,
     LastDate,
     command_settings,
     console,
     date_range,
-    make_table,
     open_bucket,
     print_json,
+    print_remark,
     progress_bar,
     run_command,
     wait_before_comparison,
@@ -71,16 +70,15 @@ def repair_command(
     if as_json:
         print_json({"repaired": total - refused, "refused": refused, "country_days": kept})
     elif kept:
-        table = make_table("date", "country", "version before", "version", "what was wrong")
-        for one in kept[:TABLE_ROWS_MAX]:
+        records = Records("date", "country", "version before", "version", "what was wrong", whole={"date", "country"})
+        for one in kept:
             version = str(one.version_after) if one.refused is None else f"not repaired: {one.refused}"
             wrong = "; ".join(_sentence_of(difference) for difference in one.differences[:REASONS_MAX])
-            row = (str(one.date), one.country, str(one.version_before), version, wrong)
-            table.add_row(*map(printable, row))
-        console.print(table)
-        console.print(f"Summaries repaired: {total - refused:,}; refused: {refused:,}.")
+            records.add(str(one.date), one.country, str(one.version_before), version, wrong)
+        records.print(console)
+        print_remark(f"Summaries repaired: {total - refused:,}; refused: {refused:,}.")
     else:
-        console.print("Nothing to repair.")
+        print_remark("Nothing to repair.")
     if refused:
         raise typer.Exit(1)
 

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.table import Table
 
 from services.api.requests.service import (
     Latest,
@@ -29,15 +28,15 @@ from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import begin_retry, read_request_record
-from tripfold.console import printable
+from tripfold.console import Records, printable
 from tripfold.operate.command_line import (
     AsJson,
     command_settings,
     console,
-    make_table,
     open_bucket,
     print_json,
     print_line,
+    print_remark,
     run_command,
 )
 
@@ -67,7 +66,7 @@ class UnknownRequest(OperatorError):
 @requests_commands.command("list")
 def list_command(
     *,
-    limit: Annotated[int, typer.Option(min=1, max=1_000, help="The most requests to show.")] = 20,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=1_000, help="The most requests to show.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """List the latest requests, the latest first.
@@ -85,9 +84,9 @@ def list_command(
     if as_json:
         print_json(overviews)
         return
-    console.print(requests_table(overviews, width=console.width))
+    records_of(overviews, width=console.width).print(console)
     for one in found.unreadable:
-        print_line(f"{one.key} is not listed: {one.reason}")
+        print_remark(f"{one.key} is not listed: {one.reason}")
 
 
 def audited_overview(record: RequestRecord) -> AuditedOverview:
@@ -95,24 +94,29 @@ def audited_overview(record: RequestRecord) -> AuditedOverview:
     return AuditedOverview(**msgspec.structs.asdict(overview_of(record)), actions=record.actions)
 
 
-def requests_table(requests: Sequence[AuditedOverview], *, width: int) -> Table:
-    """Return the table of requests for a terminal of ``width`` columns. A narrow one lacks the last two columns."""
-    table = make_table("request", "date", "status", "cities", whole={"request", "date"})
-    if width >= WIDE_COLUMNS:
-        table.add_column("requested (UTC)", no_wrap=True)
-        table.add_column("by", overflow="fold")
+def records_of(requests: Sequence[AuditedOverview], *, width: int) -> Records:
+    """Return the records of requests for a terminal of ``width`` columns. A narrow one lacks the last two fields."""
+    headings = ("request", "date", "status", "cities", "requested (UTC)", "by")
+    shown = len(headings) if width >= WIDE_COLUMNS else 4
+    records = Records(*headings[:shown], whole={"request", "date", "requested (UTC)"})
     for one in requests:
         counts = one.counts
         failed = f", {counts.cities_failed} failed" if counts.cities_failed else ""
-        cells = (one.id, str(one.date), one.status.value, f"{counts.cities_done}/{counts.cities_total}{failed}")
-        wide_cells = (f"{one.requested_at:%Y-%m-%d %H:%M}", ", ".join(dict.fromkeys(map(actor_of, one.actions))))
-        table.add_row(*(*cells, *wide_cells)[: len(table.columns)])
-    return table
+        fields = (
+            one.id,
+            str(one.date),
+            one.status.value,
+            f"{counts.cities_done}/{counts.cities_total}{failed}",
+            f"{one.requested_at:%Y-%m-%d %H:%M}",
+            ", ".join(dict.fromkeys(map(actor_of, one.actions))),
+        )
+        records.add(*fields[:shown])
+    return records
 
 
 def actor_of(action: RequestAction) -> str:
     """Return who acted: the name of the API key, or without one the address of the client."""
-    return printable(action.key or action.client)
+    return action.key or action.client
 
 
 @requests_commands.command("show")
@@ -147,11 +151,10 @@ def show_command(
     if found.failed_reason is not None:
         print_line(printable(found.failed_reason))
     if found.failures:
-        table = make_table("city", "name", "reason", "in quarantine")
+        records = Records("city", "name", "reason", "in quarantine", whole={"city"})
         for failure in found.failures:
-            row = (failure.city_id, failure.city_name, failure.reason, failure.quarantine_key or "")
-            table.add_row(*map(printable, row))
-        console.print(table)
+            records.add(failure.city_id, failure.city_name, failure.reason, failure.quarantine_key or "")
+        records.print(console)
     if counts.cities_failed > len(found.failures):
         console.print(f"{counts.cities_failed:,} cities failed; the first {len(found.failures):,} are named.")
     if counts.cities_failed or found.failed_reason is not None:

@@ -101,7 +101,12 @@ def restore_command(
     *,
     floor: Annotated[
         int | None,
-        typer.Option("--floor", min=1, help="The new revision floor. Default: just above the topic city-stats."),
+        typer.Option(
+            "--floor",
+            metavar="REVISION",
+            min=1,
+            help="The new revision floor. Default: just above the topic city-stats.",
+        ),
     ] = None,
     now: Annotated[
         bool,

@@ -9,7 +9,8 @@ import typer
 from shared.domain.topics import min_insync_replicas
 from shared.kafka.admin import TopicDifference, apply_topics, check_topics, remedies
 from shared.runtime.settings import Settings
-from tripfold.operate.command_line import command_settings, console, make_table, print_line, run_command
+from tripfold.console import Records
+from tripfold.operate.command_line import command_settings, console, print_line, print_remark, run_command
 
 topics_commands = typer.Typer(
     help="The topics on the Kafka of the settings.", no_args_is_help=True, add_completion=False
@@ -45,17 +46,17 @@ def check_command() -> None:
     """
     settings = command_settings()
     _refuse(settings, run_command(check_topics(settings)))
-    console.print("All topics have the expected settings.")
+    print_remark("All topics have the expected settings.")
 
 
 def _refuse(settings: Settings, differences: Sequence[TopicDifference]) -> None:
     """Print the differences with their remedies and exit with 1, if there are any."""
     if not differences:
         return
-    table = make_table("topic", "setting", "found", "expected")
+    records = Records("topic", "setting", "found", "expected")
     for one in differences:
-        table.add_row(one.topic, one.what, one.found, one.expected)
-    console.print(table)
+        records.add(one.topic, one.what, one.found, one.expected)
+    records.print(console)
     for line in remedies(settings, differences):
-        print_line(line)
+        print_remark(line)
     raise typer.Exit(1)

@@ -11,7 +11,6 @@ from typing import Annotated
 import msgspec
 import typer
 from prometheus_client import write_to_textfile
-from rich.table import Table
 
 from services.aggregate.audit.compare import RAW_OBJECT, Difference
 from services.aggregate.audit.verify import verify_dates
@@ -19,10 +18,9 @@ from services.aggregate.bucket_reader import Dates
 from shared.domain.errors import OperatorError
 from shared.kafka.producer import KafkaPublisher
 from shared.runtime import metrics
-from tripfold.console import printable
+from tripfold.console import Records
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
-    TABLE_ROWS_MAX,
     AsJson,
     FirstDate,
     LastDate,
@@ -30,9 +28,9 @@ from tripfold.operate.command_line import (
     command_settings,
     console,
     date_range,
-    make_table,
     open_bucket,
     print_json,
+    print_remark,
     progress_bar,
     run_command,
     wait_before_comparison,
@@ -137,27 +135,23 @@ def _verify_summaries(dates: Dates, *, deep: bool, as_json: bool) -> _Counts:
             }
         )
     elif kept:
-        console.print(_table_of(kept))
-        console.print(f"Differences: {total:,}, in {country_days:,} country-days. Repair summaries: 'tripfold repair'.")
+        _records_of(kept).print(console)
+        print_remark(f"Differences: {total:,}, in {country_days:,} country-days. Repair summaries: 'tripfold repair'.")
         if any(one.what.startswith(RAW_OBJECT) for one in kept):
-            console.print("repair does not restore raw objects. Request these dates again to download them.")
+            print_remark("repair does not restore raw objects. Request these dates again to download them.")
     else:
-        console.print(f"No differences: {country_days:,} country-days match their manifests (dates: {dates_done:,}).")
+        print_remark(f"No differences: {country_days:,} country-days match their manifests (dates: {dates_done:,}).")
     if raw_expired and not as_json:
-        console.print(f"{raw_expired:,} raw objects have expired ('tripfold expire raw').")
+        print_remark(f"{raw_expired:,} raw objects have expired ('tripfold expire raw').")
     return _Counts(compared=country_days, differences=total)
 
 
-def _table_of(differences: Iterable[Difference]) -> Table:
-    table = make_table("date", "country", "city", "what", "found", "expected")
-    for number, one in enumerate(differences):
-        if number == TABLE_ROWS_MAX:
-            table.caption = f"the first {TABLE_ROWS_MAX:,}; --json prints up to {JSON_ITEMS_MAX:,}"
-            break
+def _records_of(differences: Iterable[Difference]) -> Records:
+    records = Records("date", "country", "city", "what", "found", "expected", whole={"date", "country", "city"})
+    for one in differences:
         found = f"{one.found} (still in flight)" if one.in_flight else one.found
-        row = (str(one.date), one.country, one.city_id or "", one.what, found, one.expected)
-        table.add_row(*map(printable, row))
-    return table
+        records.add(str(one.date), one.country, one.city_id or "", one.what, found, one.expected)
+    return records
 
 
 def _verify_topics(dates: Dates, *, as_json: bool) -> _Counts:
@@ -186,14 +180,11 @@ def _verify_topics(dates: Dates, *, as_json: bool) -> _Counts:
     else:
         print_unread(unread.total, unread.named)
         if kept:
-            table = make_table("topic", "key", "what", "found", "expected")
-            for one in kept[:TABLE_ROWS_MAX]:
-                table.add_row(one.topic.value, printable(one.key), one.what, printable(one.found), one.expected)
-            console.print(table)
-            shown = f" (the first {TABLE_ROWS_MAX:,} are shown)" if total > TABLE_ROWS_MAX else ""
-            console.print(
-                f"Differences: {total:,}{shown}, in {compared}. Publish the bucket again: 'tripfold republish'."
-            )
+            records = Records("topic", "key", "what", "found", "expected")
+            for one in kept:
+                records.add(one.topic.value, one.key, one.what, one.found, one.expected)
+            records.print(console)
+            print_remark(f"Differences: {total:,}, in {compared}. Publish the bucket again: 'tripfold republish'.")
         else:
-            console.print(f"No differences: {compared} match the bucket.")
+            print_remark(f"No differences: {compared} match the bucket.")
     return _Counts(compared=sum(keys_of.values()), differences=total)

@@ -7,7 +7,7 @@ as open; its object is written. A second call with the key continues under the s
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Literal
 
@@ -24,6 +24,7 @@ from shared.domain.backfills import (
     MAX_PARALLEL_DEFAULT,
     BackfillCounts,
     NotPossible,
+    cancelled,
     counts_of,
     date_at,
     dates_per_hour,
@@ -31,7 +32,10 @@ from shared.domain.backfills import (
     estimated_end,
     is_closed,
     new_backfill,
+    paused,
     request_id_of,
+    resumed,
+    retried,
 )
 from shared.domain.events import BACKGROUND, Background, Source
 from shared.domain.ids import RequestId, mint_request_id, parse_request_id
@@ -49,6 +53,13 @@ CONCURRENT_GETS_MAX = 16
 DATES_SHOWN_MAX = 100
 
 Order = Literal["oldest-first", "newest-first"]
+Change = Literal["pause", "resume", "cancel", "retry"]
+CHANGES: Mapping[Change, Callable[[Backfill, dt.datetime], Backfill]] = {
+    "pause": paused,
+    "resume": resumed,
+    "cancel": cancelled,
+    "retry": retried,
+}
 
 
 class BackfillDate(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,20 +213,18 @@ class Backfills:
             raise _no_such_backfill(text)
         return found
 
-    async def change(
-        self, text: str, rule: Callable[[Backfill, dt.datetime], Backfill], *, by: Caller = NOBODY
-    ) -> Backfill:
-        """Change a backfill by a rule of `domain.backfills`, such as `paused`, and return it.
+    async def change(self, text: str, change: Change, *, by: Caller = NOBODY) -> Backfill:
+        """Change a backfill, and return it.
 
         Raises NotFound if there is none, and Conflict if its state does not allow the change.
         """
         backfill_id = parse_request_id(text)
 
         def acted(backfill: Backfill, now: dt.datetime) -> Backfill:
-            after = rule(backfill, now)
+            after = CHANGES[change](backfill, now)
             if after is backfill:
                 return backfill
-            return with_action(after, by, rule.__name__, result=after.status.value, at=now)
+            return with_action(after, by, change, result=after.status.value, at=now)
 
         try:
             async with deadline(DEADLINE_S, "Changing the backfill"):

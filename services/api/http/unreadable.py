@@ -24,6 +24,8 @@ NAME_LENGTH_MAX = 200
 _KINDS: dict[str, metrics.ObjectKind] = {
     keys.SUMMARIES: "summary",
     keys.REQUESTS: "request",
+    keys.BACKFILLS: "backfill",
+    keys.SCHEDULES: "schedule",
     keys.MANIFESTS: "manifest",
     keys.PLANS: "plan",
     keys.QUARANTINE: "quarantine report",

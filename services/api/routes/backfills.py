@@ -45,10 +45,6 @@ from shared.domain.backfills import (
     DATES_MAX,
     MAX_PARALLEL_DEFAULT,
     MAX_PARALLEL_MAX,
-    cancelled,
-    paused,
-    resumed,
-    retried,
 )
 from shared.domain.events import Background, Source
 from shared.domain.ids import CITY_ID_LENGTH_MAX, SLUG_LENGTH_MAX, CityId, CountrySlug, RequestId
@@ -285,7 +281,7 @@ async def pause_backfill(
     request: Request[Any, Any, Any], backfills: BackfillsPort, backfill_id: BackfillId
 ) -> BackfillDetail:
     """Request no further date. Dates under way are processed to their end."""
-    return detail_of(await backfills.change(backfill_id, paused, by=caller_of(request)))
+    return detail_of(await backfills.change(backfill_id, "pause", by=caller_of(request)))
 
 
 @post(
@@ -302,7 +298,7 @@ async def resume_backfill(
     request: Request[Any, Any, Any], backfills: BackfillsPort, backfill_id: BackfillId
 ) -> BackfillDetail:
     """Continue a paused backfill. Harmless if it runs."""
-    return detail_of(await backfills.change(backfill_id, resumed, by=caller_of(request)))
+    return detail_of(await backfills.change(backfill_id, "resume", by=caller_of(request)))
 
 
 @post(
@@ -323,7 +319,7 @@ async def retry_backfill(
     request: Request[Any, Any, Any], backfills: BackfillsPort, backfill_id: BackfillId
 ) -> BackfillDetail:
     """Retry the failed cities of each failed date, under the id of its request. This also resumes a paused backfill."""
-    return detail_of(await backfills.change(backfill_id, retried, by=caller_of(request)))
+    return detail_of(await backfills.change(backfill_id, "retry", by=caller_of(request)))
 
 
 @delete(
@@ -342,7 +338,7 @@ async def cancel_backfill(
     request: Request[Any, Any, Any], backfills: BackfillsPort, backfill_id: BackfillId
 ) -> BackfillDetail:
     """Cancel the requests of the dates under way, and request no further date. Finished dates stay."""
-    return detail_of(await backfills.change(backfill_id, cancelled, by=caller_of(request)))
+    return detail_of(await backfills.change(backfill_id, "cancel", by=caller_of(request)))
 
 
 HANDLERS = [

@@ -29,7 +29,7 @@ from services.api.requests.event_stream import WAIT_MAX_S, EventStream, Progress
 from services.api.requests.idempotency import HEADER as IDEMPOTENCY_HEADER
 from services.api.requests.idempotency import KEY_PATTERN
 from services.api.requests.service import RequestDetail, RequestList, Requests, detail_of, overview_of
-from shared.domain.backfills import MAX_PARALLEL_MAX, cancelled
+from shared.domain.backfills import MAX_PARALLEL_MAX
 from shared.domain.ids import RequestId
 from shared.domain.objects import Backfill, RequestRecord
 from shared.domain.requests import Status, status_of
@@ -315,7 +315,7 @@ async def cancel_process_range(
 
     Use `DELETE /backfills/{id}`.
     """
-    backfill = await backfills.change(range_id, cancelled, by=caller_of(request))
+    backfill = await backfills.change(range_id, "cancel", by=caller_of(request))
     return _range_response(await read_range(requests, backfill), HTTPStatus.ACCEPTED)
 
 

@@ -15,7 +15,7 @@ from services.api.http.problems import UNREADABLE, responses
 from services.api.http.unreadable import unreadable_header
 from services.api.schedules.service import ScheduleDetail, ScheduleList, Schedules, WantedSchedule
 from shared.domain.backfills import MAX_PARALLEL_DEFAULT, MAX_PARALLEL_MAX
-from shared.domain.schedules import DATE_OFFSET_MAX, RECHECK_MAX, SCHEDULES_MAX, paused, resumed
+from shared.domain.schedules import DATE_OFFSET_MAX, RECHECK_MAX, SCHEDULES_MAX
 
 CRON_LENGTH_MAX = 200
 TIMEZONE_LENGTH_MAX = 100
@@ -150,7 +150,7 @@ async def one_schedule(schedules: SchedulesPort, name: Name) -> ScheduleDetail:
 )
 async def pause_schedule(request: Request[Any, Any, Any], schedules: SchedulesPort, name: Name) -> ScheduleDetail:
     """Let no further run begin. A run that has begun goes on."""
-    return await schedules.change(name, paused, by=caller_of(request))
+    return await schedules.change(name, "pause", by=caller_of(request))
 
 
 @post(
@@ -165,7 +165,7 @@ async def pause_schedule(request: Request[Any, Any, Any], schedules: SchedulesPo
 )
 async def resume_schedule(request: Request[Any, Any, Any], schedules: SchedulesPort, name: Name) -> ScheduleDetail:
     """Run the schedule again from now on. Runs that were due during the pause are not caught up."""
-    return await schedules.change(name, resumed, by=caller_of(request))
+    return await schedules.change(name, "resume", by=caller_of(request))
 
 
 @post(
@@ -182,9 +182,9 @@ async def resume_schedule(request: Request[Any, Any, Any], schedules: SchedulesP
         internal_server_error=UNREADABLE,
     ),
 )
-async def run_schedule(schedules: SchedulesPort, name: Name) -> ScheduleDetail:
+async def run_schedule(request: Request[Any, Any, Any], schedules: SchedulesPort, name: Name) -> ScheduleDetail:
     """Start a run in addition to those of the schedule. It may be paused."""
-    return await schedules.run(name)
+    return await schedules.run(name, by=caller_of(request))
 
 
 @delete(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -22,7 +22,9 @@ from shared.domain.schedules import (
     new_schedule,
     next_due,
     parse_time,
+    paused,
     replaced,
+    resumed,
 )
 from shared.runtime.concurrency import bounded_map
 from shared.storage.backfills import TooManyBackfills
@@ -33,6 +35,9 @@ from shared.storage.schedules import claim_run, read_run, start_run
 DEADLINE_S = 10.0
 LISTING_DEADLINE_S = 30.0
 CONCURRENT_GETS_MAX = 16
+
+Change = Literal["pause", "resume"]
+CHANGES: Mapping[Change, Callable[[Schedule, dt.datetime], Schedule]] = {"pause": paused, "resume": resumed}
 
 
 class RunDetail(msgspec.Struct, frozen=True, kw_only=True, rename={"first": "from", "last": "to"}):
@@ -159,34 +164,38 @@ class Schedules:
             unreadable=tuple(one for one in found if isinstance(one, UnreadableObject)),
         )
 
-    async def change(
-        self, name: str, rule: Callable[[Schedule, dt.datetime], Schedule], *, by: Caller = NOBODY
-    ) -> ScheduleDetail:
-        """Pause or resume a schedule by a rule of `domain.schedules`. Raises NotFound if there is none."""
+    async def change(self, name: str, change: Change, *, by: Caller = NOBODY) -> ScheduleDetail:
+        """Pause or resume a schedule. Raises NotFound if there is none."""
         now = self._clock()
+        rule = CHANGES[change]
 
-        async def change(stored: Schedule | None) -> Schedule | None:
+        async def acted(stored: Schedule | None) -> Schedule | None:
             after = rule(stored, now) if stored is not None else None
             if after is None or after is stored:
                 return after
-            return with_action(after, by, rule.__name__, result=rule.__name__, at=now)
+            return with_action(after, by, change, result="paused" if after.paused else "active", at=now)
 
         async with deadline(DEADLINE_S, "Changing the schedule"):
             await self._stored(name)
-            stored = await self._repository.update(Schedule, keys.schedule(name), change, counted_as="schedule")
+            stored = await self._repository.update(Schedule, keys.schedule(name), acted, counted_as="schedule")
             if stored is None:
                 raise _no_such_schedule(name)
             return await self._detail_of(stored)
 
-    async def run(self, name: str) -> ScheduleDetail:
+    async def run(self, name: str, *, by: Caller = NOBODY) -> ScheduleDetail:
         """Run a schedule now.
 
         Raises NotFound if there is none, and Conflict if its last run has not ended or too many backfills are open.
         """
         now = self._clock()
+
+        def with_run(schedule: Schedule) -> Schedule:
+            assert schedule.run is not None, "it has claimed one"
+            return with_action(schedule, by, "run", result=f"backfill {schedule.run.backfill_id}", at=now)
+
         async with deadline(DEADLINE_S, "Starting the run"):
             before = await self._stored(name)
-            claimed = await claim_run(self._store, name, lambda schedule: immediate_run(schedule, now))
+            claimed = await claim_run(self._store, name, lambda schedule: immediate_run(schedule, now), note=with_run)
             if claimed is None:
                 raise _no_such_schedule(name)
             if before.run and claimed.run and claimed.run.backfill_id == before.run.backfill_id:

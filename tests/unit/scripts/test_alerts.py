@@ -273,7 +273,7 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
     "a date is not complete by its deadline": (
         {LATE: f"0x4 1{NEVER_ENDS}"},
         8,
-        {"TripfoldDatesLate": ({"schedule": "daily"}, "1 dates of schedule daily are late")},
+        {"TripfoldDatesLate": ({"schedule": "daily"}, "Late dates of schedule daily: 1")},
     ),
     "a rebuild died": (
         {REBUILD: f"0+60{NEVER_ENDS}"},

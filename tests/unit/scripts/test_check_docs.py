@@ -15,7 +15,7 @@ PAGE = ROOT / "docs" / "made-up.md"
     [
         ("[a](reference/none.md)", "docs/made-up.md: the link reference/none.md leads to no file"),
         ("[a](reference/cli.md#none)", "docs/made-up.md: the link reference/cli.md#none leads to no heading"),
-        ("[a](reference/cli.md#for-users) [b](https://example.com/none) `[c](none.md)`", None),
+        ("[a](reference/cli.md#use) [b](https://example.com/none) `[c](none.md)`", None),
         ("```\n[a](none.md)\n```", None),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -41,6 +43,33 @@ def test_help_lists_every_command_with_a_line() -> None:
     output = CliRunner().invoke(cli.app, ["--help"], env={"COLUMNS": "100"}).output
     assert [name for name in loaded_commands().commands if f"│ {name} " not in output] == []
     assert [panel for panel in Commands.panels if f"─ {panel} ─" not in output] == []
+
+
+def commands_below(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Yield every command, with the words that call it."""
+    yield name, command
+    for below, one in getattr(command, "commands", {}).items():
+        yield from commands_below(f"{name} {below}".strip(), one)
+
+
+def test_every_command_has_a_short_help_option() -> None:
+    """``-h`` prints the same as ``--help``, of each command."""
+    for words in ("", "serve", "serve ingest", "backfills", "backfills list", "verify", "dead-letters show"):
+        short, long = (CliRunner().invoke(cli.app, [*words.split(), option]) for option in ("-h", "--help"))
+        assert (short.exit_code, short.output) == (0, long.output), words
+        assert "-h" in short.output
+
+
+def test_every_option_names_the_form_of_its_value() -> None:
+    """No option or argument has a value that the help calls by a type of Python, such as TEXT."""
+    types = {
+        f"{words} {param.name}"
+        for words, command in commands_below("", loaded_commands())
+        if not getattr(command.callback, "__module__", "").startswith("tripfold.client")
+        for param in command.params
+        if not getattr(param, "is_flag", False) and param.metavar is None and not param.type_descriptor.is_choice
+    }
+    assert types == set()
 
 
 def test_error_shows_text_that_looks_like_markup(

@@ -107,7 +107,7 @@ async def _verify_and_repair(services: Running, right: dict[str, Any], metrics_f
         ("repair", 0, "Summaries repaired: 1; refused: 0"),
     ):
         code, out, err = await tripfold(services.settings, command)
-        assert (code, expected in out) == (code_expected, True), out + err
+        assert (code, expected in err) == (code_expected, True), out + err
         assert [shown in out for shown in ("[/bold]", "\\x9b31m", "\\u202e")] == [True] * 3
     assert await services.stats(str(DAY)) == right
 

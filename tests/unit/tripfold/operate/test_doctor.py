@@ -33,8 +33,8 @@ from tripfold.operate.doctor import (
     check_rebuild_mark,
     check_revisions,
     check_schema_version,
-    checks_table,
     newer_records,
+    records_of,
     run_checks,
 )
 
@@ -177,7 +177,7 @@ def test_a_narrow_terminal_cuts_no_remedy() -> None:
         remedy="check TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS, and that the brokers run",
     )
     written = io.StringIO()
-    Console(file=written, width=80).print(checks_table([failed]))
+    Console(file=written, width=80).print(records_of([failed]).table())
     assert "…" not in written.getvalue()
 
 

@@ -18,7 +18,7 @@ from shared.runtime.settings import Settings
 from tests.fakes.api import NOW, record_of
 from tests.fakes.store import MemoryStore
 from tripfold.operate import requests
-from tripfold.operate.requests import audited_overview, list_command, requests_table, show_command
+from tripfold.operate.requests import audited_overview, list_command, records_of, show_command
 
 
 @pytest.mark.parametrize(("width", "with_time"), [(80, False), (1_000, True)])
@@ -28,7 +28,7 @@ def test_the_list_of_requests_is_cut_in_no_terminal(width: int, *, with_time: bo
     counts = msgspec.structs.replace(one.counts, cities_done=1_000, cities_total=1_000, cities_failed=2)
     one = msgspec.structs.replace(one, status=Status.COMPLETED_WITH_FAILURES, counts=counts)
     written = io.StringIO()
-    Console(file=written, width=width).print(requests_table([one], width=width))
+    Console(file=written, width=width).print(records_of([one], width=width).table())
     words = written.getvalue().replace("│", " ").split()
     assert {one.id, str(one.date), "completed", "failures", "1000/1000,", "failed"} <= set(words)
     assert "…" not in written.getvalue()
@@ -53,9 +53,9 @@ def test_an_unreadable_request_is_named_beside_the_others(
     monkeypatch.setattr(requests, "open_bucket", lambda _: contextlib.nullcontext(store))
     monkeypatch.setattr(requests, "command_settings", Settings)
     list_command()
-    printed = capsys.readouterr().out
-    assert record.request_id in printed
-    assert f"{damaged} is not listed" in printed.replace("\n", "")
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].split("\t")[0] == record.request_id
+    assert f"{damaged} is not listed" in err
 
 
 def test_a_request_shows_who_acted_on_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,6 +148,8 @@ def test_a_backfill_is_paused_resumed_retried_and_cancelled(world: World, client
     assert open_ids(world) == (backfill_id,)
     assert client.delete(where).json()["status"] == "cancelled"
     assert client.delete(where).status_code == 202
+    actions = [one.action for one in read(world, backfill_id).actions]
+    assert actions == ["make", "pause", "resume", "retry", "cancel"]
     assert client.post(f"{where}/resume").status_code == 409
     assert client.post("/backfills/none/pause").status_code == 404
 

@@ -11,7 +11,7 @@ import pytest
 from services.api.schedules import service
 from shared.domain import keys, objects
 from shared.domain.objects import Backfill, BackfillStatus, Deadline, Schedule
-from tests.fakes.api import Client, World
+from tests.fakes.api import Client, World, metric
 
 PATH = f"/schedules/daily?cron={quote('0 6 * * *')}&timezone=Europe/Prague&recheck=7&complete_by=09:00"
 
@@ -76,6 +76,8 @@ def test_a_schedule_runs_now_once(world: World, client: Client) -> None:
         "running",
     )
     assert client.get(f"/backfills/{run['backfill_id']}").json()["schedule"] == "daily"
+    action = stored(world).actions[-1]
+    assert (action.action, action.client, action.result) == ("run", "testclient", f"backfill {run['backfill_id']}")
     refused = client.post("/schedules/daily/run")
     assert (refused.status_code, run["backfill_id"] in refused.json()["detail"]) == (409, True)
     ((key, body),) = world.store.bodies(keys.BACKFILLS).items()
@@ -83,6 +85,7 @@ def test_a_schedule_runs_now_once(world: World, client: Client) -> None:
     world.store.write(key, objects.encode(ended))
     world.clock.advance(1)
     assert client.post("/schedules/daily/run").status_code == 202
+    assert [one.action for one in stored(world).actions] == ["set", "run", "run"]
 
 
 def test_a_schedule_that_is_deleted_before_its_run_is_claimed_is_not_found(
@@ -90,7 +93,7 @@ def test_a_schedule_that_is_deleted_before_its_run_is_claimed_is_not_found(
 ) -> None:
     """The response is that of a schedule that does not exist, not that of one whose last run goes on."""
 
-    async def find_none(*_: object) -> None:
+    async def find_none(*_: object, **__: object) -> None:
         """Find no schedule any more."""
 
     client.put(PATH)
@@ -104,7 +107,7 @@ def test_a_schedule_is_paused_resumed_and_deleted(world: World, client: Client) 
     assert client.post("/schedules/daily/pause").json()["next_run"] is None
     assert client.post("/schedules/daily/pause").status_code == 200
     assert client.post("/schedules/daily/resume").json()["next_run"] == "2024-06-02T04:00:00Z"
-    assert [action.action for action in stored(world).actions] == ["set", "paused", "resumed"]
+    assert [action.action for action in stored(world).actions] == ["set", "pause", "resume"]
     assert client.delete("/schedules/daily").status_code == 204
     for method, path in (
         ("GET", "daily"),
@@ -137,11 +140,13 @@ def test_too_many_schedules_are_refused(client: Client, monkeypatch: pytest.Monk
 
 
 def test_an_unreadable_schedule_is_named(world: World, client: Client) -> None:
-    """The list leaves out a schedule that cannot be read, and names it."""
+    """The list leaves out a schedule that cannot be read, and names it; a metric counts it."""
     client.put(PATH)
+    before = metric(client, "tripfold_unreadable_objects_total", kind="schedule")
     world.store.write(keys.schedule("bad"), b"{")
     body = client.get("/schedules").json()
     assert ([one["name"] for one in body["schedules"]], [one["key"] for one in body["unreadable"]]) == (
         ["daily"],
         [keys.schedule("bad")],
     )
+    assert metric(client, "tripfold_unreadable_objects_total", kind="schedule") == before + 1
