@@ -26,6 +26,7 @@ def served(world: World, **settings: object) -> Iterator[str]:
         store=world.store,
         publisher=world.publisher,
         checks={},
+        read_offsets=world.read_offsets,
         clock=world.clock,
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:

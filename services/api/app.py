@@ -19,6 +19,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from services.api.auth import Access, access_of
 from services.api.backfills.service import Backfills, backfill_stream
+from services.api.completeness.cities import MissingCities
+from services.api.completeness.reader import CompletenessReader
 from services.api.documentation.openapi import openapi_config
 from services.api.health import Check, Readiness
 from services.api.http.date_range import ProcessableDates
@@ -31,10 +33,12 @@ from services.api.middleware.cors import cors_config
 from services.api.middleware.head_and_options import HeadAndOptions
 from services.api.middleware.security_headers import SecurityHeaders
 from services.api.middleware.size_limits import SizeLimits
+from services.api.pipeline.service import Pipeline, ReadOffsets
 from services.api.requests.event_stream import request_stream
 from services.api.requests.service import Requests
 from services.api.routes import backfills as backfill_routes
-from services.api.routes import documentation, health, quarantine, statistics
+from services.api.routes import completeness as completeness_routes
+from services.api.routes import documentation, health, pipeline, quarantine, statistics
 from services.api.routes import requests as request_routes
 from services.api.routes import schedules as schedule_routes
 from services.api.schedules.service import Schedules
@@ -45,6 +49,7 @@ from services.api.statistics.reader import SummaryReader
 from services.api.web.page import page_handlers
 from shared.domain.ids import utc_now
 from shared.domain.topics import Topic
+from shared.kafka.group_offsets import read_group_offsets
 from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.runtime.health import Health, measure_loop_lag
 from shared.runtime.logging import configure_logging
@@ -80,6 +85,7 @@ def create_app(settings: Settings) -> Litestar:
         store=store,
         publisher=publisher,
         checks={"s3": lambda: check_bucket(store), "kafka": lambda: publisher.check(PUBLISHED)},
+        read_offsets=functools.partial(read_group_offsets, settings),
         connected=connected,
     )
 
@@ -90,6 +96,7 @@ def assemble(
     store: ObjectStore,
     publisher: Publisher,
     checks: Mapping[Concern, Check],
+    read_offsets: ReadOffsets,
     connected: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     clock: Callable[[], dt.datetime] = utc_now,
 ) -> Litestar:
@@ -99,6 +106,9 @@ def assemble(
     requests = Requests(store, publisher, clock=clock)
     backfills = Backfills(store, requests.claims, clock=clock)
     reader = SummaryReader(store, cache_bytes=settings.api_cache_bytes)
+    processable = ProcessableDates(settings.api_date_first, settings.api_days_ahead_max, clock)
+    completeness_reader = CompletenessReader(store, reader, processable, clock=clock)
+    readiness = Readiness(state, checks)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -130,16 +140,19 @@ def assemble(
             "backfills": _provided(backfills),
             "backfill_stream": _provided(backfill_stream(backfills)),
             "schedules": _provided(Schedules(store, clock=clock)),
-            "processable": _provided(ProcessableDates(settings.api_date_first, settings.api_days_ahead_max, clock)),
+            "processable": _provided(processable),
             "request_days_max": _provided(settings.api_request_days_max),
             "event_stream": _provided(request_stream(requests)),
             "reader": _provided(reader),
+            "completeness": _provided(completeness_reader),
+            "missing_cities": _provided(MissingCities(store, reader, completeness_reader)),
+            "pipeline": _provided(Pipeline(store, readiness, read_offsets, clock=clock)),
             "countries": _provided(CountryNames(reader.countries)),
             "response_cache": _provided(ResponseCache(settings.api_response_cache_bytes)),
             "quarantine": _provided(functools.partial(quarantine.list_quarantine, store)),
             "days_max": _provided(settings.api_range_days_max),
             "access": _provided(access),
-            "readiness": _provided(Readiness(state, checks)),
+            "readiness": _provided(readiness),
             "registry": _provided(registry_of("api")),
         },
         exception_handlers=exception_handlers(),
@@ -193,6 +206,8 @@ def _api_router(access: Access) -> Router:
             *schedule_routes.HANDLERS,
             *quarantine.HANDLERS,
             *statistics.HANDLERS,
+            *completeness_routes.HANDLERS,
+            *pipeline.HANDLERS,
         ],
         before_request=check_query,
         guards=[guard],

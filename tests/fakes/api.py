@@ -32,6 +32,7 @@ from shared.domain.objects import (
     RequestRecord,
 )
 from shared.domain.topics import Topic
+from shared.kafka.group_offsets import GroupOffsets
 from shared.kafka.producer import KafkaUnavailable
 from shared.kafka.records import OutgoingEvent
 from shared.runtime.metrics import Concern
@@ -96,7 +97,14 @@ class World:
         self.log = MemoryLog()
         self.publisher = ObservedPublisher(self.log)
         self.clock = Clock(NOW)
+        self.offsets: list[GroupOffsets] = []
         self.make_live(1)
+
+    async def read_offsets(self) -> list[GroupOffsets]:
+        """Return ``offsets``, or fail while the publisher is down."""
+        if self.publisher.down:
+            raise KafkaUnavailable("Kafka at broker.internal:9092 cannot be reached")
+        return self.offsets
 
     @contextlib.contextmanager
     def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
@@ -106,6 +114,7 @@ class World:
             store=self.store,
             publisher=self.publisher,
             checks=checks or {},
+            read_offsets=self.read_offsets,
             clock=self.clock,
         )
         with TestClient(app, raise_server_exceptions=False) as client:

@@ -29,6 +29,8 @@ def openapi_config() -> OpenAPIConfig:
             Tag(name="backfills", description="Process many dates, a few at a time."),
             Tag(name="schedules", description="Process dates at given times."),
             Tag(name="statistics", description="Read the statistics, and the source of each number."),
+            Tag(name="completeness", description="See which days are complete, why others are not, and what to do."),
+            Tag(name="pipeline", description="See how far the services are."),
             Tag(name="quarantine", description="Files that were refused."),
             Tag(name="health", description="Probes for orchestrators and operators."),
         ],

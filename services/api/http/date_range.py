@@ -46,9 +46,14 @@ class ProcessableDates(msgspec.Struct, frozen=True):
     days_ahead_max: int
     clock: Callable[[], dt.datetime]
 
+    @property
+    def last(self) -> dt.date:
+        """The last date that may be processed today."""
+        return self.clock().date() + dt.timedelta(days=self.days_ahead_max)
+
     def check(self, requested: Mapping[str, dt.date]) -> None:
         """Raise InvalidRequest if a date is out of range. ``requested`` has the dates by parameter."""
-        last = self.clock().date() + dt.timedelta(days=self.days_ahead_max)
+        last = self.last
         out_of_range = [
             InvalidParameter(
                 name=name,

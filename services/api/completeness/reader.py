@@ -1,0 +1,190 @@
+"""Reads what explains the completeness of a range: plans, requests, backfills and schedules.
+
+The number of S3 requests is bounded: a few listings for the range, and for each incomplete date at most the plan, the
+object that names its requests, and two request records. Plans and those objects are cached by their ETags.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from services.api.completeness.facts import (
+    DateFacts,
+    PlanLayout,
+    awaited_dates,
+    lacking_of,
+    layout_of,
+    missed_deadlines,
+)
+from services.api.completeness.model import CompletenessGrid
+from services.api.completeness.states import grid_of
+from services.api.http.date_range import DateRange, ProcessableDates
+from services.api.http.deadline import deadline
+from services.api.http.unreadable import UnreadableObject, get_if_readable
+from services.api.statistics.reader import SummaryReader
+from shared.domain import keys
+from shared.domain.ids import RequestId, request_time_ms
+from shared.domain.objects import ActiveRequests, Backfill, BucketObject, Plan, RequestRecord, Schedule
+from shared.domain.requests import status_of
+from shared.runtime.concurrency import bounded_map
+from shared.runtime.lru import LruCache
+from shared.storage.backfills import read_open
+from shared.storage.object_store import ObjectInfo, ObjectStore
+
+READING_DEADLINE_S = 60.0
+CONCURRENT_GETS_MAX = 16
+LAYOUTS_BYTES = 16 * 1024**2
+ACTIVE_BYTES = 2 * 1024**2
+ENTRY_BYTES = 500
+COUNTRY_BYTES = 100
+PUBLISHED_AFTER_MAX_MS = 600_000
+
+_Stored = TypeVar("_Stored", bound=BucketObject)
+_Value = TypeVar("_Value")
+_Cache = LruCache[str, tuple[str, _Value]]  # by key, with the ETag
+
+
+class _Read(NamedTuple, Generic[_Stored]):
+    """Objects of one kind that can be read, and the reports on the others."""
+
+    values: list[_Stored]
+    unreadable: list[UnreadableObject]
+
+
+class CompletenessReader:
+    """Reads the completeness of ranges of dates."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        summaries: SummaryReader,
+        processable: ProcessableDates,
+        *,
+        clock: Callable[[], dt.datetime],
+    ) -> None:
+        self._store = store
+        self._summaries = summaries
+        self._processable = processable
+        self._clock = clock
+        self._layouts: _Cache[PlanLayout] = LruCache(LAYOUTS_BYTES, _layout_bytes)
+        self._active: _Cache[ActiveRequests] = LruCache(ACTIVE_BYTES, _active_bytes)
+
+    async def read(self, days: DateRange) -> CompletenessGrid:
+        """Return how complete the dates of a range are, by country."""
+        async with deadline(READING_DEADLINE_S, f"Reading the completeness from {days.first} to {days.last}"):
+            reading = await self._summaries.read(days)
+            heads = reading.heads or []
+            plans = await self._listed(keys.PLANS, keys.plan, days)
+            active = await self._listed(keys.ACTIVE_REQUESTS, keys.active_requests, days)
+            complete = {head.date for head in heads if head.complete}
+            incomplete = {head.date for head in heads if not head.complete}
+            open_dates = [date for date in days.dates() if date not in plans or date not in complete - incomplete]
+            facts = await bounded_map(
+                lambda date: self._facts(date, plans.get(date), active.get(date)), open_dates, limit=CONCURRENT_GETS_MAX
+            )
+            schedules = await self._read_all(Schedule, [one.key async for one in self._store.list(keys.SCHEDULES)])
+            backfills = await self._read_all(Backfill, [keys.backfill(one) for one in await read_open(self._store)])
+            slugs = await self._summaries.countries()
+        missed = missed_deadlines(schedules.values, self._clock())
+        awaited = awaited_dates(backfills.values, days)
+        read = {one.date: one for one in facts}
+        dates = [
+            msgspec.structs.replace(
+                read.get(date) or DateFacts(date=date, planned=True),
+                backfill=awaited.get(date),
+                deadline=missed.get(date),
+                processable=self._processable.first <= date <= self._processable.last,
+            )
+            for date in days.dates()
+        ]
+        unreadable = [*reading.unreadable, *schedules.unreadable, *backfills.unreadable]
+        names = {slug: name for name, slug in slugs.items()}
+        return await asyncio.to_thread(grid_of, dates, heads, unreadable, names)
+
+    async def facts_of(self, date: dt.date) -> DateFacts:
+        """Return the plan and the latest request of one date, without backfills and deadlines."""
+        days = DateRange(date, date)
+        plans = await self._listed(keys.PLANS, keys.plan, days)
+        active = await self._listed(keys.ACTIVE_REQUESTS, keys.active_requests, days)
+        return await self._facts(date, plans.get(date), active.get(date))
+
+    async def _listed(
+        self, prefix: str, key_of: Callable[[dt.date], str], days: DateRange
+    ) -> dict[dt.date, ObjectInfo]:
+        """Return the objects of a range under a prefix that has one for each date."""
+        listed: dict[dt.date, ObjectInfo] = {}
+        before = days.first - dt.timedelta(days=1) if days.first > dt.date.min else None
+        async for one in self._store.list(prefix, after=key_of(before) if before else ""):
+            date = keys.parse_date(one.key)
+            if date is not None and date > days.last:
+                break
+            if date is not None:
+                listed[date] = one
+        return listed
+
+    async def _facts(self, date: dt.date, plan: ObjectInfo | None, active: ObjectInfo | None) -> DateFacts:
+        named = ActiveRequests(date=date)
+        if active is not None:
+            named = await self._cached(self._active, active, ActiveRequests, lambda stored: stored) or named
+        waiting = await self._record(named.waiting) if named.waiting else None
+        running = await self._record(named.running) if named.running else None
+        records = [record for record in (waiting, running) if record is not None]
+        unended = [record for record in records if not status_of(record).ended]
+        record = next(iter(unended + records), None)
+        layout = None
+        if plan is not None and record is not None and not unended:
+            layout = await self._cached(self._layouts, plan, Plan, layout_of)
+        return DateFacts(
+            date=date,
+            planned=plan is not None,
+            requested=waiting is None and named.waiting is not None and self._is_recent(named.waiting),
+            record=record,
+            lacking=lacking_of(record, layout) if record and layout else {},
+        )
+
+    def _is_recent(self, request_id: RequestId) -> bool:
+        """Return whether a request without a record may still be published. Its API may have crashed before that."""
+        return self._clock().timestamp() * 1000 - request_time_ms(request_id) < PUBLISHED_AFTER_MAX_MS
+
+    async def _record(self, request_id: RequestId) -> RequestRecord | None:
+        record = await get_if_readable(self._store, RequestRecord, keys.request(request_id))
+        return record if isinstance(record, RequestRecord) else None
+
+    async def _cached(
+        self,
+        cache: _Cache[_Value],
+        listed: ObjectInfo,
+        kind: type[_Stored],
+        derive: Callable[[_Stored], _Value],
+    ) -> _Value | None:
+        """Return what is derived from a listed object; None if it cannot be read."""
+        known = cache.get(listed.key)
+        if known is not None and known[0] == listed.etag:
+            return known[1]
+        found = await get_if_readable(self._store, kind, listed.key)
+        if not isinstance(found, kind):
+            return None
+        value = derive(found)
+        cache.keep(listed.key, (listed.etag, value))
+        return value
+
+    async def _read_all(self, kind: type[_Stored], found: Sequence[str]) -> _Read[_Stored]:
+        read = await bounded_map(partial(get_if_readable, self._store, kind), found, limit=CONCURRENT_GETS_MAX)
+        return _Read(
+            [one for one in read if isinstance(one, kind)],
+            [one for one in read if isinstance(one, UnreadableObject)],
+        )
+
+
+def _layout_bytes(key: str, entry: tuple[str, PlanLayout]) -> int:
+    return len(key) + len(entry[0]) + ENTRY_BYTES + COUNTRY_BYTES * len(entry[1].countries)
+
+
+def _active_bytes(key: str, entry: tuple[str, ActiveRequests]) -> int:
+    return len(key) + len(entry[0]) + ENTRY_BYTES
