@@ -1,4 +1,4 @@
-"""What is known of a date beside its summaries: its plan, its latest request, backfills and deadlines. Pure."""
+"""The facts that explain a date beside its summaries: its plan, latest request, backfills and deadlines. Pure."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class MissedDeadline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DateFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a date.
+    """The facts that explain a date.
 
     ``planned``: it has a plan. ``requested``: a request of it waits that has no record yet. ``record``: its latest
     request; it is not read for a complete date. ``lacking``: what this request did not bring, by country.

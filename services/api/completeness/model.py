@@ -35,7 +35,7 @@ class DayState(enum.Enum):
 
 
 class Action(enum.Enum):
-    """What completes a day: process its date, retry its request, wait for it, or let an operator repair it."""
+    """The action that completes a day: process its date, retry its request, wait, or let an operator repair it."""
 
     PROCESS = "process"
     RETRY = "retry"
@@ -71,7 +71,7 @@ class CountryDayState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
 
 class DateState(CountryDayState, frozen=True, kw_only=True):
-    """How complete a date is in all its countries: the most urgent state among them, and what is known of its request.
+    """How complete a date is in all its countries: the most urgent state among them, with its request.
 
     The counts are sums over its countries.
     """

@@ -71,7 +71,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Throughput(msgspec.Struct, frozen=True, kw_only=True):
-    """What the requests achieved that made progress in the last hour, of the latest hundred."""
+    """The work of the requests that made progress in the last hour, of the latest hundred."""
 
     requests_ended: Annotated[int, msgspec.Meta(ge=0)]
     requests_open: Annotated[int, msgspec.Meta(ge=0, description="Those that have not ended.")]

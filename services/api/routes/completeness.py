@@ -30,7 +30,7 @@ CountriesPort = NamedDependency[SkipValidation[CountryNames]]
 
 
 @get(
-    "/completeness",
+    "/country-completeness",
     summary="Get how complete a range of dates is, by country",
     operation_id="getCompleteness",
     tags=["completeness"],
@@ -64,7 +64,7 @@ async def completeness_of_range(
 
 
 @get(
-    "/completeness/{country:str}/{date:str}",
+    "/country-completeness/{country:str}/{date:str}",
     summary="Get the cities that a country-day lacks",
     operation_id="getMissingCities",
     tags=["completeness"],

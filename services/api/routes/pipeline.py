@@ -13,7 +13,7 @@ PipelinePort = NamedDependency[SkipValidation[Pipeline]]
 
 
 @get(
-    "/pipeline",
+    "/pipeline-status",
     summary="Get the lag and the throughput of the services",
     operation_id="getPipeline",
     tags=["pipeline"],

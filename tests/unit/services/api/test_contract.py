@@ -46,7 +46,7 @@ FALLIBLE = [
     "/quarantine",
     "/country-stats",
     "/country-stats/{country}/{date}",
-    "/completeness",
+    "/country-completeness",
 ]
 INFALLIBLE = [
     "/process-requests/{request_id}",
@@ -62,8 +62,8 @@ INFALLIBLE = [
     "/schedules/{name}/pause",
     "/schedules/{name}/resume",
     "/schedules/{name}/run",
-    "/completeness/{country}/{date}",
-    "/pipeline",
+    "/country-completeness/{country}/{date}",
+    "/pipeline-status",
     "/health/live",
     "/health/ready",
 ]
@@ -82,7 +82,7 @@ KNOWN = {
 # No document can say that ``from`` is not after ``to``, that a key was used before, or that no city has failed.
 ALLOWED_AND_REFUSED = {
     "/country-stats",
-    "/completeness",
+    "/country-completeness",
     "/quarantine",
     "/process-request",
     "/process-requests/{request_id}/retry",

@@ -58,9 +58,9 @@ def test_every_operation_is_documented(document: dict[str, Any]) -> None:
         ("delete", "/process-ranges/{range_id}"),
         ("get", "/country-stats"),
         ("get", "/country-stats/{country}/{date}"),
-        ("get", "/completeness"),
-        ("get", "/completeness/{country}/{date}"),
-        ("get", "/pipeline"),
+        ("get", "/country-completeness"),
+        ("get", "/country-completeness/{country}/{date}"),
+        ("get", "/pipeline-status"),
         ("get", "/health/live"),
         ("get", "/health/ready"),
     }

@@ -1,4 +1,4 @@
-"""``GET /completeness`` and the missing cities of a country-day."""
+"""``GET /country-completeness`` and the missing cities of a country-day."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from shared.domain.objects import (
 from shared.domain.schedules import new_schedule
 from tests.fakes.api import DAY, NOW, REQUEST, Client, World, planned, record_of, stats, write
 
-RANGE = f"/completeness?from={DAY}&to={DAY + dt.timedelta(days=3)}"
+RANGE = f"/country-completeness?from={DAY}&to={DAY + dt.timedelta(days=3)}"
 
 
 def plan(world: World, date: dt.date, **cities: list[str]) -> None:
@@ -155,7 +155,7 @@ def test_the_number_of_s3_requests_is_bounded(world: World, client: Client) -> N
 def test_unusable_ranges_are_refused(client: Client) -> None:
     """Dates that are missing, reversed or too many are refused as for the statistics."""
     for query in ("", "from=2024-05-02&to=2024-05-01", "from=2020-01-01&to=2024-05-01"):
-        assert client.get(f"/completeness?{query}").status_code == 400
+        assert client.get(f"/country-completeness?{query}").status_code == 400
 
 
 def test_the_missing_cities_have_a_reason_and_a_usual_time(world: World, client: Client) -> None:
@@ -167,20 +167,20 @@ def test_the_missing_cities_have_a_reason_and_a_usual_time(world: World, client:
         at = dt.datetime.combine(date, dt.time(), dt.UTC) + dt.timedelta(days=1, hours=hour)
         event = msgspec.structs.replace(stats("armenia", date, city_id="2"), ingested_at=at)
         world.fold_in(planned("armenia", date, city_ids=["2"]), event)
-    body = client.get(f"/completeness/Armenia/{second}").json()
+    body = client.get(f"/country-completeness/Armenia/{second}").json()
     assert (body["country"], body["missing_total"]) == ("armenia", 1)
     (city,) = body["missing"]
     assert (city["city_id"], city["city_name"], city["state"]) == ("2", "City 2", "failed")
     assert (city["reason"], city["usual_at"]) == ("the upstream answered 404", "2024-05-03T07:00:00Z")
-    (refused,) = client.get(f"/completeness/brazil/{second}").json()["missing"]
+    (refused,) = client.get(f"/country-completeness/brazil/{second}").json()["missing"]
     assert (refused["state"], refused["quarantine_key"], refused["usual_at"]) == ("refused", "quarantine/a.json", None)
-    third = client.get(f"/completeness/armenia/{DAY + dt.timedelta(days=2)}").json()
+    third = client.get(f"/country-completeness/armenia/{DAY + dt.timedelta(days=2)}").json()
     assert [city["state"] for city in third["missing"]] == ["running", "waiting"]
 
 
 def test_a_day_without_the_country_is_not_found(world: World, client: Client) -> None:
     """A country that the date does not expect, a date without a plan, and an unknown country are 404."""
     filled(world)
-    assert "expected on" in client.get(f"/completeness/brazil/{DAY}").json()["detail"]
+    assert "expected on" in client.get(f"/country-completeness/brazil/{DAY}").json()["detail"]
     for path in ("brazil/2023-01-01", "brazil/x", "brasil/2024-05-01"):
-        assert client.get(f"/completeness/{path}").status_code == 404
+        assert client.get(f"/country-completeness/{path}").status_code == 404

@@ -1,4 +1,4 @@
-"""``GET /pipeline``."""
+"""``GET /pipeline-status``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def test_the_pipeline_is_reported_also_in_an_outage(world: World, client: Client
     """The report has each stage; in an outage of S3 it is 200 too, and names the fault."""
     world.offsets = [GroupOffsets(topic=Topic.CITY_STATS, lag=3, committed=10, members=2)]
     world.store.down = True
-    response = client.get("/pipeline")
+    response = client.get("/pipeline-status")
     assert response.status_code == 200
     report = response.json()
     assert report["stages"] == [
