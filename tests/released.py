@@ -41,6 +41,7 @@ KINDS: dict[str, type[BucketObject]] = {
     keys.SCHEMA_SWITCH: objects.SchemaSwitch,
     keys.COUNTRIES: objects.Countries,
     keys.CURRENT: objects.GenerationPointer,
+    keys.CHANGES: objects.ChangeCounters,
     keys.ACTIVE_REQUESTS: objects.ActiveRequests,
     keys.OPEN_BACKFILLS: objects.OpenBackfills,
     keys.BACKFILLS: objects.Backfill,

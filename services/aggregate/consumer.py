@@ -6,12 +6,15 @@ The order of effects, which loses nothing and repeats nothing:
    of the topic, so every batch after that end is folded into both generations.
 2. For each country-day and generation: fold the events, and write the summary by compare-and-swap. After a conflict,
    read the summary again and fold again.
-3. Publish the live summaries, and publish them again if another process has changed them meanwhile. For a record that
+3. Count the written versions in the change index, by one write for each generation. A version that the fold left
+   unchanged is counted too, unless this process has counted it: another process may have crashed before its count.
+4. Publish the live summaries, and publish them again if another process has changed them meanwhile. For a record that
    was already superseded, publish what the bucket holds. Otherwise the compacted topics would end in stale records.
-4. Publish ``CityFolded`` for every event that a request caused, also when the event changed nothing.
-5. Commit.
+5. Publish ``CityFolded`` for every event that a request caused, also when the event changed nothing.
+6. Commit.
 
-After a crash at any step Kafka redelivers the batch, and folding it again changes nothing.
+After a crash at any step Kafka redelivers the batch, and folding it again changes nothing. A summary that cannot be
+folded keeps no other from steps 3 and 4.
 """
 
 from __future__ import annotations
@@ -20,16 +23,16 @@ import asyncio
 import datetime as dt
 import gc
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, TypeVar
 
 import msgspec
 import structlog
 
 from services.aggregate.fold import StatEvent, as_stat_event, superseded
-from services.aggregate.summary_writer import CachedSummary, SummaryWriter, summary_event
+from services.aggregate.summary_writer import Handled, SummaryWriter, summary_event
 from shared.domain import keys, objects
-from shared.domain.events import Cause, CityFolded, CountryDayPlanned, Event, cause_of
+from shared.domain.events import Cause, CityFolded, CountryDayPlanned, CountryDaySummary, Event, cause_of
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import GenerationPointer, Manifest, Plan, Summary
 from shared.domain.outbox import events_of_manifest, events_of_plan
@@ -37,7 +40,9 @@ from shared.domain.topics import Topic
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent, process_span, traceparent_of
+from shared.runtime import tracing
 from shared.runtime.retry import run_all
+from shared.storage.change_index import ChangeCounter
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository
@@ -46,12 +51,31 @@ FOLDS_AT_ONCE_MAX = 32
 TAKEOVER_MIN_S = 0.5
 """No other process can take the partition over, fold and publish in less time than this after a write."""
 
+_Item = TypeVar("_Item")
 _log = structlog.get_logger()
 
 
 class _Caused(msgspec.Struct, frozen=True):
     event: StatEvent
     cause: Cause | None
+    traceparent: str | None
+
+
+class _Folded(msgspec.Struct, frozen=True, kw_only=True):
+    """A folded country-day without its ledger, which may be large: a batch has many.
+
+    ``handled`` is that of its version in each generation. ``event`` is None while only a part of the plan is known, so
+    there is nothing to publish. ``newer`` are the bucket's events for records that are superseded.
+    """
+
+    generation: int
+    date: dt.date
+    country: CountrySlug
+    etag: str
+    event: CountryDaySummary | None
+    replaced_own_at_s: float | None
+    handled: dict[int, Handled]
+    newer: list[Event]
     traceparent: str | None
 
 
@@ -71,6 +95,7 @@ class CityStatsConsumer:
         self._publisher = publisher
         self._clock_s = clock_s
         self._summaries = SummaryWriter(store, cache_bytes=cache_bytes, clock_s=clock_s)
+        self._changes = ChangeCounter(store)
 
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
         """Fold a batch. When this returns, all effects have happened and the batch can be committed."""
@@ -82,13 +107,17 @@ class CityStatsConsumer:
             caused = _Caused(event, cause_of(headers), traceparent_of(headers))
             groups.setdefault((event.date, event.country), []).append(caused)
         current = await read_current(self._store)
-        limit = asyncio.Semaphore(FOLDS_AT_ONCE_MAX)
+        folded: list[_Folded] = []
 
         async def fold_one(group: list[_Caused]) -> None:
-            async with limit:
-                await self._fold_group(group, current)
+            folded.append(await self._fold_group(group, current))
 
-        await run_all(fold_one(group) for group in groups.values())
+        try:
+            await _for_each(fold_one, groups.values())
+        except Exception:
+            await self._count_and_publish(folded)
+            raise
+        await self._count_and_publish(folded)
         await self._publisher.publish(
             OutgoingEvent(_city_folded(item.event, item.cause), traceparent=item.traceparent)
             for group in groups.values()
@@ -96,55 +125,81 @@ class CityStatsConsumer:
             if item.cause is not None and not isinstance(item.event, CountryDayPlanned)
         )
 
-    async def _fold_group(self, group: list[_Caused], current: GenerationPointer) -> None:
+    async def _fold_group(self, group: list[_Caused], current: GenerationPointer) -> _Folded:
         events = [item.event for item in group]
-        date, country = str(events[0].date), events[0].country
+        date, country = events[0].date, events[0].country
         traceparents = (item.traceparent for item in group)
-        with process_span(Topic.CITY_STATS, traceparents, date=date, country=country, events=len(events)):
-            entry = await self._fold(events, current)
+        with process_span(Topic.CITY_STATS, traceparents, date=str(date), country=country, events=len(events)):
+            handled = {}
+            # The live summary comes last, so a rebuild that reads it first never finds it ahead of the built one.
+            for generation in reversed(current.folded):
+                entry = await self._summaries.fold(generation, events)
+                handled[generation] = entry.handled
             causes = {item.cause.request_id for item in group if item.cause is not None}
             if causes:
                 _log.info(
                     "country_day_folded",
-                    date=date,
+                    date=str(date),
                     country=country,
                     version=entry.summary.version,
                     cities_reported=entry.summary.cities_reported,
                     cities_expected=entry.summary.cities_expected,
                     request_id=", ".join(sorted(causes)),
                 )
+            return _Folded(
+                generation=current.live,
+                date=date,
+                country=country,
+                etag=entry.etag,
+                event=_event_of(entry.summary),
+                replaced_own_at_s=entry.replaced_own_at_s,
+                handled=handled,
+                newer=await self._current_of_superseded(events, entry.summary),
+                traceparent=tracing.traceparent(),
+            )
 
-    async def _fold(self, events: Sequence[StatEvent], current: GenerationPointer) -> CachedSummary:
-        # The live summary comes last, so a rebuild that reads it first never finds it ahead of the built one.
-        for generation in reversed(current.folded):
-            entry = await self._summaries.fold(generation, events)
-        await self._publisher.publish(map(OutgoingEvent, await self._current_of_superseded(events, entry.summary)))
-        if not entry.published:
-            await self._publish(current.live, entry)
-            entry.published = True
-        return entry
+    async def _count_and_publish(self, folded: Sequence[_Folded]) -> None:
+        await self._count(folded)
+        await _for_each(self._publish, folded)
 
-    async def _publish(self, generation: int, entry: CachedSummary) -> None:
+    async def _count(self, folded: Sequence[_Folded]) -> None:
+        """Count the versions that this process has not counted yet, by one write for each generation."""
+        uncounted: dict[int, list[_Folded]] = {}
+        for one in folded:
+            for generation, handled in one.handled.items():
+                if not handled.counted:
+                    uncounted.setdefault(generation, []).append(one)
+        for generation, of_generation in uncounted.items():
+            await self._changes.count(generation, {keys.month_of(one.date) for one in of_generation})
+            for one in of_generation:
+                one.handled[generation].counted = True
+
+    async def _publish(self, folded: _Folded) -> None:
         """Publish a live summary, and publish it again if another process has changed it meanwhile.
 
         The record of the other process may come before ours, and the compacted topic must end in the latest. A summary
         that replaced one of our own a moment ago needs no such check.
         """
-        key = keys.summary(generation, entry.summary.date, entry.summary.country)
-        summary, etag = entry.summary, entry.etag
+        if folded.newer:
+            await self._publisher.publish(OutgoingEvent(one, traceparent=folded.traceparent) for one in folded.newer)
+        if folded.handled[folded.generation].published:
+            return
+        key = keys.summary(folded.generation, folded.date, folded.country)
+        event, etag, replaced_own_at_s = folded.event, folded.etag, folded.replaced_own_at_s
         while True:
-            # Version 0: only a part of the plan is known, so there is nothing to publish.
-            if summary.version:
-                await self._publisher.publish([OutgoingEvent(summary_event(summary))])
-            if entry.replaced_own_at_s is not None and self._clock_s() - entry.replaced_own_at_s < TAKEOVER_MIN_S:
-                return
+            if event is not None:
+                await self._publisher.publish([OutgoingEvent(event, traceparent=folded.traceparent)])
+            if replaced_own_at_s is not None and self._clock_s() - replaced_own_at_s < TAKEOVER_MIN_S:
+                break
             present = await self._store.get(key, first_bytes=0)
             if present is None or present.etag == etag:
-                return
+                break
             found = await self._store.get(key)
             if found is None:
-                return
-            summary, etag = objects.decode(Summary, found.body, key), found.etag
+                break
+            event, etag = _event_of(objects.decode(Summary, found.body, key)), found.etag
+            await self._changes.count(folded.generation, [keys.month_of(folded.date)])  # the other may have crashed
+        folded.handled[folded.generation].published = True
 
     async def _current_of_superseded(self, events: Sequence[StatEvent], summary: Summary) -> list[Event]:
         """Return the bucket's events for each key whose last record in this batch is already superseded."""
@@ -168,6 +223,20 @@ class CityStatsConsumer:
                     if again.key == event.key and not superseded(summary, again)
                 )
         return current
+
+
+async def _for_each(work: Callable[[_Item], Awaitable[None]], items: Iterable[_Item]) -> None:
+    limit = asyncio.Semaphore(FOLDS_AT_ONCE_MAX)
+
+    async def run(item: _Item) -> None:
+        async with limit:
+            await work(item)
+
+    await run_all(map(run, items))
+
+
+def _event_of(summary: Summary) -> CountryDaySummary | None:
+    return summary_event(summary) if summary.version else None
 
 
 def _city_folded(event: StatEvent, cause: Cause | None) -> CityFolded:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -17,10 +18,18 @@ from shared.kafka.producer import Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime import metrics
 from shared.runtime.lru import LruCache
+from shared.storage.change_index import ChangeCounter
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectStore
 
 CACHE_ENTRY_BYTES = 1_500
+
+
+class Handled(msgspec.Struct):
+    """What this process has done with one version of a summary."""
+
+    counted: bool = False
+    published: bool = False
 
 
 class CachedSummary(msgspec.Struct):
@@ -31,7 +40,7 @@ class CachedSummary(msgspec.Struct):
     body_bytes: int
     written_here: bool = False  # by this process, which did not only read it
     replaced_own_at_s: float | None = None  # when it replaced a summary that this process had written, too
-    published: bool = False
+    handled: Handled = msgspec.field(default_factory=Handled)
 
     @property
     def memory_bytes(self) -> int:
@@ -130,11 +139,18 @@ def summary_event(summary: Summary) -> CountryDaySummary:
 
 
 async def publish_summary(
-    store: ObjectStore, publisher: Publisher, generation: int, date: dt.date, country: CountrySlug
+    store: ObjectStore,
+    publisher: Publisher,
+    changes: ChangeCounter,
+    *,
+    generation: int,
+    date: dt.date,
+    country: CountrySlug,
 ) -> int:
     """Publish a live summary as it is stored, and again if another generation was made live meanwhile.
 
-    ``generation`` is the one that the caller found live. Returns the number of the summary's events.
+    ``generation`` is the one that the caller found live. Each version is counted first: its writer may have crashed.
+    Returns the number of the summary's events.
     """
 
     def events_of(body: bytes) -> list[Event]:
@@ -142,7 +158,9 @@ async def publish_summary(
         return [summary_event(summary)] if summary.version else []
 
     while True:
-        published = await publish_as_stored(store, publisher, keys.summary(generation, date, country), events_of)
+        count = partial(changes.count, generation, [keys.month_of(date)])
+        key = keys.summary(generation, date, country)
+        published = await publish_as_stored(store, publisher, key, events_of, before_publish=count)
         live = (await read_current(store)).live
         if live == generation:
             return published
@@ -150,15 +168,23 @@ async def publish_summary(
 
 
 async def publish_as_stored(
-    store: ObjectStore, publisher: Publisher, key: str, events_of: Callable[[bytes], Iterable[Event]]
+    store: ObjectStore,
+    publisher: Publisher,
+    key: str,
+    events_of: Callable[[bytes], Iterable[Event]],
+    *,
+    before_publish: Callable[[], Awaitable[None]] | None = None,
 ) -> int:
     """Publish the events of a stored object, and again if it changed meanwhile; return their number.
 
     Otherwise these records could follow those of the change, and compaction would keep the older ones.
+    ``before_publish`` runs after each read.
     """
     found = await store.get(key)
     while found is not None:
         outgoing = [OutgoingEvent(event) for event in events_of(found.body)]
+        if before_publish is not None:
+            await before_publish()
         await publisher.publish(outgoing)
         again = await store.get(key, first_bytes=0)
         if again is not None and again.etag == found.etag:

@@ -14,6 +14,7 @@ CURRENT = "state/current.json"
 SCHEMA_SWITCH = "state/schema.json"
 ACTIVE_REQUESTS = "state/active-requests/"
 OPEN_BACKFILLS = "state/open-backfills.json"
+CHANGES = "state/changes/"
 REQUESTS = "requests/"
 BACKFILLS = "backfills/"
 SCHEDULES = "schedules/"
@@ -115,6 +116,21 @@ def summaries_of_date(generation: int, date: dt.date) -> str:
 def summaries_of_month(generation: int, month: str) -> str:
     """Return the prefix of a month's summaries; ``month`` is ``YYYY-MM``."""
     return f"summaries/generation={generation}/date={month}-"
+
+
+def changes_of_generation(generation: int) -> str:
+    """Return the prefix of the change counters of a generation."""
+    return f"{CHANGES}generation={generation}/"
+
+
+def changes(generation: int, writer: str) -> str:
+    """Return the key of the change counters of one writer in a generation."""
+    return f"{CHANGES}generation={generation}/{writer}.json"
+
+
+def month_of(date: dt.date) -> str:
+    """Return the month of a date, as ``YYYY-MM``."""
+    return date.isoformat()[:7]
 
 
 def parse_date(key: str) -> dt.date | None:

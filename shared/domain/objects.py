@@ -58,18 +58,27 @@ class Countries(BucketObject, frozen=True, kw_only=True):
 class GenerationPointer(BucketObject, frozen=True, kw_only=True):
     """The live generation of summaries, and the one that the rebuild with ``token`` is building.
 
-    ``highest`` is the highest number of any generation so far. Numbers are never reused.
+    ``highest`` is the highest number of any generation so far. Numbers are never reused. ``changes_counted_since`` is
+    absent until every process that writes summaries counts their changes in `ChangeCounters`. A build that does not
+    count them does not know the field either, so a pointer that it writes lacks it.
     """
 
     live: int = 1
     building: int | None = None
     token: str | None = None
     highest: int = 1
+    changes_counted_since: dt.datetime | UnsetType = UNSET
 
     @property
     def folded(self) -> tuple[int, ...]:
         """The generations into which an aggregate folds, the live one first."""
         return (self.live,) if self.building is None else (self.live, self.building)
+
+
+class ChangeCounters(BucketObject, frozen=True, kw_only=True):
+    """How often one writer has changed summaries of a generation, by month. A counter only grows."""
+
+    months: dict[str, int] = {}
 
 
 class PlannedCity(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,10 +1,10 @@
-"""Bounded concurrency: a map with a limit, and a prefetch of one item. asyncio has neither."""
+"""Bounded concurrency: a map with a limit, a prefetch of one item, and shared calls. asyncio has none of them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -46,3 +46,38 @@ async def prefetch(source: AsyncIterator[_Item]) -> AsyncGenerator[_Item]:
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+
+
+class SingleFlight(Generic[_Result]):
+    """Runs one call for each name at a time, and shares its result among concurrent callers.
+
+    A caller that arrives during a call shares the next one with the other callers that wait. So each caller gets the
+    result of a call that began after it arrived.
+    """
+
+    def __init__(self) -> None:
+        self._running: dict[str, asyncio.Task[_Result]] = {}
+        self._next: dict[str, asyncio.Task[_Result]] = {}
+
+    async def run(self, name: str, work: Callable[[], Awaitable[_Result]]) -> _Result:
+        """Return the result of ``work``, or of a call of this name that begins later. Errors are shared too."""
+        task = self._next.get(name)
+        if task is None:
+            before = self._running.get(name)
+            task = asyncio.create_task(self._after(before, name, work))
+            (self._running if before is None else self._next)[name] = task
+        # A caller that is cancelled must not cancel the shared call.
+        return await asyncio.shield(task)
+
+    async def _after(
+        self, before: asyncio.Task[_Result] | None, name: str, work: Callable[[], Awaitable[_Result]]
+    ) -> _Result:
+        if before is not None:
+            await asyncio.wait([before])
+            self._running[name] = self._next.pop(name)
+        try:
+            return await work()
+        finally:
+            # If a next call waits, it replaces this one in _running when this task ends.
+            if name not in self._next:
+                del self._running[name]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Awaitable, Callable
 
+import msgspec
+from msgspec import UNSET
+
 from shared.domain import keys, objects
+from shared.domain.ids import utc_now
 from shared.domain.objects import GenerationPointer
 from shared.runtime.retry import DependencyUnavailable
 from shared.storage.object_store import CasConflict, ObjectStore
@@ -57,9 +62,24 @@ async def provision_pointer(store: ObjectStore) -> None:
     async for _ in store.list(keys.SUMMARIES):
         return
     try:
-        await Repository(store).compare_and_swap(keys.CURRENT, GenerationPointer(), over=None)
+        pointer = GenerationPointer(changes_counted_since=utc_now())
+        await Repository(store).compare_and_swap(keys.CURRENT, pointer, over=None)
     except CasConflict:
         return  # there is a pointer
+
+
+async def trust_change_counters(store: ObjectStore, clock: Callable[[], dt.datetime] = utc_now) -> None:
+    """Let readers trust the change counters from now on. Every process that writes summaries must count their changes.
+
+    Does nothing if they trust them already.
+    """
+
+    async def trusted(before: GenerationPointer) -> GenerationPointer:
+        if before.changes_counted_since is not UNSET:
+            return before
+        return msgspec.structs.replace(before, changes_counted_since=clock())
+
+    await update_pointer(store, trusted)
 
 
 _AFTER_THE_FIRST_GENERATION = f"{keys.summaries_of_generation(GenerationPointer().live)}~"

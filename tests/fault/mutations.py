@@ -562,7 +562,7 @@ def quiet_without_change(patch: pytest.MonkeyPatch) -> None:
         found = await self._store.get(key)
         before = objects.decode(Summary, found.body, key) if found else empty_summary(new[0].date, new[0].country)
         entry = await fold(self, generation, new)
-        entry.published = entry.published or entry.summary == before
+        entry.handled.published = entry.handled.published or entry.summary == before
         return entry
 
     patch.setattr(SummaryWriter, "fold", once)

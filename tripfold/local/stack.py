@@ -16,7 +16,7 @@ import msgspec
 from shared.kafka.admin import apply_topics
 from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import PREFIX, Settings, load_settings
-from shared.storage.generation_pointer import provision_pointer
+from shared.storage.generation_pointer import provision_pointer, trust_change_counters
 from shared.storage.s3 import S3Store
 from shared.storage.schema_switch import provision_schema_switch
 from tripfold.local.embedded import EmbeddedStack, Endpoints, write_private
@@ -150,6 +150,7 @@ async def _provision(settings: Settings) -> None:
     async with S3Store(settings) as store:
         await provision_schema_switch(store)
         await provision_pointer(store)
+        await trust_change_counters(store)  # also in a bucket of an earlier build, since all processes run this one
 
 
 async def _once_available(work: Callable[[], Awaitable[_Result]]) -> _Result:

@@ -1,4 +1,4 @@
-"""Deletes objects that nothing needs: raw objects without a manifest entry, unfinished uploads, old quarantine.
+"""Deletes objects that nothing needs: orphaned raw objects, unfinished uploads, old quarantine, old change counters.
 
 A raw object that a manifest may still name is never deleted:
 
@@ -12,6 +12,9 @@ A raw object that a manifest may still name is never deleted:
 A quarantined file has an age of its own, which begins again when the file is refused again. Its report is deleted
 first, so no report is about a missing file; then the raw object. If gc crashes between the two, and the city-day has no
 manifest, the raw object stays.
+
+Every process that writes summaries leaves its change counters. Those that have not grown for a long time are deleted. A
+process that still runs creates its counters again, and a reader that misses counters lists every month.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ class Verdict(enum.Enum):
     EXPIRED_QUARANTINE = "raw object of an old quarantined file"
     EXPIRED_REPORT = "report on an old quarantined file"
     STALE_ATTEMPTS = "notes on attempts that crashed"
+    OLD_COUNTERS = "change counters that grow no more"
     UNFINISHED_UPLOAD = "unfinished upload"
     NO_MANIFEST = "kept: this city-day has no manifest"
     UNREADABLE_MANIFEST = "kept: the manifest of this city-day cannot be read"
@@ -87,7 +91,7 @@ def gc_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the objects, and delete none.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Delete raw objects that no manifest or report names, unfinished uploads, and old quarantine.
+    """Delete raw objects that no manifest or report names, unfinished uploads, old quarantine and change counters.
 
     A manifest names its raw object and those of its history. Files in quarantine have an age of their own,
     TRIPFOLD_QUARANTINE_DAYS.
@@ -149,7 +153,7 @@ async def collect_garbage(
     require_longer(quarantine_older_than, deadline_s)
     now = await store.now()
     before = now - older_than
-    scans = [_old_raw_objects(store, before), _stale_attempts(store, before)]
+    scans = [_old_raw_objects(store, before), _stale_attempts(store, before), _old_counters(store, before)]
     if quarantine_older_than is not None:
         scans.append(_old_quarantine(store, now - quarantine_older_than))
     for scan in scans:
@@ -188,6 +192,12 @@ async def _stale_attempts(store: ObjectStore, before: dt.datetime) -> AsyncItera
     async for listed in store.list(keys.ATTEMPTS):
         if listed.last_modified < before:
             yield _candidate(listed, Verdict.STALE_ATTEMPTS)
+
+
+async def _old_counters(store: ObjectStore, before: dt.datetime) -> AsyncIterator[GcCandidate]:
+    async for listed in store.list(keys.CHANGES):
+        if listed.last_modified < before:
+            yield _candidate(listed, Verdict.OLD_COUNTERS)
 
 
 async def _old_quarantine(store: ObjectStore, before: dt.datetime) -> AsyncIterator[GcCandidate]:

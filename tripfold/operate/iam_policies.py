@@ -75,7 +75,8 @@ ALLOWED: Final = {
         multipart=("raw/",),
     ),
     BucketRole.AGGREGATE: BucketRights(
-        read=("manifests/", "plans/", "requests/", "state/", "summaries/"), write=("requests/", "summaries/")
+        read=("manifests/", "plans/", "requests/", "state/", "summaries/"),
+        write=("requests/", "state/changes/", "summaries/"),
     ),
 }
 

@@ -1,8 +1,9 @@
 """Publishes a range of dates from the bucket to the compacted topics again.
 
 Consumers keep the highest revision of a key, so publishing twice is harmless. The order of effects, date by date: each
-plan and manifest is read and its events are published, then each live summary. An object that changed meanwhile is
-published again, so that compaction keeps its latest record. An interrupted run continues at its last date.
+plan and manifest is read and its events are published. Then each live summary is read, counted in the change index and
+published. An object that changed meanwhile is published again, so that compaction keeps its latest record. An
+interrupted run continues at its last date.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from shared.domain.objects import CorruptObject, Manifest, Plan
 from shared.domain.outbox import events_of_manifest
 from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.runtime.concurrency import bounded_map
+from shared.storage.change_index import ChangeCounter
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectStore
 from tripfold.console import printable
@@ -96,13 +98,14 @@ def republish_command(first: FirstDate = None, last: LastDate = None, *, as_json
 async def republish(store: ObjectStore, publisher: Publisher, dates: Dates) -> AsyncIterator[RepublishedDate]:
     """Publish the plans, manifests and live summaries of a range of dates, in the order of the dates."""
     live = (await read_current(store)).live
+    changes = ChangeCounter(store)
     found = await known_dates(store, dates, *SOURCE_PREFIXES, keys.summaries_of_generation(live))
     for done, date in enumerate(found, 1):
         unreadable: dict[str, str] = {}
 
         async def publish(key: str, unreadable: dict[str, str] = unreadable) -> int:
             try:
-                return await _publish_object(store, publisher, live, key)
+                return await _publish_object(store, publisher, changes, live, key)
             except CorruptObject as error:
                 unreadable[key] = str(error)
                 return 0
@@ -120,9 +123,10 @@ async def republish(store: ObjectStore, publisher: Publisher, dates: Dates) -> A
         )
 
 
-async def _publish_object(store: ObjectStore, publisher: Publisher, live: int, key: str) -> int:
+async def _publish_object(store: ObjectStore, publisher: Publisher, changes: ChangeCounter, live: int, key: str) -> int:
     if named := keys.parse_summary(key):
-        return await publish_summary(store, publisher, live, *named)
+        date, country = named
+        return await publish_summary(store, publisher, changes, generation=live, date=date, country=country)
 
     def events_of(body: bytes) -> Iterable[Event]:
         if key.startswith(keys.PLANS):

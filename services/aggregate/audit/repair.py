@@ -29,6 +29,7 @@ from shared.domain.objects import CorruptObject, NewerObject, Summary
 from shared.kafka.producer import Publisher
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.retry import DependencyUnavailable
+from shared.storage.change_index import ChangeCounter
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectStore
 
@@ -68,19 +69,24 @@ async def repair_dates(
     """Verify date by date, and repair the wrong summaries. A summary that is right is not written.
 
     A summary that would lose a city or its plan, because their object is lost, stays as it is unless ``drop_lost``. A
-    summary whose manifests do not match their raw objects always stays as it is.
+    summary whose manifests do not match their raw objects always stays as it is. All months are counted in the change
+    index, since an earlier repair may have crashed before it counted.
     """
+    changes = ChangeCounter(store)
+    months: set[str] = set()
     async for verified in verify_dates(store, dates, deep=False, wait=wait):
         repaired = []
         if verified.differences:
-            repaired = await repair_date(store, publisher, verified.date, drop_lost=drop_lost)
+            repaired = await repair_date(store, publisher, changes, verified.date, drop_lost=drop_lost)
+        months.add(keys.month_of(verified.date))
         yield RepairedDate(country_days=repaired, dates_done=verified.dates_done, dates_total=verified.dates_total)
+    await changes.count((await read_current(store)).live, months)
 
 
 async def repair_date(
-    store: AdminObjectStore, publisher: Publisher, date: dt.date, *, drop_lost: bool = False
+    store: AdminObjectStore, publisher: Publisher, changes: ChangeCounter, date: dt.date, *, drop_lost: bool = False
 ) -> list[Repaired]:
-    """Repair the wrong summaries of a date, and publish them.
+    """Repair the wrong summaries of a date, count and publish them.
 
     A summary with events in flight counts as wrong here: the repair may fold them before the aggregate does.
     """
@@ -108,7 +114,7 @@ async def repair_date(
             except CasConflict:
                 conflict = True
                 continue
-            await publish_summary(store, publisher, snapshot.generation, date, country)
+            await publish_summary(store, publisher, changes, generation=snapshot.generation, date=date, country=country)
         if not conflict and (await read_current(store)).live == snapshot.generation:
             return list(repaired.values())
     raise TooManyConflicts(f"summaries of {date} changed at each of {TRIES_MAX} tries. Try again later")

@@ -74,7 +74,7 @@ async def begin(store: AdminObjectStore, token: str, *, take_over: bool) -> Gene
                 f"end. If it crashed, start this one with --take-over, or run 'tripfold rebuild --abandon'"
             )
         number = current.highest + 1
-        return GenerationPointer(live=current.live, building=number, token=token, highest=number)
+        return msgspec.structs.replace(current, building=number, token=token, highest=number)
 
     return await update_pointer(store, change)
 
@@ -92,7 +92,7 @@ async def flip(store: ObjectStore, token: str, number: int) -> None:
             raise RebuildTakenOver(
                 f"generation {number} was not made live: another rebuild took over while it was being built"
             )
-        return GenerationPointer(live=number, highest=current.highest)
+        return msgspec.structs.replace(current, live=number, building=None, token=None)
 
     await update_pointer(store, change)
 
@@ -103,7 +103,7 @@ async def abandon(store: ObjectStore, token: str) -> None:
     async def change(current: GenerationPointer) -> GenerationPointer:
         if current.building is None or current.token != token:
             return current
-        return GenerationPointer(live=current.live, highest=current.highest)
+        return msgspec.structs.replace(current, building=None, token=None)
 
     await update_pointer(store, change)
 

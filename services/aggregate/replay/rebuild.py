@@ -8,7 +8,7 @@ The order of effects, in which no reader sees an incomplete generation and no ev
    A batch that an aggregate received before it saw the pointer lies before that end, and its manifests were written
    before the batch was published. A rebuild from Kafka folds the manifests at the end, too.
 4. Compare both generations, the live one read first. Aggregates write the live one last, so it is never ahead.
-5. Flip the pointer under the token, unless a revision would go back.
+5. Count all months in the change index, and flip the pointer under the token, unless a revision would go back.
 6. After a rebuild from S3, fill the compacted topics again.
 
 No reader needs the building generation yet. So step 3 holds events back, up to a number of bytes, until the events of
@@ -43,6 +43,7 @@ from shared.kafka.producer import Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime.concurrency import bounded_map, prefetch
 from shared.runtime.retry import DependencyUnavailable
+from shared.storage.change_index import ChangeCounter
 from shared.storage.object_store import AdminObjectStore, StoredObject
 
 PENDING_BYTES_MAX = 8 * 1024 * 1024
@@ -145,6 +146,8 @@ class Rebuild:
         self._reader = reader
         self._seed = seed
         self._writer = SummaryWriter(store, cache_bytes=0)  # a country-day seldom comes twice
+        self._changes = ChangeCounter(store)
+        self._months: set[str] = set()
         self._pending_bytes_max = pending_bytes_max
         self._events = 0
         self._poison_records = 0
@@ -187,6 +190,7 @@ class Rebuild:
         refused = self._refused_for_newer() or refused
         flipped = not dry_run and refused is None
         if flipped:
+            await self._changes.count(number, self._months)
             await generations.flip(self._store, self._token, number)
         return Rebuilt(
             generation=number,
@@ -278,6 +282,7 @@ class Rebuild:
     async def _compare(self, live: int, built: int) -> tuple[int, list[Change], int, str | None]:
         """Compare all country-days. Return their number, the changes, the count of changes, and a reason to refuse."""
         dates = await known_dates(self._store, EVERY_DATE, *map(keys.summaries_of_generation, (live, built)))
+        self._months = set(map(keys.month_of, dates))
         country_days = total = 0
         changes: list[Change] = []
         older: list[str] = []
@@ -315,7 +320,7 @@ class Rebuild:
             countries = sorted(await read_summaries(self._store, number, date))
             await bounded_map(
                 lambda country, date=date: publish_summary(  # type: ignore[misc]  # the default binds this date
-                    self._store, self._publisher, number, date, country
+                    self._store, self._publisher, self._changes, generation=number, date=date, country=country
                 ),
                 countries,
                 limit=FOLDS_AT_ONCE_MAX,

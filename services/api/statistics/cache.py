@@ -1,4 +1,4 @@
-"""Caches of the statistics: heads of summaries, response bodies, and work that concurrent queries share.
+"""Caches of the statistics: heads of summaries, and response bodies.
 
 Nothing here is ever stale. Each query computes its strong ETag from a fresh listing of S3, and the ETag names the exact
 bytes. A cached body under this ETag equals a new one. Entries leave a cache only when it is full.
@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import AsyncIterator, Iterator
 
 from shared.domain.objects import SummaryHead
 from shared.runtime.lru import LruCache
 
 ENTRY_OVERHEAD_BYTES = 750  # the measured memory of a head beside the characters of its key and ETag
-
-_Result = TypeVar("_Result")
 
 
 class Body:
@@ -139,41 +136,6 @@ class HeadCache:
     def keep(self, key: str, etag: str, head: SummaryHead) -> None:
         """Store a head; it replaces the previous one of the key."""
         self._entries.keep(key, (etag, head))
-
-
-class SingleFlight(Generic[_Result]):
-    """Runs one call for each name at a time, and shares its result among concurrent callers.
-
-    A caller that arrives during a call shares the next one with the other callers that wait. So each caller gets the
-    result of a call that began after it arrived.
-    """
-
-    def __init__(self) -> None:
-        self._running: dict[str, asyncio.Task[_Result]] = {}
-        self._next: dict[str, asyncio.Task[_Result]] = {}
-
-    async def run(self, name: str, work: Callable[[], Awaitable[_Result]]) -> _Result:
-        """Return the result of ``work``, or of a call of this name that begins later. Errors are shared too."""
-        task = self._next.get(name)
-        if task is None:
-            before = self._running.get(name)
-            task = asyncio.create_task(self._after(before, name, work))
-            (self._running if before is None else self._next)[name] = task
-        # A caller that is cancelled must not cancel the shared call.
-        return await asyncio.shield(task)
-
-    async def _after(
-        self, before: asyncio.Task[_Result] | None, name: str, work: Callable[[], Awaitable[_Result]]
-    ) -> _Result:
-        if before is not None:
-            await asyncio.wait([before])
-            self._running[name] = self._next.pop(name)
-        try:
-            return await work()
-        finally:
-            # If a next call waits, it replaces this one in _running when this task ends.
-            if name not in self._next:
-                del self._running[name]
 
 
 def _entry_bytes(key: str, etag: str) -> int:

@@ -19,12 +19,12 @@ from typing import NamedTuple, TypeVar
 from services.api.http.date_range import DateRange
 from services.api.http.deadline import deadline
 from services.api.http.unreadable import UnreadableObject, get_if_readable, read_if_readable
-from services.api.statistics.cache import HeadCache, SingleFlight
+from services.api.statistics.cache import HeadCache
 from shared.domain import keys, objects
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import Countries, Manifest, Plan, Summary, SummaryHead
 from shared.runtime import metrics
-from shared.runtime.concurrency import bounded_map
+from shared.runtime.concurrency import SingleFlight, bounded_map
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectInfo, ObjectStore, StoreUnavailable
 from shared.storage.repository import Repository

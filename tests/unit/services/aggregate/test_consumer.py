@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
@@ -13,7 +15,7 @@ from services.aggregate.summary_writer import SummaryWriter
 from shared.domain import events, keys, objects
 from shared.domain.events import Cause, CityFolded, CountryDaySummary, Event
 from shared.domain.ids import CountrySlug
-from shared.domain.objects import Summary
+from shared.domain.objects import ChangeCounters, CorruptObject, Summary
 from shared.domain.topics import Topic
 from shared.kafka.records import OutgoingEvent
 from shared.storage.object_store import StoreUnavailable
@@ -145,7 +147,7 @@ async def test_nothing_counts_as_folded_before_its_summary_is_written() -> None:
 
 
 async def test_each_fold_costs_one_call_in_a_steady_state() -> None:
-    """An aggregate that alone writes a country-day makes one compare-and-swap for each fold."""
+    """An aggregate that alone writes a country-day makes one compare-and-swap for each fold, and counts it once."""
     bucket = FakeBucket()
     alone = Aggregate(bucket)
     await alone.fold(bucket.plan(1, {"armenia": [1]}))
@@ -165,7 +167,8 @@ async def test_each_fold_costs_one_call_in_a_steady_state() -> None:
     hits = value("tripfold_cache_requests_total", cache="summaries", result="hit")
     published = bucket.store_file(1, 11, trips(1))
     await alone.fold(published)
-    assert calls == ["get state/current.json", f"swap {key}"]
+    counted = next(iter(bucket.store.bodies(keys.CHANGES)))
+    assert calls == ["get state/current.json", f"swap {key}", f"swap {counted}"]
     assert value("tripfold_cache_requests_total", cache="summaries", result="hit") == hits + 1
 
 
@@ -225,3 +228,98 @@ async def test_the_live_generation_is_never_ahead_of_the_building_one() -> None:
     await aggregate.fold(bucket.store_file(1, 11, trips(1)))
     await aggregate.fold(bucket.store_file(2, 12, trips(2)))
     assert ahead == [0, 0]
+
+
+class ObservedEffects(MemoryPublisher):
+    """A publisher that notes for each publish which months are counted at that moment."""
+
+    def __init__(self, bucket: FakeBucket) -> None:
+        super().__init__(bucket.log)
+        self._bucket = bucket
+        self.counted: list[tuple[str, dict[str, int]]] = []
+
+    async def publish(self, outgoing: Iterable[OutgoingEvent]) -> None:
+        items = list(outgoing)
+        self.counted += [(type(item.event).__name__, counted(self._bucket)) for item in items]
+        await super().publish(items)
+
+
+def counted(bucket: FakeBucket, generation: int = 1) -> dict[str, int]:
+    """Return the sums of all counters of a generation."""
+    sums = Counter[str]()
+    for key, body in bucket.store.bodies(keys.changes_of_generation(generation)).items():
+        sums.update(objects.decode(ChangeCounters, body, key).months)
+    return dict(sums)
+
+
+async def test_a_change_is_counted_before_anything_follows_from_it() -> None:
+    """All months of a batch are counted by one write before its summaries and CityFolded events are published."""
+    bucket = FakeBucket()
+    publisher = ObservedEffects(bucket)
+    consumer = CityStatsConsumer(bucket.store, publisher, cache_bytes=100_000)
+    published = [
+        event
+        for number, date in enumerate((DAY, DAY + dt.timedelta(days=1), DAY + dt.timedelta(days=31)))
+        for event in bucket.store_file(number, 11, trips(1), date=date)
+    ]
+    cause = Cause(request_id=REQUEST, plan_revision=1, position=0)
+    await consumer.process(
+        [
+            bucket.log.append(
+                event.topic,
+                event.key.encode(),
+                events.encode(event),
+                events.headers_of(event, source="test", cause=cause),
+            )
+            for event in published
+        ]
+    )
+    both = {"2024-05": 1, "2024-06": 1}
+    assert publisher.counted == [("CountryDaySummary", both)] * 3 + [("CityFolded", both)] * 3
+    assert len(bucket.store.bodies(keys.CHANGES)) == 1
+
+
+async def test_an_unchanged_fold_is_counted_by_a_process_that_did_not_count_it() -> None:
+    """A process counts each version once, also one that an earlier process wrote and may not have counted."""
+    bucket = FakeBucket()
+    published = bucket.store_file(1, 11, trips(1))
+    await SummaryWriter(bucket.store, cache_bytes=0).fold(1, [as_stat_event(event) for event in published])
+    aggregate = Aggregate(bucket)
+    for _ in range(2):
+        await aggregate.fold(published)
+        assert counted(bucket) == {"2024-05": 1}
+    await aggregate.fold(bucket.store_file(1, 12, trips(2)))
+    assert counted(bucket) == {"2024-05": 2}
+
+
+async def test_the_building_generation_is_counted_too() -> None:
+    """Each generation that a batch is folded into has counters of its own."""
+    bucket = FakeBucket()
+    current = await begin(bucket.store, "token", take_over=False)
+    await Aggregate(bucket).fold(bucket.store_file(1, 11, trips(1)))
+    assert counted(bucket, 1) == counted(bucket, current.highest) == {"2024-05": 1}
+
+
+async def test_a_version_of_another_process_is_counted_before_it_is_published() -> None:
+    """A process that publishes the summary of another counts it, since the other may have crashed before its count."""
+    bucket = FakeBucket()
+    aggregate = Aggregate(bucket)
+    writer = SummaryWriter(bucket.store, cache_bytes=0)
+    later = [as_stat_event(event) for event in bucket.store_file(2, 12, trips(2))]
+
+    async def change() -> None:
+        await writer.fold(1, later)
+
+    aggregate.publisher.before = change
+    await aggregate.fold(bucket.store_file(1, 11, trips(1)))
+    assert (bucket.published_versions(), counted(bucket)) == ([11, 23], {"2024-05": 2})
+
+
+async def test_a_summary_that_cannot_be_folded_keeps_no_other_back() -> None:
+    """The other summaries of a batch are counted and published; then the error is raised, and the batch comes again."""
+    bucket = FakeBucket()
+    published = [*bucket.store_file(1, 11, trips(1)), *bucket.store_file(2, 12, trips(1), "brasil")]
+    bucket.store.write(await bucket.summary_key("brasil"), b"{")
+    with pytest.raises(CorruptObject):
+        await Aggregate(bucket).fold(published)
+    assert (bucket.published_versions(), counted(bucket)) == ([11], {"2024-05": 1})

@@ -9,6 +9,7 @@ import pytest
 
 from shared.domain import keys, objects
 from shared.domain.ids import CityId
+from shared.domain.objects import ChangeCounters
 from shared.storage.object_store import StoredObject, UnfinishedUpload
 from tests.fakes.bucket import DAY, FakeBucket, trips
 from tests.fakes.store import MemoryStore
@@ -67,6 +68,18 @@ async def test_a_moved_city_keeps_the_file_it_names(bucket: FakeBucket) -> None:
     bucket.store.write(keys.manifest(DAY, CityId("2")), objects.encode(moved))
     await cleaned(bucket)
     assert manifest.raw_key in raw_keys(bucket)
+
+
+async def test_change_counters_that_grow_no_more_are_deleted(bucket: FakeBucket) -> None:
+    """Old counters go, of any generation; recent ones stay."""
+    old = [keys.changes(generation, "ended") for generation in (1, 7)]
+    for key in old:
+        bucket.store.write(key, objects.encode(ChangeCounters()))
+    bucket.clock.advance(WEEK.total_seconds() + 1)
+    bucket.store.write(keys.changes(1, "running"), objects.encode(ChangeCounters()))
+    deleted = [one.key for one in await cleaned(bucket) if one.verdict is Verdict.OLD_COUNTERS]
+    assert deleted == old
+    assert list(bucket.store.bodies(keys.CHANGES)) == [keys.changes(1, "running")]
 
 
 async def test_a_dry_run_deletes_nothing(bucket: FakeBucket) -> None:

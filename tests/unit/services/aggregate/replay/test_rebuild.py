@@ -16,10 +16,15 @@ from services.aggregate.replay.rebuild import PENDING_BYTES_MAX, Rebuild, Rebuil
 from shared.domain import keys, objects
 from shared.domain.contribution import NOTHING
 from shared.domain.ids import CityId, CountrySlug
-from shared.domain.objects import GenerationPointer, LedgerEntry
+from shared.domain.objects import ChangeCounters, GenerationPointer, LedgerEntry
 from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
-from shared.storage.generation_pointer import GenerationPointerMissing, provision_pointer, read_current
+from shared.storage.generation_pointer import (
+    GenerationPointerMissing,
+    provision_pointer,
+    read_current,
+    trust_change_counters,
+)
 from shared.storage.object_store import AdminObjectStore, CasConflict, StoreUnavailable
 from tests.fakes.bucket import DAY, FakeBucket, trips
 from tests.fakes.faults import Break, Crash, PortCalls, ProcessLife
@@ -352,7 +357,9 @@ async def test_the_pointer_of_a_new_bucket_is_written_once() -> None:
     empty = FakeBucket()
     del empty.store.objects[keys.CURRENT]
     await provision_pointer(empty.store)
-    assert empty.store.objects[keys.CURRENT].body == objects.encode(GenerationPointer())
+    pointer = await read_current(empty.store)
+    assert pointer == GenerationPointer(changes_counted_since=pointer.changes_counted_since)
+    assert isinstance(pointer.changes_counted_since, dt.datetime)
     empty.store.write(keys.CURRENT, objects.encode(GenerationPointer(live=3, highest=3)))
     await provision_pointer(empty.store)
     assert (await read_current(empty.store)).live == 3
@@ -384,3 +391,16 @@ async def test_generations_are_listed_and_dropped(bucket: FakeBucket) -> None:
             await generations.drop(bucket.store, gone, grace=grace)
     assert [one.number for one in await generations.list_generations(bucket.store)] == [2]
     assert msgspec.structs.asdict(await read_current(bucket.store))["live"] == 2
+
+
+async def test_a_rebuild_keeps_the_trust_in_the_change_counters_and_counts_its_months(bucket: FakeBucket) -> None:
+    """Beginning, flipping and abandoning keep the switch of the change index; a live generation is counted."""
+    since = dt.datetime(2024, 5, 3, tzinfo=dt.UTC)
+    await trust_change_counters(bucket.store, lambda: since)
+    await trust_change_counters(bucket.store)
+    await rebuild(bucket)
+    ((key, body),) = bucket.store.bodies(keys.changes_of_generation(2)).items()
+    assert objects.decode(ChangeCounters, body, key).months["2024-05"] > 0
+    await generations.begin(bucket.store, "token-2", take_over=False)
+    await generations.abandon(bucket.store, "token-2")
+    assert await read_current(bucket.store) == GenerationPointer(live=2, highest=3, changes_counted_since=since)

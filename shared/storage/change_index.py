@@ -1,0 +1,71 @@
+"""The change index: counters that tell a reader which months of summaries have changed since it listed them.
+
+Each process that writes summaries has one object for each generation, ``state/changes/generation=G/{writer}.json``,
+with a counter for each month. It counts each version of a summary after its compare-and-swap, and before it publishes
+anything that follows from that version. The rules that keep the index exact:
+
+- No object has two writers: its key has an id that was made for it.
+- It is written by compare-and-swap on the ETag of the write before. So a late write cannot take a counter back.
+- A counter never falls, and each write raises one. So equal ETags mean that nothing was counted in between.
+- An object that gc deleted is created again with all its counters. A reader that misses an object lists every month.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterable
+
+from shared.domain import keys, objects
+from shared.domain.objects import ChangeCounters
+from shared.runtime.concurrency import SingleFlight
+from shared.storage.object_store import CasConflict, ObjectStore
+
+GENERATIONS_MAX = 4
+"""A process writes the live and the building generation. It counts one that it has forgotten in a new object."""
+
+
+class ChangeCounter:
+    """Counts changed months in the objects of one process. One write of an object is in flight; callers share the next.
+
+    A writer that was refused or interrupted counts again. An extra count only makes readers list a month once more.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._own: dict[int, _OwnCounters] = {}
+        self._writes = SingleFlight[None]()
+
+    async def count(self, generation: int, months: Iterable[str]) -> None:
+        """Count a change of each month, and return when the counters are stored. Does nothing without a month."""
+        changed = Counter(set(months))
+        if not changed:
+            return
+        own = self._own.get(generation)
+        if own is None:
+            own = self._own[generation] = _OwnCounters(self._store, generation)
+            if len(self._own) > GENERATIONS_MAX:
+                del self._own[next(iter(self._own))]
+        own.months += changed
+        await self._writes.run(own.key, own.write)
+
+
+class _OwnCounters:
+    def __init__(self, store: ObjectStore, generation: int) -> None:
+        self._store = store
+        self._etag: str | None = None
+        self.key = keys.changes(generation, uuid.uuid4().hex)
+        self.months = Counter[str]()
+
+    async def write(self) -> None:
+        body = objects.encode(ChangeCounters(months=dict(sorted(self.months.items()))))
+        while True:
+            try:
+                self._etag = await self._store.compare_and_swap(self.key, body, etag=self._etag)
+            except CasConflict:
+                # The response to an earlier write was lost, gc deleted the object, or the store was undecided.
+                stored = await self._store.get(self.key)
+                self._etag = stored.etag if stored else None
+                if stored is None or stored.body != body:
+                    continue
+            return
