@@ -97,7 +97,11 @@ class PlannedCountry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(BucketObject, frozen=True, kw_only=True):
-    """The expected cities of a date by country. ``gone`` has the countries that only earlier plans had."""
+    """The expected cities of a date by country. ``gone`` has the countries that only earlier plans had.
+
+    ``write_intent`` names the planner's attempt that announced another list: a list that was requested before must not
+    replace this plan.
+    """
 
     date: dt.date
     revision: int
@@ -107,6 +111,7 @@ class Plan(BucketObject, frozen=True, kw_only=True):
     gone: dict[CountrySlug, str] = {}
     bad_cities_count: int = 0
     bad_cities: tuple[BadCity, ...] = ()
+    write_intent: str | UnsetType = UNSET
 
 
 class PastRevision(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +132,8 @@ class Manifest(BucketObject, frozen=True, kw_only=True):
     earlier revisions, the latest first, at most HISTORY_LENGTH_MAX. ``records_form`` says where the raw object has its
     records. ``bad_records`` counts the records that the contribution leaves out. If ``other_dates_are_bad``, these
     include the records that depart on another date. Raw objects that were stored before ``raw_expired_before`` have
-    expired: they may be missing. ``suspicious`` says why the volume of the file is unusual.
+    expired: they may be missing. ``suspicious`` says why the volume of the file is unusual. ``write_intent`` is the
+    attempt that announced a new file: a file that was requested before must not replace this one.
     """
 
     date: dt.date
@@ -156,6 +162,7 @@ class Manifest(BucketObject, frozen=True, kw_only=True):
     suspicious: str | None = None
     retracted: dict[CountrySlug, int] = {}
     history: tuple[PastRevision, ...] = ()
+    write_intent: str | UnsetType = UNSET
 
     @property
     def raw_keys(self) -> frozenset[str]:

@@ -7,6 +7,7 @@ import hashlib
 from typing import TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from services.aggregate.summary_writer import summary_event
 from shared.domain import bitmap, events, keys, objects
@@ -85,7 +86,10 @@ _Revision = TypeVar("_Revision", Manifest, PastRevision)
 
 
 def _without_attempts(manifest: Manifest) -> Manifest:
-    """Name the attempts of a manifest by their order, oldest first, and raw keys by the attempts that wrote them."""
+    """Name the attempts of a manifest by their order, oldest first, and raw keys by the attempts that wrote them.
+
+    A write intent is left out: the next check of the city-day uses or removes it.
+    """
     names: dict[str, str] = {}
 
     def named(attempt: str) -> str:
@@ -96,7 +100,7 @@ def _without_attempts(manifest: Manifest) -> Manifest:
         return msgspec.structs.replace(revision, raw_key=named(raw_attempt), attempt=named(revision.attempt))
 
     history = [renamed(past) for past in reversed(manifest.history)]
-    return renamed(msgspec.structs.replace(manifest, history=tuple(reversed(history))))
+    return renamed(msgspec.structs.replace(manifest, history=tuple(reversed(history)), write_intent=UNSET))
 
 
 async def leftovers(world: World) -> list[str]:

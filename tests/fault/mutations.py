@@ -39,6 +39,7 @@ from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
+from shared.storage.repository import Versioned
 from tests.fakes.builders import UpstreamState
 from tests.fakes.faults import Break
 from tests.fakes.store import BreakableStore
@@ -95,6 +96,13 @@ async def pausing_a_correction(kind: type[World]) -> AsyncIterator[str]:
     """Pause before every call while a file is corrected."""
     async for one in scenarios.paused_anywhere(CORRECTION, kind):
         yield one
+
+
+async def taking_back_a_correction(kind: type[World]) -> AsyncIterator[str]:
+    """Let the upstream take a correction back while a process is paused at each of its calls."""
+    async for what, world in scenarios.taken_back_anywhere(CORRECTION.state, kind):
+        for one in differences(world):
+            yield f"{what}: {one}"
 
 
 async def losing_records(kind: type[World]) -> AsyncIterator[str]:
@@ -405,6 +413,15 @@ def conflict_means_loss(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Manifest, "made_by", lambda _self, _attempt: False)
 
 
+def unconfirmed(patch: pytest.MonkeyPatch) -> None:
+    """Let a worker that finds a file unchanged ignore the write intents of others."""
+
+    async def trusting(_self: CityDayIngest, stored: Versioned[Manifest]) -> CityResult:
+        return CityResult(outcome=Outcome.UNCHANGED, manifest=stored.value)
+
+    patch.setattr(CityDayIngest, "_confirm_unchanged", trusting)
+
+
 def any_revision(patch: pytest.MonkeyPatch) -> None:
     """Let the ledger keep the latest entry to arrive, whatever its revision."""
 
@@ -615,6 +632,7 @@ MUTATIONS = (
     Mutation(name="plans unordered", patch=the_last_plan_wins, proof=redelivering_everything),
     Mutation(name="a stale country accepted", patch=any_country, proof=pausing("a city moves back")),
     Mutation(name="a lost response taken for a conflict", patch=conflict_means_loss, proof=building_on_a_lost_response),
+    Mutation(name="a write intent left by a check", patch=unconfirmed, proof=taking_back_a_correction),
     Mutation(name="revision check dropped", patch=any_revision, proof=redelivering_everything),
     Mutation(name="commit before effect", kind=CommitFirst, proof=breaking_a_correction),
     Mutation(name="unchanged without re-publish", patch=silent_if_unchanged, proof=losing_the_log),

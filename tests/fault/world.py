@@ -85,6 +85,7 @@ STALLED_AFTER = dt.timedelta(minutes=10)
 DROP_GRACE = dt.timedelta(minutes=15)
 
 _Result = TypeVar("_Result")
+_Intended = TypeVar("_Intended", Manifest, Plan)
 Handler = Callable[[Sequence[ConsumedRecord]], Awaitable[None]]
 
 _threads = ThreadPoolExecutor(4, thread_name_prefix="fold")  # more than one: a paused stream holds its own
@@ -199,7 +200,10 @@ class Job(ProcessLife):
 
 
 class RecordingStore(MemoryStore):
-    """A MemoryStore that records every manifest and plan, and each manifest written before its raw object."""
+    """A MemoryStore that records every manifest and plan, and each manifest written before its raw object.
+
+    A write that only adds or removes a write intent is not recorded.
+    """
 
     def __init__(self, clock: Callable[[], dt.datetime], *, part_bytes: int) -> None:
         super().__init__(clock, part_bytes=part_bytes)
@@ -208,13 +212,21 @@ class RecordingStore(MemoryStore):
         self.early_manifests: list[str] = []
 
     def write(self, key: str, body: bytes) -> str:
-        if key.startswith(keys.MANIFESTS):
-            manifest = objects.decode(Manifest, body, key)
+        if key.startswith(keys.MANIFESTS) and (manifest := self._changed(Manifest, key, body)):
             self.manifests.append(manifest)
             self.early_manifests += [key] if manifest.raw_key not in self.objects else []
-        elif key.startswith(keys.PLANS):
-            self.plans.append(objects.decode(Plan, body, key))
+        elif key.startswith(keys.PLANS) and (plan := self._changed(Plan, key, body)):
+            self.plans.append(plan)
         return super().write(key, body)
+
+    def _changed(self, kind: type[_Intended], key: str, body: bytes) -> _Intended | None:
+        """Return an object without its write intent, or None if the stored one is the same."""
+        after = msgspec.structs.replace(objects.decode(kind, body, key), write_intent=UNSET)
+        stored = self.objects.get(key)
+        if stored is None:
+            return after
+        before = msgspec.structs.replace(objects.decode(kind, stored.body, key), write_intent=UNSET)
+        return after if after != before else None
 
 
 class World:

@@ -8,7 +8,8 @@ The order of effects:
 1. fetch the city list from the upstream, and mint a slug for each new country (``state/countries.json``,
    compare-and-swap);
 2. write the plan (compare-and-swap, revision + 1). Keep a plan that this request made before, or that has the same
-   content;
+   content. Before a plan is replaced, write a write intent into it (compare-and-swap), and fetch the list again. A plan
+   that is kept loses its intent, as a manifest does (`services.ingest.worker.city_day`);
 3. publish ``CountryDayPlanned`` for each country of the plan, and an empty one for each country without cities;
 4. publish ``RequestPlanned``;
 5. publish the tasks;
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -62,7 +64,7 @@ from shared.kafka.records import ConsumedRecord, OutgoingEvent, process_span, tr
 from shared.runtime import metrics
 from shared.storage import active_requests
 from shared.storage.bucket_epoch import next_revision, read_bucket_epoch
-from shared.storage.object_store import ObjectStore
+from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository, read_cancelled_record, read_plan, read_request_record
 from shared.storage.stored_cities import read_stored_cities
 
@@ -225,28 +227,48 @@ class Planner:
 
     async def _plan_of(self, request: ProcessRequested, record: RequestRecord | None) -> Plan:
         key = keys.plan(request.date)
-        epoch = await read_bucket_epoch(self._store, self._clock)
-
-        # `update` reads the plan before this fetches the list, so no list replaces a plan made from a later list.
-        async def replan(before: Plan | None) -> Plan:
+        while True:
+            stored = await self._repository.read(Plan, key)
+            before = stored.value if stored else None
             if before is not None and _made_for(before, request, record):
                 return before
-            await self._raise_if_cancelled(request)
-            with metrics.time_stage("city_list"):
-                body = await self._retry_policy.run(self._upstream.cities)
-                # A list can hold 100,000 cities. Threads keep the event loop free for heartbeats and streams.
-                listed = await asyncio.to_thread(parse_city_list, body)
-            if not listed.cities and not self._allow_no_cities:
-                raise NoCities(listed)
-            slugs = (await self._mint_slugs(listed)).slugs
-            plan = await asyncio.to_thread(
-                next_plan, before, request, listed, slugs, now=self._clock(), revision_floor=epoch.revision_floor
-            )
-            return before if before is not None and _has_same_content(before, plan) else plan
+            after = await self._next_plan(before, request)
+            if stored is not None and after is before:
+                present = await self._store.get(key, first_bytes=0)
+                if present is not None and present.etag == stored.etag:
+                    return after
+                continue
+            try:
+                await self._repository.compare_and_swap(key, after, over=stored)
+            except CasConflict:
+                metrics.cas_conflicts.labels("plan").inc()
+                continue
+            if after.write_intent is UNSET:
+                return after
 
-        plan = await self._repository.update(Plan, key, replan, counted_as="plan")
-        assert plan is not None, "a missing one is made"
-        return plan
+    async def _next_plan(self, before: Plan | None, request: ProcessRequested) -> Plan:
+        """Return the plan of the present list of cities, or ``before`` itself if its content is the same.
+
+        If the content differs and ``before`` has no write intent, return ``before`` with one. The list is then fetched
+        again, as it may have changed before the intent was written.
+        """
+        await self._raise_if_cancelled(request)
+        with metrics.time_stage("city_list"):
+            body = await self._retry_policy.run(self._upstream.cities)
+            # A list can hold 100,000 cities. Threads keep the event loop free for heartbeats and streams.
+            listed = await asyncio.to_thread(parse_city_list, body)
+        if not listed.cities and not self._allow_no_cities:
+            raise NoCities(listed)
+        slugs = (await self._mint_slugs(listed)).slugs
+        epoch = await read_bucket_epoch(self._store, self._clock)
+        plan = await asyncio.to_thread(
+            next_plan, before, request, listed, slugs, now=self._clock(), revision_floor=epoch.revision_floor
+        )
+        if before is None:
+            return plan
+        if _has_same_content(before, plan):
+            return before if before.write_intent is UNSET else msgspec.structs.replace(before, write_intent=UNSET)
+        return msgspec.structs.replace(before, write_intent=uuid.uuid4().hex) if before.write_intent is UNSET else plan
 
     async def _raise_if_cancelled(self, request: ProcessRequested) -> None:
         record = await read_cancelled_record(self._store, request.request_id)

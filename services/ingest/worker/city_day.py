@@ -5,11 +5,14 @@ The order of effects:
 1. read the manifest. If this task's request already wrote its revision, go on at 7 without a download. If the request
    was cancelled meanwhile, skip the city: go on at 8;
 2. send a conditional request to the upstream. If the stored raw object is lost, send an unconditional one: the same
-   bytes then replace the lost object as a new revision;
+   bytes then replace the lost object as a new revision. A file that may replace a stored one is requested under a write
+   intent: if the manifest has none, write one (compare-and-swap), and start again at 1;
 3. stream the file to a raw key of this attempt, and hash, check and total it. Meanwhile a record says that this attempt
    is being parsed (``attempts.py``);
 4. decide. An invalid file goes to quarantine (``quarantine.py``): go on at 8. If the file is unchanged, abort the
-   upload. Otherwise make the next revision, and judge its volume (``volume_check.py``);
+   upload, and confirm that the manifest is unchanged too: remove a write intent (compare-and-swap), or compare the
+   ETag. If it has changed, start again at 1; otherwise go on at 7. A changed file becomes the next revision. Judge its
+   volume (``volume_check.py``);
 5. complete the upload;
 6. write the manifest by compare-and-swap. After a conflict start again at 1, and leave the raw object to gc;
 7. publish the events of the manifest. Do so also if nothing changed, or if an earlier run of this task still waits for
@@ -22,6 +25,11 @@ at 9. A file whose parsing crashed workers is parsed only while the worker runs 
 
 A task whose source is the bucket reads the manifest's raw object instead of 2 and 3. It stores no raw object, and makes
 the next revision if the present rules give other totals. A file that cannot be read again fails, and its numbers stay.
+
+A write intent orders the reads of the upstream. A worker can pause between its request and its compare-and-swap while
+the upstream takes the change back. A check that finds the file unchanged then removes the intent, or ended before the
+intent was written. In the first case the compare-and-swap of the paused worker fails. In the second case its request is
+later than that of the check. So no file replaces what a later request has found.
 
 The manifest is the outbox. After a crash at any step Kafka redelivers the task, and the manifest says what to publish.
 """
@@ -51,6 +59,7 @@ from services.ingest.worker.manifest import (
     NewFile,
     Place,
     gives_same_totals,
+    is_unchanged,
     next_manifest,
     reprocessed,
     validators_of,
@@ -275,14 +284,28 @@ class CityDayIngest:
             return CityResult(outcome=Outcome.STORED, manifest=previous)  # perhaps not published yet
         if task.source is Source.BUCKET:
             return await self._reprocess(task, stored, attempt, alone=held is Slots.ALL)
+        return await self._check_upstream(task, stored, attempt, held)
+
+    async def _check_upstream(
+        self, task: IngestCity, stored: Versioned[Manifest] | None, attempt: str, held: Slots
+    ) -> CityResult | None:
+        """Take steps 2 to 6. Returns None to start again at 1."""
+        previous = stored.value if stored else None
         place = await self._place(task, previous)
         raw_lost = previous is not None and await self._is_raw_lost(previous)
         known = validators_of(
             None if raw_lost else previous, self._upstream.city_url(task.upstream_id, task.date), self._rules
         )
+        undeclared = stored if stored and stored.value.write_intent is UNSET else None
+        if undeclared and known is None:
+            await self._declare_intent(undeclared, attempt)
+            return None
         async with contextlib.AsyncExitStack() as stack:
             with metrics.time_stage("request"):
                 download = await stack.enter_async_context(self._upstream.download(task.upstream_id, task.date, known))
+            if undeclared and download.chunks is not None:
+                await self._declare_intent(undeclared, attempt)
+                return None
             # The slot is taken after the response has arrived: a slow upstream holds no slot while it does not respond.
             # If no slot becomes free soon, the file is requested again when the task holds one.
             if held is Slots.NONE and download.chunks is not None:
@@ -292,7 +315,35 @@ class CityDayIngest:
             taken = await self._take(
                 download, task, previous, place, attempt, raw_lost=raw_lost, alone=held is Slots.ALL
             )
+        if taken is None:
+            return await self._confirm_unchanged(stored)
         return taken if isinstance(taken, CityResult) else await self._swap(stored, taken)
+
+    async def _declare_intent(self, stored: Versioned[Manifest], attempt: str) -> None:
+        """Write into the manifest that a file may replace it. The caller starts again, also after a conflict."""
+        intended = msgspec.structs.replace(stored.value, write_intent=attempt)
+        try:
+            await self._repository.compare_and_swap(_key_of(intended), intended, over=stored)
+        except CasConflict:
+            metrics.cas_conflicts.labels("manifest").inc()
+
+    async def _confirm_unchanged(self, stored: Versioned[Manifest] | None) -> CityResult | None:
+        """Return the result of an unchanged city-day, or None if another worker has changed its manifest since.
+
+        From now on, no worker can replace the file by one that it requested before.
+        """
+        assert stored is not None, "only a stored file can be unchanged"
+        manifest = stored.value
+        if manifest.write_intent is UNSET:
+            present = await self._store.get(_key_of(manifest), first_bytes=0)
+            return _unchanged(manifest) if present is not None and present.etag == stored.etag else None
+        manifest = msgspec.structs.replace(manifest, write_intent=UNSET)
+        try:
+            await self._repository.compare_and_swap(_key_of(manifest), manifest, over=stored)
+        except CasConflict:
+            metrics.cas_conflicts.labels("manifest").inc()
+            return None
+        return _unchanged(manifest)
 
     async def _reprocess(
         self, task: IngestCity, stored: Versioned[Manifest] | None, attempt: str, *, alone: bool
@@ -354,10 +405,10 @@ class CityDayIngest:
         *,
         raw_lost: bool,
         alone: bool,
-    ) -> Manifest | CityResult:
-        """Take steps 3 to 5 with a response. Return the next revision, or the result if there is none."""
+    ) -> Manifest | CityResult | None:
+        """Take steps 3 to 5 with a response. Return the next revision, the result, or None for an unchanged city."""
         if download.chunks is None:
-            return await self._next(previous, task, place, None, attempt) or _unchanged(previous)
+            return await self._next(previous, task, place, None, attempt)
         raw_key = keys.raw(task.date, task.city_id, attempt)
         upload = self._store.upload(raw_key)
         try:
@@ -371,9 +422,7 @@ class CityDayIngest:
                 replaces_lost=raw_lost,
             )
             manifest = await self._next(previous, task, place, file, attempt)
-            if manifest is None:
-                return _unchanged(previous)
-            if manifest.raw_key == raw_key:
+            if manifest is not None and manifest.raw_key == raw_key:
                 manifest = await self._judged(manifest, streamed)
                 with metrics.time_stage("complete_upload"):
                     await upload.complete()
@@ -434,6 +483,8 @@ class CityDayIngest:
     async def _next(
         self, previous: Manifest | None, task: IngestCity, place: Place, file: NewFile | None, attempt: str
     ) -> Manifest | None:
+        if previous is not None and is_unchanged(previous, task, place, file, self._rules):
+            return None  # without a read of the epoch
         epoch = await read_bucket_epoch(self._store, self._clock)
         return next_manifest(
             previous,
@@ -448,7 +499,8 @@ class CityDayIngest:
 
     async def _swap(self, stored: Versioned[Manifest] | None, manifest: Manifest | None) -> CityResult | None:
         assert manifest is not None
-        key = keys.manifest(manifest.date, manifest.city_id)
+        manifest = msgspec.structs.replace(manifest, write_intent=UNSET)
+        key = _key_of(manifest)
         try:
             with metrics.time_stage("write_manifest"):
                 await self._repository.compare_and_swap(key, manifest, over=stored)
@@ -551,6 +603,9 @@ class _DiscardingUpload:
         return
 
 
-def _unchanged(previous: Manifest | None) -> CityResult:
-    assert previous is not None
+def _unchanged(previous: Manifest) -> CityResult:
     return CityResult(outcome=Outcome.UNCHANGED, manifest=previous)
+
+
+def _key_of(manifest: Manifest) -> str:
+    return keys.manifest(manifest.date, manifest.city_id)

@@ -78,11 +78,10 @@ def next_manifest(
     and equal parsing rules. A move or a new name alone makes a revision with the same raw object. So does a file that
     ``replaces_lost`` bytes, with a new raw object.
     """
+    if previous is not None and is_unchanged(previous, task, place, file, rules):
+        return None
     successor = _successor_of(previous, task, place, revision_floor)
     if previous is not None and (file is None or _is_same_file(previous, file, rules)):
-        renamed = previous.city_name != task.city_name and task.plan_revision >= previous.plan_revision
-        if previous.country == place.country and not renamed:
-            return None
         return msgspec.structs.replace(
             previous,
             country=place.country,
@@ -124,6 +123,13 @@ def next_manifest(
         history=successor.history,
         raw_expired_before=previous.raw_expired_before if previous else None,
     )
+
+
+def is_unchanged(previous: Manifest, task: IngestCity, place: Place, file: NewFile | None, rules: FileRules) -> bool:
+    """Tell whether no revision follows ``previous``. ``next_manifest`` describes the arguments."""
+    renamed = previous.city_name != task.city_name and task.plan_revision >= previous.plan_revision
+    same_file = file is None or _is_same_file(previous, file, rules)
+    return same_file and previous.country == place.country and not renamed
 
 
 def reprocessed(

@@ -26,6 +26,7 @@ from shared.domain.objects import Manifest
 from shared.domain.topics import Topic
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
+from shared.storage.object_store import StoredObject
 from tests.fakes.bucket import FakeBucket, trips
 from tests.fakes.builders import Trip, trip_file
 from tests.fakes.log import MemoryLog, MemoryPublisher
@@ -111,6 +112,49 @@ async def test_a_response_that_waits_long_for_a_slot_is_requested_again(monkeypa
         assert value("tripfold_ingest_stage_seconds_count", stage=stage) == timed[stage] + times, stage
     assert value("tripfold_stored_bytes_total") == stored_bytes + 2 * len(file)
     assert value("tripfold_stored_trips_total") == stored_trips + 2
+
+
+class CountingStore(MemoryStore):
+    """A store that lists its calls, by method and folder."""
+
+    def __init__(self) -> None:
+        super().__init__(utc_now)
+        self.calls: list[str] = []
+
+    async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+        self.calls.append(f"get {key.partition('/')[0]}")
+        return await super().get(key, first_bytes=first_bytes)
+
+    async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        self.calls.append(f"swap {key.partition('/')[0]}")
+        return await super().compare_and_swap(key, body, etag=etag)
+
+
+async def test_only_a_changed_file_costs_a_write_intent() -> None:
+    """A first file and an unchanged one cost no further write. A changed one is marked, and then requested again."""
+    store, upstream = CountingStore(), MemoryUpstream()
+    circuit = CircuitBreaker(Retrier(health=Health(), wait_max_s=1))
+    swaps, reads = [], []
+    with ThreadPoolExecutor(1) as threads:
+        ingest = CityDayIngest(
+            store,
+            MemoryPublisher(MemoryLog()),
+            upstream,
+            clock=utc_now,
+            retry_policy=UpstreamRetryPolicy(circuit, attempts_max=1, outage_limit_s=60),
+            threads=threads,
+            streams=1,
+            deadline_s=60,
+        )
+        for passengers in (3, 3, 4):
+            upstream.files["0"] = trip_file([Trip(passengers=passengers, delay_ms=0)], DAY)
+            store.calls.clear()
+            await ingest.run(task_of("0"))
+            swaps.append(store.calls.count("swap manifests"))
+            reads.append(list(store.calls))
+    assert swaps == [1, 0, 2]
+    assert reads[1] == ["get manifests", "get requests", "get raw", "get manifests"]
+    assert upstream.downloads == ["0", "0", "0"]
 
 
 AGAIN = Background(source=Source.BUCKET, again=True)
