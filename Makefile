@@ -9,7 +9,7 @@ HISTORIES ?= 10000
 KUBERNETES := 1.30.0 1.37.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade released chaos alert-drill histories mutations requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade released lint-openapi chaos alert-drill histories mutations requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,12 @@ asyncapi: $(VENV)/.local ## Write docs/asyncapi.json, the contract of the events
 monitoring: $(VENV)/.dev ## Write the alerts for Prometheus and the dashboard for Grafana from the metrics
 	$(BIN)/python -m scripts.alerts
 	$(BIN)/python -m scripts.dashboard
+
+lint-openapi: $(VENV)/.local $(VENV)/openapi/.installed ## Check the OpenAPI document by Redocly's and Spectral's recommended rules (needs npm)
+	$(BIN)/tripfold openapi > $(VENV)/openapi/openapi.json
+	cd $(VENV)/openapi && REDOCLY_TELEMETRY=off REDOCLY_SUPPRESS_UPDATE_NOTICE=true \
+		node_modules/.bin/redocly lint --extends=recommended --max-problems=20 openapi.json
+	cd $(VENV)/openapi && node_modules/.bin/spectral lint --fail-severity=warn --ruleset ruleset.json openapi.json
 
 manifests: $(VENV)/kubernetes/.installed ## Check deploy/kubernetes against the schemas of Kubernetes (needs Go)
 	$(VENV)/kubernetes/kustomize build deploy/kubernetes --output $(VENV)/kubernetes/built.yaml
@@ -152,6 +158,14 @@ $(VENV)/release/.installed: requirements/release.txt
 	@echo "installing the build tools into $(VENV)/release"
 	@$(PYTHON) -m venv $(VENV)/release
 	@$(VENV)/release/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/release.txt
+	@touch $@
+
+$(VENV)/openapi/.installed:
+	@echo "installing Redocly and Spectral into $(VENV)/openapi"
+	@mkdir -p $(VENV)/openapi
+	@npm install --prefix $(VENV)/openapi --ignore-scripts --no-audit --no-fund --loglevel=error \
+		@redocly/cli@2.77.0 @stoplight/spectral-cli@6.16.3
+	@echo '{"extends": "spectral:oas"}' > $(VENV)/openapi/ruleset.json
 	@touch $@
 
 # kustomize and kubeconform are programs in Go. The schemas are part of a Python package.

@@ -18,6 +18,7 @@ from typing import Any, get_args
 from prometheus_client.metrics_core import Metric
 
 from services.api.app import create_app
+from services.api.documentation.openapi import openapi_document
 from shared.domain.topics import TOPICS
 from shared.runtime.metrics import VERIFY, Part, registry_of
 from shared.runtime.settings import PREFIX, Settings, load_settings
@@ -168,7 +169,7 @@ def _own_metrics() -> list[Metric]:
 
 def operations() -> set[str]:
     """Return the operations of the API, such as `GET /country-stats`."""
-    schema = create_app(load_settings({f"{PREFIX}API_ACCESS": "open"})).openapi_schema.to_schema()
+    schema = openapi_document(create_app(load_settings({f"{PREFIX}API_ACCESS": "open"})))
     return {f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import enum
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -197,6 +198,20 @@ def asyncapi(
         typer.echo(yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=120), nl=False)
     else:
         typer.echo(encode_document(document), nl=False)
+
+
+@app.command("openapi", rich_help_panel=INSPECT)
+def openapi() -> None:
+    """Print the OpenAPI 3.1 document of the REST API, for generators of clients. A running API serves the same one.
+
+    Example: tripfold openapi > openapi.json
+    """
+    from services.api.app import create_app
+    from services.api.documentation.openapi import openapi_document
+    from shared.runtime.settings import PREFIX, load_settings
+
+    document = openapi_document(create_app(load_settings({f"{PREFIX}API_ACCESS": "open"})))
+    typer.echo(json.dumps(document, indent=2))
 
 
 @app.command("upstream", rich_help_panel=RUN)

@@ -21,7 +21,7 @@ from services.api.auth import Access, access_of
 from services.api.backfills.service import Backfills, backfill_stream
 from services.api.completeness.cities import MissingCities
 from services.api.completeness.reader import CompletenessReader
-from services.api.documentation.openapi import openapi_config
+from services.api.documentation.openapi import KEY, NO_KEY, openapi_config
 from services.api.health import Check, Readiness
 from services.api.http.date_range import ProcessableDates
 from services.api.http.problems import exception_handlers
@@ -211,7 +211,7 @@ def _api_router(access: Access) -> Router:
         ],
         before_request=check_query,
         guards=[guard],
-        security=[{"key": []}, {"bearer": []}] if access.needs_key else None,
+        security=KEY if access.needs_key else [*NO_KEY, *KEY],
     )
 
 

@@ -62,6 +62,9 @@ _EXAMPLE_DETAILS = {
     HTTPStatus.NOT_ACCEPTABLE: "Accept allows none of the available media types. Use one of these: application/json, "
     "text/csv.",
     HTTPStatus.CONFLICT: f"Request {_EXAMPLE_ID} has ended: it is completed.",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The request is too large: a body is limited to 32768 bytes.",
+    HTTPStatus.REQUEST_URI_TOO_LONG: "The request is too large: a URL is limited to 32768 bytes.",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The request is too large: headers are limited to 32768 bytes.",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Idempotency-Key 'nightly' was used for date=2024-05-01. Use another key for a "
     "request with other parameters.",
     HTTPStatus.TOO_MANY_REQUESTS: 'Key "reader" has exceeded its rate limit. Try again in 7 s.',
@@ -165,7 +168,7 @@ def _typed_problem(
 
 
 def _example_of(status: HTTPStatus) -> Problem:
-    detail = _EXAMPLE_DETAILS.get(status, f"{status.description}.")
+    detail = _EXAMPLE_DETAILS[status]
     if status not in _TYPES:
         return blank_problem(status, detail)
     parameters = (_EXAMPLE_PARAMETER,) if status is HTTPStatus.BAD_REQUEST else ()

@@ -117,7 +117,7 @@ def declared_in(signature: Mapping[str, FieldDefinition]) -> list[DeclaredParame
                     argument=argument,
                     name=definition.name or argument,
                     required=field.is_required,
-                    example=str(example),
+                    example=str(example).lower() if isinstance(example, bool) else str(example),
                 )
             )
     return declared

@@ -144,12 +144,12 @@ async def create_backfill(
         bool,
         QueryParameter(
             description="With `source=bucket`: also read files for which the rules should give the same numbers.",
-            examples=[Example(value="false")],
+            examples=[Example(value=False)],
         ),
     ] = False,
     dry_run: Annotated[
         bool,
-        QueryParameter(description="`true`: say which dates it would process.", examples=[Example(value="true")]),
+        QueryParameter(description="`true`: say which dates it would process.", examples=[Example(value=True)]),
     ] = False,
     idempotency_key: IdempotencyKey = None,
 ) -> Response[BackfillDetail | BackfillPreview]:

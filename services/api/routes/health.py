@@ -10,6 +10,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import SkipValidation
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from services.api.documentation.openapi import NO_KEY
 from services.api.health import Liveness, Readiness, ReadinessReport
 from services.api.http.problems import open_responses
 
@@ -22,6 +23,7 @@ RegistryPort = NamedDependency[SkipValidation[CollectorRegistry]]
     summary="Check whether the process is alive",
     operation_id="getLiveness",
     tags=["health"],
+    security=NO_KEY,
     response_description="The process responds.",
     responses=open_responses(),
 )
@@ -35,6 +37,7 @@ async def live() -> Liveness:
     summary="Check whether S3 and Kafka can be reached",
     operation_id="getReadiness",
     tags=["health"],
+    security=NO_KEY,
     response_description="Both can be reached.",
     responses={
         HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec(

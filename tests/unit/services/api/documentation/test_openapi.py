@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from openapi_spec_validator import validate
+from typer.testing import CliRunner
 
-from tests.fakes.api import Client
+from tests.fakes.api import Client, World
+from tripfold import cli
 
 PROBLEM = "application/problem+json"
 
@@ -90,6 +93,61 @@ def test_every_error_is_documented_as_a_problem(document: dict[str, Any]) -> Non
                 continue
             assert {"400", "401", "403", "429", "503"} <= set(errors)
             assert all(set(response["content"]) == {PROBLEM} for response in errors.values()), path
+
+
+def test_every_problem_has_an_example_of_its_own_status(client: Client, document: dict[str, Any]) -> None:
+    """The example of each error has the status of the error, and says what the API says."""
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            for status, response in operation["responses"].items():
+                for example in response.get("content", {}).get(PROBLEM, {}).get("examples", {}).values():
+                    assert example["value"]["status"] == int(status), (method, path)
+    responses = document["paths"]["/country-stats"]["get"]["responses"]
+    for refused in (
+        client.get("/country-stats?from=2024-05-02&to=2024-05-01"),
+        client.get("/country-stats?from=2024-05-01&to=2024-05-01", headers={"Accept": "image/png"}),
+        client.get(f"/country-stats?from={'0' * 40_000}"),
+        client.get("/country-stats", headers={"Cookie": "0" * 40_000}),
+        client.request("GET", "/country-stats", content=b"0" * 40_000),
+    ):
+        (example,) = responses[str(refused.status_code)]["content"][PROBLEM]["examples"].values()
+        sent = {name: value for name, value in refused.json().items() if name != "http_request_id"}
+        if refused.status_code != 406:  # that one lists the formats
+            assert sent == example["value"]
+        assert sent.keys() == example["value"].keys()
+
+
+def test_a_value_that_may_be_absent_is_never_null(document: dict[str, Any]) -> None:
+    """Parameters have the schema of their values; `detail` is an enum of one value. No union has one member only."""
+    schemas = [
+        parameter["schema"]
+        for item in document["paths"].values()
+        for operation in item.values()
+        for parameter in operation.get("parameters", ())
+    ]
+    assert all("null" not in json.dumps(schema) for schema in schemas)
+    members = [
+        member
+        for schema in document["components"]["schemas"].values()
+        for member in schema.get("properties", {}).values()
+    ]
+    assert all(len(member["oneOf"]) > 1 for member in members if "oneOf" in member)
+    detail = schema_of(document["paths"]["/country-stats"]["get"], "detail")
+    assert (detail["type"], detail["enum"]) == ("string", ["full"])
+    assert schema_of(document["paths"]["/backfills"]["post"], "only")["default"] == "missing"
+
+
+def schema_of(operation: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the schema of a parameter."""
+    (schema,) = (one["schema"] for one in operation["parameters"] if one["name"] == name)
+    return dict(schema)
+
+
+def test_the_command_prints_the_document() -> None:
+    """``tripfold openapi`` prints the document of an API that is open to everybody."""
+    printed = json.loads(CliRunner().invoke(cli.app, ["openapi"]).output)
+    with World().client() as client:
+        assert printed == client.get("/schema/openapi.json").json()
 
 
 def test_the_figures_of_a_day_are_documented_as_required(document: dict[str, Any]) -> None:
