@@ -30,6 +30,7 @@ INGEST_AGE_MAX_S = 60 * 60
 STALLED_AGE_MIN_S = 5 * 60
 VERIFY_AGE_MAX_S = 2 * 24 * 60 * 60
 REBUILD_AGE_MAX_S = 2 * 60 * 60
+TABLES_AGE_MAX_S = 30 * 60
 HERE = "on (job, instance)"
 FOLDED = (Topic.CITY_STATS, Topic.REQUEST_PROGRESS)
 UPSTREAM_FAILURES = sample(metrics.upstream_requests, outcome='="interrupted"')
@@ -230,6 +231,12 @@ ALERTS = (
         severity="ticket",
         expr=f"max({sample(metrics.rebuild_age)}) > {REBUILD_AGE_MAX_S}",
         summary="A rebuild began {{ $value | humanizeDuration }} ago and has not ended",
+    ),
+    Alert(
+        name="TripfoldTablesLate",
+        severity="ticket",
+        expr=f"time() - (max({sample(metrics.tables_current)}) > 0) > {TABLES_AGE_MAX_S}",
+        summary="The Parquet tables were last current {{ $value | humanizeDuration }} ago",
     ),
     Alert(
         name="TripfoldApiKeysFileInvalid",

@@ -9,11 +9,12 @@ from services.aggregate.consumer import CityStatsConsumer, tune_collector
 from services.aggregate.replay.generations import watch_rebuild
 from services.aggregate.requests.consumer import RequestProgressConsumer
 from services.aggregate.requests.requeue import Requeue
+from services.aggregate.tables.builder import TableBuilder
 from shared.domain.ids import utc_now
 from shared.domain.topics import GROUPS, Topic
 from shared.kafka.consumer import consume, make_broker
 from shared.runtime.settings import Settings
-from shared.service import AsgiApp, ServiceContext, make_app
+from shared.service import AsgiApp, Background, ServiceContext, make_app
 
 PROGRESS_BATCH_MAX = 5_000
 PROGRESS_LINGER_MS = 100
@@ -52,11 +53,15 @@ def create_app(settings: Settings) -> AsgiApp:
         linger_ms=PROGRESS_LINGER_MS,
     )
     requeue = Requeue(store, publisher, clock=utc_now, after=dt.timedelta(seconds=settings.stalled_request_after_s))
+    background: list[Background] = [requeue.run, partial(watch_rebuild, store)]
+    if settings.tables_interval_s:
+        tables = TableBuilder(store, clock=utc_now)
+        background.append(partial(tables.run, interval_s=settings.tables_interval_s))
     return make_app(
         context,
         broker,
         parts=("aggregate",),
         subscriptions=(statistics, requests),
         publishes=(Topic.COUNTRY_DAY_SUMMARIES, Topic.REQUEST_PROGRESS, Topic.CITY_STATS, Topic.PROCESS_REQUESTS),
-        background=(requeue.run, partial(watch_rebuild, store)),
+        background=tuple(background),
     )

@@ -35,6 +35,11 @@ class Dates(msgspec.Struct, frozen=True):
     def __contains__(self, date: dt.date) -> bool:
         return (self.first is None or self.first <= date) and (self.last is None or date <= self.last)
 
+    def overlaps(self, month: str) -> bool:
+        """Return whether a date of the month, ``YYYY-MM``, is in the range."""
+        first, last = (None if end is None else f"{end:%Y-%m}" for end in (self.first, self.last))
+        return (first is None or first <= month) and (last is None or month <= last)
+
 
 class DateEvents(msgspec.Struct, frozen=True):
     """The events of one date by country, and the objects that cannot be read, each with the reason."""

@@ -39,6 +39,11 @@ def round_half_even(numerator: int, denominator: int) -> int:
     return quotient + 1 if above_half or (tie and quotient % 2) else quotient
 
 
+def average_delay_s(totals: Contribution) -> float:
+    """Return the average delay in seconds, exact to the millisecond; 0 without trips."""
+    return round_half_even(totals.delay_total_ms, totals.trips) / 1000 if totals.trips else 0.0
+
+
 NOTHING = Contribution(trips=0, passengers=0, accidents=0, delay_total_ms=0)
 _figures = tuple((name, attrgetter(name)) for name in Contribution.__struct_fields__)
 

@@ -24,6 +24,8 @@ SUMMARIES = "summaries/"
 RAW = "raw/"
 QUARANTINE = "quarantine/"
 ATTEMPTS = "attempts/"
+LAKE = "lake/"
+TABLES = "lake/tables.json"
 
 REPORT_SUFFIX = ".error.json"
 
@@ -86,6 +88,11 @@ def plan(date: dt.date) -> str:
 def summary(generation: int, date: dt.date, country: CountrySlug) -> str:
     """Return the key of one country-day's summary in a generation."""
     return f"summaries/generation={generation}/date={date}/country={country}.json"
+
+
+def table(name: str, month: str) -> str:
+    """Return the key of the Parquet file with a month of a table; ``month`` is ``YYYY-MM``."""
+    return f"{LAKE}{name}/month={month}/{name}.parquet"
 
 
 def manifests_of(date: dt.date) -> str:

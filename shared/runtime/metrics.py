@@ -29,7 +29,17 @@ _GROUPS: dict[Part, tuple[CollectorRegistry, ...]] = {
 }
 
 Concern = Literal[
-    "s3", "kafka", "consumer", "partitions", "batch", "city_day", "requeue", "upstream", "generation", "jobs"
+    "s3",
+    "kafka",
+    "consumer",
+    "partitions",
+    "batch",
+    "city_day",
+    "requeue",
+    "upstream",
+    "generation",
+    "jobs",
+    "tables",
 ]
 """The values of the label ``what``: a dependency, or the work that waits for one."""
 
@@ -171,6 +181,11 @@ oldest_open_request_age = Gauge(
 rebuild_age = Gauge(
     "tripfold_rebuild_age_seconds", "Age of the rebuild that runs or was interrupted; 0 without one", registry=AGGREGATE
 )
+tables_current = Gauge(
+    "tripfold_tables_current_timestamp_seconds",
+    "When the process last found or made all Parquet tables current; at first, when it started",
+    registry=AGGREGATE,
+)
 s3_request_seconds = Histogram(
     "tripfold_s3_request_seconds",
     "Time from a request to S3 to its response",
@@ -250,8 +265,8 @@ _FIRST_VALUES: dict[Part, dict[MetricWrapperBase, tuple[str, ...]]] = {
         upstream_requests: get_args(UpstreamOutcome),
     },
     "aggregate": {
-        cas_conflicts: ("request", "summary"),
-        faults: (*_CONSUMER_FAULTS, "requeue", "generation"),
+        cas_conflicts: ("request", "summary", "tables"),
+        faults: (*_CONSUMER_FAULTS, "requeue", "generation", "tables"),
     },
 }
 """The label values that a part exports from the start. A labelled counter exports nothing before its first use, and an

@@ -207,6 +207,12 @@ class Settings(BaseSettings):
     aggregate_batch: int = Field(default=2_000, ge=1, le=100_000, description="events in one fold")
     aggregate_linger_ms: int = Field(default=100, ge=1, le=60_000, description="wait to fill a batch")
     aggregate_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="memory for cached summaries")
+    tables_interval_s: float = Field(
+        default=240,
+        ge=0,
+        le=86_400,
+        description="longest time between two checks whether the Parquet tables are current; 0: build none",
+    )
     progress_interval_s: float = Field(
         default=1.0, ge=0, le=60, description="shortest time between two writes of a request's progress"
     )

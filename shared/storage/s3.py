@@ -66,6 +66,7 @@ FEW_RETRIES: Final[RetryConfig] = {
 os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
 
 _JSON: Final = {"Content-Type": "application/json"}
+_PARQUET: Final = {"Content-Type": "application/vnd.apache.parquet"}
 _EMPTY_PREFIX: Final = "state/check/"
 """An empty prefix. Listing it proves that the bucket can be reached, without reading a key."""
 
@@ -158,7 +159,7 @@ class S3Store:
                             body,
                             mode="create" if etag is None else {"e_tag": etag},
                             use_multipart=False,
-                            attributes=_JSON,
+                            attributes=_PARQUET if key.endswith(".parquet") else _JSON,
                         )
             except _FAULTS as error:
                 if _result_of(error) != "conflict":

@@ -8,6 +8,7 @@ mark, repeated fields, and names that keys have to escape.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import runpy
 import sqlite3
@@ -20,11 +21,16 @@ import pytest
 import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
+from services.aggregate.tables.builder import TableBuilder
+from shared.domain import keys
+from shared.domain.ids import utc_now
+from shared.domain.objects import Manifest
 from shared.domain.topics import partition_of
 from shared.runtime.settings import Settings
+from shared.storage.repository import Repository
 from tests import ROOT
 from tests.integration.conftest import isolated_settings
-from tests.integration.running import Running, environment_of, running
+from tests.integration.running import Running, environment_of, eventually, running
 from tests.integration.trips import make_trips
 from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
@@ -43,7 +49,7 @@ Figures = dict[tuple[str, str], tuple[int, int]]
 async def tripfold(embedded: EmbeddedServices, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
     """Run Tripfold with two dates processed, one of them twice: a file was corrected, and a city had moved."""
     with UpstreamServer() as upstream:
-        settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url)
+        settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url, TABLES_INTERVAL_S="0.5")
         async with running(settings, tmp_path_factory.mktemp("logs")) as services:
             upstream.add_city(0, "Port Tina", "Armenia")
             upstream.add_city(1, "Nowhere", "Armenia")
@@ -165,6 +171,56 @@ async def test_the_duckdb_example_reads_the_served_numbers(tripfold: Running, se
     """DuckDB reads from S3 the same statistics of the requested dates as the API serves."""
     lines, _ = await run(tripfold, "summaries_duckdb.py", "--from", DATES[1], "--to", "2024-05-31")
     assert figures_of_rows(map(json.loads, lines)) == {key: one for key, one in served.items() if key[1] == DATES[1]}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def tables(tripfold: Running) -> TableBuilder:
+    """Wait until the aggregate has built the tables from all summaries."""
+    builder = TableBuilder(tripfold.store, clock=utc_now)
+
+    async def current() -> TableBuilder | None:
+        return None if await builder.changed_months(1) or not await builder.months(1) else builder
+
+    return await eventually(current, "the tables")
+
+
+@in_one_loop
+@pytest.mark.usefixtures("tables")
+async def test_the_tables_show_the_served_numbers_in_sql(tripfold: Running, served: Figures) -> None:
+    """DuckDB reads both tables, and the sums over the cities are those of their countries."""
+    lines, _ = await run(tripfold, "tables_duckdb.py")
+    assert figures_of_rows(map(json.loads, lines)) == served
+    sums = "select country, date, sum(trips) trips, sum(passengers) passengers from city_days group by all"
+    lines, _ = await run(tripfold, "tables_duckdb.py", sums)
+    assert figures_of_rows(map(json.loads, lines)) == served
+
+
+@in_one_loop
+@pytest.mark.usefixtures("tables")
+async def test_the_pandas_example_adds_up_to_the_served_numbers(tripfold: Running, served: Figures) -> None:
+    """The sums of a range of dates by country, with the average of the exact sums."""
+    lines, _ = await run(tripfold, "tables_pandas.py", "--from", DATES[1], "--to", "2024-06-30")
+    rows = [{**json.loads(line), "date": DATES[1]} for line in lines]
+    assert figures_of_rows(rows) == {key: one for key, one in served.items() if key[1] == DATES[1]}
+    assert all(abs(row["average_delay_s"] - row["delay_total_ms"] / row["trips"] / 1000) < 1e-6 for row in rows)
+
+
+@in_one_loop
+@pytest.mark.usefixtures("tables")
+async def test_the_polars_example_has_each_city_and_its_file(tripfold: Running, served: Figures) -> None:
+    """The cities add up to their countries; each names the SHA-256 of its manifest."""
+    lines, _ = await run(tripfold, "tables_polars.py", "--from", DATES[0], "--to", DATES[0])
+    sums: Figures = {}
+    for row in map(json.loads, lines):
+        before = sums.get((row["country"], row["date"]), (0, 0))
+        sums[row["country"], row["date"]] = (before[0] + row["trips"], before[1] + row["passengers"])
+        key = keys.manifest(dt.date.fromisoformat(row["date"]), row["city_id"])
+        manifest = await Repository(tripfold.store).get(Manifest, key)
+        assert manifest is not None
+        assert row["sha256"] == manifest.sha256
+    assert {key: one for key, one in sums.items() if one[0]} == {
+        key: one for key, one in served.items() if key[1] == DATES[0]
+    }
 
 
 @in_one_loop

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from services.api.http.date_range import DateRange
 from services.api.middleware.legacy_query import repaired_query
-from services.api.statistics.model import average_delay_s, country_stats
-from shared.domain.contribution import Contribution, round_half_even
+from services.api.statistics.model import country_stats
+from shared.domain.contribution import Contribution, average_delay_s, round_half_even
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import SummaryHead
 

@@ -14,11 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from services.aggregate.bucket_reader import Dates
 from shared.domain.errors import OperatorError
+from shared.runtime.settings import load_settings
+from shared.storage.s3 import S3Store
 from tripfold.local.recompute import CountryDay, recompute
 from tripfold.local.stack import RunningStack, StackOptions, local_stack
 from tripfold.local.supervisor import StopRequested
 from tripfold.local.up import event_printer, print_recovered, print_urls
+from tripfold.operate import lake
 
 DEMO_DATES = tuple(dt.date(2024, 5, day) for day in (1, 2, 3))
 POLL_INTERVAL_S = 0.25
@@ -56,6 +60,8 @@ async def _demonstrate(stack: RunningStack, options: StackOptions, console: Cons
     console.print(statistics_table(statistics))
     console.print(f"Processed three dates in {time.monotonic() - began_s:.0f} s.")
     print_urls(stack, options, console)
+    await build_tables(stack)
+    console.print(f"SQL       {query_command(stack)}", highlight=False, markup=False, soft_wrap=True)
     if check:
         compared = await asyncio.to_thread(verify, stack.upstream_url, DEMO_DATES, statistics)
         console.print(f"[green]All numbers of {compared} country-days equal their recomputation from the raw files.")
@@ -114,6 +120,20 @@ async def read_statistics(api_url: str, dates: Sequence[dt.date]) -> dict[str, d
     response.raise_for_status()
     statistics: dict[str, dict[str, dict[str, Any]]] = response.json()
     return statistics
+
+
+async def build_tables(stack: RunningStack) -> None:
+    """Build the Parquet tables now. The aggregate would build them within some seconds."""
+    async with S3Store(load_settings(stack.environment)) as store:
+        await lake.build_tables(store, Dates(), again=False, report=lambda *_: None)
+
+
+def query_command(stack: RunningStack) -> str:
+    """Return a line for a shell that queries the tables with SQL."""
+    sql = "select country, sum(trips) as trips from country_days group by country"
+    python = ".venv/bin/python"
+    run = f'. {stack.variables_file} && {python} examples/tables_duckdb.py "{sql}"'
+    return f"{run}  (once before: {python} -m pip install duckdb s3fs)"
 
 
 def statistics_table(statistics: dict[str, dict[str, dict[str, Any]]]) -> Table:

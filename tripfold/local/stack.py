@@ -26,6 +26,7 @@ from tripfold.local.supervisor import ChildEvent, ChildProcess, Supervisor, http
 
 LOOPBACK = "127.0.0.1"
 PARTITIONS = 4
+TABLES_INTERVAL_S = 5
 SERVICES = {
     "planner": ("serve", "ingest", "--role", "planner"),
     "worker": ("serve", "ingest", "--role", "worker"),
@@ -90,6 +91,7 @@ async def local_stack(
             f"{PREFIX}API_ACCESS": os.environ.get(f"{PREFIX}API_ACCESS") or "open-without-keys",
             f"{PREFIX}API_PORT": str(api_port),
             f"{PREFIX}KAFKA_PARTITIONS": str(PARTITIONS),
+            f"{PREFIX}TABLES_INTERVAL_S": os.environ.get(f"{PREFIX}TABLES_INTERVAL_S") or str(TABLES_INTERVAL_S),
             # The embedded broker never evicts a killed member; a member with the same id replaces it.
             f"{PREFIX}KAFKA_GROUP_INSTANCE_ID": "local",
             "PYTHONUNBUFFERED": "1",

@@ -37,6 +37,7 @@ ALLOWED: Final = {
         read=(
             "backfills/",
             "idempotency/",
+            "lake/",
             "manifests/",
             "plans/",
             "quarantine/",
@@ -75,8 +76,8 @@ ALLOWED: Final = {
         multipart=("raw/",),
     ),
     BucketRole.AGGREGATE: BucketRights(
-        read=("manifests/", "plans/", "requests/", "state/", "summaries/"),
-        write=("requests/", "state/changes/", "summaries/"),
+        read=("lake/", "manifests/", "plans/", "requests/", "state/", "summaries/"),
+        write=("lake/", "requests/", "state/changes/", "summaries/"),
     ),
 }
 

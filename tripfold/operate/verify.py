@@ -1,7 +1,8 @@
-"""Compares the live summaries, or the compacted topics, with the manifests and plans of the bucket."""
+"""Compares the live summaries, or the compacted topics, with the manifests and plans of the bucket; or the tables."""
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import time
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from prometheus_client import write_to_textfile
 from services.aggregate.audit.compare import RAW_OBJECT, Difference
 from services.aggregate.audit.verify import verify_dates
 from services.aggregate.bucket_reader import Dates
+from services.aggregate.tables.verify import verify_tables
 from shared.domain.errors import OperatorError
 from shared.kafka.producer import KafkaPublisher
 from shared.runtime import metrics
@@ -49,6 +51,9 @@ def verify_command(
     topics: Annotated[
         bool, typer.Option("--topics", help="Compare the compacted topics with the bucket, instead of the summaries.")
     ] = False,
+    lake: Annotated[
+        bool, typer.Option("--lake", help="Compare the Parquet tables with the summaries, row by row.")
+    ] = False,
     metrics_file: Annotated[
         Path | None,
         typer.Option(
@@ -64,6 +69,9 @@ def verify_command(
     --topics compares two records of each key of city-stats and country-day-summaries with the bucket: that of the
     highest revision, and the last one.
 
+    --lake compares each row of the tables with the summary that it shows. Summaries that changed within twice
+    TRIPFOLD_TABLES_INTERVAL_S may be newer than the tables: these are counted, and are no difference.
+
     An object or a record may still be on its way. verify looks again for some seconds before it reports a difference.
 
     Example: tripfold verify --from 2024-05-01 --to 2024-05-31 --deep
@@ -72,6 +80,8 @@ def verify_command(
     """
     if topics and deep:
         raise typer.BadParameter("--topics reads no raw objects: run --deep by itself", param_hint="--deep")
+    if lake and (topics or deep):
+        raise typer.BadParameter("--lake compares only the tables: run it by itself", param_hint="--lake")
     if metrics_file is not None and not os.access(metrics_file.parent, os.W_OK):
         raise typer.BadParameter(
             f"cannot write into {metrics_file.parent}: make this directory, or name another file",
@@ -79,11 +89,14 @@ def verify_command(
         )
     dates = Dates(*date_range(first, last))
     began_s = time.monotonic()
-    verified = (
-        _verify_topics(dates, as_json=as_json) if topics else _verify_summaries(dates, deep=deep, as_json=as_json)
-    )
+    if topics:
+        verified = _verify_topics(dates, as_json=as_json)
+    elif lake:
+        verified = _verify_lake(dates, as_json=as_json)
+    else:
+        verified = _verify_summaries(dates, deep=deep, as_json=as_json)
     if metrics_file is not None:
-        check = "topics" if topics else "deep" if deep else "summaries"
+        check = "topics" if topics else "lake" if lake else "deep" if deep else "summaries"
         _write_metrics(metrics_file, check, verified, duration_s=time.monotonic() - began_s)
     if verified.differences:
         raise typer.Exit(1)
@@ -144,6 +157,41 @@ def _verify_summaries(dates: Dates, *, deep: bool, as_json: bool) -> _Counts:
     if raw_expired and not as_json:
         print_remark(f"{raw_expired:,} raw objects have expired ('tripfold expire raw').")
     return _Counts(compared=country_days, differences=total)
+
+
+def _verify_lake(dates: Dates, *, as_json: bool) -> _Counts:
+    settings = command_settings()
+    grace = dt.timedelta(seconds=2 * settings.tables_interval_s)
+
+    async def run() -> tuple[int, int, int, int, list[Difference]]:
+        months = rows = behind = total = 0
+        kept: list[Difference] = []
+        async with open_bucket(settings) as store:
+            with progress_bar("verifying", "months") as show:
+                async for verified in verify_tables(store, dates, grace=grace):
+                    months += 1
+                    rows += verified.rows
+                    behind += verified.behind
+                    total += len(verified.differences)
+                    kept += verified.differences[: JSON_ITEMS_MAX - len(kept)]
+                    show(verified.months_done, verified.months_total)
+        return months, rows, behind, total, kept
+
+    months, rows, behind, total, kept = run_command(run())
+    if as_json:
+        counts = {"months": months, "rows": rows, "behind": behind}
+        print_json({**counts, "differences_total": total, "differences": kept})
+        return _Counts(compared=rows, differences=total)
+    if kept:
+        _records_of(kept).print(console)
+        print_remark(
+            f"Differences: {total:,}, in {rows:,} rows. Build the tables again: 'tripfold lake build --again'."
+        )
+    else:
+        print_remark(f"No differences: {rows:,} rows match their summaries (months: {months:,}).")
+    if behind:
+        print_remark(f"{behind:,} country-days changed too recently for the tables to show it.")
+    return _Counts(compared=rows, differences=total)
 
 
 def _records_of(differences: Iterable[Difference]) -> Records:

@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 from services.api.http.date_range import DateRange
 from services.api.http.unreadable import UnreadableObject
 from shared.domain import keys
-from shared.domain.contribution import NOTHING, Contribution, round_half_even
+from shared.domain.contribution import NOTHING, average_delay_s
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import Summary, SummaryHead
 
@@ -82,11 +82,6 @@ class DayStats(msgspec.Struct, frozen=True, kw_only=True):
 
 CountryStats = dict[str, dict[str, DayStats]]
 CountryDays = tuple[str, dict[str, DayStats]]
-
-
-def average_delay_s(totals: Contribution) -> float:
-    """Return the average delay in seconds, exact to the millisecond; 0 without trips."""
-    return round_half_even(totals.delay_total_ms, totals.trips) / 1000 if totals.trips else 0.0
 
 
 def country_stats(

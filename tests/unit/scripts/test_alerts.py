@@ -57,6 +57,7 @@ UNREADABLE = series("tripfold_unreadable_objects_total", "api", kind="summary")
 LATE = series("tripfold_late_dates", "planner", schedule="daily")
 REACHABLE = series("tripfold_upstream_reachable", "worker")
 REBUILD = series("tripfold_rebuild_age_seconds", "aggregate")
+TABLES = series("tripfold_tables_current_timestamp_seconds", "aggregate")
 KEYS_VALID = series("tripfold_api_keys_file_valid", "api")
 COMMITS = series("tripfold_commit_failures_total", "worker")
 REQUEUED = series("tripfold_requeued_requests_total", "aggregate")
@@ -280,6 +281,12 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         180,
         {"TripfoldRebuildOld": ({}, "A rebuild began 3h 0m 0s ago and has not ended")},
     ),
+    "the tables are late": (
+        {TABLES: f"60{NEVER_ENDS}"},
+        40,
+        {"TripfoldTablesLate": ({}, "The Parquet tables were last current 39m 0s ago")},
+    ),
+    "no aggregate builds tables": ({TABLES: f"0{NEVER_ENDS}"}, 40, {}),
     "an invalid file of API keys": (
         {KEYS_VALID: f"1x4 0{NEVER_ENDS}"},
         8,
