@@ -17,7 +17,7 @@ from shared.domain import events, objects
 from shared.domain.contribution import Contribution
 from shared.domain.events import CityDayRetracted, CityDayStats, CountryDayPlanned
 from shared.domain.ids import CityId, CountrySlug
-from shared.domain.objects import Summary
+from shared.domain.objects import LedgerEntry, Summary
 from shared.domain.topics import Topic
 
 DATE = dt.date(2024, 5, 1)
@@ -115,6 +115,30 @@ def test_joining_two_summaries_equals_folding_both_sets_of_events(one: list[Stat
     joined = join(fold_all(one), fold_all(other))
     assert objects.encode(joined) == objects.encode(fold_all([*one, *other]))
     assert join(joined, fold_all(other)) is joined
+
+
+def test_a_join_that_takes_one_of_two_entries_changes_the_summary() -> None:
+    """A summary with a newer entry of the first city and an older one of the second changes the first city alone."""
+    newer, older = city_at(CITIES[0], TIMES[0]), city_at(CITIES[1], TIMES[0])
+    ours = fold_all([newer, msgspec.structs.replace(older, revision=2)])
+    theirs = fold_all([msgspec.structs.replace(newer, revision=2), older])
+    assert {city: entry.revision for city, entry in join(ours, theirs).ledger.items()} == {CITIES[0]: 2, CITIES[1]: 2}
+
+
+@given(stats)
+def test_the_ledger_entry_of_a_city_has_what_its_event_says(event: CityDayStats) -> None:
+    """The ledger keeps the provenance of each city: name, figures, checksum, time and mark of its file."""
+    assert fold_all([event]).ledger == {
+        event.city_id: LedgerEntry(
+            revision=event.revision,
+            city_name=event.city_name,
+            contribution=event.contribution,
+            trips_on_other_dates=event.trips_on_other_dates,
+            sha256=event.sha256,
+            ingested_at=event.ingested_at,
+            suspicious="" if event.suspicious is UNSET else event.suspicious,
+        )
+    }
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
@@ -319,6 +343,8 @@ def test_an_event_of_another_country_day_is_refused() -> None:
     retraction = CityDayRetracted(date=DATE, country=CountrySlug("brasil"), city_id=CITIES[0], revision=1)
     with pytest.raises(ValueError, match="brasil"):
         fold_all([retraction])
+    with pytest.raises(ValueError, match="2024-05-01/brasil is not 2024-05-01/armenia"):
+        join(fold_all([]), empty_summary(DATE, CountrySlug("brasil")))
 
 
 def test_an_empty_plan_is_complete() -> None:
@@ -340,6 +366,7 @@ def test_without_a_whole_plan_nothing_is_complete() -> None:
 
 @given(plans, plans)
 def test_one_of_contradicting_chunks_counts_in_any_order(one: CountryDayPlanned, other: CountryDayPlanned) -> None:
-    """Two chunks of one plan with the same number and other cities fold to the same result in either order."""
+    """Two chunks of one plan with the same number and other cities fold and join to the same result in any order."""
     other = msgspec.structs.replace(other, plan_revision=one.plan_revision, chunk=one.chunk, chunks=one.chunks)
     assert objects.encode(fold_all([one, other])) == objects.encode(fold_all([other, one]))
+    assert objects.encode(join(fold_all([one]), fold_all([other]))) == objects.encode(fold_all([one, other]))
