@@ -101,12 +101,16 @@ def servers() -> Iterator[Servers]:
 
 
 @contextlib.contextmanager
-def upstream_of(running: Servers, load: Load, *, date: str) -> Iterator[tuple[dict[str, str], int]]:
-    """Serve the files of a load; yield the environment of a new bucket and new topics, and the upstream's pid."""
+def upstream_of(running: Servers, load: Load, *, date: str, large: int = 0) -> Iterator[tuple[dict[str, str], int]]:
+    """Serve the files of a load; yield the environment of a new bucket and new topics, and the upstream's pid.
+
+    ``large`` more cities have files that are a hundred times as large.
+    """
     with tempfile.TemporaryDirectory() as folder:
         block = Path(folder) / "block.json"
         write_block(block, date=date, size_bytes=round(load.megabytes * 1e6))
-        with served("upstream", "--block", str(block), "--cities", str(load.cities)) as (url, pid):
+        arguments = ("--block", str(block), "--cities", str(load.cities), "--large", str(large))
+        with served("upstream", *arguments) as (url, pid):
             environment = {
                 **running.environment,
                 "TRIPFOLD_UPSTREAM_URL": url,

@@ -23,6 +23,7 @@ import msgspec
 BLOCK_BYTES: Final = 32_000_000
 HEAD_BYTES_MAX: Final = 65_536
 COUNTRIES: Final = 10
+LARGE_BLOCKS: Final = 100
 _CITIES: Final = b"GET /cities "
 _STATS: Final = re.compile(rb"GET /cities/([0-9]+)/stats\?date=([0-9-]{10}) ")
 
@@ -73,10 +74,11 @@ class UpstreamServer(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, block: Path, *, cities: int = 0) -> None:
+    def __init__(self, block: Path, *, cities: int = 0, large: int = 0) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.block = block
-        self.cities = cities
+        self.city_ids = [city_id(blocks=1, number=number) for number in range(cities)]
+        self.city_ids += [city_id(blocks=LARGE_BLOCKS, number=number) for number in range(large)]
         self.block_bytes = block.stat().st_size
 
 
@@ -101,14 +103,8 @@ class _Answer(socketserver.BaseRequestHandler):
                 self._send_file(int(asked_for[1]) // 1000)
 
     def _send_cities(self) -> None:
-        numbers = range(self.server.cities)
         cities = [
-            {
-                "id": city_id(blocks=1, number=number),
-                "name": f"City {number}",
-                "country": f"Country {number % COUNTRIES}",
-            }
-            for number in numbers
+            {"id": one, "name": f"City {one}", "country": f"Country {one % COUNTRIES}"} for one in self.server.city_ids
         ]
         body = json.dumps(cities).encode()
         self._begin(len(body))
@@ -139,8 +135,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--block", type=Path, required=True, help="a file that `write_block` has written")
     parser.add_argument("--cities", type=int, default=0, help="cities in the list; each file is one block")
+    parser.add_argument("--large", type=int, default=0, help=f"cities in the list with files of {LARGE_BLOCKS} blocks")
     options = parser.parse_args()
-    with UpstreamServer(options.block, cities=options.cities) as server:
+    with UpstreamServer(options.block, cities=options.cities, large=options.large) as server:
         print(f"http://127.0.0.1:{server.server_address[1]}", flush=True)
         server.serve_forever()
 
