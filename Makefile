@@ -9,7 +9,7 @@ HISTORIES ?= 10000
 KUBERNETES := 1.30.0 1.37.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade released lint-openapi chaos alert-drill histories mutations requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade released lint-openapi fuzz chaos alert-drill histories mutations requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -104,6 +104,9 @@ released: $(VENV)/.dev ## Record objects and events of the version that is devel
 chaos: $(VENV)/.dev ## Run Tripfold under load with random faults, then check the result (SECONDS=600 SEED=… BROKER=kafka|embedded)
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --broker $(or $(BROKER),kafka) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
+fuzz: $(VENV)/fuzz/.installed ## Fuzz parser, city list, events, stored objects and queries (SECONDS=300; ARGS: --only TARGET)
+	$(VENV)/fuzz/bin/python -m tests.fuzz --seconds $(or $(SECONDS),300) $(ARGS)
+
 alert-drill: $(VENV)/.dev ## Inject each fault of chaos, and check that its alert fires in time (BROKER=kafka|embedded ONLY="text")
 	$(BIN)/python -m tests.prometheus
 	$(BIN)/python -m tests.alert_drill --broker $(or $(BROKER),kafka) $(if $(ONLY),--only "$(ONLY)")
@@ -120,6 +123,7 @@ requirements: ## Pin the requirements again, with hashes (needs uv)
 	uv pip compile -q $(COMPILE) --extra local --extra build -o requirements/local.txt
 	uv pip compile -q $(COMPILE) --extra dev -o requirements/dev.txt
 	uv pip compile -q $(COMPILE) --extra local --extra build --extra bench -o requirements/bench.txt
+	uv pip compile -q $(COMPILE) --extra local --extra build --extra fuzz -o requirements/fuzz.txt
 	echo kubernetes-validate==1.37.0 | uv pip compile -q - --no-deps $(COMPILE_OPTIONS) -o requirements/kubernetes.txt
 	$(BUILD_BACKEND) | uv pip compile -q - $(COMPILE_OPTIONS) -o requirements/build.txt
 	{ $(BUILD_BACKEND); echo cyclonedx-bom==7.5.0; } | uv pip compile -q - $(COMPILE_OPTIONS) -o requirements/release.txt
@@ -152,6 +156,13 @@ $(VENV)/bench/.installed: requirements/bench.txt pyproject.toml
 	@$(PYTHON) -m venv $(VENV)/bench
 	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/bench.txt
 	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/fuzz/.installed: requirements/fuzz.txt pyproject.toml
+	@echo "installing the fuzzer into $(VENV)/fuzz"
+	@$(PYTHON) -m venv $(VENV)/fuzz
+	@$(VENV)/fuzz/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/fuzz.txt
+	@$(VENV)/fuzz/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/release/.installed: requirements/release.txt

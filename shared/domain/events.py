@@ -469,9 +469,13 @@ _envelope_decoder = msgspec.json.Decoder(_Envelope)
 _encoder = msgspec.json.Encoder(order="deterministic")
 
 
+class _NoEvent(Event, frozen=True, kw_only=True, tag=""):
+    """No event: msgspec requires the field ``type`` only of a union of several types."""
+
+
 def _decoder(kinds: tuple[type[Event], ...]) -> msgspec.json.Decoder[Event]:
-    union = kinds[0]
-    for kind in kinds[1:]:
+    union: type[Event] = _NoEvent
+    for kind in kinds:
         union = union | kind  # type: ignore[assignment]  # a union of types is not a type to mypy
     return msgspec.json.Decoder(union)
 
@@ -497,8 +501,10 @@ def decode(topic: Topic, value: bytes | None) -> Event:
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         _refuse_newer(topic, value)
         raise PoisonRecord(f"not an event of {topic.value}: {error}") from error
+    if isinstance(event, _NoEvent):
+        raise PoisonRecord(f"not an event of {topic.value}: its type is empty")
     if event.schema_version > schema.SCHEMA_VERSION:
-        _refuse_newer(topic, value)
+        raise NewerContract(topic, str(event.__struct_config__.tag), event.schema_version)
     return event
 
 

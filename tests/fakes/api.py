@@ -106,10 +106,9 @@ class World:
             raise KafkaUnavailable("Kafka at broker.internal:9092 cannot be reached")
         return self.offsets
 
-    @contextlib.contextmanager
-    def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
-        """Serve the API while the block lasts. An error inside the API becomes a response, as in production."""
-        app = assemble(
+    def app(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Litestar:
+        """Return the API over this world."""
+        return assemble(
             Settings.model_validate({"api_access": "open", "api_completeness_days": 0, **settings}),
             store=self.store,
             publisher=self.publisher,
@@ -117,7 +116,11 @@ class World:
             read_offsets=self.read_offsets,
             clock=self.clock,
         )
-        with TestClient(app, raise_server_exceptions=False) as client:
+
+    @contextlib.contextmanager
+    def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
+        """Serve the API while the block lasts. An error inside the API becomes a response, as in production."""
+        with TestClient(self.app(checks, **settings), raise_server_exceptions=False) as client:
             yield client
 
     def fold_in(self, *folded: StatEvent, generation: int = 1) -> None:

@@ -17,7 +17,7 @@ from shared.domain.ids import CityId
 from shared.domain.objects import LedgerEntry, Manifest, Summary
 
 
-class CityState(enum.Enum):
+class CityStanding(enum.Enum):
     """The state of a city in its country-day."""
 
     REPORTED = "reported"
@@ -73,7 +73,7 @@ class LedgerCity(msgspec.Struct, frozen=True, kw_only=True):
     city_name: Annotated[
         str, msgspec.Meta(description="The name in its file, or else in the date's plan.", examples=["Port Tina"])
     ]
-    standing: CityState
+    standing: CityStanding
     revision: Annotated[
         int | None, msgspec.Meta(description="The city's revision in the ledger; null: none.", examples=[152703181])
     ]
@@ -172,9 +172,9 @@ def _city(
 ) -> LedgerCity:
     counted = entry is not None and entry.contribution is not None
     if counted:
-        standing = CityState.REPORTED if expected else CityState.LEFT
+        standing = CityStanding.REPORTED if expected else CityStanding.LEFT
     else:
-        standing = CityState.MISSING if expected else CityState.RETRACTED
+        standing = CityStanding.MISSING if expected else CityStanding.RETRACTED
     return LedgerCity(
         city_id=city_id,
         city_name=_name_of(entry, manifest) or planned_name,

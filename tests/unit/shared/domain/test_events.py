@@ -171,6 +171,15 @@ def test_an_unknown_type_of_a_known_version_is_poison() -> None:
         events.decode(Topic.CITY_STATS, changed(STATS, type="city-day-forecast"))
 
 
+@pytest.mark.parametrize("event", EXAMPLES)
+def test_a_record_without_a_type_is_poison(event: Event) -> None:
+    """A record that lacks the type, or has an empty one, is no event, also in a topic of one type."""
+    fields = msgspec.json.decode(events.encode(event))
+    for without in ({name: value for name, value in fields.items() if name != "type"}, {**fields, "type": ""}):
+        with pytest.raises(PoisonRecord):
+            events.decode(event.topic, msgspec.json.encode(without))
+
+
 def test_an_unknown_type_of_a_later_version_is_newer() -> None:
     """A type of a later schema version stops the service; the error identifies the record."""
     with pytest.raises(NewerContract) as newer:
