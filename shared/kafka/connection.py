@@ -1,9 +1,11 @@
-"""Connection options of Kafka clients: brokers, TLS and SASL."""
+"""Connections of Kafka clients: options for brokers, TLS and SASL, and a correction of aiokafka."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 
 from shared.runtime.settings import Settings, secret_value, tls_client_context
@@ -44,3 +46,24 @@ def broker_security(settings: Settings) -> BaseSecurity | None:
             options["sasl_plain_username"], options["sasl_plain_password"], ssl_context=context
         )
     return BaseSecurity(ssl_context=context) if context else None
+
+
+_send = AIOKafkaConnection.send
+
+
+def _send_or_raise_kafka_error(self: AIOKafkaConnection, *arguments: Any, **options: Any) -> Any:
+    """Send a request. Raises KafkaConnectionError on a closed connection.
+
+    There uvloop raises RuntimeError, which aiokafka 0.14 does not expect. It would end the task that keeps a client's
+    metadata up to date, and the client would wait for metadata for good.
+    """
+    try:
+        return _send(self, *arguments, **options)
+    except KafkaError:  # a RuntimeError too
+        raise
+    except RuntimeError as error:
+        self.close(reason=CloseReason.CONNECTION_BROKEN)
+        raise KafkaConnectionError(f"the connection is closed: {error}") from error
+
+
+AIOKafkaConnection.send = _send_or_raise_kafka_error

@@ -1,10 +1,15 @@
-"""TLS and SASL settings of Kafka clients."""
+"""Connections of Kafka clients: TLS and SASL settings, and closed connections."""
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
+import uvloop
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.metadata import MetadataRequest
 from faststream.kafka.security import parse_security
 
 from shared.kafka.connection import broker_security, connection
@@ -84,3 +89,25 @@ def test_a_password_is_never_printed() -> None:
     """Neither the text nor the representation of settings shows it."""
     settings = settings_of(**SASL)
     assert "sesame" not in f"{settings} {settings!r} {settings.model_dump()}"
+
+
+def test_a_closed_connection_raises_an_error_that_aiokafka_expects() -> None:
+    """With uvloop a request on a connection that has just closed raises KafkaConnectionError."""
+
+    async def send() -> None:
+        async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+
+        async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            kafka = AIOKafkaConnection("127.0.0.1", port)
+            kafka._versions = {MetadataRequest.API_KEY: (0, 1)}
+            kafka._reader, kafka._writer = await asyncio.open_connection("127.0.0.1", port)
+            kafka._read_task = asyncio.create_task(kafka._reader.read())
+            kafka._writer.transport.abort()
+            await kafka._writer.wait_closed()
+            with pytest.raises(KafkaConnectionError, match="closed"):
+                kafka.send(MetadataRequest([]))
+            assert not kafka.connected()
+
+    uvloop.run(send())
