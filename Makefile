@@ -101,8 +101,9 @@ test-upgrade: $(VENV)/.dev ## Upgrade, roll back and upgrade under load; back up
 released: $(VENV)/.dev ## Record objects and events of the version that is developed, which later versions must read
 	$(BIN)/python -m tests.released
 
-chaos: $(VENV)/.dev ## Run Tripfold under load with random faults, then check the result (SECONDS=600 SEED=… BROKER=kafka|embedded)
-	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --broker $(or $(BROKER),kafka) $(if $(SEED),--seed $(SEED)) $(ARGS)
+chaos: $(VENV)/.dev ## Run Tripfold under load with random faults, then check the result (SECONDS=600 SEED=… BROKER=kafka|embedded BROKERS=3)
+	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --broker $(or $(BROKER),kafka) \
+		--brokers $(or $(BROKERS),3) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 fuzz: $(VENV)/fuzz/.installed ## Fuzz parser, city list, events, stored objects and queries (SECONDS=300; ARGS: --only TARGET)
 	$(VENV)/fuzz/bin/python -m tests.fuzz --seconds $(or $(SECONDS),300) $(ARGS)

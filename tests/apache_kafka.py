@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -60,6 +61,10 @@ class ApacheKafka(msgspec.Struct, frozen=True, kw_only=True):
         """Stop the broker gracefully; its data stays."""
         _script("stop", "--data-dir", str(self.data_dir))
 
+    def lose_data(self) -> None:
+        """Delete the data of a stopped broker; it starts as an empty one."""
+        shutil.rmtree(self.data_dir / "logs")
+
     def kill(self) -> None:
         """Kill the broker with SIGKILL, and wait until it has exited."""
         pid = int((self.data_dir / "kafka.pid").read_text())
@@ -85,6 +90,43 @@ def broker_port() -> int:
         if free_port("Apache Kafka's controller") == port + 1:
             return port
     raise RuntimeError(f"found no two adjacent free ports in {PORT_TRIES_MAX} attempts")
+
+
+def cluster(directory: Path, *, advertised_ports: Sequence[int]) -> tuple[ApacheKafka, ...]:
+    """Return brokers that form a cluster once they are started together; each advertises a port of its own.
+
+    Among themselves they use further ports, so a relay in front of the advertised ones cannot part them.
+    """
+    ports = [broker_port() for _ in advertised_ports]
+    voters = ",".join(f"{node}@127.0.0.1:{port + 1}" for node, port in enumerate(ports, 1))
+    directory.mkdir(parents=True)
+    brokers = []
+    for node, (port, advertised_port) in enumerate(zip(ports, advertised_ports, strict=True), 1):
+        properties = directory / f"{node}.properties"
+        properties.write_text(_properties(node, voters, port, advertised_port, len(ports)))
+        data_dir = directory / str(node)
+        brokers.append(
+            ApacheKafka(data_dir=data_dir, port=port, advertised_port=advertised_port, properties=properties)
+        )
+    return tuple(brokers)
+
+
+def _properties(node: int, voters: str, port: int, advertised_port: int, size: int) -> str:
+    internal = f"INTERNAL://127.0.0.1:{free_port('Apache Kafka among brokers')}"
+    replicas, in_sync = min(3, size), min(2, size)
+    return f"""
+node.id={node}
+controller.quorum.voters={voters}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{port + 1},{internal}
+advertised.listeners=PLAINTEXT://127.0.0.1:{advertised_port},{internal}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,INTERNAL:PLAINTEXT
+inter.broker.listener.name=INTERNAL
+offsets.topic.replication.factor={replicas}
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync}
+share.coordinator.state.topic.replication.factor={replicas}
+share.coordinator.state.topic.min.isr={in_sync}
+"""
 
 
 @contextlib.contextmanager

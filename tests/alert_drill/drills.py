@@ -22,7 +22,7 @@ from shared.domain.topics import TOPICS, Topic
 from shared.kafka.admin import admin_client
 from shared.runtime.settings import PREFIX, load_settings
 from tests.alert_drill.running import Deployment
-from tests.chaos.campaign import REPEATED_TOPICS, append_old_records
+from tests.chaos.faults import REPEATED_TOPICS, append_old_records
 from tests.chaos.relay import NetworkState
 from tests.chaos.s3_proxy import Fault
 from tests.chaos.upstream import UpstreamFault
@@ -96,16 +96,16 @@ async def disconnected(deployment: Deployment, state: NetworkState) -> AsyncIter
 @contextlib.asynccontextmanager
 async def broker_killed(deployment: Deployment) -> AsyncIterator[None]:
     """Kill Kafka's broker; the embedded one cannot stay down, so its network goes down."""
-    kafka = deployment.system.kafka
-    if kafka is None:
+    brokers = deployment.system.brokers
+    if not brokers:
         async with disconnected(deployment, NetworkState.DOWN):
             yield
         return
-    await asyncio.to_thread(kafka.kill)
+    await asyncio.to_thread(brokers[0].kill)
     try:
         yield
     finally:
-        await asyncio.to_thread(kafka.start)
+        await asyncio.to_thread(brokers[0].start)
 
 
 @contextlib.asynccontextmanager

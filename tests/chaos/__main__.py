@@ -1,10 +1,11 @@
-"""Run chaos: ``python -m tests.chaos --seconds 600 [--seed N] [--broker kafka|embedded] [--report DIRECTORY]``."""
+"""Run chaos: ``python -m tests.chaos [--seconds 600] [--seed N] [--broker kafka|embedded] [--brokers 3]``."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import contextlib
+import datetime as dt
 import os
 import secrets
 import shutil
@@ -16,10 +17,13 @@ from pathlib import Path
 import msgspec
 
 from tests.apache_kafka import reason_unavailable
-from tests.chaos.campaign import CampaignConfig, CampaignReport, run_campaign
-from tests.chaos.report import markdown_of
+from tests.chaos.campaign import CampaignConfig, run_campaign
+from tests.chaos.report import CampaignReport, markdown_of
 from tests.chaos.system import SystemConfig
 
+DATES = 4
+CLOCK_LIBRARY = "*/faketime/libfaketimeMT.so.1"
+"""Where Debian's package libfaketime has it, below /usr/lib."""
 EMBEDDED_SERVICES = ("api", "planner", "worker-1", "aggregate-1")
 
 
@@ -29,6 +33,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--broker", choices=("kafka", "embedded"), default="kafka")
+    parser.add_argument("--brokers", type=int, default=3, help="brokers of Apache Kafka; each needs 0.5 GB of memory")
     parser.add_argument("--report", type=Path, default=Path(".data/chaos"))
     options = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
@@ -36,11 +41,11 @@ def main() -> int:
     if not embedded and (reason := reason_unavailable()) is not None:
         sys.stderr.write(f"chaos: {reason}; or run it on the embedded broker: make chaos BROKER=embedded\n")
         return 2
-    config = (
-        SystemConfig(embedded_broker=True, services=EMBEDDED_SERVICES, seed=seed)
-        if embedded
-        else SystemConfig(seed=seed)
+    config = SystemConfig(
+        seed=seed, dates=latest_dates(), brokers=options.brokers, clock_library=clock_library(), upgrades=True
     )
+    if embedded:
+        config = msgspec.structs.replace(config, embedded_broker=True, services=EMBEDDED_SERVICES)
     directory = Path(tempfile.mkdtemp(prefix="tripfold-chaos-"))
     say(f"seed {seed}; logs in {directory}")
     campaign = CampaignConfig(seconds=options.seconds, seed=seed, system=config, say=say)
@@ -59,6 +64,21 @@ def main() -> int:
         return 1
     shutil.rmtree(directory, ignore_errors=True)
     return 0
+
+
+def latest_dates() -> tuple[str, ...]:
+    """Return the latest dates, which a schedule can process."""
+    today = dt.datetime.now(dt.UTC).date()
+    return tuple(str(today - dt.timedelta(days=days)) for days in range(DATES, 0, -1))
+
+
+def clock_library() -> str | None:
+    """Return where libfaketime is, or None if it is not installed."""
+    found = next(Path("/usr/lib").glob(CLOCK_LIBRARY), None)
+    if found is None:
+        say("no clock jumps: install Debian's package libfaketime")
+        return None
+    return str(found)
 
 
 async def until_stopped(campaign: CampaignConfig, directory: Path) -> CampaignReport:

@@ -11,7 +11,7 @@ import contextlib
 import enum
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Self
 
 HOST = "127.0.0.1"
@@ -109,6 +109,23 @@ class Relay:
             await self._open.wait()
             writer.write(chunk)
             await writer.drain()
+
+
+class Network:
+    """The relays in front of the brokers of a cluster, one each, which behave alike."""
+
+    def __init__(self, relays: Sequence[Relay]) -> None:
+        self._relays = relays
+
+    @property
+    def address(self) -> str:
+        """The bootstrap address for clients."""
+        return ",".join(f"{HOST}:{relay.port}" for relay in self._relays)
+
+    async def set_state(self, state: NetworkState) -> None:
+        """Change how all relays behave from now on."""
+        for relay in self._relays:
+            await relay.set_state(state)
 
 
 def reset(writer: asyncio.StreamWriter) -> None:

@@ -1,11 +1,13 @@
-"""Renders the report of a chaos campaign as Markdown."""
+"""The report of a chaos campaign, and its form in Markdown."""
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from tests.chaos.campaign import RECOVERY_DEADLINE_S, CampaignReport
+import msgspec
+
+RECOVERY_DEADLINE_S = 300.0
 
 COUNTERS = {
     "tripfold_faults_total": "failed calls that were retried with backoff",
@@ -17,6 +19,39 @@ COUNTERS = {
     "tripfold_events_published_total": "events published",
     "tripfold_dead_letters_total": "records dead-lettered",
 }
+
+
+class CampaignReport(msgspec.Struct, kw_only=True):
+    """The events and the results of a campaign; ``differences`` must be empty.
+
+    ``recoveries_missed`` counts faults after which a service was not ready within RECOVERY_DEADLINE_S, while other
+    faults continued.
+    """
+
+    seconds: float
+    seed: int
+    broker: str
+    started_at: str
+    faults: dict[str, int] = {}
+    outage_s: dict[str, float] = {}
+    requests_accepted: int = 0
+    requests_refused: int = 0
+    requests_ended: dict[str, int] = {}
+    backfills_ended: int = 0
+    schedule_runs: int = 0
+    city_days_done: int = 0
+    city_days_failed: int = 0
+    corrections: int = 0
+    moves: int = 0
+    city_days_checked: int = 0
+    country_days_checked: int = 0
+    trips_checked: int = 0
+    counters: dict[str, int] = {}
+    sigterm_s: list[float] = []
+    recovery_s: dict[str, list[float]] = {}
+    recoveries_missed: dict[str, int] = {}
+    idle_after_s: float = 0.0
+    differences: list[str] = []
 
 
 def markdown_of(report: CampaignReport) -> str:
@@ -36,6 +71,7 @@ def markdown_of(report: CampaignReport) -> str:
                 ("requests accepted", f"{report.requests_accepted:,}"),
                 ("requests refused with an error", f"{report.requests_refused:,}"),
                 ("requests ended", ended),
+                ("backfills ended", f"{report.backfills_ended:,}, {report.schedule_runs:,} of them of the schedule"),
                 ("city-days done", f"{report.city_days_done:,}"),
                 ("… of which failed because of upstream faults", f"{report.city_days_failed:,}"),
                 ("files corrected", f"{report.corrections:,}"),
@@ -60,7 +96,8 @@ def markdown_of(report: CampaignReport) -> str:
             (
                 "recovery until ready, while other faults continue",
                 "times",
-                "median",
+                "p50",
+                "p90",
                 "longest",
                 f"longer than {RECOVERY_DEADLINE_S:.0f} s",
             ),
@@ -86,10 +123,14 @@ def _times(report: CampaignReport) -> Iterable[tuple[str, ...]]:
             yield (
                 event,
                 f"{len(times_s)}",
-                f"{statistics.median(times_s):.1f} s",
-                f"{max(times_s):.1f} s",
+                *(f"{percentile(times_s, percent):.1f} s" for percent in (50, 90, 100)),
                 f"{report.recoveries_missed.get(event, 0)}",
             )
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Return the least of the values that is not below ``percent`` of them (the nearest rank)."""
+    return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

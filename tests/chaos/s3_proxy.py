@@ -15,7 +15,7 @@ valid at the store. Each connection carries one request. The faults:
 
 - The response breaks off in the middle of its body.
 
-- The proxy delays the request for some seconds.
+- The proxy delays the request for some seconds, or the response to each write.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class FaultyS3:
 
     * ``rates`` maps each fault to its probability.
     * ``down`` makes the proxy reset every connection.
+    * ``write_s`` delays the response to each write, as a slow disk does.
     * ``script`` holds (method, text, fault) entries. The next request with that method and text in its target gets
       the fault of the first matching entry, which is then removed.
 
@@ -104,6 +105,7 @@ class FaultyS3:
         self.injected: Counter[Fault] = Counter()
         self.requests = 0
         self.down = False
+        self.write_s = 0.0
         self._store_port = store_port
         self._draw = random.Random(seed)
         self._delay_s = delay_s
@@ -176,6 +178,8 @@ class FaultyS3:
                 reset(store_writer)
                 reset(writer)
                 return
+            if request.method in {"PUT", "POST"}:
+                await asyncio.sleep(self.write_s)
             if fault in APPLIED:
                 response = await store_reader.read()
                 # Without a response from the store the request may not be applied, so report no "after applying" fault.

@@ -8,18 +8,22 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import httpx
 import msgspec
+from aiokafka.errors import KafkaError
 
-from shared.kafka.admin import apply_topics
+from shared.kafka.admin import admin_client, apply_topics
+from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import PREFIX, load_settings
-from tests.apache_kafka import ApacheKafka, broker_port
-from tests.chaos.relay import HOST, Relay
+from tests import ROOT
+from tests.apache_kafka import ApacheKafka, cluster
+from tests.chaos.relay import HOST, Network, Relay
 from tests.chaos.s3_proxy import FaultyS3
 from tests.chaos.upstream import ChaosUpstream
+from tests.upgrade.builds import newer_build
 from tripfold.local.embedded import EmbeddedStack
 from tripfold.local.long_poll import Relay as LongPoll
 from tripfold.local.ports import free_port
@@ -39,10 +43,14 @@ ARGUMENTS = {
 class SystemConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of a system.
 
-    The embedded broker allows one consumer in a group, so it needs ``services`` with one of each.
+    The embedded broker allows one consumer in a group, so it needs ``services`` with one of each. ``clock_library`` is
+    the path of libfaketime, without which clocks cannot be moved. With ``upgrades`` services can change their build.
     """
 
     embedded_broker: bool = False
+    brokers: int = 1
+    clock_library: str | None = None
+    upgrades: bool = False
     services: tuple[str, ...] = ("api", "planner", "worker-1", "worker-2", "aggregate-1", "aggregate-2")
     cities: int = 12
     dates: tuple[str, ...] = ("2024-05-01", "2024-05-02", "2024-05-03", "2024-05-04")
@@ -56,14 +64,14 @@ class SystemConfig(msgspec.Struct, frozen=True, kw_only=True):
 class System(msgspec.Struct, frozen=True, kw_only=True):
     """A running system.
 
-    ``environment`` holds the settings of the services, which use the proxy and the relay. The supervisor calls
-    ``listeners`` for every event of its processes.
+    ``brokers`` is empty with the embedded broker. ``environment`` holds the settings of the services, which use the
+    proxy and the relays. The supervisor calls ``listeners`` for every event of its processes.
     """
 
     config: SystemConfig
     supervisor: Supervisor
-    kafka: ApacheKafka | None
-    network: Relay
+    brokers: tuple[ApacheKafka, ...]
+    network: Network
     s3: FaultyS3
     store_url: str
     upstream: ChaosUpstream
@@ -91,14 +99,49 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether every service reports that it is ready."""
         return all(await asyncio.gather(*(self.ready(name) for name in self.config.services)))
 
-    async def restart_kafka(self, pause_s: float, *, kill: bool) -> None:
-        """Stop or kill the broker, wait, and start it again."""
-        if self.kafka is None:
+    async def restart_kafka(
+        self, pause_s: float, *, kill: bool, brokers: Sequence[ApacheKafka] = (), lose_data: bool = False
+    ) -> None:
+        """Stop or kill some brokers or all, wait, and start them again, with their data or without."""
+        if not self.brokers:
             self.supervisor.kill("broker", signal.SIGTERM)  # the supervisor restarts it
             return
-        await asyncio.to_thread(self.kafka.kill if kill else self.kafka.stop)
+        brokers = brokers or self.brokers
+        await asyncio.gather(*(asyncio.to_thread(broker.kill if kill else broker.stop) for broker in brokers))
+        for broker in brokers if lose_data else ():
+            await asyncio.to_thread(broker.lose_data)
         await asyncio.sleep(pause_s)
-        await asyncio.to_thread(self.kafka.start)
+        await asyncio.gather(*(asyncio.to_thread(broker.start) for broker in brokers))
+
+    async def in_sync(self) -> bool:
+        """Return whether all replicas of all topics are in sync; False while Kafka cannot say."""
+        with contextlib.suppress(KafkaError, OSError, DependencyUnavailable):
+            async with admin_client(load_settings(self.environment)) as client:
+                topics = await client.describe_topics()
+            return all(len(one["isr"]) == len(one["replicas"]) for topic in topics for one in topic["partitions"])
+        return False
+
+    async def move_clock(self, name: str, seconds: float) -> None:
+        """Let the clock of a service differ from the clock of this machine from now on."""
+        moved = self.clock(name).with_suffix(".new")
+        moved.write_text(f"{seconds:+.0f}")
+        moved.replace(self.clock(name))
+
+    def clock(self, name: str) -> Path:
+        """Return the file that moves the clock of a service."""
+        return self.directory / "clocks" / name
+
+    def change_build(self, name: str) -> bool:
+        """Let a service start from the other build next time; return whether that is the next one."""
+        build, new = self.build(name), self.build(f"{name}.new")
+        upgraded = build.readlink() == ROOT
+        new.symlink_to(self.directory / "next" if upgraded else ROOT)
+        new.replace(build)
+        return upgraded
+
+    def build(self, name: str) -> Path:
+        """Return the link to the build of a service."""
+        return self.directory / "builds" / name
 
     async def command(self, *arguments: str, deadline_s: float = 300.0) -> tuple[int, str]:
         """Run a ``tripfold`` command, bypassing the S3 proxy; return its exit code and its output."""
@@ -150,18 +193,21 @@ async def running_system(config: SystemConfig, directory: Path) -> AsyncIterator
     async with contextlib.AsyncExitStack() as stack:
         embedded = stack.enter_context(contextlib.closing(EmbeddedStack(directory / "data")))
         supervisor = await stack.enter_async_context(Supervisor(on_event=on_event, held_fds=embedded.held_fds))
-        kafka: ApacheKafka | None = None
+        brokers: tuple[ApacheKafka, ...] = ()
         if config.embedded_broker:
             own_port = embedded.ports["broker"]
             # This relay replaces the broker's address in its responses by its own.
-            network = await stack.enter_async_context(_embedded_network(own_port))
+            network = Network([await stack.enter_async_context(_embedded_network(own_port))])
             await supervisor.start(embedded.s3, embedded.broker)
         else:
-            port = broker_port()
-            network = await stack.enter_async_context(Relay(port))
-            kafka = ApacheKafka(data_dir=directory / "kafka", port=port, advertised_port=network.port)
-            stack.callback(kafka.stop)
-            await asyncio.gather(supervisor.start(embedded.s3), asyncio.to_thread(kafka.start))
+            relays = [await stack.enter_async_context(Relay(0)) for _ in range(config.brokers)]
+            brokers = cluster(directory / "kafka", advertised_ports=[relay.port for relay in relays])
+            for relay, broker in zip(relays, brokers, strict=True):
+                relay.target_port = broker.port
+                stack.callback(broker.stop)
+            network = Network(relays)
+            starting = [asyncio.to_thread(broker.start) for broker in brokers]
+            await asyncio.gather(supervisor.start(embedded.s3), *starting)
         store_port = int(embedded.endpoints.s3_endpoint_url.rpartition(":")[2])
         proxy = await stack.enter_async_context(FaultyS3(store_port, seed=config.seed))
         upstream = await stack.enter_async_context(
@@ -174,7 +220,7 @@ async def running_system(config: SystemConfig, directory: Path) -> AsyncIterator
             **os.environ,
             **embedded.endpoints.environment(),
             f"{PREFIX}S3_ENDPOINT_URL": proxy.url,
-            f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS": f"{HOST}:{network.port}",
+            f"{PREFIX}KAFKA_BOOTSTRAP_SERVERS": network.address,
             f"{PREFIX}KAFKA_PARTITIONS": str(PARTITIONS),
             f"{PREFIX}TOPIC_PREFIX": "chaos.",
             f"{PREFIX}UPSTREAM_URL": upstream.url,
@@ -194,7 +240,7 @@ async def running_system(config: SystemConfig, directory: Path) -> AsyncIterator
         yield System(
             config=config,
             supervisor=supervisor,
-            kafka=kafka,
+            brokers=brokers,
             network=network,
             s3=proxy,
             store_url=embedded.endpoints.s3_endpoint_url,
@@ -222,6 +268,7 @@ def service(system: System, name: str, **settings: str) -> ChildProcess:
     own = {
         f"{PREFIX}API_PORT" if kind == "api" else f"{PREFIX}HEALTH_PORT": port,
         **({f"{PREFIX}KAFKA_GROUP_INSTANCE_ID": name} if system.config.static_members else {}),
+        **_clock_of(system, name),
         **{f"{PREFIX}{setting}": value for setting, value in settings.items()},
     }
     return ChildProcess(
@@ -231,13 +278,35 @@ def service(system: System, name: str, **settings: str) -> ChildProcess:
         log_path=system.directory / "logs" / f"{name}.log",
         ready=http_probe(f"{system.health_urls[name]}/health/live"),
         ready_deadline_s=180,
+        cwd=system.build(name) if system.config.upgrades else None,
     )
+
+
+def _clock_of(system: System, name: str) -> dict[str, str]:
+    """Return the variables with which libfaketime adds the seconds in a file to the clock of a service."""
+    if system.config.clock_library is None:
+        return {}
+    return {
+        "LD_PRELOAD": system.config.clock_library,
+        "FAKETIME_TIMESTAMP_FILE": str(system.clock(name)),
+        "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
 
 
 async def start_services(system: System, *, provision: bool = True) -> None:
     """Create the topics, and start every service of the configuration."""
     if provision:
         await apply_topics(load_settings(system.environment))
+    if system.config.clock_library is not None:
+        system.clock("").mkdir()
+        for name in system.config.services:
+            await system.move_clock(name, 0)
+    if system.config.upgrades:
+        newer_build(system.directory / "next")
+        system.build("").mkdir()
+        for name in system.config.services:
+            system.build(name).symlink_to(ROOT)
     await system.supervisor.start(*(service(system, name) for name in system.config.services))
 
 

@@ -25,10 +25,9 @@ import pytest_asyncio
 
 from shared.runtime.settings import PREFIX
 from tests.apache_kafka import REAL_VARIABLE
-from tests.chaos.campaign import ENDED
 from tests.chaos.relay import NetworkState
 from tests.chaos.system import ARGUMENTS, System, SystemConfig, running_system, start_services
-from tests.integration.running import eventually
+from tests.integration.running import ENDED, eventually
 from tripfold.local.ports import free_port
 
 DATES = tuple(f"2024-05-{day:02}" for day in range(1, 16))

@@ -13,9 +13,8 @@ from typing import Any
 
 import httpx
 
-from tests.chaos.campaign import ENDED
 from tests.chaos.system import System, SystemConfig, running_system, start_services
-from tests.integration.running import eventually
+from tests.integration.running import ENDED, eventually
 from tests.kafka.conftest import Tripfold
 
 DATES = tuple(str(dt.date(2023, 1, 1) + dt.timedelta(days=day)) for day in range(200))

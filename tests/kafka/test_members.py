@@ -126,7 +126,6 @@ def rebalances(system: System, group: str) -> list[str]:
 
 def log_lines(system: System, group: str) -> list[str]:
     """Return the lines about a group in the broker's log."""
-    assert system.kafka is not None
     name = re.compile(re.escape(f"{system.environment[f'{PREFIX}TOPIC_PREFIX']}tripfold-{group}") + r"(?![\w-])")
-    log = (system.kafka.data_dir / "kafka.log").read_text(errors="replace")
+    log = (system.brokers[0].data_dir / "kafka.log").read_text(errors="replace")
     return [line for line in log.splitlines() if name.search(line)]

@@ -58,11 +58,10 @@ class LateDependencies(msgspec.Struct, frozen=True):
 @pytest_asyncio.fixture(loop_scope="session")
 async def late(system: System) -> AsyncIterator[LateDependencies]:
     """Run one service of each kind behind a closed proxy and a closed relay, without a bucket and topics."""
-    assert system.kafka is not None
     async with contextlib.AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(FaultyS3(int(system.store_url.rpartition(":")[2])))
         proxy.down = True
-        relay = await stack.enter_async_context(Relay(system.kafka.port))
+        relay = await stack.enter_async_context(Relay(system.brokers[0].port))
         await relay.set_state(NetworkState.DOWN)
         ports = {name: free_port(name) for name in NAMES}
         changed = {
