@@ -52,7 +52,7 @@ from tests.chaos.report import RECOVERY_DEADLINE_S, CampaignReport
 from tests.chaos.system import PARTITIONS, CounterTotals, System, SystemConfig, running_system, start_services
 from tests.integration.running import eventually
 
-IDLE_DEADLINE_S = 300.0
+IDLE_DEADLINE_S = 600.0
 
 
 class CampaignConfig(msgspec.Struct, frozen=True, kw_only=True):
