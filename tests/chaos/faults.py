@@ -318,7 +318,7 @@ class Faults:
             self._start(self._time_recovery("errors of the upstream"))
         self._system.upstream.rates = dict.fromkeys(UpstreamFault, scale) if scale else {}
 
-    # What the faults have in common.
+    # Helpers of the faults above.
 
     async def _outage(
         self, what: str, set_state: Callable[[Any], Awaitable[None]], bad: Any, good: Any, *, name: str | None = None

@@ -44,7 +44,7 @@ class SystemConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of a system.
 
     The embedded broker allows one consumer in a group, so it needs ``services`` with one of each. ``clock_library`` is
-    the path of libfaketime, without which clocks cannot be moved. With ``upgrades`` services can change their build.
+    the path of libfaketime, without which clocks cannot be moved. ``upgrades`` allows services to change their build.
     """
 
     embedded_broker: bool = False
