@@ -1,8 +1,8 @@
 """An S3 server of generated summaries: it stores no object, and makes each on request.
 
 Ten years of two hundred countries are 730,000 objects, too many to write for a benchmark. A key is
-`summaries/generation=1/date=D/country=cNNN.json`. `POST /?change=YYYY-MM-DD` changes all summaries of a day, and
-`GET /?count` returns the number of requests served. It serves listings, objects and ranges; it checks no signature.
+`summaries/generation=1/date=D/country=cNNN.json`. `POST /?change=YYYY-MM-DD` changes all summaries of a day,
+`POST /?tables=N` builds the Parquet tables of the first N days, and `GET /?count` returns the number of requests served. It serves listings, objects and ranges; it checks no signature.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from shared.domain import keys, objects
 from shared.domain.contribution import Contribution
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import GenerationPointer, LedgerEntry, PlanChunks, Summary
+from shared.domain.tables import COUNTRY_DAYS, country_row
+from shared.runtime.parquet import TableWriter
 
 CITIES = 5
 PAGE = 1_000
@@ -114,9 +116,26 @@ class Summaries:
         ).encode(), len(page)
 
 
+def tables_of(summaries: Summaries, days: int) -> dict[str, bytes]:
+    """Return the files of the table of country-days for the first days, by key."""
+    tables = {}
+    for month, dates in itertools.groupby(summaries.dates[:days], key=lambda date: date[:7]):
+        writer = TableWriter(COUNTRY_DAYS)
+        for date in dates:
+            rows = []
+            for country in summaries.countries:
+                key = f"{FOLDER}{date}/country={country}.json"
+                summary = objects.decode(Summary, summaries.body(date, country), key)
+                rows.append(country_row(summary, (1, summaries.etag(date, country)), key))
+            writer.add(rows)
+        tables[COUNTRY_DAYS.key(month)] = writer.close({})
+    return tables
+
+
 def app_of(summaries: Summaries) -> Any:
     """Return the server as an ASGI app."""
     counts: Counter[str] = Counter()
+    tables: dict[str, bytes] = {}
 
     async def app(scope: Any, _receive: Any, send: Any) -> None:
         path = unquote(scope["raw_path"].decode())
@@ -127,6 +146,8 @@ def app_of(summaries: Summaries) -> Any:
             body = msgspec.json.encode(counts)
         elif "change" in query:
             summaries.changes[query["change"][0]] += 1
+        elif "tables" in query:
+            tables.update(tables_of(summaries, int(query["tables"][0])))
         elif "list-type" in query:
             counts["list"] += 1
             after = query.get("continuation-token", query.get("start-after", [""]))[0]
@@ -137,6 +158,9 @@ def app_of(summaries: Summaries) -> Any:
             if path.endswith(f"/{keys.CURRENT}"):
                 body = objects.encode(GenerationPointer())
                 headers[b"etag"] = b'"pointer"'
+            elif (table := tables.get(path.partition("/bench/")[2])) is not None:
+                body = table
+                headers[b"etag"] = b'"table"'
             elif "/summaries/" not in path:
                 status, body = 404, b"<Error><Code>NoSuchKey</Code></Error>"
             else:

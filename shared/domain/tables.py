@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from shared.domain import keys
 from shared.domain.contribution import Contribution, average_delay_s
@@ -195,6 +195,11 @@ def city_rows(summary: Summary, version: Version, key: str) -> list[Row]:
         for city_id, entry in sorted(summary.ledger.items())
         if (contribution := entry.contribution) is not None
     ]
+
+
+def optional_figure(stored: int | None) -> int | UnsetType:
+    """Return the figure of a summary from a nullable column."""
+    return UNSET if stored is None else stored
 
 
 def _figures(totals: Contribution) -> Row:

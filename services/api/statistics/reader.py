@@ -5,6 +5,7 @@
   query that uses it.
 - **One generation.** The pointer to the live generation is read before and after. If a rebuild moved it in between, the
   read starts again.
+- **Cold.** Most heads of a month come from its Parquet table, if a row has the ETag of the listing (`table_heads`).
 - **Tolerant.** An unreadable summary is named beside the others.
 """
 
@@ -20,6 +21,7 @@ from services.api.http.date_range import DateRange
 from services.api.http.deadline import deadline
 from services.api.http.unreadable import UnreadableObject, get_if_readable, read_if_readable
 from services.api.statistics.cache import HeadCache
+from services.api.statistics.table_heads import TableHeads
 from shared.domain import keys, objects
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import Countries, Manifest, Plan, Summary, SummaryHead
@@ -96,6 +98,7 @@ class SummaryReader:
         self._ranges = asyncio.Semaphore(CONCURRENT_RANGES_MAX)
         self._listings = SingleFlight[_Month]()
         self._fetching: dict[str, asyncio.Event] = {}
+        self._tables = TableHeads(store)
         self._pointers = SingleFlight[int]()
 
     async def read(
@@ -180,6 +183,12 @@ class SummaryReader:
         read = {one.key: self._cache.get(one.key, one.etag) for one in listed}
         uncached = [one for one in listed if read[one.key] is None]
         metrics.count_lookups("heads", hits=len(listed) - len(uncached), misses=len(uncached))
+        of_tables = await self._tables.heads(generation, {one.key: one.etag for one in uncached})
+        for one in uncached:
+            if one.key in of_tables:
+                read[one.key] = of_tables[one.key]
+                self._cache.keep(one.key, one.etag, of_tables[one.key])
+        uncached = [one for one in uncached if one.key not in of_tables]
         if not uncached:
             return Reading(tag, [head for head in read.values() if head is not None])
         async with self._ranges:
