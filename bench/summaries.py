@@ -2,7 +2,8 @@
 
 Ten years of two hundred countries are 730,000 objects, too many to write for a benchmark. A key is
 `summaries/generation=1/date=D/country=cNNN.json`. `POST /?change=YYYY-MM-DD` changes all summaries of a day,
-`POST /?tables=N` builds the Parquet tables of the first N days, and `GET /?count` returns the number of requests served. It serves listings, objects and ranges; it checks no signature.
+`POST /?tables=N` builds the Parquet tables of the first N days, and `GET /?count` returns the number of requests
+served. It serves listings, objects and ranges; it checks no signature.
 """
 
 from __future__ import annotations
