@@ -17,10 +17,11 @@ COPY requirements/build.txt requirements/
 RUN --mount=type=cache,target=/var/cache/pip \
     python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
+COPY client client
 COPY services services
 COPY shared shared
 COPY tripfold tripfold
-RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir dist ./client . \
     && pip --python /opt/tripfold/bin/python install --no-deps --no-index --root /project dist/*.whl
 
 FROM ${PYTHON_IMAGE}

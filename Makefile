@@ -9,7 +9,7 @@ HISTORIES ?= 10000
 KUBERNETES := 1.30.0 1.37.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade released lint-openapi fuzz chaos alert-drill histories mutations requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade test-client released lint-openapi fuzz chaos alert-drill histories mutations requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,9 +66,9 @@ manifests: $(VENV)/kubernetes/.installed ## Check deploy/kubernetes against the 
 			$(VENV)/kubernetes/built.yaml || exit 1; \
 	done
 
-release: $(VENV)/release/.installed ## Build the wheel and its bill of materials into dist (TAG=v0.1.0: check that they fit the tag)
+release: $(VENV)/release/.installed ## Build both wheels and the bill of materials into dist (TAG=v0.1.0: check that they fit the tag)
 	rm -rf dist
-	$(VENV)/release/bin/python -m pip --disable-pip-version-check --quiet wheel --no-deps --no-build-isolation -w dist .
+	$(VENV)/release/bin/python -m pip --disable-pip-version-check --quiet wheel --no-deps --no-build-isolation -w dist ./client .
 	$(VENV)/release/bin/cyclonedx-py requirements --output-reproducible --pyproject pyproject.toml --mc-type application \
 		--output-file dist/tripfold.cdx.json requirements/runtime.txt
 	cp requirements/runtime.txt dist/requirements.txt
@@ -97,6 +97,9 @@ test-kafka-integration: $(VENV)/.dev ## Run only the integration and upgrade tes
 
 test-upgrade: $(VENV)/.dev ## Upgrade, roll back and upgrade under load; back up, lose and restore (TRIPFOLD_TEST_SEED: repeat a run)
 	$(BIN)/python -m pytest -n $(WORKERS) tests/upgrade $(ARGS)
+
+test-client: $(VENV)/.dev ## Install the wheel of the Python client into a bare environment, and use it (needs a package index)
+	$(BIN)/python -m pytest tests/distribution $(ARGS)
 
 released: $(VENV)/.dev ## Record objects and events of the version that is developed, which later versions must read
 	$(BIN)/python -m tests.released
@@ -131,6 +134,7 @@ requirements: ## Pin the requirements again, with hashes (needs uv)
 
 BUILD_BACKEND := sed -n 's/^requires = \["\(.*\)"\]$$/\1/p' pyproject.toml
 COMPILE_OPTIONS := --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-emit-package tripfold-client \
 	--custom-compile-command "make requirements"
 COMPILE := pyproject.toml $(COMPILE_OPTIONS)
 
@@ -139,31 +143,31 @@ $(VENV)/bin/python:
 		{ echo "Tripfold needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V). Set PYTHON to a later one." >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.local: $(VENV)/bin/python requirements/local.txt pyproject.toml
+$(VENV)/.local: $(VENV)/bin/python requirements/local.txt pyproject.toml client/pyproject.toml
 	@echo "installing the requirements of the demo into $(VENV)"
 	@$(PIP) install --require-hashes -r requirements/local.txt
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) install --no-deps --no-build-isolation -e client -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python requirements/dev.txt pyproject.toml
+$(VENV)/.dev: $(VENV)/bin/python requirements/dev.txt pyproject.toml client/pyproject.toml
 	@echo "installing the requirements of the tests into $(VENV)"
 	@$(PIP) install --require-hashes -r requirements/dev.txt
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) install --no-deps --no-build-isolation -e client -e .
 	@touch $@
 
 # The peers need other versions of Tripfold's dependencies, so the benchmarks have their own environment.
-$(VENV)/bench/.installed: requirements/bench.txt pyproject.toml
+$(VENV)/bench/.installed: requirements/bench.txt pyproject.toml client/pyproject.toml
 	@echo "installing the requirements of the benchmarks into $(VENV)/bench"
 	@$(PYTHON) -m venv $(VENV)/bench
 	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/bench.txt
-	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e .
+	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e client -e .
 	@touch $@
 
-$(VENV)/fuzz/.installed: requirements/fuzz.txt pyproject.toml
+$(VENV)/fuzz/.installed: requirements/fuzz.txt pyproject.toml client/pyproject.toml
 	@echo "installing the fuzzer into $(VENV)/fuzz"
 	@$(PYTHON) -m venv $(VENV)/fuzz
 	@$(VENV)/fuzz/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/fuzz.txt
-	@$(VENV)/fuzz/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e .
+	@$(VENV)/fuzz/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e client -e .
 	@touch $@
 
 $(VENV)/release/.installed: requirements/release.txt

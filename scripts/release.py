@@ -2,8 +2,9 @@
 
     python -m scripts.release DIST [TAG]
 
-The wheel must have the version of pyproject.toml and no other top-level packages than Tripfold's. A TAG must name this
-version. CHANGELOG.md must then have a dated section for it, which becomes DIST/notes.md.
+Both wheels, of the application and of the Python client, must have the version of pyproject.toml and no other top-level
+packages than their own. A TAG must name this version. CHANGELOG.md must then have a dated section for it, which becomes
+DIST/notes.md.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"services", "shared", "tripfold"}
+PACKAGES = {"tripfold": {"services", "shared", "tripfold"}, "tripfold_client": {"tripfold_client"}}
+"""The top-level packages of each wheel."""
 
 
 class InvalidRelease(Exception):
@@ -26,7 +28,7 @@ def main(dist: str, tag: str = "") -> None:
     """Check the release in a folder; exit with 1 and the reason if it is invalid."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     try:
-        check_wheel(Path(dist), version)
+        check_wheels(Path(dist), version)
         if tag:
             notes = notes_of(tag, version, (ROOT / "CHANGELOG.md").read_text())
             Path(dist, "notes.md").write_text(notes)
@@ -35,16 +37,18 @@ def main(dist: str, tag: str = "") -> None:
     print(f"Tripfold {version} in {dist} is complete.")
 
 
-def check_wheel(dist: Path, version: str) -> None:
-    """Check the name and the top-level folders of the wheel. Raises InvalidRelease."""
+def check_wheels(dist: Path, version: str) -> None:
+    """Check the names and the top-level folders of the wheels. Raises InvalidRelease."""
     wheels = sorted(path.name for path in dist.glob("*.whl"))
-    expected = f"tripfold-{version}-py3-none-any.whl"
-    if wheels != [expected]:
-        raise InvalidRelease(f"{dist} has the wheels {wheels}; it must have {expected} alone")
-    with zipfile.ZipFile(dist / expected) as wheel:
-        found = {name.partition("/")[0] for name in wheel.namelist()}
-    if found != PACKAGES | {f"tripfold-{version}.dist-info"}:
-        raise InvalidRelease(f"{expected} has the folders {sorted(found)}; pyproject.toml lists {sorted(PACKAGES)}")
+    expected = {f"{name}-{version}": packages for name, packages in PACKAGES.items()}
+    names = sorted(f"{name}-py3-none-any.whl" for name in expected)
+    if wheels != names:
+        raise InvalidRelease(f"{dist} has the wheels {wheels}; it must have {names} alone")
+    for name, packages in expected.items():
+        with zipfile.ZipFile(dist / f"{name}-py3-none-any.whl") as wheel:
+            found = {path.partition("/")[0] for path in wheel.namelist()}
+        if found != packages | {f"{name}.dist-info"}:
+            raise InvalidRelease(f"the wheel {name} has the folders {sorted(found)}; it must have {sorted(packages)}")
 
 
 def notes_of(tag: str, version: str, changelog: str) -> str:

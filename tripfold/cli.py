@@ -18,7 +18,6 @@ from rich.console import Console
 from typer.main import get_command
 
 from shared.domain.errors import OperatorError
-from tripfold.client.commands import client_commands
 from tripfold.console import open_console, printable
 from tripfold.lazy_commands import LazyCommand, LazyGroup
 
@@ -73,6 +72,11 @@ class Commands(LazyGroup):
     } | {
         name: LazyCommand(target=f"{_CLIENT}.{target}", help=line, panel=USE)
         for name, target, line in (
+            ("request", "commands:request_command", "Process a date or a range, and watch until it is served."),
+            ("watch", "commands:watch_command", "Watch a request or a backfill; list the latest requests."),
+            ("retry", "commands:retry_command", "Retry the failed cities of a request or backfill."),
+            ("cancel", "commands:cancel_command", "Cancel a request or a backfill."),
+            ("stats", "commands:stats_command", "Print the statistics of a range."),
             ("backfill", "backfills:backfill_command", "Process many dates, a few at a time."),
             ("schedule", "schedules:schedule_commands", "Process dates at given times."),
             ("reprocess", "backfills:reprocess_command", "Read stored files again under the present rules."),
@@ -108,7 +112,6 @@ def _options(
 
 
 serve_commands = typer.Typer(help="Run one service against the Kafka and S3 of the settings.", no_args_is_help=True)
-app.add_typer(client_commands)
 app.add_typer(serve_commands, name="serve", rich_help_panel=RUN)
 
 console = open_console()

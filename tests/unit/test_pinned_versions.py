@@ -26,7 +26,7 @@ def test_compose_and_the_embedded_stack_pin_the_same_seaweedfs() -> None:
 
 
 def test_the_image_is_built_with_the_pinned_build_backend() -> None:
-    """The hashed build requirements and pyproject.toml pin the same version."""
-    assert _found(r'requires = \["hatchling==([\w.]+)"\]', "pyproject.toml") == _found(
-        r"hatchling==([\w.]+) ", "requirements/build.txt"
-    )
+    """The hashed build requirements and both files pyproject.toml pin the same version."""
+    pinned = _found(r"hatchling==([\w.]+) ", "requirements/build.txt")
+    for path in ("pyproject.toml", "client/pyproject.toml"):
+        assert _found(r'requires = \["hatchling==([\w.]+)"\]', path) == pinned

@@ -32,6 +32,13 @@ def test_the_metrics_have_the_version() -> None:
     assert REGISTRY.get_sample_value("tripfold_build_info", {"version": VERSION}) == 1
 
 
+def test_the_python_client_has_the_version() -> None:
+    """The Python client is released with the application: both have one version, and the commands need this one."""
+    client = tomllib.loads((ROOT / "client" / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert client["version"] == VERSION
+    assert f"tripfold-client=={VERSION}" in PROJECT["dependencies"]
+
+
 def test_the_changelog_describes_the_version() -> None:
     """The latest version of the changelog is that of the package."""
     versions = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)

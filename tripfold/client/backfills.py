@@ -1,22 +1,23 @@
-"""The commands for backfills: they call the REST API."""
+"""The commands for backfills: they use the Python client."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
+from tripfold_client import Backfill, BackfillOptions, Preview, Tripfold
 
-from tripfold.client.api import ApiClient
-from tripfold.client.commands import API_URL, ApiKey, ApiUrl, parse_dates, run_client, watch_or_print
-from tripfold.client.watching import LISTED, backfills_table, progress_of
+from tripfold.client.session import API_URL, ApiKey, ApiUnusable, ApiUrl, open_api, parse_dates
+from tripfold.client.watching import LISTED, backfills_table, progress_of, watch_or_print
 from tripfold.console import open_console
 
 MAX_PARALLEL = 2
 
 backfills_commands = typer.Typer(help="List, show, pause, resume, cancel or retry backfills.", no_args_is_help=True)
 
-_Id = Annotated[str, typer.Argument(help="The id of a backfill.", show_default=False)]
+_Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a backfill.", show_default=False)]
 
 
 class Only(enum.Enum):
@@ -40,7 +41,7 @@ def backfill_command(
     ] = Only.MISSING,
     newest_first: Annotated[bool, typer.Option("--newest-first", help="Begin with the last date.")] = False,
     max_parallel: Annotated[
-        int, typer.Option(min=1, max=16, help="The most dates that are processed at once.")
+        int, typer.Option(metavar="N", min=1, max=16, help="The most dates that are processed at once.")
     ] = MAX_PARALLEL,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print which dates it would process.")] = False,
     watch: Annotated[bool, typer.Option(help="Show the progress until the backfill has ended.")] = True,
@@ -55,8 +56,8 @@ def backfill_command(
 
     Example: tripfold backfill 2023-01-01..2024-12-31 --only failed --dry-run
     """
-    query = _query(dates, newest_first=newest_first, max_parallel=max_parallel)
-    _run({**query, "only": only.value}, api, key, dry_run=dry_run, watch=watch)
+    options: BackfillOptions = {"only": only.value, "newest_first": newest_first, "max_parallel": max_parallel}
+    _run(dates, options, api, key, dry_run=dry_run, watch=watch)
 
 
 def reprocess_command(
@@ -69,7 +70,7 @@ def reprocess_command(
     ] = False,
     newest_first: Annotated[bool, typer.Option("--newest-first", help="Begin with the last date.")] = False,
     max_parallel: Annotated[
-        int, typer.Option(min=1, max=16, help="The most dates that are processed at once.")
+        int, typer.Option(metavar="N", min=1, max=16, help="The most dates that are processed at once.")
     ] = MAX_PARALLEL,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print which dates it would process.")] = False,
     watch: Annotated[bool, typer.Option(help="Show the progress until the backfill has ended.")] = True,
@@ -85,42 +86,35 @@ def reprocess_command(
 
     Example: tripfold reprocess 2024-05-01..2024-05-31 --country armenia --city 7
     """
-    query = _query(dates, newest_first=newest_first, max_parallel=max_parallel)
-    query |= {"source": "bucket", "again": str(again).lower()}
-    query |= {name: value for name, value in (("country", country), ("city", city)) if value is not None}
-    _run(query, api, key, dry_run=dry_run, watch=watch)
-
-
-def _query(dates: str, *, newest_first: bool, max_parallel: int) -> dict[str, str]:
-    first, last = parse_dates(dates)
-    return {
-        "from": str(first),
-        "to": str(last),
-        "order": "newest-first" if newest_first else "oldest-first",
-        "max_parallel": str(max_parallel),
+    options: BackfillOptions = {
+        "source": "bucket",
+        "country": country,
+        "city": city,
+        "again": again,
+        "newest_first": newest_first,
+        "max_parallel": max_parallel,
     }
+    _run(dates, options, api, key, dry_run=dry_run, watch=watch)
 
 
-def _run(query: dict[str, str], api: str, key: str | None, *, dry_run: bool, watch: bool) -> None:
+def _run(dates: str, options: BackfillOptions, api: str, key: str | None, *, dry_run: bool, watch: bool) -> None:
     """Make a backfill and watch it, or print which dates it would process."""
+    first, last = parse_dates(dates)
+    with open_api(api, key) as client:
+        if dry_run:
+            _print_preview(client.preview_backfill(first, last, **options))
+        else:
+            watch_or_print(client.backfill(first, last, **options), watch=watch)
 
-    async def run() -> bool:
-        async with ApiClient(api.rstrip("/"), key) as client:
-            if not dry_run:
-                return await watch_or_print(client, await client.create_backfill(query), watch=watch)
-            preview = await client.preview_backfill(query)
-        console = open_console()
-        for date in preview.dates:
-            console.print(str(date), highlight=False)
-        more = preview.dates_selected - len(preview.dates)
-        if more:
-            console.print(f"… and {more:,} more", highlight=False)
-        console.print(
-            f"{preview.dates_selected:,} of {preview.dates_total:,} dates would be processed.", highlight=False
-        )
-        return True
 
-    run_client(run())
+def _print_preview(preview: Preview) -> None:
+    console = open_console()
+    for date in preview.dates:
+        console.print(str(date), highlight=False)
+    more = preview.dates_selected - len(preview.dates)
+    if more:
+        console.print(f"… and {more:,} more", highlight=False)
+    console.print(f"{preview.dates_selected:,} of {preview.dates_total:,} dates would be processed.", highlight=False)
 
 
 @backfills_commands.command("list")
@@ -129,13 +123,8 @@ def list_command(*, api: ApiUrl = API_URL, key: ApiKey = None) -> None:
 
     Example: tripfold backfills list
     """
-
-    async def run() -> bool:
-        async with ApiClient(api.rstrip("/"), key) as client:
-            open_console().print(backfills_table(await client.latest_backfills(LISTED)))
-        return True
-
-    run_client(run())
+    with open_api(api, key) as client:
+        open_console().print(backfills_table(list(client.backfills(LISTED))))
 
 
 @backfills_commands.command("show")
@@ -144,24 +133,21 @@ def show_command(wanted: _Id, *, api: ApiUrl = API_URL, key: ApiKey = None) -> N
 
     Example: tripfold backfills show 018f3d2a-5c00-7aaa-8bbb-0123456789ab
     """
-
-    async def run() -> bool:
-        async with ApiClient(api.rstrip("/"), key) as client:
-            state = await client.backfill(wanted)
-        console = open_console()
-        order, parallel = state.order, state.max_parallel
-        made = f"by schedule {state.schedule}" if state.schedule else "by a client"
-        for line in (
-            f"{state.id}: {state.first}..{state.last}, {state.status}",
-            f"only {state.only}, {order}, {parallel} at once, made {made} at {state.created_at:%Y-%m-%d %H:%M:%S} UTC",
-            progress_of(state),
-            *(f"{one.date} under way: {one.request_id}" for one in state.under_way),
-            *(f"{one.date} failed: {one.request_id}" for one in state.failed),
-        ):
-            console.print(line, highlight=False, soft_wrap=True)
-        return True
-
-    run_client(run())
+    with open_api(api, key) as client:
+        state = client.job(wanted).state
+        if not isinstance(state, Backfill):
+            raise ApiUnusable(f"{wanted} is a request. Show it: 'tripfold watch {wanted}'.")
+    console = open_console()
+    made = f"by schedule {state.schedule}" if state.schedule else "by a client"
+    at = f"{state.created_at:%Y-%m-%d %H:%M:%S} UTC"
+    for line in (
+        f"{state.id}: {state.first}..{state.last}, {state.status}",
+        f"only {state.only}, {state.order}, {state.max_parallel} at once, made {made} at {at}",
+        progress_of(state),
+        *(f"{one.date} under way: {one.request_id}" for one in state.under_way),
+        *(f"{one.date} failed: {one.request_id}" for one in state.failed),
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 @backfills_commands.command("pause")
@@ -170,7 +156,7 @@ def pause_command(wanted: _Id, *, api: ApiUrl = API_URL, key: ApiKey = None) -> 
 
     Example: tripfold backfills pause 018f3d2a-5c00-7aaa-8bbb-0123456789ab
     """
-    _change(wanted, "pause", f"Paused. Resume it: 'tripfold backfills resume {wanted}'.", api, key)
+    _change(Tripfold.pause, wanted, f"Paused. Resume it: 'tripfold backfills resume {wanted}'.", api, key)
 
 
 @backfills_commands.command("resume")
@@ -179,7 +165,7 @@ def resume_command(wanted: _Id, *, api: ApiUrl = API_URL, key: ApiKey = None) ->
 
     Example: tripfold backfills resume 018f3d2a-5c00-7aaa-8bbb-0123456789ab
     """
-    _change(wanted, "resume", f"Resumed. Watch it: 'tripfold watch {wanted}'.", api, key)
+    _change(Tripfold.resume, wanted, f"Resumed. Watch it: 'tripfold watch {wanted}'.", api, key)
 
 
 @backfills_commands.command("retry")
@@ -188,7 +174,7 @@ def retry_command(wanted: _Id, *, api: ApiUrl = API_URL, key: ApiKey = None) -> 
 
     Example: tripfold backfills retry 018f3d2a-5c00-7aaa-8bbb-0123456789ab
     """
-    _change(wanted, "retry", f"Retrying. Watch it: 'tripfold watch {wanted}'.", api, key)
+    _change(Tripfold.retry, wanted, f"Retrying. Watch it: 'tripfold watch {wanted}'.", api, key)
 
 
 @backfills_commands.command("cancel")
@@ -197,21 +183,10 @@ def cancel_command(wanted: _Id, *, api: ApiUrl = API_URL, key: ApiKey = None) ->
 
     Example: tripfold backfills cancel 018f3d2a-5c00-7aaa-8bbb-0123456789ab
     """
-
-    async def run() -> bool:
-        async with ApiClient(api.rstrip("/"), key) as client:
-            await client.cancel_backfill(wanted)
-        open_console().print("Cancelled. Finished dates stay served.", highlight=False)
-        return True
-
-    run_client(run())
+    _change(Tripfold.cancel, wanted, "Cancelled. Finished dates stay served.", api, key)
 
 
-def _change(wanted: str, change: str, message: str, api: str, key: str | None) -> None:
-    async def run() -> bool:
-        async with ApiClient(api.rstrip("/"), key) as client:
-            await client.change_backfill(wanted, change)
-        open_console().print(message, highlight=False, soft_wrap=True)
-        return True
-
-    run_client(run())
+def _change(change: Callable[[Tripfold, str], object], wanted: str, message: str, api: str, key: str | None) -> None:
+    with open_api(api, key) as client:
+        change(client, wanted)
+    open_console().print(message, highlight=False, soft_wrap=True)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
 
-import msgspec
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from tripfold_client import CountryDay
 
 SPARKLINE_WIDTH_MAX = 31
 SPARKLINE_WIDTHS = (SPARKLINE_WIDTH_MAX, 20, 12, 0)  # the first that fits the terminal is used; 0: no sparkline
@@ -19,33 +17,8 @@ BARS = "▁▂▃▄▅▆▇█"
 NO_DATA = "·"
 
 
-class Day(msgspec.Struct, frozen=True, kw_only=True):
-    """A country-day in a response of the API."""
-
-    bus_count: int
-    passenger_count: int
-    exist_accident: bool
-    average_delay_s: float
-    accident_count: int
-    delay_total_ms: int
-    cities_reported: int
-    cities_expected: int
-    complete: bool
-    version: Annotated[int, msgspec.Meta(description="0: the day has not been processed.")]
-    unreadable: str | None = None
-
-    @property
-    def known(self) -> bool:
-        """Whether the day has numbers. Without them its zeros mean nothing."""
-        return self.cities_reported > 0 or self.bus_count > 0
-
-
-Statistics = dict[str, dict[dt.date, Day]]
-
-
-def decode_statistics(body: bytes) -> Statistics:
-    """Decode the API's JSON with ``detail=full``."""
-    return msgspec.json.decode(body, type=Statistics)
+DaysByCountry = Mapping[str, Sequence[CountryDay]]
+"""The days of each country, by its slug."""
 
 
 def sparkline(values: Sequence[float | None], *, width: int = SPARKLINE_WIDTH_MAX) -> str:
@@ -73,13 +46,13 @@ def _columns(values: Sequence[float | None], width: int) -> list[float | None]:
     return columns
 
 
-def print_statistics(statistics: Statistics, console: Console) -> None:
+def print_statistics(countries: DaysByCountry, console: Console) -> None:
     """Print a line for each country, with the longest sparklines that fit.
 
     Numbers are never cut: the terminal wraps a line that is still too long.
     """
     for width in SPARKLINE_WIDTHS:
-        table = table_of(statistics, width=width)
+        table = table_of(countries, width=width)
         if width_of(table, console) <= console.width:
             break
     print_whole(table, console)
@@ -96,19 +69,19 @@ def width_of(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=WIDTH_MAX), table).maximum
 
 
-def table_of(statistics: Statistics, *, width: int = SPARKLINE_WIDTH_MAX) -> Table:
+def table_of(countries: DaysByCountry, *, width: int = SPARKLINE_WIDTH_MAX) -> Table:
     """Return a line for each country: its totals over the range, and a sparkline of its days.
 
     ``width`` is the width of a sparkline; 0: none.
     """
     by_day = [f"{what}by day" if width else None for what in (("delay ", "passengers ") if width > 16 else ("", ""))]
     table = _table("country", by_day[0], "delay (s)", by_day[1], "passengers", "buses", "accidents", "days")
-    for country, days in statistics.items():
-        known = [day for day in days.values() if day.known]
+    for country, days in countries.items():
+        known = [day for day in days if day.known]
         buses = sum(day.bus_count for day in known)
         delay_s = sum(day.delay_total_ms for day in known) / buses / 1000 if buses else 0.0
-        delays_s = [day.average_delay_s if day.known else None for day in days.values()]
-        carried = [float(day.passenger_count) if day.known else None for day in days.values()]
+        delays_s = [day.average_delay_s if day.known else None for day in days]
+        carried = [float(day.passenger_count) if day.known else None for day in days]
         table.add_row(
             country,
             *([sparkline(delays_s, width=width)] if width else []),
@@ -122,16 +95,16 @@ def table_of(statistics: Statistics, *, width: int = SPARKLINE_WIDTH_MAX) -> Tab
     return table
 
 
-def table_of_days(days: dict[dt.date, Day]) -> Table:
+def table_of_days(days: Sequence[CountryDay]) -> Table:
     """Return a line for each day of one country."""
     table = _table("date", "buses", "passengers", "accidents", "delay (s)", "", "cities")
-    bars = sparkline([day.average_delay_s if day.known else None for day in days.values()], width=len(days))
-    for (date, day), bar in zip(days.items(), bars, strict=True):
+    bars = sparkline([day.average_delay_s if day.known else None for day in days], width=len(days))
+    for day, bar in zip(days, bars, strict=True):
         if not day.known:
-            table.add_row(str(date), "", "", "", "", NO_DATA, _reason_unknown(day))
+            table.add_row(str(day.date), "", "", "", "", NO_DATA, _reason_unknown(day))
             continue
         table.add_row(
-            str(date),
+            str(day.date),
             f"{day.bus_count:,}",
             f"{day.passenger_count:,}",
             f"{day.accident_count:,}",
@@ -150,12 +123,12 @@ def _table(*headings: str | None) -> Table:
     return table
 
 
-def _reason_unknown(day: Day) -> str:
+def _reason_unknown(day: CountryDay) -> str:
     if day.unreadable:
         return "unreadable"
     return f"0/{day.cities_expected} provisional" if day.cities_expected else "no data"
 
 
-def _days(known: Sequence[Day], days: int) -> str:
+def _days(known: Sequence[CountryDay], days: int) -> str:
     provisional = sum(not day.complete for day in known)
     return f"{len(known)}/{days}" + (f", {provisional} provisional" if provisional else "")

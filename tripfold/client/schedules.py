@@ -1,39 +1,46 @@
-"""The commands for schedules: they call the REST API."""
+"""The commands for schedules: they use the Python client."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from tripfold_client import Schedule, Tripfold
 
-from tripfold.client.api import ApiClient, ScheduleState
-from tripfold.client.commands import API_URL, ApiKey, ApiUrl, run_client
+from tripfold.client.session import API_URL, ApiKey, ApiUrl, open_api
 from tripfold.console import open_console
 
 MAX_PARALLEL = 2
 
 schedule_commands = typer.Typer(help="Set, list, show, pause, run or delete schedules.", no_args_is_help=True)
 
-_Name = Annotated[str, typer.Argument(help="The name of the schedule.", show_default=False)]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="The name of the schedule.", show_default=False)]
 
 
 @schedule_commands.command("set")
 def set_command(
     name: _Name,
     *,
-    cron: Annotated[str, typer.Option(help="When it runs: minute, hour, day, month and weekday.", show_default=False)],
-    timezone: Annotated[str, typer.Option(help="The time zone of --cron and --complete-by.")] = "UTC",
-    date: Annotated[int, typer.Option(help="The date that a run processes, in days from the day of the run.")] = -1,
+    cron: Annotated[
+        str,
+        typer.Option(metavar="CRON", help="When it runs: minute, hour, day, month and weekday.", show_default=False),
+    ],
+    timezone: Annotated[str, typer.Option(metavar="ZONE", help="The time zone of --cron and --complete-by.")] = "UTC",
+    date: Annotated[
+        int, typer.Option(metavar="DAYS", help="The date that a run processes, in days from the day of the run.")
+    ] = -1,
     recheck: Annotated[
-        int, typer.Option(min=0, max=31, help="The number of days before that date to check again.")
+        int, typer.Option(metavar="DAYS", min=0, max=31, help="The number of days before that date to check again.")
     ] = 0,
     complete_by: Annotated[
-        str | None, typer.Option(help="The time of day by which the date is complete; otherwise it is late.")
+        str | None,
+        typer.Option(metavar="HH:MM", help="The time of day by which the date is complete; otherwise it is late."),
     ] = None,
     max_parallel: Annotated[
-        int, typer.Option(min=1, max=16, help="The most dates that are processed at once.")
+        int, typer.Option(metavar="N", min=1, max=16, help="The most dates that are processed at once.")
     ] = MAX_PARALLEL,
     api: ApiUrl = API_URL,
     key: ApiKey = None,
@@ -47,21 +54,17 @@ def set_command(
 
     Example: tripfold schedule set daily --cron '0 6 * * *' --timezone Europe/Prague --complete-by 09:00
     """
-    query = {
-        "cron": cron,
-        "timezone": timezone,
-        "date": str(date),
-        "recheck": str(recheck),
-        "max_parallel": str(max_parallel),
-        **({"complete_by": complete_by} if complete_by is not None else {}),
-    }
-
-    async def run() -> bool:
-        async with ApiClient(api.rstrip("/"), key) as client:
-            _print(await client.put_schedule(name, query))
-        return True
-
-    run_client(run())
+    with open_api(api, key) as client:
+        schedule = client.set_schedule(
+            name,
+            cron,
+            timezone=timezone,
+            date=date,
+            recheck=recheck,
+            complete_by=complete_by,
+            max_parallel=max_parallel,
+        )
+    _print(schedule)
 
 
 @schedule_commands.command("list")
@@ -70,27 +73,24 @@ def list_command(*, api: ApiUrl = API_URL, key: ApiKey = None) -> None:
 
     Example: tripfold schedule list
     """
-
-    async def run() -> bool:
-        async with ApiClient(api.rstrip("/"), key) as client:
-            schedules = await client.schedules()
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for heading in ("name", "cron", "time zone", "next run (UTC)", "last run", "late"):
-            table.add_column(heading)
-        for schedule in schedules:
-            last = schedule.last_run
-            table.add_row(
-                schedule.name,
-                schedule.cron,
-                schedule.timezone,
-                "paused" if schedule.next_run is None else f"{schedule.next_run:%Y-%m-%d %H:%M}",
-                "" if last is None else f"{last.first}..{last.last} {last.status or 'unreadable'}",
-                ", ".join(str(late.date) for late in schedule.late),
-            )
-        open_console().print(table)
-        return not any(schedule.late for schedule in schedules)
-
-    run_client(run())
+    with open_api(api, key) as client:
+        schedules = client.schedules()
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for heading in ("name", "cron", "time zone", "next run (UTC)", "last run", "late"):
+        table.add_column(heading)
+    for schedule in schedules:
+        last = schedule.last_run
+        table.add_row(
+            schedule.name,
+            schedule.cron,
+            schedule.timezone,
+            "paused" if schedule.next_run is None else f"{schedule.next_run:%Y-%m-%d %H:%M}",
+            "" if last is None else f"{last.first}..{last.last} {last.status or 'unreadable'}",
+            ", ".join(str(late.date) for late in schedule.late),
+        )
+    open_console().print(table)
+    if any(schedule.late for schedule in schedules):
+        raise typer.Exit(1)
 
 
 @schedule_commands.command("show")
@@ -99,13 +99,8 @@ def show_command(name: _Name, *, api: ApiUrl = API_URL, key: ApiKey = None) -> N
 
     Example: tripfold schedule show daily
     """
-
-    async def run() -> bool:
-        async with ApiClient(api.rstrip("/"), key) as client:
-            _print(await client.schedule(name))
-        return True
-
-    run_client(run())
+    with open_api(api, key) as client:
+        _print(client.schedule(name))
 
 
 @schedule_commands.command("pause")
@@ -114,7 +109,7 @@ def pause_command(name: _Name, *, api: ApiUrl = API_URL, key: ApiKey = None) -> 
 
     Example: tripfold schedule pause daily
     """
-    _change(name, "pause", api, key)
+    _change(Tripfold.pause_schedule, name, api, key)
 
 
 @schedule_commands.command("resume")
@@ -123,7 +118,7 @@ def resume_command(name: _Name, *, api: ApiUrl = API_URL, key: ApiKey = None) ->
 
     Example: tripfold schedule resume daily
     """
-    _change(name, "resume", api, key)
+    _change(Tripfold.resume_schedule, name, api, key)
 
 
 @schedule_commands.command("run")
@@ -132,7 +127,7 @@ def run_command(name: _Name, *, api: ApiUrl = API_URL, key: ApiKey = None) -> No
 
     Example: tripfold schedule run daily
     """
-    _change(name, "run", api, key)
+    _change(Tripfold.run_schedule, name, api, key)
 
 
 @schedule_commands.command("delete")
@@ -141,26 +136,17 @@ def delete_command(name: _Name, *, api: ApiUrl = API_URL, key: ApiKey = None) ->
 
     Example: tripfold schedule delete daily
     """
-
-    async def run() -> bool:
-        async with ApiClient(api.rstrip("/"), key) as client:
-            await client.delete_schedule(name)
-        open_console().print(f"Deleted {name}. Its runs stay: 'tripfold backfills list'.", highlight=False)
-        return True
-
-    run_client(run())
+    with open_api(api, key) as client:
+        client.delete_schedule(name)
+    open_console().print(f"Deleted {name}. Its runs stay: 'tripfold backfills list'.", highlight=False)
 
 
-def _change(name: str, change: str, api: str, key: str | None) -> None:
-    async def run() -> bool:
-        async with ApiClient(api.rstrip("/"), key) as client:
-            _print(await client.change_schedule(name, change))
-        return True
-
-    run_client(run())
+def _change(change: Callable[[Tripfold, str], Schedule], name: str, api: str, key: str | None) -> None:
+    with open_api(api, key) as client:
+        _print(change(client, name))
 
 
-def _print(schedule: ScheduleState) -> None:
+def _print(schedule: Schedule) -> None:
     console = open_console()
     due = "paused" if schedule.next_run is None else f"next run at {schedule.next_run:%Y-%m-%d %H:%M} UTC"
     dates = f"date {schedule.date:+}, {schedule.recheck} days before it again, {schedule.max_parallel} at once"

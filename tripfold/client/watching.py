@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 
+import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from tripfold_client import Backfill, Job, Request, Tripfold
 
-from tripfold.client.api import ApiClient, BackfillState, RequestState
-from tripfold.console import printable
+from tripfold.console import open_console, printable
 
 LOOK_INTERVAL_S = 1.0
 LISTED = 15
 REASONS_SHOWN_MAX = 20
 
 
-async def watch(client: ApiClient, state: RequestState | BackfillState, console: Console) -> bool:
-    """Show a bar for a request or backfill until it has ended, then the failures; return whether there were none."""
+def watch_or_print(job: Job[Request] | Job[Backfill], *, watch: bool) -> None:
+    """Watch a job until it has ended, or print its id. Exits with 1 if anything failed."""
+    console = open_console()
+    if not watch:
+        console.print(job.id, highlight=False, soft_wrap=True)
+        return
+    try:
+        completed = watch_to_end(job, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"Still running. Watch it: 'tripfold watch {job.id}'. Cancel it: 'tripfold cancel {job.id}'.",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise
+    if not completed:
+        raise typer.Exit(1)
+
+
+def watch_to_end(job: Job[Request] | Job[Backfill], console: Console) -> bool:
+    """Show a bar for a job until it has ended, then the failures; return whether there were none."""
     progress = Progress(
         SpinnerColumn(finished_text=" "),
         TextColumn("{task.fields[date]}"),
@@ -31,46 +52,32 @@ async def watch(client: ApiClient, state: RequestState | BackfillState, console:
         console=console,
     )
     with progress:
-        if isinstance(state, BackfillState):
-            state = await _watch_backfill(client, state, progress)
-        else:
-            state = await _watch_request(client, state, progress)
-    if isinstance(state, BackfillState):
+        bar = progress.add_task("", date="", detail="", total=None)
+        job.wait(progress=partial(_show, progress, bar), check=False)
+    state = job.state
+    if isinstance(state, Request):
+        _print_failures(state, console)
+    else:
         _print_failed_dates(state, console)
-        if state.source == "bucket" and state.counts.dates_skipped == state.counts.dates_total:
+        if state.read_nothing:
             _print_nothing_stored(state, console)
             return False
-    else:
-        _print_failures(state, console)
     return state.status == "completed"
 
 
-async def _watch_request(client: ApiClient, state: RequestState, progress: Progress) -> RequestState:
-    bar = progress.add_task("", date=str(state.date), detail=state.status, total=None)
-    _show(progress, bar, state)
-    async for later in client.follow(state):
-        state = later
-        _show(progress, bar, state)
-    state = await client.request(state.id)  # a listing and an ended request have no failures yet
-    _show(progress, bar, state)
-    return state
+def _show(progress: Progress, bar: TaskID, state: Request | Backfill) -> None:
+    if isinstance(state, Backfill):
+        date, detail, total = f"{state.first}..{state.last}", progress_of(state), state.counts.dates_total
+        done = state.counts.dates_done
+    else:
+        date, detail, total = str(state.date), detail_of(state), state.counts.cities_total
+        done = state.counts.cities_done
+    if state.ended:
+        total = done = max(total, 1)  # a request without cities needs a full bar too: it stops the clock
+    progress.update(bar, date=date, detail=detail, total=total or None, completed=done)
 
 
-async def _watch_backfill(client: ApiClient, state: BackfillState, progress: Progress) -> BackfillState:
-    total = state.counts.dates_total
-    bar = progress.add_task("", date=f"{state.first}..{state.last}", detail="", total=total)
-
-    def show() -> None:
-        progress.update(bar, completed=total if state.ended else state.counts.dates_done, detail=progress_of(state))
-
-    show()
-    async for later in client.follow(state):
-        state = later
-        show()
-    return state
-
-
-def progress_of(state: BackfillState) -> str:
+def progress_of(state: Backfill) -> str:
     """Describe the progress of a backfill in one line."""
     counts = state.counts
     parts = [f"{counts.dates_done}/{counts.dates_total} dates"]
@@ -92,7 +99,7 @@ def progress_of(state: BackfillState) -> str:
     return " ".join(parts)
 
 
-def _print_failed_dates(state: BackfillState, console: Console) -> None:
+def _print_failed_dates(state: Backfill, console: Console) -> None:
     for failed in state.failed[:REASONS_SHOWN_MAX]:
         console.print(
             f"[red]{failed.date} failed.[/red] See why: 'tripfold watch {failed.request_id}'.",
@@ -106,7 +113,7 @@ def _print_failed_dates(state: BackfillState, console: Console) -> None:
         console.print(f"Retry them: 'tripfold backfills retry {state.id}'.", highlight=False, soft_wrap=True)
 
 
-def _print_nothing_stored(state: BackfillState, console: Console) -> None:
+def _print_nothing_stored(state: Backfill, console: Console) -> None:
     limits = (("country", state.country), ("city", state.city))
     wanted = "".join(f" of {name} '{value}'" for name, value in limits if value is not None)
     console.print(
@@ -117,7 +124,7 @@ def _print_nothing_stored(state: BackfillState, console: Console) -> None:
     )
 
 
-def backfills_table(states: Sequence[BackfillState]) -> Table:
+def backfills_table(states: Sequence[Backfill]) -> Table:
     """Return a table with a line for each backfill."""
     rows = (
         (one.id, f"{one.first}..{one.last}", one.status, f"{one.counts.dates_done}/{one.counts.dates_total}")
@@ -126,15 +133,7 @@ def backfills_table(states: Sequence[BackfillState]) -> Table:
     return _table(("id", "dates", "status", "done"), rows)
 
 
-def _show(progress: Progress, bar: TaskID, state: RequestState) -> None:
-    total = state.counts.cities_total
-    if state.ended:
-        total = max(total, 1)  # a request without cities needs a full bar too: it stops the clock
-    completed = total if state.ended else state.counts.cities_done
-    progress.update(bar, total=total or None, completed=completed, detail=detail_of(state))
-
-
-def detail_of(state: RequestState) -> str:
+def detail_of(state: Request) -> str:
     """Describe the progress of a request in one line."""
     counts = state.counts
     if not counts.cities_total and not state.ended:
@@ -158,7 +157,7 @@ def detail_of(state: RequestState) -> str:
     return " ".join(parts)
 
 
-def _print_failures(state: RequestState, console: Console) -> None:
+def _print_failures(state: Request, console: Console) -> None:
     if state.failed_reason is not None:
         console.print(
             f"[red]{state.date} {state.status}:[/red] {printable(state.failed_reason)}", highlight=False, soft_wrap=True
@@ -176,18 +175,18 @@ def _print_failures(state: RequestState, console: Console) -> None:
         )
 
 
-async def watch_latest(client: ApiClient, console: Console) -> None:
+def watch_latest(api: Tripfold, console: Console) -> None:
     """Show the latest requests: until Ctrl-C in a terminal, otherwise once."""
     if not console.is_terminal:
-        console.print(requests_table(await client.latest(LISTED)))
+        console.print(requests_table(list(api.requests(LISTED))))
         return
-    with Live(requests_table(await client.latest(LISTED)), console=console, auto_refresh=False) as live:
+    with Live(requests_table(list(api.requests(LISTED))), console=console, auto_refresh=False) as live:
         while True:
-            await asyncio.sleep(LOOK_INTERVAL_S)
-            live.update(requests_table(await client.latest(LISTED)), refresh=True)
+            time.sleep(LOOK_INTERVAL_S)
+            live.update(requests_table(list(api.requests(LISTED))), refresh=True)
 
 
-def requests_table(states: Sequence[RequestState]) -> Table:
+def requests_table(states: Sequence[Request]) -> Table:
     """Return a table with a line for each request."""
     rows = (
         (one.id, str(one.date), one.status, f"{one.counts.cities_done}/{one.counts.cities_total}") for one in states

@@ -7,16 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from scripts.release import InvalidRelease, check_wheel, notes_of
+from scripts.release import InvalidRelease, check_wheels, notes_of
 
 CHANGELOG = "# Changelog\n\n## [2.0.0] - 2024-05-02\n\n- new\n\n## [1.0.0] - Unreleased\n\n- old\n"
-WHEEL = "tripfold-2.0.0-py3-none-any.whl"
 
 
-def write_wheel(folder: Path, *packages: str) -> None:
+def write_wheel(folder: Path, name: str, *packages: str) -> None:
     """Write a wheel of version 2.0.0 with top-level packages."""
-    with zipfile.ZipFile(folder / WHEEL, "w") as wheel:
-        for package in (*packages, "tripfold-2.0.0.dist-info"):
+    with zipfile.ZipFile(folder / f"{name}-2.0.0-py3-none-any.whl", "w") as wheel:
+        for package in (*packages, f"{name}-2.0.0.dist-info"):
             wheel.writestr(f"{package}/file", "")
 
 
@@ -39,12 +38,15 @@ def test_a_tag_needs_its_version_and_a_dated_section(tag: str, version: str, rea
         notes_of(tag, version, CHANGELOG)
 
 
-def test_a_wheel_has_tripfolds_packages_alone(tmp_path: Path) -> None:
-    """A wheel with another version, or with a package beside Tripfold's, is refused."""
-    write_wheel(tmp_path, "services", "shared", "tripfold")
-    check_wheel(tmp_path, "2.0.0")
-    with pytest.raises(InvalidRelease, match=r"must have tripfold-2\.0\.1"):
-        check_wheel(tmp_path, "2.0.1")
-    write_wheel(tmp_path, "services", "shared", "tripfold", "tests")
-    with pytest.raises(InvalidRelease, match="'tests'"):
-        check_wheel(tmp_path, "2.0.0")
+def test_each_wheel_has_its_own_packages_alone(tmp_path: Path) -> None:
+    """A missing wheel, one of another version, or one with a package that is not its own is refused."""
+    write_wheel(tmp_path, "tripfold", "services", "shared", "tripfold")
+    with pytest.raises(InvalidRelease, match=r"must have .*tripfold_client-2\.0\.0"):
+        check_wheels(tmp_path, "2.0.0")
+    write_wheel(tmp_path, "tripfold_client", "tripfold_client")
+    check_wheels(tmp_path, "2.0.0")
+    with pytest.raises(InvalidRelease, match=r"must have .*tripfold-2\.0\.1"):
+        check_wheels(tmp_path, "2.0.1")
+    write_wheel(tmp_path, "tripfold_client", "tripfold_client", "shared")
+    with pytest.raises(InvalidRelease, match="'shared'"):
+        check_wheels(tmp_path, "2.0.0")

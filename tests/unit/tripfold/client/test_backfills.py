@@ -7,6 +7,7 @@ import datetime as dt
 import httpx
 import msgspec
 import pytest
+from tripfold_client import Backfill as BackfillState
 from typer.testing import CliRunner, Result
 
 from shared.domain import keys, objects
@@ -17,7 +18,6 @@ from shared.domain.objects import Backfill, DateSelection
 from tests.fakes.api import World
 from tests.serving import served
 from tripfold import cli
-from tripfold.client.api import BackfillState
 from tripfold.client.watching import progress_of
 
 
@@ -126,6 +126,7 @@ def test_progress_is_one_line(rate: float | None, end: dt.datetime | None, line:
             "status": "paused",
             "version": 1,
             "created_at": "2024-05-01T00:00:00Z",
+            "updated_at": "2024-05-01T00:00:00Z",
             "counts": {**counts, "dates_total": 3, "dates_under_way": 0},
             "dates_per_hour": rate,
             "estimated_end": end,

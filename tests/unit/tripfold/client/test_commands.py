@@ -6,14 +6,17 @@ import asyncio
 import datetime as dt
 import io
 import json
+import re
 import sys
 
 import msgspec
 import pytest
 from rich.console import Console
+from tripfold_client import CityCounts, CountryDay, Request, Statistics, Tripfold
 from typer.testing import CliRunner, Result
 
 from services.api.auth import digest_of
+from services.api.statistics import formats
 from shared.domain import keys, objects
 from shared.domain.events import Outcome
 from shared.domain.ids import CityId, CountrySlug
@@ -21,17 +24,15 @@ from shared.domain.objects import Countries, Failure, RequestRecord
 from tests.fakes.api import DAY, NOW, REQUEST, World, planned, record_of, stats, write
 from tests.serving import served
 from tripfold import cli
-from tripfold.client import api as api_module
-from tripfold.client.api import ApiClient, ApiUnusable, Counts, NotFound, RequestState
-from tripfold.client.commands import InvalidDates, parse_dates
-from tripfold.client.figures import decode_statistics, print_statistics, sparkline, table_of, table_of_days
-from tripfold.client.watching import detail_of, requests_table, watch
+from tripfold.client.figures import DaysByCountry, print_statistics, sparkline, table_of, table_of_days
+from tripfold.client.session import ApiUnusable, InvalidDates, parse_dates
+from tripfold.client.watching import detail_of, requests_table, watch_to_end
 
 
 def test_a_request_without_a_plan_shows_its_status() -> None:
     """Until its cities are planned, the progress line has the status and no zeros."""
-    counts = Counts(**dict.fromkeys(Counts.__struct_fields__, 0))
-    state = RequestState(id="1", date=DAY, status="accepted", version=1, requested_at=NOW, counts=counts)
+    counts = CityCounts(**dict.fromkeys(CityCounts.__struct_fields__, 0))
+    state = Request(id="1", date=DAY, status="accepted", version=1, requested_at=NOW, updated_at=NOW, counts=counts)
     assert detail_of(state) == "accepted"
     planned_state = msgspec.structs.replace(
         state, status="running", counts=msgspec.structs.replace(counts, cities_total=3)
@@ -89,12 +90,10 @@ def test_tables_sum_days_and_mark_incomplete_ones() -> None:
     world.fold_in(stats("armenia", trips=3, delay_total_ms=3_000, accidents=2), planned("armenia", city_ids=["7", "8"]))
     second = DAY + dt.timedelta(days=1)
     world.fold_in(stats("armenia", second, trips=1, delay_total_ms=9_000), planned("armenia", second, city_ids=["7"]))
-    with world.client() as client:
-        body = client.get("/country-stats?from=2024-05-01&to=2024-05-03&detail=full").content
-    statistics = decode_statistics(body)
+    countries = countries_of(world, "2024-05-03")
     console = Console(file=io.StringIO(), width=200)
-    console.print(table_of(statistics))
-    console.print(table_of_days(statistics["armenia"]))
+    console.print(table_of(countries))
+    console.print(table_of_days(countries["armenia"]))
     assert isinstance(console.file, io.StringIO)
     lines = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
     assert "armenia ▁█· 3.000 ▁▁· 80 4 2 2/3, 1 provisional" in lines
@@ -103,16 +102,25 @@ def test_tables_sum_days_and_mark_incomplete_ones() -> None:
     assert "2024-05-03 · no data" in lines
 
 
+def countries_of(world: World, last: str) -> DaysByCountry:
+    """Return what the API serves from the first of May on."""
+    with world.client() as client:
+        lines = client.get(
+            "/country-stats",
+            params={"from": str(DAY), "to": last, "detail": "full"},
+            headers={"Accept": formats.NDJSON},
+        )
+    return Statistics([msgspec.json.decode(line, type=CountryDay) for line in lines.content.splitlines()]).by_country()
+
+
 @pytest.mark.parametrize("width", [200, 120, 90, 60, 30])
 def test_sparklines_shrink_on_narrow_terminals(width: int) -> None:
     """Where there is little room sparklines get shorter, then go; names and figures are whole on any terminal."""
     world = World()
     for place in range(31):
         world.fold_in(stats("cote-d-ivoire", DAY + dt.timedelta(days=place), trips=1_234, passengers=45_678))
-    with world.client() as client:
-        body = client.get("/country-stats?from=2024-05-01&to=2024-05-31&detail=full").content
     console = Console(file=io.StringIO(), width=width)
-    print_statistics(decode_statistics(body), console)
+    print_statistics(countries_of(world, "2024-05-31"), console)
     assert isinstance(console.file, io.StringIO)
     (line,) = [line for line in console.file.getvalue().splitlines() if "cote-d-ivoire" in line]
     words = line.split()
@@ -122,117 +130,75 @@ def test_sparklines_shrink_on_narrow_terminals(width: int) -> None:
     assert len(line.rstrip()) <= max(width, 90)
 
 
-async def test_watching_reports_each_state_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each state of a request comes once, also over a stream that broke; failures are named, and are not success.
-
-    Markup and control characters in a name change nothing in the terminal.
-    """
-    monkeypatch.setattr(api_module, "TRY_AGAIN_S", 0.01)
+def test_watching_names_the_failures() -> None:
+    """Failures are named, and are not success. Markup and control characters in a name change nothing."""
     world = World()
-    record = record_of()
-    write(world, record)
-    states = [
-        msgspec.structs.replace(record, planned=True, cities=2, version=2),
-        msgspec.structs.replace(
-            record,
-            planned=True,
-            cities=2,
-            version=3,
-            outcomes={Outcome.STORED: "1", Outcome.FAILED: "2"},
-            served="1",
-            failures={1: Failure(city_id=CityId("8"), city_name="[red]Li\x1bma", reason="it answered [404]")},
-        ),
-    ]
+    failed: RequestRecord = msgspec.structs.replace(
+        record_of(),
+        planned=True,
+        cities=2,
+        version=3,
+        outcomes={Outcome.STORED: "1", Outcome.FAILED: "2"},
+        served="1",
+        failures={1: Failure(city_id=CityId("8"), city_name="[red]Li\x1bma", reason="it answered [404]")},
+    )
+    write(world, failed)
     console = Console(file=io.StringIO(), width=120)
-    with served(world) as url:
-        async with ApiClient(url, None) as client:
-            state = await client.request(record.request_id)
-            coming = iter(states)
-            write(world, next(coming))
-            seen = []
-            async with asyncio.timeout(20):
-                async for later in client.follow(state):
-                    seen.append(later.version)
-                    for following in coming:
-                        write(world, following)
-                        break
-            assert seen == [2, 3]
-            assert await watch(client, state, console) is False
+    with served(world) as url, Tripfold(url) as api:
+        assert watch_to_end(api.job(failed.request_id), console) is False
     assert isinstance(console.file, io.StringIO)
     assert "2/2 cities" in console.file.getvalue()
     assert "2024-05-01 [red]Li\\x1bma (8) failed: it answered [404]" in console.file.getvalue()
 
 
-async def test_line_separator_in_a_city_name_does_not_break_the_stream() -> None:
-    """An event is read whole although its JSON has U+2028, which Python counts as the end of a line."""
+def test_errors_name_the_remedy() -> None:
+    """A wrong key, a key that may only read, a wrong URL, an unknown id and an outage each say what to do."""
     world = World()
-    ended: RequestRecord = msgspec.structs.replace(
-        record_of(),
-        planned=True,
-        cities=1,
-        version=2,
-        outcomes={Outcome.FAILED: "1"},
-        failures={0: Failure(city_id=CityId("8"), city_name="Li\u2028ma", reason="404")},
-    )
-    write(world, ended)
-    with served(world) as url:
-        async with ApiClient(url, None) as client:
-            state = await client.request(ended.request_id)
-            older = msgspec.structs.replace(state, status="running", version=1)
-            async with asyncio.timeout(20):
-                (later,) = [later async for later in client.follow(older)]
-    assert [failure.city_name for failure in later.failures] == ["Li\u2028ma"]
+    with served(world, api_access="keys", api_keys=f"reader:read:{digest_of('sesame')}") as url:
+        given = ("--api", url)
+        assert "Set it with --key or TRIPFOLD_API_KEY" in error_of("watch", *given)
+        assert "Set it with --key or TRIPFOLD_API_KEY" in error_of("watch", *given, "--key", "wrong")
+        assert '"process" scope' in error_of("request", "2024-05-01", *given, "--key", "sesame")
+        assert "no request or backfill" in error_of("cancel", REQUEST, *given, "--key", "sesame")
+    assert f"the API at {url} cannot be reached" in error_of("watch", *given)
+    assert "--api or TRIPFOLD_API_URL sets the URL" in error_of("watch", *given)
+    assert "must begin with http://" in error_of("watch", "--api", "127.0.0.1:8080")
 
 
-async def test_errors_have_the_message_of_the_api_or_its_address() -> None:
-    """The client sends its key; an error has the API's message, or the address that did not respond."""
-    keys = f"reader:read:{digest_of('sesame')}"
-    with served(World(), api_access="keys", api_keys=keys) as url:
-        async with ApiClient(url, "sesame") as client:
-            assert await client.latest(5) == ()
-            with pytest.raises(NotFound, match="no request or backfill"):
-                await client.find(REQUEST)
-            with pytest.raises(ApiUnusable, match='"process" scope'):
-                await client.process(DAY)
-        async with ApiClient(url, None) as client:
-            with pytest.raises(ApiUnusable, match="Set it with --key or TRIPFOLD_API_KEY"):
-                await client.latest(5)
-    async with ApiClient(url, None) as client:
-        with pytest.raises(ApiUnusable, match=f"the API at {url} cannot be reached"):
-            await client.latest(5)
+def error_of(*arguments: str) -> str:
+    """Return the error of a command."""
+    result = CliRunner().invoke(cli.app, list(arguments))
+    assert isinstance(result.exception, ApiUnusable)
+    return str(result.exception)
 
 
-async def test_an_error_of_the_service_leads_to_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_service_leads_to_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """An outage has the id under which the log of the API has its reason."""
-    monkeypatch.setattr(api_module, "RETRY_AFTER_MAX_S", 0.01)
+    monkeypatch.setattr("tripfold_client.connection.RETRY_AFTER_MAX_S", 0.01)
     world = World()
     world.store.down = True
     with served(world) as url:
-        async with ApiClient(url, None) as client:
-            with pytest.raises(ApiUnusable, match=r"S3 cannot be reached.* under [0-9a-f]{32}\.$"):
-                await client.latest(5)
+        assert re.search(r"S3 cannot be reached.* under [0-9a-f]{32}\.$", error_of("watch", "--api", url))
 
 
-async def test_a_lost_response_still_makes_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While S3 is down a request is retried, and is one request in the end."""
-    monkeypatch.setattr(api_module, "RETRY_AFTER_MAX_S", 0.01)
+def test_a_retry_continues_the_request() -> None:
+    """``tripfold retry`` retries the failed cities under the same id; a request without failures is refused."""
     world = World()
-    compare_and_swap = world.store.compare_and_swap
-    refusals = iter([True, False])
-
-    async def sometimes(key: str, body: bytes, *, etag: str | None) -> str:
-        if key.startswith("requests/"):
-            world.store.down = next(refusals, False)
-        try:
-            return await compare_and_swap(key, body, etag=etag)
-        finally:
-            world.store.down = False
-
-    monkeypatch.setattr(world.store, "compare_and_swap", sometimes)
+    failed: RequestRecord = msgspec.structs.replace(
+        record_of(),
+        planned=True,
+        cities=1,
+        outcomes={Outcome.FAILED: "1"},
+        failures={0: Failure(city_id=CityId("8"), city_name="Lima", reason="404")},
+    )
+    write(world, failed)
     with served(world) as url:
-        async with ApiClient(url, None) as client:
-            state = await client.process(DAY)
-            assert [one.id for one in await client.latest(5)] == [state.id]
+        printed = CliRunner().invoke(cli.app, ["retry", failed.request_id, "--no-watch", "--api", url]).output
+        assert printed.splitlines()[-1] == failed.request_id
+        with Tripfold(url) as api:
+            assert api.job(failed.request_id).status == "running"
+        waiting = CliRunner().invoke(cli.app, ["request", "2024-05-02", "--no-watch", "--api", url]).output
+        assert "retry it when it has ended" in error_of("retry", waiting.splitlines()[-1], "--api", url)
 
 
 def test_commands_print_the_responses_of_the_api() -> None:
@@ -283,7 +249,8 @@ def test_ids_and_reasons_are_not_truncated() -> None:
     runner = CliRunner()
     with served(world) as url:
         narrow = Console(file=io.StringIO(), width=80)
-        narrow.print(requests_table(asyncio.run(_latest(url))))
+        with Tripfold(url) as api:
+            narrow.print(requests_table(list(api.requests(5))))
         listed = runner.invoke(cli.app, ["watch", "--api", url], env={"COLUMNS": "80"})
         watched = runner.invoke(cli.app, ["watch", failed.request_id, "--api", url], env={"COLUMNS": "80"})
     assert isinstance(narrow.file, io.StringIO)
@@ -293,15 +260,10 @@ def test_ids_and_reasons_are_not_truncated() -> None:
     assert f"2024-05-01 Lima (8) failed: {reason.strip()}" in watched.output.splitlines()
 
 
-async def _latest(url: str) -> tuple[RequestState, ...]:
-    async with ApiClient(url, None) as client:
-        return await client.latest(5)
-
-
 async def test_loading_the_client_loads_no_service() -> None:
     """A client of the API imports none of the libraries of the services."""
     script = (
-        "import sys, tripfold.client.api, tripfold.client.watching, tripfold.client.figures, tripfold.client.commands;"
+        "import sys, tripfold.client.commands, tripfold.client.backfills, tripfold.client.schedules;"
         "print([name for name in sys.modules if name.split('.')[0] in "
         "{'litestar', 'faststream', 'aiokafka', 'aioboto3'} or name.startswith(('services.api', 'services.ingest'))])"
     )
