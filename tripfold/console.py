@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -31,18 +32,27 @@ def printable(text: str, *, length_max: int | None = None) -> str:
     return escape("\n".join(map(_visible, shown.split("\n"))))
 
 
+def print_remark(text: str) -> None:
+    """Print a line about printed records: in a pipe to standard error, so that records stay alone."""
+    console = open_console()
+    (console if console.is_terminal else open_console(stderr=True)).print(text, highlight=False, soft_wrap=True)
+
+
 class Records:
     """Records of the same fields: a table in a terminal, and one record a line in a pipe.
 
     In a pipe, tabs separate the fields, and nothing is cut. The fields of the ``whole`` columns stay on one line of the
     table too, so that they can be copied into other commands; others break into lines. The table cuts fields to
-    ``length_max``.
+    ``length_max``. A compact table has no frame.
     """
 
-    def __init__(self, *headings: str, whole: Collection[str] = (), length_max: int | None = None) -> None:
+    def __init__(
+        self, *headings: str, whole: Collection[str] = (), length_max: int | None = None, compact: bool = False
+    ) -> None:
         self._headings = headings
         self._whole = whole
         self._length_max = length_max
+        self._compact = compact
         self._rows: list[tuple[Field, ...]] = []
 
     def add(self, *fields: Field) -> None:
@@ -63,6 +73,8 @@ class Records:
         """Return the table of the first TABLE_ROWS_MAX records."""
         rows = [tuple(map(self._cell, row)) for row in self._rows[:TABLE_ROWS_MAX]]
         table = Table(*(self._column(place, rows) for place in range(len(self._headings))))
+        if self._compact:
+            table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
         for row in rows:
             table.add_row(*row)
         return table

@@ -61,7 +61,7 @@ class Connection:
         *,
         patience_s: float | None = None,
     ) -> bytes:
-        """Return the body of a response. With ``patience_s``, retry for that long instead of a number of times.
+        """Return the body of a response. ``patience_s`` retries for that long instead of a number of times.
 
         Raises ConnectionFailed, UnexpectedResponse and ApiError.
         """

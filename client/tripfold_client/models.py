@@ -60,7 +60,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failure(self) -> str:
-        """What failed, in one sentence. Empty if the request is completed."""
+        """Name the failures in one sentence. Empty if the request is completed."""
         if self.status == COMPLETED:
             return ""
         if self.failed_reason is not None:
@@ -136,7 +136,7 @@ class Backfill(msgspec.Struct, frozen=True, kw_only=True, rename={"first": "from
 
     @property
     def failure(self) -> str:
-        """What failed, in one sentence. Empty if the backfill is completed."""
+        """Name the failures in one sentence. Empty if the backfill is completed."""
         if self.read_nothing:
             limits = (("country", self.country), ("city", self.city))
             wanted = "".join(f" of {name} '{value}'" for name, value in limits if value is not None)

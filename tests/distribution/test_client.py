@@ -1,4 +1,4 @@
-"""The Python client as its users install it: its wheel alone in a bare environment, beside nothing of the application."""
+"""The Python client as its users install it: its wheel in a bare environment, beside nothing of the application."""
 
 from __future__ import annotations
 

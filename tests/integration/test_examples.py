@@ -249,6 +249,29 @@ async def test_the_table_example_continues_and_can_be_reset(tripfold: Running, s
     assert _table(path) == served
 
 
+@in_one_loop
+async def test_the_notebook_reads_the_served_numbers(
+    tripfold: Running, served: Figures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code cells of the notebook, run in their order, end with a table of what the API serves."""
+    monkeypatch.setenv("TRIPFOLD_API_URL", str(tripfold.client.base_url))
+    cells = json.loads((EXAMPLES / "analysis.ipynb").read_text())["cells"]
+    names: dict[str, Any] = {}
+
+    def run_cells() -> None:
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                exec("".join(cell["source"]), names)
+
+    await asyncio.to_thread(run_cells)
+    rows = names["table"].fillna({"bus_count": 0}).itertuples()
+    assert {
+        (row.country, f"{row.date:%Y-%m-%d}"): (row.bus_count, row.passenger_count) for row in rows if row.bus_count
+    } == served
+    assert names["job"].status == "completed"
+    assert names["sums"]["bus_count"].sum() == sum(trips for trips, _ in served.values())
+
+
 def _table(path: Path) -> Figures:
     with sqlite3.connect(path) as database:
         database.row_factory = sqlite3.Row

@@ -10,8 +10,8 @@ import typer
 from tripfold_client import Backfill, BackfillOptions, Preview, Tripfold
 
 from tripfold.client.session import API_URL, ApiKey, ApiUnusable, ApiUrl, open_api, parse_dates
-from tripfold.client.watching import LISTED, backfills_table, progress_of, watch_or_print
-from tripfold.console import open_console
+from tripfold.client.watching import LISTED, progress_of, records_of_backfills, watch_or_print
+from tripfold.console import open_console, print_remark
 
 MAX_PARALLEL = 2
 
@@ -108,13 +108,11 @@ def _run(dates: str, options: BackfillOptions, api: str, key: str | None, *, dry
 
 
 def _print_preview(preview: Preview) -> None:
-    console = open_console()
     for date in preview.dates:
-        console.print(str(date), highlight=False)
-    more = preview.dates_selected - len(preview.dates)
-    if more:
-        console.print(f"… and {more:,} more", highlight=False)
-    console.print(f"{preview.dates_selected:,} of {preview.dates_total:,} dates would be processed.", highlight=False)
+        open_console().print(str(date), highlight=False)
+    if more := preview.dates_selected - len(preview.dates):
+        print_remark(f"… and {more:,} more")
+    print_remark(f"{preview.dates_selected:,} of {preview.dates_total:,} dates would be processed.")
 
 
 @backfills_commands.command("list")
@@ -124,7 +122,7 @@ def list_command(*, api: ApiUrl = API_URL, key: ApiKey = None) -> None:
     Example: tripfold backfills list
     """
     with open_api(api, key) as client:
-        open_console().print(backfills_table(list(client.backfills(LISTED))))
+        records_of_backfills(client.backfills(LISTED)).print(open_console())
 
 
 @backfills_commands.command("show")

@@ -13,7 +13,7 @@ from tripfold_client import Backfill, Job, Request
 from tripfold.client.figures import print_statistics, print_whole, table_of_days
 from tripfold.client.session import API_URL, ApiKey, ApiUrl, find_job, open_api, parse_dates
 from tripfold.client.watching import watch_latest, watch_or_print
-from tripfold.console import open_console
+from tripfold.console import open_console, print_remark
 
 PARALLEL_DATES = 4
 """The dates of a requested range that are processed at once."""
@@ -141,16 +141,11 @@ def stats_command(
             sys.stdout.buffer.write(body if body.endswith(b"\n") else body + b"\n")
             return
         countries = client.stats(first, last, country).by_country()
-    console = open_console()
     if not countries:
         dates = f"{first:%Y-%m-%d}..{last:%Y-%m-%d}"
-        console.print(
-            f"No data of {country or 'any country'} for {dates}. Request it: 'tripfold request {dates}'.",
-            highlight=False,
-            soft_wrap=True,
-        )
+        print_remark(f"No data of {country or 'any country'} for {dates}. Request it: 'tripfold request {dates}'.")
     elif country is None:
-        print_statistics(countries, console)
+        print_statistics(countries, open_console())
     else:
         (days,) = countries.values()
-        print_whole(table_of_days(days), console)
+        print_whole(table_of_days(days), open_console())

@@ -59,7 +59,11 @@ def print_statistics(countries: DaysByCountry, console: Console) -> None:
 
 
 def print_whole(table: Table, console: Console) -> None:
-    """Print a table at its full width; the terminal wraps it if needed."""
+    """Print a table at its full width; the terminal wraps it if needed. A pipe gets lines with tabs between fields."""
+    if not console.is_terminal:
+        for row in zip(*(column.cells for column in table.columns), strict=True):
+            console.file.write("\t".join(map(str, row)) + "\n")
+        return
     console.width = max(console.width, width_of(table, console))
     console.print(table, highlight=False)
 

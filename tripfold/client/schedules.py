@@ -6,12 +6,10 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from tripfold_client import Schedule, Tripfold
 
 from tripfold.client.session import API_URL, ApiKey, ApiUrl, open_api
-from tripfold.console import open_console
+from tripfold.console import Records, open_console
 
 MAX_PARALLEL = 2
 
@@ -75,12 +73,10 @@ def list_command(*, api: ApiUrl = API_URL, key: ApiKey = None) -> None:
     """
     with open_api(api, key) as client:
         schedules = client.schedules()
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for heading in ("name", "cron", "time zone", "next run (UTC)", "last run", "late"):
-        table.add_column(heading)
+    records = Records("name", "cron", "time zone", "next run (UTC)", "last run", "late", whole={"name"}, compact=True)
     for schedule in schedules:
         last = schedule.last_run
-        table.add_row(
+        records.add(
             schedule.name,
             schedule.cron,
             schedule.timezone,
@@ -88,7 +84,7 @@ def list_command(*, api: ApiUrl = API_URL, key: ApiKey = None) -> None:
             "" if last is None else f"{last.first}..{last.last} {last.status or 'unreadable'}",
             ", ".join(str(late.date) for late in schedule.late),
         )
-    open_console().print(table)
+    records.print(open_console())
     if any(schedule.late for schedule in schedules):
         raise typer.Exit(1)
 

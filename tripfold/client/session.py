@@ -1,4 +1,4 @@
-"""What the commands for users share: the options for the API and for dates, and a connection to the API."""
+"""Shared by the commands for users: the options for the API and for dates, and the connection to the API."""
 
 from __future__ import annotations
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from tripfold_client import Backfill, Job, Request, Tripfold
 
-from tripfold.console import open_console, printable
+from tripfold.console import Records, open_console, printable
 
 LOOK_INTERVAL_S = 1.0
 LISTED = 15
@@ -124,13 +122,12 @@ def _print_nothing_stored(state: Backfill, console: Console) -> None:
     )
 
 
-def backfills_table(states: Sequence[Backfill]) -> Table:
-    """Return a table with a line for each backfill."""
-    rows = (
-        (one.id, f"{one.first}..{one.last}", one.status, f"{one.counts.dates_done}/{one.counts.dates_total}")
-        for one in states
-    )
-    return _table(("id", "dates", "status", "done"), rows)
+def records_of_backfills(states: Iterable[Backfill]) -> Records:
+    """Return a record for each backfill."""
+    records = Records("id", "dates", "status", "done", whole={"id", "dates", "done"}, compact=True)
+    for one in states:
+        records.add(one.id, f"{one.first}..{one.last}", one.status, f"{one.counts.dates_done}/{one.counts.dates_total}")
+    return records
 
 
 def detail_of(state: Request) -> str:
@@ -178,30 +175,17 @@ def _print_failures(state: Request, console: Console) -> None:
 def watch_latest(api: Tripfold, console: Console) -> None:
     """Show the latest requests: until Ctrl-C in a terminal, otherwise once."""
     if not console.is_terminal:
-        console.print(requests_table(list(api.requests(LISTED))))
+        records_of_requests(api.requests(LISTED)).print(console)
         return
-    with Live(requests_table(list(api.requests(LISTED))), console=console, auto_refresh=False) as live:
+    with Live(records_of_requests(api.requests(LISTED)).table(), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(LOOK_INTERVAL_S)
-            live.update(requests_table(list(api.requests(LISTED))), refresh=True)
+            live.update(records_of_requests(api.requests(LISTED)).table(), refresh=True)
 
 
-def requests_table(states: Sequence[Request]) -> Table:
-    """Return a table with a line for each request."""
-    rows = (
-        (one.id, str(one.date), one.status, f"{one.counts.cities_done}/{one.counts.cities_total}") for one in states
-    )
-    return _table(("id", "date", "status", "cities"), rows)
-
-
-def _table(headings: tuple[str, str, str, str], rows: Iterable[tuple[str, str, str, str]]) -> Table:
-    """Return a table of ids, dates, statuses and progress. On 80 columns a long status wraps; an id never does."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    name, dates, status, done = headings
-    for heading in (name, dates):
-        table.add_column(heading, no_wrap=True)
-    table.add_column(status)
-    table.add_column(done, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
+def records_of_requests(states: Iterable[Request]) -> Records:
+    """Return a record for each request."""
+    records = Records("id", "date", "status", "cities", whole={"id", "date", "cities"}, compact=True)
+    for one in states:
+        records.add(one.id, str(one.date), one.status, f"{one.counts.cities_done}/{one.counts.cities_total}")
+    return records

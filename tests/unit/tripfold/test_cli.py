@@ -65,7 +65,6 @@ def test_every_option_names_the_form_of_its_value() -> None:
     types = {
         f"{words} {param.name}"
         for words, command in commands_below("", loaded_commands())
-        if not getattr(command.callback, "__module__", "").startswith("tripfold.client")
         for param in command.params
         if not getattr(param, "is_flag", False) and param.metavar is None and not param.type_descriptor.is_choice
     }

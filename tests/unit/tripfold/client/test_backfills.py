@@ -17,6 +17,7 @@ from shared.domain.ids import CityId, CountrySlug, RequestId
 from shared.domain.objects import Backfill, DateSelection
 from tests.fakes.api import World
 from tests.serving import served
+from tests.unit.tripfold.client import id_in
 from tripfold import cli
 from tripfold.client.watching import progress_of
 
@@ -34,7 +35,7 @@ def test_backfills_are_made_watched_and_changed() -> None:
         assert next(line for line in previewed.splitlines() if line.startswith("2024")) == "2024-05-03"
         assert "3 of 3 dates would be processed." in previewed
         made = run("backfill", "2024-05-01..2024-05-03", "--no-watch", "--max-parallel", "3")
-        backfill_id = RequestId(made.output.splitlines()[-1])
+        backfill_id = RequestId(id_in(made.output))
         assert backfill_id in run("backfills", "list").output
         assert "Resume it: 'tripfold backfills resume" in run("backfills", "pause", backfill_id).output
         assert "2024-05-01..2024-05-03, paused" in run("backfills", "show", backfill_id).output
@@ -67,7 +68,7 @@ def test_reprocess_is_a_backfill_of_stored_files() -> None:
         made = CliRunner().invoke(cli.app, [*arguments, "--no-watch"])
         refused = httpx.post(f"{url}/backfills?from=2024-05-01&to=2024-05-01&country=armenia")
     assert "0 of 3 dates would be processed." in previewed.output
-    key = keys.backfill(RequestId(made.output.splitlines()[-1]))
+    key = keys.backfill(RequestId(id_in(made.output)))
     backfill = objects.decode(Backfill, world.store.objects[key].body, key)
     wanted = Background(source=Source.BUCKET, country=CountrySlug("armenia"), city_id=CityId("7"))
     assert (backfill.background, backfill.selection) == (wanted, DateSelection.STORED)
@@ -79,7 +80,7 @@ def test_a_reprocessing_that_finds_no_file_fails_and_names_what_it_looked_for() 
     world = World()
     with served(world) as url:
         arguments = ["reprocess", "2024-05-01..2024-05-02", "--city", "no[such]", "--no-watch", "--api", url]
-        backfill_id = RequestId(CliRunner().invoke(cli.app, arguments).output.splitlines()[-1])
+        backfill_id = RequestId(id_in(CliRunner().invoke(cli.app, arguments).output))
         key = keys.backfill(backfill_id)
         backfill = objects.decode(Backfill, world.store.objects[key].body, key)
         for position in range(2):
@@ -95,7 +96,7 @@ def test_a_requested_range_is_a_backfill_of_all_dates() -> None:
     world = World()
     with served(world) as url:
         arguments = ["request", "2024-05-01..2024-05-03", "--no-watch", "--api", url]
-        printed = CliRunner().invoke(cli.app, arguments).output.splitlines()[-1]
+        printed = id_in(CliRunner().invoke(cli.app, arguments).output)
     ((key, body),) = world.store.bodies(keys.BACKFILLS).items()
     backfill = objects.decode(Backfill, body, key)
     assert (backfill.backfill_id, backfill.selection.value) == (printed, "all")

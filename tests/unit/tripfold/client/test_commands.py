@@ -23,10 +23,11 @@ from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import Countries, Failure, RequestRecord
 from tests.fakes.api import DAY, NOW, REQUEST, World, planned, record_of, stats, write
 from tests.serving import served
+from tests.unit.tripfold.client import id_in
 from tripfold import cli
 from tripfold.client.figures import DaysByCountry, print_statistics, sparkline, table_of, table_of_days
 from tripfold.client.session import ApiUnusable, InvalidDates, parse_dates
-from tripfold.client.watching import detail_of, requests_table, watch_to_end
+from tripfold.client.watching import detail_of, records_of_requests, watch_to_end
 
 
 def test_a_request_without_a_plan_shows_its_status() -> None:
@@ -119,7 +120,7 @@ def test_sparklines_shrink_on_narrow_terminals(width: int) -> None:
     world = World()
     for place in range(31):
         world.fold_in(stats("cote-d-ivoire", DAY + dt.timedelta(days=place), trips=1_234, passengers=45_678))
-    console = Console(file=io.StringIO(), width=width)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     print_statistics(countries_of(world, "2024-05-31"), console)
     assert isinstance(console.file, io.StringIO)
     (line,) = [line for line in console.file.getvalue().splitlines() if "cote-d-ivoire" in line]
@@ -194,11 +195,11 @@ def test_a_retry_continues_the_request() -> None:
     write(world, failed)
     with served(world) as url:
         printed = CliRunner().invoke(cli.app, ["retry", failed.request_id, "--no-watch", "--api", url]).output
-        assert printed.splitlines()[-1] == failed.request_id
+        assert id_in(printed) == failed.request_id
         with Tripfold(url) as api:
             assert api.job(failed.request_id).status == "running"
         waiting = CliRunner().invoke(cli.app, ["request", "2024-05-02", "--no-watch", "--api", url]).output
-        assert "retry it when it has ended" in error_of("retry", waiting.splitlines()[-1], "--api", url)
+        assert "retry it when it has ended" in error_of("retry", id_in(waiting), "--api", url)
 
 
 def test_commands_print_the_responses_of_the_api() -> None:
@@ -215,20 +216,21 @@ def test_commands_print_the_responses_of_the_api() -> None:
         def run(*arguments: str) -> Result:
             return runner.invoke(cli.app, [*arguments, "--api", url])
 
-        def last_line(*arguments: str) -> str:  # the service logs to the same output
-            return run(*arguments).output.splitlines()[-1]
+        def line(begin: str, *arguments: str) -> str:  # the service logs to the same output
+            (found,) = (line for line in run(*arguments).output.splitlines() if line.startswith(begin))
+            return found
 
         listed = run("watch")
         assert (listed.exit_code, done.request_id in listed.output, "completed" in listed.output) == (0, True, True)
         assert run("watch", done.request_id).exit_code == 0
         period = ("--from", "2024-05-01", "--to", "2024-05-01")
-        assert json.loads(last_line("stats", *period, "--format", "json"))["armenia"]["2024-05-01"]["bus_count"] == 8
-        assert last_line("stats", *period, "--format", "csv").startswith("armenia,2024-05-01,8,40,false,1.125,")
+        assert json.loads(line("{", "stats", *period, "--format", "json"))["armenia"]["2024-05-01"]["bus_count"] == 8
+        assert line("armenia,", "stats", *period, "--format", "csv").startswith("armenia,2024-05-01,8,40,false,1.125,")
         world.store.write(keys.COUNTRIES, objects.encode(Countries(slugs={"Armenia": CountrySlug("armenia")})))
         assert "1/1" in run("stats", *period, "--country", "ARMENIA").output
         with pytest.raises(ApiUnusable, match=r"There is no country 'armenai'\. Did you mean armenia"):
             runner.invoke(cli.app, ["stats", *period, "--country", "armenai", "--api", url], catch_exceptions=False)
-        asked = last_line("request", "2024-05-01", "--no-watch")
+        asked = id_in(run("request", "2024-05-01", "--no-watch").output)
         assert asked != done.request_id
         assert asked in {key[-41:-5] for key in world.store.bodies("requests/")}
 
@@ -248,9 +250,9 @@ def test_ids_and_reasons_are_not_truncated() -> None:
     write(world, failed)
     runner = CliRunner()
     with served(world) as url:
-        narrow = Console(file=io.StringIO(), width=80)
+        narrow = Console(file=io.StringIO(), width=80, force_terminal=True)
         with Tripfold(url) as api:
-            narrow.print(requests_table(list(api.requests(5))))
+            records_of_requests(api.requests(5)).print(narrow)
         listed = runner.invoke(cli.app, ["watch", "--api", url], env={"COLUMNS": "80"})
         watched = runner.invoke(cli.app, ["watch", failed.request_id, "--api", url], env={"COLUMNS": "80"})
     assert isinstance(narrow.file, io.StringIO)
