@@ -362,7 +362,7 @@ async def test_client_commands_request_watch_and_print(upstream: UpstreamServer,
         command(tripfold, "stats", "--from", first, "--to", "2024-07-03", "--country", "peru", "--format", "json"),
     )
     expected = {first: figures_of(files[first]), second: figures_of(files[second], files[second])}
-    (line,) = (line for line in table.splitlines() if line.startswith(" peru"))
+    (line,) = (line for line in table.splitlines() if line.startswith("peru\t"))
     assert f"{sum(day['passenger_count'] for day in expected.values()):,}" in line
     assert "2/3, 1 provisional" in line
     days = json.loads(body)["peru"]
