@@ -18,6 +18,9 @@ const KEPT = "tripfold-key";
 /** Store an API key until this window is closed. */
 export const keepKey = (key) => sessionStorage.setItem(KEPT, key);
 
+/** Whether this window has an API key. */
+export const hasKey = () => sessionStorage.getItem(KEPT) !== null;
+
 function headers(accept) {
   const key = sessionStorage.getItem(KEPT);
   return { Accept: accept, ...(key && { "X-API-Key": key }) };
@@ -58,19 +61,19 @@ async function* pieces(response) {
   }
 }
 
+/** The path of the detailed statistics of a range, or of one country in it. */
+export const statsPath = ({ from, to, country }) =>
+  `/country-stats?${new URLSearchParams({ from, to, detail: "full", ...(country && { country }) })}`;
+
 /** The statistics of a range in another media type, as a file. */
-export async function statsFile({ from, to, country }, type) {
-  const query = new URLSearchParams({ from, to, detail: "full", ...(country && { country }) });
-  return (await checkedFetch(`/country-stats?${query}`, type)).blob();
-}
+export const statsFile = async (range, type) => (await checkedFetch(statsPath(range), type)).blob();
 
 /**
  * Read the detailed country-days of a range. Calls `ondays` with sorted batches as they arrive, and returns the ETag. If it
  * equals `etag`, nothing has changed, and `ondays` is not called.
  */
-export async function countryStats({ from, to, country }, { signal, etag }, ondays) {
-  const query = new URLSearchParams({ from, to, detail: "full", ...(country && { country }) });
-  const response = await checkedFetch(`/country-stats?${query}`, "application/x-ndjson", { signal, etag });
+export async function countryStats(range, { signal, etag }, ondays) {
+  const response = await checkedFetch(statsPath(range), "application/x-ndjson", { signal, etag });
   if (response.status === 304) return etag;
   let rest = "";
   try {
@@ -93,7 +96,7 @@ export const quarantine = ({ from, to }, limit, signal) =>
 
 /** A page of a country-day's cities. `next` is the path from the previous page. */
 export const ledger = (country, date, next) =>
-  fetched(next ?? `/country-stats/${encodeURIComponent(country)}/${date}?limit=100`);
+  fetched(next ?? `/country-stats/${encodeURIComponent(country)}/${date}?limit=1000`);
 
 export const latestRequests = async (limit) => (await fetched(`/process-requests?limit=${limit}`)).requests;
 export const cancel = (id) => fetched(`/process-requests/${id}`, { method: "DELETE" });

@@ -1,11 +1,13 @@
 // Formats numbers, dates and sizes for people.
 
 const whole = new Intl.NumberFormat("en");
-const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+const names = new Intl.Collator("en", { numeric: true });
 
 export const count = (value) => whole.format(value);
-export const short = (value) => (Math.abs(value) < 10_000 ? whole.format(value) : compact.format(value));
 export const plural = (value, one, many = `${one}s`) => `${count(value)} ${value === 1 ? one : many}`;
+
+/** Compare names as people sort them: `City 2` before `City 11`. */
+export const byName = (one, other) => names.compare(one, other);
 
 /** Seconds, as `61.3 s` or `3 min 20 s`. */
 export function delay(seconds) {
@@ -15,23 +17,14 @@ export function delay(seconds) {
   return signed(seconds, `${count(minutes)} min ${rounded % 60} s`);
 }
 
-/** Round seconds, as `30 s`, `2 min` or `2 min 30 s`. */
-export function roundDelay(seconds) {
-  const whole = Math.abs(seconds);
-  const parts = [];
-  if (whole >= 60) parts.push(`${count(Math.floor(whole / 60))} min`);
-  if (whole < 60 || whole % 60) parts.push(`${Number((whole % 60).toPrecision(6))} s`);
-  return signed(seconds, parts.join(" "));
-}
+/** A number with a minus sign instead of a hyphen. */
+export const signed = (value, text) => (value < 0 ? `−${text.replace("-", "")}` : text);
 
-/** Round seconds, in the unit of a narrow cell. */
-export const secondsOrMore = (seconds) => (Math.abs(seconds) < 1000 ? signed(seconds, `${seconds} s`) : roundDelay(seconds));
-
-const signed = (value, text) => (value < 0 ? `−${text.replace("-", "")}` : text);
-
-/** Seconds, for a narrow cell. */
-export function shortDelay(seconds) {
-  return signed(seconds, Math.abs(seconds) < 1000 ? seconds.toFixed(1) : `${(seconds / 60).toFixed(0)} m`);
+/** A change in percent, with its sign. */
+export function change(percent) {
+  const digits = Math.abs(percent) < 10 ? 1 : 0;
+  const text = Math.abs(percent).toLocaleString("en", { maximumFractionDigits: digits });
+  return text === "0" ? "0 %" : `${percent < 0 ? "−" : "+"}${text} %`;
 }
 
 /** Bytes, in units of 1,000. */
@@ -66,5 +59,12 @@ const utc = (date) => new Date(`${date}T00:00:00Z`);
 
 export const dayOfWeek = (date) => weekday.format(utc(date));
 export const month = (date) => monthName.format(utc(date));
+export const isWeekend = (date) => utc(date).getUTCDay() % 6 === 0;
+export const isMonday = (date) => utc(date).getUTCDay() === 1;
 export const dayAndMonth = (date) => `${Number(date.slice(8))} ${month(date)}`;
 export const monthAndYear = (date) => `${month(date)} ${date.slice(0, 4)}`;
+
+/** Days in words: `1–31 May 2024`, `28 May – 3 June 2024`. */
+export const days = (from, to) => rangeFormat.formatRange(utc(from), utc(to));
+
+const rangeFormat = new Intl.DateTimeFormat("en-GB", { dateStyle: "long", timeZone: "UTC" });

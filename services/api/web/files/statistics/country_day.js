@@ -2,7 +2,7 @@
 
 import { ledger } from "../api.js";
 import { button, element, notice, scrollable } from "../dom.js";
-import { bytes, count, delay, instant } from "../format.js";
+import { byName, bytes, count, delay, instant } from "../format.js";
 import { completeness } from "./stats.js";
 
 const STANDINGS = {
@@ -33,21 +33,25 @@ export function openCountryDay(country, day) {
     if (event.target === dialog) dialog.close(); // a click on the backdrop; the content has elements of its own
   };
   dialog.showModal();
-  read(cities, country, day, null, null);
+  read(cities, country, day);
 }
 
-async function read(place, country, day, next, body) {
+// The API sorts cities by their ids as texts; here they are sorted as people do.
+const byCity = (one, other) => byName(one.city_name, other.city_name) || byName(one.city_id, other.city_id);
+
+async function read(place, country, day, { next = null, body = null, cities = [] } = {}) {
   try {
     const page = await ledger(country.slug, day.date, next);
     if (!body) {
       body = element("tbody");
       place.replaceChildren(page.cities.length ? table(body) : notice("empty", "This day has no cities"));
     }
-    body.append(...page.cities.map(row));
+    cities.push(...page.cities);
+    body.replaceChildren(...cities.toSorted(byCity).map(row));
     if (page.next) {
       const more = button("Show more cities", () => {
         more.remove();
-        read(place, country, day, page.next, body);
+        read(place, country, day, { next: page.next, body, cities });
       });
       place.append(more);
     }
@@ -76,7 +80,7 @@ const table = (body) =>
         element(
           "tr",
           {},
-          ["City", "Standing", "Average delay", "Passengers", "Buses", "Accidents", "Source"].map((name, place) =>
+          ["City", "Standing", "Average delay", "Passengers", "Departures", "Accidents", "Source"].map((name, place) =>
             element("th", { scope: "col", class: place > 1 && place < 6 ? "figure" : null }, name),
           ),
         ),

@@ -1,80 +1,127 @@
-// A heat map of countries and days: a table with coloured cells, which screen readers read and arrow keys navigate.
+// The map of countries and days: a grid with coloured cells, which screen readers read and arrow keys walk.
 
-import { button, element, hideHint, scrollable, showHint, yieldToBrowser } from "../dom.js";
-import { dayOfWeek, month } from "../format.js";
-import { COLOURS, MEASURES, colour, sentence, thresholds } from "./stats.js";
+import { element, hideHint, showHint } from "../dom.js";
+import { change, dayOfWeek, isMonday, isWeekend, month } from "../format.js";
+import { dayChange } from "./compare.js";
+import { grid } from "./grid.js";
+import { legend } from "./legend.js";
+import { unitOf } from "./measures.js";
+import { changeClassOf, classOf, ownScaleOf, scaleOf } from "./scale.js";
+import { sentence } from "./stats.js";
 
-const DAYS_WITH_TEXT_MAX = 16;
-const DAYS_WITH_NUMBERS_MAX = 62;
-const CELLS_AT_ONCE_MAX = 1_500;
-const CELLS_AT_FIRST_MAX = 12_000;
-const ROWS_AT_FIRST_MIN = 10;
+const NUMBER_WIDTH = 46;
+const DAYS_WITH_NUMBERS_MIN = 16;
+const DAYS_WITH_COLUMN_HEADINGS_MAX = 62;
+const NAMES_WIDTH = 150;
+const TARGET_MIN = 24;
 
-/** Create the heat map of a measure. Calls `onopen(country, day)` for the selected country-day. */
-export function heatmap({ countries, dates }, measure, onopen) {
-  const { name, of, short } = MEASURES[measure];
-  const met = thresholds(countries.flatMap(({ days }) => days.filter((day) => day.standing !== "none").map(of)));
-  const rowsAtFirst = Math.max(ROWS_AT_FIRST_MIN, Math.floor(CELLS_AT_FIRST_MAX / dates.length));
-  const body = element("tbody");
-  const density = dates.length <= DAYS_WITH_TEXT_MAX ? "roomy" : dates.length <= DAYS_WITH_NUMBERS_MAX ? "close" : "dense";
-  const table = element(
-    "table",
-    { class: `heatmap ${density}`, role: "grid", "aria-readonly": "true", "aria-rowcount": countries.length + 2 },
-    element("caption", { class: "unseen" }, `${name} by country and day. Arrow keys move, Enter shows the cities.`),
-    heads(dates),
-    body,
-  );
-  table.style.setProperty("--days", dates.length);
-  const cellOf = (day) => {
-    const cell = element("td", { class: day.standing });
-    if (day.standing === "none") {
-      cell.append(element("span", { class: "unseen" }, "no data"));
-      return cell;
-    }
-    cell.classList.add(`c${colour(of(day), met)}`);
-    cell.append(short(of(day)));
-    if (day.standing === "provisional") cell.append(element("span", { class: "unseen" }, " provisional"));
-    return cell;
-  };
-  const rowsAtOnce = Math.max(1, Math.floor(CELLS_AT_ONCE_MAX / dates.length));
-  const rowOf = (country) =>
-    element("tr", {}, element("th", { scope: "row", title: country.name }, country.name), country.days.map(cellOf));
-  const addRows = async (to) => {
-    while (body.rows.length < to) {
-      body.append(...countries.slice(body.rows.length, Math.min(to, body.rows.length + rowsAtOnce)).map(rowOf));
-      await yieldToBrowser();
-    }
-  };
-  addRows(Math.min(rowsAtFirst, countries.length));
-  body.rows[0]?.cells[1]?.setAttribute("tabindex", "0");
-  const more =
-    rowsAtFirst < countries.length
-      ? button(`Show all ${countries.length} countries`, async () => {
-          more.remove();
-          await addRows(rowsAtFirst + 1);
-          moveTo(table, body.rows[rowsAtFirst].cells[1]);
-          await addRows(countries.length);
-        })
-      : null;
-  listen(table, (cell) => {
-    const country = countries[cell.parentElement.sectionRowIndex];
-    return [country, country.days[cell.cellIndex - 1]];
-  }, onopen);
-  return element(
-    "div",
-    {},
-    scrollable(table),
-    more,
-    legend(met, MEASURES[measure]),
-  );
+/**
+ * A map in an element, which `draw(model)` fills. Calls `onopen(country, day)` for the chosen country-day, and
+ * `onzoom(day)` for a cell that is too narrow for a finger.
+ */
+export function heatmap({ onopen, onzoom }) {
+  const place = element("div", { class: "map" });
+  let shown = null;
+
+  function draw(model) {
+    const { countries, dates, measure } = model;
+    const start = shown?.position();
+    const density = densityOf(dates.length, place.clientWidth);
+    const look = lookOf(model);
+    const dayOf = ({ row, column }) => [countries[row], countries[row].days[column]];
+    const spoken = (at) => spokenDay(model, ...dayOf(at), at.column);
+    const table = element(
+      "table",
+      { class: `heatmap ${density}`, role: "grid", "aria-readonly": "true" },
+      element("caption", { class: "unseen" }, `${measure.name} by country and day. Arrow keys move, Enter shows the cities.`),
+      heads(dates),
+    );
+    table.style.setProperty("--days", dates.length);
+    shown = grid(table, {
+      rows: countries.length,
+      columns: dates.length,
+      start,
+      makeRow: (index) => rowOf(countries[index], look),
+      onopen(at, event) {
+        const [country, day] = dayOf(at);
+        const isNarrow = event.pointerType === "touch" && event.target.clientWidth < TARGET_MIN;
+        if (isNarrow) onzoom(day);
+        else onopen(country, day);
+      },
+      onfocus(cell, at) {
+        const { left, bottom } = cell.getBoundingClientRect();
+        cell.setAttribute("aria-label", spoken(at));
+        if (cell.matches(":focus-visible")) showHint(spoken(at), left, bottom - 12);
+      },
+    });
+    table.addEventListener("pointermove", (event) => {
+      const at = event.pointerType === "mouse" ? shown.placeOf(event.target) : null;
+      if (at) showHint(spoken(at), event.clientX, event.clientY);
+      else hideHint();
+    });
+    table.addEventListener("pointerleave", hideHint);
+    table.addEventListener("focusout", hideHint);
+    place.replaceChildren(shown.frame, legend(model, look));
+    shown.show();
+  }
+
+  return { place, draw };
 }
 
-function heads(dates) {
-  const months = [];
-  for (const date of dates) {
-    if (months.at(-1)?.key === date.slice(0, 7)) months.at(-1).days += 1;
-    else months.push({ key: date.slice(0, 7), date, days: 1 });
+// Numbers where there is room for them, then squares, then as narrow as needed.
+function densityOf(days, width) {
+  if (days <= DAYS_WITH_NUMBERS_MIN || (width - NAMES_WIDTH) / days >= NUMBER_WIDTH) return "roomy";
+  return days <= DAYS_WITH_COLUMN_HEADINGS_MAX ? "close" : "dense";
+}
+
+/** How the cells of a model look: the class and the text of a day, and what the legend explains. */
+function lookOf({ state, countries, measure, comparison }) {
+  const valuesOf = ({ days }) => days.filter(({ standing }) => standing !== "none").map(measure.of);
+  const options = { zeroApart: measure.kind !== "time", kind: measure.kind };
+  if (state.map === "change" && comparison) {
+    const percent = (country, at) => dayChange(comparison, measure, country, at);
+    return {
+      kind: "change",
+      classOf: (country, day, at) => (percent(country, at) === null ? "unknown" : changeClassOf(percent(country, at))),
+      textOf: (country, day, at) => (percent(country, at) === null ? "·" : change(percent(country, at))),
+    };
   }
+  const all = countries.flatMap(valuesOf);
+  const unit = unitOf(measure, all);
+  const textOf = (country, day) => unit.show(measure.of(day));
+  if (state.colours === "within") {
+    const scales = new Map(countries.map((country) => [country, ownScaleOf(valuesOf(country), options)]));
+    return { kind: "within", unit, textOf, classOf: (country, day) => classOf(measure.of(day), scales.get(country)) };
+  }
+  const scale = scaleOf(all, options);
+  return { kind: "value", unit, scale, textOf, classOf: (country, day) => classOf(measure.of(day), scale) };
+}
+
+function rowOf(country, look) {
+  const cellOf = (day, at) => {
+    if (day.standing === "none") return element("td", { class: "none" }, element("span", { class: "unseen" }, "no data"));
+    return element(
+      "td",
+      { class: `${day.standing} ${look.classOf(country, day, at)}` },
+      look.textOf(country, day, at),
+      day.standing === "provisional" ? element("span", { class: "unseen" }, " provisional") : "",
+    );
+  };
+  return element("tr", {}, element("th", { scope: "row", title: country.name }, country.name), country.days.map(cellOf));
+}
+
+function spokenDay({ measure, comparison }, country, day, at) {
+  const percent = comparison ? dayChange(comparison, measure, country, at) : null;
+  const before = comparison?.bySlug.get(country.slug)?.before[at];
+  const compared = percent === null ? "" : `; ${measure.name.toLowerCase()} ${change(percent)} against ${before.date}`;
+  return sentence(country, day) + compared;
+}
+
+// The months above, then the days; in a long range only the weeks, by their Mondays.
+function heads(dates) {
+  const weekly = dates.length > DAYS_WITH_COLUMN_HEADINGS_MAX;
+  const months = groups(dates, (date) => date.endsWith("-01"));
+  const days = groups(dates, weekly ? isMonday : () => true);
   return element(
     "thead",
     {},
@@ -82,107 +129,35 @@ function heads(dates) {
       "tr",
       {},
       element("td", { rowspan: 2 }),
-      months.map(({ key, date, days }) =>
-        element("th", { scope: "colgroup", colspan: days }, days > 2 ? `${month(date)} ${key.slice(0, 4)}` : month(date)),
+      months.map(({ date, length }) =>
+        element("th", { scope: "colgroup", colspan: length }, length > 2 ? `${month(date)} ${date.slice(0, 4)}` : month(date)),
       ),
     ),
     element(
       "tr",
       {},
-      dates.map((date) =>
+      days.map(({ date, length }) =>
         element(
           "th",
-          { scope: "col", abbr: date, class: ["Sat", "Sun"].includes(dayOfWeek(date)) ? "weekend" : null },
+          {
+            scope: weekly ? "colgroup" : "col",
+            colspan: length,
+            abbr: date,
+            class: !weekly && isWeekend(date) ? "weekend" : null,
+          },
           element("span", { class: "weekday" }, `${dayOfWeek(date)} `),
-          String(Number(date.slice(8))),
+          weekly && length < 4 ? "" : String(Number(date.slice(8))),
         ),
       ),
     ),
   );
 }
 
-function listen(table, dayOf, onopen) {
-  const cellOf = (event) => event.target.closest("tbody td");
-  table.addEventListener("click", (event) => {
-    const cell = cellOf(event);
-    if (!cell) return;
-    moveTo(table, cell);
-    onopen(...dayOf(cell));
-  });
-  table.addEventListener("pointermove", (event) => {
-    const cell = event.pointerType === "mouse" ? cellOf(event) : null;
-    if (cell) showHint(sentence(...dayOf(cell)), event.clientX, event.clientY);
-    else hideHint();
-  });
-  table.addEventListener("pointerleave", hideHint);
-  table.addEventListener("focusout", hideHint);
-  table.addEventListener("focusin", (event) => {
-    const cell = cellOf(event);
-    if (!cell) return;
-    cell.setAttribute("aria-label", sentence(...dayOf(cell)));
-    const { left, bottom } = cell.getBoundingClientRect();
-    if (cell.matches(":focus-visible")) showHint(sentence(...dayOf(cell)), left, bottom - 12);
-  });
-  table.addEventListener("keydown", (event) => {
-    const cell = cellOf(event);
-    if (!cell) return;
-    const { rows } = table.tBodies[0];
-    const row = cell.parentElement.sectionRowIndex;
-    const column = cell.cellIndex;
-    const last = rows[row].cells.length - 1;
-    const to = {
-      ArrowLeft: [row, column - 1],
-      ArrowRight: [row, column + 1],
-      ArrowUp: [row - 1, column],
-      ArrowDown: [row + 1, column],
-      Home: [event.ctrlKey ? 0 : row, 1],
-      End: [event.ctrlKey ? rows.length - 1 : row, last],
-      PageUp: [Math.max(0, row - 10), column],
-      PageDown: [Math.min(rows.length - 1, row + 10), column],
-    }[event.key];
-    if (to) {
-      event.preventDefault();
-      const next = to[1] >= 1 && rows[to[0]]?.cells[to[1]];
-      if (next) moveTo(table, next);
-    } else if (event.key === "Enter" || event.key === " ") {
-      event.preventDefault();
-      onopen(...dayOf(cell));
-    }
-  });
-}
-
-// Only the cell that had the focus last is in the tab order.
-function moveTo(table, cell) {
-  table.querySelector("tbody [tabindex]")?.removeAttribute("tabindex");
-  cell.setAttribute("tabindex", "0");
-  cell.focus();
-}
-
-/** Call `draw`, which redraws the map, and restore the focus to the same country-day. */
-export function keepingFocus(place, draw) {
-  const cell = document.activeElement.closest("#results .heatmap tbody td");
-  const name = cell?.parentElement.cells[0].textContent;
-  draw();
-  const row = cell && [...place.querySelectorAll(".heatmap tbody tr")].find((one) => one.cells[0].textContent === name);
-  if (row?.cells[cell.cellIndex]) moveTo(row.closest("table"), row.cells[cell.cellIndex]);
-}
-
-function legend(met, { bound }) {
-  const steps = met.length + 1;
-  const label = (place) => {
-    if (steps === 1) return "all the same";
-    if (place === 0) return `under ${bound(met[0])}`;
-    if (place === steps - 1) return `${bound(met.at(-1))} and more`;
-    return [element("span", { class: "unseen" }, "from "), bound(met[place - 1])];
-  };
-  const place = (step) => (steps === 1 ? 3 : Math.round((step * (COLOURS - 1)) / (steps - 1)));
-  return element(
-    "ul",
-    { class: "legend colours", "aria-label": "Legend of the colours" },
-    Array.from({ length: steps }, (_, step) =>
-      element("li", { class: "step" }, element("i", { class: `c${place(step)}` }), element("span", {}, label(step))),
-    ),
-    element("li", {}, element("i", { class: "c2 provisional" }), "provisional: cities are missing"),
-    element("li", {}, element("i", { class: "none" }), "no data"),
-  );
+function groups(dates, begins) {
+  const found = [];
+  for (const date of dates) {
+    if (found.length && !begins(date)) found.at(-1).length += 1;
+    else found.push({ date, length: 1 });
+  }
+  return found;
 }

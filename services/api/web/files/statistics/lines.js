@@ -1,8 +1,9 @@
 // A line chart as SVG, with a line for each selected country. The tables have the same numbers.
 
 import { drawn, element, hideHint, showHint } from "../dom.js";
-import { dayAndMonth, monthAndYear } from "../format.js";
-import { MEASURES, completeness } from "./stats.js";
+import { dayAndMonth, monthAndYear, signed } from "../format.js";
+import { words } from "./measures.js";
+import { completeness } from "./stats.js";
 
 export const LINES_MAX = 8;
 const HEIGHT = 260;
@@ -76,7 +77,7 @@ export function lines(countries, dates, measure) {
 
 function value(day, measure) {
   if (day.standing === "none") return "no data";
-  const text = MEASURES[measure].long(MEASURES[measure].of(day));
+  const text = words(measure, measure.of(day));
   return day.standing === "complete" ? text : `${text} (${completeness(day)})`;
 }
 
@@ -86,9 +87,10 @@ function across(at, days, width) {
 }
 
 function chart(countries, dates, measure, width) {
-  const { of, mark, name } = MEASURES[measure];
+  const { of, name, kind } = measure;
   const known = countries.flatMap(({ days }) => days.filter((day) => day.standing !== "none").map(of));
-  const scale = ticksOf(known, measure === "delay");
+  const scale = ticksOf(known, kind);
+  const mark = markOf(measure, scale);
   const x = (at) => across(at, dates.length, width);
   const y = (amount) =>
     HEIGHT - MARGIN.bottom - ((amount - scale[0]) / (scale.at(-1) - scale[0])) * (HEIGHT - MARGIN.top - MARGIN.bottom);
@@ -140,7 +142,17 @@ function line({ days }, order, of, x, y) {
   return [drawn("path", { class: `line l${order}${days.length > DAYS_BY_DAY_MAX ? " thin" : ""}`, d: path }), ...dots];
 }
 
-function ticksOf(values, inTime) {
+// The marks of an axis are in one unit, the largest that needs no fractions for the step.
+function markOf(measure, ticks) {
+  if (measure.kind !== "time") return words.bind(null, measure);
+  const [size, unit] = UNITS_OF_TIME.find(([seconds]) => ticks.every((tick) => tick % seconds === 0)) ?? [1, "s"];
+  return (tick) => `${signed(tick, String(Number((Math.abs(tick) / size).toPrecision(6))))} ${unit}`;
+}
+
+const UNITS_OF_TIME = [[3600, "h"], [60, "min"]];
+
+function ticksOf(values, kind) {
+  const inTime = kind === "time";
   let low = Math.min(...values.slice(0, 1));
   let high = low;
   for (const one of values) {
@@ -150,17 +162,18 @@ function ticksOf(values, inTime) {
   if (!Number.isFinite(low)) [low, high] = [0, 1];
   if (!inTime) low = Math.min(0, low);
   if (low === high) high = low + 1;
-  const step = stepOf((high - low) / TICKS_MAX, inTime);
+  const step = stepOf((high - low) / TICKS_MAX, kind);
   const first = Math.floor(low / step);
   const last = Math.ceil(high / step);
   return Array.from({ length: last - first + 1 }, (_, place) => Number(((first + place) * step).toPrecision(12)));
 }
 
 // A round step of at least `least`: a whole number for counts, a fraction or multiple of minutes for times.
-function stepOf(least, inTime) {
+function stepOf(least, kind) {
   const power = 10 ** Math.floor(Math.log10(least));
   const decimal = [1, 2, 5, 10].find((factor) => factor * power >= least) * power;
-  if (!inTime) return Math.max(1, decimal);
+  if (kind === "rate") return decimal;
+  if (kind === "count") return Math.max(1, decimal);
   return least > 10 ? (STEPS_OF_TIME_S.find((step) => step >= least) ?? decimal) : decimal;
 }
 

@@ -1,18 +1,26 @@
 // Tables of the statistics: the totals by country, or the days of one country. A click on a heading sorts the rows.
 
 import { button, element, scrollable } from "../dom.js";
-import { count, delay } from "../format.js";
+import { byName, change } from "../format.js";
+import { dayChange, totalChange } from "./compare.js";
+import { MEASURES, measureOf, words } from "./measures.js";
 import { completeness } from "./stats.js";
 
-const FIGURES = [
-  { name: "Average delay", of: (row) => row.average_delay_s, show: delay },
-  { name: "Passengers", of: (row) => row.passenger_count, show: count },
-  { name: "Buses", of: (row) => row.bus_count, show: count },
-  { name: "Accidents", of: (row) => row.accident_count, show: count },
-];
+const figuresOf = ({ rate }) =>
+  Object.keys(MEASURES).map((key) => {
+    const measure = measureOf(key, Boolean(rate));
+    return { name: measure.name, of: measure.of, show: (value) => words(measure, value), figure: true };
+  });
+
+const changeColumn = (measure, percentOf) => ({
+  name: `Change of ${measure.name.toLowerCase()}`,
+  of: (row) => percentOf(row) ?? -Infinity,
+  show: (percent) => (percent === -Infinity ? "–" : change(percent)),
+  figure: true,
+});
 
 /** A table with a row for each country. `chosen` has the slugs of countries with a line; `onchoose(slug, on)` changes it. */
-export function countriesTable(countries, { chosen, linesMax, onchoose, onopen }) {
+export function countriesTable({ state, countries, measure, comparison }, { chosen, linesMax, onchoose, onopen }) {
   const days = ({ complete, provisional, none }) => complete + provisional + none;
   const columns = [
     {
@@ -21,7 +29,8 @@ export function countriesTable(countries, { chosen, linesMax, onchoose, onopen }
       show: (name, country) => button(name, () => onopen(country), { class: "link" }),
       head: true,
     },
-    ...FIGURES.map((figure) => ({ ...figure, of: (country) => figure.of(country.total), figure: true })),
+    ...figuresOf(state).map((figure) => ({ ...figure, of: (country) => figure.of(country.total) })),
+    comparison && changeColumn(measure, (country) => totalChange(comparison, measure, country)),
     {
       name: "Days complete",
       of: (country) => country.total.complete,
@@ -34,7 +43,7 @@ export function countriesTable(countries, { chosen, linesMax, onchoose, onopen }
         ),
       figure: true,
     },
-    {
+    linesMax && {
       name: "Line",
       show: (_, country) =>
         element("input", {
@@ -45,25 +54,25 @@ export function countriesTable(countries, { chosen, linesMax, onchoose, onopen }
           onchange: (event) => onchoose(country.slug, event.target.checked),
         }),
     },
-  ];
+  ].filter(Boolean);
   return sortable("Totals by country", columns, countries);
 }
 
 /** A table with a row for each day of one country. `onopen(day)` shows its cities. */
-export function daysTable(country, onopen) {
+export function daysTable({ state, countries: [country], measure, comparison }, onopen) {
   const columns = [
     { name: "Date", of: (day) => day.date, show: (date, day) => button(date, () => onopen(day), { class: "link" }), head: true },
-    ...FIGURES.map((figure) => ({
+    ...figuresOf(state).map((figure) => ({
       ...figure,
       show: (value, day) => (day.standing === "none" ? "–" : figure.show(value)),
-      figure: true,
     })),
+    comparison && changeColumn(measure, (day) => dayChange(comparison, measure, country, country.days.indexOf(day))),
     {
       name: "Completeness",
       of: (day) => day.standing,
       show: (_, day) => element("span", { class: `${day.standing}-text` }, completeness(day)),
     },
-  ];
+  ].filter(Boolean);
   return sortable(`Days of ${country.name}`, columns, country.days);
 }
 
@@ -104,12 +113,13 @@ function sortable(caption, columns, rows) {
     const head = heads[columns.indexOf(column)];
     heads.forEach((one) => one.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", upwards ? "ascending" : "descending");
-    const compare = (one, other) => (typeof one === "string" ? one.localeCompare(other, "en") : one - other);
-    show([...rows].sort((one, other) => compare(column.of(one), column.of(other)) * (upwards ? 1 : -1)));
+    const compare = (one, other) => (typeof one === "string" ? byName(one, other) : one - other);
+    show(rows.toSorted((one, other) => compare(column.of(one), column.of(other)) * (upwards ? 1 : -1)));
   };
   show(rows);
   const order = orders.get(caption);
-  if (order) arrange(columns.find(({ name }) => name === order.name), order.upwards);
+  const sorted = order && columns.find(({ name }) => name === order.name);
+  if (sorted) arrange(sorted, order.upwards);
   return scrollable(
     element("table", { class: "rows" }, element("caption", {}, caption), element("thead", {}, element("tr", {}, heads)), body),
   );

@@ -1,42 +1,47 @@
-// The view of the statistics: a range of days, its map, its lines and its tables.
+// The view of the statistics: reads the numbers of the range, and the earlier days that they are compared with.
 
-import { countryStats, latestRequests, statsFile } from "../api.js";
-import { announce, button, element, hideHint, notice } from "../dom.js";
-import { count, daysIn, delay, moved, plural } from "../format.js";
+import { announce, element, hideHint } from "../dom.js";
+import { days, moved } from "../format.js";
 import { problemNotice } from "../problems.js";
-import { requestedRange, todayInUtc } from "../ranges.js";
-import { keepInUrl, setTitle, urlOf, visit } from "../views.js";
-import { openCountryDay } from "./country_day.js";
-import { heatmap, keepingFocus } from "./heatmap.js";
-import { LINES_MAX, lines } from "./lines.js";
-import { Gathered, MEASURES } from "./stats.js";
-import { countriesTable, daysTable } from "./tables.js";
+import { keepInUrl, setTitle, visit } from "../views.js";
+import { compare, shiftOf } from "./compare.js";
+import { latestRange, listenToForm, nameOf, offer, showInForm } from "./form.js";
+import { daysBySlug, earlierRange, keptStats, readEarlier, readStats } from "./reading.js";
+import { results } from "./results.js";
+import { hasRange, paramsOf, rangeOf, stateOf } from "./state.js";
+import { showUnusual } from "./unusual.js";
 
 const PATH = "/";
-const LINES_AT_FIRST = 5;
-const REQUESTS_LOOKED_AT = 20;
 const QUIET_MS = 400;
 const REVALIDATE_MS = 60_000;
+const OWN_HISTORY_ENTRY = ["from", "to", "country", "compare"];
 
-const form = document.getElementById("range");
-const results = document.getElementById("results");
+const place = document.getElementById("results");
+const shown = results(place, { onchange });
 
-let shown = null; // the state in the URL: from, to, country, measure
-let loading = null; // the AbortController of the statistics request in progress
-let etag = null; // of the displayed statistics; null: none are displayed
-let chosen = null; // the slugs of the countries with a line; null: the largest countries
+let state = null; // what the URL says
+let drawn = null; // what is displayed: the statistics, the earlier days, and the state
+let ranked = null; // the statistics and the earlier days of the displayed list of what is unusual
+let loading = null; // the AbortController of the reading in progress
 let timer = null;
 
 export const view = { path: PATH, title: "Statistics", place: "statistics", open, close };
 
-function open({ from = "", to = "", country = "", measure }) {
-  const before = shown;
-  shown = { from, to, country, measure: measure in MEASURES ? measure : "delay" };
+listenToForm(() => state, { onchange, onproblem: (problem) => fail(problem) });
+addEventListener("focus", revalidate);
+document.addEventListener("visibilitychange", revalidate);
+
+function open(params) {
+  state = stateOf(params);
   clearInterval(timer);
   timer = setInterval(revalidate, REVALIDATE_MS);
-  setTitle(from && to ? `${from} to ${to}` : "");
-  if (!(from && to)) openRequestedRange();
-  else load({ quietly: etag !== null && JSON.stringify(before) === JSON.stringify(shown) });
+  if (!(state.from && state.to)) {
+    openLatestRange();
+    return;
+  }
+  showInForm(state);
+  nameView();
+  load();
 }
 
 function close() {
@@ -45,233 +50,114 @@ function close() {
   hideHint();
 }
 
-const go = (changes) => visit(PATH, { ...shown, ...changes });
+/** Change the state. A new range is a new entry of the history; another way to show it is not. */
+function onchange(changes) {
+  const changed = { ...state, ...changes };
+  if (OWN_HISTORY_ENTRY.some((key) => changed[key] !== state[key])) {
+    visit(PATH, paramsOf(changed));
+    return;
+  }
+  state = changed;
+  keepInUrl(paramsOf(state));
+  if (drawn) draw(drawn.stats, drawn.earlier);
+}
+
+function nameView() {
+  const range = hasRange(state) ? days(state.from, state.to) : "";
+  setTitle([state.country && nameOf(state.country), range].filter(Boolean).join(", "));
+}
 
 // Without a range in the URL, show the dates that were requested last.
-async function openRequestedRange() {
-  loading?.abort();
-  loading = new AbortController();
-  const mine = loading;
+async function openLatestRange() {
+  const mine = begin();
   try {
-    const range = requestedRange(await latestRequests(REQUESTS_LOOKED_AT), todayInUtc());
-    if (mine === loading && !mine.signal.aborted) visit(PATH, { ...shown, ...range }, { replace: true });
+    const range = await latestRange();
+    if (!mine.signal.aborted) visit(PATH, paramsOf({ ...state, ...range }), { replace: true });
   } catch (problem) {
-    if (mine !== loading) return;
-    fail(problem, openRequestedRange);
-    results.setAttribute("aria-busy", "false");
+    if (!mine.signal.aborted) fail(problem, openLatestRange);
+  } finally {
+    end(mine);
   }
 }
 
-// With `quietly`, the page keeps the displayed statistics until changed ones arrive.
-async function load({ quietly = false } = {}) {
-  form.elements.from.value = shown.from;
-  form.elements.to.value = shown.to;
+function begin() {
   loading?.abort();
   loading = new AbortController();
-  const { signal } = loading;
-  results.setAttribute("aria-busy", "true");
-  if (!quietly) {
-    etag = null;
-    const slow = setTimeout(() => results.replaceChildren(element("p", { class: "loading" }, "Reading the statistics…")), QUIET_MS);
-    signal.addEventListener("abort", () => clearTimeout(slow));
-    loading.slow = slow;
-  }
-  const mine = loading;
+  place.setAttribute("aria-busy", "true");
+  return loading;
+}
+
+function end(mine) {
+  if (mine !== loading) return;
+  loading = null;
+  place.setAttribute("aria-busy", "false");
+}
+
+// Displayed statistics of the same range stay until changed ones arrive.
+async function load() {
+  const mine = begin();
+  const { signal } = mine;
+  const range = rangeOf(state);
+  if (drawn && !isSame(drawn.range, range)) drawn = null;
+  const slow = setTimeout(() => drawn || place.replaceChildren(element("p", { class: "loading" }, "Reading the statistics…")), QUIET_MS);
   try {
-    const gathered = new Gathered();
-    const now = await countryStats(shown, { signal, etag }, (days) => gathered.add(days));
-    results.querySelector(":scope > .error")?.remove();
-    if (now === etag) return;
-    keepingFocus(results, () => show(gathered.arranged()));
-    etag = now;
-    announce(`Statistics from ${shown.from} to ${shown.to}.`);
+    const stats = await readStats(range, signal);
+    const before = earlierRange(state, shiftOf(state.compare, stats.dates.length));
+    place.querySelector(":scope > .error")?.remove();
+    draw(stats, keptStats(before));
+    end(mine);
+    if (stats.countries.length) await showEarlier(stats, before, signal);
   } catch (problem) {
-    if (problem.name === "AbortError") return;
-    fail(problem, () => load());
+    if (!signal.aborted) fail(problem, load);
   } finally {
-    clearTimeout(mine.slow);
-    if (mine === loading) {
-      loading = null;
-      results.setAttribute("aria-busy", "false");
-    }
+    clearTimeout(slow);
+    end(mine);
   }
+}
+
+async function showEarlier(stats, before, signal) {
+  try {
+    const earlier = await readEarlier(before, signal);
+    draw(stats, earlier);
+    if (ranked?.stats === stats && ranked.earlier === earlier) return;
+    await showUnusual(shown.unusual, { state, ...stats }, daysBySlug(earlier), signal);
+    ranked = signal.aborted ? null : { stats, earlier };
+  } catch (problem) {
+    if (!signal.aborted) shown.unusual.replaceChildren(problemNotice(problem, load));
+  }
+}
+
+const isSame = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+
+function draw(stats, earlier) {
+  const used = state.compare && stats.countries.length ? earlier : null;
+  const isDrawn = drawn && drawn.stats === stats && drawn.used === used && isSame(drawn.state, state);
+  const isNew = drawn?.stats !== stats;
+  drawn = { stats, earlier, used, state, range: rangeOf(state) };
+  if (isDrawn) return;
+  offer(stats.countries, state.country);
+  nameView();
+  shown.draw(state, stats, used && comparedOf(stats, used));
+  if (isNew) announce(`Statistics of ${days(state.from, state.to)}.`);
+}
+
+function comparedOf({ countries, dates }, earlier) {
+  const shift = shiftOf(state.compare, dates.length);
+  return {
+    comparison: compare(countries, daysBySlug(earlier), shift),
+    dates: { from: moved(dates[0], -shift), to: moved(dates.at(-1), -shift) },
+  };
 }
 
 // Displayed statistics stay below the error message.
 function fail(problem, again) {
+  place.querySelector(":scope > .error")?.remove();
   const message = problemNotice(problem, again);
-  results.querySelector(":scope > .error")?.remove();
-  if (etag) results.prepend(message);
-  else results.replaceChildren(message);
+  if (drawn) place.prepend(message);
+  else place.replaceChildren(message);
 }
 
 function revalidate() {
   const isOpen = !document.getElementById(view.place).hidden;
-  if (isOpen && etag && !loading && !document.hidden) load({ quietly: true });
+  if (isOpen && drawn && !loading && !document.hidden) load();
 }
-
-function show(stats) {
-  hideHint();
-  choices(stats.countries);
-  if (stats.countries.length === 0) {
-    results.replaceChildren(
-      notice(
-        "empty",
-        "No data in this range",
-        shown.country
-          ? "This country has no data on these days. Choose another country, or process the days."
-          : "These days have not been processed yet. Process them to see results here.",
-        element("a", { class: "button", href: urlOf("/jobs", { from: shown.from, to: shown.to }) }, "Process these days"),
-      ),
-    );
-    return;
-  }
-  const map = element("div");
-  const graph = element("div");
-  const table = element("div");
-  const drawMap = () => map.replaceChildren(heatmap(stats, shown.measure, openCountryDay));
-  const drawLines = () => {
-    const some = stats.countries.filter((country) => chosen.has(country.slug));
-    graph.replaceChildren(
-      some.length ? lines(some, stats.dates, shown.measure) : notice("empty", "No country is selected", "Select countries in the table below."),
-    );
-  };
-  const drawTable = () =>
-    table.replaceChildren(
-      shown.country
-        ? daysTable(stats.countries[0], (day) => openCountryDay(stats.countries[0], day))
-        : countriesTable(stats.countries, {
-            chosen,
-            linesMax: LINES_MAX,
-            onchoose: (slug, on) => {
-              chosen[on ? "add" : "delete"](slug);
-              drawLines();
-              for (const box of table.querySelectorAll("input")) box.disabled = !box.checked && chosen.size >= LINES_MAX;
-            },
-            onopen: (country) => go({ country: country.slug }),
-          }),
-    );
-  const there = new Set(stats.countries.map((country) => country.slug));
-  chosen = new Set([...(chosen ?? [])].filter((slug) => there.has(slug)));
-  if (!chosen.size) {
-    const largest = [...stats.countries].sort((one, other) => other.total.bus_count - one.total.bus_count);
-    chosen = new Set(largest.slice(0, LINES_AT_FIRST).map((country) => country.slug));
-  }
-  drawMap();
-  drawTable();
-  results.replaceChildren(
-    overview(stats),
-    measures(() => {
-      drawMap();
-      drawLines();
-    }),
-    element("h3", {}, "By country and day"),
-    map,
-    element("h3", {}, "Day by day"),
-    graph,
-    element("h3", {}, "In numbers"),
-    table,
-    downloads(),
-  );
-  drawLines();
-}
-
-function choices(countries) {
-  const select = form.elements.country;
-  const known = new Map([...select.options].map((option) => [option.value, option.text]));
-  for (const { slug, name } of countries) known.set(slug, name);
-  if (shown.country && !known.has(shown.country)) known.set(shown.country, shown.country);
-  known.delete("");
-  const sorted = [...known].sort(([, one], [, other]) => one.localeCompare(other, "en"));
-  select.replaceChildren(new Option("All countries", ""), ...sorted.map(([slug, name]) => new Option(name, slug)));
-  select.value = shown.country;
-}
-
-function overview({ countries, total }) {
-  const tile = (name, text) => element("div", {}, element("dt", {}, name), element("dd", {}, text));
-  const known = total.complete + total.provisional;
-  return element(
-    "div",
-    {},
-    element(
-      "dl",
-      { class: "tiles" },
-      tile("Average delay", delay(total.average_delay_s)),
-      tile("Passengers", count(total.passenger_count)),
-      tile("Buses", count(total.bus_count)),
-      tile("Accidents", count(total.accident_count)),
-    ),
-    element(
-      "p",
-      { class: total.provisional ? "provisional-text" : null },
-      `${plural(countries.length, "country", "countries")}, ${plural(known, "country-day")} with data: `,
-      total.provisional
-        ? `${count(total.provisional)} provisional: files of cities are missing, so the numbers will change.`
-        : "all complete.",
-      total.none ? ` ${plural(total.none, "country-day")} without data.` : "",
-    ),
-  );
-}
-
-function measures(redraw) {
-  return element(
-    "fieldset",
-    { class: "measures" },
-    element("legend", { class: "unseen" }, "Measure"),
-    Object.entries(MEASURES).map(([key, { name }]) =>
-      element(
-        "label",
-        {},
-        element("input", {
-          type: "radio",
-          name: "measure",
-          value: key,
-          checked: key === shown.measure,
-          onchange: () => {
-            shown.measure = key;
-            keepInUrl(shown);
-            redraw();
-          },
-        }),
-        element("span", {}, name),
-      ),
-    ),
-  );
-}
-
-function downloads() {
-  const save = async (type, ending) => {
-    try {
-      const href = URL.createObjectURL(await statsFile(shown, type));
-      const name = [shown.country || "countries", shown.from, shown.to].join("_");
-      element("a", { href, download: `${name}.${ending}` }).click();
-      setTimeout(() => URL.revokeObjectURL(href), 60_000);
-    } catch (problem) {
-      results.append(notice("error", problem.title ?? "The request failed", problem.message));
-    }
-  };
-  return element(
-    "p",
-    { class: "downloads" },
-    "Download these numbers: ",
-    button("CSV", () => save("text/csv", "csv")),
-    button("JSON", () => save("application/json", "json")),
-    button("NDJSON", () => save("application/x-ndjson", "ndjson")),
-  );
-}
-
-form.addEventListener("submit", (event) => {
-  event.preventDefault();
-  const { from, to, country } = Object.fromEntries(new FormData(form));
-  if (!from || !to) results.replaceChildren(notice("error", "A date is missing", "Enter a first and a last date."));
-  else go({ from, to, country });
-});
-form.elements.country.addEventListener("change", () => form.requestSubmit());
-for (const mover of form.querySelectorAll("[data-move]")) {
-  mover.addEventListener("click", () => {
-    const days = daysIn(shown.from, shown.to) * Number(mover.dataset.move);
-    go({ from: moved(shown.from, days), to: moved(shown.to, days) });
-  });
-}
-addEventListener("focus", revalidate);
-document.addEventListener("visibilitychange", revalidate);

@@ -1,0 +1,69 @@
+// The legend of the map: what its colours and patterns mean.
+
+import { element } from "../dom.js";
+import { CHANGE_STEPS, stepClass } from "./scale.js";
+
+/** Create the legend of a look of the map. */
+export function legend({ measure }, look) {
+  const { title, steps } = LEGENDS[look.kind](measure, look);
+  return element(
+    "div",
+    { class: "legends" },
+    element("p", { class: "legend-title" }, title),
+    element(
+      "ul",
+      { class: "legend colours", "aria-label": "Legend of the colours" },
+      steps.map(([name, text]) => element("li", { class: "step" }, element("i", { class: name }), element("span", {}, text))),
+      element("li", {}, element("i", { class: "c2 provisional" }), "provisional: cities are missing"),
+      element("li", {}, element("i", { class: "none" }), "no data"),
+    ),
+  );
+}
+
+const LEGENDS = {
+  value(measure, { unit, scale }) {
+    const { low, high, steps } = scale;
+    const label = (place) => {
+      if (!steps.length) return "all the same";
+      if (place === 0) return `under ${unit.bound(steps[0])}`;
+      const from = unit.bound(steps[place - 1]);
+      return place === steps.length ? `${from} and more` : `${from}–${unit.bound(steps[place])}`;
+    };
+    return {
+      title: unit.name ? `${measure.name}, in ${unit.name}` : measure.name,
+      steps: [
+        scale.hasZero && ["zero", "0"],
+        scale.hasLow && ["low", `far below ${unit.show(low)}`],
+        ...Array.from({ length: steps.length + 1 }, (_, place) => [stepClass(place, steps.length), label(place)]),
+        scale.hasHigh && ["high", `far above ${unit.show(high)}`],
+      ].filter(Boolean),
+    };
+  },
+  within(measure, { unit }) {
+    return {
+      title: `${measure.name}, coloured within each country${unit.name ? `; numbers in ${unit.name}` : ""}`,
+      steps: [
+        ["low", "far below"],
+        ["c0", "its lowest"],
+        ["c3", "its middle"],
+        ["c6", "its highest"],
+        ["high", "far above its other days"],
+      ],
+    };
+  },
+  change(measure) {
+    const text = (percent) => `${percent < 0 ? "−" : "+"}${Math.abs(percent)} %`;
+    const label = (place) => {
+      if (place === 0) return `under ${text(CHANGE_STEPS[0])}`;
+      if (place === 3) return "within ±5 %";
+      return place < 3 ? `to ${text(CHANGE_STEPS[place])}` : `from ${text(CHANGE_STEPS[place - 1])}`;
+    };
+    return {
+      title: `Change of ${measure.name.toLowerCase()}`,
+      steps: [
+        ...Array.from({ length: CHANGE_STEPS.length + 1 }, (_, place) => [`d${place}`, label(place)]),
+        ["unknown", "no earlier number"],
+      ],
+    };
+  },
+};
