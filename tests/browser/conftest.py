@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.fakes.api import World
@@ -44,15 +45,25 @@ def _browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(name="serving", scope="package")
+def _serving() -> Iterator[tuple[World, str]]:
+    """Serve one world to all tests of the page: a server for each would take as long as the tests."""
+    world = World()
+    with served(world) as address:
+        yield world, address
+
+
 @pytest.fixture(name="world")
-def _world() -> World:
-    return World()
+def _world(serving: tuple[World, str]) -> World:
+    """Return the served world, emptied."""
+    world, _ = serving
+    world.empty()
+    return world
 
 
 @pytest.fixture(name="address")
-def _address(world: World) -> Iterator[str]:
-    with served(world) as address:
-        yield address
+def _address(serving: tuple[World, str]) -> str:
+    return serving[1]
 
 
 @pytest.fixture(name="page")
@@ -71,3 +82,14 @@ def _page(browser: Browser, address: str) -> Iterator[Page]:
     context.close()
     assert [url for url in asked if not url.startswith(("http://127.0.0.1:", "blob:", "about:"))] == []
     assert faults == []
+
+
+@pytest.fixture(name="violations")
+def _violations() -> Callable[[Page], list[str]]:
+    """Return a function that checks a page with axe-core, and returns what breaks a rule of accessibility."""
+
+    def check(page: Page) -> list[str]:
+        found = Axe().run(page).response["violations"]
+        return [f"{one['id']}: {node['target']} {node['failureSummary']}" for one in found for node in one["nodes"]]
+
+    return check

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 
 import msgspec
 from playwright.sync_api import Locator, Page
@@ -57,3 +58,20 @@ def ended(record: RequestRecord) -> RequestRecord:
 def cell(page: Page, country: str, day: int) -> Locator:
     """Return a cell of the heat map; days count from 1."""
     return page.locator(".heatmap tbody tr", has_text=country).locator("td").nth(day - 1)
+
+
+def ordinary_days(
+    world: World,
+    country: str,
+    days: range,
+    *,
+    delays_s: Mapping[int, int] | None = None,
+    trips: Mapping[int, int] | None = None,
+) -> None:
+    """Put complete days into the bucket: 400 trips, a minute late, but for the days from DAY that are named."""
+    for number in days:
+        date = DAY + dt.timedelta(days=number)
+        count = (trips or {}).get(number, 400)
+        delay_ms = 1_000 * (delays_s or {}).get(number, 60)
+        event = stats(country, date, trips=count, passengers=30 * count, delay_total_ms=count * delay_ms)
+        world.fold_in(planned(country, date, city_ids=["7"]), event)

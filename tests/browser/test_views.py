@@ -11,15 +11,25 @@ from services.api.web.page import VIEWS
 from tests.browser.scenes import RANGE, cell, fill
 from tests.fakes.api import World
 
+# The bytes of the page's files on the network, compressed and with headers.
+TRANSFERRED = """() => Object.fromEntries(
+  ["navigation", "resource"].flatMap((kind) => performance.getEntriesByType(kind))
+    .filter((entry) => entry.entryType === "navigation" || entry.name.includes("/page/"))
+    .map((entry) => [entry.name, entry.transferSize])
+)"""
+
 
 @pytest.mark.parametrize("path", VIEWS)
 def test_each_view_has_a_url(page: Page, address: str, path: str) -> None:
-    """The URL of a view opens it: its link is the current one, and it names the document."""
+    """The URL of a view opens it: its link is the current one, and it names the document. Little is transferred."""
     page.goto(f"{address}{path}")
     current = page.get_by_role("navigation", name="Views").locator("[aria-current=page]")
     expect(current).to_have_attribute("href", re.compile(rf"^{path}(\?|$)"))
     expect(page).to_have_title(re.compile(rf"{current.text_content()} · Tripfold$"))
     expect(page.get_by_role("heading", level=2)).not_to_have_count(0)
+    sizes = page.evaluate(TRANSFERRED)
+    assert len(sizes) > 5
+    assert sum(sizes.values()) < 60_000, sizes
 
 
 def test_links_and_history_lead_between_views(world: World, page: Page, address: str) -> None:
@@ -27,7 +37,7 @@ def test_links_and_history_lead_between_views(world: World, page: Page, address:
     fill(world)
     page.goto(f"{address}/{RANGE}")
     expect(cell(page, "Armenia", 1)).to_be_visible()
-    expect(page).to_have_title("2024-05-01 to 2024-05-02 · Statistics · Tripfold")
+    expect(page).to_have_title("1 – 2 May 2024 · Statistics · Tripfold")
     page.evaluate("window.isStillThere = true")
     page.get_by_role("link", name="Jobs").click()
     expect(page).to_have_title("Jobs · Tripfold")

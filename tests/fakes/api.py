@@ -128,6 +128,12 @@ class World:
         summary = fold(empty_summary(folded[0].date, folded[0].country), folded)
         self.store.write(keys.summary(generation, summary.date, summary.country), objects.encode(summary))
 
+    def empty(self) -> None:
+        """Delete every object of the bucket, and end outages."""
+        self.store.objects.clear()
+        self.store.down = self.publisher.down = False
+        self.make_live(1)
+
     def make_live(self, generation: int) -> None:
         """Set the pointer to the live generation."""
         self.store.write(keys.CURRENT, objects.encode(GenerationPointer(live=generation, highest=generation)))

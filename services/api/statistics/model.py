@@ -19,6 +19,8 @@ from shared.domain.contribution import NOTHING, average_delay_s
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import Summary, SummaryHead
 
+_BUS_COUNT = "Departures of the day: trips, not vehicles. A bus that drives ten trips counts ten times."
+
 
 class DayStats(msgspec.Struct, frozen=True, kw_only=True):
     """The statistics of one country on one date. A day without data has zeros and ``false``.
@@ -27,7 +29,7 @@ class DayStats(msgspec.Struct, frozen=True, kw_only=True):
     `detail=full` and ledgers have them. There, ``version`` 0 marks a day that was never requested.
     """
 
-    bus_count: Annotated[int, msgspec.Meta(ge=0, description="Bus trips of the day.", examples=[1250])]
+    bus_count: Annotated[int, msgspec.Meta(ge=0, description=_BUS_COUNT, examples=[1250])]
     passenger_count: Annotated[int, msgspec.Meta(ge=0, description="Passengers of all trips.", examples=[48211])]
     exist_accident: Annotated[bool, msgspec.Meta(description="Whether any trip had an accident.", examples=[True])]
     average_delay_s: Annotated[

@@ -64,7 +64,8 @@ export const isMonday = (date) => utc(date).getUTCDay() === 1;
 export const dayAndMonth = (date) => `${Number(date.slice(8))} ${month(date)}`;
 export const monthAndYear = (date) => `${month(date)} ${date.slice(0, 4)}`;
 
-/** Days in words: `1–31 May 2024`, `28 May – 3 June 2024`. */
-export const days = (from, to) => rangeFormat.formatRange(utc(from), utc(to));
+/** Days in words: `1 – 31 May 2024`, `28 May – 3 June 2024`. */
+export const days = (from, to) => rangeFormat.formatRange(utc(from), utc(to)).replaceAll(THIN_SPACE, " ");
 
+const THIN_SPACE = "\u2009";
 const rangeFormat = new Intl.DateTimeFormat("en-GB", { dateStyle: "long", timeZone: "UTC" });

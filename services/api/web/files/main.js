@@ -1,11 +1,12 @@
-// The page: registers its views and opens the one of the address.
+// The page: names its views, and opens the one of the address. A view is loaded when it is opened first.
 
 import { hideHint } from "./dom.js";
-import * as completeness from "./completeness/view.js";
-import * as jobs from "./jobs/view.js";
-import * as pipeline from "./pipeline/view.js";
-import * as statistics from "./statistics/view.js";
 import { startViews } from "./views.js";
 
 addEventListener("scroll", hideHint, { passive: true });
-startViews([statistics, completeness, jobs, pipeline].map(({ view }) => view));
+startViews({
+  "/": () => import("./statistics/view.js"),
+  "/completeness": () => import("./completeness/view.js"),
+  "/jobs": () => import("./jobs/view.js"),
+  "/pipeline": () => import("./pipeline/view.js"),
+});

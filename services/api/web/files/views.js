@@ -1,7 +1,7 @@
 // The views of the page and their URLs. The query of the URL holds the whole state of a view, so that bookmarks, links
 // and the Back button work.
 //
-// A view is an object:
+// The module of a view exports an object `view`:
 // - `path`: the path of its URL, such as `/jobs`. `page.py` serves the page at this path.
 // - `title`: its name in the navigation and in the title of the document.
 // - `place`: the id of its element in `index.html`, which is hidden while another view is open.
@@ -10,12 +10,13 @@
 
 const SITE = "Tripfold";
 
-let views = [];
+let loaders = {}; // what imports the module of a view, by its path
 let current = null;
+let opening = null;
 
-/** Open the view of the address, and follow links between the views. */
+/** Open the view of the address, and follow links between the views. `all` has a function that imports each, by path. */
 export function startViews(all) {
-  views = all;
+  loaders = all;
   addEventListener("popstate", openAddress);
   document.addEventListener("click", followLink);
   openAddress();
@@ -48,19 +49,22 @@ function go(url, replace) {
   history[replace ? "replaceState" : "pushState"](null, "", url);
 }
 
-function openAddress() {
-  const view = views.find(({ path }) => path === location.pathname) ?? views[0];
-  const changed = view !== current;
-  const isFirst = current === null;
-  if (changed) {
-    current?.close();
-    for (const one of views) document.getElementById(one.place).hidden = one !== view;
+async function openAddress() {
+  const load = loaders[location.pathname] ?? loaders["/"];
+  opening = load;
+  const { view } = await load();
+  if (opening !== load) return; // the reader went on to another view
+  const before = current;
+  if (view !== before) {
+    before?.close();
+    if (before) document.getElementById(before.place).hidden = true;
+    document.getElementById(view.place).hidden = false;
     current = view;
     setTitle("");
   }
   updateNavigation();
   view.open(Object.fromEntries(new URLSearchParams(location.search)));
-  if (changed && !isFirst) {
+  if (before && view !== before) {
     scrollTo(0, 0);
     document.getElementById("view").focus({ preventScroll: true });
   }
@@ -81,7 +85,7 @@ function followLink(event) {
   const link = event.target.closest("a[href]");
   const isPlain = event.button === 0 && !(event.ctrlKey || event.metaKey || event.shiftKey || event.altKey);
   if (!link || !isPlain || event.defaultPrevented || link.target || link.hasAttribute("download")) return;
-  if (link.origin !== location.origin || link.hash || !views.some(({ path }) => path === link.pathname)) return;
+  if (link.origin !== location.origin || link.hash || !(link.pathname in loaders)) return;
   event.preventDefault();
   if (link.href !== location.href) go(link.href, false);
   openAddress();

@@ -22,10 +22,13 @@ const TARGET_MIN = 24;
 export function heatmap({ onopen, onzoom }) {
   const place = element("div", { class: "map" });
   let shown = null;
+  let layout = ""; // the rows and columns of the displayed map
 
   function draw(model) {
     const { countries, dates, measure } = model;
-    const start = shown?.position();
+    const before = layout;
+    layout = JSON.stringify([countries.map(({ slug }) => slug), dates]);
+    const start = before === layout ? shown?.position() : null; // other rows begin at the top
     const density = densityOf(dates.length, place.clientWidth);
     const look = lookOf(model);
     const dayOf = ({ row, column }) => [countries[row], countries[row].days[column]];

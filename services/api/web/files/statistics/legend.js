@@ -12,7 +12,7 @@ export function legend({ measure }, look) {
     element("p", { class: "legend-title" }, title),
     element(
       "ul",
-      { class: "legend colours", "aria-label": "Legend of the colours" },
+      { class: "legend colours", "aria-label": "Legend" },
       steps.map(([name, text]) => element("li", { class: "step" }, element("i", { class: name }), element("span", {}, text))),
       element("li", {}, element("i", { class: "c2 provisional" }), "provisional: cities are missing"),
       element("li", {}, element("i", { class: "none" }), "no data"),

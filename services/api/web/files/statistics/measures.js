@@ -43,7 +43,7 @@ export function unitOf({ kind }, values) {
   if (kind === "time") return typical < 120 ? unit("s", 1, typical < 10 ? 1 : 0) : unit("min", 60, 1);
   if (kind === "rate") return unit("", 1, typical < 10 ? 2 : 0);
   if (typical < 10_000) return unit("", 1, 0);
-  return typical < 10_000_000 ? unit("thousand", 1_000, 1) : unit("million", 1_000_000, 1);
+  return typical < 10_000_000 ? unit("thousands", 1_000, 1) : unit("millions", 1_000_000, 1);
 }
 
 const bounds = new Intl.NumberFormat("en", { maximumFractionDigits: 2 });

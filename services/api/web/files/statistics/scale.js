@@ -12,7 +12,6 @@ const VALUES_WITH_FENCES_MIN = 8;
 const SPREAD_OF_FACTORS_MIN = 20;
 const ROUND = [1, 2, 3, 5, 10];
 const ROUND_TIMES_S = [1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400];
-const SERIES = [[1, 2, 5], [1, 3], [1]]; // round values of each order of magnitude, from fine to coarse
 
 /**
  * The scale of values: the round limits between its steps, the lowest and the highest usual value, and whether there are
@@ -81,14 +80,9 @@ function evenSteps(low, high, kind) {
   return Array.from({ length: last - first + 1 }, (_, place) => Number(((first + place) * whole).toPrecision(12)));
 }
 
+// Each step is about the same factor above the one before.
 function factorSteps(low, high) {
-  const powers = [];
-  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) powers.push(10 ** power);
-  const stepsOf = (series, every) =>
-    powers
-      .filter((_, place) => place % every === 0)
-      .flatMap((power) => series.map((factor) => factor * power))
-      .filter((step) => step > low && step <= high);
-  const tries = [...SERIES.map((series) => stepsOf(series, 1)), stepsOf([1], 2), stepsOf([1], 4)];
-  return tries.find((steps) => steps.length <= STEPS_MAX) ?? tries.at(-1).slice(-STEPS_MAX);
+  const places = Array.from({ length: STEPS_MAX }, (_, place) => (place + 1) / COLOURS);
+  const steps = places.map((share) => Number((low * (high / low) ** share).toPrecision(1)));
+  return [...new Set(steps)].filter((step) => step > low && step <= high);
 }

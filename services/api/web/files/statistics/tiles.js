@@ -36,12 +36,12 @@ function tile(measure, total, comparison, hasBefore) {
 }
 
 function comparedText(model) {
-  const { state, dates, total, comparison, comparedDates } = model;
+  const { state, total, comparison, comparedDates } = model;
   if (!comparison) return element("p", { class: "compared" }, "Reading the earlier days…");
   const range = days(comparedDates.from, comparedDates.to);
   const known = plural(knownDays(total), "country-day");
   const shared = isWhole(model) ? "" : ` Changes count the ${count(comparison.pairs)} of ${known} that have data in both.`;
-  return element("p", { class: "compared" }, `Compared with ${COMPARISONS[state.compare]}${dates.length > 1 ? "," : ""} ${range}.${shared}`);
+  return element("p", { class: "compared" }, `Compared with ${COMPARISONS[state.compare]}, ${range}.${shared}`);
 }
 
 function completenessText({ total, countries }) {
