@@ -33,8 +33,10 @@ from shared.domain.objects import (
 )
 from shared.domain.outbox import events_of_manifest, events_of_plan
 from shared.domain.requests import Status, status_of
+from shared.domain.tables import CITY_DAYS, COUNTRY_DAYS, TABLES, Row, city_rows, country_row
 from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
+from shared.runtime.parquet import TableReader
 from tests.fakes.oracle import ExpectedDay
 from tests.fault.world import GC_AGE, World
 
@@ -103,6 +105,25 @@ def _without_attempts(manifest: Manifest) -> Manifest:
     return renamed(msgspec.structs.replace(manifest, history=tuple(reversed(history)), write_intent=UNSET))
 
 
+def tables_against_summaries(world: World) -> list[str]:
+    """Compare the rows of the Parquet tables with the live summaries."""
+    generation = live_generation(world)
+    stored = {key: one for key, one in world.store.objects.items() if keys.parse_generation(key) == generation}
+    expected: dict[str, list[Row]] = {table.name: [] for table in TABLES}
+    for key, one in sorted(stored.items()):
+        summary = objects.decode(Summary, one.body, key)
+        version = (generation, one.etag)
+        expected[COUNTRY_DAYS.name].append(country_row(summary, version, key))
+        expected[CITY_DAYS.name] += city_rows(summary, version, key)
+    wrong = []
+    for table in TABLES:
+        readers = [TableReader(table, body) for body in world.store.bodies(f"{keys.LAKE}{table.name}/").values()]
+        found = [row for reader in readers for date in reader.dates for row in reader.rows(date)]
+        if found != expected[table.name]:
+            wrong.append(f"the table {table.name} has {found}, and the summaries give {expected[table.name]}")
+    return wrong
+
+
 async def leftovers(world: World) -> list[str]:
     """Run gc in a world at rest, and name the unneeded objects that remain."""
     world.clock.advance(2 * GC_AGE.total_seconds())
@@ -113,7 +134,7 @@ async def leftovers(world: World) -> list[str]:
     named = {key for manifest in manifests(world) for key in manifest.raw_keys - manifest.expired_raw_keys()}
     live = keys.summaries_of_generation(live_generation(world))
     named |= {report.key for report in _stored(world, keys.QUARANTINE, QuarantineReport)}
-    needed = (live, keys.MANIFESTS, keys.PLANS, keys.QUARANTINE, keys.REQUESTS, "state/")
+    needed = (live, keys.LAKE, keys.MANIFESTS, keys.PLANS, keys.QUARANTINE, keys.REQUESTS, "state/")
     left = [f"{key} is left" for key in world.store.objects if key not in named and not key.startswith(needed)]
     left += [f"the upload {upload.upload_id} of {upload.key} is left" for upload in world.store.unfinished]
     left += [f"{key} is named by a manifest and was deleted" for key in named if key not in world.store.objects]

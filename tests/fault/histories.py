@@ -6,15 +6,15 @@ The fault model:
 - Any call across a port breaks in any way. Records are delivered again, topics are compacted and hold poison records.
 - Runs of a schedule are claimed and started. Backfills are opened, paused, resumed, cancelled and retried. Planners
   advance both by clocks that differ by an hour.
-- Rebuild, repair, gc and a planner's look at backfills can pause at a call. No pause is longer than the minimum age for
-  gc.
+- Rebuild, repair, gc, builds of the Parquet tables and a planner's look at backfills can pause at a call. No pause is
+  longer than the minimum age for gc.
 
 After every step:
 - Each served number is one that some manifest had. Raw objects are written before their manifests, and exist.
 - Totals match their ledger, no revision or version goes back, and a completed request is served.
 - A reader sees exactly the live generation.
 
-At rest, after one more request, the served numbers match the upstream.
+At rest, after one more request, the served numbers match the upstream, and so do the tables after one more build.
 """
 
 from __future__ import annotations
@@ -252,6 +252,12 @@ class History(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.jobs) < JOBS_MAX)
     @rule(stand_still_after=st.none() | calls)
+    def build_tables(self, stand_still_after: int | None) -> None:
+        """Start a build of the Parquet tables; another one may be paused."""
+        self.jobs.append(self._run(self.world.build_tables(calls=stand_still_after)))
+
+    @precondition(lambda self: len(self.jobs) < JOBS_MAX)
+    @rule(stand_still_after=st.none() | calls)
     def gc(self, stand_still_after: int | None) -> None:
         """Start gc with its minimum age, so that it deletes nothing recent."""
         self.jobs.append(self._run(self.world.gc(calls=stand_still_after)))
@@ -339,6 +345,7 @@ class History(RuleBasedStateMachine):
         await self._end_backfills()
         self._request()
         await world.run_to_rest()
+        await world.build_tables()
 
     async def _end_backfills(self) -> None:
         await self.world.run_schedules()
@@ -364,6 +371,7 @@ class History(RuleBasedStateMachine):
     def _wrong_at_rest(self) -> list[str]:
         wrong = checks.unfinished(self.world) + checks.summaries_against_manifests(self.world)
         wrong += checks.raw_objects_against_manifests(self.world)
+        wrong += checks.tables_against_summaries(self.world)
         wrong += checks.topics_against_the_bucket(self.world, dead_letters=self.dead_letters)
         wrong += [one for one in self.world.unexpected if "was refused" not in one]
         assert self.last_request is not None

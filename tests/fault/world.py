@@ -1,8 +1,8 @@
 """All processes of Tripfold over the fakes, in one event loop: run to rest, with calls broken by a schedule.
 
-Besides the four services there are jobs (`Job`): an operator's rebuild, repair and gc, and a planner's look at the
-backfills. A test starts each one. A job can pause at a call while the services go on. A crashed one leaves its
-unfinished work behind.
+Besides the four services there are jobs (`Job`): an operator's rebuild, repair and gc, an aggregate's build of the
+tables, and a planner's look at the backfills. A test starts each one. A job can pause at a call while the services go
+on. A crashed one leaves its unfinished work behind.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from services.aggregate.replay.rebuild import Rebuild
 from services.aggregate.replay.topic_reader import RawReader, RewindableReader, TopicReader
 from services.aggregate.requests.consumer import RequestProgressConsumer
 from services.aggregate.requests.requeue import Requeue
+from services.aggregate.tables.builder import TableBuilder
 from services.ingest.jobs.backfills import BackfillAdvancer
 from services.ingest.jobs.schedules import ScheduleRunner
 from services.ingest.planner.planner import Planner
@@ -470,6 +471,16 @@ class World:
                 for one in repaired.country_days:
                     if one.refused is not None:
                         raise Refused(one.refused)
+
+        await job.run(work)
+        return job
+
+    async def build_tables(self, *, calls: int | None = None) -> Job:
+        """Build the Parquet tables of changed months, as an aggregate does every few minutes."""
+        job = self._job("tables", calls=calls)
+
+        async def work() -> None:
+            await TableBuilder(job.store, clock=self.clock).once()
 
         await job.run(work)
         return job
