@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--broker", choices=("kafka", "embedded"), default="kafka")
     parser.add_argument("--brokers", type=int, default=3, help="brokers of Apache Kafka; each needs 0.5 GB of memory")
+    parser.add_argument("--pace", type=float, default=1, help="pauses between faults, so many times longer")
     parser.add_argument("--report", type=Path, default=Path(".data/chaos"))
     options = parser.parse_args()
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
@@ -48,7 +49,7 @@ def main() -> int:
         config = msgspec.structs.replace(config, embedded_broker=True, services=EMBEDDED_SERVICES)
     directory = Path(tempfile.mkdtemp(prefix="tripfold-chaos-"))
     say(f"seed {seed}; logs in {directory}")
-    campaign = CampaignConfig(seconds=options.seconds, seed=seed, system=config, say=say)
+    campaign = CampaignConfig(seconds=options.seconds, seed=seed, system=config, pace=options.pace, say=say)
     try:
         report = asyncio.run(until_stopped(campaign, directory))
     except (KeyboardInterrupt, asyncio.CancelledError):

@@ -56,12 +56,13 @@ IDLE_DEADLINE_S = 600.0
 
 
 class CampaignConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The length of a campaign, its seed, and its system."""
+    """The length of a campaign, its seed, its system, and how many times longer the pauses between faults are."""
 
     seconds: float
     seed: int
     system: SystemConfig
     outage_s_max: float = 60.0
+    pace: float = 1.0
     say: Callable[[str], None] = lambda _: None
 
 
@@ -82,7 +83,13 @@ class Campaign:
         draw = random.Random(config.seed)
         self._load = Load(system, self.report, draw)
         self._faults = Faults(
-            system, self.report, draw, seconds=config.seconds, outage_s_max=config.outage_s_max, say=self._say
+            system,
+            self.report,
+            draw,
+            seconds=config.seconds,
+            outage_s_max=config.outage_s_max,
+            pace=config.pace,
+            say=self._say,
         )
 
     async def run(self) -> CampaignReport:

@@ -50,7 +50,7 @@ SLOW_WRITE_S = 2.0
 REPEATED_TOPICS = tuple(topic.value for topic in GROUPS)
 REPEATED_RECORDS_MAX = 40
 REPEAT_DEADLINE_S = 10.0
-REPAIR_DEADLINE_S = 300.0
+REPAIR_DEADLINE_S = 900.0
 DELETED_TOPICS = tuple(spec for spec in TOPICS if spec.topic is not Topic.DEAD_LETTERS)
 COMPACTED_TOPICS = frozenset({Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES})
 
@@ -58,7 +58,8 @@ COMPACTED_TOPICS = frozenset({Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES})
 class Faults:
     """Injects faults into a system, and measures in the report how long it takes to recover from each.
 
-    ``seconds`` is the length of the campaign, on which the longest outage depends, up to ``outage_s_max``.
+    ``seconds`` is the length of the campaign, on which the longest outage depends, up to ``outage_s_max``. ``pace``
+    multiplies the pauses between faults.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Faults:
         *,
         seconds: float,
         outage_s_max: float,
+        pace: float,
         say: Callable[[str], None],
     ) -> None:
         self.counts: Counter[str] = Counter()
@@ -76,6 +78,7 @@ class Faults:
         self._report = report
         self._draw = draw
         self._longest_outage_s = min(outage_s_max, max(2.0, seconds * LONGEST_OUTAGE_SHARE))
+        self._pace = pace
         self._say = say
         self._stops: dict[str, deque[float]] = {name: deque() for name in system.config.services}
         self._background: set[asyncio.Task[None]] = set()
@@ -113,7 +116,7 @@ class Faults:
         await asyncio.sleep(first_s)
         while True:
             await inject()
-            await asyncio.sleep(self._draw.uniform(0.5, 1.5) * mean_pause_s)
+            await asyncio.sleep(self._draw.uniform(0.5, 1.5) * mean_pause_s * self._pace)
 
     async def end(self) -> None:
         """End all faults, after the loops, and wait until everything that they stopped runs again."""
@@ -266,8 +269,10 @@ class Faults:
         return False
 
     async def _run(self, *command: str) -> bool:
-        code, _ = await self._system.command(*command)
-        return code == 0
+        with contextlib.suppress(TimeoutError):
+            code, _ = await self._system.command(*command)
+            return code == 0
+        return False
 
     async def _until(self, what: str, done: Callable[[], Awaitable[bool]]) -> None:
         """Try again until it is done; report a difference if that takes too long."""
