@@ -133,14 +133,9 @@ class Faults:
 
     async def _stop_a_service(self) -> None:
         name = self._draw.choice(self._system.config.services)
-        if self._draw.random() < 0.6:
-            if self._may_stop(name):
-                self._system.supervisor.kill(name)
-                self._count("service killed with SIGKILL", name)
-                self._start(self._time_recovery("service stopped", name))
-        elif self._may_stop(name):
-            self._terminate(name)
-            self._count("service stopped with SIGTERM", name)
+        kill = self._draw.random() < 0.6
+        if self._may_stop(name) and (self._signal(name, signal.SIGKILL) if kill else self._terminate(name)):
+            self._count("service killed with SIGKILL" if kill else "service stopped with SIGTERM", name)
             self._start(self._time_recovery("service stopped", name))
 
     async def _change_a_build(self) -> None:
@@ -153,52 +148,53 @@ class Faults:
             self._start(self._time_recovery(what, name))
 
     def _may_stop(self, name: str) -> bool:
-        """Return whether a service runs and may be stopped once more; count that stop."""
+        """Return whether a service may be stopped once more; count that stop."""
         most, window_s = STOPS_PER_WINDOW_MAX
         stops = self._stops[name]
         while stops and stops[0] < time.monotonic() - window_s:
             stops.popleft()
         if len(stops) >= most or name in self._terminating or name in self._paused:
             return False
-        try:
-            self._system.supervisor.pid(name)
-        except LookupError:
-            return False  # it is restarting
         stops.append(time.monotonic())
         return True
 
-    def _terminate(self, name: str) -> None:
-        self._terminating[name] = time.monotonic()
-        self._system.supervisor.kill(name, signal.SIGTERM)
-        self._start(self._enforce_exit(name))
+    def _signal(self, name: str, number: signal.Signals) -> bool:
+        """Send a signal to a process; return False if it is restarting."""
+        try:
+            self._system.supervisor.kill(name, number)
+        except LookupError:
+            return False
+        return True
 
-    async def _enforce_exit(self, name: str) -> None:
+    def _terminate(self, name: str) -> bool:
+        if not self._signal(name, signal.SIGTERM):
+            return False
+        self._terminating[name] = time.monotonic()
+        self._start(self._enforce_exit(name, self._system.supervisor.pid(name)))
+        return True
+
+    async def _enforce_exit(self, name: str, pid: int) -> None:
         """Report and kill a service that does not exit in time after SIGTERM."""
-        pid = self._system.supervisor.pid(name)
         await asyncio.sleep(KILL_AFTER_S)
-        if name in self._terminating and self._system.supervisor.pid(name) == pid:
-            self._report.differences.append(f"{name} did not end within {KILL_AFTER_S:.0f} s of SIGTERM")
-            del self._terminating[name]
-            self._system.supervisor.kill(name)
+        with contextlib.suppress(LookupError):
+            if name in self._terminating and self._system.supervisor.pid(name) == pid:
+                self._report.differences.append(f"{name} did not end within {KILL_AFTER_S:.0f} s of SIGTERM")
+                del self._terminating[name]
+                self._system.supervisor.kill(name)
 
     async def _pause_a_service(self) -> None:
         """Pause a service; after more than its session timeout, other members have taken over its partitions."""
         name = self._draw.choice(self._system.config.services)
         seconds = min(self._draw.choice(PAUSES) * self._system.config.session_timeout_s, self._longest_outage_s)
-        if name in self._terminating:
+        if name in self._terminating or not self._signal(name, signal.SIGSTOP):
             return
-        try:
-            self._system.supervisor.kill(name, signal.SIGSTOP)
-        except LookupError:
-            return  # it is restarting
         self._paused.add(name)
         self._count("service paused", f"{name} for {seconds:.1f} s")
         try:
             await asyncio.sleep(seconds)
         finally:
             self._paused.discard(name)
-            with contextlib.suppress(LookupError):
-                self._system.supervisor.kill(name, signal.SIGCONT)
+            self._signal(name, signal.SIGCONT)
         self._start(self._time_recovery("service paused", name))
 
     async def _move_a_clock(self) -> None:
@@ -304,10 +300,10 @@ class Faults:
             self._system.s3.down = down
 
         if self._draw.random() < 0.3:
-            self._count("S3 killed with SIGKILL")
-            self._system.supervisor.kill("s3")
-            await asyncio.sleep(3)
-            self._start(self._time_recovery("S3 killed with SIGKILL"))
+            if self._signal("s3", signal.SIGKILL):
+                self._count("S3 killed with SIGKILL")
+                await asyncio.sleep(3)
+                self._start(self._time_recovery("S3 killed with SIGKILL"))
         else:
             await self._outage("S3 down", set_down, True, False)
 

@@ -197,8 +197,12 @@ class Supervisor:
         raise LookupError(f"no child named {name!r} is running")
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the process group of a running child, to inject a fault."""
-        os.killpg(self.pid(name), number)
+        """Send a signal to the process group of a running child, to inject a fault. Raises LookupError."""
+        pid = self.pid(name)
+        try:
+            os.killpg(pid, number)
+        except ProcessLookupError as error:  # it has ended, and the event loop has not noticed yet
+            raise LookupError(f"no child named {name!r} is running") from error
 
     def _children(self) -> Iterator[_Child]:
         for group in self._groups:

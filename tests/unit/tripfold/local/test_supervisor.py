@@ -173,6 +173,20 @@ async def test_a_killed_child_is_restarted(tmp_path: Path) -> None:
     assert events[1].text == "worker was killed by SIGKILL"
 
 
+async def test_a_signal_to_a_child_that_has_just_ended_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operating system knows that a child has ended before the event loop does."""
+
+    def gone(*_: int) -> None:
+        raise ProcessLookupError
+
+    async with Supervisor() as supervisor:
+        await supervisor.start(child(tmp_path, "worker", SLEEP))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "killpg", gone)
+            with pytest.raises(LookupError, match="no child named 'worker' is running"):
+                supervisor.kill("worker")
+
+
 async def test_a_child_that_ends_too_often_ends_the_context(tmp_path: Path) -> None:
     """After five restarts the supervisor cancels its user, stops the others, and says why."""
     pids = []
