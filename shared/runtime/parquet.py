@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ from shared.domain.tables import Kind, Row, Table
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+# pyarrow's own allocator keeps the memory of a build for the next one. This must be set before the first import.
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 ROW_GROUP_ROWS_MIN = 10_000
 """A row group has at least so many rows, except the last one, and all rows of each of its dates."""
@@ -110,7 +114,7 @@ class TableReader:
     def columns(self, *names: str) -> list[list[Any]]:
         """Return the values of some columns."""
         with self._readable():
-            read = self._file.read(list(names)).select(list(names))
+            read = self._file.read(list(names), use_threads=False).select(list(names))
         return [_values(column) for column in read.columns]
 
     def rows(self, date: dt.date) -> list[Row]:
@@ -131,7 +135,7 @@ class TableReader:
         group, begin, length = self._places[date]
         if self._group is None or self._group[0] != group:
             with self._readable():
-                self._group = (group, self._file.read_row_group(group))
+                self._group = (group, self._file.read_row_group(group, use_threads=False))
         return self._group[1].slice(begin, length)
 
     @contextlib.contextmanager
@@ -147,7 +151,7 @@ class TableReader:
         """Return the row group of each date, where its rows begin there, and how many there are."""
         places: dict[dt.date, tuple[int, int, int]] = {}
         for group in range(self._file.num_row_groups):
-            counted = self._file.read_row_group(group, columns=["date"])["date"].value_counts()
+            counted = self._file.read_row_group(group, columns=["date"], use_threads=False)["date"].value_counts()
             begin = 0
             for one in counted.to_pylist():  # in the order of their first row
                 places[one["values"]] = (group, begin, one["counts"])

@@ -12,8 +12,12 @@ import pytest
 import pytest_asyncio
 from botocore.exceptions import ClientError
 
+from services.aggregate.tables.builder import TableBuilder
+from shared.domain.ids import utc_now
+from shared.domain.tables import COUNTRY_DAYS
+from shared.storage.object_store import StoredObject
 from tests.integration.conftest import isolated_settings
-from tests.integration.running import Running, running
+from tests.integration.running import Running, eventually, running
 from tests.integration.trips import figures_of, make_trips
 from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
@@ -77,7 +81,7 @@ async def confined(
     upstream: UpstreamServer, embedded: EmbeddedServices, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Confined]:
     """Run the services, each with a user of its own."""
-    settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url, UPSTREAM_ATTEMPTS="2")
+    settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url, UPSTREAM_ATTEMPTS="2", TABLES_INTERVAL_S="0.5")
     users = {role: await asyncio.to_thread(make_user, embedded, settings.s3_bucket, role) for role in SERVICES}
     own = {role.value: keys for role, keys in users.items()}
     async with running(settings, tmp_path_factory.mktemp("logs"), own=own) as services:
@@ -123,6 +127,21 @@ async def test_backfills_and_schedules_work_with_minimal_policies(confined: Conf
     run = (await tripfold.client.post(f"{schedule}/run")).json()["last_run"]
     await tripfold.ended(f"/backfills/{run['backfill_id']}")
     assert (await tripfold.client.delete(schedule)).status_code == 204
+
+
+async def test_the_aggregate_builds_tables_that_the_api_may_read(confined: Confined) -> None:
+    """The tables of the dates above are current within seconds."""
+    store = confined.tripfold.store
+
+    async def current() -> StoredObject | None:
+        changed = await TableBuilder(store, clock=utc_now).changed_months(1)
+        return await store.get(COUNTRY_DAYS.key("2024-05")) if not changed else None
+
+    await eventually(current, "the tables")
+    bucket = confined.tripfold.settings.s3_bucket
+    key = COUNTRY_DAYS.key("2024-05")
+    assert confined.may(BucketRole.API, lambda s3: s3.get_object(Bucket=bucket, Key=key))
+    assert not confined.may(BucketRole.API, lambda s3: s3.put_object(Bucket=bucket, Key=key, Body=b""))
 
 
 async def test_no_service_may_write_the_objects_of_another(confined: Confined) -> None:
