@@ -61,7 +61,6 @@ class Commands(LazyGroup):
             ("gc", "gc:gc_command", "Delete objects that nothing needs.", REPAIR),
             ("skip", "skip:skip_command", "Move a record of a later schema version to the dead letters.", REPAIR),
             ("requests", "requests:requests_commands", "List, show or retry requests.", INSPECT),
-            ("quarantine", "quarantine:quarantine_commands", "List, show or retry refused files.", INSPECT),
             (
                 "dead-letters",
                 "dead_letters:dead_letters_commands",
@@ -77,6 +76,7 @@ class Commands(LazyGroup):
             ("retry", "commands:retry_command", "Retry the failed cities of a request or backfill."),
             ("cancel", "commands:cancel_command", "Cancel a request or a backfill."),
             ("stats", "commands:stats_command", "Print the statistics of a range."),
+            ("quarantine", "quarantine:quarantine_commands", "List, show or retry refused files."),
             ("backfill", "backfills:backfill_command", "Process many dates, a few at a time."),
             ("schedule", "schedules:schedule_commands", "Process dates at given times."),
             ("reprocess", "backfills:reprocess_command", "Read stored files again under the present rules."),

@@ -15,7 +15,7 @@ import msgspec
 from tripfold_client.connection import Connection, segment
 from tripfold_client.errors import Conflict, NotFound, ProcessingFailed
 from tripfold_client.jobs import Jobs, State
-from tripfold_client.models import Backfill, Preview, Quarantine, Request, Schedule
+from tripfold_client.models import Backfill, Preview, Quarantine, QuarantineRetry, Request, Schedule
 from tripfold_client.progress import Show, showing
 from tripfold_client.statistics import CountryDay, Statistics
 from tripfold_client.transport import AsyncTransport, Transport
@@ -239,10 +239,37 @@ class AsyncTripfold:
         query = {"from": _text(first), "to": _text(last), "detail": "full", **_given(country=country)}
         return await self._connection.call("GET", "/country-stats", query, {"Accept": _MEDIA_TYPES[format]})
 
-    async def quarantine(self, first: Date, last: Date, *, limit: int = 1_000) -> Quarantine:
-        """Return the refused files of a range of dates, and why: the first ``limit``, at most 1,000."""
-        query = {"from": _text(first), "to": _text(last), "limit": str(limit)}
-        return await self._connection.get("/quarantine", Quarantine, query)
+    async def quarantine(
+        self,
+        first: Date | None = None,
+        last: Date | None = None,
+        *,
+        country: str | None = None,
+        city: str | None = None,
+        detail: bool = False,
+        limit: int = 1_000,
+    ) -> Quarantine:
+        """Return refused files, and why: of all dates or a range, of all countries and cities or one.
+
+        ``detail`` adds up to a hundred bad records of each file. At most ``limit`` files come, and at most 1,000.
+        """
+        query = _quarantine_query(first, last, country, city) | {"limit": str(limit)}
+        return await self._connection.get("/quarantine", Quarantine, query | ({"detail": "full"} if detail else {}))
+
+    async def retry_quarantined(
+        self,
+        first: Date | None = None,
+        last: Date | None = None,
+        *,
+        country: str | None = None,
+        city: str | None = None,
+    ) -> QuarantineRetry:
+        """Fetch refused files again, at most 1,000: only their city-days, in the request that last fetched each.
+
+        Raises NotFound if there is no such file.
+        """
+        query = _quarantine_query(first, last, country, city)
+        return self._connection.decode(await self._connection.call("POST", "/quarantine/retry", query), QuarantineRetry)
 
     async def schedules(self) -> tuple[Schedule, ...]:
         """Return all schedules."""
@@ -308,6 +335,12 @@ def _backfill_query(first: Date, last: Date, options: BackfillOptions) -> dict[s
     order = {"order": "newest-first"} if options.get("newest_first") else {}
     texts = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given.items()}
     return {"from": _text(first), "to": _text(last), **order, **texts}
+
+
+def _quarantine_query(first: Date | None, last: Date | None, country: str | None, city: str | None) -> dict[str, str]:
+    dates = {"from": first, "to": last}
+    given = {name: _text(date) for name, date in dates.items() if date is not None}
+    return given | _given(country=country, city=city)
 
 
 def _text(date: Date) -> str:

@@ -19,7 +19,7 @@ from tripfold_client.aio import (
     Format,
 )
 from tripfold_client.jobs import State
-from tripfold_client.models import Backfill, Preview, Quarantine, Request, Schedule
+from tripfold_client.models import Backfill, Preview, Quarantine, QuarantineRetry, Request, Schedule
 from tripfold_client.progress import Show
 from tripfold_client.statistics import Statistics
 from tripfold_client.transport import BlockingTransport, iterate, run
@@ -182,9 +182,35 @@ class Tripfold:
         """Return the statistics of a range as CSV, as JSON, or with a JSON object in each line."""
         return run(self._api.export(first, last, country, format=format))
 
-    def quarantine(self, first: Date, last: Date, *, limit: int = 1_000) -> Quarantine:
-        """Return the refused files of a range of dates, and why: the first ``limit``, at most 1,000."""
-        return run(self._api.quarantine(first, last, limit=limit))
+    def quarantine(
+        self,
+        first: Date | None = None,
+        last: Date | None = None,
+        *,
+        country: str | None = None,
+        city: str | None = None,
+        detail: bool = False,
+        limit: int = 1_000,
+    ) -> Quarantine:
+        """Return refused files, and why: of all dates or a range, of all countries and cities or one.
+
+        ``detail`` adds up to a hundred bad records of each file. At most ``limit`` files come, and at most 1,000.
+        """
+        return run(self._api.quarantine(first, last, country=country, city=city, detail=detail, limit=limit))
+
+    def retry_quarantined(
+        self,
+        first: Date | None = None,
+        last: Date | None = None,
+        *,
+        country: str | None = None,
+        city: str | None = None,
+    ) -> QuarantineRetry:
+        """Fetch refused files again, at most 1,000: only their city-days, in the request that last fetched each.
+
+        Raises NotFound if there is no such file.
+        """
+        return run(self._api.retry_quarantined(first, last, country=country, city=city))
 
     def schedules(self) -> tuple[Schedule, ...]:
         """Return all schedules."""

@@ -215,6 +215,8 @@ class QuarantinedFile(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     size_bytes: int
     upstream_url: str
+    etag: str | None
+    last_modified: str | None
     request_id: str
     last_request_id: str
     seen: int
@@ -227,6 +229,22 @@ class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
 
     total: int
     files: tuple[QuarantinedFile, ...]
+
+
+class RetriedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A city-day with a refused file, and the id of the request that last fetched this file."""
+
+    date: dt.date
+    city_id: str
+    city_name: str
+    request_id: str
+
+
+class QuarantineRetry(msgspec.Struct, frozen=True, kw_only=True):
+    """The city-days that are retried. Skipped ones have not failed in their request, or it still runs."""
+
+    retried: tuple[RetriedFile, ...]
+    skipped: tuple[RetriedFile, ...]
 
 
 def _failure(what: str, named: list[str], count: int, things: tuple[str, str]) -> str:

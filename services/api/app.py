@@ -34,6 +34,7 @@ from services.api.middleware.head_and_options import HeadAndOptions
 from services.api.middleware.security_headers import SecurityHeaders
 from services.api.middleware.size_limits import SizeLimits
 from services.api.pipeline.service import Pipeline, ReadOffsets
+from services.api.quarantine.service import Quarantine
 from services.api.requests.event_stream import request_stream
 from services.api.requests.service import Requests
 from services.api.routes import backfills as backfill_routes
@@ -149,7 +150,7 @@ def assemble(
             "pipeline": _provided(Pipeline(store, readiness, read_offsets, clock=clock)),
             "countries": _provided(CountryNames(reader.countries)),
             "response_cache": _provided(ResponseCache(settings.api_response_cache_bytes)),
-            "quarantine": _provided(functools.partial(quarantine.list_quarantine, store)),
+            "quarantine": _provided(Quarantine(store, publisher, clock=clock)),
             "days_max": _provided(settings.api_range_days_max),
             "access": _provided(access),
             "readiness": _provided(readiness),

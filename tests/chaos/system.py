@@ -145,7 +145,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
 
     async def command(self, *arguments: str, deadline_s: float = 300.0) -> tuple[int, str]:
         """Run a ``tripfold`` command, bypassing the S3 proxy; return its exit code and its output."""
-        direct = {f"{PREFIX}S3_ENDPOINT_URL": self.store_url}
+        direct = {f"{PREFIX}S3_ENDPOINT_URL": self.store_url, f"{PREFIX}API_URL": self.api_url}
         return await run(sys.executable, "-m", "tripfold", *arguments, env=self.environment | direct, s=deadline_s)
 
     async def oracle(self, *dates: str, truth: bool, kafka: bool = True, deadline_s: float = 300.0) -> tuple[int, str]:

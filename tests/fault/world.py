@@ -26,6 +26,7 @@ from services.aggregate.replay.topic_reader import RawReader, RewindableReader, 
 from services.aggregate.requests.consumer import RequestProgressConsumer
 from services.aggregate.requests.requeue import Requeue
 from services.aggregate.tables.builder import TableBuilder
+from services.api.quarantine.service import Quarantine, QuarantineFilter
 from services.ingest.jobs.backfills import BackfillAdvancer
 from services.ingest.jobs.schedules import ScheduleRunner
 from services.ingest.planner.planner import Planner
@@ -70,7 +71,6 @@ from tests.fakes.upstream import BreakableUpstream, MemoryUpstream
 from tripfold.operate.dead_letters import RETRIED_MAX, DeadLetterFilter, list_dead_letters, send_back
 from tripfold.operate.expire import expire_raw
 from tripfold.operate.gc import collect_garbage
-from tripfold.operate.quarantine import QuarantineFilter, read_reports, retry_reports
 from tripfold.operate.republish import republish
 from tripfold.operate.restore import highest_revision, raise_floor, reissue
 from tripfold.operate.topic_audit import TopicAudit
@@ -557,8 +557,7 @@ class World:
         job = self._job("retry")
 
         async def work() -> None:
-            reports = await read_reports(job.store, QuarantineFilter())
-            await retry_reports(job.store, job.publisher, reports, clock=self.clock)
+            await Quarantine(job.store, job.publisher, clock=self.clock).retry(QuarantineFilter())
 
         await job.run(work)
         return job

@@ -22,8 +22,8 @@ from services.aggregate.requests.fold import ProgressEvent, fold_progress
 from services.aggregate.summary_writer import summary_event
 from services.api.backfills import service as backfills
 from services.api.http.problems import MEDIA_TYPE, Problem
+from services.api.quarantine.service import file_of
 from services.api.requests import service as requests
-from services.api.routes.quarantine import _file_of
 from services.api.statistics.ledger import ledger_of, page_of
 from services.api.statistics.model import day_detail
 from services.ingest.parsing.parser import InvalidTripFile, ParserLimits, total_trip_file
@@ -262,7 +262,7 @@ CHECKS: Final[Mapping[type[BucketObject], Callable[[Any], object]]] = {
     Manifest: _check_manifest,
     Plan: _check_plan,
     Summary: _check_summary,
-    QuarantineReport: _file_of,
+    QuarantineReport: file_of,
 }
 
 

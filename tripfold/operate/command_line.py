@@ -8,14 +8,13 @@ import datetime as dt
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Annotated, Any, Self, TypeVar
 
 import msgspec
 import typer
 import uvloop
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Column, Table
 
 from shared.domain.errors import OperatorError
 from shared.domain.objects import CorruptObject
@@ -110,14 +109,6 @@ def print_line(text: str) -> None:
 def print_remark(text: str) -> None:
     """Print a line about the printed records: in a pipe to standard error, which keeps the records alone."""
     (console if console.is_terminal else progress_console).print(text, highlight=False, soft_wrap=True)
-
-
-def make_table(*headings: str, whole: Collection[str] = ()) -> Table:
-    """Return a table of which a narrow terminal cuts nothing: long cells break into lines.
-
-    The cells of the ``whole`` columns stay on one line, so that they can be copied into other commands.
-    """
-    return Table(*(Column(name, no_wrap=True) if name in whole else Column(name, overflow="fold") for name in headings))
 
 
 async def wait_before_comparison(look: int) -> None:

@@ -219,13 +219,11 @@ async def retry_requests(
     return retried
 
 
-async def retry_request(
-    store: ObjectStore, text: str, now: dt.datetime, *, positions: int | None = None
-) -> ProcessRequested:
+async def retry_request(store: ObjectStore, text: str, now: dt.datetime) -> ProcessRequested:
     """Record the retry of a request; return the event to publish. Raises UnknownRequest and NothingToRetry."""
     request_id = parse_request_id(text)
     by = Caller(client=f"command on {socket.gethostname()}")
-    record = await begin_retry(store, request_id, now, positions=positions, by=by) if request_id else None
+    record = await begin_retry(store, request_id, now, by=by) if request_id else None
     if record is None:
         raise UnknownRequest(f"there is no request {text[:100]!r}. List the latest: 'tripfold requests list'.")
     return request_event(record)

@@ -1,100 +1,57 @@
-"""The HTTP operation that lists quarantined files: which files were refused, why, and where they are stored."""
+"""HTTP operations for files in quarantine: which files were refused, why, and their retry."""
 
 from __future__ import annotations
 
 import datetime as dt
-from functools import partial
-from typing import Annotated, Protocol
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
 
-import msgspec
-from litestar import Response, get
+from litestar import Request, Response, get, post
 from litestar.di import NamedDependency
 from litestar.openapi.spec import Example
 from litestar.params import QueryParameter, SkipValidation
 
-from services.api.http.date_range import DateRange, DaysMax, date_range
-from services.api.http.deadline import deadline
+from services.api.auth import PROCESS, SCOPE, caller_of
+from services.api.http.date_range import DaysMax, date_range
+from services.api.http.errors import InvalidParameter, InvalidRequest
 from services.api.http.problems import responses
 from services.api.http.query_parameters import date_parameter
-from services.api.http.unreadable import UnreadableObject, get_if_readable, unreadable_header
-from shared.domain import keys
-from shared.domain.objects import QuarantineReport
-from shared.runtime.concurrency import bounded_map
-from shared.storage.object_store import ObjectStore
+from services.api.http.unreadable import unreadable_header
+from services.api.quarantine.service import (
+    Quarantine,
+    QuarantineFilter,
+    QuarantineList,
+    QuarantineRetry,
+)
+from services.api.routes.requests import KAFKA_OR_S3_UNAVAILABLE
+from shared.domain.ids import CITY_ID_LENGTH_MAX, SLUG_LENGTH_MAX, CityId, CountrySlug
 
-READING_DEADLINE_S = 30.0
-CONCURRENT_GETS_MAX = 16
-RECORDS_SHOWN_MAX = 10
 LISTED_FILES_MAX = 1_000
 
+QuarantinePort = NamedDependency[SkipValidation[Quarantine]]
 
-class BadRecordShown(msgspec.Struct, frozen=True, kw_only=True):
-    """A record of a refused file that breaks a rule."""
-
-    record_number: Annotated[int, msgspec.Meta(ge=1, description="From 1, in the order of the file.", examples=[3])]
-    byte_offset: Annotated[
-        int | None, msgspec.Meta(description="Where the record begins, in the file without content-encoding.")
-    ]
-    field: Annotated[str | None, msgspec.Meta(examples=["passengers"])]
-    value: Annotated[str | None, msgspec.Meta(description="The value in the file, shortened.", examples=["-1"])]
-    reason: Annotated[str, msgspec.Meta(examples=["passengers is -1; it must be 0 or more"])]
-
-
-class QuarantinedFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that was refused as a whole. The last good revision before it still counts, if there is one."""
-
-    date: dt.date
-    city_id: Annotated[str, msgspec.Meta(examples=["7"])]
-    city_name: Annotated[str, msgspec.Meta(examples=["Port Tina"])]
-    country: Annotated[str, msgspec.Meta(examples=["armenia"])]
-    reason: Annotated[str, msgspec.Meta(description="Why the file was refused, in a sentence.")]
-    records: Annotated[
-        int | None, msgspec.Meta(description="The number of records; null: reading stopped before the end.")
-    ]
-    bad_records: Annotated[int, msgspec.Meta(ge=0, description="Records that break a rule, in the part that was read.")]
-    reported: Annotated[
-        tuple[BadRecordShown, ...],
-        msgspec.Meta(description="The first ten bad records; the report in the bucket has up to 100."),
-    ]
-    broke_off: Annotated[
-        str | None, msgspec.Meta(description="Why the download stopped early; null: the file is whole.")
-    ]
-    key: Annotated[
-        str,
-        msgspec.Meta(
-            description="The object of the bucket that holds the file.",
-            examples=["raw/date=2024-05-01/city=7/4f2c1f0f9a6c4c0f8e0f3f8f6f0d2b11.json"],
-        ),
-    ]
-    report_key: Annotated[str, msgspec.Meta(description="The object of the bucket that holds its report.")]
-    sha256: Annotated[str, msgspec.Meta(description="The SHA-256 of the file, in hexadecimal.")]
-    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
-    upstream_url: str
-    request_id: Annotated[str, msgspec.Meta(description="The first request that fetched these bytes.")]
-    last_request_id: Annotated[str, msgspec.Meta(description="The latest request that fetched these bytes.")]
-    seen: Annotated[int, msgspec.Meta(ge=1, description="The number of requests that fetched these bytes.")]
-    quarantined_at: dt.datetime
-    last_seen_at: dt.datetime
-
-
-class QuarantineList(msgspec.Struct, frozen=True, kw_only=True):
-    """Quarantined files, by date and city."""
-
-    total: Annotated[int, msgspec.Meta(ge=0, description="The number of files in the range, listed or not.")]
-    files: tuple[QuarantinedFile, ...]
-    unreadable: Annotated[
-        tuple[UnreadableObject, ...], msgspec.Meta(description="Reports that cannot be read; `total` counts them.")
-    ] = ()
-
-
-class ReadQuarantine(Protocol):
-    """Lists the quarantined files of a range of dates."""
-
-    async def __call__(self, days: DateRange, *, limit: int) -> QuarantineList:
-        """Return the first ``limit`` files, and the number of all."""
-
-
-QuarantinePort = NamedDependency[SkipValidation[ReadQuarantine]]
+From = Annotated[
+    dt.date | None, date_parameter("from", "The first day. Default, also of `to`: all days.", "2024-05-01")
+]
+To = Annotated[dt.date | None, date_parameter("to", "The last day, included.", "2024-05-31")]
+Country = Annotated[
+    str | None,
+    QueryParameter(
+        description="Only files of this country, by its slug.",
+        pattern=r"^[a-z0-9-]+$",
+        max_length=SLUG_LENGTH_MAX,
+        examples=[Example(value="armenia")],
+    ),
+]
+City = Annotated[
+    str | None,
+    QueryParameter(
+        description="Only files of this city, by its `city_id`.",
+        pattern=r"^[^/\s]+$",
+        max_length=CITY_ID_LENGTH_MAX,
+        examples=[Example(value="7")],
+    ),
+]
 
 
 @get(
@@ -109,8 +66,16 @@ async def files_in_quarantine(
     *,
     quarantine: QuarantinePort,
     days_max: NamedDependency[SkipValidation[DaysMax]],
-    from_: Annotated[dt.date, date_parameter("from", "The first day.", "2024-05-01")],
-    to: Annotated[dt.date, date_parameter("to", "The last day, included.", "2024-05-31")],
+    from_: From = None,
+    to: To = None,
+    country: Country = None,
+    city: City = None,
+    detail: Annotated[
+        Literal["full"] | None,
+        QueryParameter(
+            description="`full` shows up to a hundred bad records of each file.", examples=[Example(value="full")]
+        ),
+    ] = None,
     limit: Annotated[
         int,
         QueryParameter(
@@ -125,63 +90,55 @@ async def files_in_quarantine(
 
     A file stays listed after it is corrected upstream, until `tripfold gc` deletes it. The ledger shows what counts.
     """
-    listed = await quarantine(date_range(from_, to, days_max=days_max), limit=limit)
+    wanted = _filter_of(from_, to, country, city, days_max=days_max)
+    listed = await quarantine.find(wanted, limit=limit, detailed=detail == "full")
     return Response(listed, headers=unreadable_header(listed.unreadable))
 
 
-async def list_quarantine(store: ObjectStore, days: DateRange, *, limit: int) -> QuarantineList:
-    """Return the first ``limit`` quarantined files of a range of dates, and the number of all."""
+@post(
+    "/quarantine/retry",
+    opt={SCOPE: PROCESS},
+    status_code=HTTPStatus.ACCEPTED,
+    summary="Retry files that were refused",
+    operation_id="retryQuarantine",
+    tags=["quarantine"],
+    response_description="The files will be fetched again, and their requests are running.",
+    responses=responses(
+        not_found="There is no such file in quarantine.",
+        service_unavailable=KAFKA_OR_S3_UNAVAILABLE,
+    ),
+)
+async def retry_files_in_quarantine(
+    *,
+    request: Request[Any, Any, Any],
+    quarantine: QuarantinePort,
+    days_max: NamedDependency[SkipValidation[DaysMax]],
+    from_: From = None,
+    to: To = None,
+    country: Country = None,
+    city: City = None,
+) -> Response[QuarantineRetry]:
+    """Fetch these city-days again, each as a failed city of the request that last fetched its file.
 
-    async def of_month(month: str) -> list[str]:
-        return [
-            listed.key
-            async for listed in store.list(keys.quarantine_of_month(month))
-            if listed.key.endswith(keys.REPORT_SUFFIX) and (keys.parse_date(listed.key) or dt.date.min) in days
-        ]
+    Other cities of a request are not fetched, unless the date's plan has changed since. One call retries at most 1,000
+    files. Repeating it is harmless.
+    """
+    wanted = _filter_of(from_, to, country, city, days_max=days_max)
+    retried = await quarantine.retry(wanted, by=caller_of(request))
+    return Response(retried, headers=unreadable_header(retried.unreadable))
 
-    async with deadline(READING_DEADLINE_S, "Listing the quarantine"):
-        months = await bounded_map(of_month, list(days.months()), limit=CONCURRENT_GETS_MAX)
-        found = sorted(key for month in months for key in month)
-        read = partial(get_if_readable, store, QuarantineReport)
-        reports = await bounded_map(read, found[:limit], limit=CONCURRENT_GETS_MAX)
-    return QuarantineList(
-        total=len(found),
-        files=tuple(_file_of(report) for report in reports if isinstance(report, QuarantineReport)),
-        unreadable=tuple(report for report in reports if isinstance(report, UnreadableObject)),
+
+def _filter_of(
+    first: dt.date | None, last: dt.date | None, country: str | None, city: str | None, *, days_max: DaysMax
+) -> QuarantineFilter:
+    if (first is None) != (last is None):
+        missing = "from" if first is None else "to"
+        raise InvalidRequest(InvalidParameter(name=missing, reason="it is missing: from and to are used together"))
+    return QuarantineFilter(
+        days=None if first is None or last is None else date_range(first, last, days_max=days_max),
+        country=None if country is None else CountrySlug(country),
+        city_id=None if city is None else CityId(city),
     )
 
 
-def _file_of(report: QuarantineReport) -> QuarantinedFile:
-    return QuarantinedFile(
-        date=report.date,
-        city_id=report.city_id,
-        city_name=report.city_name,
-        country=report.country,
-        reason=report.reason,
-        records=report.records,
-        bad_records=report.bad_records,
-        reported=tuple(
-            BadRecordShown(
-                record_number=one.record_number,
-                byte_offset=one.byte_offset,
-                field=one.field,
-                value=one.value,
-                reason=one.reason,
-            )
-            for one in report.reported[:RECORDS_SHOWN_MAX]
-        ),
-        broke_off=report.broke_off,
-        key=report.key,
-        report_key=report.report_key,
-        sha256=report.sha256,
-        size_bytes=report.size_bytes,
-        upstream_url=report.upstream_url,
-        request_id=report.request_id,
-        last_request_id=report.last_request_id,
-        seen=report.seen,
-        quarantined_at=report.quarantined_at,
-        last_seen_at=report.last_seen_at,
-    )
-
-
-HANDLERS = [files_in_quarantine]
+HANDLERS = [files_in_quarantine, retry_files_in_quarantine]

@@ -61,16 +61,22 @@ async def _found_in_quarantine(services: Running, request: dict[str, Any], upstr
         found = await services.store.get(failure["quarantine_key"])
         assert found is not None
         assert found.body == upstream.files[city, DATE]
-    code, listed = await run_json(services.settings, "quarantine", "list", "--from", DATE, "--country", "armenia")
+    quarantine = ("quarantine", "list", *api_of(services))
+    code, listed = await run_json(services.settings, *quarantine, "--from", DATE, "--to", DATE, "--country", "armenia")
     assert (code, [one["key"] for one in listed]) == (0, [failures[city]["quarantine_key"] for city in ("2", "3")])
-    code, out, _ = await tripfold(services.settings, "quarantine", "list")
+    code, out, _ = await tripfold(services.settings, *quarantine)
     assert (code, out.count(DATE)) == (0, 2), "what 'quarantine show' is to be given is not cut short"
-    code, shown = await run_json(services.settings, "quarantine", "show", DATE, "2")
+    code, shown = await run_json(services.settings, "quarantine", "show", DATE, "2", *api_of(services))
     assert (code, shown["bad_records"], shown["records"]) == (0, 1, 41)
     assert (shown["reported"][0]["field"], shown["reported"][0]["value"]) == ("passengers", "-1")
     files = (await services.client.get("/quarantine", params={"from": DATE, "to": DATE})).json()
     assert (files["total"], [file["city_id"] for file in files["files"]]) == (2, ["2", "3"])
     assert await services.store.get(keys.manifest(request_date(request), CityId("2"))) is None
+
+
+def api_of(services: Running) -> tuple[str, str]:
+    """Return the option that names the API."""
+    return "--api", str(services.client.base_url)
 
 
 def request_date(request: dict[str, Any]) -> Any:
@@ -80,8 +86,9 @@ def request_date(request: dict[str, Any]) -> Any:
 
 async def _retried(services: Running, request: dict[str, Any]) -> None:
     where = f"/process-requests/{request['id']}"
-    code, retried = await run_json(services.settings, "quarantine", "retry", DATE, "2")
-    assert (code, retried["asked"], retried["requests"]) == (0, [{"date": DATE, "city_id": "2"}], [request["id"]])
+    code, retried = await run_json(services.settings, "quarantine", "retry", DATE, "2", *api_of(services))
+    city = {"date": DATE, "city_id": "2", "city_name": "City 2", "request_id": request["id"]}
+    assert (code, retried) == (0, {"retried": [city], "skipped": []})
 
     async def failed(count: int) -> bool | None:
         counts = (await services.client.get(where)).json()["counts"]
@@ -98,8 +105,8 @@ async def _retried(services: Running, request: dict[str, Any]) -> None:
     assert (code, [(one["id"], one["status"]) for one in listed]) == (0, [(request["id"], "completed")])
     code, out, _ = await tripfold(services.settings, "requests", "list")
     assert (code, request["id"] in out) == (0, True), "what 'requests show' is to be given is not cut short"
-    code, retried = await run_json(services.settings, "quarantine", "retry", DATE)
-    assert (code, retried["asked"], len(retried["settled"])) == (0, [], 2)
+    code, retried = await run_json(services.settings, "quarantine", "retry", DATE, *api_of(services))
+    assert (code, retried["retried"], len(retried["skipped"])) == (0, [], 2)
 
 
 async def test_dead_letters_are_found_and_sent_back(settings: Settings) -> None:

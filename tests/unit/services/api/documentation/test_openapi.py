@@ -58,6 +58,7 @@ def test_every_operation_is_documented(document: dict[str, Any]) -> None:
         ("post", "/schedules/{name}/resume"),
         ("post", "/schedules/{name}/run"),
         ("get", "/quarantine"),
+        ("post", "/quarantine/retry"),
         ("delete", "/process-ranges/{range_id}"),
         ("get", "/country-stats"),
         ("get", "/country-stats/{country}/{date}"),

@@ -7,7 +7,7 @@ import datetime as dt
 import msgspec
 import pytest
 
-from services.api.routes.quarantine import RECORDS_SHOWN_MAX
+from services.api.quarantine.service import RECORDS_SHOWN_MAX
 from shared.domain import objects
 from shared.domain.objects import QuarantineReport
 from tests.fakes.api import DAY, Client, World, report_of, write_report
@@ -33,6 +33,19 @@ def test_refused_file_has_its_reason_and_bad_records(world: World, client: Clien
     assert file["reason"].startswith("record 1")
 
 
+def test_full_detail_has_all_reported_records(world: World, client: Client) -> None:
+    """With ``detail=full`` a file has every bad record of its report, and the headers of the upstream."""
+    write_report(world, report_of("7"))
+    (file,) = client.get("/quarantine?city=7&detail=full").json()["files"]
+    assert (len(file["reported"]), file["etag"], file["last_modified"]) == (12, '"v1"', None)
+
+
+def test_a_retry_without_a_file_is_not_found(client: Client) -> None:
+    """The response of a retry that matches no file is 404, and says where files are listed."""
+    response = client.post("/quarantine/retry?city=7")
+    assert (response.status_code, "GET /quarantine lists them" in response.json()["detail"]) == (404, True)
+
+
 def test_only_files_of_the_range_are_listed(world: World, client: Client) -> None:
     """Only files of the range are listed, by date, up to the limit, with their number."""
     dates = [DAY + dt.timedelta(days=days) for days in (-1, 0, 30, 31, 40)]
@@ -56,7 +69,16 @@ def test_report_deleted_after_its_listing_is_left_out(world: World, client: Clie
     assert client.get(f"/quarantine?from={DAY}&to={DAY}").json()["files"] == []
 
 
-@pytest.mark.parametrize("query", ["", "from=2024-05-02&to=2024-05-01", "from=2020-01-01&to=2024-05-01", "from=x&to=y"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "from=2024-05-01",
+        "to=2024-05-01",
+        "from=2024-05-02&to=2024-05-01",
+        "from=2020-01-01&to=2024-05-01",
+        "from=x&to=y",
+    ],
+)
 def test_invalid_range_is_refused(client: Client, query: str) -> None:
     """Dates that are missing, reversed, too many or invalid are refused as for the statistics."""
     assert client.get(f"/quarantine?{query}").status_code == 400
