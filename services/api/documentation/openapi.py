@@ -90,7 +90,9 @@ def _with_plain_schemas(document: Json) -> Json:
     enums = document["components"]["schemas"]
     defaults = {}
     for kind in (DateSelection, Source):
-        defaults[f"#/components/schemas/{kind.__name__}"] = enums[kind.__name__].pop("default", None)  # None: done before
+        defaults[f"#/components/schemas/{kind.__name__}"] = enums[kind.__name__].pop(
+            "default", None
+        )  # None: done before
         enums[kind.__name__]["description"] = " ".join((kind.__doc__ or "").split())
     for item in document["paths"].values():
         for operation in item.values():
