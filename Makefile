@@ -9,7 +9,7 @@ HISTORIES ?= 10000
 KUBERNETES := 1.30.0 1.37.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade test-client released lint-openapi fuzz chaos alert-drill histories mutations requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade test-client released lint-openapi fuzz chaos alert-drill histories mutations simulation requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -119,8 +119,13 @@ histories: $(VENV)/.dev ## Run 10,000 random histories against the oracle (HISTO
 	TRIPFOLD_HISTORIES=$(HISTORIES) $(if $(SEED),TRIPFOLD_HISTORIES_SEED=$(SEED)) \
 		$(BIN)/python -m pytest -n $(WORKERS) tests/fault/test_histories.py $(ARGS)
 
-mutations: $(VENV)/.dev ## Check that random histories find each deliberate bug (HISTORIES=1000: at most 1,000 for each)
-	TRIPFOLD_MUTATION_HISTORIES=$(HISTORIES) $(BIN)/python -m pytest -n $(WORKERS) tests/fault/test_mutations.py $(ARGS)
+mutations: $(VENV)/.dev ## Check that random histories and simulations find each deliberate bug (HISTORIES=1000: at most 1,000 for each)
+	TRIPFOLD_MUTATION_HISTORIES=$(HISTORIES) \
+		$(BIN)/python -m pytest -n $(WORKERS) tests/fault/test_mutations.py tests/simulation/test_simulation.py $(ARGS)
+
+simulation: $(VENV)/.dev ## Simulate processes, users and faults in virtual time (SECONDS=600 SEED=7; repeat one: SEED=7 ONE=1)
+	$(BIN)/python -m tests.simulation --workers $(WORKERS) \
+		$(if $(ONE),--histories 1,--seconds $(or $(SECONDS),600)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 requirements: ## Pin the requirements again, with hashes (needs uv)
 	uv pip compile -q $(COMPILE) -o requirements/runtime.txt

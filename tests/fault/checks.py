@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET
@@ -37,33 +37,48 @@ from shared.domain.tables import CITY_DAYS, COUNTRY_DAYS, TABLES, Row, city_rows
 from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
 from shared.runtime.parquet import TableReader
+from tests.fakes.log import MemoryLog
 from tests.fakes.oracle import ExpectedDay
+from tests.fakes.store import MemoryStore
 from tests.fault.world import GC_AGE, World
 
 
-def live_generation(world: World) -> int:
+class Checked(Protocol):
+    """A bucket and a log whose processes are at rest. ``resumed`` counts those that were paused in between."""
+
+    @property
+    def store(self) -> MemoryStore: ...
+
+    @property
+    def log(self) -> MemoryLog: ...
+
+    @property
+    def resumed(self) -> int: ...
+
+
+def live_generation(world: Checked) -> int:
     """Return the number of the live generation."""
     stored = world.store.objects.get(keys.CURRENT)
     return objects.decode(GenerationPointer, stored.body, keys.CURRENT).live if stored else 1
 
 
-def summaries(world: World) -> dict[str, bytes]:
+def summaries(world: Checked) -> dict[str, bytes]:
     """Return the bytes of every live summary, by what follows the generation in its key."""
     prefix = keys.summaries_of_generation(live_generation(world))
     return {key.removeprefix(prefix): body for key, body in world.store.bodies(prefix).items()}
 
 
-def live_summaries(world: World) -> list[Summary]:
+def live_summaries(world: Checked) -> list[Summary]:
     """Return every live summary."""
     return _stored(world, keys.summaries_of_generation(live_generation(world)), Summary)
 
 
-def manifests(world: World) -> list[Manifest]:
+def manifests(world: Checked) -> list[Manifest]:
     """Return every manifest."""
     return _stored(world, keys.MANIFESTS, Manifest)
 
 
-def requests(world: World) -> list[RequestRecord]:
+def requests(world: Checked) -> list[RequestRecord]:
     """Return the record of every request."""
     return _stored(world, keys.REQUESTS, RequestRecord)
 
@@ -187,7 +202,7 @@ def jobs_without_requests_of_their_own(world: World) -> list[str]:
     return wrong
 
 
-def unfinished(world: World) -> list[str]:
+def unfinished(world: Checked) -> list[str]:
     """Name the requests that have not ended."""
     return [
         f"{record.request_id} is {status_of(record).value}" for record in requests(world) if not status_of(record).ended
@@ -225,7 +240,7 @@ def _requests_against_the_oracle(world: World) -> list[str]:
     return wrong + unfinished(world)
 
 
-def summaries_against_manifests(world: World) -> list[str]:
+def summaries_against_manifests(world: Checked) -> list[str]:
     """Compare every ledger with the manifests, entry by entry in both directions."""
     ledgers: dict[tuple[str, str], object] = {
         (summary.country, city_id): (entry.revision, entry.contribution, entry.sha256)
@@ -244,7 +259,7 @@ def summaries_against_manifests(world: World) -> list[str]:
     ]
 
 
-def raw_objects_against_manifests(world: World) -> list[str]:
+def raw_objects_against_manifests(world: Checked) -> list[str]:
     wrong = []
     raw = world.store.bodies("raw/")
     for manifest in manifests(world):
@@ -288,7 +303,7 @@ def quarantine_against_requests(world: World) -> list[str]:
     return wrong
 
 
-def topics_against_the_bucket(world: World, *, dead_letters: int = 0) -> list[str]:
+def topics_against_the_bucket(world: Checked, *, dead_letters: int = 0) -> list[str]:
     """Compare the compacted topics, and a consumer that keeps the highest revision, with the bucket.
 
     Each poison record must be in the dead letters at least once, and no other record.
@@ -319,7 +334,7 @@ def topics_against_the_bucket(world: World, *, dead_letters: int = 0) -> list[st
     return wrong
 
 
-def decoded(world: World, topic: Topic) -> list[Event]:
+def decoded(world: Checked, topic: Topic) -> list[Event]:
     """Return the events of a topic without poison records."""
     return [event for event in map(event_of, world.log.records(topic)) if event is not None]
 
@@ -345,11 +360,11 @@ def _revision_of(event: Event) -> int:
 _Kind = TypeVar("_Kind", bound=objects.BucketObject)
 
 
-def _stored(world: World, prefix: str, kind: type[_Kind]) -> list[_Kind]:
+def _stored(world: Checked, prefix: str, kind: type[_Kind]) -> list[_Kind]:
     return [objects.decode(kind, body, key) for key, body in world.store.bodies(prefix).items()]
 
 
-def record_of(world: World, request_id: RequestId) -> RequestRecord:
+def record_of(world: Checked, request_id: RequestId) -> RequestRecord:
     """Return the record of a request."""
     key = keys.request(request_id)
     return objects.decode(RequestRecord, world.store.objects[key].body, key)

@@ -13,7 +13,6 @@ After a crash between them, all steps happen again.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import msgspec
@@ -68,10 +67,10 @@ class RequestProgressConsumer:
                 await self._fold_group(request_id, events)
 
         await run_all(fold_one(request_id, events) for request_id, events in groups.items())
-        now_s = time.monotonic()
+        now_s = self._retrier.now_s()
         # Events that arrive during the pause stay in Kafka and become the next batch.
         await self._retrier.pause(max(0.0, self._written_at_s + self._interval_s - now_s))
-        self._written_at_s = time.monotonic()
+        self._written_at_s = self._retrier.now_s()
 
     async def _fold_group(self, request_id: RequestId, events: Sequence[ProgressEvent]) -> None:
         key = keys.request(request_id)

@@ -1,0 +1,92 @@
+"""Promises about time, each broken on purpose, and a schedule whose simulation must notice it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from services.ingest.worker.city_day import CityDayIngest, CityResult
+from services.ingest.worker.stream_slots import Slots
+from shared.domain.events import IngestCity
+from shared.kafka import consumer
+from shared.runtime import retry
+from tests.fault import mutations
+from tests.simulation.steps import DATES, GOOD_FILES, Step
+
+FIRST = DATES[0]
+CITY = 1
+WITHDRAWN_FOR, CORRECTED = GOOD_FILES[CITY], GOOD_FILES[3]
+
+
+class TimeMutation(msgspec.Struct, frozen=True, kw_only=True):
+    """One broken promise: a patch, and schedules of which at least one shows it."""
+
+    name: str
+    patch: Callable[[pytest.MonkeyPatch], None]
+    schedules: tuple[tuple[Step, ...], ...]
+
+
+def deadline_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Let a worker wait for a file without end."""
+
+    async def patient(self: CityDayIngest, task: IngestCity, held: Slots) -> CityResult:
+        while True:
+            finished = await self._try_once(task, held)
+            if finished is not None:
+                return finished
+
+    patch.setattr(CityDayIngest, "_ingest", patient)
+
+
+def session_lost_early(patch: pytest.MonkeyPatch) -> None:
+    """Let consumers lose their partitions after a batch of five seconds, long before its deadline."""
+    patch.setattr(consumer, "POLL_INTERVAL_SLACK_S", -175.0)
+
+
+def no_backoff(patch: pytest.MonkeyPatch) -> None:
+    """Retry at once while the bucket is unavailable."""
+    patch.setattr(retry, "WAIT_FIRST_S", 0.0)
+
+
+def taken_back_while_paused(at_s: float, paused: str, other: str) -> tuple[Step, ...]:
+    """Pause a worker that has read a correction, until another has found that the upstream took the correction back."""
+    return (
+        Step(1.0, "request", (FIRST,)),
+        Step(30.0, "put_file", (CITY, FIRST, CORRECTED)),
+        Step(30.0, "request", (FIRST,)),
+        Step(at_s, "pause", (other, 40.0)),
+        Step(at_s, "pause", (paused, 100.0)),
+        Step(at_s + 1, "put_file", (CITY, FIRST, WITHDRAWN_FOR)),
+        Step(at_s + 5, "request", (FIRST,)),
+        Step(at_s + 150, "wait"),
+    )
+
+
+TIME_MUTATIONS = (
+    TimeMutation(
+        name="deadline ignored",
+        patch=deadline_ignored,
+        schedules=((Step(0.0, "upstream_trickles", (60.0,)), Step(1.0, "request", (FIRST,)), Step(70.0, "wait")),),
+    ),
+    TimeMutation(
+        name="session lost early",
+        patch=session_lost_early,
+        schedules=((Step(1.0, "request", (FIRST,)), Step(5.0, "slow", (300.0, 200.0)), Step(300.0, "wait")),),
+    ),
+    TimeMutation(
+        name="missing backoff",
+        patch=no_backoff,
+        schedules=((Step(1.0, "request", (FIRST,)), Step(4.0, "store_down", (10.0,)), Step(14.0, "wait")),),
+    ),
+    TimeMutation(
+        name="a write intent left by a check",
+        patch=mutations.unconfirmed,
+        schedules=tuple(
+            taken_back_while_paused(at_s, paused, other)
+            for at_s in (32.5, 32.0, 33.0, 31.5, 33.5)
+            for paused, other in (("worker-1", "worker-2"), ("worker-2", "worker-1"))
+        ),
+    ),
+)

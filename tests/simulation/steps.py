@@ -1,0 +1,87 @@
+"""The schedule of a simulation: what users, the upstream, operators and faults do, and when. A seed makes it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import random
+from collections.abc import Callable
+
+import msgspec
+
+from tests.fakes.builders import Trip
+from tests.simulation.upstream import File
+
+DATES = (dt.date(2024, 5, 1), dt.date(2024, 5, 2), dt.date(2024, 5, 31))
+CITIES = (1, 2, 3, 4)
+COUNTRIES = ("Armenia", "Brasil", "Chad")
+GOOD_FILES: tuple[tuple[Trip, ...], ...] = (
+    (),
+    (Trip(passengers=30, delay_ms=61_500), Trip(passengers=0, delay_ms=0, accident=True)),
+    (Trip(passengers=31, delay_ms=60_000),),
+    (Trip(passengers=7, delay_ms=1), Trip(passengers=8, delay_ms=2), Trip(passengers=9, delay_ms=3)),
+)
+BROKEN_FILE = b'[{"passengers":1}]'
+PROCESSES = ("planner-1", "planner-2", "worker-1", "worker-2", "aggregate-1", "aggregate-2")
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One step: its time in seconds after the start, the name of a method of `Simulation`, and its arguments."""
+
+    at_s: float
+    what: str
+    arguments: tuple[object, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.at_s:8.1f} s  {self.what}({', '.join(map(repr, self.arguments))})"
+
+
+def steps_of(seed: int, *, span_max_s: float = math.inf) -> list[Step]:
+    """Make the schedule of a seed. It spans half a minute to four hours."""
+    chance = random.Random(seed)
+    span_s = min(span_max_s, chance.choices((30.0, 120.0, 600.0, 3_600.0, 14_400.0), (4, 4, 4, 2, 1))[0])
+    steps = [Step(1.0, "request", (chance.choice(DATES),)), Step(span_s, "wait")]
+    for _ in range(chance.randint(3, 25)):
+        what = chance.choices(list(_MAKERS), [weight for weight, _ in _MAKERS.values()])[0]
+        _, arguments_of = _MAKERS[what]
+        at_s = round(chance.uniform(0, span_s), 1)
+        steps.append(Step(at_s, what, arguments_of(chance)))
+        if what in {"put_file", "list_city"} and chance.random() < 0.5:  # requested while it may still be taken back
+            steps.append(Step(at_s + round(chance.uniform(0, 5), 1), "request", (chance.choice(DATES),)))
+    return sorted(steps, key=lambda step: step.at_s)
+
+
+def _file(chance: random.Random) -> File:
+    return chance.choices([*GOOD_FILES, BROKEN_FILE, None], [4, 4, 4, 4, 1, 1])[0]
+
+
+def _short_or_long(chance: random.Random) -> float:
+    return round(chance.choice((chance.uniform(1, 30), chance.uniform(30, 1_200))), 1)
+
+
+_MAKERS: dict[str, tuple[int, Callable[[random.Random], tuple[object, ...]]]] = {
+    "request": (10, lambda chance: (chance.choice(DATES),)),
+    "put_file": (10, lambda chance: (chance.choice(CITIES), chance.choice(DATES), _file(chance))),
+    "list_city": (3, lambda chance: (chance.choice(CITIES), chance.choice((*COUNTRIES, None)))),
+    "break_list": (1, lambda chance: (_short_or_long(chance),)),
+    "cancel_request": (1, lambda _: ()),
+    "retry_request": (1, lambda _: ()),
+    "backfill": (2, lambda chance: (chance.choice(("upstream", "bucket")),)),
+    "cancel_backfill": (1, lambda _: ()),
+    "schedule": (1, lambda _: ()),
+    "rebuild": (1, lambda _: ()),
+    "store_down": (2, lambda chance: (_short_or_long(chance),)),
+    "kafka_down": (2, lambda chance: (_short_or_long(chance),)),
+    "upstream_down": (2, lambda chance: (_short_or_long(chance),)),
+    "upstream_fails": (2, lambda chance: (_short_or_long(chance),)),
+    "upstream_trickles": (1, lambda chance: (_short_or_long(chance),)),
+    "unlucky": (4, lambda chance: (_short_or_long(chance), chance.choice((0.02, 0.1, 0.3)))),
+    "slow": (2, lambda chance: (_short_or_long(chance), chance.choice((10.0, 100.0, 1_000.0)))),
+    "kill": (5, lambda chance: (chance.choice(PROCESSES), round(chance.uniform(0, 60), 1))),
+    "stop": (3, lambda chance: (chance.choice(PROCESSES), round(chance.uniform(0, 300), 1))),
+    "pause": (6, lambda chance: (chance.choice(PROCESSES), _short_or_long(chance))),
+    "cut_off": (2, lambda chance: (chance.choice(PROCESSES), _short_or_long(chance))),
+    "redeliver": (2, lambda chance: (chance.randint(1, 10),)),
+    "compact": (1, lambda _: ()),
+}
+"""Each kind of step: its weight, and what makes its arguments."""
