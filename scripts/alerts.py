@@ -195,6 +195,12 @@ ALERTS = (
         summary="The API cannot read a stored {{ $labels.kind }}",
     ),
     Alert(
+        name="TripfoldUncountedSummaries",
+        severity="ticket",
+        expr=grown(metrics.uncounted_summaries),
+        summary="The API noticed changed summaries late: {{ $value }}",
+    ),
+    Alert(
         name="TripfoldDeadLetters",
         severity="ticket",
         expr=grown(metrics.dead_letters, "topic"),

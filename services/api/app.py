@@ -46,6 +46,7 @@ from services.api.schedules.service import Schedules
 from services.api.statistics.cache import ResponseCache
 from services.api.statistics.completeness import Completeness
 from services.api.statistics.countries import CountryNames
+from services.api.statistics.index_check import IndexCheck
 from services.api.statistics.reader import SummaryReader
 from services.api.web.page import page_handlers
 from shared.domain.ids import utc_now
@@ -117,6 +118,7 @@ def assemble(
             background = [
                 asyncio.create_task(measure_loop_lag()),
                 asyncio.create_task(KeyFile(settings, access).watch()),
+                asyncio.create_task(IndexCheck(reader).run()),
             ]
             if settings.api_completeness_days:
                 completeness = Completeness(store, reader, days=settings.api_completeness_days, clock=clock)

@@ -6,7 +6,7 @@ cachetools raises for an entry larger than the whole cache; this cache does not 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 _Key = TypeVar("_Key")
@@ -24,6 +24,9 @@ class LruCache(Generic[_Key, _Value]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __iter__(self) -> Iterator[_Key]:
+        return iter(self._entries)
 
     def get(self, key: _Key) -> _Value | None:
         """Return the value of ``key``, or None. This counts as a use."""

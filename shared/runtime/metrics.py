@@ -211,6 +211,11 @@ recent_summaries = Gauge(
     ["state"],
     registry=API,
 )
+uncounted_summaries = Counter(
+    "tripfold_uncounted_summaries_total",
+    "Changed summaries that nobody counted in the change index, so that the API noticed them late",
+    registry=API,
+)
 newest_complete_date = Gauge(
     "tripfold_newest_complete_date_timestamp_seconds",
     "Start, in UTC, of the newest date whose country-days are all complete; 0 without one",

@@ -12,6 +12,7 @@ anything that follows from that version. The rules that keep the index exact:
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from collections import Counter
 from collections.abc import Iterable
@@ -21,6 +22,8 @@ from shared.domain.objects import ChangeCounters
 from shared.runtime.concurrency import SingleFlight
 from shared.storage.object_store import CasConflict, ObjectStore
 
+COUNTERS_AGE_MIN = dt.timedelta(days=1)
+"""gc deletes no younger counters, so that a reader that looks every hour has seen the last state of all."""
 GENERATIONS_MAX = 4
 """A process writes the live and the building generation. It counts one that it has forgotten in a new object."""
 

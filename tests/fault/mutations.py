@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from services.aggregate import consumer, summary_writer
 from services.aggregate import fold as pure_fold
-from services.aggregate.consumer import CityStatsConsumer
+from services.aggregate.consumer import CityStatsConsumer, _Folded
 from services.aggregate.fold import StatEvent, empty_summary
 from services.aggregate.replay import generations
 from services.aggregate.replay.rebuild import Rebuild, Rebuilt
 from services.aggregate.requests import fold
 from services.aggregate.requests.requeue import Requeue
 from services.aggregate.summary_writer import CachedSummary, SummaryWriter
+from services.api.statistics import listings
+from services.api.statistics.listings import IndexedListings, MonthListing, MonthListings, list_month
 from services.ingest.jobs import backfills as jobs_of_planner
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.errors import TransientUpstreamError
@@ -31,17 +35,28 @@ from services.ingest.worker.manifest import Place
 from shared.domain import events, keys, objects
 from shared.domain.events import CityDayRetracted, CityDayStats, Event, IngestCity, Outcome
 from shared.domain.ids import CityId, CountrySlug, RequestId, mint_request_id
-from shared.domain.objects import Backfill, GenerationPointer, LedgerEntry, Manifest, PastRevision, Plan, Summary
+from shared.domain.objects import (
+    Backfill,
+    ChangeCounters,
+    GenerationPointer,
+    LedgerEntry,
+    Manifest,
+    PastRevision,
+    Plan,
+    Summary,
+)
 from shared.domain.outbox import events_of_plan
 from shared.domain.topics import Topic
 from shared.kafka.consumer import DecodedRecord, decode_batch
 from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
+from shared.storage.change_index import _OwnCounters
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
 from shared.storage.repository import Versioned
 from tests.fakes.builders import UpstreamState
 from tests.fakes.faults import Break
+from tests.fakes.index_race import Race
 from tests.fakes.store import BreakableStore
 from tests.fakes.upstream import BreakableUpstream
 from tests.fault import job_scenarios, jobs, scenarios
@@ -51,6 +66,8 @@ from tests.fault.watcher import Watcher
 from tests.fault.world import DATE, Handler, Job, Process, RecordingStore, World
 from tripfold.operate import gc
 from tripfold.operate.gc import GcCandidate
+
+RACES = 300
 
 Proof = Callable[[type[World]], AsyncIterator[str]]
 
@@ -246,6 +263,69 @@ async def refusing_dead_letters(kind: type[World]) -> AsyncIterator[str]:
         dead_letters = {record.key for record in world.log.records(Topic.DEAD_LETTERS)}
         if dead_letters != {b"2024-05-01/poison"}:
             yield f"{how.value}: dead letters {dead_letters}"
+
+
+async def watching_the_aggregate(kind: type[World]) -> AsyncIterator[str]:
+    """Pause or crash the aggregate at each of its calls; a reader that has read before looks after every turn."""
+
+    async def corrected() -> tuple[World, Watcher]:
+        world = kind()
+        watcher = Watcher(world)
+        world.request(WHOLE)
+        await world.run_to_rest()
+        await watcher.look()
+        world.request(CORRECTION.state)
+        while await world.turn("planner") or await world.turn("worker"):
+            pass
+        return world, watcher
+
+    calm, _ = await corrected()
+    before = len(calm.port_calls.made)
+    while await calm.turn("aggregate"):
+        pass
+    for number, port_call in enumerate(calm.port_calls.made[before:]):
+        for how in (Break.PAUSE, Break.DIE_AFTER):
+            world, watcher = await corrected()
+            world.port_calls.break_after(number, how)
+            wrong = []
+            while await world.turn("aggregate"):
+                wrong += await watcher.complaints()
+            await world.resume_paused()
+            await world.run_to_rest()
+            for one in [*wrong, *await watcher.complaints(at_rest=True)]:
+                yield f"call {number} ({port_call.what}), {how.value}: {one}"
+
+
+async def flipping_under_the_aggregate(kind: type[World]) -> AsyncIterator[str]:
+    """Let a rebuild go live while an aggregate has read the pointer and not folded yet; a reader looks in between."""
+    for calls in range(job_scenarios.MANY_CALLS):
+        world = kind()
+        watcher = Watcher(world)
+        await job_scenarios.at_rest(world)
+        job = await world.rebuild(calls=calls)
+        ended = job.ended
+        world.request(job_scenarios.CORRECTION)
+        while await world.turn("planner") or await world.turn("worker"):
+            pass
+        world.port_calls.break_after(1, Break.PAUSE)
+        await world.turn("aggregate")
+        if not ended:
+            await job.resume()
+        wrong = await watcher.complaints()
+        await world.resume_paused()
+        wrong += await watcher.complaints()
+        await world.run_to_rest()
+        for one in [*wrong, *await watcher.complaints(at_rest=True)]:
+            yield f"a rebuild that was paused after {calls} calls goes live: {one}"
+        if ended:
+            return
+
+
+async def racing(_kind: type[World]) -> AsyncIterator[str]:
+    """Interleave writers, gc, an older build and a reader of the change index at random."""
+    for seed in range(RACES):
+        async for one in Race(random.Random(seed)).complaints():
+            yield f"race {seed}: {one}"
 
 
 # The broken promises.
@@ -622,6 +702,98 @@ def upstream_without_conditions(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(BreakableUpstream, "_chunks", cut)
 
 
+def published_before_counted(patch: pytest.MonkeyPatch) -> None:
+    """Let an aggregate publish summaries before it counts them."""
+
+    async def early(self: CityStatsConsumer, folded: Sequence[_Folded]) -> None:
+        for one in folded:
+            await self._publish(one)
+        await self._count(folded)
+
+    patch.setattr(CityStatsConsumer, "_count_and_publish", early)
+
+
+def unchanged_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """Let an aggregate count only the versions that it has written."""
+    fold = SummaryWriter.fold
+
+    async def once(self: SummaryWriter, generation: int, new: Sequence[StatEvent]) -> CachedSummary:
+        entry = await fold(self, generation, new)
+        entry.handled.counted = entry.handled.counted or not entry.written_here
+        return entry
+
+    patch.setattr(SummaryWriter, "fold", once)
+
+
+def building_not_counted(patch: pytest.MonkeyPatch) -> None:
+    """Let an aggregate count only the live generation."""
+    count = CityStatsConsumer._count
+
+    async def live_only(self: CityStatsConsumer, folded: Sequence[_Folded]) -> None:
+        for one in folded:
+            for generation, handled in one.handled.items():
+                handled.counted = handled.counted or generation != one.generation
+        await count(self, folded)
+
+    patch.setattr(CityStatsConsumer, "_count", live_only)
+
+
+def index_after_summaries(patch: pytest.MonkeyPatch) -> None:
+    """Let a reader look at the change index after it has listed a month."""
+
+    async def late(self: IndexedListings, month: str) -> MonthListing:
+        listing = await list_month(self._store, self._generation, month)
+        await self._look()
+        self._kept.keep(month, listings._Kept(self._looks, listing))
+        return listing
+
+    patch.setattr(IndexedListings, "_list", late)
+
+
+def blind_counters(patch: pytest.MonkeyPatch) -> None:
+    """Let a writer put its counters, whatever is stored."""
+
+    async def put(self: _OwnCounters) -> None:
+        counters = ChangeCounters(months=dict(sorted(self.months.items())))
+        await self._store.put(self.key, objects.encode(counters))
+
+    patch.setattr(_OwnCounters, "write", put)
+
+
+def vanished_counters_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Let a reader ignore that the counters of a writer are gone."""
+    look = IndexedListings._look
+
+    async def forgiving(self: IndexedListings) -> None:
+        before = self._all_moved
+        await look(self)
+        self._all_moved = before
+
+    patch.setattr(IndexedListings, "_look", forgiving)
+
+
+def switch_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Let a reader trust the change index, whatever the pointer says."""
+    indexed = MonthListings.indexed
+
+    def trusting(self: MonthListings, pointer: GenerationPointer) -> IndexedListings | None:
+        return indexed(self, msgspec.structs.replace(pointer, changes_counted_since=objects.EPOCH))
+
+    patch.setattr(MonthListings, "indexed", trusting)
+
+
+def switched_off_unnoticed(patch: pytest.MonkeyPatch) -> None:
+    """Let a reader keep its listings while the change index was off."""
+    indexed = MonthListings.indexed
+
+    def forgetful(self: MonthListings, pointer: GenerationPointer) -> IndexedListings | None:
+        if pointer.changes_counted_since is UNSET:
+            return None
+        return indexed(self, msgspec.structs.replace(pointer, changes_counted_since=objects.EPOCH))
+
+    patch.setattr(MonthListings, "indexed", forgetful)
+
+
 MUTATIONS = (
     Mutation(name="compare-and-swap dropped", kind=BlindSwap, proof=pausing_a_correction),
     Mutation(
@@ -669,4 +841,16 @@ MUTATIONS = (
         patch=upstream_without_conditions,
         proof=breaking("files break off twice before they come"),
     ),
+    Mutation(
+        name="a summary published before it is counted", patch=published_before_counted, proof=watching_the_aggregate
+    ),
+    Mutation(name="an unchanged summary not counted", patch=unchanged_not_counted, proof=watching_the_aggregate),
+    Mutation(
+        name="the building generation not counted", patch=building_not_counted, proof=flipping_under_the_aggregate
+    ),
+    Mutation(name="the change index listed after the summaries", patch=index_after_summaries, proof=racing),
+    Mutation(name="change counters written without a condition", patch=blind_counters, proof=racing),
+    Mutation(name="vanished change counters ignored", patch=vanished_counters_ignored, proof=racing),
+    Mutation(name="the switch of the change index ignored", patch=switch_ignored, proof=racing),
+    Mutation(name="listings kept while the change index was off", patch=switched_off_unnoticed, proof=racing),
 )

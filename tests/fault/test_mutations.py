@@ -16,10 +16,13 @@ from tests.fault.mutations import (
     Mutation,
     Proof,
     building_on_a_lost_response,
+    flipping_under_the_aggregate,
     losing_the_log,
+    racing,
     redelivering_everything,
     refusing_dead_letters,
     watching_progress,
+    watching_the_aggregate,
 )
 from tests.fault.world import World
 
@@ -46,7 +49,16 @@ async def test_each_mutation_is_detected(mutation: Mutation, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     "proof",
-    [redelivering_everything, watching_progress, building_on_a_lost_response, refusing_dead_letters, losing_the_log],
+    [
+        redelivering_everything,
+        watching_progress,
+        building_on_a_lost_response,
+        refusing_dead_letters,
+        losing_the_log,
+        racing,
+        watching_the_aggregate,
+        flipping_under_the_aggregate,
+    ],
 )
 async def test_runs_written_for_mutations_pass_without_one(proof: Proof) -> None:
     """The runs that were written only for mutations pass without a mutation."""

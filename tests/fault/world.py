@@ -40,7 +40,16 @@ from shared.domain.backfills import new_backfill
 from shared.domain.errors import OperatorError
 from shared.domain.events import Background, ProcessRequested
 from shared.domain.ids import RequestId, derive_request_id
-from shared.domain.objects import Backfill, Manifest, Plan, RequestRecord, Schedule, ScheduledRun
+from shared.domain.objects import (
+    Backfill,
+    GenerationPointer,
+    Manifest,
+    Plan,
+    RequestRecord,
+    Schedule,
+    ScheduledRun,
+    Summary,
+)
 from shared.domain.requests import request_event
 from shared.domain.schedules import new_schedule
 from shared.domain.topics import Topic
@@ -201,7 +210,7 @@ class Job(ProcessLife):
 
 
 class RecordingStore(MemoryStore):
-    """A MemoryStore that records every manifest and plan, and each manifest written before its raw object.
+    """A MemoryStore that records every manifest, plan and summary, and each manifest written before its raw object.
 
     A write that only adds or removes a write intent is not recorded.
     """
@@ -210,6 +219,7 @@ class RecordingStore(MemoryStore):
         super().__init__(clock, part_bytes=part_bytes)
         self.manifests: list[Manifest] = []
         self.plans: list[Plan] = []
+        self.summaries: list[Summary] = []
         self.early_manifests: list[str] = []
 
     def write(self, key: str, body: bytes) -> str:
@@ -218,6 +228,8 @@ class RecordingStore(MemoryStore):
             self.early_manifests += [key] if manifest.raw_key not in self.objects else []
         elif key.startswith(keys.PLANS) and (plan := self._changed(Plan, key, body)):
             self.plans.append(plan)
+        elif key.startswith(keys.SUMMARIES):
+            self.summaries.append(objects.decode(Summary, body, key))
         return super().write(key, body)
 
     def _changed(self, kind: type[_Intended], key: str, body: bytes) -> _Intended | None:
@@ -245,6 +257,7 @@ class World:
     ) -> None:
         self.clock = Clock(dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC))
         self.store = self.make_store()
+        self.store.write(keys.CURRENT, objects.encode(GenerationPointer(changes_counted_since=self.clock())))
         self._etags = etags
         self.log = MemoryLog()
         self.upstream = MemoryUpstream(chunk_bytes=chunk_bytes, etags=etags)

@@ -220,7 +220,7 @@ class Scene:
     async def _read(self, process: Process) -> None:
         for _ in range(2):
             reader = SummaryReader(GatedStore(self.bucket.store, process), cache_bytes=10_000)
-            heads = (await reader.read(DateRange(DAY, DAY))).heads or []
+            heads = (await reader.read(DateRange(DAY, DAY))).heads
             self.versions.append(sum(head.version for head in heads))
 
     async def live_summary(self) -> Summary:

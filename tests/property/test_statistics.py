@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from services.api.http.date_range import DateRange
 from services.api.middleware.legacy_query import repaired_query
-from services.api.statistics.model import country_stats
+from services.api.statistics import formats
+from services.api.statistics.model import CountryStats, month_stats
 from shared.domain.contribution import Contribution, average_delay_s, round_half_even
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import SummaryHead
@@ -66,6 +67,20 @@ def ranges(draw: st.DrawFn) -> DateRange:
     return DateRange(first, last)
 
 
+def country_stats(drawn: list[SummaryHead], days: DateRange, *, detailed: bool) -> CountryStats:
+    """Return the statistics of heads as a client reads them from JSON, made month by month."""
+    months = [
+        formats.encode_month(
+            month_stats([head for head in drawn if head.date in part], part, detailed=detailed),
+            formats.JSON,
+            detailed=detailed,
+        )
+        for _, part in days.by_month()
+    ]
+    parts = formats.encoded_parts(months, formats.JSON, detailed=detailed)
+    return msgspec.json.decode(b"".join(parts), type=CountryStats)
+
+
 @given(st.integers(), st.integers(min_value=1))
 def test_averages_round_exactly(numerator: int, denominator: int) -> None:
     """Rounding matches exact fractions: to the nearest, and a tie to the even number."""
@@ -92,7 +107,7 @@ def test_the_written_average_is_exact(delay_total_ms: int, trips: int) -> None:
 def test_a_country_with_data_has_every_day_of_the_range(drawn: list[SummaryHead], days: DateRange) -> None:
     """A country is listed if it has data on any day of the range, with every day of it; all is sorted."""
     inside = [head for head in drawn if head.date in days]
-    stats = dict(country_stats(inside, days, detailed=False))
+    stats = country_stats(inside, days, detailed=False)
     assert list(stats) == sorted({head.country for head in inside if head.has_data})
     for of_country in stats.values():
         assert list(of_country) == [date.isoformat() for date in days.dates()]
@@ -102,7 +117,7 @@ def test_a_country_with_data_has_every_day_of_the_range(drawn: list[SummaryHead]
 def test_daily_figures_add_up_to_the_totals(drawn: list[SummaryHead], days: DateRange) -> None:
     """The figures of all days add up to the totals of all heads, and accidents are shown where there are any."""
     inside = [head for head in drawn if head.date in days]
-    stats = dict(country_stats(inside, days, detailed=True))
+    stats = country_stats(inside, days, detailed=True)
     shown = [day for of_country in stats.values() for day in of_country.values()]
     assert sum(day.bus_count for day in shown) == sum(head.totals.trips for head in inside)
     assert sum(day.passenger_count for day in shown) == sum(head.totals.passengers for head in inside)
@@ -117,8 +132,8 @@ def test_the_response_does_not_depend_on_the_order_of_heads(
     inside = [head for head in drawn if head.date in days]
     shuffled = chance.sample(inside, len(inside))
     for detailed in (False, True):
-        assert msgspec.json.encode(dict(country_stats(shuffled, days, detailed=detailed))) == msgspec.json.encode(
-            dict(country_stats(inside, days, detailed=detailed))
+        assert msgspec.json.encode(country_stats(shuffled, days, detailed=detailed)) == msgspec.json.encode(
+            country_stats(inside, days, detailed=detailed)
         )
 
 
@@ -126,8 +141,8 @@ def test_the_response_does_not_depend_on_the_order_of_heads(
 def test_detail_full_adds_to_the_brief_response(drawn: list[SummaryHead], days: DateRange) -> None:
     """The brief response is the detailed one without details and without countries that are only planned."""
     inside = [head for head in drawn if head.date in days]
-    brief = msgspec.to_builtins(dict(country_stats(inside, days, detailed=False)))
-    full = msgspec.to_builtins(dict(country_stats(inside, days, detailed=True)))
+    brief = msgspec.to_builtins(country_stats(inside, days, detailed=False))
+    full = msgspec.to_builtins(country_stats(inside, days, detailed=True))
     assert brief == {
         country: {
             date: {name: day[name] for name in ("bus_count", "passenger_count", "exist_accident", "average_delay_s")}
@@ -143,7 +158,10 @@ def test_a_range_has_its_days_and_months(days: DateRange) -> None:
     """A range has its days in order, and exactly their months."""
     drawn = list(days.dates())
     assert (drawn[0], drawn[-1], len(drawn)) == (days.first, days.last, days.days)
-    assert list(days.months()) == sorted({date.isoformat()[:7] for date in drawn})
+    months = dict(days.by_month())
+    assert days.months() == list(months) == sorted({date.isoformat()[:7] for date in drawn})
+    assert [date for part in months.values() for date in part.dates()] == drawn
+    assert all(date.isoformat()[:7] == month for month, part in months.items() for date in part.dates())
     assert all(date in days for date in drawn)
     assert days.first - dt.timedelta(days=1) not in days
     assert days.last + dt.timedelta(days=1) not in days

@@ -13,8 +13,8 @@ A quarantined file has an age of its own, which begins again when the file is re
 first, so no report is about a missing file; then the raw object. If gc crashes between the two, and the city-day has no
 manifest, the raw object stays.
 
-Every process that writes summaries leaves its change counters. Those that have not grown for a long time are deleted. A
-process that still runs creates its counters again, and a reader that misses counters lists every month.
+Every process that writes summaries leaves its change counters. Those that have not grown for that age, and for a day,
+are deleted. A process that still runs creates its counters again, and a reader that misses counters lists every month.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from shared.domain import keys
 from shared.domain.errors import OperatorError
 from shared.domain.ids import CityId
 from shared.domain.objects import CorruptObject, Manifest
+from shared.storage.change_index import COUNTERS_AGE_MIN
 from shared.storage.object_store import AdminObjectStore, ObjectInfo, ObjectStore
 from shared.storage.repository import Repository
 from tripfold.console import Records
@@ -153,7 +154,11 @@ async def collect_garbage(
     require_longer(quarantine_older_than, deadline_s)
     now = await store.now()
     before = now - older_than
-    scans = [_old_raw_objects(store, before), _stale_attempts(store, before), _old_counters(store, before)]
+    scans = [
+        _old_raw_objects(store, before),
+        _stale_attempts(store, before),
+        _old_counters(store, min(before, now - COUNTERS_AGE_MIN)),
+    ]
     if quarantine_older_than is not None:
         scans.append(_old_quarantine(store, now - quarantine_older_than))
     for scan in scans:

@@ -79,7 +79,7 @@ class CompletenessReader:
         """Return how complete the dates of a range are, by country."""
         async with deadline(READING_DEADLINE_S, f"Reading the completeness from {days.first} to {days.last}"):
             reading = await self._summaries.read(days)
-            heads = reading.heads or []
+            heads = reading.heads
             plans = await self._listed(keys.PLANS, keys.plan, days)
             active = await self._listed(keys.ACTIVE_REQUESTS, keys.active_requests, days)
             complete = {head.date for head in heads if head.complete}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping
 from typing import NewType
@@ -9,6 +10,7 @@ from typing import NewType
 import msgspec
 
 from services.api.http.errors import InvalidParameter, InvalidRequest
+from shared.domain import keys
 from shared.runtime.settings import PREFIX
 
 DaysMax = NewType("DaysMax", int)
@@ -33,10 +35,20 @@ class DateRange(msgspec.Struct, frozen=True):
         """Yield the days in order."""
         return (self.first + dt.timedelta(days=index) for index in range(self.days))
 
-    def months(self) -> Iterator[str]:
-        """Yield the months of the days in order, as ``YYYY-MM``."""
-        months = range(self.first.year * 12 + self.first.month - 1, self.last.year * 12 + self.last.month)
-        return (f"{month // 12:04d}-{month % 12 + 1:02d}" for month in months)
+    def months(self) -> list[str]:
+        """Return the months of the days in order, as ``YYYY-MM``."""
+        return [month for month, _ in self.by_month()]
+
+    def by_month(self) -> Iterator[tuple[str, DateRange]]:
+        """Yield the months of the days in order, as ``YYYY-MM``, each with its days of the range."""
+        first = self.first
+        while first <= self.last:
+            last_of_month = first.replace(day=calendar.monthrange(first.year, first.month)[1])
+            last = min(self.last, last_of_month)
+            yield keys.month_of(first), DateRange(first, last)
+            if last == dt.date.max:
+                return
+            first = last + dt.timedelta(days=1)
 
 
 class ProcessableDates(msgspec.Struct, frozen=True):

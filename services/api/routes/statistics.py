@@ -18,7 +18,7 @@ from litestar.params import PathParameter, QueryParameter, SkipValidation
 from litestar.response import Stream
 
 from services.api.documentation import examples
-from services.api.http.date_range import DaysMax, date_range
+from services.api.http.date_range import DateRange, DaysMax, date_range
 from services.api.http.errors import NotFound, quoted
 from services.api.http.etag import matches, strong_etag
 from services.api.http.negotiation import content_coding, media_type
@@ -28,11 +28,13 @@ from services.api.http.unreadable import RequestedObjectUnreadable, unreadable_h
 from services.api.middleware.compression import CODINGS, IDENTITY, compress_parts
 from services.api.middleware.legacy_query import LegacyQuery
 from services.api.statistics import formats
-from services.api.statistics.cache import Body, ResponseCache, iterate_in_thread
+from services.api.statistics.cache import Body, EncodedMonths, ResponseCache, iterate_in_thread
 from services.api.statistics.countries import CountryNames
+from services.api.statistics.formats import EncodedMonth
 from services.api.statistics.ledger import Ledger, ledger_of, needs_names, page_of, parse_date
-from services.api.statistics.model import CountryStats, country_stats
-from services.api.statistics.reader import SummaryReader
+from services.api.statistics.listings import MonthPart
+from services.api.statistics.model import CountryStats, month_stats
+from services.api.statistics.reader import MonthReading, Reading, SummaryReader
 from shared.runtime import metrics
 
 LEDGER_CITIES_MAX = 1_000
@@ -137,7 +139,9 @@ async def statistics_by_country(
     query = (days.first.isoformat(), days.last.isoformat(), slug or "", detail or "")
     if_none_match = request.headers.get("if-none-match", "")
 
+    detailed = detail == "full"
     body: Body | None = None
+    months = _MonthsOfResponse(response_cache.months, form, detailed=detailed)
 
     def etag_of(tag: str) -> str:
         return strong_etag([formats.VERSION, *query, form, coding, tag])
@@ -147,10 +151,10 @@ async def statistics_by_country(
         body = response_cache.find(etag_of(tag))
         return listed and (body is not None or matches(if_none_match, etag_of(tag)))
 
-    reading = await reader.read(days, slug, tag_suffices=tag_suffices)
+    reading = await reader.read(days, slug, tag_suffices=tag_suffices, month_suffices=months.suffices)
     if reading.unreadable and slug is not None and days.days == 1:
         raise RequestedObjectUnreadable(reading.unreadable[0])
-    if not listed and not reading.heads and not reading.unreadable:
+    if not listed and not reading.country_days:
         raise await countries.unknown(country or "")
     etag = etag_of(reading.tag)
     headers = {
@@ -163,20 +167,47 @@ async def statistics_by_country(
         return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
 
     headers |= {} if coding == IDENTITY else {"Content-Encoding": coding}
-    if reading.heads is not None:
+    if reading.months is not None:
         body = response_cache.find(etag)  # another client may have started it since
     content_type = formats.content_type(form)
     if body is not None:
         metrics.count_lookups("responses", hits=1)
         return Stream(body.parts(), media_type=content_type, headers=headers | _length_of(body))
-    detailed = detail == "full"
-    stats = country_stats(reading.heads or [], days, detailed=detailed, unreadable=reading.unreadable)
-    parts = compress_parts(formats.encoded_parts(stats, form, detailed=detailed), coding)
+    parts = compress_parts(months.parts(reading), coding)
     day_bytes = formats.estimated_day_bytes(detailed=detailed, compressed=coding != IDENTITY)
-    content = await _content_of(response_cache, etag, parts, country_days=len(reading.heads or []), day_bytes=day_bytes)
+    content = await _content_of(response_cache, etag, parts, country_days=reading.country_days, day_bytes=day_bytes)
     if isinstance(content, bytes):
         return Response(content, media_type=content_type, headers=headers)
     return Stream(content, media_type=content_type, headers=headers)
+
+
+class _MonthsOfResponse:
+    """The encoded months of one response. Those that it does not find in the cache are encoded when it is made."""
+
+    def __init__(self, cache: EncodedMonths, form: str, *, detailed: bool) -> None:
+        self._cache = cache
+        self._form = form
+        self._detailed = detailed
+        self._found: dict[DateRange, EncodedMonth] = {}
+
+    def suffices(self, part: MonthPart) -> bool:
+        """Return whether the encoded month is in the cache, so that nobody needs its heads."""
+        found = self._cache.get((part.tag, part.days, self._form, self._detailed))
+        if found is not None:
+            self._found[part.days] = found
+        return found is not None
+
+    def parts(self, reading: Reading) -> Iterator[bytes]:
+        """Yield the response. Months of a long response are kept."""
+        months = [self._found.get(month.days) or self._encode(month) for month in reading.months or ()]
+        if reading.country_days > BUFFERED_COUNTRY_DAYS_MAX:
+            for month, encoded in zip(reading.months or (), months, strict=True):
+                self._cache.keep((month.tag, month.days, self._form, self._detailed), encoded)
+        yield from formats.encoded_parts(months, self._form, detailed=self._detailed)
+
+    def _encode(self, month: MonthReading) -> EncodedMonth:
+        stats = month_stats(month.heads or (), month.days, detailed=self._detailed, unreadable=month.unreadable)
+        return formats.encode_month(stats, self._form, detailed=self._detailed)
 
 
 async def _content_of(

@@ -1,4 +1,4 @@
-"""Caches of the statistics: heads of summaries, and response bodies.
+"""Caches of the statistics: heads of summaries, encoded months, and response bodies.
 
 Nothing here is ever stale. Each query computes its strong ETag from a fresh listing of S3, and the ETag names the exact
 bytes. A cached body under this ETag equals a new one. Entries leave a cache only when it is full.
@@ -7,11 +7,17 @@ bytes. A cached body under this ETag equals a new one. Entries leave a cache onl
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 
+from services.api.http.date_range import DateRange
+from services.api.statistics.formats import EncodedMonth
 from shared.domain.objects import SummaryHead
 from shared.runtime.lru import LruCache
+
+EncodedMonthKey = tuple[str, DateRange, str, bool]
+"""The tag of a month, its days, the media type, and whether it is detailed."""
 
 ENTRY_OVERHEAD_BYTES = 750  # the measured memory of a head beside the characters of its key and ETag
 
@@ -66,7 +72,9 @@ class Body:
 
 
 class ResponseCache:
-    """The most recently used bodies. A body that is being made counts with its expected size, and is never evicted.
+    """The most recently used bodies, and as many bytes of the encoded months that they are made of.
+
+    A body that is being made counts with its expected size, and is never evicted.
 
     So LruCache, whose entries have their size when they come and may all be evicted, does not fit.
     """
@@ -76,6 +84,7 @@ class ResponseCache:
         self._bodies: OrderedDict[str, Body] = OrderedDict()
         self._expected_bytes: dict[str, int] = {}
         self._making: set[asyncio.Task[None]] = set()
+        self.months = EncodedMonths(bytes_max)
 
     def find(self, etag: str) -> Body | None:
         """Return the body under an ETag, or None."""
@@ -115,6 +124,27 @@ async def iterate_in_thread(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
     """Yield parts that a thread makes, because each takes long enough to block the event loop."""
     while (part := await asyncio.to_thread(next, parts, None)) is not None:
         yield part
+
+
+class EncodedMonths:
+    """The most recently used encoded months, by their tag, days, media type and detail.
+
+    A response that changed is made from those that did not. Threads that make responses share it.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._months: LruCache[EncodedMonthKey, EncodedMonth] = LruCache(bytes_max, lambda _, month: month.size_bytes)
+        self._lock = threading.Lock()
+
+    def get(self, key: EncodedMonthKey) -> EncodedMonth | None:
+        """Return an encoded month, or None."""
+        with self._lock:
+            return self._months.get(key)
+
+    def keep(self, key: EncodedMonthKey, month: EncodedMonth) -> None:
+        """Store an encoded month."""
+        with self._lock:
+            self._months.keep(key, month)
 
 
 class HeadCache:

@@ -90,7 +90,7 @@ def states_of(planned: Planned, reading: Reading) -> dict[CountryDay, SummarySta
     """Return the state of each country-day that is planned or has a summary."""
     expected = {(date, country) for date, countries in planned.items() for country in countries or ()}
     states: dict[CountryDay, SummaryState] = dict.fromkeys(expected, "missing")
-    for head in reading.heads or ():
+    for head in reading.heads:
         states[head.date, head.country] = "complete" if head.complete else "incomplete"
     for one in reading.unreadable:
         country_day = keys.parse_summary(one.key)

@@ -1,14 +1,16 @@
-"""Encodes statistics as JSON, NDJSON or CSV, in a part for each country. Pure."""
+"""Encodes statistics as JSON, NDJSON or CSV: each month by country, then the response from its months. Pure."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
-from services.api.statistics.model import CountryDays, DayStats
+from services.api.http.date_range import DateRange
+from services.api.statistics.model import DayStats, MonthStats, days_without_data
 
 VERSION = "3"  # part of every ETag: increase it when the encoding of the same numbers changes
 
@@ -17,17 +19,60 @@ NDJSON = "application/x-ndjson"
 CSV = "text/csv"
 MEDIA_TYPES = (JSON, NDJSON, CSV)
 
+COUNTRY_BYTES = 200  # the memory of an encoded country-month beside its bytes
+
 _FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
 _PLAIN = ("bus_count", "passenger_count", "exist_accident", "average_delay_s")
 
 
-def encoded_parts(countries: Iterable[CountryDays], media_type: str, *, detailed: bool) -> Iterator[bytes]:
-    """Encode statistics in one of MEDIA_TYPES, country by country. NDJSON and CSV have a line for each country-day."""
-    if media_type == NDJSON:
-        return _ndjson(countries)
+class EncodedMonth(NamedTuple):
+    """The encoded statistics of some days of a month, by country. Equal tags of the month mean equal bytes."""
+
+    days: DateRange
+    shown: frozenset[str]
+    names: dict[str, str]
+    by_country: dict[str, bytes]
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory that it takes."""
+        return sum(COUNTRY_BYTES + len(encoded) for encoded in self.by_country.values())
+
+
+def encode_month(stats: MonthStats, media_type: str, *, detailed: bool) -> EncodedMonth:
+    """Encode the statistics of a month in one of MEDIA_TYPES."""
+    encoded = {
+        country: _encode_days(country, days, media_type, detailed=detailed)
+        for country, days in stats.by_country.items()
+    }
+    return EncodedMonth(stats.days, stats.shown, stats.names, encoded)
+
+
+def encoded_parts(months: Sequence[EncodedMonth], media_type: str, *, detailed: bool) -> Iterator[bytes]:
+    """Join encoded months to a response, country by country. NDJSON and CSV have a line for each country-day.
+
+    A country that any month shows has every day of every month.
+    """
+    names = {country: name for month in months for country, name in month.names.items()}
     if media_type == CSV:
-        return _csv(countries, detailed=detailed)
-    return _json(countries)
+        yield _rows([["country", "date", *_fields(detailed=detailed)]])
+    before = b"{"
+    for country in sorted(frozenset[str]().union(*(month.shown for month in months))):
+        parts = []
+        for month in months:
+            part = month.by_country.get(country)
+            if part is None:
+                name = names.get(country, country)
+                empty = days_without_data(month.days, detailed=detailed, country_name=name)
+                part = _encode_days(country, empty, media_type, detailed=detailed)
+            parts.append(part)
+        if media_type == JSON:
+            yield b"%b%b:{%b}" % (before, msgspec.json.encode(country), b",".join(filter(None, parts)))
+            before = b","
+        else:
+            yield b"".join(parts)
+    if media_type == JSON:
+        yield b"{}" if before == b"{" else b"}"
 
 
 def content_type(media_type: str) -> str:
@@ -41,40 +86,26 @@ def estimated_day_bytes(*, detailed: bool, compressed: bool) -> int:
     return plain_bytes // 3 if compressed else plain_bytes
 
 
-def _json(countries: Iterable[CountryDays]) -> Iterator[bytes]:
-    before = b"{"
-    for country, days in countries:
-        yield before + msgspec.json.encode(country) + b":" + msgspec.json.encode(days)
-        before = b","
-    yield b"{}" if before == b"{" else b"}"
-
-
-def _ndjson(countries: Iterable[CountryDays]) -> Iterator[bytes]:
-    encode = msgspec.json.Encoder().encode
-    for country, days in countries:
+def _encode_days(country: str, days: Mapping[str, DayStats], media_type: str, *, detailed: bool) -> bytes:
+    if media_type == JSON:
+        return msgspec.json.encode(days)[1:-1]
+    if media_type == NDJSON:
+        encode = msgspec.json.encode
         begin = b'{"country":%b,"date":' % encode(country)
-        yield b"".join(b"%b%b,%b\n" % (begin, encode(date), encode(day)[1:]) for date, day in days.items())
+        return b"".join(b"%b%b,%b\n" % (begin, encode(date), encode(day)[1:]) for date, day in days.items())
+    fields = _fields(detailed=detailed)
+    lines = ({"country": country, "date": date, **msgspec.to_builtins(day)} for date, day in days.items())
+    return _rows([line["country"], line["date"], *(_cell(line[field]) for field in fields)] for line in lines)
 
 
-def _csv(countries: Iterable[CountryDays], *, detailed: bool) -> Iterator[bytes]:
-    fields = DayStats.__struct_fields__ if detailed else _PLAIN
-    yield _rows([["country", "date", *fields]])
-    for country in countries:
-        yield _rows(
-            [line["country"], line["date"], *(_cell(line[field]) for field in fields)] for line in _lines(country)
-        )
+def _fields(*, detailed: bool) -> tuple[str, ...]:
+    return DayStats.__struct_fields__ if detailed else _PLAIN
 
 
 def _rows(rows: Iterable[Iterable[object]]) -> bytes:
     text = io.StringIO()
     csv.writer(text).writerows(rows)  # RFC 4180: commas, double quotes, lines that end in CRLF
     return text.getvalue().encode()
-
-
-def _lines(country_days: CountryDays) -> Iterator[dict[str, object]]:
-    country, days = country_days
-    for date, day in days.items():
-        yield {"country": country, "date": date, **msgspec.to_builtins(day)}
 
 
 def _cell(value: object) -> object:

@@ -6,8 +6,8 @@ All arithmetic before the last step uses integers: sums are exact, and an averag
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -16,7 +16,6 @@ from services.api.http.date_range import DateRange
 from services.api.http.unreadable import UnreadableObject
 from shared.domain import keys
 from shared.domain.contribution import NOTHING, average_delay_s
-from shared.domain.ids import CountrySlug
 from shared.domain.objects import Summary, SummaryHead
 
 _BUS_COUNT = "Departures of the day: trips, not vehicles. A bus that drives ten trips counts ten times."
@@ -83,47 +82,63 @@ class DayStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 CountryStats = dict[str, dict[str, DayStats]]
-CountryDays = tuple[str, dict[str, DayStats]]
 
 
-def country_stats(
+class MonthStats(NamedTuple):
+    """The statistics of some days of a month: for each country with a summary, every one of the days.
+
+    ``shown`` are the countries that a response shows because of this month. ``names`` has their latest names.
+    """
+
+    days: DateRange
+    shown: frozenset[str]
+    names: dict[str, str]
+    by_country: dict[str, dict[str, DayStats]]
+
+
+def month_stats(
     heads: Iterable[SummaryHead],
     days: DateRange,
     *,
     detailed: bool,
     unreadable: Iterable[UnreadableObject] = (),
-) -> Iterator[CountryDays]:
-    """Sort heads by country and date, and yield the days of each country.
+) -> MonthStats:
+    """Return the statistics of some days of a month from the heads of its summaries.
 
-    A country with data on any day of the range has every day of it; other countries are left out. ``detailed`` also
-    includes countries with a planned or unreadable day. Otherwise, unreadable days are left out.
+    A country with data on any day is shown; other countries are left out. ``detailed`` also shows countries with a
+    planned or unreadable day. Otherwise, unreadable days are left out.
     """
-    by_country: dict[CountrySlug, dict[dt.date, SummaryHead]] = {}
-    shown = set()
+    by_country: dict[str, dict[dt.date, SummaryHead]] = {}
+    shown: set[str] = set()
     for head in heads:
         by_country.setdefault(head.country, {})[head.date] = head
         if head.has_data or (detailed and head.cities_expected):
             shown.add(head.country)
-    damaged: dict[CountrySlug, dict[str, str]] = {}
+    damaged: dict[str, dict[dt.date, str]] = {}
     for one in unreadable:
         named = keys.parse_summary(one.key)
         if named is not None:
-            damaged.setdefault(named[1], {})[named[0].isoformat()] = one.reason
+            damaged.setdefault(named[1], {})[named[0]] = one.reason
     dates = [(date, date.isoformat()) for date in days.dates()]
-    for country in sorted(shown | damaged.keys() if detailed else shown):
-        of_country = by_country.get(country, {})
-        reasons = damaged.get(country, {})
+    names = {country: of_country[max(of_country)].country_name for country, of_country in by_country.items()}
+    statistics: dict[str, dict[str, DayStats]] = {}
+    for country in by_country.keys() | damaged.keys():
+        of_country, reasons = by_country.get(country, {}), damaged.get(country, {})
         if detailed:
-            name = of_country[max(of_country)].country_name if of_country else country
-            yield (
-                country,
-                {
-                    text: day_detail(of_country.get(date), country_name=name, unreadable=reasons.get(text))
-                    for date, text in dates
-                },
-            )
+            name = names.get(country, country)
+            statistics[country] = {
+                text: day_detail(of_country.get(date), country_name=name, unreadable=reasons.get(date))
+                for date, text in dates
+            }
         else:
-            yield country, {text: day_stats(of_country.get(date)) for date, text in dates if text not in reasons}
+            statistics[country] = {text: day_stats(of_country.get(date)) for date, text in dates if date not in reasons}
+    return MonthStats(days, frozenset(shown | damaged.keys() if detailed else shown), names, statistics)
+
+
+def days_without_data(days: DateRange, *, detailed: bool, country_name: str) -> dict[str, DayStats]:
+    """Return the statistics of days of which a country has no summary."""
+    day = day_detail(None, country_name=country_name) if detailed else _NO_DATA
+    return {date.isoformat(): day for date in days.dates()}
 
 
 def day_stats(head: SummaryHead | None) -> DayStats:

@@ -1,10 +1,11 @@
 """Reads summaries: the heads of a range of dates, and the ledger of one country-day.
 
-- **Fresh.** Every response comes from a fresh listing. Only summaries whose ETag is not cached are fetched.
-- **Shared.** Concurrent queries share listings, selections from them, and fetches. A shared listing begins after each
-  query that uses it.
-- **One generation.** The pointer to the live generation is read before and after. If a rebuild moved it in between, the
-  read starts again.
+- **Fresh.** Every response comes from listings that are current (`listings`). Only summaries whose ETag is not cached
+  are fetched.
+- **Shared.** Concurrent queries share looks at the change index, listings, selections from them, and fetches. A shared
+  look or listing begins after each query that uses it.
+- **One generation.** The pointer to the live generation is read before, and after if anything of the generation was
+  read. If a rebuild moved it in between, the read starts again.
 - **Cold.** Most heads of a month come from its Parquet table, if a row has the ETag of the listing (`table_heads`).
 - **Tolerant.** An unreadable summary is named beside the others.
 """
@@ -13,22 +14,23 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from services.api.http.date_range import DateRange
 from services.api.http.deadline import deadline
 from services.api.http.unreadable import UnreadableObject, get_if_readable, read_if_readable
 from services.api.statistics.cache import HeadCache
+from services.api.statistics.listings import Entry, MonthListings, MonthPart, tag_of
 from services.api.statistics.table_heads import TableHeads
 from shared.domain import keys, objects
 from shared.domain.ids import CityId, CountrySlug
-from shared.domain.objects import Countries, Manifest, Plan, Summary, SummaryHead
+from shared.domain.objects import Countries, GenerationPointer, Manifest, Plan, Summary, SummaryHead
 from shared.runtime import metrics
 from shared.runtime.concurrency import SingleFlight, bounded_map
 from shared.storage.generation_pointer import read_current
-from shared.storage.object_store import ObjectInfo, ObjectStore, StoreUnavailable
+from shared.storage.object_store import ObjectStore, StoreUnavailable
 from shared.storage.repository import Repository
 
 HEAD_BYTES = 4096
@@ -36,52 +38,42 @@ GENERATION_READS_MAX = 5
 RANGE_DEADLINE_S = 60.0
 LEDGER_DEADLINE_S = 30.0
 CONCURRENT_RANGES_MAX = 8
-CONCURRENT_LISTINGS_MAX = 8
+LISTINGS_PART = 4
+"""Kept listings may take a quarter of the memory of heads: an entry takes less than a quarter of a head."""
 CONCURRENT_GETS_MAX = 16
 
 _Result = TypeVar("_Result")
 
 
-class Reading(NamedTuple):
-    """The content of a range of dates at one moment.
+class MonthReading(NamedTuple):
+    """The content of some days of a month at one moment.
 
     Equal tags mean equal heads. ``heads`` are unordered, and None if the tag sufficed. ``unreadable`` names the
     summaries that cannot be read; ``heads`` lacks them.
     """
 
+    days: DateRange
     tag: str
     heads: list[SummaryHead] | None
     unreadable: tuple[UnreadableObject, ...] = ()
 
 
-class _Part(NamedTuple):
-    """A selection of the summaries of a month, sorted by key, and its tag."""
+class Reading(NamedTuple):
+    """The content of a range of dates at one moment, by month. ``months`` is None if the tag sufficed."""
 
     tag: str
-    listed: list[ObjectInfo]
+    months: list[MonthReading] | None
+    country_days: int = 0
 
+    @property
+    def heads(self) -> list[SummaryHead]:
+        """The heads of all months that have them."""
+        return [head for month in self.months or () for head in month.heads or ()]
 
-class _Month:
-    """The summaries in one listing of a month. It keeps its selections for the queries that share it."""
-
-    def __init__(self, generation: int, listed: list[ObjectInfo]) -> None:
-        self._named_from = len(keys.summaries_of_generation(generation))
-        self._listed = [
-            (*named, one)
-            for one in sorted(listed, key=lambda one: one.key)
-            if (named := keys.parse_summary(one.key)) is not None
-        ]
-        self._parts: dict[tuple[dt.date, dt.date, CountrySlug | None], _Part] = {}
-
-    def part(self, days: DateRange, country: CountrySlug | None) -> _Part:
-        """Return the summaries of a range, or those of one country. The tag is the same in every generation."""
-        first, last = days.first, days.last
-        part = self._parts.get((first, last, country))
-        if part is None:
-            selected = [one for date, named, one in self._listed if first <= date <= last and country in {None, named}]
-            tag = _tag_of(f"{one.key[self._named_from :]} {one.etag}" for one in selected)
-            part = self._parts[first, last, country] = _Part(tag, selected)
-        return part
+    @property
+    def unreadable(self) -> tuple[UnreadableObject, ...]:
+        """The summaries that cannot be read."""
+        return tuple(one for month in self.months or () for one in month.unreadable)
 
 
 class _Read(NamedTuple):
@@ -92,14 +84,14 @@ class _Read(NamedTuple):
 class SummaryReader:
     """Reads the summaries of the live generation."""
 
-    def __init__(self, store: ObjectStore, *, cache_bytes: int) -> None:
+    def __init__(self, store: ObjectStore, *, cache_bytes: int, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._cache = HeadCache(cache_bytes)
         self._ranges = asyncio.Semaphore(CONCURRENT_RANGES_MAX)
-        self._listings = SingleFlight[_Month]()
+        self.listings = MonthListings(store, bytes_max=cache_bytes // LISTINGS_PART, clock_s=clock_s)
         self._fetching: dict[str, asyncio.Event] = {}
         self._tables = TableHeads(store)
-        self._pointers = SingleFlight[int]()
+        self._pointers = SingleFlight[GenerationPointer]()
 
     async def read(
         self,
@@ -107,18 +99,22 @@ class SummaryReader:
         country: CountrySlug | None = None,
         *,
         tag_suffices: Callable[[str], bool] = lambda _: False,
+        month_suffices: Callable[[MonthPart], bool] = lambda _: False,
     ) -> Reading:
         """Return the heads of all country-days in a range, or of one country's.
 
-        If ``tag_suffices`` returns true for the tag of the listing, the heads are neither fetched nor returned.
+        If ``tag_suffices`` returns true for the tag of the listings, no heads are fetched or returned. If
+        ``month_suffices`` returns true for a month, those of that month are not.
         """
         async with deadline(RANGE_DEADLINE_S, f"Reading the summaries from {days.first} to {days.last}"):
-            return await self._of_one_generation(lambda generation: self._read(generation, days, country, tag_suffices))
+            return await self._of_one_generation(
+                lambda pointer: self._read(pointer, days, country, tag_suffices, month_suffices)
+            )
 
     async def summary(self, country: CountrySlug, date: dt.date) -> Summary | None:
         """Return one country-day with its ledger, or None if there is none."""
         async with deadline(LEDGER_DEADLINE_S, f"Reading the ledger of {country} on {date}"):
-            return await self._of_one_generation(lambda generation: self._summary(generation, country, date))
+            return await self._of_one_generation(lambda pointer: self._summary(pointer, country, date))
 
     async def manifests(
         self, date: dt.date, city_ids: Sequence[CityId]
@@ -153,99 +149,119 @@ class SummaryReader:
             countries = await get_if_readable(self._store, Countries, keys.COUNTRIES)
         return countries.slugs if isinstance(countries, Countries) else {}
 
-    async def _of_one_generation(self, read: Callable[[int], Awaitable[_Result]]) -> _Result:
-        live = await self._live()
+    async def pointer(self) -> GenerationPointer:
+        """Return the pointer to the live generation, read after this call."""
+        return await self._pointers.run("live", lambda: read_current(self._store))
+
+    async def _of_one_generation(self, read: Callable[[GenerationPointer], Awaitable[tuple[_Result, bool]]]) -> _Result:
+        """Return the result of ``read``, which also says whether it read from the generation.
+
+        If not, it has no part of a later generation, and all that was counted before the pointer was read.
+        """
+        pointer = await self.pointer()
         for _ in range(GENERATION_READS_MAX):
-            result = await read(live)
-            before, live = live, await self._live()
-            if live == before:
+            result, read_generation = await read(pointer)
+            if not read_generation:
+                return result
+            before, pointer = pointer, await self.pointer()
+            if pointer.live == before.live:
                 return result
         raise StoreUnavailable(f"the live generation changed {GENERATION_READS_MAX} times while it was being read")
 
-    async def _live(self) -> int:
-        return await self._pointers.run("live", self._read_live)
-
-    async def _read_live(self) -> int:
-        return (await read_current(self._store)).live
-
     async def _read(
-        self, generation: int, days: DateRange, country: CountrySlug | None, tag_suffices: Callable[[str], bool]
-    ) -> Reading:
-        months = list(days.months())
-        listings = await bounded_map(
-            lambda month: self._month(generation, month), months, limit=CONCURRENT_LISTINGS_MAX
-        )
-        parts = [month.part(days, country) for month in listings]
-        tag = _tag_of(part.tag for part in parts)
+        self,
+        pointer: GenerationPointer,
+        days: DateRange,
+        country: CountrySlug | None,
+        tag_suffices: Callable[[str], bool],
+        month_suffices: Callable[[MonthPart], bool],
+    ) -> tuple[Reading, bool]:
+        months = dict(days.by_month())
+        listings, listed = await self.listings.months(pointer, list(months))
+        parts = [listing.part(part, country) for part, listing in zip(months.values(), listings, strict=True)]
+        tag = tag_of(part.tag for part in parts)
+        country_days = sum(len(part.entries) for part in parts)
         if tag_suffices(tag):
-            return Reading(tag, None)
-        listed = [one for part in parts for one in part.listed]
-        read = {one.key: self._cache.get(one.key, one.etag) for one in listed}
-        uncached = [one for one in listed if read[one.key] is None]
-        metrics.count_lookups("heads", hits=len(listed) - len(uncached), misses=len(uncached))
-        of_tables = await self._tables.heads(generation, {one.key: one.etag for one in uncached})
-        for one in uncached:
-            if one.key in of_tables:
-                read[one.key] = of_tables[one.key]
-                self._cache.keep(one.key, one.etag, of_tables[one.key])
-        uncached = [one for one in uncached if one.key not in of_tables]
-        if not uncached:
-            return Reading(tag, [head for head in read.values() if head is not None])
-        async with self._ranges:
-            fetched = await bounded_map(self._fetch_once, uncached, limit=CONCURRENT_GETS_MAX)
-        read |= {
-            one.key: found.head if found is not None and isinstance(found.head, SummaryHead) else None
-            for one, found in zip(uncached, fetched, strict=True)
+            return Reading(tag, None, country_days), listed
+        wanted = {place: part for place, part in enumerate(parts) if not month_suffices(part)}
+        heads, fetched = await self._heads(pointer.live, [one for part in wanted.values() for one in part.entries])
+        read = [
+            _month_of(part, heads) if place in wanted else MonthReading(part.days, part.tag, None)
+            for place, part in enumerate(parts)
+        ]
+        for month, part in zip(read, parts, strict=True):
+            if month.tag != part.tag:
+                tag = tag_of([tag, month.tag])
+        for changed in {keys.month_of(one.date) for one, now in heads.items() if now is None or now.etag != one.etag}:
+            self.listings.forget(pointer, changed)
+        return Reading(tag, read, country_days), listed or fetched
+
+    async def _heads(self, generation: int, entries: Sequence[Entry]) -> tuple[dict[Entry, _Read | None], bool]:
+        """Return the heads of listed summaries, and whether any was fetched. None: it is gone."""
+        named = {one: keys.summary(generation, one.date, one.country) for one in entries}
+        cached = {one: self._cache.get(key, one.etag) for one, key in named.items()}
+        heads: dict[Entry, _Read | None] = {
+            one: _Read(one.etag, head) for one, head in cached.items() if head is not None
         }
-        heads = [head for head in read.values() if head is not None]
-        unreadable = tuple(
-            found.head for found in fetched if found is not None and isinstance(found.head, UnreadableObject)
-        )
-        as_listed = all(
-            found is not None and found.etag == one.etag for one, found in zip(uncached, fetched, strict=True)
-        )
-        if as_listed and not unreadable:
-            return Reading(tag, heads)
-        # Heads that changed since the listing, and unreadable ones, get a tag that no listing has. A later version of
-        # this service may be able to read them.
-        current = [f"{one.key} {found.etag if found else ''}" for one, found in zip(uncached, fetched, strict=True)]
-        return Reading(_tag_of([tag, *current, *(one.key for one in unreadable)]), heads, unreadable)
+        uncached = [one for one in entries if one not in heads]
+        metrics.count_lookups("heads", hits=len(heads), misses=len(uncached))
+        of_tables = await self._tables.heads(generation, {named[one]: one.etag for one in uncached})
+        for one in uncached:
+            head = of_tables.get(named[one])
+            if head is not None:
+                heads[one] = _Read(one.etag, head)
+                self._cache.keep(named[one], one.etag, head)
+        uncached = [one for one in uncached if one not in heads]
+        if uncached:
+            async with self._ranges:
+                fetched = await bounded_map(
+                    lambda one: self._fetch_once(named[one], one.etag), uncached, limit=CONCURRENT_GETS_MAX
+                )
+            heads |= zip(uncached, fetched, strict=True)
+        return heads, bool(uncached)
 
-    async def _month(self, generation: int, month: str) -> _Month:
-        prefix = keys.summaries_of_month(generation, month)
-        return await self._listings.run(prefix, lambda: self._listing(generation, prefix))
-
-    async def _listing(self, generation: int, prefix: str) -> _Month:
-        return _Month(generation, [listed async for listed in self._store.list(prefix)])
-
-    async def _fetch_once(self, listed: ObjectInfo) -> _Read | None:
+    async def _fetch_once(self, key: str, etag: str) -> _Read | None:
         """Fetch a head, or wait for another query that fetches it."""
-        name = f"{listed.key} {listed.etag}"
+        name = f"{key} {etag}"
         pending = self._fetching.get(name)
         if pending is not None:
             await pending.wait()
-        head = self._cache.get(listed.key, listed.etag)
+        head = self._cache.get(key, etag)
         if head is not None:
-            return _Read(listed.etag, head)
+            return _Read(etag, head)
         fetched = self._fetching[name] = asyncio.Event()
         try:
-            return await self._fetch(listed)
+            return await self._fetch(key)
         finally:
             self._fetching.pop(name, None)
             fetched.set()
 
-    async def _fetch(self, listed: ObjectInfo) -> _Read | None:
-        found = await self._store.get(listed.key, first_bytes=HEAD_BYTES)
+    async def _fetch(self, key: str) -> _Read | None:
+        found = await self._store.get(key, first_bytes=HEAD_BYTES)
         if found is None:
             return None  # deleted with its whole generation since the listing, which the pointer will show
-        head = read_if_readable(lambda: objects.decode_head(found.body, listed.key))
+        head = read_if_readable(lambda: objects.decode_head(found.body, key))
         if isinstance(head, SummaryHead):
-            self._cache.keep(listed.key, found.etag, head)
+            self._cache.keep(key, found.etag, head)
         return _Read(found.etag, head)
 
-    async def _summary(self, generation: int, country: CountrySlug, date: dt.date) -> Summary | None:
-        return await Repository(self._store).get(Summary, keys.summary(generation, date, country))
+    async def _summary(
+        self, pointer: GenerationPointer, country: CountrySlug, date: dt.date
+    ) -> tuple[Summary | None, bool]:
+        return await Repository(self._store).get(Summary, keys.summary(pointer.live, date, country)), True
 
 
-def _tag_of(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()  # keys and ETags have no line breaks
+def _month_of(part: MonthPart, heads: Mapping[Entry, _Read | None]) -> MonthReading:
+    """Return the heads of a month as they were fetched.
+
+    Heads that changed since the listing, and unreadable ones, get a tag that no listing has. A later version of this
+    service may be able to read them.
+    """
+    read = [(one, heads[one]) for one in part.entries]
+    found = [now.head for _, now in read if now is not None and isinstance(now.head, SummaryHead)]
+    unreadable = tuple(now.head for _, now in read if now is not None and isinstance(now.head, UnreadableObject))
+    others = [f"{one} {now.etag if now else ''}" for one, now in read if now is None or now.etag != one.etag]
+    if not others and not unreadable:
+        return MonthReading(part.days, part.tag, found)
+    tag = tag_of([part.tag, *others, *(one.key for one in unreadable)])
+    return MonthReading(part.days, tag, found, unreadable)

@@ -54,6 +54,7 @@ DEAD_LETTERS = series("tripfold_dead_letters_total", "worker", topic="city-tasks
 REFUSED = series("tripfold_quarantined_files_total", "worker", why="invalid")
 SUSPICIOUS = series("tripfold_suspicious_files_total", "worker")
 UNREADABLE = series("tripfold_unreadable_objects_total", "api", kind="summary")
+UNCOUNTED = series("tripfold_uncounted_summaries_total", "api")
 LATE = series("tripfold_late_dates", "planner", schedule="daily")
 REACHABLE = series("tripfold_upstream_reachable", "worker")
 REBUILD = series("tripfold_rebuild_age_seconds", "aggregate")
@@ -80,7 +81,7 @@ REST: Series = {
     **{lag(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
     **{age(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
     **dict.fromkeys(
-        (DEAD_LETTERS, REFUSED, SUSPICIOUS, UNREADABLE, REBUILD, COMMITS, REQUEUED, STORED, OPEN_AGE),
+        (DEAD_LETTERS, REFUSED, SUSPICIOUS, UNREADABLE, UNCOUNTED, REBUILD, COMMITS, REQUEUED, STORED, OPEN_AGE),
         f"0+0{NEVER_ENDS}",
     ),
     REACHABLE: f"1+0{NEVER_ENDS}",
@@ -215,6 +216,11 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         {UNREADABLE: f"0x9 1{NEVER_ENDS}"},
         12,
         {"TripfoldUnreadableObjects": ({"kind": "summary"}, "The API cannot read a stored summary")},
+    ),
+    "an aggregate of an older build": (
+        {UNCOUNTED: f"0x9 2{NEVER_ENDS}"},
+        12,
+        {"TripfoldUncountedSummaries": ({}, "The API noticed changed summaries late: 2")},
     ),
     "a poison record": (
         {DEAD_LETTERS: f"0x9 1{NEVER_ENDS}"},

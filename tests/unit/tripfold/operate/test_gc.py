@@ -10,6 +10,7 @@ import pytest
 from shared.domain import keys, objects
 from shared.domain.ids import CityId
 from shared.domain.objects import ChangeCounters
+from shared.storage.change_index import COUNTERS_AGE_MIN
 from shared.storage.object_store import StoredObject, UnfinishedUpload
 from tests.fakes.bucket import DAY, FakeBucket, trips
 from tests.fakes.store import MemoryStore
@@ -71,7 +72,7 @@ async def test_a_moved_city_keeps_the_file_it_names(bucket: FakeBucket) -> None:
 
 
 async def test_change_counters_that_grow_no_more_are_deleted(bucket: FakeBucket) -> None:
-    """Old counters go, of any generation; recent ones stay."""
+    """Old counters go, of any generation; those of the last day stay, whatever the age is."""
     old = [keys.changes(generation, "ended") for generation in (1, 7)]
     for key in old:
         bucket.store.write(key, objects.encode(ChangeCounters()))
@@ -79,6 +80,8 @@ async def test_change_counters_that_grow_no_more_are_deleted(bucket: FakeBucket)
     bucket.store.write(keys.changes(1, "running"), objects.encode(ChangeCounters()))
     deleted = [one.key for one in await cleaned(bucket) if one.verdict is Verdict.OLD_COUNTERS]
     assert deleted == old
+    bucket.clock.advance(COUNTERS_AGE_MIN.total_seconds() - 1)
+    await cleaned(bucket, older_than=dt.timedelta(seconds=DEADLINE_S + 1))
     assert list(bucket.store.bodies(keys.CHANGES)) == [keys.changes(1, "running")]
 
 
