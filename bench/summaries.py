@@ -1,9 +1,9 @@
 """An S3 server of generated summaries: it stores no object, and makes each on request.
 
 Ten years of two hundred countries are 730,000 objects, too many to write for a benchmark. A key is
-`summaries/generation=1/date=D/country=cNNN.json`. `POST /?change=YYYY-MM-DD` changes all summaries of a day,
-`POST /?tables=N` builds the Parquet tables of the first N days, and `GET /?count` returns the number of requests
-served. It serves listings, objects and ranges; it checks no signature.
+`summaries/generation=1/date=D/country=cNNN.json`. `POST /?change=YYYY-MM-DD` changes all summaries of a day and counts
+them in the change index, as an aggregate does. `POST /?tables=N` builds the Parquet tables of the first N days, and
+`GET /?count` returns the number of requests served. It serves listings, objects and ranges; it checks no signature.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ import uvicorn
 from shared.domain import keys, objects
 from shared.domain.contribution import Contribution
 from shared.domain.ids import CityId, CountrySlug
-from shared.domain.objects import GenerationPointer, LedgerEntry, PlanChunks, Summary
+from shared.domain.objects import ChangeCounters, GenerationPointer, LedgerEntry, PlanChunks, Summary
 from shared.domain.tables import COUNTRY_DAYS, country_row
 from shared.runtime.parquet import TableWriter
 
 CITIES = 5
 PAGE = 1_000
 FOLDER = "summaries/generation=1/date="
+POINTER = GenerationPointer(changes_counted_since=dt.datetime(2024, 5, 2, tzinfo=dt.UTC))
+COUNTERS = keys.changes(1, "bench")
 
 
 class Summaries:
@@ -40,6 +42,13 @@ class Summaries:
         self.dates = [str(first + dt.timedelta(days=place)) for place in range(days)]
         self.countries = [f"c{number:03d}" for number in range(countries)]
         self.changes: Counter[str] = Counter()
+
+    def counters(self) -> bytes:
+        """Return the object of the one writer in the change index."""
+        months = Counter[str]()
+        for date, times in self.changes.items():
+            months[date[:7]] += times
+        return objects.encode(ChangeCounters(months=dict(sorted(months.items()))))
 
     def body(self, date: str, country: str) -> bytes:
         """Return the summary of a country-day: the same bytes each time, until its day is changed."""
@@ -88,33 +97,44 @@ class Summaries:
         """Return an ETag that changes with the object."""
         return f'"{hashlib.md5(f"{date} {country} {self.changes[date]}".encode()).hexdigest()}"'
 
-    def listing(self, prefix: str, after: str) -> tuple[bytes, int]:
+    def listing(self, prefix: str, after: str) -> bytes:
         """Return a page of a listing as XML."""
+        if prefix.startswith(keys.CHANGES):
+            found = [(COUNTERS, etag_of(self.counters()))] if after < COUNTERS else []
+            return page_of(found, more=False)
         first = max(prefix, after)
         dates = (
             self.dates[bisect.bisect_left(self.dates, first[len(FOLDER) :][:10]) :] if first >= FOLDER else self.dates
         )
-        found = (
+        names = (
             (key, date, country)
             for date in dates
             for country in self.countries
             if (key := f"{FOLDER}{date}/country={country}.json").startswith(prefix) and key > after
         )
-        listed = list(itertools.islice(found, PAGE + 1))
-        page = listed[:PAGE]
-        entries = "".join(
-            f"<Contents><Key>{key}</Key><LastModified>2024-05-02T01:00:00.000Z</LastModified>"
-            f"<ETag>{self.etag(date, country).replace(chr(34), '&quot;')}</ETag><Size>1500</Size>"
-            "<StorageClass>STANDARD</StorageClass></Contents>"
-            for key, date, country in page
-        )
-        more = len(listed) > PAGE
-        token = f"<NextContinuationToken>{page[-1][0]}</NextContinuationToken>" if more else ""
-        return (
-            '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}<KeyCount>{len(page)}</KeyCount>{entries}"
-            "</ListBucketResult>"
-        ).encode(), len(page)
+        listed = [(key, self.etag(date, country)) for key, date, country in itertools.islice(names, PAGE + 1)]
+        return page_of(listed[:PAGE], more=len(listed) > PAGE)
+
+
+def etag_of(body: bytes) -> str:
+    """Return the ETag of an object."""
+    return f'"{hashlib.md5(body).hexdigest()}"'
+
+
+def page_of(listed: list[tuple[str, str]], *, more: bool) -> bytes:
+    """Return a page of a listing as XML, from keys and their ETags."""
+    entries = "".join(
+        f"<Contents><Key>{key}</Key><LastModified>2024-05-02T01:00:00.000Z</LastModified>"
+        f"<ETag>{etag.replace(chr(34), '&quot;')}</ETag><Size>1500</Size>"
+        "<StorageClass>STANDARD</StorageClass></Contents>"
+        for key, etag in listed
+    )
+    token = f"<NextContinuationToken>{listed[-1][0]}</NextContinuationToken>" if more else ""
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+        f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}<KeyCount>{len(listed)}</KeyCount>{entries}"
+        "</ListBucketResult>"
+    ).encode()
 
 
 def tables_of(summaries: Summaries, days: int) -> dict[str, bytes]:
@@ -152,16 +172,19 @@ def app_of(summaries: Summaries) -> Any:
         elif "list-type" in query:
             counts["list"] += 1
             after = query.get("continuation-token", query.get("start-after", [""]))[0]
-            body, _ = summaries.listing(query["prefix"][0], after)
+            body = summaries.listing(query["prefix"][0], after)
         else:
             counts["get"] += 1
             parts = path.split("/")
             if path.endswith(f"/{keys.CURRENT}"):
-                body = objects.encode(GenerationPointer())
+                body = objects.encode(POINTER)
                 headers[b"etag"] = b'"pointer"'
             elif (table := tables.get(path.partition("/bench/")[2])) is not None:
                 body = table
                 headers[b"etag"] = b'"table"'
+            elif path.endswith(f"/{COUNTERS}"):
+                body = summaries.counters()
+                headers[b"etag"] = etag_of(body).encode()
             elif "/summaries/" not in path:
                 status, body = 404, b"<Error><Code>NoSuchKey</Code></Error>"
             else:

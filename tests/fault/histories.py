@@ -14,8 +14,8 @@ After every step:
 - Totals match their ledger, no revision or version goes back, and a completed request is served.
 - A reader that has read before sees every summary that is published or counts as served.
 
-At rest, after one more request, the reader sees every summary as it is stored. The numbers match the upstream, and so do
-the tables after one more build.
+At rest, after one more request, the reader sees every summary as it is stored. The numbers match the upstream, and so
+do the tables after one more build.
 """
 
 from __future__ import annotations
