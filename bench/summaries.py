@@ -156,7 +156,7 @@ def tables_of(summaries: Summaries, days: int) -> dict[str, bytes]:
 def app_of(summaries: Summaries) -> Any:
     """Return the server as an ASGI app."""
     counts: Counter[str] = Counter()
-    tables: dict[str, bytes] = {}
+    stored = {keys.CURRENT: objects.encode(POINTER), COUNTERS: summaries.counters()}
 
     async def app(scope: Any, _receive: Any, send: Any) -> None:
         path = unquote(scope["raw_path"].decode())
@@ -167,8 +167,9 @@ def app_of(summaries: Summaries) -> Any:
             body = msgspec.json.encode(counts)
         elif "change" in query:
             summaries.changes[query["change"][0]] += 1
+            stored[COUNTERS] = summaries.counters()
         elif "tables" in query:
-            tables.update(tables_of(summaries, int(query["tables"][0])))
+            stored.update(tables_of(summaries, int(query["tables"][0])))
         elif "list-type" in query:
             counts["list"] += 1
             after = query.get("continuation-token", query.get("start-after", [""]))[0]
@@ -176,14 +177,8 @@ def app_of(summaries: Summaries) -> Any:
         else:
             counts["get"] += 1
             parts = path.split("/")
-            if path.endswith(f"/{keys.CURRENT}"):
-                body = objects.encode(POINTER)
-                headers[b"etag"] = b'"pointer"'
-            elif (table := tables.get(path.partition("/bench/")[2])) is not None:
-                body = table
-                headers[b"etag"] = b'"table"'
-            elif path.endswith(f"/{COUNTERS}"):
-                body = summaries.counters()
+            if (found := stored.get(path.partition("/bench/")[2])) is not None:
+                body = found
                 headers[b"etag"] = etag_of(body).encode()
             elif "/summaries/" not in path:
                 status, body = 404, b"<Error><Code>NoSuchKey</Code></Error>"
