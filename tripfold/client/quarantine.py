@@ -64,7 +64,8 @@ def list_command(
     records.print(open_console())
     if found.total > len(found.files):
         print_remark(f"The first {len(found.files):,} are shown. Select fewer with --from and --to.")
-    print_remark(f"{found.total:,} files in quarantine. See one: 'tripfold quarantine show DATE CITY'.")
+    files = "file" if found.total == 1 else "files"
+    print_remark(f"{found.total:,} {files} in quarantine. See one: 'tripfold quarantine show DATE CITY'.")
 
 
 @quarantine_commands.command("show")

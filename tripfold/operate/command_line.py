@@ -106,11 +106,6 @@ def print_line(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True)
 
 
-def print_remark(text: str) -> None:
-    """Print a line about the printed records: in a pipe to standard error, which keeps the records alone."""
-    (console if console.is_terminal else progress_console).print(text, highlight=False, soft_wrap=True)
-
-
 async def wait_before_comparison(look: int) -> None:
     """Wait before a comparison is repeated: longer each time."""
     await asyncio.sleep(0.5 * look)

@@ -38,7 +38,7 @@ from shared.kafka.dead_letters import (
 from shared.kafka.producer import KafkaPublisher, RecordPublisher
 from shared.kafka.records import ConsumedRecord
 from shared.runtime.settings import Settings
-from tripfold.console import Records, printable
+from tripfold.console import Records, print_remark, printable
 from tripfold.operate.command_line import (
     AsJson,
     FirstDate,
@@ -48,7 +48,6 @@ from tripfold.operate.command_line import (
     date_range,
     print_json,
     print_line,
-    print_remark,
     run_command,
 )
 

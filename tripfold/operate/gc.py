@@ -35,7 +35,7 @@ from shared.domain.objects import CorruptObject, Manifest
 from shared.storage.change_index import COUNTERS_AGE_MIN
 from shared.storage.object_store import AdminObjectStore, ObjectInfo, ObjectStore
 from shared.storage.repository import Repository
-from tripfold.console import Records
+from tripfold.console import Records, print_remark
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
     AsJson,
@@ -43,7 +43,6 @@ from tripfold.operate.command_line import (
     console,
     open_bucket,
     print_json,
-    print_remark,
     run_command,
 )
 

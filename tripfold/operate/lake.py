@@ -15,7 +15,7 @@ from shared.domain.ids import utc_now
 from shared.domain.tables import MonthTables
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectStore
-from tripfold.console import Records
+from tripfold.console import Records, print_remark
 from tripfold.operate.command_line import (
     AsJson,
     FirstDate,
@@ -25,7 +25,6 @@ from tripfold.operate.command_line import (
     date_range,
     open_bucket,
     print_json,
-    print_remark,
     progress_bar,
     run_command,
 )

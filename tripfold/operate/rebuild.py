@@ -19,7 +19,7 @@ from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaPublisher
 from shared.runtime.settings import Settings
 from shared.storage.generation_pointer import read_current
-from tripfold.console import Records, printable
+from tripfold.console import Records, print_remark, printable
 from tripfold.operate.command_line import (
     AsJson,
     StepBars,
@@ -28,7 +28,6 @@ from tripfold.operate.command_line import (
     open_bucket,
     print_json,
     print_line,
-    print_remark,
     run_command,
 )
 

@@ -10,7 +10,7 @@ from services.aggregate.audit.compare import Difference
 from services.aggregate.audit.repair import Repaired, repair_dates
 from services.aggregate.bucket_reader import Dates
 from shared.kafka.producer import KafkaPublisher
-from tripfold.console import Records
+from tripfold.console import Records, print_remark
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
     AsJson,
@@ -21,7 +21,6 @@ from tripfold.operate.command_line import (
     date_range,
     open_bucket,
     print_json,
-    print_remark,
     progress_bar,
     run_command,
     wait_before_comparison,

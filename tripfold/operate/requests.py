@@ -28,7 +28,7 @@ from shared.kafka.producer import KafkaPublisher, Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import begin_retry, read_request_record
-from tripfold.console import Records, printable
+from tripfold.console import Records, print_remark, printable
 from tripfold.operate.command_line import (
     AsJson,
     command_settings,
@@ -36,7 +36,6 @@ from tripfold.operate.command_line import (
     open_bucket,
     print_json,
     print_line,
-    print_remark,
     run_command,
 )
 

@@ -9,8 +9,8 @@ import typer
 from shared.domain.topics import min_insync_replicas
 from shared.kafka.admin import TopicDifference, apply_topics, check_topics, remedies
 from shared.runtime.settings import Settings
-from tripfold.console import Records
-from tripfold.operate.command_line import command_settings, console, print_line, print_remark, run_command
+from tripfold.console import Records, print_remark
+from tripfold.operate.command_line import command_settings, console, print_line, run_command
 
 topics_commands = typer.Typer(
     help="The topics on the Kafka of the settings.", no_args_is_help=True, add_completion=False

@@ -20,7 +20,7 @@ from services.aggregate.tables.verify import verify_tables
 from shared.domain.errors import OperatorError
 from shared.kafka.producer import KafkaPublisher
 from shared.runtime import metrics
-from tripfold.console import Records
+from tripfold.console import Records, print_remark
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
     AsJson,
@@ -32,7 +32,6 @@ from tripfold.operate.command_line import (
     date_range,
     open_bucket,
     print_json,
-    print_remark,
     progress_bar,
     run_command,
     wait_before_comparison,

@@ -37,7 +37,7 @@ def test_refused_files_are_listed_shown_and_retried() -> None:
         listed = run("list", "--from", str(DAY), "--to", str(DAY), "--country", "armenia").output
         (line,) = (line for line in listed.splitlines() if line.startswith(f"{DAY}\t"))
         assert line.split("\t")[:6] == [str(DAY), "armenia", "7", "Port Tina", "200", "12"]
-        assert "1 files in quarantine" in listed
+        assert "1 file in quarantine" in listed
         assert "0 files in quarantine" in run("list", "--country", "peru").output
         shown = run("show", str(DAY), "7").output
         assert "bad records  12 of 20" in shown
