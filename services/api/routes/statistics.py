@@ -50,7 +50,7 @@ ResponseCachePort = NamedDependency[SkipValidation[ResponseCache]]
 
 @dataclass
 class StatisticsOperation(Operation):
-    """Documents the NDJSON and CSV forms of an operation beside its JSON."""
+    """Documents the NDJSON, CSV and Parquet forms of an operation beside its JSON."""
 
     def __post_init__(self) -> None:
         response = (self.responses or {})["200"]
@@ -63,6 +63,9 @@ class StatisticsOperation(Operation):
             response.content[form] = OpenAPIMediaType(
                 schema=Schema(type=OpenAPIType.STRING), examples={"as it is": Example(value=example)}
             )
+        response.content[formats.PARQUET] = OpenAPIMediaType(
+            schema=Schema(type=OpenAPIType.STRING, content_media_type=formats.PARQUET)
+        )
 
 
 @get(
@@ -89,7 +92,7 @@ class StatisticsOperation(Operation):
         ),
         **responses(
             not_found="There is no such country. The response suggests countries with similar names.",
-            not_acceptable="`Accept` allows none of JSON, NDJSON and CSV.",
+            not_acceptable="`Accept` allows none of JSON, NDJSON, CSV and Parquet.",
             internal_server_error=UNREADABLE,
         ),
     },
@@ -129,12 +132,15 @@ async def statistics_by_country(
     `Tripfold-Unreadable` names stored days that cannot be read. They are left out, or give the reason with
     `detail=full`.
 
-    `Accept` chooses JSON, NDJSON or CSV (a line for each country-day); `Accept-Encoding` chooses zstd or gzip. The ETag
-    is strong: a request with `If-None-Match` gets 304 until a number changes.
+    `Accept` chooses JSON, NDJSON, CSV or Parquet (a line or row for each country-day); `Accept-Encoding` chooses zstd
+    or gzip, except for Parquet, which is compressed itself. The ETag is strong: a request with `If-None-Match` gets 304
+    until a number changes.
     """
     days = date_range(from_, to, days_max=days_max)
     form = media_type(request.headers.get("accept", ""), formats.MEDIA_TYPES)
     coding = content_coding(request.headers.get("accept-encoding", ""), CODINGS)
+    if form == formats.PARQUET:  # its columns are compressed
+        coding = IDENTITY
     slug, listed = await countries.find_or_all(country)
     query = (days.first.isoformat(), days.last.isoformat(), slug or "", detail or "")
     if_none_match = request.headers.get("if-none-match", "")
@@ -144,7 +150,7 @@ async def statistics_by_country(
     months = _MonthsOfResponse(response_cache.months, form, detailed=detailed)
 
     def etag_of(tag: str) -> str:
-        return strong_etag([formats.VERSION, *query, form, coding, tag])
+        return strong_etag([formats.version_of(form), *query, form, coding, tag])
 
     def tag_suffices(tag: str) -> bool:
         nonlocal body

@@ -1,23 +1,27 @@
-"""Encodes statistics as JSON, NDJSON or CSV: each month by country, then the response from its months. Pure."""
+"""Encodes statistics as JSON, NDJSON, CSV or Parquet: each month by country, then the response from its months."""
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import NamedTuple
 
 import msgspec
 
 from services.api.http.date_range import DateRange
+from services.api.statistics import parquet_format
 from services.api.statistics.model import DayStats, MonthStats, days_without_data
 
-VERSION = "3"  # part of every ETag: increase it when the encoding of the same numbers changes
+VERSION = "3"  # increase it when the encoding of the same numbers changes
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 CSV = "text/csv"
-MEDIA_TYPES = (JSON, NDJSON, CSV)
+PARQUET = "application/vnd.apache.parquet"
+MEDIA_TYPES = (JSON, NDJSON, CSV, PARQUET)
 
 COUNTRY_BYTES = 200  # the memory of an encoded country-month beside its bytes
 
@@ -49,10 +53,13 @@ def encode_month(stats: MonthStats, media_type: str, *, detailed: bool) -> Encod
 
 
 def encoded_parts(months: Sequence[EncodedMonth], media_type: str, *, detailed: bool) -> Iterator[bytes]:
-    """Join encoded months to a response, country by country. NDJSON and CSV have a line for each country-day.
+    """Join encoded months to a response, country by country. All but JSON have a line or row for each country-day.
 
     A country that any month shows has every day of every month.
     """
+    if media_type == PARQUET:
+        yield parquet_format.encode(encoded_parts(months, NDJSON, detailed=detailed), detailed=detailed)
+        return
     names = {country: name for month in months for country, name in month.names.items()}
     if media_type == CSV:
         yield _rows([["country", "date", *_fields(detailed=detailed)]])
@@ -75,6 +82,11 @@ def encoded_parts(months: Sequence[EncodedMonth], media_type: str, *, detailed: 
         yield b"{}" if before == b"{" else b"}"
 
 
+def version_of(media_type: str) -> str:
+    """Return a part of the ETag that changes with the encoding of the same numbers."""
+    return f"{VERSION} {_pyarrow_version()}" if media_type == PARQUET else VERSION
+
+
 def content_type(media_type: str) -> str:
     """Return the media type with its parameters. Litestar adds the charset of text types."""
     return f"{media_type}; header=present" if media_type == CSV else media_type
@@ -89,13 +101,18 @@ def estimated_day_bytes(*, detailed: bool, compressed: bool) -> int:
 def _encode_days(country: str, days: Mapping[str, DayStats], media_type: str, *, detailed: bool) -> bytes:
     if media_type == JSON:
         return msgspec.json.encode(days)[1:-1]
-    if media_type == NDJSON:
+    if media_type in {NDJSON, PARQUET}:
         encode = msgspec.json.encode
         begin = b'{"country":%b,"date":' % encode(country)
         return b"".join(b"%b%b,%b\n" % (begin, encode(date), encode(day)[1:]) for date, day in days.items())
     fields = _fields(detailed=detailed)
     lines = ({"country": country, "date": date, **msgspec.to_builtins(day)} for date, day in days.items())
     return _rows([line["country"], line["date"], *(_cell(line[field]) for field in fields)] for line in lines)
+
+
+@functools.cache
+def _pyarrow_version() -> str:
+    return version("pyarrow")
 
 
 def _fields(*, detailed: bool) -> tuple[str, ...]:

@@ -6,11 +6,13 @@ import csv
 import datetime as dt
 import gzip
 import io
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import pyarrow.parquet as pq
 import pytest
 
 from services.api.middleware import compression
@@ -18,6 +20,7 @@ from services.api.routes import statistics
 from shared.runtime import zstd
 from tests.fakes.api import NOW, Client, World, planned, record_of, stats, write
 
+PARQUET = "application/vnd.apache.parquet"
 PATH = "/country-stats?from=2024-05-01&to=2024-05-02"
 
 
@@ -56,6 +59,30 @@ def test_every_media_type_has_the_same_figures(client: Client, detail: str) -> N
     assert list(csv.DictReader(io.StringIO(table))) == [
         {name: cell_of(value) for name, value in line.items()} for line in lines
     ]
+
+
+@pytest.mark.parametrize("detail", ["", "&detail=full"])
+def test_parquet_has_the_same_rows_as_ndjson(client: Client, detail: str) -> None:
+    """Typed, with its own compression: a coding is not added."""
+    lines = client.get(f"{PATH}{detail}", headers={"Accept": "application/x-ndjson"}).text.splitlines()
+    response = client.get(f"{PATH}{detail}", headers={"Accept": PARQUET, "Accept-Encoding": "zstd"})
+    assert response.headers["content-type"] == PARQUET
+    assert "content-encoding" not in response.headers
+    table = pq.read_table(io.BytesIO(response.content))
+    assert [json.loads(msgspec.json.encode(row)) for row in table.to_pylist()] == [json.loads(line) for line in lines]
+    assert [str(table.schema.field(name).type) for name in ("country", "date", "bus_count", "exist_accident")] == [
+        "string",
+        "date32[day]",
+        "int64",
+        "bool",
+    ]
+
+
+def test_parquet_without_data_has_its_columns(client: Client) -> None:
+    """A range without data is a file without rows."""
+    response = client.get("/country-stats?from=2023-05-01&to=2023-05-01", headers={"Accept": PARQUET})
+    table = pq.read_table(io.BytesIO(response.content))
+    assert (len(table), table.column_names[:3]) == (0, ["country", "date", "bus_count"])
 
 
 @pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r"])
@@ -99,8 +126,13 @@ def test_compressed_response_equals_the_plain_one(client: Client) -> None:
         assert gzip.decompress(b"".join(response.iter_raw())) == plain.content
 
 
-@pytest.mark.parametrize("form", ["application/json", "application/x-ndjson", "text/csv"])
-@pytest.mark.parametrize("coding", ["identity", "gzip", "zstd"])
+@pytest.mark.parametrize(
+    ("form", "coding"),
+    [
+        *itertools.product(("application/json", "application/x-ndjson", "text/csv"), ("identity", "gzip", "zstd")),
+        (PARQUET, "identity"),
+    ],
+)
 def test_streamed_response_equals_the_buffered_one(form: str, coding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long response is streamed, with the same bytes and ETag as a buffered one."""
     world = World()
@@ -186,6 +218,7 @@ def test_every_representation_has_its_own_etag(client: Client) -> None:
         for accept in ("application/json", "application/x-ndjson", "text/csv")
         for coding in ("identity", "gzip", "zstd")
     ]
+    variants.append((PATH, {"Accept": PARQUET}))
     etags = []
     for path, headers in variants:
         with client.stream("GET", path, headers=headers) as response:
