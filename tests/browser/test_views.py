@@ -11,11 +11,11 @@ from services.api.web.page import VIEWS
 from tests.browser.scenes import RANGE, cell, fill
 from tests.fakes.api import World
 
-# The bytes of the page's files on the network, compressed and with headers.
+# The compressed bytes of the page's files.
 TRANSFERRED = """() => Object.fromEntries(
   ["navigation", "resource"].flatMap((kind) => performance.getEntriesByType(kind))
     .filter((entry) => entry.entryType === "navigation" || entry.name.includes("/page/"))
-    .map((entry) => [entry.name, entry.transferSize])
+    .map((entry) => [entry.name, entry.encodedBodySize])
 )"""
 
 

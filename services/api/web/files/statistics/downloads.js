@@ -2,7 +2,6 @@
 
 import { hasKey, statsFile, statsPath } from "../api.js";
 import { button, element, notice } from "../dom.js";
-import { csvOf } from "./csv.js";
 
 const KEPT_MS = 60_000;
 
@@ -18,7 +17,8 @@ export function downloads(modelNow) {
       place.replaceChildren(notice("error", problem.title ?? "The request failed", problem.message));
     }
   };
-  const saveView = () => {
+  const saveView = async () => {
+    const { csvOf } = await import("./csv.js");
     const { state, countries, measure, comparison } = modelNow();
     saveAs(new Blob([csvOf(countries, measure, comparison)], { type: "text/csv" }), `${nameOf(state)}_view.csv`);
   };

@@ -3,7 +3,6 @@
 import { element, hideHint, notice } from "../dom.js";
 import { urlOf } from "../views.js";
 import { bars } from "./bars.js";
-import { openCountryDay } from "./country_day.js";
 import { downloads } from "./downloads.js";
 import { heatmap } from "./heatmap.js";
 import { LINES_MAX, lines } from "./lines.js";
@@ -14,6 +13,9 @@ import { countriesTable, daysTable } from "./tables.js";
 import { tiles } from "./tiles.js";
 
 const LINES_AT_FIRST = 5;
+
+// Its code is loaded when a day is opened first.
+const openCountryDay = async (country, day) => (await import("./country_day.js")).openCountryDay(country, day);
 
 /**
  * The results in an element. `draw(state, stats, compared)` draws everything; `compared` has the comparison and its dates,
