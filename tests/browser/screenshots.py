@@ -21,23 +21,27 @@ LONG_NAME = "the-united-kingdom-of-great-britain-and-northern-ireland"
 NAMES = ("armenia", "cote-d-ivoire", "japan", "peru", "portugal")
 
 
-def filled(countries: list[str], days: int, *, provisional: int = 0) -> World:
-    """Return a bucket with so many countries and days, of which the last ones are provisional."""
+def filled(countries: list[str], days: int, *, earlier: int = 0, provisional: int = 0) -> World:
+    """Return a bucket with so many countries, and days from DAY, of which the last ones are provisional.
+
+    Japan is very late on the second and third day.
+    """
     world = World()
     dice = random.Random(1)
     for place, country in enumerate(countries):
-        for number in range(days):
+        for number in range(-earlier, days):
             day = DAY + dt.timedelta(days=number)
             if dice.random() < 0.02:
                 continue
             trips = dice.randrange(200, 400) * (place % 7 + 1)
+            lateness = 4 if country == "japan" and number in {1, 2} else 1
             event = stats(
                 country,
                 day,
                 trips=trips,
                 passengers=trips * dice.randrange(20, 40),
                 accidents=int(dice.random() < 0.1),
-                delay_total_ms=trips * dice.randrange(30_000, 90_000 + 20_000 * (number % 7)),
+                delay_total_ms=lateness * trips * dice.randrange(60_000, 90_000 + 10_000 * (number % 7)),
             )
             missing = ["8"] if number >= days - provisional else []
             world.fold_in(planned(country, day, city_ids=["7", *missing]), event)
@@ -72,29 +76,38 @@ def requests_of_every_kind(world: World) -> None:
 
 def take(browser: Browser, folder: Path) -> None:
     """Take every picture."""
-    month = DAY + dt.timedelta(days=30)
-    usual = filled(list(NAMES), 31, provisional=2)
+    usual = filled(list(NAMES), 31, earlier=56, provisional=2)
     requests_of_every_kind(usual)
     write_report(usual, report_of("9"))
-    year = filled([f"country-{number:03d}" for number in range(200)], 365)
+    many = filled([f"country-{number}" for number in range(1, 101)], 365)
     long = filled([LONG_NAME, *NAMES], 7)
-    last = DAY + dt.timedelta(days=364)
+    compared = "&compare=weekday&map=change&sort=change"
     shots: list[tuple[str, World, str, int, str]] = [
-        ("month", usual, f"?from={DAY}&to={month}", 1180, "light"),
-        ("month-dark", usual, f"?from={DAY}&to={month}", 1180, "dark"),
-        ("phone", usual, f"?from={DAY}&to={month}", 390, "light"),
-        ("three-days", usual, "?from=2024-05-01&to=2024-05-03", 1180, "light"),
-        ("year-of-200", year, f"?from={DAY}&to={last}", 1440, "light"),
-        ("year-on-a-phone", year, f"?from={DAY}&to={last}", 390, "light"),
-        ("three-days-of-200", year, "?from=2024-05-01&to=2024-05-03", 1180, "light"),
-        ("long-name", long, "?from=2024-05-01&to=2024-05-07", 1180, "light"),
-        ("long-name-phone", long, "?from=2024-05-01&to=2024-05-07", 390, "dark"),
-        ("empty", World(), "?from=2024-05-01&to=2024-05-07", 1180, "light"),
+        ("month", usual, view(31, "&compare=previous"), 1180, "light"),
+        ("month-dark", usual, view(31), 1180, "dark"),
+        ("month-wide-changes", usual, view(31, compared), 1800, "light"),
+        ("month-phone", usual, view(31), 390, "light"),
+        ("day", usual, view(1), 1180, "light"),
+        ("day-phone", usual, view(1, "&compare=weekday"), 390, "dark"),
+        ("three-days", usual, view(3), 1180, "light"),
+        ("three-days-of-100", many, view(3, "&measure=passengers"), 1180, "light"),
+        ("quarter-of-100", many, view(92, "&measure=accidents&sort=value"), 1180, "dark"),
+        ("year-of-100", many, view(365), 1440, "light"),
+        ("year-of-100-phone", many, view(365), 390, "light"),
+        ("long-name", long, view(7), 1180, "light"),
+        ("long-name-phone", long, view(7), 390, "dark"),
+        ("empty", World(), view(7), 1180, "light"),
+        ("jobs", usual, f"jobs{view(31)}", 1180, "light"),
     ]
     for name, world, query, width, scheme in shots:
         shoot(browser, folder / f"{name}.png", world, query, width, scheme)
     usual.store.down = True
-    shoot(browser, folder / "error.png", usual, f"?from={DAY}&to={month}", 1180, "light")
+    shoot(browser, folder / "error.png", usual, view(31), 1180, "light")
+
+
+def view(days: int, more: str = "") -> str:
+    """Return the query of so many days from DAY."""
+    return f"?from={DAY}&to={DAY + dt.timedelta(days=days - 1)}{more}"
 
 
 def shoot(browser: Browser, path: Path, world: World, query: str, width: int, scheme: str) -> None:
@@ -109,8 +122,9 @@ def shoot(browser: Browser, path: Path, world: World, query: str, width: int, sc
     with served(world) as address:
         page = context.new_page()
         page.goto(f"{address}/{query}")
-        for place in ("#results", "#latest"):
-            expect(page.locator(place)).to_have_attribute("aria-busy", "false", timeout=DEADLINE_MS)
+        expect(page.locator("#views [aria-current]")).to_have_count(1, timeout=DEADLINE_MS)
+        busy = page.locator("[aria-busy=true]:not([hidden] *), .loading:visible")
+        expect(busy).to_have_count(0, timeout=DEADLINE_MS)
         for summary in page.locator(".requests details:not([hidden]) summary").all():
             summary.click()
         expect(page.locator(".requests .loading")).to_have_count(0, timeout=DEADLINE_MS)

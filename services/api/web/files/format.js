@@ -20,12 +20,15 @@ export function delay(seconds) {
 /** A number with a minus sign instead of a hyphen. */
 export const signed = (value, text) => (value < 0 ? `−${text.replace("-", "")}` : text);
 
-/** A change in percent, with its sign. */
-export function change(percent) {
+/** A change in percent with its sign, without the unit. */
+export function shortChange(percent) {
   const digits = Math.abs(percent) < 10 ? 1 : 0;
   const text = Math.abs(percent).toLocaleString("en", { maximumFractionDigits: digits });
-  return text === "0" ? "0 %" : `${percent < 0 ? "−" : "+"}${text} %`;
+  return text === "0" ? "0" : `${percent < 0 ? "−" : "+"}${text}`;
 }
+
+/** A change in percent with its sign. */
+export const change = (percent) => `${shortChange(percent)} %`;
 
 /** Bytes, in units of 1,000. */
 export function bytes(value) {

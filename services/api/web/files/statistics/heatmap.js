@@ -1,7 +1,7 @@
 // The map of countries and days: a grid with coloured cells, which screen readers read and arrow keys walk.
 
 import { element, hideHint, showHint } from "../dom.js";
-import { change, dayOfWeek, isMonday, isWeekend, month } from "../format.js";
+import { change, dayOfWeek, isMonday, isWeekend, month, shortChange } from "../format.js";
 import { dayChange } from "./compare.js";
 import { grid } from "./grid.js";
 import { legend } from "./legend.js";
@@ -9,7 +9,7 @@ import { unitOf } from "./measures.js";
 import { changeClassOf, classOf, ownScaleOf, scaleOf } from "./scale.js";
 import { sentence } from "./stats.js";
 
-const NUMBER_WIDTH = 46;
+const NUMBER_WIDTH = 54;
 const DAYS_WITH_NUMBERS_MIN = 16;
 const DAYS_WITH_COLUMN_HEADINGS_MAX = 62;
 const NAMES_WIDTH = 150;
@@ -86,7 +86,7 @@ function lookOf({ state, countries, measure, comparison }) {
     return {
       kind: "change",
       classOf: (country, day, at) => (percent(country, at) === null ? "unknown" : changeClassOf(percent(country, at))),
-      textOf: (country, day, at) => (percent(country, at) === null ? "·" : change(percent(country, at))),
+      textOf: (country, day, at) => (percent(country, at) === null ? "·" : shortChange(percent(country, at))),
     };
   }
   const all = countries.flatMap(valuesOf);

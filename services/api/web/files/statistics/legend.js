@@ -1,6 +1,7 @@
 // The legend of the map: what its colours and patterns mean.
 
 import { element } from "../dom.js";
+import { shortChange } from "../format.js";
 import { CHANGE_STEPS, stepClass } from "./scale.js";
 
 /** Create the legend of a look of the map. */
@@ -52,14 +53,13 @@ const LEGENDS = {
     };
   },
   change(measure) {
-    const text = (percent) => `${percent < 0 ? "−" : "+"}${Math.abs(percent)} %`;
     const label = (place) => {
-      if (place === 0) return `under ${text(CHANGE_STEPS[0])}`;
-      if (place === 3) return "within ±5 %";
-      return place < 3 ? `to ${text(CHANGE_STEPS[place])}` : `from ${text(CHANGE_STEPS[place - 1])}`;
+      if (place === 0) return `under ${shortChange(CHANGE_STEPS[0])}`;
+      if (place === 3) return "within ±5";
+      return place < 3 ? `to ${shortChange(CHANGE_STEPS[place])}` : `from ${shortChange(CHANGE_STEPS[place - 1])}`;
     };
     return {
-      title: `Change of ${measure.name.toLowerCase()}`,
+      title: `Change of ${measure.name.toLowerCase()}, in %`,
       steps: [
         ...Array.from({ length: CHANGE_STEPS.length + 1 }, (_, place) => [`d${place}`, label(place)]),
         ["unknown", "no earlier number"],
