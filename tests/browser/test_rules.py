@@ -40,7 +40,7 @@ def _rules(browser: Browser, serving: tuple[object, str]) -> Iterator[Rules]:
 @EXAMPLES
 @given(values=VALUES)
 def test_a_scale_of_counts_keeps_their_order(rules: Rules, values: list[int]) -> None:
-    """A greater count never has a lower colour; zero stands apart; there are at most seven colours."""
+    """A greater count never has a lower colour; zero has its own class; there are at most seven colours."""
     classes, steps = rules(
         "(values) => { const scale = scaleOf(values, {zeroApart: true});"
         " return [values.map((value) => classOf(value, scale)), scale.steps] }",

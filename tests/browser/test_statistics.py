@@ -201,6 +201,17 @@ def test_a_comparison_shows_what_changed(world: World, page: Page, address: str)
     expect(cell(page, "Armenia", 1)).to_have_class("complete unknown")
 
 
+def test_another_range_cancels_the_reading_of_earlier_days(world: World, page: Page, address: str) -> None:
+    """The earlier days of a range that the reader has left are not read to the end, so they replace nothing."""
+    fill(world)
+    page.route("**/country-stats?from=2024-03-06*", lambda _route: None)  # never answered
+    page.goto(f"{address}/{RANGE}")
+    expect(page.get_by_text("Looking for unusual days…")).to_be_visible()
+    with page.expect_event("requestfailed", lambda request: "from=2024-03-06" in request.url):
+        page.get_by_role("button", name="Later").click()
+    expect(page.get_by_text("No data in this range")).to_be_visible()
+
+
 def test_unusual_days_are_ranked(world: World, page: Page, address: str) -> None:
     """Days far from their weekday's usual value are listed, runs in one line, with a link to their country."""
     ordinary_days(world, "japan", range(-56, 5), delays_s={2: 210, 3: 210}, trips={0: 120})
@@ -278,7 +289,7 @@ def test_axes_have_round_ticks_and_equal_distances(world: World, page: Page, add
 
 
 def test_many_countries_are_rows_in_sight(world: World, page: Page, address: str) -> None:
-    """Of many countries only the rows in sight exist, under headings that stay; the keyboard reaches all of them."""
+    """The map has only the rows in sight, under headings that stay. The keyboard reaches every country."""
     many(world)
     page.set_viewport_size({"width": 1180, "height": 500})
     page.goto(f"{address}/?from=2024-05-01&to=2024-07-31")

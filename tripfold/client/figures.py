@@ -79,11 +79,11 @@ def table_of(countries: DaysByCountry, *, width: int = SPARKLINE_WIDTH_MAX) -> T
     ``width`` is the width of a sparkline; 0: none.
     """
     by_day = [f"{what}by day" if width else None for what in (("delay ", "passengers ") if width > 16 else ("", ""))]
-    table = _table("country", by_day[0], "delay (s)", by_day[1], "passengers", "buses", "accidents", "days")
+    table = _table("country", by_day[0], "delay (s)", by_day[1], "passengers", "departures", "accidents", "days")
     for country, days in countries.items():
         known = [day for day in days if day.known]
-        buses = sum(day.bus_count for day in known)
-        delay_s = sum(day.delay_total_ms for day in known) / buses / 1000 if buses else 0.0
+        departures = sum(day.bus_count for day in known)
+        delay_s = sum(day.delay_total_ms for day in known) / departures / 1000 if departures else 0.0
         delays_s = [day.average_delay_s if day.known else None for day in days]
         carried = [float(day.passenger_count) if day.known else None for day in days]
         table.add_row(
@@ -92,7 +92,7 @@ def table_of(countries: DaysByCountry, *, width: int = SPARKLINE_WIDTH_MAX) -> T
             f"{delay_s:,.3f}",
             *([sparkline(carried, width=width)] if width else []),
             f"{sum(day.passenger_count for day in known):,}",
-            f"{buses:,}",
+            f"{departures:,}",
             f"{sum(day.accident_count for day in known):,}",
             _days(known, len(days)),
         )
@@ -101,7 +101,7 @@ def table_of(countries: DaysByCountry, *, width: int = SPARKLINE_WIDTH_MAX) -> T
 
 def table_of_days(days: Sequence[CountryDay]) -> Table:
     """Return a line for each day of one country."""
-    table = _table("date", "buses", "passengers", "accidents", "delay (s)", "", "cities")
+    table = _table("date", "departures", "passengers", "accidents", "delay (s)", "", "cities")
     bars = sparkline([day.average_delay_s if day.known else None for day in days], width=len(days))
     for day, bar in zip(days, bars, strict=True):
         if not day.known:

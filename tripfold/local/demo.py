@@ -141,7 +141,7 @@ def statistics_table(statistics: dict[str, dict[str, dict[str, Any]]]) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("country", overflow="fold", min_width=12)
     table.add_column("date", no_wrap=True)
-    for heading in ("buses", "passengers", "accident", "delay (s)", "cities"):
+    for heading in ("departures", "passengers", "accident", "delay (s)", "cities"):
         table.add_column(heading, justify="right", no_wrap=True)
     for country, days in statistics.items():
         for day, (date, one) in enumerate(days.items()):
@@ -166,7 +166,7 @@ def verify(upstream_url: str, dates: Sequence[dt.date], statistics: dict[str, di
     expected = recompute(upstream_url, dates)
     served = {
         (one["country_name"], date): CountryDay(
-            buses=one["bus_count"],
+            departures=one["bus_count"],
             passengers=one["passenger_count"],
             accidents=one["accident_count"],
             delay_total_ms=one["delay_total_ms"],

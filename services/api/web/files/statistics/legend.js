@@ -25,7 +25,7 @@ const LEGENDS = {
   value(measure, { unit, scale }) {
     const { low, high, steps } = scale;
     const label = (place) => {
-      if (!steps.length) return "all the same";
+      if (!steps.length) return unit.show(low);
       if (place === 0) return `under ${unit.bound(steps[0])}`;
       const from = unit.bound(steps[place - 1]);
       return place === steps.length ? `${from} and more` : `${from}–${unit.bound(steps[place])}`;

@@ -22,7 +22,7 @@ const shown = results(place, { onchange });
 let state = null; // what the URL says
 let drawn = null; // what is displayed: the statistics, the earlier days, and the state
 let ranked = null; // the statistics and the earlier days of the displayed list of what is unusual
-let loading = null; // the AbortController of the reading in progress
+let loading = null; // the AbortController of the last reading
 let timer = null;
 
 export const view = { path: PATH, title: "Statistics", place: "statistics", open, close };
@@ -88,9 +88,7 @@ function begin() {
 }
 
 function end(mine) {
-  if (mine !== loading) return;
-  loading = null;
-  place.setAttribute("aria-busy", "false");
+  if (mine === loading) place.setAttribute("aria-busy", "false");
 }
 
 // Displayed statistics of the same range stay until changed ones arrive.
@@ -102,6 +100,7 @@ async function load() {
   const slow = setTimeout(() => drawn || place.replaceChildren(element("p", { class: "loading" }, "Reading the statistics…")), QUIET_MS);
   try {
     const stats = await readStats(range, signal);
+    signal.throwIfAborted();
     const before = earlierRange(state, shiftOf(state.compare, stats.dates.length));
     place.querySelector(":scope > .error")?.remove();
     draw(stats, keptStats(before));
@@ -118,12 +117,15 @@ async function load() {
 async function showEarlier(stats, before, signal) {
   try {
     const earlier = await readEarlier(before, signal);
+    signal.throwIfAborted();
     draw(stats, earlier);
     if (ranked?.stats === stats && ranked.earlier === earlier) return;
     await showUnusual(shown.unusual, { state, ...stats }, daysBySlug(earlier), signal);
-    ranked = signal.aborted ? null : { stats, earlier };
+    if (!signal.aborted) ranked = { stats, earlier };
   } catch (problem) {
-    if (!signal.aborted) shown.unusual.replaceChildren(problemNotice(problem, load));
+    if (signal.aborted) return;
+    ranked = null;
+    shown.unusual.replaceChildren(problemNotice(problem, load));
   }
 }
 
@@ -138,7 +140,9 @@ function draw(stats, earlier) {
   offer(stats.countries, state.country);
   nameView();
   shown.draw(state, stats, used && comparedOf(stats, used));
-  if (isNew) announce(`Statistics of ${days(state.from, state.to)}.`);
+  if (!isNew) return;
+  announce(`Statistics of ${days(state.from, state.to)}.`);
+  if (stats !== ranked?.stats) shown.unusual.replaceChildren(element("p", { class: "loading" }, "Looking for unusual days…"));
 }
 
 function comparedOf({ countries, dates }, earlier) {
@@ -159,5 +163,6 @@ function fail(problem, again) {
 
 function revalidate() {
   const isOpen = !document.getElementById(view.place).hidden;
-  if (isOpen && drawn && !loading && !document.hidden) load();
+  const isBusy = place.getAttribute("aria-busy") === "true";
+  if (isOpen && drawn && !isBusy && !document.hidden) load();
 }
