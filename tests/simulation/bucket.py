@@ -11,7 +11,7 @@ from msgspec import UNSET
 from shared.domain import bitmap, keys, objects
 from shared.domain.events import Outcome
 from shared.domain.ids import CityId, CountrySlug, RequestId
-from shared.domain.objects import GenerationPointer, Manifest, Plan, RequestRecord, Summary
+from shared.domain.objects import ChangeCounters, GenerationPointer, Manifest, Plan, RequestRecord, Summary
 from shared.domain.requests import Status, status_of
 from tests.fakes.store import MemoryStore
 
@@ -26,7 +26,8 @@ class CheckedBucket(MemoryStore):
     """A bucket that reports each write which breaks a promise.
 
     - A raw object is there before its manifest. Revisions and versions grow. Totals follow from their ledger.
-    - When a request completes, each of its cities is served, from a file that the upstream had after the request.
+    - When a request completes, each of its cities is served, from a file that the upstream had after the request. The
+      change index has counted the summary, so no reader keeps an older one.
     - From then on, no manifest has an older file or country.
     """
 
@@ -37,6 +38,7 @@ class CheckedBucket(MemoryStore):
         self._upstream = simulation.upstream
         self._complain = simulation.complain
         self._plans: dict[tuple[dt.date, int], list[tuple[CityId, CountrySlug]]] = {}
+        self._counted: dict[str, bytes] = {}
         self._completed: dict[RequestId, int] = {}
         self._fresh_since_s: dict[tuple[dt.date, CityId], float] = {}
 
@@ -55,6 +57,8 @@ class CheckedBucket(MemoryStore):
         elif key.startswith(keys.SUMMARIES):
             self._check_summary(key, body, before_body)
         written = super().write(key, body)
+        if key.startswith(keys.CHANGES):
+            self._note_counted(key, body, before_body)
         if key.startswith(keys.REQUESTS):
             self._check_request(objects.decode(RequestRecord, body, key))
         return written
@@ -64,6 +68,21 @@ class CheckedBucket(MemoryStore):
         pointer = objects.decode(GenerationPointer, self.objects[keys.CURRENT].body, keys.CURRENT)
         key = keys.summary(pointer.live, date, country)
         return objects.decode(Summary, self.objects[key].body, key) if key in self.objects else None
+
+    def _note_counted(self, key: str, body: bytes, before_body: bytes | None) -> None:
+        """Note the summaries of each month whose counter grows: readers list these again."""
+        after = objects.decode(ChangeCounters, body, key).months
+        before = objects.decode(ChangeCounters, before_body, key).months if before_body else {}
+        for summary, stored in self.bodies(keys.SUMMARIES).items():
+            date = keys.parse_date(summary)
+            if date is not None and after.get(keys.month_of(date), 0) > before.get(keys.month_of(date), 0):
+                self._counted[summary] = stored
+
+    def _summary_for_readers(self, date: dt.date, country: CountrySlug) -> Summary | None:
+        """Return the live summary that every reader of the change index finds."""
+        pointer = objects.decode(GenerationPointer, self.objects[keys.CURRENT].body, keys.CURRENT)
+        key = keys.summary(pointer.live, date, country)
+        return objects.decode(Summary, self._counted[key], key) if key in self._counted else None
 
     def _check_grows(self, key: str, number: int, before: int | bytes | None) -> None:
         if isinstance(before, int) and number < before:
@@ -106,7 +125,7 @@ class CheckedBucket(MemoryStore):
         for position, (city, country) in enumerate(self._plans[record.date, record.plan_revision]):
             if bitmap.contains(failed, position):
                 continue
-            summary = self.live_summary(record.date, country)
+            summary = self._summary_for_readers(record.date, country)
             entry = summary.ledger.get(city) if summary else None
             found = self._upstream.contributions_since(int(city), record.date, accepted_s)
             if entry is None or (entry.contribution is not None and entry.contribution not in found):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
 
+from services.aggregate.consumer import CityStatsConsumer
 from services.ingest.worker.city_day import CityDayIngest, CityResult
 from services.ingest.worker.stream_slots import Slots
+from shared.domain import keys
 from shared.domain.events import IngestCity
+from shared.domain.objects import GenerationPointer
 from shared.kafka import consumer
 from shared.runtime import retry
 from tests.fault import mutations
@@ -50,6 +54,21 @@ def no_backoff(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(retry, "WAIT_FIRST_S", 0.0)
 
 
+def counted_too_early(patch: pytest.MonkeyPatch) -> None:
+    """Let the aggregate count a change in the change index before it writes the summary."""
+    fold_group = CityStatsConsumer._fold_group
+
+    async def count_and_fold(self: CityStatsConsumer, group: list[Any], current: GenerationPointer) -> Any:
+        await self._changes.count(current.live, {keys.month_of(group[0].event.date)})
+        return await fold_group(self, group, current)
+
+    async def count_nothing(_self: CityStatsConsumer, _folded: object) -> None:
+        return
+
+    patch.setattr(CityStatsConsumer, "_fold_group", count_and_fold)
+    patch.setattr(CityStatsConsumer, "_count", count_nothing)
+
+
 def taken_back_while_paused(at_s: float, paused: str, other: str) -> tuple[Step, ...]:
     """Pause a worker that has read a correction, until another has found that the upstream took the correction back."""
     return (
@@ -79,6 +98,11 @@ TIME_MUTATIONS = (
         name="missing backoff",
         patch=no_backoff,
         schedules=((Step(1.0, "request", (FIRST,)), Step(4.0, "store_down", (10.0,)), Step(14.0, "wait")),),
+    ),
+    TimeMutation(
+        name="index written before its summary",
+        patch=counted_too_early,
+        schedules=((Step(1.0, "request", (FIRST,)),),),
     ),
     TimeMutation(
         name="a write intent left by a check",

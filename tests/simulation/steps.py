@@ -12,7 +12,7 @@ import msgspec
 from tests.fakes.builders import Trip
 from tests.simulation.upstream import File
 
-DATES = (dt.date(2024, 5, 1), dt.date(2024, 5, 2), dt.date(2024, 5, 31))
+DATES = (dt.date(2024, 5, 1), dt.date(2024, 5, 2), dt.date(2024, 6, 1))
 CITIES = (1, 2, 3, 4)
 COUNTRIES = ("Armenia", "Brasil", "Chad")
 GOOD_FILES: tuple[tuple[Trip, ...], ...] = (
