@@ -30,7 +30,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What a number of simulations covered."""
+    """The coverage of a number of simulations."""
 
     histories: int = 0
     simulated_s: float = 0.0

@@ -135,7 +135,7 @@ class Simulation:
         )
         self._reader = SummaryReader(SimulatedStore(self._api), cache_bytes=100_000)
 
-    # What the checks of a world at rest look at.
+    # The state that the checks of a world at rest compare.
 
     @property
     def store(self) -> CheckedBucket:
@@ -149,7 +149,7 @@ class Simulation:
     def resumed(self) -> int:
         return self._paused
 
-    # What processes and ports ask for.
+    # The surroundings of processes and ports.
 
     def clock(self) -> dt.datetime:
         """Return the true time."""
