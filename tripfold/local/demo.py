@@ -166,7 +166,7 @@ def verify(upstream_url: str, dates: Sequence[dt.date], statistics: dict[str, di
     expected = recompute(upstream_url, dates)
     served = {
         (one["country_name"], date): CountryDay(
-            departures=one["bus_count"],
+            buses=one["bus_count"],
             passengers=one["passenger_count"],
             accidents=one["accident_count"],
             delay_total_ms=one["delay_total_ms"],
