@@ -23,7 +23,7 @@ from tripfold_client.transport import AsyncTransport, Transport
 Date = dt.date | str
 """A date, or its text such as ``2024-05-01``."""
 
-Format = Literal["csv", "json", "ndjson"]
+Format = Literal["csv", "json", "ndjson", "parquet"]
 
 URL = "http://127.0.0.1:8080"
 TIMEOUT_S = 75.0
@@ -32,7 +32,12 @@ PARALLEL_DATES = 4
 DIRECT = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None}
 """A proxy of the environment is not used for this machine."""
 
-_MEDIA_TYPES: dict[Format, str] = {"csv": "text/csv", "json": "application/json", "ndjson": "application/x-ndjson"}
+_MEDIA_TYPES: dict[Format, str] = {
+    "csv": "text/csv",
+    "json": "application/json",
+    "ndjson": "application/x-ndjson",
+    "parquet": "application/vnd.apache.parquet",
+}
 
 
 _Changed = TypeVar("_Changed")
@@ -235,7 +240,7 @@ class AsyncTripfold:
         *,
         format: Format = "csv",  # noqa: A002  # its usual name
     ) -> bytes:
-        """Return the statistics of a range as CSV, as JSON, or with a JSON object in each line."""
+        """Return the statistics of a range as CSV, JSON or Parquet, or with a JSON object in each line."""
         query = {"from": _text(first), "to": _text(last), "detail": "full", **_given(country=country)}
         return await self._connection.call("GET", "/country-stats", query, {"Accept": _MEDIA_TYPES[format]})
 

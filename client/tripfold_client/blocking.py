@@ -179,7 +179,7 @@ class Tripfold:
         *,
         format: Format = "csv",  # noqa: A002  # its usual name
     ) -> bytes:
-        """Return the statistics of a range as CSV, as JSON, or with a JSON object in each line."""
+        """Return the statistics of a range as CSV, JSON or Parquet, or with a JSON object in each line."""
         return run(self._api.export(first, last, country, format=format))
 
     def quarantine(

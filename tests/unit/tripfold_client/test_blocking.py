@@ -66,6 +66,7 @@ def test_every_operation_works_blocking_and_for_asyncio() -> None:
                 job.id,
             ]
             assert list(map(str, asyncio.run(call()))) == list(map(str, results))
+            assert api.export(DAY, DAY, format="parquet").startswith(b"PAR1")
             assert api.pause_schedule("daily").paused
             assert not api.resume_schedule("daily").paused
             assert api.run_schedule("daily").last_run is not None
