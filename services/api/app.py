@@ -37,6 +37,7 @@ from services.api.pipeline.service import Pipeline, ReadOffsets
 from services.api.quarantine.service import Quarantine
 from services.api.requests.event_stream import request_stream
 from services.api.requests.service import Requests
+from services.api.routes import access as access_routes
 from services.api.routes import backfills as backfill_routes
 from services.api.routes import completeness as completeness_routes
 from services.api.routes import documentation, health, pipeline, quarantine, statistics
@@ -211,6 +212,7 @@ def _api_router(access: Access) -> Router:
             *statistics.HANDLERS,
             *completeness_routes.HANDLERS,
             *pipeline.HANDLERS,
+            *access_routes.HANDLERS,
         ],
         before_request=check_query,
         guards=[guard],

@@ -15,7 +15,7 @@ import msgspec
 from shared.domain import bitmap
 from shared.domain.errors import OperatorError
 from shared.domain.events import Outcome, ProcessRequested, Retry
-from shared.domain.ids import RequestId, request_time_ms
+from shared.domain.ids import RequestId, parse_request_id, request_time_ms
 from shared.domain.objects import Backfill, RequestAction, RequestRecord, RetriedCity, RetryRecord, Schedule
 
 ACTIONS_MAX = 50
@@ -47,6 +47,12 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NOBODY = Caller()
+_BACKFILL = "backfill "
+
+
+def caller_of_backfill(backfill_id: RequestId) -> Caller:
+    """Return a backfill as the one that acts on a request."""
+    return Caller(client=f"{_BACKFILL}{backfill_id}")
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +116,14 @@ def new_record(request_id: RequestId, date: dt.date, now: dt.datetime | None = N
     """Return the first record of a request. Its id contains the time at which it was requested."""
     requested_at = dt.datetime.fromtimestamp(request_time_ms(request_id) / 1000, dt.UTC)
     return RequestRecord(request_id=request_id, date=date, requested_at=requested_at, updated_at=now or requested_at)
+
+
+def backfill_of(record: RequestRecord) -> RequestId | None:
+    """Return the id of the backfill that made a request, or None if a client requested it, or joined it."""
+    clients = [action.client for action in record.actions if action.action == "process"]
+    if not clients or not all(client.startswith(_BACKFILL) for client in clients):
+        return None
+    return parse_request_id(clients[0].removeprefix(_BACKFILL))
 
 
 _Acted = TypeVar("_Acted", RequestRecord, Backfill, Schedule)

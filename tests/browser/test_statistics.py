@@ -155,7 +155,7 @@ def test_statistics_follow_changes_made_elsewhere(world: World, page: Page, addr
     expect(totals.locator("th", has_text="Average delay")).to_have_attribute("aria-sort", "descending")
     page.route("**/country-stats?*", lambda route: route.abort())
     page.evaluate(look_again)
-    alert = page.locator("#results > .error")
+    alert = page.get_by_role("alert")
     expect(alert).to_contain_text("The service cannot be reached")
     expect(cell(page, "Armenia", 2)).to_have_text("1.1")
     page.unroute("**/country-stats?*")

@@ -48,7 +48,7 @@ def test_links_and_history_lead_between_views(world: World, page: Page, address:
     expect(cell(page, "Armenia", 1)).to_be_visible()
     page.go_back()
     expect(page).to_have_url(f"{address}/jobs")
-    expect(page.get_by_role("heading", name="Requests")).to_be_visible()
+    expect(page.get_by_role("heading", name="Process dates")).to_be_visible()
     page.go_back()
     expect(cell(page, "Armenia", 1)).to_be_visible()
     assert page.evaluate("window.isStillThere")

@@ -25,8 +25,12 @@ from shared.domain.events import (
 )
 from shared.domain.ids import CityId, CountrySlug, RequestId, mint_request_id
 from shared.domain.objects import (
+    ActiveRequests,
     GenerationPointer,
     Manifest,
+    Plan,
+    PlannedCity,
+    PlannedCountry,
     QuarantineReport,
     ReportedRecord,
     RequestRecord,
@@ -129,8 +133,9 @@ class World:
         self.store.write(keys.summary(generation, summary.date, summary.country), objects.encode(summary))
 
     def empty(self) -> None:
-        """Delete every object of the bucket, and end outages."""
+        """Delete every object of the bucket, and end outages and lags."""
         self.store.objects.clear()
+        self.offsets = []
         self.store.down = self.publisher.down = False
         self.make_live(1)
 
@@ -228,6 +233,30 @@ def record_of(at: dt.datetime = NOW) -> RequestRecord:
 def write(world: World, record: RequestRecord) -> None:
     """Write a request record into the bucket."""
     world.store.write(keys.request(record.request_id), objects.encode(record))
+
+
+def write_plan(world: World, date: dt.date, **cities: list[str]) -> None:
+    """Write the plan of a date, as the ids of the cities of each country, and the summaries that expect them."""
+    countries = {
+        CountrySlug(country): PlannedCountry(
+            name=country.title(),
+            cities=tuple(PlannedCity(city_id=CityId(one), upstream_id=one, name=f"City {one}") for one in ids),
+        )
+        for country, ids in cities.items()
+    }
+    plan = Plan(date=date, revision=3, request_id=REQUEST, planned_at=NOW, countries=countries)
+    world.store.write(keys.plan(date), objects.encode(plan))
+    for country, ids in cities.items():
+        world.fold_in(planned(country, date, city_ids=ids))
+
+
+def write_latest(world: World, date: dt.date, **changes: object) -> RequestRecord:
+    """Write a planned request as the latest one of its date."""
+    record = msgspec.structs.replace(record_of(NOW), date=date, planned=True, plan_revision=3, **changes)
+    write(world, record)
+    active = ActiveRequests(date=date, running=record.request_id)
+    world.store.write(keys.active_requests(date), objects.encode(active))
+    return record
 
 
 def report_of(city_id: str, date: dt.date = DAY) -> QuarantineReport:

@@ -39,6 +39,7 @@ from shared.domain.requests import (
     Counts,
     NothingToRetry,
     Status,
+    backfill_of,
     cancelled_record,
     counts_of,
     new_record,
@@ -94,6 +95,9 @@ class RequestOverview(msgspec.Struct, frozen=True, kw_only=True):
             description="When it was cancelled; cities that had not started are skipped. null: it was not cancelled."
         ),
     ]
+    backfill_id: Annotated[
+        str | None, msgspec.Meta(description="The backfill that made it; null: a client requested the date.")
+    ] = None
 
 
 class CityFailure(msgspec.Struct, frozen=True, kw_only=True):
@@ -394,6 +398,7 @@ def overview_of(record: RequestRecord) -> RequestOverview:
         counts=counts_of(record),
         failed_reason=record.failed_reason,
         cancelled_at=record.cancelled_at,
+        backfill_id=backfill_of(record),
     )
 
 

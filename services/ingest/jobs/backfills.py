@@ -44,9 +44,9 @@ from shared.domain.events import BACKGROUND, ProcessRequested, Source
 from shared.domain.ids import RequestId, request_time_ms
 from shared.domain.objects import Backfill, BackfillStatus, CorruptObject, NewerObject, RequestRecord
 from shared.domain.requests import (
-    Caller,
     NothingToRetry,
     Status,
+    caller_of_backfill,
     cancelled_record,
     is_stalled,
     new_record,
@@ -187,7 +187,7 @@ class BackfillAdvancer:
             waiting = await active_requests.join(self._store, date, request_id)
         if waiting != request_id and await read_request_record(self._store, waiting) is not None:
             return
-        by = Caller(client=f"backfill {backfill.backfill_id}")
+        by = caller_of_backfill(backfill.backfill_id)
         new = msgspec.structs.replace(new_record(waiting, date, now), requested_at=now)
         if waiting == request_id:
             new = msgspec.structs.replace(new, background=backfill.background)

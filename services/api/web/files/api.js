@@ -10,16 +10,26 @@ export class Problem extends Error {
     super(detail);
     this.title = title;
     this.status = status;
+    this.isOutage = false;
   }
 }
 
 const KEPT = "tripfold-key";
+const UNAVAILABLE = [502, 503, 504];
 
 /** Store an API key until this window is closed. */
 export const keepKey = (key) => sessionStorage.setItem(KEPT, key);
-
-/** Whether this window has an API key. */
+export const forgetKey = () => sessionStorage.removeItem(KEPT);
 export const hasKey = () => sessionStorage.getItem(KEPT) !== null;
+
+/** Tells `outage` events, whose `detail` is the problem, and `answer` events. `outage.js` shows an outage for the whole page. */
+export const connection = new EventTarget();
+
+function outage(problem) {
+  problem.isOutage = true;
+  connection.dispatchEvent(new CustomEvent("outage", { detail: problem }));
+  return problem;
+}
 
 function headers(accept) {
   const key = sessionStorage.getItem(KEPT);
@@ -27,30 +37,42 @@ function headers(accept) {
 }
 
 function keyRefused(response) {
-  return sessionStorage.getItem(KEPT)
+  return hasKey()
     ? new Problem("This API key is unknown", "It is mistyped or revoked. Enter a valid key.", response)
     : new Problem("An API key is needed", "Ask the operator of this service, who creates keys with `tripfold api-key`.", response);
 }
 
+// An action that fails shows its own error; a page that cannot read anything shows one for all its parts.
 async function checkedFetch(path, accept, { etag, ...options } = {}) {
+  const isReading = !options.method;
   let response;
   try {
     response = await fetch(path, { headers: { ...headers(accept), ...(etag && { "If-None-Match": etag }) }, ...options });
   } catch (error) {
-    throw unreachable(error);
+    throw unreachable(error, isReading);
   }
+  const isDown = isReading && UNAVAILABLE.includes(response.status);
+  if (isReading && !isDown) connection.dispatchEvent(new Event("answer"));
   if (response.ok || (etag && response.status === 304)) return response;
   if (response.status === 401) throw keyRefused(response);
   const body = await response.json().catch(() => null);
-  throw new Problem(body?.title ?? `Status ${response.status}`, body?.detail ?? response.statusText, response);
+  const problem = new Problem(body?.title ?? `Status ${response.status}`, body?.detail ?? "The service gave no reason.", response);
+  throw isDown ? outage(problem) : problem;
 }
 
-function unreachable(error) {
+/** The problem of a request without a response. While something is read, it is an outage. */
+export function unreachable(error, isReading = true) {
   if (error.name === "AbortError") return error;
-  return new Problem("The service cannot be reached", "Check that it runs and that this machine is connected to it.");
+  const problem = new Problem("The service cannot be reached", "Check that it runs and that this machine is connected to it.");
+  return isReading ? outage(problem) : problem;
 }
 
-const fetched = async (path, options = {}) => (await checkedFetch(path, "application/json", options)).json().catch(() => null);
+async function fetched(path, options = {}) {
+  const response = await checkedFetch(path, "application/json", options);
+  return response.json().catch((error) => {
+    throw unreachable(error, !options.method);
+  });
+}
 
 async function* pieces(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -103,20 +125,8 @@ export const cancel = (id) => fetched(`/process-requests/${id}`, { method: "DELE
 export const retry = (id) => fetched(`/process-requests/${id}/retry`, { method: "POST" });
 export const request = (id) => fetched(`/process-requests/${id}`);
 
-/** Follow a request: call `onevent` with each of its states until the stream ends. The caller reconnects. */
-export async function follow(id, onevent, signal) {
-  const response = await fetch(`/process-requests/${id}/events`, { headers: headers("text/event-stream"), signal });
-  if (!response.ok || !response.body) return;
-  let rest = "";
-  for await (const piece of pieces(response)) {
-    const parts = (rest + piece).split("\n\n");
-    rest = parts.pop();
-    for (const part of parts) {
-      const data = part.split("\n").find((line) => line.startsWith("data: "));
-      if (data) onevent(JSON.parse(data.slice(6)));
-    }
-  }
-}
+/** The JSON of a path, such as the `next` of a list. */
+export const page = (path) => fetched(path);
 
 /** Request the processing of a date, or of a range of dates as a backfill. */
 export const ask = (from, to) =>
@@ -127,6 +137,30 @@ export const ask = (from, to) =>
     { method: "POST" },
   );
 
-export const latestBackfills = async (limit) => (await fetched(`/backfills?limit=${limit}`)).backfills;
+export const backfill = (id) => fetched(`/backfills/${id}`);
 export const cancelBackfill = (id) => fetched(`/backfills/${id}`, { method: "DELETE" });
+
+/** Let a backfill `pause`, `resume` or `retry`. */
+export const changeBackfill = (id, change) => fetched(`/backfills/${id}/${change}`, { method: "POST" });
 export const schedules = async () => (await fetched("/schedules")).schedules;
+
+// A response with an ETag. The body is null if `etag` is current.
+async function revalidated(path, { signal, etag }) {
+  const response = await checkedFetch(path, "application/json", { signal, etag });
+  return response.status === 304 ? { etag, body: null } : { etag: response.headers.get("ETag"), body: await response.json() };
+}
+
+/** How complete a range of dates is: `{etag, body}`; the body is null if nothing has changed since `etag`. */
+export const completeness = ({ from, to }, options) => revalidated(`/country-completeness?${new URLSearchParams({ from, to })}`, options);
+
+/** The cities that a country-day lacks. */
+export const missingCities = (country, date) => fetched(`/country-completeness/${encodeURIComponent(country)}/${date}`);
+
+/** Request the dates of a range that lack data: a date, or a backfill. */
+export const askMissing = (from, to) =>
+  from === to ? ask(from, to) : fetched(`/backfills?${new URLSearchParams({ from, to, only: "missing", max_parallel: PARALLEL_DATES })}`, { method: "POST" });
+
+export const pipelineStatus = () => fetched("/pipeline-status");
+
+/** The name and the scopes of the key in use. */
+export const access = () => fetched("/access");

@@ -38,13 +38,19 @@ export function notice(kind, title, text, ...actions) {
   );
 }
 
-/** Create a box that scrolls what is too large for it. Shadows show on which sides it has more. */
+/**
+ * Create a box that scrolls what is too large for it. Shadows show on which sides it has more. A box without controls can be
+ * focused, so that arrow keys scroll it.
+ */
 export function scrollable(...children) {
   const box = element("div", { class: "scroll" }, ...children);
   const frame = element("div", { class: "scrollable" }, box);
   const update = () => {
     frame.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
     frame.classList.toggle("more-below", box.scrollTop + box.clientHeight < box.scrollHeight - 1);
+    const isStuck = box.scrollWidth > box.clientWidth && !box.querySelector("[tabindex], a, button, input, summary");
+    if (isStuck) box.tabIndex = 0;
+    else box.removeAttribute("tabindex");
   };
   box.addEventListener("scroll", update, { passive: true });
   const sizes = new ResizeObserver(update);

@@ -1,28 +1,15 @@
 // Notices for errors of the API, each with its remedy.
 
-import { keepKey } from "./api.js";
 import { button, element, notice } from "./dom.js";
+import { keyForm, openKeyDialog } from "./key.js";
 
-/** Create the notice for an error. `again` repeats what failed. */
+/**
+ * Create the notice for an error. `again` repeats what failed. An outage is shown once for the whole page, so only a short
+ * text stands here.
+ */
 export function problemNotice(problem, again) {
+  if (problem.isOutage) return element("p", { class: "loading error" }, "Waiting for the service…");
   if (!problem.title) console.error(problem);
-  const remedy = problem.status === 401 ? keyForm() : again && button("Try again", again);
-  return notice("error", problem.title ?? "The request failed", problem.message, remedy);
-}
-
-function keyForm() {
-  const key = element("input", { type: "password", name: "key", autocomplete: "off", required: true });
-  return element(
-    "form",
-    {
-      class: "controls",
-      onsubmit: (event) => {
-        event.preventDefault();
-        keepKey(key.value.trim());
-        location.reload();
-      },
-    },
-    element("label", {}, "API key", key),
-    element("button", { class: "primary" }, "Use this key"),
-  );
+  const remedy = { 401: keyForm, 403: () => button("Use another key", openKeyDialog) }[problem.status]?.() ?? (again && button("Try again", again));
+  return notice("error", problem.title ?? "This does not work", problem.title ? problem.message : "Load the page again.", remedy);
 }

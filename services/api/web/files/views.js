@@ -8,6 +8,8 @@
 // - `open(params)`: shows the state in `params`. Called for each new URL of the view, also if the view is already open.
 // - `close()`: stops timers and streams. Called before another view opens.
 
+import { unreachable } from "./api.js";
+
 const SITE = "Tripfold";
 
 let loaders = {}; // what imports the module of a view, by its path
@@ -45,6 +47,9 @@ export function setTitle(contents) {
   document.title = [contents, current.title, SITE].filter(Boolean).join(" · ");
 }
 
+/** Open the view of the address again, as after an outage. */
+export const reopen = () => openAddress();
+
 function go(url, replace) {
   history[replace ? "replaceState" : "pushState"](null, "", url);
 }
@@ -52,8 +57,8 @@ function go(url, replace) {
 async function openAddress() {
   const load = loaders[location.pathname] ?? loaders["/"];
   opening = load;
-  const { view } = await load();
-  if (opening !== load) return; // the reader went on to another view
+  const { view } = await load().catch((error) => ({ failed: unreachable(error) }));
+  if (opening !== load || !view) return; // the reader went on to another view, or it cannot be loaded now
   const before = current;
   if (view !== before) {
     before?.close();

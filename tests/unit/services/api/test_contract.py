@@ -65,6 +65,7 @@ INFALLIBLE = [
     "/schedules/{name}/run",
     "/country-completeness/{country}/{date}",
     "/pipeline-status",
+    "/access",
     "/health/live",
     "/health/ready",
 ]

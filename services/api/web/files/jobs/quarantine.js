@@ -1,8 +1,9 @@
 // The refused files of the range, with the reason and the keys of the stored objects.
 
 import { quarantine } from "../api.js";
-import { element, notice } from "../dom.js";
+import { element } from "../dom.js";
 import { bytes, count, instant, plural } from "../format.js";
+import { problemNotice } from "../problems.js";
 
 const LISTED = 100;
 
@@ -27,8 +28,8 @@ export async function showQuarantine(range, signal) {
   } catch (problem) {
     if (problem.name === "AbortError") return;
     onPage = null;
-    section.hidden = problem.status === 401; // the statistics section asks for the key
-    place.replaceChildren(notice("error", problem.title ?? "The request failed", problem.message));
+    section.hidden = problem.status === 401 || problem.isOutage; // shown elsewhere
+    place.replaceChildren(problemNotice(problem));
   }
 }
 

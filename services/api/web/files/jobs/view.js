@@ -1,51 +1,91 @@
-// The view of jobs: what is processed now, what was processed, and which files were refused.
+// The view of jobs: what is processed now, what was processed, which dates are late, and which files were refused.
 
-import { latestRequests } from "../api.js";
+import { ask, latestRequests, schedules } from "../api.js";
+import { element, notice } from "../dom.js";
+import { daysIn, moved, plural } from "../format.js";
+import { problemNotice } from "../problems.js";
 import { requestedRange, todayInUtc } from "../ranges.js";
-import { moved } from "../format.js";
-import { watchBackfills } from "./backfills.js";
+import { keepInUrl } from "../views.js";
+import { STATUSES } from "./jobs.js";
+import { jobList } from "./list.js";
 import { showQuarantine } from "./quarantine.js";
-import { watchRequests } from "./requests.js";
 
 const LISTED = 20;
 
-let watches = null; // made when the view is opened first
+const form = document.getElementById("ask");
+const asked = document.getElementById("asked");
+const filter = document.getElementById("jobs-filter");
+const late = document.getElementById("late");
+
+let params = {};
+let list = null; // made when the view is opened first
 let loading = null;
 
 export const view = { path: "/jobs", title: "Jobs", place: "jobs", open, close };
 
-function open({ from, to, country }) {
+for (const status of STATUSES) filter.elements.status.append(new Option(status, status));
+filter.addEventListener("input", () => {
+  params = { ...params, ...Object.fromEntries(new FormData(filter)) };
+  keepInUrl(params);
+  list.draw();
+});
+filter.addEventListener("submit", (event) => event.preventDefault());
+form.addEventListener("submit", request);
+
+function open(opened) {
+  params = opened;
+  filter.elements.status.value = STATUSES.includes(params.status) ? params.status : "";
+  filter.elements.date.value = params.date ?? "";
   loading?.abort();
   loading = new AbortController();
-  if (!watches) {
-    const backfills = watchBackfills();
-    watches = [backfills, watchRequests({ onasked: backfills.start })];
-    document.addEventListener("visibilitychange", () => loading && each(document.hidden ? "stop" : "start"));
-  }
-  each("start");
-  fill(from, to, country, loading.signal);
+  list ??= jobList(document.getElementById("latest"), { filter: () => Object.fromEntries(new FormData(filter)), onended: () => loading && fill(loading.signal) });
+  list.start();
+  fill(loading.signal);
 }
 
 function close() {
   loading.abort();
   loading = null;
-  each("stop");
+  list.stop();
 }
 
-const each = (step) => watches.forEach((watch) => watch[step]());
-
-async function fill(from, to, country, signal) {
-  const asking = document.getElementById("ask").elements;
+async function fill(signal) {
+  const { from, to, country } = params;
+  const { elements } = form;
   let range = { from, to };
   if (from && to) {
-    asking.from.value = from;
-    asking.to.value = to;
+    elements.from.value ||= from;
+    elements.to.value ||= to;
   } else {
     const requests = await latestRequests(LISTED).catch(() => []);
     if (signal.aborted) return;
     range = requestedRange(requests, todayInUtc());
-    asking.from.value ||= moved(range.to, requests.length ? 1 : 0);
-    asking.to.value ||= asking.from.value;
+    elements.from.value ||= moved(range.to, requests.length ? 1 : 0);
+    elements.to.value ||= elements.from.value;
   }
   showQuarantine({ ...range, country }, signal);
+  const found = await schedules().catch(() => []);
+  late.replaceChildren(...found.filter((one) => one.late.length).map(lateNotice));
+}
+
+const lateNotice = ({ name, late: dates }) =>
+  notice("late", `${plural(dates.length, "date")} of schedule ${name} ${dates.length === 1 ? "is" : "are"} late`, dates.map(({ date }) => date).join(", "));
+
+async function request(event) {
+  event.preventDefault();
+  const { from, to } = Object.fromEntries(new FormData(form));
+  if (!from || !to) {
+    asked.replaceChildren(problemNotice({ title: "A date is missing", message: "Enter a first and a last date." }));
+    return;
+  }
+  const send = form.querySelector("button");
+  send.disabled = true;
+  try {
+    await ask(from, to);
+    asked.replaceChildren(element("p", {}, `Requested ${plural(daysIn(from, to), "date")}.`));
+  } catch (problem) {
+    asked.replaceChildren(problemNotice(problem));
+  }
+  send.disabled = false;
+  list.updateNow();
 }

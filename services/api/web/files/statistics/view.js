@@ -13,7 +13,7 @@ import { showUnusual } from "./unusual.js";
 
 const PATH = "/";
 const QUIET_MS = 400;
-const REVALIDATE_MS = 60_000;
+const REVALIDATE_MS = 15_000;
 const OWN_HISTORY_ENTRY = ["from", "to", "country", "compare"];
 
 const place = document.getElementById("results");

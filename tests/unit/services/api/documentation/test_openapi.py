@@ -65,6 +65,7 @@ def test_every_operation_is_documented(document: dict[str, Any]) -> None:
         ("get", "/country-completeness"),
         ("get", "/country-completeness/{country}/{date}"),
         ("get", "/pipeline-status"),
+        ("get", "/access"),
         ("get", "/health/live"),
         ("get", "/health/ready"),
     }

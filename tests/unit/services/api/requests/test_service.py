@@ -19,7 +19,7 @@ from shared.domain import keys, objects
 from shared.domain.events import BACKGROUND, BadCity, Outcome, ProcessRequested, Retry
 from shared.domain.ids import CityId, RequestId, parse_request_id
 from shared.domain.objects import CityUnderWay, Failure, RequestRecord
-from shared.domain.requests import ACTIONS_MAX, Caller
+from shared.domain.requests import ACTIONS_MAX, Caller, caller_of_backfill, with_action
 from shared.domain.topics import Topic
 from shared.kafka.records import OutgoingEvent
 from shared.storage import active_requests
@@ -74,6 +74,18 @@ def test_a_request_records_who_asked_for_it_joined_cancelled_and_retried_it(worl
         ("cancel", "page", "testclient", "", "cancelled"),
     ]
     assert [one.at - NOW for one in actions] == [dt.timedelta(seconds=s) for s in (0, 0, 60)]
+
+
+def test_a_request_names_the_backfill_that_made_it(world: World, client: Client) -> None:
+    """A request of a backfill names it, until a client joins the request."""
+    by = caller_of_backfill(REQUEST)
+    made = with_action(record_of(NOW), by, "process", result="accepted", at=NOW)
+    write(world, with_action(made, Caller(client="10.0.0.1"), "cancel", result="cancelled", at=NOW))
+    path = f"/process-requests/{made.request_id}"
+    assert client.get(path).json()["backfill_id"] == REQUEST
+    write(world, with_action(made, Caller(client="10.0.0.1"), "process", result="joined", at=NOW))
+    assert client.get(path).json()["backfill_id"] is None
+    assert client.get("/process-requests").json()["requests"][0]["backfill_id"] is None
 
 
 def test_date_out_of_bounds_is_refused(world: World, client: Client) -> None:
@@ -303,6 +315,7 @@ def test_status_has_counts_and_failures(world: World, client: Client) -> None:
         },
         "failed_reason": None,
         "cancelled_at": None,
+        "backfill_id": None,
         "failures": [
             {
                 "city_id": "7",

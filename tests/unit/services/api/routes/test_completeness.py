@@ -17,50 +17,35 @@ from shared.domain.objects import (
     Deadline,
     Failure,
     OpenBackfills,
-    Plan,
-    PlannedCity,
-    PlannedCountry,
     RequestRecord,
 )
 from shared.domain.schedules import new_schedule
-from tests.fakes.api import DAY, NOW, REQUEST, Client, World, planned, record_of, stats, write
+from tests.fakes.api import (
+    DAY,
+    NOW,
+    REQUEST,
+    Client,
+    World,
+    planned,
+    record_of,
+    stats,
+    write,
+    write_latest,
+    write_plan,
+)
 
 RANGE = f"/country-completeness?from={DAY}&to={DAY + dt.timedelta(days=3)}"
-
-
-def plan(world: World, date: dt.date, **cities: list[str]) -> None:
-    """Write the plan of a date: the cities of each country."""
-    countries = {
-        CountrySlug(country): PlannedCountry(
-            name=country.title(),
-            cities=tuple(PlannedCity(city_id=CityId(one), upstream_id=one, name=f"City {one}") for one in ids),
-        )
-        for country, ids in cities.items()
-    }
-    written = Plan(date=date, revision=3, request_id=REQUEST, planned_at=NOW, countries=countries)
-    world.store.write(keys.plan(date), objects.encode(written))
-    for country, ids in cities.items():
-        world.fold_in(planned(country, date, city_ids=ids))
-
-
-def request(world: World, date: dt.date, **changes: object) -> RequestRecord:
-    """Write a planned request as the latest one of its date."""
-    record = msgspec.structs.replace(record_of(NOW), date=date, planned=True, plan_revision=3, **changes)
-    write(world, record)
-    active = ActiveRequests(date=date, running=record.request_id)
-    world.store.write(keys.active_requests(date), objects.encode(active))
-    return record
 
 
 def filled(world: World) -> list[RequestRecord]:
     """Fill four days: complete, with a failed and a refused city, running, and not requested."""
     names = Countries(slugs={"Armenia": CountrySlug("armenia"), "Brazil": CountrySlug("brazil")})
     world.store.write(keys.COUNTRIES, objects.encode(names))
-    plan(world, DAY, armenia=["1"])
+    write_plan(world, DAY, armenia=["1"])
     world.fold_in(planned("armenia", city_ids=["1"]), stats("armenia", city_id="1"))
     second, third = DAY + dt.timedelta(days=1), DAY + dt.timedelta(days=2)
-    plan(world, second, armenia=["1", "2"], brazil=["7"])
-    failed = request(
+    write_plan(world, second, armenia=["1", "2"], brazil=["7"])
+    failed = write_latest(
         world,
         second,
         cities=3,
@@ -72,8 +57,8 @@ def filled(world: World) -> list[RequestRecord]:
         },
     )
     world.fold_in(planned("armenia", second, city_ids=["1", "2"]), stats("armenia", second, city_id="1"))
-    plan(world, third, armenia=["1", "2"])
-    running = request(world, third, cities=2, under_way={0: CityUnderWay(bytes_done=1)})
+    write_plan(world, third, armenia=["1", "2"])
+    running = write_latest(world, third, cities=2, under_way={0: CityUnderWay(bytes_done=1)})
     return [failed, running]
 
 
