@@ -121,7 +121,10 @@ def estimated_end(backfill: Backfill) -> dt.datetime | None:
     rate = dates_per_hour(backfill)
     if rate is None or backfill.status is not BackfillStatus.RUNNING:
         return None
-    return backfill.updated_at + dt.timedelta(hours=counts_of(backfill).left / rate)
+    try:
+        return backfill.updated_at + dt.timedelta(hours=counts_of(backfill).left / rate)
+    except OverflowError:  # at this rate it does not end before the year 10,000
+        return None
 
 
 def free_slots(backfill: Backfill) -> int:

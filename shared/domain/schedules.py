@@ -6,6 +6,7 @@ after it, and one that comes twice is due once.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import itertools
 import re
@@ -15,9 +16,10 @@ from collections.abc import Iterator
 import msgspec
 from cronsim import CronSim, CronSimError
 
+from shared.domain import keys
 from shared.domain.errors import OperatorError
 from shared.domain.ids import derive_request_id
-from shared.domain.objects import Deadline, Schedule, ScheduledRun
+from shared.domain.objects import CorruptObject, Deadline, Schedule, ScheduledRun
 
 SCHEDULES_MAX = 100
 NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,62}$"
@@ -72,20 +74,36 @@ def parse_time(text: str) -> dt.time:
 
 
 def next_due(schedule: Schedule) -> dt.datetime:
-    """Return when the next run is due, in UTC; a missed one is in the past."""
-    return next(_due_after(schedule.cron, _zone(schedule.timezone), _last_due(schedule)))
+    """Return when the next run is due, in UTC; a missed one is in the past. Raises CorruptObject."""
+    with _usable(schedule):
+        return next(_due_after(schedule.cron, _zone(schedule.timezone), _last_due(schedule)))
 
 
 def due_run(schedule: Schedule, now: dt.datetime) -> ScheduledRun | None:
-    """Return the run that is due, or None if none is. Missed runs are caught up by the latest of them."""
+    """Return the run that is due, or None if none is. Missed runs are caught up by the latest of them.
+
+    Raises CorruptObject for a schedule that cannot be used, such as one of a time zone that no longer exists.
+    """
     first = next_due(schedule)
     if first > now or schedule.paused:
         return None
-    zone = _zone(schedule.timezone)
-    # Backwards the library errs by up to one due time around a change of the clocks, so it only says where to begin.
-    begin = next(CronSim(schedule.cron, now.astimezone(zone), reverse=True)).astimezone(dt.UTC) - _DAY
-    later = itertools.takewhile(lambda due: due <= now, _due_after(schedule.cron, zone, max(first, begin)))
-    return _run(schedule, first, max(later, default=first), now)
+    with _usable(schedule):
+        zone = _zone(schedule.timezone)
+        # Backwards the library errs by up to one due time around a change of the clocks: it only says where to begin.
+        begin = next(CronSim(schedule.cron, now.astimezone(zone), reverse=True)).astimezone(dt.UTC) - _DAY
+        later = itertools.takewhile(lambda due: due <= now, _due_after(schedule.cron, zone, max(first, begin)))
+        return _run(schedule, first, max(later, default=first), now)
+
+
+@contextlib.contextmanager
+def _usable(schedule: Schedule) -> Iterator[None]:
+    """Raise CorruptObject if the options of a stored schedule cannot be used: they were checked by another build."""
+    try:
+        yield
+    except StopIteration as error:
+        raise CorruptObject(keys.schedule(schedule.name), "cannot be used: its cron line is never due") from error
+    except (InvalidSchedule, CronSimError, ValueError, OverflowError) as error:
+        raise CorruptObject(keys.schedule(schedule.name), f"cannot be used: {error}") from error
 
 
 def immediate_run(schedule: Schedule, now: dt.datetime) -> ScheduledRun:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, get_args
+from unittest import mock
 from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
@@ -23,6 +24,7 @@ from services.aggregate.summary_writer import summary_event
 from services.api.backfills import service as backfills
 from services.api.http.problems import MEDIA_TYPE, Problem
 from services.api.quarantine.service import file_of
+from services.api.requests import event_stream
 from services.api.requests import service as requests
 from services.api.statistics.ledger import ledger_of, page_of
 from services.api.statistics.model import day_detail
@@ -54,7 +56,7 @@ from shared.domain.requests import (
     request_event,
     retried_record,
 )
-from shared.domain.schedules import InvalidSchedule, due_run, next_due
+from shared.domain.schedules import due_run, next_due
 from shared.domain.topics import Topic
 from tests.fakes.api import NOW, REQUEST, World, planned, report_of, stats, write_report
 
@@ -229,7 +231,7 @@ def _check_schedule(schedule: Schedule) -> None:
     try:
         next_due(schedule)
         due_run(schedule, NOW)
-    except InvalidSchedule:
+    except CorruptObject:
         return
 
 
@@ -283,7 +285,8 @@ class _Api:
             write_report(world, report_of("7"))
             self._app, self._calls = world.app(api_requests_per_minute=1_000_000), 0
         self._calls += 1
-        return self._loop.run_until_complete(self._call(scope))
+        with mock.patch.object(event_stream, "WAIT_MAX_S", 0):  # nobody carries the requests out
+            return self._loop.run_until_complete(self._call(scope))
 
     async def _call(self, scope: dict[str, Any]) -> tuple[int, dict[bytes, bytes], bytes]:
         sent: list[Any] = []
@@ -350,7 +353,7 @@ def query(data: bytes) -> None:
         }
     )
     assert status < 500, (status, body)
-    if status >= 400:
+    if status >= 400 and b"content-encoding" not in sent:
         assert sent[b"content-type"] == MEDIA_TYPE.encode()
         problem = msgspec.json.decode(body, type=Problem)
         assert (problem.status, bool(problem.detail)) == (status, True)

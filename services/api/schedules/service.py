@@ -10,9 +10,9 @@ import msgspec
 
 from services.api.http.deadline import deadline
 from services.api.http.errors import Conflict, InvalidParameter, InvalidRequest, NotFound, quoted
-from services.api.http.unreadable import UnreadableObject, get_if_readable
+from services.api.http.unreadable import UnreadableObject, get_if_readable, report_unreadable
 from shared.domain import keys
-from shared.domain.objects import BackfillStatus, Schedule
+from shared.domain.objects import BackfillStatus, CorruptObject, Schedule
 from shared.domain.requests import NOBODY, Caller, with_action
 from shared.domain.schedules import (
     SCHEDULES_MAX,
@@ -154,7 +154,10 @@ class Schedules:
 
         async def read(key: str) -> ScheduleDetail | UnreadableObject | None:
             schedule = await get_if_readable(self._store, Schedule, key)
-            return await self._detail_of(schedule) if isinstance(schedule, Schedule) else schedule
+            try:
+                return await self._detail_of(schedule) if isinstance(schedule, Schedule) else schedule
+            except CorruptObject as error:
+                return report_unreadable(error)
 
         async with deadline(LISTING_DEADLINE_S, "Reading the schedules"):
             listed = [one.key async for one in self._store.list(keys.SCHEDULES)]

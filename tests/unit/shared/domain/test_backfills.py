@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,6 +103,8 @@ def test_the_throughput_counts_from_the_start_or_the_latest_resumption() -> None
     assert (dates_per_hour(after), estimated_end(after)) == (6.0, NOW + HOUR + dt.timedelta(minutes=50))
     again = resumed(paused(after, NOW + 2 * HOUR), NOW + 3 * HOUR)
     assert (dates_per_hour(again), estimated_end(again)) == (None, None)
+    slow = msgspec.structs.replace(after, updated_at=NOW + dt.timedelta(days=1_500_000), counted=1)
+    assert estimated_end(slow) is None
     more = touched(again, with_end(again, 7, DateEnd.COMPLETED), NOW + 4 * HOUR)
     assert dates_per_hour(more) == 1.0
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import zoneinfo
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shared.domain.objects import Schedule, encode
+from shared.domain.objects import CorruptObject, Schedule, encode
 from shared.domain.schedules import (
     CATCH_UP_DATES_MAX,
     DEADLINES_MAX,
@@ -53,6 +54,18 @@ def schedule_of(
         complete_by=complete_by,
         now=now,
     )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"cron": "6"}, {"cron": "0 6 30 2 *"}, {"timezone": "Mars/Base"}, {"since": dt.datetime.max.replace(tzinfo=UTC)}],
+)
+def test_a_stored_schedule_that_cannot_be_used_is_unreadable(options: dict[str, Any]) -> None:
+    """Options that this build cannot use make the object unreadable, as damaged bytes do."""
+    unusable = msgspec.structs.replace(schedule_of(), **options)
+    for rule in (next_due, lambda schedule: due_run(schedule, NOW)):
+        with pytest.raises(CorruptObject, match=r"schedules/daily\.json cannot be used"):
+            rule(unusable)
 
 
 def due_times(schedule: Schedule, until: dt.datetime) -> list[dt.datetime]:

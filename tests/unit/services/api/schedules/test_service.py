@@ -150,3 +150,10 @@ def test_an_unreadable_schedule_is_named(world: World, client: Client) -> None:
         [keys.schedule("bad")],
     )
     assert metric(client, "tripfold_unreadable_objects_total", kind="schedule") == before + 1
+    client.put(PATH.replace("daily", "gone"))
+    gone = msgspec.structs.replace(stored(world), name="gone", timezone="Mars/Base")
+    world.store.write(keys.schedule("gone"), objects.encode(gone))
+    (_, unusable) = client.get("/schedules").json()["unreadable"]
+    assert (unusable["key"], "'Mars/Base' is not a time zone" in unusable["reason"]) == (keys.schedule("gone"), True)
+    assert client.get("/schedules/gone").json()["title"] == "Unreadable object"
+    assert client.put(PATH.replace("daily", "gone")).status_code == 200

@@ -43,3 +43,24 @@ async def test_a_late_date_is_marked_while_no_run_can_start(monkeypatch: pytest.
     assert yesterday.date in {one.date for one in stored.deadlines if one.late}
     assert stored.run is not None
     assert not stored.run.started
+
+
+async def test_a_schedule_that_cannot_be_used_does_not_stop_the_others() -> None:
+    """A schedule of a time zone that no longer exists is logged by its key, and the next one runs."""
+    made = new_schedule(
+        "daily",
+        cron="0 6 * * *",
+        timezone="UTC",
+        date_offset=-1,
+        recheck=0,
+        max_parallel=2,
+        complete_by=None,
+        now=NOW - dt.timedelta(days=1),
+    )
+    store = MemoryStore(lambda: NOW)
+    store.write(keys.schedule("a"), objects.encode(msgspec.structs.replace(made, name="a", timezone="Mars/Base")))
+    store.write(keys.schedule("daily"), objects.encode(made))
+    with structlog.testing.capture_logs() as logged:
+        await ScheduleRunner(store, clock=Clock(NOW)).once()
+    assert [line["event"] for line in logged] == ["schedule_unreadable", "schedule_run"]
+    assert keys.schedule("a") in logged[0]["error"]
