@@ -231,8 +231,12 @@ class Settings(BaseSettings):
     api_completeness_days: int = Field(
         default=30, ge=0, le=366, description="latest dates whose completeness the metrics show; 0: none"
     )
-    api_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="memory for summary heads")
-    api_response_cache_bytes: int = Field(default=32 * 1024**2, ge=0, description="memory for long responses")
+    api_cache_bytes: int = Field(
+        default=64 * 1024**2, ge=0, description="memory for summary heads; listings may take a quarter more"
+    )
+    api_response_cache_bytes: int = Field(
+        default=32 * 1024**2, ge=0, description="memory for long responses; their encoded months may take as much"
+    )
 
     api_access: Literal["keys", "open-without-keys", "open"] = Field(
         default="keys",

@@ -16,6 +16,7 @@ import msgspec
 
 from shared.kafka.admin import apply_topics
 from shared.runtime.settings import PREFIX, Settings
+from shared.storage.generation_pointer import provision_pointer
 from shared.storage.s3 import S3Store
 from tripfold.local.ports import free_port
 from tripfold.local.supervisor import ChildProcess, Probe, Supervisor, http_probe
@@ -110,6 +111,7 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         store = await stack.enter_async_context(S3Store(settings))
         await store.create_bucket()
+        await provision_pointer(store)
         await apply_topics(settings)
         environment = {
             **environment_of(settings),

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 import msgspec
 import typer
+from msgspec import UNSET
 from rich.text import Text
 
 from services.aggregate.replay.generations import rebuild_age_s
@@ -31,6 +32,7 @@ from shared.runtime.concurrency import bounded_map
 from shared.runtime.health import Health
 from shared.runtime.retry import DependencyUnavailable, Retrier
 from shared.runtime.settings import Settings
+from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectStore
 from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
@@ -228,13 +230,22 @@ def _probe(name: str, number: int) -> bytes:
 
 
 async def check_schema_version(store: ObjectStore) -> str:
-    """Return which schema version is written. Raises CheckFailed if this build cannot write it."""
+    """Return which schema version is written, and whether an upgrade has to be finalized.
+
+    Raises CheckFailed if this build cannot write the version.
+    """
     try:
         version = await read_written_version(store)
     except WrongSchemaVersion as error:
         raise CheckFailed(str(error)) from error
     if version == schema.SCHEMA_VERSION:
-        return f"version {version} is written, the latest of this build"
+        found = f"version {version} is written, the latest of this build"
+        if (await read_current(store)).changes_counted_since is UNSET:
+            return (
+                f"{found}. The API lists every month of a query, as it does not trust the change index yet: when all "
+                "processes run this build, run 'tripfold upgrade finalize'"
+            )
+        return found
     return (
         f"version {version} is written. When all processes run this build, 'tripfold upgrade finalize' lets them write "
         f"version {schema.SCHEMA_VERSION}"
