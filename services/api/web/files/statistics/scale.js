@@ -11,7 +11,7 @@ const FENCE = 3; // interquartile ranges beyond a quartile: Tukey's "far out"
 const VALUES_WITH_FENCES_MIN = 8;
 const SPREAD_OF_FACTORS_MIN = 20;
 const ROUND = [1, 2, 3, 5, 10];
-const ROUND_TIMES_S = [1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400];
+const ROUND_TIMES_S = [1, 2, 3, 5, 10, 15, 20, 30, 60, 90, 120, 180, 240, 300, 600, 900, 1200, 1800, 3600, 7200, 14_400, 86_400];
 
 /**
  * The scale of values: the round limits between its steps, the lowest and the highest usual value, and whether there are

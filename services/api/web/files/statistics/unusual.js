@@ -10,6 +10,10 @@ const LISTED = 8;
 
 /** Fill an element with the unusual runs of days of a model, the strongest first. Stops when `signal` aborts. */
 export async function showUnusual(place, { state, countries }, history, signal) {
+  if (!history.size) {
+    place.replaceChildren(element("p", {}, "No earlier days are known to compare with."));
+    return;
+  }
   const runs = [];
   for (const country of countries) {
     runs.push(...unusualRuns(country, history.get(country.slug) ?? []));
