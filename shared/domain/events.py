@@ -34,7 +34,10 @@ TYPE_LENGTH_SHOWN_MAX = 100
 PLAN_CHUNK_CITIES_MAX = 2_000
 
 CityIds = Annotated[tuple[CityField, ...], msgspec.Meta(max_length=PLAN_CHUNK_CITIES_MAX)]
-PositionField = Annotated[int, msgspec.Meta(ge=0, lt=10_000_000)]
+POSITIONS_MAX = 10_000_000
+PositionField = Annotated[int, msgspec.Meta(ge=0, lt=POSITIONS_MAX)]
+CitiesField = Annotated[int, msgspec.Meta(ge=0, le=POSITIONS_MAX)]
+"""The number of cities of a plan, which is the length of its bitmaps."""
 ReasonField = Annotated[str, msgspec.Meta(max_length=2_000)]
 PositionsField = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]+$(?!\n)", max_length=100_000, examples=["5"])]
 
@@ -287,7 +290,7 @@ class RequestPlanned(Event, frozen=True, kw_only=True, tag="request-planned"):
     date: dt.date
     requested_at: InstantField
     plan_revision: RevisionField
-    cities: CountField
+    cities: CitiesField
     countries: CountField
     bad_cities_count: CountField = 0
     bad_cities: tuple[BadCity, ...] = ()

@@ -11,7 +11,16 @@ from msgspec import UNSET, UnsetType
 
 from shared.domain import keys, schema
 from shared.domain.contribution import NOTHING, Contribution
-from shared.domain.events import Background, BadCity, Outcome, PositionField, PositionsField, ReasonField, Source
+from shared.domain.events import (
+    Background,
+    BadCity,
+    CitiesField,
+    Outcome,
+    PositionField,
+    PositionsField,
+    ReasonField,
+    Source,
+)
 from shared.domain.ids import (
     CityField,
     CityId,
@@ -441,7 +450,7 @@ class RequestRecord(BucketObject, frozen=True, kw_only=True):
     version: CountField = 1
     plan_revision: CountField = 0
     planned: bool = False
-    cities: CountField = 0
+    cities: CitiesField = 0
     countries: CountField = 0
     bad_cities_count: CountField = 0
     bad_cities: tuple[BadCity, ...] = ()

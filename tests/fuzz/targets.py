@@ -55,6 +55,7 @@ from shared.domain.requests import (
     new_record,
     request_event,
     retried_record,
+    unfinished_of,
 )
 from shared.domain.schedules import due_run, next_due
 from shared.domain.topics import Topic
@@ -207,6 +208,7 @@ def _check_request(record: RequestRecord) -> None:
     msgspec.json.encode(requests.detail_of(record))
     msgspec.json.encode(requests.overview_of(record))
     is_stalled(record, NOW, after=dt.timedelta(hours=1), wait_max=dt.timedelta(hours=1))
+    unfinished_of(record)
     for change in (cancelled_record, retried_record):
         try:
             events.encode(request_event(change(record, NOW)))

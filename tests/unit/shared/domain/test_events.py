@@ -240,6 +240,14 @@ def test_decoding_is_strict(fields: dict[str, object]) -> None:
         events.decode(Topic.CITY_STATS, changed(STATS, **fields))
 
 
+def test_a_plan_of_absurdly_many_cities_is_poison() -> None:
+    """The number of cities is the length of bitmaps, so it has a limit that bounds their memory."""
+    (planned,) = (event for event in EXAMPLES if isinstance(event, RequestPlanned))
+    events.decode(planned.topic, changed(planned, cities=10_000_000))
+    with pytest.raises(PoisonRecord):
+        events.decode(planned.topic, changed(planned, cities=10_000_001))
+
+
 @given(st.binary(max_size=200), st.sampled_from([topic for topic in Topic if topic in events.EVENT_TYPES]))
 def test_any_bytes_are_an_event_or_poison(value: bytes, topic: Topic) -> None:
     """Decoding never fails in any other way."""
