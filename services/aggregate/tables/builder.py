@@ -17,11 +17,12 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import random
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
 import msgspec
 import structlog
 
+from services.aggregate.tables.moved_months import MovedMonths
 from shared.domain import keys, objects
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import CorruptObject, Summary
@@ -79,6 +80,7 @@ class TableBuilder:
         self._store = store
         self._records = Repository(store)
         self._clock = clock
+        self._moved_months = MovedMonths(store, clock=clock)
 
     async def run(self, retrier: Retrier, *, interval_s: float) -> None:
         """Build the changed months every ``interval_s`` until asked to stop.
@@ -98,25 +100,39 @@ class TableBuilder:
     async def once(self) -> list[str]:
         """Build every changed month, and return those that it wrote."""
         began = self._clock()
-        generation = (await read_current(self._store)).live
-        changed = await self.changed_months(generation)
+        pointer = await read_current(self._store)
+        moved = await self._moved_months.look(pointer)
+        changed = await self.changed_months(pointer.live, moved)
         random.shuffle(changed)  # so that several processes begin with different months
-        built = [month for month in changed if await self.build(generation, month) is not None]
+        built = [month for month in changed if await self.build(pointer.live, month) is not None]
         if len(built) == len(changed):
+            self._moved_months.settle()
             metrics.tables_current.set(began.timestamp())
         return built
 
-    async def changed_months(self, generation: int) -> list[str]:
-        """Return the months whose files do not show the summaries of a generation, in order."""
-        return [month for month, current in (await self.months(generation)).items() if not current]
+    async def changed_months(self, generation: int, moved: Collection[str] | None = None) -> list[str]:
+        """Return the months whose files do not show the summaries of a generation, in order.
 
-    async def months(self, generation: int) -> dict[str, bool]:
-        """Return the months of the summaries and the tables, in order, and whether the files of each are current."""
+        If ``moved`` is given, the summaries of all other months are as they were when their files were written.
+        """
+        return [month for month, current in (await self.months(generation, moved)).items() if not current]
+
+    async def months(self, generation: int, moved: Collection[str] | None = None) -> dict[str, bool]:
+        """Return the months of the summaries and the tables, in order, and whether the files of each are current.
+
+        Of other months than ``moved``, if that is given, only the files are looked at.
+        """
         record = await self._records.get(TableRecord, keys.TABLES) or TableRecord()
         etags = {listed.key: listed.etag async for listed in self._store.list(keys.LAKE)}
-        tags = {month: tag_of({}) for month in record.months}
-        async for month, versions in self._versions(generation):
-            tags[month] = tag_of(versions)
+        if moved is None or keys.TABLES not in etags:
+            tags = dict.fromkeys(record.months, tag_of({}))
+            prefixes = [keys.summaries_of_generation(generation)]
+        else:
+            tags = {month: one.tag for month, one in record.months.items()} | dict.fromkeys(moved, tag_of({}))
+            prefixes = [keys.summaries_of_month(generation, month) for month in sorted(moved)]
+        for prefix in prefixes:
+            async for month, versions in self._versions(generation, prefix):
+                tags[month] = tag_of(versions)
         return {month: _is_current(record.months.get(month), month, tag, etags) for month, tag in sorted(tags.items())}
 
     async def build(self, generation: int, month: str, *, again: bool = False) -> MonthTables | None:
@@ -184,10 +200,10 @@ class TableBuilder:
         )
         return await self._record(month, built)
 
-    async def _versions(self, generation: int) -> AsyncIterator[tuple[str, Mapping[CountryDay, Version]]]:
-        """Yield the months of a generation, each with the versions in one listing."""
+    async def _versions(self, generation: int, prefix: str) -> AsyncIterator[tuple[str, Mapping[CountryDay, Version]]]:
+        """Yield the months under a prefix of summaries, each with the versions in one listing."""
         month, versions = "", dict[CountryDay, Version]()
-        async for listed in self._store.list(keys.summaries_of_generation(generation)):
+        async for listed in self._store.list(prefix):
             named = keys.parse_summary(listed.key)
             if named is None:
                 continue
