@@ -271,6 +271,7 @@ class World:
         self.rebuilds = 0
         self.backfills = 0
         self.dead_letters = 0
+        self._settled_tables: Any = None
         self._living: dict[str, Process] = {}
         self._standing_still: list[tuple[Process, asyncio.Task[None]]] = []
 
@@ -489,11 +490,17 @@ class World:
         return job
 
     async def build_tables(self, *, calls: int | None = None) -> Job:
-        """Build the Parquet tables of changed months, as an aggregate does every few minutes."""
+        """Build the Parquet tables of changed months, as an aggregate does every few minutes.
+
+        Each build knows what the last one found in the change index, as in a process that lives on.
+        """
         job = self._job("tables", calls=calls)
+        builder = TableBuilder(job.store, clock=self.clock)
+        builder._moved_months._settled = self._settled_tables
 
         async def work() -> None:
-            await TableBuilder(job.store, clock=self.clock).once()
+            await builder.once()
+            self._settled_tables = builder._moved_months._settled
 
         await job.run(work)
         return job
