@@ -40,8 +40,14 @@ def test_complete_provisional_and_missing_days_look_different(world: World, page
     expect(cell(page, "Armenia", 2)).to_have_class("provisional c0")
     expect(cell(page, "Armenia", 2)).to_have_text("1.1 provisional")
     expect(cell(page, "Brazil", 1)).to_have_class("complete c6")
-    expect(cell(page, "Brazil", 2)).to_have_class("none")
-    expect(cell(page, "Brazil", 2)).to_have_text("no data")
+    expect(cell(page, "Brazil", 2)).to_have_class("s-not-requested")
+    expect(cell(page, "Brazil", 2)).to_have_text("not requested")
+    expect(page.get_by_role("list", name="Legend")).to_contain_text("not requested")
+    cell(page, "Brazil", 2).click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("This day is not requested (Nobody has requested this date).")
+    dialog.get_by_role("link", name="Process this date").click()
+    expect(page).to_have_url(f"{address}/completeness?from={NEXT_DAY}&to={NEXT_DAY}")
     expect(page.locator("#results")).to_contain_text("3 country-days with data: 1 provisional")
     expect(page.locator(".legend-title")).to_have_text("Average delay, in s")
 
@@ -301,7 +307,9 @@ def test_many_countries_are_rows_in_sight(world: World, page: Page, address: str
     assert [week.split()[-1] for week in weeks[1:4]] == ["6", "13", "20"]
     cell(page, "Country-1", 1).first.focus()
     page.keyboard.press("Control+End")
-    expect(page.locator(":focus")).to_have_attribute("aria-label", f"Country-{COUNTRIES}, 2024-07-31: no data")
+    expect(page.locator(":focus")).to_have_attribute(
+        "aria-label", f"Country-{COUNTRIES}, 2024-07-31: not requested (Nobody has requested this date)"
+    )
     expect(page.locator(":focus").locator("..")).to_have_attribute("aria-rowindex", str(COUNTRIES + 2))
     box = page.locator(".map .scroll")
     top = "element => element.getBoundingClientRect().top"

@@ -2,8 +2,17 @@
 
 import { ledger } from "../api.js";
 import { button, element, notice, scrollable } from "../dom.js";
+import { problemNotice } from "../problems.js";
 import { byName, bytes, count, delay, instant } from "../format.js";
+import { urlOf } from "../views.js";
 import { completeness } from "./stats.js";
+
+const REMEDIES = {
+  process: "Process this date",
+  retry: "Retry its failed cities",
+  wait: "See how far it is",
+  repair: "See what is damaged",
+};
 
 const STANDINGS = {
   reported: "counted",
@@ -26,12 +35,14 @@ export function openCountryDay(country, day) {
       button("Close", () => dialog.close(), { "aria-keyshortcuts": "Escape" }),
     ),
     element("p", { class: `${day.standing}-text` }, `This day is ${completeness(day)}.`),
+    day.action ? element("p", {}, day.standing === "none" ? "" : `${day.reason}. `, element("a", { href: urlOf("/completeness", { from: day.date, to: day.date }) }, REMEDIES[day.action])) : "",
     cities,
   );
   dialog.replaceChildren(content);
   dialog.onclick = (event) => {
     if (event.target === dialog) dialog.close(); // a click on the backdrop; the content has elements of its own
   };
+  for (const link of content.querySelectorAll("a")) link.addEventListener("click", () => dialog.close());
   dialog.showModal();
   read(cities, country, day);
 }
@@ -56,12 +67,9 @@ async function read(place, country, day, { next = null, body = null, cities = []
       place.append(more);
     }
   } catch (problem) {
-    const missing = problem.status === 404;
-    place.append(
-      missing
-        ? notice("empty", "This day has not been processed yet", "Process its date to see its cities here.")
-        : notice("error", problem.title ?? "The request failed", problem.message),
-    );
+    const isMissing = problem.status === 404;
+    const unknown = day.state ? "" : notice("empty", "This day has not been processed yet", "Process its date to see its cities here.");
+    place.append(isMissing ? unknown : problemNotice(problem));
   } finally {
     place.querySelector(".loading")?.remove();
     place.setAttribute("aria-busy", "false");

@@ -1,7 +1,8 @@
 // Takes the numbers elsewhere: the view as CSV, all figures of the range, and the call of the API.
 
 import { hasKey, statsFile, statsPath } from "../api.js";
-import { button, element, notice } from "../dom.js";
+import { button, element } from "../dom.js";
+import { problemNotice } from "../problems.js";
 
 const KEPT_MS = 60_000;
 
@@ -14,7 +15,7 @@ export function downloads(modelNow) {
       saveAs(await statsFile(state, type), `${nameOf(state)}.${ending}`);
       place.replaceChildren();
     } catch (problem) {
-      place.replaceChildren(notice("error", problem.title ?? "The request failed", problem.message));
+      place.replaceChildren(problemNotice(problem));
     }
   };
   const saveView = async () => {

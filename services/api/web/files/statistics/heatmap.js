@@ -1,5 +1,6 @@
 // The map of countries and days: a grid with coloured cells, which screen readers read and arrow keys walk.
 
+import { STATES, classOf as stateClassOf } from "../completeness/states.js";
 import { element, hideHint, showHint } from "../dom.js";
 import { change, dayOfWeek, isMonday, isWeekend, month, shortChange } from "../format.js";
 import { dayChange } from "./compare.js";
@@ -102,7 +103,7 @@ function lookOf({ state, countries, measure, comparison }) {
 
 function rowOf(country, look) {
   const cellOf = (day, at) => {
-    if (day.standing === "none") return element("td", { class: "none" }, element("span", { class: "unseen" }, "no data"));
+    if (day.standing === "none") return emptyCell(day);
     return element(
       "td",
       { class: `${day.standing} ${look.classOf(country, day, at)}` },
@@ -111,6 +112,12 @@ function rowOf(country, look) {
     );
   };
   return element("tr", {}, element("th", { scope: "row", title: country.name }, country.name), country.days.map(cellOf));
+}
+
+// Why the day has no data, as soon as that is known.
+function emptyCell({ state }) {
+  const letter = state ? element("span", { "aria-hidden": "true" }, STATES[state].letter) : "";
+  return element("td", { class: state ? stateClassOf(state) : "none" }, letter, element("span", { class: "unseen" }, state ?? "no data"));
 }
 
 function spokenDay({ measure, comparison }, country, day, at) {

@@ -1,11 +1,12 @@
 // The legend of the map: what its colours and patterns mean.
 
+import { classOf } from "../completeness/states.js";
 import { element } from "../dom.js";
 import { shortChange } from "../format.js";
 import { CHANGE_STEPS, stepClass } from "./scale.js";
 
 /** Create the legend of a look of the map. */
-export function legend({ measure }, look) {
+export function legend({ measure, countries }, look) {
   const { title, steps } = LEGENDS[look.kind](measure, look);
   return element(
     "div",
@@ -16,9 +17,15 @@ export function legend({ measure }, look) {
       { class: "legend colours", "aria-label": "Legend" },
       steps.map(([name, text]) => element("li", { class: "step" }, element("i", { class: name }), element("span", {}, text))),
       element("li", {}, element("i", { class: "c2 provisional" }), "provisional: cities are missing"),
-      element("li", {}, element("i", { class: "none" }), "no data"),
+      ...emptyStates(countries).map((state) => element("li", {}, element("i", { class: state ? classOf(state) : "none" }), state || "no data")),
     ),
   );
+}
+
+// The states of the days without data; "" while they are not known.
+function emptyStates(countries) {
+  const found = countries.flatMap(({ days }) => days.filter(({ standing }) => standing === "none").map(({ state }) => state ?? ""));
+  return [...new Set(found)].sort();
 }
 
 const LEGENDS = {

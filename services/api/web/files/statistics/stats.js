@@ -56,6 +56,7 @@ export function completeness(day) {
 }
 
 function coverage(day) {
+  if (day.standing === "none" && day.state) return day.reason ? `${day.state} (${day.reason})` : day.state;
   if (day.standing === "complete") return `complete: ${plural(day.cities_expected, "city", "cities")}`;
   if (day.standing === "provisional") {
     return day.cities_expected

@@ -6,6 +6,7 @@ import { problemNotice } from "../problems.js";
 import { keepInUrl, setTitle, visit } from "../views.js";
 import { compare, shiftOf } from "./compare.js";
 import { latestRange, listenToForm, nameOf, offer, showInForm } from "./form.js";
+import { explain } from "./reasons.js";
 import { daysBySlug, earlierRange, keptStats, readEarlier, readStats } from "./reading.js";
 import { results } from "./results.js";
 import { hasRange, paramsOf, rangeOf, stateOf } from "./state.js";
@@ -105,7 +106,7 @@ async function load() {
     place.querySelector(":scope > .error")?.remove();
     draw(stats, keptStats(before));
     end(mine);
-    if (stats.countries.length) await showEarlier(stats, before, signal);
+    if (stats.countries.length) await Promise.all([showEarlier(stats, before, signal), showReasons(stats, range, signal)]);
   } catch (problem) {
     if (!signal.aborted) fail(problem, load);
   } finally {
@@ -127,6 +128,14 @@ async function showEarlier(stats, before, signal) {
     ranked = null;
     shown.unusual.replaceChildren(problemNotice(problem, load));
   }
+}
+
+// The numbers stay without the reasons if these cannot be read.
+async function showReasons(stats, range, signal) {
+  const isNew = await explain(stats, range, signal).catch(() => false);
+  if (!isNew || signal.aborted || drawn?.stats !== stats) return;
+  drawn.state = null; // draw it again
+  draw(stats, drawn.earlier);
 }
 
 const isSame = (one, other) => JSON.stringify(one) === JSON.stringify(other);
