@@ -272,6 +272,9 @@ def test_a_view_can_be_taken_elsewhere(world: World, page: Page, address: str) -
     lines = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"))))
     assert [line["country"] for line in lines] == ["Brazil", "Brazil", "'=1+1", "'=1+1", "Armenia", "Armenia"]
     assert (lines[1]["state"], lines[1]["departures"], lines[4]["departures"]) == ("none", "", "16")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Parquet").click()
+    assert Path(download.value.path()).read_bytes().startswith(b"PAR1")
     page.get_by_role("button", name="Copy API call").click()
     expect(page.get_by_text("Copied:")).to_be_visible()
     copied = page.evaluate("navigator.clipboard.readText()")

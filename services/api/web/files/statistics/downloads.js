@@ -41,6 +41,7 @@ export function downloads(modelNow) {
       button("CSV", () => save("text/csv", "csv")),
       button("JSON", () => save("application/json", "json")),
       button("NDJSON", () => save("application/x-ndjson", "ndjson")),
+      button("Parquet", () => save("application/vnd.apache.parquet", "parquet")),
     ),
     place,
   );
