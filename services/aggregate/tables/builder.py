@@ -120,7 +120,7 @@ class TableBuilder:
     async def months(self, generation: int, moved: Collection[str] | None = None) -> dict[str, bool]:
         """Return the months of the summaries and the tables, in order, and whether the files of each are current.
 
-        Of other months than ``moved``, if that is given, only the files are looked at.
+        If ``moved`` is given, only the files of all other months are looked at.
         """
         record = await self._records.get(TableRecord, keys.TABLES) or TableRecord()
         etags = {listed.key: listed.etag async for listed in self._store.list(keys.LAKE)}
@@ -138,7 +138,7 @@ class TableBuilder:
     async def build(self, generation: int, month: str, *, again: bool = False) -> MonthTables | None:
         """Build the files of a month, unless they show its summaries already; return what was recorded.
 
-        With ``again``, read every summary, and write the files in any case. Returns None if another process wrote a
+        ``again`` makes it read every summary, and write the files in any case. Returns None if another process wrote a
         file meanwhile, or the live generation changed.
         """
         try:

@@ -170,9 +170,14 @@ def day_detail(head: SummaryHead | Summary | None, *, country_name: str, unreada
         cities_suspicious=(head.cities_suspicious or 0) if head else 0,
         complete=head.complete if head else False,
         version=head.version if head else 0,
-        last_ingested_at=head.last_ingested_at if head else None,
+        last_ingested_at=_in_utc(head.last_ingested_at) if head else None,
         unreadable=unreadable,
     )
+
+
+def _in_utc(instant: dt.datetime | None) -> dt.datetime | None:
+    """Return an instant as a table has it. Equal ETags mean equal bytes, wherever a head was read."""
+    return None if instant is None else instant.astimezone(dt.UTC)
 
 
 _NO_DATA = DayStats(bus_count=0, passenger_count=0, exist_accident=False, average_delay_s=0.0)

@@ -1,8 +1,8 @@
 """Heads of many summaries at once, from the Parquet tables: so a cold cache needs one object for a month.
 
 A row counts only under the generation and the ETag that the listing of the summaries has. So it is as fresh as the
-summary itself, however old the table is. What a table lacks, or has under another ETag, is read from the summaries, and
-everything is if a table cannot be read.
+summary itself, however old the table is. The caller reads the summaries that a table lacks, or has under another ETag;
+all of them if the table cannot be read.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from services.api.middleware.legacy_query import repaired_query
@@ -142,6 +143,14 @@ def test_detail_full_adds_completeness_and_exact_sums(world: World, client: Clie
         "unreadable": None,
         "cities_suspicious": 0,
     }
+
+
+def test_instants_are_served_in_utc(world: World, client: Client) -> None:
+    """A table has only UTC. So a head that was read from it gives the same bytes under the same ETag."""
+    paris = dt.datetime(2024, 5, 2, 12, tzinfo=dt.timezone(dt.timedelta(hours=2)))
+    world.fold_in(msgspec.structs.replace(stats("armenia"), ingested_at=paris))
+    response = client.get("/country-stats?from=2024-05-01&to=2024-05-01&detail=full")
+    assert response.json()["armenia"]["2024-05-01"]["last_ingested_at"] == "2024-05-02T10:00:00Z"
 
 
 def test_detail_full_includes_planned_countries(world: World, client: Client) -> None:
