@@ -131,6 +131,7 @@ def test_a_country_name_leads_to_its_days(world: World, page: Page, address: str
     page.get_by_role("button", name="Armenia").click()
     expect(page.get_by_role("table", name="Days of Armenia").locator("tbody tr")).to_have_count(2)
     expect(page).to_have_title("Armenia, 1 – 2 May 2024 · Statistics · Tripfold")
+    expect(page.get_by_label("Find a country")).to_have_count(0)
     assert "country=armenia" in page.url
     page.go_back()
     expect(page.get_by_role("table", name="Totals by country").locator("tbody tr")).to_have_count(2)

@@ -36,17 +36,20 @@ export function options(state, { isSingleDay, onchange }) {
     element(
       "div",
       { class: "controls" },
-      element(
-        "label",
-        {},
-        "Find a country",
-        element("input", { type: "search", name: "find", value: state.find, oninput: (event) => onchange({ find: event.target.value }) }),
-      ),
-      choice("Sort by", "sort", ordersOf(state), state.sort || (isSingleDay ? "value" : "name"), onchange),
-      isSingleDay ? null : choice("Colours", "colours", { "": "Across countries", within: "Within each country" }, state.colours, onchange),
+      state.country ? null : rowControls(state, isSingleDay, onchange),
       !isSingleDay && state.compare ? choice("Map", "map", { "": "Values", change: "Change in %" }, state.map, onchange) : null,
     ),
   );
+}
+
+// Which countries are shown, in which order and colours; a single country has no choice.
+function rowControls(state, isSingleDay, onchange) {
+  const find = element("input", { type: "search", name: "find", value: state.find, oninput: () => onchange({ find: find.value }) });
+  return [
+    element("label", {}, "Find a country", find),
+    choice("Sort by", "sort", ordersOf(state), state.sort || (isSingleDay ? "value" : "name"), onchange),
+    isSingleDay ? null : choice("Colours", "colours", { "": "Across countries", within: "Within each country" }, state.colours, onchange),
+  ];
 }
 
 function ordersOf(state) {
