@@ -33,6 +33,7 @@ class LazyGroup(TyperGroup):
         super().__init__(**settings)
         for name, lazy in self.lazy_commands.items():
             self.add_command(TyperCommand(name, help=lazy.help, rich_help_panel=lazy.panel))
+        _tidy_help(self)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """List the commands by their panels."""
@@ -55,6 +56,7 @@ class LazyGroup(TyperGroup):
             found.command(name)(function)
         command = get_command(found)
         command.name = name
+        _tidy_help(command)
         return command
 
     def load_all(self) -> None:
@@ -64,3 +66,16 @@ class LazyGroup(TyperGroup):
     def _panel_of(self, name: str) -> str:
         panel = getattr(self.commands[name], "rich_help_panel", None)
         return panel if panel in self.panels else self.panels[-1]
+
+
+def _tidy_help(command: Any) -> None:
+    """Let the terminal wrap each paragraph of a command's help, and show no type for an option without a value.
+
+    Typer keeps the line breaks of a docstring, which is written for 120 columns, and calls such an option ``<bool>``.
+    """
+    command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n"))
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    for below in getattr(command, "commands", {}).values():
+        _tidy_help(below)
