@@ -59,7 +59,7 @@ class Faults:
     """Injects faults into a system, and measures in the report how long it takes to recover from each.
 
     ``seconds`` is the length of the campaign, on which the longest outage depends, up to ``outage_s_max``. ``pace``
-    multiplies the pauses between faults.
+    multiplies the pauses between faults, and the time in which a service must exit.
     """
 
     def __init__(
@@ -175,10 +175,12 @@ class Faults:
 
     async def _enforce_exit(self, name: str, pid: int) -> None:
         """Report and kill a service that does not exit in time after SIGTERM."""
-        await asyncio.sleep(KILL_AFTER_S)
+        await asyncio.sleep(KILL_AFTER_S * self._pace)
         with contextlib.suppress(LookupError):
             if name in self._terminating and self._system.supervisor.pid(name) == pid:
-                self._report.differences.append(f"{name} did not end within {KILL_AFTER_S:.0f} s of SIGTERM")
+                self._report.differences.append(
+                    f"{name} did not end within {KILL_AFTER_S * self._pace:.0f} s of SIGTERM"
+                )
                 del self._terminating[name]
                 self._system.supervisor.kill(name)
 
