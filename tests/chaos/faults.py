@@ -175,12 +175,11 @@ class Faults:
 
     async def _enforce_exit(self, name: str, pid: int) -> None:
         """Report and kill a service that does not exit in time after SIGTERM."""
-        await asyncio.sleep(KILL_AFTER_S * self._pace)
+        deadline_s = KILL_AFTER_S * self._pace
+        await asyncio.sleep(deadline_s)
         with contextlib.suppress(LookupError):
             if name in self._terminating and self._system.supervisor.pid(name) == pid:
-                self._report.differences.append(
-                    f"{name} did not end within {KILL_AFTER_S * self._pace:.0f} s of SIGTERM"
-                )
+                self._report.differences.append(f"{name} did not end within {deadline_s:.0f} s of SIGTERM")
                 del self._terminating[name]
                 self._system.supervisor.kill(name)
 
