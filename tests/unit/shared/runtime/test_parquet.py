@@ -120,5 +120,6 @@ def test_a_damaged_page_is_refused() -> None:
 
 def test_a_service_starts_without_pyarrow() -> None:
     """A process that reads or writes no table does not load the library."""
-    code = "import sys, services.api.routes.statistics, services.aggregate.app; sys.exit('pyarrow' in sys.modules)"
+    users = "services.aggregate.tables.builder, services.api.statistics.formats, services.api.statistics.table_heads"
+    code = f"import sys, {users}; sys.exit('pyarrow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
