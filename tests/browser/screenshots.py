@@ -98,6 +98,9 @@ def take(browser: Browser, folder: Path) -> None:
         ("long-name-phone", long, view(7), 390, "dark"),
         ("empty", World(), view(7), 1180, "light"),
         ("jobs", usual, f"jobs{view(31)}", 1180, "light"),
+        ("completeness", usual, f"completeness{view(31)}", 1180, "light"),
+        ("completeness-phone", many, f"completeness{view(31)}", 390, "dark"),
+        ("pipeline", usual, "pipeline", 1180, "light"),
     ]
     for name, world, query, width, scheme in shots:
         shoot(browser, folder / f"{name}.png", world, query, width, scheme)
@@ -125,9 +128,9 @@ def shoot(browser: Browser, path: Path, world: World, query: str, width: int, sc
         expect(page.locator("#views [aria-current]")).to_have_count(1, timeout=DEADLINE_MS)
         busy = page.locator("[aria-busy=true]:not([hidden] *), .loading:visible")
         expect(busy).to_have_count(0, timeout=DEADLINE_MS)
-        for summary in page.locator(".requests details:not([hidden]) summary").all():
+        for summary in page.locator(".jobs details:not([hidden]) summary").all():
             summary.click()
-        expect(page.locator(".requests .loading")).to_have_count(0, timeout=DEADLINE_MS)
+        expect(page.locator(".jobs .loading")).to_have_count(0, timeout=DEADLINE_MS)
         page.screenshot(path=path, full_page=True)
         if path.stem == "month":
             page.evaluate("scrollTo(0, 0)")

@@ -32,7 +32,7 @@ export function openKeyDialog() {
       element("p", {}, control.dataset.detail ?? ""),
       keyForm(),
       hasKey() ? element("p", {}, button("Forget the key", () => renew(forgetKey))) : "",
-      element("p", { class: "loading" }, "The key is kept until this window is closed."),
+      element("p", { class: "none-text" }, "The key is kept until this window is closed."),
     ),
   );
   dialog.showModal();

@@ -8,7 +8,7 @@ import { keyForm, openKeyDialog } from "./key.js";
  * text stands here.
  */
 export function problemNotice(problem, again) {
-  if (problem.isOutage) return element("p", { class: "loading error" }, "Waiting for the service…");
+  if (problem.isOutage) return element("p", { class: "none-text error" }, "Waiting for the service…");
   if (!problem.title) console.error(problem);
   const remedy = { 401: keyForm, 403: () => button("Use another key", openKeyDialog) }[problem.status]?.() ?? (again && button("Try again", again));
   return notice("error", problem.title ?? "This does not work", problem.title ? problem.message : "Load the page again.", remedy);

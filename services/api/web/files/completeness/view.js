@@ -119,5 +119,5 @@ function freshness(grid) {
   const late = grid.dates.filter(({ deadline }) => deadline);
   const newest = grid.last_ingested_at ? `The newest file was ingested ${instant(grid.last_ingested_at)}.` : "No file of these days was ingested yet.";
   const missed = late.length ? ` ${plural(late.length, "date")} missed a deadline: ${late.map(({ date }) => date).join(", ")}.` : "";
-  return element("div", {}, element("p", { class: late.length ? "provisional-text" : null }, newest, missed), element("p", { class: "loading" }, "Choose a day, or drag over several, to see why and to process them."));
+  return element("div", {}, element("p", { class: late.length ? "provisional-text" : null }, newest, missed), element("p", { class: "none-text" }, "Choose a day, or drag over several, to see why and to process them."));
 }
