@@ -36,6 +36,7 @@ class Report(msgspec.Struct, kw_only=True):
     simulated_s: float = 0.0
     calls: int = 0
     steps: Counter[str] = msgspec.field(default_factory=Counter)
+    faults: Counter[str] = msgspec.field(default_factory=Counter)
     failure: Failure | None = None
     took_s: float = 0.0
 
@@ -45,13 +46,14 @@ class Report(msgspec.Struct, kw_only=True):
         self.simulated_s += ended.simulated_s
         self.calls += ended.calls
         self.steps.update(step.what for step in steps)
+        self.faults.update(ended.faults)
 
     def __str__(self) -> str:
         rate = self.histories / self.took_s if self.took_s else 0.0
         lines = [
             f"{self.histories:,} histories in {self.took_s:,.0f} s: {rate:.1f} a second",
             f"{self.simulated_s / SECONDS_A_DAY:,.1f} simulated days, {self.calls:,} calls to bucket and upstream",
-            ", ".join(f"{what} {times:,}" for what, times in sorted(self.steps.items())),
+            *(", ".join(f"{what} {times:,}" for what, times in sorted(of.items())) for of in (self.steps, self.faults)),
         ]
         return "\n".join([*lines, str(self.failure) if self.failure else "nothing failed"])
 

@@ -49,7 +49,7 @@ from tests.fault import checks
 from tests.simulation.bucket import CheckedBucket
 from tests.simulation.kafka import Kafka
 from tests.simulation.processes import Process, publisher_of, without_side_effects
-from tests.simulation.steps import CITIES, COUNTRIES, DATES, GOOD_FILES, PROCESSES, Step
+from tests.simulation.steps import CITIES, COUNTRIES, DATES, PROCESSES, Step, first_file
 from tests.simulation.store import SimulatedStore
 from tests.simulation.upstream import File, UpstreamHistory
 from tests.simulation.virtual_time import VirtualLoop, run_virtually, task_factory
@@ -75,11 +75,12 @@ SETTINGS: Settings = load_settings(
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a simulation: what was wrong, its duration in virtual seconds, and its trace of calls."""
+    """The end of a simulation: what was wrong, its duration in virtual seconds, its calls, and how calls failed."""
 
     wrong: tuple[str, ...]
     simulated_s: float
     calls: int
+    faults: dict[str, int]
 
 
 def simulate(steps: Sequence[Step], *, seed: int, rest_limit_s: float = REST_LIMIT_S) -> Ended:
@@ -95,7 +96,10 @@ def simulate(steps: Sequence[Step], *, seed: int, rest_limit_s: float = REST_LIM
         finally:
             await simulation.end()
         return Ended(
-            wrong=tuple(dict.fromkeys(simulation.wrong)), simulated_s=loop.now_s - began_s, calls=simulation.calls
+            wrong=tuple(dict.fromkeys(simulation.wrong)),
+            simulated_s=loop.now_s - began_s,
+            calls=simulation.calls,
+            faults=dict(simulation.faults),
         )
 
     with without_side_effects():
@@ -110,6 +114,7 @@ class Simulation:
         self.random = random.Random(seed)
         self.wrong: list[str] = []
         self.calls = 0
+        self.faults: Counter[str] = Counter()
         self.upstream = UpstreamHistory()
         self.bucket = CheckedBucket(self)
         self.kafka = Kafka(self)
@@ -161,9 +166,11 @@ class Simulation:
         return seconds * self._slow_times if self.loop.now_s < self._slow_until_s else seconds
 
     def is_unlucky(self, what: str) -> bool:
-        """Decide whether a call fails in a certain way."""
-        del what
-        return self.loop.now_s < self._unlucky_until_s and self.random.random() < self._unlucky_share
+        """Decide whether a call fails in a certain way, and count those that do."""
+        if self.loop.now_s >= self._unlucky_until_s or self.random.random() >= self._unlucky_share:
+            return False
+        self.faults[what] += 1
+        return True
 
     def count_refusal(self, process: Process) -> None:
         """Count a call that an unavailable bucket refused."""
@@ -190,7 +197,7 @@ class Simulation:
         self.upstream.list_cities({city: COUNTRIES[city % len(COUNTRIES)] for city in CITIES}, self.loop.now_s)
         for city in CITIES:
             for date in DATES:
-                self.upstream.put_file(city, date, GOOD_FILES[city % len(GOOD_FILES)], self.loop.now_s)
+                self.upstream.put_file(city, date, first_file(city), self.loop.now_s)
         for name in PROCESSES:
             self._start_process(name)
         for step in steps:

@@ -46,9 +46,31 @@ def steps_of(seed: int, *, span_max_s: float = math.inf) -> list[Step]:
         _, arguments_of = _MAKERS[what]
         at_s = round(chance.uniform(0, span_s), 1)
         steps.append(Step(at_s, what, arguments_of(chance)))
-        if what in {"put_file", "list_city"} and chance.random() < 0.5:  # requested while it may still be taken back
-            steps.append(Step(at_s + round(chance.uniform(0, 5), 1), "request", (chance.choice(DATES),)))
+        if what == "put_file" and chance.random() < 0.5:
+            steps += _read_while_it_changes(chance, at_s, steps[-1])
     return sorted(steps, key=lambda step: step.at_s)
+
+
+def _read_while_it_changes(chance: random.Random, at_s: float, corrected: Step) -> list[Step]:
+    """Request a corrected file at once. Perhaps pause a worker meanwhile, and take the correction back."""
+    city, date, _ = corrected.arguments
+    assert isinstance(city, int)
+
+    def within(seconds: float) -> float:
+        return round(at_s + chance.uniform(0, seconds), 1)
+
+    steps = [Step(within(5), "request", (date,))]
+    if chance.random() < 0.5:
+        worker = chance.choice(("worker-1", "worker-2"))
+        steps.append(Step(within(8), "pause", (worker, round(chance.uniform(30, 110), 1))))
+        steps.append(Step(within(10), "put_file", (city, date, first_file(city))))
+        steps.append(Step(within(60), "request", (date,)))
+    return steps
+
+
+def first_file(city: int) -> tuple[Trip, ...]:
+    """Return the file that the upstream has for a city at first."""
+    return GOOD_FILES[city % len(GOOD_FILES)]
 
 
 def _file(chance: random.Random) -> File:
