@@ -116,7 +116,9 @@ class Pipeline:
         async with self._reporting:
             now_s = self._clock_s()
             if self._report is None or now_s - self._report[0] >= REPORT_AGE_MAX_S:
-                self._report = (now_s, await self._measure(now_s))
+                measured = await self._measure(now_s)
+                # In an outage a report takes longer than it is kept. So its age counts from its end.
+                self._report = (self._clock_s(), measured)
             return self._report[1]
 
     async def _measure(self, now_s: float) -> PipelineReport:

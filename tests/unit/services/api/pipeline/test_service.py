@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 
 import msgspec
@@ -64,6 +65,26 @@ async def test_a_report_is_shared_for_a_moment() -> None:
     assert await reporter.report() is first
     seconds.now_s += REPORT_AGE_MAX_S
     assert await reporter.report() is not first
+
+
+async def test_clients_that_wait_for_a_slow_report_share_it() -> None:
+    """A report that took longer to make than it is kept is made once for all clients that waited."""
+    world, seconds = World(), Seconds()
+    made = 0
+
+    async def slow() -> list[GroupOffsets]:
+        nonlocal made
+        made += 1
+        await asyncio.sleep(0)
+        seconds.now_s += 2 * REPORT_AGE_MAX_S
+        return []
+
+    health = Health()
+    health.started = True
+    reporter = Pipeline(world.store, Readiness(health, {}), slow, clock=world.clock, clock_s=seconds)
+    reports = await asyncio.gather(*(reporter.report() for _ in range(3)))
+    assert made == 1
+    assert all(one is reports[0] for one in reports)
 
 
 async def test_an_outage_leaves_the_other_part() -> None:
