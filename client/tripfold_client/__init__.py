@@ -45,6 +45,7 @@ from tripfold_client.models import (
     RetriedFile,
     Run,
     Schedule,
+    UnreadableObject,
 )
 from tripfold_client.statistics import CountryDay, Statistics
 
@@ -86,5 +87,6 @@ __all__ = [
     "TripfoldError",
     "Unavailable",
     "UnexpectedResponse",
+    "UnreadableObject",
     "WaitTimeout",
 ]

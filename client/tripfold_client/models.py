@@ -224,11 +224,19 @@ class QuarantinedFile(msgspec.Struct, frozen=True, kw_only=True):
     last_seen_at: dt.datetime
 
 
+class UnreadableObject(msgspec.Struct, frozen=True, kw_only=True):
+    """An object of the bucket that cannot be read, and why. The response lacks it."""
+
+    key: str
+    reason: str
+
+
 class Quarantine(msgspec.Struct, frozen=True, kw_only=True):
-    """Refused files by date and city. ``total`` counts those beyond the limit too."""
+    """Refused files by date and city, and reports that cannot be read. ``total`` counts those beyond the limit too."""
 
     total: int
     files: tuple[QuarantinedFile, ...]
+    unreadable: tuple[UnreadableObject, ...] = ()
 
 
 class RetriedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,6 +253,7 @@ class QuarantineRetry(msgspec.Struct, frozen=True, kw_only=True):
 
     retried: tuple[RetriedFile, ...]
     skipped: tuple[RetriedFile, ...]
+    unreadable: tuple[UnreadableObject, ...] = ()
 
 
 def _failure(what: str, named: list[str], count: int, things: tuple[str, str]) -> str:

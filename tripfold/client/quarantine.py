@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from tripfold_client import QuarantinedFile
+from tripfold_client import QuarantinedFile, UnreadableObject
 
 from tripfold.client.session import API_URL, ApiKey, ApiUnusable, ApiUrl, open_api
 from tripfold.console import Records, open_console, print_remark, printable
@@ -62,7 +63,8 @@ def list_command(
         refused = f"{one.quarantined_at:%Y-%m-%d %H:%M}"
         records.add(*who, one.size_bytes, one.bad_records, one.reason, refused, one.seen)
     records.print(open_console())
-    if found.total > len(found.files):
+    _print_unreadable(found.unreadable)
+    if found.total > len(found.files) + len(found.unreadable):
         print_remark(f"The first {len(found.files):,} are shown. Select fewer with --from and --to.")
     files = "file" if found.total == 1 else "files"
     print_remark(f"{found.total:,} {files} in quarantine. See one: 'tripfold quarantine show DATE CITY'.")
@@ -137,6 +139,7 @@ def retry_command(
         text = f"Skipped {one.date}, city {one.city_id} ({one.city_name}): "
         text += f"request {one.request_id} still runs, or it has not failed there."
         console.print(printable(text), highlight=False, soft_wrap=True)
+    _print_unreadable(result.unreadable)
 
 
 def _date(value: dt.datetime | None) -> dt.date | None:
@@ -145,6 +148,11 @@ def _date(value: dt.datetime | None) -> dt.date | None:
 
 def _print_json(value: Any) -> None:
     typer.echo(msgspec.json.format(msgspec.json.encode(value)))
+
+
+def _print_unreadable(reports: Iterable[UnreadableObject]) -> None:
+    for one in reports:
+        print_remark(printable(f"Left out: {one.reason}"))
 
 
 def _print_report(one: QuarantinedFile) -> None:

@@ -52,3 +52,16 @@ def test_refused_files_are_listed_shown_and_retried() -> None:
         assert run("retry").exit_code == 2
     key = keys.request(failed.request_id)
     assert objects.decode(RequestRecord, world.store.objects[key].body, key).retry is not None
+
+
+def test_reports_that_cannot_be_read_are_named() -> None:
+    """A list and a retry lack them, and say so."""
+    world = World()
+    write_report(world, report_of("7"))
+    damaged = f"{keys.quarantine_of_date(DAY)}city=8/a{keys.REPORT_SUFFIX}"
+    world.store.write(damaged, b"{")
+    with served(world) as url:
+        for command in (["list"], ["retry", str(DAY)]):
+            output = CliRunner().invoke(cli.app, ["quarantine", *command, "--api", url]).output
+            assert f"Left out: {damaged} " in output
+            assert "Select fewer" not in output
