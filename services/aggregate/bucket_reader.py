@@ -37,7 +37,7 @@ class Dates(msgspec.Struct, frozen=True):
 
     def overlaps(self, month: str) -> bool:
         """Return whether a date of the month, ``YYYY-MM``, is in the range."""
-        first, last = (None if end is None else f"{end:%Y-%m}" for end in (self.first, self.last))
+        first, last = (None if end is None else keys.month_of(end) for end in (self.first, self.last))
         return (first is None or first <= month) and (last is None or month <= last)
 
 

@@ -207,7 +207,7 @@ class TableBuilder:
             named = keys.parse_summary(listed.key)
             if named is None:
                 continue
-            following = f"{named[0]:%Y-%m}"
+            following = keys.month_of(named[0])
             if following != month and versions:
                 yield month, versions
                 versions = {}

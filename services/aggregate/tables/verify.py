@@ -48,7 +48,7 @@ async def verify_tables(store: AdminObjectStore, dates: Dates, *, grace: dt.time
     generation = (await read_current(store)).live
     record = await Repository(store).get(TableRecord, keys.TABLES) or TableRecord()
     known = await known_dates(store, dates, keys.summaries_of_generation(generation))
-    months = sorted({f"{date:%Y-%m}" for date in known} | {month for month in record.months if dates.overlaps(month)})
+    months = sorted(set(map(keys.month_of, known)) | {month for month in record.months if dates.overlaps(month)})
     for done, month in enumerate(months, 1):
         before = await store.now() - grace
         async for pointer in store.list(keys.CURRENT):

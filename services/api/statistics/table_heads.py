@@ -45,7 +45,7 @@ class TableHeads:
         for key in wanted:
             date = keys.parse_date(key)
             if date is not None:
-                by_month[f"{date:%Y-%m}"].append(key)
+                by_month[keys.month_of(date)].append(key)
         months = [month for month, of_month in by_month.items() if len(of_month) >= HEADS_MIN]
         tables = await bounded_map(partial(self._table, generation), months, limit=CONCURRENT_TABLES_MAX)
         found: dict[str, SummaryHead] = {}

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from services.aggregate.bucket_reader import Dates
 from services.aggregate.tables.builder import TableBuilder
 from shared.domain import keys, objects
 from shared.domain.ids import CountrySlug
@@ -300,3 +301,12 @@ async def test_a_failed_pass_is_counted_and_the_next_one_succeeds(bucket: FakeBu
     assert value("tripfold_tables_current_timestamp_seconds") == NOON.timestamp()
     assert value("tripfold_faults_total", what="tables") == faults + 1
     assert not retrier.health.faults
+
+
+async def test_a_month_of_an_early_year_has_its_tables(bucket: FakeBucket) -> None:
+    """The year has four digits in the keys of summaries and tables."""
+    early = dt.date(999, 5, 1)
+    await bucket.fold(bucket.plan(1, {"chad": (3,)}, early), bucket.store_file(3, 2, trips(7), "chad", early))
+    assert "0999-05" in await builder(bucket).once()
+    assert TableReader(CITY_DAYS, bucket.store.objects[CITY_DAYS.key("0999-05")].body).dates == [early]
+    assert Dates(early, early).overlaps("0999-05")
