@@ -96,7 +96,7 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run measured. ``load`` is the load average of the machine when it ended."""
+    """The measurements of a run. ``load`` is the load average of the machine when it ended."""
 
     date: Dated
     api: list[Requested]

@@ -2,11 +2,11 @@
 
 `python -m bench.reader` starts the API as a process of its own. The API reads generated summaries from an S3 server
 (`bench.summaries`): another process, which makes each object on request. The benchmark requests one year, and ten
-years, of two hundred countries: with an empty cache and Parquet tables (cold), again (unchanged), again with the ETag
-(304), and after all summaries of one day changed, which one writer counts in the change index. Requests that repeat
-have the median of their times (p50), and the highest. Then fifty clients request a month each at once. The peers read
-the year once each: the same API without a cache, and DuckDB. DuckDB's httpfs is not on any package index, so boto3
-fetches 32 objects at a time for it; DuckDB parses and sums them.
+years, of two hundred countries. The first request finds an empty cache and Parquet tables (cold). The next ones repeat
+it: unchanged, with the ETag (304), and after all summaries of one day changed. One writer counts this change in the
+change index. Requests that repeat have the median of their times (p50), and the highest. Then fifty clients request a
+month each at once. The peers read the year once each: the same API without a cache, and DuckDB. DuckDB's httpfs is not
+on any package index, so boto3 fetches 32 objects at a time for it; DuckDB parses and sums them.
 
 Bias: everything is on one machine, so S3 has almost no latency, and its server takes CPU time from the API. Over a
 network, requests count for more and CPU for less, so every row has the requests to S3. A response that would take

@@ -26,7 +26,7 @@ CACHE_ENTRY_BYTES = 1_500
 
 
 class Handled(msgspec.Struct):
-    """What this process has done with one version of a summary."""
+    """The steps that this process has taken with one version of a summary."""
 
     counted: bool = False
     published: bool = False

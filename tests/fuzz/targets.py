@@ -1,4 +1,4 @@
-"""What the fuzzer calls with made-up bytes. Each target raises for bytes that break a law, and for no others.
+"""The functions that the fuzzer calls with made-up bytes. Each raises for bytes that break a law, and for no others.
 
 `make fuzz` makes up bytes, guided by the branches that they reach. The tests replay `corpus/`.
 """
@@ -189,7 +189,7 @@ def event(data: bytes) -> None:
 
 
 def stored_object(data: bytes) -> None:
-    """Decode a stored object; the first line names its kind. What is read can be shown, and goes on."""
+    """Decode a stored object; the first line names its kind. The services can show and change an object that was decoded."""
     name, _, body = data.partition(b"\n")
     kind = KINDS.get(name.decode("latin-1"))
     if kind is None:

@@ -92,7 +92,7 @@ def test_a_password_is_never_printed() -> None:
 
 
 def test_a_closed_connection_raises_an_error_that_aiokafka_expects() -> None:
-    """With uvloop a request on a connection that has just closed raises KafkaConnectionError."""
+    """A request on a connection that has just closed raises KafkaConnectionError under uvloop too."""
 
     async def send() -> None:
         async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

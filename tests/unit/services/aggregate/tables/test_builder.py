@@ -99,7 +99,7 @@ async def test_the_first_pass_builds_all_months_and_the_second_nothing(bucket: F
 
 
 async def test_only_changed_summaries_are_read_again(bucket: FakeBucket) -> None:
-    """The rows of the others are copied, and other months are left alone."""
+    """The rows of the others are copied, and other months stay as they are."""
     await builder(bucket).once()
     await correct_a_file(bucket)
     store = CountingStore(bucket)

@@ -1,4 +1,4 @@
-"""With the change index, a pass lists only the months that moved, and misses no change."""
+"""A pass with the change index lists only the months that moved, and misses no change."""
 
 from __future__ import annotations
 

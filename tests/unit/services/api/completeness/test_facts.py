@@ -1,4 +1,4 @@
-"""What a request did not bring, by country; the dates that backfills await; missed deadlines."""
+"""The cities that a request lacks, by country; the dates of open backfills; missed deadlines."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_failures_are_counted_for_their_country() -> None:
 def test_a_backfill_awaits_the_dates_that_it_has_not_reached(
     cursor: int, newest_first: bool, under_way: int, to_retry: int
 ) -> None:
-    """An open backfill awaits what it has not reached, what is under way, and what it retries; an ended one nothing."""
+    """An open backfill awaits dates that it has not reached, processes or retries; an ended one awaits none."""
     backfill = msgspec.structs.replace(
         new_backfill(REQUEST, RANGE.first, RANGE.last, now=NOW, newest_first=newest_first),
         cursor=cursor,
@@ -94,7 +94,7 @@ def test_a_backfill_awaits_the_dates_that_it_has_not_reached(
 
 
 def test_the_earliest_missed_deadline_of_a_date_counts() -> None:
-    """Of several deadlines the earliest one that has passed counts; one in the future does not."""
+    """The earliest of several deadlines that have passed counts; one in the future does not."""
     schedule = new_schedule(
         "daily", cron="0 6 * * *", timezone="UTC", date_offset=-1, recheck=0, max_parallel=2, complete_by=None, now=NOW
     )

@@ -1,4 +1,4 @@
-"""The state of a country-day, the reason and the action, from what is known of its date."""
+"""The state of a country-day, the reason and the action, from the facts of its date."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_an_unreadable_summary_is_named() -> None:
     ),
 )
 def test_a_day_is_complete_exactly_if_every_city_is_counted(reported: int, missing: int, facts: DateFacts) -> None:
-    """Whatever is known of the date, complete means complete, and any other expected day has a reason."""
+    """Complete means complete under all facts of the date, and any other expected day has a reason."""
     day = country_day(facts, ARMENIA, head(reported, reported + missing))
     assert (day.state is DayState.COMPLETE) == (reported > 0 and not missing)
     assert (day.reason is None) == (day.state in {DayState.COMPLETE, DayState.NOT_EXPECTED})

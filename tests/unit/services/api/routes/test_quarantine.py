@@ -34,7 +34,7 @@ def test_refused_file_has_its_reason_and_bad_records(world: World, client: Clien
 
 
 def test_full_detail_has_all_reported_records(world: World, client: Client) -> None:
-    """With ``detail=full`` a file has every bad record of its report, and the headers of the upstream."""
+    """A file with ``detail=full`` has every bad record of its report, and the headers of the upstream."""
     write_report(world, report_of("7"))
     (file,) = client.get("/quarantine?city=7&detail=full").json()["files"]
     assert (len(file["reported"]), file["etag"], file["last_modified"]) == (12, '"v1"', None)

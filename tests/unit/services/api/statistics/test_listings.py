@@ -83,7 +83,7 @@ async def test_an_unchanged_query_reads_the_pointer_and_lists_the_index() -> Non
 
 
 async def test_a_counted_change_lists_only_its_month() -> None:
-    """Of a writer whose counters moved, only the months that moved are listed; then nothing is again."""
+    """Only the months whose counters moved are listed; the next query lists nothing."""
     world = IndexedWorld()
     await world.writer.count(1, [APRIL, MAY, JUNE])
     await world.query()
