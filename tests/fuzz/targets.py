@@ -189,7 +189,7 @@ def event(data: bytes) -> None:
 
 
 def stored_object(data: bytes) -> None:
-    """Decode a stored object; the first line names its kind. The services can show and change an object that was decoded."""
+    """Decode a stored object; the first line names its kind. The services can show and change each decoded object."""
     name, _, body = data.partition(b"\n")
     kind = KINDS.get(name.decode("latin-1"))
     if kind is None:
