@@ -20,7 +20,8 @@ schedule process all of them.
 Then all faults end, and the campaign checks the results twice:
 
 1. Without further requests. Every request and backfill has ended, no consumer has lag, and ``tripfold verify --deep``
-   finds no difference. Neither does ``tests.chaos.oracle``, which shares no code with Tripfold.
+   finds no difference. Neither does ``tests.chaos.oracle``, which shares no code with Tripfold. It also compares the
+   Parquet tables, once ``tripfold lake build`` has built them.
 
 2. After one more request for each date. The API must serve the sums of the upstream's current files.
 
@@ -215,7 +216,10 @@ class Campaign:
             report.differences += [f"{when}: a good file is in quarantine: {one}" for one in found]
         except json.JSONDecodeError:
             report.differences.append(f"{when}: quarantine list ended with {code}: {output[-2000:]}")
-        code, output = await self.system.oracle(*self.config.system.dates, truth=truth)
+        code, output = await self.system.command("lake", "build", "--json")
+        if code:
+            report.differences.append(f"{when}: lake build ended with {code}: {output[-2000:]}")
+        code, output = await self.system.oracle(*self.config.system.dates, truth=truth, tables=True)
         try:
             checked = json.loads(output)
         except json.JSONDecodeError:

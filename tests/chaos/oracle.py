@@ -1,10 +1,10 @@
 """Check what Tripfold stored, published and serves. This program shares no code with Tripfold.
 
-    python tests/chaos/oracle.py --s3 URL --bucket B --api URL --upstream URL [--kafka SERVERS --prefix P] [--truth]
-        [--dates D …]
+    python tests/chaos/oracle.py --s3 URL --bucket B --api URL --upstream URL [--kafka SERVERS --prefix P] [--tables]
+        [--truth] [--dates D …]
 
-It reads the bucket with boto3, the topics with confluent-kafka, and the files with the standard library's ``json``. It
-makes these comparisons:
+It reads the bucket with boto3, the tables with DuckDB, the topics with confluent-kafka, and the files with the standard
+library's ``json``. It makes these comparisons:
 
 - Each manifest with its raw object: SHA-256, size, and the sums over the records.
 
@@ -14,6 +14,8 @@ makes these comparisons:
 
 - The same sums with the two compacted topics, if ``--kafka`` is given. The oracle keeps the highest revision or version
   of each key. The topic of dead letters must be empty.
+
+- The same sums with the two Parquet tables, if ``--tables`` is given.
 
 - If ``--truth`` is given, the API's response with the sums over the upstream's current files.
 
@@ -28,18 +30,22 @@ import hashlib
 import json
 import re
 import sys
+import tempfile
 import unicodedata
 import urllib.request
 from collections import defaultdict
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import boto3
+import duckdb
 from botocore.config import Config
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 DIFFERENCES_MAX = 100
 POLL_TIMEOUT_S = 30.0
+TABLES = ("country_days", "city_days")
 DURATION = re.compile(r"(-?)P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+)S)?)?")
 
 Sums = list[int]
@@ -189,6 +195,18 @@ class Oracle:
         for dead_letter in read_topic(kafka, f"{prefix}dead-letters"):
             self.expect("dead letters", dead_letter, None)
 
+    def check_tables(self, days: dict[tuple[str, str], Sums]) -> None:
+        """Compare the totals of the Parquet tables with sums by country name and date."""
+        for table in TABLES:
+            with tempfile.TemporaryDirectory() as folder:
+                found = []
+                for number, entry in enumerate(self.bucket.objects.filter(Prefix=f"lake/{table}/")):
+                    Path(folder, f"{number}.parquet").write_bytes(entry.get()["Body"].read())
+                    found.append(number)
+                rows = totals_of_files(f"{folder}/*.parquet") if found else {}
+            rows = {(country, date): sums for (country, date), sums in rows.items() if self.included(date)}
+            self.compare(f"table {table}", without_empty_days(rows), without_empty_days(days))
+
     def compare(self, what: str, found: dict[tuple[str, str], Sums], expected: dict[tuple[str, str], Sums]) -> None:
         """Compare sums by country name and date."""
         for key in sorted(found.keys() | expected.keys()):
@@ -203,6 +221,16 @@ def without_empty_days(days: dict[tuple[str, str], Sums]) -> dict[tuple[str, str
 def totals_of(contribution: dict[str, int]) -> Sums:
     """Return the sums of a contribution."""
     return [contribution[name] for name in ("trips", "passengers", "accidents", "delay_total_ms")]
+
+
+def totals_of_files(pattern: str) -> dict[tuple[str, str], Sums]:
+    """Return the sums of Parquet files by country name and date."""
+    sql = """
+        select country_name, date, sum(trips), sum(passengers), sum(accidents), sum(delay_total_ms)
+        from read_parquet(?) group by country_name, date
+    """
+    with duckdb.connect() as database:
+        return {(country, str(date)): sums for country, date, *sums in database.execute(sql, [pattern]).fetchall()}
 
 
 def read_topic(kafka: str, topic: str) -> list[dict[str, Any]]:
@@ -252,6 +280,7 @@ def main() -> int:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--kafka")
     parser.add_argument("--prefix", default="")
+    parser.add_argument("--tables", action="store_true")
     parser.add_argument("--truth", action="store_true")
     parser.add_argument("--dates", nargs="+", help="check only these dates")
     options = parser.parse_args()
@@ -261,6 +290,8 @@ def main() -> int:
     oracle.check_served(options.api, dates, days, "served against stored")
     if options.kafka:
         oracle.check_published(options.kafka, options.prefix, days)
+    if options.tables:
+        oracle.check_tables(days)
     if options.truth:
         oracle.check_served(options.api, dates, truth(options.upstream, dates), "served against the upstream")
     found = {

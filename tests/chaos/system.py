@@ -148,7 +148,9 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
         direct = {f"{PREFIX}S3_ENDPOINT_URL": self.store_url, f"{PREFIX}API_URL": self.api_url}
         return await run(sys.executable, "-m", "tripfold", *arguments, env=self.environment | direct, s=deadline_s)
 
-    async def oracle(self, *dates: str, truth: bool, kafka: bool = True, deadline_s: float = 300.0) -> tuple[int, str]:
+    async def oracle(
+        self, *dates: str, truth: bool, kafka: bool = True, tables: bool = False, deadline_s: float = 300.0
+    ) -> tuple[int, str]:
         """Run the oracle for ``dates``, or for all dates; return its exit code and its output.
 
         The oracle is a program that checks stored and served data, and shares no code with Tripfold.
@@ -158,8 +160,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
         arguments += ["--api", self.api_url, "--upstream", self.upstream.url]
         if kafka:
             arguments += ["--kafka", self.kafka_address, "--prefix", self.environment[f"{PREFIX}TOPIC_PREFIX"]]
-        if truth:
-            arguments.append("--truth")
+        arguments += [*(["--tables"] if tables else []), *(["--truth"] if truth else [])]
         arguments += ["--dates", *dates] if dates else []
         environment = {**self.environment, "AWS_DEFAULT_REGION": "us-east-1"}
         return await run(sys.executable, program, *arguments, env=environment, s=deadline_s)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import io
 import json
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.chaos import oracle as module
@@ -116,3 +119,25 @@ def test_the_highest_revision_of_a_topic_counts() -> None:
     right = event("city-day-stats", 2, country_name="Peru", contribution=contribution)
     assert oracle.fold([right, stale]) == {("Peru", DATE): [2, 7, 1, 85_000]}
     assert oracle.fold([right, event("city-day-retracted", 3), stale]) == {}
+
+
+@pytest.mark.parametrize(("trips", "differences"), [(1, 0), (2, 1)], ids=["right", "a trip more"])
+def test_the_tables_must_add_up_to_the_manifests(trips: int, differences: int) -> None:
+    """Files of several months are added up by country and date; a total that is wrong is a difference."""
+
+    class Tables:
+        def __init__(self) -> None:
+            self.objects = self
+
+        def filter(self, *, Prefix: str) -> list[Object]:  # noqa: N803  # as boto3 spells it
+            return [Object(month(1)), Object(month(trips))] if Prefix == "lake/city_days/" else [Object(month(2))]
+
+    def month(trips: int) -> bytes:
+        sums = {"trips": [trips], "passengers": [trips * 3], "accidents": [0], "delay_total_ms": [trips * -5]}
+        file = io.BytesIO()
+        pq.write_table(pa.table({"country_name": ["Peru"], "date": [dt.date.fromisoformat(DATE)], **sums}), file)
+        return file.getvalue()
+
+    oracle = Oracle(Tables(), None)
+    oracle.check_tables({("Peru", DATE): [2, 6, 0, -10]})
+    assert len(oracle.differences) == differences, oracle.differences
