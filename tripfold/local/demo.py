@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import shlex
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -61,7 +63,7 @@ async def _demonstrate(stack: RunningStack, options: StackOptions, console: Cons
     console.print(f"Processed three dates in {time.monotonic() - began_s:.0f} s.")
     print_urls(stack, options, console)
     await build_tables(stack)
-    console.print(f"SQL       {query_command(stack)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"SQL       {query_command(stack.variables_file)}", highlight=False, markup=False, soft_wrap=True)
     if check:
         compared = await asyncio.to_thread(verify, stack.upstream_url, DEMO_DATES, statistics)
         console.print(f"[green]All numbers of {compared} country-days equal their recomputation from the raw files.")
@@ -128,12 +130,12 @@ async def build_tables(stack: RunningStack) -> None:
         await lake.build_tables(store, Dates(), again=False, report=lambda *_: None)
 
 
-def query_command(stack: RunningStack) -> str:
+def query_command(variables_file: Path) -> str:
     """Return a line for a shell that queries the tables with SQL."""
     sql = "select country, sum(trips) as trips from country_days group by country"
     python = ".venv/bin/python"
-    run = f'. {stack.variables_file} && {python} examples/tables_duckdb.py "{sql}"'
-    return f"{run}  (once before: {python} -m pip install duckdb s3fs)"
+    run = f'. {shlex.quote(str(variables_file))} && {python} examples/tables_duckdb.py "{sql}"'
+    return f"{run}  # once before: {python} -m pip install duckdb s3fs"
 
 
 def statistics_table(statistics: dict[str, dict[str, dict[str, Any]]]) -> Table:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import subprocess
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from tripfold.local.demo import statistics_table
+from tripfold.local.demo import query_command, statistics_table
 
 DAY = {
     "bus_count": 1_234_567,
@@ -34,3 +36,9 @@ def test_columns_stand_under_their_headings(country: str, width: int) -> None:
         assert row.index("2024-05-01") == heading.index("date")
         assert row.index("37,189,404") == heading.index("passengers")
         assert row.index("6/6") + 3 == heading.index("cities") + 6
+
+
+def test_the_line_with_sql_can_be_pasted_into_a_shell() -> None:
+    """A shell can parse the whole line, with the hint at its end."""
+    line = query_command(Path("a folder/environment"))
+    subprocess.run(["sh", "-n", "-c", line], check=True)
