@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -50,24 +50,29 @@ def list_command(
     """
     with open_api(api, key) as client:
         found = client.quarantine(_date(first), _date(last), country=country, city=city, detail=as_json)
+    _print_files(found.files, as_json=as_json)
+    _print_unreadable(found.unreadable)
+    if found.total > len(found.files) + len(found.unreadable):
+        print_remark(f"The first {len(found.files):,} are shown. Select fewer with --from and --to.")
+    files = "file" if found.total == 1 else "files"
+    if not as_json:
+        print_remark(f"{found.total:,} {files} in quarantine. See one: 'tripfold quarantine show DATE CITY'.")
+
+
+def _print_files(files: Sequence[QuarantinedFile], *, as_json: bool) -> None:
     if as_json:
-        _print_json(found.files)
+        _print_json(files)
         return
     records = Records(
         *("date", "country", "city", "name", "bytes", "bad records", "reason", "refused (UTC)", "seen"),
         whole={"date"},
         length_max=SHOWN_LENGTH_MAX,
     )
-    for one in found.files:
+    for one in files:
         who = (str(one.date), one.country, one.city_id, one.city_name)
         refused = f"{one.quarantined_at:%Y-%m-%d %H:%M}"
         records.add(*who, one.size_bytes, one.bad_records, one.reason, refused, one.seen)
     records.print(open_console())
-    _print_unreadable(found.unreadable)
-    if found.total > len(found.files) + len(found.unreadable):
-        print_remark(f"The first {len(found.files):,} are shown. Select fewer with --from and --to.")
-    files = "file" if found.total == 1 else "files"
-    print_remark(f"{found.total:,} {files} in quarantine. See one: 'tripfold quarantine show DATE CITY'.")
 
 
 @quarantine_commands.command("show")

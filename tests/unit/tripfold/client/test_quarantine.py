@@ -61,7 +61,7 @@ def test_reports_that_cannot_be_read_are_named() -> None:
     damaged = f"{keys.quarantine_of_date(DAY)}city=8/a{keys.REPORT_SUFFIX}"
     world.store.write(damaged, b"{")
     with served(world) as url:
-        for command in (["list"], ["retry", str(DAY)]):
+        for command in (["list"], ["list", "--json"], ["retry", str(DAY)]):
             output = CliRunner().invoke(cli.app, ["quarantine", *command, "--api", url]).output
             assert f"Left out: {damaged} " in output
             assert "Select fewer" not in output
