@@ -53,7 +53,11 @@ class Report(msgspec.Struct, kw_only=True):
         lines = [
             f"{self.histories:,} histories in {self.took_s:,.0f} s: {rate:.1f} a second",
             f"{self.simulated_s / SECONDS_A_DAY:,.1f} simulated days, {self.calls:,} calls to bucket and upstream",
-            *(", ".join(f"{what} {times:,}" for what, times in sorted(of.items())) for of in (self.steps, self.faults)),
+        ]
+        lines += [
+            ", ".join(f"{what} {times:,}" for what, times in sorted(counted.items()))
+            for counted in (self.steps, self.faults)
+            if counted
         ]
         return "\n".join([*lines, str(self.failure) if self.failure else "nothing failed"])
 

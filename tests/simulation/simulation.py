@@ -131,6 +131,7 @@ class Simulation:
         self._refusals: Counter[tuple[str, int]] = Counter()
         self._paused = 0
         self._requests: list[RequestId] = []
+        self._last_requests: dict[dt.date, RequestId] = {}
         self._backfills: list[RequestId] = []
         loop.set_task_factory(task_factory(self._tasks_of))
         loop.set_exception_handler(lambda *_: None)  # killed tasks leave errors that nobody retrieves
@@ -291,6 +292,7 @@ class Simulation:
         accepted = self.bucket.accepted_at_s
         accepted[record.request_id] = max(accepted.get(record.request_id, 0.0), called_s)
         self._requests.append(record.request_id)
+        self._last_requests[date] = record.request_id
         await self._watch(record.request_id, date)
 
     async def _watch(self, request_id: RequestId, date: dt.date) -> None:
@@ -510,7 +512,7 @@ class Simulation:
         cities = self.upstream.cities or {}
         failed = any(not isinstance(self.upstream.file(city, date), tuple) for city in cities)
         expected = Status.COMPLETED_WITH_FAILURES if failed else Status.COMPLETED
-        last = max((one for one in checks.requests(self) if one.date == date), key=lambda one: one.requested_at)
+        last = checks.record_of(self, self._last_requests[date])
         found = status_of(last)
         return [] if found is expected else [f"{date}: expected {expected.value}, found {found.value}: {last.failures}"]
 
