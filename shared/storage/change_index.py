@@ -15,17 +15,19 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from shared.domain import keys, objects
-from shared.domain.objects import ChangeCounters
-from shared.runtime.concurrency import SingleFlight
+from shared.domain.objects import ChangeCounters, CorruptObject, NewerObject
+from shared.runtime.concurrency import SingleFlight, bounded_map
 from shared.storage.object_store import CasConflict, ObjectStore
 
 COUNTERS_AGE_MIN = dt.timedelta(days=1)
 """gc deletes no younger counters, so that a reader that looks every hour has seen the last state of all."""
 GENERATIONS_MAX = 4
 """A process writes the live and the building generation. It counts one that it has forgotten in a new object."""
+CONCURRENT_GETS_MAX = 8
 
 
 class ChangeCounter:
@@ -72,3 +74,49 @@ class _OwnCounters:
                 if stored is None or stored.body != body:
                     continue
             return
+
+
+class WriterCounters(NamedTuple):
+    """The counters of one writer as they were read; ``months`` is None if they cannot be read."""
+
+    etag: str
+    months: Mapping[str, int] | None
+
+
+async def read_counters(
+    store: ObjectStore, generation: int, known: Mapping[str, WriterCounters]
+) -> dict[str, WriterCounters]:
+    """Return the counters of all writers of a generation by their keys. Only those with a new ETag are read."""
+    listed = {one.key: one.etag async for one in store.list(keys.changes_of_generation(generation))}
+    counters = {key: known[key] for key, etag in listed.items() if key in known and known[key].etag == etag}
+    changed = [key for key in listed if key not in counters]
+    read = await bounded_map(lambda key: _read_counters(store, key), changed, limit=CONCURRENT_GETS_MAX)
+    return counters | dict(zip(changed, read, strict=True))
+
+
+async def _read_counters(store: ObjectStore, key: str) -> WriterCounters:
+    found = await store.get(key)
+    if found is None:  # deleted since the listing
+        return WriterCounters("", None)
+    try:
+        return WriterCounters(found.etag, objects.decode(ChangeCounters, found.body, key).months)
+    except (CorruptObject, NewerObject):
+        return WriterCounters(found.etag, None)
+
+
+def moved_months(before: Mapping[str, WriterCounters], after: Mapping[str, WriterCounters]) -> set[str] | None:
+    """Return the months that were counted between two looks at the index.
+
+    Returns None if any month may have been: a writer is gone, or its counters cannot be read.
+    """
+    moved: set[str] = set()
+    for key in before.keys() | after.keys():
+        then, now = before.get(key, _NO_COUNTERS), after.get(key)
+        if now is None or (now.etag != then.etag and (now.months is None or then.months is None)):
+            return None
+        if now.etag != then.etag:
+            moved |= {month for month, count in (now.months or {}).items() if count != (then.months or {}).get(month)}
+    return moved
+
+
+_NO_COUNTERS = WriterCounters("", {})

@@ -8,30 +8,23 @@ same: then a mistake of the index lasts no longer.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import msgspec
 from msgspec import UnsetType
 
-from shared.domain import keys, objects
-from shared.domain.objects import ChangeCounters, CorruptObject, GenerationPointer
+from shared.domain.objects import GenerationPointer
+from shared.storage.change_index import WriterCounters, moved_months, read_counters
 from shared.storage.object_store import ObjectStore
 
 ALL_MONTHS_EVERY = dt.timedelta(hours=1)
-
-
-class _Counters(msgspec.Struct, frozen=True):
-    """The counters of one writer; ``months`` is None if they cannot be read."""
-
-    etag: str
-    months: Mapping[str, int] | None
 
 
 class _Look(msgspec.Struct, frozen=True):
     """The index of a generation, which is trusted since a time, as it was found at another."""
 
     of: tuple[int, dt.datetime]
-    counters: dict[str, _Counters]
+    counters: dict[str, WriterCounters]
     all_months_at: dt.datetime
 
 
@@ -54,13 +47,10 @@ class MovedMonths:
         if before is not None and before.of != (pointer.live, since):
             before = None
         known = before.counters if before else {}
-        counters = {}
-        async for listed in self._store.list(keys.changes_of_generation(pointer.live)):
-            same = known.get(listed.key)
-            counters[listed.key] = same if same and same.etag == listed.etag else await self._read(listed.key)
+        counters = await read_counters(self._store, pointer.live, known)
         moved = None
         if before is not None and now - before.all_months_at < ALL_MONTHS_EVERY:
-            moved = _moved(known, counters)
+            moved = moved_months(known, counters)
         all_months_at = before.all_months_at if before is not None and moved is not None else now
         self._look = _Look((pointer.live, since), counters, all_months_at)
         return moved
@@ -68,23 +58,3 @@ class MovedMonths:
     def settle(self) -> None:
         """Note that all tables show at least what was counted before the last look."""
         self._settled = self._look
-
-    async def _read(self, key: str) -> _Counters:
-        found = await self._store.get(key)
-        if found is None:
-            return _Counters("", None)
-        try:
-            return _Counters(found.etag, objects.decode(ChangeCounters, found.body, key).months)
-        except CorruptObject:
-            return _Counters(found.etag, None)
-
-
-def _moved(before: Mapping[str, _Counters], after: Mapping[str, _Counters]) -> set[str] | None:
-    """Return the months whose counters differ; None if a writer is gone or cannot be read."""
-    moved: set[str] = set()
-    for key in before.keys() | after.keys():
-        then, now = before.get(key, _Counters("", {})), after.get(key, _Counters("", None))
-        if then.months is None or now.months is None:
-            return None
-        moved |= {month for month in {*then.months, *now.months} if then.months.get(month) != now.months.get(month)}
-    return moved

@@ -15,19 +15,19 @@ import datetime as dt
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from msgspec import UNSET
 
 from services.api.http.date_range import DateRange
-from services.api.http.unreadable import read_if_readable
-from shared.domain import keys, objects
+from shared.domain import keys
 from shared.domain.ids import CountrySlug
-from shared.domain.objects import ChangeCounters, GenerationPointer
+from shared.domain.objects import GenerationPointer
 from shared.runtime.concurrency import SingleFlight, bounded_map
 from shared.runtime.lru import LruCache
+from shared.storage.change_index import WriterCounters, moved_months, read_counters
 from shared.storage.object_store import ObjectInfo, ObjectStore
 
 CONCURRENT_LISTINGS_MAX = 8
@@ -89,13 +89,6 @@ class MonthListing:
 class _Kept(NamedTuple):
     look: int
     listing: MonthListing
-
-
-class _Counters(NamedTuple):
-    """The counters of one writer; ``months`` is None if they cannot be read, so any month may have changed."""
-
-    etag: str
-    months: Mapping[str, int] | None
 
 
 class MonthListings:
@@ -161,7 +154,7 @@ class IndexedListings:
         self._store = store
         self._generation = generation
         self._kept: LruCache[str, _Kept] = LruCache(bytes_max, lambda _, kept: ENTRY_BYTES * len(kept.listing.entries))
-        self._counters: dict[str, _Counters] = {}
+        self._counters: dict[str, WriterCounters] = {}
         self._looks = 0
         self._moved: dict[str, int] = {}
         """The last look at which the counters of a month had moved."""
@@ -217,29 +210,13 @@ class IndexedListings:
     async def _look(self) -> None:
         look = self._looks + 1
         began_s = self._clock_s()
-        listed = {one.key: one.etag async for one in self._store.list(keys.changes_of_generation(self._generation))}
-        changed = [key for key, etag in listed.items() if key not in self._counters or self._counters[key].etag != etag]
-        read = await bounded_map(self._read, changed, limit=CONCURRENT_LISTINGS_MAX)
-        before = {key: self._counters.get(key, _Counters("", {})).months for key in changed}
-        gone = self._counters.keys() - listed.keys() or any(one is None or one.months is None for one in read)
-        if gone or self._clock_s() - self._looked_at_s > LOOKS_APART_MAX_S:
+        before = self._counters
+        self._counters = await read_counters(self._store, self._generation, before)
+        moved = moved_months(before, self._counters)
+        if moved is None or began_s - self._looked_at_s > LOOKS_APART_MAX_S:
             self._all_moved = look
-        self._counters = {key: known for key, known in self._counters.items() if key in listed and key not in before}
-        for key, counters in zip(changed, read, strict=True):
-            if counters is None:
-                continue
-            self._counters[key] = counters
-            for month in {*(before[key] or ()), *(counters.months or ())}:
-                if (before[key] or {}).get(month) != (counters.months or {}).get(month):
-                    self._moved[month] = look
+        self._moved |= dict.fromkeys(moved or (), look)
         self._looks, self._looked_at_s = look, began_s
-
-    async def _read(self, key: str) -> _Counters | None:
-        found = await self._store.get(key)
-        if found is None:
-            return None
-        counters = read_if_readable(lambda: objects.decode(ChangeCounters, found.body, key))
-        return _Counters(found.etag, counters.months if isinstance(counters, ChangeCounters) else None)
 
 
 async def list_month(store: ObjectStore, generation: int, month: str) -> MonthListing:
