@@ -24,6 +24,7 @@ from services.api.requests.idempotency import Claim
 from shared.domain import events, keys, objects
 from shared.domain.events import EVENT_TYPES
 from shared.domain.objects import BucketObject, SummaryHead
+from shared.domain.tables import TableRecord
 from shared.runtime.settings import Settings
 from shared.storage.repository import Repository
 from shared.storage.s3 import S3Store
@@ -52,6 +53,7 @@ KINDS: dict[str, type[BucketObject]] = {
     keys.SUMMARIES: objects.Summary,
     keys.QUARANTINE: objects.QuarantineReport,
     keys.ATTEMPTS: objects.AttemptsUnderWay,
+    keys.TABLES: TableRecord,
     "idempotency/": Claim,
 }
 """The kind of an object by its key or the prefix of its key."""
@@ -117,6 +119,8 @@ async def record(settings: Settings, upstream: UpstreamServer, folder: Path) -> 
             kept: dict[str, ReleasedObject] = {}
             async with _keeping(services.store, kept):
                 await _process(services, upstream)
+            code, _, err = await tripfold(settings, "lake", "build")
+            assert code == 0, err
             await asyncio.sleep(EXPIRE_AFTER_S)
             code, _, err = await tripfold(settings, "expire", "raw", "--older-than", f"{EXPIRE_AFTER_S}s")
             assert code == 0, err
