@@ -49,7 +49,7 @@ class MovedMonths:
         known = before.counters if before else {}
         counters = await read_counters(self._store, pointer.live, known)
         moved = None
-        if before is not None and now - before.all_months_at < ALL_MONTHS_EVERY:
+        if before is not None and self._clock() - before.all_months_at < ALL_MONTHS_EVERY:
             moved = moved_months(known, counters)
         all_months_at = before.all_months_at if before is not None and moved is not None else now
         self._look = _Look((pointer.live, since), counters, all_months_at)

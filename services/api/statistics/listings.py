@@ -213,7 +213,7 @@ class IndexedListings:
         before = self._counters
         self._counters = await read_counters(self._store, self._generation, before)
         moved = moved_months(before, self._counters)
-        if moved is None or began_s - self._looked_at_s > LOOKS_APART_MAX_S:
+        if moved is None or self._clock_s() - self._looked_at_s > LOOKS_APART_MAX_S:
             self._all_moved = look
         self._moved |= dict.fromkeys(moved or (), look)
         self._looks, self._looked_at_s = look, began_s
