@@ -30,7 +30,6 @@ export function jobRow(onchange) {
 
   function show(job) {
     if (shown?.version === job.version && shown.text === job.text) return;
-    const hasEnded = shown?.open && !job.open;
     shown = job;
     item.className = job.status.replaceAll(" ", "-");
     mark.textContent = MARKS[job.status] ?? "…";
@@ -43,7 +42,7 @@ export function jobRow(onchange) {
       bar.value = job.done;
     }
     summary.textContent = summaryOf(job);
-    if (hasEnded) told.replaceChildren();
+    if (!job.open) told.replaceChildren();
     buttons.replaceChildren(...job.actions.map((action) => actionButton(action, job)));
     failures.hidden = !job.failures;
     failures.firstElementChild.textContent = job.failures;
