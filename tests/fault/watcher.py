@@ -36,7 +36,8 @@ class Watcher:
         self._published: dict[CountrySlug, int] = {}
         self._finished: dict[tuple[RequestId, int], dict[int, list[CityFinished]]] = {}
         self._served: dict[tuple[RequestId, int], int] = {}
-        self._reader = SummaryReader(world.store, cache_bytes=100_000, clock_s=lambda: world.clock.now.timestamp())
+        clock = world.clock
+        self._reader = SummaryReader(world.store, cache_bytes=100_000, clock_s=lambda: clock().timestamp())
 
     async def look(self) -> None:
         """Assert all rules that hold after every step."""
