@@ -129,9 +129,12 @@ async def test_backfills_and_schedules_work_with_minimal_policies(confined: Conf
     assert (await tripfold.client.delete(schedule)).status_code == 204
 
 
-async def test_the_aggregate_builds_tables_that_the_api_may_read(confined: Confined) -> None:
-    """The tables of the dates above are current within seconds."""
-    store = confined.tripfold.store
+async def test_the_aggregate_builds_tables_that_the_api_may_read(confined: Confined, upstream: UpstreamServer) -> None:
+    """The tables of a date are current within seconds."""
+    store, date = confined.tripfold.store, "2024-05-20"
+    upstream.add_city(1, "City 1", "Armenia")
+    upstream.put(1, date, make_trips(1, 50, date))
+    await confined.tripfold.process(date)
 
     async def current() -> StoredObject | None:
         changed = await TableBuilder(store, clock=utc_now).changed_months(1)
