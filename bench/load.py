@@ -11,7 +11,7 @@ time, so a response that is late delays no other measurement. The soak looks at 
 compares the median of the second quarter of the time with that of the last quarter; the first quarter warms up.
 
 Bias: everything shares the cores of this machine, this client included. A status other than 200 and 304 counts as an
-error, and errors fail the benchmark.
+error, and errors in either of the last two parts fail the benchmark. A request without a response has no latency.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
+import math
 import os
 import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -35,7 +36,7 @@ import httpx
 import httpx_aiohttp
 import msgspec
 
-from bench.context import end_in_order
+from bench.context import end_in_order, peak_rss_bytes
 from bench.sizing import Load
 from bench.sizing_run import Servers, process_date, running_deployment, servers, upstream_of
 from bench.tables import print_table
@@ -58,7 +59,7 @@ MIX: Final = ("month, unchanged",) * 8 + ("month",) * 6 + ("day",) * 3 + ("ledge
 
 
 class Dated(msgspec.Struct, frozen=True, kw_only=True):
-    """One date of many cities."""
+    """One date of many cities. ``peak_mb`` is the most resident memory of each process since its start."""
 
     cities: int
     megabytes: float
@@ -67,14 +68,14 @@ class Dated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Requested(msgspec.Struct, frozen=True, kw_only=True):
-    """The latencies of one kind of request, in milliseconds, and its errors."""
+    """The latencies of one kind of request, in milliseconds, and its errors. Latencies are None without a response."""
 
     kind: str
-    requests: int
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    max_ms: float
+    responses: int
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    max_ms: float | None
     errors: dict[str, int]
 
 
@@ -95,15 +96,27 @@ class Watched(msgspec.Struct, frozen=True, kw_only=True):
     late_files: float
 
 
+class Soaked(msgspec.Struct, frozen=True, kw_only=True):
+    """The soak: the number of completed dates, the requests, and each process."""
+
+    dates: int
+    requests: list[Requested]
+    processes: list[Watched]
+
+
 class Results(msgspec.Struct, frozen=True, kw_only=True):
     """The measurements of a run. ``load`` is the load average of the machine when it ended."""
 
     date: Dated
     api: list[Requested]
     soaked_s: float
-    soaked_dates: int
-    soak: list[Watched]
+    soaked: Soaked
     load: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether any request of the API or of the soak failed."""
+        return any(one.errors for one in (*self.api, *self.soaked.requests))
 
 
 def main() -> None:
@@ -122,7 +135,7 @@ def main() -> None:
         load = Load(cities=CITIES, megabytes=FILE_MB, workers=WORKERS)
         with upstream_of(running, load, date=str(FIRST)) as (environment, _):
             environment |= {"TRIPFOLD_API_REQUESTS_PER_MINUTE": "1000000"}
-            api, soaked_dates, soak = asyncio.run(
+            api, soaked = asyncio.run(
                 _measure_api_and_soak(
                     environment,
                     rate=options.rate,
@@ -130,13 +143,11 @@ def main() -> None:
                     soak_s=(soak_s := options.soak_seconds or (60 if options.quick else 3600)),
                 )
             )
-    results = Results(
-        date=date, api=api, soaked_s=soak_s, soaked_dates=soaked_dates, soak=soak, load=os.getloadavg()[0]
-    )
+    results = Results(date=date, api=api, soaked_s=soak_s, soaked=soaked, load=os.getloadavg()[0])
     _print(results, rate=options.rate)
     if options.json:
         options.json.write_text(json.dumps(msgspec.to_builtins(results), indent=2) + "\n")
-    if any(one.errors for one in api):
+    if results.failed:
         sys.exit("some requests failed")
 
 
@@ -150,19 +161,18 @@ def _measure_date(running: Servers, small: int, large: int) -> Dated:
 async def _process_many(environment: dict[str, str], small: int, large: int) -> Dated:
     async with _client() as client, running_deployment(environment, WORKERS) as processes:
         began_s = time.perf_counter()
-        async with _watched(processes) as looks:
-            await process_date(client, processes["api"][1], str(FIRST))
+        await process_date(client, processes["api"][1], str(FIRST))
         return Dated(
             cities=small + large,
             megabytes=FILE_MB * (small + large * LARGE_BLOCKS),
             wall_s=time.perf_counter() - began_s,
-            peak_mb={name: max(one.megabytes for one in found) for name, found in looks.items()},
+            peak_mb={name: peak_rss_bytes(pid) / 1e6 for name, (pid, _) in processes.items()},
         )
 
 
 async def _measure_api_and_soak(
     environment: dict[str, str], *, rate: int, seconds: float, soak_s: float
-) -> tuple[list[Requested], int, list[Watched]]:
+) -> tuple[list[Requested], Soaked]:
     async with _client() as client, running_deployment(environment, WORKERS) as processes:
         api_url = processes["api"][1]
         for date in DATES:
@@ -170,8 +180,9 @@ async def _measure_api_and_soak(
         async with _dates_processed(client, api_url, pause_s=PROCESS_INTERVAL_S):
             api = await _send_requests(client, api_url, rate=rate, seconds=seconds)
         async with _watched(processes) as looks, _dates_processed(client, api_url, pause_s=0) as processed:
-            await _send_requests(client, api_url, rate=SOAK_REQUESTS_PER_S, seconds=soak_s)
-        return api, len(processed), [_compared(name, found) for name, found in looks.items()]
+            requests = await _send_requests(client, api_url, rate=SOAK_REQUESTS_PER_S, seconds=soak_s)
+        compared = [_compared(name, found) for name, found in looks.items()]
+        return api, Soaked(dates=len(processed), requests=requests, processes=compared)
 
 
 def _client() -> httpx.AsyncClient:
@@ -274,16 +285,21 @@ async def _send_requests(client: httpx.AsyncClient, api_url: str, *, rate: int, 
 
 
 def _requested(kind: str, latencies_ms: list[float], errors: Counter[str]) -> Requested:
-    percentiles = statistics.quantiles(latencies_ms, n=100, method="inclusive")
+    ordered = sorted(latencies_ms)
     return Requested(
         kind=kind,
-        requests=len(latencies_ms),
-        p50_ms=percentiles[49],
-        p95_ms=percentiles[94],
-        p99_ms=percentiles[98],
-        max_ms=max(latencies_ms),
+        responses=len(ordered),
+        p50_ms=_percentile(ordered, 50),
+        p95_ms=_percentile(ordered, 95),
+        p99_ms=_percentile(ordered, 99),
+        max_ms=_percentile(ordered, 100),
         errors=dict(errors),
     )
+
+
+def _percentile(ordered: Sequence[float], percent: int) -> float | None:
+    """Return the percentile of sorted values by the nearest rank, or None without values."""
+    return ordered[math.ceil(len(ordered) * percent / 100) - 1] if ordered else None
 
 
 def _print(results: Results, *, rate: int) -> None:
@@ -294,20 +310,21 @@ def _print(results: Results, *, rate: int) -> None:
         [
             (str(date.cities), date.megabytes, date.wall_s, date.megabytes / date.wall_s, *date.peak_mb.values()),
         ],
-        note="The last columns are the most memory of each process (RSS, looked at every ten seconds).",
+        note="The last columns are the most memory of each process (RSS).",
     )
+    for per_second, requests in ((rate, results.api), (SOAK_REQUESTS_PER_S, results.soaked.requests)):
+        print_table(
+            f"{per_second} requests a second",
+            ("request", "responses", "p50 ms", "p95 ms", "p99 ms", "max ms", "errors"),
+            [
+                (one.kind, one.responses, one.p50_ms, one.p95_ms, one.p99_ms, one.max_ms, sum(one.errors.values()))
+                for one in requests
+            ],
+        )
     print_table(
-        f"{rate} requests a second",
-        ("request", "responses", "p50 ms", "p95 ms", "p99 ms", "max ms", "errors"),
-        [
-            (one.kind, one.requests, one.p50_ms, one.p95_ms, one.p99_ms, one.max_ms, sum(one.errors.values()))
-            for one in results.api
-        ],
-    )
-    print_table(
-        f"{results.soaked_s:.0f} s of dates, {results.soaked_dates} in all",
+        f"{results.soaked_s:.0f} s of dates, {results.soaked.dates} in all",
         ("process", "MB, second quarter", "MB, last quarter", "files, second quarter", "files, last quarter"),
-        [(one.process, one.early_mb, one.late_mb, one.early_files, one.late_files) for one in results.soak],
+        [(one.process, one.early_mb, one.late_mb, one.early_files, one.late_files) for one in results.soaked.processes],
         note=f"Load average of the machine at the end: {results.load:.1f}.",
     )
 
