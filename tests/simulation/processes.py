@@ -68,8 +68,9 @@ class Process:
 
     async def go_on(self) -> None:
         """Wait while the process is paused. Raises Crash after its death."""
-        while not self.dead and (left_s := self.paused_until_s - self.simulation.loop.now_s) > 0:  # noqa: ASYNC110
-            await asyncio.sleep(left_s)  # it sleeps for a known time, and another pause may come meanwhile
+        loop = self.simulation.loop
+        while not self.dead and (left_s := self.paused_until_s - loop.now_s) > 0:  # noqa: ASYNC110  # may pause again
+            await asyncio.sleep(left_s)
         if self.dead:
             raise Crash(f"{self.name} is dead")
 

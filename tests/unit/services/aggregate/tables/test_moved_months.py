@@ -101,7 +101,7 @@ async def test_a_month_that_was_not_built_is_listed_again(aggregate: Aggregate) 
 
     aggregate.builder.build = overtaken  # type: ignore[method-assign,assignment]  # as after a conflict
     assert await aggregate.builder.once() == []
-    aggregate.builder.build = build  # type: ignore[method-assign]
+    aggregate.builder.build = build  # type: ignore[method-assign]  # as it was
     assert await aggregate.build() == ([MAY], [keys.summaries_of_month(1, MAY)])
 
 

@@ -21,7 +21,7 @@ from shared.domain import bitmap
 from shared.domain.backfills import date_at, new_backfill
 from shared.domain.events import Outcome
 from shared.domain.ids import CityId, CountrySlug
-from shared.domain.objects import BackfillStatus, Deadline, Failure, Plan, PlannedCity, PlannedCountry
+from shared.domain.objects import BackfillStatus, Deadline, Failure, Plan, PlannedCity, PlannedCountry, Schedule
 from shared.domain.schedules import new_schedule
 from tests.fakes.api import DAY, NOW, REQUEST, record_of
 
@@ -100,9 +100,9 @@ def test_the_earliest_missed_deadline_of_a_date_counts() -> None:
     )
     hour = dt.timedelta(hours=1)
 
-    def due(name: str, *ats: dt.datetime) -> object:
+    def due(name: str, *ats: dt.datetime) -> Schedule:
         deadlines = tuple(Deadline(date=DAY + dt.timedelta(days=place), at=at) for place, at in enumerate(ats))
         return msgspec.structs.replace(schedule, name=name, deadlines=deadlines)
 
-    missed = missed_deadlines([due("a", NOW, NOW + hour), due("b", NOW - hour)], NOW)  # type: ignore[list-item]
+    missed = missed_deadlines([due("a", NOW, NOW + hour), due("b", NOW - hour)], NOW)
     assert missed == {DAY: MissedDeadline(at=NOW - hour, schedule="b")}
