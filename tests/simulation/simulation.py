@@ -230,7 +230,7 @@ class Simulation:
         return process
 
     def _heal(self) -> None:
-        """End all faults, and start the processes that were stopped."""
+        """End all faults but those of single processes, which end by themselves."""
         now_s = self.loop.now_s
         self._slow_until_s = self._unlucky_until_s = now_s
         self.store_down_until_s = self.kafka.down_until_s = now_s
