@@ -314,8 +314,10 @@ PATHS: Final = (
     ("PUT", "/schedules/daily"),
     ("GET", "/quarantine"),
     ("GET", ""),
+    ("GET", "/country-completeness"),
+    ("POST", "/quarantine/retry"),
 )
-"""Operations that read a query. The last one takes its path from the bytes too."""
+"""Operations that read a query. The one without a path takes it from the bytes too."""
 HEADERS: Final = (b"accept", b"accept-encoding", b"if-none-match", b"idempotency-key", b"prefer", b"authorization")
 ASCII: Final = "".join(map(chr, range(0x21, 0x7F)))
 NO_HEADER: Final = re.compile(rb"[^\t -~\x80-\xff]")
