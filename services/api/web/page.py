@@ -5,7 +5,6 @@ Its scripts are ES modules without a build step. Its content security policy for
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from services.api.web.static_files import MEDIA_TYPES, StaticFile, extension_of
 DOCUMENT = "index.html"
 VIEWS = ("/", "/completeness", "/jobs", "/pipeline")
 
-_COMMENTS_AND_INDENTATION = re.compile(rb"^[ \t]*(?://[^\n]*|/\*\*.*?\*/)\n|^[ \t]+", re.MULTILINE | re.DOTALL)
 _FOLDER = Path(__file__).parent / "files"
 _HEADERS = {
     "Content-Security-Policy": (
@@ -35,16 +33,10 @@ _HEADERS = {
 def page_files() -> dict[str, StaticFile]:
     """Read the files of the page, by their path in the folder."""
     return {
-        path.relative_to(_FOLDER).as_posix(): StaticFile(path.name, _served(path))
+        path.relative_to(_FOLDER).as_posix(): StaticFile(path.name, path.read_bytes())
         for path in sorted(_FOLDER.rglob("*"))
         if extension_of(path.name) in MEDIA_TYPES
     }
-
-
-def _served(path: Path) -> bytes:
-    """Return a file as it is sent: a script without the comments on lines of their own and without indentation."""
-    body = path.read_bytes()
-    return _COMMENTS_AND_INDENTATION.sub(b"", body) if path.suffix == ".js" else body
 
 
 def page_handlers() -> list[HTTPRouteHandler]:
