@@ -105,6 +105,31 @@ def test_a_cell_explains_its_day_and_retries_its_request(world: World, page: Pag
     expect(cell(page, "Brazil", 2)).to_be_focused()
 
 
+def test_requests_are_retried_one_after_another(world: World, page: Page, address: str) -> None:
+    """A failure ends the retries of a range; the button then goes on with the request that failed."""
+    failed = {1: Failure(city_id=CityId("7"), city_name="City 7", reason="the upstream answered 404")}
+    ids = []
+    for number in range(3):
+        date = DAY + dt.timedelta(days=number)
+        write_plan(world, date, brazil=["7"])
+        world.fold_in(planned("brazil", date, city_ids=["7"]))
+        record = write_latest(world, date, cities=1, countries=1, outcomes={Outcome.FAILED: "1"}, failures=failed)
+        ids.append(record.request_id)
+    sent: list[str] = []
+    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    page.route(f"**/process-requests/{ids[1]}/retry", lambda route: route.abort())
+    page.goto(f"{address}{RANGE}")
+    walk(page, "ArrowDown", "Shift+ArrowRight", "Shift+ArrowRight", "Enter")
+    dialog = page.get_by_role("dialog", name="Brazil, 1 – 3 May 2024")
+    dialog.get_by_role("button", name="Retry 3 requests").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("The service cannot be reached")
+    page.unroute_all()
+    dialog.get_by_role("button", name="Retry 3 requests").click()
+    expect(dialog).to_contain_text("Requested.")
+    retried = [ids[0], ids[1], ids[1], ids[2]]
+    assert sent == [f"{address}/process-requests/{request_id}/retry" for request_id in retried]
+
+
 def test_a_range_is_chosen_by_keyboard_or_dragging_and_processed(world: World, page: Page, address: str) -> None:
     """Shift with arrow keys, or dragging, chooses days; the dialog says which dates it requests."""
     filled(world)

@@ -56,10 +56,11 @@ function actions({ toProcess, toRetry }, done, onasked) {
   const offers = [];
   if (toRetry.length) {
     const dates = toRetry.map(({ date }) => date);
+    const ids = toRetry.map(({ id }) => id);
     offers.push([
       `Retry ${plural(toRetry.length, "request")}`,
       `Fetches the failed cities of ${datesInWords(dates)} again, in all countries.`,
-      () => Promise.all(toRetry.map(({ id }) => retry(id))),
+      () => retryAll(ids),
     ]);
   }
   if (toProcess.length) {
@@ -78,6 +79,11 @@ function actions({ toProcess, toRetry }, done, onasked) {
       return element("li", {}, pressed, " ", text);
     }),
   );
+}
+
+// Retries one request after another, because a year has hundreds. After a failure, `ids` has those that are left.
+async function retryAll(ids) {
+  for (; ids.length; ids.shift()) await retry(ids[0]);
 }
 
 async function ask(pressed, text, send, done, onasked) {
