@@ -167,6 +167,22 @@ def test_a_first_visit_shows_the_requested_dates(world: World, page: Page, addre
     expect(page.locator("#completeness-range [name=to]")).to_have_value(str(LAST))
 
 
+def test_unreadable_requests_are_an_error(world: World, page: Page, address: str) -> None:
+    """If the requested dates cannot be read, the view says so and chooses no range; another try shows them."""
+    filled(world)
+    page.route(
+        "**/process-requests?*", lambda route: route.fulfill(status=500, json={"title": "Broken", "detail": "x"})
+    )
+    page.goto(f"{address}/completeness")
+    alert = page.locator("#completeness").get_by_role("alert")
+    expect(alert).to_contain_text("Broken")
+    expect(page).to_have_url(f"{address}/completeness")
+    page.unroute_all()
+    alert.get_by_role("button", name="Try again").click()
+    expect(cell(page, "Armenia", 1)).to_be_visible()
+    expect(alert).to_have_count(0)
+
+
 def test_the_views_are_accessible_in_both_themes_and_on_a_phone(
     world: World, page: Page, address: str, violations: Callable[[Page], list[str]]
 ) -> None:

@@ -1,11 +1,11 @@
 // The view of completeness: which days of which countries are complete, why others are not, and what to do.
 
-import { completeness, latestRequests } from "../api.js";
+import { completeness } from "../api.js";
 import { announce, element } from "../dom.js";
 import { count, days as daysInWords, daysIn, instant, moved, plural } from "../format.js";
 import { polling } from "../polling.js";
 import { problemNotice } from "../problems.js";
-import { requestedRange, todayInUtc } from "../ranges.js";
+import { latestRange } from "../ranges.js";
 import { setTitle, visit } from "../views.js";
 import { openSelection } from "./dialog.js";
 import { completenessMap } from "./map.js";
@@ -15,7 +15,6 @@ const PATH = "/completeness";
 const POLL_MS = 10_000;
 const LONG_RANGE_POLL_MS = 30_000;
 const LONG_RANGE_DAYS = 92;
-const REQUESTS_LOOKED_AT = 20;
 const ZOOM_DAYS = 3;
 const QUIET_MS = 400;
 
@@ -60,8 +59,7 @@ async function open({ from, to }) {
   loading = new AbortController();
   const { signal } = loading;
   if (!(from && to)) {
-    const latest = requestedRange(await latestRequests(REQUESTS_LOOKED_AT).catch(() => []), todayInUtc());
-    if (!signal.aborted) visit(PATH, latest, { replace: true });
+    await openLatestRange(signal);
     return;
   }
   range = { from, to };
@@ -73,6 +71,17 @@ async function open({ from, to }) {
   const slow = setTimeout(() => shown ?? overview.replaceChildren(element("p", { class: "loading" }, "Reading the completeness…")), QUIET_MS);
   await polled.start();
   clearTimeout(slow);
+}
+
+async function openLatestRange(signal) {
+  try {
+    const latest = await latestRange();
+    if (!signal.aborted) visit(PATH, latest, { replace: true });
+  } catch (problem) {
+    if (signal.aborted) return;
+    notices.replaceChildren(problemNotice(problem, () => openLatestRange(signal)));
+    place.setAttribute("aria-busy", "false");
+  }
 }
 
 function close() {

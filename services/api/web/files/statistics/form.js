@@ -1,19 +1,14 @@
 // The form of the range: its days, presets, the country, and what to compare with.
 
-import { latestRequests } from "../api.js";
 import { button } from "../dom.js";
 import { byName, daysIn, moved } from "../format.js";
-import { requestedRange, todayInUtc } from "../ranges.js";
+import { latestRange } from "../ranges.js";
 import { COMPARISONS } from "./compare.js";
 
-const REQUESTS_LOOKED_AT = 20;
 const PRESETS = { "Latest day": 1, "7 days": 7, "30 days": 30, "90 days": 90, "1 year": 365 };
 
 const form = document.getElementById("range");
 const presets = document.getElementById("presets");
-
-/** The range of the dates that were requested last. */
-export const latestRange = async () => requestedRange(await latestRequests(REQUESTS_LOOKED_AT), todayInUtc());
 
 /** Listen to the form. Calls `onchange(changes)` with a new range, country or comparison, and `onproblem` with an error. */
 export function listenToForm(stateNow, { onchange, onproblem }) {

@@ -3,9 +3,10 @@
 import { announce, element, hideHint } from "../dom.js";
 import { days, moved } from "../format.js";
 import { problemNotice } from "../problems.js";
+import { latestRange } from "../ranges.js";
 import { keepInUrl, setTitle, visit } from "../views.js";
 import { compare, shiftOf } from "./compare.js";
-import { latestRange, listenToForm, nameOf, offer, showInForm } from "./form.js";
+import { listenToForm, nameOf, offer, showInForm } from "./form.js";
 import { explain } from "./reasons.js";
 import { daysBySlug, earlierRange, keptStats, readEarlier, readStats } from "./reading.js";
 import { results } from "./results.js";
