@@ -57,15 +57,23 @@ async function fill(signal) {
     elements.from.value ||= from;
     elements.to.value ||= to;
   } else {
-    const requests = await latestRequests(LISTED).catch(() => []);
+    const requests = await latestRequests(LISTED).catch(() => []); // the list of jobs shows the error
     if (signal.aborted) return;
     range = requestedRange(requests, todayInUtc());
     elements.from.value ||= moved(range.to, requests.length ? 1 : 0);
     elements.to.value ||= elements.from.value;
   }
   showQuarantine({ ...range, country }, signal);
-  const found = await schedules().catch(() => []);
-  late.replaceChildren(...found.filter((one) => one.late.length).map(lateNotice));
+  showLate();
+}
+
+async function showLate() {
+  try {
+    const found = await schedules();
+    late.replaceChildren(...found.filter((one) => one.late.length).map(lateNotice));
+  } catch (problem) {
+    late.replaceChildren(problem.status === 401 ? "" : problemNotice(problem, showLate)); // the list of jobs asks for a key
+  }
 }
 
 const lateNotice = ({ name, late: dates }) =>
