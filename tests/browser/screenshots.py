@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import random
 import sys
 from pathlib import Path
@@ -79,6 +80,7 @@ def take(browser: Browser, folder: Path) -> None:
     usual = filled(list(NAMES), 31, earlier=56, provisional=2)
     requests_of_every_kind(usual)
     write_report(usual, report_of("9"))
+    few = filled(list(NAMES), 365)
     many = filled([f"country-{number}" for number in range(1, 101)], 365)
     long = filled([LONG_NAME, *NAMES], 7)
     compared = "&compare=weekday&map=change&sort=change"
@@ -89,11 +91,7 @@ def take(browser: Browser, folder: Path) -> None:
         ("month-phone", usual, view(31), 390, "light"),
         ("day", usual, view(1), 1180, "light"),
         ("day-phone", usual, view(1, "&compare=weekday"), 390, "dark"),
-        ("three-days", usual, view(3), 1180, "light"),
-        ("three-days-of-100", many, view(3, "&measure=passengers"), 1180, "light"),
         ("quarter-of-100", many, view(92, "&measure=accidents&sort=value"), 1180, "dark"),
-        ("year-of-100", many, view(365), 1440, "light"),
-        ("year-of-100-phone", many, view(365), 390, "light"),
         ("long-name", long, view(7), 1180, "light"),
         ("long-name-phone", long, view(7), 390, "dark"),
         ("empty", World(), view(7), 1180, "light"),
@@ -102,6 +100,9 @@ def take(browser: Browser, folder: Path) -> None:
         ("completeness-phone", many, f"completeness{view(31)}", 390, "dark"),
         ("pipeline", usual, "pipeline", 1180, "light"),
     ]
+    for world, countries in ((few, 5), (many, 100)):
+        for days, width in itertools.product((3, 365), (390, 1180, 1800)):
+            shots.append((f"{days}-days-of-{countries}-{width}", world, view(days), width, "light"))
     for name, world, query, width, scheme in shots:
         shoot(browser, folder / f"{name}.png", world, query, width, scheme)
     usual.store.down = True
