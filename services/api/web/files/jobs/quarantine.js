@@ -9,20 +9,19 @@ const LISTED = 100;
 
 let onPage = null; // the displayed list, so that an unchanged list keeps its open details
 
-/** Show the refused files of a range, or of one country in it. */
+/** Show the refused files of a range. */
 export async function showQuarantine(range, signal) {
   const section = document.getElementById("refused");
   const place = section.querySelector("div");
   try {
     const { total, files } = await quarantine(range, LISTED, signal);
-    const shown = range.country ? files.filter((file) => file.country === range.country) : files;
-    const told = JSON.stringify([total, shown]);
+    const told = JSON.stringify([total, files]);
     if (told === onPage) return;
     onPage = told;
-    section.hidden = shown.length === 0;
+    section.hidden = files.length === 0;
     place.replaceChildren(
       element("p", {}, "Trips of these files are not counted. Earlier good files of the same cities still count. A file stays listed after it is corrected upstream."),
-      element("ul", { class: "refused" }, shown.map(item)),
+      element("ul", { class: "refused" }, files.map(item)),
       total > files.length ? element("p", {}, `These are the first ${count(files.length)} of ${count(total)}.`) : "",
     );
   } catch (problem) {

@@ -50,7 +50,7 @@ function close() {
 }
 
 async function fill(signal) {
-  const { from, to, country } = params;
+  const { from, to } = params;
   const { elements } = form;
   let range = { from, to };
   if (from && to) {
@@ -63,7 +63,7 @@ async function fill(signal) {
     elements.from.value ||= moved(range.to, requests.length ? 1 : 0);
     elements.to.value ||= elements.from.value;
   }
-  showQuarantine({ ...range, country }, signal);
+  showQuarantine(range, signal);
   showLate();
 }
 
