@@ -22,7 +22,7 @@ export const keepKey = (key) => sessionStorage.setItem(KEPT, key);
 export const forgetKey = () => sessionStorage.removeItem(KEPT);
 export const hasKey = () => sessionStorage.getItem(KEPT) !== null;
 
-/** Tells `outage` events, whose `detail` is the problem, and `answer` events. `outage.js` shows an outage for the whole page. */
+/** Dispatches `outage` events, whose `detail` is the problem, and `response` events. `outage.js` shows an outage for the whole page. */
 export const connection = new EventTarget();
 
 function outage(problem) {
@@ -52,7 +52,7 @@ async function checkedFetch(path, accept, { etag, ...options } = {}) {
     throw unreachable(error, isReading);
   }
   const isDown = isReading && UNAVAILABLE.includes(response.status);
-  if (isReading && !isDown) connection.dispatchEvent(new Event("answer"));
+  if (isReading && !isDown) connection.dispatchEvent(new Event("response"));
   if (response.ok || (etag && response.status === 304)) return response;
   if (response.status === 401) throw keyRefused(response);
   const body = await response.json().catch(() => null);

@@ -13,10 +13,10 @@ let isDown = false;
 let wait = FIRST_WAIT_MS;
 let timer = null;
 
-/** Show outages of the API, and open the view again when it answers. */
+/** Show outages of the API, and open the view again when it responds. */
 export function watchOutages() {
   connection.addEventListener("outage", ({ detail }) => begin(detail));
-  connection.addEventListener("answer", end);
+  connection.addEventListener("response", end);
   addEventListener("online", again);
   document.addEventListener("visibilitychange", again);
 }

@@ -2,7 +2,7 @@
 
 import { askMissing, missingCities, retry } from "../api.js";
 import { announce, button, element, scrollable } from "../dom.js";
-import { count, days as daysInWords, instant, plural } from "../format.js";
+import { count, days as daysInWords, daysIn, instant, plural } from "../format.js";
 import { problemNotice } from "../problems.js";
 import { urlOf } from "../views.js";
 import { classOf } from "./states.js";
@@ -101,7 +101,7 @@ async function ask(pressed, text, send, done, onasked) {
 }
 
 function datesInWords(dates) {
-  const isWhole = (Date.parse(dates.at(-1)) - Date.parse(dates[0])) / 86_400_000 + 1 === dates.length;
+  const isWhole = daysIn(dates[0], dates.at(-1)) === dates.length;
   return isWhole ? daysInWords(dates[0], dates.at(-1)) : `${plural(dates.length, "date")} from ${daysInWords(dates[0], dates.at(-1))}`;
 }
 

@@ -153,13 +153,11 @@ const UNITS_OF_TIME = [[3600, "h"], [60, "min"]];
 
 function ticksOf(values, kind) {
   const inTime = kind === "time";
-  let low = Math.min(...values.slice(0, 1));
-  let high = low;
+  let [low, high] = values.length ? [values[0], values[0]] : [0, 1];
   for (const one of values) {
     low = Math.min(low, one);
     high = Math.max(high, one);
   }
-  if (!Number.isFinite(low)) [low, high] = [0, 1];
   if (!inTime) low = Math.min(0, low);
   if (low === high) high = low + 1;
   const step = stepOf((high - low) / TICKS_MAX, kind);
