@@ -94,17 +94,25 @@ class TableBuilder:
                 try:
                     await self.once()
                 except Exception as error:  # noqa: BLE001  # see the docstring
-                    metrics.faults.labels("tables").inc()
-                    _log.warning("tables_not_built", error=str(error) or type(error).__name__)
+                    _report(error)
 
     async def once(self) -> list[str]:
-        """Build every changed month, and return those that it wrote."""
+        """Build every changed month, and return those that it wrote.
+
+        An error of one month is logged and counted, and the other months are built.
+        """
         began = self._clock()
         pointer = await read_current(self._store)
         moved = await self._moved_months.look(pointer)
         changed = await self.changed_months(pointer.live, moved)
         random.shuffle(changed)  # so that several processes begin with different months
-        built = [month for month in changed if await self.build(pointer.live, month) is not None]
+        built = []
+        for month in changed:
+            try:
+                if await self.build(pointer.live, month) is not None:
+                    built.append(month)
+            except Exception as error:  # noqa: BLE001  # see the docstring
+                _report(error, month=month)
         if len(built) == len(changed):
             self._moved_months.settle()
             metrics.tables_current.set(began.timestamp())
@@ -240,6 +248,11 @@ async def read_summaries(store: ObjectStore, generation: int, listed: Sequence[O
         return None if found is None else await asyncio.to_thread(_rows_of, found, one.key, generation)
 
     return [one for one in await bounded_map(read, listed, limit=GETS_AT_ONCE_MAX) if one is not None]
+
+
+def _report(error: Exception, **where: str) -> None:
+    metrics.faults.labels("tables").inc()
+    _log.warning("tables_not_built", **where, error=str(error) or type(error).__name__)
 
 
 def _is_current(recorded: MonthTables | None, month: str, tag: str, etags: Mapping[str, str]) -> bool:

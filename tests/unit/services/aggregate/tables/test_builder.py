@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import structlog
 
 from services.aggregate.bucket_reader import Dates
 from services.aggregate.tables.builder import TableBuilder
@@ -230,10 +232,7 @@ async def test_any_fault_of_a_write_is_made_good_by_the_next_pass(bucket: FakeBu
         world.store.objects = dict(bucket.store.objects)
         life = ProcessLife("aggregate", PortCalls({number: how}))
         broken = TableBuilder(BreakableStore(world.store, life), clock=world.clock)
-        try:
-            await broken.once()
-        except StoreUnavailable:
-            assert how is not Break.UNDECIDED
+        await broken.once()
         await broken.once()
         await assert_current(world)
 
@@ -301,6 +300,29 @@ async def test_a_failed_pass_is_counted_and_the_next_one_succeeds(bucket: FakeBu
     assert value("tripfold_tables_current_timestamp_seconds") == NOON.timestamp()
     assert value("tripfold_faults_total", what="tables") == faults + 1
     assert not retrier.health.faults
+
+
+async def test_a_month_that_fails_keeps_no_other_back(bucket: FakeBucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is counted and logged with the month, and the tables do not count as current."""
+
+    class Refusing(MemoryStore):
+        async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+            if key.startswith(keys.summaries_of_month(1, MONTH)):
+                raise StoreUnavailable("refused")
+            return await super().get(key, first_bytes=first_bytes)
+
+    monkeypatch.setattr(random, "shuffle", lambda months: months.sort())  # the month that fails comes first
+    store = Refusing(bucket.clock)
+    store.objects = bucket.store.objects
+    faults = value("tripfold_faults_total", what="tables")
+    bucket.clock.advance(60)
+    job = TableBuilder(store, clock=bucket.clock)
+    with structlog.testing.capture_logs() as logged:
+        assert await job.once() == ["2024-06"]
+    assert [(line["event"], line["month"]) for line in logged] == [("tables_not_built", MONTH)]
+    assert value("tripfold_faults_total", what="tables") == faults + 1
+    assert value("tripfold_tables_current_timestamp_seconds") != bucket.clock().timestamp()
+    assert await job.changed_months(1) == [MONTH]
 
 
 async def test_a_month_of_an_early_year_has_its_tables(bucket: FakeBucket) -> None:
