@@ -136,7 +136,7 @@ class TableBuilder:
             tags = dict.fromkeys(record.months, tag_of({}))
             prefixes = [keys.summaries_of_generation(generation)]
         else:
-            tags = {month: one.tag for month, one in record.months.items()} | dict.fromkeys(moved, tag_of({}))
+            tags = {month: tag_of({}) if month in moved else one.tag for month, one in record.months.items()}
             prefixes = [keys.summaries_of_month(generation, month) for month in sorted(moved)]
         for prefix in prefixes:
             async for month, versions in self._versions(generation, prefix):

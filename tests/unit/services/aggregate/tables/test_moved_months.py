@@ -91,6 +91,12 @@ async def test_a_count_without_a_change_builds_nothing(aggregate: Aggregate) -> 
     assert await aggregate.build() == ([], [keys.summaries_of_month(1, MAY)])
 
 
+async def test_a_counted_month_without_summaries_gets_no_files(aggregate: Aggregate) -> None:
+    """A repair counts every month that it verified, and the summaries of one may all be missing."""
+    await ChangeCounter(aggregate.store).count(1, ["2024-07"])
+    assert await aggregate.build() == ([], [keys.summaries_of_month(1, "2024-07")])
+
+
 async def test_a_month_that_was_not_built_is_listed_again(aggregate: Aggregate) -> None:
     """A build that another process overtook leaves its month for the next pass."""
     await correct_a_file(aggregate)
