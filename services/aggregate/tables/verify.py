@@ -91,10 +91,12 @@ async def _verify_month(
     for date in sorted(by_date.keys() | stored_dates):
         read = await read_summaries(store, generation, by_date[date])
         changed = {(date, one.country): one.version for one in read}
-        young = {keys.parse_summary(one.key) for one in by_date[date] if one.last_modified >= before}
+        old = {(keys.parse_summary(one.key), one.etag) for one in by_date[date] if one.last_modified < before}
         reader = readers.get(COUNTRY_DAYS.name)
         of_table = {row[:2]: row[-2:] for row in reader.rows(date)} if reader else {}
-        behind_now = {key for key, version in changed.items() if key in young and of_table.get(key) != version}
+        behind_now = {
+            key for key, version in changed.items() if (key, version[1]) not in old and of_table.get(key) != version
+        }
         behind |= behind_now
         expected = {
             COUNTRY_DAYS.name: [row for one in read for row in one.country_rows],

@@ -14,7 +14,9 @@ from shared.domain.ids import CountrySlug
 from shared.domain.objects import GenerationPointer
 from shared.domain.tables import CITY_DAYS, COUNTRY_DAYS, TABLES, Table
 from shared.runtime.parquet import TableReader, TableWriter
+from shared.storage.object_store import StoredObject
 from tests.fakes.bucket import ALL, DAY, FakeBucket, trips
+from tests.fakes.store import MemoryStore
 
 GRACE = dt.timedelta(minutes=8)
 MONTH = "2024-05"
@@ -98,6 +100,21 @@ async def test_a_summary_that_changed_recently_is_behind_and_no_difference(bucke
     assert (month.rows, month.behind, month.differences) == (0, 1, [])
     bucket.clock.advance(GRACE.total_seconds() + 1)
     assert (None, "country_days: trips", "7", "13") in await named(bucket)
+
+
+async def test_a_summary_that_changes_during_the_comparison_is_behind(bucket: FakeBucket) -> None:
+    """The listing of its month shows an old version, and the summary that is read then is a new one."""
+
+    class Changing(MemoryStore):
+        async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+            if key.startswith(keys.SUMMARIES):
+                await bucket.fold(bucket.store_file(1, 3, trips(9)))
+            return await super().get(key, first_bytes=first_bytes)
+
+    store = Changing(bucket.clock)
+    store.objects = bucket.store.objects
+    [month] = [one async for one in verify_tables(store, ALL, grace=GRACE)]
+    assert (month.behind, month.differences) == (1, [])
 
 
 async def test_rows_of_a_generation_that_is_live_for_a_short_time_are_behind(bucket: FakeBucket) -> None:
