@@ -25,7 +25,7 @@ import structlog
 from services.aggregate.tables.moved_months import MovedMonths
 from shared.domain import keys, objects
 from shared.domain.ids import CountrySlug
-from shared.domain.objects import CorruptObject, Summary
+from shared.domain.objects import CorruptObject, NewerObject, Summary
 from shared.domain.tables import (
     CITY_DAYS,
     COUNTRY_DAYS,
@@ -241,7 +241,10 @@ class TableBuilder:
 
 
 async def read_summaries(store: ObjectStore, generation: int, listed: Sequence[ObjectInfo]) -> list[ReadSummary]:
-    """Read summaries, and return their rows. Those that were deleted meanwhile are left out."""
+    """Read summaries, and return their rows. Those that were deleted meanwhile are left out.
+
+    Raises NewerObject for a summary of a later build, which can read it and has a row for it.
+    """
 
     async def read(one: ObjectInfo) -> ReadSummary | None:
         found = await store.get(one.key)
@@ -303,6 +306,8 @@ def _rows_of(found: StoredObject, key: str, generation: int) -> ReadSummary:
     try:
         summary = objects.decode(Summary, found.body, key)
         return ReadSummary(named[1], version, [country_row(summary, version, key)], city_rows(summary, version, key))
+    except NewerObject:
+        raise
     except CorruptObject as error:
         _log.error("object_unreadable", key=key, error=str(error))
         return ReadSummary(named[1], version, [], [])

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import random
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ import structlog
 
 from services.aggregate.bucket_reader import Dates
 from services.aggregate.tables.builder import TableBuilder
-from shared.domain import keys, objects
+from shared.domain import keys, objects, schema
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import GenerationPointer, Summary
 from shared.domain.tables import CITY_DAYS, COUNTRY_DAYS, TABLES, Row, Table, TableRecord, city_rows, country_row
@@ -167,6 +168,20 @@ async def test_an_unreadable_summary_is_left_out_until_it_is_repaired(bucket: Fa
     assert record.months[MONTH].unreadable == 1
     bucket.store.write(key, body)
     await builder(bucket).once()
+    await assert_current(bucket)
+
+
+async def test_a_summary_of_a_later_build_leaves_its_month_to_that_build(
+    bucket: FakeBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row is not left out: the later build would find the tables current, and never add it."""
+    await builder(bucket).once()
+    key = await bucket.summary_key()
+    changed = msgspec.structs.replace(await bucket.summary(), schema_version=schema.SCHEMA_VERSION + 1)
+    bucket.store.write(key, objects.encode(changed))
+    assert await builder(bucket).once() == []
+    monkeypatch.setattr(schema, "SCHEMA_VERSION", schema.SCHEMA_VERSION + 1)
+    assert await builder(bucket).once() == [MONTH]
     await assert_current(bucket)
 
 
