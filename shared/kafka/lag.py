@@ -22,8 +22,8 @@ class Offsets(msgspec.Struct, frozen=True):
 class Lag:
     """Exports the lag of the consumer of one topic. A record counts until its batch is done.
 
-    The age of a record is known from its timestamp once the consumer has taken it. The age of
-    another record counts from the first measurement that finds it at the consumer's position. Its real age is greater.
+    The age of a record is known from its timestamp once the consumer has taken it. The age of another record counts
+    from the first measurement that finds it at the consumer's position. Its real age is greater.
     """
 
     def __init__(self, topic: Topic, tracker: OffsetTracker, *, clock_s: Callable[[], float] = time.time) -> None:

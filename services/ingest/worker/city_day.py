@@ -265,7 +265,7 @@ class CityDayIngest:
             ) from error
 
     async def _try_once(self, task: IngestCity, held: Slots) -> CityResult | None:
-        """Take steps 1 to 6 once. Returns None if another worker wrote the manifest first.
+        """Take steps 1 to 6 once. Returns None to start again at 1.
 
         Raises _RequestCancelled if the request was cancelled before the city-day was started, and NoFreeSlot if a
         response waits too long for a slot.
