@@ -13,10 +13,10 @@ from shared.domain.events import ProcessRequested
 from shared.domain.ids import CityId, mint_request_id
 from shared.domain.objects import Backfill, BackfillStatus, Deadline, Failure, RequestRecord
 from shared.domain.requests import caller_of_backfill, with_action
-from shared.domain.schedules import new_schedule
 from shared.domain.topics import Topic
 from tests.browser.scenes import NEXT_DAY, RANGE, cell, ended, fill, under_way
 from tests.fakes.api import DAY, NOW, World, record_of, report_of, write, write_report
+from tests.fakes.builders import daily_schedule
 
 LAST = DAY + dt.timedelta(days=3)
 
@@ -76,17 +76,7 @@ def test_several_dates_are_one_job(world: World, page: Page, address: str) -> No
 
 def test_late_dates_are_named(world: World, page: Page, address: str) -> None:
     """A date of a schedule that is late is named with its schedule. Unreadable schedules are an error, not none."""
-    schedule = new_schedule(
-        "daily",
-        cron="0 6 * * *",
-        timezone="UTC",
-        date_offset=-1,
-        recheck=0,
-        max_parallel=2,
-        complete_by=dt.time(9),
-        now=NOW,
-    )
-    late = msgspec.structs.replace(schedule, deadlines=(Deadline(date=DAY, at=NOW, late=True),))
+    late = daily_schedule(NOW, complete_by=dt.time(9), deadlines=(Deadline(date=DAY, at=NOW, late=True),))
     world.store.write(keys.schedule("daily"), objects.encode(late))
     page.route("**/schedules", lambda route: route.fulfill(status=500, json={"title": "Broken", "detail": "x"}))
     page.goto(f"{address}/jobs?from={DAY}&to={LAST}")

@@ -1,4 +1,4 @@
-"""A clock, trip files and city lists for tests."""
+"""A clock, trip files, city lists and schedules for tests."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import msgspec
 
 from services.ingest.upstream.errors import PermanentUpstreamError
 from shared.domain.contribution import Contribution
-from shared.domain.events import (
-    CityDayStats,
-)
+from shared.domain.events import CityDayStats
 from shared.domain.ids import CityId, CountrySlug
+from shared.domain.objects import Schedule
+from shared.domain.schedules import new_schedule
 from tests.fakes.upstream import MemoryUpstream
 
 
@@ -29,6 +29,21 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """Let ``seconds`` pass."""
         self.now += dt.timedelta(seconds=seconds)
+
+
+def daily_schedule(now: dt.datetime, *, name: str = "daily", **fields: object) -> Schedule:
+    """Return a schedule made at ``now``: at six each day in UTC, for the day before. ``fields`` replace some."""
+    made = new_schedule(
+        name,
+        cron="0 6 * * *",
+        timezone="UTC",
+        date_offset=-1,
+        recheck=0,
+        max_parallel=2,
+        complete_by=None,
+        now=now,
+    )
+    return msgspec.structs.replace(made, **fields)
 
 
 class Trip(msgspec.Struct, frozen=True, kw_only=True):

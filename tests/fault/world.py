@@ -51,7 +51,6 @@ from shared.domain.objects import (
     Summary,
 )
 from shared.domain.requests import request_event
-from shared.domain.schedules import new_schedule
 from shared.domain.topics import Topic
 from shared.domain.volume import VolumeRules
 from shared.kafka.producer import KafkaUnavailable, Publisher
@@ -63,7 +62,7 @@ from shared.storage import active_requests
 from shared.storage.backfills import change_backfill, open_backfill, read_open
 from shared.storage.repository import begin_retry
 from shared.storage.schedules import claim_run
-from tests.fakes.builders import Clock, UpstreamState
+from tests.fakes.builders import Clock, UpstreamState, daily_schedule
 from tests.fakes.faults import Break, Crash, PortCalls, ProcessLife
 from tests.fakes.log import (
     PARTITIONS,
@@ -645,17 +644,7 @@ class World:
 
     def set_schedule(self, name: str, **options: object) -> Schedule:
         """Make a schedule, as the API does: at six each day in Prague, for the day before."""
-        schedule = new_schedule(
-            name,
-            cron="0 6 * * *",
-            timezone="Europe/Prague",
-            date_offset=-1,
-            recheck=0,
-            max_parallel=2,
-            complete_by=None,
-            now=self.clock(),
-        )
-        schedule = msgspec.structs.replace(schedule, **options)
+        schedule = daily_schedule(self.clock(), name=name, **{"timezone": "Europe/Prague", **options})
         self.store.write(keys.schedule(name), objects.encode(schedule))
         return schedule
 

@@ -22,8 +22,8 @@ from shared.domain.backfills import date_at, new_backfill
 from shared.domain.events import Outcome
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import BackfillStatus, Deadline, Failure, Plan, PlannedCity, PlannedCountry, Schedule
-from shared.domain.schedules import new_schedule
 from tests.fakes.api import DAY, NOW, REQUEST, record_of
+from tests.fakes.builders import daily_schedule
 
 ARMENIA, BRAZIL = CountrySlug("armenia"), CountrySlug("brazil")
 RANGE = DateRange(DAY, DAY + dt.timedelta(days=9))
@@ -95,14 +95,11 @@ def test_a_backfill_awaits_the_dates_that_it_has_not_reached(
 
 def test_the_earliest_missed_deadline_of_a_date_counts() -> None:
     """The earliest of several deadlines that have passed counts; one in the future does not."""
-    schedule = new_schedule(
-        "daily", cron="0 6 * * *", timezone="UTC", date_offset=-1, recheck=0, max_parallel=2, complete_by=None, now=NOW
-    )
     hour = dt.timedelta(hours=1)
 
     def due(name: str, *ats: dt.datetime) -> Schedule:
         deadlines = tuple(Deadline(date=DAY + dt.timedelta(days=place), at=at) for place, at in enumerate(ats))
-        return msgspec.structs.replace(schedule, name=name, deadlines=deadlines)
+        return daily_schedule(NOW, name=name, deadlines=deadlines)
 
     missed = missed_deadlines([due("a", NOW, NOW + hour), due("b", NOW - hour)], NOW)
     assert missed == {DAY: MissedDeadline(at=NOW - hour, schedule="b")}

@@ -19,7 +19,6 @@ from shared.domain.objects import (
     OpenBackfills,
     RequestRecord,
 )
-from shared.domain.schedules import new_schedule
 from tests.fakes.api import (
     DAY,
     NOW,
@@ -33,6 +32,7 @@ from tests.fakes.api import (
     write_latest,
     write_plan,
 )
+from tests.fakes.builders import daily_schedule
 
 RANGE = f"/country-completeness?from={DAY}&to={DAY + dt.timedelta(days=3)}"
 
@@ -87,10 +87,7 @@ def test_each_day_says_how_complete_it_is(world: World, client: Client) -> None:
 
 def test_deadlines_and_backfills_explain_days(world: World, client: Client) -> None:
     """A missed deadline makes a day late; a day that a backfill is going to process is running."""
-    schedule = new_schedule(
-        "daily", cron="0 6 * * *", timezone="UTC", date_offset=-1, recheck=0, max_parallel=2, complete_by=None, now=NOW
-    )
-    late = msgspec.structs.replace(schedule, deadlines=(Deadline(date=DAY, at=NOW, late=True),))
+    late = daily_schedule(NOW, deadlines=(Deadline(date=DAY, at=NOW, late=True),))
     world.store.write(keys.schedule("daily"), objects.encode(late))
     backfill = new_backfill(REQUEST, DAY + dt.timedelta(days=1), DAY + dt.timedelta(days=2), now=NOW)
     world.store.write(keys.backfill(REQUEST), objects.encode(backfill))

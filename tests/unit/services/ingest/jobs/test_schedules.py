@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import datetime as dt
 
-import msgspec
 import pytest
 import structlog
 
 from services.ingest.jobs.schedules import ScheduleRunner
 from shared.domain import keys, objects
 from shared.domain.objects import Deadline, Schedule
-from shared.domain.schedules import new_schedule
 from shared.storage import backfills
-from tests.fakes.builders import Clock
+from tests.fakes.builders import Clock, daily_schedule
 from tests.fakes.store import MemoryStore
 
 NOW = dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC)
+DAY = dt.timedelta(days=1)
 
 
 async def test_a_late_date_is_marked_while_no_run_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Too many open backfills delay a run that is due, and hide no date that is late already."""
     monkeypatch.setattr(backfills, "OPEN_MAX", 0)
-    made = new_schedule(
-        "daily",
-        cron="0 6 * * *",
-        timezone="UTC",
-        date_offset=-1,
-        recheck=0,
-        max_parallel=2,
-        complete_by=dt.time(9),
-        now=NOW - dt.timedelta(days=1),
-    )
-    yesterday = Deadline(date=dt.date(2024, 4, 30), at=NOW - dt.timedelta(days=1))
+    yesterday = Deadline(date=dt.date(2024, 4, 30), at=NOW - DAY)
+    made = daily_schedule(NOW - DAY, complete_by=dt.time(9), deadlines=(yesterday,))
     store = MemoryStore(lambda: NOW)
     key = keys.schedule("daily")
-    store.write(key, objects.encode(msgspec.structs.replace(made, deadlines=(yesterday,))))
+    store.write(key, objects.encode(made))
     with structlog.testing.capture_logs() as logged:
         await ScheduleRunner(store, clock=Clock(NOW)).once()
     assert "schedule_waits" in [line["event"] for line in logged]
@@ -47,19 +37,9 @@ async def test_a_late_date_is_marked_while_no_run_can_start(monkeypatch: pytest.
 
 async def test_a_schedule_that_cannot_be_used_does_not_stop_the_others() -> None:
     """A schedule of a time zone that no longer exists is logged by its key, and the next one runs."""
-    made = new_schedule(
-        "daily",
-        cron="0 6 * * *",
-        timezone="UTC",
-        date_offset=-1,
-        recheck=0,
-        max_parallel=2,
-        complete_by=None,
-        now=NOW - dt.timedelta(days=1),
-    )
     store = MemoryStore(lambda: NOW)
-    store.write(keys.schedule("a"), objects.encode(msgspec.structs.replace(made, name="a", timezone="Mars/Base")))
-    store.write(keys.schedule("daily"), objects.encode(made))
+    for made in (daily_schedule(NOW - DAY, name="a", timezone="Mars/Base"), daily_schedule(NOW - DAY)):
+        store.write(keys.schedule(made.name), objects.encode(made))
     with structlog.testing.capture_logs() as logged:
         await ScheduleRunner(store, clock=Clock(NOW)).once()
     assert [line["event"] for line in logged] == ["schedule_unreadable", "schedule_run"]
