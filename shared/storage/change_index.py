@@ -97,7 +97,7 @@ async def read_counters(
 async def _read_counters(store: ObjectStore, key: str) -> WriterCounters:
     found = await store.get(key)
     if found is None:  # deleted since the listing
-        return WriterCounters("", None)
+        return WriterCounters("deleted", None)
     try:
         return WriterCounters(found.etag, objects.decode(ChangeCounters, found.body, key).months)
     except (CorruptObject, NewerObject):
@@ -115,7 +115,7 @@ def moved_months(before: Mapping[str, WriterCounters], after: Mapping[str, Write
         if now is None or (now.etag != then.etag and (now.months is None or then.months is None)):
             return None
         if now.etag != then.etag:
-            moved |= {month for month, count in (now.months or {}).items() if count != (then.months or {}).get(month)}
+            moved |= {month for month, _ in (now.months or {}).items() ^ (then.months or {}).items()}
     return moved
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from shared.domain import keys, objects
 from shared.domain.objects import ChangeCounters
-from shared.storage.change_index import GENERATIONS_MAX, ChangeCounter
-from shared.storage.object_store import StoreUnavailable
+from shared.storage.change_index import GENERATIONS_MAX, ChangeCounter, WriterCounters, moved_months, read_counters
+from shared.storage.object_store import StoredObject, StoreUnavailable
 from tests.fakes.bucket import NOON
 from tests.fakes.builders import Clock
 from tests.fakes.faults import Break, PortCalls, ProcessLife
@@ -119,3 +119,23 @@ async def test_a_forgotten_generation_gets_a_new_object() -> None:
         await counter.count(generation, ["2024-05"])
     await counter.count(1, ["2024-05"])
     assert counted(store) == [{"2024-05": 1}] * 2
+
+
+def test_months_whose_counter_fell_or_is_gone_have_moved() -> None:
+    """A restored bucket has earlier counters, and earlier summaries."""
+    before = {"writer": WriterCounters("a", {"2024-04": 1, "2024-05": 2, "2024-06": 1})}
+    restored = {"writer": WriterCounters("b", {"2024-04": 1, "2024-05": 1})}
+    assert moved_months(before, restored) == {"2024-05", "2024-06"}
+
+
+async def test_counters_that_are_deleted_after_the_listing_invalidate_every_month() -> None:
+    """Also those of a writer that the reader did not know: nobody can tell what it counted."""
+
+    class Deleting(MemoryStore):
+        async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+            await self.delete(key)
+            return await super().get(key, first_bytes=first_bytes)
+
+    store = Deleting(Clock(NOON))
+    store.write(keys.changes(1, "writer"), objects.encode(ChangeCounters(months={"2024-05": 1})))
+    assert moved_months({}, await read_counters(store, 1, {})) is None
