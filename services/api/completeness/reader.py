@@ -1,14 +1,18 @@
 """Reads what explains the completeness of a range: plans, requests, backfills and schedules.
 
-The number of S3 requests is bounded: a few listings for the range, and for each incomplete date at most the plan, the
-object that names its requests, and two request records. Plans and those objects are cached by their ETags.
+- **Bounded.** A few listings for the range, and for each incomplete date at most the plan, the object that names its
+  requests, and two request records. Plans and those objects are cached by their ETags.
+- **Shared.** Concurrent clients of a range share one reading, which begins after each of them came.
+- **Unchanged is cheap.** The latest grid of a range is kept with a hash of all that it was derived from. It is derived
+  again only if this hash differs. The heads of the summaries are not read while their tag is the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
@@ -22,17 +26,17 @@ from services.api.completeness.facts import (
     layout_of,
     missed_deadlines,
 )
-from services.api.completeness.model import CompletenessGrid
 from services.api.completeness.states import grid_of
+from services.api.http.conditional import EncodedJson
 from services.api.http.date_range import DateRange, ProcessableDates
 from services.api.http.deadline import deadline
-from services.api.http.unreadable import UnreadableObject, get_if_readable
-from services.api.statistics.reader import SummaryReader
+from services.api.http.unreadable import UnreadableObject, get_if_readable, unreadable_header
+from services.api.statistics.reader import Reading, SummaryReader
 from shared.domain import keys
-from shared.domain.ids import RequestId, request_time_ms
+from shared.domain.ids import CountrySlug, RequestId, request_time_ms
 from shared.domain.objects import ActiveRequests, Backfill, BucketObject, Plan, RequestRecord, Schedule
 from shared.domain.requests import status_of
-from shared.runtime.concurrency import bounded_map
+from shared.runtime.concurrency import SingleFlight, bounded_map
 from shared.runtime.lru import LruCache
 from shared.storage.backfills import read_open
 from shared.storage.object_store import ObjectInfo, ObjectStore
@@ -41,6 +45,7 @@ READING_DEADLINE_S = 60.0
 CONCURRENT_GETS_MAX = 16
 LAYOUTS_BYTES = 16 * 1024**2
 ACTIVE_BYTES = 2 * 1024**2
+GRIDS_BYTES = 32 * 1024**2
 ENTRY_BYTES = 500
 COUNTRY_BYTES = 100
 PUBLISHED_AFTER_MAX_MS = 600_000
@@ -55,6 +60,23 @@ class _Read(NamedTuple, Generic[_Stored]):
 
     values: list[_Stored]
     unreadable: list[UnreadableObject]
+
+
+class _Explanation(NamedTuple):
+    """All that explains the summaries of a range: facts by date, reports on unreadable objects, names by country."""
+
+    dates: list[DateFacts]
+    unreadable: list[UnreadableObject]
+    names: dict[CountrySlug, str]
+
+
+class _KeptGrid(NamedTuple):
+    """The latest grid of a range, the tag and the settled dates of its summaries, and the hash of its explanation."""
+
+    tag: str
+    settled: frozenset[dt.date]
+    explanation_hash: bytes
+    grid: EncodedJson
 
 
 class CompletenessReader:
@@ -74,23 +96,43 @@ class CompletenessReader:
         self._clock = clock
         self._layouts: _Cache[PlanLayout] = LruCache(LAYOUTS_BYTES, _layout_bytes)
         self._active: _Cache[ActiveRequests] = LruCache(ACTIVE_BYTES, _active_bytes)
+        self._grids: LruCache[DateRange, _KeptGrid] = LruCache(GRIDS_BYTES, _grid_bytes)
+        self._readings = SingleFlight[EncodedJson]()
 
-    async def read(self, days: DateRange) -> CompletenessGrid:
-        """Return how complete the dates of a range are, by country."""
+    async def read(self, days: DateRange) -> EncodedJson:
+        """Return how complete the dates of a range are, by country: a CompletenessGrid as JSON."""
+        return await self._readings.run(f"{days.first} {days.last}", partial(self._read, days))
+
+    async def _read(self, days: DateRange) -> EncodedJson:
         async with deadline(READING_DEADLINE_S, f"Reading the completeness from {days.first} to {days.last}"):
-            reading = await self._summaries.read(days)
-            heads = reading.heads
-            plans = await self._listed(keys.PLANS, keys.plan, days)
-            active = await self._listed(keys.ACTIVE_REQUESTS, keys.active_requests, days)
-            complete = {head.date for head in heads if head.complete}
-            incomplete = {head.date for head in heads if not head.complete}
-            open_dates = [date for date in days.dates() if date not in plans or date not in complete - incomplete]
-            facts = await bounded_map(
-                lambda date: self._facts(date, plans.get(date), active.get(date)), open_dates, limit=CONCURRENT_GETS_MAX
-            )
-            schedules = await self._read_all(Schedule, [one.key async for one in self._store.list(keys.SCHEDULES)])
-            backfills = await self._read_all(Backfill, [keys.backfill(one) for one in await read_open(self._store)])
-            slugs = await self._summaries.countries()
+            kept = self._grids.get(days)
+            reading = await self._summaries.read(days, tag_suffices=lambda tag: kept is not None and tag == kept.tag)
+            settled = kept.settled if kept is not None and reading.months is None else _settled_dates(reading)
+            explanation = await self._explanation(days, settled)
+            explanation_hash = await asyncio.to_thread(_hash_of, explanation)
+            if kept is not None and (reading.tag, explanation_hash) == (kept.tag, kept.explanation_hash):
+                return kept.grid
+            if reading.months is None:
+                tag, reading = reading.tag, await self._summaries.read(days)
+                if reading.tag != tag:
+                    settled = _settled_dates(reading)
+                    explanation = await self._explanation(days, settled)
+                    explanation_hash = await asyncio.to_thread(_hash_of, explanation)
+        grid = await asyncio.to_thread(_encoded, reading, explanation)
+        self._grids.keep(days, _KeptGrid(reading.tag, settled, explanation_hash, grid))
+        return grid
+
+    async def _explanation(self, days: DateRange, settled: Collection[dt.date]) -> _Explanation:
+        """Read what explains the dates of a range. Nothing is read for settled dates that have a plan."""
+        plans = await self._listed(keys.PLANS, keys.plan, days)
+        active = await self._listed(keys.ACTIVE_REQUESTS, keys.active_requests, days)
+        open_dates = [date for date in days.dates() if date not in plans or date not in settled]
+        facts = await bounded_map(
+            lambda date: self._facts(date, plans.get(date), active.get(date)), open_dates, limit=CONCURRENT_GETS_MAX
+        )
+        schedules = await self._read_all(Schedule, [one.key async for one in self._store.list(keys.SCHEDULES)])
+        backfills = await self._read_all(Backfill, [keys.backfill(one) for one in await read_open(self._store)])
+        slugs = await self._summaries.countries()
         missed = missed_deadlines(schedules.values, self._clock())
         awaited = awaited_dates(backfills.values, days)
         read = {one.date: one for one in facts}
@@ -103,9 +145,8 @@ class CompletenessReader:
             )
             for date in days.dates()
         ]
-        unreadable = [*reading.unreadable, *schedules.unreadable, *backfills.unreadable]
         names = {slug: name for name, slug in slugs.items()}
-        return await asyncio.to_thread(grid_of, dates, heads, unreadable, names)
+        return _Explanation(dates, [*schedules.unreadable, *backfills.unreadable], names)
 
     async def facts_of(self, date: dt.date) -> DateFacts:
         """Return the plan and the latest request of one date, without backfills and deadlines."""
@@ -180,6 +221,26 @@ class CompletenessReader:
             [one for one in read if isinstance(one, kind)],
             [one for one in read if isinstance(one, UnreadableObject)],
         )
+
+
+def _settled_dates(reading: Reading) -> frozenset[dt.date]:
+    """Return the dates of which every summary is complete."""
+    incomplete = {head.date for head in reading.heads if not head.complete}
+    return frozenset({head.date for head in reading.heads if head.complete} - incomplete)
+
+
+def _hash_of(explanation: _Explanation) -> bytes:
+    return hashlib.sha256(msgspec.json.encode(explanation)).digest()
+
+
+def _encoded(reading: Reading, explanation: _Explanation) -> EncodedJson:
+    unreadable = [*reading.unreadable, *explanation.unreadable]
+    grid = grid_of(explanation.dates, reading.heads, unreadable, explanation.names)
+    return EncodedJson.of(grid, unreadable_header(unreadable))
+
+
+def _grid_bytes(_: DateRange, kept: _KeptGrid) -> int:
+    return len(kept.grid.body) + ENTRY_BYTES * (1 + len(kept.settled))
 
 
 def _layout_bytes(key: str, entry: tuple[str, PlanLayout]) -> int:

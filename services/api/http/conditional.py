@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from litestar import MediaType, Request, Response
@@ -15,22 +16,29 @@ from services.api.http.negotiation import content_coding
 from services.api.middleware.compression import CODINGS, IDENTITY, SIZE_BYTES_MIN, compress
 
 
-async def conditional_json(
-    request: Request[Any, Any, Any], content: msgspec.Struct, headers: Mapping[str, str]
-) -> Response[bytes]:
-    """Return ``content`` as JSON in the coding that the client prefers, or 304 if the client has it."""
+class EncodedJson(NamedTuple):
+    """A response as JSON, a hash of it, and headers that come with it."""
+
+    body: bytes
+    body_hash: str
+    headers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, content: msgspec.Struct, headers: Mapping[str, str]) -> EncodedJson:
+        """Return ``content`` as JSON, with ``headers``."""
+        body = msgspec.json.encode(content)
+        return cls(body, hashlib.sha256(body).hexdigest(), headers)
+
+
+async def conditional_json(request: Request[Any, Any, Any], content: EncodedJson) -> Response[bytes]:
+    """Return ``content`` in the coding that the client prefers, or 304 if the client has it."""
     wanted = content_coding(request.headers.get("accept-encoding", ""), CODINGS)
-    if_none_match = request.headers.get("if-none-match", "")
-    return await asyncio.to_thread(_response, content, wanted, if_none_match, headers)
-
-
-def _response(content: msgspec.Struct, wanted: str, if_none_match: str, headers: Mapping[str, str]) -> Response[bytes]:
-    body = msgspec.json.encode(content)
-    coding = wanted if len(body) >= SIZE_BYTES_MIN else IDENTITY
-    etag = strong_etag([body.decode(), coding])
-    sent = {**headers, "ETag": etag, "Vary": "Accept-Encoding", "Cache-Control": "no-cache"}
-    if matches(if_none_match, etag):
-        return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=sent)
+    coding = wanted if len(content.body) >= SIZE_BYTES_MIN else IDENTITY
+    etag = strong_etag([content.body_hash, coding])
+    headers = {**content.headers, "ETag": etag, "Vary": "Accept-Encoding", "Cache-Control": "no-cache"}
+    if matches(request.headers.get("if-none-match", ""), etag):
+        return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     if coding != IDENTITY:
-        sent["Content-Encoding"] = coding
-    return Response(compress(body, coding), media_type=MediaType.JSON, headers=sent)
+        headers["Content-Encoding"] = coding
+    body = await asyncio.to_thread(compress, content.body, coding)
+    return Response(body, media_type=MediaType.JSON, headers=headers)

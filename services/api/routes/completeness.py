@@ -20,7 +20,6 @@ from services.api.http.date_range import DaysMax, date_range
 from services.api.http.errors import NotFound, quoted
 from services.api.http.problems import UNREADABLE, responses
 from services.api.http.query_parameters import date_parameter
-from services.api.http.unreadable import unreadable_header
 from services.api.statistics.countries import CountryNames
 from services.api.statistics.ledger import parse_date
 
@@ -59,8 +58,7 @@ async def completeness_of_range(
     A field that is absent has its default. The ETag is strong: a request with `If-None-Match` gets 304 until a state
     changes.
     """
-    grid = await completeness.read(date_range(from_, to, days_max=days_max))
-    return await conditional_json(request, grid, unreadable_header(grid.unreadable))
+    return await conditional_json(request, await completeness.read(date_range(from_, to, days_max=days_max)))
 
 
 @get(

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
+import pytest
 
+from services.api.completeness.model import CompletenessGrid
+from services.api.completeness.reader import CompletenessReader
+from services.api.completeness.states import grid_of
+from services.api.http.date_range import DateRange, ProcessableDates
+from services.api.statistics.reader import SummaryReader
 from shared.domain import keys, objects
 from shared.domain.backfills import new_backfill
 from shared.domain.events import Outcome
@@ -67,6 +76,19 @@ def states(body: object) -> dict[str, list[str]]:
     grid = msgspec.convert(body, dict)
     rows = {row["country"]: row["days"] for row in grid["countries"]} | {"all": grid["dates"]}
     return {name: [day["state"] for day in days] for name, days in rows.items()}
+
+
+def count_grids(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Return a list that gets an element for each grid that is derived."""
+    derived: list[object] = []
+
+    def counted(*arguments: Any) -> CompletenessGrid:
+        grid = grid_of(*arguments)
+        derived.append(grid)
+        return grid
+
+    monkeypatch.setattr("services.api.completeness.reader.grid_of", counted)
+    return derived
 
 
 def test_each_day_says_how_complete_it_is(world: World, client: Client) -> None:
@@ -132,6 +154,62 @@ def test_the_number_of_s3_requests_is_bounded(world: World, client: Client) -> N
     client.get(RANGE)
     assert [key for key in world.store.reads if key.startswith(("plans/", "summaries/", "state/active"))] == []
     assert len([key for key in world.store.reads if key.startswith("requests/")]) == 2
+
+
+def test_an_unchanged_grid_is_not_derived_again(world: World, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The grid is derived once for each change of a summary, a request or a backfill, also for clients without it."""
+    derived = count_grids(monkeypatch)
+    _, running = filled(world)
+    second = DAY + dt.timedelta(days=1)
+    backfill = new_backfill(REQUEST, DAY, DAY + dt.timedelta(days=3), now=NOW)
+    changes: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: write(world, msgspec.structs.replace(running, outcomes={Outcome.STORED: "1"}, served="1")),
+        lambda: world.fold_in(planned("armenia", second, city_ids=["1", "2"]), stats("armenia", second, city_id="2")),
+        lambda: world.store.write(keys.backfill(REQUEST), objects.encode(backfill)),
+        lambda: world.store.write(keys.OPEN_BACKFILLS, objects.encode(OpenBackfills(backfill_ids=(REQUEST,)))),
+    ]
+    for change in changes:
+        change()
+        first = client.get(RANGE)
+        assert client.get(RANGE).content == first.content
+    assert len(derived) == 4  # a backfill that is not open explains nothing
+
+
+def test_an_unreadable_summary_does_not_derive_an_unchanged_grid_again(
+    world: World, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged day is named each time, although the grid is kept."""
+    derived = count_grids(monkeypatch)
+    filled(world)
+    world.store.write(keys.summary(1, DAY, CountrySlug("armenia")), b"torn")
+    for _ in range(2):
+        response = client.get(RANGE)
+        assert states(response.json())["armenia"][0] == "unreadable"
+        assert response.headers["Tripfold-Unreadable"] == f"{DAY}/armenia"
+    assert len(derived) == 1
+
+
+async def test_concurrent_clients_share_a_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty clients that come at once cost two readings: that of the first, and the one that begins after it."""
+    derived = count_grids(monkeypatch)
+    world = World()
+    filled(world)
+    reader = CompletenessReader(
+        world.store,
+        SummaryReader(world.store, cache_bytes=1_000_000),
+        ProcessableDates(DAY, 0, world.clock),
+        clock=world.clock,
+    )
+    days = DateRange(DAY, DAY + dt.timedelta(days=3))
+    await reader.read(days)
+    world.store.reads.clear()
+    await reader.read(days)
+    of_one = len(world.store.reads)
+    world.store.reads.clear()
+    grids = await asyncio.gather(*(reader.read(days) for _ in range(20)))
+    assert len(world.store.reads) == 2 * of_one
+    assert len({grid.body for grid in grids}) == len(derived) == 1
 
 
 def test_unusable_ranges_are_refused(client: Client) -> None:
