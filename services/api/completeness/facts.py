@@ -87,13 +87,15 @@ class MissedDeadline(msgspec.Struct, frozen=True, kw_only=True):
 class DateFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The facts that explain a date.
 
-    ``planned``: it has a plan. ``requested``: a request of it waits that has no record yet. ``record``: its latest
-    request; it is not read for a complete date. ``lacking``: what this request did not bring, by country.
-    ``backfill``: the open backfill that is going to process it. ``processable``: clients may request it.
+    ``planned``: it has a plan. ``countries``: those of its plan. ``requested``: a request of it waits that has no
+    record yet. ``record``: its latest request. ``lacking``: what this request did not bring, by country. ``backfill``:
+    the open backfill that is going to process it. ``processable``: clients may request it. The plan and the record of
+    a complete date are not read.
     """
 
     date: dt.date
     planned: bool = False
+    countries: tuple[CountrySlug, ...] = ()
     requested: bool = False
     record: RequestRecord | None = None
     lacking: Mapping[CountrySlug, Lacking] = {}

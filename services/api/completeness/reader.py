@@ -179,14 +179,15 @@ class CompletenessReader:
         unended = [record for record in records if not status_of(record).ended]
         record = next(iter(unended + records), None)
         layout = None
-        if plan is not None and record is not None and not unended:
+        if plan is not None:
             layout = await self._cached(self._layouts, plan, Plan, layout_of)
         return DateFacts(
             date=date,
             planned=plan is not None,
+            countries=layout.countries if layout else (),
             requested=waiting is None and named.waiting is not None and self._is_recent(named.waiting),
             record=record,
-            lacking=lacking_of(record, layout) if record and layout else {},
+            lacking=lacking_of(record, layout) if record and not unended else {},
         )
 
     def _is_recent(self, request_id: RequestId) -> bool:

@@ -52,6 +52,7 @@ def grid_of(
     damaged = {(named[1], named[0]): one.reason for one in unreadable if (named := keys.parse_summary(one.key))}
     shown = {country for (country, _), head in by_day.items() if _is_expected(head)}
     shown |= {country for country, _ in damaged}
+    shown |= {country for facts in dates for country in facts.countries}
     newest = {head.country: head.country_name for head in sorted(by_day.values(), key=lambda head: head.date)}
     countries = tuple(
         CountryStates(
@@ -96,7 +97,8 @@ def _found(facts: DateFacts, country: CountrySlug, head: SummaryHead | None) -> 
     if head is not None and head.complete:
         return DayState.COMPLETE, None, None
     ended = None if facts.active or facts.record is None else status_of(facts.record)
-    if head is None and facts.planned and ended is not Status.FAILED and not facts.active:
+    explained = ended is Status.FAILED or facts.active or country in facts.countries
+    if head is None and facts.planned and not explained:
         return _NOT_EXPECTED
     found = _of_request(facts, facts.lacking.get(country, NOTHING_LACKING), ended) or _waiting(facts, head)
     if facts.deadline is None or found[0] in {DayState.REFUSED, DayState.FAILED}:
@@ -138,6 +140,8 @@ def _waiting(facts: DateFacts, head: SummaryHead | None) -> _Found:
         reason = "The backfill that is to process it is paused" if paused else "A backfill is going to process it"
         return DayState.RUNNING, reason, Action.WAIT
     process = Action.PROCESS if facts.processable else None
+    if head is None and facts.planned:
+        return DayState.PROVISIONAL, "Its cities are planned, and none is counted yet", process
     if head is None:
         return DayState.NOT_REQUESTED, "Nobody has requested this date", process
     missing = _cities(head.cities_expected - head.cities_reported)

@@ -135,6 +135,16 @@ def test_a_waiting_request_counts_before_an_ended_one(world: World, client: Clie
     assert states(client.get(RANGE).json())["armenia"][1] == "running"
 
 
+def test_a_planned_day_without_a_summary_is_expected(world: World, client: Client) -> None:
+    """A country whose plan is not folded yet has a row, and its day is provisional."""
+    write_plan(world, DAY, armenia=["1"], brazil=["7"])
+    assert states(client.get(RANGE).json())["armenia"][0] == "provisional"
+    for country in ("armenia", "brazil"):
+        del world.store.objects[keys.summary(1, DAY, CountrySlug(country))]
+    grid = states(client.get(RANGE).json())
+    assert (grid["armenia"][0], grid["brazil"][0], grid["all"][0]) == ("provisional",) * 3
+
+
 def test_an_unchanged_grid_is_not_sent_again(world: World, client: Client) -> None:
     """The ETag changes when a state changes, and only then; a year compresses well."""
     filled(world)
