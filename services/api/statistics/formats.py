@@ -23,6 +23,7 @@ CSV = "text/csv"
 PARQUET = "application/vnd.apache.parquet"
 MEDIA_TYPES = (JSON, NDJSON, CSV, PARQUET)
 
+MONTH_BYTES = 500
 COUNTRY_BYTES = 200  # the memory of an encoded country-month beside its bytes
 
 _FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
@@ -40,7 +41,7 @@ class EncodedMonth(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """The memory that it takes."""
-        return sum(COUNTRY_BYTES + len(encoded) for encoded in self.by_country.values())
+        return MONTH_BYTES + sum(COUNTRY_BYTES + len(encoded) for encoded in self.by_country.values())
 
 
 def encode_month(stats: MonthStats, media_type: str, *, detailed: bool) -> EncodedMonth:

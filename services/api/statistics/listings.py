@@ -32,6 +32,7 @@ from shared.storage.object_store import ObjectInfo, ObjectStore
 
 CONCURRENT_LISTINGS_MAX = 8
 ENTRY_BYTES = 220  # the measured memory of an entry of a listing
+LISTING_BYTES = 1_000  # that of a listing without entries: empty months are bounded too
 SELECTIONS_MAX = 16
 LOOKS_APART_MAX_S = 3600.0
 """Less than the least age at which gc deletes counters (`shared.storage.change_index.COUNTERS_AGE_MIN`)."""
@@ -76,7 +77,8 @@ class MonthListing:
             entries = self.entries if country is None else self._of(country)
             selected = [one for one in entries if one.date in days]
             part = MonthPart(days, tag_of(f"{date}/{of} {etag}" for date, of, etag in selected), selected)
-            self._parts.keep(name, part)
+            if self.entries:
+                self._parts.keep(name, part)
         return part
 
     def _of(self, country: CountrySlug) -> list[Entry]:
@@ -153,7 +155,9 @@ class IndexedListings:
         self._looked_at_s = clock_s()
         self._store = store
         self._generation = generation
-        self._kept: LruCache[str, _Kept] = LruCache(bytes_max, lambda _, kept: ENTRY_BYTES * len(kept.listing.entries))
+        self._kept: LruCache[str, _Kept] = LruCache(
+            bytes_max, lambda _, kept: LISTING_BYTES + ENTRY_BYTES * len(kept.listing.entries)
+        )
         self._counters: dict[str, WriterCounters] = {}
         self._looks = 0
         self._moved: dict[str, int] = {}

@@ -9,8 +9,8 @@ import pytest
 
 from services.api.http.date_range import DateRange
 from services.api.statistics.cache import HeadCache
-from services.api.statistics.listings import LOOKS_APART_MAX_S, MonthListing
-from services.api.statistics.reader import SummaryReader
+from services.api.statistics.listings import LISTING_BYTES, LOOKS_APART_MAX_S, MonthListing
+from services.api.statistics.reader import LISTINGS_PART, SummaryReader
 from shared.domain import keys, objects
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import GenerationPointer
@@ -178,6 +178,16 @@ async def test_listings_without_room_are_not_kept() -> None:
     world = IndexedWorld(cache_bytes=0)
     for _ in range(2):
         assert (await world.query())[:2] == ([1, 1, 1], [APRIL, MAY, JUNE])
+
+
+async def test_listings_of_empty_months_have_a_limit() -> None:
+    """Months without data take memory too, so the oldest of many are not kept."""
+    kept_max = 5
+    world = IndexedWorld(cache_bytes=LISTINGS_PART * LISTING_BYTES * kept_max)
+    await world.reader.read(DateRange(dt.date(2001, 1, 1), dt.date(2003, 12, 31)))
+    listings = world.reader.listings.indexed(await world.reader.pointer())
+    assert listings is not None
+    assert len(listings.kept_months()) == kept_max
 
 
 @pytest.mark.parametrize("country", [None, CountrySlug("armenia")])
