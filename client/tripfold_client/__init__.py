@@ -46,6 +46,7 @@ from tripfold_client.models import (
     Run,
     Schedule,
     UnreadableObject,
+    UnreadableWarning,
 )
 from tripfold_client.statistics import CountryDay, Statistics
 
@@ -88,5 +89,6 @@ __all__ = [
     "Unavailable",
     "UnexpectedResponse",
     "UnreadableObject",
+    "UnreadableWarning",
     "WaitTimeout",
 ]

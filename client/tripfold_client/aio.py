@@ -15,7 +15,17 @@ import msgspec
 from tripfold_client.connection import Connection, segment
 from tripfold_client.errors import Conflict, NotFound, ProcessingFailed
 from tripfold_client.jobs import Jobs, State
-from tripfold_client.models import Backfill, Preview, Quarantine, QuarantineRetry, Request, Schedule
+from tripfold_client.models import (
+    Backfill,
+    Preview,
+    Quarantine,
+    QuarantineRetry,
+    Report,
+    Request,
+    Schedule,
+    UnreadableObject,
+    warn_unreadable,
+)
 from tripfold_client.progress import Show, showing
 from tripfold_client.statistics import CountryDay, Statistics
 from tripfold_client.transport import AsyncTransport, Transport
@@ -63,6 +73,7 @@ class BackfillOptions(TypedDict, total=False):
 
 class _Schedules(msgspec.Struct, frozen=True):
     schedules: tuple[Schedule, ...]
+    unreadable: tuple[UnreadableObject, ...] = ()
 
 
 class AsyncJob(Generic[State]):
@@ -203,13 +214,21 @@ class AsyncTripfold:
             return AsyncJob(self._jobs, state)
         return AsyncJob(self._jobs, state)
 
-    def requests(self, limit: int | None = None) -> AsyncGenerator[Request]:
-        """Yield requests, newest first: all, or at most ``limit``. They lack their failures: see ``job``."""
-        return self._jobs.latest(Request, limit)
+    def requests(self, limit: int | None = None, *, on_unreadable: Report = warn_unreadable) -> AsyncGenerator[Request]:
+        """Yield requests, newest first: all, or at most ``limit``. They lack their failures: see ``job``.
 
-    def backfills(self, limit: int | None = None) -> AsyncGenerator[Backfill]:
-        """Yield backfills, newest first: all, or at most ``limit``. They lack their failed dates: see ``job``."""
-        return self._jobs.latest(Backfill, limit)
+        Those that cannot be read are left out: ``on_unreadable`` gets each, and warns by default.
+        """
+        return self._jobs.latest(Request, limit, on_unreadable)
+
+    def backfills(
+        self, limit: int | None = None, *, on_unreadable: Report = warn_unreadable
+    ) -> AsyncGenerator[Backfill]:
+        """Yield backfills, newest first: all, or at most ``limit``. They lack their failed dates: see ``job``.
+
+        Those that cannot be read are left out: ``on_unreadable`` gets each, and warns by default.
+        """
+        return self._jobs.latest(Backfill, limit, on_unreadable)
 
     async def cancel(self, job_id: str) -> Request | Backfill:
         """Cancel a request or backfill. Raises NotFound, and Conflict if it has ended."""
@@ -276,9 +295,15 @@ class AsyncTripfold:
         query = _quarantine_query(first, last, country, city)
         return self._connection.decode(await self._connection.call("POST", "/quarantine/retry", query), QuarantineRetry)
 
-    async def schedules(self) -> tuple[Schedule, ...]:
-        """Return all schedules."""
-        return (await self._connection.get("/schedules", _Schedules)).schedules
+    async def schedules(self, *, on_unreadable: Report = warn_unreadable) -> tuple[Schedule, ...]:
+        """Return all schedules.
+
+        Those that cannot be read are left out: ``on_unreadable`` gets each, and warns by default.
+        """
+        found = await self._connection.get("/schedules", _Schedules)
+        for unreadable in found.unreadable:
+            on_unreadable(unreadable)
+        return found.schedules
 
     async def schedule(self, name: str) -> Schedule:
         """Return a schedule. Raises NotFound."""

@@ -19,7 +19,16 @@ from tripfold_client.aio import (
     Format,
 )
 from tripfold_client.jobs import State
-from tripfold_client.models import Backfill, Preview, Quarantine, QuarantineRetry, Request, Schedule
+from tripfold_client.models import (
+    Backfill,
+    Preview,
+    Quarantine,
+    QuarantineRetry,
+    Report,
+    Request,
+    Schedule,
+    warn_unreadable,
+)
 from tripfold_client.progress import Show
 from tripfold_client.statistics import Statistics
 from tripfold_client.transport import BlockingTransport, iterate, run
@@ -143,13 +152,19 @@ class Tripfold:
         found: AsyncJob[Any] = run(self._api.job(job_id))
         return Job(found)
 
-    def requests(self, limit: int | None = None) -> Iterator[Request]:
-        """Yield requests, newest first: all, or at most ``limit``. They lack their failures: see ``job``."""
-        return iterate(self._api.requests(limit))
+    def requests(self, limit: int | None = None, *, on_unreadable: Report = warn_unreadable) -> Iterator[Request]:
+        """Yield requests, newest first: all, or at most ``limit``. They lack their failures: see ``job``.
 
-    def backfills(self, limit: int | None = None) -> Iterator[Backfill]:
-        """Yield backfills, newest first: all, or at most ``limit``. They lack their failed dates: see ``job``."""
-        return iterate(self._api.backfills(limit))
+        Those that cannot be read are left out: ``on_unreadable`` gets each, and warns by default.
+        """
+        return iterate(self._api.requests(limit, on_unreadable=on_unreadable))
+
+    def backfills(self, limit: int | None = None, *, on_unreadable: Report = warn_unreadable) -> Iterator[Backfill]:
+        """Yield backfills, newest first: all, or at most ``limit``. They lack their failed dates: see ``job``.
+
+        Those that cannot be read are left out: ``on_unreadable`` gets each, and warns by default.
+        """
+        return iterate(self._api.backfills(limit, on_unreadable=on_unreadable))
 
     def cancel(self, job_id: str) -> Request | Backfill:
         """Cancel a request or backfill. Raises NotFound, and Conflict if it has ended."""
@@ -212,9 +227,12 @@ class Tripfold:
         """
         return run(self._api.retry_quarantined(first, last, country=country, city=city))
 
-    def schedules(self) -> tuple[Schedule, ...]:
-        """Return all schedules."""
-        return run(self._api.schedules())
+    def schedules(self, *, on_unreadable: Report = warn_unreadable) -> tuple[Schedule, ...]:
+        """Return all schedules.
+
+        Those that cannot be read are left out: ``on_unreadable`` gets each, and warns by default.
+        """
+        return run(self._api.schedules(on_unreadable=on_unreadable))
 
     def schedule(self, name: str) -> Schedule:
         """Return a schedule. Raises NotFound."""

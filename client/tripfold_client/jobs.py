@@ -13,7 +13,7 @@ import msgspec
 
 from tripfold_client.connection import RETRIED_STATUSES, Connection, segment
 from tripfold_client.errors import Conflict, NotFound, WaitTimeout
-from tripfold_client.models import Backfill, Preview, Request
+from tripfold_client.models import Backfill, Preview, Report, Request, UnreadableObject
 from tripfold_client.transport import NoEventStream
 
 POLL_INTERVAL_S = 2.0
@@ -31,6 +31,7 @@ class _PollInstead(Exception):
 class _Page(msgspec.Struct, Generic[State], frozen=True, kw_only=True):
     requests: tuple[State, ...] = ()
     backfills: tuple[State, ...] = ()
+    unreadable: tuple[UnreadableObject, ...] = ()
     next: str | None
 
 
@@ -57,12 +58,14 @@ class Jobs:
         except NotFound:
             return await self._connection.get(f"/backfills/{segment(job_id)}", Backfill)
 
-    async def latest(self, kind: type[State], limit: int | None) -> AsyncGenerator[State]:
-        """Yield jobs of a kind, newest first: all, or at most ``limit``."""
+    async def latest(self, kind: type[State], limit: int | None, report: Report) -> AsyncGenerator[State]:
+        """Yield jobs of a kind, newest first: all, or at most ``limit``. Report those that cannot be read."""
         left = limit
         path: str | None = f"/{_folder(kind)}?limit={min(limit or PAGE_MAX, PAGE_MAX)}"
         while path and left != 0:
             page: _Page[State] = await self._connection.get(path, _Page[kind])  # type: ignore[valid-type]  # known late
+            for unreadable in page.unreadable:
+                report(unreadable)
             for one in (page.requests or page.backfills)[:left]:
                 yield one
                 left = None if left is None else left - 1

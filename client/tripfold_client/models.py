@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import warnings
+from collections.abc import Callable
 
 import msgspec
 
@@ -229,6 +231,19 @@ class UnreadableObject(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str
     reason: str
+
+
+Report = Callable[[UnreadableObject], object]
+"""Is called with each object that a listing lacks because it cannot be read."""
+
+
+class UnreadableWarning(UserWarning):
+    """A listing lacks an object of the bucket that cannot be read."""
+
+
+def warn_unreadable(unreadable: UnreadableObject) -> None:
+    """Report an unreadable object as a warning."""
+    warnings.warn(f"{unreadable.key}: {unreadable.reason}", UnreadableWarning, stacklevel=2)
 
 
 class Quarantine(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from tripfold_client import Backfill, BackfillOptions, Preview, Tripfold
 
-from tripfold.client.session import API_URL, ApiKey, ApiUnusable, ApiUrl, open_api, parse_dates
+from tripfold.client.session import API_URL, ApiKey, ApiUnusable, ApiUrl, open_api, parse_dates, print_unreadable
 from tripfold.client.watching import LISTED, progress_of, records_of_backfills, watch_or_print
 from tripfold.console import open_console, print_remark
 
@@ -122,7 +122,7 @@ def list_command(*, api: ApiUrl = API_URL, key: ApiKey = None) -> None:
     Example: tripfold backfills list
     """
     with open_api(api, key) as client:
-        records_of_backfills(client.backfills(LISTED)).print(open_console())
+        records_of_backfills(client.backfills(LISTED, on_unreadable=print_unreadable)).print(open_console())
 
 
 @backfills_commands.command("show")

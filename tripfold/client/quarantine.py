@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 import typer
-from tripfold_client import QuarantinedFile, UnreadableObject
+from tripfold_client import QuarantinedFile
 
-from tripfold.client.session import API_URL, ApiKey, ApiUnusable, ApiUrl, open_api
+from tripfold.client.session import API_URL, ApiKey, ApiUnusable, ApiUrl, open_api, print_unreadable
 from tripfold.console import Records, open_console, print_remark, printable
 
 SHOWN_LENGTH_MAX = 300
@@ -51,7 +51,8 @@ def list_command(
     with open_api(api, key) as client:
         found = client.quarantine(_date(first), _date(last), country=country, city=city, detail=as_json)
     _print_files(found.files, as_json=as_json)
-    _print_unreadable(found.unreadable)
+    for unreadable in found.unreadable:
+        print_unreadable(unreadable)
     if found.total > len(found.files) + len(found.unreadable):
         print_remark(f"The first {len(found.files):,} are shown. Select fewer with --from and --to.")
     files = "file" if found.total == 1 else "files"
@@ -144,7 +145,8 @@ def retry_command(
         text = f"Skipped {one.date}, city {one.city_id} ({one.city_name}): "
         text += f"request {one.request_id} still runs, or it has not failed there."
         console.print(printable(text), highlight=False, soft_wrap=True)
-    _print_unreadable(result.unreadable)
+    for unreadable in result.unreadable:
+        print_unreadable(unreadable)
 
 
 def _date(value: dt.datetime | None) -> dt.date | None:
@@ -153,11 +155,6 @@ def _date(value: dt.datetime | None) -> dt.date | None:
 
 def _print_json(value: Any) -> None:
     typer.echo(msgspec.json.format(msgspec.json.encode(value)))
-
-
-def _print_unreadable(reports: Iterable[UnreadableObject]) -> None:
-    for one in reports:
-        print_remark(printable(f"Left out: {one.reason}"))
 
 
 def _print_report(one: QuarantinedFile) -> None:

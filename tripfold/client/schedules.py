@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from tripfold_client import Schedule, Tripfold
 
-from tripfold.client.session import API_URL, ApiKey, ApiUrl, open_api
+from tripfold.client.session import API_URL, ApiKey, ApiUrl, open_api, print_unreadable
 from tripfold.console import Records, open_console
 
 MAX_PARALLEL = 2
@@ -72,7 +72,7 @@ def list_command(*, api: ApiUrl = API_URL, key: ApiKey = None) -> None:
     Example: tripfold schedule list
     """
     with open_api(api, key) as client:
-        schedules = client.schedules()
+        schedules = client.schedules(on_unreadable=print_unreadable)
     records = Records("name", "cron", "time zone", "next run (UTC)", "last run", "late", whole={"name"}, compact=True)
     for schedule in schedules:
         last = schedule.last_run

@@ -21,9 +21,11 @@ from tripfold_client import (
     TripfoldError,
     Unavailable,
     UnexpectedResponse,
+    UnreadableObject,
 )
 
 from shared.domain.errors import OperatorError
+from tripfold.console import print_remark, printable
 
 API_URL = "http://127.0.0.1:8080"
 
@@ -77,6 +79,11 @@ def find_job(api: Tripfold, job_id: str) -> Job[Request] | Job[Backfill]:
         raise ApiUnusable(
             f"there is no request or backfill {job_id!r}. List the latest: 'tripfold watch', 'tripfold backfills list'."
         ) from None
+
+
+def print_unreadable(unreadable: UnreadableObject) -> None:
+    """Name an object that a listing lacks because it cannot be read."""
+    print_remark(printable(f"Left out: {unreadable.reason}"))
 
 
 def parse_dates(text: str) -> tuple[dt.date, dt.date]:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from tripfold_client import Backfill, Job, Request, Tripfold
 
+from tripfold.client.session import print_unreadable
 from tripfold.console import Records, open_console, printable
 
 LOOK_INTERVAL_S = 1.0
@@ -174,13 +175,16 @@ def _print_failures(state: Request, console: Console) -> None:
 
 def watch_latest(api: Tripfold, console: Console) -> None:
     """Show the latest requests: until Ctrl-C in a terminal, otherwise once."""
+    latest = records_of_requests(api.requests(LISTED, on_unreadable=print_unreadable))
     if not console.is_terminal:
-        records_of_requests(api.requests(LISTED)).print(console)
+        latest.print(console)
         return
-    with Live(records_of_requests(api.requests(LISTED)).table(), console=console, auto_refresh=False) as live:
+    with Live(latest.table(), console=console, auto_refresh=False) as live:
         while True:
             time.sleep(LOOK_INTERVAL_S)
-            live.update(records_of_requests(api.requests(LISTED)).table(), refresh=True)
+            # Those that cannot be read are named once, above the table.
+            latest = records_of_requests(api.requests(LISTED, on_unreadable=lambda _: None))
+            live.update(latest.table(), refresh=True)
 
 
 def records_of_requests(states: Iterable[Request]) -> Records:

@@ -7,12 +7,23 @@ import datetime as dt
 
 import msgspec
 import pytest
-from tripfold_client import AsyncTripfold, Conflict, NotFound, Request, Tripfold, WaitTimeout
+from tripfold_client import (
+    AsyncTripfold,
+    Conflict,
+    NotFound,
+    Request,
+    Tripfold,
+    UnreadableObject,
+    UnreadableWarning,
+    WaitTimeout,
+)
 
+from shared.domain import keys
 from shared.domain.events import Outcome
 from shared.domain.ids import CityId
 from shared.domain.objects import Failure, RequestRecord
 from tests.fakes.api import DAY, NOW, World, record_of, write
+from tests.fakes.api import REQUEST as REQUEST_ID
 from tests.fakes.scripted_server import HANG_UP, event_stream, response, scripted_server
 from tests.serving import served
 from tests.unit.tripfold_client import REQUEST
@@ -146,6 +157,25 @@ def test_listings_follow_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     with served(world) as url, Tripfold(url) as api:
         for limit in (None, 0, 1, 2, 3, 9):
             assert [one.id for one in api.requests(limit)] == newest_first[:limit]
+
+
+async def test_listings_report_what_cannot_be_read() -> None:
+    """A request, a backfill and a schedule that cannot be read are reported, or there is a warning."""
+    world = World()
+    damaged = {keys.request(REQUEST_ID), keys.backfill(REQUEST_ID), keys.schedule("daily")}
+    for key in damaged:
+        world.store.write(key, b"torn")
+    with served(world) as url:
+        reported: list[UnreadableObject] = []
+        with Tripfold(url) as api:
+            assert [*api.requests(on_unreadable=reported.append), *api.backfills(on_unreadable=reported.append)] == []
+            assert api.schedules(on_unreadable=reported.append) == ()
+            with pytest.warns(UnreadableWarning, match="schedules/daily"):
+                api.schedules()
+        assert {one.key for one in reported} == damaged
+        async with AsyncTripfold(url) as for_asyncio:
+            with pytest.warns(UnreadableWarning, match=REQUEST_ID):
+                assert [one async for one in for_asyncio.requests()] == []
 
 
 def test_requests_and_backfills_are_found_and_changed_by_their_id() -> None:

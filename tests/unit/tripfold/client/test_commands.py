@@ -262,6 +262,25 @@ def test_ids_and_reasons_are_not_truncated() -> None:
     assert f"2024-05-01 Lima (8) failed: {reason.strip()}" in watched.output.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        (("watch",), keys.request(REQUEST)),
+        (("backfills", "list"), keys.backfill(REQUEST)),
+        (("schedule", "list"), keys.schedule("daily")),
+    ],
+)
+def test_lists_name_what_cannot_be_read(command: tuple[str, ...], key: str) -> None:
+    """A list that lacks an object says so beside its records, on standard error."""
+    world = World()
+    world.store.write(key, b"torn")
+    with served(world) as url:
+        result = CliRunner().invoke(cli.app, [*command, "--api", url])
+    assert result.stderr.startswith("Left out: ")
+    assert key in result.stderr
+    assert "Left out" not in result.stdout
+
+
 async def test_loading_the_client_loads_no_service() -> None:
     """A client of the API imports none of the libraries of the services."""
     script = (
