@@ -42,17 +42,10 @@ def watch_or_print(job: Job[Request] | Job[Backfill], *, watch: bool) -> None:
 
 def watch_to_end(job: Job[Request] | Job[Backfill], console: Console) -> bool:
     """Show a bar for a job until it has ended, then the failures; return whether there were none."""
-    progress = Progress(
-        SpinnerColumn(finished_text=" "),
-        TextColumn("{task.fields[date]}"),
-        BarColumn(bar_width=16),
-        TextColumn("{task.fields[detail]}"),
-        TimeElapsedColumn(),
-        console=console,
-    )
+    progress = bars(console)
     with progress:
         bar = progress.add_task("", date="", detail="", total=None)
-        job.wait(progress=partial(_show, progress, bar), check=False)
+        job.wait(progress=partial(show, progress, bar), check=False)
     state = job.state
     if isinstance(state, Request):
         _print_failures(state, console)
@@ -64,7 +57,20 @@ def watch_to_end(job: Job[Request] | Job[Backfill], console: Console) -> bool:
     return state.status == "completed"
 
 
-def _show(progress: Progress, bar: TaskID, state: Request | Backfill) -> None:
+def bars(console: Console) -> Progress:
+    """Return a display for the bars of jobs."""
+    return Progress(
+        SpinnerColumn(finished_text=" "),
+        TextColumn("{task.fields[date]}"),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[detail]}"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def show(progress: Progress, bar: TaskID, state: Request | Backfill) -> None:
+    """Show the state of a job in its bar."""
     if isinstance(state, Backfill):
         date, detail, total = f"{state.first}..{state.last}", progress_of(state), state.counts.dates_total
         done = state.counts.dates_done
