@@ -6,19 +6,21 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
+import re
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import pytest
 import trustme
 
 from shared.runtime.settings import Settings, load_settings
-from shared.storage.object_store import CasConflict, ObjectNotFound, StoreUnavailable
-from shared.storage.s3 import S3Store
+from shared.storage.object_store import CasConflict, ObjectInfo, ObjectNotFound, StoredObject, StoreUnavailable
+from shared.storage.s3 import S3Store, ca_file_of, endpoint_url_of
 from tests.fakes.metrics import REGISTRY
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nETag: "1"\r\nConnection: close\r\n\r\n{}'
@@ -171,12 +173,16 @@ async def test_each_request_is_observed_by_operation_and_result(
     response: bytes,
     expected: dict[tuple[str, str], int],
 ) -> None:
-    """The histogram of requests to S3 has each request once, with its operation and result."""
+    """The histogram of requests to S3 has each request once, and an error names its operation and its object."""
     server.respond = lambda _: response
     before = observed()
     async with S3Store(server.settings()) as store:
-        with contextlib.suppress(StoreUnavailable, CasConflict, ObjectNotFound):
+        try:
             await call(store)
+        except (CasConflict, ObjectNotFound) as error:
+            assert str(error) in {"a", "a.json"}  # noqa: PT017  # most calls raise nothing
+        except StoreUnavailable as error:
+            assert re.match(f"S3 {[*expected][-1][0]} of (a|a.json|raw/): ", str(error))  # noqa: PT017  # as above
     assert {key: count - before.get(key, 0) for key, count in observed().items() if count != before.get(key, 0)} == (
         expected
     )
@@ -219,23 +225,33 @@ async def test_keys_of_a_shared_file_sign_requests(
     assert server.requests[0].access_key == f"{profile}-key"
 
 
+@pytest.mark.parametrize(
+    ("status", "interval_s", "used"),
+    [
+        (403, 0.0, ["old", "new", "newer"]),
+        (401, 0.0, ["old", "new", "newer"]),
+        (400, 0.0, ["old", "new", "newer"]),
+        (404, 0.0, ["old"] * 3),
+        (403, 60.0, ["old"] * 3),
+    ],
+)
 async def test_renewed_keys_are_found_after_a_refusal(
-    server: Recorder, no_keys: pytest.MonkeyPatch, tmp_path: Path
+    server: Recorder, no_keys: pytest.MonkeyPatch, tmp_path: Path, status: int, interval_s: float, used: list[str]
 ) -> None:
-    """A check that is refused reads the shared file again, at most every few seconds."""
-    no_keys.setattr("shared.storage.s3.CREDENTIALS_INTERVAL_S", 0.0)
+    """A check that is refused reads the shared file again, at most every few seconds. Other errors are no refusal."""
+    no_keys.setattr("shared.storage.s3.CREDENTIALS_INTERVAL_S", interval_s)
     file = tmp_path / "credentials"
     no_keys.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
-    server.respond = lambda _: b"HTTP/1.1 403 X\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    server.respond = lambda _: failing(status)
     file.write_text("[default]\naws_access_key_id = old\naws_secret_access_key = s\n")
     async with S3Store(server.settings()) as store:
         for key in ("new", "newer"):
-            with pytest.raises(StoreUnavailable, match="403"):
+            with pytest.raises(StoreUnavailable, match=f"^S3 ListObjectsV2 of bucket: .*{status}"):
                 await store.check()
             file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\n")
         with pytest.raises(StoreUnavailable):
             await store.check()
-    assert [request.access_key for request in server.requests] == ["old", "new", "newer"]
+    assert [request.access_key for request in server.requests] == used
 
 
 async def test_a_web_identity_is_exchanged_for_keys(
@@ -343,7 +359,7 @@ async def test_checksums_are_sent_where_the_settings_ask(server: Recorder, check
 
 
 async def test_objects_are_written_as_json(server: Recorder) -> None:
-    """Every object has the content type of JSON, and a condition if it is a compare-and-swap."""
+    """Every object but a table has the content type of JSON, and a condition if it is a compare-and-swap."""
     async with S3Store(server.settings()) as store:
         await store.put("a.json", b"{}")
         await store.compare_and_swap("a.json", b"{}", etag=None)
@@ -352,6 +368,9 @@ async def test_objects_are_written_as_json(server: Recorder) -> None:
     assert {request.headers["content-type"] for request in server.requests} == {"application/json"}
     conditions = [(one.headers.get("if-none-match"), one.headers.get("if-match")) for one in server.requests]
     assert conditions == [(None, None), ("*", None), (None, '"1"'), (None, None)]
+    async with S3Store(server.settings()) as store:
+        await store.compare_and_swap("a.parquet", b"PAR1", etag=None)
+    assert server.requests[-1].headers["content-type"] == "application/vnd.apache.parquet"
 
 
 @pytest.mark.parametrize("etag", [None, '"1"'])
@@ -375,6 +394,109 @@ async def test_a_lasting_conflict_is_a_cas_conflict(server: Recorder, etag: str 
         with pytest.raises(CasConflict):
             await store.compare_and_swap("a.json", b"{}", etag=etag)
     assert len(server.requests) == 4
+    pending = [failing(409), failing(409)]
+    server.respond = lambda _: pending.pop() if pending else None
+    async with S3Store(server.settings()) as store:
+        assert await store.compare_and_swap("a.json", b"{}", etag=etag) == '"1"'
+    assert len(server.requests) == 7
+
+
+@pytest.mark.parametrize(("first_bytes", "sent"), [(None, None), (10, "bytes=0-9")])
+async def test_a_read_asks_only_for_the_bytes_that_it_needs(
+    server: Recorder, first_bytes: int | None, sent: str | None
+) -> None:
+    """A read of the first bytes has a range; one of no byte reads the head alone."""
+    head = (
+        b"HTTP/1.1 206 X\r\nContent-Range: bytes 0-9/99\r\nContent-Length: 10\r\nETag: 7\r\nConnection: close\r\n\r\n"
+    )
+    server.respond = lambda request: head + b"0123456789" if "range" in request.headers else None
+    async with S3Store(server.settings()) as store:
+        found = await store.get("a.json", first_bytes=first_bytes)
+        assert found == StoredObject(body=b"0123456789" if sent else b"{}", etag="7" if sent else '"1"')
+        assert await store.get("a.json", first_bytes=0) == StoredObject(body=b"", etag='"1"')
+    assert [(one.method, one.headers.get("range")) for one in server.requests] == [("GET", sent), ("HEAD", None)]
+
+
+LISTED = [f"raw/day-{number:04}" for number in range(1_005)] + ["raw/week-1", "raw/week-2", "state/a"]
+
+
+def listing(request: Request) -> bytes:
+    """Return a page of LISTED, as S3 does."""
+    query = parse_qs(urlsplit(request.target).query)
+    prefix, after, token = (query.get(name, [""])[0] for name in ("prefix", "start-after", "continuation-token"))
+    found = [key for key in LISTED if key.startswith(prefix) and key > (token or after)]
+    page, more = found[:1_000], found[1_000:]
+    entries = "".join(
+        f"<Contents><Key>{key}</Key><LastModified>2024-05-02T10:00:00.000Z</LastModified>"
+        f"<ETag>&quot;{key}&quot;</ETag><Size>7</Size></Contents>"
+        for key in page
+    )
+    rest = f"<NextContinuationToken>{page[-1]}</NextContinuationToken>" if more else ""
+    truncated = "true" if more else "false"
+    return responding(
+        f"<ListBucketResult><KeyCount>{len(page)}</KeyCount><IsTruncated>{truncated}</IsTruncated>{rest}{entries}"
+        "</ListBucketResult>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("prefix", "after", "first", "last", "count"),
+    [
+        ("", "", "raw/day-0000", "state/a", 1_008),
+        ("raw/", "", "raw/day-0000", "raw/week-2", 1_007),
+        ("raw/", "raw/day-1003", "raw/day-1004", "raw/week-2", 3),
+        ("raw/day-", "", "raw/day-0000", "raw/day-1004", 1_005),
+        ("raw/day-100", "", "raw/day-1000", "raw/day-1004", 5),
+        ("raw/day-100", "raw/day-1001", "raw/day-1002", "raw/day-1004", 3),
+        ("raw/week-1", "", "raw/week-1", "raw/week-1", 1),
+    ],
+)
+async def test_a_listing_has_the_keys_of_its_prefix_and_no_other(
+    server: Recorder, prefix: str, after: str, first: str, last: str, count: int
+) -> None:
+    """A prefix may end inside a name; a listing may begin after a key, and it goes on over pages of 1,000 keys."""
+    server.respond = listing
+    async with S3Store(server.settings()) as store:
+        found = [one async for one in store.list(prefix, after=after)]
+    at = dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC)
+    assert found[0] == ObjectInfo(key=first, etag=f'"{first}"', size_bytes=7, last_modified=at)
+    assert (found[-1].key, len(found), len({one.key for one in found})) == (last, count, count)
+
+
+async def test_a_listing_that_goes_back_is_an_outage(server: Recorder) -> None:
+    """A store that lists a key again after its last one would be listed without end."""
+    entry = "<Contents><Key>raw/a</Key><LastModified>2024-05-02T10:00:00.000Z</LastModified><Size>7</Size>"
+    body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{entry}<ETag>1</ETag></Contents></ListBucketResult>"
+    server.respond = lambda _: responding(body)
+    async with S3Store(server.settings()) as store:
+        with pytest.raises(StoreUnavailable, match=r"^S3 ListObjectsV2 of raw/: raw/a is listed after raw/a$"):
+            await list_all(store)
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "url"),
+    [
+        ("http://a", {"AWS_ENDPOINT_URL_S3": "http://b"}, "http://a"),
+        ("", {"AWS_ENDPOINT_URL_S3": "http://b", "AWS_ENDPOINT_URL": "http://c"}, "http://b"),
+        ("", {"AWS_ENDPOINT_URL": "http://c"}, "http://c"),
+        ("", {"AWS_ENDPOINT_URL": ""}, None),
+    ],
+)
+def test_the_endpoint_is_that_of_the_settings_or_the_environment(
+    given: str, environment: dict[str, str], url: str | None
+) -> None:
+    """The setting has precedence over the variables of AWS, and the variable for S3 over the general one."""
+    assert endpoint_url_of(load_settings({"TRIPFOLD_S3_ENDPOINT_URL": given} if given else {}), environment) == url
+
+
+def test_the_authorities_are_those_of_the_settings_or_the_environment() -> None:
+    """The setting has precedence over the variable of AWS. A file that cannot be read is named."""
+    named, unnamed = load_settings({"TRIPFOLD_S3_CA_FILE": "/nowhere/a"}), load_settings({})
+    environment = {"AWS_CA_BUNDLE": "/nowhere/b"}
+    assert [ca_file_of(one, environment) for one in (named, unnamed)] == ["/nowhere/a", "/nowhere/b"]
+    assert ca_file_of(unnamed, {}) == ""
+    with pytest.raises(StoreUnavailable, match="in /nowhere/a cannot be read: No such file"):
+        S3Store(named)
 
 
 def test_the_client_loads_no_botocore() -> None:

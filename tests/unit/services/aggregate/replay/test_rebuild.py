@@ -148,6 +148,50 @@ async def test_a_record_of_a_later_version_refuses_the_flip(bucket: FakeBucket) 
     assert bodies(bucket, 1) == before
 
 
+async def test_the_first_records_of_a_later_version_are_named(bucket: FakeBucket) -> None:
+    """The error counts all of them, and names as many as a reader can look at."""
+    newer = [bucket.log.append(Topic.CITY_STATS, b"k", b'{"type":"forecast","schema_version":2}') for _ in range(7)]
+    refused = (await rebuild(bucket, records=newer)).refused or ""
+    assert refused.startswith("7 records were left out, because this build does not know their schema version (")
+    assert (refused.count("offset"), "; and 2 more). Upgrade" in refused) == (5, True)
+    assert f"offset {newer[4].offset}: type 'forecast', schema version 2; and" in refused
+
+
+def reported(step: str, events_read: int) -> list[tuple[str, int, int, int]]:
+    """Return the reports of a step that reads no event of the two dates."""
+    return [(step, 1, 2, events_read), (step, 2, 2, events_read)]
+
+
+async def test_a_rebuild_reports_its_progress(bucket: FakeBucket) -> None:
+    """Each step reports how many dates or records are done, of how many, and how many events were read so far."""
+    reports: list[tuple[str, int, int, int]] = []
+
+    def report(step: str, done: int, total: int, events: int) -> None:
+        reports.append((step, done, total, events))
+
+    await Rebuild(bucket.store, bucket.publisher, token="one", report=report).run()
+    assert reports == [
+        ("reading plans and manifests", 1, 2, 6),
+        ("reading plans and manifests", 2, 2, 8),
+        *reported("comparing with the live generation", 8),
+        *reported("filling the topics", 8),
+    ]
+    reports.clear()
+    reader = MemoryTopicReader.of(bucket.log, Topic.CITY_STATS)
+    count = len(bucket.log.records(Topic.CITY_STATS))
+    rebuilt = await Rebuild(
+        bucket.store, bucket.publisher, token="two", report=report, reader=reader, seed=1, pending_bytes_max=0
+    ).run()
+    assert reports == [
+        *[("reading the topic", done, count, done) for done in (*range(0, count, 4), count, count)],
+        *reported("copying generation 1", count),
+        ("reading plans and manifests", 1, 2, count + 6),
+        ("reading plans and manifests", 2, 2, count + 8),
+        *reported("comparing with the live generation", count + 8),
+    ]
+    assert (rebuilt.generation, rebuilt.live_before, rebuilt.events, rebuilt.changes_total) == (3, 2, count + 8, 0)
+
+
 async def test_records_with_wrong_keys_are_folded_by_their_values(bucket: FakeBucket) -> None:
     """Records are grouped by their keys and folded by their values: a wrong or missing key changes nothing."""
     lies = [None, b"", b"/", b"2024-05-01/armenia/1", b"2024-05-01/\xff"]
@@ -369,9 +413,10 @@ async def test_generations_are_listed_and_dropped(bucket: FakeBucket) -> None:
     """An old generation can be dropped after the grace period; the live and the building one cannot."""
     await rebuild(bucket)
     listed = await generations.list_generations(bucket.store)
-    assert [(one.number, one.state, one.summaries) for one in listed] == [
-        (1, GenerationState.OLD, 3),
-        (2, GenerationState.LIVE, 3),
+    size_bytes = sum(map(len, bodies(bucket, 1).values()))
+    assert [(one.number, one.state, one.summaries, one.size_bytes) for one in listed] == [
+        (1, GenerationState.OLD, 3, size_bytes),
+        (2, GenerationState.LIVE, 3, size_bytes),
     ]
     grace = dt.timedelta(minutes=15)
     with pytest.raises(GenerationInUse, match="is live"):
