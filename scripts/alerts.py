@@ -70,7 +70,7 @@ def burns(factor: float, long: str, short: str) -> str:
         f"sum(rate({errors}[{long}])) / sum(rate({requests}[{long}])) > {limit}",
         f"sum(rate({errors}[{short}])) / sum(rate({requests}[{short}])) > {limit}",
         f"sum(increase({errors}[{long}])) >= {ERRORS_MIN}",
-    )) + ")"  # fmt: skip
+    )) + ")"  # fmt: skip  # a condition on each line
 
 
 def summaries(*states: SummaryState) -> str:

@@ -10,8 +10,10 @@ import asyncio
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
+from typing import NamedTuple
 
 from services.api.http.date_range import DateRange
+from services.api.http.unreadable import UnreadableObject
 from services.api.statistics.formats import EncodedMonth
 from shared.domain.objects import SummaryHead
 from shared.runtime.lru import LruCache
@@ -147,25 +149,30 @@ class EncodedMonths:
             self._months.keep(key, month)
 
 
+class ReadHead(NamedTuple):
+    """A head as it was read, under the ETag that it had."""
+
+    etag: str
+    head: SummaryHead | UnreadableObject
+
+
 class HeadCache:
-    """The most recently used heads, each with its ETag. A key has one ETag at a time."""
+    """The most recently used heads. A key has one ETag at a time."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._entries: LruCache[str, tuple[str, SummaryHead]] = LruCache(
-            bytes_max, lambda key, entry: _entry_bytes(key, entry[0])
-        )
+        self._entries: LruCache[str, ReadHead] = LruCache(bytes_max, lambda key, read: _entry_bytes(key, read.etag))
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, key: str, etag: str) -> SummaryHead | None:
+    def get(self, key: str, etag: str) -> ReadHead | None:
         """Return the head of ``key`` with this ETag, or None."""
-        entry = self._entries.get(key)
-        return entry[1] if entry is not None and entry[0] == etag else None
+        read = self._entries.get(key)
+        return read if read is not None and read.etag == etag else None
 
-    def keep(self, key: str, etag: str, head: SummaryHead) -> None:
+    def keep(self, key: str, read: ReadHead) -> None:
         """Store a head; it replaces the previous one of the key."""
-        self._entries.keep(key, (etag, head))
+        self._entries.keep(key, read)
 
 
 def _entry_bytes(key: str, etag: str) -> int:

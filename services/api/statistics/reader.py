@@ -21,7 +21,7 @@ from typing import NamedTuple, TypeVar
 from services.api.http.date_range import DateRange
 from services.api.http.deadline import deadline
 from services.api.http.unreadable import UnreadableObject, get_if_readable, read_if_readable
-from services.api.statistics.cache import HeadCache
+from services.api.statistics.cache import HeadCache, ReadHead
 from services.api.statistics.listings import Entry, MonthListings, MonthPart, tag_of
 from services.api.statistics.table_heads import TableHeads
 from shared.domain import keys, objects
@@ -74,11 +74,6 @@ class Reading(NamedTuple):
     def unreadable(self) -> tuple[UnreadableObject, ...]:
         """The summaries that cannot be read."""
         return tuple(one for month in self.months or () for one in month.unreadable)
-
-
-class _Read(NamedTuple):
-    etag: str
-    head: SummaryHead | UnreadableObject
 
 
 class SummaryReader:
@@ -196,12 +191,11 @@ class SummaryReader:
             self.listings.forget(pointer, changed)
         return Reading(tag, read, country_days), listed or fetched
 
-    async def _heads(self, generation: int, entries: Sequence[Entry]) -> tuple[dict[Entry, _Read | None], bool]:
+    async def _heads(self, generation: int, entries: Sequence[Entry]) -> tuple[dict[Entry, ReadHead | None], bool]:
         """Return the heads of listed summaries, and whether any was fetched. None: it is gone."""
         named = {one: keys.summary(generation, one.date, one.country) for one in entries}
-        cached = {one: self._cache.get(key, one.etag) for one, key in named.items()}
-        heads: dict[Entry, _Read | None] = {
-            one: _Read(one.etag, head) for one, head in cached.items() if head is not None
+        heads: dict[Entry, ReadHead | None] = {
+            one: read for one, key in named.items() if (read := self._cache.get(key, one.etag)) is not None
         }
         uncached = [one for one in entries if one not in heads]
         metrics.count_lookups("heads", hits=len(heads), misses=len(uncached))
@@ -209,8 +203,8 @@ class SummaryReader:
         for one in uncached:
             head = of_tables.get(named[one])
             if head is not None:
-                heads[one] = _Read(one.etag, head)
-                self._cache.keep(named[one], one.etag, head)
+                heads[one] = read = ReadHead(one.etag, head)
+                self._cache.keep(named[one], read)
         uncached = [one for one in uncached if one not in heads]
         if uncached:
             async with self._ranges:
@@ -220,15 +214,15 @@ class SummaryReader:
             heads |= zip(uncached, fetched, strict=True)
         return heads, bool(uncached)
 
-    async def _fetch_once(self, key: str, etag: str) -> _Read | None:
+    async def _fetch_once(self, key: str, etag: str) -> ReadHead | None:
         """Fetch a head, or wait for another query that fetches it."""
         name = f"{key} {etag}"
         pending = self._fetching.get(name)
         if pending is not None:
             await pending.wait()
-        head = self._cache.get(key, etag)
-        if head is not None:
-            return _Read(etag, head)
+        read = self._cache.get(key, etag)
+        if read is not None:
+            return read
         fetched = self._fetching[name] = asyncio.Event()
         try:
             return await self._fetch(key)
@@ -236,14 +230,14 @@ class SummaryReader:
             self._fetching.pop(name, None)
             fetched.set()
 
-    async def _fetch(self, key: str) -> _Read | None:
+    async def _fetch(self, key: str) -> ReadHead | None:
         found = await self._store.get(key, first_bytes=HEAD_BYTES)
         if found is None:
             return None  # deleted with its whole generation since the listing, which the pointer will show
-        head = read_if_readable(lambda: objects.decode_head(found.body, key))
-        if isinstance(head, SummaryHead):
-            self._cache.keep(key, found.etag, head)
-        return _Read(found.etag, head)
+        read = ReadHead(found.etag, read_if_readable(lambda: objects.decode_head(found.body, key)))
+        if isinstance(read.head, SummaryHead):
+            self._cache.keep(key, read)
+        return read
 
     async def _summary(
         self, pointer: GenerationPointer, country: CountrySlug, date: dt.date
@@ -251,7 +245,7 @@ class SummaryReader:
         return await Repository(self._store).get(Summary, keys.summary(pointer.live, date, country)), True
 
 
-def _month_of(part: MonthPart, heads: Mapping[Entry, _Read | None]) -> MonthReading:
+def _month_of(part: MonthPart, heads: Mapping[Entry, ReadHead | None]) -> MonthReading:
     """Return the heads of a month as they were fetched.
 
     Heads that changed since the listing, and unreadable ones, get a tag that no listing has. A later version of this

@@ -13,7 +13,7 @@ from services.api.http.date_range import DateRange
 from services.api.http.deadline import DeadlineExceeded
 from services.api.statistics import cache as cache_module
 from services.api.statistics import reader as reader_module
-from services.api.statistics.cache import HeadCache
+from services.api.statistics.cache import HeadCache, ReadHead
 from services.api.statistics.reader import SummaryReader
 from shared.domain import keys, objects
 from shared.domain.ids import CountrySlug
@@ -208,13 +208,13 @@ async def test_cache_of_no_bytes_keeps_nothing() -> None:
 def test_cache_keeps_one_head_of_a_key() -> None:
     """A new head replaces the one before it, which is never found again and takes no memory."""
     summary = fold(empty_summary(DAY, CountrySlug("armenia")), [stats("armenia")])
-    head = objects.decode_head(objects.encode(summary), "a")
+    reads = [ReadHead(etag, objects.decode_head(objects.encode(summary), "a")) for etag in ('"1"', '"2"', '"3"')]
     cache = HeadCache(2 * (cache_module.ENTRY_OVERHEAD_BYTES + len("a") + len('"1"')))
-    for etag in ('"1"', '"2"', '"3"'):
-        cache.keep("a", etag, head)
-    cache.keep("b", '"1"', head)
-    assert [cache.get("a", etag) for etag in ('"1"', '"2"', '"3"')] == [None, None, head]
-    assert cache.get("b", '"1"') == head
+    for read in reads:
+        cache.keep("a", read)
+    cache.keep("b", reads[0])
+    assert [cache.get("a", read.etag) for read in reads] == [None, None, reads[2]]
+    assert cache.get("b", '"1"') == reads[0]
     assert len(cache) == 2
 
 
