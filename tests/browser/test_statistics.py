@@ -53,7 +53,7 @@ def test_options_change_charts_and_address(world: World, page: Page, address: st
     expect(cell(page, "Brazil", 1)).to_have_text("2.0")
     rate = page.get_by_label("per 1,000 departures")
     expect(rate).to_be_disabled()
-    page.get_by_label("Accidents", exact=True).check(force=True)
+    page.locator(".measures").get_by_text("Accidents").click()
     expect(cell(page, "Armenia", 1)).to_have_text("1")
     expect(cell(page, "Armenia", 2)).to_have_class("provisional zero")
     expect(page.locator(".chart svg")).to_have_attribute(
@@ -174,7 +174,7 @@ def test_outliers_and_zero_have_their_own_colours(world: World, page: Page, addr
     for day, colour in ((1, "c0"), (20, "c6"), (8, "high"), (14, "high")):
         expect(cell(page, "Armenia", day)).to_have_class(f"provisional {colour}")
     expect(page.locator(".legend.colours")).to_contain_text("far above 79")
-    page.get_by_label("Accidents", exact=True).check(force=True)
+    page.locator(".measures").get_by_text("Accidents").click()
     for day, colour in ((1, "zero"), (8, "c0"), (14, "c6")):
         expect(cell(page, "Armenia", day)).to_have_class(f"provisional {colour}")
 
@@ -284,7 +284,7 @@ def test_axes_have_round_ticks_and_equal_distances(world: World, page: Page, add
     days = [f"{day} May" for day in range(1, 32, 3)]
     ticks = page.locator(".chart .tick")
     expect(ticks).to_have_text(["−1 min", "0 min", "1 min", "2 min", "3 min", "4 min", "5 min", *days])
-    page.get_by_label("Accidents", exact=True).check(force=True)
+    page.locator(".measures").get_by_text("Accidents").click()
     expect(ticks).to_have_text(["0", "1", *days])
 
 
