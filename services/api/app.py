@@ -199,8 +199,9 @@ def server_options(settings: Settings) -> dict[str, Any]:
 def _api_router(access: Access) -> Router:
     """Return the router of the operations that need access and whose queries are checked."""
 
-    def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        access.guard(connection, handler)  # Litestar would copy a bound method, and with it the keys and rates
+    # Litestar would copy a bound method, and with it the keys and rates; and it would call others in threads.
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        access.guard(connection, handler)
 
     return Router(
         path="/",
