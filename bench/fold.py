@@ -68,7 +68,7 @@ from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings, load_settings
-from shared.storage.generation_pointer import read_current
+from shared.storage.generation_pointer import provision_pointer, read_current
 from shared.storage.s3 import S3Store
 from tests.apache_kafka import apache_kafka, reason_unavailable
 
@@ -262,6 +262,7 @@ def fold_with_aggregate(events: int, dates: int) -> Measured:
 async def _fold_with_aggregate(settings: Settings, events: int, dates: int) -> Measured:
     async with S3Store(settings) as store, KafkaPublisher(settings, source="bench") as publisher:
         await store.create_bucket()
+        await provision_pointer(store)
         folder = CityStatsConsumer(store, publisher, cache_bytes=settings.aggregate_cache_bytes)
         all_folded = asyncio.Event()
         folded = 0

@@ -10,11 +10,16 @@ The order of effects, which loses nothing and repeats nothing:
    unchanged is counted too, unless this process has counted it: another process may have crashed before its count.
 4. Publish the live summaries, and publish them again if another process has changed them meanwhile. For a record that
    was already superseded, publish what the bucket holds. Otherwise the compacted topics would end in stale records.
+   Only if another process has counted since the batch before are the summaries looked at again.
 5. Publish ``CityFolded`` for every event that a request caused, also when the event changed nothing.
 6. Commit.
 
 After a crash at any step Kafka redelivers the batch, and folding it again changes nothing. A summary that cannot be
 folded keeps no other from steps 3 and 4.
+
+The change index is enough for step 4. Our record is stale if another process writes the summary after our fold, and
+publishes it before our record. That process counts in between. So our next listing of the index differs from the one
+after the batch before.
 """
 
 from __future__ import annotations
@@ -28,10 +33,11 @@ from typing import Final, TypeVar
 
 import msgspec
 import structlog
+from msgspec import UNSET
 
 from services.aggregate.fold import StatEvent, as_stat_event, superseded
-from services.aggregate.summary_writer import Handled, SummaryWriter, summary_event
-from shared.domain import keys, objects
+from services.aggregate.summary_writer import Handled, SummaryWriter, publish_summary, summary_event
+from shared.domain import keys
 from shared.domain.events import Cause, CityFolded, CountryDayPlanned, CountryDaySummary, Event, cause_of
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import GenerationPointer, Manifest, Plan, Summary
@@ -48,8 +54,6 @@ from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository
 
 FOLDS_AT_ONCE_MAX = 32
-TAKEOVER_MIN_S = 0.5
-"""No other process can take the partition over, fold and publish in less time than this after a write."""
 
 _Item = TypeVar("_Item")
 _log = structlog.get_logger()
@@ -73,7 +77,6 @@ class _Folded(msgspec.Struct, frozen=True, kw_only=True):
     country: CountrySlug
     etag: str
     event: CountryDaySummary | None
-    replaced_own_at_s: float | None
     handled: dict[int, Handled]
     newer: list[Event]
     traceparent: str | None
@@ -93,12 +96,16 @@ class CityStatsConsumer:
         self._store = store
         self._objects = Repository(store)
         self._publisher = publisher
-        self._clock_s = clock_s
-        self._summaries = SummaryWriter(store, cache_bytes=cache_bytes, clock_s=clock_s)
-        self._changes = ChangeCounter(store)
+        self._summaries = SummaryWriter(store, cache_bytes=cache_bytes)
+        self._changes = ChangeCounter(store, clock_s=clock_s)
+        self._one_batch = asyncio.Lock()  # a consumer that is restarted may take the next batch too early
 
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:
         """Fold a batch. When this returns, all effects have happened and the batch can be committed."""
+        async with self._one_batch:
+            await self._process(batch)
+
+    async def _process(self, batch: Sequence[ConsumedRecord]) -> None:
         groups: dict[tuple[dt.date, CountrySlug], list[_Caused]] = {}
         for record, event in (
             (item.record, as_stat_event(item.event)) for item in await decode_batch(batch, self._publisher)
@@ -115,9 +122,9 @@ class CityStatsConsumer:
         try:
             await _for_each(fold_one, groups.values())
         except Exception:
-            await self._count_and_publish(folded)
+            await self._count_and_publish(folded, current)
             raise
-        await self._count_and_publish(folded)
+        await self._count_and_publish(folded, current)
         await self._publisher.publish(
             OutgoingEvent(_city_folded(item.event, item.cause), traceparent=item.traceparent)
             for group in groups.values()
@@ -152,15 +159,14 @@ class CityStatsConsumer:
                 country=country,
                 etag=entry.etag,
                 event=_event_of(entry.summary),
-                replaced_own_at_s=entry.replaced_own_at_s,
                 handled=handled,
                 newer=await self._current_of_superseded(events, entry.summary),
                 traceparent=tracing.traceparent(),
             )
 
-    async def _count_and_publish(self, folded: Sequence[_Folded]) -> None:
+    async def _count_and_publish(self, folded: Sequence[_Folded], current: GenerationPointer) -> None:
         await self._count(folded)
-        await _for_each(self._publish, folded)
+        await self._publish(folded, current)
 
     async def _count(self, folded: Sequence[_Folded]) -> None:
         """Count the versions that this process has not counted yet, by one write for each generation."""
@@ -174,32 +180,37 @@ class CityStatsConsumer:
             for one in of_generation:
                 one.handled[generation].counted = True
 
-    async def _publish(self, folded: _Folded) -> None:
-        """Publish a live summary, and publish it again if another process has changed it meanwhile.
+    async def _publish(self, folded: Sequence[_Folded], current: GenerationPointer) -> None:
+        """Publish the live summaries, and publish those again that another process has changed meanwhile.
 
-        The record of the other process may come before ours, and the compacted topic must end in the latest. A summary
-        that replaced one of our own a moment ago needs no such check.
+        The record of the other process may come before ours, and the compacted topic must end in the latest.
         """
-        if folded.newer:
-            await self._publisher.publish(OutgoingEvent(one, traceparent=folded.traceparent) for one in folded.newer)
-        if folded.handled[folded.generation].published:
-            return
-        key = keys.summary(folded.generation, folded.date, folded.country)
-        event, etag, replaced_own_at_s = folded.event, folded.etag, folded.replaced_own_at_s
-        while True:
-            if event is not None:
-                await self._publisher.publish([OutgoingEvent(event, traceparent=folded.traceparent)])
-            if replaced_own_at_s is not None and self._clock_s() - replaced_own_at_s < TAKEOVER_MIN_S:
-                break
-            present = await self._store.get(key, first_bytes=0)
-            if present is None or present.etag == etag:
-                break
-            found = await self._store.get(key)
-            if found is None:
-                break
-            event, etag = _event_of(objects.decode(Summary, found.body, key)), found.etag
-            await self._changes.count(folded.generation, [keys.month_of(folded.date)])  # the other may have crashed
-        folded.handled[folded.generation].published = True
+        await self._publisher.publish(
+            OutgoingEvent(event, traceparent=one.traceparent) for one in folded for event in one.newer
+        )
+        unpublished = [one for one in folded if not one.handled[one.generation].published]
+        await self._publisher.publish(
+            OutgoingEvent(one.event, traceparent=one.traceparent) for one in unpublished if one.event is not None
+        )
+        not_all_count = current.changes_counted_since is UNSET
+        if unpublished and (not_all_count or await self._changes.others_have_counted(current.live)):
+            await _for_each(self._publish_if_changed, unpublished)
+        for one in unpublished:
+            one.handled[one.generation].published = True
+
+    async def _publish_if_changed(self, folded: _Folded) -> None:
+        generation, date, country = folded.generation, folded.date, folded.country
+        present = await self._store.get(keys.summary(generation, date, country), first_bytes=0)
+        if present is not None and present.etag != folded.etag:
+            await publish_summary(
+                self._store,
+                self._publisher,
+                self._changes,
+                generation=generation,
+                date=date,
+                country=country,
+                traceparent=folded.traceparent,
+            )
 
     async def _current_of_superseded(self, events: Sequence[StatEvent], summary: Summary) -> list[Event]:
         """Return the bucket's events for each key whose last record in this batch is already superseded."""

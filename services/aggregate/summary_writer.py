@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
@@ -38,8 +37,6 @@ class CachedSummary(msgspec.Struct):
     summary: Summary
     etag: str
     body_bytes: int
-    written_here: bool = False  # by this process, which did not only read it
-    replaced_own_at_s: float | None = None  # when it replaced a summary that this process had written, too
     handled: Handled = msgspec.field(default_factory=Handled)
 
     @property
@@ -55,18 +52,11 @@ class SummaryWriter:
     if it exists. So new dates and new generations take one request each, not two.
     """
 
-    def __init__(
-        self,
-        store: ObjectStore,
-        *,
-        cache_bytes: int,
-        clock_s: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, store: ObjectStore, *, cache_bytes: int) -> None:
         self._store = store
         self._last_was_missing = False
         # The last versions are in memory, so a fold costs one PUT. A stale entry ends in a conflict.
         self._cache: LruCache[str, CachedSummary] = LruCache(cache_bytes, lambda _, entry: entry.memory_bytes)
-        self._clock_s = clock_s
 
     async def fold(self, generation: int, events: Sequence[StatEvent]) -> CachedSummary:
         """Fold events of one country-day into its summary of a generation, and return the stored summary."""
@@ -108,8 +98,7 @@ class SummaryWriter:
             except BaseException:
                 self._cache.drop(key)
                 raise
-            replaced_own_at_s = self._clock_s() if known and known.written_here else None
-            written = CachedSummary(after, etag, len(body), written_here=True, replaced_own_at_s=replaced_own_at_s)
+            written = CachedSummary(after, etag, len(body))
             self._cache.keep(key, written)
             return written
 
@@ -146,6 +135,7 @@ async def publish_summary(
     generation: int,
     date: dt.date,
     country: CountrySlug,
+    traceparent: str | None = None,
 ) -> int:
     """Publish a live summary as it is stored, and again if another generation was made live meanwhile.
 
@@ -154,13 +144,15 @@ async def publish_summary(
     """
 
     def events_of(body: bytes) -> list[Event]:
-        summary = objects.decode(Summary, body, "a summary")
+        summary = objects.decode(Summary, body, key)
         return [summary_event(summary)] if summary.version else []
 
     while True:
         count = partial(changes.count, generation, [keys.month_of(date)])
         key = keys.summary(generation, date, country)
-        published = await publish_as_stored(store, publisher, key, events_of, before_publish=count)
+        published = await publish_as_stored(
+            store, publisher, key, events_of, before_publish=count, traceparent=traceparent
+        )
         live = (await read_current(store)).live
         if live == generation:
             return published
@@ -174,6 +166,7 @@ async def publish_as_stored(
     events_of: Callable[[bytes], Iterable[Event]],
     *,
     before_publish: Callable[[], Awaitable[None]] | None = None,
+    traceparent: str | None = None,
 ) -> int:
     """Publish the events of a stored object, and again if it changed meanwhile; return their number.
 
@@ -182,7 +175,7 @@ async def publish_as_stored(
     """
     found = await store.get(key)
     while found is not None:
-        outgoing = [OutgoingEvent(event) for event in events_of(found.body)]
+        outgoing = [OutgoingEvent(event, traceparent=traceparent) for event in events_of(found.body)]
         if before_publish is not None:
             await before_publish()
         await publisher.publish(outgoing)

@@ -13,9 +13,10 @@ anything that follows from that version. The rules that keep the index exact:
 from __future__ import annotations
 
 import datetime as dt
+import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from shared.domain import keys, objects
@@ -25,6 +26,8 @@ from shared.storage.object_store import CasConflict, ObjectStore
 
 COUNTERS_AGE_MIN = dt.timedelta(days=1)
 """gc deletes no younger counters, so that a reader that looks every hour has seen the last state of all."""
+LOOKS_APART_MAX_S = 3600.0
+"""Less than `COUNTERS_AGE_MIN`. In a longer time between two looks, counters may come, and gc may delete them."""
 GENERATIONS_MAX = 4
 """A process writes the live and the building generation. It counts one that it has forgotten in a new object."""
 CONCURRENT_GETS_MAX = 8
@@ -36,10 +39,12 @@ class ChangeCounter:
     A writer that was refused or interrupted counts again. An extra count only makes readers list a month once more.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, *, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._store = store
+        self._clock_s = clock_s
         self._own: dict[int, _OwnCounters] = {}
         self._writes = SingleFlight[None]()
+        self._others: _Others | None = None
 
     async def count(self, generation: int, months: Iterable[str]) -> None:
         """Count a change of each month, and return when the counters are stored. Does nothing without a month."""
@@ -53,6 +58,20 @@ class ChangeCounter:
                 del self._own[next(iter(self._own))]
         own.months += changed
         await self._writes.run(own.key, own.write)
+
+    async def others_have_counted(self, generation: int) -> bool:
+        """Return whether another writer may have counted a change of a generation since the last call. Lists them.
+
+        The first call returns True, and so does one long after the last, or after one for another generation.
+        """
+        before, began_s = self._others, self._clock_s()
+        own = self._own.get(generation)
+        listed = self._store.list(keys.changes_of_generation(generation))
+        etags = {one.key: one.etag async for one in listed if own is None or one.key != own.key}
+        self._others = _Others(generation, began_s, etags)
+        if before is None or began_s - before.began_s > LOOKS_APART_MAX_S:
+            return True
+        return (generation, etags) != (before.generation, before.etags)
 
 
 class _OwnCounters:
@@ -74,6 +93,14 @@ class _OwnCounters:
                 if stored is None or stored.body != body:
                     continue
             return
+
+
+class _Others(NamedTuple):
+    """The ETags of the counters of all other writers of a generation, by key, as listed from a time on."""
+
+    generation: int
+    began_s: float
+    etags: dict[str, str]
 
 
 class WriterCounters(NamedTuple):

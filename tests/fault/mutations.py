@@ -50,7 +50,7 @@ from shared.domain.topics import Topic
 from shared.kafka.consumer import DecodedRecord, decode_batch
 from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
-from shared.storage.change_index import _OwnCounters
+from shared.storage.change_index import ChangeCounter, _OwnCounters
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
 from shared.storage.repository import Versioned
@@ -118,7 +118,7 @@ async def pausing_a_correction(kind: type[World]) -> AsyncIterator[str]:
 async def taking_back_a_correction(kind: type[World]) -> AsyncIterator[str]:
     """Let the upstream take a correction back while a process is paused at each of its calls."""
     async for what, world in scenarios.taken_back_anywhere(CORRECTION.state, kind):
-        for one in differences(world):
+        for one in differences(world, one_fault=True):
             yield f"{what}: {one}"
 
 
@@ -652,6 +652,10 @@ def no_record_after_stale_ones(patch: pytest.MonkeyPatch) -> None:
 
 def quiet_without_change(patch: pytest.MonkeyPatch) -> None:
     """Let only the process that changed a summary publish it."""
+    _take_for_done_if_unchanged(patch, "published")
+
+
+def _take_for_done_if_unchanged(patch: pytest.MonkeyPatch, step: str) -> None:
     fold = SummaryWriter.fold
 
     async def once(self: SummaryWriter, generation: int, new: Sequence[StatEvent]) -> CachedSummary:
@@ -659,7 +663,8 @@ def quiet_without_change(patch: pytest.MonkeyPatch) -> None:
         found = await self._store.get(key)
         before = objects.decode(Summary, found.body, key) if found else empty_summary(new[0].date, new[0].country)
         entry = await fold(self, generation, new)
-        entry.handled.published = entry.handled.published or entry.summary == before
+        if entry.summary == before:
+            setattr(entry.handled, step, True)
         return entry
 
     patch.setattr(SummaryWriter, "fold", once)
@@ -705,9 +710,8 @@ def upstream_without_conditions(patch: pytest.MonkeyPatch) -> None:
 def published_before_counted(patch: pytest.MonkeyPatch) -> None:
     """Let an aggregate publish summaries before it counts them."""
 
-    async def early(self: CityStatsConsumer, folded: Sequence[_Folded]) -> None:
-        for one in folded:
-            await self._publish(one)
+    async def early(self: CityStatsConsumer, folded: Sequence[_Folded], current: GenerationPointer) -> None:
+        await self._publish(folded, current)
         await self._count(folded)
 
     patch.setattr(CityStatsConsumer, "_count_and_publish", early)
@@ -715,14 +719,7 @@ def published_before_counted(patch: pytest.MonkeyPatch) -> None:
 
 def unchanged_not_counted(patch: pytest.MonkeyPatch) -> None:
     """Let an aggregate count only the versions that it has written."""
-    fold = SummaryWriter.fold
-
-    async def once(self: SummaryWriter, generation: int, new: Sequence[StatEvent]) -> CachedSummary:
-        entry = await fold(self, generation, new)
-        entry.handled.counted = entry.handled.counted or not entry.written_here
-        return entry
-
-    patch.setattr(SummaryWriter, "fold", once)
+    _take_for_done_if_unchanged(patch, "counted")
 
 
 def building_not_counted(patch: pytest.MonkeyPatch) -> None:
@@ -736,6 +733,27 @@ def building_not_counted(patch: pytest.MonkeyPatch) -> None:
         await count(self, folded)
 
     patch.setattr(CityStatsConsumer, "_count", live_only)
+
+
+def others_never_count(patch: pytest.MonkeyPatch) -> None:
+    """Let an aggregate look at no summary again after it has published it."""
+
+    async def deaf(_self: ChangeCounter, _generation: int) -> bool:
+        return False
+
+    patch.setattr(ChangeCounter, "others_have_counted", deaf)
+
+
+def looked_after_the_writes(patch: pytest.MonkeyPatch) -> None:
+    """Let an aggregate compare the change index with how it was after its writes, not before them."""
+    count = CityStatsConsumer._count
+
+    async def late(self: CityStatsConsumer, folded: Sequence[_Folded]) -> None:
+        await count(self, folded)
+        for generation in {one.generation for one in folded}:
+            await self._changes.others_have_counted(generation)
+
+    patch.setattr(CityStatsConsumer, "_count", late)
 
 
 def index_after_summaries(patch: pytest.MonkeyPatch) -> None:
@@ -847,6 +865,16 @@ MUTATIONS = (
     Mutation(name="an unchanged summary not counted", patch=unchanged_not_counted, proof=watching_the_aggregate),
     Mutation(
         name="the building generation not counted", patch=building_not_counted, proof=flipping_under_the_aggregate
+    ),
+    Mutation(
+        name="counts of other processes ignored by the aggregate",
+        patch=others_never_count,
+        proof=taking_back_a_correction,
+    ),
+    Mutation(
+        name="the aggregate's look at the change index after its writes",
+        patch=looked_after_the_writes,
+        proof=taking_back_a_correction,
     ),
     Mutation(name="the change index listed after the summaries", patch=index_after_summaries, proof=racing),
     Mutation(name="change counters written without a condition", patch=blind_counters, proof=racing),

@@ -243,7 +243,7 @@ async def paused_anywhere(scenario: Scenario, kind: type[World] = World) -> Asyn
         await world.run_to_rest()
         await world.resume_paused()
         await world.run_to_rest()
-        for one in differences(world):
+        for one in differences(world, one_fault=True):
             yield f"paused at call {number} ({port_call.what}) by {port_call.life}: {one}"
 
 

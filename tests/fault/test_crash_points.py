@@ -84,7 +84,11 @@ async def test_any_process_may_pause_and_resume(scenario: Scenario) -> None:
 async def test_a_change_that_the_upstream_takes_back_is_not_served() -> None:
     """A process that is paused at any call during a change, and resumes after its reversal, does not bring it back."""
     changed = UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
-    wrong = [f"{what}: {one}" async for what, world in taken_back_anywhere(changed) for one in differences(world)]
+    wrong = [
+        f"{what}: {one}"
+        async for what, world in taken_back_anywhere(changed)
+        for one in differences(world, one_fault=True)
+    ]
     assert not wrong, "\n".join(wrong[:20])
 
 

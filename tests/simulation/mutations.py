@@ -114,7 +114,7 @@ TIME_MUTATIONS = (
         rare=True,
         schedules=tuple(
             taken_back_while_paused(at_s, paused, other)
-            for at_s in (32.5, 32.0, 33.0, 31.5, 33.5)
+            for at_s in (35.0, 34.5, 35.5, 34.0, 36.0)
             for paused, other in (("worker-1", "worker-2"), ("worker-2", "worker-1"))
         ),
     ),

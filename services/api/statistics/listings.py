@@ -27,15 +27,13 @@ from shared.domain.ids import CountrySlug
 from shared.domain.objects import GenerationPointer
 from shared.runtime.concurrency import SingleFlight, bounded_map
 from shared.runtime.lru import LruCache
-from shared.storage.change_index import WriterCounters, moved_months, read_counters
+from shared.storage.change_index import LOOKS_APART_MAX_S, WriterCounters, moved_months, read_counters
 from shared.storage.object_store import ObjectInfo, ObjectStore
 
 CONCURRENT_LISTINGS_MAX = 8
 ENTRY_BYTES = 220  # the measured memory of an entry of a listing
 LISTING_BYTES = 1_000  # that of a listing without entries: empty months are bounded too
 SELECTIONS_MAX = 16
-LOOKS_APART_MAX_S = 3600.0
-"""Less than the least age at which gc deletes counters (`shared.storage.change_index.COUNTERS_AGE_MIN`)."""
 
 
 class Entry(NamedTuple):

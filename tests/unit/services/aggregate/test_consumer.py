@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 import pytest
 
-from services.aggregate.consumer import TAKEOVER_MIN_S, CityStatsConsumer
+from services.aggregate.consumer import CityStatsConsumer
 from services.aggregate.fold import as_stat_event
 from services.aggregate.replay.generations import begin
 from services.aggregate.summary_writer import SummaryWriter
 from shared.domain import events, keys, objects
 from shared.domain.events import Cause, CityFolded, CountryDaySummary, Event
 from shared.domain.ids import CountrySlug
-from shared.domain.objects import ChangeCounters, CorruptObject, Summary
+from shared.domain.objects import ChangeCounters, CorruptObject, GenerationPointer, Summary
 from shared.domain.topics import Topic
 from shared.kafka.records import OutgoingEvent
-from shared.storage.object_store import StoreUnavailable
-from tests.fakes.bucket import DAY, REQUEST, FakeBucket, trips
+from shared.storage.change_index import ChangeCounter
+from shared.storage.object_store import ObjectInfo, StoreUnavailable
+from tests.fakes.bucket import DAY, NOON, REQUEST, FakeBucket, trips
 from tests.fakes.log import MemoryPublisher
 from tests.fakes.metrics import value
 
@@ -40,16 +42,22 @@ class LatePublisher(MemoryPublisher):
 
 
 class Aggregate:
-    """An aggregate with its own clock, whose publishing can be delayed."""
+    """An aggregate whose publishing can be delayed."""
 
     def __init__(self, bucket: FakeBucket) -> None:
         self._bucket = bucket
-        self.now_s = 0.0
         self.publisher = LatePublisher(bucket)
-        self._folder = CityStatsConsumer(bucket.store, self.publisher, cache_bytes=100_000, clock_s=lambda: self.now_s)
+        self._folder = CityStatsConsumer(bucket.store, self.publisher, cache_bytes=100_000)
 
     async def fold(self, published: Iterable[Event]) -> None:
         await self._folder.process([self._bucket.record_of(event) for event in published])
+
+
+def bucket_with_trusted_counters() -> FakeBucket:
+    """Return a bucket whose pointer says that every process counts its changes."""
+    bucket = FakeBucket()
+    bucket.store.write(keys.CURRENT, objects.encode(GenerationPointer(changes_counted_since=NOON)))
+    return bucket
 
 
 def last_version(bucket: FakeBucket) -> int:
@@ -61,11 +69,8 @@ def last_version(bucket: FakeBucket) -> int:
 
 @pytest.mark.parametrize("before", ["itself", "another", "nobody"])
 async def test_a_paused_aggregate_leaves_no_stale_summary_in_the_topic(before: str) -> None:
-    """An aggregate that is paused between its write and its publish also publishes the latest summary.
-
-    Only for a moment after a write over its own summary it skips the check for other writers.
-    """
-    bucket = FakeBucket()
+    """An aggregate that is paused between its write and its publish also publishes the latest summary."""
+    bucket = bucket_with_trusted_counters()
     paused, other = Aggregate(bucket), Aggregate(bucket)
     if before != "nobody":
         await (paused if before == "itself" else other).fold(bucket.plan(1, {"armenia": [1, 2]}))
@@ -74,11 +79,44 @@ async def test_a_paused_aggregate_leaves_no_stale_summary_in_the_topic(before: s
     async def pause() -> None:
         await other.fold(first)
         await other.fold(second)
-        paused.now_s += TAKEOVER_MIN_S if before == "itself" else 0
 
     paused.publisher.before = pause
     await paused.fold(first)
     assert last_version(bucket) == (await bucket.summary()).version == 23 + (before != "nobody")
+
+
+async def test_a_writer_that_does_not_count_leaves_no_stale_summary_in_the_topic() -> None:
+    """While the pointer does not say that every process counts, the summaries themselves are looked at."""
+    bucket = FakeBucket()
+    paused, writer = Aggregate(bucket), SummaryWriter(bucket.store, cache_bytes=0)
+    await paused.fold(bucket.plan(1, {"armenia": [1, 2]}))
+    later = [as_stat_event(event) for event in bucket.store_file(2, 12, trips(2))]
+
+    async def change() -> None:
+        await writer.fold(1, later)
+
+    paused.publisher.before = change
+    await paused.fold(bucket.store_file(1, 11, trips(1)))
+    assert last_version(bucket) == (await bucket.summary()).version == 1 + 11 + 12
+
+
+async def test_batches_that_come_at_once_are_folded_one_after_another() -> None:
+    """A batch that comes while another is published leaves no stale summary in the topic."""
+    bucket = bucket_with_trusted_counters()
+    aggregate = Aggregate(bucket)
+    await aggregate.fold(bucket.plan(1, {"armenia": [1, 2]}))
+    first, second = bucket.store_file(1, 11, trips(1)), bucket.store_file(2, 12, trips(2))
+    too_early: list[asyncio.Task[None]] = []
+
+    async def take_the_next() -> None:
+        too_early.append(asyncio.create_task(aggregate.fold(second)))
+        for _ in range(100):
+            await asyncio.sleep(0)
+
+    aggregate.publisher.before = take_the_next
+    await aggregate.fold(first)
+    await too_early[0]
+    assert last_version(bucket) == (await bucket.summary()).version == 1 + 11 + 12
 
 
 def last_of_key(bucket: FakeBucket, key: str) -> Event:
@@ -147,13 +185,13 @@ async def test_nothing_counts_as_folded_before_its_summary_is_written() -> None:
 
 
 async def test_each_fold_costs_one_call_in_a_steady_state() -> None:
-    """An aggregate that alone writes a country-day makes one compare-and-swap for each fold, and counts it once."""
-    bucket = FakeBucket()
+    """An aggregate that alone writes makes one compare-and-swap for each fold. It counts and lists once for a batch."""
+    bucket = bucket_with_trusted_counters()
     alone = Aggregate(bucket)
     await alone.fold(bucket.plan(1, {"armenia": [1]}))
     key = await bucket.summary_key()
     calls: list[str] = []
-    get, compare_and_swap = bucket.store.get, bucket.store.compare_and_swap
+    get, compare_and_swap, list_objects = bucket.store.get, bucket.store.compare_and_swap, bucket.store.list
 
     async def counted_get(key: str, *, first_bytes: int | None = None) -> object:
         calls.append(f"get {key}")
@@ -163,12 +201,17 @@ async def test_each_fold_costs_one_call_in_a_steady_state() -> None:
         calls.append(f"swap {key}")
         return await compare_and_swap(key, body, etag=etag)
 
+    def counted_list(prefix: str) -> AsyncIterator[ObjectInfo]:
+        calls.append(f"list {prefix}")
+        return list_objects(prefix)
+
     bucket.store.get, bucket.store.compare_and_swap = counted_get, counted_swap  # type: ignore[method-assign,assignment]  # counted
+    bucket.store.list = counted_list  # type: ignore[method-assign,assignment]  # counted
     hits = value("tripfold_cache_requests_total", cache="summaries", result="hit")
     published = bucket.store_file(1, 11, trips(1))
     await alone.fold(published)
     counted = next(iter(bucket.store.bodies(keys.CHANGES)))
-    assert calls == ["get state/current.json", f"swap {key}", f"swap {counted}"]
+    assert calls == ["get state/current.json", f"swap {key}", f"swap {counted}", "list state/changes/generation=1/"]
     assert value("tripfold_cache_requests_total", cache="summaries", result="hit") == hits + 1
 
 
@@ -302,17 +345,18 @@ async def test_the_building_generation_is_counted_too() -> None:
 
 async def test_a_version_of_another_process_is_counted_before_it_is_published() -> None:
     """A process that publishes the summary of another counts it, since the other may have crashed before its count."""
-    bucket = FakeBucket()
+    bucket = bucket_with_trusted_counters()
     aggregate = Aggregate(bucket)
     writer = SummaryWriter(bucket.store, cache_bytes=0)
     later = [as_stat_event(event) for event in bucket.store_file(2, 12, trips(2))]
 
     async def change() -> None:
         await writer.fold(1, later)
+        await ChangeCounter(bucket.store).count(1, ["2024-06"])  # for another change of its batch
 
     aggregate.publisher.before = change
     await aggregate.fold(bucket.store_file(1, 11, trips(1)))
-    assert (bucket.published_versions(), counted(bucket)) == ([11, 23], {"2024-05": 2})
+    assert (bucket.published_versions(), counted(bucket)) == ([11, 23], {"2024-05": 2, "2024-06": 1})
 
 
 async def test_a_summary_that_cannot_be_folded_keeps_no_other_back() -> None:

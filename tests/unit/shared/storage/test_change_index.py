@@ -8,7 +8,14 @@ import pytest
 
 from shared.domain import keys, objects
 from shared.domain.objects import ChangeCounters
-from shared.storage.change_index import GENERATIONS_MAX, ChangeCounter, WriterCounters, moved_months, read_counters
+from shared.storage.change_index import (
+    GENERATIONS_MAX,
+    LOOKS_APART_MAX_S,
+    ChangeCounter,
+    WriterCounters,
+    moved_months,
+    read_counters,
+)
 from shared.storage.object_store import StoredObject, StoreUnavailable
 from tests.fakes.bucket import NOON
 from tests.fakes.builders import Clock
@@ -119,6 +126,35 @@ async def test_a_forgotten_generation_gets_a_new_object() -> None:
         await counter.count(generation, ["2024-05"])
     await counter.count(1, ["2024-05"])
     assert counted(store) == [{"2024-05": 1}] * 2
+
+
+async def test_a_writer_learns_whether_others_have_counted_since_its_last_look() -> None:
+    """Its own counts do not matter. New, raised and vanished counters do, and so does another generation."""
+    store = MemoryStore(Clock(NOON))
+    one, other = ChangeCounter(store), ChangeCounter(store)
+    assert await one.others_have_counted(1)
+    await one.count(1, ["2024-05"])
+    assert not await one.others_have_counted(1)
+    for _ in range(2):
+        await other.count(1, ["2024-05"])
+        assert await one.others_have_counted(1)
+        assert not await one.others_have_counted(1)
+    for key in store.bodies(keys.CHANGES):
+        await store.delete(key)
+    assert await one.others_have_counted(1)
+    assert await one.others_have_counted(2)
+    assert await one.others_have_counted(1)
+
+
+async def test_a_writer_that_has_not_looked_for_long_trusts_no_listing() -> None:
+    """Other counters may have come and gone since."""
+    now_s = 0.0
+    one = ChangeCounter(MemoryStore(Clock(NOON)), clock_s=lambda: now_s)
+    await one.others_have_counted(1)
+    now_s += LOOKS_APART_MAX_S
+    assert not await one.others_have_counted(1)
+    now_s += LOOKS_APART_MAX_S + 1
+    assert await one.others_have_counted(1)
 
 
 def test_months_whose_counter_fell_or_is_gone_have_moved() -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from services.api.http.date_range import DateRange
 from services.api.statistics.cache import HeadCache
-from services.api.statistics.listings import LISTING_BYTES, LOOKS_APART_MAX_S, MonthListing
+from services.api.statistics.listings import LISTING_BYTES, MonthListing
 from services.api.statistics.reader import LISTINGS_PART, SummaryReader
 from shared.domain import keys, objects
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import GenerationPointer
-from shared.storage.change_index import ChangeCounter
+from shared.storage.change_index import LOOKS_APART_MAX_S, ChangeCounter
 from shared.storage.object_store import ObjectInfo
 from tests.fakes.api import NOW, ObservedStore, World, stats
 
