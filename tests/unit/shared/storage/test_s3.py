@@ -12,16 +12,20 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import pytest
 import trustme
 
+from shared.runtime import tracing
 from shared.runtime.settings import Settings, load_settings
+from shared.storage import s3
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectNotFound, StoredObject, StoreUnavailable
 from shared.storage.s3 import S3Store, ca_file_of, endpoint_url_of
 from tests.fakes.metrics import REGISTRY
+from tests.fakes.traces import traced
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nETag: "1"\r\nConnection: close\r\n\r\n{}'
 
@@ -178,11 +182,17 @@ async def test_each_request_is_observed_by_operation_and_result(
     before = observed()
     async with S3Store(server.settings()) as store:
         try:
-            await call(store)
+            with traced() as traces, tracing.server_span("GET", None, {}):
+                await call(store)
         except (CasConflict, ObjectNotFound) as error:
             assert str(error) in {"a", "a.json"}  # noqa: PT017  # most calls raise nothing
         except StoreUnavailable as error:
             assert re.match(f"S3 {[*expected][-1][0]} of (a|a.json|raw/): ", str(error))  # noqa: PT017  # as above
+    spans = [(one.name, one.attributes or {}) for one in traces.get_finished_spans() if one.name != "GET"]
+    assert [(name, found["rpc.method"], found["tripfold.s3.result"]) for name, found in spans] == [
+        (f"S3 {operation}", operation, result) for operation, result in expected if operation != "UploadPart"
+    ]
+    assert all(found["aws.s3.key"] in {"a", "a.json", "raw/"} for _, found in spans)
     assert {key: count - before.get(key, 0) for key, count in observed().items() if count != before.get(key, 0)} == (
         expected
     )
@@ -461,6 +471,7 @@ async def test_a_listing_has_the_keys_of_its_prefix_and_no_other(
     at = dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC)
     assert found[0] == ObjectInfo(key=first, etag=f'"{first}"', size_bytes=7, last_modified=at)
     assert (found[-1].key, len(found), len({one.key for one in found})) == (last, count, count)
+    assert len(server.requests) <= 3  # two pages, and one after the last key
 
 
 async def test_a_listing_that_goes_back_is_an_outage(server: Recorder) -> None:
@@ -471,6 +482,46 @@ async def test_a_listing_that_goes_back_is_an_outage(server: Recorder) -> None:
     async with S3Store(server.settings()) as store:
         with pytest.raises(StoreUnavailable, match=r"^S3 ListObjectsV2 of raw/: raw/a is listed after raw/a$"):
             await list_all(store)
+
+
+@pytest.mark.parametrize(
+    ("url", "style", "virtual", "endpoint"),
+    [
+        (None, "auto", True, None),
+        (None, "path", False, None),
+        ("http://s3.test/x/", "auto", False, "http://s3.test/x"),
+        ("http://s3.test/x/", "virtual", True, "http://bucket.s3.test/x"),
+        ("http://s3.test/", "virtual", True, "http://bucket.s3.test"),
+    ],
+)
+def test_a_client_has_the_options_of_its_bucket(
+    environment: pytest.MonkeyPatch, tmp_path: Path, url: str | None, style: str, virtual: bool, endpoint: str | None
+) -> None:
+    """AWS has the bucket in the host name by default. A stream may take a day, a connection five seconds."""
+    made: list[dict[str, Any]] = []
+    environment.setattr(s3, "Obstore", lambda bucket, **options: made.append({"bucket": bucket, **options}))
+    environment.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://metadata.test")
+    environment.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    (tmp_path / "ca.pem").write_bytes(b"pem")
+    given = {"TRIPFOLD_S3_BUCKET": "bucket", "TRIPFOLD_S3_ADDRESSING_STYLE": style, "TRIPFOLD_S3_REGION": "r"}
+    S3Store(load_settings(given | ({"TRIPFOLD_S3_ENDPOINT_URL": url} if url else {}) | {"TRIPFOLD_S3_POOL_SIZE": "7"}))
+    expected = {
+        "bucket": "bucket",
+        "region": "r",
+        "disable_bulk_delete": True,
+        "virtual_hosted_style_request": virtual,
+        "metadata_endpoint": "http://metadata.test",
+        "client_options": {
+            "allow_http": True,
+            "connect_timeout": "5s",
+            "read_timeout": "30s",
+            "timeout": "1d",
+            "pool_idle_timeout": "15s",
+            "pool_max_idle_per_host": "7",
+            "root_certificate": b"pem",
+        },
+    } | ({"endpoint": endpoint} if endpoint else {})
+    assert made == [{**expected, "retry_config": retries} for retries in (s3.NO_RETRIES, s3.FEW_RETRIES)]
 
 
 @pytest.mark.parametrize(

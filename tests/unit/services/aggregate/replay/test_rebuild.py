@@ -130,9 +130,9 @@ async def test_events_wait_for_others_of_their_country_day(pending_bytes_max: in
 
 async def test_a_rebuild_from_kafka_folds_the_manifests_too(bucket: FakeBucket) -> None:
     """Manifests and plans give the events that the topic has lost; records that cannot be decoded are counted."""
-    poison = bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia/1", b"{")
-    rebuilt = await rebuild(bucket, records=[poison])
-    assert (rebuilt.flipped, rebuilt.poison_records) == (True, 1)
+    poison = [bucket.log.append(Topic.CITY_STATS, b"2024-05-01/armenia/1", body) for body in (b"{", b"[")]
+    rebuilt = await rebuild(bucket, records=poison)
+    assert (rebuilt.flipped, rebuilt.poison_records) == (True, 2)
     assert bodies(bucket, 2) == bodies(bucket, 1)
 
 
@@ -297,7 +297,8 @@ async def test_a_rebuild_from_kafka_publishes_nothing(bucket: FakeBucket) -> Non
 async def test_a_second_rebuild_is_refused_until_it_takes_over(bucket: FakeBucket) -> None:
     """While a generation is being built, a second rebuild is refused; with take_over it uses another number."""
     await generations.begin(bucket.store, "token-of-the-dead", take_over=False)
-    with pytest.raises(RebuildInProgress, match="a rebuild into generation 2 began"):
+    bucket.clock.advance(90)
+    with pytest.raises(RebuildInProgress, match=r"a rebuild into generation 2 began 90 s ago\. .* --abandon'$"):
         await rebuild(bucket)
     assert (await read_current(bucket.store)).token == "token-of-the-dead"
     rebuilt = await rebuild(bucket, take_over=True)
@@ -326,8 +327,9 @@ async def test_a_rebuild_that_was_taken_over_cannot_flip(bucket: FakeBucket) -> 
     """A rebuild that was taken over fails at its flip, and changes nothing of the other rebuild."""
     await generations.begin(bucket.store, "zombie", take_over=False)
     await generations.begin(bucket.store, "another", take_over=True)
-    with pytest.raises(generations.RebuildTakenOver, match="another rebuild took over"):
-        await generations.flip(bucket.store, "zombie", 2)
+    for token, number in (("zombie", 2), ("zombie", 3), ("another", 2)):
+        with pytest.raises(generations.RebuildTakenOver, match=f"generation {number} .* another rebuild took over"):
+            await generations.flip(bucket.store, token, number)
     await generations.abandon(bucket.store, "zombie")
     current = await read_current(bucket.store)
     assert (current.live, current.building, current.token) == (1, 3, "another")
@@ -436,6 +438,18 @@ async def test_generations_are_listed_and_dropped(bucket: FakeBucket) -> None:
             await generations.drop(bucket.store, gone, grace=grace)
     assert [one.number for one in await generations.list_generations(bucket.store)] == [2]
     assert msgspec.structs.asdict(await read_current(bucket.store))["live"] == 2
+
+
+async def test_any_number_of_summaries_is_deleted() -> None:
+    """They are deleted in batches. Those of another generation stay."""
+    bucket = FakeBucket()
+    dates = [DAY + dt.timedelta(days=days) for days in range(2_001)]
+    for generation in (1, 11):
+        for date in dates:
+            bucket.store.write(keys.summary(generation, date, CountrySlug("armenia")), b"{}")
+    assert await generations.delete_summaries(bucket.store, 1) == len(dates)
+    assert (len(bodies(bucket, 1)), len(bodies(bucket, 11))) == (0, len(dates))
+    assert await generations.delete_summaries(bucket.store, 1) == 0
 
 
 async def test_a_rebuild_keeps_the_trust_in_the_change_counters_and_counts_its_months(bucket: FakeBucket) -> None:

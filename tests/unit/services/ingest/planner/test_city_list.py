@@ -139,7 +139,7 @@ def test_a_bad_entry_is_left_out_and_reported(entry: object, reason: str) -> Non
     assert reason in listed.bad_cities[0].reason
 
 
-@pytest.mark.parametrize("body", [b"", b"null", b"{}", b'"cities"', b"[{]", b"[", b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize("body", [b"", b"null", b"{}", b'"cities"', b"[{]", b"[", b"\xff", b"[" * 100_000, b"[]\xe2"])
 def test_an_invalid_city_list_is_refused_as_a_whole(body: bytes) -> None:
     """A body that is not a JSON array is no list of cities."""
     with pytest.raises(InvalidCityList, match="not a JSON array"):

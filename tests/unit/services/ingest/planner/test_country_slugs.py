@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 
 import msgspec
@@ -62,6 +63,13 @@ def test_a_name_equal_to_the_hash_slug_of_another_gets_a_longer_hash() -> None:
     impostor = taken.slugs["Россия"]
     slugs = mint_slugs(taken, [impostor, f"{impostor}!"]).slugs
     assert len(set(slugs.values())) == len(slugs)
+
+
+def test_a_digest_that_is_taken_gets_more_digits() -> None:
+    """Eight digits more at a time, until the slug is free."""
+    digest = hashlib.sha256(b"Peru!").hexdigest()
+    taken = {name: CountrySlug(name) for name in ("peru", f"peru-{digest[:8]}", f"peru-{digest[:16]}")}
+    assert mint_slugs(Countries(slugs=taken), ["Peru!"]).slugs["Peru!"] == f"peru-{digest[:24]}"
 
 
 def test_a_slug_is_minted_once() -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
 from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 import pytest
+from msgspec import UNSET
 
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
+from services.ingest.upstream.errors import PermanentUpstreamError
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from shared.domain import bitmap, events, keys, objects
 from shared.domain.events import (
     BACKGROUND,
+    Background,
     CountryDayPlanned,
     Event,
     IngestCity,
@@ -22,8 +26,9 @@ from shared.domain.events import (
     RequestFailed,
     RequestPlanned,
     Retry,
+    Source,
 )
-from shared.domain.ids import CountrySlug, RequestId
+from shared.domain.ids import CityId, CountrySlug, RequestId
 from shared.domain.objects import Countries, Plan, RequestRecord
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
@@ -31,6 +36,7 @@ from shared.kafka.records import OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
 from shared.storage.repository import read_plan, read_request_record
+from tests.fakes.bucket import FakeBucket, trips
 from tests.fakes.builders import Clock, UpstreamState
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.fakes.metrics import value
@@ -157,6 +163,84 @@ async def test_a_retry_uses_the_plan_that_it_names() -> None:
     assert [(task.city_id, task.position, task.retried_at) for task in tasks[4:]] == [("2", 1, retried_at)]
 
 
+async def test_a_planned_request_has_a_task_for_each_city() -> None:
+    """The event counts cities, countries and bad entries. A task has all that a worker needs to know of its city."""
+    planned = Planned()
+    planned.lists({"2": "Peru", "1": "Peru", "3": "Chad"}, bad=1)
+    request = planned.requested()
+    plan = await planned.plan(request)
+    (told,) = planned.published(Topic.REQUEST_PROGRESS)
+    assert told == RequestPlanned(
+        request_id=request.request_id,
+        date=DATE,
+        requested_at=NOON,
+        plan_revision=plan.revision,
+        cities=3,
+        countries=2,
+        bad_cities_count=1,
+        bad_cities=plan.bad_cities,
+    )
+    assert planned.published(Topic.CITY_TASKS) == [
+        IngestCity(
+            request_id=request.request_id,
+            date=DATE,
+            city_id=CityId(city),
+            upstream_id=city,
+            city_name=f"City {city}",
+            country=CountrySlug(country),
+            country_name=country.title(),
+            plan_revision=plan.revision,
+            position=position,
+        )
+        for position, (city, country) in enumerate([("3", "chad"), ("1", "peru"), ("2", "peru")])
+    ]
+    assert (plan.request_id, plan.planned_at, plan.write_intent) == (request.request_id, NOON, UNSET)
+
+
+async def test_a_failed_request_names_itself_and_the_reason() -> None:
+    """The event of a request whose list cannot be fetched has its times, and those of a retry."""
+    planned = Planned()
+    planned.lists({"1": "Peru"})
+    await planned.plan()
+    planned.upstream.city_list = PermanentUpstreamError("x" * 3_000)
+    retried_at = NOON + dt.timedelta(minutes=1)
+    retry = Retry(plan_revision=77, positions=bitmap.encode(1), retried_at=retried_at)
+    request = msgspec.structs.replace(planned.requested(), retry=retry)
+    await planned.plan(request)
+    assert planned.published(Topic.REQUEST_PROGRESS)[-1] == RequestFailed(
+        request_id=request.request_id,
+        date=DATE,
+        requested_at=NOON,
+        reason="the list of cities cannot be used: ".ljust(2_000, "x"),
+        retried_at=retried_at,
+    )
+    record = await read_request_record(planned.store, request.request_id)
+    assert record is not None
+    assert record.dispatched_at == retried_at
+
+
+async def test_stored_files_are_read_again_without_a_plan() -> None:
+    """The tasks of a date that has files and no plan name the cities of its manifests, and publish no plan."""
+    bucket, planned = FakeBucket(), Planned()
+    bucket.store_file(7, 11, trips(1), "chad")
+    bucket.store_file(8, 12, trips(1), "peru")
+    for key, stored in bucket.store.objects.items():
+        planned.store.write(key, stored.body)
+    wanted = Background(source=Source.BUCKET, country=CountrySlug("peru"), again=True)
+    request = msgspec.structs.replace(planned.requested(), background=wanted)
+    with contextlib.suppress(AssertionError):  # there is no plan to return
+        await planned.plan(request)
+    (told,) = planned.published(Topic.REQUEST_PROGRESS)
+    (task,) = planned.published(Topic.BACKGROUND_TASKS)
+    assert isinstance(told, RequestPlanned)
+    assert isinstance(task, IngestCity)
+    assert (told.plan_revision, told.cities, told.countries) == (1, 1, 1)
+    assert (task.city_id, task.plan_revision) == ("8", 1)
+    assert task.background == Background(source=Source.BUCKET, again=True)
+    assert planned.published(Topic.CITY_STATS) == []
+    assert await read_plan(planned.store, DATE) is None
+
+
 async def test_requests_of_clients_are_planned_before_those_of_backfills() -> None:
     """An older request of a backfill comes later in its batch; its tasks and record are marked."""
     planned = Planned()
@@ -228,6 +312,19 @@ async def test_an_empty_city_list_fails_the_request(bad: int, told: str) -> None
     assert (await planned.plan()).countries == {}
 
 
+async def test_an_unchanged_plan_is_written_only_to_remove_an_intent() -> None:
+    """A list of the same content costs no write, unless another planner has left a write intent."""
+    planned = Planned()
+    planned.lists({"1": "Peru"})
+    before = await planned.plan()
+    planned.store.raced_key = keys.plan(DATE)  # until it is written
+    assert await planned.plan() == before
+    assert planned.store.raced_key
+    planned.store.write(keys.plan(DATE), objects.encode(msgspec.structs.replace(before, write_intent="another's")))
+    assert await planned.plan() == before
+    assert not planned.store.raced_key
+
+
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (101, 102)])
 async def test_a_request_counts_the_bad_entries_of_its_own_city_list(before: int, after: int) -> None:
     """A request tells how many entries its own list had that are no cities, also where all others are as before."""
@@ -250,7 +347,9 @@ async def test_a_plan_that_lost_its_race_is_not_published() -> None:
         await planned.plan(publisher=MemoryPublisher(planned.log))
 
     planned.store.raced_key, planned.store.meanwhile = keys.plan(DATE), other
+    conflicts = value("tripfold_cas_conflicts_total", object="plan")
     plan = await planned.plan()
+    assert value("tripfold_cas_conflicts_total", object="plan") == conflicts + 1
     told: dict[tuple[str, int], set[tuple[str, ...]]] = {}
     for event in planned.published(Topic.CITY_STATS):
         assert isinstance(event, CountryDayPlanned)
@@ -269,7 +368,9 @@ async def test_a_slug_is_minted_once_also_in_a_race() -> None:
         planned.store.write(keys.COUNTRIES, objects.encode(minted))
 
     planned.store.raced_key, planned.store.meanwhile = keys.COUNTRIES, other
+    conflicts = value("tripfold_cas_conflicts_total", object="countries")
     plan = await planned.plan()
+    assert value("tripfold_cas_conflicts_total", object="countries") == conflicts + 1
     slugs = objects.decode(Countries, planned.store.objects[keys.COUNTRIES].body, keys.COUNTRIES).slugs
     assert slugs["Rossiia"] == "rossiia"
     assert list(plan.countries) == [slugs["Россия"]]

@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,12 +15,13 @@ import pytest
 from services.ingest.parsing.parser import DEFAULT_RULES
 from services.ingest.parsing.trips import RULE_VERSION
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
+from services.ingest.upstream.errors import PermanentUpstreamError
 from services.ingest.upstream.port import Download, Validators
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker import city_day
 from services.ingest.worker.city_day import CityDayIngest
 from shared.domain import events, keys, objects
-from shared.domain.events import Background, CityFinished, IngestCity, Source
+from shared.domain.events import Background, Cause, CityFinished, IngestCity, Outcome, Published, Source, cause_of
 from shared.domain.file_rules import FileRules
 from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
 from shared.domain.objects import Manifest
@@ -79,6 +81,29 @@ def task_of(city: str) -> IngestCity:
     )
 
 
+@contextlib.asynccontextmanager
+async def ingesting(
+    upstream: MemoryUpstream, store: MemoryStore, log: MemoryLog, **options: Any
+) -> AsyncIterator[CityDayIngest]:
+    """Open an ingest of one stream, whose first attempt is its last."""
+    circuit = CircuitBreaker(Retrier(health=Health(), wait_max_s=1))
+    policy = UpstreamRetryPolicy(circuit, attempts_max=1, outage_limit_s=60)
+    with ThreadPoolExecutor(1) as threads:
+        yield CityDayIngest(
+            store,
+            MemoryPublisher(log),
+            upstream,
+            **{
+                "clock": utc_now,
+                "retry_policy": policy,
+                "threads": threads,
+                "streams": 1,
+                "deadline_s": 60,
+                **options,
+            },
+        )
+
+
 async def test_a_response_that_waits_long_for_a_slot_is_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """While one file takes the only slot for long, the other's connection is closed and costs it no attempt."""
     monkeypatch.setattr(city_day, "SLOT_WAIT_MAX_S", 0)
@@ -87,31 +112,82 @@ async def test_a_response_that_waits_long_for_a_slot_is_requested_again(monkeypa
     upstream.files = dict.fromkeys(("0", "1"), file)
     timed = {stage: value("tripfold_ingest_stage_seconds_count", stage=stage) for stage in STAGES}
     stored_bytes, stored_trips = value("tripfold_stored_bytes_total"), value("tripfold_stored_trips_total")
-    circuit = CircuitBreaker(Retrier(health=Health(), wait_max_s=1))
-    with ThreadPoolExecutor(1) as threads:
-        ingest = CityDayIngest(
-            store,
-            MemoryPublisher(log),
-            upstream,
-            clock=utc_now,
-            retry_policy=UpstreamRetryPolicy(circuit, attempts_max=1, outage_limit_s=60),
-            threads=threads,
-            streams=1,
-            deadline_s=60,
-        )
-        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-            tasks.create_task(ingest.run(task_of("0")))
-            tasks.create_task(ingest.run(task_of("1")))
-            # The second response is open, and is then closed.
-            while upstream.downloads != ["0", "1"] or upstream.open != ["0"]:  # noqa: ASYNC110  # waits for this state
-                await asyncio.sleep(0)
-            upstream.flowing.set()
+    async with ingesting(upstream, store, log) as ingest, asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        tasks.create_task(ingest.run(task_of("0")))
+        tasks.create_task(ingest.run(task_of("1")))
+        # The second response is open, and is then closed.
+        while upstream.downloads != ["0", "1"] or upstream.open != ["0"]:  # noqa: ASYNC110  # waits for this state
+            await asyncio.sleep(0)
+        upstream.flowing.set()
     assert upstream.downloads == ["0", "1", "1"]
     assert all(keys.manifest(DAY, CityId(city)) in store.objects for city in ("0", "1"))
     for stage, times in STAGES.items():
         assert value("tripfold_ingest_stage_seconds_count", stage=stage) == timed[stage] + times, stage
     assert value("tripfold_stored_bytes_total") == stored_bytes + 2 * len(file)
     assert value("tripfold_stored_trips_total") == stored_trips + 2
+
+
+def ended(log: MemoryLog) -> CityFinished:
+    """Return the last event of a request."""
+    record = [one for one in log.appended if one.topic is Topic.REQUEST_PROGRESS][-1]
+    event = events.decode(record.topic, record.value)
+    assert isinstance(event, CityFinished)
+    return event
+
+
+async def test_a_finished_city_tells_what_it_published() -> None:
+    """The event has the size, the trips and the revision of the file. The events that it published name its task."""
+    upstream, store, log = MemoryUpstream(), MemoryStore(utc_now), MemoryLog()
+    upstream.files["0"] = file = trip_file([Trip(passengers=3, delay_ms=0)], DAY)
+    task = msgspec.structs.replace(task_of("0"), position=5, plan_revision=3, retried_at=utc_now())
+    finished = value("tripfold_city_tasks_finished_total", outcome="stored")
+    async with ingesting(upstream, store, log) as ingest:
+        await ingest.run(task)
+    assert value("tripfold_city_tasks_finished_total", outcome="stored") == finished + 1
+    manifest = objects.decode(Manifest, store.objects[keys.manifest(DAY, CityId("0"))].body, "a manifest")
+    told = {"request_id": task.request_id, "plan_revision": 3, "position": 5}
+    expected = CityFinished(
+        **told,  # type: ignore[arg-type]  # of three types
+        date=DAY,
+        city_id=CityId("0"),
+        city_name="City 0",
+        outcome=Outcome.STORED,
+        size_bytes=len(file),
+        trips=1,
+        published=(Published(country=CountrySlug("armenia"), revision=manifest.revision),),
+        retried_at=task.retried_at,
+    )
+    assert ended(log) == expected
+    (stats,) = log.records(Topic.CITY_STATS)
+    assert cause_of(dict(stats.headers)) == Cause(**told)  # type: ignore[arg-type]  # as above
+
+
+async def test_the_reason_of_a_failed_city_has_a_bounded_length() -> None:
+    """However long the upstream's error is, the event has the first 2,000 characters, no file and no revision."""
+    upstream, log = MemoryUpstream(), MemoryLog()
+    upstream.files["0"] = PermanentUpstreamError("x" * 3_000)
+    task = task_of("0")
+    async with ingesting(upstream, MemoryStore(utc_now), log) as ingest:
+        await ingest.run(task)
+    assert ended(log) == CityFinished(
+        request_id=task.request_id,
+        date=DAY,
+        city_id=CityId("0"),
+        city_name="City 0",
+        plan_revision=1,
+        position=0,
+        outcome=Outcome.FAILED,
+        reason="x" * 2_000,
+    )
+
+
+async def test_a_city_day_that_exceeds_its_deadline_fails() -> None:
+    """The deadline covers the whole city-day, and its reason names it."""
+    upstream, log = PacedUpstream(), MemoryLog()
+    upstream.files["0"] = trip_file([], DAY)
+    async with ingesting(upstream, MemoryStore(utc_now), log, deadline_s=0.05) as ingest:
+        await ingest.run(task_of("0"))
+    assert ended(log).reason == "the city-day took longer than its deadline of 0 s (1 attempts)"
 
 
 class CountingStore(MemoryStore):
@@ -133,19 +209,8 @@ class CountingStore(MemoryStore):
 async def test_only_a_changed_file_costs_a_write_intent() -> None:
     """A first file and an unchanged one cost no further write. A changed one is marked, and then requested again."""
     store, upstream = CountingStore(), MemoryUpstream()
-    circuit = CircuitBreaker(Retrier(health=Health(), wait_max_s=1))
     swaps, reads = [], []
-    with ThreadPoolExecutor(1) as threads:
-        ingest = CityDayIngest(
-            store,
-            MemoryPublisher(MemoryLog()),
-            upstream,
-            clock=utc_now,
-            retry_policy=UpstreamRetryPolicy(circuit, attempts_max=1, outage_limit_s=60),
-            threads=threads,
-            streams=1,
-            deadline_s=60,
-        )
+    async with ingesting(upstream, store, MemoryLog()) as ingest:
         for passengers in (3, 3, 4):
             upstream.files["0"] = trip_file([Trip(passengers=passengers, delay_ms=0)], DAY)
             store.calls.clear()
@@ -189,21 +254,9 @@ async def reprocess(
     bucket: FakeBucket, *, background: Background = AGAIN, rules: FileRules = DEFAULT_RULES
 ) -> dict[str, tuple[str, str]]:
     """Read the files of cities 1 to 4 again; return the outcome and the reason of each."""
-    upstream, circuit = MemoryUpstream(), CircuitBreaker(Retrier(health=Health(), wait_max_s=1))
-    policy = UpstreamRetryPolicy(circuit, attempts_max=1, outage_limit_s=60)
+    upstream = MemoryUpstream()
     raw_before = bucket.store.bodies(keys.RAW)
-    with ThreadPoolExecutor(1) as threads:
-        ingest = CityDayIngest(
-            bucket.store,
-            bucket.publisher,
-            upstream,
-            clock=bucket.clock,
-            retry_policy=policy,
-            threads=threads,
-            streams=1,
-            deadline_s=60,
-            rules=rules,
-        )
+    async with ingesting(upstream, bucket.store, bucket.log, clock=bucket.clock, rules=rules) as ingest:
         for city in ("1", "2", "3", "4"):
             await ingest.run(msgspec.structs.replace(task_of(city), background=background))
     assert upstream.downloads == []
@@ -216,6 +269,7 @@ async def test_a_stored_file_with_other_totals_becomes_a_revision(bucket: FakeBu
     """The revision names the same raw object. A second run changes nothing, and a city without a file is skipped."""
     ended = await reprocess(bucket)
     assert [ended[city][0] for city in "1234"] == ["stored", "stored", "unchanged", "skipped"]
+    assert ended["4"][1] == "no file of the city is stored"
     manifest = manifest_of(bucket, 1)
     assert (manifest.contribution.passengers, manifest.raw_key) == (10, manifest.history[0].raw_key)
     assert {outcome for outcome, _ in (await reprocess(bucket)).values()} == {"unchanged", "skipped"}
