@@ -9,7 +9,7 @@ HISTORIES ?= 10000
 KUBERNETES := 1.30.0 1.37.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade test-client released lint-openapi fuzz chaos alert-drill histories mutations simulation requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade test-client released lint-openapi fuzz chaos alert-drill histories mutations mutmut simulation requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -123,6 +123,10 @@ mutations: $(VENV)/.dev ## Check that random histories and simulations find each
 	TRIPFOLD_MUTATION_HISTORIES=$(HISTORIES) \
 		$(BIN)/python -m pytest -n $(WORKERS) tests/fault/test_mutations.py tests/simulation/test_simulation.py $(ARGS)
 
+mutmut: $(VENV)/mutation/.installed ## Mutate fold, workers, planner, consumers, replay and S3 line by line (ONLY='*planner*' or a tenth: '*_7')
+	$(VENV)/mutation/bin/mutmut run --max-children $(or $(JOBS),1) $(if $(ONLY),'$(ONLY)')
+	$(VENV)/mutation/bin/mutmut results | grep -v 'not checked'
+
 simulation: $(VENV)/.dev ## Simulate processes, users and faults in virtual time (SECONDS=600 SEED=7; repeat one: SEED=7 ONE=1)
 	$(BIN)/python -m tests.simulation --workers $(WORKERS) \
 		$(if $(ONE),--histories 1,--seconds $(or $(SECONDS),600)) $(if $(SEED),--seed $(SEED)) $(ARGS)
@@ -133,6 +137,7 @@ requirements: ## Pin the requirements again, with hashes (needs uv)
 	uv pip compile -q $(COMPILE) --extra dev -o requirements/dev.txt
 	uv pip compile -q $(COMPILE) --extra local --extra build --extra bench -o requirements/bench.txt
 	uv pip compile -q $(COMPILE) --extra local --extra build --extra fuzz -o requirements/fuzz.txt
+	uv pip compile -q $(COMPILE) --extra mutation -o requirements/mutation.txt
 	echo kubernetes-validate==1.37.0 | uv pip compile -q - --no-deps $(COMPILE_OPTIONS) -o requirements/kubernetes.txt
 	$(BUILD_BACKEND) | uv pip compile -q - $(COMPILE_OPTIONS) -o requirements/build.txt
 	{ $(BUILD_BACKEND); echo cyclonedx-bom==7.5.0; } | uv pip compile -q - $(COMPILE_OPTIONS) -o requirements/release.txt
@@ -173,6 +178,13 @@ $(VENV)/fuzz/.installed: requirements/fuzz.txt pyproject.toml client/pyproject.t
 	@$(PYTHON) -m venv $(VENV)/fuzz
 	@$(VENV)/fuzz/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/fuzz.txt
 	@$(VENV)/fuzz/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e client -e .
+	@touch $@
+
+$(VENV)/mutation/.installed: requirements/mutation.txt pyproject.toml client/pyproject.toml
+	@echo "installing the mutation tester into $(VENV)/mutation"
+	@$(PYTHON) -m venv $(VENV)/mutation
+	@$(VENV)/mutation/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/mutation.txt
+	@$(VENV)/mutation/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e client -e .
 	@touch $@
 
 $(VENV)/release/.installed: requirements/release.txt
