@@ -99,7 +99,7 @@ async def test_any_lost_record_is_recovered(scenario: Scenario) -> None:
     assert not wrong, "\n".join(wrong[:20])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     scenario=st.sampled_from(SCENARIOS),
     broken=st.dictionaries(st.integers(0, 150), st.sampled_from(Break), min_size=1, max_size=5),

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fault.histories import HISTORIES_PER_SEED, new_seed, run_histories
 
-HISTORIES = int(os.environ.get("TRIPFOLD_HISTORIES", str(HISTORIES_PER_SEED)))
+HISTORIES = int(os.environ.get("TRIPFOLD_HISTORIES", "100"))
 SEED = os.environ.get("TRIPFOLD_HISTORIES_SEED")
 
 

@@ -33,8 +33,8 @@ from tests.integration.upstream import UpstreamServer
 from tripfold.local.embedded import EmbeddedServices
 from tripfold.local.supervisor import RESTART_WINDOW_S, RESTARTS_MAX
 
-KILLS = int(os.environ.get("TRIPFOLD_TEST_KILLS", "3"))
-DATES = int(os.environ.get("TRIPFOLD_TEST_KILL_DATES", "3"))
+KILLS = int(os.environ.get("TRIPFOLD_TEST_KILLS", "1"))
+DATES = int(os.environ.get("TRIPFOLD_TEST_KILL_DATES", "2"))
 SEED = int(os.environ.get("TRIPFOLD_TEST_SEED", random.randrange(2**32)))
 CITIES = 5
 TRIPS = 4000
