@@ -206,6 +206,8 @@ async def test_a_response_without_an_etag_is_an_outage(field: str) -> None:
     """A response without an ETag is an error for reads and writes, although the write may have happened."""
     head = f"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n{field}Connection: close\r\n\r\n1".encode()
     async with answering(lambda _: head) as store:
-        for name in ("get", "get the head", "create", "swap"):
-            with pytest.raises(StoreUnavailable):
+        for name, operation in (("get", "Get"), ("create", "Put"), ("swap", "Put")):
+            with pytest.raises(StoreUnavailable, match=f"^S3 {operation}Object of {KEY}: .*ETag"):
                 await CALLS[name](store)
+        with pytest.raises(StoreUnavailable, match=f"^S3 HeadObject of {KEY}: the response has no ETag$"):
+            await store.get(KEY, first_bytes=0)

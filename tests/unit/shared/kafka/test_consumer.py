@@ -147,8 +147,10 @@ async def test_a_consumer_whose_stop_raises_is_restarted_at_once() -> None:
 async def test_a_consumer_without_lag_is_not_restarted() -> None:
     """A consumer without lag may idle for any time."""
     subscriber = Subscriber(Consumer(position=9, end=9))
+    metrics.last_poll.labels("city-stats").set(0)
     await Subscription(Topic.CITY_STATS, subscriber).watch(Clock(lasts_s=STUCK_AFTER_S * 5), answers)
     assert subscriber.starts == 0
+    assert time.time() - value("tripfold_last_poll_timestamp_seconds", topic="city-stats") < 60
 
 
 async def test_a_consumer_that_handles_a_batch_is_not_restarted() -> None:
@@ -245,6 +247,7 @@ class Broker:
         self.topic = ""
         self.options: dict[str, Any] = {}
         self.consumer = self
+        self.get_msg: Any = None
         self.commits: list[dict[TopicPartition, int]] = []
 
     def subscriber(self, topic: str, **options: object) -> Broker:
@@ -341,6 +344,8 @@ def test_a_subscriber_commits_nothing_by_itself_and_begins_at_the_earliest_recor
             **ours,
         },
     )
+    consuming(broker, handler, in_turns=True)
+    assert (broker.get_msg.func, broker.get_msg.keywords) == (take_in_turns, {"records_max": 7, "linger_ms": 9})
     unnamed = named_settings().model_copy(update={"kafka_group_instance_id": ""})
     consuming(broker, handler, settings=unnamed, deadline_s=60.0)
     assert (broker.options["group_instance_id"], broker.options["max_poll_interval_ms"]) == (None, 180_000)
@@ -438,6 +443,19 @@ async def test_a_failed_batch_is_tried_again_and_named(batches_at_once: int, nam
     assert (fault.begun, seen, health.faults) == ([[8, 9], [8, 9]], [[], [name]], {})
     assert broker.commits == [{TopicPartition("test-city-stats", 3): 10}]
     assert handler.begun == []
+
+
+async def test_batches_that_do_not_end_are_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop waits for the batches that run, and then cancels those that are left. Without any, it does not wait."""
+    monkeypatch.setattr(consumer_module, "SHUTDOWN_GRACE_S", 0.02)
+    subscription = Subscription(Topic.CITY_STATS, Subscriber(Consumer(position=9, end=9)))
+    await subscription.drain()
+    for seconds in (0.001, 3_600):
+        subscription.start(asyncio.sleep(seconds))
+    short, long = sorted(subscription.running, key=lambda task: str(task.get_coro()))
+    await subscription.drain()
+    await asyncio.wait([short, long])
+    assert sorted([short.cancelled(), long.cancelled()]) == [False, True]
 
 
 class Fault(Handler):

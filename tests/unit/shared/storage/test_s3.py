@@ -180,14 +180,17 @@ async def test_each_request_is_observed_by_operation_and_result(
     """The histogram of requests to S3 has each request once, and an error names its operation and its object."""
     server.respond = lambda _: response
     before = observed()
+    operation, result = [*expected][-1]
     async with S3Store(server.settings()) as store:
         try:
             with traced() as traces, tracing.server_span("GET", None, {}):
                 await call(store)
         except (CasConflict, ObjectNotFound) as error:
             assert str(error) in {"a", "a.json"}  # noqa: PT017  # most calls raise nothing
+            assert result in {"conflict", "not_found"}  # as above
         except StoreUnavailable as error:
-            assert re.match(f"S3 {[*expected][-1][0]} of (a|a.json|raw/): ", str(error))  # noqa: PT017  # as above
+            assert re.match(f"S3 {operation} of (a|a.json|raw/): ", str(error))  # noqa: PT017  # as above
+            assert result == "error"  # as above
     spans = [(one.name, one.attributes or {}) for one in traces.get_finished_spans() if one.name != "GET"]
     assert [(name, found["rpc.method"], found["tripfold.s3.result"]) for name, found in spans] == [
         (f"S3 {operation}", operation, result) for operation, result in expected if operation != "UploadPart"
@@ -474,6 +477,15 @@ async def test_a_listing_has_the_keys_of_its_prefix_and_no_other(
     assert len(server.requests) <= 3  # two pages, and one after the last key
 
 
+async def test_a_listing_asks_only_for_its_folder(server: Recorder) -> None:
+    """S3 selects by the folder of the prefix, however deep, so that it returns few other keys."""
+    server.respond = lambda _: EMPTY_LIST
+    async with S3Store(server.settings()) as store:
+        assert [one async for one in store.list("raw/date=1/city=2")] == []
+    (request,) = server.requests
+    assert parse_qs(urlsplit(request.target).query)["prefix"] == ["raw/date=1/"]
+
+
 async def test_a_listing_that_goes_back_is_an_outage(server: Recorder) -> None:
     """A store that lists a key again after its last one would be listed without end."""
     entry = "<Contents><Key>raw/a</Key><LastModified>2024-05-02T10:00:00.000Z</LastModified><Size>7</Size>"
@@ -548,6 +560,11 @@ def test_the_authorities_are_those_of_the_settings_or_the_environment() -> None:
     assert ca_file_of(unnamed, {}) == ""
     with pytest.raises(StoreUnavailable, match="in /nowhere/a cannot be read: No such file"):
         S3Store(named)
+
+
+def test_an_error_without_a_text_is_named_by_its_class() -> None:
+    """An operator sees at least what kind of fault it was."""
+    assert str(s3._unavailable("GetObject", "a", TimeoutError())) == "S3 GetObject of a: TimeoutError"
 
 
 def test_the_client_loads_no_botocore() -> None:

@@ -144,7 +144,7 @@ async def test_a_record_of_a_later_version_refuses_the_flip(bucket: FakeBucket) 
     assert (rebuilt.flipped, rebuilt.newer_records) == (False, 1)
     assert "rebuild --from s3" in (rebuilt.refused or "")
     place = f"city-stats, partition {newer.partition}, offset {newer.offset}"
-    assert f"{place}: type 'forecast', schema version 2" in (rebuilt.refused or "")
+    assert f"{place}: type 'forecast', schema version 2). Upgrade" in (rebuilt.refused or "")
     assert bodies(bucket, 1) == before
 
 

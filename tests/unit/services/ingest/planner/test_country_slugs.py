@@ -77,6 +77,7 @@ def test_a_slug_is_minted_once() -> None:
     known = mint_slugs(Countries(), ["Armenia", "Brasil"])
     assert mint_slugs(known, ["Brasil"]) is known
     assert mint_slugs(known, ["Chile"]).slugs["Brasil"] == "brasil"
+    assert mint_slugs(known, ["BRASIL "]).slugs["BRASIL "] == "brasil"
 
 
 def test_a_long_name_has_a_short_slug() -> None:

@@ -239,6 +239,12 @@ async def test_stored_files_are_read_again_without_a_plan() -> None:
     assert task.background == Background(source=Source.BUCKET, again=True)
     assert planned.published(Topic.CITY_STATS) == []
     assert await read_plan(planned.store, DATE) is None
+    bucket.plan(3, {"peru": [8]})
+    planned.store.write(keys.plan(DATE), bucket.store.objects[keys.plan(DATE)].body)
+    await planned.plan(msgspec.structs.replace(planned.requested(), background=wanted))
+    told = planned.published(Topic.REQUEST_PROGRESS)[-1]
+    assert isinstance(told, RequestPlanned)
+    assert (told.plan_revision, told.cities, told.countries) == (3, 1, 1)
 
 
 async def test_requests_of_clients_are_planned_before_those_of_backfills() -> None:
@@ -291,9 +297,10 @@ async def test_the_topic_ends_with_the_newest_plan_after_a_race() -> None:
 async def test_the_most_frequent_spelling_of_a_country_is_shown() -> None:
     """Spellings of a country are one country of the plan, under the name that most of its cities have."""
     planned = Planned()
-    planned.lists({"1": " Peru ", "2": "PERU", "3": "Peru"})
-    plan = await planned.plan()
-    assert {slug: country.name for slug, country in plan.countries.items()} == {"peru": "Peru"}
+    for listed, shown in ((" Peru ", "PERU", "Peru"), "Peru"), (("PERU", "Peru", "PERU"), "PERU"):
+        planned.lists({str(number): country for number, country in enumerate(listed)})
+        plan = await planned.plan()
+        assert {slug: country.name for slug, country in plan.countries.items()} == {"peru": shown}
 
 
 @pytest.mark.parametrize(("bad", "told"), [(0, "it is empty"), (2, "none of its 2 entries is a city")])

@@ -21,14 +21,26 @@ from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker import city_day
 from services.ingest.worker.city_day import CityDayIngest
 from shared.domain import events, keys, objects
-from shared.domain.events import Background, Cause, CityFinished, IngestCity, Outcome, Published, Source, cause_of
+from shared.domain.events import (
+    Background,
+    Cause,
+    CityDayRetracted,
+    CityDayStats,
+    CityFinished,
+    IngestCity,
+    Outcome,
+    Published,
+    Source,
+    cause_of,
+)
 from shared.domain.file_rules import FileRules
 from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
 from shared.domain.objects import Manifest
 from shared.domain.topics import Topic
+from shared.kafka.records import ConsumedRecord
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
-from shared.storage.object_store import StoredObject
+from shared.storage.object_store import CasConflict, StoredObject
 from tests.fakes.bucket import FakeBucket, trips
 from tests.fakes.builders import Trip, trip_file
 from tests.fakes.log import MemoryLog, MemoryPublisher
@@ -191,11 +203,12 @@ async def test_a_city_day_that_exceeds_its_deadline_fails() -> None:
 
 
 class CountingStore(MemoryStore):
-    """A store that lists its calls, by method and folder."""
+    """A store that lists its calls, by method and folder. Its next swaps conflict, or write and then conflict."""
 
     def __init__(self) -> None:
         super().__init__(utc_now)
         self.calls: list[str] = []
+        self.conflicts = self.responses_lost = 0
 
     async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
         self.calls.append(f"get {key.partition('/')[0]}")
@@ -203,7 +216,14 @@ class CountingStore(MemoryStore):
 
     async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
         self.calls.append(f"swap {key.partition('/')[0]}")
-        return await super().compare_and_swap(key, body, etag=etag)
+        if self.conflicts:
+            self.conflicts -= 1
+            raise CasConflict(key)
+        etag = await super().compare_and_swap(key, body, etag=etag)
+        if self.responses_lost:
+            self.responses_lost -= 1
+            raise CasConflict(key)
+        return etag
 
 
 async def test_only_a_changed_file_costs_a_write_intent() -> None:
@@ -220,6 +240,66 @@ async def test_only_a_changed_file_costs_a_write_intent() -> None:
     assert swaps == [1, 0, 2]
     assert reads[1] == ["get manifests", "get requests", "get raw", "get manifests"]
     assert upstream.downloads == ["0", "0", "0"]
+
+
+async def test_an_unchanged_file_removes_a_write_intent() -> None:
+    """The intent of a worker that crashed is removed by a check. After a conflict it is checked again."""
+    store, upstream, log = CountingStore(), MemoryUpstream(), MemoryLog()
+    upstream.files["0"] = trip_file([Trip(passengers=3, delay_ms=0)], DAY)
+    key = keys.manifest(DAY, CityId("0"))
+    async with ingesting(upstream, store, log) as ingest:
+        await ingest.run(task_of("0"))
+        manifest = objects.decode(Manifest, store.objects[key].body, key)
+        store.write(key, objects.encode(msgspec.structs.replace(manifest, write_intent="another's")))
+        conflicts = value("tripfold_cas_conflicts_total", object="manifest")
+        store.conflicts = 1
+        await ingest.run(task_of("0"))
+    assert value("tripfold_cas_conflicts_total", object="manifest") == conflicts + 1
+    assert ended(log).outcome is Outcome.UNCHANGED
+    assert objects.decode(Manifest, store.objects[key].body, key) == manifest
+
+
+async def test_a_lost_response_of_the_manifest_is_recognised() -> None:
+    """A worker whose write conflicts with itself has written the manifest, and does not store the file twice."""
+    store, upstream, log = CountingStore(), MemoryUpstream(), MemoryLog()
+    upstream.files["0"] = trip_file([Trip(passengers=3, delay_ms=0)], DAY)
+    store.responses_lost = 1
+    async with ingesting(upstream, store, log) as ingest:
+        await ingest.run(task_of("0"))
+    assert (store.calls.count("swap manifests"), upstream.downloads) == (1, ["0"])
+    assert ended(log).outcome is Outcome.STORED
+
+
+@pytest.mark.parametrize(
+    ("task_plan", "newest_plan", "place"),
+    [
+        (4, 4, ("brasil", "Brasil", 5)),
+        (6, 6, ("armenia", "Armenia", 6)),
+        (6, 9, ("chad", "Chad", 9)),
+    ],
+)
+async def test_a_city_goes_where_the_newest_plan_has_it(
+    task_plan: int, newest_plan: int, place: tuple[str, str, int]
+) -> None:
+    """A late task of an older plan leaves the city where the stored file or a newer plan has it."""
+    bucket, upstream = FakeBucket(), MemoryUpstream()
+    bucket.store_file(1, 11, trips(1), "brasil")
+    change(bucket, 1, plan_revision=5)
+    bucket.plan(newest_plan, {"chad": [7, 1], "peru": [8]})
+    upstream.files["1"] = trip_file([Trip(passengers=3, delay_ms=0)], DAY)
+    async with ingesting(upstream, bucket.store, bucket.log, clock=bucket.clock) as ingest:
+        await ingest.run(msgspec.structs.replace(task_of("1"), plan_revision=task_plan))
+    manifest = manifest_of(bucket, 1)
+    assert (manifest.country, manifest.country_name, manifest.plan_revision) == place
+    moved = {event.country for event in map(stats_of, bucket.log.records(Topic.CITY_STATS))}
+    assert moved == {"brasil", place[0]}
+
+
+def stats_of(record: ConsumedRecord) -> CityDayStats | CityDayRetracted:
+    """Return an event of a city."""
+    event = events.decode(record.topic, record.value)
+    assert isinstance(event, CityDayStats | CityDayRetracted)
+    return event
 
 
 AGAIN = Background(source=Source.BUCKET, again=True)
