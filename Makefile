@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WORKERS ?= 3 # parallel test processes; more than cores, because tests also wait for the processes they start
 HISTORIES ?= 10000
+# Each process that a test starts would compile Tripfold again.
+unexport PYTHONDONTWRITEBYTECODE
 # The oldest and the newest version of Kubernetes that deploy/kubernetes is checked against.
 KUBERNETES := 1.30.0 1.37.0
 
