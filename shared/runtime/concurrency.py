@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 _Item = TypeVar("_Item")
@@ -56,10 +56,10 @@ class SingleFlight(Generic[_Result]):
     """
 
     def __init__(self) -> None:
-        self._running: dict[str, asyncio.Task[_Result]] = {}
-        self._next: dict[str, asyncio.Task[_Result]] = {}
+        self._running: dict[Hashable, asyncio.Task[_Result]] = {}
+        self._next: dict[Hashable, asyncio.Task[_Result]] = {}
 
-    async def run(self, name: str, work: Callable[[], Awaitable[_Result]]) -> _Result:
+    async def run(self, name: Hashable, work: Callable[[], Awaitable[_Result]]) -> _Result:
         """Return the result of ``work``, or of a call of this name that begins later. Errors are shared too."""
         task = self._next.get(name)
         if task is None:
@@ -70,7 +70,7 @@ class SingleFlight(Generic[_Result]):
         return await asyncio.shield(task)
 
     async def _after(
-        self, before: asyncio.Task[_Result] | None, name: str, work: Callable[[], Awaitable[_Result]]
+        self, before: asyncio.Task[_Result] | None, name: Hashable, work: Callable[[], Awaitable[_Result]]
     ) -> _Result:
         if before is not None:
             await asyncio.wait([before])

@@ -49,7 +49,7 @@ class TableHeads:
 
     async def _table(self, generation: int, of_month: tuple[str, Mapping[str, str]]) -> dict[str, SummaryHead]:
         month, wanted = of_month
-        name = f"{month} {hash(frozenset(wanted.items()))}"
+        name = (month, frozenset(wanted.items()))
         return await self._tables.run(name, partial(self._read, generation, month, wanted))
 
     async def _read(self, generation: int, month: str, wanted: Mapping[str, str]) -> dict[str, SummaryHead]:
