@@ -266,6 +266,26 @@ async def test_requests_of_clients_are_planned_before_those_of_backfills() -> No
         assert (task.request_id, record.background) == (request.request_id, request.background)
 
 
+@pytest.mark.parametrize(("planned_before", "cities"), [(0, ["2"]), (-1, ["1", "2"])])
+async def test_a_stalled_request_gets_tasks_for_its_unfinished_cities(planned_before: int, cities: list[str]) -> None:
+    """A record of another plan says nothing of the cities of this one, so all get a task."""
+    planned = Planned()
+    planned.lists({"1": "Peru", "2": "Peru"})
+    plan = await planned.plan(request := planned.requested())
+    record = await read_request_record(planned.store, request.request_id)
+    assert record is not None
+    served = msgspec.structs.replace(
+        record, planned=True, plan_revision=plan.revision + planned_before, cities=2, served=bitmap.encode(0b01)
+    )
+    planned.store.write(keys.request(request.request_id), objects.encode(served))
+    resent = msgspec.structs.replace(request, resent_at=NOON + dt.timedelta(hours=1))
+    await planned.plan(resent)
+    tasks = [event.city_id for event in planned.published(Topic.CITY_TASKS)[2:] if isinstance(event, IngestCity)]
+    assert tasks == cities
+    await planned.plan(resent)  # as it is redelivered
+    assert len(planned.published(Topic.CITY_TASKS)) == 2 + len(cities)
+
+
 async def test_a_redelivered_request_is_planned_once() -> None:
     """Once all tasks of a request are published, the same event publishes none again, nor reads the city list."""
     planned = Planned()

@@ -203,7 +203,7 @@ async def test_a_city_day_that_exceeds_its_deadline_fails() -> None:
 
 
 class CountingStore(MemoryStore):
-    """A store that lists its calls, by method and folder. Its next swaps conflict, or write and then conflict."""
+    """A store that lists its calls. The next swaps of manifests conflict, or write and then conflict."""
 
     def __init__(self) -> None:
         super().__init__(utc_now)
@@ -216,11 +216,12 @@ class CountingStore(MemoryStore):
 
     async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
         self.calls.append(f"swap {key.partition('/')[0]}")
-        if self.conflicts:
+        is_manifest = key.startswith("manifests/")
+        if self.conflicts and is_manifest:
             self.conflicts -= 1
             raise CasConflict(key)
         etag = await super().compare_and_swap(key, body, etag=etag)
-        if self.responses_lost:
+        if self.responses_lost and is_manifest:
             self.responses_lost -= 1
             raise CasConflict(key)
         return etag
@@ -264,9 +265,11 @@ async def test_a_lost_response_of_the_manifest_is_recognised() -> None:
     store, upstream, log = CountingStore(), MemoryUpstream(), MemoryLog()
     upstream.files["0"] = trip_file([Trip(passengers=3, delay_ms=0)], DAY)
     store.responses_lost = 1
+    conflicts = value("tripfold_cas_conflicts_total", object="manifest")
     async with ingesting(upstream, store, log) as ingest:
         await ingest.run(task_of("0"))
     assert (store.calls.count("swap manifests"), upstream.downloads) == (1, ["0"])
+    assert value("tripfold_cas_conflicts_total", object="manifest") == conflicts + 1
     assert ended(log).outcome is Outcome.STORED
 
 
