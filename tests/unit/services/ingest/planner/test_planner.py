@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 import pytest
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
@@ -35,6 +35,7 @@ from shared.domain.topics import Topic
 from shared.kafka.records import OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
+from shared.storage import active_requests
 from shared.storage.repository import read_plan, read_request_record
 from tests.fakes.bucket import FakeBucket, trips
 from tests.fakes.builders import Clock, UpstreamState
@@ -284,6 +285,20 @@ async def test_a_stalled_request_gets_tasks_for_its_unfinished_cities(planned_be
     assert tasks == cities
     await planned.plan(resent)  # as it is redelivered
     assert len(planned.published(Topic.CITY_TASKS)) == 2 + len(cities)
+
+
+@pytest.mark.parametrize(("background", "waits"), [(BACKGROUND, True), (UNSET, False)])
+async def test_a_backfill_waits_for_another_of_its_date(background: Background | UnsetType, waits: bool) -> None:
+    """While a request of a backfill runs, another one waits. That of a client does not."""
+    planned = Planned()
+    planned.lists({"1": "Peru"})
+    first = msgspec.structs.replace(planned.requested(), background=BACKGROUND)
+    second = msgspec.structs.replace(planned.requested(), background=background)
+    for request in (first, second):
+        await active_requests.join(planned.store, DATE, request.request_id)
+        await planned.plan(request)
+    told = [event for event in planned.published(Topic.REQUEST_PROGRESS) if isinstance(event, RequestPlanned)]
+    assert [event.request_id for event in told] == [one.request_id for one in (first, *(() if waits else (second,)))]
 
 
 async def test_a_redelivered_request_is_planned_once() -> None:

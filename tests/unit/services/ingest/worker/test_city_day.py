@@ -22,6 +22,7 @@ from services.ingest.worker import city_day
 from services.ingest.worker.city_day import CityDayIngest
 from shared.domain import events, keys, objects
 from shared.domain.events import (
+    BACKGROUND,
     Background,
     Cause,
     CityDayRetracted,
@@ -60,19 +61,21 @@ class PacedUpstream(MemoryUpstream):
         super().__init__()
         self.flowing = asyncio.Event()
         self.open: list[str] = []
+        self.read: list[str] = []
 
     @contextlib.asynccontextmanager
     async def download(self, upstream_id: str, date: dt.date, known: Validators | None) -> AsyncIterator[Download]:
         async with super().download(upstream_id, date, known) as download:
             assert download.chunks is not None
-            download.chunks = self._paced(download.chunks)
+            download.chunks = self._paced(upstream_id, download.chunks)
             self.open.append(upstream_id)
             try:
                 yield download
             finally:
                 self.open.remove(upstream_id)
 
-    async def _paced(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _paced(self, upstream_id: str, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        self.read.append(upstream_id)
         await self.flowing.wait()
         async for chunk in chunks:
             yield chunk
@@ -200,6 +203,26 @@ async def test_a_city_day_that_exceeds_its_deadline_fails() -> None:
     async with ingesting(upstream, MemoryStore(utc_now), log, deadline_s=0.05) as ingest:
         await ingest.run(task_of("0"))
     assert ended(log).reason == "the city-day took longer than its deadline of 0 s (1 attempts)"
+
+
+async def test_backfills_use_no_more_streams_than_asked() -> None:
+    """Two of three streams may be used for tasks of backfills; another task gets the third."""
+    upstream, log = PacedUpstream(), MemoryLog()
+    upstream.files = dict.fromkeys("0123", trip_file([], DAY))
+    async with (
+        ingesting(upstream, MemoryStore(utc_now), log, streams=3, background_streams=2) as ingest,
+        asyncio.timeout(10),
+        asyncio.TaskGroup() as tasks,
+    ):
+        for city in "012":
+            tasks.create_task(ingest.run(msgspec.structs.replace(task_of(city), background=BACKGROUND)))
+        while len(upstream.open) < 3:  # noqa: ASYNC110  # waits for this state
+            await asyncio.sleep(0)
+        tasks.create_task(ingest.run(task_of("3")))
+        while "3" not in upstream.read:  # noqa: ASYNC110  # as above
+            await asyncio.sleep(0)
+        assert upstream.read == ["0", "1", "3"]
+        upstream.flowing.set()
 
 
 class CountingStore(MemoryStore):
