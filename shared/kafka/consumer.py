@@ -172,8 +172,7 @@ class Subscription:
             return None
         try:
             async with asyncio.timeout(PROGRESS_TIMEOUT_S):
-                partitions = list(consumer.assignment())
-                ends = await consumer.end_offsets(partitions) if partitions else {}
+                ends = await consumer.end_offsets(consumer.assignment())
                 return {one.partition: Offsets(await consumer.position(one), end) for one, end in ends.items()}
         except (KafkaError, OSError, TimeoutError):
             return None
