@@ -273,4 +273,4 @@ def tune_collector() -> None:
     A batch has thousands of records and events, and reference counts free them all. Yet each run of the collector
     visits them: an eighth of the processor time of a rebuild. Peak memory does not grow (`bench.fold`).
     """
-    gc.set_threshold(YOUNG_OBJECTS_MAX, *gc.get_threshold()[1:])
+    gc.set_threshold(YOUNG_OBJECTS_MAX)

@@ -147,8 +147,8 @@ async def test_a_response_that_breaks_off_is_a_fault() -> None:
     """A body shorter than it was said to be is not taken for an object, in no method that reads one."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: " + ETAG.encode() + b"\r\nConnection: close\r\n\r\n"
     async with answering(lambda _: head + b'{"schema_version":1') as store:
-        for name in ("get", "get the head", "stream", "list"):
-            with pytest.raises(StoreUnavailable):
+        for name, operation in (("get", "Get"), ("get the head", "Get"), ("stream", "Get"), ("list", "List")):
+            with pytest.raises(StoreUnavailable, match=f"^S3 {operation}Object"):
                 await CALLS[name](store)
 
 

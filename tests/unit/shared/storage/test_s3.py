@@ -163,6 +163,7 @@ REQUESTS: list[tuple[Callable[[S3Store], Awaitable[object]], bytes, dict[tuple[s
     (lambda store: store.compare_and_swap("a", b"1", etag="1"), failing(412), {("PutObject", "conflict"): 1}),
     (lambda store: store.compare_and_swap("a", b"1", etag="1"), failing(503), {("PutObject", "error"): 1}),
     (lambda store: store.delete("a.json"), ANSWER, {("DeleteObject", "ok"): 1}),
+    (lambda store: store.delete("a.json"), REFUSED, {("DeleteObject", "error"): 1}),
     (list_all, EMPTY_LIST, {("ListObjectsV2", "ok"): 1}),
     (list_all, REFUSED, {("ListObjectsV2", "error"): 1}),
     (upload, ANSWER, {("UploadPart", "ok"): 1, ("CompleteMultipartUpload", "ok"): 1}),
@@ -516,7 +517,8 @@ def test_a_client_has_the_options_of_its_bucket(
     environment.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
     (tmp_path / "ca.pem").write_bytes(b"pem")
     given = {"TRIPFOLD_S3_BUCKET": "bucket", "TRIPFOLD_S3_ADDRESSING_STYLE": style, "TRIPFOLD_S3_REGION": "r"}
-    S3Store(load_settings(given | ({"TRIPFOLD_S3_ENDPOINT_URL": url} if url else {}) | {"TRIPFOLD_S3_POOL_SIZE": "7"}))
+    environment.setenv("AWS_ENDPOINT_URL", url or "")
+    S3Store(load_settings(given | {"TRIPFOLD_S3_POOL_SIZE": "7"}))
     expected = {
         "bucket": "bucket",
         "region": "r",
