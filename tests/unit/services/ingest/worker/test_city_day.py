@@ -321,6 +321,27 @@ async def test_a_city_goes_where_the_newest_plan_has_it(
     assert moved == {"brasil", place[0]}
 
 
+async def test_a_plan_that_is_written_during_a_move_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newer plan's task may have run before the move, so the worker moves the city again."""
+    bucket, upstream = FakeBucket(), MemoryUpstream()
+    bucket.store_file(1, 11, trips(1), "brasil")
+    change(bucket, 1, plan_revision=5)
+    bucket.plan(6, {"armenia": [1]})
+    upstream.files["1"] = trip_file([Trip(passengers=3, delay_ms=0)], DAY)
+    swap = bucket.store.compare_and_swap
+
+    async def swap_late(key: str, body: bytes, *, etag: str | None) -> str:
+        if key == keys.manifest(DAY, CityId("1")) and b'"country":"armenia"' in body:
+            bucket.plan(9, {"brasil": [1]})
+        return await swap(key, body, etag=etag)
+
+    monkeypatch.setattr(bucket.store, "compare_and_swap", swap_late)
+    async with ingesting(upstream, bucket.store, bucket.log, clock=bucket.clock) as ingest:
+        await ingest.run(msgspec.structs.replace(task_of("1"), plan_revision=6))
+    manifest = manifest_of(bucket, 1)
+    assert (manifest.country, manifest.plan_revision) == ("brasil", 9)
+
+
 def stats_of(record: ConsumedRecord) -> CityDayStats | CityDayRetracted:
     """Return an event of a city."""
     event = events.decode(record.topic, record.value)
