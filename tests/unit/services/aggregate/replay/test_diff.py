@@ -1,4 +1,4 @@
-"""What a comparison of a country-day in two generations tells."""
+"""Tests of the comparison of a country-day in two generations."""
 
 from __future__ import annotations
 

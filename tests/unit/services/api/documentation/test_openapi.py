@@ -146,7 +146,7 @@ def schema_of(operation: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def test_every_schema_has_a_name_of_its_own(document: dict[str, Any]) -> None:
-    """No two schemas have one name: Litestar would tell them apart by their modules, and generated clients cannot."""
+    """No two schemas have one name: Litestar would name them by their modules, and generated clients cannot."""
     schemas = document["components"]["schemas"]
     assert {name for name, schema in schemas.items() if schema.get("title", name) != name} == set()
 
