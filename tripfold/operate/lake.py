@@ -85,7 +85,7 @@ def build_command(
         for month, one in result.built.items():
             records.add(month, one.country_days, one.city_days, one.unreadable, f"{one.as_of:%Y-%m-%dT%H:%M:%SZ}")
         records.print(console)
-    print_remark(f"Built {len(result.built):,} months. {result.current:,} were current.")
+    print_remark(f"Months built: {len(result.built):,}. Months already current: {result.current:,}.")
     if any(one.unreadable for one in result.built.values()):
         print_remark("Unreadable summaries are left out. Name them: 'tripfold verify'. Repair them: 'tripfold repair'.")
 
