@@ -22,7 +22,8 @@ demo: $(VENV)/.local ## Process three dates on an embedded stack and print the s
 up: $(VENV)/.local ## Run the embedded stack until Ctrl-C (ARGS: see tripfold up --help)
 	@$(BIN)/tripfold up $(ARGS)
 
-test: lint unit ## Lint, check types, run the tests
+test: ## Lint, check types, run the tests
+	@$(MAKE) --no-print-directory --jobs 2 lint unit
 
 lint: $(VENV)/.dev ## Check style, types, imports, workflows and docs
 	$(BIN)/ruff check .
