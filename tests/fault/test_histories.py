@@ -21,8 +21,9 @@ SEED = os.environ.get("TRIPFOLD_HISTORIES_SEED")
 def test_random_histories_match_the_oracle(portion: int) -> None:
     """In any order of steps, all checks hold after each step, and the world at rest matches the oracle."""
     seed = new_seed() if SEED is None else int(SEED) + portion
+    histories = min(HISTORIES, HISTORIES_PER_SEED)
     try:
-        run_histories(seed, min(HISTORIES, HISTORIES_PER_SEED))
+        run_histories(seed, histories)
     except BaseException as error:
-        error.add_note(f"the seed was {seed}: make histories HISTORIES={HISTORIES_PER_SEED} SEED={seed}")
+        error.add_note(f"the seed was {seed}: make histories HISTORIES={histories} SEED={seed}")
         raise
