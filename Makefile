@@ -168,26 +168,13 @@ $(VENV)/.dev: $(VENV)/bin/python requirements/dev.txt pyproject.toml client/pypr
 	@$(PIP) install --no-deps --no-build-isolation -e client -e .
 	@touch $@
 
-# The peers need other versions of Tripfold's dependencies, so the benchmarks have their own environment.
-$(VENV)/bench/.installed: requirements/bench.txt pyproject.toml client/pyproject.toml
-	@echo "installing the requirements of the benchmarks into $(VENV)/bench"
-	@$(PYTHON) -m venv $(VENV)/bench
-	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/bench.txt
-	@$(VENV)/bench/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e client -e .
-	@touch $@
-
-$(VENV)/fuzz/.installed: requirements/fuzz.txt pyproject.toml client/pyproject.toml
-	@echo "installing the fuzzer into $(VENV)/fuzz"
-	@$(PYTHON) -m venv $(VENV)/fuzz
-	@$(VENV)/fuzz/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/fuzz.txt
-	@$(VENV)/fuzz/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e client -e .
-	@touch $@
-
-$(VENV)/mutation/.installed: requirements/mutation.txt pyproject.toml client/pyproject.toml
-	@echo "installing the mutation tester into $(VENV)/mutation"
-	@$(PYTHON) -m venv $(VENV)/mutation
-	@$(VENV)/mutation/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r requirements/mutation.txt
-	@$(VENV)/mutation/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e client -e .
+# The peers of the benchmarks need other versions of Tripfold's dependencies, and the fuzzer and the mutation tester
+# need more of them. So each has its own environment.
+$(VENV)/bench/.installed $(VENV)/fuzz/.installed $(VENV)/mutation/.installed: $(VENV)/%/.installed: requirements/%.txt pyproject.toml client/pyproject.toml
+	@echo "installing requirements/$*.txt into $(VENV)/$*"
+	@$(PYTHON) -m venv $(VENV)/$*
+	@$(VENV)/$*/bin/python -m pip --disable-pip-version-check --quiet install --require-hashes -r $<
+	@$(VENV)/$*/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --no-build-isolation -e client -e .
 	@touch $@
 
 $(VENV)/release/.installed: requirements/release.txt
