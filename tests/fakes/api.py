@@ -22,10 +22,12 @@ from shared.domain.events import (
     CityDayStats,
     CountryDayPlanned,
     Event,
+    Outcome,
 )
 from shared.domain.ids import CityId, CountrySlug, RequestId, mint_request_id
 from shared.domain.objects import (
     ActiveRequests,
+    Failure,
     GenerationPointer,
     Manifest,
     Plan,
@@ -228,6 +230,17 @@ def manifest_of(event: CityDayStats, **changes: object) -> Manifest:
 def record_of(at: dt.datetime = NOW) -> RequestRecord:
     """Return the record of a request that was made at ``at``."""
     return RequestRecord(request_id=mint_request_id(at), date=DAY, requested_at=at, updated_at=at)
+
+
+def record_of_failure(city_id: str, city_name: str, reason: str) -> RequestRecord:
+    """Return the record of a request for one city, which failed."""
+    return msgspec.structs.replace(
+        record_of(),
+        planned=True,
+        cities=1,
+        outcomes={Outcome.FAILED: "1"},
+        failures={0: Failure(city_id=CityId(city_id), city_name=city_name, reason=reason)},
+    )
 
 
 def write(world: World, record: RequestRecord) -> None:

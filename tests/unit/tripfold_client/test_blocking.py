@@ -7,15 +7,11 @@ import inspect
 import re
 from collections.abc import AsyncGenerator
 
-import msgspec
 import pytest
 from tripfold_client import AsyncJob, AsyncTripfold, Job, ProcessingFailed, Tripfold
 from tripfold_client.transport import iterate
 
-from shared.domain.events import Outcome
-from shared.domain.ids import CityId
-from shared.domain.objects import Failure, RequestRecord
-from tests.fakes.api import DAY, World, planned, record_of, report_of, stats, write, write_report
+from tests.fakes.api import DAY, World, planned, record_of_failure, report_of, stats, write, write_report
 from tests.serving import served
 
 
@@ -78,13 +74,7 @@ def test_every_operation_works_blocking_and_for_asyncio() -> None:
 def test_a_failure_is_an_error_unless_it_is_not_checked() -> None:
     """Waiting for a request with a failed city raises, and names the city and the reason."""
     world = World()
-    failed: RequestRecord = msgspec.structs.replace(
-        record_of(),
-        planned=True,
-        cities=1,
-        outcomes={Outcome.FAILED: "1"},
-        failures={0: Failure(city_id=CityId("8"), city_name="Lima", reason="the upstream answered 404")},
-    )
+    failed = record_of_failure("8", "Lima", "the upstream answered 404")
     write(world, failed)
     with served(world) as url, Tripfold(url) as api:
         job = api.job(failed.request_id)

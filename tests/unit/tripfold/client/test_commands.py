@@ -21,7 +21,7 @@ from shared.domain import keys, objects
 from shared.domain.events import Outcome
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import Countries, Failure, RequestRecord
-from tests.fakes.api import DAY, NOW, REQUEST, World, planned, record_of, stats, write
+from tests.fakes.api import DAY, NOW, REQUEST, World, planned, record_of, record_of_failure, stats, write
 from tests.serving import served
 from tests.unit.tripfold.client import id_in
 from tripfold import cli
@@ -185,13 +185,7 @@ def test_an_error_of_the_service_leads_to_its_log(monkeypatch: pytest.MonkeyPatc
 def test_a_retry_continues_the_request() -> None:
     """``tripfold retry`` retries the failed cities under the same id; a request without failures is refused."""
     world = World()
-    failed: RequestRecord = msgspec.structs.replace(
-        record_of(),
-        planned=True,
-        cities=1,
-        outcomes={Outcome.FAILED: "1"},
-        failures={0: Failure(city_id=CityId("8"), city_name="Lima", reason="404")},
-    )
+    failed = record_of_failure("8", "Lima", "404")
     write(world, failed)
     with served(world) as url:
         printed = CliRunner().invoke(cli.app, ["retry", failed.request_id, "--no-watch", "--api", url]).output

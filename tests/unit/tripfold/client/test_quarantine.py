@@ -8,10 +8,8 @@ import msgspec
 from typer.testing import CliRunner, Result
 
 from shared.domain import keys, objects
-from shared.domain.events import Outcome
-from shared.domain.ids import CityId
-from shared.domain.objects import Failure, RequestRecord
-from tests.fakes.api import DAY, World, record_of, report_of, write, write_report
+from shared.domain.objects import RequestRecord
+from tests.fakes.api import DAY, World, record_of_failure, report_of, write, write_report
 from tests.serving import served
 from tripfold import cli
 
@@ -19,13 +17,7 @@ from tripfold import cli
 def test_refused_files_are_listed_shown_and_retried() -> None:
     """Each command needs the API alone. A pipe gets one line for each file; JSON has every field."""
     world = World()
-    failed: RequestRecord = msgspec.structs.replace(
-        record_of(),
-        planned=True,
-        cities=1,
-        outcomes={Outcome.FAILED: "1"},
-        failures={0: Failure(city_id=CityId("7"), city_name="Port Tina", reason="refused")},
-    )
+    failed = record_of_failure("7", "Port Tina", "refused")
     write(world, failed)
     write_report(world, msgspec.structs.replace(report_of("7"), last_request_id=failed.request_id))
     runner = CliRunner()
