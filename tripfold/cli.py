@@ -19,7 +19,7 @@ from typer.main import get_command
 
 from shared.domain.errors import OperatorError
 from tripfold.console import open_console, printable
-from tripfold.lazy_commands import LazyCommand, LazyGroup
+from tripfold.lazy_commands import HELP_OPTION_NAMES, LazyCommand, LazyGroup
 
 if TYPE_CHECKING:
     from shared.runtime.settings import Settings
@@ -90,7 +90,7 @@ app = typer.Typer(
     help="Folds a transit authority's raw trip files into exact per-country, per-day statistics.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},  # every command below inherits it
+    context_settings={"help_option_names": HELP_OPTION_NAMES},  # every command below inherits it
 )
 
 

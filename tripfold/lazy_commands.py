@@ -11,6 +11,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+HELP_OPTION_NAMES = ["-h", "--help"]
+
 
 class LazyCommand(msgspec.Struct, frozen=True, kw_only=True):
     """Where a command is, as ``module:name``, and its line in the list of commands.
@@ -34,6 +36,11 @@ class LazyGroup(TyperGroup):
         for name, lazy in self.lazy_commands.items():
             self.add_command(TyperCommand(name, help=lazy.help, rich_help_panel=lazy.panel))
         _tidy_help(self)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Print the help; Typer has added options of its own by now."""
+        _tidy_help(self)
+        super().format_help(ctx, formatter)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """List the commands by their panels."""
@@ -74,7 +81,8 @@ def _tidy_help(command: Any) -> None:
     Typer keeps the line breaks of a docstring, which is written for 120 columns, and calls such an option ``<bool>``.
     """
     command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n"))
-    for parameter in command.params:
+    help_option = command.get_help_option(typer.Context(command, help_option_names=HELP_OPTION_NAMES))
+    for parameter in (*command.params, help_option):
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""
     for below in getattr(command, "commands", {}).values():
