@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 from hypothesis import settings
@@ -12,3 +13,14 @@ settings.load_profile("no-deadline")
 
 # A shell's background processes ignore SIGINT, and the tests' subprocesses would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt all that was imported and collected from garbage collection: it stays, and each pass would visit it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter free it at its end, or an extension module reports leaks."""
+    gc.unfreeze()
