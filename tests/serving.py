@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import uvicorn
 
-from services.api.app import assemble, server_options
+from services.api.app import server_options
 from shared.runtime.settings import Settings
 from tests.fakes.api import World
 
@@ -20,17 +20,8 @@ START_DEADLINE_S = 15.0
 @contextlib.contextmanager
 def served(world: World, **settings: object) -> Iterator[str]:
     """Serve the API over a world while the block lasts; yield its address."""
-    chosen = Settings.model_validate({"api_access": "open", **settings})
-    app = assemble(
-        chosen,
-        store=world.store,
-        publisher=world.publisher,
-        checks={},
-        read_offsets=world.read_offsets,
-        clock=world.clock,
-    )
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, **server_options(chosen) | {"timeout_graceful_shutdown": 1}))
+    with world.shared_app(None, **settings) as app, socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, **server_options(Settings()) | {"timeout_graceful_shutdown": 1}))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         deadline_s = time.monotonic() + START_DEADLINE_S

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import datetime as dt
 import functools
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -83,27 +84,38 @@ def create_app(settings: Settings) -> Litestar:
             finally:
                 following.cancel()
 
-    return assemble(
+    operations = operations_of(
         settings,
         store=store,
         publisher=publisher,
         checks={"s3": lambda: check_bucket(store), "kafka": lambda: publisher.check(PUBLISHED)},
         read_offsets=functools.partial(read_group_offsets, settings),
-        connected=connected,
     )
+    return application(settings, operations, connected=connected)
 
 
-def assemble(
+@dataclass
+class Operations:
+    """What the API does, without HTTP."""
+
+    access: Access
+    health: Health
+    dependencies: dict[str, object]
+    """What the handlers of the routes use, by the names of their parameters."""
+    background: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
+    """What runs while the API serves."""
+
+
+def operations_of(
     settings: Settings,
     *,
     store: ObjectStore,
     publisher: Publisher,
     checks: Mapping[Concern, Check],
     read_offsets: ReadOffsets,
-    connected: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
     clock: Callable[[], dt.datetime] = utc_now,
-) -> Litestar:
-    """Return the API with any store and publisher. It serves while it is inside ``connected``."""
+) -> Operations:
+    """Return what the API does with any store and publisher."""
     state = Health()
     access = access_of(settings, clock=clock)
     requests = Requests(store, publisher, clock=clock)
@@ -112,19 +124,51 @@ def assemble(
     processable = ProcessableDates(settings.api_date_first, settings.api_days_ahead_max, clock)
     completeness_reader = CompletenessReader(store, reader, processable, clock=clock)
     readiness = Readiness(state, checks)
+    background = [measure_loop_lag, KeyFile(settings, access).watch, IndexCheck(reader).run]
+    if settings.api_completeness_days:
+        background.append(Completeness(store, reader, days=settings.api_completeness_days, clock=clock).run)
+    return Operations(
+        access=access,
+        health=state,
+        dependencies={
+            "requests": requests,
+            "backfills": backfills,
+            "backfill_stream": backfill_stream(backfills),
+            "schedules": Schedules(store, clock=clock),
+            "processable": processable,
+            "request_days_max": settings.api_request_days_max,
+            "event_stream": request_stream(requests),
+            "reader": reader,
+            "completeness": completeness_reader,
+            "missing_cities": MissingCities(store, reader, completeness_reader),
+            "pipeline": Pipeline(store, readiness, read_offsets, clock=clock),
+            "countries": CountryNames(reader.countries),
+            "response_cache": ResponseCache(settings.api_response_cache_bytes),
+            "quarantine": Quarantine(store, publisher, clock=clock),
+            "days_max": settings.api_range_days_max,
+            "access": access,
+            "readiness": readiness,
+        },
+        background=tuple(background),
+    )
+
+
+def application(
+    settings: Settings,
+    operations: Operations,
+    *,
+    connected: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
+) -> Litestar:
+    """Return the API over its operations. It serves while it is inside ``connected``.
+
+    Each request uses the operations of its time, so tests can exchange them: to build the routes takes much longer.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         async with connected():
-            background = [
-                asyncio.create_task(measure_loop_lag()),
-                asyncio.create_task(KeyFile(settings, access).watch()),
-                asyncio.create_task(IndexCheck(reader).run()),
-            ]
-            if settings.api_completeness_days:
-                completeness = Completeness(store, reader, days=settings.api_completeness_days, clock=clock)
-                background.append(asyncio.create_task(completeness.run()))
-            state.started = True
+            background = [asyncio.create_task(run()) for run in operations.background]
+            operations.health.started = True
             try:
                 yield
             finally:
@@ -132,32 +176,20 @@ def assemble(
                     task.cancel()
                 shut_down_tracing()
 
+    def provided(name: str) -> Provide:
+        return Provide(lambda: operations.dependencies[name], sync_to_thread=False)
+
+    registry = registry_of("api")
     app = Litestar(
         route_handlers=[
-            _api_router(access),
+            _api_router(operations),
             *health.HANDLERS,
             *documentation.handlers(topic_prefix=settings.topic_prefix),
             *page_handlers(),
         ],
         dependencies={
-            "requests": _provided(requests),
-            "backfills": _provided(backfills),
-            "backfill_stream": _provided(backfill_stream(backfills)),
-            "schedules": _provided(Schedules(store, clock=clock)),
-            "processable": _provided(processable),
-            "request_days_max": _provided(settings.api_request_days_max),
-            "event_stream": _provided(request_stream(requests)),
-            "reader": _provided(reader),
-            "completeness": _provided(completeness_reader),
-            "missing_cities": _provided(MissingCities(store, reader, completeness_reader)),
-            "pipeline": _provided(Pipeline(store, readiness, read_offsets, clock=clock)),
-            "countries": _provided(CountryNames(reader.countries)),
-            "response_cache": _provided(ResponseCache(settings.api_response_cache_bytes)),
-            "quarantine": _provided(Quarantine(store, publisher, clock=clock)),
-            "days_max": _provided(settings.api_range_days_max),
-            "access": _provided(access),
-            "readiness": _provided(readiness),
-            "registry": _provided(registry_of("api")),
+            **{name: provided(name) for name in operations.dependencies},
+            "registry": Provide(lambda: registry, sync_to_thread=False),
         },
         exception_handlers=exception_handlers(),
         lifespan=[lifespan],
@@ -196,12 +228,12 @@ def server_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _api_router(access: Access) -> Router:
+def _api_router(operations: Operations) -> Router:
     """Return the router of the operations that need access and whose queries are checked."""
 
     # Litestar would copy a bound method, and with it the keys and rates; and it would call others in threads.
     async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        access.guard(connection, handler)
+        operations.access.guard(connection, handler)
 
     return Router(
         path="/",
@@ -217,9 +249,5 @@ def _api_router(access: Access) -> Router:
         ],
         before_request=check_query,
         guards=[guard],
-        security=KEY if access.needs_key else [*NO_KEY, *KEY],
+        security=KEY if operations.access.needs_key else [*NO_KEY, *KEY],
     )
-
-
-def _provided(dependency: object) -> Provide:
-    return Provide(lambda: dependency, sync_to_thread=False)

@@ -13,7 +13,7 @@ from litestar.testing import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.aggregate.fold import StatEvent, empty_summary, fold
-from services.api.app import assemble
+from services.api.app import Operations, application, operations_of
 from services.api.health import Check
 from shared.domain import events, keys, objects
 from shared.domain.contribution import Contribution
@@ -53,6 +53,8 @@ DAY = dt.date(2024, 5, 1)
 REQUEST = RequestId("018f3d2a-5c00-7aaa-8bbb-0123456789ab")
 
 Client = TestClient[Litestar]
+
+_idle_apps: dict[str, list[tuple[Litestar, Operations]]] = {}
 
 
 class ObservedStore(MemoryStore):
@@ -114,20 +116,38 @@ class World:
 
     def app(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Litestar:
         """Return the API over this world."""
-        return assemble(
-            Settings.model_validate({"api_access": "open", "api_completeness_days": 0, **settings}),
+        chosen = _chosen(settings)
+        return application(chosen, self._operations(chosen, checks))
+
+    @contextlib.contextmanager
+    def shared_app(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Litestar]:
+        """Lend the API over this world while the block lasts.
+
+        Its routes take longer to build than most tests take, so later worlds with these settings get them again.
+        """
+        chosen = _chosen(settings)
+        operations = self._operations(chosen, checks)
+        idle = _idle_apps.setdefault(repr(sorted(settings.items())), [])
+        app, lent = idle.pop() if idle else (application(chosen, operations), operations)
+        vars(lent).update(vars(operations))
+        yield app
+        idle.append((app, lent))
+
+    @contextlib.contextmanager
+    def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
+        """Serve the API while the block lasts. An error inside the API becomes a response, as in production."""
+        with self.shared_app(checks, **settings) as app, TestClient(app, raise_server_exceptions=False) as client:
+            yield client
+
+    def _operations(self, settings: Settings, checks: Mapping[Concern, Check] | None) -> Operations:
+        return operations_of(
+            settings,
             store=self.store,
             publisher=self.publisher,
             checks=checks or {},
             read_offsets=self.read_offsets,
             clock=self.clock,
         )
-
-    @contextlib.contextmanager
-    def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
-        """Serve the API while the block lasts. An error inside the API becomes a response, as in production."""
-        with TestClient(self.app(checks, **settings), raise_server_exceptions=False) as client:
-            yield client
 
     def fold_in(self, *folded: StatEvent, generation: int = 1) -> None:
         """Write the summary of some events of one country-day, over any earlier one."""
@@ -152,6 +172,10 @@ class World:
     def published(self, topic: Topic) -> list[Event]:
         """Return the events of a topic."""
         return [events.decode(topic, record.value) for record in self.log.records(topic)]
+
+
+def _chosen(settings: Mapping[str, object]) -> Settings:
+    return Settings.model_validate({"api_access": "open", "api_completeness_days": 0, **settings})
 
 
 def stats(
