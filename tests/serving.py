@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import uvicorn
+from litestar import Litestar
 
 from services.api.app import server_options
 from shared.runtime.settings import Settings
@@ -20,7 +21,14 @@ START_DEADLINE_S = 15.0
 @contextlib.contextmanager
 def served(world: World, **settings: object) -> Iterator[str]:
     """Serve the API over a world while the block lasts; yield its address."""
-    with world.shared_app(None, **settings) as app, socket.create_server(("127.0.0.1", 0)) as listener:
+    with world.shared_app(None, **settings) as app, listening(app) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def listening(app: Litestar) -> Iterator[str]:
+    """Serve the API while the block lasts; yield its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, **server_options(Settings()) | {"timeout_graceful_shutdown": 1}))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -14,7 +14,7 @@ from shared.domain.ids import CityId, mint_request_id
 from shared.domain.objects import Backfill, BackfillStatus, Deadline, Failure, RequestRecord
 from shared.domain.requests import caller_of_backfill, with_action
 from shared.domain.topics import Topic
-from tests.browser.scenes import NEXT_DAY, RANGE, cell, ended, fill, under_way
+from tests.browser.scenes import NEXT_DAY, RANGE, cell, ended, fill, shorten_waits, under_way
 from tests.fakes.api import DAY, NOW, World, record_of, report_of, write, write_report
 from tests.fakes.builders import daily_schedule
 
@@ -89,6 +89,7 @@ def test_late_dates_are_named(world: World, page: Page, address: str) -> None:
 
 def test_requested_date_shows_progress_then_statistics(world: World, page: Page, address: str) -> None:
     """A requested date shows its progress, its failures with reasons, and then its statistics."""
+    shorten_waits(page)
     page.goto(f"{address}/{RANGE}")
     expect(page.get_by_text("No data in this range")).to_be_visible()
     page.get_by_role("link", name="Process these days").click()

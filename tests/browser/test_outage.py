@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.scenes import RANGE, cell, ended, fill, under_way
+from tests.browser.scenes import RANGE, cell, ended, fill, shorten_waits, under_way
 from tests.fakes.api import World, write
 
 
@@ -12,6 +12,7 @@ def test_an_outage_is_shown_once_and_ends_by_itself(world: World, page: Page, ad
     """While the service is away, one message says so for all parts; when it is back, they go on by themselves."""
     fill(world)
     write(world, ended(under_way()))
+    shorten_waits(page)
     page.goto(f"{address}/{RANGE}")
     expect(cell(page, "Armenia", 1)).to_be_visible()
     for path in ("country-stats", "process-requests", "backfills", "quarantine", "schedules"):
@@ -32,6 +33,7 @@ def test_an_outage_of_s3_is_shown_in_plain_words(world: World, page: Page, addre
     """While S3 is down the page says so, in the words of the API, and goes on when it is back."""
     fill(world)
     world.store.down = True
+    shorten_waits(page)
     page.goto(f"{address}/{RANGE}")
     alert = page.get_by_role("alert")
     expect(alert).to_have_count(1)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from playwright.sync_api import Browser
+from litestar import Litestar
+from playwright.sync_api import BrowserContext
 
 Rules = Callable[..., Any]
 
@@ -19,10 +20,10 @@ DELAYS = st.lists(st.integers(min_value=-3_600, max_value=36_000), min_size=1, m
 
 
 @pytest.fixture(name="rules", scope="module")
-def _rules(browser: Browser, serving: tuple[object, str]) -> Iterator[Rules]:
+def _rules(context: BrowserContext, api: tuple[Litestar, str]) -> Iterator[Rules]:
     """Yield a function that calls a function of modules: its source gets the exports of all modules, and arguments."""
-    _, address = serving
-    page = browser.new_page(locale="en-GB", timezone_id="UTC")
+    _, address = api
+    page = context.new_page()
     page.goto(f"{address}/page/main.js")
     page.evaluate("""async () => {
       const names = ["format.js", ...["measures", "scale", "compare", "deviation", "rows", "csv", "state", "stats"]

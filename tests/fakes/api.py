@@ -54,7 +54,7 @@ REQUEST = RequestId("018f3d2a-5c00-7aaa-8bbb-0123456789ab")
 
 Client = TestClient[Litestar]
 
-_idle_apps: dict[str, list[tuple[Litestar, Operations]]] = {}
+_idle_apps: dict[str, list[Litestar]] = {}
 
 
 class ObservedStore(MemoryStore):
@@ -117,7 +117,10 @@ class World:
     def app(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Litestar:
         """Return the API over this world."""
         chosen = _chosen(settings)
-        return application(chosen, self._operations(chosen, checks))
+        operations = self._operations(chosen, checks)
+        app = application(chosen, operations)
+        app.state.operations = operations
+        return app
 
     @contextlib.contextmanager
     def shared_app(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Litestar]:
@@ -125,13 +128,21 @@ class World:
 
         Its routes take longer to build than most tests take, so later worlds with these settings get them again.
         """
-        chosen = _chosen(settings)
-        operations = self._operations(chosen, checks)
         idle = _idle_apps.setdefault(repr(sorted(settings.items())), [])
-        app, lent = idle.pop() if idle else (application(chosen, operations), operations)
-        vars(lent).update(vars(operations))
+        if idle:
+            app = idle.pop()
+            self.take_over(app, checks, **settings)
+        else:
+            app = self.app(checks, **settings)
         yield app
-        idle.append((app, lent))
+        idle.append(app)
+
+    def take_over(self, app: Litestar, checks: Mapping[Concern, Check] | None = None, **settings: object) -> None:
+        """Let an API that another world made with these settings be over this world from now on."""
+        operations: Operations = app.state.operations
+        started = operations.health.started
+        vars(operations).update(vars(self._operations(_chosen(settings), checks)))
+        operations.health.started = started
 
     @contextlib.contextmanager
     def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
@@ -153,13 +164,6 @@ class World:
         """Write the summary of some events of one country-day, over any earlier one."""
         summary = fold(empty_summary(folded[0].date, folded[0].country), folded)
         self.store.write(keys.summary(generation, summary.date, summary.country), objects.encode(summary))
-
-    def empty(self) -> None:
-        """Delete every object of the bucket, and end outages and lags."""
-        self.store.objects.clear()
-        self.offsets = []
-        self.store.down = self.publisher.down = False
-        self.make_live(1)
 
     def make_live(self, generation: int) -> None:
         """Set the pointer to the live generation."""
