@@ -7,10 +7,13 @@ own, by a prefix.
 
 from __future__ import annotations
 
+import functools
 import os
 import uuid
 from collections.abc import Iterator
 
+import botocore.loaders
+import botocore.session
 import msgspec
 import pytest
 
@@ -19,6 +22,9 @@ from tripfold.local.embedded import EmbeddedServices, embedded_services
 
 KAFKA_VARIABLE = "TRIPFOLD_TEST_KAFKA_BOOTSTRAP_SERVERS"
 S3_VARIABLE = "TRIPFOLD_TEST_S3_ENDPOINT_URL"
+
+# Without one loader for all, each client of botocore parses the models of S3 again.
+botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
 
 
 @pytest.fixture(scope="session")
