@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 
 from shared.domain.ids import utc_now
 from shared.runtime.settings import load_settings
+from shared.storage import s3
 from shared.storage.object_store import (
     UPLOAD_PART_BYTES,
     AdminObjectStore,
@@ -119,6 +121,14 @@ async def answering(answer: Callable[[str], bytes]) -> AsyncIterator[S3Store]:
     settings = load_settings({"TRIPFOLD_S3_ENDPOINT_URL": f"http://127.0.0.1:{port}", "TRIPFOLD_S3_BUCKET": "bucket"})
     async with server, S3Store(settings) as store:
         yield store
+
+
+@pytest.fixture(autouse=True)
+def _without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    backoff = {"init_backoff": dt.timedelta(milliseconds=1), "max_backoff": dt.timedelta(milliseconds=1)}
+    monkeypatch.setattr(s3, "FEW_RETRIES", {**s3.FEW_RETRIES, "backoff": backoff})
+    monkeypatch.setattr(s3, "CONFLICT_WAITS_S", (*(0 for _ in s3.CONFLICT_WAITS_S[:-1]), None))
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0)
 
 
 @pytest.fixture(autouse=True)
