@@ -84,10 +84,10 @@ async def test_a_broken_response_costs_an_attempt_and_the_next_one_succeeds(brok
         assert client.attempts == 2
 
 
-@pytest.mark.parametrize("broken", BREAKS.values(), ids=BREAKS.keys())
-async def test_an_upstream_that_always_breaks_fails_the_city_after_its_attempts(broken: Answer) -> None:
+@pytest.mark.parametrize("kind", ["before the status", "cut in the body", "503", "gzip that is cut"])
+async def test_an_upstream_that_always_breaks_fails_the_city_after_its_attempts(kind: str) -> None:
     """The attempts are bounded, and the reason says how many there were, and the URL."""
-    async with HostileServer(broken) as server, client_of(server.url, attempts=2) as client:
+    async with HostileServer(BREAKS[kind]) as server, client_of(server.url, attempts=2) as client:
         reason = await client.failure()
         assert "(2 attempts)" in reason
         assert f"{server.url}/cities/1/stats?date=2024-05-01" in reason

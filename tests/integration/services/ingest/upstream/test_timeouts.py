@@ -57,7 +57,7 @@ async def test_slow_headers_are_aborted(monkeypatch: pytest.MonkeyPatch) -> None
 async def test_slow_chunk_framing_costs_an_attempt(framing: bytes) -> None:
     """Framing bytes, however often one arrives, do not extend the wait for bytes of the file."""
     answer = trickled(head_of(transfer_encoding="chunked") + framing, b"y" * 10_000)
-    async with HostileServer(answer) as server, client_of(server.url, read_timeout_s=1, attempts=1) as client:
+    async with HostileServer(answer) as server, client_of(server.url, read_timeout_s=0.3, attempts=1) as client:
         async with asyncio.timeout(30):
             assert "stalled" in await client.failure()
 
