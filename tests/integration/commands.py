@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -17,16 +15,10 @@ from typing import Any
 import msgspec
 
 from shared.runtime.settings import Settings
+from tests.integration.forking import fork
 from tests.integration.running import environment_of
-from tripfold import cli
 
 DEADLINE_S = 90
-
-# Each command is a process of its own, forked from one that has loaded the command: loading takes longer than running.
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(
-    ["tripfold.cli", *(f"tripfold.operate.{name}" for name in ("verify", "repair", "rebuild", "restore"))]
-)
 
 
 class CommandResult(msgspec.Struct, frozen=True):
@@ -70,8 +62,7 @@ def started(settings: Settings, *arguments: str) -> Iterator[Command]:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("out", "err"):
             Path(folder, name).touch()
-        process = _processes.Process(target=_run, args=(arguments, environment_of(settings), folder))
-        process.start()
+        process = fork(arguments, environment_of(settings), Path(folder, "out"), Path(folder, "err"))
         command = Command(process, Path(folder))
         try:
             yield command
@@ -92,12 +83,3 @@ async def run_json(settings: Settings, *arguments: str) -> tuple[int, Any]:
     code, out, err = await tripfold(settings, *arguments, "--json")
     assert out, err
     return code, msgspec.json.decode(out)
-
-
-def _run(arguments: tuple[str, ...], environment: dict[str, str], folder: str) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    for name, descriptor in (("out", 1), ("err", 2)):
-        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY), descriptor)
-    sys.argv = ["tripfold", *arguments]
-    cli.main()

@@ -18,6 +18,7 @@ from shared.kafka.admin import apply_topics
 from shared.runtime.settings import PREFIX, Settings
 from shared.storage.generation_pointer import provision_pointer
 from shared.storage.s3 import S3Store
+from tests.integration.forking import FORKED, ForkingSupervisor
 from tripfold.local.ports import free_port
 from tripfold.local.supervisor import ChildProcess, Probe, Supervisor, http_probe
 
@@ -105,7 +106,8 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Provision the topics and the bucket, start the services, and stop them at the end.
 
-    ``own`` holds variables that a service, named as in ROLES or ``api``, is to have of its own.
+    ``own`` holds variables that a service, named as in ROLES or ``api``, is to have of its own. With a PYTHONPATH there
+    it is not forked, so that it loads its modules itself.
     """
     api_port = free_port("the API of a test")
     async with contextlib.AsyncExitStack() as stack:
@@ -127,21 +129,24 @@ async def running(
                 if number:
                     extra[f"{PREFIX}KAFKA_GROUP_INSTANCE_ID"] = f"{settings.kafka_group_instance_id}-{number}"
                 url = f"http://127.0.0.1:{port}/health/ready"
-                children.append(_child(f"{name}{number or ''}", arguments, environment | extra, logs, url))
+                children.append(_child(f"{name}{number or ''}", arguments, environment, extra, logs, url))
         api_url = f"http://127.0.0.1:{api_port}"
         extra = dict((own or {}).get("api", {}))
-        children.append(_child("api", ("serve", "api"), environment | extra, logs, f"{api_url}/health/ready"))
-        supervisor = await stack.enter_async_context(Supervisor())
+        children.append(_child("api", ("serve", "api"), environment, extra, logs, f"{api_url}/health/ready"))
+        supervisor = await stack.enter_async_context(ForkingSupervisor())
         await supervisor.start(*children)
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=api_url, timeout=30, trust_env=False))
         yield Running(client, store, supervisor, settings, logs)
 
 
-def _child(name: str, arguments: tuple[str, ...], environment: dict[str, str], logs: Path, url: str) -> ChildProcess:
+def _child(
+    name: str, arguments: tuple[str, ...], environment: dict[str, str], own: dict[str, str], logs: Path, url: str
+) -> ChildProcess:
+    command = (sys.executable, "-m", "tripfold") if "PYTHONPATH" in own else (FORKED,)
     return ChildProcess(
         name=name,
-        argv=(sys.executable, "-m", "tripfold", *arguments),
-        env=environment,
+        argv=(*command, *arguments),
+        env=environment | own,
         log_path=logs / f"{name}.log",
         ready=http_probe(url),
     )

@@ -276,7 +276,7 @@ class Supervisor:
                     stderr=log,
                     start_new_session=True,
                     pass_fds=self._held_fds,
-                    preexec_fn=lambda: _die_with(parent_pid),
+                    preexec_fn=lambda: die_with(parent_pid),
                 )
             except OSError as error:
                 raise ChildFailed(spec.name, f"could not be run: {error}", spec.log_path) from error
@@ -327,7 +327,7 @@ async def _has_ended(process: asyncio.subprocess.Process, *, within_s: float) ->
     return process.returncode is not None
 
 
-def _die_with(parent_pid: int) -> None:
+def die_with(parent_pid: int) -> None:
     """Let the kernel kill this process when its parent ends. It runs in the child, before the program."""
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

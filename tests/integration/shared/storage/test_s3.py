@@ -72,9 +72,7 @@ async def stores(embedded: EmbeddedServices, moto_url: str) -> AsyncIterator[dic
 
 
 @pytest_asyncio.fixture(loop_scope="module", params=["memory", "moto", "seaweedfs"])
-async def store(
-    request: pytest.FixtureRequest, stores: dict[str, AdminObjectStore]
-) -> AsyncIterator[AdminObjectStore]:
+async def store(request: pytest.FixtureRequest, stores: dict[str, AdminObjectStore]) -> AsyncIterator[AdminObjectStore]:
     """Return a bucket of each kind of store, and empty it afterwards."""
     store = stores[request.param]
     yield store

@@ -7,8 +7,9 @@ import functools
 import pytest
 
 from services.ingest.upstream import circuit_breaker, client, retry
+from shared.runtime.settings import tls_client_context
 
-_tls_client_context = functools.cache(client.tls_client_context)
+_tls_client_context = functools.cache(tls_client_context)
 
 
 @pytest.fixture(autouse=True)
