@@ -2,11 +2,12 @@
 
 Kafka responds to a fetch request once it has records, or after ``fetch.max.wait.ms``. The embedded broker responds at
 once, so a waiting consumer would send thousands of requests a second, and an idle stack would use two cores. The relay
-delays an empty response until a client produces, or for HOLD_S. It replaces the broker's address in responses by its
-own.
+delays an empty response until a client produces, or for as long as the request allows, at most HOLD_S. It replaces the
+broker's address in responses by its own.
 
 Format: https://kafka.apache.org/protocol. A frame begins with its size (4 bytes), a request with its API key, API
-version and correlation id, a response with its correlation id.
+version and correlation id, a response with its correlation id. A fetch request up to version 11 then has the client id,
+the replica (4 bytes) and the longest wait (4 bytes, in milliseconds). Later versions are held for HOLD_S.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ HOLD_S = 0.5
 
 _PRODUCE = 0
 _FETCH = 1
+_FETCH_VERSION_MAX = 11
 _WITH_ADDRESS = frozenset({3, 10})  # Metadata, FindCoordinator
 
 
 class _Request(NamedTuple):
-    """An unanswered request: its kind, its size, and the count of produce requests before it."""
+    """An unanswered request: its kind, its size, the count of produce requests before it, and its longest wait."""
 
     api_key: int
     size_bytes: int
     produced: int
+    hold_s: float
 
 
 class Relay:
@@ -74,7 +77,7 @@ class Relay:
     ) -> None:
         while True:
             frame = await _read_frame(reader)
-            requests[frame[4:8]] = _Request(int.from_bytes(frame[:2], "big"), len(frame), self._produced)
+            requests[frame[4:8]] = _Request(_int(frame, 0, 2), len(frame), self._produced, _hold_s(frame))
             await _write_frame(writer, frame)
 
     async def _relay_responses(
@@ -90,7 +93,7 @@ class Relay:
                 shortest[request.size_bytes] = min(len(frame), shortest.get(request.size_bytes, len(frame)))
                 if len(frame) == shortest[request.size_bytes] and request.produced == self._produced:
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._news.wait(), HOLD_S)
+                        await asyncio.wait_for(self._news.wait(), request.hold_s)
             elif request.api_key in _WITH_ADDRESS:
                 frame = frame.replace(self._broker_address, self._own_address)
             await _write_frame(writer, frame)
@@ -98,6 +101,18 @@ class Relay:
                 self._produced += 1
                 self._news.set()
                 self._news = asyncio.Event()
+
+
+def _int(frame: bytes, start: int, size: int) -> int:
+    return int.from_bytes(frame[start : start + size], "big")
+
+
+def _hold_s(frame: bytes) -> float:
+    """Return how long an empty response to a request may be delayed."""
+    if _int(frame, 0, 2) != _FETCH or _int(frame, 2, 2) > _FETCH_VERSION_MAX:
+        return HOLD_S
+    client_id_bytes = _int(frame, 8, 2) % 0xFFFF  # 0xFFFF: none
+    return min(_int(frame, 10 + client_id_bytes + 4, 4) / 1000, HOLD_S)
 
 
 async def _read_frame(reader: asyncio.StreamReader) -> bytes:

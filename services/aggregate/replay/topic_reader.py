@@ -22,6 +22,8 @@ BATCH_RECORDS_MAX = 2_000
 FETCH_BYTES_MAX = 128 * 1024
 """The bytes of one fetch, which are in memory for each partition. A larger record is fetched alone."""
 POLL_MS = 500
+FETCH_WAIT_MS = 50
+"""The longest wait of a fetch at the end of the topic. A request for offsets is answered only after that fetch."""
 SILENCE_MAX_S = 60.0
 
 RawRecord = tuple[bytes | None, bytes | None, int, int]
@@ -89,6 +91,7 @@ class KafkaTopicReader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=FETCH_BYTES_MAX,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
             request_timeout_ms=20_000,
         )
         self._ends: dict[TopicPartition, int] = {}

@@ -38,8 +38,10 @@ async def two_clients() -> AsyncIterator[tuple[Connection, Connection]]:
             writer.close()
 
 
-def send(client: Connection, api_key: int, correlation_id: bytes) -> None:
-    request = api_key.to_bytes(2, "big") + b"\0\0" + correlation_id
+def send(client: Connection, api_key: int, correlation_id: bytes, *, wait_ms: int = 600_000) -> None:
+    request = (
+        api_key.to_bytes(2, "big") + b"\0\x0b" + correlation_id + b"\0\2me" + bytes(4) + wait_ms.to_bytes(4, "big")
+    )
     client[1].write(len(request).to_bytes(4, "big") + request)
 
 
@@ -62,10 +64,13 @@ async def test_an_empty_fetch_response_waits_until_a_client_produces(monkeypatch
 
 
 async def test_an_empty_fetch_response_is_sent_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without new records, the relay sends the response after HOLD_S."""
+    """Without new records, the relay sends the response after HOLD_S, or after the wait of the request."""
     monkeypatch.setattr(long_poll, "HOLD_S", 0.01)
     async with two_clients() as (consumer, _):
         send(consumer, FETCH, b"9999")
+        assert (await receive(consumer)).startswith(b"9999")
+        monkeypatch.setattr(long_poll, "HOLD_S", 600.0)
+        send(consumer, FETCH, b"9999", wait_ms=10)
         assert (await receive(consumer)).startswith(b"9999")
 
 
