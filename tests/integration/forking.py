@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import runpy
 import sys
 from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
@@ -16,9 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from tripfold.local.supervisor import Supervisor, die_with
-
-FORKED = "tripfold"
-"""The first argument of a child that a ForkingSupervisor forks."""
 
 _OPERATE = ("verify", "repair", "rebuild", "restore")
 
@@ -49,6 +47,9 @@ def _run(arguments: tuple[str, ...], environment: dict[str, str], out: Path, err
     os.environ.update(environment)
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    for folder in environment.get("PYTHONPATH", "").split(os.pathsep):
+        if Path(folder, "sitecustomize.py").is_file():
+            runpy.run_path(f"{folder}/sitecustomize.py")  # as Python does at startup
     sys.argv = ["tripfold", *arguments]
     cli.main()
 
@@ -74,11 +75,9 @@ class _Forked:
 
 
 class ForkingSupervisor(Supervisor):
-    """Forks the children whose first argument is FORKED."""
+    """Forks its children; ``argv`` has the arguments of ``tripfold``."""
 
     async def _spawn(self, child: Any) -> Any:
         spec = child.spec
-        if spec.argv[0] != FORKED:
-            return await super()._spawn(child)
-        child.process = _Forked(fork(spec.argv[1:], spec.env, spec.log_path, spec.log_path))
+        child.process = _Forked(fork(spec.argv, spec.env, spec.log_path, spec.log_path))
         return child.process

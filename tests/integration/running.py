@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from shared.kafka.admin import apply_topics
 from shared.runtime.settings import PREFIX, Settings
 from shared.storage.generation_pointer import provision_pointer
 from shared.storage.s3 import S3Store
-from tests.integration.forking import FORKED, ForkingSupervisor
+from tests.integration.forking import ForkingSupervisor
 from tripfold.local.ports import free_port
 from tripfold.local.supervisor import ChildProcess, Probe, Supervisor, http_probe
 
@@ -106,8 +105,7 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Provision the topics and the bucket, start the services, and stop them at the end.
 
-    ``own`` holds variables that a service, named as in ROLES or ``api``, is to have of its own. With a PYTHONPATH there
-    it is not forked, so that it loads its modules itself.
+    ``own`` holds variables that a service, named as in ROLES or ``api``, is to have of its own.
     """
     api_port = free_port("the API of a test")
     async with contextlib.AsyncExitStack() as stack:
@@ -129,24 +127,21 @@ async def running(
                 if number:
                     extra[f"{PREFIX}KAFKA_GROUP_INSTANCE_ID"] = f"{settings.kafka_group_instance_id}-{number}"
                 url = f"http://127.0.0.1:{port}/health/ready"
-                children.append(_child(f"{name}{number or ''}", arguments, environment, extra, logs, url))
+                children.append(_child(f"{name}{number or ''}", arguments, environment | extra, logs, url))
         api_url = f"http://127.0.0.1:{api_port}"
         extra = dict((own or {}).get("api", {}))
-        children.append(_child("api", ("serve", "api"), environment, extra, logs, f"{api_url}/health/ready"))
+        children.append(_child("api", ("serve", "api"), environment | extra, logs, f"{api_url}/health/ready"))
         supervisor = await stack.enter_async_context(ForkingSupervisor())
         await supervisor.start(*children)
         client = await stack.enter_async_context(httpx.AsyncClient(base_url=api_url, timeout=30, trust_env=False))
         yield Running(client, store, supervisor, settings, logs)
 
 
-def _child(
-    name: str, arguments: tuple[str, ...], environment: dict[str, str], own: dict[str, str], logs: Path, url: str
-) -> ChildProcess:
-    command = (sys.executable, "-m", "tripfold") if "PYTHONPATH" in own else (FORKED,)
+def _child(name: str, arguments: tuple[str, ...], environment: dict[str, str], logs: Path, url: str) -> ChildProcess:
     return ChildProcess(
         name=name,
-        argv=(*command, *arguments),
-        env=environment | own,
+        argv=arguments,
+        env=environment,
         log_path=logs / f"{name}.log",
         ready=http_probe(url),
     )

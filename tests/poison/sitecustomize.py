@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -27,3 +28,5 @@ def _poisoned(read: Callable[[], bytes], **options: Any) -> parser.FileTotals:
 
 
 parser.total_trip_file = _poisoned
+if worker := sys.modules.get("services.ingest.worker.city_day"):  # a process that was forked has loaded it before
+    worker.total_trip_file = _poisoned  # type: ignore[attr-defined]

@@ -72,7 +72,9 @@ async def publisher_of(settings: Settings) -> AsyncIterator[KafkaPublisher]:
 async def records_of(settings: Settings, topic: Topic) -> list[ConsumerRecord[bytes, bytes]]:
     """Read a topic from its beginning to its end."""
     name = settings.topic_prefix + topic.value
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.kafka_bootstrap_servers, auto_offset_reset="earliest")
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.kafka_bootstrap_servers, auto_offset_reset="earliest", fetch_max_wait_ms=50
+    )
     await consumer.start()
     try:
         partitions = [TopicPartition(name, number) for number in range(settings.kafka_partitions)]
@@ -207,16 +209,18 @@ async def test_a_committed_batch_is_not_redelivered(settings: Settings) -> None:
             assert [event.key for event in decoded] == [f"2024-05-{day:02}"]
 
 
-@pytest.mark.parametrize("value", [b"", b"{", b"\xff\xfe", b'{"type":"process-requested"}', b"[" * 100_000, None])
-async def test_poison_goes_to_dead_letters_unchanged(settings: Settings, value: bytes | None) -> None:
+async def test_poison_goes_to_dead_letters_unchanged(settings: Settings) -> None:
     """A record that is no event goes to the dead letters with its origin and headers; the rest of the batch counts."""
+    values = (b"", b"{", b"\xff\xfe", b'{"type":"process-requested"}', b"[" * 100_000, None)
     name = settings.topic_prefix + Topic.PROCESS_REQUESTS.value
     good = requested(2)
     seen: list[ProcessRequested] = []
     async with publisher_of(settings) as publisher:
         producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap_servers)
         await producer.start()
-        await producer.send_and_wait(name, value, key=b"k", headers=[("odd", b"\xff"), ("reply_to", name.encode())])
+        for value in values:
+            headers = [("odd", b"\xff"), ("reply_to", name.encode())]
+            await producer.send_and_wait(name, value, key=b"k", headers=headers)
         await producer.stop()
         await publisher.publish([OutgoingEvent(good)])
 
@@ -229,14 +233,16 @@ async def test_poison_goes_to_dead_letters_unchanged(settings: Settings, value: 
 
         collector = Decoding()
         async with consuming(settings, Topic.PROCESS_REQUESTS, collector):
-            await eventually(partial(collector.has, 2), "both records")
+            await eventually(partial(collector.has, len(values) + 1), "all records")
         dead_letters = await records_of(settings, Topic.DEAD_LETTERS)
     assert seen == [good]
-    assert [(one.key, one.value) for one in dead_letters] == [(b"k", value)]
-    headers = dict(dead_letters[0].headers)
-    assert headers["odd"] == b"\xff"
-    assert headers["tripfold_origin_topic"] == b"process-requests"
-    assert headers["tripfold_error"]
+    assert sorted([(one.key, one.value) for one in dead_letters], key=repr) == sorted(
+        [(b"k", value) for value in values], key=repr
+    )
+    for dead_letter in dead_letters:
+        found = dict(dead_letter.headers)
+        assert (found["odd"], found["tripfold_origin_topic"]) == (b"\xff", b"process-requests")
+        assert found["tripfold_error"]
 
 
 async def test_poison_of_a_retried_batch_becomes_one_dead_letter(settings: Settings) -> None:
