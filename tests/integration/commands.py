@@ -7,9 +7,10 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from tests.integration.forking import fork
 from tests.integration.running import environment_of
 
 DEADLINE_S = 90
+NO_VARIABLES: Mapping[str, str] = MappingProxyType({})
 
 
 class CommandResult(msgspec.Struct, frozen=True):
@@ -57,12 +59,12 @@ class Command:
 
 
 @contextlib.contextmanager
-def started(settings: Settings, *arguments: str) -> Iterator[Command]:
-    """Begin a command; it is killed if it still runs at the end."""
+def started(settings: Settings, *arguments: str, variables: Mapping[str, str] = NO_VARIABLES) -> Iterator[Command]:
+    """Begin a command, with ``variables`` of its own; it is killed if it still runs at the end."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("out", "err"):
             Path(folder, name).touch()
-        process = fork(arguments, environment_of(settings), Path(folder, "out"), Path(folder, "err"))
+        process = fork(arguments, {**environment_of(settings), **variables}, Path(folder, "out"), Path(folder, "err"))
         command = Command(process, Path(folder))
         try:
             yield command
