@@ -85,73 +85,69 @@ def check_metrics(scraped: dict[str, str]) -> None:
 
 
 async def test_up_continues_where_it_stopped(tmp_path: Path) -> None:
-    """Dates processed before Ctrl-C are served after the next start, and nothing runs in between."""
-    trips = make_trips(1, 500, DATE)
-    port = free_port("the API of a test")
-    ready = http_probe(f"http://127.0.0.1:{port}/health/ready")
-    arguments = ("--data-dir", str(tmp_path / "data"), "--port", str(port))
-    with UpstreamServer() as upstream:
-        upstream.add_city(0, "A", "Peru")
-        upstream.put(0, DATE, trips)
-        async with up("--upstream", upstream.url, *arguments) as process:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-                await until(ready, "the stack to be ready")
-                place = (await client.post("/process-request", params={"date": DATE})).headers["location"]
-                request = await eventually(lambda: _ended(client, place), "the request to end")
-            assert request["status"] == "completed"
-            check_metrics(await scrape(process))
-            process.send_signal(signal.SIGINT)
-            output = (await asyncio.wait_for(process.communicate(), STOP_DEADLINE_S))[0].decode()
-            assert process.returncode == 0, output
-            assert "Traceback" not in output
-        assert processes_of(tmp_path) == []
-        async with (
-            up("--upstream", upstream.url, *arguments),
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
-        ):
-            await until(ready, "the stack to be ready again")
-            answer = await client.get("/country-stats", params={"from": DATE, "to": DATE})
-            assert answer.json() == {"peru": {DATE: figures_of(trips)}}
-            assert (await client.get(place)).json()["status"] == "completed"
+    """Dates processed before Ctrl-C are served after the next start, and nothing runs in between.
 
-
-async def test_up_republishes_events_that_the_broker_lost(tmp_path: Path) -> None:
-    """After SIGKILL and the loss of all records, up fills the topics, resumes an unfinished request and says so."""
+    After SIGKILL and the loss of all records, up fills the topics, resumes an unfinished request and says so.
+    """
     later = "2024-05-02"
     port = free_port("the API of a test")
     ready = http_probe(f"http://127.0.0.1:{port}/health/ready")
-    arguments = ("--data-dir", str(tmp_path / "data"), "--port", str(port))
     with UpstreamServer() as upstream:
+        arguments = ("--upstream", upstream.url, "--data-dir", str(tmp_path / "data"), "--port", str(port))
         upstream.add_city(0, "A", "Peru")
         for date in (DATE, later):
             upstream.put(0, date, make_trips(1, 500, date))
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
-            async with up("--upstream", upstream.url, *arguments) as process:
+            async with up(*arguments) as process:
                 await until(ready, "the stack to be ready")
-                place = (await client.post("/process-request", params={"date": DATE})).headers["location"]
-                await eventually(lambda: _ended(client, place), "the request to end")
+                place = await _requested(client, DATE)
+                assert (await eventually(lambda: _ended(client, place), "the request to end"))["status"] == "completed"
+                check_metrics(await scrape(process))
+                output = await _interrupted(process)
+            assert "Traceback" not in output
+            assert processes_of(tmp_path) == []
+            async with up(*arguments) as process:
+                await until(ready, "the stack to be ready again")
+                answer = await client.get("/country-stats", params={"from": DATE, "to": DATE})
+                assert answer.json() == {"peru": {DATE: figures_of(make_trips(1, 500, DATE))}}
+                assert (await client.get(place)).json()["status"] == "completed"
                 upstream.pace_s = 600
-                place = (await client.post("/process-request", params={"date": later})).headers["location"]
+                place = await _requested(client, later)
                 process.kill()
                 await process.wait()
             await eventually(partial(_nothing_runs, tmp_path), "the children to end")
-            (tmp_path / "data" / "kafka" / "kafka.json").unlink(missing_ok=True)
+            (tmp_path / "data" / "kafka" / "kafka.json").unlink()
             upstream.pace_s = 0
-            async with up("--upstream", upstream.url, *arguments) as process:
-                await until(ready, "the stack to be ready again")
+            async with up(*arguments) as process:
+                await until(ready, "the stack to be ready once more")
                 assert (await eventually(lambda: _ended(client, place), "the request to end"))["status"] == "completed"
-                variables = (tmp_path / "data" / "environment").read_text().replace("export ", "").split()
-                verify = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "tripfold", "verify", "--topics"),
-                    env={**os.environ, **dict(one.split("=", 1) for one in variables)},
-                )
-                assert await verify.wait() == 0
-                process.send_signal(signal.SIGINT)
-                output = (await asyncio.wait_for(process.communicate(), STOP_DEADLINE_S))[0].decode()
+                await _verify_topics(tmp_path / "data")
+                output = await _interrupted(process)
     assert "The last stop was not clean" in output
     # The kill may come before or after the second date was planned.
     resumed = r"Published again from the bucket: [34] events of [12] dates, and 1 unfinished requests"
     assert re.search(resumed, output), output
+
+
+async def _requested(client: httpx.AsyncClient, date: str) -> str:
+    return (await client.post("/process-request", params={"date": date})).headers["location"]
+
+
+async def _interrupted(process: asyncio.subprocess.Process) -> str:
+    """Stop ``up`` by Ctrl-C, and return what it printed."""
+    process.send_signal(signal.SIGINT)
+    output = (await asyncio.wait_for(process.communicate(), STOP_DEADLINE_S))[0].decode()
+    assert process.returncode == 0, output
+    return output
+
+
+async def _verify_topics(data_dir: Path) -> None:
+    variables = (data_dir / "environment").read_text().replace("export ", "").split()
+    verify = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tripfold", "verify", "--topics"),
+        env={**os.environ, **dict(one.split("=", 1) for one in variables)},
+    )
+    assert await verify.wait() == 0
 
 
 async def _nothing_runs(data_dir: Path) -> bool | None:
