@@ -20,7 +20,7 @@ from shared.kafka.producer import KafkaPublisher
 from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime.health import Health, measure_loop_lag
 from shared.runtime.metrics import Concern, Part, registry_of
-from shared.runtime.retry import Retrier, Stopping
+from shared.runtime.retry import Retrier, Stopping, run_all
 from shared.runtime.settings import Settings
 from shared.runtime.tracing import shut_down_tracing
 from shared.storage.s3 import S3Store
@@ -75,10 +75,15 @@ def make_app(
     async def check_kafka() -> None:
         await context.publisher.check(sorted(topics, key=lambda topic: topic.value))
 
+    async def start_consumers() -> None:
+        # At the same time, because each waits until its group is balanced: a few seconds for a new group.
+        await broker.connect()
+        await run_all(subscriber.start() for subscriber in broker.subscribers if not subscriber.running)
+
     async def begin() -> None:
         await retrier.retry_until_available("s3", context.check_bucket)
         await retrier.retry_until_available("kafka", check_kafka)
-        await retrier.retry_until_available("consumer", broker.start)
+        await retrier.retry_until_available("consumer", start_consumers)
         context.health.started = True
         _log.info("service_ready")
         progress = (subscription.watch(retrier, check_kafka) for subscription in subscriptions)

@@ -295,6 +295,11 @@ class Subscriber:
     def __call__(self, handler: Handler) -> None:
         self._handler = handler
 
+    @property
+    def running(self) -> bool:
+        """Whether it has a consumer."""
+        return self.consumer is not None
+
     async def start(self) -> None:
         """Create a consumer, and consume."""
         await self._process.go_on()
@@ -343,23 +348,20 @@ class SimulatedBroker:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._subscribers: list[Subscriber] = []
+        self.subscribers: list[Subscriber] = []
 
     def subscriber(self, topic: str, **options: Any) -> Subscriber:
         """Add a subscriber."""
         subscriber = Subscriber(self._process, topic, options | {"graceful_timeout": 8.0})
-        self._subscribers.append(subscriber)
+        self.subscribers.append(subscriber)
         return subscriber
 
-    async def start(self) -> None:
-        """Start all subscribers."""
-        for subscriber in self._subscribers:
-            if subscriber.consumer is None:
-                await subscriber.start()
+    async def connect(self) -> None:
+        """Do nothing: each subscriber has a connection of its own."""
 
     async def stop(self) -> None:
         """Stop all subscribers."""
-        for subscriber in self._subscribers:
+        for subscriber in self.subscribers:
             await subscriber.stop()
 
 

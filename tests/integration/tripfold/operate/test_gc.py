@@ -35,7 +35,7 @@ WORKERS = 3
 SWAP_PAUSE_S = 0.7
 DEADLINE_S = 1.0
 AGE = dt.timedelta(seconds=3)  # a store writes times in whole seconds
-ORPHANS_MIN = 10
+ORPHANS_MIN = 5
 
 
 class SlowStore(S3Store):

@@ -81,7 +81,8 @@ async def confined(
     upstream: UpstreamServer, embedded: EmbeddedServices, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Confined]:
     """Run the services, each with a user of its own."""
-    settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url, UPSTREAM_ATTEMPTS="2", TABLES_INTERVAL_S="0.5")
+    intervals = {"TABLES_INTERVAL_S": "0.5", "JOBS_INTERVAL_S": "0.1"}
+    settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url, UPSTREAM_ATTEMPTS="2", **intervals)
     users = {role: await asyncio.to_thread(make_user, embedded, settings.s3_bucket, role) for role in SERVICES}
     own = {role.value: keys for role, keys in users.items()}
     async with running(settings, tmp_path_factory.mktemp("logs"), own=own) as services:
