@@ -31,6 +31,7 @@ from botocore.exceptions import ClientError
 
 from shared.domain.errors import OperatorError
 from tests.integration.running import eventually
+from tripfold.local import embedded
 from tripfold.local.embedded import (
     S3_SERVERS,
     EmbeddedServices,
@@ -195,8 +196,11 @@ def test_only_the_owner_can_read_the_keys(services: EmbeddedServices) -> None:
     assert services.environment()["AWS_SECRET_ACCESS_KEY"] in path.read_text()
 
 
-def test_a_second_stack_on_the_directory_is_refused(services: EmbeddedServices) -> None:
+def test_a_second_stack_on_the_directory_is_refused(
+    services: EmbeddedServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second stack on one directory is refused, and the error names the process that uses it."""
+    monkeypatch.setattr(embedded, "LOCK_WAIT_MAX_S", 0.1)
     with pytest.raises(OperatorError, match=f"Process {os.getpid()} uses the data directory"):
         EmbeddedStack(services.stack.data_dir)
 
