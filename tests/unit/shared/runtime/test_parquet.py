@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import subprocess
-import sys
 from itertools import groupby
 
 import pyarrow as pa
@@ -116,10 +114,3 @@ def test_a_damaged_page_is_refused() -> None:
     reader = TableReader(CITY_DAYS, bytes(body))
     with pytest.raises(UnreadableTable, match=r"city_days cannot be read: .*checksum"):
         reader.rows(DAY)
-
-
-def test_a_service_starts_without_pyarrow() -> None:
-    """A process that reads or writes no table does not load the library."""
-    users = "services.aggregate.tables.builder, services.api.statistics.formats, services.api.statistics.table_heads"
-    code = f"import sys, {users}; sys.exit('pyarrow' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

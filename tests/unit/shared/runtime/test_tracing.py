@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from shared.runtime import tracing
@@ -12,27 +9,6 @@ from shared.runtime.settings import InvalidSettings
 from tests.fakes.traces import traced
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
-WITHOUT_ENDPOINT = """
-import os, sys
-import services.aggregate.app, services.api.app, services.ingest.app
-from shared.runtime.settings import load_settings
-from shared.runtime.tracing import configure_tracing
-configure_tracing("tripfold-worker")
-settings = load_settings()
-services.ingest.app.create_app(settings)
-services.aggregate.app.create_app(settings)
-print(sorted(name for name in sys.modules if name.startswith("opentelemetry")), flush=True)
-os._exit(0)  # the services were not started, and need no shutdown
-"""
-
-
-def test_without_an_endpoint_opentelemetry_is_not_imported() -> None:
-    """Services pay nothing for traces that are off. FastStream looks for an empty package of OpenTelemetry."""
-    environment = {"TRIPFOLD_API_ACCESS": "open", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x"}
-    loaded = subprocess.run(
-        [sys.executable, "-c", WITHOUT_ENDPOINT], env=environment, check=True, capture_output=True, text=True
-    )
-    assert loaded.stdout == "['opentelemetry', 'opentelemetry.semconv']\n"
 
 
 @pytest.mark.parametrize(

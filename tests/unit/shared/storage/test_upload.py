@@ -20,7 +20,7 @@ CHUNK_BYTES = 700_001
 def server() -> Iterator[NullS3]:
     """Run an S3 that counts its calls."""
     with NullS3() as running:
-        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         yield running
         running.shutdown()
