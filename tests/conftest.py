@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import signal
 
@@ -15,12 +16,12 @@ settings.load_profile("no-deadline")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# What is imported and collected stays until the end, and each garbage collection would visit it.
+gc.disable()
+atexit.register(gc.unfreeze)  # for the interpreter frees it at its end, or an extension module reports leaks
+
+
 def pytest_collection_finish() -> None:
-    """Exempt all that was imported and collected from garbage collection: it stays, and each pass would visit it."""
-    gc.collect()
+    """Begin with garbage collection, without all that is there already."""
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    """Let the interpreter free it at its end, or an extension module reports leaks."""
-    gc.unfreeze()
+    gc.enable()
