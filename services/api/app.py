@@ -12,8 +12,9 @@ from typing import Any
 
 import structlog
 import uvicorn
-from litestar import Litestar, Router
+from litestar import Litestar, Request, Router
 from litestar.connection import ASGIConnection
+from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.handlers import BaseRouteHandler
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -94,7 +95,7 @@ def create_app(settings: Settings) -> Litestar:
     return application(settings, operations, connected=connected)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Operations:
     """What the API does, without HTTP."""
 
@@ -159,16 +160,14 @@ def application(
     *,
     connected: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
 ) -> Litestar:
-    """Return the API over its operations. It serves while it is inside ``connected``.
-
-    Each request uses the operations of its time, so tests can exchange them: to build the routes takes much longer.
-    """
+    """Return the API over its operations, which are in its state. It serves while it is inside ``connected``."""
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
         async with connected():
-            background = [asyncio.create_task(run()) for run in operations.background]
-            operations.health.started = True
+            served: Operations = app.state.operations
+            background = [asyncio.create_task(run()) for run in served.background]
+            served.health.started = True
             try:
                 yield
             finally:
@@ -176,22 +175,20 @@ def application(
                     task.cancel()
                 shut_down_tracing()
 
-    def provided(name: str) -> Provide:
-        return Provide(lambda: operations.dependencies[name], sync_to_thread=False)
-
     registry = registry_of("api")
     app = Litestar(
         route_handlers=[
-            _api_router(operations),
+            _api_router(needs_key=operations.access.needs_key),
             *health.HANDLERS,
             *documentation.handlers(topic_prefix=settings.topic_prefix),
             *page_handlers(),
         ],
         dependencies={
-            **{name: provided(name) for name in operations.dependencies},
+            **{name: _provided(name) for name in operations.dependencies},
             "registry": Provide(lambda: registry, sync_to_thread=False),
         },
         exception_handlers=exception_handlers(),
+        state=State({"operations": operations}),
         lifespan=[lifespan],
         cors_config=cors_config(settings.api_cors_origins),
         openapi_config=openapi_config(),
@@ -228,12 +225,12 @@ def server_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _api_router(operations: Operations) -> Router:
+def _api_router(*, needs_key: bool) -> Router:
     """Return the router of the operations that need access and whose queries are checked."""
 
     # Litestar would copy a bound method, and with it the keys and rates; and it would call others in threads.
     async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        operations.access.guard(connection, handler)
+        connection.app.state.operations.access.guard(connection, handler)
 
     return Router(
         path="/",
@@ -249,5 +246,13 @@ def _api_router(operations: Operations) -> Router:
         ],
         before_request=check_query,
         guards=[guard],
-        security=KEY if operations.access.needs_key else [*NO_KEY, *KEY],
+        security=KEY if needs_key else [*NO_KEY, *KEY],
     )
+
+
+def _provided(name: str) -> Provide:
+    def provide(request: Request[Any, Any, Any]) -> object:
+        operations: Operations = request.app.state.operations
+        return operations.dependencies[name]
+
+    return Provide(provide, sync_to_thread=False)

@@ -117,10 +117,7 @@ class World:
     def app(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Litestar:
         """Return the API over this world."""
         chosen = _chosen(settings)
-        operations = self._operations(chosen, checks)
-        app = application(chosen, operations)
-        app.state.operations = operations
-        return app
+        return application(chosen, self._operations(chosen, checks))
 
     @contextlib.contextmanager
     def shared_app(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Litestar]:
@@ -139,10 +136,9 @@ class World:
 
     def take_over(self, app: Litestar, checks: Mapping[Concern, Check] | None = None, **settings: object) -> None:
         """Let an API that another world made with these settings be over this world from now on."""
-        operations: Operations = app.state.operations
-        started = operations.health.started
-        vars(operations).update(vars(self._operations(_chosen(settings), checks)))
-        operations.health.started = started
+        operations = self._operations(_chosen(settings), checks)
+        operations.health.started = app.state.operations.health.started
+        app.state.operations = operations
 
     @contextlib.contextmanager
     def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
