@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 import msgspec
 from playwright.sync_api import Locator, Page
@@ -77,9 +78,18 @@ def ordinary_days(
         world.fold_in(planned(country, date, city_ids=["7"]), event)
 
 
+DEADLINE_S = 30.0
 SHORT_WAITS = "const wait = setTimeout; window.setTimeout = (call, ms, ...rest) => wait(call, ms / 10, ...rest)"
 
 
 def shorten_waits(page: Page) -> None:
     """Let the page wait a tenth of its time before it polls or retries. Playwright's clock would be of all pages."""
     page.add_init_script(SHORT_WAITS)
+
+
+def wait_until(page: Page, condition: Callable[[], bool]) -> None:
+    """Wait for a condition that no locator of Playwright can express."""
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "the page did not get there in time"
+        page.wait_for_timeout(20)

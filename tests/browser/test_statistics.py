@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.scenes import NEXT_DAY, RANGE, cell, ended, fill, ordinary_days, under_way
+from tests.browser.scenes import NEXT_DAY, RANGE, cell, ended, fill, ordinary_days, under_way, wait_until
 from tests.fakes.api import DAY, World, planned, stats, write
 
 COUNTRIES = 60
@@ -330,8 +330,8 @@ def test_a_year_fits_on_a_screen_and_scrolls_on_a_phone(world: World, page: Page
     assert map_.evaluate(overflow) == 0
     expect(page.locator(".map .more-right")).to_have_count(0)
     page.set_viewport_size({"width": 390, "height": 800})
+    wait_until(page, lambda: map_.evaluate(overflow) > 0)  # the map is drawn again for the new width
     expect(page.locator(".map .more-right")).to_have_count(1)
-    assert map_.evaluate(overflow) > 0
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     tap = "cell => cell.dispatchEvent(new PointerEvent('click', {bubbles: true, pointerType: 'touch'}))"
     cell(page, "Armenia", 40).evaluate(tap)
