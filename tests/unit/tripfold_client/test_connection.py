@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import ssl
 
 import httpx
 import pytest
+import trustme
 from tripfold_client import (
     ApiError,
     AsyncTripfold,
@@ -33,7 +36,7 @@ class Sleepless(BlockingTransport):
     """Notes how long it should sleep."""
 
     def __init__(self) -> None:
-        super().__init__(httpx.Client())
+        super().__init__(httpx.Client(verify=False))  # no TLS
         self.slept_s: list[float] = []
 
     async def sleep(self, seconds: float) -> None:
@@ -160,3 +163,14 @@ def test_url_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("TRIPFOLD_API_KEY", "sesame")
         assert Tripfold().schedules() == ()
         assert "X-API-Key: sesame" in seen[0]
+
+
+async def test_an_unknown_certificate_is_refused() -> None:
+    """An https URL is read only from a server whose authority this machine knows."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with AsyncTripfold(url, retries=0, timeout=5) as api:
+            with pytest.raises(ConnectionFailed, match="certificate verify failed"):
+                await api.schedules()
