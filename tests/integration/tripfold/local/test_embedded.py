@@ -133,7 +133,8 @@ def is_running(pid: int) -> bool:
 def sockets_of(services: EmbeddedServices) -> list[Path]:
     """Return the sockets that SeaweedFS creates outside of the data directory."""
     ports = services.stack.ports
-    return [path for name in S3_SERVERS for path in Path("/tmp").glob(f"seaweedfs-*-{ports[name] + 10_000}.sock")]
+    paths = [Path(f"/tmp/seaweedfs-{name}-grpc-{ports[name] + 10_000}.sock") for name in S3_SERVERS]
+    return [path for path in paths if path.exists()]
 
 
 def kill_and_wait_for_restart(services: EmbeddedServices, events: list[ChildEvent], name: str) -> None:
