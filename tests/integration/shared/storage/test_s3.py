@@ -19,6 +19,7 @@ from moto.server import ThreadedMotoServer
 from shared.domain.ids import utc_now
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.settings import Settings, load_settings
+from shared.storage import s3
 from shared.storage.object_store import (
     UPLOAD_PART_BYTES,
     AdminObjectStore,
@@ -82,7 +83,7 @@ async def store(request: pytest.FixtureRequest, stores: dict[str, AdminObjectSto
 
 
 without_moto = pytest.mark.parametrize("store", ["memory", "seaweedfs"], indirect=True)
-"""For a test of simultaneous writes, which moto does not keep apart, or of many."""
+"""For tests of racing writers, several of which moto lets win, and of many objects, which moto writes slowly."""
 
 
 async def keys_of(store: ObjectStore) -> list[str]:
@@ -371,6 +372,7 @@ async def test_corrected_credentials_are_used_without_a_restart(
     embedded: EmbeddedServices, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A store refused for its credentials works once their file has been corrected, without a new process."""
+    monkeypatch.setattr(s3, "CREDENTIALS_INTERVAL_S", 0.1)
     file = tmp_path / "credentials"
     lines = f"[default]\naws_access_key_id = {embedded.access_key}\naws_secret_access_key = "
     file.write_text(f"{lines}wrong\n")
