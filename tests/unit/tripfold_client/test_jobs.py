@@ -35,7 +35,8 @@ ENDED = REQUEST | {"status": "completed", "version": 9}
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Poll and retry without waiting long."""
     monkeypatch.setattr("tripfold_client.jobs.POLL_INTERVAL_S", 0.01)
-    monkeypatch.setattr("tripfold_client.connection.BACKOFF_S", 0.01)
+    monkeypatch.setattr("services.api.requests.event_stream.POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr("tripfold_client.connection.BACKOFF_S", 0.002)
 
 
 def versions(url: str, *, timeout: float | None = None) -> list[int]:
