@@ -16,9 +16,9 @@ settings.load_profile("no-deadline")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# What is imported and collected stays until the end, and each garbage collection would visit it.
+# Imported modules and collected tests stay until the end, and each garbage collection would visit them.
 gc.disable()
-atexit.register(gc.unfreeze)  # for the interpreter frees it at its end, or an extension module reports leaks
+atexit.register(gc.unfreeze)  # so that the interpreter frees them; otherwise an extension module reports leaks
 
 
 def pytest_collection_finish() -> None:

@@ -97,14 +97,14 @@ def create_app(settings: Settings) -> Litestar:
 
 @dataclass(frozen=True)
 class Operations:
-    """What the API does, without HTTP."""
+    """The API without HTTP: its access control, its dependencies and its background tasks."""
 
     access: Access
     health: Health
     dependencies: dict[str, object]
-    """What the handlers of the routes use, by the names of their parameters."""
+    """The objects that the handlers of the routes use, by the names of their parameters."""
     background: tuple[Callable[[], Coroutine[Any, Any, None]], ...]
-    """What runs while the API serves."""
+    """The tasks that run while the API serves."""
 
 
 def operations_of(
@@ -116,7 +116,7 @@ def operations_of(
     read_offsets: ReadOffsets,
     clock: Callable[[], dt.datetime] = utc_now,
 ) -> Operations:
-    """Return what the API does with any store and publisher."""
+    """Return the operations over any store and publisher."""
     state = Health()
     access = access_of(settings, clock=clock)
     requests = Requests(store, publisher, clock=clock)
