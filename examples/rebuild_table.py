@@ -24,7 +24,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 BATCH_RECORDS_MAX = 1_000
-POLL_S = 1.0
+POLL_S = 0.2
 TIMEOUT_S = 20.0
 
 SCHEMA = """
