@@ -50,19 +50,6 @@ _MEDIA_TYPES: dict[Format, str] = {
 }
 
 
-def url_of(url: str | None) -> str:
-    """Return the URL of the API: the one that is given, of the environment, or of this machine."""
-    return url or os.environ.get("TRIPFOLD_API_URL") or URL
-
-
-def uses_tls(url: str) -> bool:
-    """Return whether the certificates of authorities are needed; to read them takes longer than most calls.
-
-    No redirect is followed, so an ``http://`` URL never leads to TLS.
-    """
-    return not url.startswith("http://")
-
-
 _Changed = TypeVar("_Changed")
 
 
@@ -171,10 +158,9 @@ class AsyncTripfold:
         http: httpx.AsyncClient | None = None,
         transport: Transport | None = None,
     ) -> None:
-        url = url_of(url)
         self._connection = Connection(
-            transport or AsyncTransport(http or httpx.AsyncClient(mounts=DIRECT, verify=uses_tls(url))),
-            url,
+            transport or AsyncTransport(http or httpx.AsyncClient(mounts=DIRECT)),
+            url or os.environ.get("TRIPFOLD_API_URL") or URL,
             api_key or os.environ.get("TRIPFOLD_API_KEY"),
             timeout_s=timeout,
             retries=retries,

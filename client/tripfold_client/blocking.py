@@ -17,8 +17,6 @@ from tripfold_client.aio import (
     BackfillOptions,
     Date,
     Format,
-    url_of,
-    uses_tls,
 )
 from tripfold_client.jobs import State
 from tripfold_client.models import (
@@ -108,8 +106,7 @@ class Tripfold:
         retries: int = RETRIES,
         http: httpx.Client | None = None,
     ) -> None:
-        url = url_of(url)
-        transport = BlockingTransport(http or httpx.Client(mounts=DIRECT, verify=uses_tls(url)))
+        transport = BlockingTransport(http or httpx.Client(mounts=DIRECT))
         self._api = AsyncTripfold(url, api_key, timeout=timeout, retries=retries, transport=transport)
 
     def __enter__(self) -> Self:
