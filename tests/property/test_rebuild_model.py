@@ -258,7 +258,7 @@ async def run(
 ) -> tuple[Scene, list[tuple[bytes, list[int], int]]]:
     """Run a scene by a schedule, then on without a switch; return the possible choices at each step.
 
-    If the chosen process has ended, the next one that has not ended runs.
+    If the chosen process has ended, the next one that has not ended runs. A step within the schedule has no state.
     """
     scene = Scene(from_kafka=from_kafka, kind=kind)
     await scene.begin()
@@ -269,7 +269,7 @@ async def run(
             chosen = schedule[len(steps)]
         if chosen not in ready:
             chosen = ready[0]
-        steps.append((scene.state(), ready, chosen))
+        steps.append((b"" if len(steps) < len(schedule) else scene.state(), ready, chosen))
         await scene.processes[chosen].step()
     return scene, steps
 
