@@ -1,4 +1,4 @@
-"""What the services import when they start."""
+"""The libraries that services import when they start."""
 
 from __future__ import annotations
 
