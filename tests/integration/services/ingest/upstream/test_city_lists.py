@@ -159,9 +159,9 @@ async def test_a_body_that_is_no_list_fails_the_request_with_its_reason(body: by
     assert not tasks
 
 
-async def test_a_long_list_of_cities_does_not_block_the_event_loop() -> None:
+async def test_a_list_of_100_000_cities_does_not_block_the_event_loop() -> None:
     """While a long list is parsed the event loop runs, and every city gets its task."""
-    cities = [{"id": number, "name": f"Город {number}", "country": f"C{number % 200}"} for number in range(20_000)]
+    cities = [{"id": number, "name": f"Город {number}", "country": f"C{number % 200}"} for number in range(100_000)]
     turns = turns_before = turns_after = 0
 
     async def turn() -> None:
@@ -178,8 +178,8 @@ async def test_a_long_list_of_cities_does_not_block_the_event_loop() -> None:
         listed = await asyncio.to_thread(parse_city_list, body)
         turns_after = turns
         turning.cancel()
-        assert len(listed.cities) == 20_000
-        assert turns_after - turns_before > 2
+        assert len(listed.cities) == 100_000
+        assert turns_after - turns_before > 10
         ended, tasks = await planned(server)
     assert isinstance(ended, RequestPlanned)
-    assert ended.cities == len(tasks) == 20_000
+    assert ended.cities == len(tasks) == 100_000
