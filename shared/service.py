@@ -75,15 +75,10 @@ def make_app(
     async def check_kafka() -> None:
         await context.publisher.check(sorted(topics, key=lambda topic: topic.value))
 
-    async def start_consumers() -> None:
-        # At the same time, because each waits until its group is balanced: a few seconds for a new group.
-        await broker.connect()
-        await run_all(subscriber.start() for subscriber in broker.subscribers if not subscriber.running)
-
     async def begin() -> None:
         await retrier.retry_until_available("s3", context.check_bucket)
         await retrier.retry_until_available("kafka", check_kafka)
-        await retrier.retry_until_available("consumer", start_consumers)
+        await retrier.retry_until_available("consumer", lambda: start_consumers(broker))
         context.health.started = True
         _log.info("service_ready")
         progress = (subscription.watch(retrier, check_kafka) for subscription in subscriptions)
@@ -114,6 +109,15 @@ def make_app(
                 await asyncio.gather(*tasks, return_exceptions=True)
 
     return health_app(context.health, running, registry_of(*parts))
+
+
+async def start_consumers(broker: KafkaBroker) -> None:
+    """Start the consumers that do not run yet, all at once; raise the first error when all have started or failed.
+
+    Each waits until its group is balanced, which takes a few seconds for a new group.
+    """
+    await broker.connect()
+    await run_all(subscriber.start() for subscriber in broker.subscribers if not subscriber.running)
 
 
 def health_app(

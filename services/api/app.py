@@ -85,18 +85,18 @@ def create_app(settings: Settings) -> Litestar:
             finally:
                 following.cancel()
 
-    operations = operations_of(
+    context = make_context(
         settings,
         store=store,
         publisher=publisher,
         checks={"s3": lambda: check_bucket(store), "kafka": lambda: publisher.check(PUBLISHED)},
         read_offsets=functools.partial(read_group_offsets, settings),
     )
-    return application(settings, operations, connected=connected)
+    return make_app(settings, context, connected=connected)
 
 
 @dataclass(frozen=True)
-class Operations:
+class ApiContext:
     """The API without HTTP: its access control, its dependencies and its background tasks."""
 
     access: Access
@@ -107,7 +107,7 @@ class Operations:
     """The tasks that run while the API serves."""
 
 
-def operations_of(
+def make_context(
     settings: Settings,
     *,
     store: ObjectStore,
@@ -115,8 +115,8 @@ def operations_of(
     checks: Mapping[Concern, Check],
     read_offsets: ReadOffsets,
     clock: Callable[[], dt.datetime] = utc_now,
-) -> Operations:
-    """Return the operations over any store and publisher."""
+) -> ApiContext:
+    """Return the context of the API over any store and publisher."""
     state = Health()
     access = access_of(settings, clock=clock)
     requests = Requests(store, publisher, clock=clock)
@@ -128,7 +128,7 @@ def operations_of(
     background = [measure_loop_lag, KeyFile(settings, access).watch, IndexCheck(reader).run]
     if settings.api_completeness_days:
         background.append(Completeness(store, reader, days=settings.api_completeness_days, clock=clock).run)
-    return Operations(
+    return ApiContext(
         access=access,
         health=state,
         dependencies={
@@ -154,20 +154,20 @@ def operations_of(
     )
 
 
-def application(
+def make_app(
     settings: Settings,
-    operations: Operations,
+    context: ApiContext,
     *,
     connected: Callable[[], contextlib.AbstractAsyncContextManager[None]] = contextlib.nullcontext,
 ) -> Litestar:
-    """Return the API over its operations, which are in its state. It serves while it is inside ``connected``."""
+    """Return the API. Its state has the context. It serves while it is inside ``connected``."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         async with connected():
-            served: Operations = app.state.operations
-            background = [asyncio.create_task(run()) for run in served.background]
-            served.health.started = True
+            current: ApiContext = app.state.context
+            background = [asyncio.create_task(run()) for run in current.background]
+            current.health.started = True
             try:
                 yield
             finally:
@@ -178,17 +178,17 @@ def application(
     registry = registry_of("api")
     app = Litestar(
         route_handlers=[
-            _api_router(needs_key=operations.access.needs_key),
+            _api_router(needs_key=context.access.needs_key),
             *health.HANDLERS,
             *documentation.handlers(topic_prefix=settings.topic_prefix),
             *page_handlers(),
         ],
         dependencies={
-            **{name: _provided(name) for name in operations.dependencies},
+            **{name: _provided(name) for name in context.dependencies},
             "registry": Provide(lambda: registry, sync_to_thread=False),
         },
         exception_handlers=exception_handlers(),
-        state=State({"operations": operations}),
+        state=State({"context": context}),
         lifespan=[lifespan],
         cors_config=cors_config(settings.api_cors_origins),
         openapi_config=openapi_config(),
@@ -230,7 +230,7 @@ def _api_router(*, needs_key: bool) -> Router:
 
     # Litestar would copy a bound method, and with it the keys and rates; and it would call others in threads.
     async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        connection.app.state.operations.access.guard(connection, handler)
+        connection.app.state.context.access.guard(connection, handler)
 
     return Router(
         path="/",
@@ -252,7 +252,7 @@ def _api_router(*, needs_key: bool) -> Router:
 
 def _provided(name: str) -> Provide:
     def provide(request: Request[Any, Any, Any]) -> object:
-        operations: Operations = request.app.state.operations
-        return operations.dependencies[name]
+        context: ApiContext = request.app.state.context
+        return context.dependencies[name]
 
     return Provide(provide, sync_to_thread=False)

@@ -83,7 +83,7 @@ SHORT_WAITS = "const wait = setTimeout; window.setTimeout = (call, ms, ...rest) 
 
 
 def shorten_waits(page: Page) -> None:
-    """Let the page wait a tenth of its time before it polls or retries. Playwright's clock would be of all pages."""
+    """Let the page wait a tenth of its time before it polls or retries. Playwright's clock would change other pages."""
     page.add_init_script(SHORT_WAITS)
 
 

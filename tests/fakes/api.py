@@ -13,7 +13,7 @@ from litestar.testing import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from services.aggregate.fold import StatEvent, empty_summary, fold
-from services.api.app import Operations, application, operations_of
+from services.api.app import ApiContext, make_app, make_context
 from services.api.health import Check
 from shared.domain import events, keys, objects
 from shared.domain.contribution import Contribution
@@ -117,7 +117,7 @@ class World:
     def app(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Litestar:
         """Return the API over this world."""
         chosen = _chosen(settings)
-        return application(chosen, self._operations(chosen, checks))
+        return make_app(chosen, self._context(chosen, checks))
 
     @contextlib.contextmanager
     def shared_app(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Litestar]:
@@ -136,9 +136,9 @@ class World:
 
     def take_over(self, app: Litestar, checks: Mapping[Concern, Check] | None = None, **settings: object) -> None:
         """Let an API that another world made with these settings be over this world from now on."""
-        operations = self._operations(_chosen(settings), checks)
-        operations.health.started = app.state.operations.health.started
-        app.state.operations = operations
+        context = self._context(_chosen(settings), checks)
+        context.health.started = app.state.context.health.started
+        app.state.context = context
 
     @contextlib.contextmanager
     def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
@@ -146,8 +146,8 @@ class World:
         with self.shared_app(checks, **settings) as app, TestClient(app, raise_server_exceptions=False) as client:
             yield client
 
-    def _operations(self, settings: Settings, checks: Mapping[Concern, Check] | None) -> Operations:
-        return operations_of(
+    def _context(self, settings: Settings, checks: Mapping[Concern, Check] | None) -> ApiContext:
+        return make_context(
             settings,
             store=self.store,
             publisher=self.publisher,

@@ -29,4 +29,4 @@ def _poisoned(read: Callable[[], bytes], **options: Any) -> parser.FileTotals:
 
 parser.total_trip_file = _poisoned
 if worker := sys.modules.get("services.ingest.worker.city_day"):  # a process that was forked has loaded it before
-    worker.total_trip_file = _poisoned  # type: ignore[attr-defined]
+    worker.total_trip_file = _poisoned  # type: ignore[attr-defined]  # mypy sees no attributes of a module in sys.modules

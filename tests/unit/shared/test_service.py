@@ -1,4 +1,4 @@
-"""How a service stops."""
+"""How a service starts its consumers, and how it stops."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from aiokafka.errors import KafkaConnectionError
 from faststream.kafka import KafkaBroker
 
 from shared import service
 from shared.runtime.settings import load_settings
-from shared.service import ServiceContext, make_app
+from shared.service import ServiceContext, make_app, start_consumers
 
 HANGS_AFTER_S = 30.0
 
@@ -20,6 +21,51 @@ class HangingBroker(KafkaBroker):
 
     async def stop(self, *_: Any) -> None:
         await asyncio.Event().wait()
+
+
+class Consumer:
+    """A subscriber whose group is balanced once all members have joined."""
+
+    def __init__(self, group: asyncio.Barrier, *, refused: bool = False) -> None:
+        self._group = group
+        self._refused = refused
+        self.starts = 0
+        self.running = False
+
+    async def start(self) -> None:
+        self.starts += 1
+        await self._group.wait()
+        if self._refused:
+            self._refused = False
+            raise KafkaConnectionError
+        self.running = True
+
+
+class Consumers(KafkaBroker):
+    """A connection with given subscribers."""
+
+    def __init__(self, *subscribers: Consumer) -> None:
+        self._given = subscribers
+
+    @property
+    def subscribers(self) -> Any:
+        return self._given
+
+    async def connect(self) -> Any:
+        pass
+
+
+async def test_consumers_start_at_the_same_time() -> None:
+    """No consumer waits for another one to start, and only those that failed are started again."""
+    group = asyncio.Barrier(3)
+    consumers = [Consumer(group), Consumer(group, refused=True), Consumer(group)]
+    async with asyncio.timeout(HANGS_AFTER_S):
+        with pytest.raises(KafkaConnectionError):
+            await start_consumers(Consumers(*consumers))
+        assert [one.running for one in consumers] == [True, False, True]
+        consumers[1]._group = asyncio.Barrier(1)
+        await start_consumers(Consumers(*consumers))
+    assert [(one.running, one.starts) for one in consumers] == [(True, 1), (True, 2), (True, 1)]
 
 
 async def test_a_service_stops_although_kafka_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_prefer_wait_responds_200_at_the_end(world: World) -> None:
 
     requests = Quick(world.store, world.publisher, clock=world.clock)
     with world.client() as client:
-        client.app.state.operations.dependencies["event_stream"] = request_stream(requests)
+        client.app.state.context.dependencies["event_stream"] = request_stream(requests)
         response = client.post(f"/process-request?date={DAY}", headers={"Prefer": "wait=30"})
         assert (response.status_code, response.headers["preference-applied"]) == (200, "wait=30")
         assert response.json()["status"] == "completed"
