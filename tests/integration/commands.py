@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import MappingProxyType
@@ -43,6 +43,11 @@ class Command:
         """Whether it has not ended."""
         return self._process.is_alive()
 
+    @property
+    def printed(self) -> str:
+        """What it has written to standard output so far."""
+        return (self._folder / "out").read_text()
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal, unless it has ended."""
         pid = self._process.pid
@@ -53,18 +58,25 @@ class Command:
         """Wait until it has ended."""
         await asyncio.to_thread(self._process.join, DEADLINE_S)
         assert self._process.exitcode is not None, "the command did not end"
-        return CommandResult(
-            self._process.exitcode, (self._folder / "out").read_text(), (self._folder / "err").read_text()
-        )
+        return CommandResult(self._process.exitcode, self.printed, (self._folder / "err").read_text())
 
 
 @contextlib.contextmanager
-def started(settings: Settings, *arguments: str, variables: Mapping[str, str] = NO_VARIABLES) -> Iterator[Command]:
-    """Begin a command, with ``variables`` of its own; it is killed if it still runs at the end."""
+def started(
+    settings: Settings,
+    *arguments: str,
+    variables: Mapping[str, str] = NO_VARIABLES,
+    first: Callable[[], None] | None = None,
+) -> Iterator[Command]:
+    """Begin a command, with ``variables`` of its own; it is killed if it still runs at the end.
+
+    Its process calls ``first`` before the command.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for name in ("out", "err"):
             Path(folder, name).touch()
-        process = fork(arguments, {**environment_of(settings), **variables}, Path(folder, "out"), Path(folder, "err"))
+        environment = {**environment_of(settings), **variables}
+        process = fork(arguments, environment, Path(folder, "out"), Path(folder, "err"), first)
         command = Command(process, Path(folder))
         try:
             yield command

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import runpy
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,18 @@ _processes.set_forkserver_preload(
 )
 
 
-def fork(arguments: tuple[str, ...], environment: Mapping[str, str], out: Path, err: Path) -> BaseProcess:
-    """Begin a command that appends what it prints to two files; it leads a session of its own."""
-    process = _processes.Process(target=_run, args=(arguments, dict(environment), out, err))
+def fork(
+    arguments: tuple[str, ...], environment: Mapping[str, str], out: Path, err: Path, first: Callable[[], None] | None
+) -> BaseProcess:
+    """Begin a command that appends what it prints to two files; it leads a session of its own, and calls ``first``."""
+    process = _processes.Process(target=_run, args=(arguments, dict(environment), out, err, first))
     process.start()
     return process
 
 
-def _run(arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:
+def _run(
+    arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path, first: Callable[[], None] | None
+) -> None:
     from tripfold import cli  # noqa: PLC0415  # only the forked process needs it
 
     os.setsid()
@@ -50,6 +54,8 @@ def _run(arguments: tuple[str, ...], environment: dict[str, str], out: Path, err
     for folder in environment.get("PYTHONPATH", "").split(os.pathsep):
         if Path(folder, "sitecustomize.py").is_file():
             runpy.run_path(f"{folder}/sitecustomize.py")  # as Python does at startup
+    if first is not None:
+        first()
     sys.argv = ["tripfold", *arguments]
     cli.main()
 
@@ -79,5 +85,5 @@ class ForkingSupervisor(Supervisor):
 
     async def _spawn(self, child: Any) -> Any:
         spec = child.spec
-        child.process = _Forked(fork(spec.argv, spec.env, spec.log_path, spec.log_path))
+        child.process = _Forked(fork(spec.argv, spec.env, spec.log_path, spec.log_path, None))
         return child.process

@@ -66,6 +66,7 @@ def _only_its_own_cities(upstream: UpstreamServer) -> None:
     upstream.cities = []
     upstream.etags = False
     upstream.pace_s = 0.0
+    upstream.silent = set()
 
 
 async def test_numbers_are_exact_when_the_request_says_completed(upstream: UpstreamServer, tripfold: Running) -> None:
@@ -206,22 +207,20 @@ async def test_a_date_requested_twice_at_once_counts_once(upstream: UpstreamServ
 async def test_cities_without_a_response_delay_no_other(upstream: UpstreamServer, tripfold: Running) -> None:
     """While the upstream does not respond for more cities than there are streams, the other cities are ingested."""
     date = "2024-09-01"
-    silent, others = {str(city) for city in range(5)}, range(5, 20)
+    silent, others = {f"/cities/{city}/stats" for city in range(5)}, range(5, 20)
     assert len(silent) > tripfold.settings.ingest_streams
     for city in (*range(5), *others):
         upstream.add_city(city, f"City {city}", "Peru")
         upstream.put(city, date, make_trips(city, 20, date))
-    upstream.silent = set(silent)
-    try:
-        place = await tripfold.request(date)
+    upstream.silent = silent
+    place = await tripfold.request(date)
 
-        async def ingested() -> bool | None:
-            listed = [one.key async for one in tripfold.store.list(keys.manifests_of(dt.date.fromisoformat(date)))]
-            return len(listed) >= len(others) or None
+    async def ingested() -> bool | None:
+        listed = [one.key async for one in tripfold.store.list(keys.manifests_of(dt.date.fromisoformat(date)))]
+        return len(listed) >= len(others) or None
 
-        await eventually(ingested, "the cities that get a response")
-    finally:
-        upstream.silent.clear()
+    await eventually(ingested, "the cities that get a response")
+    upstream.silent = set()
     assert (await tripfold.ended(place))["status"] == "completed"
 
 
@@ -263,12 +262,14 @@ async def test_a_service_killed_in_the_middle_loses_nothing(
     for city, file in enumerate(files):
         upstream.add_city(city, f"City {city}", "Peru")
         upstream.put(city, date, file)
-    upstream.pace_s = 0.06
+    # Work is left for each service when it is killed: the plan, or at least one city.
+    last = "/cities" if victim == "planner" else "/cities/5/stats"
+    upstream.silent, upstream.pace_s = {last}, 0.06
     asked_before = len(upstream.requests)
     place = await tripfold.request(date)
-    if victim != "planner":
-        await eventually(partial(_asked_for_files, upstream, asked_before), "the first download")
+    await eventually(partial(_asked_for, upstream, last, asked_before), f"the request of {last}")
     tripfold.supervisor.kill(victim)
+    upstream.silent = set()
     if victim == "api":
         await until(http_probe(str(tripfold.client.base_url.join("/health/live"))), "the API to come back")
     request = await tripfold.ended(place)
@@ -291,8 +292,8 @@ async def _spans_of_services(collector: Collector, request_id: str, services: se
     return spans if {span.service for span in spans} >= services else None
 
 
-async def _asked_for_files(upstream: UpstreamServer, asked_before: int) -> bool | None:
-    return any("/stats" in path for path in upstream.requests[asked_before:]) or None
+async def _asked_for(upstream: UpstreamServer, path: str, asked_before: int) -> bool | None:
+    return any(path in asked for asked in upstream.requests[asked_before:]) or None
 
 
 async def test_a_post_returns_the_url_of_its_status(tripfold: Running) -> None:
@@ -312,9 +313,9 @@ async def command(tripfold: Running, *arguments: str) -> tuple[int, str, str]:
     return ended.code, ended.out, ended.err
 
 
-def begun(tripfold: Running, *arguments: str) -> contextlib.AbstractContextManager[Command]:
-    """Start a command of ``tripfold`` against the API."""
-    variables = {"TRIPFOLD_API_URL": str(tripfold.client.base_url), "COLUMNS": "120"}
+def begun(tripfold: Running, *arguments: str, **variables: str) -> contextlib.AbstractContextManager[Command]:
+    """Start a command of ``tripfold`` against the API, with ``variables`` of its own."""
+    variables |= {"TRIPFOLD_API_URL": str(tripfold.client.base_url), "COLUMNS": "120"}
     return started(tripfold.settings, *arguments, variables=variables)
 
 
@@ -354,6 +355,10 @@ async def test_client_commands_request_watch_and_print(upstream: UpstreamServer,
         assert int(rows[date]["bus_count"]) == figures["bus_count"]
 
 
+async def _shows(command: Command, text: str) -> bool | None:
+    return text in command.printed or None
+
+
 async def test_a_watched_request_can_be_cancelled(upstream: UpstreamServer, tripfold: Running) -> None:
     """Ctrl-C ends the watching alone, and says how to go on; cancelling skips the cities that were not begun."""
     date = "2024-07-04"
@@ -361,10 +366,9 @@ async def test_a_watched_request_can_be_cancelled(upstream: UpstreamServer, trip
     for city in range(cities):
         upstream.add_city(city, f"City {city}", "Peru")
         upstream.put(city, date, make_trips(city, 300, date))
-    upstream.pace_s = 5.0
-    asked_before = len(upstream.requests)
-    with begun(tripfold, "request", date) as watching:
-        await eventually(partial(_asked_for_files, upstream, asked_before), "the first download")
+    upstream.silent = {f"/cities/{city}/stats" for city in range(1, cities)}
+    with begun(tripfold, "request", date, TTY_COMPATIBLE="1") as watching:
+        await eventually(partial(_shows, watching, f"1/{cities} cities"), "the bar after the first city")
         watching.signal(signal.SIGINT)
         ended = await watching.ended()
     assert ended.code == 130
@@ -373,7 +377,7 @@ async def test_a_watched_request_can_be_cancelled(upstream: UpstreamServer, trip
 
     code, _, err = await command(tripfold, "cancel", told[1])
     assert (code, err) == (0, "")
-    upstream.pace_s = 0.0
+    upstream.silent = set()
     code, out_of_watch, _ = await command(tripfold, "watch", told[1])
     assert code == 1
     assert "cancelled" in out_of_watch

@@ -19,7 +19,7 @@ class UpstreamServer:
     """Serves ``/cities`` and ``/cities/{id}/stats?date=`` on a free port, from a thread of its own.
 
     ``files`` maps (city id, date) to a body; a city without one gets 404, and a number in place of a body
-    is the status of the response. Cities in ``silent`` get no response while they are in it. It waits
+    is the status of the response. Paths in ``silent`` get no response while they are in it. It waits
     ``pace_s`` after each chunk. ``requests`` lists the requested paths.
     """
 
@@ -62,12 +62,12 @@ class UpstreamServer:
         query = scope["query_string"].decode()
         self.requests.append(f"{path}?{query}" if query else path)
         headers = dict(scope["headers"])
+        while path in self.silent:  # noqa: ASYNC110  # the test changes it in another thread
+            await asyncio.sleep(0.02)
         if path == "/cities":
             await self._answer(send, 200, json.dumps(self.cities).encode(), headers)
             return
         city_id = unquote(path.split("/")[2])
-        while city_id in self.silent:  # noqa: ASYNC110  # the test changes it in another thread
-            await asyncio.sleep(0.02)
         body = self.files.get((city_id, parse_qs(query)["date"][0]), 404)
         if isinstance(body, int):
             await self._answer(send, body, b"", {})

@@ -39,6 +39,7 @@ from shared.storage.s3 import S3Store
 from tests.fakes.bucket import DAY, FakeBucket, trips
 from tests.integration.commands import run_json, started, tripfold
 from tests.integration.conftest import isolated_settings
+from tests.integration.held import held, release
 from tests.integration.running import Running, eventually, running
 from tests.integration.trips import OTHER_DATE, TRIPS
 from tests.integration.upstream import UpstreamServer
@@ -86,7 +87,7 @@ async def last_records(settings: Settings) -> dict[tuple[Topic, bytes | None], b
 
 
 async def building(store: ObjectStore, after: int) -> GenerationPointer:
-    """Wait until a generation after number ``after`` is being built, or was built."""
+    """Wait until a generation after number ``after`` is being built, or was built if nothing holds its rebuild."""
 
     async def look() -> GenerationPointer | None:
         current = await read_current(store)
@@ -116,13 +117,13 @@ async def opened(settings: Settings) -> AsyncIterator[tuple[S3Store, KafkaPublis
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 async def test_an_interrupted_rebuild_restores_the_pointer(
-    settings: Settings, number: signal.Signals, code: int
+    settings: Settings, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     """A rebuild that Ctrl-C or a supervisor ends keeps the live generation, and the next one need not take over."""
     async with opened(settings) as (store, _):
         await filled(store)
         right = await summaries(store)
-        with started(settings, "rebuild", "--from", "s3") as command:
+        with started(settings, "rebuild", "--from", "s3", first=held(tmp_path)) as command:
             await building(store, 1)
             command.signal(number)
             ended = await command.ended()
@@ -171,12 +172,12 @@ async def test_a_rebuild_that_is_killed_changes_nothing(settings: Settings) -> N
 
 
 @pytest.mark.parametrize("remedy", ["take over", "abandon"])
-async def test_an_operator_clears_the_mark_of_a_killed_rebuild(settings: Settings, remedy: str) -> None:
+async def test_an_operator_clears_the_mark_of_a_killed_rebuild(settings: Settings, tmp_path: Path, remedy: str) -> None:
     """A rebuild that finds the mark of a killed one is refused and names both remedies; either works."""
     async with opened(settings) as (store, _):
         await filled(store)
         right = await summaries(store)
-        with started(settings, "rebuild", "--from", "s3") as command:
+        with started(settings, "rebuild", "--from", "s3", first=held(tmp_path)) as command:
             await building(store, 1)
             command.signal(signal.SIGKILL)
             assert (await command.ended()).code == -signal.SIGKILL
@@ -207,7 +208,7 @@ class _HeldTopicReader:
         yield ()
 
 
-async def test_one_of_racing_rebuilds_completes(settings: Settings) -> None:
+async def test_one_of_racing_rebuilds_completes(settings: Settings, tmp_path: Path) -> None:
     """A second rebuild is refused or takes over; the one that completes ends with the numbers that were live.
 
     The topic that it reads holds every record three times, in random order.
@@ -217,7 +218,7 @@ async def test_one_of_racing_rebuilds_completes(settings: Settings) -> None:
         right = await summaries(store)
         await _published(publisher, bucket, Random(SEED))
         await _two_at_once(settings, store, publisher)
-        await _a_zombie(settings, store)
+        await _a_zombie(settings, store, tmp_path)
         assert await summaries(store) == right
         assert (await run_json(settings, "verify"))[0] == 0
 
@@ -236,13 +237,14 @@ async def _two_at_once(settings: Settings, store: S3Store, publisher: KafkaPubli
     assert (await read_current(store)) == GenerationPointer(live=highest + 1, highest=highest + 1)
 
 
-async def _a_zombie(settings: Settings, store: ObjectStore) -> None:
+async def _a_zombie(settings: Settings, store: ObjectStore, folder: Path) -> None:
     highest = (await read_current(store)).highest
-    with started(settings, "rebuild", "--from", "s3") as zombie:
+    with started(settings, "rebuild", "--from", "s3", first=held(folder)) as zombie:
         await building(store, highest)
         zombie.signal(signal.SIGSTOP)
         code, rebuilt = await run_json(settings, "rebuild", "--from", "kafka", "--take-over")
         assert (code, rebuilt["flipped"], rebuilt["changes"]) == (0, True, [])
+        release(folder)
         zombie.signal(signal.SIGCONT)
         ended = await zombie.ended()
         assert (ended.code, "another rebuild took over" in ended.err) == (1, True), ended.err
