@@ -136,7 +136,7 @@ class Client(msgspec.Struct):
 @contextlib.asynccontextmanager
 async def client_of(url: str, retrier: Retrier | None = None, **changes: object) -> AsyncIterator[Client]:
     """Open a client of the upstream at ``url``; ``changes`` are settings without ``upstream_``."""
-    given = {"attempts": 3, "read_timeout_s": 5, "requests_per_s": 10_000, "outage_limit_s": 0.3, **changes}
+    given = {"attempts": 3, "read_timeout_s": 5, "requests_per_s": 10_000, "outage_limit_s": 20, **changes}
     settings = Settings.model_validate({"upstream_url": url, **{f"upstream_{name}": given[name] for name in given}})
     retrier = retrier or Retrier(health=Health(), wait_max_s=1)
     circuit = CircuitBreaker(retrier, retry_after_max_s=settings.upstream_retry_after_max_s)

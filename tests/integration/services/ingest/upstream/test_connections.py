@@ -18,6 +18,7 @@ from services.ingest.upstream import client as upstream_client
 from tests.integration.services.ingest.upstream.client import (
     BODY,
     GOOD,
+    VirtualRetrier,
     client_of,
     redirect,
 )
@@ -49,7 +50,10 @@ def self_signed(folder: Path) -> ssl.SSLContext:
 
 async def test_an_untrusted_certificate_is_an_outage(tmp_path: Path) -> None:
     """Without trust no request is sent; the city fails with this reason once the outage is too long."""
-    async with HostileServer(GOOD, tls=self_signed(tmp_path)) as server, client_of(server.url) as client:
+    async with (
+        HostileServer(GOOD, tls=self_signed(tmp_path)) as server,
+        client_of(server.url, VirtualRetrier(), outage_limit_s=0.3) as client,
+    ):
         assert "CERTIFICATE_VERIFY_FAILED" in await client.failure()
         assert not server.requests
 
@@ -69,7 +73,7 @@ async def test_an_upstream_that_cannot_be_reached_costs_no_attempt(url: str, mon
     monkeypatch.setattr(upstream_client, "CONNECT_TIMEOUT_S", 0.1)
     async with (
         HostileServer(raw(b"not TLS\r\n")) as server,
-        client_of(url.format(port=server.port), attempts=1) as client,
+        client_of(url.format(port=server.port), VirtualRetrier(), attempts=1, outage_limit_s=0.3) as client,
     ):
         reason = await client.failure()
         assert "cannot be reached" in reason
