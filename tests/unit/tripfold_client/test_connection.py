@@ -106,10 +106,12 @@ def test_a_lost_response_is_asked_for_again_under_the_same_key() -> None:
 
 def test_a_silent_server_is_given_up() -> None:
     """A server that sends nothing for the timeout is an error that says so."""
-    with scripted_server(SILENCE, SILENCE) as (url, seen):
-        with pytest.raises(ConnectionFailed, match="cannot be reached: timed out"):
-            run(Connection(Sleepless(), url, None, timeout_s=0.05, retries=1).call("GET", "/"))
-        assert len(seen) == 2
+    with (
+        scripted_server(SILENCE, SILENCE) as (url, seen),
+        pytest.raises(ConnectionFailed, match="cannot be reached: timed out"),
+    ):
+        run(Connection(Sleepless(), url, None, timeout_s=0.05, retries=1).call("GET", "/"))
+    assert len(seen) == 2
 
 
 def test_a_refused_connection_is_repeated_only_once_the_api_was_reached() -> None:

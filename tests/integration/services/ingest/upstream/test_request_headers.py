@@ -14,6 +14,7 @@ from tests.integration.services.ingest.upstream.client import (
     GOOD,
     VirtualRetrier,
     client_of,
+    until,
 )
 from tests.integration.services.ingest.upstream.hostile import (
     Connection,
@@ -64,7 +65,8 @@ async def test_concurrent_requests_are_limited() -> None:
     """Only a limited number of streams send requests at a time."""
 
     async def slow(request: Request, connection: Connection) -> None:
-        await asyncio.sleep(0.02)
+        await until(lambda: server.busy_max >= 3)
+        await asyncio.sleep(0.02)  # a fourth request would come meanwhile
         await GOOD(request, connection)
 
     async with HostileServer(slow) as server, client_of(server.url, concurrency_max=3) as client:
