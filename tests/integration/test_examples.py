@@ -147,7 +147,7 @@ def figures_of_rows(rows: Iterable[dict[str, Any]]) -> Figures:
 @in_one_loop
 async def test_the_faststream_example_ends_with_the_served_numbers(tripfold: Running, served: Figures) -> None:
     """The FastStream consumer ends up with what the API serves."""
-    lines, _ = await run(tripfold, "summaries_faststream.py", "--idle-s", "1.5")
+    lines, _ = await run(tripfold, "summaries_faststream.py", "--idle-s", "4")
     assert figures_of_summaries(lines) == served
 
 

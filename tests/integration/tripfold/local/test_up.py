@@ -29,7 +29,7 @@ from tripfold.local.recompute import CountryDay, recompute
 from tripfold.local.supervisor import http_probe
 
 DATE = "2024-05-01"
-STOP_DEADLINE_S = 10.0
+STOP_DEADLINE_S = 60.0
 
 
 @contextlib.asynccontextmanager
