@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from shared.domain.topics import Topic
@@ -10,8 +11,11 @@ from tests.browser.scenes import ended, under_way
 from tests.fakes.api import World, write
 
 
-def test_the_pipeline_shows_lag_health_and_throughput(world: World, page: Page, address: str) -> None:
+def test_the_pipeline_shows_lag_health_and_throughput(
+    world: World, page: Page, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each consumer group has its lag; a stopped service is named; requests of the last hour are summed up."""
+    monkeypatch.setattr("services.api.pipeline.service.REPORT_AGE_MAX_S", 600.0)  # each poll shows the first report
     world.offsets = [
         GroupOffsets(topic=Topic.CITY_TASKS, lag=1_240, committed=100, members=0),
         GroupOffsets(topic=Topic.CITY_STATS, lag=0, committed=100, members=None),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.scenes import NEXT_DAY, RANGE, cell, ended, fill, ordinary_days, under_way, wait_until
 from tests.fakes.api import DAY, World, planned, stats, write
@@ -78,8 +78,17 @@ def test_options_change_charts_and_address(world: World, page: Page, address: st
 
 
 def test_the_heat_map_can_be_used_with_the_keyboard(world: World, page: Page, address: str) -> None:
-    """The arrow keys walk through the heat map, Enter shows the cities, Escape leads back to the cell."""
+    """The arrow keys walk through the heat map, Enter shows the cities, Escape leads back to the cell.
+
+    Meanwhile the map is drawn again, with what the pipeline knows of its days.
+    """
     fill(world)
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/country-completeness*", hold)
     page.goto(f"{address}/{RANGE}")
     first = cell(page, "Armenia", 1)
     first.focus()
@@ -95,6 +104,9 @@ def test_the_heat_map_can_be_used_with_the_keyboard(world: World, page: Page, ad
     expect(first).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_role("dialog", name="Armenia, 2024-05-01")).to_be_visible()
+    wait_until(page, lambda: bool(held))
+    held[0].continue_()
+    expect(cell(page, "Brazil", 2)).to_have_class("s-not-requested")
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_be_hidden()
     expect(first).to_be_focused()

@@ -255,6 +255,7 @@ async def test_a_start_in_another_task_fails(tmp_path: Path) -> None:
 async def test_a_child_that_does_not_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A child that ignores SIGTERM is killed after its grace."""
     monkeypatch.setattr(supervisor_module, "STOP_GRACE_S", 0.3)
+    monkeypatch.setattr(supervisor_module, "KILL_DEADLINE_S", DEADLINE_S)
     events: list[ChildEvent] = []
     async with Supervisor(on_event=events.append) as supervisor:
         await supervisor.start(child(tmp_path, "stubborn", IGNORE_SIGTERM))
@@ -280,8 +281,9 @@ async def test_a_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not (tmp_path / "talker.log").read_bytes().startswith(b"\0")
 
 
-async def test_the_http_probe_waits_for_status_200() -> None:
+async def test_the_http_probe_waits_for_status_200(monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe is true for status 200 only, and false while the port is closed."""
+    monkeypatch.setattr(supervisor_module, "PROBE_TIMEOUT_S", DEADLINE_S)
     status = b"503 Not yet"
 
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

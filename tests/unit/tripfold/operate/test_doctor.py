@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import io
-import socket
 
 import pytest
 from rich.console import Console
@@ -151,11 +150,8 @@ async def test_unreachable_dependencies_are_reported_and_not_raised(monkeypatch:
     """Each check fails with a sentence while S3, Kafka and upstream are away, and says which to repair first."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-    ports = [closed_port() for _ in range(3)]
     settings = Settings(
-        s3_endpoint_url=f"http://127.0.0.1:{ports[0]}",
-        kafka_bootstrap_servers=f"127.0.0.1:{ports[1]}",
-        upstream_url=f"http://127.0.0.1:{ports[2]}",
+        s3_endpoint_url="http://127.0.0.1:1", kafka_bootstrap_servers="127.0.0.1:1", upstream_url="http://127.0.0.1:1"
     )
     found = {one.what: one async for one in run_checks(settings)}
     assert set(found) == {*NEEDS, "S3", "Kafka", "upstream"}
@@ -163,12 +159,6 @@ async def test_unreachable_dependencies_are_reported_and_not_raised(monkeypatch:
     assert "TRIPFOLD_S3_" in found["S3"].remedy
     assert "first repair what failed above" in found["compare-and-swap"].remedy
     assert found["revisions"].found == "not checked without Kafka and S3"
-
-
-def closed_port() -> int:
-    """Return a port of this machine that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def test_a_narrow_terminal_cuts_no_remedy() -> None:
