@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, make_asgi_app
 
 from shared.domain.topics import Topic
 from shared.kafka.consumer import SHUTDOWN_GRACE_S, Subscription
-from shared.kafka.producer import KafkaPublisher
+from shared.kafka.producer import PROBE_TIMEOUT_MS, KafkaPublisher
 from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime.health import Health, measure_loop_lag
 from shared.runtime.metrics import Concern, Part, registry_of
@@ -73,7 +73,7 @@ def make_app(
     topics = {*(subscription.topic for subscription in subscriptions), *publishes, Topic.DEAD_LETTERS}
 
     async def check_kafka() -> None:
-        await context.publisher.check(sorted(topics, key=lambda topic: topic.value))
+        await context.publisher.check(sorted(topics, key=lambda topic: topic.value), timeout_ms=PROBE_TIMEOUT_MS)
 
     async def begin() -> None:
         await retrier.retry_until_available("s3", context.check_bucket)

@@ -55,7 +55,7 @@ from services.api.web.page import page_handlers
 from shared.domain.ids import utc_now
 from shared.domain.topics import Topic
 from shared.kafka.group_offsets import read_group_offsets
-from shared.kafka.producer import KafkaPublisher, Publisher
+from shared.kafka.producer import PROBE_TIMEOUT_MS, KafkaPublisher, Publisher
 from shared.runtime.health import Health, measure_loop_lag
 from shared.runtime.logging import configure_logging
 from shared.runtime.metrics import Concern, registry_of
@@ -89,7 +89,10 @@ def create_app(settings: Settings) -> Litestar:
         settings,
         store=store,
         publisher=publisher,
-        checks={"s3": lambda: check_bucket(store), "kafka": lambda: publisher.check(PUBLISHED)},
+        checks={
+            "s3": lambda: check_bucket(store),
+            "kafka": lambda: publisher.check(PUBLISHED, timeout_ms=PROBE_TIMEOUT_MS),
+        },
         read_offsets=functools.partial(read_group_offsets, settings),
     )
     return make_app(settings, context, connected=connected)

@@ -24,7 +24,9 @@ from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
 
 BATCH_EVENTS_MAX = 5_000
-CHECK_TIMEOUT_MS = 1_500
+CHECK_TIMEOUT_MS = 20_000
+PROBE_TIMEOUT_MS = 1_500
+"""A service that is asked whether it is ready must know soon."""
 CLOSE_TIMEOUT_S = 2.0
 DEAD_LETTERS_REMEMBERED_MAX = 20_000
 """How many dead letters a process remembers: more than any batch has."""
@@ -79,14 +81,14 @@ class KafkaPublisher:
                 async with asyncio.timeout(CLOSE_TIMEOUT_S):
                     await self._producer.stop()
 
-    async def check(self, topics: Iterable[Topic] = ()) -> None:
-        """Raise KafkaUnavailable if Kafka does not respond, and TopicsMissing if it lacks one of ``topics``.
+    async def check(self, topics: Iterable[Topic] = (), *, timeout_ms: int = CHECK_TIMEOUT_MS) -> None:
+        """Raise KafkaUnavailable if Kafka does not respond in time, and TopicsMissing if it lacks one of ``topics``.
 
         The check opens a new connection, because an idle producer does not notice an outage. It lists all topics,
         because a request for one topic can create it.
         """
         wanted = [self._settings.topic_prefix + topic.value for topic in topics]
-        client = AIOKafkaClient(**connection(self._settings), request_timeout_ms=CHECK_TIMEOUT_MS)
+        client = AIOKafkaClient(**connection(self._settings), request_timeout_ms=timeout_ms)
         try:
             await client.bootstrap()
             present = (await client.fetch_all_metadata()).topics() if wanted else set()

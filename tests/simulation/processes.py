@@ -24,7 +24,7 @@ import shared.kafka.producer
 import shared.service
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.worker import city_day
-from shared.kafka.producer import KafkaPublisher, KafkaUnavailable
+from shared.kafka.producer import CHECK_TIMEOUT_MS, KafkaPublisher, KafkaUnavailable
 from shared.runtime.health import Health
 from shared.runtime.metrics import Concern
 from shared.runtime.settings import Settings
@@ -144,10 +144,10 @@ class _Publisher(KafkaPublisher):
         super().__init__(settings, source=source)
         self._process = process
 
-    async def check(self, topics: Any = ()) -> None:
+    async def check(self, topics: Any = (), *, timeout_ms: int = CHECK_TIMEOUT_MS) -> None:
         del topics
         await self._process.go_on()
-        if not await self._process.simulation.kafka.reach(self._process, within_s=1.5):
+        if not await self._process.simulation.kafka.reach(self._process, within_s=timeout_ms / 1_000):
             raise KafkaUnavailable("Kafka cannot be reached")
 
     async def _start(self) -> Any:
