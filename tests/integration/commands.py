@@ -52,7 +52,8 @@ class Command:
         """Send it a signal, unless it has ended."""
         pid = self._process.pid
         if pid is not None and self.running:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     async def ended(self) -> CommandResult:
         """Wait until it has ended."""

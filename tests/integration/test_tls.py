@@ -21,7 +21,7 @@ from shared.storage.object_store import StoreUnavailable
 from shared.storage.s3 import S3Store
 from tests.fakes.builders import STATS
 from tests.integration.certificates import Certificates
-from tests.integration.services.ingest.upstream.client import BODY, GOOD, client_of
+from tests.integration.services.ingest.upstream.client import BODY, GOOD, VirtualRetrier, client_of
 from tests.integration.services.ingest.upstream.hostile import HostileServer
 from tripfold.local.embedded import EmbeddedServices
 from tripfold.local.long_poll import Relay
@@ -158,7 +158,7 @@ async def test_an_upstream_with_an_untrusted_certificate_is_an_outage(
     """The client sends no request to an https upstream whose certificate authority is not the named one."""
     async with (
         HostileServer(GOOD, tls=certificates.server()) as server,
-        client_of(server.url, ca_file=str(another_authority.ca_file)) as client,
+        client_of(server.url, VirtualRetrier(), outage_limit_s=0.3, ca_file=str(another_authority.ca_file)) as client,
     ):
         assert "CERTIFICATE_VERIFY_FAILED" in await client.failure()
         assert not server.requests

@@ -43,6 +43,7 @@ from tests.integration.held import held, release
 from tests.integration.running import Running, eventually, running
 from tests.integration.trips import OTHER_DATE, TRIPS
 from tests.integration.upstream import UpstreamServer
+from tripfold.local import supervisor
 from tripfold.local.embedded import EmbeddedServices
 
 KILLS = int(os.environ.get("TRIPFOLD_TEST_KILLS", "2"))
@@ -272,13 +273,14 @@ async def _stale_topic(settings: Settings, publisher: KafkaPublisher, published:
 
 @pytest.mark.timeout(300)
 async def test_rebuilds_run_beside_readers_and_writers_and_after_a_loss_of_kafka(
-    embedded: EmbeddedServices, tmp_path: Path
+    embedded: EmbeddedServices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A flip to a generation with other numbers shows readers one whole generation, and keeps newly ingested numbers.
 
     Kafka loses all topics and offsets: a rebuild from S3 gives the same bytes, fills the topics with the same records,
     and the services go on.
     """
+    monkeypatch.setattr(supervisor, "STOP_GRACE_S", 60.0)  # a killed consumer would stay in its group
     with UpstreamServer() as upstream:
         for city, country in ((1, "Armenia"), (2, "Armenia"), (3, "Brasil")):
             upstream.add_city(city, f"City {city}", country)
@@ -323,7 +325,11 @@ async def _flip_under_load(services: Running, upstream: UpstreamServer) -> None:
         while not done.is_set():
             responses.append(await services.stats(*span))
 
+    async def asked() -> bool | None:
+        return bool(responses) or None
+
     asking = [asyncio.create_task(ask()) for _ in range(2)]
+    await eventually(asked, "a response before the flip")
     upstream.put(1, str(DAY), TRIPS)
     correcting = asyncio.create_task(services.process(str(DAY)))
     code, rebuilt = await run_json(services.settings, "rebuild", "--from", "s3")

@@ -303,9 +303,9 @@ async def test_a_newer_contract_stops_the_service_and_loses_nothing(settings: Se
     assert [record.value for record in collector.seen] != [newer.value]
 
 
-async def test_an_unreachable_kafka_is_a_dependency_outage(settings: Settings, unused_tcp_port: int) -> None:
+async def test_an_unreachable_kafka_is_a_dependency_outage(settings: Settings) -> None:
     """Publishing to a broker that nobody listens for raises KafkaUnavailable."""
-    away = settings.model_copy(update={"kafka_bootstrap_servers": f"127.0.0.1:{unused_tcp_port}"})
+    away = settings.model_copy(update={"kafka_bootstrap_servers": "127.0.0.1:1"})
     async with KafkaPublisher(away, source="test") as publisher:
         with pytest.raises(KafkaUnavailable):
             await publisher.publish([OutgoingEvent(requested(1))])

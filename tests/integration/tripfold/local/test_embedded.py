@@ -31,7 +31,7 @@ from botocore.exceptions import ClientError
 
 from shared.domain.errors import OperatorError
 from tests.integration.running import eventually
-from tripfold.local import embedded
+from tripfold.local import embedded, supervisor
 from tripfold.local.embedded import (
     S3_SERVERS,
     EmbeddedServices,
@@ -236,8 +236,9 @@ async def test_a_killed_broker_comes_back(services: EmbeddedServices, events: li
     assert await consume(services, "after-the-kill", 1) == [b"1"]
 
 
-async def test_a_directory_keeps_its_data(tmp_path: Path) -> None:
+async def test_a_directory_keeps_its_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stack that is stopped and started again has its objects, records, keys and ports."""
+    monkeypatch.setattr(supervisor, "STOP_GRACE_S", DEADLINE_S)  # a killed broker loses records
     with embedded_services(tmp_path) as services:
         pids = [services.supervisor.pid(name) for name in ("s3", "broker")]
         async with s3_client(services) as client:
@@ -266,8 +267,9 @@ with embedded_services(Path(sys.argv[1])) as services:
 """
 
 
-def test_a_killed_stack_leaves_no_process_and_no_lock(tmp_path: Path) -> None:
+def test_a_killed_stack_leaves_no_process_and_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After SIGKILL of the process that ran a stack, its children end, and another stack can use the directory."""
+    monkeypatch.setattr(embedded, "LOCK_WAIT_MAX_S", DEADLINE_S)
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     pids = [int(pid) for pid in process.stdout.readline().split()]

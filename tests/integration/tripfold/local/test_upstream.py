@@ -19,6 +19,7 @@ import pytest
 import pytest_asyncio
 import uvicorn
 
+from tripfold.local.ports import free_port
 from tripfold.local.trip_files import TripFile, UpstreamOptions, city_list, trip_file
 from tripfold.local.upstream import CuttingServer, create_app
 
@@ -290,11 +291,11 @@ async def test_an_endless_stream_does_not_block_another_response() -> None:
 
 async def test_serve_stops_during_a_stream() -> None:
     """A served process that is asked to stop cuts the streams still running, and ends without a complaint."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port("the upstream of a test")
     program = (
-        "from tripfold.local.upstream import UpstreamOptions, serve\n"
-        f"serve(UpstreamOptions(cities=2, trips_per_city=10**12), '127.0.0.1', {port})"
+        "from tripfold.local import upstream\n"
+        "upstream.SHUTDOWN_GRACE_S = 20\n"
+        f"upstream.serve(upstream.UpstreamOptions(cities=2, trips_per_city=10**12), '127.0.0.1', {port})"
     )
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=asyncio.subprocess.PIPE)
     try:
