@@ -45,7 +45,7 @@ class Command:
 
     @property
     def printed(self) -> str:
-        """What it has written to standard output so far."""
+        """The standard output so far."""
         return (self._folder / "out").read_text()
 
     def signal(self, number: signal.Signals) -> None:
