@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import MappingProxyType
@@ -63,21 +63,13 @@ class Command:
 
 
 @contextlib.contextmanager
-def started(
-    settings: Settings,
-    *arguments: str,
-    variables: Mapping[str, str] = NO_VARIABLES,
-    first: Callable[[], None] | None = None,
-) -> Iterator[Command]:
-    """Begin a command, with ``variables`` of its own; it is killed if it still runs at the end.
-
-    Its process calls ``first`` before the command.
-    """
+def started(settings: Settings, *arguments: str, variables: Mapping[str, str] = NO_VARIABLES) -> Iterator[Command]:
+    """Begin a command, with ``variables`` of its own; it is killed if it still runs at the end."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("out", "err"):
             Path(folder, name).touch()
         environment = {**environment_of(settings), **variables}
-        process = fork(arguments, environment, Path(folder, "out"), Path(folder, "err"), first)
+        process = fork(arguments, environment, Path(folder, "out"), Path(folder, "err"))
         command = Command(process, Path(folder))
         try:
             yield command

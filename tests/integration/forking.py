@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import runpy
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tests.integration import faults
 from tripfold.local.supervisor import Supervisor, die_with
 
 _OPERATE = ("verify", "repair", "rebuild", "restore")
@@ -31,18 +31,14 @@ _processes.set_forkserver_preload(
 )
 
 
-def fork(
-    arguments: tuple[str, ...], environment: Mapping[str, str], out: Path, err: Path, first: Callable[[], None] | None
-) -> BaseProcess:
-    """Begin a command that appends what it prints to two files; it leads a session of its own, and calls ``first``."""
-    process = _processes.Process(target=_run, args=(arguments, dict(environment), out, err, first))
+def fork(arguments: tuple[str, ...], environment: Mapping[str, str], out: Path, err: Path) -> BaseProcess:
+    """Begin a command that appends what it prints to two files; it leads a session of its own."""
+    process = _processes.Process(target=_run, args=(arguments, dict(environment), out, err))
     process.start()
     return process
 
 
-def _run(
-    arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path, first: Callable[[], None] | None
-) -> None:
+def _run(arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:
     from tripfold import cli  # noqa: PLC0415  # only the forked process needs it
 
     os.setsid()
@@ -51,11 +47,8 @@ def _run(
     os.environ.update(environment)
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    for folder in environment.get("PYTHONPATH", "").split(os.pathsep):
-        if Path(folder, "sitecustomize.py").is_file():
-            runpy.run_path(f"{folder}/sitecustomize.py")  # as Python does at startup
-    if first is not None:
-        first()
+    if fault := environment.get(faults.FAULT):
+        getattr(faults, fault)()
     sys.argv = ["tripfold", *arguments]
     cli.main()
 
@@ -85,5 +78,5 @@ class ForkingSupervisor(Supervisor):
 
     async def _spawn(self, child: Any) -> Any:
         spec = child.spec
-        child.process = _Forked(fork(spec.argv, spec.env, spec.log_path, spec.log_path, None))
+        child.process = _Forked(fork(spec.argv, spec.env, spec.log_path, spec.log_path))
         return child.process

@@ -39,7 +39,7 @@ from shared.storage.s3 import S3Store
 from tests.fakes.bucket import DAY, FakeBucket, trips
 from tests.integration.commands import run_json, started, tripfold
 from tests.integration.conftest import isolated_settings
-from tests.integration.held import held, release
+from tests.integration.faults import FAULT, RELEASED, hold_rebuild
 from tests.integration.running import Running, eventually, running
 from tests.integration.trips import OTHER_DATE, TRIPS
 from tests.integration.upstream import UpstreamServer
@@ -87,6 +87,11 @@ async def last_records(settings: Settings) -> dict[tuple[Topic, bytes | None], b
     return kept
 
 
+def held(folder: Path) -> dict[str, str]:
+    """Return the variables with which a rebuild waits, before it compares the generations, for a file ``released``."""
+    return {FAULT: hold_rebuild.__name__, RELEASED: str(folder / "released")}
+
+
 async def building(store: ObjectStore, after: int) -> GenerationPointer:
     """Wait until a generation after number ``after`` is being built, or was built if nothing holds its rebuild."""
 
@@ -124,7 +129,7 @@ async def test_an_interrupted_rebuild_restores_the_pointer(
     async with opened(settings) as (store, _):
         await filled(store)
         right = await summaries(store)
-        with started(settings, "rebuild", "--from", "s3", first=held(tmp_path)) as command:
+        with started(settings, "rebuild", "--from", "s3", variables=held(tmp_path)) as command:
             await building(store, 1)
             command.signal(number)
             ended = await command.ended()
@@ -178,7 +183,7 @@ async def test_an_operator_clears_the_mark_of_a_killed_rebuild(settings: Setting
     async with opened(settings) as (store, _):
         await filled(store)
         right = await summaries(store)
-        with started(settings, "rebuild", "--from", "s3", first=held(tmp_path)) as command:
+        with started(settings, "rebuild", "--from", "s3", variables=held(tmp_path)) as command:
             await building(store, 1)
             command.signal(signal.SIGKILL)
             assert (await command.ended()).code == -signal.SIGKILL
@@ -240,12 +245,12 @@ async def _two_at_once(settings: Settings, store: S3Store, publisher: KafkaPubli
 
 async def _a_zombie(settings: Settings, store: ObjectStore, folder: Path) -> None:
     highest = (await read_current(store)).highest
-    with started(settings, "rebuild", "--from", "s3", first=held(folder)) as zombie:
+    with started(settings, "rebuild", "--from", "s3", variables=held(folder)) as zombie:
         await building(store, highest)
         zombie.signal(signal.SIGSTOP)
         code, rebuilt = await run_json(settings, "rebuild", "--from", "kafka", "--take-over")
         assert (code, rebuilt["flipped"], rebuilt["changes"]) == (0, True, [])
-        release(folder)
+        (folder / "released").touch()
         zombie.signal(signal.SIGCONT)
         ended = await zombie.ended()
         assert (ended.code, "another rebuild took over" in ended.err) == (1, True), ended.err

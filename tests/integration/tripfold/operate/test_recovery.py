@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from shared.kafka.admin import apply_topics
 from shared.kafka.producer import KafkaPublisher
 from shared.kafka.records import ConsumedRecord
 from shared.runtime.settings import Settings
-from tests import ROOT
 from tests.integration.commands import run_json, tripfold
 from tests.integration.conftest import isolated_settings
+from tests.integration.faults import FAULT, crash_at_poison
 from tests.integration.running import Running, eventually, running
 from tests.integration.trips import figures_of, make_trips
 from tests.integration.upstream import UpstreamServer
@@ -27,7 +26,6 @@ from tripfold.local.embedded import EmbeddedServices
 DATE = "2024-05-01"
 POISON_RECORD = b"\x1b[31mnot an event \xff"
 HEADERS = (("who", b"me"),)
-POISON = ROOT / "tests" / "poison"
 
 
 async def test_failures_are_found_and_corrected(embedded: EmbeddedServices, tmp_path: Path) -> None:
@@ -40,7 +38,7 @@ async def test_failures_are_found_and_corrected(embedded: EmbeddedServices, tmp_
         upstream.put(2, DATE, [*trips[2], {**trips[2][0], "passengers": -1}])
         upstream.put(3, DATE, [*trips[3], {**trips[3][0], "bus-type": "POISON"}])
         settings = isolated_settings(embedded, UPSTREAM_URL=upstream.url)
-        crashing = {"worker": {"PYTHONPATH": os.pathsep.join([str(POISON), str(ROOT)])}}
+        crashing = {"worker": {FAULT: crash_at_poison.__name__}}
         async with running(settings, tmp_path, own=crashing) as services:
             request = await services.process(DATE)
             assert request["status"] == "completed with failures"
