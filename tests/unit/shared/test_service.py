@@ -1,15 +1,17 @@
-"""How a service starts its consumers, and how it stops."""
+"""How a service starts, and how it stops."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
 from faststream.kafka import KafkaBroker
 
 from shared import service
+from shared.kafka.producer import CHECK_TIMEOUT_MS
 from shared.runtime.settings import load_settings
 from shared.service import ServiceContext, make_app, start_consumers
 
@@ -66,6 +68,27 @@ async def test_consumers_start_at_the_same_time() -> None:
         consumers[1]._group = asyncio.Barrier(1)
         await start_consumers(Consumers(*consumers))
     assert [(one.running, one.starts) for one in consumers] == [(True, 1), (True, 2), (True, 1)]
+
+
+async def test_a_silent_kafka_is_a_fault_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that waits for Kafka says so long before a command would give up."""
+    monkeypatch.setattr(service, "PROBE_TIMEOUT_MS", 50)
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        context = ServiceContext(load_settings({"TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS": address}), source="test")
+        monkeypatch.setattr(context, "check_bucket", AsyncMock())
+        app = make_app(context, KafkaBroker(), parts=(), subscriptions=(), publishes=())
+        messages = iter(["lifespan.startup", "lifespan.shutdown"])
+
+        async def receive() -> dict[str, str]:
+            message = next(messages)
+            while message == "lifespan.shutdown" and "kafka" not in context.health.faults:  # noqa: ASYNC110  # no event
+                await asyncio.sleep(0.001)
+            return {"type": message}
+
+        async with asyncio.timeout(CHECK_TIMEOUT_MS / 1_000 - 5):
+            await app({"type": "lifespan"}, receive, AsyncMock())
+    assert address in context.health.faults["kafka"]
 
 
 async def test_a_service_stops_although_kafka_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""How a publisher closes."""
+"""How a publisher checks Kafka, and how it closes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,20 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from shared.kafka import producer
-from shared.kafka.producer import KafkaPublisher
+from shared.kafka.producer import CHECK_TIMEOUT_MS, KafkaPublisher, KafkaUnavailable
 from shared.runtime.settings import load_settings
 
 HANGS_AFTER_S = 30.0
+
+
+async def test_the_check_of_a_silent_broker_ends_in_time() -> None:
+    """A broker that accepts a connection and sends nothing is unavailable after the given time."""
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        publisher = KafkaPublisher(load_settings({"TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS": address}), source="test")
+        async with asyncio.timeout(CHECK_TIMEOUT_MS / 1_000 - 5):
+            with pytest.raises(KafkaUnavailable, match=address):
+                await publisher.check(timeout_ms=50)
 
 
 class HangingProducer(AIOKafkaProducer):  # type: ignore[misc]  # it has no type information
