@@ -81,12 +81,6 @@ export function grid(table, { rows, columns, makeRow, onfocus, onopen, start }) 
     table.tabIndex = -1;
   }
 
-  // A dialog that closes gives the focus back to the cell that opened it. That is gone if the grid was drawn meanwhile.
-  function takeFocusFrom(dialog) {
-    const isLost = () => dialog.contains(document.activeElement) || document.activeElement === document.body;
-    dialog?.addEventListener("close", () => isLost() && moveTo(active), { once: true });
-  }
-
   box.addEventListener("scroll", () => requestAnimationFrame(() => table.isConnected && render()), { passive: true });
   table.addEventListener("click", (event) => {
     const place = placeOf(event.target);
@@ -120,11 +114,15 @@ export function grid(table, { rows, columns, makeRow, onfocus, onopen, start }) 
       render();
       if (start) [box.scrollTop, box.scrollLeft] = [start.top, start.left];
       if (start?.hadFocus) moveTo(active);
-      takeFocusFrom(document.querySelector("dialog[open]"));
+      // A dialog that closes gives the focus back to the cell that opened it, and that is gone now.
+      const dialog = document.querySelector("dialog[open]");
+      dialog?.addEventListener("close", () => isFocusLost(dialog) && moveTo(active), { once: true });
     },
     position: () => ({ ...active, top: box.scrollTop, left: box.scrollLeft, hadFocus: table.contains(document.activeElement) }),
   };
 }
+
+const isFocusLost = (dialog) => document.activeElement === document.body || dialog.contains(document.activeElement);
 
 const setHeight = (row, pixels) => {
   row.hidden = pixels === 0;
