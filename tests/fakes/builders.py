@@ -81,22 +81,32 @@ class UpstreamState(msgspec.Struct, frozen=True, kw_only=True):
     """The city list and files of the upstream for one date.
 
     A city without a file gets a 404 response, and a file of bytes is not valid. ``cities`` is None when the list cannot
-    be fetched.
+    be fetched. The list has the ids of ``in_text`` as strings. It has the cities of ``twice`` once more at its end,
+    with an id of the other type.
     """
 
     cities: tuple[City, ...] | None
     files: Mapping[int, tuple[Trip, ...] | bytes]
+    in_text: frozenset[int] = frozenset()
+    twice: frozenset[int] = frozenset()
 
     def write_into(self, upstream: MemoryUpstream, date: dt.date) -> None:
         """Make the fake upstream serve this state."""
         if self.cities is None:
             upstream.city_list = PermanentUpstreamError("http://upstream.test/cities answered 403")
         else:
-            upstream.city_list = json.dumps([msgspec.to_builtins(city) for city in self.cities]).encode()
+            entries = [_entry(city, in_text=city.id in self.in_text) for city in self.cities]
+            doubled = [city for city in self.cities if city.id in self.twice]
+            entries += [_entry(city, in_text=city.id not in self.in_text) for city in doubled]
+            upstream.city_list = json.dumps(entries).encode()
         upstream.files = {
             str(city_id): file if isinstance(file, bytes) else trip_file(file, date)
             for city_id, file in self.files.items()
         }
+
+
+def _entry(city: City, *, in_text: bool) -> dict[str, object]:
+    return {"id": str(city.id) if in_text else city.id, "name": city.name, "country": city.country}
 
 
 STATS = CityDayStats(

@@ -2,6 +2,7 @@
 
 The fault model:
 - Files are corrected, cities move, leave and come back, files and the city list become invalid, and requests arrive.
+- The ids of the city list change between numbers and strings, and the list has a city twice.
 - Processes handle batches in any order of partitions, are replaced in the middle of a batch, and resume later.
 - Any call across a port breaks in any way. Records are delivered again, topics are compacted and hold poison records.
 - Runs of a schedule are claimed and started. Backfills are opened, paused, resumed, cancelled and retried. Planners
@@ -104,6 +105,8 @@ class History(RuleBasedStateMachine):
         self.listed: dict[int, str] = {}
         self.files: dict[int, File | bytes] = {}
         self.list_is_bad = False
+        self.in_text: frozenset[int] = frozenset()
+        self.twice: frozenset[int] = frozenset()
         self.possible: dict[int, Possible] = {city: Possible() for city in CITIES}
         self.dead_letters = 0
         self.former: dict[str, Process] = {}
@@ -158,6 +161,12 @@ class History(RuleBasedStateMachine):
     def remove_a_city(self, city: int) -> None:
         """Take a city out of the list."""
         self.listed.pop(city, None)
+        self._hold()
+
+    @rule(in_text=st.frozensets(cities), twice=st.frozensets(cities))
+    def write_ids_differently(self, in_text: frozenset[int], twice: frozenset[int]) -> None:
+        """Let the list have some ids as strings, and some cities twice."""
+        self.in_text, self.twice = in_text, twice
         self._hold()
 
     @rule(city=cities, missing=st.booleans())
@@ -452,7 +461,9 @@ class History(RuleBasedStateMachine):
 
     def _truth(self) -> UpstreamState:
         listed = tuple(City(city, country) for city, country in sorted(self.listed.items()))
-        return UpstreamState(cities=None if self.list_is_bad else listed, files=self.files)
+        return UpstreamState(
+            cities=None if self.list_is_bad else listed, files=self.files, in_text=self.in_text, twice=self.twice
+        )
 
 
 def contribution_of(file: File) -> Contribution:

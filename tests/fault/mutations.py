@@ -28,6 +28,7 @@ from services.aggregate.summary_writer import CachedSummary, SummaryWriter
 from services.api.statistics import listings
 from services.api.statistics.listings import IndexedListings, MonthListing, MonthListings, list_month
 from services.ingest.jobs import backfills as jobs_of_planner
+from services.ingest.planner import city_list
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.errors import TransientUpstreamError
 from services.ingest.worker.city_day import CityDayIngest, CityResult
@@ -144,6 +145,17 @@ async def losing_the_log(kind: type[World]) -> AsyncIterator[str]:
     await world.run_to_rest()
     for one in differences(world):
         yield one
+
+
+async def writing_ids_differently(kind: type[World]) -> AsyncIterator[str]:
+    """Let the city list have an id as a number, then as a string, and then as both."""
+    world = kind()
+    ids = frozenset({1})
+    for truth in (WHOLE, msgspec.structs.replace(WHOLE, in_text=ids), msgspec.structs.replace(WHOLE, twice=ids)):
+        world.request(truth)
+        await world.run_to_rest()
+        for one in differences(world):
+            yield one
 
 
 async def cleaning_up(kind: type[World]) -> AsyncIterator[str]:
@@ -670,6 +682,17 @@ def _take_for_done_if_unchanged(patch: pytest.MonkeyPatch, step: str) -> None:
     patch.setattr(SummaryWriter, "fold", once)
 
 
+def ids_by_type(patch: pytest.MonkeyPatch) -> None:
+    """Take the number 7 and the string "7" for two cities."""
+    identify = city_list.identify_city
+
+    def told_apart(value: object) -> tuple[CityId, str]:
+        city_id, upstream_id = identify(value)
+        return (CityId(f"~{value}"), upstream_id) if value == city_id else (city_id, upstream_id)
+
+    patch.setattr(city_list, "identify_city", told_apart)
+
+
 def ids_of_their_own(patch: pytest.MonkeyPatch) -> None:
     """Let a backfill request a date under a new id each time."""
 
@@ -852,6 +875,7 @@ MUTATIONS = (
         name="poison dropped when the dead letter fails", patch=drop_if_dead_letter_fails, proof=refusing_dead_letters
     ),
     Mutation(name="requests not requeued", patch=no_requeue, proof=losing_records),
+    Mutation(name="a city for each type of an id", patch=ids_by_type, proof=writing_ids_differently),
     Mutation(name="a new id for each publish of a backfill", patch=ids_of_their_own, proof=breaking_a_backfill),
     Mutation(name="a backfill that sends nothing again", patch=never_stalled, proof=breaking_a_retry_of_a_backfill),
     Mutation(

@@ -23,6 +23,7 @@ from tests.fault.mutations import (
     refusing_dead_letters,
     watching_progress,
     watching_the_aggregate,
+    writing_ids_differently,
 )
 from tests.fault.world import World
 
@@ -33,6 +34,7 @@ FOUND_BY_HISTORIES = {
     "adding instead of replacing",
     "gc ignoring the history",
     "a raw object after its manifest",
+    "a city for each type of an id",
 }
 """What 200 histories are enough to find; the others need two rare things at once."""
 each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
@@ -58,6 +60,7 @@ async def test_each_mutation_is_detected(mutation: Mutation, monkeypatch: pytest
         racing,
         watching_the_aggregate,
         flipping_under_the_aggregate,
+        writing_ids_differently,
     ],
 )
 async def test_runs_written_for_mutations_pass_without_one(proof: Proof) -> None:

@@ -5,7 +5,8 @@ The fault model:
   after its client gave up. Outages last from a second to 20 minutes.
 - Processes are killed, stopped, paused and cut off from Kafka, for less and for more than a session. Their clocks
   differ. Consumer groups rebalance, and deliver records again.
-- The upstream corrects, moves, spoils and takes back files. A download can take hours.
+- The upstream corrects, moves, spoils and takes back files. A download can take hours. Its list of cities changes ids
+  between numbers and strings.
 - Users request dates, cancel and retry. Backfills and a schedule run. An operator rebuilds the summaries.
 
 `CheckedBucket` checks each write. Besides:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 100
 TRICKLE_INTERVAL_S = 25.0
 """How often a download without end sends something: before the read timeout of the real client."""
+IDS_IN_TEXT = 0.1
+"""The share of ids that the list has as strings."""
 File = tuple[Trip, ...] | bytes | None
 """A file: its trips, or the bytes of an invalid one, or None for a missing one."""
 
@@ -111,7 +113,12 @@ class SimulatedUpstream:
             raise PermanentUpstreamError("http://upstream.test/cities answered 403")
         await asyncio.sleep(self._simulation.latency_s(0.01, 0.5))
         await self._process.go_on()
-        return json.dumps([msgspec.to_builtins(City(city, country)) for city, country in cities.items()]).encode()
+        return json.dumps([self._entry(City(city, country)) for city, country in cities.items()]).encode()
+
+    def _entry(self, city: City) -> dict[str, object]:
+        """Return an entry of the list, with the id as a number or, at times, as a string."""
+        in_text = self._simulation.random.random() < IDS_IN_TEXT
+        return msgspec.structs.asdict(city) | ({"id": str(city.id)} if in_text else {})
 
     def city_url(self, upstream_id: str, date: dt.date) -> str:
         return f"http://upstream.test/cities/{upstream_id}/stats?date={date}"

@@ -28,6 +28,7 @@ _DOT_SEGMENTS = {".", ".."}
 
 _DECODE_CHUNK_BYTES = 1024**2
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
 
 
 class InvalidCityList(ValueError):
@@ -169,10 +170,14 @@ def _parse_entry(fields: object, before: Container[CityId]) -> ListedCity:
 def identify_city(value: object) -> tuple[CityId, str]:
     """Return a city's ID as used in keys, and as used in the upstream's URL.
 
-    An integer becomes its decimal digits. A string becomes ``~`` and its percent-encoding, or ``~+`` and a SHA-256 if
-    that is over 100 bytes. Percent-encoding never contains a plus sign, so the two forms cannot collide. Raises
-    ValueError for anything else.
+    An integer becomes its decimal digits, and so does a string of these digits: ``7`` and ``"7"`` have one URL, so they
+    are one city. Any other string becomes ``~`` and its percent-encoding, or ``~+`` and a SHA-256 if that is over 100
+    bytes. Percent-encoding never contains a plus sign, so the forms cannot collide.
+
+    Raises ValueError for anything else.
     """
+    if isinstance(value, str) and len(value) <= _INTEGER_DIGITS_MAX and _INTEGER.fullmatch(value):
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         digits = str(value)
         if len(digits) > _INTEGER_DIGITS_MAX:
