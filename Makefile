@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 KUBERNETES := 1.30.0 1.37.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade test-client released lint-openapi fuzz chaos alert-drill histories mutations mutmut simulation requirements soak
+.PHONY: help demo up test lint unit audit bench asyncapi manifests release monitoring contract screenshots format test-containers test-kafka test-kafka-integration test-upgrade test-client lint-openapi fuzz chaos alert-drill histories mutations mutmut simulation requirements soak
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,9 +103,6 @@ test-upgrade: $(VENV)/.dev ## Upgrade, roll back and upgrade under load; back up
 
 test-client: $(VENV)/.dev ## Install the wheel of the Python client into a bare environment, and use it (needs a package index)
 	$(BIN)/python -m pytest tests/distribution $(ARGS)
-
-released: $(VENV)/.dev ## Record objects and events of the version that is developed, which later versions must read
-	$(BIN)/python -m tests.released
 
 chaos: $(VENV)/.dev ## Run Tripfold under load with random faults, then check the result (SECONDS=600 SEED=… BROKER=kafka|embedded BROKERS=3)
 	$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),600) --broker $(or $(BROKER),kafka) \

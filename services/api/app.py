@@ -140,7 +140,6 @@ def make_context(
             "backfill_stream": backfill_stream(backfills),
             "schedules": Schedules(store, clock=clock),
             "processable": processable,
-            "request_days_max": settings.api_request_days_max,
             "event_stream": request_stream(requests),
             "reader": reader,
             "completeness": completeness_reader,

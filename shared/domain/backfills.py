@@ -10,7 +10,6 @@ import datetime as dt
 import enum
 
 import msgspec
-from msgspec import UnsetType
 
 from shared.domain import bitmap
 from shared.domain.errors import OperatorError
@@ -63,7 +62,7 @@ def new_backfill(
     newest_first: bool = False,
     max_parallel: int = MAX_PARALLEL_DEFAULT,
     schedule: str | None = None,
-    background: Background | UnsetType = BACKGROUND,
+    background: Background = BACKGROUND,
 ) -> Backfill:
     """Return a backfill of which no date is requested yet."""
     return Backfill(

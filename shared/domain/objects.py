@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from shared.domain import keys, schema
 from shared.domain.contribution import NOTHING, Contribution
 from shared.domain.events import (
+    BACKGROUND,
     Background,
     BadCity,
     CitiesField,
@@ -506,7 +507,7 @@ class Backfill(BucketObject, frozen=True, kw_only=True):
     ``completed``, ``failed``, ``skipped``, ``cancelled`` and ``to_retry`` are bitmaps of positions in hexadecimal
     digits. A skipped date was not in ``selection``, and the request of a cancelled one was cancelled. ``counted`` dates
     have ended since ``counted_from``, which gives the throughput. ``schedule`` is the name of the schedule that made
-    it. ``actions`` says who made and changed it. ``background`` is absent if its requests run like those of clients.
+    it. ``actions`` says who made and changed it.
     """
 
     backfill_id: RequestField
@@ -530,12 +531,12 @@ class Backfill(BucketObject, frozen=True, kw_only=True):
     counted_from: InstantField
     counted: CountField = 0
     actions: tuple[RequestAction, ...] = ()
-    background: Background | UnsetType = UNSET
+    background: Background = BACKGROUND
 
     @property
     def source(self) -> Source:
         """Where its requests read the files."""
-        return self.background.source if self.background else Source.UPSTREAM
+        return self.background.source
 
 
 class OpenBackfills(BucketObject, frozen=True, kw_only=True):

@@ -223,7 +223,6 @@ class Settings(BaseSettings):
     api_host: str = Field(default="127.0.0.1", description="listen address")
     api_port: Port = Field(default=8080, description="listen port")
     api_range_days_max: int = Field(default=366, ge=1, le=36_600, description="longest range of one query, in days")
-    api_request_days_max: int = Field(default=31, ge=1, le=366, description="most dates of one process request")
     api_date_first: dt.date = Field(default=dt.date(2000, 1, 1), description="earliest date that may be processed")
     api_days_ahead_max: int = Field(
         default=366, ge=0, le=36_600, description="latest date that may be processed, in days after today (UTC)"

@@ -1,4 +1,4 @@
-"""The builds that run side by side: an earlier commit, this tree, and this tree with a new statistic.
+"""The builds that run side by side: this tree, and this tree with a new statistic.
 
 The build with the new statistic is a copy of the sources, changed as docs/how-to/add-a-statistic.md says. It has a
 field with a default, its sum, and higher versions of rules and schema.
@@ -7,13 +7,10 @@ field with a default, its sum, and higher versions of rules and schema.
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import re
 import shutil
-import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,6 @@ from shared.runtime.settings import Settings
 from tests import ROOT
 from tests.integration.running import environment_of
 
-EARLIER = "ae02c4159709db98bd57380334d086c48488ac7a"
-"""The commit of the earlier build: the last one of the same schema version that was in use."""
 PACKAGES = ("services", "shared", "tripfold")
 CHANGES = [
     (
@@ -73,17 +68,6 @@ VERSIONS = [
     ("services/ingest/parsing/trips.py", r"^RULE_VERSION: Final = (\d+)$"),
     ("shared/domain/schema.py", r"^SCHEMA_VERSION = (\d+)$"),
 ]
-
-
-def earlier_build(folder: Path) -> Path:
-    """Extract the sources of the earlier commit into a folder. Fails if the clone has no such commit."""
-    archive = subprocess.run(["git", "archive", EARLIER, *PACKAGES], cwd=ROOT, check=False, capture_output=True)
-    assert archive.returncode == 0, (
-        f"this clone has no commit {EARLIER}: run 'git fetch --unshallow'. {archive.stderr.decode()}"
-    )
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-        files.extractall(folder, filter="data")
-    return folder
 
 
 def newer_build(folder: Path) -> Path:

@@ -14,19 +14,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from msgspec import UNSET
 
 from services.aggregate.replay.topic_reader import KafkaTopicReader
 from shared.domain import keys
 from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
 from shared.runtime.settings import Settings
-from shared.storage.generation_pointer import read_current
 from shared.storage.s3 import S3Store
 from tests import ROOT
 from tests.integration.running import eventually
 from tests.integration.upstream import UpstreamServer
-from tests.upgrade.builds import earlier_build, newer_build, run_json
+from tests.upgrade.builds import newer_build, run_json
 from tests.upgrade.system import DATES, SERVICES, Load, System, running_system
 
 SEED_VARIABLE = "TRIPFOLD_TEST_SEED"
@@ -83,27 +81,6 @@ async def written(store: S3Store) -> list[bytes]:
 
 async def _refused(system: System) -> bool | None:
     return "upgrade it" in (await system.readiness("aggregate", ready=False) or "") or None
-
-
-async def test_an_earlier_build_can_return(upgrade: Upgrade, tmp_path: Path) -> None:
-    """This build takes over from an earlier one under load, gives back to it, and takes over again.
-
-    The change index is trusted once the upgrade is finalized. A rebuild of the earlier build turns it off again.
-    """
-    earlier = earlier_build(tmp_path / "earlier")
-    async with S3Store(upgrade.settings) as store:
-        await store.create_bucket()
-        for build in (earlier, ROOT, earlier, ROOT):
-            await upgrade.move_to(build)
-            assert (await read_current(store)).changes_counted_since is UNSET
-        finalized = await run_json(ROOT, upgrade.settings, "upgrade", "finalize")
-        assert (finalized["change_index_before"], finalized["change_index"]) == (False, True)
-        await upgrade.move_to(ROOT)
-        assert (await read_current(store)).changes_counted_since is not UNSET
-        rebuilt = await run_json(earlier, upgrade.settings, "rebuild", "--from", "s3")
-        assert rebuilt["flipped"]
-        assert (await read_current(store)).changes_counted_since is UNSET
-        await upgrade.all_is_well(ROOT)
 
 
 async def test_a_newer_schema_version_waits_for_its_switch(upgrade: Upgrade, tmp_path: Path) -> None:

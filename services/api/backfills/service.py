@@ -12,7 +12,6 @@ from functools import partial
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import UnsetType
 
 from services.api.http.deadline import deadline
 from services.api.http.errors import Conflict, NotFound, quoted
@@ -143,7 +142,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     selection: DateSelection = DateSelection.ALL
     newest_first: bool = False
     max_parallel: int = MAX_PARALLEL_DEFAULT
-    background: Background | UnsetType = BACKGROUND
+    background: Background = BACKGROUND
 
     def backfill(self, backfill_id: RequestId, now: dt.datetime) -> Backfill:
         """Return the backfill."""
@@ -195,7 +194,7 @@ class Backfills:
         dates = [date_at(backfill, position) for position in range(dates_total(backfill))]
         async with deadline(PREVIEW_DEADLINE_S, "Looking at the data of the dates"):
             selected = await bounded_map(
-                lambda date: is_selected(self._store, wanted.selection, date, wanted.background or BACKGROUND),
+                lambda date: is_selected(self._store, wanted.selection, date, wanted.background),
                 dates,
                 limit=CONCURRENT_GETS_MAX,
             )
@@ -263,8 +262,8 @@ def overview_of(backfill: Backfill) -> BackfillOverview:
         order="newest-first" if backfill.newest_first else "oldest-first",
         max_parallel=backfill.max_parallel,
         source=backfill.source,
-        country=backfill.background.country if backfill.background else None,
-        city=backfill.background.city_id if backfill.background else None,
+        country=backfill.background.country,
+        city=backfill.background.city_id,
         schedule=backfill.schedule,
         status=backfill.status,
         created_at=backfill.created_at,
@@ -292,7 +291,7 @@ def _date_of(backfill: Backfill, position: int) -> BackfillDate:
 
 def _fingerprint(wanted: Wanted) -> str:
     order = "newest-first" if wanted.newest_first else "oldest-first"
-    chosen = "".join(f"&{name}={value}" for name, value in msgspec.to_builtins(wanted.background or {}).items())
+    chosen = "".join(f"&{name}={value}" for name, value in msgspec.to_builtins(wanted.background).items())
     return (
         f"from={wanted.first}&to={wanted.last}&only={wanted.selection.value}&order={order}"
         f"&max_parallel={wanted.max_parallel}{chosen}"

@@ -97,23 +97,3 @@ def date_range(first: dt.date, last: dt.date, *, days_max: int) -> DateRange:
             )
         )
     return days
-
-
-def requested_range(date: dt.date | None, first: dt.date | None, last: dt.date | None, *, days_max: int) -> DateRange:
-    """Return the range of a request that has ``from`` and ``to`` instead of ``date``.
-
-    Raises InvalidRequest if ``date`` is given, one of the two is missing, or the range is invalid.
-    """
-    if date is not None:
-        raise InvalidRequest(
-            InvalidParameter(
-                name="date", reason="it cannot be combined with from and to: use either date or both of them"
-            )
-        )
-    if first is None and last is None:
-        reason = "it is missing. For example: date=2024-05-01, or from=2024-05-01&to=2024-05-07"
-        raise InvalidRequest(InvalidParameter(name="date", reason=reason))
-    if first is None or last is None:
-        missing = "from" if first is None else "to"
-        raise InvalidRequest(InvalidParameter(name=missing, reason="it is missing: from and to are used together"))
-    return date_range(first, last, days_max=days_max)

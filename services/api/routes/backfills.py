@@ -19,6 +19,7 @@ from services.api.backfills.service import (
     BackfillDetail,
     BackfillList,
     BackfillPreview,
+    Backfills,
     Order,
     Wanted,
     detail_of,
@@ -29,14 +30,12 @@ from services.api.http.problems import UNREADABLE, responses
 from services.api.http.query_parameters import date_parameter
 from services.api.http.unreadable import unreadable_header
 from services.api.middleware.access_log import log_result
-from services.api.requests.event_stream import ProgressEvent
+from services.api.requests.event_stream import EventStream, ProgressEvent
 from services.api.routes.requests import (
     EXAMPLE_ID,
     REQUEST_ID_LENGTH,
     REQUEST_ID_PATTERN,
     AccessPort,
-    BackfillsPort,
-    BackfillStreamPort,
     IdempotencyKey,
     LastEventId,
     stream_response,
@@ -48,9 +47,12 @@ from shared.domain.backfills import (
 )
 from shared.domain.events import Background, Source
 from shared.domain.ids import CITY_ID_LENGTH_MAX, SLUG_LENGTH_MAX, CityId, CountrySlug, RequestId
-from shared.domain.objects import DateSelection
+from shared.domain.objects import Backfill, DateSelection
 
 LISTED_MAX = 500
+
+BackfillsPort = NamedDependency[SkipValidation[Backfills]]
+BackfillStreamPort = NamedDependency[SkipValidation[EventStream[Backfill]]]
 
 BackfillId = Annotated[str, PathParameter(description="The backfill's id.", examples=[EXAMPLE_ID])]
 

@@ -1,9 +1,9 @@
-"""HTTP operations for processing requests and ranges of dates. Each parses its input, calls a service, and responds."""
+"""HTTP operations for processing requests. Each parses its input, calls a service, and responds."""
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -15,12 +15,9 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Example
 from litestar.params import HeaderParameter, PathParameter, QueryParameter, SkipValidation
 from litestar.response import Stream
-from msgspec import UNSET
 
 from services.api.auth import PROCESS, READ_OR_PROCESS, SCOPE, Access, caller_of
-from services.api.backfills.ranges import RangeDetail, read_range
-from services.api.backfills.service import Backfills, Wanted
-from services.api.http.date_range import DaysMax, ProcessableDates, requested_range
+from services.api.http.date_range import ProcessableDates
 from services.api.http.problems import UNREADABLE, responses
 from services.api.http.query_parameters import date_parameter
 from services.api.http.unreadable import unreadable_header
@@ -29,9 +26,8 @@ from services.api.requests.event_stream import WAIT_MAX_S, EventStream, Progress
 from services.api.requests.idempotency import HEADER as IDEMPOTENCY_HEADER
 from services.api.requests.idempotency import KEY_PATTERN
 from services.api.requests.service import RequestDetail, RequestList, Requests, detail_of, overview_of
-from shared.domain.backfills import MAX_PARALLEL_MAX
 from shared.domain.ids import RequestId
-from shared.domain.objects import Backfill, RequestRecord
+from shared.domain.objects import RequestRecord
 from shared.domain.requests import Status, status_of
 
 REQUEST_ID_PATTERN = "^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
@@ -39,14 +35,11 @@ REQUEST_ID_LENGTH = 36
 LISTED_REQUESTS_MAX = 500
 
 RequestsPort = NamedDependency[SkipValidation[Requests]]
-BackfillsPort = NamedDependency[SkipValidation[Backfills]]
 EventStreamPort = NamedDependency[SkipValidation[EventStream[RequestRecord]]]
-BackfillStreamPort = NamedDependency[SkipValidation[EventStream[Backfill]]]
 AccessPort = NamedDependency[SkipValidation[Access]]
 
 EXAMPLE_ID = Example(value="018f3d2a-5c00-7aaa-8bbb-0123456789ab")
 RequestIdParameter = Annotated[str, PathParameter(description="The request's id.", examples=[EXAMPLE_ID])]
-RangeIdParameter = Annotated[str, PathParameter(description="The range's id.", examples=[EXAMPLE_ID])]
 
 KAFKA_OR_S3_UNAVAILABLE = (
     "Kafka did not acknowledge, or S3 cannot be reached. `Retry-After` says when to try again. Repeating the request "
@@ -83,12 +76,6 @@ LastEventId = Annotated[
     ),
 ]
 
-DEPRECATED = {
-    "Deprecation": f"@{dt.datetime(2026, 11, 26, tzinfo=dt.UTC).timestamp():.0f}",
-    "Link": '</docs>; rel="deprecation"',
-}
-"""The headers of the operations on ranges, which backfills replace (RFC 9745)."""
-
 
 @post(
     "/process-request",
@@ -109,9 +96,7 @@ DEPRECATED = {
     ],
     responses={
         HTTPStatus.OK: ResponseSpec(
-            RequestDetail | RangeDetail,  # type: ignore[arg-type]  # a union documents well, though it is no type[Any]
-            generate_examples=False,
-            description="With `Prefer: wait`: the request has ended.",
+            RequestDetail, generate_examples=False, description="With `Prefer: wait`: the request has ended."
         ),
         **responses(
             unprocessable_entity="The `Idempotency-Key` was used with another date within the last 24 hours.",
@@ -124,45 +109,24 @@ async def process_request(
     request: Request[Any, Any, Any],
     requests: RequestsPort,
     event_stream: EventStreamPort,
-    backfills: BackfillsPort,
-    backfill_stream: BackfillStreamPort,
-    request_days_max: NamedDependency[SkipValidation[DaysMax]],
     processable: NamedDependency[SkipValidation[ProcessableDates]],
     date: Annotated[
-        dt.date | None, date_parameter("date", "The date to process, in the upstream's local time.", "2024-05-01")
-    ] = None,
-    # These two have no examples: together with the example of `date` they would form a request that is refused.
-    from_: Annotated[
-        dt.date | None,
-        date_parameter("from", "Deprecated: the first date of a range, such as `2024-05-01`.", None),
-    ] = None,
-    to: Annotated[
-        dt.date | None, date_parameter("to", "Deprecated: the last date of the range, included.", None)
-    ] = None,
+        dt.date, date_parameter("date", "The date to process, in the upstream's local time.", "2024-05-01")
+    ],
     prefer: Prefer = "",
     idempotency_key: IdempotencyKey = None,
-) -> Response[RequestDetail | RangeDetail]:
+) -> Response[RequestDetail]:
     """Respond once Kafka has acknowledged the request and its status can be read at `Location`.
 
     The requests of one date run one after the other. All clients that ask for a date share a request that has not
     begun, and get the same `Location`. Processing a date again stores only the files that changed upstream. A file is
     not fetched at all if the upstream sends an `ETag` or `Last-Modified` and reports no change.
 
-    `from` and `to` instead of `date` are deprecated: use `POST /backfills`. `Location` is then the range.
+    `POST /backfills` processes a range of dates.
     """
     by = caller_of(request)
     limit_s = wait_s(prefer)
     applied = {} if limit_s is None else {"Preference-Applied": f"wait={limit_s}"}
-    if date is None or from_ is not None or to is not None:
-        days = requested_range(date, from_, to, days_max=request_days_max)
-        processable.check({"from": days.first, "to": days.last})
-        wanted = Wanted(first=days.first, last=days.last, max_parallel=MAX_PARALLEL_MAX, background=UNSET)
-        backfill = await backfills.accept(wanted, idempotency_key=idempotency_key, by=by)
-        log_result(request, backfill_id=backfill.backfill_id)
-        backfill = await backfill_stream.until_ended(backfill, limit_s or 0)
-        detail = await read_range(requests, backfill)
-        location = {"Location": f"/process-ranges/{detail.id}", **applied}
-        return _range_response(detail, _status_of_wait(detail.status, limit_s), location)
     processable.check({"date": date})
     record = await requests.accept(date, idempotency_key=idempotency_key, by=by)
     log_result(request, request_id=record.request_id)
@@ -176,31 +140,6 @@ async def process_request(
 
 def _status_of_wait(status: Status, limit_s: int | None) -> HTTPStatus:
     return HTTPStatus.OK if limit_s is not None and status.ended else HTTPStatus.ACCEPTED
-
-
-@get(
-    "/process-ranges/{range_id:str}",
-    opt={SCOPE: READ_OR_PROCESS},
-    deprecated=True,
-    summary="Get the progress of a range of dates",
-    operation_id="getProcessRange",
-    tags=["requests"],
-    response_description="The range, and the request of each date.",
-    responses=responses(
-        not_found="There is no such range.",
-        internal_server_error=UNREADABLE,
-    ),
-)
-async def process_range_status(
-    backfills: BackfillsPort,
-    requests: RequestsPort,
-    range_id: RangeIdParameter,
-) -> Response[RangeDetail]:
-    """Return the progress of a backfill and the request of each of its dates. Use `GET /backfills/{id}`.
-
-    A request that cannot be read is left out, and named in `unreadable` and in `Tripfold-Unreadable`.
-    """
-    return _range_response(await read_range(requests, await backfills.read(range_id)), HTTPStatus.OK)
 
 
 @get(
@@ -289,40 +228,6 @@ async def cancel_process_request(
     call before the request ends is harmless. A request whose cities all finish is completed, not cancelled.
     """
     return detail_of(await requests.cancel(request_id, by=caller_of(request)))
-
-
-@delete(
-    "/process-ranges/{range_id:str}",
-    opt={SCOPE: PROCESS},
-    status_code=HTTPStatus.ACCEPTED,
-    deprecated=True,
-    summary="Cancel a range of dates",
-    operation_id="cancelProcessRange",
-    tags=["requests"],
-    response_description="The requests of the range are being cancelled.",
-    responses=responses(
-        not_found="There is no such range.",
-        conflict="The range has ended, so nothing is left to cancel.",
-    ),
-)
-async def cancel_process_range(
-    request: Request[Any, Any, Any],
-    backfills: BackfillsPort,
-    requests: RequestsPort,
-    range_id: RangeIdParameter,
-) -> Response[RangeDetail]:
-    """Cancel the backfill: dates under way are cancelled, and no further one is requested.
-
-    Use `DELETE /backfills/{id}`.
-    """
-    backfill = await backfills.change(range_id, "cancel", by=caller_of(request))
-    return _range_response(await read_range(requests, backfill), HTTPStatus.ACCEPTED)
-
-
-def _range_response(detail: RangeDetail, status: HTTPStatus, headers: Mapping[str, str] | None = None) -> Response[Any]:
-    return Response(
-        detail, status_code=status, headers={**DEPRECATED, **(headers or {}), **unreadable_header(detail.unreadable)}
-    )
 
 
 @get(
@@ -417,10 +322,8 @@ async def latest_process_requests(
 HANDLERS = [
     process_request,
     process_request_status,
-    process_range_status,
     retry_process_request,
     process_request_events,
     cancel_process_request,
-    cancel_process_range,
     latest_process_requests,
 ]

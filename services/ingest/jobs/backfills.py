@@ -40,7 +40,7 @@ from shared.domain.backfills import (
     with_end,
     with_request,
 )
-from shared.domain.events import BACKGROUND, ProcessRequested, Source
+from shared.domain.events import ProcessRequested, Source
 from shared.domain.ids import RequestId, request_time_ms
 from shared.domain.objects import Backfill, BackfillStatus, CorruptObject, NewerObject, RequestRecord
 from shared.domain.requests import (
@@ -161,8 +161,7 @@ class BackfillAdvancer:
         return backfill
 
     async def _is_selected(self, backfill: Backfill, position: int) -> bool:
-        wanted = backfill.background or BACKGROUND
-        return await is_selected(self._store, backfill.selection, date_at(backfill, position), wanted)
+        return await is_selected(self._store, backfill.selection, date_at(backfill, position), backfill.background)
 
     async def _carry_on(self, backfill: Backfill, position: int, record: _Found, now: dt.datetime) -> None:
         """Publish what the request of a date under way needs: itself, a retry, its cancellation, or itself again."""

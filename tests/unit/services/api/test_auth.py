@@ -82,12 +82,12 @@ def test_each_key_has_idempotency_keys_of_its_own() -> None:
 
 
 def test_a_key_that_processes_reads_the_status_of_requests() -> None:
-    """A key with the process scope reads requests and ranges; statistics and lists need the read scope."""
+    """A key with the process scope reads requests and backfills; statistics and lists need the read scope."""
     process_only = mint_key()
     with World().client(api_access="keys", api_keys=f"nightly:process:{digest_of(process_only)}") as client:
         headers = {"X-API-Key": process_only}
         request = client.post(ASK, headers=headers).headers["location"]
-        many = client.post("/process-request?from=2024-05-01&to=2024-05-02", headers=headers).headers["location"]
+        many = client.post("/backfills?from=2024-05-01&to=2024-05-02", headers=headers).headers["location"]
         assert [client.get(path, headers=headers).status_code for path in (request, many)] == [200, 200]
         assert client.get("/process-requests/1/events", headers=headers).status_code == 404
         for path in ("/process-requests", "/country-stats?from=2024-05-01&to=2024-05-02"):

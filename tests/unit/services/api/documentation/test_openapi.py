@@ -41,7 +41,6 @@ def test_every_operation_is_documented(document: dict[str, Any]) -> None:
         ("delete", "/process-requests/{request_id}"),
         ("get", "/process-requests/{request_id}/events"),
         ("post", "/process-requests/{request_id}/retry"),
-        ("get", "/process-ranges/{range_id}"),
         ("post", "/backfills"),
         ("get", "/backfills"),
         ("get", "/backfills/{backfill_id}"),
@@ -59,7 +58,6 @@ def test_every_operation_is_documented(document: dict[str, Any]) -> None:
         ("post", "/schedules/{name}/run"),
         ("get", "/quarantine"),
         ("post", "/quarantine/retry"),
-        ("delete", "/process-ranges/{range_id}"),
         ("get", "/country-stats"),
         ("get", "/country-stats/{country}/{date}"),
         ("get", "/country-completeness"),
@@ -70,8 +68,6 @@ def test_every_operation_is_documented(document: dict[str, Any]) -> None:
         ("get", "/health/ready"),
     }
     assert all(operation["summary"] and operation["description"] for operation in operations.values())
-    deprecated = {path for (_, path), operation in operations.items() if operation["deprecated"]}
-    assert deprecated == {"/process-ranges/{range_id}"}
 
 
 def test_parameters_are_documented_as_the_operation_accepts_them(document: dict[str, Any]) -> None:
