@@ -8,7 +8,7 @@ import re
 
 from shared.domain.ids import CityId, CountrySlug, RequestId, parse_request_id, request_time_ms
 
-BUCKET_EPOCH = "state/lineage.json"
+BUCKET_EPOCH = "state/bucket-epoch.json"
 COUNTRIES = "state/countries.json"
 CURRENT = "state/current.json"
 SCHEMA_SWITCH = "state/schema.json"

@@ -62,9 +62,9 @@ class NewerObject(CorruptObject):
 
 
 class BucketEpoch(BucketObject, frozen=True, kw_only=True):
-    """The bucket's birth. No revision of this bucket is lower than ``revision_floor``: seconds since 2020-01-01."""
+    """The epoch of the bucket. None of its revisions is lower than ``revision_floor``: seconds since 2020-01-01."""
 
-    revision_floor: CountField = msgspec.field(name="base")
+    revision_floor: CountField
     born_at: InstantField
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime as dt
 import ipaddress
-import os
 import re
 import ssl
 from collections.abc import Mapping
@@ -25,20 +24,6 @@ from shared.domain.volume import VolumeRules
 
 PREFIX = "TRIPFOLD_"
 SECRET_BYTES_MAX = 64 * 1024
-
-RENAMED = {
-    "API_ANSWER_BYTES": "API_RESPONSE_CACHE_BYTES",
-    "CONSUMER_INSTANCE": "KAFKA_GROUP_INSTANCE_ID",
-    "INGEST_MAX_BAD_RECORDS": "INGEST_BAD_RECORDS_MAX",
-    "KAFKA_REPLICATION": "KAFKA_REPLICATION_FACTOR",
-    "SESSION_TIMEOUT_S": "KAFKA_SESSION_TIMEOUT_S",
-    "SWEEP_AFTER_S": "STALLED_REQUEST_AFTER_S",
-    "UPSTREAM_ALLOW_NO_CITIES": "UPSTREAM_ALLOW_EMPTY_CITY_LIST",
-    "UPSTREAM_RATIO_MAX": "UPSTREAM_DECOMPRESSION_RATIO_MAX",
-}
-"""Former names of settings, without the prefix. A process that finds one in its environment does not start."""
-REMOVED = {"RAW_RETENTION_DAYS": "'tripfold expire raw' marks the manifests of expired files instead"}
-"""Former settings without a successor, and what to do. A process that finds one does not start either."""
 
 _RULES = {
     "bool_parsing": "it must be true or false",
@@ -402,12 +387,6 @@ def load_settings(environment: Mapping[str, str] | None = None) -> Settings:
 
     Raises InvalidSettings with a line for each invalid variable, with its name, its value and the allowed values.
     """
-    present = {name.upper() for name in (os.environ if environment is None else environment)}
-    renamed = [(PREFIX + old, PREFIX + new) for old, new in RENAMED.items() if PREFIX + old in present]
-    lines = [f"{old} has been renamed: set {new} instead" for old, new in renamed]
-    lines += [f"{PREFIX}{old} no longer exists: {remedy}" for old, remedy in REMOVED.items() if PREFIX + old in present]
-    if lines:
-        raise InvalidSettings("\n".join(lines))
     try:
         if environment is None:
             return Settings()

@@ -348,7 +348,7 @@ async def check_revisions(store: ObjectStore, replay: TopicReader) -> str:
     """
     repository = Repository(store)
     known = await repository.get(BucketEpoch, keys.BUCKET_EPOCH)
-    base = known.revision_floor if known else 0
+    floor = known.revision_floor if known else 0
     seen: dict[str, int] = {}
     await replay.take_end()
     async for batch in replay.read():
@@ -369,7 +369,7 @@ async def check_revisions(store: ObjectStore, replay: TopicReader) -> str:
     async def next_of(key: str) -> int:
         kind: type[Plan | Manifest] = Plan if key.startswith(keys.PLANS) else Manifest
         held = await repository.get(kind, key)
-        return max(held.revision + 1 if held else 0, base)
+        return max(held.revision + 1 if held else 0, floor)
 
     nexts = await bounded_map(next_of, list(seen), limit=GETS_AT_ONCE_MAX)
     repeated = {

@@ -304,11 +304,11 @@ async def _reissue(store: ObjectStore, publisher: Publisher, difference: RecordD
         stored = read(found.body)
         if stored.revision > known:  # another key of the same plan or city has raised it
             break
-        base = (await read_bucket_epoch(store, utc_now)).revision_floor
+        floor = (await read_bucket_epoch(store, utc_now)).revision_floor
         if isinstance(stored, Plan):
-            above: Plan | Manifest = reissued_plan(stored, revision_floor=base)
+            above: Plan | Manifest = reissued_plan(stored, revision_floor=floor)
         else:
-            above = reissued(stored, attempt=uuid.uuid4().hex, revision_floor=base)
+            above = reissued(stored, attempt=uuid.uuid4().hex, revision_floor=floor)
         if above.revision <= known:
             raise CannotRestore(
                 f"the topic has revision {known} of {difference.key}, and the next one would be {above.revision}: "

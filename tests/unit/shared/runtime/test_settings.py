@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from shared.domain.file_rules import BadRecordsMax, FileRules, RecordsForm
-from shared.runtime.settings import PREFIX, RENAMED, InvalidSettings, Settings, load_settings
+from shared.runtime.settings import PREFIX, InvalidSettings, Settings, load_settings
 from tests import ROOT
 
 TABLE = ROOT / "docs" / "reference" / "settings.md"
@@ -111,24 +111,6 @@ def test_all_invalid_values_are_reported_at_once() -> None:
     with pytest.raises(InvalidSettings) as refused:
         load_settings({"TRIPFOLD_API_PORT": "x", "TRIPFOLD_LOG_LEVEL": "x"})
     assert len(str(refused.value).splitlines()) == 2
-
-
-@pytest.mark.parametrize(("old", "new"), RENAMED.items())
-def test_a_renamed_setting_is_refused_with_its_new_name(old: str, new: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A former name in the environment stops the process; the message names the current one."""
-    assert new.lower() in Settings.model_fields
-    message = f"{PREFIX}{old} has been renamed: set {PREFIX}{new} instead"
-    with pytest.raises(InvalidSettings, match=message):
-        load_settings({f"{PREFIX}{old}": "1"})
-    monkeypatch.setenv(f"{PREFIX}{old}", "1")
-    with pytest.raises(InvalidSettings, match=message):
-        load_settings()
-
-
-def test_a_removed_setting_is_refused_with_the_remedy() -> None:
-    """A setting without a successor stops the process, too: to ignore it would change what the process does."""
-    with pytest.raises(InvalidSettings, match="RAW_RETENTION_DAYS no longer exists: 'tripfold expire raw'"):
-        load_settings({f"{PREFIX}RAW_RETENTION_DAYS": "400"})
 
 
 def test_a_process_with_an_invalid_setting_does_not_start() -> None:

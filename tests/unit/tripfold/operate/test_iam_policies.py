@@ -37,7 +37,7 @@ def test_only_prefixes_end_in_a_star() -> None:
         "arn:aws:s3:::trips/schedules/*",
         "arn:aws:s3:::trips/state/active-requests/*",
         "arn:aws:s3:::trips/state/countries.json",
-        "arn:aws:s3:::trips/state/lineage.json",
+        "arn:aws:s3:::trips/state/bucket-epoch.json",
         "arn:aws:s3:::trips/state/open-backfills.json",
     ]
 

@@ -1,4 +1,4 @@
-"""Raising the base of the lineage: never below what the topic knows, never back."""
+"""Raising the revision floor: never below what the topic knows, never back."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ BORN = NOON.replace(year=2023)
 KNOWN = TopicHighest(revision=500, key="2024-05-01/armenia/7", records=10)
 
 
-def store_with(base: int | None) -> MemoryStore:
+def store_with(floor: int | None) -> MemoryStore:
     store = MemoryStore(Clock(NOON))
-    if base is not None:
-        store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=base, born_at=NOON)))
+    if floor is not None:
+        store.write(keys.BUCKET_EPOCH, objects.encode(BucketEpoch(revision_floor=floor, born_at=NOON)))
     return store
 
 
@@ -37,14 +37,14 @@ def base_of(store: MemoryStore) -> int | None:
 
 @pytest.mark.parametrize(("before", "after"), [(None, 501), (10, 501), (500, 501), (501, 501), (900, 900)])
 async def test_the_revision_floor_is_raised_above_the_topic(before: int | None, after: int) -> None:
-    """By itself the base becomes the topic's highest revision plus one, unless it is above that already."""
+    """By itself the floor becomes the topic's highest revision plus one, unless it is above that already."""
     store = store_with(before)
     restored = await raised(store)
     assert (restored.floor_before, restored.floor, base_of(store)) == (before, after, after)
 
 
 async def test_a_given_revision_floor_must_be_above_the_topic() -> None:
-    """A base that was asked for is taken; one that the topic knows, or that would lower it, is refused by name."""
+    """A floor that was asked for is taken; one that the topic knows, or that would lower it, is refused by name."""
     store = store_with(600)
     for wanted, reason in ((500, "2024-05-01/armenia/7"), (550, "never falls")):
         with pytest.raises(CannotRestore, match=reason):
@@ -54,7 +54,7 @@ async def test_a_given_revision_floor_must_be_above_the_topic() -> None:
 
 
 async def test_the_present_time_is_a_floor_if_kafka_is_lost() -> None:
-    """Without the topic the base has to be given; the present time is above all that any bucket gave out."""
+    """Without the topic the floor has to be given; the present time is above all that any bucket gave out."""
     store = store_with(10)
     with pytest.raises(CannotRestore, match="use --now"):
         await raised(store, topic=None)
@@ -62,14 +62,14 @@ async def test_the_present_time_is_a_floor_if_kafka_is_lost() -> None:
 
 
 async def test_a_dry_run_raises_nothing() -> None:
-    """A dry run tells the base that would be, and writes none."""
+    """A dry run says which floor it would write, and writes none."""
     store = store_with(10)
     assert (await raised(store, dry_run=True)).floor == 501
     assert base_of(store) == 10
 
 
 async def test_the_floor_is_raised_despite_a_concurrent_write() -> None:
-    """If a service writes the lineage just before, the base is raised over that one, and the birth stays its own."""
+    """If a service writes the epoch just before, the floor is raised over that one, and the time of birth stays."""
     store = store_with(None)
     compare_and_swap = store.compare_and_swap
 
