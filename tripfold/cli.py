@@ -60,7 +60,7 @@ class Commands(LazyGroup):
             ("lake", "lake:lake_commands", "Build the Parquet tables.", REPAIR),
             ("gc", "gc:gc_command", "Delete objects that nothing needs.", REPAIR),
             ("skip", "skip:skip_command", "Move a record of a later schema version to the dead letters.", REPAIR),
-            ("requests", "requests:requests_commands", "List, show or retry requests.", INSPECT),
+            ("requests", "requests:requests_commands", "List or show requests.", INSPECT),
             (
                 "dead-letters",
                 "dead_letters:dead_letters_commands",
@@ -71,7 +71,7 @@ class Commands(LazyGroup):
     } | {
         name: LazyCommand(target=f"{_CLIENT}.{target}", help=line, panel=USE)
         for name, target, line in (
-            ("request", "commands:request_command", "Process a date or a range, and watch until it is served."),
+            ("request", "commands:request_command", "Process a date, and watch until it is served."),
             ("watch", "commands:watch_command", "Watch a request or a backfill; list the latest requests."),
             ("retry", "commands:retry_command", "Retry the failed cities of a request or backfill."),
             ("cancel", "commands:cancel_command", "Cancel a request or a backfill."),
@@ -79,8 +79,7 @@ class Commands(LazyGroup):
             ("quarantine", "quarantine:quarantine_commands", "List, show or retry refused files."),
             ("backfill", "backfills:backfill_command", "Process many dates, a few at a time."),
             ("schedule", "schedules:schedule_commands", "Process dates at given times."),
-            ("reprocess", "backfills:reprocess_command", "Read stored files again under the present rules."),
-            ("backfills", "backfills:backfills_commands", "List, show, pause, resume, cancel or retry backfills."),
+            ("backfills", "backfills:backfills_commands", "List, show, pause or resume backfills."),
         )
     }
 

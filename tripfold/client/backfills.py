@@ -15,9 +15,16 @@ from tripfold.console import open_console, print_remark
 
 MAX_PARALLEL = 2
 
-backfills_commands = typer.Typer(help="List, show, pause, resume, cancel or retry backfills.", no_args_is_help=True)
+backfills_commands = typer.Typer(help="List, show, pause or resume backfills.", no_args_is_help=True)
 
 _Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a backfill.", show_default=False)]
+
+
+class Origin(enum.Enum):
+    """Where a backfill reads the files."""
+
+    UPSTREAM = "upstream"
+    BUCKET = "bucket"
 
 
 class Only(enum.Enum):
@@ -32,13 +39,29 @@ class Only(enum.Enum):
 def backfill_command(
     dates: Annotated[str, typer.Argument(metavar="FROM..TO", help="The first and the last date, at most 4,000 dates.")],
     *,
+    source: Annotated[
+        Origin,
+        typer.Option(
+            help="upstream: fetch changed files. bucket: read stored files again that other parsing rules have read."
+        ),
+    ] = Origin.UPSTREAM,
     only: Annotated[
-        Only,
+        Only | None,
         typer.Option(
             help="missing: dates that lack the data of a city, or were never processed. failed: dates that were "
-            "processed and lack the data of a city. stored: dates that were processed. all: every date."
+            "processed and lack the data of a city. stored: dates that were processed. all: every date. "
+            "Default: missing.",
+            show_default=False,
         ),
-    ] = Only.MISSING,
+    ] = None,
+    country: Annotated[
+        str | None, typer.Option(metavar="SLUG", help="Only this country; needs --source bucket.")
+    ] = None,
+    city: Annotated[str | None, typer.Option(metavar="ID", help="Only this city; needs --source bucket.")] = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Also files that the present rules should read alike; needs --source bucket."),
+    ] = False,
     newest_first: Annotated[bool, typer.Option("--newest-first", help="Begin with the last date.")] = False,
     max_parallel: Annotated[
         int, typer.Option(metavar="N", min=1, max=16, help="The most dates that are processed at once.")
@@ -50,55 +73,25 @@ def backfill_command(
 ) -> None:
     """Process many dates, a few at a time, and watch until all have ended; exit 1 if a date failed.
 
-    Ctrl-C stops the display; the backfill continues, also after a crash of any process.
+    Ctrl-C stops the display; the backfill continues, also after a crash of any process. With --source bucket the
+    workers read the files in the bucket, by their present rules. A file that they total differently gets a new
+    revision.
 
     Example: tripfold backfill 2023-01-01..2024-12-31 --newest-first
 
     Example: tripfold backfill 2023-01-01..2024-12-31 --only failed --dry-run
+
+    Example: tripfold backfill 2024-05-01..2024-05-31 --source bucket --country armenia
     """
-    options: BackfillOptions = {"only": only.value, "newest_first": newest_first, "max_parallel": max_parallel}
-    _run(dates, options, api, key, dry_run=dry_run, watch=watch)
-
-
-def reprocess_command(
-    dates: Annotated[str, typer.Argument(metavar="FROM..TO", help="The first and the last date, at most 4,000 dates.")],
-    *,
-    country: Annotated[str | None, typer.Option(metavar="SLUG", help="Only this country.")] = None,
-    city: Annotated[str | None, typer.Option(metavar="ID", help="Only this city.")] = None,
-    again: Annotated[
-        bool, typer.Option("--again", help="Also files that the present rules should read alike.")
-    ] = False,
-    newest_first: Annotated[bool, typer.Option("--newest-first", help="Begin with the last date.")] = False,
-    max_parallel: Annotated[
-        int, typer.Option(metavar="N", min=1, max=16, help="The most dates that are processed at once.")
-    ] = MAX_PARALLEL,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print which dates it would process.")] = False,
-    watch: Annotated[bool, typer.Option(help="Show the progress until the backfill has ended.")] = True,
-    api: ApiUrl = API_URL,
-    key: ApiKey = None,
-) -> None:
-    """Read stored files again that other parsing rules have read; exit 1 if a date failed.
-
-    This is a backfill of which workers read the files in the bucket; the upstream is not asked. The rules are those of
-    the workers. A file of which they make something else gets a new revision. Ctrl-C stops the display only.
-
-    Example: tripfold reprocess 2024-05-01..2024-05-31 --dry-run
-
-    Example: tripfold reprocess 2024-05-01..2024-05-31 --country armenia --city 7
-    """
-    options: BackfillOptions = {
-        "source": "bucket",
-        "country": country,
-        "city": city,
-        "again": again,
-        "newest_first": newest_first,
-        "max_parallel": max_parallel,
-    }
-    _run(dates, options, api, key, dry_run=dry_run, watch=watch)
-
-
-def _run(dates: str, options: BackfillOptions, api: str, key: str | None, *, dry_run: bool, watch: bool) -> None:
-    """Make a backfill and watch it, or print which dates it would process."""
+    options: BackfillOptions = {"newest_first": newest_first, "max_parallel": max_parallel}
+    if source is Origin.BUCKET:
+        if only is not None:
+            raise typer.BadParameter("--source bucket takes every stored date, and no --only", param_hint="--only")
+        options |= {"source": "bucket", "country": country, "city": city, "again": again}
+    elif country or city or again:
+        raise typer.BadParameter("--country, --city and --again need --source bucket", param_hint="--source")
+    elif only is not None:
+        options["only"] = only.value
     first, last = parse_dates(dates)
     with open_api(api, key) as client:
         if dry_run:
@@ -164,24 +157,6 @@ def resume_command(wanted: _Id, *, api: ApiUrl = API_URL, key: ApiKey = None) ->
     Example: tripfold backfills resume 018f3d2a-5c00-7aaa-8bbb-0123456789ab
     """
     _change(Tripfold.resume, wanted, f"Resumed. Watch it: 'tripfold watch {wanted}'.", api, key)
-
-
-@backfills_commands.command("retry")
-def retry_command(wanted: _Id, *, api: ApiUrl = API_URL, key: ApiKey = None) -> None:
-    """Retry the failed cities of the failed dates of a backfill.
-
-    Example: tripfold backfills retry 018f3d2a-5c00-7aaa-8bbb-0123456789ab
-    """
-    _change(Tripfold.retry, wanted, f"Retrying. Watch it: 'tripfold watch {wanted}'.", api, key)
-
-
-@backfills_commands.command("cancel")
-def cancel_command(wanted: _Id, *, api: ApiUrl = API_URL, key: ApiKey = None) -> None:
-    """Cancel a backfill: its dates under way are cancelled, and no further one is requested.
-
-    Example: tripfold backfills cancel 018f3d2a-5c00-7aaa-8bbb-0123456789ab
-    """
-    _change(Tripfold.cancel, wanted, "Cancelled. Finished dates stay served.", api, key)
 
 
 def _change(change: Callable[[Tripfold, str], object], wanted: str, message: str, api: str, key: str | None) -> None:

@@ -8,15 +8,11 @@ import sys
 from typing import Annotated
 
 import typer
-from tripfold_client import Backfill, Job, Request
 
 from tripfold.client.figures import print_statistics, print_whole, table_of_days
 from tripfold.client.session import API_URL, ApiKey, ApiUrl, find_job, open_api, parse_dates
 from tripfold.client.watching import watch_latest, watch_or_print
 from tripfold.console import open_console, print_remark
-
-PARALLEL_DATES = 4
-"""The dates of a requested range that are processed at once."""
 
 _First = Annotated[
     dt.datetime,
@@ -37,29 +33,28 @@ class Format(enum.Enum):
 
 
 def request_command(
-    dates: Annotated[
-        str, typer.Argument(metavar="DATE|FROM..TO", help="A date, or the first and the last date of a range.")
-    ],
+    date: Annotated[str, typer.Argument(metavar="DATE", help="A date, such as 2024-05-01.")],
     *,
     api: ApiUrl = API_URL,
     key: ApiKey = None,
     watch: Annotated[bool, typer.Option(help="Show the progress until the request has ended.")] = True,
 ) -> None:
-    """Request that dates are processed, and watch until their numbers are served; exit 1 if anything failed.
+    """Request that a date is processed, and watch until its numbers are served; exit 1 if anything failed.
 
-    A range is a backfill of all its dates: 'tripfold backfill' has more options. Ctrl-C stops the display; the request
-    continues.
+    Ctrl-C stops the display; the request continues. For a range, see 'tripfold backfill'.
 
     Example: tripfold request 2024-05-01
 
-    Example: tripfold request 2024-05-01..2024-05-07
-
     Example: tripfold request 2024-05-01 --api https://tripfold.example.com --no-watch
     """
-    first, last = parse_dates(dates)
+    first, last = parse_dates(date)
+    if first != last:
+        raise typer.BadParameter(
+            f"the argument is {date!r}; it must be one date. For a range: 'tripfold backfill {date} --only all'",
+            param_hint="DATE",
+        )
     with open_api(api, key) as client:
-        job: Job[Request] | Job[Backfill] = client.process(first) if first == last else client.process(first, last)
-        watch_or_print(job, watch=watch)
+        watch_or_print(client.process(first), watch=watch)
 
 
 def watch_command(
@@ -143,7 +138,7 @@ def stats_command(
         countries = client.stats(first, last, country).by_country()
     if not countries:
         dates = f"{first:%Y-%m-%d}..{last:%Y-%m-%d}"
-        print_remark(f"No data of {country or 'any country'} for {dates}. Request it: 'tripfold request {dates}'.")
+        print_remark(f"No data of {country or 'any country'} for {dates}. Process it: 'tripfold backfill {dates}'.")
     elif country is None:
         print_statistics(countries, open_console())
     else:

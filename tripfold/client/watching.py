@@ -115,7 +115,7 @@ def _print_failed_dates(state: Backfill, console: Console) -> None:
     if more > 0:
         console.print(f"{more:,} more dates failed. See all: GET /backfills/{state.id}.", highlight=False)
     if state.counts.dates_failed:
-        console.print(f"Retry them: 'tripfold backfills retry {state.id}'.", highlight=False, soft_wrap=True)
+        console.print(f"Retry them: 'tripfold retry {state.id}'.", highlight=False, soft_wrap=True)
 
 
 def _print_nothing_stored(state: Backfill, console: Console) -> None:

@@ -79,8 +79,8 @@ def raw_command(
     """Delete the raw files that are older than an age. The numbers stay, and an unchanged file is not fetched again.
 
     A manifest is marked before its files are deleted, so 'tripfold verify --deep' counts them as expired, not as lost.
-    'tripfold reprocess' can no longer read them. Services keep running. Safe to stop and to run again. Exit 1 if a
-    manifest cannot be read.
+    'tripfold backfill --source bucket' can no longer read them. Services keep running. Safe to stop and to run again.
+    Exit 1 if a manifest cannot be read.
 
     Example: tripfold expire raw --older-than 400d --dry-run
     """

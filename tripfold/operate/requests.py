@@ -1,10 +1,8 @@
-"""Lists and shows the requests of the bucket, and retries their failed cities."""
+"""Lists and shows the requests of the bucket."""
 
 from __future__ import annotations
 
-import datetime as dt
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -18,16 +16,11 @@ from services.api.requests.service import (
     latest_requests,
     overview_of,
 )
-from shared.domain import bitmap
 from shared.domain.errors import OperatorError
-from shared.domain.events import ProcessRequested
-from shared.domain.ids import RequestId, parse_request_id, utc_now
+from shared.domain.ids import RequestId, parse_request_id
 from shared.domain.objects import RequestAction, RequestRecord
-from shared.domain.requests import Caller, request_event, retried_record
-from shared.kafka.producer import KafkaPublisher, Publisher
-from shared.kafka.records import OutgoingEvent
 from shared.storage.object_store import ObjectStore
-from shared.storage.repository import begin_retry, read_request_record
+from shared.storage.repository import read_request_record
 from tripfold.console import Records, print_remark, printable
 from tripfold.operate.command_line import (
     AsJson,
@@ -157,75 +150,15 @@ def show_command(
     if counts.cities_failed > len(found.failures):
         console.print(f"{counts.cities_failed:,} cities failed; the first {len(found.failures):,} are named.")
     if counts.cities_failed or found.failed_reason is not None:
-        print_line(f"Retry what failed: 'tripfold requests retry {found.id}'.")
+        print_line(f"Retry what failed: 'tripfold retry {found.id}'.")
     for bad in found.bad_cities:
         print_line(f"Skipped in the list of cities: {printable(f'{bad.entry}: {bad.reason}')}")
-
-
-@requests_commands.command("retry")
-def retry_command(
-    request_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="The requests' ids.")],
-    *,
-    as_json: AsJson = False,
-) -> None:
-    """Retry the failed cities of requests, each under its own id.
-
-    When the last failed city succeeds, "completed with failures" becomes "completed". If the date's plan has changed,
-    all its cities are processed again; a file that has not changed upstream is not downloaded.
-
-    Example: tripfold requests retry 018f3d2a-5c00-7aaa-8bbb-0123456789ab
-    """
-    settings = command_settings()
-
-    async def retry() -> list[ProcessRequested]:
-        async with open_bucket(settings) as store, KafkaPublisher(settings, source="retry") as publisher:
-            return await retry_requests(store, publisher, request_ids, clock=utc_now)
-
-    retried = run_command(retry())
-    if as_json:
-        print_json([{"request_id": one.request_id, "date": one.date, "cities": _cities_of(one)} for one in retried])
-        return
-    for one in retried:
-        cities = _cities_of(one)
-        what = (
-            "the city list, then all cities" if cities is None else f"{cities:,} {'city' if cities == 1 else 'cities'}"
-        )
-        print_line(f"Retrying {what} of {one.date}. Watch it: 'tripfold watch {one.request_id}'.")
-
-
-def _cities_of(requested: ProcessRequested) -> int | None:
-    return bitmap.size(requested.retry.positions) if requested.retry else None
 
 
 async def request_detail(store: ObjectStore, request_id: str) -> AuditedDetail:
     """Return a request with its failures. Raises UnknownRequest if there is none."""
     record = await read_request(store, request_id)
     return AuditedDetail(**msgspec.structs.asdict(detail_of(record)), actions=record.actions)
-
-
-async def retry_requests(
-    store: ObjectStore, publisher: Publisher, request_ids: Sequence[str], *, clock: Callable[[], dt.datetime]
-) -> list[ProcessRequested]:
-    """Retry the failed cities of requests, each under its own id; return the published events.
-
-    Publishes nothing unless every request can be retried. Raises UnknownRequest, and NothingToRetry for a request that
-    has not ended or has no failed city.
-    """
-    for record in [await read_request(store, request_id) for request_id in request_ids]:
-        retried_record(record, clock())
-    retried = [await retry_request(store, request_id, clock()) for request_id in request_ids]
-    await publisher.publish(map(OutgoingEvent, retried))
-    return retried
-
-
-async def retry_request(store: ObjectStore, text: str, now: dt.datetime) -> ProcessRequested:
-    """Record the retry of a request; return the event to publish. Raises UnknownRequest and NothingToRetry."""
-    request_id = parse_request_id(text)
-    by = Caller(client=f"command on {socket.gethostname()}")
-    record = await begin_retry(store, request_id, now, by=by) if request_id else None
-    if record is None:
-        raise UnknownRequest(f"there is no request {text[:100]!r}. List the latest: 'tripfold requests list'.")
-    return request_event(record)
 
 
 async def read_request(store: ObjectStore, text: str) -> RequestRecord:

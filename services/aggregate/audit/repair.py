@@ -202,7 +202,7 @@ async def _damaged_manifests(
     return (
         f"the summary may be right, and the manifest of city {cities} wrong: {first.what} is {first.found}, the "
         f"manifest says {first.expected}. Restore the manifest from the bucket's versions, or "
-        f"'tripfold reprocess {first.date} --city {first.city_id} --again' "
+        f"'tripfold backfill {first.date} --source bucket --city {first.city_id} --again' "
         "makes a new revision from the raw object"
     )
 

@@ -367,7 +367,7 @@ async def test_repair_ignores_a_damaged_manifest(bucket: FakeBucket) -> None:
     bucket.store.write(keys.manifest(DAY, CityId("1")), objects.encode(damaged))
     right = await bucket.summary()
     [one] = await repaired(bucket)
-    assert "'tripfold reprocess 2024-05-01 --city 1 --again'" in (one.refused or "")
+    assert "'tripfold backfill 2024-05-01 --source bucket --city 1 --again'" in (one.refused or "")
     assert await bucket.summary() == right
     expired = msgspec.structs.replace(damaged, raw_expired_before=bucket.clock() + dt.timedelta(days=1))
     bucket.store.write(keys.manifest(DAY, CityId("1")), objects.encode(expired))
