@@ -24,6 +24,7 @@ from services.api.backfills.service import Backfills, backfill_stream
 from services.api.completeness.cities import MissingCities
 from services.api.completeness.reader import CompletenessReader
 from services.api.documentation.openapi import KEY, NO_KEY, openapi_config
+from services.api.foreign_pages import ForeignPages
 from services.api.health import Check, Readiness
 from services.api.http.date_range import ProcessableDates
 from services.api.http.problems import exception_handlers
@@ -180,7 +181,7 @@ def make_app(
     registry = registry_of("api")
     app = Litestar(
         route_handlers=[
-            _api_router(needs_key=context.access.needs_key),
+            _api_router(ForeignPages(settings), needs_key=context.access.needs_key),
             *health.HANDLERS,
             *documentation.handlers(topic_prefix=settings.topic_prefix),
             *page_handlers(),
@@ -227,11 +228,12 @@ def server_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _api_router(*, needs_key: bool) -> Router:
+def _api_router(foreign_pages: ForeignPages, *, needs_key: bool) -> Router:
     """Return the router of the operations that need access and whose queries are checked."""
 
     # Litestar would copy a bound method, and with it the keys and rates; and it would call others in threads.
     async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        foreign_pages.guard(connection, handler)
         connection.app.state.context.access.guard(connection, handler)
 
     return Router(

@@ -246,6 +246,11 @@ class Settings(BaseSettings):
         description="proxies whose `X-Forwarded-For` names the client; empty: the client is who opens the connection",
     )
     api_cors_origins: str = Field(default="", description="other origins whose pages may use the API")
+    api_hosts: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9.,_ -]*$",
+        description="names by which clients reach an API without keys, beside `localhost` and addresses",
+    )
 
     health_host: str = Field(
         default="127.0.0.1", description="listen address of health and metrics of ingest and aggregate"

@@ -143,7 +143,10 @@ class World:
     @contextlib.contextmanager
     def client(self, checks: Mapping[Concern, Check] | None = None, **settings: object) -> Iterator[Client]:
         """Serve the API while the block lasts. An error inside the API becomes a response, as in production."""
-        with self.shared_app(checks, **settings) as app, TestClient(app, raise_server_exceptions=False) as client:
+        with (
+            self.shared_app(checks, **settings) as app,
+            TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client,
+        ):
             yield client
 
     def _context(self, settings: Settings, checks: Mapping[Concern, Check] | None) -> ApiContext:

@@ -47,7 +47,8 @@ _TOO_LARGE = {
 _USUAL = {
     "bad_request": "A parameter is missing, unknown, repeated or invalid. The response names it.",
     "unauthorized": "The API key is missing or unknown.",
-    "forbidden": "The API key lacks the scope that this operation needs.",
+    "forbidden": "The API key lacks the scope that this operation needs, or a web page of another origin wrote.",
+    "misdirected_request": "The API needs no key, and its operator has not named this host.",
     "too_many_requests": "The rate limit of the API key is exceeded. `Retry-After` says when to try again.",
     "service_unavailable": "S3 cannot be reached. `Retry-After` says when to try again.",
 }
@@ -65,6 +66,8 @@ _EXAMPLE_DETAILS = {
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The request is too large: a body is limited to 32768 bytes.",
     HTTPStatus.REQUEST_URI_TOO_LONG: "The request is too large: a URL is limited to 32768 bytes.",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The request is too large: headers are limited to 32768 bytes.",
+    HTTPStatus.MISDIRECTED_REQUEST: "This API is open to everybody and does not know the host 'trips.example.com'. Use "
+    "its address, or let its operator add the name to TRIPFOLD_API_HOSTS.",
     HTTPStatus.UNPROCESSABLE_ENTITY: "Idempotency-Key 'nightly' was used for date=2024-05-01. Use another key for a "
     "request with other parameters.",
     HTTPStatus.TOO_MANY_REQUESTS: 'Key "reader" has exceeded its rate limit. Try again in 7 s.',
