@@ -275,7 +275,7 @@ async def _fold_with_aggregate(settings: Settings, events: int, dates: int) -> M
                 all_folded.set()
 
         broker = make_broker(settings)
-        consume(
+        subscription = consume(
             broker,
             Topic.CITY_STATS,
             process,  # type: ignore[arg-type] # a list is the sequence that it gets
@@ -286,9 +286,11 @@ async def _fold_with_aggregate(settings: Settings, events: int, dates: int) -> M
             linger_ms=settings.aggregate_linger_ms,
         )
         wall, cpu = time.perf_counter(), time.process_time()
-        await broker.start()
+        await broker.connect()
+        await subscription.begin()
         await all_folded.wait()
         wall_s, taken_cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+        await subscription.drain()
         await broker.stop()
         peak = peak_rss_bytes()
         by_date, country_days = await _stored(store, dates)

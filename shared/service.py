@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -63,7 +63,7 @@ def make_app(
     background: tuple[Background, ...] = (),
     resources: tuple[contextlib.AbstractAsyncContextManager[Any], ...] = (),
 ) -> AsgiApp:
-    """Return the service as an ASGI app: health and metrics over HTTP, with the broker's subscribers.
+    """Return the service as an ASGI app: health and metrics over HTTP, with the subscriptions.
 
     Services can start in any order. Before it subscribes, a service waits for S3, for Kafka and for the topics that it
     consumes and ``publishes``; until then it is live but not ready. (FastStream's own ASGI app exits if Kafka is
@@ -78,7 +78,7 @@ def make_app(
     async def begin() -> None:
         await retrier.retry_until_available("s3", context.check_bucket)
         await retrier.retry_until_available("kafka", check_kafka)
-        await retrier.retry_until_available("consumer", lambda: start_consumers(broker))
+        await retrier.retry_until_available("consumer", lambda: start_consumers(broker, subscriptions))
         context.health.started = True
         _log.info("service_ready")
         progress = (subscription.watch(retrier, check_kafka) for subscription in subscriptions)
@@ -111,13 +111,13 @@ def make_app(
     return health_app(context.health, running, registry_of(*parts))
 
 
-async def start_consumers(broker: KafkaBroker) -> None:
+async def start_consumers(broker: KafkaBroker, subscriptions: Iterable[Subscription]) -> None:
     """Start the consumers that do not run yet, all at once; raise the first error when all have started or failed.
 
     Each waits until its group is balanced, which takes a few seconds for a new group.
     """
     await broker.connect()
-    await run_all(subscriber.start() for subscriber in broker.subscribers if not subscriber.running)
+    await run_all(one.begin() for one in subscriptions if not one.consuming)
 
 
 def health_app(

@@ -103,6 +103,10 @@ TOPICS: tuple[TopicSpec, ...] = (
 )
 
 
+COMPACTED = tuple(spec.topic for spec in TOPICS if spec.config["cleanup.policy"] == "compact")
+"""The topics from which Kafka removes records between others, so that their offsets have gaps."""
+
+
 def min_insync_replicas(replicas: int) -> int:
     """Return the replicas of a topic that must have a record before Kafka acknowledges it.
 

@@ -3,32 +3,31 @@
 A consumer can handle several batches at once. A slow batch then holds back the commits of its partition, and no other
 batch until UNCOMMITTED_MAX records are not committed. After a crash, Kafka redelivers from the slow batch on.
 
-A record of a later schema version blocks its batch, and so the consumer. While it retries the batch, the consumer looks
-in the bucket for the marker that ``tripfold skip`` writes. If the marker names that record, the consumer sends it to
-the dead letters and handles the rest of the batch.
+A record of a later schema version blocks its batch, and so the consumer. A record that the Kafka client cannot decode
+blocks its partition (`shared.kafka.poll`). While a record blocks it, the consumer looks in the bucket for the marker
+that ``tripfold skip`` writes. If the marker names that record, the consumer sends it to the dead letters and goes on.
 
-FastStream's defaults can lose messages: they acknowledge first, start at the latest offset and skip a record whose
-headers are not UTF-8. This module replaces them: its parser never fails, its decoder returns raw records, and
-only this module commits offsets, after the effects.
+FastStream's own loop can lose messages: it asks all partitions at once, acknowledges first, and skips a record whose
+headers are not UTF-8. So FastStream has no handler here. It makes, starts and stops the consumer. `Poll` takes the
+records, and only this module commits offsets, after the effects.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from itertools import chain
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import msgspec
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import ConsumerStoppedError, KafkaError
 from faststream import AckPolicy
-from faststream.kafka import KafkaBroker, KafkaMessage
+from faststream.kafka import KafkaBroker
 
 from shared.domain import events
 from shared.domain.events import Event, NewerContract, PoisonRecord
@@ -36,10 +35,13 @@ from shared.domain.topics import METADATA_AGE_MAX_MS, RECORD_BYTES_MAX, Topic, g
 from shared.kafka.connection import broker_security
 from shared.kafka.lag import Lag, Offsets
 from shared.kafka.offset_tracker import OffsetTracker, TrackedRecord
+from shared.kafka.poll import Poll, Suspect
 from shared.kafka.producer import Publisher
+from shared.kafka.raw_batches import Undecodable, read_batch
 from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime import metrics
+from shared.runtime.health import Health
 from shared.runtime.retry import DependencyUnavailable, Retrier, Stopping
 from shared.runtime.settings import Settings
 
@@ -57,8 +59,9 @@ UNASSIGNED_CHECKS_MAX = 2
 RESTART_DEADLINE_S = 60.0
 COMMIT_TIMEOUT_S = 30.0
 """aiokafka repeats a failed commit without end, also after its consumer was stopped."""
+POLL_RETRY_S = 5.0
 UNCOMMITTED_MAX = 1_000
-"""The number of records that a consumer takes at most without a commit. A crash redelivers no more than these."""
+"""A consumer with so many records that are not committed takes no further batch. The last batch may exceed it."""
 
 _log = structlog.get_logger()
 
@@ -73,6 +76,10 @@ class DecodedRecord(msgspec.Struct, frozen=True):
 Process = Callable[[Sequence[ConsumedRecord]], Awaitable[None]]
 
 
+TakeTurn = Callable[[AIOKafkaConsumer], Awaitable[None]]
+"""Takes records from a consumer, and starts to handle them; returns when it may take more."""
+
+
 class Subscriber(Protocol):
     """The part of FastStream's subscriber that a subscription uses.
 
@@ -82,10 +89,10 @@ class Subscriber(Protocol):
     consumer: Any
 
     async def start(self) -> None:
-        """Create a consumer and start consuming."""
+        """Create and start a consumer."""
 
     async def stop(self) -> None:
-        """Stop consuming."""
+        """Stop the consumer."""
 
 
 class Subscription:
@@ -93,16 +100,52 @@ class Subscription:
 
     After an outage a consumer can hang: it is connected and has partitions, but it takes no batch, and only a private
     future of aiokafka shows the error. A consumer that has lag and takes no batch for STUCK_AFTER_S is restarted.
+    The lag of ``suspects``, the partitions that cannot go on, does not count.
     """
 
-    def __init__(self, topic: Topic, subscriber: Subscriber) -> None:
+    def __init__(
+        self,
+        topic: Topic,
+        name: str,
+        subscriber: Subscriber,
+        tracker: OffsetTracker,
+        take_turn: TakeTurn,
+        *,
+        suspects: Mapping[TopicPartition, Suspect] = MappingProxyType({}),
+    ) -> None:
         metrics.dead_letters.labels(topic.value)  # exports 0, so that an alert sees the first one
+        metrics.blocked_partitions.labels(topic.value)
         self.topic = topic
         self.batches = 0
         self.running: set[asyncio.Task[None]] = set()
-        self.tracker = OffsetTracker()
+        self.tracker = tracker
         self._subscriber = subscriber
-        self._lag = Lag(topic, self.tracker)
+        self._name = name
+        self._take_turn = take_turn
+        self._suspects = suspects
+        self._taking: asyncio.Task[None] | None = None
+        self._lag = Lag(topic, tracker)
+
+    @property
+    def consuming(self) -> bool:
+        """Whether the consumer was started."""
+        return self._taking is not None
+
+    async def begin(self) -> None:
+        """Start the consumer, and take its records from now on."""
+        await self._subscriber.start()
+        self._taking = asyncio.create_task(self._take_turns(self._subscriber.consumer))
+
+    async def _take_turns(self, consumer: AIOKafkaConsumer) -> None:
+        while True:
+            try:
+                await self._take_turn(consumer)
+            except ConsumerStoppedError:
+                return
+            except Exception as error:  # noqa: BLE001  # whatever it is, the next turn may succeed
+                bug = not isinstance(error, KafkaError | OSError)
+                _log.error("poll_failed", topic=self.topic.value, error=repr(error), exc_info=bug)
+                await asyncio.sleep(POLL_RETRY_S)
 
     def start(self, batch: Coroutine[Any, Any, None]) -> None:
         """Start handling a batch."""
@@ -112,7 +155,8 @@ class Subscription:
         task.add_done_callback(self.running.discard)
 
     async def drain(self) -> None:
-        """Wait until all batches have ended, and cancel them after SHUTDOWN_GRACE_S."""
+        """Take no more records. Wait until all batches have ended, and cancel them after SHUTDOWN_GRACE_S."""
+        self._take_no_more()
         running = list(self.running)
         if running:
             await asyncio.wait(running, timeout=SHUTDOWN_GRACE_S)
@@ -159,7 +203,8 @@ class Subscription:
         """Export the lag. Return whether the consumer has read its partitions to the end; False if it is unknown."""
         offsets = await self._read_offsets()
         self._lag.measure(offsets)
-        if offsets is None or any(one.position < one.end for one in offsets.values()):
+        blocked = {one.partition for one in self._suspects}
+        if offsets is None or any(one.position < one.end for number, one in offsets.items() if number not in blocked):
             return False
         if offsets and not self.running:
             metrics.last_poll.labels(self.topic.value).set_to_current_time()
@@ -177,8 +222,27 @@ class Subscription:
         except (KafkaError, OSError, TimeoutError):
             return None
 
-    async def commit(self, offsets: dict[TopicPartition, int]) -> None:
+    async def pass_over(self, bad: Undecodable, skip_markers: SkipMarkers | None) -> bool:
+        """Send a record that the client cannot decode to the dead letters, if an operator has marked it. Commit it."""
+        (record,) = consumed_records(self.topic, [bad.record])
+        if skip_markers is None or not await skip_markers.pass_over(record, bad.why):
+            return False
+        last = msgspec.structs.replace(record, offset=bad.next_offset - 1)
+        await self.commit(self.tracker.mark_done(self.tracker.track([last])))
+        return True
+
+    def report(self, health: Health, partition: int, reason: str | None) -> None:
+        """Report why a partition cannot go on; None: it goes on."""
+        detail = f"of {self.topic.value}/{partition}"
+        if reason is None:
+            health.recovered("record", detail=detail)
+        else:
+            health.failing("record", reason, detail=detail)
+        metrics.blocked_partitions.labels(self.topic.value).set(sum(one.tries > 0 for one in self._suspects.values()))
+
+    async def commit(self, done: Mapping[int, int]) -> None:
         """Commit offsets. If that fails, count it: a later commit covers them, or Kafka redelivers the records."""
+        offsets = {TopicPartition(self._name, partition): offset for partition, offset in done.items()}
         if not offsets or self._subscriber.consumer is None:
             return
         try:
@@ -192,11 +256,17 @@ class Subscription:
         try:
             async with asyncio.timeout(RESTART_DEADLINE_S):
                 await self._stop()
-                await self._subscriber.start()
+                await self.begin()
         except Exception as error:  # noqa: BLE001  # any failed restart is tried again
             _log.warning("consumer_restart_failed", topic=self.topic.value, error=repr(error))
 
+    def _take_no_more(self) -> None:
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
+
     async def _stop(self) -> None:
+        self._take_no_more()
         try:
             await self._subscriber.stop()
         except Exception as error:  # noqa: BLE001  # aiokafka raises here the error that ended its fetching
@@ -238,39 +308,44 @@ def consume(
 
     A failed batch is retried, without the records that ``skip_markers`` sends to the dead letters. ``deadline_s`` is
     the longest duration of one batch; it sets Kafka's ``max.poll.interval.ms``. If ``in_turns``, a batch has records of
-    every partition alike. Up to ``batches_at_once`` batches are handled at the same time. Returns the subscription; run
-    its ``watch``, and its ``drain`` before the broker stops.
+    every partition alike. Up to ``batches_at_once`` batches are handled at the same time. Returns the subscription:
+    ``begin`` it, run its ``watch``, and ``drain`` it before the broker stops.
     """
     poll_interval_ms = int((deadline_s + POLL_INTERVAL_SLACK_S) * 1000)
     instance = f"{settings.kafka_group_instance_id}-{topic.value}" if settings.kafka_group_instance_id else None
+    name, tracker = settings.topic_prefix + topic.value, OffsetTracker(topic)
     subscriber = broker.subscriber(
-        settings.topic_prefix + topic.value,
+        name,
         group_id=group_id(settings.topic_prefix, group),
         group_instance_id=instance,
         auto_offset_reset="earliest",
         ack_policy=AckPolicy.MANUAL,
-        batch=True,
-        max_records=batch_records_max,
-        batch_timeout_ms=linger_ms,
         session_timeout_ms=int(settings.kafka_session_timeout_s * 1000),
         heartbeat_interval_ms=int(settings.kafka_session_timeout_s * 1000 / 10),
         max_poll_interval_ms=poll_interval_ms,
         rebalance_timeout_ms=poll_interval_ms,
         max_partition_fetch_bytes=RECORD_BYTES_MAX,
+        listener=_Assignments(tracker),
         no_reply=True,
-        parser=_parse,
-        decoder=_keep,
     )
-    if in_turns:
-        take = partial(take_in_turns, records_max=batch_records_max, linger_ms=linger_ms)
-        subscriber.get_msg = take  # type: ignore[method-assign]  # FastStream has no setting for it
 
-    subscription = Subscription(topic, subscriber)
-    tracker = subscription.tracker
+    poll = Poll(
+        topic,
+        tracker,
+        read_batch=partial(read_batch, settings),
+        pass_over=lambda bad: subscription.pass_over(bad, skip_markers),
+        report=lambda partition, reason: subscription.report(retrier.health, partition, reason),
+        now_s=retrier.now_s,
+        wait_max_s=settings.retry_wait_max_s,
+    )
 
-    async def handle(message: KafkaMessage) -> None:
-        batch = consumed_records(topic, message.raw_message)
-        message.raw_message = ()  # FastStream's message is in a reference cycle, which would keep the records
+    async def take_turn(consumer: AIOKafkaConsumer) -> None:
+        records_max = batch_records_max
+        batch = consumed_records(
+            topic, await poll.take(consumer, records_max=records_max, wait_ms=linger_ms, in_turns=in_turns)
+        )
+        if not batch:
+            return
         metrics.events_consumed.labels(topic.value).inc(len(batch))
         metrics.batch_records.labels(topic.value).observe(len(batch))
         metrics.last_poll.labels(topic.value).set_to_current_time()
@@ -290,13 +365,24 @@ def consume(
             )
         except Stopping:
             return  # without a commit: Kafka redelivers the batch
-        name = settings.topic_prefix + topic.value
-        done = tracker.mark_done(tracked)
-        await subscription.commit({TopicPartition(name, partition): offset for partition, offset in done.items()})
+        await subscription.commit(tracker.mark_done(tracked))
         metrics.batch_seconds.labels(topic.value).observe(time.monotonic() - began)
 
-    subscriber(handle)
+    subscription = Subscription(topic, name, subscriber, tracker, take_turn, suspects=poll.suspects)
     return subscription
+
+
+class _Assignments(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
+    """Lets the tracker expect any offset of partitions that were assigned anew."""
+
+    def __init__(self, tracker: OffsetTracker) -> None:
+        self._tracker = tracker
+
+    def on_partitions_revoked(self, revoked: object) -> None:
+        pass
+
+    def on_partitions_assigned(self, assigned: object) -> None:  # noqa: ARG002  # aiokafka's signature
+        self._tracker.forget_next_offset()
 
 
 async def _process_unmarked(process: Process, batch: list[ConsumedRecord], skip_markers: SkipMarkers | None) -> None:
@@ -310,35 +396,6 @@ async def _process_unmarked(process: Process, batch: list[ConsumedRecord], skip_
             batch = await skip_markers.take(error, batch)
         else:
             return
-
-
-async def take_in_turns(
-    consumer: AIOKafkaConsumer, *, records_max: int, linger_ms: int
-) -> tuple[ConsumerRecord[Any, Any], ...]:
-    """Take one record of each partition in turn, until there are enough or none is left.
-
-    aiokafka returns all fetched records of one partition before those of the next one. In that order, the requests of a
-    backlog would all end together.
-    """
-    taken: list[ConsumerRecord[Any, Any]] = []
-    partitions = list(consumer.assignment())
-    random.shuffle(partitions)
-    try:
-        while len(taken) < records_max:
-            before = len(taken)
-            for partition in partitions:
-                if len(taken) < records_max:
-                    taken += chain(*(await consumer.getmany(partition, timeout_ms=0, max_records=1)).values())
-            if len(taken) == before:
-                if taken:
-                    break
-                taken += chain(*(await consumer.getmany(timeout_ms=linger_ms, max_records=1)).values())
-                if not taken:
-                    break
-    except KafkaError:
-        if not taken:
-            raise  # a record that is taken must be handled, because the next commit covers it
-    return tuple(taken)
 
 
 async def decode_batch(batch: Sequence[ConsumedRecord], publisher: Publisher) -> list[DecodedRecord]:
@@ -363,17 +420,3 @@ async def decode_batch(batch: Sequence[ConsumedRecord], publisher: Publisher) ->
             )
             await publisher.send_to_dead_letters(record, str(error))
     return decoded
-
-
-async def _parse(
-    records: tuple[ConsumerRecord[Any, Any], ...], original: Callable[[Any], Awaitable[KafkaMessage]]
-) -> KafkaMessage:
-    # FastStream's parser decodes headers as UTF-8 and skips a batch in which one is not UTF-8, so it gets no headers.
-    # It needs only the first and last record of a batch, to name the batch.
-    message = await original(tuple(replace(record, headers=()) for record in (records[0], records[-1])))
-    message.raw_message = records
-    return message
-
-
-async def _keep(message: KafkaMessage) -> KafkaMessage:
-    return message

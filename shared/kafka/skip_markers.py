@@ -45,13 +45,17 @@ class SkipMarkers:
         """
         position = (error.partition, error.offset)
         for record in batch:
-            if (record.partition, record.offset) == position and await is_marked(self._store, record):
-                await self._publisher.send_to_dead_letters(record, f"skipped by an operator: {error}")
-                _log.warning(
-                    "record_skipped", topic=record.topic.value, partition=record.partition, offset=record.offset
-                )
+            if (record.partition, record.offset) == position and await self.pass_over(record, str(error)):
                 return [other for other in batch if other is not record]
         raise error
+
+    async def pass_over(self, record: ConsumedRecord, why: str) -> bool:
+        """Send a record to the dead letters, and return True, if an operator has marked it."""
+        if not await is_marked(self._store, record):
+            return False
+        await self._publisher.send_to_dead_letters(record, f"skipped by an operator: {why}")
+        _log.warning("record_skipped", topic=record.topic.value, partition=record.partition, offset=record.offset)
+        return True
 
 
 async def is_marked(store: ObjectStore, record: ConsumedRecord) -> bool:

@@ -34,6 +34,7 @@ Concern = Literal[
     "consumer",
     "partitions",
     "batch",
+    "record",
     "city_day",
     "requeue",
     "upstream",
@@ -90,6 +91,12 @@ consumer_lag = Gauge(
 oldest_record_age = Gauge(
     "tripfold_consumer_oldest_record_age_seconds",
     "Age of the oldest record that the consumer has not processed; 0 without one",
+    ["topic"],
+    registry=CONSUMERS,
+)
+blocked_partitions = Gauge(
+    "tripfold_blocked_partitions",
+    "Partitions that wait at a record which the Kafka client cannot decode",
     ["topic"],
     registry=CONSUMERS,
 )
@@ -249,7 +256,7 @@ event_loop_lag_max = Gauge(
 )
 
 _UPLOADS = ("UploadPart", "CompleteMultipartUpload")
-_CONSUMER_FAULTS: tuple[Concern, ...] = ("s3", "kafka", "consumer", "partitions", "batch")
+_CONSUMER_FAULTS: tuple[Concern, ...] = ("s3", "kafka", "consumer", "partitions", "batch", "record")
 _FIRST_VALUES: dict[Part, dict[MetricWrapperBase, tuple[str, ...]]] = {
     "api": {
         cas_conflicts: ("active_requests", "backfill", "request", "schedule"),

@@ -61,7 +61,8 @@ async def consuming(
         skip_markers=skip_markers,
         in_turns=in_turns,
     )
-    await broker.start()
+    await broker.connect()
+    await subscription.begin()
     try:
         yield retrier
     finally:

@@ -9,22 +9,24 @@ The rules of a group:
 - A member that is dead, paused or cut off for longer than its session loses its partitions.
 - So does a member that takes no records for longer than its poll interval. It joins again when it next takes records.
 - Only an owner of a partition can commit its offset.
+- Each record that is committed was given to a handler before, or is among the dead letters.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
-from itertools import chain
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-from aiokafka import TopicPartition
+from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaConnectionError, KafkaTimeoutError
 
 from shared.domain.topics import Topic
+from shared.kafka.dead_letters import ORIGIN_OFFSET_HEADER, ORIGIN_PARTITION_HEADER, ORIGIN_TOPIC_HEADER
+from shared.kafka.raw_batches import RawBatch, first_batch
 from shared.kafka.records import ConsumedRecord
+from tests.fakes.fetching import BATCH_OFFSETS, FetchingConsumer, damaged, fetched
 from tests.fakes.log import PARTITIONS, MemoryLog
 
 if TYPE_CHECKING:
@@ -35,25 +37,6 @@ REQUEST_TIMEOUT_S = 20.0
 LONG_BATCH_S = 170.0
 """A batch that takes so long may lose its consumer its partitions: it exceeds the shortest deadline of a batch."""
 
-Handler = Callable[[Any], Awaitable[None]]
-
-
-class Record(msgspec.Struct, frozen=True):
-    """A record as aiokafka returns it."""
-
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
-    timestamp: int
-
-
-class Message(msgspec.Struct):
-    """A message as FastStream passes it to a handler."""
-
-    raw_message: tuple[Record, ...]
-
 
 class Kafka:
     """The brokers."""
@@ -63,6 +46,7 @@ class Kafka:
         self.log = MemoryLog()
         self.down_until_s = 0.0
         self.groups: dict[tuple[str, Topic], Group] = {}
+        self.handled: set[tuple[Topic, int, int]] = set()
 
     async def reach(self, process: Process, *, within_s: float) -> bool:
         """Wait until the brokers can be reached from a process, and return whether that was in time."""
@@ -85,6 +69,46 @@ class Kafka:
             if group.topic is topic:
                 for member in group.members:
                     member.woken.set()
+
+    def fetch(self, process: Process, topic: Topic, partition: int, offset: int) -> bytes:
+        """Return batches of a partition, as a response that may be damaged."""
+        if self.is_cut_off(process):
+            return b""
+        batches = fetched(self.log._since(topic, partition, offset - BATCH_OFFSETS), offset)
+        return damaged(batches) if batches and self.simulation.is_unlucky("damaged response") else batches
+
+    async def read_batch(self, process: Process, partition: TopicPartition, offset: int) -> RawBatch | None:
+        """Read a batch as `shared.kafka.raw_batches.read_batch` does."""
+        await process.go_on()
+        if not await self.reach(process, within_s=REQUEST_TIMEOUT_S):
+            raise KafkaTimeoutError
+        return first_batch(self.fetch(process, Topic(partition.topic), partition.partition, offset), partition, offset)
+
+    def note_handled(self, batch: Sequence[ConsumedRecord]) -> None:
+        """Note that a handler was given records."""
+        self.handled.update((record.topic, record.partition, record.offset) for record in batch)
+
+    def check_committed(self, group: Group, partition: int, offset: int) -> None:
+        """Complain about records that are committed, and that no handler was given."""
+        begin = group.committed[partition]
+        records = self.log._since(group.topic, partition, begin)
+        places = {(record.topic, record.partition, record.offset) for record in records if record.offset < offset}
+        lost = places - self.handled
+        if lost and (lost := lost - self._dead_letters()):
+            self.simulation.complain(
+                f"{group.name} committed {offset}, and no handler was given {sorted(lost, key=str)}"
+            )
+
+    def _dead_letters(self) -> set[tuple[Topic, int, int]]:
+        headers = [dict(letter.headers) for letter in self.log.records(Topic.DEAD_LETTERS)]
+        return {
+            (
+                Topic(one[ORIGIN_TOPIC_HEADER].decode()),
+                int(one[ORIGIN_PARTITION_HEADER]),
+                int(one[ORIGIN_OFFSET_HEADER]),
+            )
+            for one in headers
+        }
 
     def group(self, name: str, topic: Topic) -> Group:
         """Return a consumer group."""
@@ -111,7 +135,9 @@ class Group:
     @property
     def unread(self) -> int:
         """The number of records that no member has taken. A record whose commit failed counts no more."""
-        positions = self.committed | {one: at for member in self.members for one, at in member.assigned.items()}
+        positions = dict(self.committed)
+        for member in self.members:
+            positions |= member.positions()
         return sum(max(0, end - positions[one]) for one, end in self.kafka.log.ends(self.topic).items())
 
     def join(self, consumer: Consumer) -> None:
@@ -124,7 +150,7 @@ class Group:
         """Remove a member."""
         if consumer in self.members:
             self.members.remove(consumer)
-            consumer.assigned = {}
+            consumer.reassign({})
             self._rebalance(consumer)
 
     def _rebalance(self, cause: Consumer) -> None:
@@ -136,21 +162,27 @@ class Group:
 
     def _assign(self) -> None:
         self._rebalancing = None
-        for member in self.members:
-            member.assigned = {}
-        for partition in range(PARTITIONS if self.members else 0):
-            member = self.members[partition % len(self.members)]
-            member.assigned[partition] = self.committed[partition]
-        for member in self.members:
-            member.woken.set()
+        for number, member in enumerate(self.members):
+            partitions = range(number, PARTITIONS, len(self.members))
+            member.reassign({partition: self.committed[partition] for partition in partitions})
 
 
-class Consumer:
+class Consumer(FetchingConsumer):
     """A consumer with the methods of aiokafka's that the services use."""
 
     def __init__(
-        self, process: Process, group: Group, name: str, *, session_s: float, heartbeat_s: float, poll_interval_s: float
+        self,
+        process: Process,
+        group: Group,
+        name: str,
+        *,
+        listener: Any,
+        session_s: float,
+        heartbeat_s: float,
+        poll_interval_s: float,
     ) -> None:
+        super().__init__(name, lambda partition, at: group.kafka.fetch(process, group.topic, partition, at))
+        self._listener = listener
         self._process = process
         self._group = group
         self._kafka = group.kafka
@@ -158,7 +190,6 @@ class Consumer:
         self._session_s = session_s
         self.heartbeat_s = heartbeat_s
         self._poll_interval_s = poll_interval_s
-        self.assigned: dict[int, int] = {}
         self.woken = asyncio.Event()
         self._polled_s = self._heard_s = self._kafka.simulation.loop.now_s
         self._waiting = False
@@ -195,23 +226,15 @@ class Consumer:
         self._group.leave(self)
         self.woken.set()
 
-    def assignment(self) -> list[TopicPartition]:
-        """Return the assigned partitions, always in the same order."""
-        return [TopicPartition(self._name, partition) for partition in self.assigned]
+    def positions(self) -> dict[int, int]:
+        """Return the next offset of each assigned partition."""
+        return {one.partition: self._subscriptions._assigned_state(one).position for one in self.assignment()}
 
-    async def wait(self) -> None:
-        """Wait until there may be records to take. aiokafka would poll, which takes many events."""
-        self._poll()
-        while not self._ready():
-            absent = self not in self._group.members or self._kafka.is_cut_off(self._process)
-            self._waiting = True
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.heartbeat_s if absent else None):
-                    await self.woken.wait()
-            self._waiting = False
-            self.woken.clear()
-            await self._process.go_on()
-            self._poll()
+    def reassign(self, positions: dict[int, int]) -> None:
+        """Have other partitions from now on."""
+        self.assign(positions)
+        self._listener.on_partitions_assigned(self.assignment())
+        self.woken.set()
 
     def _poll(self) -> None:
         self._polled_s = self._kafka.simulation.loop.now_s
@@ -221,35 +244,34 @@ class Consumer:
             self._group.join(self)
 
     def _ready(self) -> bool:
-        ends = self._kafka.log.ends(self._group.topic)
-        return not self._kafka.is_cut_off(self._process) and any(
-            ends[partition] > position for partition, position in self.assigned.items()
-        )
+        self.fetch()
+        return bool(self._records)
 
     async def getmany(
-        self, *partitions: TopicPartition, timeout_ms: int, max_records: int
-    ) -> dict[TopicPartition, list[Record]]:
-        """Take records."""
+        self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
+    ) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
+        """Take records. With a timeout, wait until there may be some: aiokafka would be asked again and again."""
+        await self._process.go_on()
         self._poll()
-        if not self._ready():
-            await asyncio.sleep(timeout_ms / 1000)
+        while timeout_ms and not self._ready():
+            absent = self not in self._group.members or self._kafka.is_cut_off(self._process)
+            self._waiting = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.heartbeat_s if absent or self.paused() else None):
+                    await self.woken.wait()
+            self._waiting = False
+            self.woken.clear()
             await self._process.go_on()
-        taken: dict[TopicPartition, list[Record]] = {}
-        left = max_records
-        for partition in [one.partition for one in partitions] or sorted(self.assigned):
-            if partition in self.assigned and left and not self._kafka.is_cut_off(self._process):
-                found = self._kafka.log._since(self._group.topic, partition, self.assigned[partition])[:left]
-                if found:
-                    self.assigned[partition] = found[-1].offset + 1
-                    taken[TopicPartition(self._name, partition)] = list(map(_record, found))
-                    left -= len(found)
-        return taken
+            self._poll()
+            if self.paused():
+                break
+        return await super().getmany(*partitions, max_records=max_records)
 
     async def position(self, partition: TopicPartition) -> int:
         """Return the next offset to read."""
-        if partition.partition not in self.assigned:
+        if partition not in self.assignment():
             raise IllegalStateError(f"{partition} is not assigned")
-        return self.assigned[partition.partition]
+        return await super().position(partition)
 
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """Return the ends of partitions."""
@@ -266,42 +288,28 @@ class Consumer:
         if not await self._kafka.reach(self._process, within_s=REQUEST_TIMEOUT_S):
             raise KafkaTimeoutError
         await self._process.go_on()
-        if any(one.partition not in self.assigned for one in offsets):
+        if not offsets.keys() <= self.assignment():
             raise CommitFailedError
         if simulation.is_unlucky("commit refused"):
             raise KafkaConnectionError
         for partition, offset in offsets.items():
+            self._kafka.check_committed(self._group, partition.partition, offset)
             self._group.committed[partition.partition] = offset
         if simulation.is_unlucky("commit response lost"):
             raise KafkaTimeoutError
 
 
-def _record(record: ConsumedRecord) -> Record:
-    return Record(record.partition, record.offset, record.key, record.value, record.headers, record.timestamp_ms)
-
-
 class Subscriber:
-    """A batch subscriber of FastStream: one consumer, whose batches are handled one after the other."""
+    """A subscriber of FastStream without a handler: it starts and stops a consumer."""
 
     def __init__(self, process: Process, topic: str, options: dict[str, Any]) -> None:
         self._process = process
         self._topic = topic
         self._options = options
-        self._handler: Handler | None = None
-        self._consuming: asyncio.Task[None] | None = None
         self.consumer: Consumer | None = None
-        self.get_msg: Callable[[Any], Awaitable[tuple[Record, ...]]] = self._get_msg
-
-    def __call__(self, handler: Handler) -> None:
-        self._handler = handler
-
-    @property
-    def running(self) -> bool:
-        """Whether it has a consumer."""
-        return self.consumer is not None
 
     async def start(self) -> None:
-        """Create a consumer, and consume."""
+        """Create a consumer."""
         await self._process.go_on()
         kafka = self._process.simulation.kafka
         if not await kafka.reach(self._process, within_s=REQUEST_TIMEOUT_S):
@@ -310,37 +318,18 @@ class Subscriber:
             self._process,
             kafka.group(self._options["group_id"], Topic(self._topic)),
             self._topic,
+            listener=self._options["listener"],
             session_s=self._options["session_timeout_ms"] / 1000,
             heartbeat_s=self._options["heartbeat_interval_ms"] / 1000,
             poll_interval_s=self._options["max_poll_interval_ms"] / 1000,
         )
-        self._consuming = asyncio.create_task(self._consume(self.consumer))
 
     async def stop(self) -> None:
-        """Leave the group when the handler has ended, or after a while."""
-        if self._consuming is not None:
-            self._consuming.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([self._consuming], timeout=self._options["graceful_timeout"])
+        """Leave the group."""
         if self.consumer is not None:
             await self._process.go_on()
             self.consumer.close()
-        self.consumer = self._consuming = None
-
-    async def _consume(self, consumer: Consumer) -> None:
-        assert self._handler is not None
-        while True:
-            await consumer.wait()
-            batch = await self.get_msg(consumer)
-            await self._process.go_on()
-            if batch:
-                await self._handler(Message(batch))
-
-    async def _get_msg(self, consumer: Consumer) -> tuple[Record, ...]:
-        taken = await consumer.getmany(
-            timeout_ms=self._options["batch_timeout_ms"], max_records=self._options["max_records"]
-        )
-        return tuple(chain(*taken.values()))
+        self.consumer = None
 
 
 class SimulatedBroker:
@@ -352,7 +341,7 @@ class SimulatedBroker:
 
     def subscriber(self, topic: str, **options: Any) -> Subscriber:
         """Add a subscriber."""
-        subscriber = Subscriber(self._process, topic, options | {"graceful_timeout": 8.0})
+        subscriber = Subscriber(self._process, topic, options)
         self.subscribers.append(subscriber)
         return subscriber
 

@@ -11,7 +11,8 @@ import contextlib
 import contextvars
 import datetime as dt
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -20,11 +21,15 @@ import structlog
 
 import services.aggregate.app
 import services.ingest.app
+import shared.kafka.consumer
 import shared.kafka.producer
 import shared.service
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.worker import city_day
+from shared.domain.topics import Topic
+from shared.kafka.consumer import Subscription, consume
 from shared.kafka.producer import CHECK_TIMEOUT_MS, KafkaPublisher, KafkaUnavailable
+from shared.kafka.records import ConsumedRecord
 from shared.runtime.health import Health
 from shared.runtime.metrics import Concern
 from shared.runtime.settings import Settings
@@ -173,7 +178,9 @@ class _Resource(SimulatedUpstream):
 @contextlib.contextmanager
 def _ports_of(process: Process) -> Iterator[None]:
     """Let an application that is made meanwhile use the ports of a process."""
+    kafka = process.simulation.kafka
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared.kafka.consumer, "read_batch", lambda _, *place: kafka.read_batch(process, *place))
         patch.setattr(shared.service, "S3Store", lambda _: SimulatedStore(process))
         patch.setattr(shared.service, "Health", lambda: _WatchedHealth(process))
         patch.setattr(
@@ -182,8 +189,21 @@ def _ports_of(process: Process) -> Iterator[None]:
         for app in (services.ingest.app, services.aggregate.app):
             patch.setattr(app, "utc_now", process.clock)
             patch.setattr(app, "make_broker", lambda _: SimulatedBroker(process))
+            patch.setattr(app, "consume", partial(_consume, process))
         patch.setattr(services.ingest.app, "HttpUpstream", lambda _, circuit: _resource(process, circuit))
         yield
+
+
+def _consume(
+    process: Process, broker: Any, topic: Topic, handle: Callable[[Any], Awaitable[None]], **options: Any
+) -> Subscription:
+    """Consume a topic, and note which records the handler is given."""
+
+    async def noted(batch: Sequence[ConsumedRecord]) -> None:
+        process.simulation.kafka.note_handled(batch)
+        await handle(batch)
+
+    return consume(broker, topic, noted, **options)
 
 
 def _resource(process: Process, circuit: CircuitBreaker) -> _Resource:

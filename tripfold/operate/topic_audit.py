@@ -41,7 +41,6 @@ from tripfold.operate.topic_records import (
 KEYS_AT_ONCE_MAX = 200_000
 COMPARISONS_MAX = 4
 UNREAD_LINES_MAX = 20
-COMPACTED = (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES)
 
 Wait = Callable[[int], Awaitable[None]]
 OpenTopic = Callable[[Topic], contextlib.AbstractAsyncContextManager[RewindableReader]]

@@ -18,6 +18,7 @@ from services.aggregate.audit.verify import verify_dates
 from services.aggregate.bucket_reader import Dates
 from services.aggregate.tables.verify import verify_tables
 from shared.domain.errors import OperatorError
+from shared.domain.topics import COMPACTED
 from shared.kafka.producer import KafkaPublisher
 from shared.runtime import metrics
 from tripfold.console import Records, print_remark
@@ -36,7 +37,7 @@ from tripfold.operate.command_line import (
     run_command,
     wait_before_comparison,
 )
-from tripfold.operate.topic_audit import COMPACTED, TopicAudit, kafka_topics, print_unread
+from tripfold.operate.topic_audit import TopicAudit, kafka_topics, print_unread
 from tripfold.operate.topic_records import RecordDifference, UnreadRecords
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from types import SimpleNamespace
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -29,8 +28,9 @@ from shared.kafka.consumer import (
     consume,
     decode_batch,
     make_broker,
-    take_in_turns,
 )
+from shared.kafka.offset_tracker import OffsetTracker
+from shared.kafka.poll import Suspect
 from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.kafka.skip_markers import SkipMarkers, mark
 from shared.runtime import metrics
@@ -93,6 +93,24 @@ class Subscriber:
         self.consumer = None
 
 
+async def take_nothing(_consumer: object) -> None:
+    """Take no record."""
+    await asyncio.Event().wait()
+
+
+def subscription_of(subscriber: Subscriber, *blocked: TopicPartition) -> Subscription:
+    """Make a subscription of which only the watching is tested."""
+    tracker = OffsetTracker(Topic.CITY_STATS)
+    return Subscription(
+        Topic.CITY_STATS,
+        "city-stats",
+        subscriber,
+        tracker,
+        take_nothing,
+        suspects=dict.fromkeys(blocked, Suspect(0.0, tries=1)),
+    )
+
+
 class Clock(Retrier):
     """Retrier whose sleeps take no time, and that is asked to stop after ``lasts_s``."""
 
@@ -120,7 +138,7 @@ async def test_a_consumer_that_hangs_is_reported_and_restarted() -> None:
     """A consumer that has lag and takes no batch is reported until it is restarted."""
     subscriber = Subscriber(Consumer(position=3, end=9))
     clock = Clock(lasts_s=STUCK_AFTER_S * 3)
-    await Subscription(Topic.CITY_STATS, subscriber).watch(clock, answers)
+    await subscription_of(subscriber).watch(clock, answers)
     assert subscriber.starts == 1
     assert any("has taken no batch" in reason for faults in clock.seen for reason in faults.values())
     assert clock.health.faults == {}
@@ -130,7 +148,7 @@ async def test_a_failed_restart_is_retried() -> None:
     """A consumer that cannot be started is started again later."""
     subscriber = Subscriber(Consumer(position=3, end=9), starts_failing=1)
     clock = Clock(lasts_s=STUCK_AFTER_S * 4)
-    await Subscription(Topic.CITY_STATS, subscriber).watch(clock, answers)
+    await subscription_of(subscriber).watch(clock, answers)
     assert subscriber.starts == 2
     assert clock.health.faults == {}
 
@@ -139,16 +157,23 @@ async def test_a_consumer_whose_stop_raises_is_restarted_at_once() -> None:
     """The stop raises the error that ended the fetching; the restart continues."""
     subscriber = Subscriber(Consumer(position=3, end=9), stops_failing=1)
     clock = Clock(lasts_s=STUCK_AFTER_S * 1.5)
-    await Subscription(Topic.CITY_STATS, subscriber).watch(clock, answers)
+    await subscription_of(subscriber).watch(clock, answers)
     assert subscriber.starts == 1
     assert clock.health.faults == {}
+
+
+async def test_a_partition_that_waits_for_an_operator_is_no_hanging_consumer() -> None:
+    """The consumer of a blocked partition has lag and takes no batch, and a restart would not help it."""
+    subscriber = Subscriber(Consumer(position=3, end=9))
+    await subscription_of(subscriber, PARTITION).watch(Clock(lasts_s=STUCK_AFTER_S * 3), answers)
+    assert subscriber.starts == 0
 
 
 async def test_a_consumer_without_lag_is_not_restarted() -> None:
     """A consumer without lag may idle for any time."""
     subscriber = Subscriber(Consumer(position=9, end=9))
     metrics.last_poll.labels("city-stats").set(0)
-    await Subscription(Topic.CITY_STATS, subscriber).watch(Clock(lasts_s=STUCK_AFTER_S * 5), answers)
+    await subscription_of(subscriber).watch(Clock(lasts_s=STUCK_AFTER_S * 5), answers)
     assert subscriber.starts == 0
     assert time.time() - value("tripfold_last_poll_timestamp_seconds", topic="city-stats") < 60
 
@@ -156,7 +181,7 @@ async def test_a_consumer_without_lag_is_not_restarted() -> None:
 async def test_a_consumer_that_handles_a_batch_is_not_restarted() -> None:
     """A long batch is progress."""
     subscriber = Subscriber(Consumer(position=3, end=9))
-    subscription = Subscription(Topic.CITY_STATS, subscriber)
+    subscription = subscription_of(subscriber)
     subscription.start(asyncio.sleep(3_600))
     await subscription.watch(Clock(lasts_s=STUCK_AFTER_S * 5), answers)
     (batch,) = subscription.running
@@ -168,7 +193,7 @@ async def test_a_consumer_that_handles_a_batch_is_not_restarted() -> None:
 async def test_the_lag_is_exported(batch_s: int) -> None:
     """The consumer exports its lag while it hangs and during a long batch."""
     metrics.consumer_lag.clear()
-    subscription = Subscription(Topic.CITY_STATS, Subscriber(Consumer(position=3, end=9)))
+    subscription = subscription_of(Subscriber(Consumer(position=3, end=9)))
     subscription.start(asyncio.sleep(batch_s))
     await subscription.watch(Clock(lasts_s=PROGRESS_INTERVAL_S), answers)
     for batch in subscription.running:
@@ -186,7 +211,7 @@ async def test_a_consumer_is_not_restarted_during_an_outage_of_kafka() -> None:
         if clock.now_s() < STUCK_AFTER_S * 2.5:
             raise DependencyUnavailable("away")
 
-    await Subscription(Topic.CITY_STATS, subscriber).watch(clock, away_for_long)
+    await subscription_of(subscriber).watch(clock, away_for_long)
     assert subscriber.starts == 0
 
 
@@ -204,7 +229,7 @@ async def test_a_consumer_without_partitions_is_reported() -> None:
                 showed_at_s.append(self.now_s())
 
     clock = Looking(lasts_s=100)
-    await Subscription(Topic.CITY_STATS, Subscriber(consumer)).watch(clock, answers)
+    await subscription_of(Subscriber(consumer)).watch(clock, answers)
     assert (min(showed_at_s), max(showed_at_s)) == (30, 70)  # 20 s after it began, until the look after its end
     assert clock.health.faults == {}
 
@@ -212,7 +237,7 @@ async def test_a_consumer_without_partitions_is_reported() -> None:
 async def test_a_slow_consumer_is_not_restarted() -> None:
     """A consumer that takes a batch now and then is not restarted, whatever its lag."""
     subscriber = Subscriber(Consumer(position=3, end=9_000))
-    subscription = Subscription(Topic.CITY_STATS, subscriber)
+    subscription = subscription_of(subscriber)
 
     class Working(Clock):
         async def sleep(self, seconds: float) -> None:
@@ -228,7 +253,7 @@ async def test_a_commit_that_never_ends_holds_up_no_batch(monkeypatch: pytest.Mo
     """It is given up and counted, so that the consumer goes on or is seen to hang."""
     monkeypatch.setattr(consumer_module, "COMMIT_TIMEOUT_S", 0.01)
     failures = metrics.commit_failures._value.get()
-    subscription = Subscription(Topic.CITY_STATS, Subscriber(Consumer(position=3, end=9)))
+    subscription = subscription_of(Subscriber(Consumer(position=3, end=9)))
     async with asyncio.timeout(10):
         await subscription.commit({PARTITION: 3})
     assert metrics.commit_failures._value.get() == failures + 1
@@ -241,38 +266,52 @@ def record(offset: int, *, partition: int = 0, body: bytes = b"{}") -> ConsumerR
 
 
 class Broker:
-    """The part of FastStream's broker that `consume` uses. It keeps the settings, the handler and the commits."""
+    """FastStream's broker, its subscriber and the consumer: the part that `consume` uses. It keeps the commits."""
+
+    subscription: Subscription
 
     def __init__(self) -> None:
         self.topic = ""
         self.options: dict[str, Any] = {}
-        self.consumer = self
-        self.get_msg: Any = None
         self.commits: list[dict[TopicPartition, int]] = []
+        self.consumer = self
+        self._records: list[ConsumerRecord[bytes, bytes]] = []
+        self._delivered, self._asked = asyncio.Event(), asyncio.Event()
 
     def subscriber(self, topic: str, **options: object) -> Broker:
         self.topic, self.options = topic, options
         return self
 
-    def __call__(self, handle: Callable[[Any], Awaitable[None]]) -> None:
-        self._handle = handle
+    async def start(self) -> None:
+        pass
 
     async def commit(self, offsets: dict[TopicPartition, int]) -> None:
         self.commits.append(offsets)
 
+    def assignment(self) -> set[TopicPartition]:
+        return {TopicPartition(self.topic, partition) for partition in range(4)}
+
+    async def getmany(self, *partitions: TopicPartition, timeout_ms: int, max_records: int) -> dict[Any, Any]:
+        if timeout_ms and not self._records:
+            assert timeout_ms == 9
+            self._asked.set()
+            self._delivered.clear()
+            await self._delivered.wait()
+        for one in partitions or sorted(self.assignment()):
+            records = [record for record in self._records if record.partition == one.partition][:max_records]
+            if records:
+                self._records = [record for record in self._records if record not in records]
+                return {one: records}
+        return {}
+
     async def deliver(self, *records: ConsumerRecord[bytes, bytes]) -> None:
-        """Deliver a batch, parsed as FastStream would parse it."""
-        parsed: list[Any] = []
-
-        async def original(first_and_last: tuple[ConsumerRecord[bytes, bytes], ...]) -> Any:
-            parsed.extend(first_and_last)
-            return SimpleNamespace(raw_message=first_and_last)
-
-        message = await self.options["parser"](records, original)
-        assert [(one.offset, one.headers) for one in parsed] == [(records[0].offset, ()), (records[-1].offset, ())]
-        assert await self.options["decoder"](message) is message
-        await self._handle(message)
-        assert message.raw_message == ()
+        """Let the consumer take records; return when it asks for more."""
+        if not self.subscription.consuming:
+            await self.subscription.begin()
+        self._records += records
+        self._asked.clear()
+        self._delivered.set()
+        await self._asked.wait()
 
 
 class Handler:
@@ -293,7 +332,7 @@ class Handler:
 
 def consuming(broker: Broker, handler: Handler, health: Health | None = None, **options: Any) -> Subscription:
     """Subscribe a handler to ``city-stats``."""
-    return consume(
+    broker.subscription = consume(
         broker,  # type: ignore[arg-type]  # the part of it that is used
         Topic.CITY_STATS,
         handler.process,
@@ -306,6 +345,7 @@ def consuming(broker: Broker, handler: Handler, health: Health | None = None, **
             **options,
         },
     )
+    return broker.subscription
 
 
 def named_settings() -> Settings:
@@ -324,7 +364,7 @@ def test_a_subscriber_commits_nothing_by_itself_and_begins_at_the_earliest_recor
     """The settings that lose no message, and the intervals that follow from the deadline and the session timeout."""
     broker, handler = Broker(), Handler()
     consuming(broker, handler)
-    ours = {"parser": consumer_module._parse, "decoder": consumer_module._keep}
+    assert broker.options.pop("listener")
     assert (broker.topic, broker.options) == (
         "test-city-stats",
         {
@@ -332,20 +372,14 @@ def test_a_subscriber_commits_nothing_by_itself_and_begins_at_the_earliest_recor
             "group_instance_id": "one-city-stats",
             "auto_offset_reset": "earliest",
             "ack_policy": AckPolicy.MANUAL,
-            "batch": True,
-            "max_records": 7,
-            "batch_timeout_ms": 9,
             "session_timeout_ms": 30_000,
             "heartbeat_interval_ms": 3_000,
             "max_poll_interval_ms": 300_000,
             "rebalance_timeout_ms": 300_000,
             "max_partition_fetch_bytes": RECORD_BYTES_MAX,
             "no_reply": True,
-            **ours,
         },
     )
-    consuming(broker, handler, in_turns=True)
-    assert (broker.get_msg.func, broker.get_msg.keywords) == (take_in_turns, {"records_max": 7, "linger_ms": 9})
     unnamed = named_settings().model_copy(update={"kafka_group_instance_id": ""})
     consuming(broker, handler, settings=unnamed, deadline_s=60.0)
     assert (broker.options["group_instance_id"], broker.options["max_poll_interval_ms"]) == (None, 180_000)
@@ -419,7 +453,7 @@ async def test_a_slow_batch_holds_back_no_more_records_than_the_limit() -> None:
     """Many batches may run at once, but no more records are taken than a crash may deliver again."""
     broker, handler = Broker(), Handler()
     handler.held[0] = asyncio.Event()
-    consuming(broker, handler, batches_at_once=5)
+    consuming(broker, handler, batches_at_once=5, batch_records_max=UNCOMMITTED_MAX)
     await broker.deliver(*[record(offset) for offset in range(UNCOMMITTED_MAX - 1)])
     delivering = asyncio.create_task(broker.deliver(record(UNCOMMITTED_MAX - 1)))
     for _ in range(20):
@@ -448,7 +482,7 @@ async def test_a_failed_batch_is_tried_again_and_named(batches_at_once: int, nam
 async def test_batches_that_do_not_end_are_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop waits for the batches that run, and then cancels those that are left. Without any, it does not wait."""
     monkeypatch.setattr(consumer_module, "SHUTDOWN_GRACE_S", 0.02)
-    subscription = Subscription(Topic.CITY_STATS, Subscriber(Consumer(position=9, end=9)))
+    subscription = subscription_of(Subscriber(Consumer(position=9, end=9)))
     await subscription.drain()
     for seconds in (0, 3_600):
         subscription.start(asyncio.sleep(seconds))
@@ -511,64 +545,3 @@ async def test_poison_is_a_dead_letter_with_its_error() -> None:
     assert dict(letter.headers)["tripfold_error"].decode() == str(poison.value)
     with pytest.raises(NewerContract, match="partition 0, offset 3 of"):
         await decode_batch(consumed_records(Topic.CITY_STATS, [record(3, body=NEWER)]), MemoryPublisher(log))
-
-
-class Fetched:
-    """A consumer that has fetched records of some partitions. It fails after ``calls_max`` calls."""
-
-    def __init__(self, offsets: dict[int, int], *, calls_max: int = 1_000, later: int | None = None) -> None:
-        self._left = {TopicPartition("t", partition): list(range(count)) for partition, count in offsets.items()}
-        self._calls_left = calls_max
-        self._later = later
-        self.waited_ms: list[int] = []
-
-    def assignment(self) -> set[TopicPartition]:
-        return set(self._left)
-
-    async def getmany(
-        self, *partitions: TopicPartition, timeout_ms: int, max_records: int
-    ) -> dict[TopicPartition, list[tuple[int, int]]]:
-        assert max_records == 1
-        self._calls_left -= 1
-        if self._calls_left < 0:
-            raise KafkaError("away")
-        if not partitions:
-            self.waited_ms.append(timeout_ms)
-            if self._later is None:
-                return {}
-            partition, self._later = self._later, None
-            return {TopicPartition("t", partition): [(partition, 0)]}
-        assert timeout_ms == 0
-        (one,) = partitions
-        return {one: [(one.partition, self._left[one].pop(0))]} if self._left[one] else {}
-
-
-async def taken(consumer: Fetched, records_max: int) -> list[tuple[int, int]]:
-    """Return the partition and offset of each record that is taken."""
-    found: Any = await take_in_turns(consumer, records_max=records_max, linger_ms=50)
-    return list(found)
-
-
-async def test_partitions_take_turns() -> None:
-    """Each partition gives one record in each round, until there are enough or none is left."""
-    consumer = Fetched({0: 3, 1: 1, 2: 3})
-    found = await taken(consumer, 6)
-    assert (sorted(found[:3]), sorted(found[3:5])) == ([(0, 0), (1, 0), (2, 0)], [(0, 1), (2, 1)])
-    assert len(found) == 6
-    assert (len(await taken(consumer, 6)), consumer.waited_ms) == (1, [])
-    assert (await taken(consumer, 6), consumer.waited_ms) == ([], [50])
-
-
-async def test_a_first_record_is_awaited_and_others_join_it() -> None:
-    """Where nothing is fetched, the consumer waits once for a record, and then takes what has come beside it."""
-    consumer = Fetched({0: 0, 1: 0}, later=1)
-    consumer._left[TopicPartition("t", 0)] = []
-    assert (await taken(consumer, 3), consumer.waited_ms) == ([(1, 0)], [50])
-
-
-@pytest.mark.parametrize(("calls_max", "found"), [(2, 2), (1, 1)])
-async def test_records_that_are_taken_are_handled_although_the_next_call_fails(calls_max: int, found: int) -> None:
-    """The next commit would cover them. Without any, the fault is raised."""
-    assert len(await taken(Fetched({0: 9, 1: 9}, calls_max=calls_max), 6)) == found
-    with pytest.raises(KafkaError):
-        await taken(Fetched({0: 9}, calls_max=0), 6)

@@ -43,7 +43,7 @@ def clock() -> Clock:
 @pytest.fixture
 def tracker() -> OffsetTracker:
     """Return the records that the consumer has taken."""
-    return OffsetTracker()
+    return OffsetTracker(Topic.CITY_STATS)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def records(*offsets: int, partition: int = 0) -> list[ConsumedRecord]:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), max_size=30), st.randoms())
 def test_an_offset_is_committed_only_when_all_before_are_done(batches: list[tuple[int, int]], random: Random) -> None:
     """In any order of finishing, no unfinished record is before a committed offset; at the end all are committed."""
-    tracker = OffsetTracker()
+    tracker = OffsetTracker(Topic.CITY_TASKS)
     next_offsets = dict.fromkeys(range(4), 0)
     unfinished: list[list[TrackedRecord]] = []
     for partition, count in batches:
@@ -42,7 +42,7 @@ def test_an_offset_is_committed_only_when_all_before_are_done(batches: list[tupl
 
 def test_a_regained_partition_starts_again() -> None:
     """Records from before a partition was lost neither hold back nor advance the offsets after it was regained."""
-    tracker = OffsetTracker()
+    tracker = OffsetTracker(Topic.CITY_TASKS)
     lost = tracker.track(records(500, 501))
     regained = tracker.track(records(0, 1))
     assert tracker.mark_done(lost) == {}

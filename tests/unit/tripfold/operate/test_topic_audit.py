@@ -14,13 +14,13 @@ from services.aggregate.replay.topic_reader import RewindableReader
 from shared.domain import events, keys, objects
 from shared.domain.ids import CityId
 from shared.domain.objects import BucketEpoch
-from shared.domain.topics import Topic
+from shared.domain.topics import COMPACTED, Topic
 from shared.kafka.records import ConsumedRecord
 from tests.fakes.bucket import ALL, DAY, NOON, FakeBucket, trips
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tripfold.operate.republish import RepublishedDate, republish
 from tripfold.operate.restore import CannotRestore, Reissued, highest_revision, raise_floor, reissue
-from tripfold.operate.topic_audit import COMPACTED, TopicAudit
+from tripfold.operate.topic_audit import TopicAudit
 from tripfold.operate.topic_records import RecordDifference
 
 NEXT_DAY = DAY + dt.timedelta(days=1)

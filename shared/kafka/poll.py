@@ -1,0 +1,253 @@
+"""Takes records from a consumer so that an error in one partition loses no record of another one.
+
+A case: aiokafka has fetched records of partitions 0 and 1, and a header's name in partition 1 is not UTF-8. ``getmany``
+collects the records of partition 0, moves its position, and then raises at partition 1. The collected records are gone.
+The next commit of partition 0 covers them, although no handler has seen them. So `Poll` asks one partition at a time.
+
+What happens when the client raises at a partition, or leaves out offsets of a topic without compaction:
+1. The partition is paused. The other partitions go on.
+2. The batch after the last record that was taken is read again, as bytes (`shared.kafka.raw_batches`). If only the
+   response was damaged, its records are now taken, and the partition goes on.
+3. Otherwise the records before the bad one are taken.
+4. The bad record blocks its partition until an operator passes over it, or until a later try can decode it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+import structlog
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    CorruptRecordException,
+    IllegalStateError,
+    KafkaError,
+    OffsetOutOfRangeError,
+    RecordTooLargeError,
+    UnsupportedCodecError,
+)
+
+from shared.domain.errors import OperatorError
+from shared.domain.topics import Topic
+from shared.kafka.offset_tracker import OffsetGap, OffsetTracker
+from shared.kafka.raw_batches import RawBatch, Undecodable
+
+WAIT_FIRST_S = 0.2
+READ_AGAIN_TIMEOUT_S = 10.0
+"""The other partitions wait while one is read again."""
+
+ReadBatch = Callable[[TopicPartition, int], Awaitable[RawBatch | None]]
+PassOver = Callable[[Undecodable], Awaitable[bool]]
+"""Returns whether to pass over a record. If so, its effects, such as a dead letter, have happened."""
+
+Record: TypeAlias = ConsumerRecord[Any, Any]
+
+_log = structlog.get_logger()
+
+
+class UndecodableRecord(OperatorError):
+    """A record that the Kafka client cannot decode blocks its partition."""
+
+    def __init__(self, topic: Topic, bad: Undecodable) -> None:
+        partition, first, last = bad.record.partition, bad.record.offset, bad.next_offset - 1
+        offsets = f"offset {first}" if first == last else f"offsets {first} to {last}"
+        super().__init__(
+            f"partition {partition}, {offsets} of {topic.value} cannot be decoded, so this partition waits: {bad.why}. "
+            f"To move on, with a dead letter: tripfold skip {topic.value} {partition} {first}"
+        )
+
+
+class Suspect(msgspec.Struct):
+    """A partition at which the client raised. It is read again at ``due_s`` on the poll's clock.
+
+    It is blocked if a try to read it again has failed.
+    """
+
+    due_s: float
+    tries: int = 0
+
+
+class Poll:
+    """Takes the records of one consumer.
+
+    ``report`` is told each time that a partition cannot go on, and why; None when it goes on, or is lost.
+    """
+
+    def __init__(
+        self,
+        topic: Topic,
+        tracker: OffsetTracker,
+        *,
+        read_batch: ReadBatch,
+        pass_over: PassOver,
+        report: Callable[[int, str | None], None],
+        now_s: Callable[[], float],
+        wait_max_s: float,
+    ) -> None:
+        self.suspects: dict[TopicPartition, Suspect] = {}
+        self._topic = topic
+        self._tracker = tracker
+        self._read_batch = read_batch
+        self._pass_over = pass_over
+        self._report = report
+        self._now_s = now_s
+        self._wait_max_s = wait_max_s
+        self._idle = False
+        self._last: TopicPartition | None = None
+
+    async def take(
+        self, consumer: AIOKafkaConsumer, *, records_max: int, wait_ms: int, in_turns: bool = False
+    ) -> list[Record]:
+        """Take up to ``records_max`` records; wait for the first one. Return an empty list if none came in time.
+
+        If ``in_turns``, take one record of each partition in turn. Otherwise take what was fetched of one partition
+        before the next. Raises the KafkaErrors that concern the whole consumer.
+        """
+        taken = await self._read_suspects_again(consumer, records_max)
+        if not taken and not self._idle:
+            taken = await self._sweep(consumer, records_max, in_turns)
+        if not taken:
+            taken = await self._wait(consumer, wait_ms)
+            if 0 < len(taken) < records_max:
+                taken += await self._sweep(consumer, records_max - len(taken), in_turns)
+        self._idle = not taken
+        return taken
+
+    async def _sweep(self, consumer: AIOKafkaConsumer, records_max: int, in_turns: bool) -> list[Record]:
+        """Ask one partition after the other, from the one after the last that gave a record."""
+        taken: list[Record] = []
+        partitions = sorted(consumer.assignment())
+        begin = next((place for place, one in enumerate(partitions) if self._last and one > self._last), 0)
+        again = True
+        while again:
+            again = False
+            for partition in itertools.chain(partitions[begin:], partitions[:begin]):
+                if len(taken) == records_max:
+                    return taken
+                left = 1 if in_turns else records_max - len(taken)
+                try:
+                    found = await self._ask(consumer, partition, left)
+                except KafkaError:
+                    if not taken:
+                        raise
+                    return taken  # it must be handled: the next commit covers it
+                if found:
+                    taken += found
+                    self._last, again = partition, in_turns
+        return taken
+
+    async def _ask(self, consumer: AIOKafkaConsumer, partition: TopicPartition, records_max: int) -> list[Record]:
+        """Take fetched records of a partition. If the client cannot return them, the partition becomes a suspect."""
+        if partition in self.suspects:
+            return []
+        try:
+            polled = await consumer.getmany(partition, timeout_ms=0, max_records=records_max)
+        except Exception as error:
+            if not _concerns_records(error):
+                raise
+            self._suspect(consumer, partition, error)
+            return []
+        return self._note(consumer, polled)
+
+    async def _wait(self, consumer: AIOKafkaConsumer, wait_ms: int) -> list[Record]:
+        """Wait for a record of any partition. ``getmany`` loses nothing if it takes no more than one."""
+        try:
+            return self._note(consumer, await consumer.getmany(timeout_ms=wait_ms, max_records=1))
+        except Exception as error:
+            if not _concerns_records(error):
+                raise
+            for partition in consumer.assignment() - self.suspects.keys():  # the error does not say which one it is
+                self._suspect(consumer, partition, error)
+            return []
+
+    def _note(self, consumer: AIOKafkaConsumer, polled: Mapping[TopicPartition, list[Record]]) -> list[Record]:
+        """Return the records of a poll, without those that are behind a gap."""
+        taken: list[Record] = []
+        for partition, records in polled.items():
+            try:
+                self._tracker.take(partition.partition, [record.offset for record in records])
+            except OffsetGap as error:
+                self._suspect(consumer, partition, error)
+            else:
+                taken += records
+        return taken
+
+    def _suspect(self, consumer: AIOKafkaConsumer, partition: TopicPartition, error: Exception) -> None:
+        _log.error("partition_read_again", topic=self._topic.value, partition=partition.partition, error=repr(error))
+        with contextlib.suppress(IllegalStateError):  # it was lost meanwhile
+            consumer.pause(partition)
+            self.suspects[partition] = Suspect(self._now_s())
+
+    async def _read_suspects_again(self, consumer: AIOKafkaConsumer, records_max: int) -> list[Record]:
+        assigned = consumer.assignment()
+        for partition, suspect in list(self.suspects.items()):
+            if partition not in assigned:
+                self._acquit(partition)
+                continue
+            consumer.pause(partition)  # again: a partition that was assigned anew is not paused
+            if suspect.due_s > self._now_s():
+                continue
+            try:
+                async with asyncio.timeout(READ_AGAIN_TIMEOUT_S):
+                    taken = await self._read_again(consumer, partition, records_max)
+                consumer.resume(partition)
+            except Exception as error:  # noqa: BLE001  # it is tried again, and health has it
+                suspect.tries += 1
+                suspect.due_s = self._now_s() + min(self._wait_max_s, WAIT_FIRST_S * 2 ** min(suspect.tries, 20))
+                reason = str(error) if isinstance(error, OperatorError) else f"cannot be read again: {error!r}"
+                self._report(partition.partition, reason)
+                continue
+            self._acquit(partition)
+            if taken:
+                return taken
+        return []
+
+    def _acquit(self, partition: TopicPartition) -> None:
+        del self.suspects[partition]
+        self._report(partition.partition, None)
+
+    async def _read_again(
+        self, consumer: AIOKafkaConsumer, partition: TopicPartition, records_max: int
+    ) -> list[Record]:
+        """Take the records before the next bad one, or pass over the bad one. Raises UndecodableRecord."""
+        number = partition.partition
+        offset = self._tracker.next_offset(number)
+        if offset is None:
+            offset = await consumer.position(partition)
+        consumer.seek(partition, offset)
+        try:
+            batch = await self._read_batch(partition, offset)
+        except OffsetOutOfRangeError:  # the consumer goes on at the first record that Kafka still has
+            _log.warning("records_deleted_by_kafka", topic=self._topic.value, partition=number, offset=offset)
+            self._tracker.forget_next_offset(number)
+            return []
+        if batch is None:
+            return []
+        taken: list[Record] = []
+        next_offset = batch.next_offset
+        for one in batch.records:
+            if isinstance(one, Undecodable) or len(taken) == records_max:
+                next_offset = taken[-1].offset + 1 if taken else offset
+                break
+            taken.append(one)
+        first = batch.records[0] if batch.records else None
+        if isinstance(first, Undecodable):
+            if not await self._pass_over(first):
+                raise UndecodableRecord(self._topic, first)
+            next_offset = first.next_offset
+        self._tracker.move_to(number, next_offset)
+        consumer.seek(partition, next_offset)
+        return taken
+
+
+def _concerns_records(error: Exception) -> bool:
+    """Return whether an error of the client concerns fetched records, not the connection or the group."""
+    if isinstance(error, CorruptRecordException | RecordTooLargeError | UnsupportedCodecError):
+        return True
+    return not isinstance(error, KafkaError | ConsumerStoppedError | OSError)
