@@ -12,13 +12,13 @@ from services.ingest.jobs.backfills import BackfillAdvancer
 from services.ingest.jobs.runner import JobRunner
 from services.ingest.jobs.schedules import ScheduleRunner
 from services.ingest.planner.planner import Planner
+from services.ingest.retries import Retries
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.client import HttpUpstream
 from services.ingest.upstream.port import Upstream
 from services.ingest.upstream.retry import WAIT_MAX_S, UpstreamRetryPolicy
 from services.ingest.worker.city_day import CityDayIngest
 from services.ingest.worker.streaming import tune_allocator
-from services.ingest.worker.task_retries import TaskRetries
 from services.ingest.worker.worker import Worker
 from shared.domain.ids import utc_now
 from shared.domain.topics import GROUPS, Topic
@@ -28,6 +28,8 @@ from shared.runtime.settings import Settings
 from shared.service import AsgiApp, Background, ServiceContext, make_app
 
 PLANNER_BATCH = 50
+FETCHES_MAX = 2
+"""How often a planner fetches the city list for one request: a list that changes the plan is fetched again."""
 PLANNER_LINGER_MS = 50
 WORKER_LINGER_MS = 50
 RETRY_BATCH_RECORDS = 1_000
@@ -51,23 +53,28 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
     parts: list[Part] = []
     subscriptions: list[Subscription] = []
     background: list[Background] = []
-    publishes = {Topic.CITY_STATS, Topic.CITY_TASKS, Topic.BACKGROUND_TASKS, Topic.REQUEST_PROGRESS}
+    publishes = (
+        Topic.CITY_STATS,
+        Topic.CITY_TASKS,
+        Topic.BACKGROUND_TASKS,
+        Topic.REQUEST_PROGRESS,
+        Topic.PROCESS_REQUESTS,
+        Topic.RETRIES,
+    )
     if planner:
         parts.append("planner")
         subscriptions.append(_consume_requests(context, broker, upstream, retry_policy))
         background.append(_job_runner(context).run)
-        publishes.add(Topic.PROCESS_REQUESTS)
     if worker:
         parts.append("worker")
         subscriptions += _consume_tasks(context, broker, upstream, retry_policy)
         subscriptions.append(_consume_retries(context, broker))
-        publishes.add(Topic.CITY_TASK_RETRIES)
     return make_app(
         context,
         broker,
         parts=tuple(parts),
         subscriptions=tuple(subscriptions),
-        publishes=tuple(publishes),
+        publishes=publishes,
         background=tuple(background),
         resources=(upstream,),
     )
@@ -96,7 +103,7 @@ def _consume_requests(
         skip_markers=context.skip_markers,
         batch_records_max=PLANNER_BATCH,
         linger_ms=PLANNER_LINGER_MS,
-        deadline_s=min(longest_fetch_s(settings, settings.upstream_deadline_s) * PLANNER_BATCH, POLL_INTERVAL_S_MAX),
+        deadline_s=min(FETCHES_MAX * settings.upstream_deadline_s * PLANNER_BATCH, POLL_INTERVAL_S_MAX),
         in_turns=True,
     )
 
@@ -159,25 +166,20 @@ def _consume_tasks(
 
 
 def _consume_retries(context: ServiceContext, broker: KafkaBroker) -> Subscription:
-    """Subscribe to the tasks that wait for their next attempt."""
+    """Subscribe to the tasks and requests that wait for their next attempt."""
     return consume(
         broker,
-        Topic.CITY_TASK_RETRIES,
-        TaskRetries(context.publisher, clock=utc_now, retrier=context.retrier).process,
+        Topic.RETRIES,
+        Retries(context.publisher, clock=utc_now, retrier=context.retrier).process,
         settings=context.settings,
         retrier=context.retrier,
-        group=GROUPS[Topic.CITY_TASK_RETRIES],
+        group=GROUPS[Topic.RETRIES],
         skip_markers=context.skip_markers,
         batch_records_max=RETRY_BATCH_RECORDS,
         linger_ms=WORKER_LINGER_MS,
     )
 
 
-def longest_fetch_s(settings: Settings, attempt_s: float) -> float:
-    """Return the longest time of a fetch with all its attempts and waits. Kafka must allow this time between polls."""
-    return settings.upstream_attempts * longest_attempt_s(settings, attempt_s)
-
-
 def longest_attempt_s(settings: Settings, attempt_s: float) -> float:
-    """Return the longest time of one attempt and the waits before it."""
+    """Return the longest time of one attempt and the waits before it. Kafka must allow this time between polls."""
     return attempt_s + settings.upstream_outage_limit_s + settings.upstream_retry_after_max_s + WAIT_MAX_S

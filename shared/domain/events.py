@@ -109,7 +109,24 @@ BACKGROUND = Background()
 """Work of a backfill that reads every file at the upstream."""
 
 
-class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"):
+class Retryable(Event, frozen=True, kw_only=True):
+    """The base of events that are published again for a later attempt when the upstream fails.
+
+    ``failed_attempts`` counts attempts with a transient error. The next attempt is not before ``not_before``.
+    ``down_since`` is the time since which the upstream is unavailable to the event.
+    """
+
+    failed_attempts: CountField = 0
+    not_before: InstantField | None = None
+    down_since: InstantField | None = None
+
+    @property
+    def runs_from(self) -> Topic:
+        """The topic in which the event is handled."""
+        return self.topic
+
+
+class ProcessRequested(Retryable, frozen=True, kw_only=True, tag="process-requested"):
     """A client requested a date or, with ``retry``, a retry of some cities of a request.
 
     ``resent_at`` is the time at which a stalled request, or one whose city list could not be read, was published again.
@@ -130,15 +147,15 @@ class ProcessRequested(Event, frozen=True, kw_only=True, tag="process-requested"
 
     @property
     def identity(self) -> str:
-        return _retried(_retried(self.request_id, self.retry.retried_at if self.retry else None), self.resent_at)
+        requested = _retried(_retried(self.request_id, self.retry.retried_at if self.retry else None), self.resent_at)
+        return requested + _attempt(self)
 
 
-class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
+class IngestCity(Retryable, frozen=True, kw_only=True, tag="ingest-city"):
     """The task to fetch one city-day. ``position`` is the position of the city in the plan of ``plan_revision``.
 
-    ``retried_at`` is the time of the retry of a failed city. ``failed_attempts`` counts attempts with a transient
-    error; the task is then retried, not before ``not_before``. ``down_since`` is the time since which the upstream is
-    unavailable to it. ``background`` is absent unless a backfill made its request.
+    ``retried_at`` is the time of the retry of a failed city. ``background`` is absent unless a backfill made its
+    request.
     """
 
     topic: ClassVar[Topic] = Topic.CITY_TASKS
@@ -152,9 +169,6 @@ class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
     plan_revision: RevisionField
     position: PositionField
     retried_at: InstantField | None = None
-    failed_attempts: CountField = 0
-    not_before: InstantField | None = None
-    down_since: InstantField | None = None
     background: Background | UnsetType = UNSET
 
     @property
@@ -173,8 +187,7 @@ class IngestCity(Event, frozen=True, kw_only=True, tag="ingest-city"):
 
     @property
     def identity(self) -> str:
-        attempts = f"/{self.failed_attempts}" if self.failed_attempts else ""
-        return _retried(f"{self.request_id}/{self.plan_revision}{attempts}", self.retried_at)
+        return _retried(f"{self.request_id}/{self.plan_revision}{_attempt(self)}", self.retried_at)
 
 
 class CityDayStats(Event, frozen=True, kw_only=True, gc=False, tag="city-day-stats"):
@@ -413,6 +426,10 @@ def _retried(identity: str, retried_at: dt.datetime | None) -> str:
     return identity if retried_at is None else f"{identity}/{retried_at.isoformat()}"
 
 
+def _attempt(event: Retryable) -> str:
+    return f"/{event.failed_attempts}" if event.failed_attempts else ""
+
+
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
     """The task for which a worker published a revision. It is in headers, so that the body stays the same each time."""
 
@@ -424,7 +441,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
 EVENT_TYPES: Mapping[Topic, tuple[type[Event], ...]] = {
     Topic.PROCESS_REQUESTS: (ProcessRequested,),
     Topic.CITY_TASKS: (IngestCity,),
-    Topic.CITY_TASK_RETRIES: (IngestCity,),
+    Topic.RETRIES: (IngestCity, ProcessRequested),
     Topic.BACKGROUND_TASKS: (IngestCity,),
     Topic.CITY_STATS: (CityDayStats, CityDayRetracted, CountryDayPlanned),
     Topic.COUNTRY_DAY_SUMMARIES: (CountryDaySummary,),

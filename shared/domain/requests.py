@@ -182,9 +182,13 @@ def is_stalled(record: RequestRecord, now: dt.datetime, *, after: dt.timedelta, 
 
 def resent_event(record: RequestRecord, now: dt.datetime) -> ProcessRequested:
     """Return the event of a stalled request. The planner drops one that is not later than its last dispatch."""
-    if record.dispatched_at is not None:
-        now = max(now, record.dispatched_at + dt.timedelta(microseconds=1))
-    return request_event(record, resent_at=now)
+    return request_event(record, resent_at=_after_earlier_events(record, now))
+
+
+def _after_earlier_events(record: RequestRecord, now: dt.datetime) -> dt.datetime:
+    """Return a time after that of each earlier event: the planner tells events by their times, and clocks differ."""
+    earlier = [record.dispatched_at, record.retry.retried_at if record.retry else None]
+    return max([now, *(at + dt.timedelta(microseconds=1) for at in earlier if at is not None)])
 
 
 def cancelled_record(record: RequestRecord, now: dt.datetime) -> RequestRecord:
@@ -217,9 +221,6 @@ def retried_record(record: RequestRecord, now: dt.datetime, *, positions: int | 
     if not chosen and status is not Status.FAILED:
         raise NothingToRetry(f"request {record.request_id} is {status.value}; it has no failed city to retry")
     retried = {at: failure for at, failure in record.failures.items() if bitmap.contains(chosen, at)}
-    # The planner distinguishes retries by their time, and clocks differ: each retry is later than the one before.
-    earlier = [record.dispatched_at, record.retry.retried_at if record.retry else None]
-    after = [at + dt.timedelta(microseconds=1) for at in earlier if at is not None]
     return msgspec.structs.replace(
         record,
         outcomes=record.outcomes | {Outcome.FAILED: bitmap.encode(failed & ~chosen)},
@@ -227,7 +228,7 @@ def retried_record(record: RequestRecord, now: dt.datetime, *, positions: int | 
         failed_reason=None,
         retry=RetryRecord(
             count=record.retry.count + 1 if record.retry else 1,
-            retried_at=max([now, *after]),
+            retried_at=_after_earlier_events(record, now),
             plan_revision=record.plan_revision,
             positions=bitmap.encode(chosen),
             cities=tuple(RetriedCity(city_id=one.city_id, city_name=one.city_name) for one in retried.values()),

@@ -22,7 +22,7 @@ class Topic(enum.Enum):
     PROCESS_REQUESTS = "process-requests"
     CITY_TASKS = "city-tasks"
     BACKGROUND_TASKS = "background-tasks"
-    CITY_TASK_RETRIES = "city-task-retries"
+    RETRIES = "retries"
     CITY_STATS = "city-stats"
     COUNTRY_DAY_SUMMARIES = "country-day-summaries"
     REQUEST_PROGRESS = "request-progress"
@@ -33,7 +33,7 @@ GROUPS: Mapping[Topic, str] = {
     Topic.PROCESS_REQUESTS: "planner",
     Topic.CITY_TASKS: "worker",
     Topic.BACKGROUND_TASKS: "worker-background",
-    Topic.CITY_TASK_RETRIES: "worker-retries",
+    Topic.RETRIES: "retries",
     Topic.CITY_STATS: "aggregate",
     Topic.REQUEST_PROGRESS: "progress",
 }
@@ -75,7 +75,7 @@ TOPICS: tuple[TopicSpec, ...] = (
     TopicSpec(topic=Topic.PROCESS_REQUESTS, key="{date}", holds="ProcessRequested", config=_retained_for(30)),
     TopicSpec(topic=Topic.CITY_TASKS, key="{date}/{city_id}", holds="IngestCity", config=_retained_for(30)),
     TopicSpec(topic=Topic.BACKGROUND_TASKS, key="{date}/{city_id}", holds="IngestCity", config=_retained_for(30)),
-    TopicSpec(topic=Topic.CITY_TASK_RETRIES, key="{date}/{city_id}", holds="IngestCity", config=_retained_for(30)),
+    TopicSpec(topic=Topic.RETRIES, key="as it came", holds="IngestCity, ProcessRequested", config=_retained_for(30)),
     TopicSpec(
         topic=Topic.CITY_STATS,
         key="{date}/{country}/{city_id}",

@@ -67,7 +67,7 @@ async def test_a_retried_city_stays_in_the_trace() -> None:
         world.upstream.cuts = {"1": [0, 0]}
         request_id = await accept(world)
         await world.run_to_rest()
-        assert world.log.records(Topic.CITY_TASK_RETRIES)
+        assert world.log.records(Topic.RETRIES)
         assert traces_of(world) == {request_id: {TRACE}, None: {TRACE}}
 
 

@@ -30,10 +30,10 @@ from services.api.quarantine.service import Quarantine, QuarantineFilter
 from services.ingest.jobs.backfills import BackfillAdvancer
 from services.ingest.jobs.schedules import ScheduleRunner
 from services.ingest.planner.planner import Planner
+from services.ingest.retries import Retries
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker.city_day import CityDayIngest
-from services.ingest.worker.task_retries import TaskRetries
 from services.ingest.worker.worker import Worker
 from shared.domain import events, keys, objects
 from shared.domain.backfills import new_backfill
@@ -90,6 +90,7 @@ UPLOAD_PART_BYTES = 64
 GC_AGE = dt.timedelta(days=7)
 EXPIRE_AGE = dt.timedelta(days=30)
 TASK_DEADLINE_S = 60.0
+OUTAGE_LIMIT_S = 3_600.0
 STALLED_AFTER = dt.timedelta(minutes=10)
 DROP_GRACE = dt.timedelta(minutes=15)
 
@@ -117,19 +118,25 @@ class WatchedHealth(Health):
             self._unexpected.append(f"{what}: {reason}")
 
 
+class Slept(msgspec.Struct):
+    """The time that all processes have slept, which is their monotonic clock."""
+
+    seconds: float = 0.0
+
+
 class QuickRetrier(Retrier):
     """Sleeps for no time, and gives up after so many retries that no more work can arrive."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, slept: Slept) -> None:
         super().__init__(health=health, wait_max_s=1)
         self._pauses = 0
-        self._now_s = 0.0
+        self._slept = slept
 
     def now_s(self) -> float:
-        return self._now_s
+        return self._slept.seconds
 
     async def sleep(self, seconds: float) -> None:
-        self._now_s += seconds
+        self._slept.seconds += seconds
         self._pauses += 1
         if self._pauses > PAUSES_MAX:
             raise NotAtRest(f"after {PAUSES_MAX} waits: {self.health.faults}")
@@ -147,7 +154,7 @@ ROLES = {
     "planner": Role(Topic.PROCESS_REQUESTS, 1),
     "worker": Role(Topic.CITY_TASKS, 2),
     "background": Role(Topic.BACKGROUND_TASKS, 2),
-    "retries": Role(Topic.CITY_TASK_RETRIES, 5),
+    "retries": Role(Topic.RETRIES, 5),
     "aggregate": Role(Topic.CITY_STATS, 3),
     "progress": Role(Topic.REQUEST_PROGRESS, 20),
 }
@@ -271,6 +278,7 @@ class World:
         self.backfills = 0
         self.dead_letters = 0
         self._settled_tables: Any = None
+        self._slept = Slept()
         self._living: dict[str, Process] = {}
         self._standing_still: list[tuple[Process, asyncio.Task[None]]] = []
 
@@ -280,7 +288,7 @@ class World:
 
     def make_retrier(self, health: Health) -> Retrier:
         """Build the retrier of a process."""
-        return QuickRetrier(health)
+        return QuickRetrier(health, self._slept)
 
     def make_publisher(self, process: Process) -> Publisher:
         """Build the publisher of a process."""
@@ -315,7 +323,9 @@ class World:
 
     def make_handler(self, process: Process) -> Handler:
         """Build the batch handler of a process, as the services wire it."""
-        retry_policy = UpstreamRetryPolicy(CircuitBreaker(process.retrier), attempts_max=10, outage_limit_s=3600)
+        retry_policy = UpstreamRetryPolicy(
+            CircuitBreaker(process.retrier), attempts_max=10, outage_limit_s=OUTAGE_LIMIT_S
+        )
         match process.role:
             case "planner":
                 planner = Planner(
@@ -342,7 +352,7 @@ class World:
                 )
                 return Worker(ingest, process.publisher, retrier=process.retrier).process
             case "retries":
-                return TaskRetries(process.publisher, clock=self.clock_of("worker"), retrier=process.retrier).process
+                return Retries(process.publisher, clock=self.clock_of("worker"), retrier=process.retrier).process
             case "aggregate":
                 return CityStatsConsumer(process.store, process.publisher, cache_bytes=100_000).process
             case _:

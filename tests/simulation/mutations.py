@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
 import pytest
 
 from services.aggregate.consumer import CityStatsConsumer
+from services.ingest.upstream.errors import OutageTooLong, UpstreamDown
+from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker.city_day import CityDayIngest, CityResult
 from services.ingest.worker.stream_slots import Slots
 from shared.domain import keys
@@ -51,6 +53,22 @@ def deadline_ignored(patch: pytest.MonkeyPatch) -> None:
 def session_lost_early(patch: pytest.MonkeyPatch) -> None:
     """Let consumers lose their partitions after a batch of five seconds, long before its deadline."""
     patch.setattr(consumer, "POLL_INTERVAL_SLACK_S", -175.0)
+
+
+def waiting_in_place(patch: pytest.MonkeyPatch) -> None:
+    """Let a planner wait in its batch until the upstream is back, or down for too long."""
+
+    async def in_place(self: UpstreamRetryPolicy, attempt: Callable[[], Awaitable[Any]]) -> Any:
+        began_s = self._retrier.now_s()
+        while True:
+            try:
+                return await self.run_once(attempt, down_s=self._retrier.now_s() - began_s)
+            except OutageTooLong:
+                raise
+            except UpstreamDown:
+                continue
+
+    patch.setattr(UpstreamRetryPolicy, "run_at_once", in_place)
 
 
 def no_backoff(patch: pytest.MonkeyPatch) -> None:
@@ -107,6 +125,18 @@ TIME_MUTATIONS = (
         name="index written before its summary",
         patch=counted_too_early,
         schedules=((Step(1.0, "request", (FIRST,)),),),
+    ),
+    TimeMutation(
+        name="a planner that waits for the upstream",
+        patch=waiting_in_place,
+        schedules=(
+            (
+                Step(1.0, "upstream_down", (400.0,)),
+                *(Step(2.0, "request", (date,)) for date in DATES),
+                Step(20.0, "backfill", ("bucket",)),
+                Step(400.0, "wait"),
+            ),
+        ),
     ),
     TimeMutation(
         name="a write intent left by a check",

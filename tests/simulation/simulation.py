@@ -12,6 +12,7 @@ The fault model:
 `CheckedBucket` checks each write. Besides:
 - A user who sees that a request is completed reads numbers that are at least as new.
 - A process that works keeps its partitions. It does not call a bucket that refuses its calls over and over.
+- A request of stored files is planned within STORED_LIMIT_S, also while the upstream is down.
 - When all faults have ended, everything comes to rest within REST_LIMIT_S. After one more request of each date, the
   served numbers are those of the upstream. The manifests, the ledgers, the topics and the raw objects agree.
 """
@@ -27,6 +28,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 
 import msgspec
+from msgspec import UNSET
 
 from services.aggregate.replay.rebuild import Rebuild
 from services.api.http.date_range import DateRange
@@ -63,6 +65,12 @@ QUIET_S = 60.0
 REFUSALS_MAX = 200
 """How often the bucket refuses a process within ten seconds of an outage, at most. Its retries wait ever longer."""
 CLOCK_OFF_BY_MAX_S = 120.0
+STORED_LIMIT_S = 120.0
+"""How soon a request that needs no upstream is planned, if there is no other fault."""
+SETTLING_S = 300.0
+"""How long after the end of a fault its effects may last, such as a rebalance."""
+FAULTS_OF_OTHERS = {"kill", "stop", "pause", "cut_off", "store_down", "kafka_down", "slow", "unlucky", "redeliver"}
+"""The steps after which a request of stored files may be late. Faults of the upstream are not among them."""
 
 SETTINGS: Settings = load_settings(
     {
@@ -125,12 +133,14 @@ class Simulation:
         self._slow_until_s = self._unlucky_until_s = 0.0
         self._slow_times = 1.0
         self._unlucky_share = 0.0
+        self._calm_from_s = loop.now_s
         self._tasks_of: dict[str, dict[asyncio.Task[object], None]] = {}
         self._processes: dict[str, Process] = {}
         self._starts = 0
         self._users: set[asyncio.Task[None]] = set()
         self._refusals: Counter[tuple[str, int]] = Counter()
         self._paused = 0
+        self._healed = False
         self._requests: list[RequestId] = []
         self._last_requests: dict[dt.date, RequestId] = {}
         self._backfills: list[RequestId] = []
@@ -202,8 +212,12 @@ class Simulation:
                 self.upstream.put_file(city, date, first_file(city), self.loop.now_s)
         for name in PROCESSES:
             self._start_process(name)
+        self._spawn(self._watch_stored)
         for step in steps:
             await asyncio.sleep(max(0.0, self._began_s + step.at_s - self.loop.now_s))
+            if step.what in FAULTS_OF_OTHERS:
+                lasts_s = max((one for one in step.arguments if isinstance(one, float)), default=0.0)
+                self._calm_from_s = max(self._calm_from_s, self.loop.now_s + lasts_s + SETTLING_S)
             getattr(self, step.what)(*step.arguments)
         self._heal()
         await self._rest()
@@ -232,6 +246,7 @@ class Simulation:
 
     def _heal(self) -> None:
         """End all faults but those of single processes, which end by themselves."""
+        self._healed = True
         now_s = self.loop.now_s
         self._slow_until_s = self._unlucky_until_s = now_s
         self.store_down_until_s = self.kafka.down_until_s = now_s
@@ -274,6 +289,24 @@ class Simulation:
         user = self._api.spawn(work)
         self._users.add(user)
         user.add_done_callback(self._users.discard)
+
+    async def _watch_stored(self) -> None:
+        """Complain about a request of stored files that is not planned within STORED_LIMIT_S of a time without faults.
+
+        Ends with the faults.
+        """
+        seen_s: dict[RequestId, float] = {}
+        while not self._healed:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            for record in checks.requests(self):
+                if record.background is UNSET or record.background.source is not Source.BUCKET or record.planned:
+                    continue
+                since_s = max(seen_s.setdefault(record.request_id, self.loop.now_s), self._calm_from_s)
+                if not status_of(record).ended and self.loop.now_s - since_s > STORED_LIMIT_S:
+                    self.complain(
+                        f"{record.request_id} reads stored files, and is not planned after {STORED_LIMIT_S} s"
+                    )
+                    return
 
     # Steps of users.
 

@@ -48,6 +48,8 @@ def steps_of(seed: int, *, span_max_s: float = math.inf) -> list[Step]:
         steps.append(Step(at_s, what, arguments_of(chance)))
         if what == "put_file" and chance.random() < 0.5:
             steps += _read_while_it_changes(chance, at_s, steps[-1])
+        if what in {"upstream_down", "upstream_fails"} and chance.random() < 0.5:
+            steps += _request_in_an_outage(chance, at_s)
     return sorted(steps, key=lambda step: step.at_s)
 
 
@@ -66,6 +68,12 @@ def _read_while_it_changes(chance: random.Random, at_s: float, corrected: Step) 
         steps.append(Step(within(10), "put_file", (city, date, first_file(city))))
         steps.append(Step(within(60), "request", (date,)))
     return steps
+
+
+def _request_in_an_outage(chance: random.Random, at_s: float) -> list[Step]:
+    """Request dates while the upstream is down, and read stored files again."""
+    steps = [Step(round(at_s + chance.uniform(0, 20), 1), "request", (date,)) for date in DATES]
+    return [*steps, Step(round(at_s + chance.uniform(0, 60), 1), "backfill", ("bucket",))]
 
 
 def first_file(city: int) -> tuple[Trip, ...]:

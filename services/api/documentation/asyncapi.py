@@ -50,7 +50,7 @@ _ABOUT: Mapping[Topic, tuple[str, str]] = {
     Topic.PROCESS_REQUESTS: ("Requested dates", _OWN_USE),
     Topic.CITY_TASKS: ("City-days to fetch", _OWN_USE),
     Topic.BACKGROUND_TASKS: ("City-days of backfills to fetch or to read again", _OWN_USE),
-    Topic.CITY_TASK_RETRIES: ("City-days to fetch again later", _OWN_USE),
+    Topic.RETRIES: ("City-days and requests that wait for their next attempt", _OWN_USE),
     Topic.CITY_STATS: (
         "The contribution of each city-day, and the cities that each country-day expects",
         f"For consumers downstream. {_KEEP_REVISION} {_REPLACES}",

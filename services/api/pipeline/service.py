@@ -40,7 +40,7 @@ SERVICES = {
     Topic.PROCESS_REQUESTS: "planner",
     Topic.CITY_TASKS: "worker",
     Topic.BACKGROUND_TASKS: "worker",
-    Topic.CITY_TASK_RETRIES: "worker",
+    Topic.RETRIES: "worker",
     Topic.CITY_STATS: "aggregate",
     Topic.REQUEST_PROGRESS: "aggregate",
 }

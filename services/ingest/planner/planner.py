@@ -6,7 +6,8 @@ The order of effects:
    Publish ``RequestFailed`` if it was cancelled. Otherwise make it the running request of its date
    (``state/active-requests/``, compare-and-swap);
 1. fetch the city list from the upstream, and mint a slug for each new country (``state/countries.json``,
-   compare-and-swap);
+   compare-and-swap). If the upstream fails or is down, publish the request again for a later attempt
+   (`services.ingest.retries`), and go on at 8: no other request waits meanwhile;
 2. write the plan (compare-and-swap, revision + 1). Keep a plan that this request made before, or that has the same
    content. Before a plan is replaced, write a write intent into it (compare-and-swap), and fetch the list again. A plan
    that is kept loses its intent, as a manifest does (`services.ingest.worker.city_day`);
@@ -40,7 +41,8 @@ from structlog.contextvars import bound_contextvars
 
 from services.ingest.planner.city_list import CityList, InvalidCityList, NoCities, parse_city_list
 from services.ingest.planner.country_slugs import mint_slugs
-from services.ingest.upstream.errors import PermanentUpstreamError
+from services.ingest.retries import next_attempt
+from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
 from services.ingest.upstream.port import Upstream
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from shared.domain import bitmap, keys
@@ -73,6 +75,14 @@ _log = structlog.get_logger()
 
 class _RequestCancelled(Exception):  # no error: the planner publishes it as the request's end
     """The request was cancelled before it was planned."""
+
+
+class _TryLater(Exception):  # no error: the request waits for its next attempt
+    """The city list cannot be fetched now. ``request`` is the request for its next attempt."""
+
+    def __init__(self, request: ProcessRequested) -> None:
+        super().__init__()
+        self.request = request
 
 
 class Planner:
@@ -126,7 +136,7 @@ class Planner:
             await self._plan_request(request, record)
 
     async def _plan_request(self, request: ProcessRequested, record: RequestRecord | None) -> None:
-        if record is not None and _is_dispatched(record, request):
+        if record is not None and (_is_dispatched(record, request) or _is_over(record, request)):
             _log.info("request_already_planned")
             return
         background = record.background if record else UNSET
@@ -142,6 +152,10 @@ class Planner:
         except _RequestCancelled:
             _log.info("request_cancelled")
             await self._publish_failed(request, record, "the request was cancelled before its cities were planned")
+            return
+        except _TryLater as later:
+            _log.info("request_retry_scheduled", error=str(later.__cause__))
+            await self._publisher.publish([OutgoingEvent(later.request, topic=Topic.RETRIES)])
             return
         except (PermanentUpstreamError, InvalidCityList) as error:
             _log.warning("request_failed", error=str(error))
@@ -254,7 +268,7 @@ class Planner:
         """
         await self._raise_if_cancelled(request)
         with metrics.time_stage("city_list"):
-            body = await self._retry_policy.run(self._upstream.cities)
+            body = await self._fetch_list(request)
             # A list can hold 100,000 cities. Threads keep the event loop free for heartbeats and streams.
             listed = await asyncio.to_thread(parse_city_list, body)
         if not listed.cities and not self._allow_no_cities:
@@ -269,6 +283,22 @@ class Planner:
         if _has_same_content(before, plan):
             return before if before.write_intent is UNSET else msgspec.structs.replace(before, write_intent=UNSET)
         return msgspec.structs.replace(before, write_intent=uuid.uuid4().hex) if before.write_intent is UNSET else plan
+
+    async def _fetch_list(self, request: ProcessRequested) -> bytes:
+        """Fetch the city list once. Raises _TryLater, or PermanentUpstreamError after the last attempt."""
+        began_at = self._clock()
+        try:
+            return await self._retry_policy.run_at_once(self._upstream.cities)
+        except (TransientUpstreamError, UpstreamDown) as fault:
+            later = next_attempt(
+                request,
+                fault,
+                began_at=began_at,
+                now=self._clock(),
+                attempts_max=self._retry_policy.attempts_max,
+                outage_limit_s=self._retry_policy.outage_limit_s,
+            )
+            raise _TryLater(later) from fault
 
     async def _raise_if_cancelled(self, request: ProcessRequested) -> None:
         record = await read_cancelled_record(self._store, request.request_id)
@@ -368,6 +398,16 @@ def _asked_at(request: ProcessRequested) -> dt.datetime:
     """Return when this event was published: as a request, later as a retry, or later still as a repetition."""
     retried_at = request.retry.retried_at if request.retry else request.requested_at
     return max(retried_at, request.resent_at or retried_at)
+
+
+def _is_over(record: RequestRecord, request: ProcessRequested) -> bool:
+    """Tell whether the request has failed since this event, or runs again by a later retry, which has an own event.
+
+    An event can come so late if the request was published again while it waited for its next attempt.
+    """
+    return record.failed_reason is not None or (
+        record.retry is not None and _asked_at(request) < record.retry.retried_at
+    )
 
 
 def _is_dispatched(record: RequestRecord, request: ProcessRequested) -> bool:

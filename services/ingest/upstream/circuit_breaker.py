@@ -12,7 +12,13 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Final
 
-from services.ingest.upstream.errors import OutageTooLong, PermanentUpstreamError, TransientUpstreamError, UpstreamDown
+from services.ingest.upstream.errors import (
+    OutageTooLong,
+    PermanentUpstreamError,
+    TransientUpstreamError,
+    UpstreamDown,
+    UpstreamHeld,
+)
 from services.ingest.upstream.retry import jittered_s
 from shared.runtime import metrics
 from shared.runtime.retry import Retrier
@@ -61,6 +67,14 @@ class CircuitBreaker:
         finally:
             if self._probe is probe:
                 self._probe = None
+
+    def raise_if_it_must_wait(self) -> None:
+        """Raise UpstreamDown or UpstreamHeld if a request had to wait now."""
+        now_s = self.retrier.now_s()
+        if now_s < self._held_until_s:
+            raise UpstreamHeld(self._held_until_s - now_s + jittered_s(0))
+        if self._open_since_s is not None and (self._probe is not None or now_s < self._probe_at_s):
+            raise UpstreamDown(self._reason)
 
     def reached(self) -> None:
         """Close the circuit: the upstream has sent at least the head of a response."""

@@ -11,6 +11,14 @@ class OutageTooLong(UpstreamDown):
     """The outage of the upstream has lasted longer than the limit."""
 
 
+class UpstreamHeld(UpstreamDown):
+    """The upstream asked to wait (``Retry-After``), for ``wait_s`` more seconds. No request was made."""
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(f"the upstream asked to wait for {wait_s:.0f} s more")
+        self.wait_s = wait_s
+
+
 class TransientUpstreamError(RuntimeError):
     """The upstream failed in a way that may pass, such as a cut body, a stall, 5xx or 429. One attempt has failed."""
 

@@ -1,4 +1,4 @@
-"""Decides how often, when and for how long a failed request to the upstream is retried.
+"""Runs requests to the upstream through the circuit breaker. `services.ingest.retries` decides on further attempts.
 
 Retry libraries limit attempts or time. Here an outage is limited by its time and costs no attempt.
 """
@@ -9,8 +9,6 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
-
-from services.ingest.upstream.errors import OutageTooLong, PermanentUpstreamError, TransientUpstreamError, UpstreamDown
 
 if TYPE_CHECKING:
     from services.ingest.upstream.circuit_breaker import CircuitBreaker
@@ -27,7 +25,7 @@ def jittered_s(tries: int) -> float:
 
 
 class UpstreamRetryPolicy:
-    """Runs requests through the circuit breaker, and retries them until a limit of attempts or of outage time."""
+    """Runs requests through the circuit breaker. It has the limits of attempts and of outage time."""
 
     def __init__(
         self,
@@ -52,33 +50,11 @@ class UpstreamRetryPolicy:
         async with self._slots, self._circuit.acquire(since_s=since_s, outage_limit_s=self.outage_limit_s):
             return await attempt()
 
-    async def run(self, attempt: Callable[[], Awaitable[_Result]]) -> _Result:
-        """Run ``attempt`` until it succeeds.
+    async def run_at_once(self, attempt: Callable[[], Awaitable[_Result]]) -> _Result:
+        """Run ``attempt`` once, without a wait: it takes no slot.
 
-        An outage costs no attempt. Raises PermanentUpstreamError with the last reason after all attempts, or after an
-        outage that is longer than the limit. Raises Stopping at shutdown.
+        Raises the errors of ``attempt``, UpstreamDown while the circuit breaker is open, UpstreamHeld, and Stopping.
         """
-        attempts = 0
-        down_since_s: float | None = None
-        while True:
-            now_s = self._retrier.now_s()
-            try:
-                return await self.run_once(attempt, down_s=now_s - (now_s if down_since_s is None else down_since_s))
-            except OutageTooLong as error:
-                raise self._outage_of(error) from error
-            except UpstreamDown as error:
-                # A host behind a redirect can be down for this request alone, and the circuit stays closed.
-                now_s = self._retrier.now_s()
-                down_since_s = now_s if down_since_s is None else down_since_s
-                if now_s - down_since_s >= self.outage_limit_s:
-                    raise self._outage_of(error) from error
-                continue
-            except TransientUpstreamError as error:
-                attempts += 1
-                down_since_s = None
-                if attempts >= self.attempts_max:
-                    raise PermanentUpstreamError(f"{error} ({attempts} attempts)") from error
-            await self._retrier.sleep(jittered_s(attempts - 1))
-
-    def _outage_of(self, error: UpstreamDown) -> PermanentUpstreamError:
-        return PermanentUpstreamError(f"{error} (for {self.outage_limit_s:.0f} s)")
+        self._circuit.raise_if_it_must_wait()
+        async with self._circuit.acquire(since_s=self._retrier.now_s(), outage_limit_s=self.outage_limit_s):
+            return await attempt()

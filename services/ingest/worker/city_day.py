@@ -20,8 +20,8 @@ The order of effects:
 8. publish ``CityFinished``;
 9. commit (by the caller).
 
-If the upstream fails or is down in 2 or 3, publish the task again for a later attempt (``task_retries.py``), and go on
-at 9. A file whose parsing crashed workers is parsed only while the worker runs nothing else.
+If the upstream fails or is down in 2 or 3, publish the task again for a later attempt (`services.ingest.retries`), and
+go on at 9. A file whose parsing crashed workers is parsed only while the worker runs nothing else.
 
 A task whose source is the bucket reads the manifest's raw object instead of 2 and 3. It stores no raw object, and makes
 the next revision if the present rules give other totals. A file that cannot be read again fails, and its numbers stay.
@@ -51,6 +51,7 @@ from msgspec import UNSET
 
 from services.ingest.parsing.parser import DEFAULT_RULES, FileRules, total_trip_file
 from services.ingest.parsing.trips import rule_version
+from services.ingest.retries import next_attempt
 from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
 from services.ingest.upstream.port import Download, Upstream
 from services.ingest.upstream.retry import UpstreamRetryPolicy
@@ -73,7 +74,6 @@ from services.ingest.worker.streaming import (
     refuse_crashing_file,
     stream_file,
 )
-from services.ingest.worker.task_retries import next_attempt
 from services.ingest.worker.volume_check import SuspiciousFile, VolumeCheck
 from shared.domain import keys
 from shared.domain.events import Cause, CityFinished, CityProgressed, Event, IngestCity, Outcome, Published, Source
@@ -199,7 +199,7 @@ class CityDayIngest:
         except PermanentUpstreamError as error:
             await self._end(task, CityResult(outcome=Outcome.FAILED, reason=str(error)[:2_000]))
         else:
-            await self._publisher.publish([OutgoingEvent(later, topic=Topic.CITY_TASK_RETRIES)])
+            await self._publisher.publish([OutgoingEvent(later, topic=Topic.RETRIES)])
 
     async def _end(self, task: IngestCity, finished: CityResult) -> None:
         _log.info(

@@ -12,18 +12,22 @@ import datetime as dt
 import hashlib
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import msgspec
 import pytest
 
+from services.ingest.retries import next_attempt
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.client import HttpUpstream
-from services.ingest.upstream.errors import PermanentUpstreamError
+from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
 from services.ingest.upstream.port import Validators
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker.streaming import FileRefused, StreamedFile, StreamProgress, stream_file
+from shared.domain.events import ProcessRequested
+from shared.domain.ids import mint_request_id
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
@@ -39,6 +43,8 @@ DAY = dt.date(2024, 5, 1)
 
 
 NOW = dt.datetime(2024, 5, 2, tzinfo=dt.UTC)
+
+_Result = TypeVar("_Result")
 
 
 def make_file(trips: int) -> bytes:
@@ -115,7 +121,7 @@ class Client(msgspec.Struct):
 
     async def fetch(self, city: str = "1") -> StreamedFile | None:
         """Stream a city-day's file into the bucket, and retry it as the ingest does."""
-        return await self.retry_policy.run(lambda: self.attempt(city))
+        return await retried(self.retry_policy, self.retrier, lambda: self.attempt(city))
 
     async def fetch_exactly(self, body: bytes) -> None:
         """Fetch, and check that every byte arrived once in the bucket, the hash and the parser."""
@@ -131,6 +137,33 @@ class Client(msgspec.Struct):
             await self.fetch()
         assert not self.store.objects
         return str(caught.value)
+
+
+async def retried(
+    retry_policy: UpstreamRetryPolicy, retrier: Retrier, attempt: Callable[[], Awaitable[_Result]]
+) -> _Result:
+    """Run ``attempt`` until it succeeds or is given up, as a worker does, but without the topic of retries."""
+
+    def now() -> dt.datetime:
+        return NOW + dt.timedelta(seconds=retrier.now_s())
+
+    task = ProcessRequested(request_id=mint_request_id(NOW), date=DAY, requested_at=NOW)
+    while True:
+        began_at = now()
+        down_s = (began_at - (task.down_since or began_at)).total_seconds()
+        try:
+            return await retry_policy.run_once(attempt, down_s=down_s)
+        except (TransientUpstreamError, UpstreamDown) as fault:
+            task = next_attempt(
+                task,
+                fault,
+                began_at=began_at,
+                now=now(),
+                attempts_max=retry_policy.attempts_max,
+                outage_limit_s=retry_policy.outage_limit_s,
+            )
+        assert task.not_before is not None
+        await retrier.sleep((task.not_before - now()).total_seconds())
 
 
 @contextlib.asynccontextmanager

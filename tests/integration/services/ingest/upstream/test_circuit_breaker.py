@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
-from services.ingest.upstream.errors import TransientUpstreamError, UpstreamDown
+from services.ingest.upstream.errors import TransientUpstreamError, UpstreamDown, UpstreamHeld
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier, Stopping
@@ -17,6 +17,7 @@ from tests.integration.services.ingest.upstream.client import (
     VirtualRetrier,
     client_of,
     fail_in_turn,
+    retried,
     until,
 )
 
@@ -43,13 +44,35 @@ async def test_one_of_many_streams_probes_the_upstream() -> None:
     with contextlib.suppress(UpstreamDown):
         async with circuit.acquire(since_s=0, outage_limit_s=60):
             await attempt()
-    fetching = [asyncio.create_task(retry_policy.run(attempt)) for _ in range(20)]
+    fetching = [asyncio.create_task(retried(retry_policy, retrier, attempt)) for _ in range(20)]
     await until(lambda: asked >= 6)
     assert asking_max == 1
     assert retrier.health.faults == {"upstream": "nobody there"}
     reached = True
     assert sum(await asyncio.gather(*fetching)) == 20
     assert not retrier.health.faults
+
+
+async def test_a_request_that_must_not_wait_is_refused_while_others_wait() -> None:
+    """A planner's request raises at once while the circuit is open, or while the upstream asks to wait."""
+    retrier = VirtualRetrier()
+    circuit = CircuitBreaker(retrier)
+    retry_policy = UpstreamRetryPolicy(circuit, attempts_max=1, outage_limit_s=60)
+
+    async def attempt() -> int:
+        return 1
+
+    with pytest.raises(UpstreamDown):
+        await fail_in_turn(circuit, UpstreamDown("nobody there"))
+    with pytest.raises(UpstreamDown, match="nobody there"):
+        await retry_policy.run_at_once(attempt)
+    retrier.time_s += 1
+    assert await retry_policy.run_at_once(attempt) == 1
+    with pytest.raises(TransientUpstreamError):
+        await fail_in_turn(circuit, TransientUpstreamError("busy", retry_after_s=100))
+    with pytest.raises(UpstreamHeld) as held:
+        await retry_policy.run_at_once(attempt)
+    assert held.value.wait_s >= 100
 
 
 async def test_an_outage_is_logged_at_its_start_and_at_its_end() -> None:

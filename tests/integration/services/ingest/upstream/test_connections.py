@@ -22,6 +22,7 @@ from tests.integration.services.ingest.upstream.client import (
     VirtualRetrier,
     client_of,
     redirect,
+    retried,
 )
 from tests.integration.services.ingest.upstream.hostile import (
     Connection,
@@ -74,7 +75,7 @@ async def test_an_upstream_that_cannot_be_reached_costs_no_attempt(url: str, mon
     monkeypatch.setattr(upstream_client, "CONNECT_TIMEOUT_S", 0.1)
     async with (
         HostileServer(raw(b"not TLS\r\n")) as server,
-        client_of(url.format(port=server.port), VirtualRetrier(), attempts=1, outage_limit_s=0.3) as client,
+        client_of(url.format(port=server.port), VirtualRetrier(), attempts=1, outage_limit_s=30) as client,
     ):
         reason = await client.failure()
         assert "cannot be reached" in reason
@@ -98,6 +99,6 @@ async def test_a_city_whose_host_alone_is_down_fails_while_others_are_served() -
         failing = asyncio.create_task(client.failure())
         async with asyncio.timeout(30):
             while not failing.done():
-                await patient.run(partial(client.attempt, "2"))
+                await retried(patient, client.retrier, partial(client.attempt, "2"))
                 client.store.objects.clear()
         assert "cannot be reached" in await failing

@@ -11,9 +11,10 @@ import msgspec
 import pytest
 from msgspec import UNSET, UnsetType
 
+from services.api.requests.service import Requests
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
-from services.ingest.upstream.errors import PermanentUpstreamError
+from services.ingest.upstream.errors import PermanentUpstreamError, UpstreamDown
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from shared.domain import bitmap, events, keys, objects
 from shared.domain.events import (
@@ -43,9 +44,9 @@ from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.fakes.metrics import value
 from tests.fakes.store import MemoryStore
 from tests.fakes.upstream import MemoryUpstream
-from tests.fault.checks import requests
+from tests.fault.checks import record_of, requests
 from tests.fault.scenarios import HOME, WHOLE
-from tests.fault.world import World
+from tests.fault.world import OUTAGE_LIMIT_S, World
 
 DATE = dt.date(2024, 5, 1)
 NOON = dt.datetime(2024, 5, 2, 12, tzinfo=dt.UTC)
@@ -218,6 +219,69 @@ async def test_a_failed_request_names_itself_and_the_reason() -> None:
     record = await read_request_record(planned.store, request.request_id)
     assert record is not None
     assert record.dispatched_at == retried_at
+
+
+async def test_an_outage_delays_only_requests_that_need_the_upstream() -> None:
+    """A request whose list cannot be fetched waits in a topic: a request of stored files is planned meanwhile."""
+    world = World()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    waiting = world.request(WHOLE)
+    stored = world.request(WHOLE, joining=False, background=Background(source=Source.BUCKET))
+    world.upstream.city_list = UpstreamDown("refused")
+    while await world.turn("planner"):
+        pass
+    assert len(world.log.records(Topic.RETRIES)) == 1
+    while await world.turn("progress"):
+        pass
+    assert (record_of(world, waiting).planned, record_of(world, stored).planned) == (False, True)
+    WHOLE.write_into(world.upstream, DATE)
+    await world.run_to_rest()
+    assert status_of(record_of(world, waiting)) is Status.COMPLETED
+
+
+async def test_an_outage_is_limited_from_the_first_attempt_of_a_request() -> None:
+    """The limit counts since the request first found the upstream down, not since its latest attempt."""
+    planned = Planned()
+    planned.lists({"1": "Peru"})
+    await planned.plan()
+    planned.upstream.city_list = UpstreamDown("refused")
+    await planned.plan(planned.requested())
+    for _ in range(2):
+        planned.clock.advance(0.5)
+        *_, later = planned.published(Topic.RETRIES)
+        assert isinstance(later, ProcessRequested)
+        assert later.down_since == NOON
+        await planned.plan(later)
+    failed = planned.published(Topic.REQUEST_PROGRESS)[-1]
+    assert isinstance(failed, RequestFailed)
+    assert failed.reason == "the list of cities cannot be used: refused (for 1 s)"
+
+
+async def test_a_request_that_was_requeued_in_an_outage_fails_once() -> None:
+    """The second event of a request is dropped after the first has failed the request, though its time is not over."""
+    world = World()
+    request_id = world.request(WHOLE)
+    world.upstream.city_list = UpstreamDown("refused")
+    await world.turn("planner")
+    await world.requeue()
+    await world.turn("planner")
+    assert len(world.log.records(Topic.RETRIES)) == 2
+    world.clock.advance(OUTAGE_LIMIT_S - 1)
+    await world.run_to_rest()
+    assert status_of(record_of(world, request_id)) is Status.FAILED
+
+
+async def test_a_cancelled_request_ends_while_it_waits_for_the_upstream() -> None:
+    """A cancellation needs no upstream: the request ends at once, and its next attempt is dropped."""
+    world = World()
+    request_id = world.request(WHOLE)
+    world.upstream.city_list = UpstreamDown("refused")
+    await world.turn("planner")
+    requests_api = Requests(world.store, MemoryPublisher(world.log), clock=world.clock)
+    await requests_api.cancel(request_id)
+    await world.run_to_rest()
+    assert status_of(record_of(world, request_id)) is Status.CANCELLED
 
 
 async def test_stored_files_are_read_again_without_a_plan() -> None:

@@ -1,4 +1,4 @@
-"""Tasks that are tried again later: how often, how late, for how long an outage, and by whom they are given back."""
+"""Tasks and requests that are tried again later: how often, how late, how long in an outage, and by which topic."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import datetime as dt
 import msgspec
 import pytest
 
-from services.ingest.upstream.errors import OutageTooLong, PermanentUpstreamError, TransientUpstreamError, UpstreamDown
+from services.ingest.retries import Retries, next_attempt
+from services.ingest.upstream.errors import (
+    OutageTooLong,
+    PermanentUpstreamError,
+    TransientUpstreamError,
+    UpstreamDown,
+    UpstreamHeld,
+)
 from services.ingest.upstream.retry import WAIT_MAX_S
-from services.ingest.worker.task_retries import TaskRetries, next_attempt
 from shared.domain import events
 from shared.domain.events import BACKGROUND, IngestCity
 from shared.domain.ids import CityId, CountrySlug, RequestId
@@ -69,6 +75,13 @@ def test_an_outage_costs_no_attempt_and_is_limited_from_task_to_task() -> None:
     assert again(task, TransientUpstreamError("cut"), after_s=895).down_since is None
 
 
+def test_a_wait_that_the_upstream_asked_for_is_no_outage() -> None:
+    """A task that comes while the upstream has asked to wait is tried after that time, however long it is."""
+    task = again(TASK, UpstreamHeld(2 * OUTAGE_LIMIT_S))
+    assert (task.failed_attempts, task.down_since) == (0, None)
+    assert task.not_before == NOON + dt.timedelta(seconds=2 * OUTAGE_LIMIT_S)
+
+
 class Waiting(Retrier):
     """Waits no time, and notes for how long it would have."""
 
@@ -90,9 +103,9 @@ async def test_tasks_are_published_again_when_they_are_due() -> None:
     for city, wait_s in (("late", 20), ("now", -5), ("soon", 2), ("far", 10_000)):
         not_before = NOON + dt.timedelta(seconds=wait_s)
         task = msgspec.structs.replace(TASK, city_id=CityId(city), not_before=not_before)
-        await publisher.publish([OutgoingEvent(task, topic=Topic.CITY_TASK_RETRIES)])
-    batch = log.records(Topic.CITY_TASK_RETRIES)
-    await TaskRetries(publisher, clock=Clock(NOON), retrier=retrier).process(batch)
+        await publisher.publish([OutgoingEvent(task, topic=Topic.RETRIES)])
+    batch = log.records(Topic.RETRIES)
+    await Retries(publisher, clock=Clock(NOON), retrier=retrier).process(batch)
     given_back = [one for one in log.appended if one.topic is Topic.CITY_TASKS]
     cities = [
         event.city_id for one in given_back if isinstance(event := events.decode(one.topic, one.value), IngestCity)
@@ -106,9 +119,9 @@ async def test_a_background_task_stays_in_the_background() -> None:
     log = MemoryLog()
     publisher = MemoryPublisher(log)
     task = msgspec.structs.replace(TASK, background=BACKGROUND)
-    await publisher.publish([OutgoingEvent(task, topic=Topic.CITY_TASK_RETRIES)])
-    batch = log.records(Topic.CITY_TASK_RETRIES)
-    await TaskRetries(publisher, clock=Clock(NOON), retrier=Waiting()).process(batch)
+    await publisher.publish([OutgoingEvent(task, topic=Topic.RETRIES)])
+    batch = log.records(Topic.RETRIES)
+    await Retries(publisher, clock=Clock(NOON), retrier=Waiting()).process(batch)
     assert (len(log.records(Topic.BACKGROUND_TASKS)), log.records(Topic.CITY_TASKS)) == (1, [])
 
 
@@ -119,7 +132,7 @@ async def test_a_broken_download_does_not_delay_its_batch() -> None:
     request_id = world.request(WHOLE)
     while await world.turn("planner") or await world.turn("worker"):
         pass
-    (waiting,) = world.log.records(Topic.CITY_TASK_RETRIES)
+    (waiting,) = world.log.records(Topic.RETRIES)
     assert waiting.key == b"2024-05-01/1"
     assert len(world.store.bodies("manifests/")) == 2
     await world.run_to_rest()
