@@ -5,6 +5,8 @@ The fold is a join, so it is commutative, associative and idempotent on any inpu
 - For each city the ledger keeps the entry of the highest revision. A retraction stays as a tombstone.
 - If two entries have equal revisions, it keeps the one with the greater canonical bytes.
 - It keeps the plan with the highest revision.
+- The country has the name that this plan gives it. Without a plan, the entry of the highest revision names it. Only
+  then do entries keep the name: once a plan is in force, one always is.
 
 The encoding is canonical, and nothing in a summary comes from the service that folds. So the order, the duplicates and
 the batches of the events never change a byte of a summary.
@@ -26,7 +28,6 @@ from shared.domain.objects import LedgerEntry, PlanChunks, Summary
 StatEvent = CityDayStats | CityDayRetracted | CountryDayPlanned
 
 _STAT_EVENTS = (CityDayStats, CityDayRetracted, CountryDayPlanned)
-_PlanKey = tuple[int, int]
 _encoder = msgspec.json.Encoder(order="deterministic")
 
 
@@ -41,26 +42,19 @@ def fold(summary: Summary, folded: Iterable[StatEvent]) -> Summary:
     Returns ``summary`` itself if they change nothing. Raises ValueError for an event of another country-day.
     """
     date, country = summary.date, summary.country
-    ledger = dict(summary.ledger)
-    plans = _chunks_of(summary)
-    name = summary.country_name
-    changed = False
+    entries: list[tuple[CityId, LedgerEntry]] = []
+    plans: list[PlanChunks] = []
     for event in folded:
         if event.country != country or event.date != date:
             raise ValueError(f"{event.key} is not an event of {date}/{country}")
         match event:
             case CityDayStats():
-                name = max(name, event.country_name)
-                changed |= _keep_greater(ledger, event.city_id, _entry_of(event))
+                entries.append((event.city_id, _entry_of(event)))
             case CityDayRetracted():
-                changed |= _keep_greater(ledger, event.city_id, LedgerEntry(revision=event.revision))
+                entries.append((event.city_id, LedgerEntry(revision=event.revision)))
             case CountryDayPlanned():
-                name = max(name, event.country_name)
-                chunks = plans.setdefault((event.plan_revision, event.chunks), {})
-                if event.chunk < event.chunks:
-                    cities = tuple(sorted(set(event.city_ids)))
-                    chunks[event.chunk] = max(chunks.get(event.chunk, ()), cities)
-    return _joined(summary, name, ledger, plans, changed=changed)
+                plans.append(_chunk_of(event))
+    return _joined(summary, entries, plans)
 
 
 def join(summary: Summary, other: Summary) -> Summary:
@@ -70,16 +64,14 @@ def join(summary: Summary, other: Summary) -> Summary:
     """
     if (other.date, other.country) != (summary.date, summary.country):
         raise ValueError(f"{other.date}/{other.country} is not {summary.date}/{summary.country}")
-    ledger = dict(summary.ledger)
-    plans = _chunks_of(summary)
-    changed = False
-    for city_id, entry in other.ledger.items():
-        changed |= _keep_greater(ledger, city_id, entry)
-    for plan, others in _chunks_of(other).items():
-        chunks = plans.setdefault(plan, {})
-        for chunk, cities in others.items():
-            chunks[chunk] = max(chunks.get(chunk, ()), cities)
-    return _joined(summary, max(summary.country_name, other.country_name), ledger, plans, changed=changed)
+    return _joined(summary, other.ledger.items(), other.plans)
+
+
+def comparable_ledgers(one: Summary, other: Summary) -> tuple[dict[CityId, LedgerEntry], dict[CityId, LedgerEntry]]:
+    """Return the ledgers of two summaries; without names if one of the two alone has a plan in force."""
+    if bool(one.plan_revision) == bool(other.plan_revision):
+        return one.ledger, other.ledger
+    return _without_names(one.ledger), _without_names(other.ledger)
 
 
 def superseded(summary: Summary, event: StatEvent) -> bool:
@@ -105,7 +97,13 @@ def _entry_of(event: CityDayStats) -> LedgerEntry:
         sha256=event.sha256,
         ingested_at=event.ingested_at,
         suspicious=event.suspicious or "",
+        country_name=event.country_name,
     )
+
+
+def _chunk_of(event: CountryDayPlanned) -> PlanChunks:
+    cities = {event.chunk: tuple(sorted(set(event.city_ids)))} if event.chunk < event.chunks else {}
+    return PlanChunks(revision=event.plan_revision, chunks=event.chunks, country_name=event.country_name, cities=cities)
 
 
 def _keep_greater(ledger: dict[CityId, LedgerEntry], city_id: CityId, entry: LedgerEntry) -> bool:
@@ -119,7 +117,20 @@ def _keep_greater(ledger: dict[CityId, LedgerEntry], city_id: CityId, entry: Led
 def _is_greater(entry: LedgerEntry, known: LedgerEntry) -> bool:
     if entry.revision != known.revision:
         return entry.revision > known.revision
-    return _encoder.encode(entry) > _encoder.encode(known)
+    return _order_of(entry) > _order_of(known)
+
+
+def _order_of(entry: LedgerEntry) -> tuple[bytes, str]:
+    """Return what decides between entries of one revision. The name comes last: a plan makes it irrelevant."""
+    return _encoder.encode(_without_name(entry)), entry.country_name
+
+
+def _without_names(ledger: dict[CityId, LedgerEntry]) -> dict[CityId, LedgerEntry]:
+    return {city_id: _without_name(entry) for city_id, entry in ledger.items()}
+
+
+def _without_name(entry: LedgerEntry) -> LedgerEntry:
+    return msgspec.structs.replace(entry, country_name="") if entry.country_name else entry
 
 
 def _last_of(instants: Sequence[dt.datetime | None]) -> dt.datetime | None:
@@ -133,45 +144,53 @@ def _last_of(instants: Sequence[dt.datetime | None]) -> dt.datetime | None:
     return max([instant for instant in known if instant == last], key=dt.datetime.isoformat)
 
 
-def _chunks_of(summary: Summary) -> dict[_PlanKey, dict[int, tuple[CityId, ...]]]:
-    return {(plan.revision, plan.chunks): dict(plan.cities) for plan in summary.plans}
+def _joined(summary: Summary, entries: Iterable[tuple[CityId, LedgerEntry]], added: Iterable[PlanChunks]) -> Summary:
+    plans = _joined_plans(summary.plans, added)
+    plan = _in_force(plans)
+    ledger = dict(summary.ledger)
+    changed = plans != summary.plans
+    if plan is not None and _in_force(summary.plans) is None:
+        ledger = _without_names(ledger)
+    for city_id, entry in entries:
+        changed |= _keep_greater(ledger, city_id, entry if plan is None else _without_name(entry))
+    return _with_totals(summary, ledger, plans) if changed else summary
 
 
-def _joined(
-    summary: Summary,
-    name: str,
-    ledger: dict[CityId, LedgerEntry],
-    plans: dict[_PlanKey, dict[int, tuple[CityId, ...]]],
-    *,
-    changed: bool,
-) -> Summary:
-    kept = _without_superseded(plans)
-    if not changed and kept == summary.plans and name == summary.country_name:
-        return summary
-    return _with_totals(summary, name, ledger, kept)
-
-
-def _without_superseded(plans: dict[_PlanKey, dict[int, tuple[CityId, ...]]]) -> tuple[PlanChunks, ...]:
-    """Keep the highest complete plan and the incomplete plans above it, highest first."""
+def _joined_plans(known: tuple[PlanChunks, ...], added: Iterable[PlanChunks]) -> tuple[PlanChunks, ...]:
+    """Return the highest complete plan and the incomplete plans above it, highest first."""
+    plans = {(plan.revision, plan.chunks): plan for plan in known}
+    for plan in added:
+        key = (plan.revision, plan.chunks)
+        plans[key] = _joined_chunks(plans[key], plan) if key in plans else plan
     kept = []
-    for (revision, chunks), cities in sorted(plans.items(), reverse=True):
-        plan = PlanChunks(revision=revision, chunks=chunks, cities=dict(sorted(cities.items())))
+    for _, plan in sorted(plans.items(), reverse=True):
         kept.append(plan)
         if plan.whole:
             break
     return tuple(kept)
 
 
+def _joined_chunks(plan: PlanChunks, other: PlanChunks) -> PlanChunks:
+    chunks = sorted(plan.cities.keys() | other.cities.keys())
+    return msgspec.structs.replace(
+        plan,
+        country_name=max(plan.country_name, other.country_name),
+        cities={chunk: max(plan.cities.get(chunk, ()), other.cities.get(chunk, ())) for chunk in chunks},
+    )
+
+
 def _in_force(plans: tuple[PlanChunks, ...]) -> PlanChunks | None:
     return plans[-1] if plans and plans[-1].whole else None
 
 
-def _with_totals(
-    summary: Summary,
-    name: str,
-    ledger: dict[CityId, LedgerEntry],
-    plans: tuple[PlanChunks, ...],
-) -> Summary:
+def _name_of(plan: PlanChunks | None, ledger: dict[CityId, LedgerEntry]) -> str:
+    if plan is not None:
+        return plan.country_name
+    named = [(entry.revision, entry.country_name) for entry in ledger.values() if entry.contribution is not None]
+    return max(named)[1] if named else ""
+
+
+def _with_totals(summary: Summary, ledger: dict[CityId, LedgerEntry], plans: tuple[PlanChunks, ...]) -> Summary:
     entries = ledger.values()
     contributions = [entry.contribution for entry in entries if entry.contribution is not None]
     plan = _in_force(plans)
@@ -180,7 +199,7 @@ def _with_totals(
     plan_revision = plan.revision if plan else 0
     return msgspec.structs.replace(
         summary,
-        country_name=name,
+        country_name=_name_of(plan, ledger),
         version=sum([entry.revision for entry in entries]) + plan_revision,
         totals=total_of(contributions),
         has_data=bool(contributions),

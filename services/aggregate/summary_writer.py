@@ -48,6 +48,8 @@ class CachedSummary(msgspec.Struct):
 class SummaryWriter:
     """Changes summaries by compare-and-swap. After a conflict it reads the summary again and changes it again.
 
+    A summary that has vanished from the bucket is written again, as this process last knew it.
+
     If the last summary that was not in the cache did not exist, the next one is created without a read. The write fails
     if it exists. So new dates and new generations take one request each, not two.
     """
@@ -70,6 +72,7 @@ class SummaryWriter:
     async def _change(self, generation: int, empty: Summary, change: Callable[[Summary], Summary]) -> CachedSummary:
         key = keys.summary(generation, empty.date, empty.country)
         conflicted = False
+        base = empty
         while True:
             known = self._cache.get(key)
             metrics.count_lookups("summaries", hits=known is not None, misses=known is None)
@@ -77,18 +80,21 @@ class SummaryWriter:
             if known is None and not guessed:
                 known = await self._read(key)
                 self._last_was_missing = known is None
-            before = known.summary if known else empty
-            after = change(before)
-            if known and after is before:
+            base = known.summary if known else base
+            stored_etag = known.etag if known else None
+            after = change(base)
+            if known and after is base:
                 # A cached summary may be stale, and the caller compares revisions with the stored one.
                 found = await self._store.get(key, first_bytes=0)
-                if found is None or found.etag == known.etag:
+                stored_etag = found.etag if found else None
+                if stored_etag == known.etag:
                     return known
-                self._cache.drop(key)
-                continue
+                if found is not None:
+                    self._cache.drop(key)
+                    continue
             body = objects.encode(after)
             try:
-                etag = await self._store.compare_and_swap(key, body, etag=known.etag if known else None)
+                etag = await self._store.compare_and_swap(key, body, etag=stored_etag)
             except CasConflict:
                 if not guessed:
                     metrics.cas_conflicts.labels("summary").inc()

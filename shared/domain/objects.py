@@ -284,7 +284,10 @@ class AttemptsUnderWay(BucketObject, frozen=True, kw_only=True):
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """The entry of one city in a summary: its contribution, or a tombstone after its retraction."""
+    """The entry of one city in a summary: its contribution, or a tombstone after its retraction.
+
+    ``country_name`` is empty in a tombstone, and in a summary with a plan in force.
+    """
 
     revision: CountField
     city_name: str = ""
@@ -293,6 +296,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     sha256: str = ""
     ingested_at: InstantField | None = None
     suspicious: str = ""
+    country_name: str = ""
 
 
 class PlanChunks(msgspec.Struct, frozen=True, kw_only=True):
@@ -300,6 +304,7 @@ class PlanChunks(msgspec.Struct, frozen=True, kw_only=True):
 
     revision: CountField
     chunks: CountField
+    country_name: str = ""
     cities: dict[int, tuple[CityId, ...]]
 
     @property

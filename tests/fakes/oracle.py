@@ -47,22 +47,22 @@ class Oracle:
         self._cities = truth.cities
         failed = False
         for city in truth.cities:
-            self._countries.add(city.country)
+            self._countries.add(city.country.lower())
             file = truth.files.get(city.id)
             if isinstance(file, tuple):
-                self._placed[city.id] = (city.country, file)
+                self._placed[city.id] = (city.country.lower(), file)
             else:
                 failed = True
         self.statuses[request_id] = "completed with failures" if failed else "completed"
 
     def days(self) -> dict[str, ExpectedDay]:
         """Return the expected summary of each country, by slug."""
-        return {country.lower(): self._day(country) for country in sorted(self._countries)}
+        return {country: self._day(country) for country in sorted(self._countries)}
 
     def _day(self, country: str) -> ExpectedDay:
         here = {city_id: trips for city_id, (where, trips) in self._placed.items() if where == country}
         trips = [trip for file in here.values() for trip in file]
-        expected = {city.id for city in self._cities or () if city.country == country}
+        expected = {city.id for city in self._cities or () if city.country.lower() == country}
         return ExpectedDay(
             trips=len(trips),
             passengers=sum(trip.passengers for trip in trips),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import hashlib
 from typing import Protocol, TypeVar
 
 import msgspec
 from msgspec import UNSET
 
+from services.aggregate.bucket_reader import events_of_whole_plan
+from services.aggregate.fold import StatEvent, empty_summary, fold
 from services.aggregate.summary_writer import summary_event
 from shared.domain import bitmap, events, keys, objects
 from shared.domain.backfills import date_at, dates_total, is_closed, request_id_of
@@ -20,7 +23,7 @@ from shared.domain.events import (
     Event,
     PoisonRecord,
 )
-from shared.domain.ids import RequestId
+from shared.domain.ids import CountrySlug, RequestId
 from shared.domain.objects import (
     Backfill,
     GenerationPointer,
@@ -164,6 +167,7 @@ def inconsistencies(world: World) -> list[str]:
     return [
         *world.unexpected,
         *summaries_against_manifests(world),
+        *summaries_against_a_replay(world),
         *raw_objects_against_manifests(world),
         *topics_against_the_bucket(world),
     ]
@@ -181,6 +185,7 @@ def differences(world: World, *, one_fault: bool = False) -> list[str]:
         *_against_the_oracle(world),
         *_requests_against_the_oracle(world),
         *summaries_against_manifests(world),
+        *summaries_against_a_replay(world),
         *raw_objects_against_manifests(world),
         *quarantine_against_requests(world),
         *topics_against_the_bucket(world, dead_letters=world.dead_letters, one_fault=one_fault),
@@ -257,6 +262,29 @@ def summaries_against_manifests(world: Checked) -> list[str]:
         for place in sorted({*ledgers, *named})
         if ledgers.get(place) != named.get(place)
     ]
+
+
+def summaries_against_a_replay(world: Checked) -> list[str]:
+    """Compare the bytes of every live summary with those that a fold of the manifests and plans gives."""
+    replayed: dict[tuple[dt.date, CountrySlug], list[StatEvent]] = {}
+    of_manifests = [event for manifest in manifests(world) for event in events_of_manifest(manifest)]
+    of_plans = [event for plan in _stored(world, keys.PLANS, Plan) for event in events_of_whole_plan(plan)]
+    for event in (*of_manifests, *of_plans):
+        replayed.setdefault((event.date, event.country), []).append(event)
+    live = {(summary.date, summary.country): objects.encode(summary) for summary in live_summaries(world)}
+    expected = {where: objects.encode(fold(empty_summary(*where), of)) for where, of in replayed.items()}
+    return [
+        f"summary of {where}: a replay gives {expected.get(where)!r}, found {live.get(where)!r}"
+        for where in sorted({*live, *expected})
+        if live.get(where) != expected.get(where)
+    ]
+
+
+def countries_without_summary(world: Checked) -> list[CountrySlug]:
+    """Return the countries of all plans that have no live summary of a date."""
+    live = {(summary.date, summary.country) for summary in live_summaries(world)}
+    plans = _stored(world, keys.PLANS, Plan)
+    return [country for plan in plans for country in (*plan.countries, *plan.gone) if (plan.date, country) not in live]
 
 
 def raw_objects_against_manifests(world: Checked) -> list[str]:

@@ -2,6 +2,7 @@
 
 The fault model:
 - Files are corrected, cities move, leave and come back, files and the city list become invalid, and requests arrive.
+  The city list spells a country in two ways.
 - The ids of the city list change between numbers and strings, and the list has a city twice.
 - Processes handle batches in any order of partitions, are replaced in the middle of a batch, and resume later.
 - Any call across a port breaks in any way. Records are delivered again, topics are compacted and hold poison records.
@@ -9,6 +10,7 @@ The fault model:
   advance both by clocks that differ by an hour.
 - Rebuild, repair, gc, builds of the Parquet tables and a planner's look at backfills can pause at a call. No pause is
   longer than the minimum age for gc.
+- Somebody deletes live summaries.
 
 After every step:
 - Each served number is one that some manifest had. Raw objects are written before their manifests, and exist.
@@ -16,7 +18,8 @@ After every step:
 - A reader that has read before sees every summary that is published or counts as served.
 
 At rest, after one more request, the reader sees every summary as it is stored. The numbers match the upstream, and so
-do the tables after one more build.
+do the tables after one more build. Manifests and plans give the same bytes. If a summary was deleted, that request
+writes it again. A repair completes it before these checks, since a new process does not know the cities that left.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from shared.domain import keys
 from shared.domain.backfills import NotPossible, cancelled, paused, resumed, retried
 from shared.domain.contribution import Contribution
 from shared.domain.events import BACKGROUND, Background, Source
@@ -79,6 +83,7 @@ _Result = TypeVar("_Result")
 
 cities = st.sampled_from(CITIES)
 countries = st.sampled_from(COUNTRIES)
+spellings = st.sampled_from((str.lower, str.title))
 roles = st.sampled_from(sorted(ROLES))
 breaks = st.sampled_from(Break)
 calls = st.integers(0, 30)
@@ -103,6 +108,8 @@ class History(RuleBasedStateMachine):
         self.world = self.kind()
         self.watcher = Watcher(self.world)
         self.listed: dict[int, str] = {}
+        self.spelling: Callable[[str], str] = str.title
+        self.has_lost_summaries = False
         self.files: dict[int, File | bytes] = {}
         self.list_is_bad = False
         self.in_text: frozenset[int] = frozenset()
@@ -134,10 +141,11 @@ class History(RuleBasedStateMachine):
         """Run all checks that hold after every step."""
         self._run(self.watcher.look())
 
-    @initialize(placed=st.fixed_dictionaries(dict.fromkeys(CITIES, countries)))
-    def begin(self, placed: dict[int, str]) -> None:
+    @initialize(placed=st.fixed_dictionaries(dict.fromkeys(CITIES, countries)), spelling=spellings)
+    def begin(self, placed: dict[int, str], spelling: Callable[[str], str]) -> None:
         """Let the upstream list all cities, each with a good file."""
         self.listed = dict(placed)
+        self.spelling = spelling
         self.files = {city: GOOD_FILES[city] for city in CITIES}
         # It comes due by itself in 2028 only: a history has one date, and gc moves the clock by weeks.
         self.world.set_schedule("leap-day", cron="0 0 29 2 *")
@@ -167,6 +175,12 @@ class History(RuleBasedStateMachine):
     def write_ids_differently(self, in_text: frozenset[int], twice: frozenset[int]) -> None:
         """Let the list have some ids as strings, and some cities twice."""
         self.in_text, self.twice = in_text, twice
+        self._hold()
+
+    @rule(spelling=spellings)
+    def spell_the_countries(self, spelling: Callable[[str], str]) -> None:
+        """Let the city list spell the countries in one of two ways, which have the same slugs."""
+        self.spelling = spelling
         self._hold()
 
     @rule(city=cities, missing=st.booleans())
@@ -288,6 +302,17 @@ class History(RuleBasedStateMachine):
         if not job.ended:
             self.jobs.append(job)
 
+    @precondition(lambda self: not self.world.has_paused_process and all(job.ended for job in self.jobs))
+    @precondition(lambda self: bool(checks.live_summaries(self.world)))
+    @rule(which=st.integers(0, len(COUNTRIES) - 1))
+    def lose_a_summary(self, which: int) -> None:
+        """Delete a live summary."""
+        live = checks.live_summaries(self.world)
+        lost = live[which % len(live)]
+        del self.world.store.objects[keys.summary(checks.live_generation(self.world), lost.date, lost.country)]
+        self.watcher.lose(lost.country)
+        self.has_lost_summaries = True
+
     @rule()
     def requeue(self) -> None:
         """Requeue stalled requests."""
@@ -355,6 +380,11 @@ class History(RuleBasedStateMachine):
         await self._end_backfills()
         self._request()
         await world.run_to_rest()
+        if self.has_lost_summaries:
+            missing = checks.countries_without_summary(world)
+            assert not missing, f"the last request has ended, and {missing} have no summary"
+            await world.repair()
+            self.has_lost_summaries = False
         await world.build_tables()
 
     async def _end_backfills(self) -> None:
@@ -380,6 +410,7 @@ class History(RuleBasedStateMachine):
 
     def _wrong_at_rest(self) -> list[str]:
         wrong = checks.unfinished(self.world) + checks.summaries_against_manifests(self.world)
+        wrong += checks.summaries_against_a_replay(self.world)
         wrong += checks.raw_objects_against_manifests(self.world)
         wrong += checks.tables_against_summaries(self.world)
         wrong += checks.topics_against_the_bucket(self.world, dead_letters=self.dead_letters)
@@ -460,7 +491,7 @@ class History(RuleBasedStateMachine):
                 self.possible[city].files.add(file)
 
     def _truth(self) -> UpstreamState:
-        listed = tuple(City(city, country) for city, country in sorted(self.listed.items()))
+        listed = tuple(City(city, self.spelling(country)) for city, country in sorted(self.listed.items()))
         return UpstreamState(
             cities=None if self.list_is_bad else listed, files=self.files, in_text=self.in_text, twice=self.twice
         )

@@ -44,6 +44,7 @@ from shared.domain.objects import (
     Manifest,
     PastRevision,
     Plan,
+    PlanChunks,
     Summary,
 )
 from shared.domain.outbox import events_of_plan
@@ -55,7 +56,7 @@ from shared.storage.change_index import ChangeCounter, _OwnCounters
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
 from shared.storage.repository import Versioned
-from tests.fakes.builders import UpstreamState
+from tests.fakes.builders import City, UpstreamState
 from tests.fakes.faults import Break
 from tests.fakes.index_race import Race
 from tests.fakes.store import BreakableStore
@@ -192,6 +193,29 @@ async def breaking_a_backfill(_kind: type[World]) -> AsyncIterator[str]:
 async def breaking_a_retry_of_a_backfill(_kind: type[World]) -> AsyncIterator[str]:
     """Break every call of the planners while a backfill runs and its failed date is retried."""
     async for one in jobs.broken_anywhere(DATE, DATE, failing=(DATE,)):
+        yield one
+
+
+async def spelling_a_country_anew(kind: type[World]) -> AsyncIterator[str]:
+    """Let the city list spell a country in another way, which sorts before the first one."""
+    world = kind()
+    for country in ("armenia", "Armenia"):
+        world.request(UpstreamState(cities=(City(1, country),), files={1: CORRECTED}))
+        await world.run_to_rest()
+        for one in differences(world):
+            yield one
+
+
+async def losing_a_summary(kind: type[World]) -> AsyncIterator[str]:
+    """Delete the live summaries between two requests that find nothing changed."""
+    world = kind()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    for key in world.store.bodies(keys.SUMMARIES):
+        del world.store.objects[key]
+    world.request(WHOLE)
+    await world.run_to_rest()
+    for one in differences(world):
         yield one
 
 
@@ -477,14 +501,12 @@ def live_alone(patch: pytest.MonkeyPatch) -> None:
 
 
 def the_last_plan_wins(patch: pytest.MonkeyPatch) -> None:
-    """Put the latest plan to arrive in force, instead of the highest."""
-    ordered = pure_fold._without_superseded
+    """Let the fold keep the last plan of a batch instead of the highest."""
 
-    def last(plans: dict[tuple[int, int], dict[int, tuple[CityId, ...]]]) -> object:
-        key = list(plans)[-1:]
-        return ordered({one: plans[one] for one in key})
+    def last(known: tuple[PlanChunks, ...], added: Iterable[PlanChunks]) -> tuple[PlanChunks, ...]:
+        return tuple(added)[-1:] or known
 
-    patch.setattr(pure_fold, "_without_superseded", last)
+    patch.setattr(pure_fold, "_joined_plans", last)
 
 
 def any_country(patch: pytest.MonkeyPatch) -> None:
@@ -556,7 +578,7 @@ def no_tombstones(patch: pytest.MonkeyPatch) -> None:
         left = {city: entry for city, entry in after.ledger.items() if entry.contribution is not None}
         if left == after.ledger:
             return after
-        return pure_fold._with_totals(after, after.country_name, left, after.plans)
+        return pure_fold._with_totals(after, left, after.plans)
 
     _folding(patch, forget)
 
@@ -574,6 +596,33 @@ def adding(patch: pytest.MonkeyPatch) -> None:
         return msgspec.structs.replace(after, totals=totals)
 
     _folding(patch, add)
+
+
+def a_name_that_never_falls(patch: pytest.MonkeyPatch) -> None:
+    """Let a summary keep the greatest name that its country ever had."""
+    with_totals = pure_fold._with_totals
+
+    def greatest(summary: Summary, ledger: dict[CityId, LedgerEntry], plans: tuple[PlanChunks, ...]) -> Summary:
+        after = with_totals(summary, ledger, plans)
+        return msgspec.structs.replace(after, country_name=max(summary.country_name, after.country_name))
+
+    patch.setattr(pure_fold, "_with_totals", greatest)
+
+
+def vanished_taken_for_unchanged(patch: pytest.MonkeyPatch) -> None:
+    """Let an aggregate write a summary only if an event changes the one that it knows."""
+    change = SummaryWriter._change
+
+    async def trusting(
+        self: SummaryWriter, generation: int, empty: Summary, apply: Callable[[Summary], Summary]
+    ) -> CachedSummary:
+        key = keys.summary(generation, empty.date, empty.country)
+        known = self._cache.get(key)
+        if known and apply(known.summary) is known.summary and await self._store.get(key, first_bytes=0) is None:
+            return known
+        return await change(self, generation, empty, apply)
+
+    patch.setattr(SummaryWriter, "_change", trusting)
 
 
 def completed_before_folded(patch: pytest.MonkeyPatch) -> None:
@@ -852,6 +901,8 @@ MUTATIONS = (
     Mutation(name="retraction ignored", patch=no_retractions, proof=breaking("a city moves")),
     Mutation(name="tombstone dropped", patch=no_tombstones, proof=redelivering_everything),
     Mutation(name="adding instead of replacing", patch=adding, proof=breaking_a_correction),
+    Mutation(name="a name that never falls", patch=a_name_that_never_falls, proof=spelling_a_country_anew),
+    Mutation(name="a vanished summary taken for unchanged", patch=vanished_taken_for_unchanged, proof=losing_a_summary),
     Mutation(name="completed before it is served", patch=completed_before_folded, proof=watching_progress),
     Mutation(name="flip without the token", patch=flip_without_token, proof=job_scenarios.taken_over_anywhere),
     Mutation(

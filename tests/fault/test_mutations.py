@@ -17,10 +17,12 @@ from tests.fault.mutations import (
     Proof,
     building_on_a_lost_response,
     flipping_under_the_aggregate,
+    losing_a_summary,
     losing_the_log,
     racing,
     redelivering_everything,
     refusing_dead_letters,
+    spelling_a_country_anew,
     watching_progress,
     watching_the_aggregate,
     writing_ids_differently,
@@ -35,6 +37,8 @@ FOUND_BY_HISTORIES = {
     "gc ignoring the history",
     "a raw object after its manifest",
     "a city for each type of an id",
+    "a name that never falls",
+    "a vanished summary taken for unchanged",
 }
 """What 200 histories are enough to find; the others need two rare things at once."""
 each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
@@ -57,6 +61,8 @@ async def test_each_mutation_is_detected(mutation: Mutation, monkeypatch: pytest
         building_on_a_lost_response,
         refusing_dead_letters,
         losing_the_log,
+        losing_a_summary,
+        spelling_a_country_anew,
         racing,
         watching_the_aggregate,
         flipping_under_the_aggregate,

@@ -36,6 +36,7 @@ class Watcher:
         self._published: dict[CountrySlug, int] = {}
         self._finished: dict[tuple[RequestId, int], dict[int, list[CityFinished]]] = {}
         self._served: dict[tuple[RequestId, int], int] = {}
+        self._excused: set[RequestId] = set()
         clock = world.clock
         self._reader = SummaryReader(world.store, cache_bytes=100_000, clock_s=lambda: clock().timestamp())
 
@@ -60,6 +61,13 @@ class Watcher:
         read = {country: summary.version for country, summary in (await self._read()).items()}
         stored = {summary.country: summary.version for summary in checks.live_summaries(self._world)}
         assert read == stored, f"a reader sees {read}, and live is {stored}"
+
+    def lose(self, country: CountrySlug) -> None:
+        """Forget a summary that somebody deleted, and what the requests so far say about it."""
+        self._versions.pop(country, None)
+        self._published.pop(country, None)
+        self._revisions = {place: one for place, one in self._revisions.items() if place[0] != country}
+        self._excused |= {record.request_id for record in checks.requests(self._world)}
 
     async def complaints(self, *, at_rest: bool = False) -> list[str]:
         """Look, and return what is wrong instead of raising it."""
@@ -141,6 +149,8 @@ class Watcher:
 
     def _counted_as_served_is_served(self, read: Mapping[CountrySlug, Summary]) -> None:
         for record in checks.requests(self._world):
+            if record.request_id in self._excused:
+                continue
             planned = (record.request_id, record.plan_revision)
             before = self._served.get(planned, 0)
             self._served[planned] = before | bitmap.decode(record.served)

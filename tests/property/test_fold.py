@@ -137,8 +137,26 @@ def test_the_ledger_entry_of_a_city_has_what_its_event_says(event: CityDayStats)
             sha256=event.sha256,
             ingested_at=event.ingested_at,
             suspicious="" if event.suspicious is UNSET else event.suspicious,
+            country_name=event.country_name,
         )
     }
+
+
+@given(stat_events)
+def test_the_name_is_that_of_the_plan_in_force_else_of_the_highest_revision(folded: list[StatEvent]) -> None:
+    """The name follows from what a replay has. Entries keep names only while no plan is in force."""
+    summary = fold_all(folded)
+    plan = summary.plans[-1] if summary.plan_revision else None
+    entries = [entry for entry in summary.ledger.values() if entry.contribution is not None]
+    highest = max((entry.revision for entry in entries), default=0)
+    if plan is not None:
+        assert summary.country_name == plan.country_name
+        assert not any(entry.country_name for entry in entries)
+    else:
+        assert summary.country_name in {entry.country_name for entry in entries if entry.revision == highest} or {""}
+    planned = [event for event in folded if isinstance(event, CountryDayPlanned)]
+    of_plan = {event.country_name for event in planned if event.plan_revision == summary.plan_revision}
+    assert plan is None or plan.country_name in of_plan
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))

@@ -7,7 +7,7 @@ import datetime as dt
 import msgspec
 
 from services.aggregate.audit.recount import Recount
-from services.aggregate.fold import empty_summary
+from services.aggregate.fold import comparable_ledgers, empty_summary
 from shared.domain import objects, schema
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import LedgerEntry, Manifest, Summary
@@ -45,12 +45,13 @@ def differences(expected: Summary | None, found: Summary | None) -> list[Differe
     """
     if expected is None or found is None:
         return _missing_on_one_side(expected, found)
+    wanted, present = comparable_ledgers(expected, found)
     found_differences = [
         *_of_plans(expected, found),
         *(
             difference
-            for city_id in sorted({*expected.ledger, *found.ledger})
-            if (difference := _of_city(expected, city_id, found.ledger.get(city_id))) is not None
+            for city_id in sorted({*wanted, *present})
+            if (difference := _of_city(expected, city_id, wanted.get(city_id), present.get(city_id))) is not None
         ),
     ]
     if found_differences:
@@ -136,11 +137,14 @@ def _of_plans(expected: Summary, found: Summary) -> list[Difference]:
 
 
 def _plan_text(summary: Summary) -> str:
-    return f"revision {summary.plan_revision}, {summary.cities_expected} cities" if summary.plan_revision else NOTHING
+    if not summary.plan_revision:
+        return NOTHING
+    return f"revision {summary.plan_revision}, {summary.cities_expected} cities of {summary.country_name}"
 
 
-def _of_city(expected: Summary, city_id: CityId, found: LedgerEntry | None) -> Difference | None:
-    entry = expected.ledger.get(city_id)
+def _of_city(
+    expected: Summary, city_id: CityId, entry: LedgerEntry | None, found: LedgerEntry | None
+) -> Difference | None:
     if entry == found:
         return None
     if entry is None or found is None or entry.revision != found.revision:

@@ -6,6 +6,7 @@ import datetime as dt
 
 import msgspec
 
+from services.aggregate.fold import comparable_ledgers
 from shared.domain.contribution import Contribution
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import LedgerEntry, Summary
@@ -55,10 +56,11 @@ def change_of(live: Summary | None, built: Summary | None, *, unreadable: bool =
 def _reasons(live: Summary | None, built: Summary | None) -> tuple[str, ...]:
     if live is None or built is None:
         return ("the live generation does not have it" if live is None else "no manifest or plan has it",)
+    before, after = comparable_ledgers(live, built)
     differences = [
         f"city {city_id}: {of_city}"
-        for city_id in sorted({*live.ledger, *built.ledger})
-        if (of_city := _city_reason(live.ledger.get(city_id), built.ledger.get(city_id))) is not None
+        for city_id in sorted({*before, *after})
+        if (of_city := _city_reason(before.get(city_id), after.get(city_id))) is not None
     ]
     if live.plans != built.plans:
         differences.insert(0, f"plan: revision {live.plan_revision or 'none'} → {built.plan_revision or 'none'}")

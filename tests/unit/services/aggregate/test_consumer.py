@@ -159,6 +159,21 @@ async def test_a_restored_older_manifest_is_not_published() -> None:
     assert len(bucket.log.records(Topic.CITY_STATS)) == records + len(restored)
 
 
+@pytest.mark.parametrize("new_revision", [None, 13])
+async def test_a_vanished_summary_is_written_again_with_all_its_cities(new_revision: int | None) -> None:
+    """An aggregate writes a summary that was deleted as it knows it, also the cities that no event names."""
+    bucket = bucket_with_trusted_counters()
+    aggregate = Aggregate(bucket)
+    first, second = bucket.store_file(1, 11, trips(1)), bucket.store_file(2, 12, trips(2))
+    await aggregate.fold([*bucket.plan(1, {"armenia": [1, 2]}), *first, *second])
+    counters = bucket.store.bodies(keys.CHANGES)
+    del bucket.store.objects[await bucket.summary_key()]
+    await aggregate.fold(bucket.store_file(2, new_revision, trips(2)) if new_revision else second)
+    summary = await bucket.summary()
+    assert {city: entry.revision for city, entry in summary.ledger.items()} == {"1": 11, "2": new_revision or 12}
+    assert bucket.store.bodies(keys.CHANGES) != counters, "a reader must list the month again"
+
+
 async def test_nothing_counts_as_folded_before_its_summary_is_written() -> None:
     """While a summary cannot be written, no CityFolded event is published."""
     bucket = FakeBucket()
