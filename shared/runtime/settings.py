@@ -39,7 +39,8 @@ _RULES = {
 }
 """The rules of settings in plain words, by pydantic's type of error."""
 
-Port = Annotated[int, Field(ge=0, le=65535)]
+PORT_MAX = 65_535
+Port = Annotated[int, Field(ge=0, le=PORT_MAX)]
 
 _NAME_AND_PASSWORD = re.compile(r"(?<=://)[^/?#]*(?=@)|\A(?!\w+://).*(?=@)")
 _NEITHER_QUERY_NOR_FRAGMENT = re.compile(r"[^\s?#]+")
@@ -326,8 +327,8 @@ class Settings(BaseSettings):
             )
         for server in value.split(","):
             host, _, port = server.strip().rpartition(":")
-            if not host or not port.isdecimal():
-                raise ValueError("it must be host:port, or several separated by commas")
+            if not host or not port.isdecimal() or not 0 < int(port) <= PORT_MAX:
+                raise ValueError(f"it must be host:port, or several separated by commas; a port is 1 to {PORT_MAX}")
         return value
 
     @model_validator(mode="after")
@@ -421,8 +422,9 @@ def _is_base_url(url: str) -> bool:
     """Return whether a URL names a host and ends where a path can be appended."""
     try:
         parts = urlsplit(url)
-        return bool(parts.hostname) and parts.port != 0 and _NEITHER_QUERY_NOR_FRAGMENT.fullmatch(url) is not None
-    except ValueError:  # an invalid port or IPv6 address
+        host = (parts.hostname or "").encode("idna").decode("idna")
+        return bool(host) and parts.port != 0 and _NEITHER_QUERY_NOR_FRAGMENT.fullmatch(url) is not None
+    except ValueError:  # an invalid port, IPv6 address or international name
         return False
 
 

@@ -279,7 +279,9 @@ class HttpUpstream:
                         done_bytes += len(chunk)
                         _require_bounded(done_bytes, request)
                         self._check_ratio(request, coded_bytes, done_bytes)
-                        yield chunk
+                        if chunk:
+                            yield chunk
+                        await asyncio.sleep(0)  # a decoder works in short steps, for the sake of the event loop
             decoder.finish()
         except BadCoding as error:
             raise TransientUpstreamError(f"{request.url} answered with a body that does not decode: {error}") from error
@@ -325,12 +327,12 @@ class HttpUpstream:
         at = httpx.URL(url)
         for _ in range(REDIRECTS_MAX + 1):
             response = await self._send(url, at, headers)
-            if response.status_code not in REDIRECT_STATUSES or "location" not in response.headers:
+            if response.status_code not in REDIRECT_STATUSES or "location" not in response.extensions:
                 self._circuit.reached()
                 return response
             await response.aclose()
             _count("redirected")
-            at = self._redirects.follow(url, at, response.headers["location"])
+            at = self._redirects.follow(url, at, response.extensions["location"])
         raise PermanentUpstreamError(f"{url} was redirected more than {REDIRECTS_MAX} times")
 
     async def _send(self, url: str, at: httpx.URL, headers: dict[str, str]) -> httpx.Response:

@@ -1,11 +1,15 @@
-"""Decodes content-encodings in bounded memory: gzip, deflate, br and zstd, one piece at a time.
+"""Decodes content-encodings in steps of bounded memory and work: gzip, deflate, br and zstd.
 
 The HTTP client's own decoders are not used. They inflate a whole packet at once, and accept a body that ends inside
 its compressed stream.
+
+A small input can cost much work and yield nothing: 128 KiB hold 14,000 empty zstd frames, and each costs up to 40 µs.
+So one step takes little input and makes few calls of the library. The caller lets the event loop run after each step.
 """
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterator
 from typing import Final, Protocol
@@ -15,7 +19,15 @@ import brotli
 from shared.runtime import zstd
 
 ACCEPTED: Final = "gzip, deflate, br, zstd"
-PIECE_BYTES: Final = 256 * 1024
+INPUT_BYTES_MAX: Final = 8 * 1024
+"""The largest input of one call. Brotli's headers cost the most: up to 1 µs a byte."""
+
+OUTPUT_BYTES_MAX: Final = 64 * 1024
+"""The largest output of one call."""
+
+CALLS_MAX: Final = 4
+"""The most calls in one step. Each gzip member and each zstd frame needs a call of its own, however short it is."""
+
 ZSTD_WINDOW_LOG_MAX: Final = 23
 """8 MiB: what RFC 9659 allows a content-coding."""
 
@@ -31,14 +43,44 @@ class UnknownCoding(ValueError):
     """A content-coding that was not asked for."""
 
 
-class Decoder(Protocol):
-    """Undoes one content-coding. Both methods raise BadCoding."""
+class _Coding(Protocol):
+    """The stream of one content-coding. Both methods raise BadCoding."""
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """Yield what ``data`` adds, in pieces of bounded size; take them all before the next call."""
+        """Yield the output of each call of the library, even if it is empty. Exhaust it before the next data."""
 
     def finish(self) -> None:
         """Check that the stream has come to its end."""
+
+
+class Decoder:
+    """Undoes one content-coding. Both methods raise BadCoding."""
+
+    def __init__(self, coding: _Coding) -> None:
+        self._coding = coding
+
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        """Yield after each step of work on ``data``, and exhaust it before the next data.
+
+        A step yields nothing until some output is together, because many tiny chunks would be work for the caller.
+        """
+        made: list[bytes] = []
+        made_bytes = 0
+        for start in range(0, len(data), INPUT_BYTES_MAX):
+            calls = self._coding.decode(data[start : start + INPUT_BYTES_MAX])
+            while step := list(itertools.islice(calls, CALLS_MAX)):
+                made += step
+                made_bytes += sum(map(len, step))
+                if made_bytes < OUTPUT_BYTES_MAX:
+                    yield b""
+                else:
+                    yield b"".join(made)
+                    made, made_bytes = [], 0
+        yield b"".join(made)
+
+    def finish(self) -> None:
+        """Check that the stream has come to its end."""
+        self._coding.finish()
 
 
 def decoder_of(coding: str) -> Decoder | None:
@@ -47,13 +89,13 @@ def decoder_of(coding: str) -> Decoder | None:
         case "" | "identity":
             return None
         case "gzip" | "x-gzip":
-            return _Zlib(_GZIP_OR_ZLIB)
+            return Decoder(_Zlib(_GZIP_OR_ZLIB))
         case "deflate":
-            return _Deflate()
+            return Decoder(_Deflate())
         case "br":
-            return _Brotli()
+            return Decoder(_Brotli())
         case "zstd":
-            return _Zstandard()
+            return Decoder(_Zstandard())
         case _:
             raise UnknownCoding(f"content-encoding {coding[:100]!r}; {ACCEPTED} or none are taken")
 
@@ -73,16 +115,14 @@ class _Zlib:
                     if self._wbits != _GZIP_OR_ZLIB:
                         raise BadCoding("bytes after the end of the stream")
                     self._stream = zlib.decompressobj(self._wbits)
-                piece = self._stream.decompress(data, PIECE_BYTES)
+                piece = self._stream.decompress(data, OUTPUT_BYTES_MAX)
                 self._begun = True
                 data = self._stream.unused_data if self._stream.eof else self._stream.unconsumed_tail
-                if piece:
-                    yield piece
-                while not self._stream.eof and not data and len(piece) == PIECE_BYTES:
+                yield piece
+                while not self._stream.eof and not data and len(piece) == OUTPUT_BYTES_MAX:
                     # All input is taken, and more may still be inside.
-                    piece = self._stream.decompress(b"", PIECE_BYTES)
-                    if piece:
-                        yield piece
+                    piece = self._stream.decompress(b"", OUTPUT_BYTES_MAX)
+                    yield piece
         except zlib.error as error:
             raise BadCoding(str(error)) from error
 
@@ -126,13 +166,11 @@ class _Brotli:
         try:
             if data and self._stream.is_finished():
                 raise BadCoding("bytes after the end of the stream")
-            piece = self._stream.process(data, output_buffer_limit=PIECE_BYTES)
-            while True:
-                if piece:
-                    yield piece
-                elif self._stream.is_finished() or self._stream.can_accept_more_data():
-                    return
-                piece = self._stream.process(b"", output_buffer_limit=PIECE_BYTES)
+            piece = self._stream.process(data, output_buffer_limit=OUTPUT_BYTES_MAX)
+            yield piece
+            while piece or not (self._stream.is_finished() or self._stream.can_accept_more_data()):
+                piece = self._stream.process(b"", output_buffer_limit=OUTPUT_BYTES_MAX)
+                yield piece
         except brotli.error as error:
             raise BadCoding(f"brotli: {error}") from error
 
@@ -153,11 +191,10 @@ class _Zstandard:
             while data or not (self._frame.needs_input or self._frame.eof):
                 if self._frame.eof:
                     self._frame = _zstd_frame()
-                piece = self._frame.decompress(data, PIECE_BYTES)
+                piece = self._frame.decompress(data, OUTPUT_BYTES_MAX)
                 self._begun = True
                 data = self._frame.unused_data if self._frame.eof else b""
-                if piece:
-                    yield piece
+                yield piece
         except zstd.ZstdError as error:
             raise BadCoding(f"zstd: {error}") from error
 

@@ -35,12 +35,15 @@ class RedirectRules:
         shown = f"{requested} was redirected to {location[:200]!r}"
         try:
             target = at.join(location)
+            host = target.host  # decodes an internationalized name (IDNA), which can be invalid
         except (httpx.InvalidURL, ValueError) as error:
             raise PermanentUpstreamError(f"{shown}, which is no URL") from error
+        if target.port == 0:
+            raise PermanentUpstreamError(f"{shown}, and no server listens on port 0")
         if target.scheme not in {"http", "https"} or (at.scheme, target.scheme) == ("https", "http"):
             raise PermanentUpstreamError(f"{shown}, which is not as safe")
         known = {_origin(at), _origin(httpx.URL(requested))}
-        named = {target.host, f"{target.host}:{_origin(target)[1]}"}
+        named = {host, f"{host}:{_origin(target)[1]}"}
         if _origin(target) not in known | _upgraded(known) and not named & self._hosts:
             raise PermanentUpstreamError(f"{shown}, a host that TRIPFOLD_UPSTREAM_REDIRECT_HOSTS does not name")
         return target

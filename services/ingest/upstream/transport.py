@@ -39,9 +39,19 @@ def make_client(context: ssl.SSLContext, *, connect_timeout_s: float, read_timeo
             "accept-encoding": ACCEPTED,
             "connection": "close",
         },
+        event_hooks={"response": [_set_location_apart]},
         cookies=http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[])),
         trust_env=False,
     )
+
+
+async def _set_location_apart(response: httpx.Response) -> None:
+    """Move the ``Location`` into the extensions of a response.
+
+    httpx builds the next request of a redirect that it does not follow, and fails if it cannot read the ``Location``.
+    """
+    if "location" in response.headers:
+        response.extensions["location"] = response.headers.pop("location")
 
 
 def build_get(client: httpx.AsyncClient, url: httpx.URL, headers: dict[str, str]) -> httpx.Request:

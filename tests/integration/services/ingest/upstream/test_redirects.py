@@ -55,11 +55,27 @@ async def test_a_redirect_to_another_host_is_refused(location: str) -> None:
         assert not other.requests
 
 
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/", "http://[", "http://a:b:c/", "\x01"])
-async def test_a_redirect_to_another_scheme_is_refused(location: str) -> None:
-    """A location of another scheme, or that cannot be read, fails the city."""
-    async with HostileServer(redirect(location)) as server, client_of(server.url, attempts=1) as client:
-        await client.failure()
+@pytest.mark.parametrize(
+    "location",
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/",
+        "http://[",
+        "http://a:b:c/",
+        "\x01",
+        "http://xn--a/",
+        "http://xn--zzzzzz/x",
+        "http://named.example:0/",
+        "//127.0.0.1:0/x",
+    ],
+)
+async def test_a_redirect_to_no_url_of_http_is_refused(location: str) -> None:
+    """Another scheme, an invalid URL or international name, or port 0 fails the city at once. The error names it."""
+    async with (
+        HostileServer(redirect(location)) as server,
+        client_of(server.url, redirect_hosts="named.example,xn--a") as client,
+    ):
+        assert repr(location) in await client.failure()
         assert len(server.requests) == 1
 
 
