@@ -31,6 +31,7 @@ from services.api.statistics.model import day_detail
 from services.ingest.parsing.parser import InvalidTripFile, ParserLimits, total_trip_file
 from services.ingest.planner.city_list import InvalidCityList, parse_city_list
 from services.ingest.planner.country_slugs import mint_slugs
+from services.ingest.upstream.decoding import BadCoding, decoder_of
 from shared.domain import events, keys, objects
 from shared.domain.backfills import NotPossible, estimated_end, free_slots, is_closed, positions_to_retry
 from shared.domain.events import IngestCity, NewerContract, PoisonRecord, RequestPlanned
@@ -107,6 +108,40 @@ def _totals(body: bytes, chunk_bytes: int, limits: ParserLimits, rules: FileRule
     sums = found.contribution
     numbers = sums.trips, sums.passengers, sums.accidents, sums.delay_total_ms, found.trips_on_other_dates
     return numbers, found.bad_records, found.reported
+
+
+CODINGS: Final = ("gzip", "deflate", "br", "zstd")
+CODED_BYTES_MAX: Final = 1024**2
+
+
+def coded_body(data: bytes) -> None:
+    """Decode a body whole and in pieces: equal bytes come out. The first two bytes choose coding and pieces.
+
+    Bytes that are corrupt may decode in one of the two: libzstd checks the length of a frame only if it has all of it.
+    """
+    if len(data) < 2:
+        return
+    coding, piece_bytes, body = CODINGS[data[0] % 4], data[1] + 1, data[2:]
+    whole = _decoded(coding, [body])
+    cut = _decoded(coding, [body[start : start + piece_bytes] for start in range(0, len(body), piece_bytes)])
+    assert cut == whole or None in {cut, whole}
+
+
+def _decoded(coding: str, pieces: list[bytes]) -> bytes | None:
+    """Return the start of what the pieces decode to, or None if they do not decode."""
+    decoder = decoder_of(coding)
+    assert decoder is not None
+    decoded = b""
+    try:
+        for piece in pieces:
+            for step in decoder.decode(piece):
+                decoded += step
+                if len(decoded) > CODED_BYTES_MAX:
+                    return decoded[:CODED_BYTES_MAX]
+        decoder.finish()
+    except BadCoding:
+        return None
+    return decoded
 
 
 def city_list(data: bytes) -> None:
@@ -365,6 +400,7 @@ def query(data: bytes) -> None:
 
 TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
     "trip-file": trip_file,
+    "coded-body": coded_body,
     "city-list": city_list,
     "event": event,
     "stored-object": stored_object,
