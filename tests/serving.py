@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 import uvicorn
-from litestar import Litestar
+from litestar.types import ASGIApp
 
 from services.api.app import server_options
 from shared.runtime.settings import Settings
@@ -26,10 +26,11 @@ def served(world: World, **settings: object) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def listening(app: Litestar) -> Iterator[str]:
-    """Serve the API while the block lasts; yield its address."""
+def listening(app: ASGIApp, **options: object) -> Iterator[str]:
+    """Serve the API while the block lasts, under some other options of the server; yield its address."""
+    chosen = server_options(Settings()) | {"timeout_graceful_shutdown": 1} | options
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, **server_options(Settings()) | {"timeout_graceful_shutdown": 1}))
+        server = uvicorn.Server(uvicorn.Config(app, **chosen))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         deadline_s = time.monotonic() + START_DEADLINE_S

@@ -23,6 +23,7 @@ from services.api.auth import Access, access_of
 from services.api.backfills.service import Backfills, backfill_stream
 from services.api.completeness.cities import MissingCities
 from services.api.completeness.reader import CompletenessReader
+from services.api.connections import BoundedConnection
 from services.api.documentation.openapi import KEY, NO_KEY, openapi_config
 from services.api.foreign_pages import ForeignPages
 from services.api.health import Check, Readiness
@@ -35,10 +36,10 @@ from services.api.middleware.compression import Compression
 from services.api.middleware.cors import cors_config
 from services.api.middleware.head_and_options import HeadAndOptions
 from services.api.middleware.security_headers import SecurityHeaders
-from services.api.middleware.size_limits import SizeLimits
+from services.api.middleware.size_limits import HEADER_BYTES_MAX, URL_BYTES_MAX, SizeLimits
 from services.api.pipeline.service import Pipeline, ReadOffsets
 from services.api.quarantine.service import Quarantine
-from services.api.requests.event_stream import request_stream
+from services.api.requests.event_stream import StreamPlaces, request_stream
 from services.api.requests.service import Requests
 from services.api.routes import access as access_routes
 from services.api.routes import backfills as backfill_routes
@@ -125,6 +126,7 @@ def make_context(
     access = access_of(settings, clock=clock)
     requests = Requests(store, publisher, clock=clock)
     backfills = Backfills(store, requests.claims, clock=clock)
+    places = StreamPlaces()
     reader = SummaryReader(store, cache_bytes=settings.api_cache_bytes)
     processable = ProcessableDates(settings.api_date_first, settings.api_days_ahead_max, clock)
     completeness_reader = CompletenessReader(store, reader, processable, clock=clock)
@@ -138,10 +140,10 @@ def make_context(
         dependencies={
             "requests": requests,
             "backfills": backfills,
-            "backfill_stream": backfill_stream(backfills),
+            "backfill_stream": backfill_stream(backfills, places),
             "schedules": Schedules(store, clock=clock),
             "processable": processable,
-            "event_stream": request_stream(requests),
+            "event_stream": request_stream(requests, places),
             "reader": reader,
             "completeness": completeness_reader,
             "missing_cities": MissingCities(store, reader, completeness_reader),
@@ -217,6 +219,8 @@ def server_options(settings: Settings) -> dict[str, Any]:
         "host": settings.api_host,
         "port": settings.api_port,
         "loop": "uvloop",
+        "http": BoundedConnection,
+        "h11_max_incomplete_event_size": URL_BYTES_MAX + HEADER_BYTES_MAX,
         "ws": "none",
         "lifespan": "on",
         "log_config": None,

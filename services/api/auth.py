@@ -135,8 +135,7 @@ class Access:
         needed = handler.opt.get(SCOPE, READ)
         if not self.needs_key:
             if needed == PROCESS:
-                client = caller_of(connection).client
-                self._limit(client, f"Client {client} has exceeded its rate limit.")
+                self._limit(named(caller_of(connection)))
             return
         key = self._find(
             key_in_headers(connection.headers.get("authorization", ""), connection.headers.get(KEY_HEADER, ""))
@@ -148,7 +147,7 @@ class Access:
         connection.state[API_KEY] = key
         if key.expired(self._clock()):
             raise _unauthorized(f'Key "{key.name}" expired at {key.expires_at:%Y-%m-%d %H:%M} UTC. Use a new key.')
-        self._limit(key.name, f'Key "{key.name}" has exceeded its rate limit.')
+        self._limit(named(caller_of(connection)))
         if not needed & key.scopes:
             granted = " and ".join(sorted(scope.value for scope in key.scopes))
             needed_text = " or ".join(sorted(f'"{scope.value}"' for scope in needed))
@@ -164,13 +163,13 @@ class Access:
         key = connection.state.get(API_KEY)
         return key in self._keys and not key.expired(self._clock())
 
-    def _limit(self, name: str, detail: str) -> None:
-        wait_s = self._rate.take(name)
+    def _limit(self, caller: str) -> None:
+        wait_s = self._rate.take(caller)
         if wait_s:
             seconds = math.ceil(wait_s)
             raise AccessDenied(
                 status_code=HTTPStatus.TOO_MANY_REQUESTS,
-                detail=f"{detail} Try again in {seconds} s.",
+                detail=f"{caller} has exceeded its rate limit. Try again in {seconds} s.",
                 headers={"Retry-After": str(seconds)},
             )
 
@@ -271,6 +270,11 @@ def caller_of(connection: ASGIConnection[Any, Any, Any, Any]) -> Caller:
     """Return who sent a request: the name of the API key, and the address."""
     key = connection.state.get(API_KEY)
     return Caller(key=key.name if key else "", client=client_address(connection.scope))
+
+
+def named(by: Caller) -> str:
+    """Return how messages call a caller. The limits of each caller go by this name."""
+    return f'Key "{by.key}"' if by.key else f"Client {by.client}"
 
 
 def client_address(scope: LitestarScope) -> str:

@@ -206,6 +206,11 @@ http_request_seconds = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
     registry=API,
 )
+http_connections_refused = Counter(
+    "tripfold_http_connections_refused_total",
+    "Connections to the API that were refused, because the process had as many as it may have",
+    registry=API,
+)
 unreadable_objects = Counter(
     "tripfold_unreadable_objects_total",
     "Objects of the bucket that the API could not read",

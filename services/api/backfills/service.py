@@ -16,7 +16,7 @@ import msgspec
 from services.api.http.deadline import deadline
 from services.api.http.errors import Conflict, NotFound, quoted
 from services.api.http.unreadable import UnreadableObject, get_if_readable
-from services.api.requests.event_stream import EventStream
+from services.api.requests.event_stream import EventStream, StreamPlaces
 from services.api.requests.idempotency import Claims
 from shared.domain import bitmap, keys
 from shared.domain.backfills import (
@@ -302,6 +302,6 @@ def _no_such_backfill(text: str) -> NotFound:
     return NotFound(f"There is no backfill with the id {quoted(text)}. GET /backfills lists them.")
 
 
-def backfill_stream(backfills: Backfills) -> EventStream[Backfill]:
+def backfill_stream(backfills: Backfills, places: StreamPlaces) -> EventStream[Backfill]:
     """Return the streams of backfills."""
-    return EventStream(lambda backfill: backfills.read(backfill.backfill_id), is_closed, detail_of)
+    return EventStream(places, lambda backfill: backfills.read(backfill.backfill_id), is_closed, detail_of)

@@ -39,7 +39,8 @@ RETRY_AFTER_S = 5
 
 UNREADABLE = "The stored object of this resource cannot be read. The response names it and the remedy."
 
-_TOO_LARGE = {
+_OF_EVERY_OPERATION = {
+    "request_timeout": "The request body took too long. No operation reads a body.",
     "request_entity_too_large": "The request body is too large. No operation reads a body.",
     "request_uri_too_long": "The URL is too long.",
     "request_header_fields_too_large": "The headers are too large.",
@@ -49,7 +50,7 @@ _USUAL = {
     "unauthorized": "The API key is missing or unknown.",
     "forbidden": "The API key lacks the scope that this operation needs, or a web page of another origin wrote.",
     "misdirected_request": "The API needs no key, and its operator has not named this host.",
-    "too_many_requests": "The rate limit of the API key is exceeded. `Retry-After` says when to try again.",
+    "too_many_requests": "A limit of the API key or of the client is exceeded. `Retry-After` says when to try again.",
     "service_unavailable": "S3 cannot be reached. `Retry-After` says when to try again.",
 }
 
@@ -63,6 +64,7 @@ _EXAMPLE_DETAILS = {
     HTTPStatus.NOT_ACCEPTABLE: "Accept allows none of the available media types. Use one of these: application/json, "
     "text/csv.",
     HTTPStatus.CONFLICT: f"Request {_EXAMPLE_ID} has ended: it is completed.",
+    HTTPStatus.REQUEST_TIMEOUT: "The body took longer than 10 s. No operation reads a body.",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The request is too large: a body is limited to 32768 bytes.",
     HTTPStatus.REQUEST_URI_TOO_LONG: "The request is too large: a URL is limited to 32768 bytes.",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "The request is too large: headers are limited to 32768 bytes.",
@@ -140,7 +142,7 @@ def open_responses(**problems: str) -> dict[int, ResponseSpec]:
             media_type=MEDIA_TYPE,
             examples=[Example(summary="as it is", value=msgspec.to_builtins(_example_of(status)))],
         )
-        for name, description in {**problems, **_TOO_LARGE}.items()
+        for name, description in {**problems, **_OF_EVERY_OPERATION}.items()
     }
 
 

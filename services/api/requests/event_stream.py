@@ -6,15 +6,20 @@ Litestar encodes the events; this module decides when to send one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from http import HTTPStatus
 from typing import Annotated, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 from litestar.response.sse import ServerSentEventMessage
 
+from services.api.auth import AccessDenied
 from services.api.http.errors import NotFound
+from services.api.http.problems import RETRY_AFTER_S
 from services.api.requests.service import Requests, detail_of
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import status_of
@@ -24,6 +29,8 @@ POLL_INTERVAL_S = 1.0
 HEARTBEAT_INTERVAL_S = 15.0
 STREAM_AGE_MAX_S = 60 * 60
 STREAMS_MAX = 200
+STREAMS_OF_CALLER_MAX = 50
+"""The event streams of one key, or of one address without keys."""
 RECONNECT_AFTER_MS = 2_000
 
 WAIT_MAX_S = 60
@@ -46,7 +53,33 @@ class ProgressEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TooManyStreams(DependencyUnavailable):
-    """The process has STREAMS_MAX open streams of requests, or as many of backfills."""
+    """The process has STREAMS_MAX open streams."""
+
+
+class StreamPlaces:
+    """Counts the open streams of a process, of requests and backfills together."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def taken(self, caller: str) -> Iterator[None]:
+        """Hold a place for a stream. Raises TooManyStreams, or AccessDenied if the caller has too many streams."""
+        if self._open[caller] >= STREAMS_OF_CALLER_MAX:
+            raise AccessDenied(
+                status_code=HTTPStatus.TOO_MANY_REQUESTS,
+                detail=f"{caller} has {STREAMS_OF_CALLER_MAX} open event streams, which is the limit. Close one of "
+                f"them, or try again in {RETRY_AFTER_S} s.",
+                headers={"Retry-After": str(RETRY_AFTER_S)},
+            )
+        if self._open.total() >= STREAMS_MAX:
+            raise TooManyStreams(f"{STREAMS_MAX} event streams are open, which is the limit of this process")
+        self._open[caller] += 1
+        try:
+            yield
+        finally:
+            self._open[caller] -= 1
+            self._open = +self._open  # forget callers without a stream
 
 
 class Versioned(Protocol):
@@ -64,19 +97,20 @@ class EventStream(Generic[_State]):
     """Polls a state for clients that wait for progress.
 
     ``read`` returns the state after an earlier one, ``ended`` says whether it is the last, and ``detail`` is what an
-    event shows of it.
+    event shows of it. Streams take a place of ``places`` while they are open.
     """
 
     def __init__(
         self,
+        places: StreamPlaces,
         read: Callable[[_State], Awaitable[_State]],
         ended: Callable[[_State], bool],
         detail: Callable[[_State], object],
     ) -> None:
+        self._places = places
         self._read = read
         self._ended = ended
         self._detail = detail
-        self._streams = 0
 
     async def until_ended(self, state: _State, limit_s: float) -> _State:
         """Return the state at the end, or that after ``limit_s``."""
@@ -89,23 +123,25 @@ class EventStream(Generic[_State]):
                 continue  # the request is accepted, so an outage of S3 must not turn the response into an error
         return state
 
-    def events(
-        self, state: _State, last_seen: str, *, allowed: Callable[[], bool] = lambda: True
+    async def events(
+        self, state: _State, last_seen: str, *, caller: str, allowed: Callable[[], bool] = lambda: True
     ) -> AsyncIterator[bytes] | None:
         """Return the events from a state on, or None if the client has all of them.
 
-        ``last_seen`` is the id of the client's last event, or empty. The events end once ``allowed`` returns False.
-        Raises TooManyStreams.
+        ``last_seen`` is the id of the client's last event, or empty. ``caller`` names the client. The events end once
+        ``allowed`` returns False. Raises TooManyStreams, and AccessDenied if the caller has too many streams.
         """
         if self._ended(state) and last_seen == str(state.version):
             return None
-        if self._streams >= STREAMS_MAX:
-            raise TooManyStreams(f"{STREAMS_MAX} such event streams are open, which is the limit of this process")
-        return self._events(state, last_seen, allowed)
+        events = self._events(state, last_seen, caller, allowed)
+        await anext(events)  # takes its place. A generator that has begun returns it, however the response ends
+        return events
 
-    async def _events(self, state: _State, last_seen: str, allowed: Callable[[], bool]) -> AsyncIterator[bytes]:
-        self._streams += 1
-        try:
+    async def _events(
+        self, state: _State, last_seen: str, caller: str, allowed: Callable[[], bool]
+    ) -> AsyncIterator[bytes]:
+        with self._places.taken(caller):
+            yield b""
             began_s = sent_s = time.monotonic()
             yield _encoded(retry=RECONNECT_AFTER_MS)
             while True:
@@ -127,14 +163,12 @@ class EventStream(Generic[_State]):
                     continue
                 except NotFound:
                     return
-        finally:
-            self._streams -= 1
 
 
-def request_stream(requests: Requests) -> EventStream[RequestRecord]:
+def request_stream(requests: Requests, places: StreamPlaces) -> EventStream[RequestRecord]:
     """Return the streams of requests."""
     return EventStream(
-        lambda record: requests.read(record.request_id), lambda record: status_of(record).ended, detail_of
+        places, lambda record: requests.read(record.request_id), lambda record: status_of(record).ended, detail_of
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -264,9 +263,7 @@ async def backfill_events(
     last_event_id: LastEventId = "",
 ) -> Response[Any]:
     """Send the present state of the backfill, then an event for each change."""
-    backfill = await backfills.read(backfill_id)
-    allowed = partial(access.still_allows, request)
-    return stream_response(backfill_stream.events(backfill, last_event_id, allowed=allowed))
+    return await stream_response(backfill_stream, await backfills.read(backfill_id), last_event_id, request, access)
 
 
 @post(

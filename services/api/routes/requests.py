@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from litestar.openapi.spec import Example
 from litestar.params import HeaderParameter, PathParameter, QueryParameter, SkipValidation
 from litestar.response import Stream
 
-from services.api.auth import PROCESS, READ_OR_PROCESS, SCOPE, Access, caller_of
+from services.api.auth import PROCESS, READ_OR_PROCESS, SCOPE, Access, caller_of, named
 from services.api.http.date_range import ProcessableDates
 from services.api.http.problems import UNREADABLE, responses
 from services.api.http.query_parameters import date_parameter
@@ -268,12 +267,15 @@ async def process_request_events(
     While nothing changes, comments are sent as heartbeats, so that a lost connection is noticed. The stream also ends
     when the API key is revoked or expires.
     """
-    record = await requests.read(request_id)
-    return stream_response(event_stream.events(record, last_event_id, allowed=partial(access.still_allows, request)))
+    return await stream_response(event_stream, await requests.read(request_id), last_event_id, request, access)
 
 
-def stream_response(events: AsyncIterator[bytes] | None) -> Response[Any]:
+async def stream_response(
+    event_stream: EventStream[Any], state: Any, last_seen: str, request: Request[Any, Any, Any], access: Access
+) -> Response[Any]:
     """Return the response with a stream of events, or that without content if the client has all of them."""
+    allowed = partial(access.still_allows, request)
+    events = await event_stream.events(state, last_seen, caller=named(caller_of(request)), allowed=allowed)
     if events is None:
         return Response(None, status_code=HTTPStatus.NO_CONTENT)
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
