@@ -13,6 +13,7 @@ import hmac
 import math
 import re
 import secrets
+import stat
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -33,6 +34,8 @@ from shared.runtime.settings import PREFIX, Settings
 
 KEY_HEADER = "X-API-Key"
 KEYS_MAX = 1_000
+UNKNOWN_KEYS_PER_MINUTE = 30
+"""The unknown keys of a client address. Beyond them it gets 429; a known key works all the same."""
 RATES_MAX = 10_000
 ADDRESS_LENGTH_MAX = 100
 KEY_FILE_BYTES_MAX = 1024 * 1024
@@ -113,6 +116,7 @@ class Access:
         self.needs_key = keys is not None
         self._keys = tuple(keys or ())
         self._rate = rate
+        self._unknown = RateLimiter(UNKNOWN_KEYS_PER_MINUTE)
         self._clock = clock
 
     @property
@@ -135,19 +139,20 @@ class Access:
         needed = handler.opt.get(SCOPE, READ)
         if not self.needs_key:
             if needed == PROCESS:
-                self._limit(named(caller_of(connection)))
+                _limit(self._rate, named(caller_of(connection)), "exceeded its rate limit")
             return
-        key = self._find(
-            key_in_headers(connection.headers.get("authorization", ""), connection.headers.get(KEY_HEADER, ""))
-        )
+        given = key_in_headers(connection.headers.get("authorization", ""), connection.headers.get(KEY_HEADER, ""))
+        key = self._find(given)
         if key is None:
+            if given:
+                _limit(self._unknown, named(caller_of(connection)), "sent too many unknown API keys")
             raise _unauthorized(
                 f"The API key is missing or unknown. Send a valid key in {KEY_HEADER} or as a bearer token."
             )
         connection.state[API_KEY] = key
         if key.expired(self._clock()):
             raise _unauthorized(f'Key "{key.name}" expired at {key.expires_at:%Y-%m-%d %H:%M} UTC. Use a new key.')
-        self._limit(named(caller_of(connection)))
+        _limit(self._rate, named(caller_of(connection)), "exceeded its rate limit")
         if not needed & key.scopes:
             granted = " and ".join(sorted(scope.value for scope in key.scopes))
             needed_text = " or ".join(sorted(f'"{scope.value}"' for scope in needed))
@@ -163,16 +168,6 @@ class Access:
         key = connection.state.get(API_KEY)
         return key in self._keys and not key.expired(self._clock())
 
-    def _limit(self, caller: str) -> None:
-        wait_s = self._rate.take(caller)
-        if wait_s:
-            seconds = math.ceil(wait_s)
-            raise AccessDenied(
-                status_code=HTTPStatus.TOO_MANY_REQUESTS,
-                detail=f"{caller} has exceeded its rate limit. Try again in {seconds} s.",
-                headers={"Retry-After": str(seconds)},
-            )
-
     def _find(self, key: str) -> ApiKey | None:
         digest = digest_of(key)
         found = None
@@ -180,6 +175,17 @@ class Access:
             if hmac.compare_digest(known.sha256, digest):
                 found = known
         return found
+
+
+def _limit(rate: RateLimiter, caller: str, reason: str) -> None:
+    """Raise AccessDenied if a caller has no token left."""
+    if wait_s := rate.take(caller):
+        seconds = math.ceil(wait_s)
+        raise AccessDenied(
+            status_code=HTTPStatus.TOO_MANY_REQUESTS,
+            detail=f"{caller} has {reason}. Try again in {seconds} s.",
+            headers={"Retry-After": str(seconds)},
+        )
 
 
 def access_of(settings: Settings, *, clock: Callable[[], dt.datetime] = utc_now) -> Access:
@@ -226,6 +232,16 @@ def read_keys(settings: Settings) -> tuple[ApiKey, ...]:
                 f"{PREFIX}API_KEYS_FILE={settings.api_keys_file!r} is longer than {KEY_FILE_BYTES_MAX:,} bytes"
             )
     return parse_keys(lines)
+
+
+def key_file_is_exposed(settings: Settings) -> bool:
+    """Return whether every user of the machine may read or change the file of keys."""
+    if not settings.api_keys_file:
+        return False
+    try:
+        return bool(Path(settings.api_keys_file).stat().st_mode & (stat.S_IROTH | stat.S_IWOTH))
+    except OSError:
+        return False
 
 
 def parse_keys(lines: Iterable[str]) -> tuple[ApiKey, ...]:

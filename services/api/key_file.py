@@ -3,7 +3,7 @@
 The service reads the file every few seconds and compares its keys. So it also notices a link that points to another
 file, which is how Kubernetes replaces a secret. Keys take effect once two readings in a row agree: a file that is being
 written is not used. A file that cannot be read, or has an invalid line, changes nothing: the service keeps the last
-valid keys.
+valid keys. A file that every user of the machine may read or change is used, with a warning.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 
 import structlog
 
-from services.api.auth import Access, ApiKey, InvalidAccessSettings, read_keys
+from services.api.auth import Access, ApiKey, InvalidAccessSettings, key_file_is_exposed, read_keys
 from shared.runtime import metrics
 from shared.runtime.settings import Settings
 
@@ -29,15 +29,20 @@ class KeyFile:
         self._access = access
         self._latest = access.keys
         self._fault = ""
+        self._exposed = False
 
     async def watch(self) -> None:
         """Read the file every READ_INTERVAL_S, without end. Return at once if the settings name none."""
         while self._settings.api_keys_file:
-            await asyncio.sleep(READ_INTERVAL_S)
             await self.read()
+            await asyncio.sleep(READ_INTERVAL_S)
 
     async def read(self) -> None:
         """Read the file once, and use its keys if they differ from the keys in use and agree with the last reading."""
+        before, self._exposed = self._exposed, await asyncio.to_thread(key_file_is_exposed, self._settings)
+        if self._exposed and not before:
+            path = self._settings.api_keys_file
+            _log.warning("api_keys_file_exposed", path=path, remedy=f"chmod o= {path}")
         try:
             keys = await asyncio.to_thread(read_keys, self._settings)
         except InvalidAccessSettings as error:

@@ -158,11 +158,19 @@ def test_unusual_days_are_put_into_words(rules: Rules) -> None:
 
 
 def test_csv_needs_no_trust_in_names(rules: Rules) -> None:
-    """Separators are quoted, and a name that a spreadsheet would run as a formula is text."""
+    """Separators are quoted, and a name that a spreadsheet would run as a formula is text. Numbers stay numbers."""
     source = "(name, day) => csvOf([{name, slug: 'x', days: [day]}], MEASURES.delay, null).split('\\r\\n')[1]"
     today = {**day(4), "date": "2024-05-01"}
     assert rules(source, 'a "b", c', today) == '"a ""b"", c",x,2024-05-01,complete,4,120,0,60'
-    assert rules(source, "=1+1", today).startswith("'=1+1,x,")
+    for begin in "=+-@\t\uff1d\uff0b\uff0d\uff20":
+        assert rules(source, f"{begin}1", today).startswith(f"'{begin}1,x,")
+    for begin in "\r\n":
+        assert rules(source.replace(".split('\\r\\n')[1]", ""), f"{begin}1", today).count(f'"\'{begin}1"') == 1
+    early = {**today, "average_delay_s": -60}
+    assert rules(source, "x", early) == "x,x,2024-05-01,complete,4,120,0,-60"
+    compared = """(day, before) => { const countries = [{name: 'x', slug: 'x', days: [day]}];
+      return csvOf(countries, MEASURES.departures, compare(countries, new Map([['x', [before]]]), 1)); }"""
+    assert rules(compared, today, {**day(8), "date": "2024-04-30"}).endswith(",2024-04-30,8,-50\r\n")
 
 
 def test_the_state_is_in_the_url_without_defaults(rules: Rules) -> None:

@@ -350,7 +350,7 @@ class Recorder:
         """Keep an entry."""
         self.entries.append((event, fields))
 
-    error = info
+    error = warning = info
 
     def debug(self, event: str, **fields: Any) -> None:
         """Keep nothing: the level info hides it."""

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from services.aggregate.replay.generations import rebuild_age_s
 from services.aggregate.replay.topic_reader import KafkaTopicReader, TopicReader
-from services.api.auth import read_keys
+from services.api.auth import key_file_is_exposed, read_keys
 from services.ingest.planner.city_list import InvalidCityList, parse_city_list
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.client import HttpUpstream
@@ -280,6 +280,9 @@ async def check_api_keys(settings: Settings, now: dt.datetime) -> str:
         found.append(f"expired: {', '.join(expired)}")
     if soon := [key.name for key in keys if not key.expired(now) and key.expired(now + EXPIRES_SOON)]:
         found.append(f"expire within {EXPIRES_SOON.days} days: {', '.join(soon)}")
+    if key_file_is_exposed(settings):
+        path = settings.api_keys_file
+        found.append(f"every user of this machine may read or change {path}: chmod o= {path}")
     return "; ".join(found)
 
 

@@ -15,7 +15,7 @@ from services.api.http.date_range import DateRange
 from services.api.statistics import parquet_format
 from services.api.statistics.model import DayStats, MonthStats, days_without_data
 
-VERSION = "3"  # increase it when the encoding of the same numbers changes
+VERSION = "4"  # increase it when the encoding of the same numbers changes
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
@@ -26,7 +26,8 @@ MEDIA_TYPES = (JSON, NDJSON, CSV, PARQUET)
 MONTH_BYTES = 500
 COUNTRY_BYTES = 200  # the memory of an encoded country-month beside its bytes
 
-_FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
+# As in the page's csv.js. The last four are full-width forms, which some spreadsheets take for the first four.
+_FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _PLAIN = ("bus_count", "passenger_count", "exist_accident", "average_delay_s")
 
 
@@ -108,7 +109,7 @@ def _encode_days(country: str, days: Mapping[str, DayStats], media_type: str, *,
         return b"".join(b"%b%b,%b\n" % (begin, encode(date), encode(day)[1:]) for date, day in days.items())
     fields = _fields(detailed=detailed)
     lines = ({"country": country, "date": date, **msgspec.to_builtins(day)} for date, day in days.items())
-    return _rows([line["country"], line["date"], *(_cell(line[field]) for field in fields)] for line in lines)
+    return _rows([_cell(line[field]) for field in ("country", "date", *fields)] for line in lines)
 
 
 @functools.cache
@@ -128,5 +129,5 @@ def _rows(rows: Iterable[Iterable[object]]) -> bytes:
 
 def _cell(value: object) -> object:
     if isinstance(value, str) and value.startswith(_FORMULA_BEGINS):
-        return f"'{value}"  # names come from the upstream, and a spreadsheet would run this one as a formula
+        return f"'{value}"  # names and slugs come from the upstream; a spreadsheet would run this one as a formula
     return str(value).lower() if isinstance(value, bool) else value

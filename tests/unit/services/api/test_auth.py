@@ -113,6 +113,18 @@ def test_rate_limit_of_a_key_is_429_with_retry_after() -> None:
         assert client.get("/process-requests", headers={"X-API-Key": NIGHTLY}).status_code == 200
 
 
+def test_unknown_keys_are_limited_and_known_ones_work() -> None:
+    """An address that tries keys gets 429; a known key of the same address works, and no key is still 401."""
+    with World().client(api_access="keys", api_keys=KEYS) as client:
+        tried = [client.get("/process-requests", headers={"X-API-Key": mint_key()}) for _ in range(40)]
+        assert [response.status_code for response in tried[:30]] == [401] * 30
+        assert tried[-1].status_code == 429
+        assert int(tried[-1].headers["retry-after"]) >= 1
+        assert "unknown API keys" in tried[-1].json()["detail"]
+        assert client.get("/process-requests", headers={"X-API-Key": READER}).status_code == 200
+        assert client.get("/process-requests").status_code == 401
+
+
 def test_rate_limiter_refills_a_minute_at_most() -> None:
     """Unused tokens accumulate for a minute at most, and the returned wait is exact."""
     now_s = 0.0

@@ -32,6 +32,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 def opened(path: Path) -> tuple[Access, KeyFile]:
     """Return the access control and the file of keys of an API that has read the file at its start."""
+    path.chmod(0o640)
     settings = Settings.model_validate({"api_access": "keys", "api_keys_file": str(path)})
     access = access_of(settings)
     return access, KeyFile(settings, access)
@@ -89,6 +90,22 @@ async def test_an_invalid_file_keeps_the_last_valid_keys(tmp_path: Path, log: Re
     file.write_text(READER_LINE)
     await keys.read()
     assert value("tripfold_api_keys_file_valid") == 1
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o640, False), (0o644, True), (0o642, True)])
+async def test_a_file_that_everybody_may_read_is_used_with_a_warning(
+    tmp_path: Path, log: Recorder, mode: int, warned: bool
+) -> None:
+    """The warning names the file and the remedy once, each time that the file becomes readable by others."""
+    file = tmp_path / "keys"
+    file.write_text(READER_LINE)
+    access, keys = opened(file)
+    for exposed in (mode, mode, 0o600, mode):
+        file.chmod(exposed)
+        await keys.read()
+    assert names(access) == ["reader"]
+    warning = ("api_keys_file_exposed", {"path": str(file), "remedy": f"chmod o= {file}"})
+    assert log.entries == ([warning, warning] if warned else [])
 
 
 def test_a_running_api_refuses_a_revoked_key_and_never_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -180,3 +181,15 @@ async def test_keys_that_expired_or_expire_soon_are_named() -> None:
     entries = ",".join(f"{name}:read:{'0' * 64}{expires}" for name, expires in expiries.items())
     found = await check_api_keys(Settings.model_validate({"api_keys": entries}), NOON - dt.timedelta(days=1))
     assert found == "4 keys; expired: past; expire within 14 days: soon"
+
+
+async def test_key_file_of_everybody_is_named(tmp_path: Path) -> None:
+    """The check of API keys names a file that every user of the machine may read, and the command that ends it."""
+    file = tmp_path / "keys"
+    file.write_text(f"reader:read:{'0' * 64}")
+    for mode, found in (
+        (0o644, f"1 key; every user of this machine may read or change {file}: chmod o= {file}"),
+        (0o640, "1 key"),
+    ):
+        file.chmod(mode)
+        assert await check_api_keys(Settings.model_validate({"api_keys_file": str(file)}), NOON) == found

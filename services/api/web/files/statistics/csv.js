@@ -2,7 +2,8 @@
 
 import { dayChange, hasData } from "./compare.js";
 
-const FORMULA = /^[=+\-@\t\r]/; // names come from the upstream, and a spreadsheet would run these as formulas
+// As in the service's formats.py. Names and slugs come from the upstream, and a spreadsheet would run these as formulas.
+const FORMULA = /^[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]/;
 
 /** The CSV of the countries of a view: a line for each country-day, and with a comparison its earlier day. */
 export function csvOf(countries, measure, comparison) {
@@ -23,9 +24,10 @@ function comparedCells(country, at, measure, comparison) {
   const before = comparison.bySlug.get(country.slug).before[at];
   const value = (one) => (hasData(one) ? measure.of(one) : "");
   const change = dayChange(comparison, measure, country, at);
-  return [measure.name, value(day), before?.date ?? "", value(before), change === null ? "" : change.toFixed(1)];
+  return [measure.name, value(day), before?.date ?? "", value(before), change === null ? "" : Number(change.toFixed(1))];
 }
 
+/** A cell: text that begins like a formula is escaped, numbers stay numbers. */
 function cell(value) {
   const text = typeof value === "string" && FORMULA.test(value) ? `'${value}` : String(value);
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;

@@ -85,7 +85,7 @@ def test_parquet_without_data_has_its_columns(client: Client) -> None:
     assert (len(table), table.column_names[:3]) == (0, ["country", "date", "bus_count"])
 
 
-@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\r"])
+@pytest.mark.parametrize("begin", "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 def test_csv_escapes_names_that_begin_like_formulas(world: World, client: Client, begin: str) -> None:
     """In CSV a name that begins like a formula is escaped; other special characters are quoted and kept."""
     name = f'{begin}HYPERLINK("http://x","a, b")\nc'
@@ -94,6 +94,13 @@ def test_csv_escapes_names_that_begin_like_formulas(world: World, client: Client
     (day, _) = csv.DictReader(io.StringIO(response.text, newline=""))
     assert day["country_name"] == f"'{name}"
     assert client.get(f"{PATH}&detail=full").json()["armenia"]["2024-05-01"]["country_name"] == name
+
+
+def test_csv_escapes_slugs_that_begin_like_formulas(world: World, client: Client) -> None:
+    """A slug that begins like a formula is escaped, and a negative number is not."""
+    world.fold_in(stats("-92d62e6d", delay_total_ms=-9_000))
+    response = client.get(f"{PATH}&country=-92d62e6d", headers={"Accept": "text/csv"})
+    assert "\r\n'-92d62e6d,2024-05-01,8,40,false,-1.125\r\n" in response.text
 
 
 def cell_of(value: object) -> str:
