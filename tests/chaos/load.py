@@ -55,6 +55,7 @@ class Load:
             return None
         self._report.requests_accepted += 1
         location = str(response.headers["location"])
+        self._report.requests_joined += location in self.open
         self.open[location] = {}
         return location
 

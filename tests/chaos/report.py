@@ -35,6 +35,7 @@ class CampaignReport(msgspec.Struct, kw_only=True):
     faults: dict[str, int] = {}
     outage_s: dict[str, float] = {}
     requests_accepted: int = 0
+    requests_joined: int = 0
     requests_refused: int = 0
     requests_ended: dict[str, int] = {}
     backfills_ended: int = 0
@@ -68,7 +69,8 @@ def markdown_of(report: CampaignReport) -> str:
             ("count", "number"),
             [
                 ("faults injected", f"{sum(report.faults.values()):,}"),
-                ("requests accepted", f"{report.requests_accepted:,}"),
+                ("requests and backfills accepted", f"{report.requests_accepted:,}"),
+                ("… of which joined a waiting request of their date", f"{report.requests_joined:,}"),
                 ("requests refused with an error", f"{report.requests_refused:,}"),
                 ("requests ended", ended),
                 ("backfills ended", f"{report.backfills_ended:,}, {report.schedule_runs:,} of them of the schedule"),
