@@ -6,6 +6,7 @@ and that ``make contract SEED=`` repeats.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from schemathesis.checks import CheckFunction
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from schemathesis.specs.openapi.schemas import OpenApiSchema
 
+from services.api import auth
 from services.api.auth import KEY_HEADER, digest_of, mint_key
 from services.api.requests import event_stream
 from shared.domain import keys, objects
@@ -107,13 +109,13 @@ def _api_schema() -> Iterator[OpenApiSchema]:
     backfill = new_backfill(REQUEST, completed.date, completed.date, now=NOW)
     ended = msgspec.structs.replace(backfill, status=BackfillStatus.COMPLETED, cursor=1, completed="1")
     world.store.write(keys.backfill(REQUEST), objects.encode(ended))
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        served(world, api_access="keys", api_keys=KEYS, api_requests_per_minute=1_000_000) as address,
-    ):
+    with pytest.MonkeyPatch.context() as patched, contextlib.ExitStack() as stack:
         patched.setattr(event_stream, "WAIT_MAX_S", 0)  # nobody carries these requests out
+        patched.setattr(auth, "UNKNOWN_KEYS_PER_MINUTE", 1_000_000)  # a check tries each operation with a wrong key
         # Constants of whatever modules other tests have loaded would make up other requests each time.
         patched.setattr("hypothesis.internal.conjecture.providers._get_local_constants", Constants)
+        limits = {"api_access": "keys", "api_keys": KEYS, "api_requests_per_minute": 1_000_000}
+        address = stack.enter_context(served(world, **limits))
         schema = schemathesis.openapi.from_url(f"{address}/schema/openapi.json")
         schema.config.checks.negative_data_rejection.expected_statuses += TOO_LARGE
         schema.config.checks.positive_data_acceptance.expected_statuses += TOO_LARGE
