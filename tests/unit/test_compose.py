@@ -32,6 +32,7 @@ def test_the_command_service_builds_and_starts_nothing() -> None:
     command = SERVICES["tripfold"]
     own = {"TRIPFOLD_API_URL": "http://api:8080", "TRIPFOLD_API_KEY": "${TRIPFOLD_API_KEY:-}"}
     assert command["environment"] == {**SERVICES["worker"]["environment"], **own}
+    assert "api" in SERVICES["api"]["environment"]["TRIPFOLD_API_HOSTS"].split(",")
     assert command["profiles"]
     assert not command.keys() & {"build", "depends_on"}
 
