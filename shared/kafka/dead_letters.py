@@ -16,7 +16,7 @@ DEAD_LETTER_HEADERS = (ORIGIN_TOPIC_HEADER, ORIGIN_PARTITION_HEADER, ORIGIN_OFFS
 """The headers that a dead letter has after the original ones, in this order."""
 
 CUT_HEADER = "tripfold_cut_from_bytes"
-"""The length of the whole record, in a dead letter that holds only the beginning of one."""
+"""The length of the original, in a dead letter that holds only its beginning, or bytes that cannot be decoded."""
 CUT_KEY_BYTES_MAX = 32 * 1024
 
 

@@ -55,11 +55,9 @@ class UndecodableRecord(OperatorError):
     """A record that the Kafka client cannot decode blocks its partition."""
 
     def __init__(self, topic: Topic, bad: Undecodable) -> None:
-        partition, first, last = bad.record.partition, bad.record.offset, bad.next_offset - 1
-        offsets = f"offset {first}" if first == last else f"offsets {first} to {last}"
         super().__init__(
-            f"partition {partition}, {offsets} of {topic.value} cannot be decoded, so this partition waits: {bad.why}. "
-            f"To move on, with a dead letter: tripfold skip {topic.value} {partition} {first}"
+            f"{bad.place} of {topic.value} cannot be decoded, so this partition waits: {bad.why}. To go on, and get "
+            f"a dead letter: tripfold skip {topic.value} {bad.record.partition} {bad.record.offset}"
         )
 
 

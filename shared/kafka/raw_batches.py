@@ -14,7 +14,7 @@ import msgspec
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
-from aiokafka.errors import LeaderNotAvailableError, NoError, for_code
+from aiokafka.errors import LeaderNotAvailableError, NoError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.util import decode_varint
@@ -45,12 +45,20 @@ _UNCOMPRESSED: dict[int, Callable[[bytes], bytes]] = {
 class Undecodable(msgspec.Struct, frozen=True):
     """A record that the Kafka client cannot decode, and why. The next record has ``next_offset``.
 
-    ``record`` has what is known. If a whole batch cannot be decoded, it has the bytes of this batch as its value.
+    ``record`` has what is known. If this is not even its key and value, the value is the bytes of the record, or of the
+    batch if none of it can be decoded. The header CUT_HEADER says so.
     """
 
     record: ConsumerRecord[bytes, bytes]
     why: str
     next_offset: int
+
+    @property
+    def place(self) -> str:
+        """The partition and the offsets, in words."""
+        first, last = self.record.offset, self.next_offset - 1
+        offsets = f"offset {first}" if first == last else f"offsets {first} to {last}"
+        return f"partition {self.record.partition}, {offsets}"
 
 
 class RawBatch(msgspec.Struct, frozen=True):
@@ -69,7 +77,9 @@ async def read_batch(settings: Settings, partition: TopicPartition, offset: int)
     try:
         await client.bootstrap()
         leader = (await client.fetch_all_metadata()).leader_for_partition(partition)
-        if leader is None or leader == -1:
+        if leader is None:
+            raise UnknownTopicOrPartitionError(partition)
+        if leader == -1:
             raise LeaderNotAvailableError(partition)
         wanted = [(partition.topic, [(partition.partition, offset, DEAD_LETTER_BYTES_MAX)])]
         response = await client.send(leader, FetchRequest(0, 0, DEAD_LETTER_BYTES_MAX, 0, wanted))
@@ -110,8 +120,7 @@ def _decode(raw: bytes, partition: TopicPartition, offset: int, next_offset: int
             return RawBatch([], next_offset)
         body = bytearray(_UNCOMPRESSED[batch.compression_type](raw[_RECORDS_BEGIN:]))
     except Exception as error:  # noqa: BLE001  # the codecs raise errors of any kind
-        known = _consumer_record(partition, offset, value=raw, headers=[(CUT_HEADER, str(len(raw)).encode())])
-        return RawBatch([Undecodable(known, _reason(error), next_offset)], next_offset)
+        return RawBatch([Undecodable(_unknown(partition, offset, raw), _reason(error), next_offset)], next_offset)
     records: list[ConsumerRecord[bytes, bytes] | Undecodable] = []
     begin = 0
     for _ in range(_COUNT.unpack_from(raw)[0]):
@@ -123,7 +132,7 @@ def _decode(raw: bytes, partition: TopicPartition, offset: int, next_offset: int
             if length <= 0 or end > len(body):
                 raise ValueError(f"its length is {length}")  # noqa: TRY301
         except (ValueError, IndexError) as error:  # nothing shows where the next record begins
-            known = _consumer_record(partition, offset)
+            known = _unknown(partition, offset, bytes(body[begin:]))
             records.append(Undecodable(known, _reason(error), next_offset))
             break
         at_ms = batch.max_timestamp if batch.timestamp_type else batch.first_timestamp + since_first_ms
@@ -155,7 +164,7 @@ def _decode_record(
         if count < 0 or at != len(body):
             raise ValueError("its length is wrong")  # noqa: TRY301  # as the errors of the numbers
     except (ValueError, IndexError) as error:
-        why = _reason(error)
+        return Undecodable(_unknown(partition, offset, bytes(body)), _reason(error), offset + 1)
     record = _consumer_record(partition, offset, timestamp_ms=timestamp_ms, key=key, value=value, headers=headers)
     return Undecodable(record, why, offset + 1) if why else record
 
@@ -181,6 +190,10 @@ def _consumer_record(
 ) -> ConsumerRecord[bytes, bytes]:
     sizes = (-1 if key is None else len(key), -1 if value is None else len(value))
     return ConsumerRecord(*partition, offset, timestamp_ms, 0, key, value, None, *sizes, tuple(headers))
+
+
+def _unknown(partition: TopicPartition, offset: int, raw: bytes) -> ConsumerRecord[bytes, bytes]:
+    return _consumer_record(partition, offset, value=raw, headers=[(CUT_HEADER, str(len(raw)).encode())])
 
 
 def _reason(error: Exception) -> str:

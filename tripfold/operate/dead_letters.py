@@ -11,19 +11,19 @@ They have the same origin and value, and count as one dead letter, the first of 
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import heapq
 import re
 import sys
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Annotated
 
 import msgspec
 import typer
 
-from services.aggregate.replay.topic_reader import KafkaTopicReader, TopicReader
+from services.aggregate.replay.topic_reader import TopicReader
 from shared.domain.errors import OperatorError
 from shared.domain.ids import utc_now
 from shared.domain.topics import Topic
@@ -50,6 +50,7 @@ from tripfold.operate.command_line import (
     print_line,
     run_command,
 )
+from tripfold.operate.topic_audit import kafka_topics
 
 RETRIED_HEADER = "tripfold_retried"
 """In a mark: the dead letter that was sent back."""
@@ -292,15 +293,7 @@ def _filter(topic: str | None, first: dt.datetime | None, last: dt.datetime | No
 
 
 def _dead_letters_topic(settings: Settings, depth: int) -> OpenTopic:
-    @contextlib.asynccontextmanager
-    async def open_topic() -> AsyncIterator[TopicReader]:
-        replay = KafkaTopicReader(settings, Topic.DEAD_LETTERS, last_records_max=depth)
-        try:
-            yield replay
-        finally:
-            await replay.close()
-
-    return open_topic
+    return partial(kafka_topics(settings, last_records_max=depth), Topic.DEAD_LETTERS)
 
 
 def _for_json(letter: DeadLetter) -> dict[str, object]:
@@ -465,8 +458,8 @@ def _mark_of(record: ConsumedRecord) -> dict[str, dt.datetime]:
 def _origin_of(letter: DeadLetter) -> Topic:
     if any(name == CUT_HEADER for name, _ in letter.headers):
         raise NotSentBack(
-            f"dead letter {letter.id} is only the beginning of a longer record, at offset {letter.origin_offset[:20]} "
-            f"of partition {letter.origin_partition[:20]} of {letter.origin_topic[:100]}"
+            f"dead letter {letter.id} does not hold the whole record at offset {letter.origin_offset[:20]} of "
+            f"partition {letter.origin_partition[:20]} of {letter.origin_topic[:100]}"
         )
     try:
         topic = Topic(letter.origin_topic)

@@ -26,7 +26,10 @@ from shared.domain.ids import utc_now
 from shared.domain.objects import BucketEpoch, CorruptObject, Manifest, Plan
 from shared.domain.topics import GROUPS, Topic
 from shared.kafka.admin import check_topics
+from shared.kafka.poll import UndecodableRecord
 from shared.kafka.producer import KafkaPublisher
+from shared.kafka.raw_batches import Undecodable
+from shared.kafka.records import consumed_records
 from shared.kafka.skip_markers import is_marked
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.health import Health
@@ -292,11 +295,22 @@ async def _check_consumers(settings: Settings, store: ObjectStore) -> str:
         replay = KafkaTopicReader(settings, topic, after_commits_of=group, records_max=WAITING_RECORDS_MAX)
         try:
             blocking += await newer_records(store, replay)
+            blocking += await undecodable_records(store, topic, replay.undecodable.values())
         finally:
             await replay.close()
     if blocking:
         raise CheckFailed("; ".join(blocking))
-    return "no record of a later schema version blocks a consumer"
+    return "no record blocks a consumer"
+
+
+async def undecodable_records(store: ObjectStore, topic: Topic, found: Iterable[Undecodable]) -> list[str]:
+    """Name the records that the Kafka client cannot decode, and that are not marked to be skipped."""
+    waiting = []
+    for bad in found:
+        (record,) = consumed_records(topic, [bad.record])
+        if not await is_marked(store, record):
+            waiting.append(str(UndecodableRecord(topic, bad)))
+    return waiting
 
 
 async def newer_records(store: ObjectStore, replay: TopicReader) -> list[str]:

@@ -14,7 +14,7 @@ from services.aggregate.replay import generations
 from services.aggregate.replay.diff import GenerationFigures
 from services.aggregate.replay.generations import Generation, drop, list_generations
 from services.aggregate.replay.rebuild import Rebuild, Rebuilt
-from services.aggregate.replay.topic_reader import KafkaTopicReader, RawReader
+from services.aggregate.replay.topic_reader import RawReader
 from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaPublisher
 from shared.runtime.settings import Settings
@@ -30,6 +30,7 @@ from tripfold.operate.command_line import (
     print_line,
     run_command,
 )
+from tripfold.operate.topic_audit import kafka_topics
 
 GRACE_S = 900
 REASONS_MAX = 3
@@ -90,11 +91,8 @@ def rebuild_command(
     async def run() -> Rebuilt:
         if source is Source.S3:
             return await _run_rebuild(settings, take_over=take_over, dry_run=dry_run)
-        replay = KafkaTopicReader(settings, Topic.CITY_STATS)
-        try:
-            return await _run_rebuild(settings, take_over=take_over, dry_run=dry_run, replay=replay)
-        finally:
-            await replay.close()
+        async with kafka_topics(settings)(Topic.CITY_STATS) as reader:
+            return await _run_rebuild(settings, take_over=take_over, dry_run=dry_run, replay=reader)
 
     _print_rebuilt(run_command(run()), dry_run=dry_run, as_json=as_json)
 

@@ -1,17 +1,16 @@
-"""Marks a record of a later schema version, so that the consumer that it blocks moves it to the dead letters.
+"""Marks a record that blocks a consumer, so that the consumer moves it to the dead letters and goes on.
 
-The command reads the record first: the record must block a consumer. The marker holds the record's digest, so it
-applies to no other record.
+Such a record has a later schema version, or the Kafka client cannot decode it. The command reads the record first. The
+marker holds the record's digest, so it applies to no other record.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError, UnknownTopicOrPartitionError
 
 from shared.domain import events
 from shared.domain.errors import OperatorError
@@ -19,8 +18,8 @@ from shared.domain.events import NewerContract, PoisonRecord
 from shared.domain.ids import utc_now
 from shared.domain.topics import GROUPS, Topic
 from shared.kafka import skip_markers
-from shared.kafka.connection import connection
 from shared.kafka.producer import KafkaPublisher
+from shared.kafka.raw_batches import Undecodable, read_batch
 from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
@@ -28,7 +27,6 @@ from shared.storage.object_store import ObjectStore
 from tripfold.console import printable
 from tripfold.operate.command_line import command_settings, open_bucket, print_line, run_command
 
-READ_DEADLINE_S = 20.0
 SHOWN_VALUE_LENGTH_MAX = 2_000
 
 
@@ -41,10 +39,11 @@ def skip_command(
     partition: Annotated[int, typer.Argument(metavar="PARTITION", min=0, help="The record's partition.")],
     offset: Annotated[int, typer.Argument(metavar="OFFSET", min=0, help="The record's offset.")],
 ) -> None:
-    """Move a record of a later schema version, which blocks its consumer, to the dead letters.
+    """Move a record that blocks a consumer to the dead letters: it cannot be decoded, or has a later schema version.
 
-    The services keep running. Readiness, the log and 'tripfold doctor' name the record that blocks a consumer. Upgrade
-    instead if you can: a skipped record counts nowhere until 'tripfold dead-letters retry' sends it back.
+    The services keep running. Readiness, the log and 'tripfold doctor' name the record. If it has a later schema
+    version, upgrade instead if you can: a skipped record counts nowhere until 'tripfold dead-letters retry' sends it
+    back.
 
     Example: tripfold skip city-stats 3 17
     """
@@ -56,7 +55,7 @@ def skip_command(
     async def run() -> ConsumedRecord:
         async with open_bucket(settings) as store, KafkaPublisher(settings, source="skip") as publisher:
             await publisher.check([consumed[topic]])
-            return await mark_newer(store, await read_record(settings, consumed[topic], partition, offset))
+            return await mark_blocking(settings, store, consumed[topic], partition, offset)
 
     record = run_command(run())
     value = printable((record.value or b"").decode(errors="backslashreplace"), length_max=SHOWN_VALUE_LENGTH_MAX)
@@ -69,41 +68,40 @@ def skip_command(
     )
 
 
-async def mark_newer(store: ObjectStore, record: ConsumedRecord) -> ConsumedRecord:
-    """Mark a record of a later schema version. Raises CannotSkip for any other record: it blocks no consumer."""
+async def mark_blocking(
+    settings: Settings, store: ObjectStore, topic: Topic, partition: int, offset: int
+) -> ConsumedRecord:
+    """Mark the record of an offset, and return it. Raises CannotSkip if there is none, or if it blocks no consumer."""
+    name = settings.topic_prefix + topic.value
+    try:
+        batch = await read_batch(settings, TopicPartition(name, partition), offset)
+    except UnknownTopicOrPartitionError as error:
+        raise CannotSkip(f"topic {name} has no partition {partition}") from error
+    except OffsetOutOfRangeError as error:
+        raise CannotSkip(f"partition {partition} of {name} has no offset {offset}") from error
+    except (KafkaError, OSError) as error:
+        raise DependencyUnavailable(f"{name} cannot be read: {type(error).__name__}: {error}") from error
+    first = batch.records[0] if batch and batch.records else None
+    bad = first if isinstance(first, Undecodable) else None
+    found = consumed_records(topic, [bad.record if bad else first]) if first else []
+    if not found or found[0].offset != offset:
+        raise CannotSkip(f"partition {partition} of {name} has no record at offset {offset}")
+    (record,) = found
+    if bad is None:
+        refuse_harmless(record)
+    await skip_markers.mark(store, record, utc_now())
+    return record
+
+
+def refuse_harmless(record: ConsumedRecord) -> None:
+    """Raise CannotSkip if a record has no later schema version: it blocks no consumer."""
     place = f"offset {record.offset} of partition {record.partition} of {record.topic.value}"
     try:
         events.decode(record.topic, record.value)
     except NewerContract:
-        await skip_markers.mark(store, record, utc_now())
-        return record
+        return
     except PoisonRecord as error:
         raise CannotSkip(
             f"{place} blocks no consumer: it goes to the dead letters without this command ({error})"
         ) from error
     raise CannotSkip(f"{place} blocks no consumer: this build can read it")
-
-
-async def read_record(settings: Settings, topic: Topic, partition: int, offset: int) -> ConsumedRecord:
-    """Read one record. Raises CannotSkip if there is none."""
-    name = settings.topic_prefix + topic.value
-    place = TopicPartition(name, partition)
-    consumer = AIOKafkaConsumer(name, **connection(settings), group_id=None, enable_auto_commit=False)
-    try:
-        await consumer.start()
-        if place not in consumer.assignment():
-            raise CannotSkip(f"topic {name} has no partition {partition}")
-        begin = (await consumer.beginning_offsets([place]))[place]
-        end = (await consumer.end_offsets([place]))[place]
-        if not begin <= offset < end:
-            raise CannotSkip(f"partition {partition} of {name} has offsets {begin} to {end - 1}, not {offset}")
-        consumer.seek(place, offset)
-        async with asyncio.timeout(READ_DEADLINE_S):
-            (record,) = consumed_records(topic, [await consumer.getone(place)])
-    except (KafkaError, OSError, TimeoutError) as error:
-        raise DependencyUnavailable(f"{name} cannot be read: {type(error).__name__}: {error}") from error
-    finally:
-        await consumer.stop()
-    if record.offset != offset:
-        raise CannotSkip(f"partition {partition} of {name} no longer has a record at offset {offset}")
-    return record

@@ -27,7 +27,7 @@ from shared.kafka.records import ConsumedRecord
 from shared.runtime.settings import Settings
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore
-from tripfold.console import printable
+from tripfold.console import print_remark, printable
 from tripfold.operate.command_line import console, print_line
 from tripfold.operate.topic_records import (
     LastRecords,
@@ -175,16 +175,23 @@ async def _summaries(store: AdminObjectStore, date: dt.date) -> tuple[Mapping[st
     return expected, unreadable
 
 
-def kafka_topics(settings: Settings) -> OpenTopic:
-    """Return a function that opens a topic on the Kafka of the settings."""
+def kafka_topics(
+    settings: Settings, *, last_records_max: int | None = None
+) -> Callable[[Topic], contextlib.AbstractAsyncContextManager[KafkaTopicReader]]:
+    """Return a function that opens a topic on the Kafka of the settings.
+
+    At the end it names the records that the Kafka client could not decode.
+    """
 
     @contextlib.asynccontextmanager
     async def open_topic(topic: Topic) -> AsyncIterator[KafkaTopicReader]:
-        replay = KafkaTopicReader(settings, topic)
+        reader = KafkaTopicReader(settings, topic, last_records_max=last_records_max)
         try:
-            yield replay
+            yield reader
         finally:
-            await replay.close()
+            await reader.close()
+            for bad in reader.undecodable.values():
+                print_remark(printable(f"The Kafka client cannot decode {bad.place} of {topic.value}: {bad.why}."))
 
     return open_topic
 

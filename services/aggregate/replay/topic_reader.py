@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from functools import partial
 from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -13,7 +14,10 @@ from aiokafka.errors import KafkaError
 from shared.domain.topics import Topic, group_id
 from shared.kafka.admin import admin_client
 from shared.kafka.connection import connection
+from shared.kafka.offset_tracker import OffsetTracker
+from shared.kafka.poll import Poll
 from shared.kafka.producer import KafkaPublisher
+from shared.kafka.raw_batches import Undecodable, read_batch
 from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings
@@ -25,6 +29,7 @@ POLL_MS = 500
 FETCH_WAIT_MS = 50
 """The longest wait of a fetch at the end of the topic. A request for offsets is answered only after that fetch."""
 SILENCE_MAX_S = 60.0
+UNDECODABLE_KEPT_MAX = 1_000
 
 RawRecord = tuple[bytes | None, bytes | None, int, int]
 """The key, value, partition and offset of a record."""
@@ -67,6 +72,9 @@ class KafkaTopicReader:
 
     ``last_records_max``: start this many records before the end of each partition. ``after_commits_of``: start at the
     committed offsets of this consumer group. ``records_max``: read at most so many offsets of each partition.
+
+    A record that the Kafka client cannot decode is returned with what is known of it. ``undecodable`` has it, by its
+    partition and offset.
     """
 
     def __init__(
@@ -94,6 +102,18 @@ class KafkaTopicReader:
             fetch_max_wait_ms=FETCH_WAIT_MS,
             request_timeout_ms=20_000,
         )
+        self.undecodable: dict[tuple[int, int], Undecodable] = {}
+        self._passed_over: list[ConsumerRecord[bytes, bytes]] = []
+        self._tracker = OffsetTracker(topic)
+        self._poll = Poll(
+            topic,
+            self._tracker,
+            read_batch=partial(read_batch, settings),
+            pass_over=self._pass_over,
+            report=self._report,
+            now_s=time.monotonic,
+            wait_max_s=0.0,
+        )
         self._ends: dict[TopicPartition, int] = {}
         self._started = False
 
@@ -108,8 +128,7 @@ class KafkaTopicReader:
             if self._records_max is not None:
                 ends = {one: min(end, begins[one] + self._records_max) for one, end in ends.items()}
             if self._last_records_max is not None or self._after_commits_of is not None:
-                for partition, begin in begins.items():
-                    self._consumer.seek(partition, begin)
+                self._seek(begins)
         except (KafkaError, OSError) as error:
             raise TopicUnreadable(f"topic {self._name} cannot be read: {type(error).__name__}: {error}") from error
         self._ends = {partition: end for partition, end in ends.items() if end > begins[partition]}
@@ -118,38 +137,49 @@ class KafkaTopicReader:
     async def read(self) -> AsyncIterator[Sequence[ConsumedRecord]]:
         async with contextlib.aclosing(self._read()) as batches:
             async for polled in batches:
-                yield consumed_records(self._topic, [record for records in polled for record in records])
+                yield consumed_records(self._topic, polled)
 
     async def read_raw(self) -> AsyncIterator[Sequence[RawRecord]]:
         async with contextlib.aclosing(self._read()) as batches:
             async for polled in batches:
-                yield [
-                    (record.key, record.value, record.partition, record.offset)
-                    for records in polled
-                    for record in records
-                ]
+                yield [(record.key, record.value, record.partition, record.offset) for record in polled]
 
-    async def _read(self) -> AsyncGenerator[list[list[ConsumerRecord[bytes, bytes]]]]:
+    async def _read(self) -> AsyncGenerator[list[ConsumerRecord[bytes, bytes]]]:
         last_batch_at_s = time.monotonic()
         while self._ends:
             try:
-                polled = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=BATCH_RECORDS_MAX)
+                polled = await self._poll.take(self._consumer, records_max=BATCH_RECORDS_MAX, wait_ms=POLL_MS)
                 for partition in list(self._ends):
                     # The position counts, not the last record: compaction may have removed the records before the end.
                     if await self._consumer.position(partition) >= self._ends[partition]:
                         del self._ends[partition]
             except (KafkaError, OSError) as error:
                 raise TopicUnreadable(f"reading topic {self._name} failed: {type(error).__name__}: {error}") from error
+            polled, self._passed_over = [*self._passed_over, *polled], []
             if polled:
                 last_batch_at_s = time.monotonic()
-                yield list(polled.values())
+                yield polled
             elif time.monotonic() - last_batch_at_s > SILENCE_MAX_S:
                 raise TopicUnreadable(f"topic {self._name} returned no record for {SILENCE_MAX_S:.0f} s before its end")
 
     async def rewind(self) -> None:
         self._ends = {}
-        for partition, begin in (await self._consumer.beginning_offsets(self._consumer.assignment())).items():
+        self._seek(await self._consumer.beginning_offsets(self._consumer.assignment()))
+
+    def _seek(self, begins: dict[TopicPartition, int]) -> None:
+        for partition, begin in begins.items():
             self._consumer.seek(partition, begin)
+        self._tracker.forget_next_offset()
+
+    async def _pass_over(self, bad: Undecodable) -> bool:
+        self._passed_over.append(bad.record)
+        if len(self.undecodable) < UNDECODABLE_KEPT_MAX:
+            self.undecodable[bad.record.partition, bad.record.offset] = bad
+        return True
+
+    def _report(self, partition: int, reason: str | None) -> None:
+        if reason is not None:
+            raise TopicUnreadable(f"partition {partition} of topic {self._name}: {reason}")
 
     async def _positions(self) -> dict[TopicPartition, int]:
         """Return the position in each partition; at first the beginning."""

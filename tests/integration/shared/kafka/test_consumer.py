@@ -31,7 +31,7 @@ from tests.fakes.metrics import value
 from tests.fakes.store import MemoryStore
 from tests.integration.consuming import Collector, consuming
 from tests.integration.running import eventually
-from tripfold.operate.skip import mark_newer, read_record
+from tripfold.operate.skip import mark_blocking
 
 DATE = dt.date(2024, 5, 1)
 
@@ -295,8 +295,7 @@ async def test_a_newer_contract_stops_the_service_and_loses_nothing(settings: Se
             assert collector.seen == []
             (newer,) = await records_of(settings, Topic.PROCESS_REQUESTS)
             await publisher.publish([OutgoingEvent(requested(2))])
-            place = (newer.partition, newer.offset)
-            await mark_newer(store, await read_record(settings, Topic.PROCESS_REQUESTS, *place))
+            await mark_blocking(settings, store, Topic.PROCESS_REQUESTS, newer.partition, newer.offset)
             await eventually(partial(collector.has, 1), "the record after the one that was skipped")
             assert health.faults == {}
         assert [one.value for one in await records_of(settings, Topic.DEAD_LETTERS)] == [newer.value]

@@ -224,7 +224,7 @@ async def test_a_record_too_long_for_a_dead_letter_is_cut_and_not_sent_back(worl
     whole = RECORD_BYTES_MAX + 1 + 100_000 + sum(len(name) + len(value) for name, value in HEADERS)
     assert (CUT_HEADER, str(whole).encode()) in record.headers
     letter = f"{record.partition}/{record.offset}"
-    with pytest.raises(NotSentBack, match="beginning of a longer record, at offset"):
+    with pytest.raises(NotSentBack, match="does not hold the whole record at offset"):
         await send_back(world.open, world.publisher, [letter], clock=world.clock)
 
 

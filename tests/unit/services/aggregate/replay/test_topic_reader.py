@@ -69,21 +69,19 @@ class Consumer:
         self.positions[partition.partition] = offset
 
     async def getmany(
-        self, *, timeout_ms: int, max_records: int
+        self, *partitions: TopicPartition, timeout_ms: int, max_records: int
     ) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
-        """Return one record of each partition. The position moves to the end with the last one, over compacted ones."""
-        assert (timeout_ms, max_records) == (POLL_MS, BATCH_RECORDS_MAX)
+        """Return one record of a partition. The position moves to the end with the last one, over compacted ones."""
+        assert timeout_ms in {0, POLL_MS}
+        assert max_records <= BATCH_RECORDS_MAX
         if self.fault is not None:
             raise self.fault
-        polled = {}
-        for partition, offsets in self.offsets.items():
-            left = [offset for offset in offsets if offset >= self.positions[partition]]
+        for one in partitions or sorted(self.assignment()):
+            left = [offset for offset in self.offsets[one.partition] if offset >= self.positions[one.partition]]
+            self.positions[one.partition] = left[1] if len(left) > 1 else self.ends[one.partition]
             if left:
-                polled[TopicPartition(NAME, partition)] = [
-                    ConsumerRecord(NAME, partition, left[0], 0, 0, b"k", b"v", None, 1, 1, ())
-                ]
-            self.positions[partition] = left[1] if len(left) > 1 else self.ends[partition]
-        return polled
+                return {one: [ConsumerRecord(NAME, one.partition, left[0], 0, 0, b"k", b"v", None, 1, 1, ())]}
+        return {}
 
 
 @pytest.fixture
@@ -217,11 +215,14 @@ async def test_a_silent_topic_is_given_up(consumer: Consumer, monkeypatch: pytes
     await reader.take_end()
     getmany = consumer.getmany
 
-    async def silent(*, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
-        polls[0] += 1
-        now_s[0] += SILENCE_MAX_S / 2
-        if polls[0] == 2:
-            return await getmany(timeout_ms=timeout_ms, max_records=max_records)
+    async def silent(
+        *partitions: TopicPartition, timeout_ms: int, max_records: int
+    ) -> dict[TopicPartition, list[ConsumerRecord[bytes, bytes]]]:
+        if timeout_ms:
+            polls[0] += 1
+            now_s[0] += SILENCE_MAX_S / 2
+            if polls[0] == 2:
+                return await getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
         return {}
 
     monkeypatch.setattr(consumer, "getmany", silent)
