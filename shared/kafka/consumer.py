@@ -314,6 +314,15 @@ def consume(
     poll_interval_ms = int((deadline_s + POLL_INTERVAL_SLACK_S) * 1000)
     instance = f"{settings.kafka_group_instance_id}-{topic.value}" if settings.kafka_group_instance_id else None
     name, tracker = settings.topic_prefix + topic.value, OffsetTracker(topic)
+    poll = Poll(
+        topic,
+        tracker,
+        read_batch=partial(read_batch, settings),
+        pass_over=lambda bad: subscription.pass_over(bad, skip_markers),
+        report=lambda partition, reason: subscription.report(retrier.health, partition, reason),
+        now_s=retrier.now_s,
+        wait_max_s=settings.retry_wait_max_s,
+    )
     subscriber = broker.subscriber(
         name,
         group_id=group_id(settings.topic_prefix, group),
@@ -325,18 +334,8 @@ def consume(
         max_poll_interval_ms=poll_interval_ms,
         rebalance_timeout_ms=poll_interval_ms,
         max_partition_fetch_bytes=RECORD_BYTES_MAX,
-        listener=_Assignments(tracker),
+        listener=_Assignments(poll.forget),
         no_reply=True,
-    )
-
-    poll = Poll(
-        topic,
-        tracker,
-        read_batch=partial(read_batch, settings),
-        pass_over=lambda bad: subscription.pass_over(bad, skip_markers),
-        report=lambda partition, reason: subscription.report(retrier.health, partition, reason),
-        now_s=retrier.now_s,
-        wait_max_s=settings.retry_wait_max_s,
     )
 
     async def take_turn(consumer: AIOKafkaConsumer) -> None:
@@ -373,16 +372,16 @@ def consume(
 
 
 class _Assignments(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka has no types
-    """Lets the tracker expect any offset of partitions that were assigned anew."""
+    """Calls ``assigned`` after each rebalance."""
 
-    def __init__(self, tracker: OffsetTracker) -> None:
-        self._tracker = tracker
+    def __init__(self, assigned: Callable[[], None]) -> None:
+        self._assigned = assigned
 
     def on_partitions_revoked(self, revoked: object) -> None:
         pass
 
     def on_partitions_assigned(self, assigned: object) -> None:  # noqa: ARG002  # aiokafka's signature
-        self._tracker.forget_next_offset()
+        self._assigned()
 
 
 async def _process_unmarked(process: Process, batch: list[ConsumedRecord], skip_markers: SkipMarkers | None) -> None:

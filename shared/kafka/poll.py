@@ -6,10 +6,10 @@ The next commit of partition 0 covers them, although no handler has seen them. S
 
 What happens when the client raises at a partition, or leaves out offsets of a topic without compaction:
 1. The partition is paused. The other partitions go on.
-2. The batch after the last record that was taken is read again, as bytes (`shared.kafka.raw_batches`). If only the
-   response was damaged, its records are now taken, and the partition goes on.
-3. Otherwise the records before the bad one are taken.
-4. The bad record blocks its partition until an operator passes over it, or until a later try can decode it.
+2. The batch of the next record is read again, as bytes (`shared.kafka.raw_batches`). If only the response was damaged,
+   its records are now taken. Otherwise the records before the bad one are taken.
+3. The bad record blocks its partition until an operator passes over it, or until a later try can decode it.
+4. After the last record of the batch, the client goes on with the partition.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import msgspec
 import structlog
@@ -62,12 +62,15 @@ class UndecodableRecord(OperatorError):
 
 
 class Suspect(msgspec.Struct):
-    """A partition at which the client raised. It is read again at ``due_s`` on the poll's clock.
+    """A partition at which the client raised.
 
-    It is blocked if a try to read it again has failed.
+    It is read again at ``due_s`` on the poll's clock, from ``begin`` on. ``left`` are records that can be taken. The
+    partition is blocked if a try to read it again has failed.
     """
 
     due_s: float
+    begin: int | None = None
+    left: list[Record] = []
     tries: int = 0
 
 
@@ -107,8 +110,9 @@ class Poll:
         If ``in_turns``, take one record of each partition in turn. Otherwise take what was fetched of one partition
         before the next. Raises the KafkaErrors that concern the whole consumer.
         """
-        taken = await self._read_suspects_again(consumer, records_max)
-        if not taken and not self._idle:
+        await self._read_suspects_again(consumer)
+        taken: list[Record] = []
+        if self.suspects or not self._idle:
             taken = await self._sweep(consumer, records_max, in_turns)
         if not taken:
             taken = await self._wait(consumer, wait_ms)
@@ -142,8 +146,11 @@ class Poll:
 
     async def _ask(self, consumer: AIOKafkaConsumer, partition: TopicPartition, records_max: int) -> list[Record]:
         """Take fetched records of a partition. If the client cannot return them, the partition becomes a suspect."""
-        if partition in self.suspects:
-            return []
+        if suspect := self.suspects.get(partition):
+            taken, suspect.left = suspect.left[:records_max], suspect.left[records_max:]
+            if taken:
+                self._tracker.move_to(partition.partition, taken[-1].offset + 1)
+            return taken
         try:
             polled = await consumer.getmany(partition, timeout_ms=0, max_records=records_max)
         except Exception as error:
@@ -182,66 +189,67 @@ class Poll:
             consumer.pause(partition)
             self.suspects[partition] = Suspect(self._now_s())
 
-    async def _read_suspects_again(self, consumer: AIOKafkaConsumer, records_max: int) -> list[Record]:
-        assigned = consumer.assignment()
+    def forget(self) -> None:
+        """Begin anew: the partitions were assigned anew, or the consumer was sent to other offsets."""
+        for partition in list(self.suspects):
+            del self.suspects[partition]
+            self._report(partition.partition, None)
+        self._tracker.forget_next_offset()
+
+    async def _read_suspects_again(self, consumer: AIOKafkaConsumer) -> None:
         for partition, suspect in list(self.suspects.items()):
-            if partition not in assigned:
-                self._acquit(partition)
-                continue
-            consumer.pause(partition)  # again: a partition that was assigned anew is not paused
-            if suspect.due_s > self._now_s():
+            if suspect.left or suspect.due_s > self._now_s():
                 continue
             try:
                 async with asyncio.timeout(READ_AGAIN_TIMEOUT_S):
-                    taken = await self._read_again(consumer, partition, records_max)
-                consumer.resume(partition)
+                    goes_on = await self._read_again(consumer, partition, suspect)
             except Exception as error:  # noqa: BLE001  # it is tried again, and health has it
                 suspect.tries += 1
                 suspect.due_s = self._now_s() + min(self._wait_max_s, WAIT_FIRST_S * 2 ** min(suspect.tries, 20))
                 reason = str(error) if isinstance(error, OperatorError) else f"cannot be read again: {error!r}"
                 self._report(partition.partition, reason)
                 continue
-            self._acquit(partition)
-            if taken:
-                return taken
-        return []
+            if suspect.tries:
+                suspect.tries = 0
+                self._report(partition.partition, None)
+            if goes_on and self.suspects.get(partition) is suspect:
+                del self.suspects[partition]
+                consumer.resume(partition)
 
-    def _acquit(self, partition: TopicPartition) -> None:
-        del self.suspects[partition]
-        self._report(partition.partition, None)
+    async def _read_again(self, consumer: AIOKafkaConsumer, partition: TopicPartition, suspect: Suspect) -> bool:
+        """Read what can be taken of the batch, or pass over a bad record. Return whether the client can go on.
 
-    async def _read_again(
-        self, consumer: AIOKafkaConsumer, partition: TopicPartition, records_max: int
-    ) -> list[Record]:
-        """Take the records before the next bad one, or pass over the bad one. Raises UndecodableRecord."""
+        Raises UndecodableRecord.
+        """
         number = partition.partition
         offset = self._tracker.next_offset(number)
         if offset is None:
             offset = await consumer.position(partition)
-        consumer.seek(partition, offset)
+            self._tracker.move_to(number, offset)
+        if suspect.begin is None:
+            suspect.begin = offset
         try:
-            batch = await self._read_batch(partition, offset)
-        except OffsetOutOfRangeError:  # the consumer goes on at the first record that Kafka still has
+            batch = await self._read_batch(partition, suspect.begin)
+        except OffsetOutOfRangeError:  # the client begins again at the first record that Kafka still has
             _log.warning("records_deleted_by_kafka", topic=self._topic.value, partition=number, offset=offset)
             self._tracker.forget_next_offset(number)
-            return []
-        if batch is None:
-            return []
-        taken: list[Record] = []
-        next_offset = batch.next_offset
-        for one in batch.records:
-            if isinstance(one, Undecodable) or len(taken) == records_max:
-                next_offset = taken[-1].offset + 1 if taken else offset
-                break
-            taken.append(one)
-        first = batch.records[0] if batch.records else None
-        if isinstance(first, Undecodable):
-            if not await self._pass_over(first):
-                raise UndecodableRecord(self._topic, first)
-            next_offset = first.next_offset
-        self._tracker.move_to(number, next_offset)
-        consumer.seek(partition, next_offset)
-        return taken
+            consumer.seek(partition, offset)
+            return True
+        if self.suspects.get(partition) is not suspect:
+            return False  # the partition was assigned anew
+        left = [one for one in batch.records if _next_offset(one) > offset] if batch else []
+        if left and isinstance(left[0], Undecodable):
+            if not await self._pass_over(left[0]):
+                raise UndecodableRecord(self._topic, left[0])
+            self._tracker.move_to(number, left[0].next_offset)
+            return False
+        suspect.left = list(itertools.takewhile(_is_decoded, left))
+        if left:
+            return False
+        offset = max(offset, batch.next_offset) if batch else offset
+        self._tracker.move_to(number, offset)
+        consumer.seek(partition, offset)
+        return True
 
 
 def _concerns_records(error: Exception) -> bool:
@@ -249,3 +257,11 @@ def _concerns_records(error: Exception) -> bool:
     if isinstance(error, CorruptRecordException | RecordTooLargeError | UnsupportedCodecError):
         return True
     return not isinstance(error, KafkaError | ConsumerStoppedError | OSError)
+
+
+def _next_offset(one: Record | Undecodable) -> int:
+    return one.next_offset if isinstance(one, Undecodable) else one.offset + 1
+
+
+def _is_decoded(one: Record | Undecodable) -> TypeGuard[Record]:
+    return not isinstance(one, Undecodable)

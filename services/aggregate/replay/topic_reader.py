@@ -104,10 +104,9 @@ class KafkaTopicReader:
         )
         self.undecodable: dict[tuple[int, int], Undecodable] = {}
         self._passed_over: list[ConsumerRecord[bytes, bytes]] = []
-        self._tracker = OffsetTracker(topic)
         self._poll = Poll(
             topic,
-            self._tracker,
+            OffsetTracker(topic),
             read_batch=partial(read_batch, settings),
             pass_over=self._pass_over,
             report=self._report,
@@ -169,7 +168,7 @@ class KafkaTopicReader:
     def _seek(self, begins: dict[TopicPartition, int]) -> None:
         for partition, begin in begins.items():
             self._consumer.seek(partition, begin)
-        self._tracker.forget_next_offset()
+        self._poll.forget()
 
     async def _pass_over(self, bad: Undecodable) -> bool:
         self._passed_over.append(bad.record)

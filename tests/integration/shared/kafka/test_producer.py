@@ -125,7 +125,7 @@ class KafkaMember:
         self._decided = asyncio.Event()
         self._batch: Sequence[ConsumedRecord] = ()
         self._broker: KafkaBroker = make_broker(settings)
-        consume(
+        self._subscription = consume(
             self._broker,
             topic,
             self._process,
@@ -138,7 +138,8 @@ class KafkaMember:
 
     async def start(self) -> None:
         """Join the group."""
-        await self._broker.start()
+        await self._broker.connect()
+        await self._subscription.begin()
 
     async def _process(self, batch: Sequence[ConsumedRecord]) -> None:
         self._decided.clear()
@@ -163,6 +164,7 @@ class KafkaMember:
 
     async def leave(self) -> None:
         self._retrier.stopping.set()
+        await self._subscription.drain()
         await self._broker.stop()
 
 

@@ -185,7 +185,7 @@ async def test_a_lost_partition_is_reported_no_more() -> None:
     polled = Polled(2, 2, bad=[(1, 0)])
     await polled.take_all()
     polled.consumer.assign({0: 2})
-    await polled.take()
+    polled.poll.forget()
     assert (polled.reports[-1], polled.poll.suspects) == ((1, None), {})
 
 
