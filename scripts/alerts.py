@@ -133,6 +133,13 @@ ALERTS = (
         summary="{{ $labels.job }} on {{ $labels.instance }} is down or not ready",
     ),
     Alert(
+        name="TripfoldPartitionBlocked",
+        severity="ticket",
+        expr=f"max by (topic) ({sample(metrics.blocked_partitions, 'topic')}) > 0",
+        lasts="1m",
+        summary="A record of {{ $labels.topic }} cannot be decoded, and its partition waits",
+    ),
+    Alert(
         name="TripfoldNumbersLate",
         severity="page",
         expr=older(FOLDED, FOLD_AGE_MAX_S),

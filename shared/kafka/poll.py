@@ -206,8 +206,7 @@ class Poll:
             except Exception as error:  # noqa: BLE001  # it is tried again, and health has it
                 suspect.tries += 1
                 suspect.due_s = self._now_s() + min(self._wait_max_s, WAIT_FIRST_S * 2 ** min(suspect.tries, 20))
-                reason = str(error) if isinstance(error, OperatorError) else f"cannot be read again: {error!r}"
-                self._report(partition.partition, reason)
+                self._report(partition.partition, _reason(error))
                 continue
             if suspect.tries:
                 suspect.tries = 0
@@ -257,6 +256,12 @@ def _concerns_records(error: Exception) -> bool:
     if isinstance(error, CorruptRecordException | RecordTooLargeError | UnsupportedCodecError):
         return True
     return not isinstance(error, KafkaError | ConsumerStoppedError | OSError)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"its records could not be read again within {READ_AGAIN_TIMEOUT_S:.0f} s"
+    return str(error) if isinstance(error, OperatorError) else f"{type(error).__name__}: {error}"
 
 
 def _next_offset(one: Record | Undecodable) -> int:

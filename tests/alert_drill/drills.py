@@ -16,7 +16,7 @@ from typing import Any
 
 import boto3
 import msgspec
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 
 from shared.domain.topics import TOPICS, Topic
 from shared.kafka.admin import admin_client
@@ -26,6 +26,7 @@ from tests.chaos.faults import REPEATED_TOPICS, append_old_records
 from tests.chaos.relay import NetworkState
 from tests.chaos.s3_proxy import Fault
 from tests.chaos.upstream import UpstreamFault
+from tests.fakes.fetching import bad_record, produce
 
 QUIET_DATE = "2024-05-04"
 """Processed before the drills; the load does not request it, so its objects stay as a drill left them."""
@@ -181,6 +182,18 @@ async def newer(deployment: Deployment) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
+async def undecodable(deployment: Deployment) -> AsyncIterator[None]:
+    """Publish a record that the Kafka client cannot decode; skip it at the end."""
+    topic, system = Topic.CITY_STATS, deployment.system
+    name = system.environment[f"{PREFIX}TOPIC_PREFIX"] + topic.value
+    offset = await produce(system.kafka_address, TopicPartition(name, 0), [bad_record(topic)])
+    try:
+        yield
+    finally:
+        await _run(deployment, "skip", topic.value, "0", str(offset))
+
+
+@contextlib.asynccontextmanager
 async def damaged_summary(deployment: Deployment) -> AsyncIterator[None]:
     """Overwrite a summary; repair it at the end."""
     client, bucket = _store(deployment)
@@ -328,6 +341,7 @@ DRILLS = (
     _failing("TripfoldQuarantinedFiles", 0.3, UpstreamFault.HTML_PAGE),
     Drill(fault="poison record", inject=poison, alert="TripfoldDeadLetters"),
     Drill(fault="record of a newer schema version", inject=newer, alert="TripfoldServiceDown"),
+    Drill(fault="record that cannot be decoded", inject=undecodable, alert="TripfoldPartitionBlocked"),
     Drill(fault="summary damaged", inject=damaged_summary, alert="TripfoldUnreadableObjects"),
     Drill(fault="summary deleted", inject=deleted_summary, alert="TripfoldVerifyDifferences"),
     Drill(fault="raw object lost", inject=lost_raw_object, alert="TripfoldVerifyDifferences"),

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 import struct
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from aiokafka import ConsumerRecord, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
 from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.record.util import calc_crc32c
 
+from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
 
 BAD_HEADER = "this is not UTF-8"
@@ -52,6 +57,29 @@ def damaged(batches: bytes) -> bytes:
     """Return batches of which the first has a wrong checksum."""
     last = 11 + struct.unpack_from(">i", batches, 8)[0]
     return batches[:last] + bytes([batches[last] ^ 1]) + batches[last + 1 :]
+
+
+def bad_record(topic: Topic, *, offset: int = 0) -> ConsumedRecord:
+    """Return a record that aiokafka cannot decode."""
+    headers, now_ms = ((BAD_HEADER, b""),), int(time.time() * 1000)
+    return ConsumedRecord(
+        topic=topic, partition=0, offset=offset, key=b"k", value=b"{}", headers=headers, timestamp_ms=now_ms
+    )
+
+
+async def produce(servers: str, partition: TopicPartition, records: Sequence[ConsumedRecord]) -> int:
+    """Append records to a partition of a broker as one batch, byte for byte. Return the offset of the first."""
+    client = AIOKafkaClient(bootstrap_servers=servers)
+    try:
+        await client.bootstrap()
+        leader = (await client.fetch_all_metadata()).leader_for_partition(partition)
+        batches = [(partition.topic, [(partition.partition, batch_of(records))])]
+        response = await client.send(leader, ProduceRequest(None, -1, 10_000, batches))
+    finally:
+        await client.close()
+    ((_, ((_, error_code, offset, *_),)),) = response.topics
+    assert error_code == 0
+    return int(offset)
 
 
 class FetchingConsumer:
@@ -113,8 +141,10 @@ class FetchingConsumer:
         return taken
 
     def fetch(self) -> None:
-        """Fetch from each partition of which nothing is fetched."""
-        for one in sorted(self.assignment() - self.paused() - self._records.keys()):
+        """Fetch from each partition of which nothing is fetched, in any order, as aiokafka does."""
+        partitions = sorted(self.assignment() - self.paused() - self._records.keys())
+        random.shuffle(partitions)
+        for one in partitions:
             position = self._subscriptions._assigned_state(one).position
             if data := self._fetch(one.partition, position):
                 records = PartitionRecords(one, MemoryRecords(data), [], position, None, None, True, 0)

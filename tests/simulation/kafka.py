@@ -61,14 +61,15 @@ class Kafka:
 
     def append(
         self, topic: Topic, key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes]]
-    ) -> None:
+    ) -> ConsumedRecord:
         """Append a record, and wake the consumers."""
-        self.log.append(topic, key, value, list(headers))
+        record = self.log.append(topic, key, value, list(headers))
         self.simulation.changed_at_s = self.simulation.loop.now_s
         for group in self.groups.values():
             if group.topic is topic:
                 for member in group.members:
                     member.woken.set()
+        return record
 
     def fetch(self, process: Process, topic: Topic, partition: int, offset: int) -> bytes:
         """Return batches of a partition, as a response that may be damaged."""

@@ -17,6 +17,7 @@ from shared.domain import keys
 from shared.domain.events import IngestCity
 from shared.domain.objects import GenerationPointer
 from shared.kafka import consumer
+from shared.kafka.poll import Poll
 from shared.runtime import retry
 from tests.fault import mutations
 from tests.simulation.steps import DATES, GOOD_FILES, Step, first_file
@@ -91,6 +92,16 @@ def counted_too_early(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CityStatsConsumer, "_count", count_nothing)
 
 
+def asked_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Ask all partitions at once, as FastStream does."""
+
+    async def take(_self: Poll, consumer: Any, *, records_max: int, wait_ms: int, **_: object) -> list[Any]:
+        polled = await consumer.getmany(timeout_ms=wait_ms, max_records=records_max)
+        return [record for records in polled.values() for record in records]
+
+    patch.setattr(Poll, "take", take)
+
+
 def taken_back_while_paused(at_s: float, paused: str, other: str) -> tuple[Step, ...]:
     """Pause a worker that has read a correction, until another has found that the upstream took the correction back."""
     return (
@@ -137,6 +148,11 @@ TIME_MUTATIONS = (
                 Step(400.0, "wait"),
             ),
         ),
+    ),
+    TimeMutation(
+        name="all partitions asked at once",
+        patch=asked_at_once,
+        schedules=((Step(1.0, "append_undecodable", ("city-stats", 30.0)), Step(2.0, "request", (FIRST,))),),
     ),
     TimeMutation(
         name="a write intent left by a check",

@@ -3,6 +3,7 @@
 The fault model:
 - Calls to the bucket, Kafka and the upstream take time. They fail, are slow, or lose their response. A write can happen
   after its client gave up. Outages last from a second to 20 minutes.
+- Responses of Kafka are damaged. Some records cannot be decoded, until an operator skips them.
 - Processes are killed, stopped, paused and cut off from Kafka, for less and for more than a session. Their clocks
   differ. Consumer groups rebalance, and deliver records again.
 - The upstream corrects, moves, spoils and takes back files. A download can take hours. Its list of cities changes ids
@@ -43,10 +44,13 @@ from shared.domain.objects import Backfill, GenerationPointer, Manifest
 from shared.domain.requests import Status, status_of
 from shared.domain.schedules import new_schedule
 from shared.domain.topics import Topic
+from shared.kafka.records import ConsumedRecord
+from shared.kafka.skip_markers import mark
 from shared.runtime.metrics import Concern
 from shared.runtime.retry import DependencyUnavailable
 from shared.runtime.settings import Settings, load_settings
 from shared.storage.backfills import change_backfill, open_backfill
+from tests.fakes.fetching import BAD_HEADER
 from tests.fakes.log import MemoryLog
 from tests.fault import checks
 from tests.simulation.bucket import CheckedBucket
@@ -137,6 +141,7 @@ class Simulation:
         self._tasks_of: dict[str, dict[asyncio.Task[object], None]] = {}
         self._processes: dict[str, Process] = {}
         self._starts = 0
+        self._undecodable = 0
         self._users: set[asyncio.Task[None]] = set()
         self._refusals: Counter[tuple[str, int]] = Counter()
         self._paused = 0
@@ -532,11 +537,26 @@ class Simulation:
         for topic in (Topic.CITY_STATS, Topic.COUNTRY_DAY_SUMMARIES):
             self.kafka.log.compact(topic)
 
+    def append_undecodable(self, topic: str, seconds: float) -> None:
+        """Append a record that the Kafka client cannot decode; an operator skips it after some seconds."""
+        self._undecodable += 1
+        key = f"{DATES[0]}/undecodable/{self._undecodable}".encode()
+        record = self.kafka.append(Topic(topic), key, b"{}", [(BAD_HEADER, b"")])
+        self._spawn(partial(self._skip, record, seconds))
+
+    async def _skip(self, record: ConsumedRecord, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        while True:
+            with contextlib.suppress(DependencyUnavailable):
+                await mark(SimulatedStore(self._api), record, self.clock())
+                break
+            await asyncio.sleep(5)
+
     # Checks at rest.
 
     def _wrong_at_rest(self) -> list[str]:
         wrong = checks.summaries_against_manifests(self) + checks.raw_objects_against_manifests(self)
-        wrong += checks.topics_against_the_bucket(self)
+        wrong += checks.topics_against_the_bucket(self, dead_letters=self._undecodable)
         for date in DATES:
             wrong += self._against_the_upstream(date)
             wrong += self._against_the_statuses(date)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from shared.domain.topics import GROUPS
 from tests.fakes.builders import Trip
 from tests.simulation.upstream import File
 
@@ -50,6 +51,8 @@ def steps_of(seed: int, *, span_max_s: float = math.inf) -> list[Step]:
             steps += _read_while_it_changes(chance, at_s, steps[-1])
         if what in {"upstream_down", "upstream_fails"} and chance.random() < 0.5:
             steps += _request_in_an_outage(chance, at_s)
+        if what == "append_undecodable":  # other partitions have records meanwhile
+            steps += [Step(round(at_s + chance.uniform(0, 60), 1), "request", (date,)) for date in DATES]
     return sorted(steps, key=lambda step: step.at_s)
 
 
@@ -113,5 +116,6 @@ _MAKERS: dict[str, tuple[int, Callable[[random.Random], tuple[object, ...]]]] = 
     "cut_off": (2, lambda chance: (chance.choice(PROCESSES), _short_or_long(chance))),
     "redeliver": (2, lambda chance: (chance.randint(1, 10),)),
     "compact": (1, lambda _: ()),
+    "append_undecodable": (2, lambda chance: (chance.choice(list(GROUPS)).value, round(chance.uniform(0, 300), 1))),
 }
 """Each kind of step: its weight, and what makes its arguments."""

@@ -10,9 +10,7 @@ from typing import Any, Protocol
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import CorruptRecordException, OffsetOutOfRangeError
-from aiokafka.protocol.produce import ProduceRequest
 
 from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
@@ -21,7 +19,7 @@ from shared.kafka.poll import Poll
 from shared.kafka.raw_batches import RawBatch, Undecodable, first_batch, read_batch
 from shared.kafka.records import ConsumedRecord
 from shared.runtime.settings import Settings
-from tests.fakes.fetching import BAD_HEADER, FetchingConsumer, batch_of, damaged
+from tests.fakes.fetching import BAD_HEADER, FetchingConsumer, batch_of, damaged, produce
 from tests.integration.damaging_relay import DAMAGED, DamagingRelay
 
 TOPIC = Topic.CITY_TASKS
@@ -104,16 +102,8 @@ class BrokerLog:
         return await read_batch(self._settings, partition, offset)
 
     async def append(self, partition: int, *values: bytes, bad: int | None = None) -> None:
-        batch = batch_of(records(partition, values, bad))
-        client = AIOKafkaClient(bootstrap_servers=self._settings.kafka_bootstrap_servers)
-        try:
-            await client.bootstrap()
-            leader = (await client.fetch_all_metadata()).leader_for_partition(self.partition(partition))
-            response = await client.send(leader, ProduceRequest(None, -1, 10_000, [(self._name, [(partition, batch)])]))
-        finally:
-            await client.close()
-        ((_, ((_, error_code, *_),)),) = response.topics
-        assert error_code == 0
+        servers = self._settings.kafka_bootstrap_servers
+        await produce(servers, self.partition(partition), records(partition, values, bad))
 
     def damage(self, responses: int) -> None:
         self._relay.responses = responses
