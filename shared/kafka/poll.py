@@ -184,7 +184,9 @@ class Poll:
         return taken
 
     def _suspect(self, consumer: AIOKafkaConsumer, partition: TopicPartition, error: Exception) -> None:
-        _log.error("partition_read_again", topic=self._topic.value, partition=partition.partition, error=repr(error))
+        _log.warning(
+            "partition_read_again", topic=self._topic.value, partition=partition.partition, error=_reason(error)
+        )
         with contextlib.suppress(IllegalStateError):  # it was lost meanwhile
             consumer.pause(partition)
             self.suspects[partition] = Suspect(self._now_s())
