@@ -28,7 +28,7 @@ from tests.integration.services.ingest.upstream.hostile import (
     whole,
 )
 
-CODINGS = {
+CODINGS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "x-gzip": gzip.compress,
     "deflate": zlib.compress,
