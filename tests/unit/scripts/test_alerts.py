@@ -198,6 +198,16 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         8,
         {"TripfoldNotReady": (WORKER, "worker on worker is down or not ready")},
     ),
+    "a record that cannot be decoded": (
+        {series("tripfold_blocked_partitions", "aggregate", topic="city-stats"): f"0x4 1{NEVER_ENDS}"},
+        8,
+        {
+            "TripfoldPartitionBlocked": (
+                {"topic": "city-stats"},
+                "A record of city-stats cannot be decoded, and its partition waits",
+            )
+        },
+    ),
     "a summary is late": (
         {age("city-stats"): f"0+60{NEVER_ENDS}"},
         15,
