@@ -24,6 +24,7 @@ SUMMARIES = "summaries/"
 RAW = "raw/"
 QUARANTINE = "quarantine/"
 ATTEMPTS = "attempts/"
+IDEMPOTENCY = "idempotency/"
 LAKE = "lake/"
 TABLES = "lake/tables.json"
 
@@ -177,7 +178,7 @@ def parse_generation(key: str) -> int | None:
 
 def idempotency(digest: str) -> str:
     """Return the key of an idempotency record. ``digest`` is the hexadecimal SHA-256 of the idempotency key."""
-    return f"idempotency/{digest}.json"
+    return f"{IDEMPOTENCY}{digest}.json"
 
 
 def request(request_id: RequestId) -> str:

@@ -229,7 +229,8 @@ class QuarantineReport(BucketObject, frozen=True, kw_only=True):
     locate the fault that ended the parsing, or the first bad record; each may be None. ``bad_records`` counts the bad
     records up to the point where parsing ended, and ``reported`` has the first of them. ``broke_off`` says why the
     download was incomplete, or is None. A file that is refused again with the same bytes is not stored twice: ``seen``
-    counts the refusals, and ``last_request_id`` is the latest request.
+    counts the refusals, and ``last_request_id`` is the latest request. gc marks a report ``expired`` before it deletes
+    the report, and nobody renews it then.
     """
 
     date: dt.date
@@ -260,6 +261,7 @@ class QuarantineReport(BucketObject, frozen=True, kw_only=True):
     seen: CountField = 1
     last_seen_at: InstantField
     last_request_id: RequestField
+    expired: bool = False
 
     @property
     def report_key(self) -> str:

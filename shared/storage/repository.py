@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import random
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -13,7 +15,12 @@ from shared.domain.ids import RequestId
 from shared.domain.objects import BucketObject, Plan, RequestRecord
 from shared.domain.requests import NOBODY, Caller, retried_record, with_action
 from shared.runtime import metrics
-from shared.storage.object_store import CasConflict, ObjectStore
+from shared.storage.object_store import CasConflict, ObjectStore, StoreUnavailable
+
+TRIES_MAX = 10
+"""A write that has conflicted so often, within some five seconds, fails as in an outage. Its caller retries later."""
+WAIT_FIRST_S = 0.02
+"""The longest wait before the third try. The second one follows at once: most conflicts are with one other writer."""
 
 _Stored = TypeVar("_Stored", bound=BucketObject)
 
@@ -52,9 +59,12 @@ class Repository:
         """Write an object if there is none; return the stored one.
 
         A conditional write can fail although no other writer exists, when the store did not decide an earlier conflict
-        in time. Then there is no object to read, and the write is tried again.
+        in time. Then there is no object to read, and the write is tried again. Raises StoreUnavailable after TRIES_MAX.
         """
+        tries = 0
         while True:
+            await _before_try(tries, key)
+            tries += 1
             try:
                 await self.compare_and_swap(key, value, over=None)
             except CasConflict:
@@ -70,16 +80,17 @@ class Repository:
         key: str,
         change: Callable[[_Stored | None], Awaitable[_Stored | None]],
         *,
-        tries_max: int | None = None,
         counted_as: str = "",
     ) -> _Stored | None:
         """Change an object by compare-and-swap, again after each conflict; return the stored object.
 
         ``change`` gets the stored object, or None, and returns the new one. It returns its argument, or None, to change
-        nothing. Raises CasConflict after ``tries_max`` conflicts. A metric counts each under ``counted_as``.
+        nothing. Raises StoreUnavailable after TRIES_MAX conflicts. A metric counts each under ``counted_as``.
         """
         tries = 0
         while True:
+            await _before_try(tries, key)
+            tries += 1
             before = await self.read(kind, key)
             after = await change(before.value if before else None)
             if after is None or (before is not None and after is before.value):
@@ -87,13 +98,18 @@ class Repository:
             try:
                 await self.compare_and_swap(key, after, over=before)
             except CasConflict:
-                tries += 1
                 if counted_as:
                     metrics.cas_conflicts.labels(counted_as).inc()
-                if tries == tries_max:
-                    raise
                 continue
             return after
+
+
+async def _before_try(tries: int, key: str) -> None:
+    """Wait ever longer after ``tries`` conflicts. Raises StoreUnavailable after the last one."""
+    if tries == TRIES_MAX:
+        raise StoreUnavailable(f"{key}: each of {TRIES_MAX} conditional writes conflicted with another one")
+    if tries > 1:
+        await asyncio.sleep(random.uniform(0, WAIT_FIRST_S * 2 ** (tries - 2)))  # noqa: S311  # jitter, not a secret
 
 
 async def read_plan(store: ObjectStore, date: dt.date) -> Plan | None:

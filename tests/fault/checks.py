@@ -86,6 +86,11 @@ def requests(world: Checked) -> list[RequestRecord]:
     return _stored(world, keys.REQUESTS, RequestRecord)
 
 
+def reports(world: Checked) -> list[QuarantineReport]:
+    """Return every report on a refused file."""
+    return _stored(world, keys.QUARANTINE, QuarantineReport)
+
+
 def comparable_state(world: World) -> dict[str, bytes]:
     """Return all state that must be equal after a run with breaks; attempts are named by their order.
 
@@ -151,7 +156,7 @@ async def leftovers(world: World) -> list[str]:
     await world.drop_generations()
     named = {key for manifest in manifests(world) for key in manifest.raw_keys - manifest.expired_raw_keys()}
     live = keys.summaries_of_generation(live_generation(world))
-    named |= {report.key for report in _stored(world, keys.QUARANTINE, QuarantineReport)}
+    named |= {report.key for report in reports(world)}
     needed = (live, keys.LAKE, keys.MANIFESTS, keys.PLANS, keys.QUARANTINE, keys.REQUESTS, "state/")
     left = [f"{key} is left" for key in world.store.objects if key not in named and not key.startswith(needed)]
     left += [f"the upload {upload.upload_id} of {upload.key} is left" for upload in world.store.unfinished]
@@ -311,18 +316,16 @@ def quarantine_against_requests(world: World) -> list[str]:
     The same bytes are kept once, unless a process was paused or two processes stored them at the same time.
     """
     wrong = []
-    held, raw = world.store.bodies(keys.QUARANTINE), world.store.bodies(keys.RAW)
-    reports = [
-        objects.decode(QuarantineReport, body, key) for key, body in held.items() if key.endswith(keys.REPORT_SUFFIX)
-    ]
-    for report in reports:
+    raw = world.store.bodies(keys.RAW)
+    held = reports(world)
+    for report in held:
         body = raw.get(report.key, b"")
         if hashlib.sha256(body).hexdigest() != report.sha256 or len(body) != report.size_bytes:
             wrong.append(f"{report.key} is not what its report says")
-    kept = [(report.city_id, report.sha256) for report in reports]
+    kept = [(report.city_id, report.sha256) for report in held]
     if len(set(kept)) < len(kept) and not world.resumed:
         wrong.append(f"the same file is kept more than once: {kept}")
-    named = {report.key for report in reports}
+    named = {report.key for report in held}
     for record in requests(world):
         for failure in record.failures.values():
             refused = "record" in failure.reason or "array" in failure.reason

@@ -9,7 +9,7 @@ The fault model:
 - Runs of a schedule are claimed and started. Backfills are opened, paused, resumed, cancelled and retried. Planners
   advance both by clocks that differ by an hour.
 - Rebuild, repair, gc, builds of the Parquet tables and a planner's look at backfills can pause at a call. No pause is
-  longer than the minimum age for gc.
+  longer than the minimum age for gc, which is also that of refused files.
 - Somebody deletes live summaries.
 
 After every step:
@@ -29,7 +29,7 @@ import contextlib
 import datetime as dt
 import random
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -87,6 +87,7 @@ spellings = st.sampled_from((str.lower, str.title))
 roles = st.sampled_from(sorted(ROLES))
 breaks = st.sampled_from(Break)
 calls = st.integers(0, 30)
+few_calls = st.integers(0, 8)
 orders = st.permutations(range(PARTITIONS))
 
 
@@ -237,8 +238,7 @@ class History(RuleBasedStateMachine):
     @rule(rounds=st.integers(1, 4), order=orders)
     def handle_batches(self, rounds: int, order: list[int]) -> None:
         """Let every process handle some batches."""
-        for role in [role for _ in range(rounds) for role in ROLES]:
-            self._run(self.world.turn(role, partitions=order))
+        self._handle(rounds, order)
 
     @rule(after=calls, how=breaks)
     def break_a_call(self, after: int, how: Break) -> None:
@@ -285,13 +285,19 @@ class History(RuleBasedStateMachine):
         """Start gc with its minimum age, so that it deletes nothing recent."""
         self.jobs.append(self._run(self.world.gc(calls=stand_still_after)))
 
-    @rule()
-    def gc_later(self) -> None:
-        """Resume everything, wait for the minimum age, and run gc."""
+    @rule(refused=st.none() | cities, stand_still_after=st.none() | few_calls)
+    def gc_later(self, refused: int | None, stand_still_after: int | None) -> None:
+        """Resume everything, wait for the minimum age, and run gc. A file may be refused before and while gc pauses."""
+        if refused is not None:
+            self.files[refused] = BROKEN_FILE
+            self._hold()
+            self._request_and_handle()
         self._run(self._let_go())
         self._run(self.world.requeue())
         self.world.clock.advance(GC_AGE.total_seconds() + 1)
-        self.jobs.append(self._run(self.world.gc()))
+        self.jobs.append(self._run(self.world.gc(calls=stand_still_after)))
+        if refused is not None:
+            self._request_and_handle()
 
     @precondition(lambda self: self.jobs)
     @rule(stand_still_after=st.none() | calls)
@@ -473,6 +479,15 @@ class History(RuleBasedStateMachine):
             cities_expected=len(expected),
             complete=expected <= here,
         )
+
+    def _request_and_handle(self) -> None:
+        if self.world.requests < REQUESTS_MAX:
+            self._request()
+        self._handle(6, range(PARTITIONS))
+
+    def _handle(self, rounds: int, order: Sequence[int]) -> None:
+        for role in [role for _ in range(rounds) for role in ROLES]:
+            self._run(self.world.turn(role, partitions=order))
 
     def _request(self) -> None:
         self.last_request = self.world.request(self._truth())

@@ -13,13 +13,22 @@ from shared.domain.topics import Topic
 from shared.kafka.dead_letters import as_dead_letter
 from tests.fakes.builders import UpstreamState
 from tests.fakes.faults import Break
-from tests.fault.checks import comparable_state, differences, leftovers, live_summaries, summaries
+from tests.fault.checks import (
+    comparable_state,
+    differences,
+    leftovers,
+    live_summaries,
+    record_of,
+    reports,
+    summaries,
+)
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, FIRST, HOME, MOVED, WHOLE, breaks_of, unlike
 from tests.fault.watcher import Watcher
 from tests.fault.world import DATE, EXPIRE_AGE, GC_AGE, STALLED_AFTER, Job, World
 
 MANY_CALLS = 200
 
+REFUSED = UpstreamState(cities=HOME, files={1: b"[7]", 2: b"[8]", 3: EVENING})
 CORRECTION = UpstreamState(cities=MOVED, files={1: CORRECTED, 2: EMPTY, 3: EVENING})
 
 Prepare = Callable[[World], Awaitable[None]]
@@ -107,8 +116,7 @@ async def topics_lost(world: World) -> None:
 
 async def in_quarantine(world: World) -> None:
     """Quarantine two files that are good by now."""
-    bad = UpstreamState(cities=HOME, files={1: b"[7]", 2: b"[8]", 3: EVENING})
-    request_id = world.request(bad)
+    request_id = world.request(REFUSED)
     await world.run_to_rest()
     WHOLE.write_into(world.upstream, DATE)
     world.oracle.requested(request_id, WHOLE)
@@ -279,6 +287,27 @@ async def rebuilt_beside_services(kind: type[World] = World, *, from_kafka: bool
         if ended:
             return
     raise AssertionError(f"a rebuild makes more than {MANY_CALLS} calls")
+
+
+async def refused_again_beside_gc(kind: type[World] = World) -> AsyncIterator[str]:
+    """Refuse two files again after each call of gc, which has found their reports old; name all that is wrong."""
+    for calls in range(MANY_CALLS):
+        world = kind()
+        await in_quarantine(world)
+        world.clock.advance(GC_AGE.total_seconds() + 1)
+        job = await world.gc(calls=calls)
+        ended = job.ended
+        request_id = world.request(REFUSED)
+        await world.run_to_rest()
+        if not ended:
+            await job.resume()
+        kept = {one.key for one in reports(world)} & world.store.objects.keys()
+        lost = {one.quarantine_key for one in record_of(world, request_id).failures.values()} - kept
+        if lost or world.store.lost_reports:
+            yield f"refused again after {calls} calls of gc: lost are {lost}, and {world.store.lost_reports}"
+        if ended:
+            return
+    raise AssertionError(f"gc makes more than {MANY_CALLS} calls")
 
 
 async def cleaned_beside_services(kind: type[World] = World) -> AsyncIterator[str]:

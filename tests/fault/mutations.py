@@ -680,6 +680,15 @@ def gc_of_any_age(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gc, "_old_raw_objects", lambda store, before: old_raw_objects(store, before + dt.timedelta(days=365)))
 
 
+def gc_of_renewed_reports(patch: pytest.MonkeyPatch) -> None:
+    """Let gc delete a report that was old when it was listed, without a look at it."""
+
+    async def as_listed(_store: ObjectStore, _listed: ObjectInfo) -> bool:
+        return True
+
+    patch.setattr(gc, "_mark_expired", as_listed)
+
+
 def gone_is_silent(patch: pytest.MonkeyPatch) -> None:
     """Let the planner publish no plan for a country without cities."""
 
@@ -913,6 +922,7 @@ MUTATIONS = (
     Mutation(name="the building generation not folded", patch=live_alone, proof=job_scenarios.rebuilt_beside_services),
     Mutation(name="gc ignoring the history", patch=gc_without_history, proof=cleaning_up),
     Mutation(name="gc ignoring the age", patch=gc_of_any_age, proof=job_scenarios.cleaned_beside_services),
+    Mutation(name="gc of renewed reports", patch=gc_of_renewed_reports, proof=job_scenarios.refused_again_beside_gc),
     Mutation(name="at most once", kind=AtMostOnce, proof=breaking_a_correction),
     Mutation(name="a raw object after its manifest", kind=RawLast, proof=breaking_a_correction),
     Mutation(name="a stale record left in the topic", patch=no_record_after_stale_ones, proof=pausing_a_correction),

@@ -35,6 +35,7 @@ FOUND_BY_HISTORIES = {
     "tombstone dropped",
     "adding instead of replacing",
     "gc ignoring the history",
+    "gc of renewed reports",
     "a raw object after its manifest",
     "a city for each type of an id",
     "a name that never falls",

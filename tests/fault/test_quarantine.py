@@ -12,7 +12,7 @@ from services.ingest.worker.attempts import ALONE_AFTER, ALONE_CRASHES_MAX, NOTE
 from shared.domain import keys, objects
 from shared.domain.events import Outcome
 from shared.domain.ids import CityId
-from shared.domain.objects import AttemptsUnderWay, QuarantineReport, ReportedRecord
+from shared.domain.objects import AttemptsUnderWay, ReportedRecord
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
 from shared.runtime.retry import Stopping
@@ -20,7 +20,7 @@ from tests.fakes.builders import UpstreamState, trip_file
 from tests.fakes.faults import Break, PortCall, PortCalls
 from tests.fakes.log import PARTITIONS
 from tests.fakes.metrics import REGISTRY
-from tests.fault.checks import differences, manifests, record_of
+from tests.fault.checks import differences, manifests, record_of, reports
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MORNING, WHOLE
 from tests.fault.world import DATE, ROLES, Process, World
 
@@ -34,14 +34,6 @@ CITY = CityId("1")
 def holding(body: bytes) -> UpstreamState:
     """Return an upstream whose first city has this file."""
     return UpstreamState(cities=HOME, files={1: body, 2: EMPTY, 3: EVENING})
-
-
-def reports(world: World) -> list[QuarantineReport]:
-    """Return every report of a world."""
-    held = world.store.bodies(keys.QUARANTINE)
-    return [
-        objects.decode(QuarantineReport, body, key) for key, body in held.items() if key.endswith(keys.REPORT_SUFFIX)
-    ]
 
 
 def note(world: World) -> AttemptsUnderWay | None:
@@ -92,6 +84,18 @@ async def test_a_refused_file_is_kept_and_the_good_revision_stays() -> None:
     assert [msgspec.structs.replace(one, write_intent=UNSET) for one in manifests(world)] == stored
     assert quarantined("invalid") == before + 1
     assert differences(world) == []
+
+
+async def test_a_retry_that_finds_the_same_bytes_renews_their_report() -> None:
+    """A retry is a refusal of the same request: the file is kept for its time from then on, and counts once."""
+    world = World()
+    request_id = world.request(holding(BAD))
+    await world.run_to_rest()
+    (first,) = reports(world)
+    world.retry(request_id, holding(BAD))
+    await world.run_to_rest()
+    (renewed,) = reports(world)
+    assert (renewed.last_seen_at > first.last_seen_at, renewed.seen) == (True, 1)
 
 
 async def test_city_days_are_counted_by_outcome() -> None:

@@ -49,6 +49,8 @@ class Watcher:
         missing = set(self._versions) - {summary.country for summary in live}
         assert not missing, f"the summaries of {missing} are gone"
         self._raw_objects_are_there()
+        lost = self._world.store.lost_reports
+        assert not lost, f"gc took {lost} away, although their files were refused again"
         served = await self._read()
         self._counted_as_served_is_served(served)
         for country, version in self._published.items():

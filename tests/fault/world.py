@@ -45,6 +45,7 @@ from shared.domain.objects import (
     GenerationPointer,
     Manifest,
     Plan,
+    QuarantineReport,
     RequestRecord,
     Schedule,
     ScheduledRun,
@@ -227,6 +228,19 @@ class RecordingStore(MemoryStore):
         self.plans: list[Plan] = []
         self.summaries: list[Summary] = []
         self.early_manifests: list[str] = []
+        self.lost_reports: list[str] = []
+
+    async def delete(self, key: str) -> None:
+        self._note_lost_report(key)
+        await super().delete(key)
+
+    def _note_lost_report(self, key: str) -> None:
+        """Note a report that gc takes away although its file was refused within GC_AGE."""
+        stored = self.objects.get(key)
+        if stored is not None and key.startswith(keys.QUARANTINE):
+            report = objects.decode(QuarantineReport, stored.body, key)
+            if not report.expired and self._clock() - stored.last_modified < GC_AGE:
+                self.lost_reports.append(key)
 
     def write(self, key: str, body: bytes) -> str:
         if key.startswith(keys.MANIFESTS) and (manifest := self._changed(Manifest, key, body)):
@@ -236,6 +250,8 @@ class RecordingStore(MemoryStore):
             self.plans.append(plan)
         elif key.startswith(keys.SUMMARIES):
             self.summaries.append(objects.decode(Summary, body, key))
+        elif key.startswith(keys.QUARANTINE) and objects.decode(QuarantineReport, body, key).expired:
+            self._note_lost_report(key)
         return super().write(key, body)
 
     def _changed(self, kind: type[_Intended], key: str, body: bytes) -> _Intended | None:
@@ -519,7 +535,13 @@ class World:
         job = self._job("gc", calls=calls)
 
         async def work() -> None:
-            async for _ in collect_garbage(job.store, older_than=GC_AGE, deadline_s=TASK_DEADLINE_S, dry_run=False):
+            async for _ in collect_garbage(
+                job.store,
+                older_than=GC_AGE,
+                quarantine_older_than=GC_AGE,
+                deadline_s=TASK_DEADLINE_S,
+                dry_run=False,
+            ):
                 pass
 
         await job.run(work)

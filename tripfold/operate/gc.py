@@ -1,4 +1,4 @@
-"""Deletes objects that nothing needs: orphaned raw objects, unfinished uploads, old quarantine, old change counters.
+"""Deletes objects that nothing needs: orphaned raw objects, unfinished uploads, old quarantine, counters and claims.
 
 A raw object that a manifest may still name is never deleted:
 
@@ -9,12 +9,19 @@ A raw object that a manifest may still name is never deleted:
 - A raw object that a quarantine report names is kept.
 - Without a manifest nothing of a city-day is deleted.
 
-A quarantined file has an age of its own, which begins again when the file is refused again. Its report is deleted
-first, so no report is about a missing file; then the raw object. If gc crashes between the two, and the city-day has no
-manifest, the raw object stays.
+A quarantined file has an age of its own, which begins again when the file is refused again. The order of effects:
+
+1. A compare-and-swap marks the report as expired, if the report is still as listed. A worker that renews the report
+   meanwhile wins, or conflicts and then stores a report of its own: it renews no report with the mark.
+2. The report is deleted, so no report is about a missing file; then the raw object.
+
+If gc crashes between the two, the report stays for as long as a new one. If it crashes within the second step, and the
+city-day has no manifest, the raw object stays.
 
 Every process that writes summaries leaves its change counters. Those that have not grown for that age, and for a day,
 are deleted. A process that still runs creates its counters again, and a reader that misses counters lists every month.
+
+The claims of idempotency keys are deleted when no client can rely on them any more.
 """
 
 from __future__ import annotations
@@ -28,13 +35,14 @@ from typing import Annotated
 import msgspec
 import typer
 
+from services.api.requests.idempotency import COLLECTED_AFTER
 from shared.domain import keys
 from shared.domain.errors import OperatorError
 from shared.domain.ids import CityId
-from shared.domain.objects import CorruptObject, Manifest
+from shared.domain.objects import CorruptObject, Manifest, NewerObject, QuarantineReport
 from shared.storage.change_index import COUNTERS_AGE_MIN
-from shared.storage.object_store import AdminObjectStore, ObjectInfo, ObjectStore
-from shared.storage.repository import Repository
+from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectInfo, ObjectStore
+from shared.storage.repository import Repository, Versioned
 from tripfold.console import Records, print_remark
 from tripfold.operate.command_line import (
     JSON_ITEMS_MAX,
@@ -64,6 +72,7 @@ class Verdict(enum.Enum):
     EXPIRED_REPORT = "report on an old quarantined file"
     STALE_ATTEMPTS = "notes on attempts that crashed"
     OLD_COUNTERS = "change counters that grow no more"
+    OLD_CLAIM = "claim of an idempotency key that is free again"
     UNFINISHED_UPLOAD = "unfinished upload"
     NO_MANIFEST = "kept: this city-day has no manifest"
     UNREADABLE_MANIFEST = "kept: the manifest of this city-day cannot be read"
@@ -155,11 +164,12 @@ async def collect_garbage(
     before = now - older_than
     scans = [
         _old_raw_objects(store, before),
-        _stale_attempts(store, before),
-        _old_counters(store, min(before, now - COUNTERS_AGE_MIN)),
+        _old(store, keys.ATTEMPTS, before, Verdict.STALE_ATTEMPTS),  # a worker that needs its note keeps it young
+        _old(store, keys.CHANGES, min(before, now - COUNTERS_AGE_MIN), Verdict.OLD_COUNTERS),
+        _old(store, keys.IDEMPOTENCY, min(before, now - COLLECTED_AFTER), Verdict.OLD_CLAIM),
     ]
     if quarantine_older_than is not None:
-        scans.append(_old_quarantine(store, now - quarantine_older_than))
+        scans.insert(0, _old_quarantine(store, now - quarantine_older_than, dry_run=dry_run))
     for scan in scans:
         async for candidate in scan:
             if candidate.verdict.deleted and not dry_run:
@@ -191,28 +201,38 @@ async def _old_raw_objects(store: ObjectStore, before: dt.datetime) -> AsyncIter
                 yield candidate
 
 
-async def _stale_attempts(store: ObjectStore, before: dt.datetime) -> AsyncIterator[GcCandidate]:
-    """Yield old notes on attempts: a worker that still needs its note keeps it young."""
-    async for listed in store.list(keys.ATTEMPTS):
+async def _old(store: ObjectStore, prefix: str, before: dt.datetime, verdict: Verdict) -> AsyncIterator[GcCandidate]:
+    async for listed in store.list(prefix):
         if listed.last_modified < before:
-            yield _candidate(listed, Verdict.STALE_ATTEMPTS)
+            yield _candidate(listed, verdict)
 
 
-async def _old_counters(store: ObjectStore, before: dt.datetime) -> AsyncIterator[GcCandidate]:
-    async for listed in store.list(keys.CHANGES):
-        if listed.last_modified < before:
-            yield _candidate(listed, Verdict.OLD_COUNTERS)
-
-
-async def _old_quarantine(store: ObjectStore, before: dt.datetime) -> AsyncIterator[GcCandidate]:
+async def _old_quarantine(store: ObjectStore, before: dt.datetime, *, dry_run: bool) -> AsyncIterator[GcCandidate]:
     async for report in store.list(keys.QUARANTINE):
         match = _REPORT.fullmatch(report.key)
         if match is None or report.last_modified >= before:
+            continue
+        if not dry_run and not await _mark_expired(store, report):
             continue
         yield _candidate(report, Verdict.EXPIRED_REPORT)
         raw_key = keys.raw(dt.date.fromisoformat(match[1]), CityId(match[2]), match[3])
         async for listed in store.list(raw_key):
             yield _candidate(listed, Verdict.EXPIRED_QUARANTINE)
+
+
+async def _mark_expired(store: ObjectStore, listed: ObjectInfo) -> bool:
+    """Mark a report, so that no worker renews it any more; return False if it is not as it was listed."""
+    reports = Repository(store)
+    try:
+        found = await reports.get(QuarantineReport, listed.key)
+        if found is not None and not found.expired:
+            expired = msgspec.structs.replace(found, expired=True)
+            await reports.compare_and_swap(listed.key, expired, over=Versioned(found, listed.etag))
+    except (NewerObject, CasConflict):
+        return False
+    except CorruptObject:
+        return True  # no worker renews a report that it cannot read
+    return True
 
 
 async def raw_folders(store: ObjectStore, prefix: str) -> AsyncIterator[list[ObjectInfo]]:

@@ -32,6 +32,8 @@ CONCURRENT_GETS_MAX = 16
 RECORDS_SHOWN_MAX = 10
 RETRIED_FILES_MAX = 1_000
 """The most files that one call retries."""
+READ_MAX = 2_000
+"""The most reports that one call reads. The country is in the report, not in its key, so each report must be read."""
 
 
 class BadRecordShown(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +144,10 @@ class Quarantine:
         self._clock = clock
 
     async def find(self, wanted: QuarantineFilter, *, limit: int, detailed: bool = False) -> QuarantineList:
-        """Return the first ``limit`` selected files by date and city, and the number of all."""
+        """Return the first ``limit`` selected files by date and city, and the number of all.
+
+        Raises InvalidRequest if a country is selected and more than READ_MAX reports of any country match the rest.
+        """
         async with deadline(READING_DEADLINE_S, "Listing the quarantine"):
             found = await self._keys(wanted)
             reports = await self._read(found if wanted.country else found[:limit])
@@ -158,7 +163,8 @@ class Quarantine:
     async def retry(self, wanted: QuarantineFilter, *, by: Caller = NOBODY) -> QuarantineRetry:
         """Retry the selected city-days, each as a failed city of the request that last fetched its file.
 
-        Raises NotFound if no file is selected, and InvalidRequest if more than RETRIED_FILES_MAX are.
+        Raises NotFound if no file is selected, and InvalidRequest if more than RETRIED_FILES_MAX are, or if more than
+        READ_MAX reports would be read.
         """
         async with deadline(READING_DEADLINE_S, "Retrying the files in quarantine"):
             reports = await self._read(await self._keys(wanted))
@@ -229,6 +235,9 @@ class Quarantine:
         return sorted(key for found in await bounded_map(below, prefixes, limit=CONCURRENT_GETS_MAX) for key in found)
 
     async def _read(self, found: list[str]) -> list[QuarantineReport | UnreadableObject | None]:
+        if len(found) > READ_MAX:
+            reason = f"{len(found):,} reports match; one call reads at most {READ_MAX:,}. Select fewer dates, or a city"
+            raise InvalidRequest(InvalidParameter(name="from", reason=reason))
         read = partial(get_if_readable, self._store, QuarantineReport)
         return await bounded_map(read, found, limit=CONCURRENT_GETS_MAX)
 

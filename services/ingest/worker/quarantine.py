@@ -2,7 +2,8 @@
 
 The order of effects, after the upload of the raw object has received the whole file:
 
-1. read the reports on the city-day. If one of them is on the same bytes, count them there as seen again, and stop;
+1. read the reports on the city-day. If one of them is on the same bytes, renew that report, and stop. gc may delete a
+   report that it has marked as expired, so nobody renews such a report;
 2. complete the upload, so that the bytes are stored under the raw key of this attempt;
 3. put the report, which names the raw key. From now on the file is quarantined.
 
@@ -75,21 +76,23 @@ class Quarantine:
         return report
 
     async def _seen_again(self, task: IngestCity, sha256: str) -> QuarantineReport | None:
-        """Find the report on the same bytes, and count that this request received them too."""
+        """Renew the report on the same bytes, and count each request that received them. Return None without one.
+
+        A retry of the request renews it too: the report and the bytes are kept for a time after the last refusal.
+        """
         while True:
             found = await self._find(task.date, task.city_id, sha256)
             if found is None:
                 return None
             report = found.value
-            if report.last_request_id == task.request_id:
-                return report
+            seen = report.seen + (report.last_request_id != task.request_id)
             again = msgspec.structs.replace(
-                report, seen=report.seen + 1, last_seen_at=self._clock(), last_request_id=task.request_id
+                report, seen=seen, last_seen_at=self._clock(), last_request_id=task.request_id
             )
             try:
                 await self._repository.compare_and_swap(report.report_key, again, over=found)
             except CasConflict:
-                continue  # another request counted it, or gc has just deleted it
+                continue  # another request renewed it, or gc has just marked or deleted it
             return again
 
     async def _find(self, date: dt.date, city_id: CityId, sha256: str) -> Versioned[QuarantineReport] | None:
@@ -101,7 +104,7 @@ class Quarantine:
         latest_first = sorted(reports, key=lambda listed: listed.last_modified, reverse=True)
         for listed in latest_first[:REPORTS_COMPARED_MAX]:
             found = await self._repository.read(QuarantineReport, listed.key)
-            if found is not None and found.value.sha256 == sha256:
+            if found is not None and found.value.sha256 == sha256 and not found.value.expired:
                 return found
         return None
 

@@ -7,8 +7,8 @@ import pytest
 from shared.domain import keys, objects
 from shared.domain.ids import utc_now
 from shared.domain.objects import CorruptObject, GenerationPointer
-from shared.storage.object_store import CasConflict
-from shared.storage.repository import Repository
+from shared.storage.object_store import CasConflict, StoreUnavailable
+from shared.storage.repository import TRIES_MAX, Repository
 from tests.fakes.store import MemoryStore
 
 
@@ -69,8 +69,11 @@ async def test_an_update_that_changes_nothing_writes_nothing(store: MemoryStore)
     assert store.objects == written
 
 
-async def test_an_update_gives_up_after_its_limit_of_cas_conflicts(store: MemoryStore) -> None:
-    """A bounded update raises CasConflict at its limit."""
+async def test_an_update_gives_up_after_its_limit_of_cas_conflicts(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After TRIES_MAX conflicts an update fails like an outage, which its callers retry with backoff."""
+    monkeypatch.setattr("shared.storage.repository.WAIT_FIRST_S", 0.0)
     tries = 0
 
     async def change(_: GenerationPointer | None) -> GenerationPointer:
@@ -79,9 +82,25 @@ async def test_an_update_gives_up_after_its_limit_of_cas_conflicts(store: Memory
         store.write(keys.CURRENT, objects.encode(GenerationPointer(highest=tries)))
         return GenerationPointer(live=2)
 
-    with pytest.raises(CasConflict):
-        await Repository(store).update(GenerationPointer, keys.CURRENT, change, tries_max=3)
-    assert tries == 3
+    with pytest.raises(StoreUnavailable, match=keys.CURRENT):
+        await Repository(store).update(GenerationPointer, keys.CURRENT, change)
+    assert tries == TRIES_MAX
+
+
+async def test_a_create_gives_up_if_the_store_decides_no_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that refuses each write, and never shows the object of a winner, is not asked for ever."""
+    monkeypatch.setattr("shared.storage.repository.WAIT_FIRST_S", 0.0)
+    writes = 0
+
+    class Undecided(MemoryStore):
+        async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+            nonlocal writes
+            writes += 1
+            raise CasConflict(f"{key}, {body!r} over {etag}")
+
+    with pytest.raises(StoreUnavailable, match=keys.CURRENT):
+        await Repository(Undecided(utc_now)).create_if_absent(keys.CURRENT, GenerationPointer())
+    assert writes == TRIES_MAX
 
 
 async def _return(value: GenerationPointer | None) -> GenerationPointer | None:

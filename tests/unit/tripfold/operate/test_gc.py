@@ -7,6 +7,7 @@ import datetime as dt
 import msgspec
 import pytest
 
+from services.api.requests.idempotency import COLLECTED_AFTER
 from shared.domain import keys, objects
 from shared.domain.ids import CityId
 from shared.domain.objects import ChangeCounters
@@ -176,6 +177,17 @@ async def test_old_notes_of_attempts_are_deleted(bucket: FakeBucket) -> None:
     bucket.store.write(keys.attempts(DAY, CityId("2")), b"{}")
     await cleaned(bucket)
     assert list(bucket.store.bodies("attempts/")) == [keys.attempts(DAY, CityId("2"))]
+
+
+async def test_claims_of_idempotency_keys_are_deleted_after_two_days(bucket: FakeBucket) -> None:
+    """A claim holds for a day, so no client relies on one of two days; a younger one stays, whatever the age is."""
+    old, young = map(keys.idempotency, ("a", "b"))
+    bucket.store.write(old, b"{}")
+    bucket.clock.advance(COLLECTED_AFTER.total_seconds() - 60)
+    bucket.store.write(young, b"{}")
+    bucket.clock.advance(120)
+    deleted = [one.key for one in await cleaned(bucket, older_than=dt.timedelta(seconds=DEADLINE_S + 1))]
+    assert (old in deleted, young in deleted) == (True, False)
 
 
 async def test_an_age_of_quarantine_within_the_deadline_is_refused(bucket: FakeBucket) -> None:

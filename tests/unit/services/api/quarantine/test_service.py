@@ -46,6 +46,7 @@ async def retry(world: World, city_id: str | None = None) -> QuarantineRetry:
     return await quarantine_of(world).retry(QuarantineFilter(city_id=CityId(city_id) if city_id else None))
 
 
+CITY = CityId("1")
 DAY_AFTER = DATE + dt.timedelta(days=1)
 
 
@@ -68,6 +69,18 @@ async def test_files_are_selected_by_date_country_and_city(chosen: QuarantineFil
     assert ([one.city_id for one in listed.files], listed.total) == (cities, len(cities))
     first = await quarantine_of(world).find(chosen, limit=1)
     assert ([one.city_id for one in first.files], first.total) == (cities[:1], len(cities))
+
+
+async def test_a_country_of_too_many_reports_is_refused_before_any_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each report must be read to know its country. So a call names fewer dates instead of reading all that exist."""
+    world = await refused_world()
+    monkeypatch.setattr("services.api.quarantine.service.READ_MAX", 1)
+    everywhere = QuarantineFilter(country=CountrySlug("armenia"))
+    for call in (quarantine_of(world).find(everywhere, limit=1), quarantine_of(world).retry(everywhere)):
+        with pytest.raises(InvalidRequest, match=r"2 reports match; one call reads at most 1\."):
+            await call
+    found = await quarantine_of(world).find(QuarantineFilter(country=CountrySlug("armenia"), city_id=CITY), limit=1)
+    assert found.total == 1
 
 
 async def test_no_or_too_many_files_are_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
