@@ -50,6 +50,7 @@ import uvloop
 from bench.context import ROOT, Store, cpu_s, end_in_order, null_store, peak_rss_bytes, seaweedfs
 from bench.quix import NOTHING, Measured, Sums
 from bench.tables import print_table
+from services.aggregate.app import STATISTICS_BATCH_MAX, STATISTICS_LINGER_MS
 from services.aggregate.bucket_reader import read_summaries
 from services.aggregate.consumer import CityStatsConsumer, tune_collector
 from services.aggregate.replay.rebuild import Rebuild
@@ -282,8 +283,8 @@ async def _fold_with_aggregate(settings: Settings, events: int, dates: int) -> M
             settings=settings,
             retrier=Retrier(health=Health(), wait_max_s=1),
             group=f"bench-{uuid.uuid4().hex}",
-            batch_records_max=settings.aggregate_batch,
-            linger_ms=settings.aggregate_linger_ms,
+            batch_records_max=STATISTICS_BATCH_MAX,
+            linger_ms=STATISTICS_LINGER_MS,
         )
         wall, cpu = time.perf_counter(), time.process_time()
         await broker.connect()
@@ -420,7 +421,7 @@ async def _fold_large(cities: int) -> Large:
             await writer.fold(2, batch)
             return time.perf_counter() - wall, time.process_time() - cpu
 
-        size = settings.aggregate_batch
+        size = STATISTICS_BATCH_MAX
         batches = [await taken(day[place : place + size]) for place in range(0, cities, size)]
         ones = [await taken([event]) for event in changed[:-1]]
         found = await store.get(keys.summary(2, FIRST_DATE, day[0].country))

@@ -16,6 +16,8 @@ from shared.kafka.consumer import consume, make_broker
 from shared.runtime.settings import Settings
 from shared.service import AsgiApp, Background, ServiceContext, make_app
 
+STATISTICS_BATCH_MAX = 2_000
+STATISTICS_LINGER_MS = 100
 PROGRESS_BATCH_MAX = 5_000
 PROGRESS_LINGER_MS = 100
 
@@ -35,8 +37,8 @@ def create_app(settings: Settings) -> AsgiApp:
         retrier=retrier,
         group=GROUPS[Topic.CITY_STATS],
         skip_markers=context.skip_markers,
-        batch_records_max=settings.aggregate_batch,
-        linger_ms=settings.aggregate_linger_ms,
+        batch_records_max=STATISTICS_BATCH_MAX,
+        linger_ms=STATISTICS_LINGER_MS,
     )
     progress = RequestProgressConsumer(
         store, publisher, clock=utc_now, retrier=retrier, interval_s=settings.progress_interval_s

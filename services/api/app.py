@@ -128,7 +128,7 @@ def make_context(
     backfills = Backfills(store, requests.claims, clock=clock)
     places = StreamPlaces()
     reader = SummaryReader(store, cache_bytes=settings.api_cache_bytes)
-    processable = ProcessableDates(settings.api_date_first, settings.api_days_ahead_max, clock)
+    processable = ProcessableDates(clock)
     completeness_reader = CompletenessReader(store, reader, processable, clock=clock)
     readiness = Readiness(state, checks)
     background = [measure_loop_lag, KeyFile(settings, access).watch, IndexCheck(reader).run]

@@ -13,7 +13,7 @@ from services.ingest.jobs.runner import JobRunner
 from services.ingest.jobs.schedules import ScheduleRunner
 from services.ingest.planner.planner import Planner
 from services.ingest.retries import Retries
-from services.ingest.upstream.circuit_breaker import CircuitBreaker
+from services.ingest.upstream.circuit_breaker import RETRY_AFTER_MAX_S, CircuitBreaker
 from services.ingest.upstream.client import HttpUpstream
 from services.ingest.upstream.port import Upstream
 from services.ingest.upstream.retry import WAIT_MAX_S, UpstreamRetryPolicy
@@ -41,7 +41,7 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
     """Wire the planner, the worker, or both to the Kafka, S3 and upstream of the settings."""
     tune_allocator()
     context = ServiceContext(settings, source="ingest")
-    circuit = CircuitBreaker(context.retrier, retry_after_max_s=settings.upstream_retry_after_max_s)
+    circuit = CircuitBreaker(context.retrier)
     upstream = HttpUpstream(settings, circuit)
     retry_policy = UpstreamRetryPolicy(
         circuit,
@@ -182,4 +182,4 @@ def _consume_retries(context: ServiceContext, broker: KafkaBroker) -> Subscripti
 
 def longest_attempt_s(settings: Settings, attempt_s: float) -> float:
     """Return the longest time of one attempt and the waits before it. Kafka must allow this time between polls."""
-    return attempt_s + settings.upstream_outage_limit_s + settings.upstream_retry_after_max_s + WAIT_MAX_S
+    return attempt_s + settings.upstream_outage_limit_s + RETRY_AFTER_MAX_S + WAIT_MAX_S

@@ -5,7 +5,6 @@ The S3 client itself finds its credentials: the usual AWS variables, profiles an
 
 from __future__ import annotations
 
-import datetime as dt
 import ipaddress
 import re
 import ssl
@@ -68,7 +67,6 @@ class Settings(BaseSettings):
     upstream_outage_limit_s: float = Field(
         default=900, ge=0, description="wait for an unreachable upstream before its cities fail"
     )
-    upstream_retry_after_max_s: float = Field(default=300, ge=0, description="longest `Retry-After` that is honoured")
     upstream_read_timeout_s: float = Field(default=30, gt=0, description="longest wait for one read")
     upstream_deadline_s: float = Field(
         default=3600, gt=0, description="longest duration of one response, with its resumptions"
@@ -152,7 +150,6 @@ class Settings(BaseSettings):
     s3_ca_file: str = Field(
         default="", description="authorities (PEM) for an https endpoint, in addition to the system's"
     )
-    s3_pool_size: int = Field(default=32, ge=1, le=1000, description="connections to S3 of one process")
 
     ingest_streams: int = Field(
         default=4, ge=1, le=64, description="city-days that one worker streams at the same time"
@@ -175,9 +172,6 @@ class Settings(BaseSettings):
     ingest_volume_ratio_max: float = Field(
         default=3.0, gt=1, description="largest volume that is not suspicious, in usual volumes"
     )
-    ingest_volume_trips_min: int = Field(
-        default=1_000, ge=0, description="a volume is never suspicious if it and the usual one have fewer trips"
-    )
     ingest_other_dates: Literal["counted", "bad"] = Field(
         default="counted", description="how a trip is treated that departs on another date than its file's"
     )
@@ -190,8 +184,6 @@ class Settings(BaseSettings):
     quarantine_days: int = Field(
         default=90, ge=1, le=36_600, description="age at which `tripfold gc` deletes a refused file and its report"
     )
-    aggregate_batch: int = Field(default=2_000, ge=1, le=100_000, description="events in one fold")
-    aggregate_linger_ms: int = Field(default=100, ge=1, le=60_000, description="wait to fill a batch")
     aggregate_cache_bytes: int = Field(default=64 * 1024**2, ge=0, description="memory for cached summaries")
     tables_interval_s: float = Field(
         default=240,
@@ -209,10 +201,6 @@ class Settings(BaseSettings):
     api_host: str = Field(default="127.0.0.1", description="listen address")
     api_port: Port = Field(default=8080, description="listen port")
     api_range_days_max: int = Field(default=366, ge=1, le=36_600, description="longest range of one query, in days")
-    api_date_first: dt.date = Field(default=dt.date(2000, 1, 1), description="earliest date that may be processed")
-    api_days_ahead_max: int = Field(
-        default=366, ge=0, le=36_600, description="latest date that may be processed, in days after today (UTC)"
-    )
     api_completeness_days: int = Field(
         default=30, ge=0, le=366, description="latest dates whose completeness the metrics show; 0: none"
     )
@@ -373,7 +361,6 @@ class Settings(BaseSettings):
         return VolumeRules(
             ratio_min=self.ingest_volume_ratio_min,
             ratio_max=self.ingest_volume_ratio_max,
-            trips_min=self.ingest_volume_trips_min,
             quarantined=self.ingest_suspicious_files == "quarantined",
         )
 

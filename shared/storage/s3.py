@@ -72,6 +72,7 @@ _EMPTY_PREFIX: Final = "state/check/"
 
 _FAULTS: Final = (BaseError, OSError)
 _STATUS: Final = re.compile(r"status code: (\d{3})")
+CONNECTIONS_MAX: Final = 32
 _REASON: Final = re.compile(r'(?:message|error): "([^"]+)"|(InvalidCertificate)')
 _NO_SUCH_KEY: Final = "<Code>NoSuchKey</Code>"
 _INSTANCE_ROLE: Final = "/latest/api/token"  # obstore requests it where it finds no other credentials
@@ -83,7 +84,7 @@ class S3Store:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.bucket = settings.s3_bucket
-        self._connections = asyncio.Semaphore(settings.s3_pool_size)
+        self._connections = asyncio.Semaphore(CONNECTIONS_MAX)
         self._admin: S3Administration | None = None
         self._closing = contextlib.AsyncExitStack()
         self._open()
@@ -340,7 +341,7 @@ def _client(settings: Settings, retries: RetryConfig) -> Obstore:
         "read_timeout": "30s",  # a store can delay concurrent writers of one key for seconds
         "timeout": "1d",  # of a whole request: a stream may take hours, and its reader has its own deadline
         "pool_idle_timeout": "15s",
-        "pool_max_idle_per_host": str(settings.s3_pool_size),
+        "pool_max_idle_per_host": str(CONNECTIONS_MAX),
     }
     ca_file = ca_file_of(settings)
     if ca_file:

@@ -11,7 +11,6 @@ import msgspec
 
 from services.api.http.errors import InvalidParameter, InvalidRequest
 from shared.domain import keys
-from shared.runtime.settings import PREFIX
 
 DaysMax = NewType("DaysMax", int)
 """The maximum number of days in a range: litestar injects it by this type."""
@@ -51,12 +50,16 @@ class DateRange(msgspec.Struct, frozen=True):
             first = last + dt.timedelta(days=1)
 
 
+DATE_FIRST = dt.date(2000, 1, 1)
+DAYS_AHEAD_MAX = 366
+
+
 class ProcessableDates(msgspec.Struct, frozen=True):
     """The dates that may be processed: from ``first`` to ``days_ahead_max`` days after today (UTC)."""
 
-    first: dt.date
-    days_ahead_max: int
     clock: Callable[[], dt.datetime]
+    first: dt.date = DATE_FIRST
+    days_ahead_max: int = DAYS_AHEAD_MAX
 
     @property
     def last(self) -> dt.date:
@@ -69,8 +72,7 @@ class ProcessableDates(msgspec.Struct, frozen=True):
         out_of_range = [
             InvalidParameter(
                 name=name,
-                reason=f"{date} is not between {self.first} and {last}. Use a date in this range, or ask the operator "
-                f"to change {PREFIX}API_DATE_FIRST or {PREFIX}API_DAYS_AHEAD_MAX",
+                reason=f"{date} is not between {self.first} and {last}. Use a date in this range",
             )
             for name, date in requested.items()
             if not self.first <= date <= last

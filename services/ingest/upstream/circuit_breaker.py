@@ -23,6 +23,8 @@ from services.ingest.upstream.retry import jittered_s
 from shared.runtime import metrics
 from shared.runtime.retry import Retrier
 
+RETRY_AFTER_MAX_S = 300.0
+"""The longest ``Retry-After`` that is honoured."""
 PROBE_POLL_S = 0.25
 """How often a waiting stream checks whether the probe of another stream has reached the upstream."""
 
@@ -32,7 +34,7 @@ _HEALTH: Final = "upstream"
 class CircuitBreaker:
     """Knows whether the upstream can be reached, and until when a Retry-After asks to wait."""
 
-    def __init__(self, retrier: Retrier, *, retry_after_max_s: float = 300.0) -> None:
+    def __init__(self, retrier: Retrier, *, retry_after_max_s: float = RETRY_AFTER_MAX_S) -> None:
         self.retrier = retrier
         self._retry_after_max_s = retry_after_max_s
         self._held_until_s = 0.0

@@ -519,7 +519,7 @@ def test_a_client_has_the_options_of_its_bucket(
     (tmp_path / "ca.pem").write_bytes(b"pem")
     given = {"TRIPFOLD_S3_BUCKET": "bucket", "TRIPFOLD_S3_ADDRESSING_STYLE": style, "TRIPFOLD_S3_REGION": "r"}
     environment.setenv("AWS_ENDPOINT_URL", url or "")
-    S3Store(load_settings(given | {"TRIPFOLD_S3_POOL_SIZE": "7"}))
+    S3Store(load_settings(given))
     expected = {
         "bucket": "bucket",
         "region": "r",
@@ -532,7 +532,7 @@ def test_a_client_has_the_options_of_its_bucket(
             "read_timeout": "30s",
             "timeout": "1d",
             "pool_idle_timeout": "15s",
-            "pool_max_idle_per_host": "7",
+            "pool_max_idle_per_host": "32",
             "root_certificate": b"pem",
         },
     } | ({"endpoint": endpoint} if endpoint else {})

@@ -172,7 +172,7 @@ async def client_of(url: str, retrier: Retrier | None = None, **changes: object)
     given = {"attempts": 3, "read_timeout_s": 5, "requests_per_s": 10_000, "outage_limit_s": 20, **changes}
     settings = Settings.model_validate({"upstream_url": url, **{f"upstream_{name}": given[name] for name in given}})
     retrier = retrier or Retrier(health=Health(), wait_max_s=1)
-    circuit = CircuitBreaker(retrier, retry_after_max_s=settings.upstream_retry_after_max_s)
+    circuit = CircuitBreaker(retrier)
     retry_policy = UpstreamRetryPolicy(
         circuit,
         attempts_max=settings.upstream_attempts,

@@ -208,7 +208,7 @@ async def test_concurrent_clients_share_a_reading(monkeypatch: pytest.MonkeyPatc
     reader = CompletenessReader(
         world.store,
         SummaryReader(world.store, cache_bytes=1_000_000),
-        ProcessableDates(DAY, 0, world.clock),
+        ProcessableDates(world.clock, DAY, 0),
         clock=world.clock,
     )
     days = DateRange(DAY, DAY + dt.timedelta(days=3))
