@@ -57,12 +57,12 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 def main() -> None:
     """Measure for each number of workers, and print a table."""
     parser = argparse.ArgumentParser(description="Measure a request beside a queued year of backfill.")
-    parser.add_argument("--runs", type=int, help="requests of each kind; default: 40, with --quick 10")
+    parser.add_argument("--runs", type=int, help="requests of each kind; default: 15, with --quick 10")
     parser.add_argument("--quick", action="store_true", help="fewer requests")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     options = parser.parse_args()
     end_in_order()
-    requests = options.runs or (10 if options.quick else 40)
+    requests = options.runs or (10 if options.quick else 15)
     with servers() as running:
         results = [measure(running, workers=workers, requests=requests) for workers in WORKERS]
     print_table(

@@ -50,7 +50,7 @@ Fold = Callable[..., Any]
 def main() -> None:
     """Run the contenders against both stores and print the tables."""
     parser = argparse.ArgumentParser(description="Measure how fast files go from the upstream into S3.")
-    parser.add_argument("--bytes", type=float, help="size of a file; default: 1e9, with --quick 1e8")
+    parser.add_argument("--bytes", type=float, help="size of a file; default: 5e8, with --quick 1e8")
     parser.add_argument("--runs", type=int, help="turns of each contender; the median counts; default: 3, --quick 1")
     parser.add_argument("--quick", action="store_true", help="smaller files, one turn each")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
@@ -63,7 +63,7 @@ def main() -> None:
         print(msgspec.json.encode(measured).decode())
         return
     end_in_order()
-    blocks = max(1, round((options.bytes or (1e8 if options.quick else 1e9)) / BLOCK_BYTES))
+    blocks = max(1, round((options.bytes or (1e8 if options.quick else 5e8)) / BLOCK_BYTES))
     with tempfile.TemporaryDirectory() as folder:
         block = Path(folder) / "block.json"
         sums = write_block(block, date=DATE)
