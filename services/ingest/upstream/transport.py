@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.cookiejar
 import ssl
 from types import TracebackType
+from typing import Any, cast
 
 import aiohttp
 import httpx
+from aiohttp.connector import Connection
 from httpx_aiohttp import AiohttpTransport
 from httpx_aiohttp.transport import AiohttpResponseStream
 from yarl import URL
@@ -17,6 +20,9 @@ from services.ingest.upstream.errors import TransientUpstreamError, UpstreamDown
 
 HEADER_BYTES_MAX = 16 * 1024
 HEADERS_MAX = 256
+
+READ_BYTES = 32 * 1024
+"""How much one read from a socket takes. The HTTP client handles all of it at once, up to 5,000 chunks of a byte."""
 
 READ_BUFFER_BYTES = 64 * 1024
 """How much unread body a connection buffers. The client stops reading at twice as much."""
@@ -62,7 +68,7 @@ def build_get(client: httpx.AsyncClient, url: httpx.URL, headers: dict[str, str]
 def _session(context: ssl.SSLContext) -> aiohttp.ClientSession:
     """Return a session that keeps no connection and no cookie, reads no environment and decodes no body."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=context, limit=0, force_close=True),
+        connector=_Connector(ssl=context, limit=0, force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
         middlewares=(_send_once,),
         auto_decompress=False,
@@ -72,6 +78,45 @@ def _session(context: ssl.SSLContext) -> aiohttp.ClientSession:
         max_field_size=HEADER_BYTES_MAX,
         max_headers=HEADERS_MAX,
     )
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Lets each connection read in small pieces. By default uvloop allocates and reads 256 KiB at once."""
+
+    async def connect(self, *args: Any, **options: Any) -> Connection:
+        connection = await super().connect(*args, **options)
+        transport = connection.transport
+        if transport is not None and not transport.is_closing():
+            transport.pause_reading()
+            transport.set_protocol(_SmallReads(cast("asyncio.Protocol", transport.get_protocol())))
+            transport.resume_reading()
+        return connection
+
+
+class _SmallReads(asyncio.BufferedProtocol):
+    """Passes everything on to a protocol, and received bytes as much as its buffer holds at a time."""
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        self._protocol = protocol
+        self._buffer = memoryview(bytearray(READ_BYTES))
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # its size is fixed
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._protocol.data_received(bytes(self._buffer[:nbytes]))
+
+    def eof_received(self) -> bool | None:
+        return self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
 
 
 async def _send_once(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:

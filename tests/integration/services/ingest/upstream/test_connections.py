@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import ssl
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import aiohttp
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -28,6 +30,7 @@ from tests.integration.services.ingest.upstream.hostile import (
     Connection,
     HostileServer,
     Request,
+    head_of,
     raw,
 )
 
@@ -102,3 +105,33 @@ async def test_a_city_whose_host_alone_is_down_fails_while_others_are_served() -
                 await retried(patient, client.retrier, partial(client.attempt, "2"))
                 client.store.objects.clear()
         assert "cannot be reached" in await failing
+
+
+async def test_tiny_chunks_leave_turns_to_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of one byte cost the HTTP client much work for each byte. It handles some thousand of them at a time."""
+    chunks_by_turn: Counter[int] = Counter()
+    turn = 0
+    feed = aiohttp.StreamReader.feed_data
+
+    def counted(reader: aiohttp.StreamReader, data: bytes, size: int = 0) -> bool:
+        chunks_by_turn[turn] += 1
+        return feed(reader, data, size)
+
+    async def watch() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(aiohttp.StreamReader, "feed_data", counted)
+    body = b"1\r\n \r\n" * 200_000 + b"0\r\n\r\n"
+    async with (
+        HostileServer(raw(head_of(transfer_encoding="chunked") + body)) as server,
+        client_of(server.url) as client,
+    ):
+        watching = asyncio.create_task(watch())
+        taken: list[int] = []
+        await client.drain(taken)
+        watching.cancel()
+    assert sum(taken) == 200_000
+    assert max(chunks_by_turn.values()) < 8_000
