@@ -8,9 +8,9 @@ A benchmark prints tables in Markdown (`bench.tables`) and writes all results to
 measures and where it is biased. It exits with a code other than 0 if its contenders disagree or a dependency failed.
 Peers that are not installed are left out, and named on standard error. To add a benchmark, write the module and list
 it in `BENCHMARKS`. Each runs in a process of its own, so that none is measured with another's memory.
-All together take less than 15 minutes on two cores that do nothing else. So DuckDB reads the summaries of one month, and
-the table says which row is extrapolated from it. `bench.load` takes more than an hour, so it is not listed, and runs
-only by itself.
+All together take less than 15 minutes on two cores that do nothing else. So DuckDB reads the summaries of one month,
+and the table says which row is extrapolated from it. `bench.load` takes more than an hour, so it is not listed, and
+runs only by itself.
 """
 
 from __future__ import annotations
