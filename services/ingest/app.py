@@ -18,6 +18,7 @@ from services.ingest.upstream.client import HttpUpstream
 from services.ingest.upstream.port import Upstream
 from services.ingest.upstream.retry import WAIT_MAX_S, UpstreamRetryPolicy
 from services.ingest.worker.city_day import CityDayIngest
+from services.ingest.worker.isolation import Isolation, run_child
 from services.ingest.worker.streaming import tune_allocator
 from services.ingest.worker.worker import Worker
 from shared.domain.ids import utc_now
@@ -41,14 +42,7 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
     """Wire the planner, the worker, or both to the Kafka, S3 and upstream of the settings."""
     tune_allocator()
     context = ServiceContext(settings, source="ingest")
-    circuit = CircuitBreaker(context.retrier)
-    upstream = HttpUpstream(settings, circuit)
-    retry_policy = UpstreamRetryPolicy(
-        circuit,
-        attempts_max=settings.upstream_attempts,
-        outage_limit_s=settings.upstream_outage_limit_s,
-        concurrency_max=settings.upstream_concurrency_max,
-    )
+    upstream, retry_policy = make_upstream(context)
     broker = make_broker(settings)
     parts: list[Part] = []
     subscriptions: list[Subscription] = []
@@ -78,6 +72,19 @@ def create_app(settings: Settings, *, planner: bool = True, worker: bool = True)
         background=tuple(background),
         resources=(upstream,),
     )
+
+
+def make_upstream(context: ServiceContext) -> tuple[HttpUpstream, UpstreamRetryPolicy]:
+    """Return the upstream of the settings, and the policy that retries its requests."""
+    settings = context.settings
+    circuit = CircuitBreaker(context.retrier)
+    retry_policy = UpstreamRetryPolicy(
+        circuit,
+        attempts_max=settings.upstream_attempts,
+        outage_limit_s=settings.upstream_outage_limit_s,
+        concurrency_max=settings.upstream_concurrency_max,
+    )
+    return HttpUpstream(settings, circuit), retry_policy
 
 
 def _consume_requests(
@@ -120,16 +127,17 @@ def _job_runner(context: ServiceContext) -> JobRunner:
     return JobRunner(backfills, ScheduleRunner(context.store, clock=utc_now), interval_s=settings.jobs_interval_s)
 
 
-def _consume_tasks(
-    context: ServiceContext, broker: KafkaBroker, upstream: Upstream, retry_policy: UpstreamRetryPolicy
-) -> list[Subscription]:
-    """Subscribe a worker to the tasks, and to those in the background with a bounded share of its streams."""
+def make_city_day_ingest(
+    context: ServiceContext,
+    upstream: Upstream,
+    retry_policy: UpstreamRetryPolicy,
+    *,
+    isolation: Isolation | None = None,
+    crashes: int = 0,
+) -> CityDayIngest:
+    """Return what ingests city-days in this process. `CityDayIngest` describes the options."""
     settings = context.settings
-
-    def share_of(count: int) -> int:
-        return max(1, int(count * settings.ingest_background_share))
-
-    ingest = CityDayIngest(
+    return CityDayIngest(
         context.store,
         context.publisher,
         upstream,
@@ -137,11 +145,25 @@ def _consume_tasks(
         retry_policy=retry_policy,
         threads=ThreadPoolExecutor(settings.ingest_streams, thread_name_prefix="parse"),
         streams=settings.ingest_streams,
-        background_streams=share_of(settings.ingest_streams),
+        background_streams=_background_share(settings, settings.ingest_streams),
         deadline_s=settings.ingest_deadline_s,
         rules=settings.file_rules,
         volume_rules=settings.volume_rules,
+        isolation=isolation,
+        crashes=crashes,
     )
+
+
+def _background_share(settings: Settings, count: int) -> int:
+    return max(1, int(count * settings.ingest_background_share))
+
+
+def _consume_tasks(
+    context: ServiceContext, broker: KafkaBroker, upstream: Upstream, retry_policy: UpstreamRetryPolicy
+) -> list[Subscription]:
+    """Subscribe a worker to the tasks, and to those in the background with a bounded share of its streams."""
+    settings = context.settings
+    ingest = make_city_day_ingest(context, upstream, retry_policy, isolation=Isolation(run_child))
     worker = Worker(ingest, context.publisher, retrier=context.retrier)
     at_once = settings.upstream_concurrency_max
     # A task waits for a stream while others use all of them.
@@ -161,7 +183,10 @@ def _consume_tasks(
             deadline_s=min(longest_attempt_s(settings, settings.ingest_deadline_s) * rounds, POLL_INTERVAL_S_MAX),
             in_turns=True,
         )
-        for topic, batches_at_once in ((Topic.CITY_TASKS, at_once), (Topic.BACKGROUND_TASKS, share_of(at_once)))
+        for topic, batches_at_once in (
+            (Topic.CITY_TASKS, at_once),
+            (Topic.BACKGROUND_TASKS, _background_share(settings, at_once)),
+        )
     ]
 
 

@@ -66,8 +66,8 @@ def quarantine_of_month(month: str) -> str:
     return f"quarantine/date={month}-"
 
 
-def attempts(date: dt.date, city_id: CityId) -> str:
-    """Return the key of the object that lists the attempts of a city-day that are being parsed."""
+def attempt(date: dt.date, city_id: CityId) -> str:
+    """Return the key of the note that a process parses a city-day's file."""
     return f"attempts/date={date}/city={city_id}.json"
 
 

@@ -269,22 +269,6 @@ class QuarantineReport(BucketObject, frozen=True, kw_only=True):
         return keys.quarantine_report(self.date, self.city_id, self.attempt)
 
 
-class AttemptUnderWay(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt whose file is being parsed, or was when its worker crashed."""
-
-    attempt: str
-    begun_at: InstantField
-    alone: bool = False
-
-
-class AttemptsUnderWay(BucketObject, frozen=True, kw_only=True):
-    """The attempts of a city-day that are being parsed. Attempts of crashed workers stay in the list."""
-
-    date: dt.date
-    city_id: CityField
-    under_way: tuple[AttemptUnderWay, ...] = ()
-
-
 class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The entry of one city in a summary: its contribution, or a tombstone after its retraction.
 

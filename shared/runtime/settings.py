@@ -23,6 +23,8 @@ from shared.domain.volume import VolumeRules
 
 PREFIX = "TRIPFOLD_"
 SECRET_BYTES_MAX = 64 * 1024
+ATTEMPT_LIMIT_TIMES = 24
+"""An attempt at a city-day may last so many deadlines: a slow S3 costs time, and no attempt."""
 
 _RULES = {
     "bool_parsing": "it must be true or false",
@@ -160,7 +162,9 @@ class Settings(BaseSettings):
         le=1,
         description="share of ingest_streams and upstream_concurrency_max that backfills may use; at least one of each",
     )
-    ingest_deadline_s: float = Field(default=3600, ge=1, description="longest duration of one city-day")
+    ingest_deadline_s: float = Field(
+        default=3600, gt=0, description="longest time that one attempt at a city-day waits for the upstream"
+    )
     ingest_records: str = Field(default="array", description="where a file has its trips")
     ingest_bad_records_max: str = Field(default="0", description="bad records that a file may have; they are left out")
     ingest_suspicious_files: Literal["counted", "quarantined", "unchecked"] = Field(
@@ -363,6 +367,11 @@ class Settings(BaseSettings):
             ratio_max=self.ingest_volume_ratio_max,
             quarantined=self.ingest_suspicious_files == "quarantined",
         )
+
+    @property
+    def attempt_limit_s(self) -> float:
+        """The longest duration of an attempt at a city-day, with the time that S3 takes."""
+        return ATTEMPT_LIMIT_TIMES * self.ingest_deadline_s
 
     @property
     def kafka_uses_tls(self) -> bool:

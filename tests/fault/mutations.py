@@ -56,8 +56,13 @@ from shared.storage.change_index import ChangeCounter, _OwnCounters
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
 from shared.storage.repository import Versioned
+<<<<<<< HEAD
 from tests.fakes.builders import City, UpstreamState
 from tests.fakes.faults import Break
+=======
+from tests.fakes.builders import UpstreamState
+from tests.fakes.faults import Break, ProcessLife
+>>>>>>> d1cf870 (Count only waits for the upstream for deadlines, and only crashes that a parent process saw)
 from tests.fakes.index_race import Race
 from tests.fakes.store import BreakableStore
 from tests.fakes.upstream import BreakableUpstream
@@ -414,8 +419,8 @@ class AtMostOnce(World):
         super().__init__(broken, etags=etags)
         self._tried: set[bytes] = set()
 
-    def make_publisher(self, process: Process) -> Publisher:
-        return OncePublisher(super().make_publisher(process), self._tried)
+    def make_publisher(self, life: ProcessLife) -> Publisher:
+        return OncePublisher(super().make_publisher(life), self._tried)
 
 
 class RawLastStore(BreakableStore):

@@ -8,11 +8,12 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
-from services.ingest.worker.attempts import ALONE_AFTER, ALONE_CRASHES_MAX, NOTED_MAX, Attempts, CrashedAttempts
+from services.ingest.worker.attempts import AttemptNote, Attempts
+from services.ingest.worker.isolation import CRASHES_MAX
 from shared.domain import keys, objects
 from shared.domain.events import Outcome
 from shared.domain.ids import CityId
-from shared.domain.objects import AttemptsUnderWay, ReportedRecord
+from shared.domain.objects import ReportedRecord
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
 from shared.runtime.retry import Stopping
@@ -36,11 +37,9 @@ def holding(body: bytes) -> UpstreamState:
     return UpstreamState(cities=HOME, files={1: body, 2: EMPTY, 3: EVENING})
 
 
-def note(world: World) -> AttemptsUnderWay | None:
-    """Return the note of attempts at the first city, if there is one."""
-    key = keys.attempts(DATE, CITY)
-    stored = world.store.objects.get(key)
-    return objects.decode(AttemptsUnderWay, stored.body, key) if stored else None
+def is_noted(world: World) -> bool:
+    """Return whether there is a note of an attempt at the first city."""
+    return keys.attempt(DATE, CITY) in world.store.objects
 
 
 def quarantined(why: str) -> float:
@@ -222,7 +221,7 @@ async def test_the_latest_of_many_reports_are_searched(monkeypatch: pytest.Monke
 
 
 class DeadlyReads(PortCalls):
-    """Crashes the worker this many times as soon as it reads from the first city's file."""
+    """Crashes processes this many times as soon as they read from the first city's file."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -237,89 +236,95 @@ class DeadlyReads(PortCalls):
 
 
 def deadly_world(times: int) -> World:
-    """Return a world whose worker crashes this many times while it reads the first city's file."""
+    """Return a world whose processes crash this many times while they read the first city's file."""
     world = World()
     world.port_calls = DeadlyReads(times)
     return world
 
 
-async def test_a_file_that_crashes_the_worker_repeatedly_is_quarantined_and_can_be_retried() -> None:
-    """After three crashes while parsing it alone, the worker quarantines the file whole until a retry."""
-    deaths = ALONE_AFTER + ALONE_CRASHES_MAX
-    world = deadly_world(deaths)
+async def test_a_file_that_crashes_processes_is_quarantined_and_can_be_retried() -> None:
+    """It crashes one worker, then three processes of its own; then it is quarantined whole until a retry."""
+    world = deadly_world(1 + CRASHES_MAX)
     before = quarantined("parser_crash")
     request_id = world.request(WHOLE)
     await world.run_to_rest()
     (report,) = reports(world)
-    assert world.deaths == deaths
+    assert (world.deaths, world.isolated_deaths) == (1, CRASHES_MAX)
     assert world.store.objects[report.key].body == trip_file(MORNING, DATE)
     failure = record_of(world, request_id).failures[0]
     assert (failure.reason, failure.quarantine_key) == (report.reason, report.key)
-    assert f"{deaths} workers crashed" in failure.reason
-    assert f"{ALONE_CRASHES_MAX} of them parsed it alone" in failure.reason
+    assert f"{CRASHES_MAX} processes crashed, one after the other" in failure.reason
     assert quarantined("parser_crash") == before + 1
-    assert note(world) is None
+    assert not is_noted(world)
     world.clock.advance(60)
     await world.retry_quarantined()
     await world.run_to_rest()
     assert status_of(record_of(world, request_id)) is Status.COMPLETED
 
 
-@pytest.mark.parametrize("times", [1, ALONE_AFTER, ALONE_AFTER + ALONE_CRASHES_MAX - 1])
+@pytest.mark.parametrize("times", [1, 2, CRASHES_MAX])
 async def test_a_good_file_is_processed_after_unrelated_crashes(times: int) -> None:
-    """If workers crashed on it for other reasons, a good file is processed, and its crashes are forgotten."""
+    """If processes crashed on it for other reasons, a good file is processed, and its crashes are forgotten."""
     world = deadly_world(times)
     request_id = world.request(WHOLE)
     await world.run_to_rest()
     assert status_of(record_of(world, request_id)) is Status.COMPLETED
-    assert (reports(world), note(world)) == ([], None)
+    assert (reports(world), is_noted(world), world.deaths) == ([], False, 1)
     assert differences(world) == []
 
 
-async def test_restarts_and_upstream_faults_do_not_count_as_crashes() -> None:
-    """An attempt that ends because the worker is stopped, or the upstream fails, removes itself from the note."""
+async def test_a_note_of_a_living_process_counts_as_no_crash() -> None:
+    """However many attempts another process has noted, or an unreadable note: the file is processed, in isolation."""
+    world = World()
+    for body in (b"{", objects.encode(AttemptNote(process="another", begun_at=world.clock()))):
+        world.store.write(keys.attempt(DATE, CITY), body)
+        request_id = world.request(WHOLE if body == b"{" else holding(trip_file(EVENING, DATE)))
+        await world.run_to_rest()
+        assert status_of(record_of(world, request_id)) is Status.COMPLETED
+        assert not is_noted(world)
+    assert (reports(world), world.isolated_deaths) == ([], 0)
+
+
+async def test_a_note_that_cannot_be_removed_is_removed_later_by_the_same_process() -> None:
+    """While S3 refuses to delete it, the task waits; no other process is needed for the file."""
+    world = World()
+    request_id = world.request(WHOLE)
+    refused = RefusedDeletes(20)
+    world.port_calls = refused
+    await world.run_to_rest()
+    assert (refused.left, is_noted(world)) == (0, False)
+    assert status_of(record_of(world, request_id)) is Status.COMPLETED
+    assert not any("isolated" in one.life for one in refused.made)
+
+
+class RefusedDeletes(PortCalls):
+    """Refuses the next calls that delete."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left = times
+
+    def next_break(self, port_call: PortCall) -> Break | None:
+        super().next_break(port_call)
+        if port_call.what.startswith("delete") and self.left > 0:
+            self.left -= 1
+            return Break.REFUSED
+        return None
+
+
+async def test_a_restart_removes_the_note_of_an_attempt() -> None:
+    """An attempt that ends because the worker is stopped, or the upstream fails, leaves no note."""
     world = World()
     world.upstream.cuts = {"1": [150, 150, 150]}
     world.request(WHOLE)
     for _ in range(3):
         process = await stopped_in_the_middle(world)
-        assert note(world) is None
+        assert not is_noted(world)
         assert process.retrier.stopping.is_set()
         world.replace("worker")
     await world.run_to_rest()
-    assert (reports(world), note(world)) == ([], None)
+    assert (reports(world), is_noted(world)) == ([], False)
     assert differences(world) == []
-
-
-async def test_a_broken_download_removes_no_earlier_crash() -> None:
-    """An attempt that ends with an upstream fault removes no other: earlier crashes stay in the note."""
-    world = deadly_world(1)
-    world.upstream.cuts = {"1": [150] * 20}
-    world.request(WHOLE)
-    await world.run_to_rest()
-    left = note(world)
-    assert left is not None
-    assert len(left.under_way) == 1
-
-
-async def test_an_attempt_is_removed_although_another_is_noted_at_the_same_time() -> None:
-    """If another attempt is noted meanwhile, both changes of the note are kept."""
-    world = World()
-    attempts = Attempts(world.store, clock=world.clock)
-    for attempt in ("one", "two"):
-        await attempts.begin(DATE, CITY, attempt, alone=False)
-    compare_and_swap = world.store.compare_and_swap
-
-    async def overtaken(key: str, body: bytes, *, etag: str | None) -> str:
-        world.store.compare_and_swap = compare_and_swap  # type: ignore[method-assign]  # once
-        await attempts.begin(DATE, CITY, "three", alone=False)
-        return await compare_and_swap(key, body, etag=etag)
-
-    world.store.compare_and_swap = overtaken  # type: ignore[method-assign]  # another worker comes first
-    await attempts.end(DATE, CITY, "one", settled=False)
-    left = note(world)
-    assert left is not None
-    assert [one.attempt for one in left.under_way] == ["two", "three"]
 
 
 async def stopped_in_the_middle(world: World) -> Process:
@@ -330,7 +335,7 @@ async def stopped_in_the_middle(world: World) -> Process:
     batch = world.log.take("worker", ROLES["worker"].topic, ROLES["worker"].batch_records_max)
     handling = asyncio.ensure_future(process.process(batch))
     async with asyncio.timeout(10):
-        while note(world) is None:  # noqa: ASYNC110  # a write to the store has no event
+        while not is_noted(world):  # noqa: ASYNC110  # a write to the store has no event
             await asyncio.sleep(0)
     process.retrier.stopping.set()
     with pytest.raises(Stopping):
@@ -338,20 +343,14 @@ async def stopped_in_the_middle(world: World) -> Process:
     return process
 
 
-async def test_a_note_holds_a_bounded_number_of_attempts() -> None:
-    """However many attempts are noted, the note stays small, and an attempt counts only the others."""
+async def test_a_process_knows_its_own_note() -> None:
+    """A process whose attempt is repeated finds its own note, and removes it; it leaves the note of another."""
     world = World()
-    attempts = Attempts(world.store, clock=world.clock)
-    counts = [await attempts.begin(DATE, CITY, str(number), alone=number > 1) for number in range(NOTED_MAX + 5)]
-    assert counts[:3] == [CrashedAttempts(all=number, alone=0) for number in range(3)]
-    assert counts[-1] == CrashedAttempts(all=NOTED_MAX, alone=NOTED_MAX)
-    left = note(world)
-    assert left is not None
-    assert len(left.under_way) == NOTED_MAX
-    await attempts.end(DATE, CITY, left.under_way[0].attempt, settled=False)
-    left = note(world)
-    assert left is not None
-    assert len(left.under_way) == NOTED_MAX - 1
-    await attempts.end(DATE, CITY, "another", settled=True)
-    assert note(world) is None
-    await attempts.end(DATE, CITY, "another", settled=False)
+    own, other = (Attempts(world.store, clock=world.clock) for _ in range(2))
+    assert [await own.begin(DATE, CITY) for _ in range(2)] == [True, True]
+    assert not await other.begin(DATE, CITY)
+    await other.end(DATE, CITY)
+    assert is_noted(world)
+    await own.end(DATE, CITY)
+    assert not is_noted(world)
+    assert await other.begin(DATE, CITY)

@@ -12,6 +12,7 @@ import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import msgspec
@@ -34,6 +35,11 @@ from services.ingest.retries import Retries
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker.city_day import CityDayIngest
+<<<<<<< HEAD
+=======
+from services.ingest.worker.isolation import IsolatedTask, Isolation
+from services.ingest.worker.task_retries import TaskRetries
+>>>>>>> d1cf870 (Count only waits for the upstream for deadlines, and only crashes that a parent process saw)
 from services.ingest.worker.worker import Worker
 from shared.domain import events, keys, objects
 from shared.domain.backfills import new_backfill
@@ -176,6 +182,14 @@ class Process(ProcessLife):
         self.process = world.make_handler(self)
 
 
+class IsolatedLife(ProcessLife):
+    """One life of a process that runs one task for its parent. It pauses and resumes with its parent."""
+
+    def __init__(self, parent: Process) -> None:
+        super().__init__(f"{parent.name}-isolated", parent.port_calls)
+        self.paused, self.resumed = parent.paused, parent.resumed
+
+
 class Job(ProcessLife):
     """One run of an operator's command. It ends by itself, by a fault or by a crash."""
 
@@ -288,6 +302,7 @@ class World:
         self.unexpected: list[str] = []
         self.resumed = 0
         self.deaths = 0
+        self.isolated_deaths = 0
         self.attempts = 0
         self.requests = 0
         self.rebuilds = 0
@@ -306,9 +321,9 @@ class World:
         """Build the retrier of a process."""
         return QuickRetrier(health, self._slept)
 
-    def make_publisher(self, process: Process) -> Publisher:
+    def make_publisher(self, life: ProcessLife) -> Publisher:
         """Build the publisher of a process."""
-        return BreakablePublisher(MemoryPublisher(self.log, source=process.role), process)
+        return BreakablePublisher(MemoryPublisher(self.log, source=life.name.partition("-")[0]), life)
 
     def continued(self, broken: Mapping[int, Break] | None = None, *, losing: Collection[int] = ()) -> Self:
         """Return a separate world with new processes that continues from this one; its log may lose records."""
@@ -354,18 +369,8 @@ class World:
                 )
                 return planner.process
             case "worker" | "background":
-                ingest = CityDayIngest(
-                    process.store,
-                    process.publisher,
-                    process.upstream,
-                    clock=self.clock_of(process.role),
-                    retry_policy=retry_policy,
-                    threads=_threads,
-                    streams=1,
-                    deadline_s=TASK_DEADLINE_S,
-                    mint_attempt=self._mint_attempt,
-                    volume_rules=self.volume_rules,
-                )
+                isolation = Isolation(partial(self._run_isolated, process))
+                ingest = self._make_ingest(process, process.retrier, isolation=isolation)
                 return Worker(ingest, process.publisher, retrier=process.retrier).process
             case "retries":
                 return Retries(process.publisher, clock=self.clock_of("worker"), retrier=process.retrier).process
@@ -379,6 +384,34 @@ class World:
                     retrier=process.retrier,
                     interval_s=0,
                 ).process
+
+    def _make_ingest(self, life: ProcessLife, retrier: Retrier, **options: Any) -> CityDayIngest:
+        return CityDayIngest(
+            BreakableStore(self.store, life),
+            self.make_publisher(life),
+            BreakableUpstream(self.upstream, life),
+            clock=self.clock_of("worker"),
+            retry_policy=UpstreamRetryPolicy(CircuitBreaker(retrier), attempts_max=10, outage_limit_s=3600),
+            threads=_threads,
+            streams=1,
+            deadline_s=TASK_DEADLINE_S,
+            mint_attempt=self._mint_attempt,
+            volume_rules=self.volume_rules,
+            **options,
+        )
+
+    async def _run_isolated(self, parent: Process, isolated: IsolatedTask) -> bool:
+        """Run a task in a process of its own; return False if that process crashed."""
+        child = IsolatedLife(parent)
+        ingest = self._make_ingest(child, parent.retrier, crashes=isolated.crashes)
+        try:
+            await parent.retrier.retry_until_available("city_day", lambda: ingest.run(isolated.task))
+        except BaseException as error:
+            if is_crash(error) and not parent.dead:
+                self.isolated_deaths += 1
+                return False
+            raise
+        return True
 
     def request(
         self, truth: UpstreamState, *, joining: bool = True, background: Background | UnsetType = UNSET

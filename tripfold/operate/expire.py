@@ -94,7 +94,7 @@ def raw_command(
         async with open_bucket(settings) as store:
             with progress_bar("expiring", "dates") as show:
                 async for one in expire_raw(
-                    store, dates, older_than=age, deadline_s=settings.ingest_deadline_s, dry_run=dry_run
+                    store, dates, older_than=age, deadline_s=settings.attempt_limit_s, dry_run=dry_run
                 ):
                     city_days, objects = city_days + one.city_days, objects + one.objects
                     size_bytes += one.size_bytes

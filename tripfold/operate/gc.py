@@ -70,7 +70,7 @@ class Verdict(enum.Enum):
     UNNAMED_RAW = "raw object that no manifest names"
     EXPIRED_QUARANTINE = "raw object of an old quarantined file"
     EXPIRED_REPORT = "report on an old quarantined file"
-    STALE_ATTEMPTS = "notes on attempts that crashed"
+    STALE_ATTEMPTS = "notes on attempts whose process crashed"
     OLD_COUNTERS = "change counters that grow no more"
     OLD_CLAIM = "claim of an idempotency key that is free again"
     UNFINISHED_UPLOAD = "unfinished upload"
@@ -117,7 +117,7 @@ def gc_command(
                 store,
                 older_than=parse_age(older_than),
                 quarantine_older_than=dt.timedelta(days=settings.quarantine_days),
-                deadline_s=settings.ingest_deadline_s,
+                deadline_s=settings.attempt_limit_s,
                 dry_run=dry_run,
             ):
                 deleted += one.verdict.deleted
@@ -188,8 +188,9 @@ def require_longer(age: dt.timedelta | None, deadline_s: float) -> None:
     """Raise InvalidAge if a worker may still write a manifest that names an object of this age."""
     if age is not None and age.total_seconds() <= deadline_s:
         raise InvalidAge(
-            f"the age is {age.total_seconds():.0f} s; it must exceed the deadline of a task, {deadline_s:.0f} s "
-            f"(TRIPFOLD_INGEST_DEADLINE_S), as a worker may still write a manifest that names an object of that age"
+            f"the age is {age.total_seconds():.0f} s; it must exceed the deadline of a task, {deadline_s:.0f} s (24 "
+            f"times TRIPFOLD_INGEST_DEADLINE_S), as a worker may still write a manifest that names an object of that "
+            f"age"
         )
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -48,13 +48,28 @@ RESUME_OUTAGE_LIMIT_S = 60.0
 """How long a broken download waits for an upstream that is down, before the whole download fails."""
 
 
-class _Request(msgspec.Struct, frozen=True, kw_only=True):
-    """A URL to fetch, and the limits of its response."""
+class _Request(msgspec.Struct, kw_only=True):
+    """A URL to fetch, the limits of its response, and how long the upstream was waited for."""
 
     url: str
     deadline_s: float
     bytes_max: int
     bound: str
+    waited_s: float = 0.0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block: the upstream is waited for."""
+        began_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited_s += time.monotonic() - began_s
+
+    def require_in_time(self) -> None:
+        """Raise TransientUpstreamError after the deadline."""
+        if self.waited_s > self.deadline_s:
+            raise TransientUpstreamError(f"{self.url} took longer than TRIPFOLD_UPSTREAM_DEADLINE_S allows")
 
 
 class _SpeedLimit:
@@ -151,8 +166,7 @@ class HttpUpstream:
         return self._fetch(request, conditions)
 
     def _request(self, url: str, bytes_max: int, bound: str) -> _Request:
-        deadline_s = time.monotonic() + self._settings.upstream_deadline_s
-        return _Request(url=url, deadline_s=deadline_s, bytes_max=bytes_max, bound=bound)
+        return _Request(url=url, deadline_s=self._settings.upstream_deadline_s, bytes_max=bytes_max, bound=bound)
 
     @asynccontextmanager
     async def _fetch(self, request: _Request, conditions: dict[str, str]) -> AsyncIterator[Download]:
@@ -163,7 +177,8 @@ class HttpUpstream:
 
     @asynccontextmanager
     async def _response(self, request: _Request, conditions: dict[str, str]) -> AsyncIterator[Download]:
-        response = await self._open(request.url, conditions)
+        with request.waiting():
+            response = await self._open(request.url, conditions)
         try:
             if response.status_code == 304 and conditions:
                 _count("unchanged")
@@ -203,7 +218,8 @@ class HttpUpstream:
             try:
                 if response is None:
                     assert first is not None, "a download that cannot be resumed has raised its error"
-                    response, due_bytes = await self._resume(request, first, done_bytes, fruitless)
+                    with request.waiting():
+                        response, due_bytes = await self._resume(request, first, done_bytes, fruitless)
                 async with aclosing(self._part(request, response, done_bytes, due_bytes)) as part:
                     async for chunk in part:
                         done_bytes += len(chunk)
@@ -222,7 +238,7 @@ class HttpUpstream:
                     ) from error
                 if given_up or first is None:
                     raise
-                _require_in_time(request)
+                request.require_in_time()
                 resumptions += 1
                 fruitless += 1
             finally:
@@ -304,8 +320,8 @@ class HttpUpstream:
         raw = response.aiter_raw()
         try:
             while True:
-                began_s = time.monotonic()
-                with translate_errors(request.url):
+                waited_before_s = request.waited_s
+                with translate_errors(request.url), request.waiting():
                     # The client's own timeout restarts with each byte, even with bytes of chunk framing.
                     async with asyncio.timeout(settings.upstream_read_timeout_s):
                         chunk = await anext(raw, None)
@@ -313,8 +329,8 @@ class HttpUpstream:
                     outcome = "complete"
                     return
                 metrics.upstream_bytes.inc(len(chunk))
-                speed.check(len(chunk), time.monotonic() - began_s)
-                _require_in_time(request)
+                speed.check(len(chunk), request.waited_s - waited_before_s)
+                request.require_in_time()
                 yield chunk
         except TransientUpstreamError:
             outcome = "interrupted"
@@ -366,8 +382,3 @@ def _require_bounded(size_bytes: int, request: _Request) -> None:
         raise PermanentUpstreamError(
             f"{request.url} has more than {request.bytes_max} bytes, the most that {request.bound}"
         )
-
-
-def _require_in_time(request: _Request) -> None:
-    if time.monotonic() > request.deadline_s:
-        raise TransientUpstreamError(f"{request.url} took longer than TRIPFOLD_UPSTREAM_DEADLINE_S allows")

@@ -1,94 +1,75 @@
-"""Records which attempts are parsing a city-day, to detect a file that crashes its workers.
+"""Notes which files a process parses, so that a file that crashes one process is found by the next.
 
-A worker records an attempt before it parses the file, and removes it when the parsing ends. The end may be a result, an
-error of the upstream or the bucket, or a shutdown. An attempt that stays recorded has crashed, still runs in another
-process, or could not reach the bucket at its end. A worker cannot distinguish these cases.
-
-From ALONE_AFTER such attempts on, a worker parses the file while it parses nothing else, so no other file can cause
-the crash. After ALONE_CRASHES_MAX crashes alone, a worker quarantines the file without parsing it.
+A worker writes the note of a city-day before it parses the file, and removes it when its attempt has ended, however it
+ended. So a note of another process says that the file may have crashed that process. It proves nothing: that process
+may still run, or may not reach S3. Therefore such a note has one effect only. The task runs in a process of its own
+(``isolation.py``), whose crash is certain and harms no other task.
 """
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
+import uuid
 from collections.abc import Callable
 
-import msgspec
-import structlog
-
 from shared.domain import keys
-from shared.domain.ids import CityId
-from shared.domain.objects import AttemptsUnderWay, AttemptUnderWay
+from shared.domain.ids import CityId, InstantField
+from shared.domain.objects import BucketObject, CorruptObject
 from shared.runtime import metrics
-from shared.storage.object_store import CasConflict, ObjectStore, StoreUnavailable
-from shared.storage.repository import Repository, Versioned
-
-ALONE_AFTER = 2
-ALONE_CRASHES_MAX = 3
-NOTED_MAX = 10
-END_DEADLINE_S = 5.0
-
-_log = structlog.get_logger()
+from shared.storage.object_store import CasConflict, ObjectStore
+from shared.storage.repository import Repository
 
 
-class CrashedAttempts(msgspec.Struct, frozen=True, kw_only=True):
-    """The number of attempts that stayed recorded, and how many of them were alone in their worker."""
+class AttemptNote(BucketObject, frozen=True, kw_only=True):
+    """The process that parses a city-day's file, or that crashed meanwhile."""
 
-    all: int
-    alone: int
+    process: str
+    begun_at: InstantField
 
 
 class Attempts:
-    """The recorded attempts of all city-days."""
+    """The notes of one process, which runs at most one attempt at a city-day at the same time."""
 
     def __init__(self, store: ObjectStore, *, clock: Callable[[], dt.datetime]) -> None:
         self._store = store
         self._repository = Repository(store)
         self._clock = clock
+        self._process = uuid.uuid4().hex
+        self._noted: set[str] = set()
 
-    async def begin(self, date: dt.date, city_id: CityId, attempt: str, *, alone: bool) -> CrashedAttempts:
-        """Record an attempt before it is parsed, and return the earlier attempts that stayed recorded."""
-        key = keys.attempts(date, city_id)
-        own = AttemptUnderWay(attempt=attempt, begun_at=self._clock(), alone=alone)
-        before: Versioned[AttemptsUnderWay] | None = None
+    async def begin(self, date: dt.date, city_id: CityId) -> bool:
+        """Note that this process parses a file. Return False, and note nothing, if another process has noted it."""
+        key = keys.attempt(date, city_id)
+        note = AttemptNote(process=self._process, begun_at=self._clock())
         while True:
-            under_way = before.value.under_way if before else ()
-            others = tuple(one for one in under_way if one.attempt != attempt)
-            # Only the latest attempts are kept.
-            noted = AttemptsUnderWay(date=date, city_id=city_id, under_way=(*others, own)[-NOTED_MAX:])
+            self._noted.add(key)  # before the write, whose response can be lost
             try:
-                # Most city-days have no attempts recorded, so the first try writes without a read.
-                await self._repository.compare_and_swap(key, noted, over=before)
+                await self._repository.compare_and_swap(key, note, over=None)
             except CasConflict:
                 metrics.cas_conflicts.labels("attempts").inc()
-                before = await self._repository.read(AttemptsUnderWay, key)
-            else:
-                return CrashedAttempts(all=len(others), alone=sum(one.alone for one in others))
+                found = await self._read(key)
+                if found is None:
+                    continue  # it was removed meanwhile
+                if found != self._process:
+                    self._noted.discard(key)
+                    return False
+            return True
 
-    async def end(self, date: dt.date, city_id: CityId, attempt: str, *, settled: bool) -> None:
-        """Remove an attempt, or all attempts if this one settled whether the file is valid.
-
-        Raises no error of the bucket. An attempt that cannot be removed now counts as a crash later.
-        """
+    async def _read(self, key: str) -> str | None:
+        """Return the process in a note, empty if the note is unreadable, or None without a note."""
         try:
-            async with asyncio.timeout(END_DEADLINE_S):
-                await self._end(keys.attempts(date, city_id), attempt, settled=settled)
-        except (StoreUnavailable, TimeoutError) as error:
-            _log.warning("attempt_not_removed", date=str(date), city_id=city_id, attempt=attempt, error=str(error))
+            note = await self._repository.get(AttemptNote, key)
+        except CorruptObject:
+            return ""
+        return note.process if note else None
 
-    async def _end(self, key: str, attempt: str, *, settled: bool) -> None:
-        while not settled:
-            before = await self._repository.read(AttemptsUnderWay, key)
-            if before is None:
-                return
-            others = tuple(one for one in before.value.under_way if one.attempt != attempt)
-            if not others:
-                break
-            left = AttemptsUnderWay(date=before.value.date, city_id=before.value.city_id, under_way=others)
-            try:
-                await self._repository.compare_and_swap(key, left, over=before)
-            except CasConflict:
-                continue
-            return
-        await self._store.delete(key)
+    def adopt(self, date: dt.date, city_id: CityId) -> None:
+        """Treat the note of another process like an own one: its file was parsed since, or refused."""
+        self._noted.add(keys.attempt(date, city_id))
+
+    async def end(self, date: dt.date, city_id: CityId) -> None:
+        """Remove the note of this process, if there is one."""
+        key = keys.attempt(date, city_id)
+        if key in self._noted:
+            await self._store.delete(key)
+            self._noted.discard(key)

@@ -7,8 +7,8 @@ The order of effects:
 2. send a conditional request to the upstream. If the stored raw object is lost, send an unconditional one: the same
    bytes then replace the lost object as a new revision. A file that may replace a stored one is requested under a write
    intent: if the manifest has none, write one (compare-and-swap), and start again at 1;
-3. stream the file to a raw key of this attempt, and hash, check and total it. Meanwhile a record says that this attempt
-   is being parsed (``attempts.py``);
+3. stream the file to a raw key of this attempt, and hash, check and total it. Meanwhile a note says that this process
+   parses it (``attempts.py``);
 4. decide. An invalid file goes to quarantine (``quarantine.py``): go on at 8. If the file is unchanged, abort the
    upload, and confirm that the manifest is unchanged too: remove a write intent (compare-and-swap), or compare the
    ETag. If it has changed, start again at 1; otherwise go on at 7. A changed file becomes the next revision. Judge its
@@ -18,10 +18,11 @@ The order of effects:
 7. publish the events of the manifest. Do so also if nothing changed, or if an earlier run of this task still waits for
    them to be folded;
 8. publish ``CityFinished``;
-9. commit (by the caller).
+9. remove the note, and commit (by the caller).
 
 If the upstream fails or is down in 2 or 3, publish the task again for a later attempt (`services.ingest.retries`), and
-go on at 9. A file whose parsing crashed workers is parsed only while the worker runs nothing else.
+go on at 9. Only the time that the worker waits for the upstream counts for its deadline (``upstream_clock.py``). A task whose
+file may have crashed another process runs in a process of its own (``isolation.py``).
 
 A task whose source is the bucket reads the manifest's raw object instead of 2 and 3. It stores no raw object, and makes
 the next revision if the present rules give other totals. A file that cannot be read again fails, and its numbers stay.
@@ -55,7 +56,8 @@ from services.ingest.retries import next_attempt
 from services.ingest.upstream.errors import PermanentUpstreamError, TransientUpstreamError, UpstreamDown
 from services.ingest.upstream.port import Download, Upstream
 from services.ingest.upstream.retry import UpstreamRetryPolicy
-from services.ingest.worker.attempts import ALONE_AFTER, ALONE_CRASHES_MAX, Attempts
+from services.ingest.worker.attempts import Attempts
+from services.ingest.worker.isolation import CRASHES_MAX, Isolation
 from services.ingest.worker.manifest import (
     NewFile,
     Place,
@@ -66,7 +68,7 @@ from services.ingest.worker.manifest import (
     validators_of,
 )
 from services.ingest.worker.quarantine import FileSource, Quarantine
-from services.ingest.worker.stream_slots import NoFreeSlot, Slots, StreamSlots
+from services.ingest.worker.stream_slots import NoFreeSlot, StreamSlots
 from services.ingest.worker.streaming import (
     FileRefused,
     StreamedFile,
@@ -74,6 +76,7 @@ from services.ingest.worker.streaming import (
     refuse_crashing_file,
     stream_file,
 )
+from services.ingest.worker.upstream_clock import UpstreamClock
 from services.ingest.worker.volume_check import SuspiciousFile, VolumeCheck
 from shared.domain import keys
 from shared.domain.events import Cause, CityFinished, CityProgressed, Event, IngestCity, Outcome, Published, Source
@@ -85,8 +88,9 @@ from shared.domain.volume import VolumeRules
 from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime import metrics
+from shared.runtime.settings import ATTEMPT_LIMIT_TIMES
 from shared.storage.bucket_epoch import read_bucket_epoch
-from shared.storage.object_store import CasConflict, ObjectNotFound, ObjectStore, Upload
+from shared.storage.object_store import CasConflict, ObjectNotFound, ObjectStore, StoreUnavailable, Upload
 from shared.storage.repository import (
     Repository,
     Versioned,
@@ -96,6 +100,7 @@ from shared.storage.repository import (
 )
 
 PROGRESS_INTERVAL_S = 1.0
+_NO_SLOT = contextlib.nullcontext()
 SLOT_WAIT_MAX_S = 20.0
 """How long an open response waits for a stream slot. Many servers close a connection that nobody reads for a minute."""
 
@@ -111,8 +116,8 @@ class CityResult(msgspec.Struct, frozen=True, kw_only=True):
     quarantine_key: str | None = None
 
 
-class _MustParseAlone(Exception):  # no error: the file is then parsed alone
-    """The file must be parsed alone, and other files may be in progress now."""
+class _MustBeIsolated(Exception):  # no error: the task then runs in a process of its own
+    """The file may have crashed another process."""
 
 
 class _RequestCancelled(Exception):  # no error: the worker skips the city
@@ -124,7 +129,11 @@ class _NotReprocessable(Exception):  # no error of ours: the city fails with thi
 
 
 class CityDayIngest:
-    """Ingests city-days. Workers can run in parallel, even on one city-day: the manifest's compare-and-swap decides."""
+    """Ingests city-days. Workers can run in parallel, even on one city-day: the manifest's compare-and-swap decides.
+
+    A process with ``isolation`` notes its attempts, and leaves files that may crash it to processes of their own. Such
+    a process has none: ``crashes`` of them have crashed over its file.
+    """
 
     def __init__(
         self,
@@ -140,6 +149,8 @@ class CityDayIngest:
         deadline_s: float,
         rules: FileRules = DEFAULT_RULES,
         volume_rules: VolumeRules | None = None,
+        isolation: Isolation | None = None,
+        crashes: int = 0,
         mint_attempt: Callable[[], str] = lambda: uuid.uuid4().hex,
     ) -> None:
         self._store = store
@@ -152,26 +163,33 @@ class CityDayIngest:
         self._streams = StreamSlots(streams, background=background_streams)
         self._deadline_s = deadline_s
         self._rules = rules
+        self._isolation = isolation
+        self._crashes = crashes
         self._mint_attempt = mint_attempt
         self._attempts = Attempts(store, clock=clock)
         self._quarantine = Quarantine(store, clock=clock)
         self._volume_check = VolumeCheck(store, volume_rules)
 
     async def run(self, task: IngestCity) -> None:
-        """Ingest one city-day. Afterwards the task can be committed."""
-        stored = task.source is Source.BUCKET
-        held = Slots.ONE if stored else Slots.NONE
+        """Ingest one city-day. Afterwards `end_attempt` it; the task can then be committed."""
+        from_bucket = task.source is Source.BUCKET
+        holds_slot = from_bucket
         while True:
             try:
-                async with self._streams.hold(held, background=task.background is not UNSET):
+                async with self._streams.hold(background=task.background is not UNSET) if holds_slot else _NO_SLOT:
                     began_at = self._clock()
                     down_s = (began_at - (task.down_since or began_at)).total_seconds()
-                    ingest = partial(self._ingest, task, held)
-                    finished = await (ingest() if stored else self._retry_policy.run_once(ingest, down_s=down_s))
-            except (NoFreeSlot, _MustParseAlone) as more:
-                held = Slots.ONE if isinstance(more, NoFreeSlot) else Slots.ALL
+                    ingest = partial(self._ingest, task, holds_slot=holds_slot)
+                    finished = await (ingest() if from_bucket else self._retry_policy.run_once(ingest, down_s=down_s))
+            except NoFreeSlot:
+                holds_slot = True
                 task = msgspec.structs.replace(task, down_since=None)  # the upstream has responded
                 continue
+            except _MustBeIsolated:
+                assert self._isolation is not None, "an isolated process parses each file itself"
+                await self._isolation.run(msgspec.structs.replace(task, down_since=None))
+                self._attempts.adopt(task.date, task.city_id)
+                return
             except (TransientUpstreamError, UpstreamDown) as fault:
                 _log.info("city_retry_scheduled", error=str(fault))
                 await self._retry_later(task, fault, began_at)
@@ -182,6 +200,10 @@ class CityDayIngest:
                 finished = CityResult(outcome=Outcome.FAILED, reason=str(error)[:2_000])
             await self._end(task, finished)
             return
+
+    async def end_attempt(self, task: IngestCity) -> None:
+        """Remove the note that this process parses the city-day's file, if there is one."""
+        await self._attempts.end(task.date, task.city_id)
 
     async def _retry_later(
         self, task: IngestCity, fault: TransientUpstreamError | UpstreamDown, began_at: dt.datetime
@@ -252,19 +274,19 @@ class CityDayIngest:
         )
         await self._publisher.publish([OutgoingEvent(ended)])
 
-    async def _ingest(self, task: IngestCity, held: Slots) -> CityResult:
+    async def _ingest(self, task: IngestCity, *, holds_slot: bool) -> CityResult:
+        clock = UpstreamClock(self._deadline_s)
+        limit_s = ATTEMPT_LIMIT_TIMES * self._deadline_s
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(limit_s):
                 while True:
-                    finished = await self._try_once(task, held)
+                    finished = await self._try_once(task, clock, holds_slot=holds_slot)
                     if finished is not None:
                         return finished
         except TimeoutError as error:
-            raise TransientUpstreamError(
-                f"the city-day took longer than its deadline of {self._deadline_s:.0f} s"
-            ) from error
+            raise StoreUnavailable(f"S3 was so slow that the city-day took longer than {limit_s:.0f} s") from error
 
-    async def _try_once(self, task: IngestCity, held: Slots) -> CityResult | None:
+    async def _try_once(self, task: IngestCity, clock: UpstreamClock, *, holds_slot: bool) -> CityResult | None:
         """Take steps 1 to 6 once. Returns None to start again at 1.
 
         Raises _RequestCancelled if the request was cancelled before the city-day was started, and NoFreeSlot if a
@@ -283,11 +305,17 @@ class CityDayIngest:
                 raise _RequestCancelled
             return CityResult(outcome=Outcome.STORED, manifest=previous)  # perhaps not published yet
         if task.source is Source.BUCKET:
-            return await self._reprocess(task, stored, attempt, alone=held is Slots.ALL)
-        return await self._check_upstream(task, stored, attempt, held)
+            return await self._reprocess(task, stored, attempt)
+        return await self._check_upstream(task, stored, attempt, clock, holds_slot=holds_slot)
 
     async def _check_upstream(
-        self, task: IngestCity, stored: Versioned[Manifest] | None, attempt: str, held: Slots
+        self,
+        task: IngestCity,
+        stored: Versioned[Manifest] | None,
+        attempt: str,
+        clock: UpstreamClock,
+        *,
+        holds_slot: bool,
     ) -> CityResult | None:
         """Take steps 2 to 6. Returns None to start again at 1."""
         previous = stored.value if stored else None
@@ -301,20 +329,25 @@ class CityDayIngest:
             await self._declare_intent(undeclared, attempt)
             return None
         async with contextlib.AsyncExitStack() as stack:
+            clock.begin_request()
             with metrics.time_stage("request"):
-                download = await stack.enter_async_context(self._upstream.download(task.upstream_id, task.date, known))
+                async with clock:
+                    download = await stack.enter_async_context(
+                        self._upstream.download(task.upstream_id, task.date, known)
+                    )
             if undeclared and download.chunks is not None:
                 await self._declare_intent(undeclared, attempt)
                 return None
             # The slot is taken after the response has arrived: a slow upstream holds no slot while it does not respond.
             # If no slot becomes free soon, the file is requested again when the task holds one.
-            if held is Slots.NONE and download.chunks is not None:
-                await stack.enter_async_context(
-                    self._streams.one(wait_max_s=SLOT_WAIT_MAX_S, background=task.background is not UNSET)
-                )
-            taken = await self._take(
-                download, task, previous, place, attempt, raw_lost=raw_lost, alone=held is Slots.ALL
-            )
+            if download.chunks is not None:
+                if not holds_slot:
+                    await stack.enter_async_context(
+                        self._streams.hold(wait_max_s=SLOT_WAIT_MAX_S, background=task.background is not UNSET)
+                    )
+                chunks = clock.chunks(download.chunks)
+                download.chunks = await stack.enter_async_context(contextlib.aclosing(chunks))
+            taken = await self._take(download, task, previous, place, attempt, raw_lost=raw_lost)
         if taken is None:
             return await self._confirm_unchanged(stored)
         return taken if isinstance(taken, CityResult) else await self._swap(stored, taken)
@@ -345,9 +378,7 @@ class CityDayIngest:
             return None
         return _unchanged(manifest)
 
-    async def _reprocess(
-        self, task: IngestCity, stored: Versioned[Manifest] | None, attempt: str, *, alone: bool
-    ) -> CityResult | None:
+    async def _reprocess(self, task: IngestCity, stored: Versioned[Manifest] | None, attempt: str) -> CityResult | None:
         """Total the stored raw object by the present rules. Returns None if another worker wrote the manifest first."""
         if stored is None:
             return CityResult(outcome=Outcome.SKIPPED, reason="no file of the city is stored")
@@ -356,7 +387,7 @@ class CityDayIngest:
         if not again and gives_same_totals(previous, self._rules):
             return _unchanged(previous)
         try:
-            streamed = await self._read_again(task, previous, attempt, alone=alone)
+            streamed = await self._read_again(task, previous)
         except _NotReprocessable as refused:
             return CityResult(outcome=Outcome.FAILED, reason=str(refused)[:2_000])
         following = reprocessed(
@@ -370,7 +401,7 @@ class CityDayIngest:
         )
         return _unchanged(previous) if following is None else await self._swap(stored, following)
 
-    async def _read_again(self, task: IngestCity, manifest: Manifest, attempt: str, *, alone: bool) -> StreamedFile:
+    async def _read_again(self, task: IngestCity, manifest: Manifest) -> StreamedFile:
         if manifest.rule_version > rule_version():
             raise _NotReprocessable(
                 f"its rules have version {manifest.rule_version}; this build has version {rule_version()}: upgrade"
@@ -379,7 +410,7 @@ class CityDayIngest:
         download = Download(url=manifest.upstream_url, chunks=chunks, bytes_total=manifest.size_bytes)
         try:
             with metrics.time_stage("stream"):
-                streamed = await self._stream(task, download, _DiscardingUpload(), attempt, alone=alone)
+                streamed = await self._stream(task, download, _DiscardingUpload())
         except ObjectNotFound as error:
             if not manifest.raw_expired:
                 raise _NotReprocessable(f"its raw object {manifest.raw_key} is lost") from error
@@ -404,7 +435,6 @@ class CityDayIngest:
         attempt: str,
         *,
         raw_lost: bool,
-        alone: bool,
     ) -> Manifest | CityResult | None:
         """Take steps 3 to 5 with a response. Return the next revision, the result, or None for an unchanged city."""
         if download.chunks is None:
@@ -413,7 +443,7 @@ class CityDayIngest:
         upload = self._store.upload(raw_key)
         try:
             with metrics.time_stage("stream"):
-                streamed = await self._stream(task, download, upload, attempt, alone=alone)
+                streamed = await self._stream(task, download, upload)
             file = NewFile(
                 raw_key=raw_key,
                 url=download.url,
@@ -435,36 +465,25 @@ class CityDayIngest:
         finally:
             await upload.abort()
 
-    async def _stream(
-        self, task: IngestCity, download: Download, upload: Upload, attempt: str, *, alone: bool
-    ) -> StreamedFile:
-        """Stream the file, and record this attempt while it is parsed. Raises FileRefused for an invalid file.
+    async def _stream(self, task: IngestCity, download: Download, upload: Upload) -> StreamedFile:
+        """Stream the file, and note meanwhile that it is being parsed. Raises FileRefused for an invalid file.
 
-        Raises _MustParseAlone for a file whose parsing crashed workers, unless it is ``alone``.
+        Raises _MustBeIsolated if the file may have crashed another process.
         """
         assert download.chunks is not None, "an unchanged file is not streamed"
-        settled = False
-        try:
-            crashed = await self._attempts.begin(task.date, task.city_id, attempt, alone=alone)
-            if crashed.all >= ALONE_AFTER and not alone:
-                raise _MustParseAlone
-            refuse = crashed.alone >= ALONE_CRASHES_MAX
-            async with self._reported(task, download) as progress:
-                streamed = await stream_file(
-                    download.chunks,
-                    upload,
-                    date=task.date.isoformat(),
-                    rules=self._rules,
-                    progress=progress,
-                    threads=self._threads,
-                    parse=refuse_crashing_file(crashed.all, crashed.alone) if refuse else total_trip_file,
-                )
-            settled = True
-        except FileRefused:
-            settled = True
-            raise
-        finally:
-            await self._attempts.end(task.date, task.city_id, attempt, settled=settled)
+        if self._isolation is not None and not await self._attempts.begin(task.date, task.city_id):
+            raise _MustBeIsolated
+        refuse = self._crashes >= CRASHES_MAX
+        async with self._reported(task, download) as progress:
+            streamed = await stream_file(
+                download.chunks,
+                upload,
+                date=task.date.isoformat(),
+                rules=self._rules,
+                progress=progress,
+                threads=self._threads,
+                parse=refuse_crashing_file(self._crashes) if refuse else total_trip_file,
+            )
         metrics.bad_records.inc(streamed.totals.bad_records)
         return streamed
 

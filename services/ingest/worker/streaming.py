@@ -44,7 +44,7 @@ class StreamedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CrashingFile(RuntimeError):
-    """The file is not parsed again: workers crashed each time that they parsed it."""
+    """The file is not parsed again: each process that parsed it alone crashed."""
 
 
 class FileRefused(RuntimeError):
@@ -72,16 +72,14 @@ class FileParser(Protocol):
         """Total the bytes from ``read``, in a thread. Raises InvalidTripFile, and CrashingFile if it refuses."""
 
 
-def refuse_crashing_file(crashes: int, crashes_alone: int) -> FileParser:
-    """Return a parser that refuses a file unread, because workers crashed ``crashes`` times while they parsed it."""
+def refuse_crashing_file(crashes: int) -> FileParser:
+    """Return a parser that refuses a file unread, because ``crashes`` processes crashed while they parsed it."""
 
     def refuse(
         read: Callable[[], bytes], *, date: str, rules: FileRules, progress: Callable[[int], None]
     ) -> FileTotals:
         del read, date, rules, progress
-        raise CrashingFile(
-            f"{crashes} workers crashed while they parsed this file; {crashes_alone} of them parsed it alone"
-        )
+        raise CrashingFile(f"{crashes} processes crashed, one after the other, while each parsed this file alone")
 
     return refuse
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,7 +18,11 @@ from shared.domain.ids import CityId
 from shared.kafka.consumer import decode_batch
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, process_span, traceparent_of
-from shared.runtime.retry import Retrier
+from shared.runtime.retry import Retrier, Stopping
+from shared.storage.object_store import StoreUnavailable
+
+STOP_GRACE_S = 5.0
+"""How long a worker that stops tries to remove the note of an attempt. A note that stays costs an isolated process."""
 
 
 class Worker:
@@ -58,7 +64,13 @@ class Worker:
             await asyncio.gather(running, stopping, return_exceptions=True)
 
     async def _run(self, task: IngestCity) -> None:
+        detail = f"{task.date}/{task.city_id}"
         async with self._locks.setdefault((task.date, task.city_id), asyncio.Lock()):
-            await self._retrier.retry_until_available(
-                "city_day", lambda: self._ingest.run(task), detail=f"{task.date}/{task.city_id}"
-            )
+            try:
+                for step in (self._ingest.run, self._ingest.end_attempt):
+                    await self._retrier.retry_until_available("city_day", partial(step, task), detail=detail)
+            except (asyncio.CancelledError, Stopping):
+                with contextlib.suppress(StoreUnavailable, TimeoutError):
+                    async with asyncio.timeout(STOP_GRACE_S):
+                        await self._ingest.end_attempt(task)
+                raise

@@ -154,7 +154,7 @@ async def _clean_up(services: Running) -> None:
         await upload.write(bytes(5 * 1024 * 1024))
     code, _, err = await tripfold(services.settings, "gc", "--older-than", "30m")
     assert (code, "must exceed the deadline" in err) == (1, True)
-    quick = services.settings.model_copy(update={"ingest_deadline_s": 1.0})
+    quick = services.settings.model_copy(update={"ingest_deadline_s": 0.05})
 
     async def both_gone() -> bool | None:
         code, _ = await run_json(quick, "gc", "--older-than", "2s")

@@ -172,11 +172,11 @@ async def test_a_raw_object_without_manifest_or_report_stays(bucket: FakeBucket)
 
 async def test_old_notes_of_attempts_are_deleted(bucket: FakeBucket) -> None:
     """The old note of a crashed worker is deleted, and with it the count of its crashes."""
-    bucket.store.write(keys.attempts(DAY, CityId("1")), b"{}")
+    bucket.store.write(keys.attempt(DAY, CityId("1")), b"{}")
     bucket.clock.advance(8 * 86_400)
-    bucket.store.write(keys.attempts(DAY, CityId("2")), b"{}")
+    bucket.store.write(keys.attempt(DAY, CityId("2")), b"{}")
     await cleaned(bucket)
-    assert list(bucket.store.bodies("attempts/")) == [keys.attempts(DAY, CityId("2"))]
+    assert list(bucket.store.bodies("attempts/")) == [keys.attempt(DAY, CityId("2"))]
 
 
 async def test_claims_of_idempotency_keys_are_deleted_after_two_days(bucket: FakeBucket) -> None:

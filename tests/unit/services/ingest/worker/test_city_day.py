@@ -41,7 +41,7 @@ from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
-from shared.storage.object_store import CasConflict, StoredObject
+from shared.storage.object_store import CasConflict, StoredObject, StoreUnavailable
 from tests.fakes.bucket import FakeBucket, trips
 from tests.fakes.builders import Trip, trip_file
 from tests.fakes.log import MemoryLog, MemoryPublisher
@@ -196,13 +196,42 @@ async def test_the_reason_of_a_failed_city_has_a_bounded_length() -> None:
     )
 
 
-async def test_a_city_day_that_exceeds_its_deadline_fails() -> None:
-    """The deadline covers the whole city-day, and its reason names it."""
+async def test_an_upstream_that_exceeds_the_deadline_fails() -> None:
+    """The waits for the upstream have a deadline together, and the reason names its setting."""
     upstream, log = PacedUpstream(), MemoryLog()
     upstream.files["0"] = trip_file([], DAY)
     async with ingesting(upstream, MemoryStore(utc_now), log, deadline_s=0.05) as ingest:
         await ingest.run(task_of("0"))
-    assert ended(log).reason == "the city-day took longer than its deadline of 0 s (1 attempts)"
+    reason = "the upstream took longer than TRIPFOLD_INGEST_DEADLINE_S allows, 0.05 s (1 attempts)"
+    assert ended(log).reason == reason
+
+
+class SlowStore(MemoryStore):
+    """A store that takes a while for each read."""
+
+    async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
+        await asyncio.sleep(0.2)
+        return await super().get(key, first_bytes=first_bytes)
+
+
+async def test_a_slow_bucket_costs_no_attempt() -> None:
+    """The time that S3 takes is not the upstream's fault, even if it is longer than the deadline."""
+    upstream, log = MemoryUpstream(), MemoryLog()
+    upstream.files["0"] = trip_file([], DAY)
+    async with ingesting(upstream, SlowStore(utc_now), log, deadline_s=0.1) as ingest:
+        await ingest.run(task_of("0"))
+    assert ended(log).outcome is Outcome.STORED
+
+
+async def test_a_very_slow_bucket_starts_the_attempt_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After many deadlines in all the attempt ends as in an outage of S3: it is repeated, and counts as no failure."""
+    monkeypatch.setattr(city_day, "ATTEMPT_LIMIT_TIMES", 1)
+    upstream, log = MemoryUpstream(), MemoryLog()
+    upstream.files["0"] = trip_file([], DAY)
+    async with ingesting(upstream, SlowStore(utc_now), log, deadline_s=0.1) as ingest:
+        with pytest.raises(StoreUnavailable, match="S3 was so slow"):
+            await ingest.run(task_of("0"))
+    assert log.appended == []
 
 
 async def test_backfills_use_no_more_streams_than_asked() -> None:

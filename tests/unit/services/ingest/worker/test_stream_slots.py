@@ -1,4 +1,4 @@
-"""Stream slots: how many streams run at once, and that a stream can have the worker for itself."""
+"""Stream slots: how many streams run at once."""
 
 from __future__ import annotations
 
@@ -18,23 +18,15 @@ class Streams:
         self.running = 0
         self.running_max = 0
         self.running_in_background = 0
-        self.beside: list[int] = []
 
     async def one(self, *, background: bool = False) -> None:
-        async with self.slots.one(background=background):
+        async with self.slots.hold(background=background):
             self.running += 1
             self.running_max = max(self.running_max, self.running)
             self.running_in_background += background
             await self.end.wait()
             self.running -= 1
             self.running_in_background -= background
-
-    async def alone(self) -> None:
-        async with self.slots.all():
-            self.beside.append(self.running)
-            self.running += 1
-            await asyncio.sleep(0)
-            self.running -= 1
 
 
 async def test_no_more_streams_run_than_there_are_slots() -> None:
@@ -61,25 +53,12 @@ async def test_background_streams_leave_slots_free() -> None:
         streams.end.set()
 
 
-async def test_streams_that_take_all_slots_run_alone_and_end() -> None:
-    """Two streams that need all slots wait for the others, and do not block each other."""
-    streams = Streams(2)
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        tasks.create_task(streams.one())
-        tasks.create_task(streams.alone())
-        tasks.create_task(streams.alone())
-        tasks.create_task(streams.one())
-        await asyncio.sleep(0)
-        streams.end.set()
-    assert streams.beside == [0, 0]
-
-
 async def test_a_stream_that_finds_no_slot_in_time_gives_up() -> None:
     """The wait for a slot can be limited; a free slot is taken even without a wait."""
     slots = StreamSlots(1)
-    async with slots.one(wait_max_s=0):
+    async with slots.hold(wait_max_s=0):
         with pytest.raises(NoFreeSlot):
-            async with slots.one(wait_max_s=0):
+            async with slots.hold(wait_max_s=0):
                 pass
-    async with slots.one(wait_max_s=0):
+    async with slots.hold(wait_max_s=0):
         pass

@@ -39,6 +39,9 @@ class SlowIngest:
         self.running.remove(city_day)
         self.done.append(city_day)
 
+    async def end_attempt(self, task: IngestCity) -> None:
+        """Remove no note: it wrote none."""
+
 
 def task_of(date: dt.date, city: str, *, offset: int = 0) -> ConsumedRecord:
     """Return the record of a task."""
