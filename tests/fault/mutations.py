@@ -56,13 +56,8 @@ from shared.storage.change_index import ChangeCounter, _OwnCounters
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
 from shared.storage.repository import Versioned
-<<<<<<< HEAD
 from tests.fakes.builders import City, UpstreamState
-from tests.fakes.faults import Break
-=======
-from tests.fakes.builders import UpstreamState
 from tests.fakes.faults import Break, ProcessLife
->>>>>>> d1cf870 (Count only waits for the upstream for deadlines, and only crashes that a parent process saw)
 from tests.fakes.index_race import Race
 from tests.fakes.store import BreakableStore
 from tests.fakes.upstream import BreakableUpstream

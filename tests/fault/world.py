@@ -35,11 +35,7 @@ from services.ingest.retries import Retries
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from services.ingest.worker.city_day import CityDayIngest
-<<<<<<< HEAD
-=======
 from services.ingest.worker.isolation import IsolatedTask, Isolation
-from services.ingest.worker.task_retries import TaskRetries
->>>>>>> d1cf870 (Count only waits for the upstream for deadlines, and only crashes that a parent process saw)
 from services.ingest.worker.worker import Worker
 from shared.domain import events, keys, objects
 from shared.domain.backfills import new_backfill

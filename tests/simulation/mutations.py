@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime as dt
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,16 +12,21 @@ import msgspec
 import pytest
 
 from services.aggregate.consumer import CityStatsConsumer
-from services.ingest.upstream.errors import OutageTooLong, UpstreamDown
+from services.ingest.upstream.errors import OutageTooLong, TransientUpstreamError, UpstreamDown
 from services.ingest.upstream.retry import UpstreamRetryPolicy
+from services.ingest.worker import city_day, upstream_clock
+from services.ingest.worker.attempts import Attempts
 from services.ingest.worker.city_day import CityDayIngest, CityResult
-from services.ingest.worker.stream_slots import Slots
+from services.ingest.worker.isolation import CRASHES_MAX, IsolatedTask, Isolation
+from services.ingest.worker.upstream_clock import UpstreamClock
 from shared.domain import keys
 from shared.domain.events import IngestCity
+from shared.domain.ids import CityId
 from shared.domain.objects import GenerationPointer
 from shared.kafka import consumer
 from shared.kafka.poll import Poll
 from shared.runtime import retry
+from shared.storage.object_store import StoreUnavailable
 from tests.fault import mutations
 from tests.simulation.steps import DATES, GOOD_FILES, Step, first_file
 
@@ -41,14 +49,52 @@ class TimeMutation(msgspec.Struct, frozen=True, kw_only=True):
 
 def deadline_ignored(patch: pytest.MonkeyPatch) -> None:
     """Let a worker wait for a file without end."""
+    begin = UpstreamClock.__init__
 
-    async def patient(self: CityDayIngest, task: IngestCity, held: Slots) -> CityResult:
-        while True:
-            finished = await self._try_once(task, held)
-            if finished is not None:
-                return finished
+    def patient(self: UpstreamClock, _deadline_s: float) -> None:
+        begin(self, 1e9)
 
-    patch.setattr(CityDayIngest, "_ingest", patient)
+    patch.setattr(UpstreamClock, "__init__", patient)
+    patch.setattr(city_day, "ATTEMPT_LIMIT_TIMES", 1e9)
+
+
+def deadline_of_everything(patch: pytest.MonkeyPatch) -> None:
+    """Let the time that S3 takes count as the upstream's."""
+    ingest = CityDayIngest._ingest
+
+    async def impatient(self: CityDayIngest, task: IngestCity, *, holds_slot: bool) -> CityResult:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await ingest(self, task, holds_slot=holds_slot)
+        except TimeoutError as error:
+            raise TransientUpstreamError("the city-day took longer than its deadline") from error
+
+    patch.setattr(CityDayIngest, "_ingest", impatient)
+
+
+def breaks_blamed(patch: pytest.MonkeyPatch) -> None:
+    """Let the upstream pay for each download that breaks off, also if S3 has held it up."""
+    patch.setattr(upstream_clock, "HELD_MAX_S", 1e9)
+
+
+def notes_condemn(patch: pytest.MonkeyPatch) -> None:
+    """Let a note that could not be removed within five seconds count as a crash."""
+    end, run = Attempts.end, Isolation.run
+
+    async def hasty(self: Attempts, date: dt.date, city_id: CityId) -> None:
+        try:
+            async with asyncio.timeout(5):
+                await end(self, date, city_id)
+        except (StoreUnavailable, TimeoutError):
+            self._process = uuid.uuid4().hex  # it does not know its notes
+
+    async def condemn(self: Isolation, task: IngestCity) -> None:
+        run_child = self._run_child
+        self._run_child = lambda one: run_child(IsolatedTask(one.task, CRASHES_MAX))
+        await run(self, task)
+
+    patch.setattr(Attempts, "end", hasty)
+    patch.setattr(Isolation, "run", condemn)
 
 
 def session_lost_early(patch: pytest.MonkeyPatch) -> None:
@@ -116,11 +162,34 @@ def taken_back_while_paused(at_s: float, paused: str, other: str) -> tuple[Step,
     )
 
 
+SLOW_BUCKET = (
+    *(Step(at_s, "request", (date,)) for at_s, date in zip((1.0, 2.0, 3.0), DATES, strict=True)),
+    Step(1.0, "store_slow", (3_600.0, 10.0)),
+    *(Step(600.0 * turn, "put_file", (CITY, FIRST, GOOD_FILES[turn % 4])) for turn in range(1, 6)),
+    *(Step(600.0 * turn, "request", (FIRST,)) for turn in range(1, 6)),
+    Step(3_600.0, "wait"),
+)
+
 TIME_MUTATIONS = (
     TimeMutation(
         name="deadline ignored",
         patch=deadline_ignored,
         schedules=((Step(0.0, "upstream_trickles", (60.0,)), Step(1.0, "request", (FIRST,)), Step(70.0, "wait")),),
+    ),
+    TimeMutation(
+        name="the deadline of everything",
+        patch=deadline_of_everything,
+        schedules=(SLOW_BUCKET,),
+    ),
+    TimeMutation(
+        name="a download that S3 held up costs an attempt",
+        patch=breaks_blamed,
+        schedules=(SLOW_BUCKET,),
+    ),
+    TimeMutation(
+        name="a note that cannot be removed counts as a crash",
+        patch=notes_condemn,
+        schedules=(SLOW_BUCKET,),
     ),
     TimeMutation(
         name="session lost early",

@@ -24,8 +24,10 @@ import services.ingest.app
 import shared.kafka.consumer
 import shared.kafka.producer
 import shared.service
+from services.ingest.app import make_city_day_ingest
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.worker import city_day
+from services.ingest.worker.isolation import IsolatedTask
 from shared.domain.topics import Topic
 from shared.kafka.consumer import Subscription, consume
 from shared.kafka.producer import CHECK_TIMEOUT_MS, KafkaPublisher, KafkaUnavailable
@@ -33,7 +35,7 @@ from shared.kafka.records import ConsumedRecord
 from shared.runtime.health import Health
 from shared.runtime.metrics import Concern
 from shared.runtime.settings import Settings
-from shared.service import AsgiApp
+from shared.service import AsgiApp, ServiceContext
 from tests.fakes.faults import Crash
 from tests.simulation.kafka import SimulatedBroker, SimulatedProducer
 from tests.simulation.store import SimulatedStore
@@ -66,6 +68,7 @@ class Process:
         self._clock_off_by = clock_off_by
         self._asked_to_stop = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
+        self.settings: Settings | None = None
 
     def clock(self) -> dt.datetime:
         """Return the time by the clock of this process."""
@@ -94,6 +97,7 @@ class Process:
         self._running = self.spawn(lambda: self._serve(role, settings))
 
     async def _serve(self, role: str, settings: Settings) -> None:
+        self.settings = settings
         with _ports_of(self):
             app = APPS[role](settings)
 
@@ -191,6 +195,7 @@ def _ports_of(process: Process) -> Iterator[None]:
             patch.setattr(app, "make_broker", lambda _: SimulatedBroker(process))
             patch.setattr(app, "consume", partial(_consume, process))
         patch.setattr(services.ingest.app, "HttpUpstream", lambda _, circuit: _resource(process, circuit))
+        patch.setattr(services.ingest.app, "run_child", partial(_run_isolated, process))
         yield
 
 
@@ -204,6 +209,18 @@ def _consume(
         await handle(batch)
 
     return consume(broker, topic, noted, **options)
+
+
+async def _run_isolated(process: Process, isolated: IsolatedTask) -> bool:
+    """Run a task as a child process does. No file of the simulation crashes it, and it ends with its parent."""
+    assert process.settings is not None, "it runs an application"
+    with _ports_of(process):
+        context = ServiceContext(process.settings, source="ingest")
+        upstream, retry_policy = services.ingest.app.make_upstream(context)
+        ingest = make_city_day_ingest(context, upstream, retry_policy, crashes=isolated.crashes)
+    async with context.publisher:
+        await context.retrier.retry_until_available("city_day", lambda: ingest.run(isolated.task))
+    return True
 
 
 def _resource(process: Process, circuit: CircuitBreaker) -> _Resource:

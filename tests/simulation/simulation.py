@@ -1,7 +1,8 @@
 """A simulation of Tripfold in virtual time: several dates, two processes of each service, users and faults.
 
 The fault model:
-- Calls to the bucket, Kafka and the upstream take time. They fail, are slow, or lose their response. A write can happen
+- Calls to the bucket, Kafka and the upstream take time. They fail, are slow, or lose their response. A call to a slow
+  bucket takes up to a minute, and the upstream closes connections that nobody reads meanwhile. A write can happen
   after its client gave up. Outages last from a second to 20 minutes.
 - Responses of Kafka are damaged. Some records cannot be decoded, until an operator skips them.
 - Processes are killed, stopped, paused and cut off from Kafka, for less and for more than a session. Their clocks
@@ -38,7 +39,7 @@ from services.api.statistics.reader import SummaryReader
 from shared.domain import keys, objects
 from shared.domain.backfills import NotPossible, cancelled, is_closed, new_backfill
 from shared.domain.errors import OperatorError
-from shared.domain.events import Background, Source
+from shared.domain.events import Background, CityFinished, Outcome, Source
 from shared.domain.ids import CityId, CountrySlug, RequestId, mint_request_id
 from shared.domain.objects import Backfill, GenerationPointer, Manifest
 from shared.domain.requests import Status, status_of
@@ -73,12 +74,38 @@ STORED_LIMIT_S = 120.0
 """How soon a request that needs no upstream is planned, if there is no other fault."""
 SETTLING_S = 300.0
 """How long after the end of a fault its effects may last, such as a rebalance."""
-FAULTS_OF_OTHERS = {"kill", "stop", "pause", "cut_off", "store_down", "kafka_down", "slow", "unlucky", "redeliver"}
+FAULTS_OF_OTHERS = {
+    "kill",
+    "stop",
+    "pause",
+    "cut_off",
+    "store_down",
+    "store_slow",
+    "kafka_down",
+    "slow",
+    "unlucky",
+    "redeliver",
+}
 """The steps after which a request of stored files may be late. Faults of the upstream are not among them."""
+
+STORE_WAIT_MAX_S = 60.0
+STORE_TAIL_SHARE = 0.03
+"""The share of calls to a slow bucket that may take a minute. The client gives up sooner."""
+CAUSES = {
+    "answered 404": {"put_file"},
+    "answered 500": {"upstream_fails"},
+    "connection refused": {"upstream_down"},
+    "broke off": {"unlucky"},
+    "took longer than": {"upstream_trickles", "slow"},
+    "record 1": {"put_file"},
+    "no file of the city is stored": {"backfill"},
+}
+"""The reasons for which a city may fail, and the steps of which one must have caused it. No step of the bucket may."""
 
 SETTINGS: Settings = load_settings(
     {
-        "TRIPFOLD_INGEST_DEADLINE_S": "120",
+        "TRIPFOLD_INGEST_DEADLINE_S": "60",
+        "TRIPFOLD_UPSTREAM_ATTEMPTS": "3",
         "TRIPFOLD_UPSTREAM_OUTAGE_LIMIT_S": "300",
         "TRIPFOLD_STALLED_REQUEST_AFTER_S": "120",
         "TRIPFOLD_JOBS_INTERVAL_S": "20",
@@ -136,6 +163,9 @@ class Simulation:
         self._rest_limit_s = rest_limit_s
         self._slow_until_s = self._unlucky_until_s = 0.0
         self._slow_times = 1.0
+        self._store_slow_until_s = 0.0
+        self._store_wait_usual_s = 1.0
+        self._taken: set[str] = set()
         self._unlucky_share = 0.0
         self._calm_from_s = loop.now_s
         self._tasks_of: dict[str, dict[asyncio.Task[object], None]] = {}
@@ -182,6 +212,14 @@ class Simulation:
         seconds = least_s + self.random.expovariate(1 / usual_s)
         return seconds * self._slow_times if self.loop.now_s < self._slow_until_s else seconds
 
+    def store_wait_s(self) -> float:
+        """Return how long the bucket takes for a call: nothing, or up to a minute while it is slow."""
+        if self.loop.now_s >= self._store_slow_until_s:
+            return 0.0
+        if self.random.random() < STORE_TAIL_SHARE:
+            return self.random.uniform(0, STORE_WAIT_MAX_S)
+        return min(STORE_WAIT_MAX_S, self.random.expovariate(1 / self._store_wait_usual_s))
+
     def is_unlucky(self, what: str) -> bool:
         """Decide whether a call fails in a certain way, and count those that do."""
         if self.loop.now_s >= self._unlucky_until_s or self.random.random() >= self._unlucky_share:
@@ -223,6 +261,7 @@ class Simulation:
             if step.what in FAULTS_OF_OTHERS:
                 lasts_s = max((one for one in step.arguments if isinstance(one, float)), default=0.0)
                 self._calm_from_s = max(self._calm_from_s, self.loop.now_s + lasts_s + SETTLING_S)
+            self._taken.add(step.what)
             getattr(self, step.what)(*step.arguments)
         self._heal()
         await self._rest()
@@ -253,7 +292,7 @@ class Simulation:
         """End all faults but those of single processes, which end by themselves."""
         self._healed = True
         now_s = self.loop.now_s
-        self._slow_until_s = self._unlucky_until_s = now_s
+        self._slow_until_s = self._unlucky_until_s = self._store_slow_until_s = now_s
         self.store_down_until_s = self.kafka.down_until_s = now_s
         self.upstream.down_until_s = self.upstream.failing_until_s = self.upstream.trickling_until_s = now_s
         if self.upstream.cities is None:
@@ -478,6 +517,11 @@ class Simulation:
         self._unlucky_until_s = self.loop.now_s + seconds
         self._unlucky_share = share
 
+    def store_slow(self, seconds: float, usual_s: float) -> None:
+        """Let each call to the bucket take long, a few of them a minute."""
+        self._store_slow_until_s = self.loop.now_s + seconds
+        self._store_wait_usual_s = usual_s
+
     def slow(self, seconds: float, times: float) -> None:
         """Let all calls take many times as long."""
         self._slow_until_s = self.loop.now_s + seconds
@@ -557,10 +601,21 @@ class Simulation:
     def _wrong_at_rest(self) -> list[str]:
         wrong = checks.summaries_against_manifests(self) + checks.raw_objects_against_manifests(self)
         wrong += checks.topics_against_the_bucket(self, dead_letters=self._undecodable)
+        wrong += self._failed_without_a_cause()
         for date in DATES:
             wrong += self._against_the_upstream(date)
             wrong += self._against_the_statuses(date)
         return wrong
+
+    def _failed_without_a_cause(self) -> list[str]:
+        """Name the cities that failed for a reason that no step explains."""
+        ends = (event for event in checks.decoded(self, Topic.REQUEST_PROGRESS) if isinstance(event, CityFinished))
+        reasons = {f"{end.date}/{end.city_id}: {end.reason}" for end in ends if end.outcome is Outcome.FAILED}
+        return [
+            f"{reason} and no step of {sorted(self._taken)} explains it"
+            for reason in sorted(reasons)
+            if not any(cause in reason and steps & self._taken for cause, steps in CAUSES.items())
+        ]
 
     def _against_the_statuses(self, date: dt.date) -> list[str]:
         cities = self.upstream.cities or {}

@@ -109,6 +109,7 @@ _MAKERS: dict[str, tuple[int, Callable[[random.Random], tuple[object, ...]]]] = 
     "upstream_fails": (2, lambda chance: (_short_or_long(chance),)),
     "upstream_trickles": (1, lambda chance: (_short_or_long(chance),)),
     "unlucky": (4, lambda chance: (_short_or_long(chance), chance.choice((0.02, 0.1, 0.3)))),
+    "store_slow": (3, lambda chance: (round(chance.uniform(30, 1_200), 1), chance.choice((0.3, 3.0, 10.0)))),
     "slow": (2, lambda chance: (_short_or_long(chance), chance.choice((10.0, 100.0, 1_000.0)))),
     "kill": (5, lambda chance: (chance.choice(PROCESSES), round(chance.uniform(0, 60), 1))),
     "stop": (3, lambda chance: (chance.choice(PROCESSES), round(chance.uniform(0, 300), 1))),

@@ -44,9 +44,18 @@ class SimulatedStore:
 
     async def _read(self, what: str, call: Callable[[], Awaitable[_Result]]) -> _Result:
         await self._begin(what)
+        await self._wait(what)
         result = await call()
         await self._end(what)
         return result
+
+    async def _wait(self, what: str) -> None:
+        """Wait for the bucket to respond, but no longer than the client's timeout."""
+        seconds = self._simulation.store_wait_s()
+        await asyncio.sleep(min(seconds, TIMEOUT_S))
+        await self._process.go_on()
+        if seconds > TIMEOUT_S:
+            raise StoreUnavailable(f"{what}: no response")
 
     async def _write(self, what: str, call: Callable[[], Awaitable[_Result]], *, conditional: bool = False) -> _Result:
         """Make a write. It happens even if the process dies meanwhile, and perhaps after the process gave up."""
@@ -56,6 +65,7 @@ class SimulatedStore:
             raise CasConflict(what)
         late = simulation.is_unlucky("write later than its timeout")
         sent_s = TIMEOUT_S * simulation.random.uniform(1, 3) if late else simulation.latency_s(0.001, 0.02)
+        sent_s += simulation.store_wait_s()
         happening = asyncio.Task(self._after(sent_s, call), loop=simulation.loop)  # not a task of the process
         happening.add_done_callback(_retrieve)
         try:
@@ -101,6 +111,7 @@ class SimulatedStore:
 
     async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
         await self._begin(f"list {prefix}")
+        await self._wait(f"list {prefix}")
         listed = [one async for one in self._bucket.list(prefix, after=after)]
         await self._end(f"list {prefix}")
         for one in listed:
@@ -111,6 +122,7 @@ class SimulatedStore:
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
         await self._begin(f"stream {key}")
+        await self._wait(f"stream {key}")
         chunks = [chunk async for chunk in self._bucket.stream(key)]
         await self._end(f"stream {key}")
         yield b"".join(chunks)
@@ -126,6 +138,8 @@ class _Upload:
         self._key = key
 
     async def write(self, chunk: bytes) -> None:
+        await asyncio.sleep(self._store._simulation.store_wait_s())
+        await self._store._process.go_on()
         await self._upload.write(chunk)
 
     async def complete(self) -> None:

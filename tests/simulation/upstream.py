@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 100
 TRICKLE_INTERVAL_S = 25.0
 """How often a download without end sends something: before the read timeout of the real client."""
+IDLE_MAX_S = 15.0
+"""The upstream closes a connection that nobody reads for so long."""
 IDS_IN_TEXT = 0.1
 """The share of ids that the list has as strings."""
 File = tuple[Trip, ...] | bytes | None
@@ -137,7 +139,7 @@ class SimulatedUpstream:
         if etag is not None and known is not None and known.etag == etag:
             yield Download(url=url, chunks=None)
             return
-        chunks = self._chunks(url, body)
+        chunks = self._chunks(url, body, self._simulation.loop.now_s)
         async with contextlib.aclosing(chunks):
             yield Download(url=url, chunks=chunks, validators=Validators(etag=etag), bytes_total=len(body))
 
@@ -153,13 +155,16 @@ class SimulatedUpstream:
         if simulation.loop.now_s < upstream.failing_until_s:
             raise TransientUpstreamError(f"{what} answered 500")
 
-    async def _chunks(self, url: str, body: bytes) -> AsyncGenerator[bytes]:
+    async def _chunks(self, url: str, body: bytes, sent_s: float) -> AsyncGenerator[bytes]:
         simulation = self._simulation
+        if simulation.loop.now_s - sent_s > IDLE_MAX_S:
+            simulation.faults["idle connection closed"] += 1
+            raise TransientUpstreamError(f"{url} broke off after 0 bytes")
         trickles = simulation.loop.now_s < self._upstream.trickling_until_s
         while trickles:
             await asyncio.sleep(TRICKLE_INTERVAL_S)
             await self._process.go_on()
-            yield b""
+            yield b" "
         for begin in range(0, len(body), CHUNK_BYTES):
             await asyncio.sleep(simulation.latency_s(0.001, 0.1))
             await self._process.go_on()

@@ -21,8 +21,8 @@ The order of effects:
 9. remove the note, and commit (by the caller).
 
 If the upstream fails or is down in 2 or 3, publish the task again for a later attempt (`services.ingest.retries`), and
-go on at 9. Only the time that the worker waits for the upstream counts for its deadline (``upstream_clock.py``). A task whose
-file may have crashed another process runs in a process of its own (``isolation.py``).
+go on at 9. Only the time that the worker waits for the upstream counts for its deadline (``upstream_clock.py``). A task
+whose file may have crashed another process runs in a process of its own (``isolation.py``).
 
 A task whose source is the bucket reads the manifest's raw object instead of 2 and 3. It stores no raw object, and makes
 the next revision if the present rules give other totals. A file that cannot be read again fails, and its numbers stay.
