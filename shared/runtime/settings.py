@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     )
     upstream_read_timeout_s: float = Field(default=30, gt=0, description="longest wait for one read")
     upstream_deadline_s: float = Field(
-        default=3600, gt=0, description="longest duration of one response, with its resumptions"
+        default=3600, gt=0, description="longest time that one response is waited for, with its resumptions"
     )
     upstream_bytes_per_s_min: float = Field(
         default=1024, ge=0, description="slowest download that is not aborted; 0: no limit"

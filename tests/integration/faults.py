@@ -12,10 +12,17 @@ from typing import Any
 from services.aggregate.replay.rebuild import Rebuild
 from services.ingest.parsing.parser import FileTotals, total_trip_file
 from services.ingest.worker import city_day
+from tests import ROOT
 
 FAULT = "TRIPFOLD_TEST_FAULT"
 RELEASED = "TRIPFOLD_TEST_RELEASED"
 """The variable with the path of a file; while there is none, `hold_rebuild` holds."""
+
+
+def apply() -> None:
+    """Apply the fault that the environment names, if any."""
+    if fault := os.environ.get(FAULT):
+        globals()[fault]()
 
 
 def crash_at_poison() -> None:
@@ -31,6 +38,8 @@ def crash_at_poison() -> None:
         return total_trip_file(read_or_crash, **options)
 
     setattr(city_day, "total_trip_file", poisoned)  # noqa: B010  # mypy lets no other statement replace a function
+    folder = str(Path(__file__).with_name("child_faults"))
+    os.environ["PYTHONPATH"] = os.pathsep.join([folder, os.environ.get("PYTHONPATH", str(ROOT))])
 
 
 def hold_rebuild() -> None:

@@ -47,8 +47,7 @@ def _run(arguments: tuple[str, ...], environment: dict[str, str], out: Path, err
     os.environ.update(environment)
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    if fault := environment.get(faults.FAULT):
-        getattr(faults, fault)()
+    faults.apply()
     sys.argv = ["tripfold", *arguments]
     cli.main()
 

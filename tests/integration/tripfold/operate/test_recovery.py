@@ -54,7 +54,7 @@ async def _found_in_quarantine(services: Running, request: dict[str, Any], upstr
     failures = {failure["city_id"]: failure for failure in request["failures"]}
     assert failures.keys() == {"2", "3"}
     assert "record 41" in failures["2"]["reason"]
-    assert "5 workers crashed while they parsed this file; 3 of them parsed it alone" in failures["3"]["reason"]
+    assert "3 processes crashed, one after the other, while each parsed this file alone" in failures["3"]["reason"]
     for city, failure in failures.items():
         found = await services.store.get(failure["quarantine_key"])
         assert found is not None
