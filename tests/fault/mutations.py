@@ -65,7 +65,7 @@ from tests.fault import job_scenarios, jobs, scenarios
 from tests.fault.checks import differences, unfinished
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE, Scenario
 from tests.fault.watcher import Watcher
-from tests.fault.world import DATE, Handler, Job, Process, RecordingStore, World
+from tests.fault.world import DATE, Job, RecordingStore, World
 from tripfold.operate import gc
 from tripfold.operate.gc import GcCandidate
 
@@ -421,7 +421,7 @@ class AtMostOnce(World):
 class RawLastStore(BreakableStore):
     """Completes a raw object only after the manifest that names it was written."""
 
-    def __init__(self, store: ObjectStore, life: Process) -> None:
+    def __init__(self, store: ObjectStore, life: ProcessLife) -> None:
         super().__init__(store, life)
         self._uploads: list[Upload] = []
 
@@ -454,9 +454,8 @@ class _Postponed:
 class RawLast(World):
     """Has workers whose manifest names a raw object that does not exist yet."""
 
-    def make_handler(self, process: Process) -> Handler:
-        process.store = RawLastStore(self.store, process)
-        return super().make_handler(process)
+    def make_bucket(self, life: ProcessLife) -> ObjectStore:
+        return RawLastStore(self.store, life)
 
 
 class HastyRebuild(Rebuild):

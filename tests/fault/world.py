@@ -63,6 +63,7 @@ from shared.runtime.metrics import Concern
 from shared.runtime.retry import DependencyUnavailable, Retrier
 from shared.storage import active_requests
 from shared.storage.backfills import change_backfill, open_backfill, read_open
+from shared.storage.object_store import ObjectStore
 from shared.storage.repository import begin_retry
 from shared.storage.schedules import claim_run
 from tests.fakes.builders import Clock, UpstreamState, daily_schedule
@@ -172,7 +173,7 @@ class Process(ProcessLife):
         self.member = world.log.join(role, ROLES[role].topic)
         self.health = WatchedHealth(world.unexpected)
         self.retrier = world.make_retrier(self.health)
-        self.store = BreakableStore(world.store, self)
+        self.store = world.make_bucket(self)
         self.publisher = world.make_publisher(self)
         self.upstream = BreakableUpstream(world.upstream, self)
         self.process = world.make_handler(self)
@@ -317,6 +318,10 @@ class World:
         """Build the retrier of a process."""
         return QuickRetrier(health, self._slept)
 
+    def make_bucket(self, life: ProcessLife) -> ObjectStore:
+        """Build the bucket as a process uses it."""
+        return BreakableStore(self.store, life)
+
     def make_publisher(self, life: ProcessLife) -> Publisher:
         """Build the publisher of a process."""
         return BreakablePublisher(MemoryPublisher(self.log, source=life.name.partition("-")[0]), life)
@@ -383,7 +388,7 @@ class World:
 
     def _make_ingest(self, life: ProcessLife, retrier: Retrier, **options: Any) -> CityDayIngest:
         return CityDayIngest(
-            BreakableStore(self.store, life),
+            self.make_bucket(life),
             self.make_publisher(life),
             BreakableUpstream(self.upstream, life),
             clock=self.clock_of("worker"),
