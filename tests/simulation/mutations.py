@@ -229,7 +229,7 @@ TIME_MUTATIONS = (
         rare=True,
         schedules=tuple(
             taken_back_while_paused(at_s, paused, other)
-            for at_s in (36.8, 33.5, 33.0, 35.0, 34.5, 35.5, 34.0, 36.0)
+            for at_s in (33.2, 36.8, 33.5, 33.0, 35.0, 34.5, 35.5, 34.0, 36.0)
             for paused, other in (("worker-1", "worker-2"), ("worker-2", "worker-1"))
         ),
     ),
