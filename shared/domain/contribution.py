@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import Annotated
 
 import msgspec
+
+COUNTRY_CITIES_MAX = 2**16
+"""A plan has no more cities of one country, so that totals fit into 64 bits."""
+TOTAL_MAX = 2**63 - 1
+FIGURE_MAX = TOTAL_MAX // COUNTRY_CITIES_MAX
+"""The greatest figure of a city-day. As a delay it is 4,459 years: that of 40 million trips, each an hour late."""
 
 
 class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
@@ -14,18 +21,25 @@ class Contribution(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     ``delay_total_ms`` is in whole milliseconds. It is negative if departures were early overall.
     """
 
-    trips: int
-    passengers: int
-    accidents: int
-    delay_total_ms: int
+    trips: Annotated[int, msgspec.Meta(ge=0, le=FIGURE_MAX)]
+    passengers: Annotated[int, msgspec.Meta(ge=0, le=FIGURE_MAX)]
+    accidents: Annotated[int, msgspec.Meta(ge=0, le=FIGURE_MAX)]
+    delay_total_ms: Annotated[int, msgspec.Meta(ge=-FIGURE_MAX, le=FIGURE_MAX)]
 
-    def __add__(self, other: Contribution) -> Contribution:
-        return Contribution(
-            trips=self.trips + other.trips,
-            passengers=self.passengers + other.passengers,
-            accidents=self.accidents + other.accidents,
-            delay_total_ms=self.delay_total_ms + other.delay_total_ms,
-        )
+
+class Totals(Contribution, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """The sums of all contributions to a country-day."""
+
+    trips: Annotated[int, msgspec.Meta(ge=0, le=TOTAL_MAX)]
+    passengers: Annotated[int, msgspec.Meta(ge=0, le=TOTAL_MAX)]
+    accidents: Annotated[int, msgspec.Meta(ge=0, le=TOTAL_MAX)]
+    delay_total_ms: Annotated[int, msgspec.Meta(ge=-TOTAL_MAX, le=TOTAL_MAX)]
+
+
+def figure_beyond(figures: Contribution, limit: int) -> str | None:
+    """Return the name of a figure that is beyond ``limit``, or None."""
+    found = (name for name, value in msgspec.structs.asdict(figures).items() if abs(value) > limit)
+    return next(found, None)
 
 
 def round_half_even(numerator: int, denominator: int) -> int:
@@ -44,10 +58,10 @@ def average_delay_s(totals: Contribution) -> float:
     return round_half_even(totals.delay_total_ms, totals.trips) / 1000 if totals.trips else 0.0
 
 
-NOTHING = Contribution(trips=0, passengers=0, accidents=0, delay_total_ms=0)
+NOTHING = Totals(trips=0, passengers=0, accidents=0, delay_total_ms=0)
 _figures = tuple((name, attrgetter(name)) for name in Contribution.__struct_fields__)
 
 
-def total_of(contributions: Sequence[Contribution]) -> Contribution:
+def total_of(contributions: Sequence[Contribution]) -> Totals:
     """Return the sum of contributions, without intermediate objects: a country may have 10,000 cities."""
-    return Contribution(**{name: sum(map(figure, contributions)) for name, figure in _figures})
+    return Totals(**{name: sum(map(figure, contributions)) for name, figure in _figures})

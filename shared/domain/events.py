@@ -16,9 +16,10 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from shared.domain import schema
-from shared.domain.contribution import Contribution
+from shared.domain.contribution import Contribution, Totals
 from shared.domain.errors import OperatorError
 from shared.domain.ids import (
+    EXACT_MAX,
     CityField,
     CountField,
     CountryField,
@@ -27,6 +28,7 @@ from shared.domain.ids import (
     RequestField,
     RequestId,
     RevisionField,
+    SchemaVersionField,
 )
 from shared.domain.topics import Topic
 
@@ -60,7 +62,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     """The base of events: a type and the version of the contract."""
 
     topic: ClassVar[Topic]
-    schema_version: Annotated[int, msgspec.Meta(ge=1)] = schema.FIRST_VERSION
+    schema_version: SchemaVersionField = schema.FIRST_VERSION
 
     @property
     def key(self) -> str:
@@ -209,7 +211,7 @@ class CityDayStats(Event, frozen=True, kw_only=True, gc=False, tag="city-day-sta
     raw_key: str
     sha256: str
     size_bytes: CountField
-    rule_version: int
+    rule_version: CountField
     ingested_at: InstantField
     bad_records: CountField = 0
     suspicious: ReasonField | UnsetType = UNSET
@@ -271,8 +273,8 @@ class CountryDaySummary(Event, frozen=True, kw_only=True, tag="country-day-summa
     date: dt.date
     country: CountryField
     country_name: str
-    version: RevisionField
-    totals: Contribution
+    version: Annotated[int, msgspec.Meta(ge=1, le=EXACT_MAX)]
+    totals: Totals
     cities_reported: CountField
     cities_expected: CountField
     complete: bool
@@ -482,7 +484,7 @@ class NewerContract(OperatorError):
 
 class _Envelope(msgspec.Struct, frozen=True):
     type: str
-    schema_version: Annotated[int, msgspec.Meta(ge=1)] = schema.FIRST_VERSION
+    schema_version: SchemaVersionField = schema.FIRST_VERSION
 
 
 _envelope_decoder = msgspec.json.Decoder(_Envelope)

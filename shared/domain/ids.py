@@ -17,6 +17,15 @@ RequestId = NewType("RequestId", str)
 SLUG_LENGTH_MAX = 80 + 1 + 8  # the slug, a dash, and eight digits of a hash
 CITY_ID_LENGTH_MAX = 160
 NAME_LENGTH_MAX = 300
+EXACT_MAX = 2**53 - 1
+"""The greatest integer that every reader of JSON represents exactly: a browser has no larger ones."""
+REVISION_MAX = 2**32 - 1
+"""Revisions begin at the seconds since 2020, so this is the year 2156. Two million of them add up to EXACT_MAX at most.
+
+The bound does not follow the time: a process whose clock is wrong would send good records to the dead letters.
+"""
+REVISION_FLOOR_MAX = REVISION_MAX - 1_000_000
+"""A bucket whose revisions begin here can still change each city-day a million times."""
 
 # Field types of events and stored objects, validated when one is decoded. Python's ``$`` also matches before a final
 # newline, hence ``(?!\n)``. A request id begins with 0 until the year 2527.
@@ -32,8 +41,9 @@ RequestField = Annotated[
     ),
 ]
 NameField = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH_MAX)]
-RevisionField = Annotated[int, msgspec.Meta(ge=1)]
-CountField = Annotated[int, msgspec.Meta(ge=0)]
+RevisionField = Annotated[int, msgspec.Meta(ge=1, le=REVISION_MAX)]
+CountField = Annotated[int, msgspec.Meta(ge=0, le=EXACT_MAX)]
+SchemaVersionField = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 InstantField = Annotated[dt.datetime, msgspec.Meta(tz=True)]
 
 _REQUEST_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from shared.domain import keys, schema
-from shared.domain.contribution import NOTHING, Contribution
+from shared.domain.contribution import NOTHING, Contribution, Totals, figure_beyond
 from shared.domain.events import (
     BACKGROUND,
     Background,
@@ -23,6 +23,8 @@ from shared.domain.events import (
     Source,
 )
 from shared.domain.ids import (
+    EXACT_MAX,
+    REVISION_FLOOR_MAX,
     CityField,
     CityId,
     CountField,
@@ -31,9 +33,11 @@ from shared.domain.ids import (
     NameField,
     RequestField,
     RevisionField,
+    SchemaVersionField,
 )
 
 HISTORY_LENGTH_MAX = 100
+DATE_OFFSET_MAX = 366
 EPOCH = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 
 _Stored = TypeVar("_Stored", bound="BucketObject")
@@ -46,7 +50,7 @@ class BucketObject(msgspec.Struct, frozen=True, kw_only=True):
     are not: checking 10,000 of them would triple the time to decode a summary.
     """
 
-    schema_version: int = schema.FIRST_VERSION
+    schema_version: SchemaVersionField = schema.FIRST_VERSION
 
 
 class CorruptObject(RuntimeError):
@@ -64,7 +68,7 @@ class NewerObject(CorruptObject):
 class BucketEpoch(BucketObject, frozen=True, kw_only=True):
     """The epoch of the bucket. None of its revisions is lower than ``revision_floor``: seconds since 2020-01-01."""
 
-    revision_floor: CountField
+    revision_floor: Annotated[int, msgspec.Meta(ge=0, le=REVISION_FLOOR_MAX)]
     born_at: InstantField
 
 
@@ -86,10 +90,10 @@ class GenerationPointer(BucketObject, frozen=True, kw_only=True):
     count them does not know the field either, so a pointer that it writes lacks it.
     """
 
-    live: int = 1
+    live: CountField = 1
     building: CountField | None = None
     token: str | None = None
-    highest: int = 1
+    highest: CountField = 1
     changes_counted_since: InstantField | UnsetType = UNSET
 
     @property
@@ -101,7 +105,7 @@ class GenerationPointer(BucketObject, frozen=True, kw_only=True):
 class ChangeCounters(BucketObject, frozen=True, kw_only=True):
     """How often one writer has changed summaries of a generation, by month. A counter only grows."""
 
-    months: dict[str, int] = {}
+    months: dict[str, CountField] = {}
 
 
 class PlannedCity(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,7 +144,7 @@ class Plan(BucketObject, frozen=True, kw_only=True):
 class PastRevision(msgspec.Struct, frozen=True, kw_only=True):
     """An earlier revision of a manifest, and the attempt that made it."""
 
-    revision: CountField
+    revision: RevisionField
     attempt: str
     raw_key: str
     country: CountryField
@@ -275,7 +279,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     ``country_name`` is empty in a tombstone, and in a summary with a plan in force.
     """
 
-    revision: CountField
+    revision: RevisionField
     city_name: str = ""
     contribution: Contribution | None = None
     trips_on_other_dates: CountField = 0
@@ -288,7 +292,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
 class PlanChunks(msgspec.Struct, frozen=True, kw_only=True):
     """The expected cities of a country-day in one plan revision: the received chunks by number, out of ``chunks``."""
 
-    revision: CountField
+    revision: RevisionField
     chunks: CountField
     country_name: str = ""
     cities: dict[int, tuple[CityId, ...]]
@@ -309,14 +313,14 @@ class Summary(BucketObject, frozen=True, kw_only=True):
     country: CountryField
     country_name: str = ""
     version: CountField = 0
-    totals: Contribution = NOTHING
+    totals: Totals = NOTHING
     has_data: bool = False
     cities_reported: CountField = 0
     cities_expected: CountField = 0
     complete: bool = False
     last_ingested_at: InstantField | None = None
     plan_revision: CountField = 0
-    cities_suspicious: int | UnsetType = UNSET
+    cities_suspicious: CountField | UnsetType = UNSET
     plans: tuple[PlanChunks, ...] = ()
     ledger: dict[CityId, LedgerEntry] = {}
 
@@ -342,14 +346,14 @@ class SummaryHead(BucketObject, frozen=True, kw_only=True, gc=False):
     country: CountryField
     country_name: str
     version: CountField
-    totals: Contribution
+    totals: Totals
     has_data: bool
     cities_reported: CountField
     cities_expected: CountField
     complete: bool
     last_ingested_at: InstantField | None
     plan_revision: CountField
-    cities_suspicious: int | UnsetType = UNSET
+    cities_suspicious: CountField | UnsetType = UNSET
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -573,7 +577,7 @@ class Schedule(BucketObject, frozen=True, kw_only=True):
     name: str
     cron: str
     timezone: str
-    date_offset: int = -1
+    date_offset: Annotated[int, msgspec.Meta(ge=-DATE_OFFSET_MAX, le=DATE_OFFSET_MAX)] = -1
     recheck: CountField = 0
     max_parallel: CountField
     complete_by: dt.time | None = None
@@ -654,14 +658,24 @@ def _require_own_key(stored: BucketObject, key: str) -> None:
         raise CorruptObject(key, f"holds the content of {own}")
 
 
+def require_exact(summary: Summary | SummaryHead, key: str) -> None:
+    """Raise CorruptObject for totals that a reader of JSON may round. Only files that mean harm add up to them."""
+    name = figure_beyond(summary.totals, EXACT_MAX)
+    if name is not None:
+        raise CorruptObject(key, f"has {getattr(summary.totals, name)} as {name}; at most {EXACT_MAX} can be served")
+
+
 def decode_head(first_bytes: bytes, key: str) -> SummaryHead:
     """Decode the totals of a summary from its first bytes, without the plan and the ledger.
 
-    JSON escapes quotes in strings, so the name of the next field cannot occur inside a value.
+    JSON escapes quotes in strings, so the name of the next field cannot occur inside a value. Raises like `decode` and
+    `require_exact`.
     """
     end = first_bytes.find(_PLANS_MARK)
     if end < 0:
         raise CorruptObject(
             key, f"does not begin like a summary: its first {len(first_bytes)} bytes have no field 'plans'"
         )
-    return decode(SummaryHead, first_bytes[:end] + b"}", key)
+    head = decode(SummaryHead, first_bytes[:end] + b"}", key)
+    require_exact(head, key)
+    return head

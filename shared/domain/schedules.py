@@ -24,7 +24,6 @@ from shared.domain.objects import CorruptObject, Deadline, Schedule, ScheduledRu
 SCHEDULES_MAX = 100
 NAME_PATTERN = "^[a-z0-9][a-z0-9-]{0,62}$"
 RECHECK_MAX = 31
-DATE_OFFSET_MAX = 366
 CATCH_UP_DATES_MAX = 31
 """The most missed dates that one run processes, those that it checks again not included."""
 

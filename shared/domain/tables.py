@@ -16,8 +16,8 @@ from msgspec import UNSET, UnsetType
 
 from shared.domain import keys
 from shared.domain.contribution import Contribution, average_delay_s
-from shared.domain.ids import CountrySlug
-from shared.domain.objects import BucketObject, CorruptObject, Summary
+from shared.domain.ids import CountField, CountrySlug
+from shared.domain.objects import BucketObject, Summary, require_exact
 
 TABLE_FORMAT = 1
 """Raise it with every change of the columns or of their values: then every month is built again."""
@@ -124,13 +124,13 @@ class MonthTables(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     tag: str
-    generation: int
+    generation: CountField
     as_of: dt.datetime
     etags: dict[str, str]
-    country_days: int
-    city_days: int
-    unreadable: int = 0
-    format: int = TABLE_FORMAT
+    country_days: CountField
+    city_days: CountField
+    unreadable: CountField = 0
+    format: CountField = TABLE_FORMAT
 
 
 class TableRecord(BucketObject, frozen=True, kw_only=True):
@@ -146,51 +146,46 @@ def tag_of(versions: Mapping[CountryDay, Version]) -> str:
 
 
 def country_row(summary: Summary, version: Version, key: str) -> Row:
-    """Return the row of a summary. Raises CorruptObject, with its ``key``, if a figure needs more than 64 bits."""
+    """Return the row of a summary. Raises CorruptObject, with its ``key``, for totals that cannot be served."""
+    require_exact(summary, key)
     generation, etag = version
-    return _checked(
-        (
-            summary.date,
-            summary.country,
-            summary.country_name,
-            *_figures(summary.totals),
-            summary.has_data,
-            summary.complete,
-            summary.cities_reported,
-            summary.cities_expected,
-            None if summary.cities_suspicious is UNSET else summary.cities_suspicious,
-            summary.last_ingested_at,
-            summary.version,
-            summary.plan_revision,
-            summary.schema_version,
-            generation,
-            etag,
-        ),
-        key,
+    return (
+        summary.date,
+        summary.country,
+        summary.country_name,
+        *_figures(summary.totals),
+        summary.has_data,
+        summary.complete,
+        summary.cities_reported,
+        summary.cities_expected,
+        None if summary.cities_suspicious is UNSET else summary.cities_suspicious,
+        summary.last_ingested_at,
+        summary.version,
+        summary.plan_revision,
+        summary.schema_version,
+        generation,
+        etag,
     )
 
 
-def city_rows(summary: Summary, version: Version, key: str) -> list[Row]:
-    """Return the rows of the cities that a summary counts, sorted by city id. Raises like `country_row`."""
+def city_rows(summary: Summary, version: Version) -> list[Row]:
+    """Return the rows of the cities that a summary counts, sorted by city id."""
     generation, _ = version
     return [
-        _checked(
-            (
-                summary.date,
-                summary.country,
-                city_id,
-                summary.country_name,
-                entry.city_name,
-                *_figures(contribution),
-                entry.trips_on_other_dates,
-                entry.suspicious or None,
-                entry.revision,
-                entry.sha256,
-                entry.ingested_at,
-                keys.manifest(summary.date, city_id),
-                generation,
-            ),
-            key,
+        (
+            summary.date,
+            summary.country,
+            city_id,
+            summary.country_name,
+            entry.city_name,
+            *_figures(contribution),
+            entry.trips_on_other_dates,
+            entry.suspicious or None,
+            entry.revision,
+            entry.sha256,
+            entry.ingested_at,
+            keys.manifest(summary.date, city_id),
+            generation,
         )
         for city_id, entry in sorted(summary.ledger.items())
         if (contribution := entry.contribution) is not None
@@ -204,10 +199,3 @@ def optional_figure(stored: int | None) -> int | UnsetType:
 
 def _figures(totals: Contribution) -> Row:
     return (totals.trips, totals.passengers, totals.accidents, totals.delay_total_ms, average_delay_s(totals))
-
-
-def _checked(row: Row, key: str) -> Row:
-    for value in row:
-        if type(value) is int and not -(2**63) <= value < 2**63:
-            raise CorruptObject(key, f"has the figure {value}, which needs more than 64 bits")
-    return row

@@ -33,6 +33,7 @@ from shared.domain import events
 from shared.domain.events import Event, NewerContract, PoisonRecord
 from shared.domain.topics import METADATA_AGE_MAX_MS, RECORD_BYTES_MAX, Topic, group_id
 from shared.kafka.connection import broker_security
+from shared.kafka.isolation import IsolatingBatch, Process
 from shared.kafka.lag import Lag, Offsets
 from shared.kafka.offset_tracker import OffsetTracker, TrackedRecord
 from shared.kafka.poll import Poll, Suspect
@@ -71,9 +72,6 @@ class DecodedRecord(msgspec.Struct, frozen=True):
 
     record: ConsumedRecord
     event: Event
-
-
-Process = Callable[[Sequence[ConsumedRecord]], Awaitable[None]]
 
 
 TakeTurn = Callable[[AIOKafkaConsumer], Awaitable[None]]
@@ -299,6 +297,7 @@ def consume(
     group: str,
     batch_records_max: int,
     linger_ms: int,
+    publisher: Publisher,
     deadline_s: float = 180.0,
     skip_markers: SkipMarkers | None = None,
     in_turns: bool = False,
@@ -306,10 +305,11 @@ def consume(
 ) -> Subscription:
     """Subscribe ``process`` to a topic: it gets batches of records, and its return commits the batch.
 
-    A failed batch is retried, without the records that ``skip_markers`` sends to the dead letters. ``deadline_s`` is
-    the longest duration of one batch; it sets Kafka's ``max.poll.interval.ms``. If ``in_turns``, a batch has records of
-    every partition alike. Up to ``batches_at_once`` batches are handled at the same time. Returns the subscription:
-    ``begin`` it, run its ``watch``, and ``drain`` it before the broker stops.
+    A failed batch is retried, without the records that ``skip_markers`` sends to the dead letters, and those that
+    `IsolatingBatch` sends there by ``publisher``. ``deadline_s`` is the longest duration of one batch; it sets Kafka's
+    ``max.poll.interval.ms``. If ``in_turns``, a batch has records of every partition alike. Up to ``batches_at_once``
+    batches are handled at the same time. Returns the subscription: ``begin`` it, run its ``watch``, and ``drain`` it
+    before the broker stops.
     """
     poll_interval_ms = int((deadline_s + POLL_INTERVAL_SLACK_S) * 1000)
     instance = f"{settings.kafka_group_instance_id}-{topic.value}" if settings.kafka_group_instance_id else None
@@ -358,10 +358,9 @@ def consume(
         detail = f"of {topic.value}"
         if batches_at_once > 1:  # each has its own fault
             detail += f" from {batch[0].partition}/{batch[0].offset}"
+        isolating = IsolatingBatch(batch, partial(_process_unmarked, process, skip_markers), publisher)
         try:
-            await retrier.retry_until_available(
-                "batch", lambda: _process_unmarked(process, batch, skip_markers), detail=detail
-            )
+            await retrier.retry_until_available("batch", isolating.handle, detail=detail)
         except Stopping:
             return  # without a commit: Kafka redelivers the batch
         await subscription.commit(tracker.mark_done(tracked))
@@ -384,7 +383,9 @@ class _Assignments(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
         self._assigned()
 
 
-async def _process_unmarked(process: Process, batch: list[ConsumedRecord], skip_markers: SkipMarkers | None) -> None:
+async def _process_unmarked(
+    process: Process, skip_markers: SkipMarkers | None, batch: Sequence[ConsumedRecord]
+) -> None:
     """Process a batch without the records that an operator has marked to be skipped."""
     while True:
         try:

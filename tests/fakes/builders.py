@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from services.ingest.upstream.errors import PermanentUpstreamError
-from shared.domain.contribution import Contribution
+from shared.domain.contribution import FIGURE_MAX, Contribution
 from shared.domain.events import CityDayStats
-from shared.domain.ids import CityId, CountrySlug
+from shared.domain.ids import REVISION_MAX, CityId, CountrySlug
 from shared.domain.objects import Schedule
 from shared.domain.schedules import new_schedule
 from tests.fakes.upstream import MemoryUpstream
@@ -124,6 +124,22 @@ STATS = CityDayStats(
     rule_version=1,
     ingested_at=dt.datetime(2024, 5, 2, 10, tzinfo=dt.UTC),
 )
+
+
+def forged_stats(name: str, value: int) -> bytes:
+    """Return a record of statistics in which a figure, or the revision, has another value."""
+    body = msgspec.to_builtins(STATS)
+    fields = body if name == "revision" else body["contribution"]
+    fields[name] = value
+    return msgspec.json.encode(body)
+
+
+_FIGURES_BEYOND = (-FIGURE_MAX - 1, FIGURE_MAX + 1, 2**64, 10**400, 10**4_299)
+FORGED_STATS = (
+    *(forged_stats(name, value) for name in Contribution.__struct_fields__ for value in _FIGURES_BEYOND),
+    *(forged_stats("revision", value) for value in (0, REVISION_MAX + 1, 2**63 - 1, 10**400)),
+)
+"""Records of statistics in which one number is beyond its bounds."""
 
 
 def trip_record(delay: str = "PT1S", departure: str = "2024-05-01T01:00:00", **more: object) -> dict[str, object]:

@@ -2,10 +2,11 @@
 
 The fault model:
 - Files are corrected, cities move, leave and come back, files and the city list become invalid, and requests arrive.
-  The city list spells a country in two ways.
+  The city list spells the countries in several ways.
 - The ids of the city list change between numbers and strings, and the list has a city twice.
 - Processes handle batches in any order of partitions, are replaced in the middle of a batch, and resume later.
-- Any call across a port breaks in any way. Records are delivered again, topics are compacted and hold poison records.
+- Any call across a port breaks in any way. Records are delivered again, topics are compacted and hold poison records,
+  also with figures and revisions beyond their bounds. The handling of some records always fails.
 - Runs of a schedule are claimed and started. Backfills are opened, paused, resumed, cancelled and retried. Planners
   advance both by clocks that differ by an hour.
 - Rebuild, repair, gc, builds of the Parquet tables and a planner's look at backfills can pause at a call. No pause is
@@ -52,13 +53,13 @@ from shared.domain.ids import CityId, CountrySlug, RequestId
 from shared.domain.objects import Backfill, BackfillStatus
 from shared.domain.requests import Status, status_of
 from shared.domain.topics import Topic
-from tests.fakes.builders import City, Trip, UpstreamState
+from tests.fakes.builders import FORGED_STATS, City, Trip, UpstreamState
 from tests.fakes.faults import Break
 from tests.fakes.log import PARTITIONS, BrokenContract
 from tests.fakes.oracle import ExpectedDay
 from tests.fault import checks
 from tests.fault.watcher import Watcher
-from tests.fault.world import DATE, GC_AGE, ROLES, Job, NotAtRest, Process, World
+from tests.fault.world import BREAKING, DATE, GC_AGE, ROLES, Job, NotAtRest, Process, World
 
 HISTORIES_PER_SEED = 200
 STEPS_MAX = 40
@@ -70,6 +71,7 @@ LOOKS_MAX = 20
 CITIES = (1, 2, 3)
 COUNTRIES = ("Armenia", "Brasil", "Chad")
 File = tuple[Trip, ...]
+
 GOOD_FILES: tuple[File, ...] = (
     (),
     (Trip(passengers=30, delay_ms=61_500), Trip(passengers=0, delay_ms=0, accident=True)),
@@ -77,13 +79,16 @@ GOOD_FILES: tuple[File, ...] = (
     (Trip(passengers=7, delay_ms=1), Trip(passengers=8, delay_ms=2), Trip(passengers=9, delay_ms=3)),
 )
 BROKEN_FILE = b'[{"passengers":1}]'
-POISON = (b"{", b"", b"\xff", b'{"type":"city-day-stats"}', b"null")
+POISON = (
+    *(b"{", b"", b"\xff", b'{"type":"city-day-stats"}', b"null"),
+    *FORGED_STATS,
+)
 
 _Result = TypeVar("_Result")
 
 cities = st.sampled_from(CITIES)
 countries = st.sampled_from(COUNTRIES)
-spellings = st.sampled_from((str.lower, str.title))
+spellings = st.sampled_from((str.upper, str.title, str.lower))
 roles = st.sampled_from(sorted(ROLES))
 breaks = st.sampled_from(Break)
 calls = st.integers(0, 30)
@@ -180,7 +185,7 @@ class History(RuleBasedStateMachine):
 
     @rule(spelling=spellings)
     def spell_the_countries(self, spelling: Callable[[str], str]) -> None:
-        """Let the city list spell the countries in one of two ways, which have the same slugs."""
+        """Let the city list spell the countries in another way, which has the same slugs."""
         self.spelling = spelling
         self._hold()
 
@@ -226,6 +231,13 @@ class History(RuleBasedStateMachine):
     def poison(self, role: str, value: bytes, city: int) -> None:
         """Append a poison record to a topic."""
         self.world.log.append(ROLES[role].topic, f"{DATE}/poison/{city}/{self.dead_letters}".encode(), value)
+        self.dead_letters += 1
+
+    @rule(role=roles, city=cities)
+    def break_a_handler(self, role: str, city: int) -> None:
+        """Append a record whose handling always fails."""
+        key = f"{DATE}".encode() + BREAKING + f"{city}/{self.dead_letters}".encode()
+        self.world.log.append(ROLES[role].topic, key, b"{}")
         self.dead_letters += 1
 
     # Steps of processes.

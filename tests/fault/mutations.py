@@ -34,6 +34,7 @@ from services.ingest.upstream.errors import TransientUpstreamError
 from services.ingest.worker.city_day import CityDayIngest, CityResult
 from services.ingest.worker.manifest import Place
 from shared.domain import events, keys, objects
+from shared.domain.contribution import Contribution, total_of
 from shared.domain.events import CityDayRetracted, CityDayStats, Event, IngestCity, Outcome
 from shared.domain.ids import CityId, CountrySlug, RequestId, mint_request_id
 from shared.domain.objects import (
@@ -50,22 +51,24 @@ from shared.domain.objects import (
 from shared.domain.outbox import events_of_plan
 from shared.domain.topics import Topic
 from shared.kafka.consumer import DecodedRecord, decode_batch
+from shared.kafka.isolation import IsolatingBatch
 from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.storage.change_index import ChangeCounter, _OwnCounters
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
 from shared.storage.repository import Versioned
-from tests.fakes.builders import City, UpstreamState
+from tests.fakes.builders import FORGED_STATS, City, UpstreamState
 from tests.fakes.faults import Break, ProcessLife
 from tests.fakes.index_race import Race
+from tests.fakes.log import PARTITIONS
 from tests.fakes.store import BreakableStore
 from tests.fakes.upstream import BreakableUpstream
 from tests.fault import job_scenarios, jobs, scenarios
 from tests.fault.checks import differences, unfinished
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE, Scenario
 from tests.fault.watcher import Watcher
-from tests.fault.world import DATE, Job, RecordingStore, World
+from tests.fault.world import BREAKING, DATE, ROLES, Job, NotAtRest, RecordingStore, World
 from tripfold.operate import gc
 from tripfold.operate.gc import GcCandidate
 
@@ -215,6 +218,40 @@ async def losing_a_summary(kind: type[World]) -> AsyncIterator[str]:
         del world.store.objects[key]
     world.request(WHOLE)
     await world.run_to_rest()
+    for one in differences(world):
+        yield one
+
+
+async def breaking_handlers(kind: type[World]) -> AsyncIterator[str]:
+    """Put a record whose handling always fails before the records of a request, in each topic."""
+    world = kind()
+    for role, one in ROLES.items():
+        for partition in range(PARTITIONS):
+            world.log.append(one.topic, f"{DATE}{BREAKING.decode()}{role}/{partition}".encode(), b"{}")
+            world.dead_letters += 1
+    world.request(WHOLE)
+    try:
+        await world.run_to_rest()
+    except NotAtRest as error:
+        yield str(error)
+        return
+    for one_wrong in differences(world):
+        yield one_wrong
+
+
+async def forging_figures(kind: type[World]) -> AsyncIterator[str]:
+    """Append statistics with figures and revisions beyond their bounds to those of a request."""
+    world = kind()
+    world.request(WHOLE)
+    await world.run_to_rest()
+    for number, value in enumerate(FORGED_STATS):
+        world.log.append(Topic.CITY_STATS, f"{DATE}/forged/{number}".encode(), value)
+        world.dead_letters += 1
+    try:
+        await world.run_to_rest()
+    except NotAtRest as error:
+        yield str(error)
+        return
     for one in differences(world):
         yield one
 
@@ -588,11 +625,8 @@ def adding(patch: pytest.MonkeyPatch) -> None:
 
     def add(before: Summary, new: Sequence[StatEvent]) -> Summary:
         after = fold(before, new)
-        totals = before.totals
-        for one in new:
-            if isinstance(one, CityDayStats):
-                totals += one.contribution
-        return msgspec.structs.replace(after, totals=totals)
+        added = [one.contribution for one in new if isinstance(one, CityDayStats)]
+        return msgspec.structs.replace(after, totals=total_of([before.totals, *added]))
 
     _folding(patch, add)
 
@@ -622,6 +656,39 @@ def vanished_taken_for_unchanged(patch: pytest.MonkeyPatch) -> None:
         return await change(self, generation, empty, apply)
 
     patch.setattr(SummaryWriter, "_change", trusting)
+
+
+def without_isolation(patch: pytest.MonkeyPatch) -> None:
+    """Try a batch again without end, whatever its error is."""
+
+    async def stubborn(self: IsolatingBatch) -> None:
+        await self._process(self._left)
+
+    patch.setattr(IsolatingBatch, "handle", stubborn)
+
+
+class _Unbounded:
+    """Decodes statistics without the bounds of their figures and revisions."""
+
+    def __init__(self, strict: msgspec.json.Decoder[Event]) -> None:
+        self._strict = strict
+
+    def decode(self, value: bytes) -> Event:
+        try:
+            return self._strict.decode(value)
+        except msgspec.ValidationError:
+            body = msgspec.json.decode(value)
+            if not isinstance(body, dict) or not isinstance(body.get("contribution"), dict):
+                raise
+            figures = dict.fromkeys(Contribution.__struct_fields__, 0)
+            bounded = self._strict.decode(msgspec.json.encode(body | {"contribution": figures, "revision": 1}))
+            contribution = Contribution(**body["contribution"])
+            return msgspec.structs.replace(bounded, contribution=contribution, revision=body["revision"])
+
+
+def any_figure(patch: pytest.MonkeyPatch) -> None:
+    """Accept statistics with any figures and revisions."""
+    patch.setitem(events._decoders, Topic.CITY_STATS, _Unbounded(events._decoders[Topic.CITY_STATS]))
 
 
 def completed_before_folded(patch: pytest.MonkeyPatch) -> None:
@@ -911,6 +978,8 @@ MUTATIONS = (
     Mutation(name="adding instead of replacing", patch=adding, proof=breaking_a_correction),
     Mutation(name="a name that never falls", patch=a_name_that_never_falls, proof=spelling_a_country_anew),
     Mutation(name="a vanished summary taken for unchanged", patch=vanished_taken_for_unchanged, proof=losing_a_summary),
+    Mutation(name="a batch tried without end", patch=without_isolation, proof=breaking_handlers),
+    Mutation(name="figures without bounds", patch=any_figure, proof=forging_figures),
     Mutation(name="completed before it is served", patch=completed_before_folded, proof=watching_progress),
     Mutation(name="flip without the token", patch=flip_without_token, proof=job_scenarios.taken_over_anywhere),
     Mutation(

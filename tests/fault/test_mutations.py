@@ -15,8 +15,10 @@ from tests.fault.mutations import (
     MUTATIONS,
     Mutation,
     Proof,
+    breaking_handlers,
     building_on_a_lost_response,
     flipping_under_the_aggregate,
+    forging_figures,
     losing_a_summary,
     losing_the_log,
     racing,
@@ -40,6 +42,8 @@ FOUND_BY_HISTORIES = {
     "a city for each type of an id",
     "a name that never falls",
     "a vanished summary taken for unchanged",
+    "a batch tried without end",
+    "figures without bounds",
 }
 """What 200 histories are enough to find; the others need two rare things at once."""
 each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
@@ -63,6 +67,8 @@ async def test_each_mutation_is_detected(mutation: Mutation, monkeypatch: pytest
         refusing_dead_letters,
         losing_the_log,
         losing_a_summary,
+        breaking_handlers,
+        forging_figures,
         spelling_a_country_anew,
         racing,
         watching_the_aggregate,

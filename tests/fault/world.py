@@ -56,6 +56,7 @@ from shared.domain.objects import (
 from shared.domain.requests import request_event
 from shared.domain.topics import Topic
 from shared.domain.volume import VolumeRules
+from shared.kafka.isolation import IsolatingBatch
 from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord
 from shared.runtime.health import Health
@@ -154,6 +155,9 @@ class Role(msgspec.Struct, frozen=True):
     batch_records_max: int
 
 
+BREAKING = b"/breaking/"
+"""A part of the keys of records whose handling always fails, as by a fault in the code."""
+
 ROLES = {
     "planner": Role(Topic.PROCESS_REQUESTS, 1),
     "worker": Role(Topic.CITY_TASKS, 2),
@@ -176,7 +180,7 @@ class Process(ProcessLife):
         self.store = world.make_bucket(self)
         self.publisher = world.make_publisher(self)
         self.upstream = BreakableUpstream(world.upstream, self)
-        self.process = world.make_handler(self)
+        self.process = _with_a_fault(world.make_handler(self))
 
 
 class IsolatedLife(ProcessLife):
@@ -779,7 +783,8 @@ class World:
         try:
             if self.commit_first:
                 await self._commit(process, batch)
-            await process.retrier.retry_until_available("batch", lambda: process.process(batch))
+            isolating = IsolatingBatch(batch, process.process, process.publisher)
+            await process.retrier.retry_until_available("batch", isolating.handle)
             if not self.commit_first:
                 await self._commit(process, batch)
         except BaseException as error:
@@ -801,6 +806,18 @@ class World:
     def _mint_attempt(self) -> str:
         self.attempts += 1
         return f"attempt-{self.attempts}"
+
+
+def _with_a_fault(handler: Handler) -> Handler:
+    """Return a handler that handles a batch, and then raises the same error if it has a record with a BREAKING key."""
+
+    async def handle(batch: Sequence[ConsumedRecord]) -> None:
+        breaking = [record for record in batch if BREAKING in (record.key or b"")]
+        await handler([record for record in batch if record not in breaking])
+        if breaking:
+            raise TypeError("a record was refused, whatever was tried")
+
+    return handle
 
 
 def at_once(step: Coroutine[Any, Any, _Result]) -> _Result:

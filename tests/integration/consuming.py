@@ -12,6 +12,7 @@ from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
+from tests.fakes.log import MemoryLog, MemoryPublisher
 
 
 class Collector:
@@ -58,6 +59,7 @@ async def consuming(
         batch_records_max=batch_records_max,
         batches_at_once=batches_at_once,
         linger_ms=20,
+        publisher=MemoryPublisher(MemoryLog()),
         skip_markers=skip_markers,
         in_turns=in_turns,
     )

@@ -16,7 +16,7 @@ from services.api.http.date_range import DateRange
 from services.api.middleware.legacy_query import repaired_query
 from services.api.statistics import formats
 from services.api.statistics.model import CountryStats, month_stats
-from shared.domain.contribution import Contribution, average_delay_s, round_half_even
+from shared.domain.contribution import Contribution, average_delay_s, round_half_even, total_of
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import SummaryHead
 
@@ -40,14 +40,13 @@ def heads(draw: st.DrawFn) -> SummaryHead:
     has_data = draw(st.booleans())
     expected = draw(st.integers(0, 5))
     reported = draw(st.integers(0, expected)) if has_data else 0
-    nothing = Contribution(trips=0, passengers=0, accidents=0, delay_total_ms=0)
     country = draw(countries)
     return SummaryHead(
         date=draw(dates),
         country=country,
         country_name=country.title(),
         version=draw(st.integers(1, 100)),
-        totals=draw(contributions) if has_data else nothing,
+        totals=total_of([draw(contributions)] if has_data else []),
         has_data=has_data,
         cities_reported=reported,
         cities_expected=expected,

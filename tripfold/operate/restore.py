@@ -25,7 +25,7 @@ from services.ingest.worker.manifest import reissued, reissued_plan
 from shared.domain import events, keys, objects
 from shared.domain.errors import OperatorError
 from shared.domain.events import Event, NewerContract, PoisonRecord
-from shared.domain.ids import CityId, utc_now
+from shared.domain.ids import REVISION_FLOOR_MAX, CityId, CountField, utc_now
 from shared.domain.objects import EPOCH, BucketEpoch, CorruptObject, Manifest, Plan
 from shared.domain.outbox import events_of_manifest
 from shared.domain.topics import Topic
@@ -75,8 +75,8 @@ class TopicHighest(msgspec.Struct, frozen=True, kw_only=True):
 class _Numbered(msgspec.Struct, frozen=True):
     """The revision of an event of any version: the contract never changes the type of a field."""
 
-    revision: int = 0
-    plan_revision: int = 0
+    revision: CountField = 0
+    plan_revision: CountField = 0
 
 
 class Restored(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +105,7 @@ def restore_command(
             "--floor",
             metavar="REVISION",
             min=1,
+            max=REVISION_FLOOR_MAX,
             help="The new revision floor. Default: just above the topic city-stats.",
         ),
     ] = None,
@@ -239,6 +240,11 @@ async def raise_floor(
     if wanted is None and topic is None:
         raise CannotRestore(
             "without the topic the revisions that were given out are unknown: if Kafka is lost, use --now"
+        )
+    if topic is not None and topic.revision >= REVISION_FLOOR_MAX:
+        raise CannotRestore(
+            f"the topic has revision {topic.revision} of {topic.key}, which no bucket gives out: the floor is at most "
+            f"{REVISION_FLOOR_MAX}. Run 'tripfold republish', and this again when Kafka has compacted city-stats"
         )
     if wanted is not None and topic is not None and wanted <= topic.revision:
         raise CannotRestore(

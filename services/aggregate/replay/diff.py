@@ -7,7 +7,7 @@ import datetime as dt
 import msgspec
 
 from services.aggregate.fold import comparable_ledgers
-from shared.domain.contribution import Contribution
+from shared.domain.contribution import Totals
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import LedgerEntry, Summary
 
@@ -18,7 +18,7 @@ class GenerationFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The figures of a country-day in one generation."""
 
     version: int
-    totals: Contribution
+    totals: Totals
     cities_reported: int
     cities_expected: int
 

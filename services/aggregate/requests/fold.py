@@ -20,7 +20,7 @@ import msgspec
 
 from shared.domain import bitmap
 from shared.domain.events import CityFinished, CityFolded, CityProgressed, Event, Outcome, RequestFailed, RequestPlanned
-from shared.domain.ids import CountrySlug
+from shared.domain.ids import EXACT_MAX, CountrySlug
 from shared.domain.objects import CityUnderWay, Failure, RequestRecord
 
 FAILURES_MAX = 100
@@ -198,8 +198,8 @@ class _RecordBuilder:
         if ended and all(city.folded.get(country, 0) >= revision for country, revision in city.published.items()):
             self._under_way.pop(position, None)
             self._served |= bitmap.member(position)
-            self._bytes_done += city.bytes_done
-            self._trips_done += city.trips_done
+            self._bytes_done = min(self._bytes_done + city.bytes_done, EXACT_MAX)
+            self._trips_done = min(self._trips_done + city.trips_done, EXACT_MAX)
         elif outcome in {Outcome.FAILED, Outcome.SKIPPED} and not city.folded:
             self._under_way.pop(position, None)
         else:

@@ -305,7 +305,7 @@ def _rows_of(found: StoredObject, key: str, generation: int) -> ReadSummary:
     assert named is not None
     try:
         summary = objects.decode(Summary, found.body, key)
-        return ReadSummary(named[1], version, [country_row(summary, version, key)], city_rows(summary, version, key))
+        return ReadSummary(named[1], version, [country_row(summary, version, key)], city_rows(summary, version))
     except NewerObject:
         raise
     except CorruptObject as error:

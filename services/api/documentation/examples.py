@@ -7,7 +7,7 @@ import datetime as dt
 import msgspec
 
 from services.api.statistics.model import CountryStats, DayStats
-from shared.domain.contribution import Contribution
+from shared.domain.contribution import Contribution, total_of
 from shared.domain.events import (
     BadCity,
     Cause,
@@ -83,7 +83,7 @@ EVENTS: tuple[Event, ...] = (
         country=_ARMENIA,
         country_name="Armenia",
         version=_REVISION + _PLAN,
-        totals=_CONTRIBUTION,
+        totals=total_of([_CONTRIBUTION]),
         cities_reported=1,
         cities_expected=3,
         complete=False,

@@ -15,7 +15,8 @@ from services.api.http.problems import UNREADABLE, responses
 from services.api.http.unreadable import unreadable_header
 from services.api.schedules.service import ScheduleDetail, ScheduleList, Schedules, WantedSchedule
 from shared.domain.backfills import MAX_PARALLEL_DEFAULT, MAX_PARALLEL_MAX
-from shared.domain.schedules import DATE_OFFSET_MAX, RECHECK_MAX, SCHEDULES_MAX
+from shared.domain.objects import DATE_OFFSET_MAX
+from shared.domain.schedules import RECHECK_MAX, SCHEDULES_MAX
 
 CRON_LENGTH_MAX = 200
 TIMEZONE_LENGTH_MAX = 100

@@ -242,7 +242,11 @@ class SummaryReader:
     async def _summary(
         self, pointer: GenerationPointer, country: CountrySlug, date: dt.date
     ) -> tuple[Summary | None, bool]:
-        return await Repository(self._store).get(Summary, keys.summary(pointer.live, date, country)), True
+        key = keys.summary(pointer.live, date, country)
+        summary = await Repository(self._store).get(Summary, key)
+        if summary is not None:
+            objects.require_exact(summary, key)
+        return summary, True
 
 
 def _month_of(part: MonthPart, heads: Mapping[Entry, ReadHead | None]) -> MonthReading:

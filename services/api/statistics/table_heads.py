@@ -15,7 +15,7 @@ from functools import partial
 import structlog
 
 from shared.domain import keys
-from shared.domain.contribution import Contribution
+from shared.domain.contribution import Totals
 from shared.domain.objects import SummaryHead
 from shared.domain.tables import COUNTRY_DAYS, optional_figure
 from shared.runtime.concurrency import SingleFlight, bounded_map
@@ -81,9 +81,7 @@ def heads_of(body: bytes, generation: int, wanted: Mapping[str, str]) -> dict[st
                 country=country,
                 country_name=country_name,
                 version=version,
-                totals=Contribution(
-                    trips=trips, passengers=passengers, accidents=accidents, delay_total_ms=delay_total_ms
-                ),
+                totals=Totals(trips=trips, passengers=passengers, accidents=accidents, delay_total_ms=delay_total_ms),
                 has_data=has_data,
                 cities_reported=reported,
                 cities_expected=expected,

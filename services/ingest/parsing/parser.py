@@ -28,7 +28,7 @@ from services.ingest.parsing.trip_file import (
     UnparsedBytes,
 )
 from services.ingest.parsing.trips import rule_version
-from shared.domain.contribution import Contribution
+from shared.domain.contribution import FIGURE_MAX, Contribution, figure_beyond
 from shared.domain.file_rules import FileRules
 
 __all__ = [
@@ -101,6 +101,13 @@ def total_trip_file(
                 fault.reason, byte_offset=unparsed.offset, bad_records=bad.count, reported=bad.reported
             ) from fault
     records = totals.trips + bad.count
+    figure = figure_beyond(totals.contribution, FIGURE_MAX)
+    if figure is not None:
+        raise InvalidTripFile(
+            f"{figure} of the file adds up to {getattr(totals.contribution, figure)}; at most {FIGURE_MAX} is allowed",
+            bad_records=bad.count,
+            reported=bad.reported,
+        )
     if bad.count and not rules.bad_records_max.allows(bad.count, records=records):
         raise TooManyBadRecords(bad.count, bad.reported, records=records)
     return FileTotals(

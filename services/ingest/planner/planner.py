@@ -46,6 +46,7 @@ from services.ingest.upstream.errors import PermanentUpstreamError, TransientUps
 from services.ingest.upstream.port import Upstream
 from services.ingest.upstream.retry import UpstreamRetryPolicy
 from shared.domain import bitmap, keys
+from shared.domain.contribution import COUNTRY_CITIES_MAX
 from shared.domain.events import (
     Background,
     CountryDayPlanned,
@@ -331,6 +332,8 @@ def next_plan(
         country = slugs[entry.country_name]
         spellings.setdefault(country, Counter())[entry.country_name] += 1
         cities.setdefault(country, []).append(entry.city)
+        if len(cities[country]) > COUNTRY_CITIES_MAX:
+            raise InvalidCityList(f"{entry.country_name} has more than {COUNTRY_CITIES_MAX:,} cities")
     # The most frequent spelling becomes the name, independent of the order of the list.
     names = {country: max(sorted(found), key=found.__getitem__) for country, found in spellings.items()}
     countries = {

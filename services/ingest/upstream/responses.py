@@ -63,7 +63,7 @@ def content_length(response: httpx.Response) -> int | None:
     if "transfer-encoding" in response.headers:
         return None  # Transfer-Encoding overrides Content-Length (RFC 9112, 6.3)
     length = response.headers.get("content-length", "")
-    return int(length) if length.isdecimal() else None
+    return int(length) if length.isdecimal() and len(length) < 16 else None  # a longer one is no length of a file
 
 
 def validators_in(response: httpx.Response) -> Validators:

@@ -24,7 +24,7 @@ from confluent_kafka.admin import AdminClient
 from services.aggregate.replay.rebuild import Rebuild
 from services.aggregate.replay.topic_reader import FETCH_BYTES_MAX, KafkaTopicReader, RawRecord
 from shared.domain import events, keys, objects
-from shared.domain.contribution import Contribution
+from shared.domain.contribution import Contribution, total_of
 from shared.domain.events import Event
 from shared.domain.objects import GenerationPointer, Summary
 from shared.domain.topics import Topic
@@ -314,7 +314,9 @@ async def _overstate(store: S3Store) -> None:
         assert found is not None
         summary = objects.decode(Summary, found.body, key)
         million = Contribution(trips=10**6, passengers=10**6, accidents=10**6, delay_total_ms=10**6)
-        await store.put(key, objects.encode(msgspec.structs.replace(summary, totals=summary.totals + million)))
+        await store.put(
+            key, objects.encode(msgspec.structs.replace(summary, totals=total_of([summary.totals, million])))
+        )
 
     listed = [one.key async for one in store.list(keys.summaries_of_generation(1))]
     await bounded_map(overstate, listed, limit=16)

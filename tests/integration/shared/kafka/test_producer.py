@@ -134,6 +134,7 @@ class KafkaMember:
             group=group,
             batch_records_max=BATCH_RECORDS_MAX,
             linger_ms=20,
+            publisher=MemoryPublisher(MemoryLog()),
         )
 
     async def start(self) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.domain import events, schema
+from shared.domain.contribution import total_of
 from shared.domain.events import (
     BadCity,
     Cause,
@@ -74,7 +75,7 @@ EXAMPLES: list[Event] = [
         country=ARMENIA,
         country_name="Armenia",
         version=9,
-        totals=STATS.contribution,
+        totals=total_of([STATS.contribution]),
         cities_reported=1,
         cities_expected=2,
         complete=False,

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from shared.domain import keys, objects, schema
-from shared.domain.contribution import Contribution
+from shared.domain.contribution import Contribution, total_of
 from shared.domain.events import Outcome
 from shared.domain.ids import CityId, CountrySlug, RequestId
 from shared.domain.objects import (
@@ -42,7 +42,7 @@ SUMMARY = Summary(
     country=ARMENIA,
     country_name="Armenia",
     version=12,
-    totals=SUMS,
+    totals=total_of([SUMS]),
     has_data=True,
     cities_reported=1,
     cities_expected=2,

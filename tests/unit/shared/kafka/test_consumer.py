@@ -342,6 +342,7 @@ def consuming(broker: Broker, handler: Handler, health: Health | None = None, **
             "group": "aggregate",
             "batch_records_max": 7,
             "linger_ms": 9,
+            "publisher": MemoryPublisher(MemoryLog()),
             **options,
         },
     )

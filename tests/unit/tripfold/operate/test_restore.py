@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shared.domain import keys, objects
+from shared.domain.ids import REVISION_MAX
 from shared.domain.objects import BucketEpoch
 from shared.domain.topics import Topic
 from tests.fakes.bucket import NOON, FakeBucket, trips
@@ -51,6 +52,16 @@ async def test_a_given_revision_floor_must_be_above_the_topic() -> None:
             await raised(store, wanted=wanted)
     assert base_of(store) == 600
     assert (await raised(store, wanted=700)).floor == base_of(store) == 700
+
+
+@pytest.mark.parametrize("wanted", [None, 700])
+async def test_a_revision_that_no_floor_can_exceed_is_named(wanted: int | None) -> None:
+    """A forged record must not give the bucket revisions that nobody can read."""
+    store = store_with(600)
+    forged = TopicHighest(revision=REVISION_MAX, key="2024-05-01/armenia/7", records=1)
+    with pytest.raises(CannotRestore, match="revision 4294967295 of 2024-05-01/armenia/7, which no bucket gives out"):
+        await raised(store, topic=forged, wanted=wanted)
+    assert base_of(store) == 600
 
 
 async def test_the_present_time_is_a_floor_if_kafka_is_lost() -> None:

@@ -8,6 +8,7 @@ import msgspec
 
 from services.aggregate.fold import empty_summary, fold
 from services.aggregate.replay.diff import NAMED_MAX, Change, GenerationFigures, change_of
+from shared.domain.contribution import total_of
 from shared.domain.events import CountryDayPlanned
 from shared.domain.ids import CityId
 from shared.domain.objects import Summary
@@ -50,7 +51,7 @@ def test_a_country_day_of_one_generation_has_its_figures() -> None:
     """It is told which generation has it; only what the live one has can go back."""
     one = summary_of({"1": 5, "2": 7}, plan_revision=3)
     figures = GenerationFigures(
-        version=15, totals=STATS.contribution + STATS.contribution, cities_reported=2, cities_expected=2
+        version=15, totals=total_of([STATS.contribution, STATS.contribution]), cities_reported=2, cities_expected=2
     )
     assert change(one, None) == Change(
         date=dt.date(2024, 5, 1),

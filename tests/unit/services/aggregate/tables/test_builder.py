@@ -77,7 +77,7 @@ def expected_rows(bucket: FakeBucket, table: Table) -> list[Row]:
     for key, body in bucket.store.bodies(keys.summaries_of_generation(pointer.live)).items():
         summary = objects.decode(Summary, body, key)
         version = (pointer.live, bucket.store.objects[key].etag)
-        rows += [country_row(summary, version, key)] if table is COUNTRY_DAYS else city_rows(summary, version, key)
+        rows += [country_row(summary, version, key)] if table is COUNTRY_DAYS else city_rows(summary, version)
     return rows
 
 

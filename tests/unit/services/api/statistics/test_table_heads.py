@@ -15,8 +15,8 @@ from services.api.statistics import table_heads
 from services.api.statistics.reader import SummaryReader
 from services.api.statistics.table_heads import heads_of
 from shared.domain import keys, objects
-from shared.domain.contribution import Contribution
-from shared.domain.ids import CountrySlug
+from shared.domain.contribution import Totals
+from shared.domain.ids import EXACT_MAX, CountrySlug
 from shared.domain.objects import GenerationPointer, Summary
 from shared.domain.tables import COUNTRY_DAYS, country_row
 from shared.runtime.parquet import TableWriter
@@ -25,7 +25,8 @@ from tests.fakes.api import DAY, NOW, ObservedStore, World, stats
 
 MAY = DateRange(dt.date(2024, 5, 1), dt.date(2024, 5, 31))
 COUNTRIES = [CountrySlug(slug) for slug in ("armenia", "belgium", "chad")]
-counts = st.integers(0, 2**63 - 1)
+counts = st.integers(0, EXACT_MAX)
+signed = st.integers(-EXACT_MAX, EXACT_MAX)
 summaries = st.builds(
     Summary,
     schema_version=st.just(1),
@@ -33,12 +34,8 @@ summaries = st.builds(
     country=st.sampled_from(COUNTRIES),
     country_name=st.text(max_size=5),
     version=counts,
-    totals=st.builds(
-        Contribution,
-        trips=counts,
-        passengers=counts,
-        accidents=counts,
-        delay_total_ms=st.integers(-(2**63), 2**63 - 1),
+    totals=st.fixed_dictionaries(dict.fromkeys(Totals.__struct_fields__, counts) | {"delay_total_ms": signed}).map(
+        lambda figures: Totals(**figures)
     ),
     has_data=st.booleans(),
     cities_reported=counts,

@@ -21,7 +21,7 @@ from services.ingest.parsing.parser import (
     TooManyBadRecords,
     total_trip_file,
 )
-from shared.domain.contribution import NOTHING, Contribution
+from shared.domain.contribution import FIGURE_MAX, Contribution
 from shared.domain.file_rules import BadRecordsMax, FileRules, RecordsForm
 
 DATE = "2024-05-01"
@@ -139,7 +139,18 @@ def test_a_record_longer_than_a_window_takes_the_strict_path() -> None:
 
 def test_an_empty_array_contributes_nothing() -> None:
     """A city without a trip is a valid file."""
-    assert fold("[]").contribution == NOTHING
+    assert fold("[]").contribution == Contribution(trips=0, passengers=0, accidents=0, delay_total_ms=0)
+
+
+@pytest.mark.parametrize("delay", ["P366D", "-P366D"])
+def test_a_file_whose_sum_is_beyond_its_bound_is_refused(delay: str) -> None:
+    """Each record is valid, and the sum could not be stored: the file fails by its own fault."""
+    late = record(delay=f'"{delay}"')
+    most = FIGURE_MAX // (366 * 86_400_000)
+    assert abs(fold(array(*[late] * most)).contribution.delay_total_ms) <= FIGURE_MAX
+    refused = refusal(array(*[late] * (most + 1)))
+    assert refused.reason.startswith("delay_total_ms of the file adds up to")
+    assert str(FIGURE_MAX) in refused.reason
 
 
 def test_a_byte_order_mark_is_left_out_once() -> None:

@@ -12,6 +12,7 @@ import pytest
 from msgspec import UNSET, UnsetType
 
 from services.api.requests.service import Requests
+from services.ingest.planner import planner
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.upstream.errors import PermanentUpstreamError, UpstreamDown
@@ -400,6 +401,18 @@ async def test_the_most_frequent_spelling_of_a_country_is_shown() -> None:
         planned.lists({str(number): country for number, country in enumerate(listed)})
         plan = await planned.plan()
         assert {slug: country.name for slug, country in plan.countries.items()} == {"peru": shown}
+
+
+async def test_a_country_of_too_many_cities_fails_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the totals of a country-day always fit into 64 bits. The plan stays as it was."""
+    monkeypatch.setattr(planner, "COUNTRY_CITIES_MAX", 2)
+    planned = Planned()
+    planned.lists({"1": "Peru", "2": "Peru", "3": "Chad"})
+    before = await planned.plan()
+    planned.lists({"1": "Peru", "2": "Peru", "3": "Peru"})
+    assert await planned.plan() == before
+    (failed,) = (event for event in planned.published(Topic.REQUEST_PROGRESS) if isinstance(event, RequestFailed))
+    assert "Peru has more than 2 cities" in failed.reason
 
 
 @pytest.mark.parametrize(("bad", "told"), [(0, "it is empty"), (2, "none of its 2 entries is a city")])
