@@ -4,6 +4,7 @@ The fault model:
 - Files are corrected, cities move, leave and come back, files and the city list become invalid, and requests arrive.
   The city list spells the countries in several ways.
 - The ids of the city list change between numbers and strings, and the list has a city twice.
+- Kafka loses requests. Later ones join them, and there are more records than the requeue lists each time.
 - Processes handle batches in any order of partitions, are replaced in the middle of a batch, and resume later.
 - Any call across a port breaks in any way. Records are delivered again, topics are compacted and hold poison records,
   also with figures and revisions beyond their bounds. The handling of some records always fails.
@@ -59,7 +60,7 @@ from tests.fakes.log import PARTITIONS, BrokenContract
 from tests.fakes.oracle import ExpectedDay
 from tests.fault import checks
 from tests.fault.watcher import Watcher
-from tests.fault.world import BREAKING, DATE, GC_AGE, ROLES, Job, NotAtRest, Process, World
+from tests.fault.world import BREAKING, DATE, GC_AGE, REQUEUE_LISTED_MAX, ROLES, Job, NotAtRest, Process, World
 
 HISTORIES_PER_SEED = 200
 STEPS_MAX = 40
@@ -211,10 +212,15 @@ class History(RuleBasedStateMachine):
     # Steps of users and Kafka.
 
     @precondition(lambda self: self.world.requests < REQUESTS_MAX)
+    @rule(lost=st.booleans())
+    def publish_a_request(self, lost: bool) -> None:
+        """Request the date. Kafka may lose the event."""
+        self._request(lost=lost)
+
     @rule()
-    def publish_a_request(self) -> None:
-        """Request the date."""
-        self._request()
+    def end_other_requests(self) -> None:
+        """Let as many requests of another date end as the requeue lists each time."""
+        self.world.end_other_requests(REQUEUE_LISTED_MAX)
 
     @rule(role=roles, partition=st.integers(0, PARTITIONS - 1), records=st.integers(1, 4))
     def redeliver(self, role: str, partition: int, records: int) -> None:
@@ -393,8 +399,11 @@ class History(RuleBasedStateMachine):
         world.upstream.cuts.clear()
         await self._let_go()
         await world.run_to_rest()
-        await world.requeue()
-        await world.run_to_rest()
+        for _ in checks.requests(world):  # more often than the requeue looks at the latest only
+            await world.requeue()
+            await world.run_to_rest()
+            if not checks.unfinished(world):
+                break
         await self._end_backfills()
         self._request()
         await world.run_to_rest()
@@ -501,8 +510,8 @@ class History(RuleBasedStateMachine):
         for role in [role for _ in range(rounds) for role in ROLES]:
             self._run(self.world.turn(role, partitions=order))
 
-    def _request(self) -> None:
-        self.last_request = self.world.request(self._truth())
+    def _request(self, *, lost: bool = False) -> None:
+        self.last_request = self.world.request(self._truth(), lost=lost)
         self._note_possible()
 
     def _hold(self) -> None:

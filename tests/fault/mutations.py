@@ -46,6 +46,7 @@ from shared.domain.objects import (
     PastRevision,
     Plan,
     PlanChunks,
+    RequestRecord,
     Summary,
 )
 from shared.domain.outbox import events_of_plan
@@ -68,7 +69,7 @@ from tests.fault import job_scenarios, jobs, scenarios
 from tests.fault.checks import differences, unfinished
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE, Scenario
 from tests.fault.watcher import Watcher
-from tests.fault.world import BREAKING, DATE, ROLES, Job, NotAtRest, RecordingStore, World
+from tests.fault.world import BREAKING, DATE, REQUEUE_LISTED_MAX, ROLES, Job, NotAtRest, RecordingStore, World
 from tripfold.operate import gc
 from tripfold.operate.gc import GcCandidate
 
@@ -131,6 +132,18 @@ async def losing_records(kind: type[World]) -> AsyncIterator[str]:
     """Lose every record of a first request."""
     first = scenario("a first request: one city good, one empty, one missing")
     async for one in scenarios.losing_anything(first, kind):
+        yield one
+
+
+async def hiding_a_lost_request(kind: type[World]) -> AsyncIterator[str]:
+    """Lose a request, and let more requests end than the requeue lists each time."""
+    world = kind()
+    world.request(WHOLE, lost=True)
+    world.end_other_requests(REQUEUE_LISTED_MAX)
+    for _ in range(REQUEUE_LISTED_MAX):
+        await world.requeue()
+        await world.run_to_rest()
+    for one in unfinished(world):
         yield one
 
 
@@ -831,6 +844,18 @@ def never_stalled(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(jobs_of_planner, "is_stalled", lambda *_, **__: False)
 
 
+def only_latest_requeued(patch: pytest.MonkeyPatch) -> None:
+    """Requeue only requests among the latest records, open or not."""
+    look = Requeue._look
+
+    async def latest(self: Requeue, now: dt.datetime) -> list[Versioned[RequestRecord]]:
+        self._looks_at_latest_left = 1
+        self._known.clear()
+        return await look(self, now)
+
+    patch.setattr(Requeue, "_look", latest)
+
+
 def no_requeue(patch: pytest.MonkeyPatch) -> None:
     """Requeue no request."""
 
@@ -1003,6 +1028,7 @@ MUTATIONS = (
     Mutation(
         name="poison dropped when the dead letter fails", patch=drop_if_dead_letter_fails, proof=refusing_dead_letters
     ),
+    Mutation(name="only the latest requests requeued", patch=only_latest_requeued, proof=hiding_a_lost_request),
     Mutation(name="requests not requeued", patch=no_requeue, proof=losing_records),
     Mutation(name="a city for each type of an id", patch=ids_by_type, proof=writing_ids_differently),
     Mutation(name="a new id for each publish of a backfill", patch=ids_of_their_own, proof=breaking_a_backfill),

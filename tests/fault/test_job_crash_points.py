@@ -37,7 +37,8 @@ from tests.fault.job_scenarios import (
 from tests.fault.scenarios import FIRST, WHOLE, breaks_of
 from tests.fault.world import DATE, World, is_crash
 
-FIRST_REQUEST = "018f38bf-1d00-7000-8000-000000000001"
+FIRST_REQUEST = World().request(WHOLE)
+"""The id that each world gives to its first request."""
 
 each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
 

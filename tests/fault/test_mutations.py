@@ -19,6 +19,7 @@ from tests.fault.mutations import (
     building_on_a_lost_response,
     flipping_under_the_aggregate,
     forging_figures,
+    hiding_a_lost_request,
     losing_a_summary,
     losing_the_log,
     racing,
@@ -40,6 +41,7 @@ FOUND_BY_HISTORIES = {
     "gc of renewed reports",
     "a raw object after its manifest",
     "a city for each type of an id",
+    "only the latest requests requeued",
     "a name that never falls",
     "a vanished summary taken for unchanged",
     "a batch tried without end",
@@ -74,6 +76,7 @@ async def test_each_mutation_is_detected(mutation: Mutation, monkeypatch: pytest
         watching_the_aggregate,
         flipping_under_the_aggregate,
         writing_ids_differently,
+        hiding_a_lost_request,
     ],
 )
 async def test_runs_written_for_mutations_pass_without_one(proof: Proof) -> None:

@@ -53,7 +53,7 @@ from shared.domain.objects import (
     ScheduledRun,
     Summary,
 )
-from shared.domain.requests import request_event
+from shared.domain.requests import new_record, request_event
 from shared.domain.topics import Topic
 from shared.domain.volume import VolumeRules
 from shared.kafka.isolation import IsolatingBatch
@@ -97,6 +97,7 @@ EXPIRE_AGE = dt.timedelta(days=30)
 TASK_DEADLINE_S = 60.0
 OUTAGE_LIMIT_S = 3_600.0
 STALLED_AFTER = dt.timedelta(minutes=10)
+REQUEUE_LISTED_MAX = 2
 DROP_GRACE = dt.timedelta(minutes=15)
 
 _Result = TypeVar("_Result")
@@ -306,10 +307,12 @@ class World:
         self.isolated_deaths = 0
         self.attempts = 0
         self.requests = 0
+        self.minted = 0
         self.rebuilds = 0
         self.backfills = 0
         self.dead_letters = 0
         self._settled_tables: Any = None
+        self._requeue: Requeue | None = None
         self._slept = Slept()
         self._living: dict[str, Process] = {}
         self._standing_still: list[tuple[Process, asyncio.Task[None]]] = []
@@ -342,6 +345,7 @@ class World:
         world.oracle = self.oracle.copy()
         world.attempts = self.attempts
         world.requests = self.requests
+        world.minted = self.minted
         world.rebuilds = self.rebuilds
         world.backfills = self.backfills
         world.dead_letters = self.dead_letters
@@ -350,6 +354,7 @@ class World:
     def lose_the_log(self) -> None:
         """Delete all records and offsets, as after the loss of Kafka; new processes start."""
         self.log = MemoryLog()
+        self._requeue = None
         self._living.clear()
 
     def clock_of(self, role: str) -> Callable[[], dt.datetime]:
@@ -419,15 +424,20 @@ class World:
         return True
 
     def request(
-        self, truth: UpstreamState, *, joining: bool = True, background: Background | UnsetType = UNSET
+        self,
+        truth: UpstreamState,
+        *,
+        joining: bool = True,
+        background: Background | UnsetType = UNSET,
+        lost: bool = False,
     ) -> RequestId:
         """Request the date while the upstream holds ``truth``, as the API or a backfill does; nothing runs yet.
 
-        Without ``joining``, the publisher ignores the date's other requests.
+        Without ``joining``, the publisher ignores the date's other requests. If ``lost``, Kafka loses the event.
         """
         truth.write_into(self.upstream, DATE)
         self.requests += 1
-        request_id = RequestId(f"018f38bf-1d00-7000-8000-{self.requests:012x}")
+        request_id = self._mint_request_id()
         if joining:
             request_id = at_once(active_requests.join(self.store, DATE, request_id))
         if keys.request(request_id) not in self.store.objects:
@@ -438,10 +448,23 @@ class World:
                 updated_at=self.clock(),
                 background=background,
             )
-            self._publish(request_event(accepted), source="api")
+            if not lost:
+                self._publish(request_event(accepted), source="api")
             self.store.write(keys.request(request_id), objects.encode(accepted))
         self.oracle.requested(request_id, truth)
         return request_id
+
+    def end_other_requests(self, count: int) -> None:
+        """Write the records of requests of another date that have ended."""
+        for _ in range(count):
+            request_id = self._mint_request_id()
+            ended = msgspec.structs.replace(new_record(request_id, DATE - dt.timedelta(days=1)), planned=True)
+            self.store.write(keys.request(request_id), objects.encode(ended))
+
+    def _mint_request_id(self) -> RequestId:
+        """Return an id with a later time than that of the one before."""
+        self.minted += 1
+        return derive_request_id(self.clock() + dt.timedelta(milliseconds=self.minted), f"request {self.minted}")
 
     def retry(self, request_id: RequestId, truth: UpstreamState) -> None:
         """Retry a request's failed cities while the upstream holds ``truth``; nothing runs yet."""
@@ -759,11 +782,18 @@ class World:
         return job
 
     async def requeue(self) -> None:
-        """Requeue every stalled request."""
+        """Let a process that lives on requeue the stalled requests. It looks at all records now and then."""
         self.clock.advance(STALLED_AFTER.total_seconds())
-        publisher = MemoryPublisher(self.log, source="requeue")
-        clock = self.clock_of("requeue")
-        await Requeue(self.store, publisher, clock=clock, after=STALLED_AFTER, wait_max=STALLED_AFTER).once()
+        if self._requeue is None:
+            self._requeue = Requeue(
+                self.store,
+                MemoryPublisher(self.log, source="requeue"),
+                clock=self.clock_of("requeue"),
+                after=STALLED_AFTER,
+                wait_max=STALLED_AFTER,
+                listed_max=REQUEUE_LISTED_MAX,
+            )
+        await self._requeue.once()
 
     async def turn(self, role: str, *, partitions: Sequence[int] = range(PARTITIONS)) -> bool:
         """Let a process handle its next batch; return whether there was one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
 import msgspec
 import pytest
@@ -18,26 +18,33 @@ from shared.domain.requests import new_record
 from shared.domain.topics import Topic
 from shared.kafka.producer import KafkaUnavailable
 from shared.kafka.records import OutgoingEvent
-from shared.storage.object_store import StoredObject
+from shared.storage.object_store import ObjectInfo, StoredObject
 from tests.fakes.builders import Clock
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.fakes.metrics import value
 from tests.fakes.store import MemoryStore
 
 AFTER = dt.timedelta(minutes=15)
+LISTED_MAX = 10
 DATE = dt.date(2024, 5, 1)
 
 
 class ObservedStore(MemoryStore):
-    """A store that records which objects are read."""
+    """A store that records which objects are read, and counts those that are listed."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__(clock)
         self.reads: list[str] = []
+        self.listed = 0
 
     async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
         self.reads.append(key)
         return await super().get(key, first_bytes=first_bytes)
+
+    async def list(self, prefix: str, *, after: str = "") -> AsyncIterator[ObjectInfo]:
+        async for listed in super().list(prefix, after=after):
+            self.listed += 1
+            yield listed
 
 
 class RequeueWorld:
@@ -48,7 +55,7 @@ class RequeueWorld:
         self.store = ObservedStore(self.clock)
         self.log = MemoryLog()
         self.publisher = RefusingPublisher(self.log)
-        self.requeue = Requeue(self.store, self.publisher, clock=self.clock, after=AFTER)
+        self.requeue = Requeue(self.store, self.publisher, clock=self.clock, after=AFTER, listed_max=LISTED_MAX)
 
     def request(self, *, ended: bool = False, planned: bool = False) -> RequestId:
         """Write the record of a request that is made now."""
@@ -147,6 +154,54 @@ async def test_an_ended_record_is_read_once() -> None:
     world.clock.advance(AFTER.total_seconds())
     assert await world.requeue.once() == 1
     assert world.sent() == [ended]
+
+
+async def test_any_number_of_later_records_hides_no_open_request() -> None:
+    """An old open request is requeued and counted, whatever was requested since; once it ends, it counts no longer."""
+    world = RequeueWorld()
+    hidden = world.request()
+    for _ in range(5 * LISTED_MAX):
+        world.clock.advance(1)
+        world.request(ended=True)
+    for _ in range(3):
+        world.clock.advance(AFTER.total_seconds())
+        await world.requeue.once()
+    assert world.sent() == [hidden, hidden]
+    assert exported()["accepted"] == 1
+    world.end(hidden)
+    await world.requeue.once()
+    assert exported()["accepted"] == 0
+
+
+async def test_an_old_request_is_found_when_it_opens_late() -> None:
+    """A request of a backfill has the age of the backfill: its record may appear behind any number of others."""
+    world = RequeueWorld()
+    late = world.request()
+    record = world.store.objects.pop(keys.request(late)).body
+    for _ in range(3 * LISTED_MAX):
+        world.clock.advance(60)
+        world.request(ended=True)
+    await world.requeue.once()
+    world.store.write(keys.request(late), record)
+    world.clock.advance(AFTER.total_seconds())
+    assert [await world.requeue.once() for _ in range(4)] == [0, 0, 0, 1]
+    assert world.sent() == [late]
+
+
+async def test_a_long_history_costs_two_pages_a_look() -> None:
+    """Looks list two pages on average, and read each of a thousand ended requests once."""
+    world = RequeueWorld()
+    for _ in range(100 * LISTED_MAX):
+        world.clock.advance(60)
+        world.request(ended=True)
+    await world.requeue.once()
+    world.store.listed = 0
+    looks = 10 * 101
+    for _ in range(looks):
+        world.clock.advance(60)
+        await world.requeue.once()
+    assert world.store.listed / looks < 2 * LISTED_MAX + 1
+    assert len(world.store.reads) < 101 * LISTED_MAX
 
 
 async def test_a_refused_publish_is_repeated_by_the_next_requeue() -> None:
