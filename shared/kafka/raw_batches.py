@@ -134,8 +134,8 @@ def _decode(raw: bytes, partition: TopicPartition, offset: int, next_offset: int
             end = begin + length
             since_first_ms, at = decode_varint(body, begin + 1)
             delta, at = decode_varint(body, at)
-            if length <= 0 or end > len(body):
-                raise ValueError(f"its length is {length}")  # noqa: TRY301
+            if length <= 0 or end > len(body) or batch.base_offset + delta >= next_offset:
+                raise ValueError(f"its length is {length}, and its offset {delta} from the first")  # noqa: TRY301
         except (ValueError, IndexError) as error:  # nothing shows where the next record begins
             known = _unknown(partition, offset, bytes(body[begin:]))
             records.append(Undecodable(known, _reason(error), next_offset))

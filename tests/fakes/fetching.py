@@ -59,9 +59,11 @@ def damaged(batches: bytes) -> bytes:
     return batches[:last] + bytes([batches[last] ^ 1]) + batches[last + 1 :]
 
 
-def bad_record(topic: Topic, *, offset: int = 0) -> ConsumedRecord:
-    """Return a record that aiokafka cannot decode."""
-    headers, now_ms = ((BAD_HEADER, b""),), int(time.time() * 1000)
+def bad_record(
+    topic: Topic, *, offset: int = 1, headers: tuple[tuple[str, bytes], ...] = ((BAD_HEADER, b""),)
+) -> ConsumedRecord:
+    """Return a record of now, which aiokafka cannot decode, unless it has other headers."""
+    now_ms = int(time.time() * 1000)
     return ConsumedRecord(
         topic=topic, partition=0, offset=offset, key=b"k", value=b"{}", headers=headers, timestamp_ms=now_ms
     )

@@ -14,6 +14,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.structs import ConsumerRecord
 
+from services.aggregate.replay.topic_reader import KafkaTopicReader
 from shared.domain import events
 from shared.domain.contribution import Contribution
 from shared.domain.events import CityDayStats, IngestCity, ProcessRequested
@@ -27,11 +28,13 @@ from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime.health import Health
 from shared.runtime.retry import Stopping
 from shared.runtime.settings import Settings
+from tests.fakes.fetching import bad_record, produce
 from tests.fakes.metrics import value
 from tests.fakes.store import MemoryStore
 from tests.integration.consuming import Collector, consuming
 from tests.integration.running import eventually
-from tripfold.operate.skip import mark_blocking
+from tripfold.operate.doctor import undecodable_records
+from tripfold.operate.skip import CannotSkip, mark_blocking
 
 DATE = dt.date(2024, 5, 1)
 
@@ -300,6 +303,50 @@ async def test_a_newer_contract_stops_the_service_and_loses_nothing(settings: Se
             assert health.faults == {}
         assert [one.value for one in await records_of(settings, Topic.DEAD_LETTERS)] == [newer.value]
     assert [record.value for record in collector.seen] != [newer.value]
+
+
+async def test_a_record_that_cannot_be_decoded_blocks_its_partition_alone(settings: Settings) -> None:
+    """Health and the doctor name it, and commands read past it. A skip moves it to the dead letters, and all go on."""
+    topic, store, health, collector = Topic.CITY_TASKS, MemoryStore(utc_now), Health(), Collector()
+    place, name = (0, 1), settings.topic_prefix + Topic.CITY_TASKS.value
+    good = [bad_record(topic, headers=(), offset=offset) for offset in range(3)]
+    async with publisher_of(settings) as publisher:
+        markers = SkipMarkers(store, publisher)
+        await produce(settings.kafka_bootstrap_servers, TopicPartition(name, 1), good)
+        await produce(settings.kafka_bootstrap_servers, TopicPartition(name, 0), [good[0], bad_record(topic), good[2]])
+        async with consuming(settings, topic, collector, health=health, skip_markers=markers, in_turns=True):
+            await eventually(partial(collector.has, 4), "the records around the bad one")
+
+            async def named() -> str | None:
+                return health.faults.get("record of city-tasks/0")
+
+            reason = await eventually(named, "health to name it")
+            assert "partition 0, offset 1 of city-tasks cannot be decoded" in reason
+            assert value("tripfold_blocked_partitions", topic=topic.value) == 1
+            assert await records_of(settings, Topic.DEAD_LETTERS) == []
+
+            reader = KafkaTopicReader(settings, topic, after_commits_of="test")
+            try:
+                await reader.take_end()
+                read = {(one.partition, one.offset) async for batch in reader.read() for one in batch}
+            finally:
+                await reader.close()
+            assert {place, (0, 2)} <= read
+            assert await undecodable_records(store, topic, reader.undecodable.values()) == [reason]
+
+            with pytest.raises(CannotSkip, match="blocks no consumer"):
+                await mark_blocking(settings, store, topic, 1, 0)
+            for nowhere in ((0, 7), (9, 0)):
+                with pytest.raises(CannotSkip, match="has no"):
+                    await mark_blocking(settings, store, topic, *nowhere)
+            await mark_blocking(settings, store, topic, *place)
+            assert await undecodable_records(store, topic, reader.undecodable.values()) == []
+            await eventually(partial(collector.has, 5), "the record after the bad one")
+            assert (health.faults, value("tripfold_blocked_partitions", topic=topic.value)) == ({}, 0)
+        (letter,) = await records_of(settings, Topic.DEAD_LETTERS)
+    assert (letter.key, letter.value) == (good[0].key, good[0].value)
+    assert b"not UTF-8" in dict(letter.headers)["tripfold_error"]
+    assert sorted([(one.partition, one.offset) for one in collector.seen]) == [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]
 
 
 async def test_an_unreachable_kafka_is_a_dependency_outage(settings: Settings) -> None:

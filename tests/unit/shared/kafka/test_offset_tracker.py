@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.domain.topics import Topic
-from shared.kafka.offset_tracker import OffsetTracker, TrackedRecord
+from shared.kafka.offset_tracker import OffsetGap, OffsetTracker, TrackedRecord
 from shared.kafka.records import ConsumedRecord
 
 
@@ -47,3 +48,22 @@ def test_a_regained_partition_starts_again() -> None:
     regained = tracker.track(records(0, 1))
     assert tracker.mark_done(lost) == {}
     assert tracker.mark_done(regained) == {0: 2}
+
+
+def test_a_gap_of_offsets_is_refused() -> None:
+    """On a topic without compaction, the error names the topic, the partition and both offsets."""
+    tracker = OffsetTracker(Topic.CITY_TASKS)
+    tracker.take(1, [5, 6])
+    for offsets in ([8], [7, 9]):
+        with pytest.raises(OffsetGap, match=r"partition 1 of city-tasks: .* offset [78], .* offset [89]"):
+            tracker.take(1, offsets)
+        assert tracker.next_offset(1) == 7
+    tracker.take(1, [7])
+    tracker.take(0, [90])  # another partition
+    tracker.take(1, [2, 3])  # delivered again
+    tracker.forget_next_offset(1)
+    tracker.take(1, [70])
+    assert (tracker.next_offset(0), tracker.next_offset(1)) == (91, 71)
+    compacted = OffsetTracker(Topic.CITY_STATS)
+    compacted.take(1, [5, 9])
+    assert compacted.next_offset(1) == 10
