@@ -101,6 +101,7 @@ class Poll:
         self._wait_max_s = wait_max_s
         self._idle = False
         self._last: TopicPartition | None = None
+        self._last_has_more = False
 
     async def take(
         self, consumer: AIOKafkaConsumer, *, records_max: int, wait_ms: int, in_turns: bool = False
@@ -122,10 +123,14 @@ class Poll:
         return taken
 
     async def _sweep(self, consumer: AIOKafkaConsumer, records_max: int, in_turns: bool) -> list[Record]:
-        """Ask one partition after the other, from the one after the last that gave a record."""
+        """Ask one partition after the other, from the one after the last that gave a record.
+
+        Without turns, a partition comes first until it has given all that was fetched. Its records belong together.
+        """
         taken: list[Record] = []
         partitions = sorted(consumer.assignment())
-        begin = next((place for place, one in enumerate(partitions) if self._last and one > self._last), 0)
+        before = sum(one < self._last for one in partitions) if self._last else 0
+        begin = before if self._last_has_more else before + (self._last in partitions)
         again = True
         while again:
             again = False
@@ -142,6 +147,7 @@ class Poll:
                 if found:
                     taken += found
                     self._last, again = partition, in_turns
+                    self._last_has_more = not in_turns and len(found) == left
         return taken
 
     async def _ask(self, consumer: AIOKafkaConsumer, partition: TopicPartition, records_max: int) -> list[Record]:
