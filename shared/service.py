@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 import msgspec
@@ -23,15 +23,18 @@ from shared.runtime.metrics import Concern, Part, registry_of
 from shared.runtime.retry import Retrier, Stopping, run_all
 from shared.runtime.settings import Settings
 from shared.runtime.tracing import shut_down_tracing
+from shared.storage.bucket_check import BucketCheck
 from shared.storage.s3 import S3Store
-from shared.storage.schema_switch import check_bucket
 
 Background = Callable[[Retrier], Awaitable[None]]
+Check = Callable[[], Awaitable[None]]
 AsgiApp = Callable[[Any, Any, Any], Awaitable[None]]
 
 DISCONNECT_TIMEOUT_S = 8.0
-WATCH_INTERVAL_S = 3.0
-WATCH_TIMEOUT_S = 10.0
+KAFKA_INTERVAL_S = 3.0
+BUCKET_INTERVAL_S = 10.0
+"""Every second check tries a write. So a bucket that cannot be written is reported within 30 s, even if it hangs."""
+WATCH_TIMEOUT_S = 8.0
 """A store that hangs is reported as soon as this. Its client would wait for a minute or more."""
 
 _log = structlog.get_logger()
@@ -47,10 +50,7 @@ class ServiceContext:
         self.store = S3Store(settings)
         self.publisher = KafkaPublisher(settings, source=source)
         self.skip_markers = SkipMarkers(self.store, self.publisher)
-
-    async def check_bucket(self) -> None:
-        """Raise StoreUnavailable without the bucket, WrongSchemaVersion if this build cannot write its version."""
-        await check_bucket(self.store)
+        self.check_bucket = BucketCheck(self.store)
 
 
 def make_app(
@@ -82,7 +82,7 @@ def make_app(
         context.health.started = True
         _log.info("service_ready")
         progress = (subscription.watch(retrier, check_kafka) for subscription in subscriptions)
-        await asyncio.gather(_watch(context, check_kafka), *progress)
+        await asyncio.gather(*_watches(context, check_kafka), *progress)
 
     @contextlib.asynccontextmanager
     async def running() -> AsyncIterator[None]:
@@ -156,16 +156,15 @@ def _json_response(body: dict[str, Any], *, status: int = 200) -> AsgiApp:
     return AsgiResponse(msgspec.json.encode(body), status, {"content-type": "application/json"})
 
 
-async def _watch(context: ServiceContext, check_kafka: Callable[[], Awaitable[None]]) -> None:
-    """Check S3, Kafka and its topics every few seconds, so that an idle service reports outages too."""
-    checks: tuple[tuple[Concern, Callable[[], Awaitable[None]]], ...] = (
-        ("s3", context.check_bucket),
-        ("kafka", check_kafka),
-    )
-    while not context.retrier.stopping.is_set():
-        for what, check in checks:
+def _watches(context: ServiceContext, check_kafka: Check) -> tuple[Coroutine[Any, Any, None], ...]:
+    """Return the checks of S3, and of Kafka and its topics, so that an idle service reports outages too."""
+
+    async def watch(what: Concern, check: Check, interval_s: float) -> None:
+        while not context.retrier.stopping.is_set():
             await context.health.probe(what, check, timeout_s=WATCH_TIMEOUT_S)
-        await context.retrier.pause(WATCH_INTERVAL_S)
+            await context.retrier.sleep(interval_s)
+
+    return watch("s3", context.check_bucket, BUCKET_INTERVAL_S), watch("kafka", check_kafka, KAFKA_INTERVAL_S)
 
 
 async def _run(job: Background, retrier: Retrier) -> None:

@@ -63,9 +63,9 @@ from shared.runtime.logging import configure_logging
 from shared.runtime.metrics import Concern, registry_of
 from shared.runtime.settings import Settings
 from shared.runtime.tracing import shut_down_tracing
+from shared.storage.bucket_check import BucketCheck
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
-from shared.storage.schema_switch import check_bucket, follow_schema_switch
 
 SHUTDOWN_GRACE_S = 5
 PUBLISHED = (Topic.PROCESS_REQUESTS,)
@@ -81,18 +81,14 @@ def create_app(settings: Settings) -> Litestar:
     @contextlib.asynccontextmanager
     async def connected() -> AsyncIterator[None]:
         async with store, publisher:
-            following = asyncio.create_task(follow_schema_switch(store))
-            try:
-                yield
-            finally:
-                following.cancel()
+            yield
 
     context = make_context(
         settings,
         store=store,
         publisher=publisher,
         checks={
-            "s3": lambda: check_bucket(store),
+            "s3": BucketCheck(store),
             "kafka": lambda: publisher.check(PUBLISHED, timeout_ms=PROBE_TIMEOUT_MS),
         },
         read_offsets=functools.partial(read_group_offsets, settings),
@@ -131,7 +127,7 @@ def make_context(
     processable = ProcessableDates(clock)
     completeness_reader = CompletenessReader(store, reader, processable, clock=clock)
     readiness = Readiness(state, checks)
-    background = [measure_loop_lag, KeyFile(settings, access).watch, IndexCheck(reader).run]
+    background = [measure_loop_lag, readiness.watch, KeyFile(settings, access).watch, IndexCheck(reader).run]
     if settings.api_completeness_days:
         background.append(Completeness(store, reader, days=settings.api_completeness_days, clock=clock).run)
     return ApiContext(

@@ -28,6 +28,7 @@ from obstore.store import S3Store as Obstore
 
 from shared.runtime import metrics, tracing
 from shared.runtime.settings import Settings
+from shared.storage.conditional_writes import ConditionalWrites
 from shared.storage.object_store import (
     STREAM_CHUNK_BYTES,
     UPLOAD_PART_BYTES,
@@ -67,9 +68,6 @@ os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
 
 _JSON: Final = {"Content-Type": "application/json"}
 _PARQUET: Final = {"Content-Type": "application/vnd.apache.parquet"}
-_EMPTY_PREFIX: Final = "state/check/"
-"""An empty prefix. Listing it proves that the bucket can be reached, without reading a key."""
-
 _FAULTS: Final = (BaseError, OSError)
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 CONNECTIONS_MAX: Final = 32
@@ -87,6 +85,8 @@ class S3Store:
         self._connections = asyncio.Semaphore(CONNECTIONS_MAX)
         self._admin: S3Administration | None = None
         self._closing = contextlib.AsyncExitStack()
+        name = f"the bucket {self.bucket} at {endpoint_url_of(settings) or 'AWS'}"
+        self._conditional_writes = ConditionalWrites(name, lambda *write: self._swap(self._client, *write))
         self._open()
 
     def _open(self) -> None:
@@ -106,18 +106,17 @@ class S3Store:
         await asyncio.sleep(THREADS_RETURN_S)
 
     async def check(self) -> None:
-        """Raise StoreUnavailable if the bucket cannot be reached with these credentials.
+        """Raise StoreUnavailable if the bucket cannot be written, UnsafeStore if it ignores the conditions of writes.
 
         Refused credentials are looked up again, because an operator may have corrected the file or the role.
         """
         try:
-            async for _ in obstore.list(self._client, _EMPTY_PREFIX):
-                pass
-        except _FAULTS as error:
-            refused = _status(error) in {None, 400, 401, 403}
+            await self._conditional_writes.check()
+        except StoreUnavailable as error:
+            refused = isinstance(error.__cause__, _FAULTS) and _status(error.__cause__) in {None, 400, 401, 403}
             if refused and time.monotonic() - self._opened_at_s >= CREDENTIALS_INTERVAL_S:
                 self._open()
-            raise _unavailable("ListObjectsV2", self.bucket, error) from error
+            raise
 
     async def get(self, key: str, *, first_bytes: int | None = None) -> StoredObject | None:
         if first_bytes == 0 and (etag := await self._head(key)) is not None:
@@ -150,12 +149,16 @@ class S3Store:
         return _etag_of(meta["e_tag"], "HeadObject", key)
 
     async def compare_and_swap(self, key: str, body: bytes, *, etag: str | None) -> str:
+        await self._conditional_writes.require()
+        return await self._swap(self._once, key, body, etag)
+
+    async def _swap(self, client: Obstore, key: str, body: bytes, etag: str | None) -> str:
         for wait_s in CONFLICT_WAITS_S:
             try:
                 async with self._connections:
                     with _observed("PutObject", key):
                         written = await obstore.put_async(
-                            self._once,
+                            client,
                             key,
                             body,
                             mode="create" if etag is None else {"e_tag": etag},

@@ -5,17 +5,11 @@ An operator sets it when all processes run the new build. Without the object, th
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-
 from shared.domain import keys, schema
-from shared.domain.objects import CorruptObject, NewerObject, SchemaSwitch
+from shared.domain.objects import NewerObject, SchemaSwitch
 from shared.runtime.retry import DependencyUnavailable
 from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository
-from shared.storage.s3 import S3Store
-
-INTERVAL_S = 3.0
 
 
 class WrongSchemaVersion(DependencyUnavailable):
@@ -42,20 +36,6 @@ async def adopt_written_version(store: ObjectStore) -> int:
     version = await read_written_version(store)
     schema.write_version(version)
     return version
-
-
-async def check_bucket(store: S3Store) -> None:
-    """Raise StoreUnavailable without the bucket, WrongSchemaVersion if this build cannot write its version."""
-    await store.check()
-    await adopt_written_version(store)
-
-
-async def follow_schema_switch(store: ObjectStore, *, interval_s: float = INTERVAL_S) -> None:
-    """Adopt the version of the bucket's switch without end, in a process that nobody asks for its readiness."""
-    while True:
-        with contextlib.suppress(DependencyUnavailable, CorruptObject):  # readiness reports it
-            await adopt_written_version(store)
-        await asyncio.sleep(interval_s)
 
 
 async def finalize_upgrade(store: ObjectStore) -> int:

@@ -241,7 +241,8 @@ def without_side_effects() -> Iterator[None]:
         patch.setattr(services.aggregate.app, "tune_collector", lambda: None)
         patch.setattr(services.ingest.app, "ThreadPoolExecutor", lambda *_, **__: object())
         patch.setattr(shared.service, "measure_loop_lag", measure_nothing)
-        patch.setattr(shared.service, "WATCH_INTERVAL_S", 60.0)  # most events would come from it
+        for interval in ("KAFKA_INTERVAL_S", "BUCKET_INTERVAL_S"):
+            patch.setattr(shared.service, interval, 60.0)  # most events would come from it
         patch.setattr(city_day, "PROGRESS_INTERVAL_S", 10.0)  # as above
         patch.setattr(shared.service, "shut_down_tracing", lambda: None)
         try:

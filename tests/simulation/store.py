@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from shared.domain import keys
+from shared.storage.conditional_writes import NEVER_AN_ETAG
 from shared.storage.object_store import CasConflict, ObjectInfo, StoredObject, StoreUnavailable, Upload
 from tests.fakes.store import MemoryStore
 
@@ -37,7 +40,8 @@ class SimulatedStore:
         return
 
     async def check(self) -> None:
-        await self.get("state/check", first_bytes=0)
+        with contextlib.suppress(CasConflict):
+            await self.compare_and_swap(keys.WRITE_CHECK, b"{}", etag=NEVER_AN_ETAG)
 
     async def now(self) -> dt.datetime:
         return self._simulation.clock()

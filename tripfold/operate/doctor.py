@@ -35,6 +35,7 @@ from shared.runtime.concurrency import bounded_map
 from shared.runtime.health import Health
 from shared.runtime.retry import DependencyUnavailable, Retrier
 from shared.runtime.settings import Settings
+from shared.storage.conditional_writes import UnsafeStore
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore, CasConflict, ObjectStore
 from shared.storage.repository import Repository
@@ -131,7 +132,7 @@ def _checks(
     """Return the name, the work and the remedy of each check."""
 
     async def s3() -> str:
-        await store.check()
+        await store.get(keys.CURRENT, first_bytes=0)
         return f"bucket {store.bucket} responds"
 
     async def kafka() -> str:
@@ -204,6 +205,8 @@ async def check_compare_and_swap(store: AdminObjectStore) -> str:
             etag = await _race_once(store, key, f"{number}-made", None)
             await _race_once(store, key, f"{number}-changed", etag)
             await store.delete(key)
+    except UnsafeStore as error:  # found before the first race, as by every process that writes
+        raise CheckFailed(str(error)) from error
     finally:
         await store.delete(key)
     return f"1 of {RACE_WRITERS} concurrent writes succeeded, in each of {2 * RACE_ROUNDS} rounds"

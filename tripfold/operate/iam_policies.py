@@ -1,8 +1,9 @@
 """The minimal IAM policy of each service in the bucket.
 
 Every service may list the bucket. Without that right S3 responds with 403 to a read of a missing object, and the
-services rely on 404. Keys hold only dates, city ids and country slugs. No service may delete, except the worker, which
-deletes its own notes on attempts; an operator deletes the rest.
+services rely on 404. Keys hold only dates, city ids and country slugs. Every service may write the object with which it
+checks the bucket. No service may delete, except the worker, which deletes its own notes on attempts; an operator
+deletes the rest.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
+
+from shared.domain import keys
 
 
 class BucketRole(StrEnum):
@@ -91,7 +94,7 @@ def policy_of(role: BucketRole, bucket: str) -> dict[str, Any]:
     statements = [
         _statement("List", ["s3:ListBucket"], [arn]),
         _statement("Read", ["s3:GetObject"], _arns(arn, allowed.read)),
-        _statement("Write", ["s3:PutObject"], _arns(arn, allowed.write)),
+        _statement("Write", ["s3:PutObject"], _arns(arn, (*allowed.write, keys.WRITE_CHECK))),
         _statement("Delete", ["s3:DeleteObject"], _arns(arn, allowed.delete)),
         _statement("AbortUploads", ["s3:AbortMultipartUpload"], _arns(arn, allowed.multipart)),
     ]

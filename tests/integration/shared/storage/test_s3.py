@@ -20,6 +20,7 @@ from shared.domain.ids import utc_now
 from shared.runtime.concurrency import bounded_map
 from shared.runtime.settings import Settings, load_settings
 from shared.storage import s3
+from shared.storage.bucket_check import BucketCheck
 from shared.storage.object_store import (
     UPLOAD_PART_BYTES,
     AdminObjectStore,
@@ -358,7 +359,7 @@ async def test_wrong_credentials_and_a_missing_bucket_are_dependency_outages(
         with pytest.raises(StoreUnavailable):
             await missing.get("a.json")
         with pytest.raises(StoreUnavailable):
-            await missing.check()
+            await BucketCheck(missing)()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     settings = settings_of(embedded.s3_endpoint_url).model_copy(update={"s3_bucket": embedded.bucket})
     async with S3Store(settings) as refused:

@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from services.api import health
-from services.api.health import Readiness
+from services.api.health import Check, Readiness
 from shared.kafka.producer import KafkaPublisher, KafkaUnavailable
 from shared.runtime.health import Health
+from shared.runtime.metrics import Concern
 from shared.runtime.settings import Settings
 from shared.storage.object_store import StoreUnavailable
 from tests.fakes.api import Client, World, metric, stats
@@ -52,21 +53,36 @@ def test_api_without_kafka_is_not_ready_and_still_serves_reads() -> None:
 
 
 async def test_concurrent_readiness_checks_share_one_probe() -> None:
-    """Concurrent readiness checks share one probe, which is valid for a second."""
-    probes = 0
+    """Concurrent readiness checks share one probe. That of Kafka is valid for a second, that of S3 for ten."""
+    probed: list[str] = []
     now_s = 100.0
 
-    async def counting() -> None:
-        nonlocal probes
-        probes += 1
+    async def count(name: str) -> None:
+        probed.append(name)
         await asyncio.sleep(0)
 
-    readiness = Readiness(Health(), {"s3": counting}, clock=lambda: now_s)
+    checks: dict[Concern, Check] = {"s3": lambda: count("s3"), "kafka": lambda: count("kafka")}
+    readiness = Readiness(Health(), checks, clock=lambda: now_s)
     await asyncio.gather(*(readiness.report() for _ in range(10)))
-    assert probes == 1
+    assert probed == ["s3", "kafka"]
     now_s += health.PROBE_AGE_MAX_S
     await readiness.report()
-    assert probes == 2
+    assert probed == ["s3", "kafka", "kafka"]
+    now_s += health.BUCKET_AGE_MAX_S
+    await readiness.report()
+    assert probed == ["s3", "kafka", "kafka", "s3", "kafka"]
+
+
+async def test_s3_is_probed_without_being_asked() -> None:
+    """An API that nobody asks for its readiness follows the bucket, and leaves Kafka alone."""
+    probed = asyncio.Event()
+
+    async def probe() -> None:
+        probed.set()
+
+    watching = asyncio.create_task(Readiness(Health(), {"s3": probe, "kafka": _unreachable}).watch())
+    await asyncio.wait_for(probed.wait(), 10)
+    watching.cancel()
 
 
 async def test_readiness_recovers_when_the_fault_ends() -> None:
@@ -85,7 +101,7 @@ async def test_readiness_recovers_when_the_fault_ends() -> None:
     reports = []
     for _ in range(3):
         reports.append(await readiness.report())
-        now_s += health.PROBE_AGE_MAX_S
+        now_s += health.BUCKET_AGE_MAX_S
     assert [report.faults for report in reports] == [{"s3": "S3 is down"}, {"s3": "odd"}, {}]
     assert [report.ready for report in reports] == [False, False, True]
 

@@ -17,9 +17,11 @@ import msgspec
 import pytest
 import trustme
 
+from shared.domain import keys
 from shared.runtime import tracing
 from shared.runtime.settings import Settings, load_settings
 from shared.storage import s3
+from shared.storage.conditional_writes import NEVER_AN_ETAG, UnsafeStore
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectNotFound, StoredObject, StoreUnavailable
 from shared.storage.s3 import S3Store, ca_file_of, endpoint_url_of
 from tests.fakes.metrics import REGISTRY
@@ -43,10 +45,14 @@ class Request(msgspec.Struct):
 
 
 class Recorder:
-    """A server that keeps the requests it gets. ``respond`` may return a response other than success."""
+    """A server that keeps the requests it gets. ``respond`` may return a response other than success.
+
+    With ``refuses`` it refuses the writes that a store must refuse, and does not keep these requests.
+    """
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.refuses = True
         self.respond: Callable[[Request], bytes | None] = lambda _: None
         self.url = ""
 
@@ -57,8 +63,11 @@ class Recorder:
             headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
             body = await reader.readexactly(int(headers.get("content-length", "0")))
             method, target, _ = first.split(" ")
-            self.requests.append(Request(method, target, headers, body))
-            writer.write(self.respond(self.requests[-1]) or ANSWER)
+            if self.refuses and target.endswith(keys.WRITE_CHECK):
+                writer.write(failing(412))
+            else:
+                self.requests.append(Request(method, target, headers, body))
+                writer.write(self.respond(self.requests[-1]) or ANSWER)
             await writer.drain()
         writer.close()
 
@@ -178,9 +187,10 @@ async def test_each_request_is_observed_by_operation_and_result(
 ) -> None:
     """The histogram of requests to S3 has each request once, and an error names its operation and its object."""
     server.respond = lambda _: response
-    before = observed()
     operation, result = [*expected][-1]
     async with S3Store(server.settings()) as store:
+        await store.check()
+        before = observed()
         try:
             with traced() as traces, tracing.server_span("GET", None, {}):
                 await call(store)
@@ -254,11 +264,12 @@ async def test_renewed_keys_are_found_after_a_refusal(
     no_keys.setattr("shared.storage.s3.CREDENTIALS_INTERVAL_S", interval_s)
     file = tmp_path / "credentials"
     no_keys.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    server.refuses = False
     server.respond = lambda _: failing(status)
     file.write_text("[default]\naws_access_key_id = old\naws_secret_access_key = s\n")
     async with S3Store(server.settings()) as store:
         for key in ("new", "newer"):
-            with pytest.raises(StoreUnavailable, match=f"^S3 ListObjectsV2 of bucket: .*{status}"):
+            with pytest.raises(StoreUnavailable, match=f"^S3 PutObject of {keys.WRITE_CHECK}: .*{status}"):
                 await store.check()
             file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\n")
         with pytest.raises(StoreUnavailable):
@@ -308,9 +319,10 @@ async def test_a_web_identity_is_exchanged_for_keys(
 async def test_missing_credentials_are_named(server: Recorder, no_keys: pytest.MonkeyPatch) -> None:
     """Without credentials and without an instance role, the error says so before it names the role's address."""
     no_keys.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
+    server.refuses = False
     server.respond = lambda _: b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     async with S3Store(server.settings()) as store:
-        with pytest.raises(StoreUnavailable, match=r"of bucket: no AWS credentials .*, and no instance role \("):
+        with pytest.raises(StoreUnavailable, match=r"check.json: no AWS credentials .*, and no instance role \("):
             await store.check()
 
 
@@ -324,8 +336,8 @@ async def test_an_instance_role_gives_keys(server: Recorder, no_keys: pytest.Mon
         if request.target.endswith("/security-credentials/"):
             return responding("the-role")
         if request.target.endswith("/the-role"):
-            keys = {"AccessKeyId": "role-key", "SecretAccessKey": "s", "Token": "t", "Expiration": in_hours(6)}
-            return responding(json.dumps({"Code": "Success", "Type": "AWS-HMAC", "LastUpdated": in_hours(0), **keys}))
+            given = {"AccessKeyId": "role-key", "SecretAccessKey": "s", "Token": "t", "Expiration": in_hours(6)}
+            return responding(json.dumps({"Code": "Success", "Type": "AWS-HMAC", "LastUpdated": in_hours(0), **given}))
         return None
 
     server.respond = respond
@@ -383,6 +395,45 @@ async def test_objects_are_written_as_json(server: Recorder) -> None:
     async with S3Store(server.settings()) as store:
         await store.compare_and_swap("a.parquet", b"PAR1", etag=None)
     assert server.requests[-1].headers["content-type"] == "application/vnd.apache.parquet"
+
+
+class OneObject:
+    """The responses of a store with one object, which obeys only some of the headers that condition a write."""
+
+    def __init__(self, *obeyed: str) -> None:
+        self._obeyed = obeyed
+        self.writes = 0
+
+    def __call__(self, request: Request) -> bytes | None:
+        if self.writes and any(header in request.headers for header in self._obeyed):
+            return failing(412)
+        self.writes += 1
+        return None
+
+
+@pytest.mark.parametrize(("obeyed", "ignored"), [("if-none-match", "If-Match"), ("if-match", "If-None-Match")])
+async def test_a_store_that_ignores_conditions_is_not_written(server: Recorder, obeyed: str, ignored: str) -> None:
+    """The error names the store, the header and the remedy, and no object is written but the one of the check."""
+    server.refuses = False
+    server.respond = OneObject(obeyed)
+    async with S3Store(server.settings()) as store:
+        for call in (store.compare_and_swap("a.json", b"{}", etag=None), store.check()):
+            with pytest.raises(UnsafeStore, match=rf"bucket at {server.url} ignores {ignored}: .*'tripfold doctor'"):
+                await call
+    assert {request.target for request in server.requests} == {f"/bucket/{keys.WRITE_CHECK}"}
+
+
+async def test_a_check_is_one_request_that_writes_nothing(server: Recorder) -> None:
+    """The first check creates its object and finds that conditions count. Each later one is a write that is refused."""
+    server.refuses = False
+    server.respond = store_of_one = OneObject("if-none-match", "if-match")
+    async with S3Store(server.settings()) as store:
+        for _ in range(3):
+            await store.check()
+    conditions = [(one.headers.get("if-none-match"), one.headers.get("if-match")) for one in server.requests]
+    assert conditions[:2] == [("*", None)] * 2
+    assert conditions[2:] == [(None, NEVER_AN_ETAG)] * 3
+    assert store_of_one.writes == 1
 
 
 @pytest.mark.parametrize("etag", [None, '"1"'])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from shared.domain import keys, objects, schema
@@ -13,7 +11,6 @@ from shared.storage.schema_switch import (
     WrongSchemaVersion,
     adopt_written_version,
     finalize_upgrade,
-    follow_schema_switch,
     provision_schema_switch,
     read_written_version,
 )
@@ -67,21 +64,6 @@ async def test_a_new_bucket_begins_with_the_version_of_its_build(
     older.write(keys.COUNTRIES, objects.encode(Countries()))
     await provision_schema_switch(older)
     assert (list(older.objects), await read_written_version(older)) == ([keys.COUNTRIES], 1)
-
-
-async def test_a_process_follows_the_switch(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process adopts the switch while it runs. A switch that cannot be read changes nothing."""
-    use_build(monkeypatch, 2)
-    store.write(keys.SCHEMA_SWITCH, b"{")
-    following = asyncio.create_task(follow_schema_switch(store, interval_s=0))
-    for _ in range(100):
-        await asyncio.sleep(0)
-    assert (schema.written_version(), following.done()) == (1, False)
-    store.write(keys.SCHEMA_SWITCH, objects.encode(SchemaSwitch(schema_version=2)))
-    for _ in range(100):
-        await asyncio.sleep(0)
-    following.cancel()
-    assert schema.written_version() == 2
 
 
 async def test_the_switch_never_goes_back(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ def test_only_prefixes_end_in_a_star() -> None:
         "arn:aws:s3:::trips/state/countries.json",
         "arn:aws:s3:::trips/state/bucket-epoch.json",
         "arn:aws:s3:::trips/state/open-backfills.json",
+        "arn:aws:s3:::trips/state/write-check.json",
     ]
 
 
