@@ -329,7 +329,7 @@ async def test_client_commands_request_watch_and_print(upstream: UpstreamServer,
         upstream.put(0, date, files[date])
     upstream.put(1, second, files[second])
 
-    code, out, err = await command(tripfold, "request", f"{first}..{second}")
+    code, out, err = await command(tripfold, "backfill", f"{first}..{second}", "--only", "all")
     assert (code, err) == (1, "")
     assert f"{first}..{second} ━" in out
     assert "2/2 dates" in out
