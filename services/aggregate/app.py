@@ -28,7 +28,7 @@ def create_app(settings: Settings) -> AsgiApp:
     context = ServiceContext(settings, source="aggregate")
     store, publisher, retrier = context.store, context.publisher, context.retrier
     broker = make_broker(settings)
-    city_stats = CityStatsConsumer(store, publisher, cache_bytes=settings.aggregate_cache_bytes, clock_s=retrier.now_s)
+    city_stats = CityStatsConsumer(store, publisher, cache_bytes=settings.aggregate_cache_bytes)
     statistics = consume(
         broker,
         Topic.CITY_STATS,

@@ -27,7 +27,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import gc
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, TypeVar
 
@@ -91,13 +90,12 @@ class CityStatsConsumer:
         publisher: Publisher,
         *,
         cache_bytes: int,
-        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._objects = Repository(store)
         self._publisher = publisher
         self._summaries = SummaryWriter(store, cache_bytes=cache_bytes)
-        self._changes = ChangeCounter(store, clock_s=clock_s)
+        self._changes = ChangeCounter(store)
         self._one_batch = asyncio.Lock()  # a consumer that is restarted may take the next batch too early
 
     async def process(self, batch: Sequence[ConsumedRecord]) -> None:

@@ -13,7 +13,6 @@ anything that follows from that version. The rules that keep the index exact:
 from __future__ import annotations
 
 import datetime as dt
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -21,13 +20,16 @@ from typing import NamedTuple
 
 from shared.domain import keys, objects
 from shared.domain.objects import ChangeCounters, CorruptObject, NewerObject
+from shared.runtime.clock import suspend_counting_s
 from shared.runtime.concurrency import SingleFlight, bounded_map
 from shared.storage.object_store import CasConflict, ObjectStore
 
 COUNTERS_AGE_MIN = dt.timedelta(days=1)
 """gc deletes no younger counters, so that a reader that looks every hour has seen the last state of all."""
 LOOKS_APART_MAX_S = 3600.0
-"""Less than `COUNTERS_AGE_MIN`. In a longer time between two looks, counters may come, and gc may delete them."""
+"""Less than `COUNTERS_AGE_MIN`. In a longer time between two looks, counters may come, and gc may delete them.
+
+The time in which the host of a reader is suspended counts: gc goes on elsewhere."""
 GENERATIONS_MAX = 4
 """A process writes the live and the building generation. It counts one that it has forgotten in a new object."""
 CONCURRENT_GETS_MAX = 8
@@ -39,7 +41,7 @@ class ChangeCounter:
     A writer that was refused or interrupted counts again. An extra count only makes readers list a month once more.
     """
 
-    def __init__(self, store: ObjectStore, *, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: ObjectStore, *, clock_s: Callable[[], float] = suspend_counting_s) -> None:
         self._store = store
         self._clock_s = clock_s
         self._own: dict[int, _OwnCounters] = {}

@@ -25,10 +25,10 @@ from shared.domain.ids import CityId
 from shared.domain.objects import GenerationPointer
 from shared.kafka import consumer
 from shared.kafka.poll import Poll
-from shared.runtime import retry
+from shared.runtime import clock, retry
 from shared.storage.object_store import StoreUnavailable
 from tests.fault import mutations
-from tests.simulation.steps import DATES, GOOD_FILES, Step, first_file
+from tests.simulation.steps import DATES, GC_AGE_S, GOOD_FILES, Step, first_file
 
 FIRST = DATES[0]
 CITY = 1
@@ -148,6 +148,24 @@ def asked_at_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Poll, "take", take)
 
 
+def ages_without_suspension(patch: pytest.MonkeyPatch) -> None:
+    """Measure the time between two looks at the change index by a clock that stands still on a suspended host."""
+    patch.setattr(clock.SuspendCountingClock, "__call__", lambda _: vars(clock)["time"].monotonic())
+
+
+def corrected_while_suspended(host: str) -> tuple[Step, ...]:
+    """Correct a file while a host is suspended, for so long that gc deletes the counters of the correction."""
+    return (
+        Step(1.0, "request", (FIRST,)),
+        Step(GC_AGE_S + 60, "gc"),
+        Step(GC_AGE_S + 120, "request", (FIRST,)),
+        Step(GC_AGE_S + 300, "suspend", (host, GC_AGE_S + 200)),
+        Step(GC_AGE_S + 310, "put_file", (CITY, FIRST, CORRECTED)),
+        Step(GC_AGE_S + 320, "request", (FIRST,)),
+        Step(2 * GC_AGE_S + 400, "gc"),
+    )
+
+
 def taken_back_while_paused(at_s: float, paused: str, other: str) -> tuple[Step, ...]:
     """Pause a worker that has read a correction, until another has found that the upstream took the correction back."""
     return (
@@ -222,6 +240,11 @@ TIME_MUTATIONS = (
         name="all partitions asked at once",
         patch=asked_at_once,
         schedules=((Step(1.0, "append_undecodable", ("city-stats", 30.0)), Step(2.0, "request", (FIRST,))),),
+    ),
+    TimeMutation(
+        name="ages that leave out the suspension of a host",
+        patch=ages_without_suspension,
+        schedules=(corrected_while_suspended("reader"),),
     ),
     TimeMutation(
         name="a write intent left by a check",

@@ -24,6 +24,7 @@ import services.ingest.app
 import shared.kafka.consumer
 import shared.kafka.producer
 import shared.service
+from services.api.statistics import listings
 from services.ingest.app import make_city_day_ingest
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.worker import city_day
@@ -36,16 +37,21 @@ from shared.runtime.health import Health
 from shared.runtime.metrics import Concern
 from shared.runtime.settings import Settings
 from shared.service import AsgiApp, ServiceContext
+from shared.storage import change_index
 from tests.fakes.faults import Crash
 from tests.simulation.kafka import SimulatedBroker, SimulatedProducer
+from tests.simulation.steps import GC_AGE_S
 from tests.simulation.store import SimulatedStore
 from tests.simulation.upstream import SimulatedUpstream
 from tests.simulation.virtual_time import PROCESS
+from tripfold.operate import gc
 
 if TYPE_CHECKING:
     from tests.simulation.simulation import Simulation
 
 _Result = TypeVar("_Result")
+
+LOOKS_APART_MAX_S = GC_AGE_S / 2
 
 APPS: dict[str, Callable[[Settings], AsgiApp]] = {
     "planner": lambda settings: services.ingest.app.create_app(settings, worker=False),
@@ -64,6 +70,7 @@ class Process:
         self.dead = False
         self.tasks: dict[asyncio.Task[Any], None] = {}
         self.paused_until_s = 0.0
+        self._suspended_until_s = self._suspensions_s = 0.0
         self.cut_off_until_s = 0.0
         self._clock_off_by = clock_off_by
         self._asked_to_stop = asyncio.Event()
@@ -73,6 +80,19 @@ class Process:
     def clock(self) -> dt.datetime:
         """Return the time by the clock of this process."""
         return self.simulation.clock() + self._clock_off_by
+
+    @property
+    def suspended_s(self) -> float:
+        """For how many seconds its host was suspended until now."""
+        return self._suspensions_s - max(0.0, self._suspended_until_s - self.simulation.loop.now_s)
+
+    def suspend(self, seconds: float) -> None:
+        """Suspend its host: it makes no calls, and its monotonic clock stands still."""
+        now_s = self.simulation.loop.now_s
+        until_s = max(self._suspended_until_s, now_s + seconds)
+        self._suspensions_s += until_s - max(self._suspended_until_s, now_s)
+        self._suspended_until_s = until_s
+        self.paused_until_s = max(self.paused_until_s, until_s)
 
     async def go_on(self) -> None:
         """Wait while the process is paused. Raises Crash after its death."""
@@ -244,6 +264,9 @@ def without_side_effects() -> Iterator[None]:
         for interval in ("KAFKA_INTERVAL_S", "BUCKET_INTERVAL_S"):
             patch.setattr(shared.service, interval, 60.0)  # most events would come from it
         patch.setattr(city_day, "PROGRESS_INTERVAL_S", 10.0)  # as above
+        for module in (change_index, listings):
+            patch.setattr(module, "LOOKS_APART_MAX_S", LOOKS_APART_MAX_S)  # so that hours of virtual time are enough
+        patch.setattr(gc, "COUNTERS_AGE_MIN", dt.timedelta(seconds=GC_AGE_S))
         patch.setattr(shared.service, "shut_down_tracing", lambda: None)
         try:
             yield

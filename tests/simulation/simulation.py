@@ -7,6 +7,7 @@ The fault model:
 - Responses of Kafka are damaged. Some records cannot be decoded, until an operator skips them.
 - Processes are killed, stopped, paused and cut off from Kafka, for less and for more than a session. Their clocks
   differ. Consumer groups rebalance, and deliver records again.
+- A host is suspended for longer than gc keeps counters of the change index: one with a reader, or with an aggregate.
 - The upstream corrects, moves, spoils and takes back files. A download can take hours. Its list of cities changes ids
   between numbers and strings.
 - Users request dates, cancel and retry. Backfills and a schedule run. An operator rebuilds the summaries.
@@ -57,10 +58,11 @@ from tests.fault import checks
 from tests.simulation.bucket import CheckedBucket
 from tests.simulation.kafka import Kafka
 from tests.simulation.processes import Process, publisher_of, without_side_effects
-from tests.simulation.steps import CITIES, COUNTRIES, DATES, PROCESSES, Step, first_file
+from tests.simulation.steps import CITIES, COUNTRIES, DATES, GC_AGE_S, PROCESSES, Step, first_file
 from tests.simulation.store import SimulatedStore
 from tests.simulation.upstream import File, UpstreamHistory
 from tests.simulation.virtual_time import VirtualLoop, run_virtually, task_factory
+from tripfold.operate.gc import collect_garbage
 
 BEGIN = dt.datetime(2024, 6, 3, 10, tzinfo=dt.UTC)
 REST_LIMIT_S = 2 * 3_600.0
@@ -170,6 +172,7 @@ class Simulation:
         self._calm_from_s = loop.now_s
         self._tasks_of: dict[str, dict[asyncio.Task[object], None]] = {}
         self._processes: dict[str, Process] = {}
+        self._started: dict[str, Process] = {}
         self._starts = 0
         self._undecodable = 0
         self._users: set[asyncio.Task[None]] = set()
@@ -180,12 +183,14 @@ class Simulation:
         self._last_requests: dict[dt.date, RequestId] = {}
         self._backfills: list[RequestId] = []
         loop.set_task_factory(task_factory(self._tasks_of))
+        loop.suspended_s = self._suspended_s
         loop.set_exception_handler(lambda *_: None)  # killed tasks leave errors that nobody retrieves
         self._api = self._start_process("api")
         self._requests_api = Requests(
             SimulatedStore(self._api), publisher_of(self._api, SETTINGS), clock=self._api.clock
         )
-        self._reader = SummaryReader(SimulatedStore(self._api), cache_bytes=100_000)
+        self._reader_process = self._start_process("reader")
+        self._reader = SummaryReader(SimulatedStore(self._reader_process), cache_bytes=100_000)
 
     # The state that the checks of a world at rest compare.
 
@@ -282,9 +287,9 @@ class Simulation:
         off_by_s = self.random.uniform(-CLOCK_OFF_BY_MAX_S, CLOCK_OFF_BY_MAX_S)
         process = Process(self, f"{name}#{self._starts}", clock_off_by=dt.timedelta(seconds=off_by_s))
         self._tasks_of[process.name] = process.tasks
-        self._processes[name] = process
+        self._processes[name] = self._started[process.name] = process
         role = name.partition("-")[0]
-        if role != "api":
+        if role not in {"api", "reader"}:
             process.start(role, SETTINGS)
         return process
 
@@ -384,7 +389,8 @@ class Simulation:
         stored = {country: self.bucket.live_summary(date, country) for country in map(CountrySlug, _slugs())}
         while True:
             with contextlib.suppress(DependencyUnavailable):
-                heads = (await self._reader.read(DateRange(date, date))).heads or []
+                read_date = partial(self._reader.read, DateRange(date, date))
+                heads = (await self._reader_process.spawn(read_date)).heads or []
                 break
             await asyncio.sleep(1)
         read = {head.country: head.version for head in heads}
@@ -453,13 +459,24 @@ class Simulation:
 
     async def _rebuild(self) -> None:
         rebuild = Rebuild(
-            SimulatedStore(self._api),  # type: ignore[arg-type]  # a rebuild uses no other method
+            SimulatedStore(self._api),
             publisher_of(self._api, SETTINGS),
             token=f"token-{self.random.random()}",
             report=lambda *_: None,
         )
         with contextlib.suppress(OperatorError):
             await rebuild.run(take_over=True)
+
+    def gc(self) -> None:
+        """Collect garbage."""
+        self._spawn(self._gc)
+
+    async def _gc(self) -> None:
+        store = SimulatedStore(self._api)
+        age, deadline_s = dt.timedelta(seconds=GC_AGE_S), SETTINGS.ingest_deadline_s
+        with contextlib.suppress(DependencyUnavailable):
+            async for _ in collect_garbage(store, older_than=age, deadline_s=deadline_s, dry_run=False):
+                pass
 
     # Steps of the upstream.
 
@@ -563,6 +580,16 @@ class Simulation:
         if process is not None:
             process.paused_until_s = self.loop.now_s + seconds
             self._paused += 1
+
+    def suspend(self, name: str, seconds: float) -> None:
+        """Suspend the host of a process."""
+        process = self._processes.get(name)
+        if process is not None:
+            process.suspend(seconds)
+            self._paused += 1
+
+    def _suspended_s(self, name: str) -> float:
+        return self._started[name].suspended_s if name in self._started else 0.0
 
     def cut_off(self, name: str, seconds: float) -> None:
         """Cut a process off from Kafka."""

@@ -23,6 +23,10 @@ GOOD_FILES: tuple[tuple[Trip, ...], ...] = (
     (Trip(passengers=7, delay_ms=1), Trip(passengers=8, delay_ms=2), Trip(passengers=9, delay_ms=3)),
 )
 BROKEN_FILE = b'[{"passengers":1}]'
+FAULT_S_MAX = 1_200.0
+GC_AGE_S = 1_800.0
+"""Faults last less, so a worker that held a raw object has written its manifest before gc may delete the object."""
+SUSPENDED_SHARE = 0.06
 PROCESSES = ("planner-1", "planner-2", "worker-1", "worker-2", "aggregate-1", "aggregate-2")
 
 
@@ -53,7 +57,25 @@ def steps_of(seed: int, *, span_max_s: float = math.inf) -> list[Step]:
             steps += _request_in_an_outage(chance, at_s)
         if what == "append_undecodable":  # other partitions have records meanwhile
             steps += [Step(round(at_s + chance.uniform(0, 60), 1), "request", (date,)) for date in DATES]
+    if span_max_s == math.inf and chance.random() < SUSPENDED_SHARE:
+        steps += _change_while_suspended(chance, span_s)
     return sorted(steps, key=lambda step: step.at_s)
+
+
+def _change_while_suspended(chance: random.Random, span_s: float) -> list[Step]:
+    """Suspend a host when all faults have ended and gc has run. Correct files meanwhile, and run gc again."""
+    date, host = chance.choice(DATES), chance.choice(("reader", "reader", "reader", "aggregate-1"))
+    collected_s = span_s + FAULT_S_MAX + 60 + GC_AGE_S
+    begins_s, lasts_s = collected_s + 240, round(chance.uniform(1_200, 3_600), 1)
+    corrections = [(city, date, chance.choice(GOOD_FILES)) for city in chance.sample(CITIES, 2)]
+    return [
+        Step(collected_s, "gc"),
+        Step(collected_s + 60, "request", (date,)),
+        Step(begins_s, "suspend", (host, lasts_s)),
+        *(Step(begins_s + 10, "put_file", correction) for correction in corrections),
+        Step(begins_s + 20, "request", (date,)),
+        Step(begins_s + 120 + GC_AGE_S, "gc"),
+    ]
 
 
 def _read_while_it_changes(chance: random.Random, at_s: float, corrected: Step) -> list[Step]:
@@ -89,7 +111,7 @@ def _file(chance: random.Random) -> File:
 
 
 def _short_or_long(chance: random.Random) -> float:
-    return round(chance.choice((chance.uniform(1, 30), chance.uniform(30, 1_200))), 1)
+    return round(chance.choice((chance.uniform(1, 30), chance.uniform(30, FAULT_S_MAX))), 1)
 
 
 _MAKERS: dict[str, tuple[int, Callable[[random.Random], tuple[object, ...]]]] = {

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from shared.domain import keys
 from shared.storage.conditional_writes import NEVER_AN_ETAG
-from shared.storage.object_store import CasConflict, ObjectInfo, StoredObject, StoreUnavailable, Upload
+from shared.storage.object_store import (
+    CasConflict,
+    ObjectInfo,
+    StoredObject,
+    StoreUnavailable,
+    UnfinishedUpload,
+    Upload,
+)
 from tests.fakes.store import MemoryStore
 
 if TYPE_CHECKING:
@@ -133,6 +140,14 @@ class SimulatedStore:
 
     async def delete(self, key: str) -> None:
         await self._write(f"delete {key}", lambda: self._bucket.delete(key))
+
+    async def unfinished_uploads(self, prefix: str) -> AsyncIterator[UnfinishedUpload]:
+        await self._begin(f"list uploads {prefix}")
+        async for unfinished in self._bucket.unfinished_uploads(prefix):
+            yield unfinished
+
+    async def abort_upload(self, unfinished: UnfinishedUpload) -> None:
+        await self._write(f"abort {unfinished.key}", lambda: self._bucket.abort_upload(unfinished))
 
 
 class _Upload:

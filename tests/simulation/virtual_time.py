@@ -41,6 +41,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self.now_s = 1_000.0
+        self.suspended_s: Callable[[str], float] = lambda _: 0.0
+        """Returns for how long the host of a process, given by its name, was suspended."""
         self._parsers: dict[asyncio.Future[Any], Callable[[], None]] = {}
         super().__init__(_Jump(self))
 
@@ -109,12 +111,13 @@ class _WholeFile(streaming._ChunkQueue):
 
 
 class _Clocks(types.ModuleType):
-    """The module ``time`` for the services: the clocks of the loop."""
+    """The module ``time`` for the services. While a host is suspended, only its monotonic clock stands still."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__("time")
-        self.monotonic = self.perf_counter = loop.time
-        self.time = loop.time
+        self.monotonic = lambda: loop.time() - loop.suspended_s(PROCESS.get())
+        self.perf_counter = self.time = loop.time
+        self.clock_gettime = lambda _: loop.time()
 
 
 def run_virtually(work: Callable[[VirtualLoop], Coroutine[Any, Any, _Result]], *, seed: int) -> _Result:

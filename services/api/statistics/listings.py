@@ -14,7 +14,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -25,6 +24,7 @@ from services.api.http.date_range import DateRange
 from shared.domain import keys
 from shared.domain.ids import CountrySlug
 from shared.domain.objects import GenerationPointer
+from shared.runtime.clock import suspend_counting_s
 from shared.runtime.concurrency import SingleFlight, bounded_map
 from shared.runtime.lru import LruCache
 from shared.storage.change_index import LOOKS_APART_MAX_S, WriterCounters, moved_months, read_counters
@@ -94,7 +94,9 @@ class _Kept(NamedTuple):
 class MonthListings:
     """The listings of the live generation; ``bytes_max`` bounds the memory of those that are kept."""
 
-    def __init__(self, store: ObjectStore, *, bytes_max: int, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: ObjectStore, *, bytes_max: int, clock_s: Callable[[], float] = suspend_counting_s
+    ) -> None:
         self._store = store
         self._bytes_max = bytes_max
         self._clock_s = clock_s

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -28,6 +27,7 @@ from shared.domain import keys, objects
 from shared.domain.ids import CityId, CountrySlug
 from shared.domain.objects import Countries, GenerationPointer, Manifest, Plan, Summary, SummaryHead
 from shared.runtime import metrics
+from shared.runtime.clock import suspend_counting_s
 from shared.runtime.concurrency import SingleFlight, bounded_map
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import ObjectStore, StoreUnavailable
@@ -79,7 +79,9 @@ class Reading(NamedTuple):
 class SummaryReader:
     """Reads the summaries of the live generation."""
 
-    def __init__(self, store: ObjectStore, *, cache_bytes: int, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: ObjectStore, *, cache_bytes: int, clock_s: Callable[[], float] = suspend_counting_s
+    ) -> None:
         self._store = store
         self._cache = HeadCache(cache_bytes)
         self._ranges = asyncio.Semaphore(CONCURRENT_RANGES_MAX)
