@@ -285,6 +285,7 @@ async def _fold_with_aggregate(settings: Settings, events: int, dates: int) -> M
             group=f"bench-{uuid.uuid4().hex}",
             batch_records_max=STATISTICS_BATCH_MAX,
             linger_ms=STATISTICS_LINGER_MS,
+            publisher=publisher,
         )
         wall, cpu = time.perf_counter(), time.process_time()
         await broker.connect()

@@ -15,9 +15,9 @@ from faststream.kafka import KafkaBroker
 from prometheus_client import CollectorRegistry, make_asgi_app
 
 from shared.domain.topics import Topic
-from shared.kafka.consumer import SHUTDOWN_GRACE_S, Subscription
 from shared.kafka.producer import PROBE_TIMEOUT_MS, KafkaPublisher
 from shared.kafka.skip_markers import SkipMarkers
+from shared.kafka.subscription import SHUTDOWN_GRACE_S, Subscription
 from shared.runtime.health import Health, measure_loop_lag
 from shared.runtime.metrics import Concern, Part, registry_of
 from shared.runtime.retry import Retrier, Stopping, run_all

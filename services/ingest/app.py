@@ -23,7 +23,8 @@ from services.ingest.worker.streaming import tune_allocator
 from services.ingest.worker.worker import Worker
 from shared.domain.ids import utc_now
 from shared.domain.topics import GROUPS, Topic
-from shared.kafka.consumer import Subscription, consume, make_broker
+from shared.kafka.consumer import consume, make_broker
+from shared.kafka.subscription import Subscription
 from shared.runtime.metrics import Part
 from shared.runtime.settings import Settings
 from shared.service import AsgiApp, Background, ServiceContext, make_app

@@ -30,9 +30,10 @@ from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.worker import city_day
 from services.ingest.worker.isolation import IsolatedTask
 from shared.domain.topics import Topic
-from shared.kafka.consumer import Subscription, consume
+from shared.kafka.consumer import consume
 from shared.kafka.producer import CHECK_TIMEOUT_MS, KafkaPublisher, KafkaUnavailable
 from shared.kafka.records import ConsumedRecord
+from shared.kafka.subscription import Subscription
 from shared.runtime.health import Health
 from shared.runtime.metrics import Concern
 from shared.runtime.settings import Settings

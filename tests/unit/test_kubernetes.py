@@ -9,8 +9,8 @@ import yaml
 from typer.testing import CliRunner
 
 from services.api.app import SHUTDOWN_GRACE_S as API_GRACE_S
-from shared.kafka.consumer import SHUTDOWN_GRACE_S as CONSUMER_GRACE_S
 from shared.kafka.producer import CLOSE_TIMEOUT_S
+from shared.kafka.subscription import SHUTDOWN_GRACE_S as CONSUMER_GRACE_S
 from shared.runtime.settings import PREFIX, Settings, load_settings
 from shared.service import DISCONNECT_TIMEOUT_S
 from tests import ROOT

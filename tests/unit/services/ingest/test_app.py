@@ -8,7 +8,8 @@ import pytest
 
 from services.ingest import app
 from shared.domain.topics import Topic
-from shared.kafka.consumer import Subscription, consume
+from shared.kafka.consumer import consume
+from shared.kafka.subscription import Subscription
 from shared.runtime.settings import load_settings
 
 
