@@ -206,22 +206,30 @@ class Poll:
 
     async def _read_suspects_again(self, consumer: AIOKafkaConsumer) -> None:
         for partition, suspect in list(self.suspects.items()):
-            if suspect.left or suspect.due_s > self._now_s():
+            if suspect.left or suspect.due_s > self._now_s() or self._is_lost(partition, suspect):
                 continue
             try:
                 async with asyncio.timeout(READ_AGAIN_TIMEOUT_S):
                     goes_on = await self._read_again(consumer, partition, suspect)
             except Exception as error:  # noqa: BLE001  # it is tried again, and health has it
+                if self._is_lost(partition, suspect):
+                    continue
                 suspect.tries += 1
                 suspect.due_s = self._now_s() + min(self._wait_max_s, WAIT_FIRST_S * 2 ** min(suspect.tries, 20))
                 self._report(partition.partition, _reason(error))
                 continue
+            if self._is_lost(partition, suspect):
+                continue
             if suspect.tries:
                 suspect.tries = 0
                 self._report(partition.partition, None)
-            if goes_on and self.suspects.get(partition) is suspect:
+            if goes_on:
                 del self.suspects[partition]
                 consumer.resume(partition)
+
+    def _is_lost(self, partition: TopicPartition, suspect: Suspect) -> bool:
+        """Return whether the partitions were assigned anew since."""
+        return self.suspects.get(partition) is not suspect
 
     async def _read_again(self, consumer: AIOKafkaConsumer, partition: TopicPartition, suspect: Suspect) -> bool:
         """Read what can be taken of the batch, or pass over a bad record. Return whether the client can go on.
@@ -242,8 +250,8 @@ class Poll:
             self._tracker.forget_next_offset(number)
             consumer.seek(partition, offset)
             return True
-        if self.suspects.get(partition) is not suspect:
-            return False  # the partition was assigned anew
+        if self._is_lost(partition, suspect):
+            return False
         left = [one for one in batch.records if _next_offset(one) > offset] if batch else []
         if left and isinstance(left[0], Undecodable):
             if not await self._pass_over(left[0]):
