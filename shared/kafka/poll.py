@@ -111,23 +111,27 @@ class Poll:
         If ``in_turns``, take one record of each partition in turn. Otherwise take what was fetched of one partition
         before the next. Raises the KafkaErrors that concern the whole consumer.
         """
-        await self._read_suspects_again(consumer)
         taken: list[Record] = []
-        if self.suspects or not self._idle:
-            taken = await self._sweep(consumer, records_max, in_turns)
-        if not taken:
-            taken = await self._wait(consumer, wait_ms)
-            if 0 < len(taken) < records_max:
-                taken += await self._sweep(consumer, records_max - len(taken), in_turns)
+        try:
+            await self._read_suspects_again(consumer)
+            if self.suspects or not self._idle:
+                await self._sweep(consumer, taken, records_max, in_turns)
+            if not taken:
+                taken += await self._wait(consumer, wait_ms)
+                if taken:
+                    await self._sweep(consumer, taken, records_max, in_turns)
+        except Exception:
+            if not taken:
+                raise
+            # These records must be handled: the next commit covers them. The error comes again.
         self._idle = not taken
         return taken
 
-    async def _sweep(self, consumer: AIOKafkaConsumer, records_max: int, in_turns: bool) -> list[Record]:
-        """Ask one partition after the other, from the one after the last that gave a record.
+    async def _sweep(self, consumer: AIOKafkaConsumer, taken: list[Record], records_max: int, in_turns: bool) -> None:
+        """Ask one partition after the other for records, from the one after the last that gave one.
 
         Without turns, a partition comes first until it has given all that was fetched. Its records belong together.
         """
-        taken: list[Record] = []
         partitions = sorted(consumer.assignment())
         before = sum(one < self._last for one in partitions) if self._last else 0
         begin = before if self._last_has_more else before + (self._last in partitions)
@@ -136,19 +140,13 @@ class Poll:
             again = False
             for partition in itertools.chain(partitions[begin:], partitions[:begin]):
                 if len(taken) == records_max:
-                    return taken
+                    return
                 left = 1 if in_turns else records_max - len(taken)
-                try:
-                    found = await self._ask(consumer, partition, left)
-                except KafkaError:
-                    if not taken:
-                        raise
-                    return taken  # it must be handled: the next commit covers it
+                found = await self._ask(consumer, partition, left)
                 if found:
                     taken += found
                     self._last, again = partition, in_turns
                     self._last_has_more = not in_turns and len(found) == left
-        return taken
 
     async def _ask(self, consumer: AIOKafkaConsumer, partition: TopicPartition, records_max: int) -> list[Record]:
         """Take fetched records of a partition. If the client cannot return them, the partition becomes a suspect."""
@@ -246,6 +244,8 @@ class Poll:
         try:
             batch = await self._read_batch(partition, suspect.begin)
         except OffsetOutOfRangeError:  # the client begins again at the first record that Kafka still has
+            if self._is_lost(partition, suspect):
+                return False
             _log.warning("records_deleted_by_kafka", topic=self._topic.value, partition=number, offset=offset)
             self._tracker.forget_next_offset(number)
             consumer.seek(partition, offset)

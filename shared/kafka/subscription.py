@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import ConsumerStoppedError, KafkaError
+from aiokafka.errors import KafkaError
 
 from shared.domain.topics import Topic
 from shared.kafka.lag import Lag, Offsets
@@ -104,12 +104,12 @@ class Subscription:
         while True:
             try:
                 await self._take_turn(consumer)
-            except ConsumerStoppedError:
-                return
-            except Exception as error:  # noqa: BLE001  # whatever it is, the next turn may succeed
-                bug = not isinstance(error, KafkaError | OSError)
-                _log.error("poll_failed", topic=self.topic.value, error=repr(error), exc_info=bug)
+            except (KafkaError, OSError) as error:
+                _log.error("poll_failed", topic=self.topic.value, error=repr(error))
                 await asyncio.sleep(POLL_RETRY_S)
+            except Exception:  # noqa: BLE001  # whatever it was, records may be taken that no handler gets
+                _log.exception("poll_ended", topic=self.topic.value)
+                return  # none after them may be committed
 
     def start(self, batch: Coroutine[Any, Any, None]) -> None:
         """Start handling a batch."""
@@ -167,6 +167,8 @@ class Subscription:
         """Export the lag. Return whether the consumer has read its partitions to the end; False if it is unknown."""
         offsets = await self._read_offsets()
         self._lag.measure(offsets)
+        if self._taking is not None and self._taking.done():
+            return False  # it is restarted, and begins at the committed offsets
         blocked = {one.partition for one in self._suspects}
         if offsets is None or any(one.position < one.end for number, one in offsets.items() if number not in blocked):
             return False

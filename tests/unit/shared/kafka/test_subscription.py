@@ -123,6 +123,27 @@ async def test_a_consumer_that_hangs_is_reported_and_restarted() -> None:
     assert clock.health.faults == {}
 
 
+async def test_a_consumer_whose_taking_fails_is_restarted() -> None:
+    """Records that were taken may not have been handled. So it takes no more, and begins at the committed offsets."""
+    taken: list[object] = []
+
+    async def failing(consumer: object) -> None:
+        taken.append(consumer)
+        if len(taken) == 1:
+            raise TypeError("a bug")
+        await take_nothing(consumer)
+
+    subscriber = Subscriber(Consumer(position=9, end=9))
+    tracker = OffsetTracker(Topic.CITY_STATS)
+    subscription = Subscription(Topic.CITY_STATS, "city-stats", subscriber, tracker, failing)
+    await subscription.begin()
+    await asyncio.sleep(0)
+    await subscription.watch(Clock(lasts_s=STUCK_AFTER_S * 3), answers)
+    await asyncio.sleep(0)
+    assert (subscriber.starts, len(taken)) == (2, 2)
+    await subscription.drain()
+
+
 async def test_a_failed_restart_is_retried() -> None:
     """A consumer that cannot be started is started again later."""
     subscriber = Subscriber(Consumer(position=3, end=9), starts_failing=1)
