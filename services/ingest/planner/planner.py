@@ -57,7 +57,16 @@ from shared.domain.events import (
     Source,
 )
 from shared.domain.ids import CountrySlug
-from shared.domain.objects import Countries, Plan, PlannedCity, PlannedCountry, RequestRecord
+from shared.domain.objects import (
+    REMEDY,
+    CorruptObject,
+    Countries,
+    NewerObject,
+    Plan,
+    PlannedCity,
+    PlannedCountry,
+    RequestRecord,
+)
 from shared.domain.outbox import events_of_plan
 from shared.domain.requests import new_record, unfinished_of
 from shared.domain.topics import Topic
@@ -145,24 +154,8 @@ class Planner:
         if not await self._may_begin(request, record):
             _log.info("request_waiting")
             return
-        try:
-            if stored:
-                plan = await self._stored_cities(request, stored)
-            else:
-                plan = await self._plan_of(request, record)
-        except _RequestCancelled:
-            _log.info("request_cancelled")
-            await self._publish_failed(request, record, "the request was cancelled before its cities were planned")
-            return
-        except _TryLater as later:
-            _log.info("request_retry_scheduled", error=str(later.__cause__))
-            await self._publisher.publish([OutgoingEvent(later.request, topic=Topic.RETRIES)])
-            return
-        except (PermanentUpstreamError, InvalidCityList) as error:
-            _log.warning("request_failed", error=str(error))
-            listed = error.listed if isinstance(error, NoCities) else None
-            await self._publish_failed(request, record, f"the list of cities cannot be used: {error}", listed)
-            await self._mark_dispatched(request)
+        plan = await self._plan_or_end(request, record, stored)
+        if plan is None:
             return
         cities = sum(len(planned.cities) for planned in plan.countries.values())
         planned = RequestPlanned(
@@ -191,6 +184,33 @@ class Planner:
             latest = await read_plan(self._store, request.date)
         self._published = request
         await self._mark_dispatched(request)
+
+    async def _plan_or_end(
+        self, request: ProcessRequested, record: RequestRecord | None, stored: Background | None
+    ) -> Plan | None:
+        """Return the plan of a request; or None after the request has failed, was cancelled, or waits for a retry."""
+        try:
+            if stored:
+                return await self._stored_cities(request, stored)
+            return await self._plan_of(request, record)
+        except _RequestCancelled:
+            _log.info("request_cancelled")
+            await self._publish_failed(request, record, "the request was cancelled before its cities were planned")
+        except _TryLater as later:
+            _log.info("request_retry_scheduled", error=str(later.__cause__))
+            await self._publisher.publish([OutgoingEvent(later.request, topic=Topic.RETRIES)])
+        except CorruptObject as error:
+            if isinstance(error, NewerObject) or keys.parse_date(error.key) is None:
+                raise  # it waits for the upgrade of this process, or for an object that all dates need
+            _log.error("object_unreadable", key=error.key, error=str(error))
+            await self._publish_failed(request, record, f"{error}. {REMEDY}")
+            await self._mark_dispatched(request)
+        except (PermanentUpstreamError, InvalidCityList) as error:
+            _log.warning("request_failed", error=str(error))
+            listed = error.listed if isinstance(error, NoCities) else None
+            await self._publish_failed(request, record, f"the list of cities cannot be used: {error}", listed)
+            await self._mark_dispatched(request)
+        return None
 
     async def _may_begin(self, request: ProcessRequested, record: RequestRecord | None) -> bool:
         """Make the request the running one of its date. Return False if it has to wait for another request."""
