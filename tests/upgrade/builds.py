@@ -32,13 +32,11 @@ CHANGES = [
     ),
     (
         "shared/domain/contribution.py",
-        "    delay_total_ms: int\n",
-        "    delay_total_ms: int\n    late_trips: int = 0\n",
-    ),
-    (
-        "shared/domain/contribution.py",
-        "        return Contribution(\n",
-        "        return Contribution(\n            late_trips=self.late_trips + other.late_trips,\n",
+        "    delay_total_ms: Annotated[int, msgspec.Meta(ge=-FIGURE_MAX, le=FIGURE_MAX)]\n",
+        (
+            "    delay_total_ms: Annotated[int, msgspec.Meta(ge=-FIGURE_MAX, le=FIGURE_MAX)]\n"
+            "    late_trips: Annotated[int, msgspec.Meta(ge=0, le=FIGURE_MAX)] = 0\n"
+        ),
     ),
     (
         "services/ingest/parsing/totals.py",
