@@ -62,9 +62,19 @@ class CorruptObject(RuntimeError):
         super().__init__(f"{key} {fault}")
         self.key = key
 
+    @property
+    def harms_alone(self) -> bool:
+        """Whether only one date or one request needs the object, so that this one can fail and the others go on."""
+        return keys.parse_date(self.key) is not None or self.key.startswith(keys.REQUESTS)
+
 
 class NewerObject(CorruptObject):
     """A later version of Tripfold wrote the object. This build must not use or replace it."""
+
+    @property
+    def harms_alone(self) -> bool:
+        """False: the process waits for its upgrade."""
+        return False
 
 
 class BucketEpoch(BucketObject, frozen=True, kw_only=True):

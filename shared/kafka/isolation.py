@@ -17,9 +17,8 @@ from typing import Final
 import msgspec
 import structlog
 
-from shared.domain import keys
 from shared.domain.errors import OperatorError
-from shared.domain.objects import CorruptObject, NewerObject
+from shared.domain.objects import CorruptObject
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord
 
@@ -105,7 +104,6 @@ class IsolatingBatch:
 def _is_fault_of_records(error: Exception) -> bool:
     """Return whether an error can follow from a record, or from a stored object of its date or its request alone."""
     if isinstance(error, CorruptObject):
-        concerns_all = keys.parse_date(error.key) is None and not error.key.startswith(keys.REQUESTS)
-        return not concerns_all and not isinstance(error, NewerObject)
+        return error.harms_alone
     # Some errors of TLS are also a ValueError.
     return isinstance(error, _FAULTS_OF_RECORDS) and not isinstance(error, OSError | OperatorError)

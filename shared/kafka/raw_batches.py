@@ -2,7 +2,7 @@
 
 aiokafka decodes a batch from its first record on. If a header's name is not UTF-8, aiokafka raises at this record each
 time. Then it cannot return any later record of this batch, wherever the consumer seeks to. The functions of this module
-return the records on both sides. What they know of the bad one is enough for its dead letter.
+return the records on both sides, and of the bad record enough for its dead letter.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _UNCOMPRESSED: dict[int, Callable[[bytes], bytes]] = {
 class Undecodable(msgspec.Struct, frozen=True):
     """A record that the Kafka client cannot decode, and why. The next record has ``next_offset``.
 
-    ``record`` has what is known. If this is not even its key and value, the value is the bytes of the record, or of the
+    ``record`` has its key and value if they can be read. Otherwise the value is the bytes of the record, or of the
     batch if none of it can be decoded. The header CUT_HEADER says so.
     """
 

@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 _SINCE_BOOT: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""`time.monotonic` stands still while a Linux host is suspended. This clock goes on, as macOS's CLOCK_MONOTONIC."""
+"""`time.monotonic` stops while a Linux host is suspended. This clock goes on, as macOS's CLOCK_MONOTONIC does."""
 
 
 class SuspendCountingClock:

@@ -73,8 +73,8 @@ class KafkaTopicReader:
     ``last_records_max``: start this many records before the end of each partition. ``after_commits_of``: start at the
     committed offsets of this consumer group. ``records_max``: read at most so many offsets of each partition.
 
-    A record that the Kafka client cannot decode is returned with what is known of it. ``undecodable`` has it, by its
-    partition and offset.
+    A record that the Kafka client cannot decode is returned with the parts that can be read. ``undecodable`` has it, by
+    its partition and offset.
     """
 
     def __init__(

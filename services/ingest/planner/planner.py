@@ -61,7 +61,6 @@ from shared.domain.objects import (
     REMEDY,
     CorruptObject,
     Countries,
-    NewerObject,
     Plan,
     PlannedCity,
     PlannedCountry,
@@ -200,8 +199,8 @@ class Planner:
             _log.info("request_retry_scheduled", error=str(later.__cause__))
             await self._publisher.publish([OutgoingEvent(later.request, topic=Topic.RETRIES)])
         except CorruptObject as error:
-            if isinstance(error, NewerObject) or keys.parse_date(error.key) is None:
-                raise  # it waits for the upgrade of this process, or for an object that all dates need
+            if not error.harms_alone:
+                raise  # the batch waits
             _log.error("object_unreadable", key=error.key, error=str(error))
             await self._publish_failed(request, record, f"{error}. {REMEDY}")
             await self._mark_dispatched(request)

@@ -80,7 +80,7 @@ from services.ingest.worker.upstream_clock import UpstreamClock
 from services.ingest.worker.volume_check import SuspiciousFile, VolumeCheck
 from shared.domain import keys
 from shared.domain.events import Cause, CityFinished, CityProgressed, Event, IngestCity, Outcome, Published, Source
-from shared.domain.objects import REMEDY, CorruptObject, Manifest, NewerObject
+from shared.domain.objects import REMEDY, CorruptObject, Manifest
 from shared.domain.outbox import events_of_manifest
 from shared.domain.requests import is_awaited
 from shared.domain.topics import Topic
@@ -199,8 +199,8 @@ class CityDayIngest:
             except PermanentUpstreamError as error:
                 finished = CityResult(outcome=Outcome.FAILED, reason=str(error)[:2_000])
             except CorruptObject as error:
-                if isinstance(error, NewerObject) or keys.parse_date(error.key) is None:
-                    raise  # it waits for the upgrade of this process, or for an object that all dates need
+                if not error.harms_alone:
+                    raise  # the batch waits
                 _log.error("object_unreadable", key=error.key, error=str(error))
                 finished = CityResult(outcome=Outcome.FAILED, reason=f"{str(error)[:1_800]}. {REMEDY}")
             await self._end(task, finished)
