@@ -37,7 +37,8 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from shared.domain.errors import OperatorError
-from shared.domain.keys import BUCKET_EPOCH
+from shared.domain.keys import WRITE_CHECK
+from shared.storage.conditional_writes import BODY
 from tripfold.local.long_poll import Relay
 from tripfold.local.ports import free_port
 from tripfold.local.supervisor import ChildEvent, ChildProcess, Probe, Supervisor
@@ -251,9 +252,10 @@ def _broker(binary: Path, data_dir: Path, port: int) -> ChildProcess:
 
 
 def bucket_probe(endpoints: Endpoints) -> Probe:
-    """Return a probe that is true once S3 knows the bucket and can read its objects.
+    """Return a probe that is true once S3 stores an object in the bucket and can read it.
 
-    For some seconds after a restart SeaweedFS lists the bucket, but reads of its objects return 500.
+    For some seconds after a restart SeaweedFS lists the bucket, but reads of its objects return 500, and the first
+    write waits.
     """
     store = S3Store(
         endpoints.bucket,
@@ -267,10 +269,9 @@ def bucket_probe(endpoints: Endpoints) -> Probe:
 
     async def probe() -> bool:
         try:
-            await store.get_async(BUCKET_EPOCH)
-        except FileNotFoundError as error:
-            return "<Code>NoSuchKey</Code>" in str(error)  # the bucket is there, and empty
-        except BaseError:
+            await store.put_async(WRITE_CHECK, BODY, use_multipart=False)
+            await store.get_async(WRITE_CHECK)
+        except (BaseError, FileNotFoundError):
             return False
         return True
 
