@@ -245,7 +245,11 @@ async def test_a_directory_keeps_its_data(tmp_path: Path, monkeypatch: pytest.Mo
             await client.put_object(Bucket=services.bucket, Key="kept", Body=b"kept")
         await produce(services, "kept", b"1", b"2")
         before = services
-        assert len(sockets_of(before)) == len(S3_SERVERS)
+
+        async def all_listen() -> bool | None:
+            return len(sockets_of(before)) == len(S3_SERVERS) or None
+
+        await eventually(all_listen, "the sockets of all servers of SeaweedFS")
     assert not any(is_running(pid) for pid in pids)
     assert sockets_of(before) == []
     # Meanwhile another program takes the port: the stack uses another port and keeps its data.
