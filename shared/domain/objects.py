@@ -395,11 +395,15 @@ class CityUnderWay(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ActiveRequests(BucketObject, frozen=True, kw_only=True):
-    """The request of a date that was started last, and the one that starts when it has ended."""
+    """The request of a date that was started last, and the one that starts when it has ended.
+
+    ``background`` is that of the waiting one until it has a record.
+    """
 
     date: dt.date
     running: RequestField | None = None
     waiting: RequestField | None = None
+    background: Background | UnsetType = UNSET
 
 
 class RetriedCity(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,12 +18,13 @@ from __future__ import annotations
 import datetime as dt
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from shared.domain import keys, objects
+from shared.domain.events import Background
 from shared.domain.ids import RequestId
 from shared.domain.objects import ActiveRequests, CorruptObject, RequestRecord
-from shared.domain.requests import status_of
+from shared.domain.requests import new_record, status_of
 from shared.runtime import metrics
 from shared.storage.object_store import CasConflict, ObjectStore
 from shared.storage.repository import Repository, read_request_record
@@ -32,7 +33,9 @@ STALLED_AFTER = dt.timedelta(hours=1)
 """A running request without progress for this long no longer blocks the next one."""
 
 
-async def join(store: ObjectStore, date: dt.date, request_id: RequestId) -> RequestId:
+async def join(
+    store: ObjectStore, date: dt.date, request_id: RequestId, background: Background | UnsetType = UNSET
+) -> RequestId:
     """Make a request wait; return its id, or the id of the request of the date that already waits.
 
     Does nothing if the request already runs.
@@ -43,7 +46,8 @@ async def join(store: ObjectStore, date: dt.date, request_id: RequestId) -> Requ
             return request_id
         if active.waiting is not None and _is_joinable(await _record(store, active.waiting)):
             return active.waiting
-        if await _compare_and_swap(store, msgspec.structs.replace(active, waiting=request_id), etag):
+        joined = msgspec.structs.replace(active, waiting=request_id, background=background)
+        if await _compare_and_swap(store, joined, etag):
             return request_id
 
 
@@ -62,14 +66,17 @@ async def begin(
         blocks = background or (running is not None and running.background is UNSET)
         if blocks and running is not None and _is_running(running, now):
             return False
-        if await _compare_and_swap(store, msgspec.structs.replace(active, running=request_id, waiting=None), etag):
+        begun = msgspec.structs.replace(active, running=request_id, waiting=None, background=UNSET)
+        if await _compare_and_swap(store, begun, etag):
             return True
 
 
-async def waiting_for(store: ObjectStore, date: dt.date, request_id: RequestId) -> RequestId | None:
-    """Return the request that waits for this one to end, if any."""
+async def waiting_for(store: ObjectStore, date: dt.date, request_id: RequestId) -> RequestRecord | None:
+    """Return the first record of the request that waits for this one to end, if any."""
     active, _ = await _read(store, date)
-    return active.waiting if active.running == request_id else None
+    if active.waiting is None or active.running != request_id:
+        return None
+    return msgspec.structs.replace(new_record(active.waiting, date), background=active.background)
 
 
 def _is_joinable(record: RequestRecord | None) -> bool:

@@ -21,6 +21,7 @@ from shared.domain.events import (
     CountryDayPlanned,
     CountryDaySummary,
     Event,
+    IngestCity,
     PoisonRecord,
 )
 from shared.domain.ids import CountrySlug, RequestId
@@ -210,6 +211,24 @@ def jobs_without_requests_of_their_own(world: World) -> list[str]:
             if completed and found.get(request_id) is not Status.COMPLETED:
                 wrong.append(f"{backfill} counts {request_id} as completed: it is {found.get(request_id)}")
     return wrong
+
+
+def tasks_of_backfills_in_the_foreground(world: World) -> list[str]:
+    """Name each task that runs beside those of clients for a backfill whose request no client has joined.
+
+    A request whose record was lost is left out: the record said that it runs in the background.
+    """
+    own = {
+        request_id_of(backfill, date_at(backfill, position))
+        for backfill in _stored(world, keys.BACKFILLS, Backfill)
+        for position in range(dates_total(backfill))
+    }
+    own -= world.oracle.statuses.keys() | world.lost_records
+    return [
+        f"the task {task} runs in the foreground"
+        for task in decoded(world, Topic.CITY_TASKS)
+        if isinstance(task, IngestCity) and task.request_id in own
+    ]
 
 
 def unfinished(world: Checked) -> list[str]:

@@ -4,6 +4,7 @@ The fault model:
 - Files are corrected, cities move, leave and come back, files and the city list become invalid, and requests arrive.
   The city list spells the countries in several ways.
 - The ids of the city list change between numbers and strings, and the list has a city twice.
+- The bucket loses records of requests that a backfill waits for.
 - Kafka loses requests. Later ones join them, and there are more records than the requeue lists each time.
 - Processes handle batches in any order of partitions, are replaced in the middle of a batch, and resume later.
 - Any call across a port breaks in any way. Records are delivered again, topics are compacted and hold poison records,
@@ -365,6 +366,12 @@ class History(RuleBasedStateMachine):
         with contextlib.suppress(NotPossible):
             self.world.change_backfill(self.backfills[which % len(self.backfills)], change)
 
+    @precondition(lambda self: self.backfills)
+    @rule(which=st.integers(0, BACKFILLS_MAX - 1))
+    def lose_records(self, which: int) -> None:
+        """Lose the record of the request that a backfill waits for."""
+        self.world.lose_records(self.backfills[which % len(self.backfills)])
+
     # Steps of a schedule, whose runs have the date of the world too.
 
     @precondition(lambda self: self.world.backfills < BACKFILLS_MAX)
@@ -446,6 +453,7 @@ class History(RuleBasedStateMachine):
         last = checks.record_of(self.world, self.last_request)
         wrong += [f"backfill {one} has not ended" for one in self.world.open_backfills]
         wrong += checks.jobs_without_requests_of_their_own(self.world)
+        wrong += checks.tasks_of_backfills_in_the_foreground(self.world)
         failed = any(not isinstance(self.files.get(city), tuple) for city in self.listed)
         expected = Status.COMPLETED_WITH_FAILURES if failed else Status.COMPLETED
         if status_of(last) is not expected:

@@ -28,12 +28,14 @@ from services.aggregate.summary_writer import CachedSummary, SummaryWriter
 from services.api.statistics import listings
 from services.api.statistics.listings import IndexedListings, MonthListing, MonthListings, list_month
 from services.ingest.jobs import backfills as jobs_of_planner
+from services.ingest.jobs.backfills import BackfillAdvancer
 from services.ingest.planner import city_list
 from services.ingest.planner.planner import Planner
 from services.ingest.upstream.errors import TransientUpstreamError
 from services.ingest.worker.city_day import CityDayIngest, CityResult
 from services.ingest.worker.manifest import Place
 from shared.domain import events, keys, objects
+from shared.domain.backfills import retried
 from shared.domain.contribution import Contribution, total_of
 from shared.domain.events import CityDayRetracted, CityDayStats, Event, IngestCity, Outcome
 from shared.domain.ids import CityId, CountrySlug, RequestId, mint_request_id
@@ -55,6 +57,7 @@ from shared.kafka.consumer import DecodedRecord, decode_batch
 from shared.kafka.isolation import IsolatingBatch
 from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
+from shared.storage import active_requests
 from shared.storage.change_index import ChangeCounter, _OwnCounters
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Upload
@@ -66,7 +69,7 @@ from tests.fakes.log import PARTITIONS
 from tests.fakes.store import BreakableStore
 from tests.fakes.upstream import BreakableUpstream
 from tests.fault import job_scenarios, jobs, scenarios
-from tests.fault.checks import differences, unfinished
+from tests.fault.checks import differences, tasks_of_backfills_in_the_foreground, unfinished
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE, Scenario
 from tests.fault.watcher import Watcher
 from tests.fault.world import BREAKING, DATE, REQUEUE_LISTED_MAX, ROLES, Job, NotAtRest, RecordingStore, World
@@ -204,6 +207,39 @@ async def breaking_a_backfill(_kind: type[World]) -> AsyncIterator[str]:
     """Break every call of the planners while a backfill runs."""
     async for one in jobs.broken_anywhere(DATE, DATE):
         yield one
+
+
+async def losing_a_record_of_a_retry(_kind: type[World]) -> AsyncIterator[str]:
+    """Lose the record of a failed date after a backfill has claimed its retry."""
+    world = jobs.JobsWorld(failing=(DATE,))
+    backfill_id = world.open_backfill(DATE, DATE)
+    for one in await world.finish(backfill_id):
+        yield one
+    world.change_backfill(backfill_id, retried)
+    await world.advance_jobs()
+    world.lose_records(backfill_id)
+    for one in await world.finish(backfill_id):
+        yield one
+
+
+async def crashing_before_the_record(kind: type[World]) -> AsyncIterator[str]:
+    """Crash a planner wherever it requests a date of a backfill that another request processes."""
+    for calls in range(job_scenarios.MANY_CALLS):
+        world = kind()
+        world.request(WHOLE)
+        await world.turn("planner")
+        world.open_backfill(DATE, DATE)
+        job = await world.advance_jobs(calls=calls)
+        has_ended = job.ended
+        job.dead = True
+        await job.resume()
+        for _ in range(3):
+            await world.run_to_rest()
+            await world.advance_jobs()
+        for one in tasks_of_backfills_in_the_foreground(world):
+            yield f"after {calls} calls: {one}"
+        if has_ended:
+            return
 
 
 async def breaking_a_retry_of_a_backfill(_kind: type[World]) -> AsyncIterator[str]:
@@ -830,6 +866,30 @@ def ids_by_type(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(city_list, "identify_city", told_apart)
 
 
+def no_request_without_a_record(patch: pytest.MonkeyPatch) -> None:
+    """Let a backfill that has claimed a retry only retry the request, also if its record is lost."""
+    carry_on = BackfillAdvancer._carry_on
+
+    async def retry_only(
+        self: BackfillAdvancer, backfill: Backfill, position: int, record: RequestRecord | None, now: dt.datetime
+    ) -> None:
+        if record is not None or not backfill.under_way[position]:
+            await carry_on(self, backfill, position, record, now)
+
+    patch.setattr(BackfillAdvancer, "_carry_on", retry_only)
+
+
+def waiting_in_the_foreground(patch: pytest.MonkeyPatch) -> None:
+    """Forget that a waiting request is one of a backfill."""
+    waiting_for = active_requests.waiting_for
+
+    async def foreground(store: ObjectStore, date: dt.date, request_id: RequestId) -> RequestRecord | None:
+        waiting = await waiting_for(store, date, request_id)
+        return waiting and msgspec.structs.replace(waiting, background=UNSET)
+
+    patch.setattr(active_requests, "waiting_for", foreground)
+
+
 def ids_of_their_own(patch: pytest.MonkeyPatch) -> None:
     """Let a backfill request a date under a new id each time."""
 
@@ -1032,6 +1092,14 @@ MUTATIONS = (
     Mutation(name="requests not requeued", patch=no_requeue, proof=losing_records),
     Mutation(name="a city for each type of an id", patch=ids_by_type, proof=writing_ids_differently),
     Mutation(name="a new id for each publish of a backfill", patch=ids_of_their_own, proof=breaking_a_backfill),
+    Mutation(
+        name="a lost record not requested again", patch=no_request_without_a_record, proof=losing_a_record_of_a_retry
+    ),
+    Mutation(
+        name="a waiting backfill in the foreground",
+        patch=waiting_in_the_foreground,
+        proof=crashing_before_the_record,
+    ),
     Mutation(name="a backfill that sends nothing again", patch=never_stalled, proof=breaking_a_retry_of_a_backfill),
     Mutation(
         name="a broken download taken for the file",

@@ -17,9 +17,11 @@ from tests.fault.mutations import (
     Proof,
     breaking_handlers,
     building_on_a_lost_response,
+    crashing_before_the_record,
     flipping_under_the_aggregate,
     forging_figures,
     hiding_a_lost_request,
+    losing_a_record_of_a_retry,
     losing_a_summary,
     losing_the_log,
     racing,
@@ -77,6 +79,8 @@ async def test_each_mutation_is_detected(mutation: Mutation, monkeypatch: pytest
         flipping_under_the_aggregate,
         writing_ids_differently,
         hiding_a_lost_request,
+        losing_a_record_of_a_retry,
+        crashing_before_the_record,
     ],
 )
 async def test_runs_written_for_mutations_pass_without_one(proof: Proof) -> None:

@@ -38,7 +38,7 @@ from services.ingest.worker.city_day import CityDayIngest
 from services.ingest.worker.isolation import IsolatedTask, Isolation
 from services.ingest.worker.worker import Worker
 from shared.domain import events, keys, objects
-from shared.domain.backfills import new_backfill
+from shared.domain.backfills import date_at, new_backfill, request_id_of
 from shared.domain.errors import OperatorError
 from shared.domain.events import Background, ProcessRequested
 from shared.domain.ids import RequestId, derive_request_id
@@ -308,6 +308,7 @@ class World:
         self.attempts = 0
         self.requests = 0
         self.minted = 0
+        self.lost_records: set[RequestId] = set()
         self.rebuilds = 0
         self.backfills = 0
         self.dead_letters = 0
@@ -701,6 +702,14 @@ class World:
     def change_backfill(self, backfill_id: RequestId, rule: Callable[[Backfill, dt.datetime], Backfill]) -> None:
         """Pause, resume, cancel or retry a backfill, as the API does."""
         at_once(change_backfill(self.store, backfill_id, rule, self.clock()))
+
+    def lose_records(self, backfill_id: RequestId) -> None:
+        """Lose the records of the requests that a backfill waits for."""
+        backfill = self.backfill(backfill_id)
+        for position in backfill.under_way:
+            request_id = request_id_of(backfill, date_at(backfill, position))
+            if self.store.objects.pop(keys.request(request_id), None) is not None:
+                self.lost_records.add(request_id)
 
     async def change_backfill_slowly(
         self, backfill_id: RequestId, rule: Callable[[Backfill, dt.datetime], Backfill], *, calls: int

@@ -95,4 +95,4 @@ class RequestProgressConsumer:
     async def _publish_waiting(self, ended: RequestRecord) -> None:
         waiting = await active_requests.waiting_for(self._store, ended.date, ended.request_id)
         if waiting is not None:
-            await self._publisher.publish([OutgoingEvent(request_event(new_record(waiting, ended.date)))])
+            await self._publisher.publish([OutgoingEvent(request_event(waiting))])

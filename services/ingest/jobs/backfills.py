@@ -171,10 +171,10 @@ class BackfillAdvancer:
             return
         if backfill.status is BackfillStatus.CANCELLED and (record is None or record.cancelled_at is None):
             await self._cancel(request_id, date, now)
-        elif backfill.under_way[position] > _retries_of(record):
-            await self._retry(request_id, now)
         elif record is None:
             await self._request(backfill, date, now)
+        elif backfill.under_way[position] > _retries_of(record):
+            await self._retry(request_id, now)
         elif is_stalled(record, now, after=self._stalled_after, wait_max=RESEND_WAIT_MAX):
             await self._publish(resent_event(record, now))
             await self._mark_resent(record, now)
@@ -183,7 +183,7 @@ class BackfillAdvancer:
         """Publish the request of a date. If another one waits there, publish that one if it has no record yet."""
         waiting = request_id = request_id_of(backfill, date)
         if backfill.source is Source.UPSTREAM:  # stored files are read at once: nothing can be read in common
-            waiting = await active_requests.join(self._store, date, request_id)
+            waiting = await active_requests.join(self._store, date, request_id, backfill.background)
         if waiting != request_id and await read_request_record(self._store, waiting) is not None:
             return
         by = caller_of_backfill(backfill.backfill_id)
