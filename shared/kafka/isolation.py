@@ -1,8 +1,8 @@
 """Isolates a record whose handling fails again and again in the same way, so that its partition goes on.
 
 A case: the handler of a batch raises a `TypeError` for one record, at each try. A restart does not help, and the
-records behind it wait. So after SAME_FAULTS_MAX equal errors the batch is handled half by half. The record that still
-raises this error when it is alone goes to the dead letters, with the error. An operator can send it back from there.
+records behind it wait. So after SAME_FAULTS_MAX equal errors in a row the batch is halved, until the record that raises
+this error is alone. It goes to the dead letters, with the error. An operator can send it back from there.
 
 An outage isolates nothing, however long it lasts. Only errors count that follow from the record or from a stored object
 of its date or request (`_is_fault_of_records`). If each record of a batch fails alone, the handler itself is at fault.
@@ -45,52 +45,47 @@ class IsolatingBatch:
 
     def __init__(self, batch: Sequence[ConsumedRecord], process: Process, publisher: Publisher) -> None:
         self._left = list(batch)
+        self._size = len(self._left)
         self._process = process
         self._publisher = publisher
         self._fault = ""
         self._times = 0
-        self._isolated = 0
-        self._worked = False
+        self._proven: set[str] = set()
+        self._isolated = False
 
     async def handle(self) -> None:
         """Handle the records that are left. Isolate a record once its error was raised SAME_FAULTS_MAX times in a row.
 
         Raises what the handler raises.
         """
-        if not self._left:
-            return
-        try:
-            await self._process(self._left)
-        except Exception as error:
-            fault = f"{type(error).__name__}: {error}" if _is_fault_of_records(error) else ""
-            self._times = self._times + 1 if fault == self._fault else 1
-            self._fault = fault
-            if not fault or self._times < SAME_FAULTS_MAX:
-                raise
-        else:
-            return
-        self._times = self._isolated = 0
-        self._worked = False
-        await self._handle_apart(self._left)
+        while self._left:
+            part = self._left[: self._size]
+            try:
+                await self._process(part)
+            except Exception as error:
+                self._count(error)
+                if self._fault not in self._proven:
+                    raise
+                if len(part) > 1:
+                    self._size = len(part) // 2
+                    continue
+                if self._isolated:  # and no record was handled since
+                    self._proven.clear()
+                    self._times = 0
+                    self._isolated = False
+                    raise
+                await self._isolate(part[0])
+            else:
+                self._isolated = False
+            self._left = self._left[len(part) :]
+            self._size = len(self._left)
 
-    async def _handle_apart(self, records: list[ConsumedRecord]) -> None:
-        """Handle the next records, half by half. Raises any other error; and this one, if it is that of each record."""
-        try:
-            await self._process(records)
-        except Exception as error:
-            if not _is_fault_of_records(error) or f"{type(error).__name__}: {error}" != self._fault:
-                raise
-            half = len(records) // 2
-            if half:
-                await self._handle_apart(records[:half])
-                await self._handle_apart(records[half:])
-                return
-            if self._isolated and not self._worked:
-                raise
-            await self._isolate(records[0])
-        else:
-            self._worked = True
-        self._left = self._left[len(records) :]
+    def _count(self, error: Exception) -> None:
+        fault = f"{type(error).__name__}: {error}" if _is_fault_of_records(error) else ""
+        self._times = self._times + 1 if fault == self._fault else 1
+        self._fault = fault
+        if fault and self._times >= SAME_FAULTS_MAX:
+            self._proven.add(fault)
 
     async def _isolate(self, record: ConsumedRecord) -> None:
         place = {"topic": record.topic.value, "partition": record.partition, "offset": record.offset}
@@ -98,7 +93,7 @@ class IsolatingBatch:
         await self._publisher.send_to_dead_letters(
             record, f"handling it failed {SAME_FAULTS_MAX} times in the same way: {self._fault}"
         )
-        self._isolated += 1
+        self._isolated = True
 
 
 def _is_fault_of_records(error: Exception) -> bool:

@@ -124,6 +124,20 @@ async def test_an_outage_in_between_delays_the_isolation() -> None:
     assert set(handler.handled) == {0, 2}
 
 
+async def test_records_that_fail_in_two_ways_are_all_isolated() -> None:
+    """A handler may work in any order, so the fault of a later record can hide that of an earlier one."""
+    handler = Handler(1, 5, error=TypeError)
+    backwards = handler._process
+
+    async def process(batch: Sequence[ConsumedRecord]) -> None:
+        await backwards(batch[::-1])
+
+    handler._process = process  # type: ignore[method-assign]
+    assert len(await errors_of(handler.batch(7), tries=99)) <= 2 * SAME_FAULTS_MAX
+    assert set(handler.dead_letters) == {1, 5}
+    assert set(handler.handled) == {0, 2, 3, 4, 6}
+
+
 async def test_a_handler_that_handles_nothing_loses_one_record_at_a_time() -> None:
     """If each record fails, the handler is at fault: the records are not all sent to the dead letters at once."""
     handler = Handler(*range(50))
