@@ -86,7 +86,7 @@ async def read_events(store: ObjectStore, date: dt.date) -> DateEvents:
     found = await store.get(key)
     if found is not None:
         read.take(key, lambda: events_of_whole_plan(objects.decode(Plan, found.body, key)))
-    async for batch in _key_batches(store, keys.manifests_of(date)):
+    async for batch in key_batches(store, keys.manifests_of(date)):
         await bounded_map(read_manifest, batch, limit=GETS_AT_ONCE_MAX)
     return read
 
@@ -101,7 +101,7 @@ async def read_summaries(store: ObjectStore, generation: int, date: dt.date) -> 
         if named is not None and found is not None:
             read[named[1]] = found
 
-    async for batch in _key_batches(store, keys.summaries_of_date(generation, date)):
+    async for batch in key_batches(store, keys.summaries_of_date(generation, date)):
         await bounded_map(read_one, batch, limit=GETS_AT_ONCE_MAX)
     return read
 
@@ -128,7 +128,8 @@ def events_of_whole_plan(plan: Plan) -> list[StatEvent]:
     return [event for country in sorted({*plan.countries, *plan.gone}) for event in events_of_plan(plan, country)]
 
 
-async def _key_batches(store: ObjectStore, prefix: str) -> AsyncIterator[list[str]]:
+async def key_batches(store: ObjectStore, prefix: str) -> AsyncIterator[list[str]]:
+    """Yield the keys under a prefix, KEYS_AT_ONCE_MAX at a time."""
     batch: list[str] = []
     async for listed in store.list(prefix):
         batch.append(listed.key)

@@ -26,6 +26,7 @@ RAW = "raw/"
 QUARANTINE = "quarantine/"
 ATTEMPTS = "attempts/"
 IDEMPOTENCY = "idempotency/"
+DAMAGED = "damaged/"
 LAKE = "lake/"
 TABLES = "lake/tables.json"
 
@@ -70,6 +71,11 @@ def quarantine_of_month(month: str) -> str:
 def attempt(date: dt.date, city_id: CityId) -> str:
     """Return the key of the note that a process parses a city-day's file."""
     return f"attempts/date={date}/city={city_id}.json"
+
+
+def damaged(key: str) -> str:
+    """Return the key of the copy of an unreadable object that was mended."""
+    return f"{DAMAGED}{key}"
 
 
 def active_requests(date: dt.date) -> str:

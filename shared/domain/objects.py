@@ -37,7 +37,7 @@ from shared.domain.ids import (
 )
 
 HISTORY_LENGTH_MAX = 100
-REMEDY = "Restore the object from the bucket's versions, then retry this request"
+REMEDY = "Run 'tripfold repair' or restore the object from the bucket's versions, then retry this request"
 """What to do when an unreadable object has made a date or a city fail."""
 DATE_OFFSET_MAX = 366
 EPOCH = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)

@@ -271,16 +271,20 @@ def _requests_against_the_oracle(world: World) -> list[str]:
 
 def summaries_against_manifests(world: Checked) -> list[str]:
     """Compare every ledger with the manifests, entry by entry in both directions."""
-    ledgers: dict[tuple[str, str], object] = {
-        (summary.country, city_id): (entry.revision, entry.contribution, entry.sha256)
+    ledgers: dict[tuple[dt.date, str, str], object] = {
+        (summary.date, summary.country, city_id): (entry.revision, entry.contribution, entry.sha256)
         for summary in live_summaries(world)
         for city_id, entry in summary.ledger.items()
     }
-    named: dict[tuple[str, str], object] = {}
+    named: dict[tuple[dt.date, str, str], object] = {}
     for manifest in manifests(world):
-        named[manifest.country, manifest.city_id] = (manifest.revision, manifest.contribution, manifest.sha256)
+        named[manifest.date, manifest.country, manifest.city_id] = (
+            manifest.revision,
+            manifest.contribution,
+            manifest.sha256,
+        )
         for country, revision in manifest.retracted.items():
-            named[country, manifest.city_id] = (revision, None, "")
+            named[manifest.date, country, manifest.city_id] = (revision, None, "")
     return [
         f"ledger of {place}: manifest says {named.get(place)}, found {ledgers.get(place)}"
         for place in sorted({*ledgers, *named})

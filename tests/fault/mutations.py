@@ -18,6 +18,7 @@ from msgspec import UNSET
 
 from services.aggregate import consumer, summary_writer
 from services.aggregate import fold as pure_fold
+from services.aggregate.audit import mend
 from services.aggregate.consumer import CityStatsConsumer, _Folded
 from services.aggregate.fold import StatEvent, empty_summary
 from services.aggregate.replay import generations
@@ -68,7 +69,7 @@ from tests.fakes.index_race import Race
 from tests.fakes.log import PARTITIONS
 from tests.fakes.store import BreakableStore
 from tests.fakes.upstream import BreakableUpstream
-from tests.fault import job_scenarios, jobs, scenarios
+from tests.fault import checks, damage, job_scenarios, jobs, scenarios
 from tests.fault.checks import differences, tasks_of_backfills_in_the_foreground, unfinished
 from tests.fault.scenarios import CORRECTED, EMPTY, EVENING, HOME, MOVED, WHOLE, Scenario
 from tests.fault.watcher import Watcher
@@ -256,6 +257,25 @@ async def spelling_a_country_anew(kind: type[World]) -> AsyncIterator[str]:
         await world.run_to_rest()
         for one in differences(world):
             yield one
+
+
+async def damaging_each_object(kind: type[World]) -> AsyncIterator[str]:
+    """Damage or remove each object of a bucket, request its date and another one, and mend the bucket."""
+    world = kind()
+    for state in (WHOLE, CORRECTION.state):
+        world.request(state)
+        await world.run_to_rest()
+    world.open_backfill(DATE, DATE)
+    await world.advance_jobs()
+    for number in range(len(world.store.objects)):
+        for body in (b"{", None):
+            copy = world.continued()
+            keys_of = damage.damage(copy, [number], body)
+            found = [] if keys_of[0] in damage.STOPPING else await damage.go_on(copy, CORRECTION.state)
+            await damage.mend(copy, WHOLE, is_lost=body is None)
+            found += checks.summaries_against_a_replay(copy) + checks.unfinished(copy)
+            for one in found:
+                yield f"{keys_of}: {one}"
 
 
 async def losing_a_summary(kind: type[World]) -> AsyncIterator[str]:
@@ -866,6 +886,19 @@ def ids_by_type(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(city_list, "identify_city", told_apart)
 
 
+def damage_taken_for_an_outage(patch: pytest.MonkeyPatch) -> None:
+    """Wait for an unreadable object of a date or a request, as for a store that is down."""
+    patch.setattr(objects.CorruptObject, "harms_alone", False)
+
+
+def mended_below_the_lost_revision(patch: pytest.MonkeyPatch) -> None:
+    """Remove an unreadable plan or manifest without raising the revision floor."""
+
+    async def unchanged(_store: ObjectStore, _clock: Callable[[], dt.datetime]) -> None: ...
+
+    patch.setattr(mend, "raise_floor", unchanged)
+
+
 def no_request_without_a_record(patch: pytest.MonkeyPatch) -> None:
     """Let a backfill that has claimed a retry only retry the request, also if its record is lost."""
     carry_on = BackfillAdvancer._carry_on
@@ -1092,6 +1125,8 @@ MUTATIONS = (
     Mutation(name="requests not requeued", patch=no_requeue, proof=losing_records),
     Mutation(name="a city for each type of an id", patch=ids_by_type, proof=writing_ids_differently),
     Mutation(name="a new id for each publish of a backfill", patch=ids_of_their_own, proof=breaking_a_backfill),
+    Mutation(name="a damaged object taken for an outage", patch=damage_taken_for_an_outage, proof=damaging_each_object),
+    Mutation(name="mended below the lost revision", patch=mended_below_the_lost_revision, proof=damaging_each_object),
     Mutation(
         name="a lost record not requested again", patch=no_request_without_a_record, proof=losing_a_record_of_a_retry
     ),

@@ -18,6 +18,7 @@ from tests.fault.mutations import (
     breaking_handlers,
     building_on_a_lost_response,
     crashing_before_the_record,
+    damaging_each_object,
     flipping_under_the_aggregate,
     forging_figures,
     hiding_a_lost_request,
@@ -48,6 +49,8 @@ FOUND_BY_HISTORIES = {
     "a vanished summary taken for unchanged",
     "a batch tried without end",
     "figures without bounds",
+    "a damaged object taken for an outage",
+    "mended below the lost revision",
 }
 """What 200 histories are enough to find; the others need two rare things at once."""
 each_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
@@ -79,6 +82,7 @@ async def test_each_mutation_is_detected(mutation: Mutation, monkeypatch: pytest
         flipping_under_the_aggregate,
         writing_ids_differently,
         hiding_a_lost_request,
+        damaging_each_object,
         losing_a_record_of_a_retry,
         crashing_before_the_record,
     ],

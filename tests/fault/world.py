@@ -18,7 +18,9 @@ from typing import Any, Self, TypeVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from services.aggregate.audit.mend import mend_objects
 from services.aggregate.audit.repair import repair_dates
+from services.aggregate.audit.verify import verify_dates
 from services.aggregate.bucket_reader import Dates
 from services.aggregate.consumer import CityStatsConsumer
 from services.aggregate.replay.generations import GenerationState, drop, list_generations
@@ -253,7 +255,7 @@ class RecordingStore(MemoryStore):
     def _note_lost_report(self, key: str) -> None:
         """Note a report that gc takes away although its file was refused within GC_AGE."""
         stored = self.objects.get(key)
-        if stored is not None and key.startswith(keys.QUARANTINE):
+        if stored is not None and key.startswith(keys.QUARANTINE) and is_readable(QuarantineReport, key, stored.body):
             report = objects.decode(QuarantineReport, stored.body, key)
             if not report.expired and self._clock() - stored.last_modified < GC_AGE:
                 self.lost_reports.append(key)
@@ -274,10 +276,19 @@ class RecordingStore(MemoryStore):
         """Return an object without its write intent, or None if the stored one is the same."""
         after = msgspec.structs.replace(objects.decode(kind, body, key), write_intent=UNSET)
         stored = self.objects.get(key)
-        if stored is None:
+        if stored is None or not is_readable(kind, key, stored.body):
             return after
         before = msgspec.structs.replace(objects.decode(kind, stored.body, key), write_intent=UNSET)
         return after if after != before else None
+
+
+def is_readable(kind: type[objects.BucketObject], key: str, body: bytes) -> bool:
+    """Return whether an object can be decoded."""
+    try:
+        objects.decode(kind, body, key)
+    except objects.CorruptObject:
+        return False
+    return True
 
 
 class World:
@@ -431,20 +442,21 @@ class World:
         joining: bool = True,
         background: Background | UnsetType = UNSET,
         lost: bool = False,
+        date: dt.date = DATE,
     ) -> RequestId:
-        """Request the date while the upstream holds ``truth``, as the API or a backfill does; nothing runs yet.
+        """Request a date while the upstream holds ``truth``, as the API or a backfill does; nothing runs yet.
 
         Without ``joining``, the publisher ignores the date's other requests. If ``lost``, Kafka loses the event.
         """
-        truth.write_into(self.upstream, DATE)
+        truth.write_into(self.upstream, date)
         self.requests += 1
         request_id = self._mint_request_id()
         if joining:
-            request_id = at_once(active_requests.join(self.store, DATE, request_id))
+            request_id = at_once(active_requests.join(self.store, date, request_id))
         if keys.request(request_id) not in self.store.objects:
             accepted = RequestRecord(
                 request_id=request_id,
-                date=DATE,
+                date=date,
                 requested_at=self.clock(),
                 updated_at=self.clock(),
                 background=background,
@@ -563,18 +575,28 @@ class World:
             pending_bytes_max=1_000,  # so little that country-days come in parts
         )
 
-    async def repair(self, *, calls: int | None = None) -> Job:
-        """Repair what verify finds wrong."""
+    async def repair(self, *, drop_lost: bool = False, calls: int | None = None) -> Job:
+        """Mend what is unreadable, and repair what verify finds wrong."""
         job = self._job("repair", calls=calls)
 
         async def work() -> None:
-            async for repaired in repair_dates(job.store, job.publisher, Dates(), wait=no_wait):
+            async for _ in mend_objects(job.store, Dates(), self.clock):
+                pass
+            async for repaired in repair_dates(
+                job.store, job.publisher, Dates(), wait=no_wait, clock=self.clock, drop_lost=drop_lost
+            ):
                 for one in repaired.country_days:
                     if one.refused is not None:
                         raise Refused(one.refused)
 
         await job.run(work)
         return job
+
+    async def verify(self) -> list[str]:
+        """Verify all dates, and return the differences."""
+        job = self._job("verify")
+        verified = verify_dates(job.store, Dates(), deep=False, wait=no_wait)
+        return [str(difference) async for date in verified for difference in date.differences]
 
     async def build_tables(self, *, calls: int | None = None) -> Job:
         """Build the Parquet tables of changed months, as an aggregate does every few minutes.

@@ -12,6 +12,7 @@ import typer
 from msgspec import UNSET
 from rich.text import Text
 
+from services.aggregate.audit.mend import sampled_faults
 from services.aggregate.replay.generations import rebuild_age_s
 from services.aggregate.replay.topic_reader import KafkaTopicReader, TopicReader
 from services.api.auth import key_file_is_exposed, read_keys
@@ -45,6 +46,7 @@ from tripfold.console import Records
 from tripfold.operate.command_line import AsJson, command_settings, console, print_json, run_command
 
 NEWER_NAMED_MAX = 10
+FAULTS_NAMED_MAX = 10
 RACE_ROUNDS = 3
 RACE_WRITERS = 4
 REVISION_RECORDS_MAX = 2_000
@@ -54,6 +56,7 @@ GETS_AT_ONCE_MAX = 16
 NEEDS = {
     "compare-and-swap": {"S3"},
     "schema version": {"S3"},
+    "stored objects": {"S3"},
     "topics": {"Kafka"},
     "consumers": {"S3", "Kafka", "topics"},
     "revisions": {"S3", "Kafka"},
@@ -150,6 +153,11 @@ def _checks(
             "schema version",
             lambda: check_schema_version(store),
             "use the build that the message names",
+        ),
+        (
+            "stored objects",
+            lambda: check_stored_objects(store),
+            "mend them with 'tripfold repair', or restore them from the bucket's versions",
         ),
         ("Kafka", kafka, "check TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS, and that the brokers run"),
         (
@@ -256,6 +264,15 @@ async def check_schema_version(store: ObjectStore) -> str:
         f"version {version} is written. When all processes run this build, 'tripfold upgrade finalize' lets them write "
         f"version {schema.SCHEMA_VERSION}"
     )
+
+
+async def check_stored_objects(store: ObjectStore) -> str:
+    """Look for unreadable objects: the state of the bucket, and the dates requested last. Raises CheckFailed."""
+    faults = [str(fault) async for fault in sampled_faults(store)]
+    if faults:
+        more = f", and {len(faults) - FAULTS_NAMED_MAX} more" if len(faults) > FAULTS_NAMED_MAX else ""
+        raise CheckFailed(f"unreadable: {'; '.join(faults[:FAULTS_NAMED_MAX])}{more}")
+    return "the state of the bucket and the dates requested last are readable"
 
 
 async def _check_topics(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""Repairs wrong summaries from manifests and plans.
+"""Repairs wrong summaries from manifests and plans. First it mends those of a date that are unreadable (`mend.py`).
 
 Events that are published again could not repair them, since the fold keeps the higher revision. So a compare-and-swap
 replaces the wrong bytes with the summary that manifests and plan give. The wrong summary was read before the manifests,
@@ -14,11 +14,12 @@ Two checks come before a summary is replaced:
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
 from services.aggregate.audit.compare import LEDGER_ENTRY, RAW_EXPIRED, Difference
+from services.aggregate.audit.mend import Mended, mend
 from services.aggregate.audit.verify import DateSnapshot, Wait, read_snapshot, verify_dates, verify_raw_object
 from services.aggregate.bucket_reader import Dates
 from services.aggregate.fold import empty_summary
@@ -39,6 +40,8 @@ RECOUNTED_MAX = 20
 """At most so many raw objects are read for one summary: files are large, and a sample shows damaged manifests."""
 RECOUNTS_AT_ONCE_MAX = 4
 
+Clock = Callable[[], dt.datetime]
+
 
 class TooManyConflicts(DependencyUnavailable):
     """Other writers changed the object at every try to replace it."""
@@ -56,15 +59,16 @@ class Repaired(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RepairedDate(msgspec.Struct, frozen=True, kw_only=True):
-    """The repairs of one date, and the progress over all dates."""
+    """The repairs of one date, the plan and manifests of it that were mended, and the progress over all dates."""
 
     country_days: list[Repaired]
+    mended: list[Mended]
     dates_done: int
     dates_total: int
 
 
 async def repair_dates(
-    store: AdminObjectStore, publisher: Publisher, dates: Dates, *, wait: Wait, drop_lost: bool = False
+    store: AdminObjectStore, publisher: Publisher, dates: Dates, *, wait: Wait, clock: Clock, drop_lost: bool = False
 ) -> AsyncIterator[RepairedDate]:
     """Verify date by date, and repair the wrong summaries. A summary that is right is not written.
 
@@ -75,12 +79,22 @@ async def repair_dates(
     changes = ChangeCounter(store)
     months: set[str] = set()
     async for verified in verify_dates(store, dates, deep=False, wait=wait):
-        repaired = []
+        repaired: list[Repaired] = []
+        mended: list[Mended] = []
         if verified.differences:
+            mended = await _mend_date(store, verified.date, clock)
             repaired = await repair_date(store, publisher, changes, verified.date, drop_lost=drop_lost)
         months.add(keys.month_of(verified.date))
-        yield RepairedDate(country_days=repaired, dates_done=verified.dates_done, dates_total=verified.dates_total)
+        yield RepairedDate(
+            country_days=repaired, mended=mended, dates_done=verified.dates_done, dates_total=verified.dates_total
+        )
     await changes.count((await read_current(store)).live, months)
+
+
+async def _mend_date(store: AdminObjectStore, date: dt.date, clock: Clock) -> list[Mended]:
+    """Mend the unreadable plan and manifests of a date."""
+    unreadable = (await read_snapshot(store, date)).events.unreadable
+    return [one for key in sorted(unreadable) if (one := await mend(store, key, clock)) is not None]
 
 
 async def repair_date(
@@ -98,10 +112,7 @@ async def repair_date(
             wrong.setdefault(difference.country, []).append(difference)
         if snapshot.events.unreadable:
             reasons = "; ".join(reason for _, reason in sorted(snapshot.events.unreadable.items())[:LOST_NAMED_MAX])
-            unreadable = (
-                f"not all manifests and plans of the date can be read: {reasons}. Restore these objects from the "
-                f"bucket's versions, or delete them and request the date again"
-            )
+            unreadable = f"not all manifests and plans of the date can be read: {reasons}"
             return [*repaired.values(), *(_refused(snapshot, country, wrong[country], unreadable) for country in wrong)]
         conflict = False
         for country, differences in wrong.items():

@@ -247,10 +247,16 @@ class CityDayIngest:
 
         Compaction may have removed those records before they were folded, and the earlier run's result counts.
         """
-        record = await read_request_record(self._store, task.request_id)
-        if record is None or record.plan_revision != task.plan_revision or not is_awaited(record, task.position):
-            return
-        manifest = await self._repository.get(Manifest, keys.manifest(task.date, task.city_id))
+        try:
+            record = await read_request_record(self._store, task.request_id)
+            if record is None or record.plan_revision != task.plan_revision or not is_awaited(record, task.position):
+                return
+            manifest = await self._repository.get(Manifest, keys.manifest(task.date, task.city_id))
+        except CorruptObject as error:
+            if not error.harms_alone:
+                raise
+            _log.error("object_unreadable", key=error.key, error=str(error))
+            return  # nothing can be published before it is mended
         if manifest is not None:
             await self._publish_events(task, events_of_manifest(manifest))
 

@@ -39,7 +39,9 @@ async def verified(bucket: FakeBucket, *, deep: bool = False) -> list[Difference
 async def repaired(bucket: FakeBucket, *, drop_lost: bool = False) -> list[Repaired]:
     return [
         one
-        async for date in repair_dates(bucket.store, bucket.publisher, ALL, wait=no_wait, drop_lost=drop_lost)
+        async for date in repair_dates(
+            bucket.store, bucket.publisher, ALL, wait=no_wait, clock=bucket.clock, drop_lost=drop_lost
+        )
         for one in date.country_days
     ]
 
@@ -354,7 +356,6 @@ async def test_a_manifest_under_a_wrong_key_is_a_difference(bucket: FakeBucket) 
         bucket.store.objects = dict(stored)
         bucket.store.write(key, body)
         assert key in [one.what for one in await verified(bucket)]
-        assert all(key in (one.refused or "") for one in await repaired(bucket))
         with pytest.raises(RebuildRefused, match="holds the content of"):
             await Rebuild(bucket.store, bucket.publisher, token="token", report=lambda *_: None).run()
 
@@ -378,10 +379,15 @@ async def test_repair_ignores_a_damaged_manifest(bucket: FakeBucket) -> None:
 
 
 async def test_repair_does_not_drop_a_city_whose_manifest_is_unreadable(bucket: FakeBucket) -> None:
-    """While a manifest of the date cannot be read, its summaries stay as they are, and the reason is reported."""
-    bucket.store.write(keys.manifest(DAY, CityId("1")), b"{")
+    """The manifest is removed and its bytes are kept. The summary stays as it is until the date is requested again."""
+    key = keys.manifest(DAY, CityId("1"))
+    bucket.store.write(key, b"{")
     before = await bucket.summary()
-    assert all("city=1.json" in (one.refused or "") for one in await repaired(bucket))
+    [date] = [one async for one in repair_dates(bucket.store, bucket.publisher, ALL, wait=no_wait, clock=bucket.clock)]
+    [mended], [refused] = date.mended, date.country_days
+    assert (mended.key, f"removed: request {DAY} again" in mended.done) == (key, True)
+    assert (key in bucket.store.objects, bucket.store.objects[keys.damaged(key)].body) == (False, b"{")
+    assert "city 1 has no manifest" in (refused.refused or "")
     assert await bucket.summary() == before
 
 
