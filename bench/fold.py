@@ -40,7 +40,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -64,6 +64,7 @@ from shared.domain.objects import Summary
 from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
 from shared.kafka.consumer import consume, make_broker
+from shared.kafka.failed_keys import KeyResult
 from shared.kafka.producer import KafkaPublisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.runtime.health import Health
@@ -268,24 +269,26 @@ async def _fold_with_aggregate(settings: Settings, events: int, dates: int) -> M
         all_folded = asyncio.Event()
         folded = 0
 
-        async def process(batch: list[ConsumedRecord]) -> None:
+        async def process(batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
             nonlocal folded
-            await folder.process(batch)
+            results = await folder.process(batch)
             folded += len(batch)
             if folded >= events:
                 all_folded.set()
+            return results
 
         broker = make_broker(settings)
         subscription = consume(
             broker,
             Topic.CITY_STATS,
-            process,  # type: ignore[arg-type] # a list is the sequence that it gets
+            process,
             settings=settings,
             retrier=Retrier(health=Health(), wait_max_s=1),
             group=f"bench-{uuid.uuid4().hex}",
             batch_records_max=STATISTICS_BATCH_MAX,
             linger_ms=STATISTICS_LINGER_MS,
             publisher=publisher,
+            store=store,
         )
         wall, cpu = time.perf_counter(), time.process_time()
         await broker.connect()

@@ -37,12 +37,22 @@ from msgspec import UNSET
 from services.aggregate.fold import StatEvent, as_stat_event, superseded
 from services.aggregate.summary_writer import Handled, SummaryWriter, publish_summary, summary_event
 from shared.domain import keys
-from shared.domain.events import Cause, CityFolded, CountryDayPlanned, CountryDaySummary, Event, cause_of
+from shared.domain.events import (
+    Cause,
+    CityDayRetracted,
+    CityDayStats,
+    CityFolded,
+    CountryDayPlanned,
+    CountryDaySummary,
+    Event,
+    cause_of,
+)
 from shared.domain.ids import CountrySlug
-from shared.domain.objects import GenerationPointer, Manifest, Plan, Summary
+from shared.domain.objects import BucketObject, CorruptObject, GenerationPointer, Manifest, Plan, Summary
 from shared.domain.outbox import events_of_manifest, events_of_plan
 from shared.domain.topics import Topic
-from shared.kafka.consumer import decode_batch
+from shared.kafka.consumer import DecodedRecord, decode_by_key, handle_keys
+from shared.kafka.failed_keys import KeyResult
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent, process_span, traceparent_of
 from shared.runtime import tracing
@@ -55,20 +65,16 @@ from shared.storage.repository import Repository
 FOLDS_AT_ONCE_MAX = 32
 
 _Item = TypeVar("_Item")
+_Stored = TypeVar("_Stored", bound=BucketObject)
 _log = structlog.get_logger()
-
-
-class _Caused(msgspec.Struct, frozen=True):
-    event: StatEvent
-    cause: Cause | None
-    traceparent: str | None
 
 
 class _Folded(msgspec.Struct, frozen=True, kw_only=True):
     """A folded country-day without its ledger, which may be large: a batch has many.
 
     ``handled`` is that of its version in each generation. ``event`` is None while only a part of the plan is known, so
-    there is nothing to publish. ``newer`` are the bucket's events for records that are superseded.
+    there is nothing to publish. ``newer`` are the bucket's events for records that are superseded, ``ended`` the
+    ``CityFolded`` of each event that a request caused.
     """
 
     generation: int
@@ -79,6 +85,7 @@ class _Folded(msgspec.Struct, frozen=True, kw_only=True):
     handled: dict[int, Handled]
     newer: list[Event]
     traceparent: str | None
+    ended: list[OutgoingEvent]
 
 
 class CityStatsConsumer:
@@ -98,50 +105,42 @@ class CityStatsConsumer:
         self._changes = ChangeCounter(store)
         self._one_batch = asyncio.Lock()  # a consumer that is restarted may take the next batch too early
 
-    async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+    async def process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
         """Fold a batch. When this returns, all effects have happened and the batch can be committed."""
         async with self._one_batch:
-            await self._process(batch)
+            return await self._process(batch)
 
-    async def _process(self, batch: Sequence[ConsumedRecord]) -> None:
-        groups: dict[tuple[dt.date, CountrySlug], list[_Caused]] = {}
-        for record, event in (
-            (item.record, as_stat_event(item.event)) for item in await decode_batch(batch, self._publisher)
-        ):
-            headers = dict(record.headers)
-            caused = _Caused(event, cause_of(headers), traceparent_of(headers))
-            groups.setdefault((event.date, event.country), []).append(caused)
+    async def _process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
+        groups = await decode_by_key(batch, self._publisher, country_day_of)
         current = await read_current(self._store)
         folded: list[_Folded] = []
 
-        async def fold_one(group: list[_Caused]) -> None:
+        async def fold(group: Sequence[DecodedRecord]) -> None:
             folded.append(await self._fold_group(group, current))
 
         try:
-            await _for_each(fold_one, groups.values())
+            results = await handle_keys(groups, fold, at_once_max=FOLDS_AT_ONCE_MAX)
         except Exception:
             await self._count_and_publish(folded, current)
             raise
         await self._count_and_publish(folded, current)
-        await self._publisher.publish(
-            OutgoingEvent(_city_folded(item.event, item.cause), traceparent=item.traceparent)
-            for group in groups.values()
-            for item in group
-            if item.cause is not None and not isinstance(item.event, CountryDayPlanned)
-        )
+        await self._publisher.publish(ended for one in folded for ended in one.ended)
+        return results
 
-    async def _fold_group(self, group: list[_Caused], current: GenerationPointer) -> _Folded:
-        events = [item.event for item in group]
+    async def _fold_group(self, group: Sequence[DecodedRecord], current: GenerationPointer) -> _Folded:
+        events = [as_stat_event(item.event) for item in group]
+        headers = [dict(item.record.headers) for item in group]
+        causes = [cause_of(one) for one in headers]
         date, country = events[0].date, events[0].country
-        traceparents = (item.traceparent for item in group)
+        traceparents = [traceparent_of(one) for one in headers]
         with process_span(Topic.CITY_STATS, traceparents, date=str(date), country=country, events=len(events)):
             handled = {}
             # The live summary comes last, so a rebuild that reads it first never finds it ahead of the built one.
             for generation in reversed(current.folded):
                 entry = await self._summaries.fold(generation, events)
                 handled[generation] = entry.handled
-            causes = {item.cause.request_id for item in group if item.cause is not None}
-            if causes:
+            request_ids = {cause.request_id for cause in causes if cause is not None}
+            if request_ids:
                 _log.info(
                     "country_day_folded",
                     date=str(date),
@@ -149,7 +148,7 @@ class CityStatsConsumer:
                     version=entry.summary.version,
                     cities_reported=entry.summary.cities_reported,
                     cities_expected=entry.summary.cities_expected,
-                    request_id=", ".join(sorted(causes)),
+                    request_id=", ".join(sorted(request_ids)),
                 )
             return _Folded(
                 generation=current.live,
@@ -160,6 +159,11 @@ class CityStatsConsumer:
                 handled=handled,
                 newer=await self._current_of_superseded(events, entry.summary),
                 traceparent=tracing.traceparent(),
+                ended=[
+                    OutgoingEvent(_city_folded(event, cause), traceparent=traceparent)
+                    for event, cause, traceparent in zip(events, causes, traceparents, strict=True)
+                    if cause is not None and not isinstance(event, CountryDayPlanned)
+                ],
             )
 
     async def _count_and_publish(self, folded: Sequence[_Folded], current: GenerationPointer) -> None:
@@ -199,7 +203,9 @@ class CityStatsConsumer:
     async def _publish_if_changed(self, folded: _Folded) -> None:
         generation, date, country = folded.generation, folded.date, folded.country
         present = await self._store.get(keys.summary(generation, date, country), first_bytes=0)
-        if present is not None and present.etag != folded.etag:
+        if present is None or present.etag == folded.etag:
+            return
+        try:
             await publish_summary(
                 self._store,
                 self._publisher,
@@ -209,6 +215,8 @@ class CityStatsConsumer:
                 country=country,
                 traceparent=folded.traceparent,
             )
+        except CorruptObject as error:
+            _leave_to_repair(error)
 
     async def _current_of_superseded(self, events: Sequence[StatEvent], summary: Summary) -> list[Event]:
         """Return the bucket's events for each key whose last record in this batch is already superseded."""
@@ -218,13 +226,13 @@ class CityStatsConsumer:
         stale = [event for event in last_of_key.values() if superseded(summary, event)]
         current: list[Event] = []
         if any(isinstance(event, CountryDayPlanned) for event in stale):
-            plan = await self._objects.get(Plan, keys.plan(summary.date))
+            plan = await self._readable(Plan, keys.plan(summary.date))
             if plan and (summary.country in plan.countries or summary.country in plan.gone):
                 current += (again for again in events_of_plan(plan, summary.country) if not superseded(summary, again))
         for event in stale:
             if isinstance(event, CountryDayPlanned):
                 continue
-            manifest = await self._objects.get(Manifest, keys.manifest(event.date, event.city_id))
+            manifest = await self._readable(Manifest, keys.manifest(event.date, event.city_id))
             if manifest is not None:
                 current += (
                     again
@@ -232,6 +240,20 @@ class CityStatsConsumer:
                     if again.key == event.key and not superseded(summary, again)
                 )
         return current
+
+    async def _readable(self, kind: type[_Stored], key: str) -> _Stored | None:
+        try:
+            return await self._objects.get(kind, key)
+        except CorruptObject as error:
+            _leave_to_repair(error)
+            return None
+
+
+def _leave_to_repair(error: CorruptObject) -> None:
+    """Log an unreadable object of one date: `repair` publishes what it should have held."""
+    if not error.harms_alone:
+        raise error
+    _log.error("object_unreadable", key=error.key, error=str(error))
 
 
 async def _for_each(work: Callable[[_Item], Awaitable[None]], items: Iterable[_Item]) -> None:
@@ -244,13 +266,17 @@ async def _for_each(work: Callable[[_Item], Awaitable[None]], items: Iterable[_I
     await run_all(map(run, items))
 
 
+def country_day_of(event: Event) -> str:
+    """Return the country-day of an event, which is the key that is folded."""
+    stat = as_stat_event(event)
+    return f"{stat.date}/{stat.country}"
+
+
 def _event_of(summary: Summary) -> CountryDaySummary | None:
     return summary_event(summary) if summary.version else None
 
 
-def _city_folded(event: StatEvent, cause: Cause | None) -> CityFolded:
-    assert cause is not None
-    assert not isinstance(event, CountryDayPlanned)
+def _city_folded(event: CityDayStats | CityDayRetracted, cause: Cause) -> CityFolded:
     return CityFolded(
         request_id=cause.request_id,
         date=event.date,

@@ -30,6 +30,7 @@ from services.ingest.upstream.errors import (
 from services.ingest.upstream.retry import WAIT_FIRST_S, WAIT_MAX_S, jittered_s
 from shared.domain.events import Retryable
 from shared.kafka.consumer import decode_batch
+from shared.kafka.failed_keys import KeyResult
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent, traceparent_of
 from shared.runtime.retry import Retrier
@@ -75,7 +76,7 @@ class Retries:
         self._clock = clock
         self._retrier = retrier
 
-    async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+    async def process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
         """Publish each event of a batch when it is due, or after WAIT_MAX_S. Afterwards the batch can be committed."""
         now, began_s = self._clock(), self._retrier.now_s()
         waiting: list[tuple[float, OutgoingEvent]] = []
@@ -94,3 +95,4 @@ class Retries:
             due = [again for wait_s, again in waiting if wait_s <= passed_s]
             await self._publisher.publish(due)
             waiting = waiting[len(due) :]
+        return ()

@@ -56,11 +56,12 @@ class BucketObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CorruptObject(RuntimeError):
-    """The object under ``key`` cannot be read."""
+    """The object under ``key`` cannot be read as a ``kind``."""
 
-    def __init__(self, key: str, fault: str) -> None:
+    def __init__(self, key: str, fault: str, kind: type[BucketObject] = BucketObject) -> None:
         super().__init__(f"{key} {fault}")
         self.key = key
+        self.kind = kind
 
     @property
     def harms_alone(self) -> bool:
@@ -632,7 +633,7 @@ def decode(kind: type[_Stored], body: bytes, key: str) -> _Stored:
         stored = decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         _refuse_newer(body, key)
-        raise CorruptObject(key, f"is not a readable {kind.__name__}: {error}") from error
+        raise CorruptObject(key, f"is not a readable {kind.__name__}: {error}", kind) from error
     if stored.schema_version > schema.SCHEMA_VERSION:
         _refuse_newer(body, key)
     _require_own_key(stored, key)
@@ -671,7 +672,7 @@ def _require_own_key(stored: BucketObject, key: str) -> None:
         case _:
             return
     if misplaced:
-        raise CorruptObject(key, f"holds the content of {own}")
+        raise CorruptObject(key, f"holds the content of {own}", type(stored))
 
 
 def require_exact(summary: Summary | SummaryHead, key: str) -> None:

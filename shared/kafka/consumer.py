@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -30,7 +30,7 @@ from shared.domain import events
 from shared.domain.events import Event, NewerContract, PoisonRecord
 from shared.domain.topics import METADATA_AGE_MAX_MS, RECORD_BYTES_MAX, Topic, group_id
 from shared.kafka.connection import broker_security
-from shared.kafka.isolation import IsolatingBatch, Process
+from shared.kafka.failed_keys import FailedKeys, KeyResult, Process, harms_one_key
 from shared.kafka.offset_tracker import OffsetTracker, TrackedRecord
 from shared.kafka.poll import Poll
 from shared.kafka.producer import Publisher
@@ -39,8 +39,10 @@ from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.kafka.skip_markers import SkipMarkers
 from shared.kafka.subscription import SHUTDOWN_GRACE_S, Subscription
 from shared.runtime import metrics
+from shared.runtime.concurrency import bounded_map
 from shared.runtime.retry import Retrier, Stopping
 from shared.runtime.settings import Settings
+from shared.storage.object_store import ObjectStore
 
 POLL_INTERVAL_SLACK_S = 120.0
 UNCOMMITTED_MAX = 1_000
@@ -82,6 +84,7 @@ def consume(
     batch_records_max: int,
     linger_ms: int,
     publisher: Publisher,
+    store: ObjectStore,
     deadline_s: float = 180.0,
     skip_markers: SkipMarkers | None = None,
     in_turns: bool = False,
@@ -89,8 +92,8 @@ def consume(
 ) -> Subscription:
     """Subscribe ``process`` to a topic: it gets batches of records, and its return commits the batch.
 
-    A failed batch is retried, without the records that ``skip_markers`` sends to the dead letters, and those that
-    `IsolatingBatch` sends there by ``publisher``. ``deadline_s`` is the longest duration of one batch; it sets Kafka's
+    A failed batch is retried, without the records that ``skip_markers`` or `FailedKeys` send to the dead letters by
+    ``publisher``. ``deadline_s`` is the longest duration of one batch; it sets Kafka's
     ``max.poll.interval.ms``. If ``in_turns``, a batch has records of every partition alike. Up to ``batches_at_once``
     batches are handled at the same time. Returns the subscription: ``begin`` it, run its ``watch``, and ``drain`` it
     before the broker stops.
@@ -142,15 +145,19 @@ def consume(
         detail = f"of {topic.value}"
         if batches_at_once > 1:  # each has its own fault
             detail += f" from {batch[0].partition}/{batch[0].offset}"
-        isolating = IsolatingBatch(batch, partial(_process_unmarked, process, skip_markers), publisher)
+        left = list(batch)
+        work = partial(failed_keys.handle, partial(_process_unmarked, process, skip_markers), left)
         try:
-            await retrier.retry_until_available("batch", isolating.handle, detail=detail)
+            await retrier.retry_until_available("batch", work, detail=detail)
         except Stopping:
             return  # without a commit: Kafka redelivers the batch
         await subscription.commit(tracker.mark_done(tracked))
         metrics.batch_seconds.labels(topic.value).observe(time.monotonic() - began)
 
-    subscription = Subscription(topic, name, subscriber, tracker, take_turn, suspects=poll.suspects)
+    failed_keys = FailedKeys(topic, publisher, retrier.health, store)
+    subscription = Subscription(
+        topic, name, subscriber, tracker, take_turn, suspects=poll.suspects, look_again=failed_keys.look_again
+    )
     return subscription
 
 
@@ -169,17 +176,54 @@ class _Assignments(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka
 
 async def _process_unmarked(
     process: Process, skip_markers: SkipMarkers | None, batch: Sequence[ConsumedRecord]
-) -> None:
+) -> Sequence[KeyResult]:
     """Process a batch without the records that an operator has marked to be skipped."""
     while True:
         try:
-            await process(batch)
+            return await process(batch)
         except NewerContract as error:
             if skip_markers is None:
                 raise
             batch = await skip_markers.take(error, batch)
-        else:
-            return
+
+
+async def handle_keys(
+    groups: Mapping[str, Sequence[DecodedRecord]],
+    handle: Callable[[Sequence[DecodedRecord]], Awaitable[None]],
+    *,
+    at_once_max: int = 1,
+) -> list[KeyResult]:
+    """Handle the records of each key, at most ``at_once_max`` keys at the same time, and return a result for each.
+
+    Raises the first error that concerns more than one key, when the keys under way have ended. No other is begun.
+    """
+    outages: list[Exception] = []
+
+    async def run(key: str) -> KeyResult:
+        error: Exception | None = None
+        if not outages:
+            try:
+                await handle(groups[key])
+            except Exception as raised:  # noqa: BLE001  # what happens then is decided elsewhere
+                error = raised
+                if not harms_one_key(raised):
+                    outages.append(raised)
+        return KeyResult(key, [item.record for item in groups[key]], error)
+
+    results = await bounded_map(run, list(groups), limit=at_once_max)
+    if outages:
+        raise outages[0]
+    return results
+
+
+async def decode_by_key(
+    batch: Sequence[ConsumedRecord], publisher: Publisher, key_of: Callable[[Event], str]
+) -> dict[str, list[DecodedRecord]]:
+    """Decode the events of a batch as `decode_batch` does, and group them by ``key_of`` in order."""
+    groups: dict[str, list[DecodedRecord]] = {}
+    for item in await decode_batch(batch, publisher):
+        groups.setdefault(key_of(item.event), []).append(item)
+    return groups
 
 
 async def decode_batch(batch: Sequence[ConsumedRecord], publisher: Publisher) -> list[DecodedRecord]:

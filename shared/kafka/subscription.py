@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -76,6 +77,7 @@ class Subscription:
         take_turn: TakeTurn,
         *,
         suspects: Mapping[TopicPartition, Suspect] = MappingProxyType({}),
+        look_again: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         metrics.dead_letters.labels(topic.value)  # exports 0, so that an alert sees the first one
         metrics.blocked_partitions.labels(topic.value)
@@ -87,6 +89,7 @@ class Subscription:
         self._name = name
         self._take_turn = take_turn
         self._suspects = suspects
+        self._look_again = look_again
         self._taking: asyncio.Task[None] | None = None
         self._lag = Lag(topic, tracker)
 
@@ -142,6 +145,9 @@ class Subscription:
                 retrier.health.failing("partitions", UNASSIGNED.format(topic=name), detail=name)
             else:
                 retrier.health.recovered("partitions", detail=name)
+            if self._look_again is not None:
+                with contextlib.suppress(DependencyUnavailable):
+                    await self._look_again()
             has_read_all = await self._measure()
             if self.running or self.batches != batches_before or has_read_all:
                 batches_before, no_progress_since_s = self.batches, retrier.now_s()

@@ -18,32 +18,35 @@ _log = structlog.get_logger()
 
 
 class Health:
-    """Collects the current faults of a service. It is ready once it has started and has no fault."""
+    """Collects the current faults of a service. It is ready once it has started and no fault keeps it from its work."""
 
     def __init__(self, *, clock_s: Callable[[], float] = time.monotonic) -> None:
         self.started = False
         self._clock_s = clock_s
         self._faults: dict[str, str] = {}
         self._began_s: dict[str, float] = {}
+        self._harmless: set[str] = set()
         metrics.ready.set_function(lambda: float(self.ready))
 
     @property
     def ready(self) -> bool:
         """Whether the service can do its work."""
-        return self.started and not self._faults
+        return self.started and self._faults.keys() <= self._harmless
 
     @property
     def faults(self) -> dict[str, str]:
         """The current faults: a sentence for each concern."""
         return dict(self._faults)
 
-    def failing(self, what: Concern, reason: str, *, detail: str = "") -> None:
+    def failing(self, what: Concern, reason: str, *, detail: str = "", still_ready: bool = False) -> None:
         """Record that ``what`` fails, and why. ``detail`` says which of its kind; metrics do not have it.
 
-        The log says when a fault begins and when it ends.
+        A service that is ``still_ready`` does all its other work. The log says when a fault begins and when it ends.
         """
         metrics.faults.labels(what).inc()
         name = f"{what} {detail}".rstrip()
+        if still_ready:
+            self._harmless.add(name)
         if name not in self._faults:
             self._began_s[name] = self._clock_s()
             _log.warning("fault_began", what=what, detail=detail, error=reason)
@@ -53,6 +56,7 @@ class Health:
         """Record that ``what`` works again."""
         name = f"{what} {detail}".rstrip()
         reason = self._faults.pop(name, None)
+        self._harmless.discard(name)
         if reason is not None:
             duration_s = round(self._clock_s() - self._began_s.pop(name), 1)
             _log.info("fault_ended", what=what, detail=detail, duration_s=duration_s, error=reason)

@@ -35,7 +35,7 @@ Concern = Literal[
     "partitions",
     "batch",
     "record",
-    "city_day",
+    "key",
     "requeue",
     "upstream",
     "generation",
@@ -91,6 +91,12 @@ consumer_lag = Gauge(
 oldest_record_age = Gauge(
     "tripfold_consumer_oldest_record_age_seconds",
     "Age of the oldest record that the consumer has not processed; 0 without one",
+    ["topic"],
+    registry=CONSUMERS,
+)
+failed_keys = Gauge(
+    "tripfold_failed_keys",
+    "Country-days, city-days and requests whose records go to the dead letters",
     ["topic"],
     registry=CONSUMERS,
 )
@@ -261,7 +267,7 @@ event_loop_lag_max = Gauge(
 )
 
 _UPLOADS = ("UploadPart", "CompleteMultipartUpload")
-_CONSUMER_FAULTS: tuple[Concern, ...] = ("s3", "kafka", "consumer", "partitions", "batch", "record")
+_CONSUMER_FAULTS: tuple[Concern, ...] = ("s3", "kafka", "consumer", "partitions", "batch", "record", "key")
 _FIRST_VALUES: dict[Part, dict[MetricWrapperBase, tuple[str, ...]]] = {
     "api": {
         cas_conflicts: ("active_requests", "backfill", "request", "schedule"),
@@ -277,7 +283,7 @@ _FIRST_VALUES: dict[Part, dict[MetricWrapperBase, tuple[str, ...]]] = {
     "worker": {
         cas_conflicts: ("attempts", "manifest"),
         city_tasks_finished: tuple(outcome.value for outcome in Outcome),
-        faults: (*_CONSUMER_FAULTS, "city_day", "upstream"),
+        faults: (*_CONSUMER_FAULTS, "upstream"),
         quarantined_files: ("invalid", "parser_crash", "suspicious"),
         upstream_requests: get_args(UpstreamOutcome),
     },

@@ -20,6 +20,7 @@ from shared.domain.topics import Topic
 from shared.kafka.records import ConsumedRecord
 from shared.storage.generation_pointer import read_current
 from tests.fakes.builders import Clock, Trip, trip_file
+from tests.fakes.handling import handle_all
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.fakes.store import MemoryStore
 
@@ -110,7 +111,7 @@ class FakeBucket:
         """Fold events as a newly started aggregate does."""
         folder = CityStatsConsumer(self.store, self.publisher, cache_bytes=100_000)
         for batch in batches:
-            await folder.process([self.record_of(event) for event in batch])
+            await handle_all(folder.process, [self.record_of(event) for event in batch])
 
     def record_of(self, event: Event) -> ConsumedRecord:
         """Append an event to its topic."""

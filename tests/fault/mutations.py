@@ -54,8 +54,10 @@ from shared.domain.objects import (
 )
 from shared.domain.outbox import events_of_plan
 from shared.domain.topics import Topic
+from shared.kafka import consumer as kafka_consumer
 from shared.kafka.consumer import DecodedRecord, decode_batch
-from shared.kafka.isolation import IsolatingBatch
+from shared.kafka.failed_keys import FailedKeys, KeyResult
+from shared.kafka.failed_keys import Process as HandleBatch
 from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.storage import active_requests
@@ -65,6 +67,7 @@ from shared.storage.object_store import CasConflict, ObjectInfo, ObjectStore, Up
 from shared.storage.repository import Versioned
 from tests.fakes.builders import FORGED_STATS, City, UpstreamState
 from tests.fakes.faults import Break, ProcessLife
+from tests.fakes.handling import handle_all
 from tests.fakes.index_race import Race
 from tests.fakes.log import PARTITIONS
 from tests.fakes.store import BreakableStore
@@ -592,9 +595,10 @@ def pointer_before_the_batch(patch: pytest.MonkeyPatch) -> None:
     async def remembered(store: ObjectStore) -> GenerationPointer:
         return known.get(id(store)) or await read_current(store)
 
-    async def process_and_remember(self: CityStatsConsumer, batch: Sequence[ConsumedRecord]) -> None:
-        await process(self, batch)
+    async def process_and_remember(self: CityStatsConsumer, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
+        results = await process(self, batch)
         known[id(self._store)] = await read_current(self._store)
+        return results
 
     patch.setattr(consumer, "read_current", remembered)
     patch.setattr(CityStatsConsumer, "process", process_and_remember)
@@ -730,10 +734,15 @@ def vanished_taken_for_unchanged(patch: pytest.MonkeyPatch) -> None:
 def without_isolation(patch: pytest.MonkeyPatch) -> None:
     """Try a batch again without end, whatever its error is."""
 
-    async def stubborn(self: IsolatingBatch) -> None:
-        await self._process(self._left)
+    async def stubborn(_self: FailedKeys, process: HandleBatch, left: list[ConsumedRecord]) -> None:
+        await handle_all(process, left)
 
-    patch.setattr(IsolatingBatch, "handle", stubborn)
+    patch.setattr(FailedKeys, "handle", stubborn)
+
+
+def damage_tried_again(patch: pytest.MonkeyPatch) -> None:
+    """Wait for an unreadable object of one date as for any other fault of a record."""
+    patch.setattr(FailedKeys, "_is_known", lambda _self, _key, _error: False)
 
 
 class _Unbounded:
@@ -843,7 +852,7 @@ def drop_if_dead_letter_fails(patch: pytest.MonkeyPatch) -> None:
         except KafkaUnavailable:
             return []
 
-    patch.setattr(consumer, "decode_batch", careless)
+    patch.setattr(kafka_consumer, "decode_batch", careless)
 
 
 def no_record_after_stale_ones(patch: pytest.MonkeyPatch) -> None:
@@ -1126,6 +1135,7 @@ MUTATIONS = (
     Mutation(name="a city for each type of an id", patch=ids_by_type, proof=writing_ids_differently),
     Mutation(name="a new id for each publish of a backfill", patch=ids_of_their_own, proof=breaking_a_backfill),
     Mutation(name="a damaged object taken for an outage", patch=damage_taken_for_an_outage, proof=damaging_each_object),
+    Mutation(name="a damaged object tried again", patch=damage_tried_again, proof=damaging_each_object),
     Mutation(name="mended below the lost revision", patch=mended_below_the_lost_revision, proof=damaging_each_object),
     Mutation(
         name="a lost record not requested again", patch=no_request_without_a_record, proof=losing_a_record_of_a_retry

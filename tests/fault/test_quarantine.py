@@ -19,6 +19,7 @@ from shared.domain.topics import Topic
 from shared.runtime.retry import Stopping
 from tests.fakes.builders import UpstreamState, trip_file
 from tests.fakes.faults import Break, PortCall, PortCalls
+from tests.fakes.handling import handle_all
 from tests.fakes.log import PARTITIONS
 from tests.fakes.metrics import REGISTRY
 from tests.fault.checks import differences, manifests, record_of, reports
@@ -333,7 +334,7 @@ async def stopped_in_the_middle(world: World) -> Process:
         await world.turn("planner")
     process = Process(world, "worker", 0)
     batch = world.log.take("worker", ROLES["worker"].topic, ROLES["worker"].batch_records_max)
-    handling = asyncio.ensure_future(process.process(batch))
+    handling = asyncio.ensure_future(handle_all(process.process, batch))
     async with asyncio.timeout(10):
         while not is_noted(world):  # noqa: ASYNC110  # a write to the store has no event
             await asyncio.sleep(0)

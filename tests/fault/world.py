@@ -30,6 +30,7 @@ from services.aggregate.requests.consumer import RequestProgressConsumer
 from services.aggregate.requests.requeue import Requeue
 from services.aggregate.tables.builder import TableBuilder
 from services.api.quarantine.service import Quarantine, QuarantineFilter
+from services.ingest.isolated import run_through_outages
 from services.ingest.jobs.backfills import BackfillAdvancer
 from services.ingest.jobs.schedules import ScheduleRunner
 from services.ingest.planner.planner import Planner
@@ -58,7 +59,8 @@ from shared.domain.objects import (
 from shared.domain.requests import new_record, request_event
 from shared.domain.topics import Topic
 from shared.domain.volume import VolumeRules
-from shared.kafka.isolation import IsolatingBatch
+from shared.kafka.failed_keys import FailedKeys, KeyResult
+from shared.kafka.failed_keys import Process as Handler
 from shared.kafka.producer import KafkaUnavailable, Publisher
 from shared.kafka.records import ConsumedRecord
 from shared.runtime.health import Health
@@ -104,7 +106,6 @@ DROP_GRACE = dt.timedelta(minutes=15)
 
 _Result = TypeVar("_Result")
 _Intended = TypeVar("_Intended", Manifest, Plan)
-Handler = Callable[[Sequence[ConsumedRecord]], Awaitable[None]]
 
 _threads = ThreadPoolExecutor(4, thread_name_prefix="fold")  # more than one: a paused stream holds its own
 
@@ -120,8 +121,8 @@ class WatchedHealth(Health):
         super().__init__()
         self._unexpected = unexpected
 
-    def failing(self, what: Concern, reason: str, *, detail: str = "") -> None:
-        super().failing(what, reason, detail=detail)
+    def failing(self, what: Concern, reason: str, *, detail: str = "", still_ready: bool = False) -> None:
+        super().failing(what, reason, detail=detail, still_ready=still_ready)
         if "was refused" not in reason and "was lost" not in reason:
             self._unexpected.append(f"{what}: {reason}")
 
@@ -184,6 +185,7 @@ class Process(ProcessLife):
         self.publisher = world.make_publisher(self)
         self.upstream = BreakableUpstream(world.upstream, self)
         self.process = _with_a_fault(world.make_handler(self))
+        self.failed_keys = FailedKeys(ROLES[role].topic, self.publisher, self.health, self.store)
 
 
 class IsolatedLife(ProcessLife):
@@ -427,7 +429,7 @@ class World:
         child = IsolatedLife(parent)
         ingest = self._make_ingest(child, parent.retrier, crashes=isolated.crashes)
         try:
-            await parent.retrier.retry_until_available("city_day", lambda: ingest.run(isolated.task))
+            await run_through_outages(ingest, isolated.task, parent.retrier)
         except BaseException as error:
             if is_crash(error) and not parent.dead:
                 self.isolated_deaths += 1
@@ -844,8 +846,8 @@ class World:
         try:
             if self.commit_first:
                 await self._commit(process, batch)
-            isolating = IsolatingBatch(batch, process.process, process.publisher)
-            await process.retrier.retry_until_available("batch", isolating.handle)
+            work = partial(process.failed_keys.handle, process.process, list(batch))
+            await process.retrier.retry_until_available("batch", work)
             if not self.commit_first:
                 await self._commit(process, batch)
         except BaseException as error:
@@ -870,13 +872,13 @@ class World:
 
 
 def _with_a_fault(handler: Handler) -> Handler:
-    """Return a handler that handles a batch, and then raises the same error if it has a record with a BREAKING key."""
+    """Return a handler that fails for each BREAKING key in the same way, and handles the others."""
 
-    async def handle(batch: Sequence[ConsumedRecord]) -> None:
+    async def handle(batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
         breaking = [record for record in batch if BREAKING in (record.key or b"")]
-        await handler([record for record in batch if record not in breaking])
-        if breaking:
-            raise TypeError("a record was refused, whatever was tried")
+        results = await handler([record for record in batch if record not in breaking])
+        fault = TypeError("a record was refused, whatever was tried")
+        return [*results, *(KeyResult(str(record.key), [record], fault) for record in breaking)]
 
     return handle
 

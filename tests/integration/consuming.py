@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
+from shared.domain.ids import utc_now
 from shared.domain.topics import Topic
 from shared.kafka.consumer import consume, make_broker
+from shared.kafka.failed_keys import KeyResult
 from shared.kafka.records import ConsumedRecord
 from shared.kafka.skip_markers import SkipMarkers
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier
 from shared.runtime.settings import Settings
 from tests.fakes.log import MemoryLog, MemoryPublisher
+from tests.fakes.store import MemoryStore
 
 
 class Collector:
@@ -22,11 +25,12 @@ class Collector:
         self.faults = list(faults)
         self.seen: list[ConsumedRecord] = []
 
-    async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+    async def process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
         """Fail as told, then keep the batch."""
         if self.faults:
             raise self.faults.pop(0)
         self.seen += batch
+        return ()
 
     async def has(self, count: int) -> bool | None:
         """Say True once ``count`` records have been seen."""
@@ -60,6 +64,7 @@ async def consuming(
         batches_at_once=batches_at_once,
         linger_ms=20,
         publisher=MemoryPublisher(MemoryLog()),
+        store=MemoryStore(utc_now),
         skip_markers=skip_markers,
         in_turns=in_turns,
     )

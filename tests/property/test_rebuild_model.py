@@ -35,6 +35,7 @@ from shared.kafka.records import ConsumedRecord
 from shared.storage.generation_pointer import read_current
 from shared.storage.object_store import AdminObjectStore, ObjectInfo, StoredObject, UnfinishedUpload, Upload
 from tests.fakes.bucket import DAY, FakeBucket, trips
+from tests.fakes.handling import handle_all
 from tests.fakes.store import MemoryStore
 
 PREEMPTIONS_MAX = 1
@@ -211,9 +212,8 @@ class Scene:
         published: list[Event] = self.bucket.store_file(city, revision, trips(count))
         await process.gate()
         batch = [self.bucket.record_of(event) for event in published]
-        await CityStatsConsumer(
-            GatedStore(self.bucket.store, process), self.bucket.publisher, cache_bytes=100_000
-        ).process(batch)
+        store = GatedStore(self.bucket.store, process)
+        await handle_all(CityStatsConsumer(store, self.bucket.publisher, cache_bytes=100_000).process, batch)
         if (await self.live_summary()).ledger[CityId(str(city))].revision < revision:
             self.failures.append(f"{process.name} has folded revision {revision}, which is not live")
 

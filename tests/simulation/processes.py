@@ -26,11 +26,14 @@ import shared.kafka.producer
 import shared.service
 from services.api.statistics import listings
 from services.ingest.app import make_city_day_ingest
+from services.ingest.isolated import run_through_outages
 from services.ingest.upstream.circuit_breaker import CircuitBreaker
 from services.ingest.worker import city_day
 from services.ingest.worker.isolation import IsolatedTask
 from shared.domain.topics import Topic
 from shared.kafka.consumer import consume
+from shared.kafka.failed_keys import KeyResult
+from shared.kafka.failed_keys import Process as HandleBatch
 from shared.kafka.producer import CHECK_TIMEOUT_MS, KafkaPublisher, KafkaUnavailable
 from shared.kafka.records import ConsumedRecord
 from shared.kafka.subscription import Subscription
@@ -162,8 +165,8 @@ class _WatchedHealth(Health):
         super().__init__(clock_s=process.simulation.loop.time)
         self._process = process
 
-    def failing(self, what: Concern, reason: str, *, detail: str = "") -> None:
-        super().failing(what, reason, detail=detail)
+    def failing(self, what: Concern, reason: str, *, detail: str = "", still_ready: bool = False) -> None:
+        super().failing(what, reason, detail=detail, still_ready=still_ready)
         self._process.simulation.note_fault(self._process, what, reason)
 
 
@@ -220,14 +223,12 @@ def _ports_of(process: Process) -> Iterator[None]:
         yield
 
 
-def _consume(
-    process: Process, broker: Any, topic: Topic, handle: Callable[[Any], Awaitable[None]], **options: Any
-) -> Subscription:
+def _consume(process: Process, broker: Any, topic: Topic, handle: HandleBatch, **options: Any) -> Subscription:
     """Consume a topic, and note which records the handler is given."""
 
-    async def noted(batch: Sequence[ConsumedRecord]) -> None:
+    async def noted(batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
         process.simulation.kafka.note_handled(batch)
-        await handle(batch)
+        return await handle(batch)
 
     return consume(broker, topic, noted, **options)
 
@@ -240,7 +241,7 @@ async def _run_isolated(process: Process, isolated: IsolatedTask) -> bool:
         upstream, retry_policy = services.ingest.app.make_upstream(context)
         ingest = make_city_day_ingest(context, upstream, retry_policy, crashes=isolated.crashes)
     async with context.publisher:
-        await context.retrier.retry_until_available("city_day", lambda: ingest.run(isolated.task))
+        await run_through_outages(ingest, isolated.task, context.retrier)
     return True
 
 

@@ -12,7 +12,7 @@ import typer
 from msgspec import UNSET
 from rich.text import Text
 
-from services.aggregate.audit.mend import sampled_faults
+from services.aggregate.audit.mend import KINDS, faults_of, sampled_faults
 from services.aggregate.replay.generations import rebuild_age_s
 from services.aggregate.replay.topic_reader import KafkaTopicReader, TopicReader
 from services.api.auth import key_file_is_exposed, read_keys
@@ -27,6 +27,7 @@ from shared.domain.ids import utc_now
 from shared.domain.objects import BucketEpoch, CorruptObject, Manifest, Plan
 from shared.domain.topics import GROUPS, Topic
 from shared.kafka.admin import check_topics
+from shared.kafka.dead_letters import ERROR_HEADER
 from shared.kafka.poll import UndecodableRecord
 from shared.kafka.producer import KafkaPublisher
 from shared.kafka.raw_batches import Undecodable
@@ -50,6 +51,8 @@ FAULTS_NAMED_MAX = 10
 RACE_ROUNDS = 3
 RACE_WRITERS = 4
 REVISION_RECORDS_MAX = 2_000
+DEAD_LETTERS_MAX = 2_000
+"""How many dead letters of each partition are read."""
 WAITING_RECORDS_MAX = 5_000
 """The most records of a partition that are read after the last commit: more than a batch has."""
 GETS_AT_ONCE_MAX = 16
@@ -59,6 +62,7 @@ NEEDS = {
     "stored objects": {"S3"},
     "topics": {"Kafka"},
     "consumers": {"S3", "Kafka", "topics"},
+    "dead letters": {"S3", "Kafka", "topics"},
     "revisions": {"S3", "Kafka"},
     "rebuild": {"S3"},
 }
@@ -170,6 +174,11 @@ def _checks(
             lambda: _check_consumers(settings, store),
             "upgrade the processes, or move the record to the dead letters: tripfold skip TOPIC PARTITION OFFSET",
         ),
+        (
+            "dead letters",
+            lambda: _check_dead_letters(settings, store),
+            "mend the objects with 'tripfold repair', or restore them from the bucket's versions",
+        ),
         ("upstream", lambda: check_city_list(settings), "check TRIPFOLD_UPSTREAM_URL, and that this server runs"),
         (
             "revisions",
@@ -268,11 +277,38 @@ async def check_schema_version(store: ObjectStore) -> str:
 
 async def check_stored_objects(store: ObjectStore) -> str:
     """Look for unreadable objects: the state of the bucket, and the dates requested last. Raises CheckFailed."""
-    faults = [str(fault) async for fault in sampled_faults(store)]
+    _require_none([fault async for fault in sampled_faults(store)])
+    return "the state of the bucket and the dates requested last are readable"
+
+
+def _require_none(faults: list[CorruptObject]) -> None:
     if faults:
         more = f", and {len(faults) - FAULTS_NAMED_MAX} more" if len(faults) > FAULTS_NAMED_MAX else ""
-        raise CheckFailed(f"unreadable: {'; '.join(faults[:FAULTS_NAMED_MAX])}{more}")
-    return "the state of the bucket and the dates requested last are readable"
+        raise CheckFailed(f"unreadable: {'; '.join(map(str, faults[:FAULTS_NAMED_MAX]))}{more}")
+
+
+async def _check_dead_letters(settings: Settings, store: ObjectStore) -> str:
+    replay = KafkaTopicReader(settings, Topic.DEAD_LETTERS, last_records_max=DEAD_LETTERS_MAX)
+    try:
+        return await check_dead_letters(store, replay)
+    finally:
+        await replay.close()
+
+
+async def check_dead_letters(store: ObjectStore, replay: TopicReader) -> str:
+    """Look for dates and requests whose records go to the dead letters because an object is unreadable.
+
+    Raises CheckFailed if such an object is still unreadable.
+    """
+    blamed: set[str] = set()
+    await replay.take_end()
+    async for batch in replay.read():
+        for record in batch:
+            key = dict(record.headers).get(ERROR_HEADER, b"").partition(b" ")[0].decode(errors="replace")
+            if key.startswith(tuple(KINDS)):
+                blamed.add(key)
+    _require_none(await faults_of(store, sorted(blamed)))
+    return "none of the latest is due to an object that is still unreadable"
 
 
 async def _check_topics(settings: Settings) -> str:

@@ -114,7 +114,7 @@ async def sampled_faults(store: ObjectStore) -> AsyncIterator[CorruptObject]:
         pass  # it is one of the faults
     for prefix in prefixes:
         async for batch in key_batches(store, prefix):
-            for fault in await _faults_of(store, batch[:SAMPLE_OBJECTS_MAX]):
+            for fault in await faults_of(store, batch[:SAMPLE_OBJECTS_MAX]):
                 yield fault
             break
 
@@ -127,7 +127,7 @@ async def mend_objects(store: ObjectStore, dates: Dates, clock: Callable[[], dt.
         async for listed in key_batches(store, prefix):
             dated = [(key, keys.parse_date(key)) for key in listed]
             batch = [key for key, date in dated if date is None or date in dates]
-            for fault in await _faults_of(store, batch):
+            for fault in await faults_of(store, batch):
                 if (mended := await mend(store, fault.key, clock)) is not None:
                     yield mended
     try:
@@ -230,7 +230,9 @@ async def _readable(store: ObjectStore, kind: type[_Kind], key: str) -> _Kind | 
         return None
 
 
-async def _faults_of(store: ObjectStore, batch: Sequence[str]) -> list[CorruptObject]:
+async def faults_of(store: ObjectStore, batch: Sequence[str]) -> list[CorruptObject]:
+    """Return an error for each of these objects that is unreadable. One that does not exist is none."""
+
     async def fault_of(key: str) -> CorruptObject | None:
         found = await store.get(key)
         return None if found is None else _fault_in(key, found.body)

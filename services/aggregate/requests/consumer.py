@@ -26,10 +26,11 @@ from shared.domain.ids import RequestId
 from shared.domain.objects import RequestRecord
 from shared.domain.requests import Status, counts_of, new_record, request_event, status_of
 from shared.domain.topics import Topic
-from shared.kafka.consumer import decode_batch
+from shared.kafka.consumer import DecodedRecord, decode_by_key, handle_keys
+from shared.kafka.failed_keys import KeyResult
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent, process_span, traceparent_of
-from shared.runtime.retry import Retrier, run_all
+from shared.runtime.retry import Retrier
 from shared.storage import active_requests
 from shared.storage.object_store import ObjectStore
 from shared.storage.repository import Repository
@@ -51,26 +52,23 @@ class RequestProgressConsumer:
         self._interval_s = interval_s
         self._written_at_s = 0.0
 
-    async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+    async def process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
         """Fold a batch. When this returns, all effects have happened and the batch can be committed."""
-        groups: dict[RequestId, list[ProgressEvent]] = {}
-        traceparents: dict[RequestId, list[str | None]] = {}
-        for item in await decode_batch(batch, self._publisher):
-            event = as_progress_event(item.event)
-            groups.setdefault(event.request_id, []).append(event)
-            traceparents.setdefault(event.request_id, []).append(traceparent_of(dict(item.record.headers)))
-
-        async def fold_one(request_id: RequestId, events: Sequence[ProgressEvent]) -> None:
-            about = {"request_id": request_id, "date": str(events[0].date)}
-            span = process_span(Topic.REQUEST_PROGRESS, traceparents[request_id], **about, events=len(events))
-            with bound_contextvars(**about), span:
-                await self._fold_group(request_id, events)
-
-        await run_all(fold_one(request_id, events) for request_id, events in groups.items())
+        groups = await decode_by_key(batch, self._publisher, lambda event: event.key)
+        results = await handle_keys(groups, self._fold_events, at_once_max=len(groups))
         now_s = self._retrier.now_s()
         # Events that arrive during the pause stay in Kafka and become the next batch.
         await self._retrier.pause(max(0.0, self._written_at_s + self._interval_s - now_s))
         self._written_at_s = self._retrier.now_s()
+        return results
+
+    async def _fold_events(self, group: Sequence[DecodedRecord]) -> None:
+        events = [as_progress_event(item.event) for item in group]
+        traceparents = [traceparent_of(dict(item.record.headers)) for item in group]
+        about = {"request_id": events[0].request_id, "date": str(events[0].date)}
+        span = process_span(Topic.REQUEST_PROGRESS, traceparents, **about, events=len(events))
+        with bound_contextvars(**about), span:
+            await self._fold_group(events[0].request_id, events)
 
     async def _fold_group(self, request_id: RequestId, events: Sequence[ProgressEvent]) -> None:
         key = keys.request(request_id)

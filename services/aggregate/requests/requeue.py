@@ -20,6 +20,7 @@ import structlog
 from shared.domain import keys
 from shared.domain.objects import EPOCH, CorruptObject, RequestRecord
 from shared.domain.requests import Status, is_stalled, resent_event, status_of
+from shared.kafka.failed_keys import for_each
 from shared.kafka.producer import Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime import metrics
@@ -98,8 +99,7 @@ class Requeue:
         now = self._clock()
         stalled = await self._look(now)
         self._export(now)
-        for read in stalled:
-            await self._resend(read, now)
+        await for_each(lambda read: self._resend(read, now), stalled)
         return len(stalled)
 
     async def _look(self, now: dt.datetime) -> list[Versioned[RequestRecord]]:

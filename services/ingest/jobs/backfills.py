@@ -56,6 +56,7 @@ from shared.domain.requests import (
     status_of,
     with_action,
 )
+from shared.kafka.failed_keys import for_each
 from shared.kafka.producer import Publisher
 from shared.kafka.records import OutgoingEvent
 from shared.runtime import metrics, tracing
@@ -92,14 +93,17 @@ class BackfillAdvancer:
         self._stalled_after = stalled_after
 
     async def once(self) -> None:
-        """Advance every open backfill by one step. An unreadable one does not stop the others."""
+        """Advance every open backfill by one step. One that cannot be advanced does not stop the others."""
         backfill_ids = await read_open(self._store)
         metrics.open_backfills.set(len(backfill_ids))
-        for backfill_id in backfill_ids:
+
+        async def advance(backfill_id: RequestId) -> None:
             try:
                 await self.advance(backfill_id)
             except CorruptObject as error:
                 _log.error("backfill_unreadable", backfill_id=backfill_id, error=str(error))
+
+        await for_each(advance, backfill_ids)
 
     async def advance(self, backfill_id: RequestId) -> None:
         """Advance one backfill by one step."""

@@ -16,9 +16,10 @@ import structlog
 from shared.domain import keys
 from shared.domain.objects import CorruptObject, DateSelection, Deadline, Schedule
 from shared.domain.schedules import due_run
+from shared.kafka.failed_keys import for_each
 from shared.runtime import metrics
 from shared.storage.backfills import TooManyBackfills, is_selected
-from shared.storage.object_store import ObjectStore
+from shared.storage.object_store import ObjectInfo, ObjectStore
 from shared.storage.repository import Repository, Versioned
 from shared.storage.schedules import claim_run, start_run
 
@@ -38,9 +39,10 @@ class ScheduleRunner:
         self._checked_at: dict[str, dt.datetime] = {}
 
     async def once(self) -> None:
-        """Start the runs that are due, and check the deadlines. An unreadable schedule does not stop the others."""
+        """Start the runs that are due, and check the deadlines. One that cannot be run does not stop the others."""
         known: dict[str, Versioned[Schedule]] = {}
-        async for listed in self._store.list(keys.SCHEDULES):
+
+        async def run(listed: ObjectInfo) -> None:
             read = self._known.get(listed.key)
             try:
                 if read is None or read.etag != listed.etag:
@@ -52,6 +54,8 @@ class ScheduleRunner:
                 _log.error("schedule_unreadable", error=str(error))
             except TooManyBackfills as error:
                 _log.error("schedule_waits", error=str(error))
+
+        await for_each(run, [listed async for listed in self._store.list(keys.SCHEDULES)])
         for key in self._known.keys() - known.keys():
             self._forget(self._known[key].value.name)
         self._known = known

@@ -50,6 +50,7 @@ from shared.domain.contribution import COUNTRY_CITIES_MAX
 from shared.domain.events import (
     Background,
     CountryDayPlanned,
+    Event,
     IngestCity,
     ProcessRequested,
     RequestFailed,
@@ -69,7 +70,8 @@ from shared.domain.objects import (
 from shared.domain.outbox import events_of_plan
 from shared.domain.requests import new_record, unfinished_of
 from shared.domain.topics import Topic
-from shared.kafka.consumer import decode_batch
+from shared.kafka.consumer import DecodedRecord, decode_by_key, handle_keys
+from shared.kafka.failed_keys import KeyResult
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent, process_span, traceparent_of
 from shared.runtime import metrics
@@ -116,16 +118,20 @@ class Planner:
         self._published: ProcessRequested | None = None  # published, but not yet marked in its record
         self._allow_no_cities = allow_no_cities
 
-    async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+    async def process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
         """Plan the requests of a batch: those of clients first, then the oldest. Afterwards it can be committed."""
-        requests = [
-            (item.event, traceparent_of(dict(item.record.headers)))
-            for item in await decode_batch(batch, self._publisher)
-            if isinstance(item.event, ProcessRequested)
-        ]
-        for request, traceparent in sorted(requests, key=lambda one: _order_of(one[0])):
+        groups = await decode_by_key(batch, self._publisher, lambda event: _request_of(event).request_id)
+        for events in groups.values():
+            events.sort(key=lambda item: _order_of(_request_of(item.event)))
+        in_order = sorted(groups, key=lambda request_id: _order_of(_request_of(groups[request_id][0].event)))
+        return await handle_keys({request_id: groups[request_id] for request_id in in_order}, self._plan_in_turn)
+
+    async def _plan_in_turn(self, events: Sequence[DecodedRecord]) -> None:
+        """Plan a request, which Kafka may have delivered several times."""
+        for item in events:
+            request = _request_of(item.event)
             with bound_contextvars(request_id=request.request_id, date=str(request.date)):
-                await self._read_and_plan(request, traceparent)
+                await self._read_and_plan(request, traceparent_of(dict(item.record.headers)))
 
     async def _read_and_plan(self, request: ProcessRequested, traceparent: str | None) -> None:
         if request == self._published:
@@ -410,6 +416,11 @@ def _retried_at(request: ProcessRequested, record: RequestRecord | None) -> dt.d
     """Return the time of the latest retry of a request. A failure from before that time does not end it."""
     retries = (request.retry, record.retry if record is not None else None)
     return max((retry.retried_at for retry in retries if retry is not None), default=None)
+
+
+def _request_of(event: Event) -> ProcessRequested:
+    assert isinstance(event, ProcessRequested), "the topic has no other events"
+    return event
 
 
 def _order_of(request: ProcessRequested) -> tuple[bool, dt.datetime, dt.date]:

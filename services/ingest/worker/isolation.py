@@ -4,6 +4,8 @@ The parent sees for certain that its child has crashed. Nothing else counts as a
 outage of S3 or Kafka, however long. After CRASHES_MAX crashes in a row the child no longer parses the file: it stores
 the file in quarantine. A worker runs one such child at a time; its other tasks continue.
 
+A child that ends by an exception has not crashed: this task fails in a way that its file or the code explains.
+
 The child, ``python -m services.ingest.isolated``, reads the task from its standard input and writes a line when it
 begins. It ends with the task, or with its parent, whose end closes the standard input.
 """
@@ -20,8 +22,11 @@ import msgspec
 import structlog
 
 from shared.domain.events import IngestCity
+from shared.kafka.failed_keys import RecordFault
 
 CRASHES_MAX = 3
+EXCEPTION = 1
+"""Python's exit code after an exception."""
 CHILD = ("-m", "services.ingest.isolated")
 
 _log = structlog.get_logger()
@@ -56,7 +61,10 @@ class Isolation:
 
 
 async def run_child(isolated: IsolatedTask) -> bool:
-    """Run a task in a child process; return False if the child crashed. Raises IsolationFailed if it cannot begin."""
+    """Run a task in a child process; return False if the child crashed.
+
+    Raises IsolationFailed if the child cannot begin, and RecordFault if it ends by an exception.
+    """
     child = await asyncio.create_subprocess_exec(sys.executable, *CHILD, stdin=PIPE, stdout=PIPE)
     assert child.stdin is not None
     assert child.stdout is not None
@@ -73,4 +81,6 @@ async def run_child(isolated: IsolatedTask) -> bool:
             await child.wait()
     if code and not begun:
         raise IsolationFailed(f"the process of an isolated task did not begin: exit code {code}")
+    if code == EXCEPTION:
+        raise RecordFault("the process of an isolated task ended by the exception that its log has")
     return code == 0

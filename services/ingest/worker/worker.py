@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import datetime as dt
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,7 +14,8 @@ from structlog.contextvars import bound_contextvars
 from services.ingest.worker.city_day import CityDayIngest
 from shared.domain.events import IngestCity
 from shared.domain.ids import CityId
-from shared.kafka.consumer import decode_batch
+from shared.kafka.consumer import DecodedRecord, decode_by_key, handle_keys
+from shared.kafka.failed_keys import KeyResult
 from shared.kafka.producer import Publisher
 from shared.kafka.records import ConsumedRecord, process_span, traceparent_of
 from shared.runtime.retry import Retrier, Stopping
@@ -34,12 +34,16 @@ class Worker:
         self._retrier = retrier
         self._locks: WeakValueDictionary[tuple[dt.date, CityId], asyncio.Lock] = WeakValueDictionary()
 
-    async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+    async def process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
         """Ingest the city-days of a batch, one after the other. Afterwards the batch can be committed.
 
         Raises Stopping at shutdown: the city-day in progress is aborted, and Kafka redelivers its task.
         """
-        for item in await decode_batch(batch, self._publisher):
+        groups = await decode_by_key(batch, self._publisher, lambda task: task.key)
+        return await handle_keys(groups, self._ingest_city_day)
+
+    async def _ingest_city_day(self, tasks: Sequence[DecodedRecord]) -> None:
+        for item in tasks:
             task = item.event
             assert isinstance(task, IngestCity)
             traceparent = traceparent_of(dict(item.record.headers))
@@ -64,11 +68,10 @@ class Worker:
             await asyncio.gather(running, stopping, return_exceptions=True)
 
     async def _run(self, task: IngestCity) -> None:
-        detail = f"{task.date}/{task.city_id}"
         async with self._locks.setdefault((task.date, task.city_id), asyncio.Lock()):
             try:
-                for step in (self._ingest.run, self._ingest.end_attempt):
-                    await self._retrier.retry_until_available("city_day", partial(step, task), detail=detail)
+                await self._ingest.run(task)
+                await self._ingest.end_attempt(task)
             except (asyncio.CancelledError, Stopping):
                 with contextlib.suppress(StoreUnavailable, TimeoutError):
                     async with asyncio.timeout(STOP_GRACE_S):

@@ -22,6 +22,7 @@ from shared.domain.ids import CityId, CountrySlug, mint_request_id, utc_now
 from shared.domain.topics import TOPICS, Topic
 from shared.kafka.admin import admin_client, apply_topics, check_topics
 from shared.kafka.consumer import decode_batch
+from shared.kafka.failed_keys import KeyResult
 from shared.kafka.producer import KafkaPublisher, KafkaUnavailable, TopicsMissing
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.kafka.skip_markers import SkipMarkers
@@ -148,12 +149,13 @@ async def test_a_slow_batch_delays_no_other_and_is_not_committed(settings: Setti
     slow = asyncio.Event()
     handled: list[int] = []
 
-    async def process(batch: Sequence[ConsumedRecord]) -> None:
+    async def process(batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
         for record in batch:
             if record.offset == 1 and not slow.is_set():
                 await slow.wait()
                 raise Stopping
             handled.append(record.offset)
+        return ()
 
     async def has(*offsets: int) -> bool | None:
         return set(offsets) <= set(handled) or None
@@ -228,11 +230,11 @@ async def test_poison_goes_to_dead_letters_unchanged(settings: Settings) -> None
         await publisher.publish([OutgoingEvent(good)])
 
         class Decoding(Collector):
-            async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+            async def process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
                 for item in await decode_batch(batch, publisher):
                     assert isinstance(item.event, ProcessRequested)
                     seen.append(item.event)
-                await super().process(batch)
+                return await super().process(batch)
 
         collector = Decoding()
         async with consuming(settings, Topic.PROCESS_REQUESTS, collector):
@@ -260,9 +262,9 @@ async def test_poison_of_a_retried_batch_becomes_one_dead_letter(settings: Setti
         await producer.stop()
 
         class Decoding(Collector):
-            async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+            async def process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
                 await decode_batch(batch, publisher)
-                await collector.process(batch)
+                return await collector.process(batch)
 
         async with consuming(settings, Topic.PROCESS_REQUESTS, Decoding()):
             await eventually(partial(collector.has, 3), "the batch")
@@ -281,9 +283,9 @@ async def test_a_newer_contract_stops_the_service_and_loses_nothing(settings: Se
         await producer.stop()
 
         class Decoding(Collector):
-            async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+            async def process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
                 await decode_batch(batch, publisher)
-                await super().process(batch)
+                return await super().process(batch)
 
         collector = Decoding()
         async with consuming(

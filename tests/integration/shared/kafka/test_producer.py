@@ -27,12 +27,14 @@ from shared.domain.topics import Topic
 from shared.kafka.admin import apply_topics
 from shared.kafka.connection import connection
 from shared.kafka.consumer import consume, make_broker
+from shared.kafka.failed_keys import KeyResult
 from shared.kafka.producer import KafkaPublisher, KafkaUnavailable, Publisher, RecordPublisher
 from shared.kafka.records import ConsumedRecord, OutgoingEvent
 from shared.runtime.health import Health
 from shared.runtime.retry import Retrier, Stopping
 from shared.runtime.settings import Settings
 from tests.fakes.log import MemoryLog, MemoryPublisher, MemoryTopicReader
+from tests.fakes.store import MemoryStore
 from tests.integration.conftest import KAFKA_VARIABLE
 from tests.integration.running import eventually
 
@@ -135,6 +137,7 @@ class KafkaMember:
             batch_records_max=BATCH_RECORDS_MAX,
             linger_ms=20,
             publisher=MemoryPublisher(MemoryLog()),
+            store=MemoryStore(utc_now),
         )
 
     async def start(self) -> None:
@@ -142,7 +145,7 @@ class KafkaMember:
         await self._broker.connect()
         await self._subscription.begin()
 
-    async def _process(self, batch: Sequence[ConsumedRecord]) -> None:
+    async def _process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
         self._decided.clear()
         await self._taken.put(batch)
         decided = asyncio.create_task(self._decided.wait())
@@ -152,6 +155,7 @@ class KafkaMember:
         stopping.cancel()
         if not self._decided.is_set():
             raise Stopping
+        return ()
 
     async def take(self) -> Sequence[ConsumedRecord]:
         if not self._batch:

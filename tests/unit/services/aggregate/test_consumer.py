@@ -22,6 +22,7 @@ from shared.kafka.records import OutgoingEvent
 from shared.storage.change_index import ChangeCounter
 from shared.storage.object_store import ObjectInfo, StoreUnavailable
 from tests.fakes.bucket import DAY, NOON, REQUEST, FakeBucket, trips
+from tests.fakes.handling import handle_all
 from tests.fakes.log import MemoryPublisher
 from tests.fakes.metrics import value
 
@@ -50,7 +51,7 @@ class Aggregate:
         self._folder = CityStatsConsumer(bucket.store, self.publisher, cache_bytes=100_000)
 
     async def fold(self, published: Iterable[Event]) -> None:
-        await self._folder.process([self._bucket.record_of(event) for event in published])
+        await handle_all(self._folder.process, [self._bucket.record_of(event) for event in published])
 
 
 def bucket_with_trusted_counters() -> FakeBucket:
@@ -190,10 +191,10 @@ async def test_nothing_counts_as_folded_before_its_summary_is_written() -> None:
 
     bucket.store.compare_and_swap = refuse  # type: ignore[method-assign]  # a full disk
     with pytest.raises(StoreUnavailable):
-        await folder.process([record])
+        await handle_all(folder.process, [record])
     assert bucket.log.records(Topic.REQUEST_PROGRESS) == []
     bucket.store.compare_and_swap = compare_and_swap  # type: ignore[method-assign]  # as it was
-    await folder.process([record])
+    await handle_all(folder.process, [record])
     [folded] = [events.decode(one.topic, one.value) for one in bucket.log.records(Topic.REQUEST_PROGRESS)]
     assert isinstance(folded, CityFolded)
     assert (folded.country, folded.revision) == ("armenia", 11)
@@ -321,7 +322,8 @@ async def test_a_change_is_counted_before_anything_follows_from_it() -> None:
         for event in bucket.store_file(number, 11, trips(1), date=date)
     ]
     cause = Cause(request_id=REQUEST, plan_revision=1, position=0)
-    await consumer.process(
+    await handle_all(
+        consumer.process,
         [
             bucket.log.append(
                 event.topic,
@@ -330,7 +332,7 @@ async def test_a_change_is_counted_before_anything_follows_from_it() -> None:
                 events.headers_of(event, source="test", cause=cause),
             )
             for event in published
-        ]
+        ],
     )
     both = {"2024-05": 1, "2024-06": 1}
     assert publisher.counted == [("CountryDaySummary", both)] * 3 + [("CityFolded", both)] * 3

@@ -21,6 +21,7 @@ from shared.kafka.consumer import (
     decode_batch,
     make_broker,
 )
+from shared.kafka.failed_keys import KeyResult
 from shared.kafka.records import ConsumedRecord, consumed_records
 from shared.kafka.skip_markers import SkipMarkers, mark
 from shared.kafka.subscription import SHUTDOWN_GRACE_S, Subscription
@@ -99,12 +100,13 @@ class Handler:
         self.held: dict[int, asyncio.Event] = {}
         self.faults: list[Exception] = []
 
-    async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+    async def process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
         self.begun.append([one.offset for one in batch])
         if batch[0].offset in self.held:
             await self.held[batch[0].offset].wait()
         if self.faults:
             raise self.faults.pop(0)
+        return ()
 
 
 def consuming(broker: Broker, handler: Handler, health: Health | None = None, **options: Any) -> Subscription:
@@ -120,6 +122,7 @@ def consuming(broker: Broker, handler: Handler, health: Health | None = None, **
             "batch_records_max": 7,
             "linger_ms": 9,
             "publisher": MemoryPublisher(MemoryLog()),
+            "store": MemoryStore(lambda: NOON),
             **options,
         },
     )
@@ -265,9 +268,9 @@ class Fault(Handler):
         self.faults = [DependencyUnavailable("away")]
         self._look = look
 
-    async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+    async def process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
         self._look()
-        await super().process(batch)
+        return await super().process(batch)
 
 
 @pytest.mark.parametrize("marked", [True, False])
@@ -280,11 +283,12 @@ async def test_a_batch_goes_on_without_a_record_that_an_operator_skips(marked: b
     decoded: list[int] = []
 
     class Decoding(Handler):
-        async def process(self, batch: Sequence[ConsumedRecord]) -> None:
+        async def process(self, batch: Sequence[ConsumedRecord]) -> Sequence[KeyResult]:
             if self.begun:
                 retrier.stopping.set()  # a second batch is not a second try
             await super().process(batch)
             decoded.extend(one.record.offset for one in await decode_batch(batch, publisher))
+            return ()
 
     if marked:
         await mark(store, consumed_records(Topic.CITY_STATS, batch)[1], NOON)

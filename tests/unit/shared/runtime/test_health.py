@@ -28,12 +28,12 @@ def test_counters_of_errors_start_at_zero_and_have_a_fixed_set_of_labels() -> No
     """The first fault can raise an alert, and the detail of a fault adds no time series."""
     metrics.registry_of("worker")
     before = labels_of(metrics.faults)
-    assert {"what": "city_day"} in before
+    assert {"what": "batch"} in before
     state = Health()
-    state.failing("city_day", "away", detail="2024-05-07/0")
-    assert state.faults == {"city_day 2024-05-07/0": "away"}
+    state.failing("batch", "away", detail="2024-05-07/0")
+    assert state.faults == {"batch 2024-05-07/0": "away"}
     assert labels_of(metrics.faults) == before
-    state.recovered("city_day", detail="2024-05-07/0")
+    state.recovered("batch", detail="2024-05-07/0")
     assert state.faults == {}
 
 

@@ -30,6 +30,7 @@ from tripfold.operate.doctor import (
     CheckFailed,
     check_api_keys,
     check_compare_and_swap,
+    check_dead_letters,
     check_rebuild_mark,
     check_revisions,
     check_schema_version,
@@ -193,3 +194,18 @@ async def test_key_file_of_everybody_is_named(tmp_path: Path) -> None:
     ):
         file.chmod(mode)
         assert await check_api_keys(Settings.model_validate({"api_keys_file": str(file)}), NOON) == found
+
+
+async def test_an_object_that_makes_dead_letters_is_named_until_it_is_mended() -> None:
+    """The dead letter names the object. Other dead letters say nothing of objects."""
+    bucket = FakeBucket()
+    key = keys.plan(dt.date(2024, 5, 1))
+    bucket.store.write(key, b"{")
+    failed = bucket.log.append(Topic.CITY_STATS, b"k", b"{}")
+    await bucket.publisher.send_to_dead_letters(failed, "not an event of city-stats")
+    await bucket.publisher.send_to_dead_letters(failed, f"{key} is not a readable Plan: truncated")
+    letters = MemoryTopicReader(lambda: bucket.log.records(Topic.DEAD_LETTERS))
+    with pytest.raises(CheckFailed, match=key):
+        await check_dead_letters(bucket.store, letters)
+    await bucket.store.delete(key)
+    assert "none of the latest" in await check_dead_letters(bucket.store, letters)

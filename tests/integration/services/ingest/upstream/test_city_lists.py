@@ -18,6 +18,7 @@ from shared.domain.ids import RequestId
 from shared.domain.topics import Topic
 from shared.runtime.settings import Settings
 from tests.fakes.builders import Clock
+from tests.fakes.handling import handle_all
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.integration.services.ingest.upstream.client import (
     BOMB,
@@ -88,7 +89,7 @@ async def planned(server: HostileServer) -> tuple[RequestPlanned | RequestFailed
             retry_policy=client.retry_policy,
             allow_no_cities=True,
         )
-        await planner.process(log.take("planner", Topic.PROCESS_REQUESTS, 1))
+        await handle_all(planner.process, log.take("planner", Topic.PROCESS_REQUESTS, 1))
     (ended,) = (events.decode(record.topic, record.value) for record in log.records(Topic.REQUEST_PROGRESS))
     tasks = [events.decode(record.topic, record.value) for record in log.records(Topic.CITY_TASKS)]
     assert isinstance(ended, RequestPlanned | RequestFailed)

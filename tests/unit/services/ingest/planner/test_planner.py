@@ -41,6 +41,7 @@ from shared.storage import active_requests
 from shared.storage.repository import read_plan, read_request_record
 from tests.fakes.bucket import FakeBucket, trips
 from tests.fakes.builders import Clock, UpstreamState
+from tests.fakes.handling import handle_all
 from tests.fakes.log import MemoryLog, MemoryPublisher
 from tests.fakes.metrics import value
 from tests.fakes.store import MemoryStore
@@ -129,11 +130,12 @@ class Planned:
             retry_policy=retry_policy,
             allow_no_cities=self.allow_no_cities,
         )
-        await planner.process(
+        await handle_all(
+            planner.process,
             [
                 self.log.append(one.topic, one.key.encode(), events.encode(one), events.headers_of(one, source="api"))
                 for one in batch
-            ]
+            ],
         )
         plan = await read_plan(self.store, DATE)
         assert plan is not None

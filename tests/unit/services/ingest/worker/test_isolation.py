@@ -6,6 +6,7 @@ import pytest
 
 from services.ingest.worker import isolation
 from services.ingest.worker.isolation import CRASHES_MAX, IsolatedTask, Isolation, IsolationFailed, run_child
+from shared.kafka.failed_keys import RecordFault
 from tests.unit.services.ingest.worker.test_city_day import task_of
 
 BEGIN = "import os, signal, sys; sys.stdin.readline(); print('begun', flush=True); "
@@ -35,6 +36,13 @@ async def test_a_child_that_cannot_begin_counts_as_no_crash(monkeypatch: pytest.
     """Invalid settings, for example, end a child before it begins: the file is not the cause."""
     child(monkeypatch, "raise SystemExit(2)")
     with pytest.raises(IsolationFailed, match="exit code 2"):
+        await run_child(IsolatedTask(task_of("0"), 0))
+
+
+async def test_a_child_that_ends_by_an_exception_has_not_crashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same exception would come again, and the file is not refused for it: the task is set aside."""
+    child(monkeypatch, BEGIN + "raise TypeError")
+    with pytest.raises(RecordFault):
         await run_child(IsolatedTask(task_of("0"), 0))
 
 
