@@ -247,6 +247,7 @@ def api(s3: str, *, cache_bytes: int) -> Iterator[tuple[str, subprocess.Popen[by
         "TRIPFOLD_S3_BUCKET": "bench",
         "TRIPFOLD_API_PORT": str(port),
         "TRIPFOLD_API_ACCESS": "open",
+        "TRIPFOLD_API_SHUTDOWN_DELAY_S": "0",
         "TRIPFOLD_API_RANGE_DAYS_MAX": "4000",
         "TRIPFOLD_API_CACHE_BYTES": str(cache_bytes),
         "TRIPFOLD_KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9",

@@ -200,7 +200,7 @@ def _by_kind(used: dict[str, float]) -> dict[str, float]:
 async def running_process(command: tuple[str, ...], environment: dict[str, str]) -> AsyncIterator[tuple[int, str]]:
     """Run a process; yield its id, and the URL of its health once it is ready."""
     port = free_port("a process")
-    own = {"TRIPFOLD_HEALTH_PORT": str(port), "TRIPFOLD_API_PORT": str(port)}
+    own = {"TRIPFOLD_HEALTH_PORT": str(port), "TRIPFOLD_API_PORT": str(port), "TRIPFOLD_API_SHUTDOWN_DELAY_S": "0"}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tripfold", *command, cwd=ROOT, env={**environment, **own}
     )

@@ -50,7 +50,7 @@ class ServiceContext:
         self.store = S3Store(settings)
         self.publisher = KafkaPublisher(settings, source=source)
         self.skip_markers = SkipMarkers(self.store, self.publisher)
-        self.check_bucket = BucketCheck(self.store)
+        self.check_bucket = BucketCheck(self.store, timeout_s=WATCH_TIMEOUT_S)
 
 
 def make_app(
@@ -159,12 +159,15 @@ def _json_response(body: dict[str, Any], *, status: int = 200) -> AsgiApp:
 def _watches(context: ServiceContext, check_kafka: Check) -> tuple[Coroutine[Any, Any, None], ...]:
     """Return the checks of S3, and of Kafka and its topics, so that an idle service reports outages too."""
 
-    async def watch(what: Concern, check: Check, interval_s: float) -> None:
+    async def watch(what: Concern, check: Check, interval_s: float, timeout_s: float | None) -> None:
         while not context.retrier.stopping.is_set():
-            await context.health.probe(what, check, timeout_s=WATCH_TIMEOUT_S)
+            await context.health.probe(what, check, timeout_s=timeout_s)
             await context.retrier.sleep(interval_s)
 
-    return watch("s3", context.check_bucket, BUCKET_INTERVAL_S), watch("kafka", check_kafka, KAFKA_INTERVAL_S)
+    return (
+        watch("s3", context.check_bucket, BUCKET_INTERVAL_S, None),
+        watch("kafka", check_kafka, KAFKA_INTERVAL_S, WATCH_TIMEOUT_S),
+    )
 
 
 async def _run(job: Background, retrier: Retrier) -> None:

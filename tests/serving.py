@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import uvicorn
 from litestar.types import ASGIApp
 
-from services.api.app import server_options
+from services.api.server import server_options
 from shared.runtime.settings import Settings
 from tests.fakes.api import World
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-import uvicorn
 from litestar import Litestar, Request, Router
 from litestar.connection import ASGIConnection
 from litestar.datastructures import State
@@ -23,10 +22,9 @@ from services.api.auth import Access, access_of
 from services.api.backfills.service import Backfills, backfill_stream
 from services.api.completeness.cities import MissingCities
 from services.api.completeness.reader import CompletenessReader
-from services.api.connections import BoundedConnection
 from services.api.documentation.openapi import KEY, NO_KEY, openapi_config
 from services.api.foreign_pages import ForeignPages
-from services.api.health import Check, Readiness
+from services.api.health import PROBE_TIMEOUT_S, Check, Readiness
 from services.api.http.date_range import ProcessableDates
 from services.api.http.problems import exception_handlers
 from services.api.http.query_parameters import check_query
@@ -36,7 +34,7 @@ from services.api.middleware.compression import Compression
 from services.api.middleware.cors import cors_config
 from services.api.middleware.head_and_options import HeadAndOptions
 from services.api.middleware.security_headers import SecurityHeaders
-from services.api.middleware.size_limits import HEADER_BYTES_MAX, URL_BYTES_MAX, SizeLimits
+from services.api.middleware.size_limits import SizeLimits
 from services.api.pipeline.service import Pipeline, ReadOffsets
 from services.api.quarantine.service import Quarantine
 from services.api.requests.event_stream import StreamPlaces, request_stream
@@ -48,6 +46,7 @@ from services.api.routes import documentation, health, pipeline, quarantine, sta
 from services.api.routes import requests as request_routes
 from services.api.routes import schedules as schedule_routes
 from services.api.schedules.service import Schedules
+from services.api.server import ApiServer
 from services.api.statistics.cache import ResponseCache
 from services.api.statistics.completeness import Completeness
 from services.api.statistics.countries import CountryNames
@@ -67,7 +66,6 @@ from shared.storage.bucket_check import BucketCheck
 from shared.storage.object_store import ObjectStore
 from shared.storage.s3 import S3Store
 
-SHUTDOWN_GRACE_S = 5
 PUBLISHED = (Topic.PROCESS_REQUESTS,)
 
 _log = structlog.get_logger()
@@ -88,7 +86,7 @@ def create_app(settings: Settings) -> Litestar:
         store=store,
         publisher=publisher,
         checks={
-            "s3": BucketCheck(store),
+            "s3": BucketCheck(store, timeout_s=PROBE_TIMEOUT_S),
             "kafka": lambda: publisher.check(PUBLISHED, timeout_ms=PROBE_TIMEOUT_MS),
         },
         read_offsets=functools.partial(read_group_offsets, settings),
@@ -206,26 +204,10 @@ def make_app(
 def serve(settings: Settings) -> None:
     """Serve the API until a signal stops the process. Open requests get a few seconds to finish."""
     configure_logging(settings)
-    uvicorn.run(create_app(settings), **server_options(settings))
-
-
-def server_options(settings: Settings) -> dict[str, Any]:
-    """Return the options of the HTTP server."""
-    return {
-        "host": settings.api_host,
-        "port": settings.api_port,
-        "loop": "uvloop",
-        "http": BoundedConnection,
-        "h11_max_incomplete_event_size": URL_BYTES_MAX + HEADER_BYTES_MAX,
-        "ws": "none",
-        "lifespan": "on",
-        "log_config": None,
-        "access_log": False,
-        "server_header": False,
-        "proxy_headers": False,  # by default uvicorn would trust every client of this machine
-        "timeout_keep_alive": 15,
-        "timeout_graceful_shutdown": SHUTDOWN_GRACE_S,
-    }
+    app = create_app(settings)
+    health: Health = app.state.context.health
+    with contextlib.suppress(KeyboardInterrupt):
+        ApiServer(app, settings, on_stop=health.stop).run()
 
 
 def _api_router(foreign_pages: ForeignPages, *, needs_key: bool) -> Router:

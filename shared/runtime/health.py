@@ -13,15 +13,16 @@ from shared.runtime.metrics import Concern
 
 LAG_INTERVAL_S = 0.05
 """How often the lag is measured. A call that blocks the event loop for longer than this shows up."""
+STOPPING = {"shutdown": "the process was asked to stop"}
 
 _log = structlog.get_logger()
 
 
 class Health:
-    """Collects the current faults of a service. It is ready once it has started and no fault keeps it from its work."""
+    """Collects the current faults of a service. It is ready from its start until it stops or cannot do its work."""
 
     def __init__(self, *, clock_s: Callable[[], float] = time.monotonic) -> None:
-        self.started = False
+        self.started = self._stopping = False
         self._clock_s = clock_s
         self._faults: dict[str, str] = {}
         self._began_s: dict[str, float] = {}
@@ -31,12 +32,16 @@ class Health:
     @property
     def ready(self) -> bool:
         """Whether the service can do its work."""
-        return self.started and self._faults.keys() <= self._harmless
+        return self.started and self.faults.keys() <= self._harmless
 
     @property
     def faults(self) -> dict[str, str]:
-        """The current faults: a sentence for each concern."""
-        return dict(self._faults)
+        """The current faults: a sentence for each concern, and one while the process stops."""
+        return self._faults | (STOPPING if self._stopping else {})
+
+    def stop(self) -> None:
+        """Record that the process stops: it is not ready until it has ended."""
+        self._stopping = True
 
     def failing(self, what: Concern, reason: str, *, detail: str = "", still_ready: bool = False) -> None:
         """Record that ``what`` fails, and why. ``detail`` says which of its kind; metrics do not have it.
@@ -61,8 +66,8 @@ class Health:
             duration_s = round(self._clock_s() - self._began_s.pop(name), 1)
             _log.info("fault_ended", what=what, detail=detail, duration_s=duration_s, error=reason)
 
-    async def probe(self, what: Concern, check: Callable[[], Awaitable[None]], *, timeout_s: float) -> None:
-        """Run a check of ``what``, and record whether it succeeds in time."""
+    async def probe(self, what: Concern, check: Callable[[], Awaitable[None]], *, timeout_s: float | None) -> None:
+        """Run a check of ``what``, and record whether it succeeds in time. None: the check limits each request."""
         try:
             async with asyncio.timeout(timeout_s):
                 await check()

@@ -238,6 +238,13 @@ class Settings(BaseSettings):
         default="",
         description="proxies whose `X-Forwarded-For` names the client; empty: the client is who opens the connection",
     )
+    api_shutdown_delay_s: float = Field(
+        default=5,
+        ge=0,
+        le=3600,
+        description="time that an API still serves after SIGTERM, while its health says that it stops; 0: it ends at "
+        "once",
+    )
     api_cors_origins: str = Field(default="", description="other origins whose pages may use the API")
     api_hosts: str = Field(
         default="",

@@ -35,7 +35,7 @@ class ConditionalWrites:
     def __init__(self, name: str, swap: Swap) -> None:
         self._name = name
         self._swap = swap
-        self._proven = False
+        self._created = self._keeps_existing = self._proven = False
         self._proving = asyncio.Lock()
 
     async def require(self) -> None:
@@ -43,23 +43,30 @@ class ConditionalWrites:
         if self._proven:
             return
         async with self._proving:
+            while not self._proven:
+                await self._prove_next()
+
+    async def check_next(self) -> bool:
+        """Make the next request of `require`, or its last one again. Return whether the store has proven all.
+
+        Raises StoreUnavailable if the bucket cannot be written. What the store has proven before stays proven.
+        """
+        async with self._proving:
+            await self._prove_next()
+            return self._proven
+
+    async def _prove_next(self) -> None:
+        if self._keeps_existing:
+            self._proven = await self._is_refused(NEVER_AN_ETAG)
             if not self._proven:
-                if not await self._is_refused(None) and not await self._is_refused(None):  # the first may create it
-                    raise self._unsafe("If-None-Match")
-                await self._require_refusal()
-                self._proven = True
-
-    async def check(self) -> None:
-        """Raise StoreUnavailable unless the bucket can be written, by one request after those of `require`."""
-        if self._proven:
-            await self._require_refusal()
+                self._created = self._keeps_existing = False
+                raise self._unsafe("If-Match")
+        elif await self._is_refused(None):
+            self._keeps_existing = True
+        elif self._created:
+            raise self._unsafe("If-None-Match")
         else:
-            await self.require()
-
-    async def _require_refusal(self) -> None:
-        if not await self._is_refused(NEVER_AN_ETAG):
-            self._proven = False
-            raise self._unsafe("If-Match")
+            self._created = True
 
     async def _is_refused(self, etag: str | None) -> bool:
         try:

@@ -106,12 +106,17 @@ class S3Store:
         await asyncio.sleep(THREADS_RETURN_S)
 
     async def check(self) -> None:
-        """Raise StoreUnavailable if the bucket cannot be written, UnsafeStore if it ignores the conditions of writes.
+        """Raise StoreUnavailable if the bucket cannot be written, UnsafeStore if it ignores conditions of writes."""
+        while not await self.check_next():
+            pass
+
+    async def check_next(self) -> bool:
+        """Make the next request of `check`. Return whether the check is complete; then it begins with its last request.
 
         Refused credentials are looked up again, because an operator may have corrected the file or the role.
         """
         try:
-            await self._conditional_writes.check()
+            return await self._conditional_writes.check_next()
         except StoreUnavailable as error:
             refused = isinstance(error.__cause__, _FAULTS) and _status(error.__cause__) in {None, 400, 401, 403}
             if refused and time.monotonic() - self._opened_at_s >= CREDENTIALS_INTERVAL_S:

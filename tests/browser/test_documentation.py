@@ -13,7 +13,7 @@ def test_the_api_documentation_shows_every_operation(page: Page, address: str) -
     page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
     page.goto(f"{address}/docs")
     operations = page.locator(".opblock")
-    expect(operations).to_have_count(31)
+    expect(operations).to_have_count(32)
     page.locator(".opblock", has_text="Get the statistics of a range").get_by_role("button").first.click()
     expect(page.get_by_text("The statistics. With detail=full").first).to_be_visible()
     assert all(url.startswith((address, "data:", "blob:")) for url in requested)

@@ -232,6 +232,7 @@ async def running_system(config: SystemConfig, directory: Path) -> AsyncIterator
             f"{PREFIX}STALLED_REQUEST_AFTER_S": "20",
             f"{PREFIX}PROGRESS_INTERVAL_S": "0.2",
             f"{PREFIX}API_ACCESS": "open",
+            f"{PREFIX}API_SHUTDOWN_DELAY_S": "0",
             f"{PREFIX}API_REQUESTS_PER_MINUTE": "100000",
             f"{PREFIX}LOG_FORMAT": "text",
             **{f"{PREFIX}{name}": value for name, value in config.settings},

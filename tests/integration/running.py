@@ -117,6 +117,7 @@ async def running(
             **environment_of(settings),
             f"{PREFIX}API_PORT": str(api_port),
             f"{PREFIX}API_ACCESS": "open",
+            f"{PREFIX}API_SHUTDOWN_DELAY_S": "0",
             f"{PREFIX}LOG_FORMAT": "text",
         }
         children = []

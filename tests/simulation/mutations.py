@@ -26,6 +26,7 @@ from shared.domain.objects import GenerationPointer
 from shared.kafka import consumer
 from shared.kafka.poll import Poll
 from shared.runtime import clock, retry
+from shared.storage.bucket_check import BucketCheck
 from shared.storage.object_store import StoreUnavailable
 from tests.fault import mutations
 from tests.simulation.steps import DATES, GC_AGE_S, GOOD_FILES, Step, first_file
@@ -153,6 +154,21 @@ def ages_without_suspension(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(clock.SuspendCountingClock, "__call__", lambda _: vars(clock)["time"].monotonic())
 
 
+def check_begins_anew(patch: pytest.MonkeyPatch) -> None:
+    """Let a process wait for 1.5 s for a whole check of the bucket, and forget what a slower one has proven."""
+    check = BucketCheck.__call__
+
+    async def forgetful(self: BucketCheck) -> None:
+        try:
+            async with asyncio.timeout(1.5):
+                await check(self)
+        except TimeoutError as error:
+            self._passed = self._writes = False
+            raise StoreUnavailable("no response") from error
+
+    patch.setattr(BucketCheck, "__call__", forgetful)
+
+
 def corrected_while_suspended(host: str) -> tuple[Step, ...]:
     """Correct a file while a host is suspended, for so long that gc deletes the counters of the correction."""
     return (
@@ -245,6 +261,11 @@ TIME_MUTATIONS = (
         name="ages that leave out the suspension of a host",
         patch=ages_without_suspension,
         schedules=(corrected_while_suspended("reader"),),
+    ),
+    TimeMutation(
+        name="a check of the bucket that begins anew",
+        patch=check_begins_anew,
+        schedules=((Step(0.0, "store_far", (1.0,)), Step(1.0, "request", (FIRST,))),),
     ),
     TimeMutation(
         name="a write intent left by a check",

@@ -167,6 +167,7 @@ class Simulation:
         self._slow_times = 1.0
         self._store_slow_until_s = 0.0
         self._store_wait_usual_s = 1.0
+        self._store_far_s = 0.0
         self._taken: set[str] = set()
         self._unlucky_share = 0.0
         self._calm_from_s = loop.now_s
@@ -218,9 +219,9 @@ class Simulation:
         return seconds * self._slow_times if self.loop.now_s < self._slow_until_s else seconds
 
     def store_wait_s(self) -> float:
-        """Return how long the bucket takes for a call: nothing, or up to a minute while it is slow."""
+        """Return how long the bucket takes for a call: as far as it is, or up to a minute while it is slow."""
         if self.loop.now_s >= self._store_slow_until_s:
-            return 0.0
+            return self._store_far_s
         if self.random.random() < STORE_TAIL_SHARE:
             return self.random.uniform(0, STORE_WAIT_MAX_S)
         return min(STORE_WAIT_MAX_S, self.random.expovariate(1 / self._store_wait_usual_s))
@@ -538,6 +539,10 @@ class Simulation:
         """Let each call to the bucket take long, a few of them a minute."""
         self._store_slow_until_s = self.loop.now_s + seconds
         self._store_wait_usual_s = usual_s
+
+    def store_far(self, seconds: float) -> None:
+        """Let each call to the bucket take ``seconds``, until the end of the simulation."""
+        self._store_far_s = seconds
 
     def slow(self, seconds: float, times: float) -> None:
         """Let all calls take many times as long."""

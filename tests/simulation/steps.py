@@ -27,6 +27,7 @@ FAULT_S_MAX = 1_200.0
 GC_AGE_S = 1_800.0
 """Faults last less, so a worker that held a raw object has written its manifest before gc may delete the object."""
 SUSPENDED_SHARE = 0.06
+FAR_SHARE = 0.1
 PROCESSES = ("planner-1", "planner-2", "worker-1", "worker-2", "aggregate-1", "aggregate-2")
 
 
@@ -59,6 +60,8 @@ def steps_of(seed: int, *, span_max_s: float = math.inf) -> list[Step]:
             steps += [Step(round(at_s + chance.uniform(0, 60), 1), "request", (date,)) for date in DATES]
     if span_max_s == math.inf and chance.random() < SUSPENDED_SHARE:
         steps += _change_while_suspended(chance, span_s)
+    if chance.random() < FAR_SHARE:
+        steps.append(Step(0.0, "store_far", (chance.choice((0.2, 1.0)),)))
     return sorted(steps, key=lambda step: step.at_s)
 
 

@@ -46,9 +46,10 @@ class SimulatedStore:
     ) -> None:
         return
 
-    async def check(self) -> None:
+    async def check_next(self) -> bool:
         with contextlib.suppress(CasConflict):
             await self.compare_and_swap(keys.WRITE_CHECK, b"{}", etag=NEVER_AN_ETAG)
+        return True
 
     async def now(self) -> dt.datetime:
         return self._simulation.clock()

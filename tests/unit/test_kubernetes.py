@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from services.api.app import SHUTDOWN_GRACE_S as API_GRACE_S
+from services.api.server import SHUTDOWN_GRACE_S as API_GRACE_S
 from shared.kafka.producer import CLOSE_TIMEOUT_S
 from shared.kafka.subscription import SHUTDOWN_GRACE_S as CONSUMER_GRACE_S
 from shared.runtime.settings import PREFIX, Settings, load_settings
@@ -91,7 +91,8 @@ def test_the_grace_period_exceeds_every_shutdown() -> None:
     """Kubernetes kills no process that still finishes its work."""
     [patch] = documents("process.yaml")
     [api] = [one for one in documents("api.yaml") if one["kind"] == "Deployment"]
-    waits_s = container(api)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    variables = {one["name"]: one["value"] for one in container(api)["env"]}
+    waits_s = load_settings(variables).api_shutdown_delay_s
     consumer_s = CONSUMER_GRACE_S + DISCONNECT_TIMEOUT_S + CLOSE_TIMEOUT_S
     longest_s = max(consumer_s, waits_s + API_GRACE_S + CLOSE_TIMEOUT_S)
     assert patch["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > longest_s

@@ -42,7 +42,9 @@ class System:
         """Stop a service, start that of a build, and wait until it is ready."""
         await self.stop(name)
         own = {f"{PREFIX}{'API' if name == 'api' else 'HEALTH'}_PORT": str(self._ports[name])}
-        environment = environment_of(self._settings) | own | {f"{PREFIX}API_ACCESS": "open"}
+        environment = (
+            environment_of(self._settings) | own | {f"{PREFIX}API_ACCESS": "open", f"{PREFIX}API_SHUTDOWN_DELAY_S": "0"}
+        )
         with self.log(name).open("ab") as log:
             self._processes[name] = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "tripfold", *SERVICES[name], cwd=build, env=environment, stdout=log, stderr=log

@@ -90,6 +90,7 @@ async def local_stack(
             f"{PREFIX}API_HOST": options.host,
             f"{PREFIX}API_ACCESS": os.environ.get(f"{PREFIX}API_ACCESS") or "open-without-keys",
             f"{PREFIX}API_PORT": str(api_port),
+            f"{PREFIX}API_SHUTDOWN_DELAY_S": "0",  # no load balancer
             f"{PREFIX}KAFKA_PARTITIONS": str(PARTITIONS),
             f"{PREFIX}TABLES_INTERVAL_S": os.environ.get(f"{PREFIX}TABLES_INTERVAL_S") or str(TABLES_INTERVAL_S),
             # The embedded broker never evicts a killed member; a member with the same id replaces it.

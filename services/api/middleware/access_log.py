@@ -26,7 +26,7 @@ from services.api.http.query_parameters import declared_in, query_pairs
 from shared.runtime import metrics, tracing
 
 HEADER = "X-Request-ID"
-PROBED = frozenset({"/health/live", "/health/ready", "/metrics"})
+PROBED = frozenset({"/health/live", "/health/ready", "/health/serving", "/metrics"})
 """Paths that programs request every few seconds."""
 KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 

@@ -1,4 +1,4 @@
-"""HTTP operations for orchestrators: liveness, readiness, and metrics."""
+"""HTTP operations for orchestrators and load balancers: liveness, readiness, serving, and metrics."""
 
 from __future__ import annotations
 
@@ -43,14 +43,41 @@ async def live() -> Liveness:
         HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec(
             ReadinessReport,
             generate_examples=False,
-            description="S3 or Kafka cannot be reached; `faults` says which and why.",
+            description="S3 or Kafka cannot be reached, or the process stops; `faults` says which and why.",
         ),
         **open_responses(),
     },
 )
 async def ready(readiness: ReadinessPort) -> Response[ReadinessReport]:
     """Respond with 503 and the reasons while S3 or Kafka cannot be reached. The API still serves what it can."""
-    report = await readiness.report()
+    return _response(await readiness.report())
+
+
+@get(
+    "/health/serving",
+    summary="Check whether a load balancer should send requests",
+    operation_id="getServing",
+    tags=["health"],
+    security=NO_KEY,
+    response_description="The process has reached S3 since its start, and does not stop.",
+    responses={
+        HTTPStatus.SERVICE_UNAVAILABLE: ResponseSpec(
+            ReadinessReport,
+            generate_examples=False,
+            description="The process has not reached S3 yet, or it stops; `faults` says why.",
+        ),
+        **open_responses(),
+    },
+)
+async def serving(readiness: ReadinessPort) -> Response[ReadinessReport]:
+    """Respond with 503 until the process has reached S3, and again when it stops.
+
+    An outage does not change the response: reads need no Kafka, and without S3 the API tells its clients the reason.
+    """
+    return _response(await readiness.serving())
+
+
+def _response(report: ReadinessReport) -> Response[ReadinessReport]:
     return Response(report, status_code=HTTPStatus.OK if report.ready else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
@@ -62,4 +89,4 @@ async def metrics(readiness: ReadinessPort, registry: RegistryPort) -> Response[
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8"))
 
 
-HANDLERS = [live, ready, metrics]
+HANDLERS = [live, ready, serving, metrics]

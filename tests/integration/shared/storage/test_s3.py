@@ -359,7 +359,7 @@ async def test_wrong_credentials_and_a_missing_bucket_are_dependency_outages(
         with pytest.raises(StoreUnavailable):
             await missing.get("a.json")
         with pytest.raises(StoreUnavailable):
-            await BucketCheck(missing)()
+            await BucketCheck(missing, timeout_s=30)()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     settings = settings_of(embedded.s3_endpoint_url).model_copy(update={"s3_bucket": embedded.bucket})
     async with S3Store(settings) as refused:

@@ -69,6 +69,7 @@ INFALLIBLE = [
     "/access",
     "/health/live",
     "/health/ready",
+    "/health/serving",
 ]
 KNOWN = {
     "/process-requests/{request_id}": {"request_id": REQUEST},

@@ -113,8 +113,37 @@ async def test_dependency_that_does_not_respond_is_unavailable(monkeypatch: pyte
     async def silent() -> None:
         await asyncio.Event().wait()
 
-    report = await Readiness(Health(), {"s3": silent, "kafka": _reachable}).report()
-    assert list(report.faults) == ["s3"]
+    report = await Readiness(Health(), {"s3": _reachable, "kafka": silent}).report()
+    assert list(report.faults) == ["kafka"]
+
+
+def test_api_serves_from_the_first_response_of_s3_until_it_stops() -> None:
+    """A load balancer sends requests once S3 was reached, also in outages of Kafka and S3, until the process stops."""
+    down: list[Exception] = [StoreUnavailable("S3 is down")]
+
+    async def s3() -> None:
+        if down:
+            raise down[0]
+
+    with World().client(checks={"s3": s3, "kafka": _unreachable}) as client:
+
+        def serving() -> tuple[int, dict[str, object]]:
+            response = client.get("/health/serving")
+            return response.status_code, response.json()
+
+        context = client.app.state.context
+        assert serving() == (503, {"ready": False, "faults": {"s3": "S3 is down"}})
+        fault = down.pop()
+        context.dependencies["readiness"]._probed_at_s.clear()  # ten seconds later
+        assert serving() == (200, {"ready": True, "faults": {}})
+        down.append(fault)
+        context.dependencies["readiness"]._probed_at_s.clear()
+        assert client.get("/health/ready").json()["faults"].keys() == {"s3", "kafka"}
+        assert serving() == (200, {"ready": True, "faults": {}})
+        context.health.stop()
+        stops = {"shutdown": "the process was asked to stop"}
+        assert serving() == (503, {"ready": False, "faults": stops})
+        assert client.get("/health/ready").json()["faults"].keys() == {"s3", "kafka", "shutdown"}
 
 
 async def test_kafka_check_fails_without_a_broker() -> None:

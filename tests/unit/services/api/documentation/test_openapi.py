@@ -66,6 +66,7 @@ def test_every_operation_is_documented(document: dict[str, Any]) -> None:
         ("get", "/access"),
         ("get", "/health/live"),
         ("get", "/health/ready"),
+        ("get", "/health/serving"),
     }
     assert all(operation["summary"] and operation["description"] for operation in operations.values())
 
