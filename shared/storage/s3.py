@@ -253,9 +253,9 @@ class S3Store:
     def upload(self, key: str) -> Upload:
         return _S3Upload(self._client, key)
 
-    async def create_bucket(self) -> None:
-        """Create the bucket if it does not exist."""
-        await (await self._administration()).create_bucket()
+    async def create_bucket(self) -> bool:
+        """Create the bucket if it does not exist. Return whether it was created."""
+        return await (await self._administration()).create_bucket()
 
     async def now(self) -> dt.datetime:
         return await (await self._administration()).now()

@@ -57,8 +57,8 @@ class S3Administration:
     ) -> None:
         await self._connecting.__aexit__(kind, error, trace)
 
-    async def create_bucket(self) -> None:
-        """Create the bucket if it does not exist."""
+    async def create_bucket(self) -> bool:
+        """Create the bucket if it does not exist. Return whether it was created."""
         with _faults("HeadBucket", self._bucket):
             try:
                 await self._client.head_bucket(Bucket=self._bucket)
@@ -66,11 +66,12 @@ class S3Administration:
                 if _status(error) != 404:
                     raise
             else:
-                return
+                return False
         location = {"LocationConstraint": self._region}
         extra = {} if self._region == "us-east-1" else {"CreateBucketConfiguration": location}
         with _faults("CreateBucket", self._bucket):
             await self._client.create_bucket(Bucket=self._bucket, **extra)
+        return True
 
     async def now(self) -> dt.datetime:
         """Return the time of the store's clock."""

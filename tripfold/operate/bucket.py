@@ -23,14 +23,15 @@ def apply_command() -> None:
     """
     settings = command_settings()
 
-    async def make() -> None:
+    async def make() -> bool:
         async with S3Store(settings) as store:
-            await store.create_bucket()
+            created = await store.create_bucket()
             await provision_schema_switch(store)
             await provision_pointer(store)
+            return created
 
-    run_command(make())
-    console.print(f"The bucket {settings.s3_bucket} exists.")
+    is_new = run_command(make())
+    console.print(f"Created the bucket {settings.s3_bucket}." if is_new else f"The bucket {settings.s3_bucket} exists.")
 
 
 @bucket_commands.command("policy")

@@ -70,6 +70,7 @@ NEEDS = {
 REBUILD_OLD_S = 3_600
 EXPIRES_SOON = dt.timedelta(days=14)
 NOT_CHECKED = "not checked: first repair what failed above"
+AGAIN = "it responded to the checks above: run 'tripfold doctor' again, and look at its log if this stays"
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -206,7 +207,7 @@ async def _run_check(what: str, check: Callable[[], Awaitable[str]], remedy: str
     try:
         return Check(what=what, ok=True, found=await check())
     except DependencyUnavailable as error:
-        return Check(what=what, ok=False, found=str(error), remedy=NOT_CHECKED if what in NEEDS else remedy)
+        return Check(what=what, ok=False, found=str(error), remedy=AGAIN if what in NEEDS else remedy)
     except (OperatorError, CorruptObject) as error:
         return Check(what=what, ok=False, found=str(error), remedy=remedy)
 

@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 from shared.domain.topics import Topic, group_id
 from shared.kafka.admin import admin_client
 from shared.kafka.connection import connection
+from shared.kafka.group_offsets import committed_offsets
 from shared.kafka.offset_tracker import OffsetTracker
 from shared.kafka.poll import Poll
 from shared.kafka.producer import KafkaPublisher
@@ -198,9 +199,9 @@ class KafkaTopicReader:
         assert self._after_commits_of is not None
         group = group_id(self._settings.topic_prefix, self._after_commits_of)
         async with admin_client(self._settings) as client:
-            committed = await client.list_consumer_group_offsets(group, partitions=list(begins))
+            committed = await committed_offsets(client, group, list(begins))
         return {
-            one: committed[one].offset if one in committed and begin <= committed[one].offset <= ends[one] else begin
+            one: committed[one] if one in committed and begin <= committed[one] <= ends[one] else begin
             for one, begin in begins.items()
         }
 

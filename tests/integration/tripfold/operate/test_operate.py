@@ -185,6 +185,13 @@ async def test_a_topic_with_other_settings_is_named_with_its_remedy(settings: Se
         assert (code, remedy in err, "'tripfold topics apply'" in err) == (1, True, False), out + err
 
 
+async def test_a_new_bucket_is_created_once(settings: Settings) -> None:
+    """The first command says that it created the bucket; the next one, that the bucket exists."""
+    name = settings.s3_bucket
+    said = [(await tripfold(settings, "bucket", "apply"))[1].strip() for _ in range(2)]
+    assert said == [f"Created the bucket {name}.", f"The bucket {name} exists."]
+
+
 async def test_doctor_does_not_create_a_missing_bucket(settings: Settings) -> None:
     """The doctor names a missing bucket, and leaves nothing behind that would look like one."""
     for _ in range(2):
