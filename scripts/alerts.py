@@ -33,6 +33,13 @@ REBUILD_AGE_MAX_S = 2 * 60 * 60
 TABLES_AGE_MAX_S = 30 * 60
 HERE = "on (job, instance)"
 FOLDED = (Topic.CITY_STATS, Topic.REQUEST_PROGRESS)
+KINDS = {
+    "api": metrics.unreadable_objects,
+    "planner": metrics.open_backfills,
+    "worker": metrics.city_tasks_finished,
+    "aggregate": metrics.rebuild_age,
+}
+"""A metric that each kind of process exports from its start, and no other kind."""
 UPSTREAM_FAILURES = sample(metrics.upstream_requests, outcome='="interrupted"')
 """An unreachable upstream has an alert of its own."""
 
@@ -105,18 +112,20 @@ ALERTS = (
         summary="{{ $value | humanizePercentage }} of the HTTP requests of three days failed",
     ),
     Alert(
-        name="TripfoldApiMissing",
+        name="TripfoldProcessMissing",
         severity="page",
-        expr=f"absent({sample(metrics.unreadable_objects)})",
-        lasts="1m",
-        summary="No API runs",
+        expr=" or ".join(
+            f'label_replace(absent({sample(metric)}), "job", "{kind}", "", "")' for kind, metric in KINDS.items()
+        ),
+        lasts="15s",
+        summary="No {{ $labels.job }} runs",
     ),
     Alert(
-        name="TripfoldConsumerMissing",
-        severity="page",
-        expr=" or ".join(f"""absent({sample(metrics.consumer_lag, topic=f'="{topic.value}"')})""" for topic in GROUPS),
-        lasts="1m",
-        summary="No process consumes {{ $labels.topic }}",
+        name="TripfoldProcessMissing",
+        severity="ticket",
+        expr=f"up == 0 and {HERE} last_over_time({sample(metrics.ready)}[1d])",
+        lasts="15s",
+        summary="{{ $labels.job }} on {{ $labels.instance }} does not respond",
     ),
     Alert(
         name="TripfoldServiceDown",
@@ -128,9 +137,9 @@ ALERTS = (
     Alert(
         name="TripfoldNotReady",
         severity="ticket",
-        expr=f"({not_ready()}) or (up == 0 and {HERE} last_over_time({sample(metrics.ready)}[1d]))",
+        expr=not_ready(),
         lasts="1m",
-        summary="{{ $labels.job }} on {{ $labels.instance }} is down or not ready",
+        summary="{{ $labels.job }} on {{ $labels.instance }} is not ready",
     ),
     Alert(
         name="TripfoldPartitionBlocked",

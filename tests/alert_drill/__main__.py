@@ -35,7 +35,7 @@ from tests.integration.running import ENDED, eventually
 
 SERVICES = ("api", "planner", "worker-1", "aggregate-1")
 INTERVAL_S = 5
-"""The interval of scrapes and evaluations. It is 15 s in deploy/, where an alert fires up to 20 s later."""
+"""The interval of scrapes and evaluations, as in deploy/."""
 FIRES_WITHIN_S = 100.0
 RESOLVES_WITHIN_S = 180.0
 BASELINE_S = 4.0 * INTERVAL_S

@@ -305,11 +305,11 @@ DRILLS = (
     Drill(fault="old records appended again", inject=repeated),
     _failing(None, 0.05, Fault.CONFLICT_409, Fault.ERROR_412_AFTER_APPLYING),
     _failing(None, 0.05, UpstreamFault.TRUNCATED, UpstreamFault.STALLED, UpstreamFault.SLOW),
-    Drill(fault="API stopped", inject=partial(stopped, name="api"), alert="TripfoldApiMissing"),
-    Drill(fault="planner stopped", inject=partial(stopped, name="planner"), alert="TripfoldConsumerMissing"),
-    Drill(fault="worker stopped", inject=partial(stopped, name="worker-1"), alert="TripfoldConsumerMissing"),
-    Drill(fault="aggregate stopped", inject=partial(stopped, name="aggregate-1"), alert="TripfoldConsumerMissing"),
-    Drill(fault="worker paused", inject=partial(paused, name="worker-1"), alert="TripfoldConsumerMissing"),
+    Drill(fault="API stopped", inject=partial(stopped, name="api"), alert="TripfoldProcessMissing"),
+    Drill(fault="planner stopped", inject=partial(stopped, name="planner"), alert="TripfoldProcessMissing"),
+    Drill(fault="worker stopped", inject=partial(stopped, name="worker-1"), alert="TripfoldProcessMissing"),
+    Drill(fault="aggregate stopped", inject=partial(stopped, name="aggregate-1"), alert="TripfoldProcessMissing"),
+    Drill(fault="worker paused", inject=partial(paused, name="worker-1"), alert="TripfoldProcessMissing"),
     *(
         Drill(
             fault=f"Kafka {state.value}",

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from scripts import alerts, check_docs
 from shared.domain.topics import GROUPS
@@ -58,6 +59,7 @@ UNREADABLE = series("tripfold_unreadable_objects_total", "api", kind="summary")
 UNCOUNTED = series("tripfold_uncounted_summaries_total", "api")
 LATE = series("tripfold_late_dates", "planner", schedule="daily")
 REACHABLE = series("tripfold_upstream_reachable", "worker")
+BACKFILLS = series("tripfold_open_backfills", "planner")
 REBUILD = series("tripfold_rebuild_age_seconds", "aggregate")
 TABLES = series("tripfold_tables_current_timestamp_seconds", "aggregate")
 KEYS_VALID = series("tripfold_api_keys_file_valid", "api")
@@ -82,7 +84,19 @@ REST: Series = {
     **{lag(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
     **{age(topic): f"0+0{NEVER_ENDS}" for topic in CONSUMED},
     **dict.fromkeys(
-        (DEAD_LETTERS, REFUSED, SUSPICIOUS, UNREADABLE, UNCOUNTED, REBUILD, COMMITS, REQUEUED, STORED, OPEN_AGE),
+        (
+            DEAD_LETTERS,
+            REFUSED,
+            SUSPICIOUS,
+            UNREADABLE,
+            UNCOUNTED,
+            BACKFILLS,
+            REBUILD,
+            COMMITS,
+            REQUEUED,
+            STORED,
+            OPEN_AGE,
+        ),
         f"0+0{NEVER_ENDS}",
     ),
     REACHABLE: f"1+0{NEVER_ENDS}",
@@ -156,14 +170,13 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         400,
         {"TripfoldApiErrorsSlow": ({}, "0.2% of the HTTP requests of three days failed")},
     ),
-    "no API": ({UNREADABLE: "0x4 stale"}, 8, {"TripfoldApiMissing": ({}, "No API runs")}),
     **{
-        f"no consumer of {topic}": (
-            {lag(topic): "0x4 stale"},
+        f"no {kind}": (
+            {metric: "0x4 stale"},
             8,
-            {"TripfoldConsumerMissing": ({"topic": topic}, f"No process consumes {topic}")},
+            {"TripfoldProcessMissing": ({"severity": "page", "job": kind}, f"No {kind} runs")},
         )
-        for topic in CONSUMED
+        for kind, metric in (("api", UNREADABLE), ("planner", BACKFILLS), ("worker", STORED), ("aggregate", REBUILD))
     },
     "the only aggregate is not ready": (
         {series("tripfold_ready", "aggregate"): f"1x4 0{NEVER_ENDS}"},
@@ -172,7 +185,7 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
             "TripfoldServiceDown": ({"job": "aggregate"}, "No aggregate is ready"),
             "TripfoldNotReady": (
                 {"job": "aggregate", "instance": "aggregate"},
-                "aggregate on aggregate is down or not ready",
+                "aggregate on aggregate is not ready",
             ),
         },
     ),
@@ -185,18 +198,18 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
         8,
         {
             "TripfoldServiceDown": ({"job": "worker"}, "No worker is ready"),
-            "TripfoldNotReady": (WORKER, "worker on worker is down or not ready"),
+            "TripfoldNotReady": (WORKER, "worker on worker is not ready"),
         },
     ),
     "one of two workers is not ready": (
         {series("tripfold_ready", "worker"): f"1x4 0{NEVER_ENDS}"},
         8,
-        {"TripfoldNotReady": (WORKER, "worker on worker is down or not ready")},
+        {"TripfoldNotReady": (WORKER, "worker on worker is not ready")},
     ),
     "one of two workers is down": (
         {series("up", "worker"): f"1x4 0{NEVER_ENDS}", series("tripfold_ready", "worker"): "1x4 stale"},
         8,
-        {"TripfoldNotReady": (WORKER, "worker on worker is down or not ready")},
+        {"TripfoldProcessMissing": (WORKER, "worker on worker does not respond")},
     ),
     "a record that cannot be decoded": (
         {series("tripfold_blocked_partitions", "aggregate", topic="city-stats"): f"0x4 1{NEVER_ENDS}"},
@@ -325,7 +338,8 @@ FAULTS: dict[str, tuple[Series, int, Fired]] = {
 def case(name: str, changes: Series, times: Sequence[int], fired: Fired, *, interval_s: int = 60) -> dict[str, object]:
     """Return a test of promtool: at these intervals of a deployment that differs from REST, only ``fired`` fires."""
     expected = []
-    for time, alert in itertools.product(times, alerts.ALERTS):
+    by_name = {alert.name: alert for alert in alerts.ALERTS}
+    for time, alert in itertools.product(times, by_name.values()):
         labels, summary = fired.get(alert.name, ({}, ""))
         annotations = {"summary": summary, "runbook": alerts.runbook(alert)}
         one = {"exp_labels": {"severity": alert.severity, **labels}, "exp_annotations": annotations}
@@ -392,6 +406,16 @@ def test_each_alert_has_a_runbook() -> None:
 def test_each_alert_is_tested() -> None:
     """Each alert fires in a test below."""
     assert {name for _, _, fired in FAULTS.values() for name in fired} == {alert.name for alert in alerts.ALERTS}
+
+
+def test_a_missing_process_is_told_within_30_s() -> None:
+    """A scrape, an evaluation, the time that the alert waits and that of Alertmanager are 30 s together."""
+    configured = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())["global"]
+    waits = [configured["scrape_interval"], configured["evaluation_interval"]]
+    waits.append(yaml.safe_load(ALERTMANAGER.read_text())["route"]["group_wait"])
+    for alert in alerts.ALERTS:
+        if alert.name == "TripfoldProcessMissing":
+            assert sum(int(one.removesuffix("s")) for one in (*waits, alert.lasts)) <= 30
 
 
 def test_no_alert_fires_without_a_fault(tmp_path: Path) -> None:
